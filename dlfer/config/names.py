@@ -1,0 +1,35 @@
+"""The names that an experiment file may use for each registry.
+
+They stand here, without an import, so that checking a file loads neither TensorFlow nor Keras.
+The contract tests hold the keys of each registry equal to these tuples.
+"""
+
+FAMILIES = ("transfer",)
+
+BACKBONES = (
+    "efficientnet_b0",
+    "efficientnet_b1",
+    "efficientnet_b2",
+    "efficientnet_b3",
+    "efficientnet_b4",
+    "efficientnet_b5",
+    "efficientnet_b6",
+    "efficientnet_b7",
+    "efficientnet_lite0",
+    "efficientnet_lite1",
+    "efficientnet_lite2",
+    "efficientnet_nano",
+)
+
+SOURCES = ("fer2013", "folder", "tfds", "arrays", "synthetic_faces", "synthetic_scenes")
+
+PROTOCOLS = ("official", "resplit", "paper")
+PAPER_SPLITS = ("after_balance", "official_80_20")
+
+BALANCES = ("none", "augment", "undersample", "class_weight", "sampler")
+OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
+SCHEDULES = ("constant", "step", "plateau", "cosine")
+LOSSES = ("categorical_crossentropy", "binary_crossentropy", "focal")
+MONITORS = ("accuracy", "macro_f1", "loss")
+
+FER2013_LABELS = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")

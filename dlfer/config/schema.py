@@ -1,0 +1,344 @@
+"""The sections of an experiment file, as strict and frozen pydantic models.
+
+A key's docstring is its documentation: `dlfer show schema` prints it, and the JSON Schema for
+editors is made from it. Rules that concern several keys stand in the validators.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from dlfer.config import names
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are refused, values are frozen, nothing is converted."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class ExperimentSection(Section):
+    """What the experiment is called and how it is computed."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    """Short name; the folder of its runs. Lower-case letters, digits, - and _."""
+    seed: Seed = 0
+    """Seed of EF-FER2: initial head, order, augmentation, dropout."""
+    deterministic: bool = False
+    """Bit-exact repetition and resume on the same machine; somewhat slower."""
+    precision: Literal["float32", "mixed_bfloat16"] = "float32"
+    """Arithmetic of the network; the head stays in float32."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto takes a GPU if there is one; gpu refuses to run without."""
+    jit: Literal["auto"] | bool = "auto"
+    """Compile by XLA; auto: on a GPU yes, on a CPU no (there it is several times slower)."""
+    checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
+    """Minutes between checkpoints inside an epoch; each epoch ends with one in any case. 0: every step."""
+
+
+class HeadConfig(Section):
+    """The layers after the backbone."""
+
+    pooling: Literal["avg", "max"] = "avg"
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    """sigmoid goes with binary_crossentropy; its outputs are normalised to sum to one when predicting."""
+
+
+class ModelConfig(Section):
+    """The network, the same in both stages but for the number of labels."""
+
+    family: Literal[names.FAMILIES] = "transfer"
+    backbone: Literal[names.BACKBONES] = "efficientnet_b3"
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Dropout between pooling and the last dense layer."""
+    head: HeadConfig = HeadConfig()
+
+
+class LabelsConfig(Section):
+    """How the label names of the data become those of the model."""
+
+    aliases: dict[str, str] = {}
+    """Name in the data -> name to use, e.g. {happiness: Happy}. Common spellings are known without."""
+    drop: tuple[str, ...] = ()
+    """Classes (names in the data, or after aliases) whose images are left out."""
+
+
+class NumImages(Section):
+    """How many images of a part to use: a stratified draw; null takes all. Synthetic sources draw so many."""
+
+    train: Count | None = None
+    validation: Count | None = None
+    test: Count | None = None
+
+
+class DataConfig(Section):
+    """Where images come from and how they are split."""
+
+    source: Literal[names.SOURCES]
+    path: str | None = None
+    """File or folder; ${DLFER_DATA} (default ./data) and other variables are filled in."""
+    name: str | None = None
+    """tfds only: the data set, e.g. imagenet2012."""
+    splits: dict[Literal["train", "validation", "test"], str] | None = None
+    """tfds only: the data set's own names of the splits, e.g. {train: train, validation: validation}."""
+    protocol: Literal[names.PROTOCOLS] = "official"
+    """official: the data's own splits. resplit: 80/20 and 80/20, copies on one side. paper: see split."""
+    split: Literal[names.PAPER_SPLITS] | None = None
+    """paper only: after_balance pools, balances, then splits; official_80_20 keeps the official test."""
+    select_on: OpenFraction | None = None
+    """Select the model on this fraction of train (groups of copies kept together) instead of validation."""
+    labels: LabelsConfig = LabelsConfig()
+    num_images: NumImages = NumImages()
+    size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    """Pixels: images are stored as centred squares of this side. null: native size if all are the same."""
+    skip_unreadable: bool = False
+    """Leave out and count rows and files that cannot be read, instead of refusing the data."""
+    seed: Seed = 0
+    """Seed of drawn splits and synthetic images; apart from experiment.seed, so that seeds share the data."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        synthetic = self.source.startswith("synthetic")
+        needs_path = self.source in ("fer2013", "folder", "arrays")
+        if needs_path and self.path is None:
+            raise ValueError(f"path: source {self.source} needs one, e.g. path: ${{DLFER_DATA}}/{self.source}.")
+        if synthetic and self.path is not None:
+            raise ValueError(f"path: source {self.source} draws its images and takes none; set path: null.")
+        if self.source == "tfds" and self.name is None:
+            raise ValueError("name: source tfds needs the name of a data set, e.g. name: imagenet2012.")
+        if self.source != "tfds" and (self.name is not None or self.splits is not None):
+            raise ValueError(f"name, splits: only source tfds takes them, found with source {self.source}.")
+        if (self.protocol == "paper") != (self.split is not None):
+            raise ValueError(
+                f"split: protocol {self.protocol} with split {self.split}; "
+                f"split belongs to protocol paper and is one of {', '.join(names.PAPER_SPLITS)}."
+            )
+        return self
+
+
+class OptimizerConfig(Section):
+    """The optimiser; keys that the chosen one lacks must be left out."""
+
+    name: Literal[names.OPTIMIZERS] = "adamw"
+    learning_rate: Positive = 1e-3
+    beta_1: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """adam, adamw: decay of the first moment (0.9)."""
+    beta_2: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """adam, adamw: decay of the second moment (0.999)."""
+    epsilon: Positive | None = None
+    """adam, adamw, rmsprop (1e-7)."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """sgd, rmsprop (0)."""
+    nesterov: bool | None = None
+    """sgd."""
+    rho: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """rmsprop: decay of the squared gradients (0.9)."""
+    weight_decay: Annotated[float, Field(ge=0)] | None = None
+    """Decoupled weight decay (adamw: 0.004 if left out; others: none). Not applied to biases and BatchNorm."""
+
+    @model_validator(mode="after")
+    def _check(self) -> OptimizerConfig:
+        allowed = {
+            "adam": {"beta_1", "beta_2", "epsilon", "weight_decay"},
+            "adamw": {"beta_1", "beta_2", "epsilon", "weight_decay"},
+            "sgd": {"momentum", "nesterov", "weight_decay"},
+            "rmsprop": {"rho", "momentum", "epsilon", "weight_decay"},
+        }[self.name]
+        for key in ("beta_1", "beta_2", "epsilon", "momentum", "nesterov", "rho"):
+            if getattr(self, key) is not None and key not in allowed:
+                raise ValueError(f"{key}: {self.name} has none; it takes {', '.join(sorted(allowed))}.")
+        return self
+
+
+class ScheduleConfig(Section):
+    """How the learning rate moves within a stage."""
+
+    name: Literal[names.SCHEDULES] = "constant"
+    warmup_epochs: Annotated[float, Field(ge=0)] = 0.0
+    """Linear rise from 0; constant, step and cosine."""
+    final: Fraction = 0.0
+    """cosine: the last rate as a fraction of the first."""
+    restarts: Annotated[int, Field(ge=0)] = 0
+    """cosine: number of warm restarts, in equal periods."""
+    factor: OpenFraction = 0.5
+    """step, plateau: the rate is multiplied by this."""
+    every_epochs: Count = 10
+    """step: how often."""
+    start_epoch: Annotated[int, Field(ge=0)] = 0
+    """step: constant until this epoch."""
+    patience: Annotated[int, Field(ge=0)] = 3
+    """plateau: epochs without improvement of the monitored figure before the rate falls."""
+
+
+class LossConfig(Section):
+    """What training minimises."""
+
+    name: Literal[names.LOSSES] = "categorical_crossentropy"
+    label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    gamma: Annotated[float, Field(ge=0)] = 2.0
+    """focal: exponent of (1 - p)."""
+
+
+class AugmentConfig(Section):
+    """Random changes of training images. The geometric ones are one affine warp, sampled once."""
+
+    rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
+    """Degrees, uniform in -rotation..rotation."""
+    zoom: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction, uniform in 1-zoom..1+zoom, the same in both directions."""
+    shift: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Fraction of the side, uniform in -shift..shift, each direction on its own."""
+    mirror: Fraction = 0.0
+    """Probability of a left-right flip."""
+    fill: Literal["nearest", "reflect", "constant"] = "nearest"
+    """What stands outside the image: its edge, its mirror image, or black."""
+    brightness: Annotated[float, Field(ge=0, le=1)] = 0.0
+    """Fraction of the range 0..255 added, uniform in -brightness..brightness."""
+    contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Factor around the image's mean, uniform in 1-contrast..1+contrast."""
+    mixup: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of the Beta distribution of the mixing weight; 0 is off."""
+    cutmix: Annotated[float, Field(ge=0)] = 0.0
+    """Alpha of the Beta distribution of the kept area; 0 is off. With mixup, a batch takes one or the other."""
+    erasing: Fraction = 0.0
+    """Probability that a rectangle (2 to 20 % of the area) becomes the image's mean."""
+
+
+class FreezeConfig(Section):
+    """Which weights of the backbone move, and when."""
+
+    head_epochs: Annotated[int, Field(ge=0)] = 0
+    """First so many of the stage's epochs train the head alone."""
+    head_learning_rate: Positive | None = None
+    """Their constant rate; null takes the optimiser's."""
+    layers: Fraction = 0.0
+    """This fraction of the backbone's layers, counted from the input, never moves."""
+    batch_norm: Literal["update", "frozen"] = "update"
+    """frozen: BatchNorm keeps its statistics and weights in the whole stage."""
+
+
+class EarlyStopping(Section):
+    """Stop when the monitored figure no longer improves."""
+
+    patience: Count
+    min_delta: Annotated[float, Field(ge=0)] = 0.0
+
+
+class StageConfig(Section):
+    """One training: its data, and how the network is fitted to it."""
+
+    data: DataConfig
+    epochs: Count = 30
+    batch_size: Count = 64
+    image_size: Annotated[int, Field(ge=16, le=1024)] = 224
+    """Side in pixels of the square that the network sees."""
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    loss: LossConfig = LossConfig()
+    augment: AugmentConfig = AugmentConfig()
+    balance: Literal[names.BALANCES] = "none"
+    """Of train only. augment: copies up to the largest class; undersample: down to the smallest."""
+    freeze: FreezeConfig = FreezeConfig()
+    monitor: Literal[names.MONITORS] = "accuracy"
+    """The validation figure that selects the epoch, stops early and drives plateau."""
+    keep: Literal["best", "last"] = "best"
+    """Which epoch's weights the stage ends with."""
+    early_stopping: EarlyStopping | None = None
+    ema: OpenFraction | None = None
+    """Decay of an exponential moving average of the weights; validated and kept instead of the raw ones."""
+    clip: Positive | None = None
+    """Largest global norm of the gradient."""
+
+    @model_validator(mode="after")
+    def _check(self) -> StageConfig:
+        if self.freeze.head_epochs >= self.epochs and self.freeze.head_epochs > 0:
+            raise ValueError(
+                f"freeze.head_epochs: found {self.freeze.head_epochs} with epochs {self.epochs}; "
+                "the stage's epochs include those of the head, so it must be smaller."
+            )
+        if self.schedule.name == "plateau" and self.schedule.warmup_epochs:
+            raise ValueError("schedule.warmup_epochs: plateau has no warm-up; set it to 0 or choose cosine.")
+        return self
+
+
+class PretrainConfig(StageConfig):
+    """EF-FER1. Either trained here on `data`, or taken from `weights`."""
+
+    data: DataConfig | None = None
+    weights: str | None = None
+    """null: train on data. "imagenet": published weights. Else: a weights file, or an earlier run."""
+    weights_file: str | None = None
+    """With weights: imagenet, a local copy of the published file, instead of a download."""
+    seed: Seed = 0
+    """Seed of EF-FER1, apart from experiment.seed, so that all seeds share one EF-FER1."""
+
+    @model_validator(mode="after")
+    def _check_weights(self) -> PretrainConfig:
+        if self.weights is None and self.data is None:
+            raise ValueError("data: EF-FER1 needs data to train on, or weights (imagenet, a file, a run).")
+        if self.weights_file is not None and self.weights != "imagenet":
+            raise ValueError("weights_file: goes with weights: imagenet only.")
+        return self
+
+
+class EvaluateConfig(Section):
+    """How the trained model is judged."""
+
+    batch_size: Count = 64
+    bootstrap: Annotated[int, Field(ge=100)] = 1000
+    """Resamples of the stratified bootstrap behind the intervals (accuracy has Wilson's)."""
+    num_train: Annotated[int, Field(ge=0)] | None = 2000
+    """How many training images (a stratified draw) the training figure is computed on; null: all; 0: none."""
+
+
+class AblationConfig(Section):
+    """The comparison with and without EF-FER1."""
+
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    equal_compute: bool = False
+    """A third arm without EF-FER1 whose fine-tuning is longer by what EF-FER1 cost."""
+
+
+class ExpectedConfig(Section):
+    """What a reader who runs the file should see; it changes nothing."""
+
+    result: str | None = None
+    cost: str | None = None
+    test_accuracy: tuple[Fraction, Fraction] | None = None
+    """Range that the report sets beside the figure found."""
+
+
+class SearchConfig(Section):
+    """Which keys a search may set, and how it looks for the best."""
+
+    engine: Literal["random", "bayesian", "hyperband", "grid"] = "random"
+    objective: Literal[names.MONITORS] = "macro_f1"
+    """A figure on validation; loss is minimised, the others are maximised."""
+    trials: Count = 10
+    seed: Seed = 0
+    space: dict[str, dict[str, Any]]
+    """Dotted key -> {log: [low, high]}, {between: [low, high], step: s} or {choice: [...]}."""
+
+
+class ExperimentConfig(Section):
+    """A whole experiment: EF-FER1, EF-FER2, and how they are judged."""
+
+    experiment: ExperimentSection
+    model: ModelConfig = ModelConfig()
+    pretrain: PretrainConfig | None = None
+    """EF-FER1; null in the ablation's arm without it."""
+    finetune: StageConfig
+    """EF-FER2."""
+    evaluate: EvaluateConfig = EvaluateConfig()
+    ablation: AblationConfig = AblationConfig()
+    search: SearchConfig | None = None
+    expected: ExpectedConfig = ExpectedConfig()

@@ -1,0 +1,123 @@
+"""The two things that every data source gives: a `Split` of images, and a `DataBundle` of splits."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+
+from dlfer.errors import DataError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images of one part of the data, held in memory in their native size.
+
+    Attributes:
+        name: the source's own name of the part, e.g. "Training", "PublicTest", "train".
+        images: uint8 [N, H, W, C], C is 1 (grey) or 3 (RGB), values 0..255.
+        targets: int64 [N], indices into the bundle's labels.
+        ids: str [N], unique and stable under a change of order: "Training/17", "angry/im0.png".
+            An augmented copy is "<source id>#<number>", so that its origin can be counted.
+    """
+
+    name: str
+    images: np.ndarray
+    targets: np.ndarray
+    ids: np.ndarray
+
+    def __post_init__(self) -> None:
+        check_split(self)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def take(self, indices: np.ndarray, name: str | None = None) -> Split:
+        """Return the rows at `indices` (int [M]) as a split of its own."""
+        return Split(name or self.name, self.images[indices], self.targets[indices], self.ids[indices])
+
+
+class StreamedSplit(Protocol):
+    """Images of one part of the data that is too large for memory, read batch by batch.
+
+    Its order is a function of (seed, epoch) alone, so that an interrupted epoch can go on in the
+    middle and see the very same batches.
+    """
+
+    name: str
+    num_images: int
+    image_size: int
+
+    def __len__(self) -> int: ...
+
+    def batches(
+        self, batch_size: int, *, seed: int, epoch: int, start_step: int = 0, training: bool
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield (images uint8 [B, S, S, 3], targets int64 [B], ids str [B]).
+
+        In training the order is shuffled, each image is cropped at random (scale 0.25..1, aspect
+        3/4..4/3) and an incomplete last batch is dropped; else the order is the data set's own, the
+        crop is the central one (87.5 %) and nothing is dropped.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class DataBundle:
+    """What an experiment trains, selects and judges on.
+
+    Attributes:
+        source: the registered name of the source.
+        labels: names of the classes, in the order of the targets.
+        train, validation, test: the splits; `test` is None where the data has none.
+        protocol: "official", "resplit" or "paper".
+        selected_on: in words, what the model is selected on, e.g. "PublicTest".
+        notes: sentences that every output of the run repeats (what was skipped, replaced, resized).
+        twins: under the paper protocol, the number of test images that have a twin in train.
+    """
+
+    source: str
+    labels: tuple[str, ...]
+    train: Split | StreamedSplit
+    validation: Split | StreamedSplit
+    test: Split | None
+    protocol: str = "official"
+    selected_on: str = "validation"
+    notes: tuple[str, ...] = ()
+    twins: int | None = None
+    extra: dict = field(default_factory=dict)
+
+
+def check_split(split: Split) -> None:
+    """Raise DataError unless the arrays of `split` fit together as its docstring says."""
+    images, targets, ids = split.images, split.targets, split.ids
+    where = f"split {split.name!r}"
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise DataError(
+            f"{where}: found images of dtype {images.dtype} and shape {images.shape}, "
+            "expected uint8 [N, H, W, 1 or 3]."
+        )
+    if not len(images) == len(targets) == len(ids):
+        raise DataError(
+            f"{where}: found {len(images)} images, {len(targets)} targets and {len(ids)} ids; expected the same number."
+        )
+    if len(targets) and int(np.min(targets)) < 0:
+        raise DataError(f"{where}: found a negative target, expected indices of labels from 0.")
+    if len(np.unique(ids)) != len(ids):
+        values, counts = np.unique(ids, return_counts=True)
+        raise DataError(f"{where}: the id {values[counts > 1][0]!r} occurs more than once; ids must be unique.")
+
+
+def compute_fingerprint(split: Split) -> str:
+    """Return the sha256 (hex) of a split's ids, targets and pixels, independent of the order of rows."""
+    order = np.argsort(split.ids, kind="stable")
+    digest = hashlib.sha256(repr((split.images.shape[1:], len(split))).encode())
+    for start in range(0, len(order), 1024):
+        rows = order[start : start + 1024]
+        digest.update("\n".join(split.ids[rows].tolist()).encode())
+        digest.update(np.ascontiguousarray(split.targets[rows], dtype=np.int64).tobytes())
+        digest.update(np.ascontiguousarray(split.images[rows]).tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,75 @@
+"""Every exception that dlfer raises on purpose.
+
+    DlferError                 something went wrong that dlfer can explain     exit code 1
+    ├── UserError              what the user gave is wrong                     exit code 2
+    │   ├── ConfigError        an experiment file or a --set
+    │   ├── DataError          rows, images, folders, labels
+    │   │   └── MissingDataError   the data is not there; the message says where to get it
+    │   ├── ProtocolError      a split, balance or evaluation that the protocol forbids
+    │   ├── ModelError         a model or run that is not found, damaged or does not fit
+    │   └── EnvironmentProblem a package or a device that the command needs is absent
+    ├── TransferError          weights that do not carry over exactly
+    ├── NonFiniteError         a loss or a weight became NaN or infinite in training
+    └── TrainingStopped        training was asked to stop and stands at a checkpoint
+
+A message says where, what was found, what was expected, and how to mend it.
+"""
+
+from __future__ import annotations
+
+
+class DlferError(Exception):
+    """Something went wrong that dlfer can explain; the command exits with `exit_code`."""
+
+    exit_code = 1
+
+
+class UserError(DlferError):
+    """What the user gave is wrong: one message, no traceback."""
+
+    exit_code = 2
+
+
+class ConfigError(UserError):
+    """An experiment file, or a value given by --set, is wrong."""
+
+
+class DataError(UserError):
+    """Rows, images, folders or labels are wrong."""
+
+
+class MissingDataError(DataError):
+    """The data is not where the experiment says; the message tells where to obtain it."""
+
+
+class ProtocolError(UserError):
+    """A split, balance or evaluation that the chosen protocol forbids."""
+
+
+class ModelError(UserError):
+    """A model or a run that is not found, is damaged, or does not fit the data."""
+
+
+class EnvironmentProblem(UserError):
+    """A package or a device that the command needs is absent."""
+
+
+class TransferError(DlferError):
+    """Weights that do not carry over exactly from one stage to the next."""
+
+
+class NonFiniteError(DlferError):
+    """A loss or a weight became NaN or infinite in training."""
+
+
+class TrainingStopped(DlferError):
+    """Training was asked to stop (a signal, --max-hours) and stands at a checkpoint.
+
+    Attributes:
+        reason: what asked for the stop, e.g. "SIGTERM" or "--max-hours".
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.exit_code = 143 if reason == "SIGTERM" else 0
