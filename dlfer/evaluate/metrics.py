@@ -1,0 +1,181 @@
+"""Figures of merit, in pure numpy.
+
+Two conventions hold everywhere. A class that was never predicted has precision 0 (and so F1 0). A
+class that is the target of no row has no precision, recall or F1: they are NaN, and the class is left
+out of macro and weighted averages, rather than pulling them down for rows that do not exist.
+
+Functions of a confusion matrix take [..., C, C] and work on its last two axes, so that a bootstrap
+is one call over [resamples, C, C].
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+SMALLEST_PROBABILITY = float(np.finfo(np.float32).eps)
+"""Where the log-loss is cut off: 1.19e-7, the step of float32, so that one certain error costs 15.9, not infinity."""
+
+
+def compute_confusion(targets: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
+    """Count how often each class was predicted for each target.
+
+    Args:
+        targets: int [N], 0..num_classes-1.
+        predicted: int [N], 0..num_classes-1.
+        num_classes: C.
+
+    Returns:
+        int64 [C, C], rows are targets, columns are predictions.
+    """
+    cells = np.asarray(targets, dtype=np.int64) * num_classes + np.asarray(predicted, dtype=np.int64)
+    return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
+
+
+def compute_accuracy(confusion: np.ndarray) -> np.ndarray:
+    """Return the fraction of rows whose prediction is the target (float64 [...]; NaN without rows)."""
+    return _divide(_hits(confusion).sum(axis=-1), confusion.sum(axis=(-2, -1)), np.nan)
+
+
+def compute_precision(confusion: np.ndarray) -> np.ndarray:
+    """Return, of the rows predicted as a class, the fraction that are of that class.
+
+    Returns:
+        float64 [..., C]; 0 for a class that was never predicted, NaN for one that is no row's target.
+    """
+    precision = _divide(_hits(confusion), confusion.sum(axis=-2), 0.0)
+    return np.where(compute_support(confusion) > 0, precision, np.nan)
+
+
+def compute_recall(confusion: np.ndarray) -> np.ndarray:
+    """Return, of the rows of a class, the fraction predicted as that class (float64 [..., C]; NaN without rows)."""
+    return _divide(_hits(confusion), compute_support(confusion), np.nan)
+
+
+def compute_f1(confusion: np.ndarray) -> np.ndarray:
+    """Return the harmonic mean of precision and recall, 2 TP / (2 TP + FP + FN).
+
+    Returns:
+        float64 [..., C]; NaN for a class that is no row's target.
+    """
+    support = compute_support(confusion)
+    f1 = _divide(2 * _hits(confusion), support + confusion.sum(axis=-2), np.nan)
+    return np.where(support > 0, f1, np.nan)
+
+
+def compute_specificity(confusion: np.ndarray) -> np.ndarray:
+    """Return the true-negative rate of each class, one against the rest.
+
+    Args:
+        confusion: int [..., C, C], rows are targets, columns are predictions.
+
+    Returns:
+        float64 [..., C] in [0, 1]; NaN for a class that is the target of every row.
+    """
+    negatives = confusion.sum(axis=(-2, -1))[..., None] - compute_support(confusion)
+    false_positives = confusion.sum(axis=-2) - _hits(confusion)
+    return _divide(negatives - false_positives, negatives, np.nan)
+
+
+def compute_support(confusion: np.ndarray) -> np.ndarray:
+    """Return the number of rows of each class (int64 [..., C])."""
+    return confusion.sum(axis=-1)
+
+
+def compute_macro(values: np.ndarray, confusion: np.ndarray) -> np.ndarray:
+    """Average a figure over classes, each class counting the same.
+
+    Args:
+        values: float64 [..., C], one figure of each class.
+        confusion: int [..., C, C], tells which classes have rows.
+
+    Returns:
+        float64 [...]: the mean over the classes that have rows and whose figure is defined; else NaN.
+    """
+    counted = (compute_support(confusion) > 0) & ~np.isnan(values)
+    return _divide(np.where(counted, values, 0.0).sum(axis=-1), counted.sum(axis=-1), np.nan)
+
+
+def compute_weighted(values: np.ndarray, confusion: np.ndarray) -> np.ndarray:
+    """Average a figure over classes, each class counting by its number of rows (float64 [...])."""
+    weights = np.where(np.isnan(values), 0, compute_support(confusion))
+    return _divide((np.where(weights > 0, values, 0.0) * weights).sum(axis=-1), weights.sum(axis=-1), np.nan)
+
+
+def compute_macro_f1(confusion: np.ndarray) -> np.ndarray:
+    """Return the unweighted mean of the classes' F1 (float64 [...])."""
+    return compute_macro(compute_f1(confusion), confusion)
+
+
+def compute_item_losses(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return -ln of the probability that each row gave to its target (float64 [N], 0..15.9)."""
+    chosen = probabilities[np.arange(len(targets)), targets].astype(np.float64)
+    return -np.log(np.clip(chosen, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY))
+
+
+def compute_log_loss(targets: np.ndarray, probabilities: np.ndarray) -> float:
+    """Return the mean of -ln p(target), in nats; probabilities are cut off at 1.19e-7 from 0 and from 1.
+
+    Args:
+        targets: int [N].
+        probabilities: float32 [N, C].
+    """
+    return float(np.mean(compute_item_losses(targets, probabilities)))
+
+
+def compute_roc(is_target: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the ROC curve of one class against the rest.
+
+    Rows with the same score pass the threshold together, so that a tie is a slanted piece and not a
+    matter of the order of rows.
+
+    Args:
+        is_target: bool [N].
+        scores: float [N], larger means more probably the class.
+
+    Returns:
+        false-positive rate, true-positive rate (float64 [M + 1], from 0 to 1) and the threshold at
+        each point (the first is infinite). A rate is NaN throughout where it has no rows.
+    """
+    order = np.argsort(-scores, kind="stable")
+    sorted_scores, hits = scores[order], is_target[order].astype(np.int64)
+    last_of_tie = np.r_[np.flatnonzero(np.diff(sorted_scores)), len(scores) - 1]
+    true_positives = np.cumsum(hits)[last_of_tie]
+    false_positives = last_of_tie + 1 - true_positives
+    tpr = _divide(np.r_[0, true_positives], np.asarray(hits.sum()), np.nan)
+    fpr = _divide(np.r_[0, false_positives], np.asarray(len(hits) - hits.sum()), np.nan)
+    return fpr, tpr, np.r_[np.inf, sorted_scores[last_of_tie]]
+
+
+def compute_auc(is_target: np.ndarray, scores: np.ndarray) -> float:
+    """Return the area under the ROC curve: the chance that a row of the class outscores one of the rest.
+
+    Ties count one half (the Mann-Whitney statistic). NaN where all rows are of the class, or none.
+    """
+    positives = int(np.sum(is_target))
+    negatives = len(is_target) - positives
+    if positives == 0 or negatives == 0:
+        return float("nan")
+    rank_sum = compute_midranks(scores)[is_target].sum()
+    return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
+
+
+def compute_aucs(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return the area under the ROC curve of each class against the rest (float64 [C])."""
+    return np.array([compute_auc(targets == c, probabilities[:, c]) for c in range(probabilities.shape[1])])
+
+
+def compute_midranks(values: np.ndarray) -> np.ndarray:
+    """Return the ranks of `values` from 1; equal values share the mean of their ranks (float64 [N])."""
+    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
+    last = np.cumsum(counts)
+    return ((2 * last - counts + 1) / 2)[inverse]
+
+
+def _hits(confusion: np.ndarray) -> np.ndarray:
+    return np.diagonal(confusion, axis1=-2, axis2=-1)
+
+
+def _divide(numerator: np.ndarray, denominator: np.ndarray, otherwise: float) -> np.ndarray:
+    """Divide elementwise; `otherwise` where the denominator is 0."""
+    numerator, denominator = np.broadcast_arrays(np.asarray(numerator, dtype=np.float64), denominator)
+    return np.divide(numerator, denominator, out=np.full(numerator.shape, otherwise), where=denominator != 0)
