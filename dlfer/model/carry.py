@@ -1,0 +1,173 @@
+"""Carrying EF-FER1's backbone over to EF-FER2, strictly.
+
+Keras' own `load_weights` matches by class and order of layers: renamed, swapped or surplus layers load
+without a word, and a mismatch raises after most weights have been overwritten. Here each variable is
+matched by its path, held against its recorded sha256 afterwards, and anything missing or left over
+raises before a single weight is touched.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from dlfer.errors import ModelError, TransferError
+from dlfer.model.transfer import TransferNetwork, compute_features
+from dlfer.runs import write_atomically
+
+WEIGHTS_FILE = "backbone.weights.h5"
+RECORD_FILE = "backbone.json"
+FEATURE_TOLERANCE = 1e-5
+
+
+@dataclass(frozen=True)
+class TransferRecord:
+    """What happened to each variable when a backbone was carried over.
+
+    Attributes:
+        carried: paths of the variables that now hold EF-FER1's values.
+        fresh: paths of the variables that start anew: the head.
+        missing: wanted by the new backbone, absent from the file; always empty when nothing was raised.
+        unexpected: in the file, unknown to the new backbone; likewise.
+        feature_difference: largest difference between the features of both stages on the probe images,
+            relative to the largest feature; None if the source recorded none.
+        source: where the weights came from, in words.
+    """
+
+    carried: tuple[str, ...]
+    fresh: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    feature_difference: float | None
+    source: str
+
+    def as_dict(self) -> dict:
+        """Return the fields as JSON-ready values."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """Return one line for the terminal."""
+        difference = "" if self.feature_difference is None else f"; features differ by {self.feature_difference:.1e}"
+        return (
+            f"weights: {len(self.carried)} carried, {len(self.fresh)} fresh ({', '.join(self.fresh)}), "
+            f"{len(self.missing)} missing, {len(self.unexpected)} unexpected{difference}"
+        )
+
+
+def draw_probe_images(image_size: int, channels: int) -> np.ndarray:
+    """Return uint8 [4, S, S, channels], a fixed pattern on which features are compared."""
+    rng = np.random.default_rng(20130701)
+    coarse = rng.integers(0, 256, (4, 8, 8, channels))
+    times = -(-image_size // 8)
+    smooth = coarse.repeat(times, axis=1).repeat(times, axis=2)[:, :image_size, :image_size]
+    return (0.8 * smooth + 0.2 * rng.integers(0, 256, smooth.shape)).astype(np.uint8)
+
+
+def write_backbone(network: TransferNetwork, folder: Path, *, source: str) -> None:
+    """Write the backbone's weights, a sha256 of each, and its features on the probe images."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"new.{WEIGHTS_FILE}"
+    network.backbone.save_weights(temporary)
+    temporary.replace(folder / WEIGHTS_FILE)
+    size = network.face_input.image_size
+    features = compute_features(network, draw_probe_images(size, 3))
+    record = {
+        "source": source,
+        "image_size": size,
+        "variables": {v.path: _describe_variable(v) for v in network.backbone.variables if _carries(v)},
+        "features": features[:, :64].astype(float).tolist(),
+        "largest_feature": float(np.abs(features).max()),
+    }
+    write_atomically(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n")
+
+
+def carry_backbone(folder: Path, network: TransferNetwork) -> TransferRecord:
+    """Set the backbone of `network` to the weights that `write_backbone` wrote.
+
+    Raises:
+        ModelError: the files are not there, or a weight's sha256 is not the recorded one.
+        TransferError: a variable is missing, unexpected, or of another shape; `network` is unchanged.
+            Or the features differ from the recorded ones.
+    """
+    record = read_backbone_record(folder)
+    wanted = {v.path: v for v in network.backbone.variables if _carries(v)}
+    found = record["variables"]
+    missing = tuple(path for path in wanted if path not in found)
+    unexpected = tuple(path for path in found if path not in wanted)
+    reshaped = [
+        f"{path} {found[path]['shape']} -> {list(v.shape)}"
+        for path, v in wanted.items()
+        if path in found and found[path]["shape"] != list(v.shape)
+    ]
+    if missing or unexpected or reshaped:
+        raise TransferError(
+            f"{folder}: the backbone does not carry over. Missing: {_some(missing)}. Unexpected: {_some(unexpected)}. "
+            f"Of another shape: {_some(reshaped)}. Both stages need the same model.backbone."
+        )
+    network.backbone.load_weights(folder / WEIGHTS_FILE)
+    wrong = [path for path, v in wanted.items() if _describe_variable(v) != found[path]]
+    if wrong:
+        raise ModelError(
+            f"{folder / WEIGHTS_FILE}: {len(wrong)} of {len(wanted)} weights are not those that were written "
+            f"({_some(wrong)}). The file is damaged; delete the folder and train EF-FER1 again."
+        )
+    difference = _compare_features(record, network, folder)
+    fresh = tuple(v.path for v in network.model.weights if v.path not in wanted)
+    return TransferRecord(tuple(wanted), fresh, missing, unexpected, difference, record["source"])
+
+
+def read_backbone_record(folder: Path) -> dict:
+    """Read what `write_backbone` recorded beside the weights."""
+    try:
+        return json.loads((folder / RECORD_FILE).read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{folder}: expected a backbone written by dlfer ({WEIGHTS_FILE}, {RECORD_FILE}): {error}.") from error
+
+
+def compute_weights_digest(backbone: keras.Model) -> str:
+    """Return the sha256 (hex) of all weights of a backbone with their paths."""
+    digest = hashlib.sha256()
+    for variable in backbone.variables:
+        if _carries(variable):
+            digest.update(f"{variable.path} {_describe_variable(variable)}".encode())
+    return digest.hexdigest()
+
+
+def _compare_features(record: dict, network: TransferNetwork, folder: Path) -> float:
+    """Return the largest relative difference of probe features, at the size of stage one."""
+    size = record["image_size"]
+    images = draw_probe_images(size, 3)
+    same_size = type(network.face_input)(size, network.face_input.preprocessing.as_dict())
+    raw = network.pooling(network.backbone(same_size(images), training=False))
+    features = np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(raw, "float32")))[:, :64]
+    difference = float(np.abs(features - np.asarray(record["features"])).max() / max(1.0, record["largest_feature"]))
+    # In bfloat16 a feature has eight bits; the weights' sha256 have been compared already.
+    if not difference <= FEATURE_TOLERANCE and network.pooling.compute_dtype == "float32":
+        raise TransferError(
+            f"{folder}: features of both stages differ by {difference:.2e} on the same images, "
+            f"expected at most {FEATURE_TOLERANCE:.0e}. The two stages are not the same function."
+        )
+    return difference
+
+
+def _carries(variable: keras.Variable) -> bool:
+    """Seed states of dropout layers belong to a training, not to the weights."""
+    return not variable.path.endswith("seed_generator_state")
+
+
+def _describe_variable(variable: keras.Variable) -> dict:
+    values = np.ascontiguousarray(keras.ops.convert_to_numpy(variable.value))
+    return {"shape": list(values.shape), "sha256": hashlib.sha256(values.tobytes()).hexdigest()}
+
+
+def _some(names, limit: int = 4) -> str:
+    names = list(names)
+    if not names:
+        return "none"
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

@@ -1,0 +1,143 @@
+"""From uint8 images of any size to what the backbone expects, inside the network.
+
+At inference: resize (bilinear, antialiased when it shrinks), grey to three channels, the backbone's
+own preprocessing. In training the resize and the random warp are one affine map, sampled once from
+the native image straight at the network's size; an image larger than the network's input is first
+shrunk by an antialiased resize, since sampling it directly would alias.
+"""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from dlfer.model.backbones import Preprocessing
+
+
+@keras.saving.register_keras_serializable(package="dlfer")
+class FaceInput(keras.layers.Layer):
+    """Turn uint8 [B, H, W, 1 or 3] into float32 [B, S, S, 3] as a backbone expects it.
+
+    Args:
+        image_size: S, side in pixels.
+        preprocessing: the backbone's scale, mean, standard deviation and order of channels.
+    """
+
+    def __init__(self, image_size: int, preprocessing: dict, **kwargs) -> None:
+        kwargs["dtype"] = "float32"
+        super().__init__(trainable=False, **kwargs)
+        self.image_size = image_size
+        self.preprocessing = Preprocessing(**preprocessing)
+
+    def call(self, images):
+        """Return the preprocessed images, without any random change."""
+        return self.preprocess(self.resize(images))
+
+    def resize(self, images):
+        """Return float32 [B, S, S, C] in 0..255."""
+        images = ops.cast(images, "float32")
+        if tuple(images.shape[1:3]) == (self.image_size, self.image_size):
+            return images
+        return ops.image.resize(images, (self.image_size, self.image_size), interpolation="bilinear", antialias=True)
+
+    def augment(self, images, drawn: dict, *, fill: str):
+        """Return float32 [B, S, S, C] in 0..255, changed as `dlfer.data.augment.draw_augmentation` drew."""
+        if "warp" in drawn:
+            if max(images.shape[1:3]) > self.image_size:
+                images = self.resize(images)
+            images = warp_images(images, drawn["warp"], self.image_size, fill=fill)
+        else:
+            images = self.resize(images)
+        if "tone" in drawn:
+            added, factor = drawn["tone"][:, 0, None, None, None], drawn["tone"][:, 1, None, None, None]
+            mean = ops.mean(images, axis=(1, 2, 3), keepdims=True)
+            images = ops.clip((images - mean) * factor + mean + added, 0.0, 255.0)
+        if "erase_box" in drawn:
+            mean = ops.mean(images, axis=(1, 2, 3), keepdims=True)
+            images = ops.where(self._box_mask(drawn["erase_box"]), mean, images)
+        if "mix_weight" in drawn:
+            partner = ops.flip(images, axis=0)
+            weight = drawn["mix_weight"][:, None, None, None]
+            mixed = weight * images + (1.0 - weight) * partner
+            images = ops.where(self._box_mask(drawn["mix_box"]), partner, mixed)
+        return images
+
+    def preprocess(self, images):
+        """Return float32 [B, S, S, 3] from float32 [B, S, S, 1 or 3] in 0..255."""
+        if images.shape[-1] == 1:
+            images = ops.repeat(images, 3, axis=-1)
+        if self.preprocessing.channels == "bgr":
+            images = ops.flip(images, axis=-1)
+        scale, offset = self.preprocessing.compute_scale_and_offset()
+        return images * ops.convert_to_tensor(scale, "float32") + ops.convert_to_tensor(offset, "float32")
+
+    def _box_mask(self, boxes):
+        """Return bool [B, S, S, 1]: the pixels whose centre lies in each box (x0, y0, x1, y1 in 0..1)."""
+        centres = (ops.arange(self.image_size, dtype="float32") + 0.5) / self.image_size
+        across = ops.logical_and(centres >= boxes[:, 0:1], centres < boxes[:, 2:3])
+        down = ops.logical_and(centres >= boxes[:, 1:2], centres < boxes[:, 3:4])
+        return ops.logical_and(down[:, :, None], across[:, None, :])[..., None]
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], self.image_size, self.image_size, 3)
+
+    def get_config(self) -> dict:
+        config = super().get_config()
+        config.pop("trainable", None)
+        config.pop("dtype", None)
+        return {**config, "image_size": self.image_size, "preprocessing": self.preprocessing.as_dict()}
+
+
+def warp_images(images, warps, image_size: int, *, fill: str = "nearest"):
+    """Sample each image at the points that its affine map names, bilinearly, once.
+
+    Args:
+        images: uint8 or float [B, H, W, C]; H, W and C are known when the graph is built.
+        warps: float32 [B, 6], row-major 2x3 maps from output to input coordinates in -1..1, where
+            -1 and 1 are the outer edges of the first and the last pixel.
+        image_size: side of the output in pixels, S.
+        fill: "nearest" (the edge goes on), "reflect" (the image is mirrored at its edge, edge pixel
+            included), "constant" (black) for points outside.
+
+    Returns:
+        float32 [B, S, S, C], in the range of the input.
+    """
+    height, width, channels = (int(n) for n in images.shape[1:])
+    line = (ops.arange(image_size, dtype="float32") + 0.5) * (2.0 / image_size) - 1.0
+    x_out, y_out = line[None, None, :], line[None, :, None]
+    a, b, c, d, e, f = (warps[:, k, None, None] for k in range(6))
+    x = (a * x_out + b * y_out + c + 1.0) * (width / 2) - 0.5
+    y = (d * x_out + e * y_out + f + 1.0) * (height / 2) - 0.5
+    inside = None
+    if fill == "constant":
+        inside = (x > -1) & (x < width) & (y > -1) & (y < height)
+    elif fill == "reflect":
+        x, y = _reflect(x, width), _reflect(y, height)
+    x, y = ops.clip(x, 0.0, width - 1.0), ops.clip(y, 0.0, height - 1.0)
+    x0, y0 = ops.floor(x), ops.floor(y)
+    right, below = (x - x0)[..., None], (y - y0)[..., None]
+    column, row = ops.cast(x0, "int32"), ops.cast(y0, "int32")
+    next_column, next_row = ops.minimum(column + 1, width - 1), ops.minimum(row + 1, height - 1)
+    flat = ops.reshape(images, (-1, height * width, channels))
+
+    def pixels(rows, columns):
+        index = ops.reshape(rows * width + columns, (-1, image_size * image_size, 1))
+        taken = ops.take_along_axis(flat, index, axis=1) if channels == 1 else _take_pixels(flat, index, channels)
+        return ops.cast(ops.reshape(taken, (-1, image_size, image_size, channels)), "float32")
+
+    top = pixels(row, column) * (1 - right) + pixels(row, next_column) * right
+    bottom = pixels(next_row, column) * (1 - right) + pixels(next_row, next_column) * right
+    warped = top * (1 - below) + bottom * below
+    return warped if inside is None else warped * ops.cast(inside, "float32")[..., None]
+
+
+def _take_pixels(flat, index, channels: int):
+    """Gather whole pixels: flat [B, P, C], index int32 [B, Q, 1] -> [B, Q, C]."""
+    return ops.take_along_axis(flat, ops.repeat(index, channels, axis=2), axis=1)
+
+
+def _reflect(position, size: int):
+    """Fold positions into 0..size-1 by mirroring at the outer edges of the first and last pixel."""
+    period = 2.0 * size
+    folded = ops.mod(position + 0.5, period)
+    return ops.minimum(folded, period - folded) - 0.5

@@ -1,0 +1,251 @@
+"""One training: a network is fitted to a bundle's train split and selected on its validation split.
+
+EF-FER1 and EF-FER2 both are such a stage. Its folder holds `checkpoint.npz` (replaced whole), `best.npz`,
+`history.csv` and TensorBoard logs; with a checkpoint there, `train_stage` goes on from it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import keras
+import numpy as np
+
+from dlfer.data.bundle import DataBundle
+from dlfer.data.pipeline import count_steps, iterate_epoch
+from dlfer.errors import NonFiniteError, TrainingStopped
+from dlfer.evaluate.metrics import compute_accuracy, compute_confusion, compute_log_loss, compute_macro_f1
+from dlfer.model.predict import predict_split
+from dlfer.model.transfer import TrainingNetwork, TransferNetwork
+from dlfer.train.checkpoint import read_state, restore_checkpoint, write_checkpoint
+from dlfer.train.freeze import set_trainable
+from dlfer.train.history import ScalarLog, write_history
+from dlfer.train.objective import build_loss, build_optimizer, build_schedule
+from dlfer.train.state import StageJob, StageResult, StageState
+from dlfer.train.watch import StepWatcher
+
+CHECKPOINT, BEST, HISTORY = "checkpoint.npz", "best.npz", "history.csv"
+
+
+def train_stage(job: StageJob, network: TransferNetwork, bundle: DataBundle) -> StageResult:
+    """Fit `network` to `bundle`, from the start or from the checkpoint in the job's folder.
+
+    Raises:
+        TrainingStopped: the job's control asked for it; a checkpoint stands in the folder.
+        NonFiniteError: the loss became NaN or infinite; the last checkpoint stands.
+    """
+    job.folder.mkdir(parents=True, exist_ok=True)
+    return _Stage(job, network, bundle).run()
+
+
+class _Stage:
+    def __init__(self, job: StageJob, network: TransferNetwork, bundle: DataBundle) -> None:
+        self.job, self.config, self.network, self.bundle = job, job.config, network, bundle
+        self.num_labels = len(bundle.labels)
+        self.steps = count_steps(bundle.train, job.config)
+        self.batch_images = min(job.config.batch_size, len(bundle.train))
+        self.training = TrainingNetwork(network, fill=job.config.augment.fill)
+        self.state = StageState()
+        self.checkpoint = job.folder / CHECKPOINT
+        self.log_writer = ScalarLog(job.folder / "tensorboard")
+
+    def run(self) -> StageResult:
+        if self.checkpoint.exists():
+            self.state = StageState(**read_state(self.checkpoint))
+            self._enter_phase(self.state.phase)
+            restore_checkpoint(self.checkpoint, self._variables())
+        while self.state.epoch < self.config.epochs and not self.state.stopped_early:
+            if self.state.phase != self._due_phase():
+                self._enter_phase(self._due_phase())
+            self._train_epoch()
+            self._finish_epoch(self._validate())
+            self.save()
+        return self._end()
+
+    def save(self) -> None:
+        """Write the checkpoint and the history."""
+        if hasattr(self.training, "jax_state_sync"):
+            self.training.jax_state_sync()
+        write_checkpoint(self.checkpoint, self._variables(), self.state.as_dict())
+        write_history(self.job.folder / HISTORY, self.state.history)
+
+    def _due_phase(self) -> str:
+        return "head" if self.state.epoch < self.config.freeze.head_epochs else "all"
+
+    def _variables(self) -> list[keras.Variable]:
+        """What a checkpoint holds: the network with its dropout seeds, and the optimiser."""
+        return [*self.network.model.variables, *self.optimizer.variables]
+
+    def _enter_phase(self, phase: str) -> None:
+        """Set what is trainable and compile; a phase has an optimiser of its own, since its slots do not carry over."""
+        config, freeze = self.config, self.config.freeze
+        self.state.phase = phase
+        set_trainable(self.network.backbone, freeze, head_only=phase == "head")
+        if phase == "head":
+            rate = freeze.head_learning_rate or config.optimizer.learning_rate
+        else:
+            rate = build_schedule(
+                config.schedule,
+                config.optimizer.learning_rate,
+                steps_per_epoch=self.steps,
+                epochs=config.epochs - freeze.head_epochs,
+            )
+        self.optimizer = build_optimizer(config.optimizer, rate, clip=config.clip, ema=config.ema)
+        self.training.compile(
+            optimizer=self.optimizer,
+            loss=build_loss(config.loss),
+            metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
+            jit_compile=self.job.device.jit,
+        )
+        self.network.model.jit_compile = self.job.device.jit
+        self.optimizer.build(self.training.trainable_variables)
+
+    def _train_epoch(self) -> None:
+        job, state = self.job, self.state
+        if state.step >= self.steps:
+            return
+        job.listener.start_epoch(job.name, state.epoch, self.config.epochs, state.step, self.steps)
+        watcher = StepWatcher(state, self._after_step)
+        self.clock = time.monotonic()
+        self.last_checkpoint = self.clock
+        batches = iterate_epoch(
+            self.bundle.train,
+            self.config,
+            num_labels=self.num_labels,
+            seed=job.seed,
+            epoch=state.epoch,
+            start_step=state.step,
+        )
+        self.training.fit(
+            batches, initial_epoch=state.epoch, epochs=state.epoch + 1, verbose=0, shuffle=False, callbacks=[watcher]
+        )
+        self._count_time()
+
+    def _after_step(self, loss: float, accuracy: float) -> None:
+        """Look at the step that was just done: is it finite, is a checkpoint due, is a stop wanted?"""
+        job, state = self.job, self.state
+        if not math.isfinite(loss):
+            raise NonFiniteError(self._describe_failure(loss))
+        state.images += self.batch_images
+        job.listener.finish_step(state.step, loss, accuracy)
+        reason = job.control.get_reason()
+        minutes = (time.monotonic() - self.last_checkpoint) / 60
+        if reason is not None or minutes >= job.checkpoint_minutes:
+            self._count_time()
+            self.save()
+            self.last_checkpoint = time.monotonic()
+        if reason is not None:
+            raise TrainingStopped(
+                f"{job.name} stopped by {reason} at epoch {state.epoch + 1}, step {state.step} of {self.steps}; "
+                f"checkpoint: {self.checkpoint}.",
+                reason=reason,
+            )
+
+    def _count_time(self) -> None:
+        now = time.monotonic()
+        self.state.seconds += now - self.clock
+        self.state.epoch_seconds += now - self.clock
+        self.clock = now
+
+    def _validate(self) -> dict[str, float]:
+        """Return loss, accuracy and macro F1 on validation, of the averaged weights where an average is kept."""
+        start = time.monotonic()
+        split = self.bundle.validation
+        with self._averaged():
+            predicted, targets, _ = predict_split(self.network.model, split, batch_size=self.config.batch_size)
+        labels = range(self.num_labels)
+        confusion = compute_confusion(targets, predicted.argmax(axis=1), len(labels))
+        self.state.seconds += time.monotonic() - start
+        return {
+            "loss": float(compute_log_loss(targets, predicted)),
+            "accuracy": float(compute_accuracy(confusion)),
+            "macro_f1": float(compute_macro_f1(confusion)),
+        }
+
+    def _finish_epoch(self, validation: dict[str, float]) -> None:
+        state, sums = self.state, self.state.sums
+        rate = float(self.optimizer.learning_rate)
+        images = sums["steps"] * self.batch_images
+        row = {
+            "epoch": state.epoch + 1,
+            "phase": state.phase,
+            "train_loss": sums["loss"] / max(1, sums["steps"]),
+            "train_accuracy": sums["accuracy"] / max(1, sums["steps"]),
+            **{f"validation_{name}": value for name, value in validation.items()},
+            "learning_rate": rate,
+            "seconds": state.epoch_seconds,
+            "images_per_second": images / state.epoch_seconds if state.epoch_seconds else 0.0,
+        }
+        state.history.append(row)
+        self.log_writer.write(row)
+        self._select(validation[self.config.monitor])
+        self.job.listener.finish_epoch(self.job.name, row, is_best=state.best_epoch == state.epoch)
+        state.epoch, state.step, state.epoch_seconds = state.epoch + 1, 0, 0.0
+        state.sums = {"steps": 0, "loss": 0.0, "accuracy": 0.0}
+
+    def _select(self, value: float) -> None:
+        """Keep the weights if they are the best so far; else count towards plateau and early stopping."""
+        state, config = self.state, self.config
+        sign = -1.0 if config.monitor == "loss" else 1.0
+        delta = config.early_stopping.min_delta if config.early_stopping else 0.0
+        improved = state.best is None or sign * (value - state.best) > delta
+        better = state.best is None or sign * (value - state.best) > 0
+        if better:
+            state.best, state.best_epoch = value, state.epoch
+            with self._averaged():
+                write_checkpoint(self.job.folder / BEST, self.network.model.weights, {"epoch": state.epoch, "value": value})
+        state.waited = 0 if improved else state.waited + 1
+        state.plateau_waited = 0 if improved else state.plateau_waited + 1
+        if config.schedule.name == "plateau" and state.phase == "all":
+            if state.plateau_waited > config.schedule.patience:
+                self.optimizer.learning_rate = float(self.optimizer.learning_rate) * config.schedule.factor
+                state.plateau_waited = 0
+        state.stopped_early = config.early_stopping is not None and state.waited >= config.early_stopping.patience
+
+    def _end(self) -> StageResult:
+        """Put the kept weights into the network."""
+        state = self.state
+        last = self.config.keep == "last"
+        if not last:
+            restore_checkpoint(self.job.folder / BEST, self.network.model.weights)
+        elif self.config.ema is not None:
+            for variable, average in self._averages():
+                variable.assign(average)
+        kept = state.epoch - 1 if last else state.best_epoch
+        return StageResult(state.history, kept, state.best, state.seconds, state.images, state.stopped_early)
+
+    def _averages(self) -> list[tuple[keras.Variable, np.ndarray]]:
+        """Return each trained variable with the moving average that the optimiser keeps of it."""
+        averages = self.optimizer._model_variables_moving_average
+        return [
+            (variable, keras.ops.convert_to_numpy(average.value))
+            for variable, average in zip(self.optimizer._trainable_variables, averages, strict=True)
+        ]
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Inside, the network has the averaged weights, if an average is kept; afterwards the raw ones."""
+        if self.config.ema is None:
+            yield
+            return
+        averages = self._averages()
+        raw = [keras.ops.convert_to_numpy(variable.value) for variable, _ in averages]
+        for variable, average in averages:
+            variable.assign(average)
+        try:
+            yield
+        finally:
+            for (variable, _), values in zip(averages, raw, strict=True):
+                variable.assign(values)
+
+    def _describe_failure(self, loss: float) -> str:
+        state = self.state
+        recent = ", ".join(f"{value:.4g}" for value in self.job.listener.recent_losses[-5:]) or "none"
+        return (
+            f"{self.job.name}: the loss became {loss} at epoch {state.epoch + 1}, step {state.step} of {self.steps} "
+            f"(learning rate {float(self.optimizer.learning_rate):.3g}; running losses before: {recent}). "
+            "Lower optimizer.learning_rate, set clip: 1.0, or add schedule.warmup_epochs."
+        )
