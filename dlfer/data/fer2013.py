@@ -1,0 +1,312 @@
+"""FER2013 in each layout that goes round: csv with or without Usage, and Kaggle's folders of JPEGs."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import hashlib
+import os
+import re
+import tempfile
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dlfer.config.names import FER2013_LABELS
+from dlfer.config.schema import DataConfig
+from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.folder import load_parts, scan_folder
+from dlfer.data.labels import compute_label_map, map_targets
+from dlfer.errors import DataError, MissingDataError
+
+USAGES = ("Training", "PublicTest", "PrivateTest")
+SIDE = 48
+OFFICIAL_MD5 = "f8428a1edbd21e88f42c73edd2a14f95"
+CSV_NAMES = ("fer2013.csv", "icml_face_data.csv", "fer2013/fer2013.csv", "train.csv")
+
+_NUM_PIXELS = SIDE * SIDE
+_VALUES = {str(value): value for value in range(256)}
+_CODES = {str(code): code for code in range(len(FER2013_LABELS))}
+_FROM_FILE_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.\w+$")
+_CACHE_VERSION = 1
+_CACHE_FROM_BYTES = 16_000_000
+_MEND = "download the file again, or set data.skip_unreadable: true."
+
+
+@dataclass(frozen=True)
+class _Rows:
+    """The readable rows of a csv.
+
+    Attributes:
+        pixels: uint8 [N, 48, 48, 1].
+        codes: uint8 [N], FER2013's codes 0..6.
+        usages: str [N].
+        rows: int64 [N], number of the record in the file, from 0, whatever was skipped.
+        skipped: what was wrong with each row that was left out.
+    """
+
+    pixels: np.ndarray
+    codes: np.ndarray
+    usages: np.ndarray
+    rows: np.ndarray
+    skipped: np.ndarray
+
+
+def load_fer2013(config: DataConfig) -> DataBundle:
+    """Return FER2013 in its official parts: Training, PublicTest and, where the data has it, PrivateTest.
+
+    `config.path` is a csv (`fer2013.csv`, `icml_face_data.csv`, or `train.csv` with `test.csv`
+    beside it), a folder that holds one, or Kaggle's folders `train/angry/...`, `test/angry/...`.
+    There the official part of an image is read from its file name (PublicTest_17.jpg); where the
+    names do not tell (im0.png, test.csv), `test` holds PublicTest and PrivateTest together, serves
+    as the test set, and the selection is left to a part of train; a note says so.
+    The ids of a csv are "<Usage>/<row>", rows counted from 0; those of folders are relative paths.
+
+    Raises:
+        MissingDataError: nothing is there; the message says where to obtain it.
+        DataError: a row or an image that cannot be read (unless config.skip_unreadable).
+    """
+    path = Path(config.path).expanduser()
+    if not path.exists():
+        raise MissingDataError(describe_missing(path))
+    if path.is_file():
+        return _load_csv(path, config)
+    for name in CSV_NAMES:
+        if (path / name).is_file():
+            return _load_csv(path / name, config)
+    if not any(child.is_dir() for child in path.iterdir()):
+        raise MissingDataError(describe_missing(path))
+    return _load_folders(path, config)
+
+
+def load_fer2013_usage(
+    path: str | Path, usage: str | None, *, labels: tuple[str, ...] = FER2013_LABELS, skip_unreadable: bool = False
+) -> Split:
+    """Return the rows of one Usage of a FER2013 csv, with targets that index `labels` (a model's).
+
+    Args:
+        path: the csv.
+        usage: "Training", "PublicTest" or "PrivateTest"; None takes all rows, with or without Usage.
+        labels: the seven labels in the order wanted, mapped by name.
+        skip_unreadable: leave out rows that cannot be read.
+
+    Raises:
+        MissingDataError: the csv is not there.
+        DataError: a row cannot be read, or the csv has no rows of that Usage.
+        ModelError: `labels` are not FER2013's.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise MissingDataError(describe_missing(path))
+    lookup = compute_label_map(FER2013_LABELS, labels)
+    rows, _ = _read_cached(path, skip_unreadable=skip_unreadable, usage=None if usage else "all")
+    if usage is None:
+        return _to_split(rows, np.arange(len(rows.rows)), "all", lookup)
+    chosen = np.flatnonzero(rows.usages == usage)
+    if not len(chosen):
+        names, counts = np.unique(rows.usages, return_counts=True)
+        found = ", ".join(f"{name} ({count})" for name, count in zip(names, counts, strict=True))
+        raise DataError(f"{path.name}: found no rows of Usage {usage!r}; the file has {found}.")
+    return _to_split(rows, chosen, usage, lookup)
+
+
+def describe_missing(path: Path) -> str:
+    """Return where FER2013 is obtained, where to put it, and what size and digest to expect."""
+    return (
+        f"{path}: FER2013 is not there. Obtain it from Kaggle, competition "
+        "challenges-in-representation-learning-facial-expression-recognition-challenge "
+        "(file icml_face_data.csv, or fer2013.csv in fer2013.tar.gz; about 300 MB, 35,887 rows), and put the csv "
+        f"there, or set data.path. The official csv written as emotion,pixels,Usage has MD5 {OFFICIAL_MD5}."
+    )
+
+
+def _load_csv(path: Path, config: DataConfig) -> DataBundle:
+    """Return the bundle of a csv; a train.csv without Usage is joined by the test.csv beside it."""
+    plain = path.name.casefold() == "train.csv"
+    rows, notes = _read_cached(path, skip_unreadable=config.skip_unreadable, usage="Training" if plain else None)
+    parts: dict[str, Split | None] = {}
+    for part, usage in zip(("train", "validation", "test"), USAGES, strict=True):
+        chosen = np.flatnonzero(rows.usages == usage)
+        parts[part] = _to_split(rows, chosen, usage) if len(chosen) else None
+    sibling = path.with_name("test.csv")
+    if plain and parts["test"] is None and sibling.is_file():
+        parts["test"], more = _load_test_csv(sibling, config)
+        notes += more
+    if parts["train"] is None:
+        raise DataError(f"{path.name}: found no rows of Usage Training; training needs them. Use the whole csv.")
+    return DataBundle("fer2013", FER2013_LABELS, **parts, notes=notes)
+
+
+def _load_test_csv(path: Path, config: DataConfig) -> tuple[Split | None, tuple[str, ...]]:
+    with path.open(encoding="utf-8-sig", errors="replace") as stream:
+        header = [name.strip().casefold() for name in stream.readline().split(",")]
+    if "emotion" not in header:
+        return None, ("test.csv has no column emotion, so it cannot judge a model, and was left out.",)
+    rows, notes = _read_cached(path, skip_unreadable=config.skip_unreadable, usage="test")
+    notes += ("test.csv does not tell PublicTest from PrivateTest; all of it is the test set.",)
+    return _to_split(rows, np.arange(len(rows.rows)), "test"), notes
+
+
+def _load_folders(root: Path, config: DataConfig) -> DataBundle:
+    """Return the bundle of Kaggle's folders, by the official parts where the file names tell them."""
+    parts = scan_folder(root)
+    files = [file for part in parts.values() for file in part]
+    found = [_FROM_FILE_NAME.search(file.id) for file in files]
+    names = {"train": "train", "validation": "validation", "test": "test"}
+    note = "The file names do not tell PublicTest from PrivateTest; the folders are the parts."
+    if all(found):
+        part_of = dict(zip(USAGES, names, strict=True))
+        parts = {part: [] for part in names}
+        for file, match in zip(files, found, strict=True):
+            parts[part_of[match[1]]].append(file)
+        names = dict(zip(names, USAGES, strict=True))
+        note = "The official parts were read from the file names."
+    bundle = load_parts(root, parts, config, image_size=SIDE, names=names)
+    labels = tuple(label for label in FER2013_LABELS if label in bundle.labels)
+    labels += tuple(label for label in bundle.labels if label not in labels)
+    mapped = {
+        part: map_targets(getattr(bundle, part), bundle.labels, labels)
+        for part in ("train", "validation", "test")
+        if getattr(bundle, part) is not None
+    }
+    return dataclasses.replace(bundle, source="fer2013", labels=labels, notes=(*bundle.notes, note), **mapped)
+
+
+def _to_split(rows: _Rows, chosen: np.ndarray, name: str, lookup: np.ndarray | None = None) -> Split:
+    targets = rows.codes[chosen].astype(np.int64)
+    ids = np.array([f"{usage}/{row}" for usage, row in zip(rows.usages[chosen], rows.rows[chosen], strict=True)])
+    return Split(name, rows.pixels[chosen], targets if lookup is None else lookup[targets], ids)
+
+
+def _read_csv(path: Path, *, skip_unreadable: bool, usage: str | None) -> _Rows:
+    """Read a csv row by row; `usage` is the part of all rows of a file without a column Usage."""
+    pixels, codes, usages, numbers, skipped = bytearray(), bytearray(), [], [], []
+    with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+        reader = csv.reader(stream)
+        try:
+            columns = _find_columns(path, next(reader, []), usage)
+            number = -1
+            for fields in reader:
+                if not fields:
+                    continue
+                number += 1
+                try:
+                    code, values, part = _parse_row(fields, columns, usage)
+                except ValueError as problem:
+                    if not skip_unreadable:
+                        raise DataError(f"{path.name} line {reader.line_num}: {problem}") from None
+                    skipped.append(f"line {reader.line_num}: {problem}")
+                    continue
+                pixels += values
+                codes.append(code)
+                usages.append(part)
+                numbers.append(number)
+        except csv.Error as error:
+            raise DataError(f"{path.name} line {reader.line_num}: not a csv ({error}); {_MEND}") from error
+    if not codes:
+        raise DataError(f"{path.name}: found no readable rows, expected one per image; download the file again.")
+    images = np.frombuffer(bytes(pixels), np.uint8).reshape(-1, SIDE, SIDE, 1)
+    return _Rows(
+        images,
+        np.frombuffer(bytes(codes), np.uint8),
+        np.array(usages),
+        np.array(numbers, np.int64),
+        np.array(skipped, dtype=str),
+    )
+
+
+def _find_columns(path: Path, header: list[str], usage: str | None) -> dict[str, int]:
+    """Return the position of each column that is needed, whatever their case and the spaces around."""
+    if not header:
+        raise DataError(f"{path.name}: the file is empty, expected a header with emotion, pixels and Usage; {_MEND}")
+    names = [name.strip().casefold() for name in header]
+    needed = ["emotion", "pixels"] + ([] if usage and "usage" not in names else ["usage"])
+    missing = [name for name in needed if name not in names]
+    if missing:
+        shown = ", ".join(name.strip()[:40] for name in header[:6])
+        raise DataError(
+            f"{path.name} line 1: found the columns {shown}; expected emotion, pixels and Usage "
+            f"(missing: {', '.join(missing)}). Without Usage, name the files train.csv and test.csv."
+        )
+    return {name: names.index(name) for name in needed}
+
+
+def _parse_row(fields: list[str], columns: dict[str, int], usage: str | None) -> tuple[int, bytes, str]:
+    """Return (code, 2304 bytes, usage) of a row; raise ValueError that says what is wrong with it."""
+    if len(fields) <= max(columns.values()):
+        raise ValueError(f"expected {max(columns.values()) + 1} fields, found {len(fields)}. The row is cut; {_MEND}")
+    code = _CODES.get(fields[columns["emotion"]].strip())
+    if code is None:
+        found = fields[columns["emotion"]].strip()[:40]
+        raise ValueError(f"expected a label 0..6, found {found!r}. Correct the row, or set data.skip_unreadable: true.")
+    tokens = fields[columns["pixels"]].split()
+    if len(tokens) != _NUM_PIXELS:
+        raise ValueError(
+            f"expected {_NUM_PIXELS} pixel values, found {len(tokens)}. "
+            f"The row is {'cut short' if len(tokens) < _NUM_PIXELS else 'too long'}; {_MEND}"
+        )
+    try:
+        values = bytes(map(_VALUES.__getitem__, tokens))
+    except KeyError:
+        place, found = next((i, token) for i, token in enumerate(tokens, 1) if token not in _VALUES)
+        raise ValueError(
+            f"expected pixel values that are whole numbers 0..255, found {found[:40]!r} as value {place}; {_MEND}"
+        ) from None
+    if "usage" not in columns:
+        return code, values, usage
+    part = fields[columns["usage"]].strip()
+    if part not in USAGES:
+        raise ValueError(f"expected a Usage of {', '.join(USAGES)}, found {part[:40]!r}; {_MEND}")
+    return code, values, part
+
+
+def _read_cached(path: Path, *, skip_unreadable: bool, usage: str | None) -> tuple[_Rows, tuple[str, ...]]:
+    """Read a csv, or what an earlier reading of the very same file left in the cache; with notes.
+
+    Large files only: parsing 300 MB of text takes seconds, reading 82 MB of pixels a tenth of one.
+    The folder is $DLFER_CACHE, or ~/.cache/dlfer. It holds images: treat it like the data.
+    """
+    state = path.stat()
+    notes: tuple[str, ...] = ()
+    if state.st_size < _CACHE_FROM_BYTES:
+        rows = _read_csv(path, skip_unreadable=skip_unreadable, usage=usage)
+    else:
+        key = repr((_CACHE_VERSION, str(path.resolve()), state.st_size, state.st_mtime_ns, skip_unreadable, usage))
+        folder = Path(os.environ.get("DLFER_CACHE") or "~/.cache/dlfer").expanduser()
+        cache = folder / f"fer2013-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
+        rows = _read_cache(cache)
+        if rows is None:
+            rows = _read_csv(path, skip_unreadable=skip_unreadable, usage=usage)
+            try:
+                _write_cache(cache, rows)
+            except OSError as error:
+                notes = (f"The parsed csv could not be kept for the next time in {folder} ({error.strerror}).",)
+    if len(rows.skipped):
+        total = len(rows.rows) + len(rows.skipped)
+        notes += (f"{path.name}: {len(rows.skipped)} of {total} rows were left out; the first: {rows.skipped[0]}",)
+    return rows, notes
+
+
+def _read_cache(cache: Path) -> _Rows | None:
+    """Return the rows of a cache file, or None where there is none or it is damaged."""
+    try:
+        with np.load(cache, allow_pickle=False) as arrays:
+            return _Rows(**{field.name: arrays[field.name] for field in dataclasses.fields(_Rows)})
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):  # absent or damaged: written anew
+        return None
+
+
+def _write_cache(cache: Path, rows: _Rows) -> None:
+    """Write the rows under a temporary name and rename it, so that a reader never sees half a file."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=cache.parent, suffix=".part")
+    try:
+        with os.fdopen(handle, "wb") as stream:
+            np.savez(stream, **{field.name: getattr(rows, field.name) for field in dataclasses.fields(_Rows)})
+        os.replace(name, cache)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,135 @@
+"""One image file, decoded safely: what cannot be trusted is refused before it costs memory."""
+
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from dlfer.errors import DataError
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM")
+"""Pillow's names of the formats that are read; PPM is its reader of .pgm, .ppm and .pnm."""
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pnm")
+MAX_PIXELS = 50_000_000
+MIN_SIDE = 8
+
+_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
+
+
+def read_image(path: str | Path) -> np.ndarray:
+    """Return the pixels of one image file, upright, as uint8 [H, W, C]; C is 1 for a grey file, else 3.
+
+    The orientation in the EXIF data is applied, an animation gives its first frame, 16 bits are
+    cut to their upper 8, palettes and CMYK become RGB, and transparency is laid over white.
+
+    Raises:
+        DataError: the file is damaged, of another format, below 8 pixels a side, or above 50
+            megapixels (seen in its header, before anything is decoded).
+    """
+    path = Path(path)
+    with _open(path) as image:
+        try:
+            image.seek(0)
+            upright = ImageOps.exif_transpose(image)
+            return _to_array(upright, path)
+        except DataError:
+            raise
+        except Exception as error:  # decoders of damaged files raise nearly anything
+            raise DataError(
+                f"{path}: the image cannot be decoded ({error}). The file is damaged or cut short; "
+                "replace or delete it, or set data.skip_unreadable: true."
+            ) from error
+
+
+def read_header(path: str | Path) -> tuple[int, int, bool]:
+    """Return (width, height, whether it is grey) of an image file as `read_image` would give it, undecoded.
+
+    Raises:
+        DataError: as `read_image`, for what the header tells.
+    """
+    with _open(Path(path)) as image:
+        width, height = image.size
+        if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # the four orientations that lie on a side
+            width, height = height, width
+        return width, height, image.mode in _GREY_MODES
+
+
+def resize_square(pixels: np.ndarray, size: int) -> np.ndarray:
+    """Return the largest centred square of `pixels` (uint8 [H, W, C]) as uint8 [size, size, C].
+
+    Bilinear, with antialiasing when it shrinks.
+    """
+    if pixels.shape[:2] == (size, size):
+        return pixels
+    grey = pixels.shape[-1] == 1
+    image = Image.fromarray(pixels[..., 0] if grey else pixels)
+    fitted = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
+    return fitted[..., None] if grey else fitted
+
+
+def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """Return `pixels` (uint8 [H, W, C]) with 1 or 3 channels; grey becomes three equal ones, RGB its luma."""
+    if pixels.shape[-1] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=-1)
+    return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+
+
+def _open(path: Path) -> Image.Image:
+    """Open a file and judge its header; nothing is decoded."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
+            image = Image.open(path, formats=FORMATS)
+    except Image.DecompressionBombError as error:
+        raise DataError(_too_large(path, "more than 179,000,000")) from error
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: there is no such file.") from error
+    except Exception as error:  # as above: readers of headers raise nearly anything
+        raise DataError(
+            f"{path}: not an image that can be read ({type(error).__name__}); expected JPEG, PNG, BMP, GIF, WEBP "
+            "or PGM. Replace or delete it, or set data.skip_unreadable: true."
+        ) from error
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        image.close()
+        raise DataError(_too_large(path, f"{width} x {height} = {width * height:,}"))
+    if min(width, height) < MIN_SIDE:
+        image.close()
+        raise DataError(
+            f"{path}: found an image of {width} x {height} pixels, expected at least {MIN_SIDE} a side. "
+            "Replace or delete it, or set data.skip_unreadable: true."
+        )
+    return image
+
+
+def _too_large(path: Path, found: str) -> str:
+    return (
+        f"{path}: found {found} pixels, expected at most {MAX_PIXELS:,}. Such a file can fill the memory; "
+        "shrink or delete it, or set data.skip_unreadable: true."
+    )
+
+
+def _to_array(image: Image.Image, path: Path) -> np.ndarray:
+    """Return a decoded image of any mode as uint8 [H, W, 1 or 3]."""
+    if image.mode == "F":
+        raise DataError(f"{path}: found floating-point pixels, expected 8 or 16 bits a channel.")
+    if image.mode.startswith("I"):
+        values = np.asarray(image).astype(np.int64)
+        return (np.clip(values, 0, 65535) >> 8).astype(np.uint8)[..., None]
+    if image.mode in ("LA", "La", "PA", "RGBa", "RGBA") or "transparency" in image.info:
+        grey = image.mode in ("L", "LA", "La", "1")
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, rgba).convert("L" if grey else "RGB")
+    elif image.mode in ("1", "L"):
+        image = image.convert("L")
+    else:
+        image = image.convert("RGB")
+    pixels = np.array(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels

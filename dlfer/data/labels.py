@@ -1,0 +1,135 @@
+"""Label names: known spellings, aliases, classes left out, and the mapping of targets by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from dlfer.config.names import FER2013_LABELS
+from dlfer.config.schema import LabelsConfig
+from dlfer.data.bundle import DataBundle, Split
+from dlfer.errors import DataError, ModelError
+
+SPELLINGS = {
+    "Angry": ("angry", "anger"),
+    "Disgust": ("disgust", "disgusted"),
+    "Fear": ("fear", "fearful", "afraid", "scared"),
+    "Happy": ("happy", "happiness", "joy", "joyful"),
+    "Sad": ("sad", "sadness", "sorrow"),
+    "Surprise": ("surprise", "surprised"),
+    "Neutral": ("neutral",),
+}
+"""FER2013's labels and how other data sets spell them, in lower case."""
+
+_CANONICAL = {spelling: label for label, spellings in SPELLINGS.items() for spelling in spellings}
+
+
+def match_labels(names: Iterable[str], labels: LabelsConfig) -> dict[str, str | None]:
+    """Return, for each class name of the data, the label to use, or None where the class is left out.
+
+    The names of `labels.aliases` come first. Then, if the names are recognisably expressions (at
+    least two, and at least half of all, are known spellings), "happiness" becomes "Happy" and so
+    on, whatever their case. All other names stay as they are.
+
+    Raises:
+        DataError: an alias or a class to drop that the data does not have, or nothing is left.
+    """
+    names = sorted(set(names))
+    by_case = {name.casefold(): name for name in names}
+    known = [name for name in names if name.casefold() in _CANONICAL]
+    expressions = len(known) >= 2 and 2 * len(known) >= len(names)
+    mapping: dict[str, str | None] = {
+        name: _CANONICAL.get(name.casefold(), name) if expressions else name for name in names
+    }
+    for name, label in labels.aliases.items():
+        found = name if name in mapping else by_case.get(name.casefold())
+        if found is None:
+            raise DataError(_unknown("aliases", name, names))
+        mapping[found] = label
+    for name in labels.drop:
+        dropped = [key for key, label in mapping.items() if name.casefold() in (key.casefold(), str(label).casefold())]
+        if not dropped:
+            raise DataError(_unknown("drop", name, names))
+        mapping.update(dict.fromkeys(dropped))
+    if names and not any(mapping.values()):
+        raise DataError("data.labels.drop: every class of the data is dropped; leave at least two.")
+    return mapping
+
+
+def order_labels(labels: Iterable[str]) -> tuple[str, ...]:
+    """Return the distinct labels sorted by name without regard to case, as class folders sort."""
+    return tuple(sorted(set(labels), key=lambda label: (label.casefold(), label)))
+
+
+def relabel_bundle(bundle: DataBundle, labels: LabelsConfig) -> DataBundle:
+    """Return the bundle of in-memory splits with aliases applied and dropped classes left out.
+
+    The order of the labels stays that of the source.
+
+    Raises:
+        DataError: as `match_labels`.
+    """
+    mapping = match_labels(bundle.labels, labels)
+    kept = tuple(dict.fromkeys(label for name in bundle.labels if (label := mapping[name]) is not None))
+    if kept == bundle.labels:
+        return bundle
+    lookup = np.array([-1 if mapping[name] is None else kept.index(mapping[name]) for name in bundle.labels])
+    parts, dropped = {}, 0
+    for key in ("train", "validation", "test"):
+        split = getattr(bundle, key)
+        if split is None:
+            continue
+        targets = lookup[split.targets]
+        rows = np.flatnonzero(targets >= 0)
+        dropped += len(split) - len(rows)
+        parts[key] = Split(split.name, split.images[rows], targets[rows], split.ids[rows])
+    notes = bundle.notes
+    if dropped:
+        names = ", ".join(name for name in bundle.labels if mapping[name] is None)
+        notes += (f"{dropped} images of the dropped classes {names} were left out.",)
+    return dataclasses.replace(bundle, labels=kept, notes=notes, **parts)
+
+
+def map_targets(split: Split, from_labels: Sequence[str], to_labels: Sequence[str]) -> Split:
+    """Return `split` with targets that index `to_labels` (a model's) instead of `from_labels` (the data's).
+
+    Labels are mapped by name; spellings of the same expression (happy, Happiness) are one name.
+
+    Raises:
+        ModelError: the two sets of labels differ.
+    """
+    lookup = compute_label_map(from_labels, to_labels)
+    return dataclasses.replace(split, targets=lookup[split.targets])
+
+
+def compute_label_map(from_labels: Sequence[str], to_labels: Sequence[str]) -> np.ndarray:
+    """Return int64 [len(from_labels)]: the index in `to_labels` of each of `from_labels`, by name.
+
+    Raises:
+        ModelError: the two sets of labels differ.
+    """
+    sources, wanted = list(from_labels), list(to_labels)
+    if set(sources) != set(wanted):
+        sources, wanted = _canonical(sources), _canonical(wanted)
+    if set(sources) != set(wanted):
+        raise ModelError(
+            f"labels differ: the data has {', '.join(from_labels)}; the model knows {', '.join(to_labels)}. "
+            "Map or drop classes of the data by data.labels, or take a model trained on these labels."
+        )
+    return np.array([wanted.index(label) for label in sources], dtype=np.int64)
+
+
+def _canonical(names: list[str]) -> list[str]:
+    """Return the names in FER2013's spelling where that keeps them distinct."""
+    changed = [_CANONICAL.get(name.casefold(), name.casefold()) for name in names]
+    return changed if len(set(changed)) == len(names) else names
+
+
+def _unknown(key: str, name: str, names: list[str]) -> str:
+    near = difflib.get_close_matches(name, [*names, *FER2013_LABELS], n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    shown = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+    return f"data.labels.{key}: found {name!r}, expected a class of the data: {shown}.{hint}"

@@ -1,0 +1,206 @@
+"""The registered data sources, and the one call from a data section to the splits of an experiment."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from dlfer.config.schema import DataConfig
+from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.labels import SPELLINGS, relabel_bundle
+from dlfer.data.split import apply_protocol, draw_subset
+from dlfer.errors import DataError, ProtocolError
+
+Loader = Callable[[DataConfig, int], DataBundle]
+
+
+@dataclass(frozen=True)
+class SourceSpec:
+    """A registered source.
+
+    Attributes:
+        summary: one line for `dlfer show sources`.
+        needs: the files it needs, in words.
+        load: (config, image_size) -> DataBundle in the source's own parts.
+        own_labels: it applies config.labels itself, before it decodes or streams.
+        streams: its splits are read batch by batch, so that only protocol official applies.
+    """
+
+    summary: str
+    needs: str
+    load: Loader
+    own_labels: bool = False
+    streams: bool = False
+
+
+def _load_fer2013(config: DataConfig, image_size: int) -> DataBundle:
+    return importlib.import_module("dlfer.data.fer2013").load_fer2013(config)
+
+
+def _load_folder(config: DataConfig, image_size: int) -> DataBundle:
+    return importlib.import_module("dlfer.data.folder").load_folder(config, image_size=image_size)
+
+
+def _load_tfds(config: DataConfig, image_size: int) -> DataBundle:
+    return importlib.import_module("dlfer.data.tfds_stream").load_tfds(config, image_size)
+
+
+def _load_arrays(config: DataConfig, image_size: int) -> DataBundle:
+    return importlib.import_module("dlfer.data.arrays").load_arrays(config)
+
+
+def _load_synthetic_faces(config: DataConfig, image_size: int) -> DataBundle:
+    return importlib.import_module("dlfer.data.synthetic_faces").load_synthetic_faces(config)
+
+
+def _load_synthetic_scenes(config: DataConfig, image_size: int) -> DataBundle:
+    return importlib.import_module("dlfer.data.synthetic_scenes").load_synthetic_scenes(config)
+
+
+SOURCES: dict[str, SourceSpec] = {
+    "fer2013": SourceSpec(
+        "FER2013 in any of its layouts, in its official parts",
+        "path: fer2013.csv, icml_face_data.csv, train.csv with test.csv, or folders train/angry/...",
+        _load_fer2013,
+    ),
+    "folder": SourceSpec(
+        "Class folders, in train/validation/test or to be split",
+        "path: a folder with <class>/<image> or train/<class>/<image>",
+        _load_folder,
+        own_labels=True,
+    ),
+    "tfds": SourceSpec(
+        "Any data set of tensorflow_datasets by name, streamed",
+        "name: e.g. imagenet2012, whose two archives are fetched by hand",
+        _load_tfds,
+        own_labels=True,
+        streams=True,
+    ),
+    "arrays": SourceSpec("Arrays of an .npz without pickle", "path: an .npz with images and targets", _load_arrays),
+    "synthetic_faces": SourceSpec("Faces with seven expressions, drawn by seed", "nothing", _load_synthetic_faces),
+    "synthetic_scenes": SourceSpec("Textured objects in colour, drawn by seed", "nothing", _load_synthetic_scenes),
+}
+
+
+def load_data(config: DataConfig, *, image_size: int, balance: str = "none") -> DataBundle:
+    """Return the splits of a data section: loaded, labelled, drawn, and split as the protocol says.
+
+    `config.num_images` limits the source's own parts, before anything is split. Streamed sources
+    keep their own parts, so they take the official protocol only.
+
+    Args:
+        config: the data section.
+        image_size: side in pixels that the network sees.
+        balance: the stage's; the protocol may forbid it or need it.
+
+    Raises:
+        MissingDataError: the data is not there; the message says where to obtain it.
+        DataError: rows, files or labels are wrong, or a class of train is empty.
+        ProtocolError: the protocol forbids the split or the balance, or the source cannot follow it.
+    """
+    spec = SOURCES[config.source]
+    if spec.streams and (config.protocol != "official" or config.select_on is not None):
+        asked = "select_on" if config.protocol == "official" else f"protocol {config.protocol}"
+        raise ProtocolError(
+            f"data: source {config.source} streams its images, so it takes its own parts only; found {asked}. "
+            "Set protocol: official and select_on: null."
+        )
+    bundle = spec.load(config, image_size)
+    if spec.streams:
+        return bundle
+    if not spec.own_labels:
+        bundle = relabel_bundle(bundle, config.labels)
+    parts = {}
+    for part in ("train", "validation", "test"):
+        split = getattr(bundle, part)
+        limit = getattr(config.num_images, part)
+        parts[part] = None if split is None else draw_subset(split, limit, config.seed)
+    bundle = apply_protocol(dataclasses.replace(bundle, **parts), config, balance=balance)
+    return dataclasses.replace(bundle, notes=bundle.notes + check_classes(bundle))
+
+
+def check_classes(bundle: DataBundle) -> tuple[str, ...]:
+    """Return a note for each class that validation or test lacks.
+
+    Raises:
+        DataError: fewer than two classes, a target without a label, a class that train lacks, or
+            images of different sizes.
+    """
+    labels = bundle.labels
+    if len(labels) < 2:
+        raise DataError(
+            f"data: found one class only ({', '.join(labels)}), expected at least two. "
+            "Check data.path and data.labels (aliases, drop)."
+        )
+    notes = []
+    for part in ("train", "validation", "test"):
+        split: Split | None = getattr(bundle, part)
+        if split is None:
+            continue
+        counts = np.bincount(split.targets, minlength=len(labels))
+        if len(counts) > len(labels):
+            raise DataError(
+                f"data: {part} has the target {len(counts) - 1}, expected 0..{len(labels) - 1} ({', '.join(labels)})."
+            )
+        if not len(split):
+            raise DataError(f"data: {part} has no images, expected at least one.")
+        if split.images.shape[1:] != bundle.train.images.shape[1:]:
+            raise DataError(
+                f"data: {part} has images of shape {split.images.shape[1:]}, train of {bundle.train.images.shape[1:]}; "
+                "expected the same."
+            )
+        empty = [label for label, count in zip(labels, counts, strict=True) if not count]
+        if empty and part == "train":
+            raise DataError(
+                f"data: train has no image of {', '.join(empty)}; a class needs images to be learned. Add some, raise "
+                f"data.num_images.train, or set data.labels.drop: [{', '.join(empty)}]."
+            )
+        if empty:
+            notes.append(f"{part} has no image of {', '.join(empty)}, so it cannot judge these classes.")
+    return tuple(notes)
+
+
+def is_present(config: DataConfig) -> bool:
+    """Tell whether the files that a data section names are there, without reading them.
+
+    A tfds data set counts as absent: only its own loader can tell, and it may download.
+    """
+    if config.source.startswith("synthetic"):
+        return True
+    return config.path is not None and Path(config.path).expanduser().exists()
+
+
+def replace_by_synthetic(config: DataConfig) -> tuple[DataConfig, str]:
+    """Return a data section that draws images in place of files that are absent, and the warning to repeat.
+
+    Faces stand in for FER2013 and for folders of expressions, scenes for everything else. Split,
+    protocol, numbers of images, size and seed stay.
+    """
+    source = "synthetic_faces" if _shows_faces(config) else "synthetic_scenes"
+    values = config.model_dump()
+    values.update(source=source, path=None, name=None, splits=None, labels={"aliases": {}, "drop": ()})
+    where = config.path or config.name
+    warning = (
+        f"The data of source {config.source} ({where}) was replaced by {source.replace('_', ' ')}: "
+        "the figures say nothing about the real data."
+    )
+    return DataConfig(**values), warning
+
+
+def _shows_faces(config: DataConfig) -> bool:
+    """Guess from a data section whether its images are faces with expressions."""
+    if config.source == "fer2013":
+        return True
+    if config.source == "tfds":
+        return False
+    named = {*config.labels.aliases.values(), *config.labels.aliases, *config.labels.drop}
+    known = {spelling for spellings in SPELLINGS.values() for spelling in spellings}
+    if any(name.casefold() in known for name in named):
+        return True
+    return bool(re.search(r"fer|jaffe|ck\+|ckplus|raf|affect|expression|emotion|face", str(config.path).casefold()))
