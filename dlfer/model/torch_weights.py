@@ -201,6 +201,9 @@ def _read_storages(content: bytes, position: int, tensors: dict[str, Tensor], ke
     for name, tensor in tensors.items():
         if wanted.setdefault(tensor.storage.key, tensor.storage) != tensor.storage:
             raise ModelError(f"tensor {name} gives storage {tensor.storage.key} another type or size.")
+    num_bytes = sum(math.prod(tensor.shape) * np.dtype(tensor.storage.dtype).itemsize for tensor in tensors.values())
+    if num_bytes > MAX_FILE_BYTES:
+        raise ModelError(f"the tensors take {num_bytes} bytes, expected at most {MAX_FILE_BYTES}.")
     if set(wanted) != set(keys):
         raise ModelError(f"found {len(keys)} storages of which tensors use {len(set(wanted) & set(keys))}.")
     storages = {}
