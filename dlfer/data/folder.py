@@ -82,6 +82,8 @@ def scan_folder(root: Path) -> Parts:
                 f"{root}: found the folders {', '.join(children)}; {twice[0]} is a part that is there twice."
             )
         return {part: _scan_classes(root, found[part]) for part in ("train", "validation", "test") if part in found}
+    if found and len(found) == len(children):
+        raise DataError(f"{root}: found the folders {', '.join(children)}, expected train beside them.")
     return {"train": _scan_classes(root, "")}
 
 
@@ -189,6 +191,8 @@ def _read_all(
             pixels = read_image(paths[row])
             if pixels.shape[:2] != size:
                 pixels = resize_square(pixels, height)
+            if pixels.shape[:2] != size:
+                raise DataError(f"{paths[row]}: found another size than its header says, expected {width} x {height}.")
             store[row] = to_channels(pixels, channels)
             return True
 

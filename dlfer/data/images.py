@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,10 @@ FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM")
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pnm")
 MAX_PIXELS = 50_000_000
 MIN_SIDE = 8
+
+_ORIENTATION = 0x0112
+_LYING = (5, 6, 7, 8)
+"""The EXIF tag of the orientation, and its values for images that lie on a side."""
 
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 
@@ -53,7 +56,9 @@ def read_header(path: str | Path) -> tuple[int, int, bool]:
     """
     with _open(Path(path)) as image:
         width, height = image.size
-        if image.getexif().get(0x0112, 1) in (5, 6, 7, 8):  # the four orientations that lie on a side
+        # Pillow decodes a whole PNG in search of EXIF data that stands behind the pixels; that is left to read_image.
+        has_exif = image.format != "PNG" or "exif" in image.info
+        if has_exif and image.getexif().get(_ORIENTATION, 1) in _LYING:
             width, height = height, width
         return width, height, image.mode in _GREY_MODES
 
@@ -83,11 +88,9 @@ def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 def _open(path: Path) -> Image.Image:
     """Open a file and judge its header; nothing is decoded."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is lower
-            image = Image.open(path, formats=FORMATS)
-    except Image.DecompressionBombError as error:
-        raise DataError(_too_large(path, "more than 179,000,000")) from error
+        image = Image.open(path, formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise DataError(_too_large(path, f"more than {Image.MAX_IMAGE_PIXELS:,}")) from error
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file.") from error
     except Exception as error:  # as above: readers of headers raise nearly anything

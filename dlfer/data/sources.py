@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dlfer.config.schema import DataConfig
+from dlfer.config.schema import DataConfig, LabelsConfig
 from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.images import resize_square
 from dlfer.data.labels import SPELLINGS, relabel_bundle
 from dlfer.data.split import apply_protocol, draw_subset
 from dlfer.errors import DataError, ProtocolError
@@ -121,8 +122,20 @@ def load_data(config: DataConfig, *, image_size: int, balance: str = "none") -> 
         split = getattr(bundle, part)
         limit = getattr(config.num_images, part)
         parts[part] = None if split is None else draw_subset(split, limit, config.seed)
+    if config.size is not None:
+        parts = {part: resize_split(split, config.size) for part, split in parts.items()}
     bundle = apply_protocol(dataclasses.replace(bundle, **parts), config, balance=balance)
     return dataclasses.replace(bundle, notes=bundle.notes + check_classes(bundle))
+
+
+def resize_split(split: Split | None, size: int) -> Split | None:
+    """Return `split` with its images as centred squares of `size` pixels; itself if they are so already."""
+    if split is None or split.images.shape[1:3] == (size, size):
+        return split
+    images = np.zeros((len(split), size, size, split.images.shape[-1]), np.uint8)
+    for row, pixels in enumerate(split.images):
+        images[row] = resize_square(pixels, size)
+    return dataclasses.replace(split, images=images)
 
 
 def check_classes(bundle: DataBundle) -> tuple[str, ...]:
@@ -180,17 +193,26 @@ def replace_by_synthetic(config: DataConfig) -> tuple[DataConfig, str]:
     """Return a data section that draws images in place of files that are absent, and the warning to repeat.
 
     Faces stand in for FER2013 and for folders of expressions, scenes for everything else. Split,
-    protocol, numbers of images, size and seed stay.
+    protocol, numbers of images, size and seed stay; of the faces, aliases and drops too.
     """
-    source = "synthetic_faces" if _shows_faces(config) else "synthetic_scenes"
-    values = config.model_dump()
-    values.update(source=source, path=None, name=None, splits=None, labels={"aliases": {}, "drop": ()})
+    faces = _shows_faces(config)
+    source = "synthetic_faces" if faces else "synthetic_scenes"
+    labels = _translate_labels(config.labels) if faces else LabelsConfig()
+    values = {**dict(config), "source": source, "path": None, "name": None, "splits": None, "labels": labels}
     where = config.path or config.name
     warning = (
         f"The data of source {config.source} ({where}) was replaced by {source.replace('_', ' ')}: "
         "the figures say nothing about the real data."
     )
     return DataConfig(**values), warning
+
+
+def _translate_labels(labels: LabelsConfig) -> LabelsConfig:
+    """Return the aliases and drops that concern the seven expressions, by the names the synthetic faces have."""
+    names = {spelling: label for label, spellings in SPELLINGS.items() for spelling in spellings}
+    aliases = {names[name.casefold()]: label for name, label in labels.aliases.items() if name.casefold() in names}
+    dropped = [names.get(name.casefold(), name) for name in labels.drop]
+    return LabelsConfig(aliases=aliases, drop=tuple(n for n in dropped if n in SPELLINGS or n in aliases.values()))
 
 
 def _shows_faces(config: DataConfig) -> bool:

@@ -4,16 +4,24 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+from collections.abc import Sequence
 
 import numpy as np
 
 from dlfer.config.schema import DataConfig
+from dlfer.data.audit import group_copies
+from dlfer.data.balance import add_copies
 from dlfer.data.bundle import DataBundle, Split
+from dlfer.errors import DataError, ProtocolError
+
+TEST_FRACTION = 0.2
+VALIDATION_FRACTION = 0.2
+"""80/20, and again 80/20 of what is left."""
 
 
-def compute_ranks(ids: np.ndarray, seed: int) -> np.ndarray:
-    """Return uint64 [N], a random number per id that depends on the id and the seed alone."""
-    prefix = f"{seed}:".encode()
+def compute_ranks(ids: np.ndarray, seed: int, purpose: str) -> np.ndarray:
+    """Return uint64 [N], a random number per id that depends on the id, the seed and the purpose alone."""
+    prefix = f"{purpose}:{seed}:".encode()
     digests = b"".join(hashlib.blake2b(prefix + str(name).encode(), digest_size=8).digest() for name in ids)
     return np.frombuffer(digests, dtype="<u8")
 
@@ -28,7 +36,7 @@ def draw_indices(targets: np.ndarray, ids: np.ndarray, num: int | None, *, seed:
         return np.arange(len(targets))
     classes, counts = np.unique(targets, return_counts=True)
     quotas = _share_out(counts, num)
-    order = np.lexsort((ids, compute_ranks(ids, seed)))
+    order = np.lexsort((ids, compute_ranks(ids, seed, "subset")))
     sorted_targets = targets[order]
     rows = [order[sorted_targets == label][:quota] for label, quota in zip(classes, quotas, strict=True)]
     return np.sort(np.concatenate(rows))
@@ -53,6 +61,206 @@ def _share_out(counts: np.ndarray, num: int) -> np.ndarray:
     return quotas
 
 
+def draw_held_out(
+    split: Split, fraction: float, *, seed: int, purpose: str, groups: np.ndarray | None = None
+) -> np.ndarray:
+    """Return bool [N], a stratified draw of about `fraction` of the rows, with whole groups of copies.
+
+    Each class with two groups or more has some on both sides. The draw depends on the seed, the
+    purpose and the ids alone, not on the order of the rows.
+
+    Args:
+        split: the images to divide.
+        fraction: in (0, 1).
+        seed: of the draw.
+        purpose: a word that keeps draws with the same seed apart.
+        groups: int [N], rows of the same number stay together; None: images that are equal byte
+            for byte. A group counts for the class of its member with the first id.
+    """
+    groups = group_copies(split.images) if groups is None else groups
+    by_id = np.argsort(split.ids, kind="stable")
+    _, first = np.unique(groups[by_id], return_index=True)
+    _, dense, sizes = np.unique(groups, return_inverse=True, return_counts=True)
+    leaders = by_id[first]
+    leader_ids, leader_targets = split.ids[leaders], split.targets[leaders]
+    order = np.lexsort((leader_ids, compute_ranks(leader_ids, seed, purpose)))
+    chosen = np.zeros(len(leaders), bool)
+    for label in np.unique(leader_targets):
+        members = order[leader_targets[order] == label]
+        if len(members) < 2:
+            continue
+        ends = np.cumsum(sizes[members])
+        taken = int(np.sum(ends - sizes[members] / 2 <= fraction * ends[-1]))
+        chosen[members[: min(max(taken, 1), len(members) - 1)]] = True
+    return chosen[dense]
+
+
 def apply_protocol(bundle: DataBundle, config: DataConfig, *, balance: str) -> DataBundle:
-    """Return the official parts as they are."""
-    return dataclasses.replace(bundle, selected_on=bundle.validation.name)
+    """Return the bundle of in-memory splits that the protocol of `config` makes of the source's own parts.
+
+    official: the source's parts. With select_on, that fraction of train (groups of copies kept
+        together) is selected on, and the former validation part is the test set where there is no
+        other. Where the source has no validation part, a fifth of train takes its place; where it
+        has train alone, it is split as by resplit; a note says so.
+    resplit: all parts pooled, 80/20 and again 80/20, stratified, equal images on one side.
+    paper, official_80_20: train without a fifth, that fifth for validation, all else for the test.
+    paper, after_balance: all parts pooled, balanced by augmented copies, then 80/20 and again 80/20
+        without regard to copies; `twins` counts the test images that have a copy or their source
+        in train.
+
+    Args:
+        bundle: the source's parts; validation and test may be None.
+        config: protocol, split, select_on and seed.
+        balance: the stage's. after_balance needs "augment"; the others balance train when training.
+
+    Raises:
+        ProtocolError: what is asked does not go together, or the parts that it needs are not there.
+    """
+    if config.protocol == "paper":
+        if config.select_on is not None:
+            raise ProtocolError("data.select_on: protocol paper selects on a fifth of training; set it to null.")
+        if config.split == "after_balance":
+            return _divide_after_balance(bundle, config, balance)
+        return _divide_80_20(bundle, config)
+    if config.protocol == "resplit":
+        return _resplit(bundle, config)
+    return _keep_official(bundle, config)
+
+
+def count_twins(train: Split, test: Split, groups: dict[str, int]) -> int:
+    """Return how many test images have their source, a copy of it, or an equal image in train.
+
+    Args:
+        train: images, some of them copies with ids "<source id>#<number>".
+        test: the same.
+        groups: number of the group of equal images, for each id that is not a copy's.
+    """
+    train_groups, test_groups = ([groups[name.split("#")[0]] for name in split.ids.tolist()] for split in (train, test))
+    return int(np.isin(test_groups, train_groups).sum())
+
+
+def _keep_official(bundle: DataBundle, config: DataConfig) -> DataBundle:
+    if bundle.validation is None and bundle.test is None:
+        note = "The data has no parts of its own: it was split 80/20 and again 80/20, equal images on one side."
+        return _resplit(dataclasses.replace(bundle, notes=(*bundle.notes, note)), config)
+    if bundle.validation is not None and config.select_on is None:
+        return dataclasses.replace(bundle, protocol="official", selected_on=bundle.validation.name)
+    fraction, notes = config.select_on or VALIDATION_FRACTION, bundle.notes
+    if config.select_on is None:
+        notes += (f"The data has no validation part: {fraction:.0%} of {bundle.train.name} serves for selection.",)
+    test = bundle.test
+    if test is None:
+        test = bundle.validation
+    elif bundle.validation is not None:
+        notes += (f"{bundle.validation.name} ({len(bundle.validation)} images) is not used: select_on is set.",)
+    train, validation = _hold_out(bundle.train, fraction, config.seed)
+    selected_on = f"{fraction:.4g} of {bundle.train.name} (equal images kept together)"
+    return dataclasses.replace(
+        bundle, train=train, validation=validation, test=test, protocol="official", selected_on=selected_on, notes=notes
+    )
+
+
+def _resplit(bundle: DataBundle, config: DataConfig) -> DataBundle:
+    pool = _pool(bundle)
+    groups = group_copies(pool.images)
+    judged = draw_held_out(pool, TEST_FRACTION, seed=config.seed, purpose="test", groups=groups)
+    rest = np.flatnonzero(~judged)
+    fraction = config.select_on or VALIDATION_FRACTION
+    selected = draw_held_out(pool.take(rest), fraction, seed=config.seed, purpose="validation", groups=groups[rest])
+    return dataclasses.replace(
+        bundle,
+        train=pool.take(rest[~selected], "train"),
+        validation=pool.take(rest[selected], "validation"),
+        test=pool.take(np.flatnonzero(judged), "test"),
+        protocol="resplit",
+        selected_on=f"validation ({fraction:.4g} of the images left after the test set was drawn)",
+    )
+
+
+def _divide_80_20(bundle: DataBundle, config: DataConfig) -> DataBundle:
+    """Train and validate on the official training part, judge on all other parts."""
+    others = [part for part in (bundle.validation, bundle.test) if part is not None]
+    if not others:
+        raise ProtocolError(
+            "data.split: official_80_20 judges on the parts beside train, and the data has none. "
+            "Take data that has them, or protocol: resplit."
+        )
+    test = _join([bundle.train, *others])
+    test = test.take(np.arange(len(bundle.train), len(test)), "+".join(part.name for part in others))
+    train, validation = _hold_out(bundle.train, VALIDATION_FRACTION, config.seed)
+    whole = _join([train, test])
+    groups = dict(zip(whole.ids.tolist(), group_copies(whole.images).tolist(), strict=True))
+    share = len(bundle.train) / (len(bundle.train) + len(test))
+    notes = bundle.notes
+    if bundle.test is None:
+        notes += (
+            f"The data has no third part, so {len(bundle.train)} / {len(test)} images ({share:.0%}) "
+            "stand for the official 28,709 / 7,178.",
+        )
+    return dataclasses.replace(
+        bundle,
+        train=train,
+        validation=validation,
+        test=test,
+        protocol="paper",
+        selected_on=f"a fifth of {bundle.train.name} (equal images kept together)",
+        notes=notes,
+        twins=count_twins(train, test, groups),
+    )
+
+
+def _divide_after_balance(bundle: DataBundle, config: DataConfig, balance: str) -> DataBundle:
+    """Balance the pool by augmented copies, and only then split it, as the paper's wording reads."""
+    if balance != "augment":
+        raise ProtocolError(
+            f"balance: found {balance!r}; data.split: after_balance balances by augmented copies before the split. "
+            "Set balance: augment, or data.split: official_80_20."
+        )
+    pool = _pool(bundle)
+    groups = dict(zip(pool.ids.tolist(), group_copies(pool.images).tolist(), strict=True))
+    balanced = add_copies(pool, seed=config.seed)
+    alone = np.arange(len(balanced))
+    judged = draw_held_out(balanced, TEST_FRACTION, seed=config.seed, purpose="test", groups=alone)
+    rest = balanced.take(np.flatnonzero(~judged))
+    selected = draw_held_out(
+        rest, VALIDATION_FRACTION, seed=config.seed, purpose="validation", groups=alone[: len(rest)]
+    )
+    train = rest.take(np.flatnonzero(~selected), "train")
+    test = balanced.take(np.flatnonzero(judged), "test")
+    twins = count_twins(train, test, groups)
+    note = (
+        f"{len(pool)} images were balanced to {len(balanced)} by augmented copies before the split: "
+        f"{twins} of {len(test)} test images have a twin in training."
+    )
+    return dataclasses.replace(
+        bundle,
+        train=train,
+        validation=rest.take(np.flatnonzero(selected), "validation"),
+        test=test,
+        protocol="paper",
+        selected_on="validation (a fifth of the images left after the test set was drawn, copies on both sides)",
+        notes=(*bundle.notes, note),
+        twins=twins,
+    )
+
+
+def _hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+    """Return train without, and only, a stratified draw of its groups of equal images."""
+    held = draw_held_out(train, fraction, seed=seed, purpose="validation")
+    return train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held), f"{train.name} (held out)")
+
+
+def _pool(bundle: DataBundle) -> Split:
+    return _join([part for part in (bundle.train, bundle.validation, bundle.test) if part is not None])
+
+
+def _join(parts: Sequence[Split]) -> Split:
+    """Return the parts as one split; where ids recur among them, each is preceded by its part's name."""
+    shapes = {part.images.shape[1:] for part in parts}
+    if len(shapes) > 1:
+        raise DataError(f"data: found parts with images of {sorted(shapes)}, expected one shape; set data.size.")
+    ids = np.concatenate([part.ids for part in parts])
+    if len(np.unique(ids)) < len(ids):
+        ids = np.concatenate([np.array([f"{part.name}/{name}" for name in part.ids]) for part in parts])
+    images = np.concatenate([part.images for part in parts])
+    return Split("all", images, np.concatenate([part.targets for part in parts]), ids)
