@@ -121,7 +121,8 @@ def test_tensors_of_all_kinds_are_read(tmp_path, numbers):
     assert list(found) == ["contiguous", "transposed", "scalar", "empty"]
     np.testing.assert_array_equal(found["contiguous"], np.arange(24).reshape(2, 3, 4))
     np.testing.assert_array_equal(found["transposed"], np.arange(12, 24).reshape(3, 4).T)
-    assert found["scalar"].shape == () and found["scalar"] == 123456789012
+    assert found["scalar"].shape == ()
+    assert found["scalar"] == 123456789012
     assert found["empty"].shape == (0, 3)
     assert [array.dtype.name for array in found.values()] == ["float32", "float32", "int64", "float32"]
     assert all(array.flags.c_contiguous and array.flags.writeable for array in found.values())
@@ -147,7 +148,7 @@ def test_tensors_of_all_kinds_are_read(tmp_path, numbers):
 )
 def test_a_tensor_beyond_its_storage_is_refused(tmp_path, numbers, shape, strides, offset):
     file = write(tmp_path, {"w": tensor(numbers, shape, strides, offset=offset)}, [numbers])
-    with pytest.raises(ModelError, match="weights.pth"):
+    with pytest.raises(ModelError, match=r"weights\.pth"):
         read_torch_tensors(file)
 
 
@@ -217,7 +218,7 @@ def test_every_truncation_is_refused(tmp_path, numbers):
     assert read_torch_tensors(file)
     for length in range(len(content)):
         file.write_bytes(content[:length])
-        with pytest.raises(ModelError, match="weights.pth"):
+        with pytest.raises(ModelError, match=r"weights\.pth"):
             read_torch_tensors(file)
 
 
