@@ -78,7 +78,9 @@ def _stream(split: StreamedSplit, config: StageConfig, seed: int, epoch: int, st
 
 
 def _epoch_indices(split: Split, config: StageConfig, *, seed: int, epoch: int) -> np.ndarray:
-    return balance_indices(split.targets, config.balance, seed=seed, epoch=epoch)
+    # That reading of the paper balances before it splits; the copies stand in the split already.
+    how = "none" if config.data.split == "after_balance" else config.balance
+    return balance_indices(split.targets, how, seed=seed, epoch=epoch)
 
 
 def _compute_weights(split: Split | StreamedSplit, config: StageConfig, num_labels: int) -> np.ndarray:

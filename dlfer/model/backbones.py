@@ -132,10 +132,10 @@ BACKBONES: dict[str, BackboneSpec] = {
         _efficientnet("b5", 456, 28_513_520),
         _efficientnet("b6", 528, 40_960_136),
         _efficientnet("b7", 600, 64_097_680),
-        _lite("lite0", 224, 3_371_088, _LITE_NOTE.format("lite0")),
-        _lite("lite1", 240, 4_134_000, _LITE_NOTE.format("lite1")),
-        _lite("lite2", 260, 4_812_000, _LITE_NOTE.format("lite2")),
-        _lite("nano", 48, 0, "for tests and the demo only", weights=()),
+        _lite("lite0", 224, 3_413_024, _LITE_NOTE.format("lite0")),
+        _lite("lite1", 240, 4_189_344, _LITE_NOTE.format("lite1")),
+        _lite("lite2", 260, 4_869_168, _LITE_NOTE.format("lite2")),
+        _lite("nano", 48, 102_696, "for tests and the demo only", weights=()),
     )
 }
 

@@ -110,7 +110,7 @@ def warp_images(images, warps, image_size: int, *, fill: str = "nearest"):
     y = (d * x_out + e * y_out + f + 1.0) * (height / 2) - 0.5
     inside = None
     if fill == "constant":
-        inside = (x > -1) & (x < width) & (y > -1) & (y < height)
+        inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
     elif fill == "reflect":
         x, y = _reflect(x, width), _reflect(y, height)
     x, y = ops.clip(x, 0.0, width - 1.0), ops.clip(y, 0.0, height - 1.0)

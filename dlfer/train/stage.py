@@ -120,7 +120,13 @@ class _Stage:
             start_step=state.step,
         )
         self.training.fit(
-            batches, initial_epoch=state.epoch, epochs=state.epoch + 1, verbose=0, shuffle=False, callbacks=[watcher]
+            batches,
+            steps_per_epoch=self.steps - state.step,
+            initial_epoch=state.epoch,
+            epochs=state.epoch + 1,
+            verbose=0,
+            shuffle=False,
+            callbacks=[watcher],
         )
         self._count_time()
 
@@ -199,10 +205,10 @@ class _Stage:
                 write_checkpoint(self.job.folder / BEST, self.network.model.weights, {"epoch": state.epoch, "value": value})
         state.waited = 0 if improved else state.waited + 1
         state.plateau_waited = 0 if improved else state.plateau_waited + 1
-        if config.schedule.name == "plateau" and state.phase == "all":
-            if state.plateau_waited > config.schedule.patience:
-                self.optimizer.learning_rate = float(self.optimizer.learning_rate) * config.schedule.factor
-                state.plateau_waited = 0
+        is_plateau = config.schedule.name == "plateau" and state.phase == "all"
+        if is_plateau and state.plateau_waited > config.schedule.patience:
+            self.optimizer.learning_rate = float(self.optimizer.learning_rate) * config.schedule.factor
+            state.plateau_waited = 0
         state.stopped_early = config.early_stopping is not None and state.waited >= config.early_stopping.patience
 
     def _end(self) -> StageResult:

@@ -1,0 +1,46 @@
+# make install | demo | test | test-slow | lint | jax | clean
+PYTHON ?= python3
+# Which build of TensorFlow: by whether there is an NVIDIA driver, or as the user says.
+TENSORFLOW ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo 'tensorflow[and-cuda]' || echo tensorflow-cpu)
+BIN = .venv/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: install demo test test-slow lint jax clean
+
+install: .venv/installed
+
+.venv/installed: requirements.txt pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dlfer needs Python 3.11 or later; say make PYTHON=python3.12")'
+	$(PYTHON) -m venv .venv
+	sed 's/^tensorflow==/$(TENSORFLOW)==/' requirements.txt > .venv/requirements.txt
+	$(PIP) install --quiet --requirement .venv/requirements.txt
+	$(PIP) install --quiet --no-deps --editable .
+	@touch $@
+	@echo "dlfer is installed: $(BIN)/dlfer --help"
+
+.venv/installed-dev: .venv/installed requirements-dev.txt
+	$(PIP) install --quiet --requirement requirements-dev.txt
+	@touch $@
+
+jax: .venv-jax/installed
+
+.venv-jax/installed: requirements-jax.txt
+	$(PYTHON) -m venv .venv-jax
+	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-jax.txt
+	@touch $@
+
+demo: install
+	$(BIN)/dlfer ablate experiments/quickstart.yaml
+
+test: .venv/installed-dev .venv-jax/installed
+	$(BIN)/python -m pytest -m "not slow"
+
+test-slow: .venv/installed-dev .venv-jax/installed
+	$(BIN)/python -m pytest -m slow
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+clean:
+	rm -rf .venv .venv-jax build *.egg-info

@@ -1,0 +1,47 @@
+"""The small form of an experiment for --smoke: every phase, two batches, no download, no data needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from dlfer.config.load import resolve_path, with_overrides
+from dlfer.config.schema import DataConfig, ExperimentConfig
+from dlfer.data.sources import replace_by_synthetic
+
+IMAGES_A_BATCH, NUM_BATCHES = 8, 2
+
+
+def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[str]]:
+    """Return the experiment cut down to two batches of at most eight images a stage, and what was replaced."""
+    warnings = ["--smoke: two batches of at most eight images a stage; the figures mean nothing."]
+    overrides: dict[str, object] = {"evaluate.bootstrap": 100}
+    for stage in ("pretrain", "finetune"):
+        section = getattr(config, stage)
+        if section is None:
+            continue
+        batch_size = min(section.batch_size, IMAGES_A_BATCH)
+        head_epochs = min(1, section.freeze.head_epochs)
+        overrides |= {
+            f"{stage}.batch_size": batch_size,
+            f"{stage}.epochs": 1 + head_epochs,
+            f"{stage}.freeze.head_epochs": head_epochs,
+            f"{stage}.schedule.warmup_epochs": min(0.5, section.schedule.warmup_epochs),
+        }
+        if section.data is not None:
+            data, warning = _cut_down(section.data, batch_size)
+            overrides[f"{stage}.data"] = data.model_dump(mode="json")
+            warnings += [f"--smoke: {stage}: {warning}"] if warning else []
+    if config.pretrain is not None and config.pretrain.weights is not None:
+        warnings.append(f"--smoke: pretrain.weights {config.pretrain.weights} replaced by random weights.")
+    return with_overrides(config, overrides), warnings
+
+
+def _cut_down(data: DataConfig, batch_size: int) -> tuple[DataConfig, str | None]:
+    warning = None
+    is_absent = data.source == "tfds" or (data.path is not None and not Path(resolve_path(data.path)).exists())
+    if is_absent:
+        data, warning = replace_by_synthetic(data)
+    # Splitting takes 20 % and 20 % away, so a data set that is to be split needs twice as many.
+    num_images = 2 * NUM_BATCHES * batch_size
+    counts = dict.fromkeys(("train", "validation", "test"), num_images)
+    return data.model_copy(update={"num_images": type(data.num_images)(**counts)}), warning

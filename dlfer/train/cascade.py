@@ -1,0 +1,176 @@
+"""EF-FER1: where the backbone's weights come from, before EF-FER2 is fine-tuned.
+
+A pretraining is done once for whatever has the same digest: arms, seeds and trials share it through
+`<runs folder>/.cache/pretrain/<digest>/`. While it trains, its checkpoints stand in `<digest>.partial/`,
+from which any later run goes on; a file lock keeps two processes from training the same one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import keras
+from filelock import FileLock
+
+from dlfer.config.schema import ExperimentConfig
+from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
+from dlfer.model.artifact import load_artifact
+from dlfer.model.backbones import load_published_weights
+from dlfer.model.carry import RECORD_FILE, write_backbone
+from dlfer.model.transfer import build_transfer_network
+from dlfer.runs import write_atomically
+from dlfer.train.stage import train_stage
+from dlfer.train.state import StageJob
+
+COST_FILE = "pretrain.json"
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """EF-FER1 on disk.
+
+    Attributes:
+        folder: holds backbone.weights.h5, backbone.json, pretrain.json and, where it was trained, history.csv.
+        digest: of what determines it; None for weights that were not trained here.
+        cost: {"seconds", "images", "image_size", "epochs", ...} of the training; {} where unknown.
+        was_cached: whether an earlier run had trained it.
+    """
+
+    folder: Path
+    digest: str | None
+    cost: dict
+    was_cached: bool
+
+
+def obtain_backbone(
+    config: ExperimentConfig,
+    job: StageJob,
+    *,
+    load_bundle: Callable[[], DataBundle],
+    cache: Path | None,
+    random_weights: bool = False,
+) -> Pretrained:
+    """Train EF-FER1, or take it from the cache, published weights, a file or an earlier run.
+
+    Args:
+        config: with a `pretrain` section.
+        job: of the stage; its folder is the run's own `pretrain/`, where the outcome is put in any case.
+        load_bundle: gives the pretraining data, called only if it is needed.
+        cache: `<runs folder>/.cache/pretrain`; None trains in the run's own folder.
+        random_weights: instead of published weights, for --smoke.
+    """
+    pretrain = config.pretrain
+    if pretrain.weights is not None:
+        return _take_weights(config, job.folder, random_weights=random_weights)
+    bundle = load_bundle()
+    digest = compute_pretrain_digest(config, bundle)
+    if cache is None:
+        return replace(_train(config, job, bundle), digest=digest)
+    cache.mkdir(parents=True, exist_ok=True)
+    final, partial = cache / digest, cache / f"{digest}.partial"
+    with FileLock(cache / f"{digest}.lock"):
+        was_cached = (final / COST_FILE).exists()
+        if was_cached:
+            job.listener.say(f"EF-FER1: taken from the cache, {final}")
+        else:
+            _train(config, replace(job, folder=partial), bundle)
+            _remove_training_files(partial)
+            partial.rename(final)
+    _share_files(final, job.folder)
+    return Pretrained(job.folder, digest, json.loads((job.folder / COST_FILE).read_text()), was_cached)
+
+
+def compute_pretrain_digest(config: ExperimentConfig, bundle: DataBundle) -> str:
+    """Return 16 hex digits of what determines EF-FER1: its section, the backbone, arithmetic and the data."""
+    determines = {
+        "pretrain": config.pretrain.model_dump(mode="json", exclude={"data": {"path"}}),
+        "model": config.model.model_dump(mode="json", exclude={"head": {"activation"}}),
+        "precision": config.experiment.precision,
+        "deterministic": config.experiment.deterministic,
+        "backend": keras.backend.backend(),
+        "labels": bundle.labels,
+        "data": [_fingerprint(bundle.train), _fingerprint(bundle.validation)],
+    }
+    return hashlib.sha256(json.dumps(determines, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _train(config: ExperimentConfig, job: StageJob, bundle: DataBundle) -> Pretrained:
+    """Train EF-FER1 in the job's folder and write its backbone there."""
+    keras.utils.set_random_seed(job.seed)
+    network = build_transfer_network(
+        config.model,
+        num_labels=len(bundle.labels),
+        image_size=job.config.image_size,
+        channels=_count_channels(bundle),
+        precision=config.experiment.precision,
+    )
+    result = train_stage(job, network, bundle)
+    source = f"EF-FER1 trained on {bundle.source}, {len(bundle.train):,} images, {len(result.history)} epochs"
+    write_backbone(network, job.folder, source=source)
+    kept = result.history[result.kept_epoch]
+    cost = {
+        "source": source,
+        "seconds": result.seconds,
+        "images": result.images,
+        "image_size": job.config.image_size,
+        "epochs": len(result.history),
+        "kept_epoch": result.kept_epoch + 1,
+        "validation_accuracy": kept["validation_accuracy"],
+        "num_validation": len(bundle.validation),
+        "num_labels": len(bundle.labels),
+    }
+    write_atomically(job.folder / COST_FILE, json.dumps(cost, indent=2) + "\n")
+    return Pretrained(job.folder, None, cost, was_cached=False)
+
+
+def _take_weights(config: ExperimentConfig, folder: Path, *, random_weights: bool) -> Pretrained:
+    """Put a backbone that was not trained by this experiment into `folder`."""
+    wanted, name = config.pretrain.weights, config.model.backbone
+    path = Path(wanted)
+    if wanted != "imagenet" and (path / RECORD_FILE).exists():
+        _share_files(path, folder)
+        return Pretrained(folder, None, {}, was_cached=True)
+    if wanted != "imagenet" and path.suffix not in (".h5", ".pth"):
+        parts = load_artifact(wanted).parts
+        write_backbone(parts, folder, source=f"the backbone of {wanted}")
+        return Pretrained(folder, None, {}, was_cached=True)
+    size = config.pretrain.image_size
+    parts = build_transfer_network(config.model, num_labels=1, image_size=size, channels=3)
+    if random_weights:
+        source = "random weights (--smoke)"
+    else:
+        file = config.pretrain.weights_file if wanted == "imagenet" else wanted
+        source = load_published_weights(name, parts.backbone, file)
+    write_backbone(parts, folder, source=source)
+    return Pretrained(folder, None, {"source": source}, was_cached=True)
+
+
+def _share_files(source: Path, target: Path) -> None:
+    """Link (or copy) the files of a backbone into a run, so that the run can be moved as it is."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.is_file() and not (target / path.name).exists():
+            try:
+                os.link(path, target / path.name)
+            except OSError:
+                shutil.copy2(path, target / path.name)
+
+
+def _remove_training_files(folder: Path) -> None:
+    """A finished pretraining needs no checkpoint."""
+    for path in folder.glob("*.npz"):
+        path.unlink()
+
+
+def _fingerprint(split) -> str:
+    return compute_fingerprint(split) if isinstance(split, Split) else f"{split.name}/{len(split)}"
+
+
+def _count_channels(bundle: DataBundle) -> int:
+    return bundle.train.images.shape[-1] if isinstance(bundle.train, Split) else 3

@@ -1,0 +1,94 @@
+"""The training as a person watches it: one bar a stage with the time left, one line an epoch."""
+
+from __future__ import annotations
+
+import sys
+import time
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from dlfer.train.watch import TrainingListener
+
+STAGES = {"pretrain": "EF-FER1", "finetune": "EF-FER2"}
+HEARTBEAT_SECONDS = 60.0
+
+
+class ConsoleListener(TrainingListener):
+    """Writes to stderr. Without a terminal there is no bar, but a line a minute with the time left."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self.progress: Progress | None = None
+        self.task = None
+        self.stage = ""
+        self.position = (0, 0, 0, 0)
+        self.started = self.last_beat = time.monotonic()
+        self.done_before = 0
+
+    def say(self, text: str) -> None:
+        self.console.print(text, markup=False)
+
+    def start_epoch(self, stage: str, epoch: int, epochs: int, step: int, steps: int) -> None:
+        if stage != self.stage or self.progress is None:
+            self.close()
+            self.stage = stage
+            self.started = self.last_beat = time.monotonic()
+            self.done_before = epoch * steps + step
+            self.progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=30),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[figures]}"),
+                TimeElapsedColumn(),
+                TextColumn("left"),
+                TimeRemainingColumn(elapsed_when_finished=False),
+                console=self.console,
+                transient=True,
+                disable=not self.console.is_terminal,
+            )
+            self.task = self.progress.add_task("", total=epochs * steps, completed=epoch * steps + step, figures="")
+            self.progress.start()
+        self.position = (epoch, epochs, step, steps)
+        self.progress.update(self.task, description=f"{STAGES[stage]} epoch {epoch + 1}/{epochs}")
+
+    def finish_step(self, step: int, loss: float, accuracy: float) -> None:
+        super().finish_step(step, loss, accuracy)
+        epoch, epochs, _, steps = self.position
+        done = epoch * steps + step
+        figures = f"loss {loss:.3f} accuracy {accuracy:.1%}"
+        self.progress.update(self.task, completed=done, figures=figures)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.last_beat >= HEARTBEAT_SECONDS:
+            self.last_beat = now
+            left = (now - self.started) / max(1, done - self.done_before) * (epochs * steps - done)
+            self.say(
+                f"{STAGES[self.stage]} epoch {epoch + 1}/{epochs}, step {step}/{steps}: {figures}, "
+                f"about {describe_seconds(left)} left"
+            )
+
+    def finish_epoch(self, stage: str, row: dict, *, is_best: bool) -> None:
+        self.say(
+            f"{STAGES[stage]} epoch {row['epoch']}/{self.position[1]}: "
+            f"train {row['train_accuracy']:.1%}, validation {row['validation_accuracy']:.1%} "
+            f"(macro F1 {row['validation_macro_f1']:.3f}, loss {row['validation_loss']:.3f}), "
+            f"{row['images_per_second']:,.0f} images/s" + ("  <- best" if is_best else "")
+        )
+        if row["epoch"] == self.position[1]:
+            self.close()
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self.progress is not None:
+            self.progress.stop()
+            self.progress = None
+
+
+def describe_seconds(seconds: float) -> str:
+    """Return a length of time as a person says it: "45 s", "12 min", "3 h 20 min"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
