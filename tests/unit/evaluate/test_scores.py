@@ -1,0 +1,102 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from dlfer.evaluate.predictions import Predictions
+from dlfer.evaluate.scores import compute_metrics_file, compute_scores
+
+FIGURES = [
+    *("accuracy", "macro_f1", "macro_precision", "macro_recall", "macro_specificity"),
+    *("macro_auc", "weighted_f1", "weighted_precision", "weighted_recall", "log_loss"),
+]
+
+
+def make(n=120, seed=0, prefix="test", num_classes=3, targets=None) -> Predictions:
+    generator = np.random.default_rng(seed)
+    targets = generator.integers(0, num_classes, n) if targets is None else np.asarray(targets)
+    logits = generator.normal(size=(len(targets), num_classes))
+    logits[np.arange(len(targets)), targets] += 1
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    ids = [f"{prefix}/{i}" for i in range(len(targets))]
+    return Predictions(ids, tuple("abcdefg"[:num_classes]), targets, probabilities)
+
+
+def test_every_figure_lies_in_its_interval():
+    scores = compute_scores(make())
+    assert scores["n"] == 120
+    assert scores["labels"] == ["a", "b", "c"]
+    for name in FIGURES:
+        figure = scores[name]
+        assert figure["low"] < figure["value"] < figure["high"], name
+    assert scores["weighted_recall"]["value"] == pytest.approx(scores["accuracy"]["value"])
+    for label, figures in scores["per_class"].items():
+        assert set(figures) == {"n", "precision", "recall", "f1", "specificity", "auc", "intervals"}, label
+        for name, (low, high) in figures["intervals"].items():
+            assert low < figures[name] < high
+    assert np.array(scores["confusion"]).sum() == 120
+    assert [sum(row) for row in scores["confusion"]] == [figures["n"] for figures in scores["per_class"].values()]
+
+
+def test_the_figures_are_those_of_scikit_learn():
+    sklearn_metrics = pytest.importorskip("sklearn.metrics")
+    p = make(seed=4)
+    scores = compute_scores(p)
+    assert scores["macro_auc"]["value"] == pytest.approx(
+        sklearn_metrics.roc_auc_score(p.targets, p.probabilities.astype(float), multi_class="ovr"), abs=1e-6
+    )
+    report = sklearn_metrics.classification_report(p.targets, p.predicted, output_dict=True, zero_division=0)
+    assert scores["accuracy"]["value"] == pytest.approx(report["accuracy"])
+    for kind in ("macro", "weighted"):
+        for own, other in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+            assert scores[f"{kind}_{own}"]["value"] == pytest.approx(report[f"{kind} avg"][other])
+
+
+@pytest.mark.parametrize(
+    "predictions",
+    [make(targets=[2]), make(targets=[1] * 9), make(targets=[0, 0, 1, 1])],
+    ids=["one row", "one class only", "one class missing"],
+)
+def test_undefined_figures_are_null_in_strict_json(predictions):
+    scores = compute_scores(predictions, bootstrap=100)
+    text = json.dumps(scores, allow_nan=False)
+    assert json.loads(text) == scores
+    assert scores["per_class"]["a" if predictions.targets[0] else "c"]["recall"] is None
+    assert scores["accuracy"]["high"] is not None
+
+
+def test_the_metrics_file_has_all_parts():
+    test, validation = make(), make(seed=1, prefix="validation")
+    file = compute_metrics_file(
+        {"test": test, "validation": validation},
+        protocol="official",
+        banner=None,
+        selected_on="PublicTest",
+        twins={"exact": 20, "near_or_mirrored": 30},
+        without_twins_ids=test.ids[30:].tolist(),
+        bootstrap=100,
+    )
+    assert list(file) == [
+        *("protocol", "banner", "selected_on", "test", "test_without_twins", "twins", "validation", "train")
+    ]
+    assert file["test"]["n"] == 120
+    assert file["test_without_twins"] == compute_scores(test.take(np.arange(30, 120)), bootstrap=100)
+    assert file["twins"] == {"exact": 20, "near_or_mirrored": 30}
+    assert file["train"] is None
+
+
+def test_without_a_test_split_the_test_figures_are_null():
+    file = compute_metrics_file(
+        {"test": None, "validation": make()},
+        protocol="official",
+        banner="b",
+        selected_on="PublicTest",
+        without_twins_ids=[],
+        bootstrap=100,
+    )
+    assert file["test"] is None
+    assert file["test_without_twins"] is None
+    assert file["banner"] == "b"
+    assert file["validation"]["n"] == 120
