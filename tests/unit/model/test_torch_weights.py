@@ -283,6 +283,15 @@ def test_a_storage_must_have_the_size_it_claims(tmp_path, numbers, claimed):
         read_torch_tensors(write(tmp_path, {"w": tensor(numbers, (2,), (1,))}, [numbers]))
 
 
+def test_the_size_before_a_storage_must_be_the_one_its_tensors_name(tmp_path, numbers):
+    file = write(tmp_path, {"w": tensor(numbers, (24,), (1,))}, [numbers])
+    content = bytearray(file.read_bytes())
+    content[-(24 * 4 + 8)] = 23
+    file.write_bytes(content)
+    with pytest.raises(ModelError, match=r"storage 17 says 23 elements .* expected 24"):
+        read_torch_tensors(file)
+
+
 def test_a_missing_and_an_oversize_file_are_refused(tmp_path, numbers, monkeypatch):
     with pytest.raises(ModelError, match="Name an existing"):
         read_torch_tensors(tmp_path / "absent.pth")
