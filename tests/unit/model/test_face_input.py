@@ -1,0 +1,134 @@
+"""The warp and the preprocessing inside the network, against scipy and Keras."""
+
+import keras
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from dlfer.config.schema import AugmentConfig
+from dlfer.data.augment import draw_augmentation, draw_warps
+from dlfer.model.backbones import EFFICIENTNET_INPUT, Preprocessing
+from dlfer.model.face_input import FaceInput, warp_images
+
+IDENTITY = np.tile(np.float32([[1, 0, 0, 0, 1, 0]]), (3, 1))
+
+
+@pytest.fixture
+def images() -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, (3, 40, 48, 3)).astype(np.uint8)
+
+
+def warp_by_scipy(images: np.ndarray, warps: np.ndarray, size: int, mode: str) -> np.ndarray:
+    """The same map by scipy's bilinear sampling at the same points."""
+    line = (np.arange(size) + 0.5) * 2 / size - 1
+    across, down = np.meshgrid(line, line)
+    height, width = images.shape[1:3]
+    warped = np.zeros((len(images), size, size, images.shape[-1]))
+    for i, (a, b, c, d, e, f) in enumerate(warps.astype(np.float64)):
+        x = (a * across + b * down + c + 1) * width / 2 - 0.5
+        y = (d * across + e * down + f + 1) * height / 2 - 0.5
+        for channel in range(images.shape[-1]):
+            source = images[i, ..., channel].astype(np.float64)
+            warped[i, ..., channel] = ndimage.map_coordinates(source, [y, x], order=1, mode=mode)
+    return warped
+
+
+@pytest.mark.parametrize(("fill", "mode"), [("nearest", "nearest"), ("reflect", "reflect")])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_warp_equals_scipy(images, fill, mode, channels):
+    images = images[..., :channels]
+    augment = AugmentConfig(rotation=30.0, zoom=0.3, shift=0.2, mirror=0.5)
+    warps = draw_warps(augment, len(images), rng=np.random.default_rng(1)).astype(np.float32)
+    found = np.asarray(warp_images(images, warps, 64, fill=fill))
+    assert np.abs(found - warp_by_scipy(images, warps, 64, mode)).max() < 0.01
+
+
+def test_constant_fill_is_black_outside_and_the_same_inside(images):
+    warps = draw_warps(AugmentConfig(shift=0.4), len(images), rng=np.random.default_rng(2)).astype(np.float32)
+    black = np.asarray(warp_images(images + 1, warps, 48, fill="constant"))
+    edge = np.asarray(warp_images(images + 1, warps, 48, fill="nearest"))
+    is_black = (black == 0).all(axis=-1)
+    assert 0.05 < is_black.mean() < 0.8
+    assert np.array_equal(black[~is_black], edge[~is_black])
+
+
+def test_identity_warp_equals_the_resize_of_inference(images):
+    layer = FaceInput(64, EFFICIENTNET_INPUT.as_dict())
+    warped = np.asarray(layer.augment(images, {"warp": IDENTITY}, fill="nearest"))
+    assert np.abs(warped - np.asarray(layer.resize(images))).max() < 1e-3
+
+
+def test_mirror_turns_the_image_around(images):
+    warps = draw_warps(AugmentConfig(mirror=1.0), len(images), rng=np.random.default_rng(0)).astype(np.float32)
+    square = images[:, :40, :40]
+    assert np.abs(np.asarray(warp_images(square, warps, 40)) - square[:, :, ::-1]).max() < 1e-3
+
+
+def test_rotation_keeps_circles_round():
+    """A quarter turn of a square image is numpy's rot90, exactly."""
+    image = np.random.default_rng(3).integers(0, 256, (1, 32, 32, 1)).astype(np.uint8)
+    quarter = np.float32([[0, -1, 0, 1, 0, 0]])
+    found = np.asarray(warp_images(image, quarter, 32))[0, ..., 0]
+    assert np.abs(found - np.rot90(image[0, ..., 0], k=1)).max() < 1e-2 or (
+        np.abs(found - np.rot90(image[0, ..., 0], k=-1)).max() < 1e-2
+    )
+
+
+def test_large_images_are_shrunk_without_aliasing():
+    """One-pixel stripes have no detail left at a quarter of the size; sampling them directly would."""
+    stripes = np.zeros((1, 256, 256, 1), np.uint8)
+    stripes[:, :, ::2] = 255
+    layer = FaceInput(64, EFFICIENTNET_INPUT.as_dict())
+    warped = np.asarray(layer.augment(stripes, {"warp": IDENTITY[:1]}, fill="nearest"))
+    assert np.abs(warped[:, 4:-4, 4:-4] - 127.5).max() < 3
+
+
+def test_preprocessing_is_scale_mean_std_and_channel_order():
+    pixels = np.random.default_rng(4).uniform(0, 255, (2, 16, 16, 3)).astype(np.float32)
+    spec = Preprocessing(scale=1 / 255, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), channels="bgr")
+    found = np.asarray(FaceInput(16, spec.as_dict()).preprocess(pixels))
+    assert np.allclose(found, (pixels[..., ::-1] / 255 - spec.mean) / spec.std, atol=1e-5)
+
+
+def test_imagenet_preprocessing_equals_torch_mode_of_keras():
+    pixels = np.random.default_rng(4).uniform(0, 255, (2, 16, 16, 3)).astype(np.float32)
+    expected = keras.applications.imagenet_utils.preprocess_input(pixels.copy(), mode="torch")
+    found = np.asarray(FaceInput(16, EFFICIENTNET_INPUT.as_dict()).preprocess(pixels))
+    assert np.allclose(found, expected, atol=1e-5)
+
+
+def test_grey_becomes_three_equal_channels():
+    layer = FaceInput(16, Preprocessing(scale=1.0).as_dict())
+    grey = np.random.default_rng(5).integers(0, 256, (2, 16, 16, 1)).astype(np.uint8)
+    assert np.array_equal(np.asarray(layer(grey)), grey.repeat(3, axis=-1).astype(np.float32))
+
+
+def test_mixup_and_cutmix_mix_pixels_as_targets(images):
+    """With one-coloured images a mixed pixel mean must equal the mixed target."""
+    ramp = np.arange(8, dtype=np.uint8)[:, None, None, None] * np.ones((1, 32, 32, 1), np.uint8)
+    from dlfer.data.augment import mix_targets
+
+    layer = FaceInput(32, Preprocessing().as_dict())
+    for augment in (AugmentConfig(mixup=0.4), AugmentConfig(cutmix=1.0)):
+        drawn = draw_augmentation(augment, 8, image_size=32, rng=np.random.default_rng(6))
+        means = np.asarray(layer.augment(ramp, drawn, fill="nearest")).mean(axis=(1, 2, 3))
+        targets = mix_targets(np.eye(8, dtype=np.float32), drawn, image_size=32)
+        assert np.allclose(means, targets @ np.arange(8), atol=1e-4)
+        assert not np.allclose(means, np.arange(8))
+
+
+def test_erasing_blanks_a_rectangle_with_the_mean(images):
+    drawn = draw_augmentation(AugmentConfig(erasing=1.0), 3, image_size=48, rng=np.random.default_rng(7))
+    layer = FaceInput(48, Preprocessing().as_dict())
+    plain = np.asarray(layer.resize(images))
+    erased = np.asarray(layer.augment(images, drawn, fill="nearest"))
+    changed = (erased != plain).any(axis=-1)
+    assert np.all(changed.mean(axis=(1, 2)) > 0.01)
+    assert np.all(changed.mean(axis=(1, 2)) < 0.25)
+
+
+def test_layer_is_saved_with_its_preprocessing():
+    layer = FaceInput(32, EFFICIENTNET_INPUT.as_dict(), name="face_input")
+    again = FaceInput.from_config(layer.get_config())
+    image = np.random.default_rng(8).integers(0, 256, (1, 20, 20, 3)).astype(np.uint8)
+    assert np.array_equal(np.asarray(layer(image)), np.asarray(again(image)))

@@ -1,0 +1,203 @@
+"""One training stage: it learns, stops, resumes exactly, keeps the best, and fails with words."""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+from dlfer.config.schema import ExperimentSection, ModelConfig, StageConfig
+from dlfer.data.bundle import DataBundle, Split
+from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
+from dlfer.model.transfer import build_transfer_network
+from dlfer.train.control import StopControl
+from dlfer.train.device import choose_device, set_determinism
+from dlfer.train.history import COLUMNS, read_history
+from dlfer.train.stage import CHECKPOINT, HISTORY, train_stage
+from dlfer.train.state import StageJob
+from dlfer.train.watch import TrainingListener
+
+EVERYTHING = {
+    "epochs": 3,
+    "batch_size": 16,
+    "image_size": 32,
+    "freeze": {"head_epochs": 1},
+    "schedule": {"name": "cosine", "warmup_epochs": 0.5},
+    "augment": {"rotation": 20.0, "zoom": 0.2, "shift": 0.1, "mirror": 0.5, "mixup": 0.2, "erasing": 0.3},
+    "loss": {"label_smoothing": 0.1},
+    "balance": "sampler",
+    "ema": 0.9,
+    "clip": 1.0,
+}
+
+
+def make_config(**given) -> StageConfig:
+    return StageConfig.model_validate({"data": {"source": "synthetic_faces"}, **given})
+
+
+def make_bundle(num_train: int = 64) -> DataBundle:
+    """Three classes of grey squares: dark, middle, bright."""
+    rng = np.random.default_rng(0)
+
+    def split(name: str, count: int) -> Split:
+        targets = np.arange(count) % 3
+        noise = rng.integers(0, 40, (count, 24, 24, 1))
+        images = (noise + 90 * targets[:, None, None, None]).astype(np.uint8)
+        return Split(name, images, targets, np.array([f"{name}/{i}" for i in range(count)]))
+
+    return DataBundle("arrays", ("dark", "middle", "bright"), split("train", num_train), split("validation", 30), None)
+
+
+class StopAfter(TrainingListener):
+    """Asks for a stop after so many steps."""
+
+    def __init__(self, control: StopControl, steps: int) -> None:
+        super().__init__()
+        self.control, self.left = control, steps
+
+    def finish_step(self, step: int, loss: float, accuracy: float) -> None:
+        super().finish_step(step, loss, accuracy)
+        self.left -= 1
+        if self.left == 0:
+            self.control.request("SIGTERM")
+
+
+def make_job(config: StageConfig, folder, *, stop_after: int | None = None, deterministic: bool = True) -> StageJob:
+    section = ExperimentSection(name="x", deterministic=deterministic)
+    set_determinism(section)
+    control = StopControl()
+    listener = StopAfter(control, stop_after) if stop_after else TrainingListener()
+    return StageJob("finetune", config, folder, 3, choose_device(section), 60.0, control, listener)
+
+
+def build(seed: int = 0, dropout: float = 0.3):
+    keras.utils.set_random_seed(seed)
+    config = ModelConfig(backbone="efficientnet_nano", dropout=dropout)
+    return build_transfer_network(config, num_labels=3, image_size=32, channels=1)
+
+
+def weights_of(network) -> list[np.ndarray]:
+    return [np.asarray(weight) for weight in network.model.weights]
+
+
+def test_it_learns_what_is_easy(tmp_path):
+    config = make_config(epochs=6, batch_size=16, image_size=32, optimizer={"name": "adam", "learning_rate": 5e-3})
+    result = train_stage(make_job(config, tmp_path), build(dropout=0.0), make_bundle(192))
+    assert result.best > 0.9
+    assert result.images == 6 * 192
+    rows = read_history(tmp_path / HISTORY)
+    assert list(rows[0]) == list(COLUMNS)
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """A training with everything that is random switched on, from start to end."""
+    network = build()
+    folder = tmp_path_factory.mktemp("whole")
+    result = train_stage(make_job(make_config(**EVERYTHING), folder), network, make_bundle())
+    return result, weights_of(network)
+
+
+@pytest.mark.parametrize("stop_after", [2, 4, 6, pytest.param(11, marks=pytest.mark.slow)])
+def test_resume_is_exact(tmp_path, uninterrupted, stop_after):
+    """Stopped in the head's epoch, at its end, in the middle of the next and of the last: the same weights."""
+    expected, weights = uninterrupted
+    config = make_config(**EVERYTHING)
+    with pytest.raises(TrainingStopped, match="stopped by SIGTERM"):
+        train_stage(make_job(config, tmp_path, stop_after=stop_after), build(), make_bundle())
+    # Another process would start with other initial weights and other seeds: nothing of them may matter.
+    resumed = build(seed=99)
+    result = train_stage(make_job(config, tmp_path), resumed, make_bundle())
+    assert all(np.array_equal(a, b) for a, b in zip(weights, weights_of(resumed), strict=True))
+    for row, other in zip(expected.history, result.history, strict=True):
+        assert row["validation_loss"] == other["validation_loss"]
+        assert row["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
+
+
+def test_a_finished_stage_is_not_trained_again(tmp_path):
+    config = make_config(epochs=1, batch_size=16, image_size=32)
+    first, second = build(), build(seed=5)
+    done = train_stage(make_job(config, tmp_path), first, make_bundle())
+    again = train_stage(make_job(config, tmp_path), second, make_bundle())
+    assert again.images == done.images
+    assert all(np.array_equal(a, b) for a, b in zip(weights_of(first), weights_of(second), strict=True))
+
+
+def test_seeds_differ_and_repeat(tmp_path):
+    config = make_config(epochs=1, batch_size=16, image_size=32, augment={"rotation": 10.0})
+    found = []
+    for number, seed in enumerate((3, 3, 4)):
+        network = build()
+        job = dataclasses.replace(make_job(config, tmp_path / str(number)), seed=seed)
+        train_stage(job, network, make_bundle())
+        found.append(np.concatenate([w.ravel() for w in weights_of(network)]))
+    assert np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+
+
+def test_frozen_backbone_does_not_move_and_the_head_does(tmp_path):
+    config = make_config(epochs=2, batch_size=16, image_size=32, freeze={"layers": 1.0}, keep="last")
+    network = build()
+    before = [np.asarray(w) for w in network.backbone.trainable_weights]
+    kernel = np.asarray(network.head.kernel)
+    trained = network.backbone.trainable_weights
+    train_stage(make_job(config, tmp_path), network, make_bundle())
+    assert all(np.array_equal(a, np.asarray(b)) for a, b in zip(before, trained, strict=True))
+    assert not np.array_equal(kernel, np.asarray(network.head.kernel))
+
+
+def test_frozen_batch_norm_keeps_its_statistics_while_kernels_move(tmp_path):
+    config = make_config(epochs=1, batch_size=16, image_size=32, freeze={"batch_norm": "frozen"}, keep="last")
+    network = build()
+    norm, conv = network.backbone.get_layer("stem_bn"), network.backbone.get_layer("stem_conv")
+    statistics, kernel = [np.asarray(w) for w in norm.weights], np.asarray(conv.kernel)
+    train_stage(make_job(config, tmp_path), network, make_bundle())
+    assert all(np.array_equal(a, np.asarray(b)) for a, b in zip(statistics, norm.weights, strict=True))
+    assert not np.array_equal(kernel, np.asarray(conv.kernel))
+
+
+def test_the_best_epoch_is_kept(tmp_path):
+    """A rate that destroys the network in the end: the kept weights give the best figure again."""
+    config = make_config(epochs=4, batch_size=16, image_size=32, optimizer={"name": "adam", "learning_rate": 5e-2})
+    network = build(dropout=0.0)
+    bundle = make_bundle()
+    result = train_stage(make_job(config, tmp_path), network, bundle)
+    predicted = network.model.predict(bundle.validation.images, verbose=0).argmax(axis=1)
+    assert (predicted == bundle.validation.targets).mean() == pytest.approx(result.best)
+    assert result.best == max(row["validation_accuracy"] for row in result.history)
+
+
+def test_early_stopping_ends_and_plateau_lowers_the_rate(tmp_path):
+    config = make_config(
+        epochs=9,
+        batch_size=16,
+        image_size=32,
+        optimizer={"name": "sgd", "learning_rate": 1e-9},
+        schedule={"name": "plateau", "patience": 0, "factor": 0.5},
+        early_stopping={"patience": 2},
+        freeze={"batch_norm": "frozen"},
+    )
+    result = train_stage(make_job(config, tmp_path), build(), make_bundle())
+    assert result.stopped_early
+    assert len(result.history) == 3
+    assert [row["learning_rate"] for row in result.history] == pytest.approx([1e-9, 1e-9, 5e-10])
+
+
+def test_a_loss_that_is_not_finite_stops_with_step_and_values(tmp_path):
+    config = make_config(epochs=2, batch_size=16, image_size=32, optimizer={"name": "sgd", "learning_rate": 1e30})
+    with pytest.raises(NonFiniteError, match=r"epoch 1, step \d+ of 4 \(learning rate 1e\+30; running losses before: "):
+        train_stage(make_job(config, tmp_path), build(), make_bundle())
+
+
+def test_a_checkpoint_of_another_network_is_refused(tmp_path):
+    config = make_config(epochs=2, batch_size=16, image_size=32)
+    with pytest.raises(TrainingStopped):
+        train_stage(make_job(config, tmp_path, stop_after=1), build(), make_bundle())
+    other = build_transfer_network(
+        ModelConfig(backbone="efficientnet_lite0"), num_labels=3, image_size=32, channels=1
+    )
+    with pytest.raises(ModelError, match="start a new run"):
+        train_stage(make_job(config, tmp_path), other, make_bundle())
+    assert (tmp_path / CHECKPOINT).exists()
