@@ -1,0 +1,262 @@
+"""report.html of an ablation: the paper's table, paired differences, and every member's curves."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dlfer.errors import ModelError
+from dlfer.report.figures import (
+    COLOURS,
+    draw_line,
+    figure_style,
+    finish_epoch_axis,
+    new_figure,
+    read_series,
+    write_figure,
+)
+from dlfer.report.page import (
+    format_count,
+    format_interval,
+    format_percent,
+    load_figures,
+    read_json,
+    read_rows,
+    render_page,
+)
+from dlfer.report.record import describe_environment, describe_run, format_command, get_name, read_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+PARTS = ("train", "validation", "test")
+FIGURES = ("accuracies", "differences", "curves")
+_NUMBERS = ("train_accuracy", "validation_accuracy", "test_accuracy", "macro_f1", "seconds", "pretrain_seconds")
+
+
+def write_comparison_report(path: Path) -> Path:
+    """Draw the figures of a comparison and write its report.html; return the page's path.
+
+    Args:
+        path: a comparison's directory with run.json, members.csv and comparison.json. The curves come
+            from the members' own directories; those that are gone are left out.
+
+    Raises:
+        ModelError: the folder is no comparison, or one of its files is damaged.
+    """
+    path = Path(path)
+    run, comparison = read_json(path / "run.json"), read_json(path / "comparison.json")
+    if run is None or comparison is None:
+        missing = "run.json" if run is None else "comparison.json"
+        raise ModelError(f"{path}: found no {missing}; expected the directory of an ablation that has begun.")
+    members = read_members(path)
+    write_comparison_figures(path, comparison, members)
+    config_text = read_text(path / "config.yaml")
+    context = {
+        "name": get_name(path, config_text),
+        "kind": run.get("kind") or "ablation",
+        "subtitle": describe_run(path, run),
+        "warnings": [text for text in run.get("warnings", []) if text],
+        "paired": comparison["paired"],
+        "judged_on": comparison.get("judged_on"),
+        "table": comparison["table"],
+        "parts": [{"key": part, "title": title} for part, title in _title_parts(comparison).items()],
+        "figures": load_figures(path / "figures", FIGURES),
+        "notes": comparison["notes"],
+        "members": members,
+        "command": format_command(run),
+        "environment": describe_environment(run),
+        "config": config_text,
+    }
+    return render_page("comparison.html.j2", path / "report.html", context)
+
+
+def read_members(path: Path) -> list[dict[str, Any]]:
+    """Return the rows of members.csv: numbers as floats or None, with "name", "folder" and "link".
+
+    A member is looked for where members.csv says, else beside the comparison, so that a folder of runs
+    may be moved. "link" is the relative address of its report, None where there is none.
+    """
+    members = []
+    for row in read_rows(path / "members.csv"):
+        member: dict[str, Any] = dict(row)
+        member |= {key: float(row[key]) if row.get(key) else None for key in _NUMBERS}
+        recorded = Path(row["path"]) if row["path"] else None
+        folder = recorded
+        if recorded is not None and not recorded.exists():
+            folder = path.parent / recorded.name
+        report = folder / "report.html" if folder is not None else None
+        has_report = report is not None and report.exists()
+        member["folder"] = folder
+        member["name"] = folder.name if folder is not None else "–"
+        member["link"] = Path(os.path.relpath(report, path)).as_posix() if has_report else None
+        members.append(member)
+    return members
+
+
+def write_comparison_figures(
+    path: Path, comparison: Mapping[str, Any], members: Sequence[Mapping[str, Any]]
+) -> list[Path]:
+    """Draw accuracies, paired differences and the members' curves, as far as the files allow; return the paths."""
+    figures, written = path / "figures", []
+    if comparison["table"]:
+        texts = [
+            f"{row['arm']}: "
+            + ", ".join(f"{part} {format_percent(row[part]['value'])}" for part in PARTS if row.get(part))
+            for row in comparison["table"]
+        ]
+        written.append(
+            write_figure(
+                draw_accuracies(comparison),
+                figures / "accuracies.png",
+                title="Accuracy of each arm with its 95 % interval",
+                description=f"Accuracy of each arm. {'; '.join(texts)}.",
+            )
+        )
+    with_difference = [pair for pair in comparison["paired"] if pair.get("difference")]
+    if with_difference:
+        written.append(
+            write_figure(
+                draw_differences(with_difference),
+                figures / "differences.png",
+                title="Paired difference of accuracy with its 95 % interval; the line is no difference",
+                description=" ".join(pair["sentence"] for pair in with_difference),
+            )
+        )
+    histories = [
+        (member["arm"], read_rows(member["folder"] / "finetune" / "history.csv"))
+        for member in members
+        if member["folder"] is not None
+    ]
+    histories = [(arm, rows) for arm, rows in histories if rows]
+    if histories:
+        written.append(
+            write_figure(
+                draw_curves(histories),
+                figures / "curves.png",
+                title="EF-FER2 of every member: validation is solid, training is thin and dashed",
+                description=f"Loss and accuracy over the epochs of {len(histories)} trainings, coloured by arm.",
+            )
+        )
+    return written
+
+
+def draw_accuracies(comparison: Mapping[str, Any]) -> Figure:
+    """Draw a bar for each arm and part, with interval and value."""
+    titles = _title_parts(comparison)
+    table = comparison["table"]
+    width = 0.8 / len(table)
+    with figure_style():
+        figure = new_figure(9, 3.8)
+        axes = figure.subplots()
+        for number, row in enumerate(table):
+            shown = [(place, row[part]) for place, part in enumerate(titles) if row.get(part)]
+            places = [place + (number - (len(table) - 1) / 2) * width for place, _ in shown]
+            values = np.array([100 * cell["value"] for _, cell in shown])
+            spans = np.array([[100 * cell["low"], 100 * cell["high"]] for _, cell in shown]).reshape(-1, 2)
+            axes.bar(places, values, width * 0.92, color=COLOURS[number % len(COLOURS)], label=row["arm"])
+            errors = np.abs(spans.T - values)
+            axes.errorbar(places, values, yerr=errors, fmt="none", ecolor="#1c2430", elinewidth=1.3, capsize=4)
+            for place, value, high in zip(places, values, spans[:, 1], strict=True):
+                axes.text(place, high + 1.5, f"{value:.1f}", ha="center", va="bottom", fontsize=9.5)
+        axes.set_xticks(range(len(titles)), [title.replace(" (", "\n(") for title in titles.values()])
+        axes.grid(visible=False, axis="x")
+        axes.tick_params(axis="x", length=0)
+        axes.set_ylim(0, 108)
+        axes.set_yticks(range(0, 101, 20))
+        axes.set_ylabel("accuracy (%)")
+        figure.legend(loc="outside upper left", ncols=3)
+    return figure
+
+
+def draw_differences(paired: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw each paired difference as a dot with its interval, beside the line of no difference."""
+    with figure_style():
+        figure = new_figure(9, 1.1 + 0.5 * len(paired))
+        axes = figure.subplots()
+        for place, pair in enumerate(paired):
+            value, low, high = (pair["difference"][key] for key in ("value", "low", "high"))
+            colour = COLOURS[0] if low > 0 or high < 0 else "#5f6b76"
+            axes.plot([low, high], [place, place], color=colour, linewidth=3, solid_capstyle="butt")
+            axes.plot(value, place, "o", color=colour, markersize=8)
+            axes.annotate(f"{value:+.1f}", (value, place), (0, 8), textcoords="offset points", ha="center")
+        axes.axvline(0, color="#1c2430", linewidth=1)
+        axes.set_yticks(range(len(paired)), [f"{pair['a']}\nminus {pair['b']}" for pair in paired])
+        axes.set_ylim(len(paired) - 0.5, -0.6)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel("points of accuracy")
+        axes.margins(x=0.1)
+    return figure
+
+
+def draw_curves(histories: Sequence[tuple[str, Sequence[Mapping[str, str]]]]) -> Figure:
+    """Draw loss and accuracy of several trainings into the same two panels, coloured by arm.
+
+    Args:
+        histories: (arm, rows of its history.csv) of each member.
+    """
+    arms = list(dict.fromkeys(arm for arm, _ in histories))
+    with figure_style():
+        figure = new_figure(9, 3.7)
+        for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
+            percent, named = name == "accuracy", set()
+            for arm, rows in histories:
+                colour = COLOURS[arms.index(arm) % len(COLOURS)]
+                label = None if arm in named else arm
+                named.add(arm)
+                draw_line(axes, *read_series(rows, f"validation_{name}"), colour=colour, label=label, percent=percent)
+                train = read_series(rows, f"train_{name}")
+                axes.plot(
+                    train[0],
+                    [100 * v if percent else v for v in train[1]],
+                    "--",
+                    color=colour,
+                    linewidth=0.9,
+                    alpha=0.8,
+                )
+            axes.set_title(name.capitalize() + (" (%)" if percent else ""))
+            finish_epoch_axis(axes)
+        handles, labels = axes.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+    return figure
+
+
+def format_comparison_table(comparison: Mapping[str, Any]) -> Table:
+    """Return the paper's table for the terminal: accuracy of each arm in training, validation and test.
+
+    Example:
+        >>> rich.print(format_comparison_table(read_json(path / "comparison.json")))
+    """
+    from rich.table import Table
+
+    table = Table(title="Accuracy with its 95 % interval")
+    table.add_column("arm")
+    titles = _title_parts(comparison)
+    for title in titles.values():
+        table.add_column(title, justify="right")
+    for row in comparison["table"]:
+        seeds = f"\n{len(row['seeds'])} seeds" if len(row["seeds"]) > 1 else ""
+        table.add_row(f"{row['arm']}{seeds}", *(_format_cell(row.get(part)) for part in titles))
+    return table
+
+
+def _format_cell(figure: Mapping[str, Any] | None) -> str:
+    if not figure:
+        return "–"
+    return f"{format_percent(figure['value'])} ({format_interval(figure)})\nn = {format_count(figure['n'])}"
+
+
+def _title_parts(comparison: Mapping[str, Any]) -> dict[str, str]:
+    """Return the parts that some arm has, with their titles; validation says so if it selected and judged."""
+    judged_on = comparison.get("judged_on") or ""
+    titles = {part: part for part in PARTS if any(row.get(part) for row in comparison["table"])}
+    if "validation" in titles and judged_on.startswith("validation"):
+        titles["validation"] = judged_on
+    return titles

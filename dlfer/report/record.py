@@ -1,0 +1,66 @@
+"""How a run was made, as its run.json and config.yaml tell: name, time, command, seed, versions."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def read_text(path: Path) -> str | None:
+    """Return the text of a file; None where there is none."""
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def get_name(run_path: Path, config_text: str | None) -> str:
+    """Return the experiment's name from the resolved config, else the name of the folder above the run."""
+    return str(read_config(config_text).get("experiment", {}).get("name") or run_path.resolve().parent.name)
+
+
+def describe_run(run_path: Path, run: Mapping[str, Any]) -> str:
+    """Return the line below the title: which run, when, and its state if it has not ended well."""
+    words = [run_path.resolve().name]
+    for key, word in (("started", "started"), ("finished", "finished")):
+        if run.get(key):
+            words.append(f"{word} {str(run[key])[:16].replace('T', ' ')} UTC")
+    if run.get("status") in ("failed", "stopped"):
+        words.append(run["status"])
+    return " · ".join(words)
+
+
+def format_command(run: Mapping[str, Any]) -> str | None:
+    """Return the command line that made a run."""
+    argv = run.get("argv")
+    if not argv:
+        return None
+    words = [str(word) for word in argv]
+    return "dlfer " + shlex.join(words[1:] if Path(words[0]).name in ("dlfer", "__main__.py") else words)
+
+
+def describe_environment(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the facts of run.json that a repetition depends on, as (name, value)."""
+    facts = []
+    for key, name in (("seed", "seed"), ("config_digest", "config digest"), ("data_fingerprint", "data fingerprint")):
+        if run.get(key) is not None:
+            facts.append((name, _flatten(run[key])))
+    git = run.get("git") or {}
+    if git.get("commit"):
+        facts.append(("git commit", f"{git['commit']}{' with uncommitted changes' if git.get('dirty') else ''}"))
+    for key in ("device", "versions"):
+        if run.get(key):
+            facts.append((key, _flatten(run[key])))
+    return facts
+
+
+def _flatten(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {_flatten(item)}" for key, item in value.items() if item not in (None, ""))
+    return ", ".join(_flatten(item) for item in value) if isinstance(value, list) else str(value)
+
+
+def read_config(text: str | None) -> dict[str, Any]:
+    """Return what the text of a config.yaml holds; empty for None."""
+    import yaml
+
+    return yaml.safe_load(text) or {} if text else {}
