@@ -71,8 +71,11 @@ def resize_square(pixels: np.ndarray, size: int) -> np.ndarray:
     if pixels.shape[:2] == (size, size):
         return pixels
     grey = pixels.shape[-1] == 1
-    image = Image.fromarray(pixels[..., 0] if grey else pixels)
-    fitted = np.asarray(ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR))
+    side = min(pixels.shape[:2])
+    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
+    square = pixels[top : top + side, left : left + side]
+    image = Image.fromarray(np.ascontiguousarray(square[..., 0] if grey else square))
+    fitted = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
     return fitted[..., None] if grey else fitted
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dlfer.config.load import resolve_path
 from dlfer.config.schema import DataConfig, LabelsConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.images import resize_square
@@ -105,6 +106,7 @@ def load_data(config: DataConfig, *, image_size: int, balance: str = "none") -> 
         DataError: rows, files or labels are wrong, or a class of train is empty.
         ProtocolError: the protocol forbids the split or the balance, or the source cannot follow it.
     """
+    config = resolve_config(config)
     spec = SOURCES[config.source]
     if spec.streams and (config.protocol != "official" or config.select_on is not None):
         asked = "select_on" if config.protocol == "official" else f"protocol {config.protocol}"
@@ -125,7 +127,7 @@ def load_data(config: DataConfig, *, image_size: int, balance: str = "none") -> 
     if config.size is not None:
         parts = {part: resize_split(split, config.size) for part, split in parts.items()}
     bundle = apply_protocol(dataclasses.replace(bundle, **parts), config, balance=balance)
-    return dataclasses.replace(bundle, notes=bundle.notes + check_classes(bundle))
+    return dataclasses.replace(bundle, notes=bundle.notes + check_classes(bundle, limited=config.num_images.train is not None))
 
 
 def resize_split(split: Split | None, size: int) -> Split | None:
@@ -138,8 +140,12 @@ def resize_split(split: Split | None, size: int) -> Split | None:
     return dataclasses.replace(split, images=images)
 
 
-def check_classes(bundle: DataBundle) -> tuple[str, ...]:
-    """Return a note for each class that validation or test lacks.
+def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ...]:
+    """Return a note for each part that lacks classes.
+
+    Args:
+        bundle: in-memory splits.
+        limited: train was cut down on purpose, so that it may lack classes.
 
     Raises:
         DataError: fewer than two classes, a target without a label, a class that train lacks, or
@@ -169,13 +175,14 @@ def check_classes(bundle: DataBundle) -> tuple[str, ...]:
                 "expected the same."
             )
         empty = [label for label, count in zip(labels, counts, strict=True) if not count]
-        if empty and part == "train":
+        if empty and part == "train" and not limited:
             raise DataError(
-                f"data: train has no image of {', '.join(empty)}; a class needs images to be learned. Add some, raise "
-                f"data.num_images.train, or set data.labels.drop: [{', '.join(empty)}]."
+                f"data: train has no image of {', '.join(empty)}; a class needs images to be learned. Add some, or "
+                f"set data.labels.drop: [{', '.join(empty)}]."
             )
         if empty:
-            notes.append(f"{part} has no image of {', '.join(empty)}, so it cannot judge these classes.")
+            what = "cannot teach" if part == "train" else "cannot judge"
+            notes.append(f"{part} has no image of {', '.join(empty)}, so it {what} these classes.")
     return tuple(notes)
 
 
@@ -186,7 +193,12 @@ def is_present(config: DataConfig) -> bool:
     """
     if config.source.startswith("synthetic"):
         return True
-    return config.path is not None and Path(config.path).expanduser().exists()
+    return config.path is not None and resolve_path(config.path).exists()
+
+
+def resolve_config(config: DataConfig) -> DataConfig:
+    """Return the data section with ${DLFER_DATA} and other variables of its path filled in."""
+    return config if config.path is None else config.model_copy(update={"path": str(resolve_path(config.path))})
 
 
 def replace_by_synthetic(config: DataConfig) -> tuple[DataConfig, str]:

@@ -1,0 +1,151 @@
+"""Decoding one file: every mode gives uint8 [H, W, 1 or 3], and what cannot be trusted is refused."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlfer.data.images import read_header, read_image, resize_square, to_channels
+from dlfer.errors import DataError
+
+
+def _noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+
+
+def _write_png_header(path, width: int, height: int) -> None:
+    """Write a PNG that claims to be width x height and holds next to nothing."""
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 64)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + body)
+
+
+@pytest.mark.parametrize(("shape", "expected"), [((10, 12), (10, 12, 1)), ((10, 12, 3), (10, 12, 3))])
+@pytest.mark.parametrize("suffix", ["png", "bmp", "webp", "ppm"])
+def test_lossless_formats_give_the_very_pixels(tmp_path, shape, expected, suffix):
+    pixels = _noise(*shape)
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(pixels).save(path, **({"lossless": True} if suffix == "webp" else {}))
+    found = read_image(path)
+    assert found.dtype == np.uint8
+    if suffix == "webp":  # WebP has no grey mode
+        expected = (10, 12, 3)
+        pixels = np.broadcast_to(pixels.reshape(10, 12, -1), expected)
+    assert found.shape == expected
+    assert np.array_equal(found, pixels.reshape(expected))
+    assert read_header(path) == (12, 10, expected[-1] == 1)
+
+
+def test_sixteen_bits_become_the_upper_eight(tmp_path):
+    values = np.arange(100, dtype=np.uint16).reshape(10, 10) * 650
+    Image.fromarray(values).save(tmp_path / "image.png")
+    assert np.array_equal(read_image(tmp_path / "image.png")[..., 0], values >> 8)
+
+
+def test_palette_gives_its_colours(tmp_path):
+    image = Image.new("P", (9, 9), 1)
+    image.putpalette([0, 0, 0, 200, 10, 30])
+    image.save(tmp_path / "image.png")
+    assert read_image(tmp_path / "image.png")[4, 4].tolist() == [200, 10, 30]
+
+
+def test_transparency_is_laid_over_white(tmp_path):
+    rgba = np.zeros((8, 8, 4), np.uint8)
+    rgba[:4, :, 3] = 255
+    Image.fromarray(rgba).save(tmp_path / "image.png")
+    found = read_image(tmp_path / "image.png")
+    assert found[0, 0].tolist() == [0, 0, 0]
+    assert found[7, 7].tolist() == [255, 255, 255]
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    Image.new("CMYK", (16, 16), (0, 255, 255, 0)).save(tmp_path / "image.jpg", quality=95)
+    red, green, blue = read_image(tmp_path / "image.jpg")[8, 8].tolist()
+    assert red > 200
+    assert max(green, blue) < 60
+
+
+def test_an_animation_gives_its_first_frame(tmp_path):
+    frames = [Image.new("L", (10, 10), value) for value in (40, 250)]
+    frames[0].save(tmp_path / "image.gif", save_all=True, append_images=frames[1:])
+    assert np.unique(read_image(tmp_path / "image.gif")).tolist() == [40]
+
+
+def test_exif_orientation_is_applied(tmp_path):
+    pixels = np.zeros((10, 20), np.uint8)
+    pixels[:, 10:] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    path = tmp_path / "image.jpg"
+    Image.fromarray(pixels).save(path, exif=exif)
+    found = read_image(path)
+    assert found.shape == (20, 10, 1)
+    assert found[:8].mean() < 20
+    assert found[12:].mean() > 235
+    assert read_header(path) == (10, 20, True)
+
+
+@pytest.mark.parametrize("keep", [30, 300, 900])
+def test_truncated_or_corrupt_jpeg_is_refused_by_name(tmp_path, keep):
+    path = tmp_path / "happy_17.jpg"
+    Image.fromarray(_noise(48, 48)).save(path)
+    assert path.stat().st_size > keep
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(DataError, match=r"happy_17\.jpg.*skip_unreadable"):
+        read_image(path)
+
+
+def test_text_with_the_name_of_an_image_is_refused(tmp_path):
+    (tmp_path / "image.jpg").write_text("<html>not found</html>")
+    with pytest.raises(DataError, match="expected JPEG, PNG"):
+        read_image(tmp_path / "image.jpg")
+
+
+def test_formats_outside_the_list_are_refused(tmp_path):
+    Image.fromarray(_noise(16, 16)).save(tmp_path / "image.png", format="TIFF")
+    with pytest.raises(DataError, match="expected JPEG, PNG"):
+        read_image(tmp_path / "image.png")
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (7, 30)])
+def test_tiny_images_are_refused(tmp_path, shape):
+    Image.fromarray(_noise(*shape)).save(tmp_path / "image.png")
+    with pytest.raises(DataError, match="expected at least 8 a side"):
+        read_image(tmp_path / "image.png")
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+@pytest.mark.parametrize("side", [30_000, 10_000, 7_100])
+def test_an_image_bomb_is_refused_from_its_header(tmp_path, side):
+    _write_png_header(tmp_path / "image.png", side, side)
+    for read in (read_header, read_image):
+        with pytest.raises(DataError, match="at most 50,000,000"):
+            read(tmp_path / "image.png")
+
+
+def test_a_missing_file_is_said_to_be_missing(tmp_path):
+    with pytest.raises(DataError, match="no such file"):
+        read_image(tmp_path / "image.png")
+
+
+def test_resize_takes_the_central_square():
+    pixels = np.zeros((20, 60, 1), np.uint8)
+    pixels[:, 20:40] = 200
+    assert np.unique(resize_square(pixels, 10)).tolist() == [200]
+    assert resize_square(_noise(9, 9, 3), 16).shape == (16, 16, 3)
+
+
+def test_channels_follow_the_luma():
+    grey = _noise(8, 8, 1)
+    assert np.array_equal(to_channels(grey, 3), np.repeat(grey, 3, axis=-1))
+    rgb = _noise(8, 8, 3)
+    expected = rgb @ np.array([0.299, 0.587, 0.114])
+    assert np.abs(to_channels(rgb, 1)[..., 0] - expected).max() <= 1

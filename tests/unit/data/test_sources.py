@@ -1,0 +1,174 @@
+"""From a data section to splits: the table of sources, limits, checks, and stand-ins for absent files."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlfer.config import names
+from dlfer.config.schema import DataConfig, LabelsConfig, NumImages
+from dlfer.data import sources
+from dlfer.data.bundle import DataBundle
+from dlfer.data.sources import SOURCES, is_present, load_data, replace_by_synthetic
+from dlfer.errors import DataError, MissingDataError, ProtocolError
+
+
+def _write_npz(path, *, counts=(40, 20, 20), shape=(10, 10), **arrays) -> DataConfig:
+    """Write three parts whose targets take turns among four classes; return their data section."""
+    rng = np.random.default_rng(0)
+    for part, count in zip(("train", "validation", "test"), counts, strict=True):
+        if count:
+            arrays.setdefault(f"{part}_images", rng.integers(0, 256, (count, *shape), dtype=np.uint8))
+            arrays.setdefault(f"{part}_targets", np.arange(count) % 4)
+    np.savez(path, **arrays)
+    return DataConfig(source="arrays", path=str(path))
+
+
+def _with(config: DataConfig, **keys) -> DataConfig:
+    return DataConfig(**{**dict(config), **keys})
+
+
+def test_the_table_is_the_names_of_the_schema():
+    assert tuple(SOURCES) == names.SOURCES
+    assert all(spec.summary and spec.needs for spec in SOURCES.values())
+
+
+def test_importing_the_table_loads_neither_tensorflow_nor_keras():
+    code = "import sys, dlfer.data.sources; print({'tensorflow', 'keras', 'scipy', 'sklearn'} & set(sys.modules))"
+    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
+
+
+def test_limits_apply_to_the_parts_before_they_are_split(tmp_path):
+    config = _write_npz(tmp_path / "a.npz")
+    limits = NumImages(train=12, validation=8)
+    found = load_data(_with(config, num_images=limits), image_size=32)
+    assert [len(found.train), len(found.validation), len(found.test)] == [12, 8, 20]
+    assert np.bincount(found.train.targets).tolist() == [3, 3, 3, 3]
+    found = load_data(_with(config, num_images=limits, protocol="resplit"), image_size=32)
+    assert len(found.train) + len(found.validation) + len(found.test) == 40
+
+
+def test_labels_size_and_protocol_are_applied(tmp_path):
+    config = _write_npz(tmp_path / "a.npz", labels=np.array(["happiness", "sad", "calm", "anger"]))
+    labels = LabelsConfig(drop=("calm",))
+    found = load_data(_with(config, labels=labels, size=16, select_on=0.5), image_size=32)
+    assert found.labels == ("Happy", "Sad", "Angry")
+    assert found.train.images.shape[1:] == (16, 16, 1)
+    assert len(found.train) + len(found.validation) == 30
+    assert found.selected_on.startswith("0.5 of train")
+
+
+def test_folders_drop_classes_once(tmp_path):
+    for name in ("happy", "sad", "contempt"):
+        for row in range(10):
+            (tmp_path / name).mkdir(exist_ok=True)
+            pixels = np.random.default_rng(row).integers(0, 256, (12, 12), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / name / f"{row}.png")
+    config = DataConfig(source="folder", path=str(tmp_path), labels=LabelsConfig(drop=("contempt",)))
+    found = load_data(config, image_size=32)
+    assert found.labels == ("Happy", "Sad")
+    assert found.protocol == "resplit"
+    assert any("no parts of its own" in note for note in found.notes)
+
+
+def test_one_class_only_is_refused(tmp_path):
+    for row in range(4):
+        (tmp_path / "happy").mkdir(exist_ok=True)
+        Image.new("L", (12, 12), row).save(tmp_path / "happy" / f"{row}.png")
+    with pytest.raises(DataError, match=r"one class only \(happy\)"):
+        load_data(DataConfig(source="folder", path=str(tmp_path)), image_size=32)
+
+
+def test_a_class_that_train_lacks_is_refused_unless_train_was_cut_down(tmp_path):
+    config = _write_npz(tmp_path / "a.npz", labels=np.array(["a", "b", "c", "d", "e"]))
+    with pytest.raises(DataError, match=r"train has no image of e; .*drop: \[e\]"):
+        load_data(config, image_size=32)
+    found = load_data(_with(config, num_images=NumImages(train=3)), image_size=32)
+    assert any("so it cannot teach these classes" in note for note in found.notes)
+
+
+def test_a_class_that_validation_lacks_is_noted(tmp_path):
+    config = _write_npz(tmp_path / "a.npz", validation_targets=np.arange(20) % 3)
+    assert load_data(config, image_size=32).notes == (
+        "validation has no image of 3, so it cannot judge these classes.",
+    )
+
+
+def test_parts_of_different_sizes_are_refused_unless_resized(tmp_path):
+    config = _write_npz(tmp_path / "a.npz", test_images=np.zeros((20, 12, 9), np.uint8))
+    with pytest.raises(DataError, match="test has images of shape"):
+        load_data(config, image_size=32)
+    assert load_data(_with(config, size=10), image_size=32).test.images.shape[1:] == (10, 10, 1)
+
+
+def test_a_streamed_source_takes_its_own_parts_only(monkeypatch):
+    bundle = DataBundle("tfds", ("a", "b"), None, None, None)
+    spec = sources.SourceSpec("", "", lambda config, image_size: bundle, own_labels=True, streams=True)
+    monkeypatch.setitem(SOURCES, "tfds", spec)
+    config = DataConfig(source="tfds", name="imagenet2012")
+    assert load_data(config, image_size=64) is bundle
+    for keys in ({"protocol": "resplit"}, {"select_on": 0.1}, {"protocol": "paper", "split": "official_80_20"}):
+        with pytest.raises(ProtocolError, match="streams its images"):
+            load_data(_with(config, **keys), image_size=64)
+
+
+@pytest.mark.parametrize("source", ["fer2013", "folder", "arrays"])
+def test_missing_data_says_where_and_what_to_do(tmp_path, source):
+    config = DataConfig(source=source, path=str(tmp_path / "absent"))
+    assert not is_present(config)
+    with pytest.raises(MissingDataError, match=r"absent: .*data\.path"):
+        load_data(config, image_size=32)
+
+
+def test_presence_is_that_of_the_path(tmp_path):
+    assert is_present(DataConfig(source="folder", path=str(tmp_path)))
+    assert is_present(DataConfig(source="synthetic_faces"))
+    assert not is_present(DataConfig(source="tfds", name="imagenet2012"))
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"source": "fer2013", "path": "data/fer2013.csv"}, "synthetic_faces"),
+        ({"source": "folder", "path": "data/RAF-DB"}, "synthetic_faces"),
+        ({"source": "folder", "path": "x", "labels": LabelsConfig(drop=("sadness",))}, "synthetic_faces"),
+        ({"source": "folder", "path": "data/tiny_imagenet"}, "synthetic_scenes"),
+        ({"source": "tfds", "name": "imagenet2012", "splits": {"train": "train"}}, "synthetic_scenes"),
+    ],
+)
+def test_absent_files_are_replaced_by_faces_or_scenes(keys, expected):
+    config, warning = replace_by_synthetic(DataConfig(**keys, num_images=NumImages(train=32), seed=3))
+    assert (config.source, config.path, config.name, config.splits) == (expected, None, None, None)
+    assert (config.num_images.train, config.seed) == (32, 3)
+    assert keys.get("path", "imagenet2012") in warning
+
+
+def test_a_stand_in_keeps_protocol_and_the_labels_that_faces_have():
+    labels = LabelsConfig(aliases={"happiness": "Smile", "contempt": "Disgust"}, drop=("fear", "calm", "Smile"))
+    config = DataConfig(source="fer2013", path="x", protocol="paper", split="after_balance", labels=labels)
+    found, _ = replace_by_synthetic(config)
+    assert (found.protocol, found.split) == ("paper", "after_balance")
+    assert found.labels == LabelsConfig(aliases={"Happy": "Smile"}, drop=("Fear", "Smile"))
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [
+        {},
+        {"select_on": 0.2},
+        {"protocol": "resplit"},
+        {"protocol": "paper", "split": "official_80_20"},
+        {"protocol": "paper", "split": "after_balance"},
+    ],
+)
+def test_a_stand_in_loads_under_every_protocol_however_small(keys):
+    counts = NumImages(train=32, validation=32, test=32)
+    config, _ = replace_by_synthetic(DataConfig(source="fer2013", path="x", num_images=counts, **keys))
+    found = load_data(config, image_size=48, balance="augment")
+    assert found.labels == names.FER2013_LABELS
+    assert min(len(found.train), len(found.validation), len(found.test)) > 0

@@ -1,0 +1,203 @@
+"""Protocols: what trains, selects and judges, and what each forbids."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dlfer.config.schema import DataConfig
+from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.split import apply_protocol, draw_indices, draw_subset
+from dlfer.errors import DataError, ProtocolError
+
+CLASSES = 4
+
+
+def _split(name: str, count: int, *, seed: int = 0, copies: int = 0) -> Split:
+    """Return `count` images of four unequal classes; the last `copies` repeat the first ones."""
+    rng = np.random.default_rng(seed)
+    images = rng.integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+    targets = np.minimum(rng.geometric(0.5, count) - 1, CLASSES - 1)
+    if copies:
+        images[-copies:], targets[-copies:] = images[:copies], targets[:copies]
+    return Split(name, images, targets, np.array([f"{name}/{row}" for row in range(count)]))
+
+
+def _bundle(*, copies: int = 0, parts: tuple[str, ...] = ("train", "validation", "test")) -> DataBundle:
+    splits = {
+        "train": _split("Training", 400, seed=1, copies=copies),
+        "validation": _split("PublicTest", 80, seed=2),
+        "test": _split("PrivateTest", 80, seed=3),
+    }
+    if copies:  # and some of them across the parts
+        splits["validation"].images[:10] = splits["train"].images[:10]
+    kept = {part: split if part in parts else None for part, split in splits.items()}
+    return DataBundle("fer2013", tuple("abcd"), **kept)
+
+
+def _apply(bundle: DataBundle, balance: str = "none", **keys) -> DataBundle:
+    return apply_protocol(bundle, DataConfig(source="fer2013", path="x", **keys), balance=balance)
+
+
+def _ids(*splits: Split) -> set[str]:
+    return {name for split in splits for name in split.ids.tolist()}
+
+
+def _pixels(*splits: Split) -> set[bytes]:
+    return {image.tobytes() for split in splits for image in split.images}
+
+
+def test_official_keeps_the_parts_of_the_source():
+    bundle = _bundle()
+    found = _apply(bundle)
+    assert (found.train, found.validation, found.test) == (bundle.train, bundle.validation, bundle.test)
+    assert (found.protocol, found.selected_on, found.twins) == ("official", "PublicTest", None)
+
+
+def test_select_on_makes_the_validation_part_a_true_test():
+    bundle = _bundle(copies=60, parts=("train", "validation"))
+    found = _apply(bundle, select_on=0.1)
+    assert found.test is bundle.validation
+    assert _ids(found.train, found.validation) == _ids(bundle.train)
+    assert not _ids(found.train) & _ids(found.validation)
+    assert not _pixels(found.train) & _pixels(found.validation)
+    assert len(found.validation) == pytest.approx(40, abs=6)
+    assert found.selected_on == "0.1 of Training (equal images kept together)"
+    assert found.train.name == "Training"
+
+
+def test_select_on_beside_a_test_part_leaves_the_validation_part_out_and_says_so():
+    bundle = _bundle()
+    found = _apply(bundle, select_on=0.1)
+    assert found.test is bundle.test
+    assert "PublicTest (80 images) is not used" in found.notes[0]
+
+
+def test_without_a_validation_part_a_fifth_of_train_selects():
+    found = _apply(_bundle(parts=("train", "test")))
+    assert len(found.validation) == pytest.approx(80, abs=3)
+    assert found.test.name == "PrivateTest"
+    assert "no validation part: 20% of Training serves" in found.notes[0]
+
+
+def test_without_any_parts_the_data_is_split_as_by_resplit_and_says_so():
+    bundle = _bundle(copies=60, parts=("train",))
+    found, resplit = _apply(bundle), _apply(bundle, protocol="resplit")
+    assert found.protocol == "resplit"
+    assert "no parts of its own" in found.notes[0]
+    assert found.test.ids.tolist() == resplit.test.ids.tolist()
+
+
+def test_resplit_is_80_20_and_80_20_stratified_with_copies_on_one_side():
+    bundle = _bundle(copies=60)
+    found = _apply(bundle, protocol="resplit", balance="augment")
+    parts = (found.train, found.validation, found.test)
+    assert [split.name for split in parts] == ["train", "validation", "test"]
+    assert sum(map(len, parts)) == 560
+    assert _ids(*parts) == _ids(bundle.train, bundle.validation, bundle.test)
+    assert sum(len(_pixels(split)) for split in parts) == len(_pixels(*parts)) == 490
+    assert [len(split) / 560 for split in parts] == pytest.approx([0.64, 0.16, 0.2], abs=0.02)
+    shares = [np.bincount(split.targets, minlength=CLASSES) / len(split) for split in parts]
+    assert np.ptp(shares, axis=0).max() < 0.04
+    assert not any("#" in name for name in _ids(*parts))
+
+
+def test_resplit_depends_on_the_data_seed():
+    bundle = _bundle()
+    first, again, other = (_apply(bundle, protocol="resplit", seed=seed) for seed in (0, 0, 1))
+    assert first.test.ids.tolist() == again.test.ids.tolist()
+    assert _ids(first.test) != _ids(other.test)
+
+
+def test_resplit_with_select_on_takes_that_fraction_for_selection():
+    found = _apply(_bundle(), protocol="resplit", select_on=0.1)
+    assert len(found.validation) / (len(found.validation) + len(found.train)) == pytest.approx(0.1, abs=0.01)
+
+
+def test_ids_that_recur_in_several_parts_are_told_apart_when_pooled():
+    bundle = _bundle(parts=("train", "validation"))
+    splits = [
+        Split(s.name, s.images, s.targets, np.array([str(row) for row in range(len(s))]))
+        for s in (bundle.train, bundle.validation)
+    ]
+    found = _apply(DataBundle("arrays", bundle.labels, *splits, None), protocol="resplit")
+    ids = _ids(found.train, found.validation, found.test)
+    assert len(ids) == 480
+    assert {"Training/3", "PublicTest/3"} <= ids
+
+
+def test_parts_of_different_sizes_cannot_be_pooled():
+    bundle = _bundle(parts=("train",))
+    other = Split("test", np.zeros((4, 9, 9, 1), np.uint8), np.arange(4), np.array(list("abcd")))
+    with pytest.raises(DataError, match="expected one shape"):
+        _apply(DataBundle("arrays", bundle.labels, bundle.train, other, None), protocol="resplit")
+
+
+def test_paper_official_trains_on_four_fifths_and_judges_on_all_other_parts():
+    bundle = _bundle(copies=60)
+    found = _apply(bundle, "augment", protocol="paper", split="official_80_20")
+    assert (found.protocol, found.test.name) == ("paper", "PublicTest+PrivateTest")
+    assert _ids(found.test) == _ids(bundle.validation, bundle.test)
+    assert _ids(found.train, found.validation) == _ids(bundle.train)
+    assert len(found.validation) == pytest.approx(80, abs=8)
+    assert found.twins == sum(image.tobytes() in _pixels(found.train) for image in found.test.images)
+    assert 0 < found.twins <= 10
+
+
+def test_paper_official_says_when_a_third_part_is_absent_and_needs_a_second():
+    found = _apply(_bundle(parts=("train", "validation")), protocol="paper", split="official_80_20")
+    assert "no third part, so 400 / 80 images (83%) stand for" in found.notes[0]
+    with pytest.raises(ProtocolError, match="judges on the parts beside train"):
+        _apply(_bundle(parts=("train",)), protocol="paper", split="official_80_20")
+
+
+def test_paper_after_balance_splits_copies_without_regard_and_counts_the_twins():
+    bundle = _bundle(copies=60)
+    found = _apply(bundle, "augment", protocol="paper", split="after_balance")
+    parts = (found.train, found.validation, found.test)
+    counts = np.bincount(np.concatenate([s.targets for s in (bundle.train, bundle.validation, bundle.test)]))
+    total = CLASSES * counts.max()
+    assert sum(map(len, parts)) == total
+    assert [len(split) / total for split in parts] == pytest.approx([0.64, 0.16, 0.2], abs=0.01)
+    for split in parts:
+        assert np.ptp(np.bincount(split.targets)) <= 2
+    pool = {
+        name: image.tobytes()
+        for split in (bundle.train, bundle.validation, bundle.test)
+        for name, image in zip(split.ids.tolist(), split.images, strict=True)
+    }
+    sources = {pool[name.split("#")[0]] for name in found.train.ids.tolist()}
+    expected = sum(pool[name.split("#")[0]] in sources for name in found.test.ids.tolist())
+    assert found.twins == expected > len(found.test) / 4
+    assert f"{expected} of {len(found.test)} test images have a twin" in found.notes[0]
+
+
+@pytest.mark.parametrize("balance", ["none", "undersample", "class_weight", "sampler"])
+def test_paper_after_balance_needs_balance_by_augmentation(balance):
+    with pytest.raises(ProtocolError, match=f"balance: found '{balance}'.*Set balance: augment"):
+        _apply(_bundle(), balance, protocol="paper", split="after_balance")
+
+
+@pytest.mark.parametrize("split", ["after_balance", "official_80_20"])
+def test_paper_takes_no_select_on(split):
+    with pytest.raises(ProtocolError, match="select_on"):
+        _apply(_bundle(), "augment", protocol="paper", split=split, select_on=0.1)
+
+
+def test_a_draw_keeps_shares_and_every_class():
+    targets = np.array([0] * 900 + [1] * 90 + [2] * 10)
+    ids = np.array([str(row) for row in range(1000)])
+    rows = draw_indices(targets, ids, 100, seed=0)
+    assert np.bincount(targets[rows]).tolist() == [90, 9, 1]
+    assert np.bincount(targets[draw_indices(targets, ids, 20, seed=0)]).tolist() == [18, 1, 1]
+    assert len(draw_indices(targets, ids, 2, seed=0)) == 2
+    assert np.array_equal(draw_indices(targets, ids, None, seed=0), np.arange(1000))
+
+
+def test_a_subset_is_deterministic_and_follows_the_seed():
+    split = _split("Training", 200)
+    assert draw_subset(split, 500, 0) is split
+    assert draw_subset(split, None, 0) is split
+    first = draw_subset(split, 50, 0)
+    assert first.ids.tolist() == draw_subset(split, 50, 0).ids.tolist()
+    assert _ids(first) != _ids(draw_subset(split, 50, 1))
