@@ -102,7 +102,7 @@ def add_occlusion(sketch: Sketch, person: Person, *, rng: np.random.Generator) -
         y = person.mouth_height - 5 + 9 * place
         scarf = np.array([(-22, y), (0, y + 2), (22, y), (26, 40), (-26, 40)])
         sketch.fill(scarf, 20 + 210 * tone, lift=6)
-        sketch.line(scarf[:3] + (0, 3), 10 + 170 * tone, width=1.2, lift=6)
+        sketch.line(scarf[:3] + np.array((0, 3)), 10 + 170 * tone, width=1.2, lift=6)
     elif kind < 0.13:
         x = side * (6 + 7 * place)
         strand = np.array([(x, -22), (x + side * 5, -20), (x + side * 7, 4), (x + side * 5, 20), (x + side * 3, 4)])
