@@ -127,7 +127,9 @@ def load_data(config: DataConfig, *, image_size: int, balance: str = "none") -> 
     if config.size is not None:
         parts = {part: resize_split(split, config.size) for part, split in parts.items()}
     bundle = apply_protocol(dataclasses.replace(bundle, **parts), config, balance=balance)
-    return dataclasses.replace(bundle, notes=bundle.notes + check_classes(bundle, limited=config.num_images.train is not None))
+    return dataclasses.replace(
+        bundle, notes=bundle.notes + check_classes(bundle, limited=config.num_images.train is not None)
+    )
 
 
 def resize_split(split: Split | None, size: int) -> Split | None:

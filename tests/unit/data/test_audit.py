@@ -40,6 +40,11 @@ def test_flat_images_are_no_near_twins_but_may_be_exact_ones():
     exact, near = find_twins(ramp, ramp + 1)
     assert not exact.any()
     assert not near.any()
+    steep = np.rint((ramp.astype(float) - 105) * 4 + 105).astype(np.uint8)
+    assert steep.std() > 8
+    for image, reference in ((ramp, steep), (steep, ramp)):  # one flat image is enough
+        assert not find_twins(image, reference)[1].any()
+    assert find_twins(steep, steep + 1)[1].all()
     exact, near = find_twins(ramp, ramp)
     assert exact.all()
     assert near.all()

@@ -9,6 +9,7 @@ from PIL import Image
 from dlfer.config.schema import DataConfig, LabelsConfig, NumImages
 from dlfer.data import folder
 from dlfer.data.folder import load_folder
+from dlfer.data.images import read_image, resize_square
 from dlfer.errors import DataError, MissingDataError
 
 
@@ -89,6 +90,8 @@ def test_sizes_that_differ_become_centred_squares(tmp_path, sides, size, image_s
     bundle = _load(tmp_path, image_size, size=size)
     assert bundle.train.images.shape == (6, expected, expected, 1)
     assert f"resized to {expected} px" in bundle.notes[0]
+    for name, pixels in zip(bundle.train.ids, bundle.train.images, strict=True):
+        assert np.array_equal(pixels, resize_square(read_image(tmp_path / name), expected))
 
 
 def test_labels_are_matched_across_spellings_and_dropped(tmp_path):
@@ -102,7 +105,6 @@ def test_labels_are_matched_across_spellings_and_dropped(tmp_path):
 def test_only_the_drawn_files_are_opened(tmp_path, monkeypatch):
     _write_classes(tmp_path, count=10)
     opened = []
-    read_image = folder.read_image
     monkeypatch.setattr(folder, "read_image", lambda path: opened.append(path) or read_image(path))
     bundle = _load(tmp_path, num_images=NumImages(train=6))
     assert np.bincount(bundle.train.targets).tolist() == [3, 3]
