@@ -16,7 +16,9 @@ from dlfer.config import names
 class Section(BaseModel):
     """Base of every section: unknown keys are refused, values are frozen, nothing is converted."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
+    )
 
 
 Fraction = Annotated[float, Field(ge=0, le=1)]

@@ -1,0 +1,39 @@
+"""Train, compare and use facial-expression classifiers by cascaded transfer learning."""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+from dlfer._version import __version__
+
+# Public name -> where it stands. Resolved on first use: `import dlfer` loads neither TensorFlow nor pydantic.
+_PLACES = {
+    "ExperimentConfig": ("dlfer.config.schema", "ExperimentConfig"),
+    "evaluate_model": ("dlfer.judge", "evaluate_model"),
+    "load": ("dlfer.model.artifact", "load_artifact"),
+    "load_experiment": ("dlfer.config.load", "load_experiment"),
+    "run_ablation": ("dlfer.compare", "run_ablation"),
+    "run_experiment": ("dlfer.experiment", "run_experiment"),
+}
+
+__all__ = [
+    "ExperimentConfig",
+    "__version__",
+    "evaluate_model",
+    "load",
+    "load_experiment",
+    "run_ablation",
+    "run_experiment",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _PLACES:
+        raise AttributeError(f"module 'dlfer' has no attribute {name!r}; it has {', '.join(__all__)}")
+    module, attribute = _PLACES[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

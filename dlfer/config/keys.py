@@ -1,0 +1,133 @@
+"""The dotted keys that the schema knows, and the one nearest to a key that it does not."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import inspect
+import types
+import typing
+from typing import Any, Literal
+
+from dlfer.config.schema import ExperimentConfig, Section
+
+Key = tuple[str, ...]
+
+
+def get_alternatives(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union, without the wrapping of Annotated; a plain type is one member."""
+    origin = typing.get_origin(annotation)
+    if origin is typing.Annotated:
+        return get_alternatives(typing.get_args(annotation)[0])
+    if origin in (typing.Union, types.UnionType):
+        return tuple(part for member in typing.get_args(annotation) for part in get_alternatives(member))
+    return (annotation,)
+
+
+def get_section(annotation: Any) -> type[Section] | None:
+    """Return the Section class among the alternatives of an annotation, if there is one."""
+    for part in get_alternatives(annotation):
+        if inspect.isclass(part) and issubclass(part, Section):
+            return part
+    return None
+
+
+def get_mapping_value(annotation: Any) -> Any | None:
+    """Return the type of the values where an annotation allows a dict with free keys, else None."""
+    for part in get_alternatives(annotation):
+        if typing.get_origin(part) is dict:
+            return typing.get_args(part)[1]
+    return None
+
+
+def is_nullable(annotation: Any) -> bool:
+    """Return whether null is a value of the annotation."""
+    return type(None) in get_alternatives(annotation)
+
+
+def split_key(dotted: str) -> Key:
+    """Return the parts of a dotted key; what follows search.space is one part, itself a dotted key."""
+    parts = tuple(dotted.split("."))
+    return (*parts[:2], ".".join(parts[2:])) if parts[:2] == ("search", "space") and len(parts) > 2 else parts
+
+
+def find_annotation(key: Key) -> Any | None:
+    """Return the type that the schema gives a key, or None where it has no such key."""
+    annotation: Any = ExperimentConfig
+    for part in key:
+        section, value = get_section(annotation), get_mapping_value(annotation)
+        if section is not None and part in section.model_fields:
+            annotation = section.model_fields[part].annotation
+        elif section is None and value is not None:
+            annotation = value
+        else:
+            return None
+    return annotation
+
+
+def find_default(key: Key) -> Any:
+    """Return the default of a known key; a section's is a mapping, that of a required key is None."""
+    annotation: Any = ExperimentConfig
+    default: Any = None
+    for part in key:
+        section = get_section(annotation)
+        if section is None or part not in section.model_fields:
+            return None
+        field = section.model_fields[part]
+        annotation, default = field.annotation, None if field.is_required() else field.default
+    return default.model_dump(mode="json") if isinstance(default, Section) else default
+
+
+@functools.cache
+def list_keys() -> tuple[str, ...]:
+    """Return every dotted key of an experiment file, sections included, in the order of the schema."""
+    return tuple(_walk(ExperimentConfig, ()))
+
+
+def _walk(section: type[Section], above: Key) -> list[str]:
+    found = []
+    for name, field in section.model_fields.items():
+        found.append(".".join((*above, name)))
+        below = get_section(field.annotation)
+        if below is not None:
+            found += _walk(below, (*above, name))
+    return found
+
+
+def suggest_key(key: Key) -> str | None:
+    """Return the known key nearest to an unknown one: a sibling that is spelt alike, else the same name elsewhere.
+
+    The same name within the same stage comes first: finetune.learning_rate suggests
+    finetune.optimizer.learning_rate.
+    """
+    section = get_section(find_annotation(key[:-1]) or ExperimentConfig)
+    siblings = list(section.model_fields) if section is not None else []
+    near = difflib.get_close_matches(key[-1], siblings, n=1)
+    if near:
+        return ".".join((*key[:-1], near[0]))
+    names = {dotted.rsplit(".", 1)[-1] for dotted in list_keys()}
+    near = difflib.get_close_matches(key[-1], sorted(names), n=1, cutoff=0.8)
+    if not near:
+        return None
+    places = [dotted for dotted in list_keys() if dotted.rsplit(".", 1)[-1] == near[0]]
+    return max(places, key=lambda dotted: (_count_shared(dotted.split("."), key), -len(dotted)))
+
+
+def get_choices(annotation: Any) -> tuple[str, ...]:
+    """Return the names that a key may take, or () where any text or number may stand."""
+    return tuple(
+        value
+        for part in get_alternatives(annotation)
+        if typing.get_origin(part) is Literal
+        for value in typing.get_args(part)
+        if isinstance(value, str)
+    )
+
+
+def _count_shared(parts: list[str], key: Key) -> int:
+    shared = 0
+    for a, b in zip(parts, key, strict=False):
+        if a != b:
+            break
+        shared += 1
+    return shared

@@ -1,0 +1,217 @@
+"""From an experiment file to an `ExperimentConfig` and back.
+
+A file may name one parent (`extends: base.yaml`, relative to the file). The parent's sections are
+merged key by key with the file's own; two rules go beyond that:
+
+- `null` removes: a section set to null is absent (pretrain), or has its defaults again (augment);
+- a section with a key `source` that differs from its parent's replaces the parent's section, since
+  the path of a csv means nothing to synthetic faces.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from dlfer.config.keys import Key, get_mapping_value, get_section, is_nullable, split_key
+from dlfer.config.problems import Problem, validate
+from dlfer.config.schema import ExperimentConfig, Section
+from dlfer.config.space import check_space, set_value
+from dlfer.config.strict_yaml import format_yaml, parse_yaml, read_yaml
+from dlfer.errors import ConfigError
+
+_VARIABLE = re.compile(r"\$(?:\{([^}]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
+_DEFAULTS = {"DLFER_DATA": "data"}
+_MAX_PARENTS = 20
+
+
+def load_experiment(
+    path: Path | str, overrides: Mapping[str, object] | None = None, *, check_search: bool = True
+) -> ExperimentConfig:
+    """Read an experiment file, set `overrides` (dotted key -> value), and check all of it.
+
+    Args:
+        check_search: try the ends of `search.space` too. A run reads its own file back without, since
+            a member of a search has one of the values that the others need not fit.
+
+    Raises:
+        ConfigError: with every problem of the file in one message.
+
+    Example:
+        >>> config = load_experiment("experiments/dlfer.yaml", {"pretrain": None, "finetune.epochs": 3})
+    """
+    tree, marks = _read_with_parents(Path(path), ())
+    problems = _apply(tree, marks, overrides or {})
+    return _finish(tree, marks, problems, str(path), check_search=check_search)
+
+
+def with_overrides(config: ExperimentConfig, overrides: Mapping[str, object]) -> ExperimentConfig:
+    """Return `config` with some dotted keys set, validated again.
+
+    Raises:
+        ConfigError: an unknown key, or a value that does not fit.
+    """
+    tree = config.model_dump(mode="json")
+    marks: dict[Key, str] = {}
+    problems = _apply(tree, marks, overrides)
+    check_search = any(key.split(".")[0] == "search" for key in overrides)
+    name = f"experiment {config.experiment.name} with overrides"
+    return _finish(tree, marks, problems, name, check_search=check_search)
+
+
+def parse_override(text: str) -> tuple[str, Any]:
+    """Return the dotted key and the YAML value of a `--set` argument, "a.b=value".
+
+    Raises:
+        ConfigError: there is no "=", no key, or the value is not YAML.
+
+    Example:
+        >>> parse_override("finetune.optimizer.learning_rate=1e-4")
+        ('finetune.optimizer.learning_rate', 0.0001)
+    """
+    key, separator, value = text.partition("=")
+    key = key.strip()
+    if not separator or not all(key.split(".")):
+        raise ConfigError(f"--set {text}: expected KEY=VALUE, e.g. --set finetune.epochs=10 or --set pretrain=null.")
+    return key, parse_yaml(value, f"--set {key}").data
+
+
+def resolve_path(text: str) -> Path:
+    """Return a path of an experiment with ~ and environment variables filled in.
+
+    `${DLFER_DATA}` is ./data unless the environment says otherwise. A relative path counts from the
+    working directory.
+
+    Raises:
+        ConfigError: a variable that is not set.
+    """
+
+    def fill(match: re.Match[str]) -> str:
+        name = match[1] if match[1] is not None else match[2]
+        value = os.environ.get(name) or _DEFAULTS.get(name)
+        if not value:
+            raise ConfigError(f"{text}: the environment variable {name} is not set; set it, or write the path out.")
+        return value
+
+    return Path(_VARIABLE.sub(fill, text)).expanduser()
+
+
+def dump_experiment(config: ExperimentConfig) -> str:
+    """Return the complete experiment as YAML text, every default written out; it loads to an equal config."""
+    header = f"# The experiment {config.experiment.name} in full. It runs again with: dlfer run THIS_FILE\n"
+    return header + format_yaml(config.model_dump(mode="json"))
+
+
+def compute_digest(config: ExperimentConfig) -> str:
+    """Return the sha256 (hex, 64 characters) of all that determines an experiment's result.
+
+    Left out: experiment.name, experiment.checkpoint_minutes, and the sections expected, search, ablation.
+    """
+    values = config.model_dump(mode="json", exclude={"expected", "search", "ablation"})
+    for key in ("name", "checkpoint_minutes"):
+        del values["experiment"][key]
+    return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _read_with_parents(path: Path, children: tuple[Path, ...]) -> tuple[dict[str, Any], dict[Key, str]]:
+    """Return the merged values of a file and its parents, and where each of them stands."""
+    document = read_yaml(path)
+    if not isinstance(document.data, dict):
+        found = "nothing" if document.data is None else f"a {type(document.data).__name__}"
+        raise ConfigError(f"{path}: found {found}, expected sections: experiment, model, finetune ... See dlfer init.")
+    tree, marks = document.data, document.marks
+    parent = tree.pop("extends", None)
+    if parent is None:
+        return tree, marks
+    where = marks[("extends",)]
+    if not isinstance(parent, str):
+        raise ConfigError(f"{where}: extends: found {parent!r}, expected the name of one experiment file.")
+    parent_path = path.parent / parent
+    chain = (*children, path)
+    if any(parent_path.resolve() == child.resolve() for child in chain) or len(chain) > _MAX_PARENTS:
+        names = " -> ".join(str(child) for child in (*chain, parent_path))
+        raise ConfigError(f"{where}: extends: the files extend one another in a circle: {names}.")
+    if not parent_path.is_file():
+        raise ConfigError(
+            f"{where}: extends: there is no file {parent_path}; the name counts from the file's own folder."
+        )
+    parent_tree, parent_marks = _read_with_parents(parent_path, chain)
+    return _merge(parent_tree, tree, parent_marks, ()), {**parent_marks, **marks}
+
+
+def _merge(
+    parent: dict[str, Any], child: dict[str, Any], parent_marks: dict[Key, str], location: Key
+) -> dict[str, Any]:
+    """Return the parent's values with the child's set, as the module's docstring says.
+
+    Marks of what the child replaces are taken out of `parent_marks`.
+    """
+    merged = dict(parent)
+    for key, value in child.items():
+        above = parent.get(key)
+        if isinstance(above, dict) and isinstance(value, dict) and not _is_other_source(above, value):
+            merged[key] = _merge(above, value, parent_marks, (*location, key))
+        else:
+            merged[key] = value
+            _forget(parent_marks, (*location, key))
+    return merged
+
+
+def _is_other_source(parent: dict[str, Any], child: dict[str, Any]) -> bool:
+    return "source" in parent and "source" in child and parent["source"] != child["source"]
+
+
+def _forget(marks: dict[Key, str], key: Key) -> None:
+    """Take the places of a key and of all below it out of `marks`."""
+    for stale in [mark for mark in marks if mark[: len(key)] == key]:
+        del marks[stale]
+
+
+def _apply(tree: dict[str, Any], marks: dict[Key, str], overrides: Mapping[str, object]) -> list[Problem]:
+    """Set the overrides in `tree`; return problems of keys that cannot be set."""
+    problems = []
+    for dotted, value in overrides.items():
+        key = split_key(dotted)
+        if dotted == "extends":
+            problems.append(Problem(key, "cannot be set by an override; write it in a file."))
+            continue
+        # The lines of what stood there say nothing about the new value.
+        _forget(marks, key)
+        # A copy, so that the tree does not change the caller's value.
+        num_found = set_value(tree, key, copy.deepcopy(value))
+        for end in range(num_found + 1, len(key) + 1):
+            marks[key[:end]] = f"--set {dotted}"
+    return problems
+
+
+def _finish(
+    tree: dict[str, Any], marks: Mapping[Key, str], problems: list[Problem], name: str, *, check_search: bool
+) -> ExperimentConfig:
+    _drop_nulls(tree, ExperimentConfig)
+    config, found = validate(tree)
+    problems = problems + found
+    if check_search:
+        problems += check_space(tree)
+    if problems or config is None:
+        lines = "\n".join(f"  {problem.format(marks)}" for problem in problems)
+        raise ConfigError(f"{name}: {len(problems)} problem{'s' if len(problems) != 1 else ''}:\n{lines}")
+    return config
+
+
+def _drop_nulls(values: dict[str, Any], section: type[Section]) -> None:
+    """Take out sections and free keys that are null where null is no value: they have their defaults again."""
+    for name, field in section.model_fields.items():
+        value = values.get(name)
+        below, free = get_section(field.annotation), get_mapping_value(field.annotation)
+        if value is None and name in values and (below or free) and not is_nullable(field.annotation):
+            del values[name]
+        elif isinstance(value, dict) and below is not None:
+            _drop_nulls(value, below)
+        elif isinstance(value, dict) and free is not None and not is_nullable(free):
+            values[name] = {key: item for key, item in value.items() if item is not None}

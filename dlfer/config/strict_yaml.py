@@ -1,0 +1,212 @@
+"""YAML read strictly: the scalars of YAML 1.2, no repeated keys, and the line of every value.
+
+PyYAML alone follows YAML 1.1: it reads `1e-3` as text, `no` as False, `1_000` as a number, `12:30` as
+750, and keeps the last of repeated keys without a word. Each of these has cost somebody a training.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dlfer.errors import ConfigError
+
+MAX_BYTES = 1_000_000
+MAX_VALUES = 20_000
+MAX_DEPTH = 30
+
+# YAML 1.2.2, section 10.3.2 (core schema).
+_SCALARS = (
+    ("null", re.compile(r"^(?:null|Null|NULL|~|)$"), ["n", "N", "~", ""]),
+    ("bool", re.compile(r"^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF")),
+    ("int", re.compile(r"^(?:[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+)$"), list("-+0123456789")),
+    (
+        "float",
+        re.compile(
+            r"^(?:[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))$"
+        ),
+        list("-+.0123456789"),
+    ),
+)
+_TAG = "tag:yaml.org,2002:"
+
+Location = tuple[str, ...]
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML's safe loader with the scalars of YAML 1.2; used to parse, not to construct."""
+
+    yaml_implicit_resolvers: dict = {}
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what `_Loader` reads back; text that only YAML 1.1 takes for a number is quoted as well."""
+
+    yaml_implicit_resolvers = {key: list(value) for key, value in yaml.SafeDumper.yaml_implicit_resolvers.items()}
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+for _name, _pattern, _first in _SCALARS:
+    _Loader.add_implicit_resolver(_TAG + _name, _pattern, _first)
+    _Dumper.add_implicit_resolver(_TAG + _name, _pattern, _first)
+
+
+@dataclass
+class Document:
+    """The values of one YAML file.
+
+    Attributes:
+        data: what the file says: dict, list, str, int, float, bool, None.
+        marks: where each value stands, e.g. ("finetune", "epochs") -> "a.yaml line 12".
+    """
+
+    data: Any
+    marks: dict[Location, str] = field(default_factory=dict)
+
+
+def read_yaml(path: Path) -> Document:
+    """Read the one document of a YAML file.
+
+    Raises:
+        ConfigError: the file cannot be read, is not YAML, or repeats a key; with file and line.
+    """
+    try:
+        raw = path.read_bytes()
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: there is no such file.") from None
+    except OSError as error:
+        raise ConfigError(f"{path}: cannot be read ({error.strerror or error}); expected a YAML file.") from None
+    if len(raw) > MAX_BYTES:
+        raise ConfigError(f"{path}: found {len(raw):,} bytes, expected an experiment file of at most {MAX_BYTES:,}.")
+    try:
+        text = raw.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise ConfigError(
+            f"{path} line {line}: expected text in UTF-8, found the byte {raw[error.start]:#04x}."
+        ) from None
+    return parse_yaml(text, str(path))
+
+
+def parse_yaml(text: str, name: str) -> Document:
+    """Read YAML text; `name` stands for it in messages and marks.
+
+    Raises:
+        ConfigError: it is not YAML, repeats a key, or holds what an experiment cannot, with the line.
+    """
+    try:
+        loader = _Loader(text)
+        try:
+            node = loader.get_single_node()
+        finally:
+            loader.dispose()
+    except RecursionError:
+        raise ConfigError(f"{name}: values are nested too deeply; expected at most {MAX_DEPTH} levels.") from None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        where = f"{name} line {mark.line + 1}, column {mark.column + 1}" if mark else name
+        what = "; ".join(part for part in (error.context, error.problem, error.note) if part)
+        raise ConfigError(f"{where}: this is not YAML ({what}).") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{name}: this is not YAML ({' '.join(str(error).split())}).") from None
+    if node is None:
+        return Document(None)
+    reader = _NodeReader(name)
+    data = reader.read(node, ())
+    if reader.problems:
+        raise ConfigError("\n".join(reader.problems))
+    return Document(data, reader.marks)
+
+
+def format_yaml(data: Any) -> str:
+    """Return YAML text that `parse_yaml` reads back to equal data; mappings keep their order."""
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
+
+
+class _NodeReader:
+    """Turns PyYAML's nodes into values, noting lines and problems on the way."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.marks: dict[Location, str] = {}
+        self.problems: list[str] = []
+        self._num_values = 0
+
+    def read(self, node: yaml.Node, location: Location) -> Any:
+        # Aliases may repeat a value without end ("billion laughs") or contain themselves.
+        self._num_values += 1
+        if self._num_values > MAX_VALUES or len(location) > MAX_DEPTH:
+            raise ConfigError(
+                f"{self._where(node)}: found more than {MAX_VALUES:,} values or {MAX_DEPTH} levels, "
+                "aliases counted in full; an experiment file has far fewer."
+            )
+        self.marks.setdefault(location, self._where(node))
+        if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
+            return self._read_mapping(node, location)
+        if isinstance(node, yaml.SequenceNode) and node.tag == _TAG + "seq":
+            return [self.read(item, (*location, str(index))) for index, item in enumerate(node.value)]
+        if isinstance(node, yaml.ScalarNode):
+            return self._read_scalar(node)
+        self._refuse(node, f"found the tag {node.tag.removeprefix(_TAG)!r}, expected plain text, numbers, lists, keys.")
+        return None
+
+    def _read_mapping(self, node: yaml.MappingNode, location: Location) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        lines: dict[str, int] = {}
+        for key_node, value_node in node.value:
+            key = self._read_key(key_node)
+            if key is None:
+                continue
+            if key in values:
+                self._refuse(
+                    key_node, f"the key {key!r} is repeated; it already stands in line {lines[key]}. Keep one."
+                )
+                continue
+            lines[key] = key_node.start_mark.line + 1
+            self.marks[(*location, key)] = self._where(key_node)
+            values[key] = self.read(value_node, (*location, key))
+        return values
+
+    def _read_key(self, node: yaml.Node) -> str | None:
+        if not isinstance(node, yaml.ScalarNode):
+            self._refuse(node, "found a list or mapping as a key, expected text.")
+        elif node.value == "<<" and node.style is None:
+            self._refuse(node, "'<<' is not part of YAML 1.2; write the keys out, or use extends: FILE.")
+        elif node.tag != _TAG + "str":
+            self._refuse(node, f'found the key {node.value}, expected text; put it in quotes: "{node.value}".')
+        else:
+            return node.value
+        return None
+
+    def _read_scalar(self, node: yaml.ScalarNode) -> Any:
+        kind, text = node.tag.removeprefix(_TAG), node.value
+        try:
+            match kind:
+                case "str":
+                    text.encode()  # an escape such as "\ud800" is half a character
+                    return text
+                case "null" if _SCALARS[0][1].match(text):
+                    return None
+                case "bool" if _SCALARS[1][1].match(text):
+                    return text.lower() == "true"
+                case "int" if _SCALARS[2][1].match(text):
+                    return int(text, {"0o": 8, "0x": 16}.get(text[:2], 10))
+                case "float" if _SCALARS[3][1].match(text):
+                    return float(text.lower().replace(".inf", "inf").replace(".nan", "nan"))
+        except ValueError as error:
+            self._refuse(node, f"cannot read {text[:40]!r} ({error}).")
+            return None
+        self._refuse(node, f"cannot read {text[:40]!r} as {kind!r}; expected text, a number, true, false or null.")
+        return None
+
+    def _where(self, node: yaml.Node) -> str:
+        return f"{self.name} line {node.start_mark.line + 1}"
+
+    def _refuse(self, node: yaml.Node, message: str) -> None:
+        self.problems.append(f"{self._where(node)}: {message}")
