@@ -122,7 +122,7 @@ def compare_seeds(
         "differences": per_seed.tolist(),
         "num_seeds": num_seeds,
         "sd_over_seeds": sd,
-        "test": "normal, over images and seeds",
+        "test": "z test over images and seeds",
         "p_value": float(p_value),
         "is_larger_than_chance": bool(value - half > 0 or value + half < 0),
         "n_needed": compute_n_needed(discordance, value / 100, level=level),
@@ -173,8 +173,8 @@ def compute_mcnemar(a_only: int, b_only: int) -> tuple[str, float]:
         for k in range(fewer + 1)
     ]
     if n < FEW_DISCORDANT:
-        return "McNemar exact", min(1.0, 2 * math.fsum(chances))
-    return "McNemar mid-p", min(1.0, 2 * math.fsum(chances) - chances[-1])
+        return "McNemar's exact test", min(1.0, 2 * math.fsum(chances))
+    return "McNemar's mid-p test", min(1.0, 2 * math.fsum(chances) - chances[-1])
 
 
 def compute_tango_interval(a_only: int, b_only: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -235,14 +235,14 @@ def describe_difference(result: dict[str, Any]) -> str:
 
     Example:
         >>> describe_difference(compare_paired(a, b, names=("with EF-FER1", "without EF-FER1")))
-        'With EF-FER1 against without EF-FER1: the accuracy is 2.1 points higher, 95 % 0.9 to 3.3 (McNemar
-        exact p = 0.0006, n = 3,589). The difference is larger than chance.'
+        'With EF-FER1 against without EF-FER1: the accuracy is 2.1 points higher, 95 % 0.9 to 3.3
+        (McNemar's mid-p test, p = 0.0006, n = 3,589). The difference is larger than chance.'
     """
     value, low, high = (result["difference"][key] for key in ("value", "low", "high"))
     first, second = result["names"]
     start = f"{first[:1].upper()}{first[1:]} against {second}: the accuracy is"
     level = f"{100 * result['level']:g} %"
-    evidence = f"{result['test']} p {_format_p(result['p_value'])}, n = {result['n']:,}"
+    evidence = f"{result['test']}, p {_format_p(result['p_value'])}, n = {result['n']:,}"
     num_seeds = result.get("num_seeds", 1)
     if num_seeds > 1:
         evidence += f", {num_seeds} seeds with a standard deviation of {result['sd_over_seeds']:.1f} points"

@@ -57,17 +57,17 @@ def write_comparison_report(path: Path) -> Path:
     members = read_members(path)
     write_comparison_figures(path, comparison, members)
     config_text = read_text(path / "config.yaml")
+    warnings = _collect_warnings(run, members)
     context = {
         "name": get_name(path, config_text),
         "kind": run.get("kind") or "ablation",
         "subtitle": describe_run(path, run),
-        "warnings": [text for text in run.get("warnings", []) if text],
+        "warnings": warnings,
         "paired": comparison["paired"],
-        "judged_on": comparison.get("judged_on"),
         "table": comparison["table"],
         "parts": [{"key": part, "title": title} for part, title in _title_parts(comparison).items()],
         "figures": load_figures(path / "figures", FIGURES),
-        "notes": comparison["notes"],
+        "notes": [note for note in comparison["notes"] if note not in warnings],
         "members": members,
         "command": format_command(run),
         "environment": describe_environment(run),
@@ -236,7 +236,7 @@ def format_comparison_table(comparison: Mapping[str, Any]) -> Table:
     """
     from rich.table import Table
 
-    table = Table(title="Accuracy with its 95 % interval")
+    table = Table(title="Accuracy, its 95 % interval, and the number of images", show_lines=True)
     table.add_column("arm")
     titles = _title_parts(comparison)
     for title in titles.values():
@@ -247,10 +247,20 @@ def format_comparison_table(comparison: Mapping[str, Any]) -> Table:
     return table
 
 
+def _collect_warnings(run: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the comparison and its members warn of, each sentence once."""
+    texts = list(run.get("warnings", []))
+    for member in members:
+        if member["folder"] is not None:
+            texts.append((read_json(member["folder"] / "metrics.json") or {}).get("banner"))
+            texts.extend((read_json(member["folder"] / "run.json") or {}).get("warnings", []))
+    return list(dict.fromkeys(text for text in texts if text))
+
+
 def _format_cell(figure: Mapping[str, Any] | None) -> str:
     if not figure:
         return "–"
-    return f"{format_percent(figure['value'])} ({format_interval(figure)})\nn = {format_count(figure['n'])}"
+    return f"{format_percent(figure['value'])}\n{format_interval(figure)}\nn = {format_count(figure['n'])}"
 
 
 def _title_parts(comparison: Mapping[str, Any]) -> dict[str, str]:

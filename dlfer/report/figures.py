@@ -103,7 +103,7 @@ def draw_history(rows: Sequence[Mapping[str, float | str]], *, kept_epoch: int |
             axes.set_title(name.capitalize() + (f" ({unit})" if unit else ""))
             _mark_phases(axes, rows)
             if kept_epoch is not None:
-                axes.axvline(kept_epoch, color="#5f6b76", linestyle=":", linewidth=1.2, label="kept")
+                axes.axvline(kept_epoch, color="#5f6b76", linestyle=":", linewidth=1.2, label="kept epoch")
             finish_epoch_axis(axes)
             axes.legend(loc="best")
     return figure
@@ -137,6 +137,7 @@ def finish_epoch_axis(axes: Axes) -> None:
     from matplotlib.ticker import MaxNLocator
 
     axes.set_xlabel("epoch")
+    axes.set_xlim(left=max(axes.get_xlim()[0], 0.5))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
@@ -156,31 +157,34 @@ def draw_confusion(confusion: np.ndarray, labels: Sequence[str]) -> Figure:
         confusion: int [C, C], rows are targets.
         labels: names of the C classes.
     """
-    totals = confusion.sum(axis=1, keepdims=True)
-    shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
-    side = min(4.0 + 0.42 * len(labels), 11.0)
+    totals = confusion.sum(axis=1)
+    shares = np.divide(confusion, totals[:, None], out=np.zeros(confusion.shape), where=totals[:, None] > 0)
+    small = len(labels) > MOST_LABELS_WITH_TEXT
+    side = 10.0 if small else 2.2 + 0.45 * max(len(labels), 4)
+    size = 5 if len(labels) > 40 else 8
     with figure_style():
-        figure = new_figure(side + 0.9, side)
+        figure = new_figure(side, side * 0.96)
         axes = figure.subplots()
         image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
-        small = len(labels) > MOST_LABELS_WITH_TEXT
-        rows = [
-            label if small else f"{label}\n(n = {total:,})" for label, total in zip(labels, totals.ravel(), strict=True)
-        ]
-        size = 5 if len(labels) > 40 else 7 if small else 10
-        axes.set_xticks(range(len(labels)), labels, rotation=45 if len(labels) <= 40 else 90, ha="right", fontsize=size)
-        axes.set_yticks(range(len(labels)), rows, fontsize=size if small else 9)
+        rows = list(labels) if small else [f"{label}\nn = {n:,}" for label, n in zip(labels, totals, strict=True)]
+        axes.set_xticks(range(len(labels)), labels, rotation=90 if small else 40, ha="right", fontsize=size)
+        axes.set_yticks(range(len(labels)), rows, fontsize=size)
+        if not small:
+            for label in axes.get_xticklabels():
+                label.set_rotation_mode("anchor")
         axes.tick_params(length=0)
         axes.set_xlabel("predicted")
         axes.set_ylabel("target")
-        if not small:
-            for row, column in np.ndindex(*confusion.shape):
-                text = f"{100 * shares[row, column]:.0f} %\n{confusion[row, column]:,}"
-                colour = "white" if shares[row, column] > 0.55 else "#1c2430"
-                axes.text(column, row, text, ha="center", va="center", fontsize=8.5, color=colour)
-        figure.colorbar(image, ax=axes, shrink=0.7, label="percent of the target's images").outline.set_visible(False)
+        if small:
+            bar = figure.colorbar(image, ax=axes, shrink=0.6, label="percent of the target's images")
+            bar.outline.set_visible(False)
+            return figure
+        for row, column in np.ndindex(*confusion.shape):
+            text = f"{100 * shares[row, column]:.0f} %\n{confusion[row, column]:,}"
+            colour = "white" if shares[row, column] > 0.55 else "#1c2430"
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, linespacing=1.15, color=colour)
     return figure
 
 
@@ -192,7 +196,7 @@ def draw_roc(predictions: Predictions) -> Figure:
     means, areas = [], []
     many = len(predictions.labels) > MOST_LABELS_WITH_TEXT
     with figure_style():
-        figure = new_figure(7.2, 4.6)
+        figure = new_figure(5.2, 5.0)
         axes = figure.subplots()
         axes.plot([0, 1], [0, 1], color="#b4bcc4", linestyle=":", linewidth=1)
         for c, label in enumerate(predictions.labels):
@@ -210,7 +214,7 @@ def draw_roc(predictions: Predictions) -> Figure:
         if areas:
             label = f"macro average, {np.mean(areas):.3f}"
             axes.plot(grid, np.mean(means, axis=0), "--", color="black", linewidth=2, label=label)
-            axes.legend(title="class, area under the curve", loc="center left", bbox_to_anchor=(1.0, 0.5))
+            axes.legend(title="area under the curve", loc="lower right", fontsize=8, title_fontsize=8)
         axes.set_xlabel("false-positive rate")
         axes.set_ylabel("true-positive rate")
         for axis in (axes.xaxis, axes.yaxis):

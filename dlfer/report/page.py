@@ -61,19 +61,19 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return []
 
 
-def load_figures(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Return the figures that exist, ready to stand in a page: {name: {"uri", "title", "description", "width"}}.
+def load_figures(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any] | None]:
+    """Return figures ready to stand in a page: {name: {"uri", "title", "description", "width"}, or None if absent}.
 
     Args:
         folder: the run's figures.
-        names: file names without .png, in the order wanted.
+        names: file names without .png.
 
     Returns:
         uri: the image itself, base64. width: in CSS pixels at 96 dots per inch.
     """
     from PIL import Image
 
-    figures = {}
+    figures: dict[str, dict[str, Any] | None] = dict.fromkeys(names)
     for name in names:
         path = folder / f"{name}.png"
         if not path.exists():

@@ -38,7 +38,7 @@ def test_counts_and_difference_do_not_depend_on_the_order_of_rows():
 def test_mcnemar_exact_is_that_of_statsmodels(a_only, b_only):
     tables = pytest.importorskip("statsmodels.stats.contingency_tables")
     name, p_value = paired.compute_mcnemar(a_only, b_only)
-    assert name == "McNemar exact"
+    assert name == "McNemar's exact test"
     expected = tables.mcnemar([[30, a_only], [b_only, 10]], exact=True).pvalue
     assert p_value == pytest.approx(min(1.0, expected))
 
@@ -49,7 +49,7 @@ def test_mcnemar_mid_p_counts_half_of_what_was_seen(a_only, b_only):
     tables = pytest.importorskip("statsmodels.stats.contingency_tables")
     name, p_value = paired.compute_mcnemar(a_only, b_only)
     fewer, n = min(a_only, b_only), a_only + b_only
-    assert name == "McNemar mid-p"
+    assert name == "McNemar's mid-p test"
     assert p_value == pytest.approx(2 * stats.binom.cdf(fewer, n, 0.5) - stats.binom.pmf(fewer, n, 0.5))
     chi2 = tables.mcnemar([[30, a_only], [b_only, 10]], exact=False, correction=False).pvalue
     assert p_value == pytest.approx(chi2, abs=0.01)
@@ -120,7 +120,7 @@ def test_sentences():
     names = ("with EF-FER1", "without EF-FER1")
     clear = paired.describe_difference(paired.compare_paired(*make_pair(2300, 300, 200, 789), names=names))
     assert clear.startswith("With EF-FER1 against without EF-FER1: the accuracy is 2.8 points higher, 95 % 1.6 to 4.0")
-    assert clear.endswith("(McNemar mid-p p < 0.0001, n = 3,589). The difference is larger than chance.")
+    assert clear.endswith("(McNemar's mid-p test, p < 0.0001, n = 3,589). The difference is larger than chance.")
     reverse = paired.describe_difference(paired.compare_paired(*make_pair(2300, 200, 300, 789), names=names))
     assert "2.8 points lower, 95 % 1.6 to 4.0" in reverse
     open_result = paired.compare_paired(*make_pair(2300, 260, 235, 794), names=names)
