@@ -227,16 +227,13 @@ def open_run(name: Path | str, folder: Path | None = None) -> Run:
     if path.name in (RUN_FILE, CONFIG_FILE) and (path.parent / RUN_FILE).is_file():
         return Run(path.parent)
     folder = default_runs_folder() if folder is None else Path(folder)
-    paths = {str(path.relative_to(folder)): path for path in _iterate_runs(folder)}
-    text = str(name)
-    found = [key for key in paths if key == text] or [
-        key for key in paths if key.startswith(text) or Path(key).name.startswith(text)
-    ]
+    found = _match_runs(str(name), folder)
     if len(found) == 1:
-        return Run(paths[found[0]])
+        return Run(folder / found[0])
     if found:
         raise ModelError(f"{name}: {len(found)} runs in {folder} begin so: {_join_last(found)}. Give more of the name.")
-    known = f"The runs there: {_join_last(sorted(paths))}." if paths else "There are no runs there yet."
+    names = [str(path.relative_to(folder)) for path in _iterate_runs(folder)]
+    known = f"The runs there: {_join_last(names)}." if names else "There are no runs there yet."
     raise ModelError(f"{name}: neither the folder of a run nor the beginning of a run's name in {folder}. {known}")
 
 
@@ -272,7 +269,7 @@ def find_model(name: Path | str) -> Path:
         if found is not None:
             return found
     for place in places:
-        with contextlib.suppress(ModelError):
+        if _match_runs(str(name), place / "runs"):
             return _get_artifact_of_run(open_run(name, place / "runs"))
     known = list_models()
     raise ModelError(
@@ -346,6 +343,14 @@ def _iterate_runs(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.glob(f"*/*/{RUN_FILE}")):
         if not path.parent.parent.name.startswith("."):
             yield path.parent
+
+
+def _match_runs(name: str, folder: Path) -> list[str]:
+    """Return the names of the runs in a folder that begin with `name`; the whole name counts alone."""
+    names = [str(path.relative_to(folder)) for path in _iterate_runs(folder)]
+    if name in names:
+        return [name]
+    return [key for key in names if name and (key.startswith(name) or Path(key).name.startswith(name))]
 
 
 def _get_artifact(path: Path) -> Path | None:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from dlfer.config.load import resolve_path, with_overrides
+from dlfer.config.load import with_overrides
 from dlfer.config.schema import DataConfig, ExperimentConfig
-from dlfer.data.sources import replace_by_synthetic
+from dlfer.data.sources import is_present, replace_by_synthetic
 
 IMAGES_A_BATCH, NUM_BATCHES = 8, 2
 
@@ -38,8 +36,7 @@ def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[
 
 def _cut_down(data: DataConfig, batch_size: int) -> tuple[DataConfig, str | None]:
     warning = None
-    is_absent = data.source == "tfds" or (data.path is not None and not Path(resolve_path(data.path)).exists())
-    if is_absent:
+    if not is_present(data):
         data, warning = replace_by_synthetic(data)
     # Splitting takes 20 % and 20 % away, so a data set that is to be split needs twice as many.
     num_images = 2 * NUM_BATCHES * batch_size
