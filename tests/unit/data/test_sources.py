@@ -117,6 +117,14 @@ def test_a_streamed_source_takes_its_own_parts_only(monkeypatch):
             load_data(_with(config, **keys), image_size=64)
 
 
+def test_variables_in_a_path_are_filled_in(tmp_path, monkeypatch):
+    _write_npz(tmp_path / "a.npz")
+    monkeypatch.setenv("DLFER_DATA", str(tmp_path))
+    config = DataConfig(source="arrays", path="${DLFER_DATA}/a.npz")
+    assert is_present(config)
+    assert len(load_data(config, image_size=32).train) == 40
+
+
 @pytest.mark.parametrize("source", ["fer2013", "folder", "arrays"])
 def test_missing_data_says_where_and_what_to_do(tmp_path, source):
     config = DataConfig(source=source, path=str(tmp_path / "absent"))
