@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
+import io
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dlfer.errors import DataError
+from dlfer.runs import write_atomically
 
 SUM_TOLERANCE = 1e-4
 """How far the probabilities of one row may sum from 1: a float32 softmax stays well within."""
@@ -114,23 +114,16 @@ def _check_rows(predictions: Predictions, where: str) -> None:
 
 def write_predictions(predictions: Predictions, path: Path) -> Path:
     """Write `predictions` to `path` (.npz, no pickle), under a temporary name first, and return the path."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez_compressed(
-                stream,
-                ids=predictions.ids,
-                labels=np.asarray(predictions.labels, dtype=np.str_),
-                targets=predictions.targets,
-                probabilities=predictions.probabilities,
-            )
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-    return path
+    buffer = io.BytesIO()
+    np.savez_compressed(
+        buffer,
+        ids=predictions.ids,
+        labels=np.asarray(predictions.labels, dtype=np.str_),
+        targets=predictions.targets,
+        probabilities=predictions.probabilities,
+    )
+    write_atomically(Path(path), buffer.getvalue())
+    return Path(path)
 
 
 def read_predictions(path: Path) -> Predictions:

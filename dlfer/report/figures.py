@@ -7,8 +7,8 @@ readers tell apart. Matplotlib is imported when the first figure is drawn.
 
 from __future__ import annotations
 
+import io
 import math
-import os
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -18,6 +18,7 @@ import numpy as np
 
 from dlfer.evaluate.metrics import compute_auc, compute_roc
 from dlfer.evaluate.predictions import Predictions
+from dlfer.runs import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -74,16 +75,11 @@ def write_figure(figure: Figure, path: Path, *, title: str, description: str) ->
         title: the caption, kept in the file.
         description: what a reader who does not see the figure needs to know, kept in the file.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
+    buffer = io.BytesIO()
+    metadata = {"Title": title, "Description": description, "Software": "dlfer"}
     with figure_style():
-        figure.savefig(
-            temporary,
-            format="png",
-            dpi=DOTS_PER_INCH,
-            metadata={"Title": title, "Description": description, "Software": "dlfer"},
-        )
-    os.replace(temporary, path)
+        figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata=metadata)
+    write_atomically(path, buffer.getvalue())
     return path
 
 

@@ -40,23 +40,19 @@ def format_command(run: Mapping[str, Any]) -> str | None:
 
 def describe_environment(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the facts of run.json that a repetition depends on, as (name, value)."""
-    facts = []
-    for key, name in (("seed", "seed"), ("config_digest", "config digest"), ("data_fingerprint", "data fingerprint")):
-        if run.get(key) is not None:
-            facts.append((name, _flatten(run[key])))
-    git = run.get("git") or {}
-    if git.get("commit"):
-        facts.append(("git commit", f"{git['commit']}{' with uncommitted changes' if git.get('dirty') else ''}"))
-    for key in ("device", "versions"):
-        if run.get(key):
-            facts.append((key, _flatten(run[key])))
-    return facts
-
-
-def _flatten(value: Any) -> str:
-    if isinstance(value, Mapping):
-        return ", ".join(f"{key} {_flatten(item)}" for key, item in value.items() if item not in (None, ""))
-    return ", ".join(_flatten(item) for item in value) if isinstance(value, list) else str(value)
+    git, device = run.get("git") or {}, run.get("device") or {}
+    commit = f"{git['commit']}{' with uncommitted changes' if git.get('dirty') else ''}" if git else None
+    computed = [device.get("kind"), device.get("name"), device.get("backend"), "XLA" if device.get("jit") else None]
+    software = {"dlfer": run.get("dlfer"), "Python": run.get("python"), **(run.get("packages") or {})}
+    facts = {
+        "seed": run.get("seed"),
+        "config digest": run.get("config_digest"),
+        "git commit": commit,
+        "device": ", ".join(str(word) for word in computed if word),
+        "platform": run.get("platform"),
+        "software": ", ".join(f"{name} {version}" for name, version in software.items() if version),
+    }
+    return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
 
 
 def read_config(text: str | None) -> dict[str, Any]:
