@@ -30,6 +30,8 @@ SCENE_LABELS = tuple(sorted(SHAPES))
 _SPLIT_CODES = {"train": 10, "validation": 11, "test": 12}
 _GRID = np.arange(SCENE_SIZE, dtype=np.float32) - (SCENE_SIZE - 1) / 2
 _NUM_TEXTURES = 6
+# Largest difference of a channel under which a thing would hardly be seen before its background.
+_LEAST_CONTRAST = 80
 
 
 def load_synthetic_scenes(config: DataConfig) -> DataBundle:
@@ -77,19 +79,20 @@ def draw_scene(label: str, *, rng: np.random.Generator) -> np.ndarray:
         raise DataError(f"scene label {label!r}: expected one of {', '.join(SCENE_LABELS)}.")
     place = _Place(rng)
     sketch = Sketch()
-    SHAPES[label](sketch, _draw_palette(rng), rng)
+    palette = _draw_palette(rng)
+    SHAPES[label](sketch, palette, rng)
     # The fourth channel of "RGBX" is full wherever something is painted: after the reduction, the coverage.
     canvas = Image.new("RGBX", (SCENE_SIZE * SUPERSAMPLE, SCENE_SIZE * SUPERSAMPLE), (0, 0, 0, 0))
     sketch.paint(canvas, place.project, zoom=place.size / 24)
     painted = reduce_canvas(canvas)
-    return _compose(painted[:, :, :3], painted[:, :, 3:] / 255, place, rng=rng)
+    return _compose(painted[:, :, :3], painted[:, :, 3:] / 255, place, palette, rng=rng)
 
 
 class _Place:
     """Where a thing stands: centre and size in pixels, turn in radians, and a squeeze of its width."""
 
     def __init__(self, rng: np.random.Generator) -> None:
-        self.size = float(rng.uniform(15, 29))
+        self.size = float(rng.uniform(18, 30))
         room = 31 - 0.8 * self.size
         self.center = rng.uniform(-room, room, 2)
         angle = float(np.clip(rng.normal(0, 0.35), -0.9, 0.9))
@@ -111,20 +114,23 @@ def _draw_palette(rng: np.random.Generator) -> Palette:
     return Palette(main=tuple(main), second=tuple(second), dark=tuple(dark * value for value in main))
 
 
-def _compose(painted: np.ndarray, cover: np.ndarray, place: _Place, *, rng: np.random.Generator) -> np.ndarray:
+def _compose(
+    painted: np.ndarray, cover: np.ndarray, place: _Place, palette: Palette, *, rng: np.random.Generator
+) -> np.ndarray:
     """Put a painted thing before a background, light and photograph it.
 
     Args:
         painted: float [64, 64, 3] of 0..255, black where nothing is painted.
         cover: float [64, 64, 1] in [0, 1], how much of each pixel is painted.
         place: where the thing stands; its texture turns with it.
+        palette: its colours, which the background keeps away from.
 
     Returns:
         uint8 [64, 64, 3].
     """
     texture = _draw_texture(rng, scale=place.size / 24, turn=place.turn / place.size)
     image = painted * (1 + rng.uniform(0.1, 0.55) * texture[:, :, None])
-    image = image + _draw_background(rng) * (1 - cover)
+    image = image + _draw_background(palette, rng) * (1 - cover)
     if rng.random() < 0.3:
         image = _occlude(image, place, rng=rng)
     slope = rng.normal(0, 0.22, 2)
@@ -134,7 +140,7 @@ def _compose(painted: np.ndarray, cover: np.ndarray, place: _Place, *, rng: np.r
     blur = rng.random()
     if blur < 0.35:
         image = compute_blur(image, sigma=0.3 + 1.6 * blur)
-    image = image + rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(1, 13)
+    image = image + rng.standard_normal(image.shape, dtype=np.float32) * rng.uniform(1, 10)
     return round_pixels(image)
 
 
@@ -165,9 +171,11 @@ def _draw_texture(rng: np.random.Generator, *, scale: float, turn: np.ndarray) -
     return np.clip(u / (20 * scale), -1, 1)
 
 
-def _draw_background(rng: np.random.Generator) -> np.ndarray:
+def _draw_background(palette: Palette, rng: np.random.Generator) -> np.ndarray:
     """Return a background, float [64, 64, 3] of 0..255: two colours mixed by a texture, or sky and ground."""
     colors = rng.uniform(10, 245, (2, 3))
+    close = np.abs(colors - palette.main).max(axis=1, keepdims=True) < _LEAST_CONTRAST
+    colors = np.where(close, (colors + 128) % 256, colors)
     if rng.random() < 0.25:
         horizon = rng.uniform(-12, 25)
         mix = np.clip((_GRID - horizon)[:, None] + np.zeros(SCENE_SIZE), 0, 1)
