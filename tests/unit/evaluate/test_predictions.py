@@ -85,24 +85,24 @@ def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):
 
 
 def test_absent_damaged_and_pickled_files_are_refused_with_their_path(tmp_path):
-    with pytest.raises(DataError, match="none.npz: no such file"):
+    with pytest.raises(DataError, match=r"none.npz: no such file"):
         read_predictions(tmp_path / "none.npz")
     (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(DataError, match="text.npz: not a predictions file"):
+    with pytest.raises(DataError, match=r"text.npz: not a predictions file"):
         read_predictions(tmp_path / "text.npz")
     cut = write_predictions(make(), tmp_path / "cut.npz")
     cut.write_bytes(cut.read_bytes()[:-40])
-    with pytest.raises(DataError, match="cut.npz: not a predictions file"):
+    with pytest.raises(DataError, match=r"cut.npz: not a predictions file"):
         read_predictions(cut)
     np.savez(tmp_path / "pickle.npz", ids=np.array([{}]), labels=["a"], targets=[0], probabilities=[[1.0]])
-    with pytest.raises(DataError, match="pickle.npz: not a predictions file"):
+    with pytest.raises(DataError, match=r"pickle.npz: not a predictions file"):
         read_predictions(tmp_path / "pickle.npz")
     np.savez(tmp_path / "other.npz", ids=np.array(["a"]))
-    with pytest.raises(DataError, match="other.npz: found no labels, targets, probabilities"):
+    with pytest.raises(DataError, match=r"other.npz: found no labels, targets, probabilities"):
         read_predictions(tmp_path / "other.npz")
 
 
 def test_a_file_whose_arrays_do_not_fit_is_refused_with_its_path(tmp_path):
     np.savez(tmp_path / "bad.npz", ids=["a"], labels=["x", "y"], targets=[0], probabilities=[[0.5, 0.1]])
-    with pytest.raises(DataError, match="bad.npz: predictions: row 0"):
+    with pytest.raises(DataError, match=r"bad.npz: predictions: row 0"):
         read_predictions(tmp_path / "bad.npz")

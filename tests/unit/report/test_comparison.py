@@ -1,0 +1,141 @@
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from dlfer.errors import ModelError
+from dlfer.evaluate.paired import compare_paired, describe_difference
+from dlfer.report.comparison import format_comparison_table, read_members, write_comparison_report
+
+WITH, WITHOUT = "with EF-FER1", "without EF-FER1"
+COLUMNS = [
+    "arm",
+    "seed",
+    "digest",
+    "path",
+    "status",
+    "train_accuracy",
+    "validation_accuracy",
+    "test_accuracy",
+    "macro_f1",
+    "seconds",
+    "pretrain_seconds",
+]
+
+
+def make_cell(value: float) -> dict:
+    return {"value": value, "low": value - 0.02, "high": value + 0.02, "n": 3589}
+
+
+def make_comparison(part: str = "test") -> dict:
+    parts = ("train", "validation", "test") if part == "test" else ("train", "validation")
+    rows = [
+        {"arm": arm, "seeds": [0], "test": None, **{name: make_cell(value) for name in parts}}
+        for arm, value in ((WITH, 0.70), (WITHOUT, 0.66))
+    ]
+    judged_on = "test" if part == "test" else "validation (PublicTest, used for selection)"
+    return {"table": rows, "paired": [], "notes": [f"Judged on {judged_on}."], "judged_on": judged_on}
+
+
+@pytest.fixture
+def ablation(tmp_path, run_maker, predictions_maker) -> Path:
+    """A finished ablation of two arms, one of whose members did not begin."""
+    folder = tmp_path / "faces"
+    runs = {
+        WITH: run_maker(folder / "20260102T030405Z-aaa", gain=1.5, banner="Smoke run: <nothing> is meant."),
+        WITHOUT: run_maker(folder / "20260102T030406Z-bbb"),
+    }
+    path = folder / "20260102T030400Z-ccc-ablation"
+    path.mkdir()
+    result = compare_paired(predictions_maker("test", gain=1.5), predictions_maker("test"), names=(WITH, WITHOUT))
+    comparison = make_comparison()
+    comparison["paired"] = [
+        {"a": WITH, "b": WITHOUT, "part": "test", "sentence": describe_difference(result), **result}
+    ]
+    comparison["notes"].append("EF-FER1 took 3.3 min besides.")
+    (path / "comparison.json").write_text(json.dumps(comparison))
+    run = json.loads((runs[WITH] / "run.json").read_text()) | {"kind": "ablation", "argv": ["ablate", "faces.yaml"]}
+    (path / "run.json").write_text(json.dumps(run))
+    (path / "config.yaml").write_text("experiment:\n  name: faces\n")
+    with open(path / "members.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        for arm, member in runs.items():
+            writer.writerow({"arm": arm, "seed": 0, "path": member, "status": "finished", "test_accuracy": 0.7})
+        writer.writerow({"arm": WITH, "seed": 1, "status": "pending"})
+    return path
+
+
+def test_the_page_has_table_sentence_figures_and_members(ablation):
+    sentence = json.loads((ablation / "comparison.json").read_text())["paired"][0]["sentence"]
+    source = write_comparison_report(ablation).read_text()
+    assert "<title>faces: ablation</title>" in source
+    assert sentence.replace("'", "&#39;") in source
+    assert source.count("data:image/png;base64,") == 3
+    assert "70.0 %<small>68.0 to 72.0</small><small>n = 3,589</small>" in source
+    assert "EF-FER1 took 3.3 min besides." in source
+    assert "dlfer ablate faces.yaml" in source
+    assert "pending" in source
+    assert "<p>Smoke run: &lt;nothing&gt; is meant.</p>" in source
+
+
+def test_members_are_found_where_they_are_or_beside_a_moved_comparison(ablation, tmp_path):
+    shutil.copy(ablation / "run.json", ablation.parent / "20260102T030405Z-aaa" / "report.html")
+    links = [member["link"] for member in read_members(ablation)]
+    assert links == ["../20260102T030405Z-aaa/report.html", None, None]
+    moved = tmp_path / "elsewhere"
+    ablation.parent.rename(moved)
+    assert [member["link"] for member in read_members(moved / ablation.name)] == links
+    assert (moved / "20260102T030406Z-bbb").exists()
+    source = write_comparison_report(moved / ablation.name).read_text()
+    assert source.count("data:image/png;base64,") == 3
+
+
+def test_members_that_are_gone_leave_only_their_row(ablation):
+    for folder in ablation.parent.glob("*Z-???"):
+        shutil.rmtree(folder)
+    source = write_comparison_report(ablation).read_text()
+    assert source.count("data:image/png;base64,") == 2
+    assert "20260102T030405Z-aaa" in source
+
+
+def test_a_comparison_without_a_finished_member_says_so(ablation):
+    (ablation / "comparison.json").write_text(
+        json.dumps({"table": [], "paired": [], "notes": ["No member finished."], "judged_on": None})
+    )
+    assert "No member has finished yet." in write_comparison_report(ablation).read_text()
+
+
+def test_what_is_no_comparison_is_told(tmp_path):
+    with pytest.raises(ModelError, match=r"found no run.json"):
+        write_comparison_report(tmp_path)
+
+
+def print_table(comparison: dict) -> str:
+    console = Console(width=110, record=True, file=None, quiet=False)
+    with console.capture() as capture:
+        console.print(format_comparison_table(comparison))
+    return capture.get()
+
+
+def test_the_table_for_the_terminal():
+    text = print_table(make_comparison())
+    header = next(line for line in text.splitlines() if "arm" in line)
+    assert [word for word in header.replace("┃", " ").split()] == ["arm", "train", "validation", "test"]
+    assert "70.0 %" in text
+    assert "68.0 to 72.0" in text
+    assert "n = 3,589" in text
+    assert np.char.count(text, "66.0 %") == 3
+
+
+def test_the_table_says_when_validation_both_selected_and_judged():
+    text = print_table(make_comparison("validation"))
+    assert "validation (PublicTest, used for selection)" in text
+    header = next(line for line in text.splitlines() if "arm" in line)
+    assert "test" not in header.replace("PublicTest", "")
