@@ -177,7 +177,7 @@ def draw_accuracies(comparison: Mapping[str, Any]) -> Figure:
 def draw_differences(paired: Sequence[Mapping[str, Any]]) -> Figure:
     """Draw each paired difference as a dot with its interval, beside the line of no difference."""
     with figure_style():
-        figure = new_figure(9, 1.1 + 0.5 * len(paired))
+        figure = new_figure(5.5, 1.1 + 0.5 * len(paired))
         axes = figure.subplots()
         for place, pair in enumerate(paired):
             value, low, high = (pair["difference"][key] for key in ("value", "low", "high"))
