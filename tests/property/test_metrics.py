@@ -31,6 +31,7 @@ def confuse(targets, probabilities):
     return metrics.compute_confusion(targets, probabilities.argmax(axis=1), probabilities.shape[1])
 
 
+@settings(deadline=None)
 @given(judged())
 def test_confusion_accuracy_and_log_loss(case):
     targets, probabilities = case
@@ -44,6 +45,7 @@ def test_confusion_accuracy_and_log_loss(case):
     )
 
 
+@settings(deadline=None)
 @given(judged())
 def test_per_class_figures(case):
     targets, probabilities = case
@@ -63,6 +65,7 @@ def test_per_class_figures(case):
         assert np.isnan(own[~present]).all()
 
 
+@settings(deadline=None)
 @given(judged())
 def test_specificity_is_the_recall_of_the_rest(case):
     targets, probabilities = case
@@ -77,6 +80,7 @@ def test_specificity_is_the_recall_of_the_rest(case):
             assert np.isnan(own[c])
 
 
+@settings(deadline=None)
 @given(judged(), st.sampled_from(["macro", "weighted"]))
 def test_averages_leave_out_classes_without_rows(case, kind):
     targets, probabilities = case
@@ -90,6 +94,7 @@ def test_averages_leave_out_classes_without_rows(case, kind):
         assert average(figure(confusion), confusion) == pytest.approx(value)
 
 
+@settings(deadline=None)
 @given(judged())
 def test_roc_and_auc(case):
     targets, probabilities = case
@@ -109,13 +114,14 @@ def test_roc_and_auc(case):
             assert area == pytest.approx(np.trapezoid(tpr, fpr))
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=30))
 def test_midranks_are_those_of_scipy(values):
     scipy_stats = pytest.importorskip("scipy.stats")
     np.testing.assert_array_equal(metrics.compute_midranks(np.array(values)), scipy_stats.rankdata(values))
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.lists(judged(), min_size=2, max_size=4))
 def test_stacked_confusions_give_what_each_gives_alone(cases):
     matrices = [confuse(targets, probabilities) for targets, probabilities in cases]
