@@ -29,7 +29,8 @@ from dlfer.errors import ConfigError, ModelError
 if TYPE_CHECKING:
     from dlfer.config.schema import ExperimentConfig
 
-RUN_FILE, CONFIG_FILE, LOG_FILE, ARTIFACT_FILE = "run.json", "config.yaml", "log.jsonl", "artifact.json"
+RUN_FILE, CONFIG_FILE, LOG_FILE = "run.json", "config.yaml", "log.jsonl"
+METRICS_FILE, ARTIFACT_FILE = "metrics.json", "artifact.json"
 PACKAGES = (
     "tensorflow",
     "tensorflow-cpu",

@@ -1,0 +1,162 @@
+"""The tables behind `dlfer show`: rows of plain values, which the command prints as text or as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Rows = list[dict[str, Any]]
+
+
+def list_run_rows(folder: Path) -> Rows:
+    """Return the runs of a folder, oldest first."""
+    from dlfer.runs import list_runs
+
+    return [
+        {
+            "run": summary.name,
+            "kind": summary.kind,
+            "status": summary.status,
+            "started": summary.started,
+            "error": summary.error,
+        }
+        for summary in list_runs(folder)
+    ]
+
+
+def describe_run(name: str, folder: Path) -> dict[str, Any]:
+    """Return what run.json says of a run, its path, and its figures if it has some.
+
+    Raises:
+        ModelError: no such run, or more than one.
+    """
+    from dlfer.runs import METRICS_FILE, RUN_FILE, open_run
+
+    run = open_run(name, folder)
+    values = {"path": str(run.path), **run.read_json(RUN_FILE), "status": run.status}
+    if (run.path / METRICS_FILE).is_file():
+        metrics = run.read_json(METRICS_FILE)
+        for part in ("test", "test_without_twins", "validation", "train"):
+            values |= _summarise_part(part, metrics.get(part))
+    return values
+
+
+def list_model_rows() -> Rows:
+    """Return the models that can be named, and what their artifact.json says of them."""
+    from dlfer.runs import ARTIFACT_FILE, Run, list_models
+
+    rows = []
+    for name, path in list_models().items():
+        record = Run(path).read_json(ARTIFACT_FILE)
+        rows.append(
+            {
+                "model": name,
+                "family": record.get("family"),
+                "backbone": record.get("model", {}).get("backbone"),
+                "image_size": record.get("input", {}).get("image_size"),
+                "labels": ", ".join(record.get("labels", [])),
+                "path": str(path),
+            }
+        )
+    return rows
+
+
+def list_backbone_rows() -> Rows:
+    """Return the table of backbones."""
+    from dlfer.model.backbones import BACKBONES
+
+    return [
+        {
+            "backbone": spec.name,
+            "image_size": spec.image_size,
+            "parameters": spec.num_parameters_without_top,
+            "weights": ", ".join(spec.weights) or None,
+            "note": spec.note,
+        }
+        for spec in BACKBONES.values()
+    ]
+
+
+def list_source_rows() -> Rows:
+    """Return the table of data sources."""
+    from dlfer.data.sources import SOURCES
+
+    return [{"source": name, "summary": spec.summary, "needs": spec.needs} for name, spec in SOURCES.items()]
+
+
+def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as aligned columns with a heading; the last column is as long as it needs."""
+    if not rows:
+        return ""
+    heads = list(rows[0])
+    table = [heads, *([_format_cell(row[head]) for head in heads] for row in rows)]
+    widths = [max(len(line[column]) for line in table) for column in range(len(heads))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
+    )
+
+
+def format_values(values: Mapping[str, Any], indent: str = "") -> str:
+    """Return nested values as lines "key: value"."""
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            lines += [f"{indent}{key}:", format_values(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key}: {_format_cell(value)}")
+    return "\n".join(line for line in lines if line)
+
+
+def format_metrics(metrics: Mapping[str, Any]) -> str:
+    """Return the figures of a metrics file in words: the banner, each part with n and intervals, the classes."""
+    lines = [str(metrics["banner"])] if metrics.get("banner") else []
+    for part in ("test", "test_without_twins", "validation"):
+        scores = metrics.get(part)
+        if not scores:
+            continue
+        figures = [
+            f"{name.replace('_', ' ')} {format_figure(scores[name])}"
+            for name in ("accuracy", "macro_f1")
+            if scores.get(name)
+        ]
+        lines.append(f"{part.replace('_', ' ')} (n = {scores['n']:,}): {', '.join(figures)}")
+        names = ("n", "precision", "recall", "f1", "specificity")
+        rows = [
+            {"label": label, **{name: scores_of.get(name) for name in names}}
+            for label, scores_of in scores.get("per_class", {}).items()
+        ]
+        lines.append(format_rows(rows))
+    return "\n".join(line for line in lines if line)
+
+
+def format_figure(figure: Mapping[str, Any]) -> str:
+    """Return a figure in percent with its 95 % interval; "not defined" where there is none."""
+    if figure.get("value") is None:
+        return "not defined"
+    text = f"{100 * figure['value']:.2f} %"
+    if figure.get("low") is None or figure.get("high") is None:
+        return text
+    return f"{text} [{100 * figure['low']:.2f}, {100 * figure['high']:.2f}]"
+
+
+def _summarise_part(part: str, scores: Mapping[str, Any] | None) -> dict[str, str]:
+    if not scores or not scores.get("accuracy"):
+        return {}
+    return {f"{part} accuracy (n = {scores['n']:,})": format_figure(scores["accuracy"])}
+
+
+def _format_cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, Mapping) and "value" in value:
+        return format_figure(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return " ".join(str(item) for item in value)
+    return " ".join(str(value).split())
