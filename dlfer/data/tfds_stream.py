@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import itertools
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -23,7 +24,7 @@ from dlfer.data.folder import PART_NAMES, scan_folder
 from dlfer.data.imagenet_check import check_imagenet2012
 from dlfer.data.labels import match_labels, order_labels
 from dlfer.data.split import draw_indices
-from dlfer.errors import DataError, MissingDataError
+from dlfer.errors import DataError, MissingDataError, ProtocolError
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -41,6 +42,8 @@ _CANDIDATES = {"train": ("train",), "validation": ("validation", "val", "valid",
 _ORDER, _CROP = 1, 2
 
 Read = Callable[[np.random.Generator | None, int], "tf.data.Dataset"]
+# (name of a split, first record, record after the last).
+_Slice = tuple[str, int, int]
 
 
 @dataclass(frozen=True)
@@ -135,6 +138,7 @@ def load_tfds(config: DataConfig, image_size: int) -> DataBundle:
     Raises:
         MissingDataError: the data set is not there and cannot be prepared.
         DataError: no such data set or part, no image or label in it, or a key that streaming cannot honour.
+        ProtocolError: two parts share images.
     """
     if config.skip_unreadable:
         raise DataError(
@@ -189,11 +193,16 @@ def _load_data_set(config: DataConfig, image_size: int) -> DataBundle:
             f"data.labels.drop: the records of {config.name} can be counted only by reading all of them, so source "
             "tfds cannot leave classes out. Use name: image_folder or source folder, or keep the classes."
         )
+    chosen = _choose_parts(config, tuple(builder.info.splits))
+    slices = {part: _resolve_slices(builder, wanted, config.name) for part, wanted in chosen.items()}
+    _check_disjoint(slices)
     splits, notes = {}, []
-    for part, wanted in _choose_parts(config, tuple(builder.info.splits)).items():
-        spec, total, num = _resolve_spec(builder, wanted, getattr(config.num_images, part), config.name)
+    for part, wanted in chosen.items():
+        total = sum(stop - start for _, start, stop in slices[part])
+        num = min(total, getattr(config.num_images, part) or total)
         if num < total:
             notes.append(f"{part}: the first {num} of {total} images of {wanted}, in the order of its records.")
+        spec = "+".join(f"{name}[{start}:{stop}]" for name, start, stop in _take_first(slices[part], num))
         read = _make_record_reader(builder, spec, image_key, label_key)
         splits[part] = TfdsSplit(wanted, num, image_size, read, lookup)
     return _bundle(labels, splits, notes)
@@ -219,9 +228,12 @@ def _load_image_folder(config: DataConfig, image_size: int) -> DataBundle:
     names = sorted({file.class_name for file in files})
     mapping = match_labels(names, config.labels)
     labels = order_labels(label for label in mapping.values() if label is not None)
+    chosen = _choose_parts(config, tuple(parts))
+    folders = {part: PART_NAMES.get(wanted.casefold(), wanted) for part, wanted in chosen.items()}
+    _check_disjoint({part: [(folder, 0, len(parts.get(folder, ())))] for part, folder in folders.items()})
     splits = {}
-    for part, wanted in _choose_parts(config, tuple(parts)).items():
-        found = parts.get(PART_NAMES.get(wanted.casefold(), wanted))
+    for part, wanted in chosen.items():
+        found = parts.get(folders[part])
         if found is None:
             raise DataError(_describe_part(config.name, wanted, tuple(parts)))
         kept = [file for file in found if mapping[file.class_name] is not None]
@@ -324,23 +336,42 @@ def _find_features(name: str, features: Any) -> tuple[str, str]:
     )
 
 
-def _resolve_spec(builder: Any, wanted: str, limit: int | None, name: str) -> tuple[str, int, int]:
-    """Return what to read in absolute slices, how many images `wanted` has, and how many of them are read."""
+def _resolve_slices(builder: Any, wanted: str, name: str) -> list[_Slice]:
+    """Return the ranges of records that `wanted` stands for, e.g. "train[:90%]" or "train+validation"."""
     import tensorflow_datasets as tfds
 
+    infos = builder.info.splits
     try:
-        slices = tfds.core.ReadInstruction.from_spec(wanted).to_absolute(builder.info.splits)
-    except (KeyError, ValueError, AssertionError) as error:
-        raise DataError(_describe_part(name, wanted, tuple(builder.info.splits))) from error
-    total = sum(part.to - part.from_ for part in slices)
-    left = num = total if limit is None else min(limit, total)
+        found = tfds.core.ReadInstruction.from_spec(wanted).to_absolute(infos)
+    except (KeyError, ValueError, AssertionError, NotImplementedError) as error:
+        raise DataError(_describe_part(name, wanted, tuple(infos))) from error
+    return [
+        (part.splitname, part.from_ or 0, infos[part.splitname].num_examples if part.to is None else part.to)
+        for part in found
+    ]
+
+
+def _take_first(slices: list[_Slice], num: int) -> list[_Slice]:
+    """Return the ranges of the first `num` records."""
     kept = []
-    for part in slices:
-        count = min(left, part.to - part.from_)
+    for name, start, stop in slices:
+        count = min(num, stop - start)
         if count:
-            kept.append(f"{part.splitname}[{part.from_}:{part.from_ + count}]")
-        left -= count
-    return "+".join(kept), total, num
+            kept.append((name, start, start + count))
+        num -= count
+    return kept
+
+
+def _check_disjoint(parts: dict[str, list[_Slice]]) -> None:
+    """Raise ProtocolError where an image stands in two parts."""
+    for first, second in itertools.combinations(parts, 2):
+        for (name, start, stop), (other, begin, end) in itertools.product(parts[first], parts[second]):
+            if name == other and max(start, begin) < min(stop, end):
+                raise ProtocolError(
+                    f"data.splits: {first} and {second} both hold the images {max(start, begin)} to "
+                    f"{min(stop, end) - 1} of {name!r}. Give each part images of its own, "
+                    f"e.g. '{name}[:90%]' and '{name}[90%:]'."
+                )
 
 
 def _describe_part(name: str, wanted: str, available: tuple[str, ...]) -> str:

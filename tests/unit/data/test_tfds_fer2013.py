@@ -1,0 +1,96 @@
+"""FER2013 as a data set of tensorflow_datasets, prepared end to end from a tiny csv."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dlfer.config.names import FER2013_LABELS
+from dlfer.config.schema import DataConfig
+from dlfer.errors import DataError, MissingDataError
+
+USAGES = {"Training": 14, "PublicTest": 7, "PrivateTest": 5}
+
+
+def write_csv(data_dir, usages, cut=False):
+    """Write random faces; return their pixels and codes by id."""
+    rng = np.random.default_rng(7)
+    rows, lines = {}, ["emotion,pixels,Usage"]
+    for usage, count in usages.items():
+        for index in range(count):
+            pixels = rng.integers(0, 256, 48 * 48, dtype=np.uint8)
+            rows[f"{usage}/{len(lines) - 1}"] = (pixels.reshape(48, 48, 1), index % 7)
+            values = pixels[:-1] if cut and len(lines) == 3 else pixels
+            lines.append(f"{index % 7},{' '.join(map(str, values))},{usage}")
+    manual = data_dir / "downloads" / "manual"
+    manual.mkdir(parents=True)
+    (manual / "fer2013.csv").write_text("\n".join(lines) + "\n")
+    return rows
+
+
+def config(path, **keys):
+    return DataConfig(source="tfds", name="fer2013", path=str(path), **keys)
+
+
+def prepare(data_dir):
+    import tensorflow_datasets as tfds
+
+    import dlfer.data.tfds_fer2013  # noqa: F401 - registers the builder
+
+    builder = tfds.builder("fer2013", data_dir=str(data_dir))
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))
+    return builder
+
+
+def test_every_row_comes_back_with_its_pixels_label_and_id(tmp_path):
+    rows = write_csv(tmp_path, USAGES)
+    builder = prepare(tmp_path)
+    assert builder.info.features["label"].names == list(FER2013_LABELS)
+    found = {}
+    for part, usage in zip(("train", "validation", "test"), USAGES, strict=True):
+        assert builder.info.splits[part].num_examples == USAGES[usage]
+        for example in builder.as_dataset(split=part).as_numpy_iterator():
+            name = example["id"].decode()
+            assert name.startswith(usage + "/")
+            found[name] = example
+    assert found.keys() == rows.keys()
+    for name, (pixels, code) in rows.items():
+        np.testing.assert_array_equal(found[name]["image"], pixels)
+        assert found[name]["image"].dtype == np.uint8
+        assert found[name]["label"] == code
+
+
+def test_without_private_test_there_is_no_test_split(tmp_path):
+    write_csv(tmp_path, {"Training": 7, "PublicTest": 7})
+    assert sorted(prepare(tmp_path).info.splits) == ["train", "validation"]
+
+
+def test_the_source_tfds_prepares_and_streams_it_by_name(tmp_path):
+    from dlfer.data.tfds_stream import load_tfds
+
+    write_csv(tmp_path, USAGES)
+    bundle = load_tfds(config(tmp_path, splits={"test": "test"}), 32)
+    assert bundle.labels == FER2013_LABELS
+    assert (len(bundle.train), len(bundle.validation), len(bundle.test)) == (14, 7, 5)
+    assert bundle.test.images.shape == (5, 32, 32, 3)
+    # Grey stays grey in three channels.
+    np.testing.assert_array_equal(bundle.test.images[..., 0], bundle.test.images[..., 2])
+
+
+def test_without_the_csv_the_message_says_what_to_put_where(tmp_path):
+    from dlfer.data.tfds_stream import load_tfds
+
+    with pytest.raises(MissingDataError, match=r"fer2013\.csv.*manual"):
+        load_tfds(config(tmp_path), 32)
+    (tmp_path / "downloads" / "manual").mkdir(parents=True)
+    (tmp_path / "downloads" / "manual" / "other.tar").touch()
+    with pytest.raises(MissingDataError, match="Kaggle"):
+        load_tfds(config(tmp_path), 32)
+
+
+def test_a_row_cut_short_is_named_by_its_line(tmp_path):
+    from dlfer.data.tfds_stream import load_tfds
+
+    write_csv(tmp_path, USAGES, cut=True)
+    with pytest.raises(DataError, match=r"fer2013\.csv line 4: expected 2304 pixel values, found 2303"):
+        load_tfds(config(tmp_path), 32)

@@ -1,0 +1,324 @@
+"""Streams of tensorflow_datasets and class folders, on a tiny data set that is made here."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlfer.config.schema import DataConfig
+from dlfer.data import tfds_stream
+from dlfer.data.bundle import Split
+from dlfer.data.tfds_stream import load_tfds, read_split
+from dlfer.errors import DataError, MissingDataError, ProtocolError
+
+NAMES = ("cat", "dog", "owl")
+SIZES = ((40, 60), (64, 64), (90, 50), (12, 9))
+TRAIN, VALIDATION = 50, 11
+SIDE = 24
+
+
+def draw(index):
+    """Return a smooth image, uint8 [H, W, 3], with red for the column, green for the row, blue for the class."""
+    height, width = SIZES[index % len(SIZES)]
+    rows, columns = np.mgrid[:height, :width]
+    pixels = np.stack([255 * columns / width, 255 * rows / height, np.full(rows.shape, 40 + 80 * (index % 3))], axis=-1)
+    return np.round(pixels).astype(np.uint8)
+
+
+def encode(index):
+    """Return the image as the bytes of a JPEG, sometimes of a PNG; every fifth is grey."""
+    image = Image.fromarray(draw(index))
+    buffer = io.BytesIO()
+    if index % 5 == 0:
+        image = image.convert("L")
+    image.save(buffer, "PNG" if index % 7 == 3 else "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory):
+    """The folder of a prepared data set "tiny_pets" with four record files a split."""
+    import tensorflow_datasets as tfds
+
+    class TinyPets(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+        MODULE_NAME = "tests"
+
+        def _info(self):
+            features = {
+                "picture": tfds.features.Image(),
+                "note": tfds.features.Text(),
+                "kind": tfds.features.ClassLabel(names=NAMES),
+            }
+            return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict(features))
+
+        def _split_generators(self, dl_manager):
+            return {
+                "train": self._generate_examples(0, TRAIN),
+                "validation": self._generate_examples(100, VALIDATION),
+                "unlabelled": self._generate_examples(200, 4),
+            }
+
+        def _generate_examples(self, start, count):
+            for index in range(start, start + count):
+                label = -1 if start == 200 else index % 3
+                yield index, {"picture": io.BytesIO(encode(index)), "note": str(index), "kind": label}
+
+    folder = tmp_path_factory.mktemp("tfds")
+    config = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=4)
+    TinyPets(data_dir=str(folder)).download_and_prepare(download_config=config)
+    return folder
+
+
+@pytest.fixture
+def images(tmp_path):
+    """Class folders with nested names, PNG and JPEG: train 18, val 6."""
+    for part, count in (("train", 18), ("val", 6)):
+        for index in range(count):
+            data = encode(index)
+            suffix = "png" if data.startswith(b"\x89PNG") else "JPEG"
+            path = tmp_path / part / NAMES[index % 3] / f"{index}.{suffix}"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(data)
+    return tmp_path
+
+
+def load(path, name="tiny_pets", **keys):
+    return load_tfds(DataConfig(source="tfds", name=name, path=str(path), **keys), SIDE)
+
+
+@pytest.fixture(params=["records", "images"])
+def train(request):
+    """The train part of either kind of source."""
+    path = request.getfixturevalue(request.param)
+    return load(path, "tiny_pets" if request.param == "records" else "image_folder").train
+
+
+def read(split, batch_size=8, *, seed=3, epoch=0, training=True, **keys):
+    return list(split.batches(batch_size, seed=seed, epoch=epoch, training=training, **keys))
+
+
+def assert_equal(left, right):
+    assert len(left) == len(right)
+    for first, second in zip(left, right, strict=True):
+        for a, b in zip(first, second, strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def ids_of(batches):
+    return np.concatenate([ids for _, _, ids in batches]).tolist()
+
+
+def test_batches_are_as_the_protocol_says(train):
+    images, targets, ids = read(train)[0]
+    assert (images.dtype, images.shape) == (np.uint8, (8, SIDE, SIDE, 3))
+    assert (targets.dtype, targets.shape) == (np.int64, (8,))
+    assert ids.dtype.kind == "U"
+    assert len(train) == train.num_images
+    assert train.image_size == SIDE
+
+
+def test_seed_and_epoch_fix_the_batches_whatever_the_global_seed(train):
+    import tensorflow as tf
+
+    tf.random.set_seed(1)
+    first = read(train, seed=3, epoch=2)
+    tf.random.set_seed(2)
+    assert_equal(first, read(train, seed=3, epoch=2))
+
+
+@pytest.mark.parametrize("change", [{"epoch": 1}, {"seed": 4}])
+def test_another_epoch_or_seed_gives_another_order(train, change):
+    first, second = ids_of(read(train, 1)), ids_of(read(train, 1, **change))
+    assert sorted(first) == sorted(second)
+    assert sum(a == b for a, b in zip(first, second, strict=True)) < len(first) // 3
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_an_epoch_entered_in_the_middle_goes_on_bit_for_bit(train, training):
+    whole = read(train, 4, epoch=5, training=training)
+    for start in (1, len(whole) - 1, len(whole)):
+        assert_equal(whole[start:], read(train, 4, epoch=5, start_step=start, training=training))
+
+
+def test_training_drops_the_incomplete_batch_and_evaluation_nothing(train):
+    num = len(train)
+    assert [len(targets) for _, targets, _ in read(train, 8)] == [8] * (num // 8)
+    ids = ids_of(read(train, 8, training=False))
+    assert len(ids) == len(set(ids)) == num
+    assert len(read(train, num + 1)[0][1]) == num
+
+
+def test_evaluation_does_not_depend_on_seed_or_epoch(train):
+    assert_equal(read(train, training=False), read(train, seed=9, epoch=9, training=False))
+
+
+def test_a_small_buffer_still_mixes_the_record_files(records, monkeypatch):
+    monkeypatch.setattr(tfds_stream, "SHUFFLE_BUFFER", 4)
+    split = load(records).train
+    orders = [ids_of(read(split, 1, epoch=epoch)) for epoch in range(6)]
+    assert all(sorted(order) == sorted(orders[0]) for order in orders)
+    assert len({order[0].split("__")[0] for order in orders}) > 1
+
+
+def test_targets_and_labels_belong_to_the_images(records, images):
+    bundle = load(records)
+    assert bundle.labels == NAMES
+    for split, num_grey in ((bundle.train, 10), (bundle.validation, 3)):
+        pixels, targets, _ = (np.concatenate(column) for column in zip(*read(split, training=False), strict=True))
+        coloured = np.ptp(pixels.astype(int), axis=-1).max(axis=(1, 2)) > 8
+        assert np.count_nonzero(~coloured) == num_grey
+        blue = np.median(pixels[coloured, :, :, 2], axis=(1, 2))
+        np.testing.assert_array_equal(np.round((blue - 40) / 80), targets[coloured])
+    split = load(images, "image_folder").train
+    for _, targets, ids in read(split):
+        assert [NAMES[target] for target in targets] == [name.split("/")[1] for name in ids]
+
+
+def test_the_central_crop_agrees_with_pillow(images):
+    split = load(images, "image_folder").train
+    found = {name: image for pixels, _, ids in read(split, training=False) for image, name in zip(pixels, ids)}  # noqa: B905
+    for name, image in found.items():
+        original = Image.open(images / name).convert("RGB")
+        side = max(1, round(0.875 * min(original.size)))
+        left, top = ((length - side) // 2 for length in original.size)
+        expected = original.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.BILINEAR)
+        difference = np.abs(image.astype(int) - np.asarray(expected, int))
+        # Of JPEGs the decoders differ by a few levels.
+        assert np.median(difference) <= 2, name
+        assert np.percentile(difference, 95) <= (2 if name.endswith("png") else 12), name
+
+
+def test_random_crops_keep_scale_and_aspect(tmp_path):
+    rows, columns = np.mgrid[:128, :128]
+    pixels = np.stack([columns * 2, rows * 2, np.zeros_like(rows)], axis=-1).astype(np.uint8)
+    for part in ("train", "val"):
+        for name in NAMES[:2]:
+            (tmp_path / part / name).mkdir(parents=True)
+            for index in range(30):
+                Image.fromarray(pixels).save(tmp_path / part / name / f"{index}.png")
+    split = load(tmp_path, "image_folder").train
+    crops = np.concatenate([images for images, _, _ in read(split, 20)]).astype(float)
+    # Pixel centres: from the first to the last output column there are (S - 1) / S of the crop.
+    widths = (crops[:, 12, -1, 0] - crops[:, 12, 0, 0]) / 2 * SIDE / (SIDE - 1)
+    heights = (crops[:, -1, 12, 1] - crops[:, 0, 12, 1]) / 2 * SIDE / (SIDE - 1)
+    areas, aspects = widths * heights / 128**2, widths / heights
+    assert areas.min() > 0.22
+    assert areas.max() < 1.03
+    assert areas.max() - areas.min() > 0.4
+    assert aspects.min() > 0.70
+    assert aspects.max() < 1.42
+    assert aspects.std() > 0.05
+    assert len(np.unique(widths.round())) > 10
+    again = np.concatenate([images for images, _, _ in read(split, 20, epoch=1)])
+    assert not np.array_equal(np.sort(crops[:, 12, 0, 0]), np.sort(again[:, 12, 0, 0].astype(float)))
+
+
+def test_grey_images_get_three_equal_channels(images):
+    split = load(images, "image_folder").train
+    for pixels, _, ids in read(split, training=False):
+        for image, name in zip(pixels, ids, strict=True):
+            index = int(name.split("/")[-1].split(".")[0])
+            assert (np.ptp(image.astype(int), axis=-1).max() == 0) == (index % 5 == 0)
+
+
+def test_an_unreadable_image_is_named_and_is_not_touched_when_skipped(images):
+    split = load(images, "image_folder").train
+    name = ids_of(read(split, 4, training=False))[1]
+    path = images / name
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(DataError, match=f"{name} cannot be decoded"):
+        read(split, 4, training=False)
+    assert len(read(split, 4, training=False, start_step=1)) == 4
+    path.unlink()
+    with pytest.raises(DataError, match="cannot be read"):
+        read(split, 4, training=False)
+
+
+def test_num_images_and_slices_limit_the_parts(records, images):
+    bundle = load(records, num_images={"train": 20}, splits={"train": "train[10%:]"})
+    everything = ids_of(read(load(records).train, training=False))
+    assert ids_of(read(bundle.train, training=False)) == everything[5:25]
+    assert sorted(ids_of(read(bundle.train, 1))) == sorted(everything[5:25])
+    assert any("first 20 of 45" in note for note in bundle.notes)
+    drawn = load(images, "image_folder", num_images={"train": 6}).train
+    assert np.bincount(read(drawn, 6)[0][1]).tolist() == [2, 2, 2]
+
+
+def test_a_part_made_of_two_slices_has_each_image_once(records):
+    split = load(records, splits={"train": "train[:7]+train[40:]"}).train
+    ids = ids_of(read(split, 4, training=False))
+    assert len(ids) == len(set(ids)) == 17
+
+
+@pytest.mark.parametrize("name", ["tiny_pets", "image_folder"])
+def test_parts_that_share_images_are_refused(request, name):
+    path = request.getfixturevalue("records" if name == "tiny_pets" else "images")
+    with pytest.raises(ProtocolError, match="train and validation both hold"):
+        load(path, name, splits={"train": "train", "validation": "train[90%:]" if name == "tiny_pets" else "train"})
+
+
+def test_aliases_rename_and_merge_classes(records, images):
+    aliases = {"aliases": {"cat": "mammal", "dog": "mammal"}}
+    bundle = load(records, labels=aliases)
+    assert bundle.labels == ("mammal", "owl")
+    targets = np.concatenate([targets for _, targets, _ in read(bundle.train, training=False)])
+    assert np.bincount(targets).tolist() == [34, 16]
+    assert load(images, "image_folder", labels=aliases).labels == ("mammal", "owl")
+
+
+def test_drop_leaves_out_class_folders_and_is_refused_for_records(records, images):
+    bundle = load(images, "image_folder", labels={"drop": ("dog",)})
+    assert bundle.labels == ("cat", "owl")
+    assert len(bundle.train) == 12
+    assert not any("/dog/" in name for name in ids_of(read(bundle.train, 1)))
+    with pytest.raises(DataError, match=r"data\.labels\.drop.*image_folder"):
+        load(records, labels={"drop": ("dog",)})
+
+
+def test_an_unlabelled_part_is_refused_when_read(records):
+    with pytest.raises(DataError, match="has no label"):
+        load(records, splits={"test": "unlabelled"})
+
+
+def test_a_test_part_is_held_in_memory(records):
+    test = load(records, splits={"train": "train[:40]", "test": "train[40:]"}).test
+    assert isinstance(test, Split)
+    assert test.images.shape == (10, SIDE, SIDE, 3)
+
+
+def test_read_split_gives_what_streaming_gives_or_goes_on_streaming(records, monkeypatch):
+    split = load(records).validation
+    whole = read_split(split)
+    streamed = read(split, 4, training=False)
+    assert_equal([(whole.images, whole.targets, whole.ids)], [[np.concatenate(c) for c in zip(*streamed, strict=True)]])
+    first = read_split(split, 5)
+    np.testing.assert_array_equal(first.ids, whole.ids[:5])
+    np.testing.assert_array_equal(first.images, whole.images[:5])
+    monkeypatch.setattr(tfds_stream, "MAX_SPLIT_BYTES", VALIDATION * SIDE * SIDE * 3)
+    assert read_split(split) is split
+    assert len(read_split(split, VALIDATION - 1)) == VALIDATION - 1
+    with pytest.raises(DataError, match=r"data\.num_images\.test"):
+        load(records, splits={"test": "train[:20]", "train": "train[20:]"})
+
+
+def test_errors_say_what_there_is(records, images, tmp_path):
+    with pytest.raises(DataError, match=r"'trian', expected a part of tiny_pets \(train, validation, unlabelled\)"):
+        load(records, splits={"train": "trian"})
+    with pytest.raises(DataError, match="Did you mean cifar10"):
+        load(tmp_path, "cifar01")
+    with pytest.raises(MissingDataError, match="there is no such folder"):
+        load(tmp_path / "nowhere", "image_folder")
+    with pytest.raises(DataError, match="skip_unreadable"):
+        load(records, skip_unreadable=True)
+    (images / "val").rename(images / ".val")
+    with pytest.raises(DataError, match="none that is plainly validation"):
+        load(images, "image_folder")
+
+
+def test_imagenet_is_checked_before_anything_starts(tmp_path):
+    with pytest.raises(MissingDataError, match=r"ILSVRC2012_img_train\.tar"):
+        load(tmp_path, "imagenet2012:5.1.0")
