@@ -135,7 +135,9 @@ def _execute(run: Run, config: ExperimentConfig, session: Session) -> Path:
         session.listener.say(note)
     session.listener.say(f"report: {report}")
     if failures:
-        error = DlferError(f"{len(failures)} of {len(members)} members failed: {'; '.join(failures)}. See their run.json.")
+        error = DlferError(
+            f"{len(failures)} of {len(members)} members failed: {'; '.join(failures)}. See their run.json."
+        )
         run.fail(error)
         raise error
     run.finish()
@@ -282,7 +284,9 @@ def _describe_costs(finished: Mapping[str, list[Member]]) -> list[str]:
         text = f"{arm}: fine-tuning took {seconds / 60:.1f} min a seed"
         if arm == WITH:
             before = costs[0].get("pretrain_seconds")
-            text += f"; EF-FER1 took {before / 60:.1f} min besides, once" if before else "; what EF-FER1 cost is not known"
+            text += (
+                f"; EF-FER1 took {before / 60:.1f} min besides, once" if before else "; what EF-FER1 cost is not known"
+            )
         notes.append(text + ".")
     return notes
 
@@ -311,7 +315,9 @@ def _read_figures(path: Path) -> dict:
     metrics, cost = member.read_json("metrics.json"), member.read_json("run.json")["cost"]
     judged = metrics["test"] or metrics["validation"]
     figures = {
-        f"{part}_accuracy": metrics[part]["accuracy"]["value"] for part in ("train", "validation", "test") if metrics[part]
+        f"{part}_accuracy": metrics[part]["accuracy"]["value"]
+        for part in ("train", "validation", "test")
+        if metrics[part]
     }
     return figures | {
         "macro_f1": judged["macro_f1"]["value"],

@@ -1,6 +1,6 @@
 """One experiment from config to report: the only module that sees every step.
 
-    ExperimentConfig -> DataBundle -> Classifier -> Artifact -> Predictions -> Scores -> report
+ExperimentConfig -> DataBundle -> Classifier -> Artifact -> Predictions -> Scores -> report
 """
 
 from __future__ import annotations
@@ -109,9 +109,7 @@ def prepare_config(config: ExperimentConfig, session: Session) -> tuple[Experime
     return make_smoke_config(config) if session.options.smoke else (config, [])
 
 
-def start_run(
-    config: ExperimentConfig, session: Session, *, on_created: Callable[[Path], None] | None = None
-) -> Path:
+def start_run(config: ExperimentConfig, session: Session, *, on_created: Callable[[Path], None] | None = None) -> Path:
     """Make a run directory for `config`, tell `on_created` its path, and execute it."""
     config, warnings = prepare_config(config, session)
     run = create_run(session.runs_folder, config, argv=list(session.options.argv))
@@ -226,9 +224,7 @@ def _finetune(
     return result
 
 
-def _make_job(
-    name: str, config: ExperimentConfig, seed: int, run: Run, session: Session, device: Device
-) -> StageJob:
+def _make_job(name: str, config: ExperimentConfig, seed: int, run: Run, session: Session, device: Device) -> StageJob:
     return StageJob(
         name=name,
         config=getattr(config, name),
