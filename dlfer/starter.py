@@ -81,8 +81,8 @@ def survey_folder(folder: Path) -> Survey:
     )
 
 
-def format_starter(survey: Survey, *, name: str) -> str:
-    """Return the text of a commented experiment file for what was found."""
+def format_starter(survey: Survey, *, name: str, file: Path) -> str:
+    """Return the text of a commented experiment for what was found; `file` is where it will stand."""
     image_size = min(224, max(48, 16 * round(survey.side / 16)))
     batch_size = 64 if survey.num_train >= 2000 else 32 if survey.num_train >= 200 else 8
     epochs = 15 if survey.num_train >= 20_000 else 25 if survey.num_train >= 2000 else 40
@@ -90,9 +90,9 @@ def format_starter(survey: Survey, *, name: str) -> str:
     monitor = "macro_f1" if survey.imbalance >= 3 else "accuracy"
     return f"""\
 # Purpose   A first experiment on the images in {" ".join(str(survey.folder).split())}, written by dlfer init.
-# Command   dlfer run FILE            train and report
-#           dlfer run FILE --smoke    a minute: walks every step on a few images
-#           dlfer ablate FILE         the same with and without EF-FER1
+# Command   dlfer run {file} --smoke    first, a minute: walks every step on a few images
+#           dlfer run {file}            train and report
+#           dlfer ablate {file}         the same with and without EF-FER1
 # All keys  dlfer show schema
 #
 # Found
@@ -144,7 +144,7 @@ def write_starter(folder: Path, out: Path | None = None) -> Path:
     path = Path(out) if out is not None else Path(f"{name}.yaml")
     if path.exists():
         raise ConfigError(f"{path}: is there already; choose another file by --out, or remove it.")
-    write_atomically(path, format_starter(survey_folder(folder), name=name))
+    write_atomically(path, format_starter(survey_folder(folder), name=name, file=path))
     load_experiment(path)
     return path
 

@@ -1,0 +1,292 @@
+"""Experiment files: one message for all problems, extends, overrides, the dump and the digest."""
+
+from __future__ import annotations
+
+import textwrap
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from dlfer.config.load import (
+    compute_digest,
+    dump_experiment,
+    load_experiment,
+    parse_override,
+    resolve_path,
+    with_overrides,
+)
+from dlfer.errors import ConfigError
+
+EXPERIMENTS = sorted((Path(__file__).parents[3] / "experiments").glob("*.yaml"))
+SMALL = """\
+experiment: {name: small}
+finetune:
+  data: {source: synthetic_faces}
+"""
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    """Write files into the working directory; a relative name keeps messages short."""
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str, name: str = "a.yaml") -> str:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(textwrap.dedent(text))
+        return name
+
+    return write
+
+
+def problems_of(*args, **kwargs) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(*args, **kwargs)
+    return [line.strip() for line in str(caught.value).splitlines()]
+
+
+def test_all_problems_come_in_one_message_with_line_and_nearest_key(write):
+    name = write("""\
+        experiment: {name: Not Good, seed: 1.0, jit: maybe}
+        model:
+          backbone: efficientnet_b33
+          dropuot: 0.3
+        finetune:
+          data: {source: tfds, protocol: paper, nmae: imagenet2012}
+          epochs: "3"
+          learning_rate: 1e-3
+          optimizer: {name: sgd, beta_1: 0.9}
+          clip: .nan
+          augment: 3
+        ablation: {seeds: [0, -1]}
+        expected: {test_accuracy: [0.1, 0.2, 0.3]}
+    """)
+    lines = problems_of(name)
+    assert lines[0] == f"a.yaml: {len(lines) - 1} problems:"
+    for expected in (
+        'a.yaml line 1: experiment.name: found "Not Good", expected lower-case letters, digits, - and _',
+        "a.yaml line 1: experiment.seed: found 1.0, expected a whole number.",
+        'a.yaml line 1: experiment.jit: found "maybe", expected auto or true or false.',
+        "a.yaml line 3: model.backbone: found",
+        "a.yaml line 4: model.dropuot: there is no such key. Did you mean model.dropout?",
+        "a.yaml line 6: finetune.data.nmae: there is no such key. Did you mean finetune.data.name?",
+        # A rule of the section that the unknown key above would have hidden:
+        "a.yaml line 6: finetune.data.name: source tfds needs the name of a data set",
+        'a.yaml line 7: finetune.epochs: found "3", expected a whole number (without quotes).',
+        "a.yaml line 8: finetune.learning_rate: there is no such key. Did you mean finetune.optimizer.learning_rate?",
+        "a.yaml line 9: finetune.optimizer.beta_1: sgd has none; it takes momentum, nesterov, weight_decay.",
+        "a.yaml line 10: finetune.clip: found NaN, expected",
+        "a.yaml line 11: finetune.augment: found 3, expected a section of keys and values.",
+        "a.yaml line 12: ablation.seeds.1: found -1, expected greater than or equal to 0.",
+        "a.yaml line 13: expected.test_accuracy: found [0.1, 0.2, 0.3], expected a list of at most 2 items.",
+    ):
+        assert any(line.startswith(expected) for line in lines), (expected, lines)
+    assert any(line.endswith("(did you mean efficientnet_b3?).") for line in lines)
+
+
+def test_what_is_missing_points_to_the_section_it_is_missing_from(write):
+    lines = problems_of(write("experiment: {seed: 1}\n\nfinetune:\n  epochs: 3\n"))
+    assert "a.yaml line 1: experiment.name: is missing; expected text." in lines
+    assert "a.yaml line 3: finetune.data: is missing; expected a section with source." in lines
+
+
+@pytest.mark.parametrize("text", ["", "- a\n- b\n", "just text"])
+def test_a_file_without_sections_is_refused(write, text):
+    assert "expected sections" in problems_of(write(text))[0]
+
+
+@pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
+def test_numbers_are_finite(write, value):
+    name = write(SMALL)
+    with pytest.raises(ConfigError, match=r"finetune\.clip: found"):
+        load_experiment(name, {"finetune.clip": float(value)})
+
+
+def test_a_file_extends_another(write):
+    write(
+        """\
+        experiment: {name: base, seed: 3}
+        pretrain: {weights: imagenet}
+        finetune:
+          data: {source: fer2013, path: fer.csv, select_on: 0.1}
+          epochs: 7
+          augment: {rotation: 10, zoom: 0.1}
+        """,
+        "folder/base.yaml",
+    )
+    write("extends: base.yaml\nfinetune: {epochs: 9, augment: {zoom: 0.2}}\n", "folder/middle.yaml")
+    child = load_experiment(write("extends: folder/middle.yaml\nexperiment: {name: child}\n"))
+    assert (child.experiment.name, child.experiment.seed, child.finetune.epochs) == ("child", 3, 9)
+    assert (child.finetune.augment.rotation, child.finetune.augment.zoom) == (10, 0.2)
+    assert child.pretrain.weights == "imagenet"
+
+
+def test_null_removes_a_section(write):
+    write(
+        "experiment: {name: base}\npretrain: {weights: imagenet}\n"
+        "finetune: {data: {source: synthetic_faces, labels: {aliases: {a: b, c: d}}}, augment: {rotation: 10}}\n",
+        "base.yaml",
+    )
+    child = load_experiment(
+        write("extends: base.yaml\npretrain: null\nfinetune: {augment: null, data: {labels: {aliases: {a: null}}}}\n")
+    )
+    assert child.pretrain is None
+    assert child.finetune.augment.rotation == 0
+    assert child.finetune.data.labels.aliases == {"c": "d"}
+    grandchild = load_experiment(
+        write("extends: a.yaml\npretrain: {data: {source: synthetic_scenes}}\n", "grandchild.yaml")
+    )
+    assert grandchild.pretrain.weights is None
+
+
+def test_another_source_replaces_the_whole_data_section(write):
+    write(
+        "experiment: {name: base}\nfinetune: {data: {source: fer2013, path: fer.csv, select_on: 0.1}, epochs: 3}\n",
+        "base.yaml",
+    )
+    child = load_experiment(write("extends: base.yaml\nfinetune: {data: {source: synthetic_faces}}\n"))
+    assert (child.finetune.data.path, child.finetune.data.select_on, child.finetune.epochs) == (None, None, 3)
+    same = load_experiment(write("extends: base.yaml\nfinetune: {data: {source: fer2013, path: other.csv}}\n"))
+    assert (same.finetune.data.path, same.finetune.data.select_on) == ("other.csv", 0.1)
+
+
+def test_a_problem_is_told_where_it_stands_in_parent_or_child(write):
+    write("experiment: {name: base}\nfinetune:\n  epochs: 0\n  data: {source: fer2013, path: a.csv}\n", "base.yaml")
+    lines = problems_of(write("extends: base.yaml\n\nfinetune: {data: {source: folder}}\n"))
+    assert "base.yaml line 3: finetune.epochs: found 0, expected greater than or equal to 1." in lines
+    # The parent's path is gone with the parent's section, and so is its line.
+    assert any(line.startswith("a.yaml line 3: finetune.data.path: source folder needs one") for line in lines)
+
+
+def test_extends_refuses_circles_and_absent_or_several_parents(write):
+    write("extends: b.yaml\n", "a.yaml")
+    write("extends: ./a.yaml\n", "b.yaml")
+    with pytest.raises(ConfigError, match=r"b.yaml line 1: extends: the files extend one another in a circle"):
+        load_experiment("a.yaml")
+    with pytest.raises(ConfigError, match=r"c.yaml line 2: extends: there is no file none.yaml"):
+        load_experiment(write("# x\nextends: none.yaml\n", "c.yaml"))
+    with pytest.raises(ConfigError, match="expected the name of one experiment file"):
+        load_experiment(write("extends: [a.yaml, b.yaml]\n", "d.yaml"))
+
+
+def test_overrides_set_keys_start_sections_and_leave_the_callers_values_alone(write):
+    name = write(SMALL + "pretrain: null\n")
+    data = {"source": "synthetic_scenes"}
+    overrides = {"pretrain.data": data, "pretrain.optimizer.learning_rate": 1e-2, "ablation.seeds": (1, 2)}
+    config = load_experiment(name, overrides)
+    assert config.pretrain.data.source == "synthetic_scenes"
+    assert config.pretrain.optimizer.learning_rate == 0.01
+    assert config.ablation.seeds == (1, 2)
+    load_experiment(name, {"finetune.data": data, "finetune.data.seed": 5})
+    assert data == {"source": "synthetic_scenes"}
+    assert load_experiment(name, {"pretrain": None}).pretrain is None
+    assert load_experiment(name, {"finetune.augment": None}).finetune.augment.mirror == 0
+
+
+def test_overrides_are_checked_like_the_file(write):
+    name = write(SMALL)
+    lines = problems_of(name, {"finetune.epochz": 3, "finetune.clip": "x", "modle.dropout": 0.1, "extends": "b.yaml"})
+    assert "--set finetune.epochz: finetune.epochz: there is no such key. Did you mean finetune.epochs?" in lines
+    assert '--set finetune.clip: finetune.clip: found "x", expected a number.' in lines
+    assert "--set modle.dropout: modle: there is no such key. Did you mean model?" in lines
+    assert any("extends: cannot be set" in line for line in lines)
+    with pytest.raises(ConfigError, match="YAML cannot hold"):
+        load_experiment(name, {"finetune.data.path": Path("x")})
+
+
+@pytest.mark.parametrize(
+    ("text", "parsed"),
+    [
+        ("a.b=1e-3", ("a.b", 0.001)),
+        ("pretrain=null", ("pretrain", None)),
+        ("a=x=y", ("a", "x=y")),
+        ("a={b: [1, no]}", ("a", {"b": [1, "no"]})),
+        ("a='1'", ("a", "1")),
+        ("a=${DLFER_DATA}/x", ("a", "${DLFER_DATA}/x")),
+    ],
+)
+def test_parse_override(text, parsed):
+    assert parse_override(text) == parsed
+
+
+@pytest.mark.parametrize("text", ["a", "=3", "a..b=3", ".a=3", "a=[1"])
+def test_parse_override_refuses(text):
+    with pytest.raises(ConfigError, match="--set"):
+        parse_override(text)
+
+
+def test_with_overrides_validates_again(write):
+    config = load_experiment(write(SMALL))
+    changed = with_overrides(config, {"experiment.seed": 4, "finetune.early_stopping.patience": 2})
+    assert (changed.experiment.seed, changed.finetune.early_stopping.patience) == (4, 2)
+    assert config.experiment.seed == 0
+    with pytest.raises(ConfigError, match=r"experiment small with overrides: 1 problem:\n  --set finetune.epochs: "):
+        with_overrides(config, {"finetune.epochs": 0})
+
+
+def test_resolve_path(monkeypatch):
+    monkeypatch.delenv("DLFER_DATA", raising=False)
+    assert resolve_path("${DLFER_DATA}/fer2013") == Path("data/fer2013")
+    monkeypatch.setenv("DLFER_DATA", "/somewhere")
+    assert resolve_path("${DLFER_DATA}/fer2013") == Path("/somewhere/fer2013")
+    monkeypatch.setenv("HOME", "/home/me")
+    assert resolve_path("~/x") == Path("/home/me/x")
+    assert resolve_path("$HOME/x") == Path("/home/me/x")
+    monkeypatch.delenv("NOT_SET", raising=False)
+    with pytest.raises(ConfigError, match="the environment variable NOT_SET is not set"):
+        resolve_path("/a/${NOT_SET}/b")
+
+
+def test_the_config_keeps_the_path_as_written(write):
+    name = write(SMALL.replace("source: synthetic_faces", "source: arrays, path: '${DLFER_DATA}/a.npz'"))
+    assert load_experiment(name).finetune.data.path == "${DLFER_DATA}/a.npz"
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_every_shipped_experiment_loads_and_its_dump_is_complete_and_equal(path, tmp_path):
+    config = load_experiment(path)
+    dumped = tmp_path / "config.yaml"
+    dumped.write_text(dump_experiment(config))
+    again = load_experiment(dumped)
+    assert again == config
+    assert dump_experiment(again) == dumped.read_text()
+    assert "checkpoint_minutes: 5.0" in dumped.read_text()
+
+
+_names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10)
+
+
+@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@given(
+    aliases=st.dictionaries(_names, _names, max_size=3),
+    drop=st.lists(_names, max_size=3),
+    rate=st.floats(min_value=1e-12, max_value=10),
+    path=_names,
+)
+def test_any_text_and_number_survives_dump_and_load(tmp_path, aliases, drop, rate, path):
+    base = tmp_path / "base.yaml"
+    base.write_text(SMALL)
+    data = {"source": "arrays", "path": path, "labels": {"aliases": aliases, "drop": drop}}
+    config = load_experiment(base, {"finetune.data": data, "finetune.optimizer.learning_rate": rate})
+    dumped = tmp_path / "dump.yaml"
+    dumped.write_text(dump_experiment(config), encoding="utf-8")
+    assert load_experiment(dumped) == config
+
+
+def test_the_digest_is_that_of_the_result(write):
+    config = load_experiment(write(SMALL))
+    digest = compute_digest(config)
+    assert len(digest) == 64
+    same = {
+        "experiment.name": "other",
+        "experiment.checkpoint_minutes": 1.0,
+        "expected.result": "good",
+        "ablation.seeds": [5],
+        "search": {"space": {"finetune.epochs": {"choice": [1, 2]}}},
+        "model.dropout": config.model.dropout,
+        "finetune.augment.rotation": 0,
+    }
+    assert compute_digest(with_overrides(config, same)) == digest
+    for key, value in {"experiment.seed": 1, "model.dropout": 0.31, "evaluate.bootstrap": 200}.items():
+        assert compute_digest(with_overrides(config, {key: value})) != digest
