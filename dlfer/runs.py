@@ -347,10 +347,14 @@ def _iterate_runs(folder: Path) -> Iterator[Path]:
 
 
 def _match_runs(name: str, folder: Path) -> list[str]:
-    """Return the names of the runs in a folder that begin with `name`; the whole name counts alone."""
+    """Return the names of the runs in a folder that begin with `name`, with or without the experiment's.
+
+    A whole name counts alone: a run's is the beginning of an ablation's of the same second.
+    """
     names = [str(path.relative_to(folder)) for path in _iterate_runs(folder)]
-    if name in names:
-        return [name]
+    exact = [key for key in names if name in (key, Path(key).name)]
+    if exact:
+        return exact
     return [key for key in names if name and (key.startswith(name) or Path(key).name.startswith(name))]
 
 

@@ -1,0 +1,276 @@
+"""The verbs: what they call, print and exit with. The work itself is tested elsewhere."""
+
+from __future__ import annotations
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import pytest
+
+import dlfer
+from dlfer.cli import main
+from dlfer.config.load import load_experiment
+from dlfer.errors import DlferError, TrainingStopped
+from dlfer.runs import create_run
+
+SMALL = "experiment: {name: small}\nfinetune: {data: {source: synthetic_faces}}\n"
+
+
+@pytest.fixture
+def work(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DLFER_HOME", raising=False)
+    (tmp_path / "a.yaml").write_text(SMALL)
+    (tmp_path / "bad.yaml").write_text(SMALL + "modle: {}\n")
+    return tmp_path
+
+
+@pytest.fixture
+def call(work, capsys, monkeypatch):
+    """Run the command; return its exit code, stdout and stderr."""
+
+    def call(*args: str):
+        monkeypatch.setattr(sys, "argv", ["dlfer", *args])
+        with pytest.raises(SystemExit) as caught:
+            main()
+        captured = capsys.readouterr()
+        return caught.value.code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """Put functions in place of a module that does the work, and record their calls."""
+    calls = []
+
+    def stand_in(module: str, **functions):
+        def record(name, result):
+            def function(*args, **kwargs):
+                calls.append((name, args, kwargs))
+                if isinstance(result, BaseException):
+                    raise result
+                return result
+
+            return function
+
+        names = {name: record(name, result) for name, result in functions.items()}
+        monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**names))
+        return calls
+
+    return stand_in
+
+
+def test_help_lists_the_verbs_by_what_a_user_wants(call):
+    code, out, _ = call("--help")
+    assert code == 0
+    places = [out.index(f"─ {panel} ─") for panel in ("Start", "Train and compare", "Use what was trained", "Look")]
+    assert places == sorted(places)
+    for verb in ("doctor", "init", "check", "run", "ablate", "evaluate", "report", "show"):
+        assert verb in out
+
+
+def test_version(call):
+    assert call("--version")[:2] == (0, f"dlfer {dlfer.__version__}\n")
+
+
+def test_check_names_every_problem_of_every_file(call):
+    code, out, err = call("check", "a.yaml", "bad.yaml", "none.yaml")
+    assert (code, out) == (2, "")
+    assert "ok  a.yaml  small" in err
+    assert "bad.yaml line 3: modle: there is no such key. Did you mean model?" in err
+    assert "none.yaml: there is no such file" in err
+    assert "Traceback" not in err
+
+
+def test_check_prints_the_whole_experiment(call, work):
+    code, out, _ = call("check", "a.yaml", "--print", "--set", "finetune.epochs=3")
+    assert code == 0
+    (work / "again.yaml").write_text(out)
+    assert load_experiment(work / "again.yaml") == load_experiment(work / "a.yaml", {"finetune.epochs": 3})
+
+
+def test_check_notes_data_that_is_not_there(call, monkeypatch):
+    monkeypatch.delenv("NOT_SET", raising=False)
+    code, _, err = call("check", "a.yaml", "--set", "finetune.data={source: folder, path: nowhere}")
+    assert code == 0
+    assert "finetune.data.path: nowhere is not there yet" in err
+    code, _, err = call("check", "a.yaml", "--set", "finetune.data={source: folder, path: '${NOT_SET}/x'}")
+    assert code == 0
+    assert "NOT_SET is not set" in err
+
+
+def test_run_hands_its_options_on_and_ends_with_run_and_report(call, stand_in):
+    calls = stand_in("dlfer.experiment", run_experiment=Path("r/small/1"), resume_run=None)
+    code, out, _ = call(
+        *("run", "a.yaml", "--set", "finetune.epochs=3", "--set", "pretrain=null", "--out", "r", "--smoke"),
+        *("--require-gpu", "--max-hours", "0.5", "--no-cache"),
+    )
+    assert (code, out) == (0, "r/small/1\nr/small/1/report.html\n")
+    (name, (file, options), _) = calls[0]
+    assert (name, file) == ("run_experiment", Path("a.yaml"))
+    assert options.overrides == {"finetune.epochs": 3, "pretrain": None}
+    assert (options.out, options.smoke, options.require_gpu, options.max_hours) == (Path("r"), True, True, 0.5)
+    assert (options.use_cache, options.dry_run) == (False, False)
+    assert options.argv[:3] == ("dlfer", "run", "a.yaml")
+
+
+def test_a_dry_run_prints_no_path(call, stand_in):
+    calls = stand_in("dlfer.experiment", run_experiment=None, resume_run=None)
+    assert call("run", "a.yaml", "--dry-run")[:2] == (0, "")
+    assert calls[0][1][1].dry_run is True
+
+
+def test_ablate_takes_seeds(call, stand_in):
+    calls = stand_in("dlfer.compare", run_ablation=Path("r/x"), resume_ablation=None)
+    assert call("ablate", "a.yaml", "--seeds", "0,1,2")[0] == 0
+    assert calls[0][2] == {"seeds": [0, 1, 2]}
+    call("ablate", "a.yaml")
+    assert calls[1][2] == {"seeds": None}
+
+
+def test_resume_finds_the_run_and_its_verb(call, stand_in, work):
+    config = load_experiment(work / "a.yaml")
+    single = create_run(Path("saved_models/runs"), config, argv=[])
+    both = create_run(Path("saved_models/runs"), config, argv=[], kind="ablation")
+    calls = stand_in("dlfer.experiment", run_experiment=None, resume_run=single.path)
+    stand_in("dlfer.compare", run_ablation=None, resume_ablation=both.path)
+    assert call("run", "--resume", single.path.name)[0] == 0
+    assert calls[-1][0] == "resume_run"
+    assert calls[-1][1][0] == single.path
+    assert call("ablate", "--resume", both.path.name)[0] == 0
+    assert calls[-1][1][0] == both.path
+    code, _, err = call("run", "--resume", str(both.path))
+    assert code == 2
+    assert "go on with: dlfer ablate --resume" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("run",), "give either an experiment FILE or --resume RUN"),
+        (("run", "a.yaml", "--resume", "x"), "give either an experiment FILE or --resume RUN"),
+        (("run", "--resume", "x", "--set", "model.dropout=0"), "leave --set out"),
+        (("run", "--resume", "x", "--dry-run"), "leave --dry-run out"),
+        (("run", "--resume", "x"), "neither the folder of a run nor"),
+        (("run", "none.yaml"), "none.yaml: there is no such file"),
+        (("run", "bad.yaml"), "Did you mean model?"),
+        (("run", "a.yaml", "--set", "finetune.epochs"), "expected KEY=VALUE"),
+        (("run", "a.yaml", "--max-hours", "0"), "expected more than 0"),
+        (("run", "a.yaml", "--max-hours", "nan"), "expected more than 0"),
+        (("ablate", "a.yaml", "--seeds", "0,x"), "--seeds 0,x"),
+        (("ablate", "a.yaml", "--seeds", "1,1"), "--seeds 1,1"),
+        (("ablate", "--resume", "x", "--seeds", "1"), "leave --seeds out"),
+        (("evaluate", "m"), "give either --csv FILE"),
+        (("evaluate", "m", "--data", "x", "--usage", "PublicTest"), "--usage goes with --csv"),
+        (("evaluate", "m", "--data", "x"), "there is no such model"),
+        (("report", "x"), "neither the folder of a run nor"),
+        (("show", "nothing"), "neither the folder of a run nor"),
+        (("show", "config"), "name the experiment file"),
+        (("show", "runs", "a.yaml"), "only config takes a file"),
+        (("show", "runs", "--set", "a=1"), "--set goes with config FILE only"),
+        (("init", "nowhere"), "there is no such folder"),
+        (("bogus",), "No such command"),
+    ],
+)
+def test_wrong_input_exits_2_with_one_message(call, args, message):
+    loaded = "tensorflow" in sys.modules
+    code, out, err = call(*args)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert "Traceback" not in err
+    assert ("tensorflow" in sys.modules) == loaded
+
+
+@pytest.mark.parametrize(
+    ("error", "code"),
+    [
+        (DlferError("it went wrong"), 1),
+        (OSError(28, "No space left on device"), 1),
+        (TrainingStopped("stopped", reason="SIGTERM"), 143),
+        (TrainingStopped("stopped", reason="--max-hours"), 0),
+        (KeyboardInterrupt(), 130),
+    ],
+)
+def test_exit_codes_of_what_goes_wrong_while_working(call, stand_in, error, code):
+    stand_in("dlfer.experiment", run_experiment=error, resume_run=None)
+    found, out, err = call("run", "a.yaml")
+    assert (found, out) == (code, "")
+    assert "Traceback" not in err
+
+
+def test_debug_shows_the_traceback_wherever_it_stands(call):
+    for args in (("--debug", "run", "none.yaml"), ("run", "none.yaml", "--debug")):
+        code, _, err = call(*args)
+        assert code == 2
+        assert "Traceback" in err
+        assert "there is no such file" in err
+
+
+def test_evaluate_prints_figures_with_n_and_interval(call, stand_in, work):
+    model = work / "m"
+    model.mkdir()
+    (model / "artifact.json").write_text("{}")
+    scores = {
+        "n": 1234,
+        "accuracy": {"value": 0.5, "low": 0.4, "high": 0.6},
+        "macro_f1": {"value": None, "low": None, "high": None},
+        "per_class": {"Happy": {"n": 7, "precision": 0.25, "recall": None, "f1": 1.0, "specificity": 0.5}},
+    }
+    metrics = {"banner": "Read this first.", "test": scores, "validation": None}
+    calls = stand_in("dlfer.judge", evaluate_model=metrics)
+    code, out, _ = call("evaluate", "m", "--csv", "x.csv", "--usage", "PublicTest", "--json", "o.json")
+    assert code == 0
+    assert out.startswith("Read this first.\ntest (n = 1,234): accuracy 50.00 % [40.00, 60.00], macro f1 not defined\n")
+    assert "Happy  7  0.25       -       1   0.5" in out
+    assert calls[0][2] == {"csv": Path("x.csv"), "usage": "PublicTest", "data": None, "json_out": Path("o.json")}
+
+
+def test_report_writes_that_of_the_kind(call, stand_in, work):
+    config = load_experiment(work / "a.yaml")
+    single = create_run(work / "r", config, argv=[])
+    both = create_run(work / "r", config, argv=[], kind="ablation")
+    stand_in("dlfer.report.html", write_report="page of a run")
+    stand_in("dlfer.report.comparison", write_comparison_report="page of a comparison")
+    code, out, _ = call("report", str(single.path), str(both.path))
+    assert (code, out) == (0, "page of a run\npage of a comparison\n")
+
+
+def test_show_runs_and_one_run(call, work):
+    assert call("show", "runs")[1] == ""
+    run = create_run(Path("saved_models/runs"), load_experiment(work / "a.yaml"), argv=["dlfer"])
+    run.write_json("metrics.json", {"test": {"n": 10, "accuracy": {"value": 0.5, "low": 0.1, "high": 0.9}}})
+    run.finish()
+    _, out, _ = call("show", "runs")
+    assert out.splitlines()[1].split()[:3] == [f"small/{run.path.name}", "run", "finished"]
+    assert json.loads(call("show", "runs", "--json")[1])[0]["status"] == "finished"
+    _, out, _ = call("show", "small")
+    assert "status: finished" in out
+    assert "test accuracy (n = 10): 50.00 % [10.00, 90.00]" in out
+    assert json.loads(call("show", "small", "--json")[1])["argv"] == ["dlfer"]
+
+
+def test_show_config_schema_backbones_sources_models(call, work):
+    assert json.loads(call("show", "config", "a.yaml", "--json")[1])["finetune"]["epochs"] == 30
+    assert "epochs: 3\n" in call("show", "config", "a.yaml", "--set", "finetune.epochs=3")[1]
+    assert json.loads(call("show", "schema", "--json")[1])["title"] == "ExperimentConfig"
+    assert "finetune.epochs: integer   = 30" in call("show", "schema")[1]
+    rows = json.loads(call("show", "backbones", "--json")[1])
+    assert {"backbone": "efficientnet_b3", "image_size": 300, "parameters": 10783528}.items() <= next(
+        row for row in rows if row["backbone"] == "efficientnet_b3"
+    ).items()
+    assert "synthetic_faces" in call("show", "sources")[1]
+    model = work / "saved_models" / "mine"
+    model.mkdir(parents=True)
+    (model / "artifact.json").write_text(json.dumps({"family": "transfer", "labels": ["a", "b"]}))
+    assert "mine" in call("show", "models")[1]
+
+
+def test_the_public_names_exist_and_are_listed():
+    assert dlfer.__all__ == sorted(dlfer.__all__)
+    assert set(dlfer.__all__) <= set(dir(dlfer))
+    assert dlfer.load_experiment is load_experiment
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        dlfer.nothing  # noqa: B018
