@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 import types
 from pathlib import Path
@@ -66,6 +67,7 @@ def stand_in(monkeypatch):
 def test_help_lists_the_verbs_by_what_a_user_wants(call):
     code, out, _ = call("--help")
     assert code == 0
+    out = re.sub(r"\x1b\[[0-9;]*m", "", out)
     places = [out.index(f"─ {panel} ─") for panel in ("Start", "Train and compare", "Use what was trained", "Look")]
     assert places == sorted(places)
     for verb in ("doctor", "init", "check", "run", "ablate", "evaluate", "report", "show"):
