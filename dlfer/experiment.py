@@ -28,7 +28,7 @@ from dlfer.model.transfer import TransferNetwork, build_transfer_network
 from dlfer.report.figures import write_augmented_page, write_error_page
 from dlfer.report.html import write_report
 from dlfer.runs import Run, RunOptions, create_run, default_runs_folder, open_run
-from dlfer.smoke import make_smoke_config
+from dlfer.smoke import NUM_BATCHES, make_smoke_config
 from dlfer.train.cascade import Pretrained, obtain_backbone
 from dlfer.train.control import StopControl
 from dlfer.train.device import Device, choose_device, set_determinism
@@ -187,7 +187,7 @@ def _pretrain(run: Run, config: ExperimentConfig, session: Session, device: Devi
         job,
         load_bundle=lambda: session.load_bundle(config.pretrain),
         cache=session.runs_folder / ".cache" / "pretrain" if session.options.use_cache else None,
-        random_weights=session.options.smoke or run.is_smoke,
+        random_weights=run.is_smoke,
     )
     run.log("pretrain_end", digest=pretrained.digest, was_cached=pretrained.was_cached, **pretrained.cost)
     return pretrained
@@ -234,6 +234,7 @@ def _make_job(name: str, config: ExperimentConfig, seed: int, run: Run, session:
         checkpoint_minutes=config.experiment.checkpoint_minutes,
         control=session.control,
         listener=session.listener,
+        max_steps=NUM_BATCHES if run.is_smoke else None,
     )
 
 

@@ -38,7 +38,7 @@ def _cut_down(data: DataConfig, batch_size: int) -> tuple[DataConfig, str | None
     warning = None
     if not is_present(data):
         data, warning = replace_by_synthetic(data)
-    # Splitting takes 20 % and 20 % away, so a data set that is to be split needs twice as many.
+    # A split may take a fifth away, and a fifth again, before two batches are left.
     num_images = 2 * NUM_BATCHES * batch_size
     counts = dict.fromkeys(("train", "validation", "test"), num_images)
     return data.model_copy(update={"num_images": type(data.num_images)(**counts)}), warning

@@ -7,6 +7,7 @@ EF-FER1 and EF-FER2 both are such a stage. Its folder holds `checkpoint.npz` (re
 from __future__ import annotations
 
 import math
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,7 +46,7 @@ class _Stage:
     def __init__(self, job: StageJob, network: TransferNetwork, bundle: DataBundle) -> None:
         self.job, self.config, self.network, self.bundle = job, job.config, network, bundle
         self.num_labels = len(bundle.labels)
-        self.steps = count_steps(bundle.train, job.config)
+        self.steps = min(count_steps(bundle.train, job.config), job.max_steps or sys.maxsize)
         self.batch_images = min(job.config.batch_size, len(bundle.train))
         self.training = TrainingNetwork(network, fill=job.config.augment.fill)
         self.state = StageState()

@@ -24,6 +24,7 @@ class StageJob:
         checkpoint_minutes: between checkpoints inside an epoch.
         control: asked after each step whether to stop.
         listener: told about the progress.
+        max_steps: at most so many steps an epoch, for --smoke; None takes all.
     """
 
     name: str
@@ -34,6 +35,7 @@ class StageJob:
     checkpoint_minutes: float
     control: StopControl
     listener: TrainingListener
+    max_steps: int | None = None
 
 
 @dataclass

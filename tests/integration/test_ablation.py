@@ -1,0 +1,110 @@
+"""The ablation: arms share EF-FER1, seeds and data; it resumes; its files say what they must."""
+
+import csv
+import json
+from pathlib import Path
+
+import keras
+import pytest
+
+from dlfer.compare import EQUAL_COMPUTE, WITH, WITHOUT, resume_ablation, run_ablation
+from dlfer.errors import ConfigError, TrainingStopped
+from dlfer.runs import RunOptions
+from tests.integration.conftest import SMALL
+
+FAST = {"experiment.deterministic": False, "experiment.checkpoint_minutes": 5.0, "finetune.ema": None}
+
+
+def read_members(path: Path) -> list[dict]:
+    with open(path / "members.csv", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.fixture(scope="module")
+def ablation(tmp_path_factory) -> Path:
+    """Two seeds, three arms: six runs, one EF-FER1."""
+    folder = tmp_path_factory.mktemp("ablation")
+    (folder / "small.yaml").write_text(SMALL)
+    overrides = {**FAST, "ablation.equal_compute": True, "finetune.epochs": 1}
+    options = RunOptions(overrides=overrides, out=folder / "runs", argv=("dlfer", "ablate", "small.yaml"))
+    return run_ablation(folder / "small.yaml", options, seeds=[0, 1])
+
+
+def test_members_are_ordinary_runs(ablation):
+    members = read_members(ablation)
+    assert [(m["arm"], m["seed"]) for m in members] == [(arm, s) for s in "01" for arm in (WITH, WITHOUT, EQUAL_COMPUTE)]
+    assert {m["status"] for m in members} == {"finished"}
+    for member in members:
+        path = Path(member["path"])
+        for name in (
+            "run.json config.yaml data.json audit.json log.jsonl metrics.json report.html finetune/history.csv "
+            "model/artifact.json predictions/test.npz predictions/validation.npz figures/augmented.png"
+        ).split():
+            assert (path / name).exists(), name
+        metrics = json.loads((path / "metrics.json").read_text())
+        assert metrics["test"]["n"] == 64
+        assert float(member["test_accuracy"]) == metrics["test"]["accuracy"]["value"]
+
+
+def test_one_ef_fer1_is_shared_by_arms_and_seeds(ablation):
+    cache = ablation.parent.parent / ".cache" / "pretrain"
+    assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
+    digests = set()
+    for member in read_members(ablation):
+        record = Path(member["path"]) / "transfer.json"
+        assert record.exists() == (member["arm"] == WITH)
+        if record.exists():
+            transfer = json.loads(record.read_text())
+            assert transfer["missing"] == transfer["unexpected"] == []
+            assert transfer["feature_difference"] <= 1e-5
+            digests.add((Path(member["path"]) / "pretrain" / "backbone.json").read_text())
+    assert len(digests) == 1
+
+
+def test_equal_compute_gets_the_cost_of_ef_fer1_as_epochs(ablation):
+    """EF-FER1 saw 64 images of 32 px once, an epoch of EF-FER2 is 160 images of 32 px: one epoch more."""
+    epochs = {}
+    for member in read_members(ablation):
+        rows = (Path(member["path"]) / "finetune" / "history.csv").read_text().splitlines()
+        epochs[member["arm"]] = len(rows) - 1
+    assert epochs == {WITH: 1, WITHOUT: 1, EQUAL_COMPUTE: 2}
+
+
+def test_comparison_has_table_differences_and_sentences(ablation):
+    comparison = json.loads((ablation / "comparison.json").read_text())
+    assert [row["arm"] for row in comparison["table"]] == [WITH, WITHOUT, EQUAL_COMPUTE]
+    for row in comparison["table"]:
+        assert row["seeds"] == [0, 1]
+        for part in ("train", "validation", "test"):
+            assert row[part]["low"] <= row[part]["value"] <= row[part]["high"]
+        per_seed = [
+            float(m["test_accuracy"]) for m in read_members(ablation) if m["arm"] == row["arm"]
+        ]
+        assert row["test"]["value"] == pytest.approx(sum(per_seed) / 2)
+    assert [(pair["a"], pair["b"]) for pair in comparison["paired"]] == [(WITH, WITHOUT), (WITH, EQUAL_COMPUTE)]
+    assert all("95 %" in pair["sentence"] for pair in comparison["paired"])
+    assert comparison["judged_on"] == "test"
+    page = (ablation / "report.html").read_text()
+    assert comparison["paired"][0]["sentence"][:40] in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+
+
+def test_interrupted_ablation_goes_on_with_the_member_that_was_running(small, tmp_path):
+    options = RunOptions(overrides=FAST, out=tmp_path / "runs", max_hours=1e-9)
+    with pytest.raises(TrainingStopped):
+        run_ablation(small, options)
+    path = next((tmp_path / "runs" / "small").glob("*-ablation"))
+    assert json.loads((path / "run.json").read_text())["status"] == "stopped"
+    assert [m["status"] for m in read_members(path)] == ["stopped", "pending"]
+    first = read_members(path)[0]["path"]
+    assert resume_ablation(path, RunOptions(out=tmp_path / "runs")) == path
+    members = read_members(path)
+    assert [m["status"] for m in members] == ["finished", "finished"]
+    assert members[0]["path"] == first
+    keras.backend.clear_session()
+
+
+def test_without_ef_fer1_there_is_nothing_to_leave_out(small, tmp_path):
+    with pytest.raises(ConfigError, match="no EF-FER1 to leave out"):
+        run_ablation(small, RunOptions(overrides={"pretrain": None}, out=tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()
