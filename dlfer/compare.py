@@ -10,7 +10,7 @@ import csv
 import io
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -95,10 +95,9 @@ def run_ablation(file: Path | str, options: RunOptions, seeds: Sequence[int] | N
 
 def resume_ablation(run: Path | str, options: RunOptions) -> Path:
     """Go on with an ablation: finished members stay, an interrupted one continues from its checkpoint."""
-    session = Session.start(options)
-    opened = open_run(run, session.runs_folder)
+    opened = open_run(run, options.out)
     # Members go beside the comparison, wherever it was put.
-    session.runs_folder = opened.path.parent.parent
+    session = Session.start(replace(options, out=opened.path.parent.parent))
     with session.control.watch_signals():
         return _execute(opened, opened.config(), session)
 
