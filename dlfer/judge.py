@@ -19,7 +19,7 @@ from dlfer.evaluate.predictions import Predictions, write_predictions
 from dlfer.evaluate.scores import compute_metrics_file
 from dlfer.model.artifact import TransferClassifier, load_artifact, match_channels
 from dlfer.model.predict import predict_split
-from dlfer.runs import Run, open_run, write_atomically
+from dlfer.runs import open_run, write_atomically
 
 
 def describe_data(bundle: DataBundle) -> dict:

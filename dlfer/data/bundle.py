@@ -97,8 +97,7 @@ def check_split(split: Split) -> None:
     where = f"split {split.name!r}"
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
         raise DataError(
-            f"{where}: found images of dtype {images.dtype} and shape {images.shape}, "
-            "expected uint8 [N, H, W, 1 or 3]."
+            f"{where}: found images of dtype {images.dtype} and shape {images.shape}, expected uint8 [N, H, W, 1 or 3]."
         )
     if not len(images) == len(targets) == len(ids):
         raise DataError(

@@ -215,7 +215,8 @@ def _check_input_stage(application: keras.Model, spec: BackboneSpec, where: str)
     mean, variance = application.get_layer("normalization").get_weights()[:2]
     mean, variance = np.ravel(mean), np.ravel(variance)
     if not (
-        np.allclose(mean, spec.preprocessing.mean, atol=1e-3) and np.allclose(variance, spec.preprocessing.std, atol=1e-3)
+        np.allclose(mean, spec.preprocessing.mean, atol=1e-3)
+        and np.allclose(variance, spec.preprocessing.std, atol=1e-3)
     ):
         raise TransferError(
             f"{where}: its normalisation has mean {mean.round(3).tolist()} and variance {variance.round(3).tolist()}, "

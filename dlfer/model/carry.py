@@ -126,7 +126,9 @@ def read_backbone_record(folder: Path) -> dict:
     try:
         return json.loads((folder / RECORD_FILE).read_text())
     except (OSError, ValueError) as error:
-        raise ModelError(f"{folder}: expected a backbone written by dlfer ({WEIGHTS_FILE}, {RECORD_FILE}): {error}.") from error
+        raise ModelError(
+            f"{folder}: expected a backbone written by dlfer ({WEIGHTS_FILE}, {RECORD_FILE}): {error}."
+        ) from error
 
 
 def compute_weights_digest(backbone: keras.Model) -> str:

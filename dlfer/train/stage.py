@@ -203,7 +203,9 @@ class _Stage:
         if better:
             state.best, state.best_epoch = value, state.epoch
             with self._averaged():
-                write_checkpoint(self.job.folder / BEST, self.network.model.weights, {"epoch": state.epoch, "value": value})
+                write_checkpoint(
+                    self.job.folder / BEST, self.network.model.weights, {"epoch": state.epoch, "value": value}
+                )
         state.waited = 0 if improved else state.waited + 1
         state.plateau_waited = 0 if improved else state.plateau_waited + 1
         is_plateau = config.schedule.name == "plateau" and state.phase == "all"

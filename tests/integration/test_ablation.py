@@ -32,14 +32,26 @@ def ablation(tmp_path_factory) -> Path:
 
 def test_members_are_ordinary_runs(ablation):
     members = read_members(ablation)
-    assert [(m["arm"], m["seed"]) for m in members] == [(arm, s) for s in "01" for arm in (WITH, WITHOUT, EQUAL_COMPUTE)]
+    assert [(m["arm"], m["seed"]) for m in members] == [
+        (arm, s) for s in "01" for arm in (WITH, WITHOUT, EQUAL_COMPUTE)
+    ]
     assert {m["status"] for m in members} == {"finished"}
     for member in members:
         path = Path(member["path"])
-        for name in (
-            "run.json config.yaml data.json audit.json log.jsonl metrics.json report.html finetune/history.csv "
-            "model/artifact.json predictions/test.npz predictions/validation.npz figures/augmented.png"
-        ).split():
+        for name in [
+            "run.json",
+            "config.yaml",
+            "data.json",
+            "audit.json",
+            "log.jsonl",
+            "metrics.json",
+            "report.html",
+            "finetune/history.csv",
+            "model/artifact.json",
+            "predictions/test.npz",
+            "predictions/validation.npz",
+            "figures/augmented.png",
+        ]:
             assert (path / name).exists(), name
         metrics = json.loads((path / "metrics.json").read_text())
         assert metrics["test"]["n"] == 64
@@ -77,9 +89,7 @@ def test_comparison_has_table_differences_and_sentences(ablation):
         assert row["seeds"] == [0, 1]
         for part in ("train", "validation", "test"):
             assert row[part]["low"] <= row[part]["value"] <= row[part]["high"]
-        per_seed = [
-            float(m["test_accuracy"]) for m in read_members(ablation) if m["arm"] == row["arm"]
-        ]
+        per_seed = [float(m["test_accuracy"]) for m in read_members(ablation) if m["arm"] == row["arm"]]
         assert row["test"]["value"] == pytest.approx(sum(per_seed) / 2)
     assert [(pair["a"], pair["b"]) for pair in comparison["paired"]] == [(WITH, WITHOUT), (WITH, EQUAL_COMPUTE)]
     assert all("95 %" in pair["sentence"] for pair in comparison["paired"])

@@ -22,9 +22,7 @@ def find_run(folder: Path) -> Path:
 def read_weights(run: Path) -> dict[str, np.ndarray]:
     found = {}
     with h5py.File(run / "model" / "network.weights.h5") as file:
-        file.visititems(
-            lambda name, item: found.update({name: item[...]}) if isinstance(item, h5py.Dataset) else None
-        )
+        file.visititems(lambda name, item: found.update({name: item[...]}) if isinstance(item, h5py.Dataset) else None)
     return found
 
 

@@ -60,7 +60,7 @@ def test_another_backbone_is_refused_and_nothing_changes(stage_one):
     _, folder = stage_one
     other = build(7, backbone="efficientnet_lite0")
     before = [np.asarray(w) for w in other.model.weights]
-    with pytest.raises(TransferError, match="Missing: .*Unexpected: |Of another shape"):
+    with pytest.raises(TransferError, match=r"Missing: .*Unexpected: |Of another shape"):
         carry_backbone(folder, other)
     assert all(np.array_equal(a, np.asarray(b)) for a, b in zip(before, other.model.weights, strict=True))
 

@@ -42,7 +42,9 @@ def test_binary_cross_entropy_by_hand(batch):
 
 
 def test_cosine_with_warmup_equals_keras():
-    ours = build_schedule(ScheduleConfig(name="cosine", warmup_epochs=2.0, final=0.1), 0.01, steps_per_epoch=10, epochs=12)
+    ours = build_schedule(
+        ScheduleConfig(name="cosine", warmup_epochs=2.0, final=0.1), 0.01, steps_per_epoch=10, epochs=12
+    )
     keras_schedule = keras.optimizers.schedules.CosineDecay(
         0.0, decay_steps=100, alpha=0.1, warmup_target=0.01, warmup_steps=20
     )

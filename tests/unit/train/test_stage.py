@@ -195,9 +195,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     config = make_config(epochs=2, batch_size=16, image_size=32)
     with pytest.raises(TrainingStopped):
         train_stage(make_job(config, tmp_path, stop_after=1), build(), make_bundle())
-    other = build_transfer_network(
-        ModelConfig(backbone="efficientnet_lite0"), num_labels=3, image_size=32, channels=1
-    )
+    other = build_transfer_network(ModelConfig(backbone="efficientnet_lite0"), num_labels=3, image_size=32, channels=1)
     with pytest.raises(ModelError, match="start a new run"):
         train_stage(make_job(config, tmp_path), other, make_bundle())
     assert (tmp_path / CHECKPOINT).exists()

@@ -1,0 +1,90 @@
+"""What every family's classifier must do: any uint8 image, save and load, and refuse damaged files."""
+
+import json
+
+import numpy as np
+import pytest
+
+from dlfer.config import names
+from dlfer.config.schema import HeadConfig, ModelConfig
+from dlfer.errors import ModelError
+from dlfer.model.artifact import ARTIFACT_FILE, FAMILIES, WEIGHTS_FILE, load_artifact, match_channels
+from dlfer.model.transfer import build_transfer_network
+
+LABELS = ("angry", "happy", "sad")
+
+
+def make_classifier(family: str, *, channels: int = 1, activation: str = "softmax"):
+    config = ModelConfig(family=family, backbone="efficientnet_nano", head=HeadConfig(activation=activation))
+    network = build_transfer_network(config, num_labels=3, image_size=32, channels=channels)
+    return FAMILIES[family](network, LABELS, config=config, channels=channels)
+
+
+def draw_images(shape) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+def test_table_has_the_names_of_the_schema():
+    assert tuple(FAMILIES) == names.FAMILIES
+
+
+@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_saved_and_loaded_it_is_the_same(family, activation, tmp_path):
+    classifier = make_classifier(family, activation=activation)
+    images = draw_images((5, 48, 48))
+    classifier.save(tmp_path / "model")
+    again = load_artifact(tmp_path / "model")
+    assert again.labels == LABELS
+    assert np.array_equal(classifier.predict(images), again.predict(images))
+    assert json.loads((tmp_path / "model" / ARTIFACT_FILE).read_text())["input"]["dtype"] == "uint8"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("shape", [(3, 48, 48), (3, 30, 50, 1), (3, 64, 64, 3), (1, 16, 16), (0, 48, 48)])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_uint8_of_any_size_and_a_batch_is_its_images(family, shape, channels):
+    classifier = make_classifier(family, channels=channels, activation="sigmoid")
+    images = draw_images(shape)
+    together = classifier.predict(images)
+    assert together.dtype == np.float32
+    assert together.shape == (shape[0], 3)
+    assert np.allclose(together.sum(axis=1), 1, atol=1e-5)
+    for index in range(shape[0]):
+        assert np.allclose(together[index], classifier.predict(images[index : index + 1])[0], atol=1e-5)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    "images", [np.zeros((2, 48, 48), np.float32), np.zeros((48, 48), np.uint8), draw_images((2, 9, 9, 2))]
+)
+def test_other_arrays_are_refused(family, images):
+    with pytest.raises(ModelError, match="expected uint8"):
+        make_classifier(family).predict(images)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_changed_byte_is_refused(family, tmp_path):
+    make_classifier(family).save(tmp_path)
+    weights = tmp_path / WEIGHTS_FILE
+    damaged = bytearray(weights.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    weights.write_bytes(damaged)
+    with pytest.raises(ModelError, match="sha256"):
+        load_artifact(tmp_path)
+
+
+def test_grey_of_a_colour_image_is_pillows():
+    from PIL import Image
+
+    colour = draw_images((2, 20, 20, 3))
+    expected = np.stack([np.asarray(Image.fromarray(image).convert("L")) for image in colour])
+    assert np.array_equal(match_channels(colour, 1)[..., 0], expected)
+
+
+def test_unknown_format_is_refused(tmp_path):
+    make_classifier("transfer").save(tmp_path)
+    record = json.loads((tmp_path / ARTIFACT_FILE).read_text())
+    (tmp_path / ARTIFACT_FILE).write_text(json.dumps({**record, "format": 99}))
+    with pytest.raises(ModelError, match="another version of dlfer"):
+        load_artifact(tmp_path)

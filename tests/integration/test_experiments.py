@@ -1,0 +1,53 @@
+"""Every shipped experiment: it has the head that a reader needs, is valid, and runs with --smoke."""
+
+import json
+
+import pytest
+
+from dlfer.config.load import load_experiment
+from tests.integration.conftest import ROOT, dlfer
+
+FILES = sorted((ROOT / "experiments").glob("*.yaml"))
+QUICK = ("quickstart",)
+
+
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
+def test_file_says_purpose_command_cost_and_what_to_expect(file):
+    head = file.read_text().partition("\nexperiment:")[0]
+    for word in ("# Purpose", "# Command", "# Cost", "# Expect"):
+        assert word in head, word
+    config = load_experiment(file)
+    assert config.experiment.name == file.stem
+    assert config.expected.result
+    assert config.expected.cost
+
+
+@pytest.mark.parametrize(
+    "file",
+    [pytest.param(f, marks=[] if f.stem in QUICK else pytest.mark.slow) for f in FILES],
+    ids=lambda path: path.stem,
+)
+def test_smoke_needs_no_data_and_says_what_it_replaced(file, tmp_path):
+    done = dlfer("run", file, "--smoke", "--out", tmp_path / "runs", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    run = next((tmp_path / "runs").glob("*/*/run.json")).parent
+    record = json.loads((run / "run.json").read_text())
+    assert record["smoke"] is True
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert "Smoke run" in metrics["banner"]
+    page = (run / "report.html").read_text()
+    assert "Smoke run" in page
+    config = load_experiment(file)
+    replaced = [data for data in (config.finetune.data, config.pretrain.data) if data and data.path]
+    for warning in record["warnings"]:
+        assert warning.split(":")[0] in page
+    assert len([w for w in record["warnings"] if "was replaced" in w]) == len(replaced)
+    assert ("random weights" in " ".join(record["warnings"])) == (config.pretrain.weights is not None)
+
+
+def test_dry_run_prints_derived_numbers_and_leaves_nothing(tmp_path):
+    done = dlfer("run", ROOT / "experiments" / "quickstart.yaml", "--smoke", "--dry-run", "--out", tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    for word in ("steps an epoch", "parameters", "rate", "expected memory"):
+        assert word in done.stderr + done.stdout
+    assert not (tmp_path / "runs").exists()
