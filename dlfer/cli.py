@@ -176,15 +176,17 @@ def evaluate(
     model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="A model's name, its folder, or a run.")],
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="A csv in the layout of FER2013.")] = None,
     usage: Annotated[str | None, typer.Option(metavar="NAME", help="With --csv: its Usage, e.g. PrivateTest.")] = None,
-    data: Annotated[Path | None, typer.Option(metavar="PATH", help="Class folders, or an .npz of arrays.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Class folders, an .npz, or an experiment file.")
+    ] = None,
     json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the figures there too.")] = None,
 ) -> None:
-    """Judge a trained model on data it has not seen."""
+    """Judge a trained model on other data; a run without any, on its own test or validation part."""
     from dlfer.runs import find_model
     from dlfer.show import format_metrics
 
-    if (csv is None) == (data is None):
-        raise UserError("dlfer evaluate: give either --csv FILE [--usage NAME] or --data PATH.")
+    if csv is not None and data is not None:
+        raise UserError("dlfer evaluate: found both --csv and --data, expected one of them.")
     if usage is not None and csv is None:
         raise UserError("dlfer evaluate: --usage goes with --csv FILE.")
     find_model(model)  # a wrong name is told before TensorFlow is loaded

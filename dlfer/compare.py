@@ -84,11 +84,14 @@ def run_ablation(file: Path | str, options: RunOptions, seeds: Sequence[int] | N
             "The ablation needs an experiment with a pretrain section, e.g. experiments/quickstart.yaml."
         )
     session = Session.start(options)
+    members = _plan_members(config, smoke=options.smoke)
     if options.dry_run:
         explain_experiment(prepare_config(config, session)[0], session)
+        for member in members:
+            session.listener.say(f"member: {member.arm}, seed {member.seed}")
         return None
     run = create_run(session.runs_folder, config, argv=list(options.argv), kind="ablation")
-    run.update(smoke=options.smoke)
+    run.update(smoke=options.smoke, use_cache=options.use_cache)
     with session.control.watch_signals():
         return _execute(run, config, session)
 
@@ -97,7 +100,7 @@ def resume_ablation(run: Path | str, options: RunOptions) -> Path:
     """Go on with an ablation: finished members stay, an interrupted one continues from its checkpoint."""
     opened = open_run(run, options.out)
     # Members go beside the comparison, wherever it was put.
-    session = Session.start(replace(options, out=opened.path.parent.parent))
+    session = Session.start(replace(options, out=opened.path.parent.parent, smoke=opened.is_smoke))
     with session.control.watch_signals():
         return _execute(opened, opened.config(), session)
 
@@ -105,13 +108,12 @@ def resume_ablation(run: Path | str, options: RunOptions) -> Path:
 def _execute(run: Run, config: ExperimentConfig, session: Session) -> Path:
     members = _read_members(run, config) or _plan_members(config, smoke=run.is_smoke)
     run.update(status="running")
+    session.resume_hint = f"dlfer ablate --resume {run.path}"
     failures = []
     try:
         for number, member in enumerate(members, start=1):
             if member.status == "finished":
                 continue
-            if member.arm == EQUAL_COMPUTE:
-                member.overrides = {"pretrain": None, "finetune.epochs": _equal_epochs(config, members)}
             session.listener.say(f"\n[{number}/{len(members)}] {member.arm}, seed {member.seed}")
             _run_member(run, config, member, members, session)
             if member.status == "failed":
@@ -121,7 +123,6 @@ def _execute(run: Run, config: ExperimentConfig, session: Session) -> Path:
         report = write_comparison_report(run.path)
     except TrainingStopped as stop:
         run.stop(stop.reason)
-        session.listener.say(f"Go on with: dlfer ablate --resume {run.path}")
         raise
     except BaseException as error:
         run.fail(error)
@@ -162,16 +163,19 @@ def _run_member(run: Run, config: ExperimentConfig, member: Member, members: lis
     import keras
 
     keras.backend.clear_session()
-    member_config = with_overrides(config, {**member.overrides, "experiment.seed": member.seed})
 
     def record(path: Path) -> None:
-        member.path, member.status = str(path), "running"
+        member.path, member.status = str(path.resolve()), "running"
         _write_members(run, members, config)
 
     try:
         if member.path:
-            execute_run(open_run(member.path), open_run(member.path).config(), session)
+            opened = open_run(member.path)
+            execute_run(opened, opened.config(), session)
         else:
+            if member.arm == EQUAL_COMPUTE:
+                member.overrides = {"pretrain": None, "finetune.epochs": _equal_epochs(config, members)}
+            member_config = with_overrides(config, {**member.overrides, "experiment.seed": member.seed})
             start_run(member_config, session, on_created=record)
         member.status = "finished"
     except TrainingStopped:
@@ -325,6 +329,12 @@ def _read_figures(path: Path) -> dict:
     }
 
 
+def _find_member(run: Run, path: str) -> str:
+    """Return where a member stands now: as recorded, or beside the comparison if the folder was moved."""
+    beside = run.path.parent / Path(path).name
+    return str(beside) if path and not Path(path).exists() and beside.exists() else path
+
+
 def _read_members(run: Run, config: ExperimentConfig) -> list[Member]:
     """Return the members as they were recorded; none if the comparison had not begun."""
     path = run.path / MEMBERS_FILE
@@ -334,5 +344,5 @@ def _read_members(run: Run, config: ExperimentConfig) -> list[Member]:
     with open(path, newline="") as file:
         for row in csv.DictReader(file):
             member = planned[(row["arm"], int(row["seed"]))]
-            member.path, member.status = row["path"], row["status"]
+            member.path, member.status = _find_member(run, row["path"]), row["status"]
     return list(planned.values())

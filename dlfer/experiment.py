@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,11 +17,11 @@ from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.data.audit import audit_bundle
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.pipeline import count_steps, iterate_epoch
+from dlfer.data.pipeline import iterate_epoch
 from dlfer.data.sources import load_data
 from dlfer.errors import TrainingStopped
 from dlfer.evaluate.predictions import Predictions
-from dlfer.judge import compute_run_metrics, describe_data, evaluate_model, predict_parts, sort_errors
+from dlfer.judge import compute_run_metrics, describe_data, evaluate_model, log_opening, predict_parts, sort_errors
 from dlfer.model.artifact import FAMILIES
 from dlfer.model.carry import TransferRecord, carry_backbone
 from dlfer.model.transfer import TransferNetwork, build_transfer_network
@@ -50,12 +50,14 @@ class Session:
         control: asked after each step whether to stop.
         listener: told about the progress.
         bundles: the data that has been loaded, by its config; arms and seeds share it.
+        resume_hint: the command that goes on after a stop, where it is not that of the run itself.
     """
 
     options: RunOptions
     control: StopControl
     listener: TrainingListener
     bundles: dict[str, DataBundle] = field(default_factory=dict)
+    resume_hint: str | None = None
 
     @classmethod
     def start(cls, options: RunOptions) -> Session:
@@ -95,8 +97,9 @@ def run_experiment(file: Path | str, options: RunOptions) -> Path | None:
 
 def resume_run(run: Path | str, options: RunOptions) -> Path:
     """Go on with a run that was interrupted, from its last checkpoint; a finished one is left as it is."""
-    session = Session.start(options)
-    opened = open_run(run, session.runs_folder)
+    opened = open_run(run, options.out)
+    # The cache of EF-FER1 stands beside the run, wherever that was put.
+    session = Session.start(replace(options, out=opened.path.parent.parent))
     if opened.status == "finished":
         session.listener.say(f"{opened.path} is finished already.")
         return opened.path
@@ -113,7 +116,7 @@ def start_run(config: ExperimentConfig, session: Session, *, on_created: Callabl
     """Make a run directory for `config`, tell `on_created` its path, and execute it."""
     config, warnings = prepare_config(config, session)
     run = create_run(session.runs_folder, config, argv=list(session.options.argv))
-    run.update(smoke=session.options.smoke, warnings=warnings)
+    run.update(smoke=session.options.smoke, use_cache=session.options.use_cache, warnings=warnings)
     if on_created is not None:
         on_created(run.path)
     for warning in warnings:
@@ -127,7 +130,8 @@ def execute_run(run: Run, config: ExperimentConfig, session: Session) -> Path:
         _execute_steps(run, config, session)
     except TrainingStopped as stop:
         run.stop(stop.reason)
-        session.listener.say(f"{stop} Go on with: dlfer run --resume {run.path}")
+        hint = session.resume_hint or f"dlfer run --resume {run.path}"
+        session.listener.say(f"{stop} Go on with: {hint}")
         raise
     except BaseException as error:
         run.fail(error)
@@ -154,11 +158,16 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
     classifier = FAMILIES[config.model.family](
         network, bundle.labels, config=config.model, channels=_count_channels(bundle)
     )
-    about = {"experiment": config.experiment.name, "run": run.path.name, "protocol": bundle.protocol}
+    about = {
+        "experiment": config.experiment.name,
+        "run": run.path.name,
+        "protocol": bundle.protocol,
+        "selected_on": bundle.selected_on,
+    }
     classifier.save(run.path / "model", about=about)
-    predictions = predict_parts(config, classifier, bundle, run.path / "predictions")
     if bundle.test is not None:
-        run.log("test_opened", split=bundle.test.name, n=len(bundle.test))
+        log_opening(run, bundle.test)
+    predictions = predict_parts(config, classifier, bundle, run.path / "predictions")
     metrics = compute_run_metrics(config, bundle, predictions, smoke=run.is_smoke)
     run.write_json("metrics.json", metrics)
     _draw_errors(run, bundle, predictions)
@@ -186,7 +195,7 @@ def _pretrain(run: Run, config: ExperimentConfig, session: Session, device: Devi
         config,
         job,
         load_bundle=lambda: session.load_bundle(config.pretrain),
-        cache=session.runs_folder / ".cache" / "pretrain" if session.options.use_cache else None,
+        cache=session.runs_folder / ".cache" / "pretrain" if run.read_json("run.json")["use_cache"] else None,
         random_weights=run.is_smoke,
     )
     run.log("pretrain_end", digest=pretrained.digest, was_cached=pretrained.was_cached, **pretrained.cost)
@@ -216,7 +225,9 @@ def _finetune(
     run: Run, config: ExperimentConfig, session: Session, device: Device, network: TransferNetwork, bundle: DataBundle
 ) -> StageResult:
     job = _make_job("finetune", config, config.experiment.seed, run, session, device)
-    _say_plan("EF-FER2", config, config.finetune, network, bundle, session)
+    for line in describe_plan("EF-FER2", job, network, bundle, precision=config.experiment.precision):
+        session.listener.say(line)
+        run.log("plan", text=line)
     _draw_augmented_page(run, config, network, bundle)
     run.log("finetune_start")
     result = train_stage(job, network, bundle)
@@ -234,12 +245,14 @@ def _make_job(name: str, config: ExperimentConfig, seed: int, run: Run, session:
         checkpoint_minutes=config.experiment.checkpoint_minutes,
         control=session.control,
         listener=session.listener,
-        max_steps=NUM_BATCHES if run.is_smoke else None,
+        max_steps=_limit_steps(run.is_smoke),
     )
 
 
 def explain_experiment(config: ExperimentConfig, session: Session) -> None:
     """Say what a run would do: for each stage its steps, parameters, rates and memory; train nothing."""
+    device = choose_device(config.experiment, require_gpu=session.options.require_gpu)
+    session.listener.say(f"device: {device.kind} ({device.name}), {device.backend}, jit {device.jit}")
     for name, section in (("EF-FER1", config.pretrain), ("EF-FER2", config.finetune)):
         if section is None or (section is config.pretrain and section.weights is not None):
             session.listener.say(f"{name}: {'left out' if section is None else f'weights: {section.weights}'}")
@@ -252,19 +265,24 @@ def explain_experiment(config: ExperimentConfig, session: Session) -> None:
             channels=_count_channels(bundle),
             precision=config.experiment.precision,
         )
-        _say_plan(name, config, section, network, bundle, session)
+        stage = {"EF-FER1": "pretrain", "EF-FER2": "finetune"}[name]
+        job = StageJob(
+            stage,
+            section,
+            Path(),
+            0,
+            device,
+            0.0,
+            session.control,
+            session.listener,
+            _limit_steps(session.options.smoke),
+        )
+        for line in describe_plan(name, job, network, bundle, precision=config.experiment.precision):
+            session.listener.say(line)
 
 
-def _say_plan(name: str, config: ExperimentConfig, section: StageConfig, network, bundle, session: Session) -> None:
-    for line in describe_plan(
-        name,
-        section,
-        network,
-        num_images=len(bundle.train),
-        steps_per_epoch=count_steps(bundle.train, section),
-        precision=config.experiment.precision,
-    ):
-        session.listener.say(line)
+def _limit_steps(smoke: bool) -> int | None:
+    return NUM_BATCHES if smoke else None
 
 
 def describe_bundle(bundle: DataBundle, seconds: float) -> str:

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from pathlib import Path
 
 import numpy as np
 
+from dlfer.config.load import load_experiment
+from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import DataConfig, ExperimentConfig
 from dlfer.data.audit import find_twins
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
 from dlfer.data.fer2013 import load_fer2013_usage
 from dlfer.data.labels import map_targets
-from dlfer.data.sources import load_data
+from dlfer.data.sources import load_data, load_parts_of_source
 from dlfer.data.split import draw_subset
-from dlfer.errors import DlferError, ModelError, UserError
+from dlfer.errors import MissingDataError, ModelError, UserError
 from dlfer.evaluate.predictions import Predictions, write_predictions
 from dlfer.evaluate.scores import compute_metrics_file
-from dlfer.model.artifact import TransferClassifier, load_artifact, match_channels
+from dlfer.model.artifact import TransferClassifier, load_artifact, match_channels, read_artifact_record
 from dlfer.model.predict import predict_split
-from dlfer.runs import open_run, write_atomically
+from dlfer.runs import Run, find_model, open_run, write_atomically
 
 
 def describe_data(bundle: DataBundle) -> dict:
@@ -105,13 +108,16 @@ def evaluate_model(
     data: Path | None = None,
     json_out: Path | None = None,
 ) -> dict:
-    """Judge a trained model on data that it has not been trained on, and return a metrics file.
+    """Judge a trained model and return a metrics file.
 
     Args:
         name: a run, an artifact folder, or a shipped model's name.
-        csv, usage: a FER2013 csv and the Usage to judge on (default PrivateTest, else all rows without one).
-        data: a class folder, or an .npz of arrays; its test part is used, else validation, else all of it.
+        csv, usage: a FER2013 csv and the Usage to judge on; without one PrivateTest, else PublicTest, else
+            all rows of a csv that names no parts.
+        data: a class folder, an .npz of arrays, or an experiment file whose `finetune.data` is used (with
+            its aliases and drops). Its test part is judged, else validation, else all of it.
         json_out: where to write the figures, too.
+        Without csv and data, a run is judged on its own test part, else on its validation part.
 
     Returns:
         The dict of metrics.json; "test" holds the figures.
@@ -119,61 +125,103 @@ def evaluate_model(
     Raises:
         UserError: model or data is not found or does not fit.
     """
-    if (csv is None) == (data is None):
-        raise UserError("evaluate: give either --csv FILE [--usage NAME] or --data FOLDER|FILE.npz to judge on.")
+    if csv is not None and data is not None:
+        raise UserError("evaluate: found both --csv and --data, expected one of them.")
     classifier = load_artifact(name)
-    split, labels = _load_csv(csv, usage) if csv is not None else _load_other(data, classifier)
+    run = _find_run(name)
+    if csv is not None:
+        split, labels = _load_csv(Path(csv), usage)
+    elif data is not None:
+        split, labels = _load_other(Path(data), classifier)
+    elif run is not None:
+        split, labels = _choose_part(_load_stage(run))
+    else:
+        raise UserError(
+            f"evaluate: {name} is no run with data of its own; give --csv FILE [--usage NAME] or --data PATH."
+        )
     split = map_targets(split, labels, classifier.labels)
+    if run is not None:
+        log_opening(run, split)
     images = match_channels(split.images, classifier.channels)
     predictions = Predictions(split.ids, classifier.labels, split.targets, classifier.predict(images))
-    metrics = _score_against_training(name, split, predictions)
-    metrics |= {"judged_on": {"split": split.name, "file": str(csv or data)}}
+    about = read_artifact_record(find_model(name))["about"]
+    metrics = _score_against_training(run, about, split, predictions)
+    metrics |= {"judged_on": {"split": split.name, "file": str(csv or data or run.path)}}
     if json_out is not None:
         write_atomically(Path(json_out), json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 
-def _score_against_training(name: str, split: Split, predictions: Predictions) -> dict:
-    """Return the metrics file; twins are counted where `name` is a run whose training data is still there."""
-    run, twins, without, banner, selected_on = None, None, None, None, "not known"
-    try:
-        run = open_run(name)
-        metrics = run.read_json("metrics.json")
-        banner, selected_on = metrics["banner"], metrics["selected_on"]
-        stage = run.config().finetune
-        train = load_data(stage.data, image_size=stage.image_size, balance=stage.balance).train
-    except (DlferError, OSError):
-        train = None
-    if isinstance(train, Split):
+def log_opening(run: Run, split: Split) -> None:
+    """Record in the run's log that a part was opened to judge the model, and which model it was."""
+    sha256 = read_artifact_record(run.path / "model")["sha256"]
+    run.log("test_opened", split=split.name, n=len(split), model=next(iter(sha256.values())))
+
+
+def _score_against_training(run: Run | None, about: dict, split: Split, predictions: Predictions) -> dict:
+    """Return the metrics file; twins are counted where the run's training data is still there."""
+    twins = without = train = banner = None
+    if run is not None:
+        with contextlib.suppress(ModelError):
+            banner = run.read_json("metrics.json")["banner"]
+        with contextlib.suppress(MissingDataError):
+            train = _load_stage(run).train
+    if isinstance(train, Split) and train.images.shape[1:] == split.images.shape[1:]:
         exact, near = find_twins(split.images, train.images)
         twins = {"exact": int(exact.sum()), "near_or_mirrored": int(near.sum())}
         without = split.ids[~near].tolist()
     return compute_metrics_file(
         {"test": predictions},
-        protocol="official" if run is None else run.config().finetune.data.protocol,
+        protocol=about.get("protocol", "not known"),
         banner=banner,
-        selected_on=selected_on,
+        selected_on=about.get("selected_on", "not known"),
         twins=twins,
         without_twins_ids=without,
     )
 
 
-def _load_csv(csv: Path, usage: str | None) -> tuple[Split, tuple[str, ...]]:
-    from dlfer.config.names import FER2013_LABELS
+def _find_run(name: str) -> Run | None:
+    """Return the run that a model's name means, also by its `model/` folder; None for other artifacts."""
+    path = Path(name)
+    try:
+        return open_run(path.parent if path.name == "model" and (path.parent / "run.json").exists() else path)
+    except ModelError:
+        return None
 
-    return load_fer2013_usage(Path(csv), usage), FER2013_LABELS
+
+def _load_stage(run: Run) -> DataBundle:
+    stage = run.config().finetune
+    return load_data(stage.data, image_size=stage.image_size, balance=stage.balance)
+
+
+def _choose_part(bundle: DataBundle) -> tuple[Split, tuple[str, ...]]:
+    part = bundle.test if bundle.test is not None else bundle.validation
+    if not isinstance(part, Split):
+        raise UserError("evaluate: this run's data is streamed and has no test part; give --csv or --data.")
+    return part, bundle.labels
+
+
+def _load_csv(csv: Path, usage: str | None) -> tuple[Split, tuple[str, ...]]:
+    split = load_fer2013_usage(csv, usage)
+    if usage is None:
+        for name in ("PrivateTest", "PublicTest"):
+            rows = np.flatnonzero(np.char.startswith(split.ids, f"{name}/"))
+            if len(rows):
+                return split.take(rows, name), FER2013_LABELS
+    return split, FER2013_LABELS
 
 
 def _load_other(path: Path, classifier: TransferClassifier) -> tuple[Split, tuple[str, ...]]:
-    """Load a class folder or an .npz; aliases of label names are matched to those of the classifier."""
-    path = Path(path)
-    source = "arrays" if path.suffix == ".npz" else "folder"
-    config = DataConfig.model_validate({"source": source, "path": str(path)})
-    bundle = load_data(config, image_size=classifier.image_size)
+    """Load a class folder, an .npz, or the data of an experiment file; nothing is split off what has no parts."""
+    if path.suffix in (".yaml", ".yml"):
+        config = load_experiment(path).finetune.data
+    else:
+        config = DataConfig(source="arrays" if path.suffix == ".npz" else "folder", path=str(path))
+    bundle = load_parts_of_source(config, image_size=classifier.image_size)
     for part in (bundle.test, bundle.validation, bundle.train):
-        if part is not None:
+        if isinstance(part, Split) and len(part):
             return part, bundle.labels
-    raise ModelError(f"{path}: no images found.")
+    raise UserError(f"{path}: found no images to judge on.")
 
 
 def _describe_split(split, labels: tuple[str, ...]) -> dict:

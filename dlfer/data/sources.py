@@ -16,7 +16,7 @@ from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.images import resize_square
 from dlfer.data.labels import SPELLINGS, relabel_bundle
 from dlfer.data.split import apply_protocol, draw_subset
-from dlfer.errors import DataError, ProtocolError
+from dlfer.errors import ConfigError, DataError, ProtocolError
 
 Loader = Callable[[DataConfig, int], DataBundle]
 
@@ -105,7 +105,6 @@ def load_data(config: DataConfig, *, image_size: int, balance: str = "none") -> 
         DataError: rows, files or labels are wrong, or a class of train is empty.
         ProtocolError: the protocol forbids the split or the balance, or the source cannot follow it.
     """
-    config = resolve_config(config)
     spec = SOURCES[config.source]
     if spec.streams and (config.protocol != "official" or config.select_on is not None):
         asked = "select_on" if config.protocol == "official" else f"protocol {config.protocol}"
@@ -113,11 +112,9 @@ def load_data(config: DataConfig, *, image_size: int, balance: str = "none") -> 
             f"data: source {config.source} streams its images, so it takes its own parts only; found {asked}. "
             "Set protocol: official and select_on: null."
         )
-    bundle = spec.load(config, image_size)
+    bundle = load_parts_of_source(config, image_size=image_size)
     if spec.streams:
         return bundle
-    if not spec.own_labels:
-        bundle = relabel_bundle(bundle, config.labels)
     parts = {}
     for part in ("train", "validation", "test"):
         split = getattr(bundle, part)
@@ -187,6 +184,17 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
     return tuple(notes)
 
 
+def load_parts_of_source(config: DataConfig, *, image_size: int) -> DataBundle:
+    """Return the parts that a source itself has, labelled by the config's names; nothing is drawn or split.
+
+    Raises:
+        MissingDataError, DataError: as `load_data`.
+    """
+    spec = SOURCES[config.source]
+    bundle = spec.load(resolve_config(config), image_size)
+    return bundle if spec.own_labels else relabel_bundle(bundle, config.labels)
+
+
 def is_present(config: DataConfig) -> bool:
     """Tell whether the files that a data section names are there, without reading them.
 
@@ -194,7 +202,10 @@ def is_present(config: DataConfig) -> bool:
     """
     if config.source.startswith("synthetic"):
         return True
-    return config.path is not None and resolve_path(config.path).exists()
+    try:
+        return config.path is not None and resolve_path(config.path).exists()
+    except ConfigError:  # an environment variable that is not set
+        return False
 
 
 def resolve_config(config: DataConfig) -> DataConfig:
@@ -214,8 +225,8 @@ def replace_by_synthetic(config: DataConfig) -> tuple[DataConfig, str]:
     values = {**dict(config), "source": source, "path": None, "name": None, "splits": None, "labels": labels}
     where = config.path or config.name
     warning = (
-        f"The data of source {config.source} ({where}) was replaced by {source.replace('_', ' ')}: "
-        "the figures say nothing about the real data."
+        f"The data of source {config.source} ({where}) was replaced by {source.replace('_', ' ')}"
+        f"{'' if faces else ', with the labels of those'}: the figures say nothing about the real data."
     )
     return DataConfig(**values), warning
 

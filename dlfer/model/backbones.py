@@ -197,7 +197,7 @@ def _load_keras_imagenet(spec: BackboneSpec, backbone: keras.Model, weights_file
         except (OSError, ValueError) as error:
             raise ModelError(
                 f"pretrain.weights_file {weights_file}: does not hold the weights of {spec.name} without top ({error}); "
-                f"expected Keras' published file, e.g. {spec.name.replace('_', '').replace('netb', 'netb')}_notop.h5."
+                f"expected Keras' published file, e.g. {spec.name.replace('_', '')}_notop.h5."
             ) from error
     _check_input_stage(application, spec, weights_file or "the downloaded file")
     for layer in backbone.layers:

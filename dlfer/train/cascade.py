@@ -11,24 +11,28 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
-from dlfer.config.schema import ExperimentConfig
-from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
+from dlfer.config.load import resolve_path
+from dlfer.config.schema import DataConfig, ExperimentConfig
+from dlfer.data.bundle import DataBundle, Split, StreamedSplit, compute_fingerprint
+from dlfer.errors import TrainingStopped
 from dlfer.model.artifact import load_artifact
 from dlfer.model.backbones import load_published_weights
 from dlfer.model.carry import RECORD_FILE, write_backbone
 from dlfer.model.transfer import build_transfer_network
 from dlfer.runs import write_atomically
+from dlfer.train.plan import describe_plan
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob
 
-COST_FILE = "pretrain.json"
+COST_FILE, DONE_FILE = "pretrain.json", "done.json"
 
 
 @dataclass(frozen=True)
@@ -65,28 +69,68 @@ def obtain_backbone(
         cache: `<runs folder>/.cache/pretrain`; None trains in the run's own folder.
         random_weights: instead of published weights, for --smoke.
     """
-    pretrain = config.pretrain
-    if pretrain.weights is not None:
+    if (job.folder / DONE_FILE).exists():
+        return Pretrained(**json.loads((job.folder / DONE_FILE).read_text()) | {"folder": job.folder})
+    pretrained = _obtain(config, job, load_bundle=load_bundle, cache=cache, random_weights=random_weights)
+    # Written last: a resumed run that finds it has all of EF-FER1.
+    done = {"digest": pretrained.digest, "cost": pretrained.cost, "was_cached": pretrained.was_cached}
+    write_atomically(job.folder / DONE_FILE, json.dumps(done, indent=2) + "\n")
+    return pretrained
+
+
+def _obtain(
+    config: ExperimentConfig,
+    job: StageJob,
+    *,
+    load_bundle: Callable[[], DataBundle],
+    cache: Path | None,
+    random_weights: bool,
+) -> Pretrained:
+    if config.pretrain.weights is not None:
         return _take_weights(config, job.folder, random_weights=random_weights)
     bundle = load_bundle()
-    digest = compute_pretrain_digest(config, bundle)
+    digest = compute_pretrain_digest(config, bundle, max_steps=job.max_steps)
     if cache is None:
         return replace(_train(config, job, bundle), digest=digest)
     cache.mkdir(parents=True, exist_ok=True)
     final, partial = cache / digest, cache / f"{digest}.partial"
-    with FileLock(cache / f"{digest}.lock"):
+    with _hold_lock(cache / f"{digest}.lock", job):
         was_cached = (final / COST_FILE).exists()
         if was_cached:
             job.listener.say(f"EF-FER1: taken from the cache, {final}")
         else:
-            _train(config, replace(job, folder=partial), bundle)
+            if not (partial / COST_FILE).exists():
+                _train(config, replace(job, folder=partial), bundle)
             _remove_training_files(partial)
             partial.rename(final)
     _share_files(final, job.folder)
     return Pretrained(job.folder, digest, json.loads((job.folder / COST_FILE).read_text()), was_cached)
 
 
-def compute_pretrain_digest(config: ExperimentConfig, bundle: DataBundle) -> str:
+@contextmanager
+def _hold_lock(path: Path, job: StageJob) -> Iterator[None]:
+    """Hold the lock of one EF-FER1; while another process trains it, wait, say so, and heed a wish to stop."""
+    lock, has_said = FileLock(path), False
+    while True:
+        try:
+            lock.acquire(timeout=1)
+            break
+        except Timeout:
+            if not has_said:
+                job.listener.say(f"EF-FER1: another process trains it ({path}); waiting")
+                has_said = True
+            reason = job.control.get_reason()
+            if reason is not None:
+                raise TrainingStopped(
+                    f"pretrain stopped by {reason} while another process trains it.", reason=reason
+                ) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def compute_pretrain_digest(config: ExperimentConfig, bundle: DataBundle, *, max_steps: int | None = None) -> str:
     """Return 16 hex digits of what determines EF-FER1: its section, the backbone, arithmetic and the data."""
     determines = {
         "pretrain": config.pretrain.model_dump(mode="json", exclude={"data": {"path"}}),
@@ -95,8 +139,10 @@ def compute_pretrain_digest(config: ExperimentConfig, bundle: DataBundle) -> str
         "deterministic": config.experiment.deterministic,
         "backend": keras.backend.backend(),
         "labels": bundle.labels,
-        "data": [_fingerprint(bundle.train), _fingerprint(bundle.validation)],
+        "data": [_fingerprint(split, config.pretrain.data) for split in (bundle.train, bundle.validation)],
     }
+    if max_steps is not None:
+        determines["max_steps"] = max_steps
     return hashlib.sha256(json.dumps(determines, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -110,6 +156,8 @@ def _train(config: ExperimentConfig, job: StageJob, bundle: DataBundle) -> Pretr
         channels=_count_channels(bundle),
         precision=config.experiment.precision,
     )
+    for line in describe_plan("EF-FER1", job, network, bundle, precision=config.experiment.precision):
+        job.listener.say(line)
     result = train_stage(job, network, bundle)
     source = f"EF-FER1 trained on {bundle.source}, {len(bundle.train):,} images, {len(result.history)} epochs"
     write_backbone(network, job.folder, source=source)
@@ -132,21 +180,22 @@ def _train(config: ExperimentConfig, job: StageJob, bundle: DataBundle) -> Pretr
 def _take_weights(config: ExperimentConfig, folder: Path, *, random_weights: bool) -> Pretrained:
     """Put a backbone that was not trained by this experiment into `folder`."""
     wanted, name = config.pretrain.weights, config.model.backbone
-    path = Path(wanted)
+    if random_weights:
+        parts = build_transfer_network(config.model, num_labels=1, image_size=config.pretrain.image_size, channels=3)
+        write_backbone(parts, folder, source="random weights (--smoke)")
+        return Pretrained(folder, None, {"source": "random weights (--smoke)"}, was_cached=True)
+    path = resolve_path(wanted)
     if wanted != "imagenet" and (path / RECORD_FILE).exists():
         _share_files(path, folder)
         return Pretrained(folder, None, {}, was_cached=True)
     if wanted != "imagenet" and path.suffix not in (".h5", ".pth"):
-        parts = load_artifact(wanted).parts
+        parts = load_artifact(path if path.exists() else wanted).parts
         write_backbone(parts, folder, source=f"the backbone of {wanted}")
         return Pretrained(folder, None, {}, was_cached=True)
     size = config.pretrain.image_size
     parts = build_transfer_network(config.model, num_labels=1, image_size=size, channels=3)
-    if random_weights:
-        source = "random weights (--smoke)"
-    else:
-        file = config.pretrain.weights_file if wanted == "imagenet" else wanted
-        source = load_published_weights(name, parts.backbone, file)
+    file = config.pretrain.weights_file if wanted == "imagenet" else wanted
+    source = load_published_weights(name, parts.backbone, None if file is None else str(resolve_path(file)))
     write_backbone(parts, folder, source=source)
     return Pretrained(folder, None, {"source": source}, was_cached=True)
 
@@ -154,12 +203,16 @@ def _take_weights(config: ExperimentConfig, folder: Path, *, random_weights: boo
 def _share_files(source: Path, target: Path) -> None:
     """Link (or copy) the files of a backbone into a run, so that the run can be moved as it is."""
     target.mkdir(parents=True, exist_ok=True)
-    for path in source.iterdir():
-        if path.is_file() and not (target / path.name).exists():
-            try:
-                os.link(path, target / path.name)
-            except OSError:
-                shutil.copy2(path, target / path.name)
+    for path in sorted(source.rglob("*")):
+        if path.is_dir():
+            continue
+        copy = target / path.relative_to(source)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.unlink(missing_ok=True)
+        try:
+            os.link(path, copy)
+        except OSError:
+            shutil.copy2(path, copy)
 
 
 def _remove_training_files(folder: Path) -> None:
@@ -168,8 +221,12 @@ def _remove_training_files(folder: Path) -> None:
         path.unlink()
 
 
-def _fingerprint(split) -> str:
-    return compute_fingerprint(split) if isinstance(split, Split) else f"{split.name}/{len(split)}"
+def _fingerprint(split: Split | StreamedSplit, data: DataConfig) -> str:
+    """What a split holds; of a streamed one, which is not read for this, its name, length and place."""
+    if isinstance(split, Split):
+        return compute_fingerprint(split)
+    place = None if data.path is None else str(resolve_path(data.path).resolve())
+    return f"{data.name} {place} {split.name} {len(split)}"
 
 
 def _count_channels(bundle: DataBundle) -> int:

@@ -8,6 +8,7 @@ order of images is a function of seed, epoch and step.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,13 +54,13 @@ def restore_checkpoint(path: Path, variables: Sequence[keras.Variable]) -> dict:
             if tuple(variable.shape) != values.shape:
                 raise ModelError(f"{path}: {variable.path} has shape {values.shape}, expected {tuple(variable.shape)}.")
         for variable, values in zip(variables, arrays, strict=True):
-            variable.assign(values.astype(np.dtype(str(variable.dtype))) if values.dtype.kind == "V" else values)
+            variable.assign(values)
         return record["state"]
 
 
 def _without_numbers(paths: Sequence[str]) -> list[str]:
-    """Drop the counters that Keras appends to the names of a process' second network, third ..."""
-    return ["".join(c for c in path if not c.isdigit()) for path in paths]
+    """Drop the counters that Keras appends to the names of a process' second optimiser, seed generator ..."""
+    return [re.sub(r"_\d+(?=/|$)", "", path) for path in paths]
 
 
 def _to_numpy(variable: keras.Variable) -> np.ndarray:

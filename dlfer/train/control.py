@@ -1,4 +1,4 @@
-"""Asking a training to stop: SIGTERM, Ctrl-C and --max-hours, looked at between two steps."""
+"""Asking a training to stop: SIGTERM and --max-hours, looked at between two steps."""
 
 from __future__ import annotations
 

@@ -6,22 +6,29 @@ import keras
 import numpy as np
 
 from dlfer.config.schema import StageConfig
+from dlfer.data.bundle import DataBundle
+from dlfer.data.pipeline import count_steps
 from dlfer.model.transfer import TransferNetwork
 from dlfer.train.objective import build_schedule
+from dlfer.train.state import StageJob
 
 # Weights, gradients and two optimiser slots, in float32.
 BYTES_PER_PARAMETER = 16
 
 
 def describe_plan(
-    name: str, config: StageConfig, network: TransferNetwork, *, num_images: int, steps_per_epoch: int, precision: str
+    name: str, job: StageJob, network: TransferNetwork, bundle: DataBundle, *, precision: str
 ) -> list[str]:
     """Return lines for the terminal and the run's log: what one stage is going to do."""
+    config = job.config
+    num_images, steps_per_epoch = len(bundle.train), compute_steps(job, bundle)
     total = network.model.count_params()
+    # The epochs of the head have a constant rate of their own.
+    epochs = config.epochs - config.freeze.head_epochs
     rate = build_schedule(
-        config.schedule, config.optimizer.learning_rate, steps_per_epoch=steps_per_epoch, epochs=config.epochs
+        config.schedule, config.optimizer.learning_rate, steps_per_epoch=steps_per_epoch, epochs=epochs
     )
-    last = steps_per_epoch * config.epochs - 1
+    last = steps_per_epoch * epochs - 1
     ends = (rate, rate) if isinstance(rate, float) else (float(rate(0)), float(rate(last)))
     memory = estimate_memory(network, config, precision=precision)
     return [
@@ -31,6 +38,12 @@ def describe_plan(
         f"({config.schedule.name}); {config.loss.name}; balance {config.balance}",
         f"{name}: expected memory about {memory / 2**30:.1f} GiB",
     ]
+
+
+def compute_steps(job: StageJob, bundle: DataBundle) -> int:
+    """Return the training steps of one epoch of a stage."""
+    steps = count_steps(bundle.train, job.config)
+    return steps if job.max_steps is None else min(steps, job.max_steps)
 
 
 def estimate_memory(network: TransferNetwork, config: StageConfig, *, precision: str = "float32") -> float:

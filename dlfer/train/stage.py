@@ -7,7 +7,6 @@ EF-FER1 and EF-FER2 both are such a stage. Its folder holds `checkpoint.npz` (re
 from __future__ import annotations
 
 import math
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,8 +15,8 @@ import keras
 import numpy as np
 
 from dlfer.data.bundle import DataBundle
-from dlfer.data.pipeline import count_steps, iterate_epoch
-from dlfer.errors import NonFiniteError, TrainingStopped
+from dlfer.data.pipeline import Batch, iterate_epoch
+from dlfer.errors import DlferError, NonFiniteError, TrainingStopped
 from dlfer.evaluate.metrics import compute_accuracy, compute_confusion, compute_log_loss, compute_macro_f1
 from dlfer.model.predict import predict_split
 from dlfer.model.transfer import TrainingNetwork, TransferNetwork
@@ -25,6 +24,7 @@ from dlfer.train.checkpoint import read_state, restore_checkpoint, write_checkpo
 from dlfer.train.freeze import set_trainable
 from dlfer.train.history import ScalarLog, write_history
 from dlfer.train.objective import build_loss, build_optimizer, build_schedule
+from dlfer.train.plan import compute_steps
 from dlfer.train.state import StageJob, StageResult, StageState
 from dlfer.train.watch import StepWatcher
 
@@ -39,14 +39,17 @@ def train_stage(job: StageJob, network: TransferNetwork, bundle: DataBundle) -> 
         NonFiniteError: the loss became NaN or infinite; the last checkpoint stands.
     """
     job.folder.mkdir(parents=True, exist_ok=True)
-    return _Stage(job, network, bundle).run()
+    try:
+        return _Stage(job, network, bundle).run()
+    finally:
+        job.listener.close()
 
 
 class _Stage:
     def __init__(self, job: StageJob, network: TransferNetwork, bundle: DataBundle) -> None:
         self.job, self.config, self.network, self.bundle = job, job.config, network, bundle
         self.num_labels = len(bundle.labels)
-        self.steps = min(count_steps(bundle.train, job.config), job.max_steps or sys.maxsize)
+        self.steps = compute_steps(job, bundle)
         self.batch_images = min(job.config.batch_size, len(bundle.train))
         self.training = TrainingNetwork(network, fill=job.config.augment.fill)
         self.state = StageState()
@@ -61,6 +64,7 @@ class _Stage:
         while self.state.epoch < self.config.epochs and not self.state.stopped_early:
             if self.state.phase != self._due_phase():
                 self._enter_phase(self._due_phase())
+                self.state.waited = self.state.plateau_waited = 0
             self._train_epoch()
             self._finish_epoch(self._validate())
             self.save()
@@ -68,10 +72,14 @@ class _Stage:
 
     def save(self) -> None:
         """Write the checkpoint and the history."""
-        if hasattr(self.training, "jax_state_sync"):
-            self.training.jax_state_sync()
+        self._sync()
         write_checkpoint(self.checkpoint, self._variables(), self.state.as_dict())
         write_history(self.job.folder / HISTORY, self.state.history)
+
+    def _sync(self) -> None:
+        """JAX keeps the variables' values to itself while it fits; fetch them."""
+        if hasattr(self.training, "jax_state_sync"):
+            self.training.jax_state_sync()
 
     def _due_phase(self) -> str:
         return "head" if self.state.epoch < self.config.freeze.head_epochs else "all"
@@ -120,21 +128,29 @@ class _Stage:
             epoch=state.epoch,
             start_step=state.step,
         )
-        self.training.fit(
-            batches,
-            steps_per_epoch=self.steps - state.step,
-            initial_epoch=state.epoch,
-            epochs=state.epoch + 1,
-            verbose=0,
-            shuffle=False,
-            callbacks=[watcher],
-        )
+        failures: list[DlferError] = []
+        try:
+            self.training.fit(
+                _relay_errors(batches, failures),
+                steps_per_epoch=self.steps - state.step,
+                initial_epoch=state.epoch,
+                epochs=state.epoch + 1,
+                verbose=0,
+                shuffle=False,
+                callbacks=[watcher],
+            )
+        except Exception as error:
+            # tf.data turns an error of the generator into one of its own; a bad image shall be named.
+            if failures:
+                raise failures[0] from error
+            raise
         self._count_time()
 
     def _after_step(self, loss: float, accuracy: float) -> None:
         """Look at the step that was just done: is it finite, is a checkpoint due, is a stop wanted?"""
         job, state = self.job, self.state
         if not math.isfinite(loss):
+            self._sync()
             raise NonFiniteError(self._describe_failure(loss))
         state.images += self.batch_images
         job.listener.finish_step(state.step, loss, accuracy)
@@ -258,3 +274,12 @@ class _Stage:
             f"(learning rate {float(self.optimizer.learning_rate):.3g}; running losses before: {recent}). "
             "Lower optimizer.learning_rate, set clip: 1.0, or add schedule.warmup_epochs."
         )
+
+
+def _relay_errors(batches: Iterator[Batch], failures: list[DlferError]) -> Iterator[Batch]:
+    """Hand the batches on, and note an error before whoever reads them wraps it."""
+    try:
+        yield from batches
+    except DlferError as error:
+        failures.append(error)
+        raise

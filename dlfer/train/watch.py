@@ -22,6 +22,9 @@ class TrainingListener:
     def __init__(self) -> None:
         self.recent_losses: deque[float] = deque(maxlen=20)
 
+    def close(self) -> None:
+        """The stage has ended, in whatever way."""
+
     def say(self, text: str) -> None:
         """A sentence for the person who watches."""
 

@@ -36,15 +36,22 @@ def count_steps(run: Path) -> int:
     return state["epoch"] * STEPS // 2 + state["step"]
 
 
-def start_and_interrupt(file: Path, out: Path, *, at_step: int, by: signal.Signals) -> tuple[Path, int]:
-    """Run `file` until EF-FER2 has done `at_step` steps, send the signal; return the run and the exit code."""
+def has_come_so_far(out: Path, at_step: int | None) -> bool:
+    """Tell whether EF-FER2 has done `at_step` steps; None asks whether EF-FER1 has begun."""
+    if at_step is None:
+        return any(out.glob(".cache/pretrain/*.partial/checkpoint.npz"))
+    runs = list(out.glob("small/*/run.json"))
+    return bool(runs) and count_steps(runs[0].parent) >= at_step
+
+
+def start_and_interrupt(file: Path, out: Path, *, at_step: int | None, by: signal.Signals) -> tuple[Path, int]:
+    """Run `file` until it has come so far, send the signal; return the run and the exit code."""
     process = subprocess.Popen(
         command("run", file, "--out", out), env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
     deadline = time.monotonic() + 300
     while process.poll() is None and time.monotonic() < deadline:
-        runs = list(out.glob("small/*/run.json"))
-        if runs and count_steps(runs[0].parent) >= at_step:
+        if has_come_so_far(out, at_step):
             process.send_signal(by)
             break
         time.sleep(0.02)
@@ -65,18 +72,25 @@ def uninterrupted(tmp_path_factory) -> dict[str, np.ndarray]:
 
 @pytest.mark.parametrize(
     ("by", "at_step", "code"),
-    [(signal.SIGKILL, 3, -9), (signal.SIGTERM, 13, 143), pytest.param(signal.SIGKILL, 15, -9, marks=pytest.mark.slow)],
+    [
+        (signal.SIGKILL, None, -9),
+        (signal.SIGTERM, 13, 143),
+        pytest.param(signal.SIGKILL, 3, -9, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, 15, -9, marks=pytest.mark.slow),
+    ],
 )
 def test_resumed_run_ends_with_the_same_weights(small, tmp_path, uninterrupted, by, at_step, code):
     out = tmp_path / "runs"
     run, returned = start_and_interrupt(small, out, at_step=at_step, by=by)
     assert returned == code
-    assert at_step <= count_steps(run) < STEPS
+    assert (at_step or 0) <= count_steps(run) < STEPS
     status = json.loads((run / "run.json").read_text())["status"]
     assert status == ("stopped" if by == signal.SIGTERM else "running")
-    resumed = dlfer("run", "--resume", run, "--out", out)
+    # As the message says: by its path alone, from wherever.
+    resumed = dlfer("run", "--resume", run, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert len(list((out / ".cache" / "pretrain").glob("*/pretrain.json"))) == 1
     weights = read_weights(run)
     assert weights.keys() == uninterrupted.keys()
     assert all(np.array_equal(weights[name], uninterrupted[name]) for name in weights)

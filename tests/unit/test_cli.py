@@ -165,7 +165,7 @@ def test_resume_finds_the_run_and_its_verb(call, stand_in, work):
         (("ablate", "a.yaml", "--seeds", "0,x"), "--seeds 0,x"),
         (("ablate", "a.yaml", "--seeds", "1,1"), "--seeds 1,1"),
         (("ablate", "--resume", "x", "--seeds", "1"), "leave --seeds out"),
-        (("evaluate", "m"), "give either --csv FILE"),
+        (("evaluate", "m", "--csv", "x", "--data", "y"), "found both --csv and --data"),
         (("evaluate", "m", "--data", "x", "--usage", "PublicTest"), "--usage goes with --csv"),
         (("evaluate", "m", "--data", "x"), "there is no such model"),
         (("report", "x"), "neither the folder of a run nor"),
