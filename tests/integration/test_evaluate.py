@@ -1,0 +1,122 @@
+"""From a FER2013 csv to a judged model: twins are counted, and `evaluate` judges what it says."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlfer.config.names import FER2013_LABELS
+from dlfer.config.schema import DataConfig
+from dlfer.data.synthetic_faces import load_synthetic_faces
+from dlfer.errors import ModelError, UserError
+from dlfer.experiment import run_experiment
+from dlfer.judge import evaluate_model
+from dlfer.runs import RunOptions
+
+EXPERIMENT = """
+experiment: {{name: judged}}
+model: {{backbone: efficientnet_nano}}
+finetune:
+  data: {{source: fer2013, path: {csv}}}
+  epochs: 1
+  batch_size: 16
+  image_size: 32
+evaluate: {{bootstrap: 100, num_train: 0}}
+"""
+
+
+@pytest.fixture(scope="module")
+def faces():
+    config = DataConfig.model_validate({"source": "synthetic_faces", "num_images": {"train": 150}})
+    return load_synthetic_faces(config).train
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory, faces) -> Path:
+    """A csv of 90 + 30 + 30 rows whose PrivateTest holds one Training image and one mirrored; a run on it."""
+    folder = tmp_path_factory.mktemp("judged")
+    images = faces.images[..., 0].copy()
+    images[120], images[121] = images[5], images[6][:, ::-1]
+    usages = ["Training"] * 90 + ["PublicTest"] * 30 + ["PrivateTest"] * 30
+    with open(folder / "fer.csv", "w") as file:
+        file.write("emotion,pixels,Usage\n")
+        for target, image, usage in zip(np.arange(150) % 7, images, usages, strict=True):
+            file.write(f"{target},{' '.join(map(str, image.ravel()))},{usage}\n")
+    (folder / "judged.yaml").write_text(EXPERIMENT.format(csv=folder / "fer.csv"))
+    run_experiment(folder / "judged.yaml", RunOptions(out=folder / "runs"))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(work) -> Path:
+    return next(work.glob("runs/judged/*"))
+
+
+def count_openings(run: Path) -> int:
+    return sum(json.loads(line)["event"] == "test_opened" for line in (run / "log.jsonl").read_text().splitlines())
+
+
+def test_run_judges_on_private_test_and_leaves_twins_out_once(run):
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert metrics["selected_on"] == "PublicTest"
+    assert metrics["test"]["n"] == 30
+    assert metrics["twins"] == {"exact": 1, "near_or_mirrored": 2}
+    assert metrics["test_without_twins"]["n"] == 28
+    assert metrics["validation"]["n"] == 30
+    assert count_openings(run) >= 1
+
+
+def test_evaluate_gives_the_figures_of_the_run_and_logs_the_opening(run, work):
+    before = count_openings(run)
+    of_run = json.loads((run / "metrics.json").read_text())
+    found = evaluate_model(str(run), csv=work / "fer.csv", json_out=work / "figures.json")
+    assert found["judged_on"]["split"] == "PrivateTest"
+    assert found["test"]["accuracy"] == of_run["test"]["accuracy"]
+    assert found["test"]["confusion"] == of_run["test"]["confusion"]
+    assert found["twins"] == of_run["twins"]
+    assert found["test_without_twins"]["n"] == 28
+    assert json.loads((work / "figures.json").read_text()) == found
+    assert count_openings(run) == before + 1
+    last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
+    assert len(last["model"]) == 64
+
+
+def test_usage_chooses_the_part(run, work):
+    of_run = json.loads((run / "metrics.json").read_text())
+    found = evaluate_model(str(run / "model"), csv=work / "fer.csv", usage="PublicTest")
+    assert found["test"]["accuracy"] == of_run["validation"]["accuracy"]
+    assert found["selected_on"] == "PublicTest"
+    assert found["protocol"] == "official"
+
+
+def test_a_run_without_other_data_is_judged_on_its_own_test_part(run):
+    of_run = json.loads((run / "metrics.json").read_text())
+    assert evaluate_model(str(run))["test"]["confusion"] == of_run["test"]["confusion"]
+
+
+def test_class_folders_of_other_names_and_colours_are_judged_whole(run, work, faces):
+    """Nothing is split off a folder without parts; names match by alias; colour becomes grey."""
+    names = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
+    for index in range(21):
+        folder = work / "folders" / names[index % 7]
+        folder.mkdir(parents=True, exist_ok=True)
+        colour = np.repeat(faces.images[index], 3, axis=-1)
+        Image.fromarray(colour).resize((60, 60)).save(folder / f"{index}.png")
+    found = evaluate_model(str(run), data=work / "folders")
+    assert found["test"]["n"] == 21
+    assert set(found["test"]["labels"]) == set(FER2013_LABELS)
+
+
+def test_data_of_other_labels_is_refused(run, work, faces):
+    for label in ("cat", "dog"):
+        (work / "animals" / label).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(faces.images[0, ..., 0]).save(work / "animals" / label / "0.png")
+    with pytest.raises(ModelError, match="cat"):
+        evaluate_model(str(run), data=work / "animals")
+
+
+def test_both_kinds_of_data_are_refused(run, work):
+    with pytest.raises(UserError, match="both --csv and --data"):
+        evaluate_model(str(run), csv=work / "fer.csv", data=work)
