@@ -228,6 +228,10 @@ def _compare(config: ExperimentConfig, members: list[Member], run: Run) -> dict:
     notes = [f"Judged on {judged_on}, protocol {metrics['protocol']}."]
     if metrics["banner"]:
         notes.append(metrics["banner"])
+    if max(len(members_of_arm) for members_of_arm in finished.values()) == 1:
+        notes.append(
+            "One seed an arm: the intervals are over images; what another training would change is not in them."
+        )
     notes += _describe_costs(finished)
     paired = [
         _compare_arms(finished[WITH], finished[arm], part)

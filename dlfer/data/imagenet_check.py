@@ -14,6 +14,12 @@ ARCHIVES = {
 }
 """The files that are fetched by hand, with their sizes in bytes."""
 
+MD5 = {
+    "ILSVRC2012_img_train.tar": "1d675b47d978889d74fa0da5fadfb00e",
+    "ILSVRC2012_img_val.tar": "29b22e2961454d5413ddabcf34fc5622",
+}
+"""Told to the user, not computed: hashing 150 GB takes as long as reading them."""
+
 FREE_BYTES = 300_000_000_000
 """What preparing takes besides the archives: the records, and as much again while they are shuffled."""
 
@@ -62,7 +68,7 @@ def _describe_archive(path: Path, size: int) -> str | None:
 
 
 def _explain(manual: Path) -> str:
-    sizes = " and ".join(f"{name} ({size:,} bytes)" for name, size in ARCHIVES.items())
+    sizes = " and ".join(f"{name} ({size:,} bytes, MD5 {MD5[name]})" for name, size in ARCHIVES.items())
     return (
         "Obtain ImageNet (ILSVRC 2012) from https://image-net.org: register, accept the terms (non-commercial research "
         f"and education), and put {sizes} into {manual}. "

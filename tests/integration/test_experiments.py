@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from dlfer.config.describe import build_schema
 from dlfer.config.load import load_experiment
 from tests.integration.conftest import ROOT, dlfer
 
@@ -43,6 +44,12 @@ def test_smoke_needs_no_data_and_says_what_it_replaced(file, tmp_path):
         assert warning.split(":")[0] in page
     assert len([w for w in record["warnings"] if "was replaced" in w]) == len(replaced)
     assert ("random weights" in " ".join(record["warnings"])) == (config.pretrain.weights is not None)
+
+
+def test_the_schema_for_editors_is_the_one_of_the_code():
+    """Written by: dlfer show schema --json > experiments/schema.json"""
+    assert json.loads((ROOT / "experiments" / "schema.json").read_text()) == build_schema()
+    assert all("$schema=schema.json" in file.read_text().splitlines()[0] for file in FILES)
 
 
 def test_dry_run_prints_derived_numbers_and_leaves_nothing(tmp_path):
