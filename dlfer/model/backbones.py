@@ -212,7 +212,11 @@ def _check_input_stage(application: keras.Model, spec: BackboneSpec, where: str)
     The file's variances hold standard deviations (a slip that Keras mends by the extra rescaling by
     1/sqrt(std) that it adds for "imagenet"), so mean and these two numbers are all there is to check.
     """
-    mean, variance = application.get_layer("normalization").get_weights()[:2]
+    import keras
+
+    # By its class: its name counts up with every network of the process.
+    normalization = next(layer for layer in application.layers if isinstance(layer, keras.layers.Normalization))
+    mean, variance = normalization.get_weights()[:2]
     mean, variance = np.ravel(mean), np.ravel(variance)
     if not (
         np.allclose(mean, spec.preprocessing.mean, atol=1e-3)
