@@ -1,0 +1,79 @@
+"""The command `dlfer`: one function per verb, which parses, calls and prints.
+
+Results go to stdout, talk to stderr. Exit codes: 0 done, 1 failed while working, 2 the input is
+wrong, 130 after Ctrl-C, 143 after SIGTERM. What is heavy is imported inside the verb that needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+from typing import Annotated
+
+import typer
+
+from dlfer._version import __version__
+from dlfer.cli import judge, look, start, train
+from dlfer.cli.options import say
+from dlfer.errors import DlferError, TrainingStopped
+
+VERBS = {
+    "Start": (start.doctor, start.init, start.check),
+    "Train and compare": (train.run, train.ablate),
+    "Use what was trained": (judge.evaluate, judge.report),
+    "Look": (look.show,),
+}
+"""The verbs, by what a user wants to do, in the order of `dlfer --help`."""
+
+app = typer.Typer(
+    name="dlfer",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="Train, compare and use facial-expression classifiers by cascaded transfer learning.",
+    epilog="First steps: dlfer ablate experiments/quickstart.yaml    or, with your own images: dlfer init FOLDER",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dlfer {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main_options(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")] = False,
+) -> None:
+    # Both are done with by now: --version by its callback, --debug by main().
+    del version, debug
+
+
+for _panel, _verbs in VERBS.items():
+    for _verb in _verbs:
+        app.command(rich_help_panel=_panel)(_verb)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Run the command and exit; --debug may stand anywhere and shows the traceback of an error."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in args
+    if not debug:
+        # TensorFlow's own talk of plugins and instructions; errors are still shown.
+        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    args = [arg for arg in args if arg != "--debug"]
+    try:
+        app(args, prog_name="dlfer")
+    except TrainingStopped as stop:
+        # What stopped, and how to go on, was said where it stopped.
+        sys.exit(stop.exit_code)
+    except (DlferError, OSError) as error:
+        if debug:
+            traceback.print_exc()
+        say(f"dlfer: {error}")
+        sys.exit(getattr(error, "exit_code", 1))

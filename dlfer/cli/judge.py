@@ -1,0 +1,47 @@
+"""Verbs that judge data, models and runs: evaluate, report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlfer.cli.options import Out
+from dlfer.errors import UserError
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="A model's name, its folder, or a run.")],
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="A csv in the layout of FER2013.")] = None,
+    usage: Annotated[str | None, typer.Option(metavar="NAME", help="With --csv: its Usage, e.g. PrivateTest.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Class folders, an .npz, or an experiment file.")
+    ] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the figures there too.")] = None,
+) -> None:
+    """Judge a trained model on other data; a run without any, on its own test or validation part."""
+    from dlfer.runs import find_model
+    from dlfer.show import format_metrics
+
+    if csv is not None and data is not None:
+        raise UserError("dlfer evaluate: found both --csv and --data, expected one of them.")
+    if usage is not None and csv is None:
+        raise UserError("dlfer evaluate: --usage goes with --csv FILE.")
+    find_model(model)  # a wrong name is told before TensorFlow is loaded
+    from dlfer.judge import evaluate_model
+
+    print(format_metrics(evaluate_model(model, csv=csv, usage=usage, data=data, json_out=json_out)))
+
+
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, or beginnings of their names.")],
+    out: Out = None,
+) -> None:
+    """Write the report of runs again, from the files in them."""
+    from dlfer.report.comparison import write_comparison_report
+    from dlfer.report.html import write_report
+    from dlfer.runs import open_run
+
+    for opened in [open_run(name, out) for name in runs]:
+        print(write_report(opened.path) if opened.kind == "run" else write_comparison_report(opened.path))

@@ -1,0 +1,124 @@
+"""Options that several verbs share, and what is done with them before a verb begins."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dlfer.errors import UserError
+from dlfer.runs import RunOptions
+
+OptionalFile = Annotated[
+    Path | None, typer.Argument(help="Experiment file (YAML); none with --resume.", show_default=False)
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Set a key, e.g. finetune.epochs=10, pretrain=null. Repeatable."),
+]
+Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of runs, instead of saved_models/runs.")]
+Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Walk every phase on two small batches; needs no data.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
+RequireGpu = Annotated[bool, typer.Option("--require-gpu", help="Refuse to run without a GPU.")]
+MaxHours = Annotated[float | None, typer.Option("--max-hours", metavar="H", help="Stop at a checkpoint after H hours.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Train EF-FER1 even if it was trained before.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+
+
+def with_run_options(verb: Callable[..., None]) -> Callable[..., None]:
+    """Give a verb the options that all training verbs share; it gets them as `resume` and one RunOptions."""
+    own = inspect.signature(verb, eval_str=True)
+    taken = inspect.signature(_make_options, eval_str=True)
+    positional = [p for p in own.parameters.values() if p.name not in ("resume", "options")]
+    resume_option = inspect.Parameter("resume", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Resume)
+    shared = [resume_option, *taken.parameters.values()]
+
+    @functools.wraps(verb)
+    def command(**values: Any) -> None:
+        options = _make_options(**{name: values.pop(name) for name in taken.parameters})
+        verb(**values, options=options)
+
+    command.__signature__ = own.replace(
+        parameters=[p.replace(kind=inspect.Parameter.KEYWORD_ONLY) for p in (*positional, *shared)]
+    )
+    return command
+
+
+def _make_options(
+    *,
+    overrides: Overrides = None,
+    out: Out = None,
+    smoke: Smoke = False,
+    dry_run: DryRun = False,
+    require_gpu: RequireGpu = False,
+    max_hours: MaxHours = None,
+    no_cache: NoCache = False,
+) -> RunOptions:
+    if max_hours is not None and not max_hours > 0:
+        raise UserError(f"--max-hours {max_hours}: expected more than 0.")
+    return RunOptions(
+        overrides=parse_overrides(overrides),
+        out=out,
+        smoke=smoke,
+        dry_run=dry_run,
+        require_gpu=require_gpu,
+        max_hours=max_hours,
+        use_cache=not no_cache,
+        argv=("dlfer", *sys.argv[1:]),
+    )
+
+
+def parse_overrides(texts: list[str] | None) -> dict[str, Any]:
+    from dlfer.config.load import parse_override
+
+    return dict(parse_override(text) for text in texts or ())
+
+
+def parse_seeds(text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in text.split(",")]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise UserError(
+            f"--seeds {text}: expected different whole numbers from 0 with commas between them, e.g. 0,1,2."
+        )
+    return seeds
+
+
+def check_start(verb: str, file: Path | None, resume: str | None, options: RunOptions) -> Path | None:
+    """Check what can be checked before TensorFlow is loaded; return the folder of the run to go on with."""
+    from dlfer.config.load import load_experiment
+    from dlfer.runs import open_run
+
+    if (file is None) == (resume is None):
+        raise UserError(f"dlfer {verb}: give either an experiment FILE or --resume RUN.")
+    if resume is None:
+        load_experiment(file, options.overrides)
+        return None
+    given = {"--set": options.overrides, "--smoke": options.smoke, "--dry-run": options.dry_run}
+    for option in [name for name, value in given.items() if value]:
+        raise UserError(f"dlfer {verb} --resume: a run goes on as it began; leave {option} out, or start a new one.")
+    found = open_run(resume, options.out)
+    own_verb = {"run": "run", "ablation": "ablate"}.get(found.kind, found.kind)
+    if own_verb != verb:
+        raise UserError(f"{found.path}: its kind is {found.kind}; go on with: dlfer {own_verb} --resume {found.path}")
+    return found.path
+
+
+def print_done(path: Path | None) -> None:
+    """Print where a run stands and its report; a dry run has none."""
+    if path is not None:
+        print(path)
+        print(path / "report.html")
+
+
+def say(text: str) -> None:
+    """Print talk on stderr; stdout is for results."""
+    print(text, file=sys.stderr, flush=True)
