@@ -31,5 +31,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
 SCHEDULES = ("constant", "step", "plateau", "cosine")
 LOSSES = ("categorical_crossentropy", "binary_crossentropy", "focal")
 MONITORS = ("accuracy", "macro_f1", "loss")
+VIEWS = ("mirror", "ten_crop")
+HEADLINES = ("single", *VIEWS)
 
 FER2013_LABELS = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")

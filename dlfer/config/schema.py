@@ -100,6 +100,10 @@ class DataConfig(Section):
     """Select the model on this fraction of train (groups of copies kept together) instead of validation."""
     labels: LabelsConfig = LabelsConfig()
     num_images: NumImages = NumImages()
+    fraction: OpenFraction | None = None
+    """Use this fraction of all images, a stratified draw of whole groups of twins, made before the protocol."""
+    votes: str | None = None
+    """File of FER+ votes for the audit: fer2013new.csv as published, or a csv of votes; a row per row of the data."""
     size: Annotated[int, Field(ge=8, le=1024)] | None = None
     """Pixels: images are stored as centred squares of this side. null: native size if all are the same."""
     skip_unreadable: bool = False
@@ -300,6 +304,20 @@ class EvaluateConfig(Section):
     """Resamples of the stratified bootstrap behind the intervals (accuracy has Wilson's)."""
     num_train: Annotated[int, Field(ge=0)] | None = 2000
     """How many training images (a stratified draw) the training figure is computed on; null: all; 0: none."""
+    target_accuracy: OpenFraction = 0.8
+    """Below which confidence to abstain: as low as lets the answered validation images reach this accuracy."""
+    views: tuple[Literal[names.VIEWS], ...] = ()
+    """Test-time augmentation, each as a row of its own: mirror (2 views), ten_crop (10)."""
+    headline: Literal[names.HEADLINES] = "single"
+    """Which of them the headline accuracy is; single: the image as it is."""
+    attributes: str | None = None
+    """A csv of attributes per id (id, then a column each); accuracy is given for each group, with its gaps."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EvaluateConfig:
+        if self.headline != "single" and self.headline not in self.views:
+            raise ValueError(f"headline: found {self.headline}, which is not among views; add it there.")
+        return self
 
 
 class AblationConfig(Section):

@@ -15,7 +15,7 @@ from dlfer.config.schema import DataConfig, LabelsConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.images import resize_square
 from dlfer.data.labels import SPELLINGS, relabel_bundle
-from dlfer.data.split import apply_protocol, draw_subset
+from dlfer.data.split import apply_protocol, draw_fraction, draw_subset
 from dlfer.errors import ConfigError, DataError, ProtocolError
 
 Loader = Callable[[DataConfig, int], DataBundle]
@@ -92,8 +92,8 @@ SOURCES: dict[str, SourceSpec] = {
 def load_data(config: DataConfig, *, image_size: int, balance: str = "none") -> DataBundle:
     """Return the splits of a data section: loaded, labelled, drawn, and split as the protocol says.
 
-    `config.num_images` limits the source's own parts, before anything is split. Streamed sources
-    keep their own parts, so they take the official protocol only.
+    `config.num_images` limits the source's own parts and `config.fraction` draws from all of them, before
+    anything is split. Streamed sources keep their own parts, so they take the official protocol only.
 
     Args:
         config: the data section.
@@ -106,11 +106,12 @@ def load_data(config: DataConfig, *, image_size: int, balance: str = "none") -> 
         ProtocolError: the protocol forbids the split or the balance, or the source cannot follow it.
     """
     spec = SOURCES[config.source]
-    if spec.streams and (config.protocol != "official" or config.select_on is not None):
-        asked = "select_on" if config.protocol == "official" else f"protocol {config.protocol}"
+    if spec.streams and (config.protocol != "official" or config.select_on or config.fraction):
+        asked = {"select_on": config.select_on, "fraction": config.fraction, f"protocol {config.protocol}": True}
         raise ProtocolError(
-            f"data: source {config.source} streams its images, so it takes its own parts only; found {asked}. "
-            "Set protocol: official and select_on: null."
+            f"data: source {config.source} streams its images, so it takes its own parts only; found "
+            f"{next(key for key, value in asked.items() if value)}. "
+            "Set protocol: official, select_on: null and fraction: null (num_images limits a part)."
         )
     bundle = load_parts_of_source(config, image_size=image_size)
     if spec.streams:
@@ -122,7 +123,10 @@ def load_data(config: DataConfig, *, image_size: int, balance: str = "none") -> 
         parts[part] = None if split is None else draw_subset(split, limit, config.seed)
     if config.size is not None:
         parts = {part: resize_split(split, config.size) for part, split in parts.items()}
-    bundle = apply_protocol(dataclasses.replace(bundle, **parts), config, balance=balance)
+    bundle = dataclasses.replace(bundle, **parts)
+    if config.fraction is not None:
+        bundle = draw_fraction(bundle, config.fraction, seed=config.seed)
+    bundle = apply_protocol(bundle, config, balance=balance)
     return dataclasses.replace(
         bundle, notes=bundle.notes + check_classes(bundle, limited=config.num_images.train is not None)
     )

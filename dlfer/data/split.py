@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from dlfer.config.schema import DataConfig
-from dlfer.data.audit import group_copies
 from dlfer.data.balance import add_copies
 from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.twins import group_copies, group_twins
 from dlfer.errors import DataError, ProtocolError
 
 TEST_FRACTION = 0.2
@@ -64,7 +64,7 @@ def _share_out(counts: np.ndarray, num: int) -> np.ndarray:
 def draw_held_out(
     split: Split, fraction: float, *, seed: int, purpose: str, groups: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return bool [N], a stratified draw of about `fraction` of the rows, with whole groups of copies.
+    """Return bool [N], a stratified draw of about `fraction` of the rows, with whole groups of twins.
 
     Each class with two groups or more has some on both sides. The draw depends on the seed, the
     purpose and the ids alone, not on the order of the rows.
@@ -74,10 +74,10 @@ def draw_held_out(
         fraction: in (0, 1).
         seed: of the draw.
         purpose: a word that keeps draws with the same seed apart.
-        groups: int [N], rows of the same number stay together; None: images that are equal byte
-            for byte. A group counts for the class of its member with the first id.
+        groups: int [N], rows of the same number stay together; None: twins (exact, near, mirrored,
+            or of one source). A group counts for the class of its member with the first id.
     """
-    groups = group_copies(split.images) if groups is None else groups
+    groups = group_twins(split.images, split.ids) if groups is None else groups
     by_id = np.argsort(split.ids, kind="stable")
     _, first = np.unique(groups[by_id], return_index=True)
     _, dense, sizes = np.unique(groups, return_inverse=True, return_counts=True)
@@ -95,14 +95,32 @@ def draw_held_out(
     return chosen[dense]
 
 
+def draw_fraction(bundle: DataBundle, fraction: float, *, seed: int) -> DataBundle:
+    """Return the bundle with a stratified draw of about `fraction` of all its images, in the parts where they stood.
+
+    Twins are drawn together, also across parts, so that the draw leaks as the whole does, whatever is
+    split afterwards.
+    """
+    names = [name for name in ("train", "validation", "test") if getattr(bundle, name) is not None]
+    parts = [getattr(bundle, name) for name in names]
+    drawn = draw_held_out(_join(parts), fraction, seed=seed, purpose="fraction")
+    ends = np.cumsum([len(part) for part in parts])[:-1]
+    kept = {
+        name: part.take(np.flatnonzero(rows))
+        for name, part, rows in zip(names, parts, np.split(drawn, ends), strict=True)
+    }
+    note = f"{drawn.sum():,} of {len(drawn):,} images were drawn (data.fraction {fraction:g}), twins together."
+    return dataclasses.replace(bundle, **kept, notes=(*bundle.notes, note))
+
+
 def apply_protocol(bundle: DataBundle, config: DataConfig, *, balance: str) -> DataBundle:
     """Return the bundle of in-memory splits that the protocol of `config` makes of the source's own parts.
 
-    official: the source's parts. With select_on, that fraction of train (groups of copies kept
+    official: the source's parts. With select_on, that fraction of train (groups of twins kept
         together) is selected on, and the former validation part is the test set where there is no
         other. Where the source has no validation part, a fifth of train takes its place; where it
         has train alone, it is split as by resplit; a note says so.
-    resplit: all parts pooled, 80/20 and again 80/20, stratified, equal images on one side.
+    resplit: all parts pooled, 80/20 and again 80/20, stratified, twins on one side.
     paper, official_80_20: train without a fifth, that fifth for validation, all else for the test.
     paper, after_balance: all parts pooled, balanced by augmented copies, then 80/20 and again 80/20
         without regard to copies; `twins` counts the test images that have a copy or their source
@@ -141,7 +159,7 @@ def count_twins(train: Split, test: Split, groups: dict[str, int]) -> int:
 
 def _keep_official(bundle: DataBundle, config: DataConfig) -> DataBundle:
     if bundle.validation is None and bundle.test is None:
-        note = "The data has no parts of its own: it was split 80/20 and again 80/20, equal images on one side."
+        note = "The data has no parts of its own: it was split 80/20 and again 80/20, twins on one side."
         return _resplit(dataclasses.replace(bundle, notes=(*bundle.notes, note)), config)
     if bundle.validation is not None and config.select_on is None:
         return dataclasses.replace(bundle, protocol="official", selected_on=bundle.validation.name)
@@ -154,7 +172,7 @@ def _keep_official(bundle: DataBundle, config: DataConfig) -> DataBundle:
     elif bundle.validation is not None:
         notes += (f"{bundle.validation.name} ({len(bundle.validation)} images) is not used: select_on is set.",)
     train, validation = _hold_out(bundle.train, fraction, config.seed)
-    selected_on = f"{fraction:.4g} of {bundle.train.name} (equal images kept together)"
+    selected_on = f"{fraction:.4g} of {bundle.train.name} (twins kept together)"
     return dataclasses.replace(
         bundle, train=train, validation=validation, test=test, protocol="official", selected_on=selected_on, notes=notes
     )
@@ -162,7 +180,7 @@ def _keep_official(bundle: DataBundle, config: DataConfig) -> DataBundle:
 
 def _resplit(bundle: DataBundle, config: DataConfig) -> DataBundle:
     pool = _pool(bundle)
-    groups = group_copies(pool.images)
+    groups = group_twins(pool.images, pool.ids)
     judged = draw_held_out(pool, TEST_FRACTION, seed=config.seed, purpose="test", groups=groups)
     rest = np.flatnonzero(~judged)
     fraction = config.select_on or VALIDATION_FRACTION
@@ -203,7 +221,7 @@ def _divide_80_20(bundle: DataBundle, config: DataConfig) -> DataBundle:
         validation=validation,
         test=test,
         protocol="paper",
-        selected_on=f"a fifth of {bundle.train.name} (equal images kept together)",
+        selected_on=f"a fifth of {bundle.train.name} (twins kept together)",
         notes=notes,
         twins=count_twins(train, test, groups),
     )
@@ -245,7 +263,7 @@ def _divide_after_balance(bundle: DataBundle, config: DataConfig, balance: str) 
 
 
 def _hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Return train without, and only, a stratified draw of its groups of equal images."""
+    """Return train without, and only, a stratified draw of its groups of twins."""
     held = draw_held_out(train, fraction, seed=seed, purpose="validation")
     return train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held), f"{train.name} (held out)")
 

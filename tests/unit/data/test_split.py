@@ -7,7 +7,7 @@ import pytest
 
 from dlfer.config.schema import DataConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.split import apply_protocol, draw_indices, draw_subset
+from dlfer.data.split import apply_protocol, draw_fraction, draw_indices, draw_subset
 from dlfer.errors import DataError, ProtocolError
 
 CLASSES = 4
@@ -62,7 +62,7 @@ def test_select_on_makes_the_validation_part_a_true_test():
     assert not _ids(found.train) & _ids(found.validation)
     assert not _pixels(found.train) & _pixels(found.validation)
     assert len(found.validation) == pytest.approx(40, abs=6)
-    assert found.selected_on == "0.1 of Training (equal images kept together)"
+    assert found.selected_on == "0.1 of Training (twins kept together)"
     assert found.train.name == "Training"
 
 
@@ -201,3 +201,46 @@ def test_a_subset_is_deterministic_and_follows_the_seed():
     first = draw_subset(split, 50, 0)
     assert first.ids.tolist() == draw_subset(split, 50, 0).ids.tolist()
     assert _ids(first) != _ids(draw_subset(split, 50, 1))
+
+
+def _with_flipped_twins(count: int) -> DataBundle:
+    """Return a bundle of smooth, mutually unlike images; the last `count` of validation are flips of train's first."""
+    rng = np.random.default_rng(5)
+    parts = {}
+    for name, number in (("Training", 300), ("PublicTest", 100)):
+        images = rng.integers(0, 256, (number, 16, 16, 1), dtype=np.uint8)
+        ids = np.array([f"{name}/{row}" for row in range(number)])
+        parts[name] = Split(name, images, np.arange(number) % CLASSES, ids)
+    parts["PublicTest"].images[-count:] = parts["Training"].images[:count, :, ::-1]
+    return DataBundle("fer2013", tuple("abcd"), parts["Training"], parts["PublicTest"], None)
+
+
+def test_resplit_keeps_mirrored_twins_on_one_side():
+    found = _apply(_with_flipped_twins(60), protocol="resplit")
+    sides = {name: part for part in ("train", "validation", "test") for name in getattr(found, part).ids.tolist()}
+    where = [(sides[f"Training/{row}"], sides[f"PublicTest/{40 + row}"]) for row in range(60)]
+    assert all(left == right for left, right in where)
+    assert {left for left, _ in where} == {"train", "validation", "test"}
+
+
+def test_fraction_draws_twins_together_across_parts_and_keeps_the_shares_of_classes():
+    bundle = _with_flipped_twins(60)
+    found = draw_fraction(bundle, 0.25, seed=3)
+    drawn = _ids(found.train, found.validation)
+    assert len(drawn) == pytest.approx(100, abs=8)
+    assert {name.split("/")[0] for name in found.train.ids.tolist()} == {"Training"}
+    pairs = [(f"Training/{row}" in drawn, f"PublicTest/{40 + row}" in drawn) for row in range(60)]
+    assert all(left == right for left, right in pairs)
+    assert any(left for left, _ in pairs)
+    counts = np.bincount(np.concatenate([found.train.targets, found.validation.targets]))
+    assert counts.max() - counts.min() <= 6
+    assert "data.fraction 0.25" in found.notes[-1]
+
+
+def test_fraction_does_not_depend_on_the_order_of_rows():
+    bundle = _with_flipped_twins(60)
+    shuffled = bundle.train.take(np.random.default_rng(0).permutation(len(bundle.train)))
+    other = DataBundle("fer2013", bundle.labels, shuffled, bundle.validation, None)
+    found = [draw_fraction(some, 0.5, seed=1) for some in (bundle, other)]
+    assert _ids(found[0].train) == _ids(found[1].train)
+    assert _ids(draw_fraction(bundle, 0.5, seed=2).train) != _ids(found[0].train)
