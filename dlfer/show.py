@@ -130,6 +130,21 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
     return "\n".join(line for line in lines if line)
 
 
+def format_comparison(comparison: Mapping[str, Any]) -> str:
+    """Return a result of `compare_runs` in words: the runs, the systems, the tests, one sentence for each pair."""
+    rows = [{"run": run["name"], "n": run["n"], "accuracy": run["accuracy"]} for run in comparison["runs"]]
+    lines = [f"{comparison['part']}, {comparison['n_common']:,} images that all have", format_rows(rows)]
+    for system in comparison["systems"]:
+        seeds = ", ".join(str(seed) for seed in system["seeds"])
+        mean, sd = 100 * system["mean"], 100 * system["sd"]
+        lines.append(f"{system['name']}, seeds {seeds}: mean {mean:.2f} %, standard deviation {sd:.2f} points")
+    test = comparison["cochran_q"]
+    if test is not None:
+        lines.append(f"Cochran's Q: {test['statistic']:.2f} with {test['df']} degrees of freedom, p = {test['p']:.2g}")
+    lines += [pair["sentence"] for pair in (*comparison["pairs"], *comparison["system_pairs"])]
+    return "\n".join([*lines, *comparison["notes"]])
+
+
 def format_figure(figure: Mapping[str, Any]) -> str:
     """Return a figure in percent with its 95 % interval; "not defined" where there is none."""
     if figure.get("value") is None:

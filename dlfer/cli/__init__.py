@@ -21,7 +21,7 @@ from dlfer.errors import DlferError, TrainingStopped
 VERBS = {
     "Start": (start.doctor, start.init, start.check),
     "Train and compare": (train.run, train.ablate),
-    "Use what was trained": (judge.evaluate, judge.report),
+    "Use what was trained": (judge.evaluate, judge.compare, judge.report),
     "Look": (look.show,),
 }
 """The verbs, by what a user wants to do, in the order of `dlfer --help`."""

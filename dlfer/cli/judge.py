@@ -1,4 +1,4 @@
-"""Verbs that judge data, models and runs: evaluate, report."""
+"""Verbs that judge data, models and runs: evaluate, compare, report."""
 
 from __future__ import annotations
 
@@ -32,6 +32,30 @@ def evaluate(
     from dlfer.judge import evaluate_model
 
     print(format_metrics(evaluate_model(model, csv=csv, usage=usage, data=data, json_out=json_out)))
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN RUN...", help="Runs, or files of predictions (.npz).", show_default=False),
+    ],
+    part: Annotated[
+        str | None, typer.Option(metavar="test|validation", help="Which part; test if all have it, else validation.")
+    ] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the result there too.")] = None,
+    out: Out = None,
+) -> None:
+    """Compare finished runs on the same images: paired differences, and which of them are told apart."""
+    import json
+
+    from dlfer.compare_runs import compare_runs
+    from dlfer.runs import write_atomically
+    from dlfer.show import format_comparison
+
+    comparison = compare_runs(runs, part=part, folder=out)
+    if json_out is not None:
+        write_atomically(json_out, json.dumps(comparison, indent=2) + "\n")
+    print(format_comparison(comparison))
 
 
 def report(

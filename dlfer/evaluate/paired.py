@@ -18,10 +18,12 @@ from dlfer.evaluate.intervals import compute_quantile
 from dlfer.evaluate.predictions import Predictions
 
 FEW_DISCORDANT = 25
-"""Below this many discordant images McNemar's test is exact, from it on mid-p (less cautious, still honest)."""
+"""Below this many discordant images McNemar's test is exact, from it on chi-square with continuity correction."""
+
+EXACT, CHI_SQUARE = "McNemar's exact test", "McNemar's chi-square test with continuity correction"
 
 POWER = 0.8
-"""The chance of seeing the difference that `n_needed` is computed for."""
+"""The chance of seeing the difference that `required_n` is computed for."""
 
 
 def compare_paired(
@@ -38,13 +40,12 @@ def compare_paired(
     Returns:
         {"names", "n", "accuracy_a", "accuracy_b" (fractions), "difference": {"value", "low", "high"} of
         a - b in points, "both_right", "a_only", "b_only", "both_wrong" (numbers of images), "test",
-        "p_value", "is_larger_than_chance", "n_needed" (None where the accuracies are equal), "level"}.
+        "p_value", "is_larger_than_chance", "required_n" (None where the accuracies are equal), "level"}.
 
     Raises:
         DataError: the two are not about the same images, or disagree about a target.
 
-    Source: interval: Tango, Stat. Med. 17 (1998) 891; test: Fagerland, Lydersen & Laake, BMC Med. Res.
-    Methodol. 13 (2013) 91.
+    Source: interval: Tango, Stat. Med. 17 (1998) 891; test: McNemar, Psychometrika 12 (1947) 153.
     """
     correct_a, correct_b = align_correct(a, b)
     n = len(correct_a)
@@ -65,7 +66,7 @@ def compare_paired(
         "test": test,
         "p_value": p_value,
         "is_larger_than_chance": bool(excludes_zero and p_value < 1 - level),
-        "n_needed": compute_n_needed((a_only + b_only) / n, (a_only - b_only) / n, level=level),
+        "required_n": compute_required_n((a_only - b_only) / n, (a_only + b_only) / n, level=level),
         "level": level,
     }
 
@@ -125,7 +126,7 @@ def compare_seeds(
         "test": "z test over images and seeds",
         "p_value": float(p_value),
         "is_larger_than_chance": bool(value - half > 0 or value + half < 0),
-        "n_needed": compute_n_needed(discordance, value / 100, level=level),
+        "required_n": compute_required_n(value / 100, discordance, level=level),
         "level": level,
     }
 
@@ -160,21 +161,22 @@ def align_correct(a: Predictions, b: Predictions) -> tuple[np.ndarray, np.ndarra
 def compute_mcnemar(a_only: int, b_only: int) -> tuple[str, float]:
     """Return the name of McNemar's test that was used and its two-sided p value.
 
-    Under equal accuracies each discordant image is a fair coin. Fewer than 25 of them: the exact test;
-    else mid-p, which counts half of the observed outcome.
+    Under equal accuracies each discordant image is a fair coin. Fewer than 25 of them: the exact binomial
+    test; else chi-square with continuity correction, which is never far from it.
 
     Args:
         a_only: number of images that only a has right.
         b_only: number of images that only b has right.
+
+    Source: McNemar, Psychometrika 12 (1947) 153; the correction: Edwards, Psychometrika 13 (1948) 185,
+    without an exception for equal counts, as statsmodels has it.
     """
     n, fewer = a_only + b_only, min(a_only, b_only)
-    chances = [
-        math.exp(math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1) - n * math.log(2))
-        for k in range(fewer + 1)
-    ]
-    if n < FEW_DISCORDANT:
-        return "McNemar's exact test", min(1.0, 2 * math.fsum(chances))
-    return "McNemar's mid-p test", min(1.0, 2 * math.fsum(chances) - chances[-1])
+    if n >= FEW_DISCORDANT:
+        statistic = (abs(a_only - b_only) - 1) ** 2 / n
+        return CHI_SQUARE, math.erfc(math.sqrt(statistic / 2))
+    chances = [math.comb(n, k) / 2**n for k in range(fewer + 1)]
+    return EXACT, min(1.0, 2 * math.fsum(chances))
 
 
 def compute_tango_interval(a_only: int, b_only: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
@@ -213,16 +215,29 @@ def compute_tango_interval(a_only: int, b_only: int, n: int, *, level: float = 0
     return bisect(-1.0), bisect(1.0)
 
 
-def compute_n_needed(discordance: float, difference: float, *, level: float = 0.95) -> int | None:
-    """Return how many images McNemar's test needs to see a difference as large as this, 4 times in 5.
+def compute_required_n(difference: float, discordance: float, *, level: float = 0.95) -> int | None:
+    """Return how many images McNemar's test needs to tell such a difference apart: power 80 %, two-sided 5 %.
 
     Args:
-        discordance: the fraction of images that one has right and the other wrong.
-        difference: of the accuracies, as a fraction; 0 gives None.
-        level: 1 - the size of the two-sided test.
+        difference: of the accuracies, as a fraction; 0 gives None, for no number of images is enough.
+        discordance: the fraction of images that one has right and the other wrong, at least |difference|.
+        level: 1 - the size of the test.
 
-    Source: Connor, Biometrics 43 (1987) 207.
+    Raises:
+        DataError: the difference is larger than the discordance, or one is no fraction.
+
+    Source: Connor, Biometrics 43 (1987) 207, the unconditional formula after Miettinen, Biometrics 24
+    (1968) 339.
+
+    Example:
+        >>> compute_required_n(0.05, 0.19)
+        594
     """
+    if not abs(difference) <= discordance + 1e-12 <= 1 + 1e-9:
+        raise DataError(
+            f"required_n: found the difference {difference:g} and the discordance {discordance:g}, expected "
+            "fractions with |difference| <= discordance."
+        )
     if difference == 0:
         return None
     z_size, z_power = compute_quantile(level), NormalDist().inv_cdf(POWER)
@@ -233,34 +248,38 @@ def compute_n_needed(discordance: float, difference: float, *, level: float = 0.
 def describe_difference(result: dict[str, Any]) -> str:
     """Say in plain words what a result of `compare_paired` or `compare_seeds` allows to conclude.
 
+    With "p_holm" and "num_pairs" in it, the result is one of several, and Holm's p value decides.
+
     Example:
         >>> describe_difference(compare_paired(a, b, names=("with EF-FER1", "without EF-FER1")))
-        'With EF-FER1 against without EF-FER1: the accuracy is 2.1 points higher, 95 % 0.9 to 3.3
-        (McNemar's mid-p test, p = 0.0006, n = 3,589). The difference is larger than chance.'
+        'with EF-FER1 against without EF-FER1: 0.8 points, 95 % -0.4 to 2.0: not told apart at n = 3,589;
+        about 9,000 images would be needed (McNemar's exact test, p = 0.21).'
     """
-    value, low, high = (result["difference"][key] for key in ("value", "low", "high"))
+    value, low, high = (_format_points(result["difference"][key]) for key in ("value", "low", "high"))
     first, second = result["names"]
-    start = f"{first[:1].upper()}{first[1:]} against {second}: the accuracy is"
-    level = f"{100 * result['level']:g} %"
-    evidence = f"{result['test']}, p {_format_p(result['p_value'])}, n = {result['n']:,}"
-    num_seeds = result.get("num_seeds", 1)
-    if num_seeds > 1:
-        evidence += f", {num_seeds} seeds with a standard deviation of {result['sd_over_seeds']:.1f} points"
-    if result["is_larger_than_chance"]:
-        word = "higher" if value > 0 else "lower"
-        small, large = sorted((abs(low), abs(high)))
-        return (
-            f"{start} {abs(value):.1f} points {word}, {level} {small:.1f} to {large:.1f} ({evidence}). "
-            "The difference is larger than chance."
-        )
-    sentence = f"{start} {value:+.1f} points apart, {level} {low:.1f} to {high:.1f} ({evidence}). "
-    needed = result["n_needed"]
-    if needed is None or needed <= result["n"]:
-        return f"{sentence}The two are not told apart at n = {result['n']:,}."
-    return (
-        f"{sentence}The two are not told apart at n = {result['n']:,}; were the true difference as large as this, "
-        f"about {_round_up(needed):,} images would be needed to see it."
+    start = f"{first} against {second}: {value} points, {100 * result['level']:g} % {low} to {high}"
+    verdict = "told apart" if result["is_larger_than_chance"] else "not told apart"
+    needed = result["required_n"]
+    more = (
+        f"; about {_round_up(needed):,} images would be needed"
+        if needed is not None and needed > result["n"] and not result["is_larger_than_chance"]
+        else ""
     )
+    return f"{start}: {verdict} at n = {result['n']:,}{more} ({_describe_evidence(result)})."
+
+
+def _describe_evidence(result: dict[str, Any]) -> str:
+    text = f"{result['test']}, p {_format_p(result['p_value'])}"
+    if result.get("num_pairs", 1) > 1:
+        text += f", by Holm over {result['num_pairs']} pairs {_format_p(result['p_holm'])}"
+    if result.get("num_seeds", 1) > 1:
+        text += f", {result['num_seeds']} seeds with a standard deviation of {result['sd_over_seeds']:.1f} points"
+    return text
+
+
+def _format_points(points: float) -> str:
+    """Return points with one digit; -0.04 is 0.0, for a sign would say what the digit does not."""
+    return f"{round(points, 1) + 0.0:.1f}"
 
 
 def _format_p(value: float) -> str:
