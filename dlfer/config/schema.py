@@ -123,11 +123,16 @@ class DataConfig(Section):
             raise ValueError("name: source tfds needs the name of a data set, e.g. name: imagenet2012.")
         if self.source != "tfds" and (self.name is not None or self.splits is not None):
             raise ValueError(f"name, splits: only source tfds takes them, found with source {self.source}.")
-        if (self.protocol == "paper") != (self.split is not None):
+        if self.protocol == "paper" and self.split is None:
+            raise ValueError(f"split: protocol paper needs one of {', '.join(names.PAPER_SPLITS)}.")
+        if self.protocol != "paper" and self.split == "after_balance":
             raise ValueError(
-                f"split: protocol {self.protocol} with split {self.split}; "
-                f"split belongs to protocol paper and is one of {', '.join(names.PAPER_SPLITS)}."
+                f"split: found after_balance under protocol {self.protocol}. Balancing or augmenting before the split "
+                "puts copies of one image into training and into test, so that the figure measures memory. Set split: "
+                "null (train alone is balanced, after the split), or protocol: paper, whose every output says so."
             )
+        if self.protocol != "paper" and self.split is not None:
+            raise ValueError(f"split: found {self.split} under protocol {self.protocol}; it belongs to protocol paper.")
         return self
 
 
