@@ -1,0 +1,144 @@
+"""Whether a classifier is as good for everyone: accuracy and recall by the groups that a csv names."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlfer.errors import DataError
+from dlfer.evaluate.intervals import compute_wilson_interval
+from dlfer.evaluate.predictions import Predictions
+
+SMALLEST = 20
+"""A figure on fewer images is flagged and takes no part in a gap: its interval is some 40 points wide."""
+
+Attributes = Mapping[str, Mapping[str, str]]
+"""Attribute -> image id -> value; an image without a value is not in it."""
+
+
+def read_attributes(path: Path) -> dict[str, dict[str, str]]:
+    """Read a csv with the columns id and one for each attribute, e.g. id,age,gender; empty cells are missing.
+
+    Raises:
+        DataError: no such file or no csv, another heading, a row of another length, or an id that repeats.
+    """
+    path = Path(path)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.reader(file))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; expected a csv with the columns id,attribute,...") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a csv in UTF-8 ({error}).") from error
+    heading = [cell.strip() for cell in rows[0]] if rows else []
+    names = heading[1:]
+    if not names or heading[0] != "id" or len(set(heading)) < len(heading) or "" in names:
+        raise DataError(
+            f"{path} line 1: found the columns {','.join(heading)!r}, expected id and then one or more attributes "
+            "with different names, e.g. id,age,gender."
+        )
+    attributes: dict[str, dict[str, str]] = {name: {} for name in names}
+    lines: dict[str, int] = {}
+    for line, row in enumerate(rows[1:], start=2):
+        if not row:
+            continue
+        if len(row) != len(heading):
+            raise DataError(f"{path} line {line}: found {len(row)} cells, expected {len(heading)} as in line 1.")
+        name, *values = (cell.strip() for cell in row)
+        if name in lines:
+            raise DataError(
+                f"{path} line {line}: the id {name!r} stands in line {lines[name]} already; expected one row per image."
+            )
+        lines[name] = line
+        for attribute, value in zip(names, values, strict=True):
+            if value:
+                attributes[attribute][name] = value
+    return attributes
+
+
+def compute_group_scores(predictions: Predictions, attributes: Attributes, *, file: str = "") -> dict[str, Any]:
+    """Return accuracy and recall of each group of each attribute, and how far the groups lie apart.
+
+    Args:
+        predictions: of one part of the data.
+        attributes: as `read_attributes` gives them; it may name more images than those.
+        file: where they came from, for the record.
+
+    Returns:
+        {"file", "attributes": {attribute: {"groups": {value: {"n", "accuracy": figure, "recall": {label:
+        figure with "n", or None}, "small"}}, "gaps": {"accuracy": figure or None, "recall": {label: number or
+        None}}, "num_missing" (predicted images without a value), "num_unknown" (values of other images)}}}.
+        Figures are fractions {"value", "low", "high"}. A gap is the largest less the smallest, over the
+        groups with 20 images or more (for recall: of that label). Its interval is Newcombe's for those two
+        groups; they were picked by looking, so that it errs towards a larger gap.
+
+    Raises:
+        DataError: no attribute names any of the images.
+
+    Source: Wilson (1927); Newcombe, Stat. Med. 17 (1998) 873, method 10.
+    """
+    known = set(predictions.ids.tolist())
+    if not any(known & values.keys() for values in attributes.values()):
+        other = next((name for values in attributes.values() for name in values), "none")
+        raise DataError(
+            f"{file or 'attributes'}: names none of the {len(predictions)} images (there e.g. {other!r}, expected ids "
+            f"like {str(predictions.ids[0])!r}). The ids must be those of the predictions file."
+        )
+    return {
+        "file": file,
+        "attributes": {
+            name: _compute_attribute(predictions, values, num_unknown=len(values.keys() - known))
+            for name, values in attributes.items()
+        },
+    }
+
+
+def _compute_attribute(predictions: Predictions, values: Mapping[str, str], *, num_unknown: int) -> dict[str, Any]:
+    of_images = np.array([values.get(name, "") for name in predictions.ids.tolist()], dtype=np.str_)
+    groups = {
+        str(value): _compute_group(predictions.take(of_images == value))
+        for value in np.unique(of_images[of_images != ""])
+    }
+    recalls = {label: [group["recall"][label] for group in groups.values()] for label in predictions.labels}
+    accuracies = [{**group["accuracy"], "n": group["n"]} for group in groups.values()]
+    return {
+        "groups": groups,
+        "gaps": {
+            "accuracy": _compute_gap(accuracies),
+            "recall": {label: (_compute_gap(figures) or {}).get("value") for label, figures in recalls.items()},
+        },
+        "num_missing": int((of_images == "").sum()),
+        "num_unknown": num_unknown,
+    }
+
+
+def _compute_group(predictions: Predictions) -> dict[str, Any]:
+    recall = {}
+    for number, label in enumerate(predictions.labels):
+        rows = predictions.targets == number
+        recall[label] = {**_compute_proportion(predictions.correct[rows]), "n": int(rows.sum())} if rows.any() else None
+    n = len(predictions)
+    return {"n": n, "accuracy": _compute_proportion(predictions.correct), "recall": recall, "small": n < SMALLEST}
+
+
+def _compute_proportion(correct: np.ndarray) -> dict[str, float]:
+    low, high = compute_wilson_interval(int(correct.sum()), len(correct))
+    return {"value": float(correct.mean()), "low": low, "high": high}
+
+
+def _compute_gap(figures: list[dict[str, float] | None]) -> dict[str, float] | None:
+    """Return the largest less the smallest of the figures that rest on enough images; None for fewer than two."""
+    large = [figure for figure in figures if figure is not None and figure["n"] >= SMALLEST]
+    if len(large) < 2:
+        return None
+    top = max(large, key=lambda figure: figure["value"])
+    bottom = min(large, key=lambda figure: figure["value"])
+    gap = top["value"] - bottom["value"]
+    down = math.hypot(top["value"] - top["low"], bottom["high"] - bottom["value"])
+    up = math.hypot(top["high"] - top["value"], bottom["value"] - bottom["low"])
+    return {"value": gap, "low": max(0.0, gap - down), "high": min(1.0, gap + up)}

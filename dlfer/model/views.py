@@ -1,0 +1,76 @@
+"""Test-time augmentation: one answer from several views of an image.
+
+Its figure is a row of its own beside that of the single view: it costs as many predictions as there are
+views, and most published numbers do not say whether they have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+import numpy as np
+
+from dlfer.errors import ModelError
+
+CROP = 0.9
+"""The side of a crop as a fraction of the image's; 43 of 48 pixels."""
+
+
+class Predictor(Protocol):
+    """What is needed of a classifier here."""
+
+    def predict(self, images: np.ndarray, *, batch_size: int = 64) -> np.ndarray: ...
+
+
+def iterate_mirror(images: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the images (uint8 [N, H, W] or [N, H, W, C]) and their left-right flips."""
+    yield images
+    yield images[:, :, ::-1]
+
+
+def iterate_ten_crop(images: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield the four corners and the centre of the images, of nine tenths of each side, and their flips.
+
+    Source: Krizhevsky, Sutskever & Hinton, NeurIPS 25 (2012), section 4.1 (there 224 of 256 pixels).
+    """
+    height, width = images.shape[1:3]
+    rows, columns = max(1, round(CROP * height)), max(1, round(CROP * width))
+    bottom, right = height - rows, width - columns
+    for top, left in ((0, 0), (0, right), (bottom, 0), (bottom, right), (bottom // 2, right // 2)):
+        yield from iterate_mirror(images[:, top : top + rows, left : left + columns])
+
+
+VIEWS: dict[str, Callable[[np.ndarray], Iterator[np.ndarray]]] = {
+    "mirror": iterate_mirror,
+    "ten_crop": iterate_ten_crop,
+}
+"""Name -> the views it takes. The classifier resizes a crop as it does any image."""
+
+
+def predict_views(classifier: Predictor, images: np.ndarray, view: str, *, batch_size: int = 64) -> np.ndarray:
+    """Return the mean of the probabilities over the views of each image.
+
+    Args:
+        classifier: takes uint8 images of any size.
+        images: uint8 [N, H, W] or [N, H, W, C].
+        view: a name of VIEWS.
+        batch_size: images at a time.
+
+    Returns:
+        float32 [N, number of labels], rows sum to one.
+
+    Raises:
+        ModelError: no such view.
+
+    Example:
+        >>> predict_views(load_artifact("quickstart"), images, "mirror").shape
+        (3589, 7)
+    """
+    if view not in VIEWS:
+        raise ModelError(f"views: found {view!r}, expected one of {', '.join(VIEWS)}.")
+    total, num_views = 0.0, 0
+    for seen in VIEWS[view](images):
+        total = total + classifier.predict(np.ascontiguousarray(seen), batch_size=batch_size).astype(np.float64)
+        num_views += 1
+    return (total / num_views).astype(np.float32)
