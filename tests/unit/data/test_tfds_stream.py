@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from dlfer.config.schema import DataConfig
-from dlfer.data import tfds_stream
+from dlfer.data import tfds_read, tfds_stream
 from dlfer.data.bundle import Split
 from dlfer.data.tfds_stream import load_tfds, read_split
 from dlfer.errors import DataError, MissingDataError, ProtocolError
@@ -157,7 +157,7 @@ def test_evaluation_does_not_depend_on_seed_or_epoch(train):
 
 
 def test_a_small_buffer_still_mixes_the_record_files(records, monkeypatch):
-    monkeypatch.setattr(tfds_stream, "SHUFFLE_BUFFER", 4)
+    monkeypatch.setattr(tfds_read, "SHUFFLE_BUFFER", 4)
     split = load(records).train
     orders = [ids_of(read(split, 1, epoch=epoch)) for epoch in range(6)]
     assert all(sorted(order) == sorted(orders[0]) for order in orders)

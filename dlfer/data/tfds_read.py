@@ -1,0 +1,238 @@
+"""One part of a streamed data set: reading it in a drawn order, cropping and decoding it batch by batch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dlfer.errors import DataError
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+SHUFFLE_BUFFER = 4096
+CENTRAL_CROP = 0.875
+CROP_SCALE = (0.25, 1.0)
+CROP_ASPECT = (3 / 4, 4 / 3)
+
+# Streams of randomness of one epoch; each has its own so that one cannot disturb another.
+_ORDER, _CROP = 1, 2
+
+Read = Callable[[np.random.Generator | None, int], "tf.data.Dataset"]
+
+
+@dataclass(frozen=True)
+class TfdsSplit:
+    """A streamed part of a data set; the `StreamedSplit` of this source.
+
+    Attributes:
+        name: the data set's own name of the part, e.g. "train" or "train[:90%]".
+        num_images: number of its images.
+        image_size: side S in pixels of the squares that it yields.
+        read: (rng or None, start) -> dataset of (encoded image, target, id) in the order that `rng`
+            draws, or in the data set's own, without the first `start`. Nothing is decoded yet.
+        lookup: int64 [classes of the data], the index of each in the bundle's labels.
+    """
+
+    name: str
+    num_images: int
+    image_size: int
+    read: Read
+    lookup: np.ndarray
+
+    def __len__(self) -> int:
+        return self.num_images
+
+    def batches(
+        self, batch_size: int, *, seed: int, epoch: int, start_step: int = 0, training: bool
+    ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        """Yield (images uint8 [B, S, S, 3], targets int64 [B], ids str [B]).
+
+        In training the order is shuffled, each image is cropped at random (scale 0.25..1, aspect
+        3/4..4/3), and an incomplete last batch is dropped, unless it is the only one; else order
+        and number are the data set's own and the crop is the central square (87.5 % of the shorter
+        side). Images smaller than S are enlarged, grey ones become three equal channels.
+
+        Args:
+            batch_size: B.
+            seed, epoch: fix the order and the crops.
+            start_step: batches to leave out at the beginning; their images are not decoded.
+            training: as above.
+
+        Raises:
+            DataError: an image that cannot be decoded, or one without a label.
+        """
+        import tensorflow as tf
+
+        start = start_step * batch_size
+        dataset = self._read(seed, epoch, start, training)
+        decode = _make_decode(self.image_size, _make_crop(_draw_key(seed, epoch) if training else None))
+        dataset = dataset.enumerate(start=start).map(
+            lambda index, example: (decode(example[0], index), example[1], example[2]),
+            num_parallel_calls=os.cpu_count() or 1,
+            deterministic=True,
+        )
+        drop_remainder = training and self.num_images >= batch_size
+        iterator = dataset.batch(batch_size, drop_remainder=drop_remainder).prefetch(2).as_numpy_iterator()
+        while True:
+            try:
+                images, targets, ids = next(iterator)
+            except StopIteration:
+                return
+            except tf.errors.OpError as error:
+                batch = self._read(seed, epoch, start, training).take(batch_size)
+                raise DataError(_describe_unreadable(self.name, batch, decode, error)) from error
+            yield images, self._map_targets(targets, ids), ids.astype(str)
+            start += len(images)
+
+    def _read(self, seed: int, epoch: int, start: int, training: bool) -> tf.data.Dataset:
+        return self.read(np.random.default_rng([seed, _ORDER, epoch]) if training else None, start)
+
+    def _map_targets(self, targets: np.ndarray, ids: np.ndarray) -> np.ndarray:
+        if targets.min() < 0:
+            raise DataError(
+                f"split {self.name!r}: the image {ids[np.argmin(targets)].decode()} has no label (found "
+                f"{targets.min()}). The part is not labelled; name another one by data.splits."
+            )
+        return self.lookup[targets]
+
+
+def make_record_reader(builder: Any, spec: str, image_key: str, label_key: str) -> Read:
+    """Return a reader of record files: in training, files in drawn order and a shuffle buffer."""
+    import tensorflow_datasets as tfds
+
+    def read(rng: np.random.Generator | None, start: int) -> tf.data.Dataset:
+        decoders = tfds.decode.PartialDecoding(
+            {image_key: True, label_key: True}, decoders={image_key: tfds.decode.SkipDecoding()}
+        )
+        config = tfds.ReadConfig(
+            try_autocache=False,
+            add_tfds_id=True,
+            interleave_cycle_length=1 if rng is None else 16,
+            num_parallel_calls_for_decode=2,
+            skip_prefetch=True,
+            enable_ordering_guard=False,
+        )
+        if rng is not None:
+            config.experimental_interleave_sort_fn = lambda files: [files[i] for i in rng.permutation(len(files))]
+        dataset = builder.as_dataset(split=spec, decoders=decoders, read_config=config)
+        dataset = dataset.map(lambda example: (example[image_key], example[label_key], example["tfds_id"]))
+        return (dataset if rng is None else _shuffle(dataset, rng)).skip(start)
+
+    return read
+
+
+def make_file_reader(root: Path, ids: np.ndarray, targets: np.ndarray) -> Read:
+    """Return a reader of image files: in training, all paths in drawn order; files are read only when needed."""
+
+    def read(rng: np.random.Generator | None, start: int) -> tf.data.Dataset:
+        import tensorflow as tf
+
+        rows = np.arange(len(ids)) if rng is None else rng.permutation(len(ids))
+        rows = rows[start:]
+        dataset = tf.data.Dataset.from_tensor_slices((ids[rows].astype(object), targets[rows]))
+        return dataset.map(
+            lambda name, target: (tf.io.read_file(tf.strings.join([f"{root}/", name])), target, name),
+            num_parallel_calls=os.cpu_count() or 1,
+            deterministic=True,
+        )
+
+    return read
+
+
+def _shuffle(dataset: tf.data.Dataset, rng: np.random.Generator) -> tf.data.Dataset:
+    """Shuffle within a buffer, by seeds that `rng` draws alone.
+
+    Dataset.shuffle would mix in the global seed of TensorFlow, and so tie the order to code elsewhere.
+    """
+    import tensorflow as tf
+
+    # 0, 0 would ask for a seed from the clock.
+    seed, seed2 = rng.integers(1, 2**31, size=2).tolist()
+    specs = tf.nest.flatten(dataset.element_spec)
+    variant = tf.raw_ops.ShuffleDataset(
+        input_dataset=tf.data.experimental.to_variant(dataset),
+        buffer_size=tf.constant(SHUFFLE_BUFFER, tf.int64),
+        seed=tf.constant(seed, tf.int64),
+        seed2=tf.constant(seed2, tf.int64),
+        output_types=[spec.dtype for spec in specs],
+        output_shapes=[spec.shape for spec in specs],
+        reshuffle_each_iteration=False,
+    )
+    return tf.data.experimental.from_variant(variant, dataset.element_spec)
+
+
+def _draw_key(seed: int, epoch: int) -> int:
+    """Return the first half of the seed of an epoch's crops; the other half is the image's place in the order."""
+    return int(np.random.default_rng([seed, _CROP, epoch]).integers(2**62))
+
+
+def _make_crop(key: int | None) -> Callable:
+    """Return (height, width, index) -> int32 [top, left, height, width]: random if there is a key, else central."""
+    import tensorflow as tf
+
+    def draw(height, width, index):
+        begin, size, _ = tf.image.stateless_sample_distorted_bounding_box(
+            tf.stack([height, width, 3]),
+            tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
+            seed=tf.stack([tf.constant(key, tf.int64), index]),
+            min_object_covered=0.0,
+            aspect_ratio_range=CROP_ASPECT,
+            area_range=CROP_SCALE,
+        )
+        return tf.concat([begin[:2], size[:2]], axis=0)
+
+    def take_centre(height, width, index):
+        shorter = tf.cast(tf.minimum(height, width), tf.float32)
+        side = tf.maximum(tf.cast(tf.round(CENTRAL_CROP * shorter), tf.int32), 1)
+        return tf.stack([(height - side) // 2, (width - side) // 2, side, side])
+
+    return take_centre if key is None else draw
+
+
+def _make_decode(image_size: int, crop: Callable) -> Callable:
+    """Return (encoded, index) -> uint8 [S, S, 3], where of a JPEG only the crop is decoded."""
+    import tensorflow as tf
+
+    def decode_jpeg(encoded, index):
+        height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(encoded))
+        return tf.image.decode_and_crop_jpeg(encoded, crop(height, width, index), channels=3)
+
+    def decode_other(encoded, index):
+        image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        size = tf.shape(image)
+        top, left, height, width = tf.unstack(crop(size[0], size[1], index))
+        return image[top : top + height, left : left + width]
+
+    def decode(encoded, index):
+        image = tf.cond(
+            tf.io.is_jpeg(encoded), lambda: decode_jpeg(encoded, index), lambda: decode_other(encoded, index)
+        )
+        image = tf.image.resize(tf.ensure_shape(image, [None, None, 3]), [image_size, image_size], antialias=True)
+        return tf.saturate_cast(tf.round(image), tf.uint8)
+
+    return decode
+
+
+def _describe_unreadable(name: str, batch: tf.data.Dataset, decode: Callable, error: Exception) -> str:
+    """Say which image of a batch that failed cannot be decoded."""
+    import tensorflow as tf
+
+    reason = str(error).splitlines()[0][:200]
+    try:
+        for encoded, _, image_id in batch:
+            try:
+                decode(encoded, tf.constant(0, tf.int64))
+            except tf.errors.OpError:
+                return (
+                    f"split {name!r}: the image {image_id.numpy().decode()} cannot be decoded. "
+                    "Delete or replace it; prepared data sets are best prepared again."
+                )
+    except tf.errors.OpError as problem:
+        reason = str(problem).splitlines()[0][:200]
+    return f"split {name!r}: its files cannot be read: {reason}. Prepare or copy the data again."
