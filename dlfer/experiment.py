@@ -155,9 +155,7 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
         say(record.describe())
     result = _finetune(run, config, session, device, network, bundle)
     run.update(cost=_compute_cost(config, pretrained, result))
-    classifier = FAMILIES[config.model.family](
-        network, bundle.labels, config=config.model, channels=_count_channels(bundle)
-    )
+    classifier = FAMILIES[config.model.family](network, bundle.labels, config=config.model, channels=bundle.channels)
     about = {
         "experiment": config.experiment.name,
         "run": run.path.name,
@@ -214,7 +212,7 @@ def _build_network(
         config.model,
         num_labels=len(bundle.labels),
         image_size=config.finetune.image_size,
-        channels=_count_channels(bundle),
+        channels=bundle.channels,
         precision=config.experiment.precision,
     )
     record = carry_backbone(pretrained.folder, network) if pretrained else None
@@ -262,7 +260,7 @@ def explain_experiment(config: ExperimentConfig, session: Session) -> None:
             config.model,
             num_labels=len(bundle.labels),
             image_size=section.image_size,
-            channels=_count_channels(bundle),
+            channels=bundle.channels,
             precision=config.experiment.precision,
         )
         stage = {"EF-FER1": "pretrain", "EF-FER2": "finetune"}[name]
@@ -331,7 +329,3 @@ def _draw_errors(run: Run, bundle: DataBundle, predictions: dict[str, Prediction
     if isinstance(split, Split):
         rows = sort_errors(predicted, 24)
         write_error_page(run.path / "figures", split.images[rows], predicted, rows)
-
-
-def _count_channels(bundle: DataBundle) -> int:
-    return bundle.train.images.shape[-1] if isinstance(bundle.train, Split) else 3

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -88,7 +88,11 @@ class DataBundle:
     selected_on: str = "validation"
     notes: tuple[str, ...] = ()
     twins: int | None = None
-    extra: dict = field(default_factory=dict)
+
+    @property
+    def channels(self) -> int:
+        """Of the images that the network gets: 1 (grey) or 3 (RGB); streamed ones have 3."""
+        return self.train.images.shape[-1] if isinstance(self.train, Split) else 3
 
 
 def check_split(split: Split) -> None:

@@ -153,7 +153,7 @@ def _train(config: ExperimentConfig, job: StageJob, bundle: DataBundle) -> Pretr
         config.model,
         num_labels=len(bundle.labels),
         image_size=job.config.image_size,
-        channels=_count_channels(bundle),
+        channels=bundle.channels,
         precision=config.experiment.precision,
     )
     for line in describe_plan("EF-FER1", job, network, bundle, precision=config.experiment.precision):
@@ -227,7 +227,3 @@ def _fingerprint(split: Split | StreamedSplit, data: DataConfig) -> str:
         return compute_fingerprint(split)
     place = None if data.path is None else str(resolve_path(data.path).resolve())
     return f"{data.name} {place} {split.name} {len(split)}"
-
-
-def _count_channels(bundle: DataBundle) -> int:
-    return bundle.train.images.shape[-1] if isinstance(bundle.train, Split) else 3
