@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
@@ -66,6 +66,21 @@ class StreamedSplit(Protocol):
 
 
 @dataclass(frozen=True)
+class Reading:
+    """What a source met with when it read its files, for the audit.
+
+    Attributes:
+        unreadable: what was wrong with each row or file that was left out.
+        num_rows: rows of the csv, those left out included; None where it was no single csv.
+        sizes: (width, height) of each file by its id, where they differ.
+    """
+
+    unreadable: tuple[str, ...] = ()
+    num_rows: int | None = None
+    sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class DataBundle:
     """What an experiment trains, selects and judges on.
 
@@ -77,6 +92,7 @@ class DataBundle:
         selected_on: in words, what the model is selected on, e.g. "PublicTest".
         notes: sentences that every output of the run repeats (what was skipped, replaced, resized).
         twins: under the paper protocol, the number of test images that have a twin in train.
+        reading: what the source met with when it read its files.
     """
 
     source: str
@@ -88,6 +104,7 @@ class DataBundle:
     selected_on: str = "validation"
     notes: tuple[str, ...] = ()
     twins: int | None = None
+    reading: Reading = Reading()
 
     @property
     def channels(self) -> int:

@@ -17,7 +17,7 @@ import numpy as np
 
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import DataConfig
-from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.bundle import DataBundle, Reading, Split
 from dlfer.data.folder import load_parts, scan_folder
 from dlfer.data.labels import compute_label_map, map_targets
 from dlfer.errors import DataError, MissingDataError
@@ -113,6 +113,26 @@ def load_fer2013_usage(
     return _to_split(rows, chosen, usage, lookup)
 
 
+def load_fer2013_parts(path: str | Path) -> tuple[list[Split], Reading]:
+    """Return the readable rows of a FER2013 csv by Usage, in the order of the official parts, to be looked at.
+
+    All Usages are returned, whichever there are; without a column Usage all rows are one part, "all".
+
+    Returns:
+        parts: at least one.
+        reading: the rows that were left out, and the number of all.
+
+    Raises:
+        MissingDataError, DataError: the csv is not there, has other columns, or no readable row.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise MissingDataError(describe_missing(path))
+    rows, _ = _read_cached(path, skip_unreadable=True, usage="all")
+    usages = [usage for usage in (*USAGES, "all") if np.any(rows.usages == usage)]
+    return [_to_split(rows, np.flatnonzero(rows.usages == usage), usage) for usage in usages], _tell_reading(path, rows)
+
+
 def describe_missing(path: Path) -> str:
     """Return where FER2013 is obtained, where to put it, and what size and digest to expect."""
     return (
@@ -137,7 +157,14 @@ def _load_csv(path: Path, config: DataConfig) -> DataBundle:
         notes += more
     if parts["train"] is None:
         raise DataError(f"{path.name}: found no rows of Usage Training; training needs them. Use the whole csv.")
-    return DataBundle("fer2013", FER2013_LABELS, **parts, notes=notes)
+    return DataBundle("fer2013", FER2013_LABELS, **parts, notes=notes, reading=_tell_reading(path, rows))
+
+
+def _tell_reading(path: Path, rows: _Rows) -> Reading:
+    return Reading(
+        unreadable=tuple(f"{path.name} {problem}" for problem in rows.skipped.tolist()),
+        num_rows=len(rows.rows) + len(rows.skipped),
+    )
 
 
 def _load_test_csv(path: Path, config: DataConfig) -> tuple[Split | None, tuple[str, ...]]:

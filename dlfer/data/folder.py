@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from dlfer.config.schema import DataConfig
-from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.bundle import DataBundle, Reading, Split
 from dlfer.data.images import SUFFIXES, read_header, read_image, resize_square, to_channels
 from dlfer.data.labels import match_labels, order_labels
 from dlfer.data.split import draw_indices
@@ -118,12 +118,12 @@ def load_parts(
         ids = np.array([file.id for file in kept])
         rows = draw_indices(targets, ids, getattr(config.num_images, part), seed=config.seed)
         drawn[part] = (ids[rows], targets[rows])
-    images, kept_rows, more = _read_all(root, [ids for ids, _ in drawn.values()], config, image_size)
+    images, kept_rows, more, reading = _read_all(root, [ids for ids, _ in drawn.values()], config, image_size)
     notes += more
     splits: dict[str, Split | None] = {"train": None, "validation": None, "test": None}
     for (part, (ids, targets)), pixels, rows in zip(drawn.items(), images, kept_rows, strict=True):
         splits[part] = Split((names or {}).get(part, part), pixels, targets[rows], ids[rows])
-    return DataBundle("folder", labels, **splits, notes=tuple(notes))
+    return DataBundle("folder", labels, **splits, notes=tuple(notes), reading=reading)
 
 
 def _list_folders(folder: Path) -> list[str]:
@@ -172,8 +172,8 @@ def _check_classes(root: Path, parts: Parts, mapping: dict[str, str | None], lab
 
 def _read_all(
     root: Path, parts: list[np.ndarray], config: DataConfig, image_size: int
-) -> tuple[list[np.ndarray], list[np.ndarray], list[str]]:
-    """Return the images of each part, the rows (int) of its ids that could be read, and notes."""
+) -> tuple[list[np.ndarray], list[np.ndarray], list[str], Reading]:
+    """Return the images of each part, the rows (int) of its ids that could be read, notes, and what was met with."""
     paths = [root / name for ids in parts for name in ids]
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         headers, problems = _try_each(pool, read_header, paths, config.skip_unreadable)
@@ -213,7 +213,11 @@ def _read_all(
         images.append(np.ascontiguousarray(block if len(kept) == len(ids) else block[kept]))
         rows.append(kept)
         start += len(ids)
-    return images, rows, notes
+    sizes = {}
+    if len({header[:2] for header in good}) > 1:
+        names = [str(name) for ids in parts for name in ids]
+        sizes = {name: header[:2] for name, header in zip(names, headers, strict=True) if header is not None}
+    return images, rows, notes, Reading(unreadable=tuple(problems), sizes=sizes)
 
 
 def _try_each(

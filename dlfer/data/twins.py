@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 SIGNATURE_SIDE = 16
 NEAR_CORRELATION = 0.98
 NEAR_STD = 8.0
+_COPY = re.compile(r"(#\d+)+$")
 _BLOCK = 1024
 _WIDE_BLOCK = 4096
 _MOST_EDGES = 4_000_000
@@ -52,16 +54,20 @@ def find_twins(images: np.ndarray, reference_images: np.ndarray) -> tuple[np.nda
 
 
 def find_copies(ids: np.ndarray, reference_ids: np.ndarray) -> np.ndarray:
-    """Return bool [N]: whether an image's source also stands in the reference, by the ids alone.
+    """Return bool [N]: whether an image and one of the reference come from one source, by the ids alone.
 
     The id of an augmented copy is "<source id>#<number>", so that this is exact where pixels differ.
+    At least one of the two must be a copy: two parts may each have a "0.png" of their own.
     """
-    return np.isin(get_source_ids(ids), get_source_ids(reference_ids))
+    sources, copied = split_ids(ids)
+    reference_sources, reference_copied = split_ids(reference_ids)
+    return np.isin(sources, reference_sources[reference_copied]) | (copied & np.isin(sources, reference_sources))
 
 
-def get_source_ids(ids: np.ndarray) -> np.ndarray:
-    """Return str [N], the id of the image that each one was made from: its own where it is no copy."""
-    return np.array([str(name).partition("#")[0] for name in ids], dtype=str)
+def split_ids(ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return str [N], the id of the image that each one was made from (its own), and bool [N], whether it is a copy."""
+    sources = np.array([_COPY.sub("", str(name)) for name in ids], dtype=str)
+    return sources, np.array([source != str(name) for source, name in zip(sources, ids, strict=True)], dtype=bool)
 
 
 def group_copies(images: np.ndarray) -> np.ndarray:
@@ -88,7 +94,7 @@ def group_twins(images: np.ndarray, ids: np.ndarray | None = None) -> np.ndarray
     for left, right, _ in iterate_near_pairs(*compute_signatures(images[distinct])):
         components.join(left, right)
     if ids is not None:
-        components.join_equal(get_source_ids(ids), copies)
+        components.join_equal(split_ids(ids)[0], copies)
     return components.compute_groups()[copies]
 
 

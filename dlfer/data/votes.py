@@ -1,0 +1,304 @@
+"""Votes of several annotators on each image, as FER+ gives them: do they confirm the labels, and how far do they agree?"""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlfer.data.bundle import Split
+from dlfer.data.labels import SPELLINGS
+from dlfer.data.outliers import MOST_LISTED
+from dlfer.data.twins import split_ids
+from dlfer.errors import DataError, MissingDataError
+from dlfer.evaluate.intervals import compute_wilson_interval
+
+DEFINITION = (
+    "The plurality of an image is what most of its votes say, of all columns of the file (contempt, unknown and "
+    "no face too). Where several share the first place, each counts in equal parts. The ceiling is how often one "
+    "annotator, drawn at random, agrees with the plurality of the others."
+)
+_COLUMNS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "nf")
+_BESIDE = ("usage", "row", "image name", "image", "id", "")
+
+
+@dataclass(frozen=True)
+class Votes:
+    """A file of votes.
+
+    Attributes:
+        path: the file.
+        columns: what could be voted for, as the header spells it.
+        counts: int64 [M, V], number of votes of each row for each column.
+        usages: str [M], the column Usage; None without one.
+        ids: str [M], the column id; None without one.
+    """
+
+    path: Path
+    columns: tuple[str, ...]
+    counts: np.ndarray
+    usages: np.ndarray | None
+    ids: np.ndarray | None
+
+
+def read_votes(path: str | Path) -> Votes:
+    """Read FER+'s `fer2013new.csv` as published, or any csv with a column of vote counts per expression.
+
+    The columns Usage, row, "Image name" and id are none of votes. A row stands for each row of the
+    data, in its order, also where the image name is empty; or an id names the image.
+
+    Raises:
+        MissingDataError: the file is not there.
+        DataError: a row has a field that is no whole number from 0, or too few fields, or the header
+            has no columns of votes.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise MissingDataError(
+            f"{path}: there is no such file of votes. FER+ is published as fer2013new.csv at github.com/microsoft/FERPlus."
+        )
+    with path.open(encoding="utf-8-sig", newline="") as stream:
+        reader = csv.reader(stream)
+        header = [name.strip() for name in next(reader, [])]
+        names = [name.casefold() for name in header]
+        columns = [place for place, name in enumerate(names) if name not in _BESIDE]
+        if len(columns) < 2 or not set(_COLUMNS) & set(names):
+            raise DataError(
+                f"{path.name} line 1: found the columns {', '.join(header[:12])[:200]}, expected a column of votes for "
+                f"each expression, such as {', '.join(_COLUMNS)}."
+            )
+        counts, fields = [], []
+        for row in reader:
+            if row:
+                counts.append(_parse_counts(path, reader.line_num, row, columns, len(header)))
+                fields.append(row)
+    if not counts:
+        raise DataError(f"{path.name}: found a header and no rows, expected one per image.")
+    beside = {
+        name: np.array([row[names.index(name)].strip() for row in fields]) if name in names else None
+        for name in ("usage", "id")
+    }
+    chosen = tuple(header[place] for place in columns)
+    return Votes(path, chosen, np.array(counts, np.int64), beside["usage"], beside["id"])
+
+
+def align_votes(votes: Votes, parts: list[Split], num_rows: int | None = None) -> list[np.ndarray]:
+    """Return int64 [N, V] for each part: the votes of each image, -1 in a row without any.
+
+    By id where the file of votes has ids. Otherwise by row: the ids of a csv end in the number of its
+    row ("Training/17"), and the votes must have as many rows as the csv, or the rows of its Usages,
+    in the same order. Augmented copies have no votes of their own.
+
+    Args:
+        votes: as `read_votes` returns them.
+        parts: images with ids as the sources give them.
+        num_rows: rows of the csv, unreadable ones included; None: not known, as many as there are votes.
+
+    Raises:
+        DataError: the numbers of rows do not match, a row has another Usage than the image, or the
+            ids have no row numbers.
+    """
+    if votes.ids is not None:
+        places = {name: row for row, name in enumerate(votes.ids.tolist())}
+        found = [np.array([places.get(str(name), -1) for name in part.ids], np.int64) for part in parts]
+        if not any((rows >= 0).any() for rows in found):
+            raise DataError(
+                f"{votes.path.name}: none of its {len(places)} ids is that of an image; e.g. {parts[0].ids[0]!r}."
+            )
+        return [np.where(rows[:, None] >= 0, votes.counts[rows], -1) for rows in found]
+    counts, usages = _match_rows(votes, parts, num_rows)
+    aligned, taken = [], np.zeros(0, np.int64)
+    for part in parts:
+        copied = split_ids(part.ids)[1]
+        rows = np.array([_get_row(votes, name) for name in part.ids], np.int64)
+        if len(rows) and rows.max() >= len(counts):
+            raise DataError(
+                f"{votes.path.name}: found {len(counts)} rows of votes, but the data has a row {rows.max()} (from 0); "
+                "expected a row of votes for each row of the csv, in its order."
+            )
+        if np.isin(rows[~copied], taken).any():
+            raise DataError(
+                f"{votes.path.name}: rows of votes go with the rows of one csv, and the data comes from several; "
+                "expected a column id in the csv of votes."
+            )
+        if usages is not None:
+            _check_usages(votes, part, rows, usages)
+        taken = np.concatenate([taken, rows[~copied]])
+        values = counts[rows]
+        values[copied] = -1
+        aligned.append(values)
+    return aligned
+
+
+def score_votes(
+    votes: Votes, parts: list[Split], labels: tuple[str, ...], num_rows: int | None = None
+) -> dict[str, Any]:
+    """Return how far the votes confirm the labels, ready for audit.json.
+
+    Args:
+        votes, parts, num_rows: as for `align_votes`.
+        labels: names of the targets; each must be a column, by any known spelling.
+
+    Returns:
+        file, definition, n, agreement (of the label with the plurality) and ceiling, each {value, low, high, n}
+        with Wilson's interval, the same for each part in splits {name: {agreement, ceiling}} and each
+        label in labels {label: agreement}, and contested: the (at most 100) images whose plurality is smallest,
+        [{split, id, label, plurality, share: {value, low, high, n}, votes {column: count}}].
+
+    Raises:
+        DataError: as `align_votes`, or a label that is no column.
+    """
+    lookup = np.array([_find_column(votes, label) for label in labels])
+    aligned = align_votes(votes, parts, num_rows)
+    counts = np.concatenate(aligned)
+    voted = np.flatnonzero(counts.sum(axis=1) > 0)  # -1 marks an image that has none
+    counts = counts[voted]
+    targets = np.concatenate([part.targets for part in parts])[voted]
+    names = np.repeat([part.name for part in parts], [len(part) for part in parts])[voted]
+    ids = np.concatenate([part.ids for part in parts])[voted]
+    agrees = compute_agreement(counts, lookup[targets])
+    ceiling = compute_ceiling(counts)
+    return {
+        "file": votes.path.name,
+        "definition": DEFINITION,
+        "n": len(voted),
+        "agreement": _describe_share(agrees),
+        "ceiling": _describe_share(ceiling),
+        "splits": {
+            part.name: {
+                "agreement": _describe_share(agrees[names == part.name]),
+                "ceiling": _describe_share(ceiling[names == part.name]),
+            }
+            for part in parts
+        },
+        "labels": {label: _describe_share(agrees[targets == index]) for index, label in enumerate(labels)},
+        "contested": _list_contested(votes, counts, [labels[target] for target in targets], names, ids),
+    }
+
+
+def compute_agreement(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
+    """Return float64 [N] in [0, 1]: 1 where the column chosen for an image has most votes, 1/k where k columns tie.
+
+    Args:
+        counts: int [N, V].
+        chosen: int [N], columns.
+    """
+    first = counts == counts.max(axis=1, keepdims=True)
+    return first[np.arange(len(counts)), chosen] / first.sum(axis=1)
+
+
+def compute_ceiling(counts: np.ndarray) -> np.ndarray:
+    """Return float64 [N] in [0, 1]: the chance that one voter agrees with the plurality of an image's other voters.
+
+    The mean over the voters; if k columns share the first place among the others, one of them counts
+    1/k. NaN for an image with fewer than two votes.
+
+    Args:
+        counts: int [N, V], votes for each column.
+    """
+    total = counts.sum(axis=1)
+    agreed = np.zeros(len(counts))
+    for column in range(counts.shape[1]):
+        others = counts.copy()
+        others[:, column] -= 1  # -1 where nobody voted so; that row is weighted by 0 below
+        agreed += counts[:, column] * compute_agreement(others, np.full(len(counts), column))
+    return np.divide(agreed, total, out=np.full(len(counts), np.nan), where=total >= 2)
+
+
+def _parse_counts(path: Path, line: int, row: list[str], columns: list[int], num_fields: int) -> list[int]:
+    if len(row) < num_fields:
+        raise DataError(f"{path.name} line {line}: found {len(row)} fields, expected {num_fields}; the row is cut.")
+    found = [row[place].strip() for place in columns]
+    if not all(text.isascii() and text.isdigit() and len(text) < 10 for text in found):
+        wrong = next(text for text in found if not (text.isascii() and text.isdigit() and len(text) < 10))
+        raise DataError(f"{path.name} line {line}: found {wrong[:40]!r} as a number of votes, expected a whole number.")
+    return [int(text) for text in found]
+
+
+def _match_rows(votes: Votes, parts: list[Split], num_rows: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+    """Return the counts, and Usages if there are any, of as many rows as the data has."""
+    if num_rows is None or len(votes.counts) == num_rows:
+        return votes.counts, votes.usages
+    found = f"{votes.path.name}: found {len(votes.counts):,} rows of votes"
+    if votes.usages is not None:
+        present = {_get_usage(name) for part in parts for name in part.ids}
+        chosen = np.isin(votes.usages, sorted(present))
+        if int(chosen.sum()) == num_rows:
+            return votes.counts[chosen], votes.usages[chosen]
+        found += f", {int(chosen.sum()):,} of them of Usage {', '.join(sorted(present))}"
+    raise DataError(
+        f"{found}, and {num_rows:,} rows of data; expected a row of votes for each row of the csv, in its order. "
+        "Give the votes of this very csv, or a csv of votes with a column id."
+    )
+
+
+def _check_usages(votes: Votes, part: Split, rows: np.ndarray, usages: np.ndarray) -> None:
+    own = np.array([_get_usage(name) for name in part.ids], dtype=str)
+    wrong = np.flatnonzero((own != usages[rows]) & np.isin(own, usages))
+    if len(wrong):
+        raise DataError(
+            f"{votes.path.name}: row {rows[wrong[0]]} (from 0) is of Usage {usages[rows[wrong[0]]]!r}, the image of that "
+            f"row has the id {part.ids[wrong[0]]!r}; expected the rows in the order of the csv."
+        )
+
+
+def _get_usage(name: str) -> str:
+    return str(name).rpartition("/")[0]
+
+
+def _get_row(votes: Votes, name: str) -> int:
+    row = split_ids(np.array([name]))[0][0].rpartition("/")[2]
+    if not (row.isascii() and row.isdigit()):
+        raise DataError(
+            f"{votes.path.name}: rows of votes go with rows of a csv, and the image {str(name)!r} is not from one; "
+            "expected a column id in the csv of votes."
+        )
+    return int(row)
+
+
+def _find_column(votes: Votes, label: str) -> int:
+    spellings = {label.casefold(), *SPELLINGS.get(label, ())}
+    found = [place for place, name in enumerate(votes.columns) if name.casefold() in spellings]
+    if len(found) != 1:
+        raise DataError(
+            f"{votes.path.name}: found no column of votes for the label {label!r} among {', '.join(votes.columns)}; "
+            "expected one, by name."
+        )
+    return found[0]
+
+
+def _describe_share(values: np.ndarray) -> dict[str, float | int | None]:
+    """Return the mean of values in [0, 1] with Wilson's interval; ties and voters make them fractions."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return {"value": None, "low": None, "high": None, "n": 0}
+    low, high = compute_wilson_interval(float(values.sum()), len(values))
+    return {"value": float(values.mean()), "low": low, "high": high, "n": len(values)}
+
+
+def _list_contested(
+    votes: Votes, counts: np.ndarray, labels: list[str], names: np.ndarray, ids: np.ndarray
+) -> list[dict[str, Any]]:
+    """Return the images whose plurality has the smallest share, by entropy and id where it is equal."""
+    several = np.flatnonzero(counts.sum(axis=1) >= 2)
+    shares = counts[several] / counts[several].sum(axis=1, keepdims=True)
+    entropy = -np.sum(shares * np.log(np.where(shares > 0, shares, 1.0)), axis=1).round(9)
+    order = several[np.lexsort((ids[several], -entropy, shares.max(axis=1)))][:MOST_LISTED]
+    listed = []
+    for row in order:
+        most, total = int(counts[row].max()), int(counts[row].sum())
+        low, high = compute_wilson_interval(most, total)
+        listed.append(
+            {
+                "split": str(names[row]),
+                "id": str(ids[row]),
+                "label": labels[row],
+                "plurality": [name for name, count in zip(votes.columns, counts[row], strict=True) if count == most],
+                "share": {"value": most / total, "low": low, "high": high, "n": total},
+                "votes": {name: int(n) for name, n in zip(votes.columns, counts[row], strict=True) if n},
+            }
+        )
+    return listed
