@@ -220,7 +220,8 @@ def compute_required_n(difference: float, discordance: float, *, level: float = 
 
     Args:
         difference: of the accuracies, as a fraction; 0 gives None, for no number of images is enough.
-        discordance: the fraction of images that one has right and the other wrong, at least |difference|.
+        discordance: the fraction of images that one has right and the other wrong; over several seeds the
+            mean square of an image's difference, which is the same for one.
         level: 1 - the size of the test.
 
     Raises:
@@ -231,12 +232,12 @@ def compute_required_n(difference: float, discordance: float, *, level: float = 
 
     Example:
         >>> compute_required_n(0.05, 0.19)
-        594
+        595
     """
-    if not abs(difference) <= discordance + 1e-12 <= 1 + 1e-9:
+    if not difference**2 <= discordance + 1e-12 <= 1 + 1e-9:
         raise DataError(
             f"required_n: found the difference {difference:g} and the discordance {discordance:g}, expected "
-            "fractions with |difference| <= discordance."
+            "fractions, and no difference without images that make it."
         )
     if difference == 0:
         return None

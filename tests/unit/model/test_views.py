@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dlfer.config import names
+from dlfer.errors import ModelError
+from dlfer.model.views import VIEWS, predict_views
+
+
+class FakeClassifier:
+    """Answers by the brightness of the left half, and remembers what it was shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[np.ndarray] = []
+        self.batch_sizes: set[int] = set()
+
+    def predict(self, images: np.ndarray, *, batch_size: int = 64) -> np.ndarray:
+        self.shown.append(images)
+        self.batch_sizes.add(batch_size)
+        share = images[:, :, : images.shape[2] // 2].reshape(len(images), -1).mean(axis=1) / 255
+        return np.stack([share, 1 - share], axis=1).astype(np.float32)
+
+
+def draw_images(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+def test_table_has_the_names_of_the_schema():
+    assert tuple(VIEWS) == names.VIEWS
+
+
+def test_mirror_is_the_mean_of_the_image_and_its_flip():
+    images, classifier = draw_images(5, 20, 30, 1), FakeClassifier()
+    found = predict_views(classifier, images, "mirror", batch_size=7)
+    expected = (classifier.predict(images) + classifier.predict(images[:, :, ::-1])) / 2
+    assert np.allclose(found, expected)
+    assert found.dtype == np.float32
+    assert np.array_equal(classifier.shown[1], np.flip(images, axis=2))
+    assert 7 in classifier.batch_sizes
+    assert np.allclose(predict_views(FakeClassifier(), images[:, :, ::-1], "mirror"), found)
+
+
+def test_ten_crops_are_four_corners_the_centre_and_their_flips():
+    images, classifier = draw_images(2, 48, 40, 1), FakeClassifier()
+    found = predict_views(classifier, images, "ten_crop")
+    assert [shown.shape for shown in classifier.shown] == [(2, 43, 36, 1)] * 10
+    plain, flipped = classifier.shown[::2], classifier.shown[1::2]
+    assert all(np.array_equal(a, np.flip(b, axis=2)) for a, b in zip(plain, flipped, strict=True))
+    corners = [images[:, :43, :36], images[:, :43, 4:], images[:, 5:, :36], images[:, 5:, 4:], images[:, 2:45, 2:38]]
+    assert all(np.array_equal(a, b) for a, b in zip(plain, corners, strict=True))
+    assert np.allclose(found, np.mean([FakeClassifier().predict(shown) for shown in classifier.shown], axis=0))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 16, 24, 3), (4, 48, 48, 1)])
+def test_rows_sum_to_one_for_images_of_any_form(view, shape):
+    found = predict_views(FakeClassifier(), draw_images(*shape), view)
+    assert found.shape == (shape[0], 2)
+    assert np.allclose(found.sum(axis=1), 1, atol=1e-6)
+
+
+def test_unknown_views_are_refused():
+    with pytest.raises(ModelError, match="found 'rotate', expected one of mirror, ten_crop"):
+        predict_views(FakeClassifier(), draw_images(1, 8, 8), "rotate")
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_real_classifier_takes_its_views(view):
+    from dlfer.config.schema import ModelConfig
+    from dlfer.model.artifact import TransferClassifier
+    from dlfer.model.transfer import build_transfer_network
+
+    config = ModelConfig(backbone="efficientnet_nano")
+    network = build_transfer_network(config, num_labels=3, image_size=32, channels=1)
+    classifier = TransferClassifier(network, ("a", "b", "c"), config=config, channels=1)
+    images = draw_images(3, 48, 48, 1)
+    found = predict_views(classifier, images, view)
+    assert found.shape == (3, 3)
+    assert np.allclose(found.sum(axis=1), 1, atol=1e-5)
+    flipped = predict_views(classifier, images[:, :, ::-1], view)
+    assert np.allclose(flipped, found, atol=2e-3)
