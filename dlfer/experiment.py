@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dlfer.config.load import load_experiment
-from dlfer.config.schema import ExperimentConfig, StageConfig
-from dlfer.data.audit import audit_bundle
+from dlfer.config.load import load_experiment, resolve_path
+from dlfer.config.schema import DataConfig, ExperimentConfig, StageConfig
+from dlfer.data.audit import audit_data
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.data.sources import load_data
@@ -147,7 +147,7 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
     run.update(status="running", device=device.as_dict())
     bundle = session.load_bundle(config.finetune)
     run.write_json("data.json", describe_data(bundle))
-    run.write_json("audit.json", audit_bundle(bundle))
+    run.write_json("audit.json", _audit(run, config.finetune.data, bundle, session))
     pretrained = _pretrain(run, config, session, device) if config.pretrain else None
     network, record = _build_network(config, bundle, pretrained)
     if record is not None:
@@ -171,6 +171,14 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
     _draw_errors(run, bundle, predictions)
     say(describe_outcome(metrics))
     say(f"report: {write_report(run.path)}")
+
+
+def _audit(run: Run, data: DataConfig, bundle: DataBundle, session: Session) -> dict:
+    """Return the audit of the data as the run has it, made once for all runs on the very same data."""
+    # Images that were drawn in place of absent files have no votes.
+    votes = None if data.votes is None or data.source.startswith("synthetic") else resolve_path(data.votes)
+    cache = session.runs_folder / ".cache" / "audit" if run.read_json("run.json")["use_cache"] else None
+    return audit_data(bundle, cache=cache, votes=votes)
 
 
 def describe_outcome(metrics: dict) -> str:

@@ -11,12 +11,12 @@ import numpy as np
 from dlfer.config.load import load_experiment
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import DataConfig, ExperimentConfig
-from dlfer.data.audit import find_twins
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
 from dlfer.data.fer2013 import load_fer2013_usage
 from dlfer.data.labels import map_targets
 from dlfer.data.sources import load_data, load_parts_of_source
 from dlfer.data.split import draw_subset
+from dlfer.data.twins import find_copies, find_twins
 from dlfer.errors import MissingDataError, ModelError, UserError
 from dlfer.evaluate.predictions import Predictions, write_predictions
 from dlfer.evaluate.scores import compute_metrics_file
@@ -92,12 +92,6 @@ def compute_banner(bundle: DataBundle, twins: dict | None, *, smoke: bool = Fals
         f"twin in training ({twins['exact']:,} exact copies or copies of one source). "
         "Compare with the rows without a twin, or with protocol official."
     )
-
-
-def find_copies(ids: np.ndarray, reference_ids: np.ndarray) -> np.ndarray:
-    """Return bool [N]: whether an image's source ("<source>#<copy>") also stands in the reference."""
-    sources = {str(name).partition("#")[0] for name in reference_ids}
-    return np.array([str(name).partition("#")[0] in sources for name in ids], dtype=bool)
 
 
 def evaluate_model(

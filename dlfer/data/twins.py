@@ -98,9 +98,7 @@ def group_twins(images: np.ndarray, ids: np.ndarray | None = None) -> np.ndarray
     return components.compute_groups()[copies]
 
 
-def iterate_near_pairs(
-    signatures: np.ndarray, textured: np.ndarray
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def iterate_near_pairs(signatures: np.ndarray, textured: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
     """Yield all pairs of images that are near or mirrored twins, in blocks; no image stands against itself.
 
     Args:
@@ -110,7 +108,7 @@ def iterate_near_pairs(
     Yields:
         left, right: int64 [P], rows of the two; left < right, so that each pair comes once (twice if it
             is near as well as mirrored).
-        mirrored: bool [P], whether the pair is alike after a flip of one.
+        mirrored: whether the pairs of the block are alike after a flip of one.
     """
     rows = np.flatnonzero(textured)
     pool = signatures[rows]
@@ -124,7 +122,7 @@ def iterate_near_pairs(
                 left, right = top + flat // alike.shape[1], first + flat % alike.shape[1]
                 upper = left < right
                 if upper.any():
-                    yield rows[left[upper]], rows[right[upper]], np.full(int(upper.sum()), flipped)
+                    yield rows[left[upper]], rows[right[upper]], flipped
 
 
 class Components:
