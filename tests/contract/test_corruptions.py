@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from PIL import Image, ImageFilter
@@ -15,7 +17,7 @@ IDS = np.array([f"Training/{number}" for number in range(8)])
 def draw_images(height: int = 48, width: int = 48, channels: int = 1) -> np.ndarray:
     """Noise whose strength grows with its size, as in photographs, around a middling grey: uint8 [8, H, W, C]."""
     generator = np.random.default_rng(0)
-    images = np.full((8, height, width, channels), 110.0)
+    images = generator.normal(110, 6, (8, height, width, channels))
     for size in (3, 6, 12, 24):
         for image in images:
             for channel in range(channels):
@@ -51,8 +53,8 @@ def test_shape_and_dtype_stay_and_the_original_is_untouched(name, shape, strengt
 @pytest.mark.parametrize("shape", [(48, 48, 1), (64, 40, 3)])
 def test_damage_grows_with_strength(name, shape):
     damages = [measure_damage(draw_images(*shape), name, strength) for strength in STRENGTHS]
-    assert all(weaker < stronger for weaker, stronger in zip(damages, damages[1:], strict=False)), damages
-    assert damages[0] > 0.5
+    assert all(weaker < stronger for weaker, stronger in itertools.pairwise(damages)), damages
+    assert damages[0] > 0.2
 
 
 @pytest.mark.parametrize("name", CORRUPTIONS)

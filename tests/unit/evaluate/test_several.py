@@ -129,5 +129,5 @@ def test_what_cannot_be_compared_is_refused():
     with pytest.raises(DataError, match="b: found the labels no, yes, never, expected those of a"):
         several.compare_several([a, other], ["a", "b"])
     wrong = Predictions(a.ids, a.labels, (a.targets + np.array([0, 0, 1, 0, 0, 0])) % 3, a.probabilities)
-    with pytest.raises(DataError, match="b: 1 of 6 images have another target than in a.*'test/2': no, there perhaps"):
+    with pytest.raises(DataError, match=r"b: 1 of 6 images have another target than in a.*'test/2': no, there perhaps"):
         several.compare_several([a, wrong], ["a", "b"])
