@@ -106,6 +106,71 @@ def compute_macro_f1(confusion: np.ndarray) -> np.ndarray:
     return compute_macro(compute_f1(confusion), confusion)
 
 
+def compute_mcc(confusion: np.ndarray) -> np.ndarray:
+    """Return Matthews' correlation of targets and predictions, in its form for many classes.
+
+    Args:
+        confusion: int [..., C, C], rows are targets, columns are predictions.
+
+    Returns:
+        float64 [...] in -1..1; 0 where all targets, or all predictions, are one class; NaN without rows.
+
+    Source: Gorodkin, Comput. Biol. Chem. 28 (2004) 367.
+    """
+    n, agreement, by_chance, support, predicted = _count_margins(confusion)
+    # In floats: the product of the two spreads is of the order of n^4.
+    spread = (n**2 - (support**2).sum(axis=-1)) * (n**2 - (predicted**2).sum(axis=-1))
+    return np.where(n > 0, _divide(n * agreement - by_chance, np.sqrt(spread), 0.0), np.nan)
+
+
+def compute_kappa(confusion: np.ndarray) -> np.ndarray:
+    """Return Cohen's kappa: the agreement beyond what the class frequencies alone would give.
+
+    Args:
+        confusion: int [..., C, C], rows are targets, columns are predictions.
+
+    Returns:
+        float64 [...] in -1..1; NaN where targets and predictions are all the same class, or without rows.
+
+    Source: Cohen, Educ. Psychol. Meas. 20 (1960) 37.
+    """
+    n, agreement, by_chance, _, _ = _count_margins(confusion)
+    return _divide(n * agreement - by_chance, n**2 - by_chance, np.nan)
+
+
+def compute_one_vs_rest_accuracy(confusion: np.ndarray) -> np.ndarray:
+    """Return the accuracy of each class against the rest, (TP + TN) / N.
+
+    It is far above the accuracy, because the true negatives count: seven classes at 70 % have a mean of
+    1 - 2 (1 - 0.7) / 7 = 91.4 %. Publications that report it as accuracy are not comparable with others.
+
+    Args:
+        confusion: int [..., C, C], rows are targets, columns are predictions.
+
+    Returns:
+        float64 [..., C] in 0..1; defined for a class without rows, too; NaN without any row.
+    """
+    n = confusion.sum(axis=(-2, -1))[..., None]
+    return _divide(n - compute_support(confusion) - confusion.sum(axis=-2) + 2 * _hits(confusion), n, np.nan)
+
+
+def compute_detected(confusion: np.ndarray) -> np.ndarray:
+    """Return whether the most frequent prediction for a class is that class.
+
+    A class counts as detected only if it was predicted more often than each other one: a tie is no
+    detection, nor is a class without rows. The share of the classes present that are detected is the
+    "emotion detection rate" of some publications; with seven classes it knows eight values only.
+
+    Args:
+        confusion: int [..., C, C], rows are targets, columns are predictions.
+
+    Returns:
+        bool [..., C].
+    """
+    others = np.where(np.eye(confusion.shape[-1], dtype=bool), -1, confusion)
+    return _hits(confusion) > np.maximum(others.max(axis=-1), 0)
+
+
 def compute_item_losses(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     """Return -ln of the probability that each row gave to its target (float64 [N], 0..15.9)."""
     chosen = probabilities[np.arange(len(targets)), targets].astype(np.float64)
@@ -164,11 +229,56 @@ def compute_aucs(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
     return np.array([compute_auc(targets == c, probabilities[:, c]) for c in range(probabilities.shape[1])])
 
 
+def compute_average_precision(is_target: np.ndarray, scores: np.ndarray) -> float:
+    """Return the mean precision at the thresholds where rows of a class are found (a step-wise sum, no trapezoids).
+
+    Rows with the same score pass the threshold together. NaN where no row is of the class.
+
+    Args:
+        is_target: bool [N].
+        scores: float [N], larger means more probably the class.
+    """
+    found, true_positives, passed, _ = count_ranked(is_target, scores)
+    positives = int(found.sum())
+    return float((found * true_positives / passed).sum() / positives) if positives else float("nan")
+
+
+def compute_average_precisions(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return the average precision of each class against the rest (float64 [C]; NaN for a class without rows)."""
+    classes = range(probabilities.shape[1])
+    return np.array([compute_average_precision(targets == c, probabilities[:, c]) for c in classes])
+
+
+def count_ranked(is_target: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Count rows by falling score, those with the same score together.
+
+    Args:
+        is_target: bool [N].
+        scores: float [N].
+
+    Returns:
+        For each of the M distinct scores from the highest: the rows of the class that have it, those that
+        have it or more, and all rows that have it or more (int64 [M]); then the position of each row's
+        score among the M (int64 [N]).
+    """
+    values, position = np.unique(-np.asarray(scores, dtype=np.float64), return_inverse=True)
+    found = np.bincount(position[is_target], minlength=len(values))
+    passed = np.cumsum(np.bincount(position, minlength=len(values)))
+    return found, np.cumsum(found), passed, position
+
+
 def compute_midranks(values: np.ndarray) -> np.ndarray:
     """Return the ranks of `values` from 1; equal values share the mean of their ranks (float64 [N])."""
     _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
     last = np.cumsum(counts)
     return ((2 * last - counts + 1) / 2)[inverse]
+
+
+def _count_margins(confusion: np.ndarray) -> tuple[np.ndarray, ...]:
+    """Return as float64: n, hits and sum of support x predicted (all [...]), support and predicted ([..., C])."""
+    support = compute_support(confusion).astype(np.float64)
+    predicted = confusion.sum(axis=-2).astype(np.float64)
+    return support.sum(axis=-1), _hits(confusion).sum(axis=-1), (support * predicted).sum(axis=-1), support, predicted
 
 
 def _hits(confusion: np.ndarray) -> np.ndarray:

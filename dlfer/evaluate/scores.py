@@ -10,34 +10,52 @@ import numpy as np
 
 from dlfer.evaluate import intervals as iv
 from dlfer.evaluate import metrics as mt
+from dlfer.evaluate.areas import compute_auc_intervals, compute_average_precision_intervals
+from dlfer.evaluate.calibration import compute_calibration, describe_temperature
 from dlfer.evaluate.predictions import Predictions
+from dlfer.evaluate.selective import choose_threshold, compute_selective
 
 _AVERAGES = {
     "macro_f1": mt.compute_macro_f1,
     "macro_precision": lambda m: mt.compute_macro(mt.compute_precision(m), m),
     "macro_recall": lambda m: mt.compute_macro(mt.compute_recall(m), m),
     "macro_specificity": lambda m: mt.compute_macro(mt.compute_specificity(m), m),
+    "balanced_accuracy": lambda m: mt.compute_macro(mt.compute_recall(m), m),
+    "mcc": mt.compute_mcc,
+    "cohen_kappa": mt.compute_kappa,
     "weighted_f1": lambda m: mt.compute_weighted(mt.compute_f1(m), m),
     "weighted_precision": lambda m: mt.compute_weighted(mt.compute_precision(m), m),
     "weighted_recall": lambda m: mt.compute_weighted(mt.compute_recall(m), m),
 }
-"""Averages over classes; each is a function of confusion matrices [..., C, C]."""
+"""Figures over all classes; each is a function of confusion matrices [..., C, C]."""
 
 
-def compute_scores(predictions: Predictions, *, bootstrap: int = 1000, seed: int = 0) -> dict[str, Any]:
+def compute_scores(
+    predictions: Predictions,
+    *,
+    bootstrap: int = 1000,
+    seed: int = 0,
+    temperature: float | None = None,
+    threshold: float | None = None,
+) -> dict[str, Any]:
     """Return every figure of `predictions` with its 95 % interval, ready for JSON (NaN is None).
 
     Args:
         predictions: one part of the data.
-        bootstrap: number of resamples behind the intervals of averages over classes.
+        bootstrap: number of resamples behind the intervals of averages over classes and of ECE.
         seed: of the resamples.
+        temperature: fitted on validation; calibration is also given after it.
+        threshold: of the confidence, chosen on validation; what it gives here is told.
 
     Returns:
-        {"n", "labels", "accuracy": {"value", "low", "high"}, the same for macro_f1, macro_precision,
-        macro_recall, macro_specificity, macro_auc, weighted_f1, weighted_precision, weighted_recall and
-        log_loss, "per_class": {label: {"n", "precision", "recall", "f1", "specificity", "auc",
-        "intervals": {figure: [low, high]}}}, "confusion": [[...]] with rows as targets}. Figures are
-        fractions; log_loss is in nats.
+        {"n", "labels", "accuracy": {"value", "low", "high"}, the same for balanced_accuracy, mcc,
+        cohen_kappa, one_vs_rest_accuracy, macro_f1, macro_precision, macro_recall, macro_specificity,
+        macro_auc, macro_average_precision, weighted_f1, weighted_precision, weighted_recall and log_loss,
+        "emotion_detection_rate": {"value", "num_detected", "num_classes"}, "per_class": {label: {"n",
+        "precision", "recall", "f1", "specificity", "auc", "average_precision", "one_vs_rest_accuracy",
+        "intervals": {figure: [low, high]}}}, "confusion": [[...]] with rows as targets, "calibration" as by
+        `compute_calibration`, "selective" as by `compute_selective`}. Figures are fractions; mcc and
+        cohen_kappa are in -1..1, log_loss is in nats. Balanced accuracy is macro recall under its other name.
 
     Example:
         >>> compute_scores(read_predictions(run / "predictions" / "test.npz"))["accuracy"]["value"]
@@ -46,20 +64,27 @@ def compute_scores(predictions: Predictions, *, bootstrap: int = 1000, seed: int
     targets, probabilities = predictions.targets, predictions.probabilities
     confusion = mt.compute_confusion(targets, predictions.predicted, len(predictions.labels))
     hits = int(np.trace(confusion))
+    accuracy_bounds = iv.compute_wilson_interval(hits, len(predictions))
     bounds = iv.compute_bootstrap_intervals(confusion, _AVERAGES, resamples=bootstrap, seed=seed)
-    aucs = mt.compute_aucs(targets, probabilities)
-    auc_bounds, macro_auc_bounds = iv.compute_auc_intervals(targets, probabilities)
+    aucs, precisions = mt.compute_aucs(targets, probabilities), mt.compute_average_precisions(targets, probabilities)
+    auc_bounds, macro_auc_bounds = compute_auc_intervals(targets, probabilities)
+    precision_bounds, macro_precision_bounds = compute_average_precision_intervals(targets, probabilities)
     losses = mt.compute_item_losses(targets, probabilities)
-    loss_low, loss_high = iv.compute_mean_interval(losses, smallest=0.0)
+    areas = {"auc": (aucs, auc_bounds), "average_precision": (precisions, precision_bounds)}
     scores = {
         "n": len(predictions),
         "labels": list(predictions.labels),
-        "accuracy": _figure(mt.compute_accuracy(confusion), iv.compute_wilson_interval(hits, len(predictions))),
+        "accuracy": _figure(mt.compute_accuracy(confusion), accuracy_bounds),
         **{name: _figure(statistic(confusion), bounds[name]) for name, statistic in _AVERAGES.items()},
         "macro_auc": _figure(mt.compute_macro(aucs, confusion), macro_auc_bounds),
-        "log_loss": _figure(losses.mean(), (loss_low, loss_high)),
-        "per_class": _compute_per_class(confusion, predictions.labels, aucs, auc_bounds),
+        "macro_average_precision": _figure(mt.compute_macro(precisions, confusion), macro_precision_bounds),
+        "one_vs_rest_accuracy": _compute_one_vs_rest(confusion, accuracy_bounds),
+        "emotion_detection_rate": _compute_detection_rate(confusion),
+        "log_loss": _figure(losses.mean(), iv.compute_mean_interval(losses, smallest=0.0)),
+        "per_class": _compute_per_class(confusion, predictions.labels, areas),
         "confusion": confusion.tolist(),
+        "calibration": compute_calibration(predictions, temperature, bootstrap=bootstrap, seed=seed),
+        "selective": compute_selective(predictions, threshold),
     }
     return _replace_nan(scores)
 
@@ -73,6 +98,10 @@ def compute_metrics_file(
     twins: Mapping[str, int] | None = None,
     without_twins_ids: Collection[str] | None = None,
     bootstrap: int = 1000,
+    target_accuracy: float = 0.8,
+    temperature: Mapping[str, Any] | None = None,
+    abstain: Mapping[str, Any] | None = None,
+    test_opened: int = 0,
 ) -> dict[str, Any]:
     """Return the whole of metrics.json.
 
@@ -83,16 +112,29 @@ def compute_metrics_file(
         selected_on: in words, what the model was selected on.
         twins: {"exact", "near_or_mirrored"}: test images with a copy in train; None where not counted.
         without_twins_ids: ids of the test images without any copy in train, which are scored once more.
-        bootstrap: number of resamples behind the intervals of averages over classes.
+        bootstrap: number of resamples behind the intervals of averages over classes and of ECE.
+        target_accuracy: fraction that the answered validation images are to reach by abstaining.
+        temperature, abstain: what was found on validation earlier, as returned here; where `parts` has
+            validation they are found on it, and these are not used.
+        test_opened: how often the part under "test" was opened with this model, this time included.
     """
+    validation = parts.get("validation")
+    if validation is not None:
+        temperature = describe_temperature(validation, selected_on)
+        abstain = _choose_abstention(validation, target_accuracy, selected_on)
+    common = {
+        "bootstrap": bootstrap,
+        "temperature": temperature["value"] if temperature else None,
+        "threshold": abstain["threshold"] if abstain else None,
+    }
     scores = {
-        part: compute_scores(parts[part], bootstrap=bootstrap) if parts.get(part) is not None else None
+        part: compute_scores(parts[part], **common) if parts.get(part) is not None else None
         for part in ("test", "validation", "train")
     }
     test, without_twins = parts.get("test"), None
     if test is not None and without_twins_ids is not None:
         kept = np.isin(test.ids, np.array(sorted(without_twins_ids), dtype=np.str_))
-        without_twins = compute_scores(test.take(kept), bootstrap=bootstrap) if kept.any() else None
+        without_twins = compute_scores(test.take(kept), **common) if kept.any() else None
     return {
         "protocol": protocol,
         "banner": banner,
@@ -102,11 +144,37 @@ def compute_metrics_file(
         "twins": dict(twins) if twins is not None else None,
         "validation": scores["validation"],
         "train": scores["train"],
+        "temperature": dict(temperature) if temperature else None,
+        "abstain": dict(abstain) if abstain else None,
+        "test_opened": test_opened,
+        "headline": "single",
+        "views": {},
+        "groups": None,
     }
 
 
+def _choose_abstention(validation: Predictions, target_accuracy: float, chosen_on: str) -> dict[str, Any] | None:
+    threshold = choose_threshold(validation, target_accuracy)
+    if threshold is None:
+        return None
+    n = len(validation)
+    return {"threshold": threshold, "target_accuracy": target_accuracy, "chosen_on": chosen_on, "n": n}
+
+
+def _compute_one_vs_rest(confusion: np.ndarray, accuracy_bounds: tuple[float, float]) -> dict[str, float]:
+    """Return the mean over all classes of (TP + TN) / N, which is 1 - 2 (1 - accuracy) / C."""
+    low, high = (max(0.0, 1 - 2 * (1 - bound) / len(confusion)) for bound in accuracy_bounds)
+    return _figure(mt.compute_one_vs_rest_accuracy(confusion).mean(), (low, high))
+
+
+def _compute_detection_rate(confusion: np.ndarray) -> dict[str, Any]:
+    """Return the share of the classes present whose most frequent prediction is right (a tie is not)."""
+    detected, present = int(mt.compute_detected(confusion).sum()), int((mt.compute_support(confusion) > 0).sum())
+    return {"value": detected / present, "num_detected": detected, "num_classes": present}
+
+
 def _compute_per_class(
-    confusion: np.ndarray, labels: tuple[str, ...], aucs: np.ndarray, auc_bounds: list[tuple[float, float]]
+    confusion: np.ndarray, labels: tuple[str, ...], areas: Mapping[str, tuple[np.ndarray, list[tuple[float, float]]]]
 ) -> dict[str, Any]:
     """Return label -> figures and intervals; where a figure is undefined, so is its interval."""
     values = {
@@ -114,19 +182,22 @@ def _compute_per_class(
         "recall": mt.compute_recall(confusion),
         "f1": mt.compute_f1(confusion),
         "specificity": mt.compute_specificity(confusion),
-        "auc": aucs,
+        "one_vs_rest_accuracy": mt.compute_one_vs_rest_accuracy(confusion),
+        **{name: value for name, (value, _) in areas.items()},
     }
     support, predicted, total = mt.compute_support(confusion), confusion.sum(axis=0), int(confusion.sum())
     per_class = {}
     for c, label in enumerate(labels):
         hits = int(confusion[c, c])
         false_positives, negatives = int(predicted[c]) - hits, total - int(support[c])
+        errors = int(support[c]) - hits + false_positives
         bounds = {
             "precision": iv.compute_wilson_interval(hits, predicted[c]),
             "recall": iv.compute_wilson_interval(hits, support[c]),
-            "f1": iv.compute_f1_interval(hits, int(support[c]) - hits + false_positives),
+            "f1": iv.compute_f1_interval(hits, errors),
             "specificity": iv.compute_wilson_interval(negatives - false_positives, negatives),
-            "auc": auc_bounds[c],
+            "one_vs_rest_accuracy": iv.compute_wilson_interval(total - errors, total),
+            **{name: several[c] for name, (_, several) in areas.items()},
         }
         undefined = (math.nan, math.nan)
         per_class[label] = {

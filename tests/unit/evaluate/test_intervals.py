@@ -3,8 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dlfer.evaluate import areas, metrics
 from dlfer.evaluate import intervals as iv
-from dlfer.evaluate import metrics
 
 
 @pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 50), (50, 50), (7, 10), (2500, 3589)])
@@ -82,7 +82,7 @@ def make_scores(n=80, seed=0, shift=1.0):
 
 def test_auc_interval_is_delongs_written_out():
     targets, probabilities = make_scores()
-    bounds, _ = iv.compute_auc_intervals(targets, probabilities)
+    bounds, _ = areas.compute_auc_intervals(targets, probabilities)
     for c in range(3):
         x, y = probabilities[targets == c, c], probabilities[targets != c, c]
         wins = (x[:, None] > y[None]) + 0.5 * (x[:, None] == y[None])
@@ -95,7 +95,7 @@ def test_auc_interval_is_delongs_written_out():
 
 def test_macro_auc_interval_agrees_with_a_bootstrap():
     targets, probabilities = make_scores(n=200)
-    _, (low, high) = iv.compute_auc_intervals(targets, probabilities)
+    _, (low, high) = areas.compute_auc_intervals(targets, probabilities)
     generator = np.random.default_rng(3)
     drawn = []
     for _ in range(600):
@@ -109,7 +109,7 @@ def test_macro_auc_interval_agrees_with_a_bootstrap():
 def test_a_perfect_auc_still_has_a_lower_bound_below_1():
     targets = np.repeat([0, 1], [5, 20])
     probabilities = np.stack([1.0 - targets, targets.astype(float)], axis=1)
-    bounds, macro = iv.compute_auc_intervals(targets, probabilities)
+    bounds, macro = areas.compute_auc_intervals(targets, probabilities)
     assert bounds[0][1] == 1.0
     assert 0.5 < bounds[0][0] < 0.95
     assert macro == pytest.approx(bounds[0])
@@ -119,12 +119,12 @@ def test_auc_of_one_row_against_many_has_a_wide_interval():
     targets = np.array([0] + [1] * 19)
     probabilities = np.stack([np.linspace(0.5, 0.9, 20), np.linspace(0.5, 0.1, 20)], axis=1)
     probabilities[0] = [0.8, 0.2]
-    (low, high), _ = iv.compute_auc_intervals(targets, probabilities)[0]
+    (low, high), _ = areas.compute_auc_intervals(targets, probabilities)[0]
     assert high - low > 0.4
 
 
 def test_auc_is_nan_for_absent_classes():
-    bounds, macro = iv.compute_auc_intervals(np.zeros(4, dtype=int), np.full((4, 2), 0.5))
+    bounds, macro = areas.compute_auc_intervals(np.zeros(4, dtype=int), np.full((4, 2), 0.5))
     assert np.isnan(bounds).all()
     assert np.isnan(macro).all()
 

@@ -11,7 +11,10 @@ from dlfer.evaluate.scores import compute_metrics_file, compute_scores
 FIGURES = [
     *("accuracy", "macro_f1", "macro_precision", "macro_recall", "macro_specificity"),
     *("macro_auc", "weighted_f1", "weighted_precision", "weighted_recall", "log_loss"),
+    *("balanced_accuracy", "mcc", "cohen_kappa", "one_vs_rest_accuracy", "macro_average_precision"),
 ]
+
+PER_CLASS = ("precision", "recall", "f1", "specificity", "auc", "average_precision", "one_vs_rest_accuracy")
 
 
 def make(n=120, seed=0, prefix="test", num_classes=3, targets=None) -> Predictions:
@@ -33,7 +36,7 @@ def test_every_figure_lies_in_its_interval():
         assert figure["low"] < figure["value"] < figure["high"], name
     assert scores["weighted_recall"]["value"] == pytest.approx(scores["accuracy"]["value"])
     for label, figures in scores["per_class"].items():
-        assert set(figures) == {"n", "precision", "recall", "f1", "specificity", "auc", "intervals"}, label
+        assert set(figures) == {"n", *PER_CLASS, "intervals"}, label
         for name, (low, high) in figures["intervals"].items():
             assert low < figures[name] < high
     assert np.array(scores["confusion"]).sum() == 120
@@ -79,10 +82,12 @@ def test_the_metrics_file_has_all_parts():
         bootstrap=100,
     )
     assert list(file) == [
-        *("protocol", "banner", "selected_on", "test", "test_without_twins", "twins", "validation", "train")
+        *("protocol", "banner", "selected_on", "test", "test_without_twins", "twins", "validation", "train"),
+        *("temperature", "abstain", "test_opened", "headline", "views", "groups"),
     ]
     assert file["test"]["n"] == 120
-    assert file["test_without_twins"] == compute_scores(test.take(np.arange(30, 120)), bootstrap=100)
+    found = {"temperature": file["temperature"]["value"], "threshold": file["abstain"]["threshold"]}
+    assert file["test_without_twins"] == compute_scores(test.take(np.arange(30, 120)), bootstrap=100, **found)
     assert file["twins"] == {"exact": 20, "near_or_mirrored": 30}
     assert file["train"] is None
 
