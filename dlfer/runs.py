@@ -59,6 +59,7 @@ class RunOptions:
         require_gpu: refuse to run without a GPU.
         max_hours: stop cleanly at a checkpoint after so long.
         use_cache: take EF-FER1 from the cache if it was trained before.
+        judge_test: judge the model on the test part at the end; a search's trials leave it closed.
         argv: the command, recorded in run.json.
     """
 
@@ -69,6 +70,7 @@ class RunOptions:
     require_gpu: bool = False
     max_hours: float | None = None
     use_cache: bool = True
+    judge_test: bool = True
     argv: tuple[str, ...] = ()
 
 

@@ -31,6 +31,7 @@ OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
 SCHEDULES = ("constant", "step", "plateau", "cosine")
 LOSSES = ("categorical_crossentropy", "binary_crossentropy", "focal")
 MONITORS = ("accuracy", "macro_f1", "loss")
+ENGINES = ("random", "bayesian", "hyperband", "grid", "optuna")
 VIEWS = ("mirror", "ten_crop")
 HEADLINES = ("single", *VIEWS)
 

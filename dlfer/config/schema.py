@@ -345,13 +345,23 @@ class ExpectedConfig(Section):
 class SearchConfig(Section):
     """Which keys a search may set, and how it looks for the best."""
 
-    engine: Literal["random", "bayesian", "hyperband", "grid"] = "random"
+    engine: Literal[names.ENGINES] = "random"
+    """random, bayesian, hyperband and grid are KerasTuner's; optuna is an extra (pip install dlfer[optuna])."""
     objective: Literal[names.MONITORS] = "macro_f1"
     """A figure on validation; loss is minimised, the others are maximised."""
-    trials: Count = 10
+    trials: Count | None = None
+    """At most so many; null: 10, but all that there are of hyperband and grid."""
     seed: Seed = 0
+    """Seed of the engine; the trials have experiment.seed."""
+    factor: Annotated[int, Field(ge=2)] = 3
+    """hyperband: one trial in so many goes on to the next rung, for so many times the epochs."""
+    pruner: Literal["none", "median"] = "median"
+    """optuna: median ends a trial that is worse, after an epoch, than half of those before it were."""
+    lost_after_seconds: Positive = 60.0
+    """Several machines: a worker silent for so long is given up, and its trial goes to another."""
     space: dict[str, dict[str, Any]]
-    """Dotted key -> {log: [low, high]}, {between: [low, high], step: s} or {choice: [...]}."""
+    """Dotted key -> {log: [low, high]}, {between: [low, high], step: s} or {choice: [...]}; if it depends on
+    a choice, with when: {KEY: [values]}."""
 
 
 class ExperimentConfig(Section):

@@ -1,10 +1,16 @@
-"""What `search.space` may say: known keys, one kind of range each, and ends that the key can take."""
+"""What `search.space` may say: known keys, one kind of range each, and ends that the key can take.
+
+A range may hang on another key: `finetune.optimizer.momentum: {between: [0.8, 0.99], when:
+{finetune.optimizer.name: [sgd]}}` is searched only in trials whose optimiser is sgd; elsewhere the key
+keeps the experiment's own value.
+"""
 
 from __future__ import annotations
 
 import copy
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from dlfer.config.keys import find_annotation, split_key, suggest_key
@@ -33,9 +39,9 @@ def check_space(tree: Mapping[str, Any]) -> list[Problem]:
         key = ("search", "space", dotted)
         wrong = _check_key(dotted)
         if wrong is None and isinstance(spec, dict):
-            wrong = _check_spec(spec)
+            wrong = _check_spec(spec) or _check_when(space, dotted)
             if wrong is None and tree.get(dotted.split(".")[0], {}) is not None:
-                wrong = _check_values(tree, dotted, spec, before)
+                wrong = _check_values(tree, dotted, space, before)
         if wrong:
             problems.append(Problem(key, wrong))
     return problems
@@ -54,11 +60,12 @@ def _check_key(dotted: str) -> str | None:
 def _check_spec(spec: Mapping[str, Any]) -> str | None:
     """Return what is wrong with {log: [low, high]}, {between: [low, high], step: s} or {choice: [...]}."""
     kinds = [name for name in spec if name in KINDS]
-    extra = [name for name in spec if name not in KINDS and not (name == "step" and kinds == ["between"])]
-    if len(kinds) != 1 or extra:
+    allowed = (*KINDS, "when", "step") if kinds == ["between"] else (*KINDS, "when")
+    if len(kinds) != 1 or any(name not in allowed for name in spec):
         return (
             f"found {', '.join(spec) or 'nothing'}; expected exactly one of "
-            "log: [low, high], between: [low, high] (with step: s if wanted), choice: [...]."
+            "log: [low, high], between: [low, high] (with step: s if wanted), choice: [...]; "
+            "besides, when: {KEY: [values]} if wanted."
         )
     kind, values = kinds[0], spec[kinds[0]]
     if kind == "choice":
@@ -76,16 +83,68 @@ def _check_spec(spec: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _check_values(
-    tree: Mapping[str, Any], dotted: str, spec: Mapping[str, Any], before: set[tuple[Any, str]]
-) -> str | None:
-    for value in spec["choice"] if "choice" in spec else spec.get("log", spec.get("between")):
-        changed = copy.deepcopy(dict(tree))
-        set_value(changed, split_key(dotted), value)
-        new = [problem for problem in validate(changed)[1] if (problem.key, problem.text) not in before]
-        if new:
-            return f"the value {value!r} does not fit: {'.'.join(new[0].key)}: {new[0].text}"
+def _check_when(space: Mapping[str, Any], dotted: str) -> str | None:
+    """Return what is wrong with the condition of a range: it names choices of the space, and no circle."""
+    when = space[dotted].get("when", {})
+    if not isinstance(when, dict) or not all(isinstance(values, list) and values for values in when.values()):
+        return f"when: found {when!r}, expected {{KEY: [values]}}, e.g. {{finetune.optimizer.name: [sgd]}}."
+    for parent, values in when.items():
+        spec = space.get(parent)
+        if not isinstance(spec, dict) or not isinstance(spec.get("choice"), list):
+            choices = ", ".join(key for key, other in space.items() if isinstance(other, dict) and "choice" in other)
+            return f"when: {parent} is no choice of this space; {f'those are {choices}' if choices else 'it has none'}."
+        strange = [value for value in values if value not in spec["choice"]]
+        if strange:
+            return f"when: {parent} never is {strange[0]!r}; its choices are {spec['choice']}."
+    if dotted in list_ancestors(space, dotted):
+        return "when: the conditions go in a circle."
     return None
+
+
+def list_ancestors(space: Mapping[str, Any], dotted: str) -> list[str]:
+    """Return the keys that the condition of `dotted` hangs on, directly or by way of others."""
+    found: list[str] = []
+    queue = list(_get_when(space, dotted))
+    while queue:
+        parent = queue.pop(0)
+        if parent not in found:
+            found.append(parent)
+            queue += list(_get_when(space, parent))
+    return found
+
+
+def _get_when(space: Mapping[str, Any], dotted: str) -> Mapping[str, Any]:
+    """Return the condition of a key, {} where it has none or is written wrongly."""
+    spec = space.get(dotted)
+    when = spec.get("when", {}) if isinstance(spec, dict) else {}
+    return when if isinstance(when, dict) else {}
+
+
+def _check_values(
+    tree: Mapping[str, Any], dotted: str, space: Mapping[str, Any], before: set[tuple[Any, str]]
+) -> str | None:
+    spec = space[dotted]
+    for value in spec["choice"] if "choice" in spec else spec.get("log", spec.get("between")):
+        for setting in _list_settings(space, dotted):
+            changed = copy.deepcopy(dict(tree))
+            for key, given in {**setting, dotted: value}.items():
+                set_value(changed, split_key(key), copy.deepcopy(given))
+            new = [problem for problem in validate(changed)[1] if (problem.key, problem.text) not in before]
+            if new:
+                where = "".join(f" where {key} is {given!r}" for key, given in setting.items())
+                return f"the value {value!r} does not fit{where}: {'.'.join(new[0].key)}: {new[0].text}"
+    return None
+
+
+def _list_settings(space: Mapping[str, Any], dotted: str) -> Iterator[dict[str, Any]]:
+    """Yield the settings of other keys under which `dotted` is searched; one empty setting without a condition."""
+    allowed: dict[str, list[Any]] = {}
+    for key in reversed([dotted, *list_ancestors(space, dotted)]):
+        for parent, values in _get_when(space, key).items():
+            known = allowed.get(parent, values)
+            allowed[parent] = [value for value in known if value in values]
+    for values in itertools.product(*allowed.values()):
+        yield dict(zip(allowed, values, strict=True))
 
 
 def set_value(tree: dict[str, Any], key: tuple[str, ...], value: Any) -> int:

@@ -68,7 +68,17 @@ class _Stage:
             self._train_epoch()
             self._finish_epoch(self._validate())
             self.save()
+            self._heed_stop()
         return self._end()
+
+    def _heed_stop(self) -> None:
+        """Stop between two epochs, where it was asked for; what is saved is what an uninterrupted run has there."""
+        state, reason = self.state, self.job.control.get_reason()
+        if reason is not None and state.epoch < self.config.epochs and not state.stopped_early:
+            raise TrainingStopped(
+                f"{self.job.name} stopped by {reason} after epoch {state.epoch}; checkpoint: {self.checkpoint}.",
+                reason=reason,
+            )
 
     def save(self) -> None:
         """Write the checkpoint and the history."""

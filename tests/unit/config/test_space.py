@@ -96,3 +96,43 @@ def test_a_key_of_the_space_is_set_and_removed_by_its_dotted_name(load):
 def test_a_member_of_a_search_need_not_fit_the_space(load):
     config = load({"finetune.freeze.head_epochs": {"choice": [0, 4]}})
     assert with_overrides(config, {"finetune.epochs": 2}).finetune.epochs == 2
+
+
+CONDITIONAL = {
+    "finetune.optimizer.name": {"choice": ["adam", "sgd"]},
+    "finetune.optimizer.momentum": {"between": [0.8, 0.99], "when": {"finetune.optimizer.name": ["sgd"]}},
+}
+
+
+def test_a_range_that_hangs_on_a_choice_is_tried_under_it(load):
+    """Momentum does not fit adamw, the experiment's own optimiser, nor adam; under sgd it does."""
+    assert load(CONDITIONAL).search.space == CONDITIONAL
+    with pytest.raises(ConfigError, match="the value 0.8 does not fit"):
+        load({**CONDITIONAL, "finetune.optimizer.momentum": {"between": [0.8, 0.99]}})
+
+
+@pytest.mark.parametrize(
+    ("when", "message"),
+    [
+        ({"finetune.optimizer.name": ["adam"]}, "does not fit where finetune.optimizer.name is 'adam': finetune.optim"),
+        ({"finetune.optimizer.name": ["rmsprop"]}, "finetune.optimizer.name never is 'rmsprop'"),
+        ({"finetune.epochs": [5]}, "finetune.epochs is no choice of this space; those are finetune.optimizer.name"),
+        ({"finetune.optimizer.name": "sgd"}, "expected {KEY: [values]}"),
+        ([], "expected {KEY: [values]}"),
+    ],
+)
+def test_a_condition_that_cannot_be(load, when, message):
+    space = {**CONDITIONAL, "finetune.optimizer.momentum": {"between": [0.8, 0.99], "when": when}}
+    with pytest.raises(ConfigError) as caught:
+        load(space)
+    assert "search.space.finetune.optimizer.momentum: " in str(caught.value)
+    assert message in str(caught.value)
+
+
+def test_conditions_in_a_circle_are_refused(load):
+    space = {
+        "finetune.optimizer.name": {"choice": ["adam", "sgd"], "when": {"finetune.balance": ["none"]}},
+        "finetune.balance": {"choice": ["none", "sampler"], "when": {"finetune.optimizer.name": ["adam"]}},
+    }
+    with pytest.raises(ConfigError, match="go in a circle"):
+        load(space)
