@@ -66,10 +66,10 @@ class TrainingStopped(DlferError):
     """Training was asked to stop (a signal, --max-hours) and stands at a checkpoint.
 
     Attributes:
-        reason: what asked for the stop, e.g. "SIGTERM" or "--max-hours".
+        reason: what asked for the stop, e.g. "SIGTERM", "Ctrl-C" or "--max-hours".
     """
 
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
-        self.exit_code = 143 if reason == "SIGTERM" else 0
+        self.exit_code = {"SIGTERM": 143, "Ctrl-C": 130}.get(reason, 0)

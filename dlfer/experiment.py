@@ -21,8 +21,9 @@ from dlfer.data.pipeline import iterate_epoch
 from dlfer.data.sources import load_data
 from dlfer.errors import TrainingStopped
 from dlfer.evaluate.predictions import Predictions
+from dlfer.extras import choose_extras, judge_extras
 from dlfer.judge import compute_run_metrics, describe_data, evaluate_model, log_opening, predict_parts, sort_errors
-from dlfer.model.artifact import FAMILIES
+from dlfer.model.artifact import FAMILIES, store_temperature
 from dlfer.model.carry import TransferRecord, carry_backbone
 from dlfer.model.transfer import TransferNetwork, build_transfer_network
 from dlfer.report.figures import write_augmented_page, write_error_page
@@ -116,7 +117,8 @@ def start_run(config: ExperimentConfig, session: Session, *, on_created: Callabl
     """Make a run directory for `config`, tell `on_created` its path, and execute it."""
     config, warnings = prepare_config(config, session)
     run = create_run(session.runs_folder, config, argv=list(session.options.argv))
-    run.update(smoke=session.options.smoke, use_cache=session.options.use_cache, warnings=warnings)
+    options = session.options
+    run.update(smoke=options.smoke, use_cache=options.use_cache, judge_test=options.judge_test, warnings=warnings)
     if on_created is not None:
         on_created(run.path)
     for warning in warnings:
@@ -125,18 +127,27 @@ def start_run(config: ExperimentConfig, session: Session, *, on_created: Callabl
 
 
 def execute_run(run: Run, config: ExperimentConfig, session: Session) -> Path:
-    """Do every step of a run that is not done yet, and record how it ended."""
-    try:
-        _execute_steps(run, config, session)
-    except TrainingStopped as stop:
-        run.stop(stop.reason)
-        hint = session.resume_hint or f"dlfer run --resume {run.path}"
-        session.listener.say(f"{stop} Go on with: {hint}")
-        raise
-    except BaseException as error:
-        run.fail(error)
-        raise
-    run.finish()
+    """Do every step of a run that is not done yet, and record how it ended.
+
+    Raises:
+        ModelError: another process works on this run.
+    """
+    with run.hold():
+        try:
+            _execute_steps(run, config, session)
+        except TrainingStopped as stop:
+            run.stop(stop.reason)
+            hint = session.resume_hint or f"dlfer run --resume {run.path}"
+            session.listener.say(f"{stop} Go on with: {hint}")
+            raise
+        except KeyboardInterrupt:
+            # The second Ctrl-C, which does not wait for the end of a step: the last checkpoint stands.
+            run.stop("Ctrl-C")
+            raise
+        except BaseException as error:
+            run.fail(error)
+            raise
+        run.finish()
     return run.path
 
 
@@ -146,8 +157,11 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
     set_determinism(config.experiment)
     run.update(status="running", device=device.as_dict())
     bundle = session.load_bundle(config.finetune)
+    if not run.read_json("run.json").get("judge_test", True):
+        bundle = replace(bundle, test=None)
     run.write_json("data.json", describe_data(bundle))
     run.write_json("audit.json", _audit(run, config.finetune.data, bundle, session))
+    extras = choose_extras(config.evaluate, bundle, smoke=run.is_smoke)
     pretrained = _pretrain(run, config, session, device) if config.pretrain else None
     network, record = _build_network(config, bundle, pretrained)
     if record is not None:
@@ -163,10 +177,13 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
         "selected_on": bundle.selected_on,
     }
     classifier.save(run.path / "model", about=about)
-    if bundle.test is not None:
-        log_opening(run, bundle.test)
+    opened = log_opening(run, bundle.test) if bundle.test is not None else 0
     predictions = predict_parts(config, classifier, bundle, run.path / "predictions")
-    metrics = compute_run_metrics(config, bundle, predictions, smoke=run.is_smoke)
+    metrics = compute_run_metrics(config, bundle, predictions, smoke=run.is_smoke, test_opened=opened)
+    if metrics["temperature"] is not None:
+        store_temperature(run.path / "model", **metrics["temperature"])
+    splits = {"test": bundle.test, "validation": bundle.validation}
+    metrics |= judge_extras(extras, classifier, splits, predictions, folder=run.path / "predictions" / "views")
     run.write_json("metrics.json", metrics)
     _draw_errors(run, bundle, predictions)
     say(describe_outcome(metrics))

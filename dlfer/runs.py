@@ -29,7 +29,7 @@ from dlfer.errors import ConfigError, ModelError
 if TYPE_CHECKING:
     from dlfer.config.schema import ExperimentConfig
 
-RUN_FILE, CONFIG_FILE, LOG_FILE = "run.json", "config.yaml", "log.jsonl"
+RUN_FILE, CONFIG_FILE, LOG_FILE, LOCK_FILE = "run.json", "config.yaml", "log.jsonl", ".lock"
 METRICS_FILE, ARTIFACT_FILE = "metrics.json", "artifact.json"
 PACKAGES = (
     "tensorflow",
@@ -166,6 +166,41 @@ class Run:
             raise ModelError(f"{path}: there is no such file; the run did not come so far, or it is no run.") from None
         except (OSError, ValueError) as error:
             raise ModelError(f"{path}: expected JSON: {error}.") from None
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep every other process from working on this run while inside.
+
+        Raises:
+            ModelError: another process works on it.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / LOCK_FILE)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            values = self.read_json(RUN_FILE)
+            raise ModelError(
+                f"{self.path}: another process works on it (process {values.get('pid')} on {values.get('host')}). "
+                "Wait for its end, or stop it (Ctrl-C, or kill with its number) and go on with --resume then."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def is_held(self) -> bool:
+        """Tell whether a process works on this run now."""
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / LOCK_FILE)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
 
     def _end(self, status: str, **fields: Any) -> None:
         self.update(status=status, finished=_now(), **fields)

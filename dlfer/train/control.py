@@ -1,7 +1,8 @@
-"""Asking a training to stop: SIGTERM and --max-hours, looked at between two steps."""
+"""Asking a training to stop: Ctrl-C, SIGTERM and --max-hours, looked at between two steps."""
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -14,30 +15,46 @@ class StopControl:
 
     Args:
         max_hours: stop after so many hours from now; None never.
+        parent: number of the process that this one works for; stop when that is gone.
     """
 
-    def __init__(self, max_hours: float | None = None) -> None:
+    def __init__(self, max_hours: float | None = None, *, parent: int | None = None) -> None:
         self._reason: str | None = None
         self._deadline = None if max_hours is None else time.monotonic() + max_hours * 3600
+        self._parent = parent
 
     def request(self, reason: str) -> None:
         """Ask for a stop; the first reason stays."""
         self._reason = self._reason or reason
 
     def get_reason(self) -> str | None:
-        """Return "SIGTERM", "--max-hours" or None."""
+        """Return "Ctrl-C", "SIGTERM", "--max-hours", "the end of its parent process" or None."""
         if self._reason is None and self._deadline is not None and time.monotonic() >= self._deadline:
             self._reason = "--max-hours"
+        if self._reason is None and self._parent is not None and os.getppid() != self._parent:
+            self._reason = "the end of its parent process"
         return self._reason
 
     @contextmanager
     def watch_signals(self) -> Iterator[StopControl]:
-        """Turn SIGTERM into a request while inside; elsewhere than in the main thread do nothing."""
+        """Turn SIGTERM and the first Ctrl-C into a request while inside; elsewhere than in the main thread do nothing.
+
+        A second Ctrl-C interrupts at once, as Ctrl-C does outside.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = signal.signal(signal.SIGTERM, lambda *_: self.request("SIGTERM"))
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        signal.signal(signal.SIGTERM, lambda *_: self.request("SIGTERM"))
+        signal.signal(signal.SIGINT, self._interrupt)
         try:
             yield self
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _interrupt(self, *_: object) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        self.request("Ctrl-C")
+        # Not print: the signal may have come in the middle of one.
+        os.write(2, b"\nCtrl-C: stopping at a checkpoint after this step; once more to stop at once.\n")
