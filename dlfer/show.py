@@ -127,7 +127,68 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
             for label, scores_of in scores.get("per_class", {}).items()
         ]
         lines.append(format_rows(rows))
+    lines += _format_views(metrics)
+    if metrics.get("groups"):
+        lines += _format_groups(metrics["groups"])
+    if metrics.get("corruptions"):
+        lines.append(format_corruptions(metrics["corruptions"]))
     return "\n".join(line for line in lines if line)
+
+
+def format_corruptions(corruptions: Mapping[str, Any]) -> str:
+    """Return a result of `evaluate_corruptions` as a table: a row for each corruption, a column for each strength."""
+    clean = format_figure(corruptions["clean"])
+    lines = [f"corrupted images (n = {corruptions['n']:,}): accuracy in percent; clean: {clean}"]
+    rows = []
+    for name, levels in corruptions["corruptions"].items():
+        cells = {f"strength {level['strength']}": _format_percent(level["accuracy"]) for level in levels}
+        rows.append({"corruption": name.replace("_", " "), **cells})
+    lines.append(format_rows(rows))
+    for name, levels in corruptions["corruptions"].items():
+        worst = levels[-1]["difference"]
+        points = [f"{100 * worst[key]:.1f}" for key in ("value", "low", "high")]
+        lines.append(
+            f"{name.replace('_', ' ')} at strength {levels[-1]['strength']}: {points[0]} points against the clean "
+            f"images, 95 % {points[1]} to {points[2]}"
+        )
+    return "\n".join(lines)
+
+
+def _format_percent(figure: Mapping[str, float]) -> str:
+    value, low, high = (f"{100 * figure[key]:.1f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _format_views(metrics: Mapping[str, Any]) -> list[str]:
+    """Return a line for each part and view, with the paired difference to the single view."""
+    lines = []
+    for view, parts in (metrics.get("views") or {}).items():
+        for part, scores in parts.items():
+            mark = ", the headline" if metrics.get("headline") == view else ""
+            figures = ", ".join(
+                f"{name.replace('_', ' ')} {format_figure(scores[name])}" for name in ("accuracy", "macro_f1")
+            )
+            lines.append(f"{part} by {view.replace('_', ' ')}{mark} (n = {scores['n']:,}): {figures}")
+            lines.append(scores["paired"]["sentence"])
+    return lines
+
+
+def _format_groups(groups: Mapping[str, Any]) -> list[str]:
+    """Return a table of each attribute, and how far its groups lie apart."""
+    lines = []
+    for attribute, found in groups["attributes"].items():
+        rows = [
+            {attribute: value, "n": group["n"], "accuracy": group["accuracy"], "note": "few" if group["small"] else ""}
+            for value, group in found["groups"].items()
+        ]
+        lines += [f"groups by {attribute} ({found['num_missing']:,} images without)", format_rows(rows)]
+        gap = found["gaps"]["accuracy"]
+        lines.append(f"largest gap in accuracy: {format_figure(gap) if gap else 'not defined'}")
+        recalls = {label: value for label, value in found["gaps"]["recall"].items() if value is not None}
+        if recalls:
+            widest = max(recalls, key=recalls.get)
+            lines.append(f"largest gap in recall: {100 * recalls[widest]:.2f} points, of {widest}")
+    return lines
 
 
 def format_comparison(comparison: Mapping[str, Any]) -> str:

@@ -61,6 +61,18 @@ def read_attributes(path: Path) -> dict[str, dict[str, str]]:
     return attributes
 
 
+def check_attributes(attributes: Attributes, ids: np.ndarray, *, file: str = "") -> None:
+    """Raise DataError unless some attribute names one of the images (ids: str [N], at least one)."""
+    known = set(ids.tolist())
+    if any(known & values.keys() for values in attributes.values()):
+        return
+    other = next((name for values in attributes.values() for name in values), "none")
+    raise DataError(
+        f"{file or 'attributes'}: names none of the {len(ids)} images (there e.g. {other!r}, expected ids like "
+        f"{str(ids[0])!r}). The ids must be those of the run's predictions."
+    )
+
+
 def compute_group_scores(predictions: Predictions, attributes: Attributes, *, file: str = "") -> dict[str, Any]:
     """Return accuracy and recall of each group of each attribute, and how far the groups lie apart.
 
@@ -82,13 +94,8 @@ def compute_group_scores(predictions: Predictions, attributes: Attributes, *, fi
 
     Source: Wilson (1927); Newcombe, Stat. Med. 17 (1998) 873, method 10.
     """
+    check_attributes(attributes, predictions.ids, file=file)
     known = set(predictions.ids.tolist())
-    if not any(known & values.keys() for values in attributes.values()):
-        other = next((name for values in attributes.values() for name in values), "none")
-        raise DataError(
-            f"{file or 'attributes'}: names none of the {len(predictions)} images (there e.g. {other!r}, expected ids "
-            f"like {str(predictions.ids[0])!r}). The ids must be those of the predictions file."
-        )
     return {
         "file": file,
         "attributes": {

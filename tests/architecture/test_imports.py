@@ -28,6 +28,8 @@ ORDER = (
     "report",
     "apply",
     "smoke",
+    "robustness",
+    "extras",
     "judge",
     "experiment",
     "compare",

@@ -227,7 +227,8 @@ def test_evaluate_prints_figures_with_n_and_interval(call, stand_in, work):
     assert code == 0
     assert out.startswith("Read this first.\ntest (n = 1,234): accuracy 50.00 % [40.00, 60.00], macro f1 not defined\n")
     assert "Happy  7  0.25       -       1   0.5" in out
-    assert calls[0][2] == {"csv": Path("x.csv"), "usage": "PublicTest", "data": None, "json_out": Path("o.json")}
+    given = {name: calls[0][2][name] for name in ("csv", "usage", "data", "json_out")}
+    assert given == {"csv": Path("x.csv"), "usage": "PublicTest", "data": None, "json_out": Path("o.json")}
 
 
 def test_report_writes_that_of_the_kind(call, stand_in, work):
