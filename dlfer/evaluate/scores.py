@@ -101,7 +101,7 @@ def compute_metrics_file(
     target_accuracy: float = 0.8,
     temperature: Mapping[str, Any] | None = None,
     abstain: Mapping[str, Any] | None = None,
-    test_opened: int = 0,
+    test_opened: int | None = 0,
 ) -> dict[str, Any]:
     """Return the whole of metrics.json.
 
@@ -116,7 +116,7 @@ def compute_metrics_file(
         target_accuracy: fraction that the answered validation images are to reach by abstaining.
         temperature, abstain: what was found on validation earlier, as returned here; where `parts` has
             validation they are found on it, and these are not used.
-        test_opened: how often the part under "test" was opened with this model, this time included.
+        test_opened: how often a test part was opened with this model, this time included; None: not known.
     """
     validation = parts.get("validation")
     if validation is not None:

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import numpy as np
 
 from dlfer.config.schema import ModelConfig
 from dlfer.errors import ModelError
+from dlfer.evaluate.calibration import apply_temperature
 from dlfer.model.predict import predict_probabilities
 from dlfer.model.transfer import TransferNetwork, build_transfer_network
 from dlfer.runs import find_model, write_atomically
@@ -30,12 +32,19 @@ class TransferClassifier:
         labels: names of the classes, in the order of the outputs.
         config: how the network was built.
         channels: of the images it was trained on, 1 (grey) or 3 (RGB); others are converted.
+        temperature_fit: {"value", "fitted_on", "n", "note"} of the temperature, or None where none was fitted.
     """
 
     family = "transfer"
 
     def __init__(
-        self, network: TransferNetwork, labels: tuple[str, ...], *, config: ModelConfig, channels: int
+        self,
+        network: TransferNetwork,
+        labels: tuple[str, ...],
+        *,
+        config: ModelConfig,
+        channels: int,
+        temperature_fit: dict | None = None,
     ) -> None:
         self.parts = network
         self.network = network.model
@@ -43,13 +52,21 @@ class TransferClassifier:
         self.config = config
         self.channels = channels
         self.image_size = network.face_input.image_size
+        self.temperature_fit = temperature_fit
 
-    def predict(self, images: np.ndarray, *, batch_size: int = 64) -> np.ndarray:
+    @property
+    def temperature(self) -> float:
+        """What `predict(images, calibrated=True)` divides the logits by; 1 where none was fitted."""
+        return self.temperature_fit["value"] if self.temperature_fit else 1.0
+
+    def predict(self, images: np.ndarray, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
         """Return the probabilities of each label.
 
         Args:
             images: uint8 [N, H, W] or [N, H, W, C] with C 1 (grey) or 3 (RGB), any size.
             batch_size: images at a time.
+            calibrated: soften or sharpen the probabilities by the temperature that was fitted on validation;
+                the most probable label stays.
 
         Returns:
             float32 [N, number of labels], rows sum to one.
@@ -62,7 +79,10 @@ class TransferClassifier:
             >>> classifier.predict(np.zeros((2, 48, 48), np.uint8)).shape
             (2, 7)
         """
-        return predict_probabilities(self.network, match_channels(images, self.channels), batch_size=batch_size)
+        raw = predict_probabilities(self.network, match_channels(images, self.channels), batch_size=batch_size)
+        if not calibrated or self.temperature == 1.0 or not len(raw):
+            return raw
+        return apply_temperature(raw, self.temperature).astype(np.float32)
 
     def save(self, folder: Path, *, about: dict | None = None) -> None:
         """Write the artifact into `folder`; `about` is kept with it (experiment, protocol, ...)."""
@@ -84,6 +104,7 @@ class TransferClassifier:
                 "note": "any height and width; resized, made three channels and preprocessed inside the network",
             },
             "sha256": {WEIGHTS_FILE: _hash_file(folder / WEIGHTS_FILE)},
+            "temperature": self.temperature_fit,
             "about": about or {},
         }
         write_atomically(folder / ARTIFACT_FILE, json.dumps(record, indent=2) + "\n")
@@ -110,7 +131,13 @@ class TransferClassifier:
             config, num_labels=len(record["labels"]), image_size=given["image_size"], channels=given["channels"]
         )
         network.model.load_weights(folder / WEIGHTS_FILE)
-        return cls(network, tuple(record["labels"]), config=config, channels=given["channels"])
+        return cls(
+            network,
+            tuple(record["labels"]),
+            config=config,
+            channels=given["channels"],
+            temperature_fit=record.get("temperature"),
+        )
 
 
 FAMILIES = {"transfer": TransferClassifier}
@@ -138,7 +165,28 @@ def read_artifact_record(folder: Path) -> dict:
             f"{path}: found format {record.get('format')!r} and family {record.get('family')!r}, "
             f"expected format {FORMAT} and one of {', '.join(FAMILIES)}; it needs another version of dlfer."
         )
+    _check_temperature(record.get("temperature"), path)
     return record
+
+
+def store_temperature(folder: Path, value: float, *, fitted_on: str, n: int, note: str | None = None) -> None:
+    """Write the temperature of a saved artifact into its artifact.json; nothing else of it changes.
+
+    Args:
+        folder: of the artifact.
+        value: what logits are divided by, above 0.
+        fitted_on: in words, the images that it was fitted on.
+        n: their number.
+        note: why it is not to be relied on, or None.
+
+    Raises:
+        ModelError: no artifact, or not a temperature.
+    """
+    path = Path(folder) / ARTIFACT_FILE
+    temperature = {"value": value, "fitted_on": fitted_on, "n": n, "note": note}
+    _check_temperature(temperature, path)
+    record = read_artifact_record(Path(folder)) | {"temperature": temperature}
+    write_atomically(path, json.dumps(record, indent=2) + "\n")
 
 
 def match_channels(images: np.ndarray, channels: int) -> np.ndarray:
@@ -160,6 +208,15 @@ def match_channels(images: np.ndarray, channels: int) -> np.ndarray:
         return images.repeat(3, axis=-1)
     luma = images.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
     return ((luma + 0x8000) >> 16).astype(np.uint8)[..., None]
+
+
+def _check_temperature(temperature: dict | None, path: Path) -> None:
+    """Raise ModelError unless it is absent or holds a finite number above 0."""
+    if temperature is None:
+        return
+    value = temperature.get("value") if isinstance(temperature, dict) else temperature
+    if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise ModelError(f"{path}: found the temperature {value!r}, expected a number above 0; train or copy it anew.")
 
 
 def _hash_file(path: Path) -> str:
