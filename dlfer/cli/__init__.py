@@ -19,7 +19,7 @@ from dlfer.cli.options import say
 from dlfer.errors import DlferError, TrainingStopped
 
 VERBS = {
-    "Start": (start.doctor, start.init, start.check),
+    "Start": (start.doctor, start.init, start.check, judge.audit),
     "Train and compare": (train.run, train.ablate),
     "Use what was trained": (judge.evaluate, judge.compare, judge.report),
     "Look": (look.show,),

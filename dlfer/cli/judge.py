@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import Out
+from dlfer.cli.options import Out, say
 from dlfer.errors import UserError
 
 
@@ -56,6 +56,43 @@ def compare(
     if json_out is not None:
         write_atomically(json_out, json.dumps(comparison, indent=2) + "\n")
     print(format_comparison(comparison))
+
+
+def audit(
+    file: Annotated[
+        Path | None, typer.Argument(help="Experiment file (YAML) or arrays (.npz).", show_default=False)
+    ] = None,
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="A csv in the layout of FER2013.")] = None,
+    folder: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Class folders, or train/validation/test with them.")
+    ] = None,
+    votes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="FER+ votes: fer2013new.csv, or a csv of votes.")
+    ] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the audit.")] = None,
+    html_out: Annotated[
+        Path | None, typer.Option("--html", metavar="OUT", help="Write a page with the images that it is about.")
+    ] = None,
+    groups_out: Annotated[
+        Path | None, typer.Option("--write-groups", metavar="OUT", help="Write the group of twins of each image (csv).")
+    ] = None,
+    split_out: Annotated[
+        Path | None, typer.Option("--write-split", metavar="OUT", help="Write a split that keeps twins together (csv).")
+    ] = None,
+) -> None:
+    """Look into data: twins and leaks, contradicting labels, empty images, outliers, votes of annotators."""
+    if sum(given is not None for given in (file, csv, folder)) != 1:
+        raise UserError("dlfer audit: give one of FILE, --csv FILE and --folder DIR.")
+    from dlfer.inspect_data import AuditFiles, inspect_data
+    from dlfer.report.audit import describe_audit
+
+    files = AuditFiles(json_out, html_out, groups_out, split_out)
+    found = inspect_data(file, csv=csv, folder=folder, votes=votes, files=files)
+    for line in [*describe_audit(found), *found["notes"]]:
+        print(line)
+    for path in (json_out, html_out, groups_out, split_out):
+        if path is not None:
+            say(f"written: {path}")
 
 
 def report(

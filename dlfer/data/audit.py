@@ -98,7 +98,7 @@ def audit_parts(
         return audit
     survey = survey_images(held) if survey is None else survey
     targets = np.concatenate([part.targets for part in held])
-    where = [{"split": part.name, "id": str(name)} for part in held for name in part.ids]
+    where = list_places(held, labels)
     audit |= _count_groups(survey, targets)
     audit |= _describe_flat(survey, where)
     audit["leaks"] = _count_leaks(survey, held)
@@ -109,8 +109,17 @@ def audit_parts(
             survey.signatures[survey.distinct], survey.contrast[survey.distinct], where
         )
     audit["votes"] = None if votes is None else score_votes(read_votes(votes), held, labels, reading.num_rows)
-    audit["samples"] = _draw_samples(survey, where, [labels[target] for target in targets])
+    audit["samples"] = _draw_samples(survey, where, targets)
     return audit
+
+
+def list_places(parts: Sequence[Split], labels: tuple[str, ...]) -> list[dict[str, str]]:
+    """Return what names each image of the parts, one after the other: {"split", "id", "label"}."""
+    return [
+        {"split": part.name, "id": str(name), "label": labels[target]}
+        for part in parts
+        for name, target in zip(part.ids, part.targets, strict=True)
+    ]
 
 
 def number_groups(survey: Survey, where: Sequence[Mapping[str, str]]) -> np.ndarray:
@@ -215,7 +224,7 @@ def _are_expressions(labels: tuple[str, ...]) -> bool:
     return 2 * sum(label.casefold() in known for label in labels) >= max(2, len(labels))
 
 
-def _draw_samples(survey: Survey, where: list[dict[str, str]], labels: list[str]) -> dict[str, Any]:
+def _draw_samples(survey: Survey, where: list[dict[str, str]], targets: np.ndarray) -> dict[str, Any]:
     """Return some pairs of each kind, of different parts where there are any, and groups of copies that contradict."""
     members: dict[int, list[int]] = {}
     by_image = np.argsort(survey.distinct, kind="stable")
@@ -227,7 +236,7 @@ def _draw_samples(survey: Survey, where: list[dict[str, str]], labels: list[str]
         return members[image]
 
     def describe(rows: Sequence[int]) -> list[dict[str, str]]:
-        return [{**where[row], "label": labels[row]} for row in rows]
+        return [where[row] for row in rows]
 
     def choose(pairs: list[tuple[int, int]]) -> list[list[dict[str, str]]]:
         order = sorted(pairs, key=lambda p: (survey.part_of[p[0]] == survey.part_of[p[1]], p))
@@ -247,7 +256,7 @@ def _draw_samples(survey: Survey, where: list[dict[str, str]], labels: list[str]
         kind: [tuple(sorted((list_members(a)[0], list_members(b)[-1]))) for a, b in getattr(survey, kind).tolist()]
         for kind in ("near", "mirrored")
     }
-    contradicting = _find_groups_with_several(survey.distinct, np.unique(labels, return_inverse=True)[1])
+    contradicting = _find_groups_with_several(survey.distinct, targets)
     conflicting = sorted(rows for rows in map(list_members, contradicting) if not _is_flat(survey, rows))
     return {
         "exact": choose(copies),

@@ -50,10 +50,10 @@ def find_no_faces(signatures: np.ndarray, contrast: np.ndarray, where: list[dict
     Args:
         signatures: float32 [N, 256].
         contrast: float [N], standard deviations; images below 5 are flat, and not judged.
-        where: for each image what names it, {"split", "id"}.
+        where: for each image what names it, {"split", "id", "label"}.
 
     Returns:
-        {"n", "threshold" (of the distance), "images": [{"split", "id", "distance"}] (at most 100), "measured"}.
+        {"n", "threshold" (of the distance), "images": [{"split", "id", "label", "distance"}] (at most 100), "measured"}.
     """
     judged = np.flatnonzero(contrast >= FLAT_STD)
     if len(judged) < LEAST_IMAGES:

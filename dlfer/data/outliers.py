@@ -46,11 +46,11 @@ def find_outliers(kind: str, values: np.ndarray, where: list[dict[str, str]]) ->
     Args:
         kind: "brightness", "contrast" or "size".
         values: float [N], N >= 1; of sizes the shorter side in pixels.
-        where: for each image what names it, {"split", "id"}.
+        where: for each image what names it, {"split", "id", "label"}.
 
     Returns:
         {"n", "median", "low", "high" (the bounds beyond which an image is an outlier), "images":
-        [{"split", "id", "value"}] (at most 100)}.
+        [{"split", "id", "label", "value"}] (at most 100)}.
     """
     scaled = np.log(values) if kind == "size" else values
     z, median, scale = compute_robust_z(scaled, _LEAST_SCALE[kind])
