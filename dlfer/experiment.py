@@ -203,6 +203,9 @@ def describe_outcome(metrics: dict) -> str:
     part = "test" if metrics["test"] else "validation"
     figure, n = metrics[part]["accuracy"], metrics[part]["n"]
     what = "test" if part == "test" else f"validation figure ({metrics['selected_on']}, used for selection)"
+    view = metrics.get("headline", "single")
+    if view != "single":
+        figure, what = metrics["views"][view][part]["accuracy"], f"{what}, mean over views ({view.replace('_', ' ')})"
     banner = f"\n{metrics['banner']}" if metrics["banner"] else ""
     return (
         f"accuracy {figure['value']:.2%} (95 % {figure['low']:.2%} to {figure['high']:.2%}, n = {n:,}), {what}, "
