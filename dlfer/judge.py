@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,9 +21,13 @@ from dlfer.data.twins import find_copies, find_twins
 from dlfer.errors import MissingDataError, ModelError, UserError
 from dlfer.evaluate.predictions import Predictions, write_predictions
 from dlfer.evaluate.scores import compute_metrics_file
+from dlfer.extras import Extras, check_extras, judge_extras
 from dlfer.model.artifact import TransferClassifier, load_artifact, match_channels, read_artifact_record
 from dlfer.model.predict import predict_split
 from dlfer.runs import Run, find_model, open_run, write_atomically
+
+
+_PLAIN = Extras()
 
 
 def describe_data(bundle: DataBundle) -> dict:
@@ -101,6 +106,8 @@ def evaluate_model(
     usage: str | None = None,
     data: Path | None = None,
     json_out: Path | None = None,
+    extras: Extras = _PLAIN,
+    say: Callable[[str], None] | None = None,
 ) -> dict:
     """Judge a trained model and return a metrics file.
 
@@ -111,6 +118,8 @@ def evaluate_model(
         data: a class folder, an .npz of arrays, or an experiment file whose `finetune.data` is used (with
             its aliases and drops). Its test part is judged, else validation, else all of it.
         json_out: where to write the figures, too.
+        extras: views, groups and corruptions, where asked for.
+        say: is told what takes long.
         Without csv and data, a run is judged on its own test part, else on its validation part.
 
     Returns:
@@ -121,6 +130,7 @@ def evaluate_model(
     """
     if csv is not None and data is not None:
         raise UserError("evaluate: found both --csv and --data, expected one of them.")
+    check_extras(extras)
     classifier = load_artifact(name)
     run = _find_run(name)
     if csv is not None:
@@ -134,12 +144,14 @@ def evaluate_model(
             f"evaluate: {name} is no run with data of its own; give --csv FILE [--usage NAME] or --data PATH."
         )
     split = map_targets(split, labels, classifier.labels)
+    check_extras(extras, split.ids)
     if run is not None:
         log_opening(run, split)
     images = match_channels(split.images, classifier.channels)
     predictions = Predictions(split.ids, classifier.labels, split.targets, classifier.predict(images))
     about = read_artifact_record(find_model(name))["about"]
     metrics = _score_against_training(run, about, split, predictions)
+    metrics |= judge_extras(extras, classifier, {"test": split}, {"test": predictions}, say=say)
     metrics |= {"judged_on": {"split": split.name, "file": str(csv or data or run.path)}}
     if json_out is not None:
         write_atomically(Path(json_out), json.dumps(metrics, indent=2) + "\n")

@@ -19,6 +19,16 @@ def evaluate(
         Path | None, typer.Option(metavar="PATH", help="Class folders, an .npz, or an experiment file.")
     ] = None,
     json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the figures there too.")] = None,
+    corrupt: Annotated[bool, typer.Option("--corrupt", help="Also on noisy, blurred, dark... images; slow.")] = False,
+    views: Annotated[
+        str | None, typer.Option(metavar="mirror,ten_crop", help="Test-time augmentation, each a row of its own.")
+    ] = None,
+    headline: Annotated[
+        str | None, typer.Option(metavar="VIEW", help="Make the accuracy of this one of --views the headline.")
+    ] = None,
+    attributes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A csv id,attribute,...: accuracy and recall by group.")
+    ] = None,
 ) -> None:
     """Judge a trained model on other data; a run without any, on its own test or validation part."""
     from dlfer.runs import find_model
@@ -29,9 +39,18 @@ def evaluate(
     if usage is not None and csv is None:
         raise UserError("dlfer evaluate: --usage goes with --csv FILE.")
     find_model(model)  # a wrong name is told before TensorFlow is loaded
+    from dlfer.extras import Extras
     from dlfer.judge import evaluate_model
 
-    print(format_metrics(evaluate_model(model, csv=csv, usage=usage, data=data, json_out=json_out)))
+    asked = Extras(
+        corrupt=corrupt,
+        views=tuple(views.split(",")) if views else (),
+        headline=headline or "single",
+        attributes=attributes,
+    )
+    print(
+        format_metrics(evaluate_model(model, csv=csv, usage=usage, data=data, json_out=json_out, extras=asked, say=say))
+    )
 
 
 def compare(
