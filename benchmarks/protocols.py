@@ -56,28 +56,29 @@ def main() -> None:
     table = arguments.out / f"{arguments.what}.json"
     rows = json.loads(table.read_text()) if table.exists() else []
     config = load_experiment(EXPERIMENT)
+    frozen = FrozenFeatures(config) if arguments.what == "frozen" else None
     for name, overrides in PROTOCOLS.items():
         if any(row["protocol"] == name for row in rows):
             continue
         print(f"\n== {name}", flush=True)
         if arguments.what == "frozen":
             # The paper's balance of training only is left to the fine-tuned rows; nearest neighbours need none.
-            rows += judge_frozen(name, with_overrides(config, {**overrides, "finetune.data.fraction": None}))
+            rows += judge_frozen(name, with_overrides(config, {**overrides, "finetune.data.fraction": None}), frozen)
         else:
             rows.append(judge_finetuned(name, with_overrides(config, overrides), overrides, arguments.runs))
         write_atomically(table, json.dumps(rows, indent=1) + "\n")
         print(json.dumps(rows[-1]), flush=True)
 
 
-def judge_frozen(name: str, config: ExperimentConfig) -> list[dict]:
+def judge_frozen(name: str, config: ExperimentConfig, frozen: FrozenFeatures) -> list[dict]:
     """Return a row for 1-nearest-neighbour and one for XGBoost, on frozen ImageNet features."""
     from xgboost import XGBClassifier
 
     bundle = load_stage(config)
     judged = get_judged_part(bundle)
-    features, judged_features = (compute_frozen_features(config, split) for split in (bundle.train, judged))
+    features, judged_features = frozen.compute(bundle.train), frozen.compute(judged)
     nearest = find_nearest(judged_features, features)
-    boosted = XGBClassifier(n_estimators=100, max_depth=8, learning_rate=0.2, colsample_bytree=0.1, n_jobs=2)
+    boosted = XGBClassifier(n_estimators=60, max_depth=8, learning_rate=0.3, max_bin=64, colsample_bytree=0.1)
     boosted.fit(features, bundle.train.targets)
     answers = {"1-NN": bundle.train.targets[nearest], "XGBoost": boosted.predict(judged_features)}
     return [
@@ -150,16 +151,33 @@ def compute_accuracy_figure(correct: np.ndarray) -> dict | None:
     return {"n": len(correct), "value": float(correct.mean()), "low": low, "high": high}
 
 
-def compute_frozen_features(config: ExperimentConfig, split: Split) -> np.ndarray:
-    """Return float32 [N, 1280] of unit norm: pooled features of the ImageNet weights, nothing fine-tuned."""
-    from dlfer.model.backbones import load_published_weights
-    from dlfer.model.transfer import build_transfer_network, compute_features
+class FrozenFeatures:
+    """Pooled features of the published ImageNet weights, nothing fine-tuned; an image is computed once.
 
-    network = build_transfer_network(config.model, num_labels=2, image_size=config.finetune.image_size, channels=1)
-    load_published_weights(config.model.backbone, network.backbone)
-    blocks = [compute_features(network, split.images[start : start + 256]) for start in range(0, len(split), 256)]
-    features = np.concatenate(blocks)
-    return features / np.linalg.norm(features, axis=1, keepdims=True)
+    Args:
+        config: backbone and image size.
+    """
+
+    def __init__(self, config: ExperimentConfig) -> None:
+        import keras
+
+        from dlfer.model.backbones import load_published_weights
+        from dlfer.model.transfer import build_transfer_network
+
+        network = build_transfer_network(config.model, num_labels=2, image_size=config.finetune.image_size, channels=1)
+        load_published_weights(config.model.backbone, network.backbone)
+        images = network.model.input
+        self.model = keras.Model(images, network.pooling(network.backbone(network.face_input(images), training=False)))
+        self.known: dict[str, np.ndarray] = {}
+
+    def compute(self, split: Split) -> np.ndarray:
+        """Return float32 [N, F] of unit norm."""
+        new = np.flatnonzero([name not in self.known for name in split.ids.tolist()])
+        if len(new):
+            found = self.model.predict(split.images[new], batch_size=256, verbose=0)
+            found /= np.linalg.norm(found, axis=1, keepdims=True)
+            self.known.update(zip(split.ids[new].tolist(), found, strict=True))
+        return np.stack([self.known[name] for name in split.ids.tolist()])
 
 
 def find_nearest(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
