@@ -13,6 +13,9 @@ from dlfer.config.schema import ExperimentConfig, Section
 
 Key = tuple[str, ...]
 
+_HOLDS_KEYS = (("search", "space"), ("sweep", "grid"), ("sweep", "cells"))
+"""Sections whose own keys are dotted keys, or names that may hold dots."""
+
 
 def get_alternatives(annotation: Any) -> tuple[Any, ...]:
     """Return the members of a union, without the wrapping of Annotated; a plain type is one member."""
@@ -46,9 +49,9 @@ def is_nullable(annotation: Any) -> bool:
 
 
 def split_key(dotted: str) -> Key:
-    """Return the parts of a dotted key; what follows search.space is one part, itself a dotted key."""
+    """Return the parts of a dotted key; what follows search.space or sweep.grid is one part, itself a dotted key."""
     parts = tuple(dotted.split("."))
-    return (*parts[:2], ".".join(parts[2:])) if parts[:2] == ("search", "space") and len(parts) > 2 else parts
+    return (*parts[:2], ".".join(parts[2:])) if parts[:2] in _HOLDS_KEYS and len(parts) > 2 else parts
 
 
 def find_annotation(key: Key) -> Any | None:

@@ -19,6 +19,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dlfer.config.grid import check_sweep
 from dlfer.config.keys import Key, get_mapping_value, get_section, is_nullable, split_key
 from dlfer.config.problems import Problem, validate
 from dlfer.config.schema import ExperimentConfig, Section
@@ -37,8 +38,8 @@ def load_experiment(
     """Read an experiment file, set `overrides` (dotted key -> value), and check all of it.
 
     Args:
-        check_search: try the ends of `search.space` too. A run reads its own file back without, since
-            a member of a search has one of the values that the others need not fit.
+        check_search: try the ends of `search.space` and the cells of `sweep` too. A run reads its own
+            file back without, since a member has one of the values that the others need not fit.
 
     Raises:
         ConfigError: with every problem of the file in one message.
@@ -60,7 +61,7 @@ def with_overrides(config: ExperimentConfig, overrides: Mapping[str, object]) ->
     tree = config.model_dump(mode="json")
     marks: dict[Key, str] = {}
     problems = _apply(tree, marks, overrides)
-    check_search = any(key.split(".")[0] == "search" for key in overrides)
+    check_search = any(key.split(".")[0] in ("search", "sweep") for key in overrides)
     name = f"experiment {config.experiment.name} with overrides"
     return _finish(tree, marks, problems, name, check_search=check_search)
 
@@ -111,9 +112,9 @@ def dump_experiment(config: ExperimentConfig) -> str:
 def compute_digest(config: ExperimentConfig) -> str:
     """Return the sha256 (hex, 64 characters) of all that determines an experiment's result.
 
-    Left out: experiment.name, experiment.checkpoint_minutes, and the sections expected, search, ablation.
+    Left out: experiment.name, experiment.checkpoint_minutes, and the sections expected, search, sweep, ablation.
     """
-    values = config.model_dump(mode="json", exclude={"expected", "search", "ablation"})
+    values = config.model_dump(mode="json", exclude={"expected", "search", "sweep", "ablation"})
     for key in ("name", "checkpoint_minutes"):
         del values["experiment"][key]
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
@@ -197,7 +198,7 @@ def _finish(
     config, found = validate(tree)
     problems = problems + found
     if check_search:
-        problems += check_space(tree)
+        problems += [*check_space(tree), *check_sweep(tree)]
     if problems or config is None:
         lines = "\n".join(f"  {problem.format(marks)}" for problem in problems)
         raise ConfigError(f"{name}: {len(problems)} problem{'s' if len(problems) != 1 else ''}:\n{lines}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 
 from dlfer.config import names
 
@@ -364,6 +364,24 @@ class SearchConfig(Section):
     a choice, with when: {KEY: [values]}."""
 
 
+Axis = Annotated[Any, WithJsonSchema({"anyOf": [{"type": "array"}, {"type": "object"}]})]
+
+
+class SweepConfig(Section):
+    """A grid of experiments: every combination of the values of some keys, each over the same seeds."""
+
+    grid: dict[str, Axis] = {}
+    """Dotted key -> list of values, or a name -> {name: {dotted key: value}}, named bundles of keys."""
+    cells: dict[str, dict[str, Any]] = {}
+    """Cells beside the grid: name -> {dotted key: value}."""
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
+    """Every cell is trained with each of them; null: experiment.seed alone."""
+    rank_by: Literal["accuracy", "macro_f1"] = "accuracy"
+    """The figure on validation that the cells are sorted by; test never ranks them."""
+    reference: str | None = None
+    """The cell that the others are compared with; null: the best on validation."""
+
+
 class ExperimentConfig(Section):
     """A whole experiment: EF-FER1, EF-FER2, and how they are judged."""
 
@@ -376,4 +394,5 @@ class ExperimentConfig(Section):
     evaluate: EvaluateConfig = EvaluateConfig()
     ablation: AblationConfig = AblationConfig()
     search: SearchConfig | None = None
+    sweep: SweepConfig | None = None
     expected: ExpectedConfig = ExpectedConfig()

@@ -1,0 +1,265 @@
+"""What `sweep` may say, and the cells that it means: every combination of the values of its grid.
+
+An axis of the grid is a dotted key with a list of values, or a name of one's own with named bundles of
+keys, for what belongs together (an optimiser and its learning rate, a backbone and its image size).
+A key below a section that the same cell sets to null is left out: a cell without EF-FER1 has no
+`pretrain.image_size`, and is one cell, however many of those there are.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from dlfer.config.keys import find_annotation, split_key, suggest_key
+from dlfer.config.problems import Problem, validate
+from dlfer.config.schema import ExperimentConfig
+from dlfer.config.space import set_value
+
+MAX_CELLS = 1000
+FIXED = ("experiment.name", "experiment.checkpoint_minutes", "expected", "search", "ablation", "sweep")
+"""Keys that do not change the result of a run."""
+_MAX_SHOWN = 10
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One experiment of a sweep.
+
+    Attributes:
+        name: what it is called in table and page.
+        settings: axis -> its value in words; none for a cell that is named in `sweep.cells`.
+        overrides: dotted key -> value, sections before what stands in them.
+    """
+
+    name: str
+    settings: dict[str, str] = field(default_factory=dict)
+    overrides: dict[str, Any] = field(default_factory=dict)
+
+
+def list_cells(config: ExperimentConfig) -> list[Cell]:
+    """Return the cells of an experiment's sweep, the first axis slowest; those named by themselves last.
+
+    Example:
+        >>> [cell.name for cell in list_cells(load_experiment("backbones.yaml"))][:2]
+        ['b0, adam, batch_size=16', 'b0, adam, batch_size=32']
+    """
+    if config.sweep is None:
+        return []
+    return _merge_same(_iterate_cells(config.sweep.model_dump(mode="json"), has_pretrain=config.pretrain is not None))
+
+
+def check_sweep(tree: Mapping[str, Any]) -> list[Problem]:
+    """Return the problems of `sweep` in the values of an experiment file.
+
+    The keys are looked up first; then every cell is validated as the experiment that it is.
+    """
+    sweep = tree.get("sweep")
+    grid, named = (sweep.get(name, {}) for name in ("grid", "cells")) if isinstance(sweep, dict) else (None, None)
+    if not isinstance(grid, dict) or not isinstance(named, dict):
+        return []
+    if any(not isinstance(overrides, dict) for overrides in named.values()):
+        return []  # the schema says so
+    problems = [*_check_axes(grid), *_check_named(named), *_check_repeated_keys(grid)]
+    if problems:
+        return problems
+    num_cells = len(named)
+    if grid:
+        size = 1
+        for values in grid.values():
+            size *= len(values)
+        num_cells += size
+    if num_cells > MAX_CELLS:
+        return [Problem(("sweep", "grid"), f"gives {num_cells:,} cells, expected at most {MAX_CELLS:,}.")]
+    cells = _merge_same(_iterate_cells(sweep, has_pretrain=tree.get("pretrain") is not None))
+    return _check_names(sweep, cells) or _check_cells(tree, cells)
+
+
+def _iterate_cells(sweep: Mapping[str, Any], *, has_pretrain: bool) -> Iterator[Cell]:
+    grid = sweep.get("grid", {})
+    axes = {axis: _list_values(axis, values, grid) for axis, values in grid.items()}
+    if axes:
+        for choice in product(*axes.values()):
+            yield _combine(dict(zip(axes, choice, strict=True)), has_pretrain=has_pretrain)
+    for name, overrides in sweep.get("cells", {}).items():
+        yield Cell(name, {}, _sort_keys(overrides))
+
+
+@dataclass(frozen=True)
+class _Value:
+    """One value of an axis: what it is called in the cell's name, in words, and the keys that it sets."""
+
+    title: str
+    setting: str
+    overrides: dict[str, Any]
+
+
+def _list_values(axis: str, values: Any, grid: Mapping[str, Any]) -> list[_Value]:
+    if isinstance(values, Mapping):
+        return [_Value(name, name, dict(overrides)) for name, overrides in values.items()]
+    short = _shorten(axis, [other for other, found in grid.items() if not isinstance(found, Mapping)])
+    return [_Value(f"{short}={_show(value)}", _show(value), {axis: value}) for value in values]
+
+
+def _combine(chosen: Mapping[str, _Value], *, has_pretrain: bool) -> Cell:
+    """Join one value of every axis into a cell, without the keys below a section that is null in it."""
+    everything = {key: item for value in chosen.values() for key, item in value.overrides.items()}
+    absent = [key for key, value in everything.items() if value is None]
+    if not has_pretrain and "pretrain" not in everything:
+        absent.append("pretrain")
+    titles, settings, kept = [], {}, {}
+    for axis, value in chosen.items():
+        left = {key: item for key, item in value.overrides.items() if not any(key.startswith(f"{a}.") for a in absent)}
+        kept |= left
+        if left or not value.overrides:
+            titles.append(value.title)
+            settings[axis] = value.setting
+    return Cell(", ".join(titles) or "as it is", settings, _sort_keys(kept))
+
+
+def _sort_keys(overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys in the order in which they must be set: a section before what stands in it."""
+    return dict(sorted(overrides.items(), key=lambda item: item[0].count(".")))
+
+
+def _merge_same(cells: Iterator[Cell]) -> list[Cell]:
+    """Return the cells without those that became the same by leaving keys out."""
+    merged: list[Cell] = []
+    for cell in cells:
+        if cell not in merged:
+            merged.append(cell)
+    return merged
+
+
+def _shorten(axis: str, others: list[str]) -> str:
+    """Return the shortest end of a dotted key that no other axis ends with."""
+    parts = axis.split(".")
+    for count in range(1, len(parts)):
+        end = ".".join(parts[-count:])
+        if not any(other != axis and f".{other}".endswith(f".{end}") for other in others):
+            return end
+    return axis
+
+
+def _show(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+
+
+def _check_axes(grid: Mapping[str, Any]) -> Iterator[Problem]:
+    for axis, values in grid.items():
+        key = ("sweep", "grid", axis)
+        if isinstance(values, list):
+            wrong = _check_key(axis)
+            shown = [_show(value) for value in values]
+            if wrong is None and not values:
+                wrong = "found an empty list, expected values."
+            if wrong is None and len(set(shown)) < len(shown):
+                wrong = f"found {next(text for text in shown if shown.count(text) > 1)} twice."
+            if wrong:
+                yield Problem(key, wrong)
+        elif isinstance(values, Mapping) and values and all(isinstance(item, Mapping) for item in values.values()):
+            for name, overrides in values.items():
+                for dotted in overrides:
+                    wrong = _check_key(dotted)
+                    if wrong:
+                        yield Problem((*key, name, dotted), wrong)
+        else:
+            yield Problem(
+                key,
+                f"found {_show(values)[:80]}, expected a list of values, or named bundles of keys: "
+                "{name: {dotted.key: value}, other name: {dotted.key: value}}.",
+            )
+
+
+def _check_named(named: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
+    for name, overrides in named.items():
+        for dotted in overrides:
+            wrong = _check_key(dotted)
+            if wrong:
+                yield Problem(("sweep", "cells", name, dotted), wrong)
+
+
+def _check_key(dotted: Any) -> str | None:
+    if not isinstance(dotted, str):
+        return "expected a dotted key, e.g. finetune.batch_size."
+    if dotted == "experiment.seed":
+        return "list the seeds in sweep.seeds: every cell is trained with each of them."
+    if any(dotted == fixed or dotted.startswith(fixed + ".") for fixed in FIXED):
+        return "does not change the result of a run; set keys of model, pretrain, finetune, evaluate."
+    parts = split_key(dotted)
+    if find_annotation(parts) is not None:
+        return None
+    near = suggest_key(parts)
+    return f"there is no such key.{f' Did you mean {near}?' if near else ''}"
+
+
+def _check_repeated_keys(grid: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield a problem for each key that two axes set: one of the values would go under."""
+    setters: dict[str, list[str]] = {}
+    for axis, values in grid.items():
+        bundles = values.values() if isinstance(values, Mapping) else [{axis: None}]
+        keys = {key: None for bundle in bundles if isinstance(bundle, Mapping) for key in bundle}
+        for key in keys:
+            setters.setdefault(key, []).append(axis)
+    for key, axes in setters.items():
+        if len(axes) > 1:
+            yield Problem(("sweep", "grid", axes[-1]), f"sets {key}, as {axes[0]} does; one axis may set a key.")
+
+
+def _check_names(sweep: Mapping[str, Any], cells: list[Cell]) -> list[Problem]:
+    names = [cell.name for cell in cells]
+    if len(names) < 2:
+        found = f"one cell, {names[0]}" if names else "no cell"
+        return [Problem(("sweep",), f"found {found}; expected two or more, in grid or cells.")]
+    repeated = next((name for name in names if names.count(name) > 1), None)
+    if repeated is not None:
+        return [Problem(("sweep",), f"two cells are called {repeated!r}; give bundles and cells different names.")]
+    reference = sweep.get("reference")
+    if reference is not None and reference not in names:
+        known = "; ".join(names[:_MAX_SHOWN]) + (" ..." if len(names) > _MAX_SHOWN else "")
+        return [Problem(("sweep", "reference"), f"there is no cell {reference!r}; the cells: {known}.")]
+    return []
+
+
+def _check_cells(tree: Mapping[str, Any], cells: list[Cell]) -> list[Problem]:
+    """Validate every cell; a problem that the experiment has by itself is told elsewhere."""
+    base = {name: section for name, section in tree.items() if name != "sweep"}
+    before = {(problem.key, problem.text) for problem in validate(base)[1]}
+    problems: dict[Problem, None] = {}
+    seen: dict[str, str] = {}
+    for cell in cells:
+        changed = copy.deepcopy(base)
+        for dotted, value in cell.overrides.items():
+            set_value(changed, split_key(dotted), copy.deepcopy(value))
+        config, found = validate(changed)
+        new = [problem for problem in found if (problem.key, problem.text) not in before]
+        problems |= {_place(problem, cell, tree["sweep"]): None for problem in new}
+        if config is not None:
+            text = config.model_dump_json()
+            same = seen.setdefault(text, cell.name)
+            if same != cell.name:
+                problems[Problem(("sweep",), f"the cells {same!r} and {cell.name!r} are the same experiment.")] = None
+    return list(problems)[:_MAX_SHOWN]
+
+
+def _place(problem: Problem, cell: Cell, sweep: Mapping[str, Any]) -> Problem:
+    """Return a problem of a cell where the value stands that makes it, else where the cell comes from."""
+    dotted = ".".join(problem.key)
+    culprit = next((key for key in cell.overrides if dotted == key or dotted.startswith(f"{key}.")), None)
+    if not cell.settings and cell.name in sweep.get("cells", {}):
+        where: tuple[str, ...] = ("sweep", "cells", cell.name)
+        return Problem((*where, culprit) if culprit else where, f"does not fit: {dotted}: {problem.text}")
+    for axis, name in cell.settings.items():
+        values = sweep["grid"][axis]
+        if culprit is not None and isinstance(values, Mapping) and culprit in values[name]:
+            return Problem(("sweep", "grid", axis, name, culprit), f"does not fit: {dotted}: {problem.text}")
+        if culprit is not None and axis == culprit:
+            return Problem(
+                ("sweep", "grid", axis),
+                f"the value {_show(cell.overrides[axis])} does not fit: {dotted}: {problem.text}",
+            )
+    return Problem(("sweep", "grid"), f"the cell {cell.name!r} does not fit: {dotted}: {problem.text}")
