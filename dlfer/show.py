@@ -178,7 +178,12 @@ def _format_groups(groups: Mapping[str, Any]) -> list[str]:
     lines = []
     for attribute, found in groups["attributes"].items():
         rows = [
-            {attribute: value, "n": group["n"], "accuracy": group["accuracy"], "note": "few" if group["small"] else ""}
+            {
+                attribute: value,
+                "n": group["n"],
+                "accuracy": group["accuracy"],
+                "note": "fewer than 20" if group["small"] else "",
+            }
             for value, group in found["groups"].items()
         ]
         lines += [f"groups by {attribute} ({found['num_missing']:,} images without)", format_rows(rows)]
