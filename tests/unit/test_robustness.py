@@ -70,6 +70,13 @@ def test_figures_are_those_of_the_corrupted_images(found):
     )
 
 
+def test_the_seed_decides_what_is_random_and_nothing_else(found):
+    other = evaluate_corruptions(FakeClassifier(), draw_split(), seed=4)["corruptions"]
+    assert other["occlusion"] != found["corruptions"]["occlusion"]
+    for name in ("blur", "low_resolution", "brightness", "contrast"):
+        assert other[name] == found["corruptions"][name]
+
+
 def test_the_result_does_not_depend_on_how_many_images_are_corrupted_at_a_time(found, monkeypatch):
     monkeypatch.setattr("dlfer.robustness._AT_ONCE", 7)
     assert evaluate_corruptions(FakeClassifier(), draw_split(), seed=3) == found
