@@ -26,8 +26,8 @@ from dlfer.judge import compute_run_metrics, describe_data, evaluate_model, log_
 from dlfer.model.artifact import FAMILIES, store_temperature
 from dlfer.model.carry import TransferRecord, carry_backbone
 from dlfer.model.transfer import TransferNetwork, build_transfer_network
-from dlfer.report.figures import write_augmented_page, write_error_page
 from dlfer.report.html import write_report
+from dlfer.report.pictures import write_augmented_page, write_confusion_page, write_error_page
 from dlfer.runs import Run, RunOptions, create_run, default_runs_folder, open_run
 from dlfer.smoke import NUM_BATCHES, make_smoke_config
 from dlfer.train.cascade import Pretrained, obtain_backbone
@@ -351,9 +351,10 @@ def _draw_augmented_page(run: Run, config: ExperimentConfig, network: TransferNe
 
 
 def _draw_errors(run: Run, bundle: DataBundle, predictions: dict[str, Predictions]) -> None:
-    """Write a page of the most confident errors on test, or on validation where there is no test."""
+    """Write pages of the most confident errors and commonest confusions on test, or on validation without a test."""
     part = "test" if "test" in predictions else "validation"
     split, predicted = getattr(bundle, part), predictions[part]
     if isinstance(split, Split):
         rows = sort_errors(predicted, 24)
         write_error_page(run.path / "figures", split.images[rows], predicted, rows)
+        write_confusion_page(run.path / "figures", split.images, predicted)

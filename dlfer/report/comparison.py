@@ -10,15 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlfer.errors import ModelError
-from dlfer.report.figures import (
-    COLOURS,
-    draw_line,
-    figure_style,
-    finish_epoch_axis,
-    new_figure,
-    read_series,
-    write_figure,
-)
+from dlfer.report.curves import draw_line, finish_epoch_axis, read_series
+from dlfer.report.figures import COLOURS, HATCHES, INK, SOFT, figure_style, new_figure, stamp_banner, write_figure
 from dlfer.report.page import (
     format_count,
     format_interval,
@@ -56,6 +49,7 @@ def write_comparison_report(path: Path) -> Path:
         raise ModelError(f"{path}: found no {missing}; expected the directory of an ablation that has begun.")
     members = read_members(path)
     write_comparison_figures(path, comparison, members)
+    stamp_banner(path / "figures", FIGURES, " ".join(_collect_banners(members)) or None)
     config_text = read_text(path / "config.yaml")
     warnings = _collect_warnings(run, members)
     context = {
@@ -159,9 +153,10 @@ def draw_accuracies(comparison: Mapping[str, Any]) -> Figure:
             places = [place + (number - (len(table) - 1) / 2) * width for place, _ in shown]
             values = np.array([100 * cell["value"] for _, cell in shown])
             spans = np.array([[100 * cell["low"], 100 * cell["high"]] for _, cell in shown]).reshape(-1, 2)
-            axes.bar(places, values, width * 0.92, color=COLOURS[number % len(COLOURS)], label=row["arm"])
+            look = {"color": COLOURS[number % len(COLOURS)], "hatch": HATCHES[number % len(HATCHES)]}
+            axes.bar(places, values, width * 0.92, edgecolor="white", linewidth=0, label=row["arm"], **look)
             errors = np.abs(spans.T - values)
-            axes.errorbar(places, values, yerr=errors, fmt="none", ecolor="#1c2430", elinewidth=1.3, capsize=4)
+            axes.errorbar(places, values, yerr=errors, fmt="none", ecolor=INK, elinewidth=1.3, capsize=4)
             for place, value, high in zip(places, values, spans[:, 1], strict=True):
                 axes.text(place, high + 1.5, f"{value:.1f}", ha="center", va="bottom", fontsize=9.5)
         axes.set_xticks(range(len(titles)), [title.replace(" (", "\n(") for title in titles.values()])
@@ -181,11 +176,11 @@ def draw_differences(paired: Sequence[Mapping[str, Any]]) -> Figure:
         axes = figure.subplots()
         for place, pair in enumerate(paired):
             value, low, high = (pair["difference"][key] for key in ("value", "low", "high"))
-            colour = COLOURS[0] if low > 0 or high < 0 else "#5f6b76"
+            colour = COLOURS[0] if low > 0 or high < 0 else SOFT
             axes.plot([low, high], [place, place], color=colour, linewidth=3, solid_capstyle="butt")
             axes.plot(value, place, "o", color=colour, markersize=8)
             axes.annotate(f"{value:+.1f}", (value, place), (0, 8), textcoords="offset points", ha="center")
-        axes.axvline(0, color="#1c2430", linewidth=1)
+        axes.axvline(0, color=INK, linewidth=1)
         axes.set_yticks(range(len(paired)), [f"{pair['a']}\nminus {pair['b']}" for pair in paired])
         axes.set_ylim(len(paired) - 0.5, -0.6)
         axes.grid(visible=False, axis="y")
@@ -208,19 +203,12 @@ def draw_curves(histories: Sequence[tuple[str, Sequence[Mapping[str, str]]]]) ->
         for axes, name in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             percent, named = name == "accuracy", set()
             for arm, rows in histories:
-                colour = COLOURS[arms.index(arm) % len(COLOURS)]
-                label = None if arm in named else arm
+                number, label = arms.index(arm), None if arm in named else arm
                 named.add(arm)
-                draw_line(axes, *read_series(rows, f"validation_{name}"), colour=colour, label=label, percent=percent)
-                train = read_series(rows, f"train_{name}")
-                axes.plot(
-                    train[0],
-                    [100 * v if percent else v for v in train[1]],
-                    "--",
-                    color=colour,
-                    linewidth=0.9,
-                    alpha=0.8,
-                )
+                draw_line(axes, *read_series(rows, f"validation_{name}"), number=number, label=label, percent=percent)
+                epochs, values = read_series(rows, f"train_{name}")
+                shown = [100 * value if percent else value for value in values]
+                axes.plot(epochs, shown, "--", color=COLOURS[number % len(COLOURS)], linewidth=0.9, alpha=0.8)
             axes.set_title(name.capitalize() + (" (%)" if percent else ""))
             finish_epoch_axis(axes)
         handles, labels = axes.get_legend_handles_labels()
@@ -249,12 +237,17 @@ def format_comparison_table(comparison: Mapping[str, Any]) -> Table:
 
 def _collect_warnings(run: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what the comparison and its members warn of, each sentence once."""
-    texts = list(run.get("warnings", []))
+    texts = [*run.get("warnings", []), *_collect_banners(members)]
     for member in members:
         if member["folder"] is not None:
-            texts.append((read_json(member["folder"] / "metrics.json") or {}).get("banner"))
             texts.extend((read_json(member["folder"] / "run.json") or {}).get("warnings", []))
-    return list(dict.fromkeys(text for text in texts if text))
+    return list(dict.fromkeys(texts))
+
+
+def _collect_banners(members: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the banners of the members, each once."""
+    found = [read_json(member["folder"] / "metrics.json") or {} for member in members if member["folder"] is not None]
+    return list(dict.fromkeys(metrics["banner"] for metrics in found if metrics.get("banner")))
 
 
 def _format_cell(figure: Mapping[str, Any] | None) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
@@ -60,3 +61,14 @@ def read_config(text: str | None) -> dict[str, Any]:
     import yaml
 
     return yaml.safe_load(text) or {} if text else {}
+
+
+def find_comparisons(run_path: Path) -> list[dict[str, str]]:
+    """Return the comparisons beside a run that it is a member of: {"name", "link"}, the address of their report."""
+    run_path, found = run_path.resolve(), []
+    for members in sorted(run_path.parent.glob("*/members.csv")):
+        with members.open(newline="", encoding="utf-8") as file:
+            names = {Path(row["path"]).name for row in csv.DictReader(file) if row.get("path")}
+        if run_path.name in names:
+            found.append({"name": members.parent.name, "link": f"../{members.parent.name}/report.html"})
+    return found

@@ -82,6 +82,7 @@ def make_run(path: Path, *, parts=("train", "validation", "test"), banner=None, 
     }
     data = {"source": "fer2013", "labels": LABELS, "protocol": "official", "selected_on": "PublicTest"}
     audit = {"num_images": 180, "distinct_images": 170, "duplicate_groups": 8, "conflicting_groups": 2}
+    audit |= {"labels": LABELS, "splits": {SPLITS[part]: {"num_images": 60} for part in SPLITS}}
     files = {
         "run.json": RUN | changes,
         "metrics.json": metrics,

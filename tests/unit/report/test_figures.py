@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from dlfer.evaluate.predictions import Predictions
-from dlfer.report import figures
+from dlfer.report import curves, figures, pictures
 
 
 def make_predictions(n=40, num_classes=3, seed=0, targets=None) -> Predictions:
@@ -37,7 +37,7 @@ def get_curves(axes) -> dict[str, list[float]]:
 
 def test_a_written_figure_carries_its_caption_and_description(tmp_path):
     path = figures.write_figure(
-        figures.draw_history(make_history()), tmp_path / "f" / "h.png", title="Title", description="Was man sieht ü"
+        curves.draw_history(make_history()), tmp_path / "f" / "h.png", title="Title", description="Was man sieht ü"
     )
     with Image.open(path) as image:
         assert image.format == "PNG"
@@ -48,14 +48,14 @@ def test_a_written_figure_carries_its_caption_and_description(tmp_path):
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
     first, second = (
-        figures.write_figure(figures.draw_roc(make_predictions()), tmp_path / name, title="t", description="d")
+        figures.write_figure(curves.draw_roc(make_predictions()), tmp_path / name, title="t", description="d")
         for name in ("a.png", "b.png")
     )
     assert first.read_bytes() == second.read_bytes()
 
 
 def test_history_shows_both_parts_and_the_kept_epoch():
-    loss, accuracy = figures.draw_history(make_history(), kept_epoch=2).axes
+    loss, accuracy = curves.draw_history(make_history(), kept_epoch=2).axes
     assert get_curves(loss)["train"] == pytest.approx([2.0, 1.0, 2 / 3])
     assert get_curves(accuracy)["validation"] == pytest.approx([15, 30, 45])
     assert "kept epoch" in get_curves(accuracy)
@@ -63,34 +63,34 @@ def test_history_shows_both_parts_and_the_kept_epoch():
 
 def test_history_leaves_out_empty_and_undefined_cells():
     rows = make_history(validation_loss="", validation_accuracy="nan")
-    assert figures.read_series(rows, "validation_loss") == ([], [])
-    assert figures.read_series(rows, "validation_accuracy") == ([], [])
-    assert figures.read_series(rows, "absent") == ([], [])
-    assert figures.read_series(rows, "train_accuracy")[0] == [1, 2, 3]
+    assert curves.read_series(rows, "validation_loss") == ([], [])
+    assert curves.read_series(rows, "validation_accuracy") == ([], [])
+    assert curves.read_series(rows, "absent") == ([], [])
+    assert curves.read_series(rows, "train_accuracy")[0] == [1, 2, 3]
 
 
 def test_confusion_writes_row_percent_and_count_in_every_cell():
-    axes = figures.draw_confusion(np.array([[3, 1], [0, 0]]), ("angry", "happy")).axes[0]
+    axes = pictures.draw_confusion(np.array([[3, 1], [0, 0]]), ("angry", "happy")).axes[0]
     texts = [text.get_text() for text in axes.texts]
     assert texts == ["75 %\n3", "25 %\n1", "0 %\n0", "0 %\n0"]
     assert [label.get_text() for label in axes.get_yticklabels()] == ["angry\nn = 4", "happy\nn = 0"]
 
 
 def test_confusion_of_many_classes_has_colours_only():
-    figure = figures.draw_confusion(np.eye(30, dtype=int), [str(c) for c in range(30)])
+    figure = pictures.draw_confusion(np.eye(30, dtype=int), [str(c) for c in range(30)])
     assert not figure.axes[0].texts
 
 
 def test_roc_names_each_class_with_its_area_and_skips_absent_ones():
     predictions = make_predictions(targets=np.array([0, 0, 1, 1, 1, 0]))
-    labels = [text.get_text() for text in figures.draw_roc(predictions).axes[0].get_legend().get_texts()]
+    labels = [text.get_text() for text in curves.draw_roc(predictions).axes[0].get_legend().get_texts()]
     assert [label.split(",")[0] for label in labels] == ["class 0", "class 1", "macro average"]
     areas = [float(label.split(",")[1]) for label in labels]
     assert areas[2] == pytest.approx((areas[0] + areas[1]) / 2, abs=1e-3)
 
 
 def test_roc_of_one_class_only_draws_no_curve():
-    axes = figures.draw_roc(make_predictions(targets=np.zeros(4, dtype=int))).axes[0]
+    axes = curves.draw_roc(make_predictions(targets=np.zeros(4, dtype=int))).axes[0]
     assert axes.get_legend() is None
 
 
@@ -98,7 +98,7 @@ def test_roc_of_one_class_only_draws_no_curve():
 def test_error_page_names_target_and_prediction(tmp_path, channels):
     predictions = Predictions(["a", "b"], ("sad", "happy"), [0, 1], [[0.2, 0.8], [0.9, 0.1]])
     images = np.zeros((2, 8, 8, channels), dtype=np.uint8)
-    path = figures.write_error_page(tmp_path, images, predictions, np.array([1, 0]))
+    path = pictures.write_error_page(tmp_path, images, predictions, np.array([1, 0]))
     with Image.open(path) as image:
         assert "happy → sad 90 %; sad → happy 80 %" in image.info["Description"]
     assert path.name == "errors.png"
@@ -106,11 +106,11 @@ def test_error_page_names_target_and_prediction(tmp_path, channels):
 
 def test_error_page_without_errors_is_not_written(tmp_path):
     predictions = make_predictions()
-    assert figures.write_error_page(tmp_path, np.zeros((0, 8, 8, 1), np.uint8), predictions, np.array([], int)) is None
+    assert pictures.write_error_page(tmp_path, np.zeros((0, 8, 8, 1), np.uint8), predictions, np.array([], int)) is None
     assert list(tmp_path.iterdir()) == []
 
 
 def test_augmented_page(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 12, 12, 3), dtype=np.uint8)
-    with Image.open(figures.write_augmented_page(tmp_path, images, ["sad"] * 4 + ["happy"])) as image:
+    with Image.open(pictures.write_augmented_page(tmp_path, images, ["sad"] * 4 + ["happy"])) as image:
         assert image.info["Description"] == "5 augmented training images of the classes happy, sad."

@@ -75,7 +75,9 @@ def test_every_section_is_there(tmp_path, run_maker):
         "2 carried, 1 fresh, 0 missing, 0 unexpected",
         "2.5e-07",
         "3 rows were skipped & counted.",
-        "180 images, 170 of them distinct; 8 occur more than once, 2 of these under different labels",
+        "180 images (Training 60, PublicTest 60, PrivateTest 60) with 3 labels.",
+        "6 of 60 images of PrivateTest (10.0 %) have a twin in Training: 4 an exact copy, 2 a near or mirrored one only.",
+        "170 images are distinct; 8 of them occur more than once, 2 under different labels.",
         "dlfer run 'experiments/my file.yaml' --set model.dropout=0.1",
         "0123abcd with uncommitted changes",
         "dlfer 0.1.0, Python 3.11.9, keras 3.15.0",
@@ -83,13 +85,13 @@ def test_every_section_is_there(tmp_path, run_maker):
         "weighted average",
     ):
         assert text in page.text, text
-    assert len(page.images) == 4
+    assert len(page.images) == 6
     assert all(image["alt"] and image["src"].startswith("data:image/png;base64,") for image in page.images)
 
 
 def test_the_page_loads_nothing_from_elsewhere(tmp_path, run_maker):
     source = write_report(run_maker(tmp_path / "run")).read_text()
-    assert all(address.startswith("data:") for address in Page(source).addresses)
+    assert all(address.startswith(("data:", "#")) for address in Page(source).addresses)
     assert "url(" not in source
     assert "@import" not in source
     assert "<script" not in source
@@ -99,7 +101,7 @@ def test_without_a_test_part_every_heading_says_validation(tmp_path, run_maker):
     page = read_page(write_report(run_maker(tmp_path / "run", parts=("train", "validation"))))
     assert "Accuracy, validation figure (PublicTest, used for selection)" in page.text
     assert "Each class, validation figure (PublicTest, used for selection)" in page.text
-    assert "none: the data has no test part" in page.text
+    assert "none: the run was not judged on a test part" in page.text
     assert "test opened" not in page.text
     assert "within" not in page.text
 

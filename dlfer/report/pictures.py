@@ -1,0 +1,189 @@
+"""Confusion matrices, and pages of images: errors, confusions, and what the network sees in training."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dlfer.evaluate.predictions import Predictions
+from dlfer.report.figures import INK, MOST_LABELS_WITH_TEXT, figure_style, new_figure, write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+def draw_confusion(confusion: np.ndarray, labels: Sequence[str]) -> Figure:
+    """Draw the confusion matrix: colour and percent are of the target's row, counts stand below.
+
+    Args:
+        confusion: int [C, C], rows are targets.
+        labels: names of the C classes.
+    """
+    totals = confusion.sum(axis=1)
+    shares = np.divide(confusion, totals[:, None], out=np.zeros(confusion.shape), where=totals[:, None] > 0)
+    small = len(labels) > MOST_LABELS_WITH_TEXT
+    side = 10.0 if small else 2.2 + 0.45 * max(len(labels), 4)
+    size = 5 if len(labels) > 40 else 8
+    with figure_style():
+        figure = new_figure(side, side * 0.96)
+        axes = figure.subplots()
+        image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        rows = list(labels) if small else [f"{label}\nn = {n:,}" for label, n in zip(labels, totals, strict=True)]
+        axes.set_xticks(range(len(labels)), labels, rotation=90 if small else 40, ha="right", fontsize=size)
+        axes.set_yticks(range(len(labels)), rows, fontsize=size)
+        if not small:
+            for label in axes.get_xticklabels():
+                label.set_rotation_mode("anchor")
+        axes.tick_params(length=0)
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("target")
+        if small:
+            bar = figure.colorbar(image, ax=axes, shrink=0.6, label="percent of the target's images")
+            bar.outline.set_visible(False)
+            return figure
+        for row, column in np.ndindex(*confusion.shape):
+            text = f"{100 * shares[row, column]:.0f} %\n{confusion[row, column]:,}"
+            colour = "white" if shares[row, column] > 0.55 else INK
+            axes.text(column, row, text, ha="center", va="center", fontsize=7, linespacing=1.15, color=colour)
+    return figure
+
+
+def draw_image_grid(images: np.ndarray, captions: Sequence[str], *, columns: int = 6) -> Figure:
+    """Draw images in rows, each with its caption.
+
+    Args:
+        images: uint8 [N, H, W, C], C is 1 or 3.
+        captions: N short texts, one or two lines.
+        columns: images in a row.
+    """
+    num_rows = max(1, math.ceil(len(images) / columns))
+    lines = max((caption.count("\n") + 1 for caption in captions), default=1)
+    with figure_style():
+        figure = new_figure(1.5 * columns, num_rows * (1.4 + 0.19 * lines))
+        grid = figure.subplots(num_rows, columns, squeeze=False)
+        for axes in grid.ravel():
+            axes.set_axis_off()
+        for axes, image, caption in zip(grid.ravel(), images, captions, strict=False):
+            _show_image(axes, image, caption)
+    return figure
+
+
+def write_error_page(folder: Path, images: np.ndarray, predictions: Predictions, rows: np.ndarray) -> Path | None:
+    """Write errors.png: wrong predictions with the target's and the predicted name; nothing if there are none.
+
+    Args:
+        folder: the run's figures.
+        images: uint8 [M, H, W, C], the images of `rows`.
+        predictions: of the part that the rows are of.
+        rows: int [M], wrong predictions, the most confident first.
+    """
+    if len(rows) == 0:
+        return None
+    labels, predicted = predictions.labels, predictions.predicted
+    captions = [
+        f"{labels[predictions.targets[row]]}\n→ {labels[predicted[row]]} {100 * predictions.probabilities[row].max():.0f} %"
+        for row in rows
+    ]
+    return write_figure(
+        draw_image_grid(images, captions),
+        Path(folder) / "errors.png",
+        title="The most confident errors: target → prediction and its probability",
+        description=f"{len(rows)} images that were predicted wrongly: "
+        + "; ".join(caption.replace("\n", " ") for caption in captions[:8]),
+    )
+
+
+def find_confusions(predictions: Predictions, *, limit: int = 3, each: int = 6) -> list[np.ndarray]:
+    """Return the commonest confusions, each as int [<=each] rows of one target and prediction.
+
+    Args:
+        predictions: of one part of the data.
+        limit: how many confusions, the commonest first.
+        each: how many rows of each, the most confident first.
+    """
+    wrong = np.flatnonzero(~predictions.correct)
+    pairs = predictions.targets[wrong] * len(predictions.labels) + predictions.predicted[wrong]
+    kinds, counts = np.unique(pairs, return_counts=True)
+    confidences = predictions.probabilities[wrong].max(axis=1)
+    found = []
+    for kind in kinds[np.argsort(-counts, kind="stable")][:limit]:
+        rows, sure = wrong[pairs == kind], confidences[pairs == kind]
+        found.append(rows[np.argsort(-sure, kind="stable")][:each])
+    return found
+
+
+def write_confusion_page(folder: Path, images: np.ndarray, predictions: Predictions) -> Path | None:
+    """Write confusions.png: six images of each of the three commonest confusions; nothing if there are none.
+
+    Args:
+        folder: the run's figures.
+        images: uint8 [N, H, W, C], one for each row of `predictions`.
+        predictions: of the part that the images are of.
+    """
+    found = find_confusions(predictions)
+    if not found:
+        return None
+    targets, predicted = predictions.targets, predictions.predicted
+    headings, captions, texts = [], [], []
+    for rows in found:
+        target, answer = targets[rows[0]], predicted[rows[0]]
+        count, total = int(np.sum((targets == target) & (predicted == answer))), int(np.sum(targets == target))
+        headings.append(
+            f"{predictions.labels[target]} → {predictions.labels[answer]}: {count:,} images, "
+            f"{100 * count / total:.0f} % of {predictions.labels[target]}"
+        )
+        captions.append([f"{100 * predictions.probabilities[row].max():.0f} %" for row in rows])
+        texts.append(f"{headings[-1]}; shown with the probabilities {', '.join(captions[-1])}")
+    return write_figure(
+        _draw_confused_images([images[rows] for rows in found], headings, captions),
+        Path(folder) / "confusions.png",
+        title="The commonest confusions, target → prediction, with the most confident images of each",
+        description=f"Images of the commonest confusions. {'. '.join(texts)}.",
+    )
+
+
+def _draw_confused_images(
+    groups: Sequence[np.ndarray], headings: Sequence[str], captions: Sequence[list[str]]
+) -> Figure:
+    """Draw a strip of images for each heading."""
+    columns = max(len(images) for images in groups)
+    with figure_style():
+        figure = new_figure(max(1.5 * columns, 5.0), 2.0 * len(groups))
+        for part, images, heading, texts in zip(
+            np.atleast_1d(figure.subfigures(len(groups), 1)), groups, headings, captions, strict=True
+        ):
+            part.suptitle(heading, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
+            grid = part.subplots(1, columns, squeeze=False)[0]
+            for axes in grid:
+                axes.set_axis_off()
+            for axes, image, text in zip(grid, images, texts, strict=False):
+                _show_image(axes, image, text)
+    return figure
+
+
+def _show_image(axes: Axes, image: np.ndarray, caption: str) -> None:
+    axes.imshow(image.repeat(3, axis=-1) if image.shape[-1] == 1 else image, interpolation="nearest")
+    axes.set_title(caption, fontsize=8.5, fontweight="normal", loc="center", pad=3)
+
+
+def write_augmented_page(folder: Path, images: np.ndarray, names: Sequence[str]) -> Path:
+    """Write augmented.png: training images as the network sees them, with their labels.
+
+    Args:
+        folder: the run's figures.
+        images: uint8 [N, S, S, C], after augmentation.
+        names: N names of labels.
+    """
+    return write_figure(
+        draw_image_grid(images, names, columns=8),
+        Path(folder) / "augmented.png",
+        title="Training images as the network sees them, after augmentation",
+        description=f"{len(images)} augmented training images of the classes {', '.join(sorted(set(names)))}.",
+    )
