@@ -13,7 +13,7 @@ _PLACES = {
     "evaluate_model": ("dlfer.judge", "evaluate_model"),
     "load": ("dlfer.model.artifact", "load_artifact"),
     "load_experiment": ("dlfer.config.load", "load_experiment"),
-    "run_ablation": ("dlfer.compare", "run_ablation"),
+    "run_ablation": ("dlfer.compare.ablation", "run_ablation"),
     "run_experiment": ("dlfer.experiment", "run_experiment"),
 }
 

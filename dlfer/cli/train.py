@@ -33,7 +33,7 @@ def ablate(
     if resume is not None and numbers is not None:
         raise UserError("dlfer ablate --resume: an ablation goes on with its own seeds; leave --seeds out.")
     resumed = check_start("ablate", file, resume, options)
-    from dlfer.compare import resume_ablation, run_ablation
+    from dlfer.compare.ablation import resume_ablation, run_ablation
 
     if resumed is None:
         print_done(run_ablation(file, options, seeds=numbers))

@@ -7,7 +7,7 @@ from pathlib import Path
 import keras
 import pytest
 
-from dlfer.compare import EQUAL_COMPUTE, WITH, WITHOUT, resume_ablation, run_ablation
+from dlfer.compare.ablation import EQUAL_COMPUTE, WITH, WITHOUT, resume_ablation, run_ablation
 from dlfer.errors import ConfigError, TrainingStopped
 from dlfer.runs import RunOptions
 from tests.integration.conftest import SMALL

@@ -126,7 +126,7 @@ def test_a_dry_run_prints_no_path(call, stand_in):
 
 
 def test_ablate_takes_seeds(call, stand_in):
-    calls = stand_in("dlfer.compare", run_ablation=Path("r/x"), resume_ablation=None)
+    calls = stand_in("dlfer.compare.ablation", run_ablation=Path("r/x"), resume_ablation=None)
     assert call("ablate", "a.yaml", "--seeds", "0,1,2")[0] == 0
     assert calls[0][2] == {"seeds": [0, 1, 2]}
     call("ablate", "a.yaml")
@@ -138,7 +138,7 @@ def test_resume_finds_the_run_and_its_verb(call, stand_in, work):
     single = create_run(Path("saved_models/runs"), config, argv=[])
     both = create_run(Path("saved_models/runs"), config, argv=[], kind="ablation")
     calls = stand_in("dlfer.experiment", run_experiment=None, resume_run=single.path)
-    stand_in("dlfer.compare", run_ablation=None, resume_ablation=both.path)
+    stand_in("dlfer.compare.ablation", run_ablation=None, resume_ablation=both.path)
     assert call("run", "--resume", single.path.name)[0] == 0
     assert calls[-1][0] == "resume_run"
     assert calls[-1][1][0] == single.path
