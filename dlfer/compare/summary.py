@@ -1,0 +1,95 @@
+"""comparison.json: the table of arms, their paired differences from one of them, and what a reader must know."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from dlfer.compare.members import PARTS, Member
+from dlfer.evaluate.intervals import compute_seed_summary
+from dlfer.evaluate.paired import compare_seeds, describe_difference
+from dlfer.evaluate.predictions import Predictions
+from dlfer.evaluate.several import compute_holm
+
+Finished = Mapping[str, Sequence[Member]]
+
+
+def summarise_arm(arm: str, members: Sequence[Member]) -> dict[str, Any]:
+    """Return a row of the table: {"arm", "seeds", "train", "validation", "test"}, a part without predictions None."""
+    row: dict[str, Any] = {"arm": arm, "seeds": [member.seed for member in members]}
+    for part in PARTS:
+        several = [member.read_part(part) for member in members]
+        row[part] = summarise_accuracy([predictions for predictions in several if predictions is not None])
+    return row
+
+
+def summarise_accuracy(several: Sequence[Predictions]) -> dict[str, Any] | None:
+    """Return the mean accuracy over seeds: "value", "low", "high" over the images (one seed: Wilson's), "n".
+
+    Of several seeds also "per_seed", "sd_over_seeds", and "items_and_seeds": the interval [low, high] that
+    asks besides what other seeds would have given.
+    """
+    if not several:
+        return None
+    by_id = [dict(zip(p.ids.tolist(), p.correct.tolist(), strict=True)) for p in several]
+    summary = compute_seed_summary(np.array([[seed[key] for key in by_id[0]] for seed in by_id], dtype=float))
+    low, high = summary["items"]
+    figure = {"value": summary["value"], "low": low, "high": high, "n": summary["n"], "per_seed": summary["per_seed"]}
+    if len(several) == 1:
+        return figure
+    return figure | {"sd_over_seeds": summary["sd_over_seeds"], "items_and_seeds": list(summary["items_and_seeds"])}
+
+
+def compare_with(reference: str, finished: Finished, part: str) -> list[dict[str, Any]]:
+    """Compare every other arm with one of them on a part, over the seeds that both finished.
+
+    With several pairs Holm's correction holds over all of them, and its p value decides what is told apart.
+    """
+    if reference not in finished:
+        return []
+    pairs = []
+    for arm, members in finished.items():
+        result = _compare_arms(finished[reference], members, part) if arm != reference else None
+        if result is not None:
+            pairs.append({"a": reference, "b": arm, "part": part, **result})
+    for pair, p_holm in zip(pairs, compute_holm([pair["p_value"] for pair in pairs]), strict=True):
+        if len(pairs) > 1:
+            told_apart = pair["is_larger_than_chance"] and p_holm < 1 - pair["level"]
+            pair |= {"p_holm": p_holm, "num_pairs": len(pairs), "is_larger_than_chance": told_apart}
+        pair["sentence"] = describe_difference(pair)
+    return pairs
+
+
+def choose_part(finished: Finished) -> str:
+    """Return the part that the arms are judged on: test, where every finished member has one, else validation."""
+    has_test = all(member.read_record()["metrics"]["test"] for members in finished.values() for member in members)
+    return "test" if has_test else "validation"
+
+
+def describe_part(part: str, finished: Finished) -> str:
+    """Return the part in words; validation says what it selected."""
+    if part == "test":
+        return "test"
+    selected_on = sorted({str(m.read_record()["metrics"]["selected_on"]) for some in finished.values() for m in some})
+    return f"validation ({', '.join(selected_on)}, used for selection)"
+
+
+def collect_notes(finished: Finished, judged_on: str) -> list[str]:
+    """Return what part and protocol the figures are of, the members' banners, and what one seed leaves open."""
+    metrics = [member.read_record()["metrics"] for members in finished.values() for member in members]
+    notes = [f"Judged on {judged_on}, protocol {', '.join(sorted({m['protocol'] for m in metrics}))}."]
+    notes += dict.fromkeys(m["banner"] for m in metrics if m["banner"])
+    if max(len(members) for members in finished.values()) == 1:
+        notes.append(
+            "One seed an arm: the intervals are over images; what another training would change is not in them."
+        )
+    return notes
+
+
+def _compare_arms(a: Sequence[Member], b: Sequence[Member], part: str) -> dict[str, Any] | None:
+    of_b = {member.seed: member for member in b}
+    pairs = [(m.read_part(part), of_b[m.seed].read_part(part)) for m in a if m.seed in of_b]
+    pairs = [(x, y) for x, y in pairs if x is not None and y is not None]
+    return compare_seeds(pairs, names=(a[0].arm, b[0].arm)) if pairs else None
