@@ -20,6 +20,7 @@ from dlfer.evaluate.views import compute_view_scores
 from dlfer.model.artifact import TransferClassifier
 from dlfer.model.views import predict_views
 from dlfer.robustness import evaluate_corruptions
+from dlfer.runs import Run
 
 
 @dataclass(frozen=True)
@@ -132,6 +133,29 @@ def judge_extras(
         found = evaluate_corruptions(classifier, splits[parts[0]], batch_size=extras.batch_size, say=say)
         judged["corruptions"] = {**found, "part": parts[0]}
     return judged
+
+
+def keep_extras(run: Run, judged: Mapping[str, Any]) -> bool:
+    """Put what was judged on a run's own images into its metrics.json, for its report; return whether there was any.
+
+    What stands there already stays, but for the very same view, groups or corruptions.
+
+    Args:
+        run: with a metrics.json.
+        judged: from `judge_extras`, with the one part called "test".
+    """
+    if not any(judged.get(key) for key in ("views", "groups", "corruptions")):
+        return False
+    metrics = run.read_json("metrics.json")
+    part = "test" if metrics.get("test") else "validation"
+    found = {key: {**judged[key], "part": part} for key in ("groups", "corruptions") if judged.get(key)}
+    if judged["views"]:
+        old = metrics.get("views") or {}
+        found["views"] = old | {
+            view: {**old.get(view, {}), part: parts["test"]} for view, parts in judged["views"].items()
+        }
+    run.write_json("metrics.json", {**metrics, **found})
+    return True
 
 
 def _predict_split_views(

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlfer.config.load import load_experiment
+from dlfer.config.load import load_experiment, resolve_path
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import DataConfig, ExperimentConfig
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
@@ -18,14 +18,13 @@ from dlfer.data.labels import map_targets
 from dlfer.data.sources import load_data, load_parts_of_source
 from dlfer.data.split import draw_subset
 from dlfer.data.twins import find_copies, find_twins
-from dlfer.errors import MissingDataError, ModelError, UserError
+from dlfer.errors import ConfigError, MissingDataError, ModelError, UserError
 from dlfer.evaluate.predictions import Predictions, write_predictions
 from dlfer.evaluate.scores import compute_metrics_file
-from dlfer.extras import Extras, check_extras, judge_extras
+from dlfer.extras import Extras, check_extras, judge_extras, keep_extras
 from dlfer.model.artifact import TransferClassifier, load_artifact, match_channels, read_artifact_record
 from dlfer.model.predict import predict_split
-from dlfer.runs import Run, find_model, open_run, write_atomically
-
+from dlfer.runs import LOG_FILE, Run, find_model, open_run, write_atomically
 
 _PLAIN = Extras()
 
@@ -65,16 +64,17 @@ def predict_parts(
 
 
 def compute_run_metrics(
-    config: ExperimentConfig, bundle: DataBundle, predictions: dict[str, Predictions], *, smoke: bool = False
+    config: ExperimentConfig,
+    bundle: DataBundle,
+    predictions: dict[str, Predictions],
+    *,
+    smoke: bool = False,
+    test_opened: int = 0,
 ) -> dict:
     """Return metrics.json of a run; test images with a twin in train are counted and left out once."""
     twins = without = None
     if bundle.test is not None and isinstance(bundle.train, Split):
-        exact, near = find_twins(bundle.test.images, bundle.train.images)
-        from_source = find_copies(bundle.test.ids, bundle.train.ids)
-        exact, near = exact | from_source, near | from_source
-        twins = {"exact": int(exact.sum()), "near_or_mirrored": int(near.sum())}
-        without = bundle.test.ids[~near].tolist()
+        twins, without = count_twins(bundle.test, bundle.train, same_source=True)
     return compute_metrics_file(
         predictions,
         protocol=bundle.protocol,
@@ -83,7 +83,27 @@ def compute_run_metrics(
         twins=twins,
         without_twins_ids=without,
         bootstrap=config.evaluate.bootstrap,
+        target_accuracy=config.evaluate.target_accuracy,
+        test_opened=test_opened,
     )
+
+
+def count_twins(split: Split, train: Split, *, same_source: bool) -> tuple[dict, list[str]]:
+    """Return how many images have a twin in train, and the ids of those without.
+
+    Args:
+        split: the images to judge on.
+        train: those that the network was trained on.
+        same_source: the ids of both name the same images, so that those made from one image count as exact.
+
+    Returns:
+        {"exact", "near_or_mirrored"} (exact ones included), ids.
+    """
+    exact, near = find_twins(split.images, train.images)
+    if same_source:
+        from_source = find_copies(split.ids, train.ids)
+        exact, near = exact | from_source, near | from_source
+    return {"exact": int(exact.sum()), "near_or_mirrored": int(near.sum())}, split.ids[~near].tolist()
 
 
 def compute_banner(bundle: DataBundle, twins: dict | None, *, smoke: bool = False) -> str | None:
@@ -123,7 +143,9 @@ def evaluate_model(
         Without csv and data, a run is judged on its own test part, else on its validation part.
 
     Returns:
-        The dict of metrics.json; "test" holds the figures.
+        The dict of metrics.json; "test" holds the figures, "test_without_twins" those of the images without
+        a twin in the training data, where the run's is there to look. Temperature and threshold are those
+        that the run found on its validation.
 
     Raises:
         UserError: model or data is not found or does not fit.
@@ -145,45 +167,92 @@ def evaluate_model(
         )
     split = map_targets(split, labels, classifier.labels)
     check_extras(extras, split.ids)
-    if run is not None:
-        log_opening(run, split)
+    opened = log_opening(run, split) if run is not None else None
     images = match_channels(split.images, classifier.channels)
     predictions = Predictions(split.ids, classifier.labels, split.targets, classifier.predict(images))
-    about = read_artifact_record(find_model(name))["about"]
-    metrics = _score_against_training(run, about, split, predictions)
-    metrics |= judge_extras(extras, classifier, {"test": split}, {"test": predictions}, say=say)
+    metrics = _score_against_training(
+        run,
+        read_artifact_record(find_model(name)),
+        split,
+        predictions,
+        is_own=run is not None and _is_own_data(run, csv or data),
+        test_opened=opened,
+    )
+    judged = judge_extras(extras, classifier, {"test": split}, {"test": predictions}, say=say)
+    if run is not None and csv is None and data is None and keep_extras(run, judged) and say is not None:
+        say(f"kept in {run.path}; dlfer report {run.path} writes its report with them")
+    metrics |= judged
     metrics |= {"judged_on": {"split": split.name, "file": str(csv or data or run.path)}}
     if json_out is not None:
         write_atomically(Path(json_out), json.dumps(metrics, indent=2) + "\n")
     return metrics
 
 
-def log_opening(run: Run, split: Split) -> None:
-    """Record in the run's log that a part was opened to judge the model, and which model it was."""
+def log_opening(run: Run, split: Split) -> int:
+    """Record that a part was opened to judge the run's model, and return how often a test part was by now.
+
+    The run's metrics.json, if it is there, says the number from then on.
+    """
     sha256 = read_artifact_record(run.path / "model")["sha256"]
     run.log("test_opened", split=split.name, n=len(split), model=next(iter(sha256.values())))
+    opened = count_openings(run)
+    with contextlib.suppress(ModelError):
+        run.write_json("metrics.json", {**run.read_json("metrics.json"), "test_opened": opened})
+    return opened
 
 
-def _score_against_training(run: Run | None, about: dict, split: Split, predictions: Predictions) -> dict:
+def count_openings(run: Run) -> int:
+    """Return how often the run's model was judged on images other than those it was trained and selected on."""
+    splits = run.read_json("data.json")["splits"]
+    seen = {splits[part]["name"] for part in ("train", "validation") if part in splits}
+    events = [json.loads(line) for line in (run.path / LOG_FILE).read_text(encoding="utf-8").splitlines()]
+    return sum(event["event"] == "test_opened" and event["split"] not in seen for event in events)
+
+
+def _score_against_training(
+    run: Run | None, record: dict, split: Split, predictions: Predictions, *, is_own: bool, test_opened: int | None
+) -> dict:
     """Return the metrics file; twins are counted where the run's training data is still there."""
-    twins = without = train = banner = None
+    twins = without = train = None
+    of_run, protocol = {}, record["about"].get("protocol", "not known")
     if run is not None:
         with contextlib.suppress(ModelError):
-            banner = run.read_json("metrics.json")["banner"]
-        with contextlib.suppress(MissingDataError):
+            of_run = run.read_json("metrics.json")
+        with contextlib.suppress(MissingDataError, ConfigError):
             train = _load_stage(run).train
-    if isinstance(train, Split) and train.images.shape[1:] == split.images.shape[1:]:
-        exact, near = find_twins(split.images, train.images)
-        twins = {"exact": int(exact.sum()), "near_or_mirrored": int(near.sum())}
-        without = split.ids[~near].tolist()
+    if isinstance(train, Split):
+        twins, without = count_twins(split, train, same_source=is_own)
     return compute_metrics_file(
         {"test": predictions},
-        protocol=about.get("protocol", "not known"),
-        banner=banner,
-        selected_on=about.get("selected_on", "not known"),
+        protocol=protocol,
+        banner=of_run["banner"] if of_run else _describe_lost_run(protocol),
+        selected_on=record["about"].get("selected_on", "not known"),
         twins=twins,
         without_twins_ids=without,
+        temperature=record.get("temperature"),
+        abstain=of_run.get("abstain"),
+        test_opened=test_opened,
     )
+
+
+def _describe_lost_run(protocol: str) -> str | None:
+    """Return the banner of a model whose run is not there to say it."""
+    if protocol != "paper":
+        return None
+    return (
+        "Trained under the published protocol: images to judge on may have a twin in training. "
+        "Its run is not there to count them."
+    )
+
+
+def _is_own_data(run: Run, given: Path | None) -> bool:
+    """Tell whether data is the run's own, so that an id means the same image in both."""
+    if given is None:
+        return True
+    path = run.config().finetune.data.path
+    with contextlib.suppress(ConfigError):
+        return path is not None and resolve_path(path).resolve() == Path(given).resolve()
+    return False
 
 
 def _find_run(name: str) -> Run | None:

@@ -10,8 +10,9 @@ from dlfer.data.corrupt import CORRUPTIONS, corrupt_images
 from dlfer.errors import DataError, UserError
 from dlfer.evaluate.paired import compute_tango_interval
 from dlfer.evaluate.predictions import Predictions, read_predictions
-from dlfer.extras import Extras, check_extras, judge_extras
+from dlfer.extras import Extras, check_extras, judge_extras, keep_extras
 from dlfer.robustness import evaluate_corruptions
+from dlfer.runs import Run
 from dlfer.show import format_corruptions, format_metrics
 
 LABELS = ("dark", "bright")
@@ -137,6 +138,23 @@ def test_without_a_test_part_validation_is_judged(attributes):
     judged = judge_extras(asked, FakeClassifier(), {"validation": split, "test": None}, {"validation": predict(split)})
     assert list(judged["views"]["mirror"]) == ["validation"]
     assert judged["groups"]["part"] == "validation"
+
+
+def test_a_run_keeps_what_was_judged_on_its_own_images(attributes, tmp_path):
+    split = draw_split()
+    run = Run(tmp_path)
+    run.write_json("metrics.json", {"test": None, "validation": {"n": 60}, "views": {"ten_crop": {"validation": 1}}})
+    asked = Extras(views=("mirror",), attributes=attributes)
+    assert keep_extras(run, judge_extras(asked, FakeClassifier(), {"test": split}, {"test": predict(split)}))
+    metrics = run.read_json("metrics.json")
+    assert list(metrics["views"]) == ["ten_crop", "mirror"]
+    assert list(metrics["views"]["mirror"]) == ["validation"]
+    assert metrics["groups"]["part"] == "validation"
+    assert metrics["validation"] == {"n": 60}
+    assert "corruptions" not in metrics
+    nothing = judge_extras(Extras(), FakeClassifier(), {"test": split}, {"test": predict(split)})
+    assert not keep_extras(run, nothing)
+    assert run.read_json("metrics.json") == metrics
 
 
 def test_what_cannot_be_done_is_told_before(attributes):
