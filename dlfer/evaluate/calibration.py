@@ -148,8 +148,8 @@ def fit_temperature(predictions: Predictions) -> float:
     low, high = np.log(TEMPERATURES)
     found = minimize_scalar(compute_loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
     # The search stays inside its bounds by its tolerance; the minimum may lie on one.
-    best = min((0.0, float(found.x), low, high), key=compute_loss)
-    return float(np.clip(np.exp(best), *TEMPERATURES))
+    candidates = (1.0, float(np.exp(found.x)), *TEMPERATURES)
+    return min(candidates, key=lambda temperature: compute_loss(np.log(temperature)))
 
 
 def describe_temperature(predictions: Predictions, fitted_on: str) -> dict[str, Any]:

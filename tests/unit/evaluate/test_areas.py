@@ -1,0 +1,82 @@
+"""Intervals of average precision; those of the area under the ROC curve are in test_intervals."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dlfer.evaluate import areas, metrics
+
+
+def make_scores(n=300, seed=0, shift=1.2):
+    generator = np.random.default_rng(seed)
+    targets = np.repeat([0, 1, 2], [n // 2, n // 3, n - n // 2 - n // 3])
+    logits = generator.normal(size=(n, 3))
+    logits[np.arange(n), targets] += shift
+    probabilities = np.exp(logits)
+    return targets, probabilities / probabilities.sum(axis=1, keepdims=True)
+
+
+def resample(targets, generator):
+    return np.concatenate([generator.choice(np.flatnonzero(targets == c), size=(targets == c).sum()) for c in range(3)])
+
+
+def test_the_variance_is_that_of_the_stratified_bootstrap():
+    targets, probabilities = make_scores()
+    generator = np.random.default_rng(1)
+    drawn = []
+    for _ in range(800):
+        rows = resample(targets, generator)
+        drawn.append(metrics.compute_average_precisions(targets[rows], probabilities[rows]))
+    drawn = np.array(drawn)
+    bounds, macro = areas.compute_average_precision_intervals(targets, probabilities)
+    for (low, high), values in zip([*bounds, macro], [*drawn.T, drawn.mean(axis=1)], strict=True):
+        # Widths, since the average precision of a resample is a little higher: rows drawn twice tie.
+        spread = np.quantile(values, 0.975) - np.quantile(values, 0.025)
+        assert high - low == pytest.approx(spread, rel=0.15)
+
+
+def test_the_interval_covers_the_truth():
+    targets, probabilities = make_scores(60_000, seed=7)
+    truth = metrics.compute_average_precisions(targets, probabilities)
+    covered = []
+    for seed in range(200):
+        bounds, (low, high) = areas.compute_average_precision_intervals(*make_scores(240, seed=seed))
+        inside = [low <= value <= high for (low, high), value in zip(bounds, truth, strict=True)]
+        covered.append([*inside, low <= truth.mean() <= high])
+    assert (np.mean(covered, axis=0) >= 0.88).all()
+
+
+def test_effects_are_the_derivatives_by_the_weights():
+    score = pytest.importorskip("sklearn.metrics").average_precision_score
+    generator = np.random.default_rng(3)
+    is_target = generator.random(30) < 0.4
+    scores = np.round(generator.random(30), 1)
+    value, effects = areas._compute_precision_effects(is_target, scores)
+    assert value == pytest.approx(score(is_target, scores))
+    for row in range(30):
+        weights, step = np.ones(30), 1e-5
+        weights[row] += step
+        # The number of positives is held fast by the strata; scikit-learn divides by their weighted number.
+        heavier = score(is_target, scores, sample_weight=weights)
+        heavier *= weights[is_target].sum() / is_target.sum()
+        assert (heavier - value) / step == pytest.approx(effects[row], abs=1e-4)
+
+
+def test_perfect_and_lonely_classes_have_wilsons_interval():
+    targets = np.repeat([0, 1], [10, 1])
+    probabilities = np.stack([1.0 - targets, targets.astype(float)], axis=1)
+    bounds, macro = areas.compute_average_precision_intervals(targets, probabilities)
+    assert bounds[0] == pytest.approx((0.7225, 1.0), abs=1e-4)
+    assert bounds[1] == pytest.approx((0.2065, 1.0), abs=1e-4)
+    assert macro == pytest.approx(np.mean(bounds, axis=0))
+
+
+def test_absent_classes_have_no_interval_and_stay_out_of_the_mean():
+    targets, probabilities = make_scores()
+    wider = np.c_[probabilities * 0.9, np.full(len(targets), 0.1)]
+    bounds, macro = areas.compute_average_precision_intervals(targets, wider)
+    assert np.isnan(bounds[3]).all()
+    expected_bounds, expected_macro = areas.compute_average_precision_intervals(targets, probabilities)
+    np.testing.assert_allclose(bounds[:3], expected_bounds)
+    assert macro == pytest.approx(expected_macro)
