@@ -157,7 +157,7 @@ class Components:
         from scipy.sparse.csgraph import connected_components
 
         left, right = np.concatenate([np.zeros((2, 0), np.int64), *self._edges], axis=1)
-        graph = coo_matrix((np.ones(len(left), np.int8), (left, right)), shape=(self._num, self._num))
+        graph = coo_matrix((np.ones(len(left)), (left, right)), shape=(self._num, self._num))
         return connected_components(graph, directed=False)[1].astype(np.int64)
 
 

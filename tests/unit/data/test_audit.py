@@ -1,16 +1,20 @@
-"""The audit: exact, near and mirrored twins between parts, copies and contradictions within the data."""
+"""The audit: what is counted, named and cached."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import numpy as np
 import pytest
 from scipy import ndimage
 
-from dlfer.data import audit
-from dlfer.data.audit import audit_bundle, compute_signatures, find_twins, group_copies
-from dlfer.data.bundle import DataBundle, Split
+from dlfer.data import audit as audit_module
+from dlfer.data.audit import audit_bundle, audit_data, audit_parts, list_places, number_groups
+from dlfer.data.balance import add_copies
+from dlfer.data.bundle import DataBundle, Reading, Split
+from dlfer.data.survey import survey_images
+from dlfer.errors import DataError
 
 
 def _faces(count: int, seed: int = 0, side: int = 48, channels: int = 1) -> np.ndarray:
@@ -18,83 +22,6 @@ def _faces(count: int, seed: int = 0, side: int = 48, channels: int = 1) -> np.n
     noise = np.random.default_rng(seed).normal(size=(count, side, side, channels))
     smooth = ndimage.gaussian_filter(noise, (0, side / 16, side / 16, 0))
     return np.clip(128 + 45 * smooth / smooth.std(axis=(1, 2, 3), keepdims=True), 0, 255).astype(np.uint8)
-
-
-@pytest.mark.parametrize(("side", "channels"), [(48, 1), (64, 3), (50, 1)])
-def test_exact_near_and_mirrored_copies_are_told_apart(side, channels):
-    references = _faces(30, side=side, channels=channels)
-    images = _faces(6, seed=1, side=side, channels=channels)
-    images[0] = references[3]
-    images[1] = np.clip(references[4] * 0.8 + 12, 0, 255)
-    images[2] = references[5][:, ::-1]
-    images[3] = np.clip(references[6][:, ::-1].astype(int) + 3, 0, 255)
-    images[4] = np.roll(references[7], side // 4, axis=0)
-    exact, near = find_twins(images, references)
-    assert exact.tolist() == [True, False, False, False, False, False]
-    assert near.tolist() == [True, True, True, True, False, False]
-
-
-def test_flat_images_are_no_near_twins_but_may_be_exact_ones():
-    ramp = np.tile(np.linspace(100, 110, 48), (48, 1)).astype(np.uint8)[None, ..., None]
-    assert ramp.std() < 8
-    exact, near = find_twins(ramp, ramp + 1)
-    assert not exact.any()
-    assert not near.any()
-    steep = np.rint((ramp.astype(float) - 105) * 4 + 105).astype(np.uint8)
-    assert steep.std() > 8
-    for image, reference in ((ramp, steep), (steep, ramp)):  # one flat image is enough
-        assert not find_twins(image, reference)[1].any()
-    assert find_twins(steep, steep + 1)[1].all()
-    exact, near = find_twins(ramp, ramp)
-    assert exact.all()
-    assert near.all()
-
-
-def test_the_threshold_is_a_correlation_of_block_means():
-    reference, image = _faces(1, seed=3), _faces(1, seed=4)
-    seen = set()
-    for share in np.linspace(0, 0.5, 26):
-        mixed = np.rint((1 - share) * reference + share * image).astype(np.uint8)
-        small = [
-            pixels[0, ..., 0].astype(float).reshape(16, 3, 16, 3).mean(axis=(1, 3)) for pixels in (reference, mixed)
-        ]
-        expected = np.corrcoef(small[0].ravel(), small[1].ravel())[0, 1] >= 0.98
-        assert find_twins(mixed, reference)[1][0] == expected
-        seen.add(bool(expected))
-    assert seen == {True, False}
-
-
-def test_blocks_do_not_change_the_answer(monkeypatch):
-    references = _faces(40)
-    images = np.concatenate([_faces(5, seed=1), references[[7, 31]][:, :, ::-1], references[39:]])
-    whole = find_twins(images, references)
-    monkeypatch.setattr(audit, "_BLOCK", 3)
-    parts = find_twins(images, references)
-    assert whole[1].tolist() == [False] * 5 + [True] * 3
-    assert [found.tolist() for found in whole] == [found.tolist() for found in parts]
-
-
-def test_images_of_other_sizes_and_none_at_all_have_no_twins():
-    for first, second in ((_faces(2), _faces(2, side=64)), (_faces(2), _faces(2)[:0]), (_faces(2)[:0], _faces(2))):
-        exact, near = find_twins(first, second)
-        assert len(exact) == len(first)
-        assert not exact.any()
-        assert not near.any()
-
-
-def test_signatures_are_of_unit_norm_and_without_mean():
-    images = np.concatenate([_faces(3), np.full((1, 48, 48, 1), 9, np.uint8)])
-    signatures, textured = compute_signatures(images)
-    assert textured.tolist() == [True, True, True, False]
-    assert np.linalg.norm(signatures, axis=1) == pytest.approx([1, 1, 1, 0], abs=1e-5)
-    assert signatures.mean(axis=1) == pytest.approx(0, abs=1e-6)
-
-
-def test_copies_are_grouped():
-    images = _faces(5)[[0, 1, 0, 2, 1, 0]]
-    groups = group_copies(images)
-    assert [groups.tolist().count(group) for group in groups] == [3, 2, 3, 1, 2, 3]
-    assert groups[0] == groups[2] == groups[5]
 
 
 def _bundle() -> DataBundle:
@@ -116,16 +43,22 @@ def _bundle() -> DataBundle:
 def test_the_audit_counts_what_was_put_in():
     found = json.loads(json.dumps(audit_bundle(_bundle())))
     assert found["num_images"] == 11
-    assert found["splits"]["Training"] == {"num_images": 6, "classes": {"Happy": 3, "Sad": 3}}
+    assert found["splits"]["Training"] == {"num_images": 6, "classes": {"Happy": 3, "Sad": 3}, "imbalance": 1.0}
     assert found["distinct_images"] == 7
     assert found["duplicate_groups"] == 2
     assert found["conflicting_groups"] == 1
-    assert found["constant_images"] == 1
+    assert found["constant_images"] == found["near_constant_images"] == 1
+    assert found["flat"] == [{"split": "Training", "id": "Training/5", "label": "Sad", "std": 0.0}]
     assert found["leaks"] == {
-        "Training->PublicTest": {"exact": 1, "near_or_mirrored": 2},
-        "Training->PrivateTest": {"exact": 0, "near_or_mirrored": 0},
-        "PublicTest->PrivateTest": {"exact": 1, "near_or_mirrored": 1},
+        "Training->PublicTest": {"exact": 1, "near_or_mirrored": 2, "from_source": 0},
+        "Training->PrivateTest": {"exact": 0, "near_or_mirrored": 0, "from_source": 0},
+        "PublicTest->PrivateTest": {"exact": 1, "near_or_mirrored": 1, "from_source": 0},
     }
+    assert (found["near_groups"], found["near_conflicting_groups"], found["largest_group"]) == (3, 1, 4)
+    assert found["groups_across_splits"] == {"exact": 2, "near": 3}
+    assert found["unreadable"] == {"n": 0, "examples": []}
+    assert found["probably_no_face"] is None
+    assert found["votes"] is None
 
 
 def test_streamed_parts_are_counted_only():
@@ -141,3 +74,122 @@ def test_streamed_parts_are_counted_only():
     assert "leaks" not in audit_bundle(streamed)
     mixed = DataBundle("tfds", ("a", "b"), Stream(), bundle.validation, bundle.test)
     assert list(audit_bundle(mixed)["leaks"]) == ["PublicTest->PrivateTest"]
+
+
+def test_the_samples_are_the_twins_that_were_planted():
+    samples = audit_bundle(_bundle())["samples"]
+    ids = {kind: [[image["id"] for image in group] for group in groups] for kind, groups in samples.items()}
+    assert sorted(ids["exact"]) == [["PublicTest/2", "PrivateTest/0"], ["Training/0", "PublicTest/0"]]
+    assert ids["mirrored"] == [["Training/3", "PublicTest/1"]]
+    assert ids["near"] == []
+    assert ids["conflicting"] == [["Training/0", "Training/1", "Training/2", "PublicTest/0"]]
+    assert [image["label"] for image in samples["conflicting"][0]] == ["Happy", "Happy", "Sad", "Happy"]
+
+
+def test_augmented_copies_are_leaks_of_their_source_by_their_ids():
+    whole = Split("all", _faces(8), np.array([0, 0, 0, 0, 0, 0, 1, 1]), np.array(list("abcdefgh")))
+    copied = add_copies(whole, seed=0)
+    train, test = copied.take(np.arange(8), "train"), copied.take(np.arange(8, 12), "test")
+    leak = audit_parts([train, test], ("x", "y"))["leaks"]["train->test"]
+    assert leak == {"exact": 4, "near_or_mirrored": 4, "from_source": 4}
+    half = train.take(np.array([0, 1, 6]), "train")
+    sources = [name.split("#")[0] for name in test.ids.tolist()]
+    assert audit_parts([half, test], ("x", "y"))["leaks"]["train->test"]["from_source"] == sources.count("g") < 4
+
+
+def test_ids_that_recur_among_parts_without_copies_are_no_leak():
+    parts = [
+        Split(name, _faces(3, seed), np.array([0, 1, 1]), np.array(["0", "1", "2"])) for seed, name in enumerate("ab")
+    ]
+    found = audit_parts(parts, ("x", "y"))
+    assert found["leaks"]["a->b"] == {"exact": 0, "near_or_mirrored": 0, "from_source": 0}
+    assert found["near_groups"] == 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_one_image_is_audited(channels):
+    part = Split("train", _faces(1, channels=channels), np.array([1]), np.array(["a"]))
+    found = json.loads(json.dumps(audit_parts([part], ("x", "y"))))
+    assert (found["num_images"], found["distinct_images"], found["duplicate_groups"]) == (1, 1, 0)
+    assert found["leaks"] == {}
+    assert found["samples"] == {"exact": [], "near": [], "mirrored": [], "conflicting": []}
+    assert found["outliers"]["brightness"]["n"] == 0
+
+
+def test_parts_of_other_sizes_are_compared_by_what_they_show():
+    small, large = _faces(4), _faces(4, seed=7, side=96)
+    large[2] = small[1].repeat(2, axis=0).repeat(2, axis=1)
+    parts = [
+        Split("train", small, np.array([0, 1, 0, 1]), np.array(list("abcd"))),
+        Split("test", large, np.array([0, 1, 0, 1]), np.array(list("efgh"))),
+    ]
+    assert audit_parts(parts, ("x", "y"))["leaks"]["train->test"] == {
+        "exact": 0,
+        "near_or_mirrored": 1,
+        "from_source": 0,
+    }
+
+
+def test_what_could_not_be_read_is_named_and_sizes_have_outliers():
+    part = Split("train", _faces(9), np.array([0, 1, 0] * 3), np.array(list("abcdefghi")))
+    sizes = {name: (50, 48 + row) for row, name in enumerate("abcdefgh")} | {"i": (400, 300)}
+    reading = Reading(unreadable=("im0.png: damaged", "im1.png: damaged"), sizes=sizes)
+    found = audit_parts([part], ("x", "y"), reading=reading)
+    assert found["unreadable"] == {"n": 2, "examples": ["im0.png: damaged", "im1.png: damaged"]}
+    assert found["outliers"]["size"]["images"] == [{"split": "train", "id": "i", "label": "x", "value": 300.0}]
+
+
+def test_groups_are_numbered_alike_whatever_the_order_of_rows():
+    images = _faces(6)
+    images[4] = images[1][:, ::-1]
+    part = Split("train", images, np.array([0, 1] * 3), np.array(list("fedcba")))
+    turned = part.take(np.array([3, 1, 5, 0, 4, 2]))
+    numbers = []
+    for one in (part, turned):
+        groups = number_groups(survey_images([one]), list_places([one], ("x", "y")))
+        numbers.append(dict(zip(one.ids.tolist(), groups.tolist(), strict=True)))
+    assert numbers[0] == numbers[1] == {"a": 0, "b": 1, "c": 2, "d": 3, "e": 1, "f": 4}
+
+
+def test_the_very_same_data_is_audited_once(tmp_path, monkeypatch):
+    bundle = _bundle()
+    first = audit_data(bundle, cache=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [f"{first['fingerprint']}.json"]
+    calls = []
+    monkeypatch.setattr(audit_module, "audit_bundle", lambda *args, **kwargs: calls.append(args) or {"num_images": -1})
+    assert audit_data(bundle, cache=tmp_path) == json.loads(json.dumps(first))
+    order = np.arange(6)[::-1]
+    assert audit_data(dataclasses.replace(bundle, train=bundle.train.take(order)), cache=tmp_path) == first
+    assert not calls
+    images = bundle.train.images.copy()
+    images[0, 0, 0] ^= 1
+    for other in (
+        dataclasses.replace(bundle, train=dataclasses.replace(bundle.train, images=images)),
+        dataclasses.replace(bundle, train=dataclasses.replace(bundle.train, targets=1 - bundle.train.targets)),
+        dataclasses.replace(bundle, labels=("Sad", "Happy")),
+        dataclasses.replace(bundle, reading=Reading(unreadable=("x",))),
+        dataclasses.replace(bundle, validation=bundle.test, test=bundle.validation),
+    ):
+        assert audit_data(other, cache=tmp_path)["num_images"] == -1
+    assert len(calls) == 5
+    assert audit_data(bundle)["num_images"] == -1
+
+
+def test_a_damaged_cache_is_made_anew(tmp_path):
+    first = audit_data(_bundle(), cache=tmp_path)
+    (path,) = tmp_path.iterdir()
+    for text in ("{", "[]", "{}"):
+        path.write_text(text)
+        assert audit_data(_bundle(), cache=tmp_path) == first
+    assert json.loads(path.read_text()) == first
+
+
+def test_votes_count_for_the_audit_and_its_cache(tmp_path):
+    votes = tmp_path / "votes.csv"
+    votes.write_text("id,sadness,happiness\n" + "".join(f"Training/{row},3,1\n" for row in range(6)))
+    found = audit_data(_bundle(), cache=tmp_path / "cache", votes=votes)
+    assert found["votes"]["agreement"]["value"] == 0.5
+    votes.write_text(votes.read_text().replace("3,1", "1,3", 1))
+    assert audit_data(_bundle(), cache=tmp_path / "cache", votes=votes)["votes"]["agreement"]["value"] > 0.5
+    with pytest.raises(DataError, match="no such file of votes"):
+        audit_data(_bundle(), cache=tmp_path / "cache", votes=tmp_path / "none.csv")
