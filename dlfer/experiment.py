@@ -26,6 +26,7 @@ from dlfer.judge import compute_run_metrics, describe_data, evaluate_model, log_
 from dlfer.model.artifact import FAMILIES, store_temperature
 from dlfer.model.carry import TransferRecord, carry_backbone
 from dlfer.model.transfer import TransferNetwork, build_transfer_network
+from dlfer.report.card import write_card
 from dlfer.report.html import write_report
 from dlfer.report.pictures import write_augmented_page, write_confusion_page, write_error_page
 from dlfer.runs import Run, RunOptions, create_run, default_runs_folder, open_run
@@ -188,6 +189,7 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
     _draw_errors(run, bundle, predictions)
     say(describe_outcome(metrics))
     say(f"report: {write_report(run.path)}")
+    say(f"model card: {write_card(run.path)}")
 
 
 def _audit(run: Run, data: DataConfig, bundle: DataBundle, session: Session) -> dict:

@@ -118,10 +118,13 @@ def report(
     runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, or beginnings of their names.")],
     out: Out = None,
 ) -> None:
-    """Write the report of runs again, from the files in them."""
+    """Write the report of runs again, from the files in them, and the card of a run that has a model."""
+    from dlfer.report.card import write_card
     from dlfer.report.comparison import write_comparison_report
     from dlfer.report.html import write_report
-    from dlfer.runs import open_run
+    from dlfer.runs import ARTIFACT_FILE, open_run
 
     for opened in [open_run(name, out) for name in runs]:
         print(write_report(opened.path) if opened.kind == "run" else write_comparison_report(opened.path))
+        if (opened.path / "model" / ARTIFACT_FILE).is_file():
+            write_card(opened.path)

@@ -18,11 +18,17 @@ TEMPLATES = Path(__file__).parent / "templates"
 
 def render_page(template: str, path: Path, context: dict[str, Any]) -> Path:
     """Render a template of this package with `context` into the file `path`, and return the path."""
+    write_atomically(path, render_text(template, context))
+    return path
+
+
+def render_text(template: str, context: dict[str, Any]) -> str:
+    """Return what a template of this package gives with `context`; in HTML, not in Markdown, values are escaped."""
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
+        autoescape=template.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
@@ -34,8 +40,7 @@ def render_page(template: str, path: Path, context: dict[str, Any]) -> Path:
         "fraction": format_fraction,
         "duration": format_duration,
     }
-    write_atomically(path, environment.get_template(template).render(context))
-    return path
+    return environment.get_template(template).render(context)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -1,0 +1,72 @@
+"""What the data that a model learned from may be used for, as far as its experiment tells."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+
+class Terms(NamedTuple):
+    """What is known of the terms of one source.
+
+    Attributes:
+        data: the source, and what it was used for.
+        text: the terms, in sentences.
+        research_only: whether weights that were trained on it are for research only.
+    """
+
+    data: str
+    text: str
+    research_only: bool
+
+
+_FER2013 = (
+    "The licence of the images is unclear. They are for research use; do not redistribute them. Weights trained on them "
+    "are marked for research only."
+)
+_IMAGENET = (
+    "The images are for non-commercial research and education. Weights trained on them are marked for research only."
+)
+_SYNTHETIC = "Drawn by dlfer; no image of a person is in it, and no terms but those of dlfer (Apache-2.0) hold."
+_OWN = "The user's own data: its terms are the user's to state, and are not known to dlfer."
+_EARLIER = "Weights of an earlier run or file: the terms of the data that they were trained on hold here, too."
+
+
+def find_terms(config: Mapping[str, Any]) -> list[Terms]:
+    """Return the sources that an experiment learned from, with their terms.
+
+    Args:
+        config: the resolved config; of what it does not tell nothing is said.
+    """
+    found = []
+    pretrain, finetune = config.get("pretrain") or {}, config.get("finetune") or {}
+    weights = pretrain.get("weights")
+    if weights == "imagenet":
+        found.append(Terms("ImageNet (published weights, EF-FER1)", _IMAGENET, True))
+    elif weights:
+        found.append(_judge_path(f"{weights} (EF-FER1)", str(weights), _EARLIER))
+    for stage, title in ((pretrain, "EF-FER1"), (finetune, "EF-FER2")):
+        data = stage.get("data") or {}
+        if data and not (stage is pretrain and weights):
+            found.append(_judge_data(data, title))
+    return found
+
+
+def _judge_data(data: Mapping[str, Any], title: str) -> Terms:
+    source = str(data.get("source", "not told"))
+    if source == "fer2013":
+        return Terms(f"FER2013 ({title})", _FER2013, True)
+    if source.startswith("synthetic"):
+        return Terms(f"{source} ({title})", _SYNTHETIC, False)
+    where = str(data.get("name") or data.get("path") or "")
+    return _judge_path(f"{source} {where} ({title})".replace("  ", " "), where, _OWN)
+
+
+def _judge_path(data: str, where: str, otherwise: str) -> Terms:
+    """Judge by the name of a file or folder; a name that tells of FER2013 or ImageNet is believed."""
+    plain = where.casefold().replace("-", "").replace("_", "")
+    if "fer2013" in plain:
+        return Terms(data, _FER2013, True)
+    if "imagenet" in plain:
+        return Terms(data, _IMAGENET, True)
+    return Terms(data, otherwise, False)
