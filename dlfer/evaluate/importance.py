@@ -1,0 +1,71 @@
+"""How much each key of a search told about the score."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+FEWEST = 4
+"""With fewer scores nothing is said."""
+MOST_GROUPS = 4
+"""Numbers with so many values or fewer are taken as groups."""
+
+
+def compute_importance(settings: Sequence[Mapping[str, Any]], scores: Sequence[float], key: str) -> dict | None:
+    """Return the share of the scores' variance that one key alone explains, and what chance would.
+
+    Numbers with more than four values: the squared correlation of the scores with a parabola in the key's
+    ranks. Other values: the variance between groups over all variance (eta squared). Chance alone explains
+    k / (n - 1) on average, k being the number of coefficients or groups less one; the adjusted share takes
+    that away. Effects of two keys together are not seen.
+
+    Args:
+        settings: the keys of each trial that has a score; trials without `key` are a group of their own.
+        scores: of the trials.
+        key: dotted.
+
+    Returns:
+        {"share", "chance", "adjusted", "n"}, each share in 0..1; None with fewer than four scores, or where
+        the key or the score never changed.
+    """
+    y = np.asarray(scores, dtype=float)
+    values = [setting.get(key) for setting in settings]
+    num_distinct = len({repr(value) for value in values})
+    total = float(((y - y.mean()) ** 2).sum()) if len(y) else 0.0
+    if len(y) < FEWEST or num_distinct < 2 or total <= 0:
+        return None
+    if num_distinct > MOST_GROUPS and all(isinstance(v, int | float) and not isinstance(v, bool) for v in values):
+        fitted, num_free = _fit_parabola(np.asarray(values, dtype=float), y), 2
+    else:
+        fitted, num_free = _fit_groups([repr(value) for value in values], y), num_distinct - 1
+    share = min(1.0, max(0.0, 1 - float(((y - fitted) ** 2).sum()) / total))
+    chance = min(1.0, num_free / (len(y) - 1))
+    adjusted = 0.0 if chance >= 1 else max(0.0, (share - chance) / (1 - chance))
+    return {"share": share, "chance": chance, "adjusted": adjusted, "n": len(y)}
+
+
+def _fit_groups(names: Sequence[str], y: np.ndarray) -> np.ndarray:
+    """Return the mean of each row's group."""
+    array = np.array(names)
+    fitted = np.empty_like(y)
+    for name in set(names):
+        fitted[array == name] = y[array == name].mean()
+    return fitted
+
+
+def _fit_parabola(values: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Return the least-squares fit by a parabola in the ranks."""
+    ranks = _rank(values)
+    design = np.stack([np.ones_like(ranks), ranks, ranks**2], axis=1)
+    return design @ np.linalg.lstsq(design, y, rcond=None)[0]
+
+
+def _rank(values: np.ndarray) -> np.ndarray:
+    """Return the ranks scaled to -1..1, equal values sharing their mean rank."""
+    ranks = np.empty(len(values))
+    ranks[np.argsort(values, kind="stable")] = np.arange(len(values))
+    for value in np.unique(values):
+        ranks[values == value] = ranks[values == value].mean()
+    return 2 * ranks / (len(values) - 1) - 1

@@ -1,0 +1,148 @@
+"""The figures of a search: parallel coordinates, importance of the keys, history."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dlfer.report.figures import COLOURS, figure_style, new_figure
+from dlfer.report.keys import format_value, shorten_key
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+INK, SOFT = "#1c2430", "#5f6b76"
+_FEW = 6
+
+
+def draw_coordinates(records: Sequence[Mapping[str, Any]], keys: Sequence[str], name: str, direction: str) -> Figure:
+    """Draw an upright axis for each key and one for the score, and a line for each trial.
+
+    Args:
+        records: trials with a score.
+        keys: dotted, of the space; a trial in which one is not searched passes below its axis.
+        name: of the score.
+        direction: "min" or "max".
+    """
+    axes_of = [_Axis([record["overrides"].get(key) for record in records]) for key in keys]
+    scores = np.array([record["score"] for record in records], dtype=float)
+    axes_of.append(_Axis(scores.tolist(), flip=direction == "min"))
+    titles = [shorten_key(key, keys) for key in keys] + [
+        f"{name}\n({'less' if direction == 'min' else 'more'} is better)"
+    ]
+    order = np.argsort(scores if direction == "max" else -scores)
+    with figure_style():
+        from matplotlib import colormaps
+
+        figure = new_figure(max(6.0, 1.6 * len(axes_of)), 4.2)
+        axes = figure.subplots()
+        for rank, index in enumerate(order):
+            part = rank / max(1, len(order) - 1)
+            ys = [axis.positions[index] for axis in axes_of]
+            is_best = rank == len(order) - 1
+            axes.plot(
+                range(len(ys)),
+                ys,
+                color=COLOURS[1] if is_best else colormaps["Blues"](0.25 + 0.7 * part),
+                linewidth=2.6 if is_best else 0.8 + 0.9 * part,
+                zorder=2 + part,
+            )
+        for place, axis in enumerate(axes_of):
+            axes.plot([place, place], [0, 1], color=INK, linewidth=1, zorder=4)
+            for position, text in axis.ticks:
+                axes.annotate(
+                    text,
+                    (place, position),
+                    (4, 0),
+                    textcoords="offset points",
+                    va="center",
+                    fontsize=8.5,
+                    zorder=5,
+                    bbox={"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.8},
+                )
+        axes.set_xticks(range(len(titles)), titles)
+        axes.set_xlim(-0.15, len(titles) - 1 + 0.45)
+        axes.set_ylim(-0.16, 1.06)
+        axes.set_yticks([])
+        axes.grid(visible=False)
+        for side in axes.spines.values():
+            side.set_visible(False)
+        axes.tick_params(axis="x", length=0)
+    return figure
+
+
+def draw_importance(importance: Mapping[str, Mapping[str, float]]) -> Figure:
+    """Draw the share of each key as a bar, with a tick at what chance alone would explain."""
+    keys = sorted(importance, key=lambda key: importance[key]["share"])
+    with figure_style():
+        figure = new_figure(6.5, 1.2 + 0.42 * len(keys))
+        axes = figure.subplots()
+        for place, key in enumerate(keys):
+            share, chance = 100 * importance[key]["share"], 100 * importance[key]["chance"]
+            axes.barh(place, share, 0.6, color=COLOURS[0] if share > chance else "#b9c3cc")
+            axes.plot([chance, chance], [place - 0.36, place + 0.36], color=INK, linewidth=2)
+            axes.text(max(share, chance) + 1.5, place, f"{share:.0f}", va="center", fontsize=9)
+        axes.set_yticks(range(len(keys)), [shorten_key(key, keys) for key in keys])
+        axes.set_xlim(0, 108)
+        axes.set_xlabel("share of the variance (%)")
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+    return figure
+
+
+def draw_history(records: Sequence[Mapping[str, Any]], name: str, direction: str) -> Figure:
+    """Draw the score of each trial in order, those that failed as crosses, and the best so far as a line."""
+    better = np.minimum if direction == "min" else np.maximum
+    scored = [(n, r) for n, r in enumerate(records, start=1) if r["score"] is not None]
+    places = [number for number, _ in scored]
+    scores = np.array([record["score"] for _, record in scored], dtype=float)
+    with figure_style():
+        figure = new_figure(8, 3.4)
+        axes = figure.subplots()
+        axes.step(places, better.accumulate(scores), where="post", color=COLOURS[1], linewidth=1.6, label="best so far")
+        for whole, marker, label in ((True, "o", "run to the end"), (False, "v", "ended early")):
+            some = [(n, r["score"]) for n, r in scored if (r["status"] == "finished") == whole]
+            if some:
+                axes.plot(*zip(*some, strict=True), marker, color=COLOURS[0], markersize=6, label=label)
+        failed = [number for number, record in enumerate(records, start=1) if record["status"] == "failed"]
+        if failed:
+            axes.plot(failed, [scores.min()] * len(failed), "x", color=SOFT, markersize=7, label="failed")
+        axes.set_xlabel("trial")
+        axes.set_ylabel(f"validation {name}")
+        axes.xaxis.get_major_locator().set_params(integer=True)
+        figure.legend(loc="outside upper left", ncols=4)
+    return figure
+
+
+class _Axis:
+    """Places values on 0..1; numbers over a wide range by their logarithm, few or other values side by side.
+
+    Attributes:
+        positions: of each value; -0.12 for None, which stands for not searched.
+        ticks: (position, text).
+    """
+
+    def __init__(self, values: Sequence[Any], *, flip: bool = False) -> None:
+        known = [value for value in values if value is not None]
+        is_number = all(isinstance(value, int | float) and not isinstance(value, bool) for value in known)
+        distinct = {repr(value): value for value in known}
+        if is_number and len(distinct) > _FEW:
+            low, high = min(known), max(known)
+            is_log = low > 0 and high / low >= 20
+            scale = math.log if is_log else float
+            span = scale(high) - scale(low) or 1.0
+            middle = math.sqrt(low * high) if is_log else (low + high) / 2
+            place = {repr(value): (scale(value) - scale(low)) / span for value in known}
+            ticks = [(0.0, low), (0.5, middle), (1.0, high)]
+        else:
+            ordered = sorted(distinct.values()) if is_number else list(distinct.values())
+            places = [0.5] if len(ordered) == 1 else [n / (len(ordered) - 1) for n in range(len(ordered))]
+            place = {repr(value): at for at, value in zip(places, ordered, strict=True)}
+            ticks = list(zip(places, ordered, strict=True))
+        self.positions = [-0.12 if value is None else abs(flip - place[repr(value)]) for value in values]
+        self.ticks = [(abs(flip - at), format_value(value)) for at, value in ticks]
+        if None in values:
+            self.ticks.append((-0.12, "–"))

@@ -1,0 +1,82 @@
+"""The end of `dlfer search --ablation`: the winners of both arms, trained with the same seeds, judged on test."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from dlfer.compare.ablation import WITH, WITHOUT
+from dlfer.compare.members import Member, group_finished
+from dlfer.compare.summary import choose_part, collect_notes, compare_with, describe_part, summarise_arm
+from dlfer.errors import DlferError
+from dlfer.report.comparison import format_comparison_table
+from dlfer.search.board import find_best
+from dlfer.search.objective import TrialFailed
+from dlfer.search.trials import TrialRunner
+from dlfer.search.worker import list_gpus, make_environments
+
+if TYPE_CHECKING:
+    from dlfer.search.run import Search
+
+
+def compare_winners(search: Search) -> None:
+    """Run the best trial of each arm with every seed of `ablation.seeds`, open test once for each, and compare.
+
+    A winner's own run is gone on with, so that its seed is not trained again; a winner of Hyperband that
+    ended with its rung is trained to the end.
+
+    Raises:
+        TrainingStopped: the search was asked to stop.
+        DlferError: an arm has no winner, or a winner fails.
+    """
+    members = _plan_members(search)
+    runner = TrialRunner(search.make_settings(judge_test=True), search.control, make_environments(1, list_gpus())[0])
+    for member in members:
+        search.view.say(f"winner {member.title}: {'trained and ' if member.status == 'pending' else ''}judged on test")
+        try:
+            runner(member.overrides, lambda epochs, score: True)
+        except TrialFailed as failure:
+            raise DlferError(f"The winner {member.title} failed: {failure}") from None
+        member.path, member.status = str(runner.find_run(member.overrides).path.resolve()), "finished"
+    comparison = _conclude(search, members)
+    search.run.write_json("comparison.json", comparison)
+    search.view.console.print(format_comparison_table(comparison))
+    for pair in comparison["paired"]:
+        search.view.say(pair["sentence"])
+    for note in comparison["notes"]:
+        search.view.say(note)
+
+
+def _plan_members(search: Search) -> list[Member]:
+    config = search.config
+    seeds = config.ablation.seeds[:1] if search.options.smoke else config.ablation.seeds
+    winners = {}
+    for arm, records in search.arms.values():
+        best = find_best(records, config.search.objective)
+        if best is None:
+            raise DlferError(f"The arm {arm.name!r} has no trial with a score, so there is nothing to compare.")
+        winners[arm.name] = {**arm.base, **best.overrides}
+    members = []
+    for seed in seeds:
+        for arm, overrides in winners.items():
+            own = {} if seed == config.experiment.seed else {"experiment.seed": seed}
+            members.append(Member(arm, seed, {**overrides, **own}))
+    return members
+
+
+def _conclude(search: Search, members: list[Member]) -> dict[str, Any]:
+    finished = group_finished(members)
+    part = choose_part(finished)
+    judged_on = describe_part(part, finished)
+    counts = {arm.name: len(records) for arm, records in search.arms.values()}
+    tuned = (
+        f"Each arm is the best of its own search, on validation: {counts[WITH]} trials {WITH}, "
+        f"{counts[WITHOUT]} {WITHOUT}, the same engine, seed and ranges."
+    )
+    return {
+        "table": [summarise_arm(arm, some) for arm, some in finished.items()],
+        "paired": compare_with(WITH, finished, part),
+        "notes": [tuned, *collect_notes(finished, judged_on)],
+        "judged_on": judged_on,
+        "winners": {arm: some[0].overrides for arm, some in finished.items()},
+        "runs": [{"arm": member.arm, "seed": member.seed, "run": member.run.path.name} for member in members],
+    }
