@@ -122,9 +122,11 @@ def report(
     from dlfer.report.card import write_card
     from dlfer.report.comparison import write_comparison_report
     from dlfer.report.html import write_report
+    from dlfer.report.search import write_search_report
     from dlfer.runs import ARTIFACT_FILE, open_run
 
+    writers = {"run": write_report, "search": write_search_report}
     for opened in [open_run(name, out) for name in runs]:
-        print(write_report(opened.path) if opened.kind == "run" else write_comparison_report(opened.path))
+        print(writers.get(opened.kind, write_comparison_report)(opened.path))
         if (opened.path / "model" / ARTIFACT_FILE).is_file():
             write_card(opened.path)
