@@ -205,7 +205,11 @@ def count_openings(run: Run) -> int:
     """Return how often the run's model was judged on images other than those it was trained and selected on."""
     splits = run.read_json("data.json")["splits"]
     seen = {splits[part]["name"] for part in ("train", "validation") if part in splits}
-    events = [json.loads(line) for line in (run.path / LOG_FILE).read_text(encoding="utf-8").splitlines()]
+    events = []
+    for line in (run.path / LOG_FILE).read_text(encoding="utf-8").splitlines():
+        # A process that was killed while it wrote may have left half a line.
+        with contextlib.suppress(ValueError):
+            events.append(json.loads(line))
     return sum(event["event"] == "test_opened" and event["split"] not in seen for event in events)
 
 

@@ -65,7 +65,10 @@ def test_run_judges_on_private_test_and_leaves_twins_out_once(run):
     assert metrics["twins"] == {"exact": 1, "near_or_mirrored": 2}
     assert metrics["test_without_twins"]["n"] == 28
     assert metrics["validation"]["n"] == 30
-    assert count_openings(run) >= 1
+    assert metrics["test_opened"] == count_openings(run) == 1
+    artifact = json.loads((run / "model" / "artifact.json").read_text())
+    assert artifact["temperature"] == metrics["temperature"]
+    assert metrics["temperature"]["fitted_on"] == "PublicTest"
 
 
 def test_evaluate_gives_the_figures_of_the_run_and_logs_the_opening(run, work):
@@ -79,6 +82,11 @@ def test_evaluate_gives_the_figures_of_the_run_and_logs_the_opening(run, work):
     assert found["test_without_twins"]["n"] == 28
     assert json.loads((work / "figures.json").read_text()) == found
     assert count_openings(run) == before + 1
+    assert found["test_opened"] == before + 1
+    assert json.loads((run / "metrics.json").read_text())["test_opened"] == before + 1
+    for key in ("temperature", "abstain"):
+        assert found[key] == of_run[key]
+    assert found["test"]["calibration"]["scaled"] is not None
     last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     assert len(last["model"]) == 64
 

@@ -128,3 +128,87 @@ def test_stacked_confusions_give_what_each_gives_alone(cases):
     matrices = [m for m in matrices if m.shape == matrices[0].shape]
     for figure in (metrics.compute_f1, metrics.compute_specificity, metrics.compute_accuracy, metrics.compute_macro_f1):
         np.testing.assert_array_equal(figure(np.stack(matrices)), np.stack([figure(m) for m in matrices]))
+
+
+def silently(function, *args, **kwargs):
+    """Call scikit-learn without its warnings about classes that are absent."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return function(*args, **kwargs)
+
+
+@settings(deadline=None)
+@given(judged())
+def test_balanced_accuracy_mcc_and_kappa(case):
+    targets, probabilities = case
+    predicted, confusion = probabilities.argmax(axis=1), confuse(targets, probabilities)
+    balanced = metrics.compute_macro(metrics.compute_recall(confusion), confusion)
+    assert balanced == pytest.approx(silently(sklearn_metrics.balanced_accuracy_score, targets, predicted))
+    assert metrics.compute_mcc(confusion) == pytest.approx(
+        silently(sklearn_metrics.matthews_corrcoef, targets, predicted)
+    )
+    kappa = silently(sklearn_metrics.cohen_kappa_score, targets, predicted)
+    assert metrics.compute_kappa(confusion) == pytest.approx(kappa, nan_ok=True)
+
+
+@settings(deadline=None)
+@given(judged())
+def test_kappa_is_that_of_statsmodels(case):
+    inter_rater = pytest.importorskip("statsmodels.stats.inter_rater")
+    confusion = confuse(*case)
+    with np.errstate(all="ignore"):
+        expected = inter_rater.cohens_kappa(confusion, return_results=False)
+    assert metrics.compute_kappa(confusion) == pytest.approx(expected, nan_ok=True)
+
+
+@settings(deadline=None)
+@given(judged())
+def test_one_vs_rest_accuracy_is_the_accuracy_of_each_binary_task(case):
+    targets, probabilities = case
+    predicted, confusion = probabilities.argmax(axis=1), confuse(targets, probabilities)
+    classes = range(probabilities.shape[1])
+    expected = [sklearn_metrics.accuracy_score(targets == c, predicted == c) for c in classes]
+    own = metrics.compute_one_vs_rest_accuracy(confusion)
+    np.testing.assert_allclose(own, expected)
+    errors = 1 - metrics.compute_accuracy(confusion)
+    assert own.mean() == pytest.approx(1 - 2 * errors / probabilities.shape[1])
+
+
+@settings(deadline=None)
+@given(judged())
+def test_detected_classes_are_those_whose_one_most_frequent_prediction_is_right(case):
+    from collections import Counter
+
+    targets, probabilities = case
+    predicted = probabilities.argmax(axis=1)
+    own = metrics.compute_detected(confuse(targets, probabilities))
+    for c in range(probabilities.shape[1]):
+        ranked = Counter(predicted[targets == c].tolist()).most_common()
+        is_tie = len(ranked) > 1 and ranked[0][1] == ranked[1][1]
+        assert own[c] == (bool(ranked) and not is_tie and ranked[0][0] == c)
+
+
+@settings(deadline=None)
+@given(judged())
+def test_average_precision(case):
+    targets, probabilities = case
+    own = metrics.compute_average_precisions(targets, probabilities)
+    for c in range(probabilities.shape[1]):
+        if (targets == c).any():
+            expected = sklearn_metrics.average_precision_score(targets == c, probabilities[:, c])
+            assert own[c] == pytest.approx(expected)
+        else:
+            assert np.isnan(own[c])
+
+
+@settings(max_examples=30, deadline=None)
+@given(judged())
+def test_stacked_confusions_of_the_further_figures(case):
+    matrix = confuse(*case)
+    for figure in (
+        metrics.compute_mcc,
+        metrics.compute_kappa,
+        metrics.compute_one_vs_rest_accuracy,
+        metrics.compute_detected,
+    ):
+        np.testing.assert_array_equal(figure(np.stack([matrix, matrix])), np.stack([figure(matrix)] * 2))

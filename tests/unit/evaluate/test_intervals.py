@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dlfer.errors import DataError
 from dlfer.evaluate import areas, metrics
 from dlfer.evaluate import intervals as iv
 
@@ -135,3 +136,83 @@ def test_mean_interval():
     assert (low, high) == pytest.approx((2.5 - 1.26516, 2.5 + 1.26516), abs=1e-4)
     assert iv.compute_mean_interval(np.array([0.0, 0.0, 3.0]), smallest=0.0)[0] == 0.0
     assert np.isnan(iv.compute_mean_interval(np.array([1.0]), smallest=0.0)).all()
+
+
+@pytest.mark.parametrize(
+    "figure", [metrics.compute_macro_f1, metrics.compute_mcc, metrics.compute_kappa], ids=lambda f: f.__name__
+)
+def test_bootstrap_of_the_confusion_is_that_of_scipy(figure):
+    """scipy draws the rows of each class (one sample per class) and computes the figure from them."""
+    bootstrap = pytest.importorskip("scipy.stats").bootstrap
+    rows = [np.repeat(np.arange(3), CONFUSION[c]) for c in range(3)]
+
+    def compute(*predicted):
+        return float(figure(np.stack([np.bincount(some, minlength=3) for some in predicted])))
+
+    expected = bootstrap(
+        rows, compute, n_resamples=2000, method="percentile", vectorized=False, random_state=np.random.default_rng(1)
+    ).confidence_interval
+    found = iv.compute_bootstrap_intervals(CONFUSION, {"figure": figure}, resamples=4000, seed=1)["figure"]
+    assert found == pytest.approx((expected.low, expected.high), abs=0.008)
+
+
+def make_correct(num_seeds, n, *, sd_items=0.35, sd_seeds=0.0, seed=0):
+    """Each item has its own chance to be got right, each seed its own shift."""
+    generator = np.random.default_rng(seed)
+    chances = 0.7 + sd_items * generator.normal(size=n) + sd_seeds * generator.normal(size=(num_seeds, 1))
+    return generator.random((num_seeds, n)) < chances
+
+
+def test_seed_summary_of_one_seed_is_the_accuracy_with_wilsons_interval():
+    correct = make_correct(1, 50)
+    found = iv.compute_seed_summary(correct)
+    assert found["items"] == iv.compute_wilson_interval(correct.sum(), 50)
+    assert found["items_and_seeds"] is found["sd_over_seeds"] is None
+    assert found["value"] == correct.mean()
+
+
+def test_seed_summary_has_mean_and_standard_deviation_over_seeds():
+    correct = make_correct(4, 300)
+    found = iv.compute_seed_summary(correct, resamples=200)
+    assert (found["num_seeds"], found["n"]) == (4, 300)
+    assert found["per_seed"] == pytest.approx(correct.mean(axis=1))
+    assert found["value"] == pytest.approx(correct.mean())
+    assert found["sd_over_seeds"] == pytest.approx(np.std(correct.mean(axis=1), ddof=1))
+    assert found["items"] == pytest.approx(iv.compute_mean_interval(correct.mean(axis=0)))
+
+
+def test_interval_over_items_and_seeds_is_the_two_way_bootstrap_written_out():
+    correct = make_correct(5, 200, sd_seeds=0.05).astype(float)
+    generator = np.random.default_rng(3)
+    drawn = [correct[generator.integers(0, 5, 5)][:, generator.integers(0, 200, 200)].mean() for _ in range(4000)]
+    found = iv.compute_seed_summary(correct, resamples=4000)["items_and_seeds"]
+    assert found == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.006)
+
+
+def test_interval_over_items_and_seeds_covers_what_other_seeds_and_items_give():
+    covered = {"items": 0, "items_and_seeds": 0}
+    for seed in range(150):
+        found = iv.compute_seed_summary(make_correct(6, 300, sd_items=0.2, sd_seeds=0.06, seed=seed), resamples=200)
+        # The chance of an item is cut off at 1, which lowers the mean of 0.7 by a little.
+        truth = 0.6965
+        for name in covered:
+            low, high = found[name]
+            covered[name] += low <= truth <= high
+    assert covered["items_and_seeds"] / 150 > 0.85
+    assert covered["items"] / 150 < 0.85
+
+
+def test_seed_summary_refuses_other_arrays():
+    for wrong in (np.ones(3), np.ones((0, 3)), np.ones((2, 0))):
+        with pytest.raises(DataError, match=r"expected \[seeds, images\]"):
+            iv.compute_seed_summary(wrong)
+
+
+def test_drawn_rows_are_counts_of_resamples_in_pieces(monkeypatch):
+    whole = list(iv.iterate_row_weights(7, 10, np.random.default_rng(0)))
+    assert [(start, weights.shape) for start, weights in whole] == [(0, (10, 7))]
+    assert (whole[0][1].sum(axis=1) == 7).all()
+    monkeypatch.setattr(iv, "_CELLS_AT_ONCE", 21)
+    pieces = list(iv.iterate_row_weights(7, 10, np.random.default_rng(0)))
+    assert [start for start, _ in pieces] == [0, 3, 6, 9]
+    np.testing.assert_array_equal(np.concatenate([weights for _, weights in pieces]), whole[0][1])
