@@ -14,6 +14,7 @@ from pathlib import Path
 
 from dlfer.errors import DlferError, TrainingStopped, UserError
 from dlfer.runs import Run, RunOptions
+from dlfer.train.control import StopControl
 
 
 def main(argv: list[str]) -> int:
@@ -24,16 +25,16 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--hint", required=True)
     parser.add_argument("--require-gpu", action="store_true")
     given = parser.parse_args(argv)
-    from dlfer.experiment import Session, execute_run
-    from dlfer.train.control import StopControl
-    from dlfer.train.progress import ConsoleListener
-
-    run = Run(given.run)
+    run, control = Run(given.run), StopControl(parent=given.parent)
     # The cache of EF-FER1 stands beside the members.
     options = RunOptions(out=run.path.parent.parent, smoke=run.is_smoke, require_gpu=given.require_gpu)
-    session = Session(options, StopControl(parent=given.parent), ConsoleListener(), resume_hint=given.hint)
     try:
-        with session.control.watch_signals():
+        with control.watch_signals():
+            # A wish to stop is heard while the framework is loaded.
+            from dlfer.experiment import Session, execute_run
+            from dlfer.train.progress import ConsoleListener
+
+            session = Session(options, control, ConsoleListener(), resume_hint=given.hint)
             execute_run(run, run.config(), session)
     except TrainingStopped as stop:
         return stop.exit_code

@@ -106,7 +106,7 @@ def _raise_failures(comparison: Comparison) -> None:
     if failed:
         error = DlferError(
             f"{len(failed)} of {len(comparison.members)} members failed: "
-            f"{'; '.join(f'{member.title}: {member.error}' for member in failed)}. "
+            f"{'; '.join(f'{member.title}: {member.error.rstrip(".")}' for member in failed)}. "
             f"Run them again with --resume {comparison.run.path}"
         )
         comparison.run.fail(error)

@@ -63,12 +63,12 @@ def run_in_processes(
             _fill(pool)
             _collect(pool)
             time.sleep(POLL_SECONDS)
-    except (TrainingStopped, KeyboardInterrupt):
-        _stop(pool)
+    except (TrainingStopped, KeyboardInterrupt) as stop:
+        _stop(pool, stop.reason if isinstance(stop, TrainingStopped) else "Ctrl-C")
         comparison.say(f"Go on with: {_get_hint(comparison)}")
         raise
-    except BaseException:
-        _stop(pool)
+    except BaseException as error:
+        _stop(pool, type(error).__name__)
         raise
 
 
@@ -195,10 +195,12 @@ def _refuse_hopeless(pool: _Pool, code: int) -> None:
         raise UserError(f"Two members were refused for the same reason, so the others were not begun: {repeated}")
 
 
-def _stop(pool: _Pool) -> None:
-    """Stop what trains now at a checkpoint, and note it."""
+def _stop(pool: _Pool, reason: str) -> None:
+    """Stop what trains now at a checkpoint, and note it; one that had not come to its first step is killed."""
     stop_children([process for _, process in pool.active.values()])
     for member, process in pool.active.values():
+        if process.returncode < 0:
+            member.run.stop(reason)
         _note_end(pool, member, process.returncode)
     pool.active.clear()
 

@@ -10,6 +10,7 @@ import csv
 import io
 import sys
 import time
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
@@ -32,7 +33,7 @@ from dlfer.compare.workers import list_gpu_ids, make_places
 from dlfer.config.grid import Cell, list_cells
 from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
-from dlfer.errors import ConfigError, UserError
+from dlfer.errors import ConfigError
 from dlfer.report.sweep import format_sweep_table
 from dlfer.runs import RunOptions, open_run, write_atomically
 from dlfer.train.control import StopControl
@@ -116,8 +117,10 @@ def _explain(config: ExperimentConfig, plan: Plan, options: RunOptions) -> None:
         member_config = member.make_config(config)
         if member_config.pretrain is not None and member_config.pretrain.weights is None:
             trained.add(member_config.pretrain.model_dump_json() + member_config.model.model_dump_json())
-    _say(f"{len(plan.arms)} cells x {len(plan.seeds)} seeds = {len(members)} members; EF-FER1 is trained for them "
-         f"{len(trained)} times, and shared where it is the same.")
+    _say(
+        f"{len(plan.arms)} cells x {len(plan.seeds)} seeds = {len(members)} members; EF-FER1 is trained for them "
+        f"{len(trained)} times, and shared where it is the same."
+    )
 
 
 def _conclude(comparison: Comparison) -> dict[str, Any]:
@@ -153,7 +156,7 @@ def _conclude(comparison: Comparison) -> dict[str, Any]:
             "judged_on": describe_part(part, finished),
             "reference": reference,
             "paired": sorted(pairs, key=lambda pair: order.index(pair["b"])),
-            "notes": _write_notes(comparison, finished, rows, values, part=part, reference=reference),
+            "notes": _write_notes(comparison, finished, rows, pairs, part=part),
         }
     _write_csv(comparison, cells, rows)
     return values
@@ -175,13 +178,13 @@ def _write_notes(
     comparison: Comparison,
     finished: Finished,
     rows: Sequence[dict[str, Any]],
-    values: dict[str, Any],
+    pairs: Sequence[dict[str, Any]],
     *,
     part: str,
-    reference: str,
 ) -> list[str]:
     """Return what a reader must know: what ranked the cells, what that costs, and what was compared with what."""
-    figure = {"accuracy": "accuracy", "macro_f1": "macro F1"}[values["rank_by"]]
+    reference = comparison.plan.reference or rows[0]["arm"]
+    figure = {"accuracy": "accuracy", "macro_f1": "macro F1"}[comparison.config.sweep.rank_by]
     validation = describe_part("validation", finished)
     num_members = sum(len(members) for members in finished.values())
     notes = [
@@ -200,15 +203,15 @@ def _write_notes(
             "Set finetune.data.select_on, or judge it on other data."
         )
     why = "named beforehand" if comparison.plan.reference else "the best on validation"
-    if len(rows) > 1:
+    if pairs:
         notes.append(
-            f"All cells are compared with {reference!r}, {why}, on {values['judged_on'] or describe_part(part, finished)}"
-            f", and Holm's correction holds over {len(rows) - 1} pairs."
+            f"The others are compared with {reference!r}, {why}, on {describe_part(part, finished)}"
+            + (f", and Holm's correction holds over all {len(pairs)} pairs." if len(pairs) > 1 else ".")
             + (" The choice flatters it here." if part == "validation" and not comparison.plan.reference else "")
         )
-    counts: dict[str, int] = {}
-    for member in values["unfinished"]:
-        counts[member["status"]] = counts.get(member["status"], 0) + 1
+    if len({tuple(row["seeds"]) for row in rows}) > 1:
+        notes.append("The cells differ in which of their seeds finished; their means are not over the same seeds.")
+    counts = Counter(member.status for member in comparison.members if member.status != "finished")
     if counts:
         listed = ", ".join(f"{count} {status}" for status, count in counts.items())
         notes.append(f"Not in the table: {listed} of {len(comparison.members)} members.")
@@ -277,13 +280,3 @@ def _show(values: dict[str, Any]) -> None:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr, flush=True)
-
-
-def check_workers(workers: int | None) -> None:
-    """Refuse a number of workers that is none.
-
-    Raises:
-        UserError: less than one.
-    """
-    if workers is not None and workers < 1:
-        raise UserError(f"--workers {workers}: expected 1 or more.")

@@ -18,7 +18,7 @@ STOP_SECONDS = 120.0
 """A process that was asked to stop and does not come to a checkpoint in so long is killed; its last one stands."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Place:
     """Where one process runs.
 

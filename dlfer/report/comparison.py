@@ -1,4 +1,4 @@
-"""report.html of an ablation: the paper's table, paired differences, and every member's curves."""
+"""report.html of an ablation or a sweep: the table, paired differences, and the members' curves."""
 
 from __future__ import annotations
 
@@ -22,12 +22,15 @@ from dlfer.report.page import (
     render_page,
 )
 from dlfer.report.record import describe_environment, describe_run, format_command, get_name, read_text
+from dlfer.report.sweep import SWEEP_FIGURES, describe_best, write_sweep_figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
 PARTS = ("train", "validation", "test")
+_MOST_CURVES = 6
+"""So many arms' curves can be told apart; of a sweep those of the best cells are drawn."""
 FIGURES = ("accuracies", "differences", "curves")
 _NUMBERS = ("train_accuracy", "validation_accuracy", "test_accuracy", "macro_f1", "seconds", "pretrain_seconds")
 
@@ -46,10 +49,16 @@ def write_comparison_report(path: Path) -> Path:
     run, comparison = read_json(path / "run.json"), read_json(path / "comparison.json")
     if run is None or comparison is None:
         missing = "run.json" if run is None else "comparison.json"
-        raise ModelError(f"{path}: found no {missing}; expected the directory of an ablation that has begun.")
-    members = read_members(path)
-    write_comparison_figures(path, comparison, members)
-    stamp_banner(path / "figures", FIGURES, " ".join(_collect_banners(members)) or None)
+        raise ModelError(f"{path}: found no {missing}; expected the directory of a comparison that has begun.")
+    members, is_sweep = read_members(path), run.get("kind") == "sweep"
+    if is_sweep:
+        write_sweep_figures(path / "figures", comparison)
+        best = [row["arm"] for row in comparison["table"][:_MOST_CURVES]]
+        _write_curves(path / "figures", [member for member in members if member["arm"] in best])
+    else:
+        write_comparison_figures(path, comparison, members)
+    names = SWEEP_FIGURES if is_sweep else FIGURES
+    stamp_banner(path / "figures", names, " ".join(_collect_banners(members)) or None)
     config_text = read_text(path / "config.yaml")
     warnings = _collect_warnings(run, members)
     context = {
@@ -60,14 +69,18 @@ def write_comparison_report(path: Path) -> Path:
         "paired": comparison["paired"],
         "table": comparison["table"],
         "parts": [{"key": part, "title": title} for part, title in _title_parts(comparison).items()],
-        "figures": load_figures(path / "figures", FIGURES),
+        "figures": load_figures(path / "figures", names),
         "notes": [note for note in comparison["notes"] if note not in warnings],
         "members": members,
         "command": format_command(run),
         "environment": describe_environment(run),
         "config": config_text,
     }
-    return render_page("comparison.html.j2", path / "report.html", context)
+    if not is_sweep:
+        return render_page("comparison.html.j2", path / "report.html", context)
+    context |= {key: comparison[key] for key in ("rank_by", "judged_on", "unfinished")}
+    context["best"] = describe_best(comparison)
+    return render_page("sweep.html.j2", path / "report.html", context)
 
 
 def read_members(path: Path) -> list[dict[str, Any]]:
@@ -122,22 +135,28 @@ def write_comparison_figures(
                 description=" ".join(pair["sentence"] for pair in with_difference),
             )
         )
+    written += _write_curves(figures, members)
+    return written
+
+
+def _write_curves(figures: Path, members: Sequence[Mapping[str, Any]]) -> list[Path]:
     histories = [
         (member["arm"], read_rows(member["folder"] / "finetune" / "history.csv"))
         for member in members
         if member["folder"] is not None
     ]
     histories = [(arm, rows) for arm, rows in histories if rows]
-    if histories:
-        written.append(
-            write_figure(
-                draw_curves(histories),
-                figures / "curves.png",
-                title="EF-FER2 of every member: validation is solid, training is thin and dashed",
-                description=f"Loss and accuracy over the epochs of {len(histories)} trainings, coloured by arm.",
-            )
+    if not histories:
+        return []
+    arms = dict.fromkeys(arm for arm, _ in histories)
+    return [
+        write_figure(
+            draw_curves(histories),
+            figures / "curves.png",
+            title=f"EF-FER2 of {'; '.join(arms)}: validation is solid, training is thin and dashed",
+            description=f"Loss and accuracy over the epochs of {len(histories)} trainings, coloured by arm.",
         )
-    return written
+    ]
 
 
 def draw_accuracies(comparison: Mapping[str, Any]) -> Figure:

@@ -1,0 +1,143 @@
+"""Figures and tables of a sweep: its cells ranked on validation, and each compared with one of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlfer.report.figures import COLOURS, INK, SOFT, figure_style, new_figure, write_figure
+from dlfer.report.page import format_count, format_duration, format_interval, format_percent
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from rich.table import Table
+
+SWEEP_FIGURES = ("ranking", "differences", "curves")
+MOST_DRAWN = 30
+"""Of more cells than this the figures show the best; the tables have all."""
+
+
+def write_sweep_figures(folder: Path, comparison: Mapping[str, Any]) -> list[Path]:
+    """Draw the ranking and the differences as far as there are any; return the paths."""
+    written, table, pairs = [], comparison["table"][:MOST_DRAWN], comparison["paired"][:MOST_DRAWN]
+    which = f"the best {MOST_DRAWN} cells" if len(comparison["table"]) > MOST_DRAWN else "the cells"
+    if table:
+        texts = [f"{row['arm']} {format_percent(row['validation']['value'])}" for row in table]
+        written.append(
+            write_figure(
+                draw_ranking(table),
+                folder / "ranking.png",
+                title=f"Accuracy of {which} with its 95 % interval, in the order of validation",
+                description=f"On validation: {'; '.join(texts)}.",
+            )
+        )
+    if pairs:
+        part = pairs[0]["part"]
+        written.append(
+            write_figure(
+                draw_sweep_differences(pairs),
+                folder / "differences.png",
+                title=f"Difference on {part} from {pairs[0]['a']}, paired by image, with its 95 % interval, not corrected",
+                description=" ".join(pair["sentence"] for pair in pairs),
+            )
+        )
+    return written
+
+
+def draw_ranking(table: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw a row for each cell: its accuracy on validation and, below it, on test, each with its interval."""
+    with figure_style():
+        figure = new_figure(9, 1.3 + 0.42 * len(table))
+        axes = figure.subplots()
+        for number, (part, marker) in enumerate((("validation", "o"), ("test", "s"))):
+            shown = [(place, row[part]) for place, row in enumerate(table) if row.get(part)]
+            if not shown:
+                continue
+            places = [place + (0.17 if number else -0.17) for place, _ in shown]
+            values = [100 * cell["value"] for _, cell in shown]
+            below = [100 * max(0.0, cell["value"] - cell["low"]) for _, cell in shown]
+            above = [100 * max(0.0, cell["high"] - cell["value"]) for _, cell in shown]
+            look = {"fmt": marker, "color": COLOURS[number], "markersize": 5, "elinewidth": 1.4, "capsize": 2}
+            axes.errorbar(values, places, xerr=[below, above], label=part, **look)
+        axes.set_yticks(range(len(table)), [row["arm"] for row in table])
+        axes.set_ylim(len(table) - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.set_xlabel("accuracy (%)")
+        figure.legend(loc="outside upper left", ncols=2)
+    return figure
+
+
+def draw_sweep_differences(pairs: Sequence[Mapping[str, Any]]) -> Figure:
+    """Draw each cell minus the reference as a dot with its interval, coloured where Holm's test tells them apart."""
+    with figure_style():
+        figure = new_figure(9, 1.2 + 0.36 * len(pairs))
+        axes = figure.subplots()
+        for place, pair in enumerate(pairs):
+            # The pair is reference minus cell; here the cell is read against the reference.
+            value, low, high = (-pair["difference"][key] for key in ("value", "high", "low"))
+            colour = COLOURS[0] if pair["is_larger_than_chance"] else SOFT
+            axes.plot([low, high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
+            axes.plot(value, place, "o", color=colour, markersize=6.5)
+        axes.axvline(0, color=INK, linewidth=1)
+        axes.set_yticks(range(len(pairs)), [pair["b"] for pair in pairs])
+        axes.set_ylim(len(pairs) - 0.4, -0.6)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", length=0)
+        axes.spines["left"].set_visible(False)
+        axes.set_xlabel(f"points of accuracy from {pairs[0]['a']} (blue: told apart after Holm)")
+        axes.margins(x=0.08)
+    return figure
+
+
+def format_sweep_table(comparison: Mapping[str, Any]) -> Table:
+    """Return the cells for the terminal, the best on validation first, and what did not finish last."""
+    from rich.table import Table
+
+    has_test = any(row["test"] for row in comparison["table"])
+    table = Table(title="Accuracy, its 95 % interval and the number of images; ranked on validation")
+    for name in ("", "cell", "validation", "macro F1", *(["test"] if has_test else []), "a seed"):
+        table.add_column(name, justify="left" if name == "cell" else "right", overflow="fold")
+    for row in comparison["table"]:
+        seeds = f"\n{len(row['seeds'])} seeds" if len(row["seeds"]) > 1 else ""
+        test = [_format_cell(row["test"])] if has_test else []
+        table.add_row(
+            str(row["rank"]),
+            f"{row['arm']}{seeds}",
+            _format_cell(row["validation"]),
+            format_percent(row["validation_macro_f1"]),
+            *test,
+            format_duration(row["seconds"]),
+        )
+    unfinished = Counter((member["arm"], member["status"]) for member in comparison["unfinished"])
+    for (arm, status), count in unfinished.items():
+        table.add_row(
+            "–", arm, status + (f", {count} seeds" if count > 1 else ""), "–", *(["–"] if has_test else []), "–"
+        )
+    return table
+
+
+def describe_best(comparison: Mapping[str, Any]) -> str | None:
+    """Return the sentence that the page begins with: the best cell on validation and what it reaches on test."""
+    if not comparison["table"]:
+        return None
+    best = comparison["table"][0]
+    figures = {"accuracy": "accuracy", "macro_f1": "macro F1"}
+    text = f"Best on validation by {figures[comparison['rank_by']]}: {best['arm']}."
+    for part in ("validation", "test"):
+        if best[part]:
+            figure = best[part]
+            text += (
+                f" {part.capitalize()} {format_percent(figure['value'])} (95 % {format_interval(figure)}, "
+                f"n = {format_count(figure['n'])})"
+                f"{', which chose it' if part == 'validation' else ', which chose nothing'}."
+            )
+    return text
+
+
+def _format_cell(figure: Mapping[str, Any] | None) -> str:
+    if not figure:
+        return "–"
+    return f"{format_percent(figure['value'])}\n{format_interval(figure)}\nn = {format_count(figure['n'])}"
