@@ -106,7 +106,7 @@ def audit_parts(
     audit["probably_no_face"] = None
     if _are_expressions(labels):
         audit["probably_no_face"] = find_no_faces(
-            survey.signatures[survey.distinct], survey.contrast[survey.distinct], where
+            survey.signatures[survey.distinct], survey.contrast[survey.distinct], survey.groups, where
         )
     audit["votes"] = None if votes is None else score_votes(read_votes(votes), held, labels, reading.num_rows)
     audit["samples"] = _draw_samples(survey, where, targets)

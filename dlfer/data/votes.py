@@ -106,7 +106,7 @@ def align_votes(votes: Votes, parts: list[Split], num_rows: int | None = None) -
         found = [np.array([places.get(str(name), -1) for name in part.ids], np.int64) for part in parts]
         if not any((rows >= 0).any() for rows in found):
             raise DataError(
-                f"{votes.path.name}: none of its {len(places)} ids is that of an image; e.g. {parts[0].ids[0]!r}."
+                f"{votes.path.name}: none of its {len(places)} ids is that of an image; e.g. {str(parts[0].ids[0])!r}."
             )
         return [np.where(rows[:, None] >= 0, votes.counts[rows], -1) for rows in found]
     counts, usages = _match_rows(votes, parts, num_rows)
@@ -240,8 +240,8 @@ def _check_usages(votes: Votes, part: Split, rows: np.ndarray, usages: np.ndarra
     wrong = np.flatnonzero((own != usages[rows]) & np.isin(own, usages))
     if len(wrong):
         raise DataError(
-            f"{votes.path.name}: row {rows[wrong[0]]} (from 0) is of Usage {usages[rows[wrong[0]]]!r}, the image of that "
-            f"row has the id {part.ids[wrong[0]]!r}; expected the rows in the order of the csv."
+            f"{votes.path.name}: row {rows[wrong[0]]} (from 0) is of Usage {str(usages[rows[wrong[0]]])!r}, the image of that "
+            f"row has the id {str(part.ids[wrong[0]])!r}; expected the rows in the order of the csv."
         )
 
 
