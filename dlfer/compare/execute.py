@@ -104,9 +104,9 @@ def _write_results(
 def _raise_failures(comparison: Comparison) -> None:
     failed: Sequence[Member] = [member for member in comparison.members if member.status == "failed"]
     if failed:
+        listed = "; ".join(f"{member.title}: {member.error.rstrip('.')}" for member in failed)
         error = DlferError(
-            f"{len(failed)} of {len(comparison.members)} members failed: "
-            f"{'; '.join(f'{member.title}: {member.error.rstrip(".")}' for member in failed)}. "
+            f"{len(failed)} of {len(comparison.members)} members failed: {listed}. "
             f"Run them again with --resume {comparison.run.path}"
         )
         comparison.run.fail(error)
