@@ -1,0 +1,170 @@
+"""The cells of a sweep: combinations, names, keys that fall away, and what the schema refuses."""
+
+from __future__ import annotations
+
+import pytest
+
+from dlfer.config.grid import list_cells
+from dlfer.config.load import compute_digest, load_experiment, with_overrides
+from dlfer.errors import ConfigError
+
+SMALL = """\
+experiment: {name: a}
+pretrain: {weights: imagenet}
+finetune:
+  data: {source: synthetic_faces}
+"""
+BACKBONES = """\
+sweep:
+  grid:
+    backbone:
+      b0: {model.backbone: efficientnet_b0, finetune.image_size: 224, pretrain.image_size: 224}
+      b3: {model.backbone: efficientnet_b3, finetune.image_size: 300, pretrain.image_size: 300}
+    optimizer:
+      adam: {finetune.optimizer.name: adam, finetune.optimizer.learning_rate: 0.001}
+      sgd: {finetune.optimizer.name: sgd, finetune.optimizer.learning_rate: 0.01}
+    finetune.batch_size: [16, 32]
+    finetune.balance: [none, sampler]
+"""
+
+
+@pytest.fixture
+def write(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def write(text: str) -> str:
+        (tmp_path / "a.yaml").write_text(SMALL + text)
+        return "a.yaml"
+
+    return write
+
+
+def list_names(file: str, **overrides) -> list[str]:
+    return [cell.name for cell in list_cells(load_experiment(file, overrides))]
+
+
+def find_problems(file: str, overrides: dict | None = None) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(file, overrides)
+    return [line.strip() for line in str(caught.value).splitlines()[1:]]
+
+
+def test_bundles_and_lists_are_combined_with_what_belongs_together(write):
+    config = load_experiment(write(BACKBONES))
+    cells = list_cells(config)
+    assert len(cells) == 2 * 2 * 2 * 2
+    assert cells[0].name == "b0, adam, batch_size=16, balance=none"
+    assert cells[-1].name == "b3, sgd, batch_size=32, balance=sampler"
+    assert cells[-1].settings == {
+        "backbone": "b3",
+        "optimizer": "sgd",
+        "finetune.batch_size": "32",
+        "finetune.balance": "sampler",
+    }
+    rates = {}
+    for cell in cells:
+        made = with_overrides(config, cell.overrides)
+        rates.setdefault(made.finetune.optimizer.name, set()).add(made.finetune.optimizer.learning_rate)
+        assert made.finetune.image_size == {"efficientnet_b0": 224, "efficientnet_b3": 300}[made.model.backbone]
+    assert rates == {"adam": {0.001}, "sgd": {0.01}}
+    assert len({compute_digest(with_overrides(config, cell.overrides)) for cell in cells}) == 16
+
+
+def test_an_ablation_is_a_sweep_of_two(write):
+    file = write("sweep: {grid: {ef_fer1: {with EF-FER1: {}, without EF-FER1: {pretrain: null}}}}\n")
+    config = load_experiment(file)
+    assert list_names(file) == ["with EF-FER1", "without EF-FER1"]
+    assert [with_overrides(config, c.overrides).pretrain is None for c in list_cells(config)] == [False, True]
+
+
+def test_keys_below_a_section_that_a_cell_removes_fall_away_and_equal_cells_are_one(write):
+    text = "sweep: {grid: {pretrain.epochs: [1, 2], ef_fer1: {with: {}, without: {pretrain: null}}}}\n"
+    assert list_names(write(text)) == ["epochs=1, with", "without", "epochs=2, with"]
+
+
+def test_without_ef_fer1_its_keys_fall_away(write):
+    config = load_experiment(write(BACKBONES), {"pretrain": None})
+    assert all(not key.startswith("pretrain") for cell in list_cells(config) for key in cell.overrides)
+    assert len(list_cells(config)) == 16
+    assert with_overrides(config, list_cells(config)[0].overrides).pretrain is None
+
+
+def test_a_section_is_set_before_what_stands_in_it(write):
+    text = "sweep: {grid: {finetune.optimizer.learning_rate: [0.1, 0.2], finetune.optimizer: [{name: sgd}]}}\n"
+    config = load_experiment(write(text))
+    made = [with_overrides(config, cell.overrides).finetune.optimizer for cell in list_cells(config)]
+    assert [(optimizer.name, optimizer.learning_rate) for optimizer in made] == [("sgd", 0.1), ("sgd", 0.2)]
+
+
+def test_names_are_as_short_as_they_can_be(write):
+    text = "sweep: {grid: {finetune.epochs: [1, 2], pretrain.epochs: [1], model.dropout: [0.5]}}\n"
+    assert list_names(write(text))[0] == "finetune.epochs=1, pretrain.epochs=1, dropout=0.5"
+
+
+def test_named_cells_stand_beside_the_grid_and_keys_can_be_set_from_the_command(write):
+    file = write("sweep: {cells: {long: {finetune.epochs: 60}, short: {finetune.epochs: 6}}}\n")
+    assert list_names(file) == ["long", "short"]
+    assert list_names(file, **{"sweep.grid.model.dropout": [0.1]}) == ["dropout=0.1", "long", "short"]
+    assert list_cells(load_experiment(write(""))) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        (
+            "{grid: {finetune.batch_sise: [1, 2]}}",
+            "finetune.batch_sise: there is no such key. Did you mean finetune.batch",
+        ),
+        (
+            "{grid: {o: {a: {finetune.optimizer.nam: sgd}}}}",
+            "o.a.finetune.optimizer.nam: there is no such key. Did you",
+        ),
+        (
+            "{cells: {a: {model.dropuot: 0.1}}}",
+            "cells.a.model.dropuot: there is no such key. Did you mean model.dropout?",
+        ),
+        (
+            "{grid: {finetune.balance: [none, smapler]}}",
+            'the value smapler does not fit: finetune.balance: found "smapler"',
+        ),
+        ("{grid: {model.dropout: 0.3}}", "model.dropout: found 0.3, expected a list of values, or named bundles"),
+        ("{grid: {o: {a: 3}}}", "expected a list of values, or named bundles"),
+        ("{grid: {model.dropout: []}}", "found an empty list"),
+        ("{grid: {model.dropout: [0.1, 0.1]}}", "found 0.1 twice"),
+        ("{grid: {model.dropout: [0.1]}}", "found one cell, dropout=0.1; expected two or more"),
+        ("{}", "found no cell; expected two or more"),
+        ("{grid: {experiment.seed: [1, 2]}}", "list the seeds in sweep.seeds"),
+        ("{grid: {experiment.name: [a, b]}}", "does not change the result of a run"),
+        ("{grid: {a: {x: {model.dropout: 0.1}}, model.dropout: [0.2]}}", "sets model.dropout, as a does"),
+        (
+            "{grid: {model.dropout: [0.1, 0.2]}, reference: c}",
+            "there is no cell 'c'; the cells: dropout=0.1; dropout=0.2.",
+        ),
+        ("{cells: {a: {}, b: {model.dropout: 0.3}}}", "the cells 'a' and 'b' are the same experiment"),
+        ("{grid: {model.dropout: [0.1, 0.2]}, cells: {dropout=0.1: {}}}", "two cells are called 'dropout=0.1'"),
+        ("{grid: {model.dropout: [0.1, 0.2]}, seeds: []}", "sweep.seeds: found [], expected a list of at least 1 item"),
+        ("{grid: {model.dropout: [0.1, 0.2]}, rank_by: test}", "sweep.rank_by: found"),
+        (
+            "{grid: {o: {a: {finetune.optimizer.name: sgd, finetune.optimizer.beta_1: 0.1}, b: {}}}}",
+            "o.a.finetune.optimizer.beta_1: does not fit: finetune.optimizer.beta_1: sgd has none",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_told_with_its_line(write, text, expected):
+    problems = find_problems(write(f"sweep: {text}\n"))
+    assert len(problems) == 1
+    assert problems[0].startswith("a.yaml line 5: sweep")
+    assert expected in problems[0]
+
+
+def test_a_grid_that_would_never_end_is_refused(write):
+    grid = {"model.dropout": [i / 100 for i in range(90)], "finetune.epochs": list(range(1, 13))}
+    assert "gives 1,080 cells, expected at most 1,000" in find_problems(write(""), {"sweep.grid": grid})[0]
+
+
+def test_a_run_reads_its_file_back_whatever_the_sweep_says_of_other_cells(write):
+    """A member's own value need not fit every other cell: its file is not checked again as a sweep."""
+    config = load_experiment(write("sweep: {grid: {finetune.freeze.head_epochs: [0, 3]}}\n"))
+    made = with_overrides(config, {"finetune.epochs": 2})
+    assert made.sweep == config.sweep
+    assert compute_digest(made) == compute_digest(with_overrides(made, {"sweep": None}))
