@@ -33,7 +33,8 @@ def draw_coordinates(records: Sequence[Mapping[str, Any]], keys: Sequence[str], 
     titles = [shorten_key(key, keys) for key in keys] + [
         f"{name}\n({'less' if direction == 'min' else 'more'} is better)"
     ]
-    order = np.argsort(scores if direction == "max" else -scores)
+    # The best is drawn last, and of equals the first counts as the best.
+    order = np.argsort(-scores if direction == "max" else scores, kind="stable")[::-1]
     with figure_style():
         from matplotlib import colormaps
 

@@ -68,6 +68,27 @@ class Board:
                 self.engine.tell(record)
             self._changed()
 
+    def beat(self, trial: str) -> bool:
+        """Hear that a trial goes on; here it always is its worker's own."""
+        del trial
+        return True
+
+    def adopt(self, trial: str, worker: str) -> bool:
+        """Give a trial that waits to be gone on with to the worker that has it; return whether it did wait."""
+        with self.lock:
+            adopted = self.engine.adopt(trial, worker)
+            if adopted:
+                self._running.add(trial)
+                self._changed()
+            return adopted
+
+    def release(self, trial: str) -> None:
+        """Take a trial away from a worker that is lost; it waits for another."""
+        with self.lock:
+            self._running.discard(trial)
+            self.engine.release(trial)
+            self._changed()
+
     def drop(self, trial: str) -> None:
         """A worker stopped, and its trial stands at a checkpoint."""
         with self.lock:

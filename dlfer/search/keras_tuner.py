@@ -86,6 +86,16 @@ class KerasTunerEngine:
                 self.oracle._retry_queue.append(trial)
         self.oracle.save()
 
+    def adopt(self, trial: str, worker: str) -> bool:
+        """Give a trial that waits to be gone on with to `worker`; return whether it did wait."""
+        if trial not in self.oracle._retry_queue:
+            return False
+        self.oracle._retry_queue.remove(trial)
+        self.oracle.ongoing_trials[worker] = self.oracle.trials[trial]
+        self.oracle.tuner_ids.add(worker)
+        self.oracle.save()
+        return True
+
     def list_records(self) -> list[TrialRecord]:
         """Return all trials in the order in which they were proposed."""
         records = []

@@ -210,14 +210,12 @@ def check_bug(board: Board, search: Search) -> None:
     )
 
 
-def make_workers(
-    search: Search, arm: Arm, source: Source, *, on_tick: Callable[[], None] | None = None
-) -> list[Worker]:
+def make_workers(search: Search, arm: Arm, source: Source) -> list[Worker]:
     """Return the workers of this process, each with its GPU or its share of the cores."""
     gpus = list_gpus()
     number = search.search_options.workers or max(1, len(gpus))
     runners = [
-        TrialRunner(search.make_settings(), search.control, environment, on_tick or (lambda: None))
+        TrialRunner(search.make_settings(), search.control, environment)
         for environment in make_environments(number, gpus)
     ]
     name = make_worker_name()

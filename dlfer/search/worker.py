@@ -29,6 +29,8 @@ class Source(Protocol):
 
     def tell(self, record: TrialRecord) -> None: ...
 
+    def beat(self, trial: str) -> bool: ...
+
     def drop(self, trial: str) -> None: ...
 
 
@@ -71,7 +73,7 @@ class Worker:
 
     def work(self) -> None:
         """Run trials until there are none, or until the search is asked to stop."""
-        self.runner.on_event = self._note
+        self.runner.on_event, self.runner.on_tick = self._note, self._beat
         done = 0
         while self.runner.control.get_reason() is None:
             # A name of its own for each trial: an oracle gives a name that has one the same one again.
@@ -86,6 +88,8 @@ class Worker:
             except TrainingStopped:
                 self.source.drop(answer.proposal.trial)
                 return
+            except _TrialLost:
+                self.source.drop(answer.proposal.trial)
             finally:
                 self.progress.proposal = None
             done += 1
@@ -122,9 +126,17 @@ class Worker:
             **facts,
         )
 
+    def _beat(self) -> None:
+        if not self.source.beat(self.progress.proposal.trial):
+            raise _TrialLost(self.progress.proposal.trial)
+
     def _note(self, event: str, fields: dict[str, Any]) -> None:
         if event == "epoch" and fields["stage"] == "pretrain":
             self.progress.stage, self.progress.epoch = "EF-FER1", int(fields["row"]["epoch"])
+
+
+class _TrialLost(Exception):
+    """The trial is another worker's now, or the chief stops: it is left at its checkpoint."""
 
 
 def list_gpus() -> list[str]:
