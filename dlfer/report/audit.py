@@ -81,7 +81,9 @@ def list_shown(audit: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def _describe_size(audit: Mapping[str, Any]) -> str:
     parts = ", ".join(f"{name} {format_count(part['num_images'])}" for name, part in audit["splits"].items())
-    return f"{format_count(audit['num_images'])} images ({parts}) with {len(audit['labels'])} labels."
+    images = "1 image" if audit["num_images"] == 1 else f"{format_count(audit['num_images'])} images"
+    labels = "1 label" if len(audit["labels"]) == 1 else f"{len(audit['labels'])} labels"
+    return f"{images} ({parts}) with {labels}."
 
 
 def _describe_leak(pair: str, leak: Mapping[str, int], audit: Mapping[str, Any]) -> str:

@@ -9,7 +9,7 @@ from PIL import Image
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import DataConfig, LabelsConfig
 from dlfer.data import fer2013
-from dlfer.data.fer2013 import load_fer2013, load_fer2013_usage
+from dlfer.data.fer2013 import load_fer2013, load_fer2013_parts, load_fer2013_usage
 from dlfer.errors import DataError, MissingDataError, ModelError
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
@@ -229,3 +229,23 @@ def test_unreadable_files_of_folders_are_skipped_and_counted(tmp_path):
     bundle = load_fer2013(_config(tmp_path, skip_unreadable=True))
     assert len(bundle.train) == 7
     assert any("2 of 16 images could not be read" in note for note in bundle.notes)
+
+
+def test_all_usages_are_parts_to_be_looked_at_and_bad_rows_are_told(tmp_path):
+    path = _write_csv(tmp_path / "some.csv", 21, replace={2: "9,1 2,Training", 20: f"3,{_text(20)},PublicTest"})
+    parts, reading = load_fer2013_parts(path)
+    assert [(part.name, len(part)) for part in parts] == [("Training", 6), ("PublicTest", 8), ("PrivateTest", 6)]
+    assert parts[1].ids[-1] == "PublicTest/20"
+    assert reading.num_rows == 21
+    assert len(reading.unreadable) == 1
+    assert reading.unreadable[0].startswith("some.csv line 4: expected a label 0..6, found '9'")
+    assert load_fer2013(_config(path, skip_unreadable=True)).reading == reading
+
+
+def test_rows_without_usage_are_one_part_to_be_looked_at(tmp_path):
+    path = tmp_path / "some.csv"
+    path.write_text("\n".join(["emotion,pixels", *(f"{row},{_text(row)}" for row in range(3))]))
+    (part,), reading = load_fer2013_parts(path)
+    assert (part.name, part.ids.tolist(), reading.num_rows) == ("all", ["all/0", "all/1", "all/2"], 3)
+    with pytest.raises(MissingDataError, match="Kaggle"):
+        load_fer2013_parts(tmp_path / "none.csv")

@@ -162,3 +162,15 @@ def test_a_folder_without_any_readable_image_is_refused(tmp_path):
         (tmp_path / name / "a.jpg").write_text("nothing")
     with pytest.raises(DataError, match="none of the 2 images can be read"):
         _load(tmp_path, skip_unreadable=True)
+
+
+def test_what_was_met_with_in_reading_is_kept_for_the_audit(tmp_path):
+    _write_classes(tmp_path, ("train",))
+    assert _load(tmp_path).reading.sizes == {}
+    _write(tmp_path / "train" / "cat" / "im7.png", (30, 40))
+    (tmp_path / "train" / "dog" / "im8.png").write_bytes(b"no image")
+    reading = _load(tmp_path, skip_unreadable=True).reading
+    assert reading.sizes["train/cat/im7.png"] == (40, 30)
+    assert len(reading.sizes) == 7
+    assert len(reading.unreadable) == 1
+    assert "im8.png" in reading.unreadable[0]

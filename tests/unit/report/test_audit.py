@@ -1,0 +1,144 @@
+"""The audit in sentences, and its page."""
+
+from __future__ import annotations
+
+import base64
+import io
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlfer.report.audit import describe_audit, list_shown, write_audit_page
+
+
+def _place(split, name, **more):
+    return {"split": split, "id": name, "label": "Happy", **more}
+
+
+@pytest.fixture
+def audit() -> dict:
+    figure = {"value": 0.63, "low": 0.61, "high": 0.65, "n": 40}
+    contested = _place("b", "b/7", plurality=["fear"], share=figure, votes={"fear": 4, "anger": 3})
+    return {
+        "source": "/data/<faces>.csv",
+        "notes": ["2 images were resized."],
+        "num_images": 50,
+        "labels": ["Happy", "Sad", "Fear"],
+        "splits": {
+            "a": {"num_images": 40, "classes": {"Happy": 30, "Sad": 10, "Fear": 0}, "imbalance": 3.0},
+            "b": {"num_images": 10, "classes": {"Happy": 5, "Sad": 5, "Fear": 0}, "imbalance": 1.0},
+        },
+        "unreadable": {"n": 1, "examples": ["row 3: <cut>"]},
+        "distinct_images": 44,
+        "duplicate_groups": 4,
+        "conflicting_groups": 2,
+        "near_groups": 6,
+        "near_conflicting_groups": 3,
+        "largest_group": 5,
+        "groups_across_splits": {"exact": 1, "near": 2},
+        "constant_images": 1,
+        "near_constant_images": 3,
+        "leaks": {"a->b": {"exact": 2, "near_or_mirrored": 5, "from_source": 1}},
+        "outliers": {
+            "rule": "an outlier is far",
+            "brightness": {"n": 1, "median": 120, "low": 10, "high": 200, "images": [_place("a", "a/9", value=3)]},
+            "contrast": {"n": 0, "median": 50, "low": 5, "high": 99, "images": []},
+            "size": None,
+        },
+        "probably_no_face": {"n": 1, "threshold": 0.3, "images": [_place("a", "a/4", distance=0.5)], "measured": "So."},
+        "votes": {
+            "file": "votes.csv",
+            "definition": "Most say.",
+            "n": 40,
+            "agreement": figure,
+            "ceiling": {**figure, "value": 0.7},
+            "splits": {"a": {"agreement": figure, "ceiling": figure}},
+            "labels": {"Happy": figure, "Sad": {"value": None, "low": None, "high": None, "n": 0}},
+            "contested": [contested],
+        },
+        "samples": {
+            "exact": [[_place("a", "a/1"), _place("b", "b/1")]],
+            "near": [],
+            "mirrored": [[_place("a", "a/2"), _place("a", "a/3")]],
+            "conflicting": [[_place("a", "a/1"), {**_place("b", "b/1"), "label": "Sad"}]],
+        },
+    }
+
+
+def test_each_finding_is_a_sentence_with_its_numbers(audit):
+    text = "\n".join(describe_audit(audit))
+    for sentence in (
+        "50 images (a 40, b 10) with 3 labels.",
+        "1 row or file could not be read; the first: row 3: <cut>",
+        "5 of 10 images of b (50.0 %) have a twin in a: 2 an exact copy, 1 of them by the ids of augmented copies, "
+        "3 a near or mirrored one only.",
+        "44 images are distinct; 4 of them occur more than once, 2 under different labels.",
+        "6 groups of images that belong together, the largest of 5 images; 3 of the groups",
+        "a has no image of Fear.",
+        "The largest class of a (Happy, 30) is 3.0 times the smallest (Sad, 10).",
+        "1 image is of one colour, 2 more nearly so",
+        "Outliers: 1 in brightness.",
+        "1 image is unlike the other faces",
+        "63.0 % of 40 images (61.0 to 65.0)",
+        "agrees with the plurality of the others on 70.0 %",
+    ):
+        assert sentence in text
+    assert "The largest class of b" not in text
+
+
+def test_clean_data_is_said_to_be_clean(audit):
+    audit["leaks"] = {"a->b": {"exact": 0, "near_or_mirrored": 0, "from_source": 0}}
+    audit |= {"duplicate_groups": 0, "near_groups": 0, "constant_images": 0, "near_constant_images": 0, "votes": None}
+    audit |= {"probably_no_face": None, "unreadable": {"n": 0, "examples": []}, "outliers": None}
+    lines = describe_audit(audit)
+    assert "No image of b has a twin in a." in lines
+    assert "No image occurs more than once." in lines
+    assert len(lines) == 6
+
+
+def test_audits_of_older_runs_and_of_streams_are_described():
+    old = {
+        "num_images": 3,
+        "labels": ["x"],
+        "splits": {"train": {"num_images": 3, "classes": {"x": 3}}},
+        "distinct_images": 3,
+        "duplicate_groups": 0,
+        "conflicting_groups": 0,
+        "constant_images": 0,
+        "leaks": {},
+    }
+    assert describe_audit(old) == ["3 images (train 3) with 1 label.", "No image occurs more than once."]
+    streamed = {"num_images": 9, "labels": ["x", "y"], "splits": {"train": {"num_images": 9}}}
+    assert describe_audit(streamed)[-1] == "The images are streamed, so they were not looked into."
+
+
+def test_the_page_shows_each_image_once_named_and_nothing_from_outside(tmp_path, audit):
+    shown = list(list_shown(audit))
+    assert set(shown) == {("a", f"a/{row}") for row in (1, 2, 3, 4, 9)} | {("b", "b/1"), ("b", "b/7")}
+    images = {place: np.full((150, 300, 3), 40 * row, np.uint8) for row, place in enumerate(sorted(set(shown)))}
+    page = write_audit_page(tmp_path / "a.html", audit, images).read_text()
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert "&lt;faces&gt;.csv" in page
+    assert "<cut>" not in page
+    tags = re.findall(r'<img src="data:image/png;base64,([^"]+)" alt="([^"]+)"', page)
+    assert len(tags) == 4 + 1 + 1 + 1 + 1  # two pairs, a contradiction, contested, no face, an outlier
+    assert all("labelled Happy" in alt for _, alt in tags)
+    picture = Image.open(io.BytesIO(base64.b64decode(tags[0][0])))
+    assert picture.size == (96, 48)
+    assert "Most say." in page
+    assert "fear&nbsp;4, anger&nbsp;3" in page
+
+
+def test_a_streamed_audit_has_a_page_too(tmp_path):
+    streamed = {
+        "source": "a.yaml",
+        "notes": [],
+        "num_images": 9,
+        "labels": ["x", "y"],
+        "splits": {"train": {"num_images": 9}},
+        "unreadable": {"n": 0, "examples": []},
+    }
+    page = write_audit_page(tmp_path / "a.html", streamed, {}).read_text()
+    assert "not looked into" in page
