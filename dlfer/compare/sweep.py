@@ -227,7 +227,7 @@ def _describe_luck(rows: Sequence[dict[str, Any]]) -> str:
     if len(rows) < 2:
         return ""
     value = float(np.mean([row["validation"]["value"] for row in rows]))
-    error = np.sqrt(value * (1 - value) / (rows[0]["validation"]["n"] * len(rows[0]["seeds"])))
+    error = np.sqrt(value * (1 - value) / rows[0]["validation"]["n"])
     points = 100 * error * NormalDist().inv_cdf((len(rows) - 0.375) / (len(rows) + 0.25))
     return f"; were all equally good, the luckiest would still stand up to about {points:.1f} points of accuracy above"
 
