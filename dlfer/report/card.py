@@ -201,7 +201,9 @@ def _describe_protocol(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> l
         )
     view = metrics.get("headline") or "single"
     if view != "single":
-        lines.append(f"The run's headline averages over {VIEWS.get(view, view)}; the figures below are of single images.")
+        lines.append(
+            f"The run's headline averages over {VIEWS.get(view, view)}; the figures below are of single images."
+        )
     opened = metrics.get("test_opened")
     if opened and metrics.get("test"):
         lines.append(f"The test part was opened {'once' if opened == 1 else f'{opened} times'}.")

@@ -151,9 +151,11 @@ def _draw_banner(banner: str, width: int, dpi: float) -> Image:
         else:
             lines[-1] = longer
     step = round(1.35 * size)
-    strip = Image.new("RGB", (width, 2 * pad + step * len(lines)), _BANNER_WASH)
+    height = 2 * pad + step * len(lines)
+    strip = Image.new("RGB", (width, height + size // 2), "white")
     draw = ImageDraw.Draw(strip)
-    draw.rectangle((0, 0, bar - 1, strip.height), fill=_BANNER_EDGE)
+    draw.rectangle((0, 0, width, height - 1), fill=_BANNER_WASH)
+    draw.rectangle((0, 0, bar - 1, height - 1), fill=_BANNER_EDGE)
     for number, line in enumerate(lines):
         draw.text((bar + pad, pad + number * step), line, font=font, fill=_BANNER_INK)
     return strip

@@ -71,8 +71,8 @@ def build_headline(
         expected: the range of the test accuracy that the experiment names, or None.
 
     Returns:
-        The part's scores with "accuracy" of the views that are the headline, "what", "part", "facts" as (name,
-        value), and "largest_class", its share. None where nothing was judged.
+        The part's scores with "accuracy" of the views that are the headline, "title" of that, "what" the part
+        is, "facts" as (name, value), and "largest_class", its share. None where nothing was judged.
     """
     part = get_judged_part(metrics)
     if part is None:
@@ -91,18 +91,18 @@ def build_headline(
         facts.append(("test", "none: the run was not judged on a test part"))
     facts.append(("macro F1", f"{format_percent(shown['macro_f1']['value'])} over {len(scores['labels'])} classes"))
     if shown is not scores:
-        facts.append(("averaged over", VIEWS.get(metrics["headline"], metrics["headline"])))
-        facts.append(("single image", format_percent(scores["accuracy"]["value"])))
+        facts.append(("of single images", f"{format_percent(scores['accuracy']['value'])}; so are all figures below"))
     if expected and part == "test":
         low, high = (float(value) for value in expected)
         verdict = "within" if low <= shown["accuracy"]["value"] <= high else "outside"
         facts.append(("expected", f"{format_percent(low)} to {format_percent(high)}: {verdict}"))
     largest = max(figures["n"] for figures in scores["per_class"].values()) / scores["n"]
     what = name_part(metrics, data)
+    averaged = f", averaged over {VIEWS.get(metrics['headline'], metrics['headline'])}" if shown is not scores else ""
     return {
         **scores,
         "accuracy": shown["accuracy"],
-        "part": part,
+        "title": what + averaged,
         "what": what,
         "facts": facts,
         "largest_class": largest,

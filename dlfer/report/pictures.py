@@ -136,7 +136,7 @@ def write_confusion_page(folder: Path, images: np.ndarray, predictions: Predicti
         target, answer = targets[rows[0]], predicted[rows[0]]
         count, total = int(np.sum((targets == target) & (predicted == answer))), int(np.sum(targets == target))
         headings.append(
-            f"{predictions.labels[target]} → {predictions.labels[answer]}: {count:,} images, "
+            f"{predictions.labels[target]} → {predictions.labels[answer]}: {count:,} image{'' if count == 1 else 's'}, "
             f"{100 * count / total:.0f} % of {predictions.labels[target]}"
         )
         captions.append([f"{100 * predictions.probabilities[row].max():.0f} %" for row in rows])

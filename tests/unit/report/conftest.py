@@ -9,8 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dlfer.evaluate.attributes import compute_group_scores
 from dlfer.evaluate.predictions import Predictions, write_predictions
 from dlfer.evaluate.scores import compute_metrics_file
+from dlfer.evaluate.views import compute_view_scores
 
 LABELS = ("Angry", "Happy", "Sad")
 SPLITS = {"train": "Training", "validation": "PublicTest", "test": "PrivateTest"}
@@ -105,6 +107,48 @@ def make_run(path: Path, *, parts=("train", "validation", "test"), banner=None, 
     write_history(path / "pretrain" / "history.csv")
     write_history(path / "finetune" / "history.csv")
     return path
+
+
+def make_extras() -> dict:
+    """Views, groups and corruptions of the test part of `make_run`, as metrics.json holds them."""
+    plain, viewed = make_predictions("test"), make_predictions("test", gain=2.0)
+    values = {str(name): ("young", "old")[row % 2] for row, name in enumerate(plain.ids[:50])}
+    levels = [{"strength": s, "parameter": 2 * s, "accuracy": make_figure(0.6 - s / 10)} for s in (1, 2, 3)]
+    return {
+        "views": {"mirror": {"test": compute_view_scores(viewed, plain, view="mirror", bootstrap=100)}},
+        "headline": "mirror",
+        "groups": compute_group_scores(plain, {"age": values}, file="ages.csv") | {"part": "test"},
+        "corruptions": {
+            "clean": make_figure(0.6),
+            "corruptions": {"noise": levels, "low_resolution": levels[:2]},
+            "meanings": {"noise": "standard deviation"},
+            "n": 60,
+            "seed": 0,
+            "part": "test",
+        },
+    }
+
+
+def make_figure(value: float) -> dict[str, float]:
+    return {"value": value, "low": value - 0.05, "high": value + 0.05}
+
+
+def write_model(run: Path, **changes) -> Path:
+    """Write what a card reads of a model: its record, not its weights."""
+    (run / "model").mkdir()
+    record = {"format": 1, "family": "transfer", "labels": LABELS, "input": {"channels": 1, "image_size": 48}}
+    (run / "model" / "artifact.json").write_text(json.dumps(record | changes))
+    return run
+
+
+@pytest.fixture
+def model_writer():
+    return write_model
+
+
+@pytest.fixture
+def extras():
+    return make_extras()
 
 
 @pytest.fixture

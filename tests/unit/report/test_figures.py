@@ -114,3 +114,76 @@ def test_augmented_page(tmp_path):
     images = np.random.default_rng(0).integers(0, 256, (5, 12, 12, 3), dtype=np.uint8)
     with Image.open(pictures.write_augmented_page(tmp_path, images, ["sad"] * 4 + ["happy"])) as image:
         assert image.info["Description"] == "5 augmented training images of the classes happy, sad."
+
+
+BANNER = "Published protocol, not a clean test: 4 of 60 test images have a twin in training – " + "compare. " * 20
+
+
+def read_png(path):
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB")), image.text, image.info["dpi"]
+
+
+@pytest.fixture
+def drawn(tmp_path):
+    return figures.write_figure(curves.draw_roc(make_predictions()), tmp_path / "roc.png", title="t", description="ü")
+
+
+def test_a_banner_is_drawn_above_the_figure_and_kept_in_its_text(drawn):
+    before, _, dpi = read_png(drawn)
+    figures.stamp_banner(drawn.parent, ["roc", "absent"], BANNER)
+    after, text, stamped_dpi = read_png(drawn)
+    height = int(text["Banner height"])
+    assert text["Banner"] == BANNER
+    assert (text["Title"], text["Description"]) == ("t", "ü")
+    assert stamped_dpi == pytest.approx(dpi)
+    assert height > 60
+    np.testing.assert_array_equal(after[height:], before)
+    assert len(np.unique(after[:height].reshape(-1, 3), axis=0)) > 10
+    assert [entry.name for entry in drawn.parent.iterdir()] == ["roc.png"]
+
+
+def test_a_banner_is_drawn_once_replaced_by_another_and_taken_away(drawn):
+    bare = read_png(drawn)[0]
+    figures.stamp_banner(drawn.parent, ["roc"], BANNER)
+    once = drawn.read_bytes()
+    figures.stamp_banner(drawn.parent, ["roc"], BANNER)
+    assert drawn.read_bytes() == once
+    figures.stamp_banner(drawn.parent, ["roc"], "Smoke run.")
+    shorter, text, _ = read_png(drawn)
+    assert text["Banner"] == "Smoke run."
+    np.testing.assert_array_equal(shorter[int(text["Banner height"]) :], bare)
+    figures.stamp_banner(drawn.parent, ["roc"], None)
+    again, text, _ = read_png(drawn)
+    np.testing.assert_array_equal(again, bare)
+    assert set(text) == {"Title", "Description", "Software"}
+
+
+def test_a_figure_without_a_banner_is_left_as_it_is(drawn):
+    before = drawn.read_bytes()
+    figures.stamp_banner(drawn.parent, ["roc"], None)
+    assert drawn.read_bytes() == before
+
+
+def test_curves_differ_by_line_as_well_as_by_colour():
+    axes = curves.draw_roc(make_predictions(n=200, num_classes=7)).axes[0]
+    looks = [(line.get_color(), str(line.get_linestyle())) for line in axes.get_lines()[1:8]]
+    assert len({colour for colour, _ in looks}) == 7
+    lines = [line._unscaled_dash_pattern for line in axes.get_lines()[1:8]]
+    assert len({str(line) for line in lines}) == 7
+    parts = curves.draw_history(make_history()).axes[0].get_lines()[:2]
+    assert parts[0].get_linestyle() != parts[1].get_linestyle()
+    assert parts[0].get_marker() != parts[1].get_marker()
+
+
+def test_corruptions_show_the_accuracies_from_the_clean_images_on():
+    levels = [
+        {"strength": s, "accuracy": {"value": v, "low": v - 0.1, "high": v + 0.1}} for s, v in ((1, 0.5), (2, 0.3))
+    ]
+    found = {"clean": {"value": 0.6, "low": 0.5, "high": 0.7}, "corruptions": {"low_resolution": levels}}
+    axes = curves.draw_corruptions(found).axes[0]
+    assert axes.containers[0].get_label() == "low resolution"
+    assert axes.containers[0].lines[0].get_ydata() == pytest.approx([60, 50, 30])
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["clean", "1", "2"]
+    spans = axes.containers[0].lines[2][0].get_segments()
+    assert np.array(spans)[:, :, 1] == pytest.approx(np.array([[50, 70], [40, 60], [20, 40]]))

@@ -8,10 +8,13 @@ import subprocess
 import sys
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from dlfer.errors import DataError, ModelError
 from dlfer.report.html import write_report
+from dlfer.report.pictures import write_augmented_page
 
 
 class Page(HTMLParser):
@@ -97,6 +100,192 @@ def test_the_page_loads_nothing_from_elsewhere(tmp_path, run_maker):
     assert "<script" not in source
 
 
+def read_metrics(run) -> dict:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def change_metrics(run, **changes):
+    (run / "metrics.json").write_text(json.dumps(read_metrics(run) | changes))
+    return run
+
+
+def test_the_figures_of_merit_are_those_of_the_metrics(tmp_path, run_maker):
+    run = run_maker(tmp_path / "run")
+    page, scores = read_page(write_report(run)), read_metrics(run)["test"]
+    raw = scores["calibration"]["raw"]
+    for name, figure, remark in (
+        ("accuracy", scores["accuracy"], ""),
+        ("balanced accuracy", scores["balanced_accuracy"], "the mean recall of the classes "),
+        ("macro F1", scores["macro_f1"], ""),
+        ("ECE", raw["ece_equal_mass"], "less is better "),
+        ("one-vs-rest accuracy", scores["one_vs_rest_accuracy"], "not the accuracy, see below "),
+    ):
+        low, high = 100 * figure["low"], 100 * figure["high"]
+        assert f"{name} {remark}{100 * figure['value']:.1f} % {low:.1f} to {high:.1f}" in page.text, name
+    for name, figure, remark in (
+        ("MCC", scores["mcc"], "0 is chance "),
+        ("Cohen's kappa", scores["cohen_kappa"], "0 is chance "),
+        ("macro AUC", scores["macro_auc"], "0.5 is chance "),
+        ("macro average precision", scores["macro_average_precision"], ""),
+        ("log-loss", scores["log_loss"], "less is better "),
+        ("Brier score", raw["brier"], "0 to 2, less is better "),
+    ):
+        assert f"{name} {remark}{figure['value']:.3f} {figure['low']:.3f} to {figure['high']:.3f}" in page.text, name
+    detected = scores["emotion_detection_rate"]["num_detected"]
+    assert f"classes mostly predicted as themselves {100 * detected / 3:.1f} % {detected} of 3" in page.text
+    assert "It is not accuracy: with 3 classes an accuracy of 70 % is 80.0 % when counted so." in page.text
+
+
+def test_calibration_and_abstaining_are_told_in_numbers(tmp_path, run_maker):
+    run = run_maker(tmp_path / "run")
+    page, metrics = read_page(write_report(run)), read_metrics(run)
+    temperature, at = metrics["temperature"]["value"], metrics["test"]["selective"]["at_threshold"]
+    assert f"The temperature {temperature:.3f} was fitted on validation (PublicTest, n = 60)" in page.text
+    assert (
+        f"at least {at['threshold']:.3f}, it answers {100 * at['coverage']['value']:.1f} % of the images" in page.text
+    )
+    assert f"{100 * at['accuracy']['value']:.1f} % of these answers are right" in page.text
+    scaled = metrics["test"]["calibration"]["scaled"]["log_loss"]
+    assert f"{scaled['value']:.3f} {scaled['low']:.3f} to {scaled['high']:.3f}" in page.text
+
+
+def test_what_was_asked_is_told_from_the_config(tmp_path, run_maker):
+    run = run_maker(tmp_path / "run")
+    config = """
+experiment: {name: faces}
+model: {backbone: efficientnet_b0, dropout: 0.3}
+pretrain: {weights: imagenet}
+finetune:
+  data: {source: fer2013, path: f.csv, protocol: paper, split: after_balance, select_on: 0.1, fraction: 0.25}
+  epochs: 6
+  image_size: 64
+  optimizer: {name: adamw, learning_rate: 0.001}
+  schedule: {name: cosine}
+  balance: augment
+  augment: {rotation: 12.0, mirror: 0.5, zoom: 0.0, fill: nearest}
+  keep: best
+  monitor: accuracy
+expected: {result: about 65 %, test_accuracy: null}
+"""
+    (run / "config.yaml").write_text(config)
+    text = read_page(write_report(run)).text
+    assert "which of 3 labels would annotators give: Angry, Happy, Sad?" in text
+    assert "fer2013, f.csv, protocol paper (after_balance), selected on 10 % of training, 25 % of the images" in text
+    assert "not trained here: weights imagenet" in text
+    assert (
+        "6 epochs, 64 px, adamw at 0.001 (cosine), classes balanced by augment, best epoch kept by accuracy on validation"
+        in text
+    )
+    assert "rotation 12, mirror 0.5" in text
+    assert "expected result about 65 %" in text
+
+
+def test_views_groups_and_corruptions_have_their_tables(tmp_path, run_maker, extras):
+    run = change_metrics(run_maker(tmp_path / "run"), **extras)
+    page, metrics = read_page(write_report(run)), read_metrics(run)
+    mirror, single = metrics["views"]["mirror"]["test"], metrics["test"]
+    assert "Accuracy, test (PrivateTest), averaged over the image and its mirror image" in page.text
+    assert f"{100 * mirror['accuracy']['value']:.1f} % 95 % interval" in page.text
+    assert f"of single images {100 * single['accuracy']['value']:.1f} %; so are all figures below" in page.text
+    assert mirror["paired"]["sentence"] in page.text
+    young = metrics["groups"]["attributes"]["age"]["groups"]["young"]
+    assert f"young 25 {100 * young['accuracy']['value']:.1f} %" in page.text
+    assert "10 images have no value of it." in page.text
+    assert "Largest gap in accuracy between two groups" in page.text
+    assert "no claim per group" not in page.text
+    assert "noise standard deviation 50.0 % 45.0 to 55.0 at 2 40.0 % 35.0 to 45.0 at 4 30.0 %" in page.text
+    assert "low resolution 50.0 % 45.0 to 55.0 at 2 40.0 % 35.0 to 45.0 at 4 –" in page.text
+    assert any("low resolution 40.0 %" in image["alt"] for image in page.images)
+
+
+def test_views_are_not_the_headline_unless_asked(tmp_path, run_maker, extras):
+    run = change_metrics(run_maker(tmp_path / "run"), views=extras["views"])
+    page, accuracy = read_page(write_report(run)), read_metrics(run)["test"]["accuracy"]["value"]
+    assert "averaged over the" not in page.text.split("95 % interval")[0]
+    assert f"Accuracy, test (PrivateTest) {100 * accuracy:.1f} % 95 % interval" in page.text
+    assert "the headline, as the experiment asks" not in page.text
+    assert "the image and its mirror image" in page.text
+
+
+def test_without_attributes_the_page_says_that_no_claim_is_made(tmp_path, run_maker):
+    run = run_maker(tmp_path / "run")
+    assert "skin tone exist for FER2013, so no claim per group of people is made" in read_page(write_report(run)).text
+    data = json.loads((run / "data.json").read_text())
+    (run / "data.json").write_text(json.dumps(data | {"source": "folder"}))
+    assert "skin tone were given, so no claim per group of people is made" in read_page(write_report(run)).text
+
+
+NEW_IN_PARTS = (
+    "balanced_accuracy",
+    "mcc",
+    "cohen_kappa",
+    "macro_average_precision",
+    "one_vs_rest_accuracy",
+    "emotion_detection_rate",
+    "calibration",
+    "selective",
+)
+NEW_AT_THE_TOP = ("temperature", "abstain", "views", "headline", "groups", "corruptions", "test_opened")
+
+
+@pytest.mark.parametrize("absent", [*NEW_IN_PARTS, *NEW_AT_THE_TOP, "all"])
+def test_metrics_of_earlier_versions_are_reported(tmp_path, run_maker, extras, absent):
+    run = change_metrics(run_maker(tmp_path / "run"), **extras)
+    metrics = read_metrics(run)
+    for key in NEW_AT_THE_TOP:
+        if absent in (key, "all"):
+            metrics.pop(key, None)
+    for part in ("test", "test_without_twins", "validation", "train"):
+        for key in NEW_IN_PARTS:
+            if absent in (key, "all"):
+                del metrics[part][key]
+        for scores in metrics[part]["per_class"].values():
+            if absent in ("macro_average_precision", "all"):
+                del scores["average_precision"], scores["intervals"]["average_precision"]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    page = read_page(write_report(run))
+    assert f"n = {metrics['test']['n']}" in page.text
+    assert "None" not in page.text
+    targets = [address for address in page.addresses if address.startswith("#")]
+    assert all(f'id="{target[1:]}"' in (run / "report.html").read_text() for target in targets)
+    assert ("Calibration, test" in page.text) == (absent not in ("calibration", "all"))
+    assert ("Abstaining, test" in page.text) == (absent not in ("selective", "all"))
+
+
+def test_unreached_thresholds_and_unfitted_temperatures_are_said(tmp_path, run_maker):
+    run = change_metrics(run_maker(tmp_path / "run"), temperature=None, abstain=None)
+    metrics = read_metrics(run)
+    metrics["test"]["calibration"]["scaled"] = metrics["test"]["selective"]["at_threshold"] = None
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    text = read_page(write_report(run)).text
+    assert "No temperature was fitted" in text
+    assert "No threshold was chosen" in text
+    assert "after the temperature" not in text
+
+
+def test_every_figure_has_a_text_alternative_and_the_banner(tmp_path, run_maker, extras):
+    run = change_metrics(run_maker(tmp_path / "run", banner="Not a clean test – 6 twins."), **extras)
+    augmented = np.zeros((2, 8, 8, 1), np.uint8)
+    write_augmented_page(run / "figures", augmented, ["Happy", "Sad"])
+    page = read_page(write_report(run))
+    drawn = sorted(path.stem for path in (run / "figures").glob("*.png"))
+    assert len(drawn) == len(page.images) == 8
+    assert all(len(image["alt"]) > 40 for image in page.images)
+    for name in drawn:
+        with Image.open(run / "figures" / f"{name}.png") as image:
+            assert image.text["Banner"] == "Not a clean test – 6 twins.", name
+    assert "Not a clean test – 6 twins." in page.text.split("Accuracy, test")[0]
+
+
+def test_the_comparison_that_a_run_belongs_to_is_linked(tmp_path, run_maker):
+    run = run_maker(tmp_path / "faces" / "one")
+    for name, member in (("two-ablation", run), ("three-sweep", tmp_path / "faces" / "another")):
+        (tmp_path / "faces" / name).mkdir()
+        (tmp_path / "faces" / name / "members.csv").write_text(f"arm,seed,path\nwith,0,{member}\nwith,1,\n")
+    page = read_page(write_report(run))
+    assert [address for address in page.addresses if address.startswith("..")] == ["../two-ablation/report.html"]
+
+
 def test_without_a_test_part_every_heading_says_validation(tmp_path, run_maker):
     page = read_page(write_report(run_maker(tmp_path / "run", parts=("train", "validation"))))
     assert "Accuracy, validation figure (PublicTest, used for selection)" in page.text
@@ -166,6 +355,7 @@ def test_figures_of_undefined_classes_are_dashes(tmp_path, run_maker):
     source = write_report(run).read_text()
     row = source.split('<th scope="row">Angry</th>')[1].split("</tr>")[0]
     assert row.count("–") == 4
+    assert '<th scope="row">macro AUC' in source
     assert "None" not in html.unescape(Page(source).text)
 
 

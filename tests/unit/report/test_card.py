@@ -1,0 +1,220 @@
+from __future__ import annotations
+
+import json
+import socket
+
+import pytest
+
+from dlfer.errors import ModelError
+from dlfer.report.card import write_card
+from dlfer.report.terms import find_terms
+
+FER2013 = {"finetune": {"data": {"source": "fer2013", "path": "f.csv"}}}
+
+
+def read_card(path):
+    from huggingface_hub import ModelCard
+
+    return ModelCard.load(path)
+
+
+def check_metadata(card) -> None:
+    """Assert what the hub asks of a card's metadata (hub-docs: modelcard.md)."""
+    values = card.data.to_dict()
+    assert values["library_name"] == "keras"
+    assert values["pipeline_tag"] == "image-classification"
+    assert values["license"] in ("other", "unknown")
+    assert ("license_name" in values) == (values["license"] == "other")
+    assert all(isinstance(tag, str) and tag for tag in values["tags"])
+    assert len(set(values["tags"])) == len(values["tags"])
+    for model in values.get("model-index", []):
+        assert model["name"]
+        for result in model["results"]:
+            assert result["task"]["type"] == "image-classification"
+            assert result["dataset"]["type"]
+            assert result["dataset"]["name"]
+            assert result["metrics"]
+            for metric in result["metrics"]:
+                assert isinstance(metric["type"], str)
+                assert isinstance(metric["value"], float)
+
+
+@pytest.fixture
+def run(tmp_path, run_maker, model_writer):
+    path = model_writer(run_maker(tmp_path / "faces" / "one"))
+    (path / "config.yaml").write_text(json.dumps({"experiment": {"name": "faces"}, **FER2013}))
+    return path
+
+
+def read_metrics(run) -> dict:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def test_the_metadata_loads_and_holds_the_figures_of_the_metrics(run):
+    path = write_card(run)
+    assert path == run / "model" / "MODEL_CARD.md"
+    card, metrics = read_card(path), read_metrics(run)
+    check_metadata(card)
+    assert card.data.model_name == "faces"
+    whole = [result for result in card.data.eval_results if result.dataset_config == "official"]
+    without = [result for result in card.data.eval_results if result.dataset_config == "official-without-twins"]
+    for results, part in ((whole, "test"), (without, "test_without_twins")):
+        values = {result.metric_type: result.metric_value for result in results}
+        assert values["accuracy"] == pytest.approx(metrics[part]["accuracy"]["value"], abs=1e-6)
+        assert values["f1"] == pytest.approx(metrics[part]["macro_f1"]["value"], abs=1e-6)
+        assert values["brier_score"] == pytest.approx(metrics[part]["calibration"]["raw"]["brier"]["value"], abs=1e-6)
+        figure = metrics[part]["accuracy"]
+        names = [result.metric_name for result in results if result.metric_type == "accuracy"]
+        assert names == [f"accuracy (95 % {figure['low']:.3f} to {figure['high']:.3f}, n = {metrics[part]['n']})"]
+    assert {result.dataset_name for result in whole} == {"fer2013 PrivateTest"}
+    assert {result.dataset_name for result in without} == {"fer2013 PrivateTest, images without a twin in training"}
+
+
+def test_the_card_tells_use_terms_protocol_figures_and_limits(run):
+    text, metrics = write_card(run).read_text(), read_metrics(run)
+    accuracy, without = metrics["test"]["accuracy"], metrics["test_without_twins"]["accuracy"]
+    cells = [f"{100 * f['value']:.1f} % ({100 * f['low']:.1f} to {100 * f['high']:.1f})" for f in (accuracy, without)]
+    for sentence in (
+        "which of 3 expression labels annotators would give: Angry, Happy, Sad.",
+        "It never detects what a person feels",
+        "Art. 5(1)(f)",
+        "Art. 50(3)",
+        "Annex III",
+        "check EUR-Lex",
+        "do not redistribute",
+        "Protocol `official`, selected on PublicTest",
+        "4 have an exact copy in training and 6 an exact, nearly equal or mirrored one.",
+        f"| accuracy | {cells[0]} | {cells[1]} |",
+        "| figure | test, n = 60 | test without twins, n = 54 | validation figure (used for selection), n = 60 |",
+        "The temperature",
+        "It is worst at",
+        "no claim per group of people is made",
+        "config digest: abc123",
+        "For research only",
+    ):
+        assert sentence in text, sentence
+
+
+def test_tables_and_headings_stand_apart(run):
+    lines = write_card(run).read_text().splitlines()
+    for number, line in enumerate(lines):
+        if line.startswith("#") and not lines[number - 1].startswith("```"):
+            assert lines[number - 1] == "" == lines[number + 1], line
+    rows = [number for number, line in enumerate(lines) if line.startswith("|")]
+    assert rows == list(range(rows[0], rows[-1] + 1))
+    assert len({line.count("|") for line in lines if line.startswith("|")}) == 1
+    assert "\n\n\n" not in "\n".join(lines)
+
+
+def test_a_banner_stands_in_text_and_metadata(tmp_path, run_maker, model_writer):
+    run = model_writer(run_maker(tmp_path / "run", banner="Not a clean test: 6 twins."))
+    card = read_card(write_card(run))
+    check_metadata(card)
+    assert "> **Not a clean test: 6 twins.**" in card.text.split("##")[0]
+    assert "not-a-clean-test" in card.data.tags
+    whole = [result for result in card.data.eval_results if result.dataset_config == "official"]
+    assert all("not a clean test" in result.dataset_name for result in whole)
+
+
+def test_a_validation_figure_is_called_so(tmp_path, run_maker, model_writer):
+    run = model_writer(run_maker(tmp_path / "run", parts=("train", "validation")))
+    card = read_card(write_card(run))
+    check_metadata(card)
+    assert {result.dataset_name for result in card.data.eval_results} == {
+        "fer2013 PublicTest (validation figure, used for selection)"
+    }
+    assert "There is no test figure." in card.text
+    assert "| figure | validation figure (used for selection), n = 60 |" in card.text
+
+
+@pytest.mark.parametrize("absent", ["metrics.json", "data.json", "config.yaml", "run.json"])
+def test_files_that_a_run_does_not_have_are_left_out(run, absent):
+    (run / absent).unlink()
+    card = read_card(write_card(run))
+    check_metadata(card)
+    assert ("the model was not judged" in card.text) == (absent == "metrics.json")
+    assert ("does not tell what the model was trained on" in card.text) == (absent == "config.yaml")
+    assert bool(card.data.eval_results) == (absent != "metrics.json")
+
+
+def test_figures_of_earlier_versions_are_enough(run):
+    metrics = read_metrics(run)
+    for part in ("test", "test_without_twins", "validation", "train"):
+        for key in ("mcc", "calibration", "selective", "emotion_detection_rate", "balanced_accuracy"):
+            del metrics[part][key]
+    for key in ("temperature", "abstain", "views", "headline", "groups", "test_opened"):
+        del metrics[key]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    card = read_card(write_card(run))
+    check_metadata(card)
+    assert "Not known: the run has no such figures." in card.text
+    assert "MCC" not in card.text
+
+
+def test_groups_and_views_are_told(run, extras):
+    (run / "metrics.json").write_text(json.dumps(read_metrics(run) | extras))
+    text = write_card(run).read_text()
+    assert "- By age: Largest gap in accuracy between two groups" in text
+    assert "The run's headline averages over the image and its mirror image; the figures below are of single" in text
+
+
+def test_the_temperature_is_used_only_where_there_is_one(tmp_path, run_maker, model_writer, run):
+    assert "calibrated=True" not in write_card(run).read_text()
+    other = model_writer(run_maker(tmp_path / "other"), temperature={"value": 1.2})
+    assert "calibrated=True" in write_card(other).read_text()
+
+
+def test_a_run_without_a_model_has_no_card(tmp_path, run_maker):
+    with pytest.raises(ModelError, match=r"found no model/artifact.json"):
+        write_card(run_maker(tmp_path / "run"))
+
+
+def test_no_address_is_asked_and_writing_twice_gives_the_same(run, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise AssertionError("the network was used")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    assert write_card(run).read_bytes() == write_card(run).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("config", "names", "research_only"),
+    [
+        (FER2013, ["FER2013 (EF-FER2)"], [True]),
+        (
+            {"pretrain": {"weights": "imagenet"}, "finetune": {"data": {"source": "synthetic_faces"}}},
+            ["ImageNet (published weights, EF-FER1)", "synthetic_faces (EF-FER2)"],
+            [True, False],
+        ),
+        (
+            {
+                "pretrain": {"data": {"source": "tfds", "name": "imagenet2012"}},
+                "finetune": {"data": {"source": "arrays"}},
+            },
+            ["tfds imagenet2012 (EF-FER1)", "arrays (EF-FER2)"],
+            [True, False],
+        ),
+        ({"finetune": {"data": {"source": "folder", "path": "x/FER-2013/"}}}, ["folder x/FER-2013/ (EF-FER2)"], [True]),
+        ({"finetune": {"data": {"source": "folder", "path": "mine"}}}, ["folder mine (EF-FER2)"], [False]),
+        (
+            {"pretrain": {"weights": "runs/old"}, "finetune": {"data": {"source": "folder", "path": "mine"}}},
+            ["runs/old (EF-FER1)", "folder mine (EF-FER2)"],
+            [False, False],
+        ),
+        ({}, [], []),
+    ],
+)
+def test_terms(config, names, research_only):
+    terms = find_terms(config)
+    assert [term.data for term in terms] == names
+    assert [term.research_only for term in terms] == research_only
+
+
+def test_own_data_is_not_marked_research_only(run):
+    (run / "config.yaml").write_text(json.dumps({"finetune": {"data": {"source": "folder", "path": "mine"}}}))
+    card = read_card(write_card(run))
+    check_metadata(card)
+    assert card.data.license == "unknown"
+    assert "For research only" not in card.text
+    assert "the user's to state" in card.text
