@@ -15,6 +15,7 @@ _PLACES = {
     "load_experiment": ("dlfer.config.load", "load_experiment"),
     "run_ablation": ("dlfer.compare.ablation", "run_ablation"),
     "run_experiment": ("dlfer.experiment", "run_experiment"),
+    "run_sweep": ("dlfer.compare.sweep", "run_sweep"),
 }
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "load_experiment",
     "run_ablation",
     "run_experiment",
+    "run_sweep",
 ]
 
 

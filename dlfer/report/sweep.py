@@ -39,7 +39,7 @@ def write_sweep_figures(folder: Path, comparison: Mapping[str, Any]) -> list[Pat
             write_figure(
                 draw_sweep_differences(pairs),
                 folder / "differences.png",
-                title=f"Difference on {part} from {pairs[0]['a']}, paired by image, with its 95 % interval, not corrected",
+                title=f"Difference on {part} from “{pairs[0]['a']}”, paired by image, with its 95 % interval, not corrected",
                 description=" ".join(pair["sentence"] for pair in pairs),
             )
         )
@@ -87,7 +87,7 @@ def draw_sweep_differences(pairs: Sequence[Mapping[str, Any]]) -> Figure:
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel(f"points of accuracy from {pairs[0]['a']} (blue: told apart after Holm)")
+        axes.set_xlabel(f"points of accuracy from “{pairs[0]['a']}” (blue: told apart after Holm)")
         axes.margins(x=0.08)
     return figure
 

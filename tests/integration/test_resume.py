@@ -75,6 +75,7 @@ def uninterrupted(tmp_path_factory) -> dict[str, np.ndarray]:
     [
         (signal.SIGKILL, None, -9),
         (signal.SIGTERM, 13, 143),
+        pytest.param(signal.SIGINT, 7, 130, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, 3, -9, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, 15, -9, marks=pytest.mark.slow),
     ],
@@ -85,7 +86,7 @@ def test_resumed_run_ends_with_the_same_weights(small, tmp_path, uninterrupted, 
     assert returned == code
     assert (at_step or 0) <= count_steps(run) < STEPS
     status = json.loads((run / "run.json").read_text())["status"]
-    assert status == ("stopped" if by == signal.SIGTERM else "running")
+    assert status == ("running" if by == signal.SIGKILL else "stopped")
     # As the message says: by its path alone, from wherever.
     resumed = dlfer("run", "--resume", run, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import csv
 import json
+import os
+import signal
 import threading
 import time
 from dataclasses import replace
@@ -132,11 +134,26 @@ def test_two_members_refused_for_one_reason_end_the_sweep(file, options, plan):
     assert statuses == ["failed", "failed", "pending", "pending"]
 
 
-def test_a_stop_is_handed_on_and_what_finished_is_in_the_page(file, options, plan):
+def signal_when_a_member_waits(number: signal.Signals) -> None:
+    """Send this process a signal once a member has come to where it waits."""
+
+    def watch() -> None:
+        while not list(Path("runs/small").glob("*/waits")):
+            time.sleep(0.02)
+        os.kill(os.getpid(), number)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@pytest.mark.parametrize(
+    ("number", "reason", "code"), [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)]
+)
+def test_a_stop_is_handed_on_and_what_finished_is_in_the_page(file, options, plan, number, reason, code):
     plan |= {"0.2": {"do": "wait"}}
+    signal_when_a_member_waits(number)
     with pytest.raises(TrainingStopped) as caught:
-        run_sweep(file, replace(options, max_hours=3 / 3600))
-    assert caught.value.reason == "--max-hours"
+        run_sweep(file, options)
+    assert (caught.value.reason, caught.value.exit_code) == (reason, code)
     path = find_sweep()
     assert open_run(path).status == "stopped"
     members = read_csv(path / "members.csv")
