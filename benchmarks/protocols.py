@@ -34,18 +34,18 @@ EXPERIMENT = ROOT / "experiments" / "protocols.yaml"
 # as often as the others, so that an epoch costs what it costs under the other protocols.
 PROTOCOLS = {
     "official": {},
-    "official, select_on 0.1": {"finetune.data.select_on": 0.1},
-    "resplit": {"finetune.data.protocol": "resplit"},
     "paper, after_balance": {
         "finetune.data.protocol": "paper",
         "finetune.data.split": "after_balance",
         "finetune.balance": "augment",
     },
+    "resplit": {"finetune.data.protocol": "resplit"},
     "paper, official_80_20": {
         "finetune.data.protocol": "paper",
         "finetune.data.split": "official_80_20",
         "finetune.balance": "sampler",
     },
+    "official, select_on 0.1": {"finetune.data.select_on": 0.1},
 }
 
 
