@@ -150,15 +150,15 @@ def _execute(
 
                 compare_winners(search)
         except TrainingStopped as stop:
-            _conclude(search)
             run.stop(stop.reason)
+            _conclude(search)
             view.say(f"Stopped by {stop.reason}. Go on with: dlfer search --resume {run.path}")
             raise
         except BaseException as error:
             run.fail(error)
             raise
-        _conclude(search)
         run.finish()
+        _conclude(search)
     return run.path
 
 

@@ -31,6 +31,7 @@ from dlfer.search.child import ON, STOP
 from dlfer.search.objective import Report, TrialFailed, compute_scores_so_far, compute_trial_digest
 from dlfer.train.control import StopControl
 
+COMMAND = (sys.executable, "-m", "dlfer.search.child")
 POLL_SECONDS = 0.5
 STOP_SECONDS = 120.0
 """A trial that was asked to stop and does not come to a checkpoint in so long is killed; its last one stands."""
@@ -241,7 +242,7 @@ class Child:
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         with log.open("ab") as talk:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "dlfer.search.child", str(job)],
+                [*COMMAND, str(job)],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=talk,
@@ -257,11 +258,11 @@ class Child:
     def listen(self, tick: Callable[[Child], None]) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield what the process says until it closes its pipe; `tick` is called now and then."""
         while True:
+            tick(self)
+            self._kill_if_late()
             try:
                 line = self.lines.get(timeout=POLL_SECONDS)
             except queue.Empty:
-                tick(self)
-                self._kill_if_late()
                 continue
             if line is None:
                 return
