@@ -30,7 +30,7 @@ def search(
         str | None, typer.Option(metavar="chief|worker", help="Several machines: propose, or run trials.")
     ] = None,
     chief: Annotated[
-        str, typer.Option(metavar="HOST:PORT", help="With --role: where the chief listens (no password: see docs).")
+        str, typer.Option(metavar="HOST:PORT", help="With --role: where the chief listens. There is no password.")
     ] = CHIEF,
     *,
     resume: str | None,
