@@ -211,3 +211,15 @@ def test_the_model_of_a_run_is_found_by_path_and_name(tmp_path, monkeypatch, con
     comparison = make(runs.default_runs_folder(), config, kind="ablation")
     with pytest.raises(ModelError, match=r"a comparison \(ablation\) has no model"):
         find_model(comparison.path)
+
+
+def test_a_run_is_held_by_one_process_at_a_time(folder, config):
+    run = create_run(folder, config, argv=[])
+    assert not run.is_held()
+    with run.hold():
+        assert run.is_held()
+        with pytest.raises(ModelError, match=rf"another process works on it \(process {os.getpid()} on "), run.hold():
+            pass
+    with run.hold():
+        assert run.is_held()
+    assert not run.is_held()
