@@ -213,8 +213,14 @@ def _list_pairs(audit: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _list_outliers(audit: Mapping[str, Any]) -> list[dict[str, Any]]:
     found = audit.get("outliers") or {}
     units = {"brightness": "grey levels", "contrast": "grey levels", "size": "pixels"}
+    flat = {(image["split"], image["id"]) for image in audit.get("flat") or []}  # a row of black squares shows nothing
     return [
-        {"kind": kind, "unit": unit, **found[kind], "images": found[kind]["images"][:12]}
+        {
+            "kind": kind,
+            "unit": unit,
+            **found[kind],
+            "images": [image for image in found[kind]["images"] if (image["split"], image["id"]) not in flat][:12],
+        }
         for kind, unit in units.items()
         if found.get(kind) and found[kind]["n"]
     ]

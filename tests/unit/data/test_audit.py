@@ -97,6 +97,13 @@ def test_augmented_copies_are_leaks_of_their_source_by_their_ids():
     assert audit_parts([half, test], ("x", "y"))["leaks"]["train->test"]["from_source"] == sources.count("g") < 4
 
 
+def test_of_ids_that_recur_only_those_with_copies_are_one_source():
+    train = Split("train", _faces(3), np.array([0, 1, 1]), np.array(["0", "1", "2"]))
+    test = Split("test", _faces(3, seed=5), np.array([0, 1, 1]), np.array(["0", "1#1", "7"]))
+    leak = audit_parts([train, test], ("x", "y"))["leaks"]["train->test"]
+    assert leak == {"exact": 1, "near_or_mirrored": 1, "from_source": 1}
+
+
 def test_ids_that_recur_among_parts_without_copies_are_no_leak():
     parts = [
         Split(name, _faces(3, seed), np.array([0, 1, 1]), np.array(["0", "1", "2"])) for seed, name in enumerate("ab")

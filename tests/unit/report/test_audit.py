@@ -40,10 +40,17 @@ def audit() -> dict:
         "groups_across_splits": {"exact": 1, "near": 2},
         "constant_images": 1,
         "near_constant_images": 3,
+        "flat": [_place("a", "a/8", std=0.0)],
         "leaks": {"a->b": {"exact": 2, "near_or_mirrored": 5, "from_source": 1}},
         "outliers": {
             "rule": "an outlier is far",
-            "brightness": {"n": 1, "median": 120, "low": 10, "high": 200, "images": [_place("a", "a/9", value=3)]},
+            "brightness": {
+                "n": 1,
+                "median": 120,
+                "low": 10,
+                "high": 200,
+                "images": [_place("a", "a/8", value=0), _place("a", "a/9", value=3)],
+            },
             "contrast": {"n": 0, "median": 50, "low": 5, "high": 99, "images": []},
             "size": None,
         },
