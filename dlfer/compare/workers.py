@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import dlfer
-
 _STDERR = 2
 STOP_SECONDS = 120.0
 """A process that was asked to stop and does not come to a checkpoint in so long is killed; its last one stands."""
@@ -82,7 +80,7 @@ def start_child(run: Path, place: Place, *, hint: str, require_gpu: bool, log: P
         require_gpu: refuse to run without a GPU.
         log: file that its talk is added to; None: this process' stderr.
     """
-    root = str(Path(dlfer.__file__).resolve().parent.parent)
+    root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "dlfer.compare.child", str(run), "--parent", str(os.getpid()), "--hint", hint]
     talk = _STDERR if log is None else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
