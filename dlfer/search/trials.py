@@ -21,7 +21,6 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-import dlfer
 from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, ModelError, TrainingStopped
@@ -238,7 +237,7 @@ class Child:
     """
 
     def __init__(self, job: Path, log: Path, environment: Mapping[str, str]) -> None:
-        root = str(Path(dlfer.__file__).resolve().parent.parent)
+        root = str(Path(__file__).resolve().parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         with log.open("ab") as talk:
             self.process = subprocess.Popen(
