@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from dlfer.compare.workers import list_gpu_ids, make_places
 from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import DlferError, TrainingStopped, UserError
@@ -19,7 +20,7 @@ from dlfer.search.engine import TrialRecord
 from dlfer.search.files import check_same, get_best_name, keep_original, write_files
 from dlfer.search.live import SearchView
 from dlfer.search.trials import TrialRunner, TrialSettings
-from dlfer.search.worker import Source, Worker, list_gpus, make_environments, make_worker_name
+from dlfer.search.worker import Source, Worker, make_worker_name
 from dlfer.train.control import StopControl
 
 POLL_SECONDS = 0.2
@@ -212,12 +213,8 @@ def check_bug(board: Board, search: Search) -> None:
 
 def make_workers(search: Search, arm: Arm, source: Source) -> list[Worker]:
     """Return the workers of this process, each with its GPU or its share of the cores."""
-    gpus = list_gpus()
-    number = search.search_options.workers or max(1, len(gpus))
-    runners = [
-        TrialRunner(search.make_settings(), search.control, environment)
-        for environment in make_environments(number, gpus)
-    ]
+    places = make_places(search.search_options.workers, list_gpu_ids())
+    runners = [TrialRunner(search.make_settings(), search.control, place.environment) for place in places]
     name = make_worker_name()
     return [Worker(f"{name}-{index}", source, runner, arm.base) for index, runner in enumerate(runners)]
 

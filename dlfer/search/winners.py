@@ -12,7 +12,6 @@ from dlfer.report.comparison import format_comparison_table
 from dlfer.search.board import find_best
 from dlfer.search.objective import TrialFailed
 from dlfer.search.trials import TrialRunner
-from dlfer.search.worker import list_gpus, make_environments
 
 if TYPE_CHECKING:
     from dlfer.search.run import Search
@@ -29,9 +28,11 @@ def compare_winners(search: Search) -> None:
         DlferError: an arm has no winner, or a winner fails.
     """
     members = _plan_members(search)
-    runner = TrialRunner(search.make_settings(judge_test=True), search.control, make_environments(1, list_gpus())[0])
+    runner = TrialRunner(search.make_settings(judge_test=True), search.control)
     for member in members:
-        search.view.say(f"winner {member.title}: {'trained and ' if member.status == 'pending' else ''}judged on test")
+        run = runner.find_run(member.overrides)
+        what = "judged" if run is not None and run.status == "finished" else "trained and judged"
+        search.view.say(f"winner {member.title}: {what} on test")
         try:
             runner(member.overrides, lambda epochs, score: True)
         except TrialFailed as failure:

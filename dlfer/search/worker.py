@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import shutil
 import socket
-import subprocess
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -137,29 +135,6 @@ class Worker:
 
 class _TrialLost(Exception):
     """The trial is another worker's now, or the chief stops: it is left at its checkpoint."""
-
-
-def list_gpus() -> list[str]:
-    """Return what CUDA_VISIBLE_DEVICES may name, without loading a framework."""
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        return [name for name in visible.split(",") if name.strip() not in ("", "-1")]
-    if shutil.which("nvidia-smi") is None:
-        return []
-    listed = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return [str(number) for number, line in enumerate(listed.stdout.splitlines()) if line.startswith("GPU ")]
-
-
-def make_environments(num_workers: int, gpus: list[str]) -> list[dict[str, str]]:
-    """Return the variables of each worker's trials: its GPU, or its share of the cores where there is none."""
-    if gpus:
-        shared = {"TF_FORCE_GPU_ALLOW_GROWTH": "true"} if num_workers > len(gpus) else {}
-        return [{"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)], **shared} for number in range(num_workers)]
-    if num_workers == 1:
-        return [{}]
-    threads = str(max(1, (os.cpu_count() or 1) // num_workers))
-    names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
-    return [dict.fromkeys(names, threads) for _ in range(num_workers)]
 
 
 def make_worker_name() -> str:
