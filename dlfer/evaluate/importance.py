@@ -22,7 +22,8 @@ def compute_importance(settings: Sequence[Mapping[str, Any]], scores: Sequence[f
     that away. Effects of two keys together are not seen.
 
     Args:
-        settings: the keys of each trial that has a score; trials without `key` are a group of their own.
+        settings: the keys of each trial that has a score; those without `key` are left out: a conditional
+            key is judged among the trials in which it was searched.
         scores: of the trials.
         key: dotted.
 
@@ -30,8 +31,8 @@ def compute_importance(settings: Sequence[Mapping[str, Any]], scores: Sequence[f
         {"share", "chance", "adjusted", "n"}, each share in 0..1; None with fewer than four scores, or where
         the key or the score never changed.
     """
-    y = np.asarray(scores, dtype=float)
-    values = [setting.get(key) for setting in settings]
+    known = [(setting[key], score) for setting, score in zip(settings, scores, strict=True) if key in setting]
+    values, y = [value for value, _ in known], np.array([score for _, score in known], dtype=float)
     num_distinct = len({repr(value) for value in values})
     total = float(((y - y.mean()) ** 2).sum()) if len(y) else 0.0
     if len(y) < FEWEST or num_distinct < 2 or total <= 0:

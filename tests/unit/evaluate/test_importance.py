@@ -40,11 +40,11 @@ def test_chance_is_what_noise_gives_on_average():
     assert np.mean([f["share"] for f in found]) == pytest.approx(found[0]["chance"], abs=0.02)
 
 
-def test_a_key_that_is_not_searched_in_some_trials_is_a_group():
-    settings = [{"k": 0.8}, {}, {"k": 0.8}, {}, {"k": 0.8}, {}]
-    found = compute_importance(settings, [1, 0, 1, 0, 1, 0], "k")
-    assert found["share"] == pytest.approx(1)
-    assert found["adjusted"] == pytest.approx(1)
+def test_a_conditional_key_is_judged_among_the_trials_in_which_it_was_searched():
+    settings = [{"k": 0.8}, {}, {"k": 0.9}, {}, {"k": 0.8}, {}, {"k": 0.9}]
+    found = compute_importance(settings, [1, 7, 0, 9, 1, 8, 0], "k")
+    assert found == {"share": pytest.approx(1), "chance": pytest.approx(1 / 3), "adjusted": pytest.approx(1), "n": 4}
+    assert compute_importance(settings[:5], [1, 7, 0, 9, 1], "k") is None
 
 
 @pytest.mark.parametrize(

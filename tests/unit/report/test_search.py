@@ -1,0 +1,92 @@
+"""The page of a search."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from dlfer.errors import ModelError
+from dlfer.report.keys import format_overrides, shorten_key
+from dlfer.report.search import rank_records, write_search_report
+
+KEYS = ["finetune.optimizer.learning_rate", "finetune.optimizer.name", "finetune.optimizer.momentum"]
+
+
+def make_record(number, score, status="finished", **given):
+    overrides = {KEYS[0]: 10.0 ** -(number + 2), KEYS[1]: "sgd" if number % 2 else "adam"}
+    if number % 2:
+        overrides[KEYS[2]] = 0.9
+    record = {
+        "trial": str(number),
+        "overrides": overrides,
+        "status": status,
+        "score": score,
+        "low": None if score is None else score - 0.05,
+        "high": None if score is None else score + 0.05,
+        "epochs": 3,
+        "run": f"2026-{number}",
+        "seconds": 60.0,
+        "error": "the <loss> became nan" if status == "failed" else None,
+    }
+    return {**record, **given}
+
+
+@pytest.fixture
+def write_search(tmp_path):
+    def write(records, figure="macro_f1", direction="max"):
+        folder = tmp_path / "x" / "20261121T000000Z-abc-search"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "run.json").write_text(json.dumps({"status": "finished", "argv": ["dlfer", "search", "a.yaml"]}))
+        trials = {
+            "figure": figure,
+            "direction": direction,
+            "keys": KEYS,
+            "arms": [{"name": "search", "records": records}],
+        }
+        (folder / "trials.json").write_text(json.dumps(trials))
+        return folder
+
+    return write
+
+
+def test_the_page_says_what_is_best_what_failed_and_what_may_be_chance(write_search):
+    records = [make_record(0, 0.5), make_record(1, 0.61), make_record(2, 0.58), make_record(3, None, "failed")]
+    page = write_search_report(write_search([*records, make_record(4, 0.9, "rung", low=None, high=None)])).read_text()
+    assert "<b>0.6100</b> (95 % 0.5600 to 0.6600 over the images), trial 2 of 5" in page
+    assert "best of 4 on the images that chose it" in page
+    assert "1 other finished trial has a score within its interval" in page
+    assert "the &lt;loss&gt; became nan" in page
+    assert "ended with its rung" in page
+    assert page.count("<img") == 3
+    assert "http" not in page.replace("http://www.w3.org", "")
+
+
+def test_a_search_without_a_score_has_a_page(write_search):
+    assert "No trial has a score yet" in write_search_report(write_search([make_record(0, None, "failed")])).read_text()
+    assert "No trial has a score yet" in write_search_report(write_search([])).read_text()
+
+
+def test_the_order_of_the_leaderboard():
+    records = [
+        make_record(0, 0.9, "rung"),
+        make_record(1, 0.3),
+        make_record(2, None, "failed"),
+        make_record(3, 0.7),
+    ]
+    assert [row["number"] for row in rank_records(records, "max")] == [4, 2, 1, 3]
+    assert [row["number"] for row in rank_records(records, "min")] == [2, 4, 1, 3]
+
+
+def test_a_folder_that_is_no_search_is_refused(tmp_path):
+    with pytest.raises(ModelError, match=r"found no run\.json"):
+        write_search_report(tmp_path)
+
+
+def test_keys_are_as_short_as_they_can_be():
+    assert shorten_key("finetune.epochs", ["finetune.epochs", "model.dropout"]) == "epochs"
+    assert shorten_key("finetune.epochs", ["finetune.epochs", "pretrain.epochs"]) == "finetune.epochs"
+    assert shorten_key("finetune.optimizer.name", ["finetune.optimizer.name"]) == "optimizer.name"
+    assert format_overrides({"finetune.optimizer.learning_rate": 0.00123456, "finetune.balance": "none"}) == (
+        "learning_rate 0.001235, balance none"
+    )
