@@ -237,8 +237,14 @@ def test_report_writes_that_of_the_kind(call, stand_in, work):
     both = create_run(work / "r", config, argv=[], kind="ablation")
     stand_in("dlfer.report.html", write_report="page of a run")
     stand_in("dlfer.report.comparison", write_comparison_report="page of a comparison")
+    stand_in("dlfer.report.search", write_search_report="page of a search")
+    calls = stand_in("dlfer.report.card", write_card=None)
     code, out, _ = call("report", str(single.path), str(both.path))
     assert (code, out) == (0, "page of a run\npage of a comparison\n")
+    assert "write_card" not in [name for name, _, _ in calls]
+    single.write_json("model/artifact.json", {})
+    assert call("report", str(single.path))[0] == 0
+    assert ("write_card", (single.path,), {}) in calls
 
 
 def test_show_runs_and_one_run(call, work):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from rich.console import Console
 
 from dlfer.errors import ModelError
@@ -139,3 +140,12 @@ def test_the_table_says_when_validation_both_selected_and_judged():
     assert "validation (PublicTest, used for selection)" in text
     header = next(line for line in text.splitlines() if "arm" in line)
     assert "test" not in header.replace("PublicTest", "")
+
+
+def test_every_figure_carries_the_banners_of_the_members(ablation):
+    write_comparison_report(ablation)
+    drawn = sorted((ablation / "figures").glob("*.png"))
+    assert len(drawn) == 3
+    for path in drawn:
+        with Image.open(path) as image:
+            assert image.text["Banner"] == "Smoke run: <nothing> is meant."
