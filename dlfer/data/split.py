@@ -11,7 +11,7 @@ import numpy as np
 from dlfer.config.schema import DataConfig
 from dlfer.data.balance import add_copies
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.twins import group_copies, group_twins
+from dlfer.data.twins import group_copies, group_twins, split_ids
 from dlfer.errors import DataError, ProtocolError
 
 TEST_FRACTION = 0.2
@@ -153,7 +153,7 @@ def count_twins(train: Split, test: Split, groups: dict[str, int]) -> int:
         test: the same.
         groups: number of the group of equal images, for each id that is not a copy's.
     """
-    train_groups, test_groups = ([groups[name.split("#")[0]] for name in split.ids.tolist()] for split in (train, test))
+    train_groups, test_groups = ([groups[name] for name in split_ids(split.ids)[0].tolist()] for split in (train, test))
     return int(np.isin(test_groups, train_groups).sum())
 
 
