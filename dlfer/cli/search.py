@@ -49,7 +49,7 @@ def search(
 
     settings = SearchOptions(trials=trials, workers=workers, ablation=ablation, role=role, chief=chief)
     if role == "worker":
-        from dlfer.search.distributed import run_remote_worker
+        from dlfer.search.remote import run_remote_worker
 
         run_remote_worker(file, options, settings)
     elif resumed is not None:

@@ -174,8 +174,10 @@ def run_arm(search: Search, arm: Arm) -> None:
 
     board = Board(engine, search.config.search.objective, record)
     total = engine.count_trials()
+    if search.search_options.ablation:
+        search.view.say(f"{arm.name}:")
     if search.search_options.role == "chief":
-        from dlfer.search.distributed import serve
+        from dlfer.search.chief import serve
 
         search.view.start(arm.name, total, 1, lambda: (board.list_records(), []))
         work: Callable[[], None] = lambda: serve(search, arm, board)  # noqa: E731

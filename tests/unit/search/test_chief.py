@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from dlfer.errors import UserError
-from dlfer.search.distributed import _read_name, is_loopback
+from dlfer.search.chief import is_loopback
+from dlfer.search.remote import _read_name
 
 
 @pytest.mark.parametrize(
