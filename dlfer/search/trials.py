@@ -156,7 +156,9 @@ class TrialRunner:
                 elif event == "failed":
                     raise TrialFailed(fields["error"], kind=fields["kind"], is_users=fields["is_users"])
             else:
-                raise _ProcessKilled(f"The trial's process ended with {child.wait()} and without a word")
+                raise _ProcessKilled(
+                    f"The trial's process ended with {child.wait()} and without a word (see {child.log})"
+                )
         reason = self.control.get_reason()
         if event == "stopped" and reason is not None:
             raise TrainingStopped(f"A trial was stopped by {reason}; it stands at a checkpoint.", reason=reason)
@@ -237,6 +239,7 @@ class Child:
     """
 
     def __init__(self, job: Path, log: Path, environment: Mapping[str, str]) -> None:
+        self.log = log
         root = str(Path(__file__).resolve().parents[2])
         paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
         with log.open("ab") as talk:

@@ -117,3 +117,17 @@ def test_a_worker_with_another_experiment_is_refused_with_the_difference(start, 
     worker = start("worker", "near.yaml", "--role", "worker", "--chief", address, "--out", "runs")
     assert worker.wait(timeout=240) == 2
     assert "search.space.model.dropout" in (tmp_path / "worker.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_worker_stays_for_the_other_arm(start, tmp_path):
+    address = f"127.0.0.1:{find_free_port()}"
+    keys = ["--set", "pretrain={data: {source: synthetic_scenes}}", "--set", "finetune.epochs=2"]
+    chief = start("chief", "far.yaml", *keys, "--ablation", "--role", "chief", "--chief", address, "--out", "runs")
+    worker = start("worker", "--role", "worker", "--chief", address, "--out", "runs")
+    assert worker.wait(timeout=240) == 0, (tmp_path / "worker.log").read_text()
+    assert chief.wait(timeout=240) == 0, (tmp_path / "chief.log").read_text()
+    (folder,) = (tmp_path / "runs" / "far").glob("*-search")
+    arms = json.loads((folder / "trials.json").read_text())["arms"]
+    assert [[record["status"] for record in arm["records"]] for arm in arms] == [["finished"] * 4] * 2
+    assert json.loads((folder / "comparison.json").read_text())["judged_on"] == "test"

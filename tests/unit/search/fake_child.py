@@ -11,7 +11,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+
 from dlfer.config.load import load_experiment, with_overrides
+from dlfer.evaluate.predictions import Predictions, write_predictions
 from dlfer.runs import Run, create_run, write_atomically
 
 COLUMNS = "epoch,phase,train_loss,train_accuracy,validation_loss,validation_accuracy,validation_macro_f1\n"
@@ -19,6 +22,17 @@ COLUMNS = "epoch,phase,train_loss,train_accuracy,validation_loss,validation_accu
 
 def send(event, **fields):
     print(json.dumps({"event": event, **fields}), flush=True)
+
+
+def write_part(run, part, value):
+    """Write predictions of 40 images of which the first are right."""
+    targets = np.arange(40) % 2
+    right = np.arange(40) < round(40 * value)
+    probabilities = np.eye(2)[np.where(right, targets, 1 - targets)]
+    ids = np.array([f"{part}/{number}" for number in range(40)])
+    path = run.path / "predictions" / f"{part}.npz"
+    path.parent.mkdir(exist_ok=True)
+    write_predictions(Predictions(ids, ("a", "b"), targets, probabilities), path)
 
 
 def main(file):
@@ -40,6 +54,7 @@ def main(file):
         send("failed", kind="MissingDataError", error="faces.csv is not there", is_users=True)
         return 2
     with run.hold():
+        value = 1 - abs(dropout - 0.3) - 0.1 / max(1, done)
         for epoch in range(done + 1, config.finetune.epochs + 1):
             if epoch == 2 and (seed == 14 or (seed == 13 and done == 0)):
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -55,7 +70,13 @@ def main(file):
                 send("stopped", reason="the search")
                 return 0
         figure = {"value": value, "low": value - 0.05, "high": value + 0.05}
-        run.write_json("metrics.json", {"validation": {"macro_f1": figure, "accuracy": figure}, "test": None})
+        parts = ("validation", "test") if job["options"]["judge_test"] else ("validation",)
+        for part in parts:
+            write_part(run, part, value)
+        metrics = {part: {"n": 40, "macro_f1": figure, "accuracy": figure} for part in parts}
+        about = {"protocol": "official", "banner": None, "selected_on": "validation"}
+        run.write_json("metrics.json", {"test": None, **metrics, **about})
+        run.update(cost={})
         run.finish()
     send("finished", run=run.path.name)
     return 0

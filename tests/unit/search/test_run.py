@@ -183,3 +183,27 @@ def test_an_experiment_without_a_space_says_how_to_add_one(write_file, options):
 def test_an_ablation_needs_ef_fer1(write_file, options):
     with pytest.raises(ConfigError, match="pretrain is null"):
         run_search(write_file(), options, SearchOptions(ablation=True))
+
+
+@pytest.mark.usefixtures("fake_child")
+def test_an_ablation_tunes_both_arms_alike_and_judges_the_winners_on_test(write_file, options):
+    path = write_file()
+    path.write_text(path.read_text() + "    pretrain.epochs: {choice: [1, 2]}\n")
+    given = {"pretrain": {"data": {"source": "synthetic_scenes"}}, "ablation.seeds": [0, 1]}
+    both = RunOptions(**{**options.__dict__, "overrides": given})
+    folder = run_search(path, both, SearchOptions(ablation=True, trials=3))
+    arms = json.loads((folder / "trials.json").read_text())["arms"]
+    assert [(arm["name"], len(arm["records"])) for arm in arms] == [("with EF-FER1", 3), ("without EF-FER1", 3)]
+    assert "pretrain.epochs" in arms[0]["records"][0]["overrides"]
+    assert "pretrain.epochs" not in arms[1]["records"][0]["overrides"]
+    assert load_experiment(folder / "best-without-ef-fer1.yaml").pretrain is None
+    comparison = json.loads((folder / "comparison.json").read_text())
+    assert comparison["judged_on"] == "test"
+    assert len(comparison["paired"]) == 1
+    # Of seed 0 the trial's own run is judged, seed 1 is trained; nothing else has a test part.
+    bests = {max(arm["records"], key=lambda record: record["score"])["run"] for arm in arms}
+    assert {member["run"] for member in comparison["runs"] if member["seed"] == 0} == bests
+    judged = {path.parents[1].name for path in folder.parent.glob("*/predictions/test.npz")}
+    assert judged == {member["run"] for member in comparison["runs"]}
+    assert len(judged) == 4
+    assert comparison["paired"][0]["sentence"] in (folder / "report.html").read_text()

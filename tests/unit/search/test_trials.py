@@ -79,7 +79,9 @@ def test_a_process_that_is_killed_is_gone_on_with(make_runner):
 
 
 def test_a_process_that_is_killed_again_and_again_is_a_failure(make_runner):
-    with pytest.raises(TrialFailed, match=r"ended with -9 and without a word, 2 times\. Was memory short") as caught:
+    with pytest.raises(
+        TrialFailed, match=r"ended with -9 and without a word \(see .*\.log\), 2 times\. Was memory short"
+    ) as caught:
         make_runner()({"experiment.seed": 14}, go_on)
     assert caught.value.kind == "Killed"
 
