@@ -10,7 +10,7 @@ from dlfer._version import __version__
 # Public name -> where it stands. Resolved on first use: `import dlfer` loads neither TensorFlow nor pydantic.
 _PLACES = {
     "ExperimentConfig": ("dlfer.config.schema", "ExperimentConfig"),
-    "evaluate_model": ("dlfer.judge", "evaluate_model"),
+    "evaluate_model": ("dlfer.evaluate_model", "evaluate_model"),
     "load": ("dlfer.model.artifact", "load_artifact"),
     "load_experiment": ("dlfer.config.load", "load_experiment"),
     "run_ablation": ("dlfer.compare.ablation", "run_ablation"),

@@ -22,7 +22,7 @@ from dlfer.data.sources import load_data
 from dlfer.errors import TrainingStopped
 from dlfer.evaluate.predictions import Predictions
 from dlfer.extras import choose_extras, judge_extras
-from dlfer.judge import compute_run_metrics, describe_data, evaluate_model, log_opening, predict_parts, sort_errors
+from dlfer.judge import compute_run_metrics, describe_data, log_opening, predict_parts, sort_errors
 from dlfer.model.artifact import FAMILIES, store_temperature
 from dlfer.model.carry import TransferRecord, carry_backbone
 from dlfer.model.transfer import TransferNetwork, build_transfer_network
@@ -40,7 +40,7 @@ from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob, StageResult
 from dlfer.train.watch import TrainingListener
 
-__all__ = ["Session", "evaluate_model", "execute_run", "resume_run", "run_experiment", "start_run"]
+__all__ = ["Session", "execute_run", "resume_run", "run_experiment", "start_run"]
 
 
 @dataclass

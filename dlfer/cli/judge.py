@@ -39,8 +39,8 @@ def evaluate(
     if usage is not None and csv is None:
         raise UserError("dlfer evaluate: --usage goes with --csv FILE.")
     find_model(model)  # a wrong name is told before TensorFlow is loaded
+    from dlfer.evaluate_model import evaluate_model
     from dlfer.extras import Extras
-    from dlfer.judge import evaluate_model
 
     asked = Extras(
         corrupt=corrupt,

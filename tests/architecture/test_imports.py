@@ -31,6 +31,7 @@ ORDER = (
     "robustness",
     "extras",
     "judge",
+    "evaluate_model",
     "experiment",
     "compare",
     "search",

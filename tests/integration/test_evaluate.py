@@ -12,7 +12,7 @@ from dlfer.config.schema import DataConfig
 from dlfer.data.synthetic_faces import load_synthetic_faces
 from dlfer.errors import ModelError, UserError
 from dlfer.experiment import run_experiment
-from dlfer.judge import evaluate_model
+from dlfer.evaluate_model import evaluate_model
 from dlfer.runs import RunOptions
 
 EXPERIMENT = """

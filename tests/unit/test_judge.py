@@ -11,8 +11,8 @@ from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.evaluate.predictions import Predictions
+from dlfer.evaluate_model import _score_against_training
 from dlfer.judge import (
-    _score_against_training,
     compute_banner,
     compute_run_metrics,
     count_openings,
