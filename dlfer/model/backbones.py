@@ -177,7 +177,7 @@ def load_published_weights(name: str, backbone: keras.Model, weights_file: str |
             "leave it null to train EF-FER1, or choose another backbone (dlfer show backbones)."
         )
     if spec.build is _build_lite:
-        from dlfer.model.efficientnet_lite import load_lite_imagenet_weights, set_lite_weights
+        from dlfer.model.lite_weights import load_lite_imagenet_weights, set_lite_weights
 
         variant = name.removeprefix("efficientnet_")
         set_lite_weights(backbone, load_lite_imagenet_weights(variant, weights_file))

