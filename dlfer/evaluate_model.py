@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from dlfer.catalog import find_model
 from dlfer.config.load import load_experiment, resolve_path
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import DataConfig
@@ -22,7 +23,7 @@ from dlfer.evaluate.scores import compute_metrics_file
 from dlfer.extras import Extras, check_extras, judge_extras, keep_extras
 from dlfer.judge import count_twins, log_opening
 from dlfer.model.artifact import TransferClassifier, load_artifact, match_channels, read_artifact_record
-from dlfer.runs import Run, find_model, open_run, write_atomically
+from dlfer.runs import Run, open_run, write_atomically
 
 _PLAIN = Extras()
 

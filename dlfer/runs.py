@@ -1,4 +1,4 @@
-"""The run directory: made once, never overwritten, every file whole or absent; and the names of models.
+"""The run directory: made once, never overwritten, every file whole or absent.
 
 <runs folder>/<experiment name>/<UTC stamp>-<digest>[-ablation]/
     run.json      status, command, times, device, seed, digest, commit, package versions, error
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from dlfer.config.schema import ExperimentConfig
 
 RUN_FILE, CONFIG_FILE, LOG_FILE, LOCK_FILE = "run.json", "config.yaml", "log.jsonl", ".lock"
-METRICS_FILE, ARTIFACT_FILE = "metrics.json", "artifact.json"
+METRICS_FILE = "metrics.json"
 PACKAGES = (
     "tensorflow",
     "tensorflow-cpu",
@@ -265,7 +265,7 @@ def open_run(name: Path | str, folder: Path | None = None) -> Run:
     if path.name in (RUN_FILE, CONFIG_FILE) and (path.parent / RUN_FILE).is_file():
         return Run(path.parent)
     folder = default_runs_folder() if folder is None else Path(folder)
-    found = _match_runs(str(name), folder)
+    found = match_runs(str(name), folder)
     if len(found) == 1:
         return Run(folder / found[0])
     if found:
@@ -292,52 +292,16 @@ def list_runs(folder: Path) -> list[RunSummary]:
     return sorted(summaries, key=lambda summary: (summary.path.name, summary.name))
 
 
-def find_model(name: Path | str) -> Path:
-    """Return the artifact folder (it holds artifact.json) of a path, a model's name, or a run's name.
+def match_runs(name: str, folder: Path) -> list[str]:
+    """Return the names of the runs in a folder that begin with `name`, with or without the experiment's.
 
-    A name is looked up in ./saved_models, then $DLFER_HOME/saved_models, then in the checkout that
-    dlfer is imported from; last among the runs of each. Of a run it is the folder `model`.
-
-    Raises:
-        ModelError: nothing of that name; with the places tried and the names known.
+    A whole name counts alone: a run's is the beginning of an ablation's of the same second.
     """
-    places = list_model_places()
-    for path in (Path(name).expanduser(), *(place / name for place in places)):
-        found = _get_artifact(path)
-        if found is not None:
-            return found
-    for place in places:
-        if _match_runs(str(name), place / "runs"):
-            return _get_artifact_of_run(open_run(name, place / "runs"))
-    known = list_models()
-    raise ModelError(
-        f"{name}: there is no such model. Looked for a folder of that path, then in "
-        f"{', '.join(str(place) for place in places)} and their runs. "
-        f"{'Known models: ' + ', '.join(known) if known else 'No models are there yet; train one with dlfer run'}."
-    )
-
-
-def list_models() -> dict[str, Path]:
-    """Return the models by name (not those of runs), the first place that has a name winning."""
-    models: dict[str, Path] = {}
-    for place in list_model_places():
-        for path in sorted(place.iterdir()) if place.is_dir() else ():
-            if path.name != "runs" and (path / ARTIFACT_FILE).is_file():
-                models.setdefault(path.name, path)
-    return models
-
-
-def list_model_places() -> list[Path]:
-    """Return the folders in which the name of a model is looked up, in order."""
-    places = [Path("saved_models")]
-    if os.environ.get("DLFER_HOME"):
-        places.append(Path(os.environ["DLFER_HOME"]).expanduser() / "saved_models")
-    checkout = find_checkout()
-    if checkout is not None:
-        places.append(checkout / "saved_models")
-    return [
-        place for number, place in enumerate(places) if place.resolve() not in {p.resolve() for p in places[:number]}
-    ]
+    names = [str(path.relative_to(folder)) for path in _iterate_runs(folder)]
+    exact = [key for key in names if name in (key, Path(key).name)]
+    if exact:
+        return exact
+    return [key for key in names if name and (key.startswith(name) or Path(key).name.startswith(name))]
 
 
 def find_checkout() -> Path | None:
@@ -381,35 +345,6 @@ def _iterate_runs(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.glob(f"*/*/{RUN_FILE}")):
         if not path.parent.parent.name.startswith("."):
             yield path.parent
-
-
-def _match_runs(name: str, folder: Path) -> list[str]:
-    """Return the names of the runs in a folder that begin with `name`, with or without the experiment's.
-
-    A whole name counts alone: a run's is the beginning of an ablation's of the same second.
-    """
-    names = [str(path.relative_to(folder)) for path in _iterate_runs(folder)]
-    exact = [key for key in names if name in (key, Path(key).name)]
-    if exact:
-        return exact
-    return [key for key in names if name and (key.startswith(name) or Path(key).name.startswith(name))]
-
-
-def _get_artifact(path: Path) -> Path | None:
-    """Return the artifact folder at a path: itself, or the folder `model` of a run."""
-    if (path / ARTIFACT_FILE).is_file():
-        return path
-    return _get_artifact_of_run(Run(path)) if (path / RUN_FILE).is_file() else None
-
-
-def _get_artifact_of_run(run: Run) -> Path:
-    if (run.path / "model" / ARTIFACT_FILE).is_file():
-        return run.path / "model"
-    if run.kind != "run":
-        raise ModelError(
-            f"{run.path}: a comparison ({run.kind}) has no model; name one of the runs in its members.csv."
-        )
-    raise ModelError(f"{run.path}: this run has no model; its status is {run.status}. Go on with: dlfer run --resume.")
 
 
 def _tell_status(values: Mapping[str, Any]) -> str:

@@ -44,7 +44,8 @@ def describe_run(name: str, folder: Path) -> dict[str, Any]:
 
 def list_model_rows() -> Rows:
     """Return the models that can be named, and what their artifact.json says of them."""
-    from dlfer.runs import ARTIFACT_FILE, Run, list_models
+    from dlfer.catalog import ARTIFACT_FILE, list_models
+    from dlfer.runs import Run
 
     rows = []
     for name, path in list_models().items():

@@ -31,7 +31,7 @@ def evaluate(
     ] = None,
 ) -> None:
     """Judge a trained model on other data; a run without any, on its own test or validation part."""
-    from dlfer.runs import find_model
+    from dlfer.catalog import find_model
     from dlfer.show import format_metrics
 
     if csv is not None and data is not None:
@@ -119,11 +119,12 @@ def report(
     out: Out = None,
 ) -> None:
     """Write the report of runs again, from the files in them, and the card of a run that has a model."""
+    from dlfer.catalog import ARTIFACT_FILE
     from dlfer.report.card import write_card
     from dlfer.report.comparison import write_comparison_report
     from dlfer.report.html import write_report
     from dlfer.report.search import write_search_report
-    from dlfer.runs import ARTIFACT_FILE, open_run
+    from dlfer.runs import open_run
 
     writers = {"run": write_report, "search": write_search_report}
     for opened in [open_run(name, out) for name in runs]:

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import numpy as np
 
+from dlfer.catalog import ARTIFACT_FILE, find_model
 from dlfer.config.schema import ModelConfig
 from dlfer.errors import ModelError
 from dlfer.evaluate.calibration import apply_temperature
 from dlfer.model.predict import predict_probabilities
 from dlfer.model.transfer import TransferNetwork, build_transfer_network
-from dlfer.runs import find_model, write_atomically
+from dlfer.runs import write_atomically
 
 FORMAT = 1
-ARTIFACT_FILE, WEIGHTS_FILE = "artifact.json", "network.weights.h5"
+WEIGHTS_FILE = "network.weights.h5"
 
 
 class TransferClassifier:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from dlfer.catalog import ARTIFACT_FILE
 from dlfer.errors import ModelError
 from dlfer.report.headline import METRICS, PARTS, VIEWS, get_judged_part
 from dlfer.report.judgement import describe_abstention, describe_calibration, describe_groups, tell_missing_groups
@@ -20,7 +21,7 @@ from dlfer.report.page import (
 )
 from dlfer.report.record import describe_environment, get_name, read_config, read_text
 from dlfer.report.terms import find_terms
-from dlfer.runs import ARTIFACT_FILE, write_atomically
+from dlfer.runs import write_atomically
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult

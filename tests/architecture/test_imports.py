@@ -20,6 +20,7 @@ ORDER = (
     "errors",
     "config",
     "runs",
+    "catalog",
     "evaluate",
     "data",
     "model",

@@ -11,8 +11,8 @@ from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import DataConfig
 from dlfer.data.synthetic_faces import load_synthetic_faces
 from dlfer.errors import ModelError, UserError
-from dlfer.experiment import run_experiment
 from dlfer.evaluate_model import evaluate_model
+from dlfer.experiment import run_experiment
 from dlfer.runs import RunOptions
 
 EXPERIMENT = """

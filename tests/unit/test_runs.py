@@ -1,4 +1,4 @@
-"""The run directory, the lookup of runs and models, and files that are whole or absent."""
+"""The run directory, the lookup of runs, and files that are whole or absent."""
 
 from __future__ import annotations
 
@@ -12,10 +12,9 @@ import sys
 import numpy as np
 import pytest
 
-from dlfer import runs
 from dlfer.config.load import compute_digest, load_experiment
 from dlfer.errors import ConfigError, ModelError
-from dlfer.runs import create_run, find_model, list_models, list_runs, open_run, write_atomically
+from dlfer.runs import create_run, list_runs, open_run, write_atomically
 
 
 @pytest.fixture
@@ -165,52 +164,6 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path, config):
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="choose a folder by --out"):
         make(tmp_path / "file", config)
-
-
-def make_artifact(folder):
-    folder.mkdir(parents=True)
-    (folder / "artifact.json").write_text("{}")
-    return folder
-
-
-def test_models_are_looked_up_here_then_at_home_then_in_the_checkout(tmp_path, monkeypatch, config):
-    work, home, checkout = tmp_path / "work", tmp_path / "home", tmp_path / "checkout"
-    work.mkdir()
-    monkeypatch.chdir(work)
-    monkeypatch.setenv("DLFER_HOME", str(home))
-    monkeypatch.setattr(runs, "find_checkout", lambda: checkout)
-    for place in (checkout, home):
-        make_artifact(place / "saved_models" / "shared")
-    only = make_artifact(checkout / "saved_models" / "only")
-    assert find_model("only") == only
-    assert find_model("shared") == home / "saved_models" / "shared"
-    make_artifact(work / "saved_models" / "shared")
-    assert find_model("shared").resolve() == work / "saved_models" / "shared"
-    assert find_model(str(only)) == only
-    assert set(list_models()) == {"only", "shared"}
-    with pytest.raises(ModelError) as caught:
-        find_model("none")
-    message = str(caught.value)
-    assert message.index("saved_models") < message.index(str(home)) < message.index(str(checkout))
-    assert "Known models: shared, only" in message
-
-
-def test_the_model_of_a_run_is_found_by_path_and_name(tmp_path, monkeypatch, config):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DLFER_HOME", raising=False)
-    monkeypatch.setattr(runs, "find_checkout", lambda: None)
-    run = make(runs.default_runs_folder(), config)
-    with pytest.raises(ModelError, match="this run has no model; its status is running"):
-        find_model(run.path)
-    with pytest.raises(ModelError, match="this run has no model"):
-        find_model("small/2")
-    make_artifact(run.path / "model")
-    assert find_model(run.path) == run.path / "model"
-    assert find_model(run.path / "model") == run.path / "model"
-    assert find_model(run.path.name) == run.path / "model"
-    comparison = make(runs.default_runs_folder(), config, kind="ablation")
-    with pytest.raises(ModelError, match=r"a comparison \(ablation\) has no model"):
-        find_model(comparison.path)
 
 
 def test_a_run_is_held_by_one_process_at_a_time(folder, config):
