@@ -10,6 +10,7 @@
     │   └── EnvironmentProblem a package or a device that the command needs is absent
     ├── TransferError          weights that do not carry over exactly
     ├── NonFiniteError         a loss or a weight became NaN or infinite in training
+    ├── WorkerLost             another process of a training over several hosts is gone
     └── TrainingStopped        training was asked to stop and stands at a checkpoint
 
 A message says where, what was found, what was expected, and how to mend it.
@@ -60,6 +61,10 @@ class TransferError(DlferError):
 
 class NonFiniteError(DlferError):
     """A loss or a weight became NaN or infinite in training."""
+
+
+class WorkerLost(DlferError):
+    """Another process of a training over several hosts is gone; the last checkpoint stands."""
 
 
 class TrainingStopped(DlferError):

@@ -96,7 +96,10 @@ def check_start(verb: str, file: Path | None, resume: str | None, options: RunOp
     """Check what can be checked before TensorFlow is loaded; return the folder of the run to go on with."""
     from dlfer.config.load import load_experiment
     from dlfer.runs import open_run
+    from dlfer.train.launch import check_alone
 
+    if verb != "run":
+        check_alone(verb)
     if (file is None) == (resume is None):
         raise UserError(f"dlfer {verb}: give either an experiment FILE or --resume RUN.")
     if resume is None:

@@ -15,9 +15,16 @@ from dlfer.runs import RunOptions
 def run(file: OptionalFile = None, *, resume: str | None, options: RunOptions) -> None:
     """Run one experiment from data to report: EF-FER1, EF-FER2, evaluation."""
     resumed = check_start("run", file, resume, options)
+    from dlfer.config.load import load_experiment
     from dlfer.experiment import resume_run, run_experiment
+    from dlfer.hosts import lead_or_follow
+    from dlfer.runs import open_run
 
-    print_done(run_experiment(file, options) if resumed is None else resume_run(resumed, options))
+    if resumed is None:
+        work, config = lambda: run_experiment(file, options), lambda: load_experiment(file, options.overrides)
+    else:
+        work, config = lambda: resume_run(resumed, options), lambda: open_run(resumed).config()
+    print_done(lead_or_follow(work, config, options))
 
 
 @with_run_options

@@ -41,6 +41,8 @@ class ExperimentSection(Section):
     """Arithmetic of the network; the head stays in float32."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
     """auto takes a GPU if there is one; gpu refuses to run without."""
+    devices: Literal["auto"] | Count = "auto"
+    """How many devices share each batch. auto: all GPUs that are visible, or the one CPU; more of a CPU for trials."""
     jit: Literal["auto"] | bool = "auto"
     """Compile by XLA; auto: on a GPU yes, on a CPU no (there it is several times slower)."""
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0

@@ -40,6 +40,30 @@ class Split:
         return Split(name or self.name, self.images[indices], self.targets[indices], self.ids[indices])
 
 
+@dataclass(frozen=True)
+class Share:
+    """Which of `count` equal shares of something a host has; each row belongs to one of them.
+
+    Attributes:
+        index: from 0.
+        count: number of hosts.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    def count_images(self, total: int) -> int:
+        """Return how many of `total` images the share holds; the first shares hold those that are left over."""
+        return (total - self.index + self.count - 1) // self.count
+
+    def find_start(self, total: int) -> int:
+        """Return how many images the shares before hold."""
+        return sum(Share(index, self.count).count_images(total) for index in range(self.index))
+
+
+WHOLE = Share()
+
+
 class StreamedSplit(Protocol):
     """Images of one part of the data that is too large for memory, read batch by batch.
 
@@ -62,6 +86,10 @@ class StreamedSplit(Protocol):
         3/4..4/3) and an incomplete last batch is dropped; else the order is the data set's own, the
         crop is the central one (87.5 %) and nothing is dropped.
         """
+        ...
+
+    def shard(self, index: int, count: int) -> StreamedSplit:
+        """Return share `index` of `count`: together they hold each image once, in numbers that differ by one."""
         ...
 
 

@@ -5,6 +5,7 @@ Everything here is a function of (seed, epoch, step), so an epoch can be entered
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 import numpy as np
@@ -12,7 +13,7 @@ import numpy as np
 from dlfer.config.schema import StageConfig
 from dlfer.data.augment import draw_augmentation, mix_targets
 from dlfer.data.balance import balance_indices, compute_class_weights
-from dlfer.data.bundle import Split, StreamedSplit
+from dlfer.data.bundle import WHOLE, Share, Split, StreamedSplit
 from dlfer.errors import ConfigError
 
 Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
@@ -21,10 +22,37 @@ Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
 _ORDER, _AUGMENT = 1, 2
 
 
-def count_steps(split: Split | StreamedSplit, config: StageConfig) -> int:
-    """Return the training steps of one epoch; an incomplete last batch is left out, unless it is the only one."""
-    num_images = len(split) if _is_streamed(split) else len(_epoch_indices(split, config, seed=0, epoch=0))
-    return max(1, num_images // config.batch_size)
+def count_steps(split: Split | StreamedSplit, config: StageConfig, share: Share = WHOLE) -> int:
+    """Return the training steps of one epoch, the same on every host.
+
+    An incomplete last batch is left out, unless it is the only one. Of streamed images each host reads a part of
+    its own, so that its incomplete last batch is left out, too.
+    """
+    if _is_streamed(split):
+        return max(1, len(split) // share.count // max(1, config.batch_size // share.count))
+    return max(1, len(_epoch_indices(split, config, seed=0, epoch=0)) // config.batch_size)
+
+
+def take_share(split: Split | StreamedSplit, share: Share) -> Split | StreamedSplit:
+    """Return the images of a split that one host has; `split` itself if there is no other host."""
+    if share.count == 1:
+        return split
+    if _is_streamed(split):
+        return split.shard(share.index, share.count)
+    return split.take(np.arange(share.index, len(split), share.count))
+
+
+def divide_rows(num_rows: int, num_parts: int) -> list[np.ndarray]:
+    """Divide the rows of a batch into parts that hold each row together with its partner in mixup and cutmix.
+
+    Row i is mixed with row num_rows - 1 - i, the batch read backwards. A part takes some rows from the front and
+    their partners from the back, so that partners are each other's also where the part is read backwards.
+
+    Returns:
+        int [n] each, increasing; the numbers of rows differ by two at most, and none is 0 from two rows a part on.
+    """
+    fronts = np.array_split(np.arange((num_rows + 1) // 2), num_parts)
+    return [np.union1d(front, num_rows - 1 - front) for front in fronts]
 
 
 def iterate_epoch(
@@ -35,6 +63,7 @@ def iterate_epoch(
     seed: int,
     epoch: int,
     start_step: int = 0,
+    share: Share = WHOLE,
 ) -> Iterator[Batch]:
     """Yield the batches of one epoch, from `start_step` on.
 
@@ -44,6 +73,7 @@ def iterate_epoch(
         num_labels: C.
         seed, epoch: fix order and augmentation.
         start_step: batches to leave out at the beginning.
+        share: of several hosts, which one's rows to yield; B is smaller then.
 
     Yields:
         (inputs, targets, weights): inputs is {"image": uint8 [B, H, W, channels]} with the arrays of
@@ -51,15 +81,26 @@ def iterate_epoch(
         unless `balance: class_weight`.
     """
     class_weights = _compute_weights(split, config, num_labels)
-    batches = _stream(split, config, seed, epoch, start_step) if _is_streamed(split) else None
-    if batches is None:
+    is_streamed = _is_streamed(split)
+    # A streamed host draws for its own images alone; the first host's numbers are those of a single one.
+    own = [share.index] if is_streamed and share.index else []
+    if is_streamed:
+        batches = _stream(split, config, seed, epoch, start_step=start_step, share=share)
+    else:
         batches = _slice(split, config, seed=seed, epoch=epoch, start_step=start_step)
     for step, (images, targets) in enumerate(batches, start=start_step):
-        rng = np.random.default_rng([seed, _AUGMENT, epoch, step])
+        rng = np.random.default_rng([seed, _AUGMENT, epoch, step, *own])
         drawn = draw_augmentation(config.augment, len(images), image_size=config.image_size, rng=rng)
         one_hot = np.eye(num_labels, dtype=np.float32)[targets]
         mixed = mix_targets(one_hot, drawn, image_size=config.image_size)
-        yield {"image": images, **drawn}, mixed, class_weights[targets]
+        batch = {"image": images, **drawn}, mixed, class_weights[targets]
+        yield batch if is_streamed or share.count == 1 else _take_share(batch, share)
+
+
+def _take_share(batch: Batch, share: Share) -> Batch:
+    inputs, targets, weights = batch
+    rows = divide_rows(len(targets), share.count)[share.index]
+    return {name: values[rows] for name, values in inputs.items()}, targets[rows], weights[rows]
 
 
 def _slice(split: Split, config: StageConfig, *, seed: int, epoch: int, start_step: int):
@@ -71,9 +112,11 @@ def _slice(split: Split, config: StageConfig, *, seed: int, epoch: int, start_st
         yield split.images[rows], split.targets[rows]
 
 
-def _stream(split: StreamedSplit, config: StageConfig, seed: int, epoch: int, start_step: int):
-    batches = split.batches(config.batch_size, seed=seed, epoch=epoch, start_step=start_step, training=True)
-    for images, targets, _ in batches:
+def _stream(split: StreamedSplit, config: StageConfig, seed: int, epoch: int, *, start_step: int, share: Share):
+    size = max(1, config.batch_size // share.count)
+    batches = take_share(split, share).batches(size, seed=seed, epoch=epoch, start_step=start_step, training=True)
+    # Where the images do not divide, some hosts hold one more; none may do a step more than the others.
+    for images, targets, _ in itertools.islice(batches, count_steps(split, config, share) - start_step):
         yield images, targets
 
 

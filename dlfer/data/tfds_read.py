@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dlfer.data.bundle import WHOLE, Share
 from dlfer.errors import DataError
 
 if TYPE_CHECKING:
@@ -23,7 +24,11 @@ CROP_ASPECT = (3 / 4, 4 / 3)
 # Streams of randomness of one epoch; each has its own so that one cannot disturb another.
 _ORDER, _CROP = 1, 2
 
-Read = Callable[[np.random.Generator | None, int], "tf.data.Dataset"]
+# (name of a split, first record, record after the last).
+Slice = tuple[str, int, int]
+
+
+Read = Callable[[np.random.Generator | None, int, Share], "tf.data.Dataset"]
 
 
 @dataclass(frozen=True)
@@ -34,9 +39,10 @@ class TfdsSplit:
         name: the data set's own name of the part, e.g. "train" or "train[:90%]".
         num_images: number of its images.
         image_size: side S in pixels of the squares that it yields.
-        read: (rng or None, start) -> dataset of (encoded image, target, id) in the order that `rng`
-            draws, or in the data set's own, without the first `start`. Nothing is decoded yet.
+        read: (rng or None, start, share) -> dataset of (encoded image, target, id) in the order that `rng`
+            draws, or in the data set's own, without the first `start` of the share. Nothing is decoded yet.
         lookup: int64 [classes of the data], the index of each in the bundle's labels.
+        share: which images it holds, where several hosts divide them.
     """
 
     name: str
@@ -44,9 +50,19 @@ class TfdsSplit:
     image_size: int
     read: Read
     lookup: np.ndarray
+    share: Share = WHOLE
 
     def __len__(self) -> int:
         return self.num_images
+
+    def shard(self, index: int, count: int) -> TfdsSplit:
+        """Return part `index` of `count` of the whole split; the numbers of images differ by one at most.
+
+        Of files the parts are dealt out anew each epoch, in its drawn order, so that all parts' batches together
+        are those of the whole split. Of records each part is a range, so that a host reads no others.
+        """
+        share = Share(index, count)
+        return replace(self, share=share, num_images=share.count_images(self.num_images))
 
     def batches(
         self, batch_size: int, *, seed: int, epoch: int, start_step: int = 0, training: bool
@@ -72,8 +88,9 @@ class TfdsSplit:
         start = start_step * batch_size
         dataset = self._read(seed, epoch, start, training)
         decode = _make_decode(self.image_size, _make_crop(_draw_key(seed, epoch) if training else None))
+        share = self.share
         dataset = dataset.enumerate(start=start).map(
-            lambda index, example: (decode(example[0], index), example[1], example[2]),
+            lambda place, example: (decode(example[0], place * share.count + share.index), example[1], example[2]),
             num_parallel_calls=os.cpu_count() or 1,
             deterministic=True,
         )
@@ -91,7 +108,7 @@ class TfdsSplit:
             start += len(images)
 
     def _read(self, seed: int, epoch: int, start: int, training: bool) -> tf.data.Dataset:
-        return self.read(np.random.default_rng([seed, _ORDER, epoch]) if training else None, start)
+        return self.read(np.random.default_rng([seed, _ORDER, epoch]) if training else None, start, self.share)
 
     def _map_targets(self, targets: np.ndarray, ids: np.ndarray) -> np.ndarray:
         if targets.min() < 0:
@@ -102,11 +119,27 @@ class TfdsSplit:
         return self.lookup[targets]
 
 
-def make_record_reader(builder: Any, spec: str, image_key: str, label_key: str) -> Read:
+def cut_slices(slices: list[Slice], start: int, stop: int) -> list[Slice]:
+    """Return the ranges that hold the records `start` to `stop` of all that `slices` hold."""
+    kept = []
+    for name, first, last in slices:
+        begin, end = max(first, first + start), min(last, first + stop)
+        if begin < end:
+            kept.append((name, begin, end))
+        start, stop = start - (last - first), stop - (last - first)
+    return kept
+
+
+def make_record_reader(builder: Any, slices: list[Slice], image_key: str, label_key: str) -> Read:
     """Return a reader of record files: in training, files in drawn order and a shuffle buffer."""
     import tensorflow_datasets as tfds
 
-    def read(rng: np.random.Generator | None, start: int) -> tf.data.Dataset:
+    total = sum(last - first for _, first, last in slices)
+
+    def read(rng: np.random.Generator | None, start: int, share: Share) -> tf.data.Dataset:
+        first = share.find_start(total)
+        own = cut_slices(slices, first, first + share.count_images(total))
+        spec = "+".join(f"{name}[{begin}:{end}]" for name, begin, end in own)
         decoders = tfds.decode.PartialDecoding(
             {image_key: True, label_key: True}, decoders={image_key: tfds.decode.SkipDecoding()}
         )
@@ -130,11 +163,11 @@ def make_record_reader(builder: Any, spec: str, image_key: str, label_key: str) 
 def make_file_reader(root: Path, ids: np.ndarray, targets: np.ndarray) -> Read:
     """Return a reader of image files: in training, all paths in drawn order; files are read only when needed."""
 
-    def read(rng: np.random.Generator | None, start: int) -> tf.data.Dataset:
+    def read(rng: np.random.Generator | None, start: int, share: Share) -> tf.data.Dataset:
         import tensorflow as tf
 
         rows = np.arange(len(ids)) if rng is None else rng.permutation(len(ids))
-        rows = rows[start:]
+        rows = rows[share.index :: share.count][start:]
         dataset = tf.data.Dataset.from_tensor_slices((ids[rows].astype(object), targets[rows]))
         return dataset.map(
             lambda name, target: (tf.io.read_file(tf.strings.join([f"{root}/", name])), target, name),

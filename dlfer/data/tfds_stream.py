@@ -21,7 +21,7 @@ from dlfer.data.folder import PART_NAMES, scan_folder
 from dlfer.data.imagenet_check import check_imagenet2012
 from dlfer.data.labels import match_labels, order_labels
 from dlfer.data.split import draw_indices
-from dlfer.data.tfds_read import TfdsSplit, make_file_reader, make_record_reader
+from dlfer.data.tfds_read import Slice, TfdsSplit, cut_slices, make_file_reader, make_record_reader
 from dlfer.errors import DataError, MissingDataError, ProtocolError
 
 IMAGE_FOLDER = "image_folder"
@@ -29,8 +29,6 @@ MAX_SPLIT_BYTES = 2_000_000_000
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 _CANDIDATES = {"train": ("train",), "validation": ("validation", "val", "valid", "test"), "test": ()}
-# (name of a split, first record, record after the last).
-_Slice = tuple[str, int, int]
 
 
 def load_tfds(config: DataConfig, image_size: int) -> DataBundle:
@@ -113,8 +111,7 @@ def _load_data_set(config: DataConfig, image_size: int) -> DataBundle:
         num = min(total, getattr(config.num_images, part) or total)
         if num < total:
             notes.append(f"{part}: the first {num} of {total} images of {wanted}, in the order of its records.")
-        spec = "+".join(f"{name}[{start}:{stop}]" for name, start, stop in _take_first(slices[part], num))
-        read = make_record_reader(builder, spec, image_key, label_key)
+        read = make_record_reader(builder, cut_slices(slices[part], 0, num), image_key, label_key)
         splits[part] = TfdsSplit(wanted, num, image_size, read, lookup)
     return _bundle(labels, splits, notes)
 
@@ -247,7 +244,7 @@ def _find_features(name: str, features: Any) -> tuple[str, str]:
     )
 
 
-def _resolve_slices(builder: Any, wanted: str, name: str) -> list[_Slice]:
+def _resolve_slices(builder: Any, wanted: str, name: str) -> list[Slice]:
     """Return the ranges of records that `wanted` stands for, e.g. "train[:90%]" or "train+validation"."""
     import tensorflow_datasets as tfds
 
@@ -262,18 +259,7 @@ def _resolve_slices(builder: Any, wanted: str, name: str) -> list[_Slice]:
     ]
 
 
-def _take_first(slices: list[_Slice], num: int) -> list[_Slice]:
-    """Return the ranges of the first `num` records."""
-    kept = []
-    for name, start, stop in slices:
-        count = min(num, stop - start)
-        if count:
-            kept.append((name, start, start + count))
-        num -= count
-    return kept
-
-
-def _check_disjoint(parts: dict[str, list[_Slice]]) -> None:
+def _check_disjoint(parts: dict[str, list[Slice]]) -> None:
     """Raise ProtocolError where an image stands in two parts."""
     for first, second in itertools.combinations(parts, 2):
         for (name, start, stop), (other, begin, end) in itertools.product(parts[first], parts[second]):

@@ -86,6 +86,11 @@ class _KeepsRawWeights:
     def finalize_variable_values(self, var_list) -> None:
         """Leave the weights as they are."""
 
+    def _all_reduce_sum_gradients(self, grads_and_vars: list) -> list:
+        """Leave the gradients as they are: TensorFlow's loop over several devices sums them before they are
+        clipped, where Keras would clip each device's own."""
+        return grads_and_vars
+
 
 def build_schedule(
     config: ScheduleConfig, learning_rate: float, *, steps_per_epoch: int, epochs: int

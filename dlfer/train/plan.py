@@ -6,9 +6,10 @@ import keras
 import numpy as np
 
 from dlfer.config.schema import StageConfig
-from dlfer.data.bundle import DataBundle
+from dlfer.data.bundle import DataBundle, Share
 from dlfer.data.pipeline import count_steps
 from dlfer.model.transfer import TransferNetwork
+from dlfer.train.distribute import describe_replicas
 from dlfer.train.objective import build_schedule
 from dlfer.train.state import StageJob
 
@@ -31,18 +32,20 @@ def describe_plan(
     last = steps_per_epoch * epochs - 1
     ends = (rate, rate) if isinstance(rate, float) else (float(rate(0)), float(rate(last)))
     memory = estimate_memory(network, config, precision=precision)
+    replicas = describe_replicas(job, min(config.batch_size, num_images))
     return [
         f"{name}: {num_images:,} images of {config.image_size}x{config.image_size}, batch {config.batch_size}, "
         f"{steps_per_epoch:,} steps an epoch, {config.epochs} epochs, {steps_per_epoch * config.epochs:,} steps",
         f"{name}: {total:,} parameters; {config.optimizer.name}, rate {ends[0]:.3g} -> {ends[1]:.3g} "
         f"({config.schedule.name}); {config.loss.name}; balance {config.balance}",
-        f"{name}: expected memory about {memory / 2**30:.1f} GiB",
+        f"{name}: expected memory about {memory / 2**30:.1f} GiB" + (", over all devices" if replicas else ""),
+        *([f"{name}: {replicas}"] if replicas else []),
     ]
 
 
 def compute_steps(job: StageJob, bundle: DataBundle) -> int:
     """Return the training steps of one epoch of a stage."""
-    steps = count_steps(bundle.train, job.config)
+    steps = count_steps(bundle.train, job.config, Share(0, job.device.workers))
     return steps if job.max_steps is None else min(steps, job.max_steps)
 
 

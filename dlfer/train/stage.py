@@ -15,18 +15,18 @@ import keras
 import numpy as np
 
 from dlfer.data.bundle import DataBundle
-from dlfer.data.pipeline import Batch, iterate_epoch
+from dlfer.data.pipeline import Batch, iterate_epoch, take_share
 from dlfer.errors import DlferError, NonFiniteError, TrainingStopped
-from dlfer.evaluate.metrics import compute_accuracy, compute_confusion, compute_log_loss, compute_macro_f1
+from dlfer.evaluate.metrics import compute_accuracy, compute_confusion, compute_item_losses, compute_macro_f1
 from dlfer.model.predict import predict_split
-from dlfer.model.transfer import TrainingNetwork, TransferNetwork
+from dlfer.model.transfer import TransferNetwork
 from dlfer.train.checkpoint import read_state, restore_checkpoint, write_checkpoint
+from dlfer.train.distribute import build_loop, lead_stage
 from dlfer.train.freeze import set_trainable
 from dlfer.train.history import ScalarLog, write_history
 from dlfer.train.objective import build_loss, build_optimizer, build_schedule
 from dlfer.train.plan import compute_steps
 from dlfer.train.state import StageJob, StageResult, StageState
-from dlfer.train.watch import StepWatcher
 
 CHECKPOINT, BEST, HISTORY = "checkpoint.npz", "best.npz", "history.csv"
 
@@ -38,29 +38,27 @@ def train_stage(job: StageJob, network: TransferNetwork, bundle: DataBundle) -> 
         TrainingStopped: the job's control asked for it; a checkpoint stands in the folder.
         NonFiniteError: the loss became NaN or infinite; the last checkpoint stands.
     """
-    job.folder.mkdir(parents=True, exist_ok=True)
     try:
-        return _Stage(job, network, bundle).run()
+        with lead_stage(job, network, bundle):
+            return _Stage(job, network, bundle).run()
     finally:
         job.listener.close()
 
 
 class _Stage:
     def __init__(self, job: StageJob, network: TransferNetwork, bundle: DataBundle) -> None:
-        self.job, self.config, self.network, self.bundle = job, job.config, network, bundle
+        self.job, self.config, self.bundle = job, job.config, bundle
         self.num_labels = len(bundle.labels)
-        self.steps = compute_steps(job, bundle)
         self.batch_images = min(job.config.batch_size, len(bundle.train))
-        self.training = TrainingNetwork(network, fill=job.config.augment.fill)
+        self.loop = build_loop(job, network, batch_images=self.batch_images)
+        self.network = self.loop.network
+        self.steps = compute_steps(job, bundle)
         self.state = StageState()
         self.checkpoint = job.folder / CHECKPOINT
         self.log_writer = ScalarLog(job.folder / "tensorboard")
 
     def run(self) -> StageResult:
-        if self.checkpoint.exists():
-            self.state = StageState(**read_state(self.checkpoint))
-            self._enter_phase(self.state.phase)
-            restore_checkpoint(self.checkpoint, self._variables())
+        self._begin()
         while self.state.epoch < self.config.epochs and not self.state.stopped_early:
             if self.state.phase != self._due_phase():
                 self._enter_phase(self._due_phase())
@@ -80,16 +78,25 @@ class _Stage:
                 reason=reason,
             )
 
+    def _begin(self) -> None:
+        """Stand where the checkpoint says, if there is one, with the same values in every process."""
+        is_chief = self.loop.is_chief
+        if is_chief:
+            self.job.folder.mkdir(parents=True, exist_ok=True)
+        found = is_chief and self.checkpoint.exists()
+        self.state = StageState(**self.loop.tell(read_state(self.checkpoint) if found else self.state.as_dict()))
+        if self.state.phase:
+            self._enter_phase(self.state.phase)
+            if is_chief:
+                restore_checkpoint(self.checkpoint, self._variables())
+        self.loop.spread(self._variables() if self.state.phase else self.network.model.variables)
+
     def save(self) -> None:
         """Write the checkpoint and the history."""
-        self._sync()
-        write_checkpoint(self.checkpoint, self._variables(), self.state.as_dict())
-        write_history(self.job.folder / HISTORY, self.state.history)
-
-    def _sync(self) -> None:
-        """JAX keeps the variables' values to itself while it fits; fetch them."""
-        if hasattr(self.training, "jax_state_sync"):
-            self.training.jax_state_sync()
+        self.loop.fetch()
+        if self.loop.is_chief:
+            write_checkpoint(self.checkpoint, self._variables(), self.state.as_dict())
+            write_history(self.job.folder / HISTORY, self.state.history)
 
     def _due_phase(self) -> str:
         return "head" if self.state.epoch < self.config.freeze.head_epochs else "all"
@@ -112,22 +119,15 @@ class _Stage:
                 steps_per_epoch=self.steps,
                 epochs=config.epochs - freeze.head_epochs,
             )
-        self.optimizer = build_optimizer(config.optimizer, rate, clip=config.clip, ema=config.ema)
-        self.training.compile(
-            optimizer=self.optimizer,
-            loss=build_loss(config.loss),
-            metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
-            jit_compile=self.job.device.jit,
+        self.optimizer = self.loop.compile(
+            lambda: build_optimizer(config.optimizer, rate, clip=config.clip, ema=config.ema), build_loss(config.loss)
         )
-        self.network.model.jit_compile = self.job.device.jit
-        self.optimizer.build(self.training.trainable_variables)
 
     def _train_epoch(self) -> None:
         job, state = self.job, self.state
         if state.step >= self.steps:
             return
         job.listener.start_epoch(job.name, state.epoch, self.config.epochs, state.step, self.steps)
-        watcher = StepWatcher(state, self._after_step)
         self.clock = time.monotonic()
         self.last_checkpoint = self.clock
         batches = iterate_epoch(
@@ -137,18 +137,11 @@ class _Stage:
             seed=job.seed,
             epoch=state.epoch,
             start_step=state.step,
+            share=self.loop.share,
         )
         failures: list[DlferError] = []
         try:
-            self.training.fit(
-                _relay_errors(batches, failures),
-                steps_per_epoch=self.steps - state.step,
-                initial_epoch=state.epoch,
-                epochs=state.epoch + 1,
-                verbose=0,
-                shuffle=False,
-                callbacks=[watcher],
-            )
+            self.loop.train(_relay_errors(batches, failures), self.steps - state.step, state, self._after_step)
         except Exception as error:
             # tf.data turns an error of the generator into one of its own; a bad image shall be named.
             if failures:
@@ -160,17 +153,19 @@ class _Stage:
         """Look at the step that was just done: is it finite, is a checkpoint due, is a stop wanted?"""
         job, state = self.job, self.state
         if not math.isfinite(loss):
-            self._sync()
+            self.loop.fetch()
             raise NonFiniteError(self._describe_failure(loss))
         state.images += self.batch_images
         job.listener.finish_step(state.step, loss, accuracy)
         reason = job.control.get_reason()
         minutes = (time.monotonic() - self.last_checkpoint) / 60
-        if reason is not None or minutes >= job.checkpoint_minutes:
+        is_stopping, is_due = self.loop.agree(reason is not None, minutes >= job.checkpoint_minutes)
+        if is_stopping or is_due:
             self._count_time()
             self.save()
             self.last_checkpoint = time.monotonic()
-        if reason is not None:
+        if is_stopping:
+            reason = reason or "another host"
             raise TrainingStopped(
                 f"{job.name} stopped by {reason} at epoch {state.epoch + 1}, step {state.step} of {self.steps}; "
                 f"checkpoint: {self.checkpoint}.",
@@ -186,21 +181,25 @@ class _Stage:
     def _validate(self) -> dict[str, float]:
         """Return loss, accuracy and macro F1 on validation, of the averaged weights where an average is kept."""
         start = time.monotonic()
-        split = self.bundle.validation
+        self.loop.fetch()
+        split = take_share(self.bundle.validation, self.loop.share)
         with self._averaged():
-            predicted, targets, _ = predict_split(self.network.model, split, batch_size=self.config.batch_size)
-        labels = range(self.num_labels)
-        confusion = compute_confusion(targets, predicted.argmax(axis=1), len(labels))
+            self.loop.publish()
+            predicted, targets, _ = predict_split(self.loop.plain.model, split, batch_size=self.config.batch_size)
+        confusion = compute_confusion(targets, predicted.argmax(axis=1), self.num_labels)
+        loss = np.array([compute_item_losses(targets, predicted).sum(), len(targets)])
+        if self.loop.share.count > 1:
+            confusion, loss = self.loop.add(confusion), self.loop.add(loss)
         self.state.seconds += time.monotonic() - start
         return {
-            "loss": float(compute_log_loss(targets, predicted)),
+            "loss": float(loss[0] / loss[1]),
             "accuracy": float(compute_accuracy(confusion)),
             "macro_f1": float(compute_macro_f1(confusion)),
         }
 
     def _finish_epoch(self, validation: dict[str, float]) -> None:
         state, sums = self.state, self.state.sums
-        rate = float(self.optimizer.learning_rate)
+        rate = self._get_rate()
         images = sums["steps"] * self.batch_images
         row = {
             "epoch": state.epoch + 1,
@@ -213,7 +212,8 @@ class _Stage:
             "images_per_second": images / state.epoch_seconds if state.epoch_seconds else 0.0,
         }
         state.history.append(row)
-        self.log_writer.write(row)
+        if self.loop.is_chief:
+            self.log_writer.write(row)
         self._select(validation[self.config.monitor])
         self.job.listener.finish_epoch(self.job.name, row, is_best=state.best_epoch == state.epoch)
         state.epoch, state.step, state.epoch_seconds = state.epoch + 1, 0, 0.0
@@ -228,29 +228,37 @@ class _Stage:
         better = state.best is None or sign * (value - state.best) > 0
         if better:
             state.best, state.best_epoch = value, state.epoch
-            with self._averaged():
-                write_checkpoint(
-                    self.job.folder / BEST, self.network.model.weights, {"epoch": state.epoch, "value": value}
-                )
+            if self.loop.is_chief:
+                with self._averaged():
+                    write_checkpoint(
+                        self.job.folder / BEST, self.network.model.weights, {"epoch": state.epoch, "value": value}
+                    )
         state.waited = 0 if improved else state.waited + 1
         state.plateau_waited = 0 if improved else state.plateau_waited + 1
         is_plateau = config.schedule.name == "plateau" and state.phase == "all"
         if is_plateau and state.plateau_waited > config.schedule.patience:
-            self.optimizer.learning_rate = float(self.optimizer.learning_rate) * config.schedule.factor
+            self.optimizer.learning_rate = self._get_rate() * config.schedule.factor
             state.plateau_waited = 0
         state.stopped_early = config.early_stopping is not None and state.waited >= config.early_stopping.patience
 
+    def _get_rate(self) -> float:
+        return float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))
+
     def _end(self) -> StageResult:
-        """Put the kept weights into the network."""
+        """Put the kept weights into the caller's network; the processes that follow have no files and leave it."""
         state = self.state
         last = self.config.keep == "last"
+        kept = state.epoch - 1 if last else state.best_epoch
+        result = StageResult(state.history, kept, state.best, state.seconds, state.images, state.stopped_early)
+        if not self.loop.is_chief:
+            return result
         if not last:
             restore_checkpoint(self.job.folder / BEST, self.network.model.weights)
         elif self.config.ema is not None:
             for variable, average in self._averages():
                 variable.assign(average)
-        kept = state.epoch - 1 if last else state.best_epoch
-        return StageResult(state.history, kept, state.best, state.seconds, state.images, state.stopped_early)
+        self.loop.publish()
+        return result
 
     def _averages(self) -> list[tuple[keras.Variable, np.ndarray]]:
         """Return each trained variable with the moving average that the optimiser keeps of it."""
@@ -281,7 +289,7 @@ class _Stage:
         recent = ", ".join(f"{value:.4g}" for value in list(self.job.listener.recent_losses)[-5:]) or "none"
         return (
             f"{self.job.name}: the loss became {loss} at epoch {state.epoch + 1}, step {state.step} of {self.steps} "
-            f"(learning rate {float(self.optimizer.learning_rate):.3g}; running losses before: {recent}). "
+            f"(learning rate {self._get_rate():.3g}; running losses before: {recent}). "
             "Lower optimizer.learning_rate, set clip: 1.0, or add schedule.warmup_epochs."
         )
 
