@@ -322,3 +322,36 @@ def test_errors_say_what_there_is(records, images, tmp_path):
 def test_imagenet_is_checked_before_anything_starts(tmp_path):
     with pytest.raises(MissingDataError, match=r"ILSVRC2012_img_train\.tar"):
         load(tmp_path, "imagenet2012:5.1.0")
+
+
+@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("training", [True, False])
+def test_hosts_share_the_images_without_overlap(train, count, training):
+    """Also where they do not divide; the shares differ by one image at most."""
+    shares = [train.shard(index, count) for index in range(count)]
+    ids = [ids_of(read(share, 1, training=training)) for share in shares]
+    assert [len(part) for part in ids] == [len(share) for share in shares]
+    assert max(map(len, ids)) - min(map(len, ids)) <= 1
+    assert sorted(np.concatenate(ids).tolist()) == sorted(ids_of(read(train, 1)))
+
+
+def test_a_share_goes_on_in_the_middle(train):
+    share = train.shard(1, 3)
+    assert_equal(read(share, 2)[1:], read(share, 2, start_step=1))
+
+
+def test_shares_of_files_are_together_the_batches_of_one_host(images):
+    """The same images and the same crops: two hosts train as one does."""
+    train = load(images, "image_folder").train
+    whole = read(train, 8)
+    for step, (first, second) in enumerate(zip(read(train.shard(0, 2), 4), read(train.shard(1, 2), 4), strict=True)):
+        for values, one, two in zip(whole[step], first, second, strict=True):
+            np.testing.assert_array_equal(values[0::2], one)
+            np.testing.assert_array_equal(values[1::2], two)
+
+
+def test_ranges_are_cut_across_parts():
+    slices = [("a", 10, 20), ("b", 0, 5)]
+    assert tfds_read.cut_slices(slices, 0, 15) == slices
+    assert tfds_read.cut_slices(slices, 8, 12) == [("a", 18, 20), ("b", 0, 2)]
+    assert tfds_read.cut_slices(slices, 0, 3) == [("a", 10, 13)]

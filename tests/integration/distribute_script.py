@@ -1,0 +1,64 @@
+"""Train the same small network on one device and on two, in one process; print both histories as JSON."""
+
+import json
+import sys
+from pathlib import Path
+
+import keras
+import numpy as np
+
+from dlfer.config.schema import ExperimentSection, ModelConfig, StageConfig
+from dlfer.data.bundle import DataBundle, Split
+from dlfer.model.transfer import build_transfer_network
+from dlfer.train.control import StopControl
+from dlfer.train.device import choose_device
+from dlfer.train.stage import train_stage
+from dlfer.train.state import StageJob
+from dlfer.train.watch import TrainingListener
+
+
+def make_bundle(num_train: int) -> DataBundle:
+    """Three classes of grey squares: dark, middle, bright."""
+    rng = np.random.default_rng(0)
+
+    def split(name: str, count: int) -> Split:
+        targets = np.arange(count) % 3
+        noise = rng.integers(0, 40, (count, 24, 24, 1))
+        images = (noise + 90 * targets[:, None, None, None]).astype(np.uint8)
+        return Split(name, images, targets, np.array([f"{name}/{i}" for i in range(count)]))
+
+    return DataBundle("arrays", ("dark", "middle", "bright"), split("train", num_train), split("validation", 31), None)
+
+
+def build():
+    keras.utils.set_random_seed(0)
+    config = ModelConfig(backbone="efficientnet_nano", dropout=0.0)
+    network = build_transfer_network(config, num_labels=3, image_size=32, channels=1)
+    for layer in network.backbone.layers:
+        if isinstance(layer, keras.layers.Dropout):
+            # Each device draws its own; here nothing shall be drawn. 0 would change the number of variables.
+            layer.rate = 1e-12
+    return network
+
+
+def main() -> None:
+    wanted = json.loads(sys.argv[1])
+    folder = Path(sys.argv[2])
+    stage = StageConfig.model_validate({"data": {"source": "synthetic_faces"}, **wanted["stage"]})
+    # The CPU is divided once, before anything is computed.
+    choose_device(ExperimentSection(name="x", devices=2, jit=wanted["jit"]))
+    found = {}
+    for devices in wanted["devices"]:
+        device = choose_device(ExperimentSection(name="x", devices=devices, jit=wanted["jit"]))
+        network = build()
+        job = StageJob("finetune", stage, folder / str(devices), 3, device, 60.0, StopControl(), TrainingListener())
+        result = train_stage(job, network, make_bundle(wanted["num_train"]))
+        found[devices] = {
+            "replicas": device.replicas,
+            "history": result.history,
+            "weights": [float(np.abs(np.asarray(v)).sum()) for v in network.model.weights],
+        }
+    print(json.dumps(found))
+
+
+main()
