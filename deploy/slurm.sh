@@ -1,0 +1,32 @@
+#!/bin/bash
+# One training over several hosts under Slurm:
+#
+#     sbatch --export=ALL,EXPERIMENT=experiments/dlfer.yaml,OUT=/shared/runs deploy/slurm.sh
+#
+# One task a node; each uses all GPUs that Slurm shows it. OUT stands on a file system that all nodes see.
+# Node names must sort as Slurm lists them (node01, node02, ..., node10).
+# Two minutes before the time is up Slurm sends SIGTERM; dlfer writes a checkpoint and ends. Submitted again, or
+# requeued, the job goes on with the newest run of the experiment.
+#SBATCH --job-name=dlfer
+#SBATCH --nodes=8
+#SBATCH --ntasks-per-node=1
+#SBATCH --gpus-per-node=8
+#SBATCH --cpus-per-task=64
+#SBATCH --time=24:00:00
+#SBATCH --signal=TERM@120
+#SBATCH --requeue
+#SBATCH --output=dlfer-%j.log
+set -euo pipefail
+
+: "${EXPERIMENT:=experiments/dlfer.yaml}"
+: "${OUT:=$PWD/saved_models/runs}"
+name=$(dlfer show config "$EXPERIMENT" | sed -n 's/^  name: //p' | head -n 1)
+newest=$(find "$OUT/$name" -mindepth 2 -maxdepth 2 -name run.json 2>/dev/null | sort | tail -n 1 || true)
+if [ -n "$newest" ]; then
+    arguments=(--resume "${newest%/run.json}")
+else
+    arguments=("$EXPERIMENT" --out "$OUT")
+fi
+# The variable says that the tasks of this step are one training; all else Slurm itself tells them.
+export DLFER_CLUSTER=slurm
+srun --kill-on-bad-exit=1 dlfer run "${arguments[@]}" --require-gpu
