@@ -19,8 +19,9 @@ from dlfer.errors import TrainingStopped, UserError
 from dlfer.runs import RunOptions, open_run, write_atomically
 
 STOP, ON = "stop", "on"
-GRACE_SECONDS = 30.0
-"""After the search is gone, a trial that does not reach its next step ends by itself; its last checkpoint stands."""
+GRACE_SECONDS = 120.0
+"""A trial that does not reach its next step in so long after the search is gone ends by itself; its last checkpoint
+stands. The first step of a large network, which is compiled in it, takes 40 s."""
 
 
 class Channel:
