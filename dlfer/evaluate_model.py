@@ -22,7 +22,7 @@ from dlfer.evaluate.predictions import Predictions
 from dlfer.evaluate.scores import compute_metrics_file
 from dlfer.extras import Extras, check_extras, judge_extras, keep_extras
 from dlfer.judge import count_twins, log_opening
-from dlfer.model.artifact import TransferClassifier, load_artifact, match_channels, read_artifact_record
+from dlfer.model.artifact import TransferClassifier, load_artifact, read_artifact_record
 from dlfer.runs import Run, open_run, write_atomically
 
 _PLAIN = Extras()
@@ -77,8 +77,7 @@ def evaluate_model(
     split = map_targets(split, labels, classifier.labels)
     check_extras(extras, split.ids)
     opened = log_opening(run, split) if run is not None else None
-    images = match_channels(split.images, classifier.channels)
-    predictions = Predictions(split.ids, classifier.labels, split.targets, classifier.predict(images))
+    predictions = Predictions(split.ids, classifier.labels, split.targets, classifier.predict(split.images))
     metrics = _score_against_training(
         run,
         read_artifact_record(find_model(name)),

@@ -78,7 +78,9 @@ def compute_bootstrap_intervals(
     multinomial, so the matrices themselves are drawn. That is scipy.stats.bootstrap(method="percentile")
     on each class's rows, in distribution, and hundreds of times as fast: it draws C numbers for a class
     instead of one for each image, and all figures share the draws.
-    Where no image is wrong, every resample is the same and the interval has no width.
+    Where each class has one prediction for all its images (all are right, or one class is given to all),
+    every resample is the same, which says nothing about other images. Then the rows' shares are drawn
+    from their posterior instead, Dirichlet with a prior of one image a class; it errs on the wide side.
 
     Args:
         confusion: int64 [C, C], rows are targets.
@@ -89,20 +91,34 @@ def compute_bootstrap_intervals(
 
     Returns:
         name -> (low, high); NaN where the figure is undefined.
+
+    Source: Efron & Tibshirani, An Introduction to the Bootstrap (1993), 13; the prior: Perks, J. Inst.
+    Actuaries 73 (1947) 285.
     """
     num_classes = len(confusion)
     counts = confusion.sum(axis=1)
     chances = np.where(counts[:, None] > 0, confusion / np.maximum(counts, 1)[:, None], 1 / num_classes)
+    is_constant = bool(((confusion > 0).sum(axis=1) <= 1).all())
     generator = np.random.default_rng(seed)
     chunk = max(1, _CELLS_AT_ONCE // num_classes**2)
     drawn: dict[str, list[np.ndarray]] = {name: [] for name in statistics}
     for start in range(0, resamples, chunk):
         shape = (min(chunk, resamples - start), num_classes)
-        matrices = generator.multinomial(counts, chances, size=shape)
+        if is_constant:
+            shares = generator.gamma(confusion + 1 / num_classes, size=(*shape, num_classes))
+            matrices = counts[:, None] * shares / shares.sum(axis=-1, keepdims=True)
+        else:
+            matrices = generator.multinomial(counts, chances, size=shape)
         for name, statistic in statistics.items():
             drawn[name].append(statistic(matrices))
     tails = (0.5 - level / 2, 0.5 + level / 2)
     bounds = {name: np.quantile(np.concatenate(values), tails) for name, values in drawn.items()}
+    if is_constant:  # a posterior beside an end of the scale does not hold the end itself
+        bounds = {
+            name: (np.minimum(low, value), np.maximum(high, value))
+            for name, (low, high) in bounds.items()
+            for value in [statistics[name](confusion)]
+        }
     return {name: (float(low), float(high)) for name, (low, high) in bounds.items()}
 
 
@@ -134,7 +150,7 @@ def compute_seed_summary(
     Returns:
         {"num_seeds", "n", "value" (mean over seeds), "sd_over_seeds" (None for one seed), "per_seed": [S],
         "items": (low, high), "items_and_seeds": (low, high) or None for one seed}. One seed has Wilson's
-        interval over items.
+        interval over items, and so have several that are equally right on every image.
 
     Raises:
         DataError: `correct` is not of two dimensions, or empty.
@@ -150,7 +166,12 @@ def compute_seed_summary(
     if num_seeds == 1:
         items = compute_wilson_interval(float(correct.sum()), n, level)
         return summary | {"sd_over_seeds": None, "items": items, "items_and_seeds": None}
-    low, high = compute_mean_interval(correct.mean(axis=0), level, smallest=0.0)
+    per_item = correct.mean(axis=0)
+    if np.ptp(per_item) == 0:  # nothing scatters, so that other images are judged by their number alone
+        items = compute_wilson_interval(float(per_item.sum()), n, level)
+    else:
+        low, high = compute_mean_interval(per_item, level, smallest=0.0)
+        items = low, min(high, 1.0)
     generator = np.random.default_rng(seed)
     drawn_seeds = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=resamples) @ correct
     drawn = np.concatenate(
@@ -163,8 +184,8 @@ def compute_seed_summary(
     both = np.quantile(drawn / (num_seeds * n), tails)
     return summary | {
         "sd_over_seeds": float(per_seed.std(ddof=1)),
-        "items": (low, min(high, 1.0)),
-        "items_and_seeds": (float(both[0]), float(both[1])),
+        "items": items,
+        "items_and_seeds": (float(both[0]), float(both[1])) if both[0] < both[1] else items,
     }
 
 

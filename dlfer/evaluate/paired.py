@@ -80,9 +80,11 @@ def compare_seeds(
     """Compare two recipes over several trainings of each, all judged on the same images.
 
     The difference is the mean over seeds. Its standard error joins what other images would change (the
-    spread over images of the mean difference) and what other seeds would change (the spread over seeds);
-    the second holds a little of the first, so that the interval errs on the wide side. With few seeds
-    their spread is itself poorly known: the number of seeds belongs beside the result.
+    root mean square of the images' differences, as in McNemar's statistic, so that it does not vanish where
+    few images all speak for one side) and what other seeds would change (the spread over seeds); the second
+    holds a little of the first, so that the interval errs on the wide side. With few seeds their spread is
+    itself poorly known: the number of seeds belongs beside the result. Where no image ever differs the
+    interval is that of `compare_paired`.
 
     Args:
         pairs: one (a, b) of predictions for each seed.
@@ -109,23 +111,25 @@ def compare_seeds(
     per_seed = 100 * (correct_a - correct_b).mean(axis=1)
     n, num_seeds = len(per_item), len(pairs)
     value, sd = float(per_seed.mean()), float(per_seed.std(ddof=1))
-    item_error = 100 * float(per_item.std(ddof=1)) / math.sqrt(n) if n > 1 else math.nan
-    error = math.hypot(item_error, sd / math.sqrt(num_seeds))
-    half = compute_quantile(level) * error
-    p_value = 2 * NormalDist().cdf(-abs(value) / error) if error > 0 else 1.0 if value == 0 else 0.0
     discordance = float((per_item**2).mean())
+    error = math.hypot(100 * math.sqrt(discordance / n), sd / math.sqrt(num_seeds))
+    half = compute_quantile(level) * error
+    low, high = max(value - half, -100.0), min(value + half, 100.0)
+    if discordance == 0:
+        low, high = (100 * bound for bound in compute_tango_interval(0, 0, n, level=level))
+    p_value = 2 * NormalDist().cdf(-abs(value) / error) if error > 0 else 1.0
     return {
         "names": list(names),
         "n": n,
         "accuracy_a": float(correct_a.mean()),
         "accuracy_b": float(correct_b.mean()),
-        "difference": {"value": value, "low": value - half, "high": value + half},
+        "difference": {"value": value, "low": low, "high": high},
         "differences": per_seed.tolist(),
         "num_seeds": num_seeds,
         "sd_over_seeds": sd,
         "test": "z test over images and seeds",
         "p_value": float(p_value),
-        "is_larger_than_chance": bool(value - half > 0 or value + half < 0),
+        "is_larger_than_chance": low > 0 or high < 0,
         "required_n": compute_required_n(value / 100, discordance, level=level),
         "level": level,
     }

@@ -72,6 +72,30 @@ def test_bootstrap_bears_classes_without_rows():
     assert 0 < bounds["f1"][0] < metrics.compute_macro_f1(confusion) < bounds["f1"][1] < 1
 
 
+@pytest.mark.parametrize(
+    "confusion",
+    [np.diag([20, 20, 20]), np.array([[20, 0, 0]] * 3), np.array([[0, 1, 0], [0, 0, 0], [0, 0, 0]])],
+    ids=["all right", "all one class", "one image"],
+)
+def test_bootstrap_where_every_resample_is_the_same_is_no_certainty(confusion):
+    statistics = {
+        "recall": lambda m: metrics.compute_macro(metrics.compute_recall(m), m),
+        "f1": metrics.compute_macro_f1,
+    }
+    if (confusion.sum(axis=1) > 0).sum() > 1:  # of one class alone it is always 0
+        statistics["mcc"] = metrics.compute_mcc
+    for name, (low, high) in iv.compute_bootstrap_intervals(confusion, statistics, resamples=500).items():
+        assert low <= statistics[name](confusion) <= high, name
+        assert high - low > 0.02, name
+    many = iv.compute_bootstrap_intervals(1000 * confusion, statistics, resamples=500)["recall"]
+    assert many[1] - many[0] < 0.02
+
+
+def test_seeds_that_are_right_on_every_image_have_wilsons_interval():
+    summary = iv.compute_seed_summary(np.ones((3, 10), bool))
+    assert summary["items"] == summary["items_and_seeds"] == iv.compute_wilson_interval(10, 10)
+
+
 def make_scores(n=80, seed=0, shift=1.0):
     generator = np.random.default_rng(seed)
     targets = np.repeat([0, 1, 2], [n // 2, n // 4, n // 4])

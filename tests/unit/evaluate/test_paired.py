@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -187,6 +189,24 @@ def test_the_interval_over_seeds_covers_where_seeds_matter():
         for result in (paired.compare_seeds(make_seeds(4, 200, 0.05, 0.03, seed=s))["difference"] for s in range(300))
     ]
     assert np.mean(covered) > 0.92
+
+
+@pytest.mark.parametrize(("n", "is_told_apart"), [(1, False), (2, False), (6, True)])
+def test_few_images_that_all_speak_for_one_side_are_no_certainty(n, is_told_apart):
+    a, b = make(np.ones(n, bool)), make(np.zeros(n, bool))
+    result = paired.compare_seeds([(a, b)] * 3)
+    # McNemar's statistic without correction is n here.
+    assert result["p_value"] == pytest.approx(math.erfc(math.sqrt(n / 2)))
+    assert result["is_larger_than_chance"] == is_told_apart
+    assert result["difference"]["low"] < result["difference"]["value"] == result["difference"]["high"] == 100
+
+
+def test_seeds_that_never_differ_have_the_interval_of_one():
+    a, _ = make_pair(20, 0, 0, 10)
+    result, single = paired.compare_seeds([(a, a)] * 2), paired.compare_paired(a, a)
+    assert result["difference"] == single["difference"]
+    assert result["difference"]["low"] < 0 < result["difference"]["high"]
+    assert (result["p_value"], result["is_larger_than_chance"], result["required_n"]) == (1.0, False, None)
 
 
 def test_one_seed_is_the_paired_comparison():
