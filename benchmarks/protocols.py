@@ -211,7 +211,8 @@ def format_figure(figure: dict | None) -> str:
     """Return accuracy, interval and n for a cell."""
     if figure is None:
         return "none"
-    return f"**{figure['value']:.1%}** ({figure['low']:.1%} to {figure['high']:.1%}), n = {figure['n']:,}"
+    value, low, high = (100 * figure[key] for key in ("value", "low", "high"))
+    return f"**{value:.1f} %** ({low:.1f} to {high:.1f}), n = {figure['n']:,}"
 
 
 def read_commit(run) -> str | None:
