@@ -13,7 +13,7 @@ from dlfer.catalog import find_model
 from dlfer.config.load import load_experiment, resolve_path
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import DataConfig
-from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
 from dlfer.data.fer2013 import load_fer2013_usage
 from dlfer.data.labels import map_targets
 from dlfer.data.sources import load_data, load_parts_of_source
@@ -54,7 +54,8 @@ def evaluate_model(
     Returns:
         The dict of metrics.json; "test" holds the figures, "test_without_twins" those of the images without
         a twin in the training data, where the run's is there to look. Temperature and threshold are those
-        that the run found on its validation.
+        that the run found on its validation. "judged_on" is {"split", "file", "used_for"}: "selection" or
+        "training" where the run selected its model on these images or trained on them, else None.
 
     Raises:
         UserError: model or data is not found or does not fit.
@@ -74,6 +75,8 @@ def evaluate_model(
         raise UserError(
             f"evaluate: {name} is no run with data of its own; give --csv FILE [--usage NAME] or --data PATH."
         )
+    is_own = run is not None and _is_own_data(run, csv or data)
+    used_for = _tell_use(run, split, is_own=is_own) if run is not None else None
     split = map_targets(split, labels, classifier.labels)
     check_extras(extras, split.ids)
     opened = log_opening(run, split) if run is not None else None
@@ -83,14 +86,14 @@ def evaluate_model(
         read_artifact_record(find_model(name)),
         split,
         predictions,
-        is_own=run is not None and _is_own_data(run, csv or data),
+        is_own=is_own,
         test_opened=opened,
     )
     judged = judge_extras(extras, classifier, {"test": split}, {"test": predictions}, say=say)
     if run is not None and csv is None and data is None and keep_extras(run, judged) and say is not None:
         say(f"kept in {run.path}; dlfer report {run.path} writes its report with them")
     metrics |= judged
-    metrics |= {"judged_on": {"split": split.name, "file": str(csv or data or run.path)}}
+    metrics |= {"judged_on": {"split": split.name, "file": str(csv or data or run.path), "used_for": used_for}}
     if json_out is not None:
         write_atomically(Path(json_out), json.dumps(metrics, indent=2) + "\n")
     return metrics
@@ -112,7 +115,7 @@ def _score_against_training(
     return compute_metrics_file(
         {"test": predictions},
         protocol=protocol,
-        banner=of_run["banner"] if of_run else _describe_lost_run(protocol),
+        banner=_describe_run(of_run, protocol, is_own=is_own),
         selected_on=record["about"].get("selected_on", "not known"),
         twins=twins,
         without_twins_ids=without,
@@ -122,8 +125,27 @@ def _score_against_training(
     )
 
 
-def _describe_lost_run(protocol: str) -> str | None:
-    """Return the banner of a model whose run is not there to say it."""
+def _tell_use(run: Run, split: Split, *, is_own: bool) -> str | None:
+    """Return what the run used a part for, "selection" or "training"; None for a part that it did not use.
+
+    Args:
+        run: of the model.
+        split: as it was loaded.
+        is_own: whether it comes from the run's own data, so that its name says enough.
+    """
+    described = run.read_json("data.json")["splits"]
+    for part, use in (("validation", "selection"), ("train", "training")):
+        of_run = described.get(part, {})
+        if split.name == of_run.get("name") and (is_own or compute_fingerprint(split) == of_run.get("fingerprint")):
+            return use
+    return None
+
+
+def _describe_run(of_run: dict, protocol: str, *, is_own: bool) -> str | None:
+    """Return the banner: the run's, said to be of its own test part where other data are judged."""
+    banner = of_run.get("banner")
+    if of_run:
+        return f"Of the run itself: {banner}" if banner and not is_own else banner
     if protocol != "paper":
         return None
     return (

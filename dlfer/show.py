@@ -121,19 +121,32 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
             for name in ("accuracy", "macro_f1")
             if scores.get(name)
         ]
-        lines.append(f"{part.replace('_', ' ')} (n = {scores['n']:,}): {', '.join(figures)}")
+        lines.append(f"{_name_part(part, metrics)} (n = {scores['n']:,}): {', '.join(figures)}")
         names = ("n", "precision", "recall", "f1", "specificity")
         rows = [
             {"label": label, **{name: scores_of.get(name) for name in names}}
             for label, scores_of in scores.get("per_class", {}).items()
         ]
         lines.append(format_rows(rows))
+    if metrics.get("test_opened") and metrics.get("test"):
+        lines.append(f"test parts opened with this model so far: {metrics['test_opened']}")
     lines += _format_views(metrics)
     if metrics.get("groups"):
         lines += _format_groups(metrics["groups"])
     if metrics.get("corruptions"):
         lines.append(format_corruptions(metrics["corruptions"]))
     return "\n".join(line for line in lines if line)
+
+
+def _name_part(part: str, metrics: Mapping[str, Any]) -> str:
+    """Return what a part is called: a test only if its images neither selected nor trained the model."""
+    judged_on = metrics.get("judged_on") or {}
+    use = judged_on.get("used_for")
+    if part == "validation" or use is None:
+        return part.replace("_", " ")
+    kind = {"selection": "validation figure", "training": "training figure"}[use]
+    without = " without twins" if part == "test_without_twins" else ""
+    return f"{kind} ({judged_on['split']}, used for {use}){without}"
 
 
 def format_corruptions(corruptions: Mapping[str, Any]) -> str:
@@ -169,7 +182,9 @@ def _format_views(metrics: Mapping[str, Any]) -> list[str]:
             figures = ", ".join(
                 f"{name.replace('_', ' ')} {format_figure(scores[name])}" for name in ("accuracy", "macro_f1")
             )
-            lines.append(f"{part} by {view.replace('_', ' ')}{mark} (n = {scores['n']:,}): {figures}")
+            lines.append(
+                f"{_name_part(part, metrics)} by {view.replace('_', ' ')}{mark} (n = {scores['n']:,}): {figures}"
+            )
             lines.append(scores["paired"]["sentence"])
     return lines
 

@@ -227,6 +227,12 @@ def test_evaluate_prints_figures_with_n_and_interval(call, stand_in, work):
     assert code == 0
     assert out.startswith("Read this first.\ntest (n = 1,234): accuracy 50.00 % [40.00, 60.00], macro f1 not defined\n")
     assert "Happy  7  0.25       -       1   0.5" in out
+    metrics["judged_on"] = {"split": "PublicTest", "file": "x.csv", "used_for": "selection"}
+    metrics["test_opened"] = 2
+    _, out, _ = call("evaluate", "m", "--csv", "x.csv")
+    assert "\nvalidation figure (PublicTest, used for selection) (n = 1,234): accuracy 50.00 %" in out
+    assert "\ntest (n" not in out
+    assert out.endswith("test parts opened with this model so far: 2\n")
     given = {name: calls[0][2][name] for name in ("csv", "usage", "data", "json_out")}
     assert given == {"csv": Path("x.csv"), "usage": "PublicTest", "data": None, "json_out": Path("o.json")}
 

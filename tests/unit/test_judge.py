@@ -11,7 +11,7 @@ from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.evaluate.predictions import Predictions
-from dlfer.evaluate_model import _score_against_training
+from dlfer.evaluate_model import _score_against_training, _tell_use
 from dlfer.judge import (
     compute_banner,
     compute_run_metrics,
@@ -101,11 +101,21 @@ def test_evaluating_uses_what_the_run_found_on_validation_and_repeats_its_banner
     split = make_bundle().test
     record = {"about": {"protocol": "paper", "selected_on": "PublicTest"}, "temperature": temperature}
     metrics = _score_against_training(run, record, split, predict(split), is_own=False, test_opened=3)
-    assert metrics["banner"] == "Published protocol"
+    assert metrics["banner"] == "Of the run itself: Published protocol"
+    own = _score_against_training(run, record, split, predict(split), is_own=True, test_opened=3)
+    assert own["banner"] == "Published protocol"
     assert (metrics["temperature"], metrics["abstain"]) == (temperature, abstain)
     assert metrics["test"]["selective"]["at_threshold"]["threshold"] == 0.55
     assert metrics["test"]["calibration"]["scaled"] is not None
     assert metrics["test_opened"] == 3
+
+
+def test_parts_that_selected_or_trained_the_model_are_told_by_name_or_by_their_images(run):
+    bundle = make_bundle()
+    for part, use in ((bundle.train, "training"), (bundle.validation, "selection"), (bundle.test, None)):
+        assert _tell_use(run, part, is_own=True) == _tell_use(run, part, is_own=False) == use
+    other = make_split(bundle.validation.name, 20, 9)
+    assert _tell_use(run, other, is_own=False) is None
 
 
 def test_a_model_without_its_run_says_what_its_protocol_means():
