@@ -33,7 +33,7 @@ demo: install
 	$(BIN)/dlfer ablate experiments/quickstart.yaml
 
 test: .venv/installed-dev .venv-jax/installed
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
 
 test-slow: .venv/installed-dev .venv-jax/installed
 	$(BIN)/python -m pytest -m slow

@@ -18,7 +18,7 @@ from dlfer.config.load import compute_digest, with_overrides
 from dlfer.errors import ModelError, UserError
 from dlfer.evaluate.paired import compare_seeds, describe_difference
 from dlfer.evaluate.predictions import Predictions, read_predictions
-from dlfer.evaluate.several import compare_several, match_predictions
+from dlfer.evaluate.several import compare_several, compute_holm, match_predictions
 from dlfer.runs import Run, open_run
 
 PARTS = ("test", "validation")
@@ -194,7 +194,10 @@ def _describe_system(name: str, members: dict[int, Entry], matched: dict[str, Pr
 
 
 def _compare_systems(systems: dict[str, dict[int, Entry]], matched: dict[str, Predictions]) -> list[dict[str, Any]]:
-    """Return the differences of systems over the seeds that both have, where these are two or more."""
+    """Return the differences of systems over the seeds that both have, where these are two or more.
+
+    `p_holm` is the p-value corrected by Holm over all these pairs.
+    """
     names, compared = list(systems), []
     for position, a in enumerate(names):
         for b in names[position + 1 :]:
@@ -203,4 +206,9 @@ def _compare_systems(systems: dict[str, dict[int, Entry]], matched: dict[str, Pr
                 pairs = [(matched[systems[a][seed].name], matched[systems[b][seed].name]) for seed in seeds]
                 result = compare_seeds(pairs, names=(a, b))
                 compared.append({"a": a, "b": b, "sentence": describe_difference(result), **result})
+    corrected = compute_holm([pair["p_value"] for pair in compared])
+    for pair, p_holm in zip(compared, corrected, strict=True):
+        pair["p_holm"] = p_holm
+        if len(compared) > 1:
+            pair["sentence"] += f" By Holm over {len(compared)} pairs of systems: p = {p_holm:.2g}."
     return compared

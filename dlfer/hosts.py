@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from dlfer.config.schema import ExperimentConfig
-from dlfer.experiment import Session
 from dlfer.runs import RunOptions
 from dlfer.train.cluster import dismiss_followers, join_cluster
 from dlfer.train.device import choose_device, set_determinism
 from dlfer.train.follow import follow_chief
 from dlfer.train.launch import is_follower
+
+if TYPE_CHECKING:
+    from dlfer.experiment import Session
 
 
 def lead_or_follow(
@@ -25,6 +28,8 @@ def lead_or_follow(
         options: of the command line.
     """
     if is_follower():
+        from dlfer.experiment import Session
+
         _follow(config(), Session.start(options))
         return None
     try:

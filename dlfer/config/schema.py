@@ -127,6 +127,8 @@ class DataConfig(Section):
             raise ValueError(f"name, splits: only source tfds takes them, found with source {self.source}.")
         if self.protocol == "paper" and self.split is None:
             raise ValueError(f"split: protocol paper needs one of {', '.join(names.PAPER_SPLITS)}.")
+        if self.protocol == "paper" and self.select_on is not None:
+            raise ValueError("select_on: protocol paper selects on a fifth of training; set it to null.")
         if self.protocol != "paper" and self.split == "after_balance":
             raise ValueError(
                 f"split: found after_balance under protocol {self.protocol}. Balancing or augmenting before the split "
@@ -277,6 +279,11 @@ class StageConfig(Section):
             raise ValueError(
                 f"freeze.head_epochs: found {self.freeze.head_epochs} with epochs {self.epochs}; "
                 "the stage's epochs include those of the head, so it must be smaller."
+            )
+        if self.data is not None and self.data.split == "after_balance" and self.balance != "augment":
+            raise ValueError(
+                f"balance: found {self.balance}; data.split: after_balance balances by augmented copies before the "
+                "split. Set balance: augment, or data.split: official_80_20."
             )
         if self.schedule.name == "plateau" and self.schedule.warmup_epochs:
             raise ValueError("schedule.warmup_epochs: plateau has no warm-up; set it to 0 or choose cosine.")

@@ -135,8 +135,6 @@ def apply_protocol(bundle: DataBundle, config: DataConfig, *, balance: str) -> D
         ProtocolError: what is asked does not go together, or the parts that it needs are not there.
     """
     if config.protocol == "paper":
-        if config.select_on is not None:
-            raise ProtocolError("data.select_on: protocol paper selects on a fifth of training; set it to null.")
         if config.split == "after_balance":
             return _divide_after_balance(bundle, config, balance)
         return _divide_80_20(bundle, config)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from statsmodels.stats.multitest import multipletests
 
 from dlfer.cli import main
 from dlfer.compare_runs import compare_runs
@@ -137,6 +138,19 @@ def test_seeds_of_one_experiment_are_a_system(make_run):
     text = format_comparison(result)
     assert "seeds 0, 1, 2: mean " in text
     assert pair["sentence"] in text
+
+
+def test_pairs_of_three_systems_are_corrected_by_holm(make_run):
+    accuracies = {"a": 0.8, "b": 0.74, "c": 0.6}
+    runs = [
+        make_run(name, seed=seed, test=draw(accuracy, seed=10 * number + seed))
+        for number, (name, accuracy) in enumerate(accuracies.items())
+        for seed in (0, 1)
+    ]
+    pairs = compare_runs(names(*runs))["system_pairs"]
+    expected = multipletests([pair["p_value"] for pair in pairs], method="holm")[1]
+    assert [pair["p_holm"] for pair in pairs] == pytest.approx(expected.tolist())
+    assert all("By Holm over 3 pairs of systems: p = " in pair["sentence"] for pair in pairs)
 
 
 def test_a_comparison_folder_names_its_members(make_run, tmp_path):

@@ -6,6 +6,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -290,3 +291,20 @@ def test_the_digest_is_that_of_the_result(write):
     assert compute_digest(with_overrides(config, same)) == digest
     for key, value in {"experiment.seed": 1, "model.dropout": 0.31, "evaluate.bootstrap": 200}.items():
         assert compute_digest(with_overrides(config, {key: value})) != digest
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"protocol": "official", "split": "after_balance"}, "puts copies of one image into training and into test"),
+        ({"protocol": "paper"}, "needs one of after_balance, official_80_20"),
+        ({"protocol": "paper", "split": "official_80_20", "select_on": 0.1}, "selects on a fifth of training"),
+        ({"protocol": "paper", "split": "after_balance"}, "Set balance: augment"),
+    ],
+)
+def test_protocols_that_do_not_go_together_are_refused_when_the_file_is_read(keys, words, tmp_path):
+    file = tmp_path / "e.yaml"
+    data = {"source": "synthetic_faces", **keys}
+    file.write_text(yaml.safe_dump({"experiment": {"name": "e"}, "finetune": {"data": data}}))
+    with pytest.raises(ConfigError, match=words):
+        load_experiment(file)

@@ -178,12 +178,6 @@ def test_paper_after_balance_needs_balance_by_augmentation(balance):
         _apply(_bundle(), balance, protocol="paper", split="after_balance")
 
 
-@pytest.mark.parametrize("split", ["after_balance", "official_80_20"])
-def test_paper_takes_no_select_on(split):
-    with pytest.raises(ProtocolError, match="select_on"):
-        _apply(_bundle(), "augment", protocol="paper", split=split, select_on=0.1)
-
-
 def test_a_draw_keeps_shares_and_every_class():
     targets = np.array([0] * 900 + [1] * 90 + [2] * 10)
     ids = np.array([str(row) for row in range(1000)])
