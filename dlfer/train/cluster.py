@@ -57,7 +57,7 @@ class Cluster:
         """Turn the error of an operation whose peers are gone into one that says so."""
         import tensorflow as tf
 
-        lost = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError, tf.errors.InternalError)
+        lost = (tf.errors.UnavailableError, tf.errors.AbortedError, tf.errors.CancelledError)
         try:
             yield
         except lost as error:

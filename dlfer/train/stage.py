@@ -245,20 +245,17 @@ class _Stage:
         return float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))
 
     def _end(self) -> StageResult:
-        """Put the kept weights into the caller's network; the processes that follow have no files and leave it."""
+        """Put the kept weights into the caller's network; processes that follow have no files, and give the last."""
         state = self.state
         last = self.config.keep == "last"
-        kept = state.epoch - 1 if last else state.best_epoch
-        result = StageResult(state.history, kept, state.best, state.seconds, state.images, state.stopped_early)
-        if not self.loop.is_chief:
-            return result
-        if not last:
+        if not last and self.loop.is_chief:
             restore_checkpoint(self.job.folder / BEST, self.network.model.weights)
-        elif self.config.ema is not None:
+        elif last and self.config.ema is not None:
             for variable, average in self._averages():
                 variable.assign(average)
         self.loop.publish()
-        return result
+        kept = state.epoch - 1 if last else state.best_epoch
+        return StageResult(state.history, kept, state.best, state.seconds, state.images, state.stopped_early)
 
     def _averages(self) -> list[tuple[keras.Variable, np.ndarray]]:
         """Return each trained variable with the moving average that the optimiser keeps of it."""

@@ -1,5 +1,6 @@
-"""Train the same small network on one device and on two, in one process; print both histories as JSON."""
+"""Train a small network as often as is asked for, on so many devices; print histories and weights as JSON."""
 
+import hashlib
 import json
 import sys
 from pathlib import Path
@@ -10,8 +11,10 @@ import numpy as np
 from dlfer.config.schema import ExperimentSection, ModelConfig, StageConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.model.transfer import build_transfer_network
+from dlfer.train.cluster import join_cluster
 from dlfer.train.control import StopControl
 from dlfer.train.device import choose_device
+from dlfer.train.launch import is_follower
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob
 from dlfer.train.watch import TrainingListener
@@ -42,22 +45,31 @@ def build():
 
 
 def main() -> None:
-    wanted = json.loads(sys.argv[1])
-    folder = Path(sys.argv[2])
-    stage = StageConfig.model_validate({"data": {"source": "synthetic_faces"}, **wanted["stage"]})
+    wanted, folder = json.loads(sys.argv[1]), Path(sys.argv[2])
+    found = []
     # The CPU is divided once, before anything is computed.
-    choose_device(ExperimentSection(name="x", devices=2, jit=wanted["jit"]))
-    found = {}
-    for devices in wanted["devices"]:
-        device = choose_device(ExperimentSection(name="x", devices=devices, jit=wanted["jit"]))
+    most = max(run["devices"] for run in wanted["runs"])
+    choose_device(ExperimentSection(name="x", devices=most, jit=wanted["jit"]))
+    for number, run in enumerate(wanted["runs"]):
+        stage = StageConfig.model_validate({"data": {"source": "synthetic_faces"}, **run["stage"]})
+        device = choose_device(ExperimentSection(name="x", devices=run["devices"], jit=wanted["jit"]))
         network = build()
-        job = StageJob("finetune", stage, folder / str(devices), 3, device, 60.0, StopControl(), TrainingListener())
+        if is_follower():
+            # The chief says what it begins, which is known here; its weights must come from it.
+            join_cluster().tell({})
+            for variable in network.model.weights:
+                variable.assign(variable * 0 + 7)
+        job = StageJob("finetune", stage, folder / str(number), 3, device, 60.0, StopControl(), TrainingListener())
         result = train_stage(job, network, make_bundle(wanted["num_train"]))
-        found[devices] = {
-            "replicas": device.replicas,
-            "history": result.history,
-            "weights": [float(np.abs(np.asarray(v)).sum()) for v in network.model.weights],
-        }
+        weights = [np.asarray(variable) for variable in network.model.weights]
+        found.append(
+            {
+                "replicas": device.replicas,
+                "history": result.history,
+                "weights": [float(np.abs(values).sum()) for values in weights],
+                "digest": hashlib.sha256(b"".join(values.tobytes() for values in weights)).hexdigest(),
+            }
+        )
     print(json.dumps(found))
 
 
