@@ -83,7 +83,9 @@ def test_a_run_of_two_rungs_is_the_run_without_a_stop(write_search, tmp_path):
 @pytest.mark.slow
 def test_an_ablation_judges_the_winners_once_on_test(write_search, tmp_path):
     # The seed of the experiment: the winners' own runs are judged, none is trained again.
-    done = dlfer("search", write_search(), "--ablation", "--set", "ablation.seeds=[1]", "--out", tmp_path)
+    done = dlfer(
+        "search", write_search(), "--ablation", "--trials", "1", "--set", "ablation.seeds=[1]", "--out", tmp_path
+    )
     assert done.returncode == 0, done.stderr
     folder = find_search(tmp_path)
     comparison = json.loads((folder / "comparison.json").read_text())
@@ -92,6 +94,6 @@ def test_an_ablation_judges_the_winners_once_on_test(write_search, tmp_path):
     assert len(comparison["paired"]) == 1
     opened = [p.parent.name for p in tmp_path.glob("small/*/log.jsonl") if "test_opened" in p.read_text()]
     assert sorted(opened) == sorted(member["run"] for member in comparison["runs"])
-    assert len(list(tmp_path.glob("small/*/finetune/history.csv"))) == 4
+    assert len(list(tmp_path.glob("small/*/finetune/history.csv"))) == 2
     for name in ("best-with-ef-fer1.yaml", "best-without-ef-fer1.yaml"):
         assert dlfer("check", folder / name).returncode == 0
