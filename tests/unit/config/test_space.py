@@ -107,7 +107,7 @@ CONDITIONAL = {
 def test_a_range_that_hangs_on_a_choice_is_tried_under_it(load):
     """Momentum does not fit adamw, the experiment's own optimiser, nor adam; under sgd it does."""
     assert load(CONDITIONAL).search.space == CONDITIONAL
-    with pytest.raises(ConfigError, match="the value 0.8 does not fit"):
+    with pytest.raises(ConfigError, match=r"the value 0\.8 does not fit"):
         load({**CONDITIONAL, "finetune.optimizer.momentum": {"between": [0.8, 0.99]}})
 
 
