@@ -51,6 +51,9 @@ def choose_device(config: ExperimentSection, *, require_gpu: bool = False) -> De
         import tensorflow as tf
 
         tf.config.set_visible_devices([], "GPU")
+    if config.devices != "auto" and backend == "jax":
+        # JAX counts its devices when it is first asked for any, GPUs included.
+        _divide_cpu(backend, config.devices)
     gpus = [] if config.device == "cpu" else list_gpus()
     if (require_gpu or config.device == "gpu") and not gpus:
         raise EnvironmentProblem(

@@ -36,7 +36,9 @@ def make_run(devices: int, **changes) -> dict:
     return {"devices": devices, "stage": {**STAGE, **changes}}
 
 
-def train(folder: Path, *runs: dict, python=sys.executable, num_train: int = 48, jit="auto", **given: str) -> subprocess.Popen:
+def train(
+    folder: Path, *runs: dict, python=sys.executable, num_train: int = 48, jit="auto", **given: str
+) -> subprocess.Popen:
     """Start a process that does the runs one after another."""
     wanted = json.dumps({"runs": runs, "num_train": num_train, "jit": jit})
     folder.mkdir(exist_ok=True)
@@ -85,12 +87,21 @@ def test_two_devices_with_batch_norm_are_close(tmp_path):
 
 
 @pytest.mark.slow
+def test_two_devices_compiled_by_xla(tmp_path):
+    """As on GPUs, where it is the default."""
+    plain = {"epochs": 1, "augment": {}}
+    compiled = read_found(train(tmp_path / "xla", make_run(2, **plain), num_train=16, jit=True), tmp_path / "xla")
+    one = read_found(train(tmp_path / "one", make_run(1, **plain), num_train=16, jit=False), tmp_path / "one")
+    assert_same(one[0], compiled[0], 1e-3)
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not JAX.exists(), reason="make jax makes the environment for this test")
 def test_two_devices_of_jax_train_as_one_does_with_batch_norm(tmp_path):
     # Not compiled: XLA on a CPU takes minutes for what is a second of arithmetic here.
     updated = {"freeze": {"batch_norm": "update"}, "epochs": 1}
     runs = make_run(1, **updated), make_run(2, **updated)
-    process = train(tmp_path, *runs, python=JAX, num_train=32, jit=False, KERAS_BACKEND="jax")
+    process = train(tmp_path, *runs, python=JAX, num_train=16, jit=False, KERAS_BACKEND="jax")
     assert_same(*read_found(process, tmp_path), 1e-3)
 
 
