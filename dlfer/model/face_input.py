@@ -9,6 +9,7 @@ shrunk by an antialiased resize, since sampling it directly would alias.
 from __future__ import annotations
 
 import keras
+import numpy as np
 from keras import ops
 
 from dlfer.model.backbones import Preprocessing
@@ -38,7 +39,7 @@ class FaceInput(keras.layers.Layer):
         images = ops.cast(images, "float32")
         if tuple(images.shape[1:3]) == (self.image_size, self.image_size):
             return images
-        return ops.image.resize(images, (self.image_size, self.image_size), interpolation="bilinear", antialias=True)
+        return resize_images(images, self.image_size)
 
     def augment(self, images, drawn: dict, *, fill: str):
         """Return float32 [B, S, S, C] in 0..255, changed as `dlfer.data.augment.draw_augmentation` drew."""
@@ -86,6 +87,53 @@ class FaceInput(keras.layers.Layer):
         config.pop("trainable", None)
         config.pop("dtype", None)
         return {**config, "image_size": self.image_size, "preprocessing": self.preprocessing.as_dict()}
+
+
+def resize_images(images, image_size: int):
+    """Resize bilinearly, antialiased where it shrinks, as `ops.image.resize(antialias=True)` does.
+
+    TensorFlow has no XLA kernel for that one, so on a GPU, where networks are compiled, it cannot be used.
+
+    Args:
+        images: float32 [B, H, W, C]; where H or W is not known when the graph is built, Keras' own is used.
+        image_size: side of the output in pixels, S.
+
+    Returns:
+        float32 [B, S, S, C], in the range of the input.
+    """
+    height, width = images.shape[1:3]
+    if height is None or width is None:
+        return ops.image.resize(images, (image_size, image_size), interpolation="bilinear", antialias=True)
+    for axis, size in ((1, height), (2, width)):
+        places, weights = compute_taps(int(size), image_size)
+        shape = [1, 1, 1, 1]
+        shape[axis] = image_size
+        images = sum(
+            ops.take(images, places[:, tap], axis=axis) * ops.reshape(ops.convert_to_tensor(weights[:, tap]), shape)
+            for tap in range(places.shape[1])
+        )
+    return images
+
+
+def compute_taps(size: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return which pixels of a line of `size` make up each of `image_size`, and their weights.
+
+    The kernel is a triangle, as wide as two pixels of the larger of the two grids (Heckbert's filtered bilinear).
+
+    Returns:
+        int32 and float32 [image_size, T]; weights of one output sum to one.
+    """
+    scale = max(size / image_size, 1.0)
+    centres = (np.arange(image_size) + 0.5) * (size / image_size) - 0.5
+    taps = int(np.ceil(2 * scale)) + 1
+    places = np.floor(centres - scale).astype(np.int64)[:, None] + 1 + np.arange(taps)
+    weights = np.maximum(0.0, 1 - np.abs(places - centres[:, None]) / scale)
+    weights *= (places >= 0) & (places < size)
+    # The last tap is needed only where no pixel lies on the edge of the kernel.
+    used = weights.any(axis=0)
+    places, weights = places[:, used], weights[:, used]
+    weights /= weights.sum(axis=1, keepdims=True)
+    return places.clip(0, size - 1).astype(np.int32), weights.astype(np.float32)
 
 
 def warp_images(images, warps, image_size: int, *, fill: str = "nearest"):

@@ -8,7 +8,7 @@ from scipy import ndimage
 from dlfer.config.schema import AugmentConfig
 from dlfer.data.augment import draw_augmentation, draw_warps
 from dlfer.model.backbones import EFFICIENTNET_INPUT, Preprocessing
-from dlfer.model.face_input import FaceInput, warp_images
+from dlfer.model.face_input import FaceInput, resize_images, warp_images
 
 IDENTITY = np.tile(np.float32([[1, 0, 0, 0, 1, 0]]), (3, 1))
 
@@ -132,3 +132,24 @@ def test_layer_is_saved_with_its_preprocessing():
     again = FaceInput.from_config(layer.get_config())
     image = np.random.default_rng(8).integers(0, 256, (1, 20, 20, 3)).astype(np.uint8)
     assert np.array_equal(np.asarray(layer(image)), np.asarray(again(image)))
+
+
+@pytest.mark.parametrize(
+    ("shape", "size"), [((2, 24, 24, 1), 32), ((2, 48, 48, 1), 30), ((1, 100, 75, 3), 64), ((1, 90, 31, 3), 40)]
+)
+def test_resize_is_that_of_keras(shape, size):
+    images = np.random.default_rng(0).uniform(0, 255, shape).astype(np.float32)
+    expected = keras.ops.image.resize(images, (size, size), interpolation="bilinear", antialias=True)
+    found = resize_images(keras.ops.convert_to_tensor(images), size)
+    np.testing.assert_allclose(np.asarray(found), np.asarray(expected), atol=0.01)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the others compile everything by XLA")
+@pytest.mark.parametrize("side", [20, 48])
+def test_the_resize_compiles_by_xla(side):
+    """Networks are compiled on a GPU; Keras' antialiased resize has no XLA kernel in TensorFlow."""
+    import tensorflow as tf
+
+    images = tf.constant(np.random.default_rng(0).uniform(0, 255, (2, side, side, 1)).astype(np.float32))
+    compiled = tf.function(lambda x: resize_images(x, 32), jit_compile=True)(images)
+    np.testing.assert_allclose(compiled, resize_images(images, 32), atol=1e-3)
