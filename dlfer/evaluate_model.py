@@ -22,7 +22,8 @@ from dlfer.evaluate.predictions import Predictions
 from dlfer.evaluate.scores import compute_metrics_file
 from dlfer.extras import Extras, check_extras, judge_extras, keep_extras
 from dlfer.judge import count_twins, log_opening
-from dlfer.model.artifact import TransferClassifier, load_artifact, read_artifact_record
+from dlfer.model.artifact import load_artifact
+from dlfer.model.classifier import Classifier, read_artifact_record
 from dlfer.runs import Run, open_run, write_atomically
 
 _PLAIN = Extras()
@@ -195,7 +196,7 @@ def _load_csv(csv: Path, usage: str | None) -> tuple[Split, tuple[str, ...]]:
     return split, FER2013_LABELS
 
 
-def _load_other(path: Path, classifier: TransferClassifier) -> tuple[Split, tuple[str, ...]]:
+def _load_other(path: Path, classifier: Classifier) -> tuple[Split, tuple[str, ...]]:
     """Load a class folder, an .npz, or the data of an experiment file; nothing is split off what has no parts."""
     if path.suffix in (".yaml", ".yml"):
         config = load_experiment(path).finetune.data

@@ -17,7 +17,7 @@ from dlfer.errors import UserError
 from dlfer.evaluate.attributes import check_attributes, compute_group_scores, read_attributes
 from dlfer.evaluate.predictions import Predictions, write_predictions
 from dlfer.evaluate.views import compute_view_scores
-from dlfer.model.artifact import TransferClassifier
+from dlfer.model.classifier import Classifier
 from dlfer.model.views import predict_views
 from dlfer.robustness import evaluate_corruptions
 from dlfer.runs import Run
@@ -91,7 +91,7 @@ def check_extras(extras: Extras, ids: np.ndarray | None = None) -> None:
 
 def judge_extras(
     extras: Extras,
-    classifier: TransferClassifier,
+    classifier: Classifier,
     splits: Mapping[str, Split | StreamedSplit | None],
     predictions: Mapping[str, Predictions],
     *,
@@ -159,7 +159,7 @@ def keep_extras(run: Run, judged: Mapping[str, Any]) -> bool:
 
 
 def _predict_split_views(
-    classifier: TransferClassifier, split: Split | StreamedSplit, view: str, *, batch_size: int
+    classifier: Classifier, split: Split | StreamedSplit, view: str, *, batch_size: int
 ) -> np.ndarray:
     """Return float32 [N, C] in the split's own order, which is that of its plain predictions."""
     if isinstance(split, Split):

@@ -14,7 +14,7 @@ from dlfer.train.follow import follow_chief
 from dlfer.train.launch import is_follower
 
 if TYPE_CHECKING:
-    from dlfer.experiment import Session
+    from dlfer.session import Session
 
 
 def lead_or_follow(
@@ -28,7 +28,7 @@ def lead_or_follow(
         options: of the command line.
     """
     if is_follower():
-        from dlfer.experiment import Session
+        from dlfer.session import Session
 
         _follow(config(), Session.start(options))
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +16,7 @@ from dlfer.data.twins import find_copies, find_twins
 from dlfer.errors import ModelError
 from dlfer.evaluate.predictions import Predictions, write_predictions
 from dlfer.evaluate.scores import compute_metrics_file
-from dlfer.model.artifact import TransferClassifier, read_artifact_record
+from dlfer.model.classifier import Classifier, read_artifact_record
 from dlfer.model.predict import predict_split
 from dlfer.runs import LOG_FILE, Run
 
@@ -35,7 +36,7 @@ def describe_data(bundle: DataBundle) -> dict:
 
 
 def predict_parts(
-    config: ExperimentConfig, classifier: TransferClassifier, bundle: DataBundle, folder: Path
+    config: ExperimentConfig, classifier: Classifier, bundle: DataBundle, folder: Path
 ) -> dict[str, Predictions]:
     """Predict validation, test and a draw of train, and write each into `folder`; return them by name."""
     parts = {"validation": bundle.validation, "test": bundle.test}
@@ -43,11 +44,13 @@ def predict_parts(
     if num_train != 0 and isinstance(bundle.train, Split):
         is_small = num_train is None or num_train >= len(bundle.train)
         parts["train"] = bundle.train if is_small else draw_subset(bundle.train, num_train, seed=0)
+    batch_size = config.evaluate.batch_size
+    predict = partial(classifier.predict, batch_size=batch_size)
     predictions = {}
     for name, split in parts.items():
         if split is None:
             continue
-        probabilities, targets, ids = predict_split(classifier.network, split, batch_size=config.evaluate.batch_size)
+        probabilities, targets, ids = predict_split(predict, split, batch_size=batch_size)
         predictions[name] = Predictions(ids, classifier.labels, targets, probabilities)
         folder.mkdir(parents=True, exist_ok=True)
         write_predictions(predictions[name], folder / f"{name}.npz")

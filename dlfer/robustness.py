@@ -12,14 +12,14 @@ from dlfer.data.corrupt import CORRUPTIONS, STRENGTHS, corrupt_images
 from dlfer.evaluate.intervals import compute_wilson_interval
 from dlfer.evaluate.predictions import Predictions
 from dlfer.evaluate.several import compute_difference
-from dlfer.model.artifact import TransferClassifier
+from dlfer.model.classifier import Classifier
 
 _AT_ONCE = 1024
 """Images corrupted at a time: at 224 pixels and three channels 0.6 GB as float32."""
 
 
 def evaluate_corruptions(
-    classifier: TransferClassifier,
+    classifier: Classifier,
     split: Split,
     *,
     seed: int = 0,

@@ -31,7 +31,8 @@ def main(argv: list[str]) -> int:
     try:
         with control.watch_signals():
             # A wish to stop is heard while the framework is loaded.
-            from dlfer.experiment import Session, execute_run
+            from dlfer.experiment import execute_run
+            from dlfer.session import Session
             from dlfer.train.progress import ConsoleListener
 
             session = Session(options, control, ConsoleListener(), resume_hint=given.hint)

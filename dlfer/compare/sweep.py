@@ -105,7 +105,8 @@ def _carry_out(comparison: Comparison, options: RunOptions, workers: int | None)
 
 def _explain(config: ExperimentConfig, plan: Plan, options: RunOptions) -> None:
     """Say what a sweep would do: the first member's plan, and every member."""
-    from dlfer.experiment import Session, explain_experiment, prepare_config
+    from dlfer.experiment import explain_experiment, prepare_config
+    from dlfer.session import Session
 
     members = plan.make_members()
     session = Session.start(options)

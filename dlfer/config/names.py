@@ -4,7 +4,7 @@ They stand here, without an import, so that checking a file loads neither Tensor
 The contract tests hold the keys of each registry equal to these tuples.
 """
 
-FAMILIES = ("transfer",)
+FAMILIES = ("transfer", "hybrid", "boosted", "ensemble")
 
 BACKBONES = (
     "efficientnet_b0",
@@ -19,9 +19,20 @@ BACKBONES = (
     "efficientnet_lite1",
     "efficientnet_lite2",
     "efficientnet_nano",
+    "resnet18",
+    "resnet34",
+    "resnet_nano",
+    "vgg19_bn",
+    "googlenet",
 )
 
 SOURCES = ("fer2013", "folder", "tfds", "arrays", "synthetic_faces", "synthetic_scenes")
+
+STEMS = ("imagenet", "small")
+FUSIONS = ("concat", "add", "attention")
+COMBINATIONS = ("average", "vote", "trained")
+DETECTORS = ("none", "mtcnn", "opencv")
+EQUALIZERS = ("none", "histogram", "clahe")
 
 PROTOCOLS = ("official", "resplit", "paper")
 PAPER_SPLITS = ("after_balance", "official_80_20")

@@ -1,4 +1,4 @@
-"""The sections of an experiment file, as strict and frozen pydantic models.
+"""An experiment file as strict and frozen pydantic models; the sections `data` and `model` have files of their own.
 
 A key's docstring is its documentation: `dlfer show schema` prints it, and the JSON Schema for
 editors is made from it. Rules that concern several keys stand in the validators.
@@ -8,24 +8,39 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import Field, WithJsonSchema, model_validator
 
 from dlfer.config import names
+from dlfer.config.boosting import BoostingConfig
+from dlfer.config.data_section import DataConfig, FacesConfig, LabelsConfig, NumImages
+from dlfer.config.ensemble import EnsembleConfig
+from dlfer.config.model_section import HeadConfig, ModelConfig
+from dlfer.config.section import Count, Fraction, OpenFraction, Positive, Section, Seed
 
-
-class Section(BaseModel):
-    """Base of every section: unknown keys are refused, values are frozen, nothing is converted."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, strict=True, allow_inf_nan=False, use_attribute_docstrings=True
-    )
-
-
-Fraction = Annotated[float, Field(ge=0, le=1)]
-OpenFraction = Annotated[float, Field(gt=0, lt=1)]
-Positive = Annotated[float, Field(gt=0)]
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+__all__ = [
+    "AblationConfig",
+    "AugmentConfig",
+    "BoostingConfig",
+    "DataConfig",
+    "EnsembleConfig",
+    "EvaluateConfig",
+    "ExperimentConfig",
+    "ExperimentSection",
+    "FacesConfig",
+    "FreezeConfig",
+    "HeadConfig",
+    "LabelsConfig",
+    "LossConfig",
+    "ModelConfig",
+    "NumImages",
+    "OptimizerConfig",
+    "PretrainConfig",
+    "ScheduleConfig",
+    "SearchConfig",
+    "Section",
+    "StageConfig",
+    "SweepConfig",
+]
 
 
 class ExperimentSection(Section):
@@ -47,97 +62,6 @@ class ExperimentSection(Section):
     """Compile by XLA; auto: on a GPU yes, on a CPU no (there it is several times slower)."""
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
     """Minutes between checkpoints inside an epoch; each epoch ends with one in any case. 0: every step."""
-
-
-class HeadConfig(Section):
-    """The layers after the backbone."""
-
-    pooling: Literal["avg", "max"] = "avg"
-    activation: Literal["softmax", "sigmoid"] = "softmax"
-    """sigmoid goes with binary_crossentropy; its outputs are normalised to sum to one when predicting."""
-
-
-class ModelConfig(Section):
-    """The network, the same in both stages but for the number of labels."""
-
-    family: Literal[names.FAMILIES] = "transfer"
-    backbone: Literal[names.BACKBONES] = "efficientnet_b3"
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
-    """Dropout between pooling and the last dense layer."""
-    head: HeadConfig = HeadConfig()
-
-
-class LabelsConfig(Section):
-    """How the label names of the data become those of the model."""
-
-    aliases: dict[str, str] = {}
-    """Name in the data -> name to use, e.g. {happiness: Happy}. Common spellings are known without."""
-    drop: tuple[str, ...] = ()
-    """Classes (names in the data, or after aliases) whose images are left out."""
-
-
-class NumImages(Section):
-    """How many images of a part to use: a stratified draw; null takes all. Synthetic sources draw so many."""
-
-    train: Count | None = None
-    validation: Count | None = None
-    test: Count | None = None
-
-
-class DataConfig(Section):
-    """Where images come from and how they are split."""
-
-    source: Literal[names.SOURCES]
-    path: str | None = None
-    """File or folder; ${DLFER_DATA} (default ./data) and other variables are filled in."""
-    name: str | None = None
-    """tfds only: the data set, e.g. imagenet2012."""
-    splits: dict[Literal["train", "validation", "test"], str] | None = None
-    """tfds only: the data set's own names of the splits, e.g. {train: train, validation: validation}."""
-    protocol: Literal[names.PROTOCOLS] = "official"
-    """official: the data's own splits. resplit: 80/20 and 80/20, copies on one side. paper: see split."""
-    split: Literal[names.PAPER_SPLITS] | None = None
-    """paper only: after_balance pools, balances, then splits; official_80_20 keeps the official test."""
-    select_on: OpenFraction | None = None
-    """Select the model on this fraction of train (groups of copies kept together) instead of validation."""
-    labels: LabelsConfig = LabelsConfig()
-    num_images: NumImages = NumImages()
-    fraction: OpenFraction | None = None
-    """Use this fraction of all images, a stratified draw of whole groups of twins, made before the protocol."""
-    votes: str | None = None
-    """File of FER+ votes for the audit: fer2013new.csv as published, or a csv of votes; a row per row of the data."""
-    size: Annotated[int, Field(ge=8, le=1024)] | None = None
-    """Pixels: images are stored as centred squares of this side. null: native size if all are the same."""
-    skip_unreadable: bool = False
-    """Leave out and count rows and files that cannot be read, instead of refusing the data."""
-    seed: Seed = 0
-    """Seed of drawn splits and synthetic images; apart from experiment.seed, so that seeds share the data."""
-
-    @model_validator(mode="after")
-    def _check(self) -> DataConfig:
-        synthetic = self.source.startswith("synthetic")
-        needs_path = self.source in ("fer2013", "folder", "arrays")
-        if needs_path and self.path is None:
-            raise ValueError(f"path: source {self.source} needs one, e.g. path: ${{DLFER_DATA}}/{self.source}.")
-        if synthetic and self.path is not None:
-            raise ValueError(f"path: source {self.source} draws its images and takes none; set path: null.")
-        if self.source == "tfds" and self.name is None:
-            raise ValueError("name: source tfds needs the name of a data set, e.g. name: imagenet2012.")
-        if self.source != "tfds" and (self.name is not None or self.splits is not None):
-            raise ValueError(f"name, splits: only source tfds takes them, found with source {self.source}.")
-        if self.protocol == "paper" and self.split is None:
-            raise ValueError(f"split: protocol paper needs one of {', '.join(names.PAPER_SPLITS)}.")
-        if self.protocol == "paper" and self.select_on is not None:
-            raise ValueError("select_on: protocol paper selects on a fifth of training; set it to null.")
-        if self.protocol != "paper" and self.split == "after_balance":
-            raise ValueError(
-                f"split: found after_balance under protocol {self.protocol}. Balancing or augmenting before the split "
-                "puts copies of one image into training and into test, so that the figure measures memory. Set split: "
-                "null (train alone is balanced, after the split), or protocol: paper, whose every output says so."
-            )
-        if self.protocol != "paper" and self.split is not None:
-            raise ValueError(f"split: found {self.split} under protocol {self.protocol}; it belongs to protocol paper.")
-        return self
 
 
 class OptimizerConfig(Section):
@@ -256,6 +180,9 @@ class StageConfig(Section):
     batch_size: Count = 64
     image_size: Annotated[int, Field(ge=16, le=1024)] = 224
     """Side in pixels of the square that the network sees."""
+    crop: OpenFraction | None = None
+    """Side of the part of an image that becomes this square, e.g. 0.8333 for 40 of 48 pixels: a random part in
+    training, the central one in plain predictions, ten of them under the view ten_crop. null: the whole image."""
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     loss: LossConfig = LossConfig()
@@ -272,6 +199,8 @@ class StageConfig(Section):
     """Decay of an exponential moving average of the weights; validated and kept instead of the raw ones."""
     clip: Positive | None = None
     """Largest global norm of the gradient."""
+    milestones: tuple[Count, ...] = ()
+    """finetune: epochs at whose end the network, as it is then, is judged in a row of its own."""
 
     @model_validator(mode="after")
     def _check(self) -> StageConfig:
@@ -400,8 +329,23 @@ class ExperimentConfig(Section):
     """EF-FER1; null in the ablation's arm without it."""
     finetune: StageConfig
     """EF-FER2."""
+    boosting: BoostingConfig | None = None
+    """family boosted: the trees."""
+    ensemble: EnsembleConfig | None = None
+    """family ensemble: its members."""
     evaluate: EvaluateConfig = EvaluateConfig()
     ablation: AblationConfig = AblationConfig()
     search: SearchConfig | None = None
     sweep: SweepConfig | None = None
     expected: ExpectedConfig = ExpectedConfig()
+
+    @model_validator(mode="after")
+    def _check_family(self) -> ExperimentConfig:
+        for family, key in (("boosted", "boosting"), ("ensemble", "ensemble")):
+            if (self.model.family == family) != (getattr(self, key) is not None):
+                found = "null" if getattr(self, key) is None else "a section"
+                raise ValueError(
+                    f"{key}: found {found} with model.family: {self.model.family}; the section {key} goes with "
+                    f"family {family}, and the family needs it."
+                )
+        return self

@@ -1,150 +1,20 @@
-"""A trained classifier on disk: weights, labels and input contract in one folder.
-
-`artifact.json` says how the network is built and holds the sha256 of the weights; nothing in the
-folder is code, and nothing is unpickled.
-"""
+"""The families of classifiers, and the one call that loads a trained one."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import math
 from pathlib import Path
 
-import numpy as np
+from dlfer.catalog import find_model
+from dlfer.model.classifier import Classifier, read_artifact_record
+from dlfer.model.network_classifier import HybridClassifier, TransferClassifier
 
-from dlfer.catalog import ARTIFACT_FILE, find_model
-from dlfer.config.schema import ModelConfig
-from dlfer.errors import ModelError
-from dlfer.evaluate.calibration import apply_temperature
-from dlfer.model.predict import predict_probabilities
-from dlfer.model.transfer import TransferNetwork, build_transfer_network
-from dlfer.runs import write_atomically
-
-FORMAT = 1
-WEIGHTS_FILE = "network.weights.h5"
+FAMILIES: dict[str, type[Classifier]] = {
+    "transfer": TransferClassifier,
+    "hybrid": HybridClassifier,
+}
 
 
-class TransferClassifier:
-    """A trained transfer network that takes uint8 images of any size.
-
-    Args:
-        network: with its trained weights.
-        labels: names of the classes, in the order of the outputs.
-        config: how the network was built.
-        channels: of the images it was trained on, 1 (grey) or 3 (RGB); others are converted.
-        temperature_fit: {"value", "fitted_on", "n", "note"} of the temperature, or None where none was fitted.
-    """
-
-    family = "transfer"
-
-    def __init__(
-        self,
-        network: TransferNetwork,
-        labels: tuple[str, ...],
-        *,
-        config: ModelConfig,
-        channels: int,
-        temperature_fit: dict | None = None,
-    ) -> None:
-        self.parts = network
-        self.network = network.model
-        self.labels = tuple(labels)
-        self.config = config
-        self.channels = channels
-        self.image_size = network.face_input.image_size
-        self.temperature_fit = temperature_fit
-
-    @property
-    def temperature(self) -> float:
-        """What `predict(images, calibrated=True)` divides the logits by; 1 where none was fitted."""
-        return self.temperature_fit["value"] if self.temperature_fit else 1.0
-
-    def predict(self, images: np.ndarray, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
-        """Return the probabilities of each label.
-
-        Args:
-            images: uint8 [N, H, W] or [N, H, W, C] with C 1 (grey) or 3 (RGB), any size.
-            batch_size: images at a time.
-            calibrated: soften or sharpen the probabilities by the temperature that was fitted on validation;
-                the most probable label stays.
-
-        Returns:
-            float32 [N, number of labels], rows sum to one.
-
-        Raises:
-            ModelError: the images are not of that form.
-
-        Example:
-            >>> classifier = load_artifact("saved_models/runs/quickstart/20261121T101500Z-1a2b3c4d/model")
-            >>> classifier.predict(np.zeros((2, 48, 48), np.uint8)).shape
-            (2, 7)
-        """
-        raw = predict_probabilities(self.network, match_channels(images, self.channels), batch_size=batch_size)
-        if not calibrated or self.temperature == 1.0 or not len(raw):
-            return raw
-        return apply_temperature(raw, self.temperature).astype(np.float32)
-
-    def save(self, folder: Path, *, about: dict | None = None) -> None:
-        """Write the artifact into `folder`; `about` is kept with it (experiment, protocol, ...)."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        temporary = folder / f"new.{WEIGHTS_FILE}"
-        self.network.save_weights(temporary)
-        temporary.replace(folder / WEIGHTS_FILE)
-        record = {
-            "format": FORMAT,
-            "family": self.family,
-            "labels": list(self.labels),
-            "model": self.config.model_dump(mode="json"),
-            "input": {
-                "dtype": "uint8",
-                "range": [0, 255],
-                "channels": self.channels,
-                "image_size": self.image_size,
-                "note": "any height and width; resized, made three channels and preprocessed inside the network",
-            },
-            "sha256": {WEIGHTS_FILE: _hash_file(folder / WEIGHTS_FILE)},
-            "temperature": self.temperature_fit,
-            "about": about or {},
-        }
-        write_atomically(folder / ARTIFACT_FILE, json.dumps(record, indent=2) + "\n")
-
-    @classmethod
-    def load(cls, folder: Path) -> TransferClassifier:
-        """Read what `save` wrote.
-
-        Raises:
-            ModelError: a file is absent, of another format, or was changed.
-        """
-        folder = Path(folder)
-        record = read_artifact_record(folder)
-        found = _hash_file(folder / WEIGHTS_FILE)
-        expected = record["sha256"][WEIGHTS_FILE]
-        if found != expected:
-            raise ModelError(
-                f"{folder / WEIGHTS_FILE}: sha256 is {found[:16]}..., expected {expected[:16]}...; "
-                "the file is damaged or was changed. Copy the artifact again, or train it anew."
-            )
-        config = ModelConfig.model_validate_json(json.dumps(record["model"]))
-        given = record["input"]
-        network = build_transfer_network(
-            config, num_labels=len(record["labels"]), image_size=given["image_size"], channels=given["channels"]
-        )
-        network.model.load_weights(folder / WEIGHTS_FILE)
-        return cls(
-            network,
-            tuple(record["labels"]),
-            config=config,
-            channels=given["channels"],
-            temperature_fit=record.get("temperature"),
-        )
-
-
-FAMILIES = {"transfer": TransferClassifier}
-
-
-def load_artifact(name: str | Path) -> TransferClassifier:
+def load_artifact(name: str | Path) -> Classifier:
     """Load a classifier by the name of a shipped model, a run, or an artifact folder.
 
     Raises:
@@ -152,77 +22,3 @@ def load_artifact(name: str | Path) -> TransferClassifier:
     """
     folder = find_model(str(name))
     return FAMILIES[read_artifact_record(folder)["family"]].load(folder)
-
-
-def read_artifact_record(folder: Path) -> dict:
-    """Return artifact.json of an artifact folder, checked to be one that this version reads."""
-    path = folder / ARTIFACT_FILE
-    try:
-        record = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: expected the description of a trained model: {error}.") from error
-    if record.get("format") != FORMAT or record.get("family") not in FAMILIES:
-        raise ModelError(
-            f"{path}: found format {record.get('format')!r} and family {record.get('family')!r}, "
-            f"expected format {FORMAT} and one of {', '.join(FAMILIES)}; it needs another version of dlfer."
-        )
-    _check_temperature(record.get("temperature"), path)
-    return record
-
-
-def store_temperature(folder: Path, value: float, *, fitted_on: str, n: int, note: str | None = None) -> None:
-    """Write the temperature of a saved artifact into its artifact.json; nothing else of it changes.
-
-    Args:
-        folder: of the artifact.
-        value: what logits are divided by, above 0.
-        fitted_on: in words, the images that it was fitted on.
-        n: their number.
-        note: why it is not to be relied on, or None.
-
-    Raises:
-        ModelError: no artifact, or not a temperature.
-    """
-    path = Path(folder) / ARTIFACT_FILE
-    temperature = {"value": value, "fitted_on": fitted_on, "n": n, "note": note}
-    _check_temperature(temperature, path)
-    record = read_artifact_record(Path(folder)) | {"temperature": temperature}
-    write_atomically(path, json.dumps(record, indent=2) + "\n")
-
-
-def match_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """Return uint8 [N, H, W, channels] of images [N, H, W] or [N, H, W, 1 or 3].
-
-    RGB becomes grey by the luma of ITU-R BT.601, as Pillow does it.
-    """
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
-        raise ModelError(
-            f"images: found dtype {images.dtype} and shape {images.shape}, "
-            "expected uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3] with values 0..255."
-        )
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.shape[-1] == channels:
-        return images
-    if channels == 3:
-        return images.repeat(3, axis=-1)
-    luma = images.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
-    return ((luma + 0x8000) >> 16).astype(np.uint8)[..., None]
-
-
-def _check_temperature(temperature: dict | None, path: Path) -> None:
-    """Raise ModelError unless it is absent or holds a finite number above 0."""
-    if temperature is None:
-        return
-    value = temperature.get("value") if isinstance(temperature, dict) else temperature
-    if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-        raise ModelError(f"{path}: found the temperature {value!r}, expected a number above 0; train or copy it anew.")
-
-
-def _hash_file(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ModelError(f"{path}: expected the weights of a trained model: {error}.") from error

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import keras
 import numpy as np
 
@@ -26,13 +28,19 @@ def predict_probabilities(model: keras.Model, images: np.ndarray, *, batch_size:
 
 
 def predict_split(
-    model: keras.Model, split: Split | StreamedSplit, *, batch_size: int
+    predict: Callable[[np.ndarray], np.ndarray], split: Split | StreamedSplit, *, batch_size: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return probabilities float32 [N, C], targets int64 [N] and ids str [N] of a split, in its order."""
+    """Return probabilities float32 [N, C], targets int64 [N] and ids str [N] of a split, in its order.
+
+    Args:
+        predict: uint8 [N, H, W, channels] to float32 [N, C].
+        split: what to predict.
+        batch_size: images at a time of a split that is streamed.
+    """
     if isinstance(split, Split):
-        return predict_probabilities(model, split.images, batch_size=batch_size), split.targets, split.ids
+        return predict(split.images), split.targets, split.ids
     parts = [
-        (predict_probabilities(model, images, batch_size=batch_size), targets, ids)
+        (predict(images), targets, ids)
         for images, targets, ids in split.batches(batch_size, seed=0, epoch=0, training=False)
     ]
     probabilities, targets, ids = (np.concatenate(column) for column in zip(*parts, strict=True))

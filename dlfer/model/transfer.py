@@ -13,7 +13,7 @@ import keras
 from keras import ops
 
 from dlfer.config.schema import ModelConfig
-from dlfer.model.backbones import BACKBONES, build_backbone
+from dlfer.model.backbones import BACKBONES, Preprocessing, build_backbone
 from dlfer.model.face_input import FaceInput
 
 
@@ -49,17 +49,42 @@ def build_transfer_network(
         precision: "float32" or "mixed_bfloat16"; the head computes in float32 in either.
     """
     with dtype_policy(precision):
-        backbone = build_backbone(config.backbone)
+        backbone, preprocessing = build_feature_extractor(config)
         pooling_of = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}
         pooling = pooling_of[config.head.pooling](name="pooling")
         dropout = keras.layers.Dropout(config.dropout, name="dropout")
-    face_input = FaceInput(image_size, BACKBONES[config.backbone].preprocessing.as_dict(), name="face_input")
-    head = keras.layers.Dense(num_labels, name="head", dtype="float32")
+    face_input = FaceInput(image_size, preprocessing.as_dict(), name="face_input")
+    head = _build_head(config, num_labels)
     images = keras.Input((None, None, channels), dtype="uint8", name="images")
     logits = head(dropout(pooling(backbone(face_input(images)))))
     activation = keras.layers.Activation(config.head.activation, name="activation", dtype="float32")
     model = keras.Model(images, activation(logits), name="network")
     return TransferNetwork(model, face_input, backbone, pooling, dropout, head, config.head.activation)
+
+
+def build_feature_extractor(config: ModelConfig) -> tuple[keras.Model, Preprocessing]:
+    """Build the part that EF-FER1 hands to EF-FER2, with random weights, and say what its pixels must look like.
+
+    Returns:
+        A Keras model named "backbone", float [B, S, S, 3] -> float [B, s, s, F], and its preprocessing.
+    """
+    if config.family == "hybrid":
+        from dlfer.model.hybrid import build_hybrid_backbone
+
+        return build_hybrid_backbone(config)
+    return build_backbone(config.backbone, stem=config.stem), BACKBONES[config.backbone].preprocessing
+
+
+def _build_head(config: ModelConfig, num_labels: int) -> keras.layers.Layer:
+    """Build what turns pooled features into logits: one dense layer, after the hidden ones if there are any."""
+    last = keras.layers.Dense(num_labels, name="head", dtype="float32")
+    if not config.head.hidden:
+        return last
+    layers: list[keras.layers.Layer] = []
+    for number, units in enumerate(config.head.hidden, 1):
+        layers.append(keras.layers.Dense(units, "relu", kernel_initializer="he_normal", name=f"hidden_{number}"))
+        layers.append(keras.layers.Dropout(config.dropout, name=f"hidden_dropout_{number}"))
+    return keras.Sequential([*layers, last], name="head")
 
 
 @keras.saving.register_keras_serializable(package="dlfer")

@@ -88,7 +88,8 @@ def main(argv: list[str]) -> int:
 
 
 def _execute(job: dict[str, Any], control: Any, channel: Channel) -> Path:
-    from dlfer.experiment import Session, execute_run, start_run
+    from dlfer.experiment import execute_run, start_run
+    from dlfer.session import Session
     from dlfer.train.watch import TrainingListener
 
     class Teller(TrainingListener):

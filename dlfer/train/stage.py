@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import keras
 import numpy as np
@@ -18,7 +19,7 @@ from dlfer.data.bundle import DataBundle
 from dlfer.data.pipeline import Batch, iterate_epoch, take_share
 from dlfer.errors import DlferError, NonFiniteError, TrainingStopped
 from dlfer.evaluate.metrics import compute_accuracy, compute_confusion, compute_item_losses, compute_macro_f1
-from dlfer.model.predict import predict_split
+from dlfer.model.predict import predict_probabilities, predict_split
 from dlfer.model.transfer import TransferNetwork
 from dlfer.train.checkpoint import read_state, restore_checkpoint, write_checkpoint
 from dlfer.train.distribute import build_loop, lead_stage
@@ -185,7 +186,9 @@ class _Stage:
         split = take_share(self.bundle.validation, self.loop.share)
         with self._averaged():
             self.loop.publish()
-            predicted, targets, _ = predict_split(self.loop.plain.model, split, batch_size=self.config.batch_size)
+            batch_size = self.config.batch_size
+            predict = partial(predict_probabilities, self.loop.plain.model, batch_size=batch_size)
+            predicted, targets, _ = predict_split(predict, split, batch_size=batch_size)
         confusion = compute_confusion(targets, predicted.argmax(axis=1), self.num_labels)
         loss = np.array([compute_item_losses(targets, predicted).sum(), len(targets)])
         if self.loop.share.count > 1:

@@ -5,10 +5,13 @@ import json
 import numpy as np
 import pytest
 
+from dlfer.catalog import ARTIFACT_FILE
 from dlfer.config import names
 from dlfer.config.schema import HeadConfig, ModelConfig
 from dlfer.errors import ModelError
-from dlfer.model.artifact import ARTIFACT_FILE, FAMILIES, WEIGHTS_FILE, load_artifact, match_channels
+from dlfer.model.artifact import FAMILIES, load_artifact
+from dlfer.model.classifier import match_channels
+from dlfer.model.network_classifier import WEIGHTS_FILE
 from dlfer.model.transfer import build_transfer_network
 
 LABELS = ("angry", "happy", "sad")

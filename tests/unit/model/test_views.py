@@ -68,7 +68,7 @@ def test_unknown_views_are_refused():
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_real_classifier_takes_its_views(view):
     from dlfer.config.schema import ModelConfig
-    from dlfer.model.artifact import TransferClassifier
+    from dlfer.model.network_classifier import TransferClassifier
     from dlfer.model.transfer import build_transfer_network
 
     config = ModelConfig(backbone="efficientnet_nano")

@@ -1,0 +1,102 @@
+"""The section `data` of an experiment file: where images come from and how they are split."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from dlfer.config import names
+from dlfer.config.section import Count, OpenFraction, Section, Seed
+
+
+class LabelsConfig(Section):
+    """How the label names of the data become those of the model."""
+
+    aliases: dict[str, str] = {}
+    """Name in the data -> name to use, e.g. {happiness: Happy}. Common spellings are known without."""
+    drop: tuple[str, ...] = ()
+    """Classes (names in the data, or after aliases) whose images are left out."""
+
+
+class NumImages(Section):
+    """How many images of a part to use: a stratified draw; null takes all. Synthetic sources draw so many."""
+
+    train: Count | None = None
+    validation: Count | None = None
+    test: Count | None = None
+
+
+class FacesConfig(Section):
+    """What is done to each face before it is stored: found, turned upright by the eyes, its light evened out."""
+
+    detect: Literal[names.DETECTORS] = "none"
+    """none: the image is the face. mtcnn and opencv cut out the largest face found; without one the image stays."""
+    align: bool = False
+    """Turn and scale the face so that the eyes stand at fixed places; mtcnn only, which finds them."""
+    equalize: Literal[names.EQUALIZERS] = "none"
+    """histogram: equalised over the whole image. clahe: in tiles, with limited contrast."""
+
+    @model_validator(mode="after")
+    def _check(self) -> FacesConfig:
+        if self.align and self.detect != "mtcnn":
+            raise ValueError(f"align: found true with detect: {self.detect}; only mtcnn finds the eyes.")
+        return self
+
+
+class DataConfig(Section):
+    """Where images come from and how they are split."""
+
+    source: Literal[names.SOURCES]
+    path: str | None = None
+    """File or folder; ${DLFER_DATA} (default ./data) and other variables are filled in."""
+    name: str | None = None
+    """tfds only: the data set, e.g. imagenet2012."""
+    splits: dict[Literal["train", "validation", "test"], str] | None = None
+    """tfds only: the data set's own names of the splits, e.g. {train: train, validation: validation}."""
+    protocol: Literal[names.PROTOCOLS] = "official"
+    """official: the data's own splits. resplit: 80/20 and 80/20, copies on one side. paper: see split."""
+    split: Literal[names.PAPER_SPLITS] | None = None
+    """paper only: after_balance pools, balances, then splits; official_80_20 keeps the official test."""
+    select_on: OpenFraction | None = None
+    """Select the model on this fraction of train (groups of copies kept together) instead of validation."""
+    labels: LabelsConfig = LabelsConfig()
+    num_images: NumImages = NumImages()
+    fraction: OpenFraction | None = None
+    """Use this fraction of all images, a stratified draw of whole groups of twins, made before the protocol."""
+    votes: str | None = None
+    """File of FER+ votes for the audit: fer2013new.csv as published, or a csv of votes; a row per row of the data."""
+    size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    """Pixels: images are stored as centred squares of this side. null: native size if all are the same."""
+    faces: FacesConfig | None = None
+    """Faces found, aligned, evened out before anything else; kept in a cache beside the runs."""
+    skip_unreadable: bool = False
+    """Leave out and count rows and files that cannot be read, instead of refusing the data."""
+    seed: Seed = 0
+    """Seed of drawn splits and synthetic images; apart from experiment.seed, so that seeds share the data."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        synthetic = self.source.startswith("synthetic")
+        needs_path = self.source in ("fer2013", "folder", "arrays")
+        if needs_path and self.path is None:
+            raise ValueError(f"path: source {self.source} needs one, e.g. path: ${{DLFER_DATA}}/{self.source}.")
+        if synthetic and self.path is not None:
+            raise ValueError(f"path: source {self.source} draws its images and takes none; set path: null.")
+        if self.source == "tfds" and self.name is None:
+            raise ValueError("name: source tfds needs the name of a data set, e.g. name: imagenet2012.")
+        if self.source != "tfds" and (self.name is not None or self.splits is not None):
+            raise ValueError(f"name, splits: only source tfds takes them, found with source {self.source}.")
+        if self.protocol == "paper" and self.split is None:
+            raise ValueError(f"split: protocol paper needs one of {', '.join(names.PAPER_SPLITS)}.")
+        if self.protocol == "paper" and self.select_on is not None:
+            raise ValueError("select_on: protocol paper selects on a fifth of training; set it to null.")
+        if self.protocol != "paper" and self.split == "after_balance":
+            raise ValueError(
+                f"split: found after_balance under protocol {self.protocol}. Balancing or augmenting before the split "
+                "puts copies of one image into training and into test, so that the figure measures memory. Set split: "
+                "null (train alone is balanced, after the split), or protocol: paper, whose every output says so."
+            )
+        if self.protocol != "paper" and self.split is not None:
+            raise ValueError(f"split: found {self.split} under protocol {self.protocol}; it belongs to protocol paper.")
+        return self

@@ -1,0 +1,231 @@
+"""What every trained classifier is: labels, an input contract, probabilities; and its folder on disk.
+
+`artifact.json` says how the classifier is built and holds the sha256 of each other file; nothing in the
+folder is code, and nothing is unpickled.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import ClassVar, Self
+
+import keras
+import numpy as np
+
+from dlfer.catalog import ARTIFACT_FILE
+from dlfer.config import names
+from dlfer.config.schema import ModelConfig
+from dlfer.errors import ModelError
+from dlfer.evaluate.calibration import apply_temperature
+from dlfer.runs import write_atomically
+
+FORMAT = 1
+
+
+class Classifier(ABC):
+    """A trained classifier that takes uint8 images of any size.
+
+    Args:
+        labels: names of the classes, in the order of the outputs.
+        config: how it was built.
+        channels: of the images it was trained on, 1 (grey) or 3 (RGB); others are converted.
+        image_size: side in pixels of the square that its network sees.
+        temperature_fit: {"value", "fitted_on", "n", "note"} of the temperature, or None where none was fitted.
+    """
+
+    family: ClassVar[str]
+    network: keras.Model | None = None
+    """uint8 [B, H, W, channels] to activated outputs [B, C]; None where it is no single network."""
+
+    def __init__(
+        self,
+        labels: tuple[str, ...],
+        *,
+        config: ModelConfig,
+        channels: int,
+        image_size: int,
+        temperature_fit: dict | None = None,
+    ) -> None:
+        self.labels = tuple(labels)
+        self.config = config
+        self.channels = channels
+        self.image_size = image_size
+        self.temperature_fit = temperature_fit
+
+    @property
+    def temperature(self) -> float:
+        """What `predict(images, calibrated=True)` divides the logits by; 1 where none was fitted."""
+        return self.temperature_fit["value"] if self.temperature_fit else 1.0
+
+    def predict(self, images: np.ndarray, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
+        """Return the probabilities of each label.
+
+        Args:
+            images: uint8 [N, H, W] or [N, H, W, C] with C 1 (grey) or 3 (RGB), any size.
+            batch_size: images at a time.
+            calibrated: soften or sharpen the probabilities by the temperature that was fitted on validation;
+                the most probable label stays.
+
+        Returns:
+            float32 [N, number of labels], rows sum to one.
+
+        Raises:
+            ModelError: the images are not of that form.
+
+        Example:
+            >>> classifier = load_artifact("saved_models/runs/quickstart/20261121T101500Z-1a2b3c4d/model")
+            >>> classifier.predict(np.zeros((2, 48, 48), np.uint8)).shape
+            (2, 7)
+        """
+        images = match_channels(images, self.channels)
+        if not len(images):
+            return np.zeros((0, len(self.labels)), np.float32)
+        raw = self.predict_raw(images, batch_size=batch_size)
+        if not calibrated or self.temperature == 1.0:
+            return raw
+        return apply_temperature(raw, self.temperature).astype(np.float32)
+
+    @abstractmethod
+    def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
+        """Return float32 [N, C], rows sum to one, of uint8 [N, H, W, channels], N at least 1."""
+
+    @abstractmethod
+    def write_files(self, folder: Path) -> tuple[str, ...]:
+        """Write what was learned into `folder`; return the names of the files, relative to it."""
+
+    @classmethod
+    @abstractmethod
+    def read_files(cls, folder: Path, record: dict) -> Self:
+        """Return the classifier whose files, checked already, stand in `folder`; `record` is its artifact.json."""
+
+    def describe(self) -> dict:
+        """Return what the family adds to artifact.json, which `read_files` gets back."""
+        return {}
+
+    def save(self, folder: Path, *, about: dict | None = None) -> None:
+        """Write the artifact into `folder`; `about` is kept with it (experiment, protocol, ...)."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        files = self.write_files(folder)
+        record = {
+            "format": FORMAT,
+            "family": self.family,
+            "labels": list(self.labels),
+            "model": self.config.model_dump(mode="json"),
+            "input": {
+                "dtype": "uint8",
+                "range": [0, 255],
+                "channels": self.channels,
+                "image_size": self.image_size,
+                "note": "any height and width; resized, made three channels and preprocessed inside the network",
+            },
+            **self.describe(),
+            "sha256": {name: hash_file(folder / name) for name in files},
+            "temperature": self.temperature_fit,
+            "about": about or {},
+        }
+        write_atomically(folder / ARTIFACT_FILE, json.dumps(record, indent=2) + "\n")
+
+    @classmethod
+    def load(cls, folder: Path) -> Self:
+        """Read what `save` wrote.
+
+        Raises:
+            ModelError: a file is absent, of another format, or was changed.
+        """
+        folder = Path(folder)
+        record = read_artifact_record(folder)
+        for name, expected in record["sha256"].items():
+            if not (folder / name).resolve().is_relative_to(folder.resolve()):
+                raise ModelError(f"{folder / ARTIFACT_FILE}: names {name!r}, which is outside of its folder.")
+            found = hash_file(folder / name)
+            if found != expected:
+                raise ModelError(
+                    f"{folder / name}: sha256 is {found[:16]}..., expected {expected[:16]}...; "
+                    "the file is damaged or was changed. Copy the artifact again, or train it anew."
+                )
+        return cls.read_files(folder, record)
+
+
+def read_model_config(record: dict) -> ModelConfig:
+    """Return the section `model` that an artifact was built by."""
+    return ModelConfig.model_validate_json(json.dumps(record["model"]))
+
+
+def read_artifact_record(folder: Path) -> dict:
+    """Return artifact.json of an artifact folder, checked to be one that this version reads."""
+    path = folder / ARTIFACT_FILE
+    try:
+        record = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: expected the description of a trained model: {error}.") from error
+    if record.get("format") != FORMAT or record.get("family") not in names.FAMILIES:
+        raise ModelError(
+            f"{path}: found format {record.get('format')!r} and family {record.get('family')!r}, "
+            f"expected format {FORMAT} and one of {', '.join(names.FAMILIES)}; it needs another version of dlfer."
+        )
+    _check_temperature(record.get("temperature"), path)
+    return record
+
+
+def store_temperature(folder: Path, value: float, *, fitted_on: str, n: int, note: str | None = None) -> None:
+    """Write the temperature of a saved artifact into its artifact.json; nothing else of it changes.
+
+    Args:
+        folder: of the artifact.
+        value: what logits are divided by, above 0.
+        fitted_on: in words, the images that it was fitted on.
+        n: their number.
+        note: why it is not to be relied on, or None.
+
+    Raises:
+        ModelError: no artifact, or not a temperature.
+    """
+    path = Path(folder) / ARTIFACT_FILE
+    temperature = {"value": value, "fitted_on": fitted_on, "n": n, "note": note}
+    _check_temperature(temperature, path)
+    record = read_artifact_record(Path(folder)) | {"temperature": temperature}
+    write_atomically(path, json.dumps(record, indent=2) + "\n")
+
+
+def match_channels(images: np.ndarray, channels: int) -> np.ndarray:
+    """Return uint8 [N, H, W, channels] of images [N, H, W] or [N, H, W, 1 or 3].
+
+    RGB becomes grey by the luma of ITU-R BT.601, as Pillow does it.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
+        raise ModelError(
+            f"images: found dtype {images.dtype} and shape {images.shape}, "
+            "expected uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3] with values 0..255."
+        )
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.shape[-1] == channels:
+        return images
+    if channels == 3:
+        return images.repeat(3, axis=-1)
+    luma = images.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
+    return ((luma + 0x8000) >> 16).astype(np.uint8)[..., None]
+
+
+def _check_temperature(temperature: dict | None, path: Path) -> None:
+    """Raise ModelError unless it is absent or holds a finite number above 0."""
+    if temperature is None:
+        return
+    value = temperature.get("value") if isinstance(temperature, dict) else temperature
+    if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
+        raise ModelError(f"{path}: found the temperature {value!r}, expected a number above 0; train or copy it anew.")
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 (hex) of a file of an artifact."""
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path}: expected the weights of a trained model: {error}.") from error
