@@ -1,55 +1,26 @@
 """The table of backbones: one record each, built in one way whatever weights follow.
 
 A backbone is a Keras model from preprocessed images [B, S, S, 3] (any S) to a feature map, without
-top and without preprocessing. Keras' own EfficientNets start with a rescaling that depends on the
-*name* of the weights (an extra division by sqrt(std) for "imagenet"), so two networks of equal shapes
-can be different functions; here that part is cut off and stands once, in `Preprocessing`.
+top and without preprocessing, which stands once, in its record.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
-
-from dlfer.errors import ModelError, TransferError
+from dlfer.errors import ModelError
+from dlfer.model.preprocessing import (
+    EFFICIENTNET_INPUT,
+    LITE_INPUT,
+    TORCH_INPUT,
+    Preprocessing,
+)
 
 if TYPE_CHECKING:
     import keras
-
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
-
-
-@dataclass(frozen=True)
-class Preprocessing:
-    """What a backbone expects of its pixels: ((x * scale) - mean) / std, channel by channel.
-
-    Attributes:
-        scale: factor of the pixels (0..255).
-        mean, std: in units of the scaled pixels, in the order of `channels`.
-        channels: "rgb" or "bgr".
-    """
-
-    scale: float = 1 / 255
-    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
-    std: tuple[float, float, float] = (1.0, 1.0, 1.0)
-    channels: str = "rgb"
-
-    def compute_scale_and_offset(self) -> tuple[np.ndarray, np.ndarray]:
-        """Return float32 [3] factor and summand that do the same in one step."""
-        std = np.asarray(self.std, np.float64)
-        return (self.scale / std).astype(np.float32), (-np.asarray(self.mean) / std).astype(np.float32)
-
-    def as_dict(self) -> dict:
-        """Return the fields as JSON-ready values."""
-        return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
-
-
-EFFICIENTNET_INPUT = Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD)
-LITE_INPUT = Preprocessing(scale=1.0, mean=(127.0,) * 3, std=(128.0,) * 3)
 
 
 @dataclass(frozen=True)
@@ -59,62 +30,145 @@ class BackboneSpec:
     Attributes:
         name: as in `dlfer.config.names.BACKBONES`.
         image_size: side in pixels that its authors trained it at.
-        num_parameters_without_top: of the network that `build` gives.
-        build: makes the network with random weights.
+        min_image_size: the smallest side that leaves a feature map of 1x1 or more, by any stem.
+        num_parameters_without_top: of the network that `build` gives, BatchNorm's moving statistics included.
+        build: makes the network with random weights; takes the name of the stem.
         preprocessing: what its pixels must look like.
-        weights: names of published weights that can be asked for.
+        stages: names of the layers whose outputs are the last feature maps of each resolution, from the
+            image on; the last one is the network's output.
+        load: sets published weights: (backbone, weights_file or None); None if none are published.
+        stems: what the first layers may be: "imagenet" as published, "small" for small images.
+        auxiliary: names of the layers behind which auxiliary classifiers branch off in training.
         note: one line for `dlfer show backbones`.
     """
 
     name: str
     image_size: int
+    min_image_size: int
     num_parameters_without_top: int
-    build: Callable[[BackboneSpec], keras.Model]
+    build: Callable[[str], keras.Model]
     preprocessing: Preprocessing
-    weights: tuple[str, ...] = ()
+    stages: tuple[str, ...]
+    load: Callable[[keras.Model, str | None], None] | None = None
+    stems: tuple[str, ...] = ("imagenet",)
+    auxiliary: tuple[str, ...] = ()
     note: str = ""
 
-
-def _build_keras_efficientnet(spec: BackboneSpec) -> keras.Model:
-    """Build Keras' EfficientNet and cut off its input stage (rescaling, normalisation)."""
-    import keras
-
-    application = _keras_application(spec.name)(weights=None, include_top=False, input_shape=(None, None, 3))
-    return keras.Model(application.get_layer("stem_conv_pad").input, application.output, name="backbone")
+    @property
+    def weights(self) -> tuple[str, ...]:
+        """Names of published weights that can be asked for."""
+        return ("imagenet",) if self.load else ()
 
 
-def _build_lite(spec: BackboneSpec) -> keras.Model:
+# Keras and what builds with it are imported when a network is built: the table itself is shown without.
+
+
+def _build_application(application: str, stem: str) -> keras.Model:
+    from dlfer.model.keras_backbones import build_application
+
+    return build_application(application)
+
+
+def _load_application(
+    application: str, preprocessing: Preprocessing, backbone: keras.Model, weights_file: str | None
+) -> None:
+    from dlfer.model.keras_backbones import load_application_weights
+
+    load_application_weights(application, backbone, preprocessing=preprocessing, weights_file=weights_file)
+
+
+def _build_lite(variant: str, stem: str) -> keras.Model:
     from dlfer.model.efficientnet_lite import build_efficientnet_lite
 
-    return build_efficientnet_lite(spec.name.removeprefix("efficientnet_"), image_size=None, name="backbone")
+    return build_efficientnet_lite(variant, image_size=None, name="backbone")
 
 
-def _keras_application(name: str) -> Callable:
-    import keras
+def _load_lite(variant: str, backbone: keras.Model, weights_file: str | None) -> None:
+    from dlfer.model.lite_weights import load_lite_imagenet_weights, set_lite_weights
 
-    return getattr(keras.applications, "EfficientNet" + name.removeprefix("efficientnet_").upper())
+    set_lite_weights(backbone, load_lite_imagenet_weights(variant, weights_file))
 
 
-def _efficientnet(variant: str, image_size: int, num_parameters: int) -> BackboneSpec:
+def _build_basic_resnet(repeats: tuple[int, ...], widths: tuple[int, ...], stem: str) -> keras.Model:
+    from dlfer.model.resnet_basic import build_basic_resnet
+
+    return build_basic_resnet(repeats, widths=widths, stem=stem)
+
+
+def _build_vgg_bn(stem: str) -> keras.Model:
+    from dlfer.model.vgg_bn import build_vgg_bn
+
+    return build_vgg_bn()
+
+
+def _build_googlenet(stem: str) -> keras.Model:
+    from dlfer.model.googlenet import build_googlenet
+
+    return build_googlenet()
+
+
+def _keras(
+    name: str, application: str, image_size: int, num_parameters: int, stages: str, *, minimum: int, preprocessing, note
+) -> BackboneSpec:
     return BackboneSpec(
-        name=f"efficientnet_{variant}",
+        name=name,
         image_size=image_size,
+        min_image_size=minimum,
         num_parameters_without_top=num_parameters,
-        build=_build_keras_efficientnet,
-        preprocessing=EFFICIENTNET_INPUT,
-        weights=("imagenet",),
-        note="Tan and Le 2019; ImageNet weights by Keras, downloaded when asked for",
+        build=partial(_build_application, application),
+        preprocessing=preprocessing,
+        stages=tuple(stages.split()),
+        load=partial(_load_application, application, preprocessing),
+        note=note,
     )
 
 
-def _lite(variant: str, image_size: int, num_parameters: int, note: str, weights=("imagenet",)) -> BackboneSpec:
+def _efficientnet(variant: str, image_size: int, num_parameters: int, last_blocks: str) -> BackboneSpec:
+    return _keras(
+        f"efficientnet_{variant}",
+        f"EfficientNet{variant.upper()}",
+        image_size,
+        num_parameters,
+        _name_blocks(last_blocks),
+        minimum=32,
+        preprocessing=EFFICIENTNET_INPUT,
+        note="Tan and Le 2019",
+    )
+
+
+def _lite(variant: str, image_size: int, num_parameters: int, last_blocks: str, note: str) -> BackboneSpec:
     return BackboneSpec(
         name=f"efficientnet_{variant}",
         image_size=image_size,
+        min_image_size=1,
         num_parameters_without_top=num_parameters,
-        build=_build_lite,
+        build=partial(_build_lite, variant),
         preprocessing=LITE_INPUT,
-        weights=weights,
+        stages=tuple(_name_blocks(last_blocks).split()),
+        load=None if variant == "nano" else partial(_load_lite, variant),
+        note=note,
+    )
+
+
+def _name_blocks(last_blocks: str) -> str:
+    """Return the layers that end blocks "1a 2b 3b 5c" and the last one; a block that stands alone has no addition."""
+    ends = [f"block{block}_{'project_bn' if block.endswith('a') else 'add'}" for block in last_blocks.split()]
+    return " ".join([*ends, "top_activation"])
+
+
+def _basic_resnet(
+    name: str, num_parameters: int, repeats: tuple[int, ...], *, widths=(64, 128, 256, 512), note: str
+) -> BackboneSpec:
+    blocks = (f"conv{stage}_block{num_blocks}_out" for stage, num_blocks in enumerate(repeats, start=2))
+    return BackboneSpec(
+        name=name,
+        image_size=224,
+        min_image_size=1,
+        num_parameters_without_top=num_parameters,
+        build=partial(_build_basic_resnet, repeats, widths),
+        preprocessing=TORCH_INPUT,
+        stages=("conv1_relu", *blocks),
+        stems=("imagenet", "small"),
         note=note,
     )
 
@@ -124,35 +178,85 @@ _LITE_NOTE = "no squeeze-excite, ReLU6; ImageNet weights from the package effici
 BACKBONES: dict[str, BackboneSpec] = {
     spec.name: spec
     for spec in (
-        _efficientnet("b0", 224, 4_049_564),
-        _efficientnet("b1", 240, 6_575_232),
-        _efficientnet("b2", 260, 7_768_562),
-        _efficientnet("b3", 300, 10_783_528),
-        _efficientnet("b4", 380, 17_673_816),
-        _efficientnet("b5", 456, 28_513_520),
-        _efficientnet("b6", 528, 40_960_136),
-        _efficientnet("b7", 600, 64_097_680),
-        _lite("lite0", 224, 3_413_024, _LITE_NOTE.format("lite0")),
-        _lite("lite1", 240, 4_189_344, _LITE_NOTE.format("lite1")),
-        _lite("lite2", 260, 4_869_168, _LITE_NOTE.format("lite2")),
-        _lite("nano", 48, 102_696, "for tests and the demo only", weights=()),
+        _efficientnet("b0", 224, 4_049_564, "1a 2b 3b 5c"),
+        _efficientnet("b1", 240, 6_575_232, "1b 2c 3c 5d"),
+        _efficientnet("b2", 260, 7_768_562, "1b 2c 3c 5d"),
+        _efficientnet("b3", 300, 10_783_528, "1b 2c 3c 5e"),
+        _efficientnet("b4", 380, 17_673_816, "1b 2d 3d 5f"),
+        _efficientnet("b5", 456, 28_513_520, "1c 2e 3e 5g"),
+        _efficientnet("b6", 528, 40_960_136, "1c 2f 3f 5h"),
+        _efficientnet("b7", 600, 64_097_680, "1d 2g 3g 5j"),
+        _lite("lite0", 224, 3_413_024, "1a 2b 3b 5c", _LITE_NOTE.format("lite0")),
+        _lite("lite1", 240, 4_189_344, "1a 2c 3c 5d", _LITE_NOTE.format("lite1")),
+        _lite("lite2", 260, 4_869_168, "1a 2c 3c 5d", _LITE_NOTE.format("lite2")),
+        _lite("nano", 48, 102_696, "1a 2a 3a 5a", "for tests and the demo only"),
+        _basic_resnet("resnet18", 11_186_112, (2, 2, 2, 2), note="He et al. 2016, basic blocks"),
+        _basic_resnet("resnet34", 21_301_696, (3, 4, 6, 3), note="He et al. 2016, basic blocks"),
+        _basic_resnet("resnet_nano", 79_032, (1, 1, 1, 1), widths=(8, 16, 32, 64), note="for tests only"),
+        BackboneSpec(
+            name="vgg19_bn",
+            image_size=224,
+            min_image_size=32,
+            num_parameters_without_top=20_046_400,
+            build=_build_vgg_bn,
+            preprocessing=TORCH_INPUT,
+            stages=(
+                "block1_conv2_relu",
+                "block2_conv2_relu",
+                "block3_conv4_relu",
+                "block4_conv4_relu",
+                "block5_conv4_relu",
+                "block5_pool",
+            ),
+            note="Simonyan and Zisserman 2015, with BatchNorm, to be trained from scratch",
+        ),
+        BackboneSpec(
+            name="googlenet",
+            image_size=224,
+            min_image_size=1,
+            num_parameters_without_top=5_973_552,
+            build=_build_googlenet,
+            preprocessing=TORCH_INPUT,
+            stages=("conv1", "conv2", "inception_3b", "inception_4e", "inception_5b"),
+            auxiliary=("inception_4a", "inception_4d"),
+            note="Szegedy et al. 2014 (Inception v1), without response normalisation",
+        ),
     )
 }
 
 
-def build_backbone(name: str) -> keras.Model:
-    """Build the named backbone with random weights; it takes images of any size.
-
-    Returns:
-        A Keras model named "backbone": float [B, S, S, 3] -> float [B, s, s, F].
+def find_backbone(name: str) -> BackboneSpec:
+    """Return the named row of the table.
 
     Raises:
         ModelError: the name is not in the table.
     """
     if name not in BACKBONES:
         raise ModelError(f"model.backbone: found {name!r}, expected one of {', '.join(BACKBONES)}.")
-    spec = BACKBONES[name]
-    return spec.build(spec)
+    return BACKBONES[name]
+
+
+def build_backbone(name: str, *, stem: str = "imagenet") -> keras.Model:
+    """Build the named backbone with random weights; it takes images of any size.
+
+    Args:
+        name: in the table.
+        stem: "imagenet", as published, or "small", where the backbone has one.
+
+    Returns:
+        A Keras model named "backbone": float [B, S, S, 3], preprocessed -> float [B, s, s, F].
+
+    Raises:
+        ModelError: the name is not in the table, or the backbone has no such stem.
+    """
+    spec = find_backbone(name)
+    if stem not in spec.stems:
+        able = ", ".join(other.name for other in BACKBONES.values() if stem in other.stems)
+        raise ModelError(
+            f"model.stem: found {stem!r}, but {name} has {' and '.join(spec.stems)} alone; "
+            f"set model.stem: imagenet, or take one of {able or 'no other backbone either'}."
+        )
+    return spec.build(stem)
 
 
 def load_published_weights(name: str, backbone: keras.Model, weights_file: str | None = None) -> str:
@@ -160,8 +264,8 @@ def load_published_weights(name: str, backbone: keras.Model, weights_file: str |
 
     Args:
         name: in the table.
-        backbone: as `build_backbone(name)` gives it.
-        weights_file: a local copy of the published file; null downloads it (EfficientNet-B0..B7) or
+        backbone: as `build_backbone(name)` gives it, with the published stem.
+        weights_file: a local copy of the published file; null downloads it (keras.applications) or
             finds the installed package (Lite).
 
     Returns:
@@ -169,61 +273,15 @@ def load_published_weights(name: str, backbone: keras.Model, weights_file: str |
 
     Raises:
         ModelError: nothing is published under that name, or the file does not fit.
+        TransferError: the network in the file is another function.
     """
-    spec = BACKBONES[name]
-    if "imagenet" not in spec.weights:
+    spec = find_backbone(name)
+    if spec.load is None:
         raise ModelError(
             f"pretrain.weights: found imagenet, but no ImageNet weights of {name} are published; "
             "leave it null to train EF-FER1, or choose another backbone (dlfer show backbones)."
         )
-    if spec.build is _build_lite:
-        from dlfer.model.lite_weights import load_lite_imagenet_weights, set_lite_weights
-
-        variant = name.removeprefix("efficientnet_")
-        set_lite_weights(backbone, load_lite_imagenet_weights(variant, weights_file))
-        return f"ImageNet weights of {name} from {weights_file or 'the installed package'}"
-    return _load_keras_imagenet(spec, backbone, weights_file)
-
-
-def _load_keras_imagenet(spec: BackboneSpec, backbone: keras.Model, weights_file: str | None) -> str:
-    """Copy Keras' published weights layer by layer, and hold their input stage against ours."""
-    application_of = _keras_application(spec.name)
-    if weights_file is None:
-        application = application_of(weights="imagenet", include_top=False, input_shape=(None, None, 3))
-    else:
-        application = application_of(weights=None, include_top=False, input_shape=(None, None, 3))
-        try:
-            application.load_weights(weights_file)
-        except (OSError, ValueError) as error:
-            raise ModelError(
-                f"pretrain.weights_file {weights_file}: does not hold the weights of {spec.name} without top ({error}); "
-                f"expected Keras' published file, e.g. {spec.name.replace('_', '')}_notop.h5."
-            ) from error
-    _check_input_stage(application, spec, weights_file or "the downloaded file")
-    for layer in backbone.layers:
-        if layer.weights:
-            layer.set_weights(application.get_layer(layer.name).get_weights())
-    return f"Keras' ImageNet weights of {spec.name}" + (f" from {weights_file}" if weights_file else "")
-
-
-def _check_input_stage(application: keras.Model, spec: BackboneSpec, where: str) -> None:
-    """Raise TransferError unless the file's normalisation is the one that `spec` applies.
-
-    The file's variances hold standard deviations (a slip that Keras mends by the extra rescaling by
-    1/sqrt(std) that it adds for "imagenet"), so mean and these two numbers are all there is to check.
-    """
-    import keras
-
-    # By its class: its name counts up with every network of the process.
-    normalization = next(layer for layer in application.layers if isinstance(layer, keras.layers.Normalization))
-    mean, variance = normalization.get_weights()[:2]
-    mean, variance = np.ravel(mean), np.ravel(variance)
-    if not (
-        np.allclose(mean, spec.preprocessing.mean, atol=1e-3)
-        and np.allclose(variance, spec.preprocessing.std, atol=1e-3)
-    ):
-        raise TransferError(
-            f"{where}: its normalisation has mean {mean.round(3).tolist()} and variance {variance.round(3).tolist()}, "
-            f"expected {list(spec.preprocessing.mean)} and {list(spec.preprocessing.std)}; "
-            "the network would be another function. Is this Keras' published ImageNet file?"
-        )
+    spec.load(backbone, weights_file)
+    if weights_file:
+        return f"ImageNet weights of {name} from {weights_file}"
+    return f"ImageNet weights of {name}, {'from the installed package' if 'lite' in name else 'downloaded by Keras'}"

@@ -1,0 +1,165 @@
+"""Backbones from keras.applications, and the ImageNet weights that Keras publishes for them.
+
+Two things stand between an application and a backbone. Its input stage: Keras' EfficientNets start with a
+rescaling that depends on the *name* of the weights (an extra division by sqrt(std) for "imagenet"), so two
+networks of equal shapes can be different functions; that part is cut off. And its names: InceptionV3,
+InceptionResNetV2 and Xception leave layers unnamed, so that Keras counts them up from one network to the
+next (conv2d, then conv2d_94); they get the names that they have in a fresh process, since weights are carried
+over by name.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from itertools import groupby
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dlfer.errors import ModelError, TransferError
+
+if TYPE_CHECKING:
+    import keras
+
+    from dlfer.model.preprocessing import Preprocessing
+
+COUNTED_NAME = re.compile(
+    r"(conv2d|batch_normalization|activation|max_pooling2d|average_pooling2d|add|concatenate|custom_scale_layer)(_\d+)?"
+)
+
+
+def build_application(application: str) -> keras.Model:
+    """Build a network of keras.applications with random weights, without top and input stage, for any size.
+
+    Args:
+        application: its name there, "ResNet50" for example.
+
+    Returns:
+        A model named "backbone" from preprocessed images float [B, S, S, 3] to the feature map [B, s, s, F].
+    """
+    import keras
+
+    network = _make_application(application, weights=None)
+    if has_input_stage(application):
+        network = keras.Model(network.get_layer("stem_conv_pad").input, network.outputs[0])
+    names = _name_counted_layers(network)
+    if names or has_input_stage(application):
+        network = _clone(network, names)
+    return keras.Model(network.inputs[0], network.outputs[0], name="backbone")
+
+
+def load_application_weights(
+    application: str, backbone: keras.Model, *, preprocessing: Preprocessing, weights_file: str | None = None
+) -> None:
+    """Set the ImageNet weights that Keras publishes, layer by layer; every weight gets its value or this raises.
+
+    Args:
+        application: its name in keras.applications.
+        backbone: as `build_application` gave it.
+        preprocessing: what is done to the pixels before; held against the input stage in the file, if it has one.
+        weights_file: a local copy of Keras' file without top; null downloads it.
+
+    Raises:
+        ModelError: the file cannot be had or does not hold the weights of this network.
+        TransferError: the file's input stage is not `preprocessing`, or its layers are not the backbone's.
+    """
+    where = weights_file or "the downloaded file"
+    if weights_file is None:
+        network = _download_application(application)
+    else:
+        network = _make_application(application, weights=None)
+        try:
+            network.load_weights(weights_file)
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(
+                f"pretrain.weights_file {weights_file}: does not hold the weights of {application} without top "
+                f"({error}); expected Keras' published file, its name ends with notop.h5 or no_top.h5."
+            ) from error
+    if has_input_stage(application):
+        _check_input_stage(network, preprocessing, where)
+    _copy_weights(network, backbone, where)
+
+
+def has_input_stage(application: str) -> bool:
+    """Tell whether Keras builds a rescaling into this network that no argument leaves out."""
+    return re.fullmatch(r"EfficientNetB\d", application) is not None
+
+
+def _make_application(application: str, *, weights: str | None) -> keras.Model:
+    import keras
+
+    make: Callable = getattr(keras.applications, application)
+    # These two take an argument that leaves their input stage out.
+    options = {"include_preprocessing": False} if application.startswith(("EfficientNetV2", "ConvNeXt")) else {}
+    return make(weights=weights, include_top=False, input_shape=(None, None, 3), **options)
+
+
+def _download_application(application: str) -> keras.Model:
+    # Keras raises a bare Exception where a download fails.
+    try:
+        return _make_application(application, weights="imagenet")
+    except Exception as error:
+        raise ModelError(
+            f"pretrain.weights: the ImageNet weights of {application} could not be downloaded ({error}); where there is "
+            "no network, name a local copy of Keras' file without top: pretrain.weights_file."
+        ) from error
+
+
+def _name_counted_layers(network: keras.Model) -> dict[str, str]:
+    """Return the names that counted layers have in a fresh process: conv2d, conv2d_1, ..."""
+    counted = sorted(
+        (match[1], int((match[2] or "_0")[1:]), layer.name)
+        for layer in network.layers
+        if (match := COUNTED_NAME.fullmatch(layer.name))
+    )
+    names: dict[str, str] = {}
+    for _, group in groupby(counted, key=lambda entry: entry[0]):
+        names |= {name: f"{kind}_{index}" if index else kind for index, (kind, _, name) in enumerate(group)}
+    return names
+
+
+def _clone(network: keras.Model, names: dict[str, str]) -> keras.Model:
+    """Return the network made anew: other names, and no layer that still hangs on what was cut off."""
+    import keras
+
+    def rename(layer: keras.layers.Layer) -> keras.layers.Layer:
+        return type(layer).from_config({**layer.get_config(), "name": names.get(layer.name, layer.name)})
+
+    return keras.models.clone_model(network, clone_function=rename)
+
+
+def _copy_weights(network: keras.Model, backbone: keras.Model, where: str) -> None:
+    """Set each layer of the backbone to its counterpart's weights, in the order that both were built in."""
+    import keras
+
+    source = [layer for layer in network.layers if layer.weights and not isinstance(layer, keras.layers.Normalization)]
+    target = [layer for layer in backbone.layers if layer.weights]
+    shapes_of = [[[tuple(weight.shape) for weight in layer.weights] for layer in layers] for layers in (source, target)]
+    if shapes_of[0] != shapes_of[1]:
+        raise TransferError(
+            f"{where}: {len(source)} layers with weights, the backbone has {len(target)}, or their shapes differ; "
+            "expected the published file of the same network."
+        )
+    for layer, counterpart in zip(target, source, strict=True):
+        layer.set_weights(counterpart.get_weights())
+
+
+def _check_input_stage(network: keras.Model, preprocessing: Preprocessing, where: str) -> None:
+    """Raise TransferError unless the file's normalisation is the one that `preprocessing` applies.
+
+    The file's variances hold standard deviations (a slip that Keras mends by the extra rescaling by
+    1/sqrt(std) that it adds for "imagenet"), so mean and these two numbers are all there is to check.
+    """
+    import keras
+
+    # By its class: its name counts up with every network of the process.
+    normalization = next(layer for layer in network.layers if isinstance(layer, keras.layers.Normalization))
+    mean, variance = normalization.get_weights()[:2]
+    mean, variance = np.ravel(mean), np.ravel(variance)
+    if not (np.allclose(mean, preprocessing.mean, atol=1e-3) and np.allclose(variance, preprocessing.std, atol=1e-3)):
+        raise TransferError(
+            f"{where}: its normalisation has mean {mean.round(3).tolist()} and variance {variance.round(3).tolist()}, "
+            f"expected {list(preprocessing.mean)} and {list(preprocessing.std)}; "
+            "the network would be another function. Is this Keras' published ImageNet file?"
+        )
