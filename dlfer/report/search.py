@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlfer.errors import ModelError
-from dlfer.evaluate.importance import compute_importance
+from dlfer.evaluate.importance import FEWEST, compute_importance
 from dlfer.report.comparison import write_comparison_figures
 from dlfer.report.figures import write_figure
-from dlfer.report.keys import format_value, shorten_key
+from dlfer.report.keys import format_overrides, format_value, shorten_key
 from dlfer.report.page import load_figures, read_json, render_page
 from dlfer.report.record import describe_environment, describe_run, format_command, get_name, read_text
 from dlfer.report.search_figures import draw_coordinates, draw_history, draw_importance
@@ -56,7 +56,8 @@ def write_search_report(path: Path) -> Path:
         "warnings": _collect_warnings(run),
         "figure": trials["figure"],
         "arms": [_describe_arm(path, trials, arm, alone=len(trials["arms"]) == 1) for arm in trials["arms"]],
-        "comparison": comparison,
+        "fewest": FEWEST,
+        "comparison": None if comparison is None else _describe_comparison(path, comparison),
         "compared": load_figures(path / "figures", ("accuracies", "differences")) if comparison else {},
         "command": format_command(run),
         "environment": describe_environment(run),
@@ -103,18 +104,37 @@ def _describe_arm(path: Path, trials: Mapping[str, Any], arm: Mapping[str, Any],
     }
 
 
+def _describe_comparison(path: Path, comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """Return comparison.json with, for each arm, the keys of its winner and its runs."""
+    rows = []
+    for row in comparison["table"]:
+        keys = {
+            key: value
+            for key, value in comparison["winners"][row["arm"]].items()
+            if key not in ("pretrain", "experiment.seed")
+        }
+        runs = [{**run, "link": _find_link(path, run["run"])} for run in comparison["runs"] if run["arm"] == row["arm"]]
+        rows.append({**row, "keys": format_overrides(keys), "runs": runs})
+    parts = [part for part in ("train", "validation", "test") if any(row[part] for row in rows)]
+    return {**comparison, "table": rows, "parts": parts}
+
+
+def _find_link(path: Path, run: str | None) -> str | None:
+    """Return where the page of a trial's run stands, seen from that of the search; None: it has none."""
+    if run is None:
+        return None
+    report = path.parent / run / "report.html"
+    return Path(os.path.relpath(report, path)).as_posix() if report.exists() else None
+
+
 def _describe_row(path: Path, record: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    link = None
-    if record["run"] is not None:
-        report = path.parent / record["run"] / "report.html"
-        link = Path(os.path.relpath(report, path)).as_posix() if report.exists() else None
     values = [format_value(record["overrides"][key]) if key in record["overrides"] else "" for key in keys]
     error = (record["error"] or "").splitlines()
     return {
         **record,
         "state": STATES[record["status"]],
         "values": values,
-        "link": link,
+        "link": _find_link(path, record["run"]),
         "error": error[0][:300] if error else None,
     }
 
@@ -142,7 +162,7 @@ def _draw(
     if len(scored) > 1 and keys:
         drawn["coordinates"] = (
             draw_coordinates(scored, keys, name, direction),
-            f"Each line is a trial: its keys, and on the right its validation {name}; strong lines are better",
+            f"Each line is a trial: its keys, and on the right its validation {name}; strong lines are better, the orange one is the best",
             f"Parallel coordinates of {len(scored)} trials over {', '.join(keys)}.",
         )
     known = {key: value for key, value in importance.items() if value is not None}

@@ -131,6 +131,8 @@ class Desk:
             if answer.proposal is not None:
                 self.open_asks[worker] = answer.proposal
                 self.leases[answer.proposal.trial] = _Lease(worker, time.monotonic())
+                # The time left is reckoned from it.
+                self.search.view.num_workers = len(self.leases)
             elif answer.exhausted:
                 self.exhausted = True
                 self.waiting_workers.pop(base, None)

@@ -92,7 +92,7 @@ class SearchView:
         newest = [record for record in ended if record is not best][-_SHOWN:]
         for record in [*([best] if best else []), *newest]:
             table.add_row(*_format_row(number[record.trial], record), style="bold green" if record is best else None)
-        now = time.monotonic()
+        now, shown = time.monotonic(), set()
         for progress in workers:
             proposal = progress.proposal
             if proposal is not None:
@@ -100,6 +100,11 @@ class SearchView:
                 took = format_duration(now - progress.started)
                 keys, state = format_overrides(proposal.overrides), f"running {progress.stage}".strip()
                 table.add_row(str(number.get(proposal.trial, "–")), keys, state, score, str(progress.epoch), took)
+                shown.add(proposal.trial)
+        for record in records:
+            # Of a trial on another machine no more is known than that it runs.
+            if record.status == "running" and record.trial not in shown:
+                table.add_row(str(number[record.trial]), format_overrides(record.overrides), "running", "–", "–", "–")
         failed = sum(record.status == "failed" for record in records)
         parts = [f"{len(ended)} of {self.total or '?'} trials"]
         parts += [f"{failed} failed"] if failed else []

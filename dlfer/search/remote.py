@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, DlferError, TrainingStopped, UserError
+from dlfer.report.keys import format_overrides
 from dlfer.runs import CONFIG_FILE, Run, RunOptions, default_runs_folder, write_atomically
 from dlfer.search.arms import Arm
 from dlfer.search.engine import Answer, Proposal, TrialRecord
@@ -24,6 +27,8 @@ if TYPE_CHECKING:
 
 PATIENCE_SECONDS = 600.0
 """A worker waits so long for a chief that does not answer: it may be started again."""
+CALL_SECONDS = 5.0
+"""A call that is not answered in so long is made again."""
 
 
 class RemoteSource:
@@ -32,13 +37,14 @@ class RemoteSource:
     Args:
         address: HOST:PORT.
         control: asked, while the chief does not answer, whether to stop.
+        say: tells a person that the chief does not answer, and that it does again.
     """
 
-    def __init__(self, address: str, control: StopControl) -> None:
+    def __init__(self, address: str, control: StopControl, say: Callable[[str], None]) -> None:
         import grpc
         from keras_tuner.src import protos
 
-        self.address, self.control = address, control
+        self.address, self.control, self.say = address, control, say
         self.grpc, self.messages = grpc, protos.get_service()
         self.stub = protos.get_service_grpc().OracleStub(grpc.insecure_channel(address))
         self.beat_seconds = 1.0
@@ -56,6 +62,7 @@ class RemoteSource:
         answer = read_answer(response.trial)
         if answer.proposal is not None:
             self.names[answer.proposal.trial] = worker
+            self.say(f"trial {answer.proposal.trial} begins: {format_overrides(answer.proposal.overrides)}")
         return answer
 
     def report(self, proposal: Proposal, epochs: int, score: float) -> bool:
@@ -66,6 +73,8 @@ class RemoteSource:
     def tell(self, record: TrialRecord) -> None:
         """Send how a trial ended."""
         self.names.pop(record.trial, None)
+        how = f"score {record.score:.4f}" if record.score is not None else (record.error or "").partition("\n")[0]
+        self.say(f"trial {record.trial} {record.status} after {record.epochs} epochs: {how}")
         self._end(record.trial, record.as_dict())
 
     def drop(self, trial: str) -> None:
@@ -101,10 +110,13 @@ class RemoteSource:
 
     def _call(self, method: Any, request: Any, *, patience: float = PATIENCE_SECONDS) -> Any:
         """Call the chief; wait for one that does not answer, since it may be started again."""
-        since = time.monotonic()
+        since, has_said = time.monotonic(), False
         while True:
             try:
-                return method(request, wait_for_ready=True, timeout=min(5.0, patience))
+                response = method(request, wait_for_ready=True, timeout=min(CALL_SECONDS, patience))
+                if has_said:
+                    self.say(f"{self.address}: the chief answers.")
+                return response
             except self.grpc.RpcError as error:
                 waited = time.monotonic() - since
                 if waited > patience:
@@ -112,6 +124,12 @@ class RemoteSource:
                         f"{self.address}: the chief has not answered for {waited:.0f} s ({error.code().name}). "
                         "Start it again (dlfer search --role chief --resume RUN), then this worker."
                     ) from None
+            if patience > CALL_SECONDS and not has_said:
+                has_said = True
+                self.say(
+                    f"{self.address}: no chief answers there. Is the address right, the port open, the chief started? "
+                    f"Waiting for it up to {patience / 60:.0f} minutes; Ctrl-C ends the worker."
+                )
             reason = self.control.get_reason()
             if reason is not None and patience >= PATIENCE_SECONDS:
                 raise TrainingStopped(f"Stopped by {reason} while waiting for the chief.", reason=reason)
@@ -144,7 +162,7 @@ def _work_on_arm(
     """Run trials until the chief has no more of this arm; return whether there is nothing more to do."""
     from dlfer.search.run import Search, make_workers, run_workers
 
-    source = RemoteSource(search_options.chief, control)
+    source = RemoteSource(search_options.chief, control, _say)
     about = source.describe()
     folder = (options.out or default_runs_folder()) / _read_name(about) / about["name"]
     config = _obtain_config(about, folder, file, options)
@@ -161,8 +179,12 @@ def _work_on_arm(
     workers = make_workers(search, Arm("search", about["base"], config), source)
     run_workers(workers)
     if control.get_reason() is None and about["is_last"]:
-        view.say("The chief has no more trials.")
+        _say("The chief has no more trials.")
     return about["is_last"] or control.get_reason() is not None
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
 
 
 def _read_name(about: dict[str, Any]) -> str:

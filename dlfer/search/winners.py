@@ -70,8 +70,8 @@ def _conclude(search: Search, members: list[Member]) -> dict[str, Any]:
     judged_on = describe_part(part, finished)
     counts = {arm.name: len(records) for arm, records in search.arms.values()}
     tuned = (
-        f"Each arm is the best of its own search, on validation: {counts[WITH]} trials {WITH}, "
-        f"{counts[WITHOUT]} {WITHOUT}, the same engine, seed and ranges."
+        f"Each arm stands for the best of its own search on validation, of {counts[WITH]} trials {WITH} and of "
+        f"{counts[WITHOUT]} {WITHOUT}, with the same engine, seed and ranges."
     )
     return {
         "table": [summarise_arm(arm, some) for arm, some in finished.items()],

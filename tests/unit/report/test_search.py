@@ -62,6 +62,40 @@ def test_the_page_says_what_is_best_what_failed_and_what_may_be_chance(write_sea
     assert "http" not in page.replace("http://www.w3.org", "")
 
 
+def test_fewer_than_four_scores_say_that_nothing_is_told_of_the_keys(write_search):
+    records = [make_record(0, 0.5), make_record(1, 0.61), make_record(2, 0.58)]
+    assert "is shown from 4 trials with a score on" in write_search_report(write_search(records)).read_text()
+    records.append(make_record(3, 0.4))
+    assert "is shown from 4 trials" not in write_search_report(write_search(records)).read_text()
+
+
+def test_the_winners_of_an_ablation_stand_in_a_table_with_their_keys_and_runs(write_search):
+    def make_figure(value):
+        return {"value": value, "low": value - 0.1, "high": value + 0.1, "n": 1234}
+
+    arms = {"with EF-FER1": 0.7, "without EF-FER1": 0.6}
+    table = [
+        {"arm": arm, "seeds": [0, 1], "train": None, "validation": make_figure(value), "test": make_figure(value - 0.05)}
+        for arm, value in arms.items()
+    ]
+    folder = write_search([make_record(0, 0.5)])
+    (folder.parent / "own").mkdir()
+    (folder.parent / "own" / "report.html").write_text("")
+    comparison = {
+        "table": table,
+        "paired": [],
+        "notes": [],
+        "winners": {"with EF-FER1": {"model.dropout": 0.2}, "without EF-FER1": {"pretrain": None, "model.dropout": 0.3}},
+        "runs": [{"arm": arm, "seed": seed, "run": "own" if seed else "gone"} for arm in arms for seed in (0, 1)],
+    }
+    (folder / "comparison.json").write_text(json.dumps(comparison))
+    page = write_search_report(folder).read_text()
+    assert "Accuracy of the winners" in page
+    assert "<th>validation</th><th>test</th>" in page
+    assert "65.0 %<small>55.0 to 75.0</small><small>n = 1,234</small>" in page
+    assert "without EF-FER1: dropout 0.3. Runs: seed 0, <a href=\"../own/report.html\">seed 1</a>." in page
+
+
 def test_a_search_without_a_score_has_a_page(write_search):
     assert "No trial has a score yet" in write_search_report(write_search([make_record(0, None, "failed")])).read_text()
     assert "No trial has a score yet" in write_search_report(write_search([])).read_text()
