@@ -173,19 +173,23 @@ def run_arm(search: Search, arm: Arm) -> None:
         search.view.update(records)
 
     board = Board(engine, search.config.search.objective, record)
+    search.arms[arm.name] = (arm, board.list_records())
+
+    def read() -> list[TrialRecord]:
+        # Not from the board: a thread that has its lock may be waiting for that of the terminal, which is held here.
+        return search.arms[arm.name][1]
+
     total = engine.count_trials()
     if search.search_options.ablation:
         search.view.say(f"{arm.name}:")
     if search.search_options.role == "chief":
         from dlfer.search.chief import serve
 
-        search.view.start(arm.name, total, 1, lambda: (board.list_records(), []))
+        search.view.start(arm.name, total, 1, lambda: (read(), []))
         work: Callable[[], None] = lambda: serve(search, arm, board)  # noqa: E731
     else:
         workers = make_workers(search, arm, board)
-        search.view.start(
-            arm.name, total, len(workers), lambda: (board.list_records(), [worker.progress for worker in workers])
-        )
+        search.view.start(arm.name, total, len(workers), lambda: (read(), [worker.progress for worker in workers]))
         work = lambda: run_workers(workers)  # noqa: E731
     try:
         work()

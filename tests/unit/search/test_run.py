@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import threading
 
 import pytest
 
@@ -67,6 +68,28 @@ def test_a_search_from_file_to_report(write_file, options):
     assert f"{best['score']:.4f}" in page
     assert page.count("<img") == 3
     assert write_search_report(folder).read_text() == page
+
+
+@pytest.mark.usefixtures("fake_child")
+def test_what_the_live_table_reads_waits_for_nobody(write_file, options, monkeypatch):
+    """The terminal is locked while it is drawn, and the board while it tells: each must not wait for the other."""
+    waited = []
+
+    class View(search_run.SearchView):
+        def start(self, title, total, num_workers, read):
+            super().start(title, total, num_workers, read)
+            self.read = read
+
+        def update(self, records):
+            thread = threading.Thread(target=self.read, daemon=True)
+            thread.start()
+            thread.join(2)
+            waited.append(thread.is_alive())
+
+    monkeypatch.setattr(search_run, "SearchView", View)
+    run_search(write_file(), options, SearchOptions(trials=1))
+    assert waited
+    assert not any(waited)
 
 
 @pytest.mark.usefixtures("fake_child")
