@@ -15,6 +15,7 @@ from keras import ops
 from dlfer.config.schema import ModelConfig
 from dlfer.model.backbones import BACKBONES, Preprocessing, build_backbone
 from dlfer.model.face_input import FaceInput
+from dlfer.model.hybrid import build_hybrid_backbone
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,13 @@ class TransferNetwork:
 
 
 def build_transfer_network(
-    config: ModelConfig, *, num_labels: int, image_size: int, channels: int, precision: str = "float32"
+    config: ModelConfig,
+    *,
+    num_labels: int,
+    image_size: int,
+    channels: int,
+    crop: float | None = None,
+    precision: str = "float32",
 ) -> TransferNetwork:
     """Build the network with random weights.
 
@@ -46,6 +53,7 @@ def build_transfer_network(
         num_labels: C.
         image_size: side in pixels that the backbone sees.
         channels: of the images that come in, 1 (grey) or 3 (RGB).
+        crop: side of the part of an image that becomes this square, in 0..1; None is the whole image.
         precision: "float32" or "mixed_bfloat16"; the head computes in float32 in either.
     """
     with dtype_policy(precision):
@@ -53,7 +61,7 @@ def build_transfer_network(
         pooling_of = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}
         pooling = pooling_of[config.head.pooling](name="pooling")
         dropout = keras.layers.Dropout(config.dropout, name="dropout")
-    face_input = FaceInput(image_size, preprocessing.as_dict(), name="face_input")
+    face_input = FaceInput(image_size, preprocessing.as_dict(), crop, name="face_input")
     head = _build_head(config, num_labels)
     images = keras.Input((None, None, channels), dtype="uint8", name="images")
     logits = head(dropout(pooling(backbone(face_input(images)))))
@@ -69,8 +77,6 @@ def build_feature_extractor(config: ModelConfig) -> tuple[keras.Model, Preproces
         A Keras model named "backbone", float [B, S, S, 3] -> float [B, s, s, F], and its preprocessing.
     """
     if config.family == "hybrid":
-        from dlfer.model.hybrid import build_hybrid_backbone
-
         return build_hybrid_backbone(config)
     return build_backbone(config.backbone, stem=config.stem), BACKBONES[config.backbone].preprocessing
 

@@ -26,6 +26,7 @@ from dlfer.errors import TrainingStopped
 from dlfer.model.artifact import load_artifact
 from dlfer.model.backbones import load_published_weights
 from dlfer.model.carry import RECORD_FILE, write_backbone
+from dlfer.model.hybrid import load_branch_weights
 from dlfer.model.transfer import build_transfer_network
 from dlfer.runs import write_atomically
 from dlfer.train.plan import describe_plan
@@ -153,6 +154,7 @@ def _train(config: ExperimentConfig, job: StageJob, bundle: DataBundle) -> Pretr
         config.model,
         num_labels=len(bundle.labels),
         image_size=job.config.image_size,
+        crop=job.config.crop,
         channels=bundle.channels,
         precision=config.experiment.precision,
     )
@@ -179,7 +181,7 @@ def _train(config: ExperimentConfig, job: StageJob, bundle: DataBundle) -> Pretr
 
 def _take_weights(config: ExperimentConfig, folder: Path, *, random_weights: bool) -> Pretrained:
     """Put a backbone that was not trained by this experiment into `folder`."""
-    wanted, name = config.pretrain.weights, config.model.backbone
+    wanted, model = config.pretrain.weights, config.model
     if random_weights:
         parts = build_transfer_network(config.model, num_labels=1, image_size=config.pretrain.image_size, channels=3)
         write_backbone(parts, folder, source="random weights (--smoke)")
@@ -195,7 +197,11 @@ def _take_weights(config: ExperimentConfig, folder: Path, *, random_weights: boo
     size = config.pretrain.image_size
     parts = build_transfer_network(config.model, num_labels=1, image_size=size, channels=3)
     file = config.pretrain.weights_file if wanted == "imagenet" else wanted
-    source = load_published_weights(name, parts.backbone, None if file is None else str(resolve_path(file)))
+    file = None if file is None else str(resolve_path(file))
+    if model.branches:
+        source = load_branch_weights(model.branches, parts.backbone, file)
+    else:
+        source = load_published_weights(model.backbone, parts.backbone, file)
     write_backbone(parts, folder, source=source)
     return Pretrained(folder, None, {"source": source}, was_cached=True)
 

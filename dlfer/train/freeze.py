@@ -10,6 +10,9 @@ from dlfer.config.schema import FreezeConfig
 def set_trainable(backbone: keras.Model, config: FreezeConfig, *, head_only: bool) -> None:
     """Set `trainable` of every layer of `backbone`; takes effect at the next compile.
 
+    In a hybrid the fraction is taken of each branch, so that all branches keep their last layers free;
+    what fuses the branches is always trained.
+
     Args:
         backbone: its layers in the order from the input.
         config: fraction of layers that never move, and whether BatchNorm is frozen.
@@ -18,7 +21,13 @@ def set_trainable(backbone: keras.Model, config: FreezeConfig, *, head_only: boo
     backbone.trainable = not head_only
     if head_only:
         return
-    layers = [layer for layer in backbone.layers if layer.weights]
+    branches = [layer for layer in backbone.layers if isinstance(layer, keras.Model)]
+    for branch in branches or [backbone]:
+        _freeze_first_layers(branch, config)
+
+
+def _freeze_first_layers(network: keras.Model, config: FreezeConfig) -> None:
+    layers = [layer for layer in network.layers if layer.weights]
     num_frozen = round(config.layers * len(layers))
     for index, layer in enumerate(layers):
         is_norm = isinstance(layer, keras.layers.BatchNormalization)

@@ -57,14 +57,13 @@ def estimate_memory(network: TransferNetwork, config: StageConfig, *, precision:
     """
     size = config.image_size
     bytes_per_value = 2 if precision == "mixed_bfloat16" else 4
-    values = _count_activations(network.backbone, size)
+    values = _count_activations(network.backbone, (1, size, size, 3))
     return BYTES_PER_PARAMETER * network.model.count_params() + 1.5 * bytes_per_value * values * config.batch_size
 
 
-def _count_activations(backbone: keras.Model, size: int) -> float:
-    """Return how many numbers the layers of `backbone` put out for one image of `size` pixels."""
-    image = keras.KerasTensor((1, size, size, 3))
-    shapes: dict[int, tuple] = {id(backbone.inputs[0]): image.shape}
+def _count_activations(backbone: keras.Model, given_shape: tuple[int, ...]) -> float:
+    """Return how many numbers the layers of `backbone`, and of networks in it, put out for an input of that shape."""
+    shapes: dict[int, tuple] = {id(backbone.inputs[0]): given_shape}
     count = 0.0
     for layer in backbone.layers:
         for node in layer._inbound_nodes:
@@ -74,5 +73,8 @@ def _count_activations(backbone: keras.Model, size: int) -> float:
             given = [keras.KerasTensor(shape) for shape in inputs]
             shape = layer.compute_output_spec(given[0] if len(given) == 1 else given).shape
             shapes[id(node.output_tensors[0])] = shape
-            count += float(np.prod([n for n in shape if n is not None]))
+            if isinstance(layer, keras.Model):
+                count += _count_activations(layer, inputs[0])
+            else:
+                count += float(np.prod([n for n in shape if n is not None]))
     return count

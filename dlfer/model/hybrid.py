@@ -1,0 +1,175 @@
+"""Several backbones side by side, their pooled features fused: the backbone of family hybrid.
+
+Each branch is a row of the table of backbones with a preprocessing of its own, which therefore stands inside
+the network: a hybrid takes plain pixels, and to everything around it (carrying over, freezing, saving) it is
+one backbone whose feature map is 1x1.
+"""
+
+from __future__ import annotations
+
+import keras
+from keras import ops
+
+from dlfer.config.schema import ModelConfig
+from dlfer.errors import ModelError, TransferError
+from dlfer.model.backbones import build_backbone, find_backbone, load_published_weights
+from dlfer.model.preprocessing import Preprocessing
+
+PLAIN_PIXELS = Preprocessing(scale=1.0)
+"""RGB in 0..255, as they are."""
+
+
+@keras.saving.register_keras_serializable(package="dlfer")
+class BranchInput(keras.layers.Layer):
+    """Turn RGB pixels float [B, S, S, 3] in 0..255 into what one branch expects.
+
+    Args:
+        preprocessing: the branch's scale, mean, standard deviation and order of channels.
+    """
+
+    def __init__(self, preprocessing: dict, **kwargs) -> None:
+        super().__init__(**kwargs)
+        self.preprocessing = Preprocessing(**preprocessing)
+
+    def call(self, pixels):
+        """Return the preprocessed pixels."""
+        if self.preprocessing.channels == "bgr":
+            pixels = ops.flip(pixels, axis=-1)
+        scale, offset = self.preprocessing.compute_scale_and_offset()
+        return pixels * ops.convert_to_tensor(scale, pixels.dtype) + ops.convert_to_tensor(offset, pixels.dtype)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape
+
+    def get_config(self) -> dict:
+        return {**super().get_config(), "preprocessing": self.preprocessing.as_dict()}
+
+
+@keras.saving.register_keras_serializable(package="dlfer")
+class BranchAttention(keras.layers.Layer):
+    """Sum the features of K branches, weighted for each image by a softmax over the branches.
+
+    With p_k [D] the pooled features of branch k and [p_1; ...; p_K] their concatenation,
+        a = softmax(W [p_1; ...; p_K] + b),  W [K, K D], b [K],
+        f = a_1 p_1 + ... + a_K p_K.
+    W and b start at zero, so that every branch counts 1/K before anything is learned.
+    """
+
+    def build(self, input_shape) -> None:
+        """Make W and b for K shapes [B, 1, 1, D]."""
+        num_branches = len(input_shape)
+        self.kernel = self.add_weight(
+            shape=(sum(shape[-1] for shape in input_shape), num_branches), initializer="zeros", name="kernel"
+        )
+        self.bias = self.add_weight(shape=(num_branches,), initializer="zeros", name="bias")
+
+    def call(self, features):
+        """Return [B, 1, 1, D] of K feature maps [B, 1, 1, D]."""
+        stacked = ops.stack(features, axis=-1)
+        return ops.sum(stacked * self.compute_weights(features)[..., None, :], axis=-1)
+
+    def compute_weights(self, features):
+        """Return the weight of each branch, [B, 1, 1, K], which sum to one."""
+        logits = ops.matmul(ops.concatenate(features, axis=-1), self.kernel) + self.bias
+        return ops.softmax(logits, axis=-1)
+
+    def compute_output_shape(self, input_shape):
+        return input_shape[0]
+
+
+def build_hybrid_backbone(config: ModelConfig) -> tuple[keras.Model, Preprocessing]:
+    """Build the branches and their fusion, with random weights.
+
+    `fusion` joins the pooled features of the branches: concat sets them side by side (F is the sum of their
+    widths), add and attention sum them (F is the greatest width; a narrower branch is first brought to it by
+    a dense layer, `<branch>_projection`), attention by weights that depend on the image (`BranchAttention`).
+
+    Args:
+        config: its branches, fusion, stem (the same for all) and head.pooling.
+
+    Returns:
+        A Keras model named "backbone", float [B, S, S, 3] RGB in 0..255 -> float [B, 1, 1, F], and the
+        preprocessing that leaves such pixels as they are. Names of layers begin with their branch's, so that
+        no two variables have the same path.
+
+    Raises:
+        ModelError: a branch is not in the table, or has no such stem.
+    """
+    pooling = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}[config.head.pooling]
+    pixels = keras.Input((None, None, 3), name="pixels")
+    features = []
+    branches = name_branches(config.branches)
+    for branch, name in branches.items():
+        network = _prefix_layers(build_backbone(name, stem=config.stem), branch)
+        prepared = BranchInput(find_backbone(name).preprocessing.as_dict(), name=f"{branch}_input")(pixels)
+        features.append(pooling(keepdims=True, name=f"{branch}_pooling")(network(prepared)))
+    fused = _fuse(features, tuple(branches), config.fusion)
+    return keras.Model(pixels, fused, name="backbone"), PLAIN_PIXELS
+
+
+def name_branches(backbones: tuple[str, ...]) -> dict[str, str]:
+    """Return the backbone of each branch by the branch's name: its backbone's, numbered where it occurs again."""
+    branches: dict[str, str] = {}
+    for index, name in enumerate(backbones):
+        before = backbones[:index].count(name)
+        branches[f"{name}_{before + 1}" if before else name] = name
+    return branches
+
+
+def load_branch_weights(branches: tuple[str, ...], backbone: keras.Model, weights_folder: str | None = None) -> str:
+    """Set the published ImageNet weights of every branch of a hybrid backbone.
+
+    Args:
+        branches: names of backbones, as in model.branches.
+        backbone: as `build_hybrid_backbone` gave it, with the published stem.
+        weights_folder: holds `<backbone>.h5` for each branch, local copies of the published files; null
+            downloads them or finds the installed packages.
+
+    Returns:
+        Where the weights came from, in words.
+
+    Raises:
+        ModelError: a branch has no published weights, or a file does not fit.
+        TransferError: the network in a file is another function.
+    """
+    without = [name for name in dict.fromkeys(branches) if not find_backbone(name).weights]
+    if without:
+        raise ModelError(
+            f"pretrain.weights: found imagenet, but of the branches {', '.join(branches)} no ImageNet weights are "
+            f"published for {', '.join(without)}; nothing was loaded, since half a pretrained network would pass for "
+            "a whole one. Leave weights null and train EF-FER1 of all branches on pretrain.data, or choose other "
+            "branches (dlfer show backbones)."
+        )
+    sources = []
+    for branch, name in name_branches(branches).items():
+        published = build_backbone(name)
+        file = None if weights_folder is None else f"{weights_folder}/{name}.h5"
+        sources.append(load_published_weights(name, published, file))
+        target = backbone.get_layer(branch)
+        if [weight.shape for weight in target.weights] != [weight.shape for weight in published.weights]:
+            raise TransferError(
+                f"branch {branch}: its weights are not of the published form; set model.stem: imagenet."
+            )
+        target.set_weights(published.get_weights())
+    return "; ".join(dict.fromkeys(sources))
+
+
+def _fuse(features: list[keras.KerasTensor], branches: tuple[str, ...], fusion: str) -> keras.KerasTensor:
+    if fusion == "concat":
+        return keras.layers.Concatenate(name="fusion")(features)
+    width = max(tensor.shape[-1] for tensor in features)
+    features = [
+        tensor if tensor.shape[-1] == width else keras.layers.Dense(width, name=f"{branch}_projection")(tensor)
+        for branch, tensor in zip(branches, features, strict=True)
+    ]
+    return keras.layers.Add(name="fusion")(features) if fusion == "add" else BranchAttention(name="fusion")(features)
+
+
+def _prefix_layers(network: keras.Model, branch: str) -> keras.Model:
+    """Return the network made anew, named as its branch, with layers "<branch>_<layer>"."""
+
+    def rename(layer: keras.layers.Layer) -> keras.layers.Layer:
+        return type(layer).from_config({**layer.get_config(), "name": f"{branch}_{layer.name}"})
+
+    anew = keras.models.clone_model(network, clone_function=rename)
+    return keras.Model(anew.inputs[0], anew.outputs[0], name=branch)
