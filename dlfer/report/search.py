@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 TRIALS_FILE = "trials.json"
+ALONE = "search"
+"""Name of the arm of a search that has but one."""
 FIGURES = ("coordinates", "importance", "history")
 STATES = {
     "finished": "finished",
@@ -55,7 +57,7 @@ def write_search_report(path: Path) -> Path:
         "subtitle": describe_run(path, run),
         "warnings": _collect_warnings(run),
         "figure": trials["figure"],
-        "arms": [_describe_arm(path, trials, arm, alone=len(trials["arms"]) == 1) for arm in trials["arms"]],
+        "arms": [_describe_arm(path, trials, arm) for arm in trials["arms"]],
         "fewest": FEWEST,
         "comparison": None if comparison is None else _describe_comparison(path, comparison),
         "compared": load_figures(path / "figures", ("accuracies", "differences")) if comparison else {},
@@ -78,8 +80,8 @@ def rank_records(records: Sequence[Mapping[str, Any]], direction: str) -> list[d
     return sorted(numbered, key=place)
 
 
-def _describe_arm(path: Path, trials: Mapping[str, Any], arm: Mapping[str, Any], *, alone: bool) -> dict[str, Any]:
-    records = arm["records"]
+def _describe_arm(path: Path, trials: Mapping[str, Any], arm: Mapping[str, Any]) -> dict[str, Any]:
+    records, alone = arm["records"], arm["name"] == ALONE
     ranked = rank_records(records, trials["direction"])
     scored = [record for record in records if record["score"] is not None]
     keys = [key for key in trials["keys"] if any(key in record["overrides"] for record in records)]

@@ -13,6 +13,7 @@ from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.config.space import list_ancestors
 from dlfer.errors import ConfigError
+from dlfer.report.search import ALONE
 from dlfer.search.engine import Engine, EngineSettings, open_engine
 from dlfer.smoke import make_smoke_config
 
@@ -62,7 +63,7 @@ def list_arms(config: ExperimentConfig, *, ablation: bool) -> list[Arm]:
         )
     if not ablation:
         check_absent_stage(config)
-        return [Arm("search", {}, config)]
+        return [Arm(ALONE, {}, config)]
     if config.pretrain is None:
         raise ConfigError("--ablation: pretrain is null, so there is no EF-FER1 to leave out; leave --ablation out.")
     space = {key: spec for key, spec in search.space.items() if not _is_of_pretrain(search.space, key)}

@@ -11,7 +11,7 @@ from dlfer.config.load import dump_experiment, load_experiment, with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError
 from dlfer.report.keys import format_value
-from dlfer.report.search import TRIALS_FILE
+from dlfer.report.search import ALONE, TRIALS_FILE
 from dlfer.runs import CONFIG_FILE, Run, write_atomically
 from dlfer.search.arms import Arm
 from dlfer.search.board import find_best
@@ -41,12 +41,12 @@ def write_files(run: Run, config: ExperimentConfig, arms: Mapping[str, tuple[Arm
     for arm, records in arms.values():
         best = find_best(records, search.objective)
         if best is not None:
-            write_atomically(run.path / get_best_name(arm, arms), format_best(run, config, arm, best))
+            write_atomically(run.path / get_best_name(arm), format_best(run, config, arm, best))
 
 
-def get_best_name(arm: Arm, arms: Mapping[str, Any]) -> str:
+def get_best_name(arm: Arm) -> str:
     """Return the file name of an arm's best experiment: best.yaml, or best-<arm>.yaml where there are two."""
-    return "best.yaml" if len(arms) == 1 else f"best-{arm.slug}.yaml"
+    return "best.yaml" if arm.name == ALONE else f"best-{arm.slug}.yaml"
 
 
 def format_best(run: Run, config: ExperimentConfig, arm: Arm, best: TrialRecord) -> str:

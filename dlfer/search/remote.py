@@ -14,6 +14,7 @@ from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, DlferError, TrainingStopped, UserError
 from dlfer.report.keys import format_overrides
+from dlfer.report.search import ALONE
 from dlfer.runs import CONFIG_FILE, Run, RunOptions, default_runs_folder, write_atomically
 from dlfer.search.arms import Arm
 from dlfer.search.engine import Answer, Proposal, TrialRecord
@@ -176,7 +177,7 @@ def _work_on_arm(
         argv=tuple(about["argv"]),
     )
     search = Search(Run(folder), config, own, search_options, control, view, {})
-    workers = make_workers(search, Arm("search", about["base"], config), source)
+    workers = make_workers(search, Arm(ALONE, about["base"], config), source)
     run_workers(workers)
     if control.get_reason() is None and about["is_last"]:
         _say("The chief has no more trials.")

@@ -285,7 +285,7 @@ def _conclude(search: Search) -> None:
         if best is None:
             search.view.say(f"{arm.name}: no trial has a score yet.")
             continue
-        file = search.run.path / get_best_name(arm, search.arms)
+        file = search.run.path / get_best_name(arm)
         interval = "" if best.low is None else f" (95 % {best.low:.4f} to {best.high:.4f} over the images)"
         search.view.say(
             f"{arm.name}: best validation {search.config.search.objective} {best.score:.4f}{interval} with "

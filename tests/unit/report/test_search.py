@@ -75,7 +75,13 @@ def test_the_winners_of_an_ablation_stand_in_a_table_with_their_keys_and_runs(wr
 
     arms = {"with EF-FER1": 0.7, "without EF-FER1": 0.6}
     table = [
-        {"arm": arm, "seeds": [0, 1], "train": None, "validation": make_figure(value), "test": make_figure(value - 0.05)}
+        {
+            "arm": arm,
+            "seeds": [0, 1],
+            "train": None,
+            "validation": make_figure(value),
+            "test": make_figure(value - 0.05),
+        }
         for arm, value in arms.items()
     ]
     folder = write_search([make_record(0, 0.5)])
@@ -85,7 +91,10 @@ def test_the_winners_of_an_ablation_stand_in_a_table_with_their_keys_and_runs(wr
         "table": table,
         "paired": [],
         "notes": [],
-        "winners": {"with EF-FER1": {"model.dropout": 0.2}, "without EF-FER1": {"pretrain": None, "model.dropout": 0.3}},
+        "winners": {
+            "with EF-FER1": {"model.dropout": 0.2},
+            "without EF-FER1": {"pretrain": None, "model.dropout": 0.3},
+        },
         "runs": [{"arm": arm, "seed": seed, "run": "own" if seed else "gone"} for arm in arms for seed in (0, 1)],
     }
     (folder / "comparison.json").write_text(json.dumps(comparison))
@@ -93,7 +102,7 @@ def test_the_winners_of_an_ablation_stand_in_a_table_with_their_keys_and_runs(wr
     assert "Accuracy of the winners" in page
     assert "<th>validation</th><th>test</th>" in page
     assert "65.0 %<small>55.0 to 75.0</small><small>n = 1,234</small>" in page
-    assert "without EF-FER1: dropout 0.3. Runs: seed 0, <a href=\"../own/report.html\">seed 1</a>." in page
+    assert 'without EF-FER1: dropout 0.3. Runs: seed 0, <a href="../own/report.html">seed 1</a>.' in page
 
 
 def test_a_search_without_a_score_has_a_page(write_search):

@@ -220,6 +220,7 @@ def test_an_ablation_tunes_both_arms_alike_and_judges_the_winners_on_test(write_
     assert "pretrain.epochs" in arms[0]["records"][0]["overrides"]
     assert "pretrain.epochs" not in arms[1]["records"][0]["overrides"]
     assert load_experiment(folder / "best-without-ef-fer1.yaml").pretrain is None
+    assert not (folder / "best.yaml").exists()
     comparison = json.loads((folder / "comparison.json").read_text())
     assert comparison["judged_on"] == "test"
     assert len(comparison["paired"]) == 1
