@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
+import socket
 import threading
 import time
 from concurrent import futures
@@ -58,7 +59,8 @@ def serve(search: Search, arm: Arm, board: Board) -> None:
         raise ConfigError(f"--chief {address}: cannot listen there; is the port taken, or the address another's?")
     server.start()
     search.view.say(
-        f"{arm.name}: listening at {address}. On each machine: dlfer search --role worker --chief {address}"
+        f"{arm.name}: listening at {address}. "
+        f"On each machine: dlfer search --role worker --chief {name_for_workers(address)}"
     )
     try:
         desk.wait()
@@ -73,6 +75,12 @@ def is_loopback(address: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def name_for_workers(address: str) -> str:
+    """Return HOST:PORT as a worker must write it: who listens at 0.0.0.0 or [::] is reached by the machine's name."""
+    host, _, port = address.rpartition(":")
+    return f"{socket.gethostname()}:{port}" if host in ("0.0.0.0", "[::]") else address
 
 
 @dataclass

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import socket
+
 import pytest
 
 from dlfer.errors import UserError
-from dlfer.search.chief import is_loopback
+from dlfer.search.chief import is_loopback, name_for_workers
 from dlfer.search.remote import _read_name
 
 
@@ -22,6 +24,12 @@ from dlfer.search.remote import _read_name
 )
 def test_what_other_machines_reach_is_known(address, expected):
     assert is_loopback(address) is expected
+
+
+def test_workers_are_told_an_address_that_they_can_reach():
+    assert name_for_workers("0.0.0.0:8765") == f"{socket.gethostname()}:8765"
+    assert name_for_workers("[::]:1") == f"{socket.gethostname()}:1"
+    assert name_for_workers("node1:8765") == "node1:8765"
 
 
 def test_names_from_the_network_cannot_lead_out_of_the_folder_of_runs():
