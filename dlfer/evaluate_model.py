@@ -176,7 +176,7 @@ def _find_run(name: str) -> Run | None:
 
 def _load_stage(run: Run) -> DataBundle:
     stage = run.config().finetune
-    return load_data(stage.data, image_size=stage.image_size, balance=stage.balance)
+    return load_data(stage.data, image_size=stage.native_size, balance=stage.balance)
 
 
 def _choose_part(bundle: DataBundle) -> tuple[Split, tuple[str, ...]]:

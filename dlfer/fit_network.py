@@ -74,6 +74,7 @@ def build_carried_network(
         config.model,
         num_labels=len(bundle.labels),
         image_size=config.finetune.image_size,
+        crop=config.finetune.crop,
         channels=bundle.channels,
         precision=config.experiment.precision,
     )
@@ -125,6 +126,7 @@ def explain_network(config: ExperimentConfig, session: Session) -> None:
             config.model,
             num_labels=len(bundle.labels),
             image_size=section.image_size,
+            crop=section.crop,
             channels=bundle.channels,
             precision=config.experiment.precision,
         )

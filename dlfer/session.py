@@ -46,10 +46,10 @@ class Session:
 
     def load_bundle(self, stage: StageConfig) -> DataBundle:
         """Return the stage's data, loaded once per session."""
-        key = json.dumps([stage.data.model_dump(mode="json"), stage.image_size, stage.balance], sort_keys=True)
+        key = json.dumps([stage.data.model_dump(mode="json"), stage.native_size, stage.balance], sort_keys=True)
         if key not in self.bundles:
             start = time.monotonic()
-            self.bundles[key] = load_data(stage.data, image_size=stage.image_size, balance=stage.balance)
+            self.bundles[key] = load_data(stage.data, image_size=stage.native_size, balance=stage.balance)
             self.listener.say(describe_bundle(self.bundles[key], time.monotonic() - start))
         return self.bundles[key]
 

@@ -22,6 +22,7 @@ def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[
         overrides |= {
             f"{stage}.batch_size": batch_size,
             f"{stage}.epochs": 1 + head_epochs,
+            f"{stage}.milestones": [1 + head_epochs] if section.milestones else [],
             f"{stage}.freeze.head_epochs": head_epochs,
             f"{stage}.schedule.warmup_epochs": min(0.5, section.schedule.warmup_epochs),
         }

@@ -6,6 +6,7 @@ editors is made from it. Rules that concern several keys stand in the validators
 
 from __future__ import annotations
 
+import math
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, model_validator
@@ -216,7 +217,17 @@ class StageConfig(Section):
             )
         if self.schedule.name == "plateau" and self.schedule.warmup_epochs:
             raise ValueError("schedule.warmup_epochs: plateau has no warm-up; set it to 0 or choose cosine.")
+        if max(self.milestones, default=0) > self.epochs or sorted(set(self.milestones)) != list(self.milestones):
+            raise ValueError(
+                f"milestones: found {list(self.milestones)} with epochs {self.epochs}; expected rising numbers of "
+                "epochs, the last at most epochs."
+            )
         return self
+
+    @property
+    def native_size(self) -> int:
+        """Side in pixels of images that are brought to one size before the network: S, or S / crop."""
+        return self.image_size if self.crop is None else math.ceil(self.image_size / self.crop)
 
 
 class PretrainConfig(StageConfig):
@@ -236,6 +247,8 @@ class PretrainConfig(StageConfig):
             raise ValueError("data: EF-FER1 needs data to train on, or weights (imagenet, a file, a run).")
         if self.weights_file is not None and self.weights != "imagenet":
             raise ValueError("weights_file: goes with weights: imagenet only.")
+        if self.milestones:
+            raise ValueError("milestones: belong to finetune; EF-FER1 is not judged.")
         return self
 
 

@@ -12,8 +12,19 @@ import numpy as np
 from dlfer.config.schema import AugmentConfig
 
 
+def compute_crop_size(crop: float, height: int, width: int) -> tuple[int, int]:
+    """Return rows and columns, in whole pixels, of the part of an image of height x width that `crop` keeps."""
+    return max(1, round(crop * height)), max(1, round(crop * width))
+
+
 def draw_augmentation(
-    augment: AugmentConfig, num_images: int, *, image_size: int, rng: np.random.Generator
+    augment: AugmentConfig,
+    num_images: int,
+    *,
+    image_size: int,
+    rng: np.random.Generator,
+    crop: float | None = None,
+    native: tuple[int, int] | None = None,
 ) -> dict[str, np.ndarray]:
     """Draw the changes of one batch; only the kinds that `augment` asks for are in the answer.
 
@@ -22,6 +33,8 @@ def draw_augmentation(
         num_images: images in the batch, N.
         image_size: side in pixels of the square that the network sees; boxes end on its pixels.
         rng: where the randomness comes from.
+        crop: side of the part of an image that the network sees, in 0..1; None is the whole image.
+        native: height and width of the images in pixels, needed with `crop`: a part begins on a whole pixel.
 
     Returns:
         float32 arrays by name:
@@ -32,8 +45,10 @@ def draw_augmentation(
         mix_box [N, 4]: rectangle that the partner fills (cutmix); of no area if none does.
     """
     drawn: dict[str, np.ndarray] = {}
-    if augment.rotation or augment.zoom or augment.shift or augment.mirror:
+    if augment.rotation or augment.zoom or augment.shift or augment.mirror or crop:
         drawn["warp"] = draw_warps(augment, num_images, rng=rng)
+    if crop:
+        drawn["warp"] = _draw_crops(drawn["warp"], crop, native, rng=rng)
     if augment.brightness or augment.contrast:
         added = rng.uniform(-augment.brightness, augment.brightness, num_images) * 255
         factor = rng.uniform(1 - augment.contrast, 1 + augment.contrast, num_images)
@@ -59,6 +74,19 @@ def draw_warps(augment: AugmentConfig, num_images: int, *, rng: np.random.Genera
     shift = rng.uniform(-2 * augment.shift, 2 * augment.shift, (num_images, 2))
     cos, sin = np.cos(angle) * scale, np.sin(angle) * scale
     return np.stack([sign * cos, -sin, shift[:, 0], sign * sin, cos, shift[:, 1]], axis=1)
+
+
+def _draw_crops(warps: np.ndarray, crop: float, native: tuple[int, int], *, rng: np.random.Generator) -> np.ndarray:
+    """Draw a part of each image, on whole pixels, and return the maps [N, 6] of `warps` within it."""
+    height, width = native
+    rows, columns = compute_crop_size(crop, height, width)
+    top = rng.integers(0, height - rows + 1, len(warps))
+    left = rng.integers(0, width - columns + 1, len(warps))
+    cropped = warps * np.repeat([columns / width, rows / height], 3)
+    # The centre of the part, in -1..1 of the whole image.
+    cropped[:, 2] += (2 * left + columns) / width - 1
+    cropped[:, 5] += (2 * top + rows) / height - 1
+    return cropped
 
 
 def compute_box_area(boxes: np.ndarray, image_size: int) -> np.ndarray:

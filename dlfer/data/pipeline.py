@@ -69,7 +69,7 @@ def iterate_epoch(
 
     Args:
         split: training images.
-        config: batch size, balance, augmentation and image size of the stage.
+        config: batch size, balance, augmentation, crop and image size of the stage.
         num_labels: C.
         seed, epoch: fix order and augmentation.
         start_step: batches to leave out at the beginning.
@@ -90,7 +90,14 @@ def iterate_epoch(
         batches = _slice(split, config, seed=seed, epoch=epoch, start_step=start_step)
     for step, (images, targets) in enumerate(batches, start=start_step):
         rng = np.random.default_rng([seed, _AUGMENT, epoch, step, *own])
-        drawn = draw_augmentation(config.augment, len(images), image_size=config.image_size, rng=rng)
+        drawn = draw_augmentation(
+            config.augment,
+            len(images),
+            image_size=config.image_size,
+            rng=rng,
+            crop=config.crop,
+            native=images.shape[1:3],
+        )
         one_hot = np.eye(num_labels, dtype=np.float32)[targets]
         mixed = mix_targets(one_hot, drawn, image_size=config.image_size)
         batch = {"image": images, **drawn}, mixed, class_weights[targets]

@@ -17,7 +17,7 @@ import keras
 import numpy as np
 
 from dlfer.errors import ModelError, TransferError
-from dlfer.model.transfer import TransferNetwork, compute_features
+from dlfer.model.transfer import TransferNetwork
 from dlfer.runs import write_atomically
 
 WEIGHTS_FILE = "backbone.weights.h5"
@@ -75,7 +75,7 @@ def write_backbone(network: TransferNetwork, folder: Path, *, source: str) -> No
     network.backbone.save_weights(temporary)
     temporary.replace(folder / WEIGHTS_FILE)
     size = network.face_input.image_size
-    features = compute_features(network, draw_probe_images(size, 3))
+    features = _compute_probe_features(network, size)
     record = {
         "source": source,
         "image_size": size,
@@ -143,10 +143,7 @@ def compute_weights_digest(backbone: keras.Model) -> str:
 def _compare_features(record: dict, network: TransferNetwork, folder: Path) -> float:
     """Return the largest relative difference of probe features, at the size of stage one."""
     size = record["image_size"]
-    images = draw_probe_images(size, 3)
-    same_size = type(network.face_input)(size, network.face_input.preprocessing.as_dict())
-    raw = network.pooling(network.backbone(same_size(images), training=False))
-    features = np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(raw, "float32")))[:, :64]
+    features = _compute_probe_features(network, size)[:, :64]
     difference = float(np.abs(features - np.asarray(record["features"])).max() / max(1.0, record["largest_feature"]))
     # In bfloat16 a feature has eight bits; the weights' sha256 have been compared already.
     if not difference <= FEATURE_TOLERANCE and network.pooling.compute_dtype == "float32":
@@ -155,6 +152,13 @@ def _compare_features(record: dict, network: TransferNetwork, folder: Path) -> f
             f"expected at most {FEATURE_TOLERANCE:.0e}. The two stages are not the same function."
         )
     return difference
+
+
+def _compute_probe_features(network: TransferNetwork, size: int) -> np.ndarray:
+    """Return the pooled features float32 [4, F] of the probe images, seen whole and at their own size."""
+    images = network.face_input.preprocess(keras.ops.cast(draw_probe_images(size, 3), "float32"))
+    features = network.pooling(network.backbone(images, training=False))
+    return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(features, "float32")))
 
 
 def _carries(variable: keras.Variable) -> bool:

@@ -40,6 +40,8 @@ class Classifier(ABC):
     family: ClassVar[str]
     network: keras.Model | None = None
     """uint8 [B, H, W, channels] to activated outputs [B, C]; None where it is no single network."""
+    crop: float | None = None
+    """Side of the central part of an image that it looks at, in 0..1; None: at the whole image."""
 
     def __init__(
         self,
@@ -121,7 +123,8 @@ class Classifier(ABC):
                 "range": [0, 255],
                 "channels": self.channels,
                 "image_size": self.image_size,
-                "note": "any height and width; resized, made three channels and preprocessed inside the network",
+                "crop": self.crop,
+                "note": "any height and width; cropped if so, resized, made three channels and preprocessed inside the network",
             },
             **self.describe(),
             "sha256": {name: hash_file(folder / name) for name in files},

@@ -1,18 +1,25 @@
 """From uint8 images of any size to what the backbone expects, inside the network.
 
-At inference: resize (bilinear, antialiased when it shrinks), grey to three channels, the backbone's
-own preprocessing. In training the resize and the random warp are one affine map, sampled once from
-the native image straight at the network's size; an image larger than the network's input is first
-shrunk by an antialiased resize, since sampling it directly would alias.
+At inference: the central part of the image if the network was trained on parts, resize (bilinear,
+antialiased when it shrinks), grey to three channels, the backbone's own preprocessing. In training the
+part, the resize and the random warp are one affine map, sampled once from the native image straight at
+the network's size; an image larger than the network's input is first shrunk by an antialiased resize,
+since sampling it directly would alias.
 """
 
 from __future__ import annotations
+
+import math
 
 import keras
 import numpy as np
 from keras import ops
 
+from dlfer.data.augment import compute_crop_size
 from dlfer.model.backbones import Preprocessing
+
+ROUNDING = 1e-6
+"""Part of an image's side by which float32 may miss a whole pixel; positions this near to one are that pixel."""
 
 
 @keras.saving.register_keras_serializable(package="dlfer")
@@ -22,31 +29,35 @@ class FaceInput(keras.layers.Layer):
     Args:
         image_size: S, side in pixels.
         preprocessing: the backbone's scale, mean, standard deviation and order of channels.
+        crop: side of the part of an image that the network sees, in 0..1: the central one here, a drawn one
+            in training; None is the whole image.
     """
 
-    def __init__(self, image_size: int, preprocessing: dict, **kwargs) -> None:
+    def __init__(self, image_size: int, preprocessing: dict, crop: float | None = None, **kwargs) -> None:
         kwargs["dtype"] = "float32"
         super().__init__(trainable=False, **kwargs)
         self.image_size = image_size
         self.preprocessing = Preprocessing(**preprocessing)
+        self.crop = crop
 
     def call(self, images):
         """Return the preprocessed images, without any random change."""
         return self.preprocess(self.resize(images))
 
     def resize(self, images):
-        """Return float32 [B, S, S, C] in 0..255."""
+        """Return the images, or their central part under `crop`, as float32 [B, S, S, C] in 0..255."""
         images = ops.cast(images, "float32")
-        if tuple(images.shape[1:3]) == (self.image_size, self.image_size):
-            return images
-        return resize_images(images, self.image_size)
+        return resize_images(images if self.crop is None else crop_centre(images, self.crop), self.image_size)
+
+    def _shrink(self, images):
+        """Return the whole images so that S pixels of them are what the network sees; small ones as they are."""
+        side = self.image_size if self.crop is None else math.ceil(self.image_size / self.crop)
+        return resize_images(ops.cast(images, "float32"), side) if max(images.shape[1:3]) > side else images
 
     def augment(self, images, drawn: dict, *, fill: str):
         """Return float32 [B, S, S, C] in 0..255, changed as `dlfer.data.augment.draw_augmentation` drew."""
         if "warp" in drawn:
-            if max(images.shape[1:3]) > self.image_size:
-                images = self.resize(images)
-            images = warp_images(images, drawn["warp"], self.image_size, fill=fill)
+            images = warp_images(self._shrink(images), drawn["warp"], self.image_size, fill=fill)
         else:
             images = self.resize(images)
         if "tone" in drawn:
@@ -86,7 +97,20 @@ class FaceInput(keras.layers.Layer):
         config = super().get_config()
         config.pop("trainable", None)
         config.pop("dtype", None)
-        return {**config, "image_size": self.image_size, "preprocessing": self.preprocessing.as_dict()}
+        own = {"image_size": self.image_size, "preprocessing": self.preprocessing.as_dict(), "crop": self.crop}
+        return {**config, **own}
+
+
+def crop_centre(images, crop: float):
+    """Return the central part of float32 [B, H, W, C], in whole pixels, of `crop` of each side."""
+    height, width = images.shape[1:3]
+    if height is None or width is None:
+        height, width = ops.shape(images)[1], ops.shape(images)[2]
+        rows, columns = (ops.cast(ops.round(crop * ops.cast(n, "float32")), "int32") for n in (height, width))
+    else:
+        rows, columns = compute_crop_size(crop, height, width)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return images[:, top : top + rows, left : left + columns]
 
 
 def resize_images(images, image_size: int):
@@ -102,6 +126,8 @@ def resize_images(images, image_size: int):
         float32 [B, S, S, C], in the range of the input.
     """
     height, width = images.shape[1:3]
+    if (height, width) == (image_size, image_size):
+        return images
     if height is None or width is None:
         return ops.image.resize(images, (image_size, image_size), interpolation="bilinear", antialias=True)
     for axis, size in ((1, height), (2, width)):
@@ -161,6 +187,7 @@ def warp_images(images, warps, image_size: int, *, fill: str = "nearest"):
         inside = (x >= -0.5) & (x <= width - 0.5) & (y >= -0.5) & (y <= height - 0.5)
     elif fill == "reflect":
         x, y = _reflect(x, width), _reflect(y, height)
+    x, y = _snap(x, width), _snap(y, height)
     x, y = ops.clip(x, 0.0, width - 1.0), ops.clip(y, 0.0, height - 1.0)
     x0, y0 = ops.floor(x), ops.floor(y)
     right, below = (x - x0)[..., None], (y - y0)[..., None]
@@ -177,6 +204,12 @@ def warp_images(images, warps, image_size: int, *, fill: str = "nearest"):
     bottom = pixels(next_row, column) * (1 - right) + pixels(next_row, next_column) * right
     warped = top * (1 - below) + bottom * below
     return warped if inside is None else warped * ops.cast(inside, "float32")[..., None]
+
+
+def _snap(position, size: int):
+    """Return whole pixels where a position is one but for float32's rounding, so that they are copied exactly."""
+    whole = ops.round(position)
+    return ops.where(ops.abs(position - whole) < ROUNDING * size, whole, position)
 
 
 def _take_pixels(flat, index, channels: int):

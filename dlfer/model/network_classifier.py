@@ -40,6 +40,7 @@ class NetworkClassifier(Classifier):
             temperature_fit=temperature_fit,
         )
         self.parts = network
+        self.crop = network.face_input.crop
         self.network = network.model
 
     def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
@@ -58,7 +59,11 @@ class NetworkClassifier(Classifier):
         """Build the network and set its weights."""
         config, given = read_model_config(record), record["input"]
         network = build_transfer_network(
-            config, num_labels=len(record["labels"]), image_size=given["image_size"], channels=given["channels"]
+            config,
+            num_labels=len(record["labels"]),
+            image_size=given["image_size"],
+            channels=given["channels"],
+            crop=given.get("crop"),
         )
         network.model.load_weights(folder / WEIGHTS_FILE)
         return cls(

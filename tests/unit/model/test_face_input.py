@@ -153,3 +153,80 @@ def test_the_resize_compiles_by_xla(side):
     images = tf.constant(np.random.default_rng(0).uniform(0, 255, (2, side, side, 1)).astype(np.float32))
     compiled = tf.function(lambda x: resize_images(x, 32), jit_compile=True)(images)
     np.testing.assert_allclose(compiled, resize_images(images, 32), atol=1e-3)
+
+
+def test_drawn_parts_are_the_very_pixels(images):
+    """40 of 48 pixels into 40 pixels, in any place and mirrored or not: no pixel is interpolated."""
+    images = np.random.default_rng(9).integers(0, 256, (200, 48, 48, 1)).astype(np.uint8)
+    layer = FaceInput(40, Preprocessing().as_dict(), crop=0.8333)
+    drawn = draw_augmentation(
+        AugmentConfig(mirror=0.5), 200, image_size=40, rng=np.random.default_rng(3), crop=0.8333, native=(48, 48)
+    )
+    found = np.asarray(layer.augment(images, drawn, fill="constant"))[..., 0]
+    places = set()
+    for image, part in zip(images[..., 0], found, strict=True):
+        fitting = [
+            (top, left, sign)
+            for top in range(9)
+            for left in range(9)
+            for sign in (1, -1)
+            if np.array_equal(image[top : top + 40, left : left + 40][:, ::sign], part)
+        ]
+        assert len(fitting) == 1
+        places.add(fitting[0])
+    assert {top for top, _, _ in places} == {left for _, left, _ in places} == set(range(9))
+    assert {sign for _, _, sign in places} == {1, -1}
+
+
+def test_parts_of_oblong_images_warped_equal_scipy(images):
+    """A part, turned and enlarged: the same map by scipy, whose x and y are set from the part's own pixels."""
+    augment = AugmentConfig(rotation=20.0, zoom=0.2, shift=0.1)
+    plain = draw_warps(augment, 3, rng=np.random.default_rng(4))
+    drawn = draw_augmentation(
+        augment, 3, image_size=64, rng=np.random.default_rng(4), crop=0.75, native=images.shape[1:3]
+    )
+    found = np.asarray(FaceInput(64, Preprocessing().as_dict(), crop=0.75).augment(images, drawn, fill="nearest"))
+    best = np.full(3, np.inf)
+    for top in range(11):
+        for left in range(13):
+            # The map of the part alone, sampled in the whole image: the part's centre and half sides in pixels.
+            line = (np.arange(64) + 0.5) * 2 / 64 - 1
+            across, down = np.meshgrid(line, line)
+            for i, (a, b, c, d, e, f) in enumerate(plain):
+                x = (a * across + b * down + c) * 18 + left + 18 - 0.5
+                y = (d * across + e * down + f) * 15 + top + 15 - 0.5
+                sampled = ndimage.map_coordinates(images[i, ..., 0].astype(float), [y, x], order=1, mode="nearest")
+                best[i] = min(best[i], np.abs(found[i, ..., 0] - sampled).max())
+    assert best.max() < 0.05
+
+
+@pytest.mark.parametrize("shape", [(2, 48, 48, 1), (2, 41, 53, 3)])
+def test_the_central_part_is_what_is_predicted_on(shape):
+    pixels = np.random.default_rng(5).integers(0, 256, shape).astype(np.uint8)
+    rows, columns = round(0.8333 * shape[1]), round(0.8333 * shape[2])
+    top, left = (shape[1] - rows) // 2, (shape[2] - columns) // 2
+    part = pixels[:, top : top + rows, left : left + columns]
+    layer = FaceInput(40, EFFICIENTNET_INPUT.as_dict(), crop=0.8333)
+    assert np.array_equal(layer(pixels), FaceInput(40, EFFICIENTNET_INPUT.as_dict())(part))
+    assert np.array_equal(FaceInput.from_config(layer.get_config())(pixels), layer(pixels))
+
+
+def test_a_large_image_is_shrunk_before_a_part_of_it_is_taken():
+    stripes = np.zeros((1, 200, 200, 1), np.uint8)
+    stripes[:, :, ::2] = 255
+    drawn = draw_augmentation(
+        AugmentConfig(), 1, image_size=32, rng=np.random.default_rng(0), crop=0.8, native=(200, 200)
+    )
+    found = np.asarray(FaceInput(32, Preprocessing().as_dict(), crop=0.8).augment(stripes, drawn, fill="nearest"))
+    assert np.abs(found - 127.5).max() < 8
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="sizes are always known elsewhere")
+def test_a_part_of_images_whose_size_is_not_known_when_the_graph_is_built():
+    import tensorflow as tf
+
+    layer = FaceInput(40, Preprocessing().as_dict(), crop=0.8333)
+    function = tf.function(layer.call, input_signature=[tf.TensorSpec([None, None, None, 1], tf.uint8)])
+    for size in (48, 61):
+        pixels = np.random.default_rng(6).integers(0, 256, (2, size, size, 1)).astype(np.uint8)
+        np.testing.assert_allclose(function(pixels), layer(pixels), atol=0.01)

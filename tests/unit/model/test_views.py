@@ -80,3 +80,23 @@ def test_a_real_classifier_takes_its_views(view):
     assert np.allclose(found.sum(axis=1), 1, atol=1e-5)
     flipped = predict_views(classifier, images[:, :, ::-1], view)
     assert np.allclose(flipped, found, atol=2e-3)
+
+
+@pytest.mark.parametrize("size", [48, 45])
+def test_a_classifier_of_parts_sees_ten_parts_of_its_own_size(size):
+    """What its network is given, after its own central crop, are the ten crops themselves, to the pixel."""
+    from dlfer.model.face_input import crop_centre
+
+    images, classifier = draw_images(2, size, size, 1), FakeClassifier()
+    classifier.crop = 0.8333
+    predict_views(classifier, images, "ten_crop")
+    seen = [np.asarray(crop_centre(shown, 0.8333)) for shown in classifier.shown]
+    side = round(0.8333 * size)
+    far, middle = size - side, (size - side) // 2
+    places = [(0, 0), (0, far), (far, 0), (far, far), (middle, middle)]
+    expected = [images[:, top : top + side, left : left + side] for top, left in places]
+    assert all(shown.shape == images.shape for shown in classifier.shown)
+    assert len(seen) == 10
+    assert all(np.array_equal(a, b) for a, b in zip(seen[::2], expected, strict=True))
+    assert all(np.array_equal(a, b[:, :, ::-1]) for a, b in zip(seen[1::2], expected, strict=True))
+    assert len({shown.tobytes() for shown in classifier.shown}) == 10
