@@ -105,6 +105,10 @@ class Engine(Protocol):
         """Return how many trials there will be at most; None where that is not known."""
         ...
 
+    def count_epochs(self) -> int | None:
+        """Return the epochs of all trials together where those have different ones; None elsewhere."""
+        ...
+
 
 @dataclass(frozen=True)
 class EngineSettings:

@@ -119,6 +119,12 @@ class KerasTunerEngine:
             counts.append(_count_hyperband(self.oracle))
         return min((count for count in counts if count is not None), default=None)
 
+    def count_epochs(self) -> int | None:
+        """Return the epochs of all trials together where those have different ones: the rungs of Hyperband."""
+        if self.search.engine != "hyperband" or self.count_trials() != _count_hyperband(self.oracle):
+            return None
+        return _count_hyperband_epochs(self.oracle)
+
     def _reopen(self) -> None:
         self.oracle.reload()
         # A trial whose own file was written and that the oracle had not stored yet: it never began.
@@ -244,3 +250,15 @@ def _count_hyperband(oracle: Any) -> int:
         for bracket in range(oracle._get_num_brackets())
         for round_num in range(oracle._get_num_rounds(bracket))
     )
+
+
+def _count_hyperband_epochs(oracle: Any) -> int:
+    """Return the epochs of all rungs; a longer one goes on from a shorter one."""
+    total = 0
+    for bracket in range(oracle._get_num_brackets()):
+        done = 0
+        for round_num in range(oracle._get_num_rounds(bracket)):
+            epochs = oracle._get_epochs(bracket, round_num)
+            total += oracle._get_size(bracket, round_num) * (epochs - done)
+            done = epochs
+    return total

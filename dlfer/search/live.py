@@ -26,6 +26,9 @@ class SearchView:
     Args:
         figure: the validation figure that is the score.
         console: where to; stderr by default.
+
+    Attributes:
+        total_epochs: of all trials, where those have different ones.
     """
 
     def __init__(self, figure: str, console: Console | None = None) -> None:
@@ -34,6 +37,7 @@ class SearchView:
         self.told: set[str] = set()
         self.live: Live | None = None
         self.title, self.total, self.num_workers = "", None, 1
+        self.total_epochs: int | None = None
 
     def say(self, text: str) -> None:
         """Say a sentence; it stays above the table."""
@@ -73,13 +77,25 @@ class SearchView:
             left = self.describe_left(records)
             self.say(f"trial {number}{of}: {format_overrides(record.overrides)}: {what}{f' ({left})' if left else ''}")
 
-    def describe_left(self, records: Sequence[TrialRecord]) -> str:
-        """Return the time left, reckoned from the trials that have ended; "" where nothing tells."""
-        took = [record.seconds for record in records if record.seconds and record.status in _ENDED]
-        left = (self.total or 0) - sum(record.status in _ENDED for record in records)
-        if not took or left <= 0:
+    def describe_left(self, records: Sequence[TrialRecord], workers: Sequence[Progress] = ()) -> str:
+        """Return the time left, reckoned from the trials that have ended; "" where nothing tells.
+
+        Of trials with different epochs, as those of Hyperband, the epochs are counted, else the trials.
+        """
+        ended = [record for record in records if record.seconds and record.status in _ENDED]
+        if self.total_epochs is None:
+            total, done = self.total or 0, sum(record.status in _ENDED for record in records)
+            counted = len(ended)
+        else:
+            total, done = self.total_epochs, _count_epochs(ended)
+            counted = done
+        if not counted or total <= done:
             return ""
-        return f"about {format_duration(sum(took) / len(took) * left / self.num_workers)} left"
+        took = sum(record.seconds for record in ended) / counted
+        now = time.monotonic()
+        running = sum(now - progress.started for progress in workers if progress.proposal is not None)
+        seconds = (took * (total - done) - running) / self.num_workers
+        return f"about {format_duration(seconds)} left" if seconds > 0 else ""
 
     def draw(self, records: Sequence[TrialRecord], workers: Sequence[Progress]) -> Group:
         """Return the live table: the best trials, those that run, and the time left."""
@@ -109,8 +125,17 @@ class SearchView:
         parts = [f"{len(ended)} of {self.total or '?'} trials"]
         parts += [f"{failed} failed"] if failed else []
         parts += [f"best {self.figure} {best.score:.4f}"] if best else []
-        left = self.describe_left(records)
+        left = self.describe_left(records, workers)
         return Group(table, " · ".join([*parts, left] if left else parts))
+
+
+def _count_epochs(records: Sequence[TrialRecord]) -> int:
+    """Return the epochs that were trained; a trial's longer rung went on from its shorter one."""
+    most: dict[str, int] = {}
+    for record in records:
+        trial = record.run or record.trial
+        most[trial] = max(most.get(trial, 0), record.epochs)
+    return sum(most.values())
 
 
 def _describe_end(record: TrialRecord) -> str:

@@ -107,6 +107,9 @@ class OptunaEngine:
         """Return the number of trials there will be."""
         return self.settings.trials or DEFAULT_TRIALS
 
+    def count_epochs(self) -> None:
+        """Return None: every trial has the experiment's epochs, unless it is pruned."""
+
     def _choose(self, trial: Any) -> dict[str, Any]:
         """Let the study choose a value for every key that is active; of a trial that began, the same again."""
         chosen: dict[str, Any] = {}

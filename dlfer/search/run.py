@@ -179,7 +179,7 @@ def run_arm(search: Search, arm: Arm) -> None:
         # Not from the board: a thread that has its lock may be waiting for that of the terminal, which is held here.
         return search.arms[arm.name][1]
 
-    total = engine.count_trials()
+    total, search.view.total_epochs = engine.count_trials(), engine.count_epochs()
     if search.search_options.ablation:
         search.view.say(f"{arm.name}:")
     if search.search_options.role == "chief":

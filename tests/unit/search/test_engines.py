@@ -109,6 +109,18 @@ def test_the_longer_rungs_of_hyperband_take_the_best_of_the_shorter(make_config,
     assert proposals[12].overrides == best[0].overrides
 
 
+def test_the_epochs_of_a_search_are_those_that_its_rungs_train(make_config, play, tmp_path):
+    proposals, engine = play(tmp_path, make_config("hyperband"))
+    longest = {}
+    for proposal in proposals:
+        key = json.dumps(proposal.overrides)
+        longest[key] = max(longest.get(key, 0), proposal.epochs or 9)
+    assert engine.count_epochs() == sum(longest.values())
+    for other in ("random", "optuna"):
+        assert open_engine(tmp_path / other, EngineSettings(make_config(other), 9)).count_epochs() is None
+    assert open_engine(tmp_path / "few", EngineSettings(make_config("hyperband"), 9, 5)).count_epochs() is None
+
+
 def test_hyperband_ends_a_trial_after_its_rung_and_not_before(make_config, tmp_path):
     engine = open_engine(tmp_path, EngineSettings(make_config("hyperband"), 9))
     proposal = engine.ask("w").proposal
