@@ -12,14 +12,19 @@ from dlfer.report.figures import COLOURS, figure_style, new_figure
 from dlfer.report.keys import format_value, shorten_key
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 INK, SOFT = "#1c2430", "#5f6b76"
 _FEW = 6
+_ABREAST = 6
+"""So many keys stand side by side."""
 
 
 def draw_coordinates(records: Sequence[Mapping[str, Any]], keys: Sequence[str], name: str, direction: str) -> Figure:
     """Draw an upright axis for each key and one for the score, and a line for each trial.
+
+    Of more keys than fit side by side (six) there are several rows, each with the score at its end.
 
     Args:
         records: trials with a score.
@@ -27,52 +32,60 @@ def draw_coordinates(records: Sequence[Mapping[str, Any]], keys: Sequence[str], 
         name: of the score.
         direction: "min" or "max".
     """
-    axes_of = [_Axis([record["overrides"].get(key) for record in records]) for key in keys]
-    scores = np.array([record["score"] for record in records], dtype=float)
-    axes_of.append(_Axis(scores.tolist(), flip=direction == "min"))
-    titles = [shorten_key(key, keys) for key in keys] + [
-        f"{name}\n({'less' if direction == 'min' else 'more'} is better)"
-    ]
+    score_axis = _Axis([float(record["score"]) for record in records], flip=direction == "min")
+    score_title = f"{name}\n({'less' if direction == 'min' else 'more'} is better)"
     # The best is drawn last, and of equals the first counts as the best.
+    scores = np.array([record["score"] for record in records], dtype=float)
     order = np.argsort(-scores if direction == "max" else scores, kind="stable")[::-1]
+    rows = np.array_split(np.array(keys, dtype=object), math.ceil(len(keys) / _ABREAST))
     with figure_style():
-        from matplotlib import colormaps
-
-        figure = new_figure(max(6.0, 1.6 * len(axes_of)), 4.2)
-        axes = figure.subplots()
-        for rank, index in enumerate(order):
-            part = rank / max(1, len(order) - 1)
-            ys = [axis.positions[index] for axis in axes_of]
-            is_best = rank == len(order) - 1
-            axes.plot(
-                range(len(ys)),
-                ys,
-                color=COLOURS[1] if is_best else colormaps["Blues"](0.25 + 0.7 * part),
-                linewidth=2.6 if is_best else 0.8 + 0.9 * part,
-                zorder=2 + part,
-            )
-        for place, axis in enumerate(axes_of):
-            axes.plot([place, place], [0, 1], color=INK, linewidth=1, zorder=4)
-            for position, text in axis.ticks:
-                axes.annotate(
-                    text,
-                    (place, position),
-                    (4, 0),
-                    textcoords="offset points",
-                    va="center",
-                    fontsize=8.5,
-                    zorder=5,
-                    bbox={"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.8},
-                )
-        axes.set_xticks(range(len(titles)), titles)
-        axes.set_xlim(-0.15, len(titles) - 1 + 0.45)
-        axes.set_ylim(-0.16, 1.06)
-        axes.set_yticks([])
-        axes.grid(visible=False)
-        for side in axes.spines.values():
-            side.set_visible(False)
-        axes.tick_params(axis="x", length=0)
+        figure = new_figure(max(6.0, 1.6 * (len(rows[0]) + 1)), 4.2 * len(rows))
+        for axes, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
+            drawn = [_Axis([record["overrides"].get(key) for record in records]) for key in row]
+            _draw_lines(axes, [*drawn, score_axis], order)
+            _dress(axes, [*drawn, score_axis], [*(shorten_key(key, keys) for key in row), score_title])
     return figure
+
+
+def _draw_lines(axes: Axes, upright: Sequence[_Axis], order: Sequence[int]) -> None:
+    """Draw a line for each trial, the worst first and faint, the best last and orange."""
+    from matplotlib import colormaps
+
+    for rank, index in enumerate(order):
+        part = rank / max(1, len(order) - 1)
+        is_best = rank == len(order) - 1
+        axes.plot(
+            range(len(upright)),
+            [axis.positions[index] for axis in upright],
+            color=COLOURS[1] if is_best else colormaps["Blues"](0.25 + 0.7 * part),
+            linewidth=2.6 if is_best else 0.8 + 0.9 * part,
+            zorder=2 + part,
+        )
+
+
+def _dress(axes: Axes, upright: Sequence[_Axis], titles: Sequence[str]) -> None:
+    """Draw the upright axes with their values and titles, and nothing else."""
+    for place, axis in enumerate(upright):
+        axes.plot([place, place], [0, 1], color=INK, linewidth=1, zorder=4)
+        for position, text in axis.ticks:
+            axes.annotate(
+                text,
+                (place, position),
+                (4, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize=8.5,
+                zorder=5,
+                bbox={"boxstyle": "round,pad=0.1", "fc": "white", "ec": "none", "alpha": 0.8},
+            )
+    axes.set_xticks(range(len(titles)), titles)
+    axes.set_xlim(-0.15, len(titles) - 1 + 0.45)
+    axes.set_ylim(-0.16, 1.06)
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    for side in axes.spines.values():
+        side.set_visible(False)
+    axes.tick_params(axis="x", length=0)
 
 
 def draw_importance(importance: Mapping[str, Mapping[str, float]]) -> Figure:

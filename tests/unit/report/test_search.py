@@ -9,6 +9,7 @@ import pytest
 from dlfer.errors import ModelError
 from dlfer.report.keys import format_overrides, shorten_key
 from dlfer.report.search import rank_records, write_search_report
+from dlfer.report.search_figures import draw_coordinates
 
 KEYS = ["finetune.optimizer.learning_rate", "finetune.optimizer.name", "finetune.optimizer.momentum"]
 
@@ -67,6 +68,21 @@ def test_fewer_than_four_scores_say_that_nothing_is_told_of_the_keys(write_searc
     assert "is shown from 4 trials with a score on" in write_search_report(write_search(records)).read_text()
     records.append(make_record(3, 0.4))
     assert "is shown from 4 trials" not in write_search_report(write_search(records)).read_text()
+
+
+def test_many_keys_stand_in_rows_that_each_end_with_the_score():
+    keys = [f"finetune.augment.k{number}" for number in range(10)]
+    records = [{"overrides": dict.fromkeys(keys, value), "score": value} for value in (0.1, 0.2, 0.3)]
+    rows = [
+        [label.get_text() for label in axes.get_xticklabels()]
+        for axes in draw_coordinates(records, keys, "accuracy", "max").axes
+    ]
+    assert [row[:-1] for row in rows] == [
+        [f"k{number}" for number in range(5)],
+        [f"k{number}" for number in range(5, 10)],
+    ]
+    assert {row[-1] for row in rows} == {"accuracy\n(more is better)"}
+    assert len(draw_coordinates(records, keys[:6], "loss", "min").axes) == 1
 
 
 def test_the_winners_of_an_ablation_stand_in_a_table_with_their_keys_and_runs(write_search):
