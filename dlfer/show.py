@@ -122,9 +122,9 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
             if scores.get(name)
         ]
         lines.append(f"{_name_part(part, metrics)} (n = {scores['n']:,}): {', '.join(figures)}")
-        names = ("n", "precision", "recall", "f1", "specificity")
+        names = ("precision", "recall", "f1", "specificity")
         rows = [
-            {"label": label, **{name: scores_of.get(name) for name in names}}
+            {"label": label, "n": scores_of["n"], **{name: _get_class_figure(scores_of, name) for name in names}}
             for label, scores_of in scores.get("per_class", {}).items()
         ]
         lines.append(format_rows(rows))
@@ -207,8 +207,8 @@ def _format_groups(groups: Mapping[str, Any]) -> list[str]:
         lines.append(f"largest gap in accuracy: {format_figure(gap) if gap else 'not defined'}")
         recalls = {label: value for label, value in found["gaps"]["recall"].items() if value is not None}
         if recalls:
-            widest = max(recalls, key=recalls.get)
-            lines.append(f"largest gap in recall: {100 * recalls[widest]:.2f} points, of {widest}")
+            widest = max(recalls, key=lambda label: recalls[label]["value"])
+            lines.append(f"largest gap in recall: {format_figure(recalls[widest])}, of {widest}")
     return lines
 
 
@@ -225,6 +225,12 @@ def format_comparison(comparison: Mapping[str, Any]) -> str:
         lines.append(f"Cochran's Q: {test['statistic']:.2f} with {test['df']} degrees of freedom, p = {test['p']:.2g}")
     lines += [pair["sentence"] for pair in (*comparison["pairs"], *comparison["system_pairs"])]
     return "\n".join([*lines, *comparison["notes"]])
+
+
+def _get_class_figure(scores: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return one figure of a class with its interval."""
+    low, high = (scores.get("intervals") or {}).get(name) or (None, None)
+    return {"value": scores.get(name), "low": low, "high": high}
 
 
 def format_figure(figure: Mapping[str, Any]) -> str:

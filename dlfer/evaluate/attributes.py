@@ -83,7 +83,7 @@ def compute_group_scores(predictions: Predictions, attributes: Attributes, *, fi
 
     Returns:
         {"file", "attributes": {attribute: {"groups": {value: {"n", "accuracy": figure, "recall": {label:
-        figure with "n", or None}, "small"}}, "gaps": {"accuracy": figure or None, "recall": {label: number or
+        figure with "n", or None}, "small"}}, "gaps": {"accuracy": figure or None, "recall": {label: figure or
         None}}, "num_missing" (predicted images without a value), "num_unknown" (values of other images)}}}.
         Figures are fractions {"value", "low", "high"}. A gap is the largest less the smallest, over the
         groups with 20 images or more (for recall: of that label). Its interval is Newcombe's for those two
@@ -117,7 +117,7 @@ def _compute_attribute(predictions: Predictions, values: Mapping[str, str], *, n
         "groups": groups,
         "gaps": {
             "accuracy": _compute_gap(accuracies),
-            "recall": {label: (_compute_gap(figures) or {}).get("value") for label, figures in recalls.items()},
+            "recall": {label: _compute_gap(figures) for label, figures in recalls.items()},
         },
         "num_missing": int((of_images == "").sum()),
         "num_unknown": num_unknown,

@@ -51,7 +51,7 @@ def compute_scores(
         {"n", "labels", "accuracy": {"value", "low", "high"}, the same for balanced_accuracy, mcc,
         cohen_kappa, one_vs_rest_accuracy, macro_f1, macro_precision, macro_recall, macro_specificity,
         macro_auc, macro_average_precision, weighted_f1, weighted_precision, weighted_recall and log_loss,
-        "emotion_detection_rate": {"value", "num_detected", "num_classes"}, "per_class": {label: {"n",
+        "emotion_detection_rate": {"value", "low", "high", "num_detected", "num_classes"}, "per_class": {label: {"n",
         "precision", "recall", "f1", "specificity", "auc", "average_precision", "one_vs_rest_accuracy",
         "intervals": {figure: [low, high]}}}, "confusion": [[...]] with rows as targets, "calibration" as by
         `compute_calibration`, "selective" as by `compute_selective`}. Figures are fractions; mcc and
@@ -65,7 +65,8 @@ def compute_scores(
     confusion = mt.compute_confusion(targets, predictions.predicted, len(predictions.labels))
     hits = int(np.trace(confusion))
     accuracy_bounds = iv.compute_wilson_interval(hits, len(predictions))
-    bounds = iv.compute_bootstrap_intervals(confusion, _AVERAGES, resamples=bootstrap, seed=seed)
+    statistics = {**_AVERAGES, "emotion_detection_rate": _compute_detection_rate}
+    bounds = iv.compute_bootstrap_intervals(confusion, statistics, resamples=bootstrap, seed=seed)
     aucs, precisions = mt.compute_aucs(targets, probabilities), mt.compute_average_precisions(targets, probabilities)
     auc_bounds, macro_auc_bounds = compute_auc_intervals(targets, probabilities)
     precision_bounds, macro_precision_bounds = compute_average_precision_intervals(targets, probabilities)
@@ -79,12 +80,16 @@ def compute_scores(
         "macro_auc": _figure(mt.compute_macro(aucs, confusion), macro_auc_bounds),
         "macro_average_precision": _figure(mt.compute_macro(precisions, confusion), macro_precision_bounds),
         "one_vs_rest_accuracy": _compute_one_vs_rest(confusion, accuracy_bounds),
-        "emotion_detection_rate": _compute_detection_rate(confusion),
+        "emotion_detection_rate": {
+            **_figure(_compute_detection_rate(confusion), bounds["emotion_detection_rate"]),
+            "num_detected": int(mt.compute_detected(confusion).sum()),
+            "num_classes": int((mt.compute_support(confusion) > 0).sum()),
+        },
         "log_loss": _figure(losses.mean(), iv.compute_mean_interval(losses, smallest=0.0)),
         "per_class": _compute_per_class(confusion, predictions.labels, areas),
         "confusion": confusion.tolist(),
         "calibration": compute_calibration(predictions, temperature, bootstrap=bootstrap, seed=seed),
-        "selective": compute_selective(predictions, threshold),
+        "selective": compute_selective(predictions, threshold, bootstrap=bootstrap, seed=seed),
     }
     return _replace_nan(scores)
 
@@ -167,10 +172,9 @@ def _compute_one_vs_rest(confusion: np.ndarray, accuracy_bounds: tuple[float, fl
     return _figure(mt.compute_one_vs_rest_accuracy(confusion).mean(), (low, high))
 
 
-def _compute_detection_rate(confusion: np.ndarray) -> dict[str, Any]:
+def _compute_detection_rate(confusion: np.ndarray) -> np.ndarray:
     """Return the share of the classes present whose most frequent prediction is right (a tie is not)."""
-    detected, present = int(mt.compute_detected(confusion).sum()), int((mt.compute_support(confusion) > 0).sum())
-    return {"value": detected / present, "num_detected": detected, "num_classes": present}
+    return mt.compute_detected(confusion).sum(axis=-1) / (mt.compute_support(confusion) > 0).sum(axis=-1)
 
 
 def _compute_per_class(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dlfer.errors import DataError
-from dlfer.evaluate.intervals import compute_wilson_interval
+from dlfer.evaluate.intervals import compute_wilson_interval, iterate_row_weights
 from dlfer.evaluate.predictions import Predictions
 
 MAX_POINTS = 101
@@ -47,6 +47,40 @@ def compute_aurc(confidences: np.ndarray, correct: np.ndarray) -> float:
     return float((risk * -np.diff(np.r_[coverage, 0.0])).sum())
 
 
+def compute_aurc_interval(
+    confidences: np.ndarray, correct: np.ndarray, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
+) -> tuple[float, float]:
+    """Return the percentile bootstrap interval of the area under the risk-coverage curve.
+
+    Rows are drawn with replacement. Where all are right or all are wrong every resample is the same; then
+    Wilson's interval of the error rate, which the area is there, stands in.
+
+    Args:
+        confidences: float [N], N at least 1.
+        correct: bool [N].
+        resamples: number of draws.
+        seed: of the draws.
+        level: the probability of covering.
+    """
+    confidences, wrong = np.asarray(confidences, dtype=np.float64), ~np.asarray(correct, dtype=bool)
+    n = len(wrong)
+    if wrong.all() or not wrong.any():
+        return compute_wilson_interval(int(wrong.sum()), n, level)
+    # Sorted in full, so that the draws do not depend on the order of rows.
+    order = np.lexsort((wrong, -confidences))
+    confidences, wrong = confidences[order], wrong[order]
+    # The last row of each group of ties: all of it is answered at once.
+    ends = np.flatnonzero(np.r_[np.diff(confidences) != 0, True])
+    values = []
+    for _, weights in iterate_row_weights(n, resamples, np.random.default_rng(seed)):
+        answered = np.cumsum(weights, axis=1)[:, ends].astype(np.float64)
+        mistaken = np.cumsum(weights * wrong, axis=1)[:, ends]
+        drawn = np.diff(answered, axis=1, prepend=0.0)
+        values.append((drawn * mistaken / np.maximum(answered, 1.0)).sum(axis=1) / n)
+    low, high = np.quantile(np.concatenate(values), (0.5 - level / 2, 0.5 + level / 2))
+    return float(low), float(high)
+
+
 def choose_threshold(predictions: Predictions, target_accuracy: float) -> float | None:
     """Return the lowest confidence from which on the answered images reach an accuracy.
 
@@ -71,26 +105,33 @@ def choose_threshold(predictions: Predictions, target_accuracy: float) -> float 
     return float(thresholds[reached[0]]) if reached[0] else 0.0
 
 
-def compute_selective(predictions: Predictions, threshold: float | None = None) -> dict[str, Any]:
+def compute_selective(
+    predictions: Predictions, threshold: float | None = None, *, bootstrap: int = 1000, seed: int = 0
+) -> dict[str, Any]:
     """Return the risk-coverage curve of predictions, and what a threshold gives on them.
 
     Args:
         predictions: of the images to judge.
         threshold: chosen on other images, or None.
+        bootstrap, seed: resamples behind the interval of the area, and their seed.
 
     Returns:
-        {"aurc", "curve": [{"coverage", "risk", "threshold"}] (coverage from 1 downwards, at most 101 points),
-        "at_threshold": {"threshold", "coverage": figure, "accuracy": figure, "n"} or None}. A figure is
+        {"aurc": figure, "curve": [{"coverage", "risk", "low", "high", "threshold"}] (coverage from 1
+        downwards, at most 101 points; the interval is that of the risk), "at_threshold": {"threshold", "coverage": figure, "accuracy": figure, "n"} or None}. A figure is
         {"value", "low", "high"} with Wilson's interval; NaN where no image is answered.
     """
     confidences, correct = get_confidences(predictions), predictions.correct
     coverage, risk, thresholds = compute_risk_coverage(confidences, correct)
-    points = _thin_out(coverage)
+    low, high = compute_aurc_interval(confidences, correct, resamples=bootstrap, seed=seed)
+    curve = []
+    for i in _thin_out(coverage):
+        answered = round(coverage[i] * len(correct))
+        bounds = _proportion(round(risk[i] * answered), answered)
+        point = {"coverage": float(coverage[i]), "risk": float(risk[i]), "low": bounds["low"], "high": bounds["high"]}
+        curve.append(point | {"threshold": float(thresholds[i])})
     return {
-        "aurc": compute_aurc(confidences, correct),
-        "curve": [
-            {"coverage": float(coverage[i]), "risk": float(risk[i]), "threshold": float(thresholds[i])} for i in points
-        ],
+        "aurc": {"value": compute_aurc(confidences, correct), "low": low, "high": high},
+        "curve": curve,
         "at_threshold": None if threshold is None else _apply_threshold(confidences, correct, threshold),
     }
 

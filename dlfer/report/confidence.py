@@ -75,6 +75,10 @@ def draw_risk_coverage(selective: Mapping[str, Any], *, target_accuracy: float |
         figure = new_figure(5.6, 4.1)
         axes = figure.subplots()
         axes.plot(coverage, risk, color=COLOURS[0], label="answers by falling confidence")
+        low, high = (
+            100 * np.array([point[key] for point in selective["curve"]], dtype=float) for key in ("low", "high")
+        )
+        axes.fill_between(coverage, low, high, color=COLOURS[0], alpha=0.18, linewidth=0, label="95 % at each coverage")
         axes.axhline(risk[0], color=PALE, linestyle=":", linewidth=1.4, label=f"all answered: {risk[0]:.1f} % wrong")
         if target_accuracy is not None:
             aim = 100 * (1 - target_accuracy)

@@ -87,7 +87,11 @@ def describe_abstention(metrics: Mapping[str, Any]) -> list[str]:
             f"validation ({abstain['chosen_on']}, n = {format_count(abstain['n'])}).{same}"
         )
     if selective.get("aurc") is not None:
-        lines.append(f"Area under the risk-coverage curve: {selective['aurc']:.3f} (less is better).")
+        area = selective["aurc"]
+        lines.append(
+            f"Area under the risk-coverage curve: {area['value']:.3f} (95 % {area['low']:.3f} to {area['high']:.3f}; "
+            "less is better)."
+        )
     return lines
 
 
@@ -131,8 +135,11 @@ def describe_groups(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
             )
         recalls = {label: gap for label, gap in gaps["recall"].items() if gap is not None}
         if recalls:
-            widest = max(recalls, key=recalls.get)
-            notes.append(f"Largest gap in recall: {100 * recalls[widest]:.1f} points, of {widest}.")
+            widest = max(recalls, key=lambda label: recalls[label]["value"])
+            notes.append(
+                f"Largest gap in recall: {100 * recalls[widest]['value']:.1f} points "
+                f"(95 % {format_interval(recalls[widest])}), of {widest}."
+            )
         if any(group.get("small") for group in groups.values()):
             notes.append("Groups marked by an asterisk have so few images that they take no part in a gap.")
         if attribute.get("num_missing"):

@@ -226,7 +226,7 @@ def test_evaluate_prints_figures_with_n_and_interval(call, stand_in, work):
     code, out, _ = call("evaluate", "m", "--csv", "x.csv", "--usage", "PublicTest", "--json", "o.json")
     assert code == 0
     assert out.startswith("Read this first.\ntest (n = 1,234): accuracy 50.00 % [40.00, 60.00], macro f1 not defined\n")
-    assert "Happy  7  0.25       -       1   0.5" in out
+    assert "Happy  7  25.00 %    not defined  100.00 %  50.00 %" in out
     metrics["judged_on"] = {"split": "PublicTest", "file": "x.csv", "used_for": "selection"}
     metrics["test_opened"] = 2
     _, out, _ = call("evaluate", "m", "--csv", "x.csv")

@@ -67,7 +67,7 @@ def test_groups_have_accuracy_recall_and_intervals():
     assert dark["recall"]["yes"]["value"] == pytest.approx(correct[61::2].mean())
     assert dark["recall"]["yes"]["n"] == 20
     gaps = scores["attributes"]["skin"]["gaps"]
-    assert gaps["recall"]["no"] == pytest.approx(abs(correct[0:60:2].mean() - correct[60::2].mean()))
+    assert gaps["recall"]["no"]["value"] == pytest.approx(abs(correct[0:60:2].mean() - correct[60::2].mean()))
     assert gaps["accuracy"]["value"] == pytest.approx(light["accuracy"]["value"] - dark["accuracy"]["value"])
     newcombe = proportion.confint_proportions_2indep(
         int(correct[:60].sum()), 60, int(correct[60:].sum()), 40, method="newcomb"

@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from dlfer.errors import DataError
 from dlfer.evaluate import selective
+from dlfer.evaluate.intervals import compute_wilson_interval
 from dlfer.evaluate.predictions import Predictions
 
 
@@ -92,3 +94,29 @@ def test_the_stored_curve_is_thinned_without_losing_its_ends(n):
     assert (steps > 0).all()
     if n == 5000:
         assert steps.max() < 0.011
+
+
+def test_the_interval_of_the_area_is_scipys_bootstrap():
+    rng = np.random.default_rng(4)
+    confidences = rng.integers(20, 100, 300) / 100  # with ties
+    correct = rng.random(300) < confidences
+    low, high = selective.compute_aurc_interval(confidences, correct, resamples=4000, seed=1)
+    found = stats.bootstrap(
+        (confidences, correct), selective.compute_aurc, paired=True, vectorized=False, method="percentile",
+        n_resamples=2000, random_state=2,
+    ).confidence_interval  # fmt: skip
+    assert low < selective.compute_aurc(confidences, correct) < high
+    assert (low, high) == pytest.approx((found.low, found.high), abs=0.1 * (found.high - found.low))
+
+
+@pytest.mark.parametrize("right", [True, False])
+def test_the_interval_of_an_area_without_scatter_is_that_of_the_error_rate(right):
+    found = selective.compute_aurc_interval(np.linspace(0.3, 0.9, 40), np.full(40, right))
+    assert found == compute_wilson_interval(0 if right else 40, 40)
+
+
+def test_each_point_of_the_curve_has_the_interval_of_its_risk():
+    curve = selective.compute_selective(make(np.linspace(0.5, 0.99, 60), np.arange(60) % 3 > 0))["curve"]
+    assert all(point["low"] <= point["risk"] <= point["high"] for point in curve)
+    widths = [point["high"] - point["low"] for point in curve]
+    assert widths[-1] > widths[0]  # fewer images answered
