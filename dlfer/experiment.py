@@ -16,6 +16,7 @@ from dlfer.data.bundle import DataBundle, Split
 from dlfer.errors import TrainingStopped
 from dlfer.evaluate.predictions import Predictions
 from dlfer.extras import choose_extras, judge_extras
+from dlfer.fit_boosted import explain_boosted, fit_boosted
 from dlfer.fit_network import Fitted, explain_network, fit_network
 from dlfer.judge import compute_run_metrics, describe_data, log_opening, predict_parts, sort_errors
 from dlfer.model.classifier import store_temperature
@@ -33,10 +34,12 @@ __all__ = ["execute_run", "resume_run", "run_experiment", "start_run"]
 FITTERS: dict[str, Callable[[Run, ExperimentConfig, Session, Device, DataBundle], Fitted]] = {
     "transfer": fit_network,
     "hybrid": fit_network,
+    "boosted": fit_boosted,
 }
 EXPLAINERS: dict[str, Callable[[ExperimentConfig, Session], None]] = {
     "transfer": explain_network,
     "hybrid": explain_network,
+    "boosted": explain_boosted,
 }
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlfer.config.schema import ExperimentConfig
+from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.model.artifact import FAMILIES
@@ -44,12 +44,12 @@ def fit_network(run: Run, config: ExperimentConfig, session: Session, device: De
     network = build_carried_network(run, config, session, bundle, pretrained)
     result = _finetune(run, config, session, device, network, bundle)
     classifier = FAMILIES[config.model.family](network, bundle.labels, config=config.model, channels=bundle.channels)
-    return Fitted(classifier, _compute_cost(config, pretrained, result))
+    return Fitted(classifier, compute_cost(config, pretrained, result))
 
 
 def pretrain(run: Run, config: ExperimentConfig, session: Session, device: Device) -> Pretrained:
     """Obtain EF-FER1's backbone in the run's `pretrain/`."""
-    job = _make_job("pretrain", config, config.pretrain.seed, run, session, device)
+    job = make_job("pretrain", config, config.pretrain.seed, run, session, device)
     run.log("pretrain_start")
     pretrained = obtain_backbone(
         config,
@@ -88,7 +88,7 @@ def build_carried_network(
 def _finetune(
     run: Run, config: ExperimentConfig, session: Session, device: Device, network: TransferNetwork, bundle: DataBundle
 ) -> StageResult:
-    job = _make_job("finetune", config, config.experiment.seed, run, session, device)
+    job = make_job("finetune", config, config.experiment.seed, run, session, device)
     for line in describe_plan("EF-FER2", job, network, bundle, precision=config.experiment.precision):
         session.listener.say(line)
         run.log("plan", text=line)
@@ -99,7 +99,8 @@ def _finetune(
     return result
 
 
-def _make_job(name: str, config: ExperimentConfig, seed: int, run: Run, session: Session, device: Device) -> StageJob:
+def make_job(name: str, config: ExperimentConfig, seed: int, run: Run, session: Session, device: Device) -> StageJob:
+    """Return the job of a stage, "pretrain" or "finetune", in the run's folder of that name."""
     return StageJob(
         name=name,
         config=getattr(config, name),
@@ -118,39 +119,46 @@ def explain_network(config: ExperimentConfig, session: Session) -> None:
     device = choose_device(config.experiment, require_gpu=session.options.require_gpu)
     session.listener.say(f"device: {device.kind} ({device.name}), {device.backend}, jit {device.jit}")
     for name, section in (("EF-FER1", config.pretrain), ("EF-FER2", config.finetune)):
-        if section is None or (section is config.pretrain and section.weights is not None):
-            session.listener.say(f"{name}: {'left out' if section is None else f'weights: {section.weights}'}")
-            continue
-        bundle = session.load_bundle(section)
-        network = build_transfer_network(
-            config.model,
-            num_labels=len(bundle.labels),
-            image_size=section.image_size,
-            crop=section.crop,
-            channels=bundle.channels,
-            precision=config.experiment.precision,
-        )
-        stage = {"EF-FER1": "pretrain", "EF-FER2": "finetune"}[name]
-        job = StageJob(
-            stage,
-            section,
-            Path(),
-            0,
-            device,
-            0.0,
-            session.control,
-            session.listener,
-            _limit_steps(session.options.smoke),
-        )
-        for line in describe_plan(name, job, network, bundle, precision=config.experiment.precision):
-            session.listener.say(line)
+        explain_stage(name, config, section, session, device)
+
+
+def explain_stage(
+    name: str, config: ExperimentConfig, section: StageConfig | None, session: Session, device: Device
+) -> None:
+    """Say what the training of one stage of a network would be: "EF-FER1" with its section, or "EF-FER2"."""
+    if section is None or (section is config.pretrain and section.weights is not None):
+        session.listener.say(f"{name}: {'left out' if section is None else f'weights: {section.weights}'}")
+        return
+    bundle = session.load_bundle(section)
+    network = build_transfer_network(
+        config.model,
+        num_labels=len(bundle.labels),
+        image_size=section.image_size,
+        crop=section.crop,
+        channels=bundle.channels,
+        precision=config.experiment.precision,
+    )
+    stage = {"EF-FER1": "pretrain", "EF-FER2": "finetune"}[name]
+    job = StageJob(
+        stage,
+        section,
+        Path(),
+        0,
+        device,
+        0.0,
+        session.control,
+        session.listener,
+        _limit_steps(session.options.smoke),
+    )
+    for line in describe_plan(name, job, network, bundle, precision=config.experiment.precision):
+        session.listener.say(line)
 
 
 def _limit_steps(smoke: bool) -> int | None:
     return NUM_BATCHES if smoke else None
 
 
-def _compute_cost(config: ExperimentConfig, pretrained: Pretrained | None, result: StageResult) -> dict:
+def compute_cost(config: ExperimentConfig, pretrained: Pretrained | None, result: StageResult) -> dict:
     """Return what the run cost, EF-FER1 apart; its cost stands there also when it came from the cache."""
     before = pretrained.cost if pretrained else {}
     return {

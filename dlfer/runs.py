@@ -40,6 +40,8 @@ PACKAGES = (
     "numpy",
     "scipy",
     "scikit-learn",
+    "xgboost-cpu",
+    "xgboost",
     "pillow",
     "tensorflow-datasets",
     "pydantic",

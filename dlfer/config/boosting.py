@@ -9,19 +9,42 @@ from pydantic import Field
 from dlfer.config.section import Count, Fraction, Positive, Section
 
 
-class BoostingConfig(Section):
-    """How the trees are grown (family boosted)."""
+class NormalizeConfig(Section):
+    """What "weight-normalised" may mean: each reading of the words is a key of its own."""
 
-    rounds: Count = 1000
-    """At most so many rounds; a round is one tree a class."""
+    rows: bool = True
+    """Weights of the training images by class, so that all classes count alike; their mean is 1."""
+    features: Literal["none", "standard", "l2"] = "standard"
+    """standard: each feature less its mean, divided by its standard deviation on train (trees ask only for the order
+    of values, so that this changes next to nothing). l2: each level of each image to length 1 (ParseNet)."""
+    leaves: bool = False
+    """No leaf before the learning rate is beyond -1 or 1 (XGBoost's max_delta_step: 1)."""
+
+
+class BoostingConfig(Section):
+    """How the trees are grown (family boosted).
+
+    An epoch of `finetune` is `rounds_per_epoch` rounds; epochs, monitor, keep, early_stopping, batch_size,
+    image_size, crop and balance of that section apply, and what concerns gradients and augmentation does not.
+    """
+
+    rounds_per_epoch: Count = 10
+    """A round is one tree a class. After each epoch validation is judged and the trees so far are saved."""
+    levels: Literal["all", "last"] = "all"
+    """Features of every stage of the backbone, or of its output alone."""
+    normalize: NormalizeConfig = NormalizeConfig()
     learning_rate: Positive = 0.1
     """Factor of each new tree; 1 adds it whole."""
     max_depth: Count = 6
-    early_stopping_rounds: Count | None = 50
-    """Stop when validation has not improved for so many rounds; null: all rounds, the best of them kept."""
+    min_child_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Smallest sum of second derivatives on either side of a split."""
+    reg_lambda: Annotated[float, Field(ge=0)] = 1.0
+    """Added to the sum of second derivatives in split gain and leaf weight."""
+    gamma: Annotated[float, Field(ge=0)] = 0.0
+    """Smallest gain of a split, in XGBoost's count, which leaves out the factor 1/2."""
     subsample: Annotated[Fraction, Field(gt=0)] = 1.0
-    """Fraction of the rows that a tree sees."""
-    colsample: Annotated[Fraction, Field(gt=0)] = 1.0
+    """Fraction of the images that a round sees."""
+    colsample: Annotated[Fraction, Field(gt=0)] = 0.3
     """Fraction of the features that a tree sees."""
-    lambda_: Annotated[float, Field(ge=0, alias="lambda")] = 1.0
-    levels: Literal["all", "last"] = "all"
+    max_bin: Annotated[int, Field(ge=2, le=65535)] = 256
+    """Bins of a feature among which splits are sought."""

@@ -30,26 +30,44 @@ class ConsoleListener(TrainingListener):
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
+    def _start_bar(self, total: int, completed: int) -> None:
+        self.progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        )
+        self.task = self.progress.add_task("", total=total, completed=completed, figures="")
+        self.progress.start()
+
+    def finish_part(self, what: str, done: int, total: int) -> None:
+        if what != self.stage or self.progress is None:
+            self.close()
+            self.stage = what
+            self.started = self.last_beat = time.monotonic()
+            # The first batch is done when it is first heard of, and took longer than those that follow.
+            self.done_before = done
+            self._start_bar(total, done)
+        self.progress.update(self.task, completed=done, description=what)
+        now = time.monotonic()
+        if not self.console.is_terminal and now - self.last_beat >= HEARTBEAT_SECONDS:
+            self.last_beat = now
+            left = (now - self.started) / max(1, done - self.done_before) * (total - done)
+            self.say(f"{what}: {done:,} of {total:,}, about {describe_seconds(left)} left")
+
     def start_epoch(self, stage: str, epoch: int, epochs: int, step: int, steps: int) -> None:
         if stage != self.stage or self.progress is None:
             self.close()
             self.stage = stage
             self.started = self.last_beat = time.monotonic()
             self.done_before = epoch * steps + step
-            self.progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=30),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[figures]}"),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(elapsed_when_finished=False),
-                console=self.console,
-                transient=True,
-                disable=not self.console.is_terminal,
-            )
-            self.task = self.progress.add_task("", total=epochs * steps, completed=epoch * steps + step, figures="")
-            self.progress.start()
+            self._start_bar(epochs * steps, self.done_before)
         self.position = (epoch, epochs, step, steps)
         self.progress.update(self.task, description=f"{STAGES[stage]} epoch {epoch + 1}/{epochs}")
 

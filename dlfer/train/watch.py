@@ -28,6 +28,9 @@ class TrainingListener:
     def say(self, text: str) -> None:
         """A sentence for the person who watches."""
 
+    def finish_part(self, what: str, done: int, total: int) -> None:
+        """Of work that is no training, e.g. "features of train", `done` of `total` are done."""
+
     def start_epoch(self, stage: str, epoch: int, epochs: int, step: int, steps: int) -> None:
         """An epoch (from 0) begins at `step` of `steps`."""
 

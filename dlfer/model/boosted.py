@@ -1,0 +1,120 @@
+"""The boosted family: multi-level features of a backbone, and weight-normalised XGBoost on them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+
+from dlfer.config.boosting import BoostingConfig
+from dlfer.config.schema import ModelConfig
+from dlfer.model.classifier import Classifier, read_model_config
+from dlfer.model.levels import LevelFeatures
+from dlfer.model.transfer import TransferNetwork, build_transfer_network
+from dlfer.model.trees import FeatureScale, import_xgboost, read_booster
+from dlfer.runs import write_atomically
+
+if TYPE_CHECKING:
+    import xgboost
+
+TREES_FILE, SCALE_FILE, WEIGHTS_FILE = "trees.ubj", "features.npz", "backbone.weights.h5"
+
+
+class BoostedClassifier(Classifier):
+    """Trees on the pooled features of every stage of a backbone.
+
+    The source of this family (ResNet50 with "weight-normalised XGBoost", see experiments/boosted.yaml) leaves
+    open which weights are normalised. Our reading: those of the rows, so that each class has the same sum of
+    weights and the mean weight is 1; and each feature is standardised. The other readings are the keys
+    `boosting.normalize`: `features` (none, standard, l2) and `leaves`.
+
+    Args:
+        network: whose backbone gives the features; its head is not used.
+        features: of that network.
+        scale: how they are normalised.
+        booster: the trees.
+        labels, config, channels, temperature_fit: as `Classifier` has them.
+        boosting: how the trees were grown.
+    """
+
+    family = "boosted"
+
+    def __init__(
+        self,
+        network: TransferNetwork,
+        labels: tuple[str, ...],
+        *,
+        config: ModelConfig,
+        channels: int,
+        boosting: BoostingConfig,
+        trees: tuple[LevelFeatures, FeatureScale, xgboost.Booster],
+        temperature_fit: dict | None = None,
+    ) -> None:
+        super().__init__(
+            labels,
+            config=config,
+            channels=channels,
+            image_size=network.face_input.image_size,
+            temperature_fit=temperature_fit,
+        )
+        self.parts = network
+        self.crop = network.face_input.crop
+        self.boosting = boosting
+        self.features, self.scale, self.booster = trees
+
+    def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
+        """Return float32 [N, C], rows sum to one."""
+        scaled = self.scale.apply(self.features.compute(images, batch_size=batch_size))
+        return self.booster.predict(import_xgboost().DMatrix(scaled)).astype(np.float32)
+
+    def describe(self) -> dict:
+        """Return the section `boosting` and the levels of the features."""
+        return {
+            "boosting": self.boosting.model_dump(mode="json"),
+            "levels": [{"name": level.name, "features": level.size} for level in self.features.levels],
+        }
+
+    def write_files(self, folder: Path) -> tuple[str, ...]:
+        """Write the trees, the statistics of the features, and the backbone's weights."""
+        write_atomically(folder / TREES_FILE, bytes(self.booster.save_raw("ubj")))
+        self.scale.write(folder / SCALE_FILE)
+        temporary = folder / f"new.{WEIGHTS_FILE}"
+        self.parts.backbone.save_weights(temporary)
+        temporary.replace(folder / WEIGHTS_FILE)
+        return (TREES_FILE, SCALE_FILE, WEIGHTS_FILE)
+
+    @classmethod
+    def read_files(cls, folder: Path, record: dict) -> Self:
+        """Build the backbone, set its weights, and read the trees."""
+        import_xgboost()
+        config, given = read_model_config(record), record["input"]
+        boosting = BoostingConfig.model_validate_json(json.dumps(record["boosting"]))
+        network = build_transfer_network(
+            config,
+            num_labels=len(record["labels"]),
+            image_size=given["image_size"],
+            channels=given["channels"],
+            crop=given.get("crop"),
+        )
+        network.backbone.load_weights(folder / WEIGHTS_FILE)
+        features = build_level_features(network, config, boosting)
+        scale = FeatureScale.read(folder / SCALE_FILE, boosting.normalize.features, features.levels)
+        booster = read_booster(
+            folder / TREES_FILE, num_features=features.num_features, num_labels=len(record["labels"])
+        )
+        return cls(
+            network,
+            tuple(record["labels"]),
+            config=config,
+            channels=given["channels"],
+            boosting=boosting,
+            trees=(features, scale, booster),
+            temperature_fit=record.get("temperature"),
+        )
+
+
+def build_level_features(network: TransferNetwork, config: ModelConfig, boosting: BoostingConfig) -> LevelFeatures:
+    """Return what turns images into the features that an experiment asks for."""
+    return LevelFeatures(network, backbone=config.backbone, pooling=config.head.pooling, levels=boosting.levels)

@@ -1,0 +1,163 @@
+"""Gradient-boosted trees: XGBoost where it is installed, its own file format, and the features they are given.
+
+What the trees are (Chen and Guestrin 2016), with S and V the sums of first and second derivatives of the loss
+over the images of a node: a split has the gain 1/2 [S_L^2/(V_L+l) + S_R^2/(V_R+l) - S^2/(V+l)], a leaf the weight
+-S/(V+l), and f_k = f_(k-1) + rate * tree; l is `boosting.reg_lambda`. XGBoost leaves the factor 1/2 out, and for
+several classes takes 2 p (1-p) for the second derivative, an upper bound of the Hessian, where p (1-p) is its diagonal.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dlfer.config.boosting import BoostingConfig
+from dlfer.errors import EnvironmentProblem, ModelError
+from dlfer.model.levels import Level
+
+if TYPE_CHECKING:
+    import xgboost
+
+PACKAGE = "xgboost-cpu==3.2.0"
+
+
+def import_xgboost() -> ModuleType:
+    """Return the package xgboost.
+
+    Raises:
+        EnvironmentProblem: it is not installed.
+    """
+    try:
+        import xgboost
+    except ImportError as error:
+        raise EnvironmentProblem(
+            f"model.family: boosted needs the package xgboost, which cannot be imported ({error}). Install it: "
+            f"python -m pip install {PACKAGE}   (on macOS: xgboost instead of xgboost-cpu)"
+        ) from error
+    return xgboost
+
+
+def make_parameters(config: BoostingConfig, *, num_labels: int, seed: int) -> dict:
+    """Return XGBoost's own parameters.
+
+    The scores begin at 0, alike for every class, and random choices are a function of the seed and the round.
+    """
+    return {
+        "objective": "multi:softprob",
+        "num_class": num_labels,
+        "tree_method": "hist",
+        "device": "cpu",
+        "base_score": 0.0,
+        "learning_rate": config.learning_rate,
+        "max_depth": config.max_depth,
+        "min_child_weight": config.min_child_weight,
+        "reg_lambda": config.reg_lambda,
+        "gamma": config.gamma,
+        "subsample": config.subsample,
+        "colsample_bytree": config.colsample,
+        "max_bin": config.max_bin,
+        "max_delta_step": 1.0 if config.normalize.leaves else 0.0,
+        "seed": seed,
+        "seed_per_iteration": True,
+        "disable_default_eval_metric": True,
+        "verbosity": 0,
+    }
+
+
+def read_booster(path: Path, *, num_features: int, num_labels: int) -> xgboost.Booster:
+    """Read trees from a UBJSON file, which holds numbers and names and nothing that is executed.
+
+    Raises:
+        ModelError: it is no such file, or the trees are of other features or labels.
+    """
+    xgb = import_xgboost()
+    try:
+        booster = xgb.Booster(model_file=bytearray(path.read_bytes()))
+        found = booster.num_features()
+        outputs = len(booster.predict(xgb.DMatrix(np.zeros((1, found), np.float32)))[0])
+    except (OSError, xgb.core.XGBoostError, TypeError, IndexError) as error:
+        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
+        raise ModelError(f"{path}: expected the trees of a trained model in XGBoost's UBJSON: {reason}.") from error
+    if (found, outputs) != (num_features, num_labels):
+        raise ModelError(
+            f"{path}: found trees of {found} features and {outputs} labels, expected {num_features} and {num_labels}; "
+            "the file belongs to another model."
+        )
+    return booster
+
+
+class FeatureScale:
+    """How features are normalised before the trees see them.
+
+    Args:
+        how: "none", "standard" or "l2".
+        levels: the features' levels, for l2.
+        mean, deviation: float32 [F], for standard.
+    """
+
+    def __init__(
+        self,
+        how: str,
+        levels: tuple[Level, ...],
+        *,
+        mean: np.ndarray | None = None,
+        deviation: np.ndarray | None = None,
+    ) -> None:
+        self.how, self.levels = how, levels
+        size = sum(level.size for level in levels)
+        self.mean = np.zeros(size, np.float32) if mean is None else mean
+        self.deviation = np.ones(size, np.float32) if deviation is None else deviation
+
+    @classmethod
+    def fit(cls, how: str, levels: tuple[Level, ...], features: np.ndarray) -> FeatureScale:
+        """Return the scale of training features [N, F]; a feature that never varies is divided by 1."""
+        if how != "standard":
+            return cls(how, levels)
+        mean = features.mean(axis=0, dtype=np.float64)
+        # Column blocks: the squares of all features at once would be four times the features themselves.
+        deviation = np.empty_like(mean)
+        for start in range(0, len(mean), 256):
+            block = slice(start, start + 256)
+            deviation[block] = features[:, block].astype(np.float64).std(axis=0)
+        deviation[deviation <= 10 * np.finfo(np.float64).eps * np.abs(mean)] = 1.0
+        return cls(how, levels, mean=mean.astype(np.float32), deviation=deviation.astype(np.float32))
+
+    def apply(self, features: np.ndarray) -> np.ndarray:
+        """Return float32 [N, F]."""
+        scaled = features.astype(np.float32)
+        if self.how == "standard":
+            scaled -= self.mean
+            scaled /= self.deviation
+        elif self.how == "l2":
+            start = 0
+            for level in self.levels:
+                part = scaled[:, start : start + level.size]
+                part /= np.maximum(np.linalg.norm(part, axis=1, keepdims=True), 1e-12)
+                start += level.size
+        return scaled
+
+    def write(self, path: Path) -> None:
+        """Write the statistics as .npz, without pickle."""
+        temporary = path.with_name(f"new.{path.name}")
+        np.savez(temporary, mean=self.mean, deviation=self.deviation)
+        temporary.replace(path)
+
+    @classmethod
+    def read(cls, path: Path, how: str, levels: tuple[Level, ...]) -> FeatureScale:
+        """Read what `write` wrote.
+
+        Raises:
+            ModelError: it is no such file, or of another number of features.
+        """
+        size = sum(level.size for level in levels)
+        try:
+            with np.load(path, allow_pickle=False) as file:
+                mean, deviation = file["mean"], file["deviation"]
+        except (OSError, ValueError, KeyError) as error:
+            raise ModelError(f"{path}: expected mean and deviation of the features: {error}.") from error
+        if mean.shape != (size,) or deviation.shape != (size,):
+            raise ModelError(f"{path}: found statistics of {mean.shape} features, expected {size}.")
+        return cls(how, levels, mean=mean, deviation=deviation)

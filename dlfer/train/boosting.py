@@ -1,0 +1,234 @@
+"""Growing the trees: boosting rounds on features, selected on validation after each epoch of them.
+
+The folder holds `trees.ubj` (all trees so far), `state.json` and `history.csv`; with them there, `grow_trees` goes
+on. A booster begins each epoch anew from its saved trees: XGBoost's own state (which features the next tree draws,
+sums of scores) is in no file, so that only thus a resumed run grows the very same trees. An epoch that is stopped
+in the middle is repeated from its beginning.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dlfer.config.boosting import BoostingConfig
+from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
+from dlfer.evaluate.metrics import compute_accuracy, compute_confusion, compute_item_losses, compute_macro_f1
+from dlfer.model.trees import import_xgboost, make_parameters
+from dlfer.runs import write_atomically
+from dlfer.train.history import ScalarLog, write_history
+from dlfer.train.state import StageJob, StageResult
+
+if TYPE_CHECKING:
+    import xgboost
+
+TREES, STATE, HISTORY = "trees.ubj", "state.json", "history.csv"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What trees are grown on, or judged on.
+
+    Attributes:
+        features: float32 [N, F], normalised.
+        targets: int64 [N].
+        weights: float32 [N], or None for ones.
+    """
+
+    features: np.ndarray
+    targets: np.ndarray
+    weights: np.ndarray | None = None
+
+
+@dataclass
+class _State:
+    """Where the growing stands: after a whole epoch."""
+
+    epoch: int = 0
+    best: float | None = None
+    best_epoch: int | None = None
+    waited: int = 0
+    seconds: float = 0.0
+    history: list = field(default_factory=list)
+    stopped_early: bool = False
+
+
+def grow_trees(
+    job: StageJob, config: BoostingConfig, train: Rows, validation: Rows, *, num_labels: int
+) -> tuple[xgboost.Booster, StageResult]:
+    """Return the kept trees and how the growing went, from the start or from where the job's folder stands.
+
+    Args:
+        job: of the stage; its section says epochs, monitor, keep and early stopping, its max_steps limits the
+            rounds of an epoch.
+        config: of the trees.
+        train, validation: to grow on and to select on.
+        num_labels: C.
+
+    Raises:
+        TrainingStopped: the job's control asked for it; the last whole epoch stands in the folder.
+        NonFiniteError: the loss became NaN or infinite.
+    """
+    try:
+        return _Growing(job, config, train, validation, num_labels=num_labels).run()
+    finally:
+        job.listener.close()
+
+
+class _Growing:
+    def __init__(
+        self, job: StageJob, config: BoostingConfig, train: Rows, validation: Rows, *, num_labels: int
+    ) -> None:
+        self.job, self.stage, self.num_labels = job, job.config, num_labels
+        self.xgb = import_xgboost()
+        self.rounds = min(config.rounds_per_epoch, job.max_steps or config.rounds_per_epoch)
+        self.rate = config.learning_rate
+        self.parameters = make_parameters(config, num_labels=num_labels, seed=job.seed)
+        self.parts = {"train": train, "validation": validation}
+        matrix = self.xgb.QuantileDMatrix(
+            train.features, label=train.targets, weight=train.weights, max_bin=config.max_bin
+        )
+        self.matrices = {"train": matrix, "validation": self.xgb.DMatrix(validation.features)}
+        self.state = _State()
+        self.trees: bytes | None = None
+        self.log_writer = ScalarLog(job.folder / "tensorboard")
+
+    def run(self) -> tuple[xgboost.Booster, StageResult]:
+        self._begin()
+        state = self.state
+        while state.epoch < self.stage.epochs and not state.stopped_early:
+            self._grow_epoch()
+            reason = self.job.control.get_reason()
+            if reason is not None and state.epoch < self.stage.epochs and not state.stopped_early:
+                raise self._stop(reason, f"after epoch {state.epoch}")
+        kept = state.epoch - 1 if self.stage.keep == "last" else state.best_epoch
+        booster = self._make_booster(self.trees)[: (kept + 1) * self.rounds]
+        images = len(self.parts["train"].targets) * state.epoch * self.rounds
+        return booster, StageResult(state.history, kept, state.best, state.seconds, images, state.stopped_early)
+
+    def _begin(self) -> None:
+        """Stand where the folder says; trees beyond the last recorded epoch are taken away."""
+        folder = self.job.folder
+        folder.mkdir(parents=True, exist_ok=True)
+        if not (folder / STATE).exists():
+            return
+        try:
+            self.state = _State(**json.loads((folder / STATE).read_text()))
+            booster = self.xgb.Booster(model_file=bytearray((folder / TREES).read_bytes()))
+            self.trees = bytes(booster[: self.state.epoch * self.rounds].save_raw("ubj"))
+        except (OSError, ValueError, TypeError, IndexError, self.xgb.core.XGBoostError) as error:
+            raise ModelError(
+                f"{folder}: expected the trees of an interrupted run ({TREES}, {STATE}): {error}. "
+                f"Delete {STATE} there to grow them anew."
+            ) from error
+
+    def _make_booster(self, trees: bytes | None) -> xgboost.Booster:
+        booster = self.xgb.Booster(self.parameters, list(self.matrices.values()))
+        if trees is not None:
+            booster.load_model(bytearray(trees))
+            # Loading brings the parameters of the file.
+            booster.set_param(self.parameters)
+        return booster
+
+    def _grow_epoch(self) -> None:
+        job, state = self.job, self.state
+        start = time.monotonic()
+        job.listener.start_epoch(job.name, state.epoch, self.stage.epochs, 0, self.rounds)
+        booster = self._make_booster(self.trees)
+        for step in range(self.rounds):
+            booster.update(self.matrices["train"], state.epoch * self.rounds + step)
+            figures = self._judge(booster, "train")
+            if not math.isfinite(figures["loss"]):
+                raise NonFiniteError(
+                    f"{job.name}: the loss became {figures['loss']} at epoch {state.epoch + 1}, round {step + 1} of "
+                    f"{self.rounds} (learning rate {self.rate:g}). Lower boosting.learning_rate, raise "
+                    "boosting.reg_lambda, or set boosting.normalize.leaves: true."
+                )
+            job.listener.finish_step(step + 1, figures["loss"], figures["accuracy"])
+            reason = job.control.get_reason()
+            if reason is not None and step + 1 < self.rounds:
+                raise self._stop(reason, f"in epoch {state.epoch + 1}, which is begun again")
+        self._finish_epoch(booster, figures, self._judge(booster, "validation"), time.monotonic() - start)
+
+    def _judge(self, booster: xgboost.Booster, part: str) -> dict[str, float]:
+        """Return loss, accuracy and macro F1, every image counting alike."""
+        targets = self.parts[part].targets
+        predicted = booster.predict(self.matrices[part])
+        if not np.isfinite(predicted).all():
+            return dict.fromkeys(("loss", "accuracy", "macro_f1"), math.nan)
+        confusion = compute_confusion(targets, predicted.argmax(axis=1), self.num_labels)
+        return {
+            "loss": float(compute_item_losses(targets, predicted).mean()),
+            "accuracy": float(compute_accuracy(confusion)),
+            "macro_f1": float(compute_macro_f1(confusion)),
+        }
+
+    def _finish_epoch(
+        self, booster: xgboost.Booster, train: dict[str, float], validation: dict[str, float], seconds: float
+    ) -> None:
+        state = self.state
+        row = {
+            "epoch": state.epoch + 1,
+            "phase": "trees",
+            "train_loss": train["loss"],
+            "train_accuracy": train["accuracy"],
+            **{f"validation_{name}": value for name, value in validation.items()},
+            "learning_rate": self.rate,
+            "seconds": seconds,
+            "images_per_second": len(self.parts["train"].targets) * self.rounds / seconds if seconds else 0.0,
+        }
+        state.history.append(row)
+        self.log_writer.write(row)
+        self._select(validation[self.stage.monitor])
+        state.epoch, state.seconds = state.epoch + 1, state.seconds + seconds
+        self.trees = bytes(booster.save_raw("ubj"))
+        # The trees first: a state whose trees are not there yet could not be gone on from.
+        write_atomically(self.job.folder / TREES, self.trees)
+        write_atomically(self.job.folder / STATE, json.dumps(asdict(state)) + "\n")
+        write_history(self.job.folder / HISTORY, state.history)
+        self.job.listener.finish_epoch(self.job.name, row, is_best=state.best_epoch == state.epoch - 1)
+
+    def _select(self, value: float) -> None:
+        """Remember the epoch if it is the best so far; else count towards early stopping."""
+        state, stopping = self.state, self.stage.early_stopping
+        sign = -1.0 if self.stage.monitor == "loss" else 1.0
+        gain = math.inf if state.best is None else sign * (value - state.best)
+        if gain > 0:
+            state.best, state.best_epoch = value, state.epoch
+        improved = gain > (stopping.min_delta if stopping else 0.0)
+        state.waited = 0 if improved else state.waited + 1
+        state.stopped_early = stopping is not None and state.waited >= stopping.patience
+
+    def _stop(self, reason: str, where: str) -> TrainingStopped:
+        return TrainingStopped(
+            f"{self.job.name} stopped by {reason} {where}; trees: {self.job.folder / TREES}.", reason=reason
+        )
+
+
+def compute_importance(booster: xgboost.Booster, sizes: list[int]) -> list[dict[str, float]]:
+    """Return, for each level of so many features, what its splits gained and how many of its features were used.
+
+    Returns:
+        {"features", "used", "splits", "gain"} each; gain is the total over splits, as a share of that of all levels.
+    """
+    gains, counts = (booster.get_score(importance_type=kind) for kind in ("total_gain", "weight"))
+    total = sum(gains.values())
+    levels, start = [], 0
+    for size in sizes:
+        names = [f"f{index}" for index in range(start, start + size)]
+        gain = sum(gains.get(name, 0.0) for name in names)
+        levels.append(
+            {
+                "features": size,
+                "used": sum(name in gains for name in names),
+                "splits": int(sum(counts.get(name, 0) for name in names)),
+                "gain": gain / total if total else 0.0,
+            }
+        )
+        start += size
+    return levels
