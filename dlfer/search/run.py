@@ -12,12 +12,12 @@ from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import DlferError, TrainingStopped, UserError
 from dlfer.report.keys import format_overrides
-from dlfer.report.search import write_search_report
 from dlfer.runs import Run, RunOptions, create_run, default_runs_folder, open_run
 from dlfer.search.arms import Arm, list_arms
-from dlfer.search.board import Board, find_best
+from dlfer.search.board import Board
+from dlfer.search.ending import conclude, say_unfinished
 from dlfer.search.engine import TrialRecord
-from dlfer.search.files import check_same, get_best_name, keep_original, write_files
+from dlfer.search.files import check_same, keep_original, write_files
 from dlfer.search.live import SearchView
 from dlfer.search.trials import TrialRunner, TrialSettings
 from dlfer.search.worker import Source, Worker, make_worker_name
@@ -152,14 +152,15 @@ def _execute(
                 compare_winners(search)
         except TrainingStopped as stop:
             run.stop(stop.reason)
-            _conclude(search)
+            conclude(search)
+            say_unfinished(search)
             view.say(f"Stopped by {stop.reason}. Go on with: dlfer search --resume {run.path}")
             raise
         except BaseException as error:
             run.fail(error)
             raise
         run.finish()
-        _conclude(search)
+        conclude(search)
     return run.path
 
 
@@ -222,7 +223,9 @@ def make_workers(search: Search, arm: Arm, source: Source) -> list[Worker]:
     places = make_places(search.search_options.workers, list_gpu_ids())
     runners = [TrialRunner(search.make_settings(), search.control, place.environment) for place in places]
     name = make_worker_name()
-    return [Worker(f"{name}-{index}", source, runner, arm.base) for index, runner in enumerate(runners)]
+    return [
+        Worker(f"{name}-{index}", source, runner, arm.base, search.view.say) for index, runner in enumerate(runners)
+    ]
 
 
 def run_workers(workers: list[Worker]) -> None:
@@ -276,19 +279,3 @@ def _check_stopped(search: Search) -> None:
     reason = search.control.get_reason()
     if reason is not None:
         raise TrainingStopped(f"The search was stopped by {reason}.", reason=reason)
-
-
-def _conclude(search: Search) -> None:
-    """Say what was the best of each arm, and write the page."""
-    for arm, records in search.arms.values():
-        best = find_best(records, search.config.search.objective)
-        if best is None:
-            search.view.say(f"{arm.name}: no trial has a score yet.")
-            continue
-        file = search.run.path / get_best_name(arm)
-        interval = "" if best.low is None else f" (95 % {best.low:.4f} to {best.high:.4f} over the images)"
-        search.view.say(
-            f"{arm.name}: best validation {search.config.search.objective} {best.score:.4f}{interval} with "
-            f"{format_overrides(best.overrides)}\n  dlfer run {file}"
-        )
-    search.view.say(f"report: {write_search_report(search.run.path)}")

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import socket
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
 from dlfer.errors import TrainingStopped
+from dlfer.report.keys import format_overrides
 from dlfer.search.engine import Answer, Proposal, TrialRecord
 from dlfer.search.objective import TrialFailed
 from dlfer.search.trials import TrialRunner
@@ -60,6 +61,7 @@ class Worker:
         source: of trials.
         runner: runs one.
         base: keys that every trial of the arm sets besides.
+        say: tells a person that a trial's process was killed.
         progress: where it stands.
     """
 
@@ -67,6 +69,7 @@ class Worker:
     source: Source
     runner: TrialRunner
     base: Mapping[str, Any] = field(default_factory=dict)
+    say: Callable[[str], None] = lambda text: None
     progress: Progress = field(default_factory=Progress)
 
     def work(self) -> None:
@@ -131,6 +134,9 @@ class Worker:
     def _note(self, event: str, fields: dict[str, Any]) -> None:
         if event == "epoch" and fields["stage"] == "pretrain":
             self.progress.stage, self.progress.epoch = "EF-FER1", int(fields["row"]["epoch"])
+        elif event == "restarted":
+            keys = format_overrides(self.progress.proposal.overrides)
+            self.say(f"{keys}: {fields['why']}; the trial goes on from its last checkpoint.")
 
 
 class _TrialLost(Exception):

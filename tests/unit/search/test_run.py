@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import threading
 
 import pytest
@@ -187,6 +188,22 @@ def test_ctrl_c_ends_with_the_best_so_far_and_resume_goes_on(write_file, options
     assert f"dlfer search --resume {folder}" in said
     resume_search(folder, options, SearchOptions())
     assert [record["status"] for record in read_trials(folder)] == ["finished"] * 4
+
+
+@pytest.mark.usefixtures("fake_child")
+def test_ctrl_c_in_the_first_trial_says_where_that_one_stands(write_file, options, monkeypatch, capsys):
+    class Impatient(StopControl):
+        def get_reason(self):
+            if list((options.out / "a").glob("*/finetune/history.csv")):
+                self.request("Ctrl-C")
+            return super().get_reason()
+
+    monkeypatch.setattr(search_run, "StopControl", Impatient)
+    with pytest.raises(TrainingStopped):
+        run_search(write_file(seed=15), options, SearchOptions())
+    said = capsys.readouterr().err
+    assert "no trial has a score yet" in said
+    assert re.search(r"trial 1 interrupted at macro_f1 0\.\d{4} after [12] epochs: dropout", said), said
 
 
 def test_a_dry_run_trains_nothing(write_file, options, capsys):

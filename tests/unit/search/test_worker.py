@@ -94,3 +94,15 @@ def test_a_trial_that_is_anothers_now_is_left_alone():
 def test_other_errors_are_not_swallowed():
     with pytest.raises(ZeroDivisionError):
         Worker("w", Source(Proposal("0", {})), Runner(ZeroDivisionError())).work()
+
+
+def test_a_person_is_told_of_a_trial_whose_process_was_killed():
+    said = []
+
+    class Killed(Runner):
+        def __call__(self, overrides, report):
+            self.on_event("restarted", {"why": "The trial's process ended with -9"})
+            return super().__call__(overrides, report)
+
+    Worker("w", Source(Proposal("0", {"model.dropout": 0.2})), Killed(), say=said.append).work()
+    assert said == ["dropout 0.2: The trial's process ended with -9; the trial goes on from its last checkpoint."]
