@@ -108,12 +108,11 @@ def build_hybrid_backbone(config: ModelConfig) -> tuple[keras.Model, Preprocessi
 
 
 def name_branches(backbones: tuple[str, ...]) -> dict[str, str]:
-    """Return the backbone of each branch by the branch's name: its backbone's, numbered where it occurs again."""
-    branches: dict[str, str] = {}
-    for index, name in enumerate(backbones):
-        before = backbones[:index].count(name)
-        branches[f"{name}_{before + 1}" if before else name] = name
-    return branches
+    """Return the backbone of each branch by the branch's name, "branch1_resnet50".
+
+    Numbered, so that a backbone may occur twice, and so that weights of [a, b] do not pass for those of [b, a].
+    """
+    return {f"branch{number}_{name}": name for number, name in enumerate(backbones, 1)}
 
 
 def load_branch_weights(branches: tuple[str, ...], backbone: keras.Model, weights_folder: str | None = None) -> str:
