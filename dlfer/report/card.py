@@ -81,7 +81,7 @@ def write_card(run_path: Path) -> Path:
         "labels": artifact["labels"],
         "image": artifact.get("input") or {},
         "has_temperature": bool(artifact.get("temperature")),
-        "backbone": (config.get("model") or {}).get("backbone") or artifact.get("family", "not told"),
+        "backbone": " with ".join(_list_backbones(config)) or artifact.get("family", "not told"),
         "banner": metrics.get("banner"),
         "warnings": run.get("warnings") or [],
         "research_only": research_only,
@@ -102,11 +102,15 @@ def write_card(run_path: Path) -> Path:
     return path
 
 
+def _list_backbones(config: Mapping[str, Any]) -> list[str]:
+    """Return the one backbone of a config, or the branches of a hybrid."""
+    model = config.get("model") or {}
+    return model.get("branches") or [model["backbone"]] if model.get("backbone") else []
+
+
 def _list_tags(config: Mapping[str, Any], metrics: Mapping[str, Any], *, research_only: bool) -> list[str]:
     tags = ["facial-expression-recognition", "dlfer", f"protocol-{metrics.get('protocol', 'unknown')}"]
-    backbone = (config.get("model") or {}).get("backbone")
-    if backbone:
-        tags.append(backbone.replace("_", "-"))
+    tags += [backbone.replace("_", "-") for backbone in _list_backbones(config)]
     if metrics.get("banner"):
         tags.append("not-a-clean-test")
     return [*tags, "research-only"] if research_only else tags

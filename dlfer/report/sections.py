@@ -25,7 +25,7 @@ def describe_question(config: Mapping[str, Any], labels: list[str] | None) -> li
         facts.append(("question", f"which of {len(labels)} labels would annotators give: {shown}?"))
     facts.append(("data", _describe_source(finetune.get("data") or {})))
     dropout = f", dropout {model['dropout']:g}" if model.get("dropout") else ""
-    facts.append(("network", f"{model.get('backbone', 'not told')}{dropout}"))
+    facts.append(("network", f"{_describe_network(model)}{dropout}"))
     facts.append((STAGES["pretrain"], _describe_pretraining(config.get("pretrain"))))
     facts.append((STAGES["finetune"], _describe_stage(finetune)))
     facts.append(("augmentation", _describe_augmentation(finetune.get("augment") or {})))
@@ -33,6 +33,12 @@ def describe_question(config: Mapping[str, Any], labels: list[str] | None) -> li
         if isinstance(value, str):
             facts.append((f"expected {key}", value))
     return facts
+
+
+def _describe_network(model: Mapping[str, Any]) -> str:
+    if model.get("branches"):
+        return f"{' with '.join(model['branches'])}, fused by {model.get('fusion')}"
+    return str(model.get("backbone", "not told"))
 
 
 def _describe_source(data: Mapping[str, Any]) -> str:

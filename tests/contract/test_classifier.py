@@ -18,7 +18,8 @@ LABELS = ("angry", "happy", "sad")
 
 
 def make_classifier(family: str, *, channels: int = 1, activation: str = "softmax"):
-    config = ModelConfig(family=family, backbone="efficientnet_nano", head=HeadConfig(activation=activation))
+    fused = {"branches": ("efficientnet_nano", "resnet_nano"), "fusion": "attention"} if family == "hybrid" else {}
+    config = ModelConfig(family=family, backbone="efficientnet_nano", head=HeadConfig(activation=activation), **fused)
     network = build_transfer_network(config, num_labels=3, image_size=32, channels=channels)
     return FAMILIES[family](network, LABELS, config=config, channels=channels)
 
