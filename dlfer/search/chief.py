@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlfer.config.load import dump_experiment
 from dlfer.errors import ConfigError, TrainingStopped
+from dlfer.report.keys import format_overrides
 from dlfer.search.arms import Arm, list_arms
 from dlfer.search.board import Board
 from dlfer.search.engine import Answer, Proposal, TrialRecord
@@ -141,6 +142,9 @@ class Desk:
                 self.leases[answer.proposal.trial] = _Lease(worker, time.monotonic())
                 # The time left is reckoned from it.
                 self.search.view.num_workers = len(self.leases)
+            elif answer.exhausted and self.leases:
+                # A worker that has one of the last trials may be lost: the others stay to take it over.
+                return Answer()
             elif answer.exhausted:
                 self.exhausted = True
                 self.waiting_workers.pop(base, None)
@@ -229,5 +233,7 @@ class Desk:
     def _release_silent(self) -> None:
         for trial, lease in list(self.leases.items()):
             if time.monotonic() - lease.heard > self.lost_after:
-                self.search.view.say(f"trial {trial}: its worker {lease.worker} is silent; the trial goes to another.")
+                record = next(record for record in self.board.list_records() if record.trial == trial)
+                keys = format_overrides(record.overrides)
+                self.search.view.say(f"{keys}: the worker {lease.worker} is silent; the trial goes to another.")
                 self._release(trial)

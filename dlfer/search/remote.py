@@ -63,7 +63,7 @@ class RemoteSource:
         answer = read_answer(response.trial)
         if answer.proposal is not None:
             self.names[answer.proposal.trial] = worker
-            self.say(f"trial {answer.proposal.trial} begins: {format_overrides(answer.proposal.overrides)}")
+            self.say(f"begins: {format_overrides(answer.proposal.overrides)}")
         return answer
 
     def report(self, proposal: Proposal, epochs: int, score: float) -> bool:
@@ -75,7 +75,7 @@ class RemoteSource:
         """Send how a trial ended."""
         self.names.pop(record.trial, None)
         how = f"score {record.score:.4f}" if record.score is not None else (record.error or "").partition("\n")[0]
-        self.say(f"trial {record.trial} {record.status} after {record.epochs} epochs: {how}")
+        self.say(f"{record.status} after {record.epochs} epochs: {format_overrides(record.overrides)}: {how}")
         self._end(record.trial, record.as_dict())
 
     def drop(self, trial: str) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import socket
+from types import SimpleNamespace
 
 import pytest
 
 from dlfer.errors import UserError
-from dlfer.search.chief import is_loopback, name_for_workers
+from dlfer.search.chief import Desk, is_loopback, name_for_workers
+from dlfer.search.engine import Answer, Proposal, TrialRecord
 from dlfer.search.remote import _read_name
 
 
@@ -38,3 +40,44 @@ def test_names_from_the_network_cannot_lead_out_of_the_folder_of_runs():
     for wrong in ({**good, "name": "../../x"}, {**good, "experiment": "experiment:\n  name: ../x\n"}):
         with pytest.raises(UserError, match="not that of a search"):
             _read_name(wrong)
+
+
+class OneTrial:
+    """A board with a single trial, which waits again when its worker is lost."""
+
+    def __init__(self):
+        self.waiting, self.bug = [Proposal("0", {"model.dropout": 0.2})], None
+
+    def ask(self, worker):
+        return Answer(self.waiting.pop()) if self.waiting else Answer(exhausted=True)
+
+    def release(self, trial):
+        self.waiting.append(Proposal(trial, {"model.dropout": 0.2}))
+
+    def adopt(self, trial, worker):
+        return False
+
+    def tell(self, record):
+        self.told = record
+
+    def list_records(self):
+        return [TrialRecord("0", {"model.dropout": 0.2}, "running")]
+
+
+def test_a_worker_without_a_trial_stays_to_take_over_that_of_one_which_is_lost():
+    said = []
+    search = SimpleNamespace(
+        config=SimpleNamespace(search=SimpleNamespace(lost_after_seconds=60.0)),
+        view=SimpleNamespace(say=said.append),
+        control=SimpleNamespace(get_reason=lambda: None),
+    )
+    desk = Desk(search, None, OneTrial())
+    assert desk.ask("one.0").proposal.trial == "0"
+    assert desk.ask("two.0") == Answer()
+    desk.leases["0"].heard -= 61
+    desk._release_silent()
+    assert said == ["dropout 0.2: the worker one.0 is silent; the trial goes to another."]
+    assert desk.ask("two.0").proposal.trial == "0"
+    assert desk.hear("0", "one.0") is False
+    desk.tell(TrialRecord("0", {}, "finished", score=1.0, worker="two.0"))
+    assert desk.ask("two.1").exhausted

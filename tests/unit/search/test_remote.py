@@ -51,5 +51,5 @@ def test_a_worker_says_what_it_runs_and_how_it_ended(monkeypatch, nowhere):
     source.tell(TrialRecord("7", {"model.dropout": 0.5}, "finished", score=0.25, epochs=2))
     source.ask("w.1")
     source.tell(TrialRecord("7", {"model.dropout": 0.5}, "failed", error="not finite\nat all", epochs=1))
-    assert said[:2] == ["trial 7 begins: dropout 0.5", "trial 7 finished after 2 epochs: score 0.2500"]
-    assert said[3] == "trial 7 failed after 1 epochs: not finite"
+    assert said[:2] == ["begins: dropout 0.5", "finished after 2 epochs: dropout 0.5: score 0.2500"]
+    assert said[3] == "failed after 1 epochs: dropout 0.5: not finite"
