@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from dlfer.config.load import load_experiment, resolve_path
@@ -17,8 +18,10 @@ from dlfer.errors import TrainingStopped
 from dlfer.evaluate.predictions import Predictions
 from dlfer.extras import choose_extras, judge_extras
 from dlfer.fit_boosted import explain_boosted, fit_boosted
+from dlfer.fit_ensemble import explain_ensemble, fit_ensemble
 from dlfer.fit_network import Fitted, explain_network, fit_network
-from dlfer.judge import compute_run_metrics, describe_data, log_opening, predict_parts, sort_errors
+from dlfer.judge import compute_run_metrics, count_openings, describe_data, log_opening, predict_parts, sort_errors
+from dlfer.milestones import judge_milestones
 from dlfer.model.classifier import store_temperature
 from dlfer.report.card import write_card
 from dlfer.report.html import write_report
@@ -31,15 +34,33 @@ from dlfer.train.device import Device, choose_device, set_determinism
 __all__ = ["execute_run", "resume_run", "run_experiment", "start_run"]
 
 
+def train_member(
+    config: ExperimentConfig, session: Session, path: Path | None, on_created: Callable[[Path], None]
+) -> None:
+    """Execute the run of an ensemble's member: a new one, whose path `on_created` is told, or the one at `path`."""
+    if path is None:
+        start_run(config, session, on_created=on_created)
+    else:
+        run = Run(path)
+        execute_run(run, run.config(), session)
+
+
+def explain_experiment(config: ExperimentConfig, session: Session) -> None:
+    """Say what a run would do; train nothing."""
+    EXPLAINERS[config.model.family](config, session)
+
+
 FITTERS: dict[str, Callable[[Run, ExperimentConfig, Session, Device, DataBundle], Fitted]] = {
     "transfer": fit_network,
     "hybrid": fit_network,
     "boosted": fit_boosted,
+    "ensemble": partial(fit_ensemble, train=train_member),
 }
 EXPLAINERS: dict[str, Callable[[ExperimentConfig, Session], None]] = {
     "transfer": explain_network,
     "hybrid": explain_network,
     "boosted": explain_boosted,
+    "ensemble": partial(explain_ensemble, explain=explain_experiment),
 }
 
 
@@ -57,11 +78,6 @@ def run_experiment(file: Path | str, options: RunOptions) -> Path | None:
         return None
     with session.control.watch_signals():
         return start_run(config, session)
-
-
-def explain_experiment(config: ExperimentConfig, session: Session) -> None:
-    """Say what a run would do; train nothing."""
-    EXPLAINERS[config.model.family](config, session)
 
 
 def resume_run(run: Path | str, options: RunOptions) -> Path:
@@ -140,13 +156,19 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
         "selected_on": bundle.selected_on,
     }
     classifier.save(run.path / "model", about=about)
-    opened = log_opening(run, bundle.test) if bundle.test is not None else 0
-    predictions = predict_parts(config, classifier, bundle, run.path / "predictions")
+    if bundle.test is not None:
+        log_opening(run, bundle.test)
+    predictions = predict_parts(config, classifier, bundle, run.path / "predictions", known=fitted.known)
+    milestones = judge_milestones(run, bundle, fitted.milestones, bootstrap=extras.bootstrap)
+    opened = count_openings(run)
     metrics = compute_run_metrics(config, bundle, predictions, smoke=run.is_smoke, test_opened=opened)
     if metrics["temperature"] is not None:
         store_temperature(run.path / "model", **metrics["temperature"])
     splits = {"test": bundle.test, "validation": bundle.validation}
-    metrics |= judge_extras(extras, classifier, splits, predictions, folder=run.path / "predictions" / "views")
+    folder = run.path / "predictions" / "views"
+    metrics |= judge_extras(extras, classifier, splits, predictions, folder=folder, known=fitted.known)
+    metrics |= {"milestones": milestones} if milestones else {}
+    metrics |= fitted.compute_figures() if fitted.compute_figures is not None else {}
     run.write_json("metrics.json", metrics)
     _draw_errors(run, bundle, predictions)
     say(describe_outcome(metrics))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from dlfer.config.schema import EvaluateConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit
 from dlfer.errors import UserError
 from dlfer.evaluate.attributes import check_attributes, compute_group_scores, read_attributes
-from dlfer.evaluate.predictions import Predictions, write_predictions
+from dlfer.evaluate.predictions import Known, Predictions, write_predictions
 from dlfer.evaluate.views import compute_view_scores
 from dlfer.model.classifier import Classifier
+from dlfer.model.predict import predict_split
 from dlfer.model.views import predict_views
 from dlfer.robustness import evaluate_corruptions
 from dlfer.runs import Run
@@ -97,6 +99,7 @@ def judge_extras(
     *,
     folder: Path | None = None,
     say: Callable[[str], None] | None = None,
+    known: Known | None = None,
 ) -> dict[str, Any]:
     """Return the keys of metrics.json that are asked for here.
 
@@ -107,6 +110,7 @@ def judge_extras(
         predictions: the classifier's plain answers on them.
         folder: where to write the predictions of views, as <view>/<part>.npz; None: nowhere.
         say: is told what takes long.
+        known: answers of views that are known without asking the classifier.
 
     Returns:
         {"views": {view: {part: see `compute_view_scores`}}, "headline", "groups": see `compute_group_scores`,
@@ -119,8 +123,10 @@ def judge_extras(
         views[view] = {}
         for part in parts:
             plain = predictions[part]
-            answers = _predict_split_views(classifier, splits[part], view, batch_size=extras.batch_size)
-            viewed = Predictions(plain.ids, plain.labels, plain.targets, answers)
+            viewed = None if known is None else known(part, view)
+            if viewed is None:
+                answers = predict_split_views(classifier, splits[part], view, batch_size=extras.batch_size)
+                viewed = Predictions(plain.ids, plain.labels, plain.targets, answers)
             if folder is not None:
                 write_predictions(viewed, folder / view / f"{part}.npz")
             views[view][part] = compute_view_scores(viewed, plain, view=view, bootstrap=extras.bootstrap)
@@ -158,10 +164,13 @@ def keep_extras(run: Run, judged: Mapping[str, Any]) -> bool:
     return True
 
 
-def _predict_split_views(
+def predict_split_views(
     classifier: Classifier, split: Split | StreamedSplit, view: str, *, batch_size: int
 ) -> np.ndarray:
     """Return float32 [N, C] in the split's own order, which is that of its plain predictions."""
+    if view == "single":
+        predict = partial(classifier.predict, batch_size=batch_size)
+        return predict_split(predict, split, batch_size=batch_size)[0]
     if isinstance(split, Split):
         return predict_views(classifier, split.images, view, batch_size=batch_size)
     batches = split.batches(batch_size, seed=0, epoch=0, training=False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.data.pipeline import iterate_epoch
+from dlfer.evaluate.predictions import Known
+from dlfer.milestones import Judged, list_network_milestones
 from dlfer.model.artifact import FAMILIES
 from dlfer.model.carry import carry_backbone
 from dlfer.model.classifier import Classifier
@@ -32,10 +35,16 @@ class Fitted:
     Attributes:
         classifier: ready to predict and to be saved.
         cost: what it took, for run.json.
+        milestones: epoch -> what predicts as the classifier was then.
+        known: answers that need not be predicted again, or None.
+        compute_figures: gives what the family adds to metrics.json, once the parts have been opened; or None.
     """
 
     classifier: Classifier
     cost: dict
+    milestones: Mapping[int, Judged] = field(default_factory=dict)
+    known: Known | None = None
+    compute_figures: Callable[[], dict] | None = None
 
 
 def fit_network(run: Run, config: ExperimentConfig, session: Session, device: Device, bundle: DataBundle) -> Fitted:
@@ -44,7 +53,10 @@ def fit_network(run: Run, config: ExperimentConfig, session: Session, device: De
     network = build_carried_network(run, config, session, bundle, pretrained)
     result = _finetune(run, config, session, device, network, bundle)
     classifier = FAMILIES[config.model.family](network, bundle.labels, config=config.model, channels=bundle.channels)
-    return Fitted(classifier, compute_cost(config, pretrained, result))
+    milestones = list_network_milestones(
+        classifier, run.path / "finetune", view=config.evaluate.headline, batch_size=config.evaluate.batch_size
+    )
+    return Fitted(classifier, compute_cost(config, pretrained, result), milestones)
 
 
 def pretrain(run: Run, config: ExperimentConfig, session: Session, device: Device) -> Pretrained:

@@ -14,7 +14,7 @@ from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
 from dlfer.data.split import draw_subset
 from dlfer.data.twins import find_copies, find_twins
 from dlfer.errors import ModelError
-from dlfer.evaluate.predictions import Predictions, write_predictions
+from dlfer.evaluate.predictions import Known, Predictions, write_predictions
 from dlfer.evaluate.scores import compute_metrics_file
 from dlfer.model.classifier import Classifier, read_artifact_record
 from dlfer.model.predict import predict_split
@@ -36,9 +36,12 @@ def describe_data(bundle: DataBundle) -> dict:
 
 
 def predict_parts(
-    config: ExperimentConfig, classifier: Classifier, bundle: DataBundle, folder: Path
+    config: ExperimentConfig, classifier: Classifier, bundle: DataBundle, folder: Path, *, known: Known | None = None
 ) -> dict[str, Predictions]:
-    """Predict validation, test and a draw of train, and write each into `folder`; return them by name."""
+    """Predict validation, test and a draw of train, and write each into `folder`; return them by name.
+
+    What is `known` already, from the members of an ensemble, is not predicted again.
+    """
     parts = {"validation": bundle.validation, "test": bundle.test}
     num_train = config.evaluate.num_train
     if num_train != 0 and isinstance(bundle.train, Split):
@@ -50,8 +53,11 @@ def predict_parts(
     for name, split in parts.items():
         if split is None:
             continue
-        probabilities, targets, ids = predict_split(predict, split, batch_size=batch_size)
-        predictions[name] = Predictions(ids, classifier.labels, targets, probabilities)
+        answers = None if known is None or name == "train" else known(name, "single")
+        if answers is None:
+            probabilities, targets, ids = predict_split(predict, split, batch_size=batch_size)
+            answers = Predictions(ids, classifier.labels, targets, probabilities)
+        predictions[name] = answers
         folder.mkdir(parents=True, exist_ok=True)
         write_predictions(predictions[name], folder / f"{name}.npz")
     return predictions
@@ -113,13 +119,17 @@ def compute_banner(bundle: DataBundle, twins: dict | None, *, smoke: bool = Fals
     )
 
 
-def log_opening(run: Run, split: Split) -> int:
+def log_opening(run: Run, split: Split, *, milestone: int | None = None) -> int:
     """Record that a part was opened to judge the run's model, and return how often a test part was by now.
 
     The run's metrics.json, if it is there, says the number from then on.
+
+    Args:
+        milestone: the epoch whose weights are judged, where it is not the model that the run ends with.
     """
     sha256 = read_artifact_record(run.path / "model")["sha256"]
-    run.log("test_opened", split=split.name, n=len(split), model=next(iter(sha256.values())))
+    which = {"model": next(iter(sha256.values()))} if milestone is None else {"milestone": milestone}
+    run.log("test_opened", split=split.name, n=len(split), **which)
     opened = count_openings(run)
     with contextlib.suppress(ModelError):
         run.write_json("metrics.json", {**run.read_json("metrics.json"), "test_opened": opened})

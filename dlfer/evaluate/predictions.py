@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,6 +63,10 @@ class Predictions:
     def take(self, indices: np.ndarray) -> Predictions:
         """Return the rows at `indices` (int [M], or bool [N])."""
         return Predictions(self.ids[indices], self.labels, self.targets[indices], self.probabilities[indices])
+
+
+Known = Callable[[str, str], Predictions | None]
+"""(part, view) -> what a classifier answers there, where that is known without asking it; else None."""
 
 
 def check_predictions(predictions: Predictions, where: str = "predictions") -> None:

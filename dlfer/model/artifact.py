@@ -7,12 +7,14 @@ from pathlib import Path
 from dlfer.catalog import find_model
 from dlfer.model.boosted import BoostedClassifier
 from dlfer.model.classifier import Classifier, read_artifact_record
+from dlfer.model.ensemble import EnsembleClassifier
 from dlfer.model.network_classifier import HybridClassifier, TransferClassifier
 
 FAMILIES: dict[str, type[Classifier]] = {
     "transfer": TransferClassifier,
     "hybrid": HybridClassifier,
     "boosted": BoostedClassifier,
+    "ensemble": EnsembleClassifier,
 }
 
 

@@ -79,6 +79,9 @@ def predict_views(classifier: Predictor, images: np.ndarray, view: str, *, batch
     """
     if view not in VIEWS:
         raise ModelError(f"views: found {view!r}, expected one of {', '.join(VIEWS)}.")
+    if hasattr(classifier, "predict_view"):
+        # An ensemble's members may each look at parts of their own size.
+        return classifier.predict_view(images, view, batch_size=batch_size)
     total, num_views = 0.0, 0
     for seen in VIEWS[view](images, getattr(classifier, "crop", None)):
         total = total + classifier.predict(np.ascontiguousarray(seen), batch_size=batch_size).astype(np.float64)

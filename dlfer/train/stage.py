@@ -1,7 +1,7 @@
 """One training: a network is fitted to a bundle's train split and selected on its validation split.
 
 EF-FER1 and EF-FER2 both are such a stage. Its folder holds `checkpoint.npz` (replaced whole), `best.npz`,
-`history.csv` and TensorBoard logs; with a checkpoint there, `train_stage` goes on from it.
+`history.csv`, `milestones/<epoch>.npz` where they are asked for, and TensorBoard logs; with a checkpoint there, `train_stage` goes on from it.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from dlfer.train.plan import compute_steps
 from dlfer.train.state import StageJob, StageResult, StageState
 
 CHECKPOINT, BEST, HISTORY = "checkpoint.npz", "best.npz", "history.csv"
+MILESTONES = "milestones"
 
 
 def train_stage(job: StageJob, network: TransferNetwork, bundle: DataBundle) -> StageResult:
@@ -66,6 +67,7 @@ class _Stage:
                 self.state.waited = self.state.plateau_waited = 0
             self._train_epoch()
             self._finish_epoch(self._validate())
+            self._keep_milestone()
             self.save()
             self._heed_stop()
         return self._end()
@@ -243,6 +245,17 @@ class _Stage:
             self.optimizer.learning_rate = self._get_rate() * config.schedule.factor
             state.plateau_waited = 0
         state.stopped_early = config.early_stopping is not None and state.waited >= config.early_stopping.patience
+
+    def _keep_milestone(self) -> None:
+        """Write the weights as they are at the end of an epoch that was asked for, the averaged ones if there are any.
+
+        It comes before the checkpoint: a process that is killed between the two does the epoch again, alike.
+        """
+        epoch = self.state.epoch
+        if epoch in self.config.milestones and self.loop.is_chief:
+            with self._averaged():
+                path = self.job.folder / MILESTONES / f"{epoch}.npz"
+                write_checkpoint(path, self.network.model.weights, {"epoch": epoch})
 
     def _get_rate(self) -> float:
         return float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))

@@ -32,6 +32,7 @@ ORDER = (
     "robustness",
     "extras",
     "judge",
+    "milestones",
     "evaluate_model",
     "session",
     "fit_network",

@@ -6,14 +6,15 @@ import keras
 import numpy as np
 import pytest
 
-from dlfer.config.schema import ExperimentSection, ModelConfig, StageConfig
+from dlfer.config.schema import ExperimentSection, HeadConfig, ModelConfig, StageConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
 from dlfer.model.transfer import build_transfer_network
+from dlfer.train.checkpoint import restore_checkpoint
 from dlfer.train.control import StopControl
 from dlfer.train.device import choose_device, set_determinism
 from dlfer.train.history import COLUMNS, read_history
-from dlfer.train.stage import CHECKPOINT, HISTORY, train_stage
+from dlfer.train.stage import CHECKPOINT, HISTORY, MILESTONES, train_stage
 from dlfer.train.state import StageJob
 from dlfer.train.watch import TrainingListener
 
@@ -199,3 +200,50 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     with pytest.raises(ModelError, match="start a new run"):
         train_stage(make_job(config, tmp_path), other, make_bundle())
     assert (tmp_path / CHECKPOINT).exists()
+
+
+@pytest.mark.parametrize("given", [{}, {"ema": 0.9}])
+def test_a_milestone_is_the_network_of_a_training_that_ends_there(tmp_path, given):
+    """Interrupted in the epoch after it, too; the training itself goes on as without milestones."""
+    given = {"batch_size": 32, "image_size": 32, "augment": {"mirror": 0.5}, "keep": "last", **given}
+    shorter = build()
+    train_stage(make_job(make_config(epochs=1, **given), tmp_path / "short"), shorter, make_bundle())
+    config = make_config(epochs=2, milestones=(1, 2), **given)
+    with pytest.raises(TrainingStopped):
+        train_stage(make_job(config, tmp_path / "long", stop_after=3), build(), make_bundle())
+    resumed, plain = build(seed=7), build()
+    train_stage(make_job(config, tmp_path / "long"), resumed, make_bundle())
+    folder = tmp_path / "long" / MILESTONES
+    assert sorted(path.name for path in folder.iterdir()) == ["1.npz", "2.npz"]
+    end = weights_of(resumed)
+    for epoch, expected in ((1, weights_of(shorter)), (2, end)):
+        assert restore_checkpoint(folder / f"{epoch}.npz", resumed.model.weights) == {"epoch": epoch}
+        assert all(np.array_equal(a, b) for a, b in zip(expected, weights_of(resumed), strict=True))
+    train_stage(make_job(make_config(epochs=2, **given), tmp_path / "plain"), plain, make_bundle())
+    assert all(np.array_equal(a, b) for a, b in zip(end, weights_of(plain), strict=True))
+
+
+@pytest.mark.parametrize("milestones", [(3,), (2, 1), (1, 1)])
+def test_milestones_beyond_the_end_or_out_of_order_are_refused(milestones):
+    with pytest.raises(ValueError, match="rising numbers of epochs"):
+        make_config(epochs=2, milestones=milestones)
+
+
+def test_a_network_of_parts_with_hidden_layers_resumes_exactly(tmp_path):
+    """Random parts of the images, two dense layers with dropout before the last: stopped and resumed, alike."""
+
+    def build_head(seed: int):
+        keras.utils.set_random_seed(seed)
+        config = ModelConfig(backbone="efficientnet_nano", dropout=0.5, head=HeadConfig(hidden=(12, 8)))
+        return build_transfer_network(config, num_labels=3, image_size=32, crop=0.75, channels=1)
+
+    config = make_config(epochs=2, batch_size=16, image_size=32, crop=0.75, augment={"mirror": 0.5}, keep="last")
+    whole, resumed = build_head(0), build_head(9)
+    before = [np.asarray(weight) for weight in whole.head.weights]
+    train_stage(make_job(config, tmp_path / "whole"), whole, make_bundle())
+    assert [tuple(weight.shape) for weight in before][::2] == [(128, 12), (12, 8), (8, 3)]
+    assert all(not np.array_equal(a, b) for a, b in zip(before, whole.head.weights, strict=True))
+    with pytest.raises(TrainingStopped):
+        train_stage(make_job(config, tmp_path / "parts", stop_after=5), build_head(0), make_bundle())
+    train_stage(make_job(config, tmp_path / "parts"), resumed, make_bundle())
+    assert all(np.array_equal(a, b) for a, b in zip(weights_of(whole), weights_of(resumed), strict=True))

@@ -1,0 +1,154 @@
+"""The family ensemble: several trained classifiers, of any families, whose answers are combined."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+
+from dlfer.catalog import ARTIFACT_FILE
+from dlfer.config.schema import ModelConfig
+from dlfer.errors import ModelError
+from dlfer.evaluate.combine import TrainedCombination, combine_average, combine_vote
+from dlfer.model.classifier import Classifier, read_artifact_record, read_model_config
+from dlfer.model.views import predict_views
+
+MEMBERS = "members"
+
+
+class EnsembleClassifier(Classifier):
+    """Several classifiers as one.
+
+    Args:
+        members: name -> a classifier of the same set of labels, in any order.
+        labels, config, temperature_fit: as `Classifier` has them.
+        combine: "average", "vote" or "trained".
+        trained: by view ("single" and the names of views), what was fitted on validation; the combination
+            "trained" needs "single", the others none.
+
+    Raises:
+        ModelError: a member has other labels, or the trained combination is missing.
+    """
+
+    family = "ensemble"
+
+    def __init__(
+        self,
+        members: Mapping[str, Classifier],
+        labels: tuple[str, ...],
+        *,
+        config: ModelConfig,
+        combine: str = "average",
+        trained: Mapping[str, TrainedCombination] | None = None,
+        temperature_fit: dict | None = None,
+    ) -> None:
+        super().__init__(
+            labels,
+            config=config,
+            channels=max(member.channels for member in members.values()),
+            image_size=max(member.image_size for member in members.values()),
+            temperature_fit=temperature_fit,
+        )
+        self.members = dict(members)
+        self.combine_by = combine
+        self.trained = dict(trained or {})
+        if combine == "trained" and "single" not in self.trained:
+            raise ModelError("ensemble: the combination is trained, but none was fitted; fit it on validation.")
+        self._columns = {name: match_labels(member.labels, self.labels, name) for name, member in members.items()}
+        self._folders: dict[str, Path] = {}
+
+    def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
+        """Return float32 [N, C], rows sum to one."""
+        answers = [
+            member.predict(images, batch_size=batch_size)[:, self._columns[name]]
+            for name, member in self.members.items()
+        ]
+        return self.combine(np.stack(answers), "single")
+
+    def predict_view(self, images: np.ndarray, view: str, *, batch_size: int) -> np.ndarray:
+        """Return the combination, float32 [N, C], of what each member answers on the average over its own views."""
+        answers = [
+            predict_views(member, images, view, batch_size=batch_size)[:, self._columns[name]]
+            for name, member in self.members.items()
+        ]
+        return self.combine(np.stack(answers), view)
+
+    def combine(self, probabilities: np.ndarray, view: str) -> np.ndarray:
+        """Return float32 [N, C] of the members' float [M, N, C], with columns as `labels`, averaged over `view`."""
+        if self.combine_by == "trained":
+            return self.trained.get(view, self.trained["single"]).predict(probabilities).astype(np.float32)
+        combined = combine_vote if self.combine_by == "vote" else combine_average
+        return combined(probabilities).astype(np.float32)
+
+    def describe(self) -> dict:
+        """Return who the members are and what was fitted."""
+        trained = {view: fitted.as_dict() for view, fitted in self.trained.items()}
+        return {"ensemble": {"combine": self.combine_by, "members": list(self.members), "trained": trained}}
+
+    def keep_folder(self, name: str, folder: Path) -> None:
+        """Say where the artifact of a member stands, so that its files can be linked instead of written again."""
+        self._folders[name] = Path(folder)
+
+    def write_files(self, folder: Path) -> tuple[str, ...]:
+        """Put the artifact of each member into `members/<name>/`; on the same disk its files are linked."""
+        files: list[str] = []
+        for name, member in self.members.items():
+            target = folder / MEMBERS / name
+            if name in self._folders:
+                _share_artifact(self._folders[name], target)
+            else:
+                member.save(target)
+            self._folders[name] = target
+            listed = (*read_artifact_record(target)["sha256"], ARTIFACT_FILE)
+            files += [f"{MEMBERS}/{name}/{file}" for file in listed]
+        return tuple(files)
+
+    @classmethod
+    def read_files(cls, folder: Path, record: dict) -> Self:
+        """Load the members, and what was fitted."""
+        from dlfer.model.artifact import load_artifact
+
+        given = record["ensemble"]
+        ensemble = cls(
+            {name: load_artifact(folder / MEMBERS / name) for name in given["members"]},
+            tuple(record["labels"]),
+            config=read_model_config(record),
+            combine=given["combine"],
+            trained={view: TrainedCombination.from_dict(values) for view, values in given["trained"].items()},
+            temperature_fit=record.get("temperature"),
+        )
+        for name in ensemble.members:
+            ensemble.keep_folder(name, folder / MEMBERS / name)
+        return ensemble
+
+
+def match_labels(found: tuple[str, ...], labels: tuple[str, ...], name: str) -> list[int]:
+    """Return where each of `labels` stands among those of a member.
+
+    Raises:
+        ModelError: the two are not the same set.
+    """
+    if set(found) != set(labels):
+        raise ModelError(
+            f"ensemble: the member {name} has the labels {', '.join(found)}; expected {', '.join(labels)}, in any "
+            "order. Members tell the same labels apart."
+        )
+    return [found.index(label) for label in labels]
+
+
+def _share_artifact(source: Path, target: Path) -> None:
+    """Link (or copy) an artifact, and only what its artifact.json names."""
+    if source.resolve() == target.resolve():
+        return
+    for file in (*read_artifact_record(source)["sha256"], ARTIFACT_FILE):
+        path = target / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.unlink(missing_ok=True)
+        try:
+            os.link(source / file, path)
+        except OSError:
+            shutil.copy2(source / file, path)
