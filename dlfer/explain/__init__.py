@@ -1,0 +1,1 @@
+"""What in an image a classifier's answer hangs on."""
