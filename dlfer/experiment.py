@@ -22,8 +22,10 @@ from dlfer.fit_ensemble import explain_ensemble, fit_ensemble
 from dlfer.fit_network import Fitted, explain_network, fit_network
 from dlfer.judge import compute_run_metrics, count_openings, describe_data, log_opening, predict_parts, sort_errors
 from dlfer.milestones import judge_milestones
-from dlfer.model.classifier import store_temperature
+from dlfer.model.classifier import Classifier, store_temperature
+from dlfer.model.network_classifier import NetworkClassifier
 from dlfer.report.card import write_card
+from dlfer.report.explained import MOST_EXAMPLES, choose_examples, write_occlusion_page, write_preparation_page
 from dlfer.report.html import write_report
 from dlfer.report.pictures import write_confusion_page, write_error_page
 from dlfer.runs import Run, RunOptions, create_run, open_run
@@ -171,6 +173,7 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
     metrics |= fitted.compute_figures() if fitted.compute_figures is not None else {}
     run.write_json("metrics.json", metrics)
     _draw_errors(run, bundle, predictions)
+    _draw_explanations(run, classifier, bundle, predictions)
     say(describe_outcome(metrics))
     say(f"report: {write_report(run.path)}")
     say(f"model card: {write_card(run.path)}")
@@ -207,3 +210,24 @@ def _draw_errors(run: Run, bundle: DataBundle, predictions: dict[str, Prediction
         rows = sort_errors(predicted, 24)
         write_error_page(run.path / "figures", split.images[rows], predicted, rows)
         write_confusion_page(run.path / "figures", split.images, predicted)
+
+
+def _draw_explanations(
+    run: Run, classifier: Classifier, bundle: DataBundle, predictions: dict[str, Predictions]
+) -> None:
+    """Write occlusion maps of the first image of each label, and for a network what becomes of three on the way in."""
+    from dlfer.explain.occlusion import compute_occlusion
+    from dlfer.explain.preparation import compute_preparation
+
+    part = "test" if "test" in predictions else "validation"
+    split, predicted, folder = getattr(bundle, part), predictions[part], run.path / "figures"
+    if not isinstance(split, Split):
+        return
+    rows = choose_examples(predicted, limit=1 if run.is_smoke else MOST_EXAMPLES)
+    images = split.images[rows]
+    targets = predicted.targets[rows].tolist()
+    maps = [compute_occlusion(classifier.predict, *pair) for pair in zip(images, targets, strict=True)]
+    write_occlusion_page(folder, images, maps, predictions=predicted, rows=rows)
+    if isinstance(classifier, NetworkClassifier) and len(rows):
+        names = [predicted.labels[target] for target in targets[:3]]
+        write_preparation_page(folder, images[:3], compute_preparation(classifier, images[:3]), names)

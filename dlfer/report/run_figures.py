@@ -33,6 +33,8 @@ FIGURES = (
     "corruptions",
     "errors",
     "augmented",
+    "preprocessing",
+    "occlusion",
 )
 """All figures of a run; those with images are written while it has them."""
 
