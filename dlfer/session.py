@@ -49,7 +49,8 @@ class Session:
         key = json.dumps([stage.data.model_dump(mode="json"), stage.native_size, stage.balance], sort_keys=True)
         if key not in self.bundles:
             start = time.monotonic()
-            self.bundles[key] = load_data(stage.data, image_size=stage.native_size, balance=stage.balance)
+            say = self.listener.say
+            self.bundles[key] = load_data(stage.data, image_size=stage.native_size, balance=stage.balance, say=say)
             self.listener.say(describe_bundle(self.bundles[key], time.monotonic() - start))
         return self.bundles[key]
 

@@ -28,10 +28,10 @@ class NumImages(Section):
 
 
 class FacesConfig(Section):
-    """What is done to each face before it is stored: found, turned upright by the eyes, its light evened out."""
+    """What is done to each image before anything else: its face found, turned upright by the eyes, evened out."""
 
     detect: Literal[names.DETECTORS] = "none"
-    """none: the image is the face. mtcnn and opencv cut out the largest face found; without one the image stays."""
+    """none: the image is the face. mtcnn, opencv: the largest face is cut out; without one the image stays."""
     align: bool = False
     """Turn and scale the face so that the eyes stand at fixed places; mtcnn only, which finds them."""
     equalize: Literal[names.EQUALIZERS] = "none"
@@ -39,6 +39,8 @@ class FacesConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> FacesConfig:
+        if self.detect == "none" and self.equalize == "none":
+            raise ValueError("faces: found nothing to do; set detect or equalize, or faces: null.")
         if self.align and self.detect != "mtcnn":
             raise ValueError(f"align: found true with detect: {self.detect}; only mtcnn finds the eyes.")
         return self
@@ -69,7 +71,7 @@ class DataConfig(Section):
     size: Annotated[int, Field(ge=8, le=1024)] | None = None
     """Pixels: images are stored as centred squares of this side. null: native size if all are the same."""
     faces: FacesConfig | None = None
-    """Faces found, aligned, evened out before anything else; kept in a cache beside the runs."""
+    """Faces found, aligned, evened out; kept in $DLFER_CACHE (~/.cache/dlfer) for the very same images."""
     skip_unreadable: bool = False
     """Leave out and count rows and files that cannot be read, instead of refusing the data."""
     seed: Seed = 0

@@ -13,6 +13,7 @@ import numpy as np
 from dlfer.config.load import resolve_path
 from dlfer.config.schema import DataConfig, LabelsConfig
 from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.face_crops import prepare_faces
 from dlfer.data.images import resize_square
 from dlfer.data.labels import SPELLINGS, relabel_bundle
 from dlfer.data.split import apply_protocol, draw_fraction, draw_subset
@@ -89,29 +90,34 @@ SOURCES: dict[str, SourceSpec] = {
 }
 
 
-def load_data(config: DataConfig, *, image_size: int, balance: str = "none") -> DataBundle:
+def load_data(
+    config: DataConfig, *, image_size: int, balance: str = "none", say: Callable[[str], None] | None = None
+) -> DataBundle:
     """Return the splits of a data section: loaded, labelled, drawn, and split as the protocol says.
 
-    `config.num_images` limits the source's own parts and `config.fraction` draws from all of them, before
-    anything is split. Streamed sources keep their own parts, so they take the official protocol only.
+    `config.num_images` limits the source's own parts, in whose images `config.faces` then finds the faces, and
+    `config.fraction` draws from all of them, before anything is split. Streamed sources keep their own parts, so they take the official protocol only.
 
     Args:
         config: the data section.
         image_size: side in pixels that the network sees.
         balance: the stage's; the protocol may forbid it or need it.
+        say: told about the progress of what takes long.
 
     Raises:
+        EnvironmentProblem: the package that finds faces is not installed.
         MissingDataError: the data is not there; the message says where to obtain it.
         DataError: rows, files or labels are wrong, or a class of train is empty.
         ProtocolError: the protocol forbids the split or the balance, or the source cannot follow it.
     """
     spec = SOURCES[config.source]
-    if spec.streams and (config.protocol != "official" or config.select_on or config.fraction):
-        asked = {"select_on": config.select_on, "fraction": config.fraction, f"protocol {config.protocol}": True}
+    if spec.streams and (config.protocol != "official" or config.select_on or config.fraction or config.faces):
+        asked = {"select_on": config.select_on, "fraction": config.fraction, "faces": config.faces}
+        asked[f"protocol {config.protocol}"] = True
         raise ProtocolError(
             f"data: source {config.source} streams its images, so it takes its own parts only; found "
             f"{next(key for key, value in asked.items() if value)}. "
-            "Set protocol: official, select_on: null and fraction: null (num_images limits a part)."
+            "Set protocol: official, select_on: null, fraction: null and faces: null (num_images limits a part)."
         )
     bundle = load_parts_of_source(config, image_size=image_size)
     if spec.streams:
@@ -121,6 +127,9 @@ def load_data(config: DataConfig, *, image_size: int, balance: str = "none") -> 
         split = getattr(bundle, part)
         limit = getattr(config.num_images, part)
         parts[part] = None if split is None else draw_subset(split, limit, config.seed)
+    if config.faces is not None:
+        bundle = prepare_faces(dataclasses.replace(bundle, **parts), config.faces, say=say)
+        parts = {part: getattr(bundle, part) for part in parts}
     if config.size is not None:
         parts = {part: resize_split(split, config.size) for part, split in parts.items()}
     bundle = dataclasses.replace(bundle, **parts)
