@@ -1,0 +1,180 @@
+"""Faces found in a portrait, boxes in its own pixels; alignment against OpenCV and skimage's formula."""
+
+import builtins
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlfer.data import faces as module
+from dlfer.data.faces import (
+    EYES,
+    align_face,
+    compute_alignment,
+    crop_face,
+    detect_faces,
+    detect_faces_of_each,
+    warp_image,
+)
+from dlfer.errors import DataError, EnvironmentProblem
+
+DETECTORS = ("mtcnn", "opencv")
+EYES_OF_PORTRAIT = ((220, 190), (308, 186))
+
+
+@pytest.fixture(scope="module")
+def portrait() -> np.ndarray:
+    """Rear Admiral Grace Hopper, a photograph of the U.S. Navy in the public domain that matplotlib brings along."""
+    matplotlib = pytest.importorskip("matplotlib")
+    path = Path(matplotlib.get_data_path()) / "sample_data" / "grace_hopper.jpg"
+    return np.asarray(Image.open(path).convert("RGB"))
+
+
+@pytest.fixture(params=DETECTORS)
+def detector(request) -> str:
+    pytest.importorskip({"mtcnn": "mtcnn", "opencv": "cv2"}[request.param])
+    return request.param
+
+
+def test_one_face_in_a_portrait_around_the_eyes(portrait, detector):
+    (face,) = detect_faces(portrait, detector=detector)
+    left, top, width, height = face.box
+    for x, y in EYES_OF_PORTRAIT:
+        assert left < x < left + width
+        assert top < y < top + height
+    assert 150 < height < 260
+    if detector == "mtcnn":
+        assert np.abs(face.eyes - EYES_OF_PORTRAIT).max() < 12
+        assert face.landmarks.shape == (5, 2)
+        assert 0.9 < face.score <= 1
+    else:
+        assert face.eyes is None
+
+
+def test_two_faces_of_a_large_photo_in_its_own_pixels(portrait, detector):
+    small = np.asarray(Image.fromarray(portrait).resize((256, 300)))
+    photo = np.full((1400, 2000, 3), 128, np.uint8)
+    photo[100:700, 100:612] = portrait
+    photo[900:1200, 1500:1756] = small
+    first, second = detect_faces(photo, detector=detector)[:2]
+    for face, (x, y, scale) in ((first, (100, 100, 1)), (second, (1500, 900, 0.5))):
+        left, top, width, height = face.box
+        for eye_x, eye_y in EYES_OF_PORTRAIT:
+            assert left < x + scale * eye_x < left + width
+            assert top < y + scale * eye_y < top + height
+    assert first.box[2] > second.box[2]
+
+
+def test_a_small_grey_crop_is_enlarged_and_its_box_stays_inside(portrait, detector):
+    crop = np.asarray(Image.fromarray(portrait[80:360, 130:410]).convert("L").resize((48, 48), Image.Resampling.BOX))
+    (face,) = detect_faces(crop, detector=detector)
+    left, top, width, height = face.box
+    assert 0 <= left < left + width <= 48
+    assert 0 <= top < top + height <= 48
+    assert height > 24
+
+
+def test_several_images_are_the_same_as_one_by_one(portrait, detector):
+    images = [portrait, portrait[:, ::-1], np.full((60, 60, 1), 9, np.uint8), portrait[60:, 40:], portrait // 2]
+    together = detect_faces_of_each(images, detector=detector)
+    assert [len(found) for found in together] == [1, 1, 0, 1, 1]
+    for image, found in zip(images, together, strict=True):
+        for one, other in zip(found, detect_faces(np.ascontiguousarray(image), detector=detector), strict=True):
+            assert np.allclose(one.box, other.box)
+            assert one.landmarks is None or np.allclose(one.landmarks, other.landmarks)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (12, 400, 1), (300, 20, 3)])
+def test_tiny_and_narrow_images_hold_no_face_and_no_error(shape, detector):
+    assert detect_faces(np.full(shape, 200, np.uint8), detector=detector) == []
+
+
+def test_alignment_is_the_similarity_of_two_points():
+    cv2 = pytest.importorskip("cv2")
+    rng = np.random.default_rng(0)
+    for _ in range(20):
+        eyes, size = rng.uniform(0, 200, (2, 2)), int(rng.integers(24, 200))
+        to = np.array(EYES) * size - 0.5
+        expected, _ = cv2.estimateAffinePartial2D(eyes, to)
+        assert np.allclose(compute_alignment(eyes, size), expected, atol=1e-4)
+        assert np.allclose(compute_alignment(eyes, size) @ [*eyes[0], 1], to[0])
+
+
+def test_warp_that_enlarges_is_opencvs(portrait):
+    cv2 = pytest.importorskip("cv2")
+    image = np.ascontiguousarray(portrait[100:160, 150:210])
+    for eyes in ([[20, 25], [40, 24]], [[25, 20], [35, 40]], [[-5, 10], [20, 10]]):
+        matrix = compute_alignment(np.array(eyes), 96)
+        expected = cv2.warpAffine(image, matrix, (96, 96), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+        difference = np.abs(warp_image(image, matrix, 96).astype(int) - expected)
+        # OpenCV samples at 1/32 of a pixel.
+        assert difference.mean() < 1
+        assert difference.max() < 25
+
+
+@pytest.mark.parametrize("angle", [0, 20, -35])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_an_aligned_face_has_its_eyes_in_place(angle, channels):
+    # Two white dots on black, turned; shrunk fourfold, so that the antialiasing is in play.
+    turn = np.deg2rad(angle)
+    middle, half = np.array([200.0, 180.0]), 66 * np.array([np.cos(turn), np.sin(turn)])
+    eyes = np.array([middle - half, middle + half])
+    y, x = np.mgrid[:400, :400]
+    image = np.zeros((400, 400, channels), np.uint8)
+    for eye_x, eye_y in eyes:
+        image[(x - eye_x) ** 2 + (y - eye_y) ** 2 < 100] = 255
+    size = 96
+    aligned = align_face(image, eyes, size)
+    assert aligned.shape == (size, size, channels)
+    for column, half_of in enumerate((aligned[:, : size // 2, 0], aligned[:, size // 2 :, 0])):
+        weights = half_of / half_of.sum()
+        rows, columns = np.mgrid[: half_of.shape[0], : half_of.shape[1]]
+        centre = (weights * columns).sum() + column * size // 2, (weights * rows).sum()
+        assert np.allclose(centre, np.array(EYES[column]) * size - 0.5, atol=0.3)
+
+
+def test_a_crop_is_the_square_around_the_box(portrait):
+    assert np.array_equal(crop_face(portrait, (100, 50, 64, 64), 64), portrait[50:114, 100:164])
+    taller = crop_face(portrait, (120, 50, 24, 64), 64)
+    assert np.array_equal(taller, portrait[50:114, 100:164])
+    outside = crop_face(portrait, (-10, 0, 20, 20), 20)
+    assert np.array_equal(outside[:, :10], np.repeat(portrait[:20, :1], 10, axis=1))
+
+
+def test_eyes_at_one_place_are_refused():
+    with pytest.raises(DataError, match="both eyes at 3"):
+        align_face(np.zeros((9, 9, 1), np.uint8), np.full((2, 2), 3.0), 9)
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((9, 9), np.float32), np.zeros((9, 9, 2), np.uint8), np.zeros((0, 9), np.uint8)]
+)
+def test_what_is_no_image_is_refused(image):
+    with pytest.raises(DataError, match="expected uint8"):
+        detect_faces(image, detector="opencv")
+
+
+def test_an_unknown_detector_is_refused():
+    with pytest.raises(DataError, match="found 'dlib', expected one of mtcnn, opencv"):
+        detect_faces(np.zeros((9, 9), np.uint8), detector="dlib")
+
+
+@pytest.mark.parametrize(
+    ("name", "package", "command"),
+    [("mtcnn", "mtcnn", "pip install mtcnn==1.0.0"), ("opencv", "cv2", "pip install 'opencv-python-headless<5'")],
+)
+def test_an_absent_package_is_named_with_its_command(name, package, command, monkeypatch):
+    real = builtins.__import__
+
+    def refuse(wanted, *args, **given):
+        if wanted == package:
+            raise ImportError(f"No module named {wanted!r}")
+        return real(wanted, *args, **given)
+
+    module._load_mtcnn.cache_clear()
+    module._load_cascade.cache_clear()
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(EnvironmentProblem) as problem:
+        detect_faces(np.zeros((60, 60), np.uint8), detector=name)
+    assert command in str(problem.value)
