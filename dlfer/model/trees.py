@@ -8,6 +8,7 @@ several classes takes 2 p (1-p) for the second derivative, an upper bound of the
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -17,11 +18,24 @@ import numpy as np
 from dlfer.config.boosting import BoostingConfig
 from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.model.levels import Level
+from dlfer.model.ubjson import parse_ubjson
 
 if TYPE_CHECKING:
     import xgboost
 
 PACKAGE = "xgboost-cpu==3.2.0"
+_NODE_KEYS = (
+    "left_children",
+    "right_children",
+    "parents",
+    "split_indices",
+    "split_conditions",
+    "split_type",
+    "default_left",
+    "base_weights",
+    "loss_changes",
+    "sum_hessian",
+)
 
 
 def import_xgboost() -> ModuleType:
@@ -30,6 +44,9 @@ def import_xgboost() -> ModuleType:
     Raises:
         EnvironmentProblem: it is not installed.
     """
+    # Threads that wait for each other shall sleep: by default they spin, which on a machine where anything else
+    # runs took four times the CPU and five times the time (2,000 rows, two cores). Read when the package is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import xgboost
     except ImportError as error:
@@ -75,18 +92,75 @@ def read_booster(path: Path, *, num_features: int, num_labels: int) -> xgboost.B
     """
     xgb = import_xgboost()
     try:
-        booster = xgb.Booster(model_file=bytearray(path.read_bytes()))
-        found = booster.num_features()
-        outputs = len(booster.predict(xgb.DMatrix(np.zeros((1, found), np.float32)))[0])
-    except (OSError, xgb.core.XGBoostError, TypeError, IndexError) as error:
-        reason = str(error).strip().splitlines()[-1] if str(error).strip() else type(error).__name__
-        raise ModelError(f"{path}: expected the trees of a trained model in XGBoost's UBJSON: {reason}.") from error
-    if (found, outputs) != (num_features, num_labels):
-        raise ModelError(
-            f"{path}: found trees of {found} features and {outputs} labels, expected {num_features} and {num_labels}; "
-            "the file belongs to another model."
-        )
-    return booster
+        contents = path.read_bytes()
+        found = check_trees(contents)
+        if found != (num_features, num_labels):
+            raise ModelError(
+                f"{path}: found trees of {found[0]} features and {found[1]} labels, expected {num_features} and "
+                f"{num_labels}; the file belongs to another model."
+            )
+        return xgb.Booster(model_file=bytearray(contents))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, xgb.core.XGBoostError) as error:
+        reason = f"there is no {error}" if isinstance(error, KeyError) else str(error).strip().splitlines()[-1]
+        raise ModelError(f"{path}: expected the trees of a trained model in XGBoost's UBJSON: {reason}") from error
+
+
+def check_trees(contents: bytes) -> tuple[int, int]:
+    """Return the numbers of features and labels of trees in UBJSON, after a look at everything that is an index.
+
+    XGBoost follows the numbers of a file without a look; one that is out of range is a read out of bounds.
+
+    Raises:
+        ValueError, KeyError, TypeError, AttributeError: these are no trees as this family grows them.
+    """
+    learner = parse_ubjson(contents)["learner"]
+    sizes, booster = learner["learner_model_param"], learner["gradient_booster"]
+    num_features, num_labels = int(sizes["num_feature"]), int(sizes["num_class"])
+    objective, model = learner["objective"], booster["model"]
+    trees, counts = model["trees"], model["gbtree_model_param"]
+    rounds = len(trees) // max(1, num_labels)
+    expected = {
+        "objective": (objective["name"], "multi:softprob"),
+        "classes of the objective": (int(objective["softmax_multiclass_param"]["num_class"]), num_labels),
+        "booster": (booster["name"], "gbtree"),
+        "targets": (sizes["num_target"], "1"),
+        "parallel trees": (counts["num_parallel_tree"], "1"),
+        "number of trees": (int(counts["num_trees"]), len(trees)),
+        "classes of the trees": (list(model["tree_info"]), list(range(num_labels)) * rounds),
+        "ends of the rounds": (list(model["iteration_indptr"]), list(range(0, len(trees) + 1, num_labels))),
+        "names of features": (len(learner["feature_names"]) + len(learner["feature_types"]), 0),
+        "categories": (len(model["cats"]["enc"]), 0),
+    }
+    for what, (found, wanted) in expected.items():
+        if found != wanted:
+            raise ValueError(f"{what}: found {str(found)[:80]}, expected {str(wanted)[:80]}")
+    for number, tree in enumerate(trees):
+        _check_tree(tree, number, num_features)
+    return num_features, num_labels
+
+
+def _check_tree(tree: dict, number: int, num_features: int) -> None:
+    """Raise unless one tree is a tree: every node but the root has one parent, before it, and splits on a feature."""
+    size = int(tree["tree_param"]["num_nodes"])
+    arrays = {key: np.asarray(tree[key]) for key in _NODE_KEYS}
+    left, right, parents = arrays["left_children"], arrays["right_children"], arrays["parents"]
+    if size < 1 or any(array.shape != (size,) or array.dtype.kind not in "iuf" for array in arrays.values()):
+        raise ValueError(f"tree {number}: its lists are not of {size} nodes")
+    nodes, splits = np.arange(size), left != -1
+    children = np.concatenate([left[splits], right[splits]])
+    is_tree = np.array_equal(np.sort(children), nodes[1:]) and np.array_equal(right != -1, splits)
+    if not is_tree or (children <= np.tile(nodes[splits], 2)).any():
+        raise ValueError(f"tree {number}: its nodes are not those of a tree")
+    if not np.array_equal(parents[children], np.tile(nodes[splits], 2)):
+        raise ValueError(f"tree {number}: its nodes have other parents than they are children of")
+    if ((arrays["split_indices"] < 0) | (arrays["split_indices"] >= num_features)).any():
+        raise ValueError(f"tree {number}: it splits on a feature beyond {num_features}")
+    if arrays["split_type"].any() or len(tree["categories_nodes"]) or len(tree["categories"]):
+        raise ValueError(f"tree {number}: it splits on categories")
+    if (tree["tree_param"]["size_leaf_vector"], int(tree["tree_param"]["num_feature"])) != ("1", num_features):
+        raise ValueError(f"tree {number}: it is of other features or leaves")
+    if not np.isfinite(arrays["split_conditions"]).all():
+        raise ValueError(f"tree {number}: a leaf or a threshold is not finite")
 
 
 class FeatureScale:

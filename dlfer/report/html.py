@@ -10,6 +10,8 @@ from typing import Any
 
 from dlfer.errors import ModelError
 from dlfer.report.audit import describe_audit
+from dlfer.report.boosting import describe_trees
+from dlfer.report.ensemble import describe_ensemble, describe_milestones
 from dlfer.report.headline import build_headline, build_metrics_table, describe_parts
 from dlfer.report.judgement import (
     describe_abstention,
@@ -62,6 +64,7 @@ def write_report(run_path: Path) -> Path:
         "question": describe_question(config, (data or {}).get("labels")),
         "figures": load_figures(run_path / "figures", FIGURES),
         "costs": list_costs(run.get("cost") or {}),
+        "trees": describe_trees(read_json(run_path / "boosting.json")),
         "transfer": describe_transfer(read_json(run_path / "transfer.json")),
         "data": describe_data(data) if data else None,
         "audit": describe_audit(audit) if audit else [],
@@ -91,6 +94,8 @@ def _judge(
         "calibration": describe_calibration(metrics),
         "abstention": describe_abstention(metrics),
         "views": list_views(metrics),
+        "milestones": describe_milestones(metrics),
+        "ensemble": describe_ensemble(metrics),
         "groups": describe_groups(metrics),
         "no_groups": tell_missing_groups((data or {}).get("source")),
         "corruptions": describe_corruptions(metrics),

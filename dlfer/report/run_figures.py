@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from dlfer.evaluate.predictions import read_predictions
+from dlfer.report.boosting import describe_levels, draw_levels
 from dlfer.report.confidence import draw_reliability, draw_risk_coverage
 from dlfer.report.curves import draw_corruptions, draw_history, draw_roc
+from dlfer.report.ensemble import describe_milestone_figure, draw_milestones
 from dlfer.report.figures import stamp_banner, write_figure
 from dlfer.report.headline import get_judged_part
 from dlfer.report.page import format_percent, is_missing, read_json, read_rows
@@ -25,6 +27,8 @@ if TYPE_CHECKING:
 FIGURES = (
     "pretrain_history",
     "finetune_history",
+    "levels",
+    "milestones",
     "confusion",
     "roc",
     "reliability",
@@ -57,7 +61,7 @@ def write_run_figures(run_path: Path) -> list[Path]:
     folder, metrics = run_path / "figures", read_json(run_path / "metrics.json") or {}
     written = [
         write_figure(drawn.figure, folder / f"{drawn.name}.png", title=drawn.title, description=drawn.description)
-        for drawn in (*_draw_histories(run_path), *_draw_judgement(run_path, metrics))
+        for drawn in (*_draw_histories(run_path), *_draw_trees(run_path), *_draw_judgement(run_path, metrics))
     ]
     stamp_banner(folder, FIGURES, metrics.get("banner"))
     return written
@@ -90,6 +94,17 @@ def _draw_histories(run_path: Path) -> Iterator[Drawn]:
         )
 
 
+def _draw_trees(run_path: Path) -> Iterator[Drawn]:
+    levels = (read_json(run_path / "boosting.json") or {}).get("levels")
+    if levels:
+        yield Drawn(
+            "levels",
+            draw_levels(levels),
+            "Where the trees split: each level's share of the gain on train, beside its share of the features",
+            describe_levels(levels),
+        )
+
+
 def _draw_judgement(run_path: Path, metrics: Mapping[str, Any]) -> Iterator[Drawn]:
     part = get_judged_part(metrics)
     scores = metrics[part] if part else {}
@@ -117,6 +132,10 @@ def _draw_judgement(run_path: Path, metrics: Mapping[str, Any]) -> Iterator[Draw
         yield _draw_calibration(scores, part)
     if (scores.get("selective") or {}).get("curve"):
         yield _draw_abstention(metrics, part)
+    milestones = draw_milestones(metrics)
+    if milestones is not None:
+        text = describe_milestone_figure(metrics)
+        yield Drawn("milestones", milestones, "Confusion after some epochs: rows are targets", text)
     if metrics.get("corruptions"):
         yield _draw_robustness(metrics["corruptions"])
 

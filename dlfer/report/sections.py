@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from dlfer.report.boosting import describe_setting
+from dlfer.report.ensemble import describe_members
+
 STAGES = {"pretrain": "EF-FER1", "finetune": "EF-FER2"}
 _MOST_LABELS = 12
 
@@ -24,11 +27,18 @@ def describe_question(config: Mapping[str, Any], labels: list[str] | None) -> li
         shown = ", ".join(labels[:_MOST_LABELS]) + (" ..." if len(labels) > _MOST_LABELS else "")
         facts.append(("question", f"which of {len(labels)} labels would annotators give: {shown}?"))
     facts.append(("data", _describe_source(finetune.get("data") or {})))
-    dropout = f", dropout {model['dropout']:g}" if model.get("dropout") else ""
-    facts.append(("network", f"{_describe_network(model)}{dropout}"))
+    has_dropout = model.get("dropout") and not config.get("boosting")
+    dropout = f", dropout {model['dropout']:g}" if has_dropout else ""
+    if config.get("ensemble"):
+        facts.append(("members", describe_members(config["ensemble"])))
+    else:
+        facts.append(("network", f"{_describe_network(model)}{dropout}"))
     facts.append((STAGES["pretrain"], _describe_pretraining(config.get("pretrain"))))
-    facts.append((STAGES["finetune"], _describe_stage(finetune)))
-    facts.append(("augmentation", _describe_augmentation(finetune.get("augment") or {})))
+    if config.get("boosting"):
+        facts.append((STAGES["finetune"], describe_setting(config["boosting"], finetune)))
+    else:
+        facts.append((STAGES["finetune"], _describe_stage(finetune)))
+        facts.append(("augmentation", _describe_augmentation(finetune.get("augment") or {})))
     for key, value in (config.get("expected") or {}).items():
         if isinstance(value, str):
             facts.append((f"expected {key}", value))
@@ -65,6 +75,8 @@ def _describe_stage(stage: Mapping[str, Any]) -> str:
     for key, text in (("epochs", "{} epochs"), ("image_size", "{} px"), ("batch_size", "batches of {}")):
         if stage.get(key):
             words.append(text.format(stage[key]))
+    if stage.get("crop"):
+        words.append(f"random parts of {100 * stage['crop']:.0f} % of each side")
     if optimizer.get("name"):
         schedule = (stage.get("schedule") or {}).get("name")
         words.append(

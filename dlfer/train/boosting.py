@@ -19,7 +19,7 @@ import numpy as np
 from dlfer.config.boosting import BoostingConfig
 from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
 from dlfer.evaluate.metrics import compute_accuracy, compute_confusion, compute_item_losses, compute_macro_f1
-from dlfer.model.trees import import_xgboost, make_parameters
+from dlfer.model.trees import import_xgboost, make_parameters, read_booster
 from dlfer.runs import write_atomically
 from dlfer.train.history import ScalarLog, write_history
 from dlfer.train.state import StageJob, StageResult
@@ -117,14 +117,14 @@ class _Growing:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / STATE).exists():
             return
+        num_features = self.parts["train"].features.shape[1]
         try:
             self.state = _State(**json.loads((folder / STATE).read_text()))
-            booster = self.xgb.Booster(model_file=bytearray((folder / TREES).read_bytes()))
+            booster = read_booster(folder / TREES, num_features=num_features, num_labels=self.num_labels)
             self.trees = bytes(booster[: self.state.epoch * self.rounds].save_raw("ubj"))
-        except (OSError, ValueError, TypeError, IndexError, self.xgb.core.XGBoostError) as error:
+        except (ModelError, OSError, ValueError, TypeError, IndexError) as error:
             raise ModelError(
-                f"{folder}: expected the trees of an interrupted run ({TREES}, {STATE}): {error}. "
-                f"Delete {STATE} there to grow them anew."
+                f"{folder}: the interrupted growing cannot go on ({error}). Delete {STATE} there to grow anew."
             ) from error
 
     def _make_booster(self, trees: bytes | None) -> xgboost.Booster:

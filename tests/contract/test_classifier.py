@@ -7,21 +7,41 @@ import pytest
 
 from dlfer.catalog import ARTIFACT_FILE
 from dlfer.config import names
+from dlfer.config.boosting import BoostingConfig
 from dlfer.config.schema import HeadConfig, ModelConfig
 from dlfer.errors import ModelError
 from dlfer.model.artifact import FAMILIES, load_artifact
+from dlfer.model.boosted import build_level_features
 from dlfer.model.classifier import match_channels
-from dlfer.model.network_classifier import WEIGHTS_FILE
 from dlfer.model.transfer import build_transfer_network
+from dlfer.model.trees import FeatureScale, import_xgboost, make_parameters
 
 LABELS = ("angry", "happy", "sad")
 
 
 def make_classifier(family: str, *, channels: int = 1, activation: str = "softmax"):
+    if family == "ensemble":
+        members = {name: make_classifier("transfer", channels=channels, activation=activation) for name in ("a", "b")}
+        return FAMILIES[family](members, LABELS, config=ModelConfig(family=family), combine="average")
     fused = {"branches": ("efficientnet_nano", "resnet_nano"), "fusion": "attention"} if family == "hybrid" else {}
     config = ModelConfig(family=family, backbone="efficientnet_nano", head=HeadConfig(activation=activation), **fused)
     network = build_transfer_network(config, num_labels=3, image_size=32, channels=channels)
-    return FAMILIES[family](network, LABELS, config=config, channels=channels)
+    given = {"config": config, "channels": channels}
+    if family == "boosted":
+        given |= make_trees(network, config, channels=channels)
+    return FAMILIES[family](network, LABELS, **given)
+
+
+def make_trees(network, config, *, channels: int) -> dict:
+    """Grow a few trees on the features of random images."""
+    boosting = BoostingConfig(max_depth=2, colsample=1.0)
+    features = build_level_features(network, config, boosting)
+    values = features.compute(draw_images((30, 32, 32, channels)), batch_size=30)
+    scale = FeatureScale.fit("standard", features.levels, values)
+    xgb = import_xgboost()
+    matrix = xgb.DMatrix(scale.apply(values), label=np.arange(30) % 3)
+    booster = xgb.train(make_parameters(boosting, num_labels=3, seed=0), matrix, 3)
+    return {"boosting": boosting, "trees": (features, scale, booster)}
 
 
 def draw_images(shape) -> np.ndarray:
@@ -70,12 +90,16 @@ def test_other_arrays_are_refused(family, images):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_changed_byte_is_refused(family, tmp_path):
     make_classifier(family).save(tmp_path)
-    weights = tmp_path / WEIGHTS_FILE
-    damaged = bytearray(weights.read_bytes())
-    damaged[len(damaged) // 2] ^= 1
-    weights.write_bytes(damaged)
-    with pytest.raises(ModelError, match="sha256"):
-        load_artifact(tmp_path)
+    names_of_files = json.loads((tmp_path / ARTIFACT_FILE).read_text())["sha256"]
+    assert names_of_files
+    for name in names_of_files:
+        whole = (tmp_path / name).read_bytes()
+        damaged = bytearray(whole)
+        damaged[len(damaged) // 2] ^= 1
+        (tmp_path / name).write_bytes(damaged)
+        with pytest.raises(ModelError, match=f"{name}: sha256"):
+            load_artifact(tmp_path)
+        (tmp_path / name).write_bytes(whole)
 
 
 def test_grey_of_a_colour_image_is_pillows():
