@@ -12,8 +12,9 @@ import numpy as np
 from dlfer.catalog import find_model
 from dlfer.config.load import load_experiment, resolve_path
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import DataConfig
+from dlfer.config.schema import DataConfig, FacesConfig
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
+from dlfer.data.face_crops import prepare_split
 from dlfer.data.fer2013 import load_fer2013_usage
 from dlfer.data.labels import map_targets
 from dlfer.data.sources import load_data, load_parts_of_source
@@ -66,6 +67,7 @@ def evaluate_model(
     check_extras(extras)
     classifier = load_artifact(name)
     run = _find_run(name)
+    record = read_artifact_record(find_model(name))
     if csv is not None:
         split, labels = _load_csv(Path(csv), usage)
     elif data is not None:
@@ -76,6 +78,8 @@ def evaluate_model(
         raise UserError(
             f"evaluate: {name} is no run with data of its own; give --csv FILE [--usage NAME] or --data PATH."
         )
+    if csv is not None or data is not None:
+        split = _prepare_as_trained(split, record, say)
     is_own = run is not None and _is_own_data(run, csv or data)
     used_for = _tell_use(run, split, is_own=is_own) if run is not None else None
     split = map_targets(split, labels, classifier.labels)
@@ -84,7 +88,7 @@ def evaluate_model(
     predictions = Predictions(split.ids, classifier.labels, split.targets, classifier.predict(split.images))
     metrics = _score_against_training(
         run,
-        read_artifact_record(find_model(name)),
+        record,
         split,
         predictions,
         is_own=is_own,
@@ -98,6 +102,17 @@ def evaluate_model(
     if json_out is not None:
         write_atomically(Path(json_out), json.dumps(metrics, indent=2) + "\n")
     return metrics
+
+
+def _prepare_as_trained(split: Split, record: dict, say: Callable[[str], None] | None) -> Split:
+    """Return the split with its faces found and evened out as the model's training data had them."""
+    faces = record["about"].get("faces")
+    if faces is None:
+        return split
+    split, found = prepare_split(split, FacesConfig.model_validate(faces), say=say)
+    if say is not None and faces["detect"] != "none":
+        say(f"faces: found in {found.sum():,} of {len(found):,} images; of the others the whole image is used")
+    return split
 
 
 def _score_against_training(

@@ -27,6 +27,7 @@ from dlfer.model.network_classifier import NetworkClassifier
 from dlfer.report.card import write_card
 from dlfer.report.explained import MOST_EXAMPLES, choose_examples, write_occlusion_page, write_preparation_page
 from dlfer.report.html import write_report
+from dlfer.report.page import format_percent
 from dlfer.report.pictures import write_confusion_page, write_error_page
 from dlfer.runs import Run, RunOptions, create_run, open_run
 from dlfer.session import Session
@@ -151,11 +152,13 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
     fitted = FITTERS[config.model.family](run, config, session, device, bundle)
     classifier = fitted.classifier
     run.update(cost=fitted.cost)
+    faces = config.finetune.data.faces
     about = {
         "experiment": config.experiment.name,
         "run": run.path.name,
         "protocol": bundle.protocol,
         "selected_on": bundle.selected_on,
+        "faces": faces.model_dump(mode="json") if faces else None,
     }
     classifier.save(run.path / "model", about=about)
     if bundle.test is not None:
@@ -196,9 +199,13 @@ def describe_outcome(metrics: dict) -> str:
     if view != "single":
         figure, what = metrics["views"][view][part]["accuracy"], f"{what}, mean over views ({view.replace('_', ' ')})"
     banner = f"\n{metrics['banner']}" if metrics["banner"] else ""
+    means = ", ".join(
+        f"{name} {format_percent((metrics[part].get(f'macro_{name}') or {}).get('value'))}"
+        for name in ("precision", "recall", "specificity")
+    )
     return (
         f"accuracy {figure['value']:.2%} (95 % {figure['low']:.2%} to {figure['high']:.2%}, n = {n:,}), {what}, "
-        f"protocol {metrics['protocol']}{banner}"
+        f"protocol {metrics['protocol']}; means over the labels: {means}{banner}"
     )
 
 

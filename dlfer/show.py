@@ -54,7 +54,8 @@ def list_model_rows() -> Rows:
             {
                 "model": name,
                 "family": record.get("family"),
-                "backbone": record.get("model", {}).get("backbone"),
+                "backbone": ", ".join(record.get("model", {}).get("branches") or [])
+                or record.get("model", {}).get("backbone"),
                 "image_size": record.get("input", {}).get("image_size"),
                 "labels": ", ".join(record.get("labels", [])),
                 "path": str(path),

@@ -161,7 +161,7 @@ class FreezeConfig(Section):
     head_learning_rate: Positive | None = None
     """Their constant rate; null takes the optimiser's."""
     layers: Fraction = 0.0
-    """This fraction of the backbone's layers, counted from the input, never moves."""
+    """This fraction of the backbone's layers (hybrid: of each branch's), counted from the input, never moves."""
     batch_norm: Literal["update", "frozen"] = "update"
     """frozen: BatchNorm keeps its statistics and weights in the whole stage."""
 
