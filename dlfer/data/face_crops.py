@@ -72,6 +72,14 @@ def prepare_faces(bundle: DataBundle, config: FacesConfig, *, say: Callable[[str
     return dataclasses.replace(bundle, **parts, notes=tuple(notes))
 
 
+def prepare_split(
+    split: Split, config: FacesConfig, *, say: Callable[[str], None] | None = None
+) -> tuple[Split, np.ndarray]:
+    """Return one split as `prepare_faces` prepares it, and bool [N], in which images a face was found."""
+    images, found, _ = _prepare_images(split.images, config, name=split.name, say=say)
+    return dataclasses.replace(split, images=images), found
+
+
 def prepare_face(image: np.ndarray, config: FacesConfig) -> tuple[np.ndarray, bool]:
     """Return the face in one image, uint8 [H, W, C], as `prepare_faces` does it, and whether one was found."""
     images, found = _prepare_chunk(image[None], config)
