@@ -27,6 +27,7 @@ from dlfer.data.tfds_stream import load_tfds
 
 NUM_FILES, NUM_CLASSES, WIDTH, HEIGHT = 200, 10, 500, 375
 POINTS = 20
+NUM_SHARDS = 32
 
 
 def encode_image(number: int) -> bytes:
@@ -70,7 +71,7 @@ def write_records(folder: Path, num_images: int) -> None:
             return tfds.core.DatasetInfo(builder=self, features=features)
 
         def _split_generators(self, dl_manager):
-            validation = max(NUM_CLASSES, num_images // 100)
+            validation = max(NUM_SHARDS, num_images // 100)
             return {"train": self._generate_examples(num_images), "validation": self._generate_examples(validation)}
 
         def _generate_examples(self, count):
@@ -78,7 +79,7 @@ def write_records(folder: Path, num_images: int) -> None:
                 image = io.BytesIO(encoded[number % NUM_FILES])
                 yield number, {"image": image, "label": number % NUM_CLASSES}
 
-    config = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=32)
+    config = tfds.download.DownloadConfig(try_download_gcs=False, num_shards=NUM_SHARDS)
     FakePhotos(data_dir=str(folder)).download_and_prepare(download_config=config)
 
 
