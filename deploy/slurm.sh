@@ -21,7 +21,7 @@ set -euo pipefail
 : "${EXPERIMENT:=experiments/dlfer.yaml}"
 : "${OUT:=$PWD/saved_models/runs}"
 name=$(dlfer show config "$EXPERIMENT" | sed -n 's/^  name: //p' | head -n 1)
-newest=$(find "$OUT/$name" -mindepth 2 -maxdepth 2 -name run.json 2>/dev/null | sort | tail -n 1 || true)
+newest=$(find "$OUT/$name" -mindepth 2 -maxdepth 2 -name run.json ! -path '*-ablation/*' ! -path '*-sweep/*' ! -path '*-search/*' 2>/dev/null | sort | tail -n 1 || true)
 if [ -n "$newest" ]; then
     arguments=(--resume "${newest%/run.json}")
 else
