@@ -103,7 +103,9 @@ def write_card(run_path: Path) -> Path:
 
 
 def _list_backbones(config: Mapping[str, Any]) -> list[str]:
-    """Return the one backbone of a config, or the branches of a hybrid."""
+    """Return the one backbone of a config, the branches of a hybrid, or the names of an ensemble's members."""
+    if config.get("ensemble"):
+        return [member["name"] for member in config["ensemble"]["members"]]
     model = config.get("model") or {}
     return model.get("branches") or [model["backbone"]] if model.get("backbone") else []
 
