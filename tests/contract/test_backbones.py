@@ -57,7 +57,6 @@ QUICK_TO_COMPARE = {
     "efficientnet_v2_b0",
     "resnet50",
     "vgg16",
-    "inception_v3",
     "xception",
     "mobilenet_v2",
     "densenet121",
