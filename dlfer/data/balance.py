@@ -63,6 +63,16 @@ def compute_class_weights(targets: np.ndarray, num_classes: int) -> np.ndarray:
     return weights.astype(np.float32)
 
 
+def draw_smallest(split: Split, *, seed: int) -> Split:
+    """Return as many images of each class as the smallest class has, drawn by the seed and their ids alone."""
+    counts = np.bincount(split.targets)
+    ranks = np.array([_draw_uniforms(str(name), seed, purpose="smallest")[0] for name in split.ids])
+    order = np.lexsort((split.ids, ranks))
+    size = counts[counts > 0].min()
+    rows = np.concatenate([order[split.targets[order] == label][:size] for label in np.flatnonzero(counts)])
+    return split.take(np.sort(rows))
+
+
 def add_copies(split: Split, *, seed: int) -> Split:
     """Return `split` with augmented copies, so that each class is as large as the largest.
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from dlfer.config.schema import DataConfig
-from dlfer.data.balance import add_copies
+from dlfer.data.balance import add_copies, draw_smallest
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.twins import group_copies, group_twins, split_ids
 from dlfer.errors import DataError, ProtocolError
@@ -122,14 +122,14 @@ def apply_protocol(bundle: DataBundle, config: DataConfig, *, balance: str) -> D
         has train alone, it is split as by resplit; a note says so.
     resplit: all parts pooled, 80/20 and again 80/20, stratified, twins on one side.
     paper, official_80_20: train without a fifth, that fifth for validation, all else for the test.
-    paper, after_balance: all parts pooled, balanced by augmented copies, then 80/20 and again 80/20
-        without regard to copies; `twins` counts the test images that have a copy or their source
+    paper, after_balance: all parts pooled, balanced by augmented copies or down to the smallest class,
+        then 80/20 and again 80/20 without regard to copies; `twins` counts the test images that have a copy or their source
         in train.
 
     Args:
         bundle: the source's parts; validation and test may be None.
         config: protocol, split, select_on and seed.
-        balance: the stage's. after_balance needs "augment"; the others balance train when training.
+        balance: the stage's. after_balance needs "augment" or "undersample"; the others balance train when training.
 
     Raises:
         ProtocolError: what is asked does not go together, or the parts that it needs are not there.
@@ -226,15 +226,18 @@ def _divide_80_20(bundle: DataBundle, config: DataConfig) -> DataBundle:
 
 
 def _divide_after_balance(bundle: DataBundle, config: DataConfig, balance: str) -> DataBundle:
-    """Balance the pool by augmented copies, and only then split it, as the paper's wording reads."""
-    if balance != "augment":
+    """Balance the pool, and only then split it, as the wording of some papers reads."""
+    if balance not in ("augment", "undersample"):
         raise ProtocolError(
-            f"balance: found {balance!r}; data.split: after_balance balances by augmented copies before the split. "
-            "Set balance: augment, or data.split: official_80_20."
+            f"balance: found {balance!r}; data.split: after_balance balances all images before the split. "
+            "Set balance: augment (by augmented copies) or undersample, or data.split: official_80_20."
         )
     pool = _pool(bundle)
     groups = dict(zip(pool.ids.tolist(), group_copies(pool.images).tolist(), strict=True))
-    balanced = add_copies(pool, seed=config.seed)
+    if balance == "augment":
+        balanced, how = add_copies(pool, seed=config.seed), "by augmented copies"
+    else:
+        balanced, how = draw_smallest(pool, seed=config.seed), "down to the smallest class"
     alone = np.arange(len(balanced))
     judged = draw_held_out(balanced, TEST_FRACTION, seed=config.seed, purpose="test", groups=alone)
     rest = balanced.take(np.flatnonzero(~judged))
@@ -245,7 +248,7 @@ def _divide_after_balance(bundle: DataBundle, config: DataConfig, balance: str) 
     test = balanced.take(np.flatnonzero(judged), "test")
     twins = count_twins(train, test, groups)
     note = (
-        f"{len(pool)} images were balanced to {len(balanced)} by augmented copies before the split: "
+        f"{len(pool)} images were balanced to {len(balanced)} {how} before the split: "
         f"{twins} of {len(test)} test images have a twin in training."
     )
     return dataclasses.replace(

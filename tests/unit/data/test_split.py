@@ -172,10 +172,23 @@ def test_paper_after_balance_splits_copies_without_regard_and_counts_the_twins()
     assert f"{expected} of {len(found.test)} test images have a twin" in found.notes[0]
 
 
-@pytest.mark.parametrize("balance", ["none", "undersample", "class_weight", "sampler"])
-def test_paper_after_balance_needs_balance_by_augmentation(balance):
+@pytest.mark.parametrize("balance", ["none", "class_weight", "sampler"])
+def test_paper_after_balance_needs_a_balance_of_all_images(balance):
     with pytest.raises(ProtocolError, match=f"balance: found '{balance}'.*Set balance: augment"):
         _apply(_bundle(), balance, protocol="paper", split="after_balance")
+
+
+def test_paper_after_balance_by_undersampling_has_each_class_alike_and_no_image_twice():
+    bundle = _bundle(copies=60)
+    found = _apply(bundle, "undersample", protocol="paper", split="after_balance")
+    parts = (found.train, found.validation, found.test)
+    counts = np.bincount(np.concatenate([s.targets for s in (bundle.train, bundle.validation, bundle.test)]))
+    assert sum(map(len, parts)) == CLASSES * counts.min()
+    ids = np.concatenate([split.ids for split in parts])
+    assert len(set(ids.tolist())) == len(ids)
+    for split in parts:
+        assert np.ptp(np.bincount(split.targets)) <= 2
+    assert "down to the smallest class before the split" in found.notes[0]
 
 
 def test_a_draw_keeps_shares_and_every_class():
