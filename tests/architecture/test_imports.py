@@ -37,6 +37,8 @@ ORDER = (
     "session",
     "fit_network",
     "fit_boosted",
+    "ensemble_members",
+    "ensemble_answers",
     "fit_ensemble",
     "experiment",
     "compare",
