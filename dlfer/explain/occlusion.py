@@ -12,7 +12,7 @@ import numpy as np
 
 from dlfer.errors import ModelError
 
-BATCH_SIZE = 64
+BATCH_SIZE, BATCH_BYTES = 128, 2**26
 SQUARES_A_SIDE = 6
 """A square is about a sixth of an image's side: 8 pixels of 48, an eye with its brow."""
 
@@ -77,24 +77,41 @@ def compute_occlusion(
     places = [
         (y, x) for y in _find_starts(image.shape[0], size, stride) for x in _find_starts(image.shape[1], size, stride)
     ]
-    plain = np.asarray(predict(image[None]), np.float64)[0]
+    probabilities = _predict_covered(predict, image, places, size=size, colour=colour)
+    plain, covered = probabilities[0], probabilities[1:]
     if not 0 <= target < len(plain):
         raise ModelError(f"occlusion: found the target {target}, expected 0..{len(plain) - 1}.")
     predicted = int(plain.argmax())
-    fallen, covered = np.zeros(image.shape[:2]), np.zeros(image.shape[:2])
+    fallen, times = np.zeros(image.shape[:2]), np.zeros(image.shape[:2])
     flips = np.zeros(image.shape[:2], bool)
-    for start in range(0, len(places), BATCH_SIZE):
-        some = places[start : start + BATCH_SIZE]
+    for row, (y, x) in zip(covered, places, strict=True):
+        here = (slice(y, y + size), slice(x, x + size))
+        fallen[here] += plain[target] - row[target]
+        times[here] += 1
+        flips[here] |= row.argmax() != predicted
+    return Occlusion(fallen / times, flips, float(plain[target]), predicted, size, stride, 1 + len(places))
+
+
+def _predict_covered(
+    predict: Callable[[np.ndarray], np.ndarray],
+    image: np.ndarray,
+    places: list[tuple[int, int]],
+    *,
+    size: int,
+    colour: np.ndarray,
+) -> np.ndarray:
+    """Return float64 [1 + len(places), K]: of the image as it is, then with the square at each place."""
+    at_once = max(1, min(BATCH_SIZE, BATCH_BYTES // image.size))
+    found, left = [], [None, *places]
+    for start in range(0, len(left), at_once):
+        some = left[start : start + at_once]
         images = np.repeat(image[None], len(some), axis=0)
-        for covered_image, (y, x) in zip(images, some, strict=True):
-            covered_image[y : y + size, x : x + size] = colour
-        probabilities = np.asarray(predict(images), np.float64)
-        for row, (y, x) in zip(probabilities, some, strict=True):
-            here = (slice(y, y + size), slice(x, x + size))
-            fallen[here] += plain[target] - row[target]
-            covered[here] += 1
-            flips[here] |= row.argmax() != predicted
-    return Occlusion(fallen / covered, flips, float(plain[target]), predicted, size, stride, 1 + len(places))
+        for covered_image, place in zip(images, some, strict=True):
+            if place is not None:
+                y, x = place
+                covered_image[y : y + size, x : x + size] = colour
+        found.append(np.asarray(predict(images), np.float64))
+    return np.concatenate(found)
 
 
 def _find_starts(length: int, size: int, stride: int) -> list[int]:
