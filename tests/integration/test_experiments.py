@@ -39,11 +39,12 @@ def test_smoke_needs_no_data_and_says_what_it_replaced(file, tmp_path):
     page = (run / "report.html").read_text()
     assert "Smoke run" in page
     config = load_experiment(file)
-    replaced = [data for data in (config.finetune.data, config.pretrain.data) if data and data.path]
+    pretrain = config.pretrain
+    replaced = [data for data in (config.finetune.data, pretrain and pretrain.data) if data and data.path]
     for warning in record["warnings"]:
         assert warning.split(":")[0] in page
     assert len([w for w in record["warnings"] if "was replaced" in w]) == len(replaced)
-    assert ("random weights" in " ".join(record["warnings"])) == (config.pretrain.weights is not None)
+    assert ("random weights" in " ".join(record["warnings"])) == bool(pretrain and pretrain.weights)
 
 
 def test_the_schema_for_editors_is_the_one_of_the_code():
