@@ -73,6 +73,9 @@ def test_a_small_grey_crop_is_enlarged_and_its_box_stays_inside(portrait, detect
     assert 0 <= left < left + width <= 48
     assert 0 <= top < top + height <= 48
     assert height > 24
+    if detector == "mtcnn":
+        expected = (np.array(EYES_OF_PORTRAIT) - (130, 80)) * 48 / 280
+        assert np.abs(face.eyes - expected).max() < 2.5
 
 
 def test_several_images_are_the_same_as_one_by_one(portrait, detector):
