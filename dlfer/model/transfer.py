@@ -5,7 +5,7 @@ EF-FER1 and EF-FER2 are both of this form; they share the backbone's weights and
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -26,6 +26,7 @@ class TransferNetwork:
         model: uint8 [B, H, W, channels] of any size -> float32 [B, C], the head's activation applied.
         face_input, backbone, pooling, dropout, head: its layers; `head` gives float32 logits [B, C].
         activation: "softmax" or "sigmoid".
+        auxiliary: (name of a layer of the backbone, what classifies its output in training alone).
     """
 
     model: keras.Model
@@ -35,6 +36,12 @@ class TransferNetwork:
     dropout: keras.layers.Layer
     head: keras.layers.Layer
     activation: str
+    auxiliary: tuple[tuple[str, keras.Model], ...] = ()
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """All that training changes: the model's variables, then those of the auxiliary heads."""
+        return [*self.model.variables, *(variable for _, head in self.auxiliary for variable in head.variables)]
 
 
 def build_transfer_network(
@@ -67,7 +74,8 @@ def build_transfer_network(
     logits = head(dropout(pooling(backbone(face_input(images)))))
     activation = keras.layers.Activation(config.head.activation, name="activation", dtype="float32")
     model = keras.Model(images, activation(logits), name="network")
-    return TransferNetwork(model, face_input, backbone, pooling, dropout, head, config.head.activation)
+    auxiliary = _build_auxiliary(config, backbone, num_labels, precision) if config.auxiliary_heads else ()
+    return TransferNetwork(model, face_input, backbone, pooling, dropout, head, config.head.activation, auxiliary)
 
 
 def build_feature_extractor(config: ModelConfig) -> tuple[keras.Model, Preprocessing]:
@@ -93,13 +101,34 @@ def _build_head(config: ModelConfig, num_labels: int) -> keras.layers.Layer:
     return keras.Sequential([*layers, last], name="head")
 
 
+def _build_auxiliary(
+    config: ModelConfig, backbone: keras.Model, num_labels: int, precision: str
+) -> tuple[tuple[str, keras.Model], ...]:
+    """Build the classifiers that branch off in training; they come last, so that the rest has the same initial weights."""
+    from dlfer.model.googlenet import build_auxiliary_head
+
+    places = BACKBONES[config.backbone].auxiliary
+    with dtype_policy(precision):
+        heads = [build_auxiliary_head(num_labels, name=f"auxiliary_{number}") for number, _ in enumerate(places, 1)]
+    return attach_auxiliary(backbone, list(zip(places, heads, strict=True)))
+
+
+def attach_auxiliary(
+    backbone: keras.Model, heads: Sequence[tuple[str, keras.Model]]
+) -> tuple[tuple[str, keras.Model], ...]:
+    """Give each head its weights, as the output of its layer of the backbone needs them; return the heads."""
+    for place, head in heads:
+        head(backbone.get_layer(place).output)
+    return tuple(heads)
+
+
 @keras.saving.register_keras_serializable(package="dlfer")
 class TrainingNetwork(keras.Model):
     """What is compiled and fitted: the same layers, from drawn augmentation to logits.
 
     Its input is a dict with "image" (uint8 [B, H, W, C]) and the arrays that
     `dlfer.data.augment.draw_augmentation` drew; its output is float32 logits [B, C], so that losses
-    are computed from logits.
+    are computed from logits; or [B, 1 + A, C], the network's own first, where A auxiliary heads are trained.
 
     Args:
         network: whose variables are trained.
@@ -114,12 +143,24 @@ class TrainingNetwork(keras.Model):
         self.dropout = network.dropout
         self.head = network.head
         self.fill = fill
+        self.auxiliary = [head for _, head in network.auxiliary]
+        self.trunk = None
+        if network.auxiliary:
+            maps = [network.backbone.get_layer(place).output for place, _ in network.auxiliary]
+            self.trunk = keras.Model(network.backbone.inputs, [network.backbone.output, *maps], name="trunk")
 
     def call(self, inputs: dict, training: bool = False):
-        """Return logits [B, C]."""
-        images = self.face_input.augment(inputs["image"], inputs, fill=self.fill)
-        features = self.backbone(self.face_input.preprocess(images), training=training)
-        return self.head(self.dropout(self.pooling(features), training=training))
+        """Return logits [B, C], or [B, 1 + A, C]."""
+        images = self.face_input.preprocess(self.face_input.augment(inputs["image"], inputs, fill=self.fill))
+        if self.trunk is None:
+            features, maps = self.backbone(images, training=training), []
+        else:
+            features, *maps = self.trunk(images, training=training)
+        logits = self.head(self.dropout(self.pooling(features), training=training), training=training)
+        if not maps:
+            return logits
+        others = [head(values, training=training) for head, values in zip(self.auxiliary, maps, strict=True)]
+        return ops.stack([logits, *others], axis=1)
 
 
 def compute_features(network: TransferNetwork, images):

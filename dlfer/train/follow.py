@@ -11,7 +11,7 @@ import keras
 from dlfer.config.schema import PretrainConfig, StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.errors import DataError, DlferError, NonFiniteError, TrainingStopped
-from dlfer.model.transfer import TransferNetwork
+from dlfer.model.transfer import TransferNetwork, attach_auxiliary
 from dlfer.train.cluster import Cluster
 from dlfer.train.control import StopControl
 from dlfer.train.device import Device
@@ -79,4 +79,7 @@ def _join_stage(
         listener=listener,
         max_steps=message["max_steps"],
     )
-    train_stage(job, TransferNetwork(model, activation=message["activation"], **layers), bundle)
+    heads = [(place, keras.models.model_from_json(head)) for place, head in message["auxiliary"]]
+    auxiliary = attach_auxiliary(layers["backbone"], heads)
+    network = TransferNetwork(model, activation=message["activation"], auxiliary=auxiliary, **layers)
+    train_stage(job, network, bundle)

@@ -69,6 +69,7 @@ def announce_stage(cluster: Cluster, job: StageJob, network: TransferNetwork, bu
             "network": network.model.to_json(),
             "parts": {part: getattr(network, part).name for part in PARTS},
             "activation": network.activation,
+            "auxiliary": [[place, head.to_json()] for place, head in network.auxiliary],
             "labels": list(bundle.labels),
             "num_images": [len(bundle.train), len(bundle.validation)],
         }

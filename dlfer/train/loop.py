@@ -15,7 +15,8 @@ import numpy as np
 
 from dlfer.data.bundle import WHOLE
 from dlfer.data.pipeline import Batch
-from dlfer.model.transfer import TrainingNetwork, TransferNetwork
+from dlfer.model.transfer import TrainingNetwork, TransferNetwork, attach_auxiliary
+from dlfer.train.objective import compute_hits
 from dlfer.train.state import StageState
 from dlfer.train.watch import StepWatcher
 
@@ -51,7 +52,7 @@ class FitLoop:
             self.training.compile(
                 optimizer=optimizer,
                 loss=loss,
-                metrics=[keras.metrics.CategoricalAccuracy(name="accuracy")],
+                metrics=[keras.metrics.MeanMetricWrapper(compute_hits, name="accuracy")],
                 jit_compile=self.jit,
             )
             self.plain.model.jit_compile = self.jit
@@ -113,8 +114,12 @@ def clone_network(network: TransferNetwork) -> TransferNetwork:
     model = keras.Model.from_config(network.model.get_config())
     parts = ("face_input", "backbone", "pooling", "dropout", "head")
     layers = {part: model.get_layer(getattr(network, part).name) for part in parts}
-    twin = TransferNetwork(model, activation=network.activation, **layers)
+    heads = [(place, type(head).from_config(head.get_config())) for place, head in network.auxiliary]
+    auxiliary = attach_auxiliary(layers["backbone"], heads)
+    twin = TransferNetwork(model, activation=network.activation, auxiliary=auxiliary, **layers)
     copy_values(network.model, twin.model)
+    for (_, head), (_, other) in zip(network.auxiliary, auxiliary, strict=True):
+        copy_values(head, other)
     return twin
 
 

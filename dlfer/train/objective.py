@@ -8,6 +8,7 @@ import keras
 from keras import ops
 
 from dlfer.config.schema import LossConfig, OptimizerConfig, ScheduleConfig
+from dlfer.model.googlenet import AUXILIARY_LOSS_WEIGHT
 
 OPTIMIZERS = {
     "adam": keras.optimizers.Adam,
@@ -17,18 +18,49 @@ OPTIMIZERS = {
 }
 
 
-def build_loss(config: LossConfig) -> keras.losses.Loss:
+def build_loss(config: LossConfig, *, auxiliary: int = 0) -> keras.losses.Loss:
     """Build the loss between one-hot (or mixed) targets [B, C] and logits [B, C].
 
     binary_crossentropy sees the C outputs as C yes-or-no questions, as a sigmoid head answers them;
     focal is the categorical focal loss (Lin et al. 2017) without class weights: those are
     `balance: class_weight`.
+
+    Args:
+        config: its section.
+        auxiliary: number of auxiliary heads; with some, logits are [B, 1 + auxiliary, C].
     """
+    if auxiliary:
+        return WithAuxiliary(build_loss(config))
     if config.name == "binary_crossentropy":
         return keras.losses.BinaryCrossentropy(from_logits=True, label_smoothing=config.label_smoothing)
     if config.name == "focal":
         return FocalFromLogits(gamma=config.gamma, label_smoothing=config.label_smoothing)
     return keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=config.label_smoothing)
+
+
+class WithAuxiliary(keras.losses.Loss):
+    """A loss of logits [B, 1 + A, C]: of the first ones, plus AUXILIARY_LOSS_WEIGHT times that of each of the others."""
+
+    def __init__(self, base: keras.losses.Loss) -> None:
+        super().__init__(name=base.name)
+        self.base = base
+
+    def call(self, y_true, y_pred):
+        """Return float [B], the loss of each row."""
+        total = self.base.call(y_true, y_pred[:, 0])
+        for number in range(1, y_pred.shape[1]):
+            total = total + AUXILIARY_LOSS_WEIGHT * self.base.call(y_true, y_pred[:, number])
+        return total
+
+
+def take_own_logits(logits):
+    """Return the network's own logits [B, C] of [B, C] or [B, 1 + A, C]."""
+    return logits[:, 0] if len(logits.shape) == 3 else logits
+
+
+def compute_hits(y_true, y_pred):
+    """Return float [B], 1 where the network's own largest logit is that of the largest target."""
+    return ops.cast(ops.equal(ops.argmax(y_true, axis=-1), ops.argmax(take_own_logits(y_pred), axis=-1)), "float32")
 
 
 @keras.saving.register_keras_serializable(package="dlfer")

@@ -18,6 +18,7 @@ import keras
 from dlfer.data.pipeline import Batch, divide_rows
 from dlfer.model.transfer import TrainingNetwork, TransferNetwork
 from dlfer.train.loop import AfterStep, FitLoop, clone_network
+from dlfer.train.objective import take_own_logits
 from dlfer.train.state import StageState
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class ReplicaLoop(FitLoop):
                 logits = training(inputs, training=True)
                 # Called as a whole, the loss would divide by the number of images on this device, and of devices.
                 value = tf.reduce_sum(loss.call(targets, logits) * weights) / batch_images
-            hits = tf.equal(tf.argmax(targets, axis=1), tf.argmax(logits, axis=1))
+            hits = tf.equal(tf.argmax(targets, axis=1), tf.argmax(take_own_logits(logits), axis=1))
             return tape.gradient(value, variables), value, tf.reduce_sum(tf.cast(hits, tf.float32)) / batch_images
 
         def step(inputs, targets, weights):
@@ -137,7 +138,7 @@ class ReplicaLoop(FitLoop):
         """Let each device draw dropout of its own, from the first device's seed and its number."""
         import tensorflow as tf
 
-        states = [v.value for v in self.network.model.variables if v.path.endswith("seed_generator_state")]
+        states = [v.value for v in self.network.variables if v.path.endswith("seed_generator_state")]
 
         @tf.function
         def add_number():

@@ -92,7 +92,7 @@ class _Stage:
             self._enter_phase(self.state.phase)
             if is_chief:
                 restore_checkpoint(self.checkpoint, self._variables())
-        self.loop.spread(self._variables() if self.state.phase else self.network.model.variables)
+        self.loop.spread(self._variables() if self.state.phase else self.network.variables)
 
     def save(self) -> None:
         """Write the checkpoint and the history."""
@@ -106,7 +106,7 @@ class _Stage:
 
     def _variables(self) -> list[keras.Variable]:
         """What a checkpoint holds: the network with its dropout seeds, and the optimiser."""
-        return [*self.network.model.variables, *self.optimizer.variables]
+        return [*self.network.variables, *self.optimizer.variables]
 
     def _enter_phase(self, phase: str) -> None:
         """Set what is trainable and compile; a phase has an optimiser of its own, since its slots do not carry over."""
@@ -123,7 +123,8 @@ class _Stage:
                 epochs=config.epochs - freeze.head_epochs,
             )
         self.optimizer = self.loop.compile(
-            lambda: build_optimizer(config.optimizer, rate, clip=config.clip, ema=config.ema), build_loss(config.loss)
+            lambda: build_optimizer(config.optimizer, rate, clip=config.clip, ema=config.ema),
+            build_loss(config.loss, auxiliary=len(self.network.auxiliary)),
         )
 
     def _train_epoch(self) -> None:

@@ -109,3 +109,18 @@ def test_fit_leaves_the_raw_weights_beside_their_average():
     optimizer.apply([keras.ops.convert_to_tensor([-1.0])], [weight])
     optimizer.finalize_variable_values([weight])
     assert np.asarray(weight) == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("name", ["categorical_crossentropy", "binary_crossentropy", "focal"])
+def test_auxiliary_logits_count_three_tenths_each(name):
+    from dlfer.train.objective import compute_hits
+
+    rng = np.random.default_rng(0)
+    targets, logits = np.eye(4, dtype=np.float32)[[0, 3, 1]], rng.normal(size=(3, 3, 4)).astype(np.float32)
+    config = LossConfig(name=name, label_smoothing=0.1)
+    plain = build_loss(config)
+    expected = plain(targets, logits[:, 0]) + 0.3 * plain(targets, logits[:, 1]) + 0.3 * plain(targets, logits[:, 2])
+    assert np.allclose(build_loss(config, auxiliary=2)(targets, logits), expected, rtol=1e-5)
+    hits = logits[:, 0].argmax(axis=1) == targets.argmax(axis=1)
+    assert np.array_equal(np.asarray(compute_hits(targets, logits)), hits.astype(float))
+    assert np.array_equal(np.asarray(compute_hits(targets, logits[:, 0])), hits.astype(float))

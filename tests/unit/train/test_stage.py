@@ -247,3 +247,30 @@ def test_a_network_of_parts_with_hidden_layers_resumes_exactly(tmp_path):
         train_stage(make_job(config, tmp_path / "parts", stop_after=5), build_head(0), make_bundle())
     train_stage(make_job(config, tmp_path / "parts"), resumed, make_bundle())
     assert all(np.array_equal(a, b) for a, b in zip(weights_of(whole), weights_of(resumed), strict=True))
+
+
+@pytest.mark.slow
+def test_auxiliary_heads_learn_resume_exactly_and_are_left_out_of_predictions(tmp_path):
+    def build_googlenet(seed: int, auxiliary: bool = True):
+        keras.utils.set_random_seed(seed)
+        config = ModelConfig(backbone="googlenet", auxiliary_heads=auxiliary, dropout=0.4)
+        return build_transfer_network(config, num_labels=3, image_size=48, channels=1)
+
+    config = make_config(epochs=2, batch_size=8, image_size=48, keep="last", ema=0.9)
+    bundle = make_bundle(16)
+    whole, plain, resumed = build_googlenet(0), build_googlenet(0, auxiliary=False), build_googlenet(5)
+    assert len(whole.auxiliary) == 2
+    # The rest begins alike, and what predicts and is saved is the same network.
+    assert all(np.array_equal(a, b) for a, b in zip(weights_of(whole), weights_of(plain), strict=True))
+    before = [np.asarray(v) for v in whole.variables[len(whole.model.variables) :] if "seed" not in v.path]
+    train_stage(make_job(config, tmp_path / "whole"), whole, bundle)
+    after = [np.asarray(v) for v in whole.variables[len(whole.model.variables) :] if "seed" not in v.path]
+    assert len(before) == 12
+    assert all(not np.array_equal(a, b) for a, b in zip(before, after, strict=True))
+    with pytest.raises(TrainingStopped):
+        train_stage(make_job(config, tmp_path / "parts", stop_after=3), build_googlenet(0), bundle)
+    train_stage(make_job(config, tmp_path / "parts"), resumed, bundle)
+    for variable, other in zip(whole.variables, resumed.variables, strict=True):
+        assert np.array_equal(variable, other)
+    train_stage(make_job(config, tmp_path / "plain"), plain, bundle)
+    assert any(not np.array_equal(a, b) for a, b in zip(weights_of(whole), weights_of(plain), strict=True))
