@@ -66,6 +66,9 @@ def main(argv: list[str] | None = None) -> None:
     if not debug:
         # TensorFlow's own talk of plugins and instructions; errors are still shown.
         os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    # Threads of XGBoost that wait for each other shall sleep. By default they spin, which on a machine where anything
+    # else runs takes four times the CPU (2,000 rows, two cores). Keras loads the library that reads this.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     args = [arg for arg in args if arg != "--debug"]
     try:
         app(args, prog_name="dlfer")

@@ -13,7 +13,7 @@ from dlfer.config.schema import ModelConfig
 from dlfer.model.classifier import Classifier, read_model_config
 from dlfer.model.levels import LevelFeatures
 from dlfer.model.transfer import TransferNetwork, build_transfer_network
-from dlfer.model.trees import FeatureScale, import_xgboost, read_booster
+from dlfer.model.trees import FeatureScale, count_threads, import_xgboost, read_booster
 from dlfer.runs import write_atomically
 
 if TYPE_CHECKING:
@@ -67,7 +67,9 @@ class BoostedClassifier(Classifier):
     def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
         """Return float32 [N, C], rows sum to one."""
         scaled = self.scale.apply(self.features.compute(images, batch_size=batch_size))
-        return self.booster.predict(import_xgboost().DMatrix(scaled)).astype(np.float32)
+        threads = count_threads(scaled.size)
+        self.booster.set_param({"nthread": threads})
+        return self.booster.predict(import_xgboost().DMatrix(scaled, nthread=threads)).astype(np.float32)
 
     def describe(self) -> dict:
         """Return the section `boosting` and the levels of the features."""

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     import xgboost
 
 PACKAGE = "xgboost-cpu==3.2.0"
+FEW_VALUES = 200_000
 _NODE_KEYS = (
     "left_children",
     "right_children",
@@ -44,9 +45,6 @@ def import_xgboost() -> ModuleType:
     Raises:
         EnvironmentProblem: it is not installed.
     """
-    # Threads that wait for each other shall sleep: by default they spin, which on a machine where anything else
-    # runs took four times the CPU and five times the time (2,000 rows, two cores). Read when the package is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         import xgboost
     except ImportError as error:
@@ -57,7 +55,12 @@ def import_xgboost() -> ModuleType:
     return xgboost
 
 
-def make_parameters(config: BoostingConfig, *, num_labels: int, seed: int) -> dict:
+def count_threads(num_values: int) -> int:
+    """Return how many threads the trees take for so many values of features (rows by columns); few are done by one."""
+    return 1 if num_values < FEW_VALUES else os.cpu_count() or 1
+
+
+def make_parameters(config: BoostingConfig, *, num_labels: int, seed: int, threads: int = 1) -> dict:
     """Return XGBoost's own parameters.
 
     The scores begin at 0, alike for every class, and random choices are a function of the seed and the round.
@@ -77,6 +80,7 @@ def make_parameters(config: BoostingConfig, *, num_labels: int, seed: int) -> di
         "colsample_bytree": config.colsample,
         "max_bin": config.max_bin,
         "max_delta_step": 1.0 if config.normalize.leaves else 0.0,
+        "nthread": threads,
         "seed": seed,
         "seed_per_iteration": True,
         "disable_default_eval_metric": True,

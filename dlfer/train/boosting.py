@@ -19,7 +19,7 @@ import numpy as np
 from dlfer.config.boosting import BoostingConfig
 from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
 from dlfer.evaluate.metrics import compute_accuracy, compute_confusion, compute_item_losses, compute_macro_f1
-from dlfer.model.trees import import_xgboost, make_parameters, read_booster
+from dlfer.model.trees import count_threads, import_xgboost, make_parameters, read_booster
 from dlfer.runs import write_atomically
 from dlfer.train.history import ScalarLog, write_history
 from dlfer.train.state import StageJob, StageResult
@@ -88,12 +88,13 @@ class _Growing:
         self.xgb = import_xgboost()
         self.rounds = min(config.rounds_per_epoch, job.max_steps or config.rounds_per_epoch)
         self.rate = config.learning_rate
-        self.parameters = make_parameters(config, num_labels=num_labels, seed=job.seed)
+        threads = count_threads(train.features.size)
+        self.parameters = make_parameters(config, num_labels=num_labels, seed=job.seed, threads=threads)
         self.parts = {"train": train, "validation": validation}
         matrix = self.xgb.QuantileDMatrix(
-            train.features, label=train.targets, weight=train.weights, max_bin=config.max_bin
+            train.features, label=train.targets, weight=train.weights, max_bin=config.max_bin, nthread=threads
         )
-        self.matrices = {"train": matrix, "validation": self.xgb.DMatrix(validation.features)}
+        self.matrices = {"train": matrix, "validation": self.xgb.DMatrix(validation.features, nthread=threads)}
         self.state = _State()
         self.trees: bytes | None = None
         self.log_writer = ScalarLog(job.folder / "tensorboard")
