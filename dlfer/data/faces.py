@@ -20,8 +20,8 @@ CROP_SIDE = 96
 """An image with a side below this is taken for the crop of a face: enlarged to it, and framed."""
 
 FRAME = 0.2
-"""Of the enlarged side, on each edge. Detectors want something around a face: of 300 images of FER2013 MTCNN finds
-a face in 92 % with the frame and in 83 % without, OpenCV's cascade in 80 and 61 %."""
+"""Of the enlarged side, on each edge. Detectors want something around a face. On images of FER2013 OpenCV's
+cascade finds one in 80 % with the frame and in 61 % without (n = 300), MTCNN in 90 % (n = 300) and in 83 % (n = 40)."""
 
 MOST_SIDE = 1280
 """Larger images are shrunk to this before detection; the smallest face found is 20 pixels of it."""
