@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from dlfer.compare.best_cells import BEST_FILE, choose_best_cells, write_best_csv
 from dlfer.compare.execute import Comparison, carry_out, create_comparison_run
 from dlfer.compare.members import Plan, group_finished
 from dlfer.compare.parallel import run_in_processes
@@ -34,6 +35,7 @@ from dlfer.config.grid import Cell, list_cells
 from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError
+from dlfer.report.best_cells import format_best_tables
 from dlfer.report.sweep import format_sweep_table
 from dlfer.runs import RunOptions, open_run, write_atomically
 from dlfer.train.control import StopControl
@@ -125,7 +127,7 @@ def _explain(config: ExperimentConfig, plan: Plan, options: RunOptions) -> None:
 
 
 def _conclude(comparison: Comparison) -> dict[str, Any]:
-    """Return comparison.json, the best cell on validation first, and write sweep.csv beside it."""
+    """Return comparison.json, the best cell on validation first, and write sweep.csv and best.csv beside it."""
     config, members = comparison.config, comparison.members
     cells = {cell.name: cell for cell in list_cells(config)}
     finished = group_finished(members)
@@ -147,6 +149,7 @@ def _conclude(comparison: Comparison) -> dict[str, Any]:
         "axes": list(config.sweep.grid),
         "reference": None,
         "unfinished": unfinished,
+        "best_of": None,
     }
     if rows:
         part = choose_part(finished)
@@ -158,7 +161,10 @@ def _conclude(comparison: Comparison) -> dict[str, Any]:
             "reference": reference,
             "paired": sorted(pairs, key=lambda pair: order.index(pair["b"])),
             "notes": _write_notes(comparison, finished, rows, pairs, part=part),
+            "best_of": choose_best_cells(config.sweep, cells, rows, finished, part=part),
         }
+    if values["best_of"] is not None:
+        write_best_csv(comparison.run.path / BEST_FILE, values["best_of"])
     _write_csv(comparison, cells, rows)
     return values
 
@@ -270,7 +276,9 @@ def _make_csv_row(row: dict[str, Any], cell: Cell) -> dict[str, Any]:
 def _show(values: dict[str, Any]) -> None:
     from rich.console import Console
 
-    Console(file=sys.stderr, highlight=False).print(format_sweep_table(values))
+    console = Console(file=sys.stderr, highlight=False)
+    for table in (format_sweep_table(values), *format_best_tables(values["best_of"])):
+        console.print(table)
     for pair in values["paired"][:_SHOWN_PAIRS]:
         _say(pair["sentence"])
     if len(values["paired"]) > _SHOWN_PAIRS:

@@ -9,6 +9,7 @@ A key below a section that the same cell sets to null is left out: a cell withou
 from __future__ import annotations
 
 import copy
+import difflib
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -64,7 +65,7 @@ def check_sweep(tree: Mapping[str, Any]) -> list[Problem]:
         return []
     if any(not isinstance(overrides, dict) for overrides in named.values()):
         return []  # the schema says so
-    problems = [*_check_axes(grid), *_check_named(named), *_check_repeated_keys(grid)]
+    problems = [*_check_axes(grid), *_check_named(named), *_check_repeated_keys(grid), *_check_best_of(sweep, grid)]
     if problems:
         return problems
     num_cells = len(named)
@@ -208,6 +209,30 @@ def _check_repeated_keys(grid: Mapping[str, Any]) -> Iterator[Problem]:
     for key, axes in setters.items():
         if len(axes) > 1:
             yield Problem(("sweep", "grid", axes[-1]), f"sets {key}, as {axes[0]} does; one axis may set a key.")
+
+
+def _check_best_of(sweep: Mapping[str, Any], grid: Mapping[str, Any]) -> Iterator[Problem]:
+    """Yield a problem for each name in `best_of` that is no axis of the grid, or stands there twice."""
+    names = sweep.get("best_of") or ()
+    if not isinstance(names, list | tuple) or any(not isinstance(name, str) for name in names):
+        return  # the schema says so
+    for name in dict.fromkeys(names):
+        if name not in grid:
+            near = _find_near_axis(name, list(grid))
+            mend = f" Did you mean {near}?" if near else ""
+            known = f"the axes: {', '.join(grid)}" if grid else "it is empty"
+            yield Problem(("sweep", "best_of"), f"sweep.grid has no axis {name!r}; {known}.{mend}")
+        elif list(names).count(name) > 1:
+            yield Problem(("sweep", "best_of"), f"found {name} twice.")
+
+
+def _find_near_axis(name: str, axes: list[str]) -> str | None:
+    """Return the axis that is spelt most alike, in full or by its last part; None where none is."""
+    spellings = {axis.rsplit(".", 1)[-1]: axis for axis in axes} | {axis: axis for axis in axes}
+    near = difflib.get_close_matches(name, spellings, n=1) or difflib.get_close_matches(
+        name.rsplit(".", 1)[-1], spellings, n=1
+    )
+    return spellings[near[0]] if near else None
 
 
 def _check_names(sweep: Mapping[str, Any], cells: list[Cell]) -> list[Problem]:

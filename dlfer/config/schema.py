@@ -331,6 +331,8 @@ class SweepConfig(Section):
     """The figure on validation that the cells are sorted by; test never ranks them."""
     reference: str | None = None
     """The cell that the others are compared with; null: the best on validation."""
+    best_of: tuple[str, ...] = ()
+    """Axes of grid: for each combination of their values, the best cell on validation stands in a table of its own."""
 
 
 class ExperimentConfig(Section):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlfer.errors import ModelError
+from dlfer.report.best_cells import BEST_FIGURES, describe_best_cells, write_best_figures
 from dlfer.report.curves import draw_line, finish_epoch_axis, read_series
 from dlfer.report.figures import COLOURS, HATCHES, INK, SOFT, figure_style, new_figure, stamp_banner, write_figure
 from dlfer.report.page import (
@@ -53,11 +54,12 @@ def write_comparison_report(path: Path) -> Path:
     members, is_sweep = read_members(path), run.get("kind") == "sweep"
     if is_sweep:
         write_sweep_figures(path / "figures", comparison)
+        write_best_figures(path / "figures", comparison.get("best_of"), members)
         best = [row["arm"] for row in comparison["table"][:_MOST_CURVES]]
         _write_curves(path / "figures", [member for member in members if member["arm"] in best])
     else:
         write_comparison_figures(path, comparison, members)
-    names = SWEEP_FIGURES if is_sweep else FIGURES
+    names = (*SWEEP_FIGURES, *BEST_FIGURES) if is_sweep else FIGURES
     stamp_banner(path / "figures", names, " ".join(_collect_banners(members)) or None)
     config_text = read_text(path / "config.yaml")
     warnings = _collect_warnings(run, members)
@@ -79,7 +81,7 @@ def write_comparison_report(path: Path) -> Path:
     if not is_sweep:
         return render_page("comparison.html.j2", path / "report.html", context)
     context |= {key: comparison[key] for key in ("rank_by", "judged_on", "unfinished")}
-    context["best"] = describe_best(comparison)
+    context |= {"best": describe_best(comparison), "best_cells": describe_best_cells(comparison.get("best_of"))}
     return render_page("sweep.html.j2", path / "report.html", context)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -85,41 +85,76 @@ def _mark_phases(axes: Axes, rows: Sequence[Mapping]) -> None:
             axes.axvline((float(before["epoch"]) + float(after["epoch"])) / 2, color=PALE, linewidth=1, linestyle="--")
 
 
+class ClassRoc(NamedTuple):
+    """The ROC curve of one class against the rest: the class's number, both rates (float64 [M]), and the area."""
+
+    number: int
+    fpr: np.ndarray
+    tpr: np.ndarray
+    area: float
+
+
+class MacroRoc(NamedTuple):
+    """The mean over classes of their ROC curves, at 501 false-positive rates, and of their areas."""
+
+    fpr: np.ndarray
+    tpr: np.ndarray
+    area: float
+
+
+def compute_class_rocs(predictions: Predictions) -> tuple[list[ClassRoc], MacroRoc | None]:
+    """Return the ROC curve of each class that some rows have and some have not, and their mean; None without any."""
+    curves = []
+    for c in range(len(predictions.labels)):
+        is_target, scores = predictions.targets == c, predictions.probabilities[:, c]
+        area = compute_auc(is_target, scores)
+        if not math.isnan(area):
+            fpr, tpr, _ = compute_roc(is_target, scores)
+            curves.append(ClassRoc(c, fpr, tpr, area))
+    if not curves:
+        return [], None
+    grid = np.linspace(0, 1, 501)
+    mean = np.mean([np.interp(grid, curve.fpr, curve.tpr) for curve in curves], axis=0)
+    return curves, MacroRoc(grid, mean, float(np.mean([curve.area for curve in curves])))
+
+
 def draw_roc(predictions: Predictions) -> Figure:
     """Draw the ROC curve of each class against the rest, and their mean."""
-    from matplotlib.ticker import PercentFormatter
-
-    grid = np.linspace(0, 1, 501)
-    means, areas = [], []
-    many = len(predictions.labels) > MOST_LABELS_WITH_TEXT
+    curves, macro = compute_class_rocs(predictions)
     with figure_style():
         figure = new_figure(5.2, 5.0)
         axes = figure.subplots()
-        axes.plot([0, 1], [0, 1], color=PALE, linestyle=":", linewidth=1)
-        for c, label in enumerate(predictions.labels):
-            is_target, scores = predictions.targets == c, predictions.probabilities[:, c]
-            area = compute_auc(is_target, scores)
-            if math.isnan(area):
-                continue
-            fpr, tpr, _ = compute_roc(is_target, scores)
-            means.append(np.interp(grid, fpr, tpr))
-            areas.append(area)
-            colour = PALE if many else COLOURS[c % len(COLOURS)]
-            style = "-" if many else LINES[c % len(LINES)]
-            name = None if many else f"{label}, {area:.3f}"
-            axes.plot(fpr, tpr, linestyle=style, color=colour, linewidth=1.5, label=name)
-        if areas:
-            label = f"macro average, {np.mean(areas):.3f}"
-            axes.plot(grid, np.mean(means, axis=0), color=SOFT, linewidth=3.4, alpha=0.8, label=label)
+        frame_roc(axes)
+        draw_class_rocs(axes, curves, predictions.labels, width=1.5)
+        if macro is not None:
+            label = f"macro average, {macro.area:.3f}"
+            axes.plot(macro.fpr, macro.tpr, color=SOFT, linewidth=3.4, alpha=0.8, label=label)
             axes.legend(title="area under the curve", loc="lower right", fontsize=8, title_fontsize=8, handlelength=3.2)
-        axes.set_xlabel("false-positive rate")
-        axes.set_ylabel("true-positive rate")
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_formatter(PercentFormatter(1.0))
-        axes.set_aspect("equal")
-        axes.set_xlim(-0.01, 1.01)
-        axes.set_ylim(-0.01, 1.01)
     return figure
+
+
+def draw_class_rocs(axes: Axes, curves: Sequence[ClassRoc], labels: Sequence[str], *, width: float) -> None:
+    """Draw the curve of each class in its colour and line, so many points wide; of many classes all are pale."""
+    many = len(labels) > MOST_LABELS_WITH_TEXT
+    for c, fpr, tpr, area in curves:
+        colour = PALE if many else COLOURS[c % len(COLOURS)]
+        style = "-" if many else LINES[c % len(LINES)]
+        name = None if many else f"{labels[c]}, {area:.3f}"
+        axes.plot(fpr, tpr, linestyle=style, color=colour, linewidth=width, label=name)
+
+
+def frame_roc(axes: Axes) -> None:
+    """Set the axes of a ROC figure, and draw the diagonal of pure chance."""
+    from matplotlib.ticker import PercentFormatter
+
+    axes.plot([0, 1], [0, 1], color=PALE, linestyle=":", linewidth=1)
+    axes.set_xlabel("false-positive rate")
+    axes.set_ylabel("true-positive rate")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_aspect("equal")
+    axes.set_xlim(-0.01, 1.01)
+    axes.set_ylim(-0.01, 1.01)
 
 
 def draw_corruptions(corruptions: Mapping[str, Any]) -> Figure:

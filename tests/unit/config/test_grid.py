@@ -145,6 +145,19 @@ def test_named_cells_stand_beside_the_grid_and_keys_can_be_set_from_the_command(
         ("{grid: {model.dropout: [0.1, 0.2]}, seeds: []}", "sweep.seeds: found [], expected a list of at least 1 item"),
         ("{grid: {model.dropout: [0.1, 0.2]}, rank_by: test}", "sweep.rank_by: found"),
         (
+            "{grid: {model.dropout: [0.1, 0.2], finetune.batch_size: [1, 2]}, best_of: [model.dropuot]}",
+            "best_of: sweep.grid has no axis 'model.dropuot'; the axes: model.dropout, finetune.batch_size. "
+            "Did you mean model.dropout?",
+        ),
+        (
+            "{grid: {finetune.batch_size: [1, 2], backbone: {b0: {}}}, best_of: [batch_sizes]}",
+            "Did you mean finetune.batch_size?",
+        ),
+        ("{grid: {model.dropout: [0.1, 0.2]}, best_of: [xyz]}", "no axis 'xyz'; the axes: model.dropout."),
+        ("{cells: {a: {}, b: {model.dropout: 0.3}}, best_of: [b]}", "sweep.grid has no axis 'b'; it is empty."),
+        ("{grid: {model.dropout: [0.1, 0.2]}, best_of: [model.dropout, model.dropout]}", "model.dropout twice"),
+        ("{grid: {model.dropout: [0.1, 0.2]}, best_of: model.dropout}", "sweep.best_of: found"),
+        (
             "{grid: {o: {a: {finetune.optimizer.name: sgd, finetune.optimizer.beta_1: 0.1}, b: {}}}}",
             "o.a.finetune.optimizer.beta_1: does not fit: finetune.optimizer.beta_1: sgd has none",
         ),
