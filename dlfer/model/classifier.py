@@ -10,8 +10,10 @@ import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Self
+from types import MappingProxyType
+from typing import Any, ClassVar, Self
 
 import keras
 import numpy as np
@@ -42,6 +44,8 @@ class Classifier(ABC):
     """uint8 [B, H, W, channels] to activated outputs [B, C]; None where it is no single network."""
     crop: float | None = None
     """Side of the central part of an image that it looks at, in 0..1; None: at the whole image."""
+    about: Mapping[str, Any] = MappingProxyType({})
+    """What its artifact tells of its training: experiment, protocol, faces, ...; empty if it was not loaded."""
 
     def __init__(
         self,
@@ -151,7 +155,9 @@ class Classifier(ABC):
                     f"{folder / name}: sha256 is {found[:16]}..., expected {expected[:16]}...; "
                     "the file is damaged or was changed. Copy the artifact again, or train it anew."
                 )
-        return cls.read_files(folder, record)
+        classifier = cls.read_files(folder, record)
+        classifier.about = record.get("about") or {}
+        return classifier
 
 
 def read_model_config(record: dict) -> ModelConfig:
