@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dlfer.config.schema import ExperimentConfig
-from dlfer.data.bundle import DataBundle
+from dlfer.data.bundle import DataBundle, compute_fingerprint
 from dlfer.ensemble_members import Member
 from dlfer.errors import DataError
 from dlfer.evaluate.combine import combine_average, combine_vote, fit_combination, predict_out_of_fold
@@ -36,21 +37,24 @@ class Answers:
     def __init__(self, members: list[Member], bundle: DataBundle, *, batch_size: int) -> None:
         self.members, self.bundle, self.batch_size = members, bundle, batch_size
         self._kept: dict[tuple[str, str, str], np.ndarray] = {}
+        self._fingerprints: dict[str, str] = {}
 
     def get(self, part: str, view: str) -> np.ndarray:
         """Return float32 [M, N, C] in the order of the split and of the bundle's labels."""
         return np.stack([self._get_one(member, part, view) for member in self.members])
 
-    def read_milestone(self, epoch: int, part: str) -> np.ndarray:
-        """Return likewise what the members answered at the end of an epoch, by the headline's view."""
+    def list_milestones(self, epochs: Sequence[int], view: str) -> list[int]:
+        """Return those of `epochs` after which every member was judged, on these very images and by this view."""
+        parts = [part for part in ("validation", "test") if getattr(self.bundle, part) is not None]
+        runs = [member.find_run() for member in self.members]
+        if any(run is None or run.config().evaluate.headline != view for run in runs):
+            return []
+        return [epoch for epoch in epochs if all(self.read_milestone(epoch, part) is not None for part in parts)]
+
+    def read_milestone(self, epoch: int, part: str) -> np.ndarray | None:
+        """Return likewise what the members answered at the end of an epoch; None where one was not judged then."""
         found = [self._read(member, MILESTONES_FOLDER / str(epoch) / f"{part}.npz", part) for member in self.members]
-        missing = [member.name for member, answers in zip(self.members, found, strict=True) if answers is None]
-        if missing:
-            raise DataError(
-                f"milestones: {', '.join(missing)} has no predictions of {part} after {epoch} epochs on the images "
-                "of this experiment; expected all members to be judged on the same ones."
-            )
-        return np.stack(found)
+        return None if any(answers is None for answers in found) else np.stack(found)
 
     def make(self, part: str, answers: np.ndarray) -> Predictions:
         """Return answers [N, C] as predictions of a part."""
@@ -73,19 +77,23 @@ class Answers:
         return predict_split_views(member.classifier, split, view, batch_size=self.batch_size)[:, columns]
 
     def _read(self, member: Member, file: Path, part: str) -> np.ndarray | None:
-        """Return what a member's run kept of these images; None where it has no such file or not all of them."""
-        path, split = Path(member.path) / file, getattr(self.bundle, part)
-        if member.find_run() is None or not path.exists():
+        """Return what a member's run kept of these very images; None where it has no such file, or of others."""
+        run, path, split = member.find_run(), Path(member.path) / file, getattr(self.bundle, part)
+        if run is None or not path.exists():
+            return None
+        judged = run.read_json("data.json")["splits"].get(part, {})
+        if judged.get("fingerprint") != self._get_fingerprint(part):
             return None
         kept = read_predictions(path)
-        if not np.isin(split.ids, kept.ids).all():
-            return None
         order = np.argsort(kept.ids)
         rows = order[np.searchsorted(kept.ids, split.ids, sorter=order)]
         columns = match_labels(kept.labels, self.bundle.labels, member.name)
-        if not np.array_equal(np.asarray(columns)[split.targets], kept.targets[rows]):
-            return None
         return kept.probabilities[rows][:, columns]
+
+    def _get_fingerprint(self, part: str) -> str:
+        if part not in self._fingerprints:
+            self._fingerprints[part] = compute_fingerprint(getattr(self.bundle, part))
+        return self._fingerprints[part]
 
     def _check(self, member: Member, found: np.ndarray) -> None:
         """Refuse kept predictions that the member, asked now, does not give."""

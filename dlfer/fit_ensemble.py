@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from dlfer.catalog import ARTIFACT_FILE, find_model
@@ -22,7 +21,6 @@ from dlfer.errors import ProtocolError
 from dlfer.evaluate.combine import fit_combination
 from dlfer.evaluate.predictions import Predictions
 from dlfer.fit_network import Fitted
-from dlfer.milestones import FOLDER as MILESTONES_FOLDER
 from dlfer.milestones import Judged
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import hash_file
@@ -80,9 +78,10 @@ def fit_ensemble(
         return answers.make(part, combine(answers, part, view, config.ensemble.combine))
 
     def compute_figures() -> dict[str, Any]:
-        return compare_members(config, answers, _list_milestones(config, members))
+        return compare_members(config, answers, list(milestones))
 
-    return Fitted(classifier, _sum_costs(members), _make_milestones(config, answers), know, compute_figures)
+    milestones = _make_milestones(config, answers)
+    return Fitted(classifier, _sum_costs(members), milestones, know, compute_figures)
 
 
 def explain_ensemble(
@@ -98,15 +97,6 @@ def explain_ensemble(
     session.listener.say(f"the members are combined by: {config.ensemble.combine}")
 
 
-def _list_milestones(config: ExperimentConfig, members: list[Member]) -> list[int]:
-    """Return the epochs after which every member was judged."""
-    return [
-        epoch
-        for epoch in config.finetune.milestones
-        if all((Path(member.path) / MILESTONES_FOLDER / str(epoch) / "validation.npz").exists() for member in members)
-    ]
-
-
 def _make_milestones(config: ExperimentConfig, answers: Answers) -> Mapping[int, Judged]:
     """Return epoch -> what combines the members as they were then."""
     how, view = config.ensemble.combine, config.evaluate.headline
@@ -114,7 +104,7 @@ def _make_milestones(config: ExperimentConfig, answers: Answers) -> Mapping[int,
     def judge_at(epoch: int) -> Judged:
         return lambda part, split: answers.make(part, combine(answers, part, view, how, epoch=epoch))
 
-    return {epoch: judge_at(epoch) for epoch in _list_milestones(config, answers.members)}
+    return {epoch: judge_at(epoch) for epoch in answers.list_milestones(config.finetune.milestones, view)}
 
 
 def _sum_costs(members: list[Member]) -> dict[str, Any]:

@@ -1,15 +1,18 @@
 """An ensemble from its file to its report: members as runs of their own, stopped and resumed, trained ones as members."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dlfer.config.load import load_experiment
+from dlfer.data.sources import load_data
 from dlfer.errors import ProtocolError, TrainingStopped
 from dlfer.evaluate.predictions import read_predictions
 from dlfer.experiment import resume_run, start_run
 from dlfer.model.artifact import load_artifact
+from dlfer.model.views import predict_views
 from dlfer.runs import RunOptions, list_runs
 from dlfer.session import Session
 from dlfer.train.watch import TrainingListener
@@ -83,7 +86,7 @@ def test_a_stopped_ensemble_trains_no_member_twice(ensemble):
     assert sorted(run.name.split("/")[0] for run in runs) == ["both", "both-one", "both-two"]
     assert {run.status for run in runs} == {"finished"}
     one = next(run.path for run in runs if run.name.startswith("both-one"))
-    assert [line for line in (one / "log.jsonl").read_text().splitlines() if '"finetune_start"' in line].__len__() == 1
+    assert (one / "log.jsonl").read_text().count('"finetune_start"') == 1
     members = read(ensemble, "members.json")
     assert [(member["name"], member["status"], bool(member["digest"])) for member in members] == [
         ("one", "finished", True),
@@ -93,9 +96,6 @@ def test_a_stopped_ensemble_trains_no_member_twice(ensemble):
 
 def test_its_figures_are_those_of_its_saved_model(ensemble):
     """What was put together from the members' files is what the model in the folder answers."""
-    from dlfer.data.sources import load_data
-    from dlfer.model.views import predict_views
-
     stage = load_experiment(ensemble / "config.yaml").finetune
     test = load_data(stage.data, image_size=stage.native_size).test
     classifier = load_artifact(ensemble / "model")
@@ -121,8 +121,6 @@ def test_members_combinations_and_milestones_stand_beside_it(ensemble):
     used = metrics["combinations"][2]["test"]["accuracy"]
     assert used == metrics["views"]["ten_crop"]["test"]["accuracy"]
     for member, row in zip(read(ensemble, "members.json"), metrics["members"], strict=True):
-        from pathlib import Path
-
         own = read(Path(member["path"]), "metrics.json")
         assert row["test"]["accuracy"] == own["views"]["ten_crop"]["test"]["accuracy"]
         found = [stage["members"] for stage in metrics["ensemble"]["milestones"]]
@@ -156,13 +154,26 @@ def test_trained_runs_are_members_of_another_ensemble(ensemble, tmp_path):
     figures = [read(run, "metrics.json")["combinations"][0]["test"] for run in (path, ensemble)]
     assert figures[0] == figures[1]
     leaking = tmp_path / "leaking.yaml"
-    leaking.write_text(
-        file.read_text()
-        .replace("epochs: 2\n", "epochs: 2\n", 1)
-        .replace(
-            "num_images: {train: 48, validation: 32, test: 24}",
-            "num_images: {train: 48, validation: 32, test: 24}, protocol: resplit, seed: 3",
-        )
-    )
+    leaking.write_text(file.read_text().replace("test: 24}}", "test: 24}, protocol: resplit}"))
     with pytest.raises(ProtocolError, match="was trained on"):
         start(leaking, tmp_path / "runs", steps=10**6)
+
+
+def test_kept_predictions_of_other_images_are_not_taken_for_these(ensemble, tmp_path):
+    """The same ids with other pixels behind them: the members are asked again, and have no milestones here."""
+    members = read(ensemble, "members.json")
+    file = tmp_path / "other.yaml"
+    given = "\n".join(f"    - {{name: m{i}, model: {member['path']}}}" for i, member in enumerate(members))
+    text = FILE.split("  members:")[0] + f"  members:\n{given}\n" + FILE[FILE.index("evaluate:") :]
+    file.write_text(text.replace("test: 24}}", "test: 24}, seed: 3}").replace("combine: trained", "combine: vote"))
+    path = start(file, tmp_path / "runs", steps=10**6)
+    metrics = read(path, "metrics.json")
+    assert metrics["ensemble"]["milestones"] == []
+    assert "milestones" not in metrics
+    own = read_predictions(path / "predictions" / "test.npz")
+    before = read_predictions(ensemble / "predictions" / "test.npz")
+    assert np.array_equal(own.ids, before.ids)
+    classifier = load_artifact(path / "model")
+    stage = load_experiment(path / "config.yaml").finetune
+    test = load_data(stage.data, image_size=stage.native_size).test
+    assert np.allclose(own.probabilities, classifier.predict(test.images), atol=1e-5)
