@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -44,6 +45,46 @@ def list_models() -> dict[str, Path]:
             if path.name != "runs" and (path / ARTIFACT_FILE).is_file():
                 models.setdefault(path.name, path)
     return models
+
+
+def find_default_model() -> Path:
+    """Return the artifact folder of the model that is used where none is named.
+
+    It is the one whose artifact.json says `default: true` under `about`, in the first place that has one.
+
+    Raises:
+        ModelError: there is none, or a place has several.
+    """
+    for place in list_model_places():
+        found = [path for path in list_models().values() if path.parent == place and is_default(path)]
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise ModelError(
+                f"{place}: found {len(found)} models that call themselves the default ({names}), expected one; "
+                "name the model, or set default: false in the artifact.json of the others."
+            )
+        if found:
+            return found[0]
+    raise ModelError(
+        "there is no default model in "
+        f"{', '.join(str(place) for place in list_model_places())}. Name a model, or go where dlfer's saved_models is: "
+        "into a clone of its repository, or set DLFER_HOME to one. (The installed package brings no weights.)"
+    )
+
+
+def is_default(folder: Path) -> bool:
+    """Return whether the artifact in a folder calls itself the default."""
+    about = _read_record(folder).get("about")
+    return isinstance(about, dict) and about.get("default") is True
+
+
+def _read_record(folder: Path) -> dict:
+    """Return artifact.json, or {} of a damaged one, which is complained of when it is loaded."""
+    try:
+        record = json.loads((folder / ARTIFACT_FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
 
 
 def list_model_places() -> list[Path]:

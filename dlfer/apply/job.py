@@ -1,0 +1,131 @@
+"""A whole prediction: from the names of files to a table and marked pictures, with progress, past what is damaged."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dlfer.apply import film as films
+from dlfer.apply.draw import Sketches
+from dlfer.apply.engines import load_engine
+from dlfer.apply.media import BadInput, Frame, list_inputs, open_inputs
+from dlfer.apply.predict import FacePredictor, FramePrediction, describe_predictions, predict_inputs
+from dlfer.apply.tables import Table, open_table
+from dlfer.catalog import find_default_model
+from dlfer.train.progress import ConsoleListener
+
+_MOST_FAILURES = 20
+
+
+@dataclass(frozen=True)
+class PredictionJob:
+    """What is asked for.
+
+    Attributes:
+        model: a model's name, a run, or a folder; None: the default model.
+        out: the table; None: stdout.
+        draw: folder of marked pictures and films, or None.
+        faces: see `build_cropper`.
+        engine: see `load_engine`.
+        abstain: see `FacePredictor`.
+        smooth: see `predict_inputs`.
+        every, seconds: see `read_film`.
+    """
+
+    model: str | None = None
+    out: Path | None = None
+    draw: Path | None = None
+    faces: str = "auto"
+    engine: str = "keras"
+    abstain: float | None = None
+    smooth: float = 0.5
+    every: int = 1
+    seconds: float | None = None
+
+
+def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[str], None]) -> int:
+    """Predict files, write the table and the marked pictures; return how many inputs could not be read.
+
+    Args:
+        names: as a user gives them, see `list_inputs`.
+        job: what is asked for.
+        say: is told what a reader of the results has to know, and what failed.
+
+    Raises:
+        UserError, ModelError, EnvironmentProblem: the job cannot begin.
+    """
+    # A list on stdin may be endless; what is named is counted first, for the time left.
+    listed = list_inputs(names, stdin=sys.stdin)
+    files = listed if "-" in names else list(listed)
+    num_pictures = sum(isinstance(name, str) and not films.is_film(name) for name in files) if "-" not in names else 0
+    classifier = load_engine(str(job.model or find_default_model()), job.engine)
+    predictor = FacePredictor(classifier, faces=job.faces, abstain=job.abstain)
+    about = describe_predictions(predictor, faces=job.faces, smooth=job.smooth)
+    for key in ("notice", "probabilities"):
+        say(f"{key}: {about[key]}")
+    inputs = open_inputs(files, every=job.every, seconds=job.seconds)
+    results = predict_inputs(predictor, inputs, smooth=job.smooth)
+    table = open_table(job.out, labels=predictor.labels, about=about)
+    sketches = Sketches(job.draw) if job.draw is not None else None
+    failed = _write_all(_report_progress(results, num_pictures), table, sketches, every=job.every)
+    for failure in failed[:_MOST_FAILURES]:
+        say(f"not read: {failure['error']}")
+    if failed:
+        say(f"{len(failed):,} of the inputs could not be read.")
+    if job.out is not None:
+        say(f"written: {job.out}")
+    return len(failed)
+
+
+def _write_all(
+    results: Iterator[FramePrediction | BadInput], table: Table, sketches: Sketches | None, *, every: int
+) -> list[dict[str, str]]:
+    """Write every result; return what failed. Ctrl-C ends the table where it is, and goes on to the caller."""
+    failed: list[dict[str, str]] = []
+    try:
+        for result in results:
+            if isinstance(result, BadInput):
+                failed.append({"file": result.name, "error": result.error})
+                continue
+            table.write(result)
+            if sketches is not None:
+                sketches.add(result, every=every)
+    except KeyboardInterrupt:
+        table.close(failed)
+        raise
+    except BaseException:
+        table.discard()
+        raise
+    finally:
+        if sketches is not None:
+            sketches.close()
+    table.close(failed)
+    return failed
+
+
+def _report_progress(
+    results: Iterator[FramePrediction | BadInput], num_pictures: int
+) -> Iterator[FramePrediction | BadInput]:
+    """Yield the results, and show on stderr how far it is."""
+    listener = ConsoleListener()
+    done = 0
+    try:
+        for result in results:
+            frame = result.frame if isinstance(result, FramePrediction) else None
+            if frame is not None and frame.film is not None:
+                _report_film(listener, frame)
+            else:
+                done += 1
+                if done <= num_pictures:
+                    listener.finish_part("pictures", done, num_pictures)
+            yield result
+    finally:
+        listener.close()
+
+
+def _report_film(listener: ConsoleListener, frame: Frame) -> None:
+    total = frame.film.num_frames if frame.film is not None else None
+    if total is not None and frame.index is not None:
+        listener.finish_part(Path(frame.name).name, min(frame.index + 1, total), total)
