@@ -70,3 +70,17 @@ def predict(
     num_failed = predict_files(inputs, job, say=say)
     if num_failed:
         raise typer.Exit(1)
+
+
+def ship(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run, or the beginning of its name.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the model will be called.")],
+    default: Annotated[
+        bool, typer.Option("--default", help="Make it the model that is used where none is named.")
+    ] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of shipped models.")] = Path("saved_models"),
+) -> None:
+    """Make a run's model one to ship: its kernels in float16, named, with its card, checked against the run's."""
+    from dlfer.apply.ship import ship_model
+
+    print(ship_model(run, out, name=name, default=default))
