@@ -9,6 +9,7 @@
     │   ├── ModelError         a model or run that is not found, damaged or does not fit
     │   └── EnvironmentProblem a package or a device that the command needs is absent
     ├── TransferError          weights that do not carry over exactly
+    ├── ExportError            an exported model that does not answer as its artifact does
     ├── NonFiniteError         a loss or a weight became NaN or infinite in training
     ├── WorkerLost             another process of a training over several hosts is gone
     └── TrainingStopped        training was asked to stop and stands at a checkpoint
@@ -57,6 +58,10 @@ class EnvironmentProblem(UserError):
 
 class TransferError(DlferError):
     """Weights that do not carry over exactly from one stage to the next."""
+
+
+class ExportError(DlferError):
+    """An exported model that does not answer as its artifact does; it is not kept."""
 
 
 class NonFiniteError(DlferError):

@@ -53,6 +53,13 @@ def write_card(run_path: Path) -> Path:
     Raises:
         ModelError: the folder has no model, or one of its files is damaged.
     """
+    path = Path(run_path) / "model" / CARD_FILE
+    write_atomically(path, compose_card(run_path))
+    return path
+
+
+def compose_card(run_path: Path) -> str:
+    """Return the text of the model card of a run; see `write_card`."""
     from huggingface_hub import ModelCard, ModelCardData
 
     run_path = Path(run_path)
@@ -97,9 +104,7 @@ def write_card(run_path: Path) -> Path:
         template_str="---\n{{ card_data }}\n---\n\n{{ body }}",
         body=render_text("card.md.j2", context),
     )
-    path = run_path / "model" / CARD_FILE
-    write_atomically(path, str(card).rstrip() + "\n")
-    return path
+    return str(card).rstrip() + "\n"
 
 
 def _list_backbones(config: Mapping[str, Any]) -> list[str]:

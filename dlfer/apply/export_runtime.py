@@ -1,0 +1,96 @@
+"""Exported models answering, each by its own runtime; TensorFlow is loaded for a SavedModel alone."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlfer.apply.export_folder import read_export
+from dlfer.errors import EnvironmentProblem
+
+Answer = Callable[[np.ndarray], np.ndarray]
+"""uint8 [N, H, W, C], N at least 1, to probabilities float32 [N, number of labels]."""
+
+PACKAGES = {"onnxruntime": "onnxruntime", "ai_edge_litert.interpreter": "ai-edge-litert", "tf2onnx": "tf2onnx"}
+"""What is imported -> the package that holds it."""
+
+
+def open_export(folder: Path | str) -> Answer:
+    """Return the function by which a checked export folder answers.
+
+    Raises:
+        ModelError: as `read_export`.
+        EnvironmentProblem: the runtime of its format is not installed.
+    """
+    record = read_export(folder)
+    return RUNTIMES[record["format"]](Path(folder) / record["file"])
+
+
+def import_extra(module: str) -> Any:
+    """Return a module of the extra `export`.
+
+    Raises:
+        EnvironmentProblem: it is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise EnvironmentProblem(
+            f"export: the package {PACKAGES[module]} is an extra that cannot be imported here ({error}). Install it by: "
+            'pip install "dlfer[export]" (in a checkout: pip install -e ".[export]").'
+        ) from error
+
+
+def open_savedmodel(path: Path) -> Answer:
+    """Return the function by which a SavedModel answers."""
+    import tensorflow as tf
+
+    loaded = tf.saved_model.load(str(path))
+    signature = loaded.signatures["serving_default"]
+
+    def answer(images: np.ndarray) -> np.ndarray:
+        return signature(images=tf.constant(images))["probabilities"].numpy()
+
+    # A signature does not hold the model that owns its weights.
+    answer.model = loaded
+    return answer
+
+
+def open_onnx(path: Path) -> Answer:
+    """Return the function by which an ONNX file answers, on the CPU."""
+    onnxruntime = import_extra("onnxruntime")
+    session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    return lambda images: session.run(None, {"images": images})[0]
+
+
+def open_litert(path: Path) -> Answer:
+    """Return the function by which a LiteRT file answers; a batch of another size than the last costs a moment."""
+    interpreter = import_extra("ai_edge_litert.interpreter").Interpreter(model_path=str(path))
+    images_index, answer_index = (
+        details()[0]["index"] for details in (interpreter.get_input_details, interpreter.get_output_details)
+    )
+    shape = None
+
+    def answer(images: np.ndarray) -> np.ndarray:
+        nonlocal shape
+        if images.shape != shape:
+            interpreter.resize_tensor_input(images_index, images.shape, strict=True)
+            interpreter.allocate_tensors()
+            shape = images.shape
+        interpreter.set_tensor(images_index, images)
+        interpreter.invoke()
+        return interpreter.get_tensor(answer_index)
+
+    return answer
+
+
+RUNTIMES: dict[str, Callable[[Path], Answer]] = {
+    "savedmodel": open_savedmodel,
+    "litert": open_litert,
+    "litert-int8": open_litert,
+    "onnx": open_onnx,
+}

@@ -1,0 +1,55 @@
+"""The verb that hands a model to other programs: export."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlfer.cli.options import say
+from dlfer.errors import UserError
+
+FORMATS = "savedmodel,litert,litert-int8,onnx"
+
+
+def export(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's name, its folder, or a run.")],
+    to: Annotated[str, typer.Option("--to", metavar="FORMATS", help=f"Some of {FORMATS}.")] = "onnx",
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of exports, instead of exports/MODEL.")
+    ] = None,
+    data: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="PATH",
+            help="Images to compare on, instead of the run's own: a csv, class folders, an .npz, an experiment file.",
+        ),
+    ] = None,
+    size: Annotated[
+        str | None, typer.Option(metavar="SIDE|HxW", help="Of litert's images, instead of the training images' size.")
+    ] = None,
+) -> None:
+    """Write a model as SavedModel, LiteRT or ONNX, compared with the original before it is kept."""
+    from dlfer.apply.export_folder import parse_formats
+    from dlfer.catalog import find_model
+
+    # What is wrong in the command is told before TensorFlow is loaded.
+    formats, sides = parse_formats(to), _parse_size(size)
+    find_model(model)
+    from dlfer.apply.export_contract import describe_export
+    from dlfer.export_model import export_model
+
+    for folder, record in export_model(model, formats, out=out, data=data, size=sides, say=say).values():
+        print(folder)
+        for line in describe_export(record):
+            print(f"  {line}")
+
+
+def _parse_size(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    sides = text.lower().split("x")
+    if not all(side.isdecimal() and 8 <= int(side) <= 4096 for side in sides) or len(sides) > 2:
+        raise UserError(f"--size {text}: expected pixels from 8 to 4096, a side (48) or height and width (48x64).")
+    return int(sides[0]), int(sides[-1])
