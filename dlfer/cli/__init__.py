@@ -14,14 +14,14 @@ from typing import Annotated
 import typer
 
 from dlfer._version import __version__
-from dlfer.cli import export, judge, look, search, start, train, use
+from dlfer.cli import explain, export, judge, look, search, serve, start, train, use
 from dlfer.cli.options import say
 from dlfer.errors import DlferError, TrainingStopped
 
 VERBS = {
     "Start": (start.doctor, start.init, start.check, judge.audit),
     "Train and compare": (train.run, train.ablate, train.sweep, search.search),
-    "Use what was trained": (use.predict, export.export, use.ship, judge.evaluate, judge.compare, judge.report),
+    "Use what was trained": (use.predict, explain.explain, export.export, serve.serve, use.ship, judge.evaluate, judge.compare, judge.report),
     "Look": (look.show,),
 }
 """The verbs, by what a user wants to do, in the order of `dlfer --help`."""

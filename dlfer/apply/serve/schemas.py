@@ -1,0 +1,226 @@
+"""What goes in and out over HTTP, as OpenAPI tells it."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Faces = Literal["auto", "whole"]
+_STRICT = ConfigDict(extra="forbid")
+
+
+class Picture64(BaseModel):
+    """A picture in JSON."""
+
+    model_config = _STRICT
+    base64: Annotated[str, Field(min_length=1, description="the file (JPEG, PNG, WebP, BMP, GIF, PGM, PPM), in base64")]
+    name: Annotated[str, Field(max_length=200, description="what the picture is called in the answer")] = ""
+
+
+class PredictRequest(BaseModel):
+    """Pictures in which the faces are found and predicted."""
+
+    model_config = _STRICT
+    images: Annotated[list[Picture64], Field(min_length=1)]
+    model: Annotated[str | None, Field(description="one of /v1/models; the first by default")] = None
+    faces: Annotated[
+        Faces | None, Field(description="auto: faces are searched for; whole: a picture is the crop of a face")
+    ] = None
+
+
+class ExplainRequest(BaseModel):
+    """A face whose prediction is explained by covering it part by part."""
+
+    model_config = _STRICT
+    image: Picture64
+    model: Annotated[str | None, Field(description="one of /v1/models; the first by default")] = None
+    faces: Faces | None = None
+    face: Annotated[int, Field(ge=0, description="which face, as numbered in the answer of /v1/predict")] = 0
+    label: Annotated[str | None, Field(description="whose probability is followed; the predicted one by default")] = (
+        None
+    )
+
+
+class Error(BaseModel):
+    """What is wrong."""
+
+    error: str
+
+
+class Figure(BaseModel):
+    """An accuracy with its 95 % interval."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+    what: Annotated[str, Field(description="of which images")]
+
+
+class Card(BaseModel):
+    """What a model tells of itself."""
+
+    name: str
+    family: str
+    labels: list[str]
+    backbone: str | None
+    optimizer: str | None
+    accuracy: Figure | None
+    protocol: str | None
+    banner: Annotated[str | None, Field(description="why its figures are no clean test, if they are not")]
+    image_size: int
+    probabilities: Annotated[str, Field(description="whether they are calibrated")]
+    research_only: bool
+
+
+class Models(BaseModel):
+    """The models that are served."""
+
+    models: list[Card]
+    faces: Annotated[Faces, Field(description="what is done where a request does not say")]
+    notice: str
+    version: str
+
+
+class Face(BaseModel):
+    """A face and its probabilities."""
+
+    box: Annotated[
+        tuple[float, float, float, float] | None, Field(description="x0, y0, x1, y1 in pixels; null: the whole picture")
+    ]
+    score: Annotated[float | None, Field(description="the detector's")]
+    label: str
+    confidence: float
+    probabilities: dict[str, float]
+
+
+class Picture(BaseModel):
+    """A picture and the faces in it, the largest first."""
+
+    name: str
+    width: int
+    height: int
+    num_faces_found: int
+    faces: list[Face]
+
+
+class Prediction(BaseModel):
+    """The answer of /v1/predict."""
+
+    model: str
+    notice: str
+    images: list[Picture]
+
+
+class Explanation(BaseModel):
+    """The answer of /v1/explain."""
+
+    model: str
+    label: str
+    probability: float
+    predicted: str
+    box: tuple[float, float, float, float] | None
+    square: Annotated[int, Field(description="side of the square that covers, in pixels of the crop")]
+    stride: int
+    description: Annotated[str, Field(description="the map in words")]
+    crop_png: Annotated[str, Field(description="the face as the network is given it, PNG in base64")]
+    map_png: Annotated[str, Field(description="how much the probability falls where it is covered, PNG in base64")]
+    largest_fall: float
+    largest_rise: float
+    flips: Annotated[float, Field(description="share of the face where covering changes the most probable label")]
+
+
+class Tensor(BaseModel):
+    """A tensor of the KServe protocol."""
+
+    model_config = ConfigDict(extra="ignore")
+    name: Literal["images"]
+    shape: Annotated[list[Annotated[int, Field(ge=1, le=2**31)]], Field(min_length=3, max_length=4)]
+    datatype: Literal["UINT8"]
+    data: Annotated[list[Any], Field(min_length=1, description="whole numbers 0..255, flat or nested")]
+
+
+class RequestedOutput(BaseModel):
+    """An output that is asked for."""
+
+    model_config = ConfigDict(extra="ignore")
+    name: Literal["probabilities", "labels"]
+
+
+class InferRequest(BaseModel):
+    """A request of the KServe protocol, version 2: crops of faces as one tensor."""
+
+    model_config = ConfigDict(extra="ignore")
+    id: str | None = None
+    inputs: Annotated[list[Tensor], Field(min_length=1, max_length=1)]
+    outputs: list[RequestedOutput] | None = None
+
+
+class OutputTensor(BaseModel):
+    """A tensor of an answer."""
+
+    name: str
+    shape: list[int]
+    datatype: str
+    data: list[float] | list[str]
+
+
+class InferResponse(BaseModel):
+    """An answer of the KServe protocol."""
+
+    model_name: str
+    id: str | None = None
+    outputs: list[OutputTensor]
+
+
+class TensorDescription(BaseModel):
+    """What a tensor has to look like; -1 is any size."""
+
+    name: str
+    datatype: str
+    shape: list[int]
+
+
+class ModelDescription(BaseModel):
+    """A model in the KServe protocol."""
+
+    name: str
+    versions: list[str]
+    platform: str
+    inputs: list[TensorDescription]
+    outputs: list[TensorDescription]
+    parameters: Card
+
+
+class ModelReady(BaseModel):
+    """Whether a model takes requests."""
+
+    name: str
+    ready: bool
+
+
+class ServerDescription(BaseModel):
+    """The server in the KServe protocol."""
+
+    name: str
+    version: str
+    extensions: list[str]
+
+
+class Health(BaseModel):
+    """How the server is."""
+
+    status: str
+
+
+class Live(BaseModel):
+    """Whether the server answers."""
+
+    live: bool
+
+
+class Ready(BaseModel):
+    """Whether it takes requests."""
+
+    ready: bool

@@ -1,0 +1,78 @@
+"""The verb that answers over HTTP: serve."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dlfer.cli.options import say
+from dlfer.errors import UserError
+
+
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL...", help="Names, runs or folders, or NAME=one of these; else the default model."
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(metavar="ADDRESS", help="Where it listens; 0.0.0.0 is every network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    faces: Annotated[
+        str, typer.Option(metavar="auto|whole|mtcnn|opencv", help="How faces are found; whole: each picture is one.")
+    ] = "auto",
+    max_mb: Annotated[float, typer.Option(metavar="MB", help="Of a request's body; more is answered with 413.")] = 20,
+    max_pixels: Annotated[
+        int, typer.Option(metavar="N", help="Of the pictures of a request together; 413.")
+    ] = 50_000_000,
+    max_faces: Annotated[int, typer.Option(metavar="N", help="Predicted in a picture, the largest first.")] = 32,
+    max_seconds: Annotated[float, typer.Option(metavar="S", help="For the body (408), and for the answer (504).")] = 30,
+    max_requests: Annotated[int, typer.Option(metavar="N", help="At a time; more are answered with 503.")] = 64,
+    batch_ms: Annotated[float, typer.Option(metavar="MS", help="How long requests wait for each other.")] = 5,
+    access_log: Annotated[bool, typer.Option(help="A line for each request: address, path, status.")] = True,
+) -> None:
+    """Answer over HTTP: a page for people, /v1/predict, and KServe's /v2 for programs.
+
+    It predicts which expression label annotators would give, and does not detect what a person feels. In the EU,
+    inferring emotions at work and in education is prohibited (AI Act, Art. 5(1)(f)).
+
+    Pictures are kept in memory for their request alone; none is written or logged. With DLFER_API_KEY set,
+    every request but for the page and the health checks has to send it. SIGTERM lets begun requests finish.
+    """
+    numbers = {
+        "--max-mb": max_mb,
+        "--max-pixels": max_pixels,
+        "--max-faces": max_faces,
+        "--max-seconds": max_seconds,
+        "--max-requests": max_requests,
+    }
+    for option, value in numbers.items():
+        if not value > 0:
+            raise UserError(f"dlfer serve {option} {value}: expected more than 0.")
+    if not 0 <= batch_ms <= 1000:
+        raise UserError(f"dlfer serve --batch-ms {batch_ms}: expected 0 to 1000.")
+    from dlfer.catalog import find_default_model, find_model
+
+    wanted = models or [str(find_default_model())]
+    for name in wanted:
+        if "=" not in name:
+            find_model(name)  # a wrong name is told before TensorFlow is loaded
+    from dlfer.apply.serve.limits import Limits
+    from dlfer.apply.serve.server import ServerOptions, serve_models
+
+    limits = Limits(
+        body_bytes=int(max_mb * 2**20),
+        pixels=max_pixels,
+        faces=max_faces,
+        seconds=max_seconds,
+        requests=max_requests,
+        all_bytes=max(256 * 2**20, int(2 * max_mb * 2**20)),
+        all_pixels=2 * max_pixels,
+    )
+    options = ServerOptions(
+        host=host, port=port, faces=faces, limits=limits, window=batch_ms / 1000, access_log=access_log
+    )
+    serve_models(wanted, options, say=say)
