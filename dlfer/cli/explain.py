@@ -1,0 +1,81 @@
+"""The verb that shows what a trained model's answers hang on: explain."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlfer.cli.options import say
+from dlfer.errors import UserError
+
+
+def explain(
+    images: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="IMAGE...", help="Pictures, folders, globs; none with --split.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(metavar="MODEL", help="A model's name, a run or a folder; else the default model.")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(metavar="test|validation", help="Average maps over each label of a run's data.")
+    ] = None,
+    method: Annotated[str, typer.Option(metavar="occlusion|gradcam|both", help="How maps are made.")] = "both",
+    label: Annotated[
+        str | None, typer.Option(metavar="NAME", help="What maps are about; else each face's most probable label.")
+    ] = None,
+    faces: Annotated[
+        str, typer.Option(metavar="auto|whole|mtcnn|opencv", help="How faces are found; whole: each picture is one.")
+    ] = "auto",
+    size: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Side of the occluding square; else a sixth of the face.")
+    ] = None,
+    stride: Annotated[int | None, typer.Option(metavar="PIXELS", help="Its step; else half its side.")] = None,
+    stage: Annotated[
+        str, typer.Option(metavar="last|N", help="Grad-CAM on an earlier, finer resolution of the backbone: 1, 2, ...")
+    ] = "last",
+    per_class: Annotated[int, typer.Option(metavar="N", help="With --split: faces of each label, at most.")] = 40,
+    sanity: Annotated[bool, typer.Option("--sanity", help="Check that maps change with other weights.")] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder that is written into.")] = Path("explained"),
+) -> None:
+    """Show which parts of a face an answer hangs on: figures, arrays (.npz) and a page.
+
+    A map shows what the model reacts to. It does not show what a person feels, nor that the model is right.
+    What cannot be read is named at the end, and the command exits with 1.
+    """
+    methods = ("occlusion", "gradcam") if method == "both" else (method,)
+    if method not in ("occlusion", "gradcam", "both"):
+        raise UserError(f"--method {method}: expected occlusion, gradcam or both.")
+    if (split is None) != bool(images):
+        raise UserError("dlfer explain: give either IMAGE... or --split test|validation.")
+    if split is not None and label is not None:
+        raise UserError(
+            "dlfer explain: --label goes with IMAGE...; over a split the maps are of each face's own label."
+        )
+    if per_class < 1:
+        raise UserError(f"--per-class {per_class}: expected 1 or more.")
+    if model is not None:
+        from dlfer.catalog import find_model
+
+        find_model(model)  # a wrong name is told before TensorFlow is loaded
+    from dlfer.explain.explanation import MapOptions
+    from dlfer.explain_model import ExplainJob, explain_pictures, explain_split
+
+    job = ExplainJob(
+        model=model,
+        out=out,
+        maps=MapOptions(methods=methods, size=size, stride=stride, stage=stage),
+        label=label,
+        faces=faces,
+        per_class=per_class,
+        check=sanity,
+    )
+    if split is not None:
+        print(explain_split(split, job, say=say))
+        return
+    page, num_failed = explain_pictures(images or [], job, say=say)
+    print(page)
+    if num_failed:
+        raise typer.Exit(1)

@@ -1,0 +1,113 @@
+"""What one face's answer hangs on, by each method that was asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+
+from dlfer.errors import UserError
+from dlfer.explain.gradcam import LAST, Cam, GradCam, list_networks
+from dlfer.explain.occlusion import Occlusion, compute_occlusion
+from dlfer.model.classifier import Classifier
+
+OCCLUSION, GRADCAM = "occlusion", "gradcam"
+METHODS = (OCCLUSION, GRADCAM)
+
+
+@dataclass(frozen=True)
+class MapOptions:
+    """How maps are made.
+
+    Attributes:
+        methods: of "occlusion" and "gradcam".
+        size, stride: of the square, see `compute_occlusion`.
+        stage: see `GradCam`.
+    """
+
+    methods: tuple[str, ...] = METHODS
+    size: int | None = None
+    stride: int | None = None
+    stage: str = LAST
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """The maps of one face.
+
+    Attributes:
+        probabilities: float32 [C], calibrated where the model has a temperature.
+        target: index of the label that the maps are about.
+        occlusion: None if it was not asked for.
+        cams: one for each network of the classifier; none if they were not asked for.
+    """
+
+    probabilities: np.ndarray
+    target: int
+    occlusion: Occlusion | None = None
+    cams: tuple[Cam, ...] = ()
+
+    @property
+    def predicted(self) -> int:
+        """Index of the most probable label."""
+        return int(self.probabilities.argmax())
+
+    @property
+    def maps(self) -> dict[str, np.ndarray]:
+        """float [H, W] by name: "occlusion" (fall of the probability, -1..1), "gradcam" or "gradcam <network>" (0..1)."""
+        found = {} if self.occlusion is None else {OCCLUSION: self.occlusion.sensitivity}
+        return found | {f"{GRADCAM} {cam.network}".strip(): cam.scaled for cam in self.cams}
+
+
+class Explainer:
+    """Makes the maps of faces.
+
+    Args:
+        classifier: whose answers are explained.
+        options: by which methods.
+
+    Raises:
+        ModelError: Grad-CAM is the one method, and the classifier has no network; or no such stage.
+
+    Example:
+        >>> Explainer(dlfer.load("lite2")).explain(face).maps["occlusion"].shape
+        (48, 48)
+    """
+
+    def __init__(self, classifier: Classifier, options: MapOptions | None = None) -> None:
+        self.options = options or MapOptions()
+        unknown = [method for method in self.options.methods if method not in METHODS]
+        if unknown or not self.options.methods:
+            raise UserError(
+                f"explain: found the methods {list(self.options.methods)}, expected {' or '.join(METHODS)}."
+            )
+        self.classifier = classifier
+        self._predict = partial(classifier.predict, calibrated=True)
+        wanted = GRADCAM in self.options.methods and (not self.lacks_gradcam or len(self.options.methods) == 1)
+        self._gradcam = GradCam(classifier, stage=self.options.stage) if wanted else None
+
+    @property
+    def lacks_gradcam(self) -> bool:
+        """Whether Grad-CAM was asked for and the classifier has no network to look into."""
+        return GRADCAM in self.options.methods and not list_networks(self.classifier)
+
+    def explain(self, image: np.ndarray, target: int | None = None) -> Explanation:
+        """Return the maps of one face.
+
+        Args:
+            image: uint8 [H, W] or [H, W, 1 or 3].
+            target: index of the label that the maps are about; None: the most probable one.
+
+        Raises:
+            ModelError: the image, the target or the square is not of the right form.
+        """
+        probabilities = self._predict(image[None])[0]
+        target = int(probabilities.argmax()) if target is None else target
+        occlusion, cams = None, ()
+        if OCCLUSION in self.options.methods:
+            square = {"size": self.options.size, "stride": self.options.stride}
+            occlusion = compute_occlusion(self._predict, image, target, **square)
+        if self._gradcam is not None:
+            cams = self._gradcam.compute(image[None], np.array([target]))[0]
+        return Explanation(probabilities, target, occlusion, cams)

@@ -1,0 +1,259 @@
+"""Grad-CAM: where in a network's feature map the evidence for a label stands.
+
+With A_k the channels of the map [h, w], y the label's logit, and w_k the mean of dy/dA_k over the map,
+
+    L = max(0, sum_k w_k A_k).
+
+Where the head is an average over the map and one dense layer W, w_k is W_k / (h w), the map is that of Zhou et al.
+(Learning Deep Features for Discriminative Localization, CVPR 2016), and its sum before the cut at 0 is the logit
+less its bias.
+
+Source: Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via Gradient-Based Localization, ICCV 2017.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import keras
+import numpy as np
+
+from dlfer.data.augment import compute_crop_size
+from dlfer.errors import ModelError
+from dlfer.explain.gradients import build_gradient
+from dlfer.model.backbones import find_backbone
+from dlfer.model.classifier import Classifier, match_channels
+from dlfer.model.ensemble import EnsembleClassifier
+from dlfer.model.face_input import compute_taps
+from dlfer.model.hybrid import name_branches
+from dlfer.model.network_classifier import NetworkClassifier
+
+BATCH_SIZE = 32
+LAST = "last"
+
+_POOLING = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
+
+
+@dataclass(frozen=True)
+class Cam:
+    """Grad-CAM of one image in one network.
+
+    Attributes:
+        network: "" of a classifier that is one network; else the branch, or the member and its branch.
+        layer: whose output is looked at.
+        grid: (h, w) of that output: the map is no finer than this.
+        values: float32 [H, W], 0 or above, as large as the image, bilinear between the cells; 0 outside of the
+            part that the network sees. In logits: with one dense layer on a mean, the cells' sum is at least the
+            label's logit less its bias.
+    """
+
+    network: str
+    layer: str
+    grid: tuple[int, int]
+    values: np.ndarray
+
+    @property
+    def scaled(self) -> np.ndarray:
+        """float32 [H, W] in 0..1, divided by its greatest value; all 0 where nothing speaks for the label."""
+        most = float(self.values.max())
+        return self.values / most if most > 0 else self.values
+
+
+class GradCam:
+    """What computes the maps of a classifier; each one that is made adds to the graph of its networks, so keep it.
+
+    Args:
+        classifier: with at least one network: family transfer, hybrid (a map for each branch), or an ensemble
+            of such (a map for each member; members that are trees have none).
+        stage: "last", the map that is pooled (where a max pooling ends the backbone, the convolution before it); or
+            a number from 1, the last map of that resolution, finer and with less of a meaning.
+
+    Raises:
+        ModelError: no network, or no such stage.
+        EnvironmentProblem: a backend without gradients here.
+
+    Example:
+        >>> [[cam]] = GradCam(classifier).compute(image[None], np.array([3]))
+        >>> cam.values.shape == image.shape[:2]
+        True
+    """
+
+    def __init__(self, classifier: Classifier, *, stage: str = LAST) -> None:
+        self._classifier = classifier
+        self._views = [_build_view(name, network, stage) for name, network in list_networks(classifier)]
+        if not self._views:
+            raise ModelError(
+                f"Grad-CAM follows the gradient of a network's answer, and this model of family {classifier.family} "
+                "answers by trees, which have none. Say --method occlusion, which needs the answers alone."
+            )
+
+    def compute(self, images: np.ndarray, targets: np.ndarray) -> list[tuple[Cam, ...]]:
+        """Return for each image its map in every network.
+
+        Args:
+            images: uint8 [N, H, W] or [N, H, W, 1 or 3].
+            targets: int [N], the label that each map is about.
+
+        Raises:
+            ModelError: the images are not of that form, or a target is no label.
+        """
+        labels = self._classifier.labels
+        images, targets = match_channels(images, self._classifier.channels), np.asarray(targets)
+        if targets.shape != (len(images),) or not np.isin(targets, range(len(labels))).all():
+            raise ModelError(
+                f"Grad-CAM: found targets {targets.tolist()} for {len(images)} images, expected one for each in "
+                f"0..{len(labels) - 1}."
+            )
+        found: list[tuple[Cam, ...]] = []
+        for start in range(0, len(images), BATCH_SIZE):
+            rows = slice(start, start + BATCH_SIZE)
+            names = [labels[target] for target in targets[rows]]
+            of_views = [cams for view in self._views for cams in view.compute(images[rows], names)]
+            found += list(zip(*of_views, strict=True))
+        return found
+
+
+def list_networks(classifier: Classifier, name: str = "") -> list[tuple[str, NetworkClassifier]]:
+    """Return (name, network) of everything in a classifier that Grad-CAM can look into."""
+    if isinstance(classifier, EnsembleClassifier):
+        return [
+            pair
+            for member, inner in classifier.members.items()
+            for pair in list_networks(inner, f"{name} {member}".strip())
+        ]
+    return [(name, classifier)] if isinstance(classifier, NetworkClassifier) else []
+
+
+class _NetworkView:
+    """A network, cut in two at the maps that are looked at.
+
+    Args:
+        classifier: whose network it is.
+        places: (title, layer) of each map.
+        front: from preprocessed pixels to the maps.
+        back: from the maps to logits [N, C].
+    """
+
+    def __init__(
+        self,
+        classifier: NetworkClassifier,
+        places: list[tuple[str, str]],
+        *,
+        front: Callable[[Any], list[Any]],
+        back: Callable[[list[Any]], Any],
+    ) -> None:
+        self._classifier = classifier
+        self._places = places
+        self._front = front
+        self._gradient = build_gradient(back)
+
+    def compute(self, images: np.ndarray, names: list[str]) -> Iterator[list[Cam]]:
+        """Yield for each map of the network the Cams of all images, each about the label of that name."""
+        labels, parts = self._classifier.labels, self._classifier.parts
+        images = match_channels(images, self._classifier.channels)
+        chosen = np.eye(len(labels), dtype=np.float32)[[labels.index(name) for name in names]]
+        maps = [
+            keras.ops.convert_to_numpy(keras.ops.cast(values, "float32"))
+            for values in self._front(parts.face_input(images))
+        ]
+        gradients = self._gradient(maps, chosen)
+        for (title, layer), values, gradient in zip(self._places, maps, gradients, strict=True):
+            cells = weigh_maps(values, gradient)
+            spread = spread_cells(cells, images.shape[1:3], crop=parts.face_input.crop)
+            yield [Cam(title, layer, cells.shape[1:], one) for one in spread]
+
+
+def weigh_maps(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
+    """Return float32 [N, h, w], the sum of the channels of float [N, h, w, K], each weighted by its mean gradient, cut at 0."""
+    weights = gradients.mean(axis=(1, 2), keepdims=True)
+    return np.maximum((maps * weights).sum(axis=-1), 0.0).astype(np.float32)
+
+
+def spread_cells(cells: np.ndarray, shape: tuple[int, int], *, crop: float | None) -> np.ndarray:
+    """Return maps float32 [N, H, W] of cells [N, h, w]: bilinear over the part of the image that a network sees.
+
+    Args:
+        cells: of the network's square.
+        shape: (H, W) of the image.
+        crop: side of the central part that became the square, in 0..1; None is the whole image.
+    """
+    height, width = shape if crop is None else compute_crop_size(crop, *shape)
+    down, across = (_compute_spread(*sizes) for sizes in ((cells.shape[1], height), (cells.shape[2], width)))
+    top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
+    maps = np.zeros((len(cells), *shape), np.float32)
+    maps[:, top : top + height, left : left + width] = np.einsum("yi,nij,xj->nyx", down, cells, across)
+    return maps
+
+
+def _compute_spread(size: int, length: int) -> np.ndarray:
+    """Return float32 [length, size]: what each cell of a line counts in each pixel; rows sum to one."""
+    places, taps = compute_taps(size, length)
+    weights = np.zeros((length, size), np.float32)
+    np.add.at(weights, (np.arange(length)[:, None], places), taps)
+    return weights
+
+
+def _build_view(name: str, classifier: NetworkClassifier, stage: str) -> _NetworkView:
+    """Cut a network in two at a stage of its backbone, or of each branch."""
+    parts, config = classifier.parts, classifier.config
+
+    def answer(features: Any) -> Any:
+        return parts.head(parts.pooling(features), training=False)
+
+    if not config.branches:
+        layer, front, back = _cut(parts.backbone, config.backbone, stage=stage)
+        return _NetworkView(
+            classifier,
+            [(name, layer)],
+            front=lambda pixels: [front(pixels)],
+            back=lambda maps: answer(back(maps[0])),
+        )
+    branches = name_branches(config.branches)
+    get = parts.backbone.get_layer
+    cuts = [_cut(get(branch), backbone, f"{branch}_", stage=stage) for branch, backbone in branches.items()]
+    prepare = [get(f"{branch}_input") for branch in branches]
+    fuse = keras.Model([get(f"{branch}_pooling").input for branch in branches], parts.backbone.output)
+    return _NetworkView(
+        classifier,
+        [(f"{name} {branch}".strip(), layer) for branch, (layer, _, _) in zip(branches, cuts, strict=True)],
+        front=lambda pixels: [front(take(pixels)) for take, (_, front, _) in zip(prepare, cuts, strict=True)],
+        back=lambda maps: answer(
+            fuse([back(values) for values, (_, _, back) in zip(maps, cuts, strict=True)], training=False)
+        ),
+    )
+
+
+def _cut(
+    network: keras.Model, backbone: str, prefix: str = "", *, stage: str = LAST
+) -> tuple[str, Callable[[Any], Any], Callable[[Any], Any]]:
+    """Return the name of the layer at which a backbone is cut, what stands before it and what stands behind it."""
+    layer = _find_layer(network, backbone, prefix, stage)
+    front = keras.Model(network.inputs, layer.output)
+    if layer.output is network.outputs[0]:
+        return layer.name, lambda pixels: front(pixels, training=False), lambda maps: maps
+    try:
+        back = keras.Model(layer.output, network.outputs[0])
+    except ValueError as error:
+        raise ModelError(
+            f"Grad-CAM: stage {stage} of {backbone} ({layer.name}) lies beside other paths, so that nothing follows "
+            'from it alone; take another stage, or "last".'
+        ) from error
+    return layer.name, lambda pixels: front(pixels, training=False), lambda maps: back(maps, training=False)
+
+
+def _find_layer(network: keras.Model, backbone: str, prefix: str, stage: str) -> keras.layers.Layer:
+    stages = find_backbone(backbone).stages
+    if stage == LAST:
+        layer = network.get_layer(f"{prefix}{stages[-1]}")
+        # A pooling at the end of the backbone gives a coarser map of the very same convolution.
+        while isinstance(layer, _POOLING):
+            layer = layer.input._keras_history.operation
+        return layer
+    if not stage.isdecimal() or not 1 <= int(stage) <= len(stages):
+        raise ModelError(
+            f'Grad-CAM: found stage {stage!r}, expected "last" or a number 1..{len(stages)} for {backbone}: '
+            f"{', '.join(stages)}."
+        )
+    return network.get_layer(f"{prefix}{stages[int(stage) - 1]}")

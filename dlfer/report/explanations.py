@@ -1,0 +1,309 @@
+"""Figures and the page of `dlfer explain`: maps over faces, averages over labels, and whether maps show what was learned."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from dlfer.report.figures import COLOURS, INK, PALE, SOFT, figure_style, new_figure, write_figure
+from dlfer.report.page import load_figures, render_page
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from dlfer.explain.average import AverageMaps
+    from dlfer.explain.explanation import Explanation
+
+OCCLUSION_NOTE = (
+    "Occlusion: a square of {size}x{size} pixels in the image's mean grey slides over it by {stride}. Red: covering "
+    "lowers the probability of “{label}”, blue: raises it. Orange: some square there changes the answer. It shows "
+    "what the model reacts to when hidden, not why; a covered face is unlike any it was trained on, and parts that "
+    "stand in for each other show nothing when one alone is covered."
+)
+GRADCAM_NOTE = (
+    "Grad-CAM: what speaks for “{label}” in the feature map of {layers}, {grids} cells, drawn smooth, each divided by "
+    "its greatest value. It is no finer than these cells, each of which sees far more than its own place, leaves out "
+    "what speaks against the label, and does not say how sure the model is."
+)
+COARSE_NOTE = "So few cells do not tell the eyes from the mouth; --stage looks at an earlier, finer map."
+NEITHER_NOTE = "Neither shows what a person feels, nor that the model is right."
+
+FEWEST_CELLS = 4
+"""Of a side, below which a map is said to be too coarse for a face."""
+
+_MOST_BARS = 12
+_COLUMNS = 5
+_ORANGE = (0.835, 0.369, 0.0)
+
+
+def write_explanation(
+    path: Path, image: np.ndarray, explanation: Explanation, *, labels: Sequence[str], name: str
+) -> Path:
+    """Write the figure of one face.
+
+    Args:
+        path: ends in .png.
+        image: uint8 [H, W, 1 or 3], as the classifier got it.
+        explanation: its maps.
+        labels: names of the classes.
+        name: of the picture.
+    """
+    answer, label = labels[explanation.predicted], labels[explanation.target]
+    shares = explanation.probabilities
+    about = "" if answer == label else f", of {label} {100 * shares[explanation.target]:.0f} %"
+    title = f"{name}: predicted {answer}, {100 * shares.max():.0f} %{about}. Explained: {label}"
+    return write_figure(
+        draw_explanation(image, explanation, labels=labels, title=title),
+        path,
+        title=f"{title}. {describe_maps(explanation, label)}",
+        description=_describe_numbers(title, explanation),
+    )
+
+
+def draw_explanation(image: np.ndarray, explanation: Explanation, *, labels: Sequence[str], title: str) -> Figure:
+    """Draw a face, its probabilities, and its maps with the face beneath; what they do not show stands below.
+
+    Args:
+        image: uint8 [H, W, 1 or 3].
+        explanation: its maps.
+        labels: names of the classes.
+        title: stands above.
+    """
+    panels: list[Callable[[Axes], None]] = [
+        lambda axes: _show_face(axes, image, "the face"),
+        lambda axes: _draw_bars(axes, explanation, labels),
+    ]
+    occlusion = explanation.occlusion
+    if occlusion is not None:
+        panels.append(lambda axes: show_sensitivity(axes, image, occlusion.sensitivity))
+        panels.append(lambda axes: show_flips(axes, image, occlusion.flips.astype(float), "answer changes"))
+    for cam in explanation.cams:
+        heading = f"Grad-CAM {cam.network}".strip()
+        panels.append(lambda axes, cam=cam, heading=heading: show_cam(axes, image, cam.scaled, heading))
+    return _draw_panels(panels, title, describe_maps(explanation, labels[explanation.target]))
+
+
+def draw_averages(averages: AverageMaps, note: str) -> Figure:
+    """Draw the average face of a label and the average maps over it.
+
+    Args:
+        averages: of the label.
+        note: stands below.
+    """
+    image = averages.image
+    panels: list[Callable[[Axes], None]] = [lambda axes: _show_face(axes, image, "average face")]
+    for name, values in averages.maps.items():
+        if name == "occlusion":
+            panels.append(lambda axes, values=values: show_sensitivity(axes, image, values))
+            if averages.flips is not None:
+                panels.append(lambda axes: show_flips(axes, image, averages.flips, "answer changes"))
+        else:
+            heading = name.replace("gradcam", "Grad-CAM")
+            panels.append(lambda axes, values=values, heading=heading: show_cam(axes, image, values, heading))
+    return _draw_panels(panels, describe_average(averages), note)
+
+
+def write_averages(path: Path, averages: AverageMaps, *, note: str) -> Path:
+    """Write the figure of one label's averages; `note` says how the maps are made and what they do not show."""
+    halves = "; ".join(
+        f"{name}: the averages of two halves have the rank correlation {format_correlation(value)}"
+        for name, value in averages.halves.items()
+    )
+    return write_figure(
+        draw_averages(averages, note),
+        path,
+        title=f"{describe_average(averages)}. {halves}. {note}",
+        description=f"{describe_average(averages)}. {halves}. "
+        + " ".join(f"{name}: {describe_place(values)}." for name, values in averages.maps.items()),
+    )
+
+
+def describe_average(averages: AverageMaps) -> str:
+    """Return what the averages are of, in words."""
+    return f"{averages.label}: mean of {averages.num_images:,} faces, {averages.num_correct:,} of them predicted so"
+
+
+def describe_maps(explanation: Explanation, label: str) -> str:
+    """Return how maps are made, and what they do not show."""
+    texts = []
+    if explanation.occlusion is not None:
+        square = {"size": explanation.occlusion.size, "stride": explanation.occlusion.stride}
+        texts.append(OCCLUSION_NOTE.format(label=label, **square))
+    if explanation.cams:
+        layers = ", ".join(dict.fromkeys(cam.layer for cam in explanation.cams))
+        grids = ", ".join(dict.fromkeys(f"{cam.grid[1]}x{cam.grid[0]}" for cam in explanation.cams))
+        texts.append(GRADCAM_NOTE.format(label=label, layers=layers, grids=grids))
+        if min(min(cam.grid) for cam in explanation.cams) < FEWEST_CELLS:
+            texts.append(COARSE_NOTE)
+    return " ".join([*texts, NEITHER_NOTE])
+
+
+def describe_place(values: np.ndarray) -> str:
+    """Return in words where a map [H, W] is greatest: "greatest in the lower middle"."""
+    if float(values.max()) <= 0:
+        return "nowhere above 0"
+    row, column = np.unravel_index(int(values.argmax()), values.shape)
+    down = ("upper", "middle", "lower")[min(2, 3 * int(row) // values.shape[0])]
+    across = ("left", "middle", "right")[min(2, 3 * int(column) // values.shape[1])]
+    return "greatest in the middle" if down == across else f"greatest in the {down} {across}"
+
+
+def format_correlation(value: float | None) -> str:
+    """Write a rank correlation: "0.83", or "none" where a map is flat."""
+    return "none" if value is None else f"{value:.2f}".replace("-", "−")
+
+
+def write_explanation_report(folder: Path, names: Sequence[str], context: Mapping[str, Any]) -> Path:
+    """Write index.html with the figures of a folder; return its path.
+
+    Args:
+        folder: holds `<name>.png` for each of the names.
+        names: of the figures, in order.
+        context: "title", "subtitle", "notes" (texts), "sanity" (from `list_sanity_rows`) and "verdicts" (texts).
+    """
+    figures = load_figures(Path(folder), names)
+    return render_page("explain.html.j2", Path(folder) / "index.html", {**context, "figures": figures, "names": names})
+
+
+def list_sanity_rows(sanity: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, str]]:
+    """Return the rows of the table of `check_maps`: what was compared, of which map, and the rank correlations."""
+    words = {
+        "head": "head drawn anew",
+        "all": "all weights drawn anew",
+        "other_face": "other face, same weights",
+    }
+    rows = []
+    for part, maps in sanity.items():
+        for name, found in maps.items():
+            ends = (
+                ""
+                if found["mean"] is None
+                else f"{format_correlation(found['low'])} to {format_correlation(found['high'])}"
+            )
+            flat = f", {found['flat']} flat" if found["flat"] else ""
+            rows.append(
+                {
+                    "what": words[part],
+                    "map": name,
+                    "mean": format_correlation(found["mean"]),
+                    "range": ends,
+                    "n": f"{found['n']}{flat}",
+                }
+            )
+    return rows
+
+
+def show_sensitivity(axes: Axes, image: np.ndarray, sensitivity: np.ndarray) -> None:
+    """Lay the fall of the probability (float [H, W], -1..1) over a face, on a scale symmetric around zero."""
+    most = 100 * max(float(np.abs(sensitivity).max()), 0.01)
+    _show_face(axes, image, "fall if covered", dimmed=True)
+    shown = axes.imshow(100 * sensitivity, cmap="RdBu_r", vmin=-most, vmax=most, alpha=0.65)
+    _add_bar(axes, shown, "points")
+
+
+def show_flips(axes: Axes, image: np.ndarray, flips: np.ndarray, heading: str) -> None:
+    """Wash a face orange by how often (float [H, W], 0..1) some square over a pixel changes the answer."""
+    from matplotlib.cm import ScalarMappable
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.patches import Patch
+
+    _show_face(axes, image, heading, dimmed=True)
+    wash = np.zeros((*flips.shape, 4))
+    wash[..., :3], wash[..., 3] = _ORANGE, 0.75 * flips
+    axes.imshow(wash)
+    if set(np.unique(flips)) <= {0.0, 1.0}:
+        share = f"{100 * flips.mean():.0f} % of the image"
+        axes.legend(
+            handles=[Patch(color=(*_ORANGE, 0.75), label=share)],
+            loc="upper center",
+            bbox_to_anchor=(0.5, 0.0),
+            fontsize=8,
+        )
+        return
+    scale = LinearSegmentedColormap.from_list("orange", [(0.9, 0.9, 0.9), _ORANGE])
+    mappable = ScalarMappable(cmap=scale)
+    mappable.set_clim(0, 100)
+    _add_bar(axes, mappable, "% of faces")
+
+
+def show_cam(axes: Axes, image: np.ndarray, values: np.ndarray, heading: str) -> None:
+    """Lay Grad-CAM (float [H, W] in 0..1) over a face."""
+    _show_face(axes, image, "\n".join(textwrap.wrap(heading, 20)), dimmed=True)
+    shown = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, alpha=0.6)
+    _add_bar(axes, shown, "of its greatest")
+
+
+def _draw_panels(panels: Sequence[Callable[[Axes], None]], title: str, note: str) -> Figure:
+    columns = min(_COLUMNS, len(panels))
+    num_rows = math.ceil(len(panels) / columns)
+    width = 2.1 * columns + 0.4
+    lines = textwrap.wrap(note, int(width * 15.5))
+    with figure_style():
+        figure = new_figure(width, 2.5 * num_rows + 0.55 + 0.15 * len(lines))
+        grid = figure.subplots(num_rows, columns, squeeze=False).ravel()
+        for axes in grid[len(panels) :]:
+            axes.set_axis_off()
+        for axes, draw in zip(grid, panels, strict=False):
+            draw(axes)
+        figure.suptitle(
+            "\n".join(textwrap.wrap(title, int(width * 11))), x=0.01, ha="left", fontsize=10.5, fontweight="bold"
+        )
+        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7.5, color=SOFT)
+    return figure
+
+
+def _draw_bars(axes: Axes, explanation: Explanation, labels: Sequence[str]) -> None:
+    """Draw the probabilities, the greatest on top; of many labels the first alone."""
+    rows = np.argsort(-explanation.probabilities, kind="stable")[:_MOST_BARS]
+    shares = 100 * explanation.probabilities[rows]
+    colours = [COLOURS[0] if row == explanation.target else PALE for row in rows]
+    axes.barh(range(len(rows)), shares, color=colours, height=0.7)
+    axes.set_yticks(range(len(rows)), [labels[row] for row in rows], fontsize=8)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 128)
+    axes.set_xticks([])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    for place, share in enumerate(shares):
+        axes.text(share + 2, place, f"{share:.0f} %", va="center", fontsize=8, color=INK)
+    _head(axes, "probability (blue: explained)")
+
+
+def _show_face(axes: Axes, image: np.ndarray, heading: str, *, dimmed: bool = False) -> None:
+    colour = image.repeat(3, axis=-1) if image.shape[-1] == 1 else image
+    axes.imshow((colour // 2 + 110).astype(np.uint8) if dimmed else colour, interpolation="nearest")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    _head(axes, heading)
+
+
+def _head(axes: Axes, heading: str) -> None:
+    axes.set_title(heading, fontsize=8.5, fontweight="normal", loc="center", pad=4)
+
+
+def _add_bar(axes: Axes, shown: Any, label: str) -> None:
+    bar = axes.figure.colorbar(shown, ax=axes, orientation="horizontal", shrink=0.85, pad=0.03, aspect=16)
+    bar.outline.set_visible(False)
+    bar.ax.tick_params(labelsize=7, length=2)
+    bar.set_label(label, fontsize=8)
+
+
+def _describe_numbers(title: str, explanation: Explanation) -> str:
+    texts = [title]
+    occlusion = explanation.occlusion
+    if occlusion is not None:
+        texts.append(
+            f"Covering a square lowers the probability by up to {100 * occlusion.sensitivity.max():.0f} points on average, "
+            f"{describe_place(occlusion.sensitivity)}, and changes the answer on {100 * occlusion.flips.mean():.0f} % of the image"
+        )
+    texts += [f"Grad-CAM {cam.network} is {describe_place(cam.values)}".replace("  ", " ") for cam in explanation.cams]
+    return ". ".join(texts) + "."
