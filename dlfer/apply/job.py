@@ -10,11 +10,12 @@ from pathlib import Path
 from dlfer.apply import film as films
 from dlfer.apply.draw import Sketches
 from dlfer.apply.engines import load_engine
-from dlfer.apply.media import BadInput, Frame, list_inputs, open_inputs
+from dlfer.apply.media import BadInput, list_inputs, open_inputs
 from dlfer.apply.predict import FacePredictor, FramePrediction, describe_predictions, predict_inputs
+from dlfer.apply.progress import ProgressLine
 from dlfer.apply.tables import Table, open_table
 from dlfer.catalog import find_default_model
-from dlfer.train.progress import ConsoleListener
+from dlfer.errors import UserError
 
 _MOST_FAILURES = 20
 
@@ -59,7 +60,11 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
     # A list on stdin may be endless; what is named is counted first, for the time left.
     listed = list_inputs(names, stdin=sys.stdin)
     files = listed if "-" in names else list(listed)
-    num_pictures = sum(isinstance(name, str) and not films.is_film(name) for name in files) if "-" not in names else 0
+    num_pictures = None
+    if "-" not in names:
+        num_pictures = sum(isinstance(name, str) and not films.is_film(name) for name in files)
+    if job.model is None and job.engine != "keras":
+        raise UserError(f"--engine {job.engine}: name an export by --model FOLDER; dlfer export MODEL makes one.")
     classifier = load_engine(str(job.model or find_default_model()), job.engine)
     predictor = FacePredictor(classifier, faces=job.faces, abstain=job.abstain)
     about = describe_predictions(predictor, faces=job.faces, smooth=job.smooth)
@@ -106,26 +111,19 @@ def _write_all(
 
 
 def _report_progress(
-    results: Iterator[FramePrediction | BadInput], num_pictures: int
+    results: Iterator[FramePrediction | BadInput], num_pictures: int | None
 ) -> Iterator[FramePrediction | BadInput]:
-    """Yield the results, and show on stderr how far it is."""
-    listener = ConsoleListener()
-    done = 0
+    """Yield the results, and show how far it is; the number of pictures on a list that is being read is not known."""
+    progress = ProgressLine()
+    num_done = 0
     try:
         for result in results:
             frame = result.frame if isinstance(result, FramePrediction) else None
             if frame is not None and frame.film is not None:
-                _report_film(listener, frame)
-            else:
-                done += 1
-                if done <= num_pictures:
-                    listener.finish_part("pictures", done, num_pictures)
+                progress.show(Path(frame.name).name, (frame.index or 0) + 1, frame.film.num_frames)
+            elif frame is not None:
+                num_done += 1
+                progress.show("pictures", num_done, num_pictures)
             yield result
     finally:
-        listener.close()
-
-
-def _report_film(listener: ConsoleListener, frame: Frame) -> None:
-    total = frame.film.num_frames if frame.film is not None else None
-    if total is not None and frame.index is not None:
-        listener.finish_part(Path(frame.name).name, min(frame.index + 1, total), total)
+        progress.close()

@@ -196,7 +196,7 @@ def describe_predictions(predictor: FacePredictor, *, faces: str, smooth: float 
         "labels": list(predictor.labels),
         "faces": faces,
         "probabilities": (
-            f"calibrated by the temperature {fit['value']:.3f}, fitted on {fit['fitted_on']} (n = {fit['n']:,})"
+            f"calibrated by the temperature {fit['value']:.3f}, which was fitted on {fit.get('fitted_on', 'validation')}"
             if fit
             else "as the network gives them, not calibrated: no temperature was fitted"
         ),

@@ -80,7 +80,7 @@ def ship(
     ] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of shipped models.")] = Path("saved_models"),
 ) -> None:
-    """Make a run's model one to ship: its kernels in float16, named, with its card, checked against the run's."""
+    """Make a run's model one to ship: its large kernels in float16, named, with its card, checked against the run's."""
     from dlfer.apply.ship import ship_model
 
     print(ship_model(run, out, name=name, default=default))
