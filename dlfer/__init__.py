@@ -10,9 +10,11 @@ from dlfer._version import __version__
 # Public name -> where it stands. Resolved on first use: `import dlfer` loads neither TensorFlow nor pydantic.
 _PLACES = {
     "ExperimentConfig": ("dlfer.config.schema", "ExperimentConfig"),
+    "FacePredictor": ("dlfer.apply.predict", "FacePredictor"),
     "evaluate_model": ("dlfer.evaluate_model", "evaluate_model"),
     "load": ("dlfer.model.artifact", "load_artifact"),
     "load_experiment": ("dlfer.config.load", "load_experiment"),
+    "read_image": ("dlfer.apply.read_image", "read_image"),
     "run_ablation": ("dlfer.compare.ablation", "run_ablation"),
     "run_experiment": ("dlfer.experiment", "run_experiment"),
     "run_sweep": ("dlfer.compare.sweep", "run_sweep"),
@@ -20,10 +22,12 @@ _PLACES = {
 
 __all__ = [
     "ExperimentConfig",
+    "FacePredictor",
     "__version__",
     "evaluate_model",
     "load",
     "load_experiment",
+    "read_image",
     "run_ablation",
     "run_experiment",
     "run_sweep",

@@ -43,25 +43,41 @@ def describe_run(name: str, folder: Path) -> dict[str, Any]:
 
 
 def list_model_rows() -> Rows:
-    """Return the models that can be named, and what their artifact.json says of them."""
-    from dlfer.catalog import ARTIFACT_FILE, list_models
-    from dlfer.runs import Run
+    """Return the models that can be named, what their artifact.json says of them, and their figures.
 
+    At most one is the default: the one that is used where none is named.
+    """
+    from dlfer.catalog import ARTIFACT_FILE, find_default_model, list_models
+    from dlfer.errors import ModelError
+    from dlfer.runs import METRICS_FILE, Run
+
+    try:
+        default = find_default_model()
+    except ModelError:
+        default = None
     rows = []
     for name, path in list_models().items():
         record = Run(path).read_json(ARTIFACT_FILE)
+        metrics = Run(path).read_json(METRICS_FILE) if (path / METRICS_FILE).is_file() else {}
+        model = record.get("model", {})
         rows.append(
             {
-                "model": name,
+                "name": name,
+                "default": path == default,
                 "family": record.get("family"),
-                "backbone": ", ".join(record.get("model", {}).get("branches") or [])
-                or record.get("model", {}).get("backbone"),
+                "backbone": ", ".join(model.get("branches") or []) or model.get("backbone"),
                 "image_size": record.get("input", {}).get("image_size"),
-                "labels": ", ".join(record.get("labels", [])),
+                "test": _get_accuracy(metrics.get("test")),
+                "validation": _get_accuracy(metrics.get("validation")),
                 "path": str(path),
             }
         )
     return rows
+
+
+def _get_accuracy(scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the accuracy of a part with its interval and n, or None where there is none."""
+    return {**scores["accuracy"], "n": scores["n"]} if scores and scores.get("accuracy") else None
 
 
 def list_backbone_rows() -> Rows:

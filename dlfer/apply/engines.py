@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from dlfer.errors import UserError
+from dlfer.apply.export_folder import EXPORT_FILE, read_export
+from dlfer.apply.export_runtime import open_export
+from dlfer.data.images import resize_square
+from dlfer.errors import ModelError, UserError
+from dlfer.evaluate.calibration import apply_temperature
 
 ENGINES = ("keras", "onnx", "litert")
 
@@ -48,6 +53,65 @@ def load_engine(name: str, engine: str = "keras") -> Engine:
     """
     if engine not in ENGINES:
         raise UserError(f"--engine {engine}: expected one of {', '.join(ENGINES)}.")
-    from dlfer.model.artifact import load_artifact
+    if engine == "keras":
+        from dlfer.model.artifact import load_artifact
 
-    return load_artifact(name)
+        return load_artifact(name)
+    return ExportedModel(find_export(name, engine))
+
+
+class ExportedModel:
+    """An exported model, computed by its own runtime; TensorFlow is not loaded.
+
+    Args:
+        folder: that `dlfer export` wrote, of one format.
+
+    Raises:
+        ModelError: no export, or a changed one.
+        EnvironmentProblem: the runtime is not installed.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        record = read_export(folder)
+        given, temperature = record["input"], record.get("temperature") or {}
+        self.labels: tuple[str, ...] = tuple(record["labels"])
+        self.channels: int = given["shape"][-1]
+        self.image_size: int = given["network_size"]
+        self.about: Mapping[str, Any] = {**record.get("about", {}), "faces": given.get("faces")}
+        self.temperature_fit: dict | None = temperature if temperature.get("value") else None
+        self._side: int | None = given["shape"][1]
+        self._answer = open_export(folder)
+
+    def predict(self, images: np.ndarray, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
+        """Return float32 [N, C] of uint8 [N, H, W, channels]; rows sum to one."""
+        if self._side is not None and images.shape[1:3] != (self._side, self._side):
+            images = np.stack([resize_square(image, self._side) for image in images])
+        answers = [
+            np.asarray(self._answer(images[start : start + batch_size]), np.float32)
+            for start in range(0, len(images), batch_size)
+        ]
+        raw = np.concatenate([np.zeros((0, len(self.labels)), np.float32), *answers])
+        raw /= np.maximum(raw.sum(axis=1, keepdims=True), 1e-12)
+        if not calibrated or self.temperature_fit is None:
+            return raw
+        return apply_temperature(raw, self.temperature_fit["value"]).astype(np.float32)
+
+
+def find_export(name: str, engine: str) -> Path:
+    """Return the folder of an export for an engine: `name` itself, or the format's folder in it.
+
+    Raises:
+        ModelError: none is there, or it is of another format.
+    """
+    formats = {"onnx": ("onnx",), "litert": ("litert", "litert-int8")}[engine]
+    places = [Path(name).expanduser(), *(Path(name).expanduser() / form for form in formats)]
+    for place in places:
+        if (place / EXPORT_FILE).is_file():
+            found = read_export(place)["format"]
+            if found not in formats:
+                raise ModelError(f"{place}: its format is {found}, expected {' or '.join(formats)} for {engine}.")
+            return place
+    raise ModelError(
+        f"{name}: holds no export for --engine {engine} (looked for {EXPORT_FILE} in "
+        f"{', '.join(str(place) for place in places)}). Make one: dlfer export MODEL --to {formats[0]}."
+    )
