@@ -150,6 +150,17 @@ def test_trees_written_without_their_state_are_taken_away(tmp_path):
         )
     (tmp_path / "cut" / TREES).write_bytes((tmp_path / "whole" / TREES).read_bytes())
     assert grow(tmp_path / "cut", RANDOM)[0].save_raw("ubj") == whole.save_raw("ubj")
+    assert (tmp_path / "cut" / TREES).read_bytes() == (tmp_path / "whole" / TREES).read_bytes()
+
+
+def test_each_epoch_draws_anew(tmp_path):
+    """At a rate of next to nothing the gradients stay as they are: only what is drawn can make trees differ."""
+    still = RANDOM.model_copy(update={"learning_rate": 1e-9})
+    booster, _ = grow(tmp_path, still, job=make_job(tmp_path, keep="last"))
+    splits = [[line.split("<")[0] for line in tree.splitlines()] for tree in booster.get_dump()]
+    a_round = NUM_LABELS
+    assert splits[0] != splits[3 * a_round]
+    assert splits[0] != splits[a_round]
 
 
 def test_damaged_trees_of_an_interrupted_run_are_refused(tmp_path):
