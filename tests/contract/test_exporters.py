@@ -1,0 +1,149 @@
+"""What every format of `dlfer export` must do: answer as the artifact, say what it takes, notice a changed byte."""
+
+import ast
+import json
+import os
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlfer.apply.export import EXPORTERS, Origin, check_needs, export_classifier
+from dlfer.apply.export_compare import Sample
+from dlfer.apply.export_folder import EXPORT_FILE, FORMATS, read_export
+from dlfer.apply.export_runtime import RUNTIMES, open_export
+from dlfer.cli import export as verb
+from dlfer.config.schema import HeadConfig, ModelConfig
+from dlfer.data.synthetic_faces import draw_face
+from dlfer.errors import ModelError
+from dlfer.model.artifact import FAMILIES
+from dlfer.model.transfer import build_transfer_network
+
+LABELS = ("angry", "happy", "sad")
+SIZE = (40, 48)
+RUNTIME_ALONE = """
+import runpy, sys
+for absent in {absent}:
+    sys.modules[absent] = None
+sys.argv = ["example.py"]
+runpy.run_path({example!r})
+"""
+
+
+def draw_faces(number: int, *, seed: int) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return np.stack([draw_face("Happy", rng=rng) for _ in range(number)])[:, 4:44, :, None]
+
+
+@pytest.fixture(scope="module")
+def classifier():
+    keras.utils.set_random_seed(0)
+    config = ModelConfig(backbone="efficientnet_nano", head=HeadConfig(pooling="max"))
+    network = build_transfer_network(config, num_labels=3, image_size=32, channels=1)
+    # Answers that tell the images apart, as a trained network's do.
+    network.head.kernel.assign(network.head.kernel * 20.0)
+    return FAMILIES["transfer"](network, LABELS, config=config, channels=1)
+
+
+@pytest.fixture(scope="module")
+def exports(classifier, tmp_path_factory):
+    out = tmp_path_factory.mktemp("exports")
+    check_needs(classifier, tuple(EXPORTERS))
+    targets = np.arange(48) % 3
+    sample = Sample(draw_faces(48, seed=0), "drawn faces", draw_faces(40, seed=1), "other drawn faces", targets)
+    origin = Origin(card="---\nlibrary_name: keras\n---\n# A card\n", about={"model": "nano"}, size=SIZE)
+    for name in EXPORTERS:
+        export_classifier(classifier, name, out=out, sample=sample, origin=origin)
+    return out
+
+
+def test_tables_have_the_same_formats():
+    assert tuple(EXPORTERS) == FORMATS == tuple(RUNTIMES) == tuple(verb.FORMATS.split(","))
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+@pytest.mark.parametrize("number", [1, 5])
+def test_it_answers_as_the_classifier(name, number, exports, classifier):
+    images = draw_faces(5, seed=2)[:number]
+    found, wanted = open_export(exports / name)(images), classifier.predict(images)
+    assert found.dtype == np.float32
+    assert found.shape == wanted.shape
+    assert np.allclose(found, wanted, atol=EXPORTERS[name].limits.difference or 0.1)
+    # Faces that are answered alike would tell nothing.
+    assert number == 1 or np.ptp(wanted, axis=0).max() > 0.2
+
+
+@pytest.mark.parametrize("name", [name for name, exporter in EXPORTERS.items() if exporter.any_size])
+@pytest.mark.parametrize("shape", [(2, 32, 32, 1), (3, 101, 67, 1), (1, 9, 20, 1)])
+def test_free_sizes_are_free(name, shape, exports, classifier):
+    images = np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+    assert np.allclose(open_export(exports / name)(images), classifier.predict(images), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_the_contract_says_what_it_takes_and_how_it_was_compared(name, exports):
+    record = read_export(exports / name)
+    side = (None, None) if EXPORTERS[name].any_size else SIZE
+    assert record["format"] == name
+    assert record["input"]["shape"] == [None, *side, 1]
+    assert (record["input"]["dtype"], record["input"]["channels"]) == ("uint8", "grey")
+    assert record["labels"] == json.loads((exports / name / "labels.json").read_text()) == list(LABELS)
+    assert record["temperature"]["applied"] is False
+    agreement = record["agreement"]
+    assert agreement["n"] == agreement["accuracy"]["n"] == 48
+    assert agreement["labels_agree"]["low"] <= agreement["labels_agree"]["value"]
+    lost = agreement["accuracy"]["difference"]
+    assert lost["low"] <= lost["value"] <= lost["high"]
+    card = (exports / name / "MODEL_CARD.md").read_text()
+    assert f"library_name: {EXPORTERS[name].library}" in card
+    assert "48 images (drawn faces)" in card
+
+
+def test_eight_bits_are_eight_bits(exports):
+    record = read_export(exports / "litert-int8")
+    assert record["quantised"] == {"num_images": 40, "images": "other drawn faces", "float_operations": {}}
+    sizes = {name: (exports / name / "model.tflite").stat().st_size for name in ("litert", "litert-int8")}
+    assert sizes["litert-int8"] < 0.5 * sizes["litert"]
+
+
+@pytest.mark.parametrize("name", EXPORTERS)
+def test_a_changed_byte_is_refused(name, exports):
+    names = read_export(exports / name)["sha256"]
+    on_disk = {path.relative_to(exports / name).as_posix() for path in (exports / name).rglob("*") if path.is_file()}
+    assert set(names) == on_disk - {EXPORT_FILE}
+    for file in names:
+        whole = (exports / name / file).read_bytes()
+        damaged = bytearray(whole)
+        damaged[len(damaged) // 2] ^= 1
+        (exports / name / file).write_bytes(damaged)
+        with pytest.raises(ModelError, match=f"{file}: sha256"):
+            open_export(exports / name)
+        (exports / name / file).write_bytes(whole)
+    open_export(exports / name)
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow if name == "savedmodel" else ()) for name in EXPORTERS]
+)
+def test_the_example_runs_with_its_runtime_alone(name, exports, classifier, tmp_path):
+    example = exports / name / "example.py"
+    absent = ["dlfer"] if name == "savedmodel" else ["dlfer", "keras", "tensorflow"]
+    done = subprocess.run(
+        [sys.executable, "-c", RUNTIME_ALONE.format(absent=absent, example=str(example))],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=tmp_path,
+        env={key: value for key, value in os.environ.items() if key != "PYTHONPATH"},
+    )
+    assert done.returncode == 0, done.stderr
+    printed = ast.literal_eval(done.stdout[done.stdout.index("{") :])
+    assert tuple(printed) == LABELS
+    image = Image.open(exports / name / "example.png")
+    size = read_export(exports / name)["input"]["shape"][2:0:-1]
+    image = image if size[0] is None else image.resize(size)
+    wanted = classifier.predict(np.asarray(image)[None])[0]
+    assert np.allclose(list(printed.values()), wanted, atol=0.1 if name == "litert-int8" else 2e-4)
