@@ -9,7 +9,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import Scope
@@ -21,7 +21,6 @@ from dlfer.apply.serve.guard import FREE, Guard
 from dlfer.apply.serve.inputs import (
     Upload,
     decode_base64,
-    describe_problems,
     get_content_type,
     parse_form,
     parse_json,
@@ -95,8 +94,7 @@ def build_app(
     _add_models(app, service)
     _add_predictions(app, service)
     _add_kserve(app, service)
-    if key:
-        _tell_key(app)
+    _complete_openapi(app, list(models), key=key)
     if hosts:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     app.add_middleware(Guard, key=key, metrics=metrics, name_route=_name_route)
@@ -202,9 +200,10 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
                     "maxItems": service.limits.pictures,
                     "description": "one or more pictures",
                 },
-                "model": {"type": "string"},
+                "model": {"type": "string", "enum": list(service.models)},
                 "faces": {"type": "string", "enum": ["auto", "whole"]},
             },
+            names=list(service.models),
         ),
     )
     async def predict(request: Request) -> schemas.Prediction:
@@ -218,7 +217,7 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
                 asked = await body.read_json(schemas.PredictRequest)
                 if len(asked.images) > service.limits.pictures:
                     raise Refusal(
-                        413, f"images: found {len(asked.images)}, expected at most {service.limits.pictures}."
+                        400, f"images: found {len(asked.images)}, expected at most {service.limits.pictures}."
                     )
                 model, faces = service.find_model(asked.model), asked.faces
                 uploads = await service.run(lambda: _decode_all(asked.images))
@@ -234,11 +233,12 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
             schemas.ExplainRequest,
             {
                 "file": {"type": "string", "format": "binary", "description": "a picture"},
-                "model": {"type": "string"},
+                "model": {"type": "string", "enum": list(service.models)},
                 "faces": {"type": "string", "enum": ["auto", "whole"]},
                 "face": {"type": "integer", "minimum": 0},
                 "label": {"type": "string"},
             },
+            names=list(service.models),
         ),
     )
     async def explain(request: Request) -> schemas.Explanation:
@@ -367,9 +367,14 @@ def _tell_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: {"description": _WORDS[status], "model": schemas.Error} for status in (*statuses, 403)}
 
 
-def _tell_body(kind: type[BaseModel], form: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def _tell_body(
+    kind: type[BaseModel], form: Mapping[str, Any] | None = None, *, names: Sequence[str] = ()
+) -> dict[str, Any]:
     """Return what OpenAPI says of a body that is read by hand."""
-    content: dict[str, Any] = {"application/json": {"schema": _inline(kind.model_json_schema())}}
+    schema = _inline(kind.model_json_schema())
+    if "model" in schema["properties"]:
+        schema["properties"]["model"] |= {"anyOf": [{"type": "string", "enum": list(names)}, {"type": "null"}]}
+    content: dict[str, Any] = {"application/json": {"schema": schema}}
     if form is not None:
         content["multipart/form-data"] = {
             "schema": {"type": "object", "properties": dict(form), "required": ["file"], "additionalProperties": False}
@@ -390,16 +395,21 @@ def _inline(schema: dict[str, Any]) -> dict[str, Any]:
     return replace(schema)
 
 
-def _tell_key(app: FastAPI) -> None:
-    """Let OpenAPI say that a key is needed, and where not."""
+def _complete_openapi(app: FastAPI, names: Sequence[str], *, key: str | None) -> None:
+    """Let OpenAPI name the models, and say whether and where a key is needed."""
     make = app.openapi
 
     def openapi() -> dict[str, Any]:
+        if app.openapi_schema is not None:
+            return app.openapi_schema
         schema = make()
-        schema.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+        if key:
+            schema.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         for path, methods in schema["paths"].items():
             for operation in methods.values():
-                if path not in FREE:
+                for parameter in operation.get("parameters", []):
+                    parameter["schema"] = {"type": "string", "enum": list(names)}
+                if key and path not in FREE:
                     operation["security"] = [{"key": []}]
                     operation["responses"]["401"] = {
                         "description": _WORDS[401],

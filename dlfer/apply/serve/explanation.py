@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from dlfer.apply.crops import Crop
 from dlfer.apply.serve.schemas import Explanation
@@ -43,7 +43,7 @@ def explain_crop(
         stride=found.stride,
         description=describe_occlusion(found, label),
         crop_png=_encode(_enlarge(crop.pixels)),
-        map_png=_encode(draw_map(crop.pixels, found.sensitivity)),
+        map_png=_encode(draw_map(crop.pixels, found)),
         largest_fall=float(max(0.0, found.sensitivity.max())),
         largest_rise=float(max(0.0, -found.sensitivity.min())),
         flips=float(found.flips.mean()),
@@ -71,13 +71,26 @@ def describe_occlusion(found: Occlusion, label: str) -> str:
     return " ".join(words)
 
 
-def draw_map(crop: np.ndarray, sensitivity: np.ndarray) -> Image.Image:
-    """Return the face in grey under orange, where covering lowers the probability, and blue, where it raises it."""
+def draw_map(crop: np.ndarray, found: Occlusion) -> Image.Image:
+    """Return the face in grey under orange, where covering lowers the probability, and blue, where it raises it.
+
+    The place where it falls most has a frame, for those who do not see the colours.
+    """
+    sensitivity = found.sensitivity
     grey = crop.astype(np.float64).mean(axis=-1, keepdims=True).repeat(3, axis=-1)
     strength = np.abs(sensitivity) / max(1e-9, np.abs(sensitivity).max()) * 0.85
     colour = np.where((sensitivity >= 0)[..., None], np.array(_FALL), np.array(_RISE))
     mixed = grey * (1 - strength[..., None]) + colour * strength[..., None]
-    return _enlarge(mixed.round().clip(0, 255).astype(np.uint8))
+    image = _enlarge(mixed.round().clip(0, 255).astype(np.uint8))
+    if sensitivity.max() > 0:
+        y, x = np.unravel_index(int(sensitivity.argmax()), sensitivity.shape)
+        scale, half = _SHOWN_SIDE / len(sensitivity), found.size / 2
+        x0, y0 = (min(max(0.0, place + 0.5 - half), len(sensitivity) - found.size) for place in (x, y))
+        frame = [round(scale * value) for value in (x0, y0, x0 + found.size, y0 + found.size)]
+        pen = ImageDraw.Draw(image)
+        pen.rectangle(frame, outline=(0, 0, 0), width=6)
+        pen.rectangle([frame[0] + 2, frame[1] + 2, frame[2] - 2, frame[3] - 2], outline=(255, 255, 255), width=2)
+    return image
 
 
 def _name_place(values: np.ndarray) -> str:

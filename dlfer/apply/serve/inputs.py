@@ -65,7 +65,7 @@ async def parse_form(body: bytes, headers: Headers, limits: Limits) -> Form:
     """Return the parts of a multipart body; nothing of it is put on the disk.
 
     Raises:
-        Refusal: 400 where it is damaged, 413 where it has too many files.
+        Refusal: 400 where it is damaged or has too many parts, 413 for a field that is too long.
     """
 
     async def stream() -> AsyncIterator[bytes]:
@@ -77,7 +77,7 @@ async def parse_form(body: bytes, headers: Headers, limits: Limits) -> Form:
     try:
         parsed = await parser.parse()
     except MultiPartException as error:
-        status = 413 if error.message.startswith(("Too many", "Part exceeded")) else 400
+        status = 413 if error.message.startswith("Part exceeded") else 400
         raise Refusal(status, f"multipart/form-data: {error.message}") from error
     fields: dict[str, str] = {}
     files: list[tuple[str, Upload]] = []

@@ -33,7 +33,7 @@ class Limits:
     Attributes:
         body_bytes: of one request (413).
         pixels: of the pictures in one request together (413).
-        pictures: in one request (413).
+        pictures: in one request (400).
         images_in_tensor: of a tensor of the KServe protocol (413).
         faces: of a picture that are predicted, the largest first; the number found is told.
         seconds: for the arrival of a body (408), and again for the answer (504).

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import ipaddress
 import os
 import socket
@@ -13,6 +14,7 @@ from types import FrameType
 
 import uvicorn
 from fastapi import FastAPI
+from uvicorn.config import LOGGING_CONFIG
 
 from dlfer.apply.engines import load_engine
 from dlfer.apply.predict import NOTICE
@@ -107,7 +109,7 @@ def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable
         hosts=("localhost", "127.0.0.1", "[::1]", options.host) if is_loopback else None,
         window=options.window,
     )
-    listener = _listen(options.host, options.port)
+    listener = open_listener(options.host, options.port)
     port = listener.getsockname()[1]
     if not is_loopback and key is None:
         say(
@@ -117,7 +119,7 @@ def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable
     say(NOTICE)
     shown = f"[{options.host}]" if ":" in options.host else options.host
     say(f"dlfer serves {', '.join(loaded)} at http://{shown}:{port}/ (Ctrl-C stops it)")
-    server = GracefulServer(_configure(app, options), drain=options.drain)
+    server = GracefulServer(configure(app, options), drain=options.drain)
     with listener:
         server.run(sockets=[listener])
     if server.was_cut_short:
@@ -183,7 +185,12 @@ def _split_name(text: str) -> tuple[str | None, str]:
     return name, rest
 
 
-def _listen(host: str, port: int) -> socket.socket:
+def open_listener(host: str, port: int) -> socket.socket:
+    """Return a socket bound to an address; port 0 takes a free one.
+
+    Raises:
+        EnvironmentProblem: the port is taken, or the address is none of this computer.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -199,9 +206,13 @@ def _listen(host: str, port: int) -> socket.socket:
     return listener
 
 
-def _configure(app: FastAPI, options: ServerOptions) -> uvicorn.Config:
+def configure(app: FastAPI, options: ServerOptions) -> uvicorn.Config:
+    """Return uvicorn's settings; all that it says goes to stderr."""
+    logs = copy.deepcopy(LOGGING_CONFIG)
+    logs["handlers"]["access"]["stream"] = "ext://sys.stderr"
     return uvicorn.Config(
         app,
+        log_config=logs,
         log_level="info" if options.access_log else "warning",
         access_log=options.access_log,
         server_header=False,

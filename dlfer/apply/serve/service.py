@@ -63,8 +63,9 @@ class Service:
         """Begin, and predict once with each model, which makes the first request as fast as the others."""
         self._batcher.start()
         for model in self.models.values():
-            blank = np.full((model.size, model.size, 3), 127, np.uint8)
-            self._batcher.submit(Work(model, [blank], "whole")).result()
+            blank = np.full((256, 256, 3), 127, np.uint8)
+            for faces in dict.fromkeys((self.faces, "whole")):
+                self._batcher.submit(Work(model, [blank], faces)).result()
 
     def stop(self) -> None:
         """Finish what was begun, and end."""

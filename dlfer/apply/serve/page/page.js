@@ -49,7 +49,8 @@ async function loadModels() {
   }
   $("model").replaceChildren(
     ...state.models.map((card) => {
-      const words = [card.name, card.backbone, card.optimizer].filter(Boolean);
+      const accuracy = card.accuracy ? percent(card.accuracy.value) : null;
+      const words = [card.name, card.backbone, card.optimizer, accuracy].filter(Boolean);
       return new Option(words.join(" · "), card.name);
     }),
   );
@@ -108,7 +109,8 @@ function draw(picture) {
   if (!image) return;
   // The server's size is that of the upright picture, and so is the browser's.
   const width = picture ? picture.width : image.width, height = picture ? picture.height : image.height;
-  const scale = Math.min(1, 1600 / Math.max(width, height));
+  // Small pictures are enlarged, so that lines and words on them are sharp.
+  const longest = Math.max(width, height), scale = Math.min(1600, Math.max(800, longest)) / longest;
   canvas.width = Math.max(1, Math.round(width * scale));
   canvas.height = Math.max(1, Math.round(height * scale));
   const pen = canvas.getContext("2d");
@@ -141,7 +143,7 @@ function draw(picture) {
 function showFaces(picture, model) {
   const found = picture.num_faces_found, shown = picture.faces.length;
   if (!found) {
-    tell("No face was found. If the picture is the crop of one face, tick the box below it.");
+    tell("No face was found. If the picture is the crop of one face, tick the box below the picture.");
   } else {
     const more = found > shown ? `; the ${shown} largest are predicted` : "";
     tell(`${found} ${found === 1 ? "face" : "faces"}${$("whole").checked ? " (the whole picture)" : " found"}${more}.`);
@@ -198,7 +200,8 @@ async function explain(item, number, model) {
     const points = (value) => (100 * value).toFixed(0);
     find(".legend").textContent =
       `orange: covering it lowers ${answer.label} (by up to ${points(answer.largest_fall)} points); ` +
-      `blue: raises it (up to ${points(answer.largest_rise)})`;
+      `blue: raises it (up to ${points(answer.largest_rise)})` +
+      (answer.largest_fall > 0 ? "; framed: where it falls most" : "");
     find(".words").textContent = answer.description;
     find(".map").hidden = false;
     $("problem").hidden = true;

@@ -6,6 +6,7 @@ import base64
 import io
 import struct
 import threading
+import time
 import zlib
 
 import numpy as np
@@ -18,6 +19,7 @@ from dlfer.apply.serve.app import build_app
 from dlfer.apply.serve.limits import Limits
 from dlfer.apply.serve.models import ServedModel
 from dlfer.apply.serve.schemas import Card
+from dlfer.apply.serve.server import GracefulServer, ServerOptions, configure, open_listener
 
 LABELS = ("dark", "grey", "bright")
 
@@ -132,14 +134,18 @@ def engine() -> Brightness:
 
 
 @pytest.fixture
-def serve(engine):
+def make_served(engine):
+    """Return a function that gives two models by name; the first asks `engine`."""
+    return lambda: {"one": make_model("one", engine), "two": make_model("two", Brightness())}
+
+
+@pytest.fixture
+def serve(engine, make_served):
     """Return a function that gives a client of a server with these limits and options."""
     clients = []
 
     def serve(limits: Limits | None = None, **options) -> TestClient:
-        other = Brightness()
-        models = {"one": make_model("one", engine), "two": make_model("two", other)}
-        app = build_app(models, limits=limits or Limits(), **options)
+        app = build_app(make_served(), limits=limits or Limits(), **options)
         client = TestClient(app, raise_server_exceptions=False)
         client.__enter__()
         clients.append(client)
@@ -150,3 +156,28 @@ def serve(engine):
     engine.may_go_on.set()
     for client in clients:
         client.__exit__(None, None, None)
+
+
+@pytest.fixture
+def start(make_served):
+    """Return a function that starts a server in a thread, and gives it and its port."""
+    begun = []
+
+    def start(
+        limits: Limits | None = None, *, drain: float = 20, key: str | None = None
+    ) -> tuple[GracefulServer, int, threading.Thread]:
+        options = ServerOptions(port=0, limits=limits or Limits(), access_log=False)
+        app = build_app(make_served(), limits=options.limits, key=key)
+        listener = open_listener("127.0.0.1", 0)
+        server = GracefulServer(configure(app, options), drain=drain)
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
+        thread.start()
+        begun.append((server, thread))
+        while not server.started:
+            time.sleep(0.02)
+        return server, listener.getsockname()[1], thread
+
+    yield start
+    for server, thread in begun:
+        server.should_exit = True
+        thread.join(20)
