@@ -178,6 +178,7 @@ def test_help_loads_next_to_nothing(tmp_path):
         ("init", "images", "--out", "b.yaml"),
         ("run", "none.yaml"),
         ("report", "none"),
+        ("export", "none"),
     ],
     ids=" ".join,
 )
