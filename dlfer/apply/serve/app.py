@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from importlib.resources import files
-from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
-from pydantic import BaseModel
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import Scope
@@ -17,34 +15,18 @@ from starlette.types import Scope
 from dlfer._version import __version__
 from dlfer.apply.predict import NOTICE, RESEARCH_ONLY
 from dlfer.apply.serve import kserve, schemas
-from dlfer.apply.serve.guard import FREE, Guard
-from dlfer.apply.serve.inputs import (
-    Upload,
-    decode_base64,
-    get_content_type,
-    parse_form,
-    parse_json,
-)
-from dlfer.apply.serve.limits import Limits, Refusal, read_body
+from dlfer.apply.serve.bodies import Body, check_faces, decode_all, name_uploads, read_face
+from dlfer.apply.serve.guard import Guard
+from dlfer.apply.serve.limits import Limits, Refusal
 from dlfer.apply.serve.metrics import CONTENT_TYPE, Metrics
 from dlfer.apply.serve.models import ServedModel
+from dlfer.apply.serve.openapi import complete_openapi, tell_body, tell_errors
 from dlfer.apply.serve.service import Service
 
 _PAGE = {
     "/": ("index.html", "text/html"),
     "/page.css": ("page.css", "text/css"),
     "/page.js": ("page.js", "text/javascript"),
-}
-_WORDS = {
-    400: "The request is damaged, or does not fit.",
-    401: "The key is missing or wrong.",
-    403: "The request comes from a page of another site.",
-    404: "There is no such model.",
-    408: "The body did not arrive in time.",
-    413: "The body, the pictures or their number are too large.",
-    415: "Another kind of body or picture.",
-    503: "Too many requests, or the server is stopping; Retry-After says when to come again.",
-    504: "The answer took too long.",
 }
 
 
@@ -94,7 +76,7 @@ def build_app(
     _add_models(app, service)
     _add_predictions(app, service)
     _add_kserve(app, service)
-    _complete_openapi(app, list(models), key=key)
+    complete_openapi(app, list(models), key=key)
     if hosts:
         app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
     app.add_middleware(Guard, key=key, metrics=metrics, name_route=_name_route)
@@ -189,8 +171,8 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/predict",
         tags=["dlfer"],
-        responses=_tell_errors(400, 404, 408, 413, 415, 503, 504),
-        openapi_extra=_tell_body(
+        responses=tell_errors(400, 404, 408, 413, 415, 503, 504),
+        openapi_extra=tell_body(
             schemas.PredictRequest,
             {
                 "file": {
@@ -208,11 +190,11 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
     )
     async def predict(request: Request) -> schemas.Prediction:
         """Find the faces in pictures, and predict which expression label annotators would give to each."""
-        async with service.admit(), _Body(request, service) as body:
+        async with service.admit(), Body(request, service) as body:
             if body.is_form:
                 form = await body.read_form("file", fields=("model", "faces"))
-                uploads = _name_uploads([upload for _, upload in form.files])
-                model, faces = service.find_model(form.fields.get("model")), _check_faces(form.fields.get("faces"))
+                uploads = name_uploads([upload for _, upload in form.files])
+                model, faces = service.find_model(form.fields.get("model")), check_faces(form.fields.get("faces"))
             else:
                 asked = await body.read_json(schemas.PredictRequest)
                 if len(asked.images) > service.limits.pictures:
@@ -220,7 +202,7 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
                         400, f"images: found {len(asked.images)}, expected at most {service.limits.pictures}."
                     )
                 model, faces = service.find_model(asked.model), asked.faces
-                uploads = await service.run(lambda: _decode_all(asked.images))
+                uploads = await service.run(lambda: decode_all(asked.images))
             async with service.limit_time():
                 pictures = await service.predict(uploads, model, faces)
             return schemas.Prediction(model=model.name, notice=_notice_of(model), images=pictures)
@@ -228,8 +210,8 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v1/explain",
         tags=["dlfer"],
-        responses=_tell_errors(400, 404, 408, 413, 415, 503, 504),
-        openapi_extra=_tell_body(
+        responses=tell_errors(400, 404, 408, 413, 415, 503, 504),
+        openapi_extra=tell_body(
             schemas.ExplainRequest,
             {
                 "file": {"type": "string", "format": "binary", "description": "a picture"},
@@ -243,18 +225,18 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
     )
     async def explain(request: Request) -> schemas.Explanation:
         """Cover a face part by part, and map where the probability of a label falls and rises."""
-        async with service.admit(explanation=True), _Body(request, service) as body:
+        async with service.admit(explanation=True), Body(request, service) as body:
             if body.is_form:
                 form = await body.read_form("file", fields=("model", "faces", "face", "label"))
                 if len(form.files) != 1:
                     raise Refusal(400, f"file: found {len(form.files)} files, expected one.")
-                upload, given = _name_uploads([form.files[0][1]])[0], form.fields
-                model, faces = service.find_model(given.get("model")), _check_faces(given.get("faces"))
-                face, label = _check_face(given.get("face", "0")), given.get("label")
+                upload, given = name_uploads([form.files[0][1]])[0], form.fields
+                model, faces = service.find_model(given.get("model")), check_faces(given.get("faces"))
+                face, label = read_face(given.get("face", "0")), given.get("label")
             else:
                 asked = await body.read_json(schemas.ExplainRequest)
                 model, faces, face, label = service.find_model(asked.model), asked.faces, asked.face, asked.label
-                upload = (await service.run(lambda: _decode_all([asked.image])))[0]
+                upload = (await service.run(lambda: decode_all([asked.image])))[0]
             async with service.limit_time():
                 return await service.explain(upload, model, faces=faces, face=face, label=label)
 
@@ -265,12 +247,12 @@ def _add_kserve(app: FastAPI, service: Service) -> None:
         """What this server is."""
         return schemas.ServerDescription(name="dlfer", version=__version__, extensions=[])
 
-    @app.get("/v2/models/{name}", tags=["KServe"], responses=_tell_errors(404))
+    @app.get("/v2/models/{name}", tags=["KServe"], responses=tell_errors(404))
     async def describe_model(name: str) -> schemas.ModelDescription:
         """The tensors of a model, and its card."""
         return kserve.describe_model(service.find_model(name))
 
-    @app.get("/v2/models/{name}/ready", tags=["KServe"], responses=_tell_errors(404, 503))
+    @app.get("/v2/models/{name}/ready", tags=["KServe"], responses=tell_errors(404, 503))
     async def is_model_ready(name: str) -> schemas.ModelReady:
         """Whether a model takes requests."""
         model = service.find_model(name)
@@ -281,14 +263,14 @@ def _add_kserve(app: FastAPI, service: Service) -> None:
     @app.post(
         "/v2/models/{name}/infer",
         tags=["KServe"],
-        responses=_tell_errors(400, 404, 408, 413, 415, 503, 504),
+        responses=tell_errors(400, 404, 408, 413, 415, 503, 504),
         response_model_exclude_none=True,
-        openapi_extra=_tell_body(schemas.InferRequest),
+        openapi_extra=tell_body(schemas.InferRequest),
     )
     async def infer(name: str, request: Request) -> schemas.InferResponse:
         """Predict crops of faces, one tensor of uint8 [N, H, W] or [N, H, W, C]; no face is searched for."""
         model = service.find_model(name)
-        async with service.admit(), _Body(request, service) as body:
+        async with service.admit(), Body(request, service) as body:
             asked = await body.read_json(schemas.InferRequest)
             crops = await service.run(lambda: kserve.read_crops(asked.inputs[0], model, service.limits))
             async with service.limit_time():
@@ -297,130 +279,11 @@ def _add_kserve(app: FastAPI, service: Service) -> None:
             return kserve.write_answer(asked, model, probabilities)
 
 
-class _Body:
-    """The body of a request in memory, which is given back at the end."""
-
-    def __init__(self, request: Request, service: Service) -> None:
-        self._request = request
-        self._service = service
-        self._taken = 0
-        self.is_form = get_content_type(request) == "multipart/form-data"
-
-    async def __aenter__(self) -> _Body:
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        self._service.bytes.give_back(self._taken)
-
-    async def _read(self) -> bytes:
-        body, self._taken = await read_body(self._request, self._service.limits, self._service.bytes)
-        return body
-
-    async def read_form(self, file_field: str, *, fields: Sequence[str]):
-        """Return a multipart body that has nothing but files called `file_field`, at least one, and `fields`."""
-        form = await parse_form(await self._read(), self._request.headers, self._service.limits)
-        unknown = {name for name, _ in form.files} - {file_field} | set(form.fields) - set(fields)
-        if unknown or not form.files:
-            found = ", ".join(sorted(name[:60] for name in unknown)) or "no file"
-            raise Refusal(
-                400, f"multipart/form-data: found {found}, expected files called {file_field}, and {', '.join(fields)}."
-            )
-        return form
-
-    async def read_json(self, kind: type[BaseModel]) -> Any:
-        """Return a JSON body as a schema has it."""
-        if get_content_type(self._request) != "application/json":
-            raise Refusal(415, "The body is neither multipart/form-data (where that is taken) nor application/json.")
-        body = await self._read()
-        return await self._service.run(lambda: parse_json(body, kind))
-
-
-def _decode_all(images: Sequence[schemas.Picture64]) -> list[Upload]:
-    named = _name_uploads([Upload(image.name, b"") for image in images])
-    return [decode_base64(image.base64, upload.name) for image, upload in zip(images, named, strict=True)]
-
-
-def _name_uploads(uploads: Sequence[Upload]) -> list[Upload]:
-    return [
-        upload if upload.name else Upload(f"image {number}", upload.contents)
-        for number, upload in enumerate(uploads, start=1)
-    ]
-
-
-def _check_faces(faces: str | None) -> str | None:
-    if faces not in (None, "auto", "whole"):
-        raise Refusal(400, f"faces: found {faces[:60]!r}, expected auto or whole.")
-    return faces
-
-
-def _check_face(text: str) -> int:
-    if not text.isascii() or not text.isdecimal() or len(text) > 6:
-        raise Refusal(400, f"face: found {text[:60]!r}, expected the number of a face, from 0.")
-    return int(text)
-
-
-def _notice_of(model: ServedModel) -> str:
-    return f"{NOTICE} {RESEARCH_ONLY}" if model.card.research_only else NOTICE
-
-
-def _tell_errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {status: {"description": _WORDS[status], "model": schemas.Error} for status in (*statuses, 403)}
-
-
-def _tell_body(
-    kind: type[BaseModel], form: Mapping[str, Any] | None = None, *, names: Sequence[str] = ()
-) -> dict[str, Any]:
-    """Return what OpenAPI says of a body that is read by hand."""
-    schema = _inline(kind.model_json_schema())
-    if "model" in schema["properties"]:
-        schema["properties"]["model"] |= {"anyOf": [{"type": "string", "enum": list(names)}, {"type": "null"}]}
-    content: dict[str, Any] = {"application/json": {"schema": schema}}
-    if form is not None:
-        content["multipart/form-data"] = {
-            "schema": {"type": "object", "properties": dict(form), "required": ["file"], "additionalProperties": False}
-        }
-    return {"requestBody": {"required": True, "content": content}}
-
-
-def _inline(schema: dict[str, Any]) -> dict[str, Any]:
-    """Return a JSON schema with its definitions in their places: in OpenAPI they would stand elsewhere."""
-    definitions = schema.pop("$defs", {})
-
-    def replace(value: Any) -> Any:
-        if isinstance(value, dict):
-            name = str(value.get("$ref", "")).removeprefix("#/$defs/")
-            return replace(definitions[name]) if name in definitions else {k: replace(v) for k, v in value.items()}
-        return [replace(one) for one in value] if isinstance(value, list) else value
-
-    return replace(schema)
-
-
-def _complete_openapi(app: FastAPI, names: Sequence[str], *, key: str | None) -> None:
-    """Let OpenAPI name the models, and say whether and where a key is needed."""
-    make = app.openapi
-
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is not None:
-            return app.openapi_schema
-        schema = make()
-        if key:
-            schema.setdefault("components", {})["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
-        for path, methods in schema["paths"].items():
-            for operation in methods.values():
-                for parameter in operation.get("parameters", []):
-                    parameter["schema"] = {"type": "string", "enum": list(names)}
-                if key and path not in FREE:
-                    operation["security"] = [{"key": []}]
-                    operation["responses"]["401"] = {
-                        "description": _WORDS[401],
-                        "content": {"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}},
-                    }
-        return schema
-
-    app.openapi = openapi
-
-
 def _name_route(scope: Scope) -> str:
     """Return the path of the route that answered; all that is unknown shares a name."""
     route = scope.get("route")
     return getattr(route, "path", "unknown")
+
+
+def _notice_of(model: ServedModel) -> str:
+    return f"{NOTICE} {RESEARCH_ONLY}" if model.card.research_only else NOTICE
