@@ -84,13 +84,15 @@ class ExportedModel:
 
     def predict(self, images: np.ndarray, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
         """Return float32 [N, C] of uint8 [N, H, W, channels]; rows sum to one."""
+        if not len(images):
+            return np.zeros((0, len(self.labels)), np.float32)
         if self._side is not None and images.shape[1:3] != (self._side, self._side):
             images = np.stack([resize_square(image, self._side) for image in images])
         answers = [
             np.asarray(self._answer(images[start : start + batch_size]), np.float32)
             for start in range(0, len(images), batch_size)
         ]
-        raw = np.concatenate([np.zeros((0, len(self.labels)), np.float32), *answers])
+        raw = np.concatenate(answers)
         raw /= np.maximum(raw.sum(axis=1, keepdims=True), 1e-12)
         if not calibrated or self.temperature_fit is None:
             return raw

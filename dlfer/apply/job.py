@@ -60,15 +60,16 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
     # A list on stdin may be endless; what is named is counted first, for the time left.
     listed = list_inputs(names, stdin=sys.stdin)
     files = listed if "-" in names else list(listed)
-    num_pictures = None
+    num_pictures, has_films = None, False
     if "-" not in names:
         num_pictures = sum(isinstance(name, str) and not films.is_film(name) for name in files)
+        has_films = job.smooth > 0 and any(isinstance(name, str) and films.is_film(name) for name in files)
     if job.model is None and job.engine != "keras":
         raise UserError(f"--engine {job.engine}: name an export by --model FOLDER; dlfer export MODEL makes one.")
     classifier = load_engine(str(job.model or find_default_model()), job.engine)
     predictor = FacePredictor(classifier, faces=job.faces, abstain=job.abstain)
     about = describe_predictions(predictor, faces=job.faces, smooth=job.smooth)
-    for key in ("notice", "probabilities"):
+    for key in ("notice", "probabilities", *(["smoothing"] if has_films else [])):
         say(f"{key}: {about[key]}")
     inputs = open_inputs(files, every=job.every, seconds=job.seconds)
     results = predict_inputs(predictor, inputs, smooth=job.smooth)

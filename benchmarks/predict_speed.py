@@ -1,0 +1,114 @@
+"""How fast `dlfer predict` is: pictures a second together and one by one, and the memory of a long film.
+
+    python benchmarks/predict_speed.py                # 200 pictures of one face, drawn
+    python benchmarks/predict_speed.py --film 2000    # a film of so many frames, and the memory as it goes
+
+What is compared is the whole path: decode, find the faces, cut them out, ask the network. One by one means a loop of
+`read_image` and `predict_frame`, which is what one writes who has no batches.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+import dlfer
+from dlfer.apply.film import FilmWriter
+from dlfer.apply.media import open_inputs
+from dlfer.apply.predict import FacePredictor, predict_frame, predict_inputs
+from dlfer.config.names import FER2013_LABELS
+from dlfer.data.synthetic_faces import draw_face
+
+
+def draw_photo(rng: np.random.Generator) -> np.ndarray:
+    """Return uint8 [240, 320, 3] with one drawn face of 120 pixels on a plain ground."""
+    face = draw_face(FER2013_LABELS[rng.integers(7)], rng=rng)
+    photo = np.full((240, 320, 3), 128, np.uint8)
+    x, y = rng.integers(0, 200), rng.integers(0, 120)
+    photo[y : y + 120, x : x + 120] = np.asarray(Image.fromarray(face.reshape(48, 48)).resize((120, 120)))[..., None]
+    return photo
+
+
+def get_resident_megabytes() -> float:
+    """Return the memory that the process holds now; on Linux."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * resource.getpagesize() / 2**20
+
+
+def measure_pictures(model: str, num_pictures: int, faces: str) -> dict:
+    """Return pictures a second, together and one by one, over all pictures after a warm-up."""
+    rng, classifier = np.random.default_rng(0), dlfer.load(model)
+    with tempfile.TemporaryDirectory() as folder:
+        names = []
+        for number in range(num_pictures):
+            names.append(f"{folder}/{number:04}.jpg")
+            Image.fromarray(draw_photo(rng)).save(names[-1], quality=92)
+        predictor = FacePredictor(classifier, faces=faces)
+        list(predict_inputs(predictor, open_inputs(names[:40])))
+        start = time.perf_counter()
+        together = [result.faces for result in predict_inputs(predictor, open_inputs(names))]
+        middle = time.perf_counter()
+        alone = [predict_frame(classifier, dlfer.read_image(name), faces) for name in names]
+        end = time.perf_counter()
+    pairs = [(a, b) for x, y in zip(together, alone, strict=True) for a, b in zip(x, y, strict=True)]
+    return {
+        "pictures": num_pictures,
+        "faces": sum(len(found) for found in together),
+        "detector": faces,
+        "together_per_second": round(num_pictures / (middle - start), 2),
+        "one_by_one_per_second": round(num_pictures / (end - middle), 2),
+        "largest_difference": max((abs(a.confidence - b.confidence) for a, b in pairs), default=0.0),
+    }
+
+
+def measure_film(model: str, num_frames: int, faces: str) -> dict:
+    """Return the resident memory and the frames a second in each tenth of a film in which a face moves."""
+    rng, predictor = np.random.default_rng(0), FacePredictor(dlfer.load(model), faces=faces)
+    face = np.asarray(Image.fromarray(draw_face("Happy", rng=rng).reshape(48, 48)).resize((120, 120)))[..., None]
+    with tempfile.TemporaryDirectory() as folder:
+        writer = FilmWriter(Path(folder) / "film.mp4", rate=25)
+        for index in range(num_frames):
+            frame = np.full((240, 320, 3), 128, np.uint8)
+            x = 100 + round(80 * np.sin(index / 40))
+            frame[60:180, x : x + 120] = face
+            writer.write(frame)
+        writer.close()
+        memory, rates, tracks, start = [], [], set(), time.perf_counter()
+        for number, result in enumerate(predict_inputs(predictor, open_inputs([str(writer.path)])), start=1):
+            tracks |= {found.track for found in result.faces}
+            if number % max(1, num_frames // 10) == 0:
+                memory.append(round(get_resident_megabytes()))
+                rates.append(round(max(1, num_frames // 10) / (time.perf_counter() - start), 1))
+                start = time.perf_counter()
+    return {
+        "frames": num_frames,
+        "detector": faces,
+        "tracks": len(tracks),
+        "megabytes": memory,
+        "frames_per_second": rates,
+    }
+
+
+def main() -> None:
+    """Measure and print JSON."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="lite2")
+    parser.add_argument("--faces", default="opencv")
+    parser.add_argument("--pictures", type=int, default=200)
+    parser.add_argument("--film", type=int, metavar="FRAMES")
+    given = parser.parse_args()
+    if given.film:
+        print(json.dumps(measure_film(given.model, given.film, given.faces), indent=2))
+    else:
+        print(json.dumps(measure_pictures(given.model, given.pictures, given.faces), indent=2))
+
+
+if __name__ == "__main__":
+    main()
