@@ -215,7 +215,7 @@ class _ParquetTable:
             import pyarrow
             from pyarrow import parquet
         except ImportError as error:
-            raise EnvironmentProblem(f"{path}: parquet needs pyarrow ({error}): pip install pyarrow") from error
+            raise EnvironmentProblem(f"{path}: parquet needs pyarrow ({error}): pip install pyarrow==26.0.1") from error
         self._columns = list_columns(labels)
         texts, wholes = ("file", "label"), ("face", "frame", "track")
         kinds = dict.fromkeys(texts, pyarrow.string()) | dict.fromkeys(wholes, pyarrow.int64())
