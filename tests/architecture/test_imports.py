@@ -34,6 +34,7 @@ ORDER = (
     "judge",
     "milestones",
     "evaluate_model",
+    "export_images",
     "session",
     "fit_network",
     "fit_boosted",
