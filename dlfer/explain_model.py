@@ -23,27 +23,17 @@ from dlfer.data.split import draw_subset
 from dlfer.errors import UserError
 from dlfer.explain.average import AverageMaps, MapAverage
 from dlfer.explain.explanation import Explainer, Explanation, MapOptions
-from dlfer.explain.sanity import ALL, OTHER, check_maps
+from dlfer.explain.sanity import check_maps
 from dlfer.judge import log_opening
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
-from dlfer.report.explanations import (
-    describe_average,
-    describe_maps,
-    format_correlation,
-    list_sanity_rows,
-    write_averages,
-    write_explanation,
-    write_explanation_report,
-)
+from dlfer.report.explanation_page import describe_sanity, list_sanity_rows, write_explanation_report
+from dlfer.report.explanations import describe_average, describe_maps, write_averages, write_explanation
 from dlfer.runs import Run, open_run, write_atomically
 from dlfer.train.progress import ConsoleListener
 
 MOST_CHECKED = 12
 """Faces of which maps are made again with other weights."""
-
-UNCHANGED = 0.5
-"""A mean rank correlation above this between maps before and after means that they hardly depend on the weights."""
 
 
 @dataclass(frozen=True)
@@ -284,30 +274,6 @@ def _check(explainer: Explainer, done: Sequence[Explained], job: ExplainJob) -> 
         listener.close()
 
 
-def describe_sanity(sanity: dict[str, Any]) -> list[str]:
-    """Return for each map, in words, whether it depends on what the network learned, and on the face."""
-    texts = []
-    for name, found in sanity[ALL].items():
-        mean, n = found["mean"], found["n"]
-        if mean is None:
-            texts.append(f"{name}: no verdict; with new weights the map is flat in all of {n} faces.")
-            continue
-        depends = abs(mean) <= UNCHANGED
-        text = (
-            f"{name}: with all weights drawn anew the rank correlation of the maps before and after is "
-            f"{format_correlation(mean)} on average (n = {n}, {format_correlation(found['low'])} to "
-            f"{format_correlation(found['high'])}): it {'depends on' if depends else 'hardly depends on'} what was learned"
-        )
-        alike = sanity[OTHER][name]["mean"]
-        if alike is not None and alike > UNCHANGED:
-            text += (
-                f"; but the maps of different faces are alike, too ({format_correlation(alike)}): it says little of a "
-                "single face"
-            )
-        texts.append(f"{text}.")
-    return texts
-
-
 def _write_face(explained: Explained, job: ExplainJob, classifier: Classifier) -> None:
     """Write the figure and the arrays of one face."""
     path, explanation = job.out / f"{explained.name}.png", explained.explanation
@@ -328,37 +294,15 @@ def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
 
 def _write_record(job: ExplainJob, done: Sequence[Explained], classifier: Classifier, *, sanity: dict | None) -> None:
     """Write explanations.json: what each figure is of."""
-    faces = []
-    for one in done:
-        explanation, occlusion = one.explanation, one.explanation.occlusion
-        faces.append(
-            {
-                "name": one.name,
-                "source": one.source,
-                "box": None if one.box is None else [round(value, 2) for value in one.box],
-                "predicted": classifier.labels[explanation.predicted],
-                "explained": classifier.labels[explanation.target],
-                "probabilities": dict(zip(classifier.labels, explanation.probabilities.tolist(), strict=True)),
-                "occlusion": None
-                if occlusion is None
-                else {
-                    "size": occlusion.size,
-                    "stride": occlusion.stride,
-                    "num_predictions": occlusion.num_predictions,
-                    "greatest_fall": float(occlusion.sensitivity.max()),
-                    "flips": float(occlusion.flips.mean()),
-                },
-                "gradcam": [
-                    {
-                        "network": cam.network,
-                        "layer": cam.layer,
-                        "grid": list(cam.grid),
-                        "most": float(cam.values.max()),
-                    }
-                    for cam in explanation.cams
-                ],
-            }
-        )
+    faces = [
+        {
+            "name": one.name,
+            "source": one.source,
+            "box": None if one.box is None else [round(value, 2) for value in one.box],
+            **one.explanation.describe(classifier.labels),
+        }
+        for one in done
+    ]
     record = {"labels": list(classifier.labels), "faces": faces}
     write_atomically(job.out / "explanations.json", json.dumps(record | _describe_job(job, sanity), indent=2) + "\n")
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -59,6 +61,19 @@ class Explanation:
         found = {} if self.occlusion is None else {OCCLUSION: self.occlusion.sensitivity}
         return found | {f"{GRADCAM} {cam.network}".strip(): cam.scaled for cam in self.cams}
 
+    def describe(self, labels: Sequence[str]) -> dict[str, Any]:
+        """Return plain values, for JSON; the maps themselves are arrays and not among them."""
+        return {
+            "predicted": labels[self.predicted],
+            "explained": labels[self.target],
+            "probabilities": dict(zip(labels, self.probabilities.tolist(), strict=True)),
+            "occlusion": None if self.occlusion is None else _describe_occlusion(self.occlusion),
+            "gradcam": [
+                {"network": cam.network, "layer": cam.layer, "grid": list(cam.grid), "most": float(cam.values.max())}
+                for cam in self.cams
+            ],
+        }
+
 
 class Explainer:
     """Makes the maps of faces.
@@ -111,3 +126,13 @@ class Explainer:
         if self._gradcam is not None:
             cams = self._gradcam.compute(image[None], np.array([target]))[0]
         return Explanation(probabilities, target, occlusion, cams)
+
+
+def _describe_occlusion(occlusion: Occlusion) -> dict[str, Any]:
+    return {
+        "size": occlusion.size,
+        "stride": occlusion.stride,
+        "num_predictions": occlusion.num_predictions,
+        "greatest_fall": float(occlusion.sensitivity.max()),
+        "flips": float(occlusion.flips.mean()),
+    }

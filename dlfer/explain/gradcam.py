@@ -82,8 +82,8 @@ class GradCam:
 
     def __init__(self, classifier: Classifier, *, stage: str = LAST) -> None:
         self._classifier = classifier
-        self._views = [_build_view(name, network, stage) for name, network in list_networks(classifier)]
-        if not self._views:
+        self.views = [_build_view(name, network, stage) for name, network in list_networks(classifier)]
+        if not self.views:
             raise ModelError(
                 f"Grad-CAM follows the gradient of a network's answer, and this model of family {classifier.family} "
                 "answers by trees, which have none. Say --method occlusion, which needs the answers alone."
@@ -110,7 +110,7 @@ class GradCam:
         for start in range(0, len(images), BATCH_SIZE):
             rows = slice(start, start + BATCH_SIZE)
             names = [labels[target] for target in targets[rows]]
-            of_views = [cams for view in self._views for cams in view.compute(images[rows], names)]
+            of_views = [cams for view in self.views for cams in view.compute(images[rows], names)]
             found += list(zip(*of_views, strict=True))
         return found
 
@@ -146,7 +146,8 @@ class _NetworkView:
     ) -> None:
         self._classifier = classifier
         self._places = places
-        self._front = front
+        self.front = front
+        self.back = back
         self._gradient = build_gradient(back)
 
     def compute(self, images: np.ndarray, names: list[str]) -> Iterator[list[Cam]]:
@@ -156,7 +157,7 @@ class _NetworkView:
         chosen = np.eye(len(labels), dtype=np.float32)[[labels.index(name) for name in names]]
         maps = [
             keras.ops.convert_to_numpy(keras.ops.cast(values, "float32"))
-            for values in self._front(parts.face_input(images))
+            for values in self.front(parts.face_input(images))
         ]
         gradients = self._gradient(maps, chosen)
         for (title, layer), values, gradient in zip(self._places, maps, gradients, strict=True):

@@ -1,17 +1,16 @@
-"""Figures and the page of `dlfer explain`: maps over faces, averages over labels, and whether maps show what was learned."""
+"""Figures of `dlfer explain`: maps over faces, and their averages over labels."""
 
 from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dlfer.report.figures import COLOURS, INK, PALE, SOFT, figure_style, new_figure, write_figure
-from dlfer.report.page import load_figures, render_page
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -159,46 +158,6 @@ def format_correlation(value: float | None) -> str:
     return "none" if value is None else f"{value:.2f}".replace("-", "−")
 
 
-def write_explanation_report(folder: Path, names: Sequence[str], context: Mapping[str, Any]) -> Path:
-    """Write index.html with the figures of a folder; return its path.
-
-    Args:
-        folder: holds `<name>.png` for each of the names.
-        names: of the figures, in order.
-        context: "title", "subtitle", "notes" (texts), "sanity" (from `list_sanity_rows`) and "verdicts" (texts).
-    """
-    figures = load_figures(Path(folder), names)
-    return render_page("explain.html.j2", Path(folder) / "index.html", {**context, "figures": figures, "names": names})
-
-
-def list_sanity_rows(sanity: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, str]]:
-    """Return the rows of the table of `check_maps`: what was compared, of which map, and the rank correlations."""
-    words = {
-        "head": "head drawn anew",
-        "all": "all weights drawn anew",
-        "other_face": "other face, same weights",
-    }
-    rows = []
-    for part, maps in sanity.items():
-        for name, found in maps.items():
-            ends = (
-                ""
-                if found["mean"] is None
-                else f"{format_correlation(found['low'])} to {format_correlation(found['high'])}"
-            )
-            flat = f", {found['flat']} flat" if found["flat"] else ""
-            rows.append(
-                {
-                    "what": words[part],
-                    "map": name,
-                    "mean": format_correlation(found["mean"]),
-                    "range": ends,
-                    "n": f"{found['n']}{flat}",
-                }
-            )
-    return rows
-
-
 def show_sensitivity(axes: Axes, image: np.ndarray, sensitivity: np.ndarray) -> None:
     """Lay the fall of the probability (float [H, W], -1..1) over a face, on a scale symmetric around zero."""
     most = 100 * max(float(np.abs(sensitivity).max()), 0.01)
@@ -208,14 +167,14 @@ def show_sensitivity(axes: Axes, image: np.ndarray, sensitivity: np.ndarray) -> 
 
 
 def show_flips(axes: Axes, image: np.ndarray, flips: np.ndarray, heading: str) -> None:
-    """Wash a face orange by how often (float [H, W], 0..1) some square over a pixel changes the answer."""
+    """Wash a face orange by how often (float [H, W], 0..1; full colour at the most) some square over a pixel changes the answer."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Patch
 
     _show_face(axes, image, heading, dimmed=True)
     wash = np.zeros((*flips.shape, 4))
-    wash[..., :3], wash[..., 3] = _ORANGE, 0.75 * flips
+    wash[..., :3], wash[..., 3] = _ORANGE, 0.75 * flips / max(float(flips.max()), 0.01)
     axes.imshow(wash)
     if set(np.unique(flips)) <= {0.0, 1.0}:
         share = f"{100 * flips.mean():.0f} % of the image"
@@ -228,14 +187,15 @@ def show_flips(axes: Axes, image: np.ndarray, flips: np.ndarray, heading: str) -
         return
     scale = LinearSegmentedColormap.from_list("orange", [(0.9, 0.9, 0.9), _ORANGE])
     mappable = ScalarMappable(cmap=scale)
-    mappable.set_clim(0, 100)
+    most = max(float(flips.max()), 0.01)
+    mappable.set_clim(0, 100 * most)
     _add_bar(axes, mappable, "% of faces")
 
 
 def show_cam(axes: Axes, image: np.ndarray, values: np.ndarray, heading: str) -> None:
-    """Lay Grad-CAM (float [H, W] in 0..1) over a face."""
+    """Lay Grad-CAM, or an average of it (float [H, W] in 0..1), over a face."""
     _show_face(axes, image, "\n".join(textwrap.wrap(heading, 20)), dimmed=True)
-    shown = axes.imshow(values, cmap="viridis", vmin=0, vmax=1, alpha=0.6)
+    shown = axes.imshow(values, cmap="viridis", vmin=0, vmax=max(float(values.max()), 0.01), alpha=0.6)
     _add_bar(axes, shown, "of its greatest")
 
 

@@ -10,6 +10,8 @@ from dlfer.config import names
 from dlfer.config.boosting import BoostingConfig
 from dlfer.config.schema import HeadConfig, ModelConfig
 from dlfer.errors import ModelError
+from dlfer.explain.explanation import Explainer, MapOptions
+from dlfer.explain.sanity import randomise
 from dlfer.model.artifact import FAMILIES, load_artifact
 from dlfer.model.boosted import build_level_features
 from dlfer.model.classifier import match_channels
@@ -116,3 +118,43 @@ def test_unknown_format_is_refused(tmp_path):
     (tmp_path / ARTIFACT_FILE).write_text(json.dumps({**record, "format": 99}))
     with pytest.raises(ModelError, match="another version of dlfer"):
         load_artifact(tmp_path)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_its_answers_can_be_explained(family):
+    """By occlusion in every family; by Grad-CAM in every one that has a network."""
+    classifier = make_classifier(family)
+    explainer = Explainer(classifier, MapOptions(size=16, stride=16))
+    found = explainer.explain(draw_images((48, 40, 3)))
+    assert found.occlusion.sensitivity.shape == found.occlusion.flips.shape == (48, 40)
+    assert np.abs(found.occlusion.sensitivity).max() <= 1
+    assert explainer.lacks_gradcam == (family == "boosted")
+    expected = {
+        "transfer": [""],
+        "hybrid": ["branch1_efficientnet_nano", "branch2_resnet_nano"],
+        "ensemble": ["a", "b"],
+        "boosted": [],
+    }
+    assert [cam.network for cam in found.cams] == expected[family]
+    for cam in found.cams:
+        assert cam.values.shape == (48, 40)
+        assert np.isfinite(cam.values).all()
+        assert cam.values.min() >= 0
+        assert cam.scaled.max() in (0, 1)
+    if not found.cams:
+        with pytest.raises(ModelError, match="--method occlusion"):
+            Explainer(classifier, MapOptions(methods=("gradcam",)))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_with_new_weights_it_answers_otherwise(family):
+    classifier = make_classifier(family)
+    images = draw_images((4, 48, 48))
+    changed = randomise(classifier)
+    assert changed.labels == classifier.labels
+    if family != "boosted":  # few trees on noise may well answer the same
+        assert not np.allclose(classifier.predict(images), changed.predict(images), atol=1e-4)
+    else:
+        before, after = (one.features.compute(images[..., None], batch_size=4) for one in (classifier, changed))
+        assert not np.allclose(before, after)
+        assert changed.booster is classifier.booster
