@@ -1,10 +1,12 @@
-"""A whole explanation: from pictures, or a part of a run's data, to figures, arrays and a page."""
+"""A whole explanation: from pictures to figures, arrays and a page."""
 
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import re
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,28 +14,26 @@ from typing import Any
 
 import numpy as np
 
-from dlfer.apply.crops import build_cropper
+from dlfer.apply.crops import Crop, build_cropper
 from dlfer.apply.film import is_film
 from dlfer.apply.media import BadInput, Frame, list_inputs, open_inputs
 from dlfer.apply.predict import NOTICE
 from dlfer.catalog import find_default_model
-from dlfer.data.bundle import Split
-from dlfer.data.sources import load_data
-from dlfer.data.split import draw_subset
 from dlfer.errors import UserError
-from dlfer.explain.average import AverageMaps, MapAverage
 from dlfer.explain.explanation import Explainer, Explanation, MapOptions
 from dlfer.explain.sanity import check_maps
-from dlfer.judge import log_opening
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
 from dlfer.report.explanation_page import describe_sanity, list_sanity_rows, write_explanation_report
-from dlfer.report.explanations import describe_average, describe_maps, write_averages, write_explanation
-from dlfer.runs import Run, open_run, write_atomically
+from dlfer.report.explanations import describe_maps, write_explanation
+from dlfer.runs import write_atomically
 from dlfer.train.progress import ConsoleListener
 
 MOST_CHECKED = 12
 """Faces of which maps are made again with other weights."""
+
+MOST_SHOWN = 60
+"""Figures that the page holds; each is some 100 KB of it."""
 
 
 @dataclass(frozen=True)
@@ -94,97 +94,62 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     """
     classifier = load_artifact(str(job.model or find_default_model()))
     target = _find_label(classifier, job.label)
-    explainer = _build_explainer(classifier, job, say)
+    explainer = build_explainer(classifier, job, say)
     cropper = build_cropper(
         job.faces, about=classifier.about, channels=classifier.channels, image_size=classifier.image_size
     )
     failed: list[str] = []
-    done: list[Explained] = []
+    records, kept = [], []
     listener = ConsoleListener()
-    used: set[str] = set()
     try:
-        for frame in _read_pictures(names, failed):
-            crops = cropper([frame.image])[0]
-            if not crops:
-                say(f"{frame.name}: no face found; if the picture is the crop of one, say --faces whole")
-            for number, crop in enumerate(crops, 1):
-                name = _name_file(frame.name, number if len(crops) > 1 else None, used)
-                explained = Explained(name, frame.name, crop.box, crop.pixels, explainer.explain(crop.pixels, target))
-                _write_face(explained, job, classifier)
-                done.append(explained)
-                listener.finish_part("faces", len(done), max(len(names), len(done)))
+        for explained in _explain_faces(_read_pictures(names, failed), explainer, cropper, target=target, say=say):
+            _write_face(explained, job, classifier)
+            records.append(_describe_face(explained, classifier))
+            # Of many faces only the arrays on disk are kept.
+            kept = kept if len(kept) == MOST_CHECKED else [*kept, explained]
+            listener.finish_part("faces", len(records), max(len(names), len(records)))
     finally:
         listener.close()
     for error in failed:
         say(f"not read: {error}")
-    if not done:
+    if not records:
         raise UserError(
             "explain: no face was explained. Faces are found by a detector; --faces whole takes each picture for one."
         )
-    sanity = _check(explainer, done, job)
-    notes = [describe_maps(done[0].explanation, "the label")]
-    page = _write_page(
-        job, done, context={"title": "What the answers hang on", "reading": notes, "failed": failed}, sanity=sanity
-    )
-    _write_record(job, done, classifier, sanity=sanity)
+    sanity = check_some(explainer, kept, job)
+    record = {"labels": list(classifier.labels), "faces": records, **describe_job(job, sanity)}
+    write_atomically(job.out / "explanations.json", json.dumps(record, indent=2) + "\n")
+    reading = [describe_maps(kept[0].explanation, "the label")]
+    if len(records) > MOST_SHOWN:
+        reading.append(
+            f"Shown are the first {MOST_SHOWN} of {len(records):,} faces; the others stand beside this page."
+        )
+    context = {"title": "What the answers hang on", "reading": reading, "failed": failed}
+    page = write_page(job, [record["name"] for record in records[:MOST_SHOWN]], context=context, sanity=sanity)
     return page, len(failed)
 
 
-def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> Path:
-    """Average the maps of a part of a run's data over the faces of each label, each about its own label.
-
-    Writes average_<label>.png of each, averages.npz, explanations.json and index.html.
-
-    Args:
-        part: "test" or "validation"; opening a test part is logged in the run.
-        job: what is asked for; its model is a run.
-        say: is told what a reader has to know.
-
-    Returns:
-        The page.
-
-    Raises:
-        UserError, ModelError: the job cannot begin.
-    """
-    run, split, classifier = _load_part(part, job)
-    explainer = _build_explainer(classifier, job, say)
-    if part == "test":
-        opened = log_opening(run, split)
-        say(f"the test part is opened (number {opened}); choose nothing by what you see")
-    averages, examples = _average(split, explainer, job.per_class)
-    labels = classifier.labels
-    sanity = _check(explainer, examples, job)
-    notes = {
-        average.label: describe_maps(examples[row].explanation, average.label) for row, average in enumerate(averages)
-    }
-    named = []
-    for average in averages:
-        name = f"average_{_clean(average.label)}"
-        write_averages(job.out / f"{name}.png", average, note=notes[average.label])
-        say(describe_average(average))
-        named.append(name)
-    arrays = {f"{a.label}/{key}": values.astype(np.float32) for a in averages for key, values in a.maps.items()}
-    arrays |= {f"{a.label}/flips": a.flips.astype(np.float32) for a in averages if a.flips is not None}
-    _write_arrays(job.out / "averages.npz", arrays)
-    of = f"{split.name} of {run.path.name}: at most {job.per_class} faces of each label, drawn by seed 0, right and wrong ones"
-    reading = [
-        f"{of}. The maps of each face are of its own label; Grad-CAM is divided by each face's greatest value first. "
-        "Averages blur what stands elsewhere in each image, and say nothing of a single one.",
-        describe_maps(examples[0].explanation, "the label"),
-    ]
-    record = {
-        "part": split.name,
-        "averages": [
-            {"label": a.label, "n": a.num_images, "correct": a.num_correct, "halves": a.halves} for a in averages
-        ],
-        "labels": list(labels),
-    }
-    write_atomically(job.out / "explanations.json", json.dumps(record | _describe_job(job, sanity), indent=2) + "\n")
-    context = {"title": "What the model looks at, by label", "reading": reading, "failed": []}
-    return _write_page(job, [], context=context, sanity=sanity, names=named)
+def _explain_faces(
+    frames: Iterator[Frame],
+    explainer: Explainer,
+    cropper: Callable[[Sequence[np.ndarray]], list[list[Crop]]],
+    *,
+    target: int | None,
+    say: Callable[[str], None],
+) -> Iterator[Explained]:
+    """Yield the faces in pictures with their maps; `say` is told where there is none."""
+    used: set[str] = set()
+    for frame in frames:
+        crops = cropper([frame.image])[0]
+        if not crops:
+            say(f"{frame.name}: no face found; if the picture is the crop of one, say --faces whole")
+        for number, crop in enumerate(crops, 1):
+            name = _name_file(frame.name, number if len(crops) > 1 else None, used)
+            yield Explained(name, frame.name, crop.box, crop.pixels, explainer.explain(crop.pixels, target))
 
 
-def _build_explainer(classifier: Classifier, job: ExplainJob, say: Callable[[str], None]) -> Explainer:
+def build_explainer(classifier: Classifier, job: ExplainJob, say: Callable[[str], None]) -> Explainer:
+    """Return what makes the maps; `say` is told where Grad-CAM has to be left out."""
     explainer = Explainer(classifier, job.maps)
     if explainer.lacks_gradcam:
         say(f"this model of family {classifier.family} has no gradients to follow: occlusion alone, no Grad-CAM")
@@ -201,7 +166,7 @@ def _find_label(classifier: Classifier, label: str | None) -> int | None:
 
 def _read_pictures(names: Sequence[str], failed: list[str]) -> Iterator[Frame]:
     """Yield the pictures that can be read; what is wrong with the others is added to `failed`."""
-    for name in list_inputs(names):
+    for name in list_inputs(names, stdin=sys.stdin):
         if isinstance(name, str) and is_film(name):
             failed.append(f"{name}: a film; explain takes pictures. Save the frame that you ask about.")
             continue
@@ -212,53 +177,7 @@ def _read_pictures(names: Sequence[str], failed: list[str]) -> Iterator[Frame]:
                 yield item
 
 
-def _load_part(part: str, job: ExplainJob) -> tuple[Run, Split, Classifier]:
-    """Return a run, the part of its data, and its classifier."""
-    if part not in ("test", "validation"):
-        raise UserError(f"--split {part}: expected test or validation.")
-    if job.model is None:
-        raise UserError("explain: --split needs --model RUN, a run whose data is still there.")
-    path = Path(job.model)
-    run = open_run(path.parent if path.name == "model" and (path.parent / "run.json").exists() else job.model)
-    stage = run.config().finetune
-    bundle = load_data(stage.data, image_size=stage.native_size, balance=stage.balance)
-    split = getattr(bundle, part)
-    if not isinstance(split, Split):
-        raise UserError(f"{run.path}: its data has no {part} part in memory.")
-    classifier = load_artifact(run.path)
-    if tuple(bundle.labels) != classifier.labels:
-        raise UserError(f"{run.path}: its data has the labels {bundle.labels}, its model {classifier.labels}.")
-    return run, split, classifier
-
-
-def _average(split: Split, explainer: Explainer, per_class: int) -> tuple[list[AverageMaps], list[Explained]]:
-    """Return the averages of each label that has faces, and one face of each."""
-    labels = explainer.classifier.labels
-    drawn = {
-        target: draw_subset(split.take(rows), per_class, seed=0)
-        for target in range(len(labels))
-        if len(rows := np.flatnonzero(split.targets == target))
-    }
-    total = sum(len(some) for some in drawn.values())
-    listener, done = ConsoleListener(), 0
-    averages, examples = [], []
-    try:
-        for target, some in drawn.items():
-            average = MapAverage(labels[target])
-            for row, image in enumerate(some.images):
-                explanation = explainer.explain(image, target)
-                average.add(image, explanation)
-                if row == 0:
-                    examples.append(Explained(labels[target], str(some.ids[row]), None, image, explanation))
-                done += 1
-                listener.finish_part("faces", done, total)
-            averages.append(average.finish())
-    finally:
-        listener.close()
-    return averages, examples
-
-
-def _check(explainer: Explainer, done: Sequence[Explained], job: ExplainJob) -> dict[str, Any] | None:
+def check_some(explainer: Explainer, done: Sequence[Explained], job: ExplainJob) -> dict[str, Any] | None:
     """Return what `check_maps` finds of some faces, or None if it was not asked for."""
     if not job.check:
         return None
@@ -281,58 +200,46 @@ def _write_face(explained: Explained, job: ExplainJob, classifier: Classifier) -
     arrays = {name: values.astype(np.float32) for name, values in explanation.maps.items()}
     if explanation.occlusion is not None:
         arrays["flips"] = explanation.occlusion.flips
-    _write_arrays(path.with_suffix(".npz"), arrays)
+    write_arrays(path.with_suffix(".npz"), arrays)
 
 
-def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    import io
-
+def write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Write an .npz without pickle."""
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_atomically(path, buffer.getvalue())
 
 
-def _write_record(job: ExplainJob, done: Sequence[Explained], classifier: Classifier, *, sanity: dict | None) -> None:
-    """Write explanations.json: what each figure is of."""
-    faces = [
-        {
-            "name": one.name,
-            "source": one.source,
-            "box": None if one.box is None else [round(value, 2) for value in one.box],
-            **one.explanation.describe(classifier.labels),
-        }
-        for one in done
-    ]
-    record = {"labels": list(classifier.labels), "faces": faces}
-    write_atomically(job.out / "explanations.json", json.dumps(record | _describe_job(job, sanity), indent=2) + "\n")
+def _describe_face(explained: Explained, classifier: Classifier) -> dict[str, Any]:
+    """Return what explanations.json says of a face."""
+    box = explained.box
+    return {
+        "name": explained.name,
+        "source": explained.source,
+        "box": None if box is None else [round(value, 2) for value in box],
+        **explained.explanation.describe(classifier.labels),
+    }
 
 
-def _describe_job(job: ExplainJob, sanity: dict | None) -> dict[str, Any]:
+def describe_job(job: ExplainJob, sanity: dict | None) -> dict[str, Any]:
+    """Return what explanations.json says of how maps were made."""
     return {"notice": NOTICE, "model": job.model, "maps": dataclasses.asdict(job.maps), "sanity": sanity}
 
 
-def _write_page(
-    job: ExplainJob,
-    done: Sequence[Explained],
-    *,
-    context: dict[str, Any],
-    sanity: dict | None,
-    names: Sequence[str] | None = None,
-) -> Path:
+def write_page(job: ExplainJob, names: Sequence[str], *, context: dict[str, Any], sanity: dict | None) -> Path:
+    """Write index.html with the figures of these names; `context` has "title", "reading" and "failed"."""
     rest = {
         "subtitle": f"Model: {job.model or 'the default one'}",
         "sanity": [] if sanity is None else list_sanity_rows(sanity),
         "verdicts": [] if sanity is None else describe_sanity(sanity),
         "notice": NOTICE,
     }
-    return write_explanation_report(
-        job.out, [one.name for one in done] if names is None else names, {**context, **rest}
-    )
+    return write_explanation_report(job.out, names, {**context, **rest})
 
 
 def _name_file(source: str, number: int | None, used: set[str]) -> str:
     """Return the name of a figure, which no other has; faces of one picture are numbered, the largest first."""
-    stem = _clean(Path(source).stem) + ("" if number is None else f"-{number}")
+    stem = clean_name(Path(source).stem) + ("" if number is None else f"-{number}")
     name, tries = stem, 2
     while name in used:
         name, tries = f"{stem}_{tries}", tries + 1
@@ -340,5 +247,6 @@ def _name_file(source: str, number: int | None, used: set[str]) -> str:
     return name
 
 
-def _clean(name: str) -> str:
+def clean_name(name: str) -> str:
+    """Return what a file can be called after a picture or a label."""
     return re.sub(r"[^\w.-]+", "_", name) or "picture"

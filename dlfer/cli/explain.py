@@ -50,6 +50,10 @@ def explain(
         raise UserError(f"--method {method}: expected occlusion, gradcam or both.")
     if (split is None) != bool(images):
         raise UserError("dlfer explain: give either IMAGE... or --split test|validation.")
+    if split not in (None, "test", "validation"):
+        raise UserError(f"--split {split}: expected test or validation.")
+    if split is not None and model is None:
+        raise UserError("dlfer explain: --split needs --model RUN, a run whose data is still there.")
     if split is not None and label is not None:
         raise UserError(
             "dlfer explain: --label goes with IMAGE...; over a split the maps are of each face's own label."
@@ -61,7 +65,7 @@ def explain(
 
         find_model(model)  # a wrong name is told before TensorFlow is loaded
     from dlfer.explain.explanation import MapOptions
-    from dlfer.explain_model import ExplainJob, explain_pictures, explain_split
+    from dlfer.explain_model import ExplainJob, explain_pictures
 
     job = ExplainJob(
         model=model,
@@ -73,6 +77,8 @@ def explain(
         check=sanity,
     )
     if split is not None:
+        from dlfer.explain_split import explain_split
+
         print(explain_split(split, job, say=say))
         return
     page, num_failed = explain_pictures(images or [], job, say=say)

@@ -19,7 +19,8 @@ def write_explanation_report(folder: Path, names: Sequence[str], context: Mappin
     Args:
         folder: holds `<name>.png` for each of the names.
         names: of the figures, in order.
-        context: "title", "subtitle", "notes" (texts), "sanity" (from `list_sanity_rows`) and "verdicts" (texts).
+        context: "title", "subtitle", "notice", "reading" and "failed" (texts), "sanity" (from `list_sanity_rows`, or
+            empty) and "verdicts" (from `describe_sanity`).
     """
     figures = load_figures(Path(folder), names)
     return render_page("explain.html.j2", Path(folder) / "index.html", {**context, "figures": figures, "names": names})
