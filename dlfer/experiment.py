@@ -146,19 +146,22 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
     bundle = session.load_bundle(config.finetune)
     if not run.read_json("run.json").get("judge_test", True):
         bundle = replace(bundle, test=None)
-    run.write_json("data.json", describe_data(bundle))
+    data = describe_data(bundle)
+    run.write_json("data.json", data)
     run.write_json("audit.json", _audit(run, config.finetune.data, bundle, session))
     extras = choose_extras(config.evaluate, bundle, smoke=run.is_smoke)
     fitted = FITTERS[config.model.family](run, config, session, device, bundle)
     classifier = fitted.classifier
     run.update(cost=fitted.cost)
-    faces = config.finetune.data.faces
+    faces, shape = config.finetune.data.faces, data["splits"]["train"].get("shape")
     about = {
         "experiment": config.experiment.name,
         "run": run.path.name,
         "protocol": bundle.protocol,
         "selected_on": bundle.selected_on,
         "faces": faces.model_dump(mode="json") if faces else None,
+        # Faces in photos are cut out in the resolution of the training images, whatever the network makes of it.
+        "face_size": min(shape[:2]) if shape else None,
     }
     classifier.save(run.path / "model", about=about)
     if bundle.test is not None:

@@ -77,9 +77,12 @@ class ExportedModel:
         self.labels: tuple[str, ...] = tuple(record["labels"])
         self.channels: int = given["shape"][-1]
         self.image_size: int = given["network_size"]
-        self.about: Mapping[str, Any] = {**record.get("about", {}), "faces": given.get("faces")}
         self.temperature_fit: dict | None = temperature if temperature.get("value") else None
         self._side: int | None = given["shape"][1]
+        trained = record.get("about", {}).get("trained") or {}
+        # A model of one size takes crops of that size, which is that of the training images.
+        size = self._side or trained.get("face_size")
+        self.about: Mapping[str, Any] = {**trained, "faces": given.get("faces"), "face_size": size}
         self._answer = open_export(folder)
 
     def predict(self, images: np.ndarray, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:

@@ -145,7 +145,7 @@ def _describe(copy: Path, *, name: str, default: bool, shipped: dict[str, Any]) 
         "name": name,
         "default": default,
         "research_only": any(term.research_only for term in find_terms(config)),
-        "face_size": min(shape[:2]) if shape and None not in shape[:2] else None,
+        "face_size": min(shape[:2]) if shape else None,
         "shipped": shipped,
     }
     _write(copy / "model", record)

@@ -16,7 +16,7 @@ RECORD = {
     "labels": ["Dark", "Light"],
     "input": {"shape": [None, 16, 16, 1], "network_size": 16, "faces": None},
     "temperature": {"value": 2.0, "note": "..."},
-    "about": {"name": "a"},
+    "about": {"trained": {"name": "a", "face_size": 12}},
 }
 
 
@@ -55,6 +55,7 @@ def test_a_predictor_takes_it(export):
     predictor = FacePredictor(load_engine(str(folder.parent), "onnx"), faces="whole")
     (face,) = predictor.predict([np.full((30, 30, 3), 255, np.uint8)])[0]
     assert face.label == "Light"
+    assert export[2] == [(1, 12, 12, 1)]  # the resolution of its training images
     assert "2.000" in describe_predictions(predictor, faces="whole", smooth=0)["probabilities"]
 
 
