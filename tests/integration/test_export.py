@@ -3,9 +3,9 @@
 import json
 
 import pytest
-from tests.integration.conftest import dlfer
 
 from dlfer.apply.export_folder import read_export
+from tests.integration.conftest import dlfer
 
 
 @pytest.mark.slow
