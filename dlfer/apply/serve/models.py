@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +44,8 @@ class ServedModel:
         self.card = card
         self.labels = tuple(classifier.labels)
         self.channels = classifier.channels
-        crop = getattr(classifier, "crop", None) or 1.0
-        self.size = int(classifier.about.get("face_size") or ceil(classifier.image_size / crop))
+        # That of `build_cropper`, so that the answers are those of `dlfer predict`.
+        self.size = int(classifier.about.get("face_size") or classifier.image_size)
         self._classifier = classifier
         self._croppers = dict(croppers)
 
