@@ -38,6 +38,7 @@ FEWEST_CELLS = 4
 
 _MOST_BARS = 12
 _COLUMNS = 5
+_PLACES = (("upper", "middle", "lower"), ("left", "middle", "right"))
 _ORANGE = (0.835, 0.369, 0.0)
 
 
@@ -147,9 +148,9 @@ def describe_place(values: np.ndarray) -> str:
     """Return in words where a map [H, W] is greatest: "greatest in the lower middle"."""
     if float(values.max()) <= 0:
         return "nowhere above 0"
-    row, column = np.unravel_index(int(values.argmax()), values.shape)
-    down = ("upper", "middle", "lower")[min(2, 3 * int(row) // values.shape[0])]
-    across = ("left", "middle", "right")[min(2, 3 * int(column) // values.shape[1])]
+    # The middle of all places that share the greatest value: an occluding square leaves plateaus.
+    places = np.argwhere(values == values.max()).mean(axis=0) / values.shape
+    down, across = (names[min(2, int(3 * place))] for names, place in zip(_PLACES, places, strict=True))
     return "greatest in the middle" if down == across else f"greatest in the {down} {across}"
 
 

@@ -34,6 +34,8 @@ ORDER = (
     "judge",
     "milestones",
     "evaluate_model",
+    "explain_model",
+    "explain_split",
     "export_images",
     "session",
     "fit_network",
@@ -180,6 +182,7 @@ def test_help_loads_next_to_nothing(tmp_path):
         ("run", "none.yaml"),
         ("report", "none"),
         ("export", "none"),
+        ("explain", "none", "--model", "none"),
     ],
     ids=" ".join,
 )
