@@ -20,7 +20,7 @@ from dlfer.config.load import load_experiment
 from dlfer.errors import DlferError
 from dlfer.evaluate.predictions import Predictions, read_predictions, write_predictions
 from dlfer.evaluate.scores import compute_metrics_file
-from dlfer.report.best_cells import draw_best_rocs, draw_best_scores, draw_macro_rocs, group_best_rows
+from dlfer.report.best_cells import MOST_ROWS, draw_best_rocs, draw_best_scores, draw_macro_rocs, group_best_rows
 from dlfer.report.comparison import write_comparison_report
 from dlfer.report.curves import compute_class_rocs
 from dlfer.runs import Run, create_run
@@ -287,6 +287,12 @@ def test_cells_named_by_themselves_are_not_among_them(sweep, options, without_pa
     assert any("named by themselves" in note for note in best["notes"])
 
 
+def test_the_rows_are_in_the_order_of_the_axes_named(sweep, options, without_page):
+    best = read_best(resume_sweep(sweep(give_hits({}), best_of="[model.dropout, optimizer]"), options))
+    found = [tuple(row["values"].values()) for row in best["table"]]
+    assert found == [("0.1", "adam"), ("0.1", "sgd"), ("0.2", "adam"), ("0.2", "sgd")]
+
+
 def test_what_was_not_asked_for_is_not_there(sweep, options):
     path = resume_sweep(sweep(give_hits({}), best_of="[]"), options)
     assert read_best(path) is None
@@ -367,8 +373,12 @@ def test_roc_has_a_panel_for_each_cell_and_all_means_in_one():
     figure = draw_macro_rocs([(f"cell {i}", compute_class_rocs(some)[1]) for i, some in enumerate(several)])
     mean = roc_auc_score(several[3].targets, several[3].probabilities, multi_class="ovr")
     assert f"cell 3, {mean:.3f}" in [text.get_text() for text in figure.legends[0].get_texts()]
-    looks = {(line.get_color(), str(line.get_linestyle())) for line in figure.axes[0].get_lines()}
-    assert len(looks) == 5
+
+
+def test_as_many_mean_curves_as_are_drawn_look_different():
+    _, macro = compute_class_rocs(make_predictions("test", 60, 0))
+    lines = draw_macro_rocs([(f"cell {i}", macro) for i in range(MOST_ROWS)]).axes[0].get_lines()[1:]
+    assert len({(line.get_color(), str(line.get_linestyle())) for line in lines}) == MOST_ROWS
 
 
 def test_of_many_rows_the_first_are_drawn_and_it_is_said(sweep, options):
