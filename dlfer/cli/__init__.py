@@ -21,7 +21,16 @@ from dlfer.errors import DlferError, TrainingStopped
 VERBS = {
     "Start": (start.doctor, start.init, start.check, judge.audit),
     "Train and compare": (train.run, train.ablate, train.sweep, search.search),
-    "Use what was trained": (use.predict, explain.explain, export.export, serve.serve, use.ship, judge.evaluate, judge.compare, judge.report),
+    "Use what was trained": (
+        use.predict,
+        explain.explain,
+        export.export,
+        serve.serve,
+        use.ship,
+        judge.evaluate,
+        judge.compare,
+        judge.report,
+    ),
     "Look": (look.show,),
 }
 """The verbs, by what a user wants to do, in the order of `dlfer --help`."""

@@ -210,7 +210,11 @@ class StageConfig(Section):
                 f"freeze.head_epochs: found {self.freeze.head_epochs} with epochs {self.epochs}; "
                 "the stage's epochs include those of the head, so it must be smaller."
             )
-        if self.data is not None and self.data.split == "after_balance" and self.balance not in ("augment", "undersample"):
+        if (
+            self.data is not None
+            and self.data.split == "after_balance"
+            and self.balance not in ("augment", "undersample")
+        ):
             raise ValueError(
                 f"balance: found {self.balance}; data.split: after_balance balances all images before the split. "
                 "Set balance: augment (by augmented copies) or undersample, or data.split: official_80_20."

@@ -113,7 +113,9 @@ def test_chunks_are_the_whole(calls, monkeypatch):
 
 def test_load_data_does_it_after_the_draw_and_before_the_size(calls):
     faces = FacesConfig(detect="mtcnn", equalize="histogram")
-    config = DataConfig(source="synthetic_faces", faces=faces, size=24, num_images={"train": 20, "validation": 14, "test": 7})
+    config = DataConfig(
+        source="synthetic_faces", faces=faces, size=24, num_images={"train": 20, "validation": 14, "test": 7}
+    )
     bundle = load_data(config, image_size=24)
     assert bundle.train.images.shape[1:] == (24, 24, 1)
     assert any(note.startswith("faces: found in") for note in bundle.notes)
