@@ -119,7 +119,7 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     sanity = check_some(explainer, kept, job)
     record = {"labels": list(classifier.labels), "faces": records, **describe_job(job, sanity)}
     write_atomically(job.out / "explanations.json", json.dumps(record, indent=2) + "\n")
-    reading = [describe_maps(kept[0].explanation, "the label")]
+    reading = [describe_maps(kept[0].explanation, None)]
     if len(records) > MOST_SHOWN:
         reading.append(
             f"Shown are the first {MOST_SHOWN} of {len(records):,} faces; the others stand beside this page."

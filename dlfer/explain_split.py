@@ -72,7 +72,7 @@ def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> 
     reading = [
         f"{of}. The maps of each face are of its own label; Grad-CAM is divided by each face's greatest value first. "
         "Averages blur what stands elsewhere in each image, and say nothing of a single one.",
-        describe_maps(examples[0].explanation, "the label"),
+        describe_maps(examples[0].explanation, None),
     ]
     record = {
         "part": split.name,

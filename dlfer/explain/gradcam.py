@@ -231,7 +231,7 @@ def _cut(
 ) -> tuple[str, Callable[[Any], Any], Callable[[Any], Any]]:
     """Return the name of the layer at which a backbone is cut, what stands before it and what stands behind it."""
     layer = _find_layer(network, backbone, prefix, stage)
-    front = keras.Model(network.inputs, layer.output)
+    front = keras.Model(network.inputs[0], layer.output)
     if layer.output is network.outputs[0]:
         return layer.name, lambda pixels: front(pixels, training=False), lambda maps: maps
     try:

@@ -58,9 +58,9 @@ def describe_sanity(sanity: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> li
     """Return for each map, in words, whether it depends on what the network learned, and on the face."""
     texts = []
     for name, found in sanity["all"].items():
-        mean, n = found["mean"], found["n"]
+        mean, n = found["mean"], found["n"] - found["flat"]
         if mean is None:
-            texts.append(f"{name}: no verdict; with new weights the map is flat in all of {n} faces.")
+            texts.append(f"{name}: no verdict; with new weights the map is flat in all of {found['n']} faces.")
             continue
         depends = abs(mean) <= UNCHANGED
         text = (

@@ -21,12 +21,12 @@ if TYPE_CHECKING:
 
 OCCLUSION_NOTE = (
     "Occlusion: a square of {size}x{size} pixels in the image's mean grey slides over it by {stride}. Red: covering "
-    "lowers the probability of “{label}”, blue: raises it. Orange: some square there changes the answer. It shows "
+    "lowers the probability of {label}, blue: raises it. Orange: some square there changes the answer. It shows "
     "what the model reacts to when hidden, not why; a covered face is unlike any it was trained on, and parts that "
     "stand in for each other show nothing when one alone is covered."
 )
 GRADCAM_NOTE = (
-    "Grad-CAM: what speaks for “{label}” in the feature map of {layers}, {grids} cells, drawn smooth, each divided by "
+    "Grad-CAM: what speaks for {label} in the feature map of {layers}, {grids} cells, drawn smooth, each divided by "
     "its greatest value. It is no finer than these cells, each of which sees far more than its own place, leaves out "
     "what speaks against the label, and does not say how sure the model is."
 )
@@ -129,9 +129,9 @@ def describe_average(averages: AverageMaps) -> str:
     return f"{averages.label}: mean of {averages.num_images:,} faces, {averages.num_correct:,} of them predicted so"
 
 
-def describe_maps(explanation: Explanation, label: str) -> str:
-    """Return how maps are made, and what they do not show."""
-    texts = []
+def describe_maps(explanation: Explanation, label: str | None) -> str:
+    """Return how maps of one label (None: of each face's own) are made, and what they do not show."""
+    label, texts = "its label" if label is None else f"“{label}”", []
     if explanation.occlusion is not None:
         square = {"size": explanation.occlusion.size, "stride": explanation.occlusion.stride}
         texts.append(OCCLUSION_NOTE.format(label=label, **square))
@@ -156,7 +156,8 @@ def describe_place(values: np.ndarray) -> str:
 
 def format_correlation(value: float | None) -> str:
     """Write a rank correlation: "0.83", or "none" where a map is flat."""
-    return "none" if value is None else f"{value:.2f}".replace("-", "−")
+    # Adding 0 takes the sign off what is rounded to 0.
+    return "none" if value is None else f"{round(value, 2) + 0.0:.2f}".replace("-", "−")
 
 
 def show_sensitivity(axes: Axes, image: np.ndarray, sensitivity: np.ndarray) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import subprocess
+import types
 from pathlib import Path
 
 import keras
@@ -10,6 +11,7 @@ import pytest
 
 from dlfer.config.schema import HeadConfig, ModelConfig
 from dlfer.errors import EnvironmentProblem, ModelError
+from dlfer.explain import gradcam
 from dlfer.explain.gradcam import GradCam, list_networks, spread_cells, weigh_maps
 from dlfer.explain.gradients import build_gradient
 from dlfer.model.artifact import FAMILIES
@@ -87,16 +89,16 @@ def test_it_is_tf_keras_vis():
     golden = np.array(json.loads(GOLDEN.read_text()))
     for cams, expected in zip(GradCam(classifier).compute(images, targets), golden, strict=True):
         assert np.allclose(cams[0].values, spread_cells(expected[None], (64, 64), crop=None)[0], atol=1e-4)
-    gradcam = pytest.importorskip("tf_keras_vis.gradcam")
-    assert np.allclose(ask_tf_keras_vis(gradcam, classifier, pixels, targets), golden, atol=1e-4)
+    other = pytest.importorskip("tf_keras_vis.gradcam")
+    assert np.allclose(ask_tf_keras_vis(other, classifier, pixels, targets), golden, atol=1e-4)
 
 
-def ask_tf_keras_vis(gradcam, classifier, pixels, targets):
+def ask_tf_keras_vis(other, classifier, pixels, targets):
     from tf_keras_vis.utils.scores import CategoricalScore
 
     parts = classifier.parts
     flat = keras.Model(parts.backbone.inputs, parts.head(parts.pooling(parts.backbone.output)))
-    return gradcam.Gradcam(flat, clone=False)(
+    return other.Gradcam(flat, clone=False)(
         CategoricalScore(targets.tolist()),
         pixels,
         penultimate_layer="conv5_block1_out",
@@ -123,23 +125,24 @@ def test_weights_are_those_of_finite_differences(given):
     stage = given.pop("stage", "last")
     classifier = make_classifier(**given)
     images, targets = draw_images((2, 64, 64, 1)), np.array([2, 0])
-    gradcam = GradCam(classifier, stage=stage)
-    [view] = gradcam.views
+    maker = GradCam(classifier, stage=stage)
+    [view] = maker.views
     maps = [np.asarray(values) for values in view.front(classifier.parts.face_input(images))]
     # What is cut in two is still the network.
     whole = np.asarray(classifier.network.predict(images, verbose=0))
     assert np.allclose(np.asarray(keras.ops.softmax(view.back(maps))), whole, atol=1e-5)
-    found = gradcam.compute(images, targets)
+    found = maker.compute(images, targets)
     for number, values in enumerate(maps):
-        size = values.shape[1] * values.shape[2]
-        weights = np.zeros((2, values.shape[-1]))
-        for channel in range(values.shape[-1]):
+        num_channels = values.shape[-1]
+        weights = np.zeros((2, num_channels))
+        for row in range(2):
             ends = []
             for step in (1e-2, -1e-2):
-                moved = [one.copy() for one in maps]
-                moved[number][..., channel] += step
-                ends.append(np.asarray(view.back(moved))[[0, 1], targets])
-            weights[:, channel] = (ends[0] - ends[1]) / 2e-2 / size
+                # One channel after the other, side by side in a batch.
+                moved = [one[row : row + 1].repeat(num_channels, axis=0) for one in maps]
+                moved[number] += step * np.eye(num_channels, dtype=np.float32)[:, None, None, :]
+                ends.append(np.asarray(view.back(moved))[:, targets[row]])
+            weights[row] = (ends[0] - ends[1]) / 2e-2 / (values.shape[1] * values.shape[2])
         cells = np.maximum(np.einsum("nhwk,nk->nhw", values, weights), 0)
         expected = spread_cells(cells, (64, 64), crop=None)
         for row in range(2):
@@ -211,6 +214,16 @@ def test_what_is_not_there_is_refused(stage, targets, message):
         GradCam(make_classifier(), stage=stage).compute(draw_images((1, 32, 32)), np.array(targets))
 
 
+def test_a_stage_beside_which_others_lead_on_is_refused(monkeypatch):
+    pixels = keras.Input((8, 8, 3))
+    beside = keras.layers.Conv2D(3, 1, name="beside")(pixels)
+    network = keras.Model(pixels, keras.layers.Add(name="end")([pixels, beside]))
+    monkeypatch.setattr(gradcam, "find_backbone", lambda name: types.SimpleNamespace(stages=("beside", "end")))
+    assert gradcam._cut(network, "new")[0] == "end"
+    with pytest.raises(ModelError, match=r"stage 1 of new .beside. lies beside other paths"):
+        gradcam._cut(network, "new", stage="1")
+
+
 def test_trees_have_no_gradients():
     class Trees:
         family, labels = "boosted", LABELS
@@ -232,6 +245,7 @@ SCRIPT = """
 import sys
 import numpy as np
 import dlfer, keras
+from dlfer.explain import gradcam
 from dlfer.explain.gradcam import GradCam
 assert keras.backend.backend() == "jax"
 folder, stage = sys.argv[1:]
@@ -241,6 +255,7 @@ np.save(folder + "/found.npy", np.stack([cam.values for [cam] in found]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not JAX.exists(), reason="make jax makes the environment for this test")
 def test_it_is_the_same_on_jax(tmp_path):
     classifier = make_classifier()

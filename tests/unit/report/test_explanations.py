@@ -98,7 +98,7 @@ def test_places_have_names(place, words):
 
 
 def test_correlations_are_written_with_a_true_minus():
-    assert [format_correlation(value) for value in (0.834, -0.1, None)] == ["0.83", "−0.10", "none"]
+    assert [format_correlation(value) for value in (0.834, -0.1, -0.004, None)] == ["0.83", "−0.10", "0.00", "none"]
 
 
 def make_sanity(mean, *, alike=0.1, flat=0):
