@@ -16,7 +16,7 @@ from dlfer.milestones import Judged, list_network_milestones
 from dlfer.model.artifact import FAMILIES
 from dlfer.model.carry import carry_backbone
 from dlfer.model.classifier import Classifier
-from dlfer.model.transfer import TransferNetwork, build_transfer_network
+from dlfer.model.transfer import TransferNetwork, build_stage_network
 from dlfer.report.pictures import write_augmented_page
 from dlfer.runs import Run
 from dlfer.session import Session
@@ -82,14 +82,7 @@ def build_carried_network(
 
     # The head and the dropout seeds are drawn from the experiment's seed, whatever was trained before.
     keras.utils.set_random_seed(config.experiment.seed)
-    network = build_transfer_network(
-        config.model,
-        num_labels=len(bundle.labels),
-        image_size=config.finetune.image_size,
-        crop=config.finetune.crop,
-        channels=bundle.channels,
-        precision=config.experiment.precision,
-    )
+    network = build_stage_network(config, config.finetune, bundle)
     if pretrained is not None:
         record = carry_backbone(pretrained.folder, network)
         run.write_json("transfer.json", record.as_dict())
@@ -142,14 +135,7 @@ def explain_stage(
         session.listener.say(f"{name}: {'left out' if section is None else f'weights: {section.weights}'}")
         return
     bundle = session.load_bundle(section)
-    network = build_transfer_network(
-        config.model,
-        num_labels=len(bundle.labels),
-        image_size=section.image_size,
-        crop=section.crop,
-        channels=bundle.channels,
-        precision=config.experiment.precision,
-    )
+    network = build_stage_network(config, section, bundle)
     stage = {"EF-FER1": "pretrain", "EF-FER2": "finetune"}[name]
     job = StageJob(
         stage,

@@ -51,7 +51,7 @@ class Exporter:
         any_size: whether images may have any size; else all have one.
         limits: what it must reach.
         template: name of that of the example.
-        library: what a model hub calls its runtime.
+        hub_name: what a model hub calls its runtime.
         needs: modules of the extra `export` that it needs, to write and to compare.
     """
 
@@ -60,7 +60,7 @@ class Exporter:
     any_size: bool
     limits: Limits
     template: str
-    library: str
+    hub_name: str
     needs: tuple[str, ...] = ()
 
 
@@ -171,7 +171,7 @@ def _write_beside(folder: Path, record: dict[str, Any], exporter: Exporter, card
     (folder / "labels.json").write_text(json.dumps(record["labels"]) + "\n", encoding="utf-8")
     Image.fromarray(draw_face("Happy", rng=np.random.default_rng(0))).save(folder / "example.png")
     (folder / "example.py").write_text(render_example(exporter.template, record), encoding="utf-8")
-    text = render_card(card, record, library=exporter.library)
+    text = render_card(card, record, hub_name=exporter.hub_name)
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
     record["sha256"] = compute_checksums(folder)
     (folder / EXPORT_FILE).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")

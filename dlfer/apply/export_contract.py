@@ -81,16 +81,16 @@ def render_example(template: str, record: Mapping[str, Any]) -> str:
     )
 
 
-def render_card(card: str, record: Mapping[str, Any], *, library: str) -> str:
+def render_card(card: str, record: Mapping[str, Any], *, hub_name: str) -> str:
     """Return the card of the artifact with what holds for an export alone.
 
     Args:
         card: text of MODEL_CARD.md of the artifact.
         record: export.json, but for the checksums.
-        library: what a model hub calls the runtime.
+        hub_name: what a model hub calls the runtime.
     """
     card = re.sub(r"```python\n.*?```", "    python example.py face.jpg", card, count=1, flags=re.DOTALL)
-    card = card.replace("library_name: keras", f"library_name: {library}", 1)
+    card = card.replace("library_name: keras", f"library_name: {hub_name}", 1)
     return card.rstrip() + "\n\n## This export\n\n" + "\n".join(f"- {line}" for line in describe_export(record)) + "\n"
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import say
+from dlfer.cli.options import Faces, Model, say
 from dlfer.errors import UserError
 
 
@@ -16,9 +16,7 @@ def explain(
         list[str] | None,
         typer.Argument(metavar="IMAGE...", help="Pictures, folders, globs; none with --split.", show_default=False),
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A model's name, a run or a folder; else the default model.")
-    ] = None,
+    model: Model = None,
     split: Annotated[
         str | None, typer.Option(metavar="test|validation", help="Average maps over each label of a run's data.")
     ] = None,
@@ -26,9 +24,7 @@ def explain(
     label: Annotated[
         str | None, typer.Option(metavar="NAME", help="What maps are about; else each face's most probable label.")
     ] = None,
-    faces: Annotated[
-        str, typer.Option(metavar="auto|whole|mtcnn|opencv", help="How faces are found; whole: each picture is one.")
-    ] = "auto",
+    faces: Faces = "auto",
     size: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="Side of the occluding square; else a sixth of the face.")
     ] = None,

@@ -28,6 +28,12 @@ DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done,
 RequireGpu = Annotated[bool, typer.Option("--require-gpu", help="Refuse to run without a GPU.")]
 MaxHours = Annotated[float | None, typer.Option("--max-hours", metavar="H", help="Stop at a checkpoint after H hours.")]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Train EF-FER1 even if it was trained before.")]
+Model = Annotated[
+    str | None, typer.Option(metavar="MODEL", help="A model's name, a run or a folder; else the default model.")
+]
+Faces = Annotated[
+    str, typer.Option(metavar="auto|whole|mtcnn|opencv", help="How faces are found; whole: each picture is one.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import say
+from dlfer.cli.options import Faces, say
 from dlfer.errors import UserError
 
 
@@ -21,9 +21,7 @@ def serve(
         str, typer.Option(metavar="ADDRESS", help="Where it listens; 0.0.0.0 is every network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
-    faces: Annotated[
-        str, typer.Option(metavar="auto|whole|mtcnn|opencv", help="How faces are found; whole: each picture is one.")
-    ] = "auto",
+    faces: Faces = "auto",
     max_mb: Annotated[float, typer.Option(metavar="MB", help="Of a request's body; more is answered with 413.")] = 20,
     max_pixels: Annotated[
         int, typer.Option(metavar="N", help="Of the pictures of a request together; 413.")

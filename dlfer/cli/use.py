@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import say
+from dlfer.cli.options import Faces, Model, say
 from dlfer.errors import UserError
 
 
@@ -16,18 +16,14 @@ def predict(
         list[str],
         typer.Argument(metavar="INPUT...", help="Pictures, folders, globs, films, camera:0, or - for a list on stdin."),
     ],
-    model: Annotated[
-        str | None, typer.Option(metavar="MODEL", help="A model's name, a run or a folder; else the default model.")
-    ] = None,
+    model: Model = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A .csv, .json, .jsonl or .parquet, instead of stdout.")
     ] = None,
     draw: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Write pictures and films with the faces marked.")
     ] = None,
-    faces: Annotated[
-        str, typer.Option(metavar="auto|whole|mtcnn|opencv", help="How faces are found; whole: each picture is one.")
-    ] = "auto",
+    faces: Faces = "auto",
     engine: Annotated[
         str, typer.Option(metavar="keras|onnx|litert", help="What computes; onnx and litert take an export as MODEL.")
     ] = "keras",

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import keras
 from keras import ops
 
-from dlfer.config.schema import ModelConfig
+from dlfer.config.schema import ExperimentConfig, ModelConfig, StageConfig
+from dlfer.data.bundle import DataBundle
 from dlfer.model.backbones import BACKBONES, Preprocessing, build_backbone
 from dlfer.model.face_input import FaceInput
 from dlfer.model.hybrid import build_hybrid_backbone
@@ -76,6 +77,18 @@ def build_transfer_network(
     model = keras.Model(images, activation(logits), name="network")
     auxiliary = _build_auxiliary(config, backbone, num_labels, precision) if config.auxiliary_heads else ()
     return TransferNetwork(model, face_input, backbone, pooling, dropout, head, config.head.activation, auxiliary)
+
+
+def build_stage_network(config: ExperimentConfig, stage: StageConfig, bundle: DataBundle) -> TransferNetwork:
+    """Build the network of one stage for its data, with random weights."""
+    return build_transfer_network(
+        config.model,
+        num_labels=len(bundle.labels),
+        image_size=stage.image_size,
+        crop=stage.crop,
+        channels=bundle.channels,
+        precision=config.experiment.precision,
+    )
 
 
 def build_feature_extractor(config: ModelConfig) -> tuple[keras.Model, Preprocessing]:

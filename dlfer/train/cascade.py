@@ -11,24 +11,22 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
-from filelock import FileLock, Timeout
 
 from dlfer.config.load import resolve_path
 from dlfer.config.schema import DataConfig, ExperimentConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit, compute_fingerprint
-from dlfer.errors import TrainingStopped
 from dlfer.model.artifact import load_artifact
 from dlfer.model.backbones import load_published_weights
 from dlfer.model.carry import RECORD_FILE, write_backbone
 from dlfer.model.hybrid import load_branch_weights
-from dlfer.model.transfer import build_transfer_network
+from dlfer.model.transfer import build_stage_network, build_transfer_network
 from dlfer.runs import write_atomically
+from dlfer.train.lock import hold_lock
 from dlfer.train.plan import describe_plan
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob
@@ -95,7 +93,7 @@ def _obtain(
         return replace(_train(config, job, bundle), digest=digest)
     cache.mkdir(parents=True, exist_ok=True)
     final, partial = cache / digest, cache / f"{digest}.partial"
-    with _hold_lock(cache / f"{digest}.lock", job):
+    with hold_lock(cache / f"{digest}.lock", "EF-FER1", job.control, job.listener):
         was_cached = (final / COST_FILE).exists()
         if was_cached:
             job.listener.say(f"EF-FER1: taken from the cache, {final}")
@@ -106,29 +104,6 @@ def _obtain(
             partial.rename(final)
     _share_files(final, job.folder)
     return Pretrained(job.folder, digest, json.loads((job.folder / COST_FILE).read_text()), was_cached)
-
-
-@contextmanager
-def _hold_lock(path: Path, job: StageJob) -> Iterator[None]:
-    """Hold the lock of one EF-FER1; while another process trains it, wait, say so, and heed a wish to stop."""
-    lock, has_said = FileLock(path), False
-    while True:
-        try:
-            lock.acquire(timeout=1)
-            break
-        except Timeout:
-            if not has_said:
-                job.listener.say(f"EF-FER1: another process trains it ({path}); waiting")
-                has_said = True
-            reason = job.control.get_reason()
-            if reason is not None:
-                raise TrainingStopped(
-                    f"pretrain stopped by {reason} while another process trains it.", reason=reason
-                ) from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def compute_pretrain_digest(config: ExperimentConfig, bundle: DataBundle, *, max_steps: int | None = None) -> str:
@@ -150,14 +125,7 @@ def compute_pretrain_digest(config: ExperimentConfig, bundle: DataBundle, *, max
 def _train(config: ExperimentConfig, job: StageJob, bundle: DataBundle) -> Pretrained:
     """Train EF-FER1 in the job's folder and write its backbone there."""
     keras.utils.set_random_seed(job.seed)
-    network = build_transfer_network(
-        config.model,
-        num_labels=len(bundle.labels),
-        image_size=job.config.image_size,
-        crop=job.config.crop,
-        channels=bundle.channels,
-        precision=config.experiment.precision,
-    )
+    network = build_stage_network(config, job.config, bundle)
     for line in describe_plan("EF-FER1", job, network, bundle, precision=config.experiment.precision):
         job.listener.say(line)
     result = train_stage(job, network, bundle)

@@ -9,14 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import keras
 import numpy as np
-from filelock import FileLock, Timeout
 
 from dlfer.data.bundle import Split, compute_fingerprint
 from dlfer.errors import TrainingStopped
@@ -25,6 +23,7 @@ from dlfer.model.levels import LevelFeatures
 from dlfer.model.transfer import TransferNetwork
 from dlfer.runs import write_atomically
 from dlfer.train.control import StopControl
+from dlfer.train.lock import hold_lock
 from dlfer.train.watch import TrainingListener
 
 SAVE_SECONDS = 10.0
@@ -85,7 +84,7 @@ def extract_features(extraction: Extraction, split: Split, *, part: str) -> Feat
     folder, digest = extraction.cache, compute_features_digest(extraction, split)
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"{digest}.npy"
-    with _hold_lock(folder / f"{digest}.lock", extraction):
+    with hold_lock(folder / f"{digest}.lock", "features", extraction.control, extraction.listener):
         was_cached = final.exists()
         if was_cached:
             extraction.listener.say(f"features of {part}: taken from the cache, {final}")
@@ -164,26 +163,3 @@ def _fill(
                 )
     finally:
         listener.close()
-
-
-@contextmanager
-def _hold_lock(path: Path, extraction: Extraction) -> Iterator[None]:
-    """Hold the lock of one file of features; while another process computes it, wait, say so, and heed a stop."""
-    lock, has_said = FileLock(path), False
-    while True:
-        try:
-            lock.acquire(timeout=1)
-            break
-        except Timeout:
-            if not has_said:
-                extraction.listener.say(f"features: another process computes them ({path}); waiting")
-                has_said = True
-            reason = extraction.control.get_reason()
-            if reason is not None:
-                raise TrainingStopped(
-                    f"features stopped by {reason} while another process computes them.", reason=reason
-                ) from None
-    try:
-        yield
-    finally:
-        lock.release()

@@ -98,7 +98,7 @@ def test_the_contract_says_what_it_takes_and_how_it_was_compared(name, exports):
     lost = agreement["accuracy"]["difference"]
     assert lost["low"] <= lost["value"] <= lost["high"]
     card = (exports / name / "MODEL_CARD.md").read_text()
-    assert f"library_name: {EXPORTERS[name].library}" in card
+    assert f"library_name: {EXPORTERS[name].hub_name}" in card
     assert "48 images (drawn faces)" in card
 
 
