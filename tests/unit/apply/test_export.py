@@ -207,7 +207,7 @@ RECORD = {
 def test_the_card_says_what_stayed_in_float_and_that_the_temperature_is_not_applied():
     even = [[0.4, 0.3, 0.3]] * 4
     card = render_card(
-        "# Card\n\n```python\nimport dlfer\n```\n", {**RECORD, "agreement": compare(even, even)}, library="litert"
+        "# Card\n\n```python\nimport dlfer\n```\n", {**RECORD, "agreement": compare(even, even)}, hub_name="litert"
     )
     assert "import dlfer" not in card
     assert "Computed in float32: 2 DIV." in card
