@@ -10,25 +10,13 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dlfer.data.images import MAX_PIXELS, MIN_SIDE
+from dlfer.data.images import MAX_PIXELS, MIN_SIDE, find_turn
 from dlfer.errors import DataError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM")
 """Pillow's names of what is read; PPM is .pgm and .ppm. TIFF is not: its decoder has the longest list of holes."""
 
 MAX_BYTES = 64 * 2**20
-
-_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-"""Values of the EXIF tag of the orientation, and what makes such a picture upright."""
 
 
 def read_image(
@@ -119,10 +107,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     """Return a picture of any mode as uint8 [H, W, 3], upright."""
     image.seek(0)
     image.load()
-    try:
-        turn = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
-    except Exception:  # damaged EXIF data says nothing of the pixels, which are whole
-        turn = None
+    turn = find_turn(image)
     if image.mode == "F":
         raise ValueError("floating-point pixels")
     if image.mode.startswith("I"):

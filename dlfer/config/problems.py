@@ -54,8 +54,9 @@ class Problem:
 def validate(tree: Mapping[str, Any]) -> tuple[ExperimentConfig | None, list[Problem]]:
     """Return the experiment that `tree` describes, or None and every problem that stands in its way."""
     try:
-        text = json.dumps(tree)
-    except (TypeError, ValueError) as error:
+        # Half a character (a byte of a command line that is no UTF-8) is an error here, in pydantic a strange one.
+        text = json.dumps(tree, ensure_ascii=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
         return None, [
             Problem((), f"found a value that YAML cannot hold ({error}); use text, numbers, lists, mappings.")
         ]
@@ -63,6 +64,8 @@ def validate(tree: Mapping[str, Any]) -> tuple[ExperimentConfig | None, list[Pro
         # By way of JSON, strict validation takes a list for a tuple, and still no text for a number.
         return ExperimentConfig.model_validate_json(text), []
     except ValidationError as error:
+        if error.errors()[0]["type"] == "json_invalid":
+            return None, [Problem((), f"cannot be read ({error.errors()[0]['ctx']['error']}); is it nested too deeply?")]
         problems = _translate(error)
         unknown = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
     if unknown:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from dlfer.errors import DataError
 
@@ -17,8 +17,16 @@ MAX_PIXELS = 50_000_000
 MIN_SIDE = 8
 
 _ORIENTATION = 0x0112
-_LYING = (5, 6, 7, 8)
-"""The EXIF tag of the orientation, and its values for images that lie on a side."""
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""Values of the EXIF tag of the orientation, and what makes such an image upright; from 5 on it lies on a side."""
 
 _GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
 
@@ -37,8 +45,9 @@ def read_image(path: str | Path) -> np.ndarray:
     with _open(path) as image:
         try:
             image.seek(0)
-            upright = ImageOps.exif_transpose(image)
-            return _to_array(upright, path)
+            image.load()
+            turn = find_turn(image)
+            return _to_array(image if turn is None else image.transpose(turn), path)
         except DataError:
             raise
         except Exception as error:  # decoders of damaged files raise nearly anything
@@ -58,9 +67,17 @@ def read_header(path: str | Path) -> tuple[int, int, bool]:
         width, height = image.size
         # Pillow decodes a whole PNG in search of EXIF data that stands behind the pixels; that is left to read_image.
         has_exif = image.format != "PNG" or "exif" in image.info
-        if has_exif and image.getexif().get(_ORIENTATION, 1) in _LYING:
+        if has_exif and find_turn(image) in [_UPRIGHT[value] for value in (5, 6, 7, 8)]:
             width, height = height, width
         return width, height, image.mode in _GREY_MODES
+
+
+def find_turn(image: Image.Image) -> Image.Transpose | None:
+    """Return what makes an image upright by its EXIF data, None where it is so, or where they are damaged."""
+    try:
+        return _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:  # damaged EXIF data say nothing of the pixels, which are whole
+        return None
 
 
 def resize_square(pixels: np.ndarray, size: int) -> np.ndarray:

@@ -60,21 +60,18 @@ def read_votes(path: str | Path) -> Votes:
         raise MissingDataError(
             f"{path}: there is no such file of votes. FER+ is published as fer2013new.csv at github.com/microsoft/FERPlus."
         )
-    with path.open(encoding="utf-8-sig", newline="") as stream:
-        reader = csv.reader(stream)
-        header = [name.strip() for name in next(reader, [])]
-        names = [name.casefold() for name in header]
-        columns = [place for place, name in enumerate(names) if name not in _BESIDE]
-        if len(columns) < 2 or not set(_COLUMNS) & set(names):
-            raise DataError(
-                f"{path.name} line 1: found the columns {', '.join(header[:12])[:200]}, expected a column of votes for "
-                f"each expression, such as {', '.join(_COLUMNS)}."
-            )
-        counts, fields = [], []
-        for row in reader:
-            if row:
-                counts.append(_parse_counts(path, reader.line_num, row, columns, len(header)))
-                fields.append(row)
+    counts, fields = [], []
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as stream:
+            reader = csv.reader(stream)
+            header = [name.strip() for name in next(reader, [])]
+            names, columns = _match_header(path, header)
+            for row in reader:
+                if row:
+                    counts.append(_parse_counts(path, reader.line_num, row, columns, len(header)))
+                    fields.append(row)
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path.name}: not a csv in UTF-8 ({error}); download the file again.") from error
     if not counts:
         raise DataError(f"{path.name}: found a header and no rows, expected one per image.")
     beside = {
@@ -206,6 +203,18 @@ def compute_ceiling(counts: np.ndarray) -> np.ndarray:
         others[:, column] -= 1  # -1 where nobody voted so; that row is weighted by 0 below
         agreed += counts[:, column] * compute_agreement(others, np.full(len(counts), column))
     return np.divide(agreed, total, out=np.full(len(counts), np.nan), where=total >= 2)
+
+
+def _match_header(path: Path, header: list[str]) -> tuple[list[str], list[int]]:
+    """Return the names of all columns in lower case, and where those of votes stand."""
+    names = [name.casefold() for name in header]
+    columns = [place for place, name in enumerate(names) if name not in _BESIDE]
+    if len(columns) < 2 or not set(_COLUMNS) & set(names):
+        raise DataError(
+            f"{path.name} line 1: found the columns {', '.join(header[:12])[:200]}, expected a column of votes for "
+            f"each expression, such as {', '.join(_COLUMNS)}."
+        )
+    return names, columns
 
 
 def _parse_counts(path: Path, line: int, row: list[str], columns: list[int], num_fields: int) -> list[int]:
