@@ -1,0 +1,225 @@
+"""Weights from a file into a network: .weights.h5, .keras and Keras' older .h5, looked through before they are read.
+
+Keras reads such files layer by layer, believes their shapes, and raises after it has set most of the weights.
+Here every group, link and shape is held against the network first. Of a .keras only the weights are taken:
+nothing that its config describes is built, so that nothing of it can run, and one that needs code (a Lambda,
+classes of its own) is refused.
+"""
+
+from __future__ import annotations
+
+import math
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlfer.errors import ModelError
+from dlfer.files.json_file import parse_json
+from dlfer.files.npz_file import describe_start
+
+if TYPE_CHECKING:
+    import h5py
+    import keras
+
+SUFFIXES = (".weights.h5", ".h5", ".keras")
+KERAS_WEIGHTS, KERAS_CONFIG = "model.weights.h5", "config.json"
+MAX_DEPTH = 32
+MAX_OBJECTS = 200_000
+MAX_CONFIG = 64 * 2**20
+MAX_EXPANSION = 8
+"""How many times as large as its network the weights in a .keras may be: those of an optimiser are three times."""
+
+_H5_SIGNATURE, _ZIP_SIGNATURE = b"\x89HDF\r\n\x1a\n", b"PK\x03\x04"
+_FILTERS = {"gzip", "lzf", None}
+
+
+def load_weights(network: keras.Model, path: Path | str) -> None:
+    """Set every weight of a built network to that of a file.
+
+    Args:
+        network: as it was when the weights were saved; unchanged if the file's shapes are not its own.
+        path: by its ending a .weights.h5, an older .h5, or a .keras.
+
+    Raises:
+        ModelError: another kind of file, a damaged one, one of another network, or one that Keras would
+            have to follow elsewhere, unpack without end, or run.
+    """
+    path = Path(path)
+    if not path.name.endswith(SUFFIXES):
+        raise ModelError(f"{path}: expected a file of weights that ends in {', '.join(SUFFIXES)}; nothing else is read.")
+    signature = _ZIP_SIGNATURE if path.suffix == ".keras" else _H5_SIGNATURE
+    try:
+        with open(path, "rb") as stream:
+            start = stream.read(16)
+    except OSError as error:
+        raise ModelError(f"{path}: expected a file of weights: {error}.") from error
+    if not start.startswith(signature):
+        kind = "zip archive that Keras writes" if path.suffix == ".keras" else "HDF5 file"
+        raise ModelError(f"{path}: expected the {kind}, its first bytes are {start[:8]!r}{describe_start(start)}.")
+    if path.suffix != ".keras":
+        _load_h5(network, path, where=path)
+        return
+    with tempfile.TemporaryDirectory(prefix="dlfer-") as folder:
+        weights = Path(folder) / KERAS_WEIGHTS
+        _unpack_keras(path, weights, num_bytes=_count_bytes(network))
+        _load_h5(network, weights, where=path)
+
+
+def _load_h5(network: keras.Model, path: Path, *, where: Path) -> None:
+    try:
+        if path.name.endswith(".weights.h5"):
+            check_h5(path, list_stored_shapes(network))
+        else:
+            check_h5(path, None, most_bytes=MAX_EXPANSION * _count_bytes(network) + 2**20)
+        network.load_weights(path)
+    except ModelError as error:
+        raise ModelError(f"{where}: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
+        reason = " ".join(str(error).split())[:400]
+        raise ModelError(f"{where}: does not hold the weights of this network: {type(error).__name__}: {reason}") from error
+
+
+def check_h5(path: Path, shapes: Counter[tuple[int, ...]] | None, *, most_bytes: int | None = None) -> None:
+    """Raise ModelError unless an HDF5 file is a tree of plain arrays of the shapes (or the size) expected.
+
+    Links, arrays kept in other files and virtual ones are refused, since they lead out of the file, or in a
+    circle. The optimiser's part, which is not read, is not compared. No array is read.
+
+    Args:
+        path: the file.
+        shapes: of the arrays expected, counted; None compares the bytes alone.
+        most_bytes: what all arrays may take together; None leaves it to the shapes.
+    """
+    import h5py
+
+    found: Counter[tuple[int, ...]] = Counter()
+    total = 0
+    with h5py.File(path, "r") as file:
+        for dataset in _walk(file, set()):
+            total += math.prod(dataset.shape) * dataset.dtype.itemsize
+            if not dataset.name.startswith("/optimizer/"):
+                found[tuple(dataset.shape)] += 1
+    if most_bytes is not None and total > most_bytes:
+        raise ModelError(
+            f"its arrays say that they take {total:,} bytes, expected at most {most_bytes:,}; it belongs to another network."
+        )
+    if shapes is None or found == shapes:
+        return
+    unexpected, missing = _list_shapes(found - shapes), _list_shapes(shapes - found)
+    raise ModelError(
+        f"found arrays of the shapes {unexpected} that the network does not have, and missed {missing}; it belongs to "
+        "another network, or was changed."
+    )
+
+
+def list_stored_shapes(network: keras.Model) -> Counter[tuple[int, ...]]:
+    """Return the shapes of what Keras saves of a network, counted; the seeds of dropout are not saved."""
+    return Counter(tuple(variable.shape) for variable in network.weights)
+
+
+def _walk(group: h5py.Group, seen: set, depth: int = 0) -> Iterator[h5py.Dataset]:
+    """Yield the arrays of a group and those below."""
+    import h5py
+
+    if depth > MAX_DEPTH:
+        raise ModelError(f"its groups are nested deeper than {MAX_DEPTH}; expected those of a network.")
+    for name in group:
+        link = group.get(name, getlink=True)
+        if not isinstance(link, h5py.HardLink):
+            raise ModelError(f"{group.name} holds a link {name!r} ({type(link).__name__}), expected arrays and groups.")
+        item = group[name]
+        token = (h5py.h5o.get_info(item.id).fileno, h5py.h5o.get_info(item.id).addr)
+        if token in seen or len(seen) >= MAX_OBJECTS:
+            raise ModelError(f"{item.name} stands in it twice, or it holds more than {MAX_OBJECTS:,} arrays.")
+        seen.add(token)
+        if isinstance(item, h5py.Group):
+            yield from _walk(item, seen, depth + 1)
+        elif isinstance(item, h5py.Dataset):
+            _check_dataset(item)
+            yield item
+        else:
+            raise ModelError(f"{group.name} holds {name!r}, a {type(item).__name__}; expected arrays and groups.")
+
+
+def _check_dataset(dataset: h5py.Dataset) -> None:
+    if dataset.external or dataset.is_virtual:
+        raise ModelError(f"{dataset.name} has its values in another file; expected them in this one.")
+    if dataset.shape is None or dataset.dtype.kind not in "biufSO" or dataset.maxshape != dataset.shape:
+        raise ModelError(f"{dataset.name} is {dataset.dtype} {dataset.shape}, expected numbers of one shape.")
+    # Of objects there are texts alone ("0-d strings" of Keras); h5py makes no others without being asked.
+    if dataset.dtype.kind in "SO" and dataset.shape != ():
+        raise ModelError(f"{dataset.name} holds {dataset.dtype}, expected numbers.")
+    if dataset.compression not in _FILTERS:
+        raise ModelError(f"{dataset.name} is packed by {dataset.compression!r}, expected gzip or none.")
+    if dataset.chunks is not None and any(c > max(s, 1) for c, s in zip(dataset.chunks, dataset.shape, strict=True)):
+        raise ModelError(f"{dataset.name} is kept in pieces of {dataset.chunks}, larger than its shape {dataset.shape}.")
+
+
+def _unpack_keras(path: Path, weights: Path, *, num_bytes: int) -> None:
+    """Write the weights of a .keras to a file of their own, after its config was found to need no code."""
+    most = {KERAS_CONFIG: MAX_CONFIG, KERAS_WEIGHTS: MAX_EXPANSION * num_bytes + 16 * 2**20}
+    try:
+        with zipfile.ZipFile(path) as archive:
+            members = {member.filename: member for member in archive.infolist()}
+            for name in members:
+                if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or ":" in name:
+                    raise ModelError(f"{path}: holds a file named {name[:200]!r}, which leaves its folder; it is not opened.")
+            missing = [name for name in most if name not in members]
+            if missing or len(members) < len(archive.infolist()):
+                raise ModelError(
+                    f"{path}: found {', '.join(sorted(members))[:300]}, expected {' and '.join(most)}, each once; "
+                    "save the model again by model.save(...)."
+                )
+            for name, limit in most.items():
+                if members[name].file_size > limit:
+                    raise ModelError(
+                        f"{path}: {name} says that it takes {members[name].file_size:,} bytes unpacked, expected at most "
+                        f"{limit:,}; it belongs to another network, or was made to fill the memory."
+                    )
+            with archive.open(KERAS_CONFIG) as stream:
+                check_keras_config(parse_json(stream.read(MAX_CONFIG)), where=path)
+            with archive.open(KERAS_WEIGHTS) as source, open(weights, "wb") as target:
+                # zipfile gives no more bytes than the member says.
+                shutil.copyfileobj(source, target)
+    except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
+        raise ModelError(f"{path}: cannot be read as Keras' .keras file ({type(error).__name__}: {error}).") from error
+
+
+def check_keras_config(config: Any, *, where: Path) -> None:
+    """Raise ModelError if the config of a .keras describes anything that is not Keras' own, Lambda layers first."""
+    waiting = [config]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, list):
+            waiting += value
+        if not isinstance(value, dict):
+            continue
+        waiting += value.values()
+        name, module = value.get("class_name"), value.get("module")
+        if name in ("Lambda", "__lambda__"):
+            raise ModelError(
+                f"{where}: holds a Lambda, which is Python code, and code from a file is never run (Keras' safe mode). "
+                "Save a model of layers without Lambda, or its weights alone: model.save_weights('x.weights.h5')."
+            )
+        foreign = isinstance(module, str) and module.split(".")[0] not in ("keras", "builtins")
+        registered = value.get("registered_name")
+        own = isinstance(registered, str) and ">" in registered and not registered.startswith("keras")
+        if name is not None and (foreign or own):
+            raise ModelError(
+                f"{where}: describes {str(registered or f'{module}.{name}')[:200]!r}, a class that is not Keras' own; "
+                "expected a model of Keras' layers. Save its weights alone: model.save_weights('x.weights.h5')."
+            )
+
+
+def _count_bytes(network: keras.Model) -> int:
+    return sum(math.prod(variable.shape) * 4 for variable in network.weights)
+
+
+def _list_shapes(shapes: Counter[tuple[int, ...]]) -> str:
+    listed = [f"{shape}" + (f" ({count} times)" if count > 1 else "") for shape, count in shapes.most_common(4)]
+    return ", ".join(listed) + (f" and {len(shapes) - 4} more" if len(shapes) > 4 else "") if listed else "none"
