@@ -1,11 +1,11 @@
-# make install | demo | test | test-slow | lint | jax | clean
+# make install | demo | test | test-slow | lint | jax | docker-check | clean
 PYTHON ?= python3
 # Which build of TensorFlow: by whether there is an NVIDIA driver, or as the user says.
 TENSORFLOW ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo 'tensorflow[and-cuda]' || echo tensorflow-cpu)
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install demo test test-slow lint jax clean
+.PHONY: install demo test test-slow lint jax docker-check clean
 
 install: .venv/installed
 
@@ -41,6 +41,10 @@ test-slow: .venv/installed-dev .venv-jax/installed
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Builds the image and tries it, without a Docker engine; as root, see the script.
+docker-check:
+	deploy/check_image.sh
 
 clean:
 	rm -rf .venv .venv-jax build *.egg-info
