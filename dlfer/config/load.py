@@ -21,7 +21,7 @@ from typing import Any
 
 from dlfer.config.grid import check_sweep
 from dlfer.config.keys import Key, get_mapping_value, get_section, is_nullable, split_key
-from dlfer.config.problems import Problem, validate
+from dlfer.config.problems import Problem, list_problems, validate
 from dlfer.config.schema import ExperimentConfig, Section
 from dlfer.config.space import check_space, set_value
 from dlfer.config.strict_yaml import format_yaml, parse_yaml, read_yaml
@@ -200,7 +200,7 @@ def _finish(
     if check_search:
         problems += [*check_space(tree), *check_sweep(tree)]
     if problems or config is None:
-        lines = "\n".join(f"  {problem.format(marks)}" for problem in problems)
+        lines = list_problems([problem.format(marks) for problem in problems], indent="  ")
         raise ConfigError(f"{name}: {len(problems)} problem{'s' if len(problems) != 1 else ''}:\n{lines}")
     return config
 

@@ -34,6 +34,9 @@ class ModelConfig(Section):
     """resnet18, resnet34: imagenet is 7x7 of stride 2 and a max pool; small is 3x3 of stride 1, for small images."""
     auxiliary_heads: bool = False
     """googlenet: train its two auxiliary classifiers, too, with weight 0.3 each; predictions leave them out."""
+    norm_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Momentum of BatchNorm's moving statistics; null: the backbone's own. They settle after some 5 / (1 - momentum)
+    steps: MobileNetV2's own 0.999 needs 5,000, and validation stays at chance until then where nothing is pretrained."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Dropout between pooling and the last dense layer."""
     head: HeadConfig = HeadConfig()

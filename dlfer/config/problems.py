@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,9 @@ _EXPECTED = {
 _LEADING_KEY = re.compile(r"^([a-z_0-9.]+): (.*)$", re.DOTALL)
 
 
+MAX_LISTED, MAX_TEXT = 50, 1000
+
+
 @dataclass(frozen=True)
 class Problem:
     """One thing that is wrong: the key it concerns, and a sentence."""
@@ -45,10 +48,18 @@ class Problem:
 
     def format(self, marks: Mapping[Key, str]) -> str:
         """Return the sentence with the place of the key, or of the section it is missing from."""
+        key, text = _cut(".".join(self.key), 200), _cut(self.text, MAX_TEXT)
         for end in range(len(self.key), -1, -1):
             if self.key[:end] in marks:
-                return f"{marks[self.key[:end]]}: {'.'.join(self.key)}: {self.text}"
-        return f"{'.'.join(self.key)}: {self.text}"
+                return f"{_cut(marks[self.key[:end]], MAX_TEXT)}: {key}: {text}"
+        return f"{key}: {text}"
+
+
+def list_problems(lines: Sequence[str], indent: str = "") -> str:
+    """Return the first problems, one a line, and how many more there are."""
+    shown = [f"{indent}{line}" for line in lines[:MAX_LISTED]]
+    more = [f"{indent}... and {len(lines) - MAX_LISTED} more"] if len(lines) > MAX_LISTED else []
+    return "\n".join(shown + more)
 
 
 def validate(tree: Mapping[str, Any]) -> tuple[ExperimentConfig | None, list[Problem]]:
@@ -65,7 +76,9 @@ def validate(tree: Mapping[str, Any]) -> tuple[ExperimentConfig | None, list[Pro
         return ExperimentConfig.model_validate_json(text), []
     except ValidationError as error:
         if error.errors()[0]["type"] == "json_invalid":
-            return None, [Problem((), f"cannot be read ({error.errors()[0]['ctx']['error']}); is it nested too deeply?")]
+            return None, [
+                Problem((), f"cannot be read ({error.errors()[0]['ctx']['error']}); is it nested too deeply?")
+            ]
         problems = _translate(error)
         unknown = [item["loc"] for item in error.errors() if item["type"] == "extra_forbidden"]
     if unknown:
@@ -167,6 +180,11 @@ def _describe_expected(item: Mapping[str, Any], key: Key, found: Any) -> str:
     if kind in ("int_type", "float_type") and isinstance(found, str) and _is_number(found):
         text += " (without quotes)"
     return text
+
+
+def _cut(text: str, length: int) -> str:
+    """Return a text without its middle where it is too long: its end says what was expected."""
+    return text if len(text) <= length else f"{text[: length // 2]} ... {text[-length // 2 :]}"
 
 
 def _is_number(text: str) -> bool:

@@ -18,6 +18,7 @@ from dlfer.errors import ConfigError
 MAX_BYTES = 1_000_000
 MAX_VALUES = 20_000
 MAX_DEPTH = 30
+MAX_PROBLEMS = 50
 
 # YAML 1.2.2, section 10.3.2 (core schema).
 _SCALARS = (
@@ -128,7 +129,8 @@ def parse_yaml(text: str, name: str) -> Document:
     reader = _NodeReader(name)
     data = reader.read(node, ())
     if reader.problems:
-        raise ConfigError("\n".join(reader.problems))
+        more = [f"{name}: and {reader.num_unlisted} more."] if reader.num_unlisted else []
+        raise ConfigError("\n".join([*reader.problems, *more]))
     return Document(data, reader.marks)
 
 
@@ -144,6 +146,7 @@ class _NodeReader:
         self.name = name
         self.marks: dict[Location, str] = {}
         self.problems: list[str] = []
+        self.num_unlisted = 0
         self._num_values = 0
 
     def read(self, node: yaml.Node, location: Location) -> Any:
@@ -161,7 +164,9 @@ class _NodeReader:
             return [self.read(item, (*location, str(index))) for index, item in enumerate(node.value)]
         if isinstance(node, yaml.ScalarNode):
             return self._read_scalar(node)
-        self._refuse(node, f"found the tag {node.tag.removeprefix(_TAG)!r}, expected plain text, numbers, lists, keys.")
+        self._refuse(
+            node, f"found the tag {node.tag.removeprefix(_TAG)[:80]!r}, expected plain text, numbers, lists, keys."
+        )
         return None
 
     def _read_mapping(self, node: yaml.MappingNode, location: Location) -> dict[str, Any]:
@@ -173,7 +178,7 @@ class _NodeReader:
                 continue
             if key in values:
                 self._refuse(
-                    key_node, f"the key {key!r} is repeated; it already stands in line {lines[key]}. Keep one."
+                    key_node, f"the key {key[:80]!r} is repeated; it already stands in line {lines[key]}. Keep one."
                 )
                 continue
             lines[key] = key_node.start_mark.line + 1
@@ -187,7 +192,9 @@ class _NodeReader:
         elif node.value == "<<" and node.style is None:
             self._refuse(node, "'<<' is not part of YAML 1.2; write the keys out, or use extends: FILE.")
         elif node.tag != _TAG + "str":
-            self._refuse(node, f'found the key {node.value}, expected text; put it in quotes: "{node.value}".')
+            self._refuse(
+                node, f'found the key {node.value[:80]}, expected text; put it in quotes: "{node.value[:80]}".'
+            )
         else:
             return node.value
         return None
@@ -217,4 +224,7 @@ class _NodeReader:
         return f"{self.name} line {node.start_mark.line + 1}"
 
     def _refuse(self, node: yaml.Node, message: str) -> None:
-        self.problems.append(f"{self._where(node)}: {message}")
+        if len(self.problems) >= MAX_PROBLEMS:
+            self.num_unlisted += 1
+        else:
+            self.problems.append(f"{self._where(node)}: {message}")

@@ -19,6 +19,9 @@ MAX_PIXELS = 300_000
 NUMBERS = (0, 1, 7, 8, 48, 255, 256, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 
 
+TEXTS = [zlib.compress(b"x" * size) for size in (10, 2_000_000, 70_000_000)]
+
+
 def save(image: Image.Image, form: str, **options) -> bytes:
     stream = io.BytesIO()
     image.save(stream, form, **options)
@@ -127,7 +130,7 @@ def change_png(contents: bytes, random: Random) -> bytearray:
         case 1:
             del chunks[number]
         case 2:
-            text = zlib.compress(b"x" * random.choice((10, 2_000_000, 70_000_000)))
+            text = random.choice(TEXTS)
             new = random.choice(((b"zTXt", b"a\0\0" + text), (b"iCCP", b"a\0\0" + text), (b"iTXt", b"a\0\1\0\0\0" + text)))
             chunks.insert(1, new)
         case 3:
