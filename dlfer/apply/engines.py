@@ -10,7 +10,7 @@ import numpy as np
 
 from dlfer.apply.export_folder import EXPORT_FILE, read_export
 from dlfer.apply.export_runtime import open_export
-from dlfer.data.images import resize_square
+from dlfer.data.images import resize_centre
 from dlfer.errors import ModelError, UserError
 from dlfer.evaluate.calibration import apply_temperature
 
@@ -78,10 +78,11 @@ class ExportedModel:
         self.channels: int = given["shape"][-1]
         self.image_size: int = given["network_size"]
         self.temperature_fit: dict | None = temperature if temperature.get("value") else None
-        self._side: int | None = given["shape"][1]
+        height, width = given["shape"][1:3]
+        self._size: tuple[int, int] | None = (height, width) if height and width else None
         trained = record.get("about", {}).get("trained") or {}
         # A model of one size takes crops of that size, which is that of the training images.
-        size = self._side or trained.get("face_size")
+        size = min(self._size) if self._size else trained.get("face_size")
         self.about: Mapping[str, Any] = {**trained, "faces": given.get("faces"), "face_size": size}
         self._answer = open_export(folder)
 
@@ -89,8 +90,8 @@ class ExportedModel:
         """Return float32 [N, C] of uint8 [N, H, W, channels]; rows sum to one."""
         if not len(images):
             return np.zeros((0, len(self.labels)), np.float32)
-        if self._side is not None and images.shape[1:3] != (self._side, self._side):
-            images = np.stack([resize_square(image, self._side) for image in images])
+        if self._size is not None and images.shape[1:3] != self._size:
+            images = np.stack([resize_centre(image, self._size) for image in images])
         answers = [
             np.asarray(self._answer(images[start : start + batch_size]), np.float32)
             for start in range(0, len(images), batch_size)

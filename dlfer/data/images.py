@@ -85,14 +85,25 @@ def resize_square(pixels: np.ndarray, size: int) -> np.ndarray:
 
     Bilinear, with antialiasing when it shrinks.
     """
-    if pixels.shape[:2] == (size, size):
+    return resize_centre(pixels, (size, size))
+
+
+def resize_centre(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Return the largest centred part of `pixels` (uint8 [H, W, C]) of this shape, as uint8 [*size, C].
+
+    Args:
+        pixels: of any size.
+        size: (height, width).
+    """
+    if pixels.shape[:2] == size:
         return pixels
     grey = pixels.shape[-1] == 1
-    side = min(pixels.shape[:2])
-    top, left = (pixels.shape[0] - side) // 2, (pixels.shape[1] - side) // 2
-    square = pixels[top : top + side, left : left + side]
-    image = Image.fromarray(np.ascontiguousarray(square[..., 0] if grey else square))
-    fitted = np.asarray(image.resize((size, size), Image.Resampling.BILINEAR))
+    scale = min(found / wanted for found, wanted in zip(pixels.shape, size, strict=False))
+    height, width = (max(1, round(wanted * scale)) for wanted in size)
+    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
+    part = pixels[top : top + height, left : left + width]
+    image = Image.fromarray(np.ascontiguousarray(part[..., 0] if grey else part))
+    fitted = np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
     return fitted[..., None] if grey else fitted
 
 

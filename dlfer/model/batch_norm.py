@@ -65,3 +65,17 @@ def fuse_batch_norms(network: keras.Model) -> keras.Model:
             if type(layer) is keras.layers.BatchNormalization:
                 layer.__class__ = BatchNormalization
     return network
+
+
+def set_norm_momentum(network: keras.Model, momentum: float) -> None:
+    """Set the momentum of the moving statistics of every BatchNorm, those of networks within it, too.
+
+    Args:
+        network: of any layers, before it is compiled.
+        momentum: the weight of what was, in 0..1; the statistics forget it in some 5 / (1 - momentum) steps.
+    """
+    for layer in network.layers:
+        if isinstance(layer, keras.Model):
+            set_norm_momentum(layer, momentum)
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            layer.momentum = momentum

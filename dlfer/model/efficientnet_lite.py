@@ -106,6 +106,8 @@ def build_efficientnet_lite(
     """
     import keras
 
+    from dlfer.model.batch_norm import set_norm_momentum
+
     spec = find_spec(variant)
     num_blocks = sum(spec.repeats)
     inputs = keras.Input((image_size, image_size, 3), name="image")
@@ -126,9 +128,7 @@ def build_efficientnet_lite(
     x = _convolve(x, spec.head, kernel=1, strides=1, name="top_conv")
     x = _normalise(x, name="top_bn", activation="top_activation")
     model = keras.Model(inputs, x, name=name)
-    for layer in model.layers:
-        if isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = spec.norm_momentum
+    set_norm_momentum(model, spec.norm_momentum)
     return model
 
 

@@ -15,6 +15,7 @@ from keras import ops
 from dlfer.config.schema import ExperimentConfig, ModelConfig, StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.model.backbones import BACKBONES, Preprocessing, build_backbone
+from dlfer.model.batch_norm import set_norm_momentum
 from dlfer.model.face_input import FaceInput
 from dlfer.model.hybrid import build_hybrid_backbone
 
@@ -98,8 +99,13 @@ def build_feature_extractor(config: ModelConfig) -> tuple[keras.Model, Preproces
         A Keras model named "backbone", float [B, S, S, 3] -> float [B, s, s, F], and its preprocessing.
     """
     if config.family == "hybrid":
-        return build_hybrid_backbone(config)
-    return build_backbone(config.backbone, stem=config.stem), BACKBONES[config.backbone].preprocessing
+        backbone, preprocessing = build_hybrid_backbone(config)
+    else:
+        backbone = build_backbone(config.backbone, stem=config.stem)
+        preprocessing = BACKBONES[config.backbone].preprocessing
+    if config.norm_momentum is not None:
+        set_norm_momentum(backbone, config.norm_momentum)
+    return backbone, preprocessing
 
 
 def _build_head(config: ModelConfig, num_labels: int) -> keras.layers.Layer:

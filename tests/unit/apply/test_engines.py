@@ -69,3 +69,14 @@ def test_what_is_no_export_for_an_engine(export, tmp_path):
         find_export(str(tmp_path), "litert")
     with pytest.raises(UserError, match="keras, onnx, litert"):
         load_engine("a", "torch")
+
+
+def test_a_size_that_is_no_square_is_kept(export):
+    folder, record, shapes = export
+    record["input"]["shape"] = [None, 12, 16, 1]
+    model = ExportedModel(folder)
+    images = np.zeros((1, 40, 40, 1), np.uint8)
+    images[:, 5:35] = 255  # the largest 3:4 part of the square
+    assert model.predict(images)[0] == pytest.approx([0, 1], abs=1e-6)
+    assert shapes == [(1, 12, 16, 1)]
+    assert model.about["face_size"] == 12

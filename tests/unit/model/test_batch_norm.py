@@ -6,8 +6,10 @@ import keras
 import numpy as np
 import pytest
 
+from dlfer.config.schema import ModelConfig
 from dlfer.model.backbones import build_backbone
 from dlfer.model.batch_norm import BatchNormalization, fuse_batch_norms
+from dlfer.model.transfer import build_feature_extractor
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the kernel is TensorFlow's")
 
@@ -100,3 +102,15 @@ def test_backbones_train_by_the_kernel():
     ]
     assert norms
     assert all(type(layer) is BatchNormalization for layer in norms)
+
+
+def test_the_momentum_of_the_experiment_reaches_every_norm_of_every_branch():
+    config = ModelConfig(family="hybrid", branches=("resnet_nano", "efficientnet_nano"), norm_momentum=0.75)
+    backbone, _ = build_feature_extractor(config)
+    branches = [layer for layer in backbone.layers if isinstance(layer, keras.Model)]
+    norms = [layer for branch in branches for layer in branch.layers if "BatchNorm" in type(layer).__name__]
+    assert len(branches) == 2
+    assert norms
+    assert {layer.momentum for layer in norms} == {0.75}
+    own, _ = build_feature_extractor(ModelConfig(backbone="resnet_nano"))
+    assert {layer.momentum for layer in own.layers if "BatchNorm" in type(layer).__name__} == {0.9}
