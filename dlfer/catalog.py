@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 
 from dlfer.errors import ModelError
+from dlfer.files.json_file import read_json
 from dlfer.runs import RUN_FILE, Run, find_checkout, match_runs, open_run
 
 ARTIFACT_FILE = "artifact.json"
@@ -29,6 +29,12 @@ def find_model(name: Path | str) -> Path:
     for place in places:
         if match_runs(str(name), place / "runs"):
             return _get_artifact_of_run(open_run(name, place / "runs"))
+    if Path(name).is_file():
+        raise ModelError(
+            f"{name}: is a file; a model is a folder with {ARTIFACT_FILE}, which holds its labels, its input and the "
+            "sha256 of each file. Weights from elsewhere (.keras, .weights.h5, Keras' .h5) can start a training: "
+            "set pretrain.weights to the file."
+        )
     known = list_models()
     raise ModelError(
         f"{name}: there is no such model. Looked for a folder of that path, then in "
@@ -81,7 +87,7 @@ def is_default(folder: Path) -> bool:
 def _read_record(folder: Path) -> dict:
     """Return artifact.json, or {} of a damaged one, which is complained of when it is loaded."""
     try:
-        record = json.loads((folder / ARTIFACT_FILE).read_text())
+        record = read_json(folder / ARTIFACT_FILE)
     except (OSError, ValueError):
         return {}
     return record if isinstance(record, dict) else {}

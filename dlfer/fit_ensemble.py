@@ -20,10 +20,10 @@ from dlfer.ensemble_members import (
 from dlfer.errors import ProtocolError
 from dlfer.evaluate.combine import fit_combination
 from dlfer.evaluate.predictions import Predictions
+from dlfer.files.manifest import hash_file
 from dlfer.fit_network import Fitted
 from dlfer.milestones import Judged
 from dlfer.model.artifact import load_artifact
-from dlfer.model.classifier import hash_file
 from dlfer.model.ensemble import EnsembleClassifier, match_labels
 from dlfer.runs import RUN_FILE, Run
 from dlfer.session import Session

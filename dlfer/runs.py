@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlfer._version import __version__
 from dlfer.errors import ConfigError, ModelError
+from dlfer.files.json_file import read_json
 
 if TYPE_CHECKING:
     from dlfer.config.schema import ExperimentConfig
@@ -163,7 +164,7 @@ class Run:
         """
         path = self.path / name
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
+            return read_json(path)
         except FileNotFoundError:
             raise ModelError(f"{path}: there is no such file; the run did not come so far, or it is no run.") from None
         except (OSError, ValueError) as error:

@@ -11,15 +11,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
 from dlfer.errors import ModelError, UserError
+from dlfer.files.json_file import read_json
+from dlfer.files.manifest import check_inside, check_manifest, hash_file
 
 EXPORT_FILE = "export.json"
 VERSION = 1
+LARGEST_IMAGE = 4096
 FORMATS = ("savedmodel", "litert", "litert-int8", "onnx")
 
 
@@ -56,7 +57,7 @@ def read_export(folder: Path | str) -> dict[str, Any]:
     folder = Path(folder)
     path = folder / EXPORT_FILE
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = read_json(path)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{path}: expected the description of an exported model: {error}. Make one: dlfer export MODEL --to onnx."
@@ -66,37 +67,47 @@ def read_export(folder: Path | str) -> dict[str, Any]:
             f"{path}: expected version {VERSION} and a format of {', '.join(FORMATS)}; it was made by another version "
             "of dlfer. Export the model again."
         )
-    for name, expected in _get_checksums(record, path).items():
-        file = folder / name
-        if not file.resolve().is_relative_to(folder.resolve()):
-            raise ModelError(f"{path}: names {name!r}, which is outside of its folder.")
-        found = _hash(file)
-        if found != expected:
-            raise ModelError(
-                f"{file}: sha256 is {found[:16]}..., expected {expected[:16]}...; the file is damaged or was changed. "
-                "Copy the export again, or export the model anew."
-            )
+    check_manifest(
+        folder,
+        record.get("sha256"),
+        file=path,
+        needed=_name_files(folder, record, path),
+        mend="Copy the export again, or export the model anew",
+    )
+    _check_contract(record, path)
     return record
 
 
 def compute_checksums(folder: Path) -> dict[str, str]:
     """Return the sha256 (hex) of each file under `folder`, by its path relative to it with slashes."""
-    return {path.relative_to(folder).as_posix(): _hash(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+    return {
+        path.relative_to(folder).as_posix(): hash_file(path) for path in sorted(folder.rglob("*")) if path.is_file()
+    }
 
 
-def _get_checksums(record: dict[str, Any], path: Path) -> dict[str, str]:
-    """Return the checksums of an export, the model's among them: what is not checked is not loaded."""
-    checksums, file = record.get("sha256"), record.get("file")
-    if not isinstance(checksums, dict) or not isinstance(file, str):
-        raise ModelError(f'{path}: expected "file" and "sha256"; export the model again.')
-    if file not in checksums and not any(name.startswith(f"{file}/") for name in checksums):
-        raise ModelError(f"{path}: its sha256 does not name the model {file!r}; export the model again.")
-    return checksums
+def _name_files(folder: Path, record: dict[str, Any], path: Path) -> list[str]:
+    """Return the names of the model's files: of a SavedModel all that stand in its folder are read."""
+    file = record.get("file")
+    check_inside(folder, file, file=path)
+    if not (folder / file).is_dir():
+        return [file]
+    return [found.relative_to(folder).as_posix() for found in (folder / file).rglob("*") if not found.is_dir()]
 
 
-def _hash(path: Path) -> str:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ModelError(f"{path}: expected a file of an exported model: {error}.") from error
+def _check_contract(record: dict[str, Any], path: Path) -> None:
+    """Raise ModelError unless export.json says what a runtime is given and what it answers."""
+    labels, given = record.get("labels"), record.get("input")
+    shape = given.get("shape") if isinstance(given, dict) else None
+    if (
+        not isinstance(labels, list)
+        or not all(isinstance(label, str) for label in labels)
+        or not isinstance(shape, list)
+        or len(shape) != 4
+        or shape[-1] not in (1, 3)
+        or not all(side is None or (isinstance(side, int) and 0 < side <= LARGEST_IMAGE) for side in shape[1:3])
+        or not isinstance(given.get("network_size"), int)
+        or not all(isinstance(record.get(key) or {}, dict) for key in ("temperature", "about"))
+    ):
+        raise ModelError(
+            f"{path}: expected labels and an input of a shape [null, H, W, 1 or 3]; export the model again."
+        )

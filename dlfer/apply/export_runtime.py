@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from dlfer.apply.export_folder import read_export
-from dlfer.errors import EnvironmentProblem
+from dlfer.errors import EnvironmentProblem, ModelError
 
 Answer = Callable[[np.ndarray], np.ndarray]
 """uint8 [N, H, W, C], N at least 1, to probabilities float32 [N, number of labels]."""
@@ -23,11 +23,18 @@ def open_export(folder: Path | str) -> Answer:
     """Return the function by which a checked export folder answers.
 
     Raises:
-        ModelError: as `read_export`.
+        ModelError: as `read_export`, or the runtime does not take the file.
         EnvironmentProblem: the runtime of its format is not installed.
     """
     record = read_export(folder)
-    return RUNTIMES[record["format"]](Path(folder) / record["file"])
+    file = Path(folder) / record["file"]
+    try:
+        return RUNTIMES[record["format"]](file)
+    except EnvironmentProblem:
+        raise
+    except Exception as error:  # runtimes raise nearly anything at a file that they do not know
+        reason = " ".join(str(error).split())[:400]
+        raise ModelError(f"{file}: the runtime cannot open it ({reason}). Export the model anew.") from error
 
 
 def import_extra(module: str) -> Any:

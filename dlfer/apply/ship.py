@@ -16,8 +16,9 @@ from dlfer.config.names import FER2013_LABELS
 from dlfer.data.images import resize_square
 from dlfer.data.synthetic_faces import draw_face
 from dlfer.errors import ModelError
+from dlfer.files.manifest import hash_file
 from dlfer.model.artifact import load_artifact
-from dlfer.model.classifier import Classifier, hash_file
+from dlfer.model.classifier import Classifier
 from dlfer.model.network_classifier import WEIGHTS_FILE
 from dlfer.report.card import CARD_FILE, write_card
 from dlfer.report.record import read_config

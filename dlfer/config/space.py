@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import itertools
-import math
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -166,4 +166,4 @@ def set_value(tree: dict[str, Any], key: tuple[str, ...], value: Any) -> int:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= sys.float_info.max

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
-import zlib
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import numpy as np
 from dlfer.config.schema import DataConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.errors import DataError, MissingDataError
+from dlfer.files.npz_file import read_npz
 
 PARTS = ("train", "validation", "test")
 _MEND = "Write the file by numpy.savez(path, images=..., targets=..., labels=...)."
@@ -58,12 +57,8 @@ def load_arrays(config: DataConfig) -> DataBundle:
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        archive = np.load(path, allow_pickle=False)
-        if not isinstance(archive, np.lib.npyio.NpzFile):
-            raise DataError(f"{path}: found a single array (.npy), expected an .npz. {_MEND}")
-        with archive:
-            return {key: archive[key] for key in archive.files}
-    except (OSError, ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        return read_npz(path)
+    except (OSError, ValueError) as error:
         raise DataError(
             f"{path}: cannot be read as an .npz of plain arrays ({error}). Pickled (object) arrays are refused, "
             f"since reading one can run any code. {_MEND}"

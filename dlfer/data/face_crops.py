@@ -7,8 +7,6 @@ import hashlib
 import os
 import tempfile
 import time
-import zipfile
-import zlib
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,6 +18,7 @@ from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.equalize import equalize
 from dlfer.data.faces import align_face, crop_face, detect_faces_of_each
 from dlfer.data.images import resize_square
+from dlfer.files.npz_file import read_npz
 
 _CACHE_VERSION = 1
 _PACKAGES = {"mtcnn": "mtcnn", "opencv": "opencv-python-headless", "none": None}
@@ -146,10 +145,10 @@ def _find_cache(images: np.ndarray, config: FacesConfig) -> Path:
 def _read_cache(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
     """Return what `_write_cache` wrote, or None where there is nothing or it is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
-            return arrays["images"], arrays["found"]
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):  # written anew
+        arrays = read_npz(path, names=("images", "found"))
+    except (OSError, ValueError):  # written anew
         return None
+    return arrays["images"], arrays["found"]
 
 
 def _write_cache(path: Path, images: np.ndarray, found: np.ndarray) -> None:

@@ -8,8 +8,6 @@ import hashlib
 import os
 import re
 import tempfile
-import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from dlfer.data.bundle import DataBundle, Reading, Split
 from dlfer.data.folder import load_parts, scan_folder
 from dlfer.data.labels import compute_label_map, map_targets
 from dlfer.errors import DataError, MissingDataError
+from dlfer.files.npz_file import read_npz
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
 SIDE = 48
@@ -320,9 +319,8 @@ def _read_cached(path: Path, *, skip_unreadable: bool, usage: str | None) -> tup
 def _read_cache(cache: Path) -> _Rows | None:
     """Return the rows of a cache file, or None where there is none or it is damaged."""
     try:
-        with np.load(cache, allow_pickle=False) as arrays:
-            return _Rows(**{field.name: arrays[field.name] for field in dataclasses.fields(_Rows)})
-    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile, zlib.error):  # absent or damaged: written anew
+        return _Rows(**read_npz(cache, names=[field.name for field in dataclasses.fields(_Rows)]))
+    except (OSError, ValueError):  # absent or damaged: written anew
         return None
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dlfer.errors import DataError
+from dlfer.files.npz_file import read_npz
 from dlfer.runs import write_atomically
 
 SUM_TOLERANCE = 1e-4
@@ -139,16 +139,12 @@ def read_predictions(path: Path) -> Predictions:
     """
     path = Path(path)
     try:
-        with np.load(path, allow_pickle=False) as stored:
-            missing = [key for key in _KEYS if key not in stored.files]
-            if missing:
-                raise DataError(f"{path}: found no {', '.join(missing)}; expected the arrays {', '.join(_KEYS)}.")
-            arrays = {key: stored[key] for key in _KEYS}
+        arrays = read_npz(path, names=_KEYS)
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected predictions (.npz) of an earlier run.") from None
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: not a predictions file ({error}); evaluate the run again to rewrite it.") from error
     try:
         return Predictions(arrays["ids"], tuple(arrays["labels"]), arrays["targets"], arrays["probabilities"])
-    except DataError as error:
+    except (DataError, ValueError, TypeError) as error:
         raise DataError(f"{path}: {error}") from None

@@ -10,10 +10,12 @@ import numpy as np
 
 from dlfer.config.boosting import BoostingConfig
 from dlfer.config.schema import ModelConfig
+from dlfer.errors import ModelError
 from dlfer.model.classifier import Classifier, read_model_config
 from dlfer.model.levels import LevelFeatures
 from dlfer.model.transfer import TransferNetwork, build_transfer_network
 from dlfer.model.trees import FeatureScale, count_threads, import_xgboost, read_booster
+from dlfer.model.weights_file import load_weights
 from dlfer.runs import write_atomically
 
 if TYPE_CHECKING:
@@ -88,11 +90,16 @@ class BoostedClassifier(Classifier):
         return (TREES_FILE, SCALE_FILE, WEIGHTS_FILE)
 
     @classmethod
+    def name_files(cls, record: dict) -> tuple[str, ...]:
+        """Return the names of the trees, the statistics and the weights."""
+        return (TREES_FILE, SCALE_FILE, WEIGHTS_FILE)
+
+    @classmethod
     def read_files(cls, folder: Path, record: dict) -> Self:
         """Build the backbone, set its weights, and read the trees."""
         import_xgboost()
         config, given = read_model_config(record), record["input"]
-        boosting = BoostingConfig.model_validate_json(json.dumps(record["boosting"]))
+        boosting = _read_boosting(record, folder)
         network = build_transfer_network(
             config,
             num_labels=len(record["labels"]),
@@ -100,7 +107,7 @@ class BoostedClassifier(Classifier):
             channels=given["channels"],
             crop=given.get("crop"),
         )
-        network.backbone.load_weights(folder / WEIGHTS_FILE)
+        load_weights(network.backbone, folder / WEIGHTS_FILE)
         features = build_level_features(network, config, boosting)
         scale = FeatureScale.read(folder / SCALE_FILE, boosting.normalize.features, features.levels)
         booster = read_booster(
@@ -115,6 +122,15 @@ class BoostedClassifier(Classifier):
             trees=(features, scale, booster),
             temperature_fit=record.get("temperature"),
         )
+
+
+def _read_boosting(record: dict, folder: Path) -> BoostingConfig:
+    try:
+        return BoostingConfig.model_validate_json(json.dumps(record.get("boosting")))
+    except ValueError as error:
+        raise ModelError(
+            f"{folder}: boosting: {str(error)[:600]}; copy the artifact again, or train it anew."
+        ) from error
 
 
 def build_level_features(network: TransferNetwork, config: ModelConfig, boosting: BoostingConfig) -> LevelFeatures:

@@ -12,17 +12,21 @@ import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
 
 from dlfer.errors import ModelError, TransferError
+from dlfer.files.json_file import read_json
 from dlfer.model.transfer import TransferNetwork
+from dlfer.model.weights_file import load_weights
 from dlfer.runs import write_atomically
 
 WEIGHTS_FILE = "backbone.weights.h5"
 RECORD_FILE = "backbone.json"
 FEATURE_TOLERANCE = 1e-5
+LARGEST_IMAGE = 4096
 
 
 @dataclass(frozen=True)
@@ -109,7 +113,7 @@ def carry_backbone(folder: Path, network: TransferNetwork) -> TransferRecord:
             f"{folder}: the backbone does not carry over. Missing: {_some(missing)}. Unexpected: {_some(unexpected)}. "
             f"Of another shape: {_some(reshaped)}. Both stages need the same model.backbone."
         )
-    network.backbone.load_weights(folder / WEIGHTS_FILE)
+    load_weights(network.backbone, folder / WEIGHTS_FILE)
     wrong = [path for path, v in wanted.items() if _describe_variable(v) != found[path]]
     if wrong:
         raise ModelError(
@@ -124,8 +128,10 @@ def carry_backbone(folder: Path, network: TransferNetwork) -> TransferRecord:
 def read_backbone_record(folder: Path) -> dict:
     """Read what `write_backbone` recorded beside the weights."""
     try:
-        return json.loads((folder / RECORD_FILE).read_text())
-    except (OSError, ValueError) as error:
+        record = read_json(folder / RECORD_FILE)
+        _check_record(record)
+        return record
+    except (OSError, ValueError, TypeError, KeyError) as error:
         raise ModelError(
             f"{folder}: expected a backbone written by dlfer ({WEIGHTS_FILE}, {RECORD_FILE}): {error}."
         ) from error
@@ -138,6 +144,17 @@ def compute_weights_digest(backbone: keras.Model) -> str:
         if _carries(variable):
             digest.update(f"{variable.path} {_describe_variable(variable)}".encode())
     return digest.hexdigest()
+
+
+def _check_record(record: Any) -> None:
+    """Raise ValueError, TypeError or KeyError unless backbone.json says what `write_backbone` writes, within limits."""
+    size, features = record["image_size"], np.asarray(record["features"], np.float64)
+    if not isinstance(size, int) or not 0 < size <= LARGEST_IMAGE or features.ndim != 2:
+        raise ValueError(f"found image_size {str(size)[:40]} and features {features.shape}")
+    float(record["largest_feature"]), str(record["source"])
+    for path, described in record["variables"].items():
+        if not isinstance(described["shape"], list) or not isinstance(described["sha256"], str):
+            raise ValueError(f"found {str(described)[:80]} for {path[:80]}")
 
 
 def _compare_features(record: dict, network: TransferNetwork, folder: Path) -> float:

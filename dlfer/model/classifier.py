@@ -6,7 +6,6 @@ folder is code, and nothing is unpickled.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 from abc import ABC, abstractmethod
@@ -23,9 +22,13 @@ from dlfer.config import names
 from dlfer.config.schema import ModelConfig
 from dlfer.errors import ModelError
 from dlfer.evaluate.calibration import apply_temperature
+from dlfer.files.json_file import read_json
+from dlfer.files.manifest import check_manifest, hash_file
 from dlfer.runs import write_atomically
 
 FORMAT = 1
+_MEND = "Copy the artifact again, or train it anew"
+_MOST_LABELS, _LARGEST_IMAGE = 10_000, 4096
 
 
 class Classifier(ABC):
@@ -105,6 +108,11 @@ class Classifier(ABC):
 
     @classmethod
     @abstractmethod
+    def name_files(cls, record: dict) -> tuple[str, ...]:
+        """Return the names of the files that `read_files` opens, as they stand in the manifest."""
+
+    @classmethod
+    @abstractmethod
     def read_files(cls, folder: Path, record: dict) -> Self:
         """Return the classifier whose files, checked already, stand in `folder`; `record` is its artifact.json."""
 
@@ -139,44 +147,52 @@ class Classifier(ABC):
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        """Read what `save` wrote.
+        """Read what `save` wrote; every file is held against its sha256 before one of them is parsed.
 
         Raises:
             ModelError: a file is absent, of another format, or was changed.
         """
         folder = Path(folder)
         record = read_artifact_record(folder)
-        for name, expected in record["sha256"].items():
-            if not (folder / name).resolve().is_relative_to(folder.resolve()):
-                raise ModelError(f"{folder / ARTIFACT_FILE}: names {name!r}, which is outside of its folder.")
-            found = hash_file(folder / name)
-            if found != expected:
-                raise ModelError(
-                    f"{folder / name}: sha256 is {found[:16]}..., expected {expected[:16]}...; "
-                    "the file is damaged or was changed. Copy the artifact again, or train it anew."
-                )
+        file = folder / ARTIFACT_FILE
+        check_manifest(folder, record["sha256"], file=file, needed=cls.name_files(record), mend=_MEND)
         classifier = cls.read_files(folder, record)
         classifier.about = record.get("about") or {}
         return classifier
 
 
 def read_model_config(record: dict) -> ModelConfig:
-    """Return the section `model` that an artifact was built by."""
-    return ModelConfig.model_validate_json(json.dumps(record["model"]))
+    """Return the section `model` that an artifact was built by.
+
+    Raises:
+        ModelError: it is none that this version builds.
+    """
+    try:
+        return ModelConfig.model_validate_json(json.dumps(record["model"]))
+    except ValueError as error:
+        raise ModelError(
+            f"{ARTIFACT_FILE}: model: {str(error)[:600]}; it was changed, or needs another version of dlfer."
+        ) from error
 
 
 def read_artifact_record(folder: Path) -> dict:
     """Return artifact.json of an artifact folder, checked to be one that this version reads."""
     path = folder / ARTIFACT_FILE
     try:
-        record = json.loads(path.read_text())
+        record = read_json(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: expected the description of a trained model: {error}.") from error
-    if record.get("format") != FORMAT or record.get("family") not in names.FAMILIES:
+    if not isinstance(record, dict):
         raise ModelError(
-            f"{path}: found format {record.get('format')!r} and family {record.get('family')!r}, "
+            f"{path}: found a {type(record).__name__}, expected the description of a trained model. {_MEND}."
+        )
+    form, family = record.get("format"), record.get("family")
+    if form != FORMAT or family not in names.FAMILIES:
+        raise ModelError(
+            f"{path}: found format {str(form)[:40]!r} and family {str(family)[:40]!r}, "
             f"expected format {FORMAT} and one of {', '.join(names.FAMILIES)}; it needs another version of dlfer."
         )
+    _check_description(record, path)
     _check_temperature(record.get("temperature"), path)
     return record
 
@@ -222,6 +238,23 @@ def match_channels(images: np.ndarray, channels: int) -> np.ndarray:
     return ((luma + 0x8000) >> 16).astype(np.uint8)[..., None]
 
 
+def _check_description(record: dict, path: Path) -> None:
+    """Raise ModelError unless artifact.json says all that a network is built by, within limits."""
+    labels, given, model = record.get("labels"), record.get("input"), record.get("model")
+    is_named = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    if not is_named or not 0 < len(labels) <= _MOST_LABELS or len(set(labels)) < len(labels):
+        raise ModelError(f"{path}: labels: found {str(labels)[:80]!r}, expected different names of classes. {_MEND}.")
+    if not isinstance(given, dict) or given.get("channels") not in (1, 3) or isinstance(given["channels"], bool):
+        raise ModelError(f"{path}: input: found {str(given)[:80]!r}, expected channels 1 or 3. {_MEND}.")
+    size, crop = given.get("image_size"), given.get("crop")
+    if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= _LARGEST_IMAGE:
+        raise ModelError(f"{path}: input.image_size: found {str(size)[:40]!r}, expected 1..{_LARGEST_IMAGE}. {_MEND}.")
+    if crop is not None and not (isinstance(crop, int | float) and 0 < crop <= 1):
+        raise ModelError(f"{path}: input.crop: found {str(crop)[:40]!r}, expected null or a number in 0..1. {_MEND}.")
+    if not isinstance(model, dict) or not isinstance(record.get("about") or {}, dict):
+        raise ModelError(f"{path}: model and about: expected sections of keys and values. {_MEND}.")
+
+
 def _check_temperature(temperature: dict | None, path: Path) -> None:
     """Raise ModelError unless it is absent or holds a finite number above 0."""
     if temperature is None:
@@ -229,12 +262,3 @@ def _check_temperature(temperature: dict | None, path: Path) -> None:
     value = temperature.get("value") if isinstance(temperature, dict) else temperature
     if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
         raise ModelError(f"{path}: found the temperature {value!r}, expected a number above 0; train or copy it anew.")
-
-
-def hash_file(path: Path) -> str:
-    """Return the sha256 (hex) of a file of an artifact."""
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ModelError(f"{path}: expected the weights of a trained model: {error}.") from error

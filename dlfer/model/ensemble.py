@@ -18,6 +18,7 @@ from dlfer.model.classifier import Classifier, read_artifact_record, read_model_
 from dlfer.model.views import predict_views
 
 MEMBERS = "members"
+MOST_MEMBERS = 1000
 
 
 class EnsembleClassifier(Classifier):
@@ -108,6 +109,30 @@ class EnsembleClassifier(Classifier):
         return tuple(files)
 
     @classmethod
+    def name_files(cls, record: dict) -> tuple[str, ...]:
+        """Return the names of the members' artifact.json, which name their own files.
+
+        Raises:
+            ModelError: the record names no members, or one that is no folder of its own.
+        """
+        given = record.get("ensemble")
+        members = given.get("members") if isinstance(given, dict) else None
+        known = ("average", "vote", "trained")
+        is_whole = isinstance(members, list) and members and isinstance(given.get("trained"), dict)
+        if not is_whole or given.get("combine") not in known:
+            raise ModelError(
+                f"{ARTIFACT_FILE}: ensemble: expected members, how they are combined ({', '.join(known)}) and what was "
+                "fitted; copy the artifact again, or train it anew."
+            )
+        wrong = [name for name in members if not isinstance(name, str) or "/" in name]
+        if wrong or len(set(members)) < len(members) or len(members) > MOST_MEMBERS:
+            raise ModelError(
+                f"{ARTIFACT_FILE}: ensemble.members: found {str(wrong or members)[:200]}, expected at most {MOST_MEMBERS} "
+                f"different names of folders in {MEMBERS}/."
+            )
+        return tuple(f"{MEMBERS}/{name}/{ARTIFACT_FILE}" for name in members)
+
+    @classmethod
     def read_files(cls, folder: Path, record: dict) -> Self:
         """Load the members, and what was fitted."""
         from dlfer.model.artifact import load_artifact
@@ -118,12 +143,19 @@ class EnsembleClassifier(Classifier):
             tuple(record["labels"]),
             config=read_model_config(record),
             combine=given["combine"],
-            trained={view: TrainedCombination.from_dict(values) for view, values in given["trained"].items()},
+            trained={view: _read_combination(values, folder) for view, values in given["trained"].items()},
             temperature_fit=record.get("temperature"),
         )
         for name in ensemble.members:
             ensemble.keep_folder(name, folder / MEMBERS / name)
         return ensemble
+
+
+def _read_combination(values: dict, folder: Path) -> TrainedCombination:
+    try:
+        return TrainedCombination.from_dict(values)
+    except (ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{folder}: ensemble.trained: {error}; copy the artifact again, or fit it anew.") from error
 
 
 def match_labels(found: tuple[str, ...], labels: tuple[str, ...], name: str) -> list[int]:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dlfer.errors import ModelError, TransferError
+from dlfer.model.weights_file import load_weights
 
 if TYPE_CHECKING:
     import keras
@@ -72,11 +73,11 @@ def load_application_weights(
     else:
         network = _make_application(application, weights=None)
         try:
-            network.load_weights(weights_file)
-        except (OSError, ValueError, KeyError) as error:
+            load_weights(network, weights_file)
+        except ModelError as error:
             raise ModelError(
-                f"pretrain.weights_file {weights_file}: does not hold the weights of {application} without top "
-                f"({error}); expected Keras' published file, its name ends with notop.h5 or no_top.h5."
+                f"pretrain.weights_file {error} Expected the weights of {application} without top: Keras' published "
+                "file (its name ends with notop.h5 or no_top.h5), a .weights.h5, or a .keras."
             ) from error
     if has_input_stage(application):
         _check_input_stage(network, preprocessing, where)

@@ -11,6 +11,7 @@ from dlfer.config.schema import ModelConfig
 from dlfer.model.classifier import Classifier, read_model_config
 from dlfer.model.predict import predict_probabilities
 from dlfer.model.transfer import TransferNetwork, build_transfer_network
+from dlfer.model.weights_file import load_weights
 
 WEIGHTS_FILE = "network.weights.h5"
 
@@ -55,6 +56,11 @@ class NetworkClassifier(Classifier):
         return (WEIGHTS_FILE,)
 
     @classmethod
+    def name_files(cls, record: dict) -> tuple[str, ...]:
+        """Return the name of the weights."""
+        return (WEIGHTS_FILE,)
+
+    @classmethod
     def read_files(cls, folder: Path, record: dict) -> Self:
         """Build the network and set its weights."""
         config, given = read_model_config(record), record["input"]
@@ -65,7 +71,7 @@ class NetworkClassifier(Classifier):
             channels=given["channels"],
             crop=given.get("crop"),
         )
-        network.model.load_weights(folder / WEIGHTS_FILE)
+        load_weights(network.model, folder / WEIGHTS_FILE)
         return cls(
             network,
             tuple(record["labels"]),

@@ -9,6 +9,7 @@ several classes takes 2 p (1-p) for the second derivative, an upper bound of the
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -17,6 +18,7 @@ import numpy as np
 
 from dlfer.config.boosting import BoostingConfig
 from dlfer.errors import EnvironmentProblem, ModelError
+from dlfer.files.npz_file import Header, read_npz
 from dlfer.model.levels import Level
 from dlfer.model.ubjson import parse_ubjson
 
@@ -231,11 +233,15 @@ class FeatureScale:
             ModelError: it is no such file, or of another number of features.
         """
         size = sum(level.size for level in levels)
+
+        def check(headers: Mapping[str, Header]) -> None:
+            for name in ("mean", "deviation"):
+                if headers[name].shape != (size,) or headers[name].dtype.kind != "f":
+                    raise ModelError(f"{path}: found statistics of {headers[name].shape} features, expected {size}.")
+
         try:
-            with np.load(path, allow_pickle=False) as file:
-                mean, deviation = file["mean"], file["deviation"]
-        except (OSError, ValueError, KeyError) as error:
+            arrays = read_npz(path, names=("mean", "deviation"), check=check)
+        except (OSError, ValueError) as error:
             raise ModelError(f"{path}: expected mean and deviation of the features: {error}.") from error
-        if mean.shape != (size,) or deviation.shape != (size,):
-            raise ModelError(f"{path}: found statistics of {mean.shape} features, expected {size}.")
+        mean, deviation = arrays["mean"], arrays["deviation"]
         return cls(how, levels, mean=mean, deviation=deviation)

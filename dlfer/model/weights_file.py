@@ -51,7 +51,9 @@ def load_weights(network: keras.Model, path: Path | str) -> None:
     """
     path = Path(path)
     if not path.name.endswith(SUFFIXES):
-        raise ModelError(f"{path}: expected a file of weights that ends in {', '.join(SUFFIXES)}; nothing else is read.")
+        raise ModelError(
+            f"{path}: expected a file of weights that ends in {', '.join(SUFFIXES)}; nothing else is read."
+        )
     signature = _ZIP_SIGNATURE if path.suffix == ".keras" else _H5_SIGNATURE
     try:
         with open(path, "rb") as stream:
@@ -81,7 +83,9 @@ def _load_h5(network: keras.Model, path: Path, *, where: Path) -> None:
         raise ModelError(f"{where}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
         reason = " ".join(str(error).split())[:400]
-        raise ModelError(f"{where}: does not hold the weights of this network: {type(error).__name__}: {reason}") from error
+        raise ModelError(
+            f"{where}: does not hold the weights of this network: {type(error).__name__}: {reason}"
+        ) from error
 
 
 def check_h5(path: Path, shapes: Counter[tuple[int, ...]] | None, *, most_bytes: int | None = None) -> None:
@@ -157,7 +161,9 @@ def _check_dataset(dataset: h5py.Dataset) -> None:
     if dataset.compression not in _FILTERS:
         raise ModelError(f"{dataset.name} is packed by {dataset.compression!r}, expected gzip or none.")
     if dataset.chunks is not None and any(c > max(s, 1) for c, s in zip(dataset.chunks, dataset.shape, strict=True)):
-        raise ModelError(f"{dataset.name} is kept in pieces of {dataset.chunks}, larger than its shape {dataset.shape}.")
+        raise ModelError(
+            f"{dataset.name} is kept in pieces of {dataset.chunks}, larger than its shape {dataset.shape}."
+        )
 
 
 def _unpack_keras(path: Path, weights: Path, *, num_bytes: int) -> None:
@@ -168,7 +174,9 @@ def _unpack_keras(path: Path, weights: Path, *, num_bytes: int) -> None:
             members = {member.filename: member for member in archive.infolist()}
             for name in members:
                 if name.startswith(("/", "\\")) or ".." in name.replace("\\", "/").split("/") or ":" in name:
-                    raise ModelError(f"{path}: holds a file named {name[:200]!r}, which leaves its folder; it is not opened.")
+                    raise ModelError(
+                        f"{path}: holds a file named {name[:200]!r}, which leaves its folder; it is not opened."
+                    )
             missing = [name for name in most if name not in members]
             if missing or len(members) < len(archive.infolist()):
                 raise ModelError(

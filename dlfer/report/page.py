@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import base64
 import csv
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from dlfer.errors import ModelError
+from dlfer.files.json_file import parse_json
 from dlfer.runs import write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -50,7 +50,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
         ModelError: the file is damaged.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return parse_json(path.read_bytes())
     except FileNotFoundError:
         return None
     except ValueError as error:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dlfer.config.strict_yaml import parse_yaml
+
 
 def read_text(path: Path) -> str | None:
     """Return the text of a file; None where there is none."""
@@ -57,10 +59,13 @@ def describe_environment(run: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def read_config(text: str | None) -> dict[str, Any]:
-    """Return what the text of a config.yaml holds; empty for None."""
-    import yaml
+    """Return what the text of a config.yaml holds; empty for None.
 
-    return yaml.safe_load(text) or {} if text else {}
+    Raises:
+        ConfigError: it is not YAML as dlfer writes it.
+    """
+    values = parse_yaml(text, "config.yaml").data if text else None
+    return values if isinstance(values, dict) else {}
 
 
 def find_comparisons(run_path: Path) -> list[dict[str, str]]:

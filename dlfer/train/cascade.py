@@ -158,7 +158,7 @@ def _take_weights(config: ExperimentConfig, folder: Path, *, random_weights: boo
     if wanted != "imagenet" and (path / RECORD_FILE).exists():
         _share_files(path, folder)
         return Pretrained(folder, None, {}, was_cached=True)
-    if wanted != "imagenet" and path.suffix not in (".h5", ".pth"):
+    if wanted != "imagenet" and path.suffix not in (".h5", ".keras", ".pth"):
         parts = load_artifact(path if path.exists() else wanted).parts
         write_backbone(parts, folder, source=f"the backbone of {wanted}")
         return Pretrained(folder, None, {}, was_cached=True)

@@ -9,13 +9,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import keras
 import numpy as np
 
 from dlfer.errors import ModelError
+from dlfer.files.json_file import parse_json
+from dlfer.files.npz_file import Header, read_npz
 
 
 def write_checkpoint(path: Path, variables: Sequence[keras.Variable], state: dict) -> None:
@@ -30,32 +32,55 @@ def write_checkpoint(path: Path, variables: Sequence[keras.Variable], state: dic
 
 
 def read_state(path: Path) -> dict:
-    """Return the `state` of a checkpoint, without touching a variable."""
-    with np.load(path, allow_pickle=False) as file:
-        return json.loads(file["record"].tobytes())["state"]
+    """Return the `state` of a checkpoint, without touching a variable.
+
+    Raises:
+        ModelError: the checkpoint is damaged.
+    """
+    return _read_record(path)["state"]
 
 
 def restore_checkpoint(path: Path, variables: Sequence[keras.Variable]) -> dict:
     """Set `variables` to what `write_checkpoint` wrote and return its `state`.
 
     Raises:
-        ModelError: the checkpoint is of other variables; none has been changed then.
+        ModelError: the checkpoint is damaged, or of other variables; none has been changed then.
     """
-    with np.load(path, allow_pickle=False) as file:
-        record = json.loads(file["record"].tobytes())
-        paths = [variable.path for variable in variables]
-        if _without_numbers(record["paths"]) != _without_numbers(paths):
-            raise ModelError(
-                f"{path}: holds {len(record['paths'])} variables, the network to train has {len(paths)} "
-                "of other names. The experiment or dlfer changed since; start a new run."
-            )
-        arrays = [file[f"{index:05d}"] for index in range(len(variables))]
-        for variable, values in zip(variables, arrays, strict=True):
-            if tuple(variable.shape) != values.shape:
-                raise ModelError(f"{path}: {variable.path} has shape {values.shape}, expected {tuple(variable.shape)}.")
-        for variable, values in zip(variables, arrays, strict=True):
-            variable.assign(values)
-        return record["state"]
+    record, paths = _read_record(path), [variable.path for variable in variables]
+    if _without_numbers(record["paths"]) != _without_numbers(paths):
+        raise ModelError(
+            f"{path}: holds {len(record['paths'])} variables, the network to train has {len(paths)} "
+            "of other names. The experiment or dlfer changed since; start a new run."
+        )
+    names = [f"{index:05d}" for index in range(len(variables))]
+
+    def check(headers: Mapping[str, Header]) -> None:
+        for name, variable in zip(names, variables, strict=True):
+            if headers[name].shape != tuple(variable.shape):
+                raise ModelError(
+                    f"{path}: {variable.path} has shape {headers[name].shape}, expected {tuple(variable.shape)}."
+                )
+
+    arrays = _read_arrays(path, names, check)
+    for name, variable in zip(names, variables, strict=True):
+        variable.assign(arrays[name])
+    return record["state"]
+
+
+def _read_record(path: Path) -> dict:
+    record = parse_json(_read_arrays(path, ["record"])["record"].tobytes())
+    if not isinstance(record, dict) or not isinstance(record.get("paths"), list) or "state" not in record:
+        raise ModelError(f"{path}: is no checkpoint of dlfer; start a new run.")
+    return record
+
+
+def _read_arrays(
+    path: Path, names: Sequence[str], check: Callable[[Mapping[str, Header]], None] | None = None
+) -> dict[str, np.ndarray]:
+    try:
+        return read_npz(path, names=names, check=check)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: the checkpoint cannot be read ({error}); start a new run.") from error
 
 
 def _without_numbers(paths: Sequence[str]) -> list[str]:

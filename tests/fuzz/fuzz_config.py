@@ -17,16 +17,82 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SHIPPED = {path.name: path.read_text(encoding="utf-8") for path in sorted(EXPERIMENTS.glob("*.yaml"))}
 VALUES: tuple[Any, ...] = (
     *(None, True, False, 0, 1, -1, 7, 10**30, -(10**400), 2**63, 0.5, 1e-300, 1e308, float("inf"), float("nan")),
-    *("", " ", "yes", "1e-3", "null", "../..", "/etc/passwd", "a" * 5000, "${HOME}", "${", "$X_NONE", "~root", "é😀", "\0"),
+    *(
+        "",
+        " ",
+        "yes",
+        "1e-3",
+        "null",
+        "../..",
+        "/etc/passwd",
+        "a" * 5000,
+        "${HOME}",
+        "${",
+        "$X_NONE",
+        "~root",
+        "é😀",
+        "\0",
+    ),
     *([], {}, [[]], {"": {}}, [None] * 30, {"a": {"b": {"c": {}}}}, ["adam", "sgd"] * 300, list(range(2000))),
-    *({"source": "fer2013"}, {"source": "arrays", "path": 3}, {"min": 1, "max": 0}, {"min": 1e-5, "max": 1e-1, "sampling": "log"}),
-    *({"choices": [1, 2, 3]}, {"choices": []}, {"grid": {}}, "efficientnet_b3", "official", "macro_f1", {"from": 3, "to": 1}),
+    *(
+        {"source": "fer2013"},
+        {"source": "arrays", "path": 3},
+        {"min": 1, "max": 0},
+        {"min": 1e-5, "max": 1e-1, "sampling": "log"},
+    ),
+    *(
+        {"choices": [1, 2, 3]},
+        {"choices": []},
+        {"grid": {}},
+        "efficientnet_b3",
+        "official",
+        "macro_f1",
+        {"from": 3, "to": 1},
+    ),
 )
 TOKENS = (
-    *("&a ", "*a", "<<: *a", "!!python/object/apply:os.system [echo]", "!!binary aGk=", "!!int x", "! ", "---\n", "...\n"),
-    *("%YAML 1.1\n", "%TAG ! x\n", "? ", "- ", ": ", "{", "}", "[", "]", "|\n", ">\n", "# ", '"', "'", "\\", "\t", "\r", "@", "`"),
+    *(
+        "&a ",
+        "*a",
+        "<<: *a",
+        "!!python/object/apply:os.system [echo]",
+        "!!binary aGk=",
+        "!!int x",
+        "! ",
+        "---\n",
+        "...\n",
+    ),
+    *(
+        "%YAML 1.1\n",
+        "%TAG ! x\n",
+        "? ",
+        "- ",
+        ": ",
+        "{",
+        "}",
+        "[",
+        "]",
+        "|\n",
+        ">\n",
+        "# ",
+        '"',
+        "'",
+        "\\",
+        "\t",
+        "\r",
+        "@",
+        "`",
+    ),
     *("\0", "\ufeff", "\x85", "\u2028", "\ud800", "😀", "0x", "1_000", "12:30:45", "9" * 6000, "[" * 200, "{a: " * 100),
-    *("- " * 500, "? " * 100, "extends: base.yaml\n", "extends: quickstart.yaml\n", "extends: ..\n", '"\\ud800"', "\\x00"),
+    *(
+        "- " * 500,
+        "? " * 100,
+        "extends: base.yaml\n",
+        "extends: quickstart.yaml\n",
+        "extends: ..\n",
+        '"\\ud800"',
+        "\\x00",
+    ),
     "a: &a [x,x,x,x,x,x,x,x,x]\nb: &b [*a,*a,*a,*a,*a,*a,*a,*a]\nc: &c [*b,*b,*b,*b,*b,*b]\nd: &d [*c,*c,*c,*c,*c]\n",
 )
 
@@ -62,7 +128,9 @@ def change_tree(tree: dict, random: Random) -> None:
         case 4:
             parent[key] = copy.deepcopy(other)
         case 5:
-            parent[key] = random.choice(([parent[key]] * 3, {"choices": [parent[key]]}, {str(key): parent[key]}, str(parent[key])))
+            parent[key] = random.choice(
+                ([parent[key]] * 3, {"choices": [parent[key]]}, {str(key): parent[key]}, str(parent[key]))
+            )
         case _ if isinstance(parent[key], int | float) and not isinstance(parent[key], bool):
             parent[key] = random.choice((-1, 0, 2, 1000, 1e-9)) * parent[key]
         case _:
@@ -87,7 +155,9 @@ def change_text(text: str, random: Random) -> str:
         case 5:
             del lines[number]
         case 6:
-            lines[number] = line[:place] + chr(random.choice((random.randrange(128), random.randrange(0x3000)))) + line[place + 1 :]
+            lines[number] = (
+                line[:place] + chr(random.choice((random.randrange(128), random.randrange(0x3000)))) + line[place + 1 :]
+            )
         case _:
             del lines[number:]
     return "".join(lines)

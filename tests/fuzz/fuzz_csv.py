@@ -15,7 +15,23 @@ from dlfer.evaluate.attributes import read_attributes
 
 JUNK = (
     *("", " ", "256", "-1", "1e3", "0x1f", "1_0", "+5", "٣", "²", "NaN", "9" * 5000, "x" * 200_000, "\0", '"', "''"),
-    *("\ufeff", "\u2028", "\x85", "\r", "\n", "\r\n", ",", ";", "\t", "=1+1", "Training", "😀", "\udce9", "id", "emotion"),
+    *(
+        "\ufeff",
+        "\u2028",
+        "\x85",
+        "\r",
+        "\n",
+        "\r\n",
+        ",",
+        ";",
+        "\t",
+        "=1+1",
+        "Training",
+        "😀",
+        "\udce9",
+        "id",
+        "emotion",
+    ),
 )
 ENCODINGS = ("utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "latin-1", "cp1252")
 
@@ -38,7 +54,9 @@ def change_cells(rows: list[list[str]], random: Random) -> None:
         case 2 if row:
             words = row[place].split(" ")
             cut = random.randrange(len(words) + 1)
-            row[place] = " ".join(words[:cut] + words[cut + random.choice((0, 1, 1, 5)) :] + words[: random.choice((0, 1))])
+            row[place] = " ".join(
+                words[:cut] + words[cut + random.choice((0, 1, 1, 5)) :] + words[: random.choice((0, 1))]
+            )
         case 3:
             row.insert(place, random.choice(JUNK))
         case 4 if row:

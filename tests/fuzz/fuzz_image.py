@@ -131,12 +131,17 @@ def change_png(contents: bytes, random: Random) -> bytearray:
             del chunks[number]
         case 2:
             text = random.choice(TEXTS)
-            new = random.choice(((b"zTXt", b"a\0\0" + text), (b"iCCP", b"a\0\0" + text), (b"iTXt", b"a\0\1\0\0\0" + text)))
+            new = random.choice(
+                ((b"zTXt", b"a\0\0" + text), (b"iCCP", b"a\0\0" + text), (b"iTXt", b"a\0\1\0\0\0" + text))
+            )
             chunks.insert(1, new)
         case 3:
             chunks.insert(1, (b"eXIf", random.choice((b"II*\0\x08\0\0\0", b"MM\0*", b"")) + random.randbytes(30)))
         case 4:
-            chunks[number] = (random.choice((b"IDAT", b"PLTE", b"tRNS", b"fcTL", b"acTL", b"fdAT", b"gAMA", b"pHYs")), body)
+            chunks[number] = (
+                random.choice((b"IDAT", b"PLTE", b"tRNS", b"fcTL", b"acTL", b"fdAT", b"gAMA", b"pHYs")),
+                body,
+            )
         case _:
             chunks[number] = (kind, bytes(change_bytes(bytearray(body), random)))
     parts = [b"\x89PNG\r\n\x1a\n"]

@@ -1,0 +1,130 @@
+"""Arrays of an .npz file, read without pickle and only after their headers were held against the file."""
+
+from __future__ import annotations
+
+import math
+import os
+import struct
+import zipfile
+import zlib
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+MAX_ARRAYS = 100_000
+MAX_EXPANSION = 200
+FEW_BYTES = 2**30
+"""Arrays of more bytes than that are refused if the file is `MAX_EXPANSION` times smaller: a compressed bomb."""
+
+_KINDS = "biufcUS"
+_READ_HEADER = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
+
+
+class Header(NamedTuple):
+    """What a file says of an array before its values."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+
+def read_npz(
+    path: Path,
+    *,
+    names: Iterable[str] | None = None,
+    check: Callable[[Mapping[str, Header]], None] | None = None,
+) -> dict[str, np.ndarray]:
+    """Return the arrays of an .npz file by their names.
+
+    Args:
+        path: the file.
+        names: of the arrays wanted, each of which must be there; None: all.
+        check: is given the headers of all arrays and raises what it likes, before any array takes memory.
+
+    Raises:
+        OSError: the file cannot be opened.
+        ValueError: it is no .npz, is damaged, holds objects (pickles), or says that an array is larger
+            than what there is of it.
+
+    Example:
+        >>> read_npz("predictions/test.npz")["targets"].shape
+        (3589,)
+    """
+    with open(path, "rb") as stream:
+        try:
+            with zipfile.ZipFile(stream) as archive:
+                headers = _read_headers(archive, os.fstat(stream.fileno()).st_size)
+                wanted = list(headers if names is None else names)
+                missing = [name for name in wanted if name not in headers]
+                if missing:
+                    raise ValueError(f"found the arrays {', '.join(headers)[:200]}; {', '.join(missing)[:200]} missing")
+                if check is not None:
+                    check(headers)
+                return {name: _read_array(archive, name) for name in wanted}
+        except (zipfile.BadZipFile, zlib.error, struct.error, EOFError, KeyError, NotImplementedError) as error:
+            raise ValueError(f"no .npz of numpy, or a damaged one: {error}{_describe_start(stream)}") from error
+        except (RuntimeError, OverflowError, SyntaxError, TypeError, MemoryError) as error:
+            raise ValueError(f"damaged: {type(error).__name__}: {error}") from error
+
+
+def describe_start(contents: bytes) -> str:
+    """Return what a file seems to be by its first bytes, as the end of a sentence; "" where nobody knows."""
+    if contents[:1] == b"\x80" and contents[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
+        return "; it begins like a pickle, which is a program and is never opened"
+    if contents[:6] == b"\x93NUMPY":
+        return "; it begins like a single array (.npy)"
+    if contents[:4] == b"\x89HDF":
+        return "; it begins like HDF5"
+    if contents[:4] == b"PK\x03\x04":
+        return "; it begins like a zip archive"
+    return ""
+
+
+def _describe_start(stream) -> str:
+    stream.seek(0)
+    return describe_start(stream.read(16))
+
+
+def _read_headers(archive: zipfile.ZipFile, file_size: int) -> dict[str, Header]:
+    members = archive.infolist()
+    repeated = [name for name, count in Counter(member.filename for member in members).items() if count > 1]
+    if len(members) > MAX_ARRAYS or repeated:
+        raise ValueError(f"found {len(members)} arrays, {len(repeated)} of them twice; expected each once")
+    # Members may overlap, so that each of them is the whole file.
+    if sum(member.compress_size for member in members) > file_size:
+        raise ValueError("its arrays are packed into more bytes than it has")
+    total = sum(member.file_size for member in members)
+    if total > FEW_BYTES and total > MAX_EXPANSION * file_size:
+        raise ValueError(
+            f"its arrays take {total:,} bytes and the file has {file_size:,}; more than {MAX_EXPANSION} times as many "
+            "are not unpacked, since such a file can fill the memory"
+        )
+    return {member.filename.removesuffix(".npy"): _read_header(archive, member) for member in members}
+
+
+def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
+    if not member.filename.endswith(".npy"):
+        raise ValueError(f"found {member.filename[:80]!r}, expected arrays (.npy) alone")
+    with archive.open(member) as stream:
+        version = np.lib.format.read_magic(stream)
+        if version not in _READ_HEADER:
+            raise ValueError(f"{member.filename}: found version {version} of numpy's format, expected 1.0 or 2.0")
+        shape, _, dtype = _READ_HEADER[version](stream)
+        left = member.file_size - stream.tell()
+    if dtype.hasobject:
+        raise ValueError(f"{member.filename} holds objects, that is a pickle, which is a program and is never opened")
+    if dtype.kind not in _KINDS:
+        raise ValueError(f"{member.filename} holds {dtype}, expected numbers or text")
+    if any(side < 0 for side in shape) or math.prod(shape) * dtype.itemsize != left:
+        raise ValueError(
+            f"{member.filename} says that it is {dtype} {shape}, {math.prod(shape) * dtype.itemsize:,} bytes, "
+            f"and there are {left:,}"
+        )
+    return Header(shape, dtype)
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
+    with archive.open(f"{name}.npy") as stream:
+        return np.lib.format.read_array(stream, allow_pickle=False)
