@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Check Dockerfile and compose.yaml where there is no Docker engine: `make docker-check`.
 #
-#     deploy/check_image.sh                      all steps: lint base build try quickstart
-#     deploy/check_image.sh try                  these alone, on what was built before
+#     deploy/check_image.sh                      all steps, as in STEPS below
+#     deploy/check_image.sh signal serve         these alone, on what was built before
 #
 # The image `cpu` is really built, by buildah, on a Debian made by debootstrap, and what users would do is done in it:
 # as its own user, and as users whom it does not know. Its Python is Debian's, not that of python:3.12-slim.
@@ -14,15 +14,22 @@
 #     SUITE     the release of Debian         trixie
 #     MIRROR    where its packages are        http://deb.debian.org/debian
 #     PIP_CONF  a pip.conf for the build; the host's certificate authorities are known in the build anyway
-#     DRIVER    storage driver of buildah     vfs, which works everywhere
+#     DRIVER    storage driver of buildah     overlay where it can be, else vfs, which works everywhere and is slow
 set -euo pipefail
 cd "$(dirname "$0")/.."
-: "${WORK:=$PWD/build/image}" "${SUITE:=trixie}" "${MIRROR:=http://deb.debian.org/debian}" "${PIP_CONF:=}" "${DRIVER:=vfs}"
+: "${WORK:=$PWD/build/image}" "${SUITE:=trixie}" "${MIRROR:=http://deb.debian.org/debian}" "${PIP_CONF:=}"
 mkdir -p "$WORK/tmp"
+if [ -z "${DRIVER:-}" ]; then
+    DRIVER=vfs
+    if grep -qw overlay /proc/filesystems && [ "$(stat --file-system --format %T "$WORK")" != overlayfs ]; then
+        DRIVER=overlay
+    fi
+fi
 export TMPDIR=$WORK/tmp
 
 BASE=localhost/dlfer-base:$SUITE
 IMAGE=localhost/dlfer:cpu
+STEPS=(lint base build contents users folders signal serve quickstart)
 CONTAINER=dlfer-check
 STRANGERS=(12345:0 4321:4321) # users without an entry in /etc/passwd: as on OpenShift, and of any host
 
@@ -42,7 +49,8 @@ store() { # Every call of buildah: what it keeps stands in WORK.
 inside() { # inside USER [OPTION...] -- COMMAND...: run it in the container.
     local user=$1
     shift
-    store run --isolation chroot --user "$user" "$@"
+    # The engine would make tini process 1; here it has to ask for orphans.
+    store run --isolation chroot --user "$user" --env TINI_SUBREAPER=1 "$@"
 }
 
 dlfer() { # dlfer USER ARGUMENT...: the image's entrypoint with these arguments.
@@ -54,9 +62,9 @@ dlfer() { # dlfer USER ARGUMENT...: the image's entrypoint with these arguments.
 expect() { # expect STATUS COMMAND...: run it, and fail if it ends with another status.
     local wanted=$1 status=0
     shift
-    printf '   %s\n' "$*" >&2
+    printf '   %s\n' "${*%%$'\n'*}" >&2
     "$@" || status=$?
-    [ "$status" = "$wanted" ] || fail "expected exit status $wanted, found $status: $*"
+    [ "$status" = "$wanted" ] || fail "expected exit status $wanted, found $status: ${*%%$'\n'*}"
 }
 
 lint() {
@@ -112,13 +120,22 @@ build() {
     store rmi --prune >/dev/null 2>&1 || true
 }
 
-# Start the container anew, as `docker run` does each time.
+# Lay the container anew, as `docker run` does each time. Storage driver vfs copies the whole image for one, which takes
+# minutes: the one that is there is emptied of what was written in it.
 start() {
-    store rm "$CONTAINER" >/dev/null 2>&1 || true
-    store from --pull-never --name "$CONTAINER" "$IMAGE" >/dev/null
-    read -r -a ENTRYPOINT < <(store inspect --type image --format '{{join .OCIv1.Config.Entrypoint " "}}' "$IMAGE")
+    if store inspect --type container "$CONTAINER" >/dev/null 2>&1; then
+        inside 0 "$CONTAINER" -- sh -c 'find /app/saved_models /cache /home/dlfer /tmp -mindepth 1 -delete'
+    else
+        store from --pull-never --name "$CONTAINER" "$IMAGE" >/dev/null
+    fi
+    mapfile -t ENTRYPOINT < <(store inspect --type image --format '{{range .OCIv1.Config.Entrypoint}}{{println .}}{{end}}' "$IMAGE" | grep .)
     OWN=$(store inspect --type image --format '{{.OCIv1.Config.User}}' "$IMAGE")
     case $OWN in '' | 0 | 0:* | root*) fail "the image runs as ${OWN:-root}" ;; esac
+}
+
+# A photo of a face that is in the image: matplotlib brings one.
+find_photo() {
+    inside "$OWN" "$CONTAINER" -- sh -c 'echo /opt/venv/lib/python3*/site-packages/matplotlib/mpl-data/sample_data/grace_hopper.jpg'
 }
 
 # A training is told to stop once its first epoch is done, must end with 143 at a checkpoint, and go on from there.
@@ -178,7 +195,7 @@ kill -TERM "$board"
 wait "$board" || true
 '
 
-trials() {
+contents() {
     say "what is in the image"
     start
     store images "$IMAGE"
@@ -189,40 +206,46 @@ trials() {
             [ ! -e "$unwanted" ] || { echo "$unwanted is in the image"; exit 1; }
         done
         [ ! -w /opt/venv ] && [ ! -w /app/experiments ] && [ -w /app ] && [ -w /cache ] && [ -w "$HOME" ]'
+}
 
-    say "as its own user ($OWN): help, doctor, predict, two batches"
-    expect 0 dlfer "$OWN" --help
-    expect 0 dlfer "$OWN" doctor
-    local photo
-    photo=$(inside "$OWN" "$CONTAINER" -- sh -c 'echo /opt/venv/lib/python3*/site-packages/matplotlib/mpl-data/sample_data/grace_hopper.jpg')
-    expect 0 dlfer "$OWN" predict "$photo"
-    expect 0 dlfer "$OWN" ablate experiments/quickstart.yaml --smoke
-
-    for user in "${STRANGERS[@]}"; do
-        say "as a stranger ($user): help, doctor, two batches"
-        start
-        expect 0 dlfer "$user" --help
-        expect 0 dlfer "$user" doctor
-        expect 0 dlfer "$user" ablate experiments/quickstart.yaml --smoke
-    done
-
-    say "with folders of the host, as in the README; without a GPU it must refuse"
+users() {
+    say "as its own user ($OWN): help, doctor, predict"
     start
-    local host=$WORK/host
+    expect 0 dlfer "$OWN" --help >/dev/null
+    expect 0 dlfer "$OWN" doctor
+    expect 0 dlfer "$OWN" predict "$(find_photo)"
+
+    say "as a stranger (${STRANGERS[0]}): help, doctor, an ablation of two batches"
+    start
+    expect 0 dlfer "${STRANGERS[0]}" --help >/dev/null
+    expect 0 dlfer "${STRANGERS[0]}" doctor
+    expect 0 dlfer "${STRANGERS[0]}" ablate experiments/quickstart.yaml --smoke
+}
+
+folders() {
+    local user=${STRANGERS[1]} host=$WORK/host mounts
+    say "as a stranger ($user), with folders of the host as in the README; without a GPU it must refuse"
+    start
     rm -rf "$host"
     mkdir -p "$host/data" "$host/saved_models"
-    chown "${STRANGERS[1]}" "$host/saved_models"
-    local mounts=(--volume "$host/data:/data:ro" --volume "$PWD/experiments:/experiments:ro"
-        --volume "$host/saved_models:/app/saved_models")
-    expect 2 inside "${STRANGERS[1]}" "${mounts[@]}" "$CONTAINER" -- "${ENTRYPOINT[@]}" run /experiments/dlfer.yaml --require-gpu
-    expect 0 inside "${STRANGERS[1]}" "${mounts[@]}" "$CONTAINER" -- "${ENTRYPOINT[@]}" run /experiments/quickstart.yaml --smoke
-    expect 0 inside "${STRANGERS[1]}" "${mounts[@]}" "$CONTAINER" -- "${ENTRYPOINT[@]}" predict "$photo"
+    chown "$user" "$host/saved_models"
+    mounts=(--volume "$host/data:/data:ro" --volume "$PWD/experiments:/experiments:ro"
+        --volume "$host/saved_models:/app/saved_models" "$CONTAINER")
+    expect 2 inside "$user" "${mounts[@]}" -- "${ENTRYPOINT[@]}" run /experiments/dlfer.yaml --require-gpu
+    expect 0 inside "$user" "${mounts[@]}" -- "${ENTRYPOINT[@]}" run /experiments/quickstart.yaml --smoke
+    expect 0 inside "$user" "${mounts[@]}" -- "${ENTRYPOINT[@]}" predict "$(find_photo)"
     ls "$host"/saved_models/runs/quickstart/*/report.html
+}
 
+signal() {
     say "SIGTERM in a training, and on from its checkpoint"
+    start
     expect 0 inside "${STRANGERS[0]}" "$CONTAINER" -- sh -c "$STOP_AND_GO_ON"
+}
 
+serve() {
     say "the server and TensorBoard"
+    start
     expect 0 inside "$OWN" "$CONTAINER" -- sh -c "$SERVE"
 }
 
@@ -236,12 +259,11 @@ quickstart() {
 for tool in buildah debootstrap; do
     command -v "$tool" >/dev/null || fail "$tool is not here: apt-get install buildah debootstrap"
 done
-[ $# -gt 0 ] || set -- lint base build try quickstart
+[ $# -gt 0 ] || set -- "${STEPS[@]}"
 for step in "$@"; do
-    case $step in
-        lint | base | build | quickstart) "$step" ;;
-        try) trials ;;
-        *) fail "no step $step; there are lint base build try quickstart" ;;
+    case " ${STEPS[*]} " in
+        *" $step "*) "$step" ;;
+        *) fail "no step $step; there are ${STEPS[*]}" ;;
     esac
 done
 say "done: $*"
