@@ -1,11 +1,11 @@
-# make install | demo | test | test-slow | lint | jax | docker-check | clean
+# make install | demo | test | test-slow | lint | fuzz | jax | docker-check | clean
 PYTHON ?= python3
 # Which build of TensorFlow: by whether there is an NVIDIA driver, or as the user says.
 TENSORFLOW ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo 'tensorflow[and-cuda]' || echo tensorflow-cpu)
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install demo test test-slow lint jax docker-check clean
+.PHONY: install demo test test-slow lint fuzz jax docker-check clean
 
 install: .venv/installed
 
@@ -45,6 +45,13 @@ lint: .venv/installed-dev
 # Builds the image and tries it, without a Docker engine; as root, see the script.
 docker-check:
 	deploy/check_image.sh
+
+# The readers of csv files, experiments and images, each for so many minutes; make test has a slice of a few seconds.
+FUZZ_MINUTES ?= 10
+fuzz: .venv/installed-dev
+	for reader in csv config image; do \
+	    FUZZ_MINUTES=$(FUZZ_MINUTES) $(BIN)/python -m pytest -s tests/fuzz/fuzz_$$reader.py || exit 1; \
+	done
 
 clean:
 	rm -rf .venv .venv-jax build *.egg-info
