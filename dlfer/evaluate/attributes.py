@@ -39,7 +39,7 @@ def read_attributes(path: Path) -> dict[str, dict[str, str]]:
     names = heading[1:]
     if not names or heading[0] != "id" or len(set(heading)) < len(heading) or "" in names:
         raise DataError(
-            f"{path} line 1: found the columns {','.join(heading)!r}, expected id and then one or more attributes "
+            f"{path} line 1: found the columns {','.join(heading)[:200]!r}, expected id and then one or more attributes "
             "with different names, e.g. id,age,gender."
         )
     attributes: dict[str, dict[str, str]] = {name: {} for name in names}
@@ -52,7 +52,7 @@ def read_attributes(path: Path) -> dict[str, dict[str, str]]:
         name, *values = (cell.strip() for cell in row)
         if name in lines:
             raise DataError(
-                f"{path} line {line}: the id {name!r} stands in line {lines[name]} already; expected one row per image."
+                f"{path} line {line}: the id {name[:80]!r} stands in line {lines[name]} already; expected one row per image."
             )
         lines[name] = line
         for attribute, value in zip(names, values, strict=True):

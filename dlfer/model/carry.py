@@ -131,7 +131,7 @@ def read_backbone_record(folder: Path) -> dict:
         record = read_json(folder / RECORD_FILE)
         _check_record(record)
         return record
-    except (OSError, ValueError, TypeError, KeyError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         raise ModelError(
             f"{folder}: expected a backbone written by dlfer ({WEIGHTS_FILE}, {RECORD_FILE}): {error}."
         ) from error
@@ -147,7 +147,7 @@ def compute_weights_digest(backbone: keras.Model) -> str:
 
 
 def _check_record(record: Any) -> None:
-    """Raise ValueError, TypeError or KeyError unless backbone.json says what `write_backbone` writes, within limits."""
+    """Raise unless backbone.json says what `write_backbone` writes, within limits."""
     size, features = record["image_size"], np.asarray(record["features"], np.float64)
     if not isinstance(size, int) or not 0 < size <= LARGEST_IMAGE or features.ndim != 2:
         raise ValueError(f"found image_size {str(size)[:40]} and features {features.shape}")

@@ -68,7 +68,11 @@ def restore_checkpoint(path: Path, variables: Sequence[keras.Variable]) -> dict:
 
 
 def _read_record(path: Path) -> dict:
-    record = parse_json(_read_arrays(path, ["record"])["record"].tobytes())
+    contents = _read_arrays(path, ["record"])["record"].tobytes()
+    try:
+        record = parse_json(contents)
+    except ValueError as error:
+        raise ModelError(f"{path}: the checkpoint cannot be read ({error}); start a new run.") from error
     if not isinstance(record, dict) or not isinstance(record.get("paths"), list) or "state" not in record:
         raise ModelError(f"{path}: is no checkpoint of dlfer; start a new run.")
     return record

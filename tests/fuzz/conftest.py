@@ -45,15 +45,17 @@ def try_many(request: pytest.FixtureRequest) -> Callable[[Property], Counter]:
 
         def check(seeds: list[int]) -> None:
             counts["tried"] += 1
+            message = ""
             try:
                 with at_most(SLOWEST):
                     counts["accepted" if read([Random(number) for number in seeds]) else "other"] += 1
             except DlferError as error:
                 counts["refused"] += 1
-                assert 10 < len(str(error)) < LONGEST_MESSAGE
+                message = str(error)
             except BaseException as error:
                 error.add_note(f"seeds of the changes: {seeds}")
                 raise
+            assert len(message) < LONGEST_MESSAGE
 
         if seconds:
             resource.setrlimit(resource.RLIMIT_AS, (MEMORY, resource.RLIM_INFINITY))

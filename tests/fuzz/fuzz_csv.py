@@ -121,7 +121,7 @@ def damage(rows: list[list[str]], changes: list[Random]) -> bytes:
 def make_fer2013() -> list[list[str]]:
     rng = np.random.default_rng(0)
     rows = [["emotion", "pixels", "Usage"]]
-    for number in range(6):
+    for number in (0, 3, 4, 5):
         pixels = " ".join(map(str, rng.integers(0, 256, 48 * 48).tolist()))
         rows.append([str(number), pixels, USAGES[max(0, number - 3)]])
     return rows

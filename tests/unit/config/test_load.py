@@ -217,6 +217,30 @@ def test_parse_override_refuses(text):
         parse_override(text)
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("mod\udce9el", 7), ("model.dropout", "\udce9"), (".".join("a" * 400), 1), (".".join("a" * 5000), 1)],
+    ids=["key", "value", "deep", "deeper"],
+)
+def test_overrides_that_no_file_could_hold_are_refused(write, key, value):
+    """Half a character is what a byte of the command line becomes that is no UTF-8."""
+    with pytest.raises(ConfigError, match="1 problem:"):
+        load_experiment(write(SMALL), {key: value})
+
+
+def test_messages_do_not_repeat_whole_values_and_end(write):
+    name = write(SMALL)
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(name, {"search": {"space": {"model.dropout": {"between": list(range(5000))}}}})
+    assert "expected two numbers, [low, high]" in str(caught.value)
+    assert len(str(caught.value)) < 3000
+    with pytest.raises(ConfigError, match=r"and \d+ more") as caught:
+        load_experiment(name, {f"finetune.k{number}": 1 for number in range(200)})
+    assert len(str(caught.value).splitlines()) < 60
+    with pytest.raises(ConfigError, match="and 450 more"):
+        load_experiment(write("".join(f"{number}: 1\n" for number in range(500))))
+
+
 def test_with_overrides_validates_again(write):
     config = load_experiment(write(SMALL))
     changed = with_overrides(config, {"experiment.seed": 4, "finetune.early_stopping.patience": 2})

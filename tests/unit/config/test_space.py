@@ -129,6 +129,12 @@ def test_a_condition_that_cannot_be(load, when, message):
     assert message in str(caught.value)
 
 
+def test_numbers_that_are_no_floats_are_refused(load):
+    for high in (10**400, float("inf"), float("nan")):
+        with pytest.raises(ConfigError, match="expected two numbers"):
+            load({"model.dropout": {"between": [0, high]}})
+
+
 def test_conditions_in_a_circle_are_refused(load):
     space = {
         "finetune.optimizer.name": {"choice": ["adam", "sgd"], "when": {"finetune.balance": ["none"]}},

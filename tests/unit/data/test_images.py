@@ -136,6 +136,15 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path):
         read_image(tmp_path / "image.png")
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("exif", [b"Exif\0\0\xff*\0\0\0\0\0\x08", b"Exif\0\0II*\0\x08\0\0\0\xff\xff", b"Exif\0\0II*"])
+def test_damaged_exif_leaves_the_image_as_it_is(tmp_path, exif):
+    pixels = _noise(10, 12, 3)
+    Image.fromarray(pixels).save(tmp_path / "a.png", exif=exif)
+    assert np.array_equal(read_image(tmp_path / "a.png"), pixels)
+    assert read_header(tmp_path / "a.png") == (12, 10, False)
+
+
 def test_resize_takes_the_central_square():
     pixels = np.zeros((20, 60, 1), np.uint8)
     pixels[:, 20:40] = 200
