@@ -142,6 +142,8 @@ find_photo() {
 # It is started and told by a shell within: signals to the container are the engine's affair.
 STOP_AND_GO_ON='
 set -eu
+training=
+trap "kill \$training 2>/dev/null || true" EXIT
 set -- --set pretrain.data.num_images.train=300 --set finetune.data.num_images.train=300 \
     --set finetune.data.num_images.test=100 --set finetune.epochs=2 --set pretrain.epochs=6 --no-cache
 out=$(mktemp -d)
@@ -164,6 +166,8 @@ test -f "$run/report.html"
 # The server answers, predicts a photo, and ends with 0 when it is told to; TensorBoard starts.
 SERVE='
 set -eu
+server= board=
+trap "kill \$server \$board 2>/dev/null || true" EXIT
 photo=$(echo /opt/venv/lib/python3*/site-packages/matplotlib/mpl-data/sample_data/grace_hopper.jpg)
 tini -- dlfer serve --host 0.0.0.0 --port 8765 &
 server=$!
@@ -183,7 +187,7 @@ else:
     raise SystemExit(f\"{sys.argv[1]} gave no answer\")
 " "$@"; }
 ask http://127.0.0.1:8765/readyz
-python -c "import base64, json, sys; print(json.dumps({\"image\": base64.b64encode(open(sys.argv[1], \"rb\").read()).decode()}))" \
+python -c "import base64, json, sys; print(json.dumps({\"images\": [{\"base64\": base64.b64encode(open(sys.argv[1], \"rb\").read()).decode()}]}))" \
     "$photo" | ask http://127.0.0.1:8765/v1/predict application/json
 kill -TERM "$server"
 wait "$server"
