@@ -30,7 +30,7 @@ def open_export(folder: Path | str) -> Answer:
     file = Path(folder) / record["file"]
     try:
         return RUNTIMES[record["format"]](file)
-    except EnvironmentProblem:
+    except (EnvironmentProblem, ModelError):
         raise
     except Exception as error:  # runtimes raise nearly anything at a file that they do not know
         reason = " ".join(str(error).split())[:400]
@@ -70,6 +70,10 @@ def open_savedmodel(path: Path) -> Answer:
 def open_onnx(path: Path) -> Answer:
     """Return the function by which an ONNX file answers, on the CPU."""
     onnxruntime = import_extra("onnxruntime")
+    if _ONNX_ELSEWHERE in path.read_bytes():
+        raise ModelError(
+            f"{path}: keeps weights in another file, which nothing holds against a sha256. Export the model anew."
+        )
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images})[0]
 
@@ -94,6 +98,9 @@ def open_litert(path: Path) -> Answer:
 
     return answer
 
+
+_ONNX_ELSEWHERE = b"\x0a\x08location\x12"
+"""How protobuf writes the name of the file in which an ONNX keeps a tensor: TensorProto.external_data, key location."""
 
 RUNTIMES: dict[str, Callable[[Path], Answer]] = {
     "savedmodel": open_savedmodel,

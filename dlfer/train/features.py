@@ -17,7 +17,8 @@ import keras
 import numpy as np
 
 from dlfer.data.bundle import Split, compute_fingerprint
-from dlfer.errors import TrainingStopped
+from dlfer.errors import ModelError, TrainingStopped
+from dlfer.files.json_file import read_json
 from dlfer.model.carry import compute_weights_digest
 from dlfer.model.levels import LevelFeatures
 from dlfer.model.transfer import TransferNetwork
@@ -90,8 +91,15 @@ def extract_features(extraction: Extraction, split: Split, *, part: str) -> Feat
             extraction.listener.say(f"features of {part}: taken from the cache, {final}")
         else:
             _compute_file(extraction, split, final, part=part)
-    record = json.loads((folder / f"{digest}.json").read_text())
-    return Features(np.load(final, mmap_mode="r", allow_pickle=False), record["seconds"], was_cached)
+    shape = (len(split), extraction.features.num_features)
+    try:
+        values = np.load(final, mmap_mode="r", allow_pickle=False)
+        seconds = float(read_json(final.with_suffix(".json"))["seconds"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{final}: the cached features cannot be read ({error}); delete it, and its .json.") from error
+    if values.shape != shape or values.dtype != np.float16:
+        raise ModelError(f"{final}: found {values.dtype} {values.shape}, expected float16 {shape}; delete it.")
+    return Features(values, seconds, was_cached)
 
 
 def compute_features_digest(extraction: Extraction, split: Split) -> str:

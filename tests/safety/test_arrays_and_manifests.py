@@ -292,6 +292,23 @@ def test_a_runtime_that_does_not_take_the_file_says_so(tmp_path, form, file):
         open_export(tmp_path)
 
 
+def test_an_onnx_that_keeps_weights_in_another_file_is_refused(tmp_path):
+    from dlfer.apply.export_runtime import open_export
+
+    onnx = pytest.importorskip("onnx")
+    weights = onnx.numpy_helper.from_array(np.zeros((64, 64), np.float32), "w")
+    value = [onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, (64, 64)) for name in ("images", "y")]
+    node = onnx.helper.make_node("Add", ["images", "w"], ["y"])
+    graph = onnx.helper.make_graph([node], "g", value[:1], value[1:], [weights])
+    model = onnx.helper.make_model(graph, ir_version=9, opset_imports=[onnx.helper.make_opsetid("", 17)])
+    make_export(tmp_path, model.SerializeToString())
+    open_export(tmp_path)
+    onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
+    make_export(tmp_path, (tmp_path / "model.onnx").read_bytes())
+    with pytest.raises(ModelError, match="keeps weights in another file"):
+        open_export(tmp_path)
+
+
 @pytest.mark.parametrize("name", ["a.keras", "a.pkl", "a.pt"])
 def test_a_file_is_no_model(tmp_path, name):
     (tmp_path / name).write_bytes(pickle.dumps({}))
