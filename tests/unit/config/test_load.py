@@ -218,13 +218,18 @@ def test_parse_override_refuses(text):
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
-    [("mod\udce9el", 7), ("model.dropout", "\udce9"), (".".join("a" * 400), 1), (".".join("a" * 5000), 1)],
+    ("key", "value", "message"),
+    [
+        ("mod\udce9el", 7, "YAML cannot hold"),
+        ("model.dropout", "\udce9", "YAML cannot hold"),
+        (".".join("a" * 400), 1, "nested too deeply"),
+        (".".join("a" * 5000), 1, "YAML cannot hold"),
+    ],
     ids=["key", "value", "deep", "deeper"],
 )
-def test_overrides_that_no_file_could_hold_are_refused(write, key, value):
+def test_overrides_that_no_file_could_hold_are_refused(write, key, value, message):
     """Half a character is what a byte of the command line becomes that is no UTF-8."""
-    with pytest.raises(ConfigError, match="1 problem:"):
+    with pytest.raises(ConfigError, match=rf"1 problem:\n.*{message}"):
         load_experiment(write(SMALL), {key: value})
 
 

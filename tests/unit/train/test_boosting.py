@@ -240,6 +240,11 @@ def test_features_are_computed_once_and_read_from_the_file(tmp_path):
     plain = extract_features(make_extraction(None), split, part="train")
     assert np.array_equal(again.values, plain.values)
     assert not plain.was_cached
+    (file,) = tmp_path.glob("*.npy")
+    for values in (np.zeros((30, 3), np.float16), np.array([print] * 30, dtype=object)):
+        np.save(file, values, allow_pickle=True)
+        with pytest.raises(ModelError, match=r"\.npy: .*delete it"):
+            extract_features(extraction, split, part="train")
     assert isinstance(again.values, np.memmap)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".lock", ".npy"]
 
