@@ -4,12 +4,13 @@
 #     deploy/check_image.sh                      all steps, as in STEPS below
 #     deploy/check_image.sh signal serve         these alone, on what was built before
 #
-# The image `cpu` is really built, by buildah, on a Debian made by debootstrap, and what users would do is done in it:
+# The image is really built, by buildah, on a Debian made by debootstrap, and what users would do is done in it:
 # as its own user, and as users whom it does not know. Its Python is Debian's, not that of python:3.12-slim.
 #
-# Needs root, bash, and Debian's packages buildah and debootstrap (apt-get install buildah debootstrap); 12 GB in WORK
-# (which may be removed at any time), and a quarter of an hour, most of it for the installation and the quickstart.
+# Needs root, bash, and Debian's packages buildah and debootstrap (apt-get install buildah debootstrap). WORK, which
+# may be removed at any time, takes 6 GB (with vfs twice that, for the gpu image three times). A quarter of an hour.
 #
+#     TARGET    the image: cpu or gpu         cpu
 #     WORK      where all of it is kept       build/image
 #     SUITE     the release of Debian         trixie
 #     MIRROR    where its packages are        http://deb.debian.org/debian
@@ -17,7 +18,7 @@
 #     DRIVER    storage driver of buildah     overlay where it can be, else vfs, which works everywhere and is slow
 set -euo pipefail
 cd "$(dirname "$0")/.."
-: "${WORK:=$PWD/build/image}" "${SUITE:=trixie}" "${MIRROR:=http://deb.debian.org/debian}" "${PIP_CONF:=}"
+: "${TARGET:=cpu}" "${WORK:=$PWD/build/image}" "${SUITE:=trixie}" "${MIRROR:=http://deb.debian.org/debian}" "${PIP_CONF:=}"
 mkdir -p "$WORK/tmp"
 if [ -z "${DRIVER:-}" ]; then
     DRIVER=vfs
@@ -28,9 +29,9 @@ fi
 export TMPDIR=$WORK/tmp
 
 BASE=localhost/dlfer-base:$SUITE
-IMAGE=localhost/dlfer:cpu
+IMAGE=localhost/dlfer:$TARGET
 STEPS=(lint base build contents users folders signal serve quickstart)
-CONTAINER=dlfer-check
+CONTAINER=dlfer-check-$TARGET
 STRANGERS=(12345:0 4321:4321) # users without an entry in /etc/passwd: as on OpenShift, and of any host
 
 say() { printf '\n== %s\n' "$*" >&2; }
@@ -116,7 +117,7 @@ build() {
     local secret=()
     [ -z "$PIP_CONF" ] || secret=(--secret "id=pip.conf,src=$PIP_CONF")
     store rm "$CONTAINER" >/dev/null 2>&1 || true
-    store bud --isolation chroot --target cpu --build-arg "BASE_IMAGE=$BASE" "${secret[@]}" --tag "$IMAGE" .
+    store bud --isolation chroot --target "$TARGET" --build-arg "BASE_IMAGE=$BASE" "${secret[@]}" --tag "$IMAGE" .
     store rmi --prune >/dev/null 2>&1 || true
 }
 
