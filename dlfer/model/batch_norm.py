@@ -67,15 +67,28 @@ def fuse_batch_norms(network: keras.Model) -> keras.Model:
     return network
 
 
+def list_batch_norms(network: keras.Model) -> list[keras.layers.BatchNormalization]:
+    """Return every BatchNorm of `network`, those of networks within it, too."""
+    found = []
+    for layer in network.layers:
+        if isinstance(layer, keras.Model):
+            found += list_batch_norms(layer)
+        elif isinstance(layer, keras.layers.BatchNormalization):
+            found.append(layer)
+    return found
+
+
 def set_norm_momentum(network: keras.Model, momentum: float) -> None:
-    """Set the momentum of the moving statistics of every BatchNorm, those of networks within it, too.
+    """Set the momentum of the moving statistics of every BatchNorm.
 
     Args:
         network: of any layers, before it is compiled.
-        momentum: the weight of what was, in 0..1; the statistics forget it in some 5 / (1 - momentum) steps.
+        momentum: the weight of what was, in 0..1.
     """
-    for layer in network.layers:
-        if isinstance(layer, keras.Model):
-            set_norm_momentum(layer, momentum)
-        elif isinstance(layer, keras.layers.BatchNormalization):
-            layer.momentum = momentum
+    for layer in list_batch_norms(network):
+        layer.momentum = momentum
+
+
+def count_steps_to_settle(network: keras.Model) -> int:
+    """Return after how many steps the slowest statistics have forgotten their first values but for 0.7 %; 0: none."""
+    return max((round(5 / (1 - layer.momentum)) for layer in list_batch_norms(network)), default=0)

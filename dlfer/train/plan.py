@@ -8,6 +8,7 @@ import numpy as np
 from dlfer.config.schema import StageConfig
 from dlfer.data.bundle import DataBundle, Share
 from dlfer.data.pipeline import count_steps
+from dlfer.model.batch_norm import count_steps_to_settle
 from dlfer.model.transfer import TransferNetwork
 from dlfer.train.distribute import describe_replicas
 from dlfer.train.objective import build_schedule
@@ -40,6 +41,19 @@ def describe_plan(
         f"({config.schedule.name}); {config.loss.name}; balance {config.balance}",
         f"{name}: expected memory about {memory / 2**30:.1f} GiB" + (", over all devices" if replicas else ""),
         *([f"{name}: {replicas}"] if replicas else []),
+        *([] if job.max_steps is not None else _warn_of_slow_statistics(name, config, network, steps_per_epoch)),
+    ]
+
+
+def _warn_of_slow_statistics(
+    name: str, config: StageConfig, network: TransferNetwork, steps_per_epoch: int
+) -> list[str]:
+    num_steps, needed = steps_per_epoch * config.epochs, count_steps_to_settle(network.backbone)
+    if config.freeze.batch_norm == "frozen" or needed <= num_steps:
+        return []
+    return [
+        f"{name}: the statistics of this backbone's BatchNorm settle after about {needed:,} steps, and {num_steps:,} are "
+        "planned: from random weights its validation stays at chance meanwhile. Set model.norm_momentum, e.g. to 0.9"
     ]
 
 

@@ -54,18 +54,13 @@ SLOW_TO_BUILD = {
 # One of each kind is held against Keras in the quick set.
 QUICK_TO_COMPARE = {
     "efficientnet_b0",
-    "efficientnet_v2_b0",
     "resnet50",
     "vgg16",
     "xception",
     "mobilenet_v2",
-    "densenet121",
-    "convnext_tiny",
 }
 QUICK_TO_PREDICT = {
     "efficientnet_lite0",
-    "efficientnet_lite1",
-    "efficientnet_lite2",
     "efficientnet_nano",
     "resnet18",
     "resnet_nano",

@@ -1,5 +1,6 @@
 """What every family's classifier must do: any uint8 image, save and load, and refuse damaged files."""
 
+import functools
 import json
 
 import numpy as np
@@ -32,6 +33,10 @@ def make_classifier(family: str, *, channels: int = 1, activation: str = "softma
     if family == "boosted":
         given |= make_trees(network, config, channels=channels)
     return FAMILIES[family](network, LABELS, **given)
+
+
+# For tests that change nothing: building and tracing costs more than what they look at.
+get_classifier = functools.cache(make_classifier)
 
 
 def make_trees(network, config, *, channels: int) -> dict:
@@ -70,7 +75,7 @@ def test_saved_and_loaded_it_is_the_same(family, activation, tmp_path):
 @pytest.mark.parametrize("shape", [(3, 48, 48), (3, 30, 50, 1), (3, 64, 64, 3), (1, 16, 16), (0, 48, 48)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_uint8_of_any_size_and_a_batch_is_its_images(family, shape, channels):
-    classifier = make_classifier(family, channels=channels, activation="sigmoid")
+    classifier = get_classifier(family, channels=channels, activation="sigmoid")
     images = draw_images(shape)
     together = classifier.predict(images)
     assert together.dtype == np.float32
@@ -86,12 +91,12 @@ def test_uint8_of_any_size_and_a_batch_is_its_images(family, shape, channels):
 )
 def test_other_arrays_are_refused(family, images):
     with pytest.raises(ModelError, match="expected uint8"):
-        make_classifier(family).predict(images)
+        get_classifier(family).predict(images)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_changed_byte_is_refused(family, tmp_path):
-    make_classifier(family).save(tmp_path)
+    get_classifier(family).save(tmp_path)
     names_of_files = json.loads((tmp_path / ARTIFACT_FILE).read_text())["sha256"]
     assert names_of_files
     for name in names_of_files:
@@ -113,7 +118,7 @@ def test_grey_of_a_colour_image_is_pillows():
 
 
 def test_unknown_format_is_refused(tmp_path):
-    make_classifier("transfer").save(tmp_path)
+    get_classifier("transfer").save(tmp_path)
     record = json.loads((tmp_path / ARTIFACT_FILE).read_text())
     (tmp_path / ARTIFACT_FILE).write_text(json.dumps({**record, "format": 99}))
     with pytest.raises(ModelError, match="another version of dlfer"):
@@ -123,7 +128,7 @@ def test_unknown_format_is_refused(tmp_path):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_its_answers_can_be_explained(family):
     """By occlusion in every family; by Grad-CAM in every one that has a network."""
-    classifier = make_classifier(family)
+    classifier = get_classifier(family)
     explainer = Explainer(classifier, MapOptions(size=16, stride=16))
     found = explainer.explain(draw_images((48, 40, 3)))
     assert found.occlusion.sensitivity.shape == found.occlusion.flips.shape == (48, 40)
@@ -148,7 +153,7 @@ def test_its_answers_can_be_explained(family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_with_new_weights_it_answers_otherwise(family):
-    classifier = make_classifier(family)
+    classifier = get_classifier(family)
     images = draw_images((4, 48, 48))
     changed = randomise(classifier)
     assert changed.labels == classifier.labels

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 SMALL = """
 experiment: {name: small, seed: 1, deterministic: true, checkpoint_minutes: 0}
-model: {backbone: efficientnet_nano, dropout: 0.3}
+model: {backbone: resnet_nano, dropout: 0.3}
 pretrain:
   data: {source: synthetic_scenes, num_images: {train: 64, validation: 32}}
   epochs: 1

@@ -99,6 +99,7 @@ def test_comparison_has_table_differences_and_sentences(ablation):
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 
+@pytest.mark.slow
 def test_interrupted_ablation_goes_on_with_the_member_that_was_running(small, tmp_path):
     options = RunOptions(overrides=FAST, out=tmp_path / "runs", max_hours=1e-9)
     with pytest.raises(TrainingStopped):

@@ -97,6 +97,7 @@ def test_resumed_run_ends_with_the_same_weights(small, tmp_path, uninterrupted, 
     assert all(np.array_equal(weights[name], uninterrupted[name]) for name in weights)
 
 
+@pytest.mark.slow
 def test_the_resolved_config_runs_again_to_the_same_result(small, tmp_path, uninterrupted):
     """config.yaml of a run is an experiment file like any other."""
     out = tmp_path / "runs"

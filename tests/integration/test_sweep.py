@@ -4,9 +4,12 @@ import csv
 import json
 from pathlib import Path
 
+import pytest
+
 from tests.integration.conftest import dlfer
 
 
+@pytest.mark.slow
 def test_two_cells_train_in_processes_of_their_own(small, tmp_path):
     """EF-FER1 is in one cell and not in the other: an ablation is a sweep of two."""
     grid = "sweep.grid.ef_fer1={with: {}, without: {pretrain: null}}"

@@ -33,6 +33,7 @@ def test_interval_holds_the_difference_and_turns_with_the_order(a_only, b_only, 
     assert compute_tango_interval(b_only, a_only, n) == pytest.approx((-high, -low))
 
 
+@settings(max_examples=40)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_equals_statsmodels(p_values):
     assert compute_holm(p_values) == pytest.approx(multitest.multipletests(p_values, method="holm")[1])

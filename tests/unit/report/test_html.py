@@ -228,7 +228,9 @@ NEW_IN_PARTS = (
 NEW_AT_THE_TOP = ("temperature", "abstain", "views", "headline", "groups", "corruptions", "test_opened")
 
 
-@pytest.mark.parametrize("absent", [*NEW_IN_PARTS, *NEW_AT_THE_TOP, "all"])
+@pytest.mark.parametrize(
+    "absent", ["all", *(pytest.param(key, marks=pytest.mark.slow) for key in (*NEW_IN_PARTS, *NEW_AT_THE_TOP))]
+)
 def test_metrics_of_earlier_versions_are_reported(tmp_path, run_maker, extras, absent):
     run = change_metrics(run_maker(tmp_path / "run"), **extras)
     metrics = read_metrics(run)

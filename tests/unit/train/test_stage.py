@@ -73,7 +73,7 @@ def make_job(config: StageConfig, folder, *, stop_after: int | None = None, dete
 
 def build(seed: int = 0, dropout: float = 0.3):
     keras.utils.set_random_seed(seed)
-    config = ModelConfig(backbone="efficientnet_nano", dropout=dropout)
+    config = ModelConfig(backbone="resnet_nano", dropout=dropout)
     return build_transfer_network(config, num_labels=3, image_size=32, channels=1)
 
 
@@ -101,7 +101,9 @@ def uninterrupted(tmp_path_factory):
     return result, weights_of(network)
 
 
-@pytest.mark.parametrize("stop_after", [2, 4, 6, pytest.param(11, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "stop_after", [pytest.param(2, marks=pytest.mark.slow), 4, 6, pytest.param(11, marks=pytest.mark.slow)]
+)
 def test_resume_is_exact(tmp_path, uninterrupted, stop_after):
     """Stopped in the head's epoch, at its end, in the middle of the next and of the last: the same weights."""
     expected, weights = uninterrupted
@@ -152,7 +154,7 @@ def test_frozen_backbone_does_not_move_and_the_head_does(tmp_path):
 def test_frozen_batch_norm_keeps_its_statistics_while_kernels_move(tmp_path):
     config = make_config(epochs=1, batch_size=16, image_size=32, freeze={"batch_norm": "frozen"}, keep="last")
     network = build()
-    norm, conv = network.backbone.get_layer("stem_bn"), network.backbone.get_layer("stem_conv")
+    norm, conv = network.backbone.get_layer("conv1_bn"), network.backbone.get_layer("conv1_conv")
     statistics, kernel = [np.asarray(w) for w in norm.weights], np.asarray(conv.kernel)
     train_stage(make_job(config, tmp_path), network, make_bundle())
     assert all(np.array_equal(a, np.asarray(b)) for a, b in zip(statistics, norm.weights, strict=True))
@@ -202,7 +204,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     assert (tmp_path / CHECKPOINT).exists()
 
 
-@pytest.mark.parametrize("given", [{}, {"ema": 0.9}])
+@pytest.mark.parametrize("given", [pytest.param({}, marks=pytest.mark.slow), {"ema": 0.9}])
 def test_a_milestone_is_the_network_of_a_training_that_ends_there(tmp_path, given):
     """Interrupted in the epoch after it, too; the training itself goes on as without milestones."""
     given = {"batch_size": 32, "image_size": 32, "augment": {"mirror": 0.5}, "keep": "last", **given}
