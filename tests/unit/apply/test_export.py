@@ -290,7 +290,7 @@ def test_formats_are_parsed_and_unknown_ones_refused():
         ({"version": 9}, "another version"),
         ({"format": "pickle"}, "another version"),
         ({"sha256": {"../secret": "0" * 64, "model.onnx": "0" * 64}}, "outside of its folder"),
-        ({"sha256": {"labels.json": "0" * 64}}, "does not name the model"),
+        ({"sha256": {"labels.json": "0" * 64}}, r"does not name model\.onnx"),
         ({"sha256": {"model.onnx": "0" * 64}}, "expected a file"),
         ({"sha256": None}, 'expected "file" and "sha256"'),
     ],
