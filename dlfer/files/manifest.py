@@ -30,7 +30,7 @@ def check_manifest(folder: Path, sha256: Any, *, file: Path, needed: Iterable[st
             that would be read and is not named.
     """
     if not isinstance(sha256, dict) or not all(_is_digest(value) for value in sha256.values()):
-        raise ModelError(f"{file}: expected under sha256 the name of each file with 64 hex digits; {mend}.")
+        raise ModelError(f"{file}: expected under sha256 the name of each file with 64 hex digits. {mend}.")
     for name in sha256:
         check_inside(folder, name, file=file)
     unnamed = sorted(set(needed) - sha256.keys())

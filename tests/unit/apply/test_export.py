@@ -292,7 +292,7 @@ def test_formats_are_parsed_and_unknown_ones_refused():
         ({"sha256": {"../secret": "0" * 64, "model.onnx": "0" * 64}}, "outside of its folder"),
         ({"sha256": {"labels.json": "0" * 64}}, r"does not name model\.onnx"),
         ({"sha256": {"model.onnx": "0" * 64}}, "expected a file"),
-        ({"sha256": None}, 'expected "file" and "sha256"'),
+        ({"sha256": None}, "64 hex digits"),
     ],
 )
 def test_a_wrong_export_json_is_refused(change, message, tmp_path):
