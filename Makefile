@@ -33,10 +33,10 @@ demo: install
 	$(BIN)/dlfer ablate experiments/quickstart.yaml
 
 test: .venv/installed-dev .venv-jax/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow"
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: .venv/installed-dev .venv-jax/installed
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m slow
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m slow
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -59,6 +59,7 @@ def run(config, tmp_path) -> Run:
     run = create_run(tmp_path / "runs", config, argv=[])
     run.write_json("data.json", describe_data(make_bundle()))
     record = {"format": 1, "family": "transfer", "sha256": {"network.weights.h5": "f" * 64}, "about": {}}
+    record |= {"labels": list(LABELS), "input": {"channels": 1, "image_size": 32}, "model": {}}
     run.write_json("model/artifact.json", record)
     return run
 
