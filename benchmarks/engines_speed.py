@@ -1,0 +1,189 @@
+"""Milliseconds a face of one model, by each engine and by Keras in three ways, and the share of what the machine can do.
+
+    python benchmarks/engines_speed.py                              # EfficientNet-B3 at 224 pixels, the table of results/
+    python benchmarks/engines_speed.py --backbone efficientnet_lite0 --image-size 64 --batches 1,8 --rounds 2
+    python benchmarks/engines_speed.py --model lite2                # a shipped model, a run or an artifact folder
+    python benchmarks/engines_speed.py --model lite2 --exports exports/lite2    # with what dlfer export wrote
+
+Without --model the weights are random, and the head is scaled so that the answers differ. All ways get the same drawn
+faces of 48 pixels (--face-size) and resize them inside. Runtimes use as many threads as they choose by themselves, as
+dlfer opens them; CPU time, over all threads, tells how many. The limit is that of the model's floating-point operations
+(as TensorFlow counts them) at the speed at which numpy multiplies large float32 matrices on all cores, timed by the
+same turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import keras
+import numpy as np
+import tensorflow as tf
+from timing import Timing, add_options, describe_ratio, tell_row, time_by_turns, write_figures
+
+from dlfer.apply.export import EXPORTERS
+from dlfer.apply.export_compare import Sample, resize_images
+from dlfer.apply.export_folder import EXPORT_FILE, read_export
+from dlfer.apply.export_graph import OUTPUT, build_function
+from dlfer.apply.export_runtime import RUNTIMES, open_export
+from dlfer.config.names import FER2013_LABELS
+from dlfer.config.schema import ModelConfig
+from dlfer.data.synthetic_faces import FACE_SIZE, draw_face
+from dlfer.model.artifact import load_artifact
+from dlfer.model.network_classifier import NetworkClassifier, TransferClassifier
+from dlfer.model.transfer import build_transfer_network
+
+MATRIX = 2048
+"""Side of the matrices by which the peak is measured: 17 GFLOP a product."""
+LIMIT = "matrix product"
+SPREAD = 2.0
+"""Standard deviation of the logits of random weights."""
+
+Answer = Callable[[np.ndarray], np.ndarray]
+
+
+def draw_faces(num_faces: int, channels: int, side: int = FACE_SIZE) -> np.ndarray:
+    """Return uint8 [N, side, side, channels], a few drawn faces over and over."""
+    rng = np.random.default_rng(0)
+    drawn = np.stack(
+        [draw_face(FER2013_LABELS[number % 7], rng=rng).reshape(FACE_SIZE, FACE_SIZE, 1) for number in range(32)]
+    )
+    return np.repeat(resize_images(drawn, (side, side))[np.arange(num_faces) % len(drawn)], channels, axis=-1)
+
+
+def build_random(backbone: str, image_size: int) -> TransferClassifier:
+    """Return a classifier with random weights whose answers differ from face to face."""
+    keras.utils.set_random_seed(0)
+    config = ModelConfig(backbone=backbone)
+    network = build_transfer_network(config, num_labels=7, image_size=image_size, channels=1)
+    faces = draw_faces(8, 1)
+    logits = keras.Model(network.model.inputs, network.model.get_layer("head").output).predict(faces, verbose=0)
+    network.head.kernel.assign(network.head.kernel * (SPREAD / logits.std(axis=0).mean()))
+    return TransferClassifier(network, FER2013_LABELS, config=config, channels=1)
+
+
+def open_exports(
+    classifier: NetworkClassifier, folder: Path, formats: tuple[str, ...], *, side: int
+) -> dict[str, tuple[Answer, float]]:
+    """Return each format's answer and its size in megabytes: what stands in `folder` as dlfer wrote it, or made anew."""
+    found = {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{EXPORT_FILE}"))}
+    if found:
+        return {
+            name: (open_export(path), count_megabytes(path / read_export(path)["file"])) for name, path in found.items()
+        }
+    faces = draw_faces(8, classifier.channels, side)
+    sample = Sample(faces, "drawn", faces, "drawn")
+    opened = {}
+    for name in formats:
+        path = folder / name / EXPORTERS[name].file
+        path.parent.mkdir()
+        size = None if EXPORTERS[name].any_size else (side, side)
+        EXPORTERS[name].write(classifier, path, size=size, sample=sample)
+        opened[name] = RUNTIMES[name](path), count_megabytes(path)
+    return opened
+
+
+def count_megabytes(path: Path) -> float:
+    """Return the size of a file, or of all files of a folder."""
+    files = [path] if path.is_file() else [found for found in path.rglob("*") if found.is_file()]
+    return round(sum(file.stat().st_size for file in files) / 1e6, 2)
+
+
+def list_keras_ways(classifier: NetworkClassifier) -> dict[str, Answer]:
+    """Return the ways to ask the Keras model itself."""
+    network = classifier.network
+    compiled = tf.function(lambda images: network(images, training=False), autograph=False, reduce_retracing=False)
+    module, _ = build_function(classifier)
+    return {
+        "keras, eager call": lambda faces: np.asarray(network(faces, training=False)),
+        "keras.Model.predict": lambda faces: network.predict(faces, batch_size=len(faces), verbose=0),
+        "classifier.predict": lambda faces: classifier.predict(faces, batch_size=len(faces)),
+        "compiled function": lambda faces: compiled(tf.constant(faces)).numpy(),
+        "compiled export": lambda faces: module.predict(tf.constant(faces))[OUTPUT].numpy(),
+    }
+
+
+def count_operations(classifier: NetworkClassifier, side: int) -> int:
+    """Return the floating-point operations of one face."""
+    from tensorflow.python.profiler.model_analyzer import profile
+    from tensorflow.python.profiler.option_builder import ProfileOptionBuilder
+
+    given = tf.TensorSpec((1, side, side, classifier.channels), tf.uint8)
+    module, _ = build_function(classifier, size=(side, side))
+    graph = tf.function(lambda images: module.predict.python_function(images), autograph=False)
+    options = ProfileOptionBuilder(ProfileOptionBuilder.float_operation()).with_empty_output().build()
+    with contextlib.redirect_stdout(io.StringIO()):
+        return profile(graph.get_concrete_function(given).graph, options=options).total_float_ops
+
+
+def measure(ways: dict[str, Answer], faces: np.ndarray, *, rounds: int, calls: int) -> dict[str, Timing]:
+    """Return what `calls` calls of each way take, and one matrix product, by turns."""
+    rng = np.random.default_rng(0)
+    left, right = (rng.random((MATRIX, MATRIX), np.float32) for _ in range(2))
+    repeated = {name: lambda answer=answer: [answer(faces) for _ in range(calls)] for name, answer in ways.items()}
+    return time_by_turns(repeated | {LIMIT: lambda: left @ right}, rounds=rounds, warm_up=2)
+
+
+def describe(times: dict[str, Timing], name: str, *, faces: int, operations: int) -> dict:
+    """Return the row of one way: `faces` were answered in each of its times."""
+    taken, peak = times[name], times[LIMIT]
+    limit = Timing(peak.seconds * operations * faces / (2 * MATRIX**3))
+    return {
+        "ms_per_face": round(1000 * taken.median / faces, 3),
+        "cpu_ms_per_face": round(1000 * taken.median_cpu / faces, 3),
+        "times_the_limit": round(limit.compute_ratio(taken)[0], 2),
+        **{
+            f"keras_predict_to_it_{key}": value
+            for key, value in describe_ratio(taken, times["keras.Model.predict"]).items()
+        },
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a shipped model, a run or an artifact folder")
+    parser.add_argument("--backbone", default="efficientnet_b3", help="of a model with random weights")
+    parser.add_argument("--image-size", type=int, default=224, help="of a model with random weights")
+    parser.add_argument("--exports", type=Path, help="folder of exports of --model (default: made and removed)")
+    parser.add_argument("--formats", default="onnx,litert", help="that are made (default: onnx,litert)")
+    parser.add_argument("--face-size", type=int, default=FACE_SIZE, help="of the images that come in (default: 48)")
+    parser.add_argument("--batches", default="1,64", help="faces at a time (default: 1,64)")
+    add_options(parser, rounds=7)
+    given = parser.parse_args()
+    classifier = load_artifact(given.model) if given.model else build_random(given.backbone, given.image_size)
+    operations = count_operations(classifier, given.face_size)
+    rows: list[dict] = []
+    about = {"model": given.model or f"{given.backbone}, random weights", "image_size": classifier.image_size}
+    with tempfile.TemporaryDirectory() as folder:
+        opened = open_exports(
+            classifier, given.exports or Path(folder), tuple(given.formats.split(",")), given.face_size
+        )
+        ways = list_keras_ways(classifier) | {name: answer for name, (answer, _) in opened.items()}
+        for batch in map(int, given.batches.split(",")):
+            faces = draw_faces(batch, classifier.channels, given.face_size)
+            answers = {name: answer(faces).astype(np.float64) for name, answer in ways.items()}
+            calls = max(1, 8 // batch)
+            times = measure(ways, faces, rounds=given.rounds, calls=calls)
+            peak = 2 * MATRIX**3 / times[LIMIT].median / 1e9
+            for name in ways:
+                row = {**about, "batch": batch, "way": name, "rounds": given.rounds}
+                row |= describe(times, name, faces=calls * batch, operations=operations)
+                row["largest_difference"] = float(np.abs(answers[name] - answers["keras.Model.predict"]).max())
+                if name in opened:
+                    row["megabytes"] = opened[name][1]
+                row |= {"gflop_per_face": round(operations / 1e9, 3), "peak_gflops": round(peak, 1)}
+                tell_row(row, rows)
+    packages = ("tensorflow-cpu", "tensorflow", "keras", "numpy", "onnxruntime", "ai-edge-litert")
+    write_figures(given.json, rows, *packages)
+
+
+if __name__ == "__main__":
+    main()
