@@ -1,0 +1,163 @@
+"""How the audit of a data set grows with its size, in time and in memory, and whether it finds the twins at each.
+
+    python benchmarks/audit_growth.py                                     # 35,887, 100,000 and 300,000 rows
+    python benchmarks/audit_growth.py 2000 4000 --rounds 1
+
+The rows are drawn: mixtures of drawn faces under soft random light, so that all are alike as faces are and none is nearly
+another. A hundredth of them stands in PublicTest and has a twin in Training: byte for byte, in other light with a
+little noise, or mirrored; each kind a third. Each size is a process of its own, by turns, as peak memory needs it; on
+Linux. The exponent is the slope of a line through the logarithms: 1 is linear growth, 2 quadratic.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from timing import add_options, run_process, tell_row, write_figures
+
+SIZES = (35_887, 100_000, 300_000)
+KINDS = ("exact", "near", "mirrored")
+SIDE, COARSE, BLOCK = 48, 6, 1024
+NUM_FACES = 256
+
+
+def draw_rows(num_rows: int, rng: np.random.Generator) -> np.ndarray:
+    """Return uint8 [N, 48, 48, 1] of which no two are twins."""
+    from dlfer.config.names import FER2013_LABELS
+    from dlfer.data.synthetic_faces import draw_face
+
+    drawn = [draw_face(FER2013_LABELS[number % 7], rng=rng).reshape(-1) for number in range(NUM_FACES)]
+    faces = np.array(drawn, np.float32)
+    # Soft light: every pixel is a weighted mean of a few random values.
+    places = (np.arange(SIDE) + 0.5) * COARSE / SIDE - 0.5
+    taps = np.maximum(0, 1 - np.abs(places.clip(0, COARSE - 1)[:, None] - np.arange(COARSE))).astype(np.float32)
+    rows = np.empty((num_rows, SIDE, SIDE, 1), np.uint8)
+    for start in range(0, num_rows, BLOCK):
+        count = min(BLOCK, num_rows - start)
+        left, right = rng.integers(0, NUM_FACES, (2, count))
+        share = rng.random((count, 1), np.float32)
+        mixed = (share * faces[left] + (1 - share) * faces[right]).reshape(count, SIDE, SIDE)
+        light = taps @ rng.normal(0, 60, (count, COARSE, COARSE)).astype(np.float32) @ taps.T
+        rows[start : start + count, :, :, 0] = np.clip(0.7 * (mixed - 128) + 128 + light, 0, 255)
+    return rows
+
+
+def make_twins(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return uint8 [N, 48, 48, 1], twins of `images`: the kinds of KINDS by turns."""
+    twins = images.astype(np.float32)
+    factor = rng.uniform(0.8, 1.0, (len(images), 1, 1, 1)).astype(np.float32)
+    changed = (twins - 128) * factor + 128 + rng.normal(0, 2, twins.shape).astype(np.float32)
+    twins[1::3] = changed[1::3]
+    twins[2::3] = changed[2::3, :, ::-1]
+    return np.clip(np.round(twins), 0, 255).astype(np.uint8)
+
+
+def forget_peak() -> None:
+    """Let the kernel count the most memory from now on."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def read_peak() -> float:
+    """Return the most megabytes that this process has held, since it was forgotten."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def audit(num_rows: int, seed: int) -> dict:
+    """Audit so many rows in this process; return time, memory and what was found."""
+    from dlfer.config.names import FER2013_LABELS
+    from dlfer.data.audit import audit_parts
+    from dlfer.data.bundle import Split
+    from dlfer.data.survey import survey_images
+
+    rng = np.random.default_rng(seed)
+    images = draw_rows(num_rows, rng)
+    num_test, num_twins = num_rows // 10, num_rows // 100
+    twins = slice(num_rows - num_twins, num_rows)
+    sources = rng.choice(num_rows - num_test, num_twins, replace=False)
+    images[twins] = make_twins(images[sources], rng)
+    targets = np.arange(num_rows) % 7
+    ids = np.array([f"{row}" for row in range(num_rows)])
+    cut = num_rows - num_test
+    parts = [
+        Split("Training", images[:cut], targets[:cut], ids[:cut]),
+        Split("PublicTest", images[cut:], targets[cut:], ids[cut:]),
+    ]
+    forget_peak()
+    before, start, cpu = read_peak(), time.perf_counter(), time.process_time()
+    survey = survey_images(parts)
+    surveyed = time.perf_counter() - start
+    audited = audit_parts(parts, FER2013_LABELS, survey=survey)
+    seconds = time.perf_counter() - start
+    exact, near = (found[-num_twins:] for found in survey.find_leaks(0, 1))
+    leaks = audited["leaks"]["Training->PublicTest"]
+    return {
+        "seconds": seconds,
+        "survey_seconds": surveyed,
+        "cpu_seconds": time.process_time() - cpu,
+        "peak_megabytes": read_peak(),
+        "megabytes_before": before,
+        "planted": {kind: len(range(number, num_twins, 3)) for number, kind in enumerate(KINDS)},
+        "found": {
+            kind: int((exact if kind == "exact" else near)[number::3].sum()) for number, kind in enumerate(KINDS)
+        },
+        "not_planted": leaks["near_or_mirrored"] - int(near.sum()),
+    }
+
+
+def measure(sizes: list[int], rounds: int) -> list[dict]:
+    """Return a row for each size, medians over the rounds."""
+    found: dict[int, list[dict]] = {size: [] for size in sizes}
+    for number in range(rounds):
+        for size in sizes:
+            command = [sys.executable, __file__, "--child", size, number]
+            found[size].append(json.loads(run_process(command).output))
+    rows = []
+    for size, done in found.items():
+        row: dict = {"rows": size, "rounds": rounds}
+        for key in ("seconds", "survey_seconds", "cpu_seconds", "peak_megabytes", "megabytes_before"):
+            row[key] = round(float(np.median([one[key] for one in done])), 2)
+        row["megabytes_of_images"] = round(size * SIDE * SIDE / 2**20, 1)
+        # The least that any round found: a twin that is missed once is missed.
+        row |= {"planted": done[0]["planted"], "found": {k: min(one["found"][k] for one in done) for k in KINDS}}
+        row["not_planted"] = max(one["not_planted"] for one in done)
+        tell_row(row, rows)
+    return rows
+
+
+def fit_exponents(rows: list[dict]) -> dict[str, float]:
+    """Return the exponent of growth of time, CPU time, and memory beyond what was held before."""
+    sizes = np.log([row["rows"] for row in rows])
+    added = [max(1.0, row["peak_megabytes"] - row["megabytes_before"]) for row in rows]
+    grown = {"seconds": [row["seconds"] for row in rows], "cpu_seconds": [row["cpu_seconds"] for row in rows]}
+    return {
+        f"exponent_of_{name}": round(float(np.polyfit(sizes, np.log(values), 1)[0]), 2)
+        for name, values in (grown | {"added_megabytes": added}).items()
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("sizes", nargs="*", type=int, default=SIZES, metavar="ROWS")
+    parser.add_argument("--child", nargs=2, type=int, metavar=("ROWS", "SEED"), help=argparse.SUPPRESS)
+    add_options(parser, rounds=3)
+    given = parser.parse_args()
+    if given.child:
+        print(json.dumps(audit(*given.child)))
+        return
+    rows = measure(list(given.sizes), given.rounds)
+    if len(rows) > 1:
+        tell_row(fit_exponents(rows), rows)
+    write_figures(given.json, rows, "numpy", "scipy")
+    missed = [row["rows"] for row in rows if "found" in row and row["found"] != row["planted"]]
+    if missed:
+        sys.exit(f"Planted twins were missed at {', '.join(map(str, missed))} rows.")
+
+
+if __name__ == "__main__":
+    main()
