@@ -164,7 +164,7 @@ def main() -> None:
     about = {"model": given.model or f"{given.backbone}, random weights", "image_size": classifier.image_size}
     with tempfile.TemporaryDirectory() as folder:
         opened = open_exports(
-            classifier, given.exports or Path(folder), tuple(given.formats.split(",")), given.face_size
+            classifier, given.exports or Path(folder), tuple(given.formats.split(",")), side=given.face_size
         )
         ways = list_keras_ways(classifier) | {name: answer for name, (answer, _) in opened.items()}
         for batch in map(int, given.batches.split(",")):
