@@ -12,7 +12,6 @@ the seconds of CPU a thousand images tell what they cost, also where other progr
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import keras
 import numpy as np
 from streaming_memory import write_folders
+from timing import tell_row, write_figures
 
 from dlfer.config.schema import DataConfig, StageConfig
 from dlfer.data.bundle import Split, StreamedSplit
@@ -79,7 +79,9 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--image-size", type=int, default=224)
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     options = parser.parse_args()
+    rows: list[dict] = []
     common = {"batch_size": options.batch_size, "image_size": options.image_size}
     with tempfile.TemporaryDirectory() as name:
         write_folders(Path(name), 5_000)
@@ -91,7 +93,8 @@ def main() -> None:
             for with_augment in (False, True):
                 row = measure(split, config, seconds=options.seconds, with_augment=with_augment)
                 step = "read, crop and augment" if with_augment else "read and crop alone"
-                print(json.dumps({"path": what, "step": step, **common, **row}), flush=True)
+                tell_row({"path": what, "step": step, **common, **row}, rows)
+    write_figures(options.json, rows, "tensorflow-cpu", "tensorflow", "keras", "numpy")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ What is compared is the whole path: decode, find the faces, cut them out, ask th
 from __future__ import annotations
 
 import argparse
-import json
 import resource
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from timing import tell_row, write_figures
 
 import dlfer
 from dlfer.apply.film import FilmWriter
@@ -97,17 +97,20 @@ def measure_film(model: str, num_frames: int, faces: str) -> dict:
 
 
 def main() -> None:
-    """Measure and print JSON."""
+    """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="lite2")
     parser.add_argument("--faces", default="opencv")
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--film", type=int, metavar="FRAMES")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     given = parser.parse_args()
+    rows: list[dict] = []
     if given.film:
-        print(json.dumps(measure_film(given.model, given.film, given.faces), indent=2))
+        tell_row(measure_film(given.model, given.film, given.faces), rows)
     else:
-        print(json.dumps(measure_pictures(given.model, given.pictures, given.faces), indent=2))
+        tell_row(measure_pictures(given.model, given.pictures, given.faces), rows)
+    write_figures(given.json, rows, "tensorflow-cpu", "tensorflow", "keras", "numpy", "pillow")
 
 
 if __name__ == "__main__":
