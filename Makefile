@@ -1,11 +1,11 @@
-# make install | demo | test | test-slow | lint | fuzz | jax | docker-check | clean
+# make install | demo | test | test-slow | lint | fuzz | bench | jax | docker-check | clean
 PYTHON ?= python3
 # Which build of TensorFlow: by whether there is an NVIDIA driver, or as the user says.
 TENSORFLOW ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo 'tensorflow[and-cuda]' || echo tensorflow-cpu)
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install demo test test-slow lint fuzz jax docker-check clean
+.PHONY: install demo test test-slow lint fuzz bench jax docker-check clean
 
 install: .venv/installed
 
@@ -51,6 +51,15 @@ FUZZ_MINUTES ?= 10
 fuzz: .venv/installed-dev
 	for reader in csv config image; do \
 	    FUZZ_MINUTES=$(FUZZ_MINUTES) $(BIN)/python -m pytest -s tests/fuzz/fuzz_$$reader.py || exit 1; \
+	done
+
+# Hours on two cores; BENCHMARKS="train_step audit_growth" chooses, BENCH_OUT says where the figures go.
+BENCHMARKS ?= startup_speed augment_speed engines_speed predict_speed input_speed train_step audit_growth step_overhead
+BENCH_OUT ?= build/bench
+bench: .venv/installed-dev
+	mkdir -p $(BENCH_OUT)
+	for name in $(BENCHMARKS); do \
+	    $(BIN)/python benchmarks/$$name.py --json $(BENCH_OUT)/$$name.json || exit 1; \
 	done
 
 clean:

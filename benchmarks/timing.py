@@ -145,7 +145,9 @@ def write_figures(path: Path | None, rows: Sequence[Mapping[str, object]], *pack
     """Write the rows with the machine they were taken on, if a file was asked for."""
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
-        figures = {"command": sys.argv, "machine": describe_machine(*packages), "rows": rows}
+        # Where files stand is nobody else's business.
+        command = [Path(word).name if word.startswith("/") else word for word in sys.argv]
+        figures = {"command": command, "machine": describe_machine(*packages), "rows": rows}
         path.write_text(json.dumps(figures, indent=2) + "\n")
 
 

@@ -81,11 +81,15 @@ def test_a_process_tells_its_time_its_memory_and_what_it_printed(timing):
         timing.run_process([sys.executable, "-c", "import sys; print('this went wrong', file=sys.stderr); sys.exit(3)"])
 
 
-def test_figures_are_written_with_the_machine(timing, tmp_path):
+def test_figures_are_written_with_the_machine(timing, tmp_path, monkeypatch):
     path = tmp_path / "bench" / "a.json"
+    monkeypatch.setattr(
+        timing.sys, "argv", ["benchmarks/a.py", "--csv", str(tmp_path / "fer2013.csv"), "--rounds", "2"]
+    )
     timing.write_figures(path, [{"x": 1}], "numpy", "no-such-package")
     written = json.loads(path.read_text())
     assert written["rows"] == [{"x": 1}]
+    assert written["command"] == ["benchmarks/a.py", "--csv", "fer2013.csv", "--rounds", "2"]
     assert written["machine"]["numpy"] == np.__version__
     assert "no-such-package" not in written["machine"]
     assert {"processor", "cores", "load_average", "commit"} <= set(written["machine"])
