@@ -16,7 +16,6 @@ import argparse
 import os
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TextIO
@@ -61,6 +60,7 @@ class BareSteps:
 
     Attributes:
         start_up: seconds of tracing and of the first two steps, from the first call on.
+        seconds_per_step: of the last call, its first step left out as it is of an epoch.
     """
 
     def __init__(self, network: TransferNetwork, config: StageConfig, device: Device, num_steps: int) -> None:
@@ -88,9 +88,12 @@ class BareSteps:
     def __call__(self) -> None:
         if not self.start_up:
             self._start()
-        for _ in range(self.num_steps):
+        float(self.step(*self.batch))
+        start = time.perf_counter()
+        for _ in range(self.num_steps - 1):
             loss = self.step(*self.batch)
         float(loss)
+        self.seconds_per_step = (time.perf_counter() - start) / (self.num_steps - 1)
 
     def _start(self) -> None:
         for name, call in (
@@ -111,7 +114,8 @@ class Epoch:
         begin, end: of the training and its validation.
         steps: the end of each step.
         cpu: CPU time from the begin to the last step.
-        bare, bare_cpu: wall and CPU time of the bare steps.
+        bare: seconds of a bare step.
+        bare_cpu: CPU time of all of them.
     """
 
     begin: float
@@ -127,14 +131,14 @@ class Watcher(ConsoleListener):
     """The bar that a user sees, drawn to nowhere, and the clock.
 
     Args:
-        take_bare_steps: called after each epoch.
+        bare: whose steps are taken after each epoch.
         sink: what the bar is drawn to.
     """
 
-    def __init__(self, take_bare_steps: Callable[[], object], sink: TextIO) -> None:
+    def __init__(self, bare: BareSteps, sink: TextIO) -> None:
         super().__init__()
         self.console = Console(file=sink, force_terminal=True, width=120)
-        self.take_bare_steps = take_bare_steps
+        self.bare = bare
         self.epochs: list[Epoch] = []
 
     def start_epoch(self, stage: str, epoch: int, epochs: int, step: int, steps: int) -> None:
@@ -151,8 +155,8 @@ class Watcher(ConsoleListener):
         super().finish_epoch(stage, row, is_best=is_best)
         epoch = self.epochs[-1]
         epoch.end, cpu = time.perf_counter(), time.process_time()
-        self.take_bare_steps()
-        epoch.bare, epoch.bare_cpu = time.perf_counter() - epoch.end, time.process_time() - cpu
+        self.bare()
+        epoch.bare, epoch.bare_cpu = self.bare.seconds_per_step, time.process_time() - cpu
 
 
 def make_bundle(num_train: int, num_validation: int) -> DataBundle:
@@ -207,7 +211,7 @@ def measure(case: str, steps: int, rounds: int) -> dict:
 def summarise(epochs: list[Epoch], steps: int, batch: int) -> dict:
     """Return the figures of all epochs after the first."""
     counted = epochs[1:]
-    bare = Timing(*(np.array([(e.bare, e.bare_cpu) for e in counted]).T / steps))
+    bare = Timing(np.array([e.bare for e in counted]), np.array([e.bare_cpu / steps for e in counted]))
     # The first step of an epoch waits for the reading to begin, which an epoch of hundreds of steps does once, too.
     steady = Timing(np.array([(e.steps[-1] - e.steps[0]) / (steps - 1) for e in counted]), None)
     whole = Timing(np.array([e.cpu / steps for e in counted]))

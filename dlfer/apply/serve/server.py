@@ -27,6 +27,8 @@ from dlfer.errors import DlferError, EnvironmentProblem, UserError
 KEY_VARIABLE = "DLFER_API_KEY"
 SHORTEST_KEY = 16
 _KEEP_ALIVE = 10
+BACKLOG = 512
+"""Connections that may wait to be accepted."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +188,9 @@ def _split_name(text: str) -> tuple[str | None, str]:
 
 
 def open_listener(host: str, port: int) -> socket.socket:
-    """Return a socket bound to an address; port 0 takes a free one.
+    """Return a socket that listens at an address; port 0 takes a free one.
+
+    It listens from here on, so that a client who reads the address waits a moment instead of being refused.
 
     Raises:
         EnvironmentProblem: the port is taken, or the address is none of this computer.
@@ -198,6 +202,7 @@ def open_listener(host: str, port: int) -> socket.socket:
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
+        listener.listen(BACKLOG)
     except OSError as error:
         raise EnvironmentProblem(
             f"dlfer serve: cannot listen at {host}, port {port} ({error.strerror or error}). Choose another --port "
@@ -223,5 +228,5 @@ def configure(app: FastAPI, options: ServerOptions) -> uvicorn.Config:
         h11_max_incomplete_event_size=64 * 1024,
         # Connections, busy or not; beyond it uvicorn itself answers 503.
         limit_concurrency=8 * options.limits.requests,
-        backlog=512,
+        backlog=BACKLOG,
     )

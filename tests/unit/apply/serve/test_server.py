@@ -99,6 +99,11 @@ def test_a_port_that_is_taken_is_told():
             open_listener("127.0.0.1", taken.getsockname()[1])
 
 
+def test_a_client_who_comes_before_the_server_answers_waits():
+    with open_listener("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname(), timeout=10) as one:
+        assert one.getpeername() == listener.getsockname()
+
+
 @pytest.mark.slow
 def test_the_command_serves_a_model_warns_and_ends_well(tmp_path, png, as_base64):
     from dlfer.config.schema import ModelConfig
