@@ -213,7 +213,7 @@ def summarise(epochs: list[Epoch], steps: int, batch: int) -> dict:
     counted = epochs[1:]
     bare = Timing(np.array([e.bare for e in counted]), np.array([e.bare_cpu / steps for e in counted]))
     # The first step of an epoch waits for the reading to begin, which an epoch of hundreds of steps does once, too.
-    steady = Timing(np.array([(e.steps[-1] - e.steps[0]) / (steps - 1) for e in counted]), None)
+    steady = Timing(np.array([(e.steps[-1] - e.steps[0]) / (steps - 1) for e in counted]))
     whole = Timing(np.array([e.cpu / steps for e in counted]))
     return {
         **describe_ratio(bare, steady),
@@ -233,6 +233,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12, help="of an epoch, at least 2 (default: 12)")
     add_options(parser, rounds=5)
     given = parser.parse_args()
+    if given.steps < 2:
+        parser.error(f"--steps {given.steps}: expected at least 2, since the first of each epoch is left out.")
     rows: list[dict] = []
     for case in given.cases:
         tell_row(measure(case, given.steps, given.rounds), rows)
