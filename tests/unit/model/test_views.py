@@ -67,10 +67,13 @@ def test_unknown_views_are_refused():
 
 @pytest.mark.parametrize("view", VIEWS)
 def test_a_real_classifier_takes_its_views(view):
+    import keras
+
     from dlfer.config.schema import ModelConfig
     from dlfer.model.network_classifier import TransferClassifier
     from dlfer.model.transfer import build_transfer_network
 
+    keras.utils.set_random_seed(0)
     config = ModelConfig(backbone="efficientnet_nano")
     network = build_transfer_network(config, num_labels=3, image_size=32, channels=1)
     classifier = TransferClassifier(network, ("a", "b", "c"), config=config, channels=1)

@@ -1,0 +1,14 @@
+"""What holds for every test."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def seed_random_weights():
+    """Let each test draw the same weights whatever ran before it in its process; Keras is not loaded for it."""
+    if "keras" in sys.modules:
+        sys.modules["keras"].utils.set_random_seed(0)
