@@ -29,9 +29,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-SETTLE = 0.25
-"""Part of the time after which memory is compared with that of the end."""
-
 
 def make_form(contents: bytes, **fields: str) -> tuple[bytes, dict[str, str]]:
     parts = [
@@ -231,7 +228,7 @@ def summarise(load: Load, took: float, resident: list[float]) -> dict:
         "not_stated": {f"{name}: {status}": count for (name, status), count in load.wrong.items()},
         "resident_mb": {
             "start": round(resident[0]),
-            "after_a_quarter": round(resident[int(SETTLE * len(resident))]),
+            "mean_of_each_tenth": [round(float(part.mean())) for part in np.array_split(np.array(resident), 10)],
             "end": round(resident[-1]),
             "most": round(max(resident)),
         },
