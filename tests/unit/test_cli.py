@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 
 import dlfer
-from dlfer.cli import main
 from dlfer.config.load import load_experiment
 from dlfer.errors import DlferError, TrainingStopped
 from dlfer.runs import create_run
@@ -29,16 +28,8 @@ def work(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def call(work, capsys, monkeypatch):
-    """Run the command; return its exit code, stdout and stderr."""
-
-    def call(*args: str):
-        monkeypatch.setattr(sys, "argv", ["dlfer", *args])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        return caught.value.code, captured.out, captured.err
-
+def call(work, call):
+    """The command, run in the folder `work`."""
     return call
 
 

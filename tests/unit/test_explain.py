@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from dlfer.cli import main
 from dlfer.config.schema import ModelConfig
 from dlfer.data.bundle import Split
 from dlfer.explain.explanation import MapOptions
@@ -41,18 +39,6 @@ def pictures(tmp_path, monkeypatch):
         Image.fromarray(rng.integers(0, 256, (48, 48)).astype(np.uint8)).save(tmp_path / name)
     (tmp_path / "text.jpg").write_text("no picture")
     return tmp_path
-
-
-@pytest.fixture
-def call(capsys, monkeypatch):
-    def call(*args):
-        monkeypatch.setattr(sys, "argv", ["dlfer", *args])
-        with pytest.raises(SystemExit) as caught:
-            main()
-        captured = capsys.readouterr()
-        return caught.value.code, captured.out, captured.err
-
-    return call
 
 
 def test_pictures_become_figures_arrays_and_a_page(call, pictures, model):
