@@ -1,4 +1,4 @@
-"""Losses, optimisers and learning-rate schedules, built from their sections of the experiment."""
+"""Losses and learning-rate schedules, built from their sections of the experiment."""
 
 from __future__ import annotations
 
@@ -7,15 +7,8 @@ import math
 import keras
 from keras import ops
 
-from dlfer.config.schema import LossConfig, OptimizerConfig, ScheduleConfig
+from dlfer.config.schema import LossConfig, ScheduleConfig
 from dlfer.model.googlenet import AUXILIARY_LOSS_WEIGHT
-
-OPTIMIZERS = {
-    "adam": keras.optimizers.Adam,
-    "adamw": keras.optimizers.AdamW,
-    "sgd": keras.optimizers.SGD,
-    "rmsprop": keras.optimizers.RMSprop,
-}
 
 
 def build_loss(config: LossConfig, *, auxiliary: int = 0) -> keras.losses.Loss:
@@ -86,42 +79,6 @@ class FocalFromLogits(keras.losses.Loss):
 
     def get_config(self) -> dict:
         return {**super().get_config(), "gamma": self.gamma, "label_smoothing": self.label_smoothing}
-
-
-def build_optimizer(
-    config: OptimizerConfig, learning_rate: float | keras.optimizers.schedules.LearningRateSchedule, *, clip, ema
-) -> keras.optimizers.Optimizer:
-    """Build the optimiser; weight decay spares biases and normalisation.
-
-    Args:
-        config: name and the keys that it takes; those left out keep Keras' defaults.
-        learning_rate: a number (then it may be changed between epochs) or a schedule.
-        clip: largest global norm of the gradient, or None.
-        ema: decay of the moving average of the weights, or None.
-    """
-    given = config.model_dump(exclude={"name", "learning_rate"}, exclude_none=True)
-    if ema is not None:
-        given |= {"use_ema": True, "ema_momentum": ema}
-    base = OPTIMIZERS[config.name]
-    optimizer = type(base.__name__, (_KeepsRawWeights, base), {})(
-        learning_rate=learning_rate, global_clipnorm=clip, **given
-    )
-    if optimizer.weight_decay:
-        optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
-    return optimizer
-
-
-class _KeepsRawWeights:
-    """`fit` overwrites the weights by their moving average whenever it returns; a stage calls it once an
-    epoch and needs the raw weights to go on, so it swaps the average in itself."""
-
-    def finalize_variable_values(self, var_list) -> None:
-        """Leave the weights as they are."""
-
-    def _all_reduce_sum_gradients(self, grads_and_vars: list) -> list:
-        """Leave the gradients as they are: TensorFlow's loop over several devices sums them before they are
-        clipped, where Keras would clip each device's own."""
-        return grads_and_vars
 
 
 def build_schedule(

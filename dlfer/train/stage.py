@@ -25,7 +25,8 @@ from dlfer.train.checkpoint import read_state, restore_checkpoint, write_checkpo
 from dlfer.train.distribute import build_loop, lead_stage
 from dlfer.train.freeze import set_trainable
 from dlfer.train.history import ScalarLog, write_history
-from dlfer.train.objective import build_loss, build_optimizer, build_schedule
+from dlfer.train.objective import build_loss, build_schedule
+from dlfer.train.optimizers import build_optimizer
 from dlfer.train.plan import compute_steps
 from dlfer.train.state import StageJob, StageResult, StageState
 

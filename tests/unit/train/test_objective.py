@@ -1,22 +1,17 @@
-"""Losses, optimisers and schedules against Keras' own."""
+"""Losses and schedules against Keras' own."""
 
 import keras
 import numpy as np
 import pytest
 
-from dlfer.config import names
-from dlfer.config.schema import LossConfig, OptimizerConfig, ScheduleConfig
-from dlfer.train.objective import OPTIMIZERS, build_loss, build_optimizer, build_schedule
+from dlfer.config.schema import LossConfig, ScheduleConfig
+from dlfer.train.objective import build_loss, build_schedule
 
 
 @pytest.fixture
 def batch() -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
     return np.eye(5, dtype=np.float32)[rng.integers(0, 5, 16)], rng.normal(0, 2, (16, 5)).astype(np.float32)
-
-
-def test_registries_have_the_names_of_the_schema():
-    assert tuple(OPTIMIZERS) == names.OPTIMIZERS
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
@@ -66,49 +61,6 @@ def test_step_falls_every_so_many_epochs_after_its_start():
     config = ScheduleConfig(name="step", factor=0.5, every_epochs=2, start_epoch=3)
     schedule = build_schedule(config, 1.0, steps_per_epoch=4, epochs=10)
     assert [float(schedule(4 * epoch)) for epoch in range(8)] == pytest.approx([1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.125])
-
-
-@pytest.mark.parametrize("name", names.OPTIMIZERS)
-def test_optimizer_takes_one_step_as_keras_does(name):
-    given = {"sgd": {"momentum": 0.9, "nesterov": True}}.get(name, {})
-    ours = build_optimizer(OptimizerConfig(name=name, learning_rate=0.1, **given), 0.1, clip=None, ema=None)
-    stock = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "rmsprop": "RMSprop"}[name]
-    reference = getattr(keras.optimizers, stock)(learning_rate=0.1, **given)
-    values = []
-    for optimizer in (ours, reference):
-        kernel = keras.Variable(np.ones(3, np.float32), name="kernel")
-        optimizer.build([kernel])
-        for gradient in ([1.0, -2.0, 0.5], [0.5, 0.5, 0.5]):
-            optimizer.apply([keras.ops.convert_to_tensor(gradient)], [kernel])
-        values.append(np.asarray(kernel))
-    assert np.allclose(values[0], values[1], atol=1e-7)
-
-
-def test_weight_decay_spares_biases_and_normalisation():
-    optimizer = build_optimizer(OptimizerConfig(name="adamw", weight_decay=0.5), 0.1, clip=None, ema=None)
-    variables = [keras.Variable(np.ones(2, np.float32), name=name) for name in ("kernel", "bias", "gamma", "beta")]
-    optimizer.build(variables)
-    optimizer.apply([keras.ops.zeros(2)] * 4, variables)
-    kernel, *others = (np.asarray(v) for v in variables)
-    assert np.all(kernel < 1)
-    assert all(np.all(values == 1) for values in others)
-
-
-def test_global_norm_is_clipped():
-    optimizer = build_optimizer(OptimizerConfig(name="sgd"), 1.0, clip=1.0, ema=None)
-    weight = keras.Variable(np.zeros(2, np.float32), name="kernel")
-    optimizer.build([weight])
-    optimizer.apply([keras.ops.convert_to_tensor([30.0, 40.0])], [weight])
-    assert np.allclose(np.asarray(weight), [-0.6, -0.8], atol=1e-6)
-
-
-def test_fit_leaves_the_raw_weights_beside_their_average():
-    optimizer = build_optimizer(OptimizerConfig(name="sgd"), 1.0, clip=None, ema=0.5)
-    weight = keras.Variable(np.zeros(1, np.float32), name="kernel")
-    optimizer.build([weight])
-    optimizer.apply([keras.ops.convert_to_tensor([-1.0])], [weight])
-    optimizer.finalize_variable_values([weight])
-    assert np.asarray(weight) == pytest.approx(1.0)
 
 
 @pytest.mark.parametrize("name", ["categorical_crossentropy", "binary_crossentropy", "focal"])
