@@ -11,7 +11,7 @@ from dlfer._version import __version__
 _PLACES = {
     "ExperimentConfig": ("dlfer.config.schema", "ExperimentConfig"),
     "FacePredictor": ("dlfer.apply.predict", "FacePredictor"),
-    "evaluate_model": ("dlfer.evaluate_model", "evaluate_model"),
+    "evaluate_model": ("dlfer.judge.again", "evaluate_model"),
     "load": ("dlfer.model.artifact", "load_artifact"),
     "load_experiment": ("dlfer.config.load", "load_experiment"),
     "read_image": ("dlfer.apply.read_image", "read_image"),

@@ -7,7 +7,9 @@ from pathlib import Path
 
 from dlfer.errors import ModelError
 from dlfer.files.json_file import read_json
-from dlfer.runs import RUN_FILE, Run, find_checkout, match_runs, open_run
+from dlfer.runs.find import match_runs, open_run
+from dlfer.runs.record import find_checkout
+from dlfer.runs.run import RUN_FILE, Run
 
 ARTIFACT_FILE = "artifact.json"
 

@@ -16,12 +16,21 @@ from dlfer.data.audit import audit_data
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.errors import TrainingStopped
 from dlfer.evaluate.predictions import Predictions
-from dlfer.extras import choose_extras, judge_extras
-from dlfer.fit_boosted import explain_boosted, fit_boosted
-from dlfer.fit_ensemble import explain_ensemble, fit_ensemble
-from dlfer.fit_network import Fitted, explain_network, fit_network
-from dlfer.judge import compute_run_metrics, count_openings, describe_data, log_opening, predict_parts, sort_errors
-from dlfer.milestones import judge_milestones
+from dlfer.fit.boosted import explain_boosted, fit_boosted
+from dlfer.fit.ensemble import explain_ensemble, fit_ensemble
+from dlfer.fit.network import Fitted, explain_network, fit_network
+from dlfer.fit.session import Session
+from dlfer.fit.smoke import make_smoke_config
+from dlfer.judge.extras import choose_extras, judge_extras
+from dlfer.judge.milestones import judge_milestones
+from dlfer.judge.parts import (
+    compute_run_metrics,
+    count_openings,
+    describe_data,
+    log_opening,
+    predict_parts,
+    sort_errors,
+)
 from dlfer.model.classifier import Classifier, store_temperature
 from dlfer.model.network_classifier import NetworkClassifier
 from dlfer.report.card import write_card
@@ -29,9 +38,9 @@ from dlfer.report.explained import MOST_EXAMPLES, choose_examples, write_occlusi
 from dlfer.report.html import write_report
 from dlfer.report.page import format_percent
 from dlfer.report.pictures import write_confusion_page, write_error_page
-from dlfer.runs import Run, RunOptions, create_run, open_run
-from dlfer.session import Session
-from dlfer.smoke import make_smoke_config
+from dlfer.runs.find import open_run
+from dlfer.runs.options import RunOptions
+from dlfer.runs.run import Run, create_run
 from dlfer.train.device import Device, choose_device, set_determinism
 
 __all__ = ["execute_run", "resume_run", "run_experiment", "start_run"]

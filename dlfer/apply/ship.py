@@ -16,6 +16,7 @@ from dlfer.config.names import FER2013_LABELS
 from dlfer.data.images import resize_square
 from dlfer.data.synthetic_faces import draw_face
 from dlfer.errors import ModelError
+from dlfer.files.atomic import write_atomically
 from dlfer.files.manifest import hash_file
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
@@ -23,7 +24,8 @@ from dlfer.model.network_classifier import WEIGHTS_FILE
 from dlfer.report.card import CARD_FILE, write_card
 from dlfer.report.record import read_config
 from dlfer.report.terms import find_terms
-from dlfer.runs import CONFIG_FILE, METRICS_FILE, RUN_FILE, open_run, write_atomically
+from dlfer.runs.find import open_run
+from dlfer.runs.run import CONFIG_FILE, METRICS_FILE, RUN_FILE
 
 MAX_BYTES = 25 * 2**20
 """Of a shipped model: it stands in the repository."""

@@ -32,15 +32,15 @@ def evaluate(
 ) -> None:
     """Judge a trained model on other data; a run without any, on its own test or validation part."""
     from dlfer.catalog import find_model
-    from dlfer.show import format_metrics
+    from dlfer.verbs.show import format_metrics
 
     if csv is not None and data is not None:
         raise UserError("dlfer evaluate: found both --csv and --data, expected one of them.")
     if usage is not None and csv is None:
         raise UserError("dlfer evaluate: --usage goes with --csv FILE.")
     find_model(model)  # a wrong name is told before TensorFlow is loaded
-    from dlfer.evaluate_model import evaluate_model
-    from dlfer.extras import Extras
+    from dlfer.judge.again import evaluate_model
+    from dlfer.judge.extras import Extras
 
     asked = Extras(
         corrupt=corrupt,
@@ -67,9 +67,9 @@ def compare(
     """Compare finished runs on the same images: paired differences, and which of them are told apart."""
     import json
 
-    from dlfer.compare_runs import compare_runs
-    from dlfer.runs import write_atomically
-    from dlfer.show import format_comparison
+    from dlfer.files.atomic import write_atomically
+    from dlfer.verbs.compare import compare_runs
+    from dlfer.verbs.show import format_comparison
 
     comparison = compare_runs(runs, part=part, folder=out)
     if json_out is not None:
@@ -102,8 +102,8 @@ def audit(
     """Look into data: twins and leaks, contradicting labels, empty images, outliers, votes of annotators."""
     if sum(given is not None for given in (file, csv, folder)) != 1:
         raise UserError("dlfer audit: give one of FILE, --csv FILE and --folder DIR.")
-    from dlfer.inspect_data import AuditFiles, inspect_data
     from dlfer.report.audit import describe_audit
+    from dlfer.verbs.audit import AuditFiles, inspect_data
 
     files = AuditFiles(json_out, html_out, groups_out, split_out)
     found = inspect_data(file, csv=csv, folder=folder, votes=votes, files=files)
@@ -124,7 +124,7 @@ def report(
     from dlfer.report.comparison import write_comparison_report
     from dlfer.report.html import write_report
     from dlfer.report.search import write_search_report
-    from dlfer.runs import open_run
+    from dlfer.runs.find import open_run
 
     writers = {"run": write_report, "search": write_search_report}
     for opened in [open_run(name, out) for name in runs]:

@@ -22,8 +22,8 @@ def show(
     as_json: Json = False,
 ) -> None:
     """Show an experiment in full, the runs, one run, or what there is to choose from."""
-    from dlfer import show as tables
-    from dlfer.runs import default_runs_folder
+    from dlfer.runs.find import default_runs_folder
+    from dlfer.verbs import show as tables
 
     if file is not None and what != "config":
         raise UserError(f"dlfer show {what} {file}: only config takes a file.")
@@ -66,7 +66,7 @@ def _print_schema(*, as_json: bool) -> None:
 
 
 def _print_rows(rows: list[dict[str, Any]], none: str, *, as_json: bool) -> None:
-    from dlfer.show import format_rows
+    from dlfer.verbs.show import format_rows
 
     if as_json:
         print(json.dumps(rows, indent=2))

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from dlfer.errors import UserError
-from dlfer.runs import RunOptions
+from dlfer.runs.options import RunOptions
 
 OptionalFile = Annotated[
     Path | None, typer.Argument(help="Experiment file (YAML); none with --resume.", show_default=False)
@@ -101,7 +101,7 @@ def parse_seeds(text: str) -> list[int]:
 def check_start(verb: str, file: Path | None, resume: str | None, options: RunOptions) -> Path | None:
     """Check what can be checked before TensorFlow is loaded; return the folder of the run to go on with."""
     from dlfer.config.load import load_experiment
-    from dlfer.runs import open_run
+    from dlfer.runs.find import open_run
     from dlfer.train.launch import check_alone
 
     if verb != "run":

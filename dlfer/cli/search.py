@@ -9,7 +9,7 @@ import typer
 
 from dlfer.cli.options import OptionalFile, check_start, print_done, with_run_options
 from dlfer.errors import UserError
-from dlfer.runs import RunOptions
+from dlfer.runs.options import RunOptions
 
 CHIEF = "127.0.0.1:8765"
 

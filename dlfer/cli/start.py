@@ -13,7 +13,7 @@ from dlfer.errors import ConfigError
 
 def doctor() -> None:
     """Look at Python, packages, GPU, data, disk and memory, and say how to mend what is wrong."""
-    from dlfer.doctor import examine
+    from dlfer.verbs.doctor import examine
 
     num_missing = 0
     for finding in examine():
@@ -28,7 +28,7 @@ def init(
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The file to write.")] = None,
 ) -> None:
     """Write a first experiment for a folder of your own images."""
-    from dlfer.starter import write_starter
+    from dlfer.verbs.init import write_starter
 
     path = write_starter(folder, out)
     say(f"Next: dlfer run {path} --smoke, then dlfer run {path}")

@@ -8,7 +8,7 @@ import typer
 
 from dlfer.cli.options import OptionalFile, check_start, parse_seeds, print_done, with_run_options
 from dlfer.errors import UserError
-from dlfer.runs import RunOptions
+from dlfer.runs.options import RunOptions
 
 
 @with_run_options
@@ -17,8 +17,8 @@ def run(file: OptionalFile = None, *, resume: str | None, options: RunOptions) -
     resumed = check_start("run", file, resume, options)
     from dlfer.config.load import load_experiment
     from dlfer.experiment import resume_run, run_experiment
-    from dlfer.hosts import lead_or_follow
-    from dlfer.runs import open_run
+    from dlfer.runs.find import open_run
+    from dlfer.verbs.hosts import lead_or_follow
 
     if resumed is None:
         work, config = lambda: run_experiment(file, options), lambda: load_experiment(file, options.overrides)

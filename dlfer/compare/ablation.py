@@ -22,9 +22,10 @@ from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, DlferError, TrainingStopped, UserError
 from dlfer.experiment import execute_run, explain_experiment, prepare_config, start_run
+from dlfer.fit.session import Session
 from dlfer.report.comparison import format_comparison_table
-from dlfer.runs import RunOptions, open_run
-from dlfer.session import Session
+from dlfer.runs.find import open_run
+from dlfer.runs.options import RunOptions
 
 WITH, WITHOUT, EQUAL_COMPUTE = "with EF-FER1", "without EF-FER1", "without, equal compute"
 

@@ -19,9 +19,9 @@ from dlfer.compare.members import Member
 from dlfer.compare.summary import Finished, describe_part
 from dlfer.config.grid import Cell
 from dlfer.config.schema import SweepConfig
+from dlfer.files.atomic import write_atomically
 from dlfer.report.page import read_rows
 from dlfer.report.run_figures import read_log
-from dlfer.runs import write_atomically
 
 BEST_FILE = "best.csv"
 FIGURES = ("accuracy", "macro_precision", "macro_recall", "macro_f1")

@@ -13,7 +13,8 @@ import sys
 from pathlib import Path
 
 from dlfer.errors import DlferError, TrainingStopped, UserError
-from dlfer.runs import Run, RunOptions
+from dlfer.runs.options import RunOptions
+from dlfer.runs.run import Run
 from dlfer.train.control import StopControl
 
 
@@ -32,7 +33,7 @@ def main(argv: list[str]) -> int:
         with control.watch_signals():
             # A wish to stop is heard while the framework is loaded.
             from dlfer.experiment import execute_run
-            from dlfer.session import Session
+            from dlfer.fit.session import Session
             from dlfer.train.progress import ConsoleListener
 
             session = Session(options, control, ConsoleListener(), resume_hint=given.hint)

@@ -11,7 +11,9 @@ from dlfer.compare.members import Member, Plan, read_members, write_members
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import DlferError, TrainingStopped
 from dlfer.report.comparison import write_comparison_report
-from dlfer.runs import Run, RunOptions, create_run, default_runs_folder
+from dlfer.runs.find import default_runs_folder
+from dlfer.runs.options import RunOptions
+from dlfer.runs.run import Run, create_run
 
 
 @dataclass

@@ -13,7 +13,8 @@ from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError
 from dlfer.evaluate.predictions import Predictions, read_predictions
-from dlfer.runs import RUN_FILE, Run, write_atomically
+from dlfer.files.atomic import write_atomically
+from dlfer.runs.run import RUN_FILE, Run
 
 MEMBERS_FILE = "members.csv"
 PARTS = ("train", "validation", "test")

@@ -11,9 +11,9 @@ from dlfer.compare.execute import Comparison
 from dlfer.compare.members import Member
 from dlfer.compare.workers import Place, describe_exit, start_child, stop_children
 from dlfer.errors import DlferError, TrainingStopped, UserError
+from dlfer.fit.smoke import make_smoke_config
 from dlfer.report.page import format_percent
-from dlfer.runs import RUN_FILE, create_run
-from dlfer.smoke import make_smoke_config
+from dlfer.runs.run import RUN_FILE, create_run
 from dlfer.train.control import StopControl
 
 POLL_SECONDS = 0.2

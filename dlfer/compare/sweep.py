@@ -35,9 +35,11 @@ from dlfer.config.grid import Cell, list_cells
 from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError
+from dlfer.files.atomic import write_atomically
 from dlfer.report.best_cells import format_best_tables
 from dlfer.report.sweep import format_sweep_table
-from dlfer.runs import RunOptions, open_run, write_atomically
+from dlfer.runs.find import open_run
+from dlfer.runs.options import RunOptions
 from dlfer.train.control import StopControl
 
 SWEEP_FILE = "sweep.csv"
@@ -108,7 +110,7 @@ def _carry_out(comparison: Comparison, options: RunOptions, workers: int | None)
 def _explain(config: ExperimentConfig, plan: Plan, options: RunOptions) -> None:
     """Say what a sweep would do: the first member's plan, and every member."""
     from dlfer.experiment import explain_experiment, prepare_config
-    from dlfer.session import Session
+    from dlfer.fit.session import Session
 
     members = plan.make_members()
     session = Session.start(options)

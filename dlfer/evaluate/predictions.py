@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from dlfer.errors import DataError
+from dlfer.files.atomic import write_atomically
 from dlfer.files.npz_file import read_npz
-from dlfer.runs import write_atomically
 
 SUM_TOLERANCE = 1e-4
 """How far the probabilities of one row may sum from 1: a float32 softmax stays well within."""

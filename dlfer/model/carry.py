@@ -18,10 +18,10 @@ import keras
 import numpy as np
 
 from dlfer.errors import ModelError, TransferError
+from dlfer.files.atomic import write_atomically
 from dlfer.files.json_file import read_json
 from dlfer.model.transfer import TransferNetwork
 from dlfer.model.weights_file import load_weights
-from dlfer.runs import write_atomically
 
 WEIGHTS_FILE = "backbone.weights.h5"
 RECORD_FILE = "backbone.json"

@@ -22,9 +22,9 @@ from dlfer.config import names
 from dlfer.config.schema import ModelConfig
 from dlfer.errors import ModelError
 from dlfer.evaluate.calibration import apply_temperature
+from dlfer.files.atomic import write_atomically
 from dlfer.files.json_file import read_json
 from dlfer.files.manifest import check_manifest, hash_file
-from dlfer.runs import write_atomically
 
 FORMAT = 1
 _MEND = "Copy the artifact again, or train it anew"

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlfer.catalog import ARTIFACT_FILE
 from dlfer.errors import ModelError
+from dlfer.files.atomic import write_atomically
 from dlfer.report.headline import METRICS, PARTS, VIEWS, get_judged_part
 from dlfer.report.judgement import describe_abstention, describe_calibration, describe_groups, tell_missing_groups
 from dlfer.report.page import (
@@ -21,7 +22,6 @@ from dlfer.report.page import (
 )
 from dlfer.report.record import describe_environment, get_name, read_config, read_text
 from dlfer.report.terms import find_terms
-from dlfer.runs import write_atomically
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult

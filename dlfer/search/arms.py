@@ -13,9 +13,9 @@ from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.config.space import list_ancestors
 from dlfer.errors import ConfigError
+from dlfer.fit.smoke import make_smoke_config
 from dlfer.report.search import ALONE
 from dlfer.search.engine import Engine, EngineSettings, open_engine
-from dlfer.smoke import make_smoke_config
 
 SMOKE_TRIALS = 2
 

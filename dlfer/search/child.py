@@ -16,7 +16,9 @@ from typing import Any, TextIO
 
 from dlfer.config.load import load_experiment, with_overrides
 from dlfer.errors import TrainingStopped, UserError
-from dlfer.runs import RunOptions, open_run, write_atomically
+from dlfer.files.atomic import write_atomically
+from dlfer.runs.find import open_run
+from dlfer.runs.options import RunOptions
 
 STOP, ON = "stop", "on"
 GRACE_SECONDS = 120.0
@@ -89,7 +91,7 @@ def main(argv: list[str]) -> int:
 
 def _execute(job: dict[str, Any], control: Any, channel: Channel) -> Path:
     from dlfer.experiment import execute_run, start_run
-    from dlfer.session import Session
+    from dlfer.fit.session import Session
     from dlfer.train.watch import TrainingListener
 
     class Teller(TrainingListener):

@@ -10,9 +10,10 @@ from typing import Any
 from dlfer.config.load import dump_experiment, load_experiment, with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError
+from dlfer.files.atomic import write_atomically
 from dlfer.report.keys import format_value
 from dlfer.report.search import ALONE, TRIALS_FILE
-from dlfer.runs import CONFIG_FILE, Run, write_atomically
+from dlfer.runs.run import CONFIG_FILE, Run
 from dlfer.search.arms import Arm
 from dlfer.search.board import find_best
 from dlfer.search.engine import TrialRecord

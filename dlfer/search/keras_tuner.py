@@ -17,7 +17,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dlfer.runs import write_atomically
+from dlfer.files.atomic import write_atomically
 from dlfer.search.dimensions import Dimension, list_dimensions
 from dlfer.search.engine import DEFAULT_TRIALS, Answer, EngineSettings, Proposal, TrialRecord
 from dlfer.search.objective import get_direction

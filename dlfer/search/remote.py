@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, DlferError, TrainingStopped, UserError
+from dlfer.files.atomic import write_atomically
 from dlfer.report.keys import format_overrides
 from dlfer.report.search import ALONE
-from dlfer.runs import CONFIG_FILE, Run, RunOptions, default_runs_folder, write_atomically
+from dlfer.runs.find import default_runs_folder
+from dlfer.runs.options import RunOptions
+from dlfer.runs.run import CONFIG_FILE, Run
 from dlfer.search.arms import Arm
 from dlfer.search.engine import Answer, Proposal, TrialRecord
 from dlfer.search.files import list_differences

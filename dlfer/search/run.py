@@ -12,7 +12,9 @@ from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import DlferError, TrainingStopped, UserError
 from dlfer.report.keys import format_overrides
-from dlfer.runs import Run, RunOptions, create_run, default_runs_folder, open_run
+from dlfer.runs.find import default_runs_folder, open_run
+from dlfer.runs.options import RunOptions
+from dlfer.runs.run import Run, create_run
 from dlfer.search.arms import Arm, list_arms
 from dlfer.search.board import Board
 from dlfer.search.ending import conclude, say_unfinished

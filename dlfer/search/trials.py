@@ -24,8 +24,9 @@ from filelock import FileLock, Timeout
 from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, ModelError, TrainingStopped
+from dlfer.files.atomic import write_atomically
 from dlfer.report.page import read_rows
-from dlfer.runs import CONFIG_FILE, Run, write_atomically
+from dlfer.runs.run import CONFIG_FILE, Run
 from dlfer.search.child import ON, STOP
 from dlfer.search.objective import Report, TrialFailed, compute_scores_so_far, compute_trial_digest
 from dlfer.train.control import StopControl

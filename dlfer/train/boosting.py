@@ -19,8 +19,8 @@ import numpy as np
 from dlfer.config.boosting import BoostingConfig
 from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
 from dlfer.evaluate.metrics import compute_accuracy, compute_confusion, compute_item_losses, compute_macro_f1
+from dlfer.files.atomic import write_atomically
 from dlfer.model.trees import count_threads, import_xgboost, make_parameters, read_booster
-from dlfer.runs import write_atomically
 from dlfer.train.history import ScalarLog, write_history
 from dlfer.train.state import StageJob, StageResult
 

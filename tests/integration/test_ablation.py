@@ -9,7 +9,7 @@ import pytest
 
 from dlfer.compare.ablation import EQUAL_COMPUTE, WITH, WITHOUT, resume_ablation, run_ablation
 from dlfer.errors import ConfigError, TrainingStopped
-from dlfer.runs import RunOptions
+from dlfer.runs.options import RunOptions
 from tests.integration.conftest import SMALL
 
 FAST = {"experiment.deterministic": False, "experiment.checkpoint_minutes": 5.0, "finetune.ema": None}

@@ -11,10 +11,11 @@ from dlfer.data.sources import load_data
 from dlfer.errors import ProtocolError, TrainingStopped
 from dlfer.evaluate.predictions import read_predictions
 from dlfer.experiment import resume_run, start_run
+from dlfer.fit.session import Session
 from dlfer.model.artifact import load_artifact
 from dlfer.model.views import predict_views
-from dlfer.runs import RunOptions, list_runs
-from dlfer.session import Session
+from dlfer.runs.find import list_runs
+from dlfer.runs.options import RunOptions
 from dlfer.train.watch import TrainingListener
 
 FILE = """

@@ -11,9 +11,9 @@ from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import DataConfig
 from dlfer.data.synthetic_faces import load_synthetic_faces
 from dlfer.errors import ModelError, UserError
-from dlfer.evaluate_model import evaluate_model
 from dlfer.experiment import run_experiment
-from dlfer.runs import RunOptions
+from dlfer.judge.again import evaluate_model
+from dlfer.runs.options import RunOptions
 
 EXPERIMENT = """
 experiment: {{name: judged}}

@@ -22,7 +22,7 @@ from dlfer.files import npz_file
 from dlfer.files.manifest import check_manifest, hash_file
 from dlfer.files.npz_file import read_npz
 from dlfer.report.record import read_config
-from dlfer.runs import Run
+from dlfer.runs.run import Run
 
 DEEP = "[" * 100_000
 

@@ -8,7 +8,8 @@ from dlfer import catalog
 from dlfer.catalog import find_model, list_models
 from dlfer.config.load import load_experiment
 from dlfer.errors import ModelError
-from dlfer.runs import create_run, default_runs_folder
+from dlfer.runs.find import default_runs_folder
+from dlfer.runs.run import create_run
 
 
 @pytest.fixture

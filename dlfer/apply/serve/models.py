@@ -17,7 +17,7 @@ from dlfer.errors import UserError
 from dlfer.report.headline import get_judged_part, name_part
 from dlfer.report.page import read_json
 from dlfer.report.record import read_config, read_text
-from dlfer.runs import RUN_FILE
+from dlfer.runs.run import RUN_FILE
 
 
 class ServedModel:

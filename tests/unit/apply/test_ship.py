@@ -16,8 +16,8 @@ from dlfer.errors import ModelError
 from dlfer.model.artifact import load_artifact
 from dlfer.model.network_classifier import TransferClassifier
 from dlfer.model.transfer import build_transfer_network
-from dlfer.runs import create_run
-from dlfer.show import list_model_rows
+from dlfer.runs.run import create_run
+from dlfer.verbs.show import list_model_rows
 
 LABELS = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dlfer.runs import RunOptions
+from dlfer.runs.options import RunOptions
 
 EXPERIMENT = """\
 experiment: {name: small}
@@ -28,7 +28,7 @@ import numpy as np
 from dlfer.errors import DataError, NonFiniteError
 from dlfer.evaluate.predictions import Predictions, write_predictions
 from dlfer.evaluate.scores import compute_metrics_file
-from dlfer.runs import Run
+from dlfer.runs.run import Run
 
 run, plan = Run(Path(sys.argv[1])), json.loads(sys.argv[2])
 config = run.config()

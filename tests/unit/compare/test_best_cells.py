@@ -23,7 +23,7 @@ from dlfer.evaluate.scores import compute_metrics_file
 from dlfer.report.best_cells import MOST_ROWS, draw_best_rocs, draw_best_scores, draw_macro_rocs, group_best_rows
 from dlfer.report.comparison import write_comparison_report
 from dlfer.report.curves import compute_class_rocs
-from dlfer.runs import Run, create_run
+from dlfer.runs.run import Run, create_run
 
 EXPERIMENT = """\
 experiment: {name: small}

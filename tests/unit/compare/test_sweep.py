@@ -17,7 +17,8 @@ from rich.console import Console
 from dlfer.compare.sweep import resume_sweep, run_sweep
 from dlfer.errors import ConfigError, DlferError, ModelError, TrainingStopped, UserError
 from dlfer.report.sweep import format_sweep_table
-from dlfer.runs import Run, open_run
+from dlfer.runs.find import open_run
+from dlfer.runs.run import Run
 
 
 def read_csv(path: Path) -> list[dict]:

@@ -15,7 +15,8 @@ import numpy as np
 
 from dlfer.config.load import load_experiment, with_overrides
 from dlfer.evaluate.predictions import Predictions, write_predictions
-from dlfer.runs import Run, create_run, write_atomically
+from dlfer.files.atomic import write_atomically
+from dlfer.runs.run import Run, create_run
 
 COLUMNS = "epoch,phase,train_loss,train_accuracy,validation_loss,validation_accuracy,validation_macro_f1\n"
 

@@ -12,7 +12,8 @@ import pytest
 from dlfer.config.load import load_experiment
 from dlfer.errors import ConfigError, DlferError, TrainingStopped, UserError
 from dlfer.report.search import write_search_report
-from dlfer.runs import RunOptions, open_run
+from dlfer.runs.find import open_run
+from dlfer.runs.options import RunOptions
 from dlfer.search import run as search_run
 from dlfer.search.files import list_differences
 from dlfer.search.run import SearchOptions, resume_search, run_search

@@ -9,7 +9,7 @@ import pytest
 
 from dlfer.config.load import with_overrides
 from dlfer.errors import TrainingStopped
-from dlfer.runs import create_run
+from dlfer.runs.run import create_run
 from dlfer.search.objective import TrialFailed
 from dlfer.search.trials import TrialRunner, TrialSettings
 from dlfer.train.control import StopControl

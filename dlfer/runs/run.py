@@ -1,0 +1,194 @@
+"""The run directory: made once, never overwritten, every file whole or absent.
+
+<runs folder>/<experiment name>/<UTC stamp>-<digest>[-ablation]/
+    run.json      status, command, times, device, seed, digest, commit, package versions, error
+    config.yaml   the experiment in full
+    log.jsonl     what happened, one JSON object a line
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import platform
+from collections.abc import Iterator, Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from dlfer._version import __version__
+from dlfer.errors import ConfigError, ModelError
+from dlfer.files.atomic import write_atomically
+from dlfer.files.json_file import read_json
+from dlfer.runs.record import describe_checkout, describe_process, list_packages, tell_status, tell_time, to_json
+
+if TYPE_CHECKING:
+    from dlfer.config.schema import ExperimentConfig
+
+RUN_FILE, CONFIG_FILE, LOG_FILE, LOCK_FILE = "run.json", "config.yaml", "log.jsonl", ".lock"
+METRICS_FILE = "metrics.json"
+
+
+class Run:
+    """A run directory that exists; make one by `create_run`, find one by `open_run`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __repr__(self) -> str:
+        return f"Run({str(self.path)!r})"
+
+    @property
+    def status(self) -> str:
+        """running, interrupted (its process is gone), stopped, failed or finished."""
+        return tell_status(self.read_json(RUN_FILE))
+
+    @property
+    def kind(self) -> str:
+        """run, ablation, sweep or search."""
+        return self.read_json(RUN_FILE).get("kind", "run")
+
+    @property
+    def is_smoke(self) -> bool:
+        """Whether it was made by --smoke."""
+        return bool(self.read_json(RUN_FILE).get("smoke", False))
+
+    def config(self) -> ExperimentConfig:
+        """Return the experiment as it was run."""
+        from dlfer.config.load import load_experiment
+
+        return load_experiment(self.path / CONFIG_FILE, check_search=False)
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Append a line to log.jsonl: the time in UTC, the event, and the fields."""
+        line = json.dumps(to_json({"time": tell_time(), "event": event, **fields})) + "\n"
+        with (self.path / LOG_FILE).open("a", encoding="utf-8") as file:
+            file.write(line)
+
+    def update(self, **fields: Any) -> None:
+        """Set fields of run.json; status="running" also records the process that goes on with it."""
+        if fields.get("status") == "running":
+            fields = {**describe_process(), "error": None, "finished": None, **fields}
+        self.write_json(RUN_FILE, {**self.read_json(RUN_FILE), **fields})
+
+    def finish(self) -> None:
+        """Record that everything was done."""
+        self._end("finished", error=None)
+
+    def fail(self, error: BaseException) -> None:
+        """Record what went wrong."""
+        self._end("failed", error=f"{type(error).__name__}: {error}")
+
+    def stop(self, reason: str) -> None:
+        """Record that it stands at a checkpoint, and what asked for the stop."""
+        self._end("stopped", error=None, reason=reason)
+
+    def write_json(self, name: str, values: Mapping[str, Any] | list[Any]) -> None:
+        """Write a file of the run as JSON; numpy's numbers become plain ones, NaN and infinity null."""
+        write_atomically(self.path / name, json.dumps(to_json(values), indent=2, allow_nan=False) + "\n")
+
+    def read_json(self, name: str) -> Any:
+        """Return the contents of a JSON file of the run.
+
+        Raises:
+            ModelError: it is not there or damaged.
+        """
+        path = self.path / name
+        try:
+            return read_json(path)
+        except FileNotFoundError:
+            raise ModelError(f"{path}: there is no such file; the run did not come so far, or it is no run.") from None
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path}: expected JSON: {error}.") from None
+
+    @contextlib.contextmanager
+    def hold(self) -> Iterator[None]:
+        """Keep every other process from working on this run while inside.
+
+        Raises:
+            ModelError: another process works on it.
+        """
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / LOCK_FILE)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            values = self.read_json(RUN_FILE)
+            raise ModelError(
+                f"{self.path}: another process works on it (process {values.get('pid')} on {values.get('host')}). "
+                "Wait for its end, or stop it (Ctrl-C, or kill with its number) and go on with --resume then."
+            ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def is_held(self) -> bool:
+        """Tell whether a process works on this run now."""
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / LOCK_FILE)
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            return True
+        lock.release()
+        return False
+
+    def _end(self, status: str, **fields: Any) -> None:
+        self.update(status=status, finished=tell_time(), **fields)
+        self.log(status, **{key: value for key, value in fields.items() if value is not None})
+
+
+def create_run(folder: Path, config: ExperimentConfig, *, argv: list[str], kind: str = "run") -> Run:
+    """Make a new run directory for an experiment and describe it in config.yaml and run.json.
+
+    Args:
+        folder: the folder of runs.
+        argv: the command that asked for it.
+        kind: "run", or the kind of comparison, which then ends the directory's name.
+    """
+    from dlfer.config.load import compute_digest, dump_experiment
+
+    digest = compute_digest(config)
+    stamp = datetime.now(UTC).strftime("%Y%m%dT%H%M%SZ")
+    name = f"{stamp}-{digest[:8]}" + ("" if kind == "run" else f"-{kind}")
+    run = Run(_make_new_folder(Path(folder) / config.experiment.name, name))
+    write_atomically(run.path / CONFIG_FILE, dump_experiment(config))
+    values = {
+        "status": "running",
+        "kind": kind,
+        "experiment": config.experiment.name,
+        "argv": argv,
+        "started": tell_time(),
+        "finished": None,
+        "error": None,
+        "device": None,
+        "seed": config.experiment.seed,
+        "config_digest": digest,
+        "git": describe_checkout(),
+        "dlfer": __version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": list_packages(),
+        **describe_process(),
+    }
+    run.write_json(RUN_FILE, values)
+    run.log("created", kind=kind)
+    return run
+
+
+def _make_new_folder(parent: Path, name: str) -> Path:
+    for number in range(1, 1000):
+        path = parent / (name if number == 1 else f"{name}-{number}")
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise ConfigError(
+                f"{parent}: cannot make a run there ({error.strerror or error}); choose a folder by --out."
+            ) from None
+        return path
+    raise ConfigError(f"{parent}: found a thousand runs named {name}; choose another folder by --out.")

@@ -1,0 +1,284 @@
+"""The tables behind `dlfer show`: rows of plain values, which the command prints as text or as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+Rows = list[dict[str, Any]]
+
+
+def list_run_rows(folder: Path) -> Rows:
+    """Return the runs of a folder, oldest first."""
+    from dlfer.runs.find import list_runs
+
+    return [
+        {
+            "run": summary.name,
+            "kind": summary.kind,
+            "status": summary.status,
+            "started": summary.started,
+            "error": summary.error,
+        }
+        for summary in list_runs(folder)
+    ]
+
+
+def describe_run(name: str, folder: Path) -> dict[str, Any]:
+    """Return what run.json says of a run, its path, and its figures if it has some.
+
+    Raises:
+        ModelError: no such run, or more than one.
+    """
+    from dlfer.runs.find import open_run
+    from dlfer.runs.run import METRICS_FILE, RUN_FILE
+
+    run = open_run(name, folder)
+    values = {"path": str(run.path), **run.read_json(RUN_FILE), "status": run.status}
+    if (run.path / METRICS_FILE).is_file():
+        metrics = run.read_json(METRICS_FILE)
+        for part in ("test", "test_without_twins", "validation", "train"):
+            values |= _summarise_part(part, metrics.get(part))
+    return values
+
+
+def list_model_rows() -> Rows:
+    """Return the models that can be named, what their artifact.json says of them, and their figures.
+
+    At most one is the default: the one that is used where none is named.
+    """
+    from dlfer.catalog import ARTIFACT_FILE, find_default_model, list_models
+    from dlfer.errors import ModelError
+    from dlfer.runs.run import METRICS_FILE, Run
+
+    try:
+        default = find_default_model()
+    except ModelError:
+        default = None
+    rows = []
+    for name, path in list_models().items():
+        record = Run(path).read_json(ARTIFACT_FILE)
+        metrics = Run(path).read_json(METRICS_FILE) if (path / METRICS_FILE).is_file() else {}
+        model = record.get("model", {})
+        rows.append(
+            {
+                "name": name,
+                "default": path == default,
+                "family": record.get("family"),
+                "backbone": ", ".join(model.get("branches") or []) or model.get("backbone"),
+                "image_size": record.get("input", {}).get("image_size"),
+                "test": _get_accuracy(metrics.get("test")),
+                "validation": _get_accuracy(metrics.get("validation")),
+                "path": str(path),
+            }
+        )
+    return rows
+
+
+def _get_accuracy(scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """Return the accuracy of a part with its interval and n, or None where there is none."""
+    return {**scores["accuracy"], "n": scores["n"]} if scores and scores.get("accuracy") else None
+
+
+def list_backbone_rows() -> Rows:
+    """Return the table of backbones."""
+    from dlfer.model.backbones import BACKBONES
+
+    return [
+        {
+            "backbone": spec.name,
+            "image_size": spec.image_size,
+            "parameters": spec.num_parameters_without_top,
+            "min_image_size": spec.min_image_size,
+            "weights": ", ".join(spec.weights) or None,
+            "note": spec.note,
+        }
+        for spec in BACKBONES.values()
+    ]
+
+
+def list_source_rows() -> Rows:
+    """Return the table of data sources."""
+    from dlfer.data.sources import SOURCES
+
+    return [{"source": name, "summary": spec.summary, "needs": spec.needs} for name, spec in SOURCES.items()]
+
+
+def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Return rows as aligned columns with a heading; the last column is as long as it needs."""
+    if not rows:
+        return ""
+    heads = list(rows[0])
+    table = [heads, *([_format_cell(row[head]) for head in heads] for row in rows)]
+    widths = [max(len(line[column]) for line in table) for column in range(len(heads))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in table
+    )
+
+
+def format_values(values: Mapping[str, Any], indent: str = "") -> str:
+    """Return nested values as lines "key: value"."""
+    lines = []
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            lines += [f"{indent}{key}:", format_values(value, indent + "  ")]
+        else:
+            lines.append(f"{indent}{key}: {_format_cell(value)}")
+    return "\n".join(line for line in lines if line)
+
+
+def format_metrics(metrics: Mapping[str, Any]) -> str:
+    """Return the figures of a metrics file in words: the banner, each part with n and intervals, the classes."""
+    lines = [str(metrics["banner"])] if metrics.get("banner") else []
+    for part in ("test", "test_without_twins", "validation"):
+        scores = metrics.get(part)
+        if not scores:
+            continue
+        figures = [
+            f"{name.replace('_', ' ')} {format_figure(scores[name])}"
+            for name in ("accuracy", "macro_f1")
+            if scores.get(name)
+        ]
+        lines.append(f"{_name_part(part, metrics)} (n = {scores['n']:,}): {', '.join(figures)}")
+        names = ("precision", "recall", "f1", "specificity")
+        rows = [
+            {"label": label, "n": scores_of["n"], **{name: _get_class_figure(scores_of, name) for name in names}}
+            for label, scores_of in scores.get("per_class", {}).items()
+        ]
+        lines.append(format_rows(rows))
+    if metrics.get("test_opened") and metrics.get("test"):
+        lines.append(f"test parts opened with this model so far: {metrics['test_opened']}")
+    lines += _format_views(metrics)
+    if metrics.get("groups"):
+        lines += _format_groups(metrics["groups"])
+    if metrics.get("corruptions"):
+        lines.append(format_corruptions(metrics["corruptions"]))
+    return "\n".join(line for line in lines if line)
+
+
+def _name_part(part: str, metrics: Mapping[str, Any]) -> str:
+    """Return what a part is called: a test only if its images neither selected nor trained the model."""
+    judged_on = metrics.get("judged_on") or {}
+    use = judged_on.get("used_for")
+    if part == "validation" or use is None:
+        return part.replace("_", " ")
+    kind = {"selection": "validation figure", "training": "training figure"}[use]
+    without = " without twins" if part == "test_without_twins" else ""
+    return f"{kind} ({judged_on['split']}, used for {use}){without}"
+
+
+def format_corruptions(corruptions: Mapping[str, Any]) -> str:
+    """Return a result of `evaluate_corruptions` as a table: a row for each corruption, a column for each strength."""
+    clean = format_figure(corruptions["clean"])
+    lines = [f"corrupted images (n = {corruptions['n']:,}): accuracy in percent; clean: {clean}"]
+    rows = []
+    for name, levels in corruptions["corruptions"].items():
+        cells = {f"strength {level['strength']}": _format_percent(level["accuracy"]) for level in levels}
+        rows.append({"corruption": name.replace("_", " "), **cells})
+    lines.append(format_rows(rows))
+    for name, levels in corruptions["corruptions"].items():
+        worst = levels[-1]["difference"]
+        points = [f"{100 * worst[key]:.1f}" for key in ("value", "low", "high")]
+        lines.append(
+            f"{name.replace('_', ' ')} at strength {levels[-1]['strength']}: {points[0]} points against the clean "
+            f"images, 95 % {points[1]} to {points[2]}"
+        )
+    return "\n".join(lines)
+
+
+def _format_percent(figure: Mapping[str, float]) -> str:
+    value, low, high = (f"{100 * figure[key]:.1f}" for key in ("value", "low", "high"))
+    return f"{value} [{low}, {high}]"
+
+
+def _format_views(metrics: Mapping[str, Any]) -> list[str]:
+    """Return a line for each part and view, with the paired difference to the single view."""
+    lines = []
+    for view, parts in (metrics.get("views") or {}).items():
+        for part, scores in parts.items():
+            mark = ", the headline" if metrics.get("headline") == view else ""
+            figures = ", ".join(
+                f"{name.replace('_', ' ')} {format_figure(scores[name])}" for name in ("accuracy", "macro_f1")
+            )
+            lines.append(
+                f"{_name_part(part, metrics)} by {view.replace('_', ' ')}{mark} (n = {scores['n']:,}): {figures}"
+            )
+            lines.append(scores["paired"]["sentence"])
+    return lines
+
+
+def _format_groups(groups: Mapping[str, Any]) -> list[str]:
+    """Return a table of each attribute, and how far its groups lie apart."""
+    lines = []
+    for attribute, found in groups["attributes"].items():
+        rows = [
+            {
+                attribute: value,
+                "n": group["n"],
+                "accuracy": group["accuracy"],
+                "note": "fewer than 20" if group["small"] else "",
+            }
+            for value, group in found["groups"].items()
+        ]
+        lines += [f"groups by {attribute} ({found['num_missing']:,} images without)", format_rows(rows)]
+        gap = found["gaps"]["accuracy"]
+        lines.append(f"largest gap in accuracy: {format_figure(gap) if gap else 'not defined'}")
+        recalls = {label: value for label, value in found["gaps"]["recall"].items() if value is not None}
+        if recalls:
+            widest = max(recalls, key=lambda label: recalls[label]["value"])
+            lines.append(f"largest gap in recall: {format_figure(recalls[widest])}, of {widest}")
+    return lines
+
+
+def format_comparison(comparison: Mapping[str, Any]) -> str:
+    """Return a result of `compare_runs` in words: the runs, the systems, the tests, one sentence for each pair."""
+    rows = [{"run": run["name"], "n": run["n"], "accuracy": run["accuracy"]} for run in comparison["runs"]]
+    lines = [f"{comparison['part']}, {comparison['n_common']:,} images that all have", format_rows(rows)]
+    for system in comparison["systems"]:
+        seeds = ", ".join(str(seed) for seed in system["seeds"])
+        mean, sd = 100 * system["mean"], 100 * system["sd"]
+        lines.append(f"{system['name']}, seeds {seeds}: mean {mean:.2f} %, standard deviation {sd:.2f} points")
+    test = comparison["cochran_q"]
+    if test is not None:
+        lines.append(f"Cochran's Q: {test['statistic']:.2f} with {test['df']} degrees of freedom, p = {test['p']:.2g}")
+    lines += [pair["sentence"] for pair in (*comparison["pairs"], *comparison["system_pairs"])]
+    return "\n".join([*lines, *comparison["notes"]])
+
+
+def _get_class_figure(scores: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Return one figure of a class with its interval."""
+    low, high = (scores.get("intervals") or {}).get(name) or (None, None)
+    return {"value": scores.get(name), "low": low, "high": high}
+
+
+def format_figure(figure: Mapping[str, Any]) -> str:
+    """Return a figure in percent with its 95 % interval; "not defined" where there is none."""
+    if figure.get("value") is None:
+        return "not defined"
+    text = f"{100 * figure['value']:.2f} %"
+    if figure.get("low") is None or figure.get("high") is None:
+        return text
+    return f"{text} [{100 * figure['low']:.2f}, {100 * figure['high']:.2f}]"
+
+
+def _summarise_part(part: str, scores: Mapping[str, Any] | None) -> dict[str, str]:
+    if not scores or not scores.get("accuracy"):
+        return {}
+    return {f"{part} accuracy (n = {scores['n']:,})": format_figure(scores["accuracy"])}
+
+
+def _format_cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, Mapping) and "value" in value:
+        return format_figure(value)
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return " ".join(str(item) for item in value)
+    return " ".join(str(value).split())
