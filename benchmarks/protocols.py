@@ -26,7 +26,9 @@ from dlfer.data.sources import load_data
 from dlfer.data.twins import find_copies, find_twins
 from dlfer.evaluate.intervals import compute_wilson_interval
 from dlfer.evaluate.predictions import read_predictions
-from dlfer.runs import find_checkout, open_run, write_atomically
+from dlfer.files.atomic import write_atomically
+from dlfer.runs.find import open_run
+from dlfer.runs.record import find_checkout
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = ROOT / "experiments" / "protocols.yaml"
