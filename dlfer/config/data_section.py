@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dlfer.config import names
-from dlfer.config.section import Count, OpenFraction, Section, Seed
+from dlfer.config.section import Count, Fraction, OpenFraction, Section, Seed
 
 
 class LabelsConfig(Section):
@@ -67,7 +67,13 @@ class DataConfig(Section):
     fraction: OpenFraction | None = None
     """Use this fraction of all images, a stratified draw of whole groups of twins, made before the protocol."""
     votes: str | None = None
-    """File of FER+ votes for the audit: fer2013new.csv as published, or a csv of votes; a row per row of the data."""
+    """File of FER+ votes, for the audit and for soft_targets: fer2013new.csv as published, or a csv of votes; a row per row of the data."""
+    soft_targets: Literal[names.SOFT_TARGETS] | None = None
+    """ferplus: train towards the shares of the file `votes` among the labels, which are labels beyond the data's own."""
+    soft_share: Fraction = 1.0
+    """soft_targets: the part of a target that the votes make; the label makes the rest."""
+    drop_twins: bool = False
+    """Leave out of train what has an exact, near or mirrored twin in validation or test; the parts that judge stay."""
     size: Annotated[int, Field(ge=8, le=1024)] | None = None
     """Pixels: images are stored as centred squares of this side. null: native size if all are the same."""
     faces: FacesConfig | None = None
@@ -89,6 +95,18 @@ class DataConfig(Section):
             raise ValueError("name: source tfds needs the name of a data set, e.g. name: imagenet2012.")
         if self.source != "tfds" and (self.name is not None or self.splits is not None):
             raise ValueError(f"name, splits: only source tfds takes them, found with source {self.source}.")
+        if self.soft_targets is not None and self.votes is None:
+            raise ValueError("soft_targets: found ferplus without a file of votes; set votes: PATH of fer2013new.csv.")
+        if self.soft_share != 1.0 and self.soft_targets is None:
+            raise ValueError("soft_share: belongs to soft_targets, which is null; set soft_targets: ferplus.")
+        if self.source == "tfds" and (self.soft_targets is not None or self.drop_twins):
+            raise ValueError(
+                "soft_targets, drop_twins: found with source tfds, whose images are streamed; leave them out."
+            )
+        if self.split == "after_balance" and self.drop_twins:
+            raise ValueError(
+                "drop_twins: found true with split: after_balance, whose copies are twins across its parts; take another split."
+            )
         if self.protocol == "paper" and self.split is None:
             raise ValueError(f"split: protocol paper needs one of {', '.join(names.PAPER_SPLITS)}.")
         if self.protocol == "paper" and self.select_on is not None:

@@ -52,6 +52,7 @@ EQUALIZERS = ("none", "histogram", "clahe")
 
 PROTOCOLS = ("official", "resplit", "paper")
 PAPER_SPLITS = ("after_balance", "official_80_20")
+SOFT_TARGETS = ("ferplus",)
 
 BALANCES = ("none", "augment", "undersample", "class_weight", "sampler")
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")

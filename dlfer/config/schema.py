@@ -177,6 +177,11 @@ class ExperimentConfig(Section):
 
     @model_validator(mode="after")
     def _check_family(self) -> ExperimentConfig:
+        if self.model.family == "boosted" and self.finetune.data.soft_targets is not None:
+            raise ValueError(
+                f"finetune.data.soft_targets: found {self.finetune.data.soft_targets} with model.family: boosted, whose "
+                "trees take labels alone; set it to null."
+            )
         for family, key in (("boosted", "boosting"), ("ensemble", "ensemble")):
             if (self.model.family == family) != (getattr(self, key) is not None):
                 found = "null" if getattr(self, key) is None else "a section"

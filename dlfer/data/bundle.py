@@ -22,12 +22,15 @@ class Split:
         targets: int64 [N], indices into the bundle's labels.
         ids: str [N], unique and stable under a change of order: "Training/17", "angry/im0.png".
             An augmented copy is "<source id>#<number>", so that its origin can be counted.
+        soft_targets: float32 [N, C], rows sum to one: what is trained towards instead of the targets, by which an
+            image is still counted, drawn and judged; None: the targets alone.
     """
 
     name: str
     images: np.ndarray
     targets: np.ndarray
     ids: np.ndarray
+    soft_targets: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         check_split(self)
@@ -37,7 +40,8 @@ class Split:
 
     def take(self, indices: np.ndarray, name: str | None = None) -> Split:
         """Return the rows at `indices` (int [M]) as a split of its own."""
-        return Split(name or self.name, self.images[indices], self.targets[indices], self.ids[indices])
+        soft = None if self.soft_targets is None else self.soft_targets[indices]
+        return Split(name or self.name, self.images[indices], self.targets[indices], self.ids[indices], soft)
 
 
 @dataclass(frozen=True)
@@ -152,6 +156,8 @@ def check_split(split: Split) -> None:
         raise DataError(
             f"{where}: found {len(images)} images, {len(targets)} targets and {len(ids)} ids; expected the same number."
         )
+    if split.soft_targets is not None and len(split.soft_targets) != len(targets):
+        raise DataError(f"{where}: found {len(split.soft_targets)} soft targets for {len(targets)} images.")
     if len(targets) and int(np.min(targets)) < 0:
         raise DataError(f"{where}: found a negative target, expected indices of labels from 0.")
     if len(np.unique(ids)) != len(ids):

@@ -88,7 +88,7 @@ def iterate_epoch(
         batches = _stream(split, config, seed, epoch, start_step=start_step, share=share)
     else:
         batches = _slice(split, config, seed=seed, epoch=epoch, start_step=start_step)
-    for step, (images, targets) in enumerate(batches, start=start_step):
+    for step, (images, targets, soft) in enumerate(batches, start=start_step):
         rng = np.random.default_rng([seed, _AUGMENT, epoch, step, *own])
         drawn = draw_augmentation(
             config.augment,
@@ -98,8 +98,8 @@ def iterate_epoch(
             crop=config.crop,
             native=images.shape[1:3],
         )
-        one_hot = np.eye(num_labels, dtype=np.float32)[targets]
-        mixed = mix_targets(one_hot, drawn, image_size=config.image_size)
+        wanted = np.eye(num_labels, dtype=np.float32)[targets] if soft is None else soft
+        mixed = mix_targets(wanted, drawn, image_size=config.image_size)
         batch = {"image": images, **drawn}, mixed, class_weights[targets]
         yield batch if is_streamed or share.count == 1 else _take_share(batch, share)
 
@@ -116,7 +116,7 @@ def _slice(split: Split, config: StageConfig, *, seed: int, epoch: int, start_st
     size = min(config.batch_size, len(order))
     for step in range(start_step, max(1, len(order) // size)):
         rows = order[step * size : (step + 1) * size]
-        yield split.images[rows], split.targets[rows]
+        yield split.images[rows], split.targets[rows], None if split.soft_targets is None else split.soft_targets[rows]
 
 
 def _stream(split: StreamedSplit, config: StageConfig, seed: int, epoch: int, *, start_step: int, share: Share):
@@ -124,7 +124,7 @@ def _stream(split: StreamedSplit, config: StageConfig, seed: int, epoch: int, *,
     batches = take_share(split, share).batches(size, seed=seed, epoch=epoch, start_step=start_step, training=True)
     # Where the images do not divide, some hosts hold one more; none may do a step more than the others.
     for images, targets, _ in itertools.islice(batches, count_steps(split, config, share) - start_step):
-        yield images, targets
+        yield images, targets, None
 
 
 def _epoch_indices(split: Split, config: StageConfig, *, seed: int, epoch: int) -> np.ndarray:

@@ -16,7 +16,9 @@ from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.face_crops import prepare_faces
 from dlfer.data.images import resize_square
 from dlfer.data.labels import SPELLINGS, relabel_bundle
-from dlfer.data.split import apply_protocol, draw_fraction, draw_subset
+from dlfer.data.soft_targets import add_soft_targets
+from dlfer.data.split import apply_protocol, draw_fraction, draw_subset, drop_twins
+from dlfer.data.votes import read_votes
 from dlfer.errors import ConfigError, DataError, ProtocolError
 
 Loader = Callable[[DataConfig, int], DataBundle]
@@ -136,6 +138,10 @@ def load_data(
     if config.fraction is not None:
         bundle = draw_fraction(bundle, config.fraction, seed=config.seed)
     bundle = apply_protocol(bundle, config, balance=balance)
+    if config.drop_twins:
+        bundle = drop_twins(bundle)
+    if config.soft_targets is not None:
+        bundle = add_soft_targets(bundle, read_votes(resolve_path(config.votes)), share=config.soft_share)
     return dataclasses.replace(
         bundle, notes=bundle.notes + check_classes(bundle, limited=config.num_images.train is not None)
     )
@@ -236,6 +242,8 @@ def replace_by_synthetic(config: DataConfig) -> tuple[DataConfig, str]:
     source = "synthetic_faces" if faces else "synthetic_scenes"
     labels = _translate_labels(config.labels) if faces else LabelsConfig()
     values = {**dict(config), "source": source, "path": None, "name": None, "splits": None, "labels": labels}
+    # What is drawn in place of absent images has no votes.
+    values |= {"soft_targets": None, "soft_share": 1.0}
     where = config.path or config.name
     warning = (
         f"The data of source {config.source} ({where}) was replaced by {source.replace('_', ' ')}"

@@ -11,7 +11,7 @@ import numpy as np
 from dlfer.config.schema import DataConfig
 from dlfer.data.balance import add_copies, draw_smallest
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.twins import group_copies, group_twins, split_ids
+from dlfer.data.twins import find_twins, group_copies, group_twins, split_ids
 from dlfer.errors import DataError, ProtocolError
 
 TEST_FRACTION = 0.2
@@ -141,6 +141,17 @@ def apply_protocol(bundle: DataBundle, config: DataConfig, *, balance: str) -> D
     if config.protocol == "resplit":
         return _resplit(bundle, config)
     return _keep_official(bundle, config)
+
+
+def drop_twins(bundle: DataBundle) -> DataBundle:
+    """Return the bundle without the images of train that have a twin, exact, near or mirrored, in another part.
+
+    What is judged on stays as it is; a note counts what was left out.
+    """
+    others = [part for part in (bundle.validation, bundle.test) if part is not None]
+    twins = np.any([find_twins(bundle.train.images, part.images)[1] for part in others], axis=0)
+    note = f"train: {int(twins.sum()):,} of {len(twins):,} images left out, which have a twin in validation or test."
+    return dataclasses.replace(bundle, train=bundle.train.take(np.flatnonzero(~twins)), notes=(*bundle.notes, note))
 
 
 def count_twins(train: Split, test: Split, groups: dict[str, int]) -> int:

@@ -148,7 +148,7 @@ def score_votes(
     Raises:
         DataError: as `align_votes`, or a label that is no column.
     """
-    lookup = np.array([_find_column(votes, label) for label in labels])
+    lookup = np.array([find_column(votes, label) for label in labels])
     aligned = align_votes(votes, parts, num_rows)
     counts = np.concatenate(aligned)
     voted = np.flatnonzero(counts.sum(axis=1) > 0)  # -1 marks an image that has none
@@ -268,7 +268,12 @@ def _get_row(votes: Votes, name: str) -> int:
     return int(row)
 
 
-def _find_column(votes: Votes, label: str) -> int:
+def find_column(votes: Votes, label: str) -> int:
+    """Return which column of the votes is that of a label, by any spelling of it.
+
+    Raises:
+        DataError: none is, or several.
+    """
     spellings = {label.casefold(), *SPELLINGS.get(label, ())}
     found = [place for place, name in enumerate(votes.columns) if name.casefold() in spellings]
     if len(found) != 1:

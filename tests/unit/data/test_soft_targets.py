@@ -1,0 +1,102 @@
+"""Targets that are shares of votes: computed by hand, mixed with the label, and what the batches of an epoch get of them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dlfer.config.schema import DataConfig, StageConfig
+from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.pipeline import iterate_epoch
+from dlfer.data.soft_targets import add_soft_targets
+from dlfer.data.sources import load_data
+from dlfer.data.votes import read_votes
+from dlfer.errors import DataError
+
+LABELS = ("Angry", "Happy")
+TEXT = (
+    "id,neutral,happiness,anger,NF\n"
+    "a,0,3,1,6\n"  # 1 of 4 votes for a label: anger
+    "b,0,0,0,10\n"  # none for a label
+    "c,8,2,0,0\n"
+)
+
+
+@pytest.fixture
+def votes(tmp_path):
+    (tmp_path / "votes.csv").write_text(TEXT)
+    return read_votes(tmp_path / "votes.csv")
+
+
+def make_bundle(ids: list[str], targets: list[int], labels=LABELS) -> DataBundle:
+    images = np.random.default_rng(0).integers(0, 256, (len(ids), 16, 16, 1), dtype=np.uint8)
+    train = Split("train", images, np.array(targets), np.array(ids))
+    rest = Split("validation", images[:1] // 2, np.array([0]), np.array(["elsewhere"]))
+    return DataBundle("folder", labels, train, rest, None)
+
+
+def test_targets_are_the_shares_of_the_votes_among_the_labels(votes):
+    bundle = add_soft_targets(make_bundle(["a", "b", "c", "d"], [0, 0, 0, 1]), votes, share=1.0)
+    assert bundle.train.soft_targets.dtype == np.float32
+    # b has no vote for a label and d no row: they keep theirs.
+    assert bundle.train.soft_targets.tolist() == [[0.25, 0.75], [1, 0], [0, 1], [0, 1]]
+    assert "2 of 4 targets are the shares of the votes in votes.csv; these are labels beyond" in bundle.notes[-1]
+    assert bundle.validation.soft_targets is None
+
+
+def test_a_share_is_mixed_with_the_label(votes):
+    bundle = add_soft_targets(make_bundle(["a", "b"], [0, 1]), votes, share=0.4)
+    assert np.allclose(bundle.train.soft_targets, [[0.6 + 0.4 * 0.25, 0.4 * 0.75], [0, 1]])
+    assert "0.4 of them, the label for the rest" in bundle.notes[-1]
+
+
+def test_a_copy_has_the_votes_of_its_source(votes):
+    bundle = add_soft_targets(make_bundle(["a#1", "c#1", "a"], [0, 0, 0]), votes, share=1.0)
+    # The source of c#1 is not in train.
+    assert bundle.train.soft_targets.tolist() == [[0.25, 0.75], [1, 0], [0.25, 0.75]]
+
+
+def test_a_label_without_votes_is_refused(votes):
+    with pytest.raises(DataError, match="no column of votes for the label 'Bored'"):
+        add_soft_targets(make_bundle(["a"], [0], labels=("Angry", "Bored")), votes, share=1.0)
+
+
+def test_batches_have_the_soft_target_of_each_image(votes):
+    train = add_soft_targets(make_bundle(["a", "b", "c", "d"], [0, 0, 0, 1]), votes, share=1.0).train
+    config = StageConfig(data=DataConfig(source="synthetic_faces"), batch_size=2)
+    seen = {}
+    for inputs, targets, _ in iterate_epoch(train, config, num_labels=2, seed=0, epoch=0):
+        for image, target in zip(inputs["image"], targets, strict=True):
+            seen[image.tobytes()] = target.tolist()
+    assert [seen[image.tobytes()] for image in train.images] == train.soft_targets.tolist()
+    taken = train.take(np.array([2, 0]))
+    assert taken.soft_targets.tolist() == [[0, 1], [0.25, 0.75]]
+
+
+def write_csv(path, rows: list[tuple[int, int, str]]) -> None:
+    """Write a csv like FER2013's: (label, seed of the pixels, Usage)."""
+    lines = ["emotion,pixels,Usage"]
+    for label, seed, usage in rows:
+        pixels = np.random.default_rng(seed).integers(0, 256, 48 * 48)
+        lines.append(f"{label},{' '.join(map(str, pixels))},{usage}")
+    path.write_text("\n".join(lines) + "\n")
+
+
+def test_the_data_section_asks_for_it_and_drops_twins_first(tmp_path):
+    rows = [(label, label, "Training") for label in range(7)] + [(3, 100, "Training"), (3, 100, "PublicTest")]
+    write_csv(tmp_path / "fer2013.csv", rows)
+    header = "Usage,neutral,happiness,surprise,sadness,anger,disgust,fear"
+    lines = [f"{usage},0,1,0,0,{label},0,0" for label, _, usage in rows]
+    (tmp_path / "votes.csv").write_text("\n".join([header, *lines]) + "\n")
+    config = DataConfig(
+        source="fer2013",
+        path=str(tmp_path / "fer2013.csv"),
+        votes=str(tmp_path / "votes.csv"),
+        soft_targets="ferplus",
+        drop_twins=True,
+    )
+    bundle = load_data(config, image_size=48)
+    assert len(bundle.train) == 7
+    assert len(bundle.validation) == 1
+    assert np.allclose(bundle.train.soft_targets[:, 0], [label / (label + 1) for label in range(7)])
+    assert any("1 of 8 images left out, which have a twin" in note for note in bundle.notes)
