@@ -45,8 +45,8 @@ def build_augment(image_size: int):
     if keras.backend.backend() == "tensorflow":
         import tensorflow as tf
 
-        return tf.function(lambda inputs: layer.preprocess(layer.augment(inputs["image"], inputs, fill="nearest")))
-    return lambda inputs: layer.preprocess(layer.augment(inputs["image"], inputs, fill="nearest"))
+        return tf.function(lambda inputs: layer.prepare(inputs["image"], inputs, fill="nearest"))
+    return lambda inputs: layer.prepare(inputs["image"], inputs, fill="nearest")
 
 
 def measure(split: Split | StreamedSplit, config: StageConfig, *, seconds: float, with_augment: bool) -> dict:

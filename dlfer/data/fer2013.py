@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import os
 import re
 import tempfile
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,42 +14,18 @@ import numpy as np
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import DataConfig
 from dlfer.data.bundle import DataBundle, Reading, Split
+from dlfer.data.fer2013_csv import SIDE, USAGES, Rows, read_csv
 from dlfer.data.folder import load_parts, scan_folder
 from dlfer.data.labels import compute_label_map, map_targets
 from dlfer.errors import DataError, MissingDataError
 from dlfer.files.npz_file import read_npz
 
-USAGES = ("Training", "PublicTest", "PrivateTest")
-SIDE = 48
 OFFICIAL_MD5 = "f8428a1edbd21e88f42c73edd2a14f95"
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv", "fer2013/fer2013.csv", "train.csv")
 
-_NUM_PIXELS = SIDE * SIDE
-_VALUES = {str(value): value for value in range(256)}
-_CODES = {str(code): code for code in range(len(FER2013_LABELS))}
 _FROM_FILE_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.\w+$")
 _CACHE_VERSION = 1
 _CACHE_FROM_BYTES = 16_000_000
-_MEND = "download the file again, or set data.skip_unreadable: true."
-
-
-@dataclass(frozen=True)
-class _Rows:
-    """The readable rows of a csv.
-
-    Attributes:
-        pixels: uint8 [N, 48, 48, 1].
-        codes: uint8 [N], FER2013's codes 0..6.
-        usages: str [N].
-        rows: int64 [N], number of the record in the file, from 0, whatever was skipped.
-        skipped: what was wrong with each row that was left out.
-    """
-
-    pixels: np.ndarray
-    codes: np.ndarray
-    usages: np.ndarray
-    rows: np.ndarray
-    skipped: np.ndarray
 
 
 def load_fer2013(config: DataConfig) -> DataBundle:
@@ -159,7 +133,7 @@ def _load_csv(path: Path, config: DataConfig) -> DataBundle:
     return DataBundle("fer2013", FER2013_LABELS, **parts, notes=notes, reading=_tell_reading(path, rows))
 
 
-def _tell_reading(path: Path, rows: _Rows) -> Reading:
+def _tell_reading(path: Path, rows: Rows) -> Reading:
     return Reading(
         unreadable=tuple(f"{path.name} {problem}" for problem in rows.skipped.tolist()),
         num_rows=len(rows.rows) + len(rows.skipped),
@@ -201,95 +175,13 @@ def _load_folders(root: Path, config: DataConfig) -> DataBundle:
     return dataclasses.replace(bundle, source="fer2013", labels=labels, notes=(*bundle.notes, note), **mapped)
 
 
-def _to_split(rows: _Rows, chosen: np.ndarray, name: str, lookup: np.ndarray | None = None) -> Split:
+def _to_split(rows: Rows, chosen: np.ndarray, name: str, lookup: np.ndarray | None = None) -> Split:
     targets = rows.codes[chosen].astype(np.int64)
     ids = np.array([f"{usage}/{row}" for usage, row in zip(rows.usages[chosen], rows.rows[chosen], strict=True)])
     return Split(name, rows.pixels[chosen], targets if lookup is None else lookup[targets], ids)
 
 
-def _read_csv(path: Path, *, skip_unreadable: bool, usage: str | None) -> _Rows:
-    """Read a csv row by row; `usage` is the part of all rows of a file without a column Usage."""
-    pixels, codes, usages, numbers, skipped = bytearray(), bytearray(), [], [], []
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
-        reader = csv.reader(stream)
-        try:
-            columns = _find_columns(path, next(reader, []), usage)
-            number = -1
-            for fields in reader:
-                if not fields:
-                    continue
-                number += 1
-                try:
-                    code, values, part = _parse_row(fields, columns, usage)
-                except ValueError as problem:
-                    if not skip_unreadable:
-                        raise DataError(f"{path.name} line {reader.line_num}: {problem}") from None
-                    skipped.append(f"line {reader.line_num}: {problem}")
-                    continue
-                pixels += values
-                codes.append(code)
-                usages.append(part)
-                numbers.append(number)
-        except csv.Error as error:
-            raise DataError(f"{path.name} line {reader.line_num}: not a csv ({error}); {_MEND}") from error
-    if not codes:
-        raise DataError(f"{path.name}: found no readable rows, expected one per image; download the file again.")
-    images = np.frombuffer(bytes(pixels), np.uint8).reshape(-1, SIDE, SIDE, 1)
-    return _Rows(
-        images,
-        np.frombuffer(bytes(codes), np.uint8),
-        np.array(usages),
-        np.array(numbers, np.int64),
-        np.array(skipped, dtype=str),
-    )
-
-
-def _find_columns(path: Path, header: list[str], usage: str | None) -> dict[str, int]:
-    """Return the position of each column that is needed, whatever their case and the spaces around."""
-    if not header:
-        raise DataError(f"{path.name}: the file is empty, expected a header with emotion, pixels and Usage; {_MEND}")
-    names = [name.strip().casefold() for name in header]
-    needed = ["emotion", "pixels"] + ([] if usage and "usage" not in names else ["usage"])
-    missing = [name for name in needed if name not in names]
-    if missing:
-        shown = ", ".join(name.strip()[:40] for name in header[:6])
-        raise DataError(
-            f"{path.name} line 1: found the columns {shown}; expected emotion, pixels and Usage "
-            f"(missing: {', '.join(missing)}). Without Usage, name the files train.csv and test.csv."
-        )
-    return {name: names.index(name) for name in needed}
-
-
-def _parse_row(fields: list[str], columns: dict[str, int], usage: str | None) -> tuple[int, bytes, str]:
-    """Return (code, 2304 bytes, usage) of a row; raise ValueError that says what is wrong with it."""
-    if len(fields) <= max(columns.values()):
-        raise ValueError(f"expected {max(columns.values()) + 1} fields, found {len(fields)}. The row is cut; {_MEND}")
-    code = _CODES.get(fields[columns["emotion"]].strip())
-    if code is None:
-        found = fields[columns["emotion"]].strip()[:40]
-        raise ValueError(f"expected a label 0..6, found {found!r}. Correct the row, or set data.skip_unreadable: true.")
-    tokens = fields[columns["pixels"]].split()
-    if len(tokens) != _NUM_PIXELS:
-        raise ValueError(
-            f"expected {_NUM_PIXELS} pixel values, found {len(tokens)}. "
-            f"The row is {'cut short' if len(tokens) < _NUM_PIXELS else 'too long'}; {_MEND}"
-        )
-    try:
-        values = bytes(map(_VALUES.__getitem__, tokens))
-    except KeyError:
-        place, found = next((i, token) for i, token in enumerate(tokens, 1) if token not in _VALUES)
-        raise ValueError(
-            f"expected pixel values that are whole numbers 0..255, found {found[:40]!r} as value {place}; {_MEND}"
-        ) from None
-    if "usage" not in columns:
-        return code, values, usage
-    part = fields[columns["usage"]].strip()
-    if part not in USAGES:
-        raise ValueError(f"expected a Usage of {', '.join(USAGES)}, found {part[:40]!r}; {_MEND}")
-    return code, values, part
-
-
-def _read_cached(path: Path, *, skip_unreadable: bool, usage: str | None) -> tuple[_Rows, tuple[str, ...]]:
+def _read_cached(path: Path, *, skip_unreadable: bool, usage: str | None) -> tuple[Rows, tuple[str, ...]]:
     """Read a csv, or what an earlier reading of the very same file left in the cache; with notes.
 
     Large files only: parsing 300 MB of text takes seconds, reading 82 MB of pixels a tenth of one.
@@ -298,14 +190,14 @@ def _read_cached(path: Path, *, skip_unreadable: bool, usage: str | None) -> tup
     state = path.stat()
     notes: tuple[str, ...] = ()
     if state.st_size < _CACHE_FROM_BYTES:
-        rows = _read_csv(path, skip_unreadable=skip_unreadable, usage=usage)
+        rows = read_csv(path, skip_unreadable=skip_unreadable, usage=usage)
     else:
         key = repr((_CACHE_VERSION, str(path.resolve()), state.st_size, state.st_mtime_ns, skip_unreadable, usage))
         folder = Path(os.environ.get("DLFER_CACHE") or "~/.cache/dlfer").expanduser()
         cache = folder / f"fer2013-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
         rows = _read_cache(cache)
         if rows is None:
-            rows = _read_csv(path, skip_unreadable=skip_unreadable, usage=usage)
+            rows = read_csv(path, skip_unreadable=skip_unreadable, usage=usage)
             try:
                 _write_cache(cache, rows)
             except OSError as error:
@@ -316,21 +208,21 @@ def _read_cached(path: Path, *, skip_unreadable: bool, usage: str | None) -> tup
     return rows, notes
 
 
-def _read_cache(cache: Path) -> _Rows | None:
+def _read_cache(cache: Path) -> Rows | None:
     """Return the rows of a cache file, or None where there is none or it is damaged."""
     try:
-        return _Rows(**read_npz(cache, names=[field.name for field in dataclasses.fields(_Rows)]))
+        return Rows(**read_npz(cache, names=[field.name for field in dataclasses.fields(Rows)]))
     except (OSError, ValueError):  # absent or damaged: written anew
         return None
 
 
-def _write_cache(cache: Path, rows: _Rows) -> None:
+def _write_cache(cache: Path, rows: Rows) -> None:
     """Write the rows under a temporary name and rename it, so that a reader never sees half a file."""
     cache.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=cache.parent, suffix=".part")
     try:
         with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, **{field.name: getattr(rows, field.name) for field in dataclasses.fields(_Rows)})
+            np.savez(stream, **{field.name: getattr(rows, field.name) for field in dataclasses.fields(Rows)})
         os.replace(name, cache)
     except BaseException:
         Path(name).unlink(missing_ok=True)

@@ -9,6 +9,7 @@ since sampling it directly would alias.
 
 from __future__ import annotations
 
+import functools
 import math
 
 import keras
@@ -17,6 +18,7 @@ from keras import ops
 
 from dlfer.data.augment import compute_crop_size
 from dlfer.model.backbones import Preprocessing
+from dlfer.model.fused import compute_fused
 
 ROUNDING = 1e-6
 """Part of an image's side by which float32 may miss a whole pixel; positions this near to one are that pixel."""
@@ -74,13 +76,23 @@ class FaceInput(keras.layers.Layer):
             images = ops.where(self._box_mask(drawn["mix_box"]), partner, mixed)
         return images
 
+    def prepare(self, images, drawn: dict, *, fill: str):
+        """Return `preprocess` of `augment`, as training has it: few passes over the pixels where that can be."""
+        # As one kernel, each channel would be warped by itself.
+        augmented = compute_fused(lambda *given: self.augment(*given, fill=fill), images, drawn)
+        return compute_fused(self.preprocess, augmented)
+
     def preprocess(self, images):
         """Return float32 [B, S, S, 3] from float32 [B, S, S, 1 or 3] in 0..255."""
+        scale, offset = self.preprocessing.compute_scale_and_offset()
         if images.shape[-1] == 1:
-            images = ops.repeat(images, 3, axis=-1)
+            # Whole lines of pixels: TensorFlow takes twice as long where the last axis has three.
+            side = self.image_size
+            lines = ops.repeat(ops.reshape(images, (-1, side)), 3, axis=-1)
+            lines = lines * np.tile(scale, side) + np.tile(offset, side)
+            return ops.reshape(lines, (-1, side, side, 3))
         if self.preprocessing.channels == "bgr":
             images = ops.flip(images, axis=-1)
-        scale, offset = self.preprocessing.compute_scale_and_offset()
         return images * ops.convert_to_tensor(scale, "float32") + ops.convert_to_tensor(offset, "float32")
 
     def _box_mask(self, boxes):
@@ -130,14 +142,16 @@ def resize_images(images, image_size: int):
         return images
     if height is None or width is None:
         return ops.image.resize(images, (image_size, image_size), interpolation="bilinear", antialias=True)
-    for axis, size in ((1, height), (2, width)):
-        places, weights = compute_taps(int(size), image_size)
+    # Lines are cheaper to gather than single pixels: they come last where their number grows.
+    for axis in (2, 1) if height < image_size else (1, 2):
+        places, weights = compute_taps(images.shape[axis], image_size)
         shape = [1, 1, 1, 1]
         shape[axis] = image_size
-        images = sum(
-            ops.take(images, places[:, tap], axis=axis) * ops.reshape(ops.convert_to_tensor(weights[:, tap]), shape)
+        parts = [
+            ops.take(images, places[:, tap], axis=axis) * weights[:, tap].reshape(shape)
             for tap in range(places.shape[1])
-        )
+        ]
+        images = functools.reduce(ops.add, parts)
     return images
 
 
@@ -220,5 +234,7 @@ def _take_pixels(flat, index, channels: int):
 def _reflect(position, size: int):
     """Fold positions into 0..size-1 by mirroring at the outer edges of the first and last pixel."""
     period = 2.0 * size
-    folded = ops.mod(position + 0.5, period)
+    position = position + 0.5
+    # Half as dear as `ops.mod`.
+    folded = position - period * ops.floor(position / period)
     return ops.minimum(folded, period - folded) - 0.5

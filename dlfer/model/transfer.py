@@ -170,7 +170,7 @@ class TrainingNetwork(keras.Model):
 
     def call(self, inputs: dict, training: bool = False):
         """Return logits [B, C], or [B, 1 + A, C]."""
-        images = self.face_input.preprocess(self.face_input.augment(inputs["image"], inputs, fill=self.fill))
+        images = self.face_input.prepare(inputs["image"], inputs, fill=self.fill)
         if self.trunk is None:
             features, maps = self.backbone(images, training=training), []
         else:

@@ -200,7 +200,7 @@ def test_the_cache_gives_the_same_and_is_keyed_by_the_file(tmp_path, monkeypatch
     first = load_fer2013(_config(path, skip_unreadable=True))
     assert len(list((tmp_path / "cache").iterdir())) == 1
     with monkeypatch.context() as patch:
-        patch.setattr(fer2013, "_read_csv", None)  # a second parsing would fail
+        patch.setattr(fer2013, "read_csv", None)  # a second parsing would fail
         second = load_fer2013(_config(path, skip_unreadable=True))
     assert np.array_equal(first.train.images, second.train.images)
     assert first.train.ids.tolist() == second.train.ids.tolist()

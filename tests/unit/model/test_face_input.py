@@ -230,3 +230,37 @@ def test_a_part_of_images_whose_size_is_not_known_when_the_graph_is_built():
     for size in (48, 61):
         pixels = np.random.default_rng(6).integers(0, 256, (2, size, size, 1)).astype(np.uint8)
         np.testing.assert_allclose(function(pixels), layer(pixels), atol=0.01)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the others compile everything by XLA")
+@pytest.mark.parametrize("fill", ["nearest", "reflect", "constant"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_training_on_the_cpu_has_one_kernel_with_the_same_pixels(images, fill, channels):
+    import tensorflow as tf
+
+    augment = AugmentConfig(
+        rotation=30.0, zoom=0.3, shift=0.3, mirror=0.5, brightness=0.2, contrast=0.2, erasing=0.5, mixup=0.2
+    )
+    layer = FaceInput(64, Preprocessing(scale=1.0, mean=(1.0, 2.0, 3.0), channels="bgr").as_dict())
+    drawn = draw_augmentation(augment, len(images), image_size=64, rng=np.random.default_rng(1))
+    images = images[..., :channels]
+    prepare = tf.function(lambda pixels, changes: layer.prepare(pixels, changes, fill=fill))
+    expected = layer.preprocess(layer.augment(images, drawn, fill=fill))
+    # Rounded otherwise, positions move by a part of 1e-4 pixels, of grey levels up to 255 apart.
+    np.testing.assert_allclose(prepare(images, drawn), expected, atol=0.03)
+    if not tf.config.list_logical_devices("GPU"):
+        inner = prepare.get_concrete_function(images, drawn).graph.as_graph_def().library.function
+        assert sum(function.attr["_XlaMustCompile"].b for function in inner) == 2
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the others compile everything by XLA")
+def test_drawn_parts_are_the_very_pixels_in_one_kernel_too():
+    import tensorflow as tf
+
+    images = np.random.default_rng(9).integers(0, 256, (50, 48, 48, 1)).astype(np.uint8)
+    layer = FaceInput(40, Preprocessing(scale=1.0).as_dict(), crop=0.8333)
+    drawn = draw_augmentation(
+        AugmentConfig(mirror=0.5), 50, image_size=40, rng=np.random.default_rng(3), crop=0.8333, native=(48, 48)
+    )
+    found = tf.function(lambda pixels, changes: layer.prepare(pixels, changes, fill="constant"))(images, drawn)
+    assert np.array_equal(found, layer.prepare(images, drawn, fill="constant"))

@@ -1,0 +1,82 @@
+"""The fast way through a csv gives and refuses what csv.reader and one value at a time do."""
+
+from __future__ import annotations
+
+import csv
+import io
+
+import numpy as np
+import pytest
+
+from dlfer.data.fer2013_csv import _iterate_records, _parse_pixels, _parse_plain_pixels, read_csv
+from dlfer.errors import DataError
+
+PIXELS = np.random.default_rng(0).integers(0, 256, 2304)
+PLAIN = " ".join(map(str, PIXELS))
+
+
+def test_pixels_as_usual_are_those_of_one_value_at_a_time():
+    assert _parse_plain_pixels(PLAIN) == _parse_pixels(PLAIN) == PIXELS.astype(np.uint8).tobytes()
+
+
+def replace_first(token: str) -> str:
+    return f"{token} {PLAIN.split(' ', 1)[1]}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        # Numbers that int16 takes for 100, in as many digits as can be.
+        *(replace_first(str(100 + turns * 65536)) for turns in (1, 2, 2**48, 2**80)),
+        *map(replace_first, ("256", "32868", "007", "+7", "-0", "1e2", "1.0", "0x7", "\u0663", "1_0", "")),
+        PLAIN.replace(" ", "  ", 1),
+        PLAIN.replace(" ", "\t", 1),
+        PLAIN.rsplit(" ", 1)[0],
+        PLAIN + " 1",
+        "",
+    ],
+)
+def test_what_is_written_otherwise_is_left_to_the_careful_way(text):
+    assert _parse_plain_pixels(text) is None
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "a,b,c\n1,2,3\n",
+        "a,b,c\r\n1,2,3\r\n\r\n4,5,6",
+        "a,b\r1,2\r",
+        "a,,b,\n,\n \n\n",
+        'a,b\n1,2\n3,"4,5"\n6,7\n',
+        'a,b\n1,"2\n3"\n4,5\n"6\n\n",7\n8,9\n',
+        'a,b\n1,2"3\n',
+        "",
+    ],
+)
+def test_records_and_their_lines_are_those_of_csv_reader(text):
+    reader = csv.reader(io.StringIO(text, newline=""))
+    expected = [(reader.line_num, fields) for fields in reader]
+    assert list(_iterate_records(io.StringIO(text, newline=""), "some.csv")) == expected
+
+
+def test_odd_spacing_is_read_and_a_bad_row_after_a_field_of_several_lines_is_named(tmp_path):
+    path = tmp_path / "some.csv"
+    rows = [
+        f"1, {PLAIN} ,Training",
+        f'2,"{PLAIN.replace(" ", chr(10), 1)}",Training',
+        f"3,{replace_first('256')},Training",
+    ]
+    path.write_text("\n".join(["emotion,pixels,Usage", *rows]))
+    rows = read_csv(path, skip_unreadable=True, usage=None)
+    assert rows.codes.tolist() == [1, 2]
+    assert np.array_equal(rows.pixels.reshape(2, -1), [PIXELS, PIXELS])
+    assert rows.skipped[0].startswith("line 5: expected pixel values that are whole numbers 0..255, found '256'")
+    with pytest.raises(DataError, match=r"some\.csv line 5: "):
+        read_csv(path, skip_unreadable=False, usage=None)
+
+
+def test_an_endless_field_is_refused_with_its_line(tmp_path):
+    path = tmp_path / "some.csv"
+    path.write_text(f"emotion,pixels,Usage\n1,{PLAIN},Training\n2,{'1 ' * 100_000},Training\n")
+    with pytest.raises(DataError, match=r"some\.csv line 3: not a csv \(field larger than field limit"):
+        read_csv(path, skip_unreadable=True, usage=None)
