@@ -6,8 +6,8 @@
     python benchmarks/engines_speed.py --model lite2 --exports exports/lite2    # with what dlfer export wrote
 
 Without --model the weights are random, BatchNorm's statistics and the head's scale fitted so that the answers differ. All
-ways get the same drawn faces of 48 pixels (--face-size) and resize them inside. Runtimes use as many threads as they
-choose by themselves, as dlfer opens them; CPU time, over all threads, tells how many. The limit is that of the model's
+ways get the same drawn faces of 48 pixels (--face-size) and resize them inside. Runtimes use the
+threads that dlfer opens them with, all cores; CPU time, over all threads, tells how many they kept busy. The limit is that of the model's
 floating-point operations (as TensorFlow counts them) at the speed at which numpy multiplies large float32 matrices on
 all cores, timed by the same turns.
 """

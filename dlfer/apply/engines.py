@@ -15,6 +15,8 @@ from dlfer.errors import ModelError, UserError
 from dlfer.evaluate.calibration import apply_temperature
 
 ENGINES = ("keras", "onnx", "litert")
+AUTO = "auto"
+"""The engine that `dlfer.apply.choose_engine` chooses."""
 
 
 class Engine(Protocol):
@@ -52,7 +54,7 @@ def load_engine(name: str, engine: str = "keras") -> Engine:
         EnvironmentProblem: the engine's package is not installed.
     """
     if engine not in ENGINES:
-        raise UserError(f"--engine {engine}: expected one of {', '.join(ENGINES)}.")
+        raise UserError(f"--engine {engine}: expected one of {', '.join((*ENGINES, AUTO))}.")
     if engine == "keras":
         from dlfer.model.artifact import load_artifact
 
@@ -85,6 +87,11 @@ class ExportedModel:
         size = min(self._size) if self._size else trained.get("face_size")
         self.about: Mapping[str, Any] = {**trained, "faces": given.get("faces"), "face_size": size}
         self._answer = open_export(folder)
+
+    @property
+    def takes_any_size(self) -> bool:
+        """Whether images of any size go into the model as they are; else they are resized to its own before."""
+        return self._size is None
 
     def predict(self, images: np.ndarray, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
         """Return float32 [N, C] of uint8 [N, H, W, channels]; rows sum to one."""

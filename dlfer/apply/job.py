@@ -9,7 +9,7 @@ from pathlib import Path
 
 from dlfer.apply import film as films
 from dlfer.apply.draw import Sketches
-from dlfer.apply.engines import load_engine
+from dlfer.apply.engines import AUTO, Engine, load_engine
 from dlfer.apply.media import BadInput, list_inputs, open_inputs
 from dlfer.apply.predict import FacePredictor, FramePrediction, describe_predictions, predict_inputs
 from dlfer.apply.progress import ProgressLine
@@ -29,7 +29,7 @@ class PredictionJob:
         out: the table; None: stdout.
         draw: folder of marked pictures and films, or None.
         faces: see `build_cropper`.
-        engine: see `load_engine`.
+        engine: see `load_engine`; "auto": see `choose_engine`.
         abstain: see `FacePredictor`.
         smooth: see `predict_inputs`.
         every, seconds: see `read_film`.
@@ -64,9 +64,7 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
     if "-" not in names:
         num_pictures = sum(isinstance(name, str) and not films.is_film(name) for name in files)
         has_films = job.smooth > 0 and any(isinstance(name, str) and films.is_film(name) for name in files)
-    if job.model is None and job.engine != "keras":
-        raise UserError(f"--engine {job.engine}: name an export by --model FOLDER; dlfer export MODEL makes one.")
-    classifier = load_engine(str(job.model or find_default_model()), job.engine)
+    classifier = _open_engine(job, num_pictures, say=say)
     predictor = FacePredictor(classifier, faces=job.faces, abstain=job.abstain)
     about = describe_predictions(predictor, faces=job.faces, smooth=job.smooth)
     for key in ("notice", "probabilities", *(["smoothing"] if has_films else [])):
@@ -83,6 +81,19 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
     if job.out is not None:
         say(f"written: {job.out}")
     return len(failed)
+
+
+def _open_engine(job: PredictionJob, num_pictures: int | None, *, say: Callable[[str], None]) -> Engine:
+    """Return what computes; of films and lists the number of pictures is not known, and they are many."""
+    name = str(job.model or find_default_model())
+    if job.engine == AUTO:
+        # It needs Keras, which the other engines do without.
+        from dlfer.apply.choose_engine import choose_engine
+
+        return choose_engine(name, num_faces=num_pictures or 64, any_size=job.faces == "whole", say=say)
+    if job.model is None and job.engine != "keras":
+        raise UserError(f"--engine {job.engine}: name an export by --model FOLDER; dlfer export MODEL makes one.")
+    return load_engine(name, job.engine)
 
 
 def _write_all(

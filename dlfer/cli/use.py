@@ -25,7 +25,11 @@ def predict(
     ] = None,
     faces: Faces = "auto",
     engine: Annotated[
-        str, typer.Option(metavar="keras|onnx|litert", help="What computes; onnx and litert take an export as MODEL.")
+        str,
+        typer.Option(
+            metavar="keras|onnx|litert|auto",
+            help="What computes; onnx and litert take an export as MODEL, auto the fastest that answers as keras does.",
+        ),
     ] = "keras",
     abstain: Annotated[
         float | None, typer.Option(metavar="T", help="Below this confidence the label is 'uncertain'.")

@@ -102,9 +102,9 @@ def test_scores_reports_and_configs_know_no_framework(package):
 def test_models_and_training_use_keras_alone():
     """tensorflow is imported where tfds streams and where models are exported, and for the devices.
 
-    In a model it is only for a kernel of its own, and then the layer falls back on Keras for other backends.
+    In a model it is only for a kernel or a compiled function of its own, which falls back on Keras for other backends.
     """
-    kernels = {"dlfer/model/batch_norm.py", "dlfer/model/fused.py"}
+    kernels = {"dlfer/model/batch_norm.py", "dlfer/model/fused.py", "dlfer/model/predict.py"}
     wrong = [
         f"{path.relative_to(ROOT)} line {line}: {module}"
         for path in MODULES

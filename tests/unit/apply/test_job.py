@@ -116,3 +116,26 @@ def test_wrong_options_end_with_2(call, args, problem):
     assert code == 2
     assert problem in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("args", "given"),
+    [
+        (("a.png", "b.png", "--faces", "whole"), {"num_faces": 2, "any_size": True}),
+        (("-", "--faces", "opencv"), {"num_faces": 64, "any_size": False}),
+    ],
+)
+def test_the_engine_is_chosen_for_what_is_to_be_done(call, args, given, classifier, monkeypatch):
+    def choose(name, *, say, **options):
+        say(f"engine chosen for {name}")
+        assert options == given
+        return classifier
+
+    monkeypatch.setattr("dlfer.apply.choose_engine.choose_engine", choose)
+    monkeypatch.setattr("sys.stdin", io.StringIO("a.png\n"))
+    for name in ("a.png", "b.png"):
+        Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(name)
+    code, out, err = call(*args, "--engine", "auto")
+    assert code == 0
+    assert "engine chosen for the default" in err
+    assert "engine" not in out
