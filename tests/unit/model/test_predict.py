@@ -30,10 +30,10 @@ class Traced(keras.layers.Layer):
 
     def __init__(self):
         super().__init__()
-        self.lengths = []
+        self.shapes = []
 
     def call(self, images):
-        self.lengths.append(images.shape[0])
+        self.shapes.append(tuple(images.shape))
         light = keras.ops.mean(keras.ops.cast(images, "float32"), axis=(1, 2)) / 255.0
         return keras.ops.concatenate([1.0 - light, light], axis=1)
 
@@ -43,7 +43,7 @@ def counted():
     """A model of brightness, and its layer; what building it traced is not counted."""
     images, layer = keras.Input((None, None, 1), dtype="uint8"), Traced()
     model = keras.Model(images, layer(images))
-    layer.lengths.clear()
+    layer.shapes.clear()
     return model, layer
 
 
@@ -72,7 +72,7 @@ def test_batches_of_any_length_share_one_program(counted):
     images = np.full((9, 6, 5, 1), 51, np.uint8)
     for batch_size in (1, 2, 4, 64):
         assert predict_probabilities(model, images, batch_size=batch_size)[:, 1] == pytest.approx(0.2)
-    assert layer.lengths == [None]
+    assert layer.shapes == [(None, 6, 5, 1)]
 
 
 def test_sizes_without_end_make_few_programs(counted):
@@ -80,7 +80,7 @@ def test_sizes_without_end_make_few_programs(counted):
     for side in range(2, 2 + 3 * MOST_SIZES):
         images = np.full((2, side, side + 1, 1), 51, np.uint8)
         assert predict_probabilities(model, images, batch_size=2)[:, 1] == pytest.approx(0.2)
-    assert len(layer.lengths) == MOST_SIZES + 1
+    assert len(layer.shapes) == MOST_SIZES + 1
 
 
 def test_changed_weights_change_the_answers():
@@ -100,6 +100,8 @@ def test_under_xla_the_last_batches_are_filled_up(counted):
     assert predict_probabilities(model, images, batch_size=4)[:, 1:] == pytest.approx(expected, abs=1e-6)
     functions = predict._PROGRAMS[model]._functions
     assert [jit for _, jit in functions] == [True]
+    (function,) = functions.values()
+    assert function.get_concrete_function().function_def.attr["_XlaMustCompile"].b
     model.jit_compile = False
     assert predict_probabilities(model, images, batch_size=4)[:, 1:] == pytest.approx(expected, abs=1e-6)
     assert [jit for _, jit in functions] == [True, False]
@@ -130,7 +132,7 @@ def test_threads_that_begin_together(counted):
         thread.join()
     assert {number: float(np.ptp(np.array(found))) for number, found in answers.items()} == dict.fromkeys(range(8), 0.0)
     assert [answers[number][0][0] for number in range(8)] == pytest.approx(np.arange(8) * 5 / 255, abs=1e-6)
-    assert layer.lengths == [None]
+    assert layer.shapes == [(None, 6, 6, 1)]
 
 
 def test_a_model_that_nobody_holds_is_freed():
