@@ -91,7 +91,7 @@ def group_twins(images: np.ndarray, ids: np.ndarray | None = None) -> np.ndarray
 
 
 def iterate_near_pairs(signatures: np.ndarray, textured: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
-    """Yield all pairs of images that are near or mirrored twins, in blocks; no image stands against itself.
+    """Yield all pairs of images that are near or mirrored twins, in no order; no image stands against itself.
 
     Args:
         signatures: float32 [N, 256] and
