@@ -2,11 +2,13 @@
 
     python benchmarks/audit_growth.py                                     # 35,887, 100,000 and 300,000 rows
     python benchmarks/audit_growth.py 2000 4000 --rounds 1
+    OMP_NUM_THREADS=1 python benchmarks/audit_growth.py 100000 300000 1000000 --search --rounds 1
 
 The rows are drawn: mixtures of drawn faces under soft random light, so that all are alike as faces are and none is nearly
 another. A hundredth of them stands in PublicTest and has a twin in Training: byte for byte, in other light with a
-little noise, or mirrored; each kind a third. Each size is a process of its own, by turns, as peak memory needs it; on
-Linux. The exponent is the slope of a line through the logarithms: 1 is linear growth, 2 quadratic.
+little noise, or mirrored; each kind a third. With --search the search for near and mirrored twins alone is timed, among
+signatures without their images: 1,000,000 rows need 2.4 GB. Each size is a process of its own, by turns, as peak memory
+needs it; on Linux. The exponent is the slope of a line through the logarithms: 1 is linear growth, 2 quadratic.
 """
 
 from __future__ import annotations
@@ -110,16 +112,54 @@ def audit(num_rows: int, seed: int) -> dict:
     }
 
 
-def measure(sizes: list[int], rounds: int) -> list[dict]:
+def search(num_rows: int, seed: int) -> dict:
+    """Look for near and mirrored twins among the signatures of so many rows; return time, memory and what was found."""
+    from dlfer.data.twins import SIGNATURE_SIDE, compute_signatures, iterate_near_pairs
+
+    rng = np.random.default_rng(seed)
+    num_twins = num_rows // 100
+    signatures, textured = np.empty((num_rows, SIGNATURE_SIDE**2), np.float32), np.empty(num_rows, bool)
+    for start in range(0, num_rows, 50 * BLOCK):
+        images = draw_rows(min(50 * BLOCK, num_rows - start), rng)
+        if not start:
+            sources = images[:num_twins].copy()
+        rows = slice(start, start + len(images))
+        signatures[rows], textured[rows] = compute_signatures(images)
+    twins = slice(num_rows - num_twins, num_rows)
+    signatures[twins], textured[twins] = compute_signatures(make_twins(sources, rng))
+    forget_peak()
+    before, start, cpu = read_peak(), time.perf_counter(), time.process_time()
+    found, others = dict.fromkeys(KINDS, 0), 0
+    for left, right, mirrored in iterate_near_pairs(signatures, textured):
+        planted = right - left == num_rows - num_twins
+        kinds = left[planted] % 3
+        others += int((~planted).sum())
+        for number, kind in enumerate(KINDS):
+            found[kind] += int((kinds == number).sum()) if mirrored == (kind == "mirrored") else 0
+    seconds = time.perf_counter() - start
+    return {
+        "seconds": seconds,
+        "survey_seconds": seconds,
+        "cpu_seconds": time.process_time() - cpu,
+        "peak_megabytes": read_peak(),
+        "megabytes_before": before,
+        "planted": {kind: len(range(number, num_twins, 3)) for number, kind in enumerate(KINDS)},
+        "found": found,
+        "not_planted": others,
+    }
+
+
+def measure(sizes: list[int], rounds: int, *, kind: str = "audit") -> list[dict]:
     """Return a row for each size, medians over the rounds."""
     found: dict[int, list[dict]] = {size: [] for size in sizes}
     for number in range(rounds):
         for size in sizes:
             command = [sys.executable, __file__, "--child", size, number]
+            command += ["--search"] if kind == "search" else []
             found[size].append(json.loads(run_process(command).output))
     rows = []
     for size, done in found.items():
-        row: dict = {"rows": size, "rounds": rounds}
+        row: dict = {"what": kind, "rows": size, "rounds": rounds}
         for key in ("seconds", "survey_seconds", "cpu_seconds", "peak_megabytes", "megabytes_before"):
             row[key] = round(float(np.median([one[key] for one in done])), 2)
         row["megabytes_of_images"] = round(size * SIDE * SIDE / 2**20, 1)
@@ -145,12 +185,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", nargs="*", type=int, default=SIZES, metavar="ROWS")
     parser.add_argument("--child", nargs=2, type=int, metavar=("ROWS", "SEED"), help=argparse.SUPPRESS)
+    parser.add_argument("--search", action="store_true", help="time the search for near and mirrored twins alone")
     add_options(parser, rounds=3)
     given = parser.parse_args()
     if given.child:
-        print(json.dumps(audit(*given.child)))
+        print(json.dumps((search if given.search else audit)(*given.child)))
         return
-    rows = measure(list(given.sizes), given.rounds)
+    rows = measure(list(given.sizes), given.rounds, kind="search" if given.search else "audit")
     if len(rows) > 1:
         tell_row(fit_exponents(rows), rows)
     write_figures(given.json, rows, "numpy", "scipy")

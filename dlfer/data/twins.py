@@ -9,14 +9,13 @@ from collections.abc import Iterator
 import numpy as np
 from PIL import Image
 
-SIGNATURE_SIDE = 16
-NEAR_CORRELATION = 0.98
+from dlfer.data.near_pairs import SIGNATURE_SIDE, iterate_pairs
+
 NEAR_STD = 8.0
 _COPY = re.compile(r"(#\d+)+$")
 _BLOCK = 1024
-_WIDE_BLOCK = 4096
 _MOST_EDGES = 4_000_000
-"""Rows and columns of the correlations that are held at a time (16 MB), and edges that are held before they merge."""
+"""Images that are measured at a time, and edges that are held before they merge."""
 
 
 def find_twins(images: np.ndarray, reference_images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -40,16 +39,9 @@ def find_twins(images: np.ndarray, reference_images: np.ndarray) -> tuple[np.nda
         return exact, near
     signatures, textured = compute_signatures(images)
     references, reference_textured = compute_signatures(reference_images)
-    references = references[reference_textured]
     rows = np.flatnonzero(textured & ~near)
-    for start in range(0, len(rows), _BLOCK):
-        block = rows[start : start + _BLOCK]
-        highest = np.full(len(block), -1.0, np.float32)
-        for pool in (references, mirror_signatures(references)):
-            for first in range(0, len(pool), _WIDE_BLOCK):
-                correlations = signatures[block] @ pool[first : first + _WIDE_BLOCK].T
-                np.maximum(highest, correlations.max(axis=1), out=highest)
-        near[block] = highest >= NEAR_CORRELATION
+    for _, found, _ in iterate_pairs(references[reference_textured], signatures[rows]):
+        near[rows[found]] = True
     return exact, near
 
 
@@ -99,7 +91,7 @@ def group_twins(images: np.ndarray, ids: np.ndarray | None = None) -> np.ndarray
 
 
 def iterate_near_pairs(signatures: np.ndarray, textured: np.ndarray) -> Iterator[tuple[np.ndarray, np.ndarray, bool]]:
-    """Yield all pairs of images that are near or mirrored twins, in blocks; no image stands against itself.
+    """Yield all pairs of images that are near or mirrored twins, in no order; no image stands against itself.
 
     Args:
         signatures: float32 [N, 256] and
@@ -111,18 +103,8 @@ def iterate_near_pairs(signatures: np.ndarray, textured: np.ndarray) -> Iterator
         mirrored: whether the pairs of the block are alike after a flip of one.
     """
     rows = np.flatnonzero(textured)
-    pool = signatures[rows]
-    # A flip of one is a flip of the other, so that half of the matrix holds all pairs of either kind.
-    for flipped, columns in ((False, pool), (True, mirror_signatures(pool))):
-        for top in range(0, len(rows), _BLOCK):
-            block = pool[top : top + _BLOCK]
-            for first in range(top, len(rows), _WIDE_BLOCK):
-                alike = block @ columns[first : first + _WIDE_BLOCK].T >= NEAR_CORRELATION
-                flat = np.flatnonzero(alike)
-                left, right = top + flat // alike.shape[1], first + flat % alike.shape[1]
-                upper = left < right
-                if upper.any():
-                    yield rows[left[upper]], rows[right[upper]], flipped
+    for left, right, mirrored in iterate_pairs(signatures[rows]):
+        yield rows[left], rows[right], mirrored
 
 
 class Components:
@@ -182,12 +164,6 @@ def compute_signatures(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         norms = np.linalg.norm(small, axis=1, keepdims=True)
         signatures[rows] = np.divide(small, norms, out=np.zeros_like(small), where=norms > 0)
     return signatures, textured
-
-
-def mirror_signatures(signatures: np.ndarray) -> np.ndarray:
-    """Return the signatures (float32 [N, 256]) of the images flipped left to right."""
-    side = SIGNATURE_SIDE
-    return np.ascontiguousarray(signatures.reshape(-1, side, side)[:, :, ::-1]).reshape(-1, side * side)
 
 
 def hash_images(images: np.ndarray) -> np.ndarray:

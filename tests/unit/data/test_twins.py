@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dlfer.data import twins
+from dlfer.data import near_pairs, twins
 from dlfer.data.twins import Components, compute_signatures, find_copies, find_twins, group_copies, group_twins
 
 
@@ -66,7 +66,8 @@ def test_blocks_do_not_change_the_answer(monkeypatch):
     images = np.concatenate([_faces(5, seed=1), references[[7, 31]][:, :, ::-1], references[39:]])
     whole = find_twins(images, references)
     monkeypatch.setattr(twins, "_BLOCK", 3)
-    monkeypatch.setattr(twins, "_WIDE_BLOCK", 7)
+    monkeypatch.setattr(near_pairs, "_BLOCK", 7)
+    monkeypatch.setattr(near_pairs, "_LEAF", 2)
     parts = find_twins(images, references)
     assert whole[1].tolist() == [False] * 5 + [True] * 3
     assert [found.tolist() for found in whole] == [found.tolist() for found in parts]
@@ -100,9 +101,10 @@ def test_groups_are_chains_of_twins(monkeypatch):
     brighter = np.clip(base[0].astype(int) * 0.8 + 20, 0, 255).astype(np.uint8)
     images = np.stack([base[0], base[1], base[0], brighter, base[1][:, ::-1], base[2], brighter[:, ::-1], base[3]])
     expected = [{0, 2, 3, 6}, {1, 4}, {5}, {7}]
-    for block, wide, most_edges in ((1024, 4096, 10**6), (2, 3, 10**6), (3, 2, 0)):
+    for block, leaf, most_edges in ((1024, 64, 10**6), (2, 3, 10**6), (3, 1, 0)):
         monkeypatch.setattr(twins, "_BLOCK", block)
-        monkeypatch.setattr(twins, "_WIDE_BLOCK", wide)
+        monkeypatch.setattr(near_pairs, "_BLOCK", block)
+        monkeypatch.setattr(near_pairs, "_LEAF", leaf)
         monkeypatch.setattr(twins, "_MOST_EDGES", most_edges)
         groups = group_twins(images)
         assert [set(np.flatnonzero(groups == groups[row]).tolist()) for row in (0, 1, 5, 7)] == expected
