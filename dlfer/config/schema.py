@@ -18,6 +18,7 @@ from dlfer.config.model_section import HeadConfig, ModelConfig
 from dlfer.config.section import Count, Fraction, OpenFraction, Positive, Section, Seed
 from dlfer.config.stage_section import (
     AugmentConfig,
+    EarlyStopping,
     FreezeConfig,
     LossConfig,
     OptimizerConfig,
@@ -31,6 +32,7 @@ __all__ = [
     "AugmentConfig",
     "BoostingConfig",
     "DataConfig",
+    "EarlyStopping",
     "EnsembleConfig",
     "EvaluateConfig",
     "ExperimentConfig",
