@@ -204,9 +204,9 @@ def build_backbone(name: str, *, stem: str = "imagenet") -> keras.Model:
             f"model.stem: found {stem!r}, but {name} has {' and '.join(spec.stems)} alone; "
             f"set model.stem: imagenet, or take one of {able or 'no other backbone either'}."
         )
-    from dlfer.model.batch_norm import fuse_batch_norms
+    from dlfer.model.training_kernels import use_training_kernels
 
-    return fuse_batch_norms(spec.build(stem))
+    return use_training_kernels(spec.build(stem))
 
 
 def load_published_weights(name: str, backbone: keras.Model, weights_file: str | None = None) -> str:

@@ -48,25 +48,6 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return tf.cast(outputs, self.compute_dtype)
 
 
-def fuse_batch_norms(network: keras.Model) -> keras.Model:
-    """Let every plain BatchNorm of `network` train by the fused kernel; on other backends change nothing.
-
-    The layers stay as they are, with their variables and their place in the graph: only their class changes,
-    since a clone of the network would draw its weights a second time, and cost a second building.
-
-    Args:
-        network: of any layers, before it is compiled.
-
-    Returns:
-        `network` itself.
-    """
-    if keras.backend.backend() == "tensorflow":
-        for layer in network.layers:
-            if type(layer) is keras.layers.BatchNormalization:
-                layer.__class__ = BatchNormalization
-    return network
-
-
 def list_batch_norms(network: keras.Model) -> list[keras.layers.BatchNormalization]:
     """Return every BatchNorm of `network`, those of networks within it, too."""
     found = []

@@ -104,7 +104,7 @@ def test_models_and_training_use_keras_alone():
 
     In a model it is only for a kernel or a compiled function of its own, which falls back on Keras for other backends.
     """
-    kernels = {"dlfer/model/batch_norm.py", "dlfer/model/fused.py", "dlfer/model/predict.py"}
+    kernels = {f"dlfer/model/{name}.py" for name in ("batch_norm", "depthwise", "fused", "predict")}
     wrong = [
         f"{path.relative_to(ROOT)} line {line}: {module}"
         for path in MODULES

@@ -8,7 +8,8 @@ import pytest
 
 from dlfer.config.schema import ModelConfig
 from dlfer.model.backbones import build_backbone
-from dlfer.model.batch_norm import BatchNormalization, fuse_batch_norms
+from dlfer.model.batch_norm import BatchNormalization
+from dlfer.model.training_kernels import use_training_kernels
 from dlfer.model.transfer import build_feature_extractor
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the kernel is TensorFlow's")
@@ -40,7 +41,7 @@ def train(network: keras.Model, *, steps: int = 5) -> list[float]:
 @pytest.mark.parametrize("center", [True, False])
 def test_training_gives_the_losses_weights_and_statistics_of_keras(scale, center):
     ours, keras_own = (
-        fuse_batch_norms(build_network(scale=scale, center=center)),
+        use_training_kernels(build_network(scale=scale, center=center)),
         build_network(scale=scale, center=center),
     )
     np.testing.assert_allclose(train(ours), train(keras_own), rtol=1e-5)
@@ -49,7 +50,7 @@ def test_training_gives_the_losses_weights_and_statistics_of_keras(scale, center
 
 
 def test_a_frozen_norm_keeps_its_statistics_and_gives_what_keras_gives():
-    ours, keras_own = fuse_batch_norms(build_network()), build_network()
+    ours, keras_own = use_training_kernels(build_network()), build_network()
     for network in (ours, keras_own):
         network.get_layer("norm1").trainable = False
     before = ours.get_layer("norm1").get_weights()
@@ -77,7 +78,7 @@ def test_what_the_kernel_does_not_do_is_left_to_keras():
 
 
 def test_weight_files_are_those_of_keras_both_ways(tmp_path):
-    ours, keras_own = fuse_batch_norms(build_network()), build_network()
+    ours, keras_own = use_training_kernels(build_network()), build_network()
     train(ours, steps=1)
     ours.save_weights(tmp_path / "ours.weights.h5")
     keras_own.load_weights(tmp_path / "ours.weights.h5")
@@ -92,7 +93,7 @@ def test_weight_files_are_those_of_keras_both_ways(tmp_path):
 
 
 def test_a_network_made_from_its_configuration_keeps_the_kernel():
-    anew = keras.Model.from_config(fuse_batch_norms(build_network()).get_config())
+    anew = keras.Model.from_config(use_training_kernels(build_network()).get_config())
     assert type(anew.get_layer("norm1")) is BatchNormalization
 
 
