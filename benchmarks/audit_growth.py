@@ -70,6 +70,17 @@ def read_peak() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
+def tell_cost(start: float, cpu: float, before: float, *, num_twins: int) -> dict:
+    """Return what was spent since `start` and `cpu`, on both clocks and in memory, and how many twins of each kind there are."""
+    return {
+        "seconds": time.perf_counter() - start,
+        "cpu_seconds": time.process_time() - cpu,
+        "peak_megabytes": read_peak(),
+        "megabytes_before": before,
+        "planted": {kind: len(range(number, num_twins, 3)) for number, kind in enumerate(KINDS)},
+    }
+
+
 def audit(num_rows: int, seed: int) -> dict:
     """Audit so many rows in this process; return time, memory and what was found."""
     from dlfer.config.names import FER2013_LABELS
@@ -95,16 +106,12 @@ def audit(num_rows: int, seed: int) -> dict:
     survey = survey_images(parts)
     surveyed = time.perf_counter() - start
     audited = audit_parts(parts, FER2013_LABELS, survey=survey)
-    seconds = time.perf_counter() - start
+    figures = tell_cost(start, cpu, before, num_twins=num_twins)
     exact, near = (found[-num_twins:] for found in survey.find_leaks(0, 1))
     leaks = audited["leaks"]["Training->PublicTest"]
     return {
-        "seconds": seconds,
+        **figures,
         "survey_seconds": surveyed,
-        "cpu_seconds": time.process_time() - cpu,
-        "peak_megabytes": read_peak(),
-        "megabytes_before": before,
-        "planted": {kind: len(range(number, num_twins, 3)) for number, kind in enumerate(KINDS)},
         "found": {
             kind: int((exact if kind == "exact" else near)[number::3].sum()) for number, kind in enumerate(KINDS)
         },
@@ -136,17 +143,8 @@ def search(num_rows: int, seed: int) -> dict:
         others += int((~planted).sum())
         for number, kind in enumerate(KINDS):
             found[kind] += int((kinds == number).sum()) if mirrored == (kind == "mirrored") else 0
-    seconds = time.perf_counter() - start
-    return {
-        "seconds": seconds,
-        "survey_seconds": seconds,
-        "cpu_seconds": time.process_time() - cpu,
-        "peak_megabytes": read_peak(),
-        "megabytes_before": before,
-        "planted": {kind: len(range(number, num_twins, 3)) for number, kind in enumerate(KINDS)},
-        "found": found,
-        "not_planted": others,
-    }
+    figures = tell_cost(start, cpu, before, num_twins=num_twins)
+    return {**figures, "survey_seconds": figures["seconds"], "found": found, "not_planted": others}
 
 
 def measure(sizes: list[int], rounds: int, *, kind: str = "audit") -> list[dict]:
