@@ -25,7 +25,7 @@ from dlfer.report.card import CARD_FILE, write_card
 from dlfer.report.record import read_config
 from dlfer.report.terms import find_terms
 from dlfer.runs.find import open_run
-from dlfer.runs.run import CONFIG_FILE, METRICS_FILE, RUN_FILE
+from dlfer.runs.run import CONFIG_FILE, DATA_FILE, METRICS_FILE, RUN_FILE
 
 MAX_BYTES = 25 * 2**20
 """Of a shipped model: it stands in the repository."""
@@ -38,13 +38,14 @@ MIN_KERNEL = 20_000
 does most: with all kernels of EfficientNet-Lite2 in float16 probabilities change by up to 0.010, so by 0.0007."""
 
 _NUM_FACES = 70
-_RECORDS = (RUN_FILE, CONFIG_FILE, METRICS_FILE, "data.json")
+_SHIPPED_RECORDS = (CONFIG_FILE, METRICS_FILE, DATA_FILE)
 
 
 def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = False) -> Path:
     """Write a run's model to `folder`/`name` for shipping, and return that path.
 
-    The large kernels of a network are kept in float16, the rest in float32, and all are computed with in float32. Beside the artifact stand its card, config.yaml and metrics.json.
+    The large kernels of a network are kept in float16, the rest in float32, and all are computed with in float32. Beside the artifact stand its card, config.yaml,
+    metrics.json and data.json, by which `dlfer evaluate` knows images that selected or trained the model.
 
     Args:
         run: a finished run, by its path or name.
@@ -67,12 +68,12 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
         # A folder in the shape of the run, and of its name: the card is written from it.
         copy = Path(temporary) / opened.path.name
         shutil.copytree(source, copy / "model")
-        for file in _RECORDS:
+        for file in (RUN_FILE, *_SHIPPED_RECORDS):
             if (opened.path / file).is_file():
                 shutil.copyfile(opened.path / file, copy / file)
         shipped = _shrink(copy / "model", source)
         _describe(copy, name=name, default=default, shipped=shipped)
-        for file in (CONFIG_FILE, METRICS_FILE):
+        for file in _SHIPPED_RECORDS:
             if (copy / file).is_file():
                 shutil.move(copy / file, copy / "model" / file)
         size = sum(path.stat().st_size for path in (copy / "model").rglob("*") if path.is_file())
@@ -140,7 +141,7 @@ def _shrink(folder: Path, source: Path) -> dict[str, Any]:
 def _describe(copy: Path, *, name: str, default: bool, shipped: dict[str, Any]) -> None:
     """Write into artifact.json what is shipped, and the card."""
     config = read_config((copy / CONFIG_FILE).read_text())
-    data = json.loads((copy / "data.json").read_text())
+    data = json.loads((copy / DATA_FILE).read_text())
     shape = data["splits"]["train"].get("shape")
     record = _read(copy / "model")
     record["about"] = {

@@ -26,8 +26,9 @@ from dlfer.judge.extras import Extras, check_extras, judge_extras, keep_extras
 from dlfer.judge.parts import count_twins, log_opening
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier, read_artifact_record
+from dlfer.report.page import read_json
 from dlfer.runs.find import open_run
-from dlfer.runs.run import Run
+from dlfer.runs.run import CONFIG_FILE, DATA_FILE, METRICS_FILE, Run
 
 _PLAIN = Extras()
 
@@ -57,9 +58,9 @@ def evaluate_model(
 
     Returns:
         The dict of metrics.json; "test" holds the figures, "test_without_twins" those of the images without
-        a twin in the training data, where the run's is there to look. Temperature and threshold are those
-        that the run found on its validation. "judged_on" is {"split", "file", "used_for"}: "selection" or
-        "training" where the run selected its model on these images or trained on them, else None.
+        a twin in the training data, where the run's is there to look, or the csv has the same. Temperature and
+        threshold are those that the run found on its validation. "judged_on" is {"split", "file", "used_for"}:
+        "selection" or "training" where the model was selected on these images or trained on them, else None.
 
     Raises:
         UserError: model or data is not found or does not fit.
@@ -82,18 +83,27 @@ def evaluate_model(
         )
     if csv is not None or data is not None:
         split = _prepare_as_trained(split, record, say)
+    trained = run.path if run is not None else find_model(name)
     is_own = run is not None and _is_own_data(run, csv or data)
-    used_for = _tell_use(run, split, is_own=is_own) if run is not None else None
+    used_for = _tell_use(trained, split, is_own=is_own)
     split = map_targets(split, labels, classifier.labels)
     check_extras(extras, split.ids)
     opened = log_opening(run, split) if run is not None else None
     predictions = Predictions(split.ids, classifier.labels, split.targets, classifier.predict(split.images))
+    train = None if run is None else _load_training(run)
+    same_source = is_own
+    if train is None and csv is not None:
+        # Nothing but the same images passes, so that what they are named in this csv is what they were named there.
+        train = _find_training(trained, Path(csv))
+        same_source = train is not None
     metrics = _score_against_training(
-        run,
+        read_json(trained / METRICS_FILE) or {},
         record,
         split,
         predictions,
+        train=train,
         is_own=is_own,
+        same_source=same_source,
         test_opened=opened,
     )
     judged = judge_extras(extras, classifier, {"test": split}, {"test": predictions}, say=say)
@@ -118,18 +128,21 @@ def _prepare_as_trained(split: Split, record: dict, say: Callable[[str], None] |
 
 
 def _score_against_training(
-    run: Run | None, record: dict, split: Split, predictions: Predictions, *, is_own: bool, test_opened: int | None
+    of_run: dict,
+    record: dict,
+    split: Split,
+    predictions: Predictions,
+    *,
+    train: Split | None,
+    is_own: bool,
+    same_source: bool,
+    test_opened: int | None,
 ) -> dict:
-    """Return the metrics file; twins are counted where the run's training data is still there."""
-    twins = without = train = None
-    of_run, protocol = {}, record["about"].get("protocol", "not known")
-    if run is not None:
-        with contextlib.suppress(ModelError):
-            of_run = run.read_json("metrics.json")
-        with contextlib.suppress(MissingDataError, ConfigError):
-            train = _load_stage(run).train
-    if isinstance(train, Split):
-        twins, without = count_twins(split, train, same_source=is_own)
+    """Return the metrics file; twins are counted where the training data is still there."""
+    twins = without = None
+    protocol = record["about"].get("protocol", "not known")
+    if train is not None:
+        twins, without = count_twins(split, train, same_source=same_source)
     return compute_metrics_file(
         {"test": predictions},
         protocol=protocol,
@@ -143,15 +156,39 @@ def _score_against_training(
     )
 
 
-def _tell_use(run: Run, split: Split, *, is_own: bool) -> str | None:
-    """Return what the run used a part for, "selection" or "training"; None for a part that it did not use.
+def _load_training(run: Run) -> Split | None:
+    """Return the images that a run trained on; None where its data is gone or streamed."""
+    with contextlib.suppress(MissingDataError, ConfigError):
+        train = _load_stage(run).train
+        return train if isinstance(train, Split) else None
+    return None
+
+
+def _find_training(folder: Path, csv: Path) -> Split | None:
+    """Return the images that a run or shipped model trained on, if exactly they are in a csv; else None."""
+    described = (read_json(folder / DATA_FILE) or {}).get("splits", {}).get("train", {})
+    if not described.get("fingerprint") or not (folder / CONFIG_FILE).is_file():
+        return None
+    with contextlib.suppress(UserError):
+        stage = load_experiment(folder / CONFIG_FILE).finetune
+        if stage.data.source != "fer2013":
+            return None
+        data = stage.data.model_copy(update={"path": str(csv)})
+        train = load_data(data, image_size=stage.native_size, balance=stage.balance).train
+        if isinstance(train, Split) and compute_fingerprint(train) == described["fingerprint"]:
+            return train
+    return None
+
+
+def _tell_use(folder: Path, split: Split, *, is_own: bool) -> str | None:
+    """Return what a model used a part for, "selection" or "training"; None for a part that it did not use.
 
     Args:
-        run: of the model.
+        folder: of its run, or of the shipped model; data.json in it has the parts' fingerprints.
         split: as it was loaded.
         is_own: whether it comes from the run's own data, so that its name says enough.
     """
-    described = run.read_json("data.json")["splits"]
+    described = (read_json(folder / DATA_FILE) or {}).get("splits", {})
     for part, use in (("validation", "selection"), ("train", "training")):
         of_run = described.get(part, {})
         if split.name == of_run.get("name") and (is_own or compute_fingerprint(split) == of_run.get("fingerprint")):

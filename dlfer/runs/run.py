@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from dlfer.config.schema import ExperimentConfig
 
 RUN_FILE, CONFIG_FILE, LOG_FILE, LOCK_FILE = "run.json", "config.yaml", "log.jsonl", ".lock"
-METRICS_FILE = "metrics.json"
+DATA_FILE, METRICS_FILE = "data.json", "metrics.json"
 
 
 class Run:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dlfer.apply.ship import ship_model
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import DataConfig
 from dlfer.data.synthetic_faces import load_synthetic_faces
@@ -97,6 +98,24 @@ def test_usage_chooses_the_part(run, work):
     assert found["test"]["accuracy"] == of_run["validation"]["accuracy"]
     assert found["selected_on"] == "PublicTest"
     assert found["protocol"] == "official"
+
+
+def test_a_shipped_model_knows_what_selected_it_and_its_twins(run, work):
+    """Its run need not be there: the parts' fingerprints travel with it, and the csv has its training images."""
+    shipped = ship_model(run, work / "shipped", name="small")
+    for csv, usage, used_for in (("fer.csv", "PublicTest", "selection"), ("fer.csv", "Training", "training")):
+        found = evaluate_model(str(shipped), csv=work / csv, usage=usage)
+        assert found["judged_on"]["used_for"] == used_for
+    found = evaluate_model(str(shipped), csv=work / "fer.csv")
+    of_run = json.loads((run / "metrics.json").read_text())
+    assert found["judged_on"]["used_for"] is None
+    assert found["twins"] == of_run["twins"]
+    assert found["test_without_twins"]["n"] == 28
+    lines = (work / "fer.csv").read_text().splitlines()
+    (work / "private.csv").write_text("\n".join([lines[0], *(x for x in lines if x.endswith("PrivateTest"))]) + "\n")
+    alone = evaluate_model(str(shipped), csv=work / "private.csv")
+    assert alone["twins"] is None
+    assert alone["test"]["accuracy"] == found["test"]["accuracy"]
 
 
 def test_a_run_without_other_data_is_judged_on_its_own_test_part(run):

@@ -51,7 +51,7 @@ def test_a_run_is_shipped_and_is_the_default(run, tmp_path, monkeypatch):
         find_default_model()
     first = ship_model(run, tmp_path / "saved_models", name="first", default=True)
     assert {path.name for path in first.iterdir()} == {
-        *("artifact.json", "network.weights.h5", "MODEL_CARD.md", "config.yaml", "metrics.json")
+        *("artifact.json", "network.weights.h5", "MODEL_CARD.md", "config.yaml", "metrics.json", "data.json")
     }
     size, whole = ((path / "network.weights.h5").stat().st_size for path in (first, run / "model"))
     assert size < 0.65 * whole
