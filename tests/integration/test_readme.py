@@ -1,5 +1,7 @@
 """The README's commands: each is one that dlfer takes, and the light ones are run as they stand."""
 
+import csv
+import io
 import re
 import shlex
 from pathlib import Path
@@ -50,6 +52,17 @@ def test_verb_takes_these_options(command):
 def test_light_command_runs(command):
     done = dlfer(*command[1:], cwd=ROOT)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_example_is_what_the_picture_shows(tmp_path):
+    """One face, and the label and percentage that the README's picture and its text have."""
+    [label, percent] = re.search(r"her face, (\w+) (\d+) %\]\(docs/astronaut_marked.jpg\)", README).groups()
+    done = dlfer("predict", ROOT / "docs" / "astronaut.jpg", "--draw", tmp_path / "marked", cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    [row] = csv.DictReader(io.StringIO(done.stdout))
+    assert row["label"] == label
+    assert round(100 * float(row["confidence"])) == int(percent)
+    assert (tmp_path / "marked" / "astronaut.jpg").is_file()
 
 
 def test_doctor_runs(tmp_path):
