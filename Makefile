@@ -1,7 +1,8 @@
 # make install | demo | test | test-slow | lint | fuzz | bench | jax | docker-check | clean
 PYTHON ?= python3
-# Which build of TensorFlow: by whether there is an NVIDIA driver, or as the user says.
-TENSORFLOW ?= $(shell command -v nvidia-smi >/dev/null 2>&1 && echo 'tensorflow[and-cuda]' || echo tensorflow-cpu)
+# Which build of TensorFlow: by whether there is an NVIDIA driver, or as the user says. For Macs there is one build only.
+TENSORFLOW ?= $(shell if command -v nvidia-smi >/dev/null 2>&1; then echo 'tensorflow[and-cuda]'; \
+	elif [ "$$(uname)" = Darwin ]; then echo tensorflow; else echo tensorflow-cpu; fi)
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
@@ -10,7 +11,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 install: .venv/installed
 
 .venv/installed: requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dlfer needs Python 3.11 or later; say make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "dlfer needs Python 3.11 to 3.13; say make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	sed 's/^tensorflow==/$(TENSORFLOW)==/' requirements.txt > .venv/requirements.txt
 	$(PIP) install --quiet --requirement .venv/requirements.txt

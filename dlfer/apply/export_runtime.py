@@ -55,8 +55,8 @@ def import_extra(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise EnvironmentProblem(
-            f"export: the package {PACKAGES[module]} is an extra that cannot be imported here ({error}). Install it by: "
-            'pip install "dlfer[export]" (in a checkout: pip install -e ".[export]").'
+            f"export: the package {PACKAGES[module]} is an extra that cannot be imported here ({error}). In the checkout: "
+            'pip install -e ".[export]".'
         ) from error
 
 

@@ -170,7 +170,7 @@ def create_run(folder: Path, config: ExperimentConfig, *, argv: list[str], kind:
         "git": describe_checkout(),
         "dlfer": __version__,
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": " ".join([platform.system(), platform.machine(), *platform.libc_ver()]).strip(),
         "packages": list_packages(),
         **describe_process(),
     }
