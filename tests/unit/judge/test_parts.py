@@ -95,15 +95,16 @@ def test_metrics_of_a_run_fit_on_validation_and_leave_out_twins(config):
         assert metrics[part]["selective"]["at_threshold"]["threshold"] == metrics["abstain"]["threshold"]
 
 
-def test_evaluating_uses_what_the_run_found_on_validation_and_repeats_its_banner(run):
+def test_evaluating_uses_what_the_run_found_on_validation_and_repeats_its_banner():
     temperature = {"value": 1.7, "fitted_on": "PublicTest", "n": 20, "note": None}
     abstain = {"threshold": 0.55, "target_accuracy": 0.8, "chosen_on": "PublicTest", "n": 20}
-    run.write_json("metrics.json", {"banner": "Published protocol", "abstain": abstain})
+    of_run = {"banner": "Published protocol", "abstain": abstain}
     split = make_bundle().test
     record = {"about": {"protocol": "paper", "selected_on": "PublicTest"}, "temperature": temperature}
-    metrics = _score_against_training(run, record, split, predict(split), is_own=False, test_opened=3)
+    given = (of_run, record, split, predict(split))
+    metrics = _score_against_training(*given, train=None, is_own=False, same_source=False, test_opened=3)
     assert metrics["banner"] == "Of the run itself: Published protocol"
-    own = _score_against_training(run, record, split, predict(split), is_own=True, test_opened=3)
+    own = _score_against_training(*given, train=None, is_own=True, same_source=True, test_opened=3)
     assert own["banner"] == "Published protocol"
     assert (metrics["temperature"], metrics["abstain"]) == (temperature, abstain)
     assert metrics["test"]["selective"]["at_threshold"]["threshold"] == 0.55
@@ -114,16 +115,17 @@ def test_evaluating_uses_what_the_run_found_on_validation_and_repeats_its_banner
 def test_parts_that_selected_or_trained_the_model_are_told_by_name_or_by_their_images(run):
     bundle = make_bundle()
     for part, use in ((bundle.train, "training"), (bundle.validation, "selection"), (bundle.test, None)):
-        assert _tell_use(run, part, is_own=True) == _tell_use(run, part, is_own=False) == use
+        assert _tell_use(run.path, part, is_own=True) == _tell_use(run.path, part, is_own=False) == use
     other = make_split(bundle.validation.name, 20, 9)
-    assert _tell_use(run, other, is_own=False) is None
+    assert _tell_use(run.path, other, is_own=False) is None
 
 
 def test_a_model_without_its_run_says_what_its_protocol_means():
     split = make_bundle().test
     for protocol, has_banner in (("paper", True), ("official", False)):
         record = {"about": {"protocol": protocol}}
-        metrics = _score_against_training(None, record, split, predict(split), is_own=False, test_opened=None)
+        given = ({}, record, split, predict(split))
+        metrics = _score_against_training(*given, train=None, is_own=False, same_source=False, test_opened=None)
         assert (metrics["banner"] is not None) == has_banner
         assert metrics["twins"] is metrics["test_without_twins"] is metrics["temperature"] is None
         assert metrics["test"]["calibration"]["scaled"] is None
