@@ -33,10 +33,11 @@ from dlfer.apply.export import EXPORTERS
 from dlfer.apply.export_compare import Sample, resize_images
 from dlfer.apply.export_folder import EXPORT_FILE, read_export
 from dlfer.apply.export_graph import OUTPUT, build_function
-from dlfer.apply.export_runtime import RUNTIMES, open_export
+from dlfer.apply.export_runtime import OTHER_RUNTIMES, RUNTIMES, open_export
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import ModelConfig
 from dlfer.data.synthetic_faces import FACE_SIZE, draw_face
+from dlfer.errors import EnvironmentProblem
 from dlfer.model.artifact import load_artifact
 from dlfer.model.batch_norm import set_norm_momentum
 from dlfer.model.network_classifier import NetworkClassifier, TransferClassifier
@@ -79,21 +80,31 @@ def build_random(backbone: str, image_size: int) -> TransferClassifier:
 def open_exports(
     classifier: NetworkClassifier, folder: Path, formats: tuple[str, ...], *, side: int
 ) -> dict[str, tuple[Answer, float]]:
-    """Return each format's answer and its size in megabytes: what stands in `folder` as dlfer wrote it, or made anew."""
+    """Return each runtime's answer and its file's megabytes: what stands in `folder` as dlfer wrote it, or made anew."""
     found = {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{EXPORT_FILE}"))}
     if found:
-        return {
-            name: (open_export(path), count_megabytes(path / read_export(path)["file"])) for name, path in found.items()
-        }
+        files = {name: path / read_export(path)["file"] for name, path in found.items()}
+        opened = {name: (open_export(path), count_megabytes(files[name])) for name, path in found.items()}
+        return opened | open_others(files)
     faces = draw_faces(8, classifier.channels, side)
     sample = Sample(faces, "drawn", faces, "drawn")
-    opened = {}
+    opened, files = {}, {}
     for name in formats:
         path = folder / name / EXPORTERS[name].file
         path.parent.mkdir()
         size = None if EXPORTERS[name].any_size else (side, side)
         EXPORTERS[name].write(classifier, path, size=size, sample=sample)
-        opened[name] = RUNTIMES[name](path), count_megabytes(path)
+        opened[name], files[name] = (RUNTIMES[name](path), count_megabytes(path)), path
+    return opened | open_others(files)
+
+
+def open_others(files: dict[str, Path]) -> dict[str, tuple[Answer, float]]:
+    """Return what the runtimes answer that a format has besides its own, where they are installed."""
+    opened = {}
+    for form, path in files.items():
+        for name, open_file in OTHER_RUNTIMES.get(form, {}).items():
+            with contextlib.suppress(EnvironmentProblem):
+                opened[name] = open_file(path), count_megabytes(path)
     return opened
 
 
@@ -188,7 +199,7 @@ def main() -> None:
                     row["megabytes"] = opened[name][1]
                 row |= {"gflop_per_face": round(operations / 1e9, 3), "peak_gflops": round(peak, 1)}
                 tell_row(row, rows)
-    packages = ("tensorflow-cpu", "tensorflow", "keras", "numpy", "onnxruntime", "ai-edge-litert")
+    packages = ("tensorflow-cpu", "tensorflow", "keras", "numpy", "onnxruntime", "openvino", "ai-edge-litert")
     write_figures(given.json, rows, *packages)
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from dlfer.apply.engines import Engine, ExportedModel, load_engine
 from dlfer.apply.export_compare import resize_images
 from dlfer.apply.export_folder import EXPORT_FILE
+from dlfer.apply.export_runtime import OTHER_RUNTIMES
 from dlfer.catalog import find_model
 from dlfer.config.names import FER2013_LABELS
 from dlfer.data.synthetic_faces import FACE_SIZE, draw_face
@@ -31,7 +32,7 @@ class Trial:
     """What an engine did.
 
     Attributes:
-        name: "keras", or the format of an export.
+        name: "keras", or the runtime of an export.
         engine: it, or None where it is not taken.
         difference: the largest of a probability to Keras', 0 of Keras itself.
         milliseconds: for a face; infinite where it is not taken.
@@ -77,7 +78,11 @@ def choose_engine(
     expected = keras.predict(faces, batch_size=NUM_FACES, calibrated=True)
     trials = [
         Trial("keras", keras),
-        *(_compare(form, place, faces, expected, any_size=any_size) for form, place in found.items()),
+        *(
+            _compare(form, place, faces, expected, runtime=runtime, any_size=any_size)
+            for form, place in found.items()
+            for runtime in (None, *OTHER_RUNTIMES.get(form, {}))
+        ),
     ]
     batch = min(num_faces, NUM_FACES)
     trials = time_trials(trials, faces[:batch])
@@ -118,21 +123,24 @@ def draw_faces(engine: Engine) -> np.ndarray:
     return np.repeat(faces, engine.channels, axis=-1)
 
 
-def _compare(form: str, place: Path, faces: np.ndarray, expected: np.ndarray, *, any_size: bool) -> Trial:
-    """Return whether an export answers as it should."""
+def _compare(
+    form: str, place: Path, faces: np.ndarray, expected: np.ndarray, *, runtime: str | None, any_size: bool
+) -> Trial:
+    """Return whether an export answers as it should, by its format's own runtime or by another."""
+    name = runtime or form
     try:
-        engine = ExportedModel(place)
+        engine = ExportedModel(place, runtime=runtime)
     except EnvironmentProblem:
-        return Trial(form, refused="not installed")
+        return Trial(name, refused="not installed")
     except ModelError:
-        return Trial(form, refused="damaged")
+        return Trial(name, refused="damaged")
     if any_size and not engine.takes_any_size:
-        return Trial(form, refused="takes one size of images alone")
+        return Trial(name, refused="takes one size of images alone")
     found = engine.predict(faces, batch_size=NUM_FACES, calibrated=True)
     difference = float(np.abs(found - expected).max())
     if not difference <= LARGEST_DIFFERENCE or (found.argmax(axis=1) != expected.argmax(axis=1)).any():
-        return Trial(form, refused=f"differs by {difference:.1g}")
-    return Trial(form, engine, difference)
+        return Trial(name, refused=f"differs by {difference:.1g}")
+    return Trial(name, engine, difference)
 
 
 def time_trials(trials: Sequence[Trial], faces: np.ndarray) -> list[Trial]:

@@ -14,7 +14,7 @@ from dlfer.data.images import resize_centre
 from dlfer.errors import ModelError, UserError
 from dlfer.evaluate.calibration import apply_temperature
 
-ENGINES = ("keras", "onnx", "litert")
+ENGINES = ("keras", "onnx", "openvino", "litert")
 AUTO = "auto"
 """The engine that `dlfer.apply.choose_engine` chooses."""
 
@@ -46,7 +46,7 @@ def load_engine(name: str, engine: str = "keras") -> Engine:
 
     Args:
         name: for keras a model's name, a run or an artifact's folder; else a folder that `dlfer export` wrote.
-        engine: "keras", "onnx" or "litert".
+        engine: one of ENGINES; onnx is ONNX Runtime, openvino reads the same files.
 
     Raises:
         UserError: another engine.
@@ -59,7 +59,7 @@ def load_engine(name: str, engine: str = "keras") -> Engine:
         from dlfer.model.artifact import load_artifact
 
         return load_artifact(name)
-    return ExportedModel(find_export(name, engine))
+    return ExportedModel(find_export(name, engine), runtime="openvino" if engine == "openvino" else None)
 
 
 class ExportedModel:
@@ -67,13 +67,14 @@ class ExportedModel:
 
     Args:
         folder: that `dlfer export` wrote, of one format.
+        runtime: that computes it; None: the format's own.
 
     Raises:
         ModelError: no export, or a changed one.
         EnvironmentProblem: the runtime is not installed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, runtime: str | None = None) -> None:
         record = read_export(folder)
         given, temperature = record["input"], record.get("temperature") or {}
         self.labels: tuple[str, ...] = tuple(record["labels"])
@@ -86,7 +87,7 @@ class ExportedModel:
         # A model of one size takes crops of that size, which is that of the training images.
         size = min(self._size) if self._size else trained.get("face_size")
         self.about: Mapping[str, Any] = {**trained, "faces": given.get("faces"), "face_size": size}
-        self._answer = open_export(folder)
+        self._answer = open_export(folder, runtime=runtime)
 
     @property
     def takes_any_size(self) -> bool:
@@ -116,7 +117,7 @@ def find_export(name: str, engine: str) -> Path:
     Raises:
         ModelError: none is there, or it is of another format.
     """
-    formats = {"onnx": ("onnx",), "litert": ("litert", "litert-int8")}[engine]
+    formats = {"onnx": ("onnx",), "openvino": ("onnx",), "litert": ("litert", "litert-int8")}[engine]
     places = [Path(name).expanduser(), *(Path(name).expanduser() / form for form in formats)]
     for place in places:
         if (place / EXPORT_FILE).is_file():

@@ -1,4 +1,4 @@
-"""Exported models answering, each by its own runtime; TensorFlow is loaded for a SavedModel alone."""
+"""Exported models answering, each by a runtime of its format; TensorFlow is loaded for a SavedModel alone."""
 
 from __future__ import annotations
 
@@ -17,18 +17,32 @@ from dlfer.errors import EnvironmentProblem, ModelError
 Answer = Callable[[np.ndarray], np.ndarray]
 """uint8 [N, H, W, C], N at least 1, to probabilities float32 [N, number of labels]."""
 
-PACKAGES = {"onnxruntime": "onnxruntime", "ai_edge_litert.interpreter": "ai-edge-litert", "tf2onnx": "tf2onnx"}
+PACKAGES = {
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+    "ai_edge_litert.interpreter": "ai-edge-litert",
+    "tf2onnx": "tf2onnx",
+}
 """What is imported -> the package that holds it."""
 
+EXTRAS = {"openvino": "openvino"}
+"""Package -> the extra that has it, where that is not `export`."""
 
-LITERT_FACES = 8
-"""Images that LiteRT is given at a time. CPU time of a face: in batches of 32 EfficientNet-B3 at 224 pixels takes a
+FACES_AT_A_TIME = 8
+"""Images that LiteRT and OpenVINO are given at a time. CPU time of a face: in batches of 32 EfficientNet-B3 at 224 pixels takes a
 seventh more than in small ones, for its feature maps leave the caches; EfficientNet-Lite2 at 64 pixels takes a seventh
-more in batches of 8 than of 32, and twice as much one by one."""
+more in batches of 8 than of 32, and twice as much one by one. OpenVINO: as LiteRT with EfficientNet-B3."""
+
+MOST_PROGRAMS = 8
+"""That OpenVINO keeps compiled, each for one shape."""
 
 
-def open_export(folder: Path | str) -> Answer:
+def open_export(folder: Path | str, *, runtime: str | None = None) -> Answer:
     """Return the function by which a checked export folder answers.
+
+    Args:
+        folder: that `dlfer export` wrote.
+        runtime: one of OTHER_RUNTIMES for the folder's format; None: the format's own.
 
     Raises:
         ModelError: as `read_export`, or the runtime does not take the file.
@@ -37,7 +51,8 @@ def open_export(folder: Path | str) -> Answer:
     record = read_export(folder)
     file = Path(folder) / record["file"]
     try:
-        return RUNTIMES[record["format"]](file)
+        form = record["format"]
+        return (RUNTIMES[form] if runtime is None else OTHER_RUNTIMES[form][runtime])(file)
     except (EnvironmentProblem, ModelError):
         raise
     except Exception as error:  # runtimes raise nearly anything at a file that they do not know
@@ -46,7 +61,7 @@ def open_export(folder: Path | str) -> Answer:
 
 
 def import_extra(module: str) -> Any:
-    """Return a module of the extra `export`.
+    """Return a module of the extra `export`, or of one of its own.
 
     Raises:
         EnvironmentProblem: it is not installed.
@@ -54,9 +69,10 @@ def import_extra(module: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
+        package = PACKAGES[module]
         raise EnvironmentProblem(
-            f"export: the package {PACKAGES[module]} is an extra that cannot be imported here ({error}). In the checkout: "
-            'pip install -e ".[export]".'
+            f"export: the package {package} is an extra that cannot be imported here ({error}). In the checkout: "
+            f'pip install -e ".[{EXTRAS.get(package, "export")}]".'
         ) from error
 
 
@@ -83,16 +99,52 @@ def open_savedmodel(path: Path) -> Answer:
 def open_onnx(path: Path) -> Answer:
     """Return the function by which an ONNX file answers, on the CPU."""
     onnxruntime = import_extra("onnxruntime")
-    if _ONNX_ELSEWHERE in path.read_bytes():
-        raise ModelError(
-            f"{path}: keeps weights in another file, which nothing holds against a sha256. Export the model anew."
-        )
+    _check_is_whole(path)
     options = onnxruntime.SessionOptions()
     if count_cores() < (os.cpu_count() or 1):
         # By itself it takes a thread for each core of the machine, also for those that this process may not use.
         options.intra_op_num_threads = count_cores()
     session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     return lambda images: session.run(None, {"images": images})[0]
+
+
+def open_openvino(path: Path) -> Answer:
+    """Return the function by which OpenVINO answers with an ONNX file, on the CPU in float32.
+
+    Programs for one shape are faster than the one for all, so that images go in by eights and a single one by itself,
+    each by such a program; what is left of a batch, and sizes beyond `MOST_PROGRAMS`, by the one for all. Several
+    threads may call it, one by one.
+    """
+    openvino = import_extra("openvino")
+    _check_is_whole(path)
+    core = openvino.Core()
+    network = core.read_model(path)
+    # By itself it computes in bfloat16 where the processor can.
+    settings = {
+        "INFERENCE_PRECISION_HINT": "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": count_cores(),
+    }
+    programs: dict[tuple[int, ...] | None, Any] = {}
+    lock = threading.Lock()
+
+    def find_program(shape: tuple[int, ...]) -> Any:
+        is_own = shape[0] in (1, FACES_AT_A_TIME) and (shape in programs or len(programs) < MOST_PROGRAMS)
+        key = shape if is_own else None
+        if key not in programs:
+            model = network.clone()
+            if key is not None:
+                model.reshape(key)
+            programs[key] = core.compile_model(model, "CPU", settings).create_infer_request()
+        return programs[key]
+
+    def answer(images: np.ndarray) -> np.ndarray:
+        with lock:
+            starts = range(0, len(images), FACES_AT_A_TIME)
+            few = [np.ascontiguousarray(images[start : start + FACES_AT_A_TIME]) for start in starts]
+            return np.concatenate([find_program(part.shape).infer({0: part})[0].copy() for part in few])
+
+    return answer
 
 
 def open_litert(path: Path) -> Answer:
@@ -117,10 +169,17 @@ def open_litert(path: Path) -> Answer:
 
     def answer(images: np.ndarray) -> np.ndarray:
         with lock:
-            starts = range(0, len(images), LITERT_FACES)
-            return np.concatenate([answer_few(images[start : start + LITERT_FACES]) for start in starts])
+            starts = range(0, len(images), FACES_AT_A_TIME)
+            return np.concatenate([answer_few(images[start : start + FACES_AT_A_TIME]) for start in starts])
 
     return answer
+
+
+def _check_is_whole(path: Path) -> None:
+    if _ONNX_ELSEWHERE in path.read_bytes():
+        raise ModelError(
+            f"{path}: keeps weights in another file, which nothing holds against a sha256. Export the model anew."
+        )
 
 
 _ONNX_ELSEWHERE = b"\x0a\x08location\x12"
@@ -132,3 +191,7 @@ RUNTIMES: dict[str, Callable[[Path], Answer]] = {
     "litert-int8": open_litert,
     "onnx": open_onnx,
 }
+"""Format -> how its own runtime opens it."""
+
+OTHER_RUNTIMES: dict[str, dict[str, Callable[[Path], Answer]]] = {"onnx": {"openvino": open_openvino}}
+"""Format -> the runtimes that take it besides its own, by name."""

@@ -27,8 +27,8 @@ def predict(
     engine: Annotated[
         str,
         typer.Option(
-            metavar="keras|onnx|litert|auto",
-            help="What computes; onnx and litert take an export as MODEL, auto the fastest that answers as keras does.",
+            metavar="keras|onnx|openvino|litert|auto",
+            help="What computes; but for keras MODEL is an export; auto: the fastest that answers as keras does.",
         ),
     ] = "keras",
     abstain: Annotated[

@@ -14,7 +14,7 @@ from PIL import Image
 from dlfer.apply.export import EXPORTERS, Origin, check_needs, export_classifier
 from dlfer.apply.export_compare import Sample
 from dlfer.apply.export_folder import EXPORT_FILE, FORMATS, read_export
-from dlfer.apply.export_runtime import RUNTIMES, open_export
+from dlfer.apply.export_runtime import OTHER_RUNTIMES, RUNTIMES, open_export
 from dlfer.cli import export as verb
 from dlfer.config.schema import HeadConfig, ModelConfig
 from dlfer.data.synthetic_faces import draw_face
@@ -58,6 +58,21 @@ def exports(classifier, tmp_path_factory):
     for name in EXPORTERS:
         export_classifier(classifier, name, out=out, sample=sample, origin=origin)
     return out
+
+
+OTHERS = [(form, runtime) for form, runtimes in OTHER_RUNTIMES.items() for runtime in runtimes]
+
+
+@pytest.mark.parametrize(("form", "runtime"), OTHERS)
+@pytest.mark.parametrize("shape", [(1, 32, 32, 1), (19, 40, 48, 1), (8, 48, 40, 1), (3, 9, 20, 1)])
+def test_another_runtime_answers_alike(form, runtime, shape, exports, classifier):
+    pytest.importorskip(runtime)
+    images = (
+        draw_faces(19, seed=2) if shape[1:3] == SIZE else np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    )
+    found = open_export(exports / form, runtime=runtime)(images)
+    assert found.dtype == np.float32
+    assert np.allclose(found, classifier.predict(images), atol=1e-4)
 
 
 def test_tables_have_the_same_formats():

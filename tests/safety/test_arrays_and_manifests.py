@@ -282,14 +282,21 @@ def test_every_file_of_a_saved_model_must_be_named(tmp_path):
         read_export(tmp_path)
 
 
-@pytest.mark.parametrize(("form", "file"), [("onnx", "model.onnx"), ("litert", "model.tflite")])
-def test_a_runtime_that_does_not_take_the_file_says_so(tmp_path, form, file):
+@pytest.mark.parametrize(
+    ("form", "file", "runtime", "package"),
+    [
+        ("onnx", "model.onnx", None, "onnxruntime"),
+        ("onnx", "model.onnx", "openvino", "openvino"),
+        ("litert", "model.tflite", None, "ai_edge_litert"),
+    ],
+)
+def test_a_runtime_that_does_not_take_the_file_says_so(tmp_path, form, file, runtime, package):
     from dlfer.apply.export_runtime import open_export
 
-    pytest.importorskip("onnxruntime" if form == "onnx" else "ai_edge_litert")
+    pytest.importorskip(package)
     make_export(tmp_path, form=form, file=file)
     with pytest.raises(ModelError, match=rf"{file}: the runtime cannot open it"):
-        open_export(tmp_path)
+        open_export(tmp_path, runtime=runtime)
 
 
 def test_an_onnx_that_keeps_weights_in_another_file_is_refused(tmp_path):
@@ -305,8 +312,9 @@ def test_an_onnx_that_keeps_weights_in_another_file_is_refused(tmp_path):
     open_export(tmp_path)
     onnx.save(model, tmp_path / "model.onnx", save_as_external_data=True, location="w.bin", size_threshold=0)
     make_export(tmp_path, (tmp_path / "model.onnx").read_bytes())
-    with pytest.raises(ModelError, match="keeps weights in another file"):
-        open_export(tmp_path)
+    for runtime in (None, "openvino"):
+        with pytest.raises(ModelError, match="keeps weights in another file"):
+            open_export(tmp_path, runtime=runtime)
 
 
 @pytest.mark.parametrize("name", ["a.keras", "a.pkl", "a.pt"])

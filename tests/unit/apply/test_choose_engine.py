@@ -52,10 +52,11 @@ def choose(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "load_engine", lambda name: engines["keras"])
     monkeypatch.setattr(module, "read_artifact_record", lambda folder: {"sha256": DIGEST})
 
-    def open_export(place):
-        if isinstance(engines[place.name], Exception):
-            raise engines[place.name]
-        return engines[place.name]
+    def open_export(place, *, runtime):
+        engine = engines.get(runtime or place.name, EnvironmentProblem("no package"))
+        if isinstance(engine, Exception):
+            raise engine
+        return engine
 
     monkeypatch.setattr(module, "ExportedModel", open_export)
 
@@ -76,7 +77,7 @@ def test_the_fastest_is_taken(choose):
     name, said = choose({"onnx": (0.004,), "litert": (0.002, 1e-5)})
     assert name == "litert"
     assert said == (
-        "engine litert: 2 ms a face in batches of 16 (keras 10, onnx 4); largest difference of a probability to keras "
+        "engine litert: 2 ms a face in batches of 16 (keras 10, onnx 4, openvino not installed); largest difference of a probability to keras "
         "1e-05 on 16 drawn faces."
     )
 
@@ -84,7 +85,10 @@ def test_the_fastest_is_taken(choose):
 def test_one_that_differs_is_not_taken_however_fast(choose):
     name, said = choose({"litert-int8": (0.001, 0.05), "onnx": (0.020,)})
     assert name == "keras"
-    assert said == "engine keras: 10 ms a face in batches of 16 (onnx 20, litert-int8 differs by 0.05)."
+    assert (
+        said
+        == "engine keras: 10 ms a face in batches of 16 (onnx 20, openvino not installed, litert-int8 differs by 0.05)."
+    )
 
 
 def test_one_that_says_another_label_or_nothing_is_not_taken(choose, monkeypatch):
@@ -97,7 +101,14 @@ def test_what_cannot_be_opened_is_passed_over(choose):
     exports = {"onnx": (0, EnvironmentProblem("no package")), "litert": (0, ModelError("changed"))}
     name, said = choose(exports | {"litert-int8": (0.005,)})
     assert name == "litert-int8"
-    assert "(keras 10, litert damaged, onnx not installed)" in said
+    assert "(keras 10, litert damaged, onnx not installed, openvino not installed)" in said
+
+
+def test_an_onnx_is_computed_by_openvino_where_that_is_faster(choose):
+    choose.engines["openvino"] = FakeEngine(0.003, choose.engines["keras"].clock)
+    name, said = choose({"onnx": (0.004,)})
+    assert name == "openvino"
+    assert said.startswith("engine openvino: 3 ms a face in batches of 16 (keras 10, onnx 4)")
 
 
 def test_an_export_of_one_size_is_no_choice_where_sizes_differ(choose):

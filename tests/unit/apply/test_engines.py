@@ -33,7 +33,7 @@ def export(tmp_path, monkeypatch):
         return np.stack([1 - light, light], axis=1) * 1.01  # as eight bits do, not quite one
 
     monkeypatch.setattr(engines, "read_export", lambda place: record)
-    monkeypatch.setattr(engines, "open_export", lambda place: answer)
+    monkeypatch.setattr(engines, "open_export", lambda place, runtime: answer)
     return folder, record, shapes
 
 
@@ -49,6 +49,14 @@ def test_batches_of_the_size_that_it_takes_with_sums_of_one(export):
     assert model.predict(images[:0]).shape == (0, 2)
 
 
+def test_an_engine_is_a_runtime_of_the_export(export, monkeypatch):
+    opened = []
+    monkeypatch.setattr(engines, "open_export", lambda place, runtime: opened.append((place, runtime)))
+    for engine in ("onnx", "openvino"):
+        load_engine(str(export[0].parent), engine)
+    assert opened == [(export[0], None), (export[0], "openvino")]
+
+
 def test_a_predictor_takes_it(export):
     folder, record, _ = export
     record["input"]["shape"] = [None, None, None, 1]
@@ -62,12 +70,12 @@ def test_a_predictor_takes_it(export):
 def test_what_is_no_export_for_an_engine(export, tmp_path):
     folder = export[0]
     assert find_export(str(folder), "onnx") == folder
-    assert find_export(str(folder.parent), "onnx") == folder
+    assert find_export(str(folder.parent), "onnx") == find_export(str(folder.parent), "openvino") == folder
     with pytest.raises(ModelError, match="its format is onnx, expected litert or litert-int8"):
         find_export(str(folder), "litert")
     with pytest.raises(ModelError, match="dlfer export MODEL --to litert"):
         find_export(str(tmp_path), "litert")
-    with pytest.raises(UserError, match="keras, onnx, litert"):
+    with pytest.raises(UserError, match="keras, onnx, openvino, litert"):
         load_engine("a", "torch")
 
 
