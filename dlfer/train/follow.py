@@ -65,7 +65,7 @@ def _join_stage(
             f"{message['stage']}.data: found {found[1]} images of {len(found[0])} labels on this host, the chief has "
             f"{message['num_images']} of {len(message['labels'])}. Give every host the same data."
         )
-    model = keras.models.model_from_json(message["network"])
+    model = read_network(message["network"])
     layers = {part: model.get_layer(name) for part, name in message["parts"].items()}
     job = StageJob(
         name=message["stage"],
@@ -79,7 +79,15 @@ def _join_stage(
         listener=listener,
         max_steps=message["max_steps"],
     )
-    heads = [(place, keras.models.model_from_json(head)) for place, head in message["auxiliary"]]
+    heads = [(place, read_network(head)) for place, head in message["auxiliary"]]
     auxiliary = attach_auxiliary(layers["backbone"], heads)
     network = TransferNetwork(model, activation=message["activation"], auxiliary=auxiliary, **layers)
     train_stage(job, network, bundle)
+
+
+def read_network(text: str) -> keras.Model:
+    """Return the network, with new weights, whose JSON the chief sent."""
+    # Keras finds layers of ours once their modules are imported, which `build_backbone` does for those that it puts in.
+    from dlfer.model import training_kernels  # noqa: F401
+
+    return keras.models.model_from_json(text)
