@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,8 @@ def open_openvino(path: Path) -> Answer:
     each by such a program; what is left of a batch, and sizes beyond `MOST_PROGRAMS`, by the one for all. Several
     threads may call it, one by one.
     """
+    # Its import reports itself to its maker over the network, unless this package cannot be found.
+    sys.modules.setdefault("openvino_telemetry", None)
     openvino = import_extra("openvino")
     _check_is_whole(path)
     core = openvino.Core()

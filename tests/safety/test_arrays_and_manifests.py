@@ -7,7 +7,10 @@ import json
 import os
 import pickle
 import struct
+import subprocess
+import sys
 import zipfile
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -293,10 +296,33 @@ def test_every_file_of_a_saved_model_must_be_named(tmp_path):
 def test_a_runtime_that_does_not_take_the_file_says_so(tmp_path, form, file, runtime, package):
     from dlfer.apply.export_runtime import open_export
 
-    pytest.importorskip(package)
+    if find_spec(package) is None:
+        pytest.skip(f"{package} is not installed")
     make_export(tmp_path, form=form, file=file)
     with pytest.raises(ModelError, match=rf"{file}: the runtime cannot open it"):
         open_export(tmp_path, runtime=runtime)
+
+
+def test_openvino_reports_nothing_to_its_maker(tmp_path):
+    """By itself its import sends an event, and leaves the number by which it knows this user in the home folder."""
+    if find_spec("openvino") is None:
+        pytest.skip("openvino is not installed")
+    make_export(tmp_path / "export")
+    code = (
+        "import sys; from dlfer.apply.export_runtime import open_export\n"
+        f"try: open_export({str(tmp_path / 'export')!r}, runtime='openvino')\n"
+        "except Exception: pass\n"
+        "print([name for name in sys.modules if name.startswith('openvino')])"
+    )
+    home = tmp_path / "home"
+    home.mkdir()
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "HOME": str(home)}
+    )
+    assert done.returncode == 0, done.stderr
+    assert "'openvino'" in done.stdout
+    assert "openvino_telemetry." not in done.stdout
+    assert not list(home.iterdir())
 
 
 def test_an_onnx_that_keeps_weights_in_another_file_is_refused(tmp_path):
