@@ -30,9 +30,10 @@ EXTRAS = {"openvino": "openvino"}
 """Package -> the extra that has it, where that is not `export`."""
 
 FACES_AT_A_TIME = 8
-"""Images that LiteRT and OpenVINO are given at a time. CPU time of a face: in batches of 32 EfficientNet-B3 at 224 pixels takes a
-seventh more than in small ones, for its feature maps leave the caches; EfficientNet-Lite2 at 64 pixels takes a seventh
-more in batches of 8 than of 32, and twice as much one by one. OpenVINO: as LiteRT with EfficientNet-B3."""
+"""Images that LiteRT and OpenVINO are given at a time. CPU time of a face by LiteRT: in batches of 32 EfficientNet-B3 at
+224 pixels takes a seventh more than in small ones, for its feature maps leave the caches; EfficientNet-Lite2 at 64 pixels
+takes a seventh more in batches of 8 than of 32, and twice as much one by one. By OpenVINO: B3 a seventh more in one
+batch of 64 than by eights."""
 
 MOST_PROGRAMS = 8
 """That OpenVINO keeps compiled, each for one shape."""

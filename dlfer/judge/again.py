@@ -97,7 +97,7 @@ def evaluate_model(
         train = _find_training(trained, Path(csv))
         same_source = train is not None
     metrics = _score_against_training(
-        read_json(trained / METRICS_FILE) or {},
+        _read_record(trained / METRICS_FILE),
         record,
         split,
         predictions,
@@ -166,7 +166,7 @@ def _load_training(run: Run) -> Split | None:
 
 def _find_training(folder: Path, csv: Path) -> Split | None:
     """Return the images that a run or shipped model trained on, if exactly they are in a csv; else None."""
-    described = (read_json(folder / DATA_FILE) or {}).get("splits", {}).get("train", {})
+    described = _read_parts(folder).get("train", {})
     if not described.get("fingerprint") or not (folder / CONFIG_FILE).is_file():
         return None
     with contextlib.suppress(UserError):
@@ -180,6 +180,30 @@ def _find_training(folder: Path, csv: Path) -> Split | None:
     return None
 
 
+def _read_parts(folder: Path) -> dict[str, dict]:
+    """Return what data.json tells of each part, {"name", "fingerprint", ...}; empty where there is none.
+
+    Raises:
+        ModelError: it holds something else.
+    """
+    parts = _read_record(folder / DATA_FILE).get("splits", {})
+    if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
+        raise ModelError(f"{folder / DATA_FILE}: expected an object of parts under splits. Get the model anew.")
+    return parts
+
+
+def _read_record(path: Path) -> dict:
+    """Return the object in a JSON file beside a model; empty where there is none.
+
+    Raises:
+        ModelError: it holds something else.
+    """
+    found = read_json(path)
+    if found is not None and not isinstance(found, dict):
+        raise ModelError(f"{path}: found no JSON object, expected what dlfer writes there. Get the model anew.")
+    return found or {}
+
+
 def _tell_use(folder: Path, split: Split, *, is_own: bool) -> str | None:
     """Return what a model used a part for, "selection" or "training"; None for a part that it did not use.
 
@@ -188,7 +212,7 @@ def _tell_use(folder: Path, split: Split, *, is_own: bool) -> str | None:
         split: as it was loaded.
         is_own: whether it comes from the run's own data, so that its name says enough.
     """
-    described = (read_json(folder / DATA_FILE) or {}).get("splits", {})
+    described = _read_parts(folder)
     for part, use in (("validation", "selection"), ("train", "training")):
         of_run = described.get(part, {})
         if split.name == of_run.get("name") and (is_own or compute_fingerprint(split) == of_run.get("fingerprint")):

@@ -113,9 +113,16 @@ def test_a_shipped_model_knows_what_selected_it_and_its_twins(run, work):
     assert found["test_without_twins"]["n"] == 28
     lines = (work / "fer.csv").read_text().splitlines()
     (work / "private.csv").write_text("\n".join([lines[0], *(x for x in lines if x.endswith("PrivateTest"))]) + "\n")
+    other = next(x for x in lines[1:] if x.endswith("Training"))
+    (work / "other.csv").write_text("\n".join([lines[0], *(x for x in lines[1:] if x != other)]) + "\n")
+    assert evaluate_model(str(shipped), csv=work / "other.csv")["twins"] is None
     alone = evaluate_model(str(shipped), csv=work / "private.csv")
     assert alone["twins"] is None
     assert alone["test"]["accuracy"] == found["test"]["accuracy"]
+    for damaged in ("[]", '{"splits": []}', '{"splits": {"train": 3}}'):
+        (shipped / "data.json").write_text(damaged)
+        with pytest.raises(ModelError, match=r"data\.json: (found no JSON object|expected an object of parts)"):
+            evaluate_model(str(shipped), csv=work / "private.csv")
 
 
 def test_a_run_without_other_data_is_judged_on_its_own_test_part(run):
