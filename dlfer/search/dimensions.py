@@ -9,6 +9,7 @@ from typing import Any
 from dlfer.config.keys import find_annotation, get_alternatives, split_key
 from dlfer.config.schema import SearchConfig
 from dlfer.config.space import list_ancestors
+from dlfer.report.keys import format_value
 
 _GRID_POINTS = 10
 _DIGITS = 6
@@ -41,6 +42,16 @@ class Dimension:
         if self.is_int:
             return int(value)
         return min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high)
+
+    def __str__(self) -> str:
+        """Return the key and its range in words: "rate: 0.0001 to 0.005, log"."""
+        if self.kind == "choice":
+            text = f"{self.key}: {', '.join(format_value(choice) for choice in self.choices)}"
+        else:
+            text = f"{self.key}: {self.low:g} to {self.high:g}" + (", log" if self.kind == "log" else "")
+            text += f", step {self.step:g}" if self.step is not None else ""
+        conditions = [f"{key} is {' or '.join(map(format_value, values))}" for key, values in self.when.items()]
+        return text + (f" (where {' and '.join(conditions)})" if conditions else "")
 
     def list_points(self) -> list[Any]:
         """Return the values that a grid takes: the choices, the steps, or ten points from end to end."""

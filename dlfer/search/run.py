@@ -17,6 +17,7 @@ from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run, create_run
 from dlfer.search.arms import Arm, list_arms
 from dlfer.search.board import Board
+from dlfer.search.dimensions import list_dimensions
 from dlfer.search.ending import conclude, say_unfinished
 from dlfer.search.engine import TrialRecord
 from dlfer.search.files import check_same, keep_original, write_files
@@ -268,8 +269,8 @@ def explain_search(
             count = engine.count_trials()
             first = engine.ask("plan").proposal
         view.say(f"{arm.name}: {search.engine}, {count or '?'} trials at most, {search.objective} on validation")
-        for key, spec in arm.config.search.space.items():
-            view.say(f"  {key}: {spec}")
+        for dimension in list_dimensions(arm.config.search):
+            view.say(f"  {dimension}")
         if first is not None:
             view.say(f"  first trial: {format_overrides(first.overrides)}")
         retrained = [key for key in arm.config.search.space if key.split(".")[0] in ("model", "pretrain")]

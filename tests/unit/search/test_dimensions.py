@@ -32,6 +32,23 @@ def test_points_of_a_grid(make_config, spec, key, points):
     assert dimension.list_points() == points
 
 
+@pytest.mark.parametrize(
+    ("spec", "words"),
+    [
+        ({"log": [1e-4, 5e-3]}, "finetune.optimizer.learning_rate: 0.0001 to 0.005, log"),
+        ({"between": [0.001, 0.005], "step": 0.001}, "finetune.optimizer.learning_rate: 0.001 to 0.005, step 0.001"),
+        ({"choice": [0.1, 1]}, "finetune.optimizer.learning_rate: 0.1, 1"),
+        (
+            {"choice": [0.1], "when": {"finetune.optimizer.name": ["sgd", "adam"]}},
+            "finetune.optimizer.learning_rate: 0.1 (where finetune.optimizer.name is sgd or adam)",
+        ),
+    ],
+)
+def test_a_dimension_in_words(make_config, spec, words):
+    space = {"finetune.optimizer.name": {"choice": ["sgd", "adam", "adamw"]}, "finetune.optimizer.learning_rate": spec}
+    assert str(list_dimensions(make_config(space=space).search)[-1]) == words
+
+
 def test_ten_points_from_end_to_end_of_a_continuous_range(make_config):
     (dimension,) = list_dimensions(
         make_config(space={"finetune.optimizer.learning_rate": {"log": [1e-4, 1e-1]}}).search
