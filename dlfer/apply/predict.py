@@ -85,7 +85,7 @@ class FacePredictor:
         EnvironmentProblem: no detector of faces is installed.
 
     Example:
-        >>> predictor = FacePredictor(dlfer.load("lite2"))
+        >>> predictor = FacePredictor(dlfer.load("lite2_96"))
         >>> [face.label for face in predictor.predict([read_image("photo.jpg")])[0]]
         ['Happy', 'Neutral']
     """

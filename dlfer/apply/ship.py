@@ -61,7 +61,7 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
     if target.exists():
         raise ModelError(f"{target}: is there already; delete it, or choose another name.")
     if Path(name).name != name or name.startswith(".") or name == "runs":
-        raise ModelError(f"{name}: not a model's name; expected a word such as lite2.")
+        raise ModelError(f"{name}: not a model's name; expected a word such as lite2_96.")
     opened = open_run(source.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".ship-") as temporary:

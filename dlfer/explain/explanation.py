@@ -86,7 +86,7 @@ class Explainer:
         ModelError: Grad-CAM is the one method, and the classifier has no network; or no such stage.
 
     Example:
-        >>> Explainer(dlfer.load("lite2")).explain(face).maps["occlusion"].shape
+        >>> Explainer(dlfer.load("lite2_96")).explain(face).maps["occlusion"].shape
         (48, 48)
     """
 

@@ -145,7 +145,7 @@ def test_the_builder_is_sent_what_the_dockerfile_copies_and_the_package_needs(st
     for path in (ROOT / "dlfer").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             assert not is_ignored(path.relative_to(ROOT).as_posix()), path
-    assert not is_ignored("saved_models/lite2/network.weights.h5")
+    assert not is_ignored("saved_models/lite2_96/network.weights.h5")
 
 
 @pytest.fixture(scope="module")
