@@ -30,7 +30,7 @@ class PredictionJob:
         draw: folder of marked pictures and films, or None.
         faces: see `build_cropper`.
         engine: see `load_engine`; "auto": see `choose_engine`.
-        abstain: see `FacePredictor`.
+        abstain, mirror: see `FacePredictor`.
         smooth: see `predict_inputs`.
         every, seconds: see `read_film`.
     """
@@ -41,6 +41,7 @@ class PredictionJob:
     faces: str = "auto"
     engine: str = "keras"
     abstain: float | None = None
+    mirror: bool = False
     smooth: float = 0.5
     every: int = 1
     seconds: float | None = None
@@ -65,9 +66,9 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
         num_pictures = sum(isinstance(name, str) and not films.is_film(name) for name in files)
         has_films = job.smooth > 0 and any(isinstance(name, str) and films.is_film(name) for name in files)
     classifier = _open_engine(job, num_pictures, say=say)
-    predictor = FacePredictor(classifier, faces=job.faces, abstain=job.abstain)
+    predictor = FacePredictor(classifier, faces=job.faces, abstain=job.abstain, mirror=job.mirror)
     about = describe_predictions(predictor, faces=job.faces, smooth=job.smooth)
-    for key in ("notice", "probabilities", *(["smoothing"] if has_films else [])):
+    for key in ("notice", "probabilities", *(["mirror"] if job.mirror else []), *(["smoothing"] if has_films else [])):
         say(f"{key}: {about[key]}")
     inputs = open_inputs(files, every=job.every, seconds=job.seconds)
     results = predict_inputs(predictor, inputs, smooth=job.smooth)

@@ -78,6 +78,7 @@ class FacePredictor:
         classifier: from `dlfer.load` or `load_engine`.
         faces: "auto", "mtcnn", "opencv" or "whole", see `build_cropper`.
         abstain: in 0..1, below which confidence the label is "uncertain"; None: never.
+        mirror: whether the probabilities are the mean over a face and its mirror image; it takes twice the time.
         batch_size: faces at a time.
 
     Raises:
@@ -91,13 +92,20 @@ class FacePredictor:
     """
 
     def __init__(
-        self, classifier: Engine, *, faces: str = "auto", abstain: float | None = None, batch_size: int = 64
+        self,
+        classifier: Engine,
+        *,
+        faces: str = "auto",
+        abstain: float | None = None,
+        mirror: bool = False,
+        batch_size: int = 64,
     ) -> None:
         if abstain is not None and not 0 <= abstain <= 1:
             raise UserError(f"abstain: found {abstain}, expected a confidence in 0..1.")
         self.classifier = classifier
         self.labels = tuple(classifier.labels)
         self.abstain = abstain
+        self.mirror = mirror
         self.batch_size = batch_size
         self._crop = build_cropper(
             faces, about=classifier.about, channels=classifier.channels, image_size=classifier.image_size
@@ -136,8 +144,13 @@ class FacePredictor:
         for side in np.unique(sides):
             rows = np.flatnonzero(sides == side)
             images = np.stack([crops[row] for row in rows])
-            answers[rows] = self.classifier.predict(images, batch_size=self.batch_size, calibrated=True)
+            answers[rows] = self._predict_images(images)
+            if self.mirror:
+                answers[rows] = (answers[rows] + self._predict_images(np.ascontiguousarray(images[:, :, ::-1]))) / 2
         return answers
+
+    def _predict_images(self, images: np.ndarray) -> np.ndarray:
+        return self.classifier.predict(images, batch_size=self.batch_size, calibrated=True)
 
 
 def predict_frame(
@@ -200,6 +213,7 @@ def describe_predictions(predictor: FacePredictor, *, faces: str, smooth: float 
             if fit
             else "as the network gives them, not calibrated: no temperature was fitted"
         ),
+        "mirror": ("probabilities are the mean over each face and its mirror image" if predictor.mirror else None),
         "smoothing": (
             f"probabilities in films are an exponential average over time, time constant {smooth:g} s"
             if smooth

@@ -34,6 +34,9 @@ def predict(
     abstain: Annotated[
         float | None, typer.Option(metavar="T", help="Below this confidence the label is 'uncertain'.")
     ] = None,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="The mean over each face and its mirror image; twice the time.")
+    ] = False,
     smooth: Annotated[
         float, typer.Option(metavar="SECONDS", help="Films: time constant of smoothed probabilities; 0: none.")
     ] = 0.5,
@@ -63,6 +66,7 @@ def predict(
         faces=faces,
         engine=engine,
         abstain=abstain,
+        mirror=mirror,
         smooth=smooth,
         every=every,
         seconds=seconds,

@@ -1,5 +1,7 @@
 """Faces of several pictures in one call, boxes in upright pixels, films followed, thresholds kept."""
 
+from types import MappingProxyType
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -69,6 +71,29 @@ def test_abstaining_keeps_the_probabilities(classifier, blocks, draw_blocks):
         FacePredictor(classifier, faces="whole", abstain=1.5)
     with pytest.raises(UserError, match="faces"):
         FacePredictor(classifier, faces="some")
+
+
+class LeftHalf:
+    """Answers with the lightness of the left half, calibrated or not at all."""
+
+    labels, channels, image_size, temperature_fit, about = ("Dark", "Light"), 1, 8, None, MappingProxyType({})
+
+    def predict(self, images, *, batch_size=64, calibrated=False):
+        assert calibrated
+        light = images[:, :, : images.shape[2] // 2].mean(axis=(1, 2, 3)) / 255
+        return np.stack([1 - light, light], axis=1).astype(np.float32)
+
+
+def test_the_mirror_image_has_half_of_the_say_and_readers_are_told():
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:, 4:] = 255
+    image[:2, :4] = 255  # a quarter of the left half
+    plain, mirrored = (FacePredictor(LeftHalf(), faces="whole", mirror=mirror) for mirror in (False, True))
+    assert plain.predict([image])[0][0].probabilities["Light"] == pytest.approx(0.25)
+    (face,) = mirrored.predict([image])[0]
+    assert (face.label, face.probabilities["Light"]) == ("Light", pytest.approx((0.25 + 1) / 2))
+    assert describe_predictions(plain, faces="whole", smooth=0)["mirror"] is None
+    assert "mirror image" in describe_predictions(mirrored, faces="whole", smooth=0)["mirror"]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
