@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -36,7 +38,9 @@ def test_interval_holds_the_difference_and_turns_with_the_order(a_only, b_only, 
 @settings(max_examples=40)
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=12))
 def test_holm_equals_statsmodels(p_values):
-    assert compute_holm(p_values) == pytest.approx(multitest.multipletests(p_values, method="holm")[1])
+    with mock.patch("gc.collect"):  # it collects garbage in every call, nearly a second late in a run
+        expected = multitest.multipletests(p_values, method="holm")[1]
+    assert compute_holm(p_values) == pytest.approx(expected)
 
 
 @given(st.integers(2, 5), st.integers(1, 40), st.integers(0, 2**31))
