@@ -24,11 +24,11 @@ from dlfer.evaluate.scores import compute_metrics_file
 from dlfer.files.atomic import write_atomically
 from dlfer.judge.extras import Extras, check_extras, judge_extras, keep_extras
 from dlfer.judge.parts import count_twins, log_opening
+from dlfer.judge.records import read_metrics, read_parts
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier, read_artifact_record
-from dlfer.report.page import read_json
 from dlfer.runs.find import open_run
-from dlfer.runs.run import CONFIG_FILE, DATA_FILE, METRICS_FILE, Run
+from dlfer.runs.run import CONFIG_FILE, Run
 
 _PLAIN = Extras()
 
@@ -97,7 +97,7 @@ def evaluate_model(
         train = _find_training(trained, Path(csv))
         same_source = train is not None
     metrics = _score_against_training(
-        _read_record(trained / METRICS_FILE),
+        read_metrics(trained),
         record,
         split,
         predictions,
@@ -166,7 +166,7 @@ def _load_training(run: Run) -> Split | None:
 
 def _find_training(folder: Path, csv: Path) -> Split | None:
     """Return the images that a run or shipped model trained on, if exactly they are in a csv; else None."""
-    described = _read_parts(folder).get("train", {})
+    described = read_parts(folder).get("train", {})
     if not described.get("fingerprint") or not (folder / CONFIG_FILE).is_file():
         return None
     with contextlib.suppress(UserError):
@@ -180,30 +180,6 @@ def _find_training(folder: Path, csv: Path) -> Split | None:
     return None
 
 
-def _read_parts(folder: Path) -> dict[str, dict]:
-    """Return what data.json tells of each part, {"name", "fingerprint", ...}; empty where there is none.
-
-    Raises:
-        ModelError: it holds something else.
-    """
-    parts = _read_record(folder / DATA_FILE).get("splits", {})
-    if not isinstance(parts, dict) or not all(isinstance(part, dict) for part in parts.values()):
-        raise ModelError(f"{folder / DATA_FILE}: expected an object of parts under splits. Get the model anew.")
-    return parts
-
-
-def _read_record(path: Path) -> dict:
-    """Return the object in a JSON file beside a model; empty where there is none.
-
-    Raises:
-        ModelError: it holds something else.
-    """
-    found = read_json(path)
-    if found is not None and not isinstance(found, dict):
-        raise ModelError(f"{path}: found no JSON object, expected what dlfer writes there. Get the model anew.")
-    return found or {}
-
-
 def _tell_use(folder: Path, split: Split, *, is_own: bool) -> str | None:
     """Return what a model used a part for, "selection" or "training"; None for a part that it did not use.
 
@@ -212,7 +188,7 @@ def _tell_use(folder: Path, split: Split, *, is_own: bool) -> str | None:
         split: as it was loaded.
         is_own: whether it comes from the run's own data, so that its name says enough.
     """
-    described = _read_parts(folder)
+    described = read_parts(folder)
     for part, use in (("validation", "selection"), ("train", "training")):
         of_run = described.get(part, {})
         if split.name == of_run.get("name") and (is_own or compute_fingerprint(split) == of_run.get("fingerprint")):

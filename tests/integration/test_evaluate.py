@@ -119,9 +119,9 @@ def test_a_shipped_model_knows_what_selected_it_and_its_twins(run, work):
     alone = evaluate_model(str(shipped), csv=work / "private.csv")
     assert alone["twins"] is None
     assert alone["test"]["accuracy"] == found["test"]["accuracy"]
-    for damaged in ("[]", '{"splits": []}', '{"splits": {"train": 3}}'):
-        (shipped / "data.json").write_text(damaged)
-        with pytest.raises(ModelError, match=r"data\.json: (found no JSON object|expected an object of parts)"):
+    for name, damaged in (("metrics", '{"abstain": {"threshold": "high"}}'), ("data", '{"splits": []}')):
+        (shipped / f"{name}.json").write_text(damaged)
+        with pytest.raises(ModelError, match=rf"{name}\.json: (splits|abstain\.threshold): found"):
             evaluate_model(str(shipped), csv=work / "private.csv")
 
 
