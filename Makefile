@@ -1,4 +1,5 @@
-# make install | demo | test | test-slow | lint | fuzz | bench | jax | docker-check | clean
+# make install | extra-export | extra-openvino | extra-optuna | extra-parquet | demo | test | test-slow | lint | fuzz |
+#      bench | jax | docker-check | clean
 PYTHON ?= python3
 # Which build of TensorFlow: by whether there is an NVIDIA driver, or as the user says. For Macs there is one build only.
 TENSORFLOW ?= $(shell if command -v nvidia-smi >/dev/null 2>&1; then echo 'tensorflow[and-cuda]'; \
@@ -11,7 +12,7 @@ PIP = $(BIN)/python -m pip --disable-pip-version-check
 install: .venv/installed
 
 .venv/installed: requirements.txt pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "dlfer needs Python 3.11 to 3.13; say make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and f"found Python {sys.version.split()[0]}, dlfer needs 3.11 to 3.13; say make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	sed 's/^tensorflow==/$(TENSORFLOW)==/' requirements.txt > .venv/requirements.txt
 	$(PIP) install --quiet --requirement .venv/requirements.txt
@@ -22,6 +23,15 @@ install: .venv/installed
 .venv/installed-dev: .venv/installed requirements-dev.txt
 	$(PIP) install --quiet --requirement requirements-dev.txt
 	@touch $@
+
+# A group of optional packages in pyproject.toml. By their names alone: with dlfer's own requirements pip would add the other
+# build of TensorFlow to the one that is installed.
+extra-%: install
+	$(BIN)/python -c 'import sys, tomllib; \
+		groups = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+		print("\n".join(groups.get("$*") or sys.exit("no group $* in pyproject.toml; there are " + ", ".join(groups))))' \
+		> .venv/extra-$*.txt
+	$(PIP) install --quiet --requirement .venv/extra-$*.txt
 
 jax: .venv-jax/installed
 

@@ -73,8 +73,8 @@ def import_extra(module: str) -> Any:
     except ImportError as error:
         package = PACKAGES[module]
         raise EnvironmentProblem(
-            f"export: the package {package} is an extra that cannot be imported here ({error}). In the checkout: "
-            f'pip install -e ".[{EXTRAS.get(package, "export")}]".'
+            f"export: the package {package} is an extra that cannot be imported here ({error}). In a clone: "
+            f"make extra-{EXTRAS.get(package, 'export')}; in another environment: pip install {package}."
         ) from error
 
 
@@ -100,8 +100,8 @@ def open_savedmodel(path: Path) -> Answer:
 
 def open_onnx(path: Path) -> Answer:
     """Return the function by which an ONNX file answers, on the CPU."""
-    onnxruntime = import_extra("onnxruntime")
     _check_is_whole(path)
+    onnxruntime = import_extra("onnxruntime")
     options = onnxruntime.SessionOptions()
     if count_cores() < (os.cpu_count() or 1):
         # By itself it takes a thread for each core of the machine, also for those that this process may not use.
@@ -117,10 +117,10 @@ def open_openvino(path: Path) -> Answer:
     each by such a program; what is left of a batch, and sizes beyond `MOST_PROGRAMS`, by the one for all. Several
     threads may call it, one by one.
     """
+    _check_is_whole(path)
     # Its import reports itself to its maker over the network, unless this package cannot be found.
     sys.modules.setdefault("openvino_telemetry", None)
     openvino = import_extra("openvino")
-    _check_is_whole(path)
     core = openvino.Core()
     network = core.read_model(path)
     # By itself it computes in bfloat16 where the processor can.

@@ -213,7 +213,12 @@ def describe_predictions(predictor: FacePredictor, *, faces: str, smooth: float 
             if fit
             else "as the network gives them, not calibrated: no temperature was fitted"
         ),
-        "mirror": ("probabilities are the mean over each face and its mirror image" if predictor.mirror else None),
+        "mirror": (
+            "probabilities are the mean over each face and its mirror image"
+            + ("; the temperature was fitted without the mirror image" if fit else "")
+            if predictor.mirror
+            else None
+        ),
         "smoothing": (
             f"probabilities in films are an exponential average over time, time constant {smooth:g} s"
             if smooth

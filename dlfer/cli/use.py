@@ -28,7 +28,7 @@ def predict(
         str,
         typer.Option(
             metavar="keras|onnx|openvino|litert|auto",
-            help="What computes; but for keras MODEL is an export; auto: the fastest that answers as keras does.",
+            help="What computes. keras and auto take a model, the others its export; auto: the fastest that answers alike.",
         ),
     ] = "keras",
     abstain: Annotated[

@@ -120,7 +120,7 @@ class SearchConfig(Section):
     """Which keys a search may set, and how it looks for the best."""
 
     engine: Literal[names.ENGINES] = "random"
-    """random, bayesian, hyperband and grid are KerasTuner's; optuna is an extra (pip install -e ".[optuna]")."""
+    """random, bayesian, hyperband and grid are KerasTuner's; optuna is an extra (make extra-optuna)."""
     objective: Literal[names.MONITORS] = "macro_f1"
     """A figure on validation; loss is minimised, the others are maximised."""
     trials: Count | None = None

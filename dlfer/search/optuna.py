@@ -136,9 +136,8 @@ def _import_optuna() -> Any:
         import optuna
     except ImportError as error:
         raise EnvironmentProblem(
-            f"search.engine: optuna is an extra that is not installed here ({error}). In the checkout: "
-            'pip install -e ".[optuna]"; '
-            "or choose random, bayesian, hyperband or grid."
+            f"search.engine: optuna is an extra that is not installed here ({error}). In a clone: "
+            "make extra-optuna; or choose random, bayesian, hyperband or grid."
         ) from None
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     return optuna

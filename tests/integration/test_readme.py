@@ -4,10 +4,12 @@ import csv
 import io
 import re
 import shlex
+import tomllib
 from pathlib import Path
 
 import pytest
 
+from dlfer.apply.export_runtime import EXTRAS, PACKAGES
 from tests.integration.conftest import ROOT, dlfer
 
 README = (ROOT / "README.md").read_text()
@@ -31,6 +33,15 @@ def test_makefile_has_every_target_of_the_readme():
     for command in COMMANDS:
         if command[0] == "make":
             assert command[1] in targets
+
+
+def test_extras_that_are_named_are_groups_of_the_project():
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    named = set(re.findall(r"`make extra-(\w+)`", README)) | {*EXTRAS.values(), "export"}
+    assert named >= {"export", "openvino", "parquet"}
+    assert named <= set(groups)
+    for package in PACKAGES.values():
+        assert any(line.startswith(f"{package}==") for line in groups[EXTRAS.get(package, "export")])
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "dlfer"], ids=" ".join)
