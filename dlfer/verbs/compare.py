@@ -168,7 +168,11 @@ def _describe_runs(entries: list[Entry], part: str) -> list[str]:
     notes += [f"{name}: {banner}" for name, banner in banners.items()]
     selected = sorted({str(values.get("selected_on")) for values in metrics.values()})
     if part == "validation" and selected:
-        notes.append(f"Validation ({', '.join(selected)}) selected these models: it flatters all of them.")
+        if len(metrics) == len(entries):
+            whom = "these models: it flatters all of them"
+        else:
+            whom = f"{', '.join(metrics)}: it flatters them. What selected the others is not known"
+        notes.append(f"Validation ({', '.join(selected)}) selected {whom}.")
     return notes
 
 

@@ -155,5 +155,6 @@ def test_a_runtime_of_another_extra_is_named_with_it(monkeypatch, tmp_path):
         raise ImportError(f"No module named {module!r}")
 
     monkeypatch.setattr(export_runtime.importlib, "import_module", fail)
+    (tmp_path / "a.onnx").write_bytes(b"")
     with pytest.raises(EnvironmentProblem, match=r"openvino is an extra.*make extra-openvino"):
         open_openvino(tmp_path / "a.onnx")

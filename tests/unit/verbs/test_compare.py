@@ -76,6 +76,16 @@ def test_predictions_files_are_compared_too(make_run, tmp_path):
     assert result["runs"][1] == {**result["runs"][1], "name": "theirs", "path": str(file)}
 
 
+def test_of_a_file_it_is_not_told_that_validation_selected_it(make_run, tmp_path):
+    run = make_run(validation=draw(0.8))
+    file = write_predictions(draw(0.7, seed=3), tmp_path / "theirs.npz")
+    [note] = compare_runs([str(run.path), str(file)], part="validation")["notes"]
+    assert note == (
+        f"Validation (PublicTest) selected {run.path.parent.name}/{run.path.name}: it flatters them. "
+        "What selected the others is not known."
+    )
+
+
 def test_without_test_predictions_validation_is_taken_and_told(make_run):
     a, b = make_run(validation=draw(0.7), test=draw(0.8)), make_run(epochs=3, validation=draw(0.6, seed=1))
     result = compare_runs(names(a, b))
