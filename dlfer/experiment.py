@@ -15,6 +15,7 @@ from dlfer.config.schema import DataConfig, ExperimentConfig
 from dlfer.data.audit import audit_data
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.errors import TrainingStopped
+from dlfer.evaluate.learned import HINT, find_learning_failure
 from dlfer.evaluate.predictions import Predictions
 from dlfer.fit.boosted import explain_boosted, fit_boosted
 from dlfer.fit.ensemble import explain_ensemble, fit_ensemble
@@ -190,8 +191,18 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
     _draw_errors(run, bundle, predictions)
     _draw_explanations(run, classifier, bundle, predictions)
     say(describe_outcome(metrics))
+    _warn_of_learning(run, predictions.get("train"), session)
     say(f"report: {write_report(run.path)}")
     say(f"model card: {write_card(run.path)}")
+
+
+def _warn_of_learning(run: Run, train: Predictions | None, session: Session) -> None:
+    """Say in red, and record for the report and the card, that the training did not learn, where it did not."""
+    why = find_learning_failure(train)
+    if why is not None and not run.is_smoke:
+        text = f"The training did not learn: {why}. {HINT}"
+        run.update(warnings=[*run.read_json("run.json").get("warnings", []), text])
+        session.listener.warn(text)
 
 
 def _audit(run: Run, data: DataConfig, bundle: DataBundle, session: Session) -> dict:

@@ -64,7 +64,7 @@ def compare(
     json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the result there too.")] = None,
     out: Out = None,
 ) -> None:
-    """Compare finished runs on the same images: paired differences, and which of them are told apart."""
+    """Compare finished runs on the same images: paired differences, and which of them are significant."""
     import json
 
     from dlfer.files.atomic import write_atomically

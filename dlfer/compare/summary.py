@@ -1,4 +1,4 @@
-"""comparison.json: the table of arms, their paired differences from one of them, and what a reader must know."""
+"""comparison.json: the table of arms, their differences from one of them, and the notes that belong to them."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from dlfer.compare.members import PARTS, Member
-from dlfer.evaluate.intervals import compute_seed_summary
+from dlfer.evaluate.learned import describe_no_conclusion, find_run_failure
 from dlfer.evaluate.paired import compare_seeds, describe_difference
 from dlfer.evaluate.predictions import Predictions
+from dlfer.evaluate.seeds import compute_seed_summary
 from dlfer.evaluate.several import compute_holm
 
 Finished = Mapping[str, Sequence[Member]]
@@ -26,26 +27,26 @@ def summarise_arm(arm: str, members: Sequence[Member]) -> dict[str, Any]:
 
 
 def summarise_accuracy(several: Sequence[Predictions]) -> dict[str, Any] | None:
-    """Return the mean accuracy over seeds: "value", "low", "high" over the images (one seed: Wilson's), "n".
+    """Return the mean accuracy over seeds with its 95 % interval: "value", "low", "high", "n", "per_seed".
 
-    Of several seeds also "per_seed", "sd_over_seeds", and "items_and_seeds": the interval [low, high] that
-    asks besides what other seeds would have given.
+    Of one seed the interval is Wilson's, over images. Of several it is over images and seeds: where the accuracy of
+    the recipe lies, and not that of these trainings alone; "sd_over_seeds" is given as well.
     """
     if not several:
         return None
     by_id = [dict(zip(p.ids.tolist(), p.correct.tolist(), strict=True)) for p in several]
     summary = compute_seed_summary(np.array([[seed[key] for key in by_id[0]] for seed in by_id], dtype=float))
-    low, high = summary["items"]
-    figure = {"value": summary["value"], "low": low, "high": high, "n": summary["n"], "per_seed": summary["per_seed"]}
-    if len(several) == 1:
-        return figure
-    return figure | {"sd_over_seeds": summary["sd_over_seeds"], "items_and_seeds": list(summary["items_and_seeds"])}
+    low, high = summary["items_and_seeds"] or summary["items"]
+    accuracy = {"value": summary["value"], "low": low, "high": high, "n": summary["n"], "per_seed": summary["per_seed"]}
+    return accuracy if len(several) == 1 else accuracy | {"sd_over_seeds": summary["sd_over_seeds"]}
 
 
 def compare_with(reference: str, finished: Finished, part: str) -> list[dict[str, Any]]:
     """Compare every other arm with one of them on a part, over the seeds that both finished.
 
-    With several pairs Holm's correction holds over all of them, and its p value decides what is told apart.
+    With several pairs Holm's correction holds over all of them, and its p value decides what is significant. Where a
+    training of either arm did not learn, the pair supports no conclusion: "not_learned" has the reasons, the sentence
+    says so, and nothing is called significant.
     """
     if reference not in finished:
         return []
@@ -54,12 +55,29 @@ def compare_with(reference: str, finished: Finished, part: str) -> list[dict[str
         result = _compare_arms(finished[reference], members, part) if arm != reference else None
         if result is not None:
             pairs.append({"a": reference, "b": arm, "part": part, **result})
+    failures = {arm: find_failures(members) for arm, members in finished.items()}
     for pair, p_holm in zip(pairs, compute_holm([pair["p_value"] for pair in pairs]), strict=True):
         if len(pairs) > 1:
-            told_apart = pair["is_larger_than_chance"] and p_holm < 1 - pair["level"]
-            pair |= {"p_holm": p_holm, "num_pairs": len(pairs), "is_larger_than_chance": told_apart}
-        pair["sentence"] = describe_difference(pair)
+            is_significant = pair["is_larger_than_chance"] and p_holm < 1 - pair["level"]
+            pair |= {"p_holm": p_holm, "num_pairs": len(pairs), "is_larger_than_chance": is_significant}
+        pair["not_learned"] = [*failures[pair["a"]], *failures[pair["b"]]]
+        if pair["not_learned"]:
+            pair["is_larger_than_chance"] = False
+        pair["sentence"] = describe_pair(pair)
     return pairs
+
+
+def find_failures(members: Sequence[Member]) -> list[str]:
+    """Return a clause for each of these trainings that did not learn, e.g. "without EF-FER1, seed 0: its accuracy ..."."""
+    found = {member.title: find_run_failure(member.run.path) for member in members}
+    return [f"{title}: {why}" for title, why in found.items() if why is not None]
+
+
+def describe_pair(pair: Mapping[str, Any]) -> str:
+    """Return the verdict on a pair of arms in words; see `compare_with`."""
+    if pair["not_learned"]:
+        return describe_no_conclusion((pair["a"], pair["b"]), pair["not_learned"])
+    return describe_difference(dict(pair))
 
 
 def choose_part(finished: Finished) -> str:
@@ -83,7 +101,13 @@ def collect_notes(finished: Finished, judged_on: str) -> list[str]:
     notes += dict.fromkeys(m["banner"] for m in metrics if m["banner"])
     if max(len(members) for members in finished.values()) == 1:
         notes.append(
-            "One seed an arm: the intervals are over images; what another training would change is not in them."
+            "One seed in each arm: the intervals are over images. How much another training would differ is not known, so "
+            "that nothing here is a statement about the recipes; run several seeds, e.g. --seeds 0,1,2."
+        )
+    else:
+        notes.append(
+            "Intervals of several seeds are over images and seeds, with Student's t: they are wide for two or three seeds, "
+            "whose variance is poorly known."
         )
     return notes
 

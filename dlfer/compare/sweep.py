@@ -282,7 +282,7 @@ def _show(values: dict[str, Any]) -> None:
     for table in (format_sweep_table(values), *format_best_tables(values["best_of"])):
         console.print(table)
     for pair in values["paired"][:_SHOWN_PAIRS]:
-        _say(pair["sentence"])
+        console.print(pair["sentence"], markup=False, soft_wrap=True, style="bold red" if pair["not_learned"] else None)
     if len(values["paired"]) > _SHOWN_PAIRS:
         _say(f"... and {len(values['paired']) - _SHOWN_PAIRS} more comparisons in the report.")
     for note in values["notes"]:

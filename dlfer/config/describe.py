@@ -7,6 +7,7 @@ from typing import Any
 
 from dlfer.config.keys import find_annotation, find_default, get_alternatives, get_choices, get_section, list_keys
 from dlfer.config.schema import ExperimentConfig
+from dlfer.config.section import get_fields
 
 _NAMES = {str: "text", int: "integer", float: "number", bool: "true/false", type(None): "null"}
 
@@ -17,7 +18,7 @@ def describe_keys() -> list[dict[str, str]]:
     for dotted in list_keys():
         key = tuple(dotted.split("."))
         section = get_section(find_annotation(key[:-1])) or ExperimentConfig
-        field = section.model_fields[key[-1]]
+        field = get_fields(section)[key[-1]]
         below = get_section(field.annotation)
         default = "required" if field.is_required() else "" if below else json.dumps(find_default(key))
         meaning = field.description or (below.__doc__ if below else "") or ""

@@ -80,6 +80,51 @@ def check_sweep(tree: Mapping[str, Any]) -> list[Problem]:
     return _check_names(sweep, cells) or _check_cells(tree, cells)
 
 
+def check_ablation(tree: Mapping[str, Any]) -> list[Problem]:
+    """Return the problems of `ablation.with` and `ablation.without` in the values of an experiment file.
+
+    The keys are looked up first; then each arm is validated as the experiment that it is.
+    """
+    ablation = tree.get("ablation")
+    if not isinstance(ablation, dict):
+        return []
+    problems = []
+    for arm in ("with", "without"):
+        keys = ablation.get(arm) or {}
+        if not isinstance(keys, dict):
+            continue  # the schema says so
+        wrong = {dotted: text for dotted in keys if (text := _check_arm_key(arm, dotted))}
+        problems += [Problem(("ablation", arm, dotted), text) for dotted, text in wrong.items()]
+        problems += _check_arm(tree, arm, {dotted: value for dotted, value in keys.items() if dotted not in wrong})
+    return problems
+
+
+def _check_arm_key(arm: str, dotted: Any) -> str | None:
+    if isinstance(dotted, str) and dotted == "experiment.seed":
+        return "list the seeds in ablation.seeds: every arm is trained with each of them."
+    if isinstance(dotted, str) and dotted.split(".")[0] == "pretrain" and (arm == "without" or dotted == "pretrain"):
+        return "the arms differ in having EF-FER1 (pretrain) or not; this key cannot be set here."
+    return _check_key(dotted)
+
+
+def _check_arm(tree: Mapping[str, Any], arm: str, keys: Mapping[str, Any]) -> list[Problem]:
+    base = {name: section for name, section in tree.items() if name not in ("ablation", "sweep", "search")}
+    before = {(problem.key, problem.text) for problem in validate(base)[1]}
+    changed = copy.deepcopy(base)
+    if arm == "without":
+        changed["pretrain"] = None
+    for dotted, value in _sort_keys(keys).items():
+        set_value(changed, split_key(dotted), copy.deepcopy(value))
+    new = [problem for problem in validate(changed)[1] if (problem.key, problem.text) not in before]
+    problems = []
+    for problem in new:
+        dotted = ".".join(problem.key)
+        culprit = next((key for key in keys if dotted == key or dotted.startswith(f"{key}.")), None)
+        where = ("ablation", arm) if culprit is None else ("ablation", arm, culprit)
+        problems.append(Problem(where, f"does not fit: {dotted}: {problem.text}"))
+    return problems
+
+
 def _iterate_cells(sweep: Mapping[str, Any], *, has_pretrain: bool) -> Iterator[Cell]:
     grid = sweep.get("grid", {})
     axes = {axis: _list_values(axis, values, grid) for axis, values in grid.items()}

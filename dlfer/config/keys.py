@@ -10,10 +10,17 @@ import typing
 from typing import Any, Literal
 
 from dlfer.config.schema import ExperimentConfig, Section
+from dlfer.config.section import get_fields
 
 Key = tuple[str, ...]
 
-_HOLDS_KEYS = (("search", "space"), ("sweep", "grid"), ("sweep", "cells"))
+_HOLDS_KEYS = (
+    ("search", "space"),
+    ("sweep", "grid"),
+    ("sweep", "cells"),
+    ("ablation", "with"),
+    ("ablation", "without"),
+)
 """Sections whose own keys are dotted keys, or names that may hold dots."""
 
 
@@ -59,8 +66,8 @@ def find_annotation(key: Key) -> Any | None:
     annotation: Any = ExperimentConfig
     for part in key:
         section, value = get_section(annotation), get_mapping_value(annotation)
-        if section is not None and part in section.model_fields:
-            annotation = section.model_fields[part].annotation
+        if section is not None and part in get_fields(section):
+            annotation = get_fields(section)[part].annotation
         elif section is None and value is not None:
             annotation = value
         else:
@@ -74,9 +81,9 @@ def find_default(key: Key) -> Any:
     default: Any = None
     for part in key:
         section = get_section(annotation)
-        if section is None or part not in section.model_fields:
+        if section is None or part not in get_fields(section):
             return None
-        field = section.model_fields[part]
+        field = get_fields(section)[part]
         annotation, default = field.annotation, None if field.is_required() else field.default
     return default.model_dump(mode="json") if isinstance(default, Section) else default
 
@@ -89,7 +96,7 @@ def list_keys() -> tuple[str, ...]:
 
 def _walk(section: type[Section], above: Key) -> list[str]:
     found = []
-    for name, field in section.model_fields.items():
+    for name, field in get_fields(section).items():
         found.append(".".join((*above, name)))
         below = get_section(field.annotation)
         if below is not None:
@@ -104,7 +111,7 @@ def suggest_key(key: Key) -> str | None:
     finetune.optimizer.learning_rate.
     """
     section = get_section(find_annotation(key[:-1]) or ExperimentConfig)
-    siblings = list(section.model_fields) if section is not None else []
+    siblings = list(get_fields(section)) if section is not None else []
     near = difflib.get_close_matches(key[-1], siblings, n=1)
     if near:
         return ".".join((*key[:-1], near[0]))

@@ -19,10 +19,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dlfer.config.grid import check_sweep
+from dlfer.config.grid import check_ablation, check_sweep
 from dlfer.config.keys import Key, get_mapping_value, get_section, is_nullable, split_key
 from dlfer.config.problems import Problem, list_problems, validate
 from dlfer.config.schema import ExperimentConfig, Section
+from dlfer.config.section import get_fields
 from dlfer.config.space import check_space, set_value
 from dlfer.config.strict_yaml import format_yaml, parse_yaml, read_yaml
 from dlfer.errors import ConfigError
@@ -38,7 +39,7 @@ def load_experiment(
     """Read an experiment file, set `overrides` (dotted key -> value), and check all of it.
 
     Args:
-        check_search: try the ends of `search.space` and the cells of `sweep` too. A run reads its own
+        check_search: try the ends of `search.space`, the cells of `sweep` and the arms of `ablation` too. A run reads its own
             file back without, since a member has one of the values that the others need not fit.
 
     Raises:
@@ -61,7 +62,7 @@ def with_overrides(config: ExperimentConfig, overrides: Mapping[str, object]) ->
     tree = config.model_dump(mode="json")
     marks: dict[Key, str] = {}
     problems = _apply(tree, marks, overrides)
-    check_search = any(key.split(".")[0] in ("search", "sweep") for key in overrides)
+    check_search = any(key.split(".")[0] in ("search", "sweep", "ablation") for key in overrides)
     name = f"experiment {config.experiment.name} with overrides"
     return _finish(tree, marks, problems, name, check_search=check_search)
 
@@ -198,7 +199,7 @@ def _finish(
     config, found = validate(tree)
     problems = problems + found
     if check_search:
-        problems += [*check_space(tree), *check_sweep(tree)]
+        problems += [*check_space(tree), *check_sweep(tree), *check_ablation(tree)]
     if problems or config is None:
         lines = list_problems([problem.format(marks) for problem in problems], indent="  ")
         raise ConfigError(f"{name}: {len(problems)} problem{'s' if len(problems) != 1 else ''}:\n{lines}")
@@ -207,7 +208,7 @@ def _finish(
 
 def _drop_nulls(values: dict[str, Any], section: type[Section]) -> None:
     """Take out sections and free keys that are null where null is no value: they have their defaults again."""
-    for name, field in section.model_fields.items():
+    for name, field in get_fields(section).items():
         value = values.get(name)
         below, free = get_section(field.annotation), get_mapping_value(field.annotation)
         if value is None and name in values and (below or free) and not is_nullable(field.annotation):

@@ -21,6 +21,7 @@ from dlfer.config.keys import (
     suggest_key,
 )
 from dlfer.config.schema import ExperimentConfig
+from dlfer.config.section import get_fields
 
 _EXPECTED = {
     "int_type": "a whole number",
@@ -121,9 +122,9 @@ def _get_key(location: tuple[str | int, ...]) -> Key:
         section, value = get_section(annotation), get_mapping_value(annotation)
         if section is not None:
             key.append(str(item))
-            if item not in section.model_fields:
+            if item not in get_fields(section):
                 break
-            annotation = section.model_fields[item].annotation
+            annotation = get_fields(section)[item].annotation
         elif value is not None and item != "[key]":
             key.append(str(item))
             annotation = value
@@ -145,7 +146,7 @@ def _describe_unknown(key: Key) -> str:
     if near:
         return f"there is no such key. Did you mean {near}?"
     section = get_section(find_annotation(key[:-1]) or ExperimentConfig)
-    known = f" Here stand: {', '.join(section.model_fields)}." if section else ""
+    known = f" Here stand: {', '.join(get_fields(section))}." if section else ""
     return f"there is no such key.{known}"
 
 
@@ -153,7 +154,7 @@ def _describe_kind(key: Key) -> str:
     annotation = find_annotation(key)
     section = get_section(annotation)
     if section is not None:
-        required = [name for name, field in section.model_fields.items() if field.is_required()]
+        required = [name for name, field in get_fields(section).items() if field.is_required()]
         return f"expected a section{' with ' + ', '.join(required) if required else ''}."
     choices = get_choices(annotation)
     if choices:

@@ -8,11 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
-
-from dlfer.errors import DataError
 
 _CELLS_AT_ONCE = 4_000_000
 """Cells (of confusion matrices, of rows' counts) held by a bootstrap at a time: 16 to 32 MB for any data."""
@@ -128,65 +125,6 @@ def compute_mean_interval(values: np.ndarray, level: float = 0.95, *, smallest: 
         return float("nan"), float("nan")
     half = compute_quantile(level) * float(np.std(values, ddof=1)) / np.sqrt(len(values))
     return max(float(np.mean(values) - half), smallest), float(np.mean(values) + half)
-
-
-def compute_seed_summary(
-    correct: np.ndarray, *, resamples: int = 1000, seed: int = 0, level: float = 0.95
-) -> dict[str, Any]:
-    """Say how accurate a recipe is that was trained with several seeds and judged on the same images.
-
-    `items` says how far the mean of these very trainings may be from what they would reach on all
-    images. `items_and_seeds` also asks what other seeds would have given: seeds and images are drawn with
-    replacement, each on its own, and the accuracy is taken over all pairs. It errs on the wide side for
-    the images, and on the narrow side for few seeds, whose spread is poorly known: below about five, give
-    the number of seeds and each seed's figure beside it.
-
-    Args:
-        correct: bool [S, N], or float in 0..1: whether the training with each seed is right on each image.
-        resamples: number of draws behind `items_and_seeds`.
-        seed: of the draws.
-        level: the probability of covering.
-
-    Returns:
-        {"num_seeds", "n", "value" (mean over seeds), "sd_over_seeds" (None for one seed), "per_seed": [S],
-        "items": (low, high), "items_and_seeds": (low, high) or None for one seed}. One seed has Wilson's
-        interval over items, and so have several that are equally right on every image.
-
-    Raises:
-        DataError: `correct` is not of two dimensions, or empty.
-
-    Source: Owen, Ann. Appl. Stat. 1 (2007) 386, the pigeonhole bootstrap.
-    """
-    correct = np.asarray(correct, dtype=np.float64)
-    if correct.ndim != 2 or correct.size == 0:
-        raise DataError(f"seed summary: found an array of shape {correct.shape}, expected [seeds, images], not empty.")
-    num_seeds, n = correct.shape
-    per_seed = correct.mean(axis=1)
-    summary = {"num_seeds": num_seeds, "n": n, "value": float(per_seed.mean()), "per_seed": per_seed.tolist()}
-    if num_seeds == 1:
-        items = compute_wilson_interval(float(correct.sum()), n, level)
-        return summary | {"sd_over_seeds": None, "items": items, "items_and_seeds": None}
-    per_item = correct.mean(axis=0)
-    if np.ptp(per_item) == 0:  # nothing scatters, so that other images are judged by their number alone
-        items = compute_wilson_interval(float(per_item.sum()), n, level)
-    else:
-        low, high = compute_mean_interval(per_item, level, smallest=0.0)
-        items = low, min(high, 1.0)
-    generator = np.random.default_rng(seed)
-    drawn_seeds = generator.multinomial(num_seeds, np.full(num_seeds, 1 / num_seeds), size=resamples) @ correct
-    drawn = np.concatenate(
-        [
-            (weights * drawn_seeds[start : start + len(weights)]).sum(axis=1)
-            for start, weights in iterate_row_weights(n, resamples, generator)
-        ]
-    )
-    tails = (0.5 - level / 2, 0.5 + level / 2)
-    both = np.quantile(drawn / (num_seeds * n), tails)
-    return summary | {
-        "sd_over_seeds": float(per_seed.std(ddof=1)),
-        "items": items,
-        "items_and_seeds": (float(both[0]), float(both[1])) if both[0] < both[1] else items,
-    }
 
 
 def iterate_row_weights(n: int, resamples: int, generator: np.random.Generator) -> Iterator[tuple[int, np.ndarray]]:

@@ -16,14 +16,13 @@ import numpy as np
 from dlfer.errors import DataError
 from dlfer.evaluate.intervals import compute_quantile
 from dlfer.evaluate.predictions import Predictions
+from dlfer.evaluate.seeds import POWER, compare_recipes, plan_more
 
 FEW_DISCORDANT = 25
 """Below this many discordant images McNemar's test is exact, from it on chi-square with continuity correction."""
 
+WELCH = "Welch's t test over seeds and images"
 EXACT, CHI_SQUARE = "McNemar's exact test", "McNemar's chi-square test with continuity correction"
-
-POWER = 0.8
-"""The chance of seeing the difference that `required_n` is computed for."""
 
 
 def compare_paired(
@@ -79,12 +78,9 @@ def compare_seeds(
 ) -> dict[str, Any]:
     """Compare two recipes over several trainings of each, all judged on the same images.
 
-    The difference is the mean over seeds. Its standard error joins what other images would change (the
-    root mean square of the images' differences, as in McNemar's statistic, so that it does not vanish where
-    few images all speak for one side) and what other seeds would change (the spread over seeds); the second
-    holds a little of the first, so that the interval errs on the wide side. With few seeds their spread is
-    itself poorly known: the number of seeds belongs beside the result. Where no image ever differs the
-    interval is that of `compare_paired`.
+    With two seeds or more the result is a statement about the recipes: seeds and images are random effects, the
+    quantile is Student's with Satterthwaite's degrees of freedom (`dlfer.evaluate.seeds.compare_recipes`). One
+    seed supports a statement about the two trained models only, and "scope" says so.
 
     Args:
         pairs: one (a, b) of predictions for each seed.
@@ -92,9 +88,11 @@ def compare_seeds(
         level: the probability that the interval covers the true difference.
 
     Returns:
-        As `compare_paired`, without the four counts, with "num_seeds", "differences" (points, one per
-        seed) and "sd_over_seeds" (points). A single pair gives the result of `compare_paired`, with
-        "num_seeds" 1 beside.
+        As `compare_paired`, without the four counts, with "scope" ("recipes"; for a single pair "models", and the
+        result of `compare_paired`), "num_seeds", "differences" (percentage points, one per seed), "sd_over_seeds"
+        (of these), "sd_a", "sd_b" (of the accuracies of each recipe, percentage points), "df" and "more", the further
+        seeds and images that would be needed (as by `plan_more`; None where the difference is significant).
+        "required_n" is the number of images with as many seeds, None where no number is enough.
 
     Raises:
         DataError: no pair was given, or the pairs are not all about the same images.
@@ -102,35 +100,38 @@ def compare_seeds(
     if not pairs:
         raise DataError("compare_seeds: found no pair of predictions, expected one for each seed.")
     if len(pairs) == 1:
-        return {**compare_paired(*pairs[0], names=names, level=level), "num_seeds": 1}
+        return {**compare_paired(*pairs[0], names=names, level=level), "num_seeds": 1, "scope": "models"}
     reference = pairs[0][0]
     correct_a, correct_b = (
         np.stack([align_correct(reference, pair[side])[1] for pair in pairs]).astype(np.float64) for side in (0, 1)
     )
-    per_item = (correct_a - correct_b).mean(axis=0)
+    compared = compare_recipes(correct_a, correct_b)
+    low, high = compared.compute_interval(level)
+    p_value = compared.compute_p_value()
+    if np.array_equal(correct_a, correct_b):  # no image tells anything: the interval of one pair
+        low, high = compute_tango_interval(0, 0, correct_a.shape[1], level=level)
+        p_value = 1.0
+    is_significant = low > 0 or high < 0
     per_seed = 100 * (correct_a - correct_b).mean(axis=1)
-    n, num_seeds = len(per_item), len(pairs)
-    value, sd = float(per_seed.mean()), float(per_seed.std(ddof=1))
-    discordance = float((per_item**2).mean())
-    error = math.hypot(100 * math.sqrt(discordance / n), sd / math.sqrt(num_seeds))
-    half = compute_quantile(level) * error
-    low, high = max(value - half, -100.0), min(value + half, 100.0)
-    if discordance == 0:
-        low, high = (100 * bound for bound in compute_tango_interval(0, 0, n, level=level))
-    p_value = 2 * NormalDist().cdf(-abs(value) / error) if error > 0 else 1.0
+    more = plan_more(compared, level=level)
     return {
         "names": list(names),
-        "n": n,
+        "scope": "recipes",
+        "n": correct_a.shape[1],
         "accuracy_a": float(correct_a.mean()),
         "accuracy_b": float(correct_b.mean()),
-        "difference": {"value": value, "low": low, "high": high},
+        "difference": {"value": 100 * compared.difference, "low": 100 * low, "high": 100 * high},
         "differences": per_seed.tolist(),
-        "num_seeds": num_seeds,
-        "sd_over_seeds": sd,
-        "test": "z test over images and seeds",
-        "p_value": float(p_value),
-        "is_larger_than_chance": low > 0 or high < 0,
-        "required_n": compute_required_n(value / 100, discordance, level=level),
+        "num_seeds": len(pairs),
+        "sd_over_seeds": float(per_seed.std(ddof=1)),
+        "sd_a": 100 * float(correct_a.mean(axis=1).std(ddof=1)),
+        "sd_b": 100 * float(correct_b.mean(axis=1).std(ddof=1)),
+        "test": WELCH,
+        "df": compared.df,
+        "p_value": p_value,
+        "is_larger_than_chance": is_significant,
+        "required_n": more["images"],
+        "more": None if is_significant else more,
         "level": level,
     }
 
@@ -251,26 +252,63 @@ def compute_required_n(difference: float, discordance: float, *, level: float = 
 
 
 def describe_difference(result: dict[str, Any]) -> str:
-    """Say in plain words what a result of `compare_paired` or `compare_seeds` allows to conclude.
+    """Say in one or two sentences what a result of `compare_paired` or `compare_seeds` allows to conclude.
 
-    With "p_holm" and "num_pairs" in it, the result is one of several, and Holm's p value decides.
+    With "p_holm" and "num_pairs" in it, the result is one of several, and Holm's p value decides. A result over one
+    seed ("scope" is "models") says that it is about two trained models and not about the recipes.
 
     Example:
-        >>> describe_difference(compare_paired(a, b, names=("with EF-FER1", "without EF-FER1")))
-        'with EF-FER1 against without EF-FER1: 0.8 points, 95 % -0.4 to 2.0: not told apart at n = 3,589;
-        about 9,000 images would be needed (McNemar's exact test, p = 0.21).'
+        >>> describe_difference(compare_paired(a, b, names=("lite2", "lite2_96")))
+        'lite2 - lite2_96: 0.8 percentage points of accuracy (95 % interval -0.4 to 2.0, n = 3,589): no significant
+        difference; about 9,000 images would be needed for a power of 80 %, if the true difference is the observed one
+        (McNemar's exact test, p = 0.21).'
     """
     value, low, high = (_format_points(result["difference"][key]) for key in ("value", "low", "high"))
     first, second = result["names"]
-    start = f"{first} against {second}: {value} points, {100 * result['level']:g} % {low} to {high}"
-    verdict = "told apart" if result["is_larger_than_chance"] else "not told apart"
-    needed = result["required_n"]
-    more = (
-        f"; about {_round_up(needed):,} images would be needed"
-        if needed is not None and needed > result["n"] and not result["is_larger_than_chance"]
-        else ""
-    )
-    return f"{start}: {verdict} at n = {result['n']:,}{more} ({_describe_evidence(result)})."
+    what = f"{first} - {second}: {value} percentage points of accuracy"
+    if result.get("scope") == "models":
+        what = f"The two trained models, {what}"
+    counts = [f"n = {result['n']:,}"]
+    if result.get("num_seeds", 1) > 1:
+        counts.insert(0, f"{result['num_seeds']} seeds")
+    where = f"({100 * result['level']:g} % interval {low} to {high}, {', '.join(counts)})"
+    verdict = "significant difference" if result["is_larger_than_chance"] else "no significant difference"
+    text = f"{what} {where}: {verdict}{_describe_more(result)} ({_describe_evidence(result)})."
+    if result.get("scope") == "models":
+        text += (
+            " This is a statement about these two trained models on these images. One seed each does not show whether "
+            f"{first} is better or worse than {second} in general; train at least three seeds of each for that."
+        )
+    return text
+
+
+def _describe_more(result: dict[str, Any]) -> str:
+    """Say what would be needed to detect a difference as large as the observed one; "" where it was detected."""
+    if result["is_larger_than_chance"]:
+        return ""
+    assumed = f"for a power of {POWER:.0%}, if the true difference is the observed one".replace("%", " %")
+    if "more" not in result:
+        needed = result["required_n"]
+        if needed is None or needed <= result["n"]:
+            return ""
+        return f"; about {_round_up(needed):,} images would be needed {assumed}"
+    if result["more"] is None:  # significant alone, but not among the pairs of Holm's correction
+        return ""
+    more, ways = result["more"], []
+    if more["seeds"] is not None:
+        ways.append(f"about {_round_up(more['seeds']):,} seeds of each on these images")
+    if more["images"] is not None:
+        ways.append(f"about {_round_up(more['images']):,} images with these {result['num_seeds']} seeds")
+    if more["both"] is not None:
+        both = more["both"]
+        ways.append(
+            f"about {_round_up(both['seeds']):,} seeds of each and {_round_up(both['images']):,} images, since neither "
+            "alone is enough,"
+        )
+    if not ways:
+        return "" if result["difference"]["value"] == 0 else "; no practicable number of seeds and images would do"
+    assumed += " and trainings and images vary as observed"
+    return f"; {' or '.join(ways)} would be needed {assumed}"
 
 
 def _describe_evidence(result: dict[str, Any]) -> str:
@@ -278,7 +316,10 @@ def _describe_evidence(result: dict[str, Any]) -> str:
     if result.get("num_pairs", 1) > 1:
         text += f", by Holm over {result['num_pairs']} pairs {_format_p(result['p_holm'])}"
     if result.get("num_seeds", 1) > 1:
-        text += f", {result['num_seeds']} seeds with a standard deviation of {result['sd_over_seeds']:.1f} points"
+        text += (
+            f", {result['df']:.1f} degrees of freedom; standard deviation over seeds "
+            f"{result['sd_a']:.1f} and {result['sd_b']:.1f} percentage points"
+        )
     return text
 
 

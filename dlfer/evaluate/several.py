@@ -1,4 +1,4 @@
-"""Two or more classifiers on the same images: which of them can be told apart.
+"""Two or more classifiers on the same images: which of them differ significantly.
 
 Cochran's Q asks whether any differs, McNemar's test which pairs do, and Holm's correction keeps the
 chance of a single false alarm among all pairs at 5 %.

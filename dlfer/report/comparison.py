@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlfer.errors import ModelError
+from dlfer.evaluate.paired import describe_difference
 from dlfer.report.best_cells import BEST_FIGURES, describe_best_cells, write_best_figures
 from dlfer.report.curves import draw_line, finish_epoch_axis, read_series
 from dlfer.report.figures import COLOURS, HATCHES, INK, SOFT, figure_style, new_figure, stamp_banner, write_figure
+from dlfer.report.keys import format_value
 from dlfer.report.page import (
     format_count,
     format_interval,
@@ -31,8 +33,12 @@ if TYPE_CHECKING:
 
 PARTS = ("train", "validation", "test")
 _MOST_CURVES = 6
-"""So many arms' curves can be told apart; of a sweep those of the best cells are drawn."""
+"""More curves in one figure cannot be distinguished; of a sweep those of the best cells are drawn."""
 FIGURES = ("accuracies", "differences", "curves")
+FORMER_SEEDS = (
+    "The intervals over several seeds are those of an earlier version of dlfer, and too narrow. Compute them again with "
+    "--resume."
+)
 _NUMBERS = ("train_accuracy", "validation_accuracy", "test_accuracy", "macro_f1", "seconds", "pretrain_seconds")
 
 
@@ -51,6 +57,7 @@ def write_comparison_report(path: Path) -> Path:
     if run is None or comparison is None:
         missing = "run.json" if run is None else "comparison.json"
         raise ModelError(f"{path}: found no {missing}; expected the directory of a comparison that has begun.")
+    comparison = upgrade_comparison(comparison)
     members, is_sweep = read_members(path), run.get("kind") == "sweep"
     if is_sweep:
         write_sweep_figures(path / "figures", comparison)
@@ -70,6 +77,10 @@ def write_comparison_report(path: Path) -> Path:
         "warnings": warnings,
         "paired": comparison["paired"],
         "table": comparison["table"],
+        "arm_keys": [
+            {"key": row["key"], "values": {arm: format_value(value) for arm, value in row["values"].items()}}
+            for row in comparison["arm_keys"]
+        ],
         "parts": [{"key": part, "title": title} for part, title in _title_parts(comparison).items()],
         "figures": load_figures(path / "figures", names),
         "notes": [note for note in comparison["notes"] if note not in warnings],
@@ -83,6 +94,41 @@ def write_comparison_report(path: Path) -> Path:
     context |= {key: comparison[key] for key in ("rank_by", "judged_on", "unfinished")}
     context |= {"best": describe_best(comparison), "best_cells": describe_best_cells(comparison.get("best_of"))}
     return render_page("sweep.html.j2", path / "report.html", context)
+
+
+def upgrade_comparison(comparison: Mapping[str, Any]) -> dict[str, Any]:
+    """Return comparison.json with what this version adds to each pair: "not_learned", "scope" and "needed".
+
+    A record of an earlier version has neither the first two nor the interval of Student's t. The sentence of a pair of
+    single seeds is written anew; one over several seeds keeps its sentence, and a note says that it is too confident.
+    """
+    pairs, notes = [], list(comparison["notes"])
+    for pair in comparison["paired"]:
+        new = {"not_learned": [], **pair}
+        if "scope" not in pair and pair.get("num_seeds", 1) == 1:
+            new["scope"] = "models"
+            new["sentence"] = describe_difference(new)
+        elif "scope" not in pair:
+            new |= {"scope": "recipes", "more": None}
+            if FORMER_SEEDS not in notes:
+                notes.append(FORMER_SEEDS)
+        new["needed"] = describe_needed(new)
+        pairs.append(new)
+    return {"arm_keys": [], **comparison, "paired": pairs, "notes": notes}
+
+
+def describe_needed(pair: Mapping[str, Any]) -> str:
+    """Return in a few words what would detect a difference as large as the observed one; "" where it was detected."""
+    if pair["is_larger_than_chance"] or pair["not_learned"]:
+        return ""
+    if pair["scope"] == "models":
+        return "" if pair["required_n"] is None else f"{format_count(pair['required_n'])} images"
+    more = pair["more"] or {}
+    seeds, images, both = (more.get(key) for key in ("seeds", "images", "both"))
+    ways = [f"{format_count(number)} {what}" for number, what in ((seeds, "seeds"), (images, "images")) if number]
+    if both:
+        ways.append(f"{format_count(both['seeds'])} seeds and {format_count(both['images'])} images")
+    return " or ".join(ways)
 
 
 def read_members(path: Path) -> list[dict[str, Any]]:
@@ -197,7 +243,7 @@ def draw_differences(paired: Sequence[Mapping[str, Any]]) -> Figure:
         axes = figure.subplots()
         for place, pair in enumerate(paired):
             value, low, high = (pair["difference"][key] for key in ("value", "low", "high"))
-            colour = COLOURS[0] if low > 0 or high < 0 else SOFT
+            colour = COLOURS[0] if pair["is_larger_than_chance"] else SOFT
             axes.plot([low, high], [place, place], color=colour, linewidth=3, solid_capstyle="butt")
             axes.plot(value, place, "o", color=colour, markersize=8)
             axes.annotate(f"{value:+.1f}", (value, place), (0, 8), textcoords="offset points", ha="center")
@@ -207,7 +253,7 @@ def draw_differences(paired: Sequence[Mapping[str, Any]]) -> Figure:
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel("points of accuracy")
+        axes.set_xlabel("percentage points of accuracy")
         axes.margins(x=0.1)
     return figure
 

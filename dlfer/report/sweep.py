@@ -71,7 +71,7 @@ def draw_ranking(table: Sequence[Mapping[str, Any]]) -> Figure:
 
 
 def draw_sweep_differences(pairs: Sequence[Mapping[str, Any]]) -> Figure:
-    """Draw each cell minus the reference as a dot with its interval, coloured where Holm's test tells them apart."""
+    """Draw each cell minus the reference as a dot with its interval, coloured where it is significant after Holm."""
     with figure_style():
         figure = new_figure(9, 1.2 + 0.36 * len(pairs))
         axes = figure.subplots()
@@ -87,7 +87,9 @@ def draw_sweep_differences(pairs: Sequence[Mapping[str, Any]]) -> Figure:
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel(f"points of accuracy from “{pairs[0]['a']}” (blue: told apart after Holm)")
+        axes.set_xlabel(
+            f"percentage points of accuracy from “{pairs[0]['a']}” (blue: significant after Holm's correction)"
+        )
         axes.margins(x=0.08)
     return figure
 

@@ -72,8 +72,9 @@ def list_arms(config: ExperimentConfig, *, ablation: bool) -> list[Arm]:
             "--ablation: every key of search.space is of EF-FER1, so the arm without it has nothing to tune; "
             "add keys of finetune or model."
         )
-    without = with_overrides(config, {"pretrain": None, "search.space": space})
-    return [Arm(WITH, {}, config), Arm(WITHOUT, {"pretrain": None}, without)]
+    of_with, of_without = config.ablation.with_keys, {"pretrain": None, **config.ablation.without}
+    without = with_overrides(config, {**of_without, "search.space": space})
+    return [Arm(WITH, of_with, with_overrides(config, of_with)), Arm(WITHOUT, of_without, without)]
 
 
 def check_absent_stage(config: ExperimentConfig) -> None:

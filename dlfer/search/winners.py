@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from dlfer.compare.ablation import WITH, WITHOUT
+from dlfer.compare.ablation import WITH, WITHOUT, list_arm_keys, show_comparison
 from dlfer.compare.members import Member, group_finished
 from dlfer.compare.summary import choose_part, collect_notes, compare_with, describe_part, summarise_arm
 from dlfer.errors import DlferError
-from dlfer.report.comparison import format_comparison_table
 from dlfer.search.board import find_best
 from dlfer.search.objective import TrialFailed
 from dlfer.search.trials import TrialRunner
@@ -40,11 +39,7 @@ def compare_winners(search: Search) -> None:
         member.path, member.status = str(runner.find_run(member.overrides).path.resolve()), "finished"
     comparison = _conclude(search, members)
     search.run.write_json("comparison.json", comparison)
-    search.view.console.print(format_comparison_table(comparison))
-    for pair in comparison["paired"]:
-        search.view.say(pair["sentence"])
-    for note in comparison["notes"]:
-        search.view.say(note)
+    show_comparison(comparison, search.view.console)
 
 
 def _plan_members(search: Search) -> list[Member]:
@@ -78,6 +73,7 @@ def _conclude(search: Search, members: list[Member]) -> dict[str, Any]:
         "paired": compare_with(WITH, finished, part),
         "notes": [tuned, *collect_notes(finished, judged_on)],
         "judged_on": judged_on,
+        "arm_keys": list_arm_keys(finished),
         "winners": {arm: some[0].overrides for arm, some in finished.items()},
         "runs": [{"arm": member.arm, "seed": member.seed, "run": member.run.path.name} for member in members],
     }

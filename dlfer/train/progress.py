@@ -30,6 +30,9 @@ class ConsoleListener(TrainingListener):
     def say(self, text: str) -> None:
         self.console.print(text, markup=False)
 
+    def warn(self, text: str) -> None:
+        self.console.print(text, markup=False, style="bold red")
+
     def _start_bar(self, total: int, completed: int) -> None:
         self.progress = Progress(
             TextColumn("{task.description}"),

@@ -28,6 +28,10 @@ class TrainingListener:
     def say(self, text: str) -> None:
         """A sentence for the person who watches."""
 
+    def warn(self, text: str) -> None:
+        """A sentence that the person who watches must not miss; without a style of its own it is said."""
+        self.say(text)
+
     def finish_part(self, what: str, done: int, total: int) -> None:
         """Of work that is no training, e.g. "features of train", `done` of `total` are done."""
 

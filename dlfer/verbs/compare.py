@@ -16,6 +16,7 @@ import numpy as np
 
 from dlfer.config.load import compute_digest, with_overrides
 from dlfer.errors import ModelError, UserError
+from dlfer.evaluate.learned import describe_no_conclusion, find_run_failure
 from dlfer.evaluate.paired import compare_seeds, describe_difference
 from dlfer.evaluate.predictions import Predictions, read_predictions
 from dlfer.evaluate.several import compare_several, compute_holm, match_predictions
@@ -53,7 +54,8 @@ def compare_runs(names: Sequence[str], *, part: str | None = None, folder: Path 
     Returns:
         What `compare_several` gives, each run with its "path", and besides "part", "systems": [{"name",
         "runs", "seeds", "mean", "sd"}] of runs that differ in the seed alone, "system_pairs": their
-        differences over seeds in points, and "notes": sentences that belong to the result.
+        differences over seeds in percentage points, and "notes": sentences that belong to the result. A pair with a
+        training that did not learn has the reasons in "not_learned", a sentence that says so, and no verdict.
 
     Raises:
         UserError: fewer than two; a run without these predictions; labels, targets or images do not match.
@@ -71,11 +73,14 @@ def compare_runs(names: Sequence[str], *, part: str | None = None, folder: Path 
         described["path"] = str(entry.path)
     matched = dict(zip(titles, match_predictions(several, titles), strict=True))
     systems = _group_seeds(entries)
+    failures = _find_failures(entries)
+    for pair in result["pairs"]:
+        _withdraw_verdict(pair, [failures[name] for name in (pair["a"], pair["b"]) if name in failures])
     return {
         "part": part,
         **result,
         "systems": [_describe_system(name, members, matched) for name, members in systems.items()],
-        "system_pairs": _compare_systems(systems, matched),
+        "system_pairs": _compare_systems(systems, matched, failures),
         "notes": [*_describe_matching(result, part), *_describe_runs(entries, part)],
     }
 
@@ -198,7 +203,25 @@ def _describe_system(name: str, members: dict[int, Entry], matched: dict[str, Pr
     }
 
 
-def _compare_systems(systems: dict[str, dict[int, Entry]], matched: dict[str, Predictions]) -> list[dict[str, Any]]:
+def _find_failures(entries: list[Entry]) -> dict[str, str]:
+    """Return name -> "name: why" for the runs whose training did not learn."""
+    found = {entry.name: find_run_failure(entry.path) for entry in entries if entry.run is not None}
+    return {name: f"{name}: {why}" for name, why in found.items() if why is not None}
+
+
+def _withdraw_verdict(pair: dict[str, Any], reasons: list[str]) -> None:
+    """Note which of a pair's trainings did not learn, and put that in the place of the verdict."""
+    pair["not_learned"] = reasons
+    if reasons:
+        pair["sentence"] = describe_no_conclusion((pair["a"], pair["b"]), reasons)
+        for verdict in ("told_apart", "is_larger_than_chance"):
+            if verdict in pair:
+                pair[verdict] = False
+
+
+def _compare_systems(
+    systems: dict[str, dict[int, Entry]], matched: dict[str, Predictions], failures: dict[str, str]
+) -> list[dict[str, Any]]:
     """Return the differences of systems over the seeds that both have, where these are two or more.
 
     `p_holm` is the p-value corrected by Holm over all these pairs.
@@ -215,5 +238,9 @@ def _compare_systems(systems: dict[str, dict[int, Entry]], matched: dict[str, Pr
     for pair, p_holm in zip(compared, corrected, strict=True):
         pair["p_holm"] = p_holm
         if len(compared) > 1:
-            pair["sentence"] += f" By Holm over {len(compared)} pairs of systems: p = {p_holm:.2g}."
+            pair["num_pairs"] = len(compared)
+            pair["is_larger_than_chance"] = pair["is_larger_than_chance"] and p_holm < 1 - pair["level"]
+            pair["sentence"] = describe_difference(pair)
+        members = [entry.name for name in (pair["a"], pair["b"]) for entry in systems[name].values()]
+        _withdraw_verdict(pair, [failures[name] for name in members if name in failures])
     return compared

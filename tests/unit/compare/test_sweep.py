@@ -59,8 +59,8 @@ def test_cells_are_ranked_by_validation_whatever_test_says(file, options, plan, 
         assert "by Holm over 2 pairs" in pair["sentence"]
     best = comparison["table"][0]
     assert best["seeds"] == [0, 1]
-    both = best["validation"]["items_and_seeds"]
-    assert both[0] < best["validation"]["value"] < both[1]
+    assert best["validation"]["low"] < best["validation"]["value"] < best["validation"]["high"]
+    assert best["validation"]["sd_over_seeds"] >= 0
     rows = read_csv(path / "sweep.csv")
     assert [(row["rank"], row["cell"], row["model.dropout"], row["num_seeds"]) for row in rows] == [
         ("1", "dropout=0.2", "0.2", "2"),

@@ -3,7 +3,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dlfer.errors import DataError
 from dlfer.evaluate import areas, metrics
 from dlfer.evaluate import intervals as iv
 
@@ -91,11 +90,6 @@ def test_bootstrap_where_every_resample_is_the_same_is_no_certainty(confusion):
     assert many[1] - many[0] < 0.02
 
 
-def test_seeds_that_are_right_on_every_image_have_wilsons_interval():
-    summary = iv.compute_seed_summary(np.ones((3, 10), bool))
-    assert summary["items"] == summary["items_and_seeds"] == iv.compute_wilson_interval(10, 10)
-
-
 def make_scores(n=80, seed=0, shift=1.0):
     generator = np.random.default_rng(seed)
     targets = np.repeat([0, 1, 2], [n // 2, n // 4, n // 4])
@@ -178,58 +172,6 @@ def test_bootstrap_of_the_confusion_is_that_of_scipy(figure):
     ).confidence_interval
     found = iv.compute_bootstrap_intervals(CONFUSION, {"figure": figure}, resamples=4000, seed=1)["figure"]
     assert found == pytest.approx((expected.low, expected.high), abs=0.008)
-
-
-def make_correct(num_seeds, n, *, sd_items=0.35, sd_seeds=0.0, seed=0):
-    """Each item has its own chance to be got right, each seed its own shift."""
-    generator = np.random.default_rng(seed)
-    chances = 0.7 + sd_items * generator.normal(size=n) + sd_seeds * generator.normal(size=(num_seeds, 1))
-    return generator.random((num_seeds, n)) < chances
-
-
-def test_seed_summary_of_one_seed_is_the_accuracy_with_wilsons_interval():
-    correct = make_correct(1, 50)
-    found = iv.compute_seed_summary(correct)
-    assert found["items"] == iv.compute_wilson_interval(correct.sum(), 50)
-    assert found["items_and_seeds"] is found["sd_over_seeds"] is None
-    assert found["value"] == correct.mean()
-
-
-def test_seed_summary_has_mean_and_standard_deviation_over_seeds():
-    correct = make_correct(4, 300)
-    found = iv.compute_seed_summary(correct, resamples=200)
-    assert (found["num_seeds"], found["n"]) == (4, 300)
-    assert found["per_seed"] == pytest.approx(correct.mean(axis=1))
-    assert found["value"] == pytest.approx(correct.mean())
-    assert found["sd_over_seeds"] == pytest.approx(np.std(correct.mean(axis=1), ddof=1))
-    assert found["items"] == pytest.approx(iv.compute_mean_interval(correct.mean(axis=0)))
-
-
-def test_interval_over_items_and_seeds_is_the_two_way_bootstrap_written_out():
-    correct = make_correct(5, 200, sd_seeds=0.05).astype(float)
-    generator = np.random.default_rng(3)
-    drawn = [correct[generator.integers(0, 5, 5)][:, generator.integers(0, 200, 200)].mean() for _ in range(4000)]
-    found = iv.compute_seed_summary(correct, resamples=4000)["items_and_seeds"]
-    assert found == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.006)
-
-
-def test_interval_over_items_and_seeds_covers_what_other_seeds_and_items_give():
-    covered = {"items": 0, "items_and_seeds": 0}
-    for seed in range(150):
-        found = iv.compute_seed_summary(make_correct(6, 300, sd_items=0.2, sd_seeds=0.06, seed=seed), resamples=200)
-        # The chance of an item is cut off at 1, which lowers the mean of 0.7 by a little.
-        truth = 0.6965
-        for name in covered:
-            low, high = found[name]
-            covered[name] += low <= truth <= high
-    assert covered["items_and_seeds"] / 150 > 0.85
-    assert covered["items"] / 150 < 0.85
-
-
-def test_seed_summary_refuses_other_arrays():
-    for wrong in (np.ones(3), np.ones((0, 3)), np.ones((2, 0))):
-        with pytest.raises(DataError, match=r"expected \[seeds, images\]"):
-            iv.compute_seed_summary(wrong)
 
 
 def test_drawn_rows_are_counts_of_resamples_in_pieces(monkeypatch):

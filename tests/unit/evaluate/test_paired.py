@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-import math
-
 import numpy as np
 import pytest
 
@@ -86,17 +84,17 @@ def test_no_discordant_image_is_no_proof_of_equality():
     assert result["difference"]["low"] < -3
     assert result["difference"]["high"] > 3
     assert result["required_n"] is None
-    assert "not told apart at n = 60 (" in paired.describe_difference(result)
+    assert "no significant difference (" in paired.describe_difference(result)
 
 
 @pytest.mark.parametrize("counts", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)])
-def test_one_image_tells_nothing_apart(counts):
+def test_one_image_is_never_significant(counts):
     result = paired.compare_paired(*make_pair(*counts))
     low, value, high = (result["difference"][key] for key in ("low", "value", "high"))
     assert -100 <= low <= value <= high <= 100
     assert result["p_value"] == 1.0
     assert not result["is_larger_than_chance"]
-    assert "not told apart at n = 1" in paired.describe_difference(result)
+    assert "n = 1): no significant difference" in paired.describe_difference(result)
 
 
 def test_required_n_has_the_promised_power():
@@ -142,22 +140,23 @@ def test_sentences():
     names = ("with EF-FER1", "without EF-FER1")
     clear = paired.describe_difference(paired.compare_paired(*make_pair(2300, 300, 200, 789), names=names))
     assert clear == (
-        "with EF-FER1 against without EF-FER1: 2.8 points, 95 % 1.6 to 4.0: told apart at n = 3,589 "
-        "(McNemar's chi-square test with continuity correction, p < 0.0001)."
+        "with EF-FER1 - without EF-FER1: 2.8 percentage points of accuracy (95 % interval 1.6 to 4.0, n = 3,589): "
+        "significant difference (McNemar's chi-square test with continuity correction, p < 0.0001)."
     )
     reverse = paired.describe_difference(paired.compare_paired(*make_pair(2300, 200, 300, 789), names=names))
-    assert "-2.8 points, 95 % -4.0 to -1.6: told apart" in reverse
+    assert "-2.8 percentage points of accuracy (95 % interval -4.0 to -1.6, n = 3,589): significant" in reverse
     open_result = paired.compare_paired(*make_pair(2300, 260, 235, 794), names=names)
     sentence = paired.describe_difference(open_result)
     assert (
-        "0.7 points, 95 % -0.5 to 1.9: not told apart at n = 3,589; about 23,000 images would be needed (" in sentence
+        "0.7 percentage points of accuracy (95 % interval -0.5 to 1.9, n = 3,589): no significant difference; about "
+        "23,000 images would be needed for a power of 80 %, if the true difference is the observed one (" in sentence
     )
     assert 22_000 < open_result["required_n"] <= 23_000
 
 
 def test_no_sentence_says_minus_zero():
     sentence = paired.describe_difference(paired.compare_paired(*make_pair(5000, 20, 21, 5000)))
-    assert "a against b: 0.0 points" in sentence
+    assert "a - b: 0.0 percentage points" in sentence
 
 
 def make_seeds(num_seeds: int, n: int, gain: float, seed_sd: float, seed: int) -> list:
@@ -170,17 +169,33 @@ def make_seeds(num_seeds: int, n: int, gain: float, seed_sd: float, seed: int) -
     return pairs
 
 
-def test_seeds_are_averaged_and_their_spread_is_told():
+def test_seeds_are_averaged_and_their_standard_deviation_is_given():
     pairs = make_seeds(3, 400, 0.08, 0.0, seed=0)
     result = paired.compare_seeds(pairs, names=("x", "y"))
     single = [paired.compare_paired(*pair)["difference"]["value"] for pair in pairs]
     assert result["differences"] == pytest.approx(single)
     assert result["difference"]["value"] == pytest.approx(np.mean(single))
     assert result["sd_over_seeds"] == pytest.approx(np.std(single, ddof=1))
-    assert result["num_seeds"] == 3
-    assert f"3 seeds with a standard deviation of {np.std(single, ddof=1):.1f} points" in (
-        paired.describe_difference(result)
-    )
+    accuracies = [[100 * pair[side].correct.mean() for pair in pairs] for side in (0, 1)]
+    assert [result["sd_a"], result["sd_b"]] == pytest.approx([np.std(some, ddof=1) for some in accuracies])
+    assert (result["num_seeds"], result["scope"]) == (3, "recipes")
+    sentence = paired.describe_difference(result)
+    assert "3 seeds, n = 400" in sentence
+    assert f"standard deviation over seeds {result['sd_a']:.1f} and {result['sd_b']:.1f} percentage points" in sentence
+
+
+def test_what_is_needed_is_named_with_power_and_assumption():
+    result = paired.compare_seeds(make_seeds(3, 2000, 0.01, 0.02, seed=4), names=("x", "y"))
+    assert not result["is_larger_than_chance"]
+    more, sentence = result["more"], paired.describe_difference(result)
+    assert more["power"] == 0.8
+    assert more["seeds"] > 3
+    assert "seeds of each on these images would be needed for a power of 80 %" in sentence
+    assert "if the true difference is the observed one and trainings and images vary as observed" in sentence
+    clear = paired.compare_seeds(make_seeds(3, 2000, 0.3, 0.005, seed=3))
+    assert clear["is_larger_than_chance"]
+    assert clear["more"] is None
+    assert "would be needed" not in paired.describe_difference(clear)
 
 
 def test_the_interval_over_seeds_covers_where_seeds_matter():
@@ -191,13 +206,13 @@ def test_the_interval_over_seeds_covers_where_seeds_matter():
     assert np.mean(covered) > 0.92
 
 
-@pytest.mark.parametrize(("n", "is_told_apart"), [(1, False), (2, False), (6, True)])
-def test_few_images_that_all_speak_for_one_side_are_no_certainty(n, is_told_apart):
+@pytest.mark.parametrize(("n", "is_significant"), [(1, False), (2, False), (6, True)])
+def test_few_images_that_all_favour_one_side_are_no_certainty(n, is_significant):
     a, b = make(np.ones(n, bool)), make(np.zeros(n, bool))
     result = paired.compare_seeds([(a, b)] * 3)
-    # McNemar's statistic without correction is n here.
-    assert result["p_value"] == pytest.approx(math.erfc(math.sqrt(n / 2)))
-    assert result["is_larger_than_chance"] == is_told_apart
+    exact = 2 * 0.5**n  # of one pair of trainings
+    assert exact / 8 < result["p_value"] < 1
+    assert result["is_larger_than_chance"] == is_significant
     assert result["difference"]["low"] < result["difference"]["value"] == result["difference"]["high"] == 100
 
 
@@ -211,7 +226,13 @@ def test_seeds_that_never_differ_have_the_interval_of_one():
 
 def test_one_seed_is_the_paired_comparison():
     a, b = make_pair(60, 25, 10, 5)
-    assert paired.compare_seeds([(a, b)]) == {**paired.compare_paired(a, b), "num_seeds": 1}
+    result = paired.compare_seeds([(a, b)], names=("x", "y"))
+    assert result == {**paired.compare_paired(a, b, names=("x", "y")), "num_seeds": 1, "scope": "models"}
+    sentence = paired.describe_difference(result)
+    assert "The two trained models, x - y: 15.0 percentage points" in sentence
+    assert "a statement about these two trained models on these images" in sentence
+    assert "does not show whether x is better or worse than y in general" in sentence
+    assert "at least three seeds" in sentence
 
 
 def test_seeds_need_pairs_on_the_same_images():

@@ -95,7 +95,7 @@ def test_a_pair_holds_its_test_and_holms_correction():
 
 
 def test_holm_can_take_a_difference_back():
-    """One pair of ten with p = 0.02 alone is told apart; among ten it is not, and the sentence says why."""
+    """One pair with p = 0.02 is significant alone; among ten pairs it is not, and the sentence says why."""
     a = np.repeat([True, True, False], [40, 17, 43])
     b = np.repeat([True, False, True, False], [40, 17, 5, 38])
     alone = several.compare_several([make(a), make(b)], ["a", "b"])
@@ -103,12 +103,12 @@ def test_holm_can_take_a_difference_back():
     assert alone["cochran_q"] is None
     among = several.compare_several([make(a), make(b), make(a), make(a), make(b)], ["a", "b", "c", "d", "e"])
     assert not among["pairs"][0]["told_apart"]
-    assert "not told apart at n = 100" in among["pairs"][0]["sentence"]
+    assert "n = 100): no significant difference" in among["pairs"][0]["sentence"]
     assert "by Holm over 10 pairs" in among["pairs"][0]["sentence"]
 
 
 @pytest.mark.parametrize("n", [1, 2, 40])
-def test_identical_runs_are_not_told_apart(n):
+def test_identical_runs_do_not_differ(n):
     correct = np.arange(n) % 2 == 0
     result = several.compare_several([make(correct)] * 3, ["a", "b", "c"])
     assert result["cochran_q"]["p"] == 1.0
