@@ -105,9 +105,9 @@ class AblationConfig(Section):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
     """Of EF-FER2, in every arm. One seed supports a statement about two trained models only, three or more a statement
     about EF-FER1; with the usual standard deviation of 1 percentage point, three detect a difference of about 4."""
-    with_keys: dict[str, Any] = Field({}, alias="with")
+    with_keys: dict[str, Any | None] = Field({}, alias="with")
     """Dotted key -> value, for the arm with EF-FER1 alone, e.g. {finetune.epochs: 10}."""
-    without: dict[str, Any] = {}
+    without: dict[str, Any | None] = {}
     """Dotted key -> value, for the arm without EF-FER1 alone, e.g. its own rate, {finetune.optimizer.learning_rate: 4e-3}."""
     equal_compute: bool = False
     """A third arm without EF-FER1 whose fine-tuning is longer by what EF-FER1 cost."""

@@ -181,3 +181,42 @@ def test_a_run_reads_its_file_back_whatever_the_sweep_says_of_other_cells(write)
     made = with_overrides(config, {"finetune.epochs": 2})
     assert made.sweep == config.sweep
     assert compute_digest(made) == compute_digest(with_overrides(made, {"sweep": None}))
+
+
+def test_arms_of_an_ablation_may_have_keys_of_their_own(write):
+    config = load_experiment(write("ablation: {with: {finetune.epochs: 7}, without: {finetune.clip: 2.0}}\n"))
+    assert config.ablation.with_keys == {"finetune.epochs": 7}
+    assert config.ablation.without == {"finetune.clip": 2.0}
+    assert config.model_dump(mode="json")["ablation"]["with"] == {"finetune.epochs": 7}
+    # They change no single run.
+    assert compute_digest(config) == compute_digest(load_experiment(write("")))
+
+
+def test_a_key_of_one_arm_can_be_set_on_the_way(write):
+    config = load_experiment(write(""), {"ablation.without.finetune.optimizer.learning_rate": 4e-3})
+    assert config.ablation.without == {"finetune.optimizer.learning_rate": 4e-3}
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ("without: {finetune.optimizer.learning_rat: 1}", "Did you mean finetune.optimizer.learning_rate?"),
+        ("without: {pretrain.epochs: 3}", "ablation.without.pretrain.epochs: the arms differ in having EF-FER1"),
+        ("without: {pretrain: null}", "ablation.without.pretrain: the arms differ in having EF-FER1"),
+        ("with: {experiment.seed: 3}", "ablation.with.experiment.seed: list the seeds in ablation.seeds"),
+        ("with: {experiment.name: b}", "does not change the result of a run"),
+        ("with: {finetune.batch_size: 0}", "ablation.with.finetune.batch_size: does not fit: finetune.batch_size"),
+        ("without: {model.family: boosted}", "ablation.without: does not fit: boosting"),
+        ("with: {pretrain.epochs: 0}", "ablation.with.pretrain.epochs: does not fit"),
+    ],
+)
+def test_a_wrong_key_of_an_arm_is_named_where_it_is(write, keys, text):
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(write(f"ablation: {{{keys}}}\n"))
+    assert text in str(caught.value)
+
+
+def test_all_wrong_keys_of_both_arms_come_together(write):
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(write("ablation: {with: {a.b: 1, finetune.epochs: 0}, without: {c: 2}}\n"))
+    assert "3 problems" in str(caught.value)

@@ -180,3 +180,24 @@ def test_no_difference_has_no_plan():
 def test_a_larger_difference_needs_fewer_seeds():
     needed = [seeds.plan_more(make_comparison(difference=d))["seeds"] for d in (0.01, 0.015, 0.02)]
     assert needed == sorted(needed, reverse=True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_seeds", [2, 3, 5, 10])
+@pytest.mark.parametrize("sd", [0.0, 0.007, 0.0125, 0.021])
+def test_equal_recipes_are_rarely_called_different(num_seeds, sd):
+    from benchmarks.seed_tests import simulate
+
+    found = simulate(3589, num_seeds, sd, shift=0.0, replicates=1000, seed=17)
+    # At most 6 %, and three standard errors of 1,000 replicates.
+    assert found["significant"] <= 0.06 + 3 * math.sqrt(0.05 * 0.95 / 1000)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("num_seeds", [2, 3, 5, 10])
+@pytest.mark.parametrize("sd", [0.007, 0.021])
+def test_the_interval_of_a_recipe_covers(num_seeds, sd):
+    from benchmarks.seed_tests import simulate_accuracy
+
+    found = simulate_accuracy(1000, num_seeds, sd, replicates=1000, seed=17)
+    assert found["covered"] >= 0.93 - 3 * math.sqrt(0.05 * 0.95 / 1000)
