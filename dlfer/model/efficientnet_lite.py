@@ -147,7 +147,6 @@ def _add_block(
         strides=strides,
         padding="same",
         use_bias=False,
-        depthwise_initializer=_initializer(),
         name=f"{name}dwconv",
     )(x)
     x = _normalise(x, name=f"{name}bn", activation=f"{name}activation")
@@ -169,7 +168,6 @@ def _convolve(x: keras.KerasTensor, filters: int, *, kernel: int, strides: int, 
         strides=strides,
         padding="same",
         use_bias=False,
-        kernel_initializer=_initializer(),
         name=name,
     )(x)
 
@@ -179,12 +177,6 @@ def _normalise(x: keras.KerasTensor, *, name: str, activation: str | None = None
 
     x = layers.BatchNormalization(epsilon=1e-3, name=name)(x)
     return x if activation is None else layers.ReLU(max_value=6.0, name=activation)(x)
-
-
-def _initializer() -> keras.initializers.Initializer:
-    import keras
-
-    return keras.initializers.VarianceScaling(scale=2.0, mode="fan_out", distribution="truncated_normal")
 
 
 def find_spec(variant: str) -> LiteSpec:
