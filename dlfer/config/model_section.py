@@ -37,6 +37,9 @@ class ModelConfig(Section):
     norm_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     """Momentum of BatchNorm's moving statistics; null: the backbone's own. They settle after some 5 / (1 - momentum)
     steps: MobileNetV2's own 0.999 needs 5,000, and validation stays at chance until then where nothing is pretrained."""
+    drop_connect: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """EfficientNets: rate at which the last residual block is skipped in training (stochastic depth, drop path); null: the
+    published 0.2, made for hundreds of epochs. Set 0 for short trainings, above all from random weights."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Dropout between pooling and the last dense layer."""
     head: HeadConfig = HeadConfig()
@@ -52,6 +55,11 @@ class ModelConfig(Section):
             raise ValueError("branches: found one, expected two or more; one backbone is family transfer.")
         if self.fusion != "concat" and self.family != "hybrid":
             raise ValueError(f"fusion: found {self.fusion} with family {self.family}; it belongs to family hybrid.")
+        used = self.branches or (self.backbone,)
+        if self.drop_connect is not None and not any(name.startswith("efficientnet_") for name in used):
+            raise ValueError(
+                f"drop_connect: found {self.drop_connect:g} with {', '.join(used)}; only EfficientNets have it. Leave it out."
+            )
         if self.auxiliary_heads and (self.family, self.backbone) != ("transfer", "googlenet"):
             raise ValueError("auxiliary_heads: only backbone googlenet of family transfer has them.")
         return self

@@ -16,6 +16,7 @@ from dlfer.config.schema import ExperimentConfig, ModelConfig, StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.model.backbones import BACKBONES, Preprocessing, build_backbone
 from dlfer.model.batch_norm import set_norm_momentum
+from dlfer.model.drop_connect import set_drop_connect
 from dlfer.model.face_input import FaceInput
 from dlfer.model.hybrid import build_hybrid_backbone
 
@@ -105,6 +106,8 @@ def build_feature_extractor(config: ModelConfig) -> tuple[keras.Model, Preproces
         preprocessing = BACKBONES[config.backbone].preprocessing
     if config.norm_momentum is not None:
         set_norm_momentum(backbone, config.norm_momentum)
+    if config.drop_connect is not None:
+        set_drop_connect(backbone, config.drop_connect)
     return backbone, preprocessing
 
 
