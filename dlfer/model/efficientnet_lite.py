@@ -88,7 +88,9 @@ def build_efficientnet_lite(
 ) -> keras.Model:
     """Build an EfficientNet-Lite without its top, with random weights.
 
-    Layers are named as in keras.applications' EfficientNet.
+    Layers are named as in keras.applications' EfficientNet. Kernels are initialised as Keras does by default (Glorot), not
+    by the variance over the outputs as published: that one is made for RMSprop with high rates, and with Adam a short
+    training from random weights starts more slowly (results/random_start.md).
 
     Args:
         variant: a key of VARIANTS.
