@@ -18,6 +18,7 @@ from dlfer.model.backbones import BACKBONES, Preprocessing, build_backbone
 from dlfer.model.batch_norm import set_norm_momentum
 from dlfer.model.face_input import FaceInput
 from dlfer.model.hybrid import build_hybrid_backbone
+from dlfer.model.preprocessing import choose_preprocessing
 
 
 @dataclass(frozen=True)
@@ -102,7 +103,7 @@ def build_feature_extractor(config: ModelConfig) -> tuple[keras.Model, Preproces
         backbone, preprocessing = build_hybrid_backbone(config)
     else:
         backbone = build_backbone(config.backbone, stem=config.stem)
-        preprocessing = BACKBONES[config.backbone].preprocessing
+        preprocessing = choose_preprocessing(BACKBONES[config.backbone].preprocessing, config.pixel_scaling)
     if config.norm_momentum is not None:
         set_norm_momentum(backbone, config.norm_momentum)
     return backbone, preprocessing

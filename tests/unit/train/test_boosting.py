@@ -33,7 +33,7 @@ def draw_rows(count: int = 200, features: int = 12, *, seed: int = 0) -> Rows:
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(count, features)).astype(np.float32)
     targets = (values[:, :NUM_LABELS] + rng.normal(size=(count, NUM_LABELS))).argmax(axis=1)
-    return Rows(values, targets, compute_class_weights(targets, NUM_LABELS)[targets])
+    return Rows(values, targets, compute_class_weights(np.bincount(targets))[targets])
 
 
 def make_job(folder: Path, *, listener: TrainingListener | None = None, **stage) -> StageJob:
