@@ -67,9 +67,8 @@ def fit_network(run: Run, config: ExperimentConfig, session: Session, device: De
 def pretrain(run: Run, config: ExperimentConfig, session: Session, device: Device) -> Pretrained:
     """Obtain EF-FER1's backbone in the run's `pretrain/`."""
     job = make_job("pretrain", config, config.pretrain.seed, run, session, device)
-    note = None if run.is_smoke else describe_foreign_scaling(config)
-    if note is not None:
-        warn(run, session.listener, note)
+    for note in _list_notes(config, smoke=run.is_smoke):
+        _warn(run, session.listener, note)
     run.log("pretrain_start")
     pretrained = obtain_backbone(
         config,
@@ -98,15 +97,23 @@ def build_carried_network(
     return network
 
 
+def _list_notes(config: ExperimentConfig, *, smoke: bool) -> list[str]:
+    """Return what is to be known about EF-FER1: what of its section is not applied, and weights of other pixels."""
+    notes = [None if smoke else describe_foreign_scaling(config)]
+    if config.pretrain.weights is None:
+        notes.append(unfreeze_random_start("EF-FER1", config.pretrain)[1])
+    return [note for note in notes if note is not None]
+
+
 def _unfreeze(run: Run, job: StageJob) -> StageJob:
     """Return EF-FER2's job for random weights, with nothing frozen; say and record what is not applied."""
     stage, note = unfreeze_random_start("EF-FER2", job.config)
     if note is not None:
-        warn(run, job.listener, note)
+        _warn(run, job.listener, note)
     return replace(job, config=stage)
 
 
-def warn(run: Run, listener: TrainingListener, text: str) -> None:
+def _warn(run: Run, listener: TrainingListener, text: str) -> None:
     """Say something that the reports are to show, and record it in run.json, once also where a run is resumed."""
     listener.say(text)
     found = run.read_json("run.json").get("warnings") or []

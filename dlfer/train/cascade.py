@@ -128,10 +128,7 @@ def _train(config: ExperimentConfig, job: StageJob, bundle: DataBundle) -> Pretr
     """Train EF-FER1 in the job's folder and write its backbone there."""
     keras.utils.set_random_seed(job.seed)
     network = build_stage_network(config, job.config, bundle)
-    stage, note = unfreeze_random_start("EF-FER1", job.config)
-    if note is not None:
-        job = replace(job, config=stage)
-        job.listener.say(note)
+    job = replace(job, config=unfreeze_random_start("EF-FER1", job.config)[0])
     for line in describe_plan("EF-FER1", job, network, bundle, precision=config.experiment.precision):
         job.listener.say(line)
     result = train_stage(job, network, bundle)
