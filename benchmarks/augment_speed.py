@@ -72,7 +72,7 @@ class Ours:
         self.change = tf.function(change)
 
     def __call__(self) -> Iterator[np.ndarray]:
-        for inputs, _, _ in iterate_epoch(self.split, self.config, num_labels=7, seed=0, epoch=0):
+        for inputs, _ in iterate_epoch(self.split, self.config, num_labels=7, seed=0, epoch=0):
             yield np.asarray(self.change(inputs))
 
 

@@ -55,7 +55,7 @@ def measure(split: Split | StreamedSplit, config: StageConfig, *, seconds: float
     num_images, start, cpu = 0, None, 0.0
     epoch = 0
     while start is None or time.monotonic() - start < seconds:
-        for inputs, targets, _ in iterate_epoch(split, config, num_labels=10, seed=0, epoch=epoch):
+        for inputs, targets in iterate_epoch(split, config, num_labels=10, seed=0, epoch=epoch):
             # Only when the values are there is the batch done.
             np.asarray(augment(inputs))
             if start is None:

@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from dlfer.config.section import Count, Fraction, Positive, Section
+from dlfer.config.section import Count, Fraction, Section
 
 
 class NormalizeConfig(Section):
@@ -33,8 +33,9 @@ class BoostingConfig(Section):
     levels: Literal["all", "last"] = "all"
     """Features of every stage of the backbone, or of its output alone."""
     normalize: NormalizeConfig = NormalizeConfig()
-    learning_rate: Positive = 0.1
-    """Factor of each new tree; 1 adds it whole."""
+    learning_rate: Annotated[float, Field(gt=0, le=2)] = 0.1
+    """Factor of each new tree. XGBoost's leaf is half of -S/V (reg_lambda 0), since it takes 2 p (1-p) for the second
+    derivative: 1 adds half of Newton's step -S/V of each class, and 2 adds all of it."""
     max_depth: Count = 6
     min_child_weight: Annotated[float, Field(ge=0)] = 1.0
     """Smallest sum of second derivatives on either side of a split."""

@@ -32,6 +32,10 @@ class ModelConfig(Section):
     """hybrid: concat of the pooled features, their sum (add), or a sum weighted per image (attention)."""
     stem: Literal[names.STEMS] = "imagenet"
     """resnet18, resnet34: imagenet is 7x7 of stride 2 and a max pool; small is 3x3 of stride 1, for small images."""
+    pixel_scaling: Literal[names.PIXEL_SCALINGS] = "backbone"
+    """What the first layer sees of a pixel x in 0..255. backbone: what the published weights of the backbone were
+    trained with, e.g. (x / 255 - mean) / deviation (`dlfer show backbones`); divide_by_255: x / 255 in RGB order and
+    nothing else. It is saved with the model; both stages have the same, and hybrid: all branches."""
     auxiliary_heads: bool = False
     """googlenet: train its two auxiliary classifiers, too, with weight 0.3 each; predictions leave them out."""
     norm_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None

@@ -45,6 +45,7 @@ BACKBONES = (
 SOURCES = ("fer2013", "folder", "tfds", "arrays", "synthetic_faces", "synthetic_scenes")
 
 STEMS = ("imagenet", "small")
+PIXEL_SCALINGS = ("backbone", "divide_by_255")
 FUSIONS = ("concat", "add", "attention")
 COMBINATIONS = ("average", "vote", "trained")
 DETECTORS = ("none", "mtcnn", "opencv")
@@ -56,6 +57,8 @@ SOFT_TARGETS = ("ferplus",)
 
 BALANCES = ("none", "augment", "undersample", "class_weight", "sampler")
 OPTIMIZERS = ("adam", "adamw", "sgd", "rmsprop")
+WEIGHT_DECAYS = ("decoupled", "l2")
+DECAYED_WEIGHTS = ("kernels", "all")
 SCHEDULES = ("constant", "step", "plateau", "cosine")
 LOSSES = ("categorical_crossentropy", "binary_crossentropy", "focal")
 MONITORS = ("accuracy", "macro_f1", "loss")

@@ -190,6 +190,8 @@ class ExperimentConfig(Section):
                 f"finetune.data.soft_targets: found {self.finetune.data.soft_targets} with model.family: boosted, whose "
                 "trees take labels alone; set it to null."
             )
+        for stage in ("pretrain", "finetune"):
+            self._check_copies(stage)
         for family, key in (("boosted", "boosting"), ("ensemble", "ensemble")):
             if (self.model.family == family) != (getattr(self, key) is not None):
                 found = "null" if getattr(self, key) is None else "a section"
@@ -198,3 +200,17 @@ class ExperimentConfig(Section):
                     f"family {family}, and the family needs it."
                 )
         return self
+
+    def _check_copies(self, stage: str) -> None:
+        """Raise where classes would be balanced by copies that are all the same; family boosted augments them itself."""
+        section: StageConfig | None = getattr(self, stage)
+        if section is None or section.balance != "augment" or (stage, self.model.family) == ("finetune", "boosted"):
+            return
+        # Under after_balance the copies are made, and augmented, before the split.
+        is_done = section.data is not None and section.data.split == "after_balance"
+        if not is_done and not section.augment.changes_images and section.crop is None:
+            raise ValueError(
+                f"{stage}.balance: found augment, but {stage}.augment changes nothing, so that smaller classes would only "
+                f"repeat the very same images. Set {stage}.augment, e.g. {{rotation: 10, zoom: 0.1, mirror: 0.5}}, or "
+                "balance: sampler or class_weight."
+            )

@@ -30,7 +30,15 @@ class OptimizerConfig(Section):
     rho: Annotated[float, Field(ge=0, lt=1)] | None = None
     """rmsprop: decay of the squared gradients (0.9)."""
     weight_decay: Annotated[float, Field(ge=0)] | None = None
-    """Decoupled weight decay (adamw: 0.004 if left out; others: none). Not applied to biases and BatchNorm."""
+    """Strength of the weight decay, of the kind weight_decay_kind (adamw: 0.004 if left out; others: none)."""
+    weight_decay_kind: Literal[names.WEIGHT_DECAYS] = "decoupled"
+    """decoupled: a step subtracts learning_rate * weight_decay * w from each weight w, beside the gradient (Keras, all
+    optimisers; AdamW). l2: weight_decay * w is added to the gradient after clipping and before momentum and moments
+    (PyTorch's SGD and Adam; not adamw). With sgd and momentum m, l2 acts like decoupled with weight_decay / (1 - m):
+    ten times the number at momentum 0.9."""
+    weight_decay_scope: Literal[names.DECAYED_WEIGHTS] = "kernels"
+    """kernels: biases and the weights of normalisation layers are not decayed; all: they are, as PyTorch does by
+    default."""
 
     @model_validator(mode="after")
     def _check(self) -> OptimizerConfig:
@@ -43,6 +51,12 @@ class OptimizerConfig(Section):
         for key in ("beta_1", "beta_2", "epsilon", "momentum", "nesterov", "rho"):
             if getattr(self, key) is not None and key not in allowed:
                 raise ValueError(f"{key}: {self.name} has none; it takes {', '.join(sorted(allowed))}.")
+        if self.weight_decay_kind == "l2" and self.name == "adamw":
+            raise ValueError(
+                "weight_decay_kind: found l2 with adamw, which is Adam with decoupled decay; set name: adam."
+            )
+        if self.weight_decay_kind == "l2" and self.weight_decay is None:
+            raise ValueError("weight_decay_kind: found l2 without a weight_decay; set weight_decay, e.g. 5e-4.")
         return self
 
 
@@ -59,11 +73,15 @@ class ScheduleConfig(Section):
     factor: OpenFraction = 0.5
     """step, plateau: the rate is multiplied by this."""
     every_epochs: Count = 10
-    """step: how often."""
+    """step: the rate falls each time that many epochs have been trained after start_epoch. With 5 and start_epoch 0,
+    epochs 1 to 5 have the full rate, 6 to 10 the rate times factor. Epochs of freeze.head_epochs do not count, those
+    of the warm-up do."""
     start_epoch: Annotated[int, Field(ge=0)] = 0
-    """step: constant until this epoch."""
-    patience: Annotated[int, Field(ge=0)] = 3
-    """plateau: epochs without improvement of the monitored figure before the rate falls."""
+    """step: number of epochs after which every_epochs begins to count. With 80 and every_epochs 5, epochs 1 to 85
+    have the full rate, 86 to 90 the rate times factor."""
+    patience: Count = 3
+    """plateau: the rate falls at the end of that many epochs in a row without an improvement of the monitored
+    metric. early_stopping.min_delta says what an improvement is; without early_stopping, any is one."""
 
 
 class LossConfig(Section):
@@ -72,7 +90,7 @@ class LossConfig(Section):
     name: Literal[names.LOSSES] = "categorical_crossentropy"
     label_smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
     gamma: Annotated[float, Field(ge=0)] = 2.0
-    """focal: exponent of (1 - p)."""
+    """focal: exponent of (1 - p); 0 is categorical_crossentropy."""
 
 
 class AugmentConfig(Section):
@@ -99,9 +117,18 @@ class AugmentConfig(Section):
     erasing: Fraction = 0.0
     """Probability that a rectangle (2 to 20 % of the area) becomes the image's mean."""
 
+    @property
+    def changes_images(self) -> bool:
+        """Whether any of the random changes is switched on."""
+        return any(getattr(self, name) for name in type(self).model_fields if name != "fill")
+
 
 class FreezeConfig(Section):
-    """Which weights of the backbone move, and when."""
+    """Which weights of a pretrained backbone move, and when.
+
+    A stage that starts from random weights (pretrain: null, and EF-FER1 itself) trains the whole network from its
+    first epoch: its run says that these keys were not applied.
+    """
 
     head_epochs: Annotated[int, Field(ge=0)] = 0
     """First so many of the stage's epochs train the head alone."""
@@ -114,10 +141,13 @@ class FreezeConfig(Section):
 
 
 class EarlyStopping(Section):
-    """Stop when the monitored figure no longer improves."""
+    """Stop when the monitored metric no longer improves; counted as Keras' EarlyStopping counts."""
 
     patience: Count
+    """The stage ends after that many epochs in a row without an improvement."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
+    """An epoch is an improvement if it beats the value at the last improvement by more than this. The weights that
+    are kept are those of the best value in any case."""
 
 
 class StageConfig(Section):
@@ -136,7 +166,10 @@ class StageConfig(Section):
     loss: LossConfig = LossConfig()
     augment: AugmentConfig = AugmentConfig()
     balance: Literal[names.BALANCES] = "none"
-    """Of train only. augment: copies up to the largest class; undersample: down to the smallest."""
+    """Of train only. augment: images repeat up to the size of the largest class, each repetition augmented anew by the
+    section augment, which must change something; undersample: down to the smallest class; sampler: classes are drawn
+    with equal probability; class_weight: the loss of each class counts in inverse proportion to its share of the
+    targets, mixed and soft targets included."""
     freeze: FreezeConfig = FreezeConfig()
     monitor: Literal[names.MONITORS] = "accuracy"
     """The validation figure that selects the epoch, stops early and drives plateau."""
@@ -145,8 +178,9 @@ class StageConfig(Section):
     early_stopping: EarlyStopping | None = None
     ema: OpenFraction | None = None
     """Decay of an exponential moving average of the weights; validated and kept instead of the raw ones."""
-    clip: Positive | None = None
-    """Largest global norm of the gradient."""
+    clip: Positive | None = 1.0
+    """Largest global norm of the gradient, before an l2 weight decay is added; null: no clipping. It keeps the first
+    steps from random weights small."""
     milestones: tuple[Count, ...] = ()
     """finetune: epochs at whose end the network, as it is then, is judged in a row of its own."""
 

@@ -50,16 +50,19 @@ def balance_indices(targets: np.ndarray, how: str, *, seed: int, epoch: int) -> 
     return np.concatenate([rng.choice(members, count) for members, count in zip(rows, counts, strict=True)])
 
 
-def compute_class_weights(targets: np.ndarray, num_classes: int) -> np.ndarray:
-    """Return float32 [num_classes], weights inversely proportional to the class counts.
+def compute_class_weights(totals: np.ndarray) -> np.ndarray:
+    """Return float32 [C], weights inversely proportional to the classes' totals, so that each weighted total is equal.
 
-    The mean over the rows is 1: N / (classes present * count), as scikit-learn's "balanced"; a
-    class without rows has weight 0.
+    The mean over all images is 1: N / (classes present * total), as scikit-learn's "balanced" for counts; a class
+    without images has weight 0.
+
+    Args:
+        totals: [C], the number of images of each class, or the sum of the soft targets; their sum is N.
     """
-    counts = np.bincount(targets, minlength=num_classes).astype(np.float64)
-    present = counts > 0
-    weights = np.zeros(num_classes)
-    weights[present] = len(targets) / (present.sum() * counts[present])
+    totals = np.asarray(totals, np.float64)
+    present = totals > 0
+    weights = np.zeros(len(totals))
+    weights[present] = totals.sum() / (present.sum() * totals[present])
     return weights.astype(np.float32)
 
 

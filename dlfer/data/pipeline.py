@@ -16,7 +16,7 @@ from dlfer.data.balance import balance_indices, compute_class_weights
 from dlfer.data.bundle import WHOLE, Share, Split, StreamedSplit
 from dlfer.errors import ConfigError
 
-Batch = tuple[dict[str, np.ndarray], np.ndarray, np.ndarray]
+Batch = tuple[dict[str, np.ndarray], np.ndarray]
 
 # Streams of randomness of one stage; each has its own so that one cannot disturb another.
 _ORDER, _AUGMENT = 1, 2
@@ -76,12 +76,11 @@ def iterate_epoch(
         share: of several hosts, which one's rows to yield; B is smaller then.
 
     Yields:
-        (inputs, targets, weights): inputs is {"image": uint8 [B, H, W, channels]} with the arrays of
-        `draw_augmentation`; targets float32 [B, C], rows sum to one; weights float32 [B], all one
-        unless `balance: class_weight`.
+        (inputs, targets): inputs is {"image": uint8 [B, H, W, channels]} with the arrays of
+        `draw_augmentation`; targets float32 [B, C], rows sum to one.
     """
-    class_weights = _compute_weights(split, config, num_labels)
     is_streamed = _is_streamed(split)
+    _check_balance(split, config)
     # A streamed host draws for its own images alone; the first host's numbers are those of a single one.
     own = [share.index] if is_streamed and share.index else []
     if is_streamed:
@@ -100,14 +99,14 @@ def iterate_epoch(
         )
         wanted = np.eye(num_labels, dtype=np.float32)[targets] if soft is None else soft
         mixed = mix_targets(wanted, drawn, image_size=config.image_size)
-        batch = {"image": images, **drawn}, mixed, class_weights[targets]
+        batch = {"image": images, **drawn}, mixed
         yield batch if is_streamed or share.count == 1 else _take_share(batch, share)
 
 
 def _take_share(batch: Batch, share: Share) -> Batch:
-    inputs, targets, weights = batch
+    inputs, targets = batch
     rows = divide_rows(len(targets), share.count)[share.index]
-    return {name: values[rows] for name, values in inputs.items()}, targets[rows], weights[rows]
+    return {name: values[rows] for name, values in inputs.items()}, targets[rows]
 
 
 def _slice(split: Split, config: StageConfig, *, seed: int, epoch: int, start_step: int):
@@ -133,18 +132,26 @@ def _epoch_indices(split: Split, config: StageConfig, *, seed: int, epoch: int) 
     return balance_indices(split.targets, how, seed=seed, epoch=epoch)
 
 
-def _compute_weights(split: Split | StreamedSplit, config: StageConfig, num_labels: int) -> np.ndarray:
-    """Return the weight of each class, float32 [C]."""
-    if _is_streamed(split):
-        if config.balance != "none":
-            raise ConfigError(
-                f"balance: found {config.balance} for the streamed data {split.name!r}, expected none; "
-                "balancing needs the targets of all images in memory."
-            )
-        return np.ones(num_labels, np.float32)
-    if config.balance == "class_weight":
-        return compute_class_weights(split.targets, num_labels)
-    return np.ones(num_labels, np.float32)
+def find_class_weights(split: Split | StreamedSplit, config: StageConfig, num_labels: int) -> np.ndarray | None:
+    """Return what each class counts in the loss under `balance: class_weight`, float32 [C]; None otherwise.
+
+    Mixup and cutmix do not change the expected total of a class, since each image gives to its partner what it
+    gets from it in the mean; soft targets do.
+    """
+    _check_balance(split, config)
+    if config.balance != "class_weight":
+        return None
+    if split.soft_targets is None:
+        return compute_class_weights(np.bincount(split.targets, minlength=num_labels))
+    return compute_class_weights(split.soft_targets.sum(axis=0, dtype=np.float64))
+
+
+def _check_balance(split: Split | StreamedSplit, config: StageConfig) -> None:
+    if _is_streamed(split) and config.balance != "none":
+        raise ConfigError(
+            f"balance: found {config.balance} for the streamed data {split.name!r}, expected none; "
+            "balancing needs the targets of all images in memory."
+        )
 
 
 def _is_streamed(split: Split | StreamedSplit) -> bool:

@@ -149,7 +149,7 @@ def balance_train(stage: StageConfig, split: Split, *, seed: int) -> tuple[Split
 def compute_row_weights(config: ExperimentConfig, targets: np.ndarray, num_labels: int) -> np.ndarray | None:
     """Return float32 [N] with mean 1, by which all classes count alike, or None where nothing asks for it."""
     if config.boosting.normalize.rows or config.finetune.balance in ("class_weight", "sampler"):
-        return compute_class_weights(targets, num_labels)[targets]
+        return compute_class_weights(np.bincount(targets, minlength=num_labels))[targets]
     return None
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,13 @@ from dlfer.model.classifier import Classifier
 from dlfer.model.transfer import TransferNetwork, build_stage_network
 from dlfer.report.pictures import write_augmented_page
 from dlfer.runs.run import Run
-from dlfer.train.cascade import Pretrained, obtain_backbone
+from dlfer.train.cascade import Pretrained, describe_foreign_scaling, obtain_backbone
 from dlfer.train.device import Device, choose_device
+from dlfer.train.freeze import unfreeze_random_start
 from dlfer.train.plan import describe_plan
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob, StageResult
+from dlfer.train.watch import TrainingListener
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,10 @@ def fit_network(run: Run, config: ExperimentConfig, session: Session, device: De
     """Obtain EF-FER1 where there is one, carry it over, and fine-tune EF-FER2; go on where a stopped run stands."""
     pretrained = pretrain(run, config, session, device) if config.pretrain else None
     network = build_carried_network(run, config, session, bundle, pretrained)
-    result = _finetune(run, config, session, device, network, bundle)
+    job = make_job("finetune", config, config.experiment.seed, run, session, device)
+    if pretrained is None:
+        job = _unfreeze(run, job)
+    result = _finetune(run, config, job, network, bundle)
     classifier = FAMILIES[config.model.family](network, bundle.labels, config=config.model, channels=bundle.channels)
     milestones = list_network_milestones(
         classifier, run.path / "finetune", view=config.evaluate.headline, batch_size=config.evaluate.batch_size
@@ -62,6 +67,8 @@ def fit_network(run: Run, config: ExperimentConfig, session: Session, device: De
 def pretrain(run: Run, config: ExperimentConfig, session: Session, device: Device) -> Pretrained:
     """Obtain EF-FER1's backbone in the run's `pretrain/`."""
     job = make_job("pretrain", config, config.pretrain.seed, run, session, device)
+    for note in _list_notes(config, smoke=run.is_smoke):
+        _warn(run, session.listener, note)
     run.log("pretrain_start")
     pretrained = obtain_backbone(
         config,
@@ -90,12 +97,35 @@ def build_carried_network(
     return network
 
 
+def _list_notes(config: ExperimentConfig, *, smoke: bool) -> list[str]:
+    """Return what is to be known about EF-FER1: what of its section is not applied, and weights of other pixels."""
+    notes = [None if smoke else describe_foreign_scaling(config)]
+    if config.pretrain.weights is None:
+        notes.append(unfreeze_random_start("EF-FER1", config.pretrain)[1])
+    return [note for note in notes if note is not None]
+
+
+def _unfreeze(run: Run, job: StageJob) -> StageJob:
+    """Return EF-FER2's job for random weights, with nothing frozen; say and record what is not applied."""
+    stage, note = unfreeze_random_start("EF-FER2", job.config)
+    if note is not None:
+        _warn(run, job.listener, note)
+    return replace(job, config=stage)
+
+
+def _warn(run: Run, listener: TrainingListener, text: str) -> None:
+    """Say something that the reports are to show, and record it in run.json, once also where a run is resumed."""
+    listener.say(text)
+    found = run.read_json("run.json").get("warnings") or []
+    if text not in found:
+        run.update(warnings=[*found, text])
+
+
 def _finetune(
-    run: Run, config: ExperimentConfig, session: Session, device: Device, network: TransferNetwork, bundle: DataBundle
+    run: Run, config: ExperimentConfig, job: StageJob, network: TransferNetwork, bundle: DataBundle
 ) -> StageResult:
-    job = make_job("finetune", config, config.experiment.seed, run, session, device)
     for line in describe_plan("EF-FER2", job, network, bundle, precision=config.experiment.precision):
-        session.listener.say(line)
+        job.listener.say(line)
         run.log("plan", text=line)
     _draw_augmented_page(run, config, network, bundle)
     run.log("finetune_start")
@@ -133,7 +163,14 @@ def explain_stage(
     """Say what the training of one stage of a network would be: "EF-FER1" with its section, or "EF-FER2"."""
     if section is None or (section is config.pretrain and section.weights is not None):
         session.listener.say(f"{name}: {'left out' if section is None else f'weights: {section.weights}'}")
+        note = None if section is None else describe_foreign_scaling(config)
+        if note is not None:
+            session.listener.say(note)
         return
+    if section is config.pretrain or config.pretrain is None:
+        section, note = unfreeze_random_start(name, section)
+        if note is not None:
+            session.listener.say(note)
     bundle = session.load_bundle(section)
     network = build_stage_network(config, section, bundle)
     stage = {"EF-FER1": "pretrain", "EF-FER2": "finetune"}[name]
@@ -172,7 +209,7 @@ def compute_cost(config: ExperimentConfig, pretrained: Pretrained | None, result
 
 def _draw_augmented_page(run: Run, config: ExperimentConfig, network: TransferNetwork, bundle: DataBundle) -> None:
     """Write a page of training images as the network sees them in the first epoch."""
-    inputs, targets, _ = next(
+    inputs, targets = next(
         iterate_epoch(
             bundle.train, config.finetune, num_labels=len(bundle.labels), seed=config.experiment.seed, epoch=0
         )

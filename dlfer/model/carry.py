@@ -20,6 +20,7 @@ import numpy as np
 from dlfer.errors import ModelError, TransferError
 from dlfer.files.atomic import write_atomically
 from dlfer.files.json_file import read_json
+from dlfer.model.hybrid import BranchInput
 from dlfer.model.transfer import TransferNetwork
 from dlfer.model.weights_file import load_weights
 
@@ -83,6 +84,7 @@ def write_backbone(network: TransferNetwork, folder: Path, *, source: str) -> No
     record = {
         "source": source,
         "image_size": size,
+        "preprocessing": describe_preprocessing(network),
         "variables": {v.path: _describe_variable(v) for v in network.backbone.variables if _carries(v)},
         "features": features[:, :64].astype(float).tolist(),
         "largest_feature": float(np.abs(features).max()),
@@ -95,8 +97,8 @@ def carry_backbone(folder: Path, network: TransferNetwork) -> TransferRecord:
 
     Raises:
         ModelError: the files are not there, or a weight's sha256 is not the recorded one.
-        TransferError: a variable is missing, unexpected, or of another shape; `network` is unchanged.
-            Or the features differ from the recorded ones.
+        TransferError: a variable is missing, unexpected, or of another shape, or the pixels are prepared in another
+            way; `network` is unchanged. Or the features differ from the recorded ones.
     """
     record = read_backbone_record(folder)
     wanted = {v.path: v for v in network.backbone.variables if _carries(v)}
@@ -108,6 +110,12 @@ def carry_backbone(folder: Path, network: TransferNetwork) -> TransferRecord:
         for path, v in wanted.items()
         if path in found and found[path]["shape"] != list(v.shape)
     ]
+    pixels, expected = record.get("preprocessing"), describe_preprocessing(network)
+    if not (missing or unexpected or reshaped) and pixels is not None and pixels != expected:
+        raise TransferError(
+            f"{folder}: the backbone was trained on pixels prepared as {str(pixels)[:300]}, and would be given {expected}. Set "
+            "model.pixel_scaling to what it was trained with."
+        )
     if missing or unexpected or reshaped:
         raise TransferError(
             f"{folder}: the backbone does not carry over. Missing: {_some(missing)}. Unexpected: {_some(unexpected)}. "
@@ -123,6 +131,12 @@ def carry_backbone(folder: Path, network: TransferNetwork) -> TransferRecord:
     difference = _compare_features(record, network, folder)
     fresh = tuple(v.path for v in network.model.weights if v.path not in wanted)
     return TransferRecord(tuple(wanted), fresh, missing, unexpected, difference, record["source"])
+
+
+def describe_preprocessing(network: TransferNetwork) -> list[dict]:
+    """Return how the pixels are prepared: by the input stage, and then by each branch of a hybrid."""
+    branches = [layer for layer in network.backbone.layers if isinstance(layer, BranchInput)]
+    return [layer.preprocessing.as_dict() for layer in (network.face_input, *branches)]
 
 
 def read_backbone_record(folder: Path) -> dict:

@@ -13,7 +13,7 @@ from keras import ops
 from dlfer.config.schema import ModelConfig
 from dlfer.errors import ModelError, TransferError
 from dlfer.model.backbones import build_backbone, find_backbone, load_published_weights
-from dlfer.model.preprocessing import Preprocessing
+from dlfer.model.preprocessing import Preprocessing, choose_preprocessing
 
 PLAIN_PIXELS = Preprocessing(scale=1.0)
 """RGB in 0..255, as they are."""
@@ -85,7 +85,7 @@ def build_hybrid_backbone(config: ModelConfig) -> tuple[keras.Model, Preprocessi
     a dense layer, `<branch>_projection`), attention by weights that depend on the image (`BranchAttention`).
 
     Args:
-        config: its branches, fusion, stem (the same for all) and head.pooling.
+        config: its branches, fusion, stem and pixel_scaling (the same for all) and head.pooling.
 
     Returns:
         A Keras model named "backbone", float [B, S, S, 3] RGB in 0..255 -> float [B, 1, 1, F], and the
@@ -101,7 +101,8 @@ def build_hybrid_backbone(config: ModelConfig) -> tuple[keras.Model, Preprocessi
     branches = name_branches(config.branches)
     for branch, name in branches.items():
         network = _prefix_layers(build_backbone(name, stem=config.stem), branch)
-        prepared = BranchInput(find_backbone(name).preprocessing.as_dict(), name=f"{branch}_input")(pixels)
+        preprocessing = choose_preprocessing(find_backbone(name).preprocessing, config.pixel_scaling)
+        prepared = BranchInput(preprocessing.as_dict(), name=f"{branch}_input")(pixels)
         features.append(pooling(keepdims=True, name=f"{branch}_pooling")(network(prepared)))
     fused = _fuse(features, tuple(branches), config.fusion)
     return keras.Model(pixels, fused, name="backbone"), PLAIN_PIXELS

@@ -46,3 +46,11 @@ CAFFE_INPUT = Preprocessing(scale=1.0, mean=(103.939, 116.779, 123.68), channels
 SIGNED_INPUT = Preprocessing(scale=1 / 127.5, mean=(1.0,) * 3)
 # EfficientNetV2-S's, as Keras has it: not quite -1..1.
 EFFICIENTNET_V2_S_INPUT = Preprocessing(scale=1 / 128, mean=(1.0,) * 3)
+
+# 0..1, whatever the backbone.
+UNIT_INPUT = Preprocessing()
+
+
+def choose_preprocessing(own: Preprocessing, pixel_scaling: str) -> Preprocessing:
+    """Return what `model.pixel_scaling` says: a backbone's own preprocessing, or x / 255."""
+    return {"backbone": own, "divide_by_255": UNIT_INPUT}[pixel_scaling]

@@ -19,6 +19,7 @@ from dlfer.model.batch_norm import set_norm_momentum
 from dlfer.model.drop_connect import set_drop_connect
 from dlfer.model.face_input import FaceInput
 from dlfer.model.hybrid import build_hybrid_backbone
+from dlfer.model.preprocessing import choose_preprocessing
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def build_feature_extractor(config: ModelConfig) -> tuple[keras.Model, Preproces
         backbone, preprocessing = build_hybrid_backbone(config)
     else:
         backbone = build_backbone(config.backbone, stem=config.stem)
-        preprocessing = BACKBONES[config.backbone].preprocessing
+        preprocessing = choose_preprocessing(BACKBONES[config.backbone].preprocessing, config.pixel_scaling)
     if config.norm_momentum is not None:
         set_norm_momentum(backbone, config.norm_momentum)
     if config.drop_connect is not None:

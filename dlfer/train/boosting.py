@@ -12,6 +12,7 @@ import json
 import math
 import time
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ from dlfer.evaluate.metrics import compute_accuracy, compute_confusion, compute_
 from dlfer.files.atomic import write_atomically
 from dlfer.model.trees import count_threads, import_xgboost, make_parameters, read_booster
 from dlfer.train.history import ScalarLog, write_history
+from dlfer.train.patience import count_epoch, find_reference
 from dlfer.train.state import StageJob, StageResult
 
 if TYPE_CHECKING:
@@ -52,6 +54,7 @@ class _State:
     epoch: int = 0
     best: float | None = None
     best_epoch: int | None = None
+    reference: float | None = None
     waited: int = 0
     seconds: float = 0.0
     history: list = field(default_factory=list)
@@ -120,13 +123,19 @@ class _Growing:
             return
         num_features = self.parts["train"].features.shape[1]
         try:
-            self.state = _State(**json.loads((folder / STATE).read_text()))
+            self.state = self._read_state(folder / STATE)
             booster = read_booster(folder / TREES, num_features=num_features, num_labels=self.num_labels)
             self.trees = bytes(booster[: self.state.epoch * self.rounds].save_raw("ubj"))
-        except (ModelError, OSError, ValueError, TypeError, IndexError) as error:
+        except (ModelError, OSError, ValueError, TypeError, KeyError, IndexError) as error:
             raise ModelError(
                 f"{folder}: the interrupted growing cannot go on ({error}). Delete {STATE} there to grow anew."
             ) from error
+
+    def _read_state(self, path: Path) -> _State:
+        """Return what was written; files of earlier versions lack the value at the last improvement."""
+        found = json.loads(path.read_text())
+        values = [row[f"validation_{self.stage.monitor}"] for row in found["history"]]
+        return _State(**{"reference": find_reference(values, self.stage), **found})
 
     def _make_booster(self, trees: bytes | None) -> xgboost.Booster:
         booster = self.xgb.Booster(self.parameters, list(self.matrices.values()))
@@ -195,14 +204,9 @@ class _Growing:
         self.job.listener.finish_epoch(self.job.name, row, is_best=state.best_epoch == state.epoch - 1)
 
     def _select(self, value: float) -> None:
-        """Remember the epoch if it is the best so far; else count towards early stopping."""
+        """Remember the epoch if it is the best so far, and count towards early stopping."""
         state, stopping = self.state, self.stage.early_stopping
-        sign = -1.0 if self.stage.monitor == "loss" else 1.0
-        gain = math.inf if state.best is None else sign * (value - state.best)
-        if gain > 0:
-            state.best, state.best_epoch = value, state.epoch
-        improved = gain > (stopping.min_delta if stopping else 0.0)
-        state.waited = 0 if improved else state.waited + 1
+        count_epoch(state, value, self.stage)
         state.stopped_early = stopping is not None and state.waited >= stopping.patience
 
     def _stop(self, reason: str, where: str) -> TrainingStopped:

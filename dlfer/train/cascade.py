@@ -26,12 +26,14 @@ from dlfer.model.backbones import load_published_weights
 from dlfer.model.carry import RECORD_FILE, write_backbone
 from dlfer.model.hybrid import load_branch_weights
 from dlfer.model.transfer import build_stage_network, build_transfer_network
+from dlfer.train.freeze import unfreeze_random_start
 from dlfer.train.lock import hold_lock
 from dlfer.train.plan import describe_plan
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob
 
 COST_FILE, DONE_FILE = "pretrain.json", "done.json"
+_PUBLISHED_FILES = (".h5", ".keras", ".pth")
 
 
 @dataclass(frozen=True)
@@ -126,6 +128,7 @@ def _train(config: ExperimentConfig, job: StageJob, bundle: DataBundle) -> Pretr
     """Train EF-FER1 in the job's folder and write its backbone there."""
     keras.utils.set_random_seed(job.seed)
     network = build_stage_network(config, job.config, bundle)
+    job = replace(job, config=unfreeze_random_start("EF-FER1", job.config)[0])
     for line in describe_plan("EF-FER1", job, network, bundle, precision=config.experiment.precision):
         job.listener.say(line)
     result = train_stage(job, network, bundle)
@@ -147,6 +150,21 @@ def _train(config: ExperimentConfig, job: StageJob, bundle: DataBundle) -> Pretr
     return Pretrained(job.folder, None, cost, was_cached=False)
 
 
+def describe_foreign_scaling(config: ExperimentConfig) -> str | None:
+    """Return a note where published weights get pixels of another scale than they were trained with; else None."""
+    pretrain, scaling = config.pretrain, config.model.pixel_scaling
+    if pretrain is None or pretrain.weights is None or scaling == "backbone":
+        return None
+    if pretrain.weights != "imagenet" and resolve_path(pretrain.weights).suffix not in _PUBLISHED_FILES:
+        # A run's or an artifact's backbone has its scaling beside it, which must be the same.
+        return None
+    return (
+        f"pretrain.weights: {pretrain.weights} with model.pixel_scaling: {scaling}: the published weights were trained with the "
+        "backbone's own scaling of the pixels (model.pixel_scaling: backbone), so that their features are worth less here "
+        "until fine-tuning adapts them."
+    )
+
+
 def _take_weights(config: ExperimentConfig, folder: Path, *, random_weights: bool) -> Pretrained:
     """Put a backbone that was not trained by this experiment into `folder`."""
     wanted, model = config.pretrain.weights, config.model
@@ -158,7 +176,7 @@ def _take_weights(config: ExperimentConfig, folder: Path, *, random_weights: boo
     if wanted != "imagenet" and (path / RECORD_FILE).exists():
         _share_files(path, folder)
         return Pretrained(folder, None, {}, was_cached=True)
-    if wanted != "imagenet" and path.suffix not in (".h5", ".keras", ".pth"):
+    if wanted != "imagenet" and path.suffix not in _PUBLISHED_FILES:
         parts = load_artifact(path if path.exists() else wanted).parts
         write_backbone(parts, folder, source=f"the backbone of {wanted}")
         return Pretrained(folder, None, {}, was_cached=True)

@@ -4,7 +4,32 @@ from __future__ import annotations
 
 import keras
 
-from dlfer.config.schema import FreezeConfig
+from dlfer.config.schema import FreezeConfig, StageConfig
+
+
+def unfreeze_random_start(name: str, config: StageConfig) -> tuple[StageConfig, str | None]:
+    """Return the stage with nothing frozen, and a note about what is not applied; None where nothing was frozen.
+
+    For a stage that starts from random weights: frozen, they would stay random. A head that is trained on them alone
+    learns nothing that lasts, and BatchNorm would keep the statistics 0 and 1 of no data.
+
+    Args:
+        name: of the stage, for the note.
+        config: whose epochs of the head, if any, become epochs of the whole network.
+    """
+    freeze = config.freeze
+    asked = [
+        *([f"head_epochs: {freeze.head_epochs}"] if freeze.head_epochs else []),
+        *([f"layers: {freeze.layers:g}"] if freeze.layers else []),
+        *([f"batch_norm: {freeze.batch_norm}"] if freeze.batch_norm == "frozen" else []),
+    ]
+    if not asked:
+        return config, None
+    note = (
+        f"{name} starts from random weights, so that freeze ({', '.join(asked)}) is not applied: all "
+        f"{config.epochs} epochs train the whole network."
+    )
+    return config.model_copy(update={"freeze": FreezeConfig()}), note
 
 
 def set_trainable(backbone: keras.Model, config: FreezeConfig, *, head_only: bool) -> None:

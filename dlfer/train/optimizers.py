@@ -17,12 +17,14 @@ OPTIMIZERS = {
     "sgd": keras.optimizers.SGD,
     "rmsprop": keras.optimizers.RMSprop,
 }
+_PASSED_ON = {"beta_1", "beta_2", "epsilon", "momentum", "nesterov", "rho", "weight_decay"}
+"""The keys of OptimizerConfig that Keras' optimisers take by the same name."""
 
 
 def build_optimizer(
     config: OptimizerConfig, learning_rate: float | keras.optimizers.schedules.LearningRateSchedule, *, clip, ema
 ) -> keras.optimizers.Optimizer:
-    """Build the optimiser; weight decay spares biases and normalisation.
+    """Build the optimiser; weight decay leaves out biases and normalisation unless its scope is "all".
 
     Args:
         config: name and the keys that it takes; those left out keep Keras' defaults.
@@ -30,17 +32,49 @@ def build_optimizer(
         clip: largest global norm of the gradient, or None.
         ema: decay of the moving average of the weights, or None.
     """
-    given = config.model_dump(exclude={"name", "learning_rate"}, exclude_none=True)
+    given = config.model_dump(include=_PASSED_ON, exclude_none=True)
     if ema is not None:
         given |= {"use_ema": True, "ema_momentum": ema}
     base = OPTIMIZERS[config.name]
     parts = (_KeepsRawWeights, base)
     if keras.backend.backend() == "tensorflow":
         parts = (_UpdatesByKernel, *parts)
-    optimizer = type(base.__name__, parts, {})(learning_rate=learning_rate, global_clipnorm=clip, **given)
-    if optimizer.weight_decay:
+    own = {}
+    if config.weight_decay_kind == "l2":
+        parts, own = (_AddsPenalty, *parts), {"penalty": given.pop("weight_decay")}
+    optimizer = type(base.__name__, parts, own)(learning_rate=learning_rate, global_clipnorm=clip, **given)
+    if config.weight_decay_scope == "kernels":
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
+
+
+def describe_optimizer(config: OptimizerConfig) -> str:
+    """Return name, momentum and weight decay: "sgd (momentum 0.9; weight decay 0.0005, decoupled, kernels only)"."""
+    decay = config.weight_decay
+    if decay is None and config.name == "adamw":
+        decay = keras.optimizers.AdamW().weight_decay
+    parts = [f"momentum {config.momentum:g}{', Nesterov' if config.nesterov else ''}"] if config.momentum else []
+    if decay:
+        kind = {"decoupled": "decoupled", "l2": "L2 in the gradient"}[config.weight_decay_kind]
+        scope = {"kernels": "kernels only", "all": "all weights"}[config.weight_decay_scope]
+        parts.append(f"weight decay {decay:g}, {kind}, {scope}")
+    return config.name + (f" ({'; '.join(parts)})" if parts else "")
+
+
+class _AddsPenalty:
+    """Adds the gradient of an L2 penalty, `penalty` * w, to the gradient of the loss, as PyTorch's `weight_decay` does:
+    after clipping, before momentum and moments."""
+
+    penalty: float
+
+    def _backend_update_step(self, grads, trainable_variables, learning_rate) -> None:
+        penalised = [
+            gradient + keras.ops.cast(self.penalty * variable, gradient.dtype)
+            if self._use_weight_decay(variable)
+            else gradient
+            for gradient, variable in zip(grads, trainable_variables, strict=True)
+        ]
+        super()._backend_update_step(penalised, trainable_variables, learning_rate)
 
 
 class _KeepsRawWeights:

@@ -11,7 +11,8 @@ from dlfer.data.pipeline import count_steps
 from dlfer.model.batch_norm import count_steps_to_settle
 from dlfer.model.transfer import TransferNetwork
 from dlfer.train.distribute import describe_replicas
-from dlfer.train.objective import build_schedule
+from dlfer.train.objective import build_schedule, compute_rates
+from dlfer.train.optimizers import describe_optimizer
 from dlfer.train.state import StageJob
 
 # Weights, gradients and two optimiser slots, in float32.
@@ -25,24 +26,34 @@ def describe_plan(
     config = job.config
     num_images, steps_per_epoch = len(bundle.train), compute_steps(job, bundle)
     total = network.model.count_params()
-    # The epochs of the head have a constant rate of their own.
-    epochs = config.epochs - config.freeze.head_epochs
-    rate = build_schedule(
-        config.schedule, config.optimizer.learning_rate, steps_per_epoch=steps_per_epoch, epochs=epochs
-    )
-    last = steps_per_epoch * epochs - 1
-    ends = (rate, rate) if isinstance(rate, float) else (float(rate(0)), float(rate(last)))
     memory = estimate_memory(network, config, precision=precision)
     replicas = describe_replicas(job, min(config.batch_size, num_images))
     return [
         f"{name}: {num_images:,} images of {config.image_size}x{config.image_size}, batch {config.batch_size}, "
         f"{steps_per_epoch:,} steps an epoch, {config.epochs} epochs, {steps_per_epoch * config.epochs:,} steps",
-        f"{name}: {total:,} parameters; {config.optimizer.name}, rate {ends[0]:.3g} -> {ends[1]:.3g} "
-        f"({config.schedule.name}); {config.loss.name}; balance {config.balance}",
+        f"{name}: {total:,} parameters; {describe_optimizer(config.optimizer)}; {describe_rates(config, steps_per_epoch)}; "
+        f"{config.loss.name}; balance {config.balance}; "
+        f"{'no clipping' if config.clip is None else f'gradients clipped to norm {config.clip:g}'}",
         f"{name}: expected memory about {memory / 2**30:.1f} GiB" + (", over all devices" if replicas else ""),
         *([f"{name}: {replicas}"] if replicas else []),
         *([] if job.max_steps is not None else _warn_of_slow_statistics(name, config, network, steps_per_epoch)),
     ]
+
+
+def describe_rates(config: StageConfig, steps_per_epoch: int) -> str:
+    """Return the rate of the head's epochs, where there are any, and the peak and the last rate of the others."""
+    head, rate = config.freeze.head_epochs, config.optimizer.learning_rate
+    epochs = config.epochs - head
+    schedule = build_schedule(config.schedule, rate, steps_per_epoch=steps_per_epoch, epochs=epochs)
+    peak, last = compute_rates(schedule, steps_per_epoch * epochs)
+    text = f"rate {peak:.3g} at its peak, {last:.3g} in the last step ({config.schedule.name})"
+    if config.schedule.name == "plateau":
+        text = f"rate {peak:.3g}, lowered on plateaus"
+    elif peak == last:
+        text = f"rate {peak:.3g} ({config.schedule.name})"
+    if not head:
+        return text
+    return f"head alone for {head} epochs at rate {config.freeze.head_learning_rate or rate:.3g}, then {text}"
 
 
 def _warn_of_slow_statistics(

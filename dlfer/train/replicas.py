@@ -64,16 +64,16 @@ class ReplicaLoop(FitLoop):
 
         # XLA compiles each device's own work; sums over devices and the update stay outside of it.
         @tf.function(jit_compile=self.jit)
-        def compute(inputs, targets, weights):
+        def compute(inputs, targets):
             with tf.GradientTape() as tape:
                 logits = training(inputs, training=True)
                 # Called as a whole, the loss would divide by the number of images on this device, and of devices.
-                value = tf.reduce_sum(loss.call(targets, logits) * weights) / batch_images
+                value = tf.reduce_sum(loss.call(targets, logits)) / batch_images
             hits = tf.equal(tf.argmax(targets, axis=1), tf.argmax(take_own_logits(logits), axis=1))
             return tape.gradient(value, variables), value, tf.reduce_sum(tf.cast(hits, tf.float32)) / batch_images
 
-        def step(inputs, targets, weights):
-            gradients, value, accuracy = compute(inputs, targets, weights)
+        def step(inputs, targets):
+            gradients, value, accuracy = compute(inputs, targets)
             context = tf.distribute.get_replica_context()
             known = [(g, v) for g, v in zip(gradients, training.trainable_variables, strict=True) if g is not None]
             summed = context.all_reduce(tf.distribute.ReduceOp.SUM, [gradient for gradient, _ in known])
@@ -81,8 +81,8 @@ class ReplicaLoop(FitLoop):
             return context.all_reduce(tf.distribute.ReduceOp.SUM, tf.stack([value, accuracy]))
 
         @tf.function
-        def run(inputs, targets, weights):
-            return self.strategy.run(step, args=(inputs, targets, weights))
+        def run(inputs, targets):
+            return self.strategy.run(step, args=(inputs, targets))
 
         return run
 
@@ -99,12 +99,12 @@ class ReplicaLoop(FitLoop):
         """Give each device of this process its rows of this process' batch."""
         import tensorflow as tf
 
-        inputs, targets, weights = batch
+        inputs, targets = batch
         parts = iter(divide_rows(len(targets), len(self.strategy.extended.worker_devices)))
 
         def take(_) -> tuple:
             rows = next(parts)
-            return tf.nest.map_structure(lambda a: tf.constant(a[rows]), (inputs, targets, weights))
+            return tf.nest.map_structure(lambda a: tf.constant(a[rows]), (inputs, targets))
 
         return self.strategy.experimental_distribute_values_from_function(take)
 

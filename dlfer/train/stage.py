@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from dlfer.data.bundle import DataBundle
-from dlfer.data.pipeline import Batch, iterate_epoch, take_share
+from dlfer.data.pipeline import Batch, find_class_weights, iterate_epoch, take_share
 from dlfer.errors import DlferError, NonFiniteError, TrainingStopped
 from dlfer.evaluate.metrics import compute_accuracy, compute_confusion, compute_item_losses, compute_macro_f1
 from dlfer.model.predict import predict_probabilities, predict_split
@@ -27,6 +27,7 @@ from dlfer.train.freeze import set_trainable
 from dlfer.train.history import ScalarLog, write_history
 from dlfer.train.objective import build_loss, build_schedule
 from dlfer.train.optimizers import build_optimizer
+from dlfer.train.patience import count_epoch, count_plateau, find_reference
 from dlfer.train.plan import compute_steps
 from dlfer.train.state import StageJob, StageResult, StageState
 
@@ -88,12 +89,18 @@ class _Stage:
         if is_chief:
             self.job.folder.mkdir(parents=True, exist_ok=True)
         found = is_chief and self.checkpoint.exists()
-        self.state = StageState(**self.loop.tell(read_state(self.checkpoint) if found else self.state.as_dict()))
+        self.state = StageState(**self.loop.tell(self._read_state() if found else self.state.as_dict()))
         if self.state.phase:
             self._enter_phase(self.state.phase)
             if is_chief:
                 restore_checkpoint(self.checkpoint, self._variables())
         self.loop.spread(self._variables() if self.state.phase else self.network.variables)
+
+    def _read_state(self) -> dict:
+        """Return the checkpoint's state; those of earlier versions lack the value at the last improvement."""
+        state = read_state(self.checkpoint)
+        values = [row[f"validation_{self.config.monitor}"] for row in state["history"]]
+        return {"reference": find_reference(values, self.config), **state}
 
     def save(self) -> None:
         """Write the checkpoint and the history."""
@@ -125,7 +132,11 @@ class _Stage:
             )
         self.optimizer = self.loop.compile(
             lambda: build_optimizer(config.optimizer, rate, clip=config.clip, ema=config.ema),
-            build_loss(config.loss, auxiliary=len(self.network.auxiliary)),
+            build_loss(
+                config.loss,
+                auxiliary=len(self.network.auxiliary),
+                class_weights=find_class_weights(self.bundle.train, config, self.num_labels),
+            ),
         )
 
     def _train_epoch(self) -> None:
@@ -227,25 +238,16 @@ class _Stage:
         state.sums = {"steps": 0, "loss": 0.0, "accuracy": 0.0}
 
     def _select(self, value: float) -> None:
-        """Keep the weights if they are the best so far; else count towards plateau and early stopping."""
+        """Keep the weights if they are the best so far, and count towards plateau and early stopping."""
         state, config = self.state, self.config
-        sign = -1.0 if config.monitor == "loss" else 1.0
-        delta = config.early_stopping.min_delta if config.early_stopping else 0.0
-        improved = state.best is None or sign * (value - state.best) > delta
-        better = state.best is None or sign * (value - state.best) > 0
-        if better:
-            state.best, state.best_epoch = value, state.epoch
-            if self.loop.is_chief:
-                with self._averaged():
-                    write_checkpoint(
-                        self.job.folder / BEST, self.network.model.weights, {"epoch": state.epoch, "value": value}
-                    )
-        state.waited = 0 if improved else state.waited + 1
-        state.plateau_waited = 0 if improved else state.plateau_waited + 1
+        if count_epoch(state, value, config) and self.loop.is_chief:
+            with self._averaged():
+                write_checkpoint(
+                    self.job.folder / BEST, self.network.model.weights, {"epoch": state.epoch, "value": value}
+                )
         is_plateau = config.schedule.name == "plateau" and state.phase == "all"
-        if is_plateau and state.plateau_waited > config.schedule.patience:
+        if is_plateau and count_plateau(state, config.schedule.patience):
             self.optimizer.learning_rate = self._get_rate() * config.schedule.factor
-            state.plateau_waited = 0
         state.stopped_early = config.early_stopping is not None and state.waited >= config.early_stopping.patience
 
     def _keep_milestone(self) -> None:
@@ -260,6 +262,10 @@ class _Stage:
                 write_checkpoint(path, self.network.model.weights, {"epoch": epoch})
 
     def _get_rate(self) -> float:
+        """Return the rate of the last step that was done; `optimizer.learning_rate` is that of the next one."""
+        schedule, steps = self.optimizer._learning_rate, int(keras.ops.convert_to_numpy(self.optimizer.iterations))
+        if isinstance(schedule, keras.optimizers.schedules.LearningRateSchedule):
+            return float(keras.ops.convert_to_numpy(schedule(max(0, steps - 1))))
         return float(keras.ops.convert_to_numpy(self.optimizer.learning_rate))
 
     def _end(self) -> StageResult:
@@ -305,8 +311,19 @@ class _Stage:
         return (
             f"{self.job.name}: the loss became {loss} at epoch {state.epoch + 1}, step {state.step} of {self.steps} "
             f"(learning rate {self._get_rate():.3g}; running losses before: {recent}). "
-            "Lower optimizer.learning_rate, set clip: 1.0, or add schedule.warmup_epochs."
+            f"{self._advise()}"
         )
+
+    def _advise(self) -> str:
+        """Return what may help against a loss that is not finite, among what is not done yet."""
+        config = self.config
+        advice = ["lower optimizer.learning_rate"]
+        advice.append("set clip: 1.0" if config.clip is None else f"lower clip (now {config.clip:g})")
+        if config.schedule.name != "plateau":
+            is_warm = config.schedule.warmup_epochs > 0
+            advice.append("raise schedule.warmup_epochs" if is_warm else "set schedule.warmup_epochs: 1")
+        text = f"{', '.join(advice[:-1])} or {advice[-1]}."
+        return text[0].upper() + text[1:]
 
 
 def _relay_errors(batches: Iterator[Batch], failures: list[DlferError]) -> Iterator[Batch]:

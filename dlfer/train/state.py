@@ -46,9 +46,10 @@ class StageState:
         phase: "head" or "all", the one that the optimiser's variables belong to.
         epoch, step: the next step to do.
         sums: steps done of this epoch, and the sums of loss and accuracy over them.
-        best: value of the monitored figure and its epoch.
-        waited: epochs since the best, for early stopping.
-        plateau_waited: likewise since the rate last fell.
+        best, best_epoch: best value of the monitored metric and its epoch.
+        reference: the value at the last improvement, which differs from the best by min_delta at most.
+        waited: epochs since that improvement, or since the phase began, for early stopping.
+        plateau_waited: likewise, or since the rate last fell.
         seconds: of training and validation so far, over all processes.
         images: seen in training so far.
         history: one row an epoch.
@@ -61,6 +62,7 @@ class StageState:
     sums: dict = field(default_factory=lambda: {"steps": 0, "loss": 0.0, "accuracy": 0.0})
     best: float | None = None
     best_epoch: int | None = None
+    reference: float | None = None
     waited: int = 0
     plateau_waited: int = 0
     seconds: float = 0.0

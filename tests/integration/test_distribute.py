@@ -71,13 +71,28 @@ def assert_close(one: dict, two: dict) -> None:
         assert row["validation_loss"] == pytest.approx(other["validation_loss"], rel=0.1)
 
 
+# The penalty is added once, whatever the number of devices whose gradients are summed.
+PENALISED = {
+    "optimizer": {
+        "name": "sgd",
+        "learning_rate": 0.02,
+        "momentum": 0.9,
+        "weight_decay": 0.1,
+        "weight_decay_kind": "l2",
+        "weight_decay_scope": "all",
+    },
+    "epochs": 1,
+}
 UPDATED = {"freeze": {"batch_norm": "update"}, "augment": {}, "keep": "last"}
 
 
 def test_two_devices_train_as_one_does(tmp_path):
     """BatchNorm frozen: what is left is the order of sums. Mixup, weights, clipping and the average are in."""
-    one, two = read_found(train(tmp_path, make_run(1), make_run(2)), tmp_path)
+    one, two, plain, both = read_found(
+        train(tmp_path, make_run(1), make_run(2), make_run(1, **PENALISED), make_run(2, **PENALISED)), tmp_path
+    )
     assert_same(one, two, 1e-4)
+    assert_same(plain, both, 1e-4)
 
 
 @pytest.mark.slow

@@ -23,6 +23,24 @@ def test_file_says_purpose_command_cost_and_what_to_expect(file):
     assert config.expected.cost
 
 
+@pytest.mark.parametrize("name", ["dlfer_paper", "backbones", "hybrid", "ensemble"])
+def test_files_of_papers_that_name_no_clipping_have_none(name):
+    config = load_experiment(ROOT / "experiments" / f"{name}.yaml")
+    trained = [stage for stage in (config.pretrain, config.finetune) if stage is not None and stage.data is not None]
+    assert [stage.clip for stage in trained] == [None] * len(trained)
+
+
+def test_files_of_papers_that_divide_pixels_by_255_do_nothing_else_to_them():
+    for name in ("dlfer_paper", "ensemble"):
+        assert load_experiment(ROOT / "experiments" / f"{name}.yaml").model.pixel_scaling == "divide_by_255"
+
+
+def test_the_ensemble_decays_weights_as_its_source_does():
+    optimizer = load_experiment(ROOT / "experiments" / "ensemble.yaml").finetune.optimizer
+    found = (optimizer.weight_decay, optimizer.weight_decay_kind, optimizer.weight_decay_scope)
+    assert found == (5e-4, "l2", "all")
+
+
 @pytest.mark.parametrize(
     "file",
     [pytest.param(f, marks=[] if f.stem in QUICK else pytest.mark.slow) for f in FILES],

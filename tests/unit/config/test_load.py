@@ -340,3 +340,64 @@ def test_protocols_that_do_not_go_together_are_refused_when_the_file_is_read(key
     file.write_text(yaml.safe_dump({"experiment": {"name": "e"}, "finetune": {"data": data}}))
     with pytest.raises(ConfigError, match=words):
         load_experiment(file)
+
+
+def test_gradients_are_clipped_unless_the_file_says_otherwise(write):
+    """Also where a parent sets it: null is a value here, and does not bring the default back."""
+    assert load_experiment(write(SMALL)).finetune.clip == 1.0
+    write(SMALL.replace("synthetic_faces}", "synthetic_faces}\n  clip: 0.5"), "parent.yaml")
+    child = "extends: parent.yaml\nexperiment: {name: child}\nfinetune: {clip: null}\n"
+    assert load_experiment(write(child, "child.yaml")).finetune.clip is None
+    assert load_experiment("a.yaml", {"finetune.clip": None}).finetune.clip is None
+    assert load_experiment(write(dump_experiment(load_experiment("child.yaml")), "b.yaml")).finetune.clip is None
+
+
+BALANCED = """\
+experiment: {name: small}
+model: {family: %s, backbone: efficientnet_nano}
+pretrain: {data: {source: synthetic_scenes}, balance: augment%s}
+finetune: {data: {source: synthetic_faces}, balance: augment%s}
+%s"""
+
+
+@pytest.mark.parametrize(
+    ("family", "pretrain", "finetune", "refused"),
+    [
+        ("transfer", "", ", augment: {mirror: 0.5}", "pretrain.balance"),
+        ("transfer", ", augment: {erasing: 0.1}", "", "finetune.balance"),
+        ("transfer", ", augment: {rotation: 5}", ", augment: {fill: reflect}", "finetune.balance"),
+        ("transfer", ", augment: {mixup: 0.2}", ", crop: 0.8", None),
+        # Its copies are augmented in a way of their own.
+        ("boosted", ", augment: {mirror: 0.5}", "", None),
+        ("boosted", "", "", "pretrain.balance"),
+    ],
+)
+def test_balance_by_copies_that_are_all_the_same_is_refused(write, family, pretrain, finetune, refused):
+    text = BALANCED % (family, pretrain, finetune, "boosting: {}\n" if family == "boosted" else "")
+    if refused is None:
+        assert load_experiment(write(text)).finetune.balance == "augment"
+        return
+    lines = problems_of(write(text))
+    assert any(f"{refused}: found augment, but {refused[:8]}" in line and "changes nothing" in line for line in lines)
+
+
+def test_copies_that_were_made_before_the_split_need_no_augmentation(write):
+    text = SMALL.replace(
+        "{source: synthetic_faces}", "{source: synthetic_faces, protocol: paper, split: after_balance}"
+    )
+    assert load_experiment(write(text + "  balance: augment\n")).finetune.augment.changes_images is False
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        (
+            {"optimizer": {"name": "adamw", "weight_decay": 0.1, "weight_decay_kind": "l2"}},
+            "weight_decay_kind: found l2",
+        ),
+        ({"schedule": {"name": "plateau", "patience": 0}}, "schedule.patience: found 0, expected"),
+    ],
+)
+def test_keys_of_a_training_that_would_mean_nothing_are_refused(write, keys, words):
+    text = yaml.safe_dump({"experiment": {"name": "e"}, "finetune": {"data": {"source": "synthetic_faces"}, **keys}})
+    assert any(words in line for line in problems_of(write(text)))

@@ -65,7 +65,7 @@ def test_batches_have_the_soft_target_of_each_image(votes):
     train = add_soft_targets(make_bundle(["a", "b", "c", "d"], [0, 0, 0, 1]), votes, share=1.0).train
     config = StageConfig(data=DataConfig(source="synthetic_faces"), batch_size=2)
     seen = {}
-    for inputs, targets, _ in iterate_epoch(train, config, num_labels=2, seed=0, epoch=0):
+    for inputs, targets in iterate_epoch(train, config, num_labels=2, seed=0, epoch=0):
         for image, target in zip(inputs["image"], targets, strict=True):
             seen[image.tobytes()] = target.tolist()
     assert [seen[image.tobytes()] for image in train.images] == train.soft_targets.tolist()

@@ -33,7 +33,7 @@ def draw_rows(count: int = 200, features: int = 12, *, seed: int = 0) -> Rows:
     rng = np.random.default_rng(seed)
     values = rng.normal(size=(count, features)).astype(np.float32)
     targets = (values[:, :NUM_LABELS] + rng.normal(size=(count, NUM_LABELS))).argmax(axis=1)
-    return Rows(values, targets, compute_class_weights(targets, NUM_LABELS)[targets])
+    return Rows(values, targets, compute_class_weights(np.bincount(targets))[targets])
 
 
 def make_job(folder: Path, *, listener: TrainingListener | None = None, **stage) -> StageJob:
@@ -85,6 +85,49 @@ def test_split_gain_and_leaf_weights_are_those_of_the_formulas(reg_lambda, learn
         assert child["leaf"] == pytest.approx(learning_rate * weight, rel=1e-5)
     if leaves:
         assert abs(-sums["right"][0] / sums["right"][1]) > 1, "nothing was to be bounded"
+
+
+def test_at_a_rate_of_2_a_leaf_is_newtons_step_of_its_class():
+    """-S/V with V the sum of p (1-p), the diagonal of the Hessian: what f_k = f_(k-1) + b adds. Second round, too."""
+    xgb = import_xgboost()
+    rng = np.random.default_rng(3)
+    values = np.arange(40, dtype=np.float32)[:, None]
+    targets = (rng.random(40) < np.where(values[:, 0] < 15, 0.8, 0.2)) * (1 + rng.integers(0, 2, 40))
+    config = BoostingConfig.model_validate({**PLAIN.model_dump(mode="json"), "learning_rate": 2.0})
+    matrix = xgb.DMatrix(values, label=targets)
+    booster = xgb.Booster(make_parameters(config, num_labels=NUM_LABELS, seed=0), [matrix])
+    probabilities = np.full((40, NUM_LABELS), 1 / NUM_LABELS)
+    for number in range(2):
+        booster.update(matrix, number)
+        dumped = booster.get_dump(dump_format="json")[number * NUM_LABELS : (number + 1) * NUM_LABELS]
+        for label, tree in enumerate(json.loads(text) for text in dumped):
+            s = probabilities[:, label] - (targets == label)
+            v = probabilities[:, label] * (1 - probabilities[:, label])
+            is_left = values[:, 0] < tree["split_condition"]
+            for child, rows in zip(tree["children"], (is_left, ~is_left), strict=True):
+                assert child["leaf"] == pytest.approx(-s[rows].sum() / v[rows].sum(), rel=1e-4)
+        probabilities = booster.predict(matrix).astype(np.float64)
+
+
+def test_a_rate_beyond_newtons_step_is_refused():
+    with pytest.raises(ValueError, match="less than or equal to 2"):
+        BoostingConfig(learning_rate=2.1)
+
+
+def test_growing_that_an_earlier_version_began_goes_on_with_the_same_patience(tmp_path):
+    """Its state has no value at the last improvement, which follows from the history."""
+    stage = {"early_stopping": EarlyStopping(patience=3, min_delta=0.01), "epochs": 12}
+    whole, result = grow(tmp_path / "whole", RANDOM, job=make_job(tmp_path / "whole", **stage))
+    listener = StopAfter(6)
+    job = make_job(tmp_path / "cut", listener=listener, **stage)
+    with pytest.raises(TrainingStopped):
+        grow(tmp_path / "cut", RANDOM, job=replace(job, control=listener.control))
+    path = tmp_path / "cut" / STATE
+    state = json.loads(path.read_text())
+    assert state.pop("reference") is not None
+    path.write_text(json.dumps(state))
+    resumed, again = grow(tmp_path / "cut", RANDOM, job=make_job(tmp_path / "cut", **stage))
+    assert (len(again.history), resumed.save_raw("ubj")) == (len(result.history), whole.save_raw("ubj"))
 
 
 def test_a_split_needs_the_gain_gamma():

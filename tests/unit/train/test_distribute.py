@@ -52,9 +52,8 @@ def test_shares_of_hosts_are_together_the_batch_of_one(count):
     for whole, *parts in zip(read(Share()), *shares, strict=True):
         rows = np.argsort(np.concatenate(divide_rows(12, count)))
         for name, values in whole[0].items():
-            np.testing.assert_array_equal(np.concatenate([inputs[name] for inputs, _, _ in parts])[rows], values)
-        for place in (1, 2):
-            np.testing.assert_array_equal(np.concatenate([part[place] for part in parts])[rows], whole[place])
+            np.testing.assert_array_equal(np.concatenate([inputs[name] for inputs, _ in parts])[rows], values)
+        np.testing.assert_array_equal(np.concatenate([targets for _, targets in parts])[rows], whole[1])
 
 
 def test_validation_is_divided_without_overlap_also_when_it_does_not_divide():

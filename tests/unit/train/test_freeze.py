@@ -3,10 +3,10 @@
 import keras
 import pytest
 
-from dlfer.config.schema import FreezeConfig, ModelConfig
+from dlfer.config.schema import FreezeConfig, ModelConfig, StageConfig
 from dlfer.model.backbones import build_backbone
 from dlfer.model.hybrid import build_hybrid_backbone, name_branches
-from dlfer.train.freeze import set_trainable
+from dlfer.train.freeze import set_trainable, unfreeze_random_start
 
 BRANCHES = ("efficientnet_nano", "resnet_nano")
 
@@ -64,3 +64,25 @@ def test_what_fuses_the_branches_is_always_trained():
         "branch2_resnet_nano_projection/kernel",
         "branch2_resnet_nano_projection/bias",
     }
+
+
+@pytest.mark.parametrize(
+    ("freeze", "text"),
+    [
+        ({"head_epochs": 3, "head_learning_rate": 1e-3}, "head_epochs: 3"),
+        ({"layers": 0.5}, "layers: 0.5"),
+        ({"batch_norm": "frozen"}, "batch_norm: frozen"),
+        ({"head_epochs": 1, "layers": 1.0}, "head_epochs: 1, layers: 1"),
+    ],
+)
+def test_random_weights_are_not_frozen_and_the_note_says_what_was_asked(freeze, text):
+    config = StageConfig.model_validate({"data": {"source": "synthetic_faces"}, "epochs": 8, "freeze": freeze})
+    found, note = unfreeze_random_start("EF-FER2", config)
+    assert found.freeze == FreezeConfig()
+    assert found.epochs == 8
+    assert f"EF-FER2 starts from random weights, so that freeze ({text}) is not applied: all 8 epochs" in note
+
+
+def test_where_nothing_is_frozen_nothing_is_said():
+    config = StageConfig.model_validate({"data": {"source": "synthetic_faces"}, "freeze": {"head_learning_rate": 1.0}})
+    assert unfreeze_random_start("EF-FER2", config) == (config, None)

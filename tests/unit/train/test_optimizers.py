@@ -6,8 +6,9 @@ import pytest
 
 from dlfer.config import names
 from dlfer.config.schema import OptimizerConfig, ScheduleConfig
+from dlfer.train import optimizers
 from dlfer.train.objective import build_schedule
-from dlfer.train.optimizers import OPTIMIZERS, build_optimizer
+from dlfer.train.optimizers import OPTIMIZERS, build_optimizer, describe_optimizer
 
 
 def test_registries_have_the_names_of_the_schema():
@@ -87,3 +88,119 @@ def test_fit_leaves_the_raw_weights_beside_their_average():
     optimizer.apply([keras.ops.convert_to_tensor([-1.0])], [weight])
     optimizer.finalize_variable_values([weight])
     assert np.asarray(weight) == pytest.approx(1.0)
+
+
+def step_as_pytorch(weights, slots, gradients, *, rate, momentum, nesterov, decay):
+    """One step of torch.optim.SGD by its documented formula: g + wd w, buffer, w - rate (g + momentum buffer)."""
+    for name, gradient in gradients.items():
+        g = gradient + decay.get(name, 0.0) * weights[name]
+        if momentum:
+            slots[name] = g if name not in slots else momentum * slots[name] + g
+            g = g + momentum * slots[name] if nesterov else slots[name]
+        weights[name] = weights[name] - rate * g
+
+
+@pytest.mark.parametrize("way", ["kernel", "keras", "compiled"])
+@pytest.mark.parametrize("clip", [None, 0.7])
+@pytest.mark.parametrize(("momentum", "nesterov"), [(None, None), (0.9, False), (0.9, True)])
+@pytest.mark.parametrize("scope", ["kernels", "all"])
+def test_l2_is_the_weight_decay_of_pytorchs_sgd(scope, momentum, nesterov, clip, way, monkeypatch):
+    """Clipping acts on the gradient of the loss alone, as clip_grad_norm_ does before step()."""
+    if way == "keras":
+        monkeypatch.setattr(optimizers, "_UpdatesByKernel", type("Nothing", (), {}))
+    config = OptimizerConfig(
+        name="sgd", momentum=momentum, nesterov=nesterov, weight_decay=0.05, weight_decay_kind="l2",
+        weight_decay_scope=scope,
+    )  # fmt: skip
+    optimizer = build_optimizer(config, 0.1, clip=clip, ema=None)
+    rng = np.random.default_rng(0)
+    expected = {name: rng.normal(size=(3, 2)) for name in ("kernel", "bias", "gamma", "beta")}
+    variables = [keras.Variable(value.astype("float32"), name=name) for name, value in expected.items()]
+    optimizer.build(variables)
+    decay = dict.fromkeys(expected if scope == "all" else ["kernel"], 0.05)
+
+    def apply(gradients):
+        optimizer.apply(gradients, variables)
+
+    if way == "compiled" and keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        apply = tf.function(apply)
+    slots: dict = {}
+    for _ in range(6):
+        gradients = {name: rng.normal(size=(3, 2)) for name in expected}
+        norm = np.sqrt(sum((g**2).sum() for g in gradients.values()))
+        share = 1.0 if clip is None else min(1.0, clip / norm)
+        apply([keras.ops.convert_to_tensor(g.astype("float32")) for g in gradients.values()])
+        step_as_pytorch(
+            expected, slots, {name: share * g for name, g in gradients.items()},
+            rate=0.1, momentum=momentum, nesterov=nesterov, decay=decay,
+        )  # fmt: skip
+    for variable, value in zip(variables, expected.values(), strict=True):
+        assert np.asarray(variable) == pytest.approx(value, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", ["adam", "rmsprop"])
+def test_l2_is_a_penalty_in_the_gradient_of_the_others_too(name):
+    """The same optimiser without weight decay, given the gradient with the penalty's."""
+    found, plain = (
+        build_optimizer(OptimizerConfig(name=name, **given), 0.1, clip=None, ema=None)
+        for given in ({"weight_decay": 0.05, "weight_decay_kind": "l2"}, {})
+    )
+    rng = np.random.default_rng(0)
+    first, second = (keras.Variable(np.full((3, 2), 2.0, "float32"), name="kernel") for _ in range(2))
+    found.build([first])
+    plain.build([second])
+    for _ in range(5):
+        gradient = rng.normal(size=(3, 2)).astype("float32")
+        found.apply([keras.ops.convert_to_tensor(gradient)], [first])
+        plain.apply([keras.ops.convert_to_tensor(gradient + 0.05 * np.asarray(second))], [second])
+    assert np.asarray(first) == pytest.approx(np.asarray(second), rel=1e-5)
+
+
+def test_with_momentum_09_l2_acts_like_ten_times_the_decoupled_decay():
+    """Keras takes the decay beside the momentum, PyTorch through it: after many steps of no gradient, w is the same."""
+    ends = []
+    for kind, decay in (("l2", 5e-4), ("decoupled", 5e-3), ("decoupled", 5e-4)):
+        config = OptimizerConfig(name="sgd", momentum=0.9, weight_decay=decay, weight_decay_kind=kind)
+        optimizer = build_optimizer(config, 0.01, clip=None, ema=None)
+        weight = keras.Variable(np.ones(1, np.float32), name="kernel")
+        optimizer.build([weight])
+        for _ in range(1000):
+            optimizer.apply([keras.ops.zeros(1)], [weight])
+        ends.append(1 - np.asarray(weight)[0])
+    assert ends[0] == pytest.approx(ends[1], rel=0.02)
+    assert ends[0] > 9 * ends[2]
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"name": "adamw", "weight_decay": 0.1, "weight_decay_kind": "l2"}, "adamw.*set name: adam"),
+        ({"name": "sgd", "weight_decay_kind": "l2"}, "without a weight_decay"),
+    ],
+)
+def test_l2_that_would_not_be_applied_is_refused(given, text):
+    with pytest.raises(ValueError, match=text):
+        OptimizerConfig(**given)
+
+
+@pytest.mark.parametrize(
+    ("given", "text"),
+    [
+        ({"name": "adamw"}, "adamw (weight decay 0.004, decoupled, kernels only)"),
+        (
+            {
+                "name": "sgd",
+                "momentum": 0.9,
+                "weight_decay": 5e-4,
+                "weight_decay_kind": "l2",
+                "weight_decay_scope": "all",
+            },
+            "sgd (momentum 0.9; weight decay 0.0005, L2 in the gradient, all weights)",
+        ),
+        ({"name": "adam"}, "adam"),
+    ],
+)
+def test_an_optimizer_is_described_with_the_kind_of_its_decay(given, text):
+    assert describe_optimizer(OptimizerConfig(**given)) == text

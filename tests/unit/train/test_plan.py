@@ -15,10 +15,19 @@ from dlfer.train.state import StageJob
 from dlfer.train.watch import TrainingListener
 
 
-def describe(*, momentum: float | None, epochs: int, max_steps: int | None = None, **freeze) -> str:
+def describe(
+    *, momentum: float | None, epochs: int, max_steps: int | None = None, stage: dict | None = None, **freeze
+) -> str:
     """The plan of ten steps an epoch."""
     config = StageConfig.model_validate(
-        {"data": {"source": "synthetic_faces"}, "epochs": epochs, "batch_size": 4, "image_size": 32, "freeze": freeze}
+        {
+            "data": {"source": "synthetic_faces"},
+            "epochs": epochs,
+            "batch_size": 4,
+            "image_size": 32,
+            "freeze": freeze,
+            **(stage or {}),
+        }
     )
     images, targets = np.zeros((40, 32, 32, 1), np.uint8), np.arange(40) % 2
     split = Split("train", images, targets, np.array([f"Training/{row}" for row in range(40)]))
@@ -53,3 +62,43 @@ def test_statistics_that_cannot_settle_are_told(given, warns):
     text = describe(**given)
     assert ("settle after about 500 steps, and 490 are planned" in text) == warns
     assert ("model.norm_momentum" in text) == warns
+
+
+@pytest.mark.parametrize(
+    ("stage", "freeze", "text"),
+    [
+        # The first step of the warm-up has a tenth of the rate.
+        (
+            {"schedule": {"name": "cosine", "warmup_epochs": 1, "final": 0.1}, "optimizer": {"learning_rate": 2e-3}},
+            {},
+            "rate 0.002 at its peak, 0.000201 in the last step (cosine)",
+        ),
+        (
+            {"schedule": {"name": "step", "factor": 0.1, "every_epochs": 5}, "optimizer": {"learning_rate": 4e-3}},
+            {},
+            "rate 0.004 at its peak, 0.0004 in the last step (step)",
+        ),
+        # A warm-up that is longer than the training never comes to the rate.
+        (
+            {"schedule": {"name": "constant", "warmup_epochs": 16}, "optimizer": {"learning_rate": 4e-3}},
+            {},
+            "rate 0.002 (constant)",
+        ),
+        ({"optimizer": {"learning_rate": 4e-3}}, {}, "rate 0.004 (constant)"),
+        ({"schedule": {"name": "plateau"}}, {}, "rate 0.001, lowered on plateaus"),
+        (
+            {"schedule": {"name": "cosine"}, "optimizer": {"learning_rate": 2e-4}},
+            {"head_epochs": 3, "head_learning_rate": 1e-3},
+            "head alone for 3 epochs at rate 0.001, then rate 0.0002 at its peak",
+        ),
+        ({"clip": None}, {}, "no clipping"),
+        ({}, {}, "gradients clipped to norm 1"),
+        (
+            {"optimizer": {"name": "sgd", "weight_decay": 5e-4, "weight_decay_kind": "l2"}},
+            {},
+            "sgd (weight decay 0.0005, L2 in the gradient, kernels only)",
+        ),
+    ],
+)
+def test_rates_clipping_and_weight_decay_are_told(stage, freeze, text):
+    assert text in describe(momentum=None, epochs=8, stage=stage, **freeze)

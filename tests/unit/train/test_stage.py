@@ -10,11 +10,11 @@ from dlfer.config.schema import ExperimentSection, HeadConfig, ModelConfig, Stag
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
 from dlfer.model.transfer import build_transfer_network
-from dlfer.train.checkpoint import restore_checkpoint
+from dlfer.train.checkpoint import read_state, restore_checkpoint
 from dlfer.train.control import StopControl
 from dlfer.train.device import choose_device, set_determinism
 from dlfer.train.history import COLUMNS, read_history
-from dlfer.train.stage import CHECKPOINT, HISTORY, MILESTONES, train_stage
+from dlfer.train.stage import CHECKPOINT, HISTORY, MILESTONES, _Stage, train_stage
 from dlfer.train.state import StageJob
 from dlfer.train.watch import TrainingListener
 
@@ -173,12 +173,13 @@ def test_the_best_epoch_is_kept(tmp_path):
 
 
 def test_early_stopping_ends_and_plateau_lowers_the_rate(tmp_path):
+    """Nothing moves: the first epoch is the only improvement, and patience ends with the second epoch after it."""
     config = make_config(
         epochs=9,
         batch_size=16,
         image_size=32,
         optimizer={"name": "sgd", "learning_rate": 1e-9},
-        schedule={"name": "plateau", "patience": 0, "factor": 0.5},
+        schedule={"name": "plateau", "patience": 1, "factor": 0.5},
         early_stopping={"patience": 2},
         freeze={"batch_norm": "frozen"},
     )
@@ -188,10 +189,117 @@ def test_early_stopping_ends_and_plateau_lowers_the_rate(tmp_path):
     assert [row["learning_rate"] for row in result.history] == pytest.approx([1e-9, 1e-9, 5e-10])
 
 
+STEP = {"optimizer": {"name": "sgd", "learning_rate": 4e-3}, "schedule": {"name": "step", "factor": 0.1}}
+
+
+@pytest.mark.parametrize(
+    ("schedule", "head_epochs", "expected"),
+    [
+        ({"every_epochs": 5}, 0, [4e-3] * 5 + [4e-4] * 5 + [4e-5]),
+        ({"every_epochs": 2, "start_epoch": 3}, 0, [4e-3] * 5 + [4e-4] * 2 + [4e-5]),
+        # The epochs of the head have their own rate and do not count.
+        ({"every_epochs": 2}, 3, [1e-2] * 3 + [4e-3] * 2 + [4e-4]),
+        # What history has of an epoch is the rate of its last step, which the warm-up has left by then.
+        ({"every_epochs": 2, "warmup_epochs": 1.0}, 0, [4e-3] * 2 + [4e-4] * 2),
+    ],
+)
+def test_history_has_the_rates_that_a_step_schedule_trained_with(tmp_path, schedule, head_epochs, expected):
+    config = make_config(
+        **{**STEP, "schedule": {**STEP["schedule"], **schedule}},
+        epochs=len(expected),
+        batch_size=16,
+        image_size=32,
+        freeze={"head_epochs": head_epochs, "head_learning_rate": 1e-2},
+    )
+    train_stage(make_job(config, tmp_path), build(), make_bundle(32))
+    found = [row["learning_rate"] for row in read_history(tmp_path / HISTORY)]
+    assert found == pytest.approx(expected, rel=1e-5)
+
+
+def test_steps_are_as_long_as_the_step_schedule_says(tmp_path, monkeypatch):
+    """With a gradient of 1 everywhere, plain SGD moves each weight by the rate; two steps an epoch."""
+    moved = []
+
+    class Watch(TrainingListener):
+        def finish_step(self, step: int, loss: float, accuracy: float) -> None:
+            moved.append(float(np.asarray(network.head.bias)[0]))
+
+    monkeypatch.setattr("dlfer.train.stage.build_loss", lambda *_, **__: SumOfLogits())
+    config = make_config(
+        **{**STEP, "schedule": {"name": "step", "factor": 0.1, "every_epochs": 5}},
+        epochs=11, batch_size=16, image_size=32, clip=None,
+    )  # fmt: skip
+    network = build(dropout=0.0)
+    job = dataclasses.replace(make_job(config, tmp_path), listener=Watch())
+    train_stage(job, network, make_bundle(32))
+    expected = np.repeat([4e-3] * 5 + [4e-4] * 5 + [4e-5], 2)
+    assert -np.diff([0.0, *moved]) == pytest.approx(expected, rel=1e-3)
+
+
+class SumOfLogits(keras.losses.Loss):
+    def call(self, y_true, y_pred):
+        return keras.ops.sum(y_pred, axis=-1)
+
+
+def test_a_checkpoint_of_an_earlier_version_goes_on_with_the_same_patience(tmp_path, monkeypatch):
+    """Its state has no value at the last improvement, which follows from the history."""
+    values = iter([0.5, 0.507, 0.512, 0.513, 0.514])
+    monkeypatch.setattr(
+        "dlfer.train.stage._Stage._validate",
+        lambda self: {"loss": 1.0, "macro_f1": 0.5, "accuracy": next(values)},
+    )
+    config = make_config(
+        epochs=5, batch_size=16, image_size=32, early_stopping={"patience": 2, "min_delta": 0.01}, keep="last"
+    )
+    # Two steps an epoch: stopped in the third.
+    with pytest.raises(TrainingStopped):
+        train_stage(make_job(config, tmp_path, stop_after=5), build(), make_bundle(32))
+    monkeypatch.setattr("dlfer.train.stage.read_state", lambda path: without_reference(read_state(path)))
+    result = train_stage(make_job(config, tmp_path), build(), make_bundle(32))
+    # 0.512 is an improvement on 0.5, 0.513 and 0.514 are none on 0.512.
+    assert result.stopped_early
+    assert len(result.history) == 5
+
+
+def without_reference(state: dict) -> dict:
+    assert state["reference"] == 0.5
+    return {name: value for name, value in state.items() if name != "reference"}
+
+
 def test_a_loss_that_is_not_finite_stops_with_step_and_values(tmp_path):
     config = make_config(epochs=2, batch_size=16, image_size=32, optimizer={"name": "sgd", "learning_rate": 1e30})
     with pytest.raises(NonFiniteError, match=r"epoch 1, step \d+ of 4 \(learning rate 1e\+30; running losses before: "):
         train_stage(make_job(config, tmp_path), build(), make_bundle())
+
+
+@pytest.mark.parametrize(
+    ("given", "advice"),
+    [
+        ({"clip": None}, "Lower optimizer.learning_rate, set clip: 1.0 or set schedule.warmup_epochs: 1."),
+        (
+            {"clip": 0.5, "schedule": {"name": "cosine", "warmup_epochs": 0.5}},
+            "Lower optimizer.learning_rate, lower clip (now 0.5) or raise schedule.warmup_epochs.",
+        ),
+        ({"schedule": {"name": "plateau"}}, "Lower optimizer.learning_rate or lower clip (now 1)."),
+    ],
+)
+def test_the_advice_against_a_loss_that_is_not_finite_is_none_that_is_followed_already(tmp_path, given, advice):
+    config = make_config(epochs=1, batch_size=16, image_size=32, **given)
+    stage = _Stage(make_job(config, tmp_path), build(), make_bundle())
+    assert stage._advise() == advice
+
+
+def test_train_learns_by_class_weights_of_the_whole_split(tmp_path):
+    """One class of 60 among 64: with class_weight, and mixup, the loss of a stage is that of the weighted targets."""
+    config = make_config(epochs=1, batch_size=16, image_size=32, balance="class_weight", augment={"mixup": 0.3})
+    bundle = make_bundle()
+    rare = np.zeros(64, np.int64)
+    rare[:4] = [1, 1, 2, 2]
+    bundle = dataclasses.replace(bundle, train=dataclasses.replace(bundle.train, targets=rare))
+    stage = _Stage(make_job(config, tmp_path), build(), bundle)
+    stage._enter_phase("all")
+    weights = stage.loop.training.loss.class_weights
+    assert weights * [60, 2, 2] == pytest.approx([64 / 3] * 3)
 
 
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):

@@ -1,0 +1,83 @@
+"""What a run makes of a stage that starts from random weights, and where it says so."""
+
+import json
+
+import pytest
+
+from dlfer.train.history import read_history
+
+EXPERIMENT = """
+experiment: {name: tiny, seed: 1, device: cpu}
+model: {backbone: resnet_nano, dropout: 0.0}
+pretrain:
+  data: {source: synthetic_scenes, num_images: {train: 16, validation: 8}}
+  epochs: 2
+  batch_size: 8
+  image_size: 32
+  freeze: {head_epochs: 1, batch_norm: frozen}
+finetune:
+  data: {source: synthetic_faces, num_images: {train: 16, validation: 8, test: 8}}
+  epochs: 2
+  batch_size: 8
+  image_size: 32
+  freeze: {head_epochs: 1, head_learning_rate: 0.01}
+evaluate: {bootstrap: 100, num_train: 0}
+"""
+
+
+@pytest.fixture
+def run(tmp_path, call):
+    """Run the experiment with these arguments; return the run's folder and what was said."""
+    file = tmp_path / "tiny.yaml"
+    file.write_text(EXPERIMENT)
+
+    def run(*arguments):
+        code, out, err = call("run", str(file), "--out", str(tmp_path / "runs"), *arguments)
+        assert code == 0, err
+        folders = sorted((tmp_path / "runs").glob("tiny/*"))
+        return (folders[-1] if folders else None), out + err
+
+    return run
+
+
+def read_phases(path):
+    return [row["phase"] for row in read_history(path / "history.csv")]
+
+
+def test_without_ef_fer1_the_head_is_not_trained_alone(run):
+    folder, said = run("--set", "pretrain=null")
+    note = "EF-FER2 starts from random weights, so that freeze (head_epochs: 1) is not applied"
+    assert read_phases(folder / "finetune") == ["all", "all"]
+    assert said.count(note) == 1
+    record = json.loads((folder / "run.json").read_text())
+    assert [text for text in record["warnings"] if text.startswith(note)]
+    assert note in (folder / "report.html").read_text()
+    plan = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert not any("head alone" in line.get("text", "") for line in plan if line["event"] == "plan")
+
+
+def test_with_ef_fer1_the_head_is_and_ef_fer1_itself_is_not_frozen(run):
+    folder, said = run()
+    note = "EF-FER1 starts from random weights, so that freeze (head_epochs: 1, batch_norm: frozen)"
+    assert said.count(note) == 1
+    assert "EF-FER2 starts from random weights" not in said
+    assert read_phases(folder / "pretrain") == ["all", "all"]
+    assert read_phases(folder / "finetune") == ["head", "all"]
+    warnings = json.loads((folder / "run.json").read_text())["warnings"]
+    assert [text.startswith(note) for text in warnings] == [True]
+
+
+def test_a_dry_run_says_what_would_not_be_applied(run):
+    folder, said = run("--dry-run", "--set", "pretrain=null")
+    assert folder is None
+    assert "freeze (head_epochs: 1) is not applied" in said
+    assert "rate 0.001 (constant)" in said
+    _, said = run("--dry-run")
+    assert "EF-FER1 starts from random weights" in said
+    assert "EF-FER2: " in said
+    assert "head alone for 1 epochs at rate 0.01, then rate 0.001 (constant)" in said
+
+
+def test_published_weights_with_another_scaling_are_told_in_a_dry_run(run):
+    _, said = run("--dry-run", "--set", "pretrain={weights: imagenet}", "--set", "model.pixel_scaling=divide_by_255")
+    assert "the published weights were trained with the backbone's own scaling" in said
