@@ -47,6 +47,7 @@ SOURCES = ("fer2013", "folder", "tfds", "arrays", "synthetic_faces", "synthetic_
 STEMS = ("imagenet", "small")
 FUSIONS = ("concat", "add", "attention")
 COMBINATIONS = ("average", "vote", "trained")
+ASPECTS = ("crop", "pad")
 DETECTORS = ("none", "mtcnn", "opencv")
 EQUALIZERS = ("none", "histogram", "clahe")
 

@@ -160,7 +160,7 @@ def test_drawn_parts_are_the_very_pixels(images):
     images = np.random.default_rng(9).integers(0, 256, (200, 48, 48, 1)).astype(np.uint8)
     layer = FaceInput(40, Preprocessing().as_dict(), crop=0.8333)
     drawn = draw_augmentation(
-        AugmentConfig(mirror=0.5), 200, image_size=40, rng=np.random.default_rng(3), crop=0.8333, native=(48, 48)
+        AugmentConfig(mirror=0.5), 200, image_size=40, rng=np.random.default_rng(3), crop=0.8333, native=48
     )
     found = np.asarray(layer.augment(images, drawn, fill="constant"))[..., 0]
     places = set()
@@ -215,7 +215,7 @@ def test_a_large_image_is_shrunk_before_a_part_of_it_is_taken():
     stripes = np.zeros((1, 200, 200, 1), np.uint8)
     stripes[:, :, ::2] = 255
     drawn = draw_augmentation(
-        AugmentConfig(), 1, image_size=32, rng=np.random.default_rng(0), crop=0.8, native=(200, 200)
+        AugmentConfig(), 1, image_size=32, rng=np.random.default_rng(0), crop=0.8, native=200
     )
     found = np.asarray(FaceInput(32, Preprocessing().as_dict(), crop=0.8).augment(stripes, drawn, fill="nearest"))
     assert np.abs(found - 127.5).max() < 8
@@ -264,7 +264,7 @@ def test_drawn_parts_are_the_very_pixels_in_one_kernel_too():
     images = np.random.default_rng(9).integers(0, 256, (50, 48, 48, 1)).astype(np.uint8)
     layer = FaceInput(40, Preprocessing(scale=1.0).as_dict(), crop=0.8333)
     drawn = draw_augmentation(
-        AugmentConfig(mirror=0.5), 50, image_size=40, rng=np.random.default_rng(3), crop=0.8333, native=(48, 48)
+        AugmentConfig(mirror=0.5), 50, image_size=40, rng=np.random.default_rng(3), crop=0.8333, native=48
     )
     found = tf.function(lambda pixels, changes: layer.prepare(pixels, changes, fill="constant"))(images, drawn)
     assert np.array_equal(found, layer.prepare(images, drawn, fill="constant"))
