@@ -126,7 +126,9 @@ def export_classifier(
     exporter = EXPORTERS[name]
     size = None if exporter.any_size else origin.size
     if size is not None:
-        images, calibration = (resize_all(part, size, classifier.aspect) for part in (sample.images, sample.calibration))
+        images, calibration = (
+            resize_all(part, size, classifier.aspect) for part in (sample.images, sample.calibration)
+        )
         sample = replace(sample, images=images, calibration=calibration)
     Path(out).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=out) as place:

@@ -174,9 +174,7 @@ def weigh_maps(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     return np.maximum((maps * weights).sum(axis=-1), 0.0).astype(np.float32)
 
 
-def spread_cells(
-    cells: np.ndarray, shape: tuple[int, int], *, crop: float | None, aspect: str = "crop"
-) -> np.ndarray:
+def spread_cells(cells: np.ndarray, shape: tuple[int, int], *, crop: float | None, aspect: str = "crop") -> np.ndarray:
     """Return maps float32 [N, H, W] of cells [N, h, w]: bilinear over the part of the image that a network sees.
 
     Args:
