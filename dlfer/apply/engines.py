@@ -106,7 +106,7 @@ class ExportedModel:
         fit = make_square if self._size is None else partial(resize_all, size=self._size)
         images = fit(images, aspect=self.aspect)
         answers = [
-            np.asarray(self._answer(images[start : start + batch_size]), np.float32)
+            np.asarray(self._answer(np.ascontiguousarray(images[start : start + batch_size])), np.float32)
             for start in range(0, len(images), batch_size)
         ]
         raw = np.concatenate(answers)
