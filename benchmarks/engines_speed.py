@@ -30,12 +30,13 @@ import tensorflow as tf
 from timing import Timing, add_options, describe_ratio, tell_row, time_by_turns, write_figures
 
 from dlfer.apply.export import EXPORTERS
-from dlfer.apply.export_compare import Sample, resize_images
+from dlfer.apply.export_compare import Sample
 from dlfer.apply.export_folder import EXPORT_FILE, read_export
 from dlfer.apply.export_graph import OUTPUT, build_function
 from dlfer.apply.export_runtime import OTHER_RUNTIMES, RUNTIMES, open_export
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import ModelConfig
+from dlfer.data.images import resize_all
 from dlfer.data.synthetic_faces import FACE_SIZE, draw_face
 from dlfer.errors import EnvironmentProblem
 from dlfer.model.artifact import load_artifact
@@ -58,7 +59,7 @@ def draw_faces(num_faces: int, channels: int, side: int = FACE_SIZE) -> np.ndarr
     drawn = np.stack(
         [draw_face(FER2013_LABELS[number % 7], rng=rng).reshape(FACE_SIZE, FACE_SIZE, 1) for number in range(32)]
     )
-    return np.repeat(resize_images(drawn, (side, side))[np.arange(num_faces) % len(drawn)], channels, axis=-1)
+    return np.repeat(resize_all(drawn, (side, side))[np.arange(num_faces) % len(drawn)], channels, axis=-1)
 
 
 def build_random(backbone: str, image_size: int) -> TransferClassifier:

@@ -14,6 +14,7 @@ from dlfer.config.load import load_experiment, resolve_path
 from dlfer.config.schema import DataConfig, ExperimentConfig
 from dlfer.data.audit import audit_data
 from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.images import compute_side
 from dlfer.errors import TrainingStopped
 from dlfer.evaluate.learned import HINT, find_learning_failure
 from dlfer.evaluate.predictions import Predictions
@@ -171,7 +172,7 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
         "selected_on": bundle.selected_on,
         "faces": faces.model_dump(mode="json") if faces else None,
         # Faces in photos are cut out in the resolution of the training images, whatever the network makes of it.
-        "face_size": min(shape[:2]) if shape else None,
+        "face_size": compute_side(*shape[:2], classifier.aspect) if shape else None,
     }
     classifier.save(run.path / "model", about=about)
     if bundle.test is not None:

@@ -10,11 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from dlfer.apply.engines import Engine, ExportedModel, load_engine
-from dlfer.apply.export_compare import resize_images
 from dlfer.apply.export_folder import EXPORT_FILE
 from dlfer.apply.export_runtime import OTHER_RUNTIMES
 from dlfer.catalog import find_model
 from dlfer.config.names import FER2013_LABELS
+from dlfer.data.images import resize_all
 from dlfer.data.synthetic_faces import FACE_SIZE, draw_face
 from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.files.json_file import read_json
@@ -119,7 +119,7 @@ def draw_faces(engine: Engine) -> np.ndarray:
     rng = np.random.default_rng(0)
     drawn = [draw_face(FER2013_LABELS[row % len(FER2013_LABELS)], rng=rng) for row in range(NUM_FACES)]
     side = int(engine.about.get("face_size") or engine.image_size)
-    faces = resize_images(np.stack(drawn).reshape(NUM_FACES, FACE_SIZE, FACE_SIZE, 1), (side, side))
+    faces = resize_all(np.stack(drawn).reshape(NUM_FACES, FACE_SIZE, FACE_SIZE, 1), (side, side))
     return np.repeat(faces, engine.channels, axis=-1)
 
 

@@ -15,7 +15,7 @@ from dlfer.config.schema import FacesConfig
 from dlfer.data.equalize import equalize
 from dlfer.data.face_crops import prepare_face
 from dlfer.data.faces import Face, align_face, crop_face, detect_faces_of_each, warp_image
-from dlfer.data.images import resize_square, to_channels
+from dlfer.data.images import compute_side, resize_square, to_channels
 from dlfer.errors import EnvironmentProblem, UserError
 
 FACES = ("auto", "mtcnn", "opencv", "whole")
@@ -51,7 +51,7 @@ class Crop:
 
 
 def build_cropper(
-    faces: str, *, about: Mapping[str, Any], channels: int, image_size: int
+    faces: str, *, about: Mapping[str, Any], channels: int, image_size: int, aspect: str = "crop"
 ) -> Callable[[Sequence[np.ndarray]], list[list[Crop]]]:
     """Return what turns pictures, uint8 [H, W, 3], into the faces in each, the largest first.
 
@@ -64,6 +64,7 @@ def build_cropper(
         about: what the artifact tells of the training.
         channels: that the classifier takes, 1 or 3.
         image_size: side of a crop in pixels where the training images' own is not told.
+        aspect: how the classifier makes squares of images; with "whole" pictures become squares in the same way.
 
     Raises:
         UserError: another value of `faces`.
@@ -74,7 +75,7 @@ def build_cropper(
     trained = FacesConfig.model_validate(about["faces"]) if about.get("faces") else None
     size = int(about.get("face_size") or image_size)
     if faces == "whole":
-        return lambda images: [[_take_whole(image, trained, channels, size)] for image in images]
+        return lambda images: [[_take_whole(image, trained, channels, size, aspect)] for image in images]
     detector = choose_detector(faces, trained)
     is_ready = trained is None or trained.detect == "none"
     light = "none" if trained is None else trained.equalize
@@ -152,9 +153,9 @@ def _get_roll(face: Face) -> float:
     return roll if is_frontal and abs(roll) > MAX_ROLL else 0.0
 
 
-def _take_whole(image: np.ndarray, trained: FacesConfig | None, channels: int, size: int) -> Crop:
-    """Return the picture, its centred square, as the one face; small ones in their own size."""
+def _take_whole(image: np.ndarray, trained: FacesConfig | None, channels: int, size: int, aspect: str) -> Crop:
+    """Return the picture, made a square as `aspect` says, as the one face; small ones in their own size."""
     pixels = to_channels(image, channels)
     if trained is not None:
-        pixels = prepare_face(pixels, trained)[0]
-    return Crop(None, None, resize_square(pixels, min(size, *pixels.shape[:2])))
+        pixels = prepare_face(pixels, trained, aspect=aspect)[0]
+    return Crop(None, None, resize_square(pixels, min(size, compute_side(*pixels.shape[:2], aspect)), aspect))

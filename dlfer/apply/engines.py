@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,7 +11,7 @@ import numpy as np
 
 from dlfer.apply.export_folder import EXPORT_FILE, read_export
 from dlfer.apply.export_runtime import open_export
-from dlfer.data.images import resize_centre
+from dlfer.data.images import make_square, resize_all
 from dlfer.errors import ModelError, UserError
 from dlfer.evaluate.calibration import apply_temperature
 
@@ -26,6 +27,7 @@ class Engine(Protocol):
         labels: in the order of the outputs.
         channels: of the images, 1 or 3.
         image_size: side in pixels of the square that the network sees.
+        aspect: how it makes squares of images that are not, see `dlfer.data.images.make_square`.
         temperature_fit: {"value", "fitted_on", "n"} of the temperature, or None.
         about: what the artifact tells of the training.
     """
@@ -33,6 +35,7 @@ class Engine(Protocol):
     labels: tuple[str, ...]
     channels: int
     image_size: int
+    aspect: str
     temperature_fit: dict | None
     about: Mapping[str, Any]
 
@@ -80,6 +83,7 @@ class ExportedModel:
         self.labels: tuple[str, ...] = tuple(record["labels"])
         self.channels: int = given["shape"][-1]
         self.image_size: int = given["network_size"]
+        self.aspect: str = given.get("aspect", "crop")
         self.temperature_fit: dict | None = temperature if temperature.get("value") else None
         height, width = given["shape"][1:3]
         self._size: tuple[int, int] | None = (height, width) if height and width else None
@@ -91,17 +95,18 @@ class ExportedModel:
 
     @property
     def takes_any_size(self) -> bool:
-        """Whether images of any size go into the model as they are; else they are resized to its own before."""
+        """Whether images of any size can go into the model; else they are resized to its own before."""
         return self._size is None
 
     def predict(self, images: np.ndarray, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
         """Return float32 [N, C] of uint8 [N, H, W, channels]; rows sum to one."""
         if not len(images):
             return np.zeros((0, len(self.labels)), np.float32)
-        if self._size is not None and images.shape[1:3] != self._size:
-            images = np.stack([resize_centre(image, self._size) for image in images])
+        # A model of free size whose export.json says no aspect is an old one, which scales the two axes differently.
+        fit = make_square if self._size is None else partial(resize_all, size=self._size)
+        images = fit(images, aspect=self.aspect)
         answers = [
-            np.asarray(self._answer(images[start : start + batch_size]), np.float32)
+            np.asarray(self._answer(np.ascontiguousarray(images[start : start + batch_size])), np.float32)
             for start in range(0, len(images), batch_size)
         ]
         raw = np.concatenate(answers)

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dlfer.apply.export_compare import Limits, Sample, check_agreement, compare_export, resize_images
+from dlfer.apply.export_compare import Limits, Sample, check_agreement, compare_export
 from dlfer.apply.export_contract import (
     describe_input,
     describe_output,
@@ -31,6 +31,7 @@ from dlfer.apply.export_litert import write_litert, write_litert_int8
 from dlfer.apply.export_onnx import write_onnx
 from dlfer.apply.export_runtime import RUNTIMES, import_extra
 from dlfer.apply.export_savedmodel import write_savedmodel
+from dlfer.data.images import resize_all
 from dlfer.data.synthetic_faces import draw_face
 from dlfer.errors import UserError
 from dlfer.model.classifier import Classifier
@@ -125,7 +126,9 @@ def export_classifier(
     exporter = EXPORTERS[name]
     size = None if exporter.any_size else origin.size
     if size is not None:
-        images, calibration = (resize_images(part, size) for part in (sample.images, sample.calibration))
+        images, calibration = (
+            resize_all(part, size, classifier.aspect) for part in (sample.images, sample.calibration)
+        )
         sample = replace(sample, images=images, calibration=calibration)
     Path(out).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=out) as place:
@@ -158,7 +161,13 @@ def _describe(classifier: Classifier, name: str, size: tuple[int, int] | None, o
         "format": name,
         "file": exporter.file,
         "labels": list(classifier.labels),
-        "input": describe_input(size, channels=classifier.channels, network_size=classifier.image_size, faces=faces),
+        "input": describe_input(
+            size,
+            channels=classifier.channels,
+            network_size=classifier.image_size,
+            aspect=classifier.aspect,
+            faces=faces,
+        ),
         "output": describe_output(len(classifier.labels), is_quantised=exporter.limits.difference is None),
         "temperature": describe_temperature(classifier.temperature_fit),
         "limits": asdict(exporter.limits),

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
+from dlfer.data.images import resize_all
 from dlfer.errors import ExportError
 from dlfer.evaluate.intervals import compute_wilson_interval
 from dlfer.evaluate.paired import compare_paired, describe_difference
@@ -112,23 +112,11 @@ def answer_in_batches(answer: Callable[[np.ndarray], np.ndarray], images: np.nda
     return np.concatenate([answer(images[start : start + BATCH_SIZE]) for start in range(0, len(images), BATCH_SIZE)])
 
 
-def resize_images(images: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return uint8 [N, *size, C] of [N, H, W, C], by Pillow's bilinear filter; the same where they are so already."""
-    if images.shape[1:3] == size:
-        return images
-    resized = np.empty((len(images), *size, images.shape[-1]), np.uint8)
-    for row, image in enumerate(images):
-        for channel in range(images.shape[-1]):
-            plane = Image.fromarray(image[..., channel]).resize(size[::-1], Image.Resampling.BILINEAR)
-            resized[row, ..., channel] = np.asarray(plane)
-    return resized
-
-
 def _compare_other_sizes(expected: Callable, answer: Callable, images: np.ndarray) -> dict[str, Any]:
     """Compare a few images larger and smaller than they are, and not square."""
     height, width = images.shape[1:3]
     sizes = [(2 * height + 1, 3 * width // 2), (max(8, height // 2), max(8, width // 3))]
-    few = [resize_images(images[:NUM_OTHER_SIZES], size) for size in sizes]
+    few = [resize_all(images[:NUM_OTHER_SIZES], size) for size in sizes]
     return {
         "sizes": [list(size) for size in sizes],
         "n": len(few[0]),

@@ -15,7 +15,7 @@ _NAMES = {"ai_edge_litert.interpreter": "ai-edge-litert"}
 
 
 def describe_input(
-    size: tuple[int, int] | None, *, channels: int, network_size: int, faces: Mapping[str, Any] | None
+    size: tuple[int, int] | None, *, channels: int, network_size: int, aspect: str, faces: Mapping[str, Any] | None
 ) -> dict[str, Any]:
     """Return the section `input` of export.json.
 
@@ -23,9 +23,16 @@ def describe_input(
         size: (H, W) of all images, or None where both are free.
         channels: 1 (grey) or 3 (RGB).
         network_size: side in pixels that the network sees.
+        aspect: how images that are not square become squares: "crop" or "pad".
         faces: how faces were found and evened out before the network got them, or None.
     """
-    note = "crops of faces, any height and width" if size is None else "crops of faces, resized to this size before"
+    seen = "the whole image, padded to a square" if aspect == "pad" else "the central square"
+    if size is None:
+        note = f"crops of faces, any height and width; of one that is not square the network sees {seen}"
+    else:
+        fitted = "padded" if aspect == "pad" else "cropped around the centre"
+        note = f"crops of faces, {fitted} and resized to this size before, both axes by the same factor"
+        note += "" if size[0] == size[1] else f"; the network sees {seen} of it"
     note += "; all else is done inside the model"
     if faces:
         note += ', but for what "faces" says: faces were found and evened out so before the network got them'
@@ -36,6 +43,7 @@ def describe_input(
         "shape": [None, *(size or (None, None)), channels],
         "channels": "grey" if channels == 1 else "RGB",
         "network_size": network_size,
+        "aspect": aspect,
         "faces": None if faces is None else dict(faces),
         "note": note,
     }
@@ -72,11 +80,14 @@ def list_packages(modules: tuple[str, ...]) -> dict[str, str]:
 def render_example(template: str, record: Mapping[str, Any]) -> str:
     """Return the example of a format, for the colours and the size that an export takes."""
     _, height, width, channels = record["input"]["shape"]
+    fit = {"crop": "min", "pad": "max"}[record["input"]["aspect"]]
     text = resources.files("dlfer.apply").joinpath("templates", f"{template}.py.txt").read_text(encoding="utf-8")
     return string.Template(text).substitute(
         mode="L" if channels == 1 else "RGB",
         grey="\n    image = tf.image.rgb_to_grayscale(image)" if channels == 1 else "",
-        resize="" if height is None else f".resize(({width}, {height}))",
+        height=height,
+        width=width,
+        fit=fit,
         channels=channels,
     )
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from dlfer.config import names
 from dlfer.errors import ModelError, UserError
 from dlfer.files.json_file import read_json
 from dlfer.files.manifest import check_inside, check_manifest, hash_file
@@ -106,6 +107,7 @@ def _check_contract(record: dict[str, Any], path: Path) -> None:
         or shape[-1] not in (1, 3)
         or not all(side is None or (isinstance(side, int) and 0 < side <= LARGEST_IMAGE) for side in shape[1:3])
         or not isinstance(given.get("network_size"), int)
+        or given.get("aspect", "crop") not in names.ASPECTS
         or not all(isinstance(record.get(key) or {}, dict) for key in ("temperature", "about"))
     ):
         raise ModelError(

@@ -108,7 +108,11 @@ class FacePredictor:
         self.mirror = mirror
         self.batch_size = batch_size
         self._crop = build_cropper(
-            faces, about=classifier.about, channels=classifier.channels, image_size=classifier.image_size
+            faces,
+            about=classifier.about,
+            channels=classifier.channels,
+            image_size=classifier.image_size,
+            aspect=classifier.aspect,
         )
 
     def predict(self, images: Sequence[np.ndarray]) -> list[list[FacePrediction]]:

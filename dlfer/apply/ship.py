@@ -13,7 +13,7 @@ import numpy as np
 
 from dlfer.catalog import ARTIFACT_FILE, find_model
 from dlfer.config.names import FER2013_LABELS
-from dlfer.data.images import resize_square
+from dlfer.data.images import compute_side, resize_square
 from dlfer.data.synthetic_faces import draw_face
 from dlfer.errors import ModelError
 from dlfer.files.atomic import write_atomically
@@ -149,7 +149,7 @@ def _describe(copy: Path, *, name: str, default: bool, shipped: dict[str, Any]) 
         "name": name,
         "default": default,
         "research_only": any(term.research_only for term in find_terms(config)),
-        "face_size": min(shape[:2]) if shape else None,
+        "face_size": compute_side(*shape[:2], record["input"].get("aspect", "crop")) if shape else None,
         "shipped": shipped,
     }
     _write(copy / "model", record)

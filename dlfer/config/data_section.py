@@ -75,7 +75,10 @@ class DataConfig(Section):
     drop_twins: bool = False
     """Leave out of train what has an exact, near or mirrored twin in validation or test; the parts that judge stay."""
     size: Annotated[int, Field(ge=8, le=1024)] | None = None
-    """Pixels: images are stored as centred squares of this side. null: native size if all are the same."""
+    """Pixels: images are stored as squares of this side, see `aspect`. null: native size if all are the same."""
+    aspect: Literal[names.ASPECTS] = "crop"
+    """Networks see squares. crop: the largest centred square of an image that is not one. pad: the whole image, in
+    the centre of a square whose rest repeats the image's outermost pixels. The trained model remembers which."""
     faces: FacesConfig | None = None
     """Faces found, aligned, evened out; kept in $DLFER_CACHE (~/.cache/dlfer) for the very same images."""
     skip_unreadable: bool = False

@@ -48,6 +48,7 @@ STEMS = ("imagenet", "small")
 PIXEL_SCALINGS = ("backbone", "divide_by_255")
 FUSIONS = ("concat", "add", "attention")
 COMBINATIONS = ("average", "vote", "trained")
+ASPECTS = ("crop", "pad")
 DETECTORS = ("none", "mtcnn", "opencv")
 EQUALIZERS = ("none", "histogram", "clahe")
 

@@ -24,7 +24,7 @@ def draw_augmentation(
     image_size: int,
     rng: np.random.Generator,
     crop: float | None = None,
-    native: tuple[int, int] | None = None,
+    native: int | None = None,
 ) -> dict[str, np.ndarray]:
     """Draw the changes of one batch; only the kinds that `augment` asks for are in the answer.
 
@@ -34,7 +34,8 @@ def draw_augmentation(
         image_size: side in pixels of the square that the network sees; boxes end on its pixels.
         rng: where the randomness comes from.
         crop: side of the part of an image that the network sees, in 0..1; None is the whole image.
-        native: height and width of the images in pixels, needed with `crop`: a part begins on a whole pixel.
+        native: side in pixels of the images, made square as `data.aspect` says; needed with `crop`, since a crop
+            begins on a whole pixel.
 
     Returns:
         float32 arrays by name:
@@ -76,16 +77,15 @@ def draw_warps(augment: AugmentConfig, num_images: int, *, rng: np.random.Genera
     return np.stack([sign * cos, -sin, shift[:, 0], sign * sin, cos, shift[:, 1]], axis=1)
 
 
-def _draw_crops(warps: np.ndarray, crop: float, native: tuple[int, int], *, rng: np.random.Generator) -> np.ndarray:
+def _draw_crops(warps: np.ndarray, crop: float, native: int, *, rng: np.random.Generator) -> np.ndarray:
     """Draw a part of each image, on whole pixels, and return the maps [N, 6] of `warps` within it."""
-    height, width = native
-    rows, columns = compute_crop_size(crop, height, width)
-    top = rng.integers(0, height - rows + 1, len(warps))
-    left = rng.integers(0, width - columns + 1, len(warps))
-    cropped = warps * np.repeat([columns / width, rows / height], 3)
+    side, _ = compute_crop_size(crop, native, native)
+    top = rng.integers(0, native - side + 1, len(warps))
+    left = rng.integers(0, native - side + 1, len(warps))
+    cropped = warps * (side / native)
     # The centre of the part, in -1..1 of the whole image.
-    cropped[:, 2] += (2 * left + columns) / width - 1
-    cropped[:, 5] += (2 * top + rows) / height - 1
+    cropped[:, 2] += (2 * left + side) / native - 1
+    cropped[:, 5] += (2 * top + side) / native - 1
     return cropped
 
 

@@ -17,7 +17,7 @@ from dlfer.config.schema import FacesConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.equalize import equalize
 from dlfer.data.faces import align_face, crop_face, detect_faces_of_each
-from dlfer.data.images import resize_square
+from dlfer.data.images import compute_side, resize_square
 from dlfer.files.npz_file import read_npz
 
 _CACHE_VERSION = 1
@@ -28,11 +28,14 @@ _CHUNK = 1024
 _TALK_SECONDS = 20.0
 
 
-def prepare_faces(bundle: DataBundle, config: FacesConfig, *, say: Callable[[str], None] | None = None) -> DataBundle:
+def prepare_faces(
+    bundle: DataBundle, config: FacesConfig, *, aspect: str = "crop", say: Callable[[str], None] | None = None
+) -> DataBundle:
     """Return the bundle with the face of each image in its place, as a square of the images' shorter side.
 
     The face is the largest one found; aligned by the eyes, or the square around its box. Where none is
-    found the whole image stays (its centred square), and how many these are is a note of the bundle.
+    found the image stays, made a square as `aspect` says, and how many these are is a note of the bundle.
+    Under "pad" squares have the images' longer side.
     The step depends on each image's own pixels alone, so it can stand before any split; and it stands
     before one, so that twins are searched for in what is trained on: copies stay copies, and what the
     crop or the light made differ may become alike.
@@ -43,6 +46,7 @@ def prepare_faces(bundle: DataBundle, config: FacesConfig, *, say: Callable[[str
     Args:
         bundle: its splits in memory.
         config: what is done.
+        aspect: what becomes of an image in which no face is found, see `dlfer.data.images.make_square`.
         say: told how far it is, every now and then.
 
     Raises:
@@ -55,7 +59,7 @@ def prepare_faces(bundle: DataBundle, config: FacesConfig, *, say: Callable[[str
         if split is None:
             parts[part] = None
             continue
-        images, found, problem = _prepare_images(split.images, config, name=split.name, say=say)
+        images, found, problem = _prepare_images(split.images, config, aspect=aspect, name=split.name, say=say)
         parts[part] = dataclasses.replace(split, images=images)
         num_found, num_images = num_found + int(found.sum()), num_images + len(found)
         if problem and problem not in notes:
@@ -72,33 +76,33 @@ def prepare_faces(bundle: DataBundle, config: FacesConfig, *, say: Callable[[str
 
 
 def prepare_split(
-    split: Split, config: FacesConfig, *, say: Callable[[str], None] | None = None
+    split: Split, config: FacesConfig, *, aspect: str = "crop", say: Callable[[str], None] | None = None
 ) -> tuple[Split, np.ndarray]:
     """Return one split as `prepare_faces` prepares it, and bool [N], in which images a face was found."""
-    images, found, _ = _prepare_images(split.images, config, name=split.name, say=say)
+    images, found, _ = _prepare_images(split.images, config, aspect=aspect, name=split.name, say=say)
     return dataclasses.replace(split, images=images), found
 
 
-def prepare_face(image: np.ndarray, config: FacesConfig) -> tuple[np.ndarray, bool]:
+def prepare_face(image: np.ndarray, config: FacesConfig, *, aspect: str = "crop") -> tuple[np.ndarray, bool]:
     """Return the face in one image, uint8 [H, W, C], as `prepare_faces` does it, and whether one was found."""
-    images, found = _prepare_chunk(image[None], config)
+    images, found = _prepare_chunk(image[None], config, aspect)
     return images[0], bool(found[0])
 
 
 def _prepare_images(
-    images: np.ndarray, config: FacesConfig, *, name: str, say: Callable[[str], None] | None
+    images: np.ndarray, config: FacesConfig, *, aspect: str, name: str, say: Callable[[str], None] | None
 ) -> tuple[np.ndarray, np.ndarray, str | None]:
     """Return uint8 [N, S, S, C], bool [N] whether a face was found, and what hindered the cache, if anything did."""
-    size = min(images.shape[1:3])
+    size = compute_side(*images.shape[1:3], aspect)
     prepared = np.zeros((len(images), size, size, images.shape[-1]), np.uint8)
     found, problem = np.zeros(len(images), bool), None
     start, last_said = time.monotonic(), time.monotonic()
     for first in range(0, len(images), _CHUNK):
         rows = slice(first, first + _CHUNK)
-        path = _find_cache(images[rows], config)
+        path = _find_cache(images[rows], config, aspect)
         kept = _read_cache(path)
         if kept is None:
-            kept = _prepare_chunk(images[rows], config)
+            kept = _prepare_chunk(images[rows], config, aspect)
             try:
                 _write_cache(path, *kept)
             except OSError as error:
@@ -111,15 +115,15 @@ def _prepare_images(
     return prepared, found, problem
 
 
-def _prepare_chunk(images: np.ndarray, config: FacesConfig) -> tuple[np.ndarray, np.ndarray]:
+def _prepare_chunk(images: np.ndarray, config: FacesConfig, aspect: str) -> tuple[np.ndarray, np.ndarray]:
     """Return uint8 [N, S, S, C] and bool [N], whether a face was found."""
-    size = min(images.shape[1:3])
+    size = compute_side(*images.shape[1:3], aspect)
     nobody = [[] for _ in images]
     faces = nobody if config.detect == "none" else detect_faces_of_each(list(images), detector=config.detect)
     prepared = np.zeros((len(images), size, size, images.shape[-1]), np.uint8)
     for row, (image, in_image) in enumerate(zip(images, faces, strict=True)):
         if not in_image:
-            pixels = resize_square(image, size)
+            pixels = resize_square(image, size, aspect)
         elif config.align:
             pixels = align_face(image, in_image[0].eyes, size)
         else:
@@ -128,7 +132,7 @@ def _prepare_chunk(images: np.ndarray, config: FacesConfig) -> tuple[np.ndarray,
     return prepared, np.array([bool(in_image) for in_image in faces])
 
 
-def _find_cache(images: np.ndarray, config: FacesConfig) -> Path:
+def _find_cache(images: np.ndarray, config: FacesConfig, aspect: str) -> Path:
     """Return where the outcome for these images is kept; another version of the detector's package is another one."""
     package = _PACKAGES[config.detect]
     try:
@@ -136,7 +140,8 @@ def _find_cache(images: np.ndarray, config: FacesConfig) -> Path:
     except PackageNotFoundError:
         release = "absent"
     key = repr((_CACHE_VERSION, config.model_dump(mode="json"), release, images.shape))
-    digest = hashlib.sha256(key.encode())
+    # What was kept before there was a choice was cropped.
+    digest = hashlib.sha256((key if aspect == "crop" else key + aspect).encode())
     digest.update(np.ascontiguousarray(images).tobytes())
     folder = Path(os.environ.get("DLFER_CACHE") or "~/.cache/dlfer").expanduser()
     return folder / f"faces-{digest.hexdigest()[:16]}.npz"

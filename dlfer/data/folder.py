@@ -13,7 +13,7 @@ import numpy as np
 
 from dlfer.config.schema import DataConfig
 from dlfer.data.bundle import DataBundle, Reading, Split
-from dlfer.data.images import SUFFIXES, read_header, read_image, resize_square, to_channels
+from dlfer.data.images import SUFFIXES, compute_side, read_header, read_image, resize_square, to_channels
 from dlfer.data.labels import match_labels, order_labels
 from dlfer.data.split import draw_indices
 from dlfer.errors import DataError, MissingDataError
@@ -49,9 +49,10 @@ def load_folder(config: DataConfig, *, image_size: int) -> DataBundle:
     The parts are the folders train, val/valid/validation and test where there is a train; else
     all classes are one part, `train`, for the protocol to split. The labels are the names of the
     folders after `config.labels`, sorted. Ids are paths relative to `config.path`. Images keep
-    their size if it is the same for all; otherwise they become centred squares of `config.size`,
-    or of the median shorter side, at most 256 or `image_size`, whichever is larger. They are grey
-    (one channel) only if all of them are. Files beyond `config.num_images` are not opened.
+    their size if it is the same for all; otherwise they become squares, as `config.aspect` says, of
+    `config.size`, or of the median shorter side (pad: longer side), at most 256 or `image_size`,
+    whichever is larger. They are grey (one channel) only if all of them are. Files beyond
+    `config.num_images` are not opened.
 
     Raises:
         MissingDataError: the folder is not there.
@@ -180,7 +181,7 @@ def _read_all(
         good = [header for header in headers if header is not None]
         if not good:
             raise DataError(f"{root}: none of the {len(paths)} images can be read; the first: {problems[0]}")
-        size, note = _choose_size([header[:2] for header in good], config.size, image_size)
+        size, note = _choose_size([header[:2] for header in good], config, image_size)
         channels = 1 if all(grey for _, _, grey in good) else 3
         height, width = size
         store = np.zeros((len(paths), height, width, channels), np.uint8)
@@ -190,7 +191,7 @@ def _read_all(
                 return False
             pixels = read_image(paths[row])
             if pixels.shape[:2] != size:
-                pixels = resize_square(pixels, height)
+                pixels = resize_square(pixels, height, config.aspect)
             if pixels.shape[:2] != size:
                 raise DataError(f"{paths[row]}: found another size than its header says, expected {width} x {height}.")
             store[row] = to_channels(pixels, channels)
@@ -237,18 +238,23 @@ def _try_each(
     return [value for value, _ in results], [problem for _, problem in results if problem]
 
 
-def _choose_size(sizes: list[tuple[int, int]], side: int | None, image_size: int) -> tuple[tuple[int, int], str | None]:
-    """Return the (height, width) to store, and a note where images are cropped or resized."""
+def _choose_size(
+    sizes: list[tuple[int, int]], config: DataConfig, image_size: int
+) -> tuple[tuple[int, int], str | None]:
+    """Return the (height, width) to store, and a note where images of (width, height) are cropped, padded or resized."""
+    side = config.size
     if side is None and len(set(sizes)) == 1:
         width, height = sizes[0]
         return (height, width), None
     if side is None:
-        side = int(min(np.median([min(size) for size in sizes]), max(_LARGEST_SIDE, image_size)))
+        squares = [compute_side(*size, config.aspect) for size in sizes]
+        side = int(min(np.median(squares), max(_LARGEST_SIDE, image_size)))
         why = "their sizes differ; set data.size to choose another"
     else:
         why = "data.size"
     changed = sum(size != (side, side) for size in sizes)
-    note = f"{changed} of {len(sizes)} images were cropped to their central square and resized to {side} px ({why})."
+    done = "padded to a square" if config.aspect == "pad" else "cropped to their central square"
+    note = f"{changed} of {len(sizes)} images were {done} and resized to {side} px ({why})."
     return (side, side), note if changed else None
 
 

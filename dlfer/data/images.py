@@ -80,31 +80,66 @@ def find_turn(image: Image.Image) -> Image.Transpose | None:
         return None
 
 
-def resize_square(pixels: np.ndarray, size: int) -> np.ndarray:
-    """Return the largest centred square of `pixels` (uint8 [H, W, C]) as uint8 [size, size, C].
+def resize_square(pixels: np.ndarray, size: int, aspect: str = "crop") -> np.ndarray:
+    """Return an image, uint8 [H, W, C], as uint8 [size, size, C], its aspect ratio kept; see `resize_to`."""
+    return resize_to(pixels, (size, size), aspect)
+
+
+def resize_to(pixels: np.ndarray, size: tuple[int, int], aspect: str = "crop") -> np.ndarray:
+    """Return an image, uint8 [H, W, C], as uint8 [*size, C], both axes scaled by the same factor.
 
     Bilinear, with antialiasing when it shrinks.
-    """
-    return resize_centre(pixels, (size, size))
-
-
-def resize_centre(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """Return the largest centred part of `pixels` (uint8 [H, W, C]) of this shape, as uint8 [*size, C].
 
     Args:
         pixels: of any size.
-        size: (height, width).
+        size: (height, width) of the result.
+        aspect: how an image of another aspect ratio is fitted. "crop": its largest centred part of that ratio.
+            "pad": the whole image in the centre, and its outermost pixels repeated on two sides.
     """
     if pixels.shape[:2] == size:
         return pixels
     grey = pixels.shape[-1] == 1
-    scale = min(found / wanted for found, wanted in zip(pixels.shape, size, strict=False))
-    height, width = (max(1, round(wanted * scale)) for wanted in size)
-    top, left = (pixels.shape[0] - height) // 2, (pixels.shape[1] - width) // 2
-    part = pixels[top : top + height, left : left + width]
+    choose = max if aspect == "pad" else min
+    scale = choose(found / wanted for found, wanted in zip(pixels.shape, size, strict=False))
+    part = _cut_centre(pixels[None], *(max(1, round(wanted * scale)) for wanted in size))[0]
     image = Image.fromarray(np.ascontiguousarray(part[..., 0] if grey else part))
     fitted = np.asarray(image.resize(size[::-1], Image.Resampling.BILINEAR))
     return fitted[..., None] if grey else fitted
+
+
+def resize_all(images: np.ndarray, size: tuple[int, int], aspect: str = "crop") -> np.ndarray:
+    """Return uint8 [N, *size, C] of images [N, H, W, C], each as `resize_to` makes it."""
+    if images.shape[1:3] == size:
+        return images
+    return np.stack([resize_to(image, size, aspect) for image in images])
+
+
+def compute_side(height: int, width: int, aspect: str) -> int:
+    """Return the side in pixels of the square that an image becomes before it is resized: the shorter side under crop."""
+    return max(height, width) if aspect == "pad" else min(height, width)
+
+
+def make_square(images: np.ndarray, aspect: str) -> np.ndarray:
+    """Return images [N, H, W] or [N, H, W, C] as squares [N, S, S] or [N, S, S, C]; no pixel is interpolated.
+
+    Under "crop" S is min(H, W), the largest centred square; under "pad" it is max(H, W), and the outermost pixels
+    are repeated on the two sides where there are none. `dlfer.model.face_input.make_square` does the same in a network.
+    """
+    side = compute_side(*images.shape[1:3], aspect)
+    return _cut_centre(images, side, side)
+
+
+def _cut_centre(images: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Return [N, height, width, ...] of [N, H, W, ...]: the central part, edges repeated where the image is smaller."""
+    for axis, wanted in ((1, height), (2, width)):
+        found = images.shape[axis]
+        first, before = max(0, (found - wanted) // 2), max(0, (wanted - found) // 2)
+        images = images[:, first : first + wanted] if axis == 1 else images[:, :, first : first + wanted]
+        if wanted > found:
+            margins = [(0, 0)] * images.ndim
+            margins[axis] = (before, wanted - found - before)
+            images = np.pad(images, margins, mode="edge")
+    return images
 
 
 def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:

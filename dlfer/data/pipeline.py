@@ -14,6 +14,7 @@ from dlfer.config.schema import StageConfig
 from dlfer.data.augment import draw_augmentation, mix_targets
 from dlfer.data.balance import balance_indices, compute_class_weights
 from dlfer.data.bundle import WHOLE, Share, Split, StreamedSplit
+from dlfer.data.images import compute_side
 from dlfer.errors import ConfigError
 
 Batch = tuple[dict[str, np.ndarray], np.ndarray]
@@ -95,7 +96,7 @@ def iterate_epoch(
             image_size=config.image_size,
             rng=rng,
             crop=config.crop,
-            native=images.shape[1:3],
+            native=compute_side(*images.shape[1:3], config.data.aspect),
         )
         wanted = np.eye(num_labels, dtype=np.float32)[targets] if soft is None else soft
         mixed = mix_targets(wanted, drawn, image_size=config.image_size)

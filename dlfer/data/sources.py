@@ -130,10 +130,11 @@ def load_data(
         limit = getattr(config.num_images, part)
         parts[part] = None if split is None else draw_subset(split, limit, config.seed)
     if config.faces is not None:
-        bundle = prepare_faces(dataclasses.replace(bundle, **parts), config.faces, say=say)
+        prepared = dataclasses.replace(bundle, **parts)
+        bundle = prepare_faces(prepared, config.faces, aspect=config.aspect, say=say)
         parts = {part: getattr(bundle, part) for part in parts}
     if config.size is not None:
-        parts = {part: resize_split(split, config.size) for part, split in parts.items()}
+        parts = {part: resize_split(split, config.size, config.aspect) for part, split in parts.items()}
     bundle = dataclasses.replace(bundle, **parts)
     if config.fraction is not None:
         bundle = draw_fraction(bundle, config.fraction, seed=config.seed)
@@ -142,19 +143,32 @@ def load_data(
         bundle = drop_twins(bundle)
     if config.soft_targets is not None:
         bundle = add_soft_targets(bundle, read_votes(resolve_path(config.votes)), share=config.soft_share)
-    return dataclasses.replace(
-        bundle, notes=bundle.notes + check_classes(bundle, limited=config.num_images.train is not None)
-    )
+    notes = check_classes(bundle, limited=config.num_images.train is not None)
+    return dataclasses.replace(bundle, notes=(*bundle.notes, *notes, *_describe_aspect(bundle, config.aspect)))
 
 
-def resize_split(split: Split | None, size: int) -> Split | None:
-    """Return `split` with its images as centred squares of `size` pixels; itself if they are so already."""
+def resize_split(split: Split | None, size: int, aspect: str = "crop") -> Split | None:
+    """Return `split` with its images as squares of `size` pixels, see `resize_square`; itself if they are so already."""
     if split is None or split.images.shape[1:3] == (size, size):
         return split
     images = np.zeros((len(split), size, size, split.images.shape[-1]), np.uint8)
     for row, pixels in enumerate(split.images):
-        images[row] = resize_square(pixels, size)
+        images[row] = resize_square(pixels, size, aspect)
     return dataclasses.replace(split, images=images)
+
+
+def _describe_aspect(bundle: DataBundle, aspect: str) -> tuple[str, ...]:
+    """Return a note of what a network sees of images that are stored as they are, and are not square."""
+    height, width = bundle.train.images.shape[1:3]
+    if height == width:
+        return ()
+    if aspect == "pad":
+        seen = f"is shown the whole image, padded to {max(height, width)} x {max(height, width)} by repeating its edge"
+    else:
+        side = min(height, width)
+        lost = 1 - side / max(height, width)
+        seen = f"is shown the central {side} x {side} of each; {lost:.0%} of its pixels are cropped"
+    return (f"The images are {width} x {height} pixels, not square: the network {seen} (data.aspect: {aspect}).",)
 
 
 def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ...]:

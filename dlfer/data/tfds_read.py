@@ -42,6 +42,7 @@ class TfdsSplit:
         read: (rng or None, start, share) -> dataset of (encoded image, target, id) in the order that `rng`
             draws, or in the data set's own, without the first `start` of the share. Nothing is decoded yet.
         lookup: int64 [classes of the data], the index of each in the bundle's labels.
+        aspect: "crop" crops the images as they are; "pad" pads them to squares first, by repeating their edges.
         share: which images it holds, where several hosts divide them.
     """
 
@@ -50,6 +51,7 @@ class TfdsSplit:
     image_size: int
     read: Read
     lookup: np.ndarray
+    aspect: str = "crop"
     share: Share = WHOLE
 
     def __len__(self) -> int:
@@ -72,7 +74,8 @@ class TfdsSplit:
         In training the order is shuffled, each image is cropped at random (scale 0.25..1, aspect
         3/4..4/3), and an incomplete last batch is dropped, unless it is the only one; else order
         and number are the data set's own and the crop is the central square (87.5 % of the shorter
-        side). Images smaller than S are enlarged, grey ones become three equal channels.
+        side; with `aspect` pad of the longer one, to which the image is padded). The random crops are
+        the one place where aspect ratios change, on purpose and for square images just as for others. Images smaller than S are enlarged, grey ones become three equal channels.
 
         Args:
             batch_size: B.
@@ -87,7 +90,8 @@ class TfdsSplit:
 
         start = start_step * batch_size
         dataset = self._read(seed, epoch, start, training)
-        decode = _make_decode(self.image_size, _make_crop(_draw_key(seed, epoch) if training else None))
+        crop = _make_crop(_draw_key(seed, epoch) if training else None)
+        decode = _make_decode(self.image_size, crop, self.aspect)
         share = self.share
         dataset = dataset.enumerate(start=start).map(
             lambda place, example: (decode(example[0], place * share.count + share.index), example[1], example[2]),
@@ -228,28 +232,42 @@ def _make_crop(key: int | None) -> Callable:
     return take_centre if key is None else draw
 
 
-def _make_decode(image_size: int, crop: Callable) -> Callable:
-    """Return (encoded, index) -> uint8 [S, S, 3], where of a JPEG only the crop is decoded."""
+def _make_decode(image_size: int, crop: Callable, aspect: str) -> Callable:
+    """Return (encoded, index) -> uint8 [S, S, 3], where of a JPEG that is not padded only the crop is decoded."""
     import tensorflow as tf
 
     def decode_jpeg(encoded, index):
         height, width, _ = tf.unstack(tf.io.extract_jpeg_shape(encoded))
         return tf.image.decode_and_crop_jpeg(encoded, crop(height, width, index), channels=3)
 
-    def decode_other(encoded, index):
+    def decode_whole(encoded, index):
         image = tf.io.decode_image(encoded, channels=3, expand_animations=False)
+        if aspect == "pad":
+            image = _pad_square(image)
         size = tf.shape(image)
         top, left, height, width = tf.unstack(crop(size[0], size[1], index))
         return image[top : top + height, left : left + width]
 
     def decode(encoded, index):
-        image = tf.cond(
-            tf.io.is_jpeg(encoded), lambda: decode_jpeg(encoded, index), lambda: decode_other(encoded, index)
-        )
+        # What a JPEG is padded to depends on pixels outside of the crop.
+        decodes_part = tf.logical_and(tf.io.is_jpeg(encoded), aspect == "crop")
+        image = tf.cond(decodes_part, lambda: decode_jpeg(encoded, index), lambda: decode_whole(encoded, index))
         image = tf.image.resize(tf.ensure_shape(image, [None, None, 3]), [image_size, image_size], antialias=True)
         return tf.saturate_cast(tf.round(image), tf.uint8)
 
     return decode
+
+
+def _pad_square(image: tf.Tensor) -> tf.Tensor:
+    """Return uint8 [S, S, 3] of [H, W, 3], S the longer side: the image in the centre, its outermost pixels repeated."""
+    import tensorflow as tf
+
+    size = tf.shape(image)
+    side = tf.maximum(size[0], size[1])
+    for axis in (0, 1):
+        rows = tf.range(side) - (side - size[axis]) // 2
+        image = tf.gather(image, tf.clip_by_value(rows, 0, size[axis] - 1), axis=axis)
+    return image
 
 
 def _describe_unreadable(name: str, batch: tf.data.Dataset, decode: Callable, error: Exception) -> str:

@@ -112,7 +112,7 @@ def _load_data_set(config: DataConfig, image_size: int) -> DataBundle:
         if num < total:
             notes.append(f"{part}: the first {num} of {total} images of {wanted}, in the order of its records.")
         read = make_record_reader(builder, cut_slices(slices[part], 0, num), image_key, label_key)
-        splits[part] = TfdsSplit(wanted, num, image_size, read, lookup)
+        splits[part] = TfdsSplit(wanted, num, image_size, read, lookup, config.aspect)
     return _bundle(labels, splits, notes)
 
 
@@ -155,7 +155,7 @@ def _load_image_folder(config: DataConfig, image_size: int) -> DataBundle:
             draw_indices(targets, ids, getattr(config.num_images, part), seed=config.seed)
         )
         read = make_file_reader(root, ids[rows], targets[rows])
-        splits[part] = TfdsSplit(wanted, len(rows), image_size, read, np.arange(len(labels)))
+        splits[part] = TfdsSplit(wanted, len(rows), image_size, read, np.arange(len(labels)), config.aspect)
     return _bundle(labels, splits, [])
 
 

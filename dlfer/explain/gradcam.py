@@ -21,6 +21,7 @@ import keras
 import numpy as np
 
 from dlfer.data.augment import compute_crop_size
+from dlfer.data.images import compute_side
 from dlfer.errors import ModelError
 from dlfer.explain.gradients import build_gradient
 from dlfer.model.backbones import find_backbone
@@ -162,7 +163,8 @@ class _NetworkView:
         gradients = self._gradient(maps, chosen)
         for (title, layer), values, gradient in zip(self._places, maps, gradients, strict=True):
             cells = weigh_maps(values, gradient)
-            spread = spread_cells(cells, images.shape[1:3], crop=parts.face_input.crop)
+            seen = {"crop": parts.face_input.crop, "aspect": parts.face_input.aspect}
+            spread = spread_cells(cells, images.shape[1:3], **seen)
             yield [Cam(title, layer, cells.shape[1:], one) for one in spread]
 
 
@@ -172,20 +174,38 @@ def weigh_maps(maps: np.ndarray, gradients: np.ndarray) -> np.ndarray:
     return np.maximum((maps * weights).sum(axis=-1), 0.0).astype(np.float32)
 
 
-def spread_cells(cells: np.ndarray, shape: tuple[int, int], *, crop: float | None) -> np.ndarray:
+def spread_cells(cells: np.ndarray, shape: tuple[int, int], *, crop: float | None, aspect: str = "crop") -> np.ndarray:
     """Return maps float32 [N, H, W] of cells [N, h, w]: bilinear over the part of the image that a network sees.
 
     Args:
         cells: of the network's square.
         shape: (H, W) of the image.
-        crop: side of the central part that became the square, in 0..1; None is the whole image.
+        crop: side of the central part of the square image that the network sees, in 0..1; None is all of it.
+        aspect: how the image became a square, see `FaceInput`. Of a padded one the padding is left out.
     """
-    height, width = shape if crop is None else compute_crop_size(crop, *shape)
-    down, across = (_compute_spread(*sizes) for sizes in ((cells.shape[1], height), (cells.shape[2], width)))
-    top, left = (shape[0] - height) // 2, (shape[1] - width) // 2
+    square = compute_side(*shape, aspect)
+    side = square if crop is None else compute_crop_size(crop, square, square)[0]
+    down, across = (_compute_spread(size, side) for size in cells.shape[1:])
+    seen = np.einsum("yi,nij,xj->nyx", down, cells, across)
     maps = np.zeros((len(cells), *shape), np.float32)
-    maps[:, top : top + height, left : left + width] = np.einsum("yi,nij,xj->nyx", down, cells, across)
+    in_image, in_seen = zip(*(_find_overlap(length, square, side) for length in shape), strict=True)
+    maps[:, *in_image] = seen[:, *in_seen]
     return maps
+
+
+def _find_overlap(length: int, square: int, side: int) -> tuple[slice, slice]:
+    """Return where a line of an image, and where what the network sees of its square, show the same pixels.
+
+    Args:
+        length: of the line.
+        square: side of the square that the image became, around the same centre.
+        side: of the central part of it that is seen.
+    """
+    # Rounded as `make_square` and `crop_centre` round.
+    margin = (length - square) // 2 if length > square else -((square - length) // 2)
+    start = margin + (square - side) // 2
+    first, last = max(0, start), min(length, start + side)
+    return slice(first, last), slice(first - start, last - start)
 
 
 def _compute_spread(size: int, length: int) -> np.ndarray:

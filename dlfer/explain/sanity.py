@@ -92,6 +92,7 @@ def randomise(classifier: Classifier, *, part: str = ALL, seed: int = SEED) -> C
         image_size=classifier.image_size,
         channels=classifier.channels,
         crop=classifier.crop,
+        aspect=classifier.aspect,
     )
     given = {
         "config": classifier.config,

@@ -166,6 +166,7 @@ def explain_boosted(config: ExperimentConfig, session: Session) -> None:
         num_labels=len(bundle.labels),
         image_size=config.finetune.image_size,
         crop=config.finetune.crop,
+        aspect=config.finetune.data.aspect,
         channels=bundle.channels,
     )
     features = build_level_features(network, config.model, config.boosting)

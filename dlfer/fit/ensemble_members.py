@@ -18,7 +18,8 @@ from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.twins import hash_images
 from dlfer.errors import MissingDataError, ProtocolError
 from dlfer.fit.session import Session
-from dlfer.model.classifier import Classifier
+from dlfer.model.classifier import Classifier, read_artifact_record
+from dlfer.model.ensemble import match_aspects
 from dlfer.runs.run import RUN_FILE, Run
 
 MEMBERS_FILE = "members.json"
@@ -59,10 +60,16 @@ class Member:
 
 
 def obtain_members(run: Run, config: ExperimentConfig, session: Session, train: TrainMember) -> list[Member]:
-    """Return the members, all trained; members.json always says how far they are."""
+    """Return the members, all trained; members.json always says how far they are.
+
+    Raises:
+        ModelError: a member that was trained before is not there, or they do not make squares of images alike.
+    """
     members = _read_members(run, config)
     planned = {member.name: member for member in config.ensemble.members}
     configs = {name: make_member_config(config, one) for name, one in planned.items() if one.set is not None}
+    # Before hours of training, not after them.
+    match_aspects({name: _find_aspect(one, configs.get(name)) for name, one in planned.items()})
     hint = session.resume_hint
     # A member that is stopped goes on with the ensemble, not by itself.
     session.resume_hint = hint or f"dlfer run --resume {run.path}"
@@ -88,6 +95,13 @@ def make_member_config(config: ExperimentConfig, member: MemberConfig) -> Experi
     name = f"{config.experiment.name}-{member.name}"
     own = {"model.family": "transfer", "ensemble": None, "experiment.name": name}
     return with_overrides(config, {**own, **member.set})
+
+
+def _find_aspect(member: MemberConfig, config: ExperimentConfig | None) -> str:
+    """Return how a member makes squares of images; `config` is None where it was trained before."""
+    if config is not None:
+        return config.finetune.data.aspect
+    return read_artifact_record(find_model(member.model))["input"].get("aspect", "crop")
 
 
 def _train_one(run: Run, members: list[Member], member: Member, *, train: Callable[..., None]) -> None:

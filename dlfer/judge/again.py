@@ -82,7 +82,7 @@ def evaluate_model(
             f"evaluate: {name} is no run with data of its own; give --csv FILE [--usage NAME] or --data PATH."
         )
     if csv is not None or data is not None:
-        split = _prepare_as_trained(split, record, say)
+        split = _prepare_as_trained(split, classifier, say)
     trained = run.path if run is not None else find_model(name)
     is_own = run is not None and _is_own_data(run, csv or data)
     used_for = _tell_use(trained, split, is_own=is_own)
@@ -116,12 +116,12 @@ def evaluate_model(
     return metrics
 
 
-def _prepare_as_trained(split: Split, record: dict, say: Callable[[str], None] | None) -> Split:
+def _prepare_as_trained(split: Split, classifier: Classifier, say: Callable[[str], None] | None) -> Split:
     """Return the split with its faces found and evened out as the model's training data had them."""
-    faces = record["about"].get("faces")
+    faces = classifier.about.get("faces")
     if faces is None:
         return split
-    split, found = prepare_split(split, FacesConfig.model_validate(faces), say=say)
+    split, found = prepare_split(split, FacesConfig.model_validate(faces), aspect=classifier.aspect, say=say)
     if say is not None and faces["detect"] != "none":
         say(f"faces: found in {found.sum():,} of {len(found):,} images; of the others the whole image is used")
     return split
@@ -256,6 +256,8 @@ def _load_other(path: Path, classifier: Classifier) -> tuple[Split, tuple[str, .
         config = load_experiment(path).finetune.data
     else:
         config = DataConfig(source="arrays" if path.suffix == ".npz" else "folder", path=str(path))
+    # Images of several sizes become squares when they are read: as the model makes them.
+    config = config.model_copy(update={"aspect": classifier.aspect})
     bundle = load_parts_of_source(config, image_size=classifier.image_size)
     for part in (bundle.test, bundle.validation, bundle.train):
         if isinstance(part, Split) and len(part):

@@ -63,6 +63,7 @@ class BoostedClassifier(Classifier):
         )
         self.parts = network
         self.crop = network.face_input.crop
+        self.aspect = network.face_input.aspect
         self.boosting = boosting
         self.features, self.scale, self.booster = trees
 
@@ -106,6 +107,7 @@ class BoostedClassifier(Classifier):
             image_size=given["image_size"],
             channels=given["channels"],
             crop=given.get("crop"),
+            aspect=given.get("aspect", "crop"),
         )
         load_weights(network.backbone, folder / WEIGHTS_FILE)
         features = build_level_features(network, config, boosting)

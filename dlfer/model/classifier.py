@@ -47,6 +47,8 @@ class Classifier(ABC):
     """uint8 [B, H, W, channels] to activated outputs [B, C]; None where it is no single network."""
     crop: float | None = None
     """Side of the central part of an image that it looks at, in 0..1; None: at the whole image."""
+    aspect: str = "crop"
+    """How it makes squares of images that are not: "crop" or "pad", see `dlfer.data.images.make_square`."""
     about: Mapping[str, Any] = MappingProxyType({})
     """What its artifact tells of its training: experiment, protocol, faces, ...; empty if it was not loaded."""
 
@@ -74,7 +76,8 @@ class Classifier(ABC):
         """Return the probabilities of each label.
 
         Args:
-            images: uint8 [N, H, W] or [N, H, W, C] with C 1 (grey) or 3 (RGB), any size.
+            images: uint8 [N, H, W] or [N, H, W, C] with C 1 (grey) or 3 (RGB), any size. Of images that are not
+                square it looks at the central square, or at the whole image padded to one (`aspect`).
             batch_size: images at a time.
             calibrated: soften or sharpen the probabilities by the temperature that was fitted on validation;
                 the most probable label stays.
@@ -136,7 +139,9 @@ class Classifier(ABC):
                 "channels": self.channels,
                 "image_size": self.image_size,
                 "crop": self.crop,
-                "note": "any height and width; cropped if so, resized, made three channels and preprocessed inside the network",
+                "aspect": self.aspect,
+                "note": "any height and width; made square as aspect says, cropped if so, resized, made three channels and "
+                "preprocessed inside the network",
             },
             **self.describe(),
             "sha256": {name: hash_file(folder / name) for name in files},
@@ -251,6 +256,12 @@ def _check_description(record: dict, path: Path) -> None:
         raise ModelError(f"{path}: input.image_size: found {str(size)[:40]!r}, expected 1..{_LARGEST_IMAGE}. {_MEND}.")
     if crop is not None and not (isinstance(crop, int | float) and 0 < crop <= 1):
         raise ModelError(f"{path}: input.crop: found {str(crop)[:40]!r}, expected null or a number in 0..1. {_MEND}.")
+    # Artifacts that say nothing of it are of a time when there was no choice.
+    aspect = given.get("aspect", "crop")
+    if aspect not in names.ASPECTS:
+        raise ModelError(
+            f"{path}: input.aspect: found {str(aspect)[:40]!r}, expected {' or '.join(names.ASPECTS)}. {_MEND}."
+        )
     if not isinstance(model, dict) or not isinstance(record.get("about") or {}, dict):
         raise ModelError(f"{path}: model and about: expected sections of keys and values. {_MEND}.")
 

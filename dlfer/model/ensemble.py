@@ -32,7 +32,8 @@ class EnsembleClassifier(Classifier):
             "trained" needs "single", the others none.
 
     Raises:
-        ModelError: a member has other labels, or the trained combination is missing.
+        ModelError: a member has other labels, or makes squares of images in another way; or the trained combination
+            is missing.
     """
 
     family = "ensemble"
@@ -55,6 +56,7 @@ class EnsembleClassifier(Classifier):
             temperature_fit=temperature_fit,
         )
         self.members = dict(members)
+        self.aspect = match_aspects({name: member.aspect for name, member in members.items()})
         self.combine_by = combine
         self.trained = dict(trained or {})
         if combine == "trained" and "single" not in self.trained:
@@ -170,6 +172,22 @@ def match_labels(found: tuple[str, ...], labels: tuple[str, ...], name: str) -> 
             "order. Members tell the same labels apart."
         )
     return [found.index(label) for label in labels]
+
+
+def match_aspects(aspects: Mapping[str, str]) -> str:
+    """Return how all members of an ensemble make squares of images, of the name and the aspect of each.
+
+    Raises:
+        ModelError: they differ, so that no one square could be cut out of a picture for all of them.
+    """
+    found = sorted(set(aspects.values()))
+    if len(found) > 1:
+        listed = ", ".join(f"{name}: {aspect}" for name, aspect in aspects.items())
+        raise ModelError(
+            f"ensemble: the members treat images that are not square differently ({listed}); expected one data.aspect. "
+            "Train them with the same, or leave some out."
+        )
+    return found[0]
 
 
 def _share_artifact(source: Path, target: Path) -> None:

@@ -1,10 +1,11 @@
 """From uint8 images of any size to what the backbone expects, inside the network.
 
-At inference: the central part of the image if the network was trained on parts, resize (bilinear,
-antialiased when it shrinks), grey to three channels, the backbone's own preprocessing. In training the
-part, the resize and the random warp are one affine map, sampled once from the native image straight at
-the network's size; an image larger than the network's input is first shrunk by an antialiased resize,
-since sampling it directly would alias.
+An image that is not square becomes one first, so that both axes are scaled by the same factor and a circle
+stays a circle: its largest centred square, or the whole image padded. At inference follow: the central part
+of this square if the network was trained on parts, resize (bilinear, antialiased when it shrinks), grey to
+three channels, the backbone's own preprocessing. In training the part, the resize and the random warp are one
+affine map, sampled once from the native square straight at the network's size; a square larger than the
+network's input is first shrunk by an antialiased resize, since sampling it directly would alias.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 from keras import ops
 
 from dlfer.data.augment import compute_crop_size
+from dlfer.data.images import compute_side
 from dlfer.model.backbones import Preprocessing
 from dlfer.model.fused import compute_fused
 
@@ -33,32 +35,37 @@ class FaceInput(keras.layers.Layer):
         preprocessing: the backbone's scale, mean, standard deviation and order of channels.
         crop: side of the part of an image that the network sees, in 0..1: the central one here, a drawn one
             in training; None is the whole image.
+        aspect: how images that are not square become squares, see `make_square`.
     """
 
-    def __init__(self, image_size: int, preprocessing: dict, crop: float | None = None, **kwargs) -> None:
+    def __init__(
+        self, image_size: int, preprocessing: dict, crop: float | None = None, aspect: str = "crop", **kwargs
+    ) -> None:
         kwargs["dtype"] = "float32"
         super().__init__(trainable=False, **kwargs)
         self.image_size = image_size
         self.preprocessing = Preprocessing(**preprocessing)
         self.crop = crop
+        self.aspect = aspect
 
     def call(self, images):
         """Return the preprocessed images, without any random change."""
         return self.preprocess(self.resize(images))
 
     def resize(self, images):
-        """Return the images, or their central part under `crop`, as float32 [B, S, S, C] in 0..255."""
-        images = ops.cast(images, "float32")
+        """Return the images made square, or their central part under `crop`, as float32 [B, S, S, C] in 0..255."""
+        images = ops.cast(make_square(images, self.aspect), "float32")
         return resize_images(images if self.crop is None else crop_centre(images, self.crop), self.image_size)
 
     def _shrink(self, images):
-        """Return the whole images so that S pixels of them are what the network sees; small ones as they are."""
+        """Return the whole squares so that S pixels of them are what the network sees; small ones as they are."""
         side = self.image_size if self.crop is None else math.ceil(self.image_size / self.crop)
         return resize_images(ops.cast(images, "float32"), side) if max(images.shape[1:3]) > side else images
 
     def augment(self, images, drawn: dict, *, fill: str):
         """Return float32 [B, S, S, C] in 0..255, changed as `dlfer.data.augment.draw_augmentation` drew."""
         if "warp" in drawn:
+            images = make_square(images, self.aspect)
             images = warp_images(self._shrink(images), drawn["warp"], self.image_size, fill=fill)
         else:
             images = self.resize(images)
@@ -110,7 +117,31 @@ class FaceInput(keras.layers.Layer):
         config.pop("trainable", None)
         config.pop("dtype", None)
         own = {"image_size": self.image_size, "preprocessing": self.preprocessing.as_dict(), "crop": self.crop}
-        return {**config, **own}
+        return {**config, **own, "aspect": self.aspect}
+
+
+def make_square(images, aspect: str):
+    """Return images [B, H, W, C] as squares [B, S, S, C] in the same pixels; squares as they are.
+
+    Under "crop" S is min(H, W), the largest centred square; under "pad" it is max(H, W), and the outermost pixels
+    are repeated on the two sides where there are none. `dlfer.data.images.make_square` does the same with arrays.
+    """
+    height, width = images.shape[1:3]
+    if height is None or width is None:
+        height, width = ops.shape(images)[1], ops.shape(images)[2]
+        side = ops.maximum(height, width) if aspect == "pad" else ops.minimum(height, width)
+    else:
+        side = compute_side(height, width, aspect)
+        if height == width:
+            return images
+    if aspect != "pad":
+        top, left = (height - side) // 2, (width - side) // 2
+        return images[:, top : top + side, left : left + side]
+    for axis, length in ((1, height), (2, width)):
+        if not isinstance(length, int) or length < side:
+            places = ops.arange(side, dtype="int32") - (side - length) // 2
+            images = ops.take(images, ops.clip(places, 0, length - 1), axis=axis)
+    return images
 
 
 def crop_centre(images, crop: float):

@@ -42,6 +42,7 @@ class NetworkClassifier(Classifier):
         )
         self.parts = network
         self.crop = network.face_input.crop
+        self.aspect = network.face_input.aspect
         self.network = network.model
 
     def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
@@ -70,6 +71,7 @@ class NetworkClassifier(Classifier):
             image_size=given["image_size"],
             channels=given["channels"],
             crop=given.get("crop"),
+            aspect=given.get("aspect", "crop"),
         )
         load_weights(network.model, folder / WEIGHTS_FILE)
         return cls(

@@ -55,6 +55,7 @@ def build_transfer_network(
     image_size: int,
     channels: int,
     crop: float | None = None,
+    aspect: str = "crop",
     precision: str = "float32",
 ) -> TransferNetwork:
     """Build the network with random weights.
@@ -65,6 +66,7 @@ def build_transfer_network(
         image_size: side in pixels that the backbone sees.
         channels: of the images that come in, 1 (grey) or 3 (RGB).
         crop: side of the part of an image that becomes this square, in 0..1; None is the whole image.
+        aspect: how images that are not square become squares: "crop" or "pad", see `FaceInput`.
         precision: "float32" or "mixed_bfloat16"; the head computes in float32 in either.
     """
     with dtype_policy(precision):
@@ -72,7 +74,7 @@ def build_transfer_network(
         pooling_of = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}
         pooling = pooling_of[config.head.pooling](name="pooling")
         dropout = keras.layers.Dropout(config.dropout, name="dropout")
-    face_input = FaceInput(image_size, preprocessing.as_dict(), crop, name="face_input")
+    face_input = FaceInput(image_size, preprocessing.as_dict(), crop, aspect, name="face_input")
     head = _build_head(config, num_labels)
     images = keras.Input((None, None, channels), dtype="uint8", name="images")
     logits = head(dropout(pooling(backbone(face_input(images)))))
@@ -89,6 +91,7 @@ def build_stage_network(config: ExperimentConfig, stage: StageConfig, bundle: Da
         num_labels=len(bundle.labels),
         image_size=stage.image_size,
         crop=stage.crop,
+        aspect=stage.data.aspect,
         channels=bundle.channels,
         precision=config.experiment.precision,
     )

@@ -12,6 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from dlfer.data.augment import compute_crop_size
+from dlfer.data.images import make_square
 from dlfer.errors import ModelError
 
 CROP = 0.9
@@ -62,7 +63,7 @@ def predict_views(classifier: Predictor, images: np.ndarray, view: str, *, batch
     """Return the mean of the probabilities over the views of each image.
 
     Args:
-        classifier: takes uint8 images of any size; its attribute `crop`, if it has one, says what part it looks at.
+        classifier: takes uint8 images of any size; its attributes `aspect` and `crop`, if it has them, say what part it looks at.
         images: uint8 [N, H, W] or [N, H, W, C].
         view: a name of VIEWS.
         batch_size: images at a time.
@@ -82,6 +83,8 @@ def predict_views(classifier: Predictor, images: np.ndarray, view: str, *, batch
     if hasattr(classifier, "predict_view"):
         # An ensemble's members may each look at parts of their own size.
         return classifier.predict_view(images, view, batch_size=batch_size)
+    # Views are those of what the classifier looks at, not of pixels that it never sees.
+    images = make_square(images, getattr(classifier, "aspect", "crop"))
     total, num_views = 0.0, 0
     for seen in VIEWS[view](images, getattr(classifier, "crop", None)):
         total = total + classifier.predict(np.ascontiguousarray(seen), batch_size=batch_size).astype(np.float64)

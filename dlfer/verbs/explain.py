@@ -96,7 +96,11 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     target = _find_label(classifier, job.label)
     explainer = build_explainer(classifier, job, say)
     cropper = build_cropper(
-        job.faces, about=classifier.about, channels=classifier.channels, image_size=classifier.image_size
+        job.faces,
+        about=classifier.about,
+        channels=classifier.channels,
+        image_size=classifier.image_size,
+        aspect=classifier.aspect,
     )
     failed: list[str] = []
     records, kept = [], []

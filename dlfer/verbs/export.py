@@ -9,6 +9,7 @@ from typing import Any
 
 from dlfer.apply.export import Origin, check_needs, export_classifier
 from dlfer.catalog import find_model
+from dlfer.data.images import compute_side
 from dlfer.errors import ExportError, ModelError
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import read_artifact_record
@@ -36,7 +37,7 @@ def export_model(
         data: the images to compare on: a csv in the layout of FER2013 (PublicTest, else all rows), class folders,
             an .npz, or an experiment file (validation, else all). None takes validation of the model's own run,
             where its data is there, else faces drawn by dlfer. Test parts are never opened.
-        size: (H, W) of the formats that take one size; None is that of the training images.
+        size: (H, W) of the formats that take one size; None is that of the training images, made square.
         say: told what takes long, and what was refused.
 
     Returns:
@@ -58,10 +59,11 @@ def export_model(
     run = _find_run(folder)
     sample = gather_sample(classifier, record, run=run, data=data, say=tell)
     about = record["about"]
+    side = compute_side(*(find_native_size(run) or sample.images.shape[1:3]), classifier.aspect)
     origin = Origin(
         card=_read_card(folder, run),
         about={"model": _get_name(folder, about), **_describe_artifact(record)},
-        size=size or find_native_size(run) or sample.images.shape[1:3],
+        size=size or (side, side),
     )
     out = Path("exports") / _get_name(folder, about) if out is None else Path(out)
     tell(f"comparing on {len(sample.images):,} images: {sample.source}")

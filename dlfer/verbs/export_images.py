@@ -122,7 +122,7 @@ def _load_given(path: Path, classifier: Classifier, record: dict[str, Any], say:
     if faces is not None:
         section = FacesConfig.model_validate(faces)
         compared, train = (
-            prepare_split(draw_subset(split, number, seed=0), section, say=say)[0]
+            prepare_split(draw_subset(split, number, seed=0), section, aspect=classifier.aspect, say=say)[0]
             for split, number in ((compared, NUM_COMPARED), (train, NUM_CALIBRATION))
         )
     compared = map_targets(compared, labels, classifier.labels)
@@ -145,6 +145,7 @@ def _load_other(path: Path, classifier: Classifier) -> tuple[Split, Split | None
         config = load_experiment(path).finetune.data
     else:
         config = DataConfig(source="arrays" if path.suffix == ".npz" else "folder", path=str(path))
+    config = config.model_copy(update={"aspect": classifier.aspect})
     bundle: DataBundle = load_parts_of_source(config, image_size=classifier.image_size)
     held = {
         name: split

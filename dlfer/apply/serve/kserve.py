@@ -39,7 +39,7 @@ def describe_model(model: ServedModel) -> ModelDescription:
 
 
 def read_crops(tensor: Tensor, model: ServedModel, limits: Limits) -> list[np.ndarray]:
-    """Return the images of a tensor as crops of the model's own size; another size is resized, bilinearly.
+    """Return the images of a tensor as crops of the model's own size; another size is cropped or padded, and resized.
 
     Raises:
         Refusal: 400 for another form, 413 for too many images or pixels.

@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from dlfer.apply.crops import Crop, build_cropper
 from dlfer.apply.engines import Engine
 from dlfer.apply.serve.schemas import Card, Figure
-from dlfer.data.images import to_channels
+from dlfer.data.images import resize_square, to_channels
 from dlfer.errors import UserError
 from dlfer.report.headline import get_judged_part, name_part
 from dlfer.report.page import read_json
@@ -61,12 +60,7 @@ class ServedModel:
 
     def fit(self, image: np.ndarray) -> np.ndarray:
         """Return a crop of any size, uint8 [H, W, 1 or 3], as the model's own, uint8 [S, S, channels]."""
-        pixels = to_channels(image, self.channels)
-        if pixels.shape[:2] == (self.size, self.size):
-            return pixels
-        flat = Image.fromarray(pixels[..., 0] if self.channels == 1 else pixels)
-        fitted = np.asarray(flat.resize((self.size, self.size), Image.Resampling.BILINEAR))
-        return fitted.reshape(self.size, self.size, self.channels)
+        return resize_square(to_channels(image, self.channels), self.size, self._classifier.aspect)
 
     def predict(self, crops: Sequence[np.ndarray]) -> np.ndarray:
         """Return float32 [N, C], calibrated if the model has a temperature, of N crops."""
@@ -87,7 +81,12 @@ def build_model(name: str, classifier: Engine, *, folder: Path, faces: str = "au
     Raises:
         UserError, EnvironmentProblem: as `build_cropper`.
     """
-    given = {"about": classifier.about, "channels": classifier.channels, "image_size": classifier.image_size}
+    given = {
+        "about": classifier.about,
+        "channels": classifier.channels,
+        "image_size": classifier.image_size,
+        "aspect": classifier.aspect,
+    }
     croppers = {"whole": build_cropper("whole", **given)}
     if faces != "whole":
         croppers["auto"] = build_cropper(faces, **given)

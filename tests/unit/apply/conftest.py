@@ -14,6 +14,7 @@ class BrightnessClassifier:
     labels = ("Dark", "Light")
     channels = 1
     image_size = 16
+    aspect = "crop"
     temperature_fit = None
 
     def __init__(self, about=None) -> None:

@@ -8,15 +8,17 @@ import json
 import keras
 import numpy as np
 import pytest
+from PIL import Image
 
 from dlfer.apply import export_graph
 from dlfer.apply.export import EXPORTERS, Origin, check_needs, export_classifier
-from dlfer.apply.export_compare import Limits, Sample, check_agreement, compare_export, resize_images
+from dlfer.apply.export_compare import Limits, Sample, check_agreement, compare_export
 from dlfer.apply.export_contract import describe_export, render_card, render_example
 from dlfer.apply.export_folder import EXPORT_FILE, parse_formats, read_export
 from dlfer.apply.export_graph import build_function, check_exportable
 from dlfer.apply.export_runtime import RUNTIMES
 from dlfer.config.schema import HeadConfig, ModelConfig
+from dlfer.data.images import resize_to
 from dlfer.errors import EnvironmentProblem, ExportError, ModelError, UserError
 from dlfer.evaluate.combine import fit_combination
 from dlfer.model.artifact import FAMILIES
@@ -27,9 +29,9 @@ from dlfer.model.transfer import build_transfer_network
 LABELS = ("angry", "happy", "sad")
 
 
-def make(labels=LABELS, *, channels=1, activation="softmax", crop=None, **model):
+def make(labels=LABELS, *, channels=1, activation="softmax", crop=None, aspect="crop", **model):
     config = ModelConfig(backbone="efficientnet_nano", head=HeadConfig(activation=activation, pooling="max"), **model)
-    network = build_transfer_network(config, num_labels=3, image_size=32, channels=channels, crop=crop)
+    network = build_transfer_network(config, num_labels=3, image_size=32, channels=channels, crop=crop, aspect=aspect)
     network.head.kernel.assign(network.head.kernel * 20.0)
     return FAMILIES[config.family](network, labels, config=config, channels=channels)
 
@@ -64,6 +66,8 @@ MAKERS = {
     "sigmoid": lambda: make(activation="sigmoid"),
     "colour": lambda: make(channels=3),
     "crop": lambda: make(crop=0.7),
+    "pad": lambda: make(aspect="pad", channels=3),
+    "pad, crop": lambda: make(aspect="pad", crop=0.7),
     "hybrid, attention": lambda: make_hybrid("attention"),
     "ensemble": lambda: make_ensemble("average"),
 }
@@ -73,7 +77,8 @@ MAKERS = {
 def test_the_function_answers_as_the_classifier(kind):
     classifier = MAKERS[kind]()
     check_exportable(classifier)
-    for size, fixed in (((90, 61), None), ((49, 40), (49, 40))):
+    sizes = [(90, 61), (31, 48), (20, 160), (160, 20), (48, 48)]
+    for size, fixed in [*((size, None) for size in sizes), ((49, 40), (49, 40)), ((40, 49), (40, 49))]:
         images = draw(4, *size, classifier.channels)
         found = build_function(classifier, size=fixed)[1](images=keras.ops.convert_to_tensor(images))["probabilities"]
         assert np.allclose(np.asarray(found), classifier.predict(images), atol=1e-5)
@@ -214,10 +219,20 @@ def test_the_card_says_what_stayed_in_float_and_that_the_temperature_is_not_appl
     assert "temperature (1.5) is not applied" in card
 
 
-def test_an_example_resizes_to_a_fixed_size_and_converts_to_the_colours():
-    text = render_example("litert", RECORD)
-    assert '.convert("RGB").resize((64, 48))' in text
-    grey = {"input": {"shape": [None, None, None, 1]}}
+@pytest.mark.parametrize("aspect", ["crop", "pad"])
+@pytest.mark.parametrize("shape", [(48, 64), (100, 30), (31, 200), (9, 9), (480, 640)])
+def test_an_example_fits_images_to_a_fixed_size_as_the_engine_does(shape, aspect):
+    text = render_example("litert", {"input": {**RECORD["input"], "aspect": aspect}})
+    namespace = {"np": np, "Image": Image}
+    exec(text[text.index("def fit") : text.index("for name")], namespace)
+    for pixels in (draw(*shape), draw(*shape, 3)):
+        wanted = resize_to(pixels.reshape(*shape, -1), (48, 64), aspect)
+        assert np.array_equal(namespace["fit"](Image.fromarray(pixels)).reshape(48, 64, -1), wanted)
+
+
+def test_an_example_converts_to_the_colours():
+    assert '.convert("RGB"))' in render_example("litert", RECORD)
+    grey = {"input": {"shape": [None, None, None, 1], "aspect": "crop"}}
     assert '.convert("L"))' in render_example("onnx", grey)
     assert "rgb_to_grayscale" in render_example("savedmodel", grey)
     assert "rgb_to_grayscale" not in render_example("savedmodel", RECORD)
@@ -238,15 +253,6 @@ def test_a_difference_at_another_size_alone_is_refused():
     agreement["other_sizes"]["largest_difference"] = 0.01
     with pytest.raises(ExportError, match=r"differ by up to 0\.01"):
         check_agreement("onnx", agreement, Limits(1e-4, 0.99))
-
-
-def test_images_are_resized_channel_by_channel_as_pillow_does():
-    from PIL import Image
-
-    images = draw(2, 30, 20, 3)
-    found = resize_images(images, (16, 24))
-    assert np.array_equal(found[1], np.asarray(Image.fromarray(images[1]).resize((24, 16), Image.Resampling.BILINEAR)))
-    assert resize_images(images, (30, 20)) is images
 
 
 def test_trees_are_refused_with_what_to_do_instead():

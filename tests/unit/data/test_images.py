@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlfer.data.images import read_header, read_image, resize_square, to_channels
+from dlfer.data.images import read_header, read_image, resize_all, resize_square, resize_to, to_channels
 from dlfer.errors import DataError
 
 
@@ -150,6 +150,43 @@ def test_resize_takes_the_central_square():
     pixels[:, 20:40] = 200
     assert np.unique(resize_square(pixels, 10)).tolist() == [200]
     assert resize_square(_noise(9, 9, 3), 16).shape == (16, 16, 3)
+
+
+def _pad_by_pillow(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Extend an image by copies of its outermost rows and columns, one by one."""
+    image = Image.fromarray(pixels)
+    top, left = (height - image.height) // 2, (width - image.width) // 2
+    canvas = Image.new(image.mode, (width, height))
+    for y in range(height):
+        for x in range(width):
+            place = min(max(x - left, 0), image.width - 1), min(max(y - top, 0), image.height - 1)
+            canvas.putpixel((x, y), image.getpixel(place))
+    return np.asarray(canvas)
+
+
+@pytest.mark.parametrize("shape", [(30, 20, 3), (20, 31, 3), (8, 64, 3), (64, 8, 3), (19, 32, 1)])
+def test_images_of_another_aspect_ratio_are_padded_or_cropped(shape):
+    pixels = _noise(*shape)
+    plain = pixels[..., 0] if shape[-1] == 1 else pixels
+    side = max(shape[:2])
+    padded = Image.fromarray(_pad_by_pillow(plain, side, side)).resize((16, 16), Image.Resampling.BILINEAR)
+    assert np.array_equal(resize_square(pixels, 16, "pad").reshape(16, 16, -1), np.asarray(padded).reshape(16, 16, -1))
+    side = min(shape[:2])
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    part = Image.fromarray(plain).crop((left, top, left + side, top + side)).resize((16, 16), Image.Resampling.BILINEAR)
+    assert np.array_equal(resize_square(pixels, 16).reshape(16, 16, -1), np.asarray(part).reshape(16, 16, -1))
+
+
+def test_what_is_not_resized_to_a_square_keeps_its_aspect_ratio_too():
+    """To 12 x 24: of 30 x 20 the central 10 x 20, or 30 x 60 around it."""
+    pixels = _noise(30, 20, 3)
+    part = Image.fromarray(pixels[10:20]).resize((24, 12), Image.Resampling.BILINEAR)
+    assert np.array_equal(resize_to(pixels, (12, 24)), np.asarray(part))
+    padded = Image.fromarray(_pad_by_pillow(pixels, 30, 60)).resize((24, 12), Image.Resampling.BILINEAR)
+    assert np.array_equal(resize_to(pixels, (12, 24), "pad"), np.asarray(padded))
+    images = _noise(2, 30, 20, 3)
+    assert np.array_equal(resize_all(images, (12, 24), "pad")[1], resize_to(images[1], (12, 24), "pad"))
+    assert resize_all(images, (30, 20)) is images
 
 
 def test_channels_follow_the_luma():

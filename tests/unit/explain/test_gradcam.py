@@ -15,6 +15,8 @@ from dlfer.explain import gradcam
 from dlfer.explain.gradcam import GradCam, list_networks, spread_cells, weigh_maps
 from dlfer.explain.gradients import build_gradient
 from dlfer.model.artifact import FAMILIES
+from dlfer.model.backbones import Preprocessing
+from dlfer.model.face_input import FaceInput
 from dlfer.model.transfer import build_transfer_network
 
 LABELS = ("a", "b", "c")
@@ -174,7 +176,7 @@ def test_maps_stand_in_the_part_that_the_network_sees():
     cells = np.ones((1, 2, 2), np.float32)
     maps = spread_cells(cells, (40, 60), crop=0.5)
     expected = np.zeros((40, 60))
-    expected[10:30, 15:45] = 1
+    expected[10:30, 20:40] = 1
     assert np.allclose(maps[0], expected)
     classifier = make_classifier(crop=0.5)
     images = draw_images((8, 40, 60))
@@ -185,8 +187,32 @@ def test_maps_stand_in_the_part_that_the_network_sees():
 @pytest.mark.parametrize("shape", [(2, 3), (5, 1), (4, 4)])
 def test_cells_are_spread_as_images_are_resized(shape):
     cells = np.random.default_rng(0).random((2, *shape)).astype(np.float32)
-    resized = keras.ops.image.resize(cells[..., None], (30, 24), interpolation="bilinear")
-    assert np.allclose(spread_cells(cells, (30, 24), crop=None), np.asarray(resized)[..., 0], atol=1e-5)
+    resized = np.asarray(keras.ops.image.resize(cells[..., None], (30, 30), interpolation="bilinear"))[..., 0]
+    assert np.allclose(spread_cells(cells, (30, 30), crop=None), resized, atol=1e-5)
+    # Of an image that is not square: in the square that is seen, or without the padding.
+    maps = spread_cells(cells, (30, 37), crop=None)
+    assert np.allclose(maps[:, :, 3:33], resized, atol=1e-5)
+    assert not maps[:, :, :3].any()
+    assert not maps[:, :, 33:].any()
+    for shape, inside in (((30, 23), np.s_[:, :, 3:26]), ((15, 30), np.s_[:, 7:22])):
+        assert np.allclose(spread_cells(cells, shape, crop=None, aspect="pad"), resized[inside], atol=1e-5)
+
+
+@pytest.mark.parametrize("aspect", ["crop", "pad"])
+@pytest.mark.parametrize("crop", [None, 0.75])
+@pytest.mark.parametrize("shape", [(40, 60), (61, 47), (16, 128)])
+def test_a_cell_lies_over_the_very_pixels_that_the_network_sees_there(shape, crop, aspect):
+    """What the input stage makes of an image of positions, spread back over it, is those positions again."""
+    rows, columns = np.indices(shape).astype(np.float32)
+    layer = FaceInput(64, Preprocessing().as_dict(), crop, aspect)
+    covered = spread_cells(np.ones((1, 64, 64), np.float32), shape, crop=crop, aspect=aspect)[0] > 0
+    for positions in (rows, columns):
+        seen = np.asarray(layer.resize(positions[None, ..., None].astype(np.uint8)))[..., 0]
+        found = spread_cells(seen, shape, crop=crop, aspect=aspect)[0]
+        # Off by less than what two resizes blur at the end of a line; a shift or a stretch would be more.
+        assert np.abs(found - positions)[covered].max() < 1
+        assert np.abs(found - positions)[covered].mean() < 0.1
+    assert covered.any()
 
 
 def test_the_evidence_is_where_the_image_has_it():

@@ -7,6 +7,7 @@ from scipy import ndimage
 
 from dlfer.config.schema import AugmentConfig
 from dlfer.data.augment import draw_augmentation, draw_warps
+from dlfer.data.images import make_square
 from dlfer.model.backbones import EFFICIENTNET_INPUT, Preprocessing
 from dlfer.model.face_input import FaceInput, resize_images, warp_images
 
@@ -160,7 +161,7 @@ def test_drawn_parts_are_the_very_pixels(images):
     images = np.random.default_rng(9).integers(0, 256, (200, 48, 48, 1)).astype(np.uint8)
     layer = FaceInput(40, Preprocessing().as_dict(), crop=0.8333)
     drawn = draw_augmentation(
-        AugmentConfig(mirror=0.5), 200, image_size=40, rng=np.random.default_rng(3), crop=0.8333, native=(48, 48)
+        AugmentConfig(mirror=0.5), 200, image_size=40, rng=np.random.default_rng(3), crop=0.8333, native=48
     )
     found = np.asarray(layer.augment(images, drawn, fill="constant"))[..., 0]
     places = set()
@@ -178,23 +179,29 @@ def test_drawn_parts_are_the_very_pixels(images):
     assert {sign for _, _, sign in places} == {1, -1}
 
 
-def test_parts_of_oblong_images_warped_equal_scipy(images):
-    """A part, turned and enlarged: the same map by scipy, whose x and y are set from the part's own pixels."""
+@pytest.mark.parametrize("aspect", ["crop", "pad"])
+def test_parts_of_oblong_images_warped_equal_scipy(images, aspect):
+    """A part of the square, turned and enlarged: the same map by scipy, in pixels of the image, with one scale."""
     augment = AugmentConfig(rotation=20.0, zoom=0.2, shift=0.1)
     plain = draw_warps(augment, 3, rng=np.random.default_rng(4))
     drawn = draw_augmentation(
-        augment, 3, image_size=64, rng=np.random.default_rng(4), crop=0.75, native=images.shape[1:3]
+        augment, 3, image_size=64, rng=np.random.default_rng(4), crop=0.75, native={"crop": 40, "pad": 48}[aspect]
     )
-    found = np.asarray(FaceInput(64, Preprocessing().as_dict(), crop=0.75).augment(images, drawn, fill="nearest"))
+    layer = FaceInput(64, Preprocessing().as_dict(), crop=0.75, aspect=aspect)
+    found = np.asarray(layer.augment(images, drawn, fill="nearest"))
+    # Images are 48 x 40: of 40 x 40 the first column is 4; of 48 x 48 the first row is -4.
+    half, moves, first = {"crop": (15, 11, (0, 4)), "pad": (18, 13, (-4, 0))}[aspect]
     best = np.full(3, np.inf)
-    for top in range(11):
-        for left in range(13):
+    for top in range(first[0], first[0] + moves):
+        for left in range(first[1], first[1] + moves):
             # The map of the part alone, sampled in the whole image: the part's centre and half sides in pixels.
             line = (np.arange(64) + 0.5) * 2 / 64 - 1
             across, down = np.meshgrid(line, line)
             for i, (a, b, c, d, e, f) in enumerate(plain):
-                x = (a * across + b * down + c) * 18 + left + 18 - 0.5
-                y = (d * across + e * down + f) * 15 + top + 15 - 0.5
+                x = (a * across + b * down + c) * half + left + half - 0.5
+                y = (d * across + e * down + f) * half + top + half - 0.5
+                if aspect == "crop":
+                    x = x.clip(4, 43)
                 sampled = ndimage.map_coordinates(images[i, ..., 0].astype(float), [y, x], order=1, mode="nearest")
                 best[i] = min(best[i], np.abs(found[i, ..., 0] - sampled).max())
     assert best.max() < 0.05
@@ -203,20 +210,70 @@ def test_parts_of_oblong_images_warped_equal_scipy(images):
 @pytest.mark.parametrize("shape", [(2, 48, 48, 1), (2, 41, 53, 3)])
 def test_the_central_part_is_what_is_predicted_on(shape):
     pixels = np.random.default_rng(5).integers(0, 256, shape).astype(np.uint8)
-    rows, columns = round(0.8333 * shape[1]), round(0.8333 * shape[2])
-    top, left = (shape[1] - rows) // 2, (shape[2] - columns) // 2
-    part = pixels[:, top : top + rows, left : left + columns]
+    square = min(shape[1:3])
+    side = round(0.8333 * square)
+    top, left = ((length - square) // 2 + (square - side) // 2 for length in shape[1:3])
+    part = pixels[:, top : top + side, left : left + side]
     layer = FaceInput(40, EFFICIENTNET_INPUT.as_dict(), crop=0.8333)
     assert np.array_equal(layer(pixels), FaceInput(40, EFFICIENTNET_INPUT.as_dict())(part))
     assert np.array_equal(FaceInput.from_config(layer.get_config())(pixels), layer(pixels))
 
 
+SHAPES = [(96, 64), (64, 96), (20, 160), (160, 20), (61, 47), (47, 62), (1, 9)]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_an_oblong_image_is_seen_as_numpy_crops_or_pads_it(shape, channels):
+    pixels = np.random.default_rng(7).integers(0, 256, (2, *shape, channels)).astype(np.uint8)
+    side = min(shape)
+    top, left = (shape[0] - side) // 2, (shape[1] - side) // 2
+    cropped = pixels[:, top : top + side, left : left + side]
+    margins = [((max(shape) - n) // 2, (max(shape) - n) - (max(shape) - n) // 2) for n in shape]
+    padded = np.pad(pixels, ((0, 0), *margins, (0, 0)), mode="edge")
+    plain = FaceInput(32, EFFICIENTNET_INPUT.as_dict())
+    for aspect, square in (("crop", cropped), ("pad", padded)):
+        layer = FaceInput(32, EFFICIENTNET_INPUT.as_dict(), aspect=aspect)
+        assert np.array_equal(layer(pixels), plain(square))
+        assert np.array_equal(FaceInput.from_config(layer.get_config())(pixels), layer(pixels))
+        # The array path of the data, which stores squares.
+        assert np.array_equal(make_square(pixels, aspect), square)
+
+
+@pytest.mark.parametrize("fill", ["nearest", "reflect", "constant"])
+@pytest.mark.parametrize("shape", [(3, 48, 48, 1), (3, 100, 100, 3)])
+def test_how_images_become_squares_is_nothing_to_squares(shape, fill):
+    pixels = np.random.default_rng(8).integers(0, 256, shape).astype(np.uint8)
+    drawn = draw_augmentation(
+        AugmentConfig(rotation=20.0, shift=0.2, mirror=0.5), 3, image_size=40, rng=np.random.default_rng(0)
+    )
+    crop, pad = (FaceInput(40, EFFICIENTNET_INPUT.as_dict(), aspect=aspect) for aspect in ("crop", "pad"))
+    assert np.array_equal(crop(pixels), pad(pixels))
+    assert np.array_equal(crop.augment(pixels, drawn, fill=fill), pad.augment(pixels, drawn, fill=fill))
+    assert np.array_equal(make_square(pixels, "crop"), pixels)
+    assert np.array_equal(make_square(pixels, "pad"), pixels)
+
+
+@pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="sizes are always known elsewhere")
+@pytest.mark.parametrize("aspect", ["crop", "pad"])
+def test_oblong_images_whose_size_is_not_known_when_the_graph_is_built(aspect):
+    import tensorflow as tf
+
+    layer = FaceInput(32, Preprocessing().as_dict(), aspect=aspect)
+    free = tf.function(layer.call, input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8)])
+    for shape in SHAPES[:-1]:
+        pixels = np.random.default_rng(6).integers(0, 256, (2, *shape, 3)).astype(np.uint8)
+        np.testing.assert_allclose(tf.function(layer.call, jit_compile=True)(pixels), layer(pixels), atol=1e-3)
+        np.testing.assert_allclose(free(pixels), layer(pixels), atol=0.01)
+    pixels = np.random.default_rng(6).integers(0, 256, (2, 61, 47, 3)).astype(np.uint8)
+    narrow = tf.function(layer.call, input_signature=[tf.TensorSpec([None, None, 47, 3], tf.uint8)])
+    np.testing.assert_allclose(narrow(pixels), layer(pixels), atol=0.01)
+
+
 def test_a_large_image_is_shrunk_before_a_part_of_it_is_taken():
     stripes = np.zeros((1, 200, 200, 1), np.uint8)
     stripes[:, :, ::2] = 255
-    drawn = draw_augmentation(
-        AugmentConfig(), 1, image_size=32, rng=np.random.default_rng(0), crop=0.8, native=(200, 200)
-    )
+    drawn = draw_augmentation(AugmentConfig(), 1, image_size=32, rng=np.random.default_rng(0), crop=0.8, native=200)
     found = np.asarray(FaceInput(32, Preprocessing().as_dict(), crop=0.8).augment(stripes, drawn, fill="nearest"))
     assert np.abs(found - 127.5).max() < 8
 
@@ -264,7 +321,7 @@ def test_drawn_parts_are_the_very_pixels_in_one_kernel_too():
     images = np.random.default_rng(9).integers(0, 256, (50, 48, 48, 1)).astype(np.uint8)
     layer = FaceInput(40, Preprocessing(scale=1.0).as_dict(), crop=0.8333)
     drawn = draw_augmentation(
-        AugmentConfig(mirror=0.5), 50, image_size=40, rng=np.random.default_rng(3), crop=0.8333, native=(48, 48)
+        AugmentConfig(mirror=0.5), 50, image_size=40, rng=np.random.default_rng(3), crop=0.8333, native=48
     )
     found = tf.function(lambda pixels, changes: layer.prepare(pixels, changes, fill="constant"))(images, drawn)
     assert np.array_equal(found, layer.prepare(images, drawn, fill="constant"))

@@ -31,7 +31,7 @@ def test_table_has_the_names_of_the_schema():
 
 
 def test_mirror_is_the_mean_of_the_image_and_its_flip():
-    images, classifier = draw_images(5, 20, 30, 1), FakeClassifier()
+    images, classifier = draw_images(5, 20, 20, 1), FakeClassifier()
     found = predict_views(classifier, images, "mirror", batch_size=7)
     expected = (classifier.predict(images) + classifier.predict(images[:, :, ::-1])) / 2
     assert np.allclose(found, expected)
@@ -42,14 +42,33 @@ def test_mirror_is_the_mean_of_the_image_and_its_flip():
 
 
 def test_ten_crops_are_four_corners_the_centre_and_their_flips():
-    images, classifier = draw_images(2, 48, 40, 1), FakeClassifier()
+    images, classifier = draw_images(2, 48, 48, 1), FakeClassifier()
     found = predict_views(classifier, images, "ten_crop")
-    assert [shown.shape for shown in classifier.shown] == [(2, 43, 36, 1)] * 10
+    assert [shown.shape for shown in classifier.shown] == [(2, 43, 43, 1)] * 10
     plain, flipped = classifier.shown[::2], classifier.shown[1::2]
     assert all(np.array_equal(a, np.flip(b, axis=2)) for a, b in zip(plain, flipped, strict=True))
-    corners = [images[:, :43, :36], images[:, :43, 4:], images[:, 5:, :36], images[:, 5:, 4:], images[:, 2:45, 2:38]]
+    corners = [images[:, :43, :43], images[:, :43, 5:], images[:, 5:, :43], images[:, 5:, 5:], images[:, 2:45, 2:45]]
     assert all(np.array_equal(a, b) for a, b in zip(plain, corners, strict=True))
     assert np.allclose(found, np.mean([FakeClassifier().predict(shown) for shown in classifier.shown], axis=0))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("shape", [(2, 41, 30, 1), (2, 30, 41, 3), (1, 20, 160), (1, 48, 48)])
+def test_views_of_oblong_images_are_those_of_the_square_that_is_seen(view, shape):
+    """Of pixels that the classifier never sees there is no view; a flip is one of the square, to the pixel."""
+    images, side = draw_images(*shape), min(shape[1:3])
+    top, left = (shape[1] - side) // 2, (shape[2] - side) // 2
+    cropped, squares = FakeClassifier(), FakeClassifier()
+    found = predict_views(cropped, images, view)
+    expected = predict_views(squares, images[:, top : top + side, left : left + side], view)
+    assert np.array_equal(found, expected)
+    padded, whole = FakeClassifier(), FakeClassifier()
+    padded.aspect = "pad"
+    above, before = ((max(shape[1:3]) - length) // 2 for length in shape[1:3])
+    rows = np.clip(np.arange(max(shape[1:3])) - above, 0, shape[1] - 1)
+    columns = np.clip(np.arange(max(shape[1:3])) - before, 0, shape[2] - 1)
+    expected = predict_views(whole, images[:, rows][:, :, columns], view)
+    assert np.array_equal(predict_views(padded, images, view), expected)
 
 
 @pytest.mark.parametrize("view", VIEWS)

@@ -30,6 +30,7 @@ class Brightness:
     labels = LABELS
     channels = 1
     image_size = 16
+    aspect = "crop"
     temperature_fit = None
 
     def __init__(self) -> None:
