@@ -34,7 +34,7 @@ def prepare_faces(bundle: DataBundle, config: FacesConfig, *, say: Callable[[str
     The face is the largest one found; aligned by the eyes, or the square around its box. Where none is
     found the whole image stays (its centred square), and how many these are is a note of the bundle.
     The step depends on each image's own pixels alone, so it can stand before any split; and it stands
-    before one, so that twins are searched for in what is trained on: copies stay copies, and what the
+    before one, so that duplicates are searched for in what is trained on: copies stay copies, and what the
     crop or the light made differ may become alike.
 
     What was done once is kept in $DLFER_CACHE, or ~/.cache/dlfer, for the very same images and section.

@@ -8,7 +8,9 @@ from typing import Any
 
 from dlfer.errors import ModelError
 from dlfer.report.page import read_json
-from dlfer.runs.run import DATA_FILE, METRICS_FILE
+from dlfer.runs import records
+from dlfer.runs.records import METRICS_FILE
+from dlfer.runs.run import DATA_FILE
 
 _WORDS = {
     dict: "an object",
@@ -42,7 +44,7 @@ def read_metrics(folder: Path) -> dict:
         ModelError: it holds something else.
     """
     path = folder / METRICS_FILE
-    found = _read_object(path)
+    found = records.read_metrics(folder) or {}
     _check(path, "banner", found.get("banner"), str | None)
     abstain = found.get("abstain")
     _check(path, "abstain", abstain, dict | None)

@@ -328,7 +328,7 @@ def test_the_digest_is_that_of_the_result(write):
         ({"protocol": "official", "split": "after_balance"}, "puts copies of one image into training and into test"),
         ({"soft_targets": "ferplus"}, "without a file of votes"),
         ({"soft_share": 0.5}, "belongs to soft_targets"),
-        ({"protocol": "paper", "split": "after_balance", "drop_twins": True}, "whose copies are twins"),
+        ({"protocol": "paper", "split": "after_balance", "drop_duplicates": True}, "puts duplicates on both sides"),
         ({"protocol": "paper"}, "needs one of after_balance, official_80_20"),
         ({"protocol": "paper", "split": "official_80_20", "select_on": 0.1}, "selects on a fifth of training"),
         ({"protocol": "paper", "split": "after_balance"}, "Set balance: augment"),

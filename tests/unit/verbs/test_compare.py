@@ -112,12 +112,12 @@ def test_images_that_one_lacks_are_left_out_and_told(make_run):
 
 def test_other_protocols_and_banners_are_warned_of(make_run):
     a = make_run("a", test=draw(0.7))
-    b = make_run("b", test=draw(0.9, seed=1), protocol="paper", banner="7 of 300 test images have a twin.")
+    b = make_run("b", test=draw(0.9, seed=1), protocol="paper", banner="7 of 300 test images have a duplicate.")
     notes = compare_runs(names(a, b))["notes"]
     assert notes == [
         f"Warning: the runs differ in protocol (a/{a.path.name}: official; b/{b.path.name}: paper).",
         "Warning: a banner stands on some of the runs only; their figures do not mean the same.",
-        f"b/{b.path.name}: 7 of 300 test images have a twin.",
+        f"b/{b.path.name}: 7 of 300 test images have a duplicate.",
     ]
 
 
