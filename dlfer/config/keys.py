@@ -126,19 +126,23 @@ def rename_key(dotted: str) -> str:
     return whole.strip(".")
 
 
-def rename_keys(tree: dict[str, Any], above: str = "") -> dict[str, Any]:
-    """Return a tree of sections with the present names of all keys, dotted ones within it included.
+def rename_keys(tree: Any, above: str = "") -> Any:
+    """Return a tree of sections with the present names of all keys, those in lists and dotted ones included.
 
     Args:
-        tree: as an experiment file holds it.
+        tree: as an experiment file holds it, or a part of it; plain values are returned as they are.
         above: the dotted key of the tree itself.
     """
+    if isinstance(tree, list):
+        return [rename_keys(item, above) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
     renamed = {}
     for key, value in tree.items():
         dotted = f"{above}.{key}" if above else str(key)
         present = rename_key(dotted)
         name = ".".join(present.split(".")[-len(str(key).split(".")) :]) if present != dotted else key
-        renamed[name] = rename_keys(value, dotted) if isinstance(value, dict) else value
+        renamed[name] = rename_keys(value, dotted)
     return renamed
 
 

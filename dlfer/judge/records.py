@@ -66,4 +66,4 @@ def _check(path: Path, what: str, value: Any, kind: Any) -> None:
     """Raise ModelError unless a value read is of a kind, and finite where it is a number."""
     is_number = isinstance(value, int | float)
     if not isinstance(value, kind) or isinstance(value, bool) or (is_number and not math.isfinite(value)):
-        raise ModelError(f"{path}: {what}: found {str(value)[:60]!r}, expected {_WORDS[kind]}. Get the model anew.")
+        raise ModelError(f"{path}: {what}: found {str(value)[:60]!r}, expected {_WORDS[kind]}. Get the model again.")

@@ -80,11 +80,11 @@ def _upgrade_leak(leak: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _upgrade_twins(twins: Any, values: Mapping[str, Any]) -> dict[str, Any] | None:
     test = values.get("test")
-    if not isinstance(twins, dict) or not test:
+    if not isinstance(test, dict) or not isinstance(twins, dict) or "near_or_mirrored" not in twins:
         return None
-    exact = None if values.get("protocol") == "paper" else twins["exact"]
+    exact = None if values.get("protocol") == "paper" else twins.get("exact")
     in_train = {"exact": exact, "augmented": None, "any": twins["near_or_mirrored"]}
-    return {"split": "test", "n": test["n"], "in_train": in_train, "in_selection": None, "in_either": None}
+    return {"split": "test", "n": test.get("n"), "in_train": in_train, "in_selection": None, "in_either": None}
 
 
 def _read_object(path: Path) -> dict[str, Any] | None:
@@ -95,5 +95,5 @@ def _read_object(path: Path) -> dict[str, Any] | None:
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: not JSON ({error}). The run is damaged; run the experiment again.") from error
     if not isinstance(values, dict):
-        raise ModelError(f"{path}: found {str(values)[:60]!r}, expected an object. Run the experiment again.")
+        raise ModelError(f"{path}: the file: found {str(values)[:60]!r}, expected an object. Get the model again.")
     return values

@@ -40,6 +40,9 @@ PLANTS = {
 }
 
 
+IDS = ["0.png", "1.png", "0.png#1", "0.png#2", "1.png#1#1", "2.png"]
+
+
 def is_duplicate(first: np.ndarray, second: np.ndarray) -> bool:
     """Say it as the definition does, one pair at a time, in double precision."""
     if first.shape == second.shape and (first == second).all():
@@ -88,6 +91,30 @@ def test_groups_are_the_components_of_brute_force(rows, side, random):
     found = group_duplicates(images[order])
     for place, row in enumerate(order):
         assert {order[other] for other in np.flatnonzero(found == found[place])} == groups[row]
+
+
+named = st.tuples(st.integers(0, 2), st.sampled_from(["exact", "contrast", "flipped", "new"]), st.sampled_from(IDS))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(named, min_size=1, max_size=5, unique_by=lambda row: row[2]), min_size=2, max_size=3))
+def test_the_audit_counts_by_the_same_relation(parts):
+    """Ids may recur among splits, as those of two folders with a "0.png" each, and may be those of augmented copies."""
+    splits = []
+    for number, rows in enumerate(parts):
+        images = np.stack([PLANTS[kind](draw_face(seed, 32)) for seed, kind, _ in rows])
+        ids = np.array([name for _, _, name in rows])
+        splits.append(Split(str(number), images, np.zeros(len(rows), np.int64), ids))
+    survey = survey_images(splits)
+    for left in range(len(splits)):
+        for right in range(len(splits)):
+            reference, split = splits[left], splits[right]
+            if left == right:
+                continue
+            expected = find_duplicates(split.images, reference.images, ids=split.ids, reference_ids=reference.ids)
+            found = survey.find_duplicates(left, right)
+            for kind in ("exact", "augmented", "any"):
+                assert getattr(found, kind).tolist() == getattr(expected, kind).tolist(), kind
 
 
 def test_the_planted_duplicates_are_what_their_names_say():

@@ -145,3 +145,25 @@ def test_components_of_a_graph_are_the_same_however_they_come(monkeypatch):
     first, second = whole.compute_groups(), parts.compute_groups()
     assert len(set(zip(first.tolist(), second.tolist(), strict=True))) == len(set(first.tolist())) > 10
     assert len(set(second.tolist())) == len(set(first.tolist()))
+
+
+def test_an_id_that_recurs_without_a_copy_is_two_sources():
+    numbers = number_sources(np.array(["0.png", "1.png", "0.png", "1.png", "1.png#3"]))
+    assert numbers[1] == numbers[3] == numbers[4]
+    assert len({numbers[0], numbers[1], numbers[2]}) == 3
+
+
+def test_groups_run_through_arrays_of_different_shapes():
+    small, large = _faces(3), _faces(2, seed=7, side=96)
+    large[1] = small[0].repeat(2, axis=0).repeat(2, axis=1)
+    groups = group_duplicates([small, large], np.array(["a", "b", "c", "c#1", "d"]))
+    assert groups[0] == groups[4]
+    assert groups[2] == groups[3]
+    assert len(set(groups.tolist())) == 3
+
+
+def test_either_of_two_is_their_union():
+    images = _faces(4)
+    first, second = (find_duplicates(images, images[row : row + 1][:, :, ::-1]) for row in (1, 3))
+    assert (first | second).any.tolist() == [False, True, False, True]
+    assert (first | second).count() == {"exact": 0, "augmented": 0, "any": 2}

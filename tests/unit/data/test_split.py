@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from dlfer.config.schema import DataConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.split import apply_protocol, draw_fraction, draw_indices, draw_subset
+from dlfer.data.duplicates import find_duplicates
+from dlfer.data.split import apply_protocol, draw_fraction, draw_indices, draw_subset, drop_duplicates
 from dlfer.errors import DataError, ProtocolError
 
 CLASSES = 4
@@ -249,3 +251,53 @@ def test_fraction_does_not_depend_on_the_order_of_rows():
     found = [draw_fraction(some, 0.5, seed=1) for some in (bundle, other)]
     assert _ids(found[0].train) == _ids(found[1].train)
     assert _ids(draw_fraction(bundle, 0.5, seed=2).train) != _ids(found[0].train)
+
+
+def _chain() -> np.ndarray:
+    """Return uint8 [3, 48, 48, 1]: the first and the last are duplicates of the second, but not of each other."""
+    rng = np.random.default_rng(0)
+    smooth = [ndimage.gaussian_filter(rng.normal(size=(48, 48)), 3) for _ in range(2)]
+    start, other = (128 + 45 * noise / noise.std() for noise in smooth)
+    images = [np.clip((1 - share) * start + share * other, 0, 255).astype(np.uint8) for share in (0, 0.14, 0.26)]
+    return np.stack(images)[..., None]
+
+
+def _unlike(name: str, count: int, seed: int, ids: list[str] | None = None) -> Split:
+    images = np.random.default_rng(seed).integers(0, 256, (count, 48, 48, 1), dtype=np.uint8)
+    named = ids or [f"{name}/{row}" for row in range(count)]
+    return Split(name, images, np.arange(count) % 2, np.array(named))
+
+
+def test_the_ends_of_the_chain_are_not_duplicates_of_each_other():
+    a, b, c = (image[None] for image in _chain())
+    assert find_duplicates(a, b).any[0]
+    assert find_duplicates(b, c).any[0]
+    assert not find_duplicates(a, c).any[0]
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+@pytest.mark.parametrize("between", ["train", "validation", "test"])
+def test_train_images_that_a_chain_connects_to_validation_or_test_are_dropped(part, between):
+    """A is in train and C is judged on; B, a duplicate of both, is in train or is judged on itself."""
+    splits = {"train": _unlike("train", 6, 0), "validation": _unlike("validation", 4, 1), "test": _unlike("test", 4, 2)}
+    a, b, c = _chain()
+    splits["train"].images[0], splits[between].images[1], splits[part].images[2] = a, b, c
+    found = drop_duplicates(DataBundle("arrays", ("a", "b"), **splits))
+    dropped = {"train/0", "train/1"} if between == "train" else {"train/0"}
+    assert set(found.train.ids.tolist()) == set(splits["train"].ids.tolist()) - dropped
+    assert (found.validation, found.test) == (splits["validation"], splits["test"])
+    assert f"train: {len(dropped)} of 6 images left out" in found.notes[-1]
+
+
+def test_copies_by_id_are_dropped_and_ids_that_merely_recur_are_not():
+    train = _unlike("train", 3, 0, ["0.png", "1.png", "2.png#1"])
+    validation = _unlike("validation", 2, 1, ["0.png", "2.png"])
+    found = drop_duplicates(DataBundle("arrays", ("a", "b"), train, validation, None))
+    assert found.train.ids.tolist() == ["0.png", "1.png"]
+
+
+def test_a_chain_within_train_alone_is_kept():
+    train = _unlike("train", 4, 0)
+    train.images[:3] = _chain()
+    bundle = DataBundle("arrays", ("a", "b"), train, _unlike("validation", 2, 1), None)
+    assert drop_duplicates(bundle).train.ids.tolist() == train.ids.tolist()
