@@ -93,10 +93,12 @@ def audit(
         Path | None, typer.Option("--html", metavar="OUT", help="Write a page with the images that it is about.")
     ] = None,
     groups_out: Annotated[
-        Path | None, typer.Option("--write-groups", metavar="OUT", help="Write the group of duplicates of each image (csv).")
+        Path | None,
+        typer.Option("--write-groups", metavar="OUT", help="Write the group of duplicates of each image (csv)."),
     ] = None,
     split_out: Annotated[
-        Path | None, typer.Option("--write-split", metavar="OUT", help="Write a split that keeps duplicates together (csv).")
+        Path | None,
+        typer.Option("--write-split", metavar="OUT", help="Write a split that keeps duplicates together (csv)."),
     ] = None,
 ) -> None:
     """Look into data: duplicates and leaks, contradicting labels, empty images, outliers, votes of annotators."""

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlfer.data.bundle import Split
-from dlfer.data.outliers import compute_light
 from dlfer.data.duplicates import (
     Components,
     Duplicates,
@@ -19,6 +18,7 @@ from dlfer.data.duplicates import (
     split_ids,
     to_grey,
 )
+from dlfer.data.outliers import compute_light
 
 _MOST_PAIRS = 2000
 _BLOCK = 1024

@@ -23,9 +23,7 @@ def find_without(metrics: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
 def format_without(scores: Mapping[str, Any]) -> str:
     """Return the accuracy of `find_without` with its interval and n: "69.1 % (95 % 67.4 to 70.7, n = 3,201)"."""
     accuracy = scores["accuracy"]
-    return (
-        f"{format_percent(accuracy['value'])} (95 % {format_interval(accuracy)}, n = {format_count(scores['n'])})"
-    )
+    return f"{format_percent(accuracy['value'])} (95 % {format_interval(accuracy)}, n = {format_count(scores['n'])})"
 
 
 def name_left_out(duplicates: Mapping[str, Any] | None) -> str:
@@ -62,10 +60,10 @@ def list_kinds(counts: Mapping[str, Any]) -> str:
     """Return the numbers of exact copies, and of augmented ones if there are any, in brackets; "" if not known.
 
     Args:
-        counts: {"exact", "augmented"}, as `Duplicates.count` returns them; None where a number is not known.
+        counts: {"exact", "augmented", "any"}, as `Duplicates.count` returns them; None where a number is not known.
     """
     kinds = []
-    if counts.get("exact") is not None:
+    if counts.get("exact") is not None and counts["any"]:
         kinds.append(f"{format_count(counts['exact'])} an exact copy")
     if counts.get("augmented"):
         kinds.append(f"{format_count(counts['augmented'])} an augmented copy")

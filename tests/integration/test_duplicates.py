@@ -66,7 +66,10 @@ def has_duplicate(image: np.ndarray, others: np.ndarray) -> bool:
     for other in others:
         if (image == other).all():
             return True
-        if min(image.std(), other.std()) >= 8 and max(correlate(image, other), correlate(image, other[:, ::-1])) >= 0.98:
+        if (
+            min(image.std(), other.std()) >= 8
+            and max(correlate(image, other), correlate(image, other[:, ::-1])) >= 0.98
+        ):
             return True
     return False
 
@@ -123,7 +126,9 @@ def test_data_metrics_banner_and_audit_give_the_same_number(run, expected):
 
 
 def test_report_and_card_give_the_same_number(run, expected):
-    sentence = f"{expected['train']} of 60 test images ({100 * expected['train'] / 60:.1f} %) have a duplicate in training"
+    sentence = (
+        f"{expected['train']} of 60 test images ({100 * expected['train'] / 60:.1f} %) have a duplicate in training"
+    )
     report, card = read_text(run / "report.html"), read_text(run / "model" / "MODEL_CARD.md")
     for text in (report, card):
         assert sentence in text

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlfer.data import near_pairs
-from dlfer.data.near_pairs import iterate_pairs, flip_signatures
+from dlfer.data.near_pairs import flip_signatures, iterate_pairs
 
 CORRELATIONS = [0.9, 0.97, 0.98 - 1e-3, 0.98 - 1e-6, 0.98 - 3e-8, 0.98, 0.98 + 3e-8, 0.98 + 1e-6, 0.98 + 1e-3, 1.0]
 

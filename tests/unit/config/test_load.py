@@ -377,11 +377,13 @@ def test_the_record_of_an_earlier_version_is_read_with_the_present_names(write):
     former = dump_experiment(load_experiment(write(SMALL), {"finetune.data.drop_duplicates": True}))
     former = former.replace("drop_duplicates", "drop_twins")
     assert "sweep: null" in former
-    file = write(former.replace("sweep: null", "sweep: {cells: {no twins: {finetune.data.drop_twins: false}}}"), "old.yaml")
+    file = write(
+        former.replace("sweep: null", "sweep: {cells: {no twins: {finetune.data.drop_twins: false}}}"), "old.yaml"
+    )
     found = load_recorded_experiment(file)
     assert found.finetune.data.drop_duplicates is True
     assert found.sweep.cells == {"no twins": {"finetune.data.drop_duplicates": False}}
-    with pytest.raises(ConfigError, match="renamed to finetune.data.drop_duplicates"):
+    with pytest.raises(ConfigError, match=r"renamed to finetune\.data\.drop_duplicates"):
         load_experiment(file)
 
 

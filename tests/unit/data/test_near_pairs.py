@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from dlfer.data import near_pairs
-from dlfer.data.near_pairs import iterate_pairs, flip_signatures
+from dlfer.data.near_pairs import flip_signatures, iterate_pairs
 
 
 def draw_signatures(count: int, seed: int = 0, smooth: float = 3.0) -> np.ndarray:

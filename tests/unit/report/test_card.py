@@ -67,7 +67,9 @@ def test_the_metadata_loads_and_holds_the_figures_of_the_metrics(run):
         names = [result.metric_name for result in results if result.metric_type == "accuracy"]
         assert names == [f"accuracy (95 % {figure['low']:.3f} to {figure['high']:.3f}, n = {metrics[part]['n']})"]
     assert {result.dataset_name for result in whole} == {"fer2013 PrivateTest"}
-    assert {result.dataset_name for result in without} == {"fer2013 PrivateTest, images without a duplicate in training or validation"}
+    assert {result.dataset_name for result in without} == {
+        "fer2013 PrivateTest, images without a duplicate in training or validation"
+    }
 
 
 def test_the_card_tells_use_terms_protocol_figures_and_limits(run):

@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from dlfer.errors import DataError, ModelError
+from dlfer.report.card import write_card
 from dlfer.report.html import write_report
 from dlfer.report.pictures import write_augmented_page
+from dlfer.verbs.show import describe_run, format_metrics
 
 
 class Page(HTMLParser):
@@ -256,6 +258,51 @@ def test_metrics_of_earlier_versions_are_reported(tmp_path, run_maker, extras, a
     assert ("Abstaining, test" in page.text) == (absent not in ("selective", "all"))
 
 
+def test_metrics_and_audit_with_the_keys_of_an_earlier_version_are_reported(tmp_path, run_maker, model_writer):
+    run = model_writer(run_maker(tmp_path / "run"))
+    metrics, audit = read_metrics(run), json.loads((run / "audit.json").read_text())
+    metrics["test_without_twins"] = metrics.pop("test_without_duplicates")
+    metrics["twins"] = {"exact": 4, "near_or_mirrored": 6}
+    del metrics["duplicates"], metrics["validation_without_duplicates"]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    (run / "audit.json").write_text(
+        json.dumps(audit | {"leaks": {"Training->PrivateTest": {"exact": 4, "near_or_mirrored": 6}}})
+    )
+    page, card = read_page(write_report(run)).text, write_card(run).read_text()
+    for text in (page, card):
+        assert "6 of 60 test images (10.0 %) have a duplicate in training (4 an exact copy)." in text
+        assert "have one in validation" not in text
+    assert "6 of 60 images of PrivateTest (10.0 %) have a duplicate in Training (4 an exact copy)." in page
+    without = metrics["test_without_twins"]["accuracy"]
+    assert f"without duplicates {100 * without['value']:.1f} % (95 % {100 * without['low']:.1f} to" in page
+    assert "test without duplicates, n = 53" in card
+    shown = describe_run(str(run), tmp_path)
+    assert "test without duplicates accuracy (n = 53)" in shown
+
+
+def test_validation_that_judges_has_a_value_without_duplicates_with_its_interval(tmp_path, run_maker):
+    run = run_maker(tmp_path / "run", parts=("train", "validation"))
+    page, metrics = read_page(write_report(run)).text, read_metrics(run)
+    without = metrics["validation_without_duplicates"]["accuracy"]
+    value, low, high = (f"{100 * without[key]:.1f}" for key in ("value", "low", "high"))
+    assert f"without duplicates {value} % (95 % {low} to {high}, n = 55)" in page
+    assert '"Without duplicates" leaves out those with one in training.' in page
+    value, low, high = (f"{100 * without[key]:.2f}" for key in ("value", "low", "high"))
+    assert f"validation without duplicates (n = 55): accuracy {value} % [{low}, {high}]" in format_metrics(metrics)
+
+
+def test_without_any_duplicate_there_is_no_second_headline(tmp_path, run_maker):
+    run = run_maker(tmp_path / "run")
+    metrics = read_metrics(run)
+    none = {"exact": 0, "augmented": 0, "any": 0}
+    metrics["duplicates"] |= {"in_train": none, "in_selection": none, "in_either": none}
+    metrics["test_without_duplicates"] = metrics["test"]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    page = read_page(write_report(run)).text
+    assert "0 of 60 test images (0.0 %) have a duplicate in training;" in page
+    assert not re.search(r"without duplicates \d", page)
+
+
 def test_unreached_thresholds_and_unfitted_temperatures_are_said(tmp_path, run_maker):
     run = change_metrics(run_maker(tmp_path / "run"), temperature=None, abstain=None)
     metrics = read_metrics(run)
@@ -300,7 +347,9 @@ def test_without_a_test_part_every_heading_says_validation(tmp_path, run_maker):
 
 
 def test_banner_and_warnings_stand_in_a_box_and_are_escaped(tmp_path, run_maker):
-    run = run_maker(tmp_path / "run", banner="No clean test: <b>6 duplicates</b>", warnings=["Faces stand in for fer2013."])
+    run = run_maker(
+        tmp_path / "run", banner="No clean test: <b>6 duplicates</b>", warnings=["Faces stand in for fer2013."]
+    )
     source = write_report(run).read_text()
     box = source.split('<div class="banner"')[1].split("</div>")[0]
     assert "No clean test: &lt;b&gt;6 duplicates&lt;/b&gt;" in box

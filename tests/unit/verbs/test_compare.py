@@ -121,6 +121,12 @@ def test_other_protocols_and_banners_are_warned_of(make_run):
     ]
 
 
+def test_runs_of_an_earlier_version_do_not_differ_by_the_name_of_duplicates(make_run):
+    a = make_run("a", test=draw(0.7), selected_on="0.1 of Training (twins kept together)", twins=None)
+    b = make_run("b", test=draw(0.9, seed=1), selected_on="0.1 of Training (duplicates kept together)")
+    assert not [note for note in compare_runs(names(a, b))["notes"] if note.startswith("Warning")]
+
+
 def test_a_run_against_itself_is_not_told_apart(make_run):
     run = make_run(test=draw(0.7))
     result = compare_runs(names(run, run))
