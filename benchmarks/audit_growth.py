@@ -1,12 +1,12 @@
-"""How the audit of a data set grows with its size, in time and in memory, and whether it finds the twins at each.
+"""How the audit of a data set grows with its size, in time and in memory, and whether it finds the duplicates at each.
 
     python benchmarks/audit_growth.py                                     # 35,887, 100,000 and 300,000 rows
     python benchmarks/audit_growth.py 2000 4000 --rounds 1
     OMP_NUM_THREADS=1 python benchmarks/audit_growth.py 100000 300000 1000000 --search --rounds 1
 
 The rows are drawn: mixtures of drawn faces under soft random light, so that all are alike as faces are and none is nearly
-another. A hundredth of them stands in PublicTest and has a twin in Training: byte for byte, in other light with a
-little noise, or mirrored; each kind a third. With --search the search for near and mirrored twins alone is timed, among
+another. A hundredth of them stands in PublicTest and has a duplicate in Training: byte for byte, in other light with a
+little noise, or flipped; each kind a third. With --search the search for near and flipped duplicates alone is timed, among
 signatures without their images: 1,000,000 rows need 2.4 GB. Each size is a process of its own, by turns, as peak memory
 needs it; on Linux. The exponent is the slope of a line through the logarithms: 1 is linear growth, 2 quadratic.
 """
@@ -23,13 +23,13 @@ import numpy as np
 from timing import add_options, run_process, tell_row, write_figures
 
 SIZES = (35_887, 100_000, 300_000)
-KINDS = ("exact", "near", "mirrored")
+KINDS = ("exact", "near", "flipped")
 SIDE, COARSE, BLOCK = 48, 6, 1024
 NUM_FACES = 256
 
 
 def draw_rows(num_rows: int, rng: np.random.Generator) -> np.ndarray:
-    """Return uint8 [N, 48, 48, 1] of which no two are twins."""
+    """Return uint8 [N, 48, 48, 1] of which no two are duplicates."""
     from dlfer.config.names import FER2013_LABELS
     from dlfer.data.synthetic_faces import draw_face
 
@@ -49,14 +49,14 @@ def draw_rows(num_rows: int, rng: np.random.Generator) -> np.ndarray:
     return rows
 
 
-def make_twins(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Return uint8 [N, 48, 48, 1], twins of `images`: the kinds of KINDS by turns."""
-    twins = images.astype(np.float32)
+def make_duplicates(images: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Return uint8 [N, 48, 48, 1], duplicates of `images`: the kinds of KINDS by turns."""
+    duplicates = images.astype(np.float32)
     factor = rng.uniform(0.8, 1.0, (len(images), 1, 1, 1)).astype(np.float32)
-    changed = (twins - 128) * factor + 128 + rng.normal(0, 2, twins.shape).astype(np.float32)
-    twins[1::3] = changed[1::3]
-    twins[2::3] = changed[2::3, :, ::-1]
-    return np.clip(np.round(twins), 0, 255).astype(np.uint8)
+    changed = (duplicates - 128) * factor + 128 + rng.normal(0, 2, duplicates.shape).astype(np.float32)
+    duplicates[1::3] = changed[1::3]
+    duplicates[2::3] = changed[2::3, :, ::-1]
+    return np.clip(np.round(duplicates), 0, 255).astype(np.uint8)
 
 
 def forget_peak() -> None:
@@ -70,14 +70,14 @@ def read_peak() -> float:
     return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
 
 
-def tell_cost(start: float, cpu: float, before: float, *, num_twins: int) -> dict:
-    """Return what was spent since `start` and `cpu`, on both clocks and in memory, and how many twins of each kind there are."""
+def tell_cost(start: float, cpu: float, before: float, *, num_duplicates: int) -> dict:
+    """Return what was spent since `start` and `cpu`, on both clocks and in memory, and how many duplicates of each kind there are."""
     return {
         "seconds": time.perf_counter() - start,
         "cpu_seconds": time.process_time() - cpu,
         "peak_megabytes": read_peak(),
         "megabytes_before": before,
-        "planted": {kind: len(range(number, num_twins, 3)) for number, kind in enumerate(KINDS)},
+        "planted": {kind: len(range(number, num_duplicates, 3)) for number, kind in enumerate(KINDS)},
     }
 
 
@@ -90,10 +90,10 @@ def audit(num_rows: int, seed: int) -> dict:
 
     rng = np.random.default_rng(seed)
     images = draw_rows(num_rows, rng)
-    num_test, num_twins = num_rows // 10, num_rows // 100
-    twins = slice(num_rows - num_twins, num_rows)
-    sources = rng.choice(num_rows - num_test, num_twins, replace=False)
-    images[twins] = make_twins(images[sources], rng)
+    num_test, num_duplicates = num_rows // 10, num_rows // 100
+    duplicates = slice(num_rows - num_duplicates, num_rows)
+    sources = rng.choice(num_rows - num_test, num_duplicates, replace=False)
+    images[duplicates] = make_duplicates(images[sources], rng)
     targets = np.arange(num_rows) % 7
     ids = np.array([f"{row}" for row in range(num_rows)])
     cut = num_rows - num_test
@@ -106,8 +106,9 @@ def audit(num_rows: int, seed: int) -> dict:
     survey = survey_images(parts)
     surveyed = time.perf_counter() - start
     audited = audit_parts(parts, FER2013_LABELS, survey=survey)
-    figures = tell_cost(start, cpu, before, num_twins=num_twins)
-    exact, near = (found[-num_twins:] for found in survey.find_leaks(0, 1))
+    figures = tell_cost(start, cpu, before, num_duplicates=num_duplicates)
+    planted = survey.find_duplicates(0, 1)
+    exact, near = planted.exact[-num_duplicates:], planted.any[-num_duplicates:]
     leaks = audited["leaks"]["Training->PublicTest"]
     return {
         **figures,
@@ -115,35 +116,35 @@ def audit(num_rows: int, seed: int) -> dict:
         "found": {
             kind: int((exact if kind == "exact" else near)[number::3].sum()) for number, kind in enumerate(KINDS)
         },
-        "not_planted": leaks["near_or_mirrored"] - int(near.sum()),
+        "not_planted": leaks["any"] - int(near.sum()),
     }
 
 
 def search(num_rows: int, seed: int) -> dict:
-    """Look for near and mirrored twins among the signatures of so many rows; return time, memory and what was found."""
-    from dlfer.data.twins import SIGNATURE_SIDE, compute_signatures, iterate_near_pairs
+    """Look for near and flipped duplicates among the signatures of so many rows; return time, memory and what was found."""
+    from dlfer.data.duplicates import SIGNATURE_SIDE, compute_signatures, iterate_near_pairs
 
     rng = np.random.default_rng(seed)
-    num_twins = num_rows // 100
+    num_duplicates = num_rows // 100
     signatures, textured = np.empty((num_rows, SIGNATURE_SIDE**2), np.float32), np.empty(num_rows, bool)
     for start in range(0, num_rows, 50 * BLOCK):
         images = draw_rows(min(50 * BLOCK, num_rows - start), rng)
         if not start:
-            sources = images[:num_twins].copy()
+            sources = images[:num_duplicates].copy()
         rows = slice(start, start + len(images))
         signatures[rows], textured[rows] = compute_signatures(images)
-    twins = slice(num_rows - num_twins, num_rows)
-    signatures[twins], textured[twins] = compute_signatures(make_twins(sources, rng))
+    duplicates = slice(num_rows - num_duplicates, num_rows)
+    signatures[duplicates], textured[duplicates] = compute_signatures(make_duplicates(sources, rng))
     forget_peak()
     before, start, cpu = read_peak(), time.perf_counter(), time.process_time()
     found, others = dict.fromkeys(KINDS, 0), 0
-    for left, right, mirrored in iterate_near_pairs(signatures, textured):
-        planted = right - left == num_rows - num_twins
+    for left, right, flipped in iterate_near_pairs(signatures, textured):
+        planted = right - left == num_rows - num_duplicates
         kinds = left[planted] % 3
         others += int((~planted).sum())
         for number, kind in enumerate(KINDS):
-            found[kind] += int((kinds == number).sum()) if mirrored == (kind == "mirrored") else 0
-    figures = tell_cost(start, cpu, before, num_twins=num_twins)
+            found[kind] += int((kinds == number).sum()) if flipped == (kind == "flipped") else 0
+    figures = tell_cost(start, cpu, before, num_duplicates=num_duplicates)
     return {**figures, "survey_seconds": figures["seconds"], "found": found, "not_planted": others}
 
 
@@ -161,7 +162,7 @@ def measure(sizes: list[int], rounds: int, *, kind: str = "audit") -> list[dict]
         for key in ("seconds", "survey_seconds", "cpu_seconds", "peak_megabytes", "megabytes_before"):
             row[key] = round(float(np.median([one[key] for one in done])), 2)
         row["megabytes_of_images"] = round(size * SIDE * SIDE / 2**20, 1)
-        # The least that any round found: a twin that is missed once is missed.
+        # The least that any round found: a duplicate that is missed once is missed.
         row |= {"planted": done[0]["planted"], "found": {k: min(one["found"][k] for one in done) for k in KINDS}}
         row["not_planted"] = max(one["not_planted"] for one in done)
         tell_row(row, rows)
@@ -183,7 +184,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("sizes", nargs="*", type=int, default=SIZES, metavar="ROWS")
     parser.add_argument("--child", nargs=2, type=int, metavar=("ROWS", "SEED"), help=argparse.SUPPRESS)
-    parser.add_argument("--search", action="store_true", help="time the search for near and mirrored twins alone")
+    parser.add_argument("--search", action="store_true", help="time the search for near and flipped duplicates alone")
     add_options(parser, rounds=3)
     given = parser.parse_args()
     if given.child:
@@ -195,7 +196,7 @@ def main() -> None:
     write_figures(given.json, rows, "numpy", "scipy")
     missed = [row["rows"] for row in rows if "found" in row and row["found"] != row["planted"]]
     if missed:
-        sys.exit(f"Planted twins were missed at {', '.join(map(str, missed))} rows.")
+        sys.exit(f"Planted duplicates were missed at {', '.join(map(str, missed))} rows.")
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ import numpy as np
 from dlfer.config.load import load_experiment, with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.duplicates import find_duplicates
 from dlfer.data.sources import load_data
-from dlfer.data.twins import find_copies, find_twins
 from dlfer.evaluate.intervals import compute_wilson_interval
 from dlfer.evaluate.predictions import read_predictions
 from dlfer.files.atomic import write_atomically
@@ -62,7 +62,7 @@ def main() -> None:
         print("\n".join(format_table(arguments.out)))
         return
     table = arguments.out / f"{arguments.what}.json"
-    rows = json.loads(table.read_text()) if table.exists() else []
+    rows = read_rows(table)
     config = load_experiment(EXPERIMENT)
     frozen = FrozenFeatures(config) if arguments.what == "frozen" else None
     for name, overrides in PROTOCOLS.items():
@@ -136,19 +136,24 @@ def get_judged_part(bundle: DataBundle) -> Split:
 
 
 def describe(bundle: DataBundle, correct: np.ndarray) -> dict:
-    """Return accuracy with interval on all judged rows, on those with a twin in train, and on those without."""
-    judged = get_judged_part(bundle)
-    exact, near = find_twins(judged.images, bundle.train.images)
-    twins = near | find_copies(judged.ids, bundle.train.ids)
+    """Return accuracy with interval on all judged rows, on those with a duplicate in train, and on those without."""
+    judged, train = get_judged_part(bundle), bundle.train
+    found = find_duplicates(judged.images, train.images, ids=judged.ids, reference_ids=train.ids)
     return {
         "judged_on": "test" if judged is bundle.test else f"validation ({bundle.selected_on}, used for selection)",
         "num_train": len(bundle.train),
-        "num_exact_twins": int(exact.sum()),
-        "num_twins": int(twins.sum()),
+        "num_exact_duplicates": int(found.exact.sum()),
+        "num_duplicates": int(found.any.sum()),
         "all": compute_accuracy_figure(correct),
-        "with_twins": compute_accuracy_figure(correct[twins]),
-        "without_twins": compute_accuracy_figure(correct[~twins]),
+        "with_duplicates": compute_accuracy_figure(correct[found.any]),
+        "without_duplicates": compute_accuracy_figure(correct[~found.any]),
     }
+
+
+def read_rows(path: Path) -> list[dict]:
+    """Return the rows of a file of results with the present names of their keys; none where there is no file."""
+    rows = json.loads(path.read_text()) if path.exists() else []
+    return [{key.replace("twins", "duplicates"): value for key, value in row.items()} for row in rows]
 
 
 def compute_accuracy_figure(correct: np.ndarray) -> dict | None:
@@ -197,14 +202,13 @@ def find_nearest(features: np.ndarray, reference: np.ndarray) -> np.ndarray:
 def format_table(folder: Path) -> list[str]:
     """Return the rows of both files as Markdown lines."""
     lines = [
-        "| protocol | classifier | trained on | judged on | accuracy, all | on rows with a twin in training | without |",
+        "| protocol | classifier | trained on | judged on | accuracy, all | on rows with a duplicate in training | without |",
         "|---|---|---|---|---|---|---|",
     ]
     for what in ("frozen", "finetuned"):
-        path = folder / f"{what}.json"
-        for row in json.loads(path.read_text()) if path.exists() else []:
+        for row in read_rows(folder / f"{what}.json"):
             judged = row["judged_on"].partition(" (")[0] + ("*" if "selection" in row["judged_on"] else "")
-            figures = " | ".join(format_figure(row[key]) for key in ("all", "with_twins", "without_twins"))
+            figures = " | ".join(format_figure(row[key]) for key in ("all", "with_duplicates", "without_duplicates"))
             lines.append(f"| {row['protocol']} | {row['classifier']} | {row['num_train']:,} | {judged} | {figures} |")
     return lines
 

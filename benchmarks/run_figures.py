@@ -1,9 +1,9 @@
-"""The figures of finished runs as they stand in the table of results/: n, interval, twins, cost, digest, commit.
+"""The figures of finished runs as they stand in the table of results/: n, interval, duplicates, cost, digest, commit.
 
     DLFER_DATA=... python benchmarks/run_figures.py RUN... --json results/runs.json        # also prints Markdown rows
 
 What was judged, test or else validation, is counted again from the run's own predictions, on all its images and on those
-without a twin (exact, near or mirrored) in training. The data must be where the run found it; a run that is in the file
+without a duplicate (exact, near or flipped) in training. The data must be where the run found it; a run that is in the file
 already is replaced.
 """
 
@@ -13,7 +13,7 @@ import argparse
 import json
 from pathlib import Path
 
-from protocols import describe, format_figure, get_judged_part, load_stage
+from protocols import describe, format_figure, get_judged_part, load_stage, read_rows
 
 from dlfer.evaluate.predictions import read_predictions
 from dlfer.files.atomic import write_atomically
@@ -27,7 +27,7 @@ def main() -> None:
     parser.add_argument("runs", nargs="*", help="finished runs; none: print what is known")
     parser.add_argument("--json", type=Path, default=Path("results/runs.json"), help="file of the rows")
     given = parser.parse_args()
-    rows = {row["run"]: row for row in (json.loads(given.json.read_text()) if given.json.exists() else [])}
+    rows = {row["run"]: row for row in read_rows(given.json)}
     for name in given.runs:
         row = describe_run(name)
         rows[row["run"]] = row
@@ -42,7 +42,7 @@ def describe_run(name: str) -> dict:
     bundle = load_stage(config)
     judged = get_judged_part(bundle)
     part = "test" if judged is bundle.test else "validation"
-    metrics = run.read_json("metrics.json")
+    metrics = run.read_metrics()
     headline = metrics.get("headline", "single")
     folder = run.path / "predictions"
     file = f"{part}.npz" if headline == "single" else f"views/{headline}/{part}.npz"
@@ -65,9 +65,9 @@ def describe_run(name: str) -> dict:
 
 
 def format_row(row: dict) -> str:
-    """Return a row as Markdown: what, judged on, all, without twins, minutes, run and commit."""
+    """Return a row as Markdown: what, judged on, all, without duplicates, minutes, run and commit."""
     what = f"{row['experiment']}, {row['network']}, {row['image_size']} px, {row['epochs']} epochs, seed {row['seed']}"
-    figures = [format_figure(row["all"]), str(row["num_twins"]), format_figure(row["without_twins"])]
+    figures = [format_figure(row["all"]), str(row["num_duplicates"]), format_figure(row["without_duplicates"])]
     cells = [what, row["protocol"], row["judged_on"], *figures, f"{row['minutes']:.0f} min", f"`{row['run']}`"]
     return f"| {' | '.join([*cells, row['commit']])} |"
 

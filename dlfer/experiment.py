@@ -23,6 +23,7 @@ from dlfer.fit.ensemble import explain_ensemble, fit_ensemble
 from dlfer.fit.network import Fitted, explain_network, fit_network
 from dlfer.fit.session import Session
 from dlfer.fit.smoke import make_smoke_config
+from dlfer.judge.duplicates import find_run_duplicates
 from dlfer.judge.extras import choose_extras, judge_extras
 from dlfer.judge.milestones import judge_milestones
 from dlfer.judge.parts import (
@@ -36,6 +37,7 @@ from dlfer.judge.parts import (
 from dlfer.model.classifier import Classifier, store_temperature
 from dlfer.model.network_classifier import NetworkClassifier
 from dlfer.report.card import write_card
+from dlfer.report.duplicates import describe_duplicates, find_without, format_without
 from dlfer.report.explained import MOST_EXAMPLES, choose_examples, write_occlusion_page, write_preparation_page
 from dlfer.report.html import write_report
 from dlfer.report.page import format_percent
@@ -157,7 +159,8 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
     bundle = session.load_bundle(config.finetune)
     if not run.read_json("run.json").get("judge_test", True):
         bundle = replace(bundle, test=None)
-    data = describe_data(bundle)
+    duplicates = find_run_duplicates(bundle)
+    data = describe_data(bundle, duplicates)
     run.write_json("data.json", data)
     run.write_json("audit.json", _audit(run, config.finetune.data, bundle, session))
     extras = choose_extras(config.evaluate, bundle, smoke=run.is_smoke)
@@ -180,7 +183,9 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
     predictions = predict_parts(config, classifier, bundle, run.path / "predictions", known=fitted.known)
     milestones = judge_milestones(run, bundle, fitted.milestones, bootstrap=extras.bootstrap)
     opened = count_openings(run)
-    metrics = compute_run_metrics(config, bundle, predictions, smoke=run.is_smoke, test_opened=opened)
+    metrics = compute_run_metrics(
+        config, bundle, predictions, duplicates=duplicates, smoke=run.is_smoke, test_opened=opened
+    )
     if metrics["temperature"] is not None:
         store_temperature(run.path / "model", **metrics["temperature"])
     splits = {"test": bundle.test, "validation": bundle.validation}
@@ -215,7 +220,7 @@ def _audit(run: Run, data: DataConfig, bundle: DataBundle, session: Session) -> 
 
 
 def describe_outcome(metrics: dict) -> str:
-    """Return the headline of a run: the accuracy with its n, interval, part and protocol."""
+    """Return the headline of a run: the accuracy with its n, interval, part and protocol, and that without duplicates."""
     part = "test" if metrics["test"] else "validation"
     figure, n = metrics[part]["accuracy"], metrics[part]["n"]
     what = "test" if part == "test" else f"validation figure ({metrics['selected_on']}, used for selection)"
@@ -229,8 +234,15 @@ def describe_outcome(metrics: dict) -> str:
     )
     return (
         f"accuracy {figure['value']:.2%} (95 % {figure['low']:.2%} to {figure['high']:.2%}, n = {n:,}), {what}, "
-        f"protocol {metrics['protocol']}; means over the labels: {means}{banner}"
+        f"protocol {metrics['protocol']}; means over the labels: {means}{_describe_duplicates(metrics)}{banner}"
     )
+
+
+def _describe_duplicates(metrics: dict) -> str:
+    """Return the lines of the headline that are about duplicates, each after a line break."""
+    without, described = find_without(metrics), describe_duplicates(metrics)
+    lines = [f"without duplicates: accuracy {format_without(without)}"] if without else []
+    return "".join(f"\n{line}" for line in [*lines, *([described] if described else [])])
 
 
 def _draw_errors(run: Run, bundle: DataBundle, predictions: dict[str, Predictions]) -> None:

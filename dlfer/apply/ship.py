@@ -25,7 +25,8 @@ from dlfer.report.card import CARD_FILE, write_card
 from dlfer.report.record import read_config
 from dlfer.report.terms import find_terms
 from dlfer.runs.find import open_run
-from dlfer.runs.run import CONFIG_FILE, DATA_FILE, METRICS_FILE, RUN_FILE
+from dlfer.runs.records import METRICS_FILE
+from dlfer.runs.run import CONFIG_FILE, DATA_FILE, RUN_FILE
 
 MAX_BYTES = 25 * 2**20
 """Of a shipped model: it stands in the repository."""

@@ -93,13 +93,15 @@ def audit(
         Path | None, typer.Option("--html", metavar="OUT", help="Write a page with the images that it is about.")
     ] = None,
     groups_out: Annotated[
-        Path | None, typer.Option("--write-groups", metavar="OUT", help="Write the group of twins of each image (csv).")
+        Path | None,
+        typer.Option("--write-groups", metavar="OUT", help="Write the group of duplicates of each image (csv)."),
     ] = None,
     split_out: Annotated[
-        Path | None, typer.Option("--write-split", metavar="OUT", help="Write a split that keeps twins together (csv).")
+        Path | None,
+        typer.Option("--write-split", metavar="OUT", help="Write a split that keeps duplicates together (csv)."),
     ] = None,
 ) -> None:
-    """Look into data: twins and leaks, contradicting labels, empty images, outliers, votes of annotators."""
+    """Look into data: duplicates and leaks, contradicting labels, empty images, outliers, votes of annotators."""
     if sum(given is not None for given in (file, csv, folder)) != 1:
         raise UserError("dlfer audit: give one of FILE, --csv FILE and --folder DIR.")
     from dlfer.report.audit import describe_audit

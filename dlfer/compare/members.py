@@ -78,7 +78,7 @@ class Member:
         """Return {"metrics", "cost"} of the finished run; the files are read once."""
         if not self.record:
             self.record = {
-                "metrics": self.run.read_json("metrics.json"),
+                "metrics": self.run.read_metrics(),
                 "cost": self.run.read_json(RUN_FILE)["cost"],
             }
         return self.record

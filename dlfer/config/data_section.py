@@ -57,23 +57,23 @@ class DataConfig(Section):
     splits: dict[Literal["train", "validation", "test"], str] | None = None
     """tfds only: the data set's own names of the splits, e.g. {train: train, validation: validation}."""
     protocol: Literal[names.PROTOCOLS] = "official"
-    """official: the data's own splits. resplit: 80/20 and 80/20, copies on one side. paper: see split."""
+    """official: the data's own splits. resplit: 80/20 and 80/20, duplicates on one side. paper: see split."""
     split: Literal[names.PAPER_SPLITS] | None = None
     """paper only: after_balance pools, balances, then splits; official_80_20 keeps the official test."""
     select_on: OpenFraction | None = None
-    """Select the model on this fraction of train (groups of copies kept together) instead of validation."""
+    """Select the model on this fraction of train (groups of duplicates kept together) instead of validation."""
     labels: LabelsConfig = LabelsConfig()
     num_images: NumImages = NumImages()
     fraction: OpenFraction | None = None
-    """Use this fraction of all images, a stratified draw of whole groups of twins, made before the protocol."""
+    """Use this fraction of all images, a stratified draw of whole groups of duplicates, made before the protocol."""
     votes: str | None = None
     """File of FER+ votes, for the audit and for soft_targets: fer2013new.csv as published, or a csv of votes; a row per row of the data."""
     soft_targets: Literal[names.SOFT_TARGETS] | None = None
     """ferplus: train towards the shares of the file `votes` among the labels, which are labels beyond the data's own."""
     soft_share: Fraction = 1.0
     """soft_targets: the part of a target that the votes make; the label makes the rest."""
-    drop_twins: bool = False
-    """Leave out of train what has an exact, near or mirrored twin in validation or test; the parts that judge stay."""
+    drop_duplicates: bool = False
+    """Leave out of train what a chain of duplicates (exact, near, flipped) connects to validation or test; those stay."""
     size: Annotated[int, Field(ge=8, le=1024)] | None = None
     """Pixels: images are stored as squares of this side, see `aspect`. null: native size if all are the same."""
     aspect: Literal[names.ASPECTS] = "crop"
@@ -102,13 +102,14 @@ class DataConfig(Section):
             raise ValueError("soft_targets: found ferplus without a file of votes; set votes: PATH of fer2013new.csv.")
         if self.soft_share != 1.0 and self.soft_targets is None:
             raise ValueError("soft_share: belongs to soft_targets, which is null; set soft_targets: ferplus.")
-        if self.source == "tfds" and (self.soft_targets is not None or self.drop_twins):
+        if self.source == "tfds" and (self.soft_targets is not None or self.drop_duplicates):
             raise ValueError(
-                "soft_targets, drop_twins: found with source tfds, whose images are streamed; leave them out."
+                "soft_targets, drop_duplicates: found with source tfds, whose images are streamed; leave them out."
             )
-        if self.split == "after_balance" and self.drop_twins:
+        if self.split == "after_balance" and self.drop_duplicates:
             raise ValueError(
-                "drop_twins: found true with split: after_balance, whose copies are twins across its parts; take another split."
+                "drop_duplicates: found true with split: after_balance, which puts duplicates on both sides on purpose; "
+                "take another split."
             )
         if self.protocol == "paper" and self.split is None:
             raise ValueError(f"split: protocol paper needs one of {', '.join(names.PAPER_SPLITS)}.")

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from dlfer.config.keys import find_annotation, split_key, suggest_key
+from dlfer.config.keys import describe_unknown_key, find_annotation, split_key
 from dlfer.config.problems import Problem, validate
 from dlfer.config.schema import ExperimentConfig
 from dlfer.config.space import set_value
@@ -239,8 +239,7 @@ def _check_key(dotted: Any) -> str | None:
     parts = split_key(dotted)
     if find_annotation(parts) is not None:
         return None
-    near = suggest_key(parts)
-    return f"there is no such key.{f' Did you mean {near}?' if near else ''}"
+    return describe_unknown_key(parts) or "there is no such key."
 
 
 def _check_repeated_keys(grid: Mapping[str, Any]) -> Iterator[Problem]:

@@ -14,6 +14,12 @@ from dlfer.config.section import get_fields
 
 Key = tuple[str, ...]
 
+RENAMED_KEYS = {
+    "data.drop_twins": "data.drop_duplicates",
+}
+"""Former name of a key -> its name now, both as dotted endings of a key, of the same number of words. An experiment file
+that has a former name is refused with the new one; the record that an earlier version wrote is read."""
+
 _HOLDS_KEYS = (
     ("search", "space"),
     ("sweep", "grid"),
@@ -102,6 +108,49 @@ def _walk(section: type[Section], above: Key) -> list[str]:
         if below is not None:
             found += _walk(below, (*above, name))
     return found
+
+
+def describe_unknown_key(key: Key) -> str | None:
+    """Return what to write instead of a key that the schema does not know; None where nothing is like it."""
+    dotted = ".".join(key)
+    renamed = rename_key(dotted)
+    if renamed != dotted:
+        return f"there is no such key any more; it was renamed to {renamed}."
+    near = suggest_key(key)
+    return f"there is no such key. Did you mean {near}?" if near else None
+
+
+def rename_key(dotted: str) -> str:
+    """Return the present name of a dotted key: the key itself, unless it or a section above it was renamed.
+
+    Example:
+        >>> rename_key("finetune.data.drop_twins")
+        'finetune.data.drop_duplicates'
+    """
+    whole = f".{dotted}."
+    for former, present in RENAMED_KEYS.items():
+        whole = whole.replace(f".{former}.", f".{present}.")
+    return whole.strip(".")
+
+
+def rename_keys(tree: Any, above: str = "") -> Any:
+    """Return a tree of sections with the present names of all keys, those in lists and dotted ones included.
+
+    Args:
+        tree: as an experiment file holds it, or a part of it; plain values are returned as they are.
+        above: the dotted key of the tree itself.
+    """
+    if isinstance(tree, list):
+        return [rename_keys(item, above) for item in tree]
+    if not isinstance(tree, dict):
+        return tree
+    renamed = {}
+    for key, value in tree.items():
+        dotted = f"{above}.{key}" if above else str(key)
+        present = rename_key(dotted)
+        name = ".".join(present.split(".")[-len(str(key).split(".")) :]) if present != dotted else key
+        renamed[name] = rename_keys(value, dotted)
+    return renamed
 
 
 def suggest_key(key: Key) -> str | None:

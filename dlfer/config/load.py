@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from dlfer.config.grid import check_ablation, check_sweep
-from dlfer.config.keys import Key, get_mapping_value, get_section, is_nullable, split_key
+from dlfer.config.keys import Key, get_mapping_value, get_section, is_nullable, rename_keys, split_key
 from dlfer.config.problems import Problem, list_problems, validate
 from dlfer.config.schema import ExperimentConfig, Section
 from dlfer.config.section import get_fields
@@ -33,14 +33,8 @@ _DEFAULTS = {"DLFER_DATA": "data"}
 _MAX_PARENTS = 20
 
 
-def load_experiment(
-    path: Path | str, overrides: Mapping[str, object] | None = None, *, check_search: bool = True
-) -> ExperimentConfig:
+def load_experiment(path: Path | str, overrides: Mapping[str, object] | None = None) -> ExperimentConfig:
     """Read an experiment file, set `overrides` (dotted key -> value), and check all of it.
-
-    Args:
-        check_search: try the ends of `search.space`, the cells of `sweep` and the arms of `ablation` too. A run reads its own
-            file back without, since a member has one of the values that the others need not fit.
 
     Raises:
         ConfigError: with every problem of the file in one message.
@@ -50,7 +44,20 @@ def load_experiment(
     """
     tree, marks = _read_with_parents(Path(path), ())
     problems = _apply(tree, marks, overrides or {})
-    return _finish(tree, marks, problems, str(path), check_search=check_search)
+    return _finish(tree, marks, problems, str(path), check_search=True)
+
+
+def load_recorded_experiment(path: Path | str) -> ExperimentConfig:
+    """Read back the complete experiment that a run wrote, by this version of dlfer or an earlier one.
+
+    Keys that were renamed since have their present names. The ends of `search.space` and the cells of `sweep` are
+    not tried: a member has one of their values, which the others need not fit.
+
+    Raises:
+        ConfigError: with every problem of the file in one message.
+    """
+    tree, marks = _read_with_parents(Path(path), ())
+    return _finish(rename_keys(tree), marks, [], str(path), check_search=False)
 
 
 def with_overrides(config: ExperimentConfig, overrides: Mapping[str, object]) -> ExperimentConfig:

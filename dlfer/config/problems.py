@@ -13,12 +13,12 @@ from pydantic import ValidationError
 
 from dlfer.config.keys import (
     Key,
+    describe_unknown_key,
     find_annotation,
     get_alternatives,
     get_choices,
     get_mapping_value,
     get_section,
-    suggest_key,
 )
 from dlfer.config.schema import ExperimentConfig
 from dlfer.config.section import get_fields
@@ -142,9 +142,9 @@ def _split_rule(key: Key, text: str) -> tuple[Key, str]:
 
 
 def _describe_unknown(key: Key) -> str:
-    near = suggest_key(key)
-    if near:
-        return f"there is no such key. Did you mean {near}?"
+    described = describe_unknown_key(key)
+    if described is not None:
+        return described
     section = get_section(find_annotation(key[:-1]) or ExperimentConfig)
     known = f" Here stand: {', '.join(get_fields(section))}." if section else ""
     return f"there is no such key.{known}"

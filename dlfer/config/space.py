@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from dlfer.config.keys import find_annotation, split_key, suggest_key
+from dlfer.config.keys import describe_unknown_key, find_annotation, split_key
 from dlfer.config.problems import Problem, validate
 
 KINDS = ("log", "between", "choice")
@@ -53,8 +53,7 @@ def _check_key(dotted: str) -> str | None:
         return "does not change the result of a run; search over keys of model, pretrain, finetune."
     if find_annotation(parts) is not None:
         return None
-    near = suggest_key(parts)
-    return f"there is no such key.{f' Did you mean {near}?' if near else ''}"
+    return describe_unknown_key(parts) or "there is no such key."
 
 
 def _check_spec(spec: Mapping[str, Any]) -> str | None:

@@ -1,4 +1,4 @@
-"""What a data set hides: copies within it, copies across its parts, labels that contradict, images without content."""
+"""What a data set hides: duplicates within and across its splits, contradicting labels, images without content."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from dlfer.data.survey import Survey, survey_images
 from dlfer.data.votes import read_votes, score_votes
 from dlfer.files.atomic import write_atomically
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _MOST_SAMPLES = 12
 """Pairs of each kind and groups that contradict, which the page shows."""
 
@@ -78,12 +78,11 @@ def audit_parts(
         num_images, labels, splits {name: {num_images, classes {label: count}, imbalance}}, unreadable {n,
         examples}, and, if any part is in memory:
         distinct_images; duplicate_groups (images that occur more than once), conflicting_groups (those
-        under more than one label); near_groups and near_conflicting_groups (the same of groups that near
-        and mirrored twins make, too), largest_group (images), groups_across_splits {exact, near};
+        under more than one label); near_groups and near_conflicting_groups (the same of groups that chains of
+        duplicates of any kind make), largest_group (images), groups_across_splits {exact, near};
         constant_images (all pixels equal), near_constant_images (standard deviation below 5, constant ones
-        included), flat (which ones); leaks {"Training->PublicTest": {exact, near_or_mirrored, from_source}},
-        images of the right part that have a twin in the left, those by the ids of augmented copies in each
-        and apart; outliers {rule, brightness, contrast, size}; probably_no_face (None where the
+        included), flat (which ones); leaks {"Training->PublicTest": {exact, augmented, any}}, the number of images
+        of the right split that have a duplicate in the left, by kind and in all (see `Duplicates`); outliers {rule, brightness, contrast, size}; probably_no_face (None where the
         labels are no expressions, or for fewer than 500 images); votes (None without a file); samples.
     """
     reading = reading or Reading()
@@ -195,13 +194,7 @@ def _describe_flat(survey: Survey, where: list[dict[str, str]]) -> dict[str, Any
 def _count_leaks(survey: Survey, parts: list[Split]) -> dict[str, dict[str, int]]:
     leaks = {}
     for left, right in combinations(range(len(parts)), 2):
-        exact, near = survey.find_leaks(left, right)
-        of_left, of_right = (survey.sources[survey.part_of == part] for part in (left, right))
-        leaks[f"{parts[left].name}->{parts[right].name}"] = {
-            "exact": int(exact.sum()),
-            "near_or_mirrored": int(near.sum()),
-            "from_source": int(np.isin(of_right, of_left).sum()),
-        }
+        leaks[f"{parts[left].name}->{parts[right].name}"] = survey.find_duplicates(left, right).count()
     return leaks
 
 
@@ -225,7 +218,7 @@ def _are_expressions(labels: tuple[str, ...]) -> bool:
 
 
 def _draw_samples(survey: Survey, where: list[dict[str, str]], targets: np.ndarray) -> dict[str, Any]:
-    """Return some pairs of each kind, of different parts where there are any, and groups of copies that contradict."""
+    """Return some pairs of each kind, of different parts where there are any, and groups of copies with different labels."""
     members: dict[int, list[int]] = {}
     by_image = np.argsort(survey.distinct, kind="stable")
     bounds = np.searchsorted(survey.distinct[by_image], np.arange(len(survey.brightness) + 1))
@@ -242,7 +235,7 @@ def _draw_samples(survey: Survey, where: list[dict[str, str]], targets: np.ndarr
         order = sorted(pairs, key=lambda p: (survey.part_of[p[0]] == survey.part_of[p[1]], p))
         used: set[int] = set()
         chosen = []
-        for first, second in order:  # one pair of each group: ten frames of one film would show one face
+        for first, second in order:  # one pair of each group: ten frames of one video would show one face
             if survey.groups[first] not in used and len(chosen) < _MOST_SAMPLES:
                 used.add(int(survey.groups[first]))
                 chosen.append(describe((first, second)))
@@ -254,14 +247,14 @@ def _draw_samples(survey: Survey, where: list[dict[str, str]], targets: np.ndarr
     ]
     apart = {
         kind: [tuple(sorted((list_members(a)[0], list_members(b)[-1]))) for a, b in getattr(survey, kind).tolist()]
-        for kind in ("near", "mirrored")
+        for kind in ("near", "flipped")
     }
     contradicting = _find_groups_with_several(survey.distinct, targets)
     conflicting = sorted(rows for rows in map(list_members, contradicting) if not _is_flat(survey, rows))
     return {
         "exact": choose(copies),
         "near": choose(apart["near"]),
-        "mirrored": choose(apart["mirrored"]),
+        "flipped": choose(apart["flipped"]),
         "conflicting": [describe(rows[:6]) for rows in conflicting[:_MOST_SAMPLES]],
     }
 

@@ -21,7 +21,7 @@ class Split:
         images: uint8 [N, H, W, C], C is 1 (grey) or 3 (RGB), values 0..255.
         targets: int64 [N], indices into the bundle's labels.
         ids: str [N], unique and stable under a change of order: "Training/17", "angry/im0.png".
-            An augmented copy is "<source id>#<number>", so that its origin can be counted.
+            An augmented copy is "<source id>#<number>", so that it is known as a duplicate of its source.
         soft_targets: float32 [N, C], rows sum to one: what is trained towards instead of the targets, by which an
             image is still counted, drawn and judged; None: the targets alone.
     """
@@ -123,7 +123,6 @@ class DataBundle:
         protocol: "official", "resplit" or "paper".
         selected_on: in words, what the model is selected on, e.g. "PublicTest".
         notes: sentences that every output of the run repeats (what was skipped, replaced, resized).
-        twins: under the paper protocol, the number of test images that have a twin in train.
         reading: what the source met with when it read its files.
     """
 
@@ -135,7 +134,6 @@ class DataBundle:
     protocol: str = "official"
     selected_on: str = "validation"
     notes: tuple[str, ...] = ()
-    twins: int | None = None
     reading: Reading = Reading()
 
     @property

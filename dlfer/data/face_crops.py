@@ -37,7 +37,7 @@ def prepare_faces(
     found the image stays, made a square as `aspect` says, and how many these are is a note of the bundle.
     Under "pad" squares have the images' longer side.
     The step depends on each image's own pixels alone, so it can stand before any split; and it stands
-    before one, so that twins are searched for in what is trained on: copies stay copies, and what the
+    before one, so that duplicates are searched for in what is trained on: copies stay copies, and what the
     crop or the light made differ may become alike.
 
     What was done once is kept in $DLFER_CACHE, or ~/.cache/dlfer, for the very same images and section.

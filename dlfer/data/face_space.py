@@ -25,15 +25,15 @@ def compute_face_distances(signatures: np.ndarray, use: np.ndarray, groups: np.n
 
     The 80 components (at most one for 25 images) are those of the images themselves, reduced to
     16x16, mean removed, of unit norm. If most of them are faces, what is no face lies far from the
-    space they span. An image is judged by the components of the other four fifths, with all its twins
+    space they span. An image is judged by the components of the other four fifths, with all its duplicates
     left out: among few images an outsider, or one that occurs often, would be a component of its own.
     On FER2013 (32,284 images that are not flat, 146 of them "not a face" by half of FER+'s votes) the distance
     has an area under the ROC curve of 0.773; the number of components was chosen there (60: 0.760, 100: 0.764).
 
     Args:
-        signatures: float32 [N, 256], as `dlfer.data.twins.compute_signatures` returns them.
+        signatures: float32 [N, 256], as `dlfer.data.duplicates.compute_signatures` returns them.
         use: bool [N], the images from which components are computed.
-        groups: int [N], as `dlfer.data.twins.group_twins` returns them.
+        groups: int [N], as `dlfer.data.duplicates.group_duplicates` returns them.
 
     Source: Turk and Pentland, "Eigenfaces for Recognition", J. Cognitive Neuroscience 3 (1991) 71.
     """
@@ -63,7 +63,7 @@ def find_no_faces(
     Args:
         signatures: float32 [N, 256].
         contrast: float [N], standard deviations; images below 5 are flat, and not judged.
-        groups: int [N], of twins.
+        groups: int [N], of duplicates.
         where: for each image what names it, {"split", "id", "label"}.
 
     Returns:

@@ -35,14 +35,14 @@ def iterate_pairs(pool: np.ndarray, queries: np.ndarray | None = None) -> Iterat
     pair, so that blocks and neighbours do not change the answer.
 
     Args:
-        pool: float32 [N, 256], of unit norm or zero, as `dlfer.data.twins.compute_signatures` returns them.
+        pool: float32 [N, 256], of unit norm or zero, as `dlfer.data.duplicates.compute_signatures` returns them.
         queries: float32 [M, 256], that are compared with the pool; None: the pool with itself.
 
     Yields:
         left: int64 [P], rows of the pool, and
         right: int64 [P], rows of the queries; without queries left < right, and no pair comes twice, but once
-            as near and once as mirrored.
-        mirrored: whether the pairs of the block correlate after a flip of one.
+            as near and once as flipped.
+        flipped: whether the pairs of the block correlate after a horizontal flip of one.
     """
     within = queries is None
     others = pool if within else queries
@@ -60,7 +60,7 @@ def iterate_pairs(pool: np.ndarray, queries: np.ndarray | None = None) -> Iterat
                 yield from _compare(pool, leaf, others, chosen, within=within)
 
 
-def mirror_signatures(signatures: np.ndarray) -> np.ndarray:
+def flip_signatures(signatures: np.ndarray) -> np.ndarray:
     """Return the signatures (float32 [N, 256]) of the images flipped left to right."""
     side = SIGNATURE_SIDE
     return np.ascontiguousarray(signatures.reshape(-1, side, side)[:, :, ::-1]).reshape(-1, side * side)
@@ -72,8 +72,8 @@ def _compare(
     """Yield the pairs of pool[leaf] and others[chosen]; of one pool, those of two in the leaf only as left < right."""
     own = pool[leaf]
     in_leaf = np.isin(chosen, leaf) if within else None
-    for mirrored in (False, True):
-        signatures = mirror_signatures(others[chosen]) if mirrored else others[chosen]
+    for flipped in (False, True):
+        signatures = flip_signatures(others[chosen]) if flipped else others[chosen]
         products = own @ signatures.T
         row, column = np.nonzero(products >= NEAR_CORRELATION - _DOUBT)
         if in_leaf is not None:
@@ -84,9 +84,9 @@ def _compare(
         alike[doubtful] = _correlate(own[row[doubtful]], signatures[column[doubtful]]) >= NEAR_CORRELATION
         left, right = leaf[row[alike]], chosen[column[alike]]
         if len(left) and within:
-            yield np.minimum(left, right), np.maximum(left, right), mirrored
+            yield np.minimum(left, right), np.maximum(left, right), flipped
         elif len(left):
-            yield left, right, mirrored
+            yield left, right, flipped
 
 
 def _correlate(left: np.ndarray, right: np.ndarray) -> np.ndarray:

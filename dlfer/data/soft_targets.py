@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.twins import split_ids
+from dlfer.data.duplicates import split_ids
 from dlfer.data.votes import Votes, align_votes, find_column
 
 

@@ -17,7 +17,7 @@ from dlfer.data.face_crops import prepare_faces
 from dlfer.data.images import resize_square
 from dlfer.data.labels import SPELLINGS, relabel_bundle
 from dlfer.data.soft_targets import add_soft_targets
-from dlfer.data.split import apply_protocol, draw_fraction, draw_subset, drop_twins
+from dlfer.data.split import apply_protocol, draw_fraction, draw_subset, drop_duplicates
 from dlfer.data.votes import read_votes
 from dlfer.errors import ConfigError, DataError, ProtocolError
 
@@ -139,8 +139,8 @@ def load_data(
     if config.fraction is not None:
         bundle = draw_fraction(bundle, config.fraction, seed=config.seed)
     bundle = apply_protocol(bundle, config, balance=balance)
-    if config.drop_twins:
-        bundle = drop_twins(bundle)
+    if config.drop_duplicates:
+        bundle = drop_duplicates(bundle)
     if config.soft_targets is not None:
         bundle = add_soft_targets(bundle, read_votes(resolve_path(config.votes)), share=config.soft_share)
     notes = check_classes(bundle, limited=config.num_images.train is not None)

@@ -11,7 +11,7 @@ import numpy as np
 from dlfer.config.schema import DataConfig
 from dlfer.data.balance import add_copies, draw_smallest
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.twins import find_twins, group_copies, group_twins, split_ids
+from dlfer.data.duplicates import group_duplicates
 from dlfer.errors import DataError, ProtocolError
 
 TEST_FRACTION = 0.2
@@ -64,7 +64,7 @@ def _share_out(counts: np.ndarray, num: int) -> np.ndarray:
 def draw_held_out(
     split: Split, fraction: float, *, seed: int, purpose: str, groups: np.ndarray | None = None
 ) -> np.ndarray:
-    """Return bool [N], a stratified draw of about `fraction` of the rows, with whole groups of twins.
+    """Return bool [N], a stratified draw of about `fraction` of the rows, with whole groups of duplicates.
 
     Each class with two groups or more has some on both sides. The draw depends on the seed, the
     purpose and the ids alone, not on the order of the rows.
@@ -74,10 +74,10 @@ def draw_held_out(
         fraction: in (0, 1).
         seed: of the draw.
         purpose: a word that keeps draws with the same seed apart.
-        groups: int [N], rows of the same number stay together; None: twins (exact, near, mirrored,
-            or of one source). A group counts for the class of its member with the first id.
+        groups: int [N], rows of the same number stay together; None: as `group_duplicates` makes them.
+            A group counts for the class of its member with the first id.
     """
-    groups = group_twins(split.images, split.ids) if groups is None else groups
+    groups = group_duplicates(split.images, split.ids) if groups is None else groups
     by_id = np.argsort(split.ids, kind="stable")
     _, first = np.unique(groups[by_id], return_index=True)
     _, dense, sizes = np.unique(groups, return_inverse=True, return_counts=True)
@@ -96,35 +96,37 @@ def draw_held_out(
 
 
 def draw_fraction(bundle: DataBundle, fraction: float, *, seed: int) -> DataBundle:
-    """Return the bundle with a stratified draw of about `fraction` of all its images, in the parts where they stood.
+    """Return the bundle with a stratified draw of about `fraction` of all its images, each in the split it came from.
 
-    Twins are drawn together, also across parts, so that the draw leaks as the whole does, whatever is
-    split afterwards.
+    Groups of duplicates are drawn whole, also across splits, so that as large a share of the draw has a duplicate in
+    another split as of the whole.
     """
     names = [name for name in ("train", "validation", "test") if getattr(bundle, name) is not None]
     parts = [getattr(bundle, name) for name in names]
-    drawn = draw_held_out(_join(parts), fraction, seed=seed, purpose="fraction")
+    drawn = draw_held_out(_join(parts), fraction, seed=seed, purpose="fraction", groups=_group(parts))
     ends = np.cumsum([len(part) for part in parts])[:-1]
     kept = {
         name: part.take(np.flatnonzero(rows))
         for name, part, rows in zip(names, parts, np.split(drawn, ends), strict=True)
     }
-    note = f"{drawn.sum():,} of {len(drawn):,} images were drawn (data.fraction {fraction:g}), twins together."
+    note = (
+        f"{drawn.sum():,} of {len(drawn):,} images were drawn (data.fraction {fraction:g}), "
+        "in whole groups of duplicates."
+    )
     return dataclasses.replace(bundle, **kept, notes=(*bundle.notes, note))
 
 
 def apply_protocol(bundle: DataBundle, config: DataConfig, *, balance: str) -> DataBundle:
     """Return the bundle of in-memory splits that the protocol of `config` makes of the source's own parts.
 
-    official: the source's parts. With select_on, that fraction of train (groups of twins kept
+    official: the source's parts. With select_on, that fraction of train (groups of duplicates kept
         together) is selected on, and the former validation part is the test set where there is no
         other. Where the source has no validation part, a fifth of train takes its place; where it
         has train alone, it is split as by resplit; a note says so.
-    resplit: all parts pooled, 80/20 and again 80/20, stratified, twins on one side.
+    resplit: all parts pooled, 80/20 and again 80/20, stratified, duplicates on one side.
     paper, official_80_20: train without a fifth, that fifth for validation, all else for the test.
     paper, after_balance: all parts pooled, balanced by augmented copies or down to the smallest class,
-        then 80/20 and again 80/20 without regard to copies; `twins` counts the test images that have a copy or their source
-        in train.
+        then 80/20 and again 80/20 without regard to duplicates, so that many test images have one in train.
 
     Args:
         bundle: the source's parts; validation and test may be None.
@@ -143,32 +145,28 @@ def apply_protocol(bundle: DataBundle, config: DataConfig, *, balance: str) -> D
     return _keep_official(bundle, config)
 
 
-def drop_twins(bundle: DataBundle) -> DataBundle:
-    """Return the bundle without the images of train that have a twin, exact, near or mirrored, in another part.
+def drop_duplicates(bundle: DataBundle) -> DataBundle:
+    """Return the bundle without the images of train that a chain of duplicates connects to validation or test.
 
-    What is judged on stays as it is; a note counts what was left out.
-    """
-    others = [part for part in (bundle.validation, bundle.test) if part is not None]
-    twins = np.any([find_twins(bundle.train.images, part.images)[1] for part in others], axis=0)
-    note = f"train: {int(twins.sum()):,} of {len(twins):,} images left out, which have a twin in validation or test."
-    return dataclasses.replace(bundle, train=bundle.train.take(np.flatnonzero(~twins)), notes=(*bundle.notes, note))
-
-
-def count_twins(train: Split, test: Split, groups: dict[str, int]) -> int:
-    """Return how many test images have their source, a copy of it, or an equal image in train.
+    Chains run through all three splits: if A and B are in train, A is a duplicate of B, and B is one of C in test, both
+    are left out. Validation and test stay as they are; a note counts what was left out.
 
     Args:
-        train: images, some of them copies with ids "<source id>#<number>".
-        test: the same.
-        groups: number of the group of equal images, for each id that is not a copy's.
+        bundle: in-memory splits, of one image size or not.
     """
-    train_groups, test_groups = ([groups[name] for name in split_ids(split.ids)[0].tolist()] for split in (train, test))
-    return int(np.isin(test_groups, train_groups).sum())
+    groups = _group(_list_splits(bundle))
+    num_train = len(bundle.train)
+    connected = np.isin(groups[:num_train], groups[num_train:])
+    note = (
+        f"train: {int(connected.sum()):,} of {num_train:,} images left out, which have a duplicate in validation or test "
+        "or are connected to one by a chain of duplicates."
+    )
+    return dataclasses.replace(bundle, train=bundle.train.take(np.flatnonzero(~connected)), notes=(*bundle.notes, note))
 
 
 def _keep_official(bundle: DataBundle, config: DataConfig) -> DataBundle:
     if bundle.validation is None and bundle.test is None:
-        note = "The data has no parts of its own: it was split 80/20 and again 80/20, twins on one side."
+        note = "The data has no parts of its own: it was split 80/20 and again 80/20, duplicates on one side."
         return _resplit(dataclasses.replace(bundle, notes=(*bundle.notes, note)), config)
     if bundle.validation is not None and config.select_on is None:
         return dataclasses.replace(bundle, protocol="official", selected_on=bundle.validation.name)
@@ -181,7 +179,7 @@ def _keep_official(bundle: DataBundle, config: DataConfig) -> DataBundle:
     elif bundle.validation is not None:
         notes += (f"{bundle.validation.name} ({len(bundle.validation)} images) is not used: select_on is set.",)
     train, validation = _hold_out(bundle.train, fraction, config.seed)
-    selected_on = f"{fraction:.4g} of {bundle.train.name} (twins kept together)"
+    selected_on = f"{fraction:.4g} of {bundle.train.name} (duplicates kept together)"
     return dataclasses.replace(
         bundle, train=train, validation=validation, test=test, protocol="official", selected_on=selected_on, notes=notes
     )
@@ -189,7 +187,7 @@ def _keep_official(bundle: DataBundle, config: DataConfig) -> DataBundle:
 
 def _resplit(bundle: DataBundle, config: DataConfig) -> DataBundle:
     pool = _pool(bundle)
-    groups = group_twins(pool.images, pool.ids)
+    groups = _group(_list_splits(bundle))
     judged = draw_held_out(pool, TEST_FRACTION, seed=config.seed, purpose="test", groups=groups)
     rest = np.flatnonzero(~judged)
     fraction = config.select_on or VALIDATION_FRACTION
@@ -215,8 +213,6 @@ def _divide_80_20(bundle: DataBundle, config: DataConfig) -> DataBundle:
     test = _join([bundle.train, *others])
     test = test.take(np.arange(len(bundle.train), len(test)), "+".join(part.name for part in others))
     train, validation = _hold_out(bundle.train, VALIDATION_FRACTION, config.seed)
-    whole = _join([train, test])
-    groups = dict(zip(whole.ids.tolist(), group_copies(whole.images).tolist(), strict=True))
     share = len(bundle.train) / (len(bundle.train) + len(test))
     notes = bundle.notes
     if bundle.test is None:
@@ -230,9 +226,8 @@ def _divide_80_20(bundle: DataBundle, config: DataConfig) -> DataBundle:
         validation=validation,
         test=test,
         protocol="paper",
-        selected_on=f"a fifth of {bundle.train.name} (twins kept together)",
+        selected_on=f"a fifth of {bundle.train.name} (duplicates kept together)",
         notes=notes,
-        twins=count_twins(train, test, groups),
     )
 
 
@@ -244,7 +239,6 @@ def _divide_after_balance(bundle: DataBundle, config: DataConfig, balance: str) 
             "Set balance: augment (by augmented copies) or undersample, or data.split: official_80_20."
         )
     pool = _pool(bundle)
-    groups = dict(zip(pool.ids.tolist(), group_copies(pool.images).tolist(), strict=True))
     if balance == "augment":
         balanced, how = add_copies(pool, seed=config.seed), "by augmented copies"
     else:
@@ -257,10 +251,9 @@ def _divide_after_balance(bundle: DataBundle, config: DataConfig, balance: str) 
     )
     train = rest.take(np.flatnonzero(~selected), "train")
     test = balanced.take(np.flatnonzero(judged), "test")
-    twins = count_twins(train, test, groups)
     note = (
-        f"{len(pool)} images were balanced to {len(balanced)} {how} before the split: "
-        f"{twins} of {len(test)} test images have a twin in training."
+        f"{len(pool)} images were balanced to {len(balanced)} {how} before the split, and then split without regard to "
+        "duplicates."
     )
     return dataclasses.replace(
         bundle,
@@ -270,18 +263,26 @@ def _divide_after_balance(bundle: DataBundle, config: DataConfig, balance: str) 
         protocol="paper",
         selected_on="validation (a fifth of the images left after the test set was drawn, copies on both sides)",
         notes=(*bundle.notes, note),
-        twins=twins,
     )
 
 
 def _hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
-    """Return train without, and only, a stratified draw of its groups of twins."""
+    """Return train without, and only, a stratified draw of its groups of duplicates."""
     held = draw_held_out(train, fraction, seed=seed, purpose="validation")
     return train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held), f"{train.name} (held out)")
 
 
+def _list_splits(bundle: DataBundle) -> list[Split]:
+    return [part for part in (bundle.train, bundle.validation, bundle.test) if part is not None]
+
+
 def _pool(bundle: DataBundle) -> Split:
-    return _join([part for part in (bundle.train, bundle.validation, bundle.test) if part is not None])
+    return _join(_list_splits(bundle))
+
+
+def _group(parts: Sequence[Split]) -> np.ndarray:
+    """Return int64 [N], the groups of duplicates of several splits, whose rows follow one another."""
+    return group_duplicates([part.images for part in parts], np.concatenate([part.ids for part in parts]))
 
 
 def _join(parts: Sequence[Split]) -> Split:

@@ -1,4 +1,4 @@
-"""One pass over all images of a data set: which are copies, twins or flat, and what they look like in numbers."""
+"""One pass over all images of a data set: which are duplicates or flat, and how bright and rich in contrast they are."""
 
 from __future__ import annotations
 
@@ -8,8 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlfer.data.bundle import Split
+from dlfer.data.duplicates import (
+    Components,
+    Duplicates,
+    compute_signatures,
+    hash_images,
+    iterate_near_pairs,
+    number_sources,
+    split_ids,
+    to_grey,
+)
 from dlfer.data.outliers import compute_light
-from dlfer.data.twins import Components, compute_signatures, hash_images, iterate_near_pairs, split_ids, to_grey
 
 _MOST_PAIRS = 2000
 _BLOCK = 1024
@@ -22,11 +31,12 @@ class Survey:
     Attributes:
         part_of: int64 [N], number of the part of each row.
         distinct: int64 [N], number of the image; equal for rows that are equal byte for byte.
-        groups: int64 [N], number of the group that exact, near and mirrored twins and copies of one source make.
-        sources: int64 [N], number of the source; equal for rows that are copies of one source by their ids.
-        has_twin_in: bool [D, P], whether an image stands in a part, or a near or mirrored twin of it.
-        near, mirrored: int64 [M, 2], some of the pairs of distinct images, at most 2000 of either kind.
-        signatures: float32 [D, 256], as `dlfer.data.twins.compute_signatures` returns them.
+        groups: int64 [N], number of the group that chains of duplicates of any kind make.
+        sources: int64 [N], number of the source; equal for rows that are augmented copies of one source by their ids.
+        copied: bool [N], whether the id is that of an augmented copy.
+        has_duplicate_in: bool [D, P], whether a part has an image itself, or a near or flipped duplicate of it.
+        near, flipped: int64 [M, 2], some of the pairs of distinct images, at most 2000 of either kind.
+        signatures: float32 [D, 256], as `dlfer.data.duplicates.compute_signatures` returns them.
         brightness, contrast: float64 [D], mean and standard deviation in grey levels.
         constant: bool [D], whether all pixels are equal.
     """
@@ -35,23 +45,26 @@ class Survey:
     distinct: np.ndarray
     groups: np.ndarray
     sources: np.ndarray
-    has_twin_in: np.ndarray
+    copied: np.ndarray
+    has_duplicate_in: np.ndarray
     near: np.ndarray
-    mirrored: np.ndarray
+    flipped: np.ndarray
     signatures: np.ndarray
     brightness: np.ndarray
     contrast: np.ndarray
     constant: np.ndarray
 
-    def find_leaks(self, left: int, right: int) -> tuple[np.ndarray, np.ndarray]:
-        """Return (exact, near_or_mirrored), bool [rows of part `right`]: whether part `left` has a twin of it.
+    def find_duplicates(self, left: int, right: int) -> Duplicates:
+        """Return which rows of part `right` have a duplicate in part `left`.
 
-        A copy of one source by its id counts as an exact one.
+        The answer is that of `dlfer.data.duplicates.find_duplicates` for images and ids of the two parts.
         """
         rows, reference = self.part_of == right, self.part_of == left
-        same_source = np.isin(self.sources[rows], self.sources[reference])
-        exact = np.isin(self.distinct[rows], self.distinct[reference]) | same_source
-        return exact, self.has_twin_in[self.distinct[rows], left] | same_source
+        sources, reference_sources = self.sources[rows], self.sources[reference]
+        augmented = np.isin(sources, self.sources[reference & self.copied])
+        augmented |= self.copied[rows] & np.isin(sources, reference_sources)
+        exact = np.isin(self.distinct[rows], self.distinct[reference])
+        return Duplicates(exact, augmented, self.has_duplicate_in[self.distinct[rows], left] | augmented)
 
 
 def survey_images(parts: Sequence[Split]) -> Survey:
@@ -62,18 +75,19 @@ def survey_images(parts: Sequence[Split]) -> Survey:
     signatures, textured, light = _measure(parts, first)
     present = np.zeros((len(first), len(parts)), bool)
     present[distinct, part_of] = True
-    has_twin_in, components = present.copy(), Components(len(first))
+    has_duplicate_in, components = present.copy(), Components(len(first))
     samples: dict[bool, list[np.ndarray]] = {False: [], True: []}
     taken = {False: 0, True: 0}
-    for left, right, mirrored in iterate_near_pairs(signatures, textured):
+    for left, right, flipped in iterate_near_pairs(signatures, textured):
         components.join(left, right)
         for part in range(len(parts)):
-            has_twin_in[left[present[right, part]], part] = True
-            has_twin_in[right[present[left, part]], part] = True
-        if taken[mirrored] < _MOST_PAIRS:
-            samples[mirrored].append(np.stack([left, right], axis=1)[: _MOST_PAIRS - taken[mirrored]])
-            taken[mirrored] += len(samples[mirrored][-1])
-    sources = _number_sources(np.concatenate([part.ids for part in parts]))
+            has_duplicate_in[left[present[right, part]], part] = True
+            has_duplicate_in[right[present[left, part]], part] = True
+        if taken[flipped] < _MOST_PAIRS:
+            samples[flipped].append(np.stack([left, right], axis=1)[: _MOST_PAIRS - taken[flipped]])
+            taken[flipped] += len(samples[flipped][-1])
+    ids = np.concatenate([part.ids for part in parts])
+    sources = number_sources(ids)
     components.join_equal(sources, distinct)
     none = np.zeros((0, 2), np.int64)
     return Survey(
@@ -81,7 +95,8 @@ def survey_images(parts: Sequence[Split]) -> Survey:
         distinct,
         components.compute_groups()[distinct],
         sources,
-        has_twin_in,
+        split_ids(ids)[1],
+        has_duplicate_in,
         np.concatenate([none, *samples[False]]),
         np.concatenate([none, *samples[True]]),
         signatures,
@@ -108,14 +123,3 @@ def _measure(parts: Sequence[Split], first: np.ndarray) -> tuple[np.ndarray, np.
     back = np.argsort(np.concatenate(order))
     signatures, textured, *light = (np.concatenate(values)[back] for values in zip(*by_part, strict=True))
     return signatures, textured, light
-
-
-def _number_sources(ids: np.ndarray) -> np.ndarray:
-    """Return int64 [N], equal for a source and its copies; an id that recurs without a copy is two sources."""
-    sources, copied = split_ids(ids)
-    numbers = np.arange(len(ids))
-    if copied.any():
-        names, dense = np.unique(sources, return_inverse=True)
-        with_copies = np.isin(names, sources[copied])[dense]
-        numbers[with_copies] = len(ids) + dense[with_copies]
-    return numbers

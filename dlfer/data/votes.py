@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from dlfer.data.bundle import Split
+from dlfer.data.duplicates import split_ids
 from dlfer.data.labels import SPELLINGS
 from dlfer.data.outliers import MOST_LISTED
-from dlfer.data.twins import split_ids
 from dlfer.errors import DataError, MissingDataError
 from dlfer.evaluate.intervals import compute_wilson_interval
 

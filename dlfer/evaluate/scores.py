@@ -100,8 +100,8 @@ def compute_metrics_file(
     protocol: str,
     banner: str | None,
     selected_on: str,
-    twins: Mapping[str, int] | None = None,
-    without_twins_ids: Collection[str] | None = None,
+    duplicates: Mapping[str, Any] | None = None,
+    without_duplicates_ids: Collection[str] | None = None,
     bootstrap: int = 1000,
     target_accuracy: float = 0.8,
     temperature: Mapping[str, Any] | None = None,
@@ -115,8 +115,10 @@ def compute_metrics_file(
         protocol: "official", "resplit" or "paper".
         banner: a warning that every output of the run carries, or None.
         selected_on: in words, what the model was selected on.
-        twins: {"exact", "near_or_mirrored"}: test images with a copy in train; None where not counted.
-        without_twins_ids: ids of the test images without any copy in train, which are scored once more.
+        duplicates: counts of the judged images that have a duplicate in the data that made the model, as
+            `dlfer.judge.duplicates` gives them; None where they were not counted.
+        without_duplicates_ids: ids of the judged images without any, which are scored once more: of test, else of
+            validation.
         bootstrap: number of resamples behind the intervals of averages over classes and of ECE.
         target_accuracy: fraction that the answered validation images are to reach by abstaining.
         temperature, abstain: what was found on validation earlier, as returned here; where `parts` has
@@ -136,18 +138,19 @@ def compute_metrics_file(
         part: compute_scores(parts[part], **common) if parts.get(part) is not None else None
         for part in ("test", "validation", "train")
     }
-    test, without_twins = parts.get("test"), None
-    if test is not None and without_twins_ids is not None:
-        kept = np.isin(test.ids, np.array(sorted(without_twins_ids), dtype=np.str_))
-        without_twins = compute_scores(test.take(kept), **common) if kept.any() else None
+    judged, without = "test" if parts.get("test") is not None else "validation", {}
+    if parts.get(judged) is not None and without_duplicates_ids is not None:
+        kept = np.isin(parts[judged].ids, np.array(sorted(without_duplicates_ids), dtype=np.str_))
+        without[judged] = compute_scores(parts[judged].take(kept), **common) if kept.any() else None
     return {
         "protocol": protocol,
         "banner": banner,
         "selected_on": selected_on,
         "test": scores["test"],
-        "test_without_twins": without_twins,
-        "twins": dict(twins) if twins is not None else None,
+        "test_without_duplicates": without.get("test"),
+        "duplicates": dict(duplicates) if duplicates is not None else None,
         "validation": scores["validation"],
+        "validation_without_duplicates": without.get("validation"),
         "train": scores["train"],
         "temperature": dict(temperature) if temperature else None,
         "abstain": dict(abstain) if abstain else None,

@@ -15,7 +15,7 @@ from dlfer.config.ensemble import MemberConfig
 from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.twins import hash_images
+from dlfer.data.duplicates import hash_images
 from dlfer.errors import MissingDataError, ProtocolError
 from dlfer.fit.session import Session
 from dlfer.model.classifier import Classifier, read_artifact_record

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dlfer.catalog import find_model
-from dlfer.config.load import load_experiment, resolve_path
+from dlfer.config.load import load_experiment, load_recorded_experiment, resolve_path
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import DataConfig, FacesConfig
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
@@ -22,8 +22,9 @@ from dlfer.errors import ConfigError, MissingDataError, ModelError, UserError
 from dlfer.evaluate.predictions import Predictions
 from dlfer.evaluate.scores import compute_metrics_file
 from dlfer.files.atomic import write_atomically
+from dlfer.judge.duplicates import JudgedDuplicates, find_judged_duplicates
 from dlfer.judge.extras import Extras, check_extras, judge_extras, keep_extras
-from dlfer.judge.parts import count_twins, log_opening
+from dlfer.judge.parts import log_opening
 from dlfer.judge.records import read_metrics, read_parts
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier, read_artifact_record
@@ -57,9 +58,9 @@ def evaluate_model(
         Without csv and data, a run is judged on its own test part, else on its validation part.
 
     Returns:
-        The dict of metrics.json; "test" holds the figures, "test_without_twins" those of the images without
-        a twin in the training data, where the run's is there to look, or the csv has the same. Temperature and
-        threshold are those that the run found on its validation. "judged_on" is {"split", "file", "used_for"}:
+        The dict of metrics.json; "test" holds the metrics, "test_without_duplicates" those of the images without
+        a duplicate in the data that trained or selected the model, where the run's data is there to compare with, or
+        the csv has the same; "duplicates" has the counts. Temperature and threshold are those that the run found on its validation. "judged_on" is {"split", "file", "used_for"}:
         "selection" or "training" where the model was selected on these images or trained on them, else None.
 
     Raises:
@@ -90,21 +91,16 @@ def evaluate_model(
     check_extras(extras, split.ids)
     opened = log_opening(run, split) if run is not None else None
     predictions = Predictions(split.ids, classifier.labels, split.targets, classifier.predict(split.images))
-    train = None if run is None else _load_training(run)
-    same_source = is_own
-    if train is None and csv is not None:
+    sources, same_ids = (None if run is None else _load_sources(run)), is_own
+    if sources is None and csv is not None:
         # Nothing but the same images passes, so that what they are named in this csv is what they were named there.
-        train = _find_training(trained, Path(csv))
-        same_source = train is not None
-    metrics = _score_against_training(
-        read_metrics(trained),
-        record,
-        split,
-        predictions,
-        train=train,
-        is_own=is_own,
-        same_source=same_source,
-        test_opened=opened,
+        sources, same_ids = _find_sources(trained, Path(csv)), True
+    duplicates = None
+    if sources is not None:
+        train, selection = sources[0], None if used_for == "selection" else sources[1]
+        duplicates = find_judged_duplicates("test", split, train=train, selection=selection, same_ids=same_ids)
+    metrics = _score(
+        read_metrics(trained), record, predictions, duplicates=duplicates, is_own=is_own, test_opened=opened
     )
     judged = judge_extras(extras, classifier, {"test": split}, {"test": predictions}, say=say)
     if run is not None and csv is None and data is None and keep_extras(run, judged) and say is not None:
@@ -127,56 +123,56 @@ def _prepare_as_trained(split: Split, classifier: Classifier, say: Callable[[str
     return split
 
 
-def _score_against_training(
+def _score(
     of_run: dict,
     record: dict,
-    split: Split,
     predictions: Predictions,
     *,
-    train: Split | None,
+    duplicates: JudgedDuplicates | None,
     is_own: bool,
-    same_source: bool,
     test_opened: int | None,
 ) -> dict:
-    """Return the metrics file; twins are counted where the training data is still there."""
-    twins = without = None
+    """Return the metrics file; `duplicates` is None where the data that made the model is not there any more."""
     protocol = record["about"].get("protocol", "not known")
-    if train is not None:
-        twins, without = count_twins(split, train, same_source=same_source)
     return compute_metrics_file(
         {"test": predictions},
         protocol=protocol,
         banner=_describe_run(of_run, protocol, is_own=is_own),
         selected_on=record["about"].get("selected_on", "not known"),
-        twins=twins,
-        without_twins_ids=without,
+        duplicates=None if duplicates is None else duplicates.as_dict(),
+        without_duplicates_ids=None if duplicates is None else duplicates.list_ids_without(),
         temperature=record.get("temperature"),
         abstain=of_run.get("abstain"),
         test_opened=test_opened,
     )
 
 
-def _load_training(run: Run) -> Split | None:
-    """Return the images that a run trained on; None where its data is gone or streamed."""
+def _load_sources(run: Run) -> tuple[Split, Split | None] | None:
+    """Return the splits that trained and selected a run; None where its data is gone or streamed."""
     with contextlib.suppress(MissingDataError, ConfigError):
-        train = _load_stage(run).train
-        return train if isinstance(train, Split) else None
+        bundle = _load_stage(run)
+        if isinstance(bundle.train, Split):
+            return bundle.train, bundle.validation if isinstance(bundle.validation, Split) else None
     return None
 
 
-def _find_training(folder: Path, csv: Path) -> Split | None:
-    """Return the images that a run or shipped model trained on, if exactly they are in a csv; else None."""
-    described = read_parts(folder).get("train", {})
-    if not described.get("fingerprint") or not (folder / CONFIG_FILE).is_file():
+def _find_sources(folder: Path, csv: Path) -> tuple[Split, Split | None] | None:
+    """Return the splits that trained and selected a run or shipped model, if exactly those images are in a csv.
+
+    None if the training images are not; None for the split that selected it if that one is not.
+    """
+    described = {part: read_parts(folder).get(part, {}).get("fingerprint") for part in ("train", "validation")}
+    if not described["train"] or not (folder / CONFIG_FILE).is_file():
         return None
     with contextlib.suppress(UserError):
-        stage = load_experiment(folder / CONFIG_FILE).finetune
+        stage = load_recorded_experiment(folder / CONFIG_FILE).finetune
         if stage.data.source != "fer2013":
             return None
         data = stage.data.model_copy(update={"path": str(csv)})
-        train = load_data(data, image_size=stage.native_size, balance=stage.balance).train
-        if isinstance(train, Split) and compute_fingerprint(train) == described["fingerprint"]:
-            return train
+        bundle = load_data(data, image_size=stage.native_size, balance=stage.balance)
+        found = {part: compute_fingerprint(getattr(bundle, part)) for part in described}
+        if found["train"] == described["train"]:
+            return bundle.train, bundle.validation if found["validation"] == described["validation"] else None
     return None
 
 
@@ -204,7 +200,7 @@ def _describe_run(of_run: dict, protocol: str, *, is_own: bool) -> str | None:
     if protocol != "paper":
         return None
     return (
-        "Trained under the published protocol: images to judge on may have a twin in training. "
+        "Trained under the published protocol: images to judge on may have a duplicate in training. "
         "Its run is not there to count them."
     )
 

@@ -152,7 +152,7 @@ def keep_extras(run: Run, judged: Mapping[str, Any]) -> bool:
     """
     if not any(judged.get(key) for key in ("views", "groups", "corruptions")):
         return False
-    metrics = run.read_json("metrics.json")
+    metrics = run.read_metrics()
     part = "test" if metrics.get("test") else "validation"
     found = {key: {**judged[key], "part": part} for key in ("groups", "corruptions") if judged.get(key)}
     if judged["views"]:

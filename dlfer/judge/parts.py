@@ -1,4 +1,4 @@
-"""How a trained classifier is judged: predictions on each part, twins counted, figures with intervals."""
+"""How a trained classifier is judged: predictions on each split, duplicates counted, metrics with intervals."""
 
 from __future__ import annotations
 
@@ -12,17 +12,22 @@ import numpy as np
 from dlfer.config.schema import ExperimentConfig
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
 from dlfer.data.split import draw_subset
-from dlfer.data.twins import find_copies, find_twins
 from dlfer.errors import ModelError
 from dlfer.evaluate.predictions import Known, Predictions, write_predictions
 from dlfer.evaluate.scores import compute_metrics_file
+from dlfer.judge.duplicates import JudgedDuplicates
 from dlfer.model.classifier import Classifier, read_artifact_record
 from dlfer.model.predict import predict_split
 from dlfer.runs.run import LOG_FILE, Run
 
 
-def describe_data(bundle: DataBundle) -> dict:
-    """Return data.json of a run: labels, splits with their counts and fingerprints, and what was done to them."""
+def describe_data(bundle: DataBundle, duplicates: JudgedDuplicates | None) -> dict:
+    """Return data.json of a run: labels, splits with their counts and fingerprints, duplicates, and what was done.
+
+    Args:
+        bundle: what the run trains, selects and judges on.
+        duplicates: of the split that judges, as `find_run_duplicates` returns them.
+    """
     splits = {name: getattr(bundle, name) for name in ("train", "validation", "test")}
     return {
         "source": bundle.source,
@@ -30,7 +35,7 @@ def describe_data(bundle: DataBundle) -> dict:
         "protocol": bundle.protocol,
         "selected_on": bundle.selected_on,
         "splits": {name: _describe_split(split, bundle.labels) for name, split in splits.items() if split is not None},
-        "twins": bundle.twins,
+        "duplicates": None if duplicates is None else duplicates.as_dict(),
         "notes": list(bundle.notes),
     }
 
@@ -68,54 +73,35 @@ def compute_run_metrics(
     bundle: DataBundle,
     predictions: dict[str, Predictions],
     *,
+    duplicates: JudgedDuplicates | None,
     smoke: bool = False,
     test_opened: int = 0,
 ) -> dict:
-    """Return metrics.json of a run; test images with a twin in train are counted and left out once."""
-    twins = without = None
-    if bundle.test is not None and isinstance(bundle.train, Split):
-        twins, without = count_twins(bundle.test, bundle.train, same_source=True)
+    """Return metrics.json of a run; the split that judges is scored once more without `duplicates`."""
     return compute_metrics_file(
         predictions,
         protocol=bundle.protocol,
-        banner=compute_banner(bundle, twins, smoke=smoke),
+        banner=compute_banner(bundle, duplicates, smoke=smoke),
         selected_on=bundle.selected_on,
-        twins=twins,
-        without_twins_ids=without,
+        duplicates=None if duplicates is None else duplicates.as_dict(),
+        without_duplicates_ids=None if duplicates is None else duplicates.list_ids_without(),
         bootstrap=config.evaluate.bootstrap,
         target_accuracy=config.evaluate.target_accuracy,
         test_opened=test_opened,
     )
 
 
-def count_twins(split: Split, train: Split, *, same_source: bool) -> tuple[dict, list[str]]:
-    """Return how many images have a twin in train, and the ids of those without.
-
-    Args:
-        split: the images to judge on.
-        train: those that the network was trained on.
-        same_source: the ids of both name the same images, so that those made from one image count as exact.
-
-    Returns:
-        {"exact", "near_or_mirrored"} (exact ones included), ids.
-    """
-    exact, near = find_twins(split.images, train.images)
-    if same_source:
-        from_source = find_copies(split.ids, train.ids)
-        exact, near = exact | from_source, near | from_source
-    return {"exact": int(exact.sum()), "near_or_mirrored": int(near.sum())}, split.ids[~near].tolist()
-
-
-def compute_banner(bundle: DataBundle, twins: dict | None, *, smoke: bool = False) -> str | None:
+def compute_banner(bundle: DataBundle, duplicates: JudgedDuplicates | None, *, smoke: bool = False) -> str | None:
     """Return the warning that every output of a run carries, or None."""
     if smoke:
         return "Smoke run: two batches of at most eight images a stage. The figures mean nothing."
-    if bundle.protocol != "paper" or bundle.test is None or twins is None:
+    if bundle.protocol != "paper" or bundle.test is None or duplicates is None:
         return None
+    found = duplicates.in_train.count()
     return (
-        f"Published protocol, not a clean test: {twins['near_or_mirrored']:,} of {len(bundle.test):,} test images have a "
-        f"twin in training ({twins['exact']:,} exact copies or copies of one source). "
-        "Compare with the rows without a twin, or with protocol official."
+        f"Published protocol, not a clean test: {found['any']:,} of {len(bundle.test):,} test images have a duplicate in "
+        f"training ({found['exact']:,} an exact copy, {found['augmented']:,} an augmented copy of the same image). "
+        "Compare with the value without duplicates, or with protocol official."
     )
 
 
@@ -132,7 +118,7 @@ def log_opening(run: Run, split: Split, *, milestone: int | None = None) -> int:
     run.log("test_opened", split=split.name, n=len(split), **which)
     opened = count_openings(run)
     with contextlib.suppress(ModelError):
-        run.write_json("metrics.json", {**run.read_json("metrics.json"), "test_opened": opened})
+        run.write_json("metrics.json", {**run.read_metrics(), "test_opened": opened})
     return opened
 
 

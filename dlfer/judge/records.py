@@ -8,7 +8,9 @@ from typing import Any
 
 from dlfer.errors import ModelError
 from dlfer.report.page import read_json
-from dlfer.runs.run import DATA_FILE, METRICS_FILE
+from dlfer.runs import records
+from dlfer.runs.records import METRICS_FILE
+from dlfer.runs.run import DATA_FILE
 
 _WORDS = {
     dict: "an object",
@@ -42,7 +44,7 @@ def read_metrics(folder: Path) -> dict:
         ModelError: it holds something else.
     """
     path = folder / METRICS_FILE
-    found = _read_object(path)
+    found = records.read_metrics(folder) or {}
     _check(path, "banner", found.get("banner"), str | None)
     abstain = found.get("abstain")
     _check(path, "abstain", abstain, dict | None)
@@ -64,4 +66,4 @@ def _check(path: Path, what: str, value: Any, kind: Any) -> None:
     """Raise ModelError unless a value read is of a kind, and finite where it is a number."""
     is_number = isinstance(value, int | float)
     if not isinstance(value, kind) or isinstance(value, bool) or (is_number and not math.isfinite(value)):
-        raise ModelError(f"{path}: {what}: found {str(value)[:60]!r}, expected {_WORDS[kind]}. Get the model anew.")
+        raise ModelError(f"{path}: {what}: found {str(value)[:60]!r}, expected {_WORDS[kind]}. Get the model again.")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from dlfer.report.duplicates import list_kinds
 from dlfer.report.page import format_count, format_interval, format_percent, render_page
 
 MOST_SHOWN = 24
@@ -20,7 +21,7 @@ def describe_audit(audit: Mapping[str, Any]) -> list[str]:
     """Return what an audit found, in plain sentences with numbers, the worst first.
 
     Args:
-        audit: as `dlfer.data.audit` writes it; of an older one, what it holds.
+        audit: as `dlfer.data.audit` writes it, or as `read_audit` reads one of an earlier version.
     """
     lines = [_describe_size(audit)]
     unreadable = audit.get("unreadable") or {"n": 0}
@@ -32,7 +33,7 @@ def describe_audit(audit: Mapping[str, Any]) -> list[str]:
     if "distinct_images" not in audit:
         return [*lines, "The images are streamed, so they were not looked into."]
     lines += [_describe_leak(pair, leak, audit) for pair, leak in audit["leaks"].items()]
-    lines += _describe_copies(audit)
+    lines += _describe_duplicates(audit)
     lines += _describe_classes(audit)
     lines += _describe_unusual(audit)
     return lines + _describe_votes(audit.get("votes"))
@@ -88,20 +89,16 @@ def _describe_size(audit: Mapping[str, Any]) -> str:
 
 def _describe_leak(pair: str, leak: Mapping[str, int], audit: Mapping[str, Any]) -> str:
     left, _, right = pair.partition("->")
-    if not leak["near_or_mirrored"]:
-        return f"No image of {right} has a twin in {left}."
+    if not leak["any"]:
+        return f"No image of {right} has a duplicate in {left}."
     total = audit["splits"][right]["num_images"]
-    rest = leak["near_or_mirrored"] - leak["exact"]
-    source = leak.get("from_source", 0)
-    copies = f", {format_count(source)} of them by the ids of augmented copies" if source else ""
     return (
-        f"{format_count(leak['near_or_mirrored'])} of {format_count(total)} images of {right} "
-        f"({format_percent(leak['near_or_mirrored'] / total)}) have a twin in {left}: "
-        f"{format_count(leak['exact'])} an exact copy{copies}, {format_count(rest)} a near or mirrored one only."
+        f"{format_count(leak['any'])} of {format_count(total)} images of {right} ({format_percent(leak['any'] / total)}) "
+        f"have a duplicate in {left}{list_kinds(leak)}."
     )
 
 
-def _describe_copies(audit: Mapping[str, Any]) -> list[str]:
+def _describe_duplicates(audit: Mapping[str, Any]) -> list[str]:
     if audit["duplicate_groups"]:
         lines = [
             f"{format_count(audit['distinct_images'])} images are distinct; {format_count(audit['duplicate_groups'])} "
@@ -111,8 +108,8 @@ def _describe_copies(audit: Mapping[str, Any]) -> list[str]:
         lines = ["No image occurs more than once."]
     if audit.get("near_groups"):
         lines.append(
-            f"With near and mirrored twins there are {format_count(audit['near_groups'])} groups of images that belong "
-            f"together, the largest of {format_count(audit['largest_group'])} images; "
+            f"Chains of exact, near, flipped and augmented duplicates make {format_count(audit['near_groups'])} groups, "
+            f"the largest of {format_count(audit['largest_group'])} images; "
             f"{format_count(audit['near_conflicting_groups'])} of the groups have different labels in them."
         )
     return lines
@@ -194,19 +191,19 @@ def _list_leaks(audit: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _list_groups(audit: Mapping[str, Any]) -> list[tuple[str, int, int, int]]:
-    """Return (kind, groups, with different labels, across parts) of exact copies and of all twins."""
+    """Return (kind, groups, with different labels, across splits) of exact duplicates and of all duplicates."""
     if "near_groups" not in audit:
         return []
     across = audit["groups_across_splits"]
     return [
-        ("exact copies", audit["duplicate_groups"], audit["conflicting_groups"], across["exact"]),
-        ("all twins", audit["near_groups"], audit["near_conflicting_groups"], across["near"]),
+        ("exact duplicates", audit["duplicate_groups"], audit["conflicting_groups"], across["exact"]),
+        ("all duplicates", audit["near_groups"], audit["near_conflicting_groups"], across["near"]),
     ]
 
 
 def _list_pairs(audit: Mapping[str, Any]) -> list[dict[str, Any]]:
     samples = audit.get("samples") or {}
-    titles = {"exact": "Exact copies", "near": "Near twins", "mirrored": "Mirrored twins"}
+    titles = {"exact": "Exact duplicates", "near": "Near duplicates", "flipped": "Horizontally flipped duplicates"}
     return [{"title": title, "pairs": samples.get(kind) or []} for kind, title in titles.items()]
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from dlfer.catalog import ARTIFACT_FILE
 from dlfer.errors import ModelError
 from dlfer.files.atomic import write_atomically
+from dlfer.report.duplicates import describe_duplicates, name_left_out
 from dlfer.report.headline import METRICS, PARTS, VIEWS, get_judged_part
 from dlfer.report.judgement import describe_abstention, describe_calibration, describe_groups, tell_missing_groups
 from dlfer.report.page import (
@@ -22,6 +23,7 @@ from dlfer.report.page import (
 )
 from dlfer.report.record import describe_environment, get_name, read_config, read_text
 from dlfer.report.terms import find_terms
+from dlfer.runs.records import read_metrics
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
@@ -66,7 +68,8 @@ def compose_card(run_path: Path) -> str:
     artifact = read_json(run_path / "model" / ARTIFACT_FILE)
     if artifact is None:
         raise ModelError(f"{run_path}: found no model/{ARTIFACT_FILE}; a card is written for a run that has a model.")
-    run, metrics, data = (read_json(run_path / f"{name}.json") or {} for name in ("run", "metrics", "data"))
+    run, data = (read_json(run_path / f"{name}.json") or {} for name in ("run", "data"))
+    metrics = read_metrics(run_path) or {}
     config_text = read_text(run_path / "config.yaml")
     config, name = read_config(config_text), get_name(run_path, config_text)
     terms = find_terms(config)
@@ -124,7 +127,7 @@ def _list_tags(config: Mapping[str, Any], metrics: Mapping[str, Any], *, researc
 
 
 def _list_results(metrics: Mapping[str, Any], data: Mapping[str, Any], config: Mapping[str, Any]) -> list[EvalResult]:
-    """Return the figures as the hub's metadata holds them: of test whole and without twins, else of validation.
+    """Return the figures as the hub's metadata holds them: of test, else of validation, whole and without duplicates.
 
     A name says what a number alone would hide: that validation selected the model, or that the test is not clean.
     """
@@ -136,13 +139,16 @@ def _list_results(metrics: Mapping[str, Any], data: Mapping[str, Any], config: M
     source = data.get("source") or ((config.get("finetune") or {}).get("data") or {}).get("source") or "unknown"
     remark = " (not a clean test)" if metrics.get("banner") else ""
     results = []
-    for shown in [part, *(["test_without_twins"] if metrics.get("test_without_twins") else [])]:
+    without = f"{part}_without_duplicates"
+    for shown in [part, *([without] if metrics.get(without) else [])]:
         split = (data.get("splits") or {}).get(part, {}).get("name") or part
-        what = f"{source} {split}{remark}"
-        if shown == "test_without_twins":
-            what = f"{source} {split}, images without a twin in training"
-        elif shown == "validation":
-            what = f"{source} {split} (validation figure, used for selection){remark}"
+        what = f"{source} {split}"
+        if part == "validation":
+            what = f"{source} {split} (validation figure, used for selection)"
+        if shown == without:
+            what += f", images without a duplicate in {name_left_out(metrics.get('duplicates'))}"
+        else:
+            what += remark
         for metric in METRICS:
             figure = metric.get(metrics[shown])
             if metric.name not in _HUB_METRICS or not figure or is_missing(figure["value"]):
@@ -155,7 +161,7 @@ def _list_results(metrics: Mapping[str, Any], data: Mapping[str, Any], config: M
                     task_name="Facial expression recognition",
                     dataset_type=source,
                     dataset_name=what,
-                    dataset_config=f"{metrics['protocol']}{'-without-twins' if shown == 'test_without_twins' else ''}",
+                    dataset_config=f"{metrics['protocol']}{'-without-duplicates' if shown == without else ''}",
                     dataset_split=split,
                     metric_type=_HUB_METRICS[metric.name],
                     metric_name=f"{metric.name} ({words})",
@@ -173,8 +179,9 @@ def _list_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """
     names = {
         "test": "test",
-        "test_without_twins": "test without twins",
+        "test_without_duplicates": "test without duplicates",
         "validation": "validation figure (used for selection)",
+        "validation_without_duplicates": "validation without duplicates",
     }
     parts = [part for part in PARTS if metrics.get(part) and part in names]
     rows = []
@@ -206,11 +213,9 @@ def _describe_protocol(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> l
             "There is no test figure. The validation figure below is of the images that the model was selected on, "
             "so that it is on the high side."
         )
-    if metrics.get("twins") is not None and metrics.get("test"):
-        lines.append(
-            f"Of the test images, {format_count(metrics['twins']['exact'])} have an exact copy in training and "
-            f"{format_count(metrics['twins']['near_or_mirrored'])} an exact, nearly equal or mirrored one."
-        )
+    duplicates = describe_duplicates(metrics)
+    if duplicates:
+        lines.append(duplicates)
     view = metrics.get("headline") or "single"
     if view != "single":
         lines.append(

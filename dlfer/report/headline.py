@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from dlfer.report.page import format_count, format_percent, is_missing
+from dlfer.report.duplicates import describe_duplicates, find_without, format_without
+from dlfer.report.page import format_percent, is_missing
 
-PARTS = ("test", "test_without_twins", "validation", "train")
+PARTS = ("test", "test_without_duplicates", "validation", "validation_without_duplicates", "train")
 VIEWS = {"single": "the image as it is", "mirror": "the image and its mirror image", "ten_crop": "ten crops"}
 
 
@@ -79,11 +80,11 @@ def build_headline(
         return None
     scores, facts = metrics[part], [("protocol", metrics["protocol"]), ("selected on", metrics["selected_on"])]
     shown = _choose_view(metrics, part)
+    without = find_without(metrics)
+    if without:
+        of_single = "" if shown is scores else ", of single images"
+        facts.append(("without duplicates", f"{format_without(without)}{of_single}"))
     if part == "test":
-        twins = metrics.get("test_without_twins")
-        if twins and twins["n"] < scores["n"]:
-            accuracy = twins["accuracy"]["value"]
-            facts.append(("without twins", f"{format_percent(accuracy)}, n = {format_count(twins['n'])}"))
         openings = metrics.get("test_opened") or openings
         if openings:
             facts.append(("test opened", "once" if openings == 1 else f"{openings} times"))
@@ -119,8 +120,9 @@ def build_metrics_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
     """
     names = {
         "test": "test",
-        "test_without_twins": "test without twins",
+        "test_without_duplicates": "test without duplicates",
         "validation": f"validation ({metrics['selected_on']})",
+        "validation_without_duplicates": "validation without duplicates",
         "train": "train",
     }
     parts = [part for part in PARTS if metrics.get(part)]
@@ -133,13 +135,10 @@ def build_metrics_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def describe_parts(metrics: Mapping[str, Any]) -> list[str]:
-    """Return the remarks below the table: twins, what validation was used for, and what is no accuracy."""
-    lines, twins, part = [], metrics.get("twins"), get_judged_part(metrics)
-    if twins is not None and metrics.get("test"):
-        lines.append(
-            f"Twins: {format_count(twins['exact'])} test images have an exact copy in training, "
-            f"{format_count(twins['near_or_mirrored'])} an exact, nearly equal or mirrored one."
-        )
+    """Return the remarks below the table: duplicates, what validation was used for, and what is no accuracy."""
+    lines, duplicates, part = [], describe_duplicates(metrics), get_judged_part(metrics)
+    if duplicates:
+        lines.append(duplicates)
     if metrics.get("validation"):
         lines.append("Validation was used to select the model, so that its figures are on the high side.")
     if part is None:

@@ -33,6 +33,7 @@ from dlfer.report.record import (
 )
 from dlfer.report.run_figures import FIGURES, read_log, write_run_figures
 from dlfer.report.sections import describe_data, describe_question, describe_transfer, list_costs
+from dlfer.runs.records import read_audit, read_metrics
 
 
 def write_report(run_path: Path) -> Path:
@@ -52,7 +53,7 @@ def write_report(run_path: Path) -> Path:
     if run is None:
         raise ModelError(f"{run_path}: found no run.json; expected a run directory, e.g. saved_models/runs/NAME/STAMP.")
     write_run_figures(run_path)
-    data, metrics, audit = (read_json(run_path / name) for name in ("data.json", "metrics.json", "audit.json"))
+    data, metrics, audit = read_json(run_path / "data.json"), read_metrics(run_path), read_audit(run_path)
     config_text = read_text(run_path / "config.yaml")
     config = read_config(config_text)
     context = {

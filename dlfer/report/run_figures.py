@@ -20,6 +20,7 @@ from dlfer.report.page import format_percent, is_missing, read_json, read_rows
 from dlfer.report.pictures import draw_confusion
 from dlfer.report.record import read_text
 from dlfer.report.sections import STAGES
+from dlfer.runs.records import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -58,7 +59,7 @@ def write_run_figures(run_path: Path) -> list[Path]:
     Confusion, ROC, reliability and risk are of the test part, or of validation where there is no test. The
     run's banner is drawn above every figure in the folder.
     """
-    folder, metrics = run_path / "figures", read_json(run_path / "metrics.json") or {}
+    folder, metrics = run_path / "figures", read_metrics(run_path) or {}
     written = [
         write_figure(drawn.figure, folder / f"{drawn.name}.png", title=drawn.title, description=drawn.description)
         for drawn in (*_draw_histories(run_path), *_draw_trees(run_path), *_draw_judgement(run_path, metrics))

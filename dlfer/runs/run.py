@@ -20,13 +20,14 @@ from dlfer._version import __version__
 from dlfer.errors import ConfigError, ModelError
 from dlfer.files.atomic import write_atomically
 from dlfer.files.json_file import read_json
+from dlfer.runs import records
 from dlfer.runs.record import describe_checkout, describe_process, list_packages, tell_status, tell_time, to_json
 
 if TYPE_CHECKING:
     from dlfer.config.schema import ExperimentConfig
 
 RUN_FILE, CONFIG_FILE, LOG_FILE, LOCK_FILE = "run.json", "config.yaml", "log.jsonl", ".lock"
-DATA_FILE, METRICS_FILE = "data.json", "metrics.json"
+DATA_FILE = "data.json"
 
 
 class Run:
@@ -55,9 +56,9 @@ class Run:
 
     def config(self) -> ExperimentConfig:
         """Return the experiment as it was run."""
-        from dlfer.config.load import load_experiment
+        from dlfer.config.load import load_recorded_experiment
 
-        return load_experiment(self.path / CONFIG_FILE, check_search=False)
+        return load_recorded_experiment(self.path / CONFIG_FILE)
 
     def log(self, event: str, **fields: Any) -> None:
         """Append a line to log.jsonl: the time in UTC, the event, and the fields."""
@@ -100,6 +101,18 @@ class Run:
             raise ModelError(f"{path}: there is no such file; the run did not come so far, or it is no run.") from None
         except (OSError, ValueError) as error:
             raise ModelError(f"{path}: expected JSON: {error}.") from None
+
+    def read_metrics(self) -> dict[str, Any]:
+        """Return metrics.json of the run with the present names of its keys, whatever version wrote it.
+
+        Raises:
+            ModelError: it is not there or damaged.
+        """
+        metrics = records.read_metrics(self.path)
+        if metrics is None:
+            path = self.path / records.METRICS_FILE
+            raise ModelError(f"{path}: there is no such file; the run did not come so far, or it is no run.")
+        return metrics
 
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:

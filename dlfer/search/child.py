@@ -14,7 +14,7 @@ import threading
 from pathlib import Path
 from typing import Any, TextIO
 
-from dlfer.config.load import load_experiment, with_overrides
+from dlfer.config.load import load_recorded_experiment, with_overrides
 from dlfer.errors import TrainingStopped, UserError
 from dlfer.files.atomic import write_atomically
 from dlfer.runs.find import open_run
@@ -126,7 +126,7 @@ def _execute(job: dict[str, Any], control: Any, channel: Channel) -> Path:
             run = open_run(job["run"])
             run.update(judge_test=options.judge_test)
             return execute_run(run, run.config(), session)
-        config = load_experiment(job["config"], check_search=False)
+        config = load_recorded_experiment(job["config"])
         return start_run(with_overrides(config, job["overrides"]), session, on_created=remember)
 
 

@@ -7,7 +7,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlfer.config.load import dump_experiment, load_experiment, with_overrides
+from dlfer.config.load import dump_experiment, load_recorded_experiment, with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError
 from dlfer.files.atomic import write_atomically
@@ -73,7 +73,7 @@ def check_same(run: Run, other: ExperimentConfig | None) -> ExperimentConfig:
     Raises:
         ConfigError: with every key that differs.
     """
-    original = load_experiment(run.path / ORIGINAL_FILE, check_search=False)
+    original = load_recorded_experiment(run.path / ORIGINAL_FILE)
     for name, config in ((CONFIG_FILE, run.config()), ("the experiment file", other)):
         if config is None:
             continue

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlfer.config.load import load_experiment
+from dlfer.config.load import load_experiment, load_recorded_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, DlferError, TrainingStopped, UserError
 from dlfer.files.atomic import write_atomically
@@ -207,7 +207,7 @@ def _obtain_config(
     path = folder / CONFIG_FILE
     if not path.exists():
         write_atomically(path, about["experiment"])
-    config = load_experiment(path, check_search=False)
+    config = load_recorded_experiment(path)
     if file is not None:
         differences = list_differences(config, load_experiment(file, options.overrides))
         if differences:

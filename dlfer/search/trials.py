@@ -106,7 +106,7 @@ class TrialRunner:
         facts = {"run": run.path.name, "status": run.status, "epochs": len(read_history_rows(run.path))}
         with contextlib.suppress(ModelError, KeyError, TypeError):
             name = "log_loss" if self.settings.figure == "loss" else self.settings.figure
-            figure = run.read_json("metrics.json")["validation"][name]
+            figure = run.read_metrics()["validation"][name]
             facts |= {"low": figure["low"], "high": figure["high"]}
         return facts
 

@@ -149,7 +149,7 @@ def load_inspected(file: Path | None, *, csv: Path | None = None, folder: Path |
 
 
 def format_groups(data: Inspected, survey: Survey) -> str:
-    """Return a csv id,split,label,group: images of one group are twins, or a chain of twins connects them."""
+    """Return a csv id,split,label,group: a chain of duplicates connects the images of one group."""
     where = list_places(data.held, data.labels)
     groups = number_groups(survey, where).tolist()
     rows = [(place["id"], place["split"], place["label"], group) for place, group in zip(where, groups, strict=True)]

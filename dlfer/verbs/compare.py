@@ -160,7 +160,7 @@ def _describe_matching(result: dict[str, Any], part: str) -> list[str]:
 
 def _describe_runs(entries: list[Entry], part: str) -> list[str]:
     """Return the warnings that the runs' own records call for."""
-    metrics = {entry.name: entry.run.read_json("metrics.json") for entry in entries if entry.run is not None}
+    metrics = {entry.name: entry.run.read_metrics() for entry in entries if entry.run is not None}
     notes = []
     for fact in FACTS:
         found = {name: values.get(fact) for name, values in metrics.items()}

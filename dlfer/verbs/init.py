@@ -183,7 +183,7 @@ def _format_data(survey: Survey) -> str:
     elif "test" in survey.counts:
         lines += ["protocol: official", "select_on: 0.1   # no validation folder: a tenth of train selects the epoch"]
     else:
-        lines.append("protocol: resplit   # no parts: 80/20, and again 80/20, copies kept on one side")
+        lines.append("protocol: resplit   # no parts: 80/20, and again 80/20, duplicates kept on one side")
     if not survey.is_uniform:
         lines.append(f"size: {min(256, max(16, survey.side))}   # sizes differ: images become squares of this side")
     lines += [

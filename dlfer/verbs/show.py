@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from dlfer.report.duplicates import describe_duplicates
+
 Rows = list[dict[str, Any]]
 
 
@@ -32,14 +34,14 @@ def describe_run(name: str, folder: Path) -> dict[str, Any]:
         ModelError: no such run, or more than one.
     """
     from dlfer.runs.find import open_run
-    from dlfer.runs.run import METRICS_FILE, RUN_FILE
+    from dlfer.runs.records import read_metrics
+    from dlfer.runs.run import RUN_FILE
 
     run = open_run(name, folder)
     values = {"path": str(run.path), **run.read_json(RUN_FILE), "status": run.status}
-    if (run.path / METRICS_FILE).is_file():
-        metrics = run.read_json(METRICS_FILE)
-        for part in ("test", "test_without_twins", "validation", "train"):
-            values |= _summarise_part(part, metrics.get(part))
+    metrics = read_metrics(run.path) or {}
+    for part in ("test", "test_without_duplicates", "validation", "validation_without_duplicates", "train"):
+        values |= _summarise_part(part.replace("_", " "), metrics.get(part))
     return values
 
 
@@ -50,7 +52,8 @@ def list_model_rows() -> Rows:
     """
     from dlfer.catalog import ARTIFACT_FILE, find_default_model, list_models
     from dlfer.errors import ModelError
-    from dlfer.runs.run import METRICS_FILE, Run
+    from dlfer.runs.records import read_metrics
+    from dlfer.runs.run import Run
 
     try:
         default = find_default_model()
@@ -59,7 +62,7 @@ def list_model_rows() -> Rows:
     rows = []
     for name, path in list_models().items():
         record = Run(path).read_json(ARTIFACT_FILE)
-        metrics = Run(path).read_json(METRICS_FILE) if (path / METRICS_FILE).is_file() else {}
+        metrics = read_metrics(path) or {}
         model = record.get("model", {})
         rows.append(
             {
@@ -131,7 +134,7 @@ def format_values(values: Mapping[str, Any], indent: str = "") -> str:
 def format_metrics(metrics: Mapping[str, Any]) -> str:
     """Return the figures of a metrics file in words: the banner, each part with n and intervals, the classes."""
     lines = [str(metrics["banner"])] if metrics.get("banner") else []
-    for part in ("test", "test_without_twins", "validation"):
+    for part in ("test", "test_without_duplicates", "validation", "validation_without_duplicates"):
         scores = metrics.get(part)
         if not scores:
             continue
@@ -147,6 +150,8 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
             for label, scores_of in scores.get("per_class", {}).items()
         ]
         lines.append(format_rows(rows))
+    duplicates = describe_duplicates(metrics, name=(metrics.get("judged_on") or {}).get("split"))
+    lines += [duplicates] if duplicates else []
     if metrics.get("test_opened") and metrics.get("test"):
         lines.append(f"test parts opened with this model so far: {metrics['test_opened']}")
     lines += _format_views(metrics)
@@ -161,10 +166,10 @@ def _name_part(part: str, metrics: Mapping[str, Any]) -> str:
     """Return what a part is called: a test only if its images neither selected nor trained the model."""
     judged_on = metrics.get("judged_on") or {}
     use = judged_on.get("used_for")
-    if part == "validation" or use is None:
+    if part.startswith("validation") or use is None:
         return part.replace("_", " ")
     kind = {"selection": "validation figure", "training": "training figure"}[use]
-    without = " without twins" if part == "test_without_twins" else ""
+    without = " without duplicates" if part == "test_without_duplicates" else ""
     return f"{kind} ({judged_on['split']}, used for {use}){without}"
 
 

@@ -1,4 +1,4 @@
-"""From a FER2013 csv to a judged model: twins are counted, and `evaluate` judges what it says."""
+"""From a FER2013 csv to a judged model: duplicates are counted, and `evaluate` judges what it says."""
 
 import json
 from pathlib import Path
@@ -36,10 +36,11 @@ def faces():
 
 @pytest.fixture(scope="module")
 def work(tmp_path_factory, faces) -> Path:
-    """A csv of 90 + 30 + 30 rows whose PrivateTest holds one Training image and one mirrored; a run on it."""
+    """A csv of 90 + 30 + 30 rows whose PrivateTest has one Training image, one flipped, and one of PublicTest flipped; a run on it."""
     folder = tmp_path_factory.mktemp("judged")
     images = faces.images[..., 0].copy()
     images[120], images[121] = images[5], images[6][:, ::-1]
+    images[122] = images[95][:, ::-1]
     usages = ["Training"] * 90 + ["PublicTest"] * 30 + ["PrivateTest"] * 30
     with open(folder / "fer.csv", "w") as file:
         file.write("emotion,pixels,Usage\n")
@@ -59,12 +60,18 @@ def count_openings(run: Path) -> int:
     return sum(json.loads(line)["event"] == "test_opened" for line in (run / "log.jsonl").read_text().splitlines())
 
 
-def test_run_judges_on_private_test_and_leaves_twins_out_once(run):
+def test_run_judges_on_private_test_and_scores_it_once_more_without_duplicates(run):
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["selected_on"] == "PublicTest"
     assert metrics["test"]["n"] == 30
-    assert metrics["twins"] == {"exact": 1, "near_or_mirrored": 2}
-    assert metrics["test_without_twins"]["n"] == 28
+    assert metrics["duplicates"] == {
+        "split": "test",
+        "n": 30,
+        "in_train": {"exact": 1, "augmented": 0, "any": 2},
+        "in_selection": {"exact": 0, "augmented": 0, "any": 1},
+        "in_either": {"exact": 1, "augmented": 0, "any": 3},
+    }
+    assert metrics["test_without_duplicates"]["n"] == 27
     assert metrics["validation"]["n"] == 30
     assert metrics["test_opened"] == count_openings(run) == 1
     artifact = json.loads((run / "model" / "artifact.json").read_text())
@@ -79,8 +86,8 @@ def test_evaluate_gives_the_figures_of_the_run_and_logs_the_opening(run, work):
     assert found["judged_on"]["split"] == "PrivateTest"
     assert found["test"]["accuracy"] == of_run["test"]["accuracy"]
     assert found["test"]["confusion"] == of_run["test"]["confusion"]
-    assert found["twins"] == of_run["twins"]
-    assert found["test_without_twins"]["n"] == 28
+    assert found["duplicates"] == of_run["duplicates"]
+    assert found["test_without_duplicates"]["n"] == 27
     assert json.loads((work / "figures.json").read_text()) == found
     assert count_openings(run) == before + 1
     assert found["test_opened"] == before + 1
@@ -98,9 +105,11 @@ def test_usage_chooses_the_part(run, work):
     assert found["test"]["accuracy"] == of_run["validation"]["accuracy"]
     assert found["selected_on"] == "PublicTest"
     assert found["protocol"] == "official"
+    assert found["duplicates"]["in_selection"] is None
+    assert found["duplicates"]["in_train"]["any"] == 0
 
 
-def test_a_shipped_model_knows_what_selected_it_and_its_twins(run, work):
+def test_a_shipped_model_knows_what_selected_it_and_its_duplicates(run, work):
     """Its run need not be there: the parts' fingerprints travel with it, and the csv has its training images."""
     shipped = ship_model(run, work / "shipped", name="small")
     for csv, usage, used_for in (("fer.csv", "PublicTest", "selection"), ("fer.csv", "Training", "training")):
@@ -109,15 +118,15 @@ def test_a_shipped_model_knows_what_selected_it_and_its_twins(run, work):
     found = evaluate_model(str(shipped), csv=work / "fer.csv")
     of_run = json.loads((run / "metrics.json").read_text())
     assert found["judged_on"]["used_for"] is None
-    assert found["twins"] == of_run["twins"]
-    assert found["test_without_twins"]["n"] == 28
+    assert found["duplicates"] == of_run["duplicates"]
+    assert found["test_without_duplicates"]["n"] == 27
     lines = (work / "fer.csv").read_text().splitlines()
     (work / "private.csv").write_text("\n".join([lines[0], *(x for x in lines if x.endswith("PrivateTest"))]) + "\n")
     other = next(x for x in lines[1:] if x.endswith("Training"))
     (work / "other.csv").write_text("\n".join([lines[0], *(x for x in lines[1:] if x != other)]) + "\n")
-    assert evaluate_model(str(shipped), csv=work / "other.csv")["twins"] is None
+    assert evaluate_model(str(shipped), csv=work / "other.csv")["duplicates"] is None
     alone = evaluate_model(str(shipped), csv=work / "private.csv")
-    assert alone["twins"] is None
+    assert alone["duplicates"] is None
     assert alone["test"]["accuracy"] == found["test"]["accuracy"]
     for name, damaged in (("metrics", '{"abstain": {"threshold": "high"}}'), ("data", '{"splits": []}')):
         (shipped / f"{name}.json").write_text(damaged)

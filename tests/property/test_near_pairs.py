@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlfer.data import near_pairs
-from dlfer.data.near_pairs import iterate_pairs, mirror_signatures
+from dlfer.data.near_pairs import flip_signatures, iterate_pairs
 
 CORRELATIONS = [0.9, 0.97, 0.98 - 1e-3, 0.98 - 1e-6, 0.98 - 3e-8, 0.98, 0.98 + 3e-8, 0.98 + 1e-6, 0.98 + 1e-3, 1.0]
 
@@ -32,8 +32,8 @@ def plant(units: np.ndarray, plants: list[tuple[float, bool, float]], rng: np.ra
         source, other = units[rng.integers(len(units))], draw_units(1, rng, decay=decay)[0]
         apart = other - (other @ source) * source
         apart /= np.linalg.norm(apart)
-        twin = correlation * source + np.sqrt(1 - correlation**2) * apart
-        rows.append((twin.reshape(16, 16)[:, ::-1].reshape(256) if flipped else twin)[None])
+        near = correlation * source + np.sqrt(1 - correlation**2) * apart
+        rows.append((near.reshape(16, 16)[:, ::-1].reshape(256) if flipped else near)[None])
     return np.concatenate(rows)[rng.permutation(sum(map(len, rows)))].astype(np.float32)
 
 
@@ -99,7 +99,7 @@ def test_a_correlation_at_the_threshold_is_decided_alike_wherever_it_stands(monk
     rows[:3, 5] = 1, above, below
     rows[1, 200], rows[2, 200] = (np.sqrt(1 - float(value) ** 2) for value in (above, below))
     if flipped:
-        rows[0] = mirror_signatures(rows[:1])[0]
+        rows[0] = flip_signatures(rows[:1])[0]
     monkeypatch.setattr(near_pairs, "_BLOCK", block)
     for _ in range(5):
         order = rng.permutation(len(rows))

@@ -54,7 +54,7 @@ def test_the_metrics_file_is_strict_json_and_its_figures_are_in_range(prediction
         protocol="official",
         banner=None,
         selected_on="PublicTest",
-        without_twins_ids=predictions.ids[:1].tolist(),
+        without_duplicates_ids=predictions.ids[:1].tolist(),
         bootstrap=100,
     )
     assert json.loads(json.dumps(file, allow_nan=False)) == file

@@ -16,6 +16,7 @@ from dlfer.errors import UserError
 from dlfer.report.headline import get_judged_part, name_part
 from dlfer.report.page import read_json
 from dlfer.report.record import read_config, read_text
+from dlfer.runs.records import read_metrics
 from dlfer.runs.run import RUN_FILE
 
 
@@ -99,7 +100,7 @@ def read_card(name: str, classifier: Engine, folder: Path) -> Card:
     run = folder.parent if (folder.parent / RUN_FILE).is_file() else folder
     record = read_json(folder / "artifact.json") or {}
     config = read_config(read_text(run / "config.yaml"))
-    metrics, data = read_json(run / "metrics.json") or {}, read_json(run / "data.json")
+    metrics, data = read_metrics(run) or {}, read_json(run / "data.json")
     model = record.get("model") or config.get("model") or {}
     backbones = model.get("branches") or ([model["backbone"]] if model.get("backbone") else [])
     optimizer = (config.get("finetune") or {}).get("optimizer") or {}

@@ -10,10 +10,12 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dlfer.config.keys import rename_key, rename_keys
 from dlfer.config.load import (
     compute_digest,
     dump_experiment,
     load_experiment,
+    load_recorded_experiment,
     parse_override,
     resolve_path,
     with_overrides,
@@ -328,7 +330,7 @@ def test_the_digest_is_that_of_the_result(write):
         ({"protocol": "official", "split": "after_balance"}, "puts copies of one image into training and into test"),
         ({"soft_targets": "ferplus"}, "without a file of votes"),
         ({"soft_share": 0.5}, "belongs to soft_targets"),
-        ({"protocol": "paper", "split": "after_balance", "drop_twins": True}, "whose copies are twins"),
+        ({"protocol": "paper", "split": "after_balance", "drop_duplicates": True}, "puts duplicates on both sides"),
         ({"protocol": "paper"}, "needs one of after_balance, official_80_20"),
         ({"protocol": "paper", "split": "official_80_20", "select_on": 0.1}, "selects on a fifth of training"),
         ({"protocol": "paper", "split": "after_balance"}, "Set balance: augment"),
@@ -401,3 +403,56 @@ def test_copies_that_were_made_before_the_split_need_no_augmentation(write):
 def test_keys_of_a_training_that_would_mean_nothing_are_refused(write, keys, words):
     text = yaml.safe_dump({"experiment": {"name": "e"}, "finetune": {"data": {"source": "synthetic_faces"}, **keys}})
     assert any(words in line for line in problems_of(write(text)))
+
+
+@pytest.mark.parametrize(
+    ("text", "overrides", "key"),
+    [
+        ("  data: {source: synthetic_faces, drop_twins: true}", {}, "a.yaml line 3: finetune.data.drop_twins"),
+        (
+            "  data: {source: synthetic_faces}",
+            {"finetune.data.drop_twins": True},
+            "--set finetune.data.drop_twins: finetune.data.drop_twins",
+        ),
+        (
+            "  data: {source: synthetic_faces}\nsweep: {cells: {a: {finetune.data.drop_twins: true}}}",
+            {},
+            "finetune.data.drop_twins",
+        ),
+        (
+            "  data: {source: synthetic_faces}\nsearch: {space: {finetune.data.drop_twins: {choice: [true, false]}}}",
+            {},
+            "finetune.data.drop_twins",
+        ),
+    ],
+)
+def test_a_key_that_was_renamed_is_refused_with_its_present_name(write, text, overrides, key):
+    file = write(f"experiment: {{name: small}}\nfinetune:\n{text}\n")
+    with pytest.raises(ConfigError) as caught:
+        load_experiment(file, overrides)
+    message = "there is no such key any more; it was renamed to finetune.data.drop_duplicates."
+    assert f"{key}: {message}" in str(caught.value)
+
+
+def test_the_record_of_an_earlier_version_is_read_with_the_present_names(write):
+    former = dump_experiment(load_experiment(write(SMALL), {"finetune.data.drop_duplicates": True}))
+    former = former.replace("drop_duplicates", "drop_twins")
+    assert "sweep: null" in former
+    file = write(
+        former.replace("sweep: null", "sweep: {cells: {no twins: {finetune.data.drop_twins: false}}}"), "old.yaml"
+    )
+    found = load_recorded_experiment(file)
+    assert found.finetune.data.drop_duplicates is True
+    assert found.sweep.cells == {"no twins": {"finetune.data.drop_duplicates": False}}
+    with pytest.raises(ConfigError, match=r"renamed to finetune\.data\.drop_duplicates"):
+        load_experiment(file)
+
+
+def test_keys_in_lists_have_their_present_names_too():
+    members = [{"name": "a", "set": {"finetune.data.drop_twins": True}}, {"name": "b", "model": "lite2"}]
+    assert rename_keys({"ensemble": {"members": members}, "model": {"data": 3}, "data": {"drop_twins": [1]}}) == {
+        "ensemble": {"members": [{"name": "a", "set": {"finetune.data.drop_duplicates": True}}, members[1]]},
+        "model": {"data": 3},
+        "data": {"drop_duplicates": [1]},
+    }
+    assert rename_key("data.drop_twins_of") == "data.drop_twins_of"

@@ -7,10 +7,10 @@ import pytest
 from sklearn.decomposition import PCA
 
 from dlfer.config.schema import DataConfig
+from dlfer.data.duplicates import compute_signatures, group_duplicates, to_grey
 from dlfer.data.face_space import compute_face_distances, find_no_faces
 from dlfer.data.outliers import compute_light
 from dlfer.data.synthetic_faces import load_synthetic_faces
-from dlfer.data.twins import compute_signatures, group_twins, to_grey
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def _places(num):
 
 def _find(images):
     signatures, contrast = compute_signatures(images)[0], compute_light(to_grey(images))[1]
-    return find_no_faces(signatures, contrast, group_twins(images), _places(len(images)))
+    return find_no_faces(signatures, contrast, group_duplicates(images), _places(len(images)))
 
 
 def test_the_distance_is_what_scikit_learns_components_of_the_others_leave():

@@ -7,7 +7,7 @@ import pytest
 from scipy import ndimage
 
 from dlfer.data import near_pairs
-from dlfer.data.near_pairs import iterate_pairs, mirror_signatures
+from dlfer.data.near_pairs import flip_signatures, iterate_pairs
 
 
 def draw_signatures(count: int, seed: int = 0, smooth: float = 3.0) -> np.ndarray:
@@ -40,7 +40,7 @@ def test_one_image_is_no_pair_with_itself_and_one_with_the_same_query():
 
 
 def test_a_symmetric_image_and_its_copy_are_near_and_mirrored():
-    one = draw_signatures(1) + mirror_signatures(draw_signatures(1))
+    one = draw_signatures(1) + flip_signatures(draw_signatures(1))
     one /= np.linalg.norm(one)
     found = [(left.tolist(), right.tolist(), kind) for left, right, kind in iterate_pairs(np.concatenate([one, one]))]
     assert found == [([0], [1], False), ([0], [1], True)]
@@ -49,13 +49,13 @@ def test_a_symmetric_image_and_its_copy_are_near_and_mirrored():
 def test_mirroring_is_a_flip_of_left_and_right():
     signatures = draw_signatures(4)
     images = signatures.reshape(4, 16, 16)
-    assert (mirror_signatures(signatures).reshape(4, 16, 16) == images[:, :, ::-1]).all()
+    assert (flip_signatures(signatures).reshape(4, 16, 16) == images[:, :, ::-1]).all()
 
 
 def test_points_bring_no_two_further_apart_than_they_are():
     signatures = draw_signatures(300)
     points = near_pairs._project(signatures, near_pairs._find_directions(signatures))
-    correlations = np.maximum(signatures @ signatures.T, signatures @ mirror_signatures(signatures).T)
+    correlations = np.maximum(signatures @ signatures.T, signatures @ flip_signatures(signatures).T)
     assert (points @ points.T >= correlations - 1e-6).all()
     assert np.linalg.norm(points, axis=1) == pytest.approx(1, abs=1e-5)
 

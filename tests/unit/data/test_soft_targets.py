@@ -82,7 +82,7 @@ def write_csv(path, rows: list[tuple[int, int, str]]) -> None:
     path.write_text("\n".join(lines) + "\n")
 
 
-def test_the_data_section_asks_for_it_and_drops_twins_first(tmp_path):
+def test_the_data_section_asks_for_it_and_drops_duplicates_first(tmp_path):
     rows = [(label, label, "Training") for label in range(7)] + [(3, 100, "Training"), (3, 100, "PublicTest")]
     write_csv(tmp_path / "fer2013.csv", rows)
     header = "Usage,neutral,happiness,surprise,sadness,anger,disgust,fear"
@@ -93,10 +93,10 @@ def test_the_data_section_asks_for_it_and_drops_twins_first(tmp_path):
         path=str(tmp_path / "fer2013.csv"),
         votes=str(tmp_path / "votes.csv"),
         soft_targets="ferplus",
-        drop_twins=True,
+        drop_duplicates=True,
     )
     bundle = load_data(config, image_size=48)
     assert len(bundle.train) == 7
     assert len(bundle.validation) == 1
     assert np.allclose(bundle.train.soft_targets[:, 0], [label / (label + 1) for label in range(7)])
-    assert any("1 of 8 images left out, which have a twin" in note for note in bundle.notes)
+    assert any("1 of 8 images left out, which have a duplicate" in note for note in bundle.notes)

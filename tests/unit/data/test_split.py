@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import ndimage
 
 from dlfer.config.schema import DataConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.split import apply_protocol, draw_fraction, draw_indices, draw_subset
+from dlfer.data.duplicates import find_duplicates
+from dlfer.data.split import apply_protocol, draw_fraction, draw_indices, draw_subset, drop_duplicates
 from dlfer.errors import DataError, ProtocolError
 
 CLASSES = 4
@@ -51,7 +53,7 @@ def test_official_keeps_the_parts_of_the_source():
     bundle = _bundle()
     found = _apply(bundle)
     assert (found.train, found.validation, found.test) == (bundle.train, bundle.validation, bundle.test)
-    assert (found.protocol, found.selected_on, found.twins) == ("official", "PublicTest", None)
+    assert (found.protocol, found.selected_on) == ("official", "PublicTest")
 
 
 def test_select_on_makes_the_validation_part_a_true_test():
@@ -62,7 +64,7 @@ def test_select_on_makes_the_validation_part_a_true_test():
     assert not _ids(found.train) & _ids(found.validation)
     assert not _pixels(found.train) & _pixels(found.validation)
     assert len(found.validation) == pytest.approx(40, abs=6)
-    assert found.selected_on == "0.1 of Training (twins kept together)"
+    assert found.selected_on == "0.1 of Training (duplicates kept together)"
     assert found.train.name == "Training"
 
 
@@ -140,8 +142,6 @@ def test_paper_official_trains_on_four_fifths_and_judges_on_all_other_parts():
     assert _ids(found.test) == _ids(bundle.validation, bundle.test)
     assert _ids(found.train, found.validation) == _ids(bundle.train)
     assert len(found.validation) == pytest.approx(80, abs=8)
-    assert found.twins == sum(image.tobytes() in _pixels(found.train) for image in found.test.images)
-    assert 0 < found.twins <= 10
 
 
 def test_paper_official_says_when_a_third_part_is_absent_and_needs_a_second():
@@ -151,7 +151,7 @@ def test_paper_official_says_when_a_third_part_is_absent_and_needs_a_second():
         _apply(_bundle(parts=("train",)), protocol="paper", split="official_80_20")
 
 
-def test_paper_after_balance_splits_copies_without_regard_and_counts_the_twins():
+def test_paper_after_balance_splits_copies_without_regard_to_duplicates():
     bundle = _bundle(copies=60)
     found = _apply(bundle, "augment", protocol="paper", split="after_balance")
     parts = (found.train, found.validation, found.test)
@@ -168,8 +168,8 @@ def test_paper_after_balance_splits_copies_without_regard_and_counts_the_twins()
     }
     sources = {pool[name.split("#")[0]] for name in found.train.ids.tolist()}
     expected = sum(pool[name.split("#")[0]] in sources for name in found.test.ids.tolist())
-    assert found.twins == expected > len(found.test) / 4
-    assert f"{expected} of {len(found.test)} test images have a twin" in found.notes[0]
+    assert expected > len(found.test) / 4
+    assert f"balanced to {total} by augmented copies before the split" in found.notes[0]
 
 
 @pytest.mark.parametrize("balance", ["none", "class_weight", "sampler"])
@@ -210,7 +210,7 @@ def test_a_subset_is_deterministic_and_follows_the_seed():
     assert _ids(first) != _ids(draw_subset(split, 50, 1))
 
 
-def _with_flipped_twins(count: int) -> DataBundle:
+def _with_flipped_duplicates(count: int) -> DataBundle:
     """Return a bundle of smooth, mutually unlike images; the last `count` of validation are flips of train's first."""
     rng = np.random.default_rng(5)
     parts = {}
@@ -222,16 +222,16 @@ def _with_flipped_twins(count: int) -> DataBundle:
     return DataBundle("fer2013", tuple("abcd"), parts["Training"], parts["PublicTest"], None)
 
 
-def test_resplit_keeps_mirrored_twins_on_one_side():
-    found = _apply(_with_flipped_twins(60), protocol="resplit")
+def test_resplit_keeps_flipped_duplicates_on_one_side():
+    found = _apply(_with_flipped_duplicates(60), protocol="resplit")
     sides = {name: part for part in ("train", "validation", "test") for name in getattr(found, part).ids.tolist()}
     where = [(sides[f"Training/{row}"], sides[f"PublicTest/{40 + row}"]) for row in range(60)]
     assert all(left == right for left, right in where)
     assert {left for left, _ in where} == {"train", "validation", "test"}
 
 
-def test_fraction_draws_twins_together_across_parts_and_keeps_the_shares_of_classes():
-    bundle = _with_flipped_twins(60)
+def test_fraction_draws_duplicates_together_across_parts_and_keeps_the_shares_of_classes():
+    bundle = _with_flipped_duplicates(60)
     found = draw_fraction(bundle, 0.25, seed=3)
     drawn = _ids(found.train, found.validation)
     assert len(drawn) == pytest.approx(100, abs=8)
@@ -245,9 +245,59 @@ def test_fraction_draws_twins_together_across_parts_and_keeps_the_shares_of_clas
 
 
 def test_fraction_does_not_depend_on_the_order_of_rows():
-    bundle = _with_flipped_twins(60)
+    bundle = _with_flipped_duplicates(60)
     shuffled = bundle.train.take(np.random.default_rng(0).permutation(len(bundle.train)))
     other = DataBundle("fer2013", bundle.labels, shuffled, bundle.validation, None)
     found = [draw_fraction(some, 0.5, seed=1) for some in (bundle, other)]
     assert _ids(found[0].train) == _ids(found[1].train)
     assert _ids(draw_fraction(bundle, 0.5, seed=2).train) != _ids(found[0].train)
+
+
+def _chain() -> np.ndarray:
+    """Return uint8 [3, 48, 48, 1]: the first and the last are duplicates of the second, but not of each other."""
+    rng = np.random.default_rng(0)
+    smooth = [ndimage.gaussian_filter(rng.normal(size=(48, 48)), 3) for _ in range(2)]
+    start, other = (128 + 45 * noise / noise.std() for noise in smooth)
+    images = [np.clip((1 - share) * start + share * other, 0, 255).astype(np.uint8) for share in (0, 0.14, 0.26)]
+    return np.stack(images)[..., None]
+
+
+def _unlike(name: str, count: int, seed: int, ids: list[str] | None = None) -> Split:
+    images = np.random.default_rng(seed).integers(0, 256, (count, 48, 48, 1), dtype=np.uint8)
+    named = ids or [f"{name}/{row}" for row in range(count)]
+    return Split(name, images, np.arange(count) % 2, np.array(named))
+
+
+def test_the_ends_of_the_chain_are_not_duplicates_of_each_other():
+    a, b, c = (image[None] for image in _chain())
+    assert find_duplicates(a, b).any[0]
+    assert find_duplicates(b, c).any[0]
+    assert not find_duplicates(a, c).any[0]
+
+
+@pytest.mark.parametrize("part", ["validation", "test"])
+@pytest.mark.parametrize("between", ["train", "validation", "test"])
+def test_train_images_that_a_chain_connects_to_validation_or_test_are_dropped(part, between):
+    """A is in train and C is judged on; B, a duplicate of both, is in train or is judged on itself."""
+    splits = {"train": _unlike("train", 6, 0), "validation": _unlike("validation", 4, 1), "test": _unlike("test", 4, 2)}
+    a, b, c = _chain()
+    splits["train"].images[0], splits[between].images[1], splits[part].images[2] = a, b, c
+    found = drop_duplicates(DataBundle("arrays", ("a", "b"), **splits))
+    dropped = {"train/0", "train/1"} if between == "train" else {"train/0"}
+    assert set(found.train.ids.tolist()) == set(splits["train"].ids.tolist()) - dropped
+    assert (found.validation, found.test) == (splits["validation"], splits["test"])
+    assert f"train: {len(dropped)} of 6 images left out" in found.notes[-1]
+
+
+def test_copies_by_id_are_dropped_and_ids_that_merely_recur_are_not():
+    train = _unlike("train", 3, 0, ["0.png", "1.png", "2.png#1"])
+    validation = _unlike("validation", 2, 1, ["0.png", "2.png"])
+    found = drop_duplicates(DataBundle("arrays", ("a", "b"), train, validation, None))
+    assert found.train.ids.tolist() == ["0.png", "1.png"]
+
+
+def test_a_chain_within_train_alone_is_kept():
+    train = _unlike("train", 4, 0)
+    train.images[:3] = _chain()
+    bundle = DataBundle("arrays", ("a", "b"), train, _unlike("validation", 2, 1), None)
+    assert drop_duplicates(bundle).train.ids.tolist() == train.ids.tolist()

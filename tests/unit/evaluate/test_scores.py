@@ -70,6 +70,15 @@ def test_undefined_figures_are_null_in_strict_json(predictions):
     assert scores["accuracy"]["high"] is not None
 
 
+DUPLICATES = {
+    "split": "test",
+    "n": 120,
+    "in_train": {"exact": 20, "augmented": 0, "any": 30},
+    "in_selection": None,
+    "in_either": {"exact": 20, "augmented": 0, "any": 30},
+}
+
+
 def test_the_metrics_file_has_all_parts():
     test, validation = make(), make(seed=1, prefix="validation")
     file = compute_metrics_file(
@@ -77,31 +86,37 @@ def test_the_metrics_file_has_all_parts():
         protocol="official",
         banner=None,
         selected_on="PublicTest",
-        twins={"exact": 20, "near_or_mirrored": 30},
-        without_twins_ids=test.ids[30:].tolist(),
+        duplicates=DUPLICATES,
+        without_duplicates_ids=test.ids[30:].tolist(),
         bootstrap=100,
     )
     assert list(file) == [
-        *("protocol", "banner", "selected_on", "test", "test_without_twins", "twins", "validation", "train"),
+        *("protocol", "banner", "selected_on", "test", "test_without_duplicates", "duplicates"),
+        *("validation", "validation_without_duplicates", "train"),
         *("temperature", "abstain", "test_opened", "headline", "views", "groups"),
     ]
     assert file["test"]["n"] == 120
     found = {"temperature": file["temperature"]["value"], "threshold": file["abstain"]["threshold"]}
-    assert file["test_without_twins"] == compute_scores(test.take(np.arange(30, 120)), bootstrap=100, **found)
-    assert file["twins"] == {"exact": 20, "near_or_mirrored": 30}
+    assert file["test_without_duplicates"] == compute_scores(test.take(np.arange(30, 120)), bootstrap=100, **found)
+    assert file["duplicates"] == DUPLICATES
+    assert file["validation_without_duplicates"] is None
     assert file["train"] is None
 
 
-def test_without_a_test_split_the_test_figures_are_null():
+def test_without_a_test_split_its_metrics_are_null_and_validation_is_scored_without_duplicates():
+    validation = make()
     file = compute_metrics_file(
-        {"test": None, "validation": make()},
+        {"test": None, "validation": validation},
         protocol="official",
         banner="b",
         selected_on="PublicTest",
-        without_twins_ids=[],
+        without_duplicates_ids=validation.ids[30:].tolist(),
         bootstrap=100,
     )
     assert file["test"] is None
-    assert file["test_without_twins"] is None
+    assert file["test_without_duplicates"] is None
+    found = {"temperature": file["temperature"]["value"], "threshold": file["abstain"]["threshold"]}
+    expected = compute_scores(validation.take(np.arange(30, 120)), bootstrap=100, **found)
+    assert file["validation_without_duplicates"] == expected
     assert file["banner"] == "b"
     assert file["validation"]["n"] == 120

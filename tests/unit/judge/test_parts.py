@@ -1,8 +1,9 @@
-"""Openings of the test part, twins and banners, without training anything."""
+"""Openings of the test part, duplicates and banners, without training anything."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,12 +12,12 @@ from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.evaluate.predictions import Predictions
-from dlfer.judge.again import _score_against_training, _tell_use
+from dlfer.judge.again import _score, _tell_use
+from dlfer.judge.duplicates import find_judged_duplicates, find_run_duplicates
 from dlfer.judge.parts import (
     compute_banner,
     compute_run_metrics,
     count_openings,
-    count_twins,
     describe_data,
     log_opening,
 )
@@ -39,6 +40,7 @@ def make_bundle(protocol: str = "official") -> DataBundle:
     train, test = make_split("Training", 30, 0), make_split("PrivateTest", 20, 2)
     test.images[3], test.images[4] = train.images[5], train.images[6][:, ::-1]
     validation = make_split("PublicTest", 20, 1)
+    test.images[7] = validation.images[0]
     return DataBundle("fer2013", LABELS, train, validation, test, protocol=protocol, selected_on="PublicTest")
 
 
@@ -57,7 +59,7 @@ def config(tmp_path) -> ExperimentConfig:
 @pytest.fixture
 def run(config, tmp_path) -> Run:
     run = create_run(tmp_path / "runs", config, argv=[])
-    run.write_json("data.json", describe_data(make_bundle()))
+    run.write_json("data.json", describe_data(make_bundle(), None))
     record = {"format": 1, "family": "transfer", "sha256": {"network.weights.h5": "f" * 64}, "about": {}}
     record |= {"labels": list(LABELS), "input": {"channels": 1, "image_size": 32}, "model": {}}
     run.write_json("model/artifact.json", record)
@@ -77,20 +79,28 @@ def test_openings_of_test_are_counted_and_those_of_validation_are_not(run):
     assert count_openings(run) == 2
 
 
-def test_metrics_of_a_run_fit_on_validation_and_leave_out_twins(config):
+def test_metrics_of_a_run_fit_on_validation_and_leave_out_duplicates(config):
     bundle = make_bundle()
     predictions = {"validation": predict(bundle.validation), "test": predict(bundle.test, 1)}
-    metrics = compute_run_metrics(config, bundle, predictions, test_opened=1)
+    duplicates = find_run_duplicates(bundle)
+    metrics = compute_run_metrics(config, bundle, predictions, duplicates=duplicates, test_opened=1)
     assert metrics["test_opened"] == 1
-    assert metrics["twins"] == {"exact": 1, "near_or_mirrored": 2}
-    assert (metrics["test"]["n"], metrics["test_without_twins"]["n"]) == (20, 18)
+    assert metrics["duplicates"] == {
+        "split": "test",
+        "n": 20,
+        "in_train": {"exact": 1, "augmented": 0, "any": 2},
+        "in_selection": {"exact": 1, "augmented": 0, "any": 1},
+        "in_either": {"exact": 2, "augmented": 0, "any": 3},
+    }
+    assert (metrics["test"]["n"], metrics["test_without_duplicates"]["n"]) == (20, 17)
     assert metrics["temperature"]["fitted_on"] == metrics["abstain"]["chosen_on"] == "PublicTest"
     assert metrics["temperature"]["n"] == metrics["abstain"]["n"] == 20
     assert metrics["abstain"]["target_accuracy"] == 0.6
     assert metrics["validation"]["selective"]["at_threshold"]["accuracy"]["value"] >= 0.6
-    other = compute_run_metrics(config, bundle, {**predictions, "test": predict(bundle.test, 7)}, test_opened=1)
+    changed = {**predictions, "test": predict(bundle.test, 7)}
+    other = compute_run_metrics(config, bundle, changed, duplicates=duplicates, test_opened=1)
     assert (other["temperature"], other["abstain"]) == (metrics["temperature"], metrics["abstain"])
-    for part in ("test", "test_without_twins", "validation"):
+    for part in ("test", "test_without_duplicates", "validation"):
         assert metrics[part]["calibration"]["scaled"] is not None
         assert metrics[part]["selective"]["at_threshold"]["threshold"] == metrics["abstain"]["threshold"]
 
@@ -101,10 +111,10 @@ def test_evaluating_uses_what_the_run_found_on_validation_and_repeats_its_banner
     of_run = {"banner": "Published protocol", "abstain": abstain}
     split = make_bundle().test
     record = {"about": {"protocol": "paper", "selected_on": "PublicTest"}, "temperature": temperature}
-    given = (of_run, record, split, predict(split))
-    metrics = _score_against_training(*given, train=None, is_own=False, same_source=False, test_opened=3)
+    given = (of_run, record, predict(split))
+    metrics = _score(*given, duplicates=None, is_own=False, test_opened=3)
     assert metrics["banner"] == "Of the run itself: Published protocol"
-    own = _score_against_training(*given, train=None, is_own=True, same_source=True, test_opened=3)
+    own = _score(*given, duplicates=None, is_own=True, test_opened=3)
     assert own["banner"] == "Published protocol"
     assert (metrics["temperature"], metrics["abstain"]) == (temperature, abstain)
     assert metrics["test"]["selective"]["at_threshold"]["threshold"] == 0.55
@@ -124,26 +134,50 @@ def test_a_model_without_its_run_says_what_its_protocol_means():
     split = make_bundle().test
     for protocol, has_banner in (("paper", True), ("official", False)):
         record = {"about": {"protocol": protocol}}
-        given = ({}, record, split, predict(split))
-        metrics = _score_against_training(*given, train=None, is_own=False, same_source=False, test_opened=None)
+        metrics = _score({}, record, predict(split), duplicates=None, is_own=False, test_opened=None)
         assert (metrics["banner"] is not None) == has_banner
-        assert metrics["twins"] is metrics["test_without_twins"] is metrics["temperature"] is None
+        assert metrics["duplicates"] is metrics["test_without_duplicates"] is metrics["temperature"] is None
         assert metrics["test"]["calibration"]["scaled"] is None
         json.dumps(metrics, allow_nan=False)
 
 
-def test_copies_of_one_source_count_as_twins_where_ids_mean_the_same():
+def test_copies_of_one_source_are_duplicates_where_ids_mean_the_same():
     train, test = make_split("Training", 10, 0), make_split("PrivateTest", 4, 2)
     train = Split("Training", train.images, train.targets, np.array([*train.ids[:9], "PrivateTest/2#1"]))
-    assert count_twins(test, train, same_source=True) == (
-        {"exact": 1, "near_or_mirrored": 1},
-        ["PrivateTest/0", "PrivateTest/1", "PrivateTest/3"],
-    )
-    assert count_twins(test, train, same_source=False)[0] == {"exact": 0, "near_or_mirrored": 0}
+    found = find_judged_duplicates("test", test, train=train)
+    assert found.in_train.count() == {"exact": 0, "augmented": 1, "any": 1}
+    assert found.list_ids_without() == ["PrivateTest/0", "PrivateTest/1", "PrivateTest/3"]
+    found = find_judged_duplicates("test", test, train=train, same_ids=False)
+    assert found.in_train.count() == {"exact": 0, "augmented": 0, "any": 0}
 
 
-def test_the_banner_of_the_paper_protocol_counts_the_twins():
-    twins = {"exact": 3, "near_or_mirrored": 5}
-    assert "5 of 20 test images" in compute_banner(make_bundle("paper"), twins)
-    assert compute_banner(make_bundle("official"), twins) is None
-    assert "Smoke run" in compute_banner(make_bundle("official"), twins, smoke=True)
+def test_validation_that_judges_is_compared_with_training_alone():
+    bundle = replace(make_bundle(), test=None)
+    bundle.validation.images[3] = bundle.train.images[5]
+    found = find_run_duplicates(bundle)
+    assert found.as_dict() == {
+        "split": "validation",
+        "n": 20,
+        "in_train": {"exact": 1, "augmented": 0, "any": 1},
+        "in_selection": None,
+        "in_either": {"exact": 1, "augmented": 0, "any": 1},
+    }
+
+
+def test_streamed_images_are_not_compared():
+    class Stream:
+        name = "train"
+
+    bundle = make_bundle()
+    assert find_run_duplicates(replace(bundle, train=Stream())) is None
+    assert find_run_duplicates(replace(bundle, test=None, validation=Stream())) is None
+    found = find_run_duplicates(replace(bundle, validation=Stream()))
+    assert (found.in_selection, found.in_train.count()["any"]) == (None, 2)
+
+
+def test_the_banner_of_the_paper_protocol_counts_the_duplicates_in_training():
+    bundle = make_bundle("paper")
+    duplicates = find_run_duplicates(bundle)
+    assert "2 of 20 test images have a duplicate in training (1 an exact copy" in compute_banner(bundle, duplicates)
+    assert compute_banner(make_bundle("official"), duplicates) is None
+    assert "Smoke run" in compute_banner(make_bundle("official"), duplicates, smoke=True)

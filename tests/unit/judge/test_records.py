@@ -41,7 +41,7 @@ def test_what_dlfer_writes_is_returned(tmp_path):
 )
 def test_damaged_metrics_are_refused_by_their_place(tmp_path, metrics, where):
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    with pytest.raises(ModelError, match=rf"metrics\.json: {where}: found .*, expected .*Get the model anew"):
+    with pytest.raises(ModelError, match=rf"metrics\.json: {where}: found .*, expected .*Get the model again"):
         read_metrics(tmp_path)
 
 

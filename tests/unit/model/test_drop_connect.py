@@ -33,7 +33,7 @@ def test_switched_off_a_training_step_is_deterministic():
 
 def test_only_efficientnets_have_it():
     assert list_drop_connects(build_backbone("resnet_nano")) == []
-    with pytest.raises(ValueError, match="drop_connect: found 0.1 with resnet18; only EfficientNets have it"):
+    with pytest.raises(ValueError, match=r"drop_connect: found 0.1 with resnet18; only EfficientNets have it"):
         ModelConfig(backbone="resnet18", drop_connect=0.1)
 
 

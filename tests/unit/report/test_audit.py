@@ -41,7 +41,7 @@ def audit() -> dict:
         "constant_images": 1,
         "near_constant_images": 3,
         "flat": [_place("a", "a/8", std=0.0)],
-        "leaks": {"a->b": {"exact": 2, "near_or_mirrored": 5, "from_source": 1}},
+        "leaks": {"a->b": {"exact": 2, "augmented": 1, "any": 5}},
         "outliers": {
             "rule": "an outlier is far",
             "brightness": {
@@ -68,7 +68,7 @@ def audit() -> dict:
         "samples": {
             "exact": [[_place("a", "a/1"), _place("b", "b/1")]],
             "near": [],
-            "mirrored": [[_place("a", "a/2"), _place("a", "a/3")]],
+            "flipped": [[_place("a", "a/2"), _place("a", "a/3")]],
             "conflicting": [[_place("a", "a/1"), {**_place("b", "b/1"), "label": "Sad"}]],
         },
     }
@@ -79,10 +79,9 @@ def test_each_finding_is_a_sentence_with_its_numbers(audit):
     for sentence in (
         "50 images (a 40, b 10) with 3 labels.",
         "1 row or file could not be read; the first: row 3: <cut>",
-        "5 of 10 images of b (50.0 %) have a twin in a: 2 an exact copy, 1 of them by the ids of augmented copies, "
-        "3 a near or mirrored one only.",
+        "5 of 10 images of b (50.0 %) have a duplicate in a (2 an exact copy, 1 an augmented copy).",
         "44 images are distinct; 4 of them occur more than once, 2 under different labels.",
-        "6 groups of images that belong together, the largest of 5 images; 3 of the groups",
+        "duplicates make 6 groups, the largest of 5 images; 3 of the groups",
         "a has no image of Fear.",
         "The largest class of a (Happy, 30) is 3.0 times the smallest (Sad, 10).",
         "1 image is of one colour, 2 more nearly so",
@@ -96,11 +95,11 @@ def test_each_finding_is_a_sentence_with_its_numbers(audit):
 
 
 def test_clean_data_is_said_to_be_clean(audit):
-    audit["leaks"] = {"a->b": {"exact": 0, "near_or_mirrored": 0, "from_source": 0}}
+    audit["leaks"] = {"a->b": {"exact": 0, "augmented": 0, "any": 0}}
     audit |= {"duplicate_groups": 0, "near_groups": 0, "constant_images": 0, "near_constant_images": 0, "votes": None}
     audit |= {"probably_no_face": None, "unreadable": {"n": 0, "examples": []}, "outliers": None}
     lines = describe_audit(audit)
-    assert "No image of b has a twin in a." in lines
+    assert "No image of b has a duplicate in a." in lines
     assert "No image occurs more than once." in lines
     assert len(lines) == 6
 

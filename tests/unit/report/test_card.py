@@ -57,8 +57,8 @@ def test_the_metadata_loads_and_holds_the_figures_of_the_metrics(run):
     check_metadata(card)
     assert card.data.model_name == "faces"
     whole = [result for result in card.data.eval_results if result.dataset_config == "official"]
-    without = [result for result in card.data.eval_results if result.dataset_config == "official-without-twins"]
-    for results, part in ((whole, "test"), (without, "test_without_twins")):
+    without = [result for result in card.data.eval_results if result.dataset_config == "official-without-duplicates"]
+    for results, part in ((whole, "test"), (without, "test_without_duplicates")):
         values = {result.metric_type: result.metric_value for result in results}
         assert values["accuracy"] == pytest.approx(metrics[part]["accuracy"]["value"], abs=1e-6)
         assert values["f1"] == pytest.approx(metrics[part]["macro_f1"]["value"], abs=1e-6)
@@ -67,12 +67,14 @@ def test_the_metadata_loads_and_holds_the_figures_of_the_metrics(run):
         names = [result.metric_name for result in results if result.metric_type == "accuracy"]
         assert names == [f"accuracy (95 % {figure['low']:.3f} to {figure['high']:.3f}, n = {metrics[part]['n']})"]
     assert {result.dataset_name for result in whole} == {"fer2013 PrivateTest"}
-    assert {result.dataset_name for result in without} == {"fer2013 PrivateTest, images without a twin in training"}
+    assert {result.dataset_name for result in without} == {
+        "fer2013 PrivateTest, images without a duplicate in training or validation"
+    }
 
 
 def test_the_card_tells_use_terms_protocol_figures_and_limits(run):
     text, metrics = write_card(run).read_text(), read_metrics(run)
-    accuracy, without = metrics["test"]["accuracy"], metrics["test_without_twins"]["accuracy"]
+    accuracy, without = metrics["test"]["accuracy"], metrics["test_without_duplicates"]["accuracy"]
     cells = [f"{100 * f['value']:.1f} % ({100 * f['low']:.1f} to {100 * f['high']:.1f})" for f in (accuracy, without)]
     for sentence in (
         "which of 3 expression labels annotators would give: Angry, Happy, Sad.",
@@ -83,9 +85,9 @@ def test_the_card_tells_use_terms_protocol_figures_and_limits(run):
         "check EUR-Lex",
         "do not redistribute",
         "Protocol `official`, selected on PublicTest",
-        "4 have an exact copy in training and 6 an exact, nearly equal or mirrored one.",
+        "6 of 60 test images (10.0 %) have a duplicate in training (4 an exact copy); 2 have one in validation",
         f"| accuracy | {cells[0]} | {cells[1]} |",
-        "| figure | test, n = 60 | test without twins, n = 54 | validation figure (used for selection), n = 60 |",
+        "| figure | test, n = 60 | test without duplicates, n = 53 | validation figure (used for selection), n = 60 |",
         "The temperature",
         "It is worst at",
         "no claim per group of people is made",
@@ -107,10 +109,10 @@ def test_tables_and_headings_stand_apart(run):
 
 
 def test_a_banner_stands_in_text_and_metadata(tmp_path, run_maker, model_writer):
-    run = model_writer(run_maker(tmp_path / "run", banner="Not a clean test: 6 twins."))
+    run = model_writer(run_maker(tmp_path / "run", banner="Not a clean test: 6 duplicates."))
     card = read_card(write_card(run))
     check_metadata(card)
-    assert "> **Not a clean test: 6 twins.**" in card.text.split("##")[0]
+    assert "> **Not a clean test: 6 duplicates.**" in card.text.split("##")[0]
     assert "not-a-clean-test" in card.data.tags
     whole = [result for result in card.data.eval_results if result.dataset_config == "official"]
     assert all("not a clean test" in result.dataset_name for result in whole)
@@ -121,10 +123,12 @@ def test_a_validation_figure_is_called_so(tmp_path, run_maker, model_writer):
     card = read_card(write_card(run))
     check_metadata(card)
     assert {result.dataset_name for result in card.data.eval_results} == {
-        "fer2013 PublicTest (validation figure, used for selection)"
+        "fer2013 PublicTest (validation figure, used for selection)",
+        "fer2013 PublicTest (validation figure, used for selection), images without a duplicate in training",
     }
     assert "There is no test figure." in card.text
-    assert "| figure | validation figure (used for selection), n = 60 |" in card.text
+    assert "| validation figure (used for selection), n = 60 | validation without duplicates, n = 55 |" in card.text
+    assert "5 of 60 validation images (8.3 %) have a duplicate in training (3 an exact copy)." in card.text
 
 
 @pytest.mark.parametrize("absent", ["metrics.json", "data.json", "config.yaml", "run.json"])
@@ -139,7 +143,7 @@ def test_files_that_a_run_does_not_have_are_left_out(run, absent):
 
 def test_figures_of_earlier_versions_are_enough(run):
     metrics = read_metrics(run)
-    for part in ("test", "test_without_twins", "validation", "train"):
+    for part in ("test", "test_without_duplicates", "validation", "train"):
         for key in ("mcc", "calibration", "selective", "emotion_detection_rate", "balanced_accuracy"):
             del metrics[part][key]
     for key in ("temperature", "abstain", "views", "headline", "groups", "test_opened"):

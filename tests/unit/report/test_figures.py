@@ -116,7 +116,7 @@ def test_augmented_page(tmp_path):
         assert image.info["Description"] == "5 augmented training images of the classes happy, sad."
 
 
-BANNER = "Published protocol, not a clean test: 4 of 60 test images have a twin in training – " + "compare. " * 20
+BANNER = "Published protocol, not a clean test: 4 of 60 test images have a duplicate in training – " + "compare. " * 20
 
 
 def read_png(path):

@@ -13,8 +13,10 @@ import pytest
 from PIL import Image
 
 from dlfer.errors import DataError, ModelError
+from dlfer.report.card import write_card
 from dlfer.report.html import write_report
 from dlfer.report.pictures import write_augmented_page
+from dlfer.verbs.show import describe_run, format_metrics
 
 
 class Page(HTMLParser):
@@ -63,8 +65,9 @@ def test_the_headline_has_n_interval_protocol_and_what_selected(tmp_path, run_ma
     assert "selected on PublicTest" in page.text
     assert "test opened once" in page.text
     assert "expected 10.0 % to 90.0 %: within" in page.text
-    assert "without twins" in page.text
-    assert "n = 54" in page.text
+    without = json.loads((run / "metrics.json").read_text())["test_without_duplicates"]["accuracy"]
+    value, low, high = (f"{100 * without[key]:.1f}" for key in ("value", "low", "high"))
+    assert f"without duplicates {value} % (95 % {low} to {high}, n = 53)" in page.text
 
 
 def test_every_section_is_there(tmp_path, run_maker):
@@ -72,14 +75,15 @@ def test_every_section_is_there(tmp_path, run_maker):
     page = read_page(write_report(run))
     for text in (
         "faces",
-        "4 test images have an exact copy in training, 6 an exact, nearly equal or mirrored one.",
+        "6 of 60 test images (10.0 %) have a duplicate in training (4 an exact copy); 2 have one in validation, which "
+        "selected the model, and 7 in either.",
         "EF-FER1 3 min 20 s 40,000 200 64 px taken from the cache",
         "EF-FER2 1 min 40 s 5,000 50 48 px",
         "2 carried, 1 fresh, 0 missing, 0 unexpected",
         "2.5e-07",
         "3 rows were skipped & counted.",
         "180 images (Training 60, PublicTest 60, PrivateTest 60) with 3 labels.",
-        "6 of 60 images of PrivateTest (10.0 %) have a twin in Training: 4 an exact copy, 2 a near or mirrored one only.",
+        "6 of 60 images of PrivateTest (10.0 %) have a duplicate in Training (4 an exact copy).",
         "170 images are distinct; 8 of them occur more than once, 2 under different labels.",
         "dlfer run 'experiments/my file.yaml' --set model.dropout=0.1",
         "0123abcd with uncommitted changes",
@@ -237,7 +241,7 @@ def test_metrics_of_earlier_versions_are_reported(tmp_path, run_maker, extras, a
     for key in NEW_AT_THE_TOP:
         if absent in (key, "all"):
             metrics.pop(key, None)
-    for part in ("test", "test_without_twins", "validation", "train"):
+    for part in ("test", "test_without_duplicates", "validation", "train"):
         for key in NEW_IN_PARTS:
             if absent in (key, "all"):
                 del metrics[part][key]
@@ -254,6 +258,51 @@ def test_metrics_of_earlier_versions_are_reported(tmp_path, run_maker, extras, a
     assert ("Abstaining, test" in page.text) == (absent not in ("selective", "all"))
 
 
+def test_metrics_and_audit_with_the_keys_of_an_earlier_version_are_reported(tmp_path, run_maker, model_writer):
+    run = model_writer(run_maker(tmp_path / "run"))
+    metrics, audit = read_metrics(run), json.loads((run / "audit.json").read_text())
+    metrics["test_without_twins"] = metrics.pop("test_without_duplicates")
+    metrics["twins"] = {"exact": 4, "near_or_mirrored": 6}
+    del metrics["duplicates"], metrics["validation_without_duplicates"]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    (run / "audit.json").write_text(
+        json.dumps(audit | {"leaks": {"Training->PrivateTest": {"exact": 4, "near_or_mirrored": 6}}})
+    )
+    page, card = read_page(write_report(run)).text, write_card(run).read_text()
+    for text in (page, card):
+        assert "6 of 60 test images (10.0 %) have a duplicate in training (4 an exact copy)." in text
+        assert "have one in validation" not in text
+    assert "6 of 60 images of PrivateTest (10.0 %) have a duplicate in Training (4 an exact copy)." in page
+    without = metrics["test_without_twins"]["accuracy"]
+    assert f"without duplicates {100 * without['value']:.1f} % (95 % {100 * without['low']:.1f} to" in page
+    assert "test without duplicates, n = 53" in card
+    shown = describe_run(str(run), tmp_path)
+    assert "test without duplicates accuracy (n = 53)" in shown
+
+
+def test_validation_that_judges_has_a_value_without_duplicates_with_its_interval(tmp_path, run_maker):
+    run = run_maker(tmp_path / "run", parts=("train", "validation"))
+    page, metrics = read_page(write_report(run)).text, read_metrics(run)
+    without = metrics["validation_without_duplicates"]["accuracy"]
+    value, low, high = (f"{100 * without[key]:.1f}" for key in ("value", "low", "high"))
+    assert f"without duplicates {value} % (95 % {low} to {high}, n = 55)" in page
+    assert '"Without duplicates" leaves out those with one in training.' in page
+    value, low, high = (f"{100 * without[key]:.2f}" for key in ("value", "low", "high"))
+    assert f"validation without duplicates (n = 55): accuracy {value} % [{low}, {high}]" in format_metrics(metrics)
+
+
+def test_without_any_duplicate_there_is_no_second_headline(tmp_path, run_maker):
+    run = run_maker(tmp_path / "run")
+    metrics = read_metrics(run)
+    none = {"exact": 0, "augmented": 0, "any": 0}
+    metrics["duplicates"] |= {"in_train": none, "in_selection": none, "in_either": none}
+    metrics["test_without_duplicates"] = metrics["test"]
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    page = read_page(write_report(run)).text
+    assert "0 of 60 test images (0.0 %) have a duplicate in training;" in page
+    assert not re.search(r"without duplicates \d", page)
+
+
 def test_unreached_thresholds_and_unfitted_temperatures_are_said(tmp_path, run_maker):
     run = change_metrics(run_maker(tmp_path / "run"), temperature=None, abstain=None)
     metrics = read_metrics(run)
@@ -266,7 +315,7 @@ def test_unreached_thresholds_and_unfitted_temperatures_are_said(tmp_path, run_m
 
 
 def test_every_figure_has_a_text_alternative_and_the_banner(tmp_path, run_maker, extras):
-    run = change_metrics(run_maker(tmp_path / "run", banner="Not a clean test – 6 twins."), **extras)
+    run = change_metrics(run_maker(tmp_path / "run", banner="Not a clean test – 6 duplicates."), **extras)
     augmented = np.zeros((2, 8, 8, 1), np.uint8)
     write_augmented_page(run / "figures", augmented, ["Happy", "Sad"])
     page = read_page(write_report(run))
@@ -275,8 +324,8 @@ def test_every_figure_has_a_text_alternative_and_the_banner(tmp_path, run_maker,
     assert all(len(image["alt"]) > 40 for image in page.images)
     for name in drawn:
         with Image.open(run / "figures" / f"{name}.png") as image:
-            assert image.text["Banner"] == "Not a clean test – 6 twins.", name
-    assert "Not a clean test – 6 twins." in page.text.split("Accuracy, test")[0]
+            assert image.text["Banner"] == "Not a clean test – 6 duplicates.", name
+    assert "Not a clean test – 6 duplicates." in page.text.split("Accuracy, test")[0]
 
 
 def test_the_comparison_that_a_run_belongs_to_is_linked(tmp_path, run_maker):
@@ -298,10 +347,12 @@ def test_without_a_test_part_every_heading_says_validation(tmp_path, run_maker):
 
 
 def test_banner_and_warnings_stand_in_a_box_and_are_escaped(tmp_path, run_maker):
-    run = run_maker(tmp_path / "run", banner="No clean test: <b>6 twins</b>", warnings=["Faces stand in for fer2013."])
+    run = run_maker(
+        tmp_path / "run", banner="No clean test: <b>6 duplicates</b>", warnings=["Faces stand in for fer2013."]
+    )
     source = write_report(run).read_text()
     box = source.split('<div class="banner"')[1].split("</div>")[0]
-    assert "No clean test: &lt;b&gt;6 twins&lt;/b&gt;" in box
+    assert "No clean test: &lt;b&gt;6 duplicates&lt;/b&gt;" in box
     assert "Faces stand in for fer2013." in box
     assert '<div class="banner"' not in write_report(run_maker(tmp_path / "other")).read_text()
 

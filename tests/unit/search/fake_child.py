@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlfer.config.load import load_experiment, with_overrides
+from dlfer.config.load import load_recorded_experiment, with_overrides
 from dlfer.evaluate.predictions import Predictions, write_predictions
 from dlfer.files.atomic import write_atomically
 from dlfer.runs.run import Run, create_run
@@ -38,7 +38,7 @@ def write_part(run, part, value):
 
 def main(file):
     job = json.loads(Path(file).read_text())
-    config = with_overrides(load_experiment(job["config"], check_search=False), job["overrides"])
+    config = with_overrides(load_recorded_experiment(job["config"]), job["overrides"])
     run = Run(Path(job["run"])) if job["run"] else create_run(Path(job["options"]["out"]), config, argv=["fake"])
     run.update(status="running", judge_test=job["options"]["judge_test"], smoke=False)
     write_atomically(Path(job["record"]), json.dumps({"run": run.path.name}))

@@ -27,7 +27,7 @@ def _draw(seed: int, side: int = 48) -> np.ndarray:
 
 
 def _rows() -> list[tuple[int, np.ndarray, str]]:
-    """Return 14 rows, of which 3 in PublicTest have a twin in Training."""
+    """Return 14 rows, of which 3 in PublicTest have a duplicate in Training."""
     train = [(label, _draw(label), "Training") for label in range(7)]
     public = [(label, _draw(10 + label), "PublicTest") for label in range(7)]
     public[0] = (3, train[0][1], "PublicTest")
@@ -54,7 +54,7 @@ def test_a_csv_is_audited_with_all_its_usages(tmp_path):
     found = inspect_data(csv=_write_csv(tmp_path / "a.csv", _rows()))
     assert (found["num_images"], found["distinct_images"]) == (14, 13)
     assert (found["duplicate_groups"], found["conflicting_groups"], found["constant_images"]) == (1, 1, 1)
-    assert found["leaks"] == {"Training->PublicTest": {"exact": 1, "near_or_mirrored": 3, "from_source": 0}}
+    assert found["leaks"] == {"Training->PublicTest": {"exact": 1, "augmented": 0, "any": 3}}
     assert found["splits"]["PublicTest"]["classes"]["Happy"] == 2
 
 
@@ -87,7 +87,7 @@ def test_damaged_rows_are_counted_and_named_and_votes_still_fit(tmp_path):
     assert found["unreadable"]["n"] == 2
     assert "line 4" in found["unreadable"]["examples"][0]
     assert "line 6" in found["unreadable"]["examples"][1]
-    assert found["leaks"]["Training->PublicTest"]["near_or_mirrored"] == 2
+    assert found["leaks"]["Training->PublicTest"]["any"] == 2
     assert found["votes"]["agreement"] == {**found["votes"]["agreement"], "value": 1.0, "n": 12}
     votes.write_text("\n".join(votes.read_text().splitlines()[:-1]))
     with pytest.raises(DataError, match="13 rows of votes, and 14 rows of data"):
@@ -132,7 +132,7 @@ def test_class_folders_of_mixed_sizes_and_damaged_files_are_audited(tmp_path):
     assert found["num_images"] == 13
     assert found["unreadable"]["n"] == 1
     assert "im9.png" in found["unreadable"]["examples"][0]
-    assert found["leaks"]["train->test"] == {"exact": 0, "near_or_mirrored": 1, "from_source": 0}
+    assert found["leaks"]["train->test"] == {"exact": 0, "augmented": 0, "any": 1}
     assert found["samples"]["near"][0][1]["id"] == "test/sad/im7.jpg"
     assert any("im9.png" in note for note in found["notes"])
     assert "im9.png" in (tmp_path / "a.html").read_text()
@@ -146,7 +146,7 @@ def test_an_experiment_is_audited_in_the_parts_that_its_data_has(tmp_path):
     )
     found = inspect_data(file)
     assert list(found["splits"]) == ["Training", "PublicTest"]
-    assert found["leaks"]["Training->PublicTest"]["near_or_mirrored"] == 3
+    assert found["leaks"]["Training->PublicTest"]["any"] == 3
 
 
 def test_arrays_whose_ids_recur_are_written_with_their_parts(tmp_path):
@@ -155,7 +155,7 @@ def test_arrays_whose_ids_recur_are_written_with_their_parts(tmp_path):
     np.savez(tmp_path / "a.npz", **parts, train_targets=[0, 1, 0, 1, 0], test_targets=[0, 1, 1],
              train_ids=list("abcde"), test_ids=list("abc"))  # fmt: skip
     files = AuditFiles(groups=tmp_path / "g.csv", split=tmp_path / "s.csv")
-    assert inspect_data(tmp_path / "a.npz", files=files)["leaks"]["train->test"]["near_or_mirrored"] == 0
+    assert inspect_data(tmp_path / "a.npz", files=files)["leaks"]["train->test"]["any"] == 0
     assert [row["id"] for row in _read(tmp_path / "s.csv")][4:6] == ["train/e", "test/a"]
     assert len({row["group"] for row in _read(tmp_path / "g.csv")}) == 8
 
@@ -183,7 +183,7 @@ def test_the_command_prints_sentences_and_writes_the_files(tmp_path, capsys):
         cli.main(["audit", "--csv", str(path), *options])
     assert stop.value.code == 0
     printed = capsys.readouterr()
-    assert "3 of 7 images of PublicTest (42.9 %) have a twin in Training: 1 an exact copy, 2 a near" in printed.out
+    assert "3 of 7 images of PublicTest (42.9 %) have a duplicate in Training (1 an exact copy)." in printed.out
     assert all(str(out) in printed.err for out in outputs.values())
     assert json.loads(outputs["json"].read_text())["leaks"]["Training->PublicTest"]["exact"] == 1
     page = outputs["html"].read_text()

@@ -119,13 +119,19 @@ def test_images_that_one_lacks_are_left_out_and_told(make_run):
 
 def test_other_protocols_and_banners_are_warned_of(make_run):
     a = make_run("a", test=draw(0.7))
-    b = make_run("b", test=draw(0.9, seed=1), protocol="paper", banner="7 of 300 test images have a twin.")
+    b = make_run("b", test=draw(0.9, seed=1), protocol="paper", banner="7 of 300 test images have a duplicate.")
     notes = compare_runs(names(a, b))["notes"]
     assert notes == [
         f"Warning: the runs differ in protocol (a/{a.path.name}: official; b/{b.path.name}: paper).",
         "Warning: a banner stands on some of the runs only; their figures do not mean the same.",
-        f"b/{b.path.name}: 7 of 300 test images have a twin.",
+        f"b/{b.path.name}: 7 of 300 test images have a duplicate.",
     ]
+
+
+def test_runs_of_an_earlier_version_do_not_differ_by_the_name_of_duplicates(make_run):
+    a = make_run("a", test=draw(0.7), selected_on="0.1 of Training (twins kept together)", twins=None)
+    b = make_run("b", test=draw(0.9, seed=1), selected_on="0.1 of Training (duplicates kept together)")
+    assert not [note for note in compare_runs(names(a, b))["notes"] if note.startswith("Warning")]
 
 
 def test_a_run_does_not_differ_from_itself(make_run):

@@ -1,4 +1,4 @@
-"""Twins: exact, near, mirrored and of one source; their groups."""
+"""Duplicates: exact, near, flipped and augmented; their groups."""
 
 from __future__ import annotations
 
@@ -6,8 +6,15 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dlfer.data import near_pairs, twins
-from dlfer.data.twins import Components, compute_signatures, find_copies, find_twins, group_copies, group_twins
+from dlfer.data import duplicates, near_pairs
+from dlfer.data.duplicates import (
+    Components,
+    compute_signatures,
+    find_copies_by_id,
+    find_duplicates,
+    group_duplicates,
+    number_sources,
+)
 
 
 def _faces(count: int, seed: int = 0, side: int = 48, channels: int = 1) -> np.ndarray:
@@ -18,7 +25,7 @@ def _faces(count: int, seed: int = 0, side: int = 48, channels: int = 1) -> np.n
 
 
 @pytest.mark.parametrize(("side", "channels"), [(48, 1), (64, 3), (50, 1)])
-def test_exact_near_and_mirrored_copies_are_told_apart(side, channels):
+def test_exact_near_and_flipped_copies_are_duplicates_and_shifted_ones_are_not(side, channels):
     references = _faces(30, side=side, channels=channels)
     images = _faces(6, seed=1, side=side, channels=channels)
     images[0] = references[3]
@@ -26,25 +33,24 @@ def test_exact_near_and_mirrored_copies_are_told_apart(side, channels):
     images[2] = references[5][:, ::-1]
     images[3] = np.clip(references[6][:, ::-1].astype(int) + 3, 0, 255)
     images[4] = np.roll(references[7], side // 4, axis=0)
-    exact, near = find_twins(images, references)
-    assert exact.tolist() == [True, False, False, False, False, False]
-    assert near.tolist() == [True, True, True, True, False, False]
+    found = find_duplicates(images, references)
+    assert found.exact.tolist() == [True, False, False, False, False, False]
+    assert found.any.tolist() == [True, True, True, True, False, False]
+    assert found.count() == {"exact": 1, "augmented": 0, "any": 4}
 
 
-def test_flat_images_are_no_near_twins_but_may_be_exact_ones():
+def test_flat_images_are_no_near_duplicates_but_may_be_exact_ones():
     ramp = np.tile(np.linspace(100, 110, 48), (48, 1)).astype(np.uint8)[None, ..., None]
     assert ramp.std() < 8
-    exact, near = find_twins(ramp, ramp + 1)
-    assert not exact.any()
-    assert not near.any()
+    assert not find_duplicates(ramp, ramp + 1).any.any()
     steep = np.rint((ramp.astype(float) - 105) * 4 + 105).astype(np.uint8)
     assert steep.std() > 8
     for image, reference in ((ramp, steep), (steep, ramp)):  # one flat image is enough
-        assert not find_twins(image, reference)[1].any()
-    assert find_twins(steep, steep + 1)[1].all()
-    exact, near = find_twins(ramp, ramp)
-    assert exact.all()
-    assert near.all()
+        assert not find_duplicates(image, reference).any.any()
+    assert find_duplicates(steep, steep + 1).any.all()
+    found = find_duplicates(ramp, ramp)
+    assert found.exact.all()
+    assert found.any.all()
 
 
 def test_the_threshold_is_a_correlation_of_block_means():
@@ -56,7 +62,7 @@ def test_the_threshold_is_a_correlation_of_block_means():
             pixels[0, ..., 0].astype(float).reshape(16, 3, 16, 3).mean(axis=(1, 3)) for pixels in (reference, mixed)
         ]
         expected = np.corrcoef(small[0].ravel(), small[1].ravel())[0, 1] >= 0.98
-        assert find_twins(mixed, reference)[1][0] == expected
+        assert find_duplicates(mixed, reference).any[0] == expected
         seen.add(bool(expected))
     assert seen == {True, False}
 
@@ -64,21 +70,20 @@ def test_the_threshold_is_a_correlation_of_block_means():
 def test_blocks_do_not_change_the_answer(monkeypatch):
     references = _faces(40)
     images = np.concatenate([_faces(5, seed=1), references[[7, 31]][:, :, ::-1], references[39:]])
-    whole = find_twins(images, references)
-    monkeypatch.setattr(twins, "_BLOCK", 3)
+    whole = find_duplicates(images, references)
+    monkeypatch.setattr(duplicates, "_BLOCK", 3)
     monkeypatch.setattr(near_pairs, "_BLOCK", 7)
     monkeypatch.setattr(near_pairs, "_LEAF", 2)
-    parts = find_twins(images, references)
-    assert whole[1].tolist() == [False] * 5 + [True] * 3
-    assert [found.tolist() for found in whole] == [found.tolist() for found in parts]
+    parts = find_duplicates(images, references)
+    assert whole.any.tolist() == parts.any.tolist() == [False] * 5 + [True] * 3
+    assert whole.exact.tolist() == parts.exact.tolist() == [False] * 7 + [True]
 
 
-def test_images_of_other_sizes_and_none_at_all_have_no_twins():
+def test_images_of_other_sizes_and_none_at_all_have_no_duplicates():
     for first, second in ((_faces(2), _faces(2, side=64)), (_faces(2), _faces(2)[:0]), (_faces(2)[:0], _faces(2))):
-        exact, near = find_twins(first, second)
-        assert len(exact) == len(first)
-        assert not exact.any()
-        assert not near.any()
+        found = find_duplicates(first, second)
+        assert len(found.exact) == len(first)
+        assert found.count() == {"exact": 0, "augmented": 0, "any": 0}
 
 
 def test_signatures_are_of_unit_norm_and_without_mean():
@@ -89,45 +94,38 @@ def test_signatures_are_of_unit_norm_and_without_mean():
     assert signatures.mean(axis=1) == pytest.approx(0, abs=1e-6)
 
 
-def test_copies_are_grouped():
-    images = _faces(5)[[0, 1, 0, 2, 1, 0]]
-    groups = group_copies(images)
-    assert [groups.tolist().count(group) for group in groups] == [3, 2, 3, 1, 2, 3]
-    assert groups[0] == groups[2] == groups[5]
-
-
-def test_groups_are_chains_of_twins(monkeypatch):
+def test_groups_are_chains_of_duplicates(monkeypatch):
     base = _faces(4)
     brighter = np.clip(base[0].astype(int) * 0.8 + 20, 0, 255).astype(np.uint8)
     images = np.stack([base[0], base[1], base[0], brighter, base[1][:, ::-1], base[2], brighter[:, ::-1], base[3]])
     expected = [{0, 2, 3, 6}, {1, 4}, {5}, {7}]
     for block, leaf, most_edges in ((1024, 64, 10**6), (2, 3, 10**6), (3, 1, 0)):
-        monkeypatch.setattr(twins, "_BLOCK", block)
+        monkeypatch.setattr(duplicates, "_BLOCK", block)
         monkeypatch.setattr(near_pairs, "_BLOCK", block)
         monkeypatch.setattr(near_pairs, "_LEAF", leaf)
-        monkeypatch.setattr(twins, "_MOST_EDGES", most_edges)
-        groups = group_twins(images)
+        monkeypatch.setattr(duplicates, "_MOST_EDGES", most_edges)
+        groups = group_duplicates(images)
         assert [set(np.flatnonzero(groups == groups[row]).tolist()) for row in (0, 1, 5, 7)] == expected
 
 
 def test_copies_of_one_source_are_one_group():
     images = _faces(5)
-    groups = group_twins(images, np.array(["a", "b", "a#1", "c#12", "a#2"]))
+    groups = group_duplicates(images, np.array(["a", "b", "a#1", "c#12", "a#2"]))
     assert groups[0] == groups[2] == groups[4]
     assert len(set(groups.tolist())) == 3
-    assert len(set(group_twins(images).tolist())) == 5
+    assert len(set(group_duplicates(images).tolist())) == 5
 
 
 def test_one_image_and_none_are_groups_too():
-    assert group_twins(_faces(1)).tolist() == [0]
-    assert group_twins(_faces(1)[:0]).tolist() == []
+    assert group_duplicates(_faces(1)).tolist() == [0]
+    assert group_duplicates(_faces(1)[:0]).tolist() == []
 
 
 def test_copies_are_found_by_their_ids():
     train = np.array(["a", "b#1", "b#2", "d#1#1", "0.png", "im#1.png"])
     test = np.array(["a#1", "b", "c", "d", "0.png", "im#2.png"])
     # "0.png" is in both parts, but neither is a copy: two parts may have the same names.
-    assert find_copies(test, train).tolist() == [True, True, False, True, False, False]
+    assert find_copies_by_id(test, train).tolist() == [True, True, False, True, False, False]
 
 
 def test_an_edge_that_comes_256_times_is_one_edge():
@@ -140,10 +138,32 @@ def test_components_of_a_graph_are_the_same_however_they_come(monkeypatch):
     edges = np.tile(np.random.default_rng(0).integers(0, 60, (40, 2)), (4, 1))
     whole = Components(60)
     whole.join(edges[:, 0], edges[:, 1])
-    monkeypatch.setattr(twins, "_MOST_EDGES", 0)
+    monkeypatch.setattr(duplicates, "_MOST_EDGES", 0)
     parts = Components(60)
     for left, right in edges:
         parts.join(np.array([left]), np.array([right]))
     first, second = whole.compute_groups(), parts.compute_groups()
     assert len(set(zip(first.tolist(), second.tolist(), strict=True))) == len(set(first.tolist())) > 10
     assert len(set(second.tolist())) == len(set(first.tolist()))
+
+
+def test_an_id_that_recurs_without_a_copy_is_two_sources():
+    numbers = number_sources(np.array(["0.png", "1.png", "0.png", "1.png", "1.png#3"]))
+    assert numbers[1] == numbers[3] == numbers[4]
+    assert len({numbers[0], numbers[1], numbers[2]}) == 3
+
+
+def test_groups_run_through_arrays_of_different_shapes():
+    small, large = _faces(3), _faces(2, seed=7, side=96)
+    large[1] = small[0].repeat(2, axis=0).repeat(2, axis=1)
+    groups = group_duplicates([small, large], np.array(["a", "b", "c", "c#1", "d"]))
+    assert groups[0] == groups[4]
+    assert groups[2] == groups[3]
+    assert len(set(groups.tolist())) == 3
+
+
+def test_either_of_two_is_their_union():
+    images = _faces(4)
+    first, second = (find_duplicates(images, images[row : row + 1][:, :, ::-1]) for row in (1, 3))
+    assert (first | second).any.tolist() == [False, True, False, True]
+    assert (first | second).count() == {"exact": 0, "augmented": 0, "any": 2}

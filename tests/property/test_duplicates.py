@@ -1,4 +1,4 @@
-"""The duplicate finder against brute force, on twins that were planted."""
+"""The duplicate finder against brute force, on duplicates that were planted."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 from PIL import Image
 from scipy import ndimage
 
-from dlfer.data.twins import find_twins, group_twins
+from dlfer.data.bundle import Split
+from dlfer.data.duplicates import find_duplicates, group_duplicates
+from dlfer.data.survey import survey_images
 
 
 def draw_face(seed: int, side: int) -> np.ndarray:
@@ -28,9 +30,9 @@ def encode_again(image: np.ndarray, quality: int) -> np.ndarray:
 PLANTS = {
     "exact": lambda image: image,
     "contrast": lambda image: np.clip(image * 0.7 + 30, 0, 255).astype(np.uint8),
-    "mirrored": lambda image: image[:, ::-1],
+    "flipped": lambda image: image[:, ::-1],
     "jpeg": lambda image: encode_again(image, 75),
-    "mirrored_jpeg": lambda image: encode_again(np.ascontiguousarray(image[:, ::-1]), 60),
+    "flipped_jpeg": lambda image: encode_again(np.ascontiguousarray(image[:, ::-1]), 60),
     "shifted": lambda image: np.roll(image, 2, axis=1),
     "flat": lambda image: np.full_like(image, 7),
     "faint": lambda image: (image // 16 + 100).astype(np.uint8),
@@ -38,7 +40,10 @@ PLANTS = {
 }
 
 
-def is_twin(first: np.ndarray, second: np.ndarray) -> bool:
+IDS = ["0.png", "1.png", "0.png#1", "0.png#2", "1.png#1#1", "2.png"]
+
+
+def is_duplicate(first: np.ndarray, second: np.ndarray) -> bool:
     """Say it as the definition does, one pair at a time, in double precision."""
     if first.shape == second.shape and (first == second).all():
         return True
@@ -62,12 +67,12 @@ planted = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(sorted(PLANTS)))
 
 @settings(max_examples=60, deadline=None)
 @given(planted, planted, st.sampled_from([32, 48]))
-def test_twins_are_those_of_brute_force(first, second, side):
+def test_duplicates_are_those_of_brute_force(first, second, side):
     left, right = (np.stack([PLANTS[kind](draw_face(seed, side)) for seed, kind in rows]) for rows in (first, second))
-    exact, near = find_twins(right, left)
-    assert exact.tolist() == [any((image == other).all() for other in left) for image in right]
-    assert near.tolist() == [any(is_twin(image, other) for other in left) for image in right]
-    assert (near | ~exact).all()
+    found = find_duplicates(right, left)
+    assert found.exact.tolist() == [any((image == other).all() for other in left) for image in right]
+    assert found.any.tolist() == [any(is_duplicate(image, other) for other in left) for image in right]
+    assert (found.any | ~found.exact).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -77,19 +82,43 @@ def test_groups_are_the_components_of_brute_force(rows, side, random):
     groups = {row: {row} for row in range(len(images))}
     for a in range(len(images)):
         for b in range(a):
-            if is_twin(images[a], images[b]):
+            if is_duplicate(images[a], images[b]):
                 merged = groups[a] | groups[b]
                 for row in merged:
                     groups[row] = merged
     order = list(range(len(images)))
     random.shuffle(order)
-    found = group_twins(images[order])
+    found = group_duplicates(images[order])
     for place, row in enumerate(order):
         assert {order[other] for other in np.flatnonzero(found == found[place])} == groups[row]
 
 
-def test_the_planted_twins_are_what_their_names_say():
+named = st.tuples(st.integers(0, 2), st.sampled_from(["exact", "contrast", "flipped", "new"]), st.sampled_from(IDS))
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.lists(named, min_size=1, max_size=5, unique_by=lambda row: row[2]), min_size=2, max_size=3))
+def test_the_audit_counts_by_the_same_relation(parts):
+    """Ids may recur among splits, as those of two folders with a "0.png" each, and may be those of augmented copies."""
+    splits = []
+    for number, rows in enumerate(parts):
+        images = np.stack([PLANTS[kind](draw_face(seed, 32)) for seed, kind, _ in rows])
+        ids = np.array([name for _, _, name in rows])
+        splits.append(Split(str(number), images, np.zeros(len(rows), np.int64), ids))
+    survey = survey_images(splits)
+    for left in range(len(splits)):
+        for right in range(len(splits)):
+            reference, split = splits[left], splits[right]
+            if left == right:
+                continue
+            expected = find_duplicates(split.images, reference.images, ids=split.ids, reference_ids=reference.ids)
+            found = survey.find_duplicates(left, right)
+            for kind in ("exact", "augmented", "any"):
+                assert getattr(found, kind).tolist() == getattr(expected, kind).tolist(), kind
+
+
+def test_the_planted_duplicates_are_what_their_names_say():
     image = draw_face(0, 48)
-    twins = {kind for kind, plant in PLANTS.items() if is_twin(plant(image), image)}
-    assert twins >= {"exact", "contrast", "mirrored", "jpeg", "mirrored_jpeg"}
-    assert twins.isdisjoint({"flat", "faint", "new"})
+    found = {kind for kind, plant in PLANTS.items() if is_duplicate(plant(image), image)}
+    assert found >= {"exact", "contrast", "flipped", "jpeg", "flipped_jpeg"}
+    assert found.isdisjoint({"flat", "faint", "new"})

@@ -1,0 +1,178 @@
+"""Duplicates across training, validation and test: every output of a run gives the same number, with its interval."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dlfer.config.load import load_experiment
+from dlfer.config.schema import DataConfig
+from dlfer.data.sources import load_data
+from dlfer.data.synthetic_faces import load_synthetic_faces
+from dlfer.experiment import describe_outcome, run_experiment
+from dlfer.judge.again import evaluate_model
+from dlfer.runs.options import RunOptions
+from dlfer.verbs.show import describe_run, format_metrics
+
+EXPERIMENT = """
+experiment: {{name: planted}}
+model: {{backbone: efficientnet_nano}}
+finetune:
+  data: {{source: fer2013, path: {csv}, protocol: paper, split: official_80_20}}
+  epochs: 1
+  batch_size: 16
+  image_size: 32
+evaluate: {{bootstrap: 100, num_train: 0}}
+"""
+NUM_TRAIN, NUM_TEST = 120, 30
+
+
+def make_images() -> np.ndarray:
+    """Return 120 + 30 + 30 faces; some of the last 60 are copies of the first 120, and two end a chain."""
+    config = DataConfig.model_validate({"source": "synthetic_faces", "num_images": {"train": NUM_TRAIN + 2 * NUM_TEST}})
+    images = load_synthetic_faces(config).train.images[..., 0].copy()
+    public, private = NUM_TRAIN, NUM_TRAIN + NUM_TEST
+    for row in range(8):
+        images[public + row] = images[row]
+        images[private + row] = images[20 + row][:, ::-1]
+        images[public + 10 + row] = np.clip(images[40 + row] * 0.8 + 20, 0, 255)
+    for place, other in ((public + 20, 60), (private + 20, 70)):
+        start, end = images[other].astype(float), images[other + 1].astype(float)
+        images[other + 1] = chain(start, end, 1)
+        images[place] = chain(start, end, 2)
+    return images
+
+
+def chain(start: np.ndarray, end: np.ndarray, steps: int) -> np.ndarray:
+    """Return an image on the way from one to another: a duplicate of the one a step before, not of the one two before."""
+    for share in np.linspace(0.02, 0.6, 200):
+        one, two = ((1 - k * share) * start + k * share * end for k in (1, 2))
+        if correlate(start, two) < 0.975:
+            return np.rint(one if steps == 1 else two).astype(np.uint8)
+    raise AssertionError("no chain")
+
+
+def correlate(first: np.ndarray, second: np.ndarray) -> float:
+    small = [image.astype(float).reshape(16, 3, 16, 3).mean(axis=(1, 3)).ravel() for image in (first, second)]
+    return np.corrcoef(*small)[0, 1]
+
+
+def has_duplicate(image: np.ndarray, others: np.ndarray) -> bool:
+    """Say it as the definition does, one pair at a time."""
+    for other in others:
+        if (image == other).all():
+            return True
+        if (
+            min(image.std(), other.std()) >= 8
+            and max(correlate(image, other), correlate(image, other[:, ::-1])) >= 0.98
+        ):
+            return True
+    return False
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("planted")
+    images = make_images()
+    usages = ["Training"] * NUM_TRAIN + ["PublicTest"] * NUM_TEST + ["PrivateTest"] * NUM_TEST
+    rows = zip(np.arange(len(images)) % 7, images, usages, strict=True)
+    lines = [f"{target},{' '.join(map(str, image.ravel()))},{usage}" for target, image, usage in rows]
+    (folder / "fer.csv").write_text("\n".join(["emotion,pixels,Usage", *lines]) + "\n")
+    (folder / "planted.yaml").write_text(EXPERIMENT.format(csv=folder / "fer.csv"))
+    run_experiment(folder / "planted.yaml", RunOptions(out=folder / "runs"))
+    return next(folder.glob("runs/planted/*"))
+
+
+@pytest.fixture(scope="module")
+def expected(run) -> dict[str, int]:
+    """Count by brute force: test images with a duplicate in train, in validation, in either."""
+    stage = load_experiment(run / "config.yaml").finetune
+    bundle = load_data(stage.data, image_size=32, balance=stage.balance)
+    test, train, validation = (split.images[..., 0] for split in (bundle.test, bundle.train, bundle.validation))
+    in_train, in_selection = (np.array([has_duplicate(image, some) for image in test]) for some in (train, validation))
+    counts = {"train": in_train, "selection": in_selection, "either": in_train | in_selection}
+    found = {name: int(rows.sum()) for name, rows in counts.items()}
+    # The plants are on both sides of the draw, and neither set holds the other.
+    assert 0 < found["selection"] < found["train"] < found["either"] < len(test)
+    return found
+
+
+def read(run: Path, name: str) -> dict:
+    return json.loads((run / name).read_text())
+
+
+def read_text(path: Path) -> str:
+    return re.sub(r"\s+", " ", re.sub(r"<[^>]+>", " ", path.read_text()))
+
+
+def test_data_metrics_banner_and_audit_give_the_same_number(run, expected):
+    data, metrics, audit = (read(run, f"{name}.json") for name in ("data", "metrics", "audit"))
+    found = data["duplicates"]
+    assert (found["split"], found["n"]) == ("test", 2 * NUM_TEST)
+    assert {
+        "train": found["in_train"]["any"],
+        "selection": found["in_selection"]["any"],
+        "either": found["in_either"]["any"],
+    } == expected
+    assert metrics["duplicates"] == found
+    assert f"{expected['train']} of 60 test images have a duplicate in training" in metrics["banner"]
+    names = {part: split["name"] for part, split in data["splits"].items()}
+    for part, key in (("train", "in_train"), ("validation", "in_selection")):
+        assert audit["leaks"][f"{names[part]}->{names['test']}"] == found[key]
+
+
+def test_report_and_card_give_the_same_number(run, expected):
+    sentence = (
+        f"{expected['train']} of 60 test images ({100 * expected['train'] / 60:.1f} %) have a duplicate in training"
+    )
+    report, card = read_text(run / "report.html"), read_text(run / "model" / "MODEL_CARD.md")
+    for text in (report, card):
+        assert sentence in text
+        assert f"; {expected['selection']} have one in validation, which selected the model" in text
+        assert f"{expected['train']} of 60 test images have a duplicate in training" in text  # the banner
+    assert f"{expected['train']} of 60 images of PublicTest+PrivateTest" in report  # the audit
+
+
+def test_the_value_without_duplicates_has_interval_and_n_wherever_it_is(run, expected):
+    metrics, n = read(run, "metrics.json"), 60 - expected["either"]
+    without = metrics["test_without_duplicates"]
+    assert without["n"] == n
+    value, low, high = (f"{100 * without['accuracy'][key]:.1f}" for key in ("value", "low", "high"))
+    sentence = f"{value} % (95 % {low} to {high}, n = {n})"
+    assert f"without duplicates {sentence}" in read_text(run / "report.html")
+    assert f"without duplicates: accuracy {sentence}" in describe_outcome(metrics)
+    card = read_text(run / "model" / "MODEL_CARD.md")
+    assert f"test without duplicates, n = {n}" in card
+    assert f"{value} % ({low} to {high})" in card
+    value, low, high = (f"{100 * without['accuracy'][key]:.2f}" for key in ("value", "low", "high"))
+    shown = describe_run(run.name, run.parents[1])
+    assert shown[f"test without duplicates accuracy (n = {n})"] == f"{value} % [{low}, {high}]"
+    assert f"test without duplicates (n = {n}): accuracy {value} % [{low}, {high}]" in format_metrics(metrics)
+
+
+def test_evaluate_counts_and_leaves_out_the_same_images(run, expected):
+    of_run, found = read(run, "metrics.json"), evaluate_model(str(run))
+    assert found["duplicates"] == of_run["duplicates"]
+    assert found["banner"] == of_run["banner"]
+    assert found["test_without_duplicates"]["confusion"] == of_run["test_without_duplicates"]["confusion"]
+    assert f"{expected['train']} of 60 PublicTest+PrivateTest images" in format_metrics(found)
+
+
+def test_no_duplicates_are_left_after_drop_duplicates(run, tmp_path):
+    """Chains through train are dropped, too: of what is left nothing is a duplicate of what a dropped image is one of."""
+    stage = load_experiment(run / "config.yaml", {"finetune.data.drop_duplicates": True}).finetune
+    kept = load_data(stage.data, image_size=32, balance=stage.balance)
+    whole = load_data(stage.data.model_copy(update={"drop_duplicates": False}), image_size=32, balance=stage.balance)
+    judged = np.concatenate([kept.validation.images, kept.test.images])[..., 0]
+    left = set(kept.train.ids.tolist())
+    rows = np.array([name in left for name in whole.train.ids.tolist()])
+    assert not any(has_duplicate(image, judged) for image in whole.train.images[rows, ..., 0])
+    dropped = whole.train.images[~rows, ..., 0]
+    assert not any(has_duplicate(image, dropped) for image in whole.train.images[rows, ..., 0])
+    direct = sum(has_duplicate(image, judged) for image in whole.train.images[..., 0])
+    assert len(dropped) > direct  # the chains
+    assert any(f"{len(dropped)} of {len(whole.train)} images left out" in note for note in kept.notes)
