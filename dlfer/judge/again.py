@@ -60,8 +60,9 @@ def evaluate_model(
     Returns:
         The dict of metrics.json; "test" holds the metrics, "test_without_duplicates" those of the images without
         a duplicate in the data that trained or selected the model, where the run's data is there to compare with, or
-        the csv has the same; "duplicates" has the counts. Temperature and threshold are those that the run found on its validation. "judged_on" is {"split", "file", "used_for"}:
-        "selection" or "training" where the model was selected on these images or trained on them, else None.
+        the csv has the same; "duplicates" has the counts. Temperature and threshold are those that the run found on
+        its validation. "judged_on" is {"split", "file", "used_for"}: "selection" or "training" where the model was
+        selected on these images or trained on them, else None.
 
     Raises:
         UserError: model or data is not found or does not fit.
