@@ -13,6 +13,7 @@ from dlfer.evaluate.intervals import (
     compute_effective_interval,
     compute_mover_interval,
     compute_quantile,
+    widen_level,
 )
 from dlfer.evaluate.metrics import compute_midranks, count_ranked
 
@@ -32,7 +33,8 @@ def compute_auc_intervals(
     DeLong's variance misses the few rows with a low score that decide it: with 15 rows of Disgust and an area of 0.98
     its interval covers 85 %. Below 100 rows on a side the interval is therefore extended to those areas that a test
     with Hanley and McNeil's variance does not reject, which are all of it at an area of exactly 0 or 1 and with a
-    single row on a side, where DeLong's variance vanishes.
+    single row on a side, where DeLong's variance vanishes. The mean has Student's quantile for the number of rows of
+    the smallest class (10 or more).
 
     Args:
         targets: int [N].
@@ -64,7 +66,9 @@ def compute_auc_intervals(
     if macro in (0.0, 1.0) or variance == 0.0:
         low, high = np.nanmean(np.array(intervals), axis=0)
         return intervals, (float(low), float(high))
-    return intervals, _logit_interval(macro, variance, level)
+    counts = np.bincount(targets, minlength=num_classes)
+    fewest = int(counts[(counts > 0) & (counts < len(targets))].min())
+    return intervals, _logit_interval(macro, variance, widen_level(level, max(fewest, 10) - 1))
 
 
 def _compute_auc_interval(area: float, share: np.ndarray, counts: tuple[int, int], level: float) -> tuple[float, float]:

@@ -70,7 +70,10 @@ def compute_average_intervals(confusion: np.ndarray, level: float = 0.95) -> dic
     total, hits = int(confusion.sum()), int(np.trace(confusion))
     accuracy = compute_wilson_interval(hits, total, level)
     per_class = compute_class_intervals(confusion, level)
-    macros = {name: _compute_macro(name, confusion, per_class[name]) for name in _RATIOS}
+    macros = {name: _compute_macro(name, confusion, per_class[name]) for name in ("recall", "precision", "f1")}
+    macros["specificity"] = _compute_macro_specificity(confusion, level)
+    if len(confusion) == 2 and (mt.compute_support(confusion) > 0).all():
+        macros["specificity"] = macros["recall"]  # which it is: each class's is the recall of the other
     one_vs_rest = tuple(max(0.0, 1 - 2 * (1 - limit) / len(confusion)) for limit in accuracy)
     return {
         "accuracy": accuracy,
@@ -145,8 +148,8 @@ def _compute_ratio_effects(name: str, confusion: np.ndarray) -> np.ndarray:
 def _compute_macro(name: str, confusion: np.ndarray, intervals: list[Interval]) -> Interval:
     """Combine the limits of the classes that have rows, with the correlations that the delta method gives.
 
-    Recalls are uncorrelated (given the number of images of each class), and so are precisions. F1 and specificity are
-    not: an error counts in two classes.
+    Recalls are uncorrelated (given the number of images of each class), and so are precisions. F1 is not: an error
+    counts in two classes.
     """
     values, limits = _VALUES[name](confusion), np.array(intervals)
     counted = (mt.compute_support(confusion) > 0) & ~np.isnan(values)
@@ -163,6 +166,21 @@ def _compute_macro(name: str, confusion: np.ndarray, intervals: list[Interval]) 
     weights = np.full(len(limits), 1 / len(limits))
     low, high = compute_mover_interval(values[counted], limits, weights, correlations)
     return max(low, 0.0), min(high, 1.0)
+
+
+def _compute_macro_specificity(confusion: np.ndarray, level: float) -> Interval:
+    """Return Wilson's interval with the effective number of images.
+
+    The classes share their few errors, so that their limits combined do not cover (91 % at an accuracy of 95 %).
+    """
+    values = mt.compute_specificity(confusion)
+    counted = (mt.compute_support(confusion) > 0) & ~np.isnan(values)
+    if not counted.any():
+        return UNDEFINED
+    n, effects = int(confusion.sum()), _compute_ratio_effects("specificity", confusion)[counted].mean(axis=0)
+    return compute_effective_interval(
+        float(values[counted].mean()), _compute_variance(n * effects, confusion), n, level
+    )
 
 
 def _compute_weighted(name: str, confusion: np.ndarray, level: float) -> Interval:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dlfer.evaluate.intervals import compute_mean_interval, compute_quantile, compute_wilson_interval
+from dlfer.evaluate.intervals import compute_quantile, compute_skew_interval, compute_wilson_interval
 from dlfer.evaluate.metrics import compute_item_losses
 from dlfer.evaluate.predictions import Predictions
 
@@ -172,7 +172,7 @@ def compute_calibration(predictions: Predictions, temperature: float | None = No
 
     The interval of an ECE is that of the ECE of all images in the same bins, `compute_ece_interval`. It begins at 0
     where a calibrated classifier might show as much, and always contains the value. Brier and log-loss are means over
-    images, with Student's interval.
+    images, with `compute_skew_interval`.
 
     Args:
         predictions: of the images to judge.
@@ -181,7 +181,8 @@ def compute_calibration(predictions: Predictions, temperature: float | None = No
     Returns:
         {"raw": CAL, "scaled": CAL or None} with CAL = {"ece_equal_mass", "ece_equal_width", "classwise_ece",
         "brier", "log_loss": {"value", "low", "high"}, "ece_if_calibrated": float, "reliability": bins of equal
-        mass}. Errors are fractions, Brier is in 0..2, log-loss in nats. One image has no interval.
+        mass}. Errors are fractions, Brier is in 0..2, log-loss in nats. One image has no interval, nor
+        have images that are all alike (of a classifier that is always right and certain).
     """
     versions = {"raw": predictions.probabilities.astype(np.float64)}
     if temperature is not None:
@@ -217,7 +218,7 @@ def compute_ece_interval(problems: Sequence[Binned], level: float = 0.95) -> tup
         level: the probability of covering.
 
     Returns:
-        (low, high) in 0..1 with the observed ECE within.
+        (low, high) in 0..1 with the observed ECE within; NaN where every forecast is 0 or 1 and right.
     """
     n, scale = len(problems[0].bins), 1 / len(problems)
     gaps, variances, signed = [], [], np.zeros(n)
@@ -230,6 +231,8 @@ def compute_ece_interval(problems: Sequence[Binned], level: float = 0.95) -> tup
         signed += scale * np.sign(of_bins)[bins] * deviations
     gaps, errors = np.concatenate(gaps), np.sqrt(np.concatenate(variances))
     half = compute_quantile(level) * np.sqrt(max(float(signed.var()) / (n - 1), float((errors**2).sum())))
+    if not errors.any():
+        return float("nan"), float("nan")
     value = float(np.abs(gaps).sum())
     ratios = np.divide(np.abs(gaps), errors, out=np.zeros_like(gaps), where=errors > 0)
     largest_bias = float(errors @ _compute_folding_bias(np.maximum(ratios - 1.5, 0)))
@@ -253,12 +256,10 @@ def _compute_ece_figures(
     undefined = (float("nan"), float("nan"))
     figures = {}
     for name, several in problems.items():
+        value = float(np.mean([_compute_ece(binned) for binned in several]))
         low, high = compute_ece_interval(several) if len(predictions) > 1 else undefined
-        figures[name] = {
-            "value": float(np.mean([_compute_ece(binned) for binned in several])),
-            "low": low,
-            "high": high,
-        }
+        # Sums in another order differ in the last digit.
+        figures[name] = {"value": value, "low": float(np.minimum(low, value)), "high": float(np.maximum(high, value))}
     return figures
 
 
@@ -280,7 +281,7 @@ def _compute_ece(binned: Binned) -> float:
 
 
 def _mean_figure(values: np.ndarray) -> dict[str, float]:
-    low, high = compute_mean_interval(values, smallest=0.0)
+    low, high = compute_skew_interval(values)
     return {"value": float(values.mean()), "low": low, "high": high}
 
 

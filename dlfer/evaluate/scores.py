@@ -38,7 +38,7 @@ REASONS = {
     "precision": "the class was never predicted, so that the value is 0 by convention",
     "mcc": _OF_ONE_CLASS,
     "cohen_kappa": _OF_ONE_CLASS,
-    None: "one image says nothing about others",
+    None: "the images do not differ from each other, so that they say nothing about others",
 }
 """Why there is a value and no 95 % interval, by the name of the figure; None: any other."""
 
@@ -92,7 +92,7 @@ def compute_scores(
             "num_detected": int(mt.compute_detected(confusion).sum()),
             "num_classes": int((mt.compute_support(confusion) > 0).sum()),
         },
-        "log_loss": _figure(losses.mean(), iv.compute_mean_interval(losses, smallest=0.0)),
+        "log_loss": _figure(losses.mean(), iv.compute_skew_interval(losses)),
         "per_class": _compute_per_class(confusion, predictions.labels, areas),
         "confusion": confusion.tolist(),
         "calibration": compute_calibration(predictions, temperature),

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dlfer.errors import DataError
-from dlfer.evaluate.intervals import compute_effective_interval, compute_wilson_interval
+from dlfer.evaluate.intervals import compute_effective_interval, compute_wilson_interval, widen_level
 from dlfer.evaluate.predictions import Predictions
 
 MAX_POINTS = 101
@@ -51,7 +51,8 @@ def compute_aurc_interval(confidences: np.ndarray, correct: np.ndarray, level: f
     """Return an interval of the area under the risk-coverage curve.
 
     Wilson's, with as many images as would give the area's variance, which is the infinitesimal jackknife's: the sum
-    of the squared effects of the images' weights. Where all are right or all are wrong it is Wilson's of the error
+    of the squared effects of the images' weights. The few wrong images, or the few right ones, decide it: their number
+    is that of the degrees of freedom of Student's quantile. Where all are right or all are wrong it is Wilson's of the error
     rate, which the area is there.
 
     Args:
@@ -61,11 +62,16 @@ def compute_aurc_interval(confidences: np.ndarray, correct: np.ndarray, level: f
 
     Source: Efron, J. R. Stat. Soc. B 54 (1992) 83.
     """
+    # Sorted in full, so that rounding does not depend on the order of rows.
     wrong = ~np.asarray(correct, dtype=bool)
-    n = len(wrong)
-    value = compute_aurc(confidences, correct)
-    variance = float((compute_aurc_effects(confidences, correct) ** 2).sum()) * n / max(n - 1, 1)
-    return compute_effective_interval(value, variance, n, level)
+    order = np.lexsort((wrong, confidences))
+    confidences, wrong = np.asarray(confidences)[order], wrong[order]
+    n, fewest = len(wrong), int(min(wrong.sum(), (~wrong).sum()))
+    if fewest == 0:
+        return compute_wilson_interval(int(wrong.sum()), n, level)
+    value = compute_aurc(confidences, ~wrong)
+    variance = float((compute_aurc_effects(confidences, ~wrong) ** 2).sum()) * n / (n - 1)
+    return compute_effective_interval(value, variance, n, widen_level(level, max(fewest - 1, 2)))
 
 
 def compute_aurc_effects(confidences: np.ndarray, correct: np.ndarray) -> np.ndarray:

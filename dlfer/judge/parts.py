@@ -82,7 +82,6 @@ def compute_run_metrics(
         selected_on=bundle.selected_on,
         twins=twins,
         without_twins_ids=without,
-        bootstrap=config.evaluate.bootstrap,
         target_accuracy=config.evaluate.target_accuracy,
         test_opened=test_opened,
     )
