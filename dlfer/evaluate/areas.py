@@ -131,7 +131,9 @@ def compute_average_precision_intervals(
     the class among the images is random, too. The interval of a class is Wilson's with as many trials as would give
     this variance, but with no more than the class has rows: with few rows the variance is too small, because the
     ranks at which they were found are taken for the ranks of all. That of the mean combines the classes' limits with
-    the correlations of the classes (MOVER).
+    the correlations of the classes (MOVER). The estimate is too high, since each row of the class counts among those
+    at or above its own score; in a class this is small beside the interval, but over the classes it adds up. The
+    lower limit of the mean is therefore lowered by the mean of what this count adds.
 
     Args:
         targets: int [N].
@@ -148,13 +150,14 @@ def compute_average_precision_intervals(
     counts = np.bincount(targets, minlength=num_classes)
     intervals = [(float("nan"), float("nan"))] * num_classes
     present = np.flatnonzero(counts)
-    values, effects = [], np.zeros((len(present), len(targets)))
+    values, biases, effects = [], [], np.zeros((len(present), len(targets)))
     for row, c in enumerate(present):
         value, effects[row] = _compute_precision_effects(targets == c, probabilities[:, c])
         largest = value * (1 - value) / counts[c]
         variance = max(float(np.sum(effects[row] ** 2)), largest)
         intervals[c] = compute_effective_interval(min(value, 1.0), variance, int(counts[c]), level)
         values.append(value)
+        biases.append(_compute_precision_bias(targets == c, probabilities[:, c]))
     covariances = effects @ effects.T
     spreads = np.sqrt(np.diag(covariances))
     scale = np.outer(spreads, spreads)
@@ -163,7 +166,17 @@ def compute_average_precision_intervals(
     limits = np.array([intervals[c] for c in present])
     weights = np.full(len(present), 1 / len(present))
     low, high = compute_mover_interval(np.array(values), limits, weights, correlations)
-    return intervals, (max(low, 0.0), min(high, 1.0))
+    return intervals, (max(low - float(np.mean(biases)), 0.0), min(high, 1.0))
+
+
+def _compute_precision_bias(is_target: np.ndarray, scores: np.ndarray) -> float:
+    """Return how much lower the average precision is if no row counts at its own threshold.
+
+    The topmost row has no other at its threshold, and keeps its own.
+    """
+    found, true_positives, passed, _ = count_ranked(is_target, scores)
+    others = np.where(passed > 1, (true_positives - 1) / np.maximum(passed - 1, 1), 1.0)
+    return float((found * np.maximum(true_positives / passed - others, 0)).sum() / found.sum())
 
 
 def _compute_precision_effects(is_target: np.ndarray, scores: np.ndarray) -> tuple[float, np.ndarray]:

@@ -91,3 +91,18 @@ def test_absent_classes_have_no_interval_and_stay_out_of_the_mean():
     expected_bounds, expected_macro = areas.compute_average_precision_intervals(targets, probabilities)
     np.testing.assert_allclose(bounds[:3], expected_bounds)
     assert macro == pytest.approx(expected_macro)
+
+
+def test_the_lower_limit_of_the_mean_allows_for_the_bias_of_few_rows():
+    """Scores that say nothing: the average precision is the share of the class, and of few rows far above it."""
+    generator, covered, values = np.random.default_rng(9), [], []
+    shares = np.array([0.05, 0.15, 0.3, 0.5])
+    for _ in range(300):
+        targets = np.r_[generator.choice(4, 118, p=shares), 0, 1]
+        probabilities = generator.dirichlet(np.ones(4), 120)
+        _, (low, high) = areas.compute_average_precision_intervals(targets, probabilities)
+        values.append(metrics.compute_average_precisions(targets, probabilities).mean())
+        truth = (np.bincount(targets, minlength=4) / 120).mean()
+        covered.append(low <= truth <= high)
+    assert np.mean(values) > 0.25 + 0.02
+    assert np.mean(covered) > 0.93
