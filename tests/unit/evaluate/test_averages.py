@@ -22,10 +22,15 @@ VALUES = {
 }
 
 
+UNEVEN = np.array([[195, 3, 2], [30, 25, 15], [20, 40, 20]])
+"""Classes that are found well and badly, so that their shares among the images matter to weighted averages."""
+
+
+@pytest.mark.parametrize("matrix", [CONFUSION, UNEVEN], ids=["even", "uneven"])
 @pytest.mark.parametrize("name", VALUES)
-def test_with_many_images_the_interval_is_that_of_a_bootstrap_of_the_images(name):
+def test_with_many_images_the_interval_is_that_of_a_bootstrap_of_the_images(name, matrix):
     """Drawing images with replacement makes the confusion matrix multinomial; classes have random numbers of them."""
-    confusion = 20 * CONFUSION
+    confusion = 20 * matrix
     n = int(confusion.sum())
     drawn = np.random.default_rng(1).multinomial(n, confusion.ravel() / n, size=20_000).reshape(-1, 3, 3)
     expected = np.quantile(VALUES[name](drawn), [0.025, 0.975])
