@@ -181,7 +181,7 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
     if bundle.test is not None:
         log_opening(run, bundle.test)
     predictions = predict_parts(config, classifier, bundle, run.path / "predictions", known=fitted.known)
-    milestones = judge_milestones(run, bundle, fitted.milestones, bootstrap=extras.bootstrap)
+    milestones = judge_milestones(run, bundle, fitted.milestones)
     opened = count_openings(run)
     metrics = compute_run_metrics(
         config, bundle, predictions, duplicates=duplicates, smoke=run.is_smoke, test_opened=opened

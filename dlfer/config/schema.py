@@ -80,7 +80,7 @@ class EvaluateConfig(Section):
 
     batch_size: Count = 64
     bootstrap: Annotated[int, Field(ge=100)] = 1000
-    """Resamples of the stratified bootstrap behind the intervals (accuracy has Wilson's)."""
+    """Has no effect: no interval is a bootstrap any more. It remains so that configs of earlier runs can be read."""
     num_train: Annotated[int, Field(ge=0)] | None = 2000
     """How many training images (a stratified draw) the training figure is computed on; null: all; 0: none."""
     target_accuracy: OpenFraction = 0.8

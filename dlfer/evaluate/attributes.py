@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import math
 from collections.abc import Mapping
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,7 @@ def compute_group_scores(predictions: Predictions, attributes: Attributes, *, fi
     Raises:
         DataError: no attribute names any of the images.
 
-    Source: Wilson (1927); Newcombe, Stat. Med. 17 (1998) 873, method 10.
+    Source: Newcombe, Stat. Med. 17 (1998) 873, method 10; Dunn, J. Am. Stat. Assoc. 56 (1961) 52.
     """
     check_attributes(attributes, predictions.ids, file=file)
     known = set(predictions.ids.tolist())
@@ -138,14 +139,19 @@ def _compute_proportion(correct: np.ndarray) -> dict[str, float]:
     return {"value": float(correct.mean()), "low": low, "high": high}
 
 
-def _compute_gap(figures: list[dict[str, float] | None]) -> dict[str, float] | None:
+def _compute_gap(figures: list[dict[str, float] | None], level: float = 0.95) -> dict[str, float] | None:
     """Return the largest less the smallest of the figures that rest on enough images; None for fewer than two."""
     large = [figure for figure in figures if figure is not None and figure["n"] >= SMALLEST]
     if len(large) < 2:
         return None
-    top = max(large, key=lambda figure: figure["value"])
-    bottom = min(large, key=lambda figure: figure["value"])
-    gap = top["value"] - bottom["value"]
-    down = math.hypot(top["value"] - top["low"], bottom["high"] - bottom["value"])
-    up = math.hypot(top["high"] - top["value"], bottom["value"] - bottom["low"])
-    return {"value": gap, "low": max(0.0, gap - down), "high": min(1.0, gap + up)}
+    pairs = list(combinations(range(len(large)), 2))
+    level = 1 - (1 - level) / len(pairs)
+    limits = [compute_wilson_interval(figure["value"] * figure["n"], figure["n"], level) for figure in large]
+    low, high = 0.0, 0.0
+    for pair in pairs:
+        for first, second in (pair, pair[::-1]):
+            a, b = large[first]["value"], large[second]["value"]
+            low = max(low, a - b - math.hypot(a - limits[first][0], limits[second][1] - b))
+            high = max(high, a - b + math.hypot(limits[first][1] - a, b - limits[second][0]))
+    values = [figure["value"] for figure in large]
+    return {"value": max(values) - min(values), "low": low, "high": min(1.0, high)}

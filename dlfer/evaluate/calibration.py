@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dlfer.evaluate.intervals import compute_mean_interval, compute_wilson_interval, iterate_row_weights
+from dlfer.evaluate.intervals import compute_quantile, compute_skew_interval, compute_wilson_interval
 from dlfer.evaluate.metrics import compute_item_losses
 from dlfer.evaluate.predictions import Predictions
 
@@ -30,17 +30,16 @@ TEMPERATURES = (0.1, 10.0)
 FEW_IMAGES = 100
 """Below this many images a fitted temperature is said to be uncertain."""
 
-_MAX_BLOCKS = 2048
-
 _SMALLEST = float(np.finfo(np.float32).tiny)
 """Stands for a probability of 0, whose logarithm would be infinite."""
 
 
 class Binned(NamedTuple):
-    """One binary forecast sorted into bins: of each row its bin (int64 [N]), and outcome minus forecast."""
+    """One binary forecast sorted into bins: of each row its bin (int64 [N]), outcome minus forecast, forecast."""
 
     bins: np.ndarray
     gaps: np.ndarray
+    forecasts: np.ndarray
 
 
 def compute_reliability(confidences: np.ndarray, correct: np.ndarray, *, binning: str = "mass") -> list[dict[str, Any]]:
@@ -168,28 +167,22 @@ def describe_temperature(predictions: Predictions, fitted_on: str) -> dict[str, 
     return {"value": value, "fitted_on": fitted_on, "n": n, "note": "; ".join(notes) or None}
 
 
-def compute_calibration(
-    predictions: Predictions, temperature: float | None = None, *, bootstrap: int = 1000, seed: int = 0
-) -> dict[str, Any]:
+def compute_calibration(predictions: Predictions, temperature: float | None = None) -> dict[str, Any]:
     """Return how well predictions are calibrated, as they are and after a temperature.
 
-    Intervals of the three ECEs come from a bootstrap over images, with the bins held fast. The resampled
-    ECE itself would not do, because it is biased upward twice, by the sample and by the resample. Its
-    scatter about the sample's gaps is used instead: the interval holds those multiples of the observed gaps
-    which, with the scatter added, give an ECE as small and as large as the observed one in more than 2.5 % of
-    resamples. It begins at 0 where a calibrated classifier might show as much, and always holds the value.
-    Brier and log-loss are means over images, with the normal interval.
+    The interval of an ECE is that of the ECE of all images in the same bins, `compute_ece_interval`. It begins at 0
+    where a calibrated classifier might show as much, and always contains the value. Brier and log-loss are means over
+    images, with `compute_skew_interval`.
 
     Args:
         predictions: of the images to judge.
         temperature: fitted on other images; None: "scaled" is None.
-        bootstrap: number of resamples.
-        seed: of the resamples.
 
     Returns:
         {"raw": CAL, "scaled": CAL or None} with CAL = {"ece_equal_mass", "ece_equal_width", "classwise_ece",
         "brier", "log_loss": {"value", "low", "high"}, "ece_if_calibrated": float, "reliability": bins of equal
-        mass}. Errors are fractions, Brier is in 0..2, log-loss in nats.
+        mass}. Errors are fractions, Brier is in 0..2, log-loss in nats. One image has no interval, nor
+        have images that are all alike (of a classifier that is always right and certain).
     """
     versions = {"raw": predictions.probabilities.astype(np.float64)}
     if temperature is not None:
@@ -199,7 +192,7 @@ def compute_calibration(
     for name, probabilities in versions.items():
         confidences = probabilities[rows, predicted]
         judged[name] = {
-            **_compute_ece_figures(predictions, confidences, probabilities, bootstrap=bootstrap, seed=seed),
+            **_compute_ece_figures(predictions, confidences, probabilities),
             "brier": _mean_figure(compute_item_briers(predictions.targets, probabilities)),
             "log_loss": _mean_figure(compute_item_losses(predictions.targets, probabilities)),
             "ece_if_calibrated": compute_ece_if_calibrated(confidences),
@@ -208,21 +201,65 @@ def compute_calibration(
     return judged
 
 
+def compute_ece_interval(problems: Sequence[Binned], level: float = 0.95) -> tuple[float, float]:
+    """Return an interval of the mean over problems of their ECE, for all images in the same bins.
+
+    The observed ECE is the sum of |gap| over bins. It is biased upward, by the more the smaller the true gaps are
+    beside their standard errors: by s h(|gap| / s) for a normal gap with standard error s, where h(x) = E|x + Z| - x.
+    The true gaps are not known. For the upper limit the bias at the observed gaps is subtracted, which is too small,
+    because the observed ones are on average larger than the true ones; for the lower limit the bias at gaps that are
+    1.5 standard errors smaller, which is too large. To both comes z times the standard error of the sum of gaps with
+    fixed signs, which is at least that of the sum of |gap|. A bin's standard error is the larger one of that of
+    the observed deviations and that which the forecasts themselves lead to, since with few images all deviations
+    may be small by chance.
+
+    Args:
+        problems: the bins and gaps of the same N >= 2 images for each binary forecast.
+        level: the probability of covering.
+
+    Returns:
+        (low, high) in 0..1 with the observed ECE within; NaN where every forecast is 0 or 1 and right.
+    """
+    n, scale = len(problems[0].bins), 1 / len(problems)
+    gaps, variances, signed = [], [], np.zeros(n)
+    for bins, deviations, forecasts in problems:
+        of_bins = scale * np.bincount(bins, weights=deviations, minlength=NUM_BINS) / n
+        spread = np.bincount(bins, weights=(scale * deviations) ** 2, minlength=NUM_BINS) / n - of_bins**2
+        expected = np.bincount(bins, weights=scale**2 * forecasts * (1 - forecasts), minlength=NUM_BINS) / n
+        gaps.append(of_bins)
+        variances.append(np.maximum(np.maximum(spread, expected), 0) / (n - 1))
+        signed += scale * np.sign(of_bins)[bins] * deviations
+    gaps, errors = np.concatenate(gaps), np.sqrt(np.concatenate(variances))
+    half = compute_quantile(level) * np.sqrt(max(float(signed.var()) / (n - 1), float((errors**2).sum())))
+    if not errors.any():
+        return float("nan"), float("nan")
+    value = float(np.abs(gaps).sum())
+    ratios = np.divide(np.abs(gaps), errors, out=np.zeros_like(gaps), where=errors > 0)
+    largest_bias = float(errors @ _compute_folding_bias(np.maximum(ratios - 1.5, 0)))
+    smallest_bias = float(errors @ _compute_folding_bias(ratios))
+    low, high = value - largest_bias - half, value - smallest_bias + half
+    return max(0.0, min(low, value)), min(1.0, max(high, value))
+
+
+def _compute_folding_bias(x: np.ndarray) -> np.ndarray:
+    """Return E|x + Z| - x for a standard normal Z and x >= 0; 0.798 at 0, falling to 0."""
+    from scipy.special import ndtr
+
+    return np.sqrt(2 / np.pi) * np.exp(-(x**2) / 2) - 2 * x * ndtr(-x)
+
+
 def _compute_ece_figures(
-    predictions: Predictions, confidences: np.ndarray, probabilities: np.ndarray, *, bootstrap: int, seed: int
+    predictions: Predictions, confidences: np.ndarray, probabilities: np.ndarray
 ) -> dict[str, Any]:
     top = {f"ece_equal_{binning}": [_bin(confidences, predictions.correct, binning)] for binning in BINNINGS}
     problems = {**top, "classwise_ece": _bin_classes(predictions.targets, probabilities)}
-    flat = [binned for several in problems.values() for binned in several]
-    sums = np.stack([np.bincount(binned.bins, weights=binned.gaps, minlength=NUM_BINS) for binned in flat])
-    scatter = _resample_sums(flat, bootstrap, seed) - sums
-    figures, start, n = {}, 0, len(confidences)
+    undefined = (float("nan"), float("nan"))
+    figures = {}
     for name, several in problems.items():
-        own = slice(start, start + len(several))
-        # The classwise ECE is the mean over classes, that is the sum over all bins of all classes.
-        scale = n * len(several)
-        figures[name] = _ece_figure(sums[own].ravel() / scale, scatter[:, own].reshape(bootstrap, -1) / scale, n)
-        start += len(several)
+        value = float(np.mean([_compute_ece(binned) for binned in several]))
+        low, high = compute_ece_interval(several) if len(predictions) > 1 else undefined
+        # Sums in another order differ in the last digit.
+        figures[name] = {"value": value, "low": float(np.minimum(low, value)), "high": float(np.maximum(high, value))}
     return figures
 
 
@@ -236,65 +273,15 @@ def _bin(forecasts: np.ndarray, outcomes: np.ndarray, binning: str) -> Binned:
     edges = np.linspace(0, 1, NUM_BINS + 1)[1:-1]
     if binning == "mass":
         edges = np.quantile(forecasts, edges)
-    return Binned(np.searchsorted(edges, forecasts), np.asarray(outcomes, dtype=np.float64) - forecasts)
+    return Binned(np.searchsorted(edges, forecasts), np.asarray(outcomes, dtype=np.float64) - forecasts, forecasts)
 
 
 def _compute_ece(binned: Binned) -> float:
     return float(np.abs(np.bincount(binned.bins, weights=binned.gaps)).sum() / len(binned.gaps))
 
 
-def _resample_sums(problems: Sequence[Binned], resamples: int, seed: int) -> np.ndarray:
-    """Return the sum of the gaps in each bin of each problem, for resampled rows (float64 [R, problems, bins]).
-
-    More than 2,048 rows are drawn in as many random blocks: rows are independent, so that blocks scatter as
-    their rows do, and the cost no longer grows with n.
-    """
-    n, shape = len(problems[0].bins), (len(problems), NUM_BINS)
-    generator = np.random.default_rng(seed)
-    num_blocks = min(n, _MAX_BLOCKS)
-    blocks = np.arange(n) if n == num_blocks else generator.permutation(n) % num_blocks
-    sums = np.stack(
-        [
-            np.bincount(blocks * NUM_BINS + bins, weights=gaps, minlength=num_blocks * NUM_BINS)
-            for bins, gaps in problems
-        ]
-    )
-    sums = sums.reshape(len(problems), num_blocks, NUM_BINS).swapaxes(0, 1).reshape(num_blocks, -1)
-    drawn = [weights @ sums for _, weights in iterate_row_weights(num_blocks, resamples, generator)]
-    return np.concatenate(drawn).reshape(-1, *shape)
-
-
-def _ece_figure(gaps: np.ndarray, scatter: np.ndarray, n: int) -> dict[str, float]:
-    """Return the sum of |gaps| with its interval.
-
-    Args:
-        gaps: float [B], the observed gap of each bin, as a share of all images.
-        scatter: float [R, B], how far resampled gaps are from it.
-        n: number of images; below two there is no interval.
-    """
-    value = float(np.abs(gaps).sum())
-    if n < 2:
-        return {"value": value, "low": float("nan"), "high": float("nan")}
-    # From this multiple on no resample can be as small as the value.
-    largest = 1 + float(np.abs(scatter).sum(axis=1).max()) / value if value else 1.0
-
-    def find_multiple(level: float) -> float:
-        low, high = 0.0, largest
-        for _ in range(25):
-            middle = (low + high) / 2
-            is_large = np.quantile(np.abs(middle * gaps + scatter).sum(axis=1), level) >= value
-            low, high = (low, middle) if is_large else (middle, high)
-        return low
-
-    return {
-        "value": value,
-        "low": min(value * find_multiple(0.975), value),
-        "high": max(value * find_multiple(0.025), value),
-    }
-
-
 def _mean_figure(values: np.ndarray) -> dict[str, float]:
-    low, high = compute_mean_interval(values, smallest=0.0)
+    low, high = compute_skew_interval(values)
     return {"value": float(values.mean()), "low": low, "high": high}
 
 

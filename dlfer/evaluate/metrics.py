@@ -4,8 +4,8 @@ Two conventions hold everywhere. A class that was never predicted has precision 
 class that is the target of no row has no precision, recall or F1: they are NaN, and the class is left
 out of macro and weighted averages, rather than pulling them down for rows that do not exist.
 
-Functions of a confusion matrix take [..., C, C] and work on its last two axes, so that a bootstrap
-is one call over [resamples, C, C].
+Functions of a confusion matrix take [..., C, C] and work on its last two axes, so that many
+matrices are one call.
 """
 
 from __future__ import annotations

@@ -9,16 +9,13 @@ from dlfer.evaluate.scores import compute_scores
 from dlfer.evaluate.several import compare_several
 
 
-def compute_view_scores(
-    viewed: Predictions, single: Predictions, *, view: str, bootstrap: int = 1000
-) -> dict[str, Any]:
+def compute_view_scores(viewed: Predictions, single: Predictions, *, view: str) -> dict[str, Any]:
     """Return the figures of predictions averaged over views, and their difference to the single view's.
 
     Args:
         viewed: averaged over views.
         single: of the same images as they are.
         view: the name of the views.
-        bootstrap: number of resamples behind the interval of macro_f1.
 
     Returns:
         {"n", "accuracy": figure, "macro_f1": figure, "paired": as a pair of `compare_several`, viewed - single}.
@@ -26,6 +23,6 @@ def compute_view_scores(
     Raises:
         DataError: the two are not about the same images.
     """
-    scores = compute_scores(viewed, bootstrap=bootstrap)
+    scores = compute_scores(viewed)
     pair = compare_several([viewed, single], [view, "single view"])["pairs"][0]
     return {key: scores[key] for key in ("n", "accuracy", "macro_f1")} | {"paired": pair}

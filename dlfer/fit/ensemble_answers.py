@@ -137,7 +137,7 @@ def compare_members(config: ExperimentConfig, answers: Answers, epochs: list[int
     """
     view, bundle = config.evaluate.headline, answers.bundle
     parts = ["validation"] + (["test"] if bundle.test is not None else [])
-    used, bootstrap = config.ensemble.combine, config.evaluate.bootstrap
+    used = config.ensemble.combine
 
     def judge(epoch: int | None) -> dict[str, list[dict[str, Any]]]:
         rows: dict[str, list[dict[str, Any]]] = {"members": [], "combinations": []}
@@ -145,12 +145,12 @@ def compare_members(config: ExperimentConfig, answers: Answers, epochs: list[int
             row = {"name": member.name, "path": member.path, "status": member.status, "note": member.note, "test": None}
             for part in parts:
                 several = answers.get(part, view) if epoch is None else answers.read_milestone(epoch, part)
-                row[part] = _score(answers.make(part, several[number]), bootstrap)
+                row[part] = _score(answers.make(part, several[number]))
             rows["members"].append(row)
         for how in COMBINATIONS:
             row = {"name": how, "is_used": how == used, "test": None}
             for part in parts:
-                row[part] = _score(answers.make(part, combine(answers, part, view, how, epoch=epoch)), bootstrap)
+                row[part] = _score(answers.make(part, combine(answers, part, view, how, epoch=epoch)))
             rows["combinations"].append(row)
         return rows
 
@@ -164,6 +164,6 @@ def compare_members(config: ExperimentConfig, answers: Answers, epochs: list[int
     return {**final, "ensemble": {"combine": used, "view": view, "paired": paired, "milestones": milestones}}
 
 
-def _score(predictions: Predictions, bootstrap: int) -> dict[str, Any]:
-    scores = compute_scores(predictions, bootstrap=bootstrap)
+def _score(predictions: Predictions) -> dict[str, Any]:
+    scores = compute_scores(predictions)
     return {key: scores[key] for key in ("n", "accuracy", "macro_f1")}

@@ -35,7 +35,6 @@ class Extras:
         headline: "single", or the one of `views` whose accuracy is the headline.
         attributes: a csv of attributes per image id, or None.
         batch_size: images at a time.
-        bootstrap: resamples behind the interval of macro_f1.
     """
 
     corrupt: bool = False
@@ -43,7 +42,6 @@ class Extras:
     headline: str = "single"
     attributes: Path | None = None
     batch_size: int = 64
-    bootstrap: int = 1000
 
 
 def choose_extras(config: EvaluateConfig, bundle: DataBundle, *, smoke: bool = False) -> Extras:
@@ -59,7 +57,6 @@ def choose_extras(config: EvaluateConfig, bundle: DataBundle, *, smoke: bool = F
         headline=config.headline,
         attributes=resolve_path(config.attributes) if has_attributes else None,
         batch_size=config.batch_size,
-        bootstrap=config.bootstrap,
     )
     judged = bundle.validation if bundle.test is None else bundle.test
     check_extras(extras, judged.ids if isinstance(judged, Split) else None)
@@ -129,7 +126,7 @@ def judge_extras(
                 viewed = Predictions(plain.ids, plain.labels, plain.targets, answers)
             if folder is not None:
                 write_predictions(viewed, folder / view / f"{part}.npz")
-            views[view][part] = compute_view_scores(viewed, plain, view=view, bootstrap=extras.bootstrap)
+            views[view][part] = compute_view_scores(viewed, plain, view=view)
     judged: dict[str, Any] = {"views": views, "headline": extras.headline, "groups": None}
     if extras.attributes is not None and parts:
         attributes = read_attributes(extras.attributes)

@@ -55,9 +55,7 @@ def list_network_milestones(
     return {int(path.stem): judge_by(path) for path in paths}
 
 
-def judge_milestones(
-    run: Run, bundle: DataBundle, milestones: Mapping[int, Judged], *, bootstrap: int
-) -> list[dict[str, Any]]:
+def judge_milestones(run: Run, bundle: DataBundle, milestones: Mapping[int, Judged]) -> list[dict[str, Any]]:
     """Judge each milestone on validation and on test, and keep its predictions in the run.
 
     What a process that was stopped has judged already is not judged again.
@@ -77,7 +75,7 @@ def judge_milestones(
                 if part == "test":
                     log_opening(run, split, milestone=epoch)
                 write_predictions(judge(part, split), path)
-            scores = compute_scores(read_predictions(path), bootstrap=bootstrap)
+            scores = compute_scores(read_predictions(path))
             row[part] = {key: scores[key] for key in KEYS}
         rows.append(row)
     return rows

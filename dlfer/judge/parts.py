@@ -85,7 +85,6 @@ def compute_run_metrics(
         selected_on=bundle.selected_on,
         duplicates=None if duplicates is None else duplicates.as_dict(),
         without_duplicates_ids=None if duplicates is None else duplicates.list_ids_without(),
-        bootstrap=config.evaluate.bootstrap,
         target_accuracy=config.evaluate.target_accuracy,
         test_opened=test_opened,
     )

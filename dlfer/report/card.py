@@ -17,6 +17,7 @@ from dlfer.report.page import (
     format_fraction,
     format_interval,
     format_percent,
+    format_uncertainty,
     is_missing,
     read_json,
     render_text,
@@ -193,6 +194,7 @@ def _list_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
         texts = []
         for cell in cells:
             interval = format_interval(cell, metric.scale) if cell and "low" in cell else ""
+            interval = interval or (format_uncertainty(cell) if cell and cell.get("reason") else "")
             texts.append((write(cell["value"]) if cell else "–") + (f" ({interval})" if interval else ""))
         rows.append([f"{metric.name} ({metric.remark})" if metric.remark else metric.name, *texts])
     return {"parts": [f"{names[part]}, n = {format_count(metrics[part]['n'])}" for part in parts], "rows": rows}
@@ -237,7 +239,7 @@ def _list_limits(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> list[st
             worst = min(known, key=lambda label: known[label]["recall"])
             lines.append(
                 f"It is worst at {worst}: {format_percent(known[worst]['recall'])} of {format_count(known[worst]['n'])} "
-                f"images are found (95 % {format_interval(known[worst]['intervals']['recall'])})."
+                f"images are found ({format_uncertainty(known[worst]['intervals']['recall'])})."
             )
         tables = describe_groups(metrics)
         gaps = [f"By {table['name']}: {' '.join(table['notes'])}" for table in tables if table["notes"]]

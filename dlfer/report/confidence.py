@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlfer.report.figures import COLOURS, INK, LINES, MARKERS, PALE, SOFT, figure_style, new_figure
-from dlfer.report.page import format_interval, format_percent
+from dlfer.report.page import format_percent, format_uncertainty
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,9 @@ def draw_reliability(calibration: Mapping[str, Any]) -> Figure:
             _draw_bins(axes, calibration[name]["reliability"], number)
             ece = calibration[name]["ece_equal_mass"]
             axes.set_title(VERSIONS[name].capitalize())
-            text = f"ECE {format_percent(ece['value'])}\n95 % {format_interval(ece)}"
+            text = (
+                f"ECE {format_percent(ece['value'])}\n{format_uncertainty({key: ece[key] for key in ('low', 'high')})}"
+            )
             axes.text(3, 97, text, va="top", fontsize=10)
             axes.set_xlabel("mean confidence (%)")
         panels[0].set_ylabel("accuracy (%)")

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlfer.report.headline import VIEWS, get_judged_part
-from dlfer.report.page import format_count, format_interval, format_percent
+from dlfer.report.page import format_count, format_percent, format_uncertainty
 
 _CALIBRATION = {
     "ece_equal_mass": ("ECE, 15 bins of equally many images", "percent"),
@@ -77,7 +77,7 @@ def describe_abstention(metrics: Mapping[str, Any]) -> list[str]:
             f"Where the model answers only if its confidence is at least {abstain['threshold']:.3f}, it answers "
             f"{format_percent(at['coverage']['value'])} of the images ({format_count(at['n'])}), and "
             f"{format_percent(at['accuracy']['value'])} of these answers are right "
-            f"(95 % {format_interval(at['accuracy'])})."
+            f"({format_uncertainty(at['accuracy'])})."
         )
         same = (
             " They are the images judged here, so that the figure is on the high side." if part == "validation" else ""
@@ -89,7 +89,7 @@ def describe_abstention(metrics: Mapping[str, Any]) -> list[str]:
     if selective.get("aurc") is not None:
         area = selective["aurc"]
         lines.append(
-            f"Area under the risk-coverage curve: {area['value']:.3f} (95 % {area['low']:.3f} to {area['high']:.3f}; "
+            f"Area under the risk-coverage curve: {area['value']:.3f} ({format_uncertainty(area, 'fraction')}; "
             "less is better)."
         )
     return lines
@@ -131,14 +131,14 @@ def describe_groups(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
         if gaps["accuracy"]:
             notes.append(
                 f"Largest gap in accuracy between two groups: {100 * gaps['accuracy']['value']:.1f} points "
-                f"(95 % {format_interval(gaps['accuracy'])})."
+                f"({format_uncertainty(gaps['accuracy'])})."
             )
         recalls = {label: gap for label, gap in gaps["recall"].items() if gap is not None}
         if recalls:
             widest = max(recalls, key=lambda label: recalls[label]["value"])
             notes.append(
                 f"Largest gap in recall: {100 * recalls[widest]['value']:.1f} points "
-                f"(95 % {format_interval(recalls[widest])}), of {widest}."
+                f"({format_uncertainty(recalls[widest])}), of {widest}."
             )
         if any(group.get("small") for group in groups.values()):
             notes.append("Groups marked by an asterisk have so few images that they take no part in a gap.")

@@ -37,6 +37,7 @@ def render_text(template: str, context: dict[str, Any]) -> str:
         "percent": format_percent,
         "count": format_count,
         "interval": format_interval,
+        "uncertainty": format_uncertainty,
         "fraction": format_fraction,
         "duration": format_duration,
     }
@@ -120,6 +121,15 @@ def format_interval(figure: dict[str, float | None] | Sequence[float | None], sc
     if is_missing(low) or is_missing(high):
         return ""
     return f"{100 * low:.1f} to {100 * high:.1f}" if scale == "percent" else f"{low:.3f} to {high:.3f}"
+
+
+def format_uncertainty(figure: dict[str, Any] | Sequence[float | None], scale: str = "percent") -> str:
+    """Write the interval of a figure, or why it has none: "95 % 68.8 to 71.8", "no 95 % interval: only one image"."""
+    interval = format_interval(figure, scale)
+    if interval:
+        return f"95 % {interval}"
+    reason = figure.get("reason") if isinstance(figure, dict) else None
+    return f"no 95 % interval: {reason}" if reason else "no 95 % interval"
 
 
 def format_duration(seconds: float | None) -> str:

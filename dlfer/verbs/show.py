@@ -150,6 +150,12 @@ def format_metrics(metrics: Mapping[str, Any]) -> str:
             for label, scores_of in scores.get("per_class", {}).items()
         ]
         lines.append(format_rows(rows))
+        lines += [
+            f"[–] {label}, {name.replace('_', ' ')}: no 95 % interval, because {reason}"
+            for label, scores_of in scores.get("per_class", {}).items()
+            for name, reason in (scores_of.get("reasons") or {}).items()
+            if name in names
+        ]
     duplicates = describe_duplicates(metrics, name=(metrics.get("judged_on") or {}).get("split"))
     lines += [duplicates] if duplicates else []
     if metrics.get("test_opened") and metrics.get("test"):
@@ -254,16 +260,16 @@ def format_comparison(comparison: Mapping[str, Any]) -> str:
 def _get_class_figure(scores: Mapping[str, Any], name: str) -> dict[str, Any]:
     """Return one figure of a class with its interval."""
     low, high = (scores.get("intervals") or {}).get(name) or (None, None)
-    return {"value": scores.get(name), "low": low, "high": high}
+    return {"value": scores.get(name), "low": low, "high": high, "reason": (scores.get("reasons") or {}).get(name)}
 
 
 def format_figure(figure: Mapping[str, Any]) -> str:
-    """Return a figure in percent with its 95 % interval; "not defined" where there is none."""
+    """Return a figure in percent with its 95 % interval; "not defined" where there is no value, [–] for no interval."""
     if figure.get("value") is None:
         return "not defined"
     text = f"{100 * figure['value']:.2f} %"
     if figure.get("low") is None or figure.get("high") is None:
-        return text
+        return f"{text} [–]" if figure.get("reason") else text
     return f"{text} [{100 * figure['low']:.2f}, {100 * figure['high']:.2f}]"
 
 

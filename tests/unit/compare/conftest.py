@@ -59,7 +59,7 @@ with run.hold():
         probabilities[np.arange(60), np.where(hit, targets, 1 - targets)] = 0.8
         parts[part] = Predictions([f"{part}/{i}" for i in range(60)], ("a", "b"), targets, probabilities)
         write_predictions(parts[part], run.path / "predictions" / f"{part}.npz")
-    metrics = compute_metrics_file(parts, protocol="official", banner=None, selected_on="PublicTest", bootstrap=100)
+    metrics = compute_metrics_file(parts, protocol="official", banner=None, selected_on="PublicTest")
     run.write_json("metrics.json", metrics)
     run.update(cost={"finetune_seconds": 3.0, "pretrain_seconds": None})
     (run.path / "finetune").mkdir(exist_ok=True)

@@ -61,9 +61,7 @@ def finish(run: Run, config, *, hits: Callable[[str], int], parts: tuple[str, ..
     predictions = {part: make_predictions(part, hits(part), config.experiment.seed) for part in parts}
     for part, some in predictions.items():
         write_predictions(some, run.path / "predictions" / f"{part}.npz")
-    metrics = compute_metrics_file(
-        predictions, protocol="official", banner=None, selected_on="PublicTest", bootstrap=100
-    )
+    metrics = compute_metrics_file(predictions, protocol="official", banner=None, selected_on="PublicTest")
     run.write_json("metrics.json", metrics)
     run.update(cost={"finetune_seconds": 3.0, "pretrain_seconds": None})
     epochs = 3 + config.experiment.seed

@@ -60,7 +60,7 @@ def compare(tmp_path, monkeypatch):
             (path / "config.yaml").write_text(dump_experiment(member_config))
             cost = {"finetune_seconds": 60.0, "pretrain_seconds": None}
             (path / "run.json").write_text(json.dumps({"cost": cost, "config_digest": "0" * 64, "warnings": []}))
-            metrics = compute_metrics_file(parts, protocol="official", banner=None, selected_on="val", bootstrap=100)
+            metrics = compute_metrics_file(parts, protocol="official", banner=None, selected_on="val")
             (path / "metrics.json").write_text(json.dumps(metrics))
             member.path, member.status = str(path), "finished"
         comparison.save()

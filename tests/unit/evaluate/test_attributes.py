@@ -105,3 +105,16 @@ def test_a_csv_of_other_images_is_refused():
         DataError, match=r"a\.csv: names none of the 5 images \(there e\.g\. 'z', expected ids like 'i0'"
     ):
         compute_group_scores(make(np.ones(5)), {"x": {"z": "g"}}, file="a.csv")
+
+
+def test_the_interval_of_a_gap_between_groups_that_do_not_differ_begins_at_0():
+    """The gap of the two groups that look most different exceeds 0 in a quarter of such data by Newcombe's interval."""
+    generator, begins_above = np.random.default_rng(7), 0
+    for _ in range(200):
+        names = generator.integers(0, 6, 400).astype(str)
+        values = dict(zip([f"i{number}" for number in range(400)], names.tolist(), strict=True))
+        scores = compute_group_scores(make(generator.random(400) < 0.7), {"x": values})
+        gap = scores["attributes"]["x"]["gaps"]["accuracy"]
+        assert gap["low"] <= gap["value"] <= gap["high"]
+        begins_above += gap["low"] > 0
+    assert begins_above <= 10

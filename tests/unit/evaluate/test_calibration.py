@@ -86,22 +86,12 @@ def test_the_interval_of_the_ece_covers_the_truth(sharpness, n):
     large = draw(300_000, sharpness=sharpness, seed=99)
     truth = cal.compute_ece(top(large), large.correct) if sharpness != 1 else 0.0
     figures = [
-        cal.compute_calibration(draw(n, sharpness=sharpness, seed=seed), bootstrap=100)["raw"]["ece_equal_mass"]
-        for seed in range(40)
+        cal.compute_calibration(draw(n, sharpness=sharpness, seed=seed))["raw"]["ece_equal_mass"] for seed in range(40)
     ]
     covered = np.mean([figure["low"] <= truth <= figure["high"] for figure in figures])
-    assert covered >= 0.85
+    assert covered >= 0.9
     assert all(figure["low"] <= figure["value"] <= figure["high"] for figure in figures)
     assert np.mean([figure["low"] > 0.05 for figure in figures]) == (sharpness != 1)
-
-
-def test_rows_drawn_in_blocks_scatter_as_rows_do(monkeypatch):
-    p = draw(3000, sharpness=1.5)
-    in_blocks = cal.compute_calibration(p)["raw"]["ece_equal_mass"]
-    monkeypatch.setattr(cal, "_MAX_BLOCKS", 10_000)
-    by_rows = cal.compute_calibration(p)["raw"]["ece_equal_mass"]
-    assert in_blocks["value"] == by_rows["value"]
-    assert in_blocks["high"] - in_blocks["low"] == pytest.approx(by_rows["high"] - by_rows["low"], rel=0.12)
 
 
 @pytest.mark.parametrize("sharpness", [0.5, 1.0, 2.5])
@@ -162,7 +152,7 @@ def test_predictions_that_know_nothing_keep_the_temperature_1():
 
 def test_calibration_after_the_temperature_is_better_and_has_the_same_keys():
     p = draw(5000, sharpness=2.0)
-    judged = cal.compute_calibration(p, cal.fit_temperature(p), bootstrap=100)
+    judged = cal.compute_calibration(p, cal.fit_temperature(p))
     raw, scaled = judged["raw"], judged["scaled"]
     assert (
         set(raw)
@@ -177,20 +167,39 @@ def test_calibration_after_the_temperature_is_better_and_has_the_same_keys():
         assert scaled[name]["low"] <= scaled[name]["value"] <= scaled[name]["high"]
     assert scaled["ece_equal_mass"]["value"] < 0.03 < raw["ece_equal_mass"]["low"]
     assert [row["accuracy"] for row in raw["reliability"]] != [row["accuracy"] for row in scaled["reliability"]]
-    assert cal.compute_calibration(p, bootstrap=100)["scaled"] is None
-    assert cal.compute_calibration(p, bootstrap=100)["raw"] == raw
+    assert cal.compute_calibration(p)["scaled"] is None
+    assert cal.compute_calibration(p)["raw"] == raw
     json.dumps(judged, allow_nan=False)
+
+
+def test_the_bias_of_an_absolute_value_is_that_of_the_folded_normal():
+    stats = pytest.importorskip("scipy.stats")
+    x = np.array([0.0, 0.1, 0.5, 1.0, 2.5, 6.0])
+    assert cal._compute_folding_bias(x) == pytest.approx(stats.foldnorm.mean(x) - x, abs=1e-12)
+
+
+def test_the_interval_of_an_ece_whose_bias_is_negligible_is_that_of_a_mean():
+    """One bin with a large gap: the ECE is |mean of outcome - forecast|."""
+    outcomes = np.random.default_rng(0).random(400) < 0.6
+    forecasts = np.full(400, 0.85)
+    binned = cal._bin(forecasts, outcomes, "width")
+    low, high = cal.compute_ece_interval([binned])
+    errors = (outcomes - forecasts) / 1
+    half = 1.959964 * errors.std(ddof=1) / 20
+    assert (low, high) == pytest.approx((abs(errors.mean()) - half, abs(errors.mean()) + half), rel=0.01)
 
 
 def test_one_image_has_a_value_and_no_interval():
     p = Predictions(["0"], ("a", "b"), [1], [[0.3, 0.7]])
-    figure = cal.compute_calibration(p, bootstrap=100)["raw"]["ece_equal_mass"]
+    figure = cal.compute_calibration(p)["raw"]["ece_equal_mass"]
     assert figure["value"] == pytest.approx(0.3)
     assert np.isnan([figure["low"], figure["high"]]).all()
 
 
 def test_a_perfect_classifier_has_no_error():
     p = Predictions(np.arange(30).astype(str), ("a", "b", "c"), np.arange(30) % 3, np.eye(3)[np.arange(30) % 3])
-    judged = cal.compute_calibration(p, 1.0, bootstrap=100)["raw"]
+    judged = cal.compute_calibration(p, 1.0)["raw"]
     for name in ("ece_equal_mass", "ece_equal_width", "classwise_ece", "brier"):
-        assert judged[name] == {"value": 0.0, "low": 0.0, "high": 0.0}
+        assert judged[name]["value"] == 0
+        # The true error may be larger; 30 images that are all alike do not tell by how much.
+        assert np.isnan([judged[name]["low"], judged[name]["high"]]).all()

@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from dlfer.evaluate import areas, metrics
 from dlfer.evaluate import intervals as iv
 
 
-@pytest.mark.parametrize(("successes", "n"), [(0, 1), (1, 1), (0, 50), (50, 50), (7, 10), (2500, 3589)])
+@pytest.mark.parametrize(("successes", "n"), [(0, 50), (50, 50), (7, 10), (4, 90), (2500, 3589)])
 @pytest.mark.parametrize("level", [0.9, 0.95])
 def test_wilson_is_that_of_statsmodels(successes, n, level):
     proportion = pytest.importorskip("statsmodels.stats.proportion")
@@ -15,6 +16,46 @@ def test_wilson_is_that_of_statsmodels(successes, n, level):
     assert iv.compute_wilson_interval(successes, n, level) == pytest.approx(expected, abs=1e-12)
     low, high = iv.compute_wilson_interval(successes, n, level)
     assert 0 <= low <= successes / n <= high <= 1
+
+
+@pytest.mark.parametrize(("successes", "n"), [(1, 30), (2, 50), (1, 400), (3, 400)])
+def test_few_successes_have_the_poisson_limit_of_brown_cai_and_dasgupta(successes, n):
+    expected = stats.chi2.ppf(0.05, 2 * successes) / 2 / n
+    low, high = iv.compute_wilson_interval(successes, n)
+    assert low == pytest.approx(expected)
+    assert iv.compute_wilson_interval(n - successes, n) == pytest.approx((1 - high, 1 - low))
+
+
+@pytest.mark.parametrize("n", [20, 50, 150, 400])
+def test_the_interval_of_a_proportion_covers_by_enumeration(n):
+    """The exact coverage, the sum of the binomial chances of the counts whose interval has p; Wilson's own has 0.84."""
+    chances = np.r_[np.geomspace(0.02, 4, 120) / n, np.linspace(0.05, 0.5, 60)]
+    counts = np.arange(n + 1)
+    bounds = np.array([iv.compute_wilson_interval(int(count), n) for count in counts])
+    inside = (bounds[:, :1] <= chances) & (chances <= bounds[:, 1:])
+    covered = (stats.binom.pmf(counts[:, None], n, chances) * inside).sum(axis=0)
+    assert covered.min() > 0.91
+    assert covered.mean() > 0.945
+
+
+def test_the_effective_interval_of_a_binomial_proportion_is_wilsons():
+    assert iv.compute_effective_interval(0.7, 0.7 * 0.3 / 200, 999) == pytest.approx(
+        iv.compute_wilson_interval(140, 200)
+    )
+    assert iv.compute_effective_interval(1.0, 0.0, 40) == iv.compute_wilson_interval(40, 40)
+    wide, narrow = (iv.compute_effective_interval(0.7, variance, 200) for variance in (0.01, 0.001))
+    assert wide[0] < narrow[0] < 0.7 < narrow[1] < wide[1]
+
+
+def test_mover_of_normal_intervals_is_the_normal_interval_of_the_sum():
+    generator = np.random.default_rng(0)
+    factors = generator.normal(size=(4, 4))
+    covariances, weights, values = factors @ factors.T, np.array([0.1, 0.2, 0.3, 0.4]), generator.normal(size=4)
+    errors = np.sqrt(np.diag(covariances))
+    limits = np.stack([values - 1.96 * errors, values + 1.96 * errors], axis=1)
+    found = iv.compute_mover_interval(values, limits, weights, covariances / np.outer(errors, errors))
+    half = 1.96 * np.sqrt(weights @ covariances @ weights)
+    assert found == pytest.approx((weights @ values - half, weights @ values + half))
 
 
 def test_wilson_without_trials_is_nan():
@@ -38,58 +79,6 @@ def test_f1_interval_covers_the_true_f1():
     assert 0 < iv.compute_f1_interval(10, 0)[0] < 1
 
 
-CONFUSION = np.array([[60, 30, 10], [20, 150, 30], [5, 5, 30]])
-
-
-def test_bootstrap_of_the_confusion_is_the_stratified_bootstrap_of_the_rows():
-    bounds = iv.compute_bootstrap_intervals(CONFUSION, {"f1": metrics.compute_macro_f1}, resamples=4000, seed=1)
-    cells = np.repeat(np.arange(9), CONFUSION.ravel())
-    targets, predicted = cells // 3, cells % 3
-    generator = np.random.default_rng(2)
-    drawn = []
-    for _ in range(2000):
-        rows = np.concatenate(
-            [generator.choice(np.flatnonzero(targets == c), size=(targets == c).sum()) for c in range(3)]
-        )
-        drawn.append(metrics.compute_macro_f1(metrics.compute_confusion(targets[rows], predicted[rows], 3)))
-    assert bounds["f1"] == pytest.approx(np.quantile(drawn, [0.025, 0.975]), abs=0.006)
-
-
-def test_bootstrap_depends_on_the_seed_alone(monkeypatch):
-    statistics = {"accuracy": metrics.compute_accuracy}
-    first = iv.compute_bootstrap_intervals(CONFUSION, statistics, resamples=300, seed=5)
-    assert first == iv.compute_bootstrap_intervals(CONFUSION, statistics, resamples=300, seed=5)
-    assert first != iv.compute_bootstrap_intervals(CONFUSION, statistics, resamples=300, seed=6)
-    # Many classes are drawn in pieces to bound memory; the pieces together are the same draws.
-    monkeypatch.setattr(iv, "_CELLS_AT_ONCE", 90)
-    assert first == iv.compute_bootstrap_intervals(CONFUSION, statistics, resamples=300, seed=5)
-
-
-def test_bootstrap_bears_classes_without_rows():
-    confusion = np.array([[8, 2, 0], [3, 7, 0], [0, 0, 0]])
-    bounds = iv.compute_bootstrap_intervals(confusion, {"f1": metrics.compute_macro_f1}, resamples=200)
-    assert 0 < bounds["f1"][0] < metrics.compute_macro_f1(confusion) < bounds["f1"][1] < 1
-
-
-@pytest.mark.parametrize(
-    "confusion",
-    [np.diag([20, 20, 20]), np.array([[20, 0, 0]] * 3), np.array([[0, 1, 0], [0, 0, 0], [0, 0, 0]])],
-    ids=["all right", "all one class", "one image"],
-)
-def test_bootstrap_where_every_resample_is_the_same_is_no_certainty(confusion):
-    statistics = {
-        "recall": lambda m: metrics.compute_macro(metrics.compute_recall(m), m),
-        "f1": metrics.compute_macro_f1,
-    }
-    if (confusion.sum(axis=1) > 0).sum() > 1:  # of one class alone it is always 0
-        statistics["mcc"] = metrics.compute_mcc
-    for name, (low, high) in iv.compute_bootstrap_intervals(confusion, statistics, resamples=500).items():
-        assert low <= statistics[name](confusion) <= high, name
-        assert high - low > 0.02, name
-    many = iv.compute_bootstrap_intervals(1000 * confusion, statistics, resamples=500)["recall"]
-    assert many[1] - many[0] < 0.02
-
-
 def make_scores(n=80, seed=0, shift=1.0):
     generator = np.random.default_rng(seed)
     targets = np.repeat([0, 1, 2], [n // 2, n // 4, n // 4])
@@ -100,7 +89,7 @@ def make_scores(n=80, seed=0, shift=1.0):
 
 
 def test_auc_interval_is_delongs_written_out():
-    targets, probabilities = make_scores()
+    targets, probabilities = make_scores(n=800)
     bounds, _ = areas.compute_auc_intervals(targets, probabilities)
     for c in range(3):
         x, y = probabilities[targets == c, c], probabilities[targets != c, c]
@@ -110,6 +99,27 @@ def test_auc_interval_is_delongs_written_out():
         logit, half = np.log(area / (1 - area)), 1.959964 * np.sqrt(variance) / (area * (1 - area))
         expected = 1 / (1 + np.exp(-np.array([logit - half, logit + half])))
         assert bounds[c] == pytest.approx(expected, abs=1e-6)
+
+
+def test_auc_of_few_rows_contains_delongs_interval_and_every_area_that_hanley_and_mcneil_do_not_reject():
+    targets, probabilities = make_scores(n=80, seed=2, shift=2.0)
+    x, y = probabilities[targets == 1, 1], probabilities[targets != 1, 1]
+    wins = (x[:, None] > y[None]) + 0.5 * (x[:, None] == y[None])
+    area, few, rest = wins.mean(), len(x), len(y)
+    low, high = areas.compute_auc_intervals(targets, probabilities)[0][1]
+
+    def compute_variance(a):
+        by_positives, by_negatives = a / (2 - a) - a**2, 2 * a**2 / (1 + a) - a**2
+        equal = (few + rest) / 2 - 1  # Newcombe's method 5 takes the mean of both numbers of rows
+        return (a * (1 - a) + equal * (by_positives + by_negatives)) / (few * rest)
+
+    for a in np.linspace(0.5, 0.999, 200):
+        if abs(a - area) < 1.9599 * np.sqrt(compute_variance(a)):
+            assert low <= a <= high
+    variance = wins.mean(axis=1).var(ddof=1) / few + wins.mean(axis=0).var(ddof=1) / rest
+    logit, half = np.log(area / (1 - area)), 1.9599 * np.sqrt(variance) / (area * (1 - area))
+    assert low <= 1 / (1 + np.exp(half - logit))
+    assert high >= 1 / (1 + np.exp(-half - logit))
 
 
 def test_macro_auc_interval_agrees_with_a_bootstrap():
@@ -151,27 +161,36 @@ def test_auc_is_nan_for_absent_classes():
 def test_mean_interval():
     values = np.array([1.0, 2.0, 3.0, 4.0])
     low, high = iv.compute_mean_interval(values)
-    assert (low, high) == pytest.approx((2.5 - 1.26516, 2.5 + 1.26516), abs=1e-4)
+    expected = stats.t.interval(0.95, 3, loc=2.5, scale=stats.sem(values))
+    assert (low, high) == pytest.approx(expected, abs=1e-9)
     assert iv.compute_mean_interval(np.array([0.0, 0.0, 3.0]), smallest=0.0)[0] == 0.0
     assert np.isnan(iv.compute_mean_interval(np.array([1.0]), smallest=0.0)).all()
 
 
-@pytest.mark.parametrize(
-    "figure", [metrics.compute_macro_f1, metrics.compute_mcc, metrics.compute_kappa], ids=lambda f: f.__name__
-)
-def test_bootstrap_of_the_confusion_is_that_of_scipy(figure):
-    """scipy draws the rows of each class (one sample per class) and computes the figure from them."""
-    bootstrap = pytest.importorskip("scipy.stats").bootstrap
-    rows = [np.repeat(np.arange(3), CONFUSION[c]) for c in range(3)]
+def test_the_interval_of_a_mean_of_symmetric_values_is_students_and_of_skewed_ones_leans_to_the_tail():
+    generator = np.random.default_rng(0)
+    values = generator.random(300)
+    values = np.r_[values, 1 - values]
+    assert iv.compute_skew_interval(values) == pytest.approx(iv.compute_mean_interval(values), abs=1e-6)
+    skewed = generator.exponential(size=60) ** 2
+    low, high = iv.compute_skew_interval(skewed)
+    student = iv.compute_mean_interval(skewed)
+    assert student[0] < low < skewed.mean() < student[1] < high
+    assert np.isnan(iv.compute_skew_interval(np.full(5, 0.3))).all()
 
-    def compute(*predicted):
-        return float(figure(np.stack([np.bincount(some, minlength=3) for some in predicted])))
 
-    expected = bootstrap(
-        rows, compute, n_resamples=2000, method="percentile", vectorized=False, random_state=np.random.default_rng(1)
-    ).confidence_interval
-    found = iv.compute_bootstrap_intervals(CONFUSION, {"figure": figure}, resamples=4000, seed=1)["figure"]
-    assert found == pytest.approx((expected.low, expected.high), abs=0.008)
+def test_the_interval_of_a_skewed_mean_covers():
+    generator = np.random.default_rng(1)
+    samples = generator.lognormal(0, 1.2, size=(1500, 150))
+    bounds = np.array([iv.compute_skew_interval(sample) for sample in samples])
+    student = np.array([iv.compute_mean_interval(sample) for sample in samples])
+    truth = np.exp(1.2**2 / 2)
+    covered, of_student = (((b[:, 0] <= truth) & (truth <= b[:, 1])).mean() for b in (bounds, student))
+    assert covered > 0.93 > of_student
+
+
+def test_the_widened_level_has_students_quantile():
+    assert iv.compute_quantile(iv.widen_level(0.95, 9)) == pytest.approx(stats.t.ppf(0.975, 9))
 
 
 def test_drawn_rows_are_counts_of_resamples_in_pieces(monkeypatch):

@@ -63,7 +63,7 @@ def test_the_figures_are_those_of_scikit_learn():
     ids=["one row", "one class only", "one class missing"],
 )
 def test_undefined_figures_are_null_in_strict_json(predictions):
-    scores = compute_scores(predictions, bootstrap=100)
+    scores = compute_scores(predictions)
     text = json.dumps(scores, allow_nan=False)
     assert json.loads(text) == scores
     assert scores["per_class"]["a" if predictions.targets[0] else "c"]["recall"] is None
@@ -88,7 +88,6 @@ def test_the_metrics_file_has_all_parts():
         selected_on="PublicTest",
         duplicates=DUPLICATES,
         without_duplicates_ids=test.ids[30:].tolist(),
-        bootstrap=100,
     )
     assert list(file) == [
         *("protocol", "banner", "selected_on", "test", "test_without_duplicates", "duplicates"),
@@ -97,7 +96,7 @@ def test_the_metrics_file_has_all_parts():
     ]
     assert file["test"]["n"] == 120
     found = {"temperature": file["temperature"]["value"], "threshold": file["abstain"]["threshold"]}
-    assert file["test_without_duplicates"] == compute_scores(test.take(np.arange(30, 120)), bootstrap=100, **found)
+    assert file["test_without_duplicates"] == compute_scores(test.take(np.arange(30, 120)), **found)
     assert file["duplicates"] == DUPLICATES
     assert file["validation_without_duplicates"] is None
     assert file["train"] is None
@@ -111,12 +110,62 @@ def test_without_a_test_split_its_metrics_are_null_and_validation_is_scored_with
         banner="b",
         selected_on="PublicTest",
         without_duplicates_ids=validation.ids[30:].tolist(),
-        bootstrap=100,
     )
     assert file["test"] is None
     assert file["test_without_duplicates"] is None
     found = {"temperature": file["temperature"]["value"], "threshold": file["abstain"]["threshold"]}
-    expected = compute_scores(validation.take(np.arange(30, 120)), bootstrap=100, **found)
+    expected = compute_scores(validation.take(np.arange(30, 120)), **found)
     assert file["validation_without_duplicates"] == expected
     assert file["banner"] == "b"
     assert file["validation"]["n"] == 120
+
+
+def test_no_metric_has_two_intervals():
+    predictions = make(150, seed=3, num_classes=5)
+    scores = compute_scores(predictions, temperature=1.2, threshold=0.0)
+
+    def get(*path):
+        figure = scores
+        for key in path:
+            figure = figure[key]
+        return pytest.approx([figure["value"], figure["low"], figure["high"]])
+
+    assert get("accuracy") == [scores["weighted_recall"][key] for key in ("value", "low", "high")]
+    assert get("balanced_accuracy") == [scores["macro_recall"][key] for key in ("value", "low", "high")]
+    assert get("log_loss") == [scores["calibration"]["raw"]["log_loss"][key] for key in ("value", "low", "high")]
+    all_answered, at = scores["selective"]["curve"][0], scores["selective"]["at_threshold"]["accuracy"]
+    assert get("accuracy") == [1 - all_answered[key] for key in ("risk", "high", "low")]
+    assert get("accuracy") == [at[key] for key in ("value", "low", "high")]
+    of_classes = [1 - 2 * (1 - scores["accuracy"][key]) / 5 for key in ("value", "low", "high")]
+    assert get("one_vs_rest_accuracy") == of_classes
+
+
+def test_the_averages_of_one_class_are_its_own_figures():
+    # A class alone has no error but in its recall, precision and F1.
+    predictions = make(targets=[1] * 40, seed=2)
+    scores = compute_scores(predictions)
+    own = scores["per_class"]["b"]
+    for name in ("recall", "f1", "precision"):
+        assert [scores[f"macro_{name}"][key] for key in ("low", "high")] == pytest.approx(own["intervals"][name])
+
+
+def test_a_value_without_an_interval_has_the_reason():
+    targets = np.repeat([0, 1, 2], [30, 30, 4])
+    answers = np.tile([0.5, 0.4, 0.1], (64, 1))
+    answers[targets == 1] = [0.3, 0.6, 0.1]
+    predictions = Predictions(np.arange(64).astype(str), ("a", "b", "c"), targets, answers)
+    scores = compute_scores(predictions)
+    assert scores["per_class"]["c"]["precision"] == 0
+    assert scores["per_class"]["c"]["intervals"]["precision"] == [None, None]
+    assert scores["per_class"]["c"]["reasons"]["precision"].startswith("the class was never predicted")
+    assert "reasons" not in scores["per_class"]["a"]
+    # The average counts it as 0 and lets it be anything.
+    low, value, high = (scores["macro_precision"][key] for key in ("low", "value", "high"))
+    assert low < value < high
+    assert high - value > 0.3
+    alike = compute_scores(
+        Predictions(np.arange(9).astype(str), ("a", "b"), np.arange(9) % 2, np.tile([0.6, 0.4], (9, 1)))
+    )
+    assert alike["mcc"]["value"] == 0
+    assert alike["mcc"]["low"] is None
+    assert "one class" in alike["mcc"]["reason"]

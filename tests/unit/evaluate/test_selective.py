@@ -100,13 +100,30 @@ def test_the_interval_of_the_area_is_scipys_bootstrap():
     rng = np.random.default_rng(4)
     confidences = rng.integers(20, 100, 300) / 100  # with ties
     correct = rng.random(300) < confidences
-    low, high = selective.compute_aurc_interval(confidences, correct, resamples=4000, seed=1)
+    low, high = selective.compute_aurc_interval(confidences, correct)
     found = stats.bootstrap(
         (confidences, correct), selective.compute_aurc, paired=True, vectorized=False, method="percentile",
         n_resamples=2000, random_state=2,
     ).confidence_interval  # fmt: skip
     assert low < selective.compute_aurc(confidences, correct) < high
     assert (low, high) == pytest.approx((found.low, found.high), abs=0.1 * (found.high - found.low))
+
+
+def test_effects_on_the_area_are_its_derivatives_by_the_weights():
+    rng = np.random.default_rng(2)
+    confidences, wrong = rng.integers(0, 9, 40) / 10, rng.random(40) < 0.4
+
+    def compute_area(weights):
+        above = confidences[None] >= confidences[:, None]
+        risks = (above * weights * wrong).sum(axis=1) / (above * weights).sum(axis=1)
+        return (weights * risks).sum() / weights.sum()
+
+    assert compute_area(np.ones(40)) == pytest.approx(selective.compute_aurc(confidences, ~wrong))
+    effects = selective.compute_aurc_effects(confidences, ~wrong)
+    for row in range(40):
+        step = np.eye(40)[row] * 1e-5
+        expected = (compute_area(1 + step) - compute_area(1 - step)) / 2e-5
+        assert effects[row] == pytest.approx(expected, abs=1e-8)
 
 
 @pytest.mark.parametrize("right", [True, False])

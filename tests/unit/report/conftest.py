@@ -92,7 +92,6 @@ def make_run(path: Path, *, parts=("train", "validation", "test"), banner=None, 
         selected_on="PublicTest",
         duplicates=duplicates,
         without_duplicates_ids=predictions[duplicates["split"]].ids[duplicates["in_either"]["any"] :].tolist(),
-        bootstrap=100,
     )
     splits = {
         part: {"name": SPLITS[part], "n": 60, "per_class": dict.fromkeys(LABELS, 20)}
@@ -132,7 +131,7 @@ def make_extras() -> dict:
     values = {str(name): ("young", "old")[row % 2] for row, name in enumerate(plain.ids[:50])}
     levels = [{"strength": s, "parameter": 2 * s, "accuracy": make_figure(0.6 - s / 10)} for s in (1, 2, 3)]
     return {
-        "views": {"mirror": {"test": compute_view_scores(viewed, plain, view="mirror", bootstrap=100)}},
+        "views": {"mirror": {"test": compute_view_scores(viewed, plain, view="mirror")}},
         "headline": "mirror",
         "groups": compute_group_scores(plain, {"age": values}, file="ages.csv") | {"part": "test"},
         "corruptions": {

@@ -412,6 +412,43 @@ def test_figures_of_undefined_classes_are_dashes(tmp_path, run_maker):
     assert "None" not in html.unescape(Page(source).text)
 
 
+def withhold(metrics):
+    """Take the intervals of several figures away, as `compute_scores` does where none covers."""
+    test, reason = metrics["test"], "too few images for any"
+    calibration, selective = test["calibration"], test["selective"]
+    figures = [test["mcc"], test["macro_f1"], test["log_loss"], selective["aurc"], calibration["raw"]["ece_equal_mass"]]
+    for figure in [*figures, calibration["raw"]["brier"], test["macro_average_precision"]]:
+        figure |= {"low": None, "high": None, "reason": reason}
+    sad = test["per_class"]["Sad"]
+    sad["intervals"]["precision"], sad["reasons"] = [None, None], {"precision": reason}
+    return reason
+
+
+def test_values_without_an_interval_are_shown_with_the_reason(tmp_path, run_maker):
+    run = run_maker(tmp_path / "run")
+    metrics = json.loads((run / "metrics.json").read_text())
+    reason = withhold(metrics)
+    (run / "metrics.json").write_text(json.dumps(metrics))
+    text = html.unescape(read_page(write_report(run)).text)
+    assert f"Sad, precision: no 95 % interval, because {reason}." in text
+    assert f"{metrics['test']['mcc']['value']:.3f} no 95 % interval: {reason}" in text
+    aurc = metrics["test"]["selective"]["aurc"]["value"]
+    assert f"Area under the risk-coverage curve: {aurc:.3f} (no 95 % interval: {reason}; less is better)." in text
+    assert "None" not in text
+    assert "nan" not in text.lower().replace("finance", "").split()
+
+
+def test_the_terminal_shows_values_without_an_interval_with_the_reason(tmp_path, run_maker):
+    from dlfer.verbs.show import format_metrics
+
+    metrics = json.loads((run_maker(tmp_path / "run") / "metrics.json").read_text())
+    reason = withhold(metrics)
+    text = format_metrics(metrics)
+    assert f"macro f1 {100 * metrics['test']['macro_f1']['value']:.2f} % [–]" in text
+    assert f"[–] Sad, precision: no 95 % interval, because {reason}" in text
+    assert "None" not in text
+
+
 def test_what_is_no_run_or_damaged_is_told(tmp_path, run_maker):
     with pytest.raises(ModelError, match=r"found no run.json"):
         write_report(tmp_path)

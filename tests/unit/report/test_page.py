@@ -22,3 +22,11 @@ def test_numbers():
     assert page.format_interval({"low": 0.688, "high": 0.7181}) == "68.8 to 71.8"
     assert page.format_interval([0.9, 0.91], "fraction") == "0.900 to 0.910"
     assert page.format_interval([None, 0.5]) == ""
+
+
+def test_a_missing_interval_is_said_with_its_reason():
+    missing = {"low": None, "high": None}
+    assert page.format_uncertainty({"low": 0.688, "high": 0.7181}) == "95 % 68.8 to 71.8"
+    assert page.format_uncertainty([0.9, 0.91], "fraction") == "95 % 0.900 to 0.910"
+    assert page.format_uncertainty(missing) == page.format_uncertainty([None, None]) == "no 95 % interval"
+    assert page.format_uncertainty({**missing, "reason": "only one image"}) == "no 95 % interval: only one image"
