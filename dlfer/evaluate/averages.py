@@ -112,7 +112,7 @@ def compute_detection_interval(confusion: np.ndarray, level: float = 0.95) -> In
         fewer = betainc(np.maximum(others, 1e-300), hits + 1, 0.5)
         detected += bool((more <= alpha).all()) if len(others) else bool(hits)
         undetected += bool((fewer <= alpha / max(len(others), 1)).any())
-    return detected / len(present), 1 - undetected / len(present)
+    return detected / len(present), (len(present) - undetected) / len(present)
 
 
 _RATIOS = {

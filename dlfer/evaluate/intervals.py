@@ -7,13 +7,9 @@ classes are in `averages`, those of areas under curves in `areas`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from statistics import NormalDist
 
 import numpy as np
-
-_CELLS_AT_ONCE = 4_000_000
-"""Numbers of rows' counts that a bootstrap holds at a time: 16 MB for any data."""
 
 
 def compute_quantile(level: float) -> float:
@@ -173,18 +169,3 @@ def compute_skew_interval(values: np.ndarray, level: float = 0.95) -> tuple[floa
 
     low, high = mean - error * invert(quantile), mean - error * invert(-quantile)
     return max(0.0, min(float(low), mean)), max(float(high), mean)
-
-
-def iterate_row_weights(n: int, resamples: int, generator: np.random.Generator) -> Iterator[tuple[int, np.ndarray]]:
-    """Yield bootstrap resamples of n rows as how often each row was drawn.
-
-    Yields:
-        (number of the first resample, float32 [R, n] of counts whose rows sum to n), in pieces of at most
-        16 MB, `resamples` in all.
-    """
-    chunk = max(1, _CELLS_AT_ONCE // n)
-    for start in range(0, resamples, chunk):
-        size = min(chunk, resamples - start)
-        drawn = generator.integers(0, n, size=(size, n), dtype=np.int32)
-        drawn += np.arange(0, size * n, n, dtype=np.int32)[:, None]
-        yield start, np.bincount(drawn.ravel(), minlength=size * n).reshape(size, n).astype(np.float32)

@@ -191,13 +191,3 @@ def test_the_interval_of_a_skewed_mean_covers():
 
 def test_the_widened_level_has_students_quantile():
     assert iv.compute_quantile(iv.widen_level(0.95, 9)) == pytest.approx(stats.t.ppf(0.975, 9))
-
-
-def test_drawn_rows_are_counts_of_resamples_in_pieces(monkeypatch):
-    whole = list(iv.iterate_row_weights(7, 10, np.random.default_rng(0)))
-    assert [(start, weights.shape) for start, weights in whole] == [(0, (10, 7))]
-    assert (whole[0][1].sum(axis=1) == 7).all()
-    monkeypatch.setattr(iv, "_CELLS_AT_ONCE", 21)
-    pieces = list(iv.iterate_row_weights(7, 10, np.random.default_rng(0)))
-    assert [start for start, _ in pieces] == [0, 3, 6, 9]
-    np.testing.assert_array_equal(np.concatenate([weights for _, weights in pieces]), whole[0][1])
