@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlfer.errors import ModelError
 from dlfer.evaluate.importance import FEWEST, compute_importance
-from dlfer.report.comparison import write_comparison_figures
+from dlfer.report.comparison import upgrade_comparison, write_comparison_figures
 from dlfer.report.figures import write_figure
 from dlfer.report.keys import format_overrides, format_value, shorten_key
 from dlfer.report.page import load_figures, read_json, render_page
@@ -51,6 +51,7 @@ def write_search_report(path: Path) -> Path:
     config_text = read_text(path / "config.yaml")
     comparison = read_json(path / "comparison.json")
     if comparison is not None:
+        comparison = upgrade_comparison(comparison)
         write_comparison_figures(path, comparison, [])
     context = {
         "name": get_name(path, config_text),
