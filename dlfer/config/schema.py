@@ -102,7 +102,9 @@ class EvaluateConfig(Section):
 class AblationConfig(Section):
     """The comparison with and without EF-FER1."""
 
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0,)
+    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
+    """Seeds of EF-FER2; each is one training per arm. One seed compares two trained models; whether EF-FER1 helps
+    needs several, since trainings that differ in the seed alone differ in accuracy. --smoke uses the first."""
     equal_compute: bool = False
     """A third arm without EF-FER1 whose fine-tuning is longer by what EF-FER1 cost."""
 
