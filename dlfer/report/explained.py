@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dlfer.evaluate.predictions import Predictions
-from dlfer.report.figures import figure_style, new_figure, write_figure
+from dlfer.report.figures import figure_style, new_canvas, new_figure, place_image, write_figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -100,20 +100,24 @@ def write_occlusion_page(
 def draw_preparation(images: np.ndarray, preparation: Preparation, captions: Sequence[str]) -> Figure:
     """Draw a row for each image: as stored, resized, grey, black and white, and its feature maps."""
     columns = ["stored", "resized", "grey", "binary", *(title for title, _ in preparation.features)]
+    step, top, left = 1.3, 0.45, 0.35
     with figure_style():
-        figure = new_figure(1.3 * len(columns) + 0.3, 1.35 * len(images) + 0.4)
-        grid = figure.subplots(len(images), len(columns), squeeze=False)
+        figure, axes = new_canvas(left + step * len(columns), top + step * len(images))
+        for column, title in enumerate(columns):
+            centre = left + step * (column + 0.5)
+            axes.text(centre, top - 0.07, title.replace(" ", "\n", 1), fontsize=8.5, ha="center", va="bottom")
         for row, caption in enumerate(captions):
-            _show(grid[row, 0], images[row])
-            _show(grid[row, 1], preparation.resized[row])
-            _show(grid[row, 2], preparation.grey[row][..., None])
-            _show(grid[row, 3], preparation.binary[row][..., None].astype(np.uint8) * 255)
-            for column, (_, maps) in enumerate(preparation.features, 4):
-                grid[row, column].imshow(maps[row], cmap="viridis", interpolation="nearest")
-                _clear(grid[row, column])
-            grid[row, 0].set_ylabel(caption, fontsize=9)
-        for axes, title in zip(grid[0], columns, strict=True):
-            axes.set_title(title.replace(" ", "\n", 1), fontsize=8.5, fontweight="normal", loc="center", pad=3)
+            centre = top + step * (row + 0.5)
+            axes.text(left - 0.07, centre, caption, fontsize=9, rotation=90, ha="right", va="center")
+            shown = [
+                images[row],
+                preparation.resized[row],
+                preparation.grey[row][..., None],
+                preparation.binary[row][..., None].astype(np.uint8) * 255,
+                *(maps[row] for _, maps in preparation.features),
+            ]
+            for column, image in enumerate(shown):
+                place_image(axes, image, left=left + step * column, top=top + step * row, side=step - 0.07)
     return figure
 
 

@@ -10,11 +10,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dlfer.evaluate.predictions import Predictions
-from dlfer.report.figures import INK, MOST_LABELS_WITH_TEXT, figure_style, new_figure, write_figure
+from dlfer.report.figures import (
+    INK,
+    MOST_LABELS_WITH_TEXT,
+    figure_style,
+    new_canvas,
+    new_figure,
+    place_image,
+    write_figure,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+_COLUMN, _IMAGE, _GAP, _LINE = 1.5, 1.36, 0.07, 0.165
+"""Of a page of images, in inches: width of a column, side of an image, space between, height of a line of text."""
 
 
 def draw_confusion(confusion: np.ndarray, labels: Sequence[str]) -> Figure:
@@ -65,13 +76,12 @@ def draw_image_grid(images: np.ndarray, captions: Sequence[str], *, columns: int
     """
     num_rows = max(1, math.ceil(len(images) / columns))
     lines = max((caption.count("\n") + 1 for caption in captions), default=1)
+    height = _IMAGE + _GAP + _LINE * lines
     with figure_style():
-        figure = new_figure(1.5 * columns, num_rows * (1.4 + 0.19 * lines))
-        grid = figure.subplots(num_rows, columns, squeeze=False)
-        for axes in grid.ravel():
-            axes.set_axis_off()
-        for axes, image, caption in zip(grid.ravel(), images, captions, strict=False):
-            _show_image(axes, image, caption)
+        figure, axes = new_canvas(_COLUMN * columns, num_rows * height + _GAP)
+        for number, (image, caption) in enumerate(zip(images, captions, strict=True)):
+            row, column = divmod(number, columns)
+            _show_image(axes, image, caption, left=_COLUMN * column + _GAP, top=(row + 1) * height - _IMAGE)
     return figure
 
 
@@ -153,24 +163,20 @@ def _draw_confused_images(
     groups: Sequence[np.ndarray], headings: Sequence[str], captions: Sequence[list[str]]
 ) -> Figure:
     """Draw a strip of images for each heading."""
-    columns = max(len(images) for images in groups)
+    columns, height = max(len(images) for images in groups), 2.0
     with figure_style():
-        figure = new_figure(max(1.5 * columns, 5.0), 2.0 * len(groups))
-        for part, images, heading, texts in zip(
-            np.atleast_1d(figure.subfigures(len(groups), 1)), groups, headings, captions, strict=True
-        ):
-            part.suptitle(heading, x=0.01, ha="left", fontsize=10.5, fontweight="bold")
-            grid = part.subplots(1, columns, squeeze=False)[0]
-            for axes in grid:
-                axes.set_axis_off()
-            for axes, image, text in zip(grid, images, texts, strict=False):
-                _show_image(axes, image, text)
+        figure, axes = new_canvas(max(_COLUMN * columns, 5.0), height * len(groups))
+        for number, (images, heading, texts) in enumerate(zip(groups, headings, captions, strict=True)):
+            axes.text(_GAP, number * height + 0.3, heading, fontsize=10.5, fontweight="bold")
+            for column, (image, text) in enumerate(zip(images, texts, strict=True)):
+                _show_image(axes, image, text, left=_COLUMN * column + _GAP, top=(number + 1) * height - _IMAGE - _GAP)
     return figure
 
 
-def _show_image(axes: Axes, image: np.ndarray, caption: str) -> None:
-    axes.imshow(image.repeat(3, axis=-1) if image.shape[-1] == 1 else image, interpolation="nearest")
-    axes.set_title(caption, fontsize=8.5, fontweight="normal", loc="center", pad=3)
+def _show_image(axes: Axes, image: np.ndarray, caption: str, *, left: float, top: float) -> None:
+    """Draw an image with its caption above, at a place of the canvas in inches."""
+    place_image(axes, image, left=left, top=top, side=_IMAGE)
+    axes.text(left + _IMAGE / 2, top - 0.04, caption, fontsize=8.5, ha="center", va="bottom")
 
 
 def write_augmented_page(folder: Path, images: np.ndarray, names: Sequence[str]) -> Path:

@@ -101,7 +101,7 @@ def test_a_dry_run_tells_features_memory_and_time_and_leaves_nothing(boosted, tm
 def test_it_is_ablated_and_searched(boosted, tmp_path):
     boosted.write_text(BOOSTED + PRETRAIN)
     few = ("--set", "finetune.epochs=4")
-    done = dlfer("ablate", boosted, *few, "--out", tmp_path / "ablation")
+    done = dlfer("ablate", boosted, "--seeds", "0", *few, "--out", tmp_path / "ablation")
     assert done.returncode == 0, done.stderr
     assert len(list((tmp_path / "ablation").glob("small/*/boosting.json"))) == 2
     done = dlfer("search", boosted, *few, "--out", tmp_path / "search")
