@@ -34,6 +34,8 @@ class LiteSpec:
         num_parameters: parameters without top, moving statistics included.
         norm_momentum: of BatchNorm's moving statistics; 0.99 needs some hundred steps to settle, more
             than a test has.
+        variance_by: what kernels of 1x1 and the stem are initialised by: "average" of inputs and outputs (Glorot), or
+            "outputs", as published.
     """
 
     stem: int
@@ -43,6 +45,7 @@ class LiteSpec:
     package: str | None
     num_parameters: int
     norm_momentum: float = 0.99
+    variance_by: str = "average"
 
 
 VARIANTS = {
@@ -79,6 +82,7 @@ VARIANTS = {
         package=None,
         num_parameters=102_696,
         norm_momentum=0.9,
+        variance_by="outputs",
     ),
 }
 
@@ -88,9 +92,9 @@ def build_efficientnet_lite(
 ) -> keras.Model:
     """Build an EfficientNet-Lite without its top, with random weights.
 
-    Layers are named as in keras.applications' EfficientNet. Kernels are initialised as Keras does by default (Glorot), not
-    by the variance over the outputs as published: that one is made for RMSprop with high rates, and with Adam a short
-    training from random weights starts more slowly (results/random_start.md).
+    Layers are named as in keras.applications' EfficientNet. Depthwise kernels are initialised as published, by the variance
+    over the outputs; those of 1x1 and the stem by Glorot's, since the published one is made for RMSprop with high rates, and
+    with Adam a short training from random weights starts more slowly (results/random_start.md).
 
     Args:
         variant: a key of VARIANTS.
@@ -113,7 +117,7 @@ def build_efficientnet_lite(
     spec = find_spec(variant)
     num_blocks = sum(spec.repeats)
     inputs = keras.Input((image_size, image_size, 3), name="image")
-    x = _convolve(inputs, spec.stem, kernel=3, strides=2, name="stem_conv")
+    x = _convolve(inputs, spec.stem, kernel=3, strides=2, by=spec.variance_by, name="stem_conv")
     x = _normalise(x, name="stem_bn", activation="stem_activation")
     index = 0
     for stage, (width, repeats) in enumerate(zip(spec.widths, spec.repeats, strict=True)):
@@ -124,10 +128,11 @@ def build_efficientnet_lite(
                 stage=stage,
                 strides=STRIDES[stage] if repeat == 0 else 1,
                 drop_rate=drop_connect_rate * index / num_blocks,
+                by=spec.variance_by,
                 name=f"block{stage + 1}{chr(ord('a') + repeat)}_",
             )
             index += 1
-    x = _convolve(x, spec.head, kernel=1, strides=1, name="top_conv")
+    x = _convolve(x, spec.head, kernel=1, strides=1, by=spec.variance_by, name="top_conv")
     x = _normalise(x, name="top_bn", activation="top_activation")
     model = keras.Model(inputs, x, name=name)
     set_norm_momentum(model, spec.norm_momentum)
@@ -135,24 +140,26 @@ def build_efficientnet_lite(
 
 
 def _add_block(
-    inputs: keras.KerasTensor, width: int, *, stage: int, strides: int, drop_rate: float, name: str
+    inputs: keras.KerasTensor, width: int, *, stage: int, strides: int, drop_rate: float, by: str, name: str
 ) -> keras.KerasTensor:
     """Add an inverted bottleneck: expand, depthwise convolution, project, and the way round."""
     from keras import layers
 
     x = inputs
     if EXPANSIONS[stage] != 1:
-        x = _convolve(x, inputs.shape[-1] * EXPANSIONS[stage], kernel=1, strides=1, name=f"{name}expand_conv")
+        filters = inputs.shape[-1] * EXPANSIONS[stage]
+        x = _convolve(x, filters, kernel=1, strides=1, by=by, name=f"{name}expand_conv")
         x = _normalise(x, name=f"{name}expand_bn", activation=f"{name}expand_activation")
     x = layers.DepthwiseConv2D(
         KERNELS[stage],
         strides=strides,
         padding="same",
         use_bias=False,
+        depthwise_initializer=_make_initializer("outputs"),
         name=f"{name}dwconv",
     )(x)
     x = _normalise(x, name=f"{name}bn", activation=f"{name}activation")
-    x = _convolve(x, width, kernel=1, strides=1, name=f"{name}project_conv")
+    x = _convolve(x, width, kernel=1, strides=1, by=by, name=f"{name}project_conv")
     x = _normalise(x, name=f"{name}project_bn")
     if strides == 1 and inputs.shape[-1] == width:
         if drop_rate > 0:
@@ -161,7 +168,9 @@ def _add_block(
     return x
 
 
-def _convolve(x: keras.KerasTensor, filters: int, *, kernel: int, strides: int, name: str) -> keras.KerasTensor:
+def _convolve(
+    x: keras.KerasTensor, filters: int, *, kernel: int, strides: int, by: str, name: str
+) -> keras.KerasTensor:
     from keras import layers
 
     return layers.Conv2D(
@@ -170,6 +179,7 @@ def _convolve(x: keras.KerasTensor, filters: int, *, kernel: int, strides: int, 
         strides=strides,
         padding="same",
         use_bias=False,
+        kernel_initializer=_make_initializer(by),
         name=name,
     )(x)
 
@@ -179,6 +189,15 @@ def _normalise(x: keras.KerasTensor, *, name: str, activation: str | None = None
 
     x = layers.BatchNormalization(epsilon=1e-3, name=name)(x)
     return x if activation is None else layers.ReLU(max_value=6.0, name=activation)(x)
+
+
+def _make_initializer(by: str) -> keras.initializers.Initializer:
+    """Return what kernels are drawn from: a variance of 2 over the outputs, or Glorot's over inputs and outputs."""
+    import keras
+
+    if by == "average":
+        return keras.initializers.GlorotUniform()
+    return keras.initializers.VarianceScaling(scale=2.0, mode="fan_out", distribution="truncated_normal")
 
 
 def find_spec(variant: str) -> LiteSpec:

@@ -165,7 +165,7 @@ def test_training_with_a_random_warp(shape, crop, aspect, tmp_path):
     augment = AugmentConfig(rotation=25.0, zoom=0.1, shift=0.03, mirror=0.5)
     stage = StageConfig(data=data, image_size=SIDE, batch_size=4, crop=crop, augment=augment)
     split = load_data(data, image_size=SIDE).train
-    inputs, _, _ = next(iterate_epoch(split, stage, num_labels=2, seed=0, epoch=0))
+    inputs, _ = next(iterate_epoch(split, stage, num_labels=2, seed=0, epoch=0))
     layer = FaceInput(SIDE, Preprocessing().as_dict(), crop, aspect)
     for image in np.asarray(layer.augment(inputs["image"], inputs, fill="nearest")):
         assert measure_ratio(image) == pytest.approx(1, abs=0.1 if aspect == "pad" and max(shape) == 160 else 0.03)
