@@ -77,6 +77,7 @@ class LeftHalf:
     """Answers with the lightness of the left half, calibrated or not at all."""
 
     labels, channels, image_size, temperature_fit, about = ("Dark", "Light"), 1, 8, None, MappingProxyType({})
+    aspect = "crop"
 
     def predict(self, images, *, batch_size=64, calibrated=False):
         assert calibrated

@@ -19,7 +19,7 @@ RECORD = {"about": {}}
 
 
 def make_classifier(labels=("happy", "sad"), channels: int = 1):
-    return SimpleNamespace(labels=labels, channels=channels, image_size=32)
+    return SimpleNamespace(labels=labels, channels=channels, image_size=32, aspect="crop")
 
 
 def gather(classifier, *, data=None, run=None, record=RECORD):
