@@ -203,7 +203,7 @@ def test_the_loss_of_accuracy_is_paired_with_n_and_an_interval():
 
 RECORD = {
     "format": "litert-int8",
-    "input": {"shape": [None, 48, 64, 3], "channels": "RGB", "note": "faces"},
+    "input": {"shape": [None, 48, 64, 3], "channels": "RGB", "aspect": "crop", "note": "faces"},
     "quantised": {"num_images": 200, "images": "Training", "float_operations": {"DIV": 2}},
     "temperature": {"value": 1.5, "applied": False, "note": "divide"},
 }

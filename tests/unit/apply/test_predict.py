@@ -76,8 +76,8 @@ def test_abstaining_keeps_the_probabilities(classifier, blocks, draw_blocks):
 class LeftHalf:
     """Answers with the lightness of the left half, calibrated or not at all."""
 
-    labels, channels, image_size, aspect = ("Dark", "Light"), 1, 8, "crop"
-    temperature_fit, about = None, MappingProxyType({})
+    labels, channels, image_size, temperature_fit, about = ("Dark", "Light"), 1, 8, None, MappingProxyType({})
+    aspect = "crop"
 
     def predict(self, images, *, batch_size=64, calibrated=False):
         assert calibrated
