@@ -36,10 +36,9 @@ def compute_auc_intervals(
     DeLong's variance misses the few rows with a low score that decide it: with 15 rows of Disgust and an area of 0.98
     its interval covers 85 %, with 900 rows and an area above 0.999 91 %. Below 100 rows on a side, and where fewer than
     5 rows are misplaced in effect (rows times the distance of the area from 0 or 1), the interval is therefore extended
-    to those areas that a test
-    with Hanley and McNeil's variance does not reject, which are all of it at an area of exactly 0 or 1 and with a
-    single row on a side, where DeLong's variance vanishes. The mean has Student's quantile for the number of rows of
-    the smallest class (10 or more).
+    to those areas that a test with Hanley and McNeil's variance does not reject, which are all of it at an area of
+    exactly 0 or 1 and with a single row on a side, where DeLong's variance vanishes. The mean has Student's quantile for
+    the number of rows of the smallest class (10 or more).
 
     Args:
         targets: int [N].
