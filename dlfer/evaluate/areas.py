@@ -20,6 +20,9 @@ from dlfer.evaluate.metrics import compute_midranks, count_ranked
 FEW_ROWS = 100
 """Below as many rows of the class, or of the rest, the interval of an AUC also contains Hanley and McNeil's."""
 
+FEW_MISPLACED = 5
+"""The same where rows times the distance of the area from 0 or 1 are fewer: these rows decide the variance."""
+
 
 def compute_auc_intervals(
     targets: np.ndarray, probabilities: np.ndarray, level: float = 0.95
@@ -31,10 +34,11 @@ def compute_auc_intervals(
     The interval is symmetric on the logit scale, which keeps it within 0..1.
 
     DeLong's variance misses the few rows with a low score that decide it: with 15 rows of Disgust and an area of 0.98
-    its interval covers 85 %. Below 100 rows on a side the interval is therefore extended to those areas that a test
-    with Hanley and McNeil's variance does not reject, which are all of it at an area of exactly 0 or 1 and with a
-    single row on a side, where DeLong's variance vanishes. The mean has Student's quantile for the number of rows of
-    the smallest class (10 or more).
+    its interval covers 85 %, with 900 rows and an area above 0.999 91 %. Below 100 rows on a side, and where fewer than
+    5 rows are misplaced in effect (rows times the distance of the area from 0 or 1), the interval is therefore extended
+    to those areas that a test with Hanley and McNeil's variance does not reject, which are all of it at an area of
+    exactly 0 or 1 and with a single row on a side, where DeLong's variance vanishes. The mean has Student's quantile for
+    the number of rows of the smallest class (10 or more).
 
     Args:
         targets: int [N].
@@ -73,15 +77,13 @@ def compute_auc_intervals(
 
 def _compute_auc_interval(area: float, share: np.ndarray, counts: tuple[int, int], level: float) -> tuple[float, float]:
     """Return the interval of one class (counts: rows of the class and of the rest)."""
-    low, high = 1.0, 0.0
-    if min(counts) < FEW_ROWS:
-        low, high = _invert_hanley_mcneil(area, counts, level)
-    if min(counts) >= 2 and 0.0 < area < 1.0:
+    fewest, of_delong = min(counts), None
+    if fewest >= 2 and 0.0 < area < 1.0:
         of_delong = _logit_interval(area, float(np.sum(share**2)), level)
-        low, high = min(low, of_delong[0]), max(high, of_delong[1])
-    elif min(counts) >= FEW_ROWS:
-        low, high = _invert_hanley_mcneil(area, counts, level)
-    return low, high
+        if fewest >= FEW_ROWS and fewest * min(area, 1 - area) >= FEW_MISPLACED:
+            return of_delong
+    low, high = _invert_hanley_mcneil(area, counts, level)
+    return (low, high) if of_delong is None else (min(low, of_delong[0]), max(high, of_delong[1]))
 
 
 def _compute_auc_shares(is_target: np.ndarray, scores: np.ndarray) -> tuple[float, np.ndarray]:
@@ -132,8 +134,8 @@ def compute_average_precision_intervals(
     this variance, but with no more than the class has rows: with few rows the variance is too small, because the
     ranks at which they were found are taken for the ranks of all. That of the mean combines the classes' limits with
     the correlations of the classes (MOVER). The estimate is too high, since each row of the class counts among those
-    at or above its own score; in a class this is small beside the interval, but over the classes it adds up. The
-    lower limit of the mean is therefore lowered by the mean of what this count adds.
+    at or above its own score, by an amount that adds up over the classes. Lower limits are therefore lowered by what
+    this count adds.
 
     Args:
         targets: int [N].
@@ -150,12 +152,12 @@ def compute_average_precision_intervals(
     counts = np.bincount(targets, minlength=num_classes)
     intervals = [(float("nan"), float("nan"))] * num_classes
     present = np.flatnonzero(counts)
-    values, biases, effects = [], [], np.zeros((len(present), len(targets)))
+    values, biases, limits, effects = [], [], np.zeros((len(present), 2)), np.zeros((len(present), len(targets)))
     for row, c in enumerate(present):
         value, effects[row] = _compute_precision_effects(targets == c, probabilities[:, c])
         largest = value * (1 - value) / counts[c]
         variance = max(float(np.sum(effects[row] ** 2)), largest)
-        intervals[c] = compute_effective_interval(min(value, 1.0), variance, int(counts[c]), level)
+        limits[row] = compute_effective_interval(min(value, 1.0), variance, int(counts[c]), level)
         values.append(value)
         biases.append(_compute_precision_bias(targets == c, probabilities[:, c]))
     covariances = effects @ effects.T
@@ -163,7 +165,8 @@ def compute_average_precision_intervals(
     scale = np.outer(spreads, spreads)
     correlations = np.divide(covariances, scale, out=np.zeros_like(scale), where=scale > 0)
     np.fill_diagonal(correlations, 1.0)
-    limits = np.array([intervals[c] for c in present])
+    for row, c in enumerate(present):
+        intervals[c] = max(float(limits[row, 0]) - biases[row], 0.0), float(limits[row, 1])
     weights = np.full(len(present), 1 / len(present))
     low, high = compute_mover_interval(np.array(values), limits, weights, correlations)
     return intervals, (max(low - float(np.mean(biases)), 0.0), min(high, 1.0))

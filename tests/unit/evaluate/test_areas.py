@@ -43,7 +43,7 @@ def test_the_interval_of_a_rare_class_is_at_least_wilsons():
     value = metrics.compute_average_precision(targets == 0, scores)
     low, high = areas.compute_average_precision_intervals(targets, probabilities)[0][0]
     wilson = proportion.proportion_confint(value * 8, 8, method="wilson")
-    assert low <= wilson[0] + 1e-9
+    assert low < wilson[0]  # by the bias of so few rows
     assert high >= wilson[1] - 1e-9
     assert 0 <= low < value < high <= 1
 

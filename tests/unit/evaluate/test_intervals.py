@@ -122,6 +122,18 @@ def test_auc_of_few_rows_contains_delongs_interval_and_every_area_that_hanley_an
     assert high >= 1 / (1 + np.exp(-half - logit))
 
 
+def test_auc_near_1_that_few_rows_decide_has_at_least_hanley_and_mcneils_interval():
+    """150 rows of 1,000, three of which lie among the rest: DeLong's interval says more than three rows can."""
+    targets = np.repeat([0, 1], [150, 850])
+    scores = np.r_[np.full(147, 0.9), 0.485, 0.49, 0.495, np.linspace(0.01, 0.5, 850)]
+    low, high = areas.compute_auc_intervals(targets, np.stack([scores, 1 - scores], axis=1))[0][0]
+    area = metrics.compute_auc(targets == 0, scores)
+    q1, q2 = area / (2 - area), 2 * area**2 / (1 + area)
+    error = np.sqrt((area * (1 - area) + 149 * (q1 - area**2) + 849 * (q2 - area**2)) / (150 * 850))
+    assert low < area - 1.3 * error
+    assert area < high < 1
+
+
 def test_macro_auc_interval_agrees_with_a_bootstrap():
     targets, probabilities = make_scores(n=200)
     _, (low, high) = areas.compute_auc_intervals(targets, probabilities)
