@@ -259,13 +259,13 @@ def describe_difference(result: dict[str, Any]) -> str:
 
     Example:
         >>> describe_difference(compare_paired(a, b, names=("lite2", "lite2_96")))
-        'lite2 - lite2_96: 0.8 percentage points of accuracy (95 % interval -0.4 to 2.0, n = 3,589): no significant
+        'lite2 minus lite2_96: 0.8 percentage points of accuracy (95 % interval -0.4 to 2.0, n = 3,589): no significant
         difference; about 9,000 images would be needed for a power of 80 %, if the true difference is the observed one
         (McNemar's exact test, p = 0.21).'
     """
     value, low, high = (_format_points(result["difference"][key]) for key in ("value", "low", "high"))
     first, second = result["names"]
-    what = f"{first} - {second}: {value} percentage points of accuracy"
+    what = f"{first} minus {second}: {value} percentage points of accuracy"
     if result.get("scope") == "models":
         what = f"The two trained models, {what}"
     counts = [f"n = {result['n']:,}"]

@@ -84,7 +84,7 @@ def test_one_seed_makes_a_statement_about_two_trained_models(compare):
     assert pair["is_larger_than_chance"]
     page = write_comparison_report(path).read_text()
     for text in (pair["sentence"], page, show(values)):
-        assert "The two trained models, with EF-FER1 - without EF-FER1" in text
+        assert "The two trained models, with EF-FER1 minus without EF-FER1" in text
         assert "One seed each does not show whether with EF-FER1 is better or worse" in text
     assert any("One seed in each arm" in note for note in values["notes"])
 

@@ -140,7 +140,7 @@ def test_sentences():
     names = ("with EF-FER1", "without EF-FER1")
     clear = paired.describe_difference(paired.compare_paired(*make_pair(2300, 300, 200, 789), names=names))
     assert clear == (
-        "with EF-FER1 - without EF-FER1: 2.8 percentage points of accuracy (95 % interval 1.6 to 4.0, n = 3,589): "
+        "with EF-FER1 minus without EF-FER1: 2.8 percentage points of accuracy (95 % interval 1.6 to 4.0, n = 3,589): "
         "significant difference (McNemar's chi-square test with continuity correction, p < 0.0001)."
     )
     reverse = paired.describe_difference(paired.compare_paired(*make_pair(2300, 200, 300, 789), names=names))
@@ -156,7 +156,7 @@ def test_sentences():
 
 def test_no_sentence_says_minus_zero():
     sentence = paired.describe_difference(paired.compare_paired(*make_pair(5000, 20, 21, 5000)))
-    assert "a - b: 0.0 percentage points" in sentence
+    assert "a minus b: 0.0 percentage points" in sentence
 
 
 def make_seeds(num_seeds: int, n: int, gain: float, seed_sd: float, seed: int) -> list:
@@ -229,7 +229,7 @@ def test_one_seed_is_the_paired_comparison():
     result = paired.compare_seeds([(a, b)], names=("x", "y"))
     assert result == {**paired.compare_paired(a, b, names=("x", "y")), "num_seeds": 1, "scope": "models"}
     sentence = paired.describe_difference(result)
-    assert "The two trained models, x - y: 15.0 percentage points" in sentence
+    assert "The two trained models, x minus y: 15.0 percentage points" in sentence
     assert "a statement about these two trained models on these images" in sentence
     assert "does not show whether x is better or worse than y in general" in sentence
     assert "at least three seeds" in sentence
