@@ -179,7 +179,7 @@ def write_comparison_figures(
             write_figure(
                 draw_differences(with_difference),
                 figures / "differences.png",
-                title="Paired difference of accuracy with its 95 % interval; the line is no difference",
+                title="Difference of accuracy with its 95 % interval; the line is no difference",
                 description=" ".join(pair["sentence"] for pair in with_difference),
             )
         )

@@ -9,6 +9,7 @@ import pytest
 
 from dlfer.compare.ablation import EQUAL_COMPUTE, WITH, WITHOUT, resume_ablation, run_ablation
 from dlfer.errors import ConfigError, TrainingStopped
+from dlfer.experiment import run_experiment
 from dlfer.runs.options import RunOptions
 from tests.integration.conftest import SMALL
 
@@ -119,3 +120,13 @@ def test_without_ef_fer1_there_is_nothing_to_leave_out(small, tmp_path):
     with pytest.raises(ConfigError, match="no EF-FER1 to leave out"):
         run_ablation(small, RunOptions(overrides={"pretrain": None}, out=tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_run_that_did_not_learn_says_so_in_the_terminal_and_on_its_page(small, tmp_path, capsys):
+    overrides = {**FAST, "pretrain": None, "finetune.epochs": 1, "finetune.optimizer.learning_rate": 1e-12}
+    path = run_experiment(small, RunOptions(overrides=overrides, out=tmp_path / "runs"))
+    (warning,) = [text for text in json.loads((path / "run.json").read_text())["warnings"] if "did not learn" in text]
+    assert "training images" in warning
+    assert "did not learn" in " ".join(capsys.readouterr().err.split())
+    assert warning.replace("'", "&#39;") in (path / "report.html").read_text()
+    keras.backend.clear_session()
