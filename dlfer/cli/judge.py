@@ -101,7 +101,7 @@ def audit(
         typer.Option("--write-split", metavar="OUT", help="Write a split that keeps duplicates together (csv)."),
     ] = None,
 ) -> None:
-    """Look into data: duplicates and leaks, contradicting labels, empty images, outliers, votes of annotators."""
+    """Audit data: duplicates and leaks, contradicting labels, empty images, outliers, votes of annotators."""
     if sum(given is not None for given in (file, csv, folder)) != 1:
         raise UserError("dlfer audit: give one of FILE, --csv FILE and --folder DIR.")
     from dlfer.report.audit import describe_audit
