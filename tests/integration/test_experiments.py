@@ -47,6 +47,13 @@ def test_smoke_needs_no_data_and_says_what_it_replaced(file, tmp_path):
     assert ("random weights" in " ".join(record["warnings"])) == bool(pretrain and pretrain.weights)
 
 
+def test_the_demo_has_seeds_and_test_images_enough_for_a_statement():
+    """Of two seeds Student's t asks for 12.7 standard errors; at n = 1,000 half an interval is 3 percentage points."""
+    config = load_experiment(ROOT / "experiments" / "quickstart.yaml")
+    assert len(config.ablation.seeds) >= 3
+    assert config.finetune.data.num_images.test >= 1000
+
+
 def test_the_schema_for_editors_is_the_one_of_the_code():
     """Written by: dlfer show schema --json > experiments/schema.json"""
     assert json.loads((ROOT / "experiments" / "schema.json").read_text()) == build_schema()
