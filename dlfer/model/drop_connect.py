@@ -2,7 +2,7 @@
 
 EfficientNet is published with a rate of 0.2, for hundreds of epochs. In short trainings from random weights it slows the
 start: EfficientNet-Lite2 on FER2013 at 48 pixels had a loss of 1.87 after one epoch with it, and 1.78 without
-(benchmarks/random_start.py; results/README.md).
+(one seed; results/random_start.md).
 """
 
 from __future__ import annotations

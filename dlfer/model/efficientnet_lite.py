@@ -93,8 +93,8 @@ def build_efficientnet_lite(
     """Build an EfficientNet-Lite without its top, with random weights.
 
     Layers are named as in keras.applications' EfficientNet. Depthwise kernels are initialised as published, by the variance
-    over the outputs; those of 1x1 and the stem by Glorot's, since the published one is made for RMSprop with high rates, and
-    with Adam a short training from random weights starts more slowly (results/random_start.md).
+    over the outputs; those of 1x1 and the stem by Glorot's, since with the published one a short training by Adam from random
+    weights starts more slowly (results/random_start.md).
 
     Args:
         variant: a key of VARIANTS.
