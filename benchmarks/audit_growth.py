@@ -31,7 +31,7 @@ NUM_FACES = 256
 def draw_rows(num_rows: int, rng: np.random.Generator) -> np.ndarray:
     """Return uint8 [N, 48, 48, 1] of which no two are duplicates."""
     from dlfer.config.names import FER2013_LABELS
-    from dlfer.data.synthetic_faces import draw_face
+    from dlfer.data.synthetic.faces import draw_face
 
     drawn = [draw_face(FER2013_LABELS[number % 7], rng=rng).reshape(-1) for number in range(NUM_FACES)]
     faces = np.array(drawn, np.float32)

@@ -34,11 +34,11 @@ from typing import Any
 import numpy as np
 from timing import tell_row, write_figures
 
-from dlfer.evaluate.attributes import compute_group_scores
-from dlfer.evaluate.calibration import apply_temperature
-from dlfer.evaluate.intervals import compute_wilson_interval
-from dlfer.evaluate.predictions import Predictions
-from dlfer.evaluate.scores import compute_scores
+from dlfer.metrics.attributes import compute_group_scores
+from dlfer.metrics.calibration import apply_temperature
+from dlfer.metrics.intervals import compute_wilson_interval
+from dlfer.metrics.predictions import Predictions
+from dlfer.metrics.scores import compute_scores
 
 COUNTS = {
     **{"Angry": 3995, "Disgust": 436, "Fear": 4097, "Happy": 7215},

@@ -27,8 +27,8 @@ from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import DataConfig
 from dlfer.data.bundle import Split
 from dlfer.data.fer2013 import load_fer2013
-from dlfer.evaluate.intervals import compute_wilson_interval
-from dlfer.evaluate.predictions import Predictions, write_predictions
+from dlfer.metrics.intervals import compute_wilson_interval
+from dlfer.metrics.predictions import Predictions, write_predictions
 from dlfer.model.artifact import load_artifact
 
 ORDER = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")

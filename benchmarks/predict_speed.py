@@ -20,11 +20,11 @@ from PIL import Image
 from timing import tell_row, write_figures
 
 import dlfer
-from dlfer.apply.film import FilmWriter
-from dlfer.apply.media import open_inputs
-from dlfer.apply.predict import FacePredictor, predict_frame, predict_inputs
 from dlfer.config.names import FER2013_LABELS
-from dlfer.data.synthetic_faces import draw_face
+from dlfer.data.synthetic.faces import draw_face
+from dlfer.predict.media import open_inputs
+from dlfer.predict.predictor import FacePredictor, predict_frame, predict_inputs
+from dlfer.predict.video import FilmWriter
 
 
 def draw_photo(rng: np.random.Generator) -> np.ndarray:

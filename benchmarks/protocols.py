@@ -24,11 +24,11 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.duplicates import find_duplicates
 from dlfer.data.sources import load_data
-from dlfer.evaluate.intervals import compute_wilson_interval
-from dlfer.evaluate.predictions import read_predictions
-from dlfer.files.atomic import write_atomically
+from dlfer.metrics.intervals import compute_wilson_interval
+from dlfer.metrics.predictions import read_predictions
+from dlfer.runs.atomic import write_atomically
 from dlfer.runs.find import open_run
-from dlfer.runs.record import find_checkout
+from dlfer.runs.process import find_checkout
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = ROOT / "experiments" / "protocols.yaml"
@@ -175,7 +175,7 @@ class FrozenFeatures:
         import keras
 
         from dlfer.model.backbones import load_published_weights
-        from dlfer.model.transfer import build_transfer_network
+        from dlfer.model.stage_network import build_transfer_network
 
         network = build_transfer_network(config.model, num_labels=2, image_size=config.finetune.image_size, channels=1)
         load_published_weights(config.model.backbone, network.backbone)

@@ -33,7 +33,7 @@ from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.data.sources import load_data
-from dlfer.model.transfer import build_stage_network
+from dlfer.model.stage_network import build_stage_network
 from dlfer.train.control import StopControl
 from dlfer.train.device import choose_device
 from dlfer.train.stage import train_stage

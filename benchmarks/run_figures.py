@@ -15,8 +15,8 @@ from pathlib import Path
 
 from protocols import describe, format_figure, get_judged_part, load_stage, read_rows
 
-from dlfer.evaluate.predictions import read_predictions
-from dlfer.files.atomic import write_atomically
+from dlfer.metrics.predictions import read_predictions
+from dlfer.runs.atomic import write_atomically
 from dlfer.runs.find import open_run
 from dlfer.runs.run import RUN_FILE
 

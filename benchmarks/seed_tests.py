@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlfer.evaluate.seeds import compare_recipes, compute_seed_summary
+from dlfer.metrics.seeds import compare_recipes, compute_seed_summary
 
 SIZES = (1000, 3589)
 SEEDS = (2, 3, 5, 10)

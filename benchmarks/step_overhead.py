@@ -30,7 +30,7 @@ from timing import Timing, add_options, describe_ratio, tell_row, write_figures
 
 from dlfer.config.schema import ExperimentSection, ModelConfig, StageConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.model.transfer import TransferNetwork, build_transfer_network
+from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.train.control import StopControl
 from dlfer.train.device import Device, choose_device
 from dlfer.train.objective import build_loss

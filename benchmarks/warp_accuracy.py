@@ -24,8 +24,8 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from timing import tell_row, write_figures
 
-from dlfer.evaluate.paired import compare_paired, compare_seeds, describe_difference
-from dlfer.evaluate.predictions import Predictions, read_predictions
+from dlfer.metrics.paired import compare_paired, compare_seeds, describe_difference
+from dlfer.metrics.predictions import Predictions, read_predictions
 from dlfer.runs.find import open_run
 
 EXPERIMENT = Path(__file__).resolve().parent.parent / "experiments" / "lite2.yaml"

@@ -10,14 +10,14 @@ from dlfer._version import __version__
 # Public name -> where it stands. Resolved on first use: `import dlfer` loads neither TensorFlow nor pydantic.
 _PLACES = {
     "ExperimentConfig": ("dlfer.config.schema", "ExperimentConfig"),
-    "FacePredictor": ("dlfer.apply.predict", "FacePredictor"),
-    "evaluate_model": ("dlfer.judge.again", "evaluate_model"),
+    "FacePredictor": ("dlfer.predict.predictor", "FacePredictor"),
+    "evaluate_model": ("dlfer.experiment.evaluate", "evaluate_model"),
     "load": ("dlfer.model.artifact", "load_artifact"),
     "load_experiment": ("dlfer.config.load", "load_experiment"),
-    "read_image": ("dlfer.apply.read_image", "read_image"),
-    "run_ablation": ("dlfer.compare.ablation", "run_ablation"),
-    "run_experiment": ("dlfer.experiment", "run_experiment"),
-    "run_sweep": ("dlfer.compare.sweep", "run_sweep"),
+    "read_image": ("dlfer.predict.read_image", "read_image"),
+    "run_ablation": ("dlfer.study.ablation", "run_ablation"),
+    "run_experiment": ("dlfer.experiment.run", "run_experiment"),
+    "run_sweep": ("dlfer.study.sweep", "run_sweep"),
 }
 
 __all__ = [

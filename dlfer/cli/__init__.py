@@ -1,4 +1,4 @@
-"""The command `dlfer`: one function per verb, which parses, calls and prints.
+"""The command `dlfer`: one file per verb, named after the verb, which parses, calls and prints.
 
 Results go to stdout, talk to stderr. Exit codes: 0 done, 1 failed while working, 2 the input is
 wrong, 130 after Ctrl-C, 143 after SIGTERM. What is heavy is imported inside the verb that needs it.
@@ -14,26 +14,35 @@ from typing import Annotated
 import typer
 
 from dlfer._version import __version__
-from dlfer.cli import explain, export, judge, look, search, serve, start, train, use
+from dlfer.cli import (
+    ablate,
+    audit,
+    check,
+    compare,
+    doctor,
+    evaluate,
+    explain,
+    export,
+    init,
+    predict,
+    report,
+    run,
+    search,
+    serve,
+    ship,
+    show,
+    sweep,
+)
 from dlfer.cli.options import say
 from dlfer.errors import DlferError, TrainingStopped
 
 VERBS = {
-    "Start": (start.doctor, start.init, start.check, judge.audit),
-    "Train and compare": (train.run, train.ablate, train.sweep, search.search),
-    "Use what was trained": (
-        use.predict,
-        explain.explain,
-        export.export,
-        serve.serve,
-        use.ship,
-        judge.evaluate,
-        judge.compare,
-        judge.report,
-    ),
-    "Look": (look.show,),
+    "Start": (doctor, init, check, audit),
+    "Train and compare": (run, ablate, sweep, search),
+    "Use what was trained": (predict, explain, export, serve, ship, evaluate, compare, report),
+    "Look": (show,),
 }
-"""The verbs, by what a user wants to do, in the order of `dlfer --help`."""
+"""The modules of the verbs in the order of `dlfer --help`; each has one public function of its own name."""
 
 app = typer.Typer(
     name="dlfer",
@@ -63,9 +72,9 @@ def _main_options(
     del version, debug
 
 
-for _panel, _verbs in VERBS.items():
-    for _verb in _verbs:
-        app.command(rich_help_panel=_panel)(_verb)
+for _panel, _modules in VERBS.items():
+    for _module in _modules:
+        app.command(rich_help_panel=_panel)(getattr(_module, _module.__name__.rpartition(".")[2]))
 
 
 def main(argv: list[str] | None = None) -> None:

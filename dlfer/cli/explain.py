@@ -57,11 +57,11 @@ def explain(
     if per_class < 1:
         raise UserError(f"--per-class {per_class}: expected 1 or more.")
     if model is not None:
-        from dlfer.catalog import find_model
+        from dlfer.runs.find_model import find_model
 
         find_model(model)  # a wrong name is told before TensorFlow is loaded
     from dlfer.explain.explanation import MapOptions
-    from dlfer.verbs.explain import ExplainJob, explain_pictures
+    from dlfer.explain.pictures import ExplainJob, explain_pictures
 
     job = ExplainJob(
         model=model,
@@ -73,7 +73,7 @@ def explain(
         check=sanity,
     )
     if split is not None:
-        from dlfer.verbs.explain_split import explain_split
+        from dlfer.explain.split import explain_split
 
         print(explain_split(split, job, say=say))
         return

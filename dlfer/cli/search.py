@@ -45,11 +45,11 @@ def search(
         resumed = check_start("search", None, resume, checked)
     elif role != "worker" or file is not None:
         check_start("search", file, None, options)
-    from dlfer.search.run import SearchOptions, resume_search, run_search
+    from dlfer.study.search.run import SearchOptions, resume_search, run_search
 
     settings = SearchOptions(trials=trials, workers=workers, ablation=ablation, role=role, chief=chief)
     if role == "worker":
-        from dlfer.search.remote import run_remote_worker
+        from dlfer.study.search.remote import run_remote_worker
 
         run_remote_worker(file, options, settings)
     elif resumed is not None:

@@ -52,14 +52,14 @@ def serve(
             raise UserError(f"dlfer serve {option} {value}: expected more than 0.")
     if not 0 <= batch_ms <= 1000:
         raise UserError(f"dlfer serve --batch-ms {batch_ms}: expected 0 to 1000.")
-    from dlfer.catalog import find_default_model, find_model
+    from dlfer.runs.find_model import find_default_model, find_model
 
     wanted = models or [str(find_default_model())]
     for name in wanted:
         if "=" not in name:
             find_model(name)  # a wrong name is told before TensorFlow is loaded
-    from dlfer.apply.serve.limits import Limits
-    from dlfer.apply.serve.server import ServerOptions, serve_models
+    from dlfer.serve.limits import Limits
+    from dlfer.serve.server import ServerOptions, serve_models
 
     limits = Limits(
         body_bytes=int(max_mb * 2**20),

@@ -9,7 +9,7 @@ import numpy as np
 from dlfer.config.schema import DataConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.errors import DataError, MissingDataError
-from dlfer.files.npz_file import read_npz
+from dlfer.runs.npz_file import read_npz
 
 PARTS = ("train", "validation", "test")
 _MEND = "Write the file by numpy.savez(path, images=..., targets=..., labels=...)."

@@ -17,7 +17,7 @@ from dlfer.data.labels import SPELLINGS
 from dlfer.data.outliers import FLAT_STD, MOST_LISTED, RULE, find_outliers
 from dlfer.data.survey import Survey, survey_images
 from dlfer.data.votes import read_votes, score_votes
-from dlfer.files.atomic import write_atomically
+from dlfer.runs.atomic import write_atomically
 
 _CACHE_VERSION = 2
 _MOST_SAMPLES = 12

@@ -60,11 +60,11 @@ def _load_arrays(config: DataConfig, image_size: int) -> DataBundle:
 
 
 def _load_synthetic_faces(config: DataConfig, image_size: int) -> DataBundle:
-    return importlib.import_module("dlfer.data.synthetic_faces").load_synthetic_faces(config)
+    return importlib.import_module("dlfer.data.synthetic.faces").load_synthetic_faces(config)
 
 
 def _load_synthetic_scenes(config: DataConfig, image_size: int) -> DataBundle:
-    return importlib.import_module("dlfer.data.synthetic_scenes").load_synthetic_scenes(config)
+    return importlib.import_module("dlfer.data.synthetic.scenes").load_synthetic_scenes(config)
 
 
 SOURCES: dict[str, SourceSpec] = {

@@ -14,7 +14,7 @@ from dlfer.data.duplicates import split_ids
 from dlfer.data.labels import SPELLINGS
 from dlfer.data.outliers import MOST_LISTED
 from dlfer.errors import DataError, MissingDataError
-from dlfer.evaluate.intervals import compute_wilson_interval
+from dlfer.metrics.intervals import compute_wilson_interval
 
 DEFINITION = (
     "The plurality of an image is what most of its votes say, of all columns of the file (contempt, unknown and "

@@ -13,12 +13,12 @@ import keras
 import numpy as np
 
 from dlfer.errors import ModelError
-from dlfer.evaluate.metrics import compute_midranks
 from dlfer.explain.explanation import Explainer, Explanation
+from dlfer.metrics.classification import compute_midranks
 from dlfer.model.boosted import BoostedClassifier, build_level_features
 from dlfer.model.classifier import Classifier
 from dlfer.model.ensemble import EnsembleClassifier
-from dlfer.model.transfer import build_transfer_network
+from dlfer.model.stage_network import build_transfer_network
 
 SEED = 104_729
 """Of the new weights; none that an experiment is likely to have. A trained head is still close to the one that it began

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlfer.catalog import find_model
 from dlfer.model.boosted import BoostedClassifier
 from dlfer.model.classifier import Classifier, read_artifact_record
 from dlfer.model.ensemble import EnsembleClassifier
 from dlfer.model.network_classifier import HybridClassifier, TransferClassifier
+from dlfer.runs.find_model import find_model
 
 FAMILIES: dict[str, type[Classifier]] = {
     "transfer": TransferClassifier,

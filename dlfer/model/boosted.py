@@ -11,12 +11,12 @@ import numpy as np
 from dlfer.config.boosting import BoostingConfig
 from dlfer.config.schema import ModelConfig
 from dlfer.errors import ModelError
-from dlfer.files.atomic import write_atomically
 from dlfer.model.classifier import Classifier, read_model_config
 from dlfer.model.levels import LevelFeatures
-from dlfer.model.transfer import TransferNetwork, build_transfer_network
+from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.trees import FeatureScale, count_threads, import_xgboost, read_booster
 from dlfer.model.weights_file import load_weights
+from dlfer.runs.atomic import write_atomically
 
 if TYPE_CHECKING:
     import xgboost

@@ -17,14 +17,14 @@ from typing import Any, ClassVar, Self
 import keras
 import numpy as np
 
-from dlfer.catalog import ARTIFACT_FILE
 from dlfer.config import names
 from dlfer.config.schema import ModelConfig
 from dlfer.errors import ModelError
-from dlfer.evaluate.calibration import apply_temperature
-from dlfer.files.atomic import write_atomically
-from dlfer.files.json_file import read_json
-from dlfer.files.manifest import check_manifest, hash_file
+from dlfer.metrics.calibration import apply_temperature
+from dlfer.runs.atomic import write_atomically
+from dlfer.runs.find_model import ARTIFACT_FILE
+from dlfer.runs.json_file import read_json
+from dlfer.runs.manifest import check_manifest, hash_file
 
 FORMAT = 1
 _MEND = "Copy the artifact again, or train it anew"

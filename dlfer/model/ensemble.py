@@ -10,12 +10,12 @@ from typing import Self
 
 import numpy as np
 
-from dlfer.catalog import ARTIFACT_FILE
 from dlfer.config.schema import ModelConfig
 from dlfer.errors import ModelError
-from dlfer.evaluate.combine import TrainedCombination, combine_average, combine_vote
+from dlfer.metrics.combine import TrainedCombination, combine_average, combine_vote
 from dlfer.model.classifier import Classifier, read_artifact_record, read_model_config
 from dlfer.model.views import predict_views
+from dlfer.runs.find_model import ARTIFACT_FILE
 
 MEMBERS = "members"
 MOST_MEMBERS = 1000

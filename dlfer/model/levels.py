@@ -12,7 +12,7 @@ from keras import ops
 
 from dlfer.errors import NonFiniteError
 from dlfer.model.backbones import BACKBONES
-from dlfer.model.transfer import TransferNetwork
+from dlfer.model.stage_network import TransferNetwork
 
 LARGEST = float(np.finfo(np.float16).max)
 

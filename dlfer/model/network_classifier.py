@@ -10,7 +10,7 @@ import numpy as np
 from dlfer.config.schema import ModelConfig
 from dlfer.model.classifier import Classifier, read_model_config
 from dlfer.model.predict import predict_probabilities
-from dlfer.model.transfer import TransferNetwork, build_transfer_network
+from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.weights_file import load_weights
 
 WEIGHTS_FILE = "network.weights.h5"

@@ -1,206 +1,210 @@
-"""The transfer family: a backbone, pooled, with dropout and one dense layer.
+"""Carrying EF-FER1's backbone over to EF-FER2, strictly.
 
-EF-FER1 and EF-FER2 are both of this form; they share the backbone's weights and nothing else.
+Keras' own `load_weights` matches by class and order of layers: renamed, swapped or surplus layers load
+without a word, and a mismatch raises after most weights have been overwritten. Here each variable is
+matched by its path, held against its recorded sha256 afterwards, and anything missing or left over
+raises before a single weight is touched.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
 import keras
-from keras import ops
+import numpy as np
 
-from dlfer.config.schema import ExperimentConfig, ModelConfig, StageConfig
-from dlfer.data.bundle import DataBundle
-from dlfer.model.backbones import BACKBONES, Preprocessing, build_backbone
-from dlfer.model.batch_norm import set_norm_momentum
-from dlfer.model.drop_connect import set_drop_connect
-from dlfer.model.face_input import FaceInput
-from dlfer.model.hybrid import build_hybrid_backbone
-from dlfer.model.preprocessing import choose_preprocessing
+from dlfer.errors import ModelError, TransferError
+from dlfer.model.hybrid import BranchInput
+from dlfer.model.stage_network import TransferNetwork
+from dlfer.model.weights_file import load_weights
+from dlfer.runs.atomic import write_atomically
+from dlfer.runs.json_file import read_json
+
+WEIGHTS_FILE = "backbone.weights.h5"
+RECORD_FILE = "backbone.json"
+FEATURE_TOLERANCE = 1e-5
+LARGEST_IMAGE = 4096
 
 
 @dataclass(frozen=True)
-class TransferNetwork:
-    """A classifier network and the parts that it is made of; all share the same variables.
+class TransferRecord:
+    """What happened to each variable when a backbone was carried over.
 
     Attributes:
-        model: uint8 [B, H, W, channels] of any size -> float32 [B, C], the head's activation applied.
-        face_input, backbone, pooling, dropout, head: its layers; `head` gives float32 logits [B, C].
-        activation: "softmax" or "sigmoid".
-        auxiliary: (name of a layer of the backbone, what classifies its output in training alone).
+        carried: paths of the variables that now hold EF-FER1's values.
+        fresh: paths of the variables that start anew: the head.
+        missing: wanted by the new backbone, absent from the file; always empty when nothing was raised.
+        unexpected: in the file, unknown to the new backbone; likewise.
+        feature_difference: largest difference between the features of both stages on the probe images,
+            relative to the largest feature; None if the source recorded none.
+        source: where the weights came from, in words.
     """
 
-    model: keras.Model
-    face_input: FaceInput
-    backbone: keras.Model
-    pooling: keras.layers.Layer
-    dropout: keras.layers.Layer
-    head: keras.layers.Layer
-    activation: str
-    auxiliary: tuple[tuple[str, keras.Model], ...] = ()
+    carried: tuple[str, ...]
+    fresh: tuple[str, ...]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    feature_difference: float | None
+    source: str
 
-    @property
-    def variables(self) -> list[keras.Variable]:
-        """All that training changes: the model's variables, then those of the auxiliary heads."""
-        return [*self.model.variables, *(variable for _, head in self.auxiliary for variable in head.variables)]
+    def as_dict(self) -> dict:
+        """Return the fields as JSON-ready values."""
+        return asdict(self)
+
+    def describe(self) -> str:
+        """Return one line for the terminal."""
+        difference = "" if self.feature_difference is None else f"; features differ by {self.feature_difference:.1e}"
+        return (
+            f"weights: {len(self.carried)} carried, {len(self.fresh)} fresh ({', '.join(self.fresh)}), "
+            f"{len(self.missing)} missing, {len(self.unexpected)} unexpected{difference}"
+        )
 
 
-def build_transfer_network(
-    config: ModelConfig,
-    *,
-    num_labels: int,
-    image_size: int,
-    channels: int,
-    crop: float | None = None,
-    aspect: str = "crop",
-    precision: str = "float32",
-) -> TransferNetwork:
-    """Build the network with random weights.
+def draw_probe_images(image_size: int, channels: int) -> np.ndarray:
+    """Return uint8 [4, S, S, channels], a fixed pattern on which features are compared."""
+    rng = np.random.default_rng(20130701)
+    coarse = rng.integers(0, 256, (4, 8, 8, channels))
+    times = -(-image_size // 8)
+    smooth = coarse.repeat(times, axis=1).repeat(times, axis=2)[:, :image_size, :image_size]
+    return (0.8 * smooth + 0.2 * rng.integers(0, 256, smooth.shape)).astype(np.uint8)
 
-    Args:
-        config: backbone, dropout and head.
-        num_labels: C.
-        image_size: side in pixels that the backbone sees.
-        channels: of the images that come in, 1 (grey) or 3 (RGB).
-        crop: side of the part of an image that becomes this square, in 0..1; None is the whole image.
-        aspect: how images that are not square become squares: "crop" or "pad", see `FaceInput`.
-        precision: "float32" or "mixed_bfloat16"; the head computes in float32 in either.
+
+def write_backbone(network: TransferNetwork, folder: Path, *, source: str) -> None:
+    """Write the backbone's weights, a sha256 of each, and its features on the probe images."""
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f"new.{WEIGHTS_FILE}"
+    network.backbone.save_weights(temporary)
+    temporary.replace(folder / WEIGHTS_FILE)
+    size = network.face_input.image_size
+    features = _compute_probe_features(network, size)
+    record = {
+        "source": source,
+        "image_size": size,
+        "preprocessing": describe_preprocessing(network),
+        "variables": {v.path: _describe_variable(v) for v in network.backbone.variables if _carries(v)},
+        "features": features[:, :64].astype(float).tolist(),
+        "largest_feature": float(np.abs(features).max()),
+    }
+    write_atomically(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n")
+
+
+def carry_backbone(folder: Path, network: TransferNetwork) -> TransferRecord:
+    """Set the backbone of `network` to the weights that `write_backbone` wrote.
+
+    Raises:
+        ModelError: the files are not there, or a weight's sha256 is not the recorded one.
+        TransferError: a variable is missing, unexpected, or of another shape, or the pixels are prepared in another
+            way; `network` is unchanged. Or the features differ from the recorded ones.
     """
-    with dtype_policy(precision):
-        backbone, preprocessing = build_feature_extractor(config)
-        pooling_of = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}
-        pooling = pooling_of[config.head.pooling](name="pooling")
-        dropout = keras.layers.Dropout(config.dropout, name="dropout")
-    face_input = FaceInput(image_size, preprocessing.as_dict(), crop, aspect, name="face_input")
-    head = _build_head(config, num_labels)
-    images = keras.Input((None, None, channels), dtype="uint8", name="images")
-    logits = head(dropout(pooling(backbone(face_input(images)))))
-    activation = keras.layers.Activation(config.head.activation, name="activation", dtype="float32")
-    model = keras.Model(images, activation(logits), name="network")
-    auxiliary = _build_auxiliary(config, backbone, num_labels, precision) if config.auxiliary_heads else ()
-    return TransferNetwork(model, face_input, backbone, pooling, dropout, head, config.head.activation, auxiliary)
+    record = read_backbone_record(folder)
+    wanted = {v.path: v for v in network.backbone.variables if _carries(v)}
+    found = record["variables"]
+    missing = tuple(path for path in wanted if path not in found)
+    unexpected = tuple(path for path in found if path not in wanted)
+    reshaped = [
+        f"{path} {found[path]['shape']} -> {list(v.shape)}"
+        for path, v in wanted.items()
+        if path in found and found[path]["shape"] != list(v.shape)
+    ]
+    pixels, expected = record.get("preprocessing"), describe_preprocessing(network)
+    if not (missing or unexpected or reshaped) and pixels is not None and pixels != expected:
+        raise TransferError(
+            f"{folder}: the backbone was trained on pixels prepared as {str(pixels)[:300]}, and would be given {expected}. Set "
+            "model.pixel_scaling to what it was trained with."
+        )
+    if missing or unexpected or reshaped:
+        raise TransferError(
+            f"{folder}: the backbone does not carry over. Missing: {_some(missing)}. Unexpected: {_some(unexpected)}. "
+            f"Of another shape: {_some(reshaped)}. Both stages need the same model.backbone."
+        )
+    load_weights(network.backbone, folder / WEIGHTS_FILE)
+    wrong = [path for path, v in wanted.items() if _describe_variable(v) != found[path]]
+    if wrong:
+        raise ModelError(
+            f"{folder / WEIGHTS_FILE}: {len(wrong)} of {len(wanted)} weights are not those that were written "
+            f"({_some(wrong)}). The file is damaged; delete the folder and train EF-FER1 again."
+        )
+    difference = _compare_features(record, network, folder)
+    fresh = tuple(v.path for v in network.model.weights if v.path not in wanted)
+    return TransferRecord(tuple(wanted), fresh, missing, unexpected, difference, record["source"])
 
 
-def build_stage_network(config: ExperimentConfig, stage: StageConfig, bundle: DataBundle) -> TransferNetwork:
-    """Build the network of one stage for its data, with random weights."""
-    return build_transfer_network(
-        config.model,
-        num_labels=len(bundle.labels),
-        image_size=stage.image_size,
-        crop=stage.crop,
-        aspect=stage.data.aspect,
-        channels=bundle.channels,
-        precision=config.experiment.precision,
-    )
+def describe_preprocessing(network: TransferNetwork) -> list[dict]:
+    """Return how the pixels are prepared: by the input stage, and then by each branch of a hybrid."""
+    branches = [layer for layer in network.backbone.layers if isinstance(layer, BranchInput)]
+    return [layer.preprocessing.as_dict() for layer in (network.face_input, *branches)]
 
 
-def build_feature_extractor(config: ModelConfig) -> tuple[keras.Model, Preprocessing]:
-    """Build the part that EF-FER1 hands to EF-FER2, with random weights, and say what its pixels must look like.
-
-    Returns:
-        A Keras model named "backbone", float [B, S, S, 3] -> float [B, s, s, F], and its preprocessing.
-    """
-    if config.family == "hybrid":
-        backbone, preprocessing = build_hybrid_backbone(config)
-    else:
-        backbone = build_backbone(config.backbone, stem=config.stem)
-        preprocessing = choose_preprocessing(BACKBONES[config.backbone].preprocessing, config.pixel_scaling)
-    if config.norm_momentum is not None:
-        set_norm_momentum(backbone, config.norm_momentum)
-    if config.drop_connect is not None:
-        set_drop_connect(backbone, config.drop_connect)
-    return backbone, preprocessing
-
-
-def _build_head(config: ModelConfig, num_labels: int) -> keras.layers.Layer:
-    """Build what turns pooled features into logits: one dense layer, after the hidden ones if there are any."""
-    last = keras.layers.Dense(num_labels, name="head", dtype="float32")
-    if not config.head.hidden:
-        return last
-    layers: list[keras.layers.Layer] = []
-    for number, units in enumerate(config.head.hidden, 1):
-        layers.append(keras.layers.Dense(units, "relu", kernel_initializer="he_normal", name=f"hidden_{number}"))
-        layers.append(keras.layers.Dropout(config.dropout, name=f"hidden_dropout_{number}"))
-    return keras.Sequential([*layers, last], name="head")
-
-
-def _build_auxiliary(
-    config: ModelConfig, backbone: keras.Model, num_labels: int, precision: str
-) -> tuple[tuple[str, keras.Model], ...]:
-    """Build the classifiers that branch off in training; they come last, so that the rest has the same initial weights."""
-    from dlfer.model.googlenet import build_auxiliary_head
-
-    places = BACKBONES[config.backbone].auxiliary
-    with dtype_policy(precision):
-        heads = [build_auxiliary_head(num_labels, name=f"auxiliary_{number}") for number, _ in enumerate(places, 1)]
-    return attach_auxiliary(backbone, list(zip(places, heads, strict=True)))
-
-
-def attach_auxiliary(
-    backbone: keras.Model, heads: Sequence[tuple[str, keras.Model]]
-) -> tuple[tuple[str, keras.Model], ...]:
-    """Give each head its weights, as the output of its layer of the backbone needs them; return the heads."""
-    for place, head in heads:
-        head(backbone.get_layer(place).output)
-    return tuple(heads)
-
-
-@keras.saving.register_keras_serializable(package="dlfer")
-class TrainingNetwork(keras.Model):
-    """What is compiled and fitted: the same layers, from drawn augmentation to logits.
-
-    Its input is a dict with "image" (uint8 [B, H, W, C]) and the arrays that
-    `dlfer.data.augment.draw_augmentation` drew; its output is float32 logits [B, C], so that losses
-    are computed from logits; or [B, 1 + A, C], the network's own first, where A auxiliary heads are trained.
-
-    Args:
-        network: whose variables are trained.
-        fill: what stands outside a warped image.
-    """
-
-    def __init__(self, network: TransferNetwork, *, fill: str = "nearest") -> None:
-        super().__init__(name="training_network")
-        self.face_input = network.face_input
-        self.backbone = network.backbone
-        self.pooling = network.pooling
-        self.dropout = network.dropout
-        self.head = network.head
-        self.fill = fill
-        self.auxiliary = [head for _, head in network.auxiliary]
-        self.trunk = None
-        if network.auxiliary:
-            maps = [network.backbone.get_layer(place).output for place, _ in network.auxiliary]
-            self.trunk = keras.Model(network.backbone.inputs, [network.backbone.output, *maps], name="trunk")
-
-    def call(self, inputs: dict, training: bool = False):
-        """Return logits [B, C], or [B, 1 + A, C]."""
-        images = self.face_input.prepare(inputs["image"], inputs, fill=self.fill)
-        if self.trunk is None:
-            features, maps = self.backbone(images, training=training), []
-        else:
-            features, *maps = self.trunk(images, training=training)
-        logits = self.head(self.dropout(self.pooling(features), training=training), training=training)
-        if not maps:
-            return logits
-        others = [head(values, training=training) for head, values in zip(self.auxiliary, maps, strict=True)]
-        return ops.stack([logits, *others], axis=1)
-
-
-def compute_features(network: TransferNetwork, images):
-    """Return the pooled features float32 [N, F] of uint8 images [N, H, W, C], in inference mode."""
-    features = network.pooling(network.backbone(network.face_input(images), training=False))
-    return ops.convert_to_numpy(ops.cast(features, "float32"))
-
-
-@contextmanager
-def dtype_policy(name: str) -> Iterator[None]:
-    """Layers that are made inside compute by the policy `name`; the one before is put back."""
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy(name)
+def read_backbone_record(folder: Path) -> dict:
+    """Read what `write_backbone` recorded beside the weights."""
     try:
-        yield
-    finally:
-        keras.config.set_dtype_policy(before)
+        record = read_json(folder / RECORD_FILE)
+        _check_record(record)
+        return record
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ModelError(
+            f"{folder}: expected a backbone written by dlfer ({WEIGHTS_FILE}, {RECORD_FILE}): {error}."
+        ) from error
+
+
+def compute_weights_digest(backbone: keras.Model) -> str:
+    """Return the sha256 (hex) of all weights of a backbone with their paths."""
+    digest = hashlib.sha256()
+    for variable in backbone.variables:
+        if _carries(variable):
+            digest.update(f"{variable.path} {_describe_variable(variable)}".encode())
+    return digest.hexdigest()
+
+
+def _check_record(record: Any) -> None:
+    """Raise unless backbone.json says what `write_backbone` writes, within limits."""
+    size, features = record["image_size"], np.asarray(record["features"], np.float64)
+    if not isinstance(size, int) or not 0 < size <= LARGEST_IMAGE or features.ndim != 2:
+        raise ValueError(f"found image_size {str(size)[:40]} and features {features.shape}")
+    float(record["largest_feature"]), str(record["source"])
+    for path, described in record["variables"].items():
+        if not isinstance(described["shape"], list) or not isinstance(described["sha256"], str):
+            raise ValueError(f"found {str(described)[:80]} for {path[:80]}")
+
+
+def _compare_features(record: dict, network: TransferNetwork, folder: Path) -> float:
+    """Return the largest relative difference of probe features, at the size of stage one."""
+    size = record["image_size"]
+    features = _compute_probe_features(network, size)[:, :64]
+    difference = float(np.abs(features - np.asarray(record["features"])).max() / max(1.0, record["largest_feature"]))
+    # In bfloat16 a feature has eight bits; the weights' sha256 have been compared already.
+    if not difference <= FEATURE_TOLERANCE and network.pooling.compute_dtype == "float32":
+        raise TransferError(
+            f"{folder}: features of both stages differ by {difference:.2e} on the same images, "
+            f"expected at most {FEATURE_TOLERANCE:.0e}. The two stages are not the same function."
+        )
+    return difference
+
+
+def _compute_probe_features(network: TransferNetwork, size: int) -> np.ndarray:
+    """Return the pooled features float32 [4, F] of the probe images, seen whole and at their own size."""
+    images = network.face_input.preprocess(keras.ops.cast(draw_probe_images(size, 3), "float32"))
+    features = network.pooling(network.backbone(images, training=False))
+    return np.asarray(keras.ops.convert_to_numpy(keras.ops.cast(features, "float32")))
+
+
+def _carries(variable: keras.Variable) -> bool:
+    """Seed states of dropout layers belong to a training, not to the weights."""
+    return not variable.path.endswith("seed_generator_state")
+
+
+def _describe_variable(variable: keras.Variable) -> dict:
+    values = np.ascontiguousarray(keras.ops.convert_to_numpy(variable.value))
+    return {"shape": list(values.shape), "sha256": hashlib.sha256(values.tobytes()).hexdigest()}
+
+
+def _some(names, limit: int = 4) -> str:
+    names = list(names)
+    if not names:
+        return "none"
+    more = f" and {len(names) - limit} more" if len(names) > limit else ""
+    return ", ".join(names[:limit]) + more

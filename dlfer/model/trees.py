@@ -18,9 +18,9 @@ import numpy as np
 
 from dlfer.config.boosting import BoostingConfig
 from dlfer.errors import EnvironmentProblem, ModelError
-from dlfer.files.npz_file import Header, read_npz
 from dlfer.model.levels import Level
 from dlfer.model.ubjson import parse_ubjson
+from dlfer.runs.npz_file import Header, read_npz
 
 if TYPE_CHECKING:
     import xgboost

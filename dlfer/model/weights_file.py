@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlfer.errors import ModelError
-from dlfer.files.json_file import parse_json
-from dlfer.files.npz_file import describe_start
+from dlfer.runs.json_file import parse_json
+from dlfer.runs.npz_file import describe_start
 
 if TYPE_CHECKING:
     import h5py

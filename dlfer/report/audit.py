@@ -44,7 +44,7 @@ def write_audit_page(path: Path, audit: Mapping[str, Any], images: Mapping[tuple
 
     Args:
         path: the file.
-        audit: as `dlfer.verbs.audit.inspect_data` returns it.
+        audit: as `dlfer.experiment.audit.inspect_data` returns it.
         images: uint8 [H, W, C] by (split, id), of those that `list_shown` names.
     """
     pictures = {place: _encode(pixels) for place, pixels in images.items()}

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlfer.evaluate.predictions import Predictions, read_predictions
+from dlfer.metrics.predictions import Predictions, read_predictions
 from dlfer.report.curves import MacroRoc, compute_class_rocs, draw_class_rocs, frame_roc
 from dlfer.report.figures import COLOURS, HATCHES, INK, LINES, SOFT, figure_style, new_figure, write_figure
 from dlfer.report.keys import format_value, shorten_key

@@ -6,9 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlfer.catalog import ARTIFACT_FILE
 from dlfer.errors import ModelError
-from dlfer.files.atomic import write_atomically
 from dlfer.report.duplicates import describe_duplicates, name_left_out
 from dlfer.report.headline import METRICS, PARTS, VIEWS, get_judged_part
 from dlfer.report.judgement import describe_abstention, describe_calibration, describe_groups, tell_missing_groups
@@ -24,6 +22,8 @@ from dlfer.report.page import (
 )
 from dlfer.report.record import describe_environment, get_name, read_config, read_text
 from dlfer.report.terms import find_terms
+from dlfer.runs.atomic import write_atomically
+from dlfer.runs.find_model import ARTIFACT_FILE
 from dlfer.runs.records import read_metrics
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlfer.errors import ModelError
-from dlfer.evaluate.paired import describe_difference
+from dlfer.metrics.paired import describe_difference
 from dlfer.report.best_cells import BEST_FIGURES, describe_best_cells, write_best_figures
 from dlfer.report.curves import draw_line, finish_epoch_axis, read_series
 from dlfer.report.figures import COLOURS, HATCHES, INK, SOFT, figure_style, new_figure, stamp_banner, write_figure

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dlfer.evaluate.metrics import compute_auc, compute_roc
-from dlfer.evaluate.predictions import Predictions
+from dlfer.metrics.classification import compute_auc, compute_roc
+from dlfer.metrics.predictions import Predictions
 from dlfer.report.figures import COLOURS, LINES, MARKERS, MOST_LABELS_WITH_TEXT, PALE, SOFT, figure_style, new_figure
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from dlfer.errors import ModelError
-from dlfer.files.atomic import write_atomically
-from dlfer.files.json_file import parse_json
+from dlfer.runs.atomic import write_atomically
+from dlfer.runs.json_file import parse_json
 
 TEMPLATES = Path(__file__).parent / "templates"
 

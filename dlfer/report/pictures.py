@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dlfer.evaluate.predictions import Predictions
+from dlfer.metrics.predictions import Predictions
 from dlfer.report.figures import (
     INK,
     MOST_LABELS_WITH_TEXT,

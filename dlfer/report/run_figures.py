@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dlfer.evaluate.predictions import read_predictions
+from dlfer.metrics.predictions import read_predictions
 from dlfer.report.boosting import describe_levels, draw_levels
 from dlfer.report.confidence import draw_reliability, draw_risk_coverage
 from dlfer.report.curves import draw_corruptions, draw_history, draw_roc

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlfer.errors import ModelError
-from dlfer.evaluate.importance import FEWEST, compute_importance
+from dlfer.metrics.importance import FEWEST, compute_importance
 from dlfer.report.comparison import upgrade_comparison, write_comparison_figures
 from dlfer.report.figures import write_figure
 from dlfer.report.keys import format_overrides, format_value, shorten_key

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlfer.errors import ModelError
-from dlfer.runs.record import tell_status
+from dlfer.runs.process import tell_status
 from dlfer.runs.run import CONFIG_FILE, RUN_FILE, Run
 
 _MAX_LISTED = 15

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dlfer.errors import ModelError
-from dlfer.files.json_file import read_json
+from dlfer.runs.json_file import read_json
 
 METRICS_FILE, AUDIT_FILE = "metrics.json", "audit.json"
 

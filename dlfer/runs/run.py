@@ -18,10 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from dlfer._version import __version__
 from dlfer.errors import ConfigError, ModelError
-from dlfer.files.atomic import write_atomically
-from dlfer.files.json_file import read_json
 from dlfer.runs import records
-from dlfer.runs.record import describe_checkout, describe_process, list_packages, tell_status, tell_time, to_json
+from dlfer.runs.atomic import write_atomically
+from dlfer.runs.json_file import read_json
+from dlfer.runs.process import describe_checkout, describe_process, list_packages, tell_status, tell_time, to_json
 
 if TYPE_CHECKING:
     from dlfer.config.schema import ExperimentConfig

@@ -20,12 +20,12 @@ import keras
 from dlfer.config.load import resolve_path
 from dlfer.config.schema import DataConfig, ExperimentConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit, compute_fingerprint
-from dlfer.files.atomic import write_atomically
 from dlfer.model.artifact import load_artifact
 from dlfer.model.backbones import load_published_weights
-from dlfer.model.carry import RECORD_FILE, write_backbone
 from dlfer.model.hybrid import load_branch_weights
-from dlfer.model.transfer import build_stage_network, build_transfer_network
+from dlfer.model.stage_network import build_stage_network, build_transfer_network
+from dlfer.model.transfer import RECORD_FILE, write_backbone
+from dlfer.runs.atomic import write_atomically
 from dlfer.train.freeze import unfreeze_random_start
 from dlfer.train.lock import hold_lock
 from dlfer.train.plan import describe_plan

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from dlfer.data.bundle import DataBundle
 from dlfer.errors import ConfigError, NonFiniteError, TrainingStopped
-from dlfer.model.transfer import TransferNetwork
+from dlfer.model.stage_network import TransferNetwork
 from dlfer.train.cluster import join_cluster
 from dlfer.train.loop import FitLoop, ShardedFitLoop
 

@@ -18,11 +18,11 @@ import numpy as np
 
 from dlfer.data.bundle import Split, compute_fingerprint
 from dlfer.errors import ModelError, TrainingStopped
-from dlfer.files.atomic import write_atomically
-from dlfer.files.json_file import read_json
-from dlfer.model.carry import compute_weights_digest
 from dlfer.model.levels import LevelFeatures
-from dlfer.model.transfer import TransferNetwork
+from dlfer.model.stage_network import TransferNetwork
+from dlfer.model.transfer import compute_weights_digest
+from dlfer.runs.atomic import write_atomically
+from dlfer.runs.json_file import read_json
 from dlfer.train.control import StopControl
 from dlfer.train.lock import hold_lock
 from dlfer.train.watch import TrainingListener

@@ -11,7 +11,7 @@ import keras
 from dlfer.config.schema import PretrainConfig, StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.errors import DataError, DlferError, NonFiniteError, TrainingStopped
-from dlfer.model.transfer import TransferNetwork, attach_auxiliary
+from dlfer.model.stage_network import TransferNetwork, attach_auxiliary
 from dlfer.train.cluster import Cluster
 from dlfer.train.control import StopControl
 from dlfer.train.device import Device

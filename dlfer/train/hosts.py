@@ -9,7 +9,7 @@ import numpy as np
 
 from dlfer.data.bundle import DataBundle
 from dlfer.data.pipeline import Batch
-from dlfer.model.transfer import TransferNetwork
+from dlfer.model.stage_network import TransferNetwork
 from dlfer.train.cluster import Cluster
 from dlfer.train.loop import AfterStep
 from dlfer.train.replicas import ReplicaLoop

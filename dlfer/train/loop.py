@@ -15,7 +15,7 @@ import numpy as np
 
 from dlfer.data.bundle import WHOLE
 from dlfer.data.pipeline import Batch
-from dlfer.model.transfer import TrainingNetwork, TransferNetwork, attach_auxiliary
+from dlfer.model.stage_network import TrainingNetwork, TransferNetwork, attach_auxiliary
 from dlfer.train.objective import compute_hits
 from dlfer.train.state import StageState
 from dlfer.train.watch import StepWatcher

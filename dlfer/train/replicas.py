@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import keras
 
 from dlfer.data.pipeline import Batch, divide_rows
-from dlfer.model.transfer import TrainingNetwork, TransferNetwork
+from dlfer.model.stage_network import TrainingNetwork, TransferNetwork
 from dlfer.train.loop import AfterStep, FitLoop, clone_network
 from dlfer.train.objective import take_own_logits
 from dlfer.train.state import StageState

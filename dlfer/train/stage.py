@@ -18,9 +18,9 @@ import numpy as np
 from dlfer.data.bundle import DataBundle
 from dlfer.data.pipeline import Batch, find_class_weights, iterate_epoch, take_share
 from dlfer.errors import DlferError, NonFiniteError, TrainingStopped
-from dlfer.evaluate.metrics import compute_accuracy, compute_confusion, compute_item_losses, compute_macro_f1
+from dlfer.metrics.classification import compute_accuracy, compute_confusion, compute_item_losses, compute_macro_f1
 from dlfer.model.predict import predict_probabilities, predict_split
-from dlfer.model.transfer import TransferNetwork
+from dlfer.model.stage_network import TransferNetwork
 from dlfer.train.checkpoint import read_state, restore_checkpoint, write_checkpoint
 from dlfer.train.distribute import build_loop, lead_stage
 from dlfer.train.freeze import set_trainable

@@ -16,31 +16,31 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlfer.apply.engines import ExportedModel
-from dlfer.apply.export import EXPORTERS, Origin, check_needs, export_classifier
-from dlfer.apply.export_compare import Sample
-from dlfer.apply.export_folder import EXPORT_FILE, compute_checksums
-from dlfer.apply.predict import FacePredictor
-from dlfer.apply.serve.kserve import read_crops
-from dlfer.apply.serve.limits import Limits
-from dlfer.apply.serve.models import ServedModel
-from dlfer.apply.serve.schemas import Tensor
-from dlfer.catalog import ARTIFACT_FILE
 from dlfer.config.boosting import BoostingConfig
 from dlfer.config.names import ASPECTS
 from dlfer.config.schema import AugmentConfig, DataConfig, FacesConfig, ModelConfig, StageConfig
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.data.sources import load_data
 from dlfer.errors import ModelError
+from dlfer.experiment import evaluate as again
 from dlfer.explain.explanation import Explainer, MapOptions
 from dlfer.explain.sanity import randomise
-from dlfer.judge import again
+from dlfer.export.compare import Sample
+from dlfer.export.exporters import EXPORTERS, Origin, check_needs, export_classifier
 from dlfer.model.artifact import FAMILIES, load_artifact
 from dlfer.model.boosted import build_level_features
 from dlfer.model.face_input import FaceInput
 from dlfer.model.preprocessing import Preprocessing
-from dlfer.model.transfer import build_transfer_network
+from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import FeatureScale, import_xgboost
+from dlfer.predict.engines import ExportedModel
+from dlfer.predict.export_folder import EXPORT_FILE, compute_checksums
+from dlfer.predict.predictor import FacePredictor
+from dlfer.runs.find_model import ARTIFACT_FILE
+from dlfer.serve.kserve import read_crops
+from dlfer.serve.limits import Limits
+from dlfer.serve.models import ServedModel
+from dlfer.serve.schemas import Tensor
 from dlfer.train.boosting import make_parameters
 
 SHAPES = [(96, 64), (64, 96), (160, 20), (20, 160), (61, 47), (47, 62)]

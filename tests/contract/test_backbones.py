@@ -14,7 +14,7 @@ from dlfer.config.schema import ModelConfig
 from dlfer.errors import ModelError, TransferError
 from dlfer.model.backbones import BACKBONES, build_backbone, load_published_weights
 from dlfer.model.face_input import FaceInput
-from dlfer.model.transfer import build_transfer_network
+from dlfer.model.stage_network import build_transfer_network
 
 # In keras.applications, features without top, parameters with the top of 1000 classes as Keras publishes them.
 APPLICATIONS = {

@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 
-from dlfer.catalog import ARTIFACT_FILE
 from dlfer.config import names
 from dlfer.config.boosting import BoostingConfig
 from dlfer.config.schema import HeadConfig, ModelConfig
@@ -16,8 +15,9 @@ from dlfer.explain.sanity import randomise
 from dlfer.model.artifact import FAMILIES, load_artifact
 from dlfer.model.boosted import build_level_features
 from dlfer.model.classifier import match_channels
-from dlfer.model.transfer import build_transfer_network
+from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import FeatureScale, import_xgboost, make_parameters
+from dlfer.runs.find_model import ARTIFACT_FILE
 
 LABELS = ("angry", "happy", "sad")
 

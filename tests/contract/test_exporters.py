@@ -12,17 +12,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlfer.apply.export import EXPORTERS, Origin, check_needs, export_classifier
-from dlfer.apply.export_compare import Sample
-from dlfer.apply.export_folder import EXPORT_FILE, FORMATS, read_export
-from dlfer.apply.export_runtime import OTHER_RUNTIMES, RUNTIMES, open_export
 from dlfer.cli import export as verb
 from dlfer.config.schema import HeadConfig, ModelConfig
 from dlfer.data.images import resize_to
-from dlfer.data.synthetic_faces import draw_face
+from dlfer.data.synthetic.faces import draw_face
 from dlfer.errors import ModelError
+from dlfer.export.compare import Sample
+from dlfer.export.exporters import EXPORTERS, Origin, check_needs, export_classifier
 from dlfer.model.artifact import FAMILIES
-from dlfer.model.transfer import build_transfer_network
+from dlfer.model.stage_network import build_transfer_network
+from dlfer.predict.export_folder import EXPORT_FILE, FORMATS, read_export
+from dlfer.predict.runtimes import OTHER_RUNTIMES, RUNTIMES, open_export
 
 LABELS = ("angry", "happy", "sad")
 SIZE = (40, 48)

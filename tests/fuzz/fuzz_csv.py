@@ -11,7 +11,7 @@ import pytest
 from dlfer.config.schema import DataConfig
 from dlfer.data.fer2013 import USAGES, load_fer2013, load_fer2013_parts
 from dlfer.data.votes import read_votes
-from dlfer.evaluate.attributes import read_attributes
+from dlfer.metrics.attributes import read_attributes
 
 JUNK = (
     *("", " ", "256", "-1", "1e3", "0x1f", "1_0", "+5", "٣", "²", "NaN", "9" * 5000, "x" * 200_000, "\0", '"', "''"),

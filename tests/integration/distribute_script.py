@@ -10,7 +10,7 @@ import numpy as np
 
 from dlfer.config.schema import ExperimentSection, ModelConfig, StageConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.model.transfer import build_transfer_network
+from dlfer.model.stage_network import build_transfer_network
 from dlfer.train.cluster import join_cluster
 from dlfer.train.control import StopControl
 from dlfer.train.device import choose_device

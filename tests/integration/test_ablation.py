@@ -7,10 +7,10 @@ from pathlib import Path
 import keras
 import pytest
 
-from dlfer.compare.ablation import EQUAL_COMPUTE, WITH, WITHOUT, resume_ablation, run_ablation
 from dlfer.errors import ConfigError, TrainingStopped
-from dlfer.experiment import run_experiment
+from dlfer.experiment.run import run_experiment
 from dlfer.runs.options import RunOptions
+from dlfer.study.ablation import EQUAL_COMPUTE, WITH, WITHOUT, resume_ablation, run_ablation
 from tests.integration.conftest import SMALL
 
 FAST = {"experiment.deterministic": False, "experiment.checkpoint_minutes": 5.0, "finetune.ema": None}

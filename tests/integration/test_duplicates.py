@@ -12,11 +12,11 @@ import pytest
 from dlfer.config.load import load_experiment
 from dlfer.config.schema import DataConfig
 from dlfer.data.sources import load_data
-from dlfer.data.synthetic_faces import load_synthetic_faces
-from dlfer.experiment import describe_outcome, run_experiment
-from dlfer.judge.again import evaluate_model
+from dlfer.data.synthetic.faces import load_synthetic_faces
+from dlfer.experiment.evaluate import evaluate_model
+from dlfer.experiment.run import describe_outcome, run_experiment
+from dlfer.report.terminal import describe_run, format_metrics
 from dlfer.runs.options import RunOptions
-from dlfer.verbs.show import describe_run, format_metrics
 
 EXPERIMENT = """
 experiment: {{name: planted}}

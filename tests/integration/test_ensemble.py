@@ -9,9 +9,9 @@ import pytest
 from dlfer.config.load import load_experiment
 from dlfer.data.sources import load_data
 from dlfer.errors import ProtocolError, TrainingStopped
-from dlfer.evaluate.predictions import read_predictions
-from dlfer.experiment import resume_run, start_run
-from dlfer.fit.session import Session
+from dlfer.experiment.run import resume_run, start_run
+from dlfer.experiment.session import Session
+from dlfer.metrics.predictions import read_predictions
 from dlfer.model.artifact import load_artifact
 from dlfer.model.views import predict_views
 from dlfer.runs.find import list_runs

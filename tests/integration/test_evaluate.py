@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlfer.apply.ship import ship_model
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import DataConfig
-from dlfer.data.synthetic_faces import load_synthetic_faces
+from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.errors import ModelError, UserError
-from dlfer.experiment import run_experiment
-from dlfer.judge.again import evaluate_model
+from dlfer.experiment.evaluate import evaluate_model
+from dlfer.experiment.run import run_experiment
+from dlfer.export.ship import ship_model
 from dlfer.runs.options import RunOptions
 
 EXPERIMENT = """

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dlfer.apply.export_folder import read_export
+from dlfer.predict.export_folder import read_export
 from tests.integration.conftest import dlfer
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dlfer.apply.export_runtime import EXTRAS, PACKAGES
+from dlfer.predict.runtimes import EXTRAS, PACKAGES
 from tests.integration.conftest import ROOT, dlfer
 
 README = (ROOT / "README.md").read_text()

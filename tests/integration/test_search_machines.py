@@ -29,8 +29,8 @@ search:
 
 DRIVER = """
 import sys
-import dlfer.search.trials
-dlfer.search.trials.COMMAND = (sys.executable, {child!r})
+import dlfer.study.search.trials
+dlfer.study.search.trials.COMMAND = (sys.executable, {child!r})
 from dlfer.cli import main
 main(sys.argv[1:])
 """

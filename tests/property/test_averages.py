@@ -6,7 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlfer.evaluate import averages, metrics
+from dlfer.metrics import averages
+from dlfer.metrics import classification as metrics
 
 VALUES = {
     "accuracy": metrics.compute_accuracy,

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlfer.evaluate import metrics
+from dlfer.metrics import classification as metrics
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dlfer.evaluate import calibration as cal
-from dlfer.evaluate import selective
-from dlfer.evaluate.predictions import Predictions
-from dlfer.evaluate.scores import compute_metrics_file
+from dlfer.metrics import calibration as cal
+from dlfer.metrics import selective
+from dlfer.metrics.predictions import Predictions
+from dlfer.metrics.scores import compute_metrics_file
 
 RANGES = {"mcc": (-1, 1), "cohen_kappa": (-1, 1), "log_loss": (0, 16), "brier": (0, 2)}
 

@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlfer.catalog import find_default_model, find_model
 from dlfer.config.schema import DataConfig
 from dlfer.data.arrays import load_arrays
 from dlfer.errors import ConfigError, DataError, ModelError
-from dlfer.evaluate.predictions import read_predictions
-from dlfer.files import npz_file
-from dlfer.files.manifest import check_manifest, hash_file
-from dlfer.files.npz_file import read_npz
+from dlfer.metrics.predictions import read_predictions
 from dlfer.report.record import read_config
+from dlfer.runs import npz_file
+from dlfer.runs.find_model import find_default_model, find_model
+from dlfer.runs.manifest import check_manifest, hash_file
+from dlfer.runs.npz_file import read_npz
 from dlfer.runs.run import Run
 
 DEEP = "[" * 100_000
@@ -153,7 +153,7 @@ def test_json_of_a_stranger_is_refused_in_words(tmp_path, text, monkeypatch):
     (folder / "artifact.json").write_text(text)
     with pytest.raises(ModelError, match=r"artifact\.json"):
         Run(folder).read_json("artifact.json")
-    monkeypatch.setattr("dlfer.catalog.find_checkout", lambda: None)
+    monkeypatch.setattr("dlfer.runs.find_model.find_checkout", lambda: None)
     monkeypatch.delenv("DLFER_HOME", raising=False)
     with pytest.raises(ModelError, match="there is no default model"):
         find_default_model()
@@ -252,7 +252,7 @@ def write_export(folder: Path, record) -> None:
 
 
 def test_an_export_is_held_against_its_manifest(tmp_path):
-    from dlfer.apply.export_folder import read_export
+    from dlfer.predict.export_folder import read_export
 
     record = make_export(tmp_path)
     assert read_export(tmp_path) == record
@@ -276,7 +276,7 @@ def test_an_export_is_held_against_its_manifest(tmp_path):
 
 
 def test_every_file_of_a_saved_model_must_be_named(tmp_path):
-    from dlfer.apply.export_folder import read_export
+    from dlfer.predict.export_folder import read_export
 
     make_export(tmp_path, form="savedmodel", file="model/variables/variables.index")
     assert read_export(tmp_path)["file"] == "model"
@@ -294,7 +294,7 @@ def test_every_file_of_a_saved_model_must_be_named(tmp_path):
     ],
 )
 def test_a_runtime_that_does_not_take_the_file_says_so(tmp_path, form, file, runtime, package):
-    from dlfer.apply.export_runtime import open_export
+    from dlfer.predict.runtimes import open_export
 
     if find_spec(package) is None:
         pytest.skip(f"{package} is not installed")
@@ -309,7 +309,7 @@ def test_openvino_reports_nothing_to_its_maker(tmp_path):
         pytest.skip("openvino is not installed")
     make_export(tmp_path / "export")
     code = (
-        "import sys; from dlfer.apply.export_runtime import open_export\n"
+        "import sys; from dlfer.predict.runtimes import open_export\n"
         f"try: open_export({str(tmp_path / 'export')!r}, runtime='openvino')\n"
         "except Exception: pass\n"
         "print([name for name in sys.modules if name.startswith('openvino')])"
@@ -326,7 +326,7 @@ def test_openvino_reports_nothing_to_its_maker(tmp_path):
 
 
 def test_an_onnx_that_keeps_weights_in_another_file_is_refused(tmp_path):
-    from dlfer.apply.export_runtime import open_export
+    from dlfer.predict.runtimes import open_export
 
     onnx = pytest.importorskip("onnx")
     weights = onnx.numpy_helper.from_array(np.zeros((64, 64), np.float32), "w")

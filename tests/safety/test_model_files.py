@@ -14,18 +14,18 @@ import keras
 import numpy as np
 import pytest
 
-from dlfer.catalog import ARTIFACT_FILE
 from dlfer.config.schema import ModelConfig
 from dlfer.errors import ModelError, TransferError
-from dlfer.files.manifest import hash_file
 from dlfer.model.artifact import load_artifact
 from dlfer.model.backbones import build_backbone, load_published_weights
-from dlfer.model.carry import RECORD_FILE, carry_backbone, read_backbone_record, write_backbone
 from dlfer.model.ensemble import EnsembleClassifier
 from dlfer.model.network_classifier import WEIGHTS_FILE, TransferClassifier
-from dlfer.model.transfer import build_transfer_network
+from dlfer.model.stage_network import build_transfer_network
+from dlfer.model.transfer import RECORD_FILE, carry_backbone, read_backbone_record, write_backbone
 from dlfer.model.trees import read_booster
 from dlfer.model.weights_file import load_weights
+from dlfer.runs.find_model import ARTIFACT_FILE
+from dlfer.runs.manifest import hash_file
 from dlfer.train.checkpoint import read_state, restore_checkpoint, write_checkpoint
 
 LABELS = ("a", "b", "c")

@@ -1,12 +1,14 @@
-"""What tests of several parts call."""
+"""What tests of several packages use: the command, and a classifier and a detector that need no network."""
 
 from __future__ import annotations
 
 import sys
 
+import numpy as np
 import pytest
 
 from dlfer.cli import main
+from dlfer.data.faces import Face
 
 
 @pytest.fixture
@@ -21,3 +23,61 @@ def call(capsys, monkeypatch):
         return caught.value.code, captured.out, captured.err
 
     return call
+
+
+class BrightnessClassifier:
+    """Says Light with the mean brightness of a crop; remembers how it was asked."""
+
+    labels = ("Dark", "Light")
+    channels = 1
+    image_size = 16
+    aspect = "crop"
+    temperature_fit = None
+
+    def __init__(self, about=None) -> None:
+        self.about = about or {}
+        self.shapes: list[tuple[int, ...]] = []
+
+    def predict(self, images, *, batch_size=64, calibrated=False):
+        assert images.dtype == np.uint8
+        assert images.shape[-1] == self.channels
+        self.shapes.append(images.shape)
+        light = images.mean(axis=(1, 2, 3)) / 255
+        return np.stack([1 - light, light], axis=1).astype(np.float32)
+
+
+def find_blocks(images, *, detector):
+    """Return a face for each grey level above 100, the largest first."""
+    found = []
+    for image in images:
+        grey, faces = image[..., 0], []
+        for level in np.unique(grey[grey > 100]):
+            rows, columns = np.nonzero(grey == level)
+            box = columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1
+            faces.append(Face(tuple(map(float, box)), 0.5))
+        found.append(sorted(faces, key=lambda face: -face.box[2] * face.box[3]))
+    return found
+
+
+@pytest.fixture
+def classifier() -> BrightnessClassifier:
+    return BrightnessClassifier()
+
+
+@pytest.fixture
+def blocks(monkeypatch) -> None:
+    """Faces are blocks of one grey level above 100, in any picture."""
+    monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", find_blocks)
+
+
+@pytest.fixture
+def draw_blocks():
+    """Return a function: (x, y, side, level) of each block -> uint8 [60, 80, 3]."""
+
+    def draw(*placed: tuple[int, int, int, int]) -> np.ndarray:
+        image = np.zeros((60, 80, 3), np.uint8)
+        for x, y, side, level in placed:
+            image[y : y + side, x : x + side] = level
+        return image
+
+    return draw

@@ -96,7 +96,7 @@ def test_check_notes_data_that_is_not_there(call, monkeypatch):
 
 
 def test_run_hands_its_options_on_and_ends_with_run_and_report(call, stand_in):
-    calls = stand_in("dlfer.experiment", run_experiment=Path("r/small/1"), resume_run=None)
+    calls = stand_in("dlfer.experiment.run", run_experiment=Path("r/small/1"), resume_run=None)
     code, out, _ = call(
         *("run", "a.yaml", "--set", "finetune.epochs=3", "--set", "pretrain=null", "--out", "r", "--smoke"),
         *("--require-gpu", "--max-hours", "0.5", "--no-cache"),
@@ -111,13 +111,13 @@ def test_run_hands_its_options_on_and_ends_with_run_and_report(call, stand_in):
 
 
 def test_a_dry_run_prints_no_path(call, stand_in):
-    calls = stand_in("dlfer.experiment", run_experiment=None, resume_run=None)
+    calls = stand_in("dlfer.experiment.run", run_experiment=None, resume_run=None)
     assert call("run", "a.yaml", "--dry-run")[:2] == (0, "")
     assert calls[0][1][1].dry_run is True
 
 
 def test_ablate_takes_seeds(call, stand_in):
-    calls = stand_in("dlfer.compare.ablation", run_ablation=Path("r/x"), resume_ablation=None)
+    calls = stand_in("dlfer.study.ablation", run_ablation=Path("r/x"), resume_ablation=None)
     assert call("ablate", "a.yaml", "--seeds", "0,1,2")[0] == 0
     assert calls[0][2] == {"seeds": [0, 1, 2]}
     call("ablate", "a.yaml")
@@ -128,8 +128,8 @@ def test_resume_finds_the_run_and_its_verb(call, stand_in, work):
     config = load_experiment(work / "a.yaml")
     single = create_run(Path("saved_models/runs"), config, argv=[])
     both = create_run(Path("saved_models/runs"), config, argv=[], kind="ablation")
-    calls = stand_in("dlfer.experiment", run_experiment=None, resume_run=single.path)
-    stand_in("dlfer.compare.ablation", run_ablation=None, resume_ablation=both.path)
+    calls = stand_in("dlfer.experiment.run", run_experiment=None, resume_run=single.path)
+    stand_in("dlfer.study.ablation", run_ablation=None, resume_ablation=both.path)
     assert call("run", "--resume", single.path.name)[0] == 0
     assert calls[-1][0] == "resume_run"
     assert calls[-1][1][0] == single.path
@@ -188,7 +188,7 @@ def test_wrong_input_exits_2_with_one_message(call, args, message):
     ],
 )
 def test_exit_codes_of_what_goes_wrong_while_working(call, stand_in, error, code):
-    stand_in("dlfer.experiment", run_experiment=error, resume_run=None)
+    stand_in("dlfer.experiment.run", run_experiment=error, resume_run=None)
     found, out, err = call("run", "a.yaml")
     assert (found, out) == (code, "")
     assert "Traceback" not in err
@@ -213,7 +213,7 @@ def test_evaluate_prints_figures_with_n_and_interval(call, stand_in, work):
         "per_class": {"Happy": {"n": 7, "precision": 0.25, "recall": None, "f1": 1.0, "specificity": 0.5}},
     }
     metrics = {"banner": "Read this first.", "test": scores, "validation": None}
-    calls = stand_in("dlfer.judge.again", evaluate_model=metrics)
+    calls = stand_in("dlfer.experiment.evaluate", evaluate_model=metrics)
     code, out, _ = call("evaluate", "m", "--csv", "x.csv", "--usage", "PublicTest", "--json", "o.json")
     assert code == 0
     assert out.startswith("Read this first.\ntest (n = 1,234): accuracy 50.00 % [40.00, 60.00], macro f1 not defined\n")

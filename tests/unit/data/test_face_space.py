@@ -10,7 +10,7 @@ from dlfer.config.schema import DataConfig
 from dlfer.data.duplicates import compute_signatures, group_duplicates, to_grey
 from dlfer.data.face_space import compute_face_distances, find_no_faces
 from dlfer.data.outliers import compute_light
-from dlfer.data.synthetic_faces import load_synthetic_faces
+from dlfer.data.synthetic.faces import load_synthetic_faces
 
 
 @pytest.fixture(scope="module")

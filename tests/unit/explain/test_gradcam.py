@@ -17,7 +17,7 @@ from dlfer.explain.gradients import build_gradient
 from dlfer.model.artifact import FAMILIES
 from dlfer.model.backbones import Preprocessing
 from dlfer.model.face_input import FaceInput
-from dlfer.model.transfer import build_transfer_network
+from dlfer.model.stage_network import build_transfer_network
 
 LABELS = ("a", "b", "c")
 GOLDEN = Path(__file__).parents[2] / "golden" / "gradcam.json"

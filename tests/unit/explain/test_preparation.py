@@ -6,7 +6,7 @@ import pytest
 from dlfer.config.schema import ModelConfig
 from dlfer.explain.preparation import compute_otsu_threshold, compute_preparation
 from dlfer.model.artifact import FAMILIES
-from dlfer.model.transfer import build_transfer_network
+from dlfer.model.stage_network import build_transfer_network
 
 
 @pytest.mark.parametrize("seed", range(8))

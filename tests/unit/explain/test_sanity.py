@@ -12,7 +12,7 @@ from dlfer.explain.gradcam import Cam
 from dlfer.explain.occlusion import Occlusion
 from dlfer.explain.sanity import ALL, HEAD, OTHER, check_maps, compute_rank_correlation, randomise
 from dlfer.model.artifact import FAMILIES
-from dlfer.model.transfer import build_transfer_network
+from dlfer.model.stage_network import build_transfer_network
 
 LABELS = ("a", "b", "c")
 

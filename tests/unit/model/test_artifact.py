@@ -7,14 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from dlfer.catalog import ARTIFACT_FILE
 from dlfer.config.schema import ModelConfig
 from dlfer.errors import ModelError
-from dlfer.evaluate.calibration import apply_temperature
+from dlfer.metrics.calibration import apply_temperature
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import store_temperature
 from dlfer.model.network_classifier import TransferClassifier
-from dlfer.model.transfer import build_transfer_network
+from dlfer.model.stage_network import build_transfer_network
+from dlfer.runs.find_model import ARTIFACT_FILE
 
 
 @pytest.fixture(scope="module")

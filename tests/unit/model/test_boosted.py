@@ -7,7 +7,6 @@ import sys
 import numpy as np
 import pytest
 
-from dlfer.catalog import ARTIFACT_FILE
 from dlfer.config.boosting import BoostingConfig, NormalizeConfig
 from dlfer.config.schema import HeadConfig, ModelConfig
 from dlfer.errors import EnvironmentProblem, ModelError, NonFiniteError
@@ -15,9 +14,10 @@ from dlfer.model.artifact import load_artifact
 from dlfer.model.boosted import SCALE_FILE, TREES_FILE, BoostedClassifier, build_level_features
 from dlfer.model.classifier import hash_file
 from dlfer.model.levels import Level, find_level
-from dlfer.model.transfer import build_transfer_network
+from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import FeatureScale, import_xgboost, make_parameters, read_booster
 from dlfer.model.ubjson import parse_ubjson
+from dlfer.runs.find_model import ARTIFACT_FILE
 
 LEVELS = (Level("a", 3), Level("b", 5))
 

@@ -6,7 +6,7 @@ import pytest
 from dlfer.config.schema import ModelConfig
 from dlfer.model.backbones import build_backbone
 from dlfer.model.drop_connect import PUBLISHED_RATE, list_drop_connects
-from dlfer.model.transfer import build_feature_extractor
+from dlfer.model.stage_network import build_feature_extractor
 
 
 def list_rates(**keys) -> list[float]:

@@ -6,15 +6,15 @@ import os
 import numpy as np
 import pytest
 
-from dlfer.catalog import ARTIFACT_FILE
 from dlfer.config.schema import HeadConfig, ModelConfig
 from dlfer.errors import ModelError
-from dlfer.evaluate.combine import combine_vote, fit_combination
+from dlfer.metrics.combine import combine_vote, fit_combination
 from dlfer.model.artifact import load_artifact
 from dlfer.model.ensemble import EnsembleClassifier
 from dlfer.model.network_classifier import TransferClassifier
-from dlfer.model.transfer import build_transfer_network
+from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.views import predict_views
+from dlfer.runs.find_model import ARTIFACT_FILE
 
 LABELS = ("angry", "happy", "sad")
 

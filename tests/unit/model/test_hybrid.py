@@ -7,9 +7,9 @@ import pytest
 from dlfer.config.schema import HeadConfig, ModelConfig
 from dlfer.errors import ModelError, TransferError
 from dlfer.model.backbones import BACKBONES, build_backbone
-from dlfer.model.carry import carry_backbone, draw_probe_images, write_backbone
 from dlfer.model.hybrid import BranchAttention, build_hybrid_backbone, load_branch_weights, name_branches
-from dlfer.model.transfer import build_transfer_network, compute_features
+from dlfer.model.stage_network import build_transfer_network, compute_features
+from dlfer.model.transfer import carry_backbone, draw_probe_images, write_backbone
 from dlfer.train.loop import clone_network
 from dlfer.train.plan import _count_activations
 

@@ -11,7 +11,7 @@ import pytest
 from dlfer.config.schema import HeadConfig, ModelConfig
 from dlfer.model import predict
 from dlfer.model.predict import MOST_SIZES, pad_batch, predict_probabilities
-from dlfer.model.transfer import build_transfer_network
+from dlfer.model.stage_network import build_transfer_network
 
 
 def make_model(activation="softmax", crop=None) -> keras.Model:

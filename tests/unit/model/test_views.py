@@ -90,7 +90,7 @@ def test_a_real_classifier_takes_its_views(view):
 
     from dlfer.config.schema import ModelConfig
     from dlfer.model.network_classifier import TransferClassifier
-    from dlfer.model.transfer import build_transfer_network
+    from dlfer.model.stage_network import build_transfer_network
 
     keras.utils.set_random_seed(0)
     config = ModelConfig(backbone="efficientnet_nano")

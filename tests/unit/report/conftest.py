@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlfer.evaluate.attributes import compute_group_scores
-from dlfer.evaluate.predictions import Predictions, write_predictions
-from dlfer.evaluate.scores import compute_metrics_file
-from dlfer.evaluate.views import compute_view_scores
+from dlfer.metrics.attributes import compute_group_scores
+from dlfer.metrics.predictions import Predictions, write_predictions
+from dlfer.metrics.scores import compute_metrics_file
+from dlfer.metrics.views import compute_view_scores
 
 LABELS = ("Angry", "Happy", "Sad")
 SPLITS = {"train": "Training", "validation": "PublicTest", "test": "PrivateTest"}

@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 
 from dlfer.errors import ModelError
-from dlfer.evaluate.paired import compare_paired, describe_difference
+from dlfer.metrics.paired import compare_paired, describe_difference
 from dlfer.report.comparison import format_comparison_table, read_members, write_comparison_report
 
 WITH, WITHOUT = "with EF-FER1", "without EF-FER1"

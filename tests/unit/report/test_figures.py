@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlfer.evaluate.predictions import Predictions
+from dlfer.metrics.predictions import Predictions
 from dlfer.report import curves, figures, pictures
 
 

@@ -16,7 +16,7 @@ from dlfer.errors import DataError, ModelError
 from dlfer.report.card import write_card
 from dlfer.report.html import write_report
 from dlfer.report.pictures import write_augmented_page
-from dlfer.verbs.show import describe_run, format_metrics
+from dlfer.report.terminal import describe_run, format_metrics
 
 
 class Page(HTMLParser):
@@ -439,7 +439,7 @@ def test_values_without_an_interval_are_shown_with_the_reason(tmp_path, run_make
 
 
 def test_the_terminal_shows_values_without_an_interval_with_the_reason(tmp_path, run_maker):
-    from dlfer.verbs.show import format_metrics
+    from dlfer.report.terminal import format_metrics
 
     metrics = json.loads((run_maker(tmp_path / "run") / "metrics.json").read_text())
     reason = withhold(metrics)
@@ -464,7 +464,7 @@ def test_what_is_no_run_or_damaged_is_told(tmp_path, run_maker):
 
 def test_evaluate_and_report_load_no_heavy_package():
     code = (
-        "import sys, dlfer.report.html, dlfer.report.comparison, dlfer.evaluate.scores, dlfer.evaluate.paired;"
+        "import sys, dlfer.report.html, dlfer.report.comparison, dlfer.metrics.scores, dlfer.metrics.paired;"
         "heavy = {'tensorflow', 'keras', 'matplotlib', 'scipy', 'sklearn', 'pandas', 'jinja2'} & set(sys.modules);"
         "sys.exit(str(heavy) if heavy else 0)"
     )

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlfer.evaluate.predictions import Predictions
+from dlfer.metrics.predictions import Predictions
 from dlfer.report.figures import DOTS_PER_INCH, write_figure
 from dlfer.report.pictures import draw_image_grid, find_confusions, write_confusion_page
 

@@ -13,9 +13,9 @@ from dlfer.config.schema import DataConfig, EarlyStopping, ModelConfig, StageCon
 from dlfer.data.balance import compute_class_weights
 from dlfer.data.bundle import Split
 from dlfer.errors import ModelError, TrainingStopped
-from dlfer.evaluate.metrics import compute_log_loss
+from dlfer.metrics.classification import compute_log_loss
 from dlfer.model.boosted import build_level_features
-from dlfer.model.transfer import build_transfer_network
+from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import import_xgboost, make_parameters
 from dlfer.train.boosting import HISTORY, STATE, TREES, Rows, compute_importance, grow_trees
 from dlfer.train.control import StopControl

@@ -7,7 +7,7 @@ import pytest
 
 from dlfer.config.schema import ExperimentSection, ModelConfig, StageConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.model.transfer import build_transfer_network
+from dlfer.model.stage_network import build_transfer_network
 from dlfer.train.control import StopControl
 from dlfer.train.device import choose_device
 from dlfer.train.plan import describe_plan

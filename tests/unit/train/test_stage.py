@@ -9,7 +9,7 @@ import pytest
 from dlfer.config.schema import ExperimentSection, HeadConfig, ModelConfig, StageConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
-from dlfer.model.transfer import build_transfer_network
+from dlfer.model.stage_network import build_transfer_network
 from dlfer.train.checkpoint import read_state, restore_checkpoint
 from dlfer.train.control import StopControl
 from dlfer.train.device import choose_device, set_determinism

@@ -1,1 +1,0 @@
-"""A trained model over HTTP: a page, an interface of its own, and that of KServe."""

@@ -1,0 +1,32 @@
+"""`dlfer ablate`: an experiment with and without EF-FER1, over seeds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dlfer.cli.options import OptionalFile, check_start, parse_seeds, print_done, with_run_options
+from dlfer.errors import UserError
+from dlfer.runs.options import RunOptions
+
+
+@with_run_options
+def ablate(
+    file: OptionalFile = None,
+    seeds: Annotated[str | None, typer.Option(metavar="0,1,2", help="Seeds, instead of ablation.seeds.")] = None,
+    *,
+    resume: str | None,
+    options: RunOptions,
+) -> None:
+    """Run an experiment with and without EF-FER1 over seeds, and compare the two."""
+    numbers = None if seeds is None else parse_seeds(seeds)
+    if resume is not None and numbers is not None:
+        raise UserError("dlfer ablate --resume: an ablation goes on with its own seeds; leave --seeds out.")
+    resumed = check_start("ablate", file, resume, options)
+    from dlfer.study.ablation import resume_ablation, run_ablation
+
+    if resumed is None:
+        print_done(run_ablation(file, options, seeds=numbers))
+    else:
+        print_done(resume_ablation(resumed, options))

@@ -1,0 +1,34 @@
+"""`dlfer compare`: paired differences between finished runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlfer.cli.options import Out
+
+
+def compare(
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN RUN...", help="Runs, or files of predictions (.npz).", show_default=False),
+    ],
+    part: Annotated[
+        str | None, typer.Option(metavar="test|validation", help="Which part; test if all have it, else validation.")
+    ] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the result there too.")] = None,
+    out: Out = None,
+) -> None:
+    """Compare finished runs on the same images: paired differences, and which of them are significant."""
+    import json
+
+    from dlfer.report.terminal import format_comparison
+    from dlfer.runs.atomic import write_atomically
+    from dlfer.study.compare import compare_runs
+
+    comparison = compare_runs(runs, part=part, folder=out)
+    if json_out is not None:
+        write_atomically(json_out, json.dumps(comparison, indent=2) + "\n")
+    print(format_comparison(comparison))

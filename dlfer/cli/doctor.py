@@ -1,0 +1,258 @@
+"""`dlfer doctor`: what this machine has and lacks to train, and how to fix what is wrong."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import typer
+
+from dlfer.errors import ConfigError
+
+OLDEST_PYTHON, FIRST_PYTHON_TOO_NEW = (3, 11), (3, 14)
+MIN_DISK_GB, MIN_MEMORY_GB = 2, 4
+BACKENDS = ("tensorflow", "jax", "torch")
+_STAND_INS = {"tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tensorflow-macos")}
+_PROBE = """
+import json, keras
+backend = keras.backend.backend()
+if backend == "tensorflow":
+    import tensorflow as tf
+    gpus = [tf.config.experimental.get_device_details(d).get("device_name", d.name)
+            for d in tf.config.list_physical_devices("GPU")]
+    version = tf.__version__
+elif backend == "jax":
+    import jax
+    gpus = [d.device_kind for d in jax.devices() if d.platform in ("gpu", "cuda", "rocm")]
+    version = jax.__version__
+else:
+    import torch
+    gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    version = torch.__version__
+print(json.dumps({"backend": backend, "version": version, "keras": keras.__version__, "gpus": gpus}))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that was looked at.
+
+    Attributes:
+        name: what it is.
+        status: ok; note (works, but worth knowing); missing (dlfer cannot train so).
+        text: what was found.
+        mend: what to do about it, where there is something to do.
+    """
+
+    name: str
+    status: Literal["ok", "note", "missing"]
+    text: str
+    mend: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.status:<8}{self.name}: {self.text}" + (f"\n        -> {self.mend}" if self.mend else "")
+
+
+def examine() -> Iterator[Finding]:
+    """Yield what is found, the quick checks first; loading the backend takes some seconds."""
+    yield examine_python(sys.version_info[:2])
+    yield from examine_packages(list_pins())
+    yield examine_memory()
+    yield examine_disk(Path())
+    yield examine_data()
+    yield from examine_backend()
+
+
+def examine_python(version: tuple[int, int]) -> Finding:
+    """Return whether TensorFlow has wheels for this Python."""
+    found = ".".join(map(str, version))
+    if OLDEST_PYTHON <= version < FIRST_PYTHON_TOO_NEW:
+        return Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
+    return Finding(
+        "python", "missing", f"found {found}, expected 3.11 to 3.13", "make the environment with another Python"
+    )
+
+
+def list_pins() -> dict[str, str]:
+    """Return package -> pinned version of requirements.txt of the checkout, else of the installed dlfer."""
+    from packaging.requirements import InvalidRequirement, Requirement
+
+    from dlfer.runs.process import find_checkout
+
+    checkout = find_checkout()
+    path = checkout / "requirements.txt" if checkout else None
+    if path is not None and path.is_file():
+        lines = [line.partition(" #")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    else:
+        try:
+            lines = importlib.metadata.requires("dlfer") or []
+        except importlib.metadata.PackageNotFoundError:
+            lines = []
+    pins = {}
+    for line in lines:
+        try:
+            requirement = Requirement(line)
+        except InvalidRequirement:
+            continue
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            exact = [item.version for item in requirement.specifier if item.operator == "=="]
+            pins[requirement.name] = exact[0] if exact else ""
+    return pins
+
+
+def examine_packages(pins: dict[str, str]) -> Iterator[Finding]:
+    """Yield packages that are absent or of another version than pinned; one line if all is well."""
+    backend = get_backend()
+    absent, other = [], []
+    for name, pinned in pins.items():
+        if name == "tensorflow" and backend != "tensorflow":
+            continue
+        found = next((version for version in map(_get_version, _STAND_INS.get(name, (name,))) if version), None)
+        if found is None:
+            absent.append(name)
+        elif pinned and found != pinned:
+            other.append(f"{name} {found} (pinned {pinned})")
+    if absent:
+        yield Finding(
+            "packages", "missing", f"absent: {', '.join(absent)}", "pip install -r requirements.txt, or make install"
+        )
+    if other:
+        yield Finding("packages", "note", f"other versions: {', '.join(other)}", "pip install -r requirements.txt")
+    if not absent and not other:
+        text = f"{len(pins)} as pinned" if pins else "no list of requirements found to compare with"
+        yield Finding("packages", "ok" if pins else "note", text)
+
+
+def examine_memory() -> Finding:
+    """Return the memory that a process may have here, the limit of a container included."""
+    available = get_memory_bytes()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if available is None:
+        return Finding("memory", "note", f"size not known; {cores} cores")
+    text = f"{available / 1e9:.1f} GB, {cores} cores"
+    if available < MIN_MEMORY_GB * 1e9:
+        mend = "use a smaller image_size or batch_size: EfficientNet-B3 at 224 px with batch 32 takes about 8 GB"
+        return Finding("memory", "note", text, mend)
+    return Finding("memory", "ok", text)
+
+
+def examine_disk(folder: Path) -> Finding:
+    """Return whether runs can be written to a folder, and how much room there is."""
+    free = shutil.disk_usage(folder).free
+    text = f"{free / 1e9:.1f} GB free in {folder.resolve()}"
+    if not os.access(folder, os.W_OK):
+        return Finding(
+            "disk", "missing", f"{folder.resolve()} cannot be written", "work in another folder, or use --out DIR"
+        )
+    if free < MIN_DISK_GB * 1e9:
+        return Finding(
+            "disk", "note", text, "a run of EfficientNet-B3 takes about 1 GB; use --out DIR on a larger disk"
+        )
+    return Finding("disk", "ok", text)
+
+
+def examine_data() -> Finding:
+    """Return what stands in the folder of data sets."""
+    from dlfer.config.load import resolve_path
+
+    try:
+        folder = resolve_path("${DLFER_DATA}")
+    except ConfigError as error:
+        return Finding("data", "note", str(error))
+    if not folder.is_dir():
+        mend = "set DLFER_DATA, or use experiments/quickstart.yaml, which draws its own images"
+        return Finding("data", "note", f"there is no folder {folder}", mend)
+    names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    return Finding("data", "ok", f"{folder}: {', '.join(names[:10]) or 'empty'}{' ...' if len(names) > 10 else ''}")
+
+
+def examine_backend() -> Iterator[Finding]:
+    """Yield what Keras says of its backend and its GPUs, asked in a process of its own."""
+    backend = get_backend()
+    if backend not in BACKENDS:
+        yield Finding("backend", "missing", f"KERAS_BACKEND is {backend!r}", f"expected one of {', '.join(BACKENDS)}")
+        return
+    environment = {**os.environ, "TF_CPP_MIN_LOG_LEVEL": "3"}
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", _PROBE], capture_output=True, text=True, timeout=300, check=False, env=environment
+        )
+        answer = json.loads(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else None
+    except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
+        yield Finding("backend", "missing", f"{backend} gave no answer ({type(error).__name__})", "install it anew")
+        return
+    if answer is None:
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        mend = f"pip install {'tensorflow-cpu' if backend == 'tensorflow' else backend}, or make install"
+        yield Finding("backend", "missing", f"{backend} does not load: {last}", mend)
+        return
+    yield Finding("backend", "ok", f"{answer['backend']} {answer['version']}, keras {answer['keras']}")
+    yield examine_gpus(answer["gpus"], has_driver=has_nvidia_driver(), backend=backend)
+
+
+def examine_gpus(gpus: list[str], *, has_driver: bool, backend: str) -> Finding:
+    """Return the GPUs that the backend sees; a driver without one is the commonest complaint of all."""
+    if gpus:
+        return Finding("gpu", "ok", ", ".join(gpus))
+    if not has_driver:
+        return Finding("gpu", "note", "none; training runs on the CPU")
+    package = {"tensorflow": "tensorflow[and-cuda]", "jax": "jax[cuda12]"}.get(backend, "torch")
+    mend = (
+        f'pip install "{package}" of the pinned version; in a container start it with --gpus all; or see make install'
+    )
+    return Finding("gpu", "note", f"an NVIDIA driver is here, but {backend} sees no GPU", mend)
+
+
+def get_backend() -> str:
+    """Return the backend that Keras will take: KERAS_BACKEND, else that of keras.json, else TensorFlow."""
+    if os.environ.get("KERAS_BACKEND"):
+        return os.environ["KERAS_BACKEND"]
+    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    try:
+        return json.loads((home / "keras.json").read_text())["backend"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return "tensorflow"
+
+
+def has_nvidia_driver() -> bool:
+    """Return whether the kernel has an NVIDIA driver or its tool is at hand."""
+    return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
+
+
+def get_memory_bytes() -> int | None:
+    """Return the smaller of the machine's memory and the limit of the control group, in bytes."""
+    found = []
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
+        try:
+            found.append(int(Path(name).read_text()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return min(found) if found else None
+
+
+def _get_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def doctor() -> None:
+    """Look at Python, packages, GPU, data, disk and memory, and say how to fix what is wrong."""
+    num_missing = 0
+    for finding in examine():
+        print(finding, flush=True)
+        num_missing += finding.status == "missing"
+    if num_missing:
+        raise typer.Exit(1)

@@ -1,0 +1,53 @@
+"""`dlfer evaluate`: the metrics of a trained model on other data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlfer.cli.options import say
+from dlfer.errors import UserError
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="MODEL_OR_RUN", help="A model's name, its folder, or a run.")],
+    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="A csv in the layout of FER2013.")] = None,
+    usage: Annotated[str | None, typer.Option(metavar="NAME", help="With --csv: its Usage, e.g. PrivateTest.")] = None,
+    data: Annotated[
+        Path | None, typer.Option(metavar="PATH", help="Class folders, an .npz, or an experiment file.")
+    ] = None,
+    json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the figures there too.")] = None,
+    corrupt: Annotated[bool, typer.Option("--corrupt", help="Also on noisy, blurred, dark... images; slow.")] = False,
+    views: Annotated[
+        str | None, typer.Option(metavar="mirror,ten_crop", help="Test-time augmentation, each a row of its own.")
+    ] = None,
+    headline: Annotated[
+        str | None, typer.Option(metavar="VIEW", help="Make the accuracy of this one of --views the headline.")
+    ] = None,
+    attributes: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A csv id,attribute,...: accuracy and recall by group.")
+    ] = None,
+) -> None:
+    """Judge a trained model on other data; a run without any, on its own test or validation part."""
+    from dlfer.report.terminal import format_metrics
+    from dlfer.runs.find_model import find_model
+
+    if csv is not None and data is not None:
+        raise UserError("dlfer evaluate: found both --csv and --data, expected one of them.")
+    if usage is not None and csv is None:
+        raise UserError("dlfer evaluate: --usage goes with --csv FILE.")
+    find_model(model)  # a wrong name is told before TensorFlow is loaded
+    from dlfer.experiment.evaluate import evaluate_model
+    from dlfer.experiment.extras import Extras
+
+    asked = Extras(
+        corrupt=corrupt,
+        views=tuple(views.split(",")) if views else (),
+        headline=headline or "single",
+        attributes=attributes,
+    )
+    print(
+        format_metrics(evaluate_model(model, csv=csv, usage=usage, data=data, json_out=json_out, extras=asked, say=say))
+    )

@@ -1,0 +1,76 @@
+"""`dlfer predict`: labels for the faces in pictures and videos."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dlfer.cli.options import Faces, Model, say
+from dlfer.errors import UserError
+
+
+def predict(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="INPUT...", help="Pictures, folders, globs, films, camera:0, or - for a list on stdin."),
+    ],
+    model: Model = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="A .csv, .json, .jsonl or .parquet, instead of stdout.")
+    ] = None,
+    draw: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Write pictures and films with the faces marked.")
+    ] = None,
+    faces: Faces = "auto",
+    engine: Annotated[
+        str,
+        typer.Option(
+            metavar="keras|onnx|openvino|litert|auto",
+            help="What computes. keras and auto take a model, the others its export; auto: the fastest that answers alike.",
+        ),
+    ] = "keras",
+    abstain: Annotated[
+        float | None, typer.Option(metavar="T", help="Below this confidence the label is 'uncertain'.")
+    ] = None,
+    mirror: Annotated[
+        bool, typer.Option("--mirror", help="The mean over each face and its mirror image; twice the time.")
+    ] = False,
+    smooth: Annotated[
+        float, typer.Option(metavar="SECONDS", help="Films: time constant of smoothed probabilities; 0: none.")
+    ] = 0.5,
+    every: Annotated[int, typer.Option(metavar="N", help="Films: look at every Nth frame.")] = 1,
+    seconds: Annotated[
+        float | None, typer.Option(metavar="S", help="Films and cameras: stop after so many seconds.")
+    ] = None,
+) -> None:
+    """Predict which expression label annotators would give to each face in pictures and films.
+
+    It does not detect what a person feels. In the EU, inferring emotions at work and in education is prohibited
+    (AI Act, Art. 5(1)(f)); models trained on FER2013 or ImageNet weights are for research only.
+
+    Without --out the rows go to stdout: as a table on a terminal, as csv otherwise. What cannot be read is
+    named at the end, and the command exits with 1. Columns: see the README.
+    """
+    if every < 1:
+        raise UserError(f"--every {every}: expected 1 or more.")
+    if smooth < 0:
+        raise UserError(f"--smooth {smooth}: expected 0 or more.")
+    from dlfer.predict.job import PredictionJob, predict_files
+
+    job = PredictionJob(
+        model=model,
+        out=out,
+        draw=draw,
+        faces=faces,
+        engine=engine,
+        abstain=abstain,
+        mirror=mirror,
+        smooth=smooth,
+        every=every,
+        seconds=seconds,
+    )
+    num_failed = predict_files(inputs, job, say=say)
+    if num_failed:
+        raise typer.Exit(1)

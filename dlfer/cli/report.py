@@ -1,0 +1,28 @@
+"""`dlfer report`: the report of a run, written again from its records."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dlfer.cli.options import Out
+
+
+def report(
+    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, or beginnings of their names.")],
+    out: Out = None,
+) -> None:
+    """Write the report of runs again, from the files in them, and the card of a run that has a model."""
+    from dlfer.report.card import write_card
+    from dlfer.report.comparison import write_comparison_report
+    from dlfer.report.html import write_report
+    from dlfer.report.search import write_search_report
+    from dlfer.runs.find import open_run
+    from dlfer.runs.find_model import ARTIFACT_FILE
+
+    writers = {"run": write_report, "search": write_search_report}
+    for opened in [open_run(name, out) for name in runs]:
+        print(writers.get(opened.kind, write_comparison_report)(opened.path))
+        if (opened.path / "model" / ARTIFACT_FILE).is_file():
+            write_card(opened.path)

@@ -1,0 +1,22 @@
+"""`dlfer ship`: the model of a run, made small and named."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def ship(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run, or the beginning of its name.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the model will be called.")],
+    default: Annotated[
+        bool, typer.Option("--default", help="Make it the model that is used where none is named.")
+    ] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of shipped models.")] = Path("saved_models"),
+) -> None:
+    """Make a run's model one to ship: its large kernels in float16, named, with its card, checked against the run's."""
+    from dlfer.export.ship import ship_model
+
+    print(ship_model(run, out, name=name, default=default))

@@ -1,0 +1,35 @@
+"""`dlfer sweep`: every cell of a grid, over seeds."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dlfer.cli.options import OptionalFile, check_start, parse_seeds, print_done, with_run_options
+from dlfer.errors import UserError
+from dlfer.runs.options import RunOptions
+
+
+@with_run_options
+def sweep(
+    file: OptionalFile = None,
+    seeds: Annotated[str | None, typer.Option(metavar="0,1,2", help="Seeds, instead of sweep.seeds.")] = None,
+    workers: Annotated[
+        int | None, typer.Option(metavar="N", min=1, help="Train so many at a time; one for each GPU if left out.")
+    ] = None,
+    *,
+    resume: str | None,
+    options: RunOptions,
+) -> None:
+    """Run every cell of an experiment's grid over seeds, rank them on validation, and compare them."""
+    numbers = None if seeds is None else parse_seeds(seeds)
+    if resume is not None and numbers is not None:
+        raise UserError("dlfer sweep --resume: a sweep goes on with its own seeds; leave --seeds out.")
+    resumed = check_start("sweep", file, resume, options)
+    from dlfer.study.sweep import resume_sweep, run_sweep
+
+    if resumed is None:
+        print_done(run_sweep(file, options, seeds=numbers, workers=workers))
+    else:
+        print_done(resume_sweep(resumed, options, workers=workers))

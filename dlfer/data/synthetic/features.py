@@ -1,0 +1,297 @@
+"""The parts of a drawn face: how a person's looks and facial actions become outlines.
+
+Coordinates are pixels of the 48-pixel image of a frontal face, from its centre, y downwards. The
+action numbers are those of `synthetic_expressions.ACTIONS`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from dlfer.data.synthetic.canvas import Sketch, compute_ellipse
+
+_T = np.linspace(-1, 1, 9)
+_ARC = 1 - _T**2
+_S = np.linspace(0, 1, 6)
+_BEZIER = np.stack([(1 - _S) ** 2, 2 * _S * (1 - _S), _S**2], axis=1)
+_ANGLES = np.linspace(0, 2 * np.pi, 28, endpoint=False)
+_COS, _SIN = np.cos(_ANGLES), np.sin(_ANGLES)
+_IRIS = compute_ellipse((0, 0), (1, 1), num_points=10)
+_SIDES = (-1, 1)
+
+
+@dataclass(frozen=True)
+class Person:
+    """What a face looks like at rest. Lengths in pixels, tones of 0..255, the rest as fractions."""
+
+    half_width: float
+    crown: float
+    chin: float
+    taper: float
+    eye_distance: float
+    eye_height: float
+    eye_width: float
+    eye_opening: float
+    eye_slant: float
+    brow_height: float
+    brow_width: float
+    brow_slant: float
+    nose_length: float
+    nose_width: float
+    mouth_height: float
+    mouth_width: float
+    mouth_curve: float
+    lips: float
+    age: float
+    skin: float
+    hair: float
+    lip_tone: float
+    brow_tone: float
+    gaze: tuple[float, float]
+
+
+def draw_person(rng: np.random.Generator) -> Person:
+    """Return a person drawn at random."""
+    u = rng.uniform(0, 1, 12).tolist()
+    n = np.clip(rng.standard_normal(14), -2, 2).tolist()
+    skin = 95 + 110 * u[0] ** 0.7
+    hair = 25 + 150 * u[1] ** 2.2
+    age = u[2]
+    if age > 0.75 and u[3] < 0.5:
+        hair = 150 + 70 * u[4]
+    return Person(
+        half_width=17.2 + 1.1 * n[0],
+        crown=23 + 1.2 * n[1],
+        chin=20.5 + 1.2 * n[2],
+        taper=0.16 + 0.18 * u[5],
+        eye_distance=8.0 + 0.5 * n[3],
+        eye_height=-4.6 + 0.6 * n[4],
+        eye_width=3.9 + 0.35 * n[5],
+        eye_opening=1.0 + 0.16 * n[6],
+        eye_slant=0.35 * n[7],
+        brow_height=5.6 + 0.5 * n[8],
+        brow_width=1.1 + 0.9 * u[6],
+        brow_slant=0.4 * n[9],
+        nose_length=9.2 + 0.7 * n[10],
+        nose_width=3.3 + 0.8 * u[7],
+        mouth_height=11.6 + 0.6 * n[11],
+        mouth_width=6.1 + 0.5 * n[12],
+        mouth_curve=0.45 * n[13],
+        lips=0.7 + 0.7 * u[8],
+        age=age,
+        skin=skin,
+        hair=hair,
+        lip_tone=skin * (0.56 + 0.3 * u[9]),
+        brow_tone=min(skin * 0.62, 0.7 * hair + 0.3 * skin * u[10]),
+        gaze=((u[11] - 0.5) * 2.2, 0.25 * n[0]),
+    )
+
+
+def _curve(start: tuple[float, float], middle: tuple[float, float], end: tuple[float, float]) -> np.ndarray:
+    """Return a quadratic Bezier curve, float [6, 2]; `middle` is its control point."""
+    return _BEZIER @ np.array((start, middle, end))
+
+
+def add_head(sketch: Sketch, person: Person, actions: dict[int, float]) -> None:
+    """Add neck, ears and the outline of the face."""
+    chin = person.chin + 2.6 * actions[26] - 0.6 * actions[17]
+    width = person.half_width
+    shade = person.skin * 0.62
+    sketch.fill(np.array([(-9.5, 8), (9.5, 8), (11, 40), (-11, 40)]), shade, lift=-6)
+    for side in _SIDES:
+        sketch.fill(compute_ellipse((side * (width + 0.3), -1), (2.1, 4.4), num_points=10), person.skin * 0.78, lift=-3)
+    below = np.maximum(_SIN, 0)
+    x = width * _COS * (1 - person.taper * below**2) * (1 + 0.1 * below * np.abs(_COS))
+    y = np.where(_SIN > 0, chin, person.crown) * _SIN
+    sketch.fill(np.stack([x, y], axis=1), person.skin)
+
+
+def add_folds(sketch: Sketch, person: Person, actions: dict[int, float]) -> None:
+    """Add what the actions fold in the skin: forehead, glabella, crow's feet, cheeks, chin."""
+    skin, age = person.skin, person.age
+
+    def crease(strength: float) -> float:
+        return skin * (1 - min(0.5, strength))
+
+    brow = person.eye_height - person.brow_height
+    raised = (actions[1] + actions[2]) / 2 * (0.5 + age) + 0.15 * age
+    if raised > 0.25:
+        for offset in (-3.2, -5.4):
+            half = 6.5 if actions[2] > 0.4 else 4.0
+            line = _curve((-half, brow + offset), (0, brow + offset - 0.8 + 1.4 * actions[4]), (half, brow + offset))
+            sketch.line(line, crease(0.3 * raised), width=0.6)
+    if actions[4] > 0.2 or actions[9] > 0.2:
+        strength = 0.45 * max(actions[4], actions[9])
+        for side in _SIDES:
+            sketch.line(
+                _curve((side * 1.3, brow + 3.2), (side * 0.9, brow + 1), (side * 1.5, brow - 1.4)),
+                crease(strength),
+                width=0.6,
+            )
+    if actions[9] > 0.15:
+        for offset in (1.0, 2.6):
+            y = person.eye_height + offset
+            sketch.line(_curve((-2.4, y + 1), (0, y - 1), (2.4, y + 1)), crease(0.45 * actions[9]), width=0.6)
+    _add_cheeks(sketch, person, actions, crease)
+
+
+def _add_cheeks(sketch: Sketch, person: Person, actions: dict[int, float], crease) -> None:
+    """Add the bags under the eyes, the nasolabial folds, crow's feet and the chin's boss."""
+    fold = 0.18 * person.age + 0.3 * max(actions[12], 0.9 * actions[9], 0.8 * actions[10], 0.4 * actions[20])
+    wing = person.eye_height + person.nose_length - 1 - 1.2 * actions[9]
+    corner_x = person.mouth_width + 2.6 + 2.2 * actions[12] + 1.5 * actions[20]
+    corner_y = person.mouth_height - 1.2 * actions[12] + 1.0 * actions[15]
+    bag = 0.1 * person.age + 0.28 * max(actions[6], 0.6 * actions[7]) + 0.1 * actions[1]
+    for side in _SIDES:
+        eye_x = side * person.eye_distance
+        if actions[6] > 0.2:
+            cheek = compute_ellipse((side * 9.6, 4.0 - 1.2 * actions[6]), (4.2, 3.2), num_points=12)
+            sketch.fill(cheek, person.skin * (1 + 0.09 * actions[6]), lift=1)
+        low = person.eye_height + 3.4 - 0.5 * actions[6]
+        sketch.line(_curve((eye_x - 3, low), (eye_x, low + 1.6), (eye_x + 3, low)), crease(bag), width=0.7)
+        if fold > 0.1:
+            start = (side * (person.nose_width + 0.7), wing)
+            middle = (side * (corner_x - 0.6), wing + 1.5)
+            sketch.line(_curve(start, middle, (side * corner_x, corner_y)), crease(fold), width=0.8, lift=1)
+        if actions[6] > 0.3:
+            outer = side * (person.eye_distance + person.eye_width + 0.8)
+            for rise in (-1.2, 0.6):
+                feet = np.array(
+                    [(outer, person.eye_height + 0.2 * rise), (outer + side * 2.4, person.eye_height + rise)]
+                )
+                sketch.line(feet, crease(0.25 * actions[6] * (0.6 + person.age)), width=0.4)
+    boss = 0.1 + 0.3 * actions[17]
+    y = person.mouth_height + 4.6 + 1.8 * actions[26]
+    sketch.line(_curve((-2.6, y + 0.6), (0, y - 0.8 - actions[17]), (2.6, y + 0.6)), crease(boss), width=0.8, lift=1)
+
+
+def add_eyes(sketch: Sketch, person: Person, actions: dict[int, float]) -> None:
+    """Add both eyes with lids, iris and the shade of their sockets."""
+    upper = 1.75 * person.eye_opening + 1.25 * actions[5] - 0.75 * actions[7] - 0.35 * actions[6] - 0.3 * actions[9]
+    lower = 1.05 * person.eye_opening + 0.25 * actions[5] - 0.75 * actions[7] - 0.75 * actions[6] - 0.5 * actions[9]
+    shut = max(0.0, 1 - 1.4 * actions[43])
+    upper, lower = max(0.15, upper * (0.2 + 0.8 * shut)), max(0.05, lower)
+    white = 150 + 0.4 * person.skin
+    for side in _SIDES:
+        x = side * person.eye_distance + person.eye_width * _T
+        slant = person.eye_slant - 0.5 * actions[1] * (actions[15] > 0.3)
+        base = person.eye_height - side * slant * _T
+        top, bottom = base - upper * _ARC, base + lower * _ARC
+        socket = compute_ellipse((side * person.eye_distance, person.eye_height - 0.9), (5.2, 3.5), num_points=12)
+        sketch.fill(socket, person.skin * 0.88)
+        if upper + lower > 0.7:
+            sketch.fill(np.stack([np.append(x, x[::-1]), np.append(top, bottom[::-1])], axis=1), white)
+            iris = _IRIS * 1.95 + (
+                side * person.eye_distance + person.gaze[0],
+                person.eye_height - 0.2 + person.gaze[1],
+            )
+            iris[:, 1] = np.clip(iris[:, 1], np.interp(iris[:, 0], x, top), np.interp(iris[:, 0], x, bottom))
+            sketch.fill(iris, 22 + 0.25 * person.hair)
+        lid = np.stack([x, top - 0.15], axis=1)
+        sketch.line(lid, person.skin * 0.3, width=0.75)
+        sketch.line(np.stack([x, bottom], axis=1), person.skin * 0.6, width=0.35)
+        crease = np.stack([x, top - 1.1 - 0.3 * actions[5]], axis=1)
+        sketch.line(crease, person.skin * 0.7, width=0.4)
+
+
+def add_brows(sketch: Sketch, person: Person, actions: dict[int, float], *, asymmetry: float) -> None:
+    """Add the brows; `asymmetry` in -1..1 raises one and lowers the other a little."""
+    base = person.eye_height - person.brow_height
+    inner = base + 0.4 + person.brow_slant - 2.5 * actions[1] + 2.3 * actions[4] + 1.3 * actions[9] + 0.2 * actions[7]
+    middle = base - 1.0 - 1.6 * actions[1] - 1.8 * actions[2] + 1.5 * actions[4] + 0.8 * actions[9]
+    outer = base + 0.9 - person.brow_slant - 2.3 * actions[2] + 0.5 * actions[4] + 0.3 * actions[9]
+    if actions[1] > actions[2]:
+        outer += 0.5 * (actions[1] - actions[2])
+    near = 3.6 - 1.2 * actions[4]
+    half = person.brow_width / 2
+    for side in _SIDES:
+        lift = -0.6 * side * asymmetry
+        line = _curve(
+            (side * near, inner + lift),
+            (side * 8.2, 2 * middle + lift - (inner + outer) / 2),
+            (side * 13.2, outer + lift),
+        )
+        thick = half * (1.15 - 0.75 * _S[:, None] ** 2) * np.array([(0.0, 1.0)])
+        sketch.fill(np.concatenate([line - thick, (line + thick)[::-1]]), person.brow_tone, lift=1)
+
+
+def add_nose(sketch: Sketch, person: Person, actions: dict[int, float], *, light: float) -> None:
+    """Add the nose; its shaded side is away from `light` (-1 from the left .. 1 from the right)."""
+    tip = person.eye_height + person.nose_length - 1.1 * actions[9] - 0.4 * actions[10]
+    width = person.nose_width * (1 + 0.18 * actions[9] + 0.12 * actions[12])
+    skin, side = person.skin, -1 if light > 0 else 1
+    dark = skin * (0.86 - 0.12 * abs(light))
+    bridge = np.array(
+        [
+            (side * 1.4, person.eye_height - 1),
+            (side * 2.2, tip - 3),
+            (side * width, tip),
+            (side * 0.4, tip - 0.5),
+            (side * 0.6, person.eye_height),
+        ]
+    )
+    sketch.fill(bridge, dark, lift=3)
+    sketch.line(np.array([(-side * 0.4, person.eye_height), (-side * 0.3, tip - 1.6)]), skin * 1.1, width=1.1, lift=4)
+    for turn in _SIDES:
+        wing = _curve((turn * (width - 0.3), tip - 2.2), (turn * (width + 0.9), tip - 0.2), (turn * 1.6, tip + 0.3))
+        sketch.line(wing, skin * (0.68 - 0.15 * actions[9]), width=0.6, lift=3)
+        sketch.fill(compute_ellipse((turn * 1.7, tip + 0.1), (0.95, 0.5), num_points=8), skin * 0.35, lift=4)
+
+
+def add_mouth(sketch: Sketch, person: Person, actions: dict[int, float], *, asymmetry: float) -> None:
+    """Add lips, the dark between them and the teeth."""
+    pull, drop = actions[12], actions[15]
+    half = (
+        person.mouth_width + 2.3 * pull + 1.9 * actions[20] - 0.9 * actions[26] * (1 - min(1, pull)) - 0.5 * actions[23]
+    )
+    half -= 0.6 * actions[17]
+    gap = 1.5 * actions[25] + 5.6 * actions[26] + 0.5 * actions[10]
+    gap = 0.0 if gap < 0.35 or actions[24] > 0.5 else gap
+    middle = person.mouth_height - 0.9 * actions[17]
+    corner = middle + person.mouth_curve - 2.3 * pull + 2.1 * drop + 0.6 * actions[20] + 0.28 * gap
+    corners = corner + 0.5 * asymmetry * _T
+    square = np.where(max(actions[20], actions[10], actions[16]) > 0.35, 1 - _T**4, _ARC)
+    x = half * _T
+    top = corners + (middle - 0.1 * gap - 1.3 * actions[10] - 0.4 * actions[9] - corner) * square
+    bottom = top + gap * square + (0.9 * actions[16] * square if gap else 0)
+    press = max(0.2, 1 - 0.6 * actions[23] - 0.7 * actions[24])
+    thin = press * person.lips
+    bow = _ARC * (1 - 0.25 * np.exp(-((_T / 0.2) ** 2)))
+    over = top - 1.35 * thin * bow * (1 - 0.25 * pull) - 0.15
+    under = bottom + (1.75 * thin + 0.5 * actions[16]) * _ARC + 0.15
+    outline = np.stack([np.append(x, x[::-1]), np.append(over, under[::-1])], axis=1)
+    sketch.fill(outline, person.lip_tone, lift=1.5)
+    if not gap:
+        line = np.stack([x, (top + bottom) / 2], axis=1)
+        sketch.line(line, person.lip_tone * 0.45, width=0.55 + 0.2 * press, lift=1.5)
+    else:
+        _add_teeth(sketch, x, top, bottom, actions)
+    shadow = _curve((-half * 0.5, under.max() + 0.7), (0, under.max() + 1.1), (half * 0.5, under.max() + 0.7))
+    sketch.line(shadow, person.skin * 0.82, width=0.8, lift=1)
+    if drop > 0.3:
+        for side in _SIDES:
+            end = (side * (half + 1.0), corner + 2.2)
+            sketch.line(
+                _curve((side * half, corner), (side * (half + 0.5), corner + 0.5), end),
+                person.skin * 0.68,
+                width=0.6,
+                lift=1,
+            )
+
+
+def _add_teeth(sketch: Sketch, x: np.ndarray, top: np.ndarray, bottom: np.ndarray, actions: dict[int, float]) -> None:
+    """Fill an open mouth: dark, upper teeth where the lip is high, lower teeth where it is low."""
+    back = x[::-1]
+    sketch.fill(np.stack([np.append(x, back), np.append(top, bottom[::-1])], axis=1), 28, lift=1.5)
+    gap = bottom - top
+    upper = min(2.4, 0.5 + 1.6 * max(actions[12], actions[10], 0.5 * actions[20], 0.4 * actions[25]))
+    edge = top + np.minimum(gap * 0.85, upper)
+    inner = slice(1, -1)
+    rim = np.stack([np.append(x[inner], x[inner][::-1]), np.append(top[inner], edge[inner][::-1])], axis=1)
+    sketch.fill(rim, 222, lift=1.5)
+    if actions[16] > 0.3:
+        edge = bottom - np.minimum(gap * 0.4, 1.3)
+        rim = np.stack([np.append(x[inner], x[inner][::-1]), np.append(bottom[inner], edge[inner][::-1])], axis=1)
+        sketch.fill(rim, 200, lift=1.5)

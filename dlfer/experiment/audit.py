@@ -1,0 +1,197 @@
+"""The work of `dlfer audit`: load the data as its source has it, audit it, and write what was asked for."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlfer.config.load import load_experiment, resolve_path
+from dlfer.config.names import FER2013_LABELS
+from dlfer.config.schema import DataConfig
+from dlfer.data.audit import audit_parts, list_places, number_groups
+from dlfer.data.bundle import Reading, Split, StreamedSplit
+from dlfer.data.fer2013 import load_fer2013_parts
+from dlfer.data.sources import load_parts_of_source
+from dlfer.data.split import TEST_FRACTION, VALIDATION_FRACTION, draw_held_out
+from dlfer.data.survey import Survey, survey_images
+from dlfer.errors import UserError
+from dlfer.report.audit import list_shown, write_audit_page
+from dlfer.runs.atomic import write_atomically
+
+_IMAGE_SIZE = 256
+"""Pixels: what a folder's images are at most reduced to where their sizes differ and no experiment says."""
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """Data as its source has it, before anything is drawn, split or resized on purpose.
+
+    Attributes:
+        name: the file or folder.
+        parts: in the source's own names.
+        labels: of the targets.
+        reading: what could not be read.
+        notes: what was done to the images when they were loaded.
+        votes: the experiment's file of votes.
+        seed: of a split that is drawn.
+    """
+
+    name: str
+    parts: tuple[Split | StreamedSplit, ...]
+    labels: tuple[str, ...]
+    reading: Reading
+    notes: tuple[str, ...] = ()
+    votes: Path | None = None
+    seed: int = 0
+
+    @property
+    def held(self) -> list[Split]:
+        """The parts with images in memory."""
+        return [part for part in self.parts if isinstance(part, Split) and len(part)]
+
+
+@dataclass(frozen=True)
+class AuditFiles:
+    """The files that an audit is asked to write; None: not that one."""
+
+    json: Path | None = None
+    html: Path | None = None
+    groups: Path | None = None
+    split: Path | None = None
+
+
+def inspect_data(
+    file: Path | None = None,
+    *,
+    csv: Path | None = None,
+    folder: Path | None = None,
+    votes: Path | None = None,
+    files: AuditFiles | None = None,
+) -> dict[str, Any]:
+    """Audit the data of an experiment file, a csv or a folder, and write the files asked for.
+
+    What cannot be read is counted and named, and does not end the audit.
+
+    Args:
+        file: an experiment, whose `finetune.data` is audited; or an .npz of arrays.
+        csv: a csv in the layout of FER2013, with or without a column Usage; all Usages are parts.
+        folder: class folders, or train, validation and test with them.
+        votes: a file of FER+ votes, instead of the experiment's `finetune.data.votes`.
+        files: what to write: json the audit; html a page; groups a csv id,split,label,group; split a csv id,split
+            that divides all images into train, validation and test with each group on one side.
+
+    Returns:
+        The audit, as `dlfer.data.audit.audit_parts` returns it, with "source" and "notes".
+
+    Raises:
+        UserError: not exactly one of file, csv and folder, or the data is not there or not in such a layout.
+    """
+    files = files or AuditFiles()
+    if sum(given is not None for given in (file, csv, folder)) != 1:
+        raise UserError("dlfer audit: give one of FILE, --csv CSV and --folder DIR.")
+    data = load_inspected(file, csv=csv, folder=folder)
+    held = data.held
+    if not held and (files.groups or files.split):
+        raise UserError(
+            f"dlfer audit: {data.name} is streamed, so its images are not looked into; no groups are known."
+        )
+    survey = survey_images(held) if held else None
+    audit = {
+        "source": data.name,
+        "notes": list(data.notes),
+        **audit_parts(data.parts, data.labels, reading=data.reading, votes=votes or data.votes, survey=survey),
+    }
+    if files.json is not None:
+        write_atomically(files.json, json.dumps(audit, indent=2) + "\n")
+    if files.html is not None:
+        write_audit_page(files.html, audit, _pick_images(audit, held))
+    if files.groups is not None:
+        write_atomically(files.groups, format_groups(data, survey))
+    if files.split is not None:
+        write_atomically(files.split, format_split(data, survey))
+    return audit
+
+
+def load_inspected(file: Path | None, *, csv: Path | None = None, folder: Path | None = None) -> Inspected:
+    """Return the data of an experiment file (or an .npz), a csv or a folder; what cannot be read is left out.
+
+    Raises:
+        UserError: as `inspect_data`.
+    """
+    if csv is not None:
+        parts, reading = load_fer2013_parts(csv)
+        return Inspected(str(csv), tuple(parts), FER2013_LABELS, reading)
+    votes, image_size = None, _IMAGE_SIZE
+    if folder is not None:
+        config = DataConfig(source="folder", path=str(folder))
+    elif file.suffix == ".npz":
+        config = DataConfig(source="arrays", path=str(file))
+    elif file.suffix in (".yaml", ".yml"):
+        stage = load_experiment(file).finetune
+        config, image_size = stage.data, stage.image_size
+        votes = None if config.votes is None else resolve_path(config.votes)
+    else:
+        raise UserError(
+            f"dlfer audit {file}: expected an experiment file (.yaml) or arrays (.npz); "
+            "a csv goes with --csv, class folders with --folder."
+        )
+    bundle = load_parts_of_source(config.model_copy(update={"skip_unreadable": True}), image_size=image_size)
+    parts = tuple(part for part in (bundle.train, bundle.validation, bundle.test) if part is not None)
+    name = str(file if folder is None else folder)
+    return Inspected(name, parts, bundle.labels, bundle.reading, bundle.notes, votes, config.seed)
+
+
+def format_groups(data: Inspected, survey: Survey) -> str:
+    """Return a csv id,split,label,group: a chain of duplicates connects the images of one group."""
+    where = list_places(data.held, data.labels)
+    groups = number_groups(survey, where).tolist()
+    rows = [(place["id"], place["split"], place["label"], group) for place, group in zip(where, groups, strict=True)]
+    return _format_csv(("id", "split", "label", "group"), rows)
+
+
+def format_split(data: Inspected, survey: Survey) -> str:
+    """Return a csv id,split that divides all images 80/20 and again 80/20, stratified, each group on one side.
+
+    Where an id recurs among the parts, each id is preceded by its part: "train/0.png".
+    """
+    where = list_places(data.held, data.labels)
+    ids = np.array([place["id"] for place in where])
+    if len(np.unique(ids)) < len(ids):
+        ids = np.array([f"{place['split']}/{place['id']}" for place in where])
+    targets = np.concatenate([part.targets for part in data.held])
+    # The groups are known, so the draw looks at ids and targets alone; the parts may differ in shape.
+    pool = Split("all", np.zeros((len(ids), 1, 1, 1), np.uint8), targets, ids)
+    judged = draw_held_out(pool, TEST_FRACTION, seed=data.seed, purpose="test", groups=survey.groups)
+    rest = np.flatnonzero(~judged)
+    selected = draw_held_out(
+        pool.take(rest), VALIDATION_FRACTION, seed=data.seed, purpose="validation", groups=survey.groups[rest]
+    )
+    names = np.where(judged, "test", "train").astype("<U10")
+    names[rest[selected]] = "validation"
+    return _format_csv(("id", "split"), zip(ids.tolist(), names.tolist(), strict=True))
+
+
+def _format_csv(header: tuple[str, ...], rows: Any) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def _pick_images(audit: Mapping[str, Any], parts: list[Split]) -> dict[tuple[str, str], np.ndarray]:
+    """Return the images that the page shows, by (split, id)."""
+    wanted = set(list_shown(audit))
+    return {
+        (part.name, str(name)): part.images[row]
+        for part in parts
+        for row, name in enumerate(part.ids)
+        if (part.name, str(name)) in wanted
+    }

@@ -1,0 +1,262 @@
+"""A trained model judged again: on its own run's images, a csv, a folder, arrays, or another experiment's."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from dlfer.config.load import load_experiment, load_recorded_experiment, resolve_path
+from dlfer.config.names import FER2013_LABELS
+from dlfer.config.schema import DataConfig, FacesConfig
+from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
+from dlfer.data.face_crops import prepare_split
+from dlfer.data.fer2013 import load_fer2013_usage
+from dlfer.data.labels import map_targets
+from dlfer.data.sources import load_data, load_parts_of_source
+from dlfer.errors import ConfigError, MissingDataError, ModelError, UserError
+from dlfer.experiment.duplicates import JudgedDuplicates, find_judged_duplicates
+from dlfer.experiment.extras import Extras, check_extras, judge_extras, keep_extras
+from dlfer.experiment.records import read_metrics, read_parts
+from dlfer.experiment.splits import log_opening
+from dlfer.metrics.predictions import Predictions
+from dlfer.metrics.scores import compute_metrics_file
+from dlfer.model.artifact import load_artifact
+from dlfer.model.classifier import Classifier, read_artifact_record
+from dlfer.runs.atomic import write_atomically
+from dlfer.runs.find import open_run
+from dlfer.runs.find_model import find_model
+from dlfer.runs.run import CONFIG_FILE, Run
+
+_PLAIN = Extras()
+
+
+def evaluate_model(
+    name: str,
+    *,
+    csv: Path | None = None,
+    usage: str | None = None,
+    data: Path | None = None,
+    json_out: Path | None = None,
+    extras: Extras = _PLAIN,
+    say: Callable[[str], None] | None = None,
+) -> dict:
+    """Judge a trained model and return a metrics file.
+
+    Args:
+        name: a run, an artifact folder, or a shipped model's name.
+        csv, usage: a FER2013 csv and the Usage to judge on; without one PrivateTest, else PublicTest, else
+            all rows of a csv that names no parts.
+        data: a class folder, an .npz of arrays, or an experiment file whose `finetune.data` is used (with
+            its aliases and drops). Its test part is judged, else validation, else all of it.
+        json_out: where to write the figures, too.
+        extras: views, groups and corruptions, where asked for.
+        say: is told what takes long.
+        Without csv and data, a run is judged on its own test part, else on its validation part.
+
+    Returns:
+        The dict of metrics.json; "test" holds the metrics, "test_without_duplicates" those of the images without
+        a duplicate in the data that trained or selected the model, where the run's data is there to compare with, or
+        the csv has the same; "duplicates" has the counts. Temperature and threshold are those that the run found on
+        its validation. "judged_on" is {"split", "file", "used_for"}: "selection" or "training" where the model was
+        selected on these images or trained on them, else None.
+
+    Raises:
+        UserError: model or data is not found or does not fit.
+    """
+    if csv is not None and data is not None:
+        raise UserError("evaluate: found both --csv and --data, expected one of them.")
+    check_extras(extras)
+    classifier = load_artifact(name)
+    run = _find_run(name)
+    record = read_artifact_record(find_model(name))
+    if csv is not None:
+        split, labels = _load_csv(Path(csv), usage)
+    elif data is not None:
+        split, labels = _load_other(Path(data), classifier)
+    elif run is not None:
+        split, labels = _choose_part(_load_stage(run))
+    else:
+        raise UserError(
+            f"evaluate: {name} is no run with data of its own; give --csv FILE [--usage NAME] or --data PATH."
+        )
+    if csv is not None or data is not None:
+        split = _prepare_as_trained(split, classifier, say)
+    trained = run.path if run is not None else find_model(name)
+    is_own = run is not None and _is_own_data(run, csv or data)
+    used_for = _tell_use(trained, split, is_own=is_own)
+    split = map_targets(split, labels, classifier.labels)
+    check_extras(extras, split.ids)
+    opened = log_opening(run, split) if run is not None else None
+    predictions = Predictions(split.ids, classifier.labels, split.targets, classifier.predict(split.images))
+    sources, same_ids = (None if run is None else _load_sources(run)), is_own
+    if sources is None and csv is not None:
+        # Nothing but the same images passes, so that what they are named in this csv is what they were named there.
+        sources, same_ids = _find_sources(trained, Path(csv)), True
+    duplicates = None
+    if sources is not None:
+        train, selection = sources[0], None if used_for == "selection" else sources[1]
+        duplicates = find_judged_duplicates("test", split, train=train, selection=selection, same_ids=same_ids)
+    metrics = _score(
+        read_metrics(trained), record, predictions, duplicates=duplicates, is_own=is_own, test_opened=opened
+    )
+    judged = judge_extras(extras, classifier, {"test": split}, {"test": predictions}, say=say)
+    if run is not None and csv is None and data is None and keep_extras(run, judged) and say is not None:
+        say(f"kept in {run.path}; dlfer report {run.path} writes its report with them")
+    metrics |= judged
+    metrics |= {"judged_on": {"split": split.name, "file": str(csv or data or run.path), "used_for": used_for}}
+    if json_out is not None:
+        write_atomically(Path(json_out), json.dumps(metrics, indent=2) + "\n")
+    return metrics
+
+
+def _prepare_as_trained(split: Split, classifier: Classifier, say: Callable[[str], None] | None) -> Split:
+    """Return the split with its faces found and evened out as the model's training data had them."""
+    faces = classifier.about.get("faces")
+    if faces is None:
+        return split
+    split, found = prepare_split(split, FacesConfig.model_validate(faces), aspect=classifier.aspect, say=say)
+    if say is not None and faces["detect"] != "none":
+        say(f"faces: found in {found.sum():,} of {len(found):,} images; of the others the whole image is used")
+    return split
+
+
+def _score(
+    of_run: dict,
+    record: dict,
+    predictions: Predictions,
+    *,
+    duplicates: JudgedDuplicates | None,
+    is_own: bool,
+    test_opened: int | None,
+) -> dict:
+    """Return the metrics file; `duplicates` is None where the data that made the model is not there any more."""
+    protocol = record["about"].get("protocol", "not known")
+    return compute_metrics_file(
+        {"test": predictions},
+        protocol=protocol,
+        banner=_describe_run(of_run, protocol, is_own=is_own),
+        selected_on=record["about"].get("selected_on", "not known"),
+        duplicates=None if duplicates is None else duplicates.as_dict(),
+        without_duplicates_ids=None if duplicates is None else duplicates.list_ids_without(),
+        temperature=record.get("temperature"),
+        abstain=of_run.get("abstain"),
+        test_opened=test_opened,
+    )
+
+
+def _load_sources(run: Run) -> tuple[Split, Split | None] | None:
+    """Return the splits that trained and selected a run; None where its data is gone or streamed."""
+    with contextlib.suppress(MissingDataError, ConfigError):
+        bundle = _load_stage(run)
+        if isinstance(bundle.train, Split):
+            return bundle.train, bundle.validation if isinstance(bundle.validation, Split) else None
+    return None
+
+
+def _find_sources(folder: Path, csv: Path) -> tuple[Split, Split | None] | None:
+    """Return the splits that trained and selected a run or shipped model, if exactly those images are in a csv.
+
+    None if the training images are not; None for the split that selected it if that one is not.
+    """
+    described = {part: read_parts(folder).get(part, {}).get("fingerprint") for part in ("train", "validation")}
+    if not described["train"] or not (folder / CONFIG_FILE).is_file():
+        return None
+    with contextlib.suppress(UserError):
+        stage = load_recorded_experiment(folder / CONFIG_FILE).finetune
+        if stage.data.source != "fer2013":
+            return None
+        data = stage.data.model_copy(update={"path": str(csv)})
+        bundle = load_data(data, image_size=stage.native_size, balance=stage.balance)
+        found = {part: compute_fingerprint(getattr(bundle, part)) for part in described}
+        if found["train"] == described["train"]:
+            return bundle.train, bundle.validation if found["validation"] == described["validation"] else None
+    return None
+
+
+def _tell_use(folder: Path, split: Split, *, is_own: bool) -> str | None:
+    """Return what a model used a part for, "selection" or "training"; None for a part that it did not use.
+
+    Args:
+        folder: of its run, or of the shipped model; data.json in it has the parts' fingerprints.
+        split: as it was loaded.
+        is_own: whether it comes from the run's own data, so that its name says enough.
+    """
+    described = read_parts(folder)
+    for part, use in (("validation", "selection"), ("train", "training")):
+        of_run = described.get(part, {})
+        if split.name == of_run.get("name") and (is_own or compute_fingerprint(split) == of_run.get("fingerprint")):
+            return use
+    return None
+
+
+def _describe_run(of_run: dict, protocol: str, *, is_own: bool) -> str | None:
+    """Return the banner: the run's, said to be of its own test part where other data are judged."""
+    banner = of_run.get("banner")
+    if of_run:
+        return f"Of the run itself: {banner}" if banner and not is_own else banner
+    if protocol != "paper":
+        return None
+    return (
+        "Trained under the published protocol: images to judge on may have a duplicate in training. "
+        "Its run is not there to count them."
+    )
+
+
+def _is_own_data(run: Run, given: Path | None) -> bool:
+    """Tell whether data is the run's own, so that an id means the same image in both."""
+    if given is None:
+        return True
+    path = run.config().finetune.data.path
+    with contextlib.suppress(ConfigError):
+        return path is not None and resolve_path(path).resolve() == Path(given).resolve()
+    return False
+
+
+def _find_run(name: str) -> Run | None:
+    """Return the run that a model's name means, also by its `model/` folder; None for other artifacts."""
+    path = Path(name)
+    try:
+        return open_run(path.parent if path.name == "model" and (path.parent / "run.json").exists() else path)
+    except ModelError:
+        return None
+
+
+def _load_stage(run: Run) -> DataBundle:
+    stage = run.config().finetune
+    return load_data(stage.data, image_size=stage.native_size, balance=stage.balance)
+
+
+def _choose_part(bundle: DataBundle) -> tuple[Split, tuple[str, ...]]:
+    part = bundle.test if bundle.test is not None else bundle.validation
+    if not isinstance(part, Split):
+        raise UserError("evaluate: this run's data is streamed and has no test part; give --csv or --data.")
+    return part, bundle.labels
+
+
+def _load_csv(csv: Path, usage: str | None) -> tuple[Split, tuple[str, ...]]:
+    split = load_fer2013_usage(csv, usage)
+    if usage is None:
+        for name in ("PrivateTest", "PublicTest"):
+            rows = np.flatnonzero(np.char.startswith(split.ids, f"{name}/"))
+            if len(rows):
+                return split.take(rows, name), FER2013_LABELS
+    return split, FER2013_LABELS
+
+
+def _load_other(path: Path, classifier: Classifier) -> tuple[Split, tuple[str, ...]]:
+    """Load a class folder, an .npz, or the data of an experiment file; nothing is split off what has no parts."""
+    if path.suffix in (".yaml", ".yml"):
+        config = load_experiment(path).finetune.data
+    else:
+        config = DataConfig(source="arrays" if path.suffix == ".npz" else "folder", path=str(path))
+    # Images of several sizes become squares when they are read: as the model makes them.
+    config = config.model_copy(update={"aspect": classifier.aspect})
+    bundle = load_parts_of_source(config, image_size=classifier.image_size)
+    for part in (bundle.test, bundle.validation, bundle.train):
+        if isinstance(part, Split) and len(part):
+            return part, bundle.labels
+    raise UserError(f"{path}: found no images to judge on.")

@@ -1,0 +1,174 @@
+"""What a model is judged on besides its plain answers, where it is asked for: views, groups, corruptions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlfer.config import names
+from dlfer.config.load import resolve_path
+from dlfer.config.schema import EvaluateConfig
+from dlfer.data.bundle import DataBundle, Split, StreamedSplit
+from dlfer.errors import UserError
+from dlfer.experiment.robustness import evaluate_corruptions
+from dlfer.metrics.attributes import check_attributes, compute_group_scores, read_attributes
+from dlfer.metrics.predictions import Known, Predictions, write_predictions
+from dlfer.metrics.views import compute_view_scores
+from dlfer.model.classifier import Classifier
+from dlfer.model.predict import predict_split
+from dlfer.model.views import predict_views
+from dlfer.runs.run import Run
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What is asked for.
+
+    Attributes:
+        corrupt: whether to judge on corrupted images, too; 31 predictions of every image.
+        views: test-time augmentations, "mirror" or "ten_crop".
+        headline: "single", or the one of `views` whose accuracy is the headline.
+        attributes: a csv of attributes per image id, or None.
+        batch_size: images at a time.
+    """
+
+    corrupt: bool = False
+    views: tuple[str, ...] = ()
+    headline: str = "single"
+    attributes: Path | None = None
+    batch_size: int = 64
+
+
+def choose_extras(config: EvaluateConfig, bundle: DataBundle, *, smoke: bool = False) -> Extras:
+    """Return what an experiment asks for, checked against the images that it will judge.
+
+    Raises:
+        UserError: as `check_extras`.
+    """
+    # The few images of a smoke run are drawn and have no attributes.
+    has_attributes = config.attributes is not None and not smoke
+    extras = Extras(
+        views=config.views,
+        headline=config.headline,
+        attributes=resolve_path(config.attributes) if has_attributes else None,
+        batch_size=config.batch_size,
+    )
+    judged = bundle.validation if bundle.test is None else bundle.test
+    check_extras(extras, judged.ids if isinstance(judged, Split) else None)
+    return extras
+
+
+def check_extras(extras: Extras, ids: np.ndarray | None = None) -> None:
+    """Raise unless it can be done: before a training, not after.
+
+    Args:
+        extras: what is asked for.
+        ids: of the images to judge on, str [N]; None: not known yet.
+
+    Raises:
+        UserError: an unknown view, a headline that is not among the views, or a file of attributes that
+            cannot be read or names none of the ids.
+    """
+    unknown = [view for view in extras.views if view not in names.VIEWS]
+    if unknown:
+        raise UserError(f"views: found {', '.join(unknown)}, expected some of {', '.join(names.VIEWS)}.")
+    if extras.headline not in ("single", *extras.views):
+        raise UserError(
+            f"headline: found {extras.headline!r}, expected single or one of the views asked for "
+            f"({', '.join(extras.views) or 'none'}); add it there."
+        )
+    if extras.attributes is not None:
+        attributes = read_attributes(extras.attributes)
+        if ids is not None:
+            check_attributes(attributes, ids, file=str(extras.attributes))
+
+
+def judge_extras(
+    extras: Extras,
+    classifier: Classifier,
+    splits: Mapping[str, Split | StreamedSplit | None],
+    predictions: Mapping[str, Predictions],
+    *,
+    folder: Path | None = None,
+    say: Callable[[str], None] | None = None,
+    known: Known | None = None,
+) -> dict[str, Any]:
+    """Return the keys of metrics.json that are asked for here.
+
+    Args:
+        extras: what is asked for.
+        classifier: the trained model.
+        splits: "validation", "test" -> images, with targets as the classifier's labels stand.
+        predictions: the classifier's plain answers on them.
+        folder: where to write the predictions of views, as <view>/<part>.npz; None: nowhere.
+        say: is told what takes long.
+        known: answers of views that are known without asking the classifier.
+
+    Returns:
+        {"views": {view: {part: see `compute_view_scores`}}, "headline", "groups": see `compute_group_scores`,
+        or None, with the "part"}, and "corruptions": see `evaluate_corruptions`, with the "part", if asked
+        for. Groups and corruptions are of test, else of validation.
+    """
+    parts = [part for part in ("test", "validation") if splits.get(part) is not None and part in predictions]
+    views: dict[str, dict[str, Any]] = {}
+    for view in extras.views:
+        views[view] = {}
+        for part in parts:
+            plain = predictions[part]
+            viewed = None if known is None else known(part, view)
+            if viewed is None:
+                answers = predict_split_views(classifier, splits[part], view, batch_size=extras.batch_size)
+                viewed = Predictions(plain.ids, plain.labels, plain.targets, answers)
+            if folder is not None:
+                write_predictions(viewed, folder / view / f"{part}.npz")
+            views[view][part] = compute_view_scores(viewed, plain, view=view)
+    judged: dict[str, Any] = {"views": views, "headline": extras.headline, "groups": None}
+    if extras.attributes is not None and parts:
+        attributes = read_attributes(extras.attributes)
+        groups = compute_group_scores(predictions[parts[0]], attributes, file=str(extras.attributes))
+        judged["groups"] = {**groups, "part": parts[0]}
+    if extras.corrupt and parts and isinstance(splits[parts[0]], Split):
+        found = evaluate_corruptions(classifier, splits[parts[0]], batch_size=extras.batch_size, say=say)
+        judged["corruptions"] = {**found, "part": parts[0]}
+    return judged
+
+
+def keep_extras(run: Run, judged: Mapping[str, Any]) -> bool:
+    """Put what was judged on a run's own images into its metrics.json, for its report; return whether there was any.
+
+    What stands there already stays, but for the very same view, groups or corruptions.
+
+    Args:
+        run: with a metrics.json.
+        judged: from `judge_extras`, with the one part called "test".
+    """
+    if not any(judged.get(key) for key in ("views", "groups", "corruptions")):
+        return False
+    metrics = run.read_metrics()
+    part = "test" if metrics.get("test") else "validation"
+    found = {key: {**judged[key], "part": part} for key in ("groups", "corruptions") if judged.get(key)}
+    if judged["views"]:
+        old = metrics.get("views") or {}
+        found["views"] = old | {
+            view: {**old.get(view, {}), part: parts["test"]} for view, parts in judged["views"].items()
+        }
+    run.write_json("metrics.json", {**metrics, **found})
+    return True
+
+
+def predict_split_views(
+    classifier: Classifier, split: Split | StreamedSplit, view: str, *, batch_size: int
+) -> np.ndarray:
+    """Return float32 [N, C] in the split's own order, which is that of its plain predictions."""
+    if view == "single":
+        predict = partial(classifier.predict, batch_size=batch_size)
+        return predict_split(predict, split, batch_size=batch_size)[0]
+    if isinstance(split, Split):
+        return predict_views(classifier, split.images, view, batch_size=batch_size)
+    batches = split.batches(batch_size, seed=0, epoch=0, training=False)
+    return np.concatenate([predict_views(classifier, images, view, batch_size=batch_size) for images, _, _ in batches])

@@ -1,0 +1,255 @@
+"""Fitting trees on a backbone's features: EF-FER1 obtained, carried over, features computed, trees grown."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from dlfer.config.load import with_overrides
+from dlfer.config.schema import BoostingConfig, ExperimentConfig, StageConfig
+from dlfer.data.balance import add_copies, balance_indices, compute_class_weights
+from dlfer.data.bundle import DataBundle, Split
+from dlfer.errors import ConfigError, DataError
+from dlfer.experiment.fit_network import Fitted, build_carried_network, compute_cost, explain_stage, make_job, pretrain
+from dlfer.experiment.session import Session
+from dlfer.experiment.smoke import NUM_BATCHES
+from dlfer.model.boosted import BoostedClassifier, build_level_features
+from dlfer.model.levels import LevelFeatures
+from dlfer.model.stage_network import TransferNetwork, build_transfer_network
+from dlfer.model.trees import FeatureScale, import_xgboost
+from dlfer.runs.run import Run
+from dlfer.train.boosting import Rows, compute_importance, grow_trees
+from dlfer.train.device import Device, choose_device
+from dlfer.train.features import Extraction, extract_features
+from dlfer.train.progress import describe_seconds
+
+BOOSTING_FILE = "boosting.json"
+SECONDS_PER_VISIT, SECONDS_PER_BIN = 0.8e-9, 11e-9
+"""Of one core: one row, one feature, one level of a tree; and one bin of one drawn feature at one node. Fitted to
+rounds of 2,000 to 28,700 rows by 1,488 features, depth 3 and 6, a fifth or all of the features."""
+
+
+@dataclass(frozen=True)
+class _Extracted:
+    """What the trees are given, and what it took."""
+
+    train: Rows
+    validation: Rows
+    scale: FeatureScale
+    images: int
+    seconds: float
+    were_cached: bool
+
+
+def fit_boosted(run: Run, config: ExperimentConfig, session: Session, device: Device, bundle: DataBundle) -> Fitted:
+    """Obtain EF-FER1 where there is one, compute multi-level features, and grow trees on them.
+
+    Whatever `experiment.precision` says, features are computed in float32. A run that was stopped goes on where
+    it stands, with the very same trees.
+
+    Raises:
+        EnvironmentProblem: xgboost is not installed.
+        ConfigError: the experiment asks for what trees do not have.
+    """
+    import_xgboost()
+    _check(config, bundle)
+    config = with_overrides(config, {"experiment.precision": "float32"})
+    pretrained = pretrain(run, config, session, device) if config.pretrain else None
+    network = build_carried_network(run, config, session, bundle, pretrained)
+    features = build_level_features(network, config.model, config.boosting)
+    for line in _describe_plan(config, features, bundle, smoke=run.is_smoke):
+        session.listener.say(line)
+        run.log("plan", text=line)
+    extracted = _extract(run, config, session, bundle, (network, features))
+    job = make_job("finetune", config, config.experiment.seed, run, session, device)
+    run.log("finetune_start")
+    booster, result = grow_trees(
+        job, config.boosting, extracted.train, extracted.validation, num_labels=len(bundle.labels)
+    )
+    run.log("finetune_end", epochs=len(result.history), kept_epoch=result.kept_epoch + 1, seconds=result.seconds)
+    rounds = booster.num_boosted_rounds()
+    importance = compute_importance(booster, [level.size for level in features.levels])
+    run.write_json(
+        BOOSTING_FILE,
+        {
+            "rounds": rounds,
+            "rounds_an_epoch": rounds // (result.kept_epoch + 1),
+            "trees": rounds * len(bundle.labels),
+            "levels": [{"name": level.name, **found} for level, found in zip(features.levels, importance, strict=True)],
+            "normalize": config.boosting.normalize.model_dump(),
+            "row_weights": _describe_weights(extracted.train, bundle.labels),
+            "features_seconds": extracted.seconds,
+            "features_were_cached": extracted.were_cached,
+            "trees_seconds": result.seconds,
+        },
+    )
+    classifier = BoostedClassifier(
+        network,
+        bundle.labels,
+        config=config.model,
+        channels=bundle.channels,
+        boosting=config.boosting,
+        trees=(features, extracted.scale, booster),
+    )
+    spent = replace(result, seconds=extracted.seconds + result.seconds, images=extracted.images)
+    return Fitted(classifier, compute_cost(config, pretrained, spent))
+
+
+def _extract(
+    run: Run,
+    config: ExperimentConfig,
+    session: Session,
+    bundle: DataBundle,
+    parts: tuple[TransferNetwork, LevelFeatures],
+) -> _Extracted:
+    """Compute the features of train and validation, balance and normalise them."""
+    network, features = parts
+    extraction = Extraction(
+        features,
+        network,
+        config.finetune.batch_size,
+        session.runs_folder / ".cache" / "features" if run.read_json("run.json")["use_cache"] else None,
+        session.control,
+        session.listener,
+    )
+    run.log("features_start")
+    split, rows = balance_train(config.finetune, bundle.train, seed=config.experiment.seed)
+    train = extract_features(extraction, split, part="train")
+    validation = extract_features(extraction, bundle.validation, part="validation")
+    seconds, were_cached = train.seconds + validation.seconds, train.was_cached and validation.was_cached
+    run.log("features_end", seconds=seconds, were_cached=were_cached)
+    values, targets = train.values[rows], split.targets[rows]
+    scale = FeatureScale.fit(config.boosting.normalize.features, features.levels, values)
+    return _Extracted(
+        Rows(scale.apply(values), targets, compute_row_weights(config, targets, len(bundle.labels))),
+        Rows(scale.apply(validation.values), bundle.validation.targets),
+        scale,
+        len(split) + len(bundle.validation),
+        seconds,
+        were_cached,
+    )
+
+
+def balance_train(stage: StageConfig, split: Split, *, seed: int) -> tuple[Split, np.ndarray]:
+    """Return the images whose features are computed, and the rows (int [M]) of them that trees are grown on.
+
+    augment adds augmented copies once, as many as bring every class to the largest one's size, unless the split
+    was drawn from images that were balanced so already; undersample takes as many of each class as the smallest has;
+    class_weight and sampler take every image, and the class counts by its rows' weights.
+    """
+    if stage.balance == "augment" and stage.data.split != "after_balance":
+        split = add_copies(split, seed=seed)
+    how = "undersample" if stage.balance == "undersample" else "none"
+    return split, balance_indices(split.targets, how, seed=seed, epoch=0)
+
+
+def compute_row_weights(config: ExperimentConfig, targets: np.ndarray, num_labels: int) -> np.ndarray | None:
+    """Return float32 [N] with mean 1, by which all classes count alike, or None where nothing asks for it."""
+    if config.boosting.normalize.rows or config.finetune.balance in ("class_weight", "sampler"):
+        return compute_class_weights(np.bincount(targets, minlength=num_labels))[targets]
+    return None
+
+
+def explain_boosted(config: ExperimentConfig, session: Session) -> None:
+    """Say what a run would do: EF-FER1, the features with the memory they take, and the trees; compute nothing."""
+    import_xgboost()
+    device = choose_device(config.experiment, require_gpu=session.options.require_gpu)
+    session.listener.say(f"device: {device.kind} ({device.name}), {device.backend}, jit {device.jit}; trees on the CPU")
+    explain_stage("EF-FER1", config, config.pretrain, session, device)
+    bundle = session.load_bundle(config.finetune)
+    _check(config, bundle)
+    network = build_transfer_network(
+        config.model,
+        num_labels=len(bundle.labels),
+        image_size=config.finetune.image_size,
+        crop=config.finetune.crop,
+        aspect=config.finetune.data.aspect,
+        channels=bundle.channels,
+    )
+    features = build_level_features(network, config.model, config.boosting)
+    for line in _describe_plan(config, features, bundle, smoke=session.options.smoke):
+        session.listener.say(line)
+
+
+def _describe_plan(config: ExperimentConfig, features: LevelFeatures, bundle: DataBundle, *, smoke: bool) -> list[str]:
+    """Return lines for the terminal and the run's log: features, memory, rounds, and about how long it takes."""
+    stage, boosting = config.finetune, config.boosting
+    num_images, num_rows = count_rows(stage, bundle)
+    rounds = min(boosting.rounds_per_epoch, NUM_BATCHES) if smoke else boosting.rounds_per_epoch
+    num_features, total = features.num_features, rounds * stage.epochs
+    levels = ", ".join(f"{level.name} {level.size:,}" for level in features.levels)
+    # On disk float16; for the trees float32 (scaled, both parts) and a byte a bin.
+    disk = 2 * num_images * num_features
+    memory = num_features * (4 * (num_rows + len(bundle.validation)) + 2 * num_rows)
+    features_seconds = (num_images + len(bundle.validation)) * _time_an_image(features, bundle, stage.batch_size)
+    trees_seconds = total * estimate_round(boosting, num_rows, num_features, len(bundle.labels))
+    weighted = boosting.normalize.rows or stage.balance in ("class_weight", "sampler")
+    return [
+        f"features: {num_features:,} of {len(features.levels)} levels ({levels}); {num_images:,} + "
+        f"{len(bundle.validation):,} images of {stage.image_size}x{stage.image_size}, {disk / 2**20:,.0f} MiB on disk, "
+        f"about {describe_seconds(features_seconds)} unless they are in the cache",
+        f"trees: {num_rows:,} rows, at most {total:,} rounds ({stage.epochs} epochs of {rounds}) of {len(bundle.labels)} "
+        f"trees of depth {boosting.max_depth}, rate {boosting.learning_rate:g}; expected memory about "
+        f"{memory / 2**30:.1f} GiB; about {describe_seconds(trees_seconds)} for all rounds, at most",
+        f"trees: rows {'weighted so that classes count alike' if weighted else 'unweighted'}, features "
+        f"{boosting.normalize.features}, leaves {'within -1..1' if boosting.normalize.leaves else 'as they are'}; the "
+        f"{stage.keep} epoch by {stage.monitor} on validation is kept",
+        "trees: optimizer, schedule, loss, augment, freeze, ema and clip of finetune, and model.dropout, head.hidden and "
+        "head.activation, mean nothing for trees and are not used",
+    ]
+
+
+def estimate_round(boosting: BoostingConfig, num_rows: int, num_features: int, num_labels: int) -> float:
+    """Estimate the seconds of a round on all cores of this machine, if they are free."""
+    visits = num_rows * boosting.max_depth
+    bins = boosting.colsample * boosting.max_bin * min(2**boosting.max_depth, num_rows)
+    return num_labels * num_features * (SECONDS_PER_VISIT * visits + SECONDS_PER_BIN * bins) / (os.cpu_count() or 1)
+
+
+def count_rows(stage: StageConfig, bundle: DataBundle) -> tuple[int, int]:
+    """Return how many training images get features, and how many rows the trees are grown on."""
+    counts = np.bincount(bundle.train.targets)
+    if stage.balance == "undersample":
+        return len(bundle.train), int(counts[counts > 0].min() * (counts > 0).sum())
+    if stage.balance == "augment" and stage.data.split != "after_balance":
+        copied = int(counts.max() * (counts > 0).sum())
+        return copied, copied
+    return len(bundle.train), len(bundle.train)
+
+
+def _time_an_image(features: LevelFeatures, bundle: DataBundle, batch_size: int) -> float:
+    """Return the seconds that the features of an image take, from the second of two batches."""
+    images = bundle.train.images[:batch_size]
+    features.compute(images, batch_size=batch_size)
+    start = time.monotonic()
+    features.compute(images, batch_size=batch_size)
+    return (time.monotonic() - start) / len(images)
+
+
+def _check(config: ExperimentConfig, bundle: DataBundle) -> None:
+    """Raise where an experiment asks for what there is not, before anything is computed."""
+    if not isinstance(bundle.train, Split) or not isinstance(bundle.validation, Split):
+        raise DataError(
+            f"finetune.data: found {bundle.source}, which is streamed; family boosted needs its images in memory. "
+            "Take another source, or family transfer."
+        )
+    if config.finetune.milestones:
+        raise ConfigError(
+            f"finetune.milestones: found {list(config.finetune.milestones)}; family boosted keeps one set of trees. "
+            "Leave it out."
+        )
+    if config.ablation.equal_compute:
+        raise ConfigError(
+            "ablation.equal_compute: found true; more epochs of trees do not cost what EF-FER1 costs. Set it to false."
+        )
+
+
+def _describe_weights(rows: Rows, labels: tuple[str, ...]) -> dict[str, float] | None:
+    """Return the weight of each class's rows; a class without rows is left out."""
+    if rows.weights is None:
+        return None
+    found = {label: rows.weights[rows.targets == index] for index, label in enumerate(labels)}
+    return {label: float(weights[0]) for label, weights in found.items() if len(weights)}

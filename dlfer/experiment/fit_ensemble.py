@@ -1,0 +1,120 @@
+"""Fitting an ensemble: members that are trained as runs of their own or are trained already, and their combination."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from dlfer.config.schema import ExperimentConfig
+from dlfer.data.bundle import DataBundle, Split
+from dlfer.errors import ProtocolError
+from dlfer.experiment.ensemble_answers import Answers, combine, compare_members
+from dlfer.experiment.ensemble_members import (
+    Member,
+    TrainMember,
+    check_training,
+    make_member_config,
+    obtain_members,
+    write_members,
+)
+from dlfer.experiment.fit_network import Fitted
+from dlfer.experiment.milestones import Judged
+from dlfer.experiment.session import Session
+from dlfer.metrics.combine import fit_combination
+from dlfer.metrics.predictions import Predictions
+from dlfer.model.artifact import load_artifact
+from dlfer.model.ensemble import EnsembleClassifier, match_labels
+from dlfer.runs.find_model import ARTIFACT_FILE, find_model
+from dlfer.runs.manifest import hash_file
+from dlfer.runs.run import RUN_FILE, Run
+from dlfer.train.device import Device
+
+
+def fit_ensemble(
+    run: Run,
+    config: ExperimentConfig,
+    session: Session,
+    device: Device,
+    bundle: DataBundle,
+    *,
+    train: TrainMember,
+) -> Fitted:
+    """Train the members that are not trained yet, and fit what combines them on validation.
+
+    A member that is finished is not trained again; one that was stopped goes on where it stands.
+
+    Raises:
+        ProtocolError: a member was trained on images of this test part; or the data is streamed.
+        ModelError: a member has other labels.
+    """
+    if not isinstance(bundle.validation, Split):
+        raise ProtocolError("ensemble: the data is streamed; expected images in memory to combine members on.")
+    members = obtain_members(run, config, session, train)
+    for member in members:
+        member.classifier = load_artifact(member.folder)
+        match_labels(member.classifier.labels, bundle.labels, member.name)
+        member.note = check_training(member, session, bundle)
+        member.digest = hash_file(member.folder / ARTIFACT_FILE)
+        if member.note:
+            session.listener.say(f"{member.name}: {member.note}")
+    write_members(run, members)
+    answers = Answers(members, bundle, batch_size=config.evaluate.batch_size)
+    views = ("single", *config.evaluate.views)
+    trained = {
+        view: fit_combination(answers.get("validation", view), bundle.validation.targets)
+        for view in (views if config.ensemble.combine == "trained" else ())
+    }
+    classifier = EnsembleClassifier(
+        {member.name: member.classifier for member in members},
+        bundle.labels,
+        config=config.model,
+        combine=config.ensemble.combine,
+        trained=trained,
+    )
+    for member in members:
+        classifier.keep_folder(member.name, member.folder)
+
+    def know(part: str, view: str) -> Predictions | None:
+        return answers.make(part, combine(answers, part, view, config.ensemble.combine))
+
+    def compute_figures() -> dict[str, Any]:
+        return compare_members(config, answers, list(milestones))
+
+    milestones = _make_milestones(config, answers)
+    return Fitted(classifier, _sum_costs(members), milestones, know, compute_figures)
+
+
+def explain_ensemble(
+    config: ExperimentConfig, session: Session, *, explain: Callable[[ExperimentConfig, Session], None]
+) -> None:
+    """Say what a run would do with each member; train nothing."""
+    for member in config.ensemble.members:
+        if member.set is None:
+            session.listener.say(f"member {member.name}: trained already, {find_model(member.model)}")
+            continue
+        session.listener.say(f"member {member.name}: a run of its own")
+        explain(make_member_config(config, member), session)
+    session.listener.say(f"the members are combined by: {config.ensemble.combine}")
+
+
+def _make_milestones(config: ExperimentConfig, answers: Answers) -> Mapping[int, Judged]:
+    """Return epoch -> what combines the members as they were then."""
+    how, view = config.ensemble.combine, config.evaluate.headline
+
+    def judge_at(epoch: int) -> Judged:
+        return lambda part, split: answers.make(part, combine(answers, part, view, how, epoch=epoch))
+
+    return {epoch: judge_at(epoch) for epoch in answers.list_milestones(config.finetune.milestones, view)}
+
+
+def _sum_costs(members: list[Member]) -> dict[str, Any]:
+    """Return what the members cost together, as far as their runs tell it."""
+    costs = [run.read_json(RUN_FILE).get("cost") or {} for run in (member.find_run() for member in members) if run]
+    if not costs:
+        return {}
+    keys = ("finetune_seconds", "finetune_images")
+    return {key: sum(cost.get(key) or 0 for cost in costs) for key in keys} | {
+        "finetune_image_size": costs[0].get("finetune_image_size"),
+        "pretrain_seconds": None,
+        "pretrain_images": None,
+    }

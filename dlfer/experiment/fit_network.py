@@ -1,0 +1,221 @@
+"""Fitting a network: EF-FER1 obtained, carried over, and fine-tuned (families transfer and hybrid)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from dlfer.config.schema import ExperimentConfig, StageConfig
+from dlfer.data.bundle import DataBundle
+from dlfer.data.pipeline import iterate_epoch
+from dlfer.experiment.milestones import Judged, list_network_milestones
+from dlfer.experiment.session import Session
+from dlfer.experiment.smoke import NUM_BATCHES
+from dlfer.metrics.predictions import Known
+from dlfer.model.artifact import FAMILIES
+from dlfer.model.classifier import Classifier
+from dlfer.model.stage_network import TransferNetwork, build_stage_network
+from dlfer.model.transfer import carry_backbone
+from dlfer.report.pictures import write_augmented_page
+from dlfer.runs.run import Run
+from dlfer.train.cascade import Pretrained, describe_foreign_scaling, obtain_backbone
+from dlfer.train.device import Device, choose_device
+from dlfer.train.freeze import unfreeze_random_start
+from dlfer.train.plan import describe_plan
+from dlfer.train.stage import train_stage
+from dlfer.train.state import StageJob, StageResult
+from dlfer.train.watch import TrainingListener
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """What fitting a run's classifier gave.
+
+    Attributes:
+        classifier: ready to predict and to be saved.
+        cost: what it took, for run.json.
+        milestones: epoch -> what predicts as the classifier was then.
+        known: answers that need not be predicted again, or None.
+        compute_figures: gives what the family adds to metrics.json, once the parts have been opened; or None.
+    """
+
+    classifier: Classifier
+    cost: dict
+    milestones: Mapping[int, Judged] = field(default_factory=dict)
+    known: Known | None = None
+    compute_figures: Callable[[], dict] | None = None
+
+
+def fit_network(run: Run, config: ExperimentConfig, session: Session, device: Device, bundle: DataBundle) -> Fitted:
+    """Obtain EF-FER1 where there is one, carry it over, and fine-tune EF-FER2; go on where a stopped run stands."""
+    pretrained = pretrain(run, config, session, device) if config.pretrain else None
+    network = build_carried_network(run, config, session, bundle, pretrained)
+    job = make_job("finetune", config, config.experiment.seed, run, session, device)
+    if pretrained is None:
+        job = _unfreeze(run, job)
+    result = _finetune(run, config, job, network, bundle)
+    classifier = FAMILIES[config.model.family](network, bundle.labels, config=config.model, channels=bundle.channels)
+    milestones = list_network_milestones(
+        classifier, run.path / "finetune", view=config.evaluate.headline, batch_size=config.evaluate.batch_size
+    )
+    return Fitted(classifier, compute_cost(config, pretrained, result), milestones)
+
+
+def pretrain(run: Run, config: ExperimentConfig, session: Session, device: Device) -> Pretrained:
+    """Obtain EF-FER1's backbone in the run's `pretrain/`."""
+    job = make_job("pretrain", config, config.pretrain.seed, run, session, device)
+    for note in _list_notes(config, smoke=run.is_smoke):
+        _warn(run, session.listener, note)
+    run.log("pretrain_start")
+    pretrained = obtain_backbone(
+        config,
+        job,
+        load_bundle=lambda: session.load_bundle(config.pretrain),
+        cache=session.runs_folder / ".cache" / "pretrain" if run.read_json("run.json")["use_cache"] else None,
+        random_weights=run.is_smoke,
+    )
+    run.log("pretrain_end", digest=pretrained.digest, was_cached=pretrained.was_cached, **pretrained.cost)
+    return pretrained
+
+
+def build_carried_network(
+    run: Run, config: ExperimentConfig, session: Session, bundle: DataBundle, pretrained: Pretrained | None
+) -> TransferNetwork:
+    """Build EF-FER2, the same initial head with and without EF-FER1, carry the backbone over, and record it."""
+    import keras
+
+    # The head and the dropout seeds are drawn from the experiment's seed, whatever was trained before.
+    keras.utils.set_random_seed(config.experiment.seed)
+    network = build_stage_network(config, config.finetune, bundle)
+    if pretrained is not None:
+        record = carry_backbone(pretrained.folder, network)
+        run.write_json("transfer.json", record.as_dict())
+        session.listener.say(record.describe())
+    return network
+
+
+def _list_notes(config: ExperimentConfig, *, smoke: bool) -> list[str]:
+    """Return what is to be known about EF-FER1: what of its section is not applied, and weights of other pixels."""
+    notes = [None if smoke else describe_foreign_scaling(config)]
+    if config.pretrain.weights is None:
+        notes.append(unfreeze_random_start("EF-FER1", config.pretrain)[1])
+    return [note for note in notes if note is not None]
+
+
+def _unfreeze(run: Run, job: StageJob) -> StageJob:
+    """Return EF-FER2's job for random weights, with nothing frozen; say and record what is not applied."""
+    stage, note = unfreeze_random_start("EF-FER2", job.config)
+    if note is not None:
+        _warn(run, job.listener, note)
+    return replace(job, config=stage)
+
+
+def _warn(run: Run, listener: TrainingListener, text: str) -> None:
+    """Say something that the reports are to show, and record it in run.json, once also where a run is resumed."""
+    listener.say(text)
+    found = run.read_json("run.json").get("warnings") or []
+    if text not in found:
+        run.update(warnings=[*found, text])
+
+
+def _finetune(
+    run: Run, config: ExperimentConfig, job: StageJob, network: TransferNetwork, bundle: DataBundle
+) -> StageResult:
+    for line in describe_plan("EF-FER2", job, network, bundle, precision=config.experiment.precision):
+        job.listener.say(line)
+        run.log("plan", text=line)
+    _draw_augmented_page(run, config, network, bundle)
+    run.log("finetune_start")
+    result = train_stage(job, network, bundle)
+    run.log("finetune_end", epochs=len(result.history), kept_epoch=result.kept_epoch + 1, seconds=result.seconds)
+    return result
+
+
+def make_job(name: str, config: ExperimentConfig, seed: int, run: Run, session: Session, device: Device) -> StageJob:
+    """Return the job of a stage, "pretrain" or "finetune", in the run's folder of that name."""
+    return StageJob(
+        name=name,
+        config=getattr(config, name),
+        folder=run.path / name,
+        seed=seed,
+        device=device,
+        checkpoint_minutes=config.experiment.checkpoint_minutes,
+        control=session.control,
+        listener=session.listener,
+        max_steps=_limit_steps(run.is_smoke),
+    )
+
+
+def explain_network(config: ExperimentConfig, session: Session) -> None:
+    """Say what a run would do: for each stage its steps, parameters, rates and memory; train nothing."""
+    device = choose_device(config.experiment, require_gpu=session.options.require_gpu)
+    session.listener.say(f"device: {device.kind} ({device.name}), {device.backend}, jit {device.jit}")
+    for name, section in (("EF-FER1", config.pretrain), ("EF-FER2", config.finetune)):
+        explain_stage(name, config, section, session, device)
+
+
+def explain_stage(
+    name: str, config: ExperimentConfig, section: StageConfig | None, session: Session, device: Device
+) -> None:
+    """Say what the training of one stage of a network would be: "EF-FER1" with its section, or "EF-FER2"."""
+    if section is None or (section is config.pretrain and section.weights is not None):
+        session.listener.say(f"{name}: {'left out' if section is None else f'weights: {section.weights}'}")
+        note = None if section is None else describe_foreign_scaling(config)
+        if note is not None:
+            session.listener.say(note)
+        return
+    if section is config.pretrain or config.pretrain is None:
+        section, note = unfreeze_random_start(name, section)
+        if note is not None:
+            session.listener.say(note)
+    bundle = session.load_bundle(section)
+    network = build_stage_network(config, section, bundle)
+    stage = {"EF-FER1": "pretrain", "EF-FER2": "finetune"}[name]
+    job = StageJob(
+        stage,
+        section,
+        Path(),
+        0,
+        device,
+        0.0,
+        session.control,
+        session.listener,
+        _limit_steps(session.options.smoke),
+    )
+    for line in describe_plan(name, job, network, bundle, precision=config.experiment.precision):
+        session.listener.say(line)
+
+
+def _limit_steps(smoke: bool) -> int | None:
+    return NUM_BATCHES if smoke else None
+
+
+def compute_cost(config: ExperimentConfig, pretrained: Pretrained | None, result: StageResult) -> dict:
+    """Return what the run cost, EF-FER1 apart; its cost stands there also when it came from the cache."""
+    before = pretrained.cost if pretrained else {}
+    return {
+        "finetune_seconds": result.seconds,
+        "finetune_images": result.images,
+        "finetune_image_size": config.finetune.image_size,
+        "pretrain_seconds": before.get("seconds"),
+        "pretrain_images": before.get("images"),
+        "pretrain_image_size": before.get("image_size"),
+        "pretrain_was_cached": pretrained.was_cached if pretrained else None,
+    }
+
+
+def _draw_augmented_page(run: Run, config: ExperimentConfig, network: TransferNetwork, bundle: DataBundle) -> None:
+    """Write a page of training images as the network sees them in the first epoch."""
+    inputs, targets = next(
+        iterate_epoch(
+            bundle.train, config.finetune, num_labels=len(bundle.labels), seed=config.experiment.seed, epoch=0
+        )
+    )
+    some = {name: values[:32] for name, values in inputs.items()}
+    drawn = network.face_input.augment(some["image"], some, fill=config.finetune.augment.fill)
+    images = np.asarray(drawn).round().clip(0, 255).astype(np.uint8)
+    names = [bundle.labels[index] for index in targets[:32].argmax(axis=1)]
+    write_augmented_page(run.path / "figures", images, names)

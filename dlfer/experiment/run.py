@@ -1,0 +1,276 @@
+"""One experiment from config to report: the only module that sees every step.
+
+ExperimentConfig -> DataBundle -> Classifier -> Artifact -> Predictions -> Scores -> report
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from dlfer.config.load import load_experiment, resolve_path
+from dlfer.config.schema import DataConfig, ExperimentConfig
+from dlfer.data.audit import audit_data
+from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.images import compute_side
+from dlfer.errors import TrainingStopped
+from dlfer.experiment.duplicates import find_run_duplicates
+from dlfer.experiment.extras import choose_extras, judge_extras
+from dlfer.experiment.fit_boosted import explain_boosted, fit_boosted
+from dlfer.experiment.fit_ensemble import explain_ensemble, fit_ensemble
+from dlfer.experiment.fit_network import Fitted, explain_network, fit_network
+from dlfer.experiment.milestones import judge_milestones
+from dlfer.experiment.session import Session
+from dlfer.experiment.smoke import make_smoke_config
+from dlfer.experiment.splits import (
+    compute_run_metrics,
+    count_openings,
+    describe_data,
+    log_opening,
+    predict_parts,
+    sort_errors,
+)
+from dlfer.explain.run_figure import MOST_EXAMPLES, choose_examples, write_occlusion_page, write_preparation_page
+from dlfer.metrics.learned import HINT, find_learning_failure
+from dlfer.metrics.predictions import Predictions
+from dlfer.model.classifier import Classifier, store_temperature
+from dlfer.model.network_classifier import NetworkClassifier
+from dlfer.report.card import write_card
+from dlfer.report.duplicates import describe_duplicates, find_without, format_without
+from dlfer.report.html import write_report
+from dlfer.report.page import format_percent
+from dlfer.report.pictures import write_confusion_page, write_error_page
+from dlfer.runs.find import open_run
+from dlfer.runs.options import RunOptions
+from dlfer.runs.run import Run, create_run
+from dlfer.train.device import Device, choose_device, set_determinism
+
+__all__ = ["execute_run", "resume_run", "run_experiment", "start_run"]
+
+
+def train_member(
+    config: ExperimentConfig, session: Session, path: Path | None, on_created: Callable[[Path], None]
+) -> None:
+    """Execute the run of an ensemble's member: a new one, whose path `on_created` is told, or the one at `path`."""
+    if path is None:
+        start_run(config, session, on_created=on_created)
+    else:
+        run = Run(path)
+        execute_run(run, run.config(), session)
+
+
+def explain_experiment(config: ExperimentConfig, session: Session) -> None:
+    """Say what a run would do; train nothing."""
+    EXPLAINERS[config.model.family](config, session)
+
+
+FITTERS: dict[str, Callable[[Run, ExperimentConfig, Session, Device, DataBundle], Fitted]] = {
+    "transfer": fit_network,
+    "hybrid": fit_network,
+    "boosted": fit_boosted,
+    "ensemble": partial(fit_ensemble, train=train_member),
+}
+EXPLAINERS: dict[str, Callable[[ExperimentConfig, Session], None]] = {
+    "transfer": explain_network,
+    "hybrid": explain_network,
+    "boosted": explain_boosted,
+    "ensemble": partial(explain_ensemble, explain=explain_experiment),
+}
+
+
+def run_experiment(file: Path | str, options: RunOptions) -> Path | None:
+    """Run the experiment of a file from data to report; return the run's folder (None for a dry run).
+
+    Raises:
+        UserError: the file, the data or the environment is wrong; no run is left behind for a wrong file.
+        TrainingStopped: by SIGTERM or --max-hours; the run can be resumed.
+    """
+    config = load_experiment(file, options.overrides)
+    session = Session.start(options)
+    if options.dry_run:
+        explain_experiment(prepare_config(config, session)[0], session)
+        return None
+    with session.control.watch_signals():
+        return start_run(config, session)
+
+
+def resume_run(run: Path | str, options: RunOptions) -> Path:
+    """Go on with a run that was interrupted, from its last checkpoint; a finished one is left as it is."""
+    opened = open_run(run, options.out)
+    # The cache of EF-FER1 stands beside the run, wherever that was put.
+    session = Session.start(replace(options, out=opened.path.parent.parent))
+    if opened.status == "finished":
+        session.listener.say(f"{opened.path} is finished already.")
+        return opened.path
+    with session.control.watch_signals():
+        return execute_run(opened, opened.config(), session)
+
+
+def prepare_config(config: ExperimentConfig, session: Session) -> tuple[ExperimentConfig, list[str]]:
+    """Return what is really run, and warnings: the experiment itself or its small form for --smoke."""
+    return make_smoke_config(config) if session.options.smoke else (config, [])
+
+
+def start_run(config: ExperimentConfig, session: Session, *, on_created: Callable[[Path], None] | None = None) -> Path:
+    """Make a run directory for `config`, tell `on_created` its path, and execute it."""
+    config, warnings = prepare_config(config, session)
+    run = create_run(session.runs_folder, config, argv=list(session.options.argv))
+    options = session.options
+    run.update(smoke=options.smoke, use_cache=options.use_cache, judge_test=options.judge_test, warnings=warnings)
+    if on_created is not None:
+        on_created(run.path)
+    for warning in warnings:
+        session.listener.say(warning)
+    return execute_run(run, config, session)
+
+
+def execute_run(run: Run, config: ExperimentConfig, session: Session) -> Path:
+    """Do every step of a run that is not done yet, and record how it ended.
+
+    Raises:
+        ModelError: another process works on this run.
+    """
+    with run.hold():
+        try:
+            _execute_steps(run, config, session)
+        except TrainingStopped as stop:
+            run.stop(stop.reason)
+            hint = session.resume_hint or f"dlfer run --resume {run.path}"
+            session.listener.say(f"{stop} Go on with: {hint}")
+            raise
+        except KeyboardInterrupt:
+            # The second Ctrl-C, which does not wait for the end of a step: the last checkpoint stands.
+            run.stop("Ctrl-C")
+            raise
+        except BaseException as error:
+            run.fail(error)
+            raise
+        run.finish()
+    return run.path
+
+
+def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None:
+    say = session.listener.say
+    device = choose_device(config.experiment, require_gpu=session.options.require_gpu)
+    set_determinism(config.experiment)
+    run.update(status="running", device=device.as_dict())
+    bundle = session.load_bundle(config.finetune)
+    if not run.read_json("run.json").get("judge_test", True):
+        bundle = replace(bundle, test=None)
+    duplicates = find_run_duplicates(bundle)
+    data = describe_data(bundle, duplicates)
+    run.write_json("data.json", data)
+    run.write_json("audit.json", _audit(run, config.finetune.data, bundle, session))
+    extras = choose_extras(config.evaluate, bundle, smoke=run.is_smoke)
+    fitted = FITTERS[config.model.family](run, config, session, device, bundle)
+    classifier = fitted.classifier
+    run.update(cost=fitted.cost)
+    faces, shape = config.finetune.data.faces, data["splits"]["train"].get("shape")
+    about = {
+        "experiment": config.experiment.name,
+        "run": run.path.name,
+        "protocol": bundle.protocol,
+        "selected_on": bundle.selected_on,
+        "faces": faces.model_dump(mode="json") if faces else None,
+        # Faces in photos are cut out in the resolution of the training images, whatever the network makes of it.
+        "face_size": compute_side(*shape[:2], classifier.aspect) if shape else None,
+    }
+    classifier.save(run.path / "model", about=about)
+    if bundle.test is not None:
+        log_opening(run, bundle.test)
+    predictions = predict_parts(config, classifier, bundle, run.path / "predictions", known=fitted.known)
+    milestones = judge_milestones(run, bundle, fitted.milestones)
+    opened = count_openings(run)
+    metrics = compute_run_metrics(
+        config, bundle, predictions, duplicates=duplicates, smoke=run.is_smoke, test_opened=opened
+    )
+    if metrics["temperature"] is not None:
+        store_temperature(run.path / "model", **metrics["temperature"])
+    splits = {"test": bundle.test, "validation": bundle.validation}
+    folder = run.path / "predictions" / "views"
+    metrics |= judge_extras(extras, classifier, splits, predictions, folder=folder, known=fitted.known)
+    metrics |= {"milestones": milestones} if milestones else {}
+    metrics |= fitted.compute_figures() if fitted.compute_figures is not None else {}
+    run.write_json("metrics.json", metrics)
+    _draw_errors(run, bundle, predictions)
+    _draw_explanations(run, classifier, bundle, predictions)
+    say(describe_outcome(metrics))
+    _warn_of_learning(run, predictions.get("train"), session)
+    say(f"report: {write_report(run.path)}")
+    say(f"model card: {write_card(run.path)}")
+
+
+def _warn_of_learning(run: Run, train: Predictions | None, session: Session) -> None:
+    """Say in red, and record for the report and the card, that the training did not learn, where it did not."""
+    why = find_learning_failure(train)
+    if why is not None and not run.is_smoke:
+        text = f"The training did not learn: {why}. {HINT}"
+        run.update(warnings=[*run.read_json("run.json").get("warnings", []), text])
+        session.listener.warn(text)
+
+
+def _audit(run: Run, data: DataConfig, bundle: DataBundle, session: Session) -> dict:
+    """Return the audit of the data as the run has it, made once for all runs on the very same data."""
+    # Images that were drawn in place of absent files have no votes.
+    votes = None if data.votes is None or data.source.startswith("synthetic") else resolve_path(data.votes)
+    cache = session.runs_folder / ".cache" / "audit" if run.read_json("run.json")["use_cache"] else None
+    return audit_data(bundle, cache=cache, votes=votes)
+
+
+def describe_outcome(metrics: dict) -> str:
+    """Return the headline of a run: the accuracy with its n, interval, part and protocol, and that without duplicates."""
+    part = "test" if metrics["test"] else "validation"
+    figure, n = metrics[part]["accuracy"], metrics[part]["n"]
+    what = "test" if part == "test" else f"validation figure ({metrics['selected_on']}, used for selection)"
+    view = metrics.get("headline", "single")
+    if view != "single":
+        figure, what = metrics["views"][view][part]["accuracy"], f"{what}, mean over views ({view.replace('_', ' ')})"
+    banner = f"\n{metrics['banner']}" if metrics["banner"] else ""
+    means = ", ".join(
+        f"{name} {format_percent((metrics[part].get(f'macro_{name}') or {}).get('value'))}"
+        for name in ("precision", "recall", "specificity")
+    )
+    return (
+        f"accuracy {figure['value']:.2%} (95 % {figure['low']:.2%} to {figure['high']:.2%}, n = {n:,}), {what}, "
+        f"protocol {metrics['protocol']}; means over the labels: {means}{_describe_duplicates(metrics)}{banner}"
+    )
+
+
+def _describe_duplicates(metrics: dict) -> str:
+    """Return the lines of the headline that are about duplicates, each after a line break."""
+    without, described = find_without(metrics), describe_duplicates(metrics)
+    lines = [f"without duplicates: accuracy {format_without(without)}"] if without else []
+    return "".join(f"\n{line}" for line in [*lines, *([described] if described else [])])
+
+
+def _draw_errors(run: Run, bundle: DataBundle, predictions: dict[str, Predictions]) -> None:
+    """Write pages of the most confident errors and commonest confusions on test, or on validation without a test."""
+    part = "test" if "test" in predictions else "validation"
+    split, predicted = getattr(bundle, part), predictions[part]
+    if isinstance(split, Split):
+        rows = sort_errors(predicted, 24)
+        write_error_page(run.path / "figures", split.images[rows], predicted, rows)
+        write_confusion_page(run.path / "figures", split.images, predicted)
+
+
+def _draw_explanations(
+    run: Run, classifier: Classifier, bundle: DataBundle, predictions: dict[str, Predictions]
+) -> None:
+    """Write occlusion maps of the first image of each label, and for a network what becomes of three on the way in."""
+    from dlfer.explain.occlusion import compute_occlusion
+    from dlfer.explain.preparation import compute_preparation
+
+    part = "test" if "test" in predictions else "validation"
+    split, predicted, folder = getattr(bundle, part), predictions[part], run.path / "figures"
+    if not isinstance(split, Split):
+        return
+    rows = choose_examples(predicted, limit=1 if run.is_smoke else MOST_EXAMPLES)
+    images = split.images[rows]
+    targets = predicted.targets[rows].tolist()
+    maps = [compute_occlusion(classifier.predict, *pair) for pair in zip(images, targets, strict=True)]
+    write_occlusion_page(folder, images, maps, predictions=predicted, rows=rows)
+    if isinstance(classifier, NetworkClassifier) and len(rows):
+        names = [predicted.labels[target] for target in targets[:3]]
+        write_preparation_page(folder, images[:3], compute_preparation(classifier, images[:3]), names)

@@ -1,0 +1,152 @@
+"""How a trained classifier is judged: predictions on each split, duplicates counted, metrics with intervals."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from dlfer.config.schema import ExperimentConfig
+from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
+from dlfer.data.split import draw_subset
+from dlfer.errors import ModelError
+from dlfer.experiment.duplicates import JudgedDuplicates
+from dlfer.metrics.predictions import Known, Predictions, write_predictions
+from dlfer.metrics.scores import compute_metrics_file
+from dlfer.model.classifier import Classifier, read_artifact_record
+from dlfer.model.predict import predict_split
+from dlfer.runs.run import LOG_FILE, Run
+
+
+def describe_data(bundle: DataBundle, duplicates: JudgedDuplicates | None) -> dict:
+    """Return data.json of a run: labels, splits with their counts and fingerprints, duplicates, and what was done.
+
+    Args:
+        bundle: what the run trains, selects and judges on.
+        duplicates: of the split that judges, as `find_run_duplicates` returns them.
+    """
+    splits = {name: getattr(bundle, name) for name in ("train", "validation", "test")}
+    return {
+        "source": bundle.source,
+        "labels": list(bundle.labels),
+        "protocol": bundle.protocol,
+        "selected_on": bundle.selected_on,
+        "splits": {name: _describe_split(split, bundle.labels) for name, split in splits.items() if split is not None},
+        "duplicates": None if duplicates is None else duplicates.as_dict(),
+        "notes": list(bundle.notes),
+    }
+
+
+def predict_parts(
+    config: ExperimentConfig, classifier: Classifier, bundle: DataBundle, folder: Path, *, known: Known | None = None
+) -> dict[str, Predictions]:
+    """Predict validation, test and a draw of train, and write each into `folder`; return them by name.
+
+    What is `known` already, from the members of an ensemble, is not predicted again.
+    """
+    parts = {"validation": bundle.validation, "test": bundle.test}
+    num_train = config.evaluate.num_train
+    if num_train != 0 and isinstance(bundle.train, Split):
+        is_small = num_train is None or num_train >= len(bundle.train)
+        parts["train"] = bundle.train if is_small else draw_subset(bundle.train, num_train, seed=0)
+    batch_size = config.evaluate.batch_size
+    predict = partial(classifier.predict, batch_size=batch_size)
+    predictions = {}
+    for name, split in parts.items():
+        if split is None:
+            continue
+        answers = None if known is None or name == "train" else known(name, "single")
+        if answers is None:
+            probabilities, targets, ids = predict_split(predict, split, batch_size=batch_size)
+            answers = Predictions(ids, classifier.labels, targets, probabilities)
+        predictions[name] = answers
+        folder.mkdir(parents=True, exist_ok=True)
+        write_predictions(predictions[name], folder / f"{name}.npz")
+    return predictions
+
+
+def compute_run_metrics(
+    config: ExperimentConfig,
+    bundle: DataBundle,
+    predictions: dict[str, Predictions],
+    *,
+    duplicates: JudgedDuplicates | None,
+    smoke: bool = False,
+    test_opened: int = 0,
+) -> dict:
+    """Return metrics.json of a run; the split that judges is scored once more without `duplicates`."""
+    return compute_metrics_file(
+        predictions,
+        protocol=bundle.protocol,
+        banner=compute_banner(bundle, duplicates, smoke=smoke),
+        selected_on=bundle.selected_on,
+        duplicates=None if duplicates is None else duplicates.as_dict(),
+        without_duplicates_ids=None if duplicates is None else duplicates.list_ids_without(),
+        target_accuracy=config.evaluate.target_accuracy,
+        test_opened=test_opened,
+    )
+
+
+def compute_banner(bundle: DataBundle, duplicates: JudgedDuplicates | None, *, smoke: bool = False) -> str | None:
+    """Return the warning that every output of a run carries, or None."""
+    if smoke:
+        return "Smoke run: two batches of at most eight images a stage. The figures mean nothing."
+    if bundle.protocol != "paper" or bundle.test is None or duplicates is None:
+        return None
+    found = duplicates.in_train.count()
+    return (
+        f"Published protocol, not a clean test: {found['any']:,} of {len(bundle.test):,} test images have a duplicate in "
+        f"training ({found['exact']:,} an exact copy, {found['augmented']:,} an augmented copy of the same image). "
+        "Compare with the value without duplicates, or with protocol official."
+    )
+
+
+def log_opening(run: Run, split: Split, *, milestone: int | None = None) -> int:
+    """Record that a part was opened to judge the run's model, and return how often a test part was by now.
+
+    The run's metrics.json, if it is there, says the number from then on.
+
+    Args:
+        milestone: the epoch whose weights are judged, where it is not the model that the run ends with.
+    """
+    sha256 = read_artifact_record(run.path / "model")["sha256"]
+    which = {"model": next(iter(sha256.values()))} if milestone is None else {"milestone": milestone}
+    run.log("test_opened", split=split.name, n=len(split), **which)
+    opened = count_openings(run)
+    with contextlib.suppress(ModelError):
+        run.write_json("metrics.json", {**run.read_metrics(), "test_opened": opened})
+    return opened
+
+
+def count_openings(run: Run) -> int:
+    """Return how often the run's model was judged on images other than those it was trained and selected on."""
+    splits = run.read_json("data.json")["splits"]
+    seen = {splits[part]["name"] for part in ("train", "validation") if part in splits}
+    events = []
+    for line in (run.path / LOG_FILE).read_text(encoding="utf-8").splitlines():
+        # A process that was killed while it wrote may have left half a line.
+        with contextlib.suppress(ValueError):
+            events.append(json.loads(line))
+    return sum(event["event"] == "test_opened" and event["split"] not in seen for event in events)
+
+
+def _describe_split(split, labels: tuple[str, ...]) -> dict:
+    described = {"name": split.name, "n": len(split)}
+    if isinstance(split, Split):
+        counts = np.bincount(split.targets, minlength=len(labels))
+        described |= {
+            "shape": list(split.images.shape[1:]),
+            "per_class": dict(zip(labels, counts.tolist(), strict=True)),
+            "fingerprint": compute_fingerprint(split),
+        }
+    return described
+
+
+def sort_errors(predictions: Predictions, limit: int) -> np.ndarray:
+    """Return int [<=limit], rows of wrong predictions, the most confident first."""
+    wrong = np.flatnonzero(predictions.predicted != predictions.targets)
+    confidence = predictions.probabilities[wrong].max(axis=1)
+    return wrong[np.argsort(-confidence, kind="stable")][:limit]

@@ -1,0 +1,156 @@
+"""Figures of what an answer hangs on: occlusion maps, and the stations of an image on its way into the network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dlfer.metrics.predictions import Predictions
+from dlfer.report.figures import figure_style, new_canvas, new_figure, place_image, write_figure
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from dlfer.explain.occlusion import Occlusion
+    from dlfer.explain.preparation import Preparation
+
+MOST_EXAMPLES = 7
+
+
+def choose_examples(predictions: Predictions, *, limit: int = MOST_EXAMPLES) -> np.ndarray:
+    """Return int [<=limit] rows: the first image of each label, in the order of the labels, right or wrong.
+
+    The first and not the best, so that the figures flatter nobody.
+    """
+    firsts = [np.flatnonzero(predictions.targets == target)[:1] for target in range(len(predictions.labels))]
+    return np.concatenate([np.zeros(0, np.int64), *firsts])[:limit].astype(np.int64)
+
+
+def draw_occlusion(images: np.ndarray, occlusions: Sequence[Occlusion], captions: Sequence[str]) -> Figure:
+    """Draw for each image, from above: itself, the sensitivity laid over it, and the squares that flip the answer.
+
+    All maps have one scale, symmetric around zero.
+
+    Args:
+        images: uint8 [N, H, W, 1 or 3].
+        occlusions, captions: one for each image.
+    """
+    most = max(max(float(np.abs(occlusion.sensitivity).max()) for occlusion in occlusions), 0.01)
+    rows = ("image", "fall of the\nprobability", "answer\nflips")
+    with figure_style():
+        figure = new_figure(1.25 * max(len(images), 3) + 1.4, 4.7)
+        grid = figure.subplots(3, len(images), squeeze=False)
+        for column, (image, occlusion, caption) in enumerate(zip(images, occlusions, captions, strict=True)):
+            for row in range(3):
+                _show(grid[row, column], image, dimmed=row > 0)
+            height, width = image.shape[:2]
+            shown = grid[1, column].imshow(
+                100 * occlusion.sensitivity, cmap="RdBu_r", vmin=-100 * most, vmax=100 * most, alpha=0.65
+            )
+            wash = np.zeros((height, width, 4))
+            wash[occlusion.flips] = (0.835, 0.369, 0.0, 0.6)
+            grid[2, column].imshow(wash)
+            grid[0, column].set_title(caption, fontsize=8, fontweight="normal", loc="center", pad=3)
+        for row, text in enumerate(rows):
+            grid[row, 0].set_ylabel(text, fontsize=9)
+        bar = figure.colorbar(shown, ax=grid[1, :].tolist(), shrink=0.9, label="points", pad=0.01)
+        bar.outline.set_visible(False)
+    return figure
+
+
+def write_occlusion_page(
+    folder: Path, images: np.ndarray, occlusions: Sequence[Occlusion], *, predictions: Predictions, rows: np.ndarray
+) -> Path | None:
+    """Write occlusion.png; nothing if there are no images.
+
+    Args:
+        folder: the run's figures.
+        images: uint8 [M, H, W, C], the images of `rows`.
+        occlusions: one for each image, of its target.
+        predictions: of the part that the rows are of.
+        rows: int [M].
+    """
+    if not len(rows):
+        return None
+    labels, first = predictions.labels, occlusions[0]
+    captions, texts = [], []
+    for row, occlusion in zip(rows, occlusions, strict=True):
+        target, answer = labels[predictions.targets[row]], labels[occlusion.predicted]
+        captions.append(f"{target}\n→ {answer}")
+        texts.append(
+            f"{target} predicted as {answer}, {100 * occlusion.probability:.0f} % for {target}; covering a square "
+            f"lowers that by up to {100 * occlusion.sensitivity.max():.0f} points on average and flips the answer on "
+            f"{100 * occlusion.flips.mean():.0f} % of the image"
+        )
+    return write_figure(
+        draw_occlusion(images, occlusions, captions),
+        Path(folder) / "occlusion.png",
+        title=f"Occlusion: a square of {first.size}x{first.size} pixels in the image's mean grey slides over the first image "
+        "of each label. Red: covering it lowers the probability of the true label, blue: raises it; orange: some "
+        "square there changes the answer. It shows what the model reacts to when hidden, not why, and a covered "
+        "face is unlike any it was trained on.",
+        description=f"Occlusion maps of {len(rows)} images. {'. '.join(texts)}.",
+    )
+
+
+def draw_preparation(images: np.ndarray, preparation: Preparation, captions: Sequence[str]) -> Figure:
+    """Draw a row for each image: as stored, resized, grey, black and white, and its feature maps."""
+    columns = ["stored", "resized", "grey", "binary", *(title for title, _ in preparation.features)]
+    step, top, left = 1.3, 0.45, 0.35
+    with figure_style():
+        figure, axes = new_canvas(left + step * len(columns), top + step * len(images))
+        for column, title in enumerate(columns):
+            centre = left + step * (column + 0.5)
+            axes.text(centre, top - 0.07, title.replace(" ", "\n", 1), fontsize=8.5, ha="center", va="bottom")
+        for row, caption in enumerate(captions):
+            centre = top + step * (row + 0.5)
+            axes.text(left - 0.07, centre, caption, fontsize=9, rotation=90, ha="right", va="center")
+            shown = [
+                images[row],
+                preparation.resized[row],
+                preparation.grey[row][..., None],
+                preparation.binary[row][..., None].astype(np.uint8) * 255,
+                *(maps[row] for _, maps in preparation.features),
+            ]
+            for column, image in enumerate(shown):
+                place_image(axes, image, left=left + step * column, top=top + step * row, side=step - 0.07)
+    return figure
+
+
+def write_preparation_page(folder: Path, images: np.ndarray, preparation: Preparation, names: Sequence[str]) -> Path:
+    """Write preprocessing.png.
+
+    Args:
+        folder: the run's figures.
+        images: uint8 [M, H, W, C].
+        preparation: of these images.
+        names: the label of each.
+    """
+    stored, resized = images.shape[1:3], preparation.resized.shape[1:3]
+    maps = "; ".join(f"{title}, {values.shape[2]}x{values.shape[1]}" for title, values in preparation.features)
+    return write_figure(
+        draw_preparation(images, preparation, names),
+        Path(folder) / "preprocessing.png",
+        title="On the way into the network: the image as stored (after data.faces, where that is set), resized, grey, "
+        "binary (Otsu's threshold), and feature maps, the mean magnitude over their channels. Binary is shown for "
+        "comparison alone: the network is given the resized image.",
+        description=f"{len(names)} images of {', '.join(names)}: stored {stored[1]}x{stored[0]}, resized "
+        f"{resized[1]}x{resized[0]}, grey, binary, and the feature maps {maps}.",
+    )
+
+
+def _show(axes: Axes, image: np.ndarray, *, dimmed: bool = False) -> None:
+    colour = image.repeat(3, axis=-1) if image.shape[-1] == 1 else image
+    axes.imshow((colour // 2 + 110).astype(np.uint8) if dimmed else colour, interpolation="nearest")
+    _clear(axes)
+
+
+def _clear(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)

@@ -1,0 +1,186 @@
+"""A trained classifier as a folder that needs no dlfer: the model, its contract, its card and an example.
+
+Each export is opened by its own runtime and compared with the artifact before it gets its place.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dlfer.data.images import resize_all
+from dlfer.data.synthetic.faces import draw_face
+from dlfer.errors import UserError
+from dlfer.export.compare import Limits, Sample, check_agreement, compare_export
+from dlfer.export.contract import (
+    describe_input,
+    describe_output,
+    describe_temperature,
+    list_packages,
+    render_card,
+    render_example,
+)
+from dlfer.export.graph import check_exportable
+from dlfer.export.litert import write_litert, write_litert_int8
+from dlfer.export.onnx import write_onnx
+from dlfer.export.savedmodel import write_savedmodel
+from dlfer.model.classifier import Classifier
+from dlfer.predict.export_folder import EXPORT_FILE, VERSION, compute_checksums
+from dlfer.predict.runtimes import RUNTIMES, import_extra
+
+CARD_FILE = "MODEL_CARD.md"
+EXACT = Limits(difference=1e-4, agreement=0.99)
+QUANTISED = Limits(difference=None, agreement=0.9)
+_LITERT = ("ai_edge_litert.interpreter",)
+
+
+@dataclass(frozen=True)
+class Exporter:
+    """One format.
+
+    Attributes:
+        write: writes it; see `write_savedmodel`.
+        file: name of the model in the folder.
+        any_size: whether images may have any size; else all have one.
+        limits: what it must reach.
+        template: name of that of the example.
+        hub_name: what a model hub calls its runtime.
+        needs: modules of the extra `export` that it needs, to write and to compare.
+    """
+
+    write: Callable[..., dict[str, Any]]
+    file: str
+    any_size: bool
+    limits: Limits
+    template: str
+    hub_name: str
+    needs: tuple[str, ...] = ()
+
+
+EXPORTERS: dict[str, Exporter] = {
+    "savedmodel": Exporter(write_savedmodel, "model", True, EXACT, "savedmodel", "tensorflow"),
+    "litert": Exporter(write_litert, "model.tflite", False, EXACT, "litert", "litert", _LITERT),
+    "litert-int8": Exporter(write_litert_int8, "model.tflite", False, QUANTISED, "litert", "litert", _LITERT),
+    "onnx": Exporter(write_onnx, "model.onnx", True, EXACT, "onnx", "onnx", ("tf2onnx", "onnxruntime")),
+}
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where a classifier comes from, as its export tells it.
+
+    Attributes:
+        card: text of its MODEL_CARD.md.
+        about: kept in export.json: the model's name, its artifact's checksums, ...
+        size: (H, W) that formats of one size take, in pixels: best that of the training images.
+    """
+
+    card: str
+    about: Mapping[str, Any]
+    size: tuple[int, int]
+
+
+def check_needs(classifier: Classifier, formats: tuple[str, ...]) -> None:
+    """Raise unless the classifier can be exported and every package of the formats is there.
+
+    Raises:
+        EnvironmentProblem: another backend, or a package is missing.
+        ModelError: the classifier is no network.
+    """
+    check_exportable(classifier)
+    for name in formats:
+        for module in EXPORTERS[name].needs:
+            import_extra(module)
+
+
+def export_classifier(
+    classifier: Classifier, name: str, *, out: Path, sample: Sample, origin: Origin
+) -> tuple[Path, dict[str, Any]]:
+    """Write one format into `out`/`name`, in place of an export that stands there.
+
+    Args:
+        classifier: passed `check_needs`.
+        name: of the format.
+        out: the folder of exports.
+        sample: the images by which it is judged.
+        origin: what is said about the classifier.
+
+    Returns:
+        Its folder and its export.json.
+
+    Raises:
+        ExportError: it does not answer as the classifier does; nothing is left behind.
+        UserError: something else stands in its place.
+    """
+    target = Path(out) / name
+    if target.exists() and not (target / EXPORT_FILE).is_file():
+        raise UserError(f"{target}: this is no export, so it is not replaced; move it, or give another --out.")
+    exporter = EXPORTERS[name]
+    size = None if exporter.any_size else origin.size
+    if size is not None:
+        images, calibration = (
+            resize_all(part, size, classifier.aspect) for part in (sample.images, sample.calibration)
+        )
+        sample = replace(sample, images=images, calibration=calibration)
+    Path(out).mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=out) as place:
+        # A folder made by tempfile is closed to other users; an export shall be a folder like any.
+        folder = Path(place) / name
+        folder.mkdir()
+        remarks = exporter.write(classifier, folder / exporter.file, size=size, sample=sample)
+        agreement = compare_export(
+            classifier.predict,
+            RUNTIMES[name](folder / exporter.file),
+            sample,
+            labels=classifier.labels,
+            any_size=exporter.any_size,
+        )
+        check_agreement(name, agreement, exporter.limits)
+        record = _describe(classifier, name, size, origin) | remarks | {"agreement": agreement}
+        _write_beside(folder, record, exporter, origin.card)
+        if target.exists():
+            shutil.rmtree(target)
+        folder.rename(target)
+    return target, record
+
+
+def _describe(classifier: Classifier, name: str, size: tuple[int, int] | None, origin: Origin) -> dict[str, Any]:
+    """Return export.json but for what is known when the files are there and compared."""
+    exporter = EXPORTERS[name]
+    faces = classifier.about.get("faces")
+    return {
+        "version": VERSION,
+        "format": name,
+        "file": exporter.file,
+        "labels": list(classifier.labels),
+        "input": describe_input(
+            size,
+            channels=classifier.channels,
+            network_size=classifier.image_size,
+            aspect=classifier.aspect,
+            faces=faces,
+        ),
+        "output": describe_output(len(classifier.labels), is_quantised=exporter.limits.difference is None),
+        "temperature": describe_temperature(classifier.temperature_fit),
+        "limits": asdict(exporter.limits),
+        "about": {**origin.about, "packages": list_packages(exporter.needs)},
+    }
+
+
+def _write_beside(folder: Path, record: dict[str, Any], exporter: Exporter, card: str) -> None:
+    """Write labels, example and card, and last export.json, which gets the checksums of all others."""
+    (folder / "labels.json").write_text(json.dumps(record["labels"]) + "\n", encoding="utf-8")
+    Image.fromarray(draw_face("Happy", rng=np.random.default_rng(0))).save(folder / "example.png")
+    (folder / "example.py").write_text(render_example(exporter.template, record), encoding="utf-8")
+    text = render_card(card, record, hub_name=exporter.hub_name)
+    (folder / CARD_FILE).write_text(text, encoding="utf-8")
+    record["sha256"] = compute_checksums(folder)
+    (folder / EXPORT_FILE).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")

@@ -1,0 +1,230 @@
+"""A classifier as one TensorFlow function: from uint8 images to probabilities, nothing outside of it.
+
+Resizing is two matrix products here. `ops.image.resize` with antialiasing cannot be written in ONNX where the
+size of the images is free, and gathers of single lines, as a network in training uses, lose a bit at each step
+when they are quantised.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import keras
+import numpy as np
+
+from dlfer.data.images import compute_side
+from dlfer.errors import EnvironmentProblem, ModelError
+from dlfer.metrics.combine import SMALLEST
+from dlfer.model.classifier import Classifier
+from dlfer.model.ensemble import EnsembleClassifier, match_labels
+from dlfer.model.face_input import compute_taps
+from dlfer.model.network_classifier import NetworkClassifier
+from dlfer.model.stage_network import TransferNetwork
+
+if TYPE_CHECKING:
+    import tensorflow as tf
+
+INPUT, OUTPUT = "images", "probabilities"
+
+# What a grey pixel is of an RGB one, over 65,536: the luma of ITU-R BT.601, as `match_channels` has it.
+_LUMA = (19595.0, 38470.0, 7471.0)
+
+
+def check_exportable(classifier: Classifier) -> None:
+    """Raise unless a classifier is a network, or an ensemble of such, on the TensorFlow backend.
+
+    Raises:
+        EnvironmentProblem: another backend.
+        ModelError: trees, which no network format holds.
+    """
+    if keras.backend.backend() != "tensorflow":
+        raise EnvironmentProblem(
+            f"export: the backend is {keras.backend.backend()}, expected tensorflow, by which networks are exported. "
+            "Say KERAS_BACKEND=tensorflow dlfer export ...; a model trained on another backend loads there, too."
+        )
+    members = classifier.members if isinstance(classifier, EnsembleClassifier) else {"": classifier}
+    for name, member in members.items():
+        if isinstance(member, EnsembleClassifier):
+            check_exportable(member)
+        elif not isinstance(member, NetworkClassifier):
+            raise ModelError(
+                f"export: {f'the member {name} is' if name else 'this is'} a model of family {member.family}; its trees "
+                "are no network, and none of these formats holds them. Use it by dlfer (dlfer predict, dlfer serve, "
+                "dlfer.load), or export a model of family transfer or hybrid: dlfer run with model.family: transfer."
+            )
+
+
+def build_function(
+    classifier: Classifier, *, size: tuple[int, int] | None = None
+) -> tuple[tf.Module, tf.types.experimental.ConcreteFunction]:
+    """Return a module that holds the weights, and its function from images to probabilities.
+
+    The function takes `images`, uint8 [N, H, W, channels], and returns {"probabilities": float32 [N, C]}: what
+    `classifier.predict` answers without its temperature.
+
+    Args:
+        classifier: checked by `check_exportable`.
+        size: (H, W) of all images; None leaves both free.
+    """
+    import tensorflow as tf
+
+    module = tf.Module()
+    module.kept = [variable.value for variable in _list_variables(classifier)]
+
+    def compute(images):
+        return {OUTPUT: tf.identity(_answer(classifier, tf.cast(images, tf.float32)), OUTPUT)}
+
+    given = tf.TensorSpec((None, *(size or (None, None)), classifier.channels), tf.uint8, name=INPUT)
+    module.predict = tf.function(compute, input_signature=[given], autograph=False)
+    return module, module.predict.get_concrete_function()
+
+
+def _list_variables(classifier: Classifier) -> list[keras.Variable]:
+    if isinstance(classifier, EnsembleClassifier):
+        return [variable for member in classifier.members.values() for variable in _list_variables(member)]
+    return list(classifier.network.variables)
+
+
+def _answer(classifier: Classifier, images: tf.Tensor) -> tf.Tensor:
+    """Return float32 [N, C], rows sum to one, of float32 [N, H, W, C] in 0..255."""
+    if not isinstance(classifier, EnsembleClassifier):
+        return _answer_of_network(classifier.parts, images)
+    return _combine(
+        classifier,
+        [
+            _take_columns(_answer(member, _match_channels(images, member.channels)), member.labels, classifier.labels)
+            for member in classifier.members.values()
+        ],
+    )
+
+
+def _answer_of_network(parts: TransferNetwork, images: tf.Tensor) -> tf.Tensor:
+    import tensorflow as tf
+
+    face_input = parts.face_input
+    images = _make_square(images, face_input.aspect)
+    if face_input.crop is not None:
+        images = _crop_centre(images, face_input.crop)
+    images = _resize(images, face_input.image_size)
+    if images.shape[-1] == 1:
+        images = tf.concat([images] * 3, axis=-1)
+    pixels = face_input.preprocess(images)
+    logits = parts.head(parts.pooling(parts.backbone(pixels, training=False)), training=False)
+    if parts.activation == "softmax":
+        return tf.nn.softmax(logits)
+    raw = tf.sigmoid(logits)
+    total = tf.reduce_sum(raw, axis=1, keepdims=True)
+    # As `predict_probabilities` has it: where every class is answered by no, nothing is known.
+    return tf.where(total > 1e-12, raw / tf.maximum(total, 1e-12), 1.0 / raw.shape[1])
+
+
+def _combine(classifier: EnsembleClassifier, answers: list[tf.Tensor]) -> tf.Tensor:
+    """Return what `dlfer.metrics.combine` makes of the answers, float32 [N, C]."""
+    import tensorflow as tf
+
+    if classifier.combine_by == "trained":
+        fitted = classifier.trained["single"]
+        logs = tf.concat([tf.math.log(tf.maximum(answer, SMALLEST)) for answer in answers], axis=1)
+        coefficients, intercept = (np.float32(values) for values in (fitted.coefficients, fitted.intercept))
+        return tf.nn.softmax(tf.matmul(logs, coefficients) + intercept)
+    average = tf.add_n(answers) / len(answers)
+    if classifier.combine_by == "average":
+        return average
+    votes = tf.add_n([tf.one_hot(tf.argmax(answer, axis=1), answer.shape[1]) for answer in answers])
+    return (votes + average) / (len(answers) + 1)
+
+
+def _take_columns(answer: tf.Tensor, found: tuple[str, ...], labels: tuple[str, ...]) -> tf.Tensor:
+    import tensorflow as tf
+
+    order = match_labels(found, labels, "")
+    return answer if order == list(range(len(labels))) else tf.gather(answer, order, axis=1)
+
+
+def _match_channels(images: tf.Tensor, channels: int) -> tf.Tensor:
+    """Return grey images of RGB ones where a member wants them, as whole numbers, as `match_channels` does."""
+    import tensorflow as tf
+
+    if images.shape[-1] == channels:
+        return images
+    # All below 2 ** 24, so that float32 is exact.
+    return tf.floor((tf.reduce_sum(images * tf.constant(_LUMA), axis=-1, keepdims=True) + 32768.0) / 65536.0)
+
+
+def _get_size(images: tf.Tensor) -> tuple:
+    """Return height and width: whole numbers where they are fixed, else scalars int32."""
+    import tensorflow as tf
+
+    free = tf.shape(images)
+    return tuple(free[axis] if images.shape[axis] is None else int(images.shape[axis]) for axis in (1, 2))
+
+
+def _make_square(images: tf.Tensor, aspect: str) -> tf.Tensor:
+    """Return the images as squares, as `dlfer.model.face_input.make_square`."""
+    import tensorflow as tf
+
+    height, width = _get_size(images)
+    if isinstance(height, int) and isinstance(width, int):
+        side = compute_side(height, width, aspect)
+    else:
+        side = tf.maximum(height, width) if aspect == "pad" else tf.minimum(height, width)
+    if aspect != "pad":
+        top, left = (height - side) // 2, (width - side) // 2
+        return images[:, top : top + side, left : left + side]
+    for axis, length in ((1, height), (2, width)):
+        if not isinstance(length, int) or length < side:
+            places = tf.range(side) - (side - length) // 2
+            images = tf.gather(images, tf.clip_by_value(places, 0, length - 1), axis=axis)
+    return images
+
+
+def _crop_centre(images: tf.Tensor, crop: float) -> tf.Tensor:
+    """Return the central part, in whole pixels, as `dlfer.model.face_input.crop_centre`."""
+    import tensorflow as tf
+
+    height, width = _get_size(images)
+    rows, columns = (
+        max(1, round(crop * side))
+        if isinstance(side, int)
+        else tf.cast(tf.round(crop * tf.cast(side, tf.float64)), tf.int32)
+        for side in (height, width)
+    )
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return images[:, top : top + rows, left : left + columns]
+
+
+def _resize(images: tf.Tensor, side: int) -> tf.Tensor:
+    """Return float32 [N, side, side, C] of [N, H, W, C], bilinear, antialiased where it shrinks."""
+    import tensorflow as tf
+
+    if images.shape[1:3] == (side, side):
+        return images
+    height, width = _get_size(images)
+    channels = images.shape[-1]
+    # The weights stand on the right: LiteRT quantises a product with constants on the left to zeros.
+    lines = tf.reshape(tf.transpose(images, (0, 1, 3, 2)), (-1, height * channels, width))
+    narrow = tf.matmul(lines, _compute_weights(width, side), transpose_b=True)
+    columns = tf.transpose(tf.reshape(narrow, (-1, height, channels, side)), (0, 3, 2, 1))
+    columns = tf.reshape(columns, (-1, side * channels, height))
+    square = tf.matmul(columns, _compute_weights(height, side), transpose_b=True)
+    return tf.transpose(tf.reshape(square, (-1, side, channels, side)), (0, 3, 1, 2))
+
+
+def _compute_weights(size: int | tf.Tensor, side: int) -> tf.Tensor:
+    """Return float32 [side, size]: how much each pixel of a line counts in each of `side`; rows sum to one.
+
+    The triangle of `dlfer.model.face_input.compute_taps`, written out over the whole line.
+    """
+    import tensorflow as tf
+
+    if isinstance(size, int):
+        places, taps = compute_taps(size, side)
+        weights = np.zeros((side, size), np.float32)
+        np.add.at(weights, (np.arange(side)[:, None], places), taps)
+        return tf.constant(weights)
+    length = tf.cast(size, tf.float32)
+    scale = tf.maximum(length / side, 1.0)
+    centres = (tf.range(side, dtype=tf.float32) + 0.5) * (length / side) - 0.5
+    distance = tf.abs(tf.range(length, dtype=tf.float32)[None, :] - centres[:, None])
+    weights = tf.maximum(0.0, 1.0 - distance / scale)
+    return weights / tf.reduce_sum(weights, axis=1, keepdims=True)

@@ -1,0 +1,174 @@
+"""The images by which exports of a model are judged and calibrated, and where they come from."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlfer.config.load import load_experiment
+from dlfer.config.names import FER2013_LABELS
+from dlfer.config.schema import DataConfig, FacesConfig, NumImages
+from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.face_crops import prepare_split
+from dlfer.data.fer2013 import load_fer2013_usage
+from dlfer.data.labels import map_targets
+from dlfer.data.sources import load_data, load_parts_of_source
+from dlfer.data.split import draw_subset
+from dlfer.errors import ConfigError, MissingDataError, ModelError, UserError
+from dlfer.export.compare import Sample
+from dlfer.model.classifier import Classifier, match_channels
+from dlfer.runs.run import Run
+
+NUM_COMPARED, NUM_CALIBRATION, NUM_DRAWN = 4000, 200, 256
+"""At most so many images to compare on and to calibrate on; so many faces are drawn where there are no images."""
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """Images to compare on and to calibrate on.
+
+    Attributes:
+        compared, calibration: uint8 images of any size and colours.
+        source, calibration_source: in words.
+        is_labelled: whether the targets are those of the classifier's labels.
+    """
+
+    compared: Split
+    source: str
+    calibration: Split
+    calibration_source: str
+    is_labelled: bool = True
+
+
+def gather_sample(
+    classifier: Classifier,
+    record: dict[str, Any],
+    *,
+    run: Run | None,
+    data: Path | None,
+    say: Callable[[str], None],
+) -> Sample:
+    """Return images of `data`, else of the model's own run, else faces that dlfer draws.
+
+    Args:
+        classifier: whose labels and colours they get.
+        record: its artifact.json.
+        run: that it is the model of.
+        data: a csv, class folders, an .npz, or an experiment file; see `dlfer.export.export.export_model`.
+        say: told what is missing, and what takes long.
+
+    Raises:
+        UserError: `data` is not found, or does not fit the labels.
+    """
+    parts = None
+    if data is not None:
+        parts = _load_given(data, classifier, record, say)
+    elif run is not None:
+        parts = _load_own(run, classifier, say)
+    if parts is None:
+        say("there is no data of a run to compare on (--data PATH gives some); comparing on faces that dlfer draws")
+        parts = _draw_faces(classifier)
+    compared = draw_subset(parts.compared, NUM_COMPARED, seed=0)
+    calibration = draw_subset(parts.calibration, NUM_CALIBRATION, seed=0)
+    return Sample(
+        images=match_channels(compared.images, classifier.channels),
+        source=parts.source,
+        calibration=match_channels(calibration.images, classifier.channels),
+        calibration_source=parts.calibration_source,
+        targets=compared.targets if parts.is_labelled else None,
+    )
+
+
+def find_native_size(run: Run | None) -> tuple[int, int] | None:
+    """Return (H, W) of the images that a run's model was trained on, where the run tells it."""
+    if run is None:
+        return None
+    with contextlib.suppress(ModelError):
+        shape = run.read_json("data.json")["splits"].get("train", {}).get("shape")
+        return None if shape is None else (shape[0], shape[1])
+    return None
+
+
+def _load_own(run: Run, classifier: Classifier, say: Callable[[str], None]) -> _Parts | None:
+    """Return validation and training images of a run; None where its data is not there, or streamed."""
+    stage = run.config().finetune
+    say(f"loading the data of {run.path}")
+    try:
+        bundle = load_data(stage.data, image_size=stage.native_size, balance=stage.balance, say=say)
+    except (MissingDataError, ConfigError):
+        return None
+    if not isinstance(bundle.validation, Split) or not isinstance(bundle.train, Split):
+        return None
+    return _Parts(
+        map_targets(bundle.validation, bundle.labels, classifier.labels),
+        f"validation of its run: {bundle.validation.name} of {bundle.source}",
+        bundle.train,
+        f"training images of its run: {bundle.train.name} of {bundle.source}",
+    )
+
+
+def _load_given(path: Path, classifier: Classifier, record: dict[str, Any], say: Callable[[str], None]) -> _Parts:
+    """Return the images of a file or folder; a test part is taken where there is nothing else."""
+    compared, train, labels = _load_csv(path) if path.suffix == ".csv" else _load_other(path, classifier)
+    note = ""
+    if train is None:
+        compared, train, note = _divide(compared)
+    faces = record["about"].get("faces")
+    if faces is not None:
+        section = FacesConfig.model_validate(faces)
+        compared, train = (
+            prepare_split(draw_subset(split, number, seed=0), section, aspect=classifier.aspect, say=say)[0]
+            for split, number in ((compared, NUM_COMPARED), (train, NUM_CALIBRATION))
+        )
+    compared = map_targets(compared, labels, classifier.labels)
+    return _Parts(compared, f"{compared.name} of {path}{note}", train, f"{train.name} of {path}{note}")
+
+
+def _load_csv(path: Path) -> tuple[Split, Split | None, tuple[str, ...]]:
+    """Return PublicTest and Training of a csv in the layout of FER2013; all rows where it names no parts."""
+    split = load_fer2013_usage(path, None)
+    parts = {}
+    for usage in ("PublicTest", "Training"):
+        rows = np.flatnonzero(np.char.startswith(split.ids, f"{usage}/"))
+        parts[usage] = split.take(rows, usage) if len(rows) else None
+    return parts["PublicTest"] or parts["Training"] or split, parts["Training"], FER2013_LABELS
+
+
+def _load_other(path: Path, classifier: Classifier) -> tuple[Split, Split | None, tuple[str, ...]]:
+    """Return the images of class folders, an .npz, or an experiment file: validation and train, if it has them."""
+    if path.suffix in (".yaml", ".yml"):
+        config = load_experiment(path).finetune.data
+    else:
+        config = DataConfig(source="arrays" if path.suffix == ".npz" else "folder", path=str(path))
+    config = config.model_copy(update={"aspect": classifier.aspect})
+    bundle: DataBundle = load_parts_of_source(config, image_size=classifier.image_size)
+    held = {
+        name: split
+        for name in ("validation", "train", "test")
+        if isinstance(split := getattr(bundle, name), Split) and len(split)
+    }
+    if not held:
+        raise UserError(f"{path}: found no images to compare on.")
+    compared = next(iter(held.values()))
+    return compared, held.get("train") if compared is not held.get("train") else None, bundle.labels
+
+
+def _divide(split: Split) -> tuple[Split, Split, str]:
+    """Return images to compare on and others to calibrate on, where all stand in one part; and a remark."""
+    calibration = draw_subset(split, min(NUM_CALIBRATION, len(split) // 2), seed=0)
+    if not len(calibration):
+        return split, split, ""
+    rest = np.flatnonzero(~np.isin(split.ids, calibration.ids))
+    return split.take(rest), calibration, ", divided by chance in images to compare on and to calibrate on"
+
+
+def _draw_faces(classifier: Classifier) -> _Parts:
+    numbers = NumImages(train=NUM_CALIBRATION, validation=NUM_DRAWN, test=1)
+    drawn = load_data(DataConfig(source="synthetic_faces", num_images=numbers), image_size=classifier.image_size)
+    source = "faces drawn by dlfer, no photographs"
+    return _Parts(drawn.validation, source, drawn.train, source, is_labelled=False)

@@ -1,0 +1,181 @@
+"""A run's model made into one that is shipped: small, named, with its card, and found by `dlfer predict`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+
+from dlfer.config.names import FER2013_LABELS
+from dlfer.data.images import compute_side, resize_square
+from dlfer.data.synthetic.faces import draw_face
+from dlfer.errors import ModelError
+from dlfer.model.artifact import load_artifact
+from dlfer.model.classifier import Classifier
+from dlfer.model.network_classifier import WEIGHTS_FILE
+from dlfer.report.card import CARD_FILE, write_card
+from dlfer.report.record import read_config
+from dlfer.report.terms import find_terms
+from dlfer.runs.atomic import write_atomically
+from dlfer.runs.find import open_run
+from dlfer.runs.find_model import ARTIFACT_FILE, find_model
+from dlfer.runs.manifest import hash_file
+from dlfer.runs.records import METRICS_FILE
+from dlfer.runs.run import CONFIG_FILE, DATA_FILE, RUN_FILE
+
+MAX_BYTES = 25 * 2**20
+"""Of a shipped model: it stands in the repository."""
+
+MAX_DIFFERENCE = 1e-2
+"""Of any probability to the run's own model, on drawn faces."""
+
+MIN_KERNEL = 20_000
+"""Values from which a kernel is kept in float16. The small ones are a twentieth of the bytes, and stand where rounding
+does most: with all kernels of EfficientNet-Lite2 in float16 probabilities change by up to 0.010, so by 0.0007."""
+
+_NUM_FACES = 70
+_SHIPPED_RECORDS = (CONFIG_FILE, METRICS_FILE, DATA_FILE)
+
+
+def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = False) -> Path:
+    """Write a run's model to `folder`/`name` for shipping, and return that path.
+
+    The large kernels of a network are kept in float16, the rest in float32, and all are computed with in float32. Beside the artifact stand its card, config.yaml,
+    metrics.json and data.json, by which `dlfer evaluate` knows images that selected or trained the model.
+
+    Args:
+        run: a finished run, by its path or name.
+        folder: of the shipped models; saved_models in a checkout.
+        name: by which it will be named.
+        default: whether it is used where none is named; the others of the folder then are not.
+
+    Raises:
+        ModelError: no such run, the place is taken, the model is above 25 MB, or a probability on drawn faces
+            changes by more than 0.01.
+    """
+    source, target = find_model(run), Path(folder) / name
+    if target.exists():
+        raise ModelError(f"{target}: is there already; delete it, or choose another name.")
+    if Path(name).name != name or name.startswith(".") or name == "runs":
+        raise ModelError(f"{name}: not a model's name; expected a word such as lite2_96.")
+    opened = open_run(source.parent)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".ship-") as temporary:
+        # A folder in the shape of the run, and of its name: the card is written from it.
+        copy = Path(temporary) / opened.path.name
+        shutil.copytree(source, copy / "model")
+        for file in (RUN_FILE, *_SHIPPED_RECORDS):
+            if (opened.path / file).is_file():
+                shutil.copyfile(opened.path / file, copy / file)
+        shipped = _shrink(copy / "model", source)
+        _describe(copy, name=name, default=default, shipped=shipped)
+        for file in _SHIPPED_RECORDS:
+            if (copy / file).is_file():
+                shutil.move(copy / file, copy / "model" / file)
+        size = sum(path.stat().st_size for path in (copy / "model").rglob("*") if path.is_file())
+        if size > MAX_BYTES:
+            raise ModelError(f"{source}: is {size / 2**20:.1f} MB when shipped, expected at most {MAX_BYTES >> 20}.")
+        (copy / "model").rename(target)
+    if default:
+        _unset_other_defaults(target)
+    return target
+
+
+def shrink_weights(path: Path) -> None:
+    """Rewrite a .weights.h5 with its kernels of at least `MIN_KERNEL` values in float16.
+
+    Raises:
+        ModelError: a weight is too large for float16.
+    """
+    small = path.with_name(f"small.{path.name}")
+    with h5py.File(path, "r") as old, h5py.File(small, "w") as new:
+        _copy_group(old, new, path)
+    small.replace(path)
+
+
+def compute_difference(first: Classifier, second: Classifier) -> float:
+    """Return the largest difference between the probabilities of two classifiers on drawn faces of each expression."""
+    rng = np.random.default_rng(0)
+    faces = [draw_face(FER2013_LABELS[row % len(FER2013_LABELS)], rng=rng) for row in range(_NUM_FACES)]
+    images = np.stack([resize_square(face.reshape(*face.shape[:2], 1), 48) for face in faces])
+    return float(np.abs(first.predict(images) - second.predict(images)).max())
+
+
+def _copy_group(old: h5py.Group, new: h5py.Group, path: Path) -> None:
+    for key, value in old.attrs.items():
+        new.attrs[key] = value
+    for name, item in old.items():
+        if isinstance(item, h5py.Group):
+            _copy_group(item, new.create_group(name), path)
+            continue
+        values = item[()]
+        if values.ndim >= 2 and values.size >= MIN_KERNEL and values.dtype == np.float32:
+            with np.errstate(over="ignore"):
+                values = values.astype(np.float16)
+            if not np.isfinite(values).all():
+                raise ModelError(f"{path}: {item.name} holds a weight above 65,504, which float16 cannot hold.")
+        new.create_dataset(name, data=values, dtype=values.dtype)
+
+
+def _shrink(folder: Path, source: Path) -> dict[str, Any]:
+    """Make a copy of an artifact small, and return what was done and how far its answers are from the source's."""
+    record = _read(folder)
+    if WEIGHTS_FILE not in record["sha256"]:
+        return {"weights": "as trained"}
+    shrink_weights(folder / WEIGHTS_FILE)
+    record["sha256"][WEIGHTS_FILE] = hash_file(folder / WEIGHTS_FILE)
+    _write(folder, record)
+    difference = compute_difference(load_artifact(source), load_artifact(folder))
+    if difference > MAX_DIFFERENCE:
+        raise ModelError(
+            f"{source}: with large kernels in float16 a probability changes by {difference:.3f}, expected at most "
+            f"{MAX_DIFFERENCE}; the model cannot be shipped."
+        )
+    return {"weights": "large kernels in float16", "largest_difference": difference, "num_faces": _NUM_FACES}
+
+
+def _describe(copy: Path, *, name: str, default: bool, shipped: dict[str, Any]) -> None:
+    """Write into artifact.json what is shipped, and the card."""
+    config = read_config((copy / CONFIG_FILE).read_text())
+    data = json.loads((copy / DATA_FILE).read_text())
+    shape = data["splits"]["train"].get("shape")
+    record = _read(copy / "model")
+    record["about"] = {
+        **record["about"],
+        "name": name,
+        "default": default,
+        "research_only": any(term.research_only for term in find_terms(config)),
+        "face_size": compute_side(*shape[:2], record["input"].get("aspect", "crop")) if shape else None,
+        "shipped": shipped,
+    }
+    _write(copy / "model", record)
+    write_card(copy)
+    if "largest_difference" in shipped:
+        card = copy / "model" / CARD_FILE
+        text = (
+            "\n## This copy\n\nThe large kernels are kept in float16 and computed with in float32. On "
+            f"{shipped['num_faces']} drawn faces no probability differs from the trained model's by more than "
+            f"{shipped['largest_difference']:.1g}. The figures above are the trained model's.\n"
+        )
+        write_atomically(card, card.read_text() + text)
+
+
+def _unset_other_defaults(target: Path) -> None:
+    for path in target.parent.iterdir():
+        if path != target and (path / ARTIFACT_FILE).is_file() and _read(path)["about"].get("default"):
+            record = _read(path)
+            record["about"]["default"] = False
+            _write(path, record)
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / ARTIFACT_FILE).read_text())
+
+
+def _write(folder: Path, record: dict[str, Any]) -> None:
+    write_atomically(folder / ARTIFACT_FILE, json.dumps(record, indent=2) + "\n")

@@ -1,0 +1,108 @@
+"""Whether a training learned anything: an arm that did not supports no conclusion about what it lacks."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from dlfer.metrics.classification import compute_log_loss
+from dlfer.metrics.intervals import compute_wilson_interval
+from dlfer.metrics.predictions import Predictions, read_predictions
+
+ODDS_RATIO = 1.5
+"""The odds of being right must be at least this many times those of always answering the largest class."""
+
+LOSS_FRACTION = 0.98
+"""A loss above this fraction of ln(C), the loss of answering 1/C for every class, has not left its start."""
+
+HINT = (
+    "Try another finetune.optimizer.learning_rate, finetune.clip: 1.0, a warm-up (finetune.schedule.warmup_epochs), more "
+    "epochs, or a backbone whose initialisation suits a start from random weights; in an ablation, ablation.without sets "
+    "keys of that arm alone."
+)
+
+
+def describe_no_conclusion(names: Sequence[str], reasons: Sequence[str]) -> str:
+    """Return the sentence that takes the place of a verdict, e.g. "No conclusion about a and b, since ...".
+
+    Args:
+        names: what was to be compared.
+        reasons: "<training>: <clause of find_learning_failure>" for each training that did not learn.
+    """
+    return f"No conclusion about {' and '.join(names)}, since training did not learn: {'; '.join(reasons)}. {HINT}"
+
+
+def find_learning_failure(
+    train: Predictions | None, history: Sequence[Mapping[str, str]] = (), *, num_classes: int | None = None
+) -> str | None:
+    """Return why a training is taken not to have learned, as a clause about the arm; None where it learned.
+
+    Two signs are looked at on training images: the accuracy is not clearly above the share of the largest class (the
+    lower end of its 95 % interval has less than 1.5 times the odds of that class; at 25 % that is 33 %), or the mean of
+    -ln p(target) is above 98 % of ln(C). Where a run has no predictions on training images, the last loss of its
+    history takes their place.
+
+    Args:
+        train: predictions of the finished model on training images, C classes; None where there are none.
+        history: rows of history.csv with "epoch" and "train_loss" of a categorical cross-entropy; used without `train`.
+        num_classes: C, for the history.
+
+    Example:
+        >>> find_learning_failure(read_predictions(run / "predictions" / "train.npz"))
+        'its accuracy on 2,000 training images is 25.4 % (95 % interval 23.5 to 27.4), and always answering Happy is
+        right on 25.1 %'
+    """
+    if train is not None and len(train):
+        return _judge_predictions(train)
+    rows = [row for row in history if row.get("train_loss")]
+    if not rows or num_classes is None:
+        return None
+    loss, chance = float(rows[-1]["train_loss"]), math.log(num_classes)
+    if loss <= LOSS_FRACTION * chance:
+        return None
+    return f"its training loss after epoch {rows[-1]['epoch']} is {loss:.3f}, {_describe_chance(num_classes)}"
+
+
+def find_run_failure(run: Path) -> str | None:
+    """Return why the training in a run directory is taken not to have learned; None where it learned or cannot be judged.
+
+    Args:
+        run: a finished run, with predictions/train.npz, or else finetune/history.csv and predictions of another split.
+    """
+    folder = run / "predictions"
+    if (folder / "train.npz").is_file():
+        return find_learning_failure(read_predictions(folder / "train.npz"))
+    others = [path for path in (folder / "validation.npz", folder / "test.npz") if path.is_file()]
+    history = run / "finetune" / "history.csv"
+    if not others or not history.is_file():
+        return None
+    with open(history, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    return find_learning_failure(None, rows, num_classes=len(read_predictions(others[0]).labels))
+
+
+def _judge_predictions(train: Predictions) -> str | None:
+    n, hits = len(train), int(train.correct.sum())
+    counts = np.bincount(train.targets, minlength=len(train.labels))
+    largest = int(counts.argmax())
+    share = counts[largest] / n
+    low, high = compute_wilson_interval(hits, n)
+    # As a product, since a share of 1 has no odds.
+    if low * (1 - share) < ODDS_RATIO * share * (1 - low):
+        return (
+            f"its accuracy on {n:,} training images is {100 * hits / n:.1f} % (95 % interval {100 * low:.1f} to "
+            f"{100 * high:.1f}), and always answering {train.labels[largest]} is right on {100 * share:.1f} %"
+        )
+    loss, chance = compute_log_loss(train.targets, train.probabilities), math.log(len(train.labels))
+    if loss > LOSS_FRACTION * chance:
+        return f"its loss on {n:,} training images is {loss:.3f}, {_describe_chance(len(train.labels))}"
+    return None
+
+
+def _describe_chance(num_classes: int) -> str:
+    chance = math.log(num_classes)
+    return f"and answering 1/{num_classes} for each class has ln({num_classes}) = {chance:.3f}"

@@ -1,0 +1,338 @@
+"""Whether two classifiers differ, judged on the very same images.
+
+Two models tend to be right and wrong on the same images, so that their difference is known better than
+either accuracy: all of it stands in the images that one gets right and the other wrong.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from dlfer.errors import DataError
+from dlfer.metrics.intervals import compute_quantile
+from dlfer.metrics.predictions import Predictions
+from dlfer.metrics.seeds import POWER, compare_recipes, plan_more
+
+FEW_DISCORDANT = 25
+"""Below this many discordant images McNemar's test is exact, from it on chi-square with continuity correction."""
+
+WELCH = "Welch's t test over seeds and images"
+EXACT, CHI_SQUARE = "McNemar's exact test", "McNemar's chi-square test with continuity correction"
+
+
+def compare_paired(
+    a: Predictions, b: Predictions, *, names: tuple[str, str] = ("a", "b"), level: float = 0.95
+) -> dict[str, Any]:
+    """Compare the accuracies of two classifiers on the same images.
+
+    Args:
+        a: the predictions of one; its rows may stand in another order than those of b.
+        b: the predictions of the other.
+        names: what the two are called in the sentence.
+        level: the probability that the interval covers the true difference.
+
+    Returns:
+        {"names", "n", "accuracy_a", "accuracy_b" (fractions), "difference": {"value", "low", "high"} of
+        a - b in points, "both_right", "a_only", "b_only", "both_wrong" (numbers of images), "test",
+        "p_value", "is_larger_than_chance", "required_n" (None where the accuracies are equal), "level"}.
+
+    Raises:
+        DataError: the two are not about the same images, or disagree about a target.
+
+    Source: interval: Tango, Stat. Med. 17 (1998) 891; test: McNemar, Psychometrika 12 (1947) 153.
+    """
+    correct_a, correct_b = align_correct(a, b)
+    n = len(correct_a)
+    a_only, b_only = int((correct_a & ~correct_b).sum()), int((correct_b & ~correct_a).sum())
+    low, high = compute_tango_interval(a_only, b_only, n, level=level)
+    test, p_value = compute_mcnemar(a_only, b_only)
+    excludes_zero = low > 0 or high < 0
+    return {
+        "names": list(names),
+        "n": n,
+        "accuracy_a": float(correct_a.mean()),
+        "accuracy_b": float(correct_b.mean()),
+        "difference": {"value": 100 * (a_only - b_only) / n, "low": 100 * low, "high": 100 * high},
+        "both_right": int((correct_a & correct_b).sum()),
+        "a_only": a_only,
+        "b_only": b_only,
+        "both_wrong": int((~correct_a & ~correct_b).sum()),
+        "test": test,
+        "p_value": p_value,
+        "is_larger_than_chance": bool(excludes_zero and p_value < 1 - level),
+        "required_n": compute_required_n((a_only - b_only) / n, (a_only + b_only) / n, level=level),
+        "level": level,
+    }
+
+
+def compare_seeds(
+    pairs: Sequence[tuple[Predictions, Predictions]],
+    *,
+    names: tuple[str, str] = ("a", "b"),
+    level: float = 0.95,
+) -> dict[str, Any]:
+    """Compare two recipes over several trainings of each, all judged on the same images.
+
+    With two seeds or more the result is a statement about the recipes: seeds and images are random effects, the
+    quantile is Student's with Satterthwaite's degrees of freedom (`dlfer.metrics.seeds.compare_recipes`). One
+    seed supports a statement about the two trained models only, and "scope" says so.
+
+    Args:
+        pairs: one (a, b) of predictions for each seed.
+        names: what the two recipes are called.
+        level: the probability that the interval covers the true difference.
+
+    Returns:
+        As `compare_paired`, without the four counts, with "scope" ("recipes"; for a single pair "models", and the
+        result of `compare_paired`), "num_seeds", "differences" (percentage points, one per seed), "sd_over_seeds"
+        (of these), "sd_a", "sd_b" (of the accuracies of each recipe, percentage points), "df" and "more", the further
+        seeds and images that would be needed (as by `plan_more`; None where the difference is significant).
+        "required_n" is the number of images with as many seeds, None where no number is enough.
+
+    Raises:
+        DataError: no pair was given, or the pairs are not all about the same images.
+    """
+    if not pairs:
+        raise DataError("compare_seeds: found no pair of predictions, expected one for each seed.")
+    if len(pairs) == 1:
+        return {**compare_paired(*pairs[0], names=names, level=level), "num_seeds": 1, "scope": "models"}
+    reference = pairs[0][0]
+    correct_a, correct_b = (
+        np.stack([align_correct(reference, pair[side])[1] for pair in pairs]).astype(np.float64) for side in (0, 1)
+    )
+    compared = compare_recipes(correct_a, correct_b)
+    low, high = compared.compute_interval(level)
+    p_value = compared.compute_p_value()
+    if np.array_equal(correct_a, correct_b):  # no image tells anything: the interval of one pair
+        low, high = compute_tango_interval(0, 0, correct_a.shape[1], level=level)
+        p_value = 1.0
+    is_significant = low > 0 or high < 0
+    per_seed = 100 * (correct_a - correct_b).mean(axis=1)
+    more = plan_more(compared, level=level)
+    return {
+        "names": list(names),
+        "scope": "recipes",
+        "n": correct_a.shape[1],
+        "accuracy_a": float(correct_a.mean()),
+        "accuracy_b": float(correct_b.mean()),
+        "difference": {"value": 100 * compared.difference, "low": 100 * low, "high": 100 * high},
+        "differences": per_seed.tolist(),
+        "num_seeds": len(pairs),
+        "sd_over_seeds": float(per_seed.std(ddof=1)),
+        "sd_a": 100 * float(correct_a.mean(axis=1).std(ddof=1)),
+        "sd_b": 100 * float(correct_b.mean(axis=1).std(ddof=1)),
+        "test": WELCH,
+        "df": compared.df,
+        "p_value": p_value,
+        "is_larger_than_chance": is_significant,
+        "required_n": more["images"],
+        "more": None if is_significant else more,
+        "level": level,
+    }
+
+
+def align_correct(a: Predictions, b: Predictions) -> tuple[np.ndarray, np.ndarray]:
+    """Return whether a and b are right on each image of a (bool [N], bool [N]), matched by id.
+
+    Raises:
+        DataError: the ids differ, or an image has two targets.
+    """
+    order_a, order_b = np.argsort(a.ids), np.argsort(b.ids)
+    if not np.array_equal(a.ids[order_a], b.ids[order_b]):
+        alone = np.setdiff1d(a.ids, b.ids), np.setdiff1d(b.ids, a.ids)
+        example = next(str(ids[0]) for ids in alone if len(ids))
+        raise DataError(
+            f"paired comparison: {len(alone[0])} of {len(a)} ids stand in the first only, {len(alone[1])} of {len(b)} "
+            f"in the second only, e.g. {example!r}; expected the same images. Evaluate both models on one split."
+        )
+    rows_b = np.empty(len(a), dtype=np.int64)
+    rows_b[order_a] = order_b
+    names_a, names_b = np.array(a.labels)[a.targets], np.array(b.labels)[b.targets[rows_b]]
+    wrong = np.flatnonzero(names_a != names_b)
+    if len(wrong):
+        row = wrong[0]
+        raise DataError(
+            f"paired comparison: {len(wrong)} images have two targets, e.g. {str(a.ids[row])!r}: {names_a[row]} in the "
+            f"first, {names_b[row]} in the second; expected the same. Evaluate both models on one version of the data."
+        )
+    return a.correct, b.correct[rows_b]
+
+
+def compute_mcnemar(a_only: int, b_only: int) -> tuple[str, float]:
+    """Return the name of McNemar's test that was used and its two-sided p value.
+
+    Under equal accuracies each discordant image is a fair coin. Fewer than 25 of them: the exact binomial
+    test; else chi-square with continuity correction, which is never far from it.
+
+    Args:
+        a_only: number of images that only a has right.
+        b_only: number of images that only b has right.
+
+    Source: McNemar, Psychometrika 12 (1947) 153; the correction: Edwards, Psychometrika 13 (1948) 185,
+    without an exception for equal counts, as statsmodels has it.
+    """
+    n, fewer = a_only + b_only, min(a_only, b_only)
+    if n >= FEW_DISCORDANT:
+        statistic = (abs(a_only - b_only) - 1) ** 2 / n
+        return CHI_SQUARE, math.erfc(math.sqrt(statistic / 2))
+    chances = [math.comb(n, k) / 2**n for k in range(fewer + 1)]
+    return EXACT, min(1.0, 2 * math.fsum(chances))
+
+
+def compute_tango_interval(a_only: int, b_only: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
+    """Return Tango's score interval of the difference of two paired proportions.
+
+    It holds all differences D that the score test does not reject, so that it excludes 0 where McNemar's
+    statistic (without continuity correction) does, and has a width also where no image is discordant.
+
+    Args:
+        a_only: number of images that only a has right.
+        b_only: number of images that only b has right.
+        n: number of all images, at least 1.
+        level: the probability of covering.
+
+    Returns:
+        (low, high) of accuracy a - accuracy b, in -1..1.
+
+    Source: Tango, Stat. Med. 17 (1998) 891, equation 8 and appendix.
+    """
+    z, difference = compute_quantile(level), (a_only - b_only) / n
+
+    def is_within(candidate: float) -> bool:
+        linear = -a_only - b_only + (2 * n - a_only + b_only) * candidate
+        constant = -b_only * candidate * (1 - candidate)
+        b_alone = (math.sqrt(max(linear**2 - 8 * n * constant, 0.0)) - linear) / (4 * n)
+        variance = max(n * (2 * b_alone + candidate * (1 - candidate)), 0.0)
+        return abs(a_only - b_only - n * candidate) <= z * math.sqrt(variance)
+
+    def bisect(outside: float) -> float:
+        inside = difference
+        for _ in range(60):
+            middle = (inside + outside) / 2
+            inside, outside = (middle, outside) if is_within(middle) else (inside, middle)
+        return inside
+
+    return bisect(-1.0), bisect(1.0)
+
+
+def compute_required_n(difference: float, discordance: float, *, level: float = 0.95) -> int | None:
+    """Return how many images McNemar's test needs to tell such a difference apart: power 80 %, two-sided 5 %.
+
+    Args:
+        difference: of the accuracies, as a fraction; 0 gives None, for no number of images is enough.
+        discordance: the fraction of images that one has right and the other wrong; over several seeds the
+            mean square of an image's difference, which is the same for one.
+        level: 1 - the size of the test.
+
+    Raises:
+        DataError: the difference is larger than the discordance, or one is no fraction.
+
+    Source: Connor, Biometrics 43 (1987) 207, the unconditional formula after Miettinen, Biometrics 24
+    (1968) 339.
+
+    Example:
+        >>> compute_required_n(0.05, 0.19)
+        595
+    """
+    if not difference**2 <= discordance + 1e-12 <= 1 + 1e-9:
+        raise DataError(
+            f"required_n: found the difference {difference:g} and the discordance {discordance:g}, expected "
+            "fractions, and no difference without images that make it."
+        )
+    if difference == 0:
+        return None
+    z_size, z_power = compute_quantile(level), NormalDist().inv_cdf(POWER)
+    rest = math.sqrt(max(discordance - difference**2, 0.0))
+    return math.ceil(((z_size * math.sqrt(discordance) + z_power * rest) / difference) ** 2)
+
+
+def describe_difference(result: dict[str, Any]) -> str:
+    """Say in one or two sentences what a result of `compare_paired` or `compare_seeds` allows to conclude.
+
+    With "p_holm" and "num_pairs" in it, the result is one of several, and Holm's p value decides. A result over one
+    seed ("scope" is "models") says that it is about two trained models and not about the recipes.
+
+    Example:
+        >>> describe_difference(compare_paired(a, b, names=("lite2", "lite2_96")))
+        'lite2 minus lite2_96: 0.8 percentage points of accuracy (95 % interval -0.4 to 2.0, n = 3,589): no significant
+        difference; about 9,000 images would be needed for a power of 80 %, if the true difference is the observed one
+        (McNemar's exact test, p = 0.21).'
+    """
+    value, low, high = (_format_points(result["difference"][key]) for key in ("value", "low", "high"))
+    first, second = result["names"]
+    what = f"{first} minus {second}: {value} percentage points of accuracy"
+    if result.get("scope") == "models":
+        what = f"The two trained models, {what}"
+    counts = [f"n = {result['n']:,}"]
+    if result.get("num_seeds", 1) > 1:
+        counts.insert(0, f"{result['num_seeds']} seeds")
+    where = f"({100 * result['level']:g} % interval {low} to {high}, {', '.join(counts)})"
+    verdict = "significant difference" if result["is_larger_than_chance"] else "no significant difference"
+    text = f"{what} {where}: {verdict}{_describe_more(result)} ({_describe_evidence(result)})."
+    if result.get("scope") == "models":
+        text += (
+            " This is a statement about these two trained models on these images. One seed each does not show whether "
+            f"{first} is better or worse than {second} in general; train at least three seeds of each for that."
+        )
+    return text
+
+
+def _describe_more(result: dict[str, Any]) -> str:
+    """Say what would be needed to detect a difference as large as the observed one; "" where it was detected."""
+    if result["is_larger_than_chance"]:
+        return ""
+    assumed = f"for a power of {POWER:.0%}, if the true difference is the observed one".replace("%", " %")
+    if "more" not in result:
+        needed = result["required_n"]
+        if needed is None or needed <= result["n"]:
+            return ""
+        return f"; about {_round_up(needed):,} images would be needed {assumed}"
+    if result["more"] is None:  # significant alone, but not among the pairs of Holm's correction
+        return ""
+    more, ways = result["more"], []
+    if more["seeds"] is not None:
+        ways.append(f"about {_round_up(more['seeds']):,} seeds of each on these images")
+    if more["images"] is not None:
+        ways.append(f"about {_round_up(more['images']):,} images with these {result['num_seeds']} seeds")
+    if more["both"] is not None:
+        both = more["both"]
+        ways.append(
+            f"about {_round_up(both['seeds']):,} seeds of each and {_round_up(both['images']):,} images, since neither "
+            "alone is enough,"
+        )
+    if not ways:
+        return "" if result["difference"]["value"] == 0 else "; no practicable number of seeds and images would do"
+    assumed += " and trainings and images vary as observed"
+    return f"; {' or '.join(ways)} would be needed {assumed}"
+
+
+def _describe_evidence(result: dict[str, Any]) -> str:
+    text = f"{result['test']}, p {_format_p(result['p_value'])}"
+    if result.get("num_pairs", 1) > 1:
+        text += f", by Holm over {result['num_pairs']} pairs {_format_p(result['p_holm'])}"
+    if result.get("num_seeds", 1) > 1:
+        text += (
+            f", {result['df']:.1f} degrees of freedom; standard deviation over seeds "
+            f"{result['sd_a']:.1f} and {result['sd_b']:.1f} percentage points"
+        )
+    return text
+
+
+def _format_points(points: float) -> str:
+    """Return points with one digit; -0.04 is 0.0, for a sign would say what the digit does not."""
+    return f"{round(points, 1) + 0.0:.1f}"
+
+
+def _format_p(value: float) -> str:
+    return "< 0.0001" if value < 1e-4 else f"= {value:.2g}" if value < 0.1 else f"= {value:.2f}"
+
+
+def _round_up(value: int) -> int:
+    """Round up to two digits: more would pretend that the observed difference were the true one."""
+    step = 10 ** max(len(str(value)) - 2, 0)
+    return -(-value // step) * step

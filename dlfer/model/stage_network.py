@@ -1,0 +1,206 @@
+"""The transfer family: a backbone, pooled, with dropout and one dense layer.
+
+EF-FER1 and EF-FER2 are both of this form; they share the backbone's weights and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import keras
+from keras import ops
+
+from dlfer.config.schema import ExperimentConfig, ModelConfig, StageConfig
+from dlfer.data.bundle import DataBundle
+from dlfer.model.backbones import BACKBONES, Preprocessing, build_backbone
+from dlfer.model.batch_norm import set_norm_momentum
+from dlfer.model.drop_connect import set_drop_connect
+from dlfer.model.face_input import FaceInput
+from dlfer.model.hybrid import build_hybrid_backbone
+from dlfer.model.preprocessing import choose_preprocessing
+
+
+@dataclass(frozen=True)
+class TransferNetwork:
+    """A classifier network and the parts that it is made of; all share the same variables.
+
+    Attributes:
+        model: uint8 [B, H, W, channels] of any size -> float32 [B, C], the head's activation applied.
+        face_input, backbone, pooling, dropout, head: its layers; `head` gives float32 logits [B, C].
+        activation: "softmax" or "sigmoid".
+        auxiliary: (name of a layer of the backbone, what classifies its output in training alone).
+    """
+
+    model: keras.Model
+    face_input: FaceInput
+    backbone: keras.Model
+    pooling: keras.layers.Layer
+    dropout: keras.layers.Layer
+    head: keras.layers.Layer
+    activation: str
+    auxiliary: tuple[tuple[str, keras.Model], ...] = ()
+
+    @property
+    def variables(self) -> list[keras.Variable]:
+        """All that training changes: the model's variables, then those of the auxiliary heads."""
+        return [*self.model.variables, *(variable for _, head in self.auxiliary for variable in head.variables)]
+
+
+def build_transfer_network(
+    config: ModelConfig,
+    *,
+    num_labels: int,
+    image_size: int,
+    channels: int,
+    crop: float | None = None,
+    aspect: str = "crop",
+    precision: str = "float32",
+) -> TransferNetwork:
+    """Build the network with random weights.
+
+    Args:
+        config: backbone, dropout and head.
+        num_labels: C.
+        image_size: side in pixels that the backbone sees.
+        channels: of the images that come in, 1 (grey) or 3 (RGB).
+        crop: side of the part of an image that becomes this square, in 0..1; None is the whole image.
+        aspect: how images that are not square become squares: "crop" or "pad", see `FaceInput`.
+        precision: "float32" or "mixed_bfloat16"; the head computes in float32 in either.
+    """
+    with dtype_policy(precision):
+        backbone, preprocessing = build_feature_extractor(config)
+        pooling_of = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}
+        pooling = pooling_of[config.head.pooling](name="pooling")
+        dropout = keras.layers.Dropout(config.dropout, name="dropout")
+    face_input = FaceInput(image_size, preprocessing.as_dict(), crop, aspect, name="face_input")
+    head = _build_head(config, num_labels)
+    images = keras.Input((None, None, channels), dtype="uint8", name="images")
+    logits = head(dropout(pooling(backbone(face_input(images)))))
+    activation = keras.layers.Activation(config.head.activation, name="activation", dtype="float32")
+    model = keras.Model(images, activation(logits), name="network")
+    auxiliary = _build_auxiliary(config, backbone, num_labels, precision) if config.auxiliary_heads else ()
+    return TransferNetwork(model, face_input, backbone, pooling, dropout, head, config.head.activation, auxiliary)
+
+
+def build_stage_network(config: ExperimentConfig, stage: StageConfig, bundle: DataBundle) -> TransferNetwork:
+    """Build the network of one stage for its data, with random weights."""
+    return build_transfer_network(
+        config.model,
+        num_labels=len(bundle.labels),
+        image_size=stage.image_size,
+        crop=stage.crop,
+        aspect=stage.data.aspect,
+        channels=bundle.channels,
+        precision=config.experiment.precision,
+    )
+
+
+def build_feature_extractor(config: ModelConfig) -> tuple[keras.Model, Preprocessing]:
+    """Build the part that EF-FER1 hands to EF-FER2, with random weights, and say what its pixels must look like.
+
+    Returns:
+        A Keras model named "backbone", float [B, S, S, 3] -> float [B, s, s, F], and its preprocessing.
+    """
+    if config.family == "hybrid":
+        backbone, preprocessing = build_hybrid_backbone(config)
+    else:
+        backbone = build_backbone(config.backbone, stem=config.stem)
+        preprocessing = choose_preprocessing(BACKBONES[config.backbone].preprocessing, config.pixel_scaling)
+    if config.norm_momentum is not None:
+        set_norm_momentum(backbone, config.norm_momentum)
+    if config.drop_connect is not None:
+        set_drop_connect(backbone, config.drop_connect)
+    return backbone, preprocessing
+
+
+def _build_head(config: ModelConfig, num_labels: int) -> keras.layers.Layer:
+    """Build what turns pooled features into logits: one dense layer, after the hidden ones if there are any."""
+    last = keras.layers.Dense(num_labels, name="head", dtype="float32")
+    if not config.head.hidden:
+        return last
+    layers: list[keras.layers.Layer] = []
+    for number, units in enumerate(config.head.hidden, 1):
+        layers.append(keras.layers.Dense(units, "relu", kernel_initializer="he_normal", name=f"hidden_{number}"))
+        layers.append(keras.layers.Dropout(config.dropout, name=f"hidden_dropout_{number}"))
+    return keras.Sequential([*layers, last], name="head")
+
+
+def _build_auxiliary(
+    config: ModelConfig, backbone: keras.Model, num_labels: int, precision: str
+) -> tuple[tuple[str, keras.Model], ...]:
+    """Build the classifiers that branch off in training; they come last, so that the rest has the same initial weights."""
+    from dlfer.model.googlenet import build_auxiliary_head
+
+    places = BACKBONES[config.backbone].auxiliary
+    with dtype_policy(precision):
+        heads = [build_auxiliary_head(num_labels, name=f"auxiliary_{number}") for number, _ in enumerate(places, 1)]
+    return attach_auxiliary(backbone, list(zip(places, heads, strict=True)))
+
+
+def attach_auxiliary(
+    backbone: keras.Model, heads: Sequence[tuple[str, keras.Model]]
+) -> tuple[tuple[str, keras.Model], ...]:
+    """Give each head its weights, as the output of its layer of the backbone needs them; return the heads."""
+    for place, head in heads:
+        head(backbone.get_layer(place).output)
+    return tuple(heads)
+
+
+@keras.saving.register_keras_serializable(package="dlfer")
+class TrainingNetwork(keras.Model):
+    """What is compiled and fitted: the same layers, from drawn augmentation to logits.
+
+    Its input is a dict with "image" (uint8 [B, H, W, C]) and the arrays that
+    `dlfer.data.augment.draw_augmentation` drew; its output is float32 logits [B, C], so that losses
+    are computed from logits; or [B, 1 + A, C], the network's own first, where A auxiliary heads are trained.
+
+    Args:
+        network: whose variables are trained.
+        fill: what stands outside a warped image.
+    """
+
+    def __init__(self, network: TransferNetwork, *, fill: str = "nearest") -> None:
+        super().__init__(name="training_network")
+        self.face_input = network.face_input
+        self.backbone = network.backbone
+        self.pooling = network.pooling
+        self.dropout = network.dropout
+        self.head = network.head
+        self.fill = fill
+        self.auxiliary = [head for _, head in network.auxiliary]
+        self.trunk = None
+        if network.auxiliary:
+            maps = [network.backbone.get_layer(place).output for place, _ in network.auxiliary]
+            self.trunk = keras.Model(network.backbone.inputs, [network.backbone.output, *maps], name="trunk")
+
+    def call(self, inputs: dict, training: bool = False):
+        """Return logits [B, C], or [B, 1 + A, C]."""
+        images = self.face_input.prepare(inputs["image"], inputs, fill=self.fill)
+        if self.trunk is None:
+            features, maps = self.backbone(images, training=training), []
+        else:
+            features, *maps = self.trunk(images, training=training)
+        logits = self.head(self.dropout(self.pooling(features), training=training), training=training)
+        if not maps:
+            return logits
+        others = [head(values, training=training) for head, values in zip(self.auxiliary, maps, strict=True)]
+        return ops.stack([logits, *others], axis=1)
+
+
+def compute_features(network: TransferNetwork, images):
+    """Return the pooled features float32 [N, F] of uint8 images [N, H, W, C], in inference mode."""
+    features = network.pooling(network.backbone(network.face_input(images), training=False))
+    return ops.convert_to_numpy(ops.cast(features, "float32"))
+
+
+@contextmanager
+def dtype_policy(name: str) -> Iterator[None]:
+    """Layers that are made inside compute by the policy `name`; the one before is put back."""
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)

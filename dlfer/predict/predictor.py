@@ -1,0 +1,260 @@
+"""From pictures to the faces in them and what annotators would call their expressions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from dlfer.errors import UserError
+from dlfer.predict.crops import Box, build_cropper
+from dlfer.predict.engines import Engine
+from dlfer.predict.media import BadInput, Frame
+from dlfer.predict.track import FaceTracker
+
+UNCERTAIN = "uncertain"
+"""The label of a face whose most probable one is below the threshold."""
+
+NOTICE = (
+    "Predicts which of the expression labels annotators would give to a picture of a face. It does not detect what "
+    "a person feels. In the EU, inferring emotions at work and in education is prohibited (AI Act, Art. 5(1)(f))."
+)
+RESEARCH_ONLY = "The model is for research only: its weights come from data with that restriction."
+
+_BATCH_FRAMES, _BATCH_PIXELS = 32, 16_000_000
+"""Pictures whose faces are predicted together: at most so many, and as few as hold so many pixels."""
+
+
+@dataclass(frozen=True)
+class FacePrediction:
+    """A face and its probabilities.
+
+    Attributes:
+        box: x0, y0, x1, y1 in pixels of the upright picture; None: the picture was taken for a face.
+        score: the detector's (mtcnn: a probability; opencv: a weight above 0, no probability); None without one.
+        label: the most probable label, or "uncertain".
+        confidence: the probability of the most probable label.
+        probabilities: of each label, in the classifier's order; the sum is one.
+        abstained: whether the confidence is below the threshold that was asked for.
+        track: in a film, the number that the face keeps from frame to frame; else None.
+    """
+
+    box: Box | None
+    score: float | None
+    label: str
+    confidence: float
+    probabilities: dict[str, float]
+    abstained: bool = False
+    track: int | None = None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values, for JSON."""
+        box = None if self.box is None else [round(value, 2) for value in self.box]
+        return {
+            "box": box,
+            "score": self.score,
+            "label": self.label,
+            "confidence": self.confidence,
+            "probabilities": self.probabilities,
+            "abstained": self.abstained,
+            "track": self.track,
+        }
+
+
+@dataclass(frozen=True)
+class FramePrediction:
+    """A picture, or a frame of a film, and the faces in it, the largest first; none where none was found."""
+
+    frame: Frame
+    faces: list[FacePrediction]
+
+
+class FacePredictor:
+    """Finds the faces in pictures and predicts them together.
+
+    Args:
+        classifier: from `dlfer.load` or `load_engine`.
+        faces: "auto", "mtcnn", "opencv" or "whole", see `build_cropper`.
+        abstain: in 0..1, below which confidence the label is "uncertain"; None: never.
+        mirror: whether the probabilities are the mean over a face and its mirror image; it takes twice the time.
+        batch_size: faces at a time.
+
+    Raises:
+        UserError: `faces` or `abstain` is none of these.
+        EnvironmentProblem: no detector of faces is installed.
+
+    Example:
+        >>> predictor = FacePredictor(dlfer.load("lite2_96"))
+        >>> [face.label for face in predictor.predict([read_image("photo.jpg")])[0]]
+        ['Happy', 'Neutral']
+    """
+
+    def __init__(
+        self,
+        classifier: Engine,
+        *,
+        faces: str = "auto",
+        abstain: float | None = None,
+        mirror: bool = False,
+        batch_size: int = 64,
+    ) -> None:
+        if abstain is not None and not 0 <= abstain <= 1:
+            raise UserError(f"abstain: found {abstain}, expected a confidence in 0..1.")
+        self.classifier = classifier
+        self.labels = tuple(classifier.labels)
+        self.abstain = abstain
+        self.mirror = mirror
+        self.batch_size = batch_size
+        self._crop = build_cropper(
+            faces,
+            about=classifier.about,
+            channels=classifier.channels,
+            image_size=classifier.image_size,
+            aspect=classifier.aspect,
+        )
+
+    def predict(self, images: Sequence[np.ndarray]) -> list[list[FacePrediction]]:
+        """Return the faces in each of several uint8 [H, W, 3] pictures, the largest first.
+
+        The probabilities are calibrated if the model has a temperature.
+        """
+        crops = self._crop(images)
+        answers = iter(self._predict_crops([crop.pixels for in_image in crops for crop in in_image]))
+        return [[self.judge(next(answers), crop.box, score=crop.score) for crop in in_image] for in_image in crops]
+
+    def judge(
+        self, probabilities: np.ndarray, box: Box | None, *, score: float | None, track: int | None = None
+    ) -> FacePrediction:
+        """Return a face with the label that float [C] probabilities give it."""
+        best = int(np.argmax(probabilities))
+        confidence = float(probabilities[best])
+        abstained = self.abstain is not None and confidence < self.abstain
+        return FacePrediction(
+            box=box,
+            score=score,
+            label=UNCERTAIN if abstained else self.labels[best],
+            confidence=confidence,
+            probabilities={name: float(value) for name, value in zip(self.labels, probabilities, strict=True)},
+            abstained=abstained,
+            track=track,
+        )
+
+    def _predict_crops(self, crops: Sequence[np.ndarray]) -> np.ndarray:
+        """Return float32 [N, C] of uint8 [S, S, channels] crops, those of one size in one call."""
+        answers = np.zeros((len(crops), len(self.labels)), np.float32)
+        sides = np.array([len(crop) for crop in crops])
+        for side in np.unique(sides):
+            rows = np.flatnonzero(sides == side)
+            images = np.stack([crops[row] for row in rows])
+            answers[rows] = self._predict_images(images)
+            if self.mirror:
+                answers[rows] = (answers[rows] + self._predict_images(np.ascontiguousarray(images[:, :, ::-1]))) / 2
+        return answers
+
+    def _predict_images(self, images: np.ndarray) -> np.ndarray:
+        return self.classifier.predict(images, batch_size=self.batch_size, calibrated=True)
+
+
+def predict_frame(
+    classifier: Engine, image: np.ndarray, faces: str = "auto", *, abstain: float | None = None
+) -> list[FacePrediction]:
+    """Return the faces in one uint8 [H, W, 3] picture; for several pictures a `FacePredictor` is faster.
+
+    Raises:
+        UserError, EnvironmentProblem: as `FacePredictor`.
+    """
+    return FacePredictor(classifier, faces=faces, abstain=abstain).predict([image])[0]
+
+
+def predict_inputs(
+    predictor: FacePredictor, inputs: Iterable[Frame | BadInput], *, smooth: float = 0.5
+) -> Iterator[FramePrediction | BadInput]:
+    """Yield what is predicted for pictures and frames, in order; the faces of several files go to the network together.
+
+    Faces of a film keep their number, and their probabilities are smoothed over time.
+
+    Args:
+        predictor: that finds and predicts them.
+        inputs: from `open_inputs`.
+        smooth: time constant of the smoothing in seconds; 0: none.
+    """
+    tracker, film = FaceTracker(smooth=smooth), None
+    for batch in _gather(inputs):
+        images = [item.image for item in batch if isinstance(item, Frame)]
+        found = iter(predictor.predict(images) if images else ())
+        for item in batch:
+            if isinstance(item, BadInput):
+                yield item
+                continue
+            faces = next(found)
+            if item.film is not None:
+                if item.film is not film:
+                    tracker, film = FaceTracker(smooth=smooth), item.film
+                faces = _follow(predictor, tracker, faces, item.seconds or 0.0)
+            yield FramePrediction(item, faces)
+
+
+def describe_predictions(predictor: FacePredictor, *, faces: str, smooth: float | None) -> dict[str, Any]:
+    """Return what a reader of predictions has to know: the notice, the model, how probabilities were made.
+
+    Args:
+        predictor: that predicts.
+        faces: as it was asked for.
+        smooth: of films, in seconds; None or 0: nothing is smoothed.
+    """
+    classifier, fit = predictor.classifier, predictor.classifier.temperature_fit
+    about = dict(classifier.about)
+    research_only = about.get("research_only", True)
+    return {
+        "notice": f"{NOTICE} {RESEARCH_ONLY}" if research_only else NOTICE,
+        "model": {key: about[key] for key in ("name", "experiment", "run", "protocol", "selected_on") if key in about},
+        "labels": list(predictor.labels),
+        "faces": faces,
+        "probabilities": (
+            f"calibrated by the temperature {fit['value']:.3f}, which was fitted on {fit.get('fitted_on', 'validation')}"
+            if fit
+            else "as the network gives them, not calibrated: no temperature was fitted"
+        ),
+        "mirror": (
+            "probabilities are the mean over each face and its mirror image"
+            + ("; the temperature was fitted without the mirror image" if fit else "")
+            if predictor.mirror
+            else None
+        ),
+        "smoothing": (
+            f"probabilities in films are an exponential average over time, time constant {smooth:g} s"
+            if smooth
+            else None
+        ),
+        "abstain_below": predictor.abstain,
+    }
+
+
+def _gather(inputs: Iterable[Frame | BadInput]) -> Iterator[list[Frame | BadInput]]:
+    """Yield lists of inputs whose pictures are predicted together; those of a camera alone, which is waited for."""
+    batch: list[Frame | BadInput] = []
+    pixels = 0
+    for item in inputs:
+        batch.append(item)
+        if isinstance(item, Frame):
+            pixels += item.image.shape[0] * item.image.shape[1]
+        is_live = isinstance(item, Frame) and item.film is not None and item.film.is_live
+        if is_live or len(batch) >= _BATCH_FRAMES or pixels >= _BATCH_PIXELS:
+            yield batch
+            batch, pixels = [], 0
+    if batch:
+        yield batch
+
+
+def _follow(
+    predictor: FacePredictor, tracker: FaceTracker, faces: list[FacePrediction], seconds: float
+) -> list[FacePrediction]:
+    """Return the faces of the next frame with their numbers and smoothed probabilities."""
+    values = np.array([list(face.probabilities.values()) for face in faces]).reshape(len(faces), len(predictor.labels))
+    tracks, smoothed = tracker.update([face.box for face in faces], values, seconds)
+    return [
+        replace(predictor.judge(row, face.box, score=face.score), track=track)
+        for face, track, row in zip(faces, tracks, smoothed, strict=True)
+    ]

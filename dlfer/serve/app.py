@@ -1,0 +1,289 @@
+"""The routes of the server, and their errors."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from importlib.resources import files
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import Scope
+
+from dlfer._version import __version__
+from dlfer.predict.predictor import NOTICE, RESEARCH_ONLY
+from dlfer.serve import kserve, schemas
+from dlfer.serve.bodies import Body, check_faces, decode_all, name_uploads, read_face
+from dlfer.serve.guard import Guard
+from dlfer.serve.limits import Limits, Refusal
+from dlfer.serve.metrics import CONTENT_TYPE, Metrics
+from dlfer.serve.models import ServedModel
+from dlfer.serve.openapi import complete_openapi, tell_body, tell_errors
+from dlfer.serve.service import Service
+
+_PAGE = {
+    "/": ("index.html", "text/html"),
+    "/page.css": ("page.css", "text/css"),
+    "/page.js": ("page.js", "text/javascript"),
+}
+
+
+def build_app(
+    models: Mapping[str, ServedModel],
+    *,
+    limits: Limits | None = None,
+    faces: str = "auto",
+    key: str | None = None,
+    hosts: Sequence[str] | None = None,
+    window: float = 0.005,
+) -> FastAPI:
+    """Return the application; its service is `app.state.service`.
+
+    Args:
+        models: by name, the default first.
+        limits: of requests; the usual ones by default.
+        faces: what is done where a request does not say: "auto" or "whole".
+        key: that clients have to send; None: none.
+        hosts: names by which the server may be called; None: any.
+        window: seconds for which requests are collected.
+    """
+    metrics = Metrics()
+    service = Service(models, limits=limits or Limits(), faces=faces, metrics=metrics, window=window)
+
+    @asynccontextmanager
+    async def live(app: FastAPI) -> AsyncIterator[None]:
+        service.start()
+        try:
+            yield
+        finally:
+            service.stop()
+
+    app = FastAPI(
+        title="dlfer",
+        version=__version__,
+        description=NOTICE,
+        lifespan=live,
+        docs_url=None,
+        redoc_url=None,
+        separate_input_output_schemas=False,
+    )
+    app.state.service = service
+    _add_errors(app)
+    _add_page(app)
+    _add_health(app, service)
+    _add_models(app, service)
+    _add_predictions(app, service)
+    _add_kserve(app, service)
+    complete_openapi(app, list(models), key=key)
+    if hosts:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
+    app.add_middleware(Guard, key=key, metrics=metrics, name_route=_name_route)
+    return app
+
+
+def _add_errors(app: FastAPI) -> None:
+    @app.exception_handler(Refusal)
+    async def refuse(request: Request, error: Refusal) -> JSONResponse:
+        headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
+        if error.status in (408, 413, 503):
+            headers["Connection"] = "close"  # the rest of the body is not read
+        return JSONResponse({"error": str(error)}, error.status, headers)
+
+    @app.exception_handler(HTTPException)
+    async def tell(request: Request, error: HTTPException) -> JSONResponse:
+        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+
+    @app.exception_handler(Exception)
+    async def fail(request: Request, error: Exception) -> JSONResponse:
+        return JSONResponse({"error": "The server failed; its log says why."}, 500)
+
+
+def _add_page(app: FastAPI) -> None:
+    folder = files("dlfer.serve") / "page"
+    for path, (name, kind) in _PAGE.items():
+        contents = (folder / name).read_bytes()
+
+        async def get(contents: bytes = contents, kind: str = kind) -> Response:
+            return Response(contents, media_type=kind)
+
+        app.add_api_route(path, _without_arguments(get), methods=["GET"], include_in_schema=False)
+
+
+def _without_arguments(function: Callable[[], Awaitable[Response]]) -> Callable[[], Awaitable[Response]]:
+    """Hide the default arguments of a function, which would be read from the query."""
+
+    async def call() -> Response:
+        return await function()
+
+    return call
+
+
+def _add_health(app: FastAPI, service: Service) -> None:
+    not_ready = {503: {"description": "Not ready.", "model": schemas.Error}}
+
+    def is_ready() -> None:
+        if not service.is_ready:
+            raise Refusal(503, "Not ready.", retry_after=5)
+
+    @app.get("/healthz", tags=["health"])
+    async def is_healthy() -> schemas.Health:
+        """Whether the server answers."""
+        return schemas.Health(status="ok")
+
+    @app.get("/readyz", tags=["health"], responses=not_ready)
+    async def ready() -> schemas.Health:
+        """Whether it takes requests; 503 before it has begun, and as soon as it was told to stop."""
+        is_ready()
+        return schemas.Health(status="ready")
+
+    @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
+    async def metrics() -> Response:
+        """Counters in Prometheus' text format."""
+        return Response(service.metrics.write(), media_type=CONTENT_TYPE)
+
+    @app.get("/v2/health/live", tags=["KServe"])
+    async def live() -> schemas.Live:
+        """Whether the server answers."""
+        return schemas.Live(live=True)
+
+    @app.get("/v2/health/ready", tags=["KServe"], responses=not_ready)
+    async def ready_v2() -> schemas.Ready:
+        """Whether it takes requests."""
+        is_ready()
+        return schemas.Ready(ready=True)
+
+
+def _add_models(app: FastAPI, service: Service) -> None:
+    @app.get("/v1/models", tags=["dlfer"])
+    async def list_models() -> schemas.Models:
+        """The models that are served, with what their cards say; the first is the default."""
+        return schemas.Models(
+            models=[model.card for model in service.models.values()],
+            faces=service.faces,
+            notice=NOTICE,
+            version=__version__,
+        )
+
+
+def _add_predictions(app: FastAPI, service: Service) -> None:
+    @app.post(
+        "/v1/predict",
+        tags=["dlfer"],
+        responses=tell_errors(400, 404, 408, 413, 415, 503, 504),
+        openapi_extra=tell_body(
+            schemas.PredictRequest,
+            {
+                "file": {
+                    "type": "array",
+                    "items": {"type": "string", "format": "binary"},
+                    "minItems": 1,
+                    "maxItems": service.limits.pictures,
+                    "description": "one or more pictures",
+                },
+                "model": {"type": "string", "enum": list(service.models)},
+                "faces": {"type": "string", "enum": ["auto", "whole"]},
+            },
+            names=list(service.models),
+        ),
+    )
+    async def predict(request: Request) -> schemas.Prediction:
+        """Find the faces in pictures, and predict which expression label annotators would give to each."""
+        async with service.admit(), Body(request, service) as body:
+            if body.is_form:
+                form = await body.read_form("file", fields=("model", "faces"))
+                uploads = name_uploads([upload for _, upload in form.files])
+                model, faces = service.find_model(form.fields.get("model")), check_faces(form.fields.get("faces"))
+            else:
+                asked = await body.read_json(schemas.PredictRequest)
+                if len(asked.images) > service.limits.pictures:
+                    raise Refusal(
+                        400, f"images: found {len(asked.images)}, expected at most {service.limits.pictures}."
+                    )
+                model, faces = service.find_model(asked.model), asked.faces
+                uploads = await service.run(lambda: decode_all(asked.images))
+            async with service.limit_time():
+                pictures = await service.predict(uploads, model, faces)
+            return schemas.Prediction(model=model.name, notice=_notice_of(model), images=pictures)
+
+    @app.post(
+        "/v1/explain",
+        tags=["dlfer"],
+        responses=tell_errors(400, 404, 408, 413, 415, 503, 504),
+        openapi_extra=tell_body(
+            schemas.ExplainRequest,
+            {
+                "file": {"type": "string", "format": "binary", "description": "a picture"},
+                "model": {"type": "string", "enum": list(service.models)},
+                "faces": {"type": "string", "enum": ["auto", "whole"]},
+                "face": {"type": "integer", "minimum": 0},
+                "label": {"type": "string"},
+            },
+            names=list(service.models),
+        ),
+    )
+    async def explain(request: Request) -> schemas.Explanation:
+        """Cover a face part by part, and map where the probability of a label falls and rises."""
+        async with service.admit(explanation=True), Body(request, service) as body:
+            if body.is_form:
+                form = await body.read_form("file", fields=("model", "faces", "face", "label"))
+                if len(form.files) != 1:
+                    raise Refusal(400, f"file: found {len(form.files)} files, expected one.")
+                upload, given = name_uploads([form.files[0][1]])[0], form.fields
+                model, faces = service.find_model(given.get("model")), check_faces(given.get("faces"))
+                face, label = read_face(given.get("face", "0")), given.get("label")
+            else:
+                asked = await body.read_json(schemas.ExplainRequest)
+                model, faces, face, label = service.find_model(asked.model), asked.faces, asked.face, asked.label
+                upload = (await service.run(lambda: decode_all([asked.image])))[0]
+            async with service.limit_time():
+                return await service.explain(upload, model, faces=faces, face=face, label=label)
+
+
+def _add_kserve(app: FastAPI, service: Service) -> None:
+    @app.get("/v2", tags=["KServe"])
+    async def describe_server() -> schemas.ServerDescription:
+        """What this server is."""
+        return schemas.ServerDescription(name="dlfer", version=__version__, extensions=[])
+
+    @app.get("/v2/models/{name}", tags=["KServe"], responses=tell_errors(404))
+    async def describe_model(name: str) -> schemas.ModelDescription:
+        """The tensors of a model, and its card."""
+        return kserve.describe_model(service.find_model(name))
+
+    @app.get("/v2/models/{name}/ready", tags=["KServe"], responses=tell_errors(404, 503))
+    async def is_model_ready(name: str) -> schemas.ModelReady:
+        """Whether a model takes requests."""
+        model = service.find_model(name)
+        if not service.is_ready:
+            raise Refusal(503, "Not ready.", retry_after=5)
+        return schemas.ModelReady(name=model.name, ready=True)
+
+    @app.post(
+        "/v2/models/{name}/infer",
+        tags=["KServe"],
+        responses=tell_errors(400, 404, 408, 413, 415, 503, 504),
+        response_model_exclude_none=True,
+        openapi_extra=tell_body(schemas.InferRequest),
+    )
+    async def infer(name: str, request: Request) -> schemas.InferResponse:
+        """Predict crops of faces, one tensor of uint8 [N, H, W] or [N, H, W, C]; no face is searched for."""
+        model = service.find_model(name)
+        async with service.admit(), Body(request, service) as body:
+            asked = await body.read_json(schemas.InferRequest)
+            crops = await service.run(lambda: kserve.read_crops(asked.inputs[0], model, service.limits))
+            async with service.limit_time():
+                probabilities = await service.predict_crops(crops, model)
+            service.metrics.faces.labels(model.name).inc(len(crops))
+            return kserve.write_answer(asked, model, probabilities)
+
+
+def _name_route(scope: Scope) -> str:
+    """Return the path of the route that answered; all that is unknown shares a name."""
+    route = scope.get("route")
+    return getattr(route, "path", "unknown")
+
+
+def _notice_of(model: ServedModel) -> str:
+    return f"{NOTICE} {RESEARCH_ONLY}" if model.card.research_only else NOTICE

@@ -1,0 +1,165 @@
+"""The models that are served, and what they tell of themselves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlfer.data.images import resize_square, to_channels
+from dlfer.errors import UserError
+from dlfer.predict.crops import Crop, build_cropper
+from dlfer.predict.engines import Engine
+from dlfer.report.headline import get_judged_part, name_part
+from dlfer.report.page import read_json
+from dlfer.report.record import read_config, read_text
+from dlfer.runs.records import read_metrics
+from dlfer.runs.run import RUN_FILE
+from dlfer.serve.schemas import Card, Figure
+
+
+class ServedModel:
+    """A classifier with the faces that it is given, all of one size.
+
+    Keras makes a program for each size of images, and keeps it; what strangers send shall not decide how many.
+
+    Args:
+        name: by which requests ask for it.
+        classifier: from `load_engine`.
+        card: what it tells of itself.
+        croppers: "auto" and "whole", or "whole" alone: what turns pictures into faces, see `build_cropper`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        classifier: Engine,
+        *,
+        card: Card,
+        croppers: Mapping[str, Callable[[Sequence[np.ndarray]], list[list[Crop]]]],
+    ) -> None:
+        self.name = name
+        self.card = card
+        self.labels = tuple(classifier.labels)
+        self.channels = classifier.channels
+        # That of `build_cropper`, so that the answers are those of `dlfer predict`.
+        self.size = int(classifier.about.get("face_size") or classifier.image_size)
+        self._classifier = classifier
+        self._croppers = dict(croppers)
+
+    def crop(self, images: Sequence[np.ndarray], faces: str) -> list[list[Crop]]:
+        """Return the faces in each of several uint8 [H, W, 3] pictures, the largest first.
+
+        Raises:
+            UserError: this model's faces are not searched for so.
+        """
+        if faces not in self._croppers:
+            raise UserError(f"faces: found {faces!r}, expected one of {', '.join(self._croppers)}.")
+        return self._croppers[faces](images)
+
+    def fit(self, image: np.ndarray) -> np.ndarray:
+        """Return a crop of any size, uint8 [H, W, 1 or 3], as the model's own, uint8 [S, S, channels]."""
+        return resize_square(to_channels(image, self.channels), self.size, self._classifier.aspect)
+
+    def predict(self, crops: Sequence[np.ndarray]) -> np.ndarray:
+        """Return float32 [N, C], calibrated if the model has a temperature, of N crops."""
+        if not crops:
+            return np.zeros((0, len(self.labels)), np.float32)
+        return self._classifier.predict(np.stack([self.fit(crop) for crop in crops]), calibrated=True)
+
+
+def build_model(name: str, classifier: Engine, *, folder: Path, faces: str = "auto") -> ServedModel:
+    """Return a model ready to be served.
+
+    Args:
+        name: by which requests ask for it.
+        classifier: from `load_engine`.
+        folder: of its artifact.
+        faces: "auto", "mtcnn", "opencv", or "whole", which leaves detectors alone.
+
+    Raises:
+        UserError, EnvironmentProblem: as `build_cropper`.
+    """
+    given = {
+        "about": classifier.about,
+        "channels": classifier.channels,
+        "image_size": classifier.image_size,
+        "aspect": classifier.aspect,
+    }
+    croppers = {"whole": build_cropper("whole", **given)}
+    if faces != "whole":
+        croppers["auto"] = build_cropper(faces, **given)
+    return ServedModel(name, classifier, card=read_card(name, classifier, folder), croppers=croppers)
+
+
+def read_card(name: str, classifier: Engine, folder: Path) -> Card:
+    """Return what an artifact, and the run that it stands in, tell of a model."""
+    about, fit = dict(classifier.about), classifier.temperature_fit
+    run = folder.parent if (folder.parent / RUN_FILE).is_file() else folder
+    record = read_json(folder / "artifact.json") or {}
+    config = read_config(read_text(run / "config.yaml"))
+    metrics, data = read_metrics(run) or {}, read_json(run / "data.json")
+    model = record.get("model") or config.get("model") or {}
+    backbones = model.get("branches") or ([model["backbone"]] if model.get("backbone") else [])
+    optimizer = (config.get("finetune") or {}).get("optimizer") or {}
+    return Card(
+        name=name,
+        family=record.get("family") or "unknown",
+        labels=list(classifier.labels),
+        backbone=" + ".join(backbones) or None,
+        optimizer=about.get("optimizer") or optimizer.get("name"),
+        accuracy=_read_accuracy(metrics, data),
+        protocol=about.get("protocol") or metrics.get("protocol"),
+        banner=metrics.get("banner"),
+        image_size=classifier.image_size,
+        probabilities=(
+            f"calibrated: temperature {fit['value']:.3f}, fitted on {fit['fitted_on']} (n = {fit['n']:,})"
+            if fit
+            else "as the network gives them, not calibrated"
+        ),
+        research_only=bool(about.get("research_only", True)),
+    )
+
+
+def choose_names(given: Sequence[tuple[str | None, Path, Mapping[str, Any]]]) -> list[str]:
+    """Return a name for each of several (name or None, folder of the artifact, what it tells of itself).
+
+    Where none was given it is that of the experiment, or of the folder; the second of a name ends in -2.
+
+    Raises:
+        UserError: the same name was given twice.
+    """
+    named = [name for name, _, _ in given if name]
+    for name in named:
+        if named.count(name) > 1:
+            raise UserError(f"dlfer serve: the name {name} is given to {named.count(name)} models.")
+    names: list[str] = []
+    for name, folder, about in given:
+        stem = (
+            name
+            or about.get("name")
+            or about.get("experiment")
+            or (folder.parent.name if folder.name == "model" else folder.name)
+        )
+        taken, number, chosen = {*names, *(named if not name else ())}, 1, stem
+        while chosen in taken:
+            number += 1
+            chosen = f"{stem}-{number}"
+        names.append(chosen)
+    return names
+
+
+def _read_accuracy(metrics: Mapping[str, Any], data: Mapping[str, Any] | None) -> Figure | None:
+    part = get_judged_part(metrics)
+    found = (metrics.get(part) or {}).get("accuracy") if part else None
+    if not found or found.get("value") is None:
+        return None
+    return Figure(
+        value=found["value"],
+        low=found.get("low"),
+        high=found.get("high"),
+        n=metrics[part]["n"],
+        what=name_part(metrics, data),
+    )

@@ -1,0 +1,251 @@
+"""The ablation, with and without EF-FER1: a sweep of two cells, one of which sets `pretrain: null`.
+
+`ablation.with` and `ablation.without` set further keys of one arm, for a start from random weights often needs another
+rate than one from pretrained weights. All members share the data, the order of images and the seeds, and train in
+this one process; all arms with EF-FER1 share one EF-FER1.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from rich.console import Console
+
+from dlfer.config.load import load_experiment, with_overrides
+from dlfer.config.schema import ExperimentConfig
+from dlfer.errors import ConfigError, DlferError, TrainingStopped, UserError
+from dlfer.experiment.run import execute_run, explain_experiment, prepare_config, start_run
+from dlfer.experiment.session import Session
+from dlfer.report.comparison import format_comparison_table
+from dlfer.report.page import read_rows
+from dlfer.runs.find import open_run
+from dlfer.runs.options import RunOptions
+from dlfer.study.execute import Comparison, carry_out, create_comparison_run
+from dlfer.study.members import Member, Plan, group_finished
+from dlfer.study.summary import Finished, choose_part, collect_notes, compare_with, describe_part, summarise_arm
+
+WITH, WITHOUT, EQUAL_COMPUTE = "with EF-FER1", "without EF-FER1", "without, equal compute"
+
+
+def run_ablation(file: Path | str, options: RunOptions, seeds: Sequence[int] | None = None) -> Path | None:
+    """Run an experiment with and without EF-FER1 and compare the two; return the comparison's folder.
+
+    Args:
+        file: an experiment with a `pretrain` section.
+        options: of the command line.
+        seeds: instead of `ablation.seeds`.
+
+    Raises:
+        ConfigError: the experiment has no EF-FER1 to leave out.
+        TrainingStopped: by Ctrl-C, SIGTERM or --max-hours; the ablation can be resumed.
+        DlferError: a member failed; the others were run.
+    """
+    overrides = dict(options.overrides)
+    if seeds is not None:
+        overrides["ablation.seeds"] = list(seeds)
+    config = load_experiment(file, overrides)
+    if config.pretrain is None:
+        raise ConfigError(
+            f"{file}: pretrain is null, so there is no EF-FER1 to leave out. "
+            "The ablation needs an experiment with a pretrain section, e.g. experiments/quickstart.yaml."
+        )
+    session = Session.start(options)
+    plan = _plan(config, smoke=options.smoke)
+    if options.dry_run:
+        explain_experiment(prepare_config(config, session)[0], session)
+        for member in plan.make_members():
+            session.listener.say(f"member: {member.title}")
+        return None
+    run = create_comparison_run(config, plan, options)
+    return _carry_out(Comparison(run, config, plan, session.listener.say), session)
+
+
+def resume_ablation(run: Path | str, options: RunOptions) -> Path:
+    """Go on with an ablation: finished members stay, an interrupted one continues from its checkpoint."""
+    opened = open_run(run, options.out)
+    # Members go beside the comparison, wherever it was put.
+    session = Session.start(replace(options, out=opened.path.parent.parent, smoke=opened.is_smoke))
+    config = opened.config()
+    plan = _plan(config, smoke=opened.is_smoke)
+    return _carry_out(Comparison(opened, config, plan, session.listener.say), session)
+
+
+def _plan(config: ExperimentConfig, *, smoke: bool) -> Plan:
+    """Return the arms, EF-FER1 first so that its cost is known."""
+    of_with, of_without = config.ablation.with_keys, config.ablation.without
+    arms: dict[str, dict] = {WITH: dict(of_with), WITHOUT: {"pretrain": None, **of_without}}
+    if config.ablation.equal_compute:
+        if config.pretrain.weights is not None:
+            raise ConfigError(
+                "ablation.equal_compute: what EF-FER1 cost is not known for pretrain.weights "
+                f"{config.pretrain.weights}; set it to false, or train EF-FER1 (pretrain.weights: null)."
+            )
+        # How many epochs make it equal is known once EF-FER1 has been trained.
+        arms[EQUAL_COMPUTE] = {}
+    return Plan("ablation", arms, config.ablation.seeds[:1] if smoke else config.ablation.seeds, reference=WITH)
+
+
+def _carry_out(comparison: Comparison, session: Session) -> Path:
+    session.resume_hint = f"dlfer ablate --resume {comparison.run.path}"
+
+    def run_members(comparison: Comparison) -> None:
+        for member in comparison.members:
+            if member.status != "finished":
+                session.listener.say(f"\n{comparison.get_position(member)} {member.title}")
+                _run_member(comparison, member, session)
+
+    def show(values: dict[str, Any]) -> None:
+        show_comparison(values, session.listener.console)
+
+    with session.control.watch_signals():
+        return carry_out(comparison, run_members, _conclude, show)
+
+
+def _run_member(comparison: Comparison, member: Member, session: Session) -> None:
+    """Run or resume one member; a failure in training is recorded, the user's errors and stops go on."""
+    import keras
+
+    keras.backend.clear_session()
+
+    def record(path: Path) -> None:
+        member.path, member.status = str(path.resolve()), "running"
+        comparison.save()
+
+    try:
+        if member.path:
+            member.status = "running"
+            execute_run(member.run, member.run.config(), session)
+        else:
+            if member.arm == EQUAL_COMPUTE:
+                epochs = _count_equal_epochs(comparison.config, comparison.members)
+                without = comparison.config.ablation.without
+                member.overrides = {"pretrain": None, **without, "finetune.epochs": epochs}
+            start_run(member.make_config(comparison.config), session, on_created=record)
+        member.status, member.error = "finished", ""
+    except (TrainingStopped, KeyboardInterrupt):
+        member.status = "stopped"
+        raise
+    except UserError as error:
+        member.fail(error)
+        raise
+    except DlferError as error:
+        member.fail(error)
+        session.listener.say(f"{member.title} failed: {error}")
+    finally:
+        comparison.save()
+
+
+def show_comparison(values: Mapping[str, Any], console: Console) -> None:
+    """Print the table of arms, the verdicts (in red where training did not learn) and the notes of comparison.json."""
+    console.print(format_comparison_table(values))
+    for pair in values["paired"]:
+        console.print(pair["sentence"], markup=False, style="bold red" if pair["not_learned"] else "bold")
+    for note in values["notes"]:
+        console.print(note, markup=False)
+
+
+def _count_equal_epochs(config: ExperimentConfig, members: Sequence[Member]) -> int:
+    """Return the epochs of fine-tuning that cost what EF-FER1 and the epochs of the arm without it cost together.
+
+    Cost is counted in pixels seen in training: images x image_size^2; it leaves out that a wider head
+    or a slower input costs more.
+    """
+    done = next((m for m in members if m.arm == WITH and m.status == "finished"), None)
+    if done is None:
+        raise DlferError(f"the arm {EQUAL_COMPUTE!r} needs a finished arm {WITH!r}, whose EF-FER1 tells the cost.")
+    cost = done.read_record()["cost"]
+    pixels = cost["pretrain_images"] * cost["pretrain_image_size"] ** 2
+    without = with_overrides(config, {"pretrain": None, **config.ablation.without})
+    images_an_epoch = cost["finetune_images"] / len(read_rows(Path(done.path) / "finetune" / "history.csv"))
+    return without.finetune.epochs + math.ceil(pixels / (images_an_epoch * without.finetune.image_size**2))
+
+
+def _conclude(comparison: Comparison) -> dict[str, Any]:
+    """Return comparison.json: the paper's table, the differences with a sentence for each, and how the arms differ."""
+    finished = group_finished(comparison.members)
+    if not finished:
+        return {"table": [], "paired": [], "notes": ["No member finished."], "judged_on": None, "arm_keys": []}
+    part = choose_part(finished)
+    judged_on = describe_part(part, finished)
+    arm_keys = list_arm_keys(finished)
+    return {
+        "table": [summarise_arm(arm, some) for arm, some in finished.items()],
+        "paired": compare_with(WITH, finished, part),
+        "notes": [
+            *collect_notes(finished, judged_on),
+            *_describe_fairness(comparison, arm_keys),
+            *_describe_costs(finished),
+        ],
+        "judged_on": judged_on,
+        "arm_keys": arm_keys,
+    }
+
+
+def list_arm_keys(finished: Finished) -> list[dict[str, Any]]:
+    """Return the keys in which the arms' experiments differ, the seed apart: [{"key", "values": {arm: value}}].
+
+    EF-FER1 is one row, `pretrain`, with its weights or data in words.
+    """
+    configs = {arm: _flatten(members[0].run.config().model_dump(mode="json")) for arm, members in finished.items()}
+    keys = dict.fromkeys(key for values in configs.values() for key in values)
+    rows = []
+    for key in keys:
+        values = {arm: found.get(key) for arm, found in configs.items()}
+        if len({json.dumps(value, sort_keys=True) for value in values.values()}) > 1:
+            rows.append({"key": key, "values": values})
+    return rows
+
+
+def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the dotted keys of an experiment that can change its result, with `pretrain` as one of them."""
+    pretrain = tree["pretrain"]
+    flat = {"pretrain": None if pretrain is None else pretrain["weights"] or f"trained on {pretrain['data']['source']}"}
+
+    def walk(values: Mapping[str, Any], above: str) -> None:
+        for name, value in values.items():
+            if isinstance(value, dict) and value:
+                walk(value, f"{above}{name}.")
+            else:
+                flat[f"{above}{name}"] = value
+
+    skipped = ("experiment", "pretrain", "ablation", "search", "sweep", "expected")
+    walk({name: section for name, section in tree.items() if name not in skipped}, "")
+    return flat
+
+
+def _describe_fairness(comparison: Comparison, arm_keys: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return what the comparison of the arms leaves open: one shared recipe, one shared EF-FER1."""
+    notes = []
+    other = [row["key"] for row in arm_keys if row["key"] != "pretrain"]
+    if not other:
+        notes.append(
+            "Both arms share one recipe. If it was tuned with pretrained weights, that favours the arm with EF-FER1: "
+            "dlfer search FILE --ablation tunes both arms alike, and ablation.without sets keys of the other arm alone."
+        )
+    else:
+        notes.append(f"The arms also differ in {', '.join(other)}.")
+    if len(comparison.plan.seeds) > 1 and comparison.config.pretrain.weights is None:
+        notes.append("All seeds share one EF-FER1: how much another pretraining would change is not in the intervals.")
+    return notes
+
+
+def _describe_costs(finished: Finished) -> list[str]:
+    """Return what each arm's fine-tuning took, and what EF-FER1 cost besides."""
+    notes = []
+    for arm, members in finished.items():
+        costs = [member.read_record()["cost"] for member in members]
+        seconds = np.mean([cost["finetune_seconds"] for cost in costs])
+        text = f"{arm}: fine-tuning took {seconds / 60:.1f} min a seed"
+        if arm == WITH:
+            before = costs[0].get("pretrain_seconds")
+            text += (
+                f"; EF-FER1 took {before / 60:.1f} min besides, once" if before else "; what EF-FER1 cost is not known"
+            )
+        notes.append(text + ".")
+    return notes

@@ -1,0 +1,293 @@
+"""A sweep: every cell of a grid with every seed, each an ordinary run in a process of its own.
+
+The cells are ranked on validation. The test part is opened once by each member, at its end, and its
+figures stand beside; they rank nothing.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import sys
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import NormalDist
+from typing import Any
+
+import numpy as np
+
+from dlfer.config.grid import Cell, list_cells
+from dlfer.config.load import load_experiment
+from dlfer.config.schema import ExperimentConfig
+from dlfer.errors import ConfigError
+from dlfer.report.best_cells import format_best_tables
+from dlfer.report.sweep import format_sweep_table
+from dlfer.runs.atomic import write_atomically
+from dlfer.runs.find import open_run
+from dlfer.runs.options import RunOptions
+from dlfer.study.best_cells import BEST_FILE, choose_best_cells, write_best_csv
+from dlfer.study.execute import Comparison, carry_out, create_comparison_run
+from dlfer.study.members import Plan, group_finished
+from dlfer.study.parallel import run_in_processes
+from dlfer.study.summary import (
+    Finished,
+    choose_part,
+    collect_notes,
+    compare_with,
+    describe_part,
+    summarise_arm,
+)
+from dlfer.study.workers import list_gpu_ids, make_places
+from dlfer.train.control import StopControl
+
+SWEEP_FILE = "sweep.csv"
+_SHOWN_PAIRS = 5
+
+
+def run_sweep(
+    file: Path | str, options: RunOptions, *, seeds: Sequence[int] | None = None, workers: int | None = None
+) -> Path | None:
+    """Run every cell of an experiment's `sweep` with every seed, and compare them; return the sweep's folder.
+
+    Args:
+        file: an experiment with a `sweep` section.
+        options: of the command line.
+        seeds: instead of `sweep.seeds`.
+        workers: how many members train at a time; None: one for each GPU, one on a machine without.
+
+    Raises:
+        ConfigError: the experiment has no sweep.
+        TrainingStopped: by Ctrl-C, SIGTERM or --max-hours; the sweep can be resumed.
+        DlferError: members failed; the others were run.
+    """
+    overrides = dict(options.overrides)
+    if seeds is not None:
+        overrides["sweep.seeds"] = list(seeds)
+    config = load_experiment(file, overrides)
+    if config.sweep is None:
+        raise ConfigError(
+            f"{file}: there is no section sweep. Add one, e.g. sweep: {{grid: {{finetune.batch_size: [16, 32], "
+            "finetune.optimizer.learning_rate: [1e-3, 1e-4]}}, or give it by --set sweep.grid.KEY=[VALUES]."
+        )
+    plan = _plan(config, smoke=options.smoke)
+    if options.dry_run:
+        _explain(config, plan, options)
+        return None
+    run = create_comparison_run(config, plan, options)
+    return _carry_out(Comparison(run, config, plan, _say), options, workers)
+
+
+def resume_sweep(run: Path | str, options: RunOptions, *, workers: int | None = None) -> Path:
+    """Go on with a sweep: finished members stay, stopped and failed ones continue from their checkpoints."""
+    opened = open_run(run, options.out)
+    config = opened.config()
+    return _carry_out(Comparison(opened, config, _plan(config, smoke=opened.is_smoke), _say), options, workers)
+
+
+def _plan(config: ExperimentConfig, *, smoke: bool) -> Plan:
+    seeds = config.sweep.seeds or (config.experiment.seed,)
+    arms = {cell.name: cell.overrides for cell in list_cells(config)}
+    return Plan("sweep", arms, seeds[:1] if smoke else seeds, reference=config.sweep.reference)
+
+
+def _carry_out(comparison: Comparison, options: RunOptions, workers: int | None) -> Path:
+    gpu_ids = [] if comparison.config.experiment.device == "cpu" else list_gpu_ids()
+    places = make_places(workers, gpu_ids)
+    control = StopControl(options.max_hours)
+
+    def run_members(comparison: Comparison) -> None:
+        run_in_processes(comparison, places, control, require_gpu=options.require_gpu)
+
+    started = time.monotonic()
+    with control.watch_signals():
+        path = carry_out(comparison, run_members, _conclude, _show)
+    comparison.run.log("sweep_end", seconds=time.monotonic() - started, workers=len(places))
+    return path
+
+
+def _explain(config: ExperimentConfig, plan: Plan, options: RunOptions) -> None:
+    """Say what a sweep would do: the first member's plan, and every member."""
+    from dlfer.experiment.run import explain_experiment, prepare_config
+    from dlfer.experiment.session import Session
+
+    members = plan.make_members()
+    session = Session.start(options)
+    _say(f"the first of {len(members)} members:")
+    explain_experiment(prepare_config(members[0].make_config(config), session)[0], session)
+    trained = set()
+    for member in members:
+        _say(f"member: {member.title}")
+        member_config = member.make_config(config)
+        if member_config.pretrain is not None and member_config.pretrain.weights is None:
+            trained.add(member_config.pretrain.model_dump_json() + member_config.model.model_dump_json())
+    _say(
+        f"{len(plan.arms)} cells x {len(plan.seeds)} seeds = {len(members)} members; EF-FER1 is trained for them "
+        f"{len(trained)} times, and shared where it is the same."
+    )
+
+
+def _conclude(comparison: Comparison) -> dict[str, Any]:
+    """Return comparison.json, the best cell on validation first, and write sweep.csv and best.csv beside it."""
+    config, members = comparison.config, comparison.members
+    cells = {cell.name: cell for cell in list_cells(config)}
+    finished = group_finished(members)
+    rows = [_make_row(cells[arm], some, config.sweep.rank_by) for arm, some in finished.items()]
+    rows.sort(key=lambda row: -row["ranked_by"])
+    for number, row in enumerate(rows, start=1):
+        row["rank"] = number
+    unfinished = [
+        {"arm": member.arm, "seed": member.seed, "status": member.status, "error": member.error}
+        for member in members
+        if member.status != "finished"
+    ]
+    values: dict[str, Any] = {
+        "table": rows,
+        "paired": [],
+        "notes": ["No member finished."],
+        "judged_on": None,
+        "rank_by": config.sweep.rank_by,
+        "axes": list(config.sweep.grid),
+        "reference": None,
+        "unfinished": unfinished,
+        "best_of": None,
+    }
+    if rows:
+        part = choose_part(finished)
+        reference = config.sweep.reference or rows[0]["arm"]
+        pairs = compare_with(reference, finished, part)
+        order = [row["arm"] for row in rows]
+        values |= {
+            "judged_on": describe_part(part, finished),
+            "reference": reference,
+            "paired": sorted(pairs, key=lambda pair: order.index(pair["b"])),
+            "notes": _write_notes(comparison, finished, rows, pairs, part=part),
+            "best_of": choose_best_cells(config.sweep, cells, rows, finished, part=part),
+        }
+    if values["best_of"] is not None:
+        write_best_csv(comparison.run.path / BEST_FILE, values["best_of"])
+    _write_csv(comparison, cells, rows)
+    return values
+
+
+def _make_row(cell: Cell, members: Sequence, rank_by: str) -> dict[str, Any]:
+    """Return a cell's row: that of any arm, with its settings, macro F1 (mean over seeds) and time."""
+    records = [member.read_record() for member in members]
+    row = summarise_arm(cell.name, members)
+    for part in ("validation", "test"):
+        found = [record["metrics"][part]["macro_f1"]["value"] for record in records if record["metrics"][part]]
+        row[f"{part}_macro_f1"] = float(np.mean(found)) if found else None
+    ranked_by = row["validation"]["value"] if rank_by == "accuracy" else row["validation_macro_f1"]
+    seconds = float(np.mean([record["cost"]["finetune_seconds"] for record in records]))
+    return row | {"settings": cell.settings, "ranked_by": ranked_by, "seconds": seconds}
+
+
+def _write_notes(
+    comparison: Comparison,
+    finished: Finished,
+    rows: Sequence[dict[str, Any]],
+    pairs: Sequence[dict[str, Any]],
+    *,
+    part: str,
+) -> list[str]:
+    """Return what a reader must know: what ranked the cells, what that costs, and what was compared with what."""
+    reference = comparison.plan.reference or rows[0]["arm"]
+    figure = {"accuracy": "accuracy", "macro_f1": "macro F1"}[comparison.config.sweep.rank_by]
+    validation = describe_part("validation", finished)
+    num_members = sum(len(members) for members in finished.values())
+    notes = [
+        f"Ranked by {figure} on {validation}. The best of {len(rows)} cells has been chosen by these very images, so "
+        f"that its validation figure is too good by an unknown amount{_describe_luck(rows)}."
+    ]
+    if part == "test":
+        notes.append(
+            f"Test has ranked nothing: it was opened once by each of {num_members} finished members, at its end. "
+            "Report the test figure of the best on validation; choosing a cell by its test figure would make that too "
+            "good as well."
+        )
+    else:
+        notes.append(
+            "There is no test part: nothing here tells how good the best cell is on images that chose nothing. "
+            "Set finetune.data.select_on, or judge it on other data."
+        )
+    why = "named beforehand" if comparison.plan.reference else "the best on validation"
+    if pairs:
+        notes.append(
+            f"The others are compared with {reference!r}, {why}, on {describe_part(part, finished)}"
+            + (f", and Holm's correction holds over all {len(pairs)} pairs." if len(pairs) > 1 else ".")
+            + (" The choice flatters it here." if part == "validation" and not comparison.plan.reference else "")
+        )
+    if len({tuple(row["seeds"]) for row in rows}) > 1:
+        notes.append("The cells differ in which of their seeds finished; their means are not over the same seeds.")
+    counts = Counter(member.status for member in comparison.members if member.status != "finished")
+    if counts:
+        listed = ", ".join(f"{count} {status}" for status, count in counts.items())
+        notes.append(f"Not in the table: {listed} of {len(comparison.members)} members.")
+    return [*notes, *collect_notes(finished, describe_part(part, finished))]
+
+
+def _describe_luck(rows: Sequence[dict[str, Any]]) -> str:
+    """Say how far the best of k equally good cells would stand above them by the luck of the images.
+
+    The largest of k independent normal figures lies near the quantile (k - 0.375) / (k + 0.25) (Blom, 1958).
+    The cells share their images, so that it is less: an upper bound.
+    """
+    if len(rows) < 2:
+        return ""
+    value = float(np.mean([row["validation"]["value"] for row in rows]))
+    error = np.sqrt(value * (1 - value) / rows[0]["validation"]["n"])
+    points = 100 * error * NormalDist().inv_cdf((len(rows) - 0.375) / (len(rows) + 0.25))
+    return f"; were all equally good, the luckiest would still stand up to about {points:.1f} points of accuracy above"
+
+
+def _write_csv(comparison: Comparison, cells: dict[str, Cell], rows: Sequence[dict[str, Any]]) -> None:
+    """Write sweep.csv: a row for each cell, the ranked ones first, then those of which no member finished."""
+    axes = list(comparison.config.sweep.grid)
+    table = [_make_csv_row(row, cells[row["arm"]]) for row in rows]
+    ranked = {row["arm"] for row in rows}
+    for name, cell in cells.items():
+        if name not in ranked:
+            of_cell = [member for member in comparison.members if member.arm == name]
+            error = next((member.error for member in of_cell if member.error), "")
+            statuses = dict.fromkeys(member.status for member in of_cell)
+            table.append({"cell": name, **cell.settings, "status": " ".join(statuses), "error": error})
+    figures = ("accuracy", "low", "high", "sd_over_seeds", "macro_f1", "n")
+    columns = ["rank", "cell", *axes, "status", "num_seeds"]
+    columns += [f"{part}_{figure}" for part in ("validation", "test") for figure in figures]
+    columns += ["train_accuracy", "seconds", "error"]
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(columns)), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(table)
+    write_atomically(comparison.run.path / SWEEP_FILE, text.getvalue())
+
+
+def _make_csv_row(row: dict[str, Any], cell: Cell) -> dict[str, Any]:
+    values = {**cell.settings, "rank": row["rank"], "cell": cell.name, "status": "finished"}
+    values |= {"num_seeds": len(row["seeds"]), "seconds": row["seconds"]}
+    if row["train"]:
+        values["train_accuracy"] = row["train"]["value"]
+    for part in ("validation", "test"):
+        if row[part]:
+            values |= {f"{part}_accuracy": row[part]["value"], f"{part}_macro_f1": row[f"{part}_macro_f1"]}
+            values |= {f"{part}_{name}": row[part].get(name) for name in ("low", "high", "n", "sd_over_seeds")}
+    return values
+
+
+def _show(values: dict[str, Any]) -> None:
+    from rich.console import Console
+
+    console = Console(file=sys.stderr, highlight=False)
+    for table in (format_sweep_table(values), *format_best_tables(values["best_of"])):
+        console.print(table)
+    for pair in values["paired"][:_SHOWN_PAIRS]:
+        console.print(pair["sentence"], markup=False, soft_wrap=True, style="bold red" if pair["not_learned"] else None)
+    if len(values["paired"]) > _SHOWN_PAIRS:
+        _say(f"... and {len(values['paired']) - _SHOWN_PAIRS} more comparisons in the report.")
+    for note in values["notes"]:
+        _say(note)
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

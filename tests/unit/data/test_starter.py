@@ -1,0 +1,110 @@
+"""dlfer init: what it finds in folders, and that the file it writes is an experiment that loads its data."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlfer.config.load import load_experiment
+from dlfer.data.sources import load_data
+from dlfer.data.starter import make_name, survey_folder, write_starter
+from dlfer.errors import ConfigError, DataError, MissingDataError
+
+
+@pytest.fixture
+def draw(tmp_path):
+    """Write images of random noise: draw({"train/happy": 3}) makes three files there."""
+    rng = np.random.default_rng(0)
+
+    def draw(folders, *, root="My Faces", size=(48, 48), name="im{}.png"):
+        for folder, count in folders.items():
+            target = tmp_path / root / folder
+            target.mkdir(parents=True)
+            for number in range(count):
+                pixels = rng.integers(0, 256, size[::-1], dtype=np.uint8)
+                Image.fromarray(pixels).save(target / name.format(number))
+        return tmp_path / root
+
+    return draw
+
+
+def write(folder, tmp_path):
+    path = write_starter(folder, tmp_path / "starter.yaml")
+    config = load_experiment(path)
+    stage = config.finetune
+    return path.read_text(), config, load_data(stage.data, image_size=stage.image_size, balance=stage.balance)
+
+
+def test_plain_class_folders_are_split(draw, tmp_path):
+    folder = draw({"happiness": 30, "anger": 10})
+    text, config, bundle = write(folder, tmp_path)
+    assert "#   train: 40 images (anger 10, happiness 30)" in text
+    assert "#   labels: Angry, Happy" in text
+    assert config.experiment.name == "my_faces"
+    assert (config.finetune.data.protocol, config.finetune.data.path) == ("resplit", str(folder))
+    assert (config.finetune.balance, config.finetune.monitor) == ("sampler", "macro_f1")
+    assert config.finetune.image_size == 48
+    assert bundle.labels == ("Angry", "Happy")
+    assert len(bundle.test) == 8
+
+
+def test_train_and_test_without_validation_select_on_a_tenth(draw, tmp_path):
+    folder = draw({"train/a": 20, "train/b": 20, "test/a": 5, "test/b": 5})
+    _, config, bundle = write(folder, tmp_path)
+    assert (config.finetune.data.protocol, config.finetune.data.select_on) == ("official", 0.1)
+    assert (len(bundle.train), len(bundle.validation), len(bundle.test)) == (36, 4, 10)
+    assert config.finetune.balance == "none"
+
+
+def test_validation_is_taken_as_it_is_and_sizes_may_differ(draw, tmp_path):
+    draw({"train/a": 6, "train/b": 6, "val/a": 3, "val/b": 3})
+    folder = draw({"train/c": 6, "val/c": 3}, size=(120, 100))
+    _, config, bundle = write(folder, tmp_path)
+    assert (config.finetune.data.select_on, config.finetune.data.size) == (None, 48)
+    assert bundle.train.images.shape == (18, 48, 48, 1)
+    assert bundle.test is None
+
+
+def test_names_of_fer2013_files_carry_the_official_split(draw, tmp_path):
+    draw({"train/angry": 4, "train/happy": 4}, name="Training_{}.jpg")
+    draw({"test/angry": 2}, name="PublicTest_{}.jpg")
+    folder = draw({"test/happy": 2}, name="PrivateTest_{}.jpg")
+    assert survey_folder(folder).is_fer2013
+    assert "source: fer2013" in write_starter(folder, tmp_path / "a.yaml").read_text()
+
+
+def test_odd_names_of_folders_make_a_file_that_loads(draw, tmp_path):
+    folder = draw({"no": 12, "1e-3": 12, "a: [b": 12}, root="x: #y 'z'")
+    text, config, bundle = write(folder, tmp_path)
+    assert config.finetune.data.path == str(folder)
+    assert set(bundle.labels) == {"no", "1e-3", "a: [b"}
+    assert "no 12" in text
+
+
+def test_a_name_from_any_folder(tmp_path):
+    assert make_name(tmp_path / "RAF-DB (basic)") == "raf-db_basic"
+    assert make_name(tmp_path / "表情") == "my_images"
+
+
+def test_an_existing_file_stays(draw, tmp_path):
+    folder = draw({"a": 3, "b": 3})
+    (tmp_path / "mine.yaml").write_text("mine")
+    with pytest.raises(ConfigError, match="is there already"):
+        write_starter(folder, tmp_path / "mine.yaml")
+    assert (tmp_path / "mine.yaml").read_text() == "mine"
+
+
+def test_folders_that_are_no_data_set(draw, tmp_path):
+    with pytest.raises(MissingDataError, match="there is no such folder"):
+        survey_folder(tmp_path / "none")
+    with pytest.raises(DataError, match="expected at least two class folders"):
+        survey_folder(draw({"a": 3}, root="one"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="no class folders"):
+        survey_folder(tmp_path / "empty")
+    folder = draw({"a": 1, "b": 1}, root="broken")
+    for path in folder.glob("*/*.png"):
+        path.write_bytes(b"no image")
+    with pytest.raises(DataError, match="found no image that can be read"):
+        survey_folder(folder)

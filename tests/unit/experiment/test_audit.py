@@ -1,0 +1,196 @@
+"""`dlfer audit` on files: csv with and without Usage, class folders, experiments, and what it writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import ndimage
+
+from dlfer import cli
+from dlfer.errors import DataError, MissingDataError, UserError
+from dlfer.experiment.audit import AuditFiles, inspect_data
+
+
+@pytest.fixture(autouse=True)
+def _own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("DLFER_CACHE", str(tmp_path / "cache"))
+
+
+def _draw(seed: int, side: int = 48) -> np.ndarray:
+    noise = ndimage.gaussian_filter(np.random.default_rng(seed).normal(size=(side, side)), side / 16)
+    return np.clip(128 + 45 * noise / noise.std(), 0, 255).astype(np.uint8)
+
+
+def _rows() -> list[tuple[int, np.ndarray, str]]:
+    """Return 14 rows, of which 3 in PublicTest have a duplicate in Training."""
+    train = [(label, _draw(label), "Training") for label in range(7)]
+    public = [(label, _draw(10 + label), "PublicTest") for label in range(7)]
+    public[0] = (3, train[0][1], "PublicTest")
+    public[1] = (1, train[1][1][:, ::-1], "PublicTest")
+    public[2] = (2, np.clip(train[2][1] * 0.8 + 20, 0, 255).astype(np.uint8), "PublicTest")
+    public[3] = (3, np.full((48, 48), 0, np.uint8), "PublicTest")
+    return train + public
+
+
+def _write_csv(path, rows, *, usage: bool = True):
+    lines = ["emotion,pixels,Usage" if usage else "emotion,pixels"]
+    for label, image, part in rows:
+        lines.append(f"{label},{' '.join(map(str, image.ravel()))}" + (f",{part}" if usage else ""))
+    path.write_text("\n".join(lines) + "\n")
+    return path
+
+
+def _read(path):
+    with open(path, newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_a_csv_is_audited_with_all_its_usages(tmp_path):
+    found = inspect_data(csv=_write_csv(tmp_path / "a.csv", _rows()))
+    assert (found["num_images"], found["distinct_images"]) == (14, 13)
+    assert (found["duplicate_groups"], found["conflicting_groups"], found["constant_images"]) == (1, 1, 1)
+    assert found["leaks"] == {"Training->PublicTest": {"exact": 1, "augmented": 0, "any": 3}}
+    assert found["splits"]["PublicTest"]["classes"]["Happy"] == 2
+
+
+def test_a_csv_of_one_usage_or_of_none_is_one_part(tmp_path):
+    rows = _rows()
+    for usage, name in ((True, "PublicTest"), (False, "all")):
+        found = inspect_data(csv=_write_csv(tmp_path / f"{name}.csv", rows[7:] if usage else rows, usage=usage))
+        assert list(found["splits"]) == [name]
+        assert found["leaks"] == {}
+        assert found["near_groups"] == (0 if usage else 3)
+
+
+def test_one_row_is_enough(tmp_path):
+    found = inspect_data(csv=_write_csv(tmp_path / "a.csv", _rows()[:1]), files=AuditFiles(split=tmp_path / "s.csv"))
+    assert (found["num_images"], found["duplicate_groups"]) == (1, 0)
+    assert _read(tmp_path / "s.csv") == [{"id": "Training/0", "split": "train"}]
+
+
+def test_damaged_rows_are_counted_and_named_and_votes_still_fit(tmp_path):
+    path = _write_csv(tmp_path / "a.csv", _rows())
+    lines = path.read_text().splitlines()
+    lines[3], lines[5] = "2,1 2 3,Training", lines[5].replace("4,", "x,", 1)
+    path.write_text("\n".join(lines))
+    votes = tmp_path / "votes.csv"
+    columns = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
+    tallies = [[9 if label == column else 1 for column in range(7)] for label, _, _ in _rows()]
+    votes.write_text("\n".join([",".join(columns), *(",".join(map(str, row)) for row in tallies)]))
+    found = inspect_data(csv=path, votes=votes)
+    assert found["num_images"] == 12
+    assert found["unreadable"]["n"] == 2
+    assert "line 4" in found["unreadable"]["examples"][0]
+    assert "line 6" in found["unreadable"]["examples"][1]
+    assert found["leaks"]["Training->PublicTest"]["any"] == 2
+    assert found["votes"]["agreement"] == {**found["votes"]["agreement"], "value": 1.0, "n": 12}
+    votes.write_text("\n".join(votes.read_text().splitlines()[:-1]))
+    with pytest.raises(DataError, match="13 rows of votes, and 14 rows of data"):
+        inspect_data(csv=path, votes=votes)
+
+
+def test_groups_and_a_split_without_leaks_are_written(tmp_path):
+    rows = [(label, _draw(50 * label + row), "Training") for label in range(7) for row in range(10)]
+    rows += [(label, image[:, ::-1], "PublicTest") for label, image, _ in rows[::3]]
+    path = _write_csv(tmp_path / "a.csv", rows)
+    inspect_data(csv=path, files=AuditFiles(groups=tmp_path / "g.csv", split=tmp_path / "s.csv"))
+    groups, split = _read(tmp_path / "g.csv"), _read(tmp_path / "s.csv")
+    assert [row["id"] for row in groups] == [row["id"] for row in split]
+    assert len(groups) == len(rows) == 94
+    assert groups[0] == {"id": "Training/0", "split": "Training", "label": "Angry", "group": "0"}
+    assert groups[70]["group"] == "0"
+    assert len({row["group"] for row in groups}) == 70
+    sides = {row["group"]: set() for row in groups}
+    for group, part in zip(groups, split, strict=True):
+        sides[group["group"]].add(part["split"])
+    assert all(len(side) == 1 for side in sides.values())
+    counts = {name: sum(row["split"] == name for row in split) for name in ("train", "validation", "test")}
+    assert 14 <= counts["test"] <= 24
+    assert 10 <= counts["validation"] <= 20
+    assert sum(counts.values()) == 94
+
+
+def _write_folder(root):
+    for place, (part, label) in enumerate((p, c) for p in ("train", "test") for c in ("happy", "sad")):
+        for row in range(3):
+            side = 60 if row == 2 else 48
+            image = Image.fromarray(_draw(10 * place + row, side)).convert("RGB" if row else "L")
+            (root / part / label).mkdir(parents=True, exist_ok=True)
+            image.save(root / part / label / f"im{row}.png")
+    (root / "train" / "sad" / "im9.png").write_bytes(b"no image")
+    Image.open(root / "train" / "happy" / "im1.png").save(root / "test" / "sad" / "im7.jpg", quality=80)
+
+
+def test_class_folders_of_mixed_sizes_and_damaged_files_are_audited(tmp_path):
+    _write_folder(tmp_path / "faces")
+    found = inspect_data(folder=tmp_path / "faces", files=AuditFiles(html=tmp_path / "a.html"))
+    assert found["num_images"] == 13
+    assert found["unreadable"]["n"] == 1
+    assert "im9.png" in found["unreadable"]["examples"][0]
+    assert found["leaks"]["train->test"] == {"exact": 0, "augmented": 0, "any": 1}
+    assert found["samples"]["near"][0][1]["id"] == "test/sad/im7.jpg"
+    assert any("im9.png" in note for note in found["notes"])
+    assert "im9.png" in (tmp_path / "a.html").read_text()
+
+
+def test_an_experiment_is_audited_in_the_parts_that_its_data_has(tmp_path):
+    _write_csv(tmp_path / "fer2013.csv", _rows())
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        f"experiment: {{name: a}}\nfinetune: {{data: {{source: fer2013, path: {tmp_path}/fer2013.csv, protocol: resplit}}}}\n"
+    )
+    found = inspect_data(file)
+    assert list(found["splits"]) == ["Training", "PublicTest"]
+    assert found["leaks"]["Training->PublicTest"]["any"] == 3
+
+
+def test_arrays_whose_ids_recur_are_written_with_their_parts(tmp_path):
+    images = np.stack([_draw(row) for row in range(8)])
+    parts = {f"{name}_images": images[rows] for name, rows in (("train", slice(5)), ("test", slice(5, 8)))}
+    np.savez(tmp_path / "a.npz", **parts, train_targets=[0, 1, 0, 1, 0], test_targets=[0, 1, 1],
+             train_ids=list("abcde"), test_ids=list("abc"))  # fmt: skip
+    files = AuditFiles(groups=tmp_path / "g.csv", split=tmp_path / "s.csv")
+    assert inspect_data(tmp_path / "a.npz", files=files)["leaks"]["train->test"]["any"] == 0
+    assert [row["id"] for row in _read(tmp_path / "s.csv")][4:6] == ["train/e", "test/a"]
+    assert len({row["group"] for row in _read(tmp_path / "g.csv")}) == 8
+
+
+@pytest.mark.parametrize("given", [{}, {"csv": "a.csv", "folder": "b"}])
+def test_exactly_one_of_file_csv_and_folder_is_given(given):
+    with pytest.raises(UserError, match="give one of FILE"):
+        inspect_data(**given)
+
+
+def test_what_is_not_there_or_no_such_file_is_told(tmp_path):
+    with pytest.raises(MissingDataError, match=r"none\.csv"):
+        inspect_data(csv=tmp_path / "none.csv")
+    with pytest.raises(MissingDataError, match="no such folder"):
+        inspect_data(folder=tmp_path / "none")
+    with pytest.raises(UserError, match="a csv goes with --csv"):
+        inspect_data(_write_csv(tmp_path / "a.csv", _rows()))
+
+
+def test_the_command_prints_sentences_and_writes_the_files(tmp_path, capsys):
+    path = _write_csv(tmp_path / "a.csv", _rows())
+    outputs = {option: tmp_path / f"{option}.out" for option in ("json", "html", "write-groups", "write-split")}
+    options = [text for option, out in outputs.items() for text in (f"--{option}", str(out))]
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["audit", "--csv", str(path), *options])
+    assert stop.value.code == 0
+    printed = capsys.readouterr()
+    assert "3 of 7 images of PublicTest (42.9 %) have a duplicate in Training (1 an exact copy)." in printed.out
+    assert all(str(out) in printed.err for out in outputs.values())
+    assert json.loads(outputs["json"].read_text())["leaks"]["Training->PublicTest"]["exact"] == 1
+    page = outputs["html"].read_text()
+    assert page.count('src="data:image/png;base64,') >= 8
+    assert not re.search(r'(src|href)="(?!data:)', page)
+    assert len(_read(outputs["write-groups"])) == len(_read(outputs["write-split"])) == 14
+    for wrong in (["audit"], ["audit", "a.yaml", "--csv", str(path)]):
+        with pytest.raises(SystemExit) as stop:
+            cli.main(wrong)
+        assert stop.value.code == 2

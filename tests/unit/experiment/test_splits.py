@@ -1,0 +1,183 @@
+"""Openings of the test part, duplicates and banners, without training anything."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from dlfer.config.load import load_experiment
+from dlfer.config.schema import ExperimentConfig
+from dlfer.data.bundle import DataBundle, Split
+from dlfer.experiment.duplicates import find_judged_duplicates, find_run_duplicates
+from dlfer.experiment.evaluate import _score, _tell_use
+from dlfer.experiment.splits import (
+    compute_banner,
+    compute_run_metrics,
+    count_openings,
+    describe_data,
+    log_opening,
+)
+from dlfer.metrics.predictions import Predictions
+from dlfer.runs.run import Run, create_run
+
+EXPERIMENT = """
+experiment: {name: judged}
+finetune: {data: {source: synthetic_faces, num_images: {train: 14, validation: 7, test: 7}}}
+evaluate: {bootstrap: 100, target_accuracy: 0.6}
+"""
+LABELS = ("a", "b", "c")
+
+
+def make_split(name: str, n: int, seed: int) -> Split:
+    images = np.random.default_rng(seed).integers(0, 256, (n, 48, 48, 1)).astype(np.uint8)
+    return Split(name, images, np.arange(n) % 3, np.array([f"{name}/{i}" for i in range(n)]))
+
+
+def make_bundle(protocol: str = "official") -> DataBundle:
+    train, test = make_split("Training", 30, 0), make_split("PrivateTest", 20, 2)
+    test.images[3], test.images[4] = train.images[5], train.images[6][:, ::-1]
+    validation = make_split("PublicTest", 20, 1)
+    test.images[7] = validation.images[0]
+    return DataBundle("fer2013", LABELS, train, validation, test, protocol=protocol, selected_on="PublicTest")
+
+
+def predict(split: Split, seed: int = 0) -> Predictions:
+    logits = np.random.default_rng(seed).normal(size=(len(split), 3))
+    logits[np.arange(len(split)), split.targets] += 1
+    return Predictions(split.ids, LABELS, split.targets, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
+
+
+@pytest.fixture
+def config(tmp_path) -> ExperimentConfig:
+    (tmp_path / "e.yaml").write_text(EXPERIMENT)
+    return load_experiment(tmp_path / "e.yaml")
+
+
+@pytest.fixture
+def run(config, tmp_path) -> Run:
+    run = create_run(tmp_path / "runs", config, argv=[])
+    run.write_json("data.json", describe_data(make_bundle(), None))
+    record = {"format": 1, "family": "transfer", "sha256": {"network.weights.h5": "f" * 64}, "about": {}}
+    record |= {"labels": list(LABELS), "input": {"channels": 1, "image_size": 32}, "model": {}}
+    run.write_json("model/artifact.json", record)
+    return run
+
+
+def test_openings_of_test_are_counted_and_those_of_validation_are_not(run):
+    bundle = make_bundle()
+    assert count_openings(run) == 0
+    assert log_opening(run, bundle.test) == 1
+    assert log_opening(run, bundle.validation) == 1
+    run.write_json("metrics.json", {"banner": None, "test_opened": 1})
+    assert log_opening(run, bundle.test) == 2
+    assert run.read_json("metrics.json") == {"banner": None, "test_opened": 2}
+    with open(run.path / "log.jsonl", "a") as file:
+        file.write('{"event": "test_op')
+    assert count_openings(run) == 2
+
+
+def test_metrics_of_a_run_fit_on_validation_and_leave_out_duplicates(config):
+    bundle = make_bundle()
+    predictions = {"validation": predict(bundle.validation), "test": predict(bundle.test, 1)}
+    duplicates = find_run_duplicates(bundle)
+    metrics = compute_run_metrics(config, bundle, predictions, duplicates=duplicates, test_opened=1)
+    assert metrics["test_opened"] == 1
+    assert metrics["duplicates"] == {
+        "split": "test",
+        "n": 20,
+        "in_train": {"exact": 1, "augmented": 0, "any": 2},
+        "in_selection": {"exact": 1, "augmented": 0, "any": 1},
+        "in_either": {"exact": 2, "augmented": 0, "any": 3},
+    }
+    assert (metrics["test"]["n"], metrics["test_without_duplicates"]["n"]) == (20, 17)
+    assert metrics["temperature"]["fitted_on"] == metrics["abstain"]["chosen_on"] == "PublicTest"
+    assert metrics["temperature"]["n"] == metrics["abstain"]["n"] == 20
+    assert metrics["abstain"]["target_accuracy"] == 0.6
+    assert metrics["validation"]["selective"]["at_threshold"]["accuracy"]["value"] >= 0.6
+    changed = {**predictions, "test": predict(bundle.test, 7)}
+    other = compute_run_metrics(config, bundle, changed, duplicates=duplicates, test_opened=1)
+    assert (other["temperature"], other["abstain"]) == (metrics["temperature"], metrics["abstain"])
+    for part in ("test", "test_without_duplicates", "validation"):
+        assert metrics[part]["calibration"]["scaled"] is not None
+        assert metrics[part]["selective"]["at_threshold"]["threshold"] == metrics["abstain"]["threshold"]
+
+
+def test_evaluating_uses_what_the_run_found_on_validation_and_repeats_its_banner():
+    temperature = {"value": 1.7, "fitted_on": "PublicTest", "n": 20, "note": None}
+    abstain = {"threshold": 0.55, "target_accuracy": 0.8, "chosen_on": "PublicTest", "n": 20}
+    of_run = {"banner": "Published protocol", "abstain": abstain}
+    split = make_bundle().test
+    record = {"about": {"protocol": "paper", "selected_on": "PublicTest"}, "temperature": temperature}
+    given = (of_run, record, predict(split))
+    metrics = _score(*given, duplicates=None, is_own=False, test_opened=3)
+    assert metrics["banner"] == "Of the run itself: Published protocol"
+    own = _score(*given, duplicates=None, is_own=True, test_opened=3)
+    assert own["banner"] == "Published protocol"
+    assert (metrics["temperature"], metrics["abstain"]) == (temperature, abstain)
+    assert metrics["test"]["selective"]["at_threshold"]["threshold"] == 0.55
+    assert metrics["test"]["calibration"]["scaled"] is not None
+    assert metrics["test_opened"] == 3
+
+
+def test_parts_that_selected_or_trained_the_model_are_told_by_name_or_by_their_images(run):
+    bundle = make_bundle()
+    for part, use in ((bundle.train, "training"), (bundle.validation, "selection"), (bundle.test, None)):
+        assert _tell_use(run.path, part, is_own=True) == _tell_use(run.path, part, is_own=False) == use
+    other = make_split(bundle.validation.name, 20, 9)
+    assert _tell_use(run.path, other, is_own=False) is None
+
+
+def test_a_model_without_its_run_says_what_its_protocol_means():
+    split = make_bundle().test
+    for protocol, has_banner in (("paper", True), ("official", False)):
+        record = {"about": {"protocol": protocol}}
+        metrics = _score({}, record, predict(split), duplicates=None, is_own=False, test_opened=None)
+        assert (metrics["banner"] is not None) == has_banner
+        assert metrics["duplicates"] is metrics["test_without_duplicates"] is metrics["temperature"] is None
+        assert metrics["test"]["calibration"]["scaled"] is None
+        json.dumps(metrics, allow_nan=False)
+
+
+def test_copies_of_one_source_are_duplicates_where_ids_mean_the_same():
+    train, test = make_split("Training", 10, 0), make_split("PrivateTest", 4, 2)
+    train = Split("Training", train.images, train.targets, np.array([*train.ids[:9], "PrivateTest/2#1"]))
+    found = find_judged_duplicates("test", test, train=train)
+    assert found.in_train.count() == {"exact": 0, "augmented": 1, "any": 1}
+    assert found.list_ids_without() == ["PrivateTest/0", "PrivateTest/1", "PrivateTest/3"]
+    found = find_judged_duplicates("test", test, train=train, same_ids=False)
+    assert found.in_train.count() == {"exact": 0, "augmented": 0, "any": 0}
+
+
+def test_validation_that_judges_is_compared_with_training_alone():
+    bundle = replace(make_bundle(), test=None)
+    bundle.validation.images[3] = bundle.train.images[5]
+    found = find_run_duplicates(bundle)
+    assert found.as_dict() == {
+        "split": "validation",
+        "n": 20,
+        "in_train": {"exact": 1, "augmented": 0, "any": 1},
+        "in_selection": None,
+        "in_either": {"exact": 1, "augmented": 0, "any": 1},
+    }
+
+
+def test_streamed_images_are_not_compared():
+    class Stream:
+        name = "train"
+
+    bundle = make_bundle()
+    assert find_run_duplicates(replace(bundle, train=Stream())) is None
+    assert find_run_duplicates(replace(bundle, test=None, validation=Stream())) is None
+    found = find_run_duplicates(replace(bundle, validation=Stream()))
+    assert (found.in_selection, found.in_train.count()["any"]) == (None, 2)
+
+
+def test_the_banner_of_the_paper_protocol_counts_the_duplicates_in_training():
+    bundle = make_bundle("paper")
+    duplicates = find_run_duplicates(bundle)
+    assert "2 of 20 test images have a duplicate in training (1 an exact copy" in compute_banner(bundle, duplicates)
+    assert compute_banner(make_bundle("official"), duplicates) is None
+    assert "Smoke run" in compute_banner(make_bundle("official"), duplicates, smoke=True)

@@ -1,0 +1,165 @@
+"""Which images an export is judged and calibrated on: those given, those of the run, else drawn ones; and the verb."""
+
+import contextlib
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlfer.cli.export import _parse_size
+from dlfer.config.names import FER2013_LABELS
+from dlfer.config.schema import ExperimentConfig
+from dlfer.errors import ExportError, MissingDataError, UserError
+from dlfer.export import export as whole
+from dlfer.export.images import find_native_size, gather_sample
+
+RECORD = {"about": {}}
+
+
+def make_classifier(labels=("happy", "sad"), channels: int = 1):
+    return SimpleNamespace(labels=labels, channels=channels, image_size=32, aspect="crop")
+
+
+def gather(classifier, *, data=None, run=None, record=RECORD):
+    said = []
+    return gather_sample(classifier, record, run=run, data=data, say=said.append), said
+
+
+def write_folder(root, numbers: dict[str, int]) -> None:
+    rng = np.random.default_rng(0)
+    for label, number in numbers.items():
+        (root / label).mkdir(parents=True)
+        for index in range(number):
+            Image.fromarray(rng.integers(0, 256, (40, 40), dtype=np.uint8)).save(root / label / f"{index}.png")
+
+
+def make_run(tmp_path, data: dict):
+    config = ExperimentConfig.model_validate({"experiment": {"name": "small"}, "finetune": {"data": data}})
+    described = {"splits": {"train": {"shape": [40, 30, 1]}}}
+    return SimpleNamespace(path=tmp_path, config=lambda: config, read_json=lambda name: described)
+
+
+def test_a_class_folder_is_divided_so_that_no_image_is_both_compared_and_calibrated_on(tmp_path):
+    write_folder(tmp_path / "faces", {"sad": 8, "happy": 4})
+    sample, _ = gather(make_classifier(), data=tmp_path / "faces")
+    assert sample.images.shape == (6, 40, 40, 1)
+    assert sample.calibration.shape == (6, 40, 40, 1)
+    both = {image.tobytes() for image in sample.images} & {image.tobytes() for image in sample.calibration}
+    assert both == set()
+    # The labels are the model's, in its order: happy is 0.
+    assert sorted(sample.targets.tolist()) == [0, 0, 1, 1, 1, 1]
+    assert "divided by chance" in sample.source
+
+
+def test_validation_and_train_of_a_folder_with_parts_are_taken_and_test_is_left_closed(tmp_path):
+    for part, number in (("train", 5), ("validation", 3), ("test", 2)):
+        write_folder(tmp_path / "faces" / part, {"sad": number, "happy": number})
+    sample, _ = gather(make_classifier(channels=3), data=tmp_path / "faces")
+    assert sample.images.shape == (6, 40, 40, 3)
+    assert len(sample.calibration) == 10
+    assert "divided" not in sample.source
+
+
+def test_public_test_of_a_csv_is_compared_and_training_calibrates(tmp_path):
+    rng = np.random.default_rng(0)
+    lines = ["emotion,pixels,Usage"]
+    for usage, number in (("Training", 5), ("PublicTest", 3), ("PrivateTest", 4)):
+        for index in range(number):
+            pixels = " ".join(map(str, rng.integers(0, 256, 48 * 48)))
+            lines.append(f"{index % 7},{pixels},{usage}")
+    path = tmp_path / "fer2013.csv"
+    path.write_text("\n".join(lines) + "\n")
+    sample, _ = gather(make_classifier(FER2013_LABELS), data=path)
+    assert (len(sample.images), len(sample.calibration)) == (3, 5)
+    assert sample.source == f"PublicTest of {path}"
+    assert sample.targets.tolist() == [0, 1, 2]
+
+
+def test_the_run_s_own_validation_is_compared_on(tmp_path):
+    run = make_run(tmp_path, {"source": "synthetic_faces", "num_images": {"train": 30, "validation": 9, "test": 4}})
+    sample, _ = gather(make_classifier(FER2013_LABELS), run=run)
+    assert sample.images.shape == (9, 48, 48, 1)
+    assert sample.targets is not None
+    assert sample.source == "validation of its run: validation of synthetic_faces"
+    assert sample.calibration_source == "training images of its run: train of synthetic_faces"
+    assert find_native_size(run) == (40, 30)
+    assert find_native_size(None) is None
+
+
+@pytest.mark.parametrize("has_run", [True, False])
+def test_without_data_faces_are_drawn_which_is_said_and_no_accuracy_is_claimed(has_run, tmp_path):
+    run = make_run(tmp_path, {"source": "folder", "path": str(tmp_path / "gone")}) if has_run else None
+    sample, said = gather(make_classifier(("one", "two")), run=run)
+    assert sample.targets is None
+    assert len(sample.images) == 256
+    assert "drawn" in sample.source
+    assert any("comparing on faces that dlfer draws" in text for text in said)
+
+
+def test_data_that_is_not_there_is_an_error_and_not_replaced_by_drawn_faces(tmp_path):
+    with pytest.raises(MissingDataError):
+        gather(make_classifier(FER2013_LABELS), data=tmp_path / "fer2013.csv")
+
+
+def test_labels_of_other_images_are_refused(tmp_path):
+    write_folder(tmp_path / "faces", {"cat": 3, "dog": 3})
+    with pytest.raises(UserError, match="cat"):
+        gather(make_classifier(), data=tmp_path / "faces")
+
+
+def test_faces_are_evened_out_as_the_model_s_training_images_were(tmp_path):
+    write_folder(tmp_path / "faces", {"sad": 4, "happy": 4})
+    plain, _ = gather(make_classifier(), data=tmp_path / "faces")
+    faces = {"about": {"faces": {"detect": "none", "equalize": "histogram"}}}
+    evened, _ = gather(make_classifier(), data=tmp_path / "faces", record=faces)
+    assert plain.images.shape == evened.images.shape
+    assert not np.array_equal(plain.images, evened.images)
+
+
+def test_a_refused_format_does_not_keep_the_others_from_being_made(tmp_path, monkeypatch):
+    made = []
+
+    def export(classifier, name, *, out, sample, origin):
+        if name == "litert":
+            raise ExportError("export to litert: refused")
+        made.append((name, out, origin.size))
+        return out / name, {}
+
+    record = {"family": "transfer", "model": {}, "sha256": {}, "about": {"experiment": "e", "run": "r"}}
+    classifier = make_classifier(FER2013_LABELS)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, value in {
+        "find_model": lambda name: folder,
+        "read_artifact_record": lambda folder: record,
+        "load_artifact": lambda name: classifier,
+        "check_needs": lambda classifier, formats: None,
+        "export_classifier": export,
+    }.items():
+        monkeypatch.setattr(whole, name, value)
+    with contextlib.chdir(tmp_path), pytest.raises(ExportError, match=r"litert: refused\n?.*Kept: exports/e-r/onnx"):
+        whole.export_model("any", ("litert", "onnx"))
+    assert [(name, str(out), size) for name, out, size in made] == [("onnx", "exports/e-r", (48, 48))]
+    assert whole.export_model("any", ("onnx",), out=tmp_path, size=(8, 9))["onnx"] == (tmp_path / "onnx", {})
+    assert made[-1][2] == (8, 9)
+
+
+def test_the_card_beside_the_artifact_is_taken_else_one_that_warns(tmp_path):
+    assert "the artifact has no card" in whole._read_card(tmp_path, None).lower()
+    (tmp_path / "MODEL_CARD.md").write_text("# Mine\n")
+    assert whole._read_card(tmp_path, None) == "# Mine\n"
+    (tmp_path / "run.json").write_text(json.dumps({"kind": "run"}))
+    assert whole._find_run(tmp_path) is None
+
+
+@pytest.mark.parametrize(("text", "size"), [("48", (48, 48)), ("48x64", (48, 64)), ("48X64", (48, 64)), (None, None)])
+def test_sizes_are_read(text, size):
+    assert _parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "4", "48x", "48x64x3", "-48", "5000", "big"])
+def test_wrong_sizes_are_refused(text):
+    with pytest.raises(UserError, match="expected pixels from 8 to 4096"):
+        _parse_size(text)

@@ -1,0 +1,119 @@
+"""A shipped model is small, answers as the run's, has its card, and is the one default."""
+
+import json
+
+import h5py
+import numpy as np
+import pytest
+
+from dlfer.config.load import load_experiment
+from dlfer.config.schema import ModelConfig
+from dlfer.errors import ModelError
+from dlfer.export import ship as module
+from dlfer.export.ship import ship_model, shrink_weights
+from dlfer.model.artifact import load_artifact
+from dlfer.model.network_classifier import TransferClassifier
+from dlfer.model.stage_network import build_transfer_network
+from dlfer.report.terminal import list_model_rows
+from dlfer.runs import find_model as catalog
+from dlfer.runs.find_model import find_default_model
+from dlfer.runs.run import create_run
+
+LABELS = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("ship")
+    path = folder / "a.yaml"
+    path.write_text(
+        "experiment: {name: small, seed: 7}\nmodel: {backbone: efficientnet_lite0}\npretrain: null\n"
+        "finetune: {data: {source: synthetic_faces}, image_size: 32}\n"
+    )
+    config = load_experiment(path)
+    run = create_run(folder / "runs", config, argv=[])
+    network = build_transfer_network(
+        ModelConfig(backbone="efficientnet_lite0"), num_labels=7, image_size=32, channels=1
+    )
+    classifier = TransferClassifier(network, LABELS, config=config.model, channels=1)
+    classifier.save(run.path / "model", about={"experiment": "small", "run": run.path.name})
+    run.write_json("data.json", {"splits": {"train": {"name": "train", "n": 9, "shape": [48, 48, 1]}}})
+    run.write_json("metrics.json", {})
+    run.finish()
+    return run.path
+
+
+def test_a_run_is_shipped_and_is_the_default(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DLFER_HOME", raising=False)
+    monkeypatch.setattr(catalog, "find_checkout", lambda: None)
+    with pytest.raises(ModelError, match="DLFER_HOME"):
+        find_default_model()
+    first = ship_model(run, tmp_path / "saved_models", name="first", default=True)
+    assert {path.name for path in first.iterdir()} == {
+        *("artifact.json", "network.weights.h5", "MODEL_CARD.md", "config.yaml", "metrics.json", "data.json")
+    }
+    size, whole = ((path / "network.weights.h5").stat().st_size for path in (first, run / "model"))
+    assert size < 0.65 * whole
+    images = np.random.default_rng(0).integers(0, 256, (20, 48, 48), np.uint8)
+    shipped, trained = load_artifact("first"), load_artifact(run)
+    assert np.abs(shipped.predict(images) - trained.predict(images)).max() < 1e-2
+    assert all(variable.dtype == "float32" for variable in shipped.network.weights)
+    assert shipped.about["face_size"] == 48
+    assert shipped.about["research_only"] is False
+    assert shipped.about["shipped"]["largest_difference"] < 1e-2
+    assert "This copy" in (first / "MODEL_CARD.md").read_text()
+    assert find_default_model().name == "first"
+    accuracy = {"value": 0.5, "low": 0.2, "high": 0.8}
+    (first / "metrics.json").write_text(json.dumps({"test": {"n": 9, "accuracy": accuracy}}))
+    with pytest.raises(ModelError, match="there already"):
+        ship_model(run, tmp_path / "saved_models", name="first")
+    monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.0)
+    monkeypatch.setattr(module, "load_artifact", lambda folder: None)
+    ship_model(run, tmp_path / "saved_models", name="second", default=True)
+    rows = {row["name"]: row for row in list_model_rows()}
+    assert {name: row["default"] for name, row in rows.items()} == {"first": False, "second": True}
+    assert rows["first"]["test"] == {**accuracy, "n": 9}
+    assert not list((tmp_path / "saved_models").glob(".*"))
+
+
+def test_two_defaults_are_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(catalog, "list_model_places", lambda: [tmp_path])
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "artifact.json").write_text(json.dumps({"about": {"default": True}}))
+    with pytest.raises(ModelError, match=r"2 models .*\(a, b\)"):
+        find_default_model()
+
+
+def test_a_model_that_changes_or_is_large_is_not_shipped(run, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "load_artifact", lambda folder: None)
+    monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.0)
+    monkeypatch.setattr(module, "MAX_BYTES", 2**20)
+    with pytest.raises(ModelError, match="MB when shipped, expected at most 1"):
+        ship_model(run, tmp_path, name="large")
+    monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.02)
+    with pytest.raises(ModelError, match=r"by 0\.020"):
+        ship_model(run, tmp_path, name="other")
+    for name in ("../out", ".hidden", "runs"):
+        with pytest.raises(ModelError, match="not a model's name"):
+            ship_model(run, tmp_path, name=name)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_large_kernels_become_float16_and_what_does_not_fit_is_refused(tmp_path):
+    path = tmp_path / "a.weights.h5"
+    with h5py.File(path, "w") as file:
+        file.attrs["a"] = "b"
+        file.create_dataset("x/kernel", data=np.full((200, 100), 0.1, np.float32))
+        file.create_dataset("x/small", data=np.full((20, 20), 0.1, np.float32))
+        file.create_dataset("x/vector", data=np.full(30_000, 1e6, np.float32))
+    shrink_weights(path)
+    with h5py.File(path) as file:
+        assert [file[f"x/{name}"].dtype for name in ("kernel", "small", "vector")] == ["float16", "float32", "float32"]
+        assert file.attrs["a"] == "b"
+    with h5py.File(path, "w") as file:
+        file.create_dataset("kernel", data=np.full((200, 100), 1e5, np.float32))
+    with pytest.raises(ModelError, match="65,504"):
+        shrink_weights(path)

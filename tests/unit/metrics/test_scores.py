@@ -1,0 +1,171 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from dlfer.metrics.predictions import Predictions
+from dlfer.metrics.scores import compute_metrics_file, compute_scores
+
+FIGURES = [
+    *("accuracy", "macro_f1", "macro_precision", "macro_recall", "macro_specificity"),
+    *("macro_auc", "weighted_f1", "weighted_precision", "weighted_recall", "log_loss"),
+    *("balanced_accuracy", "mcc", "cohen_kappa", "one_vs_rest_accuracy", "macro_average_precision"),
+]
+
+PER_CLASS = ("precision", "recall", "f1", "specificity", "auc", "average_precision", "one_vs_rest_accuracy")
+
+
+def make(n=120, seed=0, prefix="test", num_classes=3, targets=None) -> Predictions:
+    generator = np.random.default_rng(seed)
+    targets = generator.integers(0, num_classes, n) if targets is None else np.asarray(targets)
+    logits = generator.normal(size=(len(targets), num_classes))
+    logits[np.arange(len(targets)), targets] += 1
+    probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    ids = [f"{prefix}/{i}" for i in range(len(targets))]
+    return Predictions(ids, tuple("abcdefg"[:num_classes]), targets, probabilities)
+
+
+def test_every_figure_lies_in_its_interval():
+    scores = compute_scores(make())
+    assert scores["n"] == 120
+    assert scores["labels"] == ["a", "b", "c"]
+    for name in FIGURES:
+        figure = scores[name]
+        assert figure["low"] < figure["value"] < figure["high"], name
+    assert scores["weighted_recall"]["value"] == pytest.approx(scores["accuracy"]["value"])
+    for label, figures in scores["per_class"].items():
+        assert set(figures) == {"n", *PER_CLASS, "intervals"}, label
+        for name, (low, high) in figures["intervals"].items():
+            assert low < figures[name] < high
+    assert np.array(scores["confusion"]).sum() == 120
+    assert [sum(row) for row in scores["confusion"]] == [figures["n"] for figures in scores["per_class"].values()]
+
+
+def test_the_figures_are_those_of_scikit_learn():
+    sklearn_metrics = pytest.importorskip("sklearn.metrics")
+    p = make(seed=4)
+    scores = compute_scores(p)
+    assert scores["macro_auc"]["value"] == pytest.approx(
+        sklearn_metrics.roc_auc_score(p.targets, p.probabilities.astype(float), multi_class="ovr"), abs=1e-6
+    )
+    report = sklearn_metrics.classification_report(p.targets, p.predicted, output_dict=True, zero_division=0)
+    assert scores["accuracy"]["value"] == pytest.approx(report["accuracy"])
+    for kind in ("macro", "weighted"):
+        for own, other in (("precision", "precision"), ("recall", "recall"), ("f1", "f1-score")):
+            assert scores[f"{kind}_{own}"]["value"] == pytest.approx(report[f"{kind} avg"][other])
+
+
+@pytest.mark.parametrize(
+    "predictions",
+    [make(targets=[2]), make(targets=[1] * 9), make(targets=[0, 0, 1, 1])],
+    ids=["one row", "one class only", "one class missing"],
+)
+def test_undefined_figures_are_null_in_strict_json(predictions):
+    scores = compute_scores(predictions)
+    text = json.dumps(scores, allow_nan=False)
+    assert json.loads(text) == scores
+    assert scores["per_class"]["a" if predictions.targets[0] else "c"]["recall"] is None
+    assert scores["accuracy"]["high"] is not None
+
+
+DUPLICATES = {
+    "split": "test",
+    "n": 120,
+    "in_train": {"exact": 20, "augmented": 0, "any": 30},
+    "in_selection": None,
+    "in_either": {"exact": 20, "augmented": 0, "any": 30},
+}
+
+
+def test_the_metrics_file_has_all_parts():
+    test, validation = make(), make(seed=1, prefix="validation")
+    file = compute_metrics_file(
+        {"test": test, "validation": validation},
+        protocol="official",
+        banner=None,
+        selected_on="PublicTest",
+        duplicates=DUPLICATES,
+        without_duplicates_ids=test.ids[30:].tolist(),
+    )
+    assert list(file) == [
+        *("protocol", "banner", "selected_on", "test", "test_without_duplicates", "duplicates"),
+        *("validation", "validation_without_duplicates", "train"),
+        *("temperature", "abstain", "test_opened", "headline", "views", "groups"),
+    ]
+    assert file["test"]["n"] == 120
+    found = {"temperature": file["temperature"]["value"], "threshold": file["abstain"]["threshold"]}
+    assert file["test_without_duplicates"] == compute_scores(test.take(np.arange(30, 120)), **found)
+    assert file["duplicates"] == DUPLICATES
+    assert file["validation_without_duplicates"] is None
+    assert file["train"] is None
+
+
+def test_without_a_test_split_its_metrics_are_null_and_validation_is_scored_without_duplicates():
+    validation = make()
+    file = compute_metrics_file(
+        {"test": None, "validation": validation},
+        protocol="official",
+        banner="b",
+        selected_on="PublicTest",
+        without_duplicates_ids=validation.ids[30:].tolist(),
+    )
+    assert file["test"] is None
+    assert file["test_without_duplicates"] is None
+    found = {"temperature": file["temperature"]["value"], "threshold": file["abstain"]["threshold"]}
+    expected = compute_scores(validation.take(np.arange(30, 120)), **found)
+    assert file["validation_without_duplicates"] == expected
+    assert file["banner"] == "b"
+    assert file["validation"]["n"] == 120
+
+
+def test_no_metric_has_two_intervals():
+    predictions = make(150, seed=3, num_classes=5)
+    scores = compute_scores(predictions, temperature=1.2, threshold=0.0)
+
+    def get(*path):
+        figure = scores
+        for key in path:
+            figure = figure[key]
+        return pytest.approx([figure["value"], figure["low"], figure["high"]])
+
+    assert get("accuracy") == [scores["weighted_recall"][key] for key in ("value", "low", "high")]
+    assert get("balanced_accuracy") == [scores["macro_recall"][key] for key in ("value", "low", "high")]
+    assert get("log_loss") == [scores["calibration"]["raw"]["log_loss"][key] for key in ("value", "low", "high")]
+    all_answered, at = scores["selective"]["curve"][0], scores["selective"]["at_threshold"]["accuracy"]
+    assert get("accuracy") == [1 - all_answered[key] for key in ("risk", "high", "low")]
+    assert get("accuracy") == [at[key] for key in ("value", "low", "high")]
+    of_classes = [1 - 2 * (1 - scores["accuracy"][key]) / 5 for key in ("value", "low", "high")]
+    assert get("one_vs_rest_accuracy") == of_classes
+
+
+def test_the_averages_of_one_class_are_its_own_figures():
+    # A class alone has no error but in its recall, precision and F1.
+    predictions = make(targets=[1] * 40, seed=2)
+    scores = compute_scores(predictions)
+    own = scores["per_class"]["b"]
+    for name in ("recall", "f1", "precision"):
+        assert [scores[f"macro_{name}"][key] for key in ("low", "high")] == pytest.approx(own["intervals"][name])
+
+
+def test_a_value_without_an_interval_has_the_reason():
+    targets = np.repeat([0, 1, 2], [30, 30, 4])
+    answers = np.tile([0.5, 0.4, 0.1], (64, 1))
+    answers[targets == 1] = [0.3, 0.6, 0.1]
+    predictions = Predictions(np.arange(64).astype(str), ("a", "b", "c"), targets, answers)
+    scores = compute_scores(predictions)
+    assert scores["per_class"]["c"]["precision"] == 0
+    assert scores["per_class"]["c"]["intervals"]["precision"] == [None, None]
+    assert scores["per_class"]["c"]["reasons"]["precision"].startswith("the class was never predicted")
+    assert "reasons" not in scores["per_class"]["a"]
+    # The average counts it as 0 and lets it be anything.
+    low, value, high = (scores["macro_precision"][key] for key in ("low", "value", "high"))
+    assert low < value < high
+    assert high - value > 0.3
+    alike = compute_scores(
+        Predictions(np.arange(9).astype(str), ("a", "b"), np.arange(9) % 2, np.tile([0.6, 0.4], (9, 1)))
+    )
+    assert alike["mcc"]["value"] == 0
+    assert alike["mcc"]["low"] is None
+    assert "one class" in alike["mcc"]["reason"]

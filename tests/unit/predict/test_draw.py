@@ -1,0 +1,48 @@
+"""Boxes and labels where the faces are; files named after the inputs, none over another."""
+
+import numpy as np
+import pytest
+
+from dlfer.predict.draw import PAPER, Sketches, draw_faces
+from dlfer.predict.media import Frame, open_inputs
+from dlfer.predict.predictor import FacePrediction, FramePrediction
+from dlfer.predict.video import Film
+
+FACE = FacePrediction((100.0, 120.0, 180.0, 200.0), 0.9, "Happy", 0.9, {"Happy": 0.9, "Sad": 0.1}, track=2)
+WHOLE = FacePrediction(None, None, "Happy", 0.9, {"Happy": 0.9, "Sad": 0.1})
+
+
+def test_a_box_is_drawn_on_its_edge_and_nothing_elsewhere():
+    image = np.full((300, 400, 3), 50, np.uint8)
+    before = image.copy()
+    drawn = draw_faces(image, [FACE])
+    assert np.array_equal(image, before)
+    assert drawn.shape == image.shape
+    for x, y in ((100, 160), (180, 160), (140, 120), (140, 200)):
+        assert tuple(drawn[y, x]) == PAPER
+    assert (drawn[130:195, 110:175] == 50).all()
+    assert (drawn[210:] == 50).all()
+    assert (drawn[100:118, 100:120] != 50).any()  # the label, above
+
+
+def test_small_crops_are_enlarged_and_labels_stay_inside():
+    assert draw_faces(np.zeros((48, 48, 3), np.uint8), [WHOLE]).shape == (240, 240, 3)
+    assert draw_faces(np.zeros((48, 64, 3), np.uint8), [WHOLE], enlarge=False).shape == (48, 64, 3)
+
+
+def test_a_folder_of_pictures_and_films(tmp_path):
+    pytest.importorskip("cv2")
+    sketches = Sketches(tmp_path / "drawn")
+    picture = np.full((300, 400, 3), 50, np.uint8)
+    for name in ("a/x.png", "b/x.jpg"):
+        sketches.add(FramePrediction(Frame(name, picture), [FACE]))
+    films = [Film(10.0, 3, False) for _ in range(2)]
+    for name, film in zip(("x.mp4", "camera:0"), films, strict=True):
+        for index in range(3):
+            sketches.add(FramePrediction(Frame(name, picture, index, index / 10, film), [FACE]), every=2)
+    sketches.close()
+    assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["camera-0.mp4", "x-2.jpg", "x.jpg", "x.mp4"]
+    frames = list(open_inputs([str(tmp_path / "drawn" / "x.mp4")]))
+    assert len(frames) == 3
+    assert frames[0].film.rate == pytest.approx(5)
+    assert abs(int(frames[1].image[160, 100, 2]) - PAPER[2]) < 60

@@ -1,0 +1,167 @@
+"""Names lead to files; what is damaged takes its place; decoding runs ahead, but not far; films keep their times."""
+
+import io
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlfer.errors import DataError
+from dlfer.predict import video as films
+from dlfer.predict.media import BadInput, Frame, list_inputs, open_inputs, read_ahead
+from dlfer.predict.video import FilmWriter, read_film
+
+
+def write_picture(path, value=10):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.full((12, 16, 3), value, np.uint8)).save(path)
+    return str(path)
+
+
+def write_film(path, num_frames=6, rate=5.0):
+    pytest.importorskip("cv2")
+    writer = FilmWriter(path, rate=rate)
+    for index in range(num_frames):
+        frame = np.zeros((48, 64, 3), np.uint8)
+        frame[..., 0] = 30 * index  # red
+        writer.write(frame)
+    writer.close()
+    return str(path)
+
+
+def test_folders_globs_lists_and_what_is_absent(tmp_path):
+    a, b = write_picture(tmp_path / "in" / "b.jpg"), write_picture(tmp_path / "in" / "a" / "c.PNG")
+    write_picture(tmp_path / "in" / ".hidden.png")
+    (tmp_path / "in" / "notes.txt").write_text("no picture")
+    odd = write_picture(tmp_path / "odd[1].png")
+    (tmp_path / "empty").mkdir()
+    assert list(list_inputs([str(tmp_path / "in")])) == sorted([a, b])
+    assert list(list_inputs([str(tmp_path / "in" / "**" / "*.PNG")])) == [b]
+    assert list(list_inputs([odd])) == [odd]
+    assert list(list_inputs(["-", "camera:0"], stdin=io.StringIO(f"{a}\n\n{b}\r\n-\n"))) == [a, b, "camera:0"]
+    bad = list(list_inputs([str(tmp_path / "empty"), str(tmp_path / "*.gif")]))
+    assert [type(item) for item in bad] == [BadInput, BadInput]
+    assert "holds no picture" in bad[0].error
+    assert "nothing matches" in bad[1].error
+
+
+def test_what_cannot_be_read_stops_nothing(tmp_path):
+    good = write_picture(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_text("no picture")
+    names = [str(tmp_path / "bad.png"), good, str(tmp_path / "absent.mp4"), good, BadInput("x", "x: why")]
+    kinds = [type(item) for item in open_inputs(names)]
+    assert kinds == [BadInput, Frame, BadInput, Frame, BadInput]
+
+
+def test_reading_ahead_is_bounded_keeps_the_order_and_hands_errors_over():
+    drawn, met = 0, threading.Event()
+
+    def draw():
+        nonlocal drawn
+        for number in range(20):
+            drawn += 1
+            if drawn == 4:
+                met.set()
+            yield number
+        raise ValueError("the last")
+
+    reader = read_ahead(draw(), 2)
+    assert next(reader) == 0
+    assert met.wait(5)  # one handed over, two waiting, one in the hand
+    assert drawn == 4
+    found = []
+    with pytest.raises(ValueError, match="the last"):
+        found.extend(reader)
+    # What a list takes before an error is not kept by every version of Python.
+    assert drawn == 20
+
+
+def test_leaving_early_ends_the_thread_and_closes_the_source():
+    closed = threading.Event()
+
+    def draw():
+        try:
+            yield from range(1000)
+        finally:
+            closed.set()
+
+    reader = read_ahead(draw(), 2)
+    next(reader)
+    reader.close()
+    assert closed.wait(5)
+
+
+def test_a_film_frame_by_frame_with_its_times(tmp_path):
+    path = write_film(tmp_path / "a.mp4")
+    frames = list(open_inputs([path]))
+    assert [frame.index for frame in frames] == list(range(6))
+    assert [frame.seconds for frame in frames] == pytest.approx([index / 5 for index in range(6)], abs=1e-3)
+    assert [int(frame.image[20, 30, 0]) for frame in frames] == pytest.approx([30 * i for i in range(6)], abs=12)
+    assert max(int(frame.image[20, 30, 2]) for frame in frames) < 30  # RGB, not BGR
+    assert frames[0].film.num_frames == 6
+    assert frames[0].film.rate == pytest.approx(5)
+    assert [frame.index for frame in open_inputs([path], every=4)] == [0, 4]
+    assert [frame.index for frame in open_inputs([path], seconds=0.5)] == [0, 1, 2]
+
+
+def test_films_that_are_none(tmp_path):
+    pytest.importorskip("cv2")
+    (tmp_path / "a.mp4").write_bytes(b"no film" * 100)
+    (tmp_path / "empty.mp4").write_bytes(b"")
+    for name, problem in (
+        (tmp_path / "a.mp4", "cannot be opened|no frame"),
+        (tmp_path / "empty.mp4", "cannot be opened|no frame"),
+        (tmp_path / "absent.avi", "no such file"),
+        ("http://127.0.0.1:9/a.mp4", "no such file"),
+        ("camera:x", "number of a camera"),
+    ):
+        with pytest.raises(DataError, match=problem):
+            list(read_film(str(name)))
+    writer = FilmWriter(tmp_path / "b.mp4", rate=5)
+    writer.write(np.zeros((48, 64, 3), np.uint8))
+    with pytest.raises(DataError, match="expected"):
+        writer.write(np.zeros((48, 66, 3), np.uint8))
+    writer.close()
+
+
+class FakeCamera:
+    """Gives frames for ever; the index is their blue."""
+
+    released = 0
+
+    def __init__(self, source) -> None:
+        self.source, self.index = source, -1
+
+    def isOpened(self):
+        return self.source == 0
+
+    def get(self, what):
+        return 0.0
+
+    def grab(self):
+        self.index += 1
+        return True
+
+    def retrieve(self):
+        return self.index != 1, np.full((48, 64, 3), (self.index % 256, 0, 0), np.uint8)
+
+    def release(self):
+        FakeCamera.released += 1
+
+
+def test_a_camera_goes_the_way_of_films(monkeypatch):
+    cv2 = pytest.importorskip("cv2")
+    monkeypatch.setattr(cv2, "VideoCapture", FakeCamera)
+    ticks = iter(range(1000))
+    monkeypatch.setattr(films.time, "monotonic", lambda: next(ticks) / 10)
+    FakeCamera.released = 0
+    frames = list(read_film("camera:0", seconds=0.5))
+    assert [index for _, index, _, _ in frames] == [0, 2, 3, 4]  # the second could not be fetched
+    assert [round(seconds, 3) for _, _, seconds, _ in frames] == [0.1, 0.3, 0.4, 0.5]
+    assert frames[-1][3][0, 0].tolist() == [0, 0, 4]
+    assert frames[0][0].is_live
+    assert frames[0][0].num_frames is None
+    assert FakeCamera.released == 1
+    with pytest.raises(DataError, match="no such camera"):
+        list(read_film("camera:1"))

@@ -1,0 +1,209 @@
+"""Faces of several pictures in one call, boxes in upright pixels, films followed, thresholds kept."""
+
+from types import MappingProxyType
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlfer.config.schema import FacesConfig
+from dlfer.data.equalize import equalize
+from dlfer.data.face_crops import prepare_face
+from dlfer.data.faces import Face, crop_face
+from dlfer.errors import UserError
+from dlfer.predict.crops import build_cropper, cut_ready_crop
+from dlfer.predict.media import BadInput, Frame, list_inputs, open_inputs
+from dlfer.predict.predictor import (
+    UNCERTAIN,
+    FacePredictor,
+    describe_predictions,
+    predict_frame,
+    predict_inputs,
+)
+from dlfer.predict.video import Film
+
+
+def test_faces_of_several_pictures_go_to_the_network_in_one_call(classifier, blocks, draw_blocks):
+    pictures = [
+        draw_blocks((5, 5, 20, 250), (40, 10, 30, 130)),
+        draw_blocks(),
+        draw_blocks((50, 30, 16, 240)),
+    ]
+    frames = [Frame(f"{number}.png", image) for number, image in enumerate(pictures)]
+    inputs = [frames[0], BadInput("bad.jpg", "bad.jpg: no"), *frames[1:]]
+    results = list(predict_inputs(FacePredictor(classifier, faces="opencv"), inputs))
+    assert classifier.shapes == [(3, 16, 16, 1)]
+    assert [type(result).__name__ for result in results] == ["FramePrediction", "BadInput", *["FramePrediction"] * 2]
+    first, _, second, third = results
+    assert [face.box for face in first.faces] == [(40, 10, 70, 40), (5, 5, 25, 25)]
+    assert [face.label for face in first.faces] == ["Light", "Light"]
+    assert first.faces[0].probabilities == pytest.approx({"Dark": 125 / 255, "Light": 130 / 255}, abs=0.01)
+    assert first.faces[1].confidence == pytest.approx(250 / 255, abs=0.03)
+    assert second.faces == []
+    assert [face.box for face in third.faces] == [(50, 30, 66, 46)]
+    assert third.faces[0].track is None
+
+
+def test_as_many_pictures_as_there_are_are_batched_by_32(classifier, blocks, draw_blocks):
+    inputs = (Frame(str(number), draw_blocks((1, 1, 16, 200))) for number in range(70))
+    assert len(list(predict_inputs(FacePredictor(classifier, faces="opencv"), inputs))) == 70
+    assert [shape[0] for shape in classifier.shapes] == [32, 32, 6]
+
+
+def test_whole_pictures_keep_a_small_size_and_lose_what_is_beside_the_square(classifier):
+    wide = np.zeros((12, 30, 3), np.uint8)
+    wide[:, 9:21] = 200  # its centred square
+    large = np.full((64, 64, 3), 90, np.uint8)
+    found = FacePredictor(classifier, faces="whole").predict([wide, large])
+    assert sorted(classifier.shapes) == [(1, 12, 12, 1), (1, 16, 16, 1)]
+    assert found[0][0].box is None
+    assert found[0][0].score is None
+    assert found[0][0].probabilities["Light"] == pytest.approx(200 / 255)
+    assert found[1][0].label == "Dark"
+
+
+def test_abstaining_keeps_the_probabilities(classifier, blocks, draw_blocks):
+    image = draw_blocks((40, 10, 30, 130), (2, 2, 20, 250))
+    unsure, sure = predict_frame(classifier, image, "opencv", abstain=0.6)
+    assert (unsure.label, unsure.abstained, sure.label, sure.abstained) == (UNCERTAIN, True, "Light", False)
+    assert unsure.confidence == max(unsure.probabilities.values())
+    with pytest.raises(UserError, match="abstain"):
+        FacePredictor(classifier, faces="whole", abstain=1.5)
+    with pytest.raises(UserError, match="faces"):
+        FacePredictor(classifier, faces="some")
+
+
+class LeftHalf:
+    """Answers with the lightness of the left half, calibrated or not at all."""
+
+    labels, channels, image_size, temperature_fit, about = ("Dark", "Light"), 1, 8, None, MappingProxyType({})
+    aspect = "crop"
+
+    def predict(self, images, *, batch_size=64, calibrated=False):
+        assert calibrated
+        light = images[:, :, : images.shape[2] // 2].mean(axis=(1, 2, 3)) / 255
+        return np.stack([1 - light, light], axis=1).astype(np.float32)
+
+
+def test_the_mirror_image_has_half_of_the_say_and_readers_are_told():
+    image = np.zeros((8, 8, 3), np.uint8)
+    image[:, 4:] = 255
+    image[:2, :4] = 255  # a quarter of the left half
+    plain, mirrored = (FacePredictor(LeftHalf(), faces="whole", mirror=mirror) for mirror in (False, True))
+    assert plain.predict([image])[0][0].probabilities["Light"] == pytest.approx(0.25)
+    (face,) = mirrored.predict([image])[0]
+    assert (face.label, face.probabilities["Light"]) == ("Light", pytest.approx((0.25 + 1) / 2))
+    assert describe_predictions(plain, faces="whole", smooth=0)["mirror"] is None
+    told = describe_predictions(mirrored, faces="whole", smooth=0)["mirror"]
+    assert "mirror image" in told
+    assert "temperature" not in told
+    mirrored.classifier.temperature_fit = {"value": 1.1, "fitted_on": "PublicTest"}
+    told = describe_predictions(mirrored, faces="whole", smooth=0)["mirror"]
+    assert "the temperature was fitted without the mirror image" in told
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_boxes_are_in_the_upright_picture(orientation, classifier, blocks, draw_blocks, tmp_path):
+    upright = draw_blocks((8, 4, 20, 200))
+    undo = {2: 0, 3: 1, 4: 4, 5: 5, 6: 2, 7: 6, 8: 3}  # of PIL: what undoes it, by its inverse
+    inverse = {
+        0: Image.Transpose.FLIP_LEFT_RIGHT,
+        1: Image.Transpose.ROTATE_180,
+        2: Image.Transpose.ROTATE_90,
+        3: Image.Transpose.ROTATE_270,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.TRANSVERSE,
+    }
+    stored = Image.fromarray(upright)
+    if orientation != 1:
+        stored = stored.transpose(inverse[undo[orientation]])
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stored.save(tmp_path / "a.png", exif=exif)
+    (frame,) = open_inputs([str(tmp_path / "a.png")])
+    assert np.array_equal(frame.image, upright)
+    (face,) = predict_frame(classifier, frame.image, "opencv")
+    assert face.box == (8, 4, 28, 24)
+
+
+def test_films_are_followed_and_smoothed_and_pictures_are_not(classifier, blocks, draw_blocks):
+    film = Film(rate=10.0, num_frames=3, is_live=False)
+    frames = [
+        Frame("a.mp4", draw_blocks((10 + 2 * index, 10, 20, level)), index, index / 10, film)
+        for index, level in enumerate((255, 255, 105))
+    ]
+    other = Film(rate=10.0, num_frames=1, is_live=False)
+    frames.append(Frame("b.mp4", draw_blocks((10, 10, 20, 105)), 0, 0.0, other))
+    predictor = FacePredictor(classifier, faces="opencv")
+    *first, last = [result.faces[0] for result in predict_inputs(predictor, frames, smooth=0.5)]
+    assert [face.track for face in first] == [1, 1, 1]
+    raw = [result.faces[0] for result in predict_inputs(predictor, frames, smooth=0)]
+    before, now = raw[1].probabilities["Light"], raw[2].probabilities["Light"]
+    assert first[2].probabilities["Light"] == pytest.approx(before + (1 - np.exp(-0.1 / 0.5)) * (now - before))
+    assert first[2].label == "Light"
+    assert last.track == 1
+    assert last.label == "Dark"
+    assert raw[2].label == "Dark"
+
+
+def test_a_camera_is_answered_frame_by_frame(classifier, blocks, draw_blocks):
+    film = Film(rate=25.0, num_frames=None, is_live=True)
+    drawn = 0
+
+    def watch():
+        nonlocal drawn
+        for index in range(3):
+            drawn += 1
+            yield Frame("camera:0", draw_blocks((1, 1, 20, 200)), index, index / 25, film)
+
+    results = predict_inputs(FacePredictor(classifier, faces="opencv"), watch())
+    next(results)
+    assert drawn == 1
+
+
+def test_faces_are_prepared_as_in_training(monkeypatch):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 255, (60, 80, 1), np.uint8).repeat(3, axis=-1)
+    config = FacesConfig(detect="opencv", equalize="clahe")
+    about = {"faces": config.model_dump(mode="json"), "face_size": 48}
+    face = Face((10.0, 12.0, 30.0, 40.0), 1.0)
+    monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", lambda images, detector: [[face] for _ in images])
+    (crop,) = build_cropper("auto", about=about, channels=1, image_size=64)([image])[0]
+    expected = equalize(crop_face(image[..., :1], face.box, 48), "clahe")
+    assert np.array_equal(crop.pixels, expected)
+    assert crop.box == (10, 12, 40, 52)
+    light = {"faces": FacesConfig(equalize="histogram").model_dump(mode="json")}
+    (whole,) = build_cropper("whole", about=light, channels=1, image_size=60)([image[:, :60]])[0]
+    assert np.array_equal(whole.pixels, prepare_face(image[:, :60, :1], FacesConfig(equalize="histogram"))[0])
+
+
+def test_a_ready_crop_is_the_square_around_the_box_and_upright_if_it_tilts_much():
+    ramp = np.tile(np.arange(0, 200, 2, dtype=np.uint8), (100, 1))[..., None]
+    pixels = cut_ready_crop(ramp, Face((30.0, 20.0, 20.0, 40.0), 1.0), 20)
+    # Columns 20 to 60, two of them in each pixel.
+    assert np.abs(pixels[10, :, 0] - (2 * (np.arange(20) * 2 + 20.5))).max() <= 1
+    angle = np.radians(30)
+    eyes = np.array([[50.0, 50.0]] * 2) + np.outer([-10, 10], [np.cos(angle), np.sin(angle)])
+    marks = np.vstack([eyes, [[50, 55], [45, 60], [55, 60]]])
+    tilted = cut_ready_crop(ramp, Face((30.0, 30.0, 40.0, 40.0), 1.0, marks), 20)
+    # Along the line of the eyes the ramp is less steep by the cosine.
+    steps = np.diff(tilted[10, 4:16, 0].astype(float)).mean()
+    assert steps == pytest.approx(4 * np.cos(angle), abs=0.2)
+    beside = cut_ready_crop(ramp, Face((90.0, 40.0, 20.0, 20.0), 1.0), 20)
+    assert (beside[:, 12:] == 198).all()
+
+
+def test_what_is_said_of_predictions(classifier):
+    about = describe_predictions(FacePredictor(classifier, faces="whole"), faces="whole", smooth=0.5)
+    assert "annotators would give" in about["notice"]
+    assert "research only" in about["notice"]
+    assert "not calibrated" in about["probabilities"]
+    assert "0.5 s" in about["smoothing"]
+    classifier.temperature_fit = {"value": 1.25, "fitted_on": "PublicTest", "n": 3589}
+    classifier.about = {"research_only": False, "name": "a"}
+    about = describe_predictions(FacePredictor(classifier, faces="whole"), faces="whole", smooth=0)
+    assert "1.250" in about["probabilities"]
+    assert "research only" not in about["notice"]
+    assert (about["smoothing"], about["model"]) == (None, {"name": "a"})
+    assert list(list_inputs([])) == []

@@ -1,0 +1,94 @@
+"""The same rows in every format, documented as they are; files appear whole or not at all."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+
+from dlfer.errors import UserError
+from dlfer.predict import tables
+from dlfer.predict.media import Frame
+from dlfer.predict.predictor import FacePrediction, FramePrediction
+from dlfer.predict.tables import list_columns, open_table
+from dlfer.predict.video import Film
+
+LABELS = ("Happy", "score")
+PIXELS = np.zeros((9, 9, 3), np.uint8)
+FACE = FacePrediction((1.0, 2.0, 3.126, 4.0), 0.75, "Happy", 0.9, {"Happy": 0.9, "score": 0.1}, track=7)
+WHOLE = FacePrediction(None, None, "uncertain", 0.5, {"Happy": 0.5, "score": 0.5}, abstained=True)
+RESULTS = (
+    FramePrediction(Frame("a.mp4", PIXELS, 3, 0.12345, Film(25.0, 9, False)), [FACE]),
+    FramePrediction(Frame("b,1.jpg", PIXELS), [WHOLE]),
+    FramePrediction(Frame("c.jpg", PIXELS), []),
+)
+FAILED = [{"file": "d.jpg", "error": "d.jpg: no"}]
+
+
+def write(path, form=None):
+    table = open_table(path, labels=LABELS, about={"notice": "n"}, form=form)
+    for result in RESULTS:
+        table.write(result)
+    if path is not None:
+        assert not path.exists()
+    table.close(FAILED)
+
+
+def test_csv(tmp_path):
+    write(tmp_path / "deep" / "a.csv")
+    rows = list(csv.DictReader((tmp_path / "deep" / "a.csv").open()))
+    assert list(rows[0]) == list(list_columns(LABELS))
+    documented = tables.__doc__.split()
+    assert all(name in documented for name in rows[0] if name not in ("Happy", "p_score"))
+    assert rows[0] == {
+        **{"file": "a.mp4", "face": "1", "x0": "1.0", "y0": "2.0", "x1": "3.13", "y1": "4.0", "score": "0.75"},
+        **{"label": "Happy", "confidence": "0.9", "Happy": "0.9", "p_score": "0.1", "abstained": "false"},
+        **{"frame": "3", "seconds": "0.123", "track": "7"},
+    }
+    assert (rows[1]["file"], rows[1]["x0"], rows[1]["label"], rows[1]["abstained"]) == (
+        "b,1.jpg",
+        "",
+        "uncertain",
+        "true",
+    )
+    assert (rows[2]["face"], rows[2]["label"], rows[2]["Happy"], rows[2]["frame"]) == ("0", "", "", "")
+
+
+def test_json_and_lines(tmp_path):
+    write(tmp_path / "a.json")
+    write(tmp_path / "a.jsonl")
+    whole = json.loads((tmp_path / "a.json").read_text())
+    lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
+    assert whole == {"about": {"notice": "n"}, "rows": lines, "failed": FAILED}
+    assert lines[0]["probabilities"] == {"Happy": 0.9, "score": 0.1}
+    assert (lines[0]["score"], lines[1]["score"], lines[2]["probabilities"]) == (0.75, None, None)
+
+
+def test_parquet(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    write(tmp_path / "a.parquet")
+    table = parquet.read_table(tmp_path / "a.parquet")
+    assert table.column_names == list(list_columns(LABELS))
+    assert table.column("p_score").to_pylist() == [0.1, 0.5, None]
+    assert table.column("track").to_pylist() == [7, None, None]
+    assert json.loads(table.schema.metadata[b"dlfer"]) == {"notice": "n"}
+
+
+def test_on_a_terminal_and_in_a_pipe(capsys, monkeypatch):
+    write(None)
+    assert capsys.readouterr().out.startswith("file,face,x0")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    write(None)
+    shown = capsys.readouterr().out.splitlines()
+    assert shown[1].split() == ["a.mp4", "0.12", "#7", "Happy", "90.0%", "1", "2", "3", "4"]
+    assert "no face found" in shown[3]
+
+
+def test_nothing_is_left_of_what_failed_and_other_formats_are_refused(tmp_path):
+    for suffix in ("csv", "json", "jsonl"):
+        table = open_table(tmp_path / f"a.{suffix}", labels=LABELS, about={})
+        table.write(RESULTS[0])
+        table.discard()
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(UserError, match=r"\.csv, \.json, \.jsonl, \.parquet"):
+        open_table(tmp_path / "a.xlsx", labels=LABELS, about={})

@@ -1,0 +1,258 @@
+"""The routes: what they answer, and what they refuse with which status."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from dlfer.serve.limits import Limits
+
+
+def post_file(client, contents, path="/v1/predict", name="a.png", headers=None, **fields):
+    return client.post(path, files={"file": (name, contents)}, data=fields, headers=headers)
+
+
+def test_two_faces_are_found_boxed_and_predicted(serve, two_faces):
+    answer = post_file(serve(), two_faces)
+    assert answer.status_code == 200
+    body = answer.json()
+    assert body["model"] == "one"
+    assert "annotators" in body["notice"]
+    (picture,) = body["images"]
+    assert (picture["name"], picture["width"], picture["height"], picture["num_faces_found"]) == ("a.png", 80, 40, 2)
+    assert [face["label"] for face in picture["faces"]] == ["dark", "bright"]
+    assert [face["box"] for face in picture["faces"]] == [[0, 0, 40, 40], [40, 0, 80, 40]]
+    for face in picture["faces"]:
+        assert sum(face["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+        assert face["confidence"] == max(face["probabilities"].values())
+
+
+def test_a_picture_without_a_face_has_none_and_whole_makes_it_one(serve, png):
+    client, contents = serve(), png(np.full((50, 60, 3), 127, np.uint8))
+    assert post_file(client, contents).json()["images"][0]["faces"] == []
+    (face,) = post_file(client, contents, faces="whole").json()["images"][0]["faces"]
+    assert (face["label"], face["box"]) == ("grey", None)
+
+
+def test_json_and_several_files_say_the_same(serve, two_faces, png, as_base64):
+    client, dark = serve(), png(np.full((20, 40, 3), 10, np.uint8))
+    asked = {"images": [{"base64": as_base64(two_faces), "name": "x"}, {"base64": as_base64(dark)}], "model": "two"}
+    by_json = client.post("/v1/predict", json=asked).json()
+    by_form = client.post(
+        "/v1/predict", files=[("file", ("x", two_faces)), ("file", ("image 2", dark))], data={"model": "two"}
+    ).json()
+    assert by_json == by_form
+    assert [len(picture["faces"]) for picture in by_json["images"]] == [2, 2]
+
+
+def test_more_faces_than_the_limit_are_told_and_not_predicted(serve, engine, two_faces):
+    (picture,) = post_file(serve(Limits(faces=1)), two_faces).json()["images"]
+    assert picture["num_faces_found"] == 2
+    assert len(picture["faces"]) == 1
+    assert engine.sizes == [1]
+
+
+def test_bad_pictures_are_refused_by_what_they_are(serve, two_faces, huge_png):
+    client = serve()
+    text = post_file(client, b"just words\n", name="photo.jpg")
+    assert (text.status_code, "photo.jpg" in text.json()["error"]) == (415, True)
+    huge = post_file(client, huge_png)
+    assert (huge.status_code, "pixels" in huge.json()["error"]) == (413, True)
+    cut = post_file(client, two_faces[:-30])
+    assert cut.status_code == 400
+    # Together they may hold no more than one may.
+    small = serve(Limits(pixels=5000))
+    two = client_post_two(small, two_faces)
+    assert (post_file(small, two_faces).status_code, two.status_code) == (200, 413)
+
+
+def client_post_two(client, contents):
+    return client.post("/v1/predict", files=[("file", ("a", contents)), ("file", ("b", contents))])
+
+
+@pytest.mark.parametrize(
+    ("sent", "status"),
+    [
+        ({"content": b"{", "headers": {"content-type": "application/json"}}, 400),
+        ({"json": {"images": []}}, 400),
+        ({"json": {"images": [{"base64": "%%%"}]}}, 400),
+        ({"json": {"images": [{"base64": "AAAA"}], "imges": 1}}, 400),
+        ({"json": {"images": [{"base64": "AAAA"}]}}, 415),
+        ({"json": {"images": [{"base64": "AAAA"}], "model": "none"}}, 404),
+        ({"json": {"images": [{"base64": "AAAA"}] * 17}}, 400),
+        ({"content": b"x", "headers": {"content-type": "text/plain"}}, 415),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400),
+        ({"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=a"}}, 400),
+        ({"files": {"other": b"x"}}, 400),
+        ({"files": {"file": b"x"}, "data": {"fces": "whole"}}, 400),
+        ({"files": {"file": b"x"}, "data": {"faces": "half"}}, 400),
+        ({"files": [("file", b"x")] * 17}, 400),
+        ({}, 415),
+    ],
+)
+def test_a_wrong_request_is_told_what_is_wrong(serve, sent, status):
+    answer = serve().post("/v1/predict", **sent)
+    assert answer.status_code == status
+    assert len(answer.json()["error"]) > 10
+
+
+def test_errors_never_repeat_what_was_sent(serve):
+    secret = "c2VjcmV0" * 50
+    answer = serve().post("/v1/predict", json={"images": [{"base64": "ok", "name": secret}], "faces": secret})
+    assert answer.status_code == 400
+    assert secret[:40] not in answer.text
+
+
+def test_unknown_paths_and_methods_answer_in_json_too(serve):
+    client = serve()
+    assert "error" in client.get("/nothing").json()
+    wrong = client.get("/v1/predict")
+    assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+
+
+def test_the_occlusion_map_is_drawn_and_told_in_words(serve, png):
+    client = serve()
+    image = np.full((40, 80, 3), 30, np.uint8)
+    image[:20, 40:60] = 255  # of the second face the upper left is bright
+    answer = post_file(client, png(image), "/v1/explain", face="1", label="grey")
+    assert answer.status_code == 200
+    body = answer.json()
+    assert (body["model"], body["label"], body["predicted"]) == ("one", "grey", "grey") or body["predicted"] == "dark"
+    assert "upper left" in body["description"]
+    assert body["largest_fall"] > 0.01
+    import base64
+    import io
+
+    from PIL import Image
+
+    for key in ("crop_png", "map_png"):
+        assert Image.open(io.BytesIO(base64.b64decode(body[key]))).size == (384, 384)
+
+
+def test_what_cannot_be_explained_is_refused(serve, two_faces, as_base64):
+    client = serve()
+    assert post_file(client, two_faces, "/v1/explain", face="2").status_code == 400
+    assert post_file(client, two_faces, "/v1/explain", face="-1").status_code == 400
+    assert post_file(client, two_faces, "/v1/explain", label="joy").status_code == 400
+    assert post_file(client, b"words", "/v1/explain").status_code == 415
+    by_json = client.post("/v1/explain", json={"image": {"base64": as_base64(two_faces)}, "face": 1})
+    assert by_json.json()["predicted"] == "bright"
+
+
+def test_the_models_tell_what_they_are(serve):
+    body = serve().get("/v1/models").json()
+    assert [card["name"] for card in body["models"]] == ["one", "two"]
+    assert body["models"][0]["optimizer"] == "adam"
+
+
+def test_tensors_of_kserve(serve, engine):
+    client = serve()
+    assert client.get("/v2/health/live").json() == {"live": True}
+    assert client.get("/v2/health/ready").json() == {"ready": True}
+    described = client.get("/v2/models/one").json()
+    assert described["inputs"] == [{"name": "images", "datatype": "UINT8", "shape": [-1, -1, -1, 1]}]
+    assert client.get("/v2/models/none").status_code == 404
+    images = np.stack([np.full((16, 16), 20), np.full((16, 16), 220)]).astype(int)
+    tensor = {"name": "images", "shape": [2, 16, 16], "datatype": "UINT8", "data": images.ravel().tolist()}
+    flat = client.post("/v2/models/one/infer", json={"id": "7", "inputs": [tensor]}).json()
+    nested = client.post(
+        "/v2/models/one/infer", json={"id": "7", "inputs": [{**tensor, "data": images.tolist()}]}
+    ).json()
+    assert flat == nested
+    assert (flat["model_name"], flat["id"]) == ("one", "7")
+    probabilities, labels = flat["outputs"]
+    assert (probabilities["name"], probabilities["shape"], probabilities["datatype"]) == (
+        "probabilities",
+        [2, 3],
+        "FP32",
+    )
+    np.testing.assert_allclose(
+        np.reshape(probabilities["data"], (2, 3)), engine.predict(images[..., None].astype(np.uint8)), rtol=1e-6
+    )
+    assert labels["data"] == ["dark", "bright"]
+    only = client.post("/v2/models/one/infer", json={"inputs": [tensor], "outputs": [{"name": "labels"}]}).json()
+    assert [output["name"] for output in only["outputs"]] == ["labels"]
+    assert "id" not in only
+
+
+@pytest.mark.parametrize(
+    ("change", "status"),
+    [
+        ({"shape": [2, 4, 5]}, 400),
+        ({"shape": [1, 4, 4, 2]}, 400),
+        ({"data": [256] * 16}, 400),
+        ({"data": [-1] * 16}, 400),
+        ({"data": [0.5] * 16}, 400),
+        ({"data": [True] * 16}, 400),
+        ({"data": ["a"] * 16}, 400),
+        ({"data": [[1, 2], [3]]}, 400),
+        ({"data": [10**30] * 16}, 400),
+        ({"data": [[1] * 8, [1] * 8]}, 400),
+        ({"datatype": "FP32"}, 400),
+        ({"name": "picture"}, 400),
+        ({"shape": [300, 1, 1], "data": [0] * 300}, 413),
+        ({"shape": [1, 100000, 100000]}, 413),
+    ],
+)
+def test_a_wrong_tensor_is_refused(serve, change, status):
+    tensor = {"name": "images", "shape": [1, 4, 4], "datatype": "UINT8", "data": [0] * 16} | change
+    answer = serve().post("/v2/models/one/infer", json={"inputs": [tensor]})
+    assert answer.status_code == status, answer.text
+
+
+def test_whatever_the_size_the_network_is_given_one(serve, engine, two_faces, png):
+    """Keras keeps a program for each size; strangers must not be able to fill the memory with them."""
+    client = serve()
+    post_file(client, two_faces)
+    for side in (9, 33, 70):
+        post_file(client, png(np.full((side, side + 5, 3), 9, np.uint8)), faces="whole")
+        tensor = {"name": "images", "shape": [1, side, 8, 3], "datatype": "UINT8", "data": [7] * (side * 24)}
+        assert client.post("/v2/models/one/infer", json={"inputs": [tensor]}).status_code == 200
+    assert engine.shapes == {(16, 16, 1)}
+
+
+def test_the_page_is_whole_and_its_policy_is_strict(serve):
+    client = serve()
+    page = client.get("/")
+    assert page.headers["content-type"].startswith("text/html")
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for name in ("page.css", "page.js"):
+        assert f'"{name}"' in page.text
+        assert client.get(f"/{name}").status_code == 200
+    together = page.text + client.get("/page.css").text + client.get("/page.js").text
+    assert "http://" not in together
+    assert "https://" not in together
+    assert "innerHTML" not in together
+    assert "onclick" not in page.text
+    assert "<style" not in page.text
+    assert "Art. 5(1)(f)" in page.text
+    assert page.headers["x-content-type-options"] == "nosniff"
+    assert page.headers["cache-control"] == "no-store"
+
+
+def test_openapi_names_the_routes_and_the_bodies(serve):
+    schema = serve().get("/openapi.json").json()
+    assert {"/v1/predict", "/v1/explain", "/v2/models/{name}/infer", "/healthz", "/readyz", "/metrics"} <= set(
+        schema["paths"]
+    )
+    assert set(schema["paths"]["/v1/predict"]["post"]["requestBody"]["content"]) == {
+        "application/json",
+        "multipart/form-data",
+    }
+    assert {"413", "503", "504"} <= set(schema["paths"]["/v1/predict"]["post"]["responses"])
+    assert "$defs" not in str(schema)
+
+
+def test_requests_are_counted_without_the_paths_of_strangers(serve, two_faces):
+    client = serve()
+    post_file(client, two_faces)
+    post_file(client, b"words")
+    client.get("/some/secret")
+    text = client.get("/metrics").text
+    assert 'dlfer_requests_total{route="/v1/predict",status="200"} 1.0' in text
+    assert 'dlfer_requests_total{route="/v1/predict",status="415"} 1.0' in text
+    assert 'dlfer_faces_total{model="one"} 2.0' in text
+    assert "dlfer_request_seconds_bucket" in text
+    assert "secret" not in text

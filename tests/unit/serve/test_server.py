@@ -1,0 +1,145 @@
+"""The process at a real port: slow and greedy clients, and the end."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from dlfer.errors import EnvironmentProblem
+from dlfer.serve.limits import Limits
+from dlfer.serve.server import open_listener
+
+ROOT = Path(__file__).parents[4]
+
+
+def get(port: int, path: str, data: bytes | None = None, headers: dict | None = None) -> tuple[int, dict]:
+    request = urllib.request.Request(f"http://127.0.0.1:{port}{path}", data=data, headers=headers or {})
+    try:
+        with urllib.request.urlopen(request, timeout=20) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def talk(port: int, text: bytes) -> bytes:
+    """Send bytes, and return the first bytes that come back."""
+    with socket.create_connection(("127.0.0.1", port), timeout=10) as connection:
+        connection.sendall(text)
+        return connection.recv(4000)
+
+
+def test_it_finishes_what_it_began_and_says_meanwhile_that_it_is_not_ready(start, engine, two_faces, as_base64):
+    server, port, thread = start()
+    body = json.dumps({"images": [{"base64": as_base64(two_faces)}]}).encode()
+    kind = {"content-type": "application/json"}
+    engine.may_go_on.clear()
+    with ThreadPoolExecutor(1) as threads:
+        begun = threads.submit(get, port, "/v1/predict", body, kind)
+        while server.config.app.state.service.num_requests < 1:
+            time.sleep(0.02)
+        assert get(port, "/readyz")[0] == 200
+        server.handle_exit(signal.SIGTERM, None)
+        assert get(port, "/readyz")[0] == 503
+        assert get(port, "/healthz")[0] == 200
+        assert get(port, "/v1/predict", body, kind)[0] == 503
+        engine.may_go_on.set()
+        status, answer = begun.result(20)
+    assert (status, len(answer["images"][0]["faces"])) == (200, 2)
+    thread.join(20)
+    assert not thread.is_alive()
+    assert not server.was_cut_short
+
+
+def test_a_second_signal_does_not_wait(start, engine, two_faces, as_base64):
+    server, port, thread = start()
+    body = json.dumps({"images": [{"base64": as_base64(two_faces)}]}).encode()
+    engine.may_go_on.clear()
+    with ThreadPoolExecutor(1) as threads:
+        begun = threads.submit(get, port, "/v1/predict", body, {"content-type": "application/json"})
+        while server.config.app.state.service.num_requests < 1:
+            time.sleep(0.02)
+        server.handle_exit(signal.SIGINT, None)
+        server.handle_exit(signal.SIGINT, None)
+        assert server.was_cut_short
+        engine.may_go_on.set()
+        begun.exception(20)
+        thread.join(20)
+
+
+def test_a_greedy_body_is_refused_by_its_head_alone(start):
+    _, port, _ = start()
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    answer = talk(port, head + b"Content-Length: 10000000000\r\nExpect: 100-continue\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413")  # and not 100, which would ask for it
+
+
+def test_a_body_that_does_not_come_is_given_up(start):
+    server, port, _ = start(Limits(seconds=0.3))
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    assert talk(port, head + b"Content-Length: 100\r\n\r\n{").startswith(b"HTTP/1.1 408")
+    assert server.config.app.state.service.num_requests == 0
+
+
+def test_a_port_that_is_taken_is_told():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(EnvironmentProblem, match="Choose another --port"):
+            open_listener("127.0.0.1", taken.getsockname()[1])
+
+
+def test_a_client_who_comes_before_the_server_answers_waits():
+    with open_listener("127.0.0.1", 0) as listener, socket.create_connection(listener.getsockname(), timeout=10) as one:
+        assert one.getpeername() == listener.getsockname()
+
+
+@pytest.mark.slow
+def test_the_command_serves_a_model_warns_and_ends_well(tmp_path, png, as_base64):
+    from dlfer.config.schema import ModelConfig
+    from dlfer.model.network_classifier import TransferClassifier
+    from dlfer.model.stage_network import build_transfer_network
+
+    config = ModelConfig(backbone="efficientnet_nano")
+    network = build_transfer_network(config, num_labels=2, image_size=32, channels=3)
+    TransferClassifier(network, ("a", "b"), config=config, channels=3).save(tmp_path / "m")
+    environment = {key: value for key, value in os.environ.items() if key != "DLFER_API_KEY"}
+    command = [sys.executable, "-m", "dlfer", "serve", str(tmp_path / "m"), "--host", "0.0.0.0", "--port", "0"]
+    process = subprocess.Popen(
+        [*command, "--faces", "whole"],
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        env={**environment, "PYTHONPATH": str(ROOT)},
+    )
+    lines = []
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if "startup complete" in line:
+                break
+        told = "".join(lines)
+        assert "WARNING: 0.0.0.0 can be reached from other computers" in told
+        port = int(told.partition("http://0.0.0.0:")[2].partition("/")[0])
+        import numpy as np
+
+        body = {"images": [{"base64": as_base64(png(np.zeros((40, 40, 3), np.uint8)))}]}
+        status, answer = get(port, "/v1/predict", json.dumps(body).encode(), {"content-type": "application/json"})
+        assert (status, set(answer["images"][0]["faces"][0]["probabilities"])) == (200, {"a", "b"})
+        process.send_signal(signal.SIGTERM)
+        rest = process.stderr.read()
+        assert process.wait(30) == 0
+        assert "every request that was begun was answered" in rest
+        assert '"POST /v1/predict HTTP/1.1" 200' in rest
+    finally:
+        process.kill()
