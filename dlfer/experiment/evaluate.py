@@ -21,7 +21,6 @@ from dlfer.errors import ConfigError, MissingDataError, ModelError, UserError
 from dlfer.experiment.duplicates import JudgedDuplicates, find_judged_duplicates
 from dlfer.experiment.extras import Extras, check_extras, judge_extras, keep_extras
 from dlfer.experiment.records import read_metrics, read_parts
-from dlfer.experiment.splits import log_opening
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.model.artifact import load_artifact
@@ -29,6 +28,7 @@ from dlfer.model.classifier import Classifier, read_artifact_record
 from dlfer.runs.atomic import write_atomically
 from dlfer.runs.find import open_run
 from dlfer.runs.find_model import find_model
+from dlfer.runs.openings import log_opening
 from dlfer.runs.run import CONFIG_FILE, Run
 
 _PLAIN = Extras()
@@ -90,7 +90,7 @@ def evaluate_model(
     used_for = _tell_use(trained, split, is_own=is_own)
     split = map_targets(split, labels, classifier.labels)
     check_extras(extras, split.ids)
-    opened = log_opening(run, split) if run is not None else None
+    opened = log_opening(run, split.name, len(split)) if run is not None else None
     predictions = Predictions(split.ids, classifier.labels, split.targets, classifier.predict(split.images))
     sources, same_ids = (None if run is None else _load_sources(run)), is_own
     if sources is None and csv is not None:

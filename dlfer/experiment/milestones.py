@@ -10,10 +10,10 @@ import keras
 
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.experiment.extras import predict_split_views
-from dlfer.experiment.splits import log_opening
 from dlfer.metrics.predictions import Predictions, read_predictions, write_predictions
 from dlfer.metrics.scores import compute_scores
 from dlfer.model.network_classifier import NetworkClassifier
+from dlfer.runs.openings import log_opening
 from dlfer.runs.run import Run
 from dlfer.train.checkpoint import restore_checkpoint
 from dlfer.train.stage import MILESTONES
@@ -73,7 +73,7 @@ def judge_milestones(run: Run, bundle: DataBundle, milestones: Mapping[int, Judg
             path = run.path / FOLDER / str(epoch) / f"{part}.npz"
             if not path.exists():
                 if part == "test":
-                    log_opening(run, split, milestone=epoch)
+                    log_opening(run, split.name, len(split), milestone=epoch)
                 write_predictions(judge(part, split), path)
             scores = compute_scores(read_predictions(path))
             row[part] = {key: scores[key] for key in KEYS}

@@ -26,9 +26,7 @@ from dlfer.experiment.session import Session
 from dlfer.experiment.smoke import make_smoke_config
 from dlfer.experiment.splits import (
     compute_run_metrics,
-    count_openings,
     describe_data,
-    log_opening,
     predict_parts,
     sort_errors,
 )
@@ -43,6 +41,7 @@ from dlfer.report.html import write_report
 from dlfer.report.page import format_percent
 from dlfer.report.pictures import write_confusion_page, write_error_page
 from dlfer.runs.find import open_run
+from dlfer.runs.openings import count_openings, log_opening
 from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run, create_run
 from dlfer.train.device import Device, choose_device, set_determinism
@@ -179,7 +178,7 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
     }
     classifier.save(run.path / "model", about=about)
     if bundle.test is not None:
-        log_opening(run, bundle.test)
+        log_opening(run, bundle.test.name, len(bundle.test))
     predictions = predict_parts(config, classifier, bundle, run.path / "predictions", known=fitted.known)
     milestones = judge_milestones(run, bundle, fitted.milestones)
     opened = count_openings(run)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 from functools import partial
 from pathlib import Path
 
@@ -12,13 +10,11 @@ import numpy as np
 from dlfer.config.schema import ExperimentConfig
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
 from dlfer.data.split import draw_subset
-from dlfer.errors import ModelError
 from dlfer.experiment.duplicates import JudgedDuplicates
 from dlfer.metrics.predictions import Known, Predictions, write_predictions
 from dlfer.metrics.scores import compute_metrics_file
-from dlfer.model.classifier import Classifier, read_artifact_record
+from dlfer.model.classifier import Classifier
 from dlfer.model.predict import predict_split
-from dlfer.runs.run import LOG_FILE, Run
 
 
 def describe_data(bundle: DataBundle, duplicates: JudgedDuplicates | None) -> dict:
@@ -102,35 +98,6 @@ def compute_banner(bundle: DataBundle, duplicates: JudgedDuplicates | None, *, s
         f"training ({found['exact']:,} an exact copy, {found['augmented']:,} an augmented copy of the same image). "
         "Compare with the value without duplicates, or with protocol official."
     )
-
-
-def log_opening(run: Run, split: Split, *, milestone: int | None = None) -> int:
-    """Record that a part was opened to judge the run's model, and return how often a test part was by now.
-
-    The run's metrics.json, if it is there, says the number from then on.
-
-    Args:
-        milestone: the epoch whose weights are judged, where it is not the model that the run ends with.
-    """
-    sha256 = read_artifact_record(run.path / "model")["sha256"]
-    which = {"model": next(iter(sha256.values()))} if milestone is None else {"milestone": milestone}
-    run.log("test_opened", split=split.name, n=len(split), **which)
-    opened = count_openings(run)
-    with contextlib.suppress(ModelError):
-        run.write_json("metrics.json", {**run.read_metrics(), "test_opened": opened})
-    return opened
-
-
-def count_openings(run: Run) -> int:
-    """Return how often the run's model was judged on images other than those it was trained and selected on."""
-    splits = run.read_json("data.json")["splits"]
-    seen = {splits[part]["name"] for part in ("train", "validation") if part in splits}
-    events = []
-    for line in (run.path / LOG_FILE).read_text(encoding="utf-8").splitlines():
-        # A process that was killed while it wrote may have left half a line.
-        with contextlib.suppress(ValueError):
-            events.append(json.loads(line))
-    return sum(event["event"] == "test_opened" and event["split"] not in seen for event in events)
 
 
 def _describe_split(split, labels: tuple[str, ...]) -> dict:

@@ -12,7 +12,6 @@ from dlfer.data.bundle import Split
 from dlfer.data.sources import load_data
 from dlfer.data.split import draw_subset
 from dlfer.errors import UserError
-from dlfer.experiment.splits import log_opening
 from dlfer.explain.average import AverageMaps, MapAverage
 from dlfer.explain.explanation import Explainer
 from dlfer.explain.figures import describe_average, describe_maps, write_averages
@@ -30,6 +29,7 @@ from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
 from dlfer.runs.atomic import write_atomically
 from dlfer.runs.find import open_run
+from dlfer.runs.openings import log_opening
 from dlfer.runs.run import Run
 from dlfer.train.progress import ConsoleListener
 
@@ -53,7 +53,7 @@ def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> 
     run, split, classifier = _load_part(part, job)
     explainer = build_explainer(classifier, job, say)
     if part == "test":
-        opened = log_opening(run, split)
+        opened = log_opening(run, split.name, len(split))
         say(f"the test part is opened (number {opened}); choose nothing by what you see")
     averages, examples = _average(split, explainer, job.per_class)
     labels = classifier.labels

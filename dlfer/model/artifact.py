@@ -1,21 +1,17 @@
-"""The families of classifiers, and the one call that loads a trained one."""
+"""All families of classifiers, and the one call that loads a trained one by its name."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-from dlfer.model.boosted import BoostedClassifier
-from dlfer.model.classifier import Classifier, read_artifact_record
-from dlfer.model.ensemble import EnsembleClassifier
-from dlfer.model.network_classifier import HybridClassifier, TransferClassifier
+from dlfer.model import boosted, ensemble, network_classifier
+from dlfer.model.classifier import Classifier, list_families, load_classifier
 from dlfer.runs.find_model import find_model
 
-FAMILIES: dict[str, type[Classifier]] = {
-    "transfer": TransferClassifier,
-    "hybrid": HybridClassifier,
-    "boosted": BoostedClassifier,
-    "ensemble": EnsembleClassifier,
-}
+FAMILY_MODULES = (network_classifier, boosted, ensemble)
+"""What is imported so that the families enter themselves."""
+
+FAMILIES: dict[str, type[Classifier]] = list_families()
 
 
 def load_artifact(name: str | Path) -> Classifier:
@@ -24,5 +20,4 @@ def load_artifact(name: str | Path) -> Classifier:
     Raises:
         ModelError: nothing of that name, or a damaged artifact.
     """
-    folder = find_model(str(name))
-    return FAMILIES[read_artifact_record(folder)["family"]].load(folder)
+    return load_classifier(find_model(str(name)))

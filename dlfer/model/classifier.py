@@ -31,6 +31,10 @@ _MEND = "Copy the artifact again, or train it anew"
 _MOST_LABELS, _LARGEST_IMAGE = 10_000, 4096
 
 
+_FAMILIES: dict[str, type[Classifier]] = {}
+"""Name of a family -> its class, which enters itself here when its module is imported."""
+
+
 class Classifier(ABC):
     """A trained classifier that takes uint8 images of any size.
 
@@ -51,6 +55,10 @@ class Classifier(ABC):
     """How it makes squares of images that are not: "crop" or "pad", see `dlfer.data.images.make_square`."""
     about: Mapping[str, Any] = MappingProxyType({})
     """What its artifact tells of its training: experiment, protocol, faces, ...; empty if it was not loaded."""
+
+    def __init_subclass__(cls) -> None:
+        if "family" in vars(cls):
+            _FAMILIES[cls.family] = cls
 
     def __init__(
         self,
@@ -164,6 +172,24 @@ class Classifier(ABC):
         classifier = cls.read_files(folder, record)
         classifier.about = record.get("about") or {}
         return classifier
+
+
+def load_classifier(folder: Path) -> Classifier:
+    """Load the classifier in an artifact folder, of whatever family it is.
+
+    Raises:
+        ModelError: there is none, it is damaged, or the module of its family was not imported (`dlfer.model.artifact`
+            imports all of them).
+    """
+    family = read_artifact_record(folder)["family"]
+    if family not in _FAMILIES:
+        raise ModelError(f"{folder}: the module of family {family} is not imported; load it by dlfer.load(FOLDER).")
+    return _FAMILIES[family].load(folder)
+
+
+def list_families() -> dict[str, type[Classifier]]:
+    """Return the classes of the families whose modules have been imported, by name, in the order of the schema."""
+    return {name: _FAMILIES[name] for name in names.FAMILIES if name in _FAMILIES}
 
 
 def read_model_config(record: dict) -> ModelConfig:

@@ -13,7 +13,7 @@ import numpy as np
 from dlfer.config.schema import ModelConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.combine import TrainedCombination, combine_average, combine_vote
-from dlfer.model.classifier import Classifier, read_artifact_record, read_model_config
+from dlfer.model.classifier import Classifier, load_classifier, read_artifact_record, read_model_config
 from dlfer.model.views import predict_views
 from dlfer.runs.find_model import ARTIFACT_FILE
 
@@ -137,11 +137,9 @@ class EnsembleClassifier(Classifier):
     @classmethod
     def read_files(cls, folder: Path, record: dict) -> Self:
         """Load the members, and what was fitted."""
-        from dlfer.model.artifact import load_artifact
-
         given = record["ensemble"]
         ensemble = cls(
-            {name: load_artifact(folder / MEMBERS / name) for name in given["members"]},
+            {name: load_classifier(folder / MEMBERS / name) for name in given["members"]},
             tuple(record["labels"]),
             config=read_model_config(record),
             combine=given["combine"],

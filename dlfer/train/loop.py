@@ -18,9 +18,31 @@ from dlfer.data.pipeline import Batch
 from dlfer.model.stage_network import TrainingNetwork, TransferNetwork, attach_auxiliary
 from dlfer.train.objective import compute_hits
 from dlfer.train.state import StageState
-from dlfer.train.watch import StepWatcher
 
 AfterStep = Callable[[float, float], None]
+
+
+class StepWatcher(keras.callbacks.Callback):
+    """Counts the steps of one epoch in the stage's state and hands each on.
+
+    Keras gives running means since `fit` began; an epoch that goes on in the middle adds the sums that
+    were done before.
+    """
+
+    def __init__(self, state: StageState, after_step: Callable[[float, float], None]) -> None:
+        super().__init__()
+        self.stage_state = state
+        self.before = dict(state.sums)
+        self.after_step = after_step
+
+    def on_train_batch_end(self, batch: int, logs=None) -> None:
+        state, before = self.stage_state, self.before
+        state.step += 1
+        steps = state.step - before["steps"]
+        state.sums = {"steps": state.step} | {
+            name: before[name] + float(logs[name]) * steps for name in ("loss", "accuracy")
+        }
+        self.after_step(state.sums["loss"] / state.step, state.sums["accuracy"] / state.step)
 
 
 class FitLoop:

@@ -1,15 +1,8 @@
-"""Watching a training: what Keras says after each step, and who is told about it."""
+"""Who is told about the progress of a training."""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
-from typing import TYPE_CHECKING
-
-import keras
-
-if TYPE_CHECKING:
-    from dlfer.train.state import StageState
 
 
 class TrainingListener:
@@ -44,26 +37,3 @@ class TrainingListener:
 
     def finish_epoch(self, stage: str, row: dict, *, is_best: bool) -> None:
         """An epoch is done and validated; `row` is its line of history."""
-
-
-class StepWatcher(keras.callbacks.Callback):
-    """Counts the steps of one epoch in the stage's state and hands each on.
-
-    Keras gives running means since `fit` began; an epoch that goes on in the middle adds the sums that
-    were done before.
-    """
-
-    def __init__(self, state: StageState, after_step: Callable[[float, float], None]) -> None:
-        super().__init__()
-        self.stage_state = state
-        self.before = dict(state.sums)
-        self.after_step = after_step
-
-    def on_train_batch_end(self, batch: int, logs=None) -> None:
-        state, before = self.stage_state, self.before
-        state.step += 1
-        steps = state.step - before["steps"]
-        state.sums = {"steps": state.step} | {
-            name: before[name] + float(logs[name]) * steps for name in ("loss", "accuracy")
-        }
-        self.after_step(state.sums["loss"] / state.step, state.sums["accuracy"] / state.step)

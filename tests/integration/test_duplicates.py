@@ -9,13 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dlfer.cli.show import describe_run
 from dlfer.config.load import load_experiment
 from dlfer.config.schema import DataConfig
 from dlfer.data.sources import load_data
 from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.experiment.evaluate import evaluate_model
 from dlfer.experiment.run import describe_outcome, run_experiment
-from dlfer.report.terminal import describe_run, format_metrics
+from dlfer.report.terminal import format_metrics
 from dlfer.runs.options import RunOptions
 
 EXPERIMENT = """

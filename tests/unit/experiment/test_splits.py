@@ -16,11 +16,10 @@ from dlfer.experiment.evaluate import _score, _tell_use
 from dlfer.experiment.splits import (
     compute_banner,
     compute_run_metrics,
-    count_openings,
     describe_data,
-    log_opening,
 )
 from dlfer.metrics.predictions import Predictions
+from dlfer.runs.openings import count_openings, log_opening
 from dlfer.runs.run import Run, create_run
 
 EXPERIMENT = """
@@ -69,10 +68,10 @@ def run(config, tmp_path) -> Run:
 def test_openings_of_test_are_counted_and_those_of_validation_are_not(run):
     bundle = make_bundle()
     assert count_openings(run) == 0
-    assert log_opening(run, bundle.test) == 1
-    assert log_opening(run, bundle.validation) == 1
+    assert log_opening(run, bundle.test.name, len(bundle.test)) == 1
+    assert log_opening(run, bundle.validation.name, len(bundle.validation)) == 1
     run.write_json("metrics.json", {"banner": None, "test_opened": 1})
-    assert log_opening(run, bundle.test) == 2
+    assert log_opening(run, bundle.test.name, len(bundle.test)) == 2
     assert run.read_json("metrics.json") == {"banner": None, "test_opened": 2}
     with open(run.path / "log.jsonl", "a") as file:
         file.write('{"event": "test_op')

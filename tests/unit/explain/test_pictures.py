@@ -133,10 +133,10 @@ def test_a_split_becomes_the_averages_of_each_label(job, monkeypatch):
     from dlfer.explain import split as module
 
     opened = []
-    monkeypatch.setattr(module, "log_opening", lambda run, split: opened.append(split.name) or 1)
+    monkeypatch.setattr(module, "log_opening", lambda run, split, num_images: opened.append((split, num_images)) or 1)
     said = []
     page = module.explain_split("test", job, say=said.append)
-    assert opened == ["PrivateTest"]
+    assert opened == [("PrivateTest", 9)]
     assert any("choose nothing" in text for text in said)
     assert sorted(path.name for path in job.out.iterdir()) == [
         *("average_Angry.png", "average_Happy.png", "averages.npz", "explanations.json", "index.html"),
@@ -148,6 +148,6 @@ def test_a_split_becomes_the_averages_of_each_label(job, monkeypatch):
     assert page.read_text().count("data:image/png") == 2
     # A validation part may be looked at as often as one likes.
     module.explain_split("validation", replace(job, maps=MapOptions(methods=("gradcam",))), say=said.append)
-    assert opened == ["PrivateTest"]
+    assert opened == [("PrivateTest", 9)]
     with np.load(job.out / "averages.npz", allow_pickle=False) as arrays:
         assert set(arrays) == {"Angry/gradcam", "Happy/gradcam"}

@@ -6,6 +6,7 @@ import h5py
 import numpy as np
 import pytest
 
+from dlfer.cli.show import list_model_rows
 from dlfer.config.load import load_experiment
 from dlfer.config.schema import ModelConfig
 from dlfer.errors import ModelError
@@ -14,7 +15,6 @@ from dlfer.export.ship import ship_model, shrink_weights
 from dlfer.model.artifact import load_artifact
 from dlfer.model.network_classifier import TransferClassifier
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.report.terminal import list_model_rows
 from dlfer.runs import find_model as catalog
 from dlfer.runs.find_model import find_default_model
 from dlfer.runs.run import create_run

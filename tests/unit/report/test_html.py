@@ -12,11 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dlfer.cli.show import describe_run
 from dlfer.errors import DataError, ModelError
 from dlfer.report.card import write_card
 from dlfer.report.html import write_report
 from dlfer.report.pictures import write_augmented_page
-from dlfer.report.terminal import describe_run, format_metrics
+from dlfer.report.terminal import format_metrics
 
 
 class Page(HTMLParser):
