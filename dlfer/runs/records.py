@@ -1,99 +1,397 @@
-"""metrics.json and audit.json as they are read back, whether this version of dlfer wrote them or an earlier one."""
+"""Typed records: what the JSON files of a run hold, with one reader and one writer for all of them.
+
+A file of this version says `"schema": 2`. A file without a schema was written before dlfer 0.2 and is upgraded when it is
+read; a file of a later schema is refused. Keys that a record does not know are left out.
+"""
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dlfer.errors import ModelError
+from dlfer.runs.atomic import write_atomically
 from dlfer.runs.json_file import read_json
+from dlfer.runs.process import to_json
 
-METRICS_FILE, AUDIT_FILE = "metrics.json", "audit.json"
+SCHEMA = 2
 
 
-def read_metrics(folder: Path) -> dict[str, Any] | None:
-    """Return the metrics.json of a folder with the present names of its keys; None where there is none.
+class Record(BaseModel):
+    """Named values of fixed types; NaN and infinity are not among them."""
 
-    Args:
-        folder: a run, or a shipped model.
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, populate_by_name=True)
 
-    Raises:
-        ModelError: the file is damaged.
+    @classmethod
+    def build(cls, values: Mapping[str, Any] | Record) -> Self:
+        """Return the record of nested values; numbers of NumPy become plain ones, NaN and infinity None."""
+        return cls.model_validate(to_json(values.as_json() if isinstance(values, Record) else values))
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the values that were given, nested, with the keys of the file."""
+        return self.model_dump(mode="json", by_alias=True, exclude_unset=True)
+
+
+class FileRecord(Record):
+    """What one JSON file holds."""
+
+    FILE: ClassVar[str]
+
+    @classmethod
+    def upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the contents of a file that was written before dlfer 0.2 with the present names of its keys."""
+        return values
+
+    @classmethod
+    def read(cls, folder: Path | str) -> Self | None:
+        """Return the record in a folder; None where there is no such file.
+
+        Raises:
+            ModelError: the file is damaged, or a later version of dlfer wrote it.
+        """
+        path = Path(folder) / cls.FILE
+        try:
+            values = read_json(path)
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise ModelError(f"{path}: not JSON ({error}). The run is damaged; run the experiment again.") from error
+        return cls.parse(values, path)
+
+    @classmethod
+    def require(cls, folder: Path | str) -> Self:
+        """Return the record in a folder.
+
+        Raises:
+            ModelError: there is no such file, it is damaged, or a later version of dlfer wrote it.
+        """
+        record = cls.read(folder)
+        if record is None:
+            path = Path(folder) / cls.FILE
+            raise ModelError(
+                f"{path}: there is no such file. The run did not reach this step, or the folder is not a run."
+            )
+        return record
+
+    @classmethod
+    def parse(cls, values: Any, path: Path | str) -> Self:
+        """Return the record that a file's contents are.
+
+        Args:
+            values: what the JSON says.
+            path: of the file, for messages.
+
+        Raises:
+            ModelError: they are no such record, or of a later version.
+        """
+        if not isinstance(values, dict):
+            raise ModelError(f"{path}: the file: found {_shorten(values)}, expected an object. Get the model again.")
+        schema = values.get("schema", 1)
+        if isinstance(schema, bool) or not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
+            raise ModelError(
+                f"{path}: found schema {_shorten(schema)}, expected {SCHEMA} or an earlier one. A later version of dlfer "
+                "wrote the file; update dlfer to read it."
+            )
+        try:
+            return cls.model_validate(cls.upgrade(values) if schema == 1 else values)
+        except ValidationError as error:
+            raise ModelError(f"{path}: {_describe(error)}. Get the model again.") from error
+
+    def write(self, folder: Path | str) -> Path:
+        """Write the record into a folder, whole or not at all, and return the path of the file."""
+        path = Path(folder) / self.FILE
+        text = json.dumps({"schema": SCHEMA, **self.as_json()}, indent=2, allow_nan=False)
+        write_atomically(path, text + "\n")
+        return path
+
+
+_EXPECTED = {
+    "string_type": "text",
+    "int_type": "a whole number",
+    "int_from_float": "a whole number",
+    "float_type": "a number",
+    "finite_number": "a number",
+    "bool_type": "true or false",
+    "dict_type": "an object",
+    "model_type": "an object",
+    "model_attributes_type": "an object",
+    "list_type": "a list",
+    "missing": "a value",
+}
+
+
+def _describe(error: ValidationError) -> str:
+    """Say where the first problem is, what was found there and what was expected."""
+    first = error.errors(include_url=False)[0]
+    where = ".".join(str(part) for part in first["loc"])
+    found = "nothing" if first["type"] == "missing" else _shorten(first["input"])
+    return f"{where}: found {found}, expected {_EXPECTED.get(first['type'], first['msg'])}"
+
+
+def _shorten(value: Any) -> str:
+    return repr(str(value)[:60])
+
+
+class Checkout(Record):
+    """The commit of dlfer's own source, and whether tracked files differ from it."""
+
+    commit: str
+    dirty: bool = False
+
+
+class DeviceRecord(Record):
+    """What a run computed on."""
+
+    kind: str | None = None
+    name: str | None = None
+    backend: str | None = None
+    jit: bool | None = None
+    replicas: int | None = None
+    workers: int | None = None
+
+
+class Cost(Record):
+    """What training took: seconds of wall time, images seen, and the side of the images in pixels."""
+
+    finetune_seconds: float | None = None
+    finetune_images: int | None = None
+    finetune_image_size: int | None = None
+    pretrain_seconds: float | None = None
+    pretrain_images: int | None = None
+    pretrain_image_size: int | None = None
+    pretrain_was_cached: bool | None = None
+
+
+class SearchOptionsRecord(Record):
+    """How a search was asked for."""
+
+    ablation: bool = False
+    trials: int | None = None
+
+
+class RunRecord(FileRecord):
+    """run.json: how a run was started, where it stands, and what it was made with.
+
+    Attributes:
+        status: running, stopped, failed or finished.
+        kind: run, ablation, sweep or search.
+        argv: the command.
+        started, finished: UTC, ISO 8601.
+        error: what went wrong.
+        reason: what asked for the stop.
+        seed: of the experiment.
+        git: of dlfer's source; None outside a checkout.
+        packages: name -> version.
+        host, pid: of the process that works on it, or did last.
+        smoke: made by --smoke.
+        use_cache: whether EF-FER1 is taken from the cache.
+        judge_test: whether the model is judged on the test split; not for the trials of a search.
+        warnings: sentences that the report shows.
+        cost: what training took.
     """
-    values = _read_object(Path(folder) / METRICS_FILE)
-    return None if values is None else upgrade_metrics(values)
+
+    FILE: ClassVar[str] = "run.json"
+
+    status: str = "running"
+    kind: str = "run"
+    experiment: str | None = None
+    argv: list[str] = Field(default_factory=list)
+    started: str | None = None
+    finished: str | None = None
+    error: str | None = None
+    reason: str | None = None
+    device: DeviceRecord | None = None
+    seed: int | None = None
+    config_digest: str | None = None
+    git: Checkout | None = None
+    dlfer: str | None = None
+    python: str | None = None
+    platform: str | None = None
+    packages: dict[str, str] = Field(default_factory=dict)
+    host: str | None = None
+    pid: int | None = None
+    smoke: bool = False
+    use_cache: bool = True
+    judge_test: bool = True
+    warnings: list[str] = Field(default_factory=list)
+    cost: Cost | None = None
+    search: SearchOptionsRecord | None = None
+
+    @property
+    def present_status(self) -> str:
+        """The status, or "interrupted" where it says running and its process on this host is gone."""
+        import socket
+
+        if self.status != "running" or self.host != socket.gethostname() or self.pid is None:
+            return self.status
+        try:
+            os.kill(self.pid, 0)
+        except ProcessLookupError:
+            return "interrupted"
+        except (PermissionError, OverflowError):
+            return self.status
+        return self.status
 
 
-def read_audit(folder: Path) -> dict[str, Any] | None:
-    """Return the audit.json of a run with the present names of its keys; None where there is none.
+class DuplicateCounts(Record):
+    """Numbers of images that have a duplicate in another split.
 
-    Args:
-        folder: of the run.
-
-    Raises:
-        ModelError: the file is damaged.
+    Attributes:
+        exact: an exact copy; None: not known.
+        augmented: an augmented copy of the same image; None: not known.
+        any: an exact, augmented, near or mirrored duplicate.
     """
-    values = _read_object(Path(folder) / AUDIT_FILE)
-    return None if values is None else upgrade_audit(values)
+
+    exact: int | None = None
+    augmented: int | None = None
+    any: int
 
 
-def upgrade_metrics(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the contents of a metrics.json with the present names of keys that an earlier version wrote.
+class DuplicatesRecord(Record):
+    """How many of the images that judge a model have a duplicate in the data that made it.
 
-    `twins` counted the test images with a duplicate in training alone, and `test_without_twins` left out no others. Its
-    exact copies included augmented ones, which occur under protocol paper, so that there their number is not known.
+    Attributes:
+        split: "test", or "validation" where there is no test split.
+        n: number of images that judge.
+        in_train: duplicates in the split that trained the model.
+        in_selection: in the split that selected it; None: that is the judged split, or is not there.
+        in_either: in either of them; None: not known.
     """
-    upgraded: dict[str, Any] = {}
-    for key, value in values.items():
-        if key == "test_without_twins":
-            upgraded["test_without_duplicates"] = value
-        elif key == "twins":
-            upgraded["duplicates"] = _upgrade_twins(value, values)
-        elif key == "selected_on" and isinstance(value, str):
-            upgraded[key] = value.replace("(twins kept together)", "(duplicates kept together)")
-        else:
-            upgraded[key] = value
-    return upgraded
+
+    split: str
+    n: int | None = None
+    in_train: DuplicateCounts | None = None
+    in_selection: DuplicateCounts | None = None
+    in_either: DuplicateCounts | None = None
 
 
-def upgrade_audit(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the contents of an audit.json with the present names of keys that an earlier version wrote.
+class SplitRecord(Record):
+    """One split of a run's data.
 
-    Its exact copies included augmented ones: where there are some, the number of the others is not known.
+    Attributes:
+        name: as the source calls it, e.g. "PublicTest".
+        n: number of images.
+        shape: (height, width, channels); None for streamed images.
+        per_class: label -> number of images.
+        fingerprint: sha256 over ids, targets and pixels.
     """
-    upgraded = dict(values)
-    if values.get("leaks"):
-        upgraded["leaks"] = {pair: _upgrade_leak(leak) for pair, leak in values["leaks"].items()}
-    samples = values.get("samples")
-    if samples and "mirrored" in samples:
-        upgraded["samples"] = {"flipped" if kind == "mirrored" else kind: found for kind, found in samples.items()}
-    return upgraded
+
+    name: str | None = None
+    n: int | None = None
+    shape: list[int] | None = None
+    per_class: dict[str, int] | None = None
+    fingerprint: str | None = None
 
 
-def _upgrade_leak(leak: Mapping[str, Any]) -> Mapping[str, Any]:
-    if "near_or_mirrored" not in leak:
-        return leak
-    augmented = leak.get("from_source", 0)
-    return {"exact": None if augmented else leak["exact"], "augmented": augmented, "any": leak["near_or_mirrored"]}
+class DataRecord(FileRecord):
+    """data.json: labels and splits of a run, with their counts and fingerprints."""
+
+    FILE: ClassVar[str] = "data.json"
+
+    source: str | None = None
+    labels: list[str] = Field(default_factory=list)
+    protocol: str | None = None
+    selected_on: str | None = None
+    splits: dict[str, SplitRecord] = Field(default_factory=dict)
+    duplicates: DuplicatesRecord | None = None
+    notes: list[str] = Field(default_factory=list)
 
 
-def _upgrade_twins(twins: Any, values: Mapping[str, Any]) -> dict[str, Any] | None:
-    test = values.get("test")
-    if not isinstance(test, dict) or not isinstance(twins, dict) or "near_or_mirrored" not in twins:
-        return None
-    exact = None if values.get("protocol") == "paper" else twins.get("exact")
-    in_train = {"exact": exact, "augmented": None, "any": twins["near_or_mirrored"]}
-    return {"split": "test", "n": test.get("n"), "in_train": in_train, "in_selection": None, "in_either": None}
+class Temperature(Record):
+    """The number that the logits are divided by so that probabilities are calibrated.
+
+    Attributes:
+        value: above 0; 1 changes nothing.
+        fitted_on: the split.
+        n: number of its images.
+        note: what makes it uncertain, or None.
+    """
+
+    value: float
+    fitted_on: str | None = None
+    n: int | None = None
+    note: str | None = None
 
 
-def _read_object(path: Path) -> dict[str, Any] | None:
-    try:
-        values = read_json(path)
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: not JSON ({error}). The run is damaged; run the experiment again.") from error
-    if not isinstance(values, dict):
-        raise ModelError(f"{path}: the file: found {str(values)[:60]!r}, expected an object. Get the model again.")
-    return values
+class InputRecord(Record):
+    """What a model takes: uint8 images of `channels` channels, seen as a square of `image_size` pixels."""
+
+    dtype: str | None = None
+    range: list[int] | None = None
+    channels: Literal[1, 3]
+    image_size: int
+    crop: float | None = None
+    aspect: str = "crop"
+    note: str | None = None
+
+
+class ShippedRecord(Record):
+    """What shipping changed in a model."""
+
+    weights: str | None = None
+    largest_difference: float | None = None
+    num_faces: int | None = None
+
+
+class About(Record):
+    """What an artifact says of its training, and of its shipping.
+
+    Attributes:
+        faces: how faces were found in the training images (the section `finetune.data.faces`), or None.
+        face_size: side in pixels that faces are cut out with; None: not known.
+        research_only: whether data or weights forbid other use.
+    """
+
+    experiment: str | None = None
+    run: str | None = None
+    protocol: str | None = None
+    selected_on: str | None = None
+    faces: dict[str, Any] | None = None
+    face_size: int | None = None
+    name: str | None = None
+    default: bool = False
+    research_only: bool | None = None
+    shipped: ShippedRecord | None = None
+
+
+class FeatureLevel(Record):
+    """One level of features that the trees of a boosted model see."""
+
+    name: str
+    features: int
+
+
+class ArtifactRecord(FileRecord):
+    """artifact.json: what a trained model is built from.
+
+    Attributes:
+        format: of the folder.
+        model: the section `model` of the experiment.
+        sha256: file -> checksum; every file is compared with it before it is parsed.
+        boosting, levels: of the boosted family.
+        ensemble: of the ensemble family: how members are combined, their names, and what was fitted.
+    """
+
+    FILE: ClassVar[str] = "artifact.json"
+
+    format: int
+    family: str
+    labels: list[str]
+    model: dict[str, Any]
+    input: InputRecord
+    sha256: dict[str, str]
+    temperature: Temperature | None = None
+    about: About = Field(default_factory=About)
+    boosting: dict[str, Any] | None = None
+    levels: list[FeatureLevel] | None = None
+    ensemble: dict[str, Any] | None = None
+
+    @property
+    def backbone(self) -> str | None:
+        """The backbone, or the branches of a hybrid with commas."""
+        return ", ".join(self.model.get("branches") or []) or self.model.get("backbone")

@@ -1,0 +1,405 @@
+"""metrics.json: every metric of a run or of an evaluation, with its interval."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from dlfer.runs.records import DuplicatesRecord, FileRecord, Record, Temperature
+
+Number = float | None
+"""None: undefined."""
+
+
+class Estimate(Record):
+    """A value with its 95 % interval.
+
+    Attributes:
+        value: None: undefined.
+        low, high: ends of the interval; None: there is none.
+        reason: why there is a value and no interval.
+    """
+
+    value: Number = None
+    low: Number = None
+    high: Number = None
+    reason: str | None = None
+
+
+class CountedEstimate(Estimate):
+    """A value with its interval and the number of images that it is about."""
+
+    n: int | None = None
+
+
+class DetectionRate(Estimate):
+    """The share of classes whose most frequent prediction is right."""
+
+    num_detected: int | None = None
+    num_classes: int | None = None
+
+
+class ClassMetrics(Record):
+    """Metrics of one class, one versus rest; each in 0..1, None where undefined."""
+
+    n: int
+    precision: Number = None
+    recall: Number = None
+    f1: Number = None
+    specificity: Number = None
+    one_vs_rest_accuracy: Number = None
+    auc: Number = None
+    average_precision: Number = None
+    intervals: dict[str, list[Number]] = Field(default_factory=dict)
+    reasons: dict[str, str] = Field(default_factory=dict)
+
+    def get(self, name: str) -> Estimate:
+        """Return one of the metrics with its interval."""
+        low, high = self.intervals.get(name) or (None, None)
+        return Estimate(value=getattr(self, name), low=low, high=high, reason=self.reasons.get(name))
+
+
+class ReliabilityBin(Record):
+    """One bin of the reliability diagram: mean confidence, and accuracy with its interval."""
+
+    n: int
+    confidence: float
+    accuracy: float
+    low: Number = None
+    high: Number = None
+
+
+class CalibrationMetrics(Record):
+    """How far probabilities are from frequencies."""
+
+    ece_equal_mass: Estimate
+    ece_equal_width: Estimate | None = None
+    classwise_ece: Estimate | None = None
+    brier: Estimate | None = None
+    log_loss: Estimate | None = None
+    ece_if_calibrated: Number = None
+    reliability: list[ReliabilityBin] = Field(default_factory=list)
+
+
+class Calibration(Record):
+    """Calibration before and after the temperature; None: no temperature was fitted."""
+
+    raw: CalibrationMetrics
+    scaled: CalibrationMetrics | None = None
+
+
+class RiskPoint(Record):
+    """One point of the risk-coverage curve: answering `coverage` of the images gives the error rate `risk`."""
+
+    coverage: float
+    risk: float
+    low: Number = None
+    high: Number = None
+    threshold: float
+
+
+class AtThreshold(Record):
+    """What abstaining below a confidence gives."""
+
+    threshold: float
+    coverage: Estimate
+    accuracy: Estimate
+    n: int
+
+
+class Selective(Record):
+    """Prediction that may abstain."""
+
+    aurc: Estimate
+    curve: list[RiskPoint] = Field(default_factory=list)
+    at_threshold: AtThreshold | None = None
+
+
+class SplitSummary(Record):
+    """The two metrics that a short table shows."""
+
+    n: int
+    accuracy: Estimate
+    macro_f1: Estimate | None = None
+
+
+class SplitMetrics(SplitSummary):
+    """All metrics of one split.
+
+    Attributes:
+        n: number of images.
+        per_class: label -> its metrics, in the order of the labels.
+        confusion: rows are targets, columns are predictions.
+    """
+
+    labels: list[str] = Field(default_factory=list)
+    macro_precision: Estimate | None = None
+    macro_recall: Estimate | None = None
+    macro_specificity: Estimate | None = None
+    balanced_accuracy: Estimate | None = None
+    mcc: Estimate | None = None
+    cohen_kappa: Estimate | None = None
+    weighted_f1: Estimate | None = None
+    weighted_precision: Estimate | None = None
+    weighted_recall: Estimate | None = None
+    one_vs_rest_accuracy: Estimate | None = None
+    macro_auc: Estimate | None = None
+    macro_average_precision: Estimate | None = None
+    emotion_detection_rate: DetectionRate | None = None
+    log_loss: Estimate | None = None
+    per_class: dict[str, ClassMetrics] = Field(default_factory=dict)
+    confusion: list[list[int]] = Field(default_factory=list)
+    calibration: Calibration | None = None
+    selective: Selective | None = None
+
+    def get(self, name: str) -> Estimate | None:
+        """Return one of the metrics over all classes, or None where the file does not have it."""
+        return getattr(self, name)
+
+
+class McNemar(Record):
+    """McNemar's test: b images that only a has right, c that only b has right."""
+
+    b: int
+    c: int
+    p: float
+    method: str | None = None
+
+
+class ModelPair(Record):
+    """Two trained models on the same images.
+
+    Attributes:
+        difference: of the accuracies, a - b, in -1..1.
+        p_holm: p value corrected for all pairs of the comparison.
+        required_n: images that a difference as large would need; None: no number is enough.
+        part: the split, where that is not said elsewhere.
+        not_learned: a clause for each training that did not learn; where there is one, the pair supports no conclusion.
+    """
+
+    a: str
+    b: str
+    difference: Estimate
+    mcnemar: McNemar
+    p_holm: float | None = None
+    required_n: int | None = None
+    is_significant: bool = False
+    sentence: str
+    part: str | None = None
+    not_learned: list[str] = Field(default_factory=list)
+
+
+class ViewMetrics(SplitSummary):
+    """Metrics of predictions averaged over views, and the difference to the plain ones."""
+
+    paired: ModelPair
+
+
+class GroupMetrics(Record):
+    """Metrics of the images with one value of an attribute; `small`: fewer than 20 images."""
+
+    n: int
+    accuracy: Estimate
+    recall: dict[str, CountedEstimate | None] = Field(default_factory=dict)
+    small: bool = False
+
+
+class Gaps(Record):
+    """The largest less the smallest value over the groups; None where fewer than two are large enough."""
+
+    accuracy: Estimate | None = None
+    recall: dict[str, Estimate | None] = Field(default_factory=dict)
+
+
+class AttributeMetrics(Record):
+    """Metrics by the values of one attribute."""
+
+    groups: dict[str, GroupMetrics]
+    gaps: Gaps
+    num_missing: int = 0
+    num_unknown: int = 0
+
+
+class Groups(Record):
+    """Metrics by attributes of the images, from `file`."""
+
+    file: str
+    attributes: dict[str, AttributeMetrics]
+    part: str | None = None
+
+
+class CorruptionLevel(Record):
+    """Accuracy at one strength of a corruption, and its difference to that on the clean images."""
+
+    strength: int
+    parameter: Any = None
+    accuracy: Estimate
+    difference: Estimate | None = None
+
+
+class Corruptions(Record):
+    """Accuracy on corrupted images; `meanings` says what the parameter of each corruption is."""
+
+    n: int
+    clean: Estimate
+    corruptions: dict[str, list[CorruptionLevel]]
+    meanings: dict[str, str] = Field(default_factory=dict)
+    seed: int | None = None
+    part: str | None = None
+
+
+class MilestoneMetrics(Record):
+    """Metrics of the weights after `epoch` epochs."""
+
+    epoch: int
+    validation: SplitMetrics | None = None
+    test: SplitMetrics | None = None
+
+
+class MemberMetrics(Record):
+    """Metrics of a member of an ensemble."""
+
+    name: str
+    path: str = ""
+    status: str = ""
+    note: str = ""
+    validation: SplitSummary | None = None
+    test: SplitSummary | None = None
+
+
+class CombinationMetrics(Record):
+    """Metrics of one way to combine the members; `is_used`: it is the one that the model uses."""
+
+    name: str
+    is_used: bool = False
+    validation: SplitSummary | None = None
+    test: SplitSummary | None = None
+
+
+class EnsembleMilestone(Record):
+    """Members and combinations after `epoch` epochs."""
+
+    epoch: int
+    members: list[MemberMetrics]
+    combinations: list[CombinationMetrics]
+
+
+class EnsembleMetrics(Record):
+    """How the members of an ensemble are combined, and the combination against the member that is best on validation."""
+
+    combine: str
+    view: str
+    paired: ModelPair | None = None
+    milestones: list[EnsembleMilestone] = Field(default_factory=list)
+
+
+class Abstention(Record):
+    """The confidence below which the model abstains, and what it was chosen for and on."""
+
+    threshold: float
+    target_accuracy: float
+    chosen_on: str
+    n: int
+
+
+class JudgedOn(Record):
+    """What an evaluation judged on; `used_for`: "selection" or "training" where the model has used these images."""
+
+    split: str
+    file: str
+    used_for: str | None = None
+
+
+class Metrics(FileRecord):
+    """metrics.json.
+
+    Attributes:
+        protocol: "official", "resplit" or "paper".
+        banner: a warning that every output carries, or None.
+        selected_on: what the model was selected on.
+        test: None where there is no test split.
+        test_without_duplicates: of the test images without a duplicate in the data that made the model.
+        test_opened: how often a test split was opened with the model by then; None: not known.
+        headline: "single", or the view whose accuracy is the headline.
+        views: view -> split -> metrics.
+    """
+
+    FILE: ClassVar[str] = "metrics.json"
+
+    protocol: str | None = None
+    banner: str | None = None
+    selected_on: str | None = None
+    test: SplitMetrics | None = None
+    test_without_duplicates: SplitMetrics | None = None
+    duplicates: DuplicatesRecord | None = None
+    validation: SplitMetrics | None = None
+    validation_without_duplicates: SplitMetrics | None = None
+    train: SplitMetrics | None = None
+    temperature: Temperature | None = None
+    abstain: Abstention | None = None
+    test_opened: int | None = None
+    headline: str = "single"
+    views: dict[str, dict[str, ViewMetrics]] = Field(default_factory=dict)
+    groups: Groups | None = None
+    corruptions: Corruptions | None = None
+    milestones: list[MilestoneMetrics] = Field(default_factory=list)
+    members: list[MemberMetrics] = Field(default_factory=list)
+    combinations: list[CombinationMetrics] = Field(default_factory=list)
+    ensemble: EnsembleMetrics | None = None
+    judged_on: JudgedOn | None = None
+
+    @property
+    def judged_split(self) -> str:
+        """The split that judges the model: test, else validation."""
+        return "validation" if self.test is None else "test"
+
+    @property
+    def judged(self) -> SplitMetrics | None:
+        """The metrics of the split that judges the model."""
+        return self.validation if self.test is None else self.test
+
+    @property
+    def judged_without_duplicates(self) -> SplitMetrics | None:
+        """Likewise, of its images without duplicates."""
+        return self.validation_without_duplicates if self.test is None else self.test_without_duplicates
+
+    def get(self, split: str) -> SplitMetrics | None:
+        """Return the metrics of a split, e.g. "test" or "test_without_duplicates"."""
+        return getattr(self, split)
+
+    @classmethod
+    def upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the contents of a file from before dlfer 0.2 with the present names of its keys.
+
+        `twins` counted the test images with a duplicate in training alone, and `test_without_twins` left out no others.
+        Its exact copies included augmented ones, which occur under protocol paper, so that there their number is not
+        known.
+        """
+        upgraded: dict[str, Any] = {}
+        for key, value in values.items():
+            if key == "test_without_twins":
+                upgraded["test_without_duplicates"] = value
+            elif key == "twins":
+                upgraded["duplicates"] = _upgrade_twins(value, values)
+            elif key == "selected_on" and isinstance(value, str):
+                upgraded[key] = value.replace("(twins kept together)", "(duplicates kept together)")
+            else:
+                upgraded[key] = value
+        return rename_key(upgraded, "told_apart", "is_significant")
+
+
+def rename_key(values: Any, old: str, new: str) -> Any:
+    """Return nested values with a key renamed wherever it stands."""
+    if isinstance(values, dict):
+        return {new if key == old else key: rename_key(item, old, new) for key, item in values.items()}
+    return [rename_key(item, old, new) for item in values] if isinstance(values, list) else values
+
+
+def _upgrade_twins(twins: Any, values: dict[str, Any]) -> dict[str, Any] | None:
+    test = values.get("test")
+    if not isinstance(test, dict) or not isinstance(twins, dict) or "near_or_mirrored" not in twins:
+        return None
+    exact = None if values.get("protocol") == "paper" else twins.get("exact")
+    in_train = {"exact": exact, "augmented": None, "any": twins["near_or_mirrored"]}
+    return {"split": "test", "n": test.get("n"), "in_train": in_train, "in_selection": None, "in_either": None}
