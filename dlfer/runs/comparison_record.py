@@ -1,0 +1,293 @@
+"""comparison.json: the verdicts of an ablation, a sweep or a search over its arms; and that of finished runs."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from dlfer.runs.metrics_record import CountedEstimate, Estimate, ModelPair, Number, rename_key
+from dlfer.runs.records import FileRecord, Record
+
+
+class SeedEstimate(CountedEstimate):
+    """A mean over seeds with its 95 % interval over images and, for several seeds, over seeds.
+
+    Attributes:
+        per_seed: the value of each seed, in the order of the seeds.
+        sd_over_seeds: standard deviation of these; None for one seed.
+    """
+
+    per_seed: list[float] = Field(default_factory=list)
+    sd_over_seeds: float | None = None
+
+
+class SeedsAndImages(Record):
+    """Numbers of seeds and of images that are needed together."""
+
+    seeds: int
+    images: int
+
+
+class More(Record):
+    """What would detect a difference as large as the observed one; None: no practicable number does.
+
+    Attributes:
+        power: the probability of detecting it.
+        seeds: of each recipe, on the images at hand.
+        images: with the seeds at hand.
+        both: where neither alone is enough.
+    """
+
+    power: float | None = None
+    seeds: int | None = None
+    images: int | None = None
+    both: SeedsAndImages | None = None
+
+
+class PairedTest(Record):
+    """The test of a difference between two models or two recipes on the same images.
+
+    Attributes:
+        names: of the two.
+        scope: "models": a statement about two trained models; "recipes": over several seeds of each; None: two sets of
+            predictions of which no more is known.
+        n: number of images.
+        accuracy_a, accuracy_b: in 0..1.
+        difference: a - b, in percentage points.
+        both_right, a_only, b_only, both_wrong: numbers of images, of one pair.
+        test: its name.
+        is_significant: the interval excludes 0, and the p value is below 1 - level (Holm's where it is one of several).
+        required_n: images that would be needed; None: no number is enough.
+        differences: percentage points, one per seed.
+        sd_over_seeds: of these; sd_a, sd_b: of the accuracies of each recipe, in percentage points.
+        df: Satterthwaite's degrees of freedom.
+        more: what would be needed; None where the difference is significant or there is one seed.
+        p_holm, num_pairs: where it is one of several pairs.
+        not_learned: a clause for each training that did not learn; then there is no verdict.
+    """
+
+    names: list[str] = Field(default_factory=list)
+    scope: str | None = None
+    n: int
+    accuracy_a: Number = None
+    accuracy_b: Number = None
+    difference: Estimate
+    both_right: int | None = None
+    a_only: int | None = None
+    b_only: int | None = None
+    both_wrong: int | None = None
+    test: str | None = None
+    p_value: float | None = None
+    is_significant: bool = False
+    required_n: int | None = None
+    level: float = 0.95
+    differences: list[float] = Field(default_factory=list)
+    num_seeds: int = 1
+    sd_over_seeds: float | None = None
+    sd_a: float | None = None
+    sd_b: float | None = None
+    df: float | None = None
+    more: More | None = None
+    p_holm: float | None = None
+    num_pairs: int = 1
+    not_learned: list[str] = Field(default_factory=list)
+
+
+class ArmPair(PairedTest):
+    """Two arms of a study: `a` is the one that the others are compared with."""
+
+    a: str
+    b: str
+    part: str | None = None
+    sentence: str
+
+
+class ArmRow(Record):
+    """One arm of a study: its accuracy on each split over the seeds that finished.
+
+    Attributes:
+        settings: of a cell of a sweep, axis -> value.
+        ranked_by: of a cell, the validation metric that ranks it.
+        seconds: of fine-tuning, a mean over seeds.
+    """
+
+    arm: str
+    seeds: list[int] = Field(default_factory=list)
+    train: SeedEstimate | None = None
+    validation: SeedEstimate | None = None
+    test: SeedEstimate | None = None
+    validation_macro_f1: float | None = None
+    test_macro_f1: float | None = None
+    settings: dict[str, str | None] = Field(default_factory=dict)
+    ranked_by: float | None = None
+    seconds: float | None = None
+    rank: int | None = None
+
+    def get(self, split: str) -> SeedEstimate | None:
+        """Return the accuracy on "train", "validation" or "test"."""
+        return getattr(self, split)
+
+
+class ArmKey(Record):
+    """A key in which the arms differ, with its value in each."""
+
+    key: str
+    values: dict[str, Any]
+
+
+class UnfinishedMember(Record):
+    """A member that is not in the table."""
+
+    arm: str
+    seed: int
+    status: str
+    error: str = ""
+
+
+class WinnerRun(Record):
+    """The run of a winner of a search."""
+
+    arm: str
+    seed: int
+    run: str
+
+
+class BestCell(Record):
+    """The best cell on validation among those with the same values of some axes.
+
+    Attributes:
+        values: axis -> value; None where the axis does not apply.
+        num_cells, num_planned: how many finished, and how many there were to choose from.
+        ranked_by: what chose it.
+        epochs ... num_parameters: means over seeds; None where a family has no such thing.
+    """
+
+    values: dict[str, str | None]
+    arm: str
+    seeds: list[int]
+    num_cells: int
+    num_planned: int
+    ranked_by: float
+    epochs: float | None = None
+    kept_epoch: float | None = None
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    batch_size: float | None = None
+    steps_an_epoch: float | None = None
+    image_size: float | None = None
+    num_parameters: float | None = None
+    accuracy: SeedEstimate
+    macro_precision: SeedEstimate
+    macro_recall: SeedEstimate
+    macro_f1: SeedEstimate
+
+
+class BestCells(Record):
+    """The table of `sweep.best_of`."""
+
+    axes: list[str]
+    part: str
+    judged_on: str
+    notes: list[str] = Field(default_factory=list)
+    table: list[BestCell] = Field(default_factory=list)
+
+
+FORMER_SEEDS = (
+    "The intervals over several seeds are those of an earlier version of dlfer, and too narrow. Compute them again with "
+    "--resume."
+)
+
+
+class Comparison(FileRecord):
+    """comparison.json.
+
+    Attributes:
+        table: one row per arm; of a sweep the best on validation first.
+        paired: the arms against the reference.
+        notes: sentences that belong to the result.
+        judged_on: the split in words.
+        arm_keys: keys in which the arms differ.
+        winners: of a search, arm -> the overrides of its best trial.
+        rank_by, axes, reference, unfinished, best_of: of a sweep.
+    """
+
+    FILE: ClassVar[str] = "comparison.json"
+
+    table: list[ArmRow] = Field(default_factory=list)
+    paired: list[ArmPair] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
+    judged_on: str | None = None
+    arm_keys: list[ArmKey] = Field(default_factory=list)
+    winners: dict[str, dict[str, Any]] | None = None
+    runs: list[WinnerRun] = Field(default_factory=list)
+    rank_by: str | None = None
+    axes: list[str] = Field(default_factory=list)
+    reference: str | None = None
+    unfinished: list[UnfinishedMember] = Field(default_factory=list)
+    best_of: BestCells | None = None
+
+    @classmethod
+    def upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the contents of a file from before dlfer 0.2 with the present names of its keys.
+
+        A pair of that time over several seeds does not have the interval of Student's t: a note says so.
+        """
+        values = rename_key(values, "is_larger_than_chance", "is_significant")
+        pairs, notes = [], list(values.get("notes") or [])
+        for pair in values.get("paired") or []:
+            if "scope" not in pair:
+                is_single = pair.get("num_seeds", 1) == 1
+                pair = {**pair, "scope": "models" if is_single else "recipes"}
+                if not is_single and FORMER_SEEDS not in notes:
+                    notes.append(FORMER_SEEDS)
+            pairs.append(pair)
+        return {**values, "paired": pairs, "notes": notes}
+
+
+class ComparedRun(Record):
+    """One of the runs that `dlfer compare` compares: its images, those that another lacks, and its accuracy."""
+
+    name: str
+    n: int
+    left_out: int = 0
+    accuracy: Estimate
+    path: str | None = None
+
+
+class CochranQ(Record):
+    """Cochran's Q test of whether any of several models differs."""
+
+    statistic: float
+    p: float
+    df: int
+
+
+class System(Record):
+    """Runs that differ in the seed alone: mean and standard deviation of their accuracies, in 0..1."""
+
+    name: str
+    runs: list[str]
+    seeds: list[int]
+    mean: float
+    sd: float
+
+
+class ModelComparison(Record):
+    """Two or more trained models on the images that all of them judged.
+
+    Attributes:
+        pairs: each pair of models; their p values are corrected by Holm.
+        part: the split.
+        systems: experiments of which several seeds are compared; system_pairs: their differences over seeds.
+        notes: sentences that belong to the result.
+    """
+
+    runs: list[ComparedRun]
+    n_common: int
+    cochran_q: CochranQ | None = None
+    pairs: list[ModelPair] = Field(default_factory=list)
+    part: str | None = None
+    systems: list[System] = Field(default_factory=list)
+    system_pairs: list[ArmPair] = Field(default_factory=list)
+    notes: list[str] = Field(default_factory=list)
