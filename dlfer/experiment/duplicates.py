@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.duplicates import Duplicates, find_duplicates
+from dlfer.runs.records import DuplicatesRecord
 
 
 @dataclass(frozen=True)
@@ -36,20 +36,20 @@ class JudgedDuplicates:
         """Return the ids of the images without any duplicate in either split."""
         return self.ids[~self.in_either.any].tolist()
 
-    def as_dict(self) -> dict[str, Any]:
+    def as_record(self) -> DuplicatesRecord:
         """Return the counts as data.json and metrics.json hold them.
 
-        Returns:
-            {"split", "n", "in_train": {"exact", "augmented", "any"}, "in_selection": the same or None, "in_either": the
-            same}. "any" of in_train is the number of images that "have a duplicate in training".
+        `in_train.any` is the number of images that "have a duplicate in training".
         """
-        return {
-            "split": self.split,
-            "n": len(self.ids),
-            "in_train": self.in_train.count(),
-            "in_selection": None if self.in_selection is None else self.in_selection.count(),
-            "in_either": self.in_either.count(),
-        }
+        return DuplicatesRecord.build(
+            {
+                "split": self.split,
+                "n": len(self.ids),
+                "in_train": self.in_train.count(),
+                "in_selection": None if self.in_selection is None else self.in_selection.count(),
+                "in_either": self.in_either.count(),
+            }
+        )
 
 
 def find_run_duplicates(bundle: DataBundle) -> JudgedDuplicates | None:

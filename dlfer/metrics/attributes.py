@@ -14,6 +14,7 @@ import numpy as np
 from dlfer.errors import DataError
 from dlfer.metrics.intervals import compute_wilson_interval
 from dlfer.metrics.predictions import Predictions
+from dlfer.runs.metrics_record import Groups
 
 SMALLEST = 20
 """A figure on fewer images is flagged and takes no part in a gap: its interval is some 40 points wide."""
@@ -74,7 +75,7 @@ def check_attributes(attributes: Attributes, ids: np.ndarray, *, file: str = "")
     )
 
 
-def compute_group_scores(predictions: Predictions, attributes: Attributes, *, file: str = "") -> dict[str, Any]:
+def compute_group_scores(predictions: Predictions, attributes: Attributes, *, file: str = "") -> Groups:
     """Return accuracy and recall of each group of each attribute, and how far the groups lie apart.
 
     Args:
@@ -83,12 +84,9 @@ def compute_group_scores(predictions: Predictions, attributes: Attributes, *, fi
         file: where they came from, for the record.
 
     Returns:
-        {"file", "attributes": {attribute: {"groups": {value: {"n", "accuracy": figure, "recall": {label:
-        figure with "n", or None}, "small"}}, "gaps": {"accuracy": figure or None, "recall": {label: figure or
-        None}}, "num_missing" (predicted images without a value), "num_unknown" (values of other images)}}}.
-        Figures are fractions {"value", "low", "high"}. A gap is the largest less the smallest, over the
-        groups with 20 images or more (for recall: of that label). Its interval is Newcombe's for those two
-        groups; they were picked by looking, so that it errs towards a larger gap.
+        Accuracy and recall as fractions. A gap is the largest less the smallest, over the groups with 20 images or more
+        (for recall: of that label). Its interval is Newcombe's for those two groups; they were picked by looking, so that
+        it errs towards a larger gap.
 
     Raises:
         DataError: no attribute names any of the images.
@@ -97,13 +95,11 @@ def compute_group_scores(predictions: Predictions, attributes: Attributes, *, fi
     """
     check_attributes(attributes, predictions.ids, file=file)
     known = set(predictions.ids.tolist())
-    return {
-        "file": file,
-        "attributes": {
-            name: _compute_attribute(predictions, values, num_unknown=len(values.keys() - known))
-            for name, values in attributes.items()
-        },
+    found = {
+        name: _compute_attribute(predictions, values, num_unknown=len(values.keys() - known))
+        for name, values in attributes.items()
     }
+    return Groups.build({"file": file, "attributes": found})
 
 
 def _compute_attribute(predictions: Predictions, values: Mapping[str, str], *, num_unknown: int) -> dict[str, Any]:

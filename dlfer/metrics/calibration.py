@@ -17,6 +17,7 @@ import numpy as np
 from dlfer.metrics.classification import compute_item_losses
 from dlfer.metrics.intervals import compute_quantile, compute_skew_interval, compute_wilson_interval
 from dlfer.metrics.predictions import Predictions
+from dlfer.runs.records import Temperature
 
 NUM_BINS = 15
 """Of reliability and ECE, as in most publications."""
@@ -151,12 +152,8 @@ def fit_temperature(predictions: Predictions) -> float:
     return min(candidates, key=lambda temperature: compute_loss(np.log(temperature)))
 
 
-def describe_temperature(predictions: Predictions, fitted_on: str) -> dict[str, Any]:
-    """Fit the temperature and say what it stands on.
-
-    Returns:
-        {"value", "fitted_on", "n", "note"}; note is None, or says why the value is not to be relied on.
-    """
+def describe_temperature(predictions: Predictions, fitted_on: str) -> Temperature:
+    """Fit the temperature and record what it was fitted on; its note says why the value may not be reliable."""
     value, n = fit_temperature(predictions), len(predictions)
     notes = []
     if n < FEW_IMAGES:
@@ -164,7 +161,7 @@ def describe_temperature(predictions: Predictions, fitted_on: str) -> dict[str, 
     if value in TEMPERATURES:
         why = "no image is wrong" if predictions.correct.all() else "the log-loss has no minimum within"
         notes.append(f"at the bound of {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}: {why}")
-    return {"value": value, "fitted_on": fitted_on, "n": n, "note": "; ".join(notes) or None}
+    return Temperature(value=value, fitted_on=fitted_on, n=n, note="; ".join(notes) or None)
 
 
 def compute_calibration(predictions: Predictions, temperature: float | None = None) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,8 @@ from dlfer.errors import DataError
 from dlfer.metrics.intervals import compute_quantile
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.seeds import POWER, compare_recipes, plan_more
+from dlfer.runs.comparison_record import More, PairedTest
+from dlfer.runs.metrics_record import Estimate
 
 FEW_DISCORDANT = 25
 """Below this many discordant images McNemar's test is exact, from it on chi-square with continuity correction."""
@@ -27,7 +28,7 @@ EXACT, CHI_SQUARE = "McNemar's exact test", "McNemar's chi-square test with cont
 
 def compare_paired(
     a: Predictions, b: Predictions, *, names: tuple[str, str] = ("a", "b"), level: float = 0.95
-) -> dict[str, Any]:
+) -> PairedTest:
     """Compare the accuracies of two classifiers on the same images.
 
     Args:
@@ -35,11 +36,6 @@ def compare_paired(
         b: the predictions of the other.
         names: what the two are called in the sentence.
         level: the probability that the interval covers the true difference.
-
-    Returns:
-        {"names", "n", "accuracy_a", "accuracy_b" (fractions), "difference": {"value", "low", "high"} of
-        a - b in points, "both_right", "a_only", "b_only", "both_wrong" (numbers of images), "test",
-        "p_value", "is_larger_than_chance", "required_n" (None where the accuracies are equal), "level"}.
 
     Raises:
         DataError: the two are not about the same images, or disagree about a target.
@@ -52,22 +48,22 @@ def compare_paired(
     low, high = compute_tango_interval(a_only, b_only, n, level=level)
     test, p_value = compute_mcnemar(a_only, b_only)
     excludes_zero = low > 0 or high < 0
-    return {
-        "names": list(names),
-        "n": n,
-        "accuracy_a": float(correct_a.mean()),
-        "accuracy_b": float(correct_b.mean()),
-        "difference": {"value": 100 * (a_only - b_only) / n, "low": 100 * low, "high": 100 * high},
-        "both_right": int((correct_a & correct_b).sum()),
-        "a_only": a_only,
-        "b_only": b_only,
-        "both_wrong": int((~correct_a & ~correct_b).sum()),
-        "test": test,
-        "p_value": p_value,
-        "is_larger_than_chance": bool(excludes_zero and p_value < 1 - level),
-        "required_n": compute_required_n((a_only - b_only) / n, (a_only + b_only) / n, level=level),
-        "level": level,
-    }
+    return PairedTest(
+        names=list(names),
+        n=n,
+        accuracy_a=float(correct_a.mean()),
+        accuracy_b=float(correct_b.mean()),
+        difference=Estimate(value=100 * (a_only - b_only) / n, low=100 * low, high=100 * high),
+        both_right=int((correct_a & correct_b).sum()),
+        a_only=a_only,
+        b_only=b_only,
+        both_wrong=int((~correct_a & ~correct_b).sum()),
+        test=test,
+        p_value=float(p_value),
+        is_significant=bool(excludes_zero and p_value < 1 - level),
+        required_n=compute_required_n((a_only - b_only) / n, (a_only + b_only) / n, level=level),
+        level=level,
+    )
 
 
 def compare_seeds(
@@ -75,7 +71,7 @@ def compare_seeds(
     *,
     names: tuple[str, str] = ("a", "b"),
     level: float = 0.95,
-) -> dict[str, Any]:
+) -> PairedTest:
     """Compare two recipes over several trainings of each, all judged on the same images.
 
     With two seeds or more the result is a statement about the recipes: seeds and images are random effects, the
@@ -88,11 +84,8 @@ def compare_seeds(
         level: the probability that the interval covers the true difference.
 
     Returns:
-        As `compare_paired`, without the four counts, with "scope" ("recipes"; for a single pair "models", and the
-        result of `compare_paired`), "num_seeds", "differences" (percentage points, one per seed), "sd_over_seeds"
-        (of these), "sd_a", "sd_b" (of the accuracies of each recipe, percentage points), "df" and "more", the further
-        seeds and images that would be needed (as by `plan_more`; None where the difference is significant).
-        "required_n" is the number of images with as many seeds, None where no number is enough.
+        For a single pair the result of `compare_paired` with the scope "models". For several the scope is "recipes", the
+        four counts are None, and `required_n` is the number of images with as many seeds.
 
     Raises:
         DataError: no pair was given, or the pairs are not all about the same images.
@@ -100,7 +93,9 @@ def compare_seeds(
     if not pairs:
         raise DataError("compare_seeds: found no pair of predictions, expected one for each seed.")
     if len(pairs) == 1:
-        return {**compare_paired(*pairs[0], names=names, level=level), "num_seeds": 1, "scope": "models"}
+        return compare_paired(*pairs[0], names=names, level=level).model_copy(
+            update={"num_seeds": 1, "scope": "models"}
+        )
     reference = pairs[0][0]
     correct_a, correct_b = (
         np.stack([align_correct(reference, pair[side])[1] for pair in pairs]).astype(np.float64) for side in (0, 1)
@@ -113,27 +108,27 @@ def compare_seeds(
         p_value = 1.0
     is_significant = low > 0 or high < 0
     per_seed = 100 * (correct_a - correct_b).mean(axis=1)
-    more = plan_more(compared, level=level)
-    return {
-        "names": list(names),
-        "scope": "recipes",
-        "n": correct_a.shape[1],
-        "accuracy_a": float(correct_a.mean()),
-        "accuracy_b": float(correct_b.mean()),
-        "difference": {"value": 100 * compared.difference, "low": 100 * low, "high": 100 * high},
-        "differences": per_seed.tolist(),
-        "num_seeds": len(pairs),
-        "sd_over_seeds": float(per_seed.std(ddof=1)),
-        "sd_a": 100 * float(correct_a.mean(axis=1).std(ddof=1)),
-        "sd_b": 100 * float(correct_b.mean(axis=1).std(ddof=1)),
-        "test": WELCH,
-        "df": compared.df,
-        "p_value": p_value,
-        "is_larger_than_chance": is_significant,
-        "required_n": more["images"],
-        "more": None if is_significant else more,
-        "level": level,
-    }
+    more = More.build(plan_more(compared, level=level))
+    return PairedTest(
+        names=list(names),
+        scope="recipes",
+        n=correct_a.shape[1],
+        accuracy_a=float(correct_a.mean()),
+        accuracy_b=float(correct_b.mean()),
+        difference=Estimate(value=100 * float(compared.difference), low=100 * float(low), high=100 * float(high)),
+        differences=per_seed.tolist(),
+        num_seeds=len(pairs),
+        sd_over_seeds=float(per_seed.std(ddof=1)),
+        sd_a=100 * float(correct_a.mean(axis=1).std(ddof=1)),
+        sd_b=100 * float(correct_b.mean(axis=1).std(ddof=1)),
+        test=WELCH,
+        df=None if math.isinf(compared.df) else float(compared.df),
+        p_value=float(p_value),
+        is_significant=bool(is_significant),
+        required_n=more.images,
+        more=None if is_significant else more,
+        level=level,
+    )
 
 
 def align_correct(a: Predictions, b: Predictions) -> tuple[np.ndarray, np.ndarray]:
@@ -251,11 +246,11 @@ def compute_required_n(difference: float, discordance: float, *, level: float = 
     return math.ceil(((z_size * math.sqrt(discordance) + z_power * rest) / difference) ** 2)
 
 
-def describe_difference(result: dict[str, Any]) -> str:
+def describe_difference(result: PairedTest) -> str:
     """Say in one or two sentences what a result of `compare_paired` or `compare_seeds` allows to conclude.
 
-    With "p_holm" and "num_pairs" in it, the result is one of several, and Holm's p value decides. A result over one
-    seed ("scope" is "models") says that it is about two trained models and not about the recipes.
+    Where the result is one of several pairs, Holm's p value decides. A result over one seed (its scope is "models") says
+    that it is about two trained models and not about the recipes.
 
     Example:
         >>> describe_difference(compare_paired(a, b, names=("lite2", "lite2_96")))
@@ -263,18 +258,18 @@ def describe_difference(result: dict[str, Any]) -> str:
         difference; about 9,000 images would be needed for a power of 80 %, if the true difference is the observed one
         (McNemar's exact test, p = 0.21).'
     """
-    value, low, high = (_format_points(result["difference"][key]) for key in ("value", "low", "high"))
-    first, second = result["names"]
+    value, low, high = map(_format_points, (result.difference.value, result.difference.low, result.difference.high))
+    first, second = result.names
     what = f"{first} minus {second}: {value} percentage points of accuracy"
-    if result.get("scope") == "models":
+    if result.scope == "models":
         what = f"The two trained models, {what}"
-    counts = [f"n = {result['n']:,}"]
-    if result.get("num_seeds", 1) > 1:
-        counts.insert(0, f"{result['num_seeds']} seeds")
-    where = f"({100 * result['level']:g} % interval {low} to {high}, {', '.join(counts)})"
-    verdict = "significant difference" if result["is_larger_than_chance"] else "no significant difference"
+    counts = [f"n = {result.n:,}"]
+    if result.num_seeds > 1:
+        counts.insert(0, f"{result.num_seeds} seeds")
+    where = f"({100 * result.level:g} % interval {low} to {high}, {', '.join(counts)})"
+    verdict = "significant difference" if result.is_significant else "no significant difference"
     text = f"{what} {where}: {verdict}{_describe_more(result)} ({_describe_evidence(result)})."
-    if result.get("scope") == "models":
+    if result.scope == "models":
         text += (
             " This is a statement about these two trained models on these images. One seed each does not show whether "
             f"{first} is better or worse than {second} in general; train at least three seeds of each for that."
@@ -282,43 +277,43 @@ def describe_difference(result: dict[str, Any]) -> str:
     return text
 
 
-def _describe_more(result: dict[str, Any]) -> str:
+def _describe_more(result: PairedTest) -> str:
     """Say what would be needed to detect a difference as large as the observed one; "" where it was detected."""
-    if result["is_larger_than_chance"]:
+    if result.is_significant:
         return ""
     assumed = f"for a power of {POWER:.0%}, if the true difference is the observed one".replace("%", " %")
-    if "more" not in result:
-        needed = result["required_n"]
-        if needed is None or needed <= result["n"]:
+    if result.scope != "recipes":
+        needed = result.required_n
+        if needed is None or needed <= result.n:
             return ""
         return f"; about {_round_up(needed):,} images would be needed {assumed}"
-    if result["more"] is None:  # significant alone, but not among the pairs of Holm's correction
+    if result.more is None:  # significant alone, but not among the pairs of Holm's correction
         return ""
-    more, ways = result["more"], []
-    if more["seeds"] is not None:
+    more, ways = result.more, []
+    if more.seeds is not None:
         ways.append(f"about {_round_up(more['seeds']):,} seeds of each on these images")
-    if more["images"] is not None:
-        ways.append(f"about {_round_up(more['images']):,} images with these {result['num_seeds']} seeds")
-    if more["both"] is not None:
-        both = more["both"]
+    if more.images is not None:
+        ways.append(f"about {_round_up(more['images']):,} images with these {result.num_seeds} seeds")
+    if more.both is not None:
+        both = more.both
         ways.append(
             f"about {_round_up(both['seeds']):,} seeds of each and {_round_up(both['images']):,} images, since neither "
             "alone is enough,"
         )
     if not ways:
-        return "" if result["difference"]["value"] == 0 else "; no practicable number of seeds and images would do"
+        return "" if result.difference.value == 0 else "; no practicable number of seeds and images would do"
     assumed += " and trainings and images vary as observed"
     return f"; {' or '.join(ways)} would be needed {assumed}"
 
 
-def _describe_evidence(result: dict[str, Any]) -> str:
-    text = f"{result['test']}, p {_format_p(result['p_value'])}"
-    if result.get("num_pairs", 1) > 1:
-        text += f", by Holm over {result['num_pairs']} pairs {_format_p(result['p_holm'])}"
-    if result.get("num_seeds", 1) > 1:
+def _describe_evidence(result: PairedTest) -> str:
+    text = f"{result.test}, p {_format_p(result.p_value)}"
+    if result.num_pairs > 1:
+        text += f", by Holm over {result.num_pairs} pairs {_format_p(result.p_holm)}"
+    if result.num_seeds > 1:
         text += (
-            f", {result['df']:.1f} degrees of freedom; standard deviation over seeds "
-            f"{result['sd_a']:.1f} and {result['sd_b']:.1f} percentage points"
+            f", {result.df:.1f} degrees of freedom; standard deviation over seeds "
+            f"{result.sd_a:.1f} and {result.sd_b:.1f} percentage points"
         )
     return text
 

@@ -1,4 +1,4 @@
-"""All figures of a set of predictions with their intervals, as they stand in metrics.json."""
+"""All metrics of a set of predictions with their intervals, as they stand in metrics.json."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ from dlfer.metrics.calibration import compute_calibration, describe_temperature
 from dlfer.metrics.curves import compute_auc_intervals, compute_average_precision_intervals
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.selective import choose_threshold, compute_selective
+from dlfer.runs.metrics_record import Abstention, Metrics, SplitMetrics
+from dlfer.runs.records import DuplicatesRecord, Temperature
 
 _AVERAGES = {
     "accuracy": mt.compute_accuracy,
@@ -45,8 +47,8 @@ REASONS = {
 
 def compute_scores(
     predictions: Predictions, *, temperature: float | None = None, threshold: float | None = None
-) -> dict[str, Any]:
-    """Return every figure of `predictions` with its 95 % interval, ready for JSON (NaN is None).
+) -> SplitMetrics:
+    """Return every metric of `predictions` with its 95 % interval; an undefined value is None.
 
     Intervals treat the images as drawn independently. Each covers at least 93 % in simulated test sets of 150 to
     3,589 images (`benchmarks/coverage.py`); an interval that does not is not given: low and high are None and
@@ -58,19 +60,12 @@ def compute_scores(
         threshold: of the confidence, chosen on validation; what it gives here is told.
 
     Returns:
-        {"n", "labels", "accuracy": {"value", "low", "high"}, the same for balanced_accuracy, mcc,
-        cohen_kappa, one_vs_rest_accuracy, macro_f1, macro_precision, macro_recall, macro_specificity,
-        macro_auc, macro_average_precision, weighted_f1, weighted_precision, weighted_recall and log_loss,
-        "emotion_detection_rate": {"value", "low", "high", "num_detected", "num_classes"}, "per_class": {label: {"n",
-        "precision", "recall", "f1", "specificity", "auc", "average_precision", "one_vs_rest_accuracy",
-        "intervals": {figure: [low, high]}}}, "confusion": [[...]] with rows as targets, "calibration" as by
-        `compute_calibration`, "selective" as by `compute_selective`}. Figures are fractions; mcc and
-        cohen_kappa are in -1..1, log_loss is in nats. Balanced accuracy is macro recall under its other name, and
-        weighted recall is accuracy: each has one interval. A figure with a value and without an interval also has
-        "reason"; a class with such figures has "reasons": {figure: reason}.
+        The metrics as fractions; mcc and cohen_kappa are in -1..1, log_loss is in nats. Balanced accuracy is macro
+        recall under its other name, and weighted recall is accuracy: each has one interval. A metric with a value and
+        without an interval has the reason.
 
     Example:
-        >>> compute_scores(read_predictions(run / "predictions" / "test.npz"))["accuracy"]["value"]
+        >>> compute_scores(read_predictions(run / "predictions" / "test.npz")).accuracy.value
         0.7031
     """
     targets, probabilities = predictions.targets, predictions.probabilities
@@ -98,7 +93,7 @@ def compute_scores(
         "calibration": compute_calibration(predictions, temperature),
         "selective": compute_selective(predictions, threshold),
     }
-    return _give_reasons(_replace_nan(scores))
+    return SplitMetrics.build(_give_reasons(_replace_nan(scores)))
 
 
 def compute_metrics_file(
@@ -107,13 +102,13 @@ def compute_metrics_file(
     protocol: str,
     banner: str | None,
     selected_on: str,
-    duplicates: Mapping[str, Any] | None = None,
+    duplicates: DuplicatesRecord | None = None,
     without_duplicates_ids: Collection[str] | None = None,
     target_accuracy: float = 0.8,
-    temperature: Mapping[str, Any] | None = None,
-    abstain: Mapping[str, Any] | None = None,
+    temperature: Temperature | None = None,
+    abstain: Abstention | None = None,
     test_opened: int | None = 0,
-) -> dict[str, Any]:
+) -> Metrics:
     """Return the whole of metrics.json.
 
     Args:
@@ -126,17 +121,17 @@ def compute_metrics_file(
         without_duplicates_ids: ids of the judged images without any, which are scored once more: of test, else of
             validation.
         target_accuracy: fraction that the answered validation images are to reach by abstaining.
-        temperature, abstain: what was found on validation earlier, as returned here; where `parts` has
-            validation they are found on it, and these are not used.
+        temperature, abstain: what was found on validation earlier; where they are None and `parts` has validation
+            they are found on it.
         test_opened: how often a test part was opened with this model, this time included; None: not known.
     """
     validation = parts.get("validation")
     if validation is not None:
-        temperature = describe_temperature(validation, selected_on)
-        abstain = _choose_abstention(validation, target_accuracy, selected_on)
+        temperature = temperature or describe_temperature(validation, selected_on)
+        abstain = abstain or _choose_abstention(validation, target_accuracy, selected_on)
     common = {
-        "temperature": temperature["value"] if temperature else None,
-        "threshold": abstain["threshold"] if abstain else None,
+        "temperature": temperature.value if temperature else None,
+        "threshold": abstain.threshold if abstain else None,
     }
     scores = {
         part: compute_scores(parts[part], **common) if parts.get(part) is not None else None
@@ -146,31 +141,30 @@ def compute_metrics_file(
     if parts.get(judged) is not None and without_duplicates_ids is not None:
         kept = np.isin(parts[judged].ids, np.array(sorted(without_duplicates_ids), dtype=np.str_))
         without[judged] = compute_scores(parts[judged].take(kept), **common) if kept.any() else None
-    return {
-        "protocol": protocol,
-        "banner": banner,
-        "selected_on": selected_on,
-        "test": scores["test"],
-        "test_without_duplicates": without.get("test"),
-        "duplicates": dict(duplicates) if duplicates is not None else None,
-        "validation": scores["validation"],
-        "validation_without_duplicates": without.get("validation"),
-        "train": scores["train"],
-        "temperature": dict(temperature) if temperature else None,
-        "abstain": dict(abstain) if abstain else None,
-        "test_opened": test_opened,
-        "headline": "single",
-        "views": {},
-        "groups": None,
-    }
+    return Metrics(
+        protocol=protocol,
+        banner=banner,
+        selected_on=selected_on,
+        test=scores["test"],
+        test_without_duplicates=without.get("test"),
+        duplicates=duplicates,
+        validation=scores["validation"],
+        validation_without_duplicates=without.get("validation"),
+        train=scores["train"],
+        temperature=temperature,
+        abstain=abstain,
+        test_opened=test_opened,
+        headline="single",
+        views={},
+        groups=None,
+    )
 
 
-def _choose_abstention(validation: Predictions, target_accuracy: float, chosen_on: str) -> dict[str, Any] | None:
+def _choose_abstention(validation: Predictions, target_accuracy: float, chosen_on: str) -> Abstention | None:
     threshold = choose_threshold(validation, target_accuracy)
     if threshold is None:
         return None
-    n = len(validation)
-    return {"threshold": threshold, "target_accuracy": target_accuracy, "chosen_on": chosen_on, "n": n}
+    return Abstention(threshold=threshold, target_accuracy=target_accuracy, chosen_on=chosen_on, n=len(validation))
 
 
 def _compute_detection_rate(confusion: np.ndarray) -> np.ndarray:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import combinations
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,8 @@ from dlfer.errors import DataError
 from dlfer.metrics.intervals import compute_wilson_interval
 from dlfer.metrics.paired import compare_paired, describe_difference
 from dlfer.metrics.predictions import Predictions
+from dlfer.runs.comparison_record import CochranQ, ComparedRun, ModelComparison
+from dlfer.runs.metrics_record import Estimate, McNemar, ModelPair
 
 
 def match_predictions(several: Sequence[Predictions], names: Sequence[str]) -> list[Predictions]:
@@ -57,7 +58,7 @@ def match_predictions(several: Sequence[Predictions], names: Sequence[str]) -> l
     return matched
 
 
-def compare_several(several: Sequence[Predictions], names: Sequence[str], *, level: float = 0.95) -> dict[str, Any]:
+def compare_several(several: Sequence[Predictions], names: Sequence[str], *, level: float = 0.95) -> ModelComparison:
     """Compare the accuracies of two or more classifiers on the images that all of them judged.
 
     Args:
@@ -66,10 +67,7 @@ def compare_several(several: Sequence[Predictions], names: Sequence[str], *, lev
         level: the probability that an interval covers, and 1 - the chance of a false alarm over all pairs.
 
     Returns:
-        {"runs": [{"name", "n" (its images), "left_out" (those that another lacks), "accuracy" on the common
-        images}], "n_common", "cochran_q" (None for two), "pairs": [{"a", "b", "difference" of a - b,
-        "mcnemar": {"b" (images that only a has right), "c" (only b), "p", "method"}, "p_holm",
-        "required_n", "told_apart", "sentence"}]}. All figures are fractions.
+        The runs, Cochran's Q (None for two), and every pair; accuracies and differences as fractions.
 
     Raises:
         DataError: fewer than two, names that repeat, or predictions that do not match.
@@ -82,24 +80,24 @@ def compare_several(several: Sequence[Predictions], names: Sequence[str], *, lev
     runs = []
     for name, predictions, row in zip(names, several, correct, strict=True):
         low, high = compute_wilson_interval(int(row.sum()), n, level)
-        accuracy = {"value": float(row.mean()), "low": low, "high": high}
-        runs.append({"name": name, "n": len(predictions), "left_out": len(predictions) - n, "accuracy": accuracy})
-    return {
-        "runs": runs,
-        "n_common": n,
-        "cochran_q": compute_cochran_q(correct) if len(several) > 2 else None,
-        "pairs": _compare_pairs(matched, names, level),
-    }
+        accuracy = Estimate(value=float(row.mean()), low=low, high=high)
+        runs.append(ComparedRun(name=name, n=len(predictions), left_out=len(predictions) - n, accuracy=accuracy))
+    return ModelComparison(
+        runs=runs,
+        n_common=n,
+        cochran_q=compute_cochran_q(correct) if len(several) > 2 else None,
+        pairs=_compare_pairs(matched, names, level),
+    )
 
 
-def compute_cochran_q(correct: np.ndarray) -> dict[str, float | int]:
+def compute_cochran_q(correct: np.ndarray) -> CochranQ:
     """Return Cochran's Q test of whether k classifiers are equally often right on the same images.
 
     Args:
         correct: bool [k, N], k at least 2.
 
     Returns:
-        {"statistic", "p", "df"}; where all are right and wrong on the same images, 0 and 1.
+        The test; where all are right and wrong on the same images, its statistic is 0 and p is 1.
 
     Source: Cochran, Biometrika 37 (1950) 256.
     """
@@ -109,11 +107,11 @@ def compute_cochran_q(correct: np.ndarray) -> dict[str, float | int]:
     total = int(of_images.sum())
     spread = k * total - int((of_images**2).sum())
     if spread == 0:
-        return {"statistic": 0.0, "p": 1.0, "df": k - 1}
+        return CochranQ(statistic=0.0, p=1.0, df=k - 1)
     from scipy.special import gammaincc
 
     statistic = (k - 1) * (k * int((of_classifiers**2).sum()) - total**2) / spread
-    return {"statistic": float(statistic), "p": float(gammaincc((k - 1) / 2, statistic / 2)), "df": k - 1}
+    return CochranQ(statistic=float(statistic), p=float(gammaincc((k - 1) / 2, statistic / 2)), df=k - 1)
 
 
 def compute_holm(p_values: Sequence[float]) -> list[float]:
@@ -129,40 +127,37 @@ def compute_holm(p_values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def compute_difference(a: Predictions, b: Predictions, *, level: float = 0.95) -> dict[str, Any]:
-    """Return accuracy of a - accuracy of b on the same images, as a figure: {"value", "low", "high"} in -1..1.
+def compute_difference(a: Predictions, b: Predictions, *, level: float = 0.95) -> Estimate:
+    """Return accuracy of a - accuracy of b on the same images, in -1..1, with its interval.
 
     Raises:
         DataError: the two are not about the same images.
     """
-    return _to_fractions(compare_paired(a, b, level=level)["difference"])
+    return _to_fractions(compare_paired(a, b, level=level).difference)
 
 
-def _compare_pairs(matched: Sequence[Predictions], names: Sequence[str], level: float) -> list[dict[str, Any]]:
+def _compare_pairs(matched: Sequence[Predictions], names: Sequence[str], level: float) -> list[ModelPair]:
     results = [
         compare_paired(matched[i], matched[j], names=(names[i], names[j]), level=level)
         for i, j in combinations(range(len(matched)), 2)
     ]
     pairs = []
-    for result, p_holm in zip(results, compute_holm([result["p_value"] for result in results]), strict=True):
-        told_apart = result["is_larger_than_chance"] and p_holm < 1 - level
-        result |= {"p_holm": p_holm, "num_pairs": len(results), "is_larger_than_chance": told_apart}
+    for result, p_holm in zip(results, compute_holm([result.p_value for result in results]), strict=True):
+        is_significant = result.is_significant and p_holm < 1 - level
+        result = result.model_copy(
+            update={"p_holm": p_holm, "num_pairs": len(results), "is_significant": is_significant}
+        )
         pairs.append(
-            {
-                "a": result["names"][0],
-                "b": result["names"][1],
-                "difference": _to_fractions(result["difference"]),
-                "mcnemar": {
-                    "b": result["a_only"],
-                    "c": result["b_only"],
-                    "p": result["p_value"],
-                    "method": result["test"],
-                },
-                "p_holm": p_holm,
-                "required_n": result["required_n"],
-                "told_apart": told_apart,
-                "sentence": describe_difference(result),
-            }
+            ModelPair(
+                a=result.names[0],
+                b=result.names[1],
+                difference=_to_fractions(result.difference),
+                mcnemar=McNemar(b=result.a_only, c=result.b_only, p=result.p_value, method=result.test),
+                p_holm=p_holm,
+                required_n=result.required_n,
+                is_significant=is_significant,
+                sentence=describe_difference(result),
+            )
         )
     return pairs
 
@@ -176,5 +171,5 @@ def _select(predictions: Predictions, ids: np.ndarray, labels: tuple[str, ...]) 
     return Predictions(ids, labels, rank[predictions.targets[rows]], predictions.probabilities[rows][:, columns])
 
 
-def _to_fractions(points: dict[str, float]) -> dict[str, float]:
-    return {key: value / 100 for key, value in points.items()}
+def _to_fractions(points: Estimate) -> Estimate:
+    return Estimate(value=points.value / 100, low=points.low / 100, high=points.high / 100)

@@ -17,6 +17,7 @@ from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.trees import FeatureScale, count_threads, import_xgboost, read_booster
 from dlfer.model.weights_file import load_weights
 from dlfer.runs.atomic import write_atomically
+from dlfer.runs.records import ArtifactRecord, Temperature
 
 if TYPE_CHECKING:
     import xgboost
@@ -52,7 +53,7 @@ class BoostedClassifier(Classifier):
         channels: int,
         boosting: BoostingConfig,
         trees: tuple[LevelFeatures, FeatureScale, xgboost.Booster],
-        temperature_fit: dict | None = None,
+        temperature_fit: Temperature | None = None,
     ) -> None:
         super().__init__(
             labels,
@@ -91,44 +92,42 @@ class BoostedClassifier(Classifier):
         return (TREES_FILE, SCALE_FILE, WEIGHTS_FILE)
 
     @classmethod
-    def name_files(cls, record: dict) -> tuple[str, ...]:
+    def name_files(cls, record: ArtifactRecord) -> tuple[str, ...]:
         """Return the names of the trees, the statistics and the weights."""
         return (TREES_FILE, SCALE_FILE, WEIGHTS_FILE)
 
     @classmethod
-    def read_files(cls, folder: Path, record: dict) -> Self:
+    def read_files(cls, folder: Path, record: ArtifactRecord) -> Self:
         """Build the backbone, set its weights, and read the trees."""
         import_xgboost()
-        config, given = read_model_config(record), record["input"]
+        config, given = read_model_config(record), record.input
         boosting = _read_boosting(record, folder)
         network = build_transfer_network(
             config,
-            num_labels=len(record["labels"]),
-            image_size=given["image_size"],
-            channels=given["channels"],
-            crop=given.get("crop"),
-            aspect=given.get("aspect", "crop"),
+            num_labels=len(record.labels),
+            image_size=given.image_size,
+            channels=given.channels,
+            crop=given.crop,
+            aspect=given.aspect,
         )
         load_weights(network.backbone, folder / WEIGHTS_FILE)
         features = build_level_features(network, config, boosting)
         scale = FeatureScale.read(folder / SCALE_FILE, boosting.normalize.features, features.levels)
-        booster = read_booster(
-            folder / TREES_FILE, num_features=features.num_features, num_labels=len(record["labels"])
-        )
+        booster = read_booster(folder / TREES_FILE, num_features=features.num_features, num_labels=len(record.labels))
         return cls(
             network,
-            tuple(record["labels"]),
+            tuple(record.labels),
             config=config,
-            channels=given["channels"],
+            channels=given.channels,
             boosting=boosting,
             trees=(features, scale, booster),
-            temperature_fit=record.get("temperature"),
+            temperature_fit=record.temperature,
         )
 
 
-def _read_boosting(record: dict, folder: Path) -> BoostingConfig:
+def _read_boosting(record: ArtifactRecord, folder: Path) -> BoostingConfig:
     try:
-        return BoostingConfig.model_validate_json(json.dumps(record.get("boosting")))
+        return BoostingConfig.model_validate_json(json.dumps(record.boosting))
     except ValueError as error:
         raise ModelError(
             f"{folder}: boosting: {str(error)[:600]}; copy the artifact again, or train it anew."

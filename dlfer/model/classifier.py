@@ -7,12 +7,9 @@ folder is code, and nothing is unpickled.
 from __future__ import annotations
 
 import json
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import keras
 import numpy as np
@@ -21,13 +18,13 @@ from dlfer.config import names
 from dlfer.config.schema import ModelConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.calibration import apply_temperature
-from dlfer.runs.atomic import write_atomically
 from dlfer.runs.find_model import ARTIFACT_FILE
 from dlfer.runs.json_file import read_json
 from dlfer.runs.manifest import check_manifest, hash_file
+from dlfer.runs.records import About, ArtifactRecord, Temperature
 
 FORMAT = 1
-_MEND = "Copy the artifact again, or train it anew"
+_MEND = "Copy the artifact again, or train it again"
 _MOST_LABELS, _LARGEST_IMAGE = 10_000, 4096
 
 
@@ -43,7 +40,7 @@ class Classifier(ABC):
         config: how it was built.
         channels: of the images it was trained on, 1 (grey) or 3 (RGB); others are converted.
         image_size: side in pixels of the square that its network sees.
-        temperature_fit: {"value", "fitted_on", "n", "note"} of the temperature, or None where none was fitted.
+        temperature_fit: the temperature and what it was fitted on; None where none was fitted.
     """
 
     family: ClassVar[str]
@@ -53,8 +50,8 @@ class Classifier(ABC):
     """Side of the central part of an image that it looks at, in 0..1; None: at the whole image."""
     aspect: str = "crop"
     """How it makes squares of images that are not: "crop" or "pad", see `dlfer.data.images.make_square`."""
-    about: Mapping[str, Any] = MappingProxyType({})
-    """What its artifact tells of its training: experiment, protocol, faces, ...; empty if it was not loaded."""
+    about: About = About()
+    """What its artifact says of its training: experiment, protocol, faces, ...; empty if it was not loaded."""
 
     def __init_subclass__(cls) -> None:
         if "family" in vars(cls):
@@ -67,7 +64,7 @@ class Classifier(ABC):
         config: ModelConfig,
         channels: int,
         image_size: int,
-        temperature_fit: dict | None = None,
+        temperature_fit: Temperature | None = None,
     ) -> None:
         self.labels = tuple(labels)
         self.config = config
@@ -78,7 +75,7 @@ class Classifier(ABC):
     @property
     def temperature(self) -> float:
         """What `predict(images, calibrated=True)` divides the logits by; 1 where none was fitted."""
-        return self.temperature_fit["value"] if self.temperature_fit else 1.0
+        return self.temperature_fit.value if self.temperature_fit else 1.0
 
     def predict(self, images: np.ndarray, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
         """Return the probabilities of each label.
@@ -119,19 +116,19 @@ class Classifier(ABC):
 
     @classmethod
     @abstractmethod
-    def name_files(cls, record: dict) -> tuple[str, ...]:
+    def name_files(cls, record: ArtifactRecord) -> tuple[str, ...]:
         """Return the names of the files that `read_files` opens, as they stand in the manifest."""
 
     @classmethod
     @abstractmethod
-    def read_files(cls, folder: Path, record: dict) -> Self:
+    def read_files(cls, folder: Path, record: ArtifactRecord) -> Self:
         """Return the classifier whose files, checked already, stand in `folder`; `record` is its artifact.json."""
 
     def describe(self) -> dict:
         """Return what the family adds to artifact.json, which `read_files` gets back."""
         return {}
 
-    def save(self, folder: Path, *, about: dict | None = None) -> None:
+    def save(self, folder: Path, *, about: About | None = None) -> None:
         """Write the artifact into `folder`; `about` is kept with it (experiment, protocol, ...)."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -154,9 +151,9 @@ class Classifier(ABC):
             **self.describe(),
             "sha256": {name: hash_file(folder / name) for name in files},
             "temperature": self.temperature_fit,
-            "about": about or {},
+            "about": about or About(),
         }
-        write_atomically(folder / ARTIFACT_FILE, json.dumps(record, indent=2) + "\n")
+        ArtifactRecord.build(record).write(folder)
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -168,9 +165,9 @@ class Classifier(ABC):
         folder = Path(folder)
         record = read_artifact_record(folder)
         file = folder / ARTIFACT_FILE
-        check_manifest(folder, record["sha256"], file=file, needed=cls.name_files(record), mend=_MEND)
+        check_manifest(folder, record.sha256, file=file, needed=cls.name_files(record), mend=_MEND)
         classifier = cls.read_files(folder, record)
-        classifier.about = record.get("about") or {}
+        classifier.about = record.about
         return classifier
 
 
@@ -181,7 +178,7 @@ def load_classifier(folder: Path) -> Classifier:
         ModelError: there is none, it is damaged, or the module of its family was not imported (`dlfer.model.artifact`
             imports all of them).
     """
-    family = read_artifact_record(folder)["family"]
+    family = read_artifact_record(folder).family
     if family not in _FAMILIES:
         raise ModelError(f"{folder}: the module of family {family} is not imported; load it by dlfer.load(FOLDER).")
     return _FAMILIES[family].load(folder)
@@ -192,60 +189,41 @@ def list_families() -> dict[str, type[Classifier]]:
     return {name: _FAMILIES[name] for name in names.FAMILIES if name in _FAMILIES}
 
 
-def read_model_config(record: dict) -> ModelConfig:
+def read_model_config(record: ArtifactRecord) -> ModelConfig:
     """Return the section `model` that an artifact was built by.
 
     Raises:
         ModelError: it is none that this version builds.
     """
     try:
-        return ModelConfig.model_validate_json(json.dumps(record["model"]))
+        return ModelConfig.model_validate_json(json.dumps(record.model))
     except ValueError as error:
         raise ModelError(
             f"{ARTIFACT_FILE}: model: {str(error)[:600]}; it was changed, or needs another version of dlfer."
         ) from error
 
 
-def read_artifact_record(folder: Path) -> dict:
-    """Return artifact.json of an artifact folder, checked to be one that this version reads."""
-    path = folder / ARTIFACT_FILE
-    try:
-        record = read_json(path)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: expected the description of a trained model: {error}.") from error
-    if not isinstance(record, dict):
-        raise ModelError(
-            f"{path}: found a {type(record).__name__}, expected the description of a trained model. {_MEND}."
-        )
-    form, family = record.get("format"), record.get("family")
-    if form != FORMAT or family not in names.FAMILIES:
-        raise ModelError(
-            f"{path}: found format {str(form)[:40]!r} and family {str(family)[:40]!r}, "
-            f"expected format {FORMAT} and one of {', '.join(names.FAMILIES)}; it needs another version of dlfer."
-        )
-    _check_description(record, path)
-    _check_temperature(record.get("temperature"), path)
-    return record
-
-
-def store_temperature(folder: Path, value: float, *, fitted_on: str, n: int, note: str | None = None) -> None:
-    """Write the temperature of a saved artifact into its artifact.json; nothing else of it changes.
-
-    Args:
-        folder: of the artifact.
-        value: what logits are divided by, above 0.
-        fitted_on: in words, the images that it was fitted on.
-        n: their number.
-        note: why it is not to be relied on, or None.
+def read_artifact_record(folder: Path) -> ArtifactRecord:
+    """Return artifact.json of an artifact folder, checked to be one that this version reads.
 
     Raises:
-        ModelError: no artifact, or not a temperature.
+        ModelError: it is not there, damaged, of another format, or outside of the limits.
     """
     path = Path(folder) / ARTIFACT_FILE
-    temperature = {"value": value, "fitted_on": fitted_on, "n": n, "note": note}
-    _check_temperature(temperature, path)
-    record = read_artifact_record(Path(folder)) | {"temperature": temperature}
-    write_atomically(path, json.dumps(record, indent=2) + "\n")
+    try:
+        values = read_json(path)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: expected the description of a trained model: {error}.") from error
+    if isinstance(values, dict):
+        form, family = values.get("format"), values.get("family")
+        if form != FORMAT or family not in names.FAMILIES:
+            raise ModelError(
+                f"{path}: found format {str(form)[:40]!r} and family {str(family)[:40]!r}, "
+                f"expected format {FORMAT} and one of {', '.join(names.FAMILIES)}; it needs another version of dlfer."
+            )
+    record = ArtifactRecord.parse(values, path)
+    _check_limits(record, path)
+    return record
 
 
 def match_channels(images: np.ndarray, channels: int) -> np.ndarray:
@@ -269,33 +247,22 @@ def match_channels(images: np.ndarray, channels: int) -> np.ndarray:
     return ((luma + 0x8000) >> 16).astype(np.uint8)[..., None]
 
 
-def _check_description(record: dict, path: Path) -> None:
-    """Raise ModelError unless artifact.json says all that a network is built by, within limits."""
-    labels, given, model = record.get("labels"), record.get("input"), record.get("model")
-    is_named = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-    if not is_named or not 0 < len(labels) <= _MOST_LABELS or len(set(labels)) < len(labels):
+def _check_limits(record: ArtifactRecord, path: Path) -> None:
+    """Raise ModelError unless what a network is built from is within limits."""
+    labels, given = record.labels, record.input
+    if not 0 < len(labels) <= _MOST_LABELS or len(set(labels)) < len(labels):
         raise ModelError(f"{path}: labels: found {str(labels)[:80]!r}, expected different names of classes. {_MEND}.")
-    if not isinstance(given, dict) or given.get("channels") not in (1, 3) or isinstance(given["channels"], bool):
-        raise ModelError(f"{path}: input: found {str(given)[:80]!r}, expected channels 1 or 3. {_MEND}.")
-    size, crop = given.get("image_size"), given.get("crop")
-    if not isinstance(size, int) or isinstance(size, bool) or not 0 < size <= _LARGEST_IMAGE:
-        raise ModelError(f"{path}: input.image_size: found {str(size)[:40]!r}, expected 1..{_LARGEST_IMAGE}. {_MEND}.")
-    if crop is not None and not (isinstance(crop, int | float) and 0 < crop <= 1):
-        raise ModelError(f"{path}: input.crop: found {str(crop)[:40]!r}, expected null or a number in 0..1. {_MEND}.")
-    # Artifacts that say nothing of it are of a time when there was no choice.
-    aspect = given.get("aspect", "crop")
-    if aspect not in names.ASPECTS:
+    if not 0 < given.image_size <= _LARGEST_IMAGE:
         raise ModelError(
-            f"{path}: input.aspect: found {str(aspect)[:40]!r}, expected {' or '.join(names.ASPECTS)}. {_MEND}."
+            f"{path}: input.image_size: found {given.image_size}, expected 1..{_LARGEST_IMAGE} pixels. {_MEND}."
         )
-    if not isinstance(model, dict) or not isinstance(record.get("about") or {}, dict):
-        raise ModelError(f"{path}: model and about: expected sections of keys and values. {_MEND}.")
-
-
-def _check_temperature(temperature: dict | None, path: Path) -> None:
-    """Raise ModelError unless it is absent or holds a finite number above 0."""
-    if temperature is None:
-        return
-    value = temperature.get("value") if isinstance(temperature, dict) else temperature
-    if not isinstance(value, int | float) or not math.isfinite(value) or value <= 0:
-        raise ModelError(f"{path}: found the temperature {value!r}, expected a number above 0; train or copy it anew.")
+    if given.crop is not None and not 0 < given.crop <= 1:
+        raise ModelError(f"{path}: input.crop: found {given.crop}, expected null or a number in 0..1. {_MEND}.")
+    if given.aspect not in names.ASPECTS:
+        raise ModelError(
+            f"{path}: input.aspect: found {given.aspect[:40]!r}, expected {' or '.join(names.ASPECTS)}. {_MEND}."
+        )
+    if record.temperature is not None and not record.temperature.value > 0:
+        raise ModelError(
+            f"{path}: found the temperature {record.temperature.value}, expected a number above 0. {_MEND}."
+        )

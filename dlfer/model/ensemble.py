@@ -16,6 +16,7 @@ from dlfer.metrics.combine import TrainedCombination, combine_average, combine_v
 from dlfer.model.classifier import Classifier, load_classifier, read_artifact_record, read_model_config
 from dlfer.model.views import predict_views
 from dlfer.runs.find_model import ARTIFACT_FILE
+from dlfer.runs.records import ArtifactRecord, Temperature
 
 MEMBERS = "members"
 MOST_MEMBERS = 1000
@@ -46,7 +47,7 @@ class EnsembleClassifier(Classifier):
         config: ModelConfig,
         combine: str = "average",
         trained: Mapping[str, TrainedCombination] | None = None,
-        temperature_fit: dict | None = None,
+        temperature_fit: Temperature | None = None,
     ) -> None:
         super().__init__(
             labels,
@@ -106,18 +107,18 @@ class EnsembleClassifier(Classifier):
             else:
                 member.save(target)
             self._folders[name] = target
-            listed = (*read_artifact_record(target)["sha256"], ARTIFACT_FILE)
+            listed = (*read_artifact_record(target).sha256, ARTIFACT_FILE)
             files += [f"{MEMBERS}/{name}/{file}" for file in listed]
         return tuple(files)
 
     @classmethod
-    def name_files(cls, record: dict) -> tuple[str, ...]:
+    def name_files(cls, record: ArtifactRecord) -> tuple[str, ...]:
         """Return the names of the members' artifact.json, which name their own files.
 
         Raises:
             ModelError: the record names no members, or one that is no folder of its own.
         """
-        given = record.get("ensemble")
+        given = record.ensemble
         members = given.get("members") if isinstance(given, dict) else None
         known = ("average", "vote", "trained")
         is_whole = isinstance(members, list) and members and isinstance(given.get("trained"), dict)
@@ -135,16 +136,16 @@ class EnsembleClassifier(Classifier):
         return tuple(f"{MEMBERS}/{name}/{ARTIFACT_FILE}" for name in members)
 
     @classmethod
-    def read_files(cls, folder: Path, record: dict) -> Self:
+    def read_files(cls, folder: Path, record: ArtifactRecord) -> Self:
         """Load the members, and what was fitted."""
-        given = record["ensemble"]
+        given = record.ensemble
         ensemble = cls(
             {name: load_classifier(folder / MEMBERS / name) for name in given["members"]},
-            tuple(record["labels"]),
+            tuple(record.labels),
             config=read_model_config(record),
             combine=given["combine"],
             trained={view: _read_combination(values, folder) for view, values in given["trained"].items()},
-            temperature_fit=record.get("temperature"),
+            temperature_fit=record.temperature,
         )
         for name in ensemble.members:
             ensemble.keep_folder(name, folder / MEMBERS / name)
@@ -192,7 +193,7 @@ def _share_artifact(source: Path, target: Path) -> None:
     """Link (or copy) an artifact, and only what its artifact.json names."""
     if source.resolve() == target.resolve():
         return
-    for file in (*read_artifact_record(source)["sha256"], ARTIFACT_FILE):
+    for file in (*read_artifact_record(source).sha256, ARTIFACT_FILE):
         path = target / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.unlink(missing_ok=True)

@@ -12,6 +12,7 @@ from dlfer.model.classifier import Classifier, read_model_config
 from dlfer.model.predict import predict_probabilities
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.weights_file import load_weights
+from dlfer.runs.records import ArtifactRecord, Temperature
 
 WEIGHTS_FILE = "network.weights.h5"
 
@@ -31,7 +32,7 @@ class NetworkClassifier(Classifier):
         *,
         config: ModelConfig,
         channels: int,
-        temperature_fit: dict | None = None,
+        temperature_fit: Temperature | None = None,
     ) -> None:
         super().__init__(
             labels,
@@ -57,29 +58,29 @@ class NetworkClassifier(Classifier):
         return (WEIGHTS_FILE,)
 
     @classmethod
-    def name_files(cls, record: dict) -> tuple[str, ...]:
+    def name_files(cls, record: ArtifactRecord) -> tuple[str, ...]:
         """Return the name of the weights."""
         return (WEIGHTS_FILE,)
 
     @classmethod
-    def read_files(cls, folder: Path, record: dict) -> Self:
+    def read_files(cls, folder: Path, record: ArtifactRecord) -> Self:
         """Build the network and set its weights."""
-        config, given = read_model_config(record), record["input"]
+        config, given = read_model_config(record), record.input
         network = build_transfer_network(
             config,
-            num_labels=len(record["labels"]),
-            image_size=given["image_size"],
-            channels=given["channels"],
-            crop=given.get("crop"),
-            aspect=given.get("aspect", "crop"),
+            num_labels=len(record.labels),
+            image_size=given.image_size,
+            channels=given.channels,
+            crop=given.crop,
+            aspect=given.aspect,
         )
         load_weights(network.model, folder / WEIGHTS_FILE)
         return cls(
             network,
-            tuple(record["labels"]),
+            tuple(record.labels),
             config=config,
-            channels=given["channels"],
-            temperature_fit=record.get("temperature"),
+            channels=given.channels,
+            temperature_fit=record.temperature,
         )
 
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlfer.errors import ModelError
-from dlfer.runs.process import tell_status
 from dlfer.runs.run import CONFIG_FILE, RUN_FILE, Run
 
 _MAX_LISTED = 15
@@ -70,12 +69,10 @@ def list_runs(folder: Path) -> list[RunSummary]:
     for path in _iterate_runs(Path(folder)):
         name = str(path.relative_to(folder))
         try:
-            values = Run(path).read_json(RUN_FILE)
-            error = str(values["error"]).splitlines()[0] if values.get("error") else None
-            summary = RunSummary(
-                name, path, values.get("kind", "run"), tell_status(values), values.get("started", ""), error
-            )
-        except (ModelError, AttributeError, TypeError) as error:
+            record = Run(path).record
+            error = record.error.splitlines()[0] if record.error else None
+            summary = RunSummary(name, path, record.kind, record.present_status, record.started or "", error)
+        except ModelError as error:
             summary = RunSummary(name, path, "run", "damaged", "", str(error))
         summaries.append(summary)
     return sorted(summaries, key=lambda summary: (summary.path.name, summary.name))

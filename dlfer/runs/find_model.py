@@ -7,11 +7,11 @@ from pathlib import Path
 
 from dlfer.errors import ModelError
 from dlfer.runs.find import match_runs, open_run
-from dlfer.runs.json_file import read_json
 from dlfer.runs.process import find_checkout
+from dlfer.runs.records import ArtifactRecord
 from dlfer.runs.run import RUN_FILE, Run
 
-ARTIFACT_FILE = "artifact.json"
+ARTIFACT_FILE = ArtifactRecord.FILE
 
 
 def find_model(name: Path | str) -> Path:
@@ -82,17 +82,19 @@ def find_default_model() -> Path:
 
 def is_default(folder: Path) -> bool:
     """Return whether the artifact in a folder calls itself the default."""
-    about = _read_record(folder).get("about")
-    return isinstance(about, dict) and about.get("default") is True
-
-
-def _read_record(folder: Path) -> dict:
-    """Return artifact.json, or {} of a damaged one, which is complained of when it is loaded."""
     try:
-        record = read_json(folder / ARTIFACT_FILE)
-    except (OSError, ValueError):
-        return {}
-    return record if isinstance(record, dict) else {}
+        record = ArtifactRecord.read(folder)
+    except ModelError:
+        return False  # the message about a damaged one comes when it is loaded
+    return record is not None and record.about.default
+
+
+def find_run_of_model(folder: Path | str) -> Run | None:
+    """Return the run that an artifact folder, <run>/model, is the model of; None for any other folder."""
+    folder = Path(folder)
+    if folder.resolve().name == "model" and (folder.resolve().parent / RUN_FILE).is_file():
+        return Run(folder.resolve().parent)
+    return None
 
 
 def list_model_places() -> list[Path]:

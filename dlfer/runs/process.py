@@ -36,20 +36,6 @@ def find_checkout() -> Path | None:
     return root if (root / "pyproject.toml").is_file() else None
 
 
-def tell_status(values: Mapping[str, Any]) -> str:
-    """Return the recorded status, or "interrupted" where it says running and the process is gone."""
-    status = str(values.get("status", "running"))
-    if status != "running" or values.get("host") != socket.gethostname() or not isinstance(values.get("pid"), int):
-        return status
-    try:
-        os.kill(values["pid"], 0)
-    except ProcessLookupError:
-        return "interrupted"
-    except PermissionError:
-        return status
-    return status
-
-
 def describe_process() -> dict[str, Any]:
     return {"host": socket.gethostname(), "pid": os.getpid()}
 
@@ -83,7 +69,9 @@ def list_packages() -> dict[str, str]:
 
 
 def to_json(value: Any) -> Any:
-    """Return a value as JSON can hold it: numpy's by their own tolist, NaN and infinity as null."""
+    """Return a value as JSON can hold it: records and numpy's by their own methods, NaN and infinity as null."""
+    if hasattr(value, "as_json"):
+        return to_json(value.as_json())
     if isinstance(value, Mapping):
         return {str(key): to_json(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

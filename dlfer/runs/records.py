@@ -30,7 +30,7 @@ class Record(BaseModel):
     @classmethod
     def build(cls, values: Mapping[str, Any] | Record) -> Self:
         """Return the record of nested values; numbers of NumPy become plain ones, NaN and infinity None."""
-        return cls.model_validate(to_json(values.as_json() if isinstance(values, Record) else values))
+        return cls.model_validate(to_json(values))
 
     def as_json(self) -> dict[str, Any]:
         """Return the values that were given, nested, with the keys of the file."""

@@ -18,16 +18,16 @@ from typing import TYPE_CHECKING, Any
 
 from dlfer._version import __version__
 from dlfer.errors import ConfigError, ModelError
-from dlfer.runs import records
 from dlfer.runs.atomic import write_atomically
 from dlfer.runs.json_file import read_json
-from dlfer.runs.process import describe_checkout, describe_process, list_packages, tell_status, tell_time, to_json
+from dlfer.runs.process import describe_checkout, describe_process, list_packages, tell_time, to_json
+from dlfer.runs.records import DataRecord, RunRecord
 
 if TYPE_CHECKING:
     from dlfer.config.schema import ExperimentConfig
 
-RUN_FILE, CONFIG_FILE, LOG_FILE, LOCK_FILE = "run.json", "config.yaml", "log.jsonl", ".lock"
-DATA_FILE = "data.json"
+CONFIG_FILE, LOG_FILE, LOCK_FILE = "config.yaml", "log.jsonl", ".lock"
+RUN_FILE, DATA_FILE = RunRecord.FILE, DataRecord.FILE
 
 
 class Run:
@@ -40,19 +40,28 @@ class Run:
         return f"Run({str(self.path)!r})"
 
     @property
+    def record(self) -> RunRecord:
+        """run.json as it is now.
+
+        Raises:
+            ModelError: it is not there or damaged.
+        """
+        return RunRecord.require(self.path)
+
+    @property
     def status(self) -> str:
         """running, interrupted (its process is gone), stopped, failed or finished."""
-        return tell_status(self.read_json(RUN_FILE))
+        return self.record.present_status
 
     @property
     def kind(self) -> str:
         """run, ablation, sweep or search."""
-        return self.read_json(RUN_FILE).get("kind", "run")
+        return self.record.kind
 
     @property
     def is_smoke(self) -> bool:
         """Whether it was made by --smoke."""
-        return bool(self.read_json(RUN_FILE).get("smoke", False))
+        return self.record.smoke
 
     def config(self) -> ExperimentConfig:
         """Return the experiment as it was run."""
@@ -70,7 +79,13 @@ class Run:
         """Set fields of run.json; status="running" also records the process that goes on with it."""
         if fields.get("status") == "running":
             fields = {**describe_process(), "error": None, "finished": None, **fields}
-        self.write_json(RUN_FILE, {**self.read_json(RUN_FILE), **fields})
+        RunRecord.build({**self.record.as_json(), **fields}).write(self.path)
+
+    def warn(self, text: str) -> None:
+        """Record a sentence that the report is to show; once, however often the run is resumed."""
+        warnings = self.record.warnings
+        if text not in warnings:
+            self.update(warnings=[*warnings, text])
 
     def finish(self) -> None:
         """Record that everything was done."""
@@ -102,18 +117,6 @@ class Run:
         except (OSError, ValueError) as error:
             raise ModelError(f"{path}: expected JSON: {error}.") from None
 
-    def read_metrics(self) -> dict[str, Any]:
-        """Return metrics.json of the run with the present names of its keys, whatever version wrote it.
-
-        Raises:
-            ModelError: it is not there or damaged.
-        """
-        metrics = records.read_metrics(self.path)
-        if metrics is None:
-            path = self.path / records.METRICS_FILE
-            raise ModelError(f"{path}: there is no such file; the run did not come so far, or it is no run.")
-        return metrics
-
     @contextlib.contextmanager
     def hold(self) -> Iterator[None]:
         """Keep every other process from working on this run while inside.
@@ -127,9 +130,9 @@ class Run:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            values = self.read_json(RUN_FILE)
+            record = self.record
             raise ModelError(
-                f"{self.path}: another process works on it (process {values.get('pid')} on {values.get('host')}). "
+                f"{self.path}: another process works on it (process {record.pid} on {record.host}). "
                 "Wait for its end, or stop it (Ctrl-C, or kill with its number) and go on with --resume then."
             ) from None
         try:
@@ -187,7 +190,7 @@ def create_run(folder: Path, config: ExperimentConfig, *, argv: list[str], kind:
         "packages": list_packages(),
         **describe_process(),
     }
-    run.write_json(RUN_FILE, values)
+    RunRecord.build(values).write(run.path)
     run.log("created", kind=kind)
     return run
 
