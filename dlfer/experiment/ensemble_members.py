@@ -101,7 +101,7 @@ def _find_aspect(member: MemberConfig, config: ExperimentConfig | None) -> str:
     """Return how a member makes squares of images; `config` is None where it was trained before."""
     if config is not None:
         return config.finetune.data.aspect
-    return read_artifact_record(find_model(member.model))["input"].get("aspect", "crop")
+    return read_artifact_record(find_model(member.model)).input.aspect
 
 
 def _train_one(run: Run, members: list[Member], member: Member, *, train: Callable[..., None]) -> None:

@@ -111,7 +111,7 @@ def _extract(
         features,
         network,
         config.finetune.batch_size,
-        session.runs_folder / ".cache" / "features" if run.read_json("run.json")["use_cache"] else None,
+        session.runs_folder / ".cache" / "features" if run.record.use_cache else None,
         session.control,
         session.listener,
     )

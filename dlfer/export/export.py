@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from dlfer.data.images import compute_side
-from dlfer.errors import ExportError, ModelError
+from dlfer.errors import ExportError
 from dlfer.export.exporters import Origin, check_needs, export_classifier
 from dlfer.export.images import find_native_size, gather_sample
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import read_artifact_record
 from dlfer.report.card import CARD_FILE, compose_card
-from dlfer.runs.find import open_run
-from dlfer.runs.find_model import find_model
+from dlfer.runs.export_record import ExportAbout, ExportRecord
+from dlfer.runs.find_model import find_model, find_run_of
+from dlfer.runs.records import About, ArtifactRecord
 from dlfer.runs.run import Run
 
 
@@ -27,7 +26,7 @@ def export_model(
     data: Path | None = None,
     size: tuple[int, int] | None = None,
     say: Callable[[str], None] | None = None,
-) -> dict[str, tuple[Path, dict[str, Any]]]:
+) -> dict[str, tuple[Path, ExportRecord]]:
     """Export a trained model to several formats, each compared with the artifact before it is kept.
 
     Args:
@@ -56,13 +55,13 @@ def export_model(
     record = read_artifact_record(folder)
     classifier = load_artifact(name)
     check_needs(classifier, formats)
-    run = _find_run(folder)
+    run = find_run_of(folder.resolve()) if folder.resolve().name == "model" else None
     sample = gather_sample(classifier, record, run=run, data=data, say=tell)
-    about = record["about"]
+    about = record.about
     side = compute_side(*(find_native_size(run) or sample.images.shape[1:3]), classifier.aspect)
     origin = Origin(
         card=_read_card(folder, run),
-        about={"model": _get_name(folder, about), **_describe_artifact(record)},
+        about=_describe_artifact(record, name=_get_name(folder, about)),
         size=size or (side, side),
     )
     out = Path("exports") / _get_name(folder, about) if out is None else Path(out)
@@ -80,26 +79,19 @@ def export_model(
     return done
 
 
-def _get_name(folder: Path, about: dict[str, Any]) -> str:
+def _get_name(folder: Path, about: About) -> str:
     """Return <experiment>-<run> of a run's model, else the name of the folder."""
-    return "-".join(filter(None, (about.get("experiment"), about.get("run")))) or folder.resolve().name
+    return "-".join(filter(None, (about.experiment, about.run))) or folder.resolve().name
 
 
-def _describe_artifact(record: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "family": record["family"],
-        "backbone": record["model"].get("backbone"),
-        "artifact_sha256": record["sha256"],
-        "trained": record["about"],
-    }
-
-
-def _find_run(folder: Path) -> Run | None:
-    """Return the run that an artifact folder is the model of, or None."""
-    with contextlib.suppress(ModelError):
-        if folder.resolve().name == "model":
-            return open_run(str(folder.resolve().parent))
-    return None
+def _describe_artifact(record: ArtifactRecord, *, name: str) -> ExportAbout:
+    return ExportAbout(
+        model=name,
+        family=record.family,
+        backbone=record.model.get("backbone"),
+        artifact_sha256=record.sha256,
+        trained=record.about,
+    )
 
 
 def _read_card(folder: Path, run: Run | None) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from dlfer.export.savedmodel import write_savedmodel
 from dlfer.model.classifier import Classifier
 from dlfer.predict.export_folder import EXPORT_FILE, VERSION, compute_checksums
 from dlfer.predict.runtimes import RUNTIMES, import_extra
+from dlfer.runs.export_record import ExportAbout, ExportRecord
 
 CARD_FILE = "MODEL_CARD.md"
 EXACT = Limits(difference=1e-4, agreement=0.99)
@@ -84,7 +85,7 @@ class Origin:
     """
 
     card: str
-    about: Mapping[str, Any]
+    about: ExportAbout
     size: tuple[int, int]
 
 
@@ -103,7 +104,7 @@ def check_needs(classifier: Classifier, formats: tuple[str, ...]) -> None:
 
 def export_classifier(
     classifier: Classifier, name: str, *, out: Path, sample: Sample, origin: Origin
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, ExportRecord]:
     """Write one format into `out`/`name`, in place of an export that stands there.
 
     Args:
@@ -144,8 +145,9 @@ def export_classifier(
             any_size=exporter.any_size,
         )
         check_agreement(name, agreement, exporter.limits)
-        record = _describe(classifier, name, size, origin) | remarks | {"agreement": agreement}
-        _write_beside(folder, record, exporter, origin.card)
+        described = _describe(classifier, name, size, origin)
+        record = ExportRecord.build({**described, **remarks, "agreement": agreement})
+        record = _write_beside(folder, record, exporter, origin.card)
         if target.exists():
             shutil.rmtree(target)
         folder.rename(target)
@@ -155,7 +157,7 @@ def export_classifier(
 def _describe(classifier: Classifier, name: str, size: tuple[int, int] | None, origin: Origin) -> dict[str, Any]:
     """Return export.json but for what is known when the files are there and compared."""
     exporter = EXPORTERS[name]
-    faces = classifier.about.get("faces")
+    faces = classifier.about.faces
     return {
         "version": VERSION,
         "format": name,
@@ -171,16 +173,17 @@ def _describe(classifier: Classifier, name: str, size: tuple[int, int] | None, o
         "output": describe_output(len(classifier.labels), is_quantised=exporter.limits.difference is None),
         "temperature": describe_temperature(classifier.temperature_fit),
         "limits": asdict(exporter.limits),
-        "about": {**origin.about, "packages": list_packages(exporter.needs)},
+        "about": origin.about.model_copy(update={"packages": list_packages(exporter.needs)}),
     }
 
 
-def _write_beside(folder: Path, record: dict[str, Any], exporter: Exporter, card: str) -> None:
-    """Write labels, example and card, and last export.json, which gets the checksums of all others."""
-    (folder / "labels.json").write_text(json.dumps(record["labels"]) + "\n", encoding="utf-8")
+def _write_beside(folder: Path, record: ExportRecord, exporter: Exporter, card: str) -> ExportRecord:
+    """Write labels, example and card, and last export.json with the checksums of all others; return it."""
+    (folder / "labels.json").write_text(json.dumps(record.labels) + "\n", encoding="utf-8")
     Image.fromarray(draw_face("Happy", rng=np.random.default_rng(0))).save(folder / "example.png")
     (folder / "example.py").write_text(render_example(exporter.template, record), encoding="utf-8")
     text = render_card(card, record, hub_name=exporter.hub_name)
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
-    record["sha256"] = compute_checksums(folder)
-    (folder / EXPORT_FILE).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    record = record.model_copy(update={"sha256": compute_checksums(folder)})
+    record.write(folder)
+    return record

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,8 +65,8 @@ class Predictions:
         return Predictions(self.ids[indices], self.labels, self.targets[indices], self.probabilities[indices])
 
 
-Known = Callable[[str, str], Predictions | None]
-"""(part, view) -> what a classifier answers there, where that is known without asking it; else None."""
+Known = Mapping[tuple[str, str], Predictions]
+"""(split, view) -> predictions that are there already, from the members of an ensemble, and need not be made again."""
 
 
 def check_predictions(predictions: Predictions, where: str = "predictions") -> None:

@@ -17,8 +17,8 @@ from dlfer.model.classifier import read_artifact_record
 from dlfer.predict.engines import Engine, ExportedModel, load_engine
 from dlfer.predict.export_folder import EXPORT_FILE
 from dlfer.predict.runtimes import OTHER_RUNTIMES
+from dlfer.runs.export_record import ExportRecord
 from dlfer.runs.find_model import find_model
-from dlfer.runs.json_file import read_json
 
 NUM_FACES = 16
 """That are compared, and the most at a time by which an engine is timed."""
@@ -98,19 +98,18 @@ def list_places(folder: Path) -> list[Path]:
 
 def find_exports(folder: Path) -> dict[str, Path]:
     """Return the folder of the newest export of each format that was made of the artifact in `folder`."""
-    checksums = read_artifact_record(folder)["sha256"]
+    checksums = read_artifact_record(folder).sha256
     files = [
         file for place in list_places(folder) for depth in ("*", "*/*") for file in place.glob(f"{depth}/{EXPORT_FILE}")
     ]
     found: dict[str, Path] = {}
     for file in sorted(files, key=lambda file: file.stat().st_mtime):
         try:
-            record = read_json(file)
-            form, origin = record["format"], record["about"]["artifact_sha256"]
-        except (OSError, ValueError, TypeError, KeyError):
-            continue  # whose export it is cannot be told
-        if origin == checksums and form in FORMATS:
-            found[form] = file.parent
+            record = ExportRecord.require(file.parent)
+        except ModelError:
+            continue  # of which model it is an export is not known
+        if record.about.artifact_sha256 == checksums and record.format in FORMATS:
+            found[record.format] = file.parent
     return {form: found[form] for form in FORMATS if form in found}
 
 
@@ -118,7 +117,7 @@ def draw_faces(engine: Engine) -> np.ndarray:
     """Return drawn faces of each expression as a model gets them, uint8 [NUM_FACES, S, S, channels]."""
     rng = np.random.default_rng(0)
     drawn = [draw_face(FER2013_LABELS[row % len(FER2013_LABELS)], rng=rng) for row in range(NUM_FACES)]
-    side = int(engine.about.get("face_size") or engine.image_size)
+    side = int(engine.about.face_size or engine.image_size)
     faces = resize_all(np.stack(drawn).reshape(NUM_FACES, FACE_SIZE, FACE_SIZE, 1), (side, side))
     return np.repeat(faces, engine.channels, axis=-1)
 

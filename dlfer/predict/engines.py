@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from dlfer.errors import ModelError, UserError
 from dlfer.metrics.calibration import apply_temperature
 from dlfer.predict.export_folder import EXPORT_FILE, read_export
 from dlfer.predict.runtimes import open_export
+from dlfer.runs.records import About, Temperature
 
 ENGINES = ("keras", "onnx", "openvino", "litert")
 AUTO = "auto"
@@ -28,7 +28,7 @@ class Engine(Protocol):
         channels: of the images, 1 or 3.
         image_size: side in pixels of the square that the network sees.
         aspect: how it makes squares of images that are not, see `dlfer.data.images.make_square`.
-        temperature_fit: {"value", "fitted_on", "n"} of the temperature, or None.
+        temperature_fit: the temperature and what it was fitted on, or None.
         about: what the artifact tells of the training.
     """
 
@@ -36,8 +36,8 @@ class Engine(Protocol):
     channels: int
     image_size: int
     aspect: str
-    temperature_fit: dict | None
-    about: Mapping[str, Any]
+    temperature_fit: Temperature | None
+    about: About
 
     def predict(self, images: np.ndarray, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
         """Return float32 [N, C] of uint8 [N, H, W, channels]."""
@@ -79,18 +79,18 @@ class ExportedModel:
 
     def __init__(self, folder: Path, *, runtime: str | None = None) -> None:
         record = read_export(folder)
-        given, temperature = record["input"], record.get("temperature") or {}
-        self.labels: tuple[str, ...] = tuple(record["labels"])
-        self.channels: int = given["shape"][-1]
-        self.image_size: int = given["network_size"]
-        self.aspect: str = given.get("aspect", "crop")
-        self.temperature_fit: dict | None = temperature if temperature.get("value") else None
-        height, width = given["shape"][1:3]
+        given, temperature = record.input, record.temperature
+        self.labels: tuple[str, ...] = tuple(record.labels)
+        self.channels: int = given.shape[-1]
+        self.image_size: int = given.network_size
+        self.aspect: str = given.aspect
+        self.temperature_fit = Temperature(value=temperature.value) if temperature.value else None
+        height, width = given.shape[1:3]
         self._size: tuple[int, int] | None = (height, width) if height and width else None
-        trained = record.get("about", {}).get("trained") or {}
+        trained = record.about.trained or About()
         # A model of one size takes crops of that size, which is that of the training images.
-        size = min(self._size) if self._size else trained.get("face_size")
-        self.about: Mapping[str, Any] = {**trained, "faces": given.get("faces"), "face_size": size}
+        size = min(self._size) if self._size else trained.face_size
+        self.about = trained.model_copy(update={"faces": given.faces, "face_size": size})
         self._answer = open_export(folder, runtime=runtime)
 
     @property
@@ -113,7 +113,7 @@ class ExportedModel:
         raw /= np.maximum(raw.sum(axis=1, keepdims=True), 1e-12)
         if not calibrated or self.temperature_fit is None:
             return raw
-        return apply_temperature(raw, self.temperature_fit["value"]).astype(np.float32)
+        return apply_temperature(raw, self.temperature_fit.value).astype(np.float32)
 
 
 def find_export(name: str, engine: str) -> Path:
@@ -126,7 +126,7 @@ def find_export(name: str, engine: str) -> Path:
     places = [Path(name).expanduser(), *(Path(name).expanduser() / form for form in formats)]
     for place in places:
         if (place / EXPORT_FILE).is_file():
-            found = read_export(place)["format"]
+            found = read_export(place).format
             if found not in formats:
                 raise ModelError(f"{place}: its format is {found}, expected {' or '.join(formats)} for {engine}.")
             return place

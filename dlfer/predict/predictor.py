@@ -205,15 +205,15 @@ def describe_predictions(predictor: FacePredictor, *, faces: str, smooth: float 
         smooth: of films, in seconds; None or 0: nothing is smoothed.
     """
     classifier, fit = predictor.classifier, predictor.classifier.temperature_fit
-    about = dict(classifier.about)
-    research_only = about.get("research_only", True)
+    about = classifier.about
+    research_only = about.research_only is not False
     return {
         "notice": f"{NOTICE} {RESEARCH_ONLY}" if research_only else NOTICE,
-        "model": {key: about[key] for key in ("name", "experiment", "run", "protocol", "selected_on") if key in about},
+        "model": about.model_dump(include={"name", "experiment", "run", "protocol", "selected_on"}, exclude_none=True),
         "labels": list(predictor.labels),
         "faces": faces,
         "probabilities": (
-            f"calibrated by the temperature {fit['value']:.3f}, which was fitted on {fit.get('fitted_on', 'validation')}"
+            f"calibrated by the temperature {fit.value:.3f}, which was fitted on {fit.fitted_on or 'validation'}"
             if fit
             else "as the network gives them, not calibrated: no temperature was fitted"
         ),

@@ -89,12 +89,15 @@ def is_default(folder: Path) -> bool:
     return record is not None and record.about.default
 
 
-def find_run_of_model(folder: Path | str) -> Run | None:
-    """Return the run that an artifact folder, <run>/model, is the model of; None for any other folder."""
-    folder = Path(folder)
-    if folder.resolve().name == "model" and (folder.resolve().parent / RUN_FILE).is_file():
-        return Run(folder.resolve().parent)
-    return None
+def find_run_of(name: Path | str) -> Run | None:
+    """Return the run that a name means: a run's path or name, or the folder `model` of one; None for other models."""
+    path = Path(name)
+    if path.name == "model" and (path.parent / RUN_FILE).is_file():
+        return Run(path.parent)
+    try:
+        return open_run(path)
+    except ModelError:
+        return None
 
 
 def list_model_places() -> list[Path]:
