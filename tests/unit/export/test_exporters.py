@@ -25,6 +25,7 @@ from dlfer.model.face_input import compute_taps
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.predict.export_folder import EXPORT_FILE, parse_formats, read_export
 from dlfer.predict.runtimes import RUNTIMES
+from dlfer.runs.export_record import ExportAbout
 
 LABELS = ("angry", "happy", "sad")
 
@@ -60,7 +61,7 @@ def make_sample(number: int = 8, *, targets=None) -> Sample:
     return Sample(draw(number, 32, 32, 1), "noise", draw(4, 32, 32, 1), "noise", targets)
 
 
-ORIGIN = Origin(card="# A card\n", about={}, size=(32, 32))
+ORIGIN = Origin(card="# A card\n", about=ExportAbout(), size=(32, 32))
 
 MAKERS = {
     "sigmoid": lambda: make(activation="sigmoid"),

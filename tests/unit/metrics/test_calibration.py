@@ -131,7 +131,7 @@ def test_all_right_gives_the_bound_and_says_so():
     p = Predictions(
         np.arange(200).astype(str), ("a", "b"), np.arange(200) % 2, np.eye(2)[np.arange(200) % 2] * 0.8 + 0.1
     )
-    found = cal.describe_temperature(p, "PublicTest")
+    found = cal.describe_temperature(p, "PublicTest").as_json()
     assert found["value"] == 0.1
     assert "no image is wrong" in found["note"]
     assert (found["fitted_on"], found["n"]) == ("PublicTest", 200)
@@ -139,10 +139,10 @@ def test_all_right_gives_the_bound_and_says_so():
 
 def test_confident_errors_give_the_upper_bound_and_few_images_are_told():
     p = Predictions(["0", "1"], ("a", "b"), [0, 1], [[0.01, 0.99], [0.99, 0.01]])
-    found = cal.describe_temperature(p, "validation")
+    found = cal.describe_temperature(p, "validation").as_json()
     assert found["value"] == 10.0
     assert "2 images only" in found["note"]
-    assert cal.describe_temperature(draw(500), "validation")["note"] is None
+    assert cal.describe_temperature(draw(500), "validation").as_json()["note"] is None
 
 
 def test_predictions_that_know_nothing_keep_the_temperature_1():

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dlfer.errors import ModelError, UserError
+from dlfer.runs.records import About, Temperature
 from dlfer.serve.app import build_app
 from dlfer.serve.models import ServedModel, choose_names
 from dlfer.serve.server import check_loopback, load_models, read_key
@@ -80,9 +81,9 @@ def test_a_trained_model_answers_as_it_does_without_a_server(tmp_path, as_base64
 
     config = ModelConfig(backbone="efficientnet_nano")
     network = build_transfer_network(config, num_labels=3, image_size=32, channels=1)
-    fit = {"value": 2.0, "fitted_on": "PublicTest", "n": 10, "note": None}
+    fit = Temperature(value=2.0, fitted_on="PublicTest", n=10, note=None)
     classifier = TransferClassifier(network, ("a", "b", "c"), config=config, channels=1, temperature_fit=fit)
-    classifier.save(tmp_path / "model", about={"experiment": "nano", "protocol": "official"})
+    classifier.save(tmp_path / "model", about=About(experiment="nano", protocol="official"))
     (tmp_path / "run.json").write_text("{}")
     (tmp_path / "config.yaml").write_text("finetune: {optimizer: {name: sgd}}\n")
     scores = {"n": 50, "accuracy": {"value": 0.6, "low": 0.46, "high": 0.73}}
