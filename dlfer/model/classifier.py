@@ -258,10 +258,6 @@ def _check_limits(record: ArtifactRecord, path: Path) -> None:
         )
     if given.crop is not None and not 0 < given.crop <= 1:
         raise ModelError(f"{path}: input.crop: found {given.crop}, expected null or a number in 0..1. {_MEND}.")
-    if given.aspect not in names.ASPECTS:
-        raise ModelError(
-            f"{path}: input.aspect: found {given.aspect[:40]!r}, expected {' or '.join(names.ASPECTS)}. {_MEND}."
-        )
     if record.temperature is not None and not record.temperature.value > 0:
         raise ModelError(
             f"{path}: found the temperature {record.temperature.value}, expected a number above 0. {_MEND}."

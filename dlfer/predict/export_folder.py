@@ -14,7 +14,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dlfer.config import names
 from dlfer.errors import ModelError, UserError
 from dlfer.runs.export_record import ExportRecord
 from dlfer.runs.json_file import read_json
@@ -86,7 +85,6 @@ def read_export(folder: Path | str) -> ExportRecord:
         len(shape) != 4
         or shape[-1] not in (1, 3)
         or not all(side is None or 0 < side <= LARGEST_IMAGE for side in shape[1:3])
-        or record.input.aspect not in names.ASPECTS
     ):
         raise ModelError(f"{path}: {_CONTRACT}")
     return record

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from pydantic import Field
 
+from dlfer.config import names
 from dlfer.runs.comparison_record import PairedTest
 from dlfer.runs.metrics_record import Estimate, Number, rename_key
 from dlfer.runs.records import About, FileRecord, Record
@@ -28,7 +29,7 @@ class ExportInput(Record):
     shape: list[int | None]
     channels: str | None = None
     network_size: int
-    aspect: str = "crop"
+    aspect: Literal[names.ASPECTS] = "crop"
     faces: dict[str, Any] | None = None
     note: str = ""
 

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dlfer.config import names
 from dlfer.errors import ModelError
 from dlfer.runs.atomic import write_atomically
 from dlfer.runs.json_file import read_json
@@ -130,7 +131,11 @@ def _describe(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     found = "nothing" if first["type"] == "missing" else _shorten(first["input"])
-    return f"{where}: found {found}, expected {_EXPECTED.get(first['type'], first['msg'])}"
+    if first["type"] == "literal_error":
+        expected = first["ctx"]["expected"].replace("'", "")
+    else:
+        expected = _EXPECTED.get(first["type"], first["msg"])
+    return f"{where}: found {found}, expected {expected}"
 
 
 def _shorten(value: Any) -> str:
@@ -326,7 +331,7 @@ class InputRecord(Record):
     channels: Literal[1, 3]
     image_size: int
     crop: float | None = None
-    aspect: str = "crop"
+    aspect: Literal[names.ASPECTS] = "crop"
     note: str | None = None
 
 

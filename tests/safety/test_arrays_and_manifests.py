@@ -255,7 +255,7 @@ def test_an_export_is_held_against_its_manifest(tmp_path):
     from dlfer.predict.export_folder import read_export
 
     record = make_export(tmp_path)
-    assert read_export(tmp_path) == record
+    assert read_export(tmp_path).as_json() == record
     write_export(tmp_path, record | {"sha256": {}})
     with pytest.raises(ModelError, match=r"does not name model\.onnx"):
         read_export(tmp_path)

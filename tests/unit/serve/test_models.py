@@ -17,15 +17,15 @@ from dlfer.serve.server import check_loopback, load_models, read_key
 
 def test_names_are_given_told_or_taken_from_the_folder_and_never_twice():
     given = [
-        (None, Path("runs/2026/model"), {"experiment": "lite2"}),
-        (None, Path("saved_models/other"), {}),
-        ("lite2-2", Path("a/model"), {}),
-        (None, Path("b/model"), {"experiment": "lite2"}),
-        (None, Path("b/model"), {"name": "shipped", "experiment": "lite2"}),
+        (None, Path("runs/2026/model"), About(experiment="lite2")),
+        (None, Path("saved_models/other"), About()),
+        ("lite2-2", Path("a/model"), About()),
+        (None, Path("b/model"), About(experiment="lite2")),
+        (None, Path("b/model"), About(name="shipped", experiment="lite2")),
     ]
     assert choose_names(given) == ["lite2", "other", "lite2-2", "lite2-3", "shipped"]
     with pytest.raises(UserError, match="the name x is given to 2"):
-        choose_names([("x", Path("a"), {}), ("x", Path("b"), {})])
+        choose_names([("x", Path("a"), About()), ("x", Path("b"), About())])
 
 
 @pytest.mark.parametrize(
