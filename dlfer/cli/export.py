@@ -38,7 +38,7 @@ def export(
     formats, sides = parse_formats(to), _parse_size(size)
     find_model(model)
     from dlfer.export.contract import describe_export
-    from dlfer.export.export import export_model
+    from dlfer.export.exporters import export_model
 
     for folder, record in export_model(model, formats, out=out, data=data, size=sides, say=say).values():
         print(folder)

@@ -63,7 +63,7 @@ def _print_config(file: Path | None, overrides: list[str] | None, *, as_json: bo
 
 
 def _print_schema(*, as_json: bool) -> None:
-    from dlfer.config.describe import build_schema, format_keys
+    from dlfer.config.keys import build_schema, format_keys
 
     print(json.dumps(build_schema(), indent=2) if as_json else format_keys())
 

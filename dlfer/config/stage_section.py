@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dlfer.config import names
-from dlfer.config.data_section import DataConfig
-from dlfer.config.section import Count, Fraction, OpenFraction, Positive, Section, Seed
+from dlfer.config.sections import Count, DataConfig, Fraction, OpenFraction, Positive, Section, Seed
 
 
 class OptimizerConfig(Section):

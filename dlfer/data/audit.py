@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from dlfer.data.bundle import DataBundle, Reading, Split, StreamedSplit, compute_fingerprint
-from dlfer.data.face_space import find_no_faces
 from dlfer.data.labels import SPELLINGS
-from dlfer.data.outliers import FLAT_STD, MOST_LISTED, RULE, find_outliers
+from dlfer.data.outliers import FLAT_STD, MOST_LISTED, RULE, find_no_faces, find_outliers
 from dlfer.data.survey import Survey, survey_images
 from dlfer.data.votes import read_votes, score_votes
 from dlfer.runs.atomic import write_atomically

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dlfer.config.ensemble import MemberConfig
 from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
+from dlfer.config.sections import MemberConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.duplicates import hash_images
 from dlfer.errors import MissingDataError, ProtocolError

@@ -19,8 +19,7 @@ from dlfer.metrics.attributes import check_attributes, compute_group_scores, rea
 from dlfer.metrics.predictions import Known, Predictions, write_predictions
 from dlfer.metrics.views import compute_view_scores
 from dlfer.model.classifier import Classifier
-from dlfer.model.predict import predict_split
-from dlfer.model.views import predict_views
+from dlfer.model.predict import predict_split, predict_views
 from dlfer.runs.evaluations import ExtraMetrics, add_metrics
 from dlfer.runs.metrics_record import Metrics, ViewMetrics
 from dlfer.runs.run import Run

@@ -24,8 +24,7 @@ from dlfer.runs.records import Cost
 from dlfer.runs.run import Run
 from dlfer.train.cascade import Pretrained, describe_foreign_scaling, obtain_backbone
 from dlfer.train.device import Device, choose_device
-from dlfer.train.freeze import unfreeze_random_start
-from dlfer.train.plan import describe_plan
+from dlfer.train.plan import describe_plan, unfreeze_random_start
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob, StageResult
 from dlfer.train.watch import TrainingListener

@@ -330,7 +330,7 @@ def _draw_explanations(
 ) -> None:
     """Write occlusion maps of the first image of each label, and for a network what becomes of three on the way in."""
     from dlfer.explain.occlusion import compute_occlusion
-    from dlfer.explain.preparation import compute_preparation
+    from dlfer.explain.run_figure import compute_preparation
 
     name = "test" if "test" in predictions else "validation"
     split, predicted, folder = getattr(bundle, name), predictions[name], run.path / "figures"

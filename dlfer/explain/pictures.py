@@ -16,8 +16,13 @@ import numpy as np
 
 from dlfer.errors import UserError
 from dlfer.explain.explanation import Explainer, Explanation, MapOptions
-from dlfer.explain.figures import describe_maps, write_explanation
-from dlfer.explain.page import describe_sanity, list_sanity_rows, write_explanation_report
+from dlfer.explain.figures import (
+    describe_maps,
+    describe_sanity,
+    list_sanity_rows,
+    write_explanation,
+    write_explanation_report,
+)
 from dlfer.explain.sanity import check_maps
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier

@@ -59,7 +59,7 @@ def gather_sample(
         classifier: whose labels and colours they get.
         record: its artifact.json.
         run: that it is the model of.
-        data: a csv, class folders, an .npz, or an experiment file; see `dlfer.export.export.export_model`.
+        data: a csv, class folders, an .npz, or an experiment file; see `dlfer.export.exporters.export_model`.
         say: told what is missing, and what takes long.
 
     Raises:

@@ -80,23 +80,23 @@ def _load_lite(variant: str, backbone: keras.Model, weights_file: str | None) ->
 
 
 def _build_basic_resnet(repeats: tuple[int, ...], widths: tuple[int, ...], stem: str) -> keras.Model:
-    from dlfer.model.resnet_basic import build_basic_resnet
+    from dlfer.model.paper_backbones import build_basic_resnet
 
     return build_basic_resnet(repeats, widths=widths, stem=stem)
 
 
 def build_vgg_bn(stem: str) -> keras.Model:
     """Build VGG19 with BatchNorm; it has one stem."""
-    from dlfer.model import vgg_bn
+    from dlfer.model import paper_backbones
 
-    return vgg_bn.build_vgg_bn()
+    return paper_backbones.build_vgg_bn()
 
 
 def build_googlenet(stem: str) -> keras.Model:
     """Build GoogLeNet; it has one stem."""
-    from dlfer.model import googlenet
+    from dlfer.model import paper_backbones
 
-    return googlenet.build_googlenet()
+    return paper_backbones.build_googlenet()
 
 
 def describe_keras(

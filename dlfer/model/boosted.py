@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from dlfer.config.boosting import BoostingConfig
 from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import BoostingConfig
 from dlfer.errors import ModelError
 from dlfer.model.classifier import Classifier, read_model_config
 from dlfer.model.levels import LevelFeatures

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dlfer.config.boosting import BoostingConfig
+from dlfer.config.sections import BoostingConfig
 from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.model.levels import Level
 from dlfer.model.ubjson import parse_ubjson

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dlfer.config.boosting import BoostingConfig
+from dlfer.config.sections import BoostingConfig
 from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
 from dlfer.metrics.classification import compute_accuracy, compute_confusion, compute_item_losses, compute_macro_f1
 from dlfer.model.trees import count_threads, import_xgboost, make_parameters, read_booster

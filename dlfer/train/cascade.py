@@ -26,9 +26,8 @@ from dlfer.model.hybrid import load_branch_weights
 from dlfer.model.stage_network import build_stage_network, build_transfer_network
 from dlfer.model.transfer import RECORD_FILE, write_backbone
 from dlfer.runs.atomic import write_atomically
-from dlfer.train.freeze import unfreeze_random_start
-from dlfer.train.lock import hold_lock
-from dlfer.train.plan import describe_plan
+from dlfer.train.control import hold_lock
+from dlfer.train.plan import describe_plan, unfreeze_random_start
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob
 

@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlfer.config.boosting import BoostingConfig
 from dlfer.config.names import ASPECTS
 from dlfer.config.schema import AugmentConfig, DataConfig, FacesConfig, ModelConfig, StageConfig
+from dlfer.config.sections import BoostingConfig
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.data.sources import load_data
 from dlfer.errors import ModelError

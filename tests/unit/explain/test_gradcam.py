@@ -12,8 +12,7 @@ import pytest
 from dlfer.config.schema import HeadConfig, ModelConfig
 from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.explain import gradcam
-from dlfer.explain.gradcam import GradCam, list_networks, spread_cells, weigh_maps
-from dlfer.explain.gradients import build_gradient
+from dlfer.explain.gradcam import GradCam, build_gradient, list_networks, spread_cells, weigh_maps
 from dlfer.model.artifact import FAMILIES
 from dlfer.model.backbones import Preprocessing
 from dlfer.model.face_input import FaceInput

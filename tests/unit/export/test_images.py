@@ -11,7 +11,7 @@ from dlfer.cli.export import _parse_size
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ExportError, MissingDataError, UserError
-from dlfer.export import export as whole
+from dlfer.export import exporters as whole
 from dlfer.export.images import find_native_size, gather_sample
 from dlfer.runs.records import About, ArtifactRecord, InputRecord
 

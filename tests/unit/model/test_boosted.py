@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from dlfer.config.boosting import BoostingConfig, NormalizeConfig
 from dlfer.config.schema import HeadConfig, ModelConfig
+from dlfer.config.sections import BoostingConfig, NormalizeConfig
 from dlfer.errors import EnvironmentProblem, ModelError, NonFiniteError
 from dlfer.model.artifact import load_artifact
 from dlfer.model.boosted import SCALE_FILE, TREES_FILE, BoostedClassifier, build_level_features

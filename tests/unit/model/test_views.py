@@ -5,7 +5,7 @@ import pytest
 
 from dlfer.config import names
 from dlfer.errors import ModelError
-from dlfer.model.views import VIEWS, predict_views
+from dlfer.model.predict import VIEWS, predict_views
 
 
 class FakeClassifier:

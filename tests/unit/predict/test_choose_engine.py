@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dlfer.errors import EnvironmentProblem, ModelError
-from dlfer.predict import choose_engine as module
-from dlfer.predict.choose_engine import NUM_FACES, choose_engine, describe_choice, draw_faces, find_exports, time_trials
+from dlfer.predict import engines as module
+from dlfer.predict.engines import NUM_FACES, choose_engine, describe_choice, draw_faces, find_exports, time_trials
 from dlfer.runs.export_record import ExportRecord
 from dlfer.runs.records import About
 

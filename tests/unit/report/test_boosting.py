@@ -2,7 +2,7 @@
 
 import pytest
 
-from dlfer.config.boosting import BoostingConfig
+from dlfer.config.sections import BoostingConfig
 from dlfer.report.boosting import describe_levels, describe_setting, describe_trees, draw_levels
 
 LEVELS = [

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlfer.config.boosting import BoostingConfig, NormalizeConfig
 from dlfer.config.schema import DataConfig, EarlyStopping, ModelConfig, StageConfig
+from dlfer.config.sections import BoostingConfig, NormalizeConfig
 from dlfer.data.balance import compute_class_weights
 from dlfer.data.bundle import Split
 from dlfer.errors import ModelError, TrainingStopped

@@ -6,7 +6,7 @@ import pytest
 from dlfer.config.schema import FreezeConfig, ModelConfig, StageConfig
 from dlfer.model.backbones import build_backbone
 from dlfer.model.hybrid import build_hybrid_backbone, name_branches
-from dlfer.train.freeze import set_trainable, unfreeze_random_start
+from dlfer.train.plan import set_trainable, unfreeze_random_start
 
 BRANCHES = ("efficientnet_nano", "resnet_nano")
 
