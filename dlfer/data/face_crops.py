@@ -20,7 +20,7 @@ from dlfer.data.faces import align_face, crop_face, detect_faces_of_each
 from dlfer.data.images import compute_side, resize_square
 from dlfer.files.npz_file import read_npz
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _PACKAGES = {"mtcnn": "mtcnn", "opencv": "opencv-python-headless", "none": None}
 _CHUNK = 1024
 """Images that are kept together: what an interrupted preparation loses."""
