@@ -73,5 +73,5 @@ def test_without_opencv_the_message_has_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "cv2", None)
     image = np.zeros((8, 8, 1), np.uint8)
     assert equalize(image, "none") is image
-    with pytest.raises(EnvironmentProblem, match="needs OpenCV .*pip install 'opencv-python-headless<5'"):
+    with pytest.raises(EnvironmentProblem, match=r"needs OpenCV .*pip install 'opencv-python-headless<5'"):
         equalize(image, "clahe")
