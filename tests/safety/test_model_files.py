@@ -458,7 +458,8 @@ TREE = ("learner", "gradient_booster", "model", "trees", 4)
     [
         (("learner", "learner_model_param", "num_class"), "999999999999", "belongs to another model"),
         (("learner", "learner_model_param", "num_feature"), "4", "belongs to another model"),
-        (("learner", "learner_model_param", "base_score"), "[0E0]", "first scores"),
+        (("learner", "learner_model_param", "base_score"), "[0E0,0E0]", "first scores"),
+        (("learner", "learner_model_param", "base_score"), "[5E-1]", "first scores"),
         (("learner", "learner_model_param", "base_score"), "[0E0,0E0,NaN]", "first scores"),
         (("learner", "objective", "name"), "reg:squarederror", "objective"),
         (("learner", "gradient_booster", "name"), "dart", "booster"),
