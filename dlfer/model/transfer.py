@@ -189,12 +189,6 @@ class TrainingNetwork(keras.Model):
         return ops.stack([logits, *others], axis=1)
 
 
-def compute_features(network: TransferNetwork, images):
-    """Return the pooled features float32 [N, F] of uint8 images [N, H, W, C], in inference mode."""
-    features = network.pooling(network.backbone(network.face_input(images), training=False))
-    return ops.convert_to_numpy(ops.cast(features, "float32"))
-
-
 @contextmanager
 def dtype_policy(name: str) -> Iterator[None]:
     """Layers that are made inside compute by the policy `name`; the one before is put back."""
