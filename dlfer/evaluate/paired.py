@@ -180,9 +180,8 @@ def compute_mcnemar(a_only: int, b_only: int) -> tuple[str, float]:
     if n >= FEW_DISCORDANT:
         statistic = (abs(a_only - b_only) - 1) ** 2 / n
         return CHI_SQUARE, math.erfc(math.sqrt(statistic / 2))
-    from scipy.special import bdtr
-
-    return EXACT, min(1.0, 2 * float(bdtr(fewer, n, 0.5)))
+    chances = [math.comb(n, k) / 2**n for k in range(fewer + 1)]
+    return EXACT, min(1.0, 2 * math.fsum(chances))
 
 
 def compute_tango_interval(a_only: int, b_only: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
