@@ -101,8 +101,8 @@ def describe_run(name: str, folder: Path) -> dict[str, Any]:
     Raises:
         ModelError: no such run, or more than one.
     """
+    from dlfer.runs.evaluations import read_metrics
     from dlfer.runs.find import open_run
-    from dlfer.runs.records import read_metrics
     from dlfer.runs.run import RUN_FILE
 
     run = open_run(name, folder)
@@ -119,8 +119,8 @@ def list_model_rows() -> Rows:
     At most one is the default: the one that is used where none is named.
     """
     from dlfer.errors import ModelError
+    from dlfer.runs.evaluations import read_metrics
     from dlfer.runs.find_model import ARTIFACT_FILE, find_default_model, list_models
-    from dlfer.runs.records import read_metrics
     from dlfer.runs.run import Run
 
     try:

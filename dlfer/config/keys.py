@@ -10,8 +10,8 @@ import types
 import typing
 from typing import Any, Literal
 
-from dlfer.config.schema import ExperimentConfig, Section
-from dlfer.config.sections import get_fields
+from dlfer.config.schema import ExperimentConfig
+from dlfer.config.sections import Section, get_fields
 
 Key = tuple[str, ...]
 

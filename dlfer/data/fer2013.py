@@ -15,7 +15,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Reading, Split
 from dlfer.data.fer2013_csv import SIDE, USAGES, Rows, read_csv
 from dlfer.data.folder import load_parts, scan_folder

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlfer.config.load import load_experiment
-from dlfer.config.schema import LabelsConfig
+from dlfer.config.sections import LabelsConfig
 from dlfer.config.strict_yaml import format_yaml
-from dlfer.data.fer2013 import USAGES
+from dlfer.data.fer2013_csv import USAGES
 from dlfer.data.folder import Parts, scan_folder
 from dlfer.data.images import read_header
 from dlfer.data.labels import match_labels, order_labels

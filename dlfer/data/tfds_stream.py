@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit
 from dlfer.data.folder import PART_NAMES, scan_folder
 from dlfer.data.imagenet_check import check_imagenet2012

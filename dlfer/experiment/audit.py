@@ -14,7 +14,7 @@ import numpy as np
 
 from dlfer.config.load import load_experiment, resolve_path
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.audit import audit_parts, list_places, number_groups
 from dlfer.data.bundle import Reading, Split, StreamedSplit
 from dlfer.data.fer2013 import load_fer2013_parts

@@ -11,7 +11,7 @@ import numpy as np
 
 from dlfer.config.load import load_experiment, load_recorded_experiment, resolve_path
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import DataConfig, FacesConfig
+from dlfer.config.sections import DataConfig, FacesConfig
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
 from dlfer.data.face_crops import prepare_split
 from dlfer.data.fer2013 import load_fer2013_usage

@@ -11,7 +11,8 @@ from functools import partial
 from pathlib import Path
 
 from dlfer.config.load import load_experiment, resolve_path
-from dlfer.config.schema import DataConfig, ExperimentConfig
+from dlfer.config.schema import ExperimentConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.audit import audit_data
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.images import compute_side

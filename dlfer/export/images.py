@@ -11,7 +11,7 @@ import numpy as np
 
 from dlfer.config.load import load_experiment
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import DataConfig, FacesConfig, NumImages
+from dlfer.config.sections import DataConfig, FacesConfig, NumImages
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.face_crops import prepare_split
 from dlfer.data.fer2013 import load_fer2013_usage

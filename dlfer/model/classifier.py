@@ -15,7 +15,7 @@ import keras
 import numpy as np
 
 from dlfer.config import names
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.calibration import apply_temperature
 from dlfer.runs.find_model import ARTIFACT_FILE

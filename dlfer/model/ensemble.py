@@ -10,7 +10,7 @@ from typing import Self
 
 import numpy as np
 
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.combine import TrainedCombination, combine_average, combine_vote
 from dlfer.model.classifier import Classifier, load_classifier, read_artifact_record, read_model_config

@@ -10,7 +10,7 @@ from __future__ import annotations
 import keras
 from keras import ops
 
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError, TransferError
 from dlfer.model.backbones import build_backbone, find_backbone, load_published_weights
 from dlfer.model.preprocessing import Preprocessing, choose_preprocessing

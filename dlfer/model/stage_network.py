@@ -12,13 +12,15 @@ from dataclasses import dataclass
 import keras
 from keras import ops
 
-from dlfer.config.schema import ExperimentConfig, ModelConfig, StageConfig
+from dlfer.config.schema import ExperimentConfig
+from dlfer.config.sections import ModelConfig
+from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import DataBundle
-from dlfer.model.backbones import BACKBONES, Preprocessing, build_backbone
+from dlfer.model.backbones import BACKBONES, build_backbone
 from dlfer.model.batch_norm import set_norm_momentum
 from dlfer.model.face_input import FaceInput
 from dlfer.model.hybrid import build_hybrid_backbone
-from dlfer.model.preprocessing import choose_preprocessing
+from dlfer.model.preprocessing import Preprocessing, choose_preprocessing
 
 PUBLISHED_RATE = 0.2
 """Of EfficientNet, Lite and V2: what the rate of the last block is just below."""
@@ -217,12 +219,6 @@ class TrainingNetwork(keras.Model):
             return logits
         others = [head(values, training=training) for head, values in zip(self.auxiliary, maps, strict=True)]
         return ops.stack([logits, *others], axis=1)
-
-
-def compute_features(network: TransferNetwork, images):
-    """Return the pooled features float32 [N, F] of uint8 images [N, H, W, C], in inference mode."""
-    features = network.pooling(network.backbone(network.face_input(images), training=False))
-    return ops.convert_to_numpy(ops.cast(features, "float32"))
 
 
 @contextmanager

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 
 import numpy as np
 
-from dlfer.config.schema import FacesConfig
+from dlfer.config.sections import FacesConfig
 from dlfer.data.equalize import equalize
 from dlfer.data.face_crops import prepare_face
 from dlfer.data.faces import Face, align_face, crop_face, detect_faces_of_each, warp_image

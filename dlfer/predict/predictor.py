@@ -157,17 +157,6 @@ class FacePredictor:
         return self.classifier.predict(images, batch_size=self.batch_size, calibrated=True)
 
 
-def predict_frame(
-    classifier: Engine, image: np.ndarray, faces: str = "auto", *, abstain: float | None = None
-) -> list[FacePrediction]:
-    """Return the faces in one uint8 [H, W, 3] picture; for several pictures a `FacePredictor` is faster.
-
-    Raises:
-        UserError, EnvironmentProblem: as `FacePredictor`.
-    """
-    return FacePredictor(classifier, faces=faces, abstain=abstain).predict([image])[0]
-
-
 def predict_inputs(
     predictor: FacePredictor, inputs: Iterable[Frame | BadInput], *, smooth: float = 0.5
 ) -> Iterator[FramePrediction | BadInput]:

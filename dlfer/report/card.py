@@ -23,8 +23,8 @@ from dlfer.report.page import (
 from dlfer.report.record import describe_environment, get_name, read_config, read_text
 from dlfer.report.terms import find_terms
 from dlfer.runs.atomic import write_atomically
+from dlfer.runs.evaluations import read_metrics
 from dlfer.runs.find_model import ARTIFACT_FILE
-from dlfer.runs.records import read_metrics
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult

@@ -33,7 +33,8 @@ from dlfer.report.record import (
 )
 from dlfer.report.run_figures import FIGURES, read_log, write_run_figures
 from dlfer.report.sections import describe_data, describe_question, describe_transfer, list_costs
-from dlfer.runs.records import read_audit, read_metrics
+from dlfer.runs.evaluations import read_metrics
+from dlfer.runs.records import read_audit
 
 
 def write_report(run_path: Path) -> Path:

@@ -20,7 +20,7 @@ from dlfer.report.page import format_percent, is_missing, read_json, read_rows
 from dlfer.report.pictures import draw_confusion
 from dlfer.report.record import read_text
 from dlfer.report.sections import STAGES
-from dlfer.runs.records import read_metrics
+from dlfer.runs.evaluations import read_metrics
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

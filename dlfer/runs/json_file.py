@@ -9,17 +9,17 @@ from typing import Any
 MAX_BYTES = 256 * 2**20
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
     """Return what a JSON file in UTF-8 holds.
 
     Raises:
         OSError: it cannot be read.
-        ValueError: it is larger than 256 MiB, is not JSON, or is nested too deeply.
+        ValueError: it is larger than `max_bytes` (256 MiB by default), is not JSON, or is nested too deeply.
     """
     with open(path, "rb") as file:
-        contents = file.read(MAX_BYTES + 1)
-    if len(contents) > MAX_BYTES:
-        raise ValueError(f"found more than {MAX_BYTES:,} bytes")
+        contents = file.read(max_bytes + 1)
+    if len(contents) > max_bytes:
+        raise ValueError(f"found more than {max_bytes:,} bytes")
     return parse_json(contents)
 
 

@@ -18,7 +18,8 @@ from pathlib import Path
 import keras
 
 from dlfer.config.load import resolve_path
-from dlfer.config.schema import DataConfig, ExperimentConfig
+from dlfer.config.schema import ExperimentConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit, compute_fingerprint
 from dlfer.model.artifact import load_artifact
 from dlfer.model.backbones import load_published_weights

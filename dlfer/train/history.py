@@ -32,13 +32,6 @@ def write_history(path: Path, rows: list[dict]) -> None:
     write_atomically(path, text.getvalue())
 
 
-def read_history(path: Path) -> list[dict]:
-    """Read what `write_history` wrote; numbers come back as numbers."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{key: value if key == "phase" else float(value) for key, value in row.items()} for row in rows]
-
-
 class ScalarLog:
     """TensorBoard's log of a stage, written without TensorFlow; silent where tensorboard is not installed."""
 

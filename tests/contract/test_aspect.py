@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from dlfer.config.names import ASPECTS
-from dlfer.config.schema import AugmentConfig, DataConfig, FacesConfig, ModelConfig, StageConfig
-from dlfer.config.sections import BoostingConfig
+from dlfer.config.sections import BoostingConfig, DataConfig, FacesConfig, ModelConfig
+from dlfer.config.stage_section import AugmentConfig, StageConfig
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.data.sources import load_data
 from dlfer.errors import ModelError
@@ -32,7 +32,7 @@ from dlfer.model.boosted import build_level_features
 from dlfer.model.face_input import FaceInput
 from dlfer.model.preprocessing import Preprocessing
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.model.trees import FeatureScale, import_xgboost
+from dlfer.model.trees import FeatureScale, import_xgboost, make_parameters
 from dlfer.predict.engines import ExportedModel
 from dlfer.predict.export_folder import EXPORT_FILE, compute_checksums
 from dlfer.predict.predictor import FacePredictor
@@ -43,7 +43,6 @@ from dlfer.serve.kserve import read_crops
 from dlfer.serve.limits import Limits
 from dlfer.serve.models import ServedModel
 from dlfer.serve.schemas import Tensor
-from dlfer.train.boosting import make_parameters
 
 SHAPES = [(96, 64), (64, 96), (160, 20), (20, 160), (61, 47), (47, 62)]
 SIDE = 48

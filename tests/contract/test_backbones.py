@@ -10,7 +10,7 @@ import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
 from dlfer.config import names
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError, TransferError
 from dlfer.model.backbones import BACKBONES, build_backbone, load_published_weights
 from dlfer.model.face_input import FaceInput

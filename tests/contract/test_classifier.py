@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from dlfer.config import names
-from dlfer.config.schema import HeadConfig, ModelConfig
-from dlfer.config.sections import BoostingConfig
+from dlfer.config.sections import BoostingConfig, HeadConfig, ModelConfig
 from dlfer.errors import ModelError
 from dlfer.explain.explanation import Explainer, MapOptions
 from dlfer.explain.sanity import randomise

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dlfer.cli import export as verb
-from dlfer.config.schema import HeadConfig, ModelConfig
+from dlfer.config.sections import HeadConfig, ModelConfig
 from dlfer.data.images import resize_to
 from dlfer.data.synthetic.faces import draw_face
 from dlfer.errors import ModelError

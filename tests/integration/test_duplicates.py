@@ -11,7 +11,7 @@ import pytest
 
 from dlfer.cli.show import describe_run
 from dlfer.config.load import load_experiment
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.sources import load_data
 from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.experiment.evaluate import evaluate_model

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.errors import ModelError, UserError
 from dlfer.experiment.evaluate import evaluate_model

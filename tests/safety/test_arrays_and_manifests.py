@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.arrays import load_arrays
 from dlfer.errors import ConfigError, DataError, ModelError
 from dlfer.metrics.predictions import read_predictions

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.synthetic.canvas import (
     SUPERSAMPLE,

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.synthetic.canvas import (
     SUPERSAMPLE,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.duplicates import compute_signatures, group_duplicates, to_grey
 from dlfer.data.outliers import compute_face_distances, compute_light, find_no_faces
 from dlfer.data.synthetic.faces import load_synthetic_faces

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.errors import DataError, MissingDataError
 
 USAGES = {"Training": 14, "PublicTest": 7, "PrivateTest": 5}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlfer.config.schema import HeadConfig, ModelConfig
+from dlfer.config.sections import HeadConfig, ModelConfig
 from dlfer.data.images import resize_to
 from dlfer.errors import EnvironmentProblem, ExportError, ModelError, UserError
 from dlfer.export import graph as export_graph

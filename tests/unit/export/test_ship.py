@@ -8,7 +8,7 @@ import pytest
 
 from dlfer.cli.show import list_model_rows
 from dlfer.config.load import load_experiment
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError
 from dlfer.export import ship as module
 from dlfer.export.ship import ship_model, shrink_weights

@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.calibration import apply_temperature
 from dlfer.model.artifact import load_artifact

@@ -6,7 +6,7 @@ import os
 import numpy as np
 import pytest
 
-from dlfer.config.schema import HeadConfig, ModelConfig
+from dlfer.config.sections import HeadConfig, ModelConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.combine import combine_vote, fit_combination
 from dlfer.model.artifact import load_artifact

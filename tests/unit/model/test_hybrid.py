@@ -4,17 +4,21 @@ import keras
 import numpy as np
 import pytest
 
-from dlfer.config.schema import HeadConfig, ModelConfig
+from dlfer.config.sections import HeadConfig, ModelConfig
 from dlfer.errors import ModelError, TransferError
 from dlfer.model.backbones import BACKBONES, build_backbone
 from dlfer.model.hybrid import BranchAttention, build_hybrid_backbone, load_branch_weights, name_branches
-from dlfer.model.stage_network import build_transfer_network, compute_features
+from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.transfer import carry_backbone, draw_probe_images, write_backbone
 from dlfer.train.loop import clone_network
 from dlfer.train.plan import _count_activations
 
 UNLIKE = ("efficientnet_nano", "resnet_nano")
 TWICE = ("efficientnet_nano", "efficientnet_nano")
+
+
+def compute_features(network, images):
+    return np.asarray(network.pooling(network.backbone(network.face_input(images), training=False)))
 
 
 def make_config(branches=UNLIKE, fusion="concat", **given) -> ModelConfig:

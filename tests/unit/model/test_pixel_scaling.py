@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dlfer.config import names
-from dlfer.config.schema import ExperimentConfig, ModelConfig
-from dlfer.config.sections import BoostingConfig
+from dlfer.config.schema import ExperimentConfig
+from dlfer.config.sections import BoostingConfig, ModelConfig
 from dlfer.data.bundle import Split
 from dlfer.errors import TransferError
 from dlfer.experiment.ensemble_members import make_member_config

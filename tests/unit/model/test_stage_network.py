@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.model.backbones import build_backbone
 from dlfer.model.stage_network import PUBLISHED_RATE, build_feature_extractor, list_drop_connects
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlfer.config.schema import FacesConfig
+from dlfer.config.sections import FacesConfig
 from dlfer.data.equalize import equalize
 from dlfer.data.face_crops import prepare_face
 from dlfer.data.faces import Face, crop_face
@@ -15,7 +15,6 @@ from dlfer.predict.predictor import (
     UNCERTAIN,
     FacePredictor,
     describe_predictions,
-    predict_frame,
     predict_inputs,
 )
 from dlfer.predict.video import Film
@@ -63,7 +62,7 @@ def test_whole_pictures_keep_a_small_size_and_lose_what_is_beside_the_square(cla
 
 def test_abstaining_keeps_the_probabilities(classifier, blocks, draw_blocks):
     image = draw_blocks((40, 10, 30, 130), (2, 2, 20, 250))
-    unsure, sure = predict_frame(classifier, image, "opencv", abstain=0.6)
+    unsure, sure = FacePredictor(classifier, faces="opencv", abstain=0.6).predict([image])[0]
     assert (unsure.label, unsure.abstained, sure.label, sure.abstained) == (UNCERTAIN, True, "Light", False)
     assert unsure.confidence == max(unsure.probabilities.values())
     with pytest.raises(UserError, match="abstain"):
@@ -122,7 +121,7 @@ def test_boxes_are_in_the_upright_picture(orientation, classifier, blocks, draw_
     stored.save(tmp_path / "a.png", exif=exif)
     (frame,) = open_inputs([str(tmp_path / "a.png")])
     assert np.array_equal(frame.image, upright)
-    (face,) = predict_frame(classifier, frame.image, "opencv")
+    ((face,),) = FacePredictor(classifier, faces="opencv").predict([frame.image])
     assert face.box == (8, 4, 28, 24)
 
 

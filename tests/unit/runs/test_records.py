@@ -7,7 +7,8 @@ import json
 import pytest
 
 from dlfer.errors import ModelError
-from dlfer.runs.records import read_audit, read_metrics, upgrade_audit, upgrade_metrics
+from dlfer.runs.evaluations import read_metrics
+from dlfer.runs.records import read_audit, upgrade_audit, upgrade_metrics
 from dlfer.runs.run import Run
 
 SCORES = {"n": 60, "accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}}

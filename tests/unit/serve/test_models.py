@@ -75,7 +75,7 @@ def test_a_damaged_or_absent_model_is_told(tmp_path):
 def test_a_trained_model_answers_as_it_does_without_a_server(tmp_path, as_base64, png):
     from starlette.testclient import TestClient
 
-    from dlfer.config.schema import ModelConfig
+    from dlfer.config.sections import ModelConfig
     from dlfer.model.network_classifier import TransferClassifier
     from dlfer.model.stage_network import build_transfer_network
 

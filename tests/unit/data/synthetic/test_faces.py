@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import DataConfig, NumImages
+from dlfer.config.sections import DataConfig, NumImages
 from dlfer.data.synthetic.faces import (
     ACTIONS,
     CONFUSABLE,
