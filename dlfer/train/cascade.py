@@ -33,6 +33,7 @@ from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob
 
 COST_FILE, DONE_FILE = "pretrain.json", "done.json"
+# A .pth is among them to be refused by the reader of weights, which says what to do.
 _PUBLISHED_FILES = (".h5", ".keras", ".pth")
 
 
