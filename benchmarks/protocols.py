@@ -25,9 +25,9 @@ from dlfer.data.duplicates import find_duplicates
 from dlfer.data.sources import load_data
 from dlfer.metrics.intervals import compute_wilson_interval
 from dlfer.metrics.predictions import read_predictions
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 from dlfer.runs.find import open_run
-from dlfer.runs.process import find_checkout
+from dlfer.runs.run import find_checkout
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = ROOT / "experiments" / "protocols.yaml"

@@ -25,7 +25,7 @@ def compare(
     import json
 
     from dlfer.report.terminal import format_comparison
-    from dlfer.runs.atomic import write_atomically
+    from dlfer.runs.files import write_atomically
     from dlfer.runs.records import SCHEMA
     from dlfer.study.compare import compare_runs
 

@@ -120,7 +120,7 @@ def list_model_rows() -> Rows:
     """
     from dlfer.errors import ModelError
     from dlfer.runs.evaluations import read_metrics
-    from dlfer.runs.find_model import ARTIFACT_FILE, find_default_model, list_models
+    from dlfer.runs.find import ARTIFACT_FILE, find_default_model, list_models
     from dlfer.runs.run import Run
 
     try:

@@ -9,7 +9,7 @@ import numpy as np
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.errors import DataError, MissingDataError
-from dlfer.runs.npz_file import read_npz
+from dlfer.runs.files import read_npz
 
 PARTS = ("train", "validation", "test")
 _MEND = "Write the file by numpy.savez(path, images=..., targets=..., labels=...)."

@@ -16,7 +16,7 @@ from dlfer.data.labels import SPELLINGS
 from dlfer.data.outliers import FLAT_STD, MOST_LISTED, RULE, find_no_faces, find_outliers
 from dlfer.data.survey import Survey, survey_images
 from dlfer.data.votes import read_votes, score_votes
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 
 _CACHE_VERSION = 2
 _MOST_SAMPLES = 12

@@ -18,7 +18,7 @@ from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.equalize import equalize
 from dlfer.data.faces import align_face, crop_face, detect_faces_of_each
 from dlfer.data.images import compute_side, resize_square
-from dlfer.runs.npz_file import read_npz
+from dlfer.runs.files import read_npz
 
 _CACHE_VERSION = 2
 _PACKAGES = {"mtcnn": "mtcnn", "opencv": "opencv-python-headless", "none": None}

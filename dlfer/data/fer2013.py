@@ -21,7 +21,7 @@ from dlfer.data.fer2013_csv import SIDE, USAGES, Rows, read_csv
 from dlfer.data.folder import load_parts, scan_folder
 from dlfer.data.labels import compute_label_map, map_targets
 from dlfer.errors import DataError, MissingDataError
-from dlfer.runs.npz_file import read_npz
+from dlfer.runs.files import read_npz
 
 OFFICIAL_MD5 = "f8428a1edbd21e88f42c73edd2a14f95"
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv", "fer2013/fer2013.csv", "train.csv")

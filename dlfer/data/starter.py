@@ -15,7 +15,7 @@ from dlfer.data.folder import Parts, scan_folder
 from dlfer.data.images import read_header
 from dlfer.data.labels import match_labels, order_labels
 from dlfer.errors import ConfigError, DataError, MissingDataError
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 
 _MAX_HEADERS = 300
 _EVERY_FER2013_FILE = re.compile(rf"(?:{'|'.join(USAGES)})_\d+\.\w+$")

@@ -23,7 +23,7 @@ from dlfer.data.split import TEST_FRACTION, VALIDATION_FRACTION, draw_held_out
 from dlfer.data.survey import Survey, survey_images
 from dlfer.errors import UserError
 from dlfer.report.audit import list_shown, write_audit_page
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 
 _IMAGE_SIZE = 256
 """Pixels: what a folder's images are at most reduced to where their sizes differ and no experiment says."""

@@ -19,7 +19,7 @@ from dlfer.errors import MissingDataError, ProtocolError
 from dlfer.experiment.session import Session
 from dlfer.model.classifier import Classifier, read_artifact_record
 from dlfer.model.ensemble import match_aspects
-from dlfer.runs.find_model import find_model
+from dlfer.runs.find import find_model
 from dlfer.runs.run import RUN_FILE, Run
 
 MEMBERS_FILE = "members.json"

@@ -24,9 +24,9 @@ from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier, read_artifact_record
-from dlfer.runs.atomic import write_atomically
 from dlfer.runs.evaluations import log_opening, read_metrics
-from dlfer.runs.find_model import find_model, find_run_of
+from dlfer.runs.files import write_atomically
+from dlfer.runs.find import find_model, find_run_of
 from dlfer.runs.metrics_record import JudgedOn, Metrics
 from dlfer.runs.records import SCHEMA, ArtifactRecord, DataRecord, SplitRecord
 from dlfer.runs.run import CONFIG_FILE, Run

@@ -21,8 +21,8 @@ from dlfer.experiment.session import Session
 from dlfer.metrics.combine import fit_combination
 from dlfer.model.artifact import load_artifact
 from dlfer.model.ensemble import EnsembleClassifier, match_labels
-from dlfer.runs.find_model import ARTIFACT_FILE, find_model
-from dlfer.runs.manifest import hash_file
+from dlfer.runs.files import hash_file
+from dlfer.runs.find import ARTIFACT_FILE, find_model
 from dlfer.runs.records import Cost
 from dlfer.runs.run import Run
 from dlfer.train.device import Device

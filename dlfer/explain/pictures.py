@@ -30,8 +30,8 @@ from dlfer.predict.crops import Crop, build_cropper
 from dlfer.predict.media import BadInput, Frame, list_inputs, open_inputs
 from dlfer.predict.predictor import NOTICE
 from dlfer.predict.video import is_film
-from dlfer.runs.atomic import write_atomically
-from dlfer.runs.find_model import find_default_model
+from dlfer.runs.files import write_atomically
+from dlfer.runs.find import find_default_model
 from dlfer.train.progress import ConsoleListener
 
 MOST_CHECKED = 12

@@ -27,10 +27,9 @@ from dlfer.explain.pictures import (
 )
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
-from dlfer.runs.atomic import write_atomically
 from dlfer.runs.evaluations import log_opening
-from dlfer.runs.find import open_run
-from dlfer.runs.find_model import find_run_of
+from dlfer.runs.files import write_atomically
+from dlfer.runs.find import find_run_of, open_run
 from dlfer.runs.run import Run
 from dlfer.train.progress import ConsoleListener
 

@@ -37,7 +37,7 @@ from dlfer.predict.export_folder import EXPORT_FILE, VERSION, compute_checksums
 from dlfer.predict.runtimes import RUNTIMES, import_extra
 from dlfer.report.card import CARD_FILE, compose_card
 from dlfer.runs.export_record import ExportAbout, ExportRecord
-from dlfer.runs.find_model import find_model, find_run_of
+from dlfer.runs.find import find_model, find_run_of
 from dlfer.runs.records import About, ArtifactRecord
 from dlfer.runs.run import Run
 

@@ -19,10 +19,8 @@ from dlfer.model.network_classifier import WEIGHTS_FILE
 from dlfer.report.card import CARD_FILE, write_card
 from dlfer.report.record import read_config
 from dlfer.report.terms import find_terms
-from dlfer.runs.atomic import write_atomically
-from dlfer.runs.find import open_run
-from dlfer.runs.find_model import find_model, is_default
-from dlfer.runs.manifest import hash_file
+from dlfer.runs.files import hash_file, write_atomically
+from dlfer.runs.find import find_model, is_default, open_run
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import ArtifactRecord, DataRecord, ShippedRecord
 from dlfer.runs.run import CONFIG_FILE, DATA_FILE, RUN_FILE

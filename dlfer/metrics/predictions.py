@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from dlfer.errors import DataError
-from dlfer.runs.atomic import write_atomically
-from dlfer.runs.npz_file import read_npz
+from dlfer.runs.files import read_npz, write_atomically
 
 SUM_TOLERANCE = 1e-4
 """How far the probabilities of one row may sum from 1: a float32 softmax stays well within."""

@@ -15,8 +15,8 @@ from dlfer.model.levels import LevelFeatures
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.trees import FeatureScale, count_threads, import_xgboost, read_booster
 from dlfer.model.weights_file import load_weights
-from dlfer.runs.atomic import write_atomically
-from dlfer.runs.find_model import ARTIFACT_FILE
+from dlfer.runs.files import write_atomically
+from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.runs.records import ArtifactRecord, Temperature
 
 if TYPE_CHECKING:

@@ -18,9 +18,8 @@ from dlfer.config import names
 from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.calibration import apply_temperature
-from dlfer.runs.find_model import ARTIFACT_FILE
-from dlfer.runs.json_file import read_json
-from dlfer.runs.manifest import check_manifest, hash_file
+from dlfer.runs.files import check_manifest, hash_file, read_json
+from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.runs.records import About, ArtifactRecord, Temperature
 
 FORMAT = 1

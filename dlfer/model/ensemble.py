@@ -15,7 +15,7 @@ from dlfer.errors import ModelError
 from dlfer.metrics.combine import TrainedCombination, combine_average, combine_vote
 from dlfer.model.classifier import Classifier, load_classifier, read_artifact_record, read_model_config
 from dlfer.model.predict import predict_views
-from dlfer.runs.find_model import ARTIFACT_FILE
+from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.runs.records import ArtifactRecord, Temperature
 
 MEMBERS = "members"

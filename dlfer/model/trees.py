@@ -20,8 +20,7 @@ import numpy as np
 from dlfer.config.sections import BoostingConfig
 from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.model.levels import Level
-from dlfer.runs.json_file import parse_json, read_json
-from dlfer.runs.npz_file import Header, read_npz
+from dlfer.runs.files import Header, parse_json, read_json, read_npz
 
 if TYPE_CHECKING:
     import xgboost

@@ -20,7 +20,7 @@ from dlfer.model.classifier import read_artifact_record
 from dlfer.predict.export_folder import EXPORT_FILE, read_export
 from dlfer.predict.runtimes import OTHER_RUNTIMES, open_export
 from dlfer.runs.export_record import ExportRecord
-from dlfer.runs.find_model import find_model
+from dlfer.runs.find import find_model
 from dlfer.runs.records import About, Temperature
 
 ENGINES = ("keras", "onnx", "openvino", "litert")

@@ -16,8 +16,7 @@ from typing import Any
 
 from dlfer.errors import ModelError, UserError
 from dlfer.runs.export_record import ExportRecord
-from dlfer.runs.json_file import read_json
-from dlfer.runs.manifest import check_inside, check_manifest, hash_file
+from dlfer.runs.files import check_inside, check_manifest, hash_file, read_json
 
 EXPORT_FILE = ExportRecord.FILE
 VERSION = 1

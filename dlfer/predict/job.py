@@ -23,7 +23,7 @@ from dlfer.predict.media import BadInput, list_inputs, open_inputs
 from dlfer.predict.predictor import FacePrediction, FacePredictor, FramePrediction, describe_predictions, predict_inputs
 from dlfer.predict.tables import Table, open_table
 from dlfer.predict.video import FilmWriter
-from dlfer.runs.find_model import find_default_model
+from dlfer.runs.find import find_default_model
 
 INK, PAPER, UNSURE = (255, 255, 255), (0, 92, 168), (96, 96, 96)
 """White on blue, 6.9 to 1; white on grey, 6.2 to 1, where the classifier abstains."""

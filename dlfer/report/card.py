@@ -22,9 +22,9 @@ from dlfer.report.page import (
 )
 from dlfer.report.record import describe_environment, get_name, read_config, read_text
 from dlfer.report.terms import find_terms
-from dlfer.runs.atomic import write_atomically
 from dlfer.runs.evaluations import read_metrics
-from dlfer.runs.find_model import ARTIFACT_FILE
+from dlfer.runs.files import write_atomically
+from dlfer.runs.find import ARTIFACT_FILE
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult

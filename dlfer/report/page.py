@@ -10,8 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from dlfer.errors import ModelError
-from dlfer.runs.atomic import write_atomically
-from dlfer.runs.json_file import parse_json
+from dlfer.runs.files import parse_json, write_atomically
 
 TEMPLATES = Path(__file__).parent / "templates"
 

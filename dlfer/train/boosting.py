@@ -21,7 +21,7 @@ from dlfer.config.sections import BoostingConfig
 from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
 from dlfer.metrics.classification import compute_accuracy, compute_confusion, compute_item_losses, compute_macro_f1
 from dlfer.model.trees import count_threads, import_xgboost, make_parameters, read_booster
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 from dlfer.train.history import ScalarLog, write_history
 from dlfer.train.patience import count_epoch, find_reference
 from dlfer.train.state import StageJob, StageResult

@@ -26,7 +26,7 @@ from dlfer.model.backbones import load_published_weights
 from dlfer.model.hybrid import load_branch_weights
 from dlfer.model.stage_network import build_stage_network, build_transfer_network
 from dlfer.model.transfer import RECORD_FILE, write_backbone
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 from dlfer.train.control import hold_lock
 from dlfer.train.plan import describe_plan, unfreeze_random_start
 from dlfer.train.stage import train_stage

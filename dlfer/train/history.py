@@ -7,7 +7,7 @@ import importlib.util
 import io
 from pathlib import Path
 
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 
 COLUMNS = (
     "epoch",

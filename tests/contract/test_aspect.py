@@ -37,7 +37,7 @@ from dlfer.predict.engines import ExportedModel
 from dlfer.predict.export_folder import EXPORT_FILE, compute_checksums
 from dlfer.predict.predictor import FacePredictor
 from dlfer.runs.export_record import ExportAbout
-from dlfer.runs.find_model import ARTIFACT_FILE
+from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.runs.records import About
 from dlfer.serve.kserve import read_crops
 from dlfer.serve.limits import Limits

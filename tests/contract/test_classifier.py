@@ -16,7 +16,7 @@ from dlfer.model.boosted import build_level_features
 from dlfer.model.classifier import match_channels
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import FeatureScale, import_xgboost, make_parameters
-from dlfer.runs.find_model import ARTIFACT_FILE
+from dlfer.runs.find import ARTIFACT_FILE
 
 LABELS = ("angry", "happy", "sad")
 

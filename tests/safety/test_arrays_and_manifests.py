@@ -21,10 +21,9 @@ from dlfer.data.arrays import load_arrays
 from dlfer.errors import ConfigError, DataError, ModelError
 from dlfer.metrics.predictions import read_predictions
 from dlfer.report.record import read_config
-from dlfer.runs import npz_file
-from dlfer.runs.find_model import find_default_model, find_model
-from dlfer.runs.manifest import check_manifest, hash_file
-from dlfer.runs.npz_file import read_npz
+from dlfer.runs import files as npz_file
+from dlfer.runs.files import check_manifest, hash_file, read_npz
+from dlfer.runs.find import find_default_model, find_model
 from dlfer.runs.run import Run
 
 DEEP = "[" * 100_000
@@ -153,7 +152,7 @@ def test_json_of_a_stranger_is_refused_in_words(tmp_path, text, monkeypatch):
     (folder / "artifact.json").write_text(text)
     with pytest.raises(ModelError, match=r"artifact\.json"):
         Run(folder).read_json("artifact.json")
-    monkeypatch.setattr("dlfer.runs.find_model.find_checkout", lambda: None)
+    monkeypatch.setattr("dlfer.runs.find.find_checkout", lambda: None)
     monkeypatch.delenv("DLFER_HOME", raising=False)
     with pytest.raises(ModelError, match="there is no default model"):
         find_default_model()

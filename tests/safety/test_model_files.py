@@ -25,8 +25,8 @@ from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.transfer import RECORD_FILE, carry_backbone, read_backbone_record, write_backbone
 from dlfer.model.trees import import_xgboost, make_parameters, read_booster
 from dlfer.model.weights_file import load_weights
-from dlfer.runs.find_model import ARTIFACT_FILE
-from dlfer.runs.manifest import hash_file
+from dlfer.runs.files import hash_file
+from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.train.checkpoint import read_state, restore_checkpoint, write_checkpoint
 
 LABELS = ("a", "b", "c")

@@ -15,8 +15,8 @@ from dlfer.export.ship import ship_model, shrink_weights
 from dlfer.model.artifact import load_artifact
 from dlfer.model.network_classifier import TransferClassifier
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.runs import find_model as catalog
-from dlfer.runs.find_model import find_default_model
+from dlfer.runs import find as catalog
+from dlfer.runs.find import find_default_model
 from dlfer.runs.records import About, ArtifactRecord, InputRecord
 from dlfer.runs.run import create_run
 

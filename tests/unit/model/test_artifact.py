@@ -13,7 +13,7 @@ from dlfer.metrics.calibration import apply_temperature
 from dlfer.model.artifact import load_artifact
 from dlfer.model.network_classifier import TransferClassifier
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.runs.find_model import ARTIFACT_FILE
+from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.runs.records import About, Temperature
 
 

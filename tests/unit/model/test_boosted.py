@@ -14,8 +14,8 @@ from dlfer.model.boosted import SCALE_FILE, TREES_FILE, BoostedClassifier, build
 from dlfer.model.levels import Level, find_level
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import FeatureScale, import_xgboost, make_parameters, read_booster
-from dlfer.runs.find_model import ARTIFACT_FILE
-from dlfer.runs.manifest import hash_file
+from dlfer.runs.files import hash_file
+from dlfer.runs.find import ARTIFACT_FILE
 
 LEVELS = (Level("a", 3), Level("b", 5))
 

@@ -14,7 +14,7 @@ from dlfer.model.ensemble import EnsembleClassifier
 from dlfer.model.network_classifier import TransferClassifier
 from dlfer.model.predict import predict_views
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.runs.find_model import ARTIFACT_FILE
+from dlfer.runs.find import ARTIFACT_FILE
 
 LABELS = ("angry", "happy", "sad")
 
