@@ -30,5 +30,5 @@ def compare(
 
     comparison = compare_runs(runs, part=part, folder=out)
     if json_out is not None:
-        write_atomically(json_out, json.dumps(comparison, indent=2) + "\n")
+        write_atomically(json_out, json.dumps(comparison.as_json(), indent=2) + "\n")
     print(format_comparison(comparison))
