@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
+
+from dlfer.runs.audit_record import NoFaceImage, NoFaces, OutlierImage, OutlierSummary, Place
 
 FLAT_STD = 5.0
 MOST_LISTED = 100
@@ -40,17 +42,13 @@ def compute_robust_z(values: np.ndarray, least_scale: float) -> tuple[np.ndarray
     return (values - median) / scale, median, scale
 
 
-def find_outliers(kind: str, values: np.ndarray, where: list[dict[str, str]]) -> dict[str, Any]:
-    """Return which images are outliers of one kind, the furthest first.
+def find_outliers(kind: str, values: np.ndarray, where: Sequence[Place]) -> OutlierSummary:
+    """Return which images are outliers of one kind, the furthest first and at most 100 of them.
 
     Args:
         kind: "brightness", "contrast" or "size".
         values: float [N], N >= 1; of sizes the shorter side in pixels.
-        where: for each image what names it, {"split", "id", "label"}.
-
-    Returns:
-        {"n", "median", "low", "high" (the bounds beyond which an image is an outlier), "images":
-        [{"split", "id", "label", "value"}] (at most 100)}.
+        where: what names each image.
     """
     scaled = np.log(values) if kind == "size" else values
     z, median, scale = compute_robust_z(scaled, _LEAST_SCALE[kind])
@@ -59,11 +57,9 @@ def find_outliers(kind: str, values: np.ndarray, where: list[dict[str, str]]) ->
         bounds = [float(np.exp(bound)) for bound in bounds]
     outside = np.flatnonzero(np.abs(z) > ROBUST_Z)
     furthest = outside[np.argsort(-np.abs(z[outside]), kind="stable")][:MOST_LISTED]
-    return {
-        "n": len(outside),
-        **{name: round(bound, 2) for name, bound in zip(("median", "low", "high"), bounds, strict=True)},
-        "images": [{**where[row], "value": round(float(values[row]), 2)} for row in furthest],
-    }
+    median, low, high = (round(bound, 2) for bound in bounds)
+    images = [OutlierImage(**where[row]._asdict(), value=round(float(values[row]), 2)) for row in furthest]
+    return OutlierSummary(n=len(outside), median=median, low=low, high=high, images=images)
 
 
 NUM_COMPONENTS = 80
@@ -110,8 +106,8 @@ def compute_face_distances(signatures: np.ndarray, use: np.ndarray, groups: np.n
 
 
 def find_no_faces(
-    signatures: np.ndarray, contrast: np.ndarray, groups: np.ndarray, where: list[dict[str, str]]
-) -> dict[str, Any] | None:
+    signatures: np.ndarray, contrast: np.ndarray, groups: np.ndarray, where: Sequence[Place]
+) -> NoFaces | None:
     """Return which images are probably no face, the furthest from face space first; None for fewer than 500 images.
 
     Listed are those whose distance is more than 3 robust standard deviations of its logarithm above
@@ -122,10 +118,7 @@ def find_no_faces(
         signatures: float32 [N, 256].
         contrast: float [N], standard deviations; images below 5 are flat, and not judged.
         groups: int [N], of duplicates.
-        where: for each image what names it, {"split", "id", "label"}.
-
-    Returns:
-        {"n", "threshold" (of the distance), "images": [{"split", "id", "label", "distance"}] (at most 100), "measured"}.
+        where: what names each image.
     """
     judged = np.flatnonzero(contrast >= FLAT_STD)
     _, dense = np.unique(groups, return_inverse=True)
@@ -137,9 +130,9 @@ def find_no_faces(
     z, median, scale = compute_robust_z(logs[judged], 1e-3)
     far = judged[z > NO_FACE_ROBUST_Z]
     furthest = far[np.argsort(-distances[far], kind="stable")][:MOST_LISTED]
-    return {
-        "n": len(far),
-        "threshold": round(float(np.exp(median + NO_FACE_ROBUST_Z * scale)), 5),
-        "images": [{**where[row], "distance": round(float(distances[row]), 5)} for row in furthest],
-        "measured": MEASURED,
-    }
+    return NoFaces(
+        n=len(far),
+        threshold=round(float(np.exp(median + NO_FACE_ROBUST_Z * scale)), 5),
+        images=[NoFaceImage(**where[row]._asdict(), distance=round(float(distances[row]), 5)) for row in furthest],
+        measured=MEASURED,
+    )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from dlfer.report.page import format_count, format_interval, format_percent
+from dlfer.runs.records import DuplicateCounts
 
 DEFINITION = "A duplicate is an exact, near or horizontally flipped copy, or an augmented copy of the same image."
 
@@ -56,15 +57,11 @@ def describe_duplicates(metrics: Mapping[str, Any], *, name: str | None = None) 
     return f"{text}. {DEFINITION}"
 
 
-def list_kinds(counts: Mapping[str, Any]) -> str:
-    """Return the numbers of exact copies, and of augmented ones if there are any, in brackets; "" if not known.
-
-    Args:
-        counts: {"exact", "augmented", "any"}, as `Duplicates.count` returns them; None where a number is not known.
-    """
+def list_kinds(counts: DuplicateCounts) -> str:
+    """Return the numbers of exact copies, and of augmented ones if there are any, in brackets; "" if not known."""
     kinds = []
-    if counts.get("exact") is not None and counts["any"]:
-        kinds.append(f"{format_count(counts['exact'])} an exact copy")
-    if counts.get("augmented"):
-        kinds.append(f"{format_count(counts['augmented'])} an augmented copy")
+    if counts.exact is not None and counts.any:
+        kinds.append(f"{format_count(counts.exact)} an exact copy")
+    if counts.augmented:
+        kinds.append(f"{format_count(counts.augmented)} an augmented copy")
     return f" ({', '.join(kinds)})" if kinds else ""

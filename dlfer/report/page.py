@@ -11,6 +11,7 @@ from typing import Any
 
 from dlfer.errors import ModelError
 from dlfer.runs.files import parse_json, write_atomically
+from dlfer.runs.metrics_record import Estimate
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -114,9 +115,9 @@ def format_count(value: float | None) -> str:
     return "–" if is_missing(value) else f"{value:,.0f}"
 
 
-def format_interval(figure: dict[str, float | None] | Sequence[float | None], scale: str = "percent") -> str:
-    """Write the interval of a figure, {"low", "high"} or (low, high): "68.8 to 71.8"; "" if undefined."""
-    low, high = (figure["low"], figure["high"]) if isinstance(figure, dict) else figure
+def format_interval(estimate: Estimate | Sequence[float | None], scale: str = "percent") -> str:
+    """Write the interval of an estimate, or (low, high): "68.8 to 71.8"; "" if undefined."""
+    low, high = (estimate.low, estimate.high) if isinstance(estimate, Estimate) else estimate
     if is_missing(low) or is_missing(high):
         return ""
     return f"{100 * low:.1f} to {100 * high:.1f}" if scale == "percent" else f"{low:.3f} to {high:.3f}"

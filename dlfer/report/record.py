@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import csv
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dlfer.config.strict_yaml import parse_yaml
+from dlfer.runs.records import DeviceRecord, RunRecord
 
 
 def read_text(path: Path) -> str | None:
@@ -21,38 +21,37 @@ def get_name(run_path: Path, config_text: str | None) -> str:
     return str(read_config(config_text).get("experiment", {}).get("name") or run_path.resolve().parent.name)
 
 
-def describe_run(run_path: Path, run: Mapping[str, Any]) -> str:
+def describe_run(run_path: Path, run: RunRecord) -> str:
     """Return the line below the title: which run, when, and its state if it has not ended well."""
     words = [run_path.resolve().name]
-    for key, word in (("started", "started"), ("finished", "finished")):
-        if run.get(key):
-            words.append(f"{word} {str(run[key])[:16].replace('T', ' ')} UTC")
-    if run.get("status") in ("failed", "stopped"):
-        words.append(run["status"])
+    for word, time in (("started", run.started), ("finished", run.finished)):
+        if time:
+            words.append(f"{word} {time[:16].replace('T', ' ')} UTC")
+    if run.status in ("failed", "stopped"):
+        words.append(run.status)
     return " · ".join(words)
 
 
-def format_command(run: Mapping[str, Any]) -> str | None:
+def format_command(run: RunRecord) -> str | None:
     """Return the command line that made a run."""
-    argv = run.get("argv")
-    if not argv:
+    words = run.argv
+    if not words:
         return None
-    words = [str(word) for word in argv]
     return "dlfer " + shlex.join(words[1:] if Path(words[0]).name in ("dlfer", "__main__.py") else words)
 
 
-def describe_environment(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+def describe_environment(run: RunRecord) -> list[tuple[str, str]]:
     """Return the facts of run.json that a repetition depends on, as (name, value)."""
-    git, device = run.get("git") or {}, run.get("device") or {}
-    commit = f"{git['commit']}{' with uncommitted changes' if git.get('dirty') else ''}" if git else None
-    computed = [device.get("kind"), device.get("name"), device.get("backend"), "XLA" if device.get("jit") else None]
-    software = {"dlfer": run.get("dlfer"), "Python": run.get("python"), **(run.get("packages") or {})}
+    git, device = run.git, run.device or DeviceRecord()
+    commit = None if git is None else f"{git.commit}{' with uncommitted changes' if git.dirty else ''}"
+    computed = [device.kind, device.name, device.backend, "XLA" if device.jit else None]
+    software = {"dlfer": run.dlfer, "Python": run.python, **run.packages}
     facts = {
-        "seed": run.get("seed"),
-        "config digest": run.get("config_digest"),
+        "seed": run.seed,
+        "config digest": run.config_digest,
         "git commit": commit,
-        "device": ", ".join(str(word) for word in computed if word),
-        "platform": run.get("platform"),
+        "device": ", ".join(word for word in computed if word),
+        "platform": run.platform,
         "software": ", ".join(f"{name} {version}" for name, version in software.items() if version),
     }
     return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
