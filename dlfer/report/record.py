@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import csv
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from dlfer.config.strict_yaml import parse_yaml
+from dlfer.config.load import load_recorded_experiment
+from dlfer.config.schema import ExperimentConfig
+from dlfer.runs.records import RunRecord
+from dlfer.runs.run import CONFIG_FILE
 
 
 def read_text(path: Path) -> str | None:
@@ -16,64 +18,70 @@ def read_text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.exists() else None
 
 
-def get_name(run_path: Path, config_text: str | None) -> str:
-    """Return the experiment's name from the resolved config, else the name of the folder above the run."""
-    return str(read_config(config_text).get("experiment", {}).get("name") or run_path.resolve().parent.name)
+def read_experiment(folder: Path) -> ExperimentConfig | None:
+    """Return the experiment that is recorded in the folder of a run or of a shipped model; None where there is none.
+
+    Raises:
+        ConfigError: its config.yaml is no experiment.
+    """
+    path = folder / CONFIG_FILE
+    return load_recorded_experiment(path) if path.exists() else None
 
 
-def describe_run(run_path: Path, run: Mapping[str, Any]) -> str:
-    """Return the line below the title: which run, when, and its state if it has not ended well."""
+def get_name(run_path: Path, config: ExperimentConfig | None) -> str:
+    """Return the experiment's name, or where it is not known the name of the folder above the run."""
+    return run_path.resolve().parent.name if config is None else config.experiment.name
+
+
+def describe_run(run_path: Path, run: RunRecord) -> str:
+    """Return the line below the title: which run, when, and its status if it has not ended well."""
     words = [run_path.resolve().name]
-    for key, word in (("started", "started"), ("finished", "finished")):
-        if run.get(key):
-            words.append(f"{word} {str(run[key])[:16].replace('T', ' ')} UTC")
-    if run.get("status") in ("failed", "stopped"):
-        words.append(run["status"])
+    for word, time in (("started", run.started), ("finished", run.finished)):
+        if time:
+            words.append(f"{word} {time[:16].replace('T', ' ')} UTC")
+    if run.status in ("failed", "stopped"):
+        words.append(run.status)
     return " · ".join(words)
 
 
-def format_command(run: Mapping[str, Any]) -> str | None:
+def format_command(run: RunRecord) -> str | None:
     """Return the command line that made a run."""
-    argv = run.get("argv")
-    if not argv:
+    if not run.argv:
         return None
-    words = [str(word) for word in argv]
-    return "dlfer " + shlex.join(words[1:] if Path(words[0]).name in ("dlfer", "__main__.py") else words)
+    first, *rest = run.argv
+    return "dlfer " + shlex.join(rest if Path(first).name in ("dlfer", "__main__.py") else run.argv)
 
 
-def describe_environment(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+def describe_environment(run: RunRecord) -> list[tuple[str, str]]:
     """Return the facts of run.json that a repetition depends on, as (name, value)."""
-    git, device = run.get("git") or {}, run.get("device") or {}
-    commit = f"{git['commit']}{' with uncommitted changes' if git.get('dirty') else ''}" if git else None
-    computed = [device.get("kind"), device.get("name"), device.get("backend"), "XLA" if device.get("jit") else None]
-    software = {"dlfer": run.get("dlfer"), "Python": run.get("python"), **(run.get("packages") or {})}
+    commit = run.git and f"{run.git.commit}{' with uncommitted changes' if run.git.dirty else ''}"
+    device = run.device
+    computed = [device.kind, device.name, device.backend, "XLA" if device.jit else None] if device else []
+    software = {"dlfer": run.dlfer, "Python": run.python, **run.packages}
     facts = {
-        "seed": run.get("seed"),
-        "config digest": run.get("config_digest"),
+        "seed": run.seed,
+        "config digest": run.config_digest,
         "git commit": commit,
-        "device": ", ".join(str(word) for word in computed if word),
-        "platform": run.get("platform"),
+        "device": ", ".join(word for word in computed if word),
+        "platform": run.platform,
         "software": ", ".join(f"{name} {version}" for name, version in software.items() if version),
     }
     return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
 
 
-def read_config(text: str | None) -> dict[str, Any]:
-    """Return what the text of a config.yaml holds; empty for None.
+class Link(NamedTuple):
+    """The name of a report and its address relative to the page."""
 
-    Raises:
-        ConfigError: it is not YAML as dlfer writes it.
-    """
-    values = parse_yaml(text, "config.yaml").data if text else None
-    return values if isinstance(values, dict) else {}
+    name: str
+    link: str
 
 
-def find_comparisons(run_path: Path) -> list[dict[str, str]]:
-    """Return the comparisons beside a run that it is a member of: {"name", "link"}, the address of their report."""
+def find_comparisons(run_path: Path) -> list[Link]:
+    """Return the comparisons beside a run that it is a member of."""
     run_path, found = run_path.resolve(), []
     for members in sorted(run_path.parent.glob("*/members.csv")):
         with members.open(newline="", encoding="utf-8") as file:
-            names = {Path(row["path"]).name for row in csv.DictReader(file) if row.get("path")}
+            names = {Path(path).name for row in csv.DictReader(file) if (path := row.get("path"))}
         if run_path.name in names:
-            found.append({"name": members.parent.name, "link": f"../{members.parent.name}/report.html"})
+            found.append(Link(members.parent.name, f"../{members.parent.name}/report.html"))
     return found
