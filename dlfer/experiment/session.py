@@ -12,8 +12,8 @@ from dlfer.data.bundle import DataBundle
 from dlfer.data.sources import load_data
 from dlfer.runs.find import default_runs_folder
 from dlfer.runs.options import RunOptions
-from dlfer.train.control import StopControl
 from dlfer.runs.wording import format_duration
+from dlfer.train.control import StopControl
 from dlfer.train.progress import ConsoleListener
 from dlfer.train.watch import TrainingListener
 

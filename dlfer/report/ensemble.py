@@ -113,9 +113,7 @@ def describe_ensemble(metrics: Metrics) -> EnsembleTable | None:
         "on validation."
     ]
     if ensemble.paired is not None:
-        notes.append(
-            f"Against the member that is best on validation, on the same images: {ensemble.paired.sentence}"
-        )
+        notes.append(f"Against the member that is best on validation, on the same images: {ensemble.paired.sentence}")
     notes.append(
         "The trained combination is a logistic regression on the logarithms of the members' probabilities, fitted on "
         "validation alone. Its value on validation is out of fold: each fifth is answered by a fit on the others."

@@ -80,9 +80,13 @@ class Headline(NamedTuple):
 def name_judged_split(metrics: Metrics, data: DataRecord | None) -> str:
     """Return the name of the judged split in words; a validation split that also selected the model is called so."""
     if metrics.judged_split == "validation":
-        return f"validation ({metrics.selected_on}, used for selection)"
+        return _name_validation(metrics)
     split = data.splits.get("test") if data is not None else None
     return f"test ({split.name})" if split is not None and split.name not in (None, "", "test") else "test"
+
+
+def _name_validation(metrics: Metrics) -> str:
+    return f"validation ({metrics.selected_on}, used for selection)"
 
 
 def build_headline(
@@ -154,7 +158,7 @@ class MetricsRow(NamedTuple):
 class MetricsTable(NamedTuple):
     """The metrics, a row each, with a column for each split."""
 
-    splits: list[MetricsColumn]
+    columns: list[MetricsColumn]
     rows: list[MetricsRow]
 
 
@@ -174,7 +178,7 @@ def build_metrics_table(metrics: Metrics, splits: Sequence[str] = SPLITS) -> Met
         cells = [metric.get(split) for split in shown.values()]
         if any(cell and not is_missing(cell.value) for cell in cells):
             rows.append(MetricsRow(metric.name, metric.remark, metric.scale, cells))
-    names = {"validation": f"validation ({metrics.selected_on})"}
+    names = {"validation": _name_validation(metrics)}
     columns = [MetricsColumn(names.get(name, name.replace("_", " ")), split.n) for name, split in shown.items()]
     return MetricsTable(columns, rows)
 

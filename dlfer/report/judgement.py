@@ -92,11 +92,9 @@ def describe_abstention(metrics: Metrics) -> list[str]:
     else:
         lines += _describe_threshold(abstain, at, is_optimistic=metrics.judged_split == "validation")
     area = selective.aurc
-    if area is not None:
-        lines.append(
-            f"Area under the risk-coverage curve: {area.value:.3f} ({format_uncertainty(area, 'fraction')}; "
-            "less is better)."
-        )
+    lines.append(
+        f"Area under the risk-coverage curve: {area.value:.3f} ({format_uncertainty(area, 'fraction')}; less is better)."
+    )
     return lines
 
 

@@ -109,7 +109,12 @@ def list_costs(cost: Cost | None) -> list[CostRow]:
     )
     return [
         CostRow(
-            STAGES[stage], seconds, images, images / seconds if images and seconds else None, f"{size} px" if size else "–", remark
+            STAGES[stage],
+            seconds,
+            images,
+            images / seconds if images and seconds else None,
+            f"{size} px" if size else "–",
+            remark,
         )
         for stage, seconds, images, size, remark in stages
         if seconds is not None
