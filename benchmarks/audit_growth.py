@@ -84,7 +84,7 @@ def tell_cost(start: float, cpu: float, before: float, *, num_duplicates: int) -
 def audit(num_rows: int, seed: int) -> dict:
     """Audit so many rows in this process; return time, memory and what was found."""
     from dlfer.config.names import FER2013_LABELS
-    from dlfer.data.audit import audit_parts
+    from dlfer.data.audit import audit_splits
     from dlfer.data.bundle import Split
     from dlfer.data.survey import survey_images
 
@@ -97,26 +97,26 @@ def audit(num_rows: int, seed: int) -> dict:
     targets = np.arange(num_rows) % 7
     ids = np.array([f"{row}" for row in range(num_rows)])
     cut = num_rows - num_test
-    parts = [
+    splits = [
         Split("Training", images[:cut], targets[:cut], ids[:cut]),
         Split("PublicTest", images[cut:], targets[cut:], ids[cut:]),
     ]
     forget_peak()
     before, start, cpu = read_peak(), time.perf_counter(), time.process_time()
-    survey = survey_images(parts)
+    survey = survey_images(splits)
     surveyed = time.perf_counter() - start
-    audited = audit_parts(parts, FER2013_LABELS, survey=survey)
+    audited = audit_splits(splits, FER2013_LABELS, survey=survey)
     figures = tell_cost(start, cpu, before, num_duplicates=num_duplicates)
     planted = survey.find_duplicates(0, 1)
     exact, near = planted.exact[-num_duplicates:], planted.any[-num_duplicates:]
-    leaks = audited["leaks"]["Training->PublicTest"]
+    leak = audited.leaks["Training->PublicTest"]
     return {
         **figures,
         "survey_seconds": surveyed,
         "found": {
             kind: int((exact if kind == "exact" else near)[number::3].sum()) for number, kind in enumerate(KINDS)
         },
-        "not_planted": leaks["any"] - int(near.sum()),
+        "not_planted": leak.any - int(near.sum()),
     }
 
 

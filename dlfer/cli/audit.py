@@ -43,7 +43,7 @@ def audit(
 
     files = AuditFiles(json_out, html_out, groups_out, split_out)
     found = inspect_data(file, csv=csv, folder=folder, votes=votes, files=files)
-    for line in [*describe_audit(found), *found["notes"]]:
+    for line in [*describe_audit(found), *found.notes]:
         print(line)
     for path in (json_out, html_out, groups_out, split_out):
         if path is not None:

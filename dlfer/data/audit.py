@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
@@ -17,116 +16,122 @@ from dlfer.data.labels import SPELLINGS
 from dlfer.data.outliers import FLAT_STD, MOST_LISTED, RULE, find_outliers
 from dlfer.data.survey import Survey, survey_images
 from dlfer.data.votes import read_votes, score_votes
+from dlfer.errors import ModelError
 from dlfer.runs.atomic import write_atomically
+from dlfer.runs.audit_record import (
+    AuditedSplit,
+    AuditRecord,
+    FlatImage,
+    GroupsAcrossSplits,
+    ListedImage,
+    OutlierSummaries,
+    Place,
+    Samples,
+    Unreadable,
+)
+from dlfer.runs.json_file import read_json
+from dlfer.runs.records import DuplicateCounts
 
 _CACHE_VERSION = 2
 _MOST_SAMPLES = 12
-"""Pairs of each kind and groups that contradict, which the page shows."""
+"""Pairs of each kind, and groups with different labels, that the page shows."""
 
 
-def audit_data(bundle: DataBundle, *, cache: Path | None = None, votes: str | Path | None = None) -> dict[str, Any]:
-    """Return the audit of a bundle, or the one made of the very same data before.
+def audit_data(bundle: DataBundle, *, cache: Path | None = None, votes: str | Path | None = None) -> AuditRecord:
+    """Return the audit of a bundle with its fingerprint, or the one made of the very same data before.
 
     Args:
-        bundle: as a source or a protocol gives it; streamed parts are counted and not looked into.
+        bundle: as a source or a protocol gives it; streamed splits are counted and not looked into.
         cache: a folder of audits, `<fingerprint>.json`; None to make it anew.
         votes: a file of FER+ votes.
-
-    Returns:
-        As `audit_bundle`, with "fingerprint".
     """
     fingerprint = _compute_fingerprint(bundle, votes)
     path = None if cache is None else Path(cache) / f"{fingerprint}.json"
     if path is not None and (found := _read_cached(path, fingerprint)) is not None:
         return found
-    audit = {**audit_bundle(bundle, votes=votes), "fingerprint": fingerprint}
+    audit = audit_bundle(bundle, votes=votes).model_copy(update={"fingerprint": fingerprint})
     if path is not None:
-        write_atomically(path, json.dumps(audit) + "\n")
+        write_atomically(path, audit.dump())
     return audit
 
 
-def audit_bundle(bundle: DataBundle, *, votes: str | Path | None = None) -> dict[str, Any]:
-    """Return what the data holds and what its parts share, ready for audit.json.
-
-    Streamed parts are counted and not looked into.
-
-    Returns:
-        As `audit_parts`.
-    """
-    parts = [part for part in (bundle.train, bundle.validation, bundle.test) if part is not None]
-    return audit_parts(parts, bundle.labels, reading=bundle.reading, votes=votes)
+def audit_bundle(bundle: DataBundle, *, votes: str | Path | None = None) -> AuditRecord:
+    """Return what a bundle holds and what its splits share; streamed splits are counted and not looked into."""
+    splits = [split for split in (bundle.train, bundle.validation, bundle.test) if split is not None]
+    return audit_splits(splits, bundle.labels, reading=bundle.reading, votes=votes)
 
 
-def audit_parts(
-    parts: Sequence[Split | StreamedSplit],
+def audit_splits(
+    splits: Sequence[Split | StreamedSplit],
     labels: tuple[str, ...],
     *,
     reading: Reading | None = None,
     votes: str | Path | None = None,
     survey: Survey | None = None,
-) -> dict[str, Any]:
-    """Return what the parts of a data set hold and share.
+) -> AuditRecord:
+    """Return what the splits of a data set hold and share.
 
     Args:
-        parts: in-memory splits; streamed ones are counted and not looked into.
+        splits: in-memory splits; streamed ones are counted and not looked into.
         labels: names of the targets.
         reading: what the source met with.
         votes: a file of FER+ votes.
         survey: of the in-memory splits, if it was made before.
-
-    Returns:
-        num_images, labels, splits {name: {num_images, classes {label: count}, imbalance}}, unreadable {n,
-        examples}, and, if any part is in memory:
-        distinct_images; duplicate_groups (images that occur more than once), conflicting_groups (those
-        under more than one label); near_groups and near_conflicting_groups (the same of groups that chains of
-        duplicates of any kind make), largest_group (images), groups_across_splits {exact, near};
-        constant_images (all pixels equal), near_constant_images (standard deviation below 5, constant ones
-        included), flat (which ones); leaks {"Training->PublicTest": {exact, augmented, any}}, the number of images
-        of the right split that have a duplicate in the left, by kind and in all (see `Duplicates`); outliers {rule, brightness, contrast, size}; probably_no_face (None where the
-        labels are no expressions, or for fewer than 500 images); votes (None without a file); samples.
     """
     reading = reading or Reading()
-    held = [part for part in parts if isinstance(part, Split) and len(part)]
-    audit: dict[str, Any] = {
-        "num_images": sum(len(part) for part in parts),
-        "labels": list(labels),
-        "splits": {part.name: _describe_part(part, labels) for part in parts},
-        "unreadable": {"n": len(reading.unreadable), "examples": list(reading.unreadable[:MOST_LISTED])},
-    }
+    held = [split for split in splits if isinstance(split, Split) and len(split)]
+    audit = AuditRecord(
+        num_images=sum(len(split) for split in splits),
+        labels=list(labels),
+        splits={split.name: _count_classes(split, labels) for split in splits},
+        unreadable=Unreadable(n=len(reading.unreadable), examples=list(reading.unreadable[:MOST_LISTED])),
+    )
     if not held:
         return audit
     survey = survey_images(held) if survey is None else survey
-    targets = np.concatenate([part.targets for part in held])
+    targets = np.concatenate([split.targets for split in held])
     where = list_places(held, labels)
-    audit |= _count_groups(survey, targets)
-    audit |= _describe_flat(survey, where)
-    audit["leaks"] = _count_leaks(survey, held)
-    audit["outliers"] = _describe_outliers(survey, where, reading.sizes)
-    audit["probably_no_face"] = None
+    exact = _count_kind(survey.distinct, targets, survey.part_of)
+    near = _count_kind(survey.groups, targets, survey.part_of)
+    contrast = survey.contrast[survey.distinct]
+    no_faces = None
     if _are_expressions(labels):
-        audit["probably_no_face"] = find_no_faces(
-            survey.signatures[survey.distinct], survey.contrast[survey.distinct], survey.groups, where
-        )
-    audit["votes"] = None if votes is None else score_votes(read_votes(votes), held, labels, reading.num_rows)
-    audit["samples"] = _draw_samples(survey, where, targets)
-    return audit
+        no_faces = find_no_faces(survey.signatures[survey.distinct], contrast, survey.groups, where)
+    found = {
+        "distinct_images": len(survey.brightness),
+        "duplicate_groups": exact.groups,
+        "conflicting_groups": exact.conflicting,
+        "near_groups": near.groups,
+        "near_conflicting_groups": near.conflicting,
+        "largest_group": near.largest,
+        "groups_across_splits": GroupsAcrossSplits(exact=exact.across, near=near.across),
+        "constant_images": int(survey.constant[survey.distinct].sum()),
+        "near_constant_images": int((contrast < FLAT_STD).sum()),
+        "flat": _list_flat(contrast, where),
+        "leaks": _count_leaks(survey, held),
+        "outliers": _find_all_outliers(survey, where, reading.sizes),
+        "probably_no_face": no_faces,
+        "votes": None if votes is None else score_votes(read_votes(votes), held, labels, reading.num_rows),
+        "samples": _draw_samples(survey, where, targets),
+    }
+    return audit.model_copy(update=found)
 
 
-def list_places(parts: Sequence[Split], labels: tuple[str, ...]) -> list[dict[str, str]]:
-    """Return what names each image of the parts, one after the other: {"split", "id", "label"}."""
+def list_places(splits: Sequence[Split], labels: tuple[str, ...]) -> list[Place]:
+    """Return what names each image of the splits, one after the other."""
     return [
-        {"split": part.name, "id": str(name), "label": labels[target]}
-        for part in parts
-        for name, target in zip(part.ids, part.targets, strict=True)
+        Place(split.name, str(name), labels[target])
+        for split in splits
+        for name, target in zip(split.ids, split.targets, strict=True)
     ]
 
 
-def number_groups(survey: Survey, where: Sequence[Mapping[str, str]]) -> np.ndarray:
+def number_groups(survey: Survey, where: Sequence[Place]) -> np.ndarray:
     """Return int64 [N], the survey's groups numbered from 0 by their first image in the order of split and id.
 
-    The numbers do not change with the order of the rows within a part.
+    The numbers do not change with the order of the rows within a split.
     """
-    order = sorted(range(len(where)), key=lambda row: (survey.part_of[row], where[row]["id"]))
+    order = sorted(range(len(where)), key=lambda row: (survey.part_of[row], where[row].id))
     names, first, dense = np.unique(survey.groups[order], return_index=True, return_inverse=True)
     rank = np.empty(len(names), np.int64)
     rank[np.argsort(first)] = np.arange(len(names))
@@ -135,42 +140,35 @@ def number_groups(survey: Survey, where: Sequence[Mapping[str, str]]) -> np.ndar
     return groups
 
 
-def _describe_part(part: Split | StreamedSplit, labels: tuple[str, ...]) -> dict[str, Any]:
-    """Return the counts of a part; imbalance is the largest class over the smallest that has images."""
-    if not isinstance(part, Split):
-        return {"num_images": len(part)}
-    counts = np.bincount(part.targets, minlength=len(labels)).tolist()
+def _count_classes(split: Split | StreamedSplit, labels: tuple[str, ...]) -> AuditedSplit:
+    if not isinstance(split, Split):
+        return AuditedSplit(num_images=len(split))
+    counts = np.bincount(split.targets, minlength=len(labels)).tolist()
     present = [count for count in counts if count]
-    return {
-        "num_images": len(part),
-        "classes": dict(zip(labels, counts, strict=True)),
-        "imbalance": round(max(present) / min(present), 2) if present else None,
-    }
+    return AuditedSplit(
+        num_images=len(split),
+        classes=dict(zip(labels, counts, strict=True)),
+        imbalance=round(max(present) / min(present), 2) if present else None,
+    )
 
 
-def _count_groups(survey: Survey, targets: np.ndarray) -> dict[str, Any]:
-    exact = _count_kind(survey.distinct, targets, survey.part_of)
-    near = _count_kind(survey.groups, targets, survey.part_of)
-    return {
-        "distinct_images": len(survey.brightness),
-        "duplicate_groups": exact["groups"],
-        "conflicting_groups": exact["conflicting"],
-        "near_groups": near["groups"],
-        "near_conflicting_groups": near["conflicting"],
-        "largest_group": near["largest"],
-        "groups_across_splits": {"exact": exact["across"], "near": near["across"]},
-    }
+class _GroupCounts(NamedTuple):
+    """Numbers of groups with several images, several labels, and images in several splits; and images in the largest."""
+
+    groups: int
+    conflicting: int
+    across: int
+    largest: int
 
 
-def _count_kind(groups: np.ndarray, targets: np.ndarray, part_of: np.ndarray) -> dict[str, int]:
-    """Return how many groups have several images, several labels, and stand in several parts."""
+def _count_kind(groups: np.ndarray, targets: np.ndarray, split_of: np.ndarray) -> _GroupCounts:
     sizes = np.unique(groups, return_counts=True)[1]
-    return {
-        "groups": int(np.sum(sizes > 1)),
-        "conflicting": len(_find_groups_with_several(groups, targets)),
-        "across": len(_find_groups_with_several(groups, part_of)),
-        "largest": int(sizes.max()),
-    }
+    return _GroupCounts(
+        groups=int(np.sum(sizes > 1)),
+        conflicting=len(_find_groups_with_several(groups, targets)),
+        across=len(_find_groups_with_several(groups, split_of)),
+        largest=int(sizes.max()),
+    )
 
 
 def _find_groups_with_several(groups: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -180,36 +178,30 @@ def _find_groups_with_several(groups: np.ndarray, values: np.ndarray) -> np.ndar
     return numbers[counts > 1]
 
 
-def _describe_flat(survey: Survey, where: list[dict[str, str]]) -> dict[str, Any]:
-    constant, contrast = survey.constant[survey.distinct], survey.contrast[survey.distinct]
+def _list_flat(contrast: np.ndarray, where: Sequence[Place]) -> list[FlatImage]:
     flat = np.flatnonzero(contrast < FLAT_STD)
     listed = flat[np.argsort(contrast[flat], kind="stable")][:MOST_LISTED]
+    return [FlatImage(**where[row]._asdict(), std=round(float(contrast[row]), 2)) for row in listed]
+
+
+def _count_leaks(survey: Survey, splits: Sequence[Split]) -> dict[str, DuplicateCounts]:
     return {
-        "constant_images": int(constant.sum()),
-        "near_constant_images": len(flat),
-        "flat": [{**where[row], "std": round(float(contrast[row]), 2)} for row in listed],
+        f"{splits[left].name}->{splits[right].name}": DuplicateCounts(**survey.find_duplicates(left, right).count())
+        for left, right in combinations(range(len(splits)), 2)
     }
 
 
-def _count_leaks(survey: Survey, parts: list[Split]) -> dict[str, dict[str, int]]:
-    leaks = {}
-    for left, right in combinations(range(len(parts)), 2):
-        leaks[f"{parts[left].name}->{parts[right].name}"] = survey.find_duplicates(left, right).count()
-    return leaks
-
-
-def _describe_outliers(survey: Survey, where: list[dict[str, str]], sizes: Mapping[str, tuple[int, int]]) -> dict:
-    found = {
-        "rule": RULE,
-        "brightness": find_outliers("brightness", survey.brightness[survey.distinct], where),
-        "contrast": find_outliers("contrast", survey.contrast[survey.distinct], where),
-        "size": None,
-    }
-    sized = [place for place in where if place["id"] in sizes]
-    if sized:
-        shorter = np.array([min(sizes[place["id"]]) for place in sized], float)
-        found["size"] = find_outliers("size", shorter, sized)
-    return found
+def _find_all_outliers(
+    survey: Survey, where: Sequence[Place], sizes: Mapping[str, tuple[int, int]]
+) -> OutlierSummaries:
+    sized = [place for place in where if place.id in sizes]
+    shorter = np.array([min(sizes[place.id]) for place in sized], float)
+    return OutlierSummaries(
+        rule=RULE,
+        brightness=find_outliers("brightness", survey.brightness[survey.distinct], where),
+        contrast=find_outliers("contrast", survey.contrast[survey.distinct], where),
+        size=find_outliers("size", shorter, sized) if sized else None,
+    )
 
 
 def _are_expressions(labels: tuple[str, ...]) -> bool:
@@ -217,8 +209,8 @@ def _are_expressions(labels: tuple[str, ...]) -> bool:
     return 2 * sum(label.casefold() in known for label in labels) >= max(2, len(labels))
 
 
-def _draw_samples(survey: Survey, where: list[dict[str, str]], targets: np.ndarray) -> dict[str, Any]:
-    """Return some pairs of each kind, of different parts where there are any, and groups of copies with different labels."""
+def _draw_samples(survey: Survey, where: Sequence[Place], targets: np.ndarray) -> Samples:
+    """Return some pairs of each kind, of different splits where there are any, and groups of copies with different labels."""
     members: dict[int, list[int]] = {}
     by_image = np.argsort(survey.distinct, kind="stable")
     bounds = np.searchsorted(survey.distinct[by_image], np.arange(len(survey.brightness) + 1))
@@ -228,35 +220,34 @@ def _draw_samples(survey: Survey, where: list[dict[str, str]], targets: np.ndarr
             members[image] = by_image[bounds[image] : bounds[image + 1]].tolist()
         return members[image]
 
-    def describe(rows: Sequence[int]) -> list[dict[str, str]]:
-        return [where[row] for row in rows]
+    def list_images(rows: Sequence[int]) -> list[ListedImage]:
+        return [ListedImage(**where[row]._asdict()) for row in rows]
 
-    def choose(pairs: list[tuple[int, int]]) -> list[list[dict[str, str]]]:
+    def choose(pairs: list[tuple[int, int]]) -> list[list[ListedImage]]:
         order = sorted(pairs, key=lambda p: (survey.part_of[p[0]] == survey.part_of[p[1]], p))
         used: set[int] = set()
         chosen = []
         for first, second in order:  # one pair of each group: ten frames of one video would show one face
             if survey.groups[first] not in used and len(chosen) < _MOST_SAMPLES:
                 used.add(int(survey.groups[first]))
-                chosen.append(describe((first, second)))
+                chosen.append(list_images((first, second)))
         return chosen
+
+    def list_pairs(images: np.ndarray) -> list[tuple[int, int]]:
+        return [tuple(sorted((list_members(a)[0], list_members(b)[-1]))) for a, b in images.tolist()]
 
     counts = np.diff(bounds)
     copies = [
         (rows[0], rows[-1]) for rows in map(list_members, np.flatnonzero(counts > 1)) if not _is_flat(survey, rows)
     ]
-    apart = {
-        kind: [tuple(sorted((list_members(a)[0], list_members(b)[-1]))) for a, b in getattr(survey, kind).tolist()]
-        for kind in ("near", "flipped")
-    }
     contradicting = _find_groups_with_several(survey.distinct, targets)
     conflicting = sorted(rows for rows in map(list_members, contradicting) if not _is_flat(survey, rows))
-    return {
-        "exact": choose(copies),
-        "near": choose(apart["near"]),
-        "flipped": choose(apart["flipped"]),
-        "conflicting": [describe(rows[:6]) for rows in conflicting[:_MOST_SAMPLES]],
-    }
+    return Samples(
+        exact=choose(copies),
+        near=choose(list_pairs(survey.near)),
+        flipped=choose(list_pairs(survey.flipped)),
+        conflicting=[list_images(rows[:6]) for rows in conflicting[:_MOST_SAMPLES]],
+    )
 
 
 def _is_flat(survey: Survey, rows: Sequence[int]) -> bool:
@@ -266,21 +257,21 @@ def _is_flat(survey: Survey, rows: Sequence[int]) -> bool:
 def _compute_fingerprint(bundle: DataBundle, votes: str | Path | None) -> str:
     """Return the sha256 (hex) of all that the audit depends on."""
     digest = hashlib.sha256(repr((_CACHE_VERSION, bundle.labels, bundle.reading)).encode())
-    for part in (bundle.train, bundle.validation, bundle.test):
-        if part is None:
+    for split in (bundle.train, bundle.validation, bundle.test):
+        if split is None:
             digest.update(b"none")
             continue
-        own = compute_fingerprint(part) if isinstance(part, Split) else str(len(part))
-        digest.update(f"{part.name}:{own}".encode())
+        own = compute_fingerprint(split) if isinstance(split, Split) else str(len(split))
+        digest.update(f"{split.name}:{own}".encode())
     if votes is not None and Path(votes).expanduser().is_file():
         digest.update(Path(votes).name.encode() + Path(votes).expanduser().read_bytes())
     return digest.hexdigest()
 
 
-def _read_cached(path: Path, fingerprint: str) -> dict[str, Any] | None:
+def _read_cached(path: Path, fingerprint: str) -> AuditRecord | None:
     """Return an audit of the cache; None where there is none, or it is damaged."""
     try:
-        audit = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # absent or damaged: made anew
+        audit = AuditRecord.parse(read_json(path), path)
+    except (OSError, ValueError, ModelError):  # absent or damaged: made anew
         return None
-    return audit if isinstance(audit, dict) and audit.get("fingerprint") == fingerprint else None
+    return audit if audit.fingerprint == fingerprint else None

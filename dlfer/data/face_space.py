@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 
 from dlfer.data.outliers import FLAT_STD, MOST_LISTED, compute_robust_z
+from dlfer.runs.audit_record import NoFaceImage, NoFaces, Place
 
 NUM_COMPONENTS = 80
 LEAST_IMAGES = 500
@@ -52,8 +53,8 @@ def compute_face_distances(signatures: np.ndarray, use: np.ndarray, groups: np.n
 
 
 def find_no_faces(
-    signatures: np.ndarray, contrast: np.ndarray, groups: np.ndarray, where: list[dict[str, str]]
-) -> dict[str, Any] | None:
+    signatures: np.ndarray, contrast: np.ndarray, groups: np.ndarray, where: Sequence[Place]
+) -> NoFaces | None:
     """Return which images are probably no face, the furthest from face space first; None for fewer than 500 images.
 
     Listed are those whose distance is more than 3 robust standard deviations of its logarithm above
@@ -64,10 +65,7 @@ def find_no_faces(
         signatures: float32 [N, 256].
         contrast: float [N], standard deviations; images below 5 are flat, and not judged.
         groups: int [N], of duplicates.
-        where: for each image what names it, {"split", "id", "label"}.
-
-    Returns:
-        {"n", "threshold" (of the distance), "images": [{"split", "id", "label", "distance"}] (at most 100), "measured"}.
+        where: what names each image.
     """
     judged = np.flatnonzero(contrast >= FLAT_STD)
     _, dense = np.unique(groups, return_inverse=True)
@@ -79,9 +77,9 @@ def find_no_faces(
     z, median, scale = compute_robust_z(logs[judged], 1e-3)
     far = judged[z > ROBUST_Z]
     furthest = far[np.argsort(-distances[far], kind="stable")][:MOST_LISTED]
-    return {
-        "n": len(far),
-        "threshold": round(float(np.exp(median + ROBUST_Z * scale)), 5),
-        "images": [{**where[row], "distance": round(float(distances[row]), 5)} for row in furthest],
-        "measured": MEASURED,
-    }
+    return NoFaces(
+        n=len(far),
+        threshold=round(float(np.exp(median + ROBUST_Z * scale)), 5),
+        images=[NoFaceImage(**where[row]._asdict(), distance=round(float(distances[row]), 5)) for row in furthest],
+        measured=MEASURED,
+    )

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
+
+from dlfer.runs.audit_record import OutlierImage, OutlierSummary, Place
 
 FLAT_STD = 5.0
 MOST_LISTED = 100
@@ -40,17 +42,13 @@ def compute_robust_z(values: np.ndarray, least_scale: float) -> tuple[np.ndarray
     return (values - median) / scale, median, scale
 
 
-def find_outliers(kind: str, values: np.ndarray, where: list[dict[str, str]]) -> dict[str, Any]:
-    """Return which images are outliers of one kind, the furthest first.
+def find_outliers(kind: str, values: np.ndarray, where: Sequence[Place]) -> OutlierSummary:
+    """Return which images are outliers of one kind, the furthest first and at most 100 of them.
 
     Args:
         kind: "brightness", "contrast" or "size".
         values: float [N], N >= 1; of sizes the shorter side in pixels.
-        where: for each image what names it, {"split", "id", "label"}.
-
-    Returns:
-        {"n", "median", "low", "high" (the bounds beyond which an image is an outlier), "images":
-        [{"split", "id", "label", "value"}] (at most 100)}.
+        where: what names each image.
     """
     scaled = np.log(values) if kind == "size" else values
     z, median, scale = compute_robust_z(scaled, _LEAST_SCALE[kind])
@@ -59,8 +57,6 @@ def find_outliers(kind: str, values: np.ndarray, where: list[dict[str, str]]) ->
         bounds = [float(np.exp(bound)) for bound in bounds]
     outside = np.flatnonzero(np.abs(z) > ROBUST_Z)
     furthest = outside[np.argsort(-np.abs(z[outside]), kind="stable")][:MOST_LISTED]
-    return {
-        "n": len(outside),
-        **{name: round(bound, 2) for name, bound in zip(("median", "low", "high"), bounds, strict=True)},
-        "images": [{**where[row], "value": round(float(values[row]), 2)} for row in furthest],
-    }
+    median, low, high = (round(bound, 2) for bound in bounds)
+    images = [OutlierImage(**where[row]._asdict(), value=round(float(values[row]), 2)) for row in furthest]
+    return OutlierSummary(n=len(outside), median=median, low=low, high=high, images=images)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,8 @@ from dlfer.data.labels import SPELLINGS
 from dlfer.data.outliers import MOST_LISTED
 from dlfer.errors import DataError, MissingDataError
 from dlfer.metrics.intervals import compute_wilson_interval
+from dlfer.runs.audit_record import ContestedImage, VoteShares, VoteSummary
+from dlfer.runs.metrics_record import CountedEstimate
 
 DEFINITION = (
     "The plurality of an image is what most of its votes say, of all columns of the file (contempt, unknown and "
@@ -130,20 +131,12 @@ def align_votes(votes: Votes, parts: list[Split], num_rows: int | None = None) -
     return aligned
 
 
-def score_votes(
-    votes: Votes, parts: list[Split], labels: tuple[str, ...], num_rows: int | None = None
-) -> dict[str, Any]:
-    """Return how far the votes confirm the labels, ready for audit.json.
+def score_votes(votes: Votes, parts: list[Split], labels: tuple[str, ...], num_rows: int | None = None) -> VoteSummary:
+    """Return how far the votes confirm the labels; every share has Wilson's interval.
 
     Args:
         votes, parts, num_rows: as for `align_votes`.
         labels: names of the targets; each must be a column, by any known spelling.
-
-    Returns:
-        file, definition, n, agreement (of the label with the plurality) and ceiling, each {value, low, high, n}
-        with Wilson's interval, the same for each part in splits {name: {agreement, ceiling}} and each
-        label in labels {label: agreement}, and contested: the (at most 100) images whose plurality is smallest,
-        [{split, id, label, plurality, share: {value, low, high, n}, votes {column: count}}].
 
     Raises:
         DataError: as `align_votes`, or a label that is no column.
@@ -158,22 +151,22 @@ def score_votes(
     ids = np.concatenate([part.ids for part in parts])[voted]
     agrees = compute_agreement(counts, lookup[targets])
     ceiling = compute_ceiling(counts)
-    return {
-        "file": votes.path.name,
-        "definition": DEFINITION,
-        "n": len(voted),
-        "agreement": _describe_share(agrees),
-        "ceiling": _describe_share(ceiling),
-        "splits": {
-            part.name: {
-                "agreement": _describe_share(agrees[names == part.name]),
-                "ceiling": _describe_share(ceiling[names == part.name]),
-            }
-            for part in parts
-        },
-        "labels": {label: _describe_share(agrees[targets == index]) for index, label in enumerate(labels)},
-        "contested": _list_contested(votes, counts, [labels[target] for target in targets], names, ids),
+    splits = {
+        part.name: VoteShares(
+            agreement=_estimate_share(agrees[names == part.name]), ceiling=_estimate_share(ceiling[names == part.name])
+        )
+        for part in parts
     }
+    return VoteSummary(
+        file=votes.path.name,
+        definition=DEFINITION,
+        n=len(voted),
+        agreement=_estimate_share(agrees),
+        ceiling=_estimate_share(ceiling),
+        splits=splits,
+        labels={label: _estimate_share(agrees[targets == index]) for index, label in enumerate(labels)},
+        contested=_list_contested(votes, counts, [labels[target] for target in targets], names, ids),
+    )
 
 
 def compute_agreement(counts: np.ndarray, chosen: np.ndarray) -> np.ndarray:
@@ -284,18 +277,18 @@ def find_column(votes: Votes, label: str) -> int:
     return found[0]
 
 
-def _describe_share(values: np.ndarray) -> dict[str, float | int | None]:
+def _estimate_share(values: np.ndarray) -> CountedEstimate:
     """Return the mean of values in [0, 1] with Wilson's interval; ties and voters make them fractions."""
     values = values[~np.isnan(values)]
     if not len(values):
-        return {"value": None, "low": None, "high": None, "n": 0}
+        return CountedEstimate(value=None, low=None, high=None, n=0)
     low, high = compute_wilson_interval(float(values.sum()), len(values))
-    return {"value": float(values.mean()), "low": low, "high": high, "n": len(values)}
+    return CountedEstimate(value=float(values.mean()), low=low, high=high, n=len(values))
 
 
 def _list_contested(
     votes: Votes, counts: np.ndarray, labels: list[str], names: np.ndarray, ids: np.ndarray
-) -> list[dict[str, Any]]:
+) -> list[ContestedImage]:
     """Return the images whose plurality has the smallest share, by entropy and id where it is equal."""
     several = np.flatnonzero(counts.sum(axis=1) >= 2)
     shares = counts[several] / counts[several].sum(axis=1, keepdims=True)
@@ -306,13 +299,13 @@ def _list_contested(
         most, total = int(counts[row].max()), int(counts[row].sum())
         low, high = compute_wilson_interval(most, total)
         listed.append(
-            {
-                "split": str(names[row]),
-                "id": str(ids[row]),
-                "label": labels[row],
-                "plurality": [name for name, count in zip(votes.columns, counts[row], strict=True) if count == most],
-                "share": {"value": most / total, "low": low, "high": high, "n": total},
-                "votes": {name: int(n) for name, n in zip(votes.columns, counts[row], strict=True) if n},
-            }
+            ContestedImage(
+                split=str(names[row]),
+                id=str(ids[row]),
+                label=labels[row],
+                plurality=[name for name, count in zip(votes.columns, counts[row], strict=True) if count == most],
+                share=CountedEstimate(value=most / total, low=low, high=high, n=total),
+                votes={name: int(n) for name, n in zip(votes.columns, counts[row], strict=True) if n},
+            )
         )
     return listed

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import csv
 import io
-import json
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dlfer.config.load import load_experiment, resolve_path
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import DataConfig
-from dlfer.data.audit import audit_parts, list_places, number_groups
+from dlfer.data.audit import audit_splits, list_places, number_groups
 from dlfer.data.bundle import Reading, Split, StreamedSplit
 from dlfer.data.fer2013 import load_fer2013_parts
 from dlfer.data.sources import load_parts_of_source
@@ -24,9 +22,10 @@ from dlfer.data.survey import Survey, survey_images
 from dlfer.errors import UserError
 from dlfer.report.audit import list_shown, write_audit_page
 from dlfer.runs.atomic import write_atomically
+from dlfer.runs.audit_record import AuditRecord
 
 _IMAGE_SIZE = 256
-"""Pixels: what a folder's images are at most reduced to where their sizes differ and no experiment says."""
+"""Pixels. Images of a folder that differ in size are reduced to at most this size, unless an experiment says another."""
 
 
 @dataclass(frozen=True)
@@ -35,8 +34,8 @@ class Inspected:
 
     Attributes:
         name: the file or folder.
-        parts: in the source's own names.
-        labels: of the targets.
+        splits: under the source's own names.
+        labels: names of the targets.
         reading: what could not be read.
         notes: what was done to the images when they were loaded.
         votes: the experiment's file of votes.
@@ -44,7 +43,7 @@ class Inspected:
     """
 
     name: str
-    parts: tuple[Split | StreamedSplit, ...]
+    splits: tuple[Split | StreamedSplit, ...]
     labels: tuple[str, ...]
     reading: Reading
     notes: tuple[str, ...] = ()
@@ -53,8 +52,8 @@ class Inspected:
 
     @property
     def held(self) -> list[Split]:
-        """The parts with images in memory."""
-        return [part for part in self.parts if isinstance(part, Split) and len(part)]
+        """The splits with images in memory."""
+        return [split for split in self.splits if isinstance(split, Split) and len(split)]
 
 
 @dataclass(frozen=True)
@@ -74,21 +73,18 @@ def inspect_data(
     folder: Path | None = None,
     votes: Path | None = None,
     files: AuditFiles | None = None,
-) -> dict[str, Any]:
+) -> AuditRecord:
     """Audit the data of an experiment file, a csv or a folder, and write the files asked for.
 
     What cannot be read is counted and named, and does not end the audit.
 
     Args:
         file: an experiment, whose `finetune.data` is audited; or an .npz of arrays.
-        csv: a csv in the layout of FER2013, with or without a column Usage; all Usages are parts.
+        csv: a csv in the layout of FER2013, with or without a column Usage; each Usage is a split.
         folder: class folders, or train, validation and test with them.
         votes: a file of FER+ votes, instead of the experiment's `finetune.data.votes`.
         files: what to write: json the audit; html a page; groups a csv id,split,label,group; split a csv id,split
             that divides all images into train, validation and test with each group on one side.
-
-    Returns:
-        The audit, as `dlfer.data.audit.audit_parts` returns it, with "source" and "notes".
 
     Raises:
         UserError: not exactly one of file, csv and folder, or the data is not there or not in such a layout.
@@ -103,13 +99,10 @@ def inspect_data(
             f"dlfer audit: {data.name} is streamed, so its images are not looked into; no groups are known."
         )
     survey = survey_images(held) if held else None
-    audit = {
-        "source": data.name,
-        "notes": list(data.notes),
-        **audit_parts(data.parts, data.labels, reading=data.reading, votes=votes or data.votes, survey=survey),
-    }
+    found = audit_splits(data.splits, data.labels, reading=data.reading, votes=votes or data.votes, survey=survey)
+    audit = found.model_copy(update={"source": data.name, "notes": list(data.notes)})
     if files.json is not None:
-        write_atomically(files.json, json.dumps(audit, indent=2) + "\n")
+        write_atomically(files.json, audit.dump())
     if files.html is not None:
         write_audit_page(files.html, audit, _pick_images(audit, held))
     if files.groups is not None:
@@ -126,8 +119,8 @@ def load_inspected(file: Path | None, *, csv: Path | None = None, folder: Path |
         UserError: as `inspect_data`.
     """
     if csv is not None:
-        parts, reading = load_fer2013_parts(csv)
-        return Inspected(str(csv), tuple(parts), FER2013_LABELS, reading)
+        splits, reading = load_fer2013_parts(csv)
+        return Inspected(str(csv), tuple(splits), FER2013_LABELS, reading)
     votes, image_size = None, _IMAGE_SIZE
     if folder is not None:
         config = DataConfig(source="folder", path=str(folder))
@@ -143,30 +136,30 @@ def load_inspected(file: Path | None, *, csv: Path | None = None, folder: Path |
             "a csv goes with --csv, class folders with --folder."
         )
     bundle = load_parts_of_source(config.model_copy(update={"skip_unreadable": True}), image_size=image_size)
-    parts = tuple(part for part in (bundle.train, bundle.validation, bundle.test) if part is not None)
+    splits = tuple(split for split in (bundle.train, bundle.validation, bundle.test) if split is not None)
     name = str(file if folder is None else folder)
-    return Inspected(name, parts, bundle.labels, bundle.reading, bundle.notes, votes, config.seed)
+    return Inspected(name, splits, bundle.labels, bundle.reading, bundle.notes, votes, config.seed)
 
 
 def format_groups(data: Inspected, survey: Survey) -> str:
     """Return a csv id,split,label,group: a chain of duplicates connects the images of one group."""
     where = list_places(data.held, data.labels)
     groups = number_groups(survey, where).tolist()
-    rows = [(place["id"], place["split"], place["label"], group) for place, group in zip(where, groups, strict=True)]
+    rows = [(place.id, place.split, place.label, group) for place, group in zip(where, groups, strict=True)]
     return _format_csv(("id", "split", "label", "group"), rows)
 
 
 def format_split(data: Inspected, survey: Survey) -> str:
     """Return a csv id,split that divides all images 80/20 and again 80/20, stratified, each group on one side.
 
-    Where an id recurs among the parts, each id is preceded by its part: "train/0.png".
+    Where an id occurs in several splits, each id is preceded by its split: "train/0.png".
     """
     where = list_places(data.held, data.labels)
-    ids = np.array([place["id"] for place in where])
+    ids = np.array([place.id for place in where])
     if len(np.unique(ids)) < len(ids):
-        ids = np.array([f"{place['split']}/{place['id']}" for place in where])
-    targets = np.concatenate([part.targets for part in data.held])
-    # The groups are known, so the draw looks at ids and targets alone; the parts may differ in shape.
+        ids = np.array([f"{place.split}/{place.id}" for place in where])
+    targets = np.concatenate([split.targets for split in data.held])
+    # The groups are known, so the draw looks at ids and targets alone; the splits may differ in shape.
     pool = Split("all", np.zeros((len(ids), 1, 1, 1), np.uint8), targets, ids)
     judged = draw_held_out(pool, TEST_FRACTION, seed=data.seed, purpose="test", groups=survey.groups)
     rest = np.flatnonzero(~judged)
@@ -178,7 +171,7 @@ def format_split(data: Inspected, survey: Survey) -> str:
     return _format_csv(("id", "split"), zip(ids.tolist(), names.tolist(), strict=True))
 
 
-def _format_csv(header: tuple[str, ...], rows: Any) -> str:
+def _format_csv(header: tuple[str, ...], rows: Iterable[tuple]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
@@ -186,12 +179,12 @@ def _format_csv(header: tuple[str, ...], rows: Any) -> str:
     return text.getvalue()
 
 
-def _pick_images(audit: Mapping[str, Any], parts: list[Split]) -> dict[tuple[str, str], np.ndarray]:
+def _pick_images(audit: AuditRecord, splits: list[Split]) -> dict[tuple[str, str], np.ndarray]:
     """Return the images that the page shows, by (split, id)."""
     wanted = set(list_shown(audit))
     return {
-        (part.name, str(name)): part.images[row]
-        for part in parts
-        for row, name in enumerate(part.ids)
-        if (part.name, str(name)) in wanted
+        (split.name, str(name)): split.images[row]
+        for split in splits
+        for row, name in enumerate(split.ids)
+        if (split.name, str(name)) in wanted
     }

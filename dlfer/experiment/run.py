@@ -40,6 +40,7 @@ from dlfer.report.duplicates import describe_duplicates, find_without, format_wi
 from dlfer.report.html import write_report
 from dlfer.report.page import format_percent
 from dlfer.report.pictures import write_confusion_page, write_error_page
+from dlfer.runs.audit_record import AuditRecord
 from dlfer.runs.find import open_run
 from dlfer.runs.openings import count_openings, log_opening
 from dlfer.runs.options import RunOptions
@@ -161,7 +162,7 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
     duplicates = find_run_duplicates(bundle)
     data = describe_data(bundle, duplicates)
     run.write_json("data.json", data)
-    run.write_json("audit.json", _audit(run, config.finetune.data, bundle, session))
+    _audit(run, config.finetune.data, bundle, session).write(run.path)
     extras = choose_extras(config.evaluate, bundle, smoke=run.is_smoke)
     fitted = FITTERS[config.model.family](run, config, session, device, bundle)
     classifier = fitted.classifier
@@ -210,7 +211,7 @@ def _warn_of_learning(run: Run, train: Predictions | None, session: Session) -> 
         session.listener.warn(text)
 
 
-def _audit(run: Run, data: DataConfig, bundle: DataBundle, session: Session) -> dict:
+def _audit(run: Run, data: DataConfig, bundle: DataBundle, session: Session) -> AuditRecord:
     """Return the audit of the data as the run has it, made once for all runs on the very same data."""
     # Images that were drawn in place of absent files have no votes.
     votes = None if data.votes is None or data.source.startswith("synthetic") else resolve_path(data.votes)

@@ -6,119 +6,152 @@ import base64
 import io
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy as np
 
 from dlfer.report.duplicates import list_kinds
 from dlfer.report.page import format_count, format_interval, format_percent, render_page
+from dlfer.runs.audit_record import AuditRecord, ListedImage, OutlierImage, OutlierSummary, VoteSummary
+from dlfer.runs.records import DuplicateCounts
 
 MOST_SHOWN = 24
+"""Contested images, and images that are perhaps no face, on the page."""
+_MOST_OUTLIERS = 12
 _SIDE = 96
 
 
-def describe_audit(audit: Mapping[str, Any]) -> list[str]:
-    """Return what an audit found, in plain sentences with numbers, the worst first.
+class ClassCount(NamedTuple):
+    """Number and share of a class in one split."""
 
-    Args:
-        audit: as `dlfer.data.audit` writes it, or as `read_audit` reads one of an earlier version.
-    """
+    n: int
+    share: float
+
+
+class ClassTable(NamedTuple):
+    """The table of class counts: label -> its counts in each of the splits; `widest` is the largest share."""
+
+    splits: list[str]
+    rows: dict[str, list[ClassCount]]
+    widest: float
+
+
+class Leak(NamedTuple):
+    """Images of split `right` that have a duplicate in split `left`; `num_images` is the size of `right`."""
+
+    left: str
+    right: str
+    num_images: int
+    counts: DuplicateCounts
+
+
+class GroupRow(NamedTuple):
+    """Numbers of groups of one kind of duplicates: all, those with different labels, those across splits."""
+
+    kind: str
+    groups: int
+    conflicting: int
+    across: int
+
+
+class OutlierRow(NamedTuple):
+    """Outliers of one kind, the unit of their values, and those that the page shows."""
+
+    kind: str
+    unit: str
+    found: OutlierSummary
+    images: list[OutlierImage]
+
+
+def describe_audit(audit: AuditRecord) -> list[str]:
+    """Return what an audit found, in plain sentences with numbers, the worst first."""
     lines = [_describe_size(audit)]
-    unreadable = audit.get("unreadable") or {"n": 0}
-    if unreadable["n"]:
-        what = "row or file" if unreadable["n"] == 1 else "rows or files"
-        lines.append(
-            f"{format_count(unreadable['n'])} {what} could not be read; the first: {unreadable['examples'][0]}"
-        )
-    if "distinct_images" not in audit:
+    unreadable = audit.unreadable
+    if unreadable.n:
+        what = "row or file" if unreadable.n == 1 else "rows or files"
+        lines.append(f"{format_count(unreadable.n)} {what} could not be read; the first: {unreadable.examples[0]}")
+    if audit.is_streamed:
         return [*lines, "The images are streamed, so they were not looked into."]
-    lines += [_describe_leak(pair, leak, audit) for pair, leak in audit["leaks"].items()]
+    lines += [_describe_leak(leak) for leak in _list_leaks(audit)]
     lines += _describe_duplicates(audit)
     lines += _describe_classes(audit)
     lines += _describe_unusual(audit)
-    return lines + _describe_votes(audit.get("votes"))
+    return lines + _describe_votes(audit.votes)
 
 
-def write_audit_page(path: Path, audit: Mapping[str, Any], images: Mapping[tuple[str, str], np.ndarray]) -> Path:
+def write_audit_page(path: Path, audit: AuditRecord, images: Mapping[tuple[str, str], np.ndarray]) -> Path:
     """Write the audit as one self-contained page, with images of the data in it; return its path.
 
     Args:
         path: the file.
-        audit: as `dlfer.experiment.audit.inspect_data` returns it.
+        audit: of `dlfer.experiment.audit.inspect_data`.
         images: uint8 [H, W, C] by (split, id), of those that `list_shown` names.
     """
-    pictures = {place: _encode(pixels) for place, pixels in images.items()}
-    votes = audit.get("votes")
+    titles = {
+        "Exact duplicates": audit.samples.exact,
+        "Near duplicates": audit.samples.near,
+        "Horizontally flipped duplicates": audit.samples.flipped,
+    }
     context = {
-        "name": Path(audit["source"]).name or audit["source"],
+        "name": Path(audit.source).name or audit.source,
         "audit": audit,
         "lines": describe_audit(audit),
-        "classes": _list_classes(audit),
+        "classes": _count_classes(audit),
         "leaks": _list_leaks(audit),
         "groups": _list_groups(audit),
-        "pairs": [group for group in _list_pairs(audit) if group["pairs"]],
-        "conflicting": (audit.get("samples") or {}).get("conflicting", []),
-        "votes": votes,
-        "contested": votes["contested"][:MOST_SHOWN] if votes else [],
-        "no_face": ((audit.get("probably_no_face") or {}).get("images") or [])[:MOST_SHOWN],
+        "pairs": {title: pairs for title, pairs in titles.items() if pairs},
+        "contested": _list_contested(audit),
+        "no_face": _list_no_faces(audit),
         "outliers": _list_outliers(audit),
-        "pictures": pictures,
+        "pictures": {place: _encode(pixels) for place, pixels in images.items()},
     }
     return render_page("audit.html.j2", Path(path), context)
 
 
-def list_shown(audit: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+def list_shown(audit: AuditRecord) -> Iterator[tuple[str, str]]:
     """Yield (split, id) of each image that the page shows."""
-    for groups in (audit.get("samples") or {}).values():
-        for group in groups:
-            yield from ((image["split"], image["id"]) for image in group)
-    for key in ("votes", "probably_no_face"):
-        found = audit.get(key) or {}
-        for image in (found.get("contested") or found.get("images") or [])[:MOST_SHOWN]:
-            yield image["split"], image["id"]
-    for kind in _list_outliers(audit):
-        yield from ((image["split"], image["id"]) for image in kind["images"])
+    groups: list[list[ListedImage]] = [*audit.samples.iterate_groups(), _list_contested(audit), _list_no_faces(audit)]
+    for group in (*groups, *(row.images for row in _list_outliers(audit))):
+        yield from ((image.split, image.id) for image in group)
 
 
-def _describe_size(audit: Mapping[str, Any]) -> str:
-    parts = ", ".join(f"{name} {format_count(part['num_images'])}" for name, part in audit["splits"].items())
-    images = "1 image" if audit["num_images"] == 1 else f"{format_count(audit['num_images'])} images"
-    labels = "1 label" if len(audit["labels"]) == 1 else f"{len(audit['labels'])} labels"
-    return f"{images} ({parts}) with {labels}."
+def _describe_size(audit: AuditRecord) -> str:
+    splits = ", ".join(f"{name} {format_count(split.num_images)}" for name, split in audit.splits.items())
+    images = "1 image" if audit.num_images == 1 else f"{format_count(audit.num_images)} images"
+    labels = "1 label" if len(audit.labels) == 1 else f"{len(audit.labels)} labels"
+    return f"{images} ({splits}) with {labels}."
 
 
-def _describe_leak(pair: str, leak: Mapping[str, int], audit: Mapping[str, Any]) -> str:
-    left, _, right = pair.partition("->")
-    if not leak["any"]:
-        return f"No image of {right} has a duplicate in {left}."
-    total = audit["splits"][right]["num_images"]
+def _describe_leak(leak: Leak) -> str:
+    if not leak.counts.any:
+        return f"No image of {leak.right} has a duplicate in {leak.left}."
     return (
-        f"{format_count(leak['any'])} of {format_count(total)} images of {right} ({format_percent(leak['any'] / total)}) "
-        f"have a duplicate in {left}{list_kinds(leak)}."
+        f"{format_count(leak.counts.any)} of {format_count(leak.num_images)} images of {leak.right} "
+        f"({format_percent(leak.counts.any / leak.num_images)}) have a duplicate in {leak.left}{list_kinds(leak.counts)}."
     )
 
 
-def _describe_duplicates(audit: Mapping[str, Any]) -> list[str]:
-    if audit["duplicate_groups"]:
+def _describe_duplicates(audit: AuditRecord) -> list[str]:
+    if audit.duplicate_groups:
         lines = [
-            f"{format_count(audit['distinct_images'])} images are distinct; {format_count(audit['duplicate_groups'])} "
-            f"of them occur more than once, {format_count(audit['conflicting_groups'])} under different labels."
+            f"{format_count(audit.distinct_images)} images are distinct; {format_count(audit.duplicate_groups)} "
+            f"of them occur more than once, {format_count(audit.conflicting_groups)} under different labels."
         ]
     else:
         lines = ["No image occurs more than once."]
-    if audit.get("near_groups"):
+    if audit.near_groups:
         lines.append(
-            f"Chains of exact, near, flipped and augmented duplicates make {format_count(audit['near_groups'])} groups, "
-            f"the largest of {format_count(audit['largest_group'])} images; "
-            f"{format_count(audit['near_conflicting_groups'])} of the groups have different labels in them."
+            f"Chains of exact, near, flipped and augmented duplicates make {format_count(audit.near_groups)} groups, "
+            f"the largest of {format_count(audit.largest_group)} images; "
+            f"{format_count(audit.near_conflicting_groups)} of the groups have different labels in them."
         )
     return lines
 
 
-def _describe_classes(audit: Mapping[str, Any]) -> list[str]:
+def _describe_classes(audit: AuditRecord) -> list[str]:
     lines = []
-    for name, part in audit["splits"].items():
-        classes = part.get("classes") or {}
+    for name, split in audit.splits.items():
+        classes = split.classes or {}
         present = {label: count for label, count in classes.items() if count}
         empty = [label for label in classes if label not in present]
         if empty:
@@ -134,93 +167,94 @@ def _describe_classes(audit: Mapping[str, Any]) -> list[str]:
     return lines
 
 
-def _describe_unusual(audit: Mapping[str, Any]) -> list[str]:
-    lines, constant = [], audit["constant_images"]
-    nearly = audit.get("near_constant_images", constant) - constant
+def _describe_unusual(audit: AuditRecord) -> list[str]:
+    lines, constant = [], audit.constant_images
+    nearly = 0 if audit.near_constant_images is None else audit.near_constant_images - constant
     if constant or nearly:
         lines.append(
             f"{format_count(constant)} {'image is' if constant == 1 else 'images are'} of one colour, "
             f"{format_count(nearly)} more nearly so (standard deviation below 5 grey levels)."
         )
-    outliers = audit.get("outliers") or {}
-    found = [
-        f"{format_count(outliers[kind]['n'])} in {kind}"
-        for kind in ("brightness", "contrast", "size")
-        if outliers.get(kind) and outliers[kind]["n"]
-    ]
-    if found:
-        lines.append(f"Outliers: {', '.join(found)}.")
-    no_face = audit.get("probably_no_face")
-    if no_face and no_face["n"]:
-        what = "1 image is" if no_face["n"] == 1 else f"{format_count(no_face['n'])} images are"
+    outliers = [f"{format_count(row.found.n)} in {row.kind}" for row in _list_outliers(audit)]
+    if outliers:
+        lines.append(f"Outliers: {', '.join(outliers)}.")
+    no_face = audit.probably_no_face
+    if no_face and no_face.n:
+        what = "1 image is" if no_face.n == 1 else f"{format_count(no_face.n)} images are"
         lines.append(f"{what} unlike the other faces, so perhaps no face at all: look through them.")
     return lines
 
 
-def _describe_votes(votes: Mapping[str, Any] | None) -> list[str]:
-    if not votes or not votes["n"]:
+def _describe_votes(votes: VoteSummary | None) -> list[str]:
+    if votes is None or not votes.n:
         return []
-    agreement, ceiling = votes["agreement"], votes["ceiling"]
+    agreement, ceiling = votes.agreement, votes.ceiling
     return [
-        f"The label is what most of the votes in {votes['file']} say for {format_percent(agreement['value'])} of "
-        f"{format_count(agreement['n'])} images ({format_interval(agreement)}).",
-        f"One annotator agrees with the plurality of the others on {format_percent(ceiling['value'])} "
+        f"The label is what most of the votes in {votes.file} say for {format_percent(agreement.value)} of "
+        f"{format_count(agreement.n)} images ({format_interval(agreement)}).",
+        f"One annotator agrees with the plurality of the others on {format_percent(ceiling.value)} "
         f"({format_interval(ceiling)}): that is the ceiling that one annotator reaches.",
     ]
 
 
-def _list_classes(audit: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the table of class counts: a row per label, a column per part, with shares for the bars."""
-    parts = {name: part["classes"] for name, part in audit["splits"].items() if "classes" in part}
-    rows = []
-    for label in audit["labels"] if parts else ():
-        counts = [classes[label] for classes in parts.values()]
-        totals = [sum(classes.values()) for classes in parts.values()]
-        cells = [{"n": n, "share": n / total if total else 0} for n, total in zip(counts, totals, strict=True)]
-        rows.append({"label": label, "cells": cells})
-    widest = max((cell["share"] for row in rows for cell in row["cells"]), default=1) or 1
-    return {"parts": list(parts), "rows": rows, "widest": widest}
+def _count_classes(audit: AuditRecord) -> ClassTable:
+    """Return the counts of the splits whose classes are known."""
+    splits = {name: split.classes for name, split in audit.splits.items() if split.classes is not None}
+    totals = [sum(classes.values()) for classes in splits.values()]
+    rows = {
+        label: [
+            ClassCount(classes[label], classes[label] / total if total else 0)
+            for classes, total in zip(splits.values(), totals, strict=True)
+        ]
+        for label in (audit.labels if splits else ())
+    }
+    widest = max((count.share for counts in rows.values() for count in counts), default=1) or 1
+    return ClassTable(list(splits), rows, widest)
 
 
-def _list_leaks(audit: Mapping[str, Any]) -> list[dict[str, Any]]:
-    rows = []
-    for pair, leak in (audit.get("leaks") or {}).items():
+def _list_leaks(audit: AuditRecord) -> list[Leak]:
+    leaks = []
+    for pair, counts in audit.leaks.items():
         left, _, right = pair.partition("->")
-        rows.append({"left": left, "right": right, "n": audit["splits"][right]["num_images"], **leak})
-    return rows
+        leaks.append(Leak(left, right, audit.splits[right].num_images, counts))
+    return leaks
 
 
-def _list_groups(audit: Mapping[str, Any]) -> list[tuple[str, int, int, int]]:
-    """Return (kind, groups, with different labels, across splits) of exact duplicates and of all duplicates."""
-    if "near_groups" not in audit:
+def _list_groups(audit: AuditRecord) -> list[GroupRow]:
+    across = audit.groups_across_splits
+    if across is None:
         return []
-    across = audit["groups_across_splits"]
     return [
-        ("exact duplicates", audit["duplicate_groups"], audit["conflicting_groups"], across["exact"]),
-        ("all duplicates", audit["near_groups"], audit["near_conflicting_groups"], across["near"]),
+        GroupRow("exact duplicates", audit.duplicate_groups, audit.conflicting_groups, across.exact),
+        GroupRow("all duplicates", audit.near_groups, audit.near_conflicting_groups, across.near),
     ]
 
 
-def _list_pairs(audit: Mapping[str, Any]) -> list[dict[str, Any]]:
-    samples = audit.get("samples") or {}
-    titles = {"exact": "Exact duplicates", "near": "Near duplicates", "flipped": "Horizontally flipped duplicates"}
-    return [{"title": title, "pairs": samples.get(kind) or []} for kind, title in titles.items()]
+def _list_contested(audit: AuditRecord) -> list[ListedImage]:
+    return [] if audit.votes is None else audit.votes.contested[:MOST_SHOWN]
 
 
-def _list_outliers(audit: Mapping[str, Any]) -> list[dict[str, Any]]:
-    found = audit.get("outliers") or {}
-    units = {"brightness": "grey levels", "contrast": "grey levels", "size": "pixels"}
-    flat = {(image["split"], image["id"]) for image in audit.get("flat") or []}  # a row of black squares shows nothing
-    return [
-        {
-            "kind": kind,
-            "unit": unit,
-            **found[kind],
-            "images": [image for image in found[kind]["images"] if (image["split"], image["id"]) not in flat][:12],
-        }
-        for kind, unit in units.items()
-        if found.get(kind) and found[kind]["n"]
-    ]
+def _list_no_faces(audit: AuditRecord) -> list[ListedImage]:
+    return [] if audit.probably_no_face is None else audit.probably_no_face.images[:MOST_SHOWN]
+
+
+def _list_outliers(audit: AuditRecord) -> list[OutlierRow]:
+    """Return the kinds of which there are outliers; of the flat images, which look alike, none is shown."""
+    outliers = audit.outliers
+    if outliers is None:
+        return []
+    flat = {(image.split, image.id) for image in audit.flat}
+    kinds = (
+        ("brightness", "grey levels", outliers.brightness),
+        ("contrast", "grey levels", outliers.contrast),
+        ("size", "pixels", outliers.size),
+    )
+    rows = []
+    for kind, unit, found in kinds:
+        if found is not None and found.n:
+            shown = [image for image in found.images if (image.split, image.id) not in flat]
+            rows.append(OutlierRow(kind, unit, found, shown[:_MOST_OUTLIERS]))
+    return rows
 
 
 def _encode(pixels: np.ndarray) -> str:

@@ -20,7 +20,7 @@ from dlfer.report.judgement import (
     describe_missing_groups,
     list_views,
 )
-from dlfer.report.page import load_figures, read_json, render_page
+from dlfer.report.page import load_figures, render_page
 from dlfer.report.record import (
     describe_environment,
     describe_run,
@@ -32,6 +32,7 @@ from dlfer.report.record import (
 )
 from dlfer.report.run_figures import FIGURES, write_run_figures
 from dlfer.report.sections import describe_data, describe_question, describe_transfer, list_costs
+from dlfer.runs.audit_record import AuditRecord
 from dlfer.runs.evaluations import read_metrics
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import DataRecord, RunRecord
@@ -57,7 +58,7 @@ def write_report(run_path: Path) -> Path:
         raise ModelError(f"{run_path}: found no run.json; expected a run directory, e.g. saved_models/runs/NAME/STAMP.")
     write_run_figures(run_path)
     data, metrics, config = DataRecord.read(run_path), read_metrics(run_path) or Metrics(), read_experiment(run_path)
-    audit = read_json(run_path / "audit.json")
+    audit = AuditRecord.read(run_path)
     context = {
         "name": get_name(run_path, config),
         "subtitle": describe_run(run_path, run),
@@ -70,7 +71,7 @@ def write_report(run_path: Path) -> Path:
         "trees": describe_trees(BoostingRecord.read(run_path)),
         "transfer": describe_transfer(TransferRecord.read(run_path)),
         "data": None if data is None else describe_data(data),
-        "audit": describe_audit(audit) if audit else [],
+        "audit": [] if audit is None else describe_audit(audit),
         "comparisons": find_comparisons(run_path),
         "command": format_command(run),
         "config_path": shlex.quote(str(run_path / "config.yaml")),

@@ -6,11 +6,12 @@ import base64
 import csv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from dlfer.errors import ModelError
 from dlfer.runs.atomic import write_atomically
 from dlfer.runs.json_file import parse_json
+from dlfer.runs.metrics_record import Estimate
 from dlfer.runs.wording import format_duration, is_missing
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -124,22 +125,15 @@ def format_count(value: float | None) -> str:
     return "–" if is_missing(value) else f"{value:,.0f}"
 
 
-class HasInterval(Protocol):
-    """A value with the ends of its 95 % interval, such as an `Estimate`; None: there is none."""
-
-    low: float | None
-    high: float | None
-
-
-def format_interval(estimate: HasInterval | Sequence[float | None], scale: str = "percent") -> str:
-    """Write the interval of an estimate, or a pair of ends: "68.8 to 71.8"; "" if undefined."""
-    low, high = (estimate.low, estimate.high) if hasattr(estimate, "low") else estimate
+def format_interval(estimate: Estimate | Sequence[float | None], scale: str = "percent") -> str:
+    """Write the interval of an estimate, or (low, high): "68.8 to 71.8"; "" if undefined."""
+    low, high = (estimate.low, estimate.high) if isinstance(estimate, Estimate) else estimate
     if is_missing(low) or is_missing(high):
         return ""
     return f"{100 * low:.1f} to {100 * high:.1f}" if scale == "percent" else f"{low:.3f} to {high:.3f}"
 
 
-def format_uncertainty(estimate: HasInterval | Sequence[float | None], scale: str = "percent") -> str:
+def format_uncertainty(estimate: Estimate | Sequence[float | None], scale: str = "percent") -> str:
     """Write an interval, or why there is none: "95 % 68.8 to 71.8", "no 95 % interval: only one image"."""
     interval = format_interval(estimate, scale)
     if interval:

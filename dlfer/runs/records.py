@@ -102,11 +102,14 @@ class FileRecord(Record):
         except ValidationError as error:
             raise ModelError(f"{path}: {_describe(error)}. Get the model again.") from error
 
+    def dump(self) -> str:
+        """Return the text of the file."""
+        return json.dumps({"schema": SCHEMA, **self.as_json()}, indent=2, allow_nan=False) + "\n"
+
     def write(self, folder: Path | str) -> Path:
         """Write the record into a folder, whole or not at all, and return the path of the file."""
         path = Path(folder) / self.FILE
-        text = json.dumps({"schema": SCHEMA, **self.as_json()}, indent=2, allow_nan=False)
-        write_atomically(path, text + "\n")
+        write_atomically(path, self.dump())
         return path
 
 

@@ -11,6 +11,7 @@ from dlfer.data.duplicates import compute_signatures, group_duplicates, to_grey
 from dlfer.data.face_space import compute_face_distances, find_no_faces
 from dlfer.data.outliers import compute_light
 from dlfer.data.synthetic.faces import load_synthetic_faces
+from dlfer.runs.audit_record import Place
 
 
 @pytest.fixture(scope="module")
@@ -20,7 +21,7 @@ def faces() -> np.ndarray:
 
 
 def _places(num):
-    return [{"split": "train", "id": str(row), "label": "a"} for row in range(num)]
+    return [Place("train", str(row), "a") for row in range(num)]
 
 
 def _find(images):
@@ -52,9 +53,9 @@ def test_what_is_no_face_is_listed_first(faces):
         np.random.default_rng(0).integers(0, 256, (16, 16)).repeat(side // 16, 0).repeat(side // 16, 1)[..., None]
     )
     found = _find(images)
-    assert {image["id"] for image in found["images"][:2]} == {"3", "40"}
-    assert all(image["distance"] > found["threshold"] for image in found["images"])
-    assert found["n"] < 0.05 * len(images)
+    assert {image.id for image in found.images[:2]} == {"3", "40"}
+    assert all(image.distance > found.threshold for image in found.images)
+    assert found.n < 0.05 * len(images)
 
 
 def test_flat_images_are_not_judged_and_few_are_not_enough(faces):
@@ -66,13 +67,13 @@ def test_flat_images_are_not_judged_and_few_are_not_enough(faces):
     images[:11] = faces[:11]
     images[5] = 7
     listed = _find(images)
-    assert "5" not in {image["id"] for image in listed["images"]}
+    assert "5" not in {image.id for image in listed.images}
 
 
 def test_an_outsider_that_occurs_often_is_listed(faces):
     images = faces.copy()
     images[100:130] = np.tile([0, 0, 255, 255], (48, 12))[..., None].astype(np.uint8)
-    listed = {image["id"] for image in _find(images)["images"]}
+    listed = {image.id for image in _find(images).images}
     assert {str(row) for row in range(100, 130)} <= listed
 
 

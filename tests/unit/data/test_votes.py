@@ -10,6 +10,7 @@ import pytest
 from dlfer.data.bundle import Split
 from dlfer.data.votes import align_votes, compute_agreement, compute_ceiling, read_votes, score_votes
 from dlfer.errors import DataError, MissingDataError
+from dlfer.runs.metrics_record import CountedEstimate
 
 PUBLISHED = (
     "Usage,Image name,neutral,happiness,surprise,sadness,anger,disgust,fear,contempt,unknown,NF\n"
@@ -62,7 +63,7 @@ def test_augmented_copies_have_no_votes(tmp_path):
     assert values[0].sum() == 10
     assert (values[1] == -1).all()
     part = _part("Training", ["Training/0", "Training/0#1"], [6, 6])
-    assert score_votes(votes, [part], LABELS, 4)["n"] == 1
+    assert score_votes(votes, [part], LABELS, 4).n == 1
 
 
 def test_ids_go_before_rows(tmp_path):
@@ -151,7 +152,7 @@ def test_a_single_voter_has_nobody_to_agree_with():
     assert compute_ceiling(np.array([[2, 0], [1, 1]])).tolist() == [1, 0]
 
 
-def test_scores_are_for_all_for_parts_and_for_labels(tmp_path):
+def test_scores_are_for_all_for_splits_and_for_labels(tmp_path):
     votes = read_votes(_write(tmp_path, PUBLISHED))
     parts = [
         _part("Training", ["Training/0", "Training/1"], [6, 0]),
@@ -159,18 +160,18 @@ def test_scores_are_for_all_for_parts_and_for_labels(tmp_path):
         _part("PrivateTest", ["PrivateTest/3"], [2]),
     ]
     found = score_votes(votes, parts, LABELS, 4)
-    assert found["n"] == found["agreement"]["n"] == 4
-    assert found["agreement"]["value"] == pytest.approx((1 + 0 + 1 + 0.5) / 4)
-    assert found["agreement"]["low"] < found["agreement"]["value"] < found["agreement"]["high"]
-    assert found["splits"]["Training"]["agreement"]["value"] == 0.5
-    assert found["splits"]["PublicTest"]["ceiling"]["value"] == pytest.approx(0.9)
-    assert found["labels"]["Neutral"]["value"] == 1
-    assert found["labels"]["Disgust"] == {"value": None, "low": None, "high": None, "n": 0}
-    contested = found["contested"]
-    assert [image["id"] for image in contested] == ["Training/0", "PrivateTest/3", "Training/1", "PublicTest/2"]
-    assert contested[0]["share"]["value"] == 0.4
-    assert contested[0]["votes"] == {"neutral": 4, "sadness": 1, "anger": 3, "disgust": 2}
-    assert contested[1]["plurality"] == ["surprise", "fear"]
+    assert found.n == found.agreement.n == 4
+    assert found.agreement.value == pytest.approx((1 + 0 + 1 + 0.5) / 4)
+    assert found.agreement.low < found.agreement.value < found.agreement.high
+    assert found.splits["Training"].agreement.value == 0.5
+    assert found.splits["PublicTest"].ceiling.value == pytest.approx(0.9)
+    assert found.labels["Neutral"].value == 1
+    assert found.labels["Disgust"] == CountedEstimate(n=0)
+    contested = found.contested
+    assert [image.id for image in contested] == ["Training/0", "PrivateTest/3", "Training/1", "PublicTest/2"]
+    assert contested[0].share.value == 0.4
+    assert contested[0].votes == {"neutral": 4, "sadness": 1, "anger": 3, "disgust": 2}
+    assert contested[1].plurality == ["surprise", "fear"]
 
 
 def test_a_label_that_nobody_could_vote_for_is_refused(tmp_path):

@@ -14,6 +14,8 @@ from scipy import ndimage
 from dlfer import cli
 from dlfer.errors import DataError, MissingDataError, UserError
 from dlfer.experiment.audit import AuditFiles, inspect_data
+from dlfer.runs.audit_record import AuditRecord
+from dlfer.runs.records import DuplicateCounts
 
 
 @pytest.fixture(autouse=True)
@@ -52,24 +54,24 @@ def _read(path):
 
 def test_a_csv_is_audited_with_all_its_usages(tmp_path):
     found = inspect_data(csv=_write_csv(tmp_path / "a.csv", _rows()))
-    assert (found["num_images"], found["distinct_images"]) == (14, 13)
-    assert (found["duplicate_groups"], found["conflicting_groups"], found["constant_images"]) == (1, 1, 1)
-    assert found["leaks"] == {"Training->PublicTest": {"exact": 1, "augmented": 0, "any": 3}}
-    assert found["splits"]["PublicTest"]["classes"]["Happy"] == 2
+    assert (found.num_images, found.distinct_images) == (14, 13)
+    assert (found.duplicate_groups, found.conflicting_groups, found.constant_images) == (1, 1, 1)
+    assert found.leaks == {"Training->PublicTest": DuplicateCounts(exact=1, augmented=0, any=3)}
+    assert found.splits["PublicTest"].classes["Happy"] == 2
 
 
-def test_a_csv_of_one_usage_or_of_none_is_one_part(tmp_path):
+def test_a_csv_of_one_usage_or_of_none_is_one_split(tmp_path):
     rows = _rows()
     for usage, name in ((True, "PublicTest"), (False, "all")):
         found = inspect_data(csv=_write_csv(tmp_path / f"{name}.csv", rows[7:] if usage else rows, usage=usage))
-        assert list(found["splits"]) == [name]
-        assert found["leaks"] == {}
-        assert found["near_groups"] == (0 if usage else 3)
+        assert list(found.splits) == [name]
+        assert found.leaks == {}
+        assert found.near_groups == (0 if usage else 3)
 
 
 def test_one_row_is_enough(tmp_path):
     found = inspect_data(csv=_write_csv(tmp_path / "a.csv", _rows()[:1]), files=AuditFiles(split=tmp_path / "s.csv"))
-    assert (found["num_images"], found["duplicate_groups"]) == (1, 0)
+    assert (found.num_images, found.duplicate_groups) == (1, 0)
     assert _read(tmp_path / "s.csv") == [{"id": "Training/0", "split": "train"}]
 
 
@@ -83,12 +85,12 @@ def test_damaged_rows_are_counted_and_named_and_votes_still_fit(tmp_path):
     tallies = [[9 if label == column else 1 for column in range(7)] for label, _, _ in _rows()]
     votes.write_text("\n".join([",".join(columns), *(",".join(map(str, row)) for row in tallies)]))
     found = inspect_data(csv=path, votes=votes)
-    assert found["num_images"] == 12
-    assert found["unreadable"]["n"] == 2
-    assert "line 4" in found["unreadable"]["examples"][0]
-    assert "line 6" in found["unreadable"]["examples"][1]
-    assert found["leaks"]["Training->PublicTest"]["any"] == 2
-    assert found["votes"]["agreement"] == {**found["votes"]["agreement"], "value": 1.0, "n": 12}
+    assert found.num_images == 12
+    assert found.unreadable.n == 2
+    assert "line 4" in found.unreadable.examples[0]
+    assert "line 6" in found.unreadable.examples[1]
+    assert found.leaks["Training->PublicTest"].any == 2
+    assert (found.votes.agreement.value, found.votes.agreement.n) == (1.0, 12)
     votes.write_text("\n".join(votes.read_text().splitlines()[:-1]))
     with pytest.raises(DataError, match="13 rows of votes, and 14 rows of data"):
         inspect_data(csv=path, votes=votes)
@@ -129,33 +131,33 @@ def _write_folder(root):
 def test_class_folders_of_mixed_sizes_and_damaged_files_are_audited(tmp_path):
     _write_folder(tmp_path / "faces")
     found = inspect_data(folder=tmp_path / "faces", files=AuditFiles(html=tmp_path / "a.html"))
-    assert found["num_images"] == 13
-    assert found["unreadable"]["n"] == 1
-    assert "im9.png" in found["unreadable"]["examples"][0]
-    assert found["leaks"]["train->test"] == {"exact": 0, "augmented": 0, "any": 1}
-    assert found["samples"]["near"][0][1]["id"] == "test/sad/im7.jpg"
-    assert any("im9.png" in note for note in found["notes"])
+    assert found.num_images == 13
+    assert found.unreadable.n == 1
+    assert "im9.png" in found.unreadable.examples[0]
+    assert found.leaks["train->test"] == DuplicateCounts(exact=0, augmented=0, any=1)
+    assert found.samples.near[0][1].id == "test/sad/im7.jpg"
+    assert any("im9.png" in note for note in found.notes)
     assert "im9.png" in (tmp_path / "a.html").read_text()
 
 
-def test_an_experiment_is_audited_in_the_parts_that_its_data_has(tmp_path):
+def test_an_experiment_is_audited_in_the_splits_that_its_data_has(tmp_path):
     _write_csv(tmp_path / "fer2013.csv", _rows())
     file = tmp_path / "a.yaml"
     file.write_text(
         f"experiment: {{name: a}}\nfinetune: {{data: {{source: fer2013, path: {tmp_path}/fer2013.csv, protocol: resplit}}}}\n"
     )
     found = inspect_data(file)
-    assert list(found["splits"]) == ["Training", "PublicTest"]
-    assert found["leaks"]["Training->PublicTest"]["any"] == 3
+    assert list(found.splits) == ["Training", "PublicTest"]
+    assert found.leaks["Training->PublicTest"].any == 3
 
 
-def test_arrays_whose_ids_recur_are_written_with_their_parts(tmp_path):
+def test_arrays_whose_ids_recur_are_written_with_their_splits(tmp_path):
     images = np.stack([_draw(row) for row in range(8)])
     parts = {f"{name}_images": images[rows] for name, rows in (("train", slice(5)), ("test", slice(5, 8)))}
     np.savez(tmp_path / "a.npz", **parts, train_targets=[0, 1, 0, 1, 0], test_targets=[0, 1, 1],
              train_ids=list("abcde"), test_ids=list("abc"))  # fmt: skip
     files = AuditFiles(groups=tmp_path / "g.csv", split=tmp_path / "s.csv")
-    assert inspect_data(tmp_path / "a.npz", files=files)["leaks"]["train->test"]["any"] == 0
+    assert inspect_data(tmp_path / "a.npz", files=files).leaks["train->test"].any == 0
     assert [row["id"] for row in _read(tmp_path / "s.csv")][4:6] == ["train/e", "test/a"]
     assert len({row["group"] for row in _read(tmp_path / "g.csv")}) == 8
 
@@ -185,7 +187,7 @@ def test_the_command_prints_sentences_and_writes_the_files(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "3 of 7 images of PublicTest (42.9 %) have a duplicate in Training (1 an exact copy)." in printed.out
     assert all(str(out) in printed.err for out in outputs.values())
-    assert json.loads(outputs["json"].read_text())["leaks"]["Training->PublicTest"]["exact"] == 1
+    assert AuditRecord.parse(json.loads(outputs["json"].read_text()), "a").leaks["Training->PublicTest"].exact == 1
     page = outputs["html"].read_text()
     assert page.count('src="data:image/png;base64,') >= 8
     assert not re.search(r'(src|href)="(?!data:)', page)

@@ -11,6 +11,8 @@ import pytest
 from PIL import Image
 
 from dlfer.report.audit import describe_audit, list_shown, write_audit_page
+from dlfer.runs.audit_record import AuditRecord, Unreadable
+from dlfer.runs.records import DuplicateCounts
 
 
 def _place(split, name, **more):
@@ -18,7 +20,11 @@ def _place(split, name, **more):
 
 
 @pytest.fixture
-def audit() -> dict:
+def audit() -> AuditRecord:
+    return AuditRecord.build(make_values())
+
+
+def make_values() -> dict:
     figure = {"value": 0.63, "low": 0.61, "high": 0.65, "n": 40}
     contested = _place("b", "b/7", plurality=["fear"], share=figure, votes={"fear": 4, "anger": 3})
     return {
@@ -95,10 +101,10 @@ def test_each_finding_is_a_sentence_with_its_numbers(audit):
 
 
 def test_clean_data_is_said_to_be_clean(audit):
-    audit["leaks"] = {"a->b": {"exact": 0, "augmented": 0, "any": 0}}
-    audit |= {"duplicate_groups": 0, "near_groups": 0, "constant_images": 0, "near_constant_images": 0, "votes": None}
-    audit |= {"probably_no_face": None, "unreadable": {"n": 0, "examples": []}, "outliers": None}
-    lines = describe_audit(audit)
+    changed = {"leaks": {"a->b": DuplicateCounts(exact=0, augmented=0, any=0)}, "unreadable": Unreadable()}
+    changed |= dict.fromkeys(("duplicate_groups", "near_groups", "constant_images", "near_constant_images"), 0)
+    changed |= dict.fromkeys(("votes", "probably_no_face", "outliers"))
+    lines = describe_audit(audit.model_copy(update=changed))
     assert "No image of b has a duplicate in a." in lines
     assert "No image occurs more than once." in lines
     assert len(lines) == 6
@@ -115,9 +121,12 @@ def test_audits_of_older_runs_and_of_streams_are_described():
         "constant_images": 0,
         "leaks": {},
     }
-    assert describe_audit(old) == ["3 images (train 3) with 1 label.", "No image occurs more than once."]
+    assert describe_audit(AuditRecord.parse(old, "audit.json")) == [
+        "3 images (train 3) with 1 label.",
+        "No image occurs more than once.",
+    ]
     streamed = {"num_images": 9, "labels": ["x", "y"], "splits": {"train": {"num_images": 9}}}
-    assert describe_audit(streamed)[-1] == "The images are streamed, so they were not looked into."
+    assert describe_audit(AuditRecord.build(streamed))[-1] == "The images are streamed, so they were not looked into."
 
 
 def test_the_page_shows_each_image_once_named_and_nothing_from_outside(tmp_path, audit):
@@ -146,5 +155,5 @@ def test_a_streamed_audit_has_a_page_too(tmp_path):
         "splits": {"train": {"num_images": 9}},
         "unreadable": {"n": 0, "examples": []},
     }
-    page = write_audit_page(tmp_path / "a.html", streamed, {}).read_text()
+    page = write_audit_page(tmp_path / "a.html", AuditRecord.build(streamed), {}).read_text()
     assert "not looked into" in page
