@@ -79,7 +79,7 @@ def compose_card(run_path: Path) -> str:
     research_only = any(term.research_only for term in terms)
     calibration = describe_calibration(metrics)
     context = {
-        "name": get_name(run_path, config),
+        "name": get_name(run_path, run),
         "run_name": run_path.resolve().name,
         "artifact": artifact,
         "network": " with ".join(_list_backbones(config)) or artifact.family,
@@ -101,7 +101,7 @@ def compose_card(run_path: Path) -> str:
         pipeline_tag="image-classification",
         tags=_list_tags(config, metrics, research_only=research_only),
         metrics=["accuracy", "f1"],
-        model_name=get_name(run_path, config),
+        model_name=get_name(run_path, run),
         eval_results=list(_list_results(metrics, data, config)) or None,
     )
     card = ModelCard.from_template(

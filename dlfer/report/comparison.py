@@ -26,6 +26,8 @@ from dlfer.report.page import (
 )
 from dlfer.report.record import describe_environment, describe_run, format_command, get_name, read_text
 from dlfer.report.sweep import SWEEP_FIGURES, describe_best, write_sweep_figures
+from dlfer.runs.records import RunRecord
+from dlfer.runs.training_records import Epoch, read_history
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -53,12 +55,12 @@ def write_comparison_report(path: Path) -> Path:
         ModelError: the folder is no comparison, or one of its files is damaged.
     """
     path = Path(path)
-    run, comparison = read_json(path / "run.json"), read_json(path / "comparison.json")
+    run, comparison = RunRecord.read(path), read_json(path / "comparison.json")
     if run is None or comparison is None:
         missing = "run.json" if run is None else "comparison.json"
         raise ModelError(f"{path}: found no {missing}; expected the directory of a comparison that has begun.")
     comparison = upgrade_comparison(comparison)
-    members, is_sweep = read_members(path), run.get("kind") == "sweep"
+    members, is_sweep = read_members(path), run.kind == "sweep"
     if is_sweep:
         write_sweep_figures(path / "figures", comparison)
         write_best_figures(path / "figures", comparison.get("best_of"), members)
@@ -71,8 +73,8 @@ def write_comparison_report(path: Path) -> Path:
     config_text = read_text(path / "config.yaml")
     warnings = _collect_warnings(run, members)
     context = {
-        "name": get_name(path, config_text),
-        "kind": run.get("kind") or "ablation",
+        "name": get_name(path, run),
+        "kind": run.kind,
         "subtitle": describe_run(path, run),
         "warnings": warnings,
         "paired": comparison["paired"],
@@ -189,7 +191,7 @@ def write_comparison_figures(
 
 def _write_curves(figures: Path, members: Sequence[Mapping[str, Any]]) -> list[Path]:
     histories = [
-        (member["arm"], read_rows(member["folder"] / "finetune" / "history.csv"))
+        (member["arm"], read_history(member["folder"] / "finetune" / "history.csv"))
         for member in members
         if member["folder"] is not None
     ]
@@ -258,11 +260,11 @@ def draw_differences(paired: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def draw_curves(histories: Sequence[tuple[str, Sequence[Mapping[str, str]]]]) -> Figure:
+def draw_curves(histories: Sequence[tuple[str, Sequence[Epoch]]]) -> Figure:
     """Draw loss and accuracy of several trainings into the same two panels, coloured by arm.
 
     Args:
-        histories: (arm, rows of its history.csv) of each member.
+        histories: (arm, epochs) of each member.
     """
     arms = list(dict.fromkeys(arm for arm, _ in histories))
     with figure_style():
@@ -302,12 +304,12 @@ def format_comparison_table(comparison: Mapping[str, Any]) -> Table:
     return table
 
 
-def _collect_warnings(run: Mapping[str, Any], members: Sequence[Mapping[str, Any]]) -> list[str]:
+def _collect_warnings(run: RunRecord, members: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return what the comparison and its members warn of, each sentence once."""
-    texts = [*run.get("warnings", []), *_collect_banners(members)]
+    texts = [*run.warnings, *_collect_banners(members)]
     for member in members:
         if member["folder"] is not None:
-            texts.extend((read_json(member["folder"] / "run.json") or {}).get("warnings", []))
+            texts.extend((RunRecord.read(member["folder"]) or RunRecord()).warnings)
     return list(dict.fromkeys(texts))
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dlfer.config.schema import ExperimentConfig
-from dlfer.errors import ModelError
+from dlfer.errors import ConfigError, ModelError
 from dlfer.report.audit import describe_audit
 from dlfer.report.boosting import describe_trees
 from dlfer.report.ensemble import describe_ensemble, describe_milestones
@@ -50,21 +50,20 @@ def write_report(run_path: Path) -> Path:
 
     Raises:
         ModelError: the folder is no run directory, or one of its files is damaged.
-        ConfigError: its config.yaml is no experiment.
     """
     run_path = Path(run_path)
     run = RunRecord.read(run_path)
     if run is None:
         raise ModelError(f"{run_path}: found no run.json; expected a run directory, e.g. saved_models/runs/NAME/STAMP.")
     write_run_figures(run_path)
-    data, metrics, config = DataRecord.read(run_path), read_metrics(run_path) or Metrics(), read_experiment(run_path)
-    audit = AuditRecord.read(run_path)
+    data, metrics, audit = DataRecord.read(run_path), read_metrics(run_path) or Metrics(), AuditRecord.read(run_path)
+    config, problem = _read_config(run_path)
     context = {
-        "name": get_name(run_path, config),
+        "name": get_name(run_path, run),
         "subtitle": describe_run(run_path, run),
         "status": run.status,
         "error": run.error,
-        "warnings": [text for text in (metrics.banner, *run.warnings) if text],
+        "warnings": [text for text in (metrics.banner, *run.warnings, problem) if text],
         "question": describe_question(config, [] if data is None else data.labels),
         "figures": load_figures(run_path / "figures", FIGURES),
         "costs": list_costs(run.cost),
@@ -80,6 +79,14 @@ def write_report(run_path: Path) -> Path:
         **_judge(run_path, metrics, data, config),
     }
     return render_page("run.html.j2", run_path / "report.html", context)
+
+
+def _read_config(run_path: Path) -> tuple[ExperimentConfig | None, str | None]:
+    """Return the experiment and no problem, or None and why this version of dlfer cannot read its config.yaml."""
+    try:
+        return read_experiment(run_path), None
+    except ConfigError as error:
+        return None, f"What was asked is not shown, because config.yaml cannot be read. {error}"
 
 
 def _judge(

@@ -28,9 +28,9 @@ def read_experiment(folder: Path) -> ExperimentConfig | None:
     return load_recorded_experiment(path) if path.exists() else None
 
 
-def get_name(run_path: Path, config: ExperimentConfig | None) -> str:
+def get_name(run_path: Path, run: RunRecord) -> str:
     """Return the experiment's name, or where it is not known the name of the folder above the run."""
-    return run_path.resolve().parent.name if config is None else config.experiment.name
+    return run.experiment or run_path.resolve().parent.name
 
 
 def describe_run(run_path: Path, run: RunRecord) -> str:

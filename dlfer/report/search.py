@@ -15,6 +15,7 @@ from dlfer.report.keys import format_overrides, format_value, shorten_key
 from dlfer.report.page import load_figures, read_json, render_page
 from dlfer.report.record import describe_environment, describe_run, format_command, get_name, read_text
 from dlfer.report.search_figures import draw_coordinates, draw_history, draw_importance
+from dlfer.runs.records import RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -44,7 +45,7 @@ def write_search_report(path: Path) -> Path:
         ModelError: the folder is no search, or one of its files is damaged.
     """
     path = Path(path)
-    run, trials = read_json(path / "run.json"), read_json(path / TRIALS_FILE)
+    run, trials = RunRecord.read(path), read_json(path / TRIALS_FILE)
     if run is None or trials is None:
         missing = "run.json" if run is None else TRIALS_FILE
         raise ModelError(f"{path}: found no {missing}; expected the directory of a search that has begun.")
@@ -54,7 +55,7 @@ def write_search_report(path: Path) -> Path:
         comparison = upgrade_comparison(comparison)
         write_comparison_figures(path, comparison, [])
     context = {
-        "name": get_name(path, config_text),
+        "name": get_name(path, run),
         "subtitle": describe_run(path, run),
         "warnings": _collect_warnings(run),
         "figure": trials["figure"],
@@ -188,8 +189,8 @@ def _draw(
     return {key: loaded.get(f"{prefix}{key}") for key in FIGURES}
 
 
-def _collect_warnings(run: Mapping[str, Any]) -> list[str]:
-    if run.get("smoke"):
+def _collect_warnings(run: RunRecord) -> list[str]:
+    if run.smoke:
         return ["Smoke search: two batches of at most eight images a stage. The figures mean nothing."]
     return []
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from dlfer.report.confidence import draw_reliability, draw_risk_coverage
 
 
