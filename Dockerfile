@@ -75,7 +75,7 @@ USER 1000
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["tini", "--", "dlfer"]
 CMD ["--help"]
-ARG VERSION=0.1.0
+ARG VERSION=0.2.0
 ARG REVISION=""
 LABEL org.opencontainers.image.title="dlfer" \
     org.opencontainers.image.description="Cascaded transfer learning for facial expression recognition, judged honestly" \

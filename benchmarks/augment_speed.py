@@ -31,12 +31,12 @@ import tensorflow as tf
 from keras import ops
 from timing import add_options, describe_ratio, tell_row, time_by_turns, write_figures
 
-from dlfer.config.schema import StageConfig
+from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import Split
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.model.backbones import BACKBONES
 from dlfer.model.face_input import FaceInput, resize_images
-from dlfer.model.fused import compute_fused
+from dlfer.model.training_kernels import compute_fused
 
 SIDE = 48
 AUGMENT = {"rotation": 15.0, "zoom": 0.1, "shift": 0.1, "mirror": 0.5}

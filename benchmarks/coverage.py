@@ -145,14 +145,14 @@ def score(predictions: Predictions, *, generator: np.random.Generator) -> dict[s
 
     Wrong answers are more frequent in one of two groups of "two"; the groups of "five" do not differ.
     """
-    scores = compute_scores(predictions, temperature=TEMPERATURE, threshold=THRESHOLD)
+    scores = compute_scores(predictions, temperature=TEMPERATURE, threshold=THRESHOLD).as_json()
     first = generator.random(len(predictions)) < np.where(predictions.correct, 0.5, 0.35)
     values = {
         "two": np.where(first, "first", "second"),
         "five": generator.choice(list("abcde"), len(predictions)),
     }
     attributes = {name: dict(zip(predictions.ids.tolist(), v.tolist(), strict=True)) for name, v in values.items()}
-    return scores | {"groups": compute_group_scores(predictions, attributes)["attributes"]}
+    return scores | {"groups": compute_group_scores(predictions, attributes).as_json()["attributes"]}
 
 
 def iterate_intervals(found: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

@@ -30,7 +30,7 @@ import tensorflow as tf
 from timing import Timing, add_options, describe_ratio, tell_row, time_by_turns, write_figures
 
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.data.images import resize_all
 from dlfer.data.synthetic.faces import FACE_SIZE, draw_face
 from dlfer.errors import EnvironmentProblem

@@ -24,7 +24,7 @@ import numpy as np
 from timing import Timing, add_options, describe_ratio, tell_row, time_by_turns, write_figures
 
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import Split
 from dlfer.data.fer2013 import load_fer2013
 from dlfer.metrics.intervals import compute_wilson_interval

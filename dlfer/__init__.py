@@ -14,7 +14,7 @@ _PLACES = {
     "evaluate_model": ("dlfer.experiment.evaluate", "evaluate_model"),
     "load": ("dlfer.model.artifact", "load_artifact"),
     "load_experiment": ("dlfer.config.load", "load_experiment"),
-    "read_image": ("dlfer.predict.read_image", "read_image"),
+    "read_image": ("dlfer.predict.media", "read_image"),
     "run_ablation": ("dlfer.study.ablation", "run_ablation"),
     "run_experiment": ("dlfer.experiment.run", "run_experiment"),
     "run_sweep": ("dlfer.study.sweep", "run_sweep"),

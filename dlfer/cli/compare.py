@@ -25,10 +25,11 @@ def compare(
     import json
 
     from dlfer.report.terminal import format_comparison
-    from dlfer.runs.atomic import write_atomically
+    from dlfer.runs.files import write_atomically
+    from dlfer.runs.records import SCHEMA
     from dlfer.study.compare import compare_runs
 
     comparison = compare_runs(runs, part=part, folder=out)
     if json_out is not None:
-        write_atomically(json_out, json.dumps(comparison, indent=2) + "\n")
+        write_atomically(json_out, json.dumps({"schema": SCHEMA, **comparison.as_json()}, indent=2) + "\n")
     print(format_comparison(comparison))

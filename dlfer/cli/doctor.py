@@ -86,7 +86,7 @@ def list_pins() -> dict[str, str]:
     """Return package -> pinned version of requirements.txt of the checkout, else of the installed dlfer."""
     from packaging.requirements import InvalidRequirement, Requirement
 
-    from dlfer.runs.process import find_checkout
+    from dlfer.runs.run import find_checkout
 
     checkout = find_checkout()
     path = checkout / "requirements.txt" if checkout else None

@@ -32,7 +32,7 @@ def evaluate(
 ) -> None:
     """Judge a trained model on other data; a run without any, on its own test or validation part."""
     from dlfer.report.terminal import format_metrics
-    from dlfer.runs.find_model import find_model
+    from dlfer.runs.find import find_model
 
     if csv is not None and data is not None:
         raise UserError("dlfer evaluate: found both --csv and --data, expected one of them.")

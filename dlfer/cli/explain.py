@@ -57,7 +57,7 @@ def explain(
     if per_class < 1:
         raise UserError(f"--per-class {per_class}: expected 1 or more.")
     if model is not None:
-        from dlfer.runs.find_model import find_model
+        from dlfer.runs.find import find_model
 
         find_model(model)  # a wrong name is told before TensorFlow is loaded
     from dlfer.explain.explanation import MapOptions

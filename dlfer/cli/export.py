@@ -32,13 +32,13 @@ def export(
 ) -> None:
     """Write a model as SavedModel, LiteRT or ONNX, compared with the original before it is kept."""
     from dlfer.predict.export_folder import parse_formats
-    from dlfer.runs.find_model import find_model
+    from dlfer.runs.find import find_model
 
     # What is wrong in the command is told before TensorFlow is loaded.
     formats, sides = parse_formats(to), _parse_size(size)
     find_model(model)
     from dlfer.export.contract import describe_export
-    from dlfer.export.export import export_model
+    from dlfer.export.exporters import export_model
 
     for folder, record in export_model(model, formats, out=out, data=data, size=sides, say=say).values():
         print(folder)

@@ -18,8 +18,7 @@ def report(
     from dlfer.report.comparison import write_comparison_report
     from dlfer.report.html import write_report
     from dlfer.report.search import write_search_report
-    from dlfer.runs.find import open_run
-    from dlfer.runs.find_model import ARTIFACT_FILE
+    from dlfer.runs.find import ARTIFACT_FILE, open_run
 
     writers = {"run": write_report, "search": write_search_report}
     for opened in [open_run(name, out) for name in runs]:

@@ -52,7 +52,7 @@ def serve(
             raise UserError(f"dlfer serve {option} {value}: expected more than 0.")
     if not 0 <= batch_ms <= 1000:
         raise UserError(f"dlfer serve --batch-ms {batch_ms}: expected 0 to 1000.")
-    from dlfer.runs.find_model import find_default_model, find_model
+    from dlfer.runs.find import find_default_model, find_model
 
     wanted = models or [str(find_default_model())]
     for name in wanted:

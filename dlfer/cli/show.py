@@ -65,14 +65,14 @@ def _print_config(file: Path | None, overrides: list[str] | None, *, as_json: bo
 
 
 def _print_schema(*, as_json: bool) -> None:
-    from dlfer.config.describe import build_schema, format_keys
+    from dlfer.config.keys import build_schema, format_keys
 
     print(json.dumps(build_schema(), indent=2) if as_json else format_keys())
 
 
 def _print_rows(rows: Rows, none: str, *, as_json: bool) -> None:
     from dlfer.report.terminal import format_rows
-    from dlfer.runs.process import to_json
+    from dlfer.runs.records import to_json
 
     if as_json:
         print(json.dumps(to_json(rows), indent=2))
@@ -126,7 +126,7 @@ def list_model_rows() -> Rows:
     """
     from dlfer.errors import ModelError
     from dlfer.runs.evaluations import read_metrics
-    from dlfer.runs.find_model import find_default_model, list_models
+    from dlfer.runs.find import find_default_model, list_models
     from dlfer.runs.metrics_record import Metrics
     from dlfer.runs.records import ArtifactRecord
 

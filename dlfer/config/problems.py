@@ -21,7 +21,7 @@ from dlfer.config.keys import (
     get_section,
 )
 from dlfer.config.schema import ExperimentConfig
-from dlfer.config.section import get_fields
+from dlfer.config.sections import get_fields
 
 _EXPECTED = {
     "int_type": "a whole number",

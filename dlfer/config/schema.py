@@ -11,11 +11,22 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, WithJsonSchema, model_validator
 
 from dlfer.config import names
-from dlfer.config.boosting import BoostingConfig
-from dlfer.config.data_section import DataConfig, FacesConfig, LabelsConfig, NumImages
-from dlfer.config.ensemble import EnsembleConfig
-from dlfer.config.model_section import HeadConfig, ModelConfig
-from dlfer.config.section import Count, Fraction, OpenFraction, Positive, Section, Seed
+from dlfer.config.sections import (
+    BoostingConfig,
+    Count,
+    DataConfig,
+    EnsembleConfig,
+    FacesConfig,
+    Fraction,
+    HeadConfig,
+    LabelsConfig,
+    ModelConfig,
+    NumImages,
+    OpenFraction,
+    Positive,
+    Section,
+    Seed,
+)
 from dlfer.config.stage_section import (
     AugmentConfig,
     EarlyStopping,

@@ -8,8 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from dlfer.config import names
-from dlfer.config.data_section import DataConfig
-from dlfer.config.section import Count, Fraction, OpenFraction, Positive, Section, Seed
+from dlfer.config.sections import Count, DataConfig, Fraction, OpenFraction, Positive, Section, Seed
 
 
 class OptimizerConfig(Section):
@@ -222,7 +221,7 @@ class PretrainConfig(StageConfig):
     weights: str | None = None
     """null: train on data. "imagenet": published weights. Else: a weights file, or an earlier run."""
     weights_file: str | None = None
-    """With weights: imagenet, a local copy of the published file, instead of a download; hybrid: a folder of them."""
+    """With weights: imagenet, a local file (.weights.h5, .h5, .keras) instead of the published one; hybrid: a folder of them."""
     seed: Seed = 0
     """Seed of EF-FER1, apart from experiment.seed, so that all seeds share one EF-FER1."""
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.errors import DataError, MissingDataError
-from dlfer.runs.npz_file import read_npz
+from dlfer.runs.files import read_npz
 
 PARTS = ("train", "validation", "test")
 _MEND = "Write the file by numpy.savez(path, images=..., targets=..., labels=...)."

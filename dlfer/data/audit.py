@@ -11,13 +11,11 @@ from typing import NamedTuple
 import numpy as np
 
 from dlfer.data.bundle import DataBundle, Reading, Split, StreamedSplit, compute_fingerprint
-from dlfer.data.face_space import find_no_faces
 from dlfer.data.labels import SPELLINGS
-from dlfer.data.outliers import FLAT_STD, MOST_LISTED, RULE, find_outliers
+from dlfer.data.outliers import FLAT_STD, MOST_LISTED, RULE, find_no_faces, find_outliers
 from dlfer.data.survey import Survey, survey_images
 from dlfer.data.votes import read_votes, score_votes
 from dlfer.errors import ModelError
-from dlfer.runs.atomic import write_atomically
 from dlfer.runs.audit_record import (
     AuditedSplit,
     AuditRecord,
@@ -29,7 +27,7 @@ from dlfer.runs.audit_record import (
     Samples,
     Unreadable,
 )
-from dlfer.runs.json_file import read_json
+from dlfer.runs.files import read_json, write_atomically
 from dlfer.runs.records import DuplicateCounts
 
 _CACHE_VERSION = 2

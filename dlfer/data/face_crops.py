@@ -13,14 +13,14 @@ from pathlib import Path
 
 import numpy as np
 
-from dlfer.config.schema import FacesConfig
+from dlfer.config.sections import FacesConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.equalize import equalize
 from dlfer.data.faces import align_face, crop_face, detect_faces_of_each
 from dlfer.data.images import compute_side, resize_square
-from dlfer.runs.npz_file import read_npz
+from dlfer.runs.files import read_npz
 
-_CACHE_VERSION = 1
+_CACHE_VERSION = 2
 _PACKAGES = {"mtcnn": "mtcnn", "opencv": "opencv-python-headless", "none": None}
 _CHUNK = 1024
 """Images that are kept together: what an interrupted preparation loses."""

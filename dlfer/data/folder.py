@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Reading, Split
 from dlfer.data.images import SUFFIXES, compute_side, read_header, read_image, resize_square, to_channels
 from dlfer.data.labels import match_labels, order_labels

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import LabelsConfig
+from dlfer.config.sections import LabelsConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.errors import DataError, ModelError
 

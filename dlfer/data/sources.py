@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dlfer.config.load import resolve_path
-from dlfer.config.schema import DataConfig, LabelsConfig
+from dlfer.config.sections import DataConfig, LabelsConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.face_crops import prepare_faces
 from dlfer.data.images import resize_square

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.balance import add_copies, draw_smallest
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.duplicates import group_duplicates

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlfer.config.load import load_experiment
-from dlfer.config.schema import LabelsConfig
+from dlfer.config.sections import LabelsConfig
 from dlfer.config.strict_yaml import format_yaml
-from dlfer.data.fer2013 import USAGES
+from dlfer.data.fer2013_csv import USAGES
 from dlfer.data.folder import Parts, scan_folder
 from dlfer.data.images import read_header
 from dlfer.data.labels import match_labels, order_labels
 from dlfer.errors import ConfigError, DataError, MissingDataError
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 
 _MAX_HEADERS = 300
 _EVERY_FER2013_FILE = re.compile(rf"(?:{'|'.join(USAGES)})_\d+\.\w+$")

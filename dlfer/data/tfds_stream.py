@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit
 from dlfer.data.folder import PART_NAMES, scan_folder
 from dlfer.data.imagenet_check import check_imagenet2012
@@ -91,7 +91,7 @@ def _load_data_set(config: DataConfig, image_size: int) -> DataBundle:
     if base_name == "imagenet2012":
         check_imagenet2012(config.path)
     if base_name == "fer2013":
-        importlib.import_module("dlfer.data.tfds_fer2013")
+        importlib.import_module("dlfer.data.fer2013")
     builder = _prepare(config)
     features = builder.info.features
     image_key, label_key = _find_features(config.name, features)

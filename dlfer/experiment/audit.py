@@ -12,7 +12,7 @@ import numpy as np
 
 from dlfer.config.load import load_experiment, resolve_path
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.audit import audit_splits, list_places, number_groups
 from dlfer.data.bundle import Reading, Split, StreamedSplit
 from dlfer.data.fer2013 import load_fer2013_parts
@@ -21,8 +21,8 @@ from dlfer.data.split import TEST_FRACTION, VALIDATION_FRACTION, draw_held_out
 from dlfer.data.survey import Survey, survey_images
 from dlfer.errors import UserError
 from dlfer.report.audit import list_shown, write_audit_page
-from dlfer.runs.atomic import write_atomically
 from dlfer.runs.audit_record import AuditRecord
+from dlfer.runs.files import write_atomically
 
 _IMAGE_SIZE = 256
 """Pixels. Images of a folder that differ in size are reduced to at most this size, unless an experiment says another."""

@@ -13,13 +13,21 @@ from dlfer.data.bundle import DataBundle, compute_fingerprint
 from dlfer.errors import DataError
 from dlfer.experiment.ensemble_members import Member
 from dlfer.experiment.extras import predict_split_views
-from dlfer.experiment.milestones import FOLDER as MILESTONES_FOLDER
 from dlfer.metrics.combine import combine_average, combine_vote, fit_combination, predict_out_of_fold
 from dlfer.metrics.predictions import Predictions, read_predictions
 from dlfer.metrics.scores import compute_scores
 from dlfer.metrics.several import compare_several
 from dlfer.model.ensemble import match_labels
+from dlfer.runs.metrics_record import (
+    CombinationMetrics,
+    EnsembleMetrics,
+    EnsembleMilestone,
+    MemberMetrics,
+    SplitSummary,
+)
+from dlfer.runs.records import DataRecord
 
+MILESTONES_FOLDER = Path("predictions") / "milestones"
 COMBINATIONS = ("average", "vote", "trained")
 TOLERANCE = 1e-3
 """How far a member's answers now may be from those in its files: it is then not the model that gave them."""
@@ -39,9 +47,25 @@ class Answers:
         self._kept: dict[tuple[str, str, str], np.ndarray] = {}
         self._fingerprints: dict[str, str] = {}
 
-    def get(self, part: str, view: str) -> np.ndarray:
-        """Return float32 [M, N, C] in the order of the split and of the bundle's labels."""
+    def get(self, part: str, view: str, *, epoch: int | None = None) -> np.ndarray:
+        """Return float32 [M, N, C] in the order of the split and of the bundle's labels; at the end or after an epoch."""
+        if epoch is not None:
+            return self.read_milestone(epoch, part)
         return np.stack([self._get_one(member, part, view) for member in self.members])
+
+    def combine(self, part: str, view: str, how: str, *, epoch: int | None = None) -> Predictions:
+        """Return the predictions of a combination of the members, at the end or after an epoch.
+
+        The trained combination is fitted on validation; its predictions there are out of fold.
+        """
+        of_members, targets = self.get(part, view, epoch=epoch), self.bundle.validation.targets
+        if how == "trained" and part == "validation":
+            combined = predict_out_of_fold(of_members, targets)
+        elif how == "trained":
+            combined = fit_combination(self.get("validation", view, epoch=epoch), targets).predict(of_members)
+        else:
+            combined = (combine_vote if how == "vote" else combine_average)(of_members)
+        return self.make(part, combined)
 
     def list_milestones(self, epochs: Sequence[int], view: str) -> list[int]:
         """Return those of `epochs` after which every member was judged, on these very images and by this view."""
@@ -81,8 +105,8 @@ class Answers:
         run, path, split = member.find_run(), Path(member.path) / file, getattr(self.bundle, part)
         if run is None or not path.exists():
             return None
-        judged = run.read_json("data.json")["splits"].get(part, {})
-        if judged.get("fingerprint") != self._get_fingerprint(part):
+        judged = DataRecord.require(run.path).splits.get(part)
+        if judged is None or judged.fingerprint != self._get_fingerprint(part):
             return None
         kept = read_predictions(path)
         order = np.argsort(kept.ids)
@@ -108,62 +132,46 @@ class Answers:
             )
 
 
-def combine(answers: Answers, part: str, view: str, how: str, *, epoch: int | None = None) -> np.ndarray:
-    """Return float [N, C]: a combination of the members on a part, at the end or after `epoch` epochs.
-
-    The trained combination is fitted on validation; what it answers there is out of fold.
-    """
-
-    def get(name: str) -> np.ndarray:
-        return answers.get(name, view) if epoch is None else answers.read_milestone(epoch, name)
-
-    if how != "trained":
-        return (combine_vote if how == "vote" else combine_average)(get(part))
-    targets = answers.bundle.validation.targets
-    if part == "validation":
-        return predict_out_of_fold(get(part), targets)
-    return fit_combination(get("validation"), targets).predict(get(part))
-
-
-def compare_members(config: ExperimentConfig, answers: Answers, epochs: list[int]) -> dict[str, Any]:
-    """Return what an ensemble adds to metrics.json: each member and each combination, and the pair that matters.
+def compare_members(config: ExperimentConfig, answers: Answers, epochs: Sequence[int]) -> dict[str, Any]:
+    """Return what an ensemble adds to its metrics: each member, each combination, and the pair that matters.
 
     Returns:
-        {"members": [{"name", "path", "status", "note", "validation": figures, "test": figures or None}],
-        "combinations": [{"name", "is_used", "validation", "test"}],
-        "ensemble": {"combine", "view", "paired": the combination that is used against the member that is best on
-        validation, as a pair of `compare_several`, on test or else on validation, "milestones":
-        [{"epoch", "members": [...], "combinations": [...]}]}}. Figures are {"n", "accuracy", "macro_f1"}.
+        Fields of `Metrics`: members, combinations, and ensemble, whose pair is the combination that is used against the
+        member that is best on validation, on test or else on validation.
     """
-    view, bundle = config.evaluate.headline, answers.bundle
-    parts = ["validation"] + (["test"] if bundle.test is not None else [])
-    used = config.ensemble.combine
+    view, used, bundle = config.evaluate.headline, config.ensemble.combine, answers.bundle
+    names = ["validation"] + (["test"] if bundle.test is not None else [])
 
-    def judge(epoch: int | None) -> dict[str, list[dict[str, Any]]]:
-        rows: dict[str, list[dict[str, Any]]] = {"members": [], "combinations": []}
+    def judge(epoch: int | None) -> tuple[list[MemberMetrics], list[CombinationMetrics]]:
+        members = []
         for number, member in enumerate(answers.members):
-            row = {"name": member.name, "path": member.path, "status": member.status, "note": member.note, "test": None}
-            for part in parts:
-                several = answers.get(part, view) if epoch is None else answers.read_milestone(epoch, part)
-                row[part] = _score(answers.make(part, several[number]))
-            rows["members"].append(row)
+            several = {name: answers.get(name, view, epoch=epoch)[number] for name in names}
+            found = {name: _summarise(answers.make(name, values)) for name, values in several.items()}
+            about = {"name": member.name, "path": member.path, "status": member.status, "note": member.note}
+            members.append(MemberMetrics(**{**about, "test": None, **found}))
+        combinations = []
         for how in COMBINATIONS:
-            row = {"name": how, "is_used": how == used, "test": None}
-            for part in parts:
-                row[part] = _score(answers.make(part, combine(answers, part, view, how, epoch=epoch)))
-            rows["combinations"].append(row)
-        return rows
+            found = {name: _summarise(answers.combine(name, view, how, epoch=epoch)) for name in names}
+            combinations.append(CombinationMetrics(**{"name": how, "is_used": how == used, "test": None, **found}))
+        return members, combinations
 
-    final = judge(None)
-    best = max(range(len(answers.members)), key=lambda k: final["members"][k]["validation"]["accuracy"]["value"])
-    part = parts[-1]
-    pair = [answers.make(part, combine(answers, part, view, used)), answers.make(part, answers.get(part, view)[best])]
-    names = [f"the ensemble ({used})", answers.members[best].name]
-    paired = {**compare_several(pair, names)["pairs"][0], "part": part}
-    milestones = [{"epoch": epoch, **judge(epoch)} for epoch in epochs]
-    return {**final, "ensemble": {"combine": used, "view": view, "paired": paired, "milestones": milestones}}
+    members, combinations = judge(None)
+    best = max(range(len(members)), key=lambda number: members[number].validation.accuracy.value)
+    pair = [answers.combine(names[-1], view, used), answers.make(names[-1], answers.get(names[-1], view)[best])]
+    compared = compare_several(pair, [f"the ensemble ({used})", answers.members[best].name]).pairs[0]
+    milestones = []
+    for epoch in epochs:
+        of_members, of_combinations = judge(epoch)
+        milestones.append(EnsembleMilestone(epoch=epoch, members=of_members, combinations=of_combinations))
+    ensemble = EnsembleMetrics(
+        combine=used,
+        view=view,
+        paired=compared.model_copy(update={"part": names[-1]}),
+        milestones=milestones,
+    )
+    return {"members": members, "combinations": combinations, "ensemble": ensemble}
 
 
-def _score(predictions: Predictions) -> dict[str, Any]:
+def _summarise(predictions: Predictions) -> SplitSummary:
     scores = compute_scores(predictions)
-    return {key: scores[key] for key in ("n", "accuracy", "macro_f1")}
+    return SplitSummary(n=scores.n, accuracy=scores.accuracy, macro_f1=scores.macro_f1)

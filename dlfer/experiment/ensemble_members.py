@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 
-from dlfer.config.ensemble import MemberConfig
 from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
+from dlfer.config.sections import MemberConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.duplicates import hash_images
 from dlfer.errors import MissingDataError, ProtocolError
 from dlfer.experiment.session import Session
 from dlfer.model.classifier import Classifier, read_artifact_record
 from dlfer.model.ensemble import match_aspects
-from dlfer.runs.find_model import find_model
+from dlfer.runs.find import find_model
 from dlfer.runs.run import RUN_FILE, Run
 
 MEMBERS_FILE = "members.json"
@@ -101,7 +101,7 @@ def _find_aspect(member: MemberConfig, config: ExperimentConfig | None) -> str:
     """Return how a member makes squares of images; `config` is None where it was trained before."""
     if config is not None:
         return config.finetune.data.aspect
-    return read_artifact_record(find_model(member.model))["input"].get("aspect", "crop")
+    return read_artifact_record(find_model(member.model)).input.aspect
 
 
 def _train_one(run: Run, members: list[Member], member: Member, *, train: Callable[..., None]) -> None:

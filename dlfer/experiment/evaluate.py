@@ -11,24 +11,24 @@ import numpy as np
 
 from dlfer.config.load import load_experiment, load_recorded_experiment, resolve_path
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import DataConfig, FacesConfig
+from dlfer.config.sections import DataConfig, FacesConfig
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
 from dlfer.data.face_crops import prepare_split
 from dlfer.data.fer2013 import load_fer2013_usage
 from dlfer.data.labels import map_targets
 from dlfer.data.sources import load_data, load_parts_of_source
-from dlfer.errors import ConfigError, MissingDataError, ModelError, UserError
+from dlfer.errors import ConfigError, MissingDataError, UserError
 from dlfer.experiment.duplicates import JudgedDuplicates, find_judged_duplicates
-from dlfer.experiment.extras import Extras, check_extras, judge_extras, keep_extras
-from dlfer.experiment.records import read_metrics, read_parts
+from dlfer.experiment.extras import Extras, check_extras, compute_extra_metrics, keep_extras
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier, read_artifact_record
-from dlfer.runs.atomic import write_atomically
-from dlfer.runs.find import open_run
-from dlfer.runs.find_model import find_model
-from dlfer.runs.openings import log_opening
+from dlfer.runs.evaluations import log_opening, read_metrics
+from dlfer.runs.files import write_atomically
+from dlfer.runs.find import find_model, find_run_of
+from dlfer.runs.metrics_record import JudgedOn, Metrics
+from dlfer.runs.records import SCHEMA, ArtifactRecord, DataRecord, SplitRecord
 from dlfer.runs.run import CONFIG_FILE, Run
 
 _PLAIN = Extras()
@@ -43,8 +43,8 @@ def evaluate_model(
     json_out: Path | None = None,
     extras: Extras = _PLAIN,
     say: Callable[[str], None] | None = None,
-) -> dict:
-    """Judge a trained model and return a metrics file.
+) -> Metrics:
+    """Judge a trained model and return its metrics.
 
     Args:
         name: a run, an artifact folder, or a shipped model's name.
@@ -58,11 +58,11 @@ def evaluate_model(
         Without csv and data, a run is judged on its own test part, else on its validation part.
 
     Returns:
-        The dict of metrics.json; "test" holds the metrics, "test_without_duplicates" those of the images without
-        a duplicate in the data that trained or selected the model, where the run's data is there to compare with, or
-        the csv has the same; "duplicates" has the counts. Temperature and threshold are those that the run found on
-        its validation. "judged_on" is {"split", "file", "used_for"}: "selection" or "training" where the model was
-        selected on these images or trained on them, else None.
+        `test` holds the metrics, `test_without_duplicates` those of the images without a duplicate in the data that
+        trained or selected the model, where the run's data is there to compare with, or the csv has the same;
+        `duplicates` has the counts. Temperature and threshold are those that the run found on its validation.
+        `judged_on.used_for` is "selection" or "training" where the model was selected on these images or trained on
+        them, else None.
 
     Raises:
         UserError: model or data is not found or does not fit.
@@ -71,7 +71,7 @@ def evaluate_model(
         raise UserError("evaluate: found both --csv and --data, expected one of them.")
     check_extras(extras)
     classifier = load_artifact(name)
-    run = _find_run(name)
+    run = find_run_of(name)
     record = read_artifact_record(find_model(name))
     if csv is not None:
         split, labels = _load_csv(Path(csv), usage)
@@ -100,22 +100,24 @@ def evaluate_model(
     if sources is not None:
         train, selection = sources[0], None if used_for == "selection" else sources[1]
         duplicates = find_judged_duplicates("test", split, train=train, selection=selection, same_ids=same_ids)
-    metrics = _score(
-        read_metrics(trained), record, predictions, duplicates=duplicates, is_own=is_own, test_opened=opened
-    )
-    judged = judge_extras(extras, classifier, {"test": split}, {"test": predictions}, say=say)
-    if run is not None and csv is None and data is None and keep_extras(run, judged) and say is not None:
+    of_run = read_metrics(trained)
+    metrics = _score(of_run, record, predictions, duplicates=duplicates, is_own=is_own, test_opened=opened)
+    found = compute_extra_metrics(extras, classifier, {"test": split}, {"test": predictions}, say=say)
+    is_whole = run is not None and of_run is not None and csv is None and data is None
+    if is_whole and keep_extras(run, of_run, found) and say is not None:
         say(f"kept in {run.path}; dlfer report {run.path} writes its report with them")
-    metrics |= judged
-    metrics |= {"judged_on": {"split": split.name, "file": str(csv or data or run.path), "used_for": used_for}}
+    more: dict[str, object] = {"views": found.views, "headline": extras.headline, "groups": found.groups}
+    more |= {"corruptions": found.corruptions} if found.corruptions is not None else {}
+    more["judged_on"] = JudgedOn(split=split.name, file=str(csv or data or run.path), used_for=used_for)
+    metrics = metrics.model_copy(update=more)
     if json_out is not None:
-        write_atomically(Path(json_out), json.dumps(metrics, indent=2) + "\n")
+        write_atomically(Path(json_out), json.dumps({"schema": SCHEMA, **metrics.as_json()}, indent=2) + "\n")
     return metrics
 
 
 def _prepare_as_trained(split: Split, classifier: Classifier, say: Callable[[str], None] | None) -> Split:
     """Return the split with its faces found and evened out as the model's training data had them."""
-    faces = classifier.about.get("faces")
+    faces = classifier.about.faces
     if faces is None:
         return split
     split, found = prepare_split(split, FacesConfig.model_validate(faces), aspect=classifier.aspect, say=say)
@@ -125,25 +127,25 @@ def _prepare_as_trained(split: Split, classifier: Classifier, say: Callable[[str
 
 
 def _score(
-    of_run: dict,
-    record: dict,
+    of_run: Metrics | None,
+    record: ArtifactRecord,
     predictions: Predictions,
     *,
     duplicates: JudgedDuplicates | None,
     is_own: bool,
     test_opened: int | None,
-) -> dict:
-    """Return the metrics file; `duplicates` is None where the data that made the model is not there any more."""
-    protocol = record["about"].get("protocol", "not known")
+) -> Metrics:
+    """Return the metrics; `duplicates` is None where the data that made the model is not there any more."""
+    protocol = record.about.protocol or "not known"
     return compute_metrics_file(
         {"test": predictions},
         protocol=protocol,
         banner=_describe_run(of_run, protocol, is_own=is_own),
-        selected_on=record["about"].get("selected_on", "not known"),
-        duplicates=None if duplicates is None else duplicates.as_dict(),
+        selected_on=record.about.selected_on or "not known",
+        duplicates=None if duplicates is None else duplicates.as_record(),
         without_duplicates_ids=None if duplicates is None else duplicates.list_ids_without(),
-        temperature=record.get("temperature"),
-        abstain=of_run.get("abstain"),
+        temperature=record.temperature,
+        abstain=None if of_run is None else of_run.abstain,
         test_opened=test_opened,
     )
 
@@ -162,7 +164,8 @@ def _find_sources(folder: Path, csv: Path) -> tuple[Split, Split | None] | None:
 
     None if the training images are not; None for the split that selected it if that one is not.
     """
-    described = {part: read_parts(folder).get(part, {}).get("fingerprint") for part in ("train", "validation")}
+    splits = (DataRecord.read(folder) or DataRecord()).splits
+    described = {name: splits[name].fingerprint if name in splits else None for name in ("train", "validation")}
     if not described["train"] or not (folder / CONFIG_FILE).is_file():
         return None
     with contextlib.suppress(UserError):
@@ -185,19 +188,18 @@ def _tell_use(folder: Path, split: Split, *, is_own: bool) -> str | None:
         split: as it was loaded.
         is_own: whether it comes from the run's own data, so that its name says enough.
     """
-    described = read_parts(folder)
-    for part, use in (("validation", "selection"), ("train", "training")):
-        of_run = described.get(part, {})
-        if split.name == of_run.get("name") and (is_own or compute_fingerprint(split) == of_run.get("fingerprint")):
+    splits = (DataRecord.read(folder) or DataRecord()).splits
+    for name, use in (("validation", "selection"), ("train", "training")):
+        found = splits.get(name, SplitRecord())
+        if split.name == found.name and (is_own or compute_fingerprint(split) == found.fingerprint):
             return use
     return None
 
 
-def _describe_run(of_run: dict, protocol: str, *, is_own: bool) -> str | None:
+def _describe_run(of_run: Metrics | None, protocol: str, *, is_own: bool) -> str | None:
     """Return the banner: the run's, said to be of its own test part where other data are judged."""
-    banner = of_run.get("banner")
-    if of_run:
-        return f"Of the run itself: {banner}" if banner and not is_own else banner
+    if of_run is not None:
+        return f"Of the run itself: {of_run.banner}" if of_run.banner and not is_own else of_run.banner
     if protocol != "paper":
         return None
     return (
@@ -214,15 +216,6 @@ def _is_own_data(run: Run, given: Path | None) -> bool:
     with contextlib.suppress(ConfigError):
         return path is not None and resolve_path(path).resolve() == Path(given).resolve()
     return False
-
-
-def _find_run(name: str) -> Run | None:
-    """Return the run that a model's name means, also by its `model/` folder; None for other artifacts."""
-    path = Path(name)
-    try:
-        return open_run(path.parent if path.name == "model" and (path.parent / "run.json").exists() else path)
-    except ModelError:
-        return None
 
 
 def _load_stage(run: Run) -> DataBundle:

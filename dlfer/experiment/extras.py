@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,8 +19,9 @@ from dlfer.metrics.attributes import check_attributes, compute_group_scores, rea
 from dlfer.metrics.predictions import Known, Predictions, write_predictions
 from dlfer.metrics.views import compute_view_scores
 from dlfer.model.classifier import Classifier
-from dlfer.model.predict import predict_split
-from dlfer.model.views import predict_views
+from dlfer.model.predict import predict_split, predict_views
+from dlfer.runs.evaluations import ExtraMetrics, add_metrics
+from dlfer.runs.metrics_record import Metrics, ViewMetrics
 from dlfer.runs.run import Run
 
 
@@ -88,7 +88,7 @@ def check_extras(extras: Extras, ids: np.ndarray | None = None) -> None:
             check_attributes(attributes, ids, file=str(extras.attributes))
 
 
-def judge_extras(
+def compute_extra_metrics(
     extras: Extras,
     classifier: Classifier,
     splits: Mapping[str, Split | StreamedSplit | None],
@@ -97,8 +97,8 @@ def judge_extras(
     folder: Path | None = None,
     say: Callable[[str], None] | None = None,
     known: Known | None = None,
-) -> dict[str, Any]:
-    """Return the keys of metrics.json that are asked for here.
+) -> ExtraMetrics:
+    """Return the metrics that are asked for here.
 
     Args:
         extras: what is asked for.
@@ -107,57 +107,49 @@ def judge_extras(
         predictions: the classifier's plain answers on them.
         folder: where to write the predictions of views, as <view>/<part>.npz; None: nowhere.
         say: is told what takes long.
-        known: answers of views that are known without asking the classifier.
+        known: predictions of views that need not be made again.
 
     Returns:
-        {"views": {view: {part: see `compute_view_scores`}}, "headline", "groups": see `compute_group_scores`,
-        or None, with the "part"}, and "corruptions": see `evaluate_corruptions`, with the "part", if asked
-        for. Groups and corruptions are of test, else of validation.
+        Views of each split; groups and corruptions of test, else of validation.
     """
     parts = [part for part in ("test", "validation") if splits.get(part) is not None and part in predictions]
-    views: dict[str, dict[str, Any]] = {}
+    views: dict[str, dict[str, ViewMetrics]] = {}
     for view in extras.views:
         views[view] = {}
         for part in parts:
             plain = predictions[part]
-            viewed = None if known is None else known(part, view)
+            viewed = (known or {}).get((part, view))
             if viewed is None:
                 answers = predict_split_views(classifier, splits[part], view, batch_size=extras.batch_size)
                 viewed = Predictions(plain.ids, plain.labels, plain.targets, answers)
             if folder is not None:
                 write_predictions(viewed, folder / view / f"{part}.npz")
             views[view][part] = compute_view_scores(viewed, plain, view=view)
-    judged: dict[str, Any] = {"views": views, "headline": extras.headline, "groups": None}
+    groups = corruptions = None
     if extras.attributes is not None and parts:
         attributes = read_attributes(extras.attributes)
         groups = compute_group_scores(predictions[parts[0]], attributes, file=str(extras.attributes))
-        judged["groups"] = {**groups, "part": parts[0]}
+        groups = groups.model_copy(update={"part": parts[0]})
     if extras.corrupt and parts and isinstance(splits[parts[0]], Split):
-        found = evaluate_corruptions(classifier, splits[parts[0]], batch_size=extras.batch_size, say=say)
-        judged["corruptions"] = {**found, "part": parts[0]}
-    return judged
+        corruptions = evaluate_corruptions(classifier, splits[parts[0]], batch_size=extras.batch_size, say=say)
+        corruptions = corruptions.model_copy(update={"part": parts[0]})
+    return ExtraMetrics(views=views, groups=groups, corruptions=corruptions)
 
 
-def keep_extras(run: Run, judged: Mapping[str, Any]) -> bool:
-    """Put what was judged on a run's own images into its metrics.json, for its report; return whether there was any.
-
-    What stands there already stays, but for the very same view, groups or corruptions.
+def keep_extras(run: Run, metrics: Metrics, found: ExtraMetrics) -> bool:
+    """Add what was computed on a run's own images to the run, for its report; return whether there was any.
 
     Args:
-        run: with a metrics.json.
-        judged: from `judge_extras`, with the one part called "test".
+        metrics: of the run, which says whether test or validation judges.
+        found: with the one split called "test".
     """
-    if not any(judged.get(key) for key in ("views", "groups", "corruptions")):
+    if not (found.views or found.groups or found.corruptions):
         return False
-    metrics = run.read_metrics()
-    part = "test" if metrics.get("test") else "validation"
-    found = {key: {**judged[key], "part": part} for key in ("groups", "corruptions") if judged.get(key)}
-    if judged["views"]:
-        old = metrics.get("views") or {}
-        found["views"] = old | {
-            view: {**old.get(view, {}), part: parts["test"]} for view, parts in judged["views"].items()
-        }
-    run.write_json("metrics.json", {**metrics, **found})
+    name = metrics.judged_split
+    views = {view: {name: splits["test"]} for view, splits in found.views.items()}
+    groups = None if found.groups is None else found.groups.model_copy(update={"part": name})
+    corruptions = None if found.corruptions is None else found.corruptions.model_copy(update={"part": name})
+    add_metrics(run, ExtraMetrics(views=views, groups=groups, corruptions=corruptions))
     return True
 
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from dlfer.config.load import with_overrides
-from dlfer.config.schema import BoostingConfig, ExperimentConfig, StageConfig
+from dlfer.config.schema import ExperimentConfig
+from dlfer.config.sections import BoostingConfig
+from dlfer.config.stage_section import StageConfig
 from dlfer.data.balance import add_copies, balance_indices, compute_class_weights
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.errors import ConfigError, DataError
@@ -110,7 +112,7 @@ def _extract(
         features,
         network,
         config.finetune.batch_size,
-        session.runs_folder / ".cache" / "features" if run.read_json("run.json")["use_cache"] else None,
+        session.runs_folder / ".cache" / "features" if run.record.use_cache else None,
         session.control,
         session.listener,
     )

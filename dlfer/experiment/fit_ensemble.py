@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 from dlfer.config.schema import ExperimentConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.errors import ProtocolError
-from dlfer.experiment.ensemble_answers import Answers, combine, compare_members
+from dlfer.experiment.ensemble_answers import Answers
 from dlfer.experiment.ensemble_members import (
     Member,
     TrainMember,
@@ -18,15 +17,14 @@ from dlfer.experiment.ensemble_members import (
     write_members,
 )
 from dlfer.experiment.fit_network import Fitted
-from dlfer.experiment.milestones import Judged
 from dlfer.experiment.session import Session
 from dlfer.metrics.combine import fit_combination
-from dlfer.metrics.predictions import Predictions
 from dlfer.model.artifact import load_artifact
 from dlfer.model.ensemble import EnsembleClassifier, match_labels
-from dlfer.runs.find_model import ARTIFACT_FILE, find_model
-from dlfer.runs.manifest import hash_file
-from dlfer.runs.run import RUN_FILE, Run
+from dlfer.runs.files import hash_file
+from dlfer.runs.find import ARTIFACT_FILE, find_model
+from dlfer.runs.records import Cost
+from dlfer.runs.run import Run
 from dlfer.train.device import Device
 
 
@@ -74,14 +72,7 @@ def fit_ensemble(
     for member in members:
         classifier.keep_folder(member.name, member.folder)
 
-    def know(part: str, view: str) -> Predictions | None:
-        return answers.make(part, combine(answers, part, view, config.ensemble.combine))
-
-    def compute_figures() -> dict[str, Any]:
-        return compare_members(config, answers, list(milestones))
-
-    milestones = _make_milestones(config, answers)
-    return Fitted(classifier, _sum_costs(members), milestones, know, compute_figures)
+    return Fitted(classifier, _sum_costs(members), answers=answers)
 
 
 def explain_ensemble(
@@ -97,24 +88,16 @@ def explain_ensemble(
     session.listener.say(f"the members are combined by: {config.ensemble.combine}")
 
 
-def _make_milestones(config: ExperimentConfig, answers: Answers) -> Mapping[int, Judged]:
-    """Return epoch -> what combines the members as they were then."""
-    how, view = config.ensemble.combine, config.evaluate.headline
-
-    def judge_at(epoch: int) -> Judged:
-        return lambda part, split: answers.make(part, combine(answers, part, view, how, epoch=epoch))
-
-    return {epoch: judge_at(epoch) for epoch in answers.list_milestones(config.finetune.milestones, view)}
-
-
-def _sum_costs(members: list[Member]) -> dict[str, Any]:
-    """Return what the members cost together, as far as their runs tell it."""
-    costs = [run.read_json(RUN_FILE).get("cost") or {} for run in (member.find_run() for member in members) if run]
+def _sum_costs(members: list[Member]) -> Cost:
+    """Return what the members cost together, as far as their runs say."""
+    runs = [run for run in (member.find_run() for member in members) if run is not None]
+    costs = [run.record.cost or Cost() for run in runs]
     if not costs:
-        return {}
-    keys = ("finetune_seconds", "finetune_images")
-    return {key: sum(cost.get(key) or 0 for cost in costs) for key in keys} | {
-        "finetune_image_size": costs[0].get("finetune_image_size"),
-        "pretrain_seconds": None,
-        "pretrain_images": None,
-    }
+        return Cost()
+    return Cost(
+        finetune_seconds=sum(cost.finetune_seconds or 0 for cost in costs),
+        finetune_images=sum(cost.finetune_images or 0 for cost in costs),
+        finetune_image_size=costs[0].finetune_image_size,
+        pretrain_seconds=None,
+        pretrain_images=None,
+    )

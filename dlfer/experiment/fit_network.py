@@ -2,29 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 
-from dlfer.config.schema import ExperimentConfig, StageConfig
+from dlfer.config.schema import ExperimentConfig
+from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.data.pipeline import iterate_epoch
-from dlfer.experiment.milestones import Judged, list_network_milestones
+from dlfer.experiment.ensemble_answers import Answers
+from dlfer.experiment.milestones import list_milestone_files
 from dlfer.experiment.session import Session
 from dlfer.experiment.smoke import NUM_BATCHES
-from dlfer.metrics.predictions import Known
 from dlfer.model.artifact import FAMILIES
 from dlfer.model.classifier import Classifier
 from dlfer.model.stage_network import TransferNetwork, build_stage_network
 from dlfer.model.transfer import carry_backbone
 from dlfer.report.pictures import write_augmented_page
+from dlfer.runs.records import Cost
 from dlfer.runs.run import Run
 from dlfer.train.cascade import Pretrained, describe_foreign_scaling, obtain_backbone
 from dlfer.train.device import Device, choose_device
-from dlfer.train.freeze import unfreeze_random_start
-from dlfer.train.plan import describe_plan
+from dlfer.train.plan import describe_plan, unfreeze_random_start
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob, StageResult
 from dlfer.train.watch import TrainingListener
@@ -36,17 +37,15 @@ class Fitted:
 
     Attributes:
         classifier: ready to predict and to be saved.
-        cost: what it took, for run.json.
-        milestones: epoch -> what predicts as the classifier was then.
-        known: answers that need not be predicted again, or None.
-        compute_figures: gives what the family adds to metrics.json, once the parts have been opened; or None.
+        cost: what it took.
+        milestones: epoch -> file with the weights of that epoch.
+        answers: of an ensemble, the predictions of its members, which need not be made again; None otherwise.
     """
 
     classifier: Classifier
-    cost: dict
-    milestones: Mapping[int, Judged] = field(default_factory=dict)
-    known: Known | None = None
-    compute_figures: Callable[[], dict] | None = None
+    cost: Cost
+    milestones: Mapping[int, Path] = field(default_factory=dict)
+    answers: Answers | None = None
 
 
 def fit_network(run: Run, config: ExperimentConfig, session: Session, device: Device, bundle: DataBundle) -> Fitted:
@@ -58,10 +57,8 @@ def fit_network(run: Run, config: ExperimentConfig, session: Session, device: De
         job = _unfreeze(run, job)
     result = _finetune(run, config, job, network, bundle)
     classifier = FAMILIES[config.model.family](network, bundle.labels, config=config.model, channels=bundle.channels)
-    milestones = list_network_milestones(
-        classifier, run.path / "finetune", view=config.evaluate.headline, batch_size=config.evaluate.batch_size
-    )
-    return Fitted(classifier, compute_cost(config, pretrained, result), milestones)
+    cost = compute_cost(config, pretrained, result)
+    return Fitted(classifier, cost, list_milestone_files(run.path / "finetune"))
 
 
 def pretrain(run: Run, config: ExperimentConfig, session: Session, device: Device) -> Pretrained:
@@ -74,7 +71,7 @@ def pretrain(run: Run, config: ExperimentConfig, session: Session, device: Devic
         config,
         job,
         load_bundle=lambda: session.load_bundle(config.pretrain),
-        cache=session.runs_folder / ".cache" / "pretrain" if run.read_json("run.json")["use_cache"] else None,
+        cache=session.runs_folder / ".cache" / "pretrain" if run.record.use_cache else None,
         random_weights=run.is_smoke,
     )
     run.log("pretrain_end", digest=pretrained.digest, was_cached=pretrained.was_cached, **pretrained.cost)
@@ -116,9 +113,7 @@ def _unfreeze(run: Run, job: StageJob) -> StageJob:
 def _warn(run: Run, listener: TrainingListener, text: str) -> None:
     """Say something that the reports are to show, and record it in run.json, once also where a run is resumed."""
     listener.say(text)
-    found = run.read_json("run.json").get("warnings") or []
-    if text not in found:
-        run.update(warnings=[*found, text])
+    run.warn(text)
 
 
 def _finetune(
@@ -193,18 +188,18 @@ def _limit_steps(smoke: bool) -> int | None:
     return NUM_BATCHES if smoke else None
 
 
-def compute_cost(config: ExperimentConfig, pretrained: Pretrained | None, result: StageResult) -> dict:
+def compute_cost(config: ExperimentConfig, pretrained: Pretrained | None, result: StageResult) -> Cost:
     """Return what the run cost, EF-FER1 apart; its cost stands there also when it came from the cache."""
     before = pretrained.cost if pretrained else {}
-    return {
-        "finetune_seconds": result.seconds,
-        "finetune_images": result.images,
-        "finetune_image_size": config.finetune.image_size,
-        "pretrain_seconds": before.get("seconds"),
-        "pretrain_images": before.get("images"),
-        "pretrain_image_size": before.get("image_size"),
-        "pretrain_was_cached": pretrained.was_cached if pretrained else None,
-    }
+    return Cost(
+        finetune_seconds=result.seconds,
+        finetune_images=result.images,
+        finetune_image_size=config.finetune.image_size,
+        pretrain_seconds=before.get("seconds"),
+        pretrain_images=before.get("images"),
+        pretrain_image_size=before.get("image_size"),
+        pretrain_was_cached=pretrained.was_cached if pretrained else None,
+    )
 
 
 def _draw_augmented_page(run: Run, config: ExperimentConfig, network: TransferNetwork, bundle: DataBundle) -> None:

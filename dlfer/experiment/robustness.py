@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -13,6 +12,7 @@ from dlfer.metrics.intervals import compute_wilson_interval
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.several import compute_difference
 from dlfer.model.classifier import Classifier
+from dlfer.runs.metrics_record import CorruptionLevel, Corruptions, Estimate
 
 _AT_ONCE = 1024
 """Images corrupted at a time: at 224 pixels and three channels 0.6 GB as float32."""
@@ -25,7 +25,7 @@ def evaluate_corruptions(
     seed: int = 0,
     batch_size: int = 64,
     say: Callable[[str], None] | None = None,
-) -> dict[str, Any]:
+) -> Corruptions:
     """Return the accuracy on each corruption at each strength, beside that on the clean images.
 
     It predicts the split 31 times.
@@ -38,9 +38,8 @@ def evaluate_corruptions(
         say: is told of each corruption when it begins.
 
     Returns:
-        {"clean": figure, "corruptions": {name: [{"strength", "parameter", "accuracy": figure, "difference":
-        figure of corrupted - clean on the same images}]}, "meanings": {name: what the parameter is}, "n",
-        "seed"}; a figure is {"value", "low", "high"}, a fraction. Intervals: Wilson, and Tango for pairs.
+        Accuracies, and differences corrupted - clean on the same images, as fractions. Intervals: Wilson, and Tango for
+        pairs.
 
     Source: after Hendrycks & Dietterich, ICLR 2019; see dlfer.data.corrupt.
     """
@@ -51,7 +50,7 @@ def evaluate_corruptions(
         return Predictions(split.ids, classifier.labels, split.targets, probabilities)
 
     clean = judge(lambda part: part.images)
-    found: dict[str, list[dict[str, Any]]] = {}
+    found: dict[str, list[CorruptionLevel]] = {}
     for name, spec in CORRUPTIONS.items():
         if say is not None:
             say(f"corruption {name} ({len(found) + 1} of {len(CORRUPTIONS)})")
@@ -63,26 +62,26 @@ def evaluate_corruptions(
 
             worse = judge(worsen)
             found[name].append(
-                {
-                    "strength": strength,
-                    "parameter": parameter,
-                    "accuracy": _compute_accuracy(worse),
-                    "difference": compute_difference(worse, clean),
-                }
+                CorruptionLevel(
+                    strength=strength,
+                    parameter=parameter,
+                    accuracy=_compute_accuracy(worse),
+                    difference=compute_difference(worse, clean),
+                )
             )
-    return {
-        "clean": _compute_accuracy(clean),
-        "corruptions": found,
-        "meanings": {name: spec.meaning for name, spec in CORRUPTIONS.items()},
-        "n": len(split),
-        "seed": seed,
-    }
+    return Corruptions(
+        clean=_compute_accuracy(clean),
+        corruptions=found,
+        meanings={name: spec.meaning for name, spec in CORRUPTIONS.items()},
+        n=len(split),
+        seed=seed,
+    )
 
 
 def _starts(num_images: int) -> range:
     return range(0, num_images, _AT_ONCE)
 
 
-def _compute_accuracy(predictions: Predictions) -> dict[str, float]:
+def _compute_accuracy(predictions: Predictions) -> Estimate:
     low, high = compute_wilson_interval(int(predictions.correct.sum()), len(predictions))
-    return {"value": float(predictions.correct.mean()), "low": low, "high": high}
+    return Estimate(value=float(predictions.correct.mean()), low=low, high=high)

@@ -1,6 +1,6 @@
 """One experiment from config to report: the only module that sees every step.
 
-ExperimentConfig -> DataBundle -> Classifier -> Artifact -> Predictions -> Scores -> report
+ExperimentConfig -> DataBundle -> Classifier -> Predictions -> Metrics -> report
 """
 
 from __future__ import annotations
@@ -11,29 +11,32 @@ from functools import partial
 from pathlib import Path
 
 from dlfer.config.load import load_experiment, resolve_path
-from dlfer.config.schema import DataConfig, ExperimentConfig
+from dlfer.config.schema import ExperimentConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.audit import audit_data
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.images import compute_side
 from dlfer.errors import TrainingStopped
-from dlfer.experiment.duplicates import find_run_duplicates
-from dlfer.experiment.extras import choose_extras, judge_extras
+from dlfer.experiment.duplicates import JudgedDuplicates, find_run_duplicates
+from dlfer.experiment.ensemble_answers import compare_members
+from dlfer.experiment.extras import Extras, choose_extras, compute_extra_metrics
 from dlfer.experiment.fit_boosted import explain_boosted, fit_boosted
 from dlfer.experiment.fit_ensemble import explain_ensemble, fit_ensemble
 from dlfer.experiment.fit_network import Fitted, explain_network, fit_network
-from dlfer.experiment.milestones import judge_milestones
+from dlfer.experiment.milestones import judge_ensemble_milestones, judge_milestones
 from dlfer.experiment.session import Session
 from dlfer.experiment.smoke import make_smoke_config
 from dlfer.experiment.splits import (
     compute_run_metrics,
     describe_data,
-    predict_parts,
+    predict_splits,
     sort_errors,
 )
 from dlfer.explain.run_figure import MOST_EXAMPLES, choose_examples, write_occlusion_page, write_preparation_page
+from dlfer.metrics.calibration import describe_temperature
 from dlfer.metrics.learned import HINT, find_learning_failure
-from dlfer.metrics.predictions import Predictions
-from dlfer.model.classifier import Classifier, store_temperature
+from dlfer.metrics.predictions import Known, Predictions
+from dlfer.model.classifier import Classifier
 from dlfer.model.network_classifier import NetworkClassifier
 from dlfer.report.card import write_card
 from dlfer.report.duplicates import describe_duplicates, find_without, format_without
@@ -41,9 +44,11 @@ from dlfer.report.html import write_report
 from dlfer.report.page import format_percent
 from dlfer.report.pictures import write_confusion_page, write_error_page
 from dlfer.runs.audit_record import AuditRecord
+from dlfer.runs.evaluations import count_openings, log_opening
 from dlfer.runs.find import open_run
-from dlfer.runs.openings import count_openings, log_opening
+from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.options import RunOptions
+from dlfer.runs.records import About, DataRecord
 from dlfer.runs.run import Run, create_run
 from dlfer.train.device import Device, choose_device, set_determinism
 
@@ -156,50 +161,119 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
     device = choose_device(config.experiment, require_gpu=session.options.require_gpu)
     set_determinism(config.experiment)
     run.update(status="running", device=device.as_dict())
+
     bundle = session.load_bundle(config.finetune)
-    if not run.read_json("run.json").get("judge_test", True):
+    if not run.record.judge_test:
         bundle = replace(bundle, test=None)
     duplicates = find_run_duplicates(bundle)
     data = describe_data(bundle, duplicates)
-    run.write_json("data.json", data)
+    data.write(run.path)
     _audit(run, config.finetune.data, bundle, session).write(run.path)
     extras = choose_extras(config.evaluate, bundle, smoke=run.is_smoke)
+
     fitted = FITTERS[config.model.family](run, config, session, device, bundle)
-    classifier = fitted.classifier
     run.update(cost=fitted.cost)
-    faces, shape = config.finetune.data.faces, data["splits"]["train"].get("shape")
-    about = {
-        "experiment": config.experiment.name,
-        "run": run.path.name,
-        "protocol": bundle.protocol,
-        "selected_on": bundle.selected_on,
-        "faces": faces.model_dump(mode="json") if faces else None,
-        # Faces in photos are cut out in the resolution of the training images, whatever the network makes of it.
-        "face_size": compute_side(*shape[:2], classifier.aspect) if shape else None,
-    }
-    classifier.save(run.path / "model", about=about)
-    if bundle.test is not None:
-        log_opening(run, bundle.test.name, len(bundle.test))
-    predictions = predict_parts(config, classifier, bundle, run.path / "predictions", known=fitted.known)
-    milestones = judge_milestones(run, bundle, fitted.milestones)
-    opened = count_openings(run)
-    metrics = compute_run_metrics(
-        config, bundle, predictions, duplicates=duplicates, smoke=run.is_smoke, test_opened=opened
-    )
-    if metrics["temperature"] is not None:
-        store_temperature(run.path / "model", **metrics["temperature"])
-    splits = {"test": bundle.test, "validation": bundle.validation}
-    folder = run.path / "predictions" / "views"
-    metrics |= judge_extras(extras, classifier, splits, predictions, folder=folder, known=fitted.known)
-    metrics |= {"milestones": milestones} if milestones else {}
-    metrics |= fitted.compute_figures() if fitted.compute_figures is not None else {}
-    run.write_json("metrics.json", metrics)
+
+    predictions = _predict(run, config, bundle, data, fitted)
+    metrics = _compute_metrics(run, config, bundle, duplicates, fitted, predictions, extras)
+    metrics.write(run.path)
+
     _draw_errors(run, bundle, predictions)
-    _draw_explanations(run, classifier, bundle, predictions)
+    _draw_explanations(run, fitted.classifier, bundle, predictions)
     say(describe_outcome(metrics))
     _warn_of_learning(run, predictions.get("train"), session)
     say(f"report: {write_report(run.path)}")
     say(f"model card: {write_card(run.path)}")
+
+
+def _predict(
+    run: Run, config: ExperimentConfig, bundle: DataBundle, data: DataRecord, fitted: Fitted
+) -> dict[str, Predictions]:
+    """Return the predictions on each split; the model is saved, with its temperature, before test is opened."""
+    classifier, folder = fitted.classifier, run.path / "predictions"
+    known = _collect_known(config, fitted, ("validation",))
+    predictions = predict_splits(config, classifier, bundle, folder, names=("validation", "train"), known=known)
+    classifier.temperature_fit = describe_temperature(predictions["validation"], bundle.selected_on)
+    classifier.save(run.path / "model", about=_describe_training(run, config, bundle, data, classifier))
+    if bundle.test is not None:
+        log_opening(run, bundle.test.name, len(bundle.test))
+        known = _collect_known(config, fitted, ("test",))
+        predictions |= predict_splits(config, classifier, bundle, folder, names=("test",), known=known)
+    return predictions
+
+
+def _collect_known(config: ExperimentConfig, fitted: Fitted, names: tuple[str, ...]) -> Known:
+    """Return the predictions of splits by each view that the members of an ensemble have made already."""
+    if fitted.answers is None:
+        return {}
+    views = ("single", *config.evaluate.views)
+    how = config.ensemble.combine
+    return {(name, view): fitted.answers.combine(name, view, how) for name in names for view in views}
+
+
+def _describe_training(
+    run: Run, config: ExperimentConfig, bundle: DataBundle, data: DataRecord, classifier: Classifier
+) -> About:
+    """Return what the artifact says of its training."""
+    faces, shape = config.finetune.data.faces, data.splits["train"].shape
+    return About(
+        experiment=config.experiment.name,
+        run=run.path.name,
+        protocol=bundle.protocol,
+        selected_on=bundle.selected_on,
+        faces=faces.model_dump(mode="json") if faces else None,
+        # Faces in photos are cut out in the resolution of the training images, whatever the network makes of it.
+        face_size=compute_side(*shape[:2], classifier.aspect) if shape else None,
+    )
+
+
+def _compute_metrics(
+    run: Run,
+    config: ExperimentConfig,
+    bundle: DataBundle,
+    duplicates: JudgedDuplicates | None,
+    fitted: Fitted,
+    predictions: dict[str, Predictions],
+    extras: Extras,
+) -> Metrics:
+    """Return metrics.json: every split, milestones, views, groups, and what the family adds."""
+    evaluate, answers = config.evaluate, fitted.answers
+    names = tuple(name for name in ("validation", "test") if name in predictions)
+    found = compute_extra_metrics(
+        extras,
+        fitted.classifier,
+        {"test": bundle.test, "validation": bundle.validation},
+        predictions,
+        folder=run.path / "predictions" / "views",
+        known=_collect_known(config, fitted, names),
+    )
+    more: dict[str, object] = {"views": found.views, "groups": found.groups, "headline": extras.headline}
+    if answers is None:
+        milestones = judge_milestones(
+            run,
+            bundle,
+            fitted.classifier,
+            fitted.milestones,
+            view=evaluate.headline,
+            batch_size=evaluate.batch_size,
+        )
+    else:
+        epochs = answers.list_milestones(config.finetune.milestones, evaluate.headline)
+        how = config.ensemble.combine
+        milestones = judge_ensemble_milestones(run, answers, epochs, how=how, view=evaluate.headline)
+        more |= compare_members(config, answers, epochs)
+    if milestones:
+        more["milestones"] = milestones
+    metrics = compute_run_metrics(
+        config,
+        bundle,
+        predictions,
+        duplicates=duplicates,
+        temperature=fitted.classifier.temperature_fit,
+        smoke=run.is_smoke,
+        test_opened=count_openings(run.path),
+    )
+    return metrics.model_copy(update=more)
 
 
 def _warn_of_learning(run: Run, train: Predictions | None, session: Session) -> None:
@@ -207,7 +281,7 @@ def _warn_of_learning(run: Run, train: Predictions | None, session: Session) -> 
     why = find_learning_failure(train)
     if why is not None and not run.is_smoke:
         text = f"The training did not learn: {why}. {HINT}"
-        run.update(warnings=[*run.read_json("run.json").get("warnings", []), text])
+        run.warn(text)
         session.listener.warn(text)
 
 
@@ -215,30 +289,28 @@ def _audit(run: Run, data: DataConfig, bundle: DataBundle, session: Session) -> 
     """Return the audit of the data as the run has it, made once for all runs on the very same data."""
     # Images that were drawn in place of absent files have no votes.
     votes = None if data.votes is None or data.source.startswith("synthetic") else resolve_path(data.votes)
-    cache = session.runs_folder / ".cache" / "audit" if run.read_json("run.json")["use_cache"] else None
+    cache = session.runs_folder / ".cache" / "audit" if run.record.use_cache else None
     return audit_data(bundle, cache=cache, votes=votes)
 
 
-def describe_outcome(metrics: dict) -> str:
-    """Return the headline of a run: the accuracy with its n, interval, part and protocol, and that without duplicates."""
-    part = "test" if metrics["test"] else "validation"
-    figure, n = metrics[part]["accuracy"], metrics[part]["n"]
-    what = "test" if part == "test" else f"validation figure ({metrics['selected_on']}, used for selection)"
-    view = metrics.get("headline", "single")
+def describe_outcome(metrics: Metrics) -> str:
+    """Return the headline of a run: the accuracy with its n, interval, split and protocol, and that without duplicates."""
+    name, judged, view = metrics.judged_split, metrics.judged, metrics.headline
+    accuracy = judged.accuracy
+    what = "test" if name == "test" else f"validation accuracy ({metrics.selected_on}, used for selection)"
     if view != "single":
-        figure, what = metrics["views"][view][part]["accuracy"], f"{what}, mean over views ({view.replace('_', ' ')})"
-    banner = f"\n{metrics['banner']}" if metrics["banner"] else ""
-    means = ", ".join(
-        f"{name} {format_percent((metrics[part].get(f'macro_{name}') or {}).get('value'))}"
-        for name in ("precision", "recall", "specificity")
-    )
+        accuracy = metrics.views[view][name].accuracy
+        what = f"{what}, mean over views ({view.replace('_', ' ')})"
+    banner = f"\n{metrics.banner}" if metrics.banner else ""
+    means = {key: judged.get(f"macro_{key}") for key in ("precision", "recall", "specificity")}
+    listed = ", ".join(f"{key} {format_percent(mean.value if mean else None)}" for key, mean in means.items())
     return (
-        f"accuracy {figure['value']:.2%} (95 % {figure['low']:.2%} to {figure['high']:.2%}, n = {n:,}), {what}, "
-        f"protocol {metrics['protocol']}; means over the labels: {means}{_describe_duplicates(metrics)}{banner}"
+        f"accuracy {accuracy.value:.2%} (95 % {accuracy.low:.2%} to {accuracy.high:.2%}, n = {judged.n:,}), {what}, "
+        f"protocol {metrics.protocol}; means over the labels: {listed}{_describe_duplicates(metrics)}{banner}"
     )
 
 
-def _describe_duplicates(metrics: dict) -> str:
+def _describe_duplicates(metrics: Metrics) -> str:
     """Return the lines of the headline that are about duplicates, each after a line break."""
     without, described = find_without(metrics), describe_duplicates(metrics)
     lines = [f"without duplicates: accuracy {format_without(without)}"] if without else []
@@ -247,8 +319,8 @@ def _describe_duplicates(metrics: dict) -> str:
 
 def _draw_errors(run: Run, bundle: DataBundle, predictions: dict[str, Predictions]) -> None:
     """Write pages of the most confident errors and commonest confusions on test, or on validation without a test."""
-    part = "test" if "test" in predictions else "validation"
-    split, predicted = getattr(bundle, part), predictions[part]
+    name = "test" if "test" in predictions else "validation"
+    split, predicted = getattr(bundle, name), predictions[name]
     if isinstance(split, Split):
         rows = sort_errors(predicted, 24)
         write_error_page(run.path / "figures", split.images[rows], predicted, rows)
@@ -260,10 +332,10 @@ def _draw_explanations(
 ) -> None:
     """Write occlusion maps of the first image of each label, and for a network what becomes of three on the way in."""
     from dlfer.explain.occlusion import compute_occlusion
-    from dlfer.explain.preparation import compute_preparation
+    from dlfer.explain.run_figure import compute_preparation
 
-    part = "test" if "test" in predictions else "validation"
-    split, predicted, folder = getattr(bundle, part), predictions[part], run.path / "figures"
+    name = "test" if "test" in predictions else "validation"
+    split, predicted, folder = getattr(bundle, name), predictions[name], run.path / "figures"
     if not isinstance(split, Split):
         return
     rows = choose_examples(predicted, limit=1 if run.is_smoke else MOST_EXAMPLES)

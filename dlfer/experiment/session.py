@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlfer.config.schema import StageConfig
+from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.data.sources import load_data
 from dlfer.runs.find import default_runs_folder

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dlfer.config.load import with_overrides
-from dlfer.config.schema import DataConfig, ExperimentConfig
+from dlfer.config.schema import ExperimentConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.sources import is_present, replace_by_synthetic
 
 IMAGES_A_BATCH, NUM_BATCHES = 8, 2

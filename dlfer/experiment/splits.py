@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from dlfer.config.schema import ExperimentConfig
-from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
+from dlfer.data.bundle import DataBundle, Split, StreamedSplit, compute_fingerprint
 from dlfer.data.split import draw_subset
 from dlfer.experiment.duplicates import JudgedDuplicates
 from dlfer.metrics.predictions import Known, Predictions, write_predictions
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.model.classifier import Classifier
 from dlfer.model.predict import predict_split
+from dlfer.runs.metrics_record import Metrics
+from dlfer.runs.records import DataRecord, SplitRecord, Temperature
 
 
-def describe_data(bundle: DataBundle, duplicates: JudgedDuplicates | None) -> dict:
+def describe_data(bundle: DataBundle, duplicates: JudgedDuplicates | None) -> DataRecord:
     """Return data.json of a run: labels, splits with their counts and fingerprints, duplicates, and what was done.
 
     Args:
@@ -25,43 +28,55 @@ def describe_data(bundle: DataBundle, duplicates: JudgedDuplicates | None) -> di
         duplicates: of the split that judges, as `find_run_duplicates` returns them.
     """
     splits = {name: getattr(bundle, name) for name in ("train", "validation", "test")}
-    return {
-        "source": bundle.source,
-        "labels": list(bundle.labels),
-        "protocol": bundle.protocol,
-        "selected_on": bundle.selected_on,
-        "splits": {name: _describe_split(split, bundle.labels) for name, split in splits.items() if split is not None},
-        "duplicates": None if duplicates is None else duplicates.as_dict(),
-        "notes": list(bundle.notes),
-    }
+    return DataRecord(
+        source=bundle.source,
+        labels=list(bundle.labels),
+        protocol=bundle.protocol,
+        selected_on=bundle.selected_on,
+        splits={name: _describe_split(split, bundle.labels) for name, split in splits.items() if split is not None},
+        duplicates=None if duplicates is None else duplicates.as_record(),
+        notes=list(bundle.notes),
+    )
 
 
-def predict_parts(
-    config: ExperimentConfig, classifier: Classifier, bundle: DataBundle, folder: Path, *, known: Known | None = None
+def predict_splits(
+    config: ExperimentConfig,
+    classifier: Classifier,
+    bundle: DataBundle,
+    folder: Path,
+    *,
+    names: Sequence[str],
+    known: Known | None = None,
 ) -> dict[str, Predictions]:
-    """Predict validation, test and a draw of train, and write each into `folder`; return them by name.
+    """Predict splits, write the predictions of each into `folder`, and return them by name; absent splits are left out.
 
-    What is `known` already, from the members of an ensemble, is not predicted again.
+    Args:
+        names: some of "train", "validation" and "test". Of train it is a draw of `evaluate.num_train` images.
+        known: predictions that need not be made again.
     """
-    parts = {"validation": bundle.validation, "test": bundle.test}
-    num_train = config.evaluate.num_train
-    if num_train != 0 and isinstance(bundle.train, Split):
-        is_small = num_train is None or num_train >= len(bundle.train)
-        parts["train"] = bundle.train if is_small else draw_subset(bundle.train, num_train, seed=0)
     batch_size = config.evaluate.batch_size
     predict = partial(classifier.predict, batch_size=batch_size)
     predictions = {}
-    for name, split in parts.items():
+    for name in names:
+        split = _draw_train(config, bundle.train) if name == "train" else getattr(bundle, name)
         if split is None:
             continue
-        answers = None if known is None or name == "train" else known(name, "single")
-        if answers is None:
+        found = (known or {}).get((name, "single"))
+        if found is None:
             probabilities, targets, ids = predict_split(predict, split, batch_size=batch_size)
-            answers = Predictions(ids, classifier.labels, targets, probabilities)
-        predictions[name] = answers
+            found = Predictions(ids, classifier.labels, targets, probabilities)
+        predictions[name] = found
         folder.mkdir(parents=True, exist_ok=True)
-        write_predictions(predictions[name], folder / f"{name}.npz")
+        write_predictions(found, folder / f"{name}.npz")
     return predictions
+
+
+def _draw_train(config: ExperimentConfig, train: Split | StreamedSplit | None) -> Split | None:
+    """Return the training images to predict; None for none of them, or for streamed ones."""
+    num_train = config.evaluate.num_train
+    if num_train == 0 or not isinstance(train, Split):
+        return None
+    return train if num_train is None or num_train >= len(train) else draw_subset(train, num_train, seed=0)
 
 
 def compute_run_metrics(
@@ -70,18 +85,20 @@ def compute_run_metrics(
     predictions: dict[str, Predictions],
     *,
     duplicates: JudgedDuplicates | None,
+    temperature: Temperature | None = None,
     smoke: bool = False,
     test_opened: int = 0,
-) -> dict:
+) -> Metrics:
     """Return metrics.json of a run; the split that judges is scored once more without `duplicates`."""
     return compute_metrics_file(
         predictions,
         protocol=bundle.protocol,
         banner=compute_banner(bundle, duplicates, smoke=smoke),
         selected_on=bundle.selected_on,
-        duplicates=None if duplicates is None else duplicates.as_dict(),
+        duplicates=None if duplicates is None else duplicates.as_record(),
         without_duplicates_ids=None if duplicates is None else duplicates.list_ids_without(),
         target_accuracy=config.evaluate.target_accuracy,
+        temperature=temperature,
         test_opened=test_opened,
     )
 
@@ -100,16 +117,17 @@ def compute_banner(bundle: DataBundle, duplicates: JudgedDuplicates | None, *, s
     )
 
 
-def _describe_split(split, labels: tuple[str, ...]) -> dict:
-    described = {"name": split.name, "n": len(split)}
-    if isinstance(split, Split):
-        counts = np.bincount(split.targets, minlength=len(labels))
-        described |= {
-            "shape": list(split.images.shape[1:]),
-            "per_class": dict(zip(labels, counts.tolist(), strict=True)),
-            "fingerprint": compute_fingerprint(split),
-        }
-    return described
+def _describe_split(split: Split | StreamedSplit, labels: tuple[str, ...]) -> SplitRecord:
+    if not isinstance(split, Split):
+        return SplitRecord(name=split.name, n=len(split))
+    counts = np.bincount(split.targets, minlength=len(labels))
+    return SplitRecord(
+        name=split.name,
+        n=len(split),
+        shape=list(split.images.shape[1:]),
+        per_class=dict(zip(labels, counts.tolist(), strict=True)),
+        fingerprint=compute_fingerprint(split),
+    )
 
 
 def sort_errors(predictions: Predictions, limit: int) -> np.ndarray:

@@ -16,8 +16,13 @@ import numpy as np
 
 from dlfer.errors import UserError
 from dlfer.explain.explanation import Explainer, Explanation, MapOptions
-from dlfer.explain.figures import describe_maps, write_explanation
-from dlfer.explain.page import describe_sanity, list_sanity_rows, write_explanation_report
+from dlfer.explain.figures import (
+    describe_maps,
+    describe_sanity,
+    list_sanity_rows,
+    write_explanation,
+    write_explanation_report,
+)
 from dlfer.explain.sanity import check_maps
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
@@ -25,8 +30,8 @@ from dlfer.predict.crops import Crop, build_cropper
 from dlfer.predict.media import BadInput, Frame, list_inputs, open_inputs
 from dlfer.predict.predictor import NOTICE
 from dlfer.predict.video import is_film
-from dlfer.runs.atomic import write_atomically
-from dlfer.runs.find_model import find_default_model
+from dlfer.runs.files import write_atomically
+from dlfer.runs.find import find_default_model
 from dlfer.train.progress import ConsoleListener
 
 MOST_CHECKED = 12

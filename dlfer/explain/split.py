@@ -27,9 +27,9 @@ from dlfer.explain.pictures import (
 )
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
-from dlfer.runs.atomic import write_atomically
-from dlfer.runs.find import open_run
-from dlfer.runs.openings import log_opening
+from dlfer.runs.evaluations import log_opening
+from dlfer.runs.files import write_atomically
+from dlfer.runs.find import find_run_of, open_run
 from dlfer.runs.run import Run
 from dlfer.train.progress import ConsoleListener
 
@@ -90,8 +90,7 @@ def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> 
 
 def _load_part(part: str, job: ExplainJob) -> tuple[Run, Split, Classifier]:
     """Return a run, the part of its data, and its classifier."""
-    path = Path(str(job.model))
-    run = open_run(path.parent if path.name == "model" and (path.parent / "run.json").exists() else path)
+    run = find_run_of(str(job.model)) or open_run(str(job.model))
     stage = run.config().finetune
     bundle = load_data(stage.data, image_size=stage.native_size, balance=stage.balance)
     split = getattr(bundle, part)

@@ -13,6 +13,7 @@ from dlfer.errors import ExportError
 from dlfer.metrics.intervals import compute_wilson_interval
 from dlfer.metrics.paired import compare_paired, describe_difference
 from dlfer.metrics.predictions import Predictions
+from dlfer.runs.export_record import Agreement, ExportAccuracy
 
 BATCH_SIZE = 32
 NUM_OTHER_SIZES = 8
@@ -58,7 +59,7 @@ def compare_export(
     *,
     labels: tuple[str, ...],
     any_size: bool,
-) -> dict[str, Any]:
+) -> Agreement:
     """Compare the probabilities of an export with those of its artifact.
 
     Args:
@@ -69,31 +70,32 @@ def compare_export(
         any_size: whether it takes images of any size, so that others than the sample's are tried, too.
 
     Returns:
-        {"images", "n", "size", "largest_difference", "mean_difference", "labels_agree": {"value", "low", "high"},
-        "other_sizes": None or {"sizes", "n", "largest_difference"}, "accuracy": None or a paired comparison},
-        fractions but for the points of "accuracy".
+        The agreement; fractions, but for the difference of accuracies in percentage points.
     """
     wanted, found = expected(sample.images), answer_in_batches(answer, sample.images)
     difference = np.abs(wanted.astype(np.float64) - found)
     same = int((wanted.argmax(axis=1) == found.argmax(axis=1)).sum())
     low, high = compute_wilson_interval(same, len(wanted))
-    return {
-        "images": sample.source,
-        "n": len(wanted),
-        "size": list(sample.images.shape[1:3]),
-        "largest_difference": float(difference.max()),
-        "mean_difference": float(difference.mean()),
-        "labels_agree": {"value": same / len(wanted), "low": low, "high": high},
-        "other_sizes": _compare_other_sizes(expected, answer, sample.images) if any_size else None,
-        "accuracy": None if sample.targets is None else _compare_accuracy(wanted, found, sample.targets, labels),
-    }
+    return Agreement.build(
+        {
+            "images": sample.source,
+            "n": len(wanted),
+            "size": list(sample.images.shape[1:3]),
+            "largest_difference": float(difference.max()),
+            "mean_difference": float(difference.mean()),
+            "labels_agree": {"value": same / len(wanted), "low": low, "high": high},
+            "other_sizes": _compare_other_sizes(expected, answer, sample.images) if any_size else None,
+            "accuracy": None if sample.targets is None else _compare_accuracy(wanted, found, sample.targets, labels),
+        }
+    )
 
 
-def check_agreement(name: str, agreement: dict[str, Any], limits: Limits) -> None:
+def check_agreement(name: str, agreement: Agreement, limits: Limits) -> None:
     """Raise ExportError where an export differs from its artifact by more than the limits."""
-    others = agreement["other_sizes"] or agreement
-    largest = float(np.max([agreement["largest_difference"], others["largest_difference"]]))
-    same = agreement["labels_agree"]["value"]
+    others = agreement.other_sizes or agreement
+    differences = [agreement.largest_difference, others.largest_difference]
+    largest = float("nan") if None in differences else max(differences)
+    same = agreement.labels_agree.value
     # No probability differs by more than 1; NaN is not below it either.
     if largest <= (1.0 if limits.difference is None else limits.difference) and same >= limits.agreement:
         return
@@ -101,7 +103,7 @@ def check_agreement(name: str, agreement: dict[str, Any], limits: Limits) -> Non
     if limits.difference is not None:
         wanted.insert(0, f"a difference of at most {limits.difference:g}")
     raise ExportError(
-        f"export to {name}: refused, nothing was written. On {agreement['n']:,} images ({agreement['images']}) the "
+        f"export to {name}: refused, nothing was written. On {agreement.n:,} images ({agreement.images}) the "
         f"probabilities differ by up to {largest:.3g} and "
         f"{100 * same:.1f} % of the labels agree; expected {' and '.join(wanted)}. Use another format."
     )
@@ -126,11 +128,11 @@ def _compare_other_sizes(expected: Callable, answer: Callable, images: np.ndarra
 
 def _compare_accuracy(
     wanted: np.ndarray, found: np.ndarray, targets: np.ndarray, labels: tuple[str, ...]
-) -> dict[str, Any]:
+) -> ExportAccuracy:
     """Return the paired comparison of accuracies, its difference being what the export loses, in points."""
     ids = np.arange(len(targets)).astype(str)
     # Rows of eight-bit answers sum to one within their step only.
     rows = found / np.maximum(found.sum(axis=1, keepdims=True), 1e-12)
     pair = [Predictions(ids, labels, targets, probabilities) for probabilities in (wanted, rows)]
     result = compare_paired(*pair, names=("the artifact", "the export"))
-    return {**result, "sentence": describe_difference(result)}
+    return ExportAccuracy(**dict(result), sentence=describe_difference(result))

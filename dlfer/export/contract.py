@@ -10,13 +10,15 @@ from importlib import resources
 from typing import Any
 
 from dlfer._version import __version__
+from dlfer.runs.export_record import Agreement, ExportInput, ExportOutput, ExportRecord, ExportTemperature
+from dlfer.runs.records import Temperature
 
 _NAMES = {"ai_edge_litert.interpreter": "ai-edge-litert"}
 
 
 def describe_input(
     size: tuple[int, int] | None, *, channels: int, network_size: int, aspect: str, faces: Mapping[str, Any] | None
-) -> dict[str, Any]:
+) -> ExportInput:
     """Return the section `input` of export.json.
 
     Args:
@@ -36,34 +38,34 @@ def describe_input(
     note += "; all else is done inside the model"
     if faces:
         note += ', but for what "faces" says: faces were found and evened out so before the network got them'
-    return {
-        "name": "images",
-        "dtype": "uint8",
-        "range": [0, 255],
-        "shape": [None, *(size or (None, None)), channels],
-        "channels": "grey" if channels == 1 else "RGB",
-        "network_size": network_size,
-        "aspect": aspect,
-        "faces": None if faces is None else dict(faces),
-        "note": note,
-    }
+    return ExportInput(
+        name="images",
+        dtype="uint8",
+        range=[0, 255],
+        shape=[None, *(size or (None, None)), channels],
+        channels="grey" if channels == 1 else "RGB",
+        network_size=network_size,
+        aspect=aspect,
+        faces=None if faces is None else dict(faces),
+        note=note,
+    )
 
 
-def describe_output(num_labels: int, *, is_quantised: bool) -> dict[str, Any]:
+def describe_output(num_labels: int, *, is_quantised: bool) -> ExportOutput:
     """Return the section `output` of export.json."""
     note = "probabilities in the order of labels; rows sum to one"
-    return {
-        "name": "probabilities",
-        "dtype": "float32",
-        "shape": [None, num_labels],
-        "note": note + (", but for rounding to steps of 1/256" if is_quantised else ""),
-    }
+    return ExportOutput(
+        name="probabilities",
+        dtype="float32",
+        shape=[None, num_labels],
+        note=note + (", but for rounding to steps of 1/256" if is_quantised else ""),
+    )
 
 
-def describe_temperature(fit: Mapping[str, Any] | None) -> dict[str, Any]:
+def describe_temperature(fit: Temperature | None) -> ExportTemperature:
     """Return the section `temperature` of export.json: its value, which no export applies."""
     note = "probabilities are those of predict(images); calibrated ones are softmax(log(probabilities) / value)"
-    return {"value": fit["value"] if fit else None, "applied": False, "note": note if fit else "none was fitted"}
+    return ExportTemperature(value=fit.value if fit else None, applied=False, note=note if fit else "none was fitted")
 
 
 def list_packages(modules: tuple[str, ...]) -> dict[str, str]:
@@ -77,10 +79,10 @@ def list_packages(modules: tuple[str, ...]) -> dict[str, str]:
     return versions
 
 
-def render_example(template: str, record: Mapping[str, Any]) -> str:
+def render_example(template: str, record: ExportRecord) -> str:
     """Return the example of a format, for the colours and the size that an export takes."""
-    _, height, width, channels = record["input"]["shape"]
-    fit = {"crop": "min", "pad": "max"}[record["input"]["aspect"]]
+    _, height, width, channels = record.input.shape
+    fit = {"crop": "min", "pad": "max"}[record.input.aspect]
     text = resources.files("dlfer.export").joinpath("templates", f"{template}.py.txt").read_text(encoding="utf-8")
     return string.Template(text).substitute(
         mode="L" if channels == 1 else "RGB",
@@ -92,7 +94,7 @@ def render_example(template: str, record: Mapping[str, Any]) -> str:
     )
 
 
-def render_card(card: str, record: Mapping[str, Any], *, hub_name: str) -> str:
+def render_card(card: str, record: ExportRecord, *, hub_name: str) -> str:
     """Return the card of the artifact with what holds for an export alone.
 
     Args:
@@ -105,42 +107,42 @@ def render_card(card: str, record: Mapping[str, Any], *, hub_name: str) -> str:
     return card.rstrip() + "\n\n## This export\n\n" + "\n".join(f"- {line}" for line in describe_export(record)) + "\n"
 
 
-def describe_export(record: Mapping[str, Any]) -> list[str]:
+def describe_export(record: ExportRecord) -> list[str]:
     """Say in sentences what an export takes, how well it agrees with its artifact, and what it loses."""
-    shape = ", ".join("any" if side is None else str(side) for side in record["input"]["shape"])
+    shape = ", ".join("any" if side is None else str(side) for side in record.input.shape)
     lines = [
-        f"{record['format']}: uint8 images [{shape}] ({record['input']['channels']}); {record['input']['note']}.",
-        _describe_agreement(record["agreement"]),
+        f"{record.format}: uint8 images [{shape}] ({record.input.channels}); {record.input.note}.",
+        _describe_agreement(record.agreement),
     ]
-    accuracy = record["agreement"]["accuracy"]
+    accuracy = record.agreement.accuracy
     if accuracy:
-        lost = accuracy["difference"]
+        lost = accuracy.difference
         lines.append(
-            f"Accuracy on these images: the artifact {100 * accuracy['accuracy_a']:.2f} %, the export "
-            f"{100 * accuracy['accuracy_b']:.2f} %; lost: {lost['value'] + 0.0:.2f} points (95 % {lost['low']:.2f} to "
-            f"{lost['high']:.2f}, paired, n = {accuracy['n']:,})."
+            f"Accuracy on these images: the artifact {100 * accuracy.accuracy_a:.2f} %, the export "
+            f"{100 * accuracy.accuracy_b:.2f} %; lost: {lost.value + 0.0:.2f} points (95 % {lost.low:.2f} to "
+            f"{lost.high:.2f}, paired, n = {accuracy.n:,})."
         )
-    quantised = record.get("quantised")
+    quantised = record.quantised
     if quantised:
-        stayed = ", ".join(f"{number} {kind}" for kind, number in quantised["float_operations"].items())
+        stayed = ", ".join(f"{number} {kind}" for kind, number in quantised.float_operations.items())
         lines.append(
-            f"Weights and activations have eight bits, calibrated on {quantised['num_images']:,} images "
-            f"({quantised['images']}). Computed in float32: {stayed or 'nothing'}."
+            f"Weights and activations have eight bits, calibrated on {quantised.num_images:,} images "
+            f"({quantised.images}). Computed in float32: {stayed or 'nothing'}."
         )
-    temperature = record["temperature"]
-    if temperature["value"] is not None:
-        lines.append(f"The temperature ({temperature['value']:.4g}) is not applied: {temperature['note']}.")
+    temperature = record.temperature
+    if temperature.value is not None:
+        lines.append(f"The temperature ({temperature.value:.4g}) is not applied: {temperature.note}.")
     return lines
 
 
-def _describe_agreement(agreement: Mapping[str, Any]) -> str:
-    same, others = agreement["labels_agree"], agreement["other_sizes"]
+def _describe_agreement(agreement: Agreement) -> str:
+    same, others = agreement.labels_agree, agreement.other_sizes
     text = (
-        f"Compared with the artifact on {agreement['n']:,} images ({agreement['images']}): probabilities differ by at "
-        f"most {agreement['largest_difference']:.2g}, on average by {agreement['mean_difference']:.2g}; "
-        f"{100 * same['value']:.2f} % of the labels agree (95 % {100 * same['low']:.2f} to {100 * same['high']:.2f})."
+        f"Compared with the artifact on {agreement.n:,} images ({agreement.images}): probabilities differ by at "
+        f"most {agreement.largest_difference:.2g}, on average by {agreement.mean_difference:.2g}; "
+        f"{100 * same.value:.2f} % of the labels agree (95 % {100 * same.low:.2f} to {100 * same.high:.2f})."
     )
     if others:
-        sizes = " and ".join(f"{height} x {width}" for height, width in others["sizes"])
-        text += f" At {sizes} pixels they differ by at most {others['largest_difference']:.2g}."
+        sizes = " and ".join(f"{height} x {width}" for height, width in others.sizes)
+        text += f" At {sizes} pixels they differ by at most {others.largest_difference:.2g}."
     return text

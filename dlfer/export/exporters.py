@@ -1,6 +1,6 @@
 """A trained classifier as a folder that needs no dlfer: the model, its contract, its card and an example.
 
-Each export is opened by its own runtime and compared with the artifact before it gets its place.
+Each export is opened by its own runtime and compared with the original before it gets its place.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dlfer.data.images import resize_all
+from dlfer.data.images import compute_side, resize_all
 from dlfer.data.synthetic.faces import draw_face
-from dlfer.errors import UserError
+from dlfer.errors import ExportError, UserError
 from dlfer.export.compare import Limits, Sample, check_agreement, compare_export
 from dlfer.export.contract import (
     describe_input,
@@ -28,15 +28,19 @@ from dlfer.export.contract import (
     render_card,
     render_example,
 )
+from dlfer.export.formats import write_litert, write_litert_int8, write_onnx, write_savedmodel
 from dlfer.export.graph import check_exportable
-from dlfer.export.litert import write_litert, write_litert_int8
-from dlfer.export.onnx import write_onnx
-from dlfer.export.savedmodel import write_savedmodel
-from dlfer.model.classifier import Classifier
+from dlfer.export.images import find_native_size, gather_sample
+from dlfer.model.artifact import load_artifact
+from dlfer.model.classifier import Classifier, read_artifact_record
 from dlfer.predict.export_folder import EXPORT_FILE, VERSION, compute_checksums
 from dlfer.predict.runtimes import RUNTIMES, import_extra
+from dlfer.report.card import CARD_FILE, compose_card
+from dlfer.runs.export_record import ExportAbout, ExportRecord
+from dlfer.runs.find import find_model, find_run_of
+from dlfer.runs.records import About, ArtifactRecord
+from dlfer.runs.run import Run
 
-CARD_FILE = "MODEL_CARD.md"
 EXACT = Limits(difference=1e-4, agreement=0.99)
 QUANTISED = Limits(difference=None, agreement=0.9)
 _LITERT = ("ai_edge_litert.interpreter",)
@@ -84,7 +88,7 @@ class Origin:
     """
 
     card: str
-    about: Mapping[str, Any]
+    about: ExportAbout
     size: tuple[int, int]
 
 
@@ -103,7 +107,7 @@ def check_needs(classifier: Classifier, formats: tuple[str, ...]) -> None:
 
 def export_classifier(
     classifier: Classifier, name: str, *, out: Path, sample: Sample, origin: Origin
-) -> tuple[Path, dict[str, Any]]:
+) -> tuple[Path, ExportRecord]:
     """Write one format into `out`/`name`, in place of an export that stands there.
 
     Args:
@@ -144,8 +148,9 @@ def export_classifier(
             any_size=exporter.any_size,
         )
         check_agreement(name, agreement, exporter.limits)
-        record = _describe(classifier, name, size, origin) | remarks | {"agreement": agreement}
-        _write_beside(folder, record, exporter, origin.card)
+        described = _describe(classifier, name, size, origin)
+        record = ExportRecord.build({**described, **remarks, "agreement": agreement})
+        record = _write_beside(folder, record, exporter, origin.card)
         if target.exists():
             shutil.rmtree(target)
         folder.rename(target)
@@ -155,7 +160,7 @@ def export_classifier(
 def _describe(classifier: Classifier, name: str, size: tuple[int, int] | None, origin: Origin) -> dict[str, Any]:
     """Return export.json but for what is known when the files are there and compared."""
     exporter = EXPORTERS[name]
-    faces = classifier.about.get("faces")
+    faces = classifier.about.faces
     return {
         "version": VERSION,
         "format": name,
@@ -171,16 +176,106 @@ def _describe(classifier: Classifier, name: str, size: tuple[int, int] | None, o
         "output": describe_output(len(classifier.labels), is_quantised=exporter.limits.difference is None),
         "temperature": describe_temperature(classifier.temperature_fit),
         "limits": asdict(exporter.limits),
-        "about": {**origin.about, "packages": list_packages(exporter.needs)},
+        "about": origin.about.model_copy(update={"packages": list_packages(exporter.needs)}),
     }
 
 
-def _write_beside(folder: Path, record: dict[str, Any], exporter: Exporter, card: str) -> None:
-    """Write labels, example and card, and last export.json, which gets the checksums of all others."""
-    (folder / "labels.json").write_text(json.dumps(record["labels"]) + "\n", encoding="utf-8")
+def _write_beside(folder: Path, record: ExportRecord, exporter: Exporter, card: str) -> ExportRecord:
+    """Write labels, example and card, and last export.json with the checksums of all others; return it."""
+    (folder / "labels.json").write_text(json.dumps(record.labels) + "\n", encoding="utf-8")
     Image.fromarray(draw_face("Happy", rng=np.random.default_rng(0))).save(folder / "example.png")
     (folder / "example.py").write_text(render_example(exporter.template, record), encoding="utf-8")
     text = render_card(card, record, hub_name=exporter.hub_name)
     (folder / CARD_FILE).write_text(text, encoding="utf-8")
-    record["sha256"] = compute_checksums(folder)
-    (folder / EXPORT_FILE).write_text(json.dumps(record, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    record = record.model_copy(update={"sha256": compute_checksums(folder)})
+    record.write(folder)
+    return record
+
+
+def export_model(
+    name: str,
+    formats: tuple[str, ...],
+    *,
+    out: Path | None = None,
+    data: Path | None = None,
+    size: tuple[int, int] | None = None,
+    say: Callable[[str], None] | None = None,
+) -> dict[str, tuple[Path, ExportRecord]]:
+    """Export a trained model to several formats, each compared with the artifact before it is kept.
+
+    Args:
+        name: a run, an artifact folder, or a shipped model's name.
+        formats: names of EXPORTERS.
+        out: the folder of exports, one folder a format inside; None: exports/<name>.
+        data: the images to compare on: a csv in the layout of FER2013 (PublicTest, else all rows), class folders,
+            an .npz, or an experiment file (validation, else all). None takes validation of the model's own run,
+            where its data is there, else faces drawn by dlfer. Test parts are never opened.
+        size: (H, W) of the formats that take one size; None is that of the training images, made square.
+        say: told what takes long, and what was refused.
+
+    Returns:
+        Format -> its folder and its export.json.
+
+    Raises:
+        UserError: model or data is not found or does not fit, or a package is missing.
+        ExportError: one or more formats were refused; the others stand.
+
+    Example:
+        >>> export_model("saved_models/runs/lite2/RUN", ("onnx",))["onnx"][0]
+        PosixPath('exports/lite2-20261121T064045Z-2c96f94e/onnx')
+    """
+    tell = say or (lambda text: None)
+    folder = find_model(name)
+    record = read_artifact_record(folder)
+    classifier = load_artifact(name)
+    check_needs(classifier, formats)
+    run = find_run_of(folder.resolve()) if folder.resolve().name == "model" else None
+    sample = gather_sample(classifier, record, run=run, data=data, say=tell)
+    about = record.about
+    side = compute_side(*(find_native_size(run) or sample.images.shape[1:3]), classifier.aspect)
+    origin = Origin(
+        card=_read_card(folder, run),
+        about=_describe_artifact(record, name=_get_name(folder, about)),
+        size=size or (side, side),
+    )
+    out = Path("exports") / _get_name(folder, about) if out is None else Path(out)
+    tell(f"comparing on {len(sample.images):,} images: {sample.source}")
+    done, refused = {}, []
+    for number, format_name in enumerate(formats, 1):
+        tell(f"{number} of {len(formats)}: {format_name}")
+        try:
+            done[format_name] = export_classifier(classifier, format_name, out=out, sample=sample, origin=origin)
+        except ExportError as error:
+            refused.append(str(error))
+    if refused:
+        kept = f" Kept: {', '.join(str(path) for path, _ in done.values())}." if done else ""
+        raise ExportError("\n".join(refused) + kept)
+    return done
+
+
+def _get_name(folder: Path, about: About) -> str:
+    """Return <experiment>-<run> of a run's model, else the name of the folder."""
+    return "-".join(filter(None, (about.experiment, about.run))) or folder.resolve().name
+
+
+def _describe_artifact(record: ArtifactRecord, *, name: str) -> ExportAbout:
+    return ExportAbout(
+        model=name,
+        family=record.family,
+        backbone=record.model.get("backbone"),
+        artifact_sha256=record.sha256,
+        trained=record.about,
+    )
+
+
+def _read_card(folder: Path, run: Run | None) -> str:
+    """Return the card beside the artifact, else that of its run, else a line that says there is none."""
+    if (folder / CARD_FILE).is_file():
+        return (folder / CARD_FILE).read_text(encoding="utf-8")
+    if run is not None:
+        return compose_card(run.path)
+    return (
+        f"# Model card: {folder.resolve().name}\n\nThe artifact has no card, and its run is not there to write one: "
+        "find out what it was trained on, and how good it is, before you use or pass it on. It predicts which label "
+        "annotators would give to a picture of a face; it never detects what a person feels.\n"
+    )

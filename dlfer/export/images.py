@@ -6,13 +6,12 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dlfer.config.load import load_experiment
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import DataConfig, FacesConfig, NumImages
+from dlfer.config.sections import DataConfig, FacesConfig, NumImages
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.face_crops import prepare_split
 from dlfer.data.fer2013 import load_fer2013_usage
@@ -22,6 +21,7 @@ from dlfer.data.split import draw_subset
 from dlfer.errors import ConfigError, MissingDataError, ModelError, UserError
 from dlfer.export.compare import Sample
 from dlfer.model.classifier import Classifier, match_channels
+from dlfer.runs.records import ArtifactRecord, DataRecord
 from dlfer.runs.run import Run
 
 NUM_COMPARED, NUM_CALIBRATION, NUM_DRAWN = 4000, 200, 256
@@ -47,7 +47,7 @@ class _Parts:
 
 def gather_sample(
     classifier: Classifier,
-    record: dict[str, Any],
+    record: ArtifactRecord,
     *,
     run: Run | None,
     data: Path | None,
@@ -59,7 +59,7 @@ def gather_sample(
         classifier: whose labels and colours they get.
         record: its artifact.json.
         run: that it is the model of.
-        data: a csv, class folders, an .npz, or an experiment file; see `dlfer.export.export.export_model`.
+        data: a csv, class folders, an .npz, or an experiment file; see `dlfer.export.exporters.export_model`.
         say: told what is missing, and what takes long.
 
     Raises:
@@ -89,8 +89,8 @@ def find_native_size(run: Run | None) -> tuple[int, int] | None:
     if run is None:
         return None
     with contextlib.suppress(ModelError):
-        shape = run.read_json("data.json")["splits"].get("train", {}).get("shape")
-        return None if shape is None else (shape[0], shape[1])
+        train = DataRecord.require(run.path).splits.get("train")
+        return None if train is None or train.shape is None else (train.shape[0], train.shape[1])
     return None
 
 
@@ -112,13 +112,13 @@ def _load_own(run: Run, classifier: Classifier, say: Callable[[str], None]) -> _
     )
 
 
-def _load_given(path: Path, classifier: Classifier, record: dict[str, Any], say: Callable[[str], None]) -> _Parts:
+def _load_given(path: Path, classifier: Classifier, record: ArtifactRecord, say: Callable[[str], None]) -> _Parts:
     """Return the images of a file or folder; a test part is taken where there is nothing else."""
     compared, train, labels = _load_csv(path) if path.suffix == ".csv" else _load_other(path, classifier)
     note = ""
     if train is None:
         compared, train, note = _divide(compared)
-    faces = record["about"].get("faces")
+    faces = record.about.faces
     if faces is not None:
         section = FacesConfig.model_validate(faces)
         compared, train = (

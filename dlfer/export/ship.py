@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
-from typing import Any
 
 import h5py
 import numpy as np
@@ -19,13 +17,12 @@ from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
 from dlfer.model.network_classifier import WEIGHTS_FILE
 from dlfer.report.card import CARD_FILE, write_card
-from dlfer.report.record import read_config
+from dlfer.report.record import read_experiment
 from dlfer.report.terms import find_terms
-from dlfer.runs.atomic import write_atomically
-from dlfer.runs.find import open_run
-from dlfer.runs.find_model import ARTIFACT_FILE, find_model
-from dlfer.runs.manifest import hash_file
-from dlfer.runs.records import METRICS_FILE
+from dlfer.runs.files import hash_file, write_atomically
+from dlfer.runs.find import find_model, is_default, open_run
+from dlfer.runs.metrics_record import Metrics
+from dlfer.runs.records import ArtifactRecord, DataRecord, ShippedRecord
 from dlfer.runs.run import CONFIG_FILE, DATA_FILE, RUN_FILE
 
 MAX_BYTES = 25 * 2**20
@@ -39,7 +36,7 @@ MIN_KERNEL = 20_000
 does most: with all kernels of EfficientNet-Lite2 in float16 probabilities change by up to 0.010, so by 0.0007."""
 
 _NUM_FACES = 70
-_SHIPPED_RECORDS = (CONFIG_FILE, METRICS_FILE, DATA_FILE)
+_SHIPPED_RECORDS = (CONFIG_FILE, Metrics.FILE, DATA_FILE)
 
 
 def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = False) -> Path:
@@ -122,60 +119,48 @@ def _copy_group(old: h5py.Group, new: h5py.Group, path: Path) -> None:
         new.create_dataset(name, data=values, dtype=values.dtype)
 
 
-def _shrink(folder: Path, source: Path) -> dict[str, Any]:
+def _shrink(folder: Path, source: Path) -> ShippedRecord:
     """Make a copy of an artifact small, and return what was done and how far its answers are from the source's."""
-    record = _read(folder)
-    if WEIGHTS_FILE not in record["sha256"]:
-        return {"weights": "as trained"}
+    record = ArtifactRecord.require(folder)
+    if WEIGHTS_FILE not in record.sha256:
+        return ShippedRecord(weights="as trained")
     shrink_weights(folder / WEIGHTS_FILE)
-    record["sha256"][WEIGHTS_FILE] = hash_file(folder / WEIGHTS_FILE)
-    _write(folder, record)
+    sha256 = {**record.sha256, WEIGHTS_FILE: hash_file(folder / WEIGHTS_FILE)}
+    record.model_copy(update={"sha256": sha256}).write(folder)
     difference = compute_difference(load_artifact(source), load_artifact(folder))
     if difference > MAX_DIFFERENCE:
         raise ModelError(
             f"{source}: with large kernels in float16 a probability changes by {difference:.3f}, expected at most "
             f"{MAX_DIFFERENCE}; the model cannot be shipped."
         )
-    return {"weights": "large kernels in float16", "largest_difference": difference, "num_faces": _NUM_FACES}
+    return ShippedRecord(weights="large kernels in float16", largest_difference=difference, num_faces=_NUM_FACES)
 
 
-def _describe(copy: Path, *, name: str, default: bool, shipped: dict[str, Any]) -> None:
+def _describe(copy: Path, *, name: str, default: bool, shipped: ShippedRecord) -> None:
     """Write into artifact.json what is shipped, and the card."""
-    config = read_config((copy / CONFIG_FILE).read_text())
-    data = json.loads((copy / DATA_FILE).read_text())
-    shape = data["splits"]["train"].get("shape")
-    record = _read(copy / "model")
-    record["about"] = {
-        **record["about"],
+    shape = DataRecord.require(copy).splits["train"].shape
+    record = ArtifactRecord.require(copy / "model")
+    about = {
         "name": name,
         "default": default,
-        "research_only": any(term.research_only for term in find_terms(config)),
-        "face_size": compute_side(*shape[:2], record["input"].get("aspect", "crop")) if shape else None,
+        "research_only": any(term.research_only for term in find_terms(read_experiment(copy))),
+        "face_size": compute_side(*shape[:2], record.input.aspect) if shape else None,
         "shipped": shipped,
     }
-    _write(copy / "model", record)
+    record.model_copy(update={"about": record.about.model_copy(update=about)}).write(copy / "model")
     write_card(copy)
-    if "largest_difference" in shipped:
+    if shipped.largest_difference is not None:
         card = copy / "model" / CARD_FILE
         text = (
             "\n## This copy\n\nThe large kernels are kept in float16 and computed with in float32. On "
-            f"{shipped['num_faces']} drawn faces no probability differs from the trained model's by more than "
-            f"{shipped['largest_difference']:.1g}. The figures above are the trained model's.\n"
+            f"{shipped.num_faces} drawn faces no probability differs from the trained model's by more than "
+            f"{shipped.largest_difference:.1g}. The metrics above are the trained model's.\n"
         )
         write_atomically(card, card.read_text() + text)
 
 
 def _unset_other_defaults(target: Path) -> None:
     for path in target.parent.iterdir():
-        if path != target and (path / ARTIFACT_FILE).is_file() and _read(path)["about"].get("default"):
-            record = _read(path)
-            record["about"]["default"] = False
-            _write(path, record)
-
-
-def _read(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / ARTIFACT_FILE).read_text())
-
-
-def _write(folder: Path, record: dict[str, Any]) -> None:
-    write_atomically(folder / ARTIFACT_FILE, json.dumps(record, indent=2) + "\n")
+        if path != target and is_default(path):
+            record = ArtifactRecord.require(path)
+            record.model_copy(update={"about": record.about.model_copy(update={"default": False})}).write(path)

@@ -100,16 +100,15 @@ def compute_detection_interval(confusion: np.ndarray, level: float = 0.95) -> In
         confusion: int [C, C], rows are targets, columns are predictions.
         level: the probability of covering.
     """
-    from scipy.special import betainc
+    from scipy.special import bdtrc
 
     present = np.flatnonzero(mt.compute_support(confusion))
     alpha = (1 - level) / 2 / len(present)
     detected = undetected = 0
     for c in present:
         hits, others = confusion[c, c], np.delete(confusion[c], c)
-        # P(X >= k) of a binomial variable with k + m trials and chance 1/2 is I(k, m + 1).
-        more = betainc(np.maximum(hits, 1e-300), others + 1, 0.5)
-        fewer = betainc(np.maximum(others, 1e-300), hits + 1, 0.5)
+        # The probability that at least so many of both are the one, each with chance 1/2.
+        more, fewer = bdtrc(hits - 1, hits + others, 0.5), bdtrc(others - 1, hits + others, 0.5)
         detected += bool((more <= alpha).all()) if len(others) else bool(hits)
         undetected += bool((fewer <= alpha / max(len(others), 1)).any())
     return detected / len(present), (len(present) - undetected) / len(present)

@@ -66,33 +66,6 @@ def compute_reliability(confidences: np.ndarray, correct: np.ndarray, *, binning
     return rows
 
 
-def compute_ece(confidences: np.ndarray, correct: np.ndarray, *, binning: str = "mass") -> float:
-    """Return the expected calibration error: the mean over images of |accuracy - confidence| of their bin.
-
-    Args:
-        confidences: float [N] in 0..1.
-        correct: bool [N].
-        binning: "mass" or "width"; 15 bins.
-
-    Source: Naeini, Cooper & Hauskrecht, AAAI 2015 (equal width); Nixon et al., CVPR workshops 2019 (equal mass).
-    """
-    return _compute_ece(_bin(confidences, correct, binning))
-
-
-def compute_classwise_ece(targets: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the mean over all classes of the ECE of that class's probability, in 15 bins of equal width.
-
-    Most images are far from most classes, so that it is smaller than the ECE of the largest probability.
-
-    Args:
-        targets: int [N].
-        probabilities: float [N, C].
-
-    Source: Kull et al., "Beyond temperature scaling" (NeurIPS 2019).
-    """
-    return float(np.mean([_compute_ece(binned) for binned in _bin_classes(targets, probabilities)]))
-
-
 def compute_ece_if_calibrated(confidences: np.ndarray, *, binning: str = "mass") -> float:
     """Return the ECE to expect of a perfectly calibrated classifier with these confidences (its upward bias)."""
     binned = _bin(confidences, np.zeros(len(confidences)), binning)
@@ -179,7 +152,12 @@ def compute_calibration(predictions: Predictions, temperature: float | None = No
         {"raw": CAL, "scaled": CAL or None} with CAL = {"ece_equal_mass", "ece_equal_width", "classwise_ece",
         "brier", "log_loss": {"value", "low", "high"}, "ece_if_calibrated": float, "reliability": bins of equal
         mass}. Errors are fractions, Brier is in 0..2, log-loss in nats. One image has no interval, nor
-        have images that are all alike (of a classifier that is always right and certain).
+        have images that are all alike (of a classifier that is always right and certain). The classwise ECE is the mean
+        over all classes of that of their probability, in bins of equal width; most images are far from most classes, so
+        that it is smaller.
+
+    Source: Naeini, Cooper & Hauskrecht, AAAI 2015 (equal width); Nixon et al., CVPR workshops 2019 (equal mass); Kull et
+    al., "Beyond temperature scaling" (NeurIPS 2019), classwise.
     """
     versions = {"raw": predictions.probabilities.astype(np.float64)}
     if temperature is not None:
@@ -274,6 +252,7 @@ def _bin(forecasts: np.ndarray, outcomes: np.ndarray, binning: str) -> Binned:
 
 
 def _compute_ece(binned: Binned) -> float:
+    """Return the mean over images of |accuracy - confidence| of their bin."""
     return float(np.abs(np.bincount(binned.bins, weights=binned.gaps)).sum() / len(binned.gaps))
 
 

@@ -172,19 +172,9 @@ def compute_detected(confusion: np.ndarray) -> np.ndarray:
 
 
 def compute_item_losses(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return -ln of the probability that each row gave to its target (float64 [N], 0..15.9)."""
+    """Return -ln of the probability that each row gave to its target (float64 [N], 0..15.9); their mean is the log-loss."""
     chosen = probabilities[np.arange(len(targets)), targets].astype(np.float64)
     return -np.log(np.clip(chosen, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY))
-
-
-def compute_log_loss(targets: np.ndarray, probabilities: np.ndarray) -> float:
-    """Return the mean of -ln p(target), in nats; probabilities are cut off at 1.19e-7 from 0 and from 1.
-
-    Args:
-        targets: int [N].
-        probabilities: float32 [N, C].
-    """
-    return float(np.mean(compute_item_losses(targets, probabilities)))
 
 
 def compute_roc(is_target: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -35,7 +35,9 @@ class TrainedCombination:
 
     def predict(self, probabilities: np.ndarray) -> np.ndarray:
         """Return float64 [N, C], rows sum to one."""
-        return _softmax(_make_inputs(probabilities) @ self.coefficients + self.intercept)
+        from scipy.special import softmax
+
+        return softmax(_make_inputs(probabilities) @ self.coefficients + self.intercept, axis=1)
 
     def as_dict(self) -> dict[str, Any]:
         """Return it as JSON-ready numbers, exact."""
@@ -79,6 +81,7 @@ def fit_combination(probabilities: np.ndarray, targets: np.ndarray) -> TrainedCo
         DataError: there is no image.
     """
     from scipy.optimize import minimize
+    from scipy.special import log_softmax
 
     inputs, num_classes = _make_inputs(probabilities), np.shape(probabilities)[-1]
     if not len(inputs):
@@ -88,9 +91,7 @@ def fit_combination(probabilities: np.ndarray, targets: np.ndarray) -> TrainedCo
 
     def compute_loss(flat: np.ndarray) -> tuple[float, np.ndarray]:
         weights = flat.reshape(width + 1, num_classes)
-        scores = inputs @ weights[:-1] + weights[-1]
-        largest = scores.max(axis=1, keepdims=True)
-        logs = scores - largest - np.log(np.exp(scores - largest).sum(axis=1, keepdims=True))
+        logs = log_softmax(inputs @ weights[:-1] + weights[-1], axis=1)
         error = np.exp(logs) - one_hot
         gradient = np.vstack([inputs.T @ error + STRENGTH * weights[:-1], error.sum(axis=0)])
         loss = -(one_hot * logs).sum() + STRENGTH / 2 * (weights[:-1] ** 2).sum()
@@ -125,8 +126,3 @@ def _make_inputs(probabilities: np.ndarray) -> np.ndarray:
     """Return float64 [N, M * C], the logarithms of the probabilities."""
     logs = np.log(np.maximum(np.asarray(probabilities, np.float64), SMALLEST))
     return np.concatenate(list(logs), axis=1)
-
-
-def _softmax(scores: np.ndarray) -> np.ndarray:
-    raised = np.exp(scores - scores.max(axis=1, keepdims=True))
-    return raised / raised.sum(axis=1, keepdims=True)

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from dlfer.metrics.classification import compute_midranks
+
 FEWEST = 4
 """With fewer scores nothing is said."""
 MOST_GROUPS = 4
@@ -57,16 +59,7 @@ def _fit_groups(names: Sequence[str], y: np.ndarray) -> np.ndarray:
 
 
 def _fit_parabola(values: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Return the least-squares fit by a parabola in the ranks."""
-    ranks = _rank(values)
+    """Return the least-squares fit by a parabola in the ranks, scaled to -1..1."""
+    ranks = 2 * (compute_midranks(values) - 1) / (len(values) - 1) - 1
     design = np.stack([np.ones_like(ranks), ranks, ranks**2], axis=1)
     return design @ np.linalg.lstsq(design, y, rcond=None)[0]
-
-
-def _rank(values: np.ndarray) -> np.ndarray:
-    """Return the ranks scaled to -1..1, equal values sharing their mean rank."""
-    ranks = np.empty(len(values))
-    ranks[np.argsort(values, kind="stable")] = np.arange(len(values))
-    for value in np.unique(values):
-        ranks[values == value] = ranks[values == value].mean()
-    return 2 * ranks / (len(values) - 1) - 1

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlfer.metrics.classification import compute_log_loss
+from dlfer.metrics.classification import compute_item_losses
 from dlfer.metrics.intervals import compute_wilson_interval
 from dlfer.metrics.predictions import Predictions, read_predictions
 
@@ -97,7 +97,8 @@ def _judge_predictions(train: Predictions) -> str | None:
             f"its accuracy on {n:,} training images is {100 * hits / n:.1f} % (95 % interval {100 * low:.1f} to "
             f"{100 * high:.1f}), and always answering {train.labels[largest]} is right on {100 * share:.1f} %"
         )
-    loss, chance = compute_log_loss(train.targets, train.probabilities), math.log(len(train.labels))
+    loss = float(compute_item_losses(train.targets, train.probabilities).mean())
+    chance = math.log(len(train.labels))
     if loss > LOSS_FRACTION * chance:
         return f"its loss on {n:,} training images is {loss:.3f}, {_describe_chance(len(train.labels))}"
     return None

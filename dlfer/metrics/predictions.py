@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Callable
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dlfer.errors import DataError
-from dlfer.runs.atomic import write_atomically
-from dlfer.runs.npz_file import read_npz
+from dlfer.runs.files import read_npz, write_atomically
 
 SUM_TOLERANCE = 1e-4
 """How far the probabilities of one row may sum from 1: a float32 softmax stays well within."""
@@ -65,8 +64,8 @@ class Predictions:
         return Predictions(self.ids[indices], self.labels, self.targets[indices], self.probabilities[indices])
 
 
-Known = Callable[[str, str], Predictions | None]
-"""(part, view) -> what a classifier answers there, where that is known without asking it; else None."""
+Known = Mapping[tuple[str, str], Predictions]
+"""(split, view) -> predictions that are there already, from the members of an ensemble, and need not be made again."""
 
 
 def check_predictions(predictions: Predictions, where: str = "predictions") -> None:

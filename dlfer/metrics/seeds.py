@@ -12,6 +12,7 @@ benchmarks/seed_tests.py measures the rate of false alarms and the coverage; its
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -266,8 +267,7 @@ def plan_more(comparison: Comparison, *, level: float = 0.95) -> dict[str, Any]:
 
 def _compute_power(comparison: Comparison, num_seeds: int, num_images: int, level: float) -> float:
     """Return the power of the test with other numbers of seeds and images, by the noncentral t distribution."""
-    from scipy.special import ndtr
-    from scipy.stats import nct
+    from scipy.special import nctdtr, ndtr
 
     residual = comparison.residual_variance / num_images
     # What the seeds themselves vary, without the residual that the images at hand add.
@@ -282,15 +282,11 @@ def _compute_power(comparison: Comparison, num_seeds: int, num_images: int, leve
     quantile = compute_t_quantile(df, level)
     if df > 10_000 or centrality > 30:  # the normal limit, where the series of the noncentral t is slow
         return float(ndtr(centrality - quantile))
-    return float(nct.sf(quantile, df, centrality))
+    return float(1 - nctdtr(df, centrality, quantile))
 
 
 def _find_smallest(compute_power: Callable[[int], float], least: int, most: int) -> int | None:
     """Return the smallest number from `least` to `most` that reaches the power; None where `most` does not."""
     if compute_power(most) < POWER:
         return None
-    low, high = least - 1, most
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if compute_power(middle) >= POWER else (middle, high)
-    return high
+    return least + bisect_left(range(least, most), POWER, key=compute_power)

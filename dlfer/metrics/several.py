@@ -108,10 +108,10 @@ def compute_cochran_q(correct: np.ndarray) -> CochranQ:
     spread = k * total - int((of_images**2).sum())
     if spread == 0:
         return CochranQ(statistic=0.0, p=1.0, df=k - 1)
-    from scipy.special import gammaincc
+    from scipy.special import chdtrc
 
     statistic = (k - 1) * (k * int((of_classifiers**2).sum()) - total**2) / spread
-    return CochranQ(statistic=float(statistic), p=float(gammaincc((k - 1) / 2, statistic / 2)), df=k - 1)
+    return CochranQ(statistic=float(statistic), p=float(chdtrc(k - 1, statistic)), df=k - 1)
 
 
 def compute_holm(p_values: Sequence[float]) -> list[float]:

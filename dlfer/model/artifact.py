@@ -6,7 +6,7 @@ from pathlib import Path
 
 from dlfer.model import boosted, ensemble, network_classifier
 from dlfer.model.classifier import Classifier, list_families, load_classifier
-from dlfer.runs.find_model import find_model
+from dlfer.runs.find import find_model
 
 FAMILY_MODULES = (network_classifier, boosted, ensemble)
 """What is imported so that the families enter themselves."""

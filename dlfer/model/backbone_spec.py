@@ -29,7 +29,8 @@ class BackboneSpec:
         preprocessing: what its pixels must look like.
         stages: names of the layers whose outputs are the last feature maps of each resolution, from the
             image on; the last one is the network's output.
-        load: sets published weights: (backbone, weights_file or None); None if none are published.
+        load: sets published weights or those of a file: (backbone, weights_file or None); None if neither can be had.
+        weights: names of published weights that can be asked for without a file.
         stems: what the first layers may be: "imagenet" as published, "small" for small images.
         auxiliary: names of the layers behind which auxiliary classifiers branch off in training.
         note: one line for `dlfer show backbones`.
@@ -43,14 +44,10 @@ class BackboneSpec:
     preprocessing: Preprocessing
     stages: tuple[str, ...]
     load: Callable[[keras.Model, str | None], None] | None = None
+    weights: tuple[str, ...] = ()
     stems: tuple[str, ...] = ("imagenet",)
     auxiliary: tuple[str, ...] = ()
     note: str = ""
-
-    @property
-    def weights(self) -> tuple[str, ...]:
-        """Names of published weights that can be asked for."""
-        return ("imagenet",) if self.load else ()
 
 
 def _build_application(application: str, stem: str) -> keras.Model:
@@ -74,29 +71,29 @@ def _build_lite(variant: str, stem: str) -> keras.Model:
 
 
 def _load_lite(variant: str, backbone: keras.Model, weights_file: str | None) -> None:
-    from dlfer.model.lite_weights import load_lite_imagenet_weights, set_lite_weights
+    from dlfer.model.lite_weights import load_lite_weights
 
-    set_lite_weights(backbone, load_lite_imagenet_weights(variant, weights_file))
+    load_lite_weights(variant, backbone, weights_file)
 
 
 def _build_basic_resnet(repeats: tuple[int, ...], widths: tuple[int, ...], stem: str) -> keras.Model:
-    from dlfer.model.resnet_basic import build_basic_resnet
+    from dlfer.model.paper_backbones import build_basic_resnet
 
     return build_basic_resnet(repeats, widths=widths, stem=stem)
 
 
 def build_vgg_bn(stem: str) -> keras.Model:
     """Build VGG19 with BatchNorm; it has one stem."""
-    from dlfer.model import vgg_bn
+    from dlfer.model import paper_backbones
 
-    return vgg_bn.build_vgg_bn()
+    return paper_backbones.build_vgg_bn()
 
 
 def build_googlenet(stem: str) -> keras.Model:
     """Build GoogLeNet; it has one stem."""
-    from dlfer.model import googlenet
+    from dlfer.model import paper_backbones
 
-    return googlenet.build_googlenet()
+    return paper_backbones.build_googlenet()
 
 
 def describe_keras(
@@ -129,6 +126,7 @@ def describe_keras(
         preprocessing=preprocessing,
         stages=tuple(stages.split()),
         load=partial(_load_application, application, preprocessing),
+        weights=("imagenet",),
         note=note,
     )
 
@@ -179,7 +177,15 @@ def _name_residual_blocks(repeats: tuple[int, ...]) -> list[str]:
     return [f"conv{stage}_block{num_blocks}_out" for stage, num_blocks in enumerate(repeats, start=2)]
 
 
-def describe_lite(variant: str, image_size: int, num_parameters: int, last_blocks: str, note: str) -> BackboneSpec:
+def describe_lite(
+    variant: str,
+    image_size: int,
+    num_parameters: int,
+    last_blocks: str,
+    *,
+    weights: tuple[str, ...] = (),
+    note: str = "no squeeze-excite, ReLU6",
+) -> BackboneSpec:
     """Return the record of an EfficientNet-Lite; `last_blocks` are those that end a resolution: "1a 2b 3b 5c"."""
     return BackboneSpec(
         name=f"efficientnet_{variant}",
@@ -190,6 +196,7 @@ def describe_lite(variant: str, image_size: int, num_parameters: int, last_block
         preprocessing=LITE_INPUT,
         stages=tuple(_name_blocks(last_blocks).split()),
         load=None if variant == "nano" else partial(_load_lite, variant),
+        weights=weights,
         note=note,
     )
 

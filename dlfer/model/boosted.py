@@ -8,21 +8,21 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from dlfer.config.boosting import BoostingConfig
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import BoostingConfig, ModelConfig
 from dlfer.errors import ModelError
 from dlfer.model.classifier import Classifier, read_model_config
 from dlfer.model.levels import LevelFeatures
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.trees import FeatureScale, count_threads, import_xgboost, read_booster
 from dlfer.model.weights_file import load_weights
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
+from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.runs.records import ArtifactRecord, Temperature
 
 if TYPE_CHECKING:
     import xgboost
 
-TREES_FILE, SCALE_FILE, WEIGHTS_FILE = "trees.ubj", "features.npz", "backbone.weights.h5"
+TREES_FILE, SCALE_FILE, WEIGHTS_FILE = "trees.json", "features.npz", "backbone.weights.h5"
 
 
 class BoostedClassifier(Classifier):
@@ -84,7 +84,7 @@ class BoostedClassifier(Classifier):
 
     def write_files(self, folder: Path) -> tuple[str, ...]:
         """Write the trees, the statistics of the features, and the backbone's weights."""
-        write_atomically(folder / TREES_FILE, bytes(self.booster.save_raw("ubj")))
+        write_atomically(folder / TREES_FILE, bytes(self.booster.save_raw("json")))
         self.scale.write(folder / SCALE_FILE)
         temporary = folder / f"new.{WEIGHTS_FILE}"
         self.parts.backbone.save_weights(temporary)
@@ -93,7 +93,16 @@ class BoostedClassifier(Classifier):
 
     @classmethod
     def name_files(cls, record: ArtifactRecord) -> tuple[str, ...]:
-        """Return the names of the trees, the statistics and the weights."""
+        """Return the names of the trees, the statistics and the weights.
+
+        Raises:
+            ModelError: the trees are in the binary format of dlfer 0.1.
+        """
+        if "trees.ubj" in record.sha256:
+            raise ModelError(
+                f"{ARTIFACT_FILE}: found trees in the format of dlfer 0.1 (trees.ubj), expected {TREES_FILE}; train the "
+                "model again with this version, or use it with dlfer 0.1."
+            )
         return (TREES_FILE, SCALE_FILE, WEIGHTS_FILE)
 
     @classmethod

@@ -15,12 +15,11 @@ import keras
 import numpy as np
 
 from dlfer.config import names
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.calibration import apply_temperature
-from dlfer.runs.find_model import ARTIFACT_FILE
-from dlfer.runs.json_file import read_json
-from dlfer.runs.manifest import check_manifest, hash_file
+from dlfer.runs.files import check_manifest, hash_file, read_json
+from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.runs.records import About, ArtifactRecord, Temperature
 
 FORMAT = 1
@@ -258,10 +257,6 @@ def _check_limits(record: ArtifactRecord, path: Path) -> None:
         )
     if given.crop is not None and not 0 < given.crop <= 1:
         raise ModelError(f"{path}: input.crop: found {given.crop}, expected null or a number in 0..1. {_MEND}.")
-    if given.aspect not in names.ASPECTS:
-        raise ModelError(
-            f"{path}: input.aspect: found {given.aspect[:40]!r}, expected {' or '.join(names.ASPECTS)}. {_MEND}."
-        )
     if record.temperature is not None and not record.temperature.value > 0:
         raise ModelError(
             f"{path}: found the temperature {record.temperature.value}, expected a number above 0. {_MEND}."

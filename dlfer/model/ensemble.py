@@ -10,12 +10,12 @@ from typing import Self
 
 import numpy as np
 
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.combine import TrainedCombination, combine_average, combine_vote
 from dlfer.model.classifier import Classifier, load_classifier, read_artifact_record, read_model_config
-from dlfer.model.views import predict_views
-from dlfer.runs.find_model import ARTIFACT_FILE
+from dlfer.model.predict import predict_views
+from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.runs.records import ArtifactRecord, Temperature
 
 MEMBERS = "members"

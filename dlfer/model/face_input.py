@@ -19,8 +19,8 @@ from keras import ops
 
 from dlfer.data.augment import compute_crop_size
 from dlfer.data.images import compute_side
-from dlfer.model.backbones import Preprocessing
-from dlfer.model.fused import compute_fused
+from dlfer.model.preprocessing import Preprocessing
+from dlfer.model.training_kernels import compute_fused
 
 ROUNDING = 1e-6
 """Part of an image's side by which float32 may miss a whole pixel; positions this near to one are that pixel."""

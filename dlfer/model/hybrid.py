@@ -7,13 +7,17 @@ one backbone whose feature map is 1x1.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import keras
 from keras import ops
 
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError, TransferError
 from dlfer.model.backbones import build_backbone, find_backbone, load_published_weights
+from dlfer.model.lite_weights import IMAGENET_VARIANT
 from dlfer.model.preprocessing import Preprocessing, choose_preprocessing
+from dlfer.model.weights_file import SUFFIXES
 
 PLAIN_PIXELS = Preprocessing(scale=1.0)
 """RGB in 0..255, as they are."""
@@ -122,28 +126,29 @@ def load_branch_weights(branches: tuple[str, ...], backbone: keras.Model, weight
     Args:
         branches: names of backbones, as in model.branches.
         backbone: as `build_hybrid_backbone` gave it, with the published stem.
-        weights_folder: holds `<backbone>.h5` for each branch, local copies of the published files; null
-            downloads them or finds the installed packages.
+        weights_folder: holds `<backbone>.h5`, `.weights.h5` or `.keras` for each branch, local copies of the published
+            files or one's own; a branch whose weights come with dlfer needs none. null downloads the others.
 
     Returns:
         Where the weights came from, in words.
 
     Raises:
-        ModelError: a branch has no published weights, or a file does not fit.
+        ModelError: a branch has no such weights, or a file does not fit.
         TransferError: the network in a file is another function.
     """
-    without = [name for name in dict.fromkeys(branches) if not find_backbone(name).weights]
+    specs = {name: find_backbone(name) for name in branches}
+    without = [name for name, spec in specs.items() if not (spec.weights or (weights_folder and spec.load))]
     if without:
         raise ModelError(
-            f"pretrain.weights: found imagenet, but of the branches {', '.join(branches)} no ImageNet weights are "
-            f"published for {', '.join(without)}; nothing was loaded, since half a pretrained network would pass for "
+            f"pretrain.weights: found imagenet, but of the branches {', '.join(branches)} dlfer has no ImageNet weights "
+            f"for {', '.join(without)}; nothing was loaded, since half a pretrained network would pass for "
             "a whole one. Leave weights null and train EF-FER1 of all branches on pretrain.data, or choose other "
             "branches (dlfer show backbones)."
         )
     sources = []
     for branch, name in name_branches(branches).items():
         published = build_backbone(name)
-        file = None if weights_folder is None else f"{weights_folder}/{name}.h5"
+        file = None if weights_folder is None else _find_branch_file(weights_folder, name)
         sources.append(load_published_weights(name, published, file))
         target = backbone.get_layer(branch)
         if [weight.shape for weight in target.weights] != [weight.shape for weight in published.weights]:
@@ -152,6 +157,15 @@ def load_branch_weights(branches: tuple[str, ...], backbone: keras.Model, weight
             )
         target.set_weights(published.get_weights())
     return "; ".join(dict.fromkeys(sources))
+
+
+def _find_branch_file(weights_folder: str, name: str) -> str | None:
+    """Return the weights file of a backbone in a folder, whether it is there or not; None for one that dlfer brings."""
+    files = [f"{weights_folder}/{name}{suffix}" for suffix in SUFFIXES]
+    found = [file for file in files if Path(file).is_file()]
+    if not found and name == f"efficientnet_{IMAGENET_VARIANT}":
+        return None
+    return found[0] if found else f"{weights_folder}/{name}.h5"
 
 
 def _fuse(features: list[keras.KerasTensor], branches: tuple[str, ...], fusion: str) -> keras.KerasTensor:

@@ -7,7 +7,7 @@ from typing import Self
 
 import numpy as np
 
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.model.classifier import Classifier, read_model_config
 from dlfer.model.predict import predict_probabilities
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network

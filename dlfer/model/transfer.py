@@ -20,8 +20,7 @@ from dlfer.errors import ModelError, TransferError
 from dlfer.model.hybrid import BranchInput
 from dlfer.model.stage_network import TransferNetwork
 from dlfer.model.weights_file import load_weights
-from dlfer.runs.atomic import write_atomically
-from dlfer.runs.json_file import read_json
+from dlfer.runs.files import read_json, write_atomically
 from dlfer.runs.training_records import TransferRecord
 
 WEIGHTS_FILE = "backbone.weights.h5"

@@ -1,4 +1,4 @@
-"""Gradient-boosted trees: XGBoost where it is installed, its own file format, and the features they are given.
+"""Gradient-boosted trees: XGBoost where it is installed, its JSON files, and the features they are given.
 
 What the trees are (Chen and Guestrin 2016), with S and V the sums of first and second derivatives of the loss
 over the images of a node: a split has the gain 1/2 [S_L^2/(V_L+l) + S_R^2/(V_R+l) - S^2/(V+l)], a leaf the weight
@@ -8,37 +8,31 @@ several classes takes 2 p (1-p) for the second derivative, an upper bound of the
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlfer.config.boosting import BoostingConfig
+from dlfer.config.sections import BoostingConfig
 from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.model.levels import Level
-from dlfer.model.ubjson import parse_ubjson
-from dlfer.runs.npz_file import Header, read_npz
+from dlfer.runs.files import Header, parse_json, read_json, read_npz
 
 if TYPE_CHECKING:
     import xgboost
 
 PACKAGE = "xgboost-cpu==3.2.0"
 FEW_VALUES = 200_000
-_NODE_KEYS = (
-    "left_children",
-    "right_children",
-    "parents",
-    "split_indices",
-    "split_conditions",
-    "split_type",
-    "default_left",
-    "base_weights",
-    "loss_changes",
-    "sum_hessian",
-)
+MAX_BYTES = 2**30
+"""A larger file of trees is refused; 100 rounds of 7 trees of depth 6 are 4 MB."""
+
+_INTEGER_KEYS = ("left_children", "right_children", "parents", "split_indices", "split_type", "default_left")
+_FLOAT_KEYS = ("split_conditions", "base_weights", "loss_changes", "sum_hessian")
+_CATEGORY_KEYS = ("categories", "categories_nodes", "categories_segments", "categories_sizes")
 
 
 def import_xgboost() -> ModuleType:
@@ -91,67 +85,81 @@ def make_parameters(config: BoostingConfig, *, num_labels: int, seed: int, threa
 
 
 def read_booster(path: Path, *, num_features: int, num_labels: int) -> xgboost.Booster:
-    """Read trees from a UBJSON file, which holds numbers and names and nothing that is executed.
+    """Read trees from XGBoost's JSON, which holds numbers and names and nothing that is executed.
+
+    XGBoost is given the checked values, written anew, and never the file: its parser and Python's may differ about
+    text that is odd, such as a key that occurs twice.
 
     Raises:
         ModelError: it is no such file, or the trees are of other features or labels.
     """
     xgb = import_xgboost()
     try:
-        contents = path.read_bytes()
-        found = check_trees(contents)
-        if found != (num_features, num_labels):
-            raise ModelError(
-                f"{path}: found trees of {found[0]} features and {found[1]} labels, expected {num_features} and "
-                f"{num_labels}; the file belongs to another model."
-            )
-        return xgb.Booster(model_file=bytearray(contents))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, xgb.core.XGBoostError) as error:
+        model = read_json(path, max_bytes=MAX_BYTES)
+        check_trees(model, num_features=num_features, num_labels=num_labels)
+        return xgb.Booster(model_file=bytearray(json.dumps(model, allow_nan=False), "ascii"))
+    except (OSError, ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError) as error:
         reason = f"there is no {error}" if isinstance(error, KeyError) else str(error).strip().splitlines()[-1]
-        raise ModelError(f"{path}: expected the trees of a trained model in XGBoost's UBJSON: {reason}") from error
+        raise ModelError(f"{path}: expected the trees of a trained model in XGBoost's JSON: {reason}") from error
 
 
-def check_trees(contents: bytes) -> tuple[int, int]:
-    """Return the numbers of features and labels of trees in UBJSON, after a look at everything that is an index.
+def check_trees(model: Any, *, num_features: int, num_labels: int) -> None:
+    """Raise unless a parsed file holds trees as this family grows them; everything that is an index is looked at.
 
     XGBoost follows the numbers of a file without a look; one that is out of range is a read out of bounds.
 
     Raises:
-        ValueError, KeyError, TypeError, AttributeError: these are no trees as this family grows them.
+        ArithmeticError, AttributeError, LookupError, TypeError, ValueError: these are no such trees, or trees of other
+            features or labels.
     """
-    learner = parse_ubjson(contents)["learner"]
+    learner = model["learner"]
     sizes, booster = learner["learner_model_param"], learner["gradient_booster"]
-    num_features, num_labels = int(sizes["num_feature"]), int(sizes["num_class"])
+    found = int(sizes["num_feature"]), int(sizes["num_class"])
+    if found != (num_features, num_labels):
+        raise ValueError(
+            f"found trees of {found[0]} features and {found[1]} labels, expected {num_features} and {num_labels}; the "
+            "file belongs to another model"
+        )
     objective, model = learner["objective"], booster["model"]
     trees, counts = model["trees"], model["gbtree_model_param"]
-    rounds = len(trees) // max(1, num_labels)
+    rounds, scores = len(trees) // num_labels, parse_json(sizes["base_score"])
     expected = {
         "objective": (objective["name"], "multi:softprob"),
         "classes of the objective": (int(objective["softmax_multiclass_param"]["num_class"]), num_labels),
+        # One for all labels where XGBoost read the trees and saved them again.
+        "first scores": (scores, [0] * (1 if len(scores) == 1 else num_labels)),
         "booster": (booster["name"], "gbtree"),
         "targets": (sizes["num_target"], "1"),
         "parallel trees": (counts["num_parallel_tree"], "1"),
         "number of trees": (int(counts["num_trees"]), len(trees)),
-        "classes of the trees": (list(model["tree_info"]), list(range(num_labels)) * rounds),
-        "ends of the rounds": (list(model["iteration_indptr"]), list(range(0, len(trees) + 1, num_labels))),
+        "classes of the trees": (model["tree_info"], list(range(num_labels)) * rounds),
+        "ends of the rounds": (model["iteration_indptr"], list(range(0, len(trees) + 1, num_labels))),
         "names of features": (len(learner["feature_names"]) + len(learner["feature_types"]), 0),
-        "categories": (len(model["cats"]["enc"]), 0),
+        "categories": (sum(map(len, model["cats"].values())), 0),
     }
     for what, (found, wanted) in expected.items():
         if found != wanted:
             raise ValueError(f"{what}: found {str(found)[:80]}, expected {str(wanted)[:80]}")
     for number, tree in enumerate(trees):
+        # XGBoost stores trees by their id; where one occurs twice, another tree is a null pointer.
+        if tree["id"] != number:
+            raise ValueError(f"tree {number}: its id is {str(tree['id'])[:80]}")
         _check_tree(tree, number, num_features)
-    return num_features, num_labels
 
 
 def _check_tree(tree: dict, number: int, num_features: int) -> None:
     """Raise unless one tree is a tree: every node but the root has one parent, before it, and splits on a feature."""
-    size = int(tree["tree_param"]["num_nodes"])
-    arrays = {key: np.asarray(tree[key]) for key in _NODE_KEYS}
-    left, right, parents = arrays["left_children"], arrays["right_children"], arrays["parents"]
-    if size < 1 or any(array.shape != (size,) or array.dtype.kind not in "iuf" for array in arrays.values()):
+    param = tree["tree_param"]
+    size = int(param["num_nodes"])
+    whole, real = ({key: np.asarray(tree[key]) for key in keys} for keys in (_INTEGER_KEYS, _FLOAT_KEYS))
+    if size < 1 or any(array.shape != (size,) for array in (*whole.values(), *real.values())):
         raise ValueError(f"tree {number}: its lists are not of {size} nodes")
+    if any(array.dtype.kind != "i" or (array != array.astype(np.int32)).any() for array in whole.values()):
+        raise ValueError(f"tree {number}: its nodes and features are not numbered by integers")
+    largest = np.finfo(np.float32).max
+    if any(array.dtype.kind not in "if" or not (np.abs(array) <= largest).all() for array in real.values()):
+        raise ValueError(f"tree {number}: a leaf or a threshold is not finite")
+    left, right, parents = whole["left_children"], whole["right_children"], whole["parents"]
     nodes, splits = np.arange(size), left != -1
     children = np.concatenate([left[splits], right[splits]])
     is_tree = np.array_equal(np.sort(children), nodes[1:]) and np.array_equal(right != -1, splits)
@@ -159,14 +167,12 @@ def _check_tree(tree: dict, number: int, num_features: int) -> None:
         raise ValueError(f"tree {number}: its nodes are not those of a tree")
     if not np.array_equal(parents[children], np.tile(nodes[splits], 2)):
         raise ValueError(f"tree {number}: its nodes have other parents than they are children of")
-    if ((arrays["split_indices"] < 0) | (arrays["split_indices"] >= num_features)).any():
+    if ((whole["split_indices"] < 0) | (whole["split_indices"] >= num_features)).any():
         raise ValueError(f"tree {number}: it splits on a feature beyond {num_features}")
-    if arrays["split_type"].any() or len(tree["categories_nodes"]) or len(tree["categories"]):
+    if whole["split_type"].any() or any(len(tree[key]) for key in _CATEGORY_KEYS):
         raise ValueError(f"tree {number}: it splits on categories")
-    if (tree["tree_param"]["size_leaf_vector"], int(tree["tree_param"]["num_feature"])) != ("1", num_features):
+    if (param["num_deleted"], param["size_leaf_vector"], int(param["num_feature"])) != ("0", "1", num_features):
         raise ValueError(f"tree {number}: it is of other features or leaves")
-    if not np.isfinite(arrays["split_conditions"]).all():
-        raise ValueError(f"tree {number}: a leaf or a threshold is not finite")
 
 
 class FeatureScale:

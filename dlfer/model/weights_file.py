@@ -19,8 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlfer.errors import ModelError
-from dlfer.runs.json_file import parse_json
-from dlfer.runs.npz_file import describe_start
+from dlfer.runs.files import describe_start, parse_json
 
 if TYPE_CHECKING:
     import h5py

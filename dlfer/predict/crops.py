@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import cmath
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
-from typing import Any
 
 import numpy as np
 
-from dlfer.config.schema import FacesConfig
+from dlfer.config.sections import FacesConfig
 from dlfer.data.equalize import equalize
 from dlfer.data.face_crops import prepare_face
 from dlfer.data.faces import Face, align_face, crop_face, detect_faces_of_each, warp_image
 from dlfer.data.images import compute_side, resize_square, to_channels
 from dlfer.errors import EnvironmentProblem, UserError
+from dlfer.runs.records import About
 
 FACES = ("auto", "mtcnn", "opencv", "whole")
 
@@ -51,7 +51,7 @@ class Crop:
 
 
 def build_cropper(
-    faces: str, *, about: Mapping[str, Any], channels: int, image_size: int, aspect: str = "crop"
+    faces: str, *, about: About, channels: int, image_size: int, aspect: str = "crop"
 ) -> Callable[[Sequence[np.ndarray]], list[list[Crop]]]:
     """Return what turns pictures, uint8 [H, W, 3], into the faces in each, the largest first.
 
@@ -72,8 +72,8 @@ def build_cropper(
     """
     if faces not in FACES:
         raise UserError(f"faces: found {faces!r}, expected one of {', '.join(FACES)}.")
-    trained = FacesConfig.model_validate(about["faces"]) if about.get("faces") else None
-    size = int(about.get("face_size") or image_size)
+    trained = FacesConfig.model_validate(about.faces) if about.faces else None
+    size = int(about.face_size or image_size)
     if faces == "whole":
         return lambda images: [[_take_whole(image, trained, channels, size, aspect)] for image in images]
     detector = choose_detector(faces, trained)

@@ -1,23 +1,31 @@
-"""What computes the probabilities: Keras, or the runtime of an exported model."""
+"""The engines that run a model (Keras, ONNX Runtime, OpenVINO, LiteRT), and the choice of the fastest one."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
+from dlfer.config.names import FER2013_LABELS
 from dlfer.data.images import make_square, resize_all
-from dlfer.errors import ModelError, UserError
+from dlfer.data.synthetic.faces import FACE_SIZE, draw_face
+from dlfer.errors import EnvironmentProblem, ModelError, UserError
 from dlfer.metrics.calibration import apply_temperature
+from dlfer.model.classifier import read_artifact_record
 from dlfer.predict.export_folder import EXPORT_FILE, read_export
-from dlfer.predict.runtimes import open_export
+from dlfer.predict.runtimes import OTHER_RUNTIMES, open_export
+from dlfer.runs.export_record import ExportRecord
+from dlfer.runs.find import find_model
+from dlfer.runs.records import About, Temperature
 
 ENGINES = ("keras", "onnx", "openvino", "litert")
 AUTO = "auto"
-"""The engine that `dlfer.predict.choose_engine` chooses."""
+"""The engine that `dlfer.predict.engines` chooses."""
 
 
 class Engine(Protocol):
@@ -28,7 +36,7 @@ class Engine(Protocol):
         channels: of the images, 1 or 3.
         image_size: side in pixels of the square that the network sees.
         aspect: how it makes squares of images that are not, see `dlfer.data.images.make_square`.
-        temperature_fit: {"value", "fitted_on", "n"} of the temperature, or None.
+        temperature_fit: the temperature and what it was fitted on, or None.
         about: what the artifact tells of the training.
     """
 
@@ -36,8 +44,8 @@ class Engine(Protocol):
     channels: int
     image_size: int
     aspect: str
-    temperature_fit: dict | None
-    about: Mapping[str, Any]
+    temperature_fit: Temperature | None
+    about: About
 
     def predict(self, images: np.ndarray, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
         """Return float32 [N, C] of uint8 [N, H, W, channels]."""
@@ -79,18 +87,18 @@ class ExportedModel:
 
     def __init__(self, folder: Path, *, runtime: str | None = None) -> None:
         record = read_export(folder)
-        given, temperature = record["input"], record.get("temperature") or {}
-        self.labels: tuple[str, ...] = tuple(record["labels"])
-        self.channels: int = given["shape"][-1]
-        self.image_size: int = given["network_size"]
-        self.aspect: str = given.get("aspect", "crop")
-        self.temperature_fit: dict | None = temperature if temperature.get("value") else None
-        height, width = given["shape"][1:3]
+        given, temperature = record.input, record.temperature
+        self.labels: tuple[str, ...] = tuple(record.labels)
+        self.channels: int = given.shape[-1]
+        self.image_size: int = given.network_size
+        self.aspect: str = given.aspect
+        self.temperature_fit = Temperature(value=temperature.value) if temperature.value else None
+        height, width = given.shape[1:3]
         self._size: tuple[int, int] | None = (height, width) if height and width else None
-        trained = record.get("about", {}).get("trained") or {}
+        trained = record.about.trained or About()
         # A model of one size takes crops of that size, which is that of the training images.
-        size = min(self._size) if self._size else trained.get("face_size")
-        self.about: Mapping[str, Any] = {**trained, "faces": given.get("faces"), "face_size": size}
+        size = min(self._size) if self._size else trained.face_size
+        self.about = trained.model_copy(update={"faces": given.faces, "face_size": size})
         self._answer = open_export(folder, runtime=runtime)
 
     @property
@@ -113,7 +121,7 @@ class ExportedModel:
         raw /= np.maximum(raw.sum(axis=1, keepdims=True), 1e-12)
         if not calibrated or self.temperature_fit is None:
             return raw
-        return apply_temperature(raw, self.temperature_fit["value"]).astype(np.float32)
+        return apply_temperature(raw, self.temperature_fit.value).astype(np.float32)
 
 
 def find_export(name: str, engine: str) -> Path:
@@ -126,7 +134,7 @@ def find_export(name: str, engine: str) -> Path:
     places = [Path(name).expanduser(), *(Path(name).expanduser() / form for form in formats)]
     for place in places:
         if (place / EXPORT_FILE).is_file():
-            found = read_export(place)["format"]
+            found = read_export(place).format
             if found not in formats:
                 raise ModelError(f"{place}: its format is {found}, expected {' or '.join(formats)} for {engine}.")
             return place
@@ -134,3 +142,154 @@ def find_export(name: str, engine: str) -> Path:
         f"{name}: holds no export for --engine {engine} (looked for {EXPORT_FILE} in "
         f"{', '.join(str(place) for place in places)}). Make one: dlfer export MODEL --to {formats[0]}."
     )
+
+
+NUM_FACES = 16
+"""That are compared, and the most at a time by which an engine is timed."""
+LARGEST_DIFFERENCE = 1e-4
+ROUNDS = 3
+FORMATS = ("litert", "onnx", "litert-int8")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What an engine did.
+
+    Attributes:
+        name: "keras", or the runtime of an export.
+        engine: it, or None where it is not taken.
+        difference: the largest of a probability to Keras', 0 of Keras itself.
+        milliseconds: for a face; infinite where it is not taken.
+        refused: why it is not taken, or None.
+    """
+
+    name: str
+    engine: Engine | None = None
+    difference: float = 0.0
+    milliseconds: float = float("inf")
+    refused: str | None = None
+
+
+def choose_engine(
+    name: str, *, num_faces: int = 64, any_size: bool = False, say: Callable[[str], None] = lambda text: None
+) -> Engine:
+    """Return the fastest engine of a model that answers as Keras does, and say which one it is, and why.
+
+    Exports are those that `dlfer export` made of this very model: their export.json has its checksums. Keras is loaded
+    to compare with, which takes seconds; so it pays where many faces are predicted. An export is taken where no
+    calibrated probability of drawn faces differs by more than 1e-4, and all labels are the same.
+
+    Args:
+        name: a model's name, a run or an artifact's folder.
+        num_faces: that will be predicted at a time.
+        any_size: whether images of several sizes will come; an export of one size answers those otherwise than Keras.
+        say: told the choice in one line.
+
+    Raises:
+        ModelError: no such model, or a damaged one.
+    """
+    folder = find_model(name)
+    keras = load_engine(str(folder))
+    found = find_exports(folder)
+    if not found:
+        places = " or ".join(str(place) for place in list_places(folder))
+        say(
+            f"engine keras: no export of this model stands in {places}. dlfer export {name} --to onnx,litert makes some, "
+            "which may be faster."
+        )
+        return keras
+    faces = draw_faces(keras)
+    expected = keras.predict(faces, batch_size=NUM_FACES, calibrated=True)
+    trials = [
+        Trial("keras", keras),
+        *(
+            _compare(form, place, faces, expected, runtime=runtime, any_size=any_size)
+            for form, place in found.items()
+            for runtime in (None, *OTHER_RUNTIMES.get(form, {}))
+        ),
+    ]
+    batch = min(num_faces, NUM_FACES)
+    trials = time_trials(trials, faces[:batch])
+    best = min(trials, key=lambda trial: trial.milliseconds)
+    say(describe_choice(best, trials, batch))
+    return best.engine
+
+
+def list_places(folder: Path) -> list[Path]:
+    """Return the folders in which exports of an artifact are looked for, in any depth of one or two."""
+    return [Path("exports"), folder / "exports"]
+
+
+def find_exports(folder: Path) -> dict[str, Path]:
+    """Return the folder of the newest export of each format that was made of the artifact in `folder`."""
+    checksums = read_artifact_record(folder).sha256
+    files = [
+        file for place in list_places(folder) for depth in ("*", "*/*") for file in place.glob(f"{depth}/{EXPORT_FILE}")
+    ]
+    found: dict[str, Path] = {}
+    for file in sorted(files, key=lambda file: file.stat().st_mtime):
+        try:
+            record = ExportRecord.require(file.parent)
+        except ModelError:
+            continue  # of which model it is an export is not known
+        if record.about.artifact_sha256 == checksums and record.format in FORMATS:
+            found[record.format] = file.parent
+    return {form: found[form] for form in FORMATS if form in found}
+
+
+def draw_faces(engine: Engine) -> np.ndarray:
+    """Return drawn faces of each expression as a model gets them, uint8 [NUM_FACES, S, S, channels]."""
+    rng = np.random.default_rng(0)
+    drawn = [draw_face(FER2013_LABELS[row % len(FER2013_LABELS)], rng=rng) for row in range(NUM_FACES)]
+    side = int(engine.about.face_size or engine.image_size)
+    faces = resize_all(np.stack(drawn).reshape(NUM_FACES, FACE_SIZE, FACE_SIZE, 1), (side, side))
+    return np.repeat(faces, engine.channels, axis=-1)
+
+
+def _compare(
+    form: str, place: Path, faces: np.ndarray, expected: np.ndarray, *, runtime: str | None, any_size: bool
+) -> Trial:
+    """Return whether an export answers as it should, by its format's own runtime or by another."""
+    name = runtime or form
+    try:
+        engine = ExportedModel(place, runtime=runtime)
+    except EnvironmentProblem:
+        return Trial(name, refused="not installed")
+    except ModelError:
+        return Trial(name, refused="damaged")
+    if any_size and not engine.takes_any_size:
+        return Trial(name, refused="takes one size of images alone")
+    found = engine.predict(faces, batch_size=NUM_FACES, calibrated=True)
+    difference = float(np.abs(found - expected).max())
+    if not difference <= LARGEST_DIFFERENCE or (found.argmax(axis=1) != expected.argmax(axis=1)).any():
+        return Trial(name, refused=f"differs by {difference:.1g}")
+    return Trial(name, engine, difference)
+
+
+def time_trials(trials: Sequence[Trial], faces: np.ndarray) -> list[Trial]:
+    """Return the trials with the time that each takes for a face: the least of several rounds, by turns."""
+    taken = [trial for trial in trials if trial.engine is not None]
+    seconds: dict[str, list[float]] = {trial.name: [] for trial in taken}
+    for _ in range(ROUNDS + 1):
+        for trial in taken:
+            start = time.perf_counter()
+            trial.engine.predict(faces, batch_size=len(faces), calibrated=True)
+            seconds[trial.name].append(time.perf_counter() - start)
+    # The first round is a warm-up. Other programs can only make an engine look slower: so the least, not the mean.
+    return [
+        Trial(trial.name, trial.engine, trial.difference, 1000 * min(seconds[trial.name][1:]) / len(faces))
+        if trial.name in seconds
+        else trial
+        for trial in trials
+    ]
+
+
+def describe_choice(best: Trial, trials: Sequence[Trial], batch: int) -> str:
+    """Say in one line which engine was taken, and what the others did."""
+    others = [
+        f"{trial.name} {trial.refused or f'{trial.milliseconds:.3g}'}" for trial in trials if trial.name != best.name
+    ]
+    text = f"engine {best.name}: {best.milliseconds:.3g} ms a face in batches of {batch} ({', '.join(others)})"
+    if best.name == "keras":
+        return f"{text}."
+    return f"{text}; largest difference of a probability to keras {best.difference:.1g} on {NUM_FACES} drawn faces."

@@ -14,14 +14,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dlfer.config import names
 from dlfer.errors import ModelError, UserError
-from dlfer.runs.json_file import read_json
-from dlfer.runs.manifest import check_inside, check_manifest, hash_file
+from dlfer.runs.export_record import ExportRecord
+from dlfer.runs.files import check_inside, check_manifest, hash_file, read_json
 
-EXPORT_FILE = "export.json"
+EXPORT_FILE = ExportRecord.FILE
 VERSION = 1
 LARGEST_IMAGE = 4096
+_CONTRACT = "expected labels and an input of a shape [null, H, W, 1 or 3]; export the model again."
 FORMATS = ("savedmodel", "litert", "litert-int8", "onnx")
 
 
@@ -41,7 +41,7 @@ def parse_formats(text: str) -> tuple[str, ...]:
     return names
 
 
-def read_export(folder: Path | str) -> dict[str, Any]:
+def read_export(folder: Path | str) -> ExportRecord:
     """Return export.json of an exported model, after every file that it names was found unchanged.
 
     Args:
@@ -52,30 +52,40 @@ def read_export(folder: Path | str) -> dict[str, Any]:
             leaves the folder.
 
     Example:
-        >>> read_export("exports/lite2/onnx")["input"]["shape"]
+        >>> read_export("exports/lite2/onnx").input.shape
         [None, None, None, 1]
     """
     folder = Path(folder)
     path = folder / EXPORT_FILE
     try:
-        record = read_json(path)
+        values = read_json(path)
     except (OSError, ValueError) as error:
         raise ModelError(
             f"{path}: expected the description of an exported model: {error}. Make one: dlfer export MODEL --to onnx."
         ) from error
-    if not isinstance(record, dict) or record.get("version") != VERSION or record.get("format") not in FORMATS:
+    if not isinstance(values, dict) or values.get("version") != VERSION or values.get("format") not in FORMATS:
         raise ModelError(
             f"{path}: expected version {VERSION} and a format of {', '.join(FORMATS)}; it was made by another version "
             "of dlfer. Export the model again."
         )
     check_manifest(
         folder,
-        record.get("sha256"),
+        values.get("sha256"),
         file=path,
-        needed=_name_files(folder, record, path),
-        mend="Copy the export again, or export the model anew",
+        needed=_name_files(folder, values.get("file"), path),
+        mend="Copy the export again, or export the model again",
     )
-    _check_contract(record, path)
+    try:
+        record = ExportRecord.parse(values, path)
+    except ModelError as error:
+        raise ModelError(f"{error} {_CONTRACT}") from error
+    shape = record.input.shape
+    if (
+        len(shape) != 4
+        or shape[-1] not in (1, 3)
+        or not all(side is None or 0 < side <= LARGEST_IMAGE for side in shape[1:3])
+    ):
+        raise ModelError(f"{path}: {_CONTRACT}")
     return record
 
 
@@ -86,30 +96,9 @@ def compute_checksums(folder: Path) -> dict[str, str]:
     }
 
 
-def _name_files(folder: Path, record: dict[str, Any], path: Path) -> list[str]:
-    """Return the names of the model's files: of a SavedModel all that stand in its folder are read."""
-    file = record.get("file")
+def _name_files(folder: Path, file: Any, path: Path) -> list[str]:
+    """Return the names of the model's files: of a SavedModel all that are in its folder are read."""
     check_inside(folder, file, file=path)
     if not (folder / file).is_dir():
         return [file]
     return [found.relative_to(folder).as_posix() for found in (folder / file).rglob("*") if not found.is_dir()]
-
-
-def _check_contract(record: dict[str, Any], path: Path) -> None:
-    """Raise ModelError unless export.json says what a runtime is given and what it answers."""
-    labels, given = record.get("labels"), record.get("input")
-    shape = given.get("shape") if isinstance(given, dict) else None
-    if (
-        not isinstance(labels, list)
-        or not all(isinstance(label, str) for label in labels)
-        or not isinstance(shape, list)
-        or len(shape) != 4
-        or shape[-1] not in (1, 3)
-        or not all(side is None or (isinstance(side, int) and 0 < side <= LARGEST_IMAGE) for side in shape[1:3])
-        or not isinstance(given.get("network_size"), int)
-        or given.get("aspect", "crop") not in names.ASPECTS
-        or not all(isinstance(record.get(key) or {}, dict) for key in ("temperature", "about"))
-    ):
-        raise ModelError(
-            f"{path}: expected labels and an input of a shape [null, H, W, 1 or 3]; export the model again."
-        )

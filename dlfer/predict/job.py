@@ -1,21 +1,179 @@
-"""A whole prediction: from the names of files to a table and marked pictures, with progress, past what is damaged."""
+"""The work of `dlfer predict`: inputs to a table, with pictures and videos in which the faces are marked."""
 
 from __future__ import annotations
 
+import os
+import secrets
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from dlfer.errors import UserError
 from dlfer.predict import video as films
-from dlfer.predict.draw import Sketches
 from dlfer.predict.engines import AUTO, Engine, load_engine
 from dlfer.predict.media import BadInput, list_inputs, open_inputs
-from dlfer.predict.predictor import FacePredictor, FramePrediction, describe_predictions, predict_inputs
-from dlfer.predict.progress import ProgressLine
+from dlfer.predict.predictor import FacePrediction, FacePredictor, FramePrediction, describe_predictions, predict_inputs
 from dlfer.predict.tables import Table, open_table
-from dlfer.runs.find_model import find_default_model
+from dlfer.predict.video import FilmWriter
+from dlfer.runs.find import find_default_model
+
+INK, PAPER, UNSURE = (255, 255, 255), (0, 92, 168), (96, 96, 96)
+"""White on blue, 6.9 to 1; white on grey, 6.2 to 1, where the classifier abstains."""
+
+MIN_SIDE = 240
+"""Pictures with a shorter side are enlarged to it, so that a label can be read."""
+
+
+def draw_faces(image: np.ndarray, faces: list[FacePrediction], *, enlarge: bool = True) -> np.ndarray:
+    """Return uint8 [H, W, 3] of a picture with its faces marked.
+
+    Args:
+        image: uint8 [H, W, 3].
+        faces: in it, as predicted.
+        enlarge: small pictures, such as crops of faces, to 240 pixels on the shorter side.
+    """
+    scale = max(1, -(-MIN_SIDE // min(image.shape[:2]))) if enlarge else 1
+    picture = Image.fromarray(image)
+    if scale > 1:
+        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(picture)
+    font = _load_font(max(12, min(picture.size) // 28))
+    for face in faces:
+        colour = UNSURE if face.abstained else PAPER
+        number = "" if face.track is None else f"#{face.track} "
+        text = f"{number}{face.label} {face.confidence:.0%}"
+        x, y = 0.0, 0.0
+        if face.box is not None:
+            x0, y0, x1, y1 = (value * scale for value in face.box)
+            pen.rectangle((x0, y0, x1, y1), outline=colour, width=max(2, min(picture.size) // 250))
+            x, y = x0, y0
+        _write_text(pen, text, (x, y), font=font, colour=colour, size=picture.size)
+    return np.array(picture)
+
+
+class Sketches:
+    """A folder of marked pictures (.jpg) and films (.mp4), named after the inputs; -2, -3 ... where names meet."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._taken: set[str] = set()
+        self._film: object = None
+        self._writer: FilmWriter | None = None
+
+    def add(self, prediction: FramePrediction, *, every: int = 1) -> None:
+        """Write a picture, or the next frame of a film of which every so many-th is looked at."""
+        frame = prediction.frame
+        if frame.film is None:
+            self._save(draw_faces(frame.image, prediction.faces), self._choose_path(frame.name, ".jpg"))
+            return
+        if frame.film is not self._film:
+            self.close()
+            self._film = frame.film
+            self._writer = FilmWriter(self._choose_path(frame.name, ".mp4"), rate=frame.film.rate / every)
+        self._writer.write(draw_faces(frame.image, prediction.faces, enlarge=False))
+
+    def close(self) -> None:
+        """End the film that is being written."""
+        if self._writer is not None:
+            self._writer.close()
+        self._film, self._writer = None, None
+
+    def _choose_path(self, name: str, suffix: str) -> Path:
+        stem = Path(name.replace(":", "-")).stem
+        chosen, number = stem, 1
+        while chosen + suffix in self._taken:
+            number += 1
+            chosen = f"{stem}-{number}"
+        self._taken.add(chosen + suffix)
+        return self.folder / (chosen + suffix)
+
+    def _save(self, image: np.ndarray, path: Path) -> None:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+        Image.fromarray(image).save(temporary, "JPEG", quality=92)
+        temporary.replace(path)
+
+
+@cache
+def _load_font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def _write_text(
+    pen: ImageDraw.ImageDraw, text: str, place: tuple[float, float], *, font, colour, size: tuple[int, int]
+) -> None:
+    """Write on a coloured ground above a place; below or left of it where the picture ends."""
+    right, bottom = font.getbbox(text)[2:]
+    width, height = right + 6, bottom + 6
+    x = max(0.0, min(place[0], size[0] - width))
+    y = place[1] - height if place[1] >= height else place[1]
+    pen.rectangle((x, y, x + width, y + height), fill=colour)
+    pen.text((x + 3, y + 3), text, fill=INK, font=font)
+
+
+HEARTBEAT_SECONDS = 60.0
+
+
+class ProgressLine:
+    """Shows one thing at a time; another name begins anew."""
+
+    def __init__(self) -> None:
+        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._task = None
+        self._what = ""
+        self._first = 0
+        self._started = self._last_beat = 0.0
+
+    def show(self, what: str, done: int, total: int | None) -> None:
+        """Tell that `done` of `total` (None: not known) are done."""
+        if what != self._what or self._bar is None:
+            self._start(what, done, total)
+        self._bar.update(self._task, completed=done)
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._last_beat >= HEARTBEAT_SECONDS:
+            self._last_beat = now
+            self._console.print(self._describe(done, total, now - self._started), markup=False)
+
+    def close(self) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.stop()
+        self._bar = None
+
+    def _start(self, what: str, done: int, total: int | None) -> None:
+        self.close()
+        # The first of them waited for the others of its batch: the time left is told from what follows it.
+        self._what, self._first = what, done
+        self._started = self._last_beat = time.monotonic()
+        self._bar = Progress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(elapsed_when_finished=False),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._bar.add_task(what, total=total, completed=done)
+        self._bar.start()
+
+    def _describe(self, done: int, total: int | None, elapsed: float) -> str:
+        if total is None:
+            return f"{self._what}: {done:,} done"
+        left = elapsed / max(1, done - self._first) * (total - done)
+        return f"{self._what}: {done:,} of {total:,}, about {left / 60:.0f} min left"
+
 
 _MOST_FAILURES = 20
 
@@ -89,7 +247,7 @@ def _open_engine(job: PredictionJob, num_pictures: int | None, *, say: Callable[
     name = str(job.model or find_default_model())
     if job.engine == AUTO:
         # It needs Keras, which the other engines do without.
-        from dlfer.predict.choose_engine import choose_engine
+        from dlfer.predict.engines import choose_engine
 
         return choose_engine(name, num_faces=num_pictures or 64, any_size=job.faces == "whole", say=say)
     if job.model is None and job.engine != "keras":

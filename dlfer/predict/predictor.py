@@ -157,17 +157,6 @@ class FacePredictor:
         return self.classifier.predict(images, batch_size=self.batch_size, calibrated=True)
 
 
-def predict_frame(
-    classifier: Engine, image: np.ndarray, faces: str = "auto", *, abstain: float | None = None
-) -> list[FacePrediction]:
-    """Return the faces in one uint8 [H, W, 3] picture; for several pictures a `FacePredictor` is faster.
-
-    Raises:
-        UserError, EnvironmentProblem: as `FacePredictor`.
-    """
-    return FacePredictor(classifier, faces=faces, abstain=abstain).predict([image])[0]
-
-
 def predict_inputs(
     predictor: FacePredictor, inputs: Iterable[Frame | BadInput], *, smooth: float = 0.5
 ) -> Iterator[FramePrediction | BadInput]:
@@ -205,15 +194,15 @@ def describe_predictions(predictor: FacePredictor, *, faces: str, smooth: float 
         smooth: of films, in seconds; None or 0: nothing is smoothed.
     """
     classifier, fit = predictor.classifier, predictor.classifier.temperature_fit
-    about = dict(classifier.about)
-    research_only = about.get("research_only", True)
+    about = classifier.about
+    research_only = about.research_only is not False
     return {
         "notice": f"{NOTICE} {RESEARCH_ONLY}" if research_only else NOTICE,
-        "model": {key: about[key] for key in ("name", "experiment", "run", "protocol", "selected_on") if key in about},
+        "model": about.model_dump(include={"name", "experiment", "run", "protocol", "selected_on"}, exclude_none=True),
         "labels": list(predictor.labels),
         "faces": faces,
         "probabilities": (
-            f"calibrated by the temperature {fit['value']:.3f}, which was fitted on {fit.get('fitted_on', 'validation')}"
+            f"calibrated by the temperature {fit.value:.3f}, which was fitted on {fit.fitted_on or 'validation'}"
             if fit
             else "as the network gives them, not calibrated: no temperature was fitted"
         ),

@@ -51,9 +51,9 @@ def open_export(folder: Path | str, *, runtime: str | None = None) -> Answer:
         EnvironmentProblem: the runtime of its format is not installed.
     """
     record = read_export(folder)
-    file = Path(folder) / record["file"]
+    file = Path(folder) / record.file
     try:
-        form = record["format"]
+        form = record.format
         return (RUNTIMES[form] if runtime is None else OTHER_RUNTIMES[form][runtime])(file)
     except (EnvironmentProblem, ModelError):
         raise

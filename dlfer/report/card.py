@@ -22,8 +22,8 @@ from dlfer.report.page import (
 )
 from dlfer.report.record import describe_environment, get_name, read_experiment
 from dlfer.report.terms import find_terms
-from dlfer.runs.atomic import write_atomically
 from dlfer.runs.evaluations import read_metrics
+from dlfer.runs.files import write_atomically
 from dlfer.runs.metrics_record import Estimate, Metrics
 from dlfer.runs.records import ArtifactRecord, DataRecord, RunRecord
 

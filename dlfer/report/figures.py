@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 
 if TYPE_CHECKING:
     import numpy as np

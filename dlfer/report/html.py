@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from dlfer.config.schema import ExperimentConfig
-from dlfer.errors import ConfigError, ModelError
+from dlfer.errors import ModelError
 from dlfer.report.audit import describe_audit
 from dlfer.report.boosting import describe_trees
 from dlfer.report.ensemble import describe_ensemble, describe_milestones
@@ -27,8 +27,8 @@ from dlfer.report.record import (
     find_comparisons,
     format_command,
     get_name,
-    read_experiment,
     read_text,
+    try_experiment,
 )
 from dlfer.report.run_figures import FIGURES, write_run_figures
 from dlfer.report.sections import describe_data, describe_question, describe_transfer, list_costs
@@ -37,6 +37,8 @@ from dlfer.runs.evaluations import read_metrics
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import DataRecord, RunRecord
 from dlfer.runs.training_records import BoostingRecord, TransferRecord, read_events
+
+_NO_CONFIG = "What was asked is not shown, because config.yaml cannot be read."
 
 
 def write_report(run_path: Path) -> Path:
@@ -57,13 +59,13 @@ def write_report(run_path: Path) -> Path:
         raise ModelError(f"{run_path}: found no run.json; expected a run directory, e.g. saved_models/runs/NAME/STAMP.")
     write_run_figures(run_path)
     data, metrics, audit = DataRecord.read(run_path), read_metrics(run_path) or Metrics(), AuditRecord.read(run_path)
-    config, problem = _read_config(run_path)
+    config, problem = try_experiment(run_path)
     context = {
         "name": get_name(run_path, run),
         "subtitle": describe_run(run_path, run),
         "status": run.status,
         "error": run.error,
-        "warnings": [text for text in (metrics.banner, *run.warnings, problem) if text],
+        "warnings": [text for text in (metrics.banner, *run.warnings, problem and f"{_NO_CONFIG} {problem}") if text],
         "question": describe_question(config, [] if data is None else data.labels),
         "figures": load_figures(run_path / "figures", FIGURES),
         "costs": list_costs(run.cost),
@@ -79,14 +81,6 @@ def write_report(run_path: Path) -> Path:
         **_judge(run_path, metrics, data, config),
     }
     return render_page("run.html.j2", run_path / "report.html", context)
-
-
-def _read_config(run_path: Path) -> tuple[ExperimentConfig | None, str | None]:
-    """Return the experiment and no problem, or None and why this version of dlfer cannot read its config.yaml."""
-    try:
-        return read_experiment(run_path), None
-    except ConfigError as error:
-        return None, f"What was asked is not shown, because config.yaml cannot be read. {error}"
 
 
 def _judge(

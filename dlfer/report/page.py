@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from dlfer.errors import ModelError
-from dlfer.runs.atomic import write_atomically
-from dlfer.runs.json_file import parse_json
+from dlfer.runs.files import parse_json, write_atomically
 from dlfer.runs.metrics_record import Estimate
 from dlfer.runs.wording import format_duration, is_missing
 

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from dlfer.config.load import load_recorded_experiment
 from dlfer.config.schema import ExperimentConfig
+from dlfer.errors import ConfigError
 from dlfer.runs.records import RunRecord
 from dlfer.runs.run import CONFIG_FILE
 
@@ -26,6 +27,14 @@ def read_experiment(folder: Path) -> ExperimentConfig | None:
     """
     path = folder / CONFIG_FILE
     return load_recorded_experiment(path) if path.exists() else None
+
+
+def try_experiment(folder: Path) -> tuple[ExperimentConfig | None, str | None]:
+    """Return the recorded experiment and no problem, or None and why this version of dlfer cannot read it."""
+    try:
+        return read_experiment(folder), None
+    except ConfigError as error:
+        return None, str(error)
 
 
 def get_name(run_path: Path, run: RunRecord) -> str:

@@ -1,13 +1,15 @@
-"""Runs by their names, and what there is in a folder of runs."""
+"""Runs and models by their names, and what is in a folder of runs."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from dlfer.errors import ModelError
-from dlfer.runs.run import CONFIG_FILE, RUN_FILE, Run
+from dlfer.runs.records import ArtifactRecord
+from dlfer.runs.run import CONFIG_FILE, RUN_FILE, Run, find_checkout
 
 _MAX_LISTED = 15
 
@@ -100,3 +102,122 @@ def _iterate_runs(folder: Path) -> Iterator[Path]:
 def _join_last(names: list[str]) -> str:
     shown = names[-_MAX_LISTED:]
     return ", ".join(shown) + (f" and {len(names) - len(shown)} older" if len(shown) < len(names) else "")
+
+
+ARTIFACT_FILE = ArtifactRecord.FILE
+
+
+def find_model(name: Path | str) -> Path:
+    """Return the artifact folder (it holds artifact.json) of a path, a model's name, or a run's name.
+
+    A name is looked up in ./saved_models, then $DLFER_HOME/saved_models, then in the checkout that
+    dlfer is imported from; last among the runs of each. Of a run it is the folder `model`.
+
+    Raises:
+        ModelError: nothing of that name; with the places tried and the names known.
+    """
+    places = list_model_places()
+    for path in (Path(name).expanduser(), *(place / name for place in places)):
+        found = _get_artifact(path)
+        if found is not None:
+            return found
+    for place in places:
+        if match_runs(str(name), place / "runs"):
+            return _get_artifact_of_run(open_run(name, place / "runs"))
+    if Path(name).is_file():
+        raise ModelError(
+            f"{name}: is a file; a model is a folder with {ARTIFACT_FILE}, which holds its labels, its input and the "
+            "sha256 of each file. Weights from elsewhere (.keras, .weights.h5, Keras' .h5) can start a training: "
+            "set pretrain.weights to the file."
+        )
+    known = list_models()
+    raise ModelError(
+        f"{name}: there is no such model. Looked for a folder of that path, then in "
+        f"{', '.join(str(place) for place in places)} and their runs. "
+        f"{'Known models: ' + ', '.join(known) if known else 'No models are there yet; train one with dlfer run'}."
+    )
+
+
+def list_models() -> dict[str, Path]:
+    """Return the models by name (not those of runs), the first place that has a name winning."""
+    models: dict[str, Path] = {}
+    for place in list_model_places():
+        for path in sorted(place.iterdir()) if place.is_dir() else ():
+            if path.name != "runs" and (path / ARTIFACT_FILE).is_file():
+                models.setdefault(path.name, path)
+    return models
+
+
+def find_default_model() -> Path:
+    """Return the artifact folder of the model that is used where none is named.
+
+    It is the one whose artifact.json says `default: true` under `about`, in the first place that has one.
+
+    Raises:
+        ModelError: there is none, or a place has several.
+    """
+    for place in list_model_places():
+        found = [path for path in list_models().values() if path.parent == place and is_default(path)]
+        if len(found) > 1:
+            names = ", ".join(path.name for path in found)
+            raise ModelError(
+                f"{place}: found {len(found)} models that call themselves the default ({names}), expected one; "
+                "name the model, or set default: false in the artifact.json of the others."
+            )
+        if found:
+            return found[0]
+    raise ModelError(
+        "there is no default model in "
+        f"{', '.join(str(place) for place in list_model_places())}. Name a model, or go where dlfer's saved_models is: "
+        "into a clone of its repository, or set DLFER_HOME to one. (The installed package brings no weights.)"
+    )
+
+
+def is_default(folder: Path) -> bool:
+    """Return whether the artifact in a folder calls itself the default."""
+    try:
+        record = ArtifactRecord.read(folder)
+    except ModelError:
+        return False  # the message about a damaged one comes when it is loaded
+    return record is not None and record.about.default
+
+
+def find_run_of(name: Path | str) -> Run | None:
+    """Return the run that a name means: a run's path or name, or the folder `model` of one; None for other models."""
+    path = Path(name)
+    if path.name == "model" and (path.parent / RUN_FILE).is_file():
+        return Run(path.parent)
+    try:
+        return open_run(path)
+    except ModelError:
+        return None
+
+
+def list_model_places() -> list[Path]:
+    """Return the folders in which the name of a model is looked up, in order."""
+    places = [Path("saved_models")]
+    if os.environ.get("DLFER_HOME"):
+        places.append(Path(os.environ["DLFER_HOME"]).expanduser() / "saved_models")
+    checkout = find_checkout()
+    if checkout is not None:
+        places.append(checkout / "saved_models")
+    return [
+        place for number, place in enumerate(places) if place.resolve() not in {p.resolve() for p in places[:number]}
+    ]
+
+
+def _get_artifact(path: Path) -> Path | None:
+    """Return the artifact folder at a path: itself, or the folder `model` of a run."""
+    if (path / ARTIFACT_FILE).is_file():
+        return path
+    return _get_artifact_of_run(Run(path)) if (path / RUN_FILE).is_file() else None
+
+
+def _get_artifact_of_run(run: Run) -> Path:
+    if (run.path / "model" / ARTIFACT_FILE).is_file():
+        return run.path / "model"
+    if run.kind != "run":
+        raise ModelError(
+            f"{run.path}: a comparison ({run.kind}) has no model; name one of the runs in its members.csv."
+        )
+    raise ModelError(f"{run.path}: this run has no model; its status is {run.status}. Go on with: dlfer run --resume.")

@@ -7,6 +7,7 @@ read; a file of a later schema is refused. Keys that a record does not know are 
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,12 +15,28 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from dlfer.config import names
 from dlfer.errors import ModelError
-from dlfer.runs.atomic import write_atomically
-from dlfer.runs.json_file import read_json
-from dlfer.runs.process import to_json
+from dlfer.runs.files import read_json, write_atomically
 
 SCHEMA = 2
+
+
+def to_json(value: Any) -> Any:
+    """Return a value as JSON can hold it: records and numpy's by their own methods, NaN and infinity as null."""
+    if hasattr(value, "as_json"):
+        return to_json(value.as_json())
+    if isinstance(value, Mapping):
+        return {str(key): to_json(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [to_json(item) for item in value]
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else None
+    if value is None or isinstance(value, str | int):
+        return value
+    if hasattr(value, "tolist"):
+        return to_json(value.tolist())
+    return str(value)
 
 
 class Record(BaseModel):
@@ -133,7 +150,11 @@ def _describe(error: ValidationError) -> str:
     first = error.errors(include_url=False)[0]
     where = ".".join(str(part) for part in first["loc"])
     found = "nothing" if first["type"] == "missing" else _shorten(first["input"])
-    return f"{where}: found {found}, expected {_EXPECTED.get(first['type'], first['msg'])}"
+    if first["type"] == "literal_error":
+        expected = first["ctx"]["expected"].replace("'", "")
+    else:
+        expected = _EXPECTED.get(first["type"], first["msg"])
+    return f"{where}: found {found}, expected {expected}"
 
 
 def _shorten(value: Any) -> str:
@@ -329,7 +350,7 @@ class InputRecord(Record):
     channels: Literal[1, 3]
     image_size: int
     crop: float | None = None
-    aspect: str = "crop"
+    aspect: Literal[names.ASPECTS] = "crop"
     note: str | None = None
 
 

@@ -9,8 +9,12 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.metadata
 import json
+import os
 import platform
+import socket
+import subprocess
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -18,13 +22,71 @@ from typing import TYPE_CHECKING, Any
 
 from dlfer._version import __version__
 from dlfer.errors import ConfigError, ModelError
-from dlfer.runs.atomic import write_atomically
-from dlfer.runs.json_file import read_json
-from dlfer.runs.process import describe_checkout, describe_process, list_packages, tell_time, to_json
-from dlfer.runs.records import DataRecord, RunRecord
+from dlfer.runs.files import read_json, write_atomically
+from dlfer.runs.records import DataRecord, RunRecord, to_json
 
 if TYPE_CHECKING:
     from dlfer.config.schema import ExperimentConfig
+
+
+PACKAGES = (
+    "tensorflow",
+    "tensorflow-cpu",
+    "jax",
+    "torch",
+    "keras",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "xgboost-cpu",
+    "xgboost",
+    "pillow",
+    "tensorflow-datasets",
+    "pydantic",
+)
+
+
+def find_checkout() -> Path | None:
+    """Return the root of the checkout that dlfer is imported from, or None for an ordinary installation."""
+    root = Path(__file__).resolve().parents[2]
+    return root if (root / "pyproject.toml").is_file() else None
+
+
+def describe_process() -> dict[str, Any]:
+    return {"host": socket.gethostname(), "pid": os.getpid()}
+
+
+def describe_checkout() -> dict[str, Any] | None:
+    """Return the commit of dlfer's source and whether tracked files differ from it; None outside a checkout."""
+    root = find_checkout()
+    if root is None or not (root / ".git").exists():
+        return None
+    command = ["git", "--no-optional-locks", "-C", str(root)]
+    try:
+        commit = subprocess.run([*command, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=20, check=True)
+        changes = subprocess.run(
+            [*command, "status", "--porcelain", "--untracked-files=no"],
+            capture_output=True,
+            text=True,
+            timeout=20,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return {"commit": commit.stdout.strip(), "dirty": bool(changes.stdout.strip())}
+
+
+def list_packages() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[package] = importlib.metadata.version(package)
+    return versions
+
+
+def tell_time() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
 
 CONFIG_FILE, LOG_FILE, LOCK_FILE = "config.yaml", "log.jsonl", ".lock"
 RUN_FILE, DATA_FILE = RunRecord.FILE, DataRecord.FILE

@@ -16,9 +16,8 @@ from dlfer._version import __version__
 from dlfer.predict.predictor import NOTICE, RESEARCH_ONLY
 from dlfer.serve import kserve, schemas
 from dlfer.serve.bodies import Body, check_faces, decode_all, name_uploads, read_face
-from dlfer.serve.guard import Guard
+from dlfer.serve.guard import CONTENT_TYPE, Guard, Metrics
 from dlfer.serve.limits import Limits, Refusal
-from dlfer.serve.metrics import CONTENT_TYPE, Metrics
 from dlfer.serve.models import ServedModel
 from dlfer.serve.openapi import complete_openapi, tell_body, tell_errors
 from dlfer.serve.service import Service

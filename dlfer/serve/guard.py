@@ -1,4 +1,4 @@
-"""What stands before every request: the key, foreign pages, the headers of the answer, the counters."""
+"""Who may send a request, and the counters that /metrics shows."""
 
 from __future__ import annotations
 
@@ -7,10 +7,43 @@ import json
 import time
 from collections.abc import Callable
 
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dlfer.serve.metrics import Metrics
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+
+class Metrics:
+    """Counters of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = Counter(
+            "dlfer_requests", "Requests that were answered.", ["route", "status"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "dlfer_request_seconds",
+            "Seconds from the head of a request to the end of its answer.",
+            ["route"],
+            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+            registry=self.registry,
+        )
+        self.faces = Counter("dlfer_faces", "Faces that were predicted.", ["model"], registry=self.registry)
+        self.batch = Histogram(
+            "dlfer_batch_images",
+            "Images, or crops, that were predicted together.",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+            registry=self.registry,
+        )
+        self.waiting = Gauge("dlfer_requests_in_progress", "Requests begun and not answered.", registry=self.registry)
+
+    def write(self) -> bytes:
+        """Return all of them in Prometheus' text format."""
+        return generate_latest(self.registry)
+
 
 FREE = frozenset(
     ("/", "/page.css", "/page.js", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json")

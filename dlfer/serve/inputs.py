@@ -17,7 +17,7 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import Request
 
 from dlfer.errors import DataError
-from dlfer.predict.read_image import FORMATS, read_image
+from dlfer.predict.media import FORMATS, read_image
 from dlfer.serve.limits import Limits, Refusal
 
 _MOST_NAME = 200

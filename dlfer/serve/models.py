@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -12,10 +11,11 @@ from dlfer.data.images import resize_square, to_channels
 from dlfer.errors import UserError
 from dlfer.predict.crops import Crop, build_cropper
 from dlfer.predict.engines import Engine
-from dlfer.report.headline import get_judged_part, name_part
-from dlfer.report.page import read_json
-from dlfer.report.record import read_config, read_text
-from dlfer.runs.records import read_metrics
+from dlfer.report.headline import name_judged_split
+from dlfer.report.record import try_experiment
+from dlfer.runs.evaluations import read_metrics
+from dlfer.runs.metrics_record import Metrics
+from dlfer.runs.records import About, ArtifactRecord, DataRecord, Temperature
 from dlfer.runs.run import RUN_FILE
 from dlfer.serve.schemas import Card, Figure
 
@@ -45,7 +45,7 @@ class ServedModel:
         self.labels = tuple(classifier.labels)
         self.channels = classifier.channels
         # That of `build_cropper`, so that the answers are those of `dlfer predict`.
-        self.size = int(classifier.about.get("face_size") or classifier.image_size)
+        self.size = int(classifier.about.face_size or classifier.image_size)
         self._classifier = classifier
         self._croppers = dict(croppers)
 
@@ -96,34 +96,31 @@ def build_model(name: str, classifier: Engine, *, folder: Path, faces: str = "au
 
 def read_card(name: str, classifier: Engine, folder: Path) -> Card:
     """Return what an artifact, and the run that it stands in, tell of a model."""
-    about, fit = dict(classifier.about), classifier.temperature_fit
+    about, fit = classifier.about, classifier.temperature_fit
     run = folder.parent if (folder.parent / RUN_FILE).is_file() else folder
-    record = read_json(folder / "artifact.json") or {}
-    config = read_config(read_text(run / "config.yaml"))
-    metrics, data = read_metrics(run) or {}, read_json(run / "data.json")
-    model = record.get("model") or config.get("model") or {}
-    backbones = model.get("branches") or ([model["backbone"]] if model.get("backbone") else [])
-    optimizer = (config.get("finetune") or {}).get("optimizer") or {}
+    record = ArtifactRecord.read(folder)
+    config, _ = try_experiment(run)
+    metrics, data = read_metrics(run) or Metrics(), DataRecord.read(run)
     return Card(
         name=name,
-        family=record.get("family") or "unknown",
+        family=record.family if record else "unknown",
         labels=list(classifier.labels),
-        backbone=" + ".join(backbones) or None,
-        optimizer=about.get("optimizer") or optimizer.get("name"),
+        backbone=(record.backbone or "").replace(", ", " + ") or None if record else None,
+        optimizer=config.finetune.optimizer.name if config else None,
         accuracy=_read_accuracy(metrics, data),
-        protocol=about.get("protocol") or metrics.get("protocol"),
-        banner=metrics.get("banner"),
+        protocol=about.protocol or metrics.protocol,
+        banner=metrics.banner,
         image_size=classifier.image_size,
         probabilities=(
-            f"calibrated: temperature {fit['value']:.3f}, fitted on {fit['fitted_on']} (n = {fit['n']:,})"
+            f"calibrated: temperature {fit.value:.3f}{_describe_fit(fit)}"
             if fit
             else "as the network gives them, not calibrated"
         ),
-        research_only=bool(about.get("research_only", True)),
+        research_only=about.research_only is not False,
     )
 
 
-def choose_names(given: Sequence[tuple[str | None, Path, Mapping[str, Any]]]) -> list[str]:
+def choose_names(given: Sequence[tuple[str | None, Path, About]]) -> list[str]:
     """Return a name for each of several (name or None, folder of the artifact, what it tells of itself).
 
     Where none was given it is that of the experiment, or of the folder; the second of a name ends in -2.
@@ -137,12 +134,7 @@ def choose_names(given: Sequence[tuple[str | None, Path, Mapping[str, Any]]]) ->
             raise UserError(f"dlfer serve: the name {name} is given to {named.count(name)} models.")
     names: list[str] = []
     for name, folder, about in given:
-        stem = (
-            name
-            or about.get("name")
-            or about.get("experiment")
-            or (folder.parent.name if folder.name == "model" else folder.name)
-        )
+        stem = name or about.name or about.experiment or (folder.parent.name if folder.name == "model" else folder.name)
         taken, number, chosen = {*names, *(named if not name else ())}, 1, stem
         while chosen in taken:
             number += 1
@@ -151,15 +143,15 @@ def choose_names(given: Sequence[tuple[str | None, Path, Mapping[str, Any]]]) ->
     return names
 
 
-def _read_accuracy(metrics: Mapping[str, Any], data: Mapping[str, Any] | None) -> Figure | None:
-    part = get_judged_part(metrics)
-    found = (metrics.get(part) or {}).get("accuracy") if part else None
-    if not found or found.get("value") is None:
+def _describe_fit(fit: Temperature) -> str:
+    return "" if fit.fitted_on is None or fit.n is None else f", fitted on {fit.fitted_on} (n = {fit.n:,})"
+
+
+def _read_accuracy(metrics: Metrics, data: DataRecord | None) -> Figure | None:
+    judged = metrics.judged
+    if judged is None or judged.accuracy.value is None:
         return None
+    accuracy = judged.accuracy
     return Figure(
-        value=found["value"],
-        low=found.get("low"),
-        high=found.get("high"),
-        n=metrics[part]["n"],
-        what=name_part(metrics, data),
+        value=accuracy.value, low=accuracy.low, high=accuracy.high, n=judged.n, what=name_judged_split(metrics, data)
     )

@@ -19,7 +19,7 @@ from uvicorn.config import LOGGING_CONFIG
 from dlfer.errors import DlferError, EnvironmentProblem, UserError
 from dlfer.predict.engines import load_engine
 from dlfer.predict.predictor import NOTICE
-from dlfer.runs.find_model import find_model
+from dlfer.runs.find import find_model
 from dlfer.serve.app import build_app
 from dlfer.serve.limits import Limits
 from dlfer.serve.models import ServedModel, build_model, choose_names

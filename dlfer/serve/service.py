@@ -14,9 +14,9 @@ import numpy as np
 from dlfer.errors import UserError
 from dlfer.serve.batching import Batcher, FacesFound, Work
 from dlfer.serve.explanation import explain_crop
+from dlfer.serve.guard import Metrics
 from dlfer.serve.inputs import Upload, count_pixels, decode_pictures
 from dlfer.serve.limits import Budget, Limits, Refusal, estimate_wait
-from dlfer.serve.metrics import Metrics
 from dlfer.serve.models import ServedModel
 from dlfer.serve.schemas import Explanation, Face, Picture
 

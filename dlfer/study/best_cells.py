@@ -19,7 +19,7 @@ from dlfer.config.grid import Cell
 from dlfer.config.schema import SweepConfig
 from dlfer.report.page import read_rows
 from dlfer.report.run_figures import read_log
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 from dlfer.study.members import Member
 from dlfer.study.summary import Finished, describe_part
 

@@ -13,7 +13,7 @@ from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.predictions import Predictions, read_predictions
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 from dlfer.runs.run import RUN_FILE, Run
 
 MEMBERS_FILE = "members.csv"

@@ -24,7 +24,7 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError
 from dlfer.report.best_cells import format_best_tables
 from dlfer.report.sweep import format_sweep_table
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 from dlfer.runs.find import open_run
 from dlfer.runs.options import RunOptions
 from dlfer.study.best_cells import BEST_FILE, choose_best_cells, write_best_csv

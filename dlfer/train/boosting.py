@@ -1,6 +1,6 @@
 """Growing the trees: boosting rounds on features, selected on validation after each epoch of them.
 
-The folder holds `trees.ubj` (all trees so far), `state.json` and `history.csv`; with them there, `grow_trees` goes
+The folder holds `trees.json` (all trees so far), `state.json` and `history.csv`; with them there, `grow_trees` goes
 on. A booster begins each epoch anew from its saved trees: XGBoost's own state (which features the next tree draws,
 sums of scores) is in no file, so that only thus a resumed run grows the very same trees. An epoch that is stopped
 in the middle is repeated from its beginning.
@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dlfer.config.boosting import BoostingConfig
+from dlfer.config.sections import BoostingConfig
 from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
 from dlfer.metrics.classification import compute_accuracy, compute_confusion, compute_item_losses, compute_macro_f1
 from dlfer.model.trees import count_threads, import_xgboost, make_parameters, read_booster
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 from dlfer.train.history import ScalarLog, write_history
 from dlfer.train.patience import count_epoch, find_reference
 from dlfer.train.state import StageJob, StageResult
@@ -29,7 +29,7 @@ from dlfer.train.state import StageJob, StageResult
 if TYPE_CHECKING:
     import xgboost
 
-TREES, STATE, HISTORY = "trees.ubj", "state.json", "history.csv"
+TREES, STATE, HISTORY = "trees.json", "state.json", "history.csv"
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class _Growing:
         try:
             self.state = self._read_state(folder / STATE)
             booster = read_booster(folder / TREES, num_features=num_features, num_labels=self.num_labels)
-            self.trees = bytes(booster[: self.state.epoch * self.rounds].save_raw("ubj"))
+            self.trees = bytes(booster[: self.state.epoch * self.rounds].save_raw("json"))
         except (ModelError, OSError, ValueError, TypeError, KeyError, IndexError) as error:
             raise ModelError(
                 f"{folder}: the interrupted growing cannot go on ({error}). Delete {STATE} there to grow anew."
@@ -196,7 +196,7 @@ class _Growing:
         self.log_writer.write(row)
         self._select(validation[self.stage.monitor])
         state.epoch, state.seconds = state.epoch + 1, state.seconds + seconds
-        self.trees = bytes(booster.save_raw("ubj"))
+        self.trees = bytes(booster.save_raw("json"))
         # The trees first: a state whose trees are not there yet could not be gone on from.
         write_atomically(self.job.folder / TREES, self.trees)
         write_atomically(self.job.folder / STATE, json.dumps(asdict(state)) + "\n")

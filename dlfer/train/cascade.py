@@ -18,21 +18,22 @@ from pathlib import Path
 import keras
 
 from dlfer.config.load import resolve_path
-from dlfer.config.schema import DataConfig, ExperimentConfig
+from dlfer.config.schema import ExperimentConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit, compute_fingerprint
 from dlfer.model.artifact import load_artifact
 from dlfer.model.backbones import load_published_weights
 from dlfer.model.hybrid import load_branch_weights
 from dlfer.model.stage_network import build_stage_network, build_transfer_network
 from dlfer.model.transfer import RECORD_FILE, write_backbone
-from dlfer.runs.atomic import write_atomically
-from dlfer.train.freeze import unfreeze_random_start
-from dlfer.train.lock import hold_lock
-from dlfer.train.plan import describe_plan
+from dlfer.runs.files import write_atomically
+from dlfer.train.control import hold_lock
+from dlfer.train.plan import describe_plan, unfreeze_random_start
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob
 
 COST_FILE, DONE_FILE = "pretrain.json", "done.json"
+# A .pth is among them to be refused by the reader of weights, which says what to do.
 _PUBLISHED_FILES = (".h5", ".keras", ".pth")
 
 

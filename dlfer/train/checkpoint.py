@@ -16,8 +16,7 @@ import keras
 import numpy as np
 
 from dlfer.errors import ModelError
-from dlfer.runs.json_file import parse_json
-from dlfer.runs.npz_file import Header, read_npz
+from dlfer.runs.files import Header, parse_json, read_npz
 
 
 def write_checkpoint(path: Path, variables: Sequence[keras.Variable], state: dict) -> None:

@@ -21,10 +21,8 @@ from dlfer.errors import ModelError, TrainingStopped
 from dlfer.model.levels import LevelFeatures
 from dlfer.model.stage_network import TransferNetwork
 from dlfer.model.transfer import compute_weights_digest
-from dlfer.runs.atomic import write_atomically
-from dlfer.runs.json_file import read_json
-from dlfer.train.control import StopControl
-from dlfer.train.lock import hold_lock
+from dlfer.runs.files import read_json, write_atomically
+from dlfer.train.control import StopControl, hold_lock
 from dlfer.train.watch import TrainingListener
 
 SAVE_SECONDS = 10.0

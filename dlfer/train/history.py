@@ -7,7 +7,7 @@ import importlib.util
 import io
 from pathlib import Path
 
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 
 COLUMNS = (
     "epoch",
@@ -30,13 +30,6 @@ def write_history(path: Path, rows: list[dict]) -> None:
     writer.writeheader()
     writer.writerows(rows)
     write_atomically(path, text.getvalue())
-
-
-def read_history(path: Path) -> list[dict]:
-    """Read what `write_history` wrote; numbers come back as numbers."""
-    with open(path, newline="") as file:
-        rows = list(csv.DictReader(file))
-    return [{key: value if key == "phase" else float(value) for key, value in row.items()} for row in rows]
 
 
 class ScalarLog:

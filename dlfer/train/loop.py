@@ -1,6 +1,6 @@
 """How the steps of a stage are done on one device, or on several under JAX: by Keras' own `fit`.
 
-Loops for several devices of TensorFlow stand in `dlfer.train.replicas`; which one a stage gets is decided in
+Loops for several devices of TensorFlow stand in `dlfer.train.distribute`; which one a stage gets is decided in
 `dlfer.train.distribute`. A loop trains `network` and can `publish` its weights into `plain`, the network that the
 caller knows and that predicts on one device; on one device the two are the same.
 """

@@ -8,8 +8,8 @@ import keras
 import numpy as np
 from keras import ops
 
-from dlfer.config.schema import LossConfig, ScheduleConfig
-from dlfer.model.googlenet import AUXILIARY_LOSS_WEIGHT
+from dlfer.config.stage_section import LossConfig, ScheduleConfig
+from dlfer.model.paper_backbones import AUXILIARY_LOSS_WEIGHT
 
 LOG_OF_NOTHING = float(np.finfo(np.float32).min) / 2
 """A logarithm whose exponential is 0 in float32, and whose gradient stays finite."""

@@ -23,12 +23,11 @@ from dlfer.model.predict import predict_probabilities, predict_split
 from dlfer.model.stage_network import TransferNetwork
 from dlfer.train.checkpoint import read_state, restore_checkpoint, write_checkpoint
 from dlfer.train.distribute import build_loop, lead_stage
-from dlfer.train.freeze import set_trainable
 from dlfer.train.history import ScalarLog, write_history
 from dlfer.train.objective import build_loss, build_schedule
 from dlfer.train.optimizers import build_optimizer
 from dlfer.train.patience import count_epoch, count_plateau, find_reference
-from dlfer.train.plan import compute_steps
+from dlfer.train.plan import compute_steps, set_trainable
 from dlfer.train.state import StageJob, StageResult, StageState
 
 CHECKPOINT, BEST, HISTORY = "checkpoint.npz", "best.npz", "history.csv"

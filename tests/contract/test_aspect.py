@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlfer.config.boosting import BoostingConfig
 from dlfer.config.names import ASPECTS
-from dlfer.config.schema import AugmentConfig, DataConfig, FacesConfig, ModelConfig, StageConfig
+from dlfer.config.sections import BoostingConfig, DataConfig, FacesConfig, ModelConfig
+from dlfer.config.stage_section import AugmentConfig, StageConfig
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.data.sources import load_data
 from dlfer.errors import ModelError
@@ -32,16 +32,17 @@ from dlfer.model.boosted import build_level_features
 from dlfer.model.face_input import FaceInput
 from dlfer.model.preprocessing import Preprocessing
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.model.trees import FeatureScale, import_xgboost
+from dlfer.model.trees import FeatureScale, import_xgboost, make_parameters
 from dlfer.predict.engines import ExportedModel
 from dlfer.predict.export_folder import EXPORT_FILE, compute_checksums
 from dlfer.predict.predictor import FacePredictor
-from dlfer.runs.find_model import ARTIFACT_FILE
+from dlfer.runs.export_record import ExportAbout
+from dlfer.runs.find import ARTIFACT_FILE
+from dlfer.runs.records import About
 from dlfer.serve.kserve import read_crops
 from dlfer.serve.limits import Limits
 from dlfer.serve.models import ServedModel
 from dlfer.serve.schemas import Tensor
-from dlfer.train.boosting import make_parameters
 
 SHAPES = [(96, 64), (64, 96), (160, 20), (20, 160), (61, 47), (47, 62)]
 SIDE = 48
@@ -195,7 +196,7 @@ class Recorder:
     def __init__(self, aspect: str, *, channels: int = 1, faces: FacesConfig | None = None) -> None:
         self.aspect = aspect
         self.channels = channels
-        self.about = {"faces": None if faces is None else faces.model_dump(mode="json")}
+        self.about = About(faces=None if faces is None else faces.model_dump(mode="json"))
         self.seen: list[np.ndarray] = []
 
     def predict(self, images, *, batch_size=64, calibrated=False):
@@ -346,7 +347,7 @@ def test_maps_lie_where_the_network_looks(shape, aspect):
 
 @pytest.mark.parametrize("aspect", ASPECTS)
 def test_a_folder_of_several_sizes_is_judged_as_the_model_was_trained(aspect, tmp_path, monkeypatch):
-    build(aspect).save(tmp_path / "model", about={"protocol": "official"})
+    build(aspect).save(tmp_path / "model", about=About(protocol="official"))
     for label in ("a", "b", "c"):
         for part in ("train", "test"):
             (tmp_path / "data" / part / label).mkdir(parents=True)
@@ -370,7 +371,11 @@ def exports(request, tmp_path_factory):
     sample = Sample(draw_faces((64, 40), 1), "drawn", draw_faces((64, 40), 1), "drawn")
     for name in ("savedmodel", "onnx", "litert"):
         export_classifier(
-            classifier, name, out=out, sample=sample, origin=Origin(card="# A card\n", about={}, size=(40, 40))
+            classifier,
+            name,
+            out=out,
+            sample=sample,
+            origin=Origin(card="# A card\n", about=ExportAbout(), size=(40, 40)),
         )
     return classifier, out
 

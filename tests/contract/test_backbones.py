@@ -10,7 +10,7 @@ import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
 from dlfer.config import names
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError, TransferError
 from dlfer.model.backbones import BACKBONES, build_backbone, load_published_weights
 from dlfer.model.face_input import FaceInput
@@ -90,7 +90,7 @@ def test_table_has_the_names_of_the_schema():
 
 def test_every_published_network_is_compared():
     published = {name for name, spec in BACKBONES.items() if spec.weights}
-    assert published - APPLICATIONS.keys() == {f"efficientnet_lite{index}" for index in range(3)}
+    assert published - APPLICATIONS.keys() == {"efficientnet_lite2"}
     assert APPLICATIONS.keys() <= published
 
 

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from dlfer.config import names
-from dlfer.config.boosting import BoostingConfig
-from dlfer.config.schema import HeadConfig, ModelConfig
+from dlfer.config.sections import BoostingConfig, HeadConfig, ModelConfig
 from dlfer.errors import ModelError
 from dlfer.explain.explanation import Explainer, MapOptions
 from dlfer.explain.sanity import randomise
@@ -17,7 +16,7 @@ from dlfer.model.boosted import build_level_features
 from dlfer.model.classifier import match_channels
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import FeatureScale, import_xgboost, make_parameters
-from dlfer.runs.find_model import ARTIFACT_FILE
+from dlfer.runs.find import ARTIFACT_FILE
 
 LABELS = ("angry", "happy", "sad")
 

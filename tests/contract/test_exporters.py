@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dlfer.cli import export as verb
-from dlfer.config.schema import HeadConfig, ModelConfig
+from dlfer.config.sections import HeadConfig, ModelConfig
 from dlfer.data.images import resize_to
 from dlfer.data.synthetic.faces import draw_face
 from dlfer.errors import ModelError
@@ -105,16 +105,16 @@ def test_free_sizes_are_free(name, shape, exports, classifier):
 def test_the_contract_says_what_it_takes_and_how_it_was_compared(name, exports):
     record = read_export(exports / name)
     side = (None, None) if EXPORTERS[name].any_size else SIZE
-    assert record["format"] == name
-    assert record["input"]["shape"] == [None, *side, 1]
-    assert (record["input"]["dtype"], record["input"]["channels"]) == ("uint8", "grey")
-    assert record["labels"] == json.loads((exports / name / "labels.json").read_text()) == list(LABELS)
-    assert record["temperature"]["applied"] is False
-    agreement = record["agreement"]
-    assert agreement["n"] == agreement["accuracy"]["n"] == 48
-    assert agreement["labels_agree"]["low"] <= agreement["labels_agree"]["value"]
-    lost = agreement["accuracy"]["difference"]
-    assert lost["low"] <= lost["value"] <= lost["high"]
+    assert record.format == name
+    assert record.input.shape == [None, *side, 1]
+    assert (record.input.dtype, record.input.channels) == ("uint8", "grey")
+    assert record.labels == json.loads((exports / name / "labels.json").read_text()) == list(LABELS)
+    assert record.temperature.applied is False
+    agreement = record.agreement
+    assert agreement.n == agreement.accuracy.n == 48
+    assert agreement.labels_agree.low <= agreement.labels_agree.value
+    lost = agreement.accuracy.difference
+    assert lost.low <= lost.value <= lost.high
     card = (exports / name / "MODEL_CARD.md").read_text()
     assert f"library_name: {EXPORTERS[name].hub_name}" in card
     assert "48 images (drawn faces)" in card
@@ -122,14 +122,14 @@ def test_the_contract_says_what_it_takes_and_how_it_was_compared(name, exports):
 
 def test_eight_bits_are_eight_bits(exports):
     record = read_export(exports / "litert-int8")
-    assert record["quantised"] == {"num_images": 40, "images": "other drawn faces", "float_operations": {}}
+    assert record.quantised.as_json() == {"num_images": 40, "images": "other drawn faces", "float_operations": {}}
     sizes = {name: (exports / name / "model.tflite").stat().st_size for name in ("litert", "litert-int8")}
     assert sizes["litert-int8"] < 0.5 * sizes["litert"]
 
 
 @pytest.mark.parametrize("name", EXPORTERS)
 def test_a_changed_byte_is_refused(name, exports):
-    names = read_export(exports / name)["sha256"]
+    names = read_export(exports / name).sha256
     on_disk = {path.relative_to(exports / name).as_posix() for path in (exports / name).rglob("*") if path.is_file()}
     assert set(names) == on_disk - {EXPORT_FILE}
     for file in names:

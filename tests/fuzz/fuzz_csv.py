@@ -8,8 +8,9 @@ from random import Random
 import numpy as np
 import pytest
 
-from dlfer.config.schema import DataConfig
-from dlfer.data.fer2013 import USAGES, load_fer2013, load_fer2013_parts
+from dlfer.config.sections import DataConfig
+from dlfer.data.fer2013 import load_fer2013, load_fer2013_parts
+from dlfer.data.fer2013_csv import USAGES
 from dlfer.data.votes import read_votes
 from dlfer.metrics.attributes import read_attributes
 

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from dlfer.data.images import read_header, read_image
-from dlfer.predict.read_image import read_image as read_picture
+from dlfer.predict.media import read_image as read_picture
 
 MAX_PIXELS = 300_000
 NUMBERS = (0, 1, 7, 8, 48, 255, 256, 0x7FFF, 0x8000, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)

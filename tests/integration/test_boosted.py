@@ -74,13 +74,13 @@ def test_stopped_and_resumed_it_grows_the_same_trees_on_cached_features(boosted,
     whole = dlfer("run", boosted, "--out", tmp_path / "whole", "--no-cache")
     assert whole.returncode == 0, whole.stderr
     assert not list((tmp_path / "whole").glob(".cache/features/*"))
-    trees = [(find_run(folder) / "model" / "trees.ubj").read_bytes() for folder in (out, tmp_path / "whole")]
+    trees = [(find_run(folder) / "model" / "trees.json").read_bytes() for folder in (out, tmp_path / "whole")]
     assert trees[0] == trees[1]
 
     run = find_run(out)
     record = json.loads((run / "boosting.json").read_text())
     assert sum(level["gain"] for level in record["levels"]) == pytest.approx(1)
-    assert {path.name for path in (run / "model").iterdir()} >= {"trees.ubj", "features.npz", "backbone.weights.h5"}
+    assert {path.name for path in (run / "model").iterdir()} >= {"trees.json", "features.npz", "backbone.weights.h5"}
     page = (run / "report.html").read_text()
     for words in ("share of the gain", "top_activation", "rounds of trees", "It is no measure"):
         assert words in page

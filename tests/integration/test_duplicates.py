@@ -11,7 +11,7 @@ import pytest
 
 from dlfer.cli.show import describe_run
 from dlfer.config.load import load_experiment
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.sources import load_data
 from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.experiment.evaluate import evaluate_model
@@ -156,11 +156,12 @@ def test_the_value_without_duplicates_has_interval_and_n_wherever_it_is(run, exp
 
 
 def test_evaluate_counts_and_leaves_out_the_same_images(run, expected):
-    of_run, found = read(run, "metrics.json"), evaluate_model(str(run))
+    of_run, metrics = read(run, "metrics.json"), evaluate_model(str(run))
+    found = metrics.as_json()
     assert found["duplicates"] == of_run["duplicates"]
     assert found["banner"] == of_run["banner"]
     assert found["test_without_duplicates"]["confusion"] == of_run["test_without_duplicates"]["confusion"]
-    assert f"{expected['train']} of 60 PublicTest+PrivateTest images" in format_metrics(found)
+    assert f"{expected['train']} of 60 PublicTest+PrivateTest images" in format_metrics(metrics)
 
 
 def test_no_duplicates_are_left_after_drop_duplicates(run, tmp_path):

@@ -8,12 +8,13 @@ import pytest
 from PIL import Image
 
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.errors import ModelError, UserError
 from dlfer.experiment.evaluate import evaluate_model
 from dlfer.experiment.run import run_experiment
 from dlfer.export.ship import ship_model
+from dlfer.runs.evaluations import read_metrics
 from dlfer.runs.options import RunOptions
 
 EXPERIMENT = """
@@ -82,16 +83,17 @@ def test_run_judges_on_private_test_and_scores_it_once_more_without_duplicates(r
 def test_evaluate_gives_the_figures_of_the_run_and_logs_the_opening(run, work):
     before = count_openings(run)
     of_run = json.loads((run / "metrics.json").read_text())
-    found = evaluate_model(str(run), csv=work / "fer.csv", json_out=work / "figures.json")
+    found = evaluate_model(str(run), csv=work / "fer.csv", json_out=work / "figures.json").as_json()
     assert found["judged_on"]["split"] == "PrivateTest"
     assert found["test"]["accuracy"] == of_run["test"]["accuracy"]
     assert found["test"]["confusion"] == of_run["test"]["confusion"]
     assert found["duplicates"] == of_run["duplicates"]
     assert found["test_without_duplicates"]["n"] == 27
-    assert json.loads((work / "figures.json").read_text()) == found
+    assert json.loads((work / "figures.json").read_text()) == {"schema": 2, **found}
     assert count_openings(run) == before + 1
     assert found["test_opened"] == before + 1
-    assert json.loads((run / "metrics.json").read_text())["test_opened"] == before + 1
+    assert json.loads((run / "metrics.json").read_text()) == of_run
+    assert read_metrics(run).test_opened == before + 1
     for key in ("temperature", "abstain"):
         assert found[key] == of_run[key]
     assert found["test"]["calibration"]["scaled"] is not None
@@ -101,7 +103,7 @@ def test_evaluate_gives_the_figures_of_the_run_and_logs_the_opening(run, work):
 
 def test_usage_chooses_the_part(run, work):
     of_run = json.loads((run / "metrics.json").read_text())
-    found = evaluate_model(str(run / "model"), csv=work / "fer.csv", usage="PublicTest")
+    found = evaluate_model(str(run / "model"), csv=work / "fer.csv", usage="PublicTest").as_json()
     assert found["test"]["accuracy"] == of_run["validation"]["accuracy"]
     assert found["selected_on"] == "PublicTest"
     assert found["protocol"] == "official"
@@ -113,9 +115,9 @@ def test_a_shipped_model_knows_what_selected_it_and_its_duplicates(run, work):
     """Its run need not be there: the parts' fingerprints travel with it, and the csv has its training images."""
     shipped = ship_model(run, work / "shipped", name="small")
     for csv, usage, used_for in (("fer.csv", "PublicTest", "selection"), ("fer.csv", "Training", "training")):
-        found = evaluate_model(str(shipped), csv=work / csv, usage=usage)
+        found = evaluate_model(str(shipped), csv=work / csv, usage=usage).as_json()
         assert found["judged_on"]["used_for"] == used_for
-    found = evaluate_model(str(shipped), csv=work / "fer.csv")
+    found = evaluate_model(str(shipped), csv=work / "fer.csv").as_json()
     of_run = json.loads((run / "metrics.json").read_text())
     assert found["judged_on"]["used_for"] is None
     assert found["duplicates"] == of_run["duplicates"]
@@ -124,19 +126,19 @@ def test_a_shipped_model_knows_what_selected_it_and_its_duplicates(run, work):
     (work / "private.csv").write_text("\n".join([lines[0], *(x for x in lines if x.endswith("PrivateTest"))]) + "\n")
     other = next(x for x in lines[1:] if x.endswith("Training"))
     (work / "other.csv").write_text("\n".join([lines[0], *(x for x in lines[1:] if x != other)]) + "\n")
-    assert evaluate_model(str(shipped), csv=work / "other.csv")["duplicates"] is None
-    alone = evaluate_model(str(shipped), csv=work / "private.csv")
+    assert evaluate_model(str(shipped), csv=work / "other.csv").as_json()["duplicates"] is None
+    alone = evaluate_model(str(shipped), csv=work / "private.csv").as_json()
     assert alone["duplicates"] is None
     assert alone["test"]["accuracy"] == found["test"]["accuracy"]
     for name, damaged in (("metrics", '{"abstain": {"threshold": "high"}}'), ("data", '{"splits": []}')):
         (shipped / f"{name}.json").write_text(damaged)
         with pytest.raises(ModelError, match=rf"{name}\.json: (splits|abstain\.threshold): found"):
-            evaluate_model(str(shipped), csv=work / "private.csv")
+            evaluate_model(str(shipped), csv=work / "private.csv").as_json()
 
 
 def test_a_run_without_other_data_is_judged_on_its_own_test_part(run):
     of_run = json.loads((run / "metrics.json").read_text())
-    assert evaluate_model(str(run))["test"]["confusion"] == of_run["test"]["confusion"]
+    assert evaluate_model(str(run)).as_json()["test"]["confusion"] == of_run["test"]["confusion"]
 
 
 def test_class_folders_of_other_names_and_colours_are_judged_whole(run, work, faces):
@@ -147,7 +149,7 @@ def test_class_folders_of_other_names_and_colours_are_judged_whole(run, work, fa
         folder.mkdir(parents=True, exist_ok=True)
         colour = np.repeat(faces.images[index], 3, axis=-1)
         Image.fromarray(colour).resize((60, 60)).save(folder / f"{index}.png")
-    found = evaluate_model(str(run), data=work / "folders")
+    found = evaluate_model(str(run), data=work / "folders").as_json()
     assert found["test"]["n"] == 21
     assert set(found["test"]["labels"]) == set(FER2013_LABELS)
 
@@ -157,9 +159,9 @@ def test_data_of_other_labels_is_refused(run, work, faces):
         (work / "animals" / label).mkdir(parents=True, exist_ok=True)
         Image.fromarray(faces.images[0, ..., 0]).save(work / "animals" / label / "0.png")
     with pytest.raises(ModelError, match="cat"):
-        evaluate_model(str(run), data=work / "animals")
+        evaluate_model(str(run), data=work / "animals").as_json()
 
 
 def test_both_kinds_of_data_are_refused(run, work):
     with pytest.raises(UserError, match="both --csv and --data"):
-        evaluate_model(str(run), csv=work / "fer.csv", data=work)
+        evaluate_model(str(run), csv=work / "fer.csv", data=work).as_json()

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dlfer.config.describe import build_schema
+from dlfer.config.keys import build_schema
 from dlfer.config.load import load_experiment
 from tests.integration.conftest import ROOT, dlfer
 

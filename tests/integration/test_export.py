@@ -17,11 +17,11 @@ def test_a_run_is_exported_and_compared_on_its_own_validation(small, tmp_path):
     assert done.returncode == 0, done.stderr
     assert str(tmp_path / "exports" / "onnx") in done.stdout.splitlines()
     record = read_export(tmp_path / "exports" / "onnx")
-    assert record["agreement"]["images"] == "validation of its run: validation of synthetic_faces"
-    assert record["agreement"]["accuracy"]["n"] == 48
-    assert record["temperature"]["value"] is not None
-    assert record["about"]["trained"]["experiment"] == "small"
-    assert read_export(tmp_path / "exports" / "litert")["input"]["shape"] == [None, 48, 48, 1]
+    assert record.agreement.images == "validation of its run: validation of synthetic_faces"
+    assert record.agreement.accuracy.n == 48
+    assert record.temperature.value is not None
+    assert record.about.trained.experiment == "small"
+    assert read_export(tmp_path / "exports" / "litert").input.shape == [None, 48, 48, 1]
     card = (tmp_path / "exports" / "onnx" / "MODEL_CARD.md").read_text()
     assert "## Intended use" in card
     assert "## This export" in card

@@ -40,7 +40,7 @@ def test_confusion_accuracy_and_log_loss(case):
     predicted = probabilities.argmax(axis=1)
     np.testing.assert_array_equal(confusion, sklearn_metrics.confusion_matrix(targets, predicted, labels=classes))
     assert metrics.compute_accuracy(confusion) == pytest.approx(sklearn_metrics.accuracy_score(targets, predicted))
-    assert metrics.compute_log_loss(targets, probabilities) == pytest.approx(
+    assert metrics.compute_item_losses(targets, probabilities).mean() == pytest.approx(
         sklearn_metrics.log_loss(targets, probabilities, labels=classes), rel=1e-5
     )
 

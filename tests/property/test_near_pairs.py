@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlfer.data import near_pairs
-from dlfer.data.near_pairs import flip_signatures, iterate_pairs
+from dlfer.data import duplicates as near_pairs
+from dlfer.data.duplicates import flip_signatures, iterate_pairs
 
 CORRELATIONS = [0.9, 0.97, 0.98 - 1e-3, 0.98 - 1e-6, 0.98 - 3e-8, 0.98, 0.98 + 3e-8, 0.98 + 1e-6, 0.98 + 1e-3, 1.0]
 

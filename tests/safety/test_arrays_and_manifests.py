@@ -16,15 +16,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.arrays import load_arrays
 from dlfer.errors import ConfigError, DataError, ModelError
 from dlfer.metrics.predictions import read_predictions
-from dlfer.report.record import read_config
-from dlfer.runs import npz_file
-from dlfer.runs.find_model import find_default_model, find_model
-from dlfer.runs.manifest import check_manifest, hash_file
-from dlfer.runs.npz_file import read_npz
+from dlfer.report.record import read_experiment
+from dlfer.runs import files as npz_file
+from dlfer.runs.files import check_manifest, hash_file, read_npz
+from dlfer.runs.find import find_default_model, find_model
 from dlfer.runs.run import Run
 
 DEEP = "[" * 100_000
@@ -153,20 +152,22 @@ def test_json_of_a_stranger_is_refused_in_words(tmp_path, text, monkeypatch):
     (folder / "artifact.json").write_text(text)
     with pytest.raises(ModelError, match=r"artifact\.json"):
         Run(folder).read_json("artifact.json")
-    monkeypatch.setattr("dlfer.runs.find_model.find_checkout", lambda: None)
+    monkeypatch.setattr("dlfer.runs.find.find_checkout", lambda: None)
     monkeypatch.delenv("DLFER_HOME", raising=False)
     with pytest.raises(ModelError, match="there is no default model"):
         find_default_model()
 
 
-def test_a_config_of_a_run_is_read_as_strictly_as_an_experiment():
+def test_a_config_of_a_run_is_read_as_strictly_as_an_experiment(tmp_path):
     laughs = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{name}: &{name} [{','.join(['*' + before] * 9)}]\n" for before, name in zip("abcdef", "bcdefg", strict=True)
     )
+    (tmp_path / "config.yaml").write_text(laughs)
     with pytest.raises(ConfigError, match="aliases counted in full"):
-        read_config(laughs)
+        read_experiment(tmp_path)
+    (tmp_path / "config.yaml").write_text("a: !!python/object/apply:os.system [echo]\n")
     with pytest.raises(ConfigError, match="tag"):
-        read_config("a: !!python/object/apply:os.system [echo]\n")
+        read_experiment(tmp_path)
 
 
 def make_manifest(folder: Path) -> dict[str, str]:
@@ -255,7 +256,7 @@ def test_an_export_is_held_against_its_manifest(tmp_path):
     from dlfer.predict.export_folder import read_export
 
     record = make_export(tmp_path)
-    assert read_export(tmp_path) == record
+    assert read_export(tmp_path).as_json() == record
     write_export(tmp_path, record | {"sha256": {}})
     with pytest.raises(ModelError, match=r"does not name model\.onnx"):
         read_export(tmp_path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import re
 import shutil
 import zipfile
 from pathlib import Path
@@ -14,7 +15,7 @@ import keras
 import numpy as np
 import pytest
 
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import BoostingConfig, ModelConfig
 from dlfer.errors import ModelError, TransferError
 from dlfer.model.artifact import load_artifact
 from dlfer.model.backbones import build_backbone, load_published_weights
@@ -22,10 +23,10 @@ from dlfer.model.ensemble import EnsembleClassifier
 from dlfer.model.network_classifier import WEIGHTS_FILE, TransferClassifier
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.transfer import RECORD_FILE, carry_backbone, read_backbone_record, write_backbone
-from dlfer.model.trees import read_booster
+from dlfer.model.trees import import_xgboost, make_parameters, read_booster
 from dlfer.model.weights_file import load_weights
-from dlfer.runs.find_model import ARTIFACT_FILE
-from dlfer.runs.manifest import hash_file
+from dlfer.runs.files import hash_file
+from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.train.checkpoint import read_state, restore_checkpoint, write_checkpoint
 
 LABELS = ("a", "b", "c")
@@ -409,19 +410,102 @@ def test_a_checkpoint_of_a_stranger_is_refused(tmp_path):
     assert all(np.array_equal(old, new) for old, new in zip(before, network.get_weights(), strict=True))
 
 
+@pytest.fixture(scope="module")
+def booster():
+    """Trees of three rounds on 5 features and 3 labels."""
+    rng = np.random.default_rng(0)
+    features = rng.normal(size=(200, 5)).astype(np.float32)
+    parameters = make_parameters(BoostingConfig(max_depth=3, colsample=1.0), num_labels=3, seed=0)
+    xgb = import_xgboost()
+    return xgb.train(parameters, xgb.DMatrix(features, label=np.arange(200) % 3), 3)
+
+
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
-        (b"{" + b"U\1a" + b"[$l#L" + (2**60).to_bytes(8, "big"), "cut short"),
-        (b"{" + b"U\1a" + b"[#L" + (2**40).to_bytes(8, "big"), "the file is shorter"),
-        (b"{" + b"U\1a" + b"SL" + (2**62).to_bytes(8, "big"), "cut short"),
-        (b"{" + b"U\1a" + b"[" * 100_000, "nested deeper than 32"),
-        (b"\x80\x04\x95", "no UBJSON|which UBJSON does not have"),
-        (b"", "cut short"),
+        (b"[" * 1_000_000, "nested too deeply"),
+        (b"\x80\x04\x95", "can't decode|Expecting value"),
+        (b"", "Expecting value"),
         (b"{}", "there is no 'learner'"),
+        (b"[]", "list indices"),
+        (
+            b'{"learner": {"gradient_booster": 1, "learner_model_param": {"num_feature": "' + b"9" * 5000 + b'"}}}',
+            "digits",
+        ),
+        (b'{"learner": {"learner_model_param": {"num_feature": "5", "num_class": "999999999999"}', "delimiter"),
     ],
+    ids=["deep", "pickle", "empty", "object", "list", "giant", "cut"],
 )
 def test_trees_of_a_stranger_are_refused(tmp_path, contents, message):
-    (tmp_path / "trees.ubj").write_bytes(contents)
-    with pytest.raises(ModelError, match=rf"trees\.ubj: .*({message})"):
-        read_booster(tmp_path / "trees.ubj", num_features=3, num_labels=3)
+    (tmp_path / "trees.json").write_bytes(contents)
+    with pytest.raises(ModelError, match=rf"trees\.json: .*({message})"):
+        read_booster(tmp_path / "trees.json", num_features=5, num_labels=3)
+
+
+def test_trees_larger_than_the_limit_are_refused(tmp_path, booster, monkeypatch):
+    booster.save_model(tmp_path / "trees.json")
+    monkeypatch.setattr("dlfer.model.trees.MAX_BYTES", 1000)
+    with pytest.raises(ModelError, match="found more than 1,000 bytes"):
+        read_booster(tmp_path / "trees.json", num_features=5, num_labels=3)
+
+
+TREE = ("learner", "gradient_booster", "model", "trees", 4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "value", "message"),
+    [
+        (("learner", "learner_model_param", "num_class"), "999999999999", "belongs to another model"),
+        (("learner", "learner_model_param", "num_feature"), "4", "belongs to another model"),
+        (("learner", "learner_model_param", "base_score"), "[0E0,0E0]", "first scores"),
+        (("learner", "learner_model_param", "base_score"), "[5E-1]", "first scores"),
+        (("learner", "learner_model_param", "base_score"), "[0E0,0E0,NaN]", "first scores"),
+        (("learner", "objective", "name"), "reg:squarederror", "objective"),
+        (("learner", "gradient_booster", "name"), "dart", "booster"),
+        (("learner", "gradient_booster", "model", "gbtree_model_param", "num_trees"), "10", "number of trees"),
+        (("learner", "gradient_booster", "model", "tree_info", 2), 7, "classes of the trees"),
+        (("learner", "gradient_booster", "model", "iteration_indptr", 2), 2**31, "ends of the rounds"),
+        (("learner", "gradient_booster", "model", "cats", "sorted_idx"), [9], "categories"),
+        # Both trees would be stored in one place, and the other place would be a null pointer.
+        ((*TREE, "id"), 3, "tree 4: its id is 3"),
+        ((*TREE, "tree_param", "num_nodes"), "99", "not of 99 nodes"),
+        ((*TREE, "tree_param", "num_feature"), "6", "other features or leaves"),
+        ((*TREE, "tree_param", "num_deleted"), "-1", "other features or leaves"),
+        ((*TREE, "left_children", 0), 2**32 + 1, "not numbered by integers"),
+        ((*TREE, "left_children", 0), -(2**63), "not numbered by integers"),
+        ((*TREE, "left_children", 0), 1.0, "not numbered by integers"),
+        ((*TREE, "left_children", 0), 10**6, "not those of a tree"),
+        ((*TREE, "left_children", 1), 0, "not those of a tree"),
+        ((*TREE, "right_children", 0), -1, "not those of a tree"),
+        ((*TREE, "parents", 1), 2, "other parents"),
+        ((*TREE, "split_indices", 0), 5, "a feature beyond 5"),
+        ((*TREE, "split_indices", 0), -1, "a feature beyond 5"),
+        ((*TREE, "split_type", 0), 1, "splits on categories"),
+        ((*TREE, "categories_segments"), [0], "splits on categories"),
+        ((*TREE, "split_conditions", 0), float("nan"), "not finite"),
+        ((*TREE, "split_conditions", 0), 1e39, "not finite"),
+        ((*TREE, "base_weights", 0), float("inf"), "not finite"),
+        ((*TREE, "split_conditions"), ["1"], "not of .* nodes"),
+        ((*TREE, "default_left", 0), None, "not numbered by integers"),
+        (("learner", "attributes"), {"a": float("nan")}, "not JSON compliant"),
+    ],
+)
+def test_trees_that_xgboost_would_follow_out_of_bounds_are_refused(tmp_path, booster, keys, value, message):
+    model = place = json.loads(booster.save_raw("json"))
+    for key in keys[:-1]:
+        place = place[key]
+    place[keys[-1]] = value
+    (tmp_path / "trees.json").write_text(json.dumps(model))
+    with pytest.raises(ModelError, match=f"trees\\.json: .*{message}"):
+        read_booster(tmp_path / "trees.json", num_features=5, num_labels=3)
+
+
+def test_xgboost_reads_what_was_checked_and_not_the_text(tmp_path, booster):
+    """A key is written in two ways: the same to Python's parser, which keeps the last, and different to XGBoost's."""
+    text = booster.save_raw("json").decode()
+    odd, count = re.subn(r'"split_indices":(\[[^]]*\])', r'"split_indices":\1,"split\\u005findices":\1', text)
+    assert count == 9
+    odd = re.sub(r'"split_indices":\[\d', '"split_indices":[9', odd)
+    (tmp_path / "trees.json").write_text(odd)
+    read = read_booster(tmp_path / "trees.json", num_features=5, num_labels=3)
+    assert read.save_raw("json") == booster.save_raw("json")

@@ -9,6 +9,7 @@ import pytest
 
 from dlfer.cli import main
 from dlfer.data.faces import Face
+from dlfer.runs.records import About
 
 
 @pytest.fixture
@@ -35,7 +36,7 @@ class BrightnessClassifier:
     temperature_fit = None
 
     def __init__(self, about=None) -> None:
-        self.about = about or {}
+        self.about = About.build(about or {})
         self.shapes: list[tuple[int, ...]] = []
 
     def predict(self, images, *, batch_size=64, calibrated=False):

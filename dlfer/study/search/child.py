@@ -16,7 +16,7 @@ from typing import Any, TextIO
 
 from dlfer.config.load import load_recorded_experiment, with_overrides
 from dlfer.errors import TrainingStopped, UserError
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 from dlfer.runs.find import open_run
 from dlfer.runs.options import RunOptions
 

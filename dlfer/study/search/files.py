@@ -12,7 +12,7 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError
 from dlfer.report.keys import format_value
 from dlfer.report.search import ALONE, TRIALS_FILE
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 from dlfer.runs.run import CONFIG_FILE, Run
 from dlfer.study.search.arms import Arm
 from dlfer.study.search.board import find_best

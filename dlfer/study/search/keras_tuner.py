@@ -17,7 +17,7 @@ import math
 from pathlib import Path
 from typing import Any
 
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 from dlfer.study.search.dimensions import Dimension, list_dimensions
 from dlfer.study.search.engine import DEFAULT_TRIALS, Answer, EngineSettings, Proposal, TrialRecord
 from dlfer.study.search.objective import get_direction

@@ -12,7 +12,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
-from dlfer.config.schema import StageConfig
+from dlfer.config.stage_section import StageConfig
 from dlfer.errors import DlferError
 
 Report = Callable[[int, float], bool]

@@ -15,7 +15,7 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, DlferError, TrainingStopped, UserError
 from dlfer.report.keys import format_overrides
 from dlfer.report.search import ALONE
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 from dlfer.runs.find import default_runs_folder
 from dlfer.runs.options import RunOptions
 from dlfer.runs.run import CONFIG_FILE, Run

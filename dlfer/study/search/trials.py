@@ -25,7 +25,7 @@ from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, ModelError, TrainingStopped
 from dlfer.report.page import read_rows
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 from dlfer.runs.run import CONFIG_FILE, Run
 from dlfer.study.search.child import ON, STOP
 from dlfer.study.search.objective import Report, TrialFailed, compute_scores_so_far, compute_trial_digest

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dlfer.data import duplicates, near_pairs
+from dlfer.data import duplicates
+from dlfer.data import duplicates as near_pairs
 from dlfer.data.duplicates import (
     Components,
     compute_signatures,

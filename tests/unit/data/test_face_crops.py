@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
-from dlfer.config.schema import DataConfig, FacesConfig
+from dlfer.config.sections import DataConfig, FacesConfig
 from dlfer.data import face_crops
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.equalize import equalize

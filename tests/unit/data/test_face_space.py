@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from sklearn.decomposition import PCA
 
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.duplicates import compute_signatures, group_duplicates, to_grey
-from dlfer.data.face_space import compute_face_distances, find_no_faces
-from dlfer.data.outliers import compute_light
+from dlfer.data.outliers import compute_face_distances, compute_light, find_no_faces
 from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.runs.audit_record import Place
 

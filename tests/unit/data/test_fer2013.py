@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import DataConfig, LabelsConfig
+from dlfer.config.sections import DataConfig, LabelsConfig
 from dlfer.data import fer2013
 from dlfer.data.fer2013 import load_fer2013, load_fer2013_parts, load_fer2013_usage
 from dlfer.errors import DataError, MissingDataError, ModelError

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlfer.config.schema import DataConfig, LabelsConfig, NumImages
+from dlfer.config.sections import DataConfig, LabelsConfig, NumImages
 from dlfer.data import folder
 from dlfer.data.folder import load_folder
 from dlfer.data.images import read_image, resize_square

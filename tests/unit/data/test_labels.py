@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import LabelsConfig
+from dlfer.config.sections import LabelsConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.labels import compute_label_map, map_targets, match_labels, relabel_bundle
 from dlfer.errors import DataError, ModelError

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dlfer.data import near_pairs
-from dlfer.data.near_pairs import flip_signatures, iterate_pairs
+from dlfer.data import duplicates as near_pairs
+from dlfer.data.duplicates import flip_signatures, iterate_pairs
 
 
 def draw_signatures(count: int, seed: int = 0, smooth: float = 3.0) -> np.ndarray:

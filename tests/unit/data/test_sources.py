@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dlfer.config import names
-from dlfer.config.schema import DataConfig, LabelsConfig, NumImages
+from dlfer.config.sections import DataConfig, LabelsConfig, NumImages
 from dlfer.data import sources
 from dlfer.data.bundle import DataBundle
 from dlfer.data.sources import SOURCES, is_present, load_data, replace_by_synthetic

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.duplicates import find_duplicates
 from dlfer.data.split import apply_protocol, draw_fraction, draw_indices, draw_subset, drop_duplicates

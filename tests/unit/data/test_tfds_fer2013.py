@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.errors import DataError, MissingDataError
 
 USAGES = {"Training": 14, "PublicTest": 7, "PrivateTest": 5}
@@ -35,7 +35,7 @@ def config(path, **keys):
 def prepare(data_dir):
     import tensorflow_datasets as tfds
 
-    import dlfer.data.tfds_fer2013  # noqa: F401 - registers the builder
+    import dlfer.data.fer2013  # noqa: F401 - registers the builder
 
     builder = tfds.builder("fer2013", data_dir=str(data_dir))
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))

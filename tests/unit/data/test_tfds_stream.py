@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlfer.config.schema import DataConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data import tfds_read, tfds_stream
 from dlfer.data.bundle import Split
 from dlfer.data.tfds_stream import load_tfds, read_split

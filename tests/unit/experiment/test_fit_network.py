@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dlfer.train.history import read_history
+from dlfer.report.page import read_rows
 
 EXPERIMENT = """
 experiment: {name: tiny, seed: 1, device: cpu}
@@ -41,7 +41,7 @@ def run(tmp_path, call):
 
 
 def read_phases(path):
-    return [row["phase"] for row in read_history(path / "history.csv")]
+    return [row["phase"] for row in read_rows(path / "history.csv")]
 
 
 def test_without_ef_fer1_the_head_is_not_trained_alone(run):

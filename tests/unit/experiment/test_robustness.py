@@ -8,11 +8,14 @@ import pytest
 from dlfer.data.bundle import Split
 from dlfer.data.corrupt import CORRUPTIONS, corrupt_images
 from dlfer.errors import DataError, UserError
-from dlfer.experiment.extras import Extras, check_extras, judge_extras, keep_extras
+from dlfer.experiment.extras import Extras, check_extras, compute_extra_metrics, keep_extras
 from dlfer.experiment.robustness import evaluate_corruptions
 from dlfer.metrics.paired import compute_tango_interval
 from dlfer.metrics.predictions import Predictions, read_predictions
+from dlfer.metrics.scores import compute_metrics_file
 from dlfer.report.terminal import format_corruptions, format_metrics
+from dlfer.runs.evaluations import read_metrics
+from dlfer.runs.metrics_record import Corruptions, Metrics
 from dlfer.runs.run import Run
 
 LABELS = ("dark", "bright")
@@ -42,7 +45,7 @@ def predict(split: Split) -> Predictions:
 
 @pytest.fixture(scope="module")
 def found() -> dict:
-    return evaluate_corruptions(FakeClassifier(), draw_split(), seed=3)
+    return evaluate_corruptions(FakeClassifier(), draw_split(), seed=3).as_json()
 
 
 def test_every_corruption_is_judged_at_five_strengths(found):
@@ -82,18 +85,20 @@ class PixelClassifier:
 
 
 def test_the_seed_decides_what_is_random_and_nothing_else():
-    first, second = (evaluate_corruptions(PixelClassifier(), draw_split(), seed=seed)["corruptions"] for seed in (3, 4))
+    first, second = (
+        evaluate_corruptions(PixelClassifier(), draw_split(), seed=seed).as_json()["corruptions"] for seed in (3, 4)
+    )
     for name in CORRUPTIONS:
         assert (first[name] == second[name]) == (name not in ("noise", "occlusion"))
 
 
 def test_the_result_does_not_depend_on_how_many_images_are_corrupted_at_a_time(found, monkeypatch):
     monkeypatch.setattr("dlfer.experiment.robustness._AT_ONCE", 7)
-    assert evaluate_corruptions(FakeClassifier(), draw_split(), seed=3) == found
+    assert evaluate_corruptions(FakeClassifier(), draw_split(), seed=3).as_json() == found
 
 
 def test_the_table_has_a_row_for_each_and_the_clean_figure(found):
-    text = format_corruptions(found)
+    text = format_corruptions(Corruptions.build(found))
     assert "clean: 100.00 % [93.98, 100.00]" in text
     for name in CORRUPTIONS:
         assert f"\n{name.replace('_', ' ')} " in text
@@ -107,24 +112,26 @@ def attributes(tmp_path):
     return path
 
 
-def test_extras_fill_their_keys_and_only_those_asked_for(attributes, tmp_path):
+def test_only_the_metrics_asked_for_are_computed(attributes, tmp_path):
     split = draw_split()
     splits, predictions = {"test": split, "validation": None}, {"test": predict(split)}
-    plain = judge_extras(Extras(), FakeClassifier(), splits, predictions)
-    assert plain == {"views": {}, "headline": "single", "groups": None}
+    plain = compute_extra_metrics(Extras(), FakeClassifier(), splits, predictions)
+    assert (plain.views, plain.groups, plain.corruptions) == ({}, None, None)
     asked = Extras(views=("mirror", "ten_crop"), headline="mirror", attributes=attributes, corrupt=True)
     told = []
-    judged = judge_extras(asked, FakeClassifier(), splits, predictions, folder=tmp_path / "views", say=told.append)
-    assert list(judged["views"]) == ["mirror", "ten_crop"]
-    assert judged["views"]["mirror"]["test"]["n"] == 60
-    assert judged["views"]["mirror"]["test"]["paired"]["b"] == "single view"
-    assert judged["headline"] == "mirror"
-    assert (judged["groups"]["part"], judged["corruptions"]["part"]) == ("test", "test")
-    assert judged["groups"]["attributes"]["age"]["groups"]["old"]["n"] == 25
+    found = compute_extra_metrics(
+        asked, FakeClassifier(), splits, predictions, folder=tmp_path / "views", say=told.append
+    )
+    assert list(found.views) == ["mirror", "ten_crop"]
+    assert found.views["mirror"]["test"].n == 60
+    assert found.views["mirror"]["test"].paired.b == "single view"
+    assert (found.groups.part, found.corruptions.part) == ("test", "test")
+    assert found.groups.attributes["age"].groups["old"].n == 25
     assert len(told) == len(CORRUPTIONS)
     stored = read_predictions(tmp_path / "views" / "mirror" / "test.npz")
-    assert stored.correct.mean() == judged["views"]["mirror"]["test"]["accuracy"]["value"]
-    text = format_metrics({"banner": None, **judged})
+    assert stored.correct.mean() == found.views["mirror"]["test"].accuracy.value
+    metrics = Metrics(headline="mirror", views=found.views, groups=found.groups, corruptions=found.corruptions)
+    text = format_metrics(metrics)
     assert "test by mirror, the headline (n = 60): accuracy " in text
     assert "test by ten crop (n = 60)" in text
     assert "groups by age (0 images without)" in text
@@ -132,29 +139,36 @@ def test_extras_fill_their_keys_and_only_those_asked_for(attributes, tmp_path):
     assert "corrupted images (n = 60)" in text
 
 
-def test_without_a_test_part_validation_is_judged(attributes):
+def test_without_a_test_split_validation_is_judged(attributes):
     split = draw_split()
     asked = Extras(views=("mirror",), attributes=attributes)
-    judged = judge_extras(asked, FakeClassifier(), {"validation": split, "test": None}, {"validation": predict(split)})
-    assert list(judged["views"]["mirror"]) == ["validation"]
-    assert judged["groups"]["part"] == "validation"
+    splits = {"validation": split, "test": None}
+    found = compute_extra_metrics(asked, FakeClassifier(), splits, {"validation": predict(split)})
+    assert list(found.views["mirror"]) == ["validation"]
+    assert found.groups.part == "validation"
 
 
-def test_a_run_keeps_what_was_judged_on_its_own_images(attributes, tmp_path):
-    split = draw_split()
+def test_a_run_keeps_metrics_that_were_added_and_its_own_file_stays(attributes, tmp_path):
+    split, classifier = draw_split(), FakeClassifier()
+    given = {"test": split}, {"test": predict(split)}
     run = Run(tmp_path)
-    run.write_json("metrics.json", {"test": None, "validation": {"n": 60}, "views": {"ten_crop": {"validation": 1}}})
-    asked = Extras(views=("mirror",), attributes=attributes)
-    assert keep_extras(run, judge_extras(asked, FakeClassifier(), {"test": split}, {"test": predict(split)}))
-    metrics = run.read_json("metrics.json")
-    assert list(metrics["views"]) == ["ten_crop", "mirror"]
-    assert list(metrics["views"]["mirror"]) == ["validation"]
-    assert metrics["groups"]["part"] == "validation"
-    assert metrics["validation"] == {"n": 60}
-    assert "corruptions" not in metrics
-    nothing = judge_extras(Extras(), FakeClassifier(), {"test": split}, {"test": predict(split)})
-    assert not keep_extras(run, nothing)
-    assert run.read_json("metrics.json") == metrics
+    own = compute_metrics_file(
+        {"validation": predict(split)}, protocol="official", banner=None, selected_on="x", test_opened=None
+    )
+    own.write(tmp_path)
+    written = (tmp_path / "metrics.json").read_bytes()
+    for views in (("ten_crop",), ("mirror",)):
+        asked = Extras(views=views, attributes=attributes if views == ("mirror",) else None)
+        assert keep_extras(run, own, compute_extra_metrics(asked, classifier, *given))
+    metrics = read_metrics(tmp_path)
+    assert list(metrics.views) == ["ten_crop", "mirror"]
+    assert list(metrics.views["mirror"]) == ["validation"]
+    assert metrics.groups.part == "validation"
+    assert metrics.validation == own.validation
+    assert metrics.corruptions is None
+    assert not keep_extras(run, own, compute_extra_metrics(Extras(), classifier, *given))
+    assert read_metrics(tmp_path) == metrics
+    assert (tmp_path / "metrics.json").read_bytes() == written
 
 
 def test_what_cannot_be_done_is_told_before(attributes):

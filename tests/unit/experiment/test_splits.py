@@ -19,7 +19,9 @@ from dlfer.experiment.splits import (
     describe_data,
 )
 from dlfer.metrics.predictions import Predictions
-from dlfer.runs.openings import count_openings, log_opening
+from dlfer.runs.evaluations import count_openings, log_opening, read_metrics
+from dlfer.runs.metrics_record import Abstention, Metrics
+from dlfer.runs.records import About, ArtifactRecord, InputRecord, Temperature
 from dlfer.runs.run import Run, create_run
 
 EXPERIMENT = """
@@ -49,6 +51,16 @@ def predict(split: Split, seed: int = 0) -> Predictions:
     return Predictions(split.ids, LABELS, split.targets, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True))
 
 
+RECORD = ArtifactRecord(
+    format=1,
+    family="transfer",
+    labels=list(LABELS),
+    model={},
+    input=InputRecord(channels=1, image_size=32),
+    sha256={"network.weights.h5": "f" * 64},
+)
+
+
 @pytest.fixture
 def config(tmp_path) -> ExperimentConfig:
     (tmp_path / "e.yaml").write_text(EXPERIMENT)
@@ -58,24 +70,23 @@ def config(tmp_path) -> ExperimentConfig:
 @pytest.fixture
 def run(config, tmp_path) -> Run:
     run = create_run(tmp_path / "runs", config, argv=[])
-    run.write_json("data.json", describe_data(make_bundle(), None))
-    record = {"format": 1, "family": "transfer", "sha256": {"network.weights.h5": "f" * 64}, "about": {}}
-    record |= {"labels": list(LABELS), "input": {"channels": 1, "image_size": 32}, "model": {}}
-    run.write_json("model/artifact.json", record)
+    describe_data(make_bundle(), None).write(run.path)
+    RECORD.write(run.path / "model")
     return run
 
 
 def test_openings_of_test_are_counted_and_those_of_validation_are_not(run):
     bundle = make_bundle()
-    assert count_openings(run) == 0
+    assert count_openings(run.path) == 0
     assert log_opening(run, bundle.test.name, len(bundle.test)) == 1
     assert log_opening(run, bundle.validation.name, len(bundle.validation)) == 1
-    run.write_json("metrics.json", {"banner": None, "test_opened": 1})
+    Metrics(test_opened=1).write(run.path)
     assert log_opening(run, bundle.test.name, len(bundle.test)) == 2
-    assert run.read_json("metrics.json") == {"banner": None, "test_opened": 2}
+    assert Metrics.read(run.path).test_opened == 1
+    assert read_metrics(run.path).test_opened == 2
     with open(run.path / "log.jsonl", "a") as file:
         file.write('{"event": "test_op')
-    assert count_openings(run) == 2
+    assert count_openings(run.path) == 2
 
 
 def test_metrics_of_a_run_fit_on_validation_and_leave_out_duplicates(config):
@@ -83,42 +94,43 @@ def test_metrics_of_a_run_fit_on_validation_and_leave_out_duplicates(config):
     predictions = {"validation": predict(bundle.validation), "test": predict(bundle.test, 1)}
     duplicates = find_run_duplicates(bundle)
     metrics = compute_run_metrics(config, bundle, predictions, duplicates=duplicates, test_opened=1)
-    assert metrics["test_opened"] == 1
-    assert metrics["duplicates"] == {
+    assert metrics.test_opened == 1
+    assert metrics.duplicates.as_json() == {
         "split": "test",
         "n": 20,
         "in_train": {"exact": 1, "augmented": 0, "any": 2},
         "in_selection": {"exact": 1, "augmented": 0, "any": 1},
         "in_either": {"exact": 2, "augmented": 0, "any": 3},
     }
-    assert (metrics["test"]["n"], metrics["test_without_duplicates"]["n"]) == (20, 17)
-    assert metrics["temperature"]["fitted_on"] == metrics["abstain"]["chosen_on"] == "PublicTest"
-    assert metrics["temperature"]["n"] == metrics["abstain"]["n"] == 20
-    assert metrics["abstain"]["target_accuracy"] == 0.6
-    assert metrics["validation"]["selective"]["at_threshold"]["accuracy"]["value"] >= 0.6
+    assert (metrics.test.n, metrics.test_without_duplicates.n) == (20, 17)
+    assert metrics.temperature.fitted_on == metrics.abstain.chosen_on == "PublicTest"
+    assert metrics.temperature.n == metrics.abstain.n == 20
+    assert metrics.abstain.target_accuracy == 0.6
+    assert metrics.validation.selective.at_threshold.accuracy.value >= 0.6
     changed = {**predictions, "test": predict(bundle.test, 7)}
     other = compute_run_metrics(config, bundle, changed, duplicates=duplicates, test_opened=1)
-    assert (other["temperature"], other["abstain"]) == (metrics["temperature"], metrics["abstain"])
-    for part in ("test", "test_without_duplicates", "validation"):
-        assert metrics[part]["calibration"]["scaled"] is not None
-        assert metrics[part]["selective"]["at_threshold"]["threshold"] == metrics["abstain"]["threshold"]
+    assert (other.temperature, other.abstain) == (metrics.temperature, metrics.abstain)
+    for name in ("test", "test_without_duplicates", "validation"):
+        assert metrics.get(name).calibration.scaled is not None
+        assert metrics.get(name).selective.at_threshold.threshold == metrics.abstain.threshold
 
 
 def test_evaluating_uses_what_the_run_found_on_validation_and_repeats_its_banner():
-    temperature = {"value": 1.7, "fitted_on": "PublicTest", "n": 20, "note": None}
-    abstain = {"threshold": 0.55, "target_accuracy": 0.8, "chosen_on": "PublicTest", "n": 20}
-    of_run = {"banner": "Published protocol", "abstain": abstain}
+    temperature = Temperature(value=1.7, fitted_on="PublicTest", n=20)
+    abstain = Abstention(threshold=0.55, target_accuracy=0.8, chosen_on="PublicTest", n=20)
+    of_run = Metrics(banner="Published protocol", abstain=abstain)
     split = make_bundle().test
-    record = {"about": {"protocol": "paper", "selected_on": "PublicTest"}, "temperature": temperature}
+    about = About(protocol="paper", selected_on="PublicTest")
+    record = RECORD.model_copy(update={"about": about, "temperature": temperature})
     given = (of_run, record, predict(split))
     metrics = _score(*given, duplicates=None, is_own=False, test_opened=3)
-    assert metrics["banner"] == "Of the run itself: Published protocol"
+    assert metrics.banner == "Of the run itself: Published protocol"
     own = _score(*given, duplicates=None, is_own=True, test_opened=3)
-    assert own["banner"] == "Published protocol"
-    assert (metrics["temperature"], metrics["abstain"]) == (temperature, abstain)
-    assert metrics["test"]["selective"]["at_threshold"]["threshold"] == 0.55
-    assert metrics["test"]["calibration"]["scaled"] is not None
-    assert metrics["test_opened"] == 3
+    assert own.banner == "Published protocol"
+    assert (metrics.temperature, metrics.abstain) == (temperature, abstain)
+    assert metrics.test.selective.at_threshold.threshold == 0.55
+    assert metrics.test.calibration.scaled is not None
+    assert metrics.test_opened == 3
 
 
 def test_parts_that_selected_or_trained_the_model_are_told_by_name_or_by_their_images(run):
@@ -132,12 +144,12 @@ def test_parts_that_selected_or_trained_the_model_are_told_by_name_or_by_their_i
 def test_a_model_without_its_run_says_what_its_protocol_means():
     split = make_bundle().test
     for protocol, has_banner in (("paper", True), ("official", False)):
-        record = {"about": {"protocol": protocol}}
-        metrics = _score({}, record, predict(split), duplicates=None, is_own=False, test_opened=None)
-        assert (metrics["banner"] is not None) == has_banner
-        assert metrics["duplicates"] is metrics["test_without_duplicates"] is metrics["temperature"] is None
-        assert metrics["test"]["calibration"]["scaled"] is None
-        json.dumps(metrics, allow_nan=False)
+        record = RECORD.model_copy(update={"about": About(protocol=protocol)})
+        metrics = _score(None, record, predict(split), duplicates=None, is_own=False, test_opened=None)
+        assert (metrics.banner is not None) == has_banner
+        assert metrics.duplicates is metrics.test_without_duplicates is metrics.temperature is None
+        assert metrics.test.calibration.scaled is None
+        json.dumps(metrics.as_json(), allow_nan=False)
 
 
 def test_copies_of_one_source_are_duplicates_where_ids_mean_the_same():
@@ -154,7 +166,7 @@ def test_validation_that_judges_is_compared_with_training_alone():
     bundle = replace(make_bundle(), test=None)
     bundle.validation.images[3] = bundle.train.images[5]
     found = find_run_duplicates(bundle)
-    assert found.as_dict() == {
+    assert found.as_record().as_json() == {
         "split": "validation",
         "n": 20,
         "in_train": {"exact": 1, "augmented": 0, "any": 1},

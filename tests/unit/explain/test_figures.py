@@ -6,10 +6,17 @@ from PIL import Image
 
 from dlfer.explain.average import MapAverage
 from dlfer.explain.explanation import Explanation
-from dlfer.explain.figures import describe_place, format_correlation, write_averages, write_explanation
+from dlfer.explain.figures import (
+    describe_place,
+    describe_sanity,
+    format_correlation,
+    list_sanity_rows,
+    write_averages,
+    write_explanation,
+    write_explanation_report,
+)
 from dlfer.explain.gradcam import Cam
 from dlfer.explain.occlusion import compute_occlusion
-from dlfer.explain.page import describe_sanity, list_sanity_rows, write_explanation_report
 
 LABELS = ("angry", "happy", "sad")
 

@@ -9,14 +9,13 @@ import keras
 import numpy as np
 import pytest
 
-from dlfer.config.schema import HeadConfig, ModelConfig
+from dlfer.config.sections import HeadConfig, ModelConfig
 from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.explain import gradcam
-from dlfer.explain.gradcam import GradCam, list_networks, spread_cells, weigh_maps
-from dlfer.explain.gradients import build_gradient
+from dlfer.explain.gradcam import GradCam, build_gradient, list_networks, spread_cells, weigh_maps
 from dlfer.model.artifact import FAMILIES
-from dlfer.model.backbones import Preprocessing
 from dlfer.model.face_input import FaceInput
+from dlfer.model.preprocessing import Preprocessing
 from dlfer.model.stage_network import build_transfer_network
 
 LABELS = ("a", "b", "c")

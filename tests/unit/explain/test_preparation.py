@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from dlfer.config.schema import ModelConfig
-from dlfer.explain.preparation import compute_otsu_threshold, compute_preparation
+from dlfer.config.sections import ModelConfig
+from dlfer.explain.run_figure import compute_otsu_threshold, compute_preparation
 from dlfer.model.artifact import FAMILIES
 from dlfer.model.stage_network import build_transfer_network
 

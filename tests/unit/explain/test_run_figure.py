@@ -4,8 +4,7 @@ import numpy as np
 from PIL import Image
 
 from dlfer.explain.occlusion import compute_occlusion
-from dlfer.explain.preparation import Preparation
-from dlfer.explain.run_figure import choose_examples, write_occlusion_page, write_preparation_page
+from dlfer.explain.run_figure import Preparation, choose_examples, write_occlusion_page, write_preparation_page
 from dlfer.metrics.predictions import Predictions
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError, UserError
 from dlfer.explain.average import MapAverage
 from dlfer.explain.explanation import Explainer, Explanation, MapOptions

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlfer.config.schema import HeadConfig, ModelConfig
+from dlfer.config.sections import HeadConfig, ModelConfig
 from dlfer.data.images import resize_to
 from dlfer.errors import EnvironmentProblem, ExportError, ModelError, UserError
 from dlfer.export import graph as export_graph
@@ -25,6 +25,7 @@ from dlfer.model.face_input import compute_taps
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.predict.export_folder import EXPORT_FILE, parse_formats, read_export
 from dlfer.predict.runtimes import RUNTIMES
+from dlfer.runs.export_record import Agreement, ExportAbout, ExportRecord
 
 LABELS = ("angry", "happy", "sad")
 
@@ -60,7 +61,7 @@ def make_sample(number: int = 8, *, targets=None) -> Sample:
     return Sample(draw(number, 32, 32, 1), "noise", draw(4, 32, 32, 1), "noise", targets)
 
 
-ORIGIN = Origin(card="# A card\n", about={}, size=(32, 32))
+ORIGIN = Origin(card="# A card\n", about=ExportAbout(), size=(32, 32))
 
 MAKERS = {
     "sigmoid": lambda: make(activation="sigmoid"),
@@ -119,7 +120,7 @@ def test_a_hybrid_goes_to_every_format(name, tmp_path):
     folder, record = export_classifier(
         make_hybrid("attention"), name, out=tmp_path, sample=make_sample(40), origin=ORIGIN
     )
-    assert read_export(folder)["agreement"] == record["agreement"]
+    assert read_export(folder).agreement == record.agreement
 
 
 @pytest.mark.slow
@@ -152,7 +153,7 @@ def test_an_export_that_disagrees_is_refused_and_the_one_before_stands(tmp_path,
     classifier = make()
     monkeypatch = pretend(classifier)
     folder, before = export_classifier(classifier, "savedmodel", out=tmp_path, sample=make_sample(), origin=ORIGIN)
-    assert before["agreement"]["accuracy"] is None
+    assert before.agreement.accuracy is None
     monkeypatch.undo()
     whole = export_graph._answer_of_network
     monkeypatch.setattr(export_graph, "_answer_of_network", lambda parts, images: whole(parts, images + 9.0))
@@ -177,7 +178,7 @@ def test_an_export_is_replaced_and_another_folder_is_not(tmp_path, pretend):
     read_export(folder)
 
 
-def compare(wanted, found, *, targets=None, any_size=False) -> dict:
+def compare(wanted, found, *, targets=None, any_size=False) -> Agreement:
     sample = Sample(draw(len(wanted), 8, 8, 1), "noise", draw(1, 8, 8, 1), "noise", targets)
 
     def answers(table):
@@ -191,29 +192,43 @@ def test_the_loss_of_accuracy_is_paired_with_n_and_an_interval():
     wanted = [right] * 18 + [wrong] * 2
     found = [right] * 15 + [wrong] * 5
     agreement = compare(wanted, found, targets=np.zeros(20, int))
-    lost = agreement["accuracy"]
-    assert (lost["n"], lost["a_only"], lost["b_only"]) == (20, 3, 0)
-    assert lost["difference"]["value"] == pytest.approx(15.0)
-    assert lost["difference"]["low"] < 15 < lost["difference"]["high"]
-    assert agreement["labels_agree"]["value"] == pytest.approx(0.85)
-    assert agreement["largest_difference"] == pytest.approx(0.7)
-    record = {"agreement": agreement, **RECORD}
+    lost = agreement.accuracy
+    assert (lost.n, lost.a_only, lost.b_only) == (20, 3, 0)
+    assert lost.difference.value == pytest.approx(15.0)
+    assert lost.difference.low < 15 < lost.difference.high
+    assert agreement.labels_agree.value == pytest.approx(0.85)
+    assert agreement.largest_difference == pytest.approx(0.7)
+    record = RECORD.model_copy(update={"agreement": agreement})
     assert any("lost: 15.00 points (95 % " in line and "n = 20" in line for line in describe_export(record))
 
 
-RECORD = {
-    "format": "litert-int8",
-    "input": {"shape": [None, 48, 64, 3], "channels": "RGB", "aspect": "crop", "note": "faces"},
-    "quantised": {"num_images": 200, "images": "Training", "float_operations": {"DIV": 2}},
-    "temperature": {"value": 1.5, "applied": False, "note": "divide"},
-}
+RECORD = ExportRecord.build(
+    {
+        "version": 1,
+        "file": "model.tflite",
+        "labels": LABELS,
+        "format": "litert-int8",
+        "input": {
+            "shape": [None, 48, 64, 3],
+            "channels": "RGB",
+            "network_size": 32,
+            "aspect": "crop",
+            "note": "faces",
+        },
+        "quantised": {"num_images": 200, "images": "Training", "float_operations": {"DIV": 2}},
+        "temperature": {"value": 1.5, "applied": False, "note": "divide"},
+    }
+)
+
+
+def change_input(**changed) -> ExportRecord:
+    return RECORD.model_copy(update={"input": RECORD.input.model_copy(update=changed)})
 
 
 def test_the_card_says_what_stayed_in_float_and_that_the_temperature_is_not_applied():
     even = [[0.4, 0.3, 0.3]] * 4
-    card = render_card(
-        "# Card\n\n```python\nimport dlfer\n```\n", {**RECORD, "agreement": compare(even, even)}, hub_name="litert"
-    )
+    record = RECORD.model_copy(update={"agreement": compare(even, even)})
+    card = render_card("# Card\n\n```python\nimport dlfer\n```\n", record, hub_name="litert")
     assert "import dlfer" not in card
     assert "Computed in float32: 2 DIV." in card
     assert "temperature (1.5) is not applied" in card
@@ -222,7 +237,7 @@ def test_the_card_says_what_stayed_in_float_and_that_the_temperature_is_not_appl
 @pytest.mark.parametrize("aspect", ["crop", "pad"])
 @pytest.mark.parametrize("shape", [(48, 64), (100, 30), (31, 200), (9, 9), (480, 640)])
 def test_an_example_fits_images_to_a_fixed_size_as_the_engine_does(shape, aspect):
-    text = render_example("litert", {"input": {**RECORD["input"], "aspect": aspect}})
+    text = render_example("litert", change_input(aspect=aspect))
     namespace = {"np": np, "Image": Image}
     exec(text[text.index("def fit") : text.index("for name")], namespace)
     for pixels in (draw(*shape), draw(*shape, 3)):
@@ -232,7 +247,7 @@ def test_an_example_fits_images_to_a_fixed_size_as_the_engine_does(shape, aspect
 
 def test_an_example_converts_to_the_colours():
     assert '.convert("RGB"))' in render_example("litert", RECORD)
-    grey = {"input": {"shape": [None, None, None, 1], "aspect": "crop"}}
+    grey = change_input(shape=[None, None, None, 1])
     assert '.convert("L"))' in render_example("onnx", grey)
     assert "rgb_to_grayscale" in render_example("savedmodel", grey)
     assert "rgb_to_grayscale" not in render_example("savedmodel", RECORD)
@@ -250,7 +265,7 @@ def test_answers_that_are_no_numbers_are_refused(limits):
 def test_a_difference_at_another_size_alone_is_refused():
     agreement = compare([[0.4, 0.3, 0.3]] * 9, [[0.4, 0.3, 0.3]] * 9, any_size=True)
     check_agreement("onnx", agreement, Limits(1e-4, 0.99))
-    agreement["other_sizes"]["largest_difference"] = 0.01
+    agreement.other_sizes.largest_difference = 0.01
     with pytest.raises(ExportError, match=r"differ by up to 0\.01"):
         check_agreement("onnx", agreement, Limits(1e-4, 0.99))
 

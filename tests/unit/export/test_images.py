@@ -1,7 +1,6 @@
 """Which images an export is judged and calibrated on: those given, those of the run, else drawn ones; and the verb."""
 
 import contextlib
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,10 +11,13 @@ from dlfer.cli.export import _parse_size
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ExportError, MissingDataError, UserError
-from dlfer.export import export as whole
+from dlfer.export import exporters as whole
 from dlfer.export.images import find_native_size, gather_sample
+from dlfer.runs.records import About, ArtifactRecord, InputRecord
 
-RECORD = {"about": {}}
+RECORD = ArtifactRecord(
+    format=1, family="transfer", labels=["a"], model={}, input=InputRecord(channels=1, image_size=32), sha256={}
+)
 
 
 def make_classifier(labels=("happy", "sad"), channels: int = 1):
@@ -112,7 +114,8 @@ def test_labels_of_other_images_are_refused(tmp_path):
 def test_faces_are_evened_out_as_the_model_s_training_images_were(tmp_path):
     write_folder(tmp_path / "faces", {"sad": 4, "happy": 4})
     plain, _ = gather(make_classifier(), data=tmp_path / "faces")
-    faces = {"about": {"faces": {"detect": "none", "equalize": "histogram"}}}
+    about = About(faces={"detect": "none", "equalize": "histogram"})
+    faces = RECORD.model_copy(update={"about": about})
     evened, _ = gather(make_classifier(), data=tmp_path / "faces", record=faces)
     assert plain.images.shape == evened.images.shape
     assert not np.array_equal(plain.images, evened.images)
@@ -127,7 +130,7 @@ def test_a_refused_format_does_not_keep_the_others_from_being_made(tmp_path, mon
         made.append((name, out, origin.size))
         return out / name, {}
 
-    record = {"family": "transfer", "model": {}, "sha256": {}, "about": {"experiment": "e", "run": "r"}}
+    record = RECORD.model_copy(update={"about": About(experiment="e", run="r")})
     classifier = make_classifier(FER2013_LABELS)
     folder = tmp_path / "model"
     folder.mkdir()
@@ -150,8 +153,6 @@ def test_the_card_beside_the_artifact_is_taken_else_one_that_warns(tmp_path):
     assert "the artifact has no card" in whole._read_card(tmp_path, None).lower()
     (tmp_path / "MODEL_CARD.md").write_text("# Mine\n")
     assert whole._read_card(tmp_path, None) == "# Mine\n"
-    (tmp_path / "run.json").write_text(json.dumps({"kind": "run"}))
-    assert whole._find_run(tmp_path) is None
 
 
 @pytest.mark.parametrize(("text", "size"), [("48", (48, 48)), ("48x64", (48, 64)), ("48X64", (48, 64)), (None, None)])

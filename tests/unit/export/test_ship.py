@@ -8,15 +8,16 @@ import pytest
 
 from dlfer.cli.show import list_model_rows
 from dlfer.config.load import load_experiment
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError
 from dlfer.export import ship as module
 from dlfer.export.ship import ship_model, shrink_weights
 from dlfer.model.artifact import load_artifact
 from dlfer.model.network_classifier import TransferClassifier
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.runs import find_model as catalog
-from dlfer.runs.find_model import find_default_model
+from dlfer.runs import find as catalog
+from dlfer.runs.find import find_default_model
+from dlfer.runs.records import About, ArtifactRecord, InputRecord
 from dlfer.runs.run import create_run
 
 LABELS = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
@@ -36,7 +37,7 @@ def run(tmp_path_factory):
         ModelConfig(backbone="efficientnet_lite0"), num_labels=7, image_size=32, channels=1
     )
     classifier = TransferClassifier(network, LABELS, config=config.model, channels=1)
-    classifier.save(run.path / "model", about={"experiment": "small", "run": run.path.name})
+    classifier.save(run.path / "model", about=About(experiment="small", run=run.path.name))
     run.write_json("data.json", {"splits": {"train": {"name": "train", "n": 9, "shape": [48, 48, 1]}}})
     run.write_json("metrics.json", {})
     run.finish()
@@ -59,9 +60,9 @@ def test_a_run_is_shipped_and_is_the_default(run, tmp_path, monkeypatch):
     shipped, trained = load_artifact("first"), load_artifact(run)
     assert np.abs(shipped.predict(images) - trained.predict(images)).max() < 1e-2
     assert all(variable.dtype == "float32" for variable in shipped.network.weights)
-    assert shipped.about["face_size"] == 48
-    assert shipped.about["research_only"] is False
-    assert shipped.about["shipped"]["largest_difference"] < 1e-2
+    assert shipped.about.face_size == 48
+    assert shipped.about.research_only is False
+    assert shipped.about.shipped.largest_difference < 1e-2
     assert "This copy" in (first / "MODEL_CARD.md").read_text()
     assert find_default_model().name == "first"
     accuracy = {"value": 0.5, "low": 0.2, "high": 0.8}
@@ -82,7 +83,15 @@ def test_two_defaults_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(catalog, "list_model_places", lambda: [tmp_path])
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
-        (tmp_path / name / "artifact.json").write_text(json.dumps({"about": {"default": True}}))
+        ArtifactRecord(
+            format=1,
+            family="transfer",
+            labels=["a"],
+            model={},
+            input=InputRecord(channels=1, image_size=32),
+            sha256={},
+            about=About(default=True),
+        ).write(tmp_path / name)
     with pytest.raises(ModelError, match=r"2 models .*\(a, b\)"):
         find_default_model()
 

@@ -57,7 +57,7 @@ def test_groups_have_accuracy_recall_and_intervals():
     generator = np.random.default_rng(0)
     correct = np.concatenate([generator.random(60) < 0.9, generator.random(40) < 0.6])
     values = {f"i{number}": "light" if number < 60 else "dark" for number in range(100)}
-    scores = compute_group_scores(make(correct), {"skin": values}, file="a.csv")
+    scores = compute_group_scores(make(correct), {"skin": values}, file="a.csv").as_json()
     assert scores["file"] == "a.csv"
     light, dark = (scores["attributes"]["skin"]["groups"][name] for name in ("light", "dark"))
     assert (light["n"], dark["n"], light["small"]) == (60, 40, False)
@@ -79,7 +79,9 @@ def test_small_groups_are_flagged_and_take_no_part_in_gaps():
     correct = np.ones(70, bool)
     correct[:10] = False
     names = np.repeat(["few", "many", "more"], [10, 30, 30])
-    scores = compute_group_scores(make(correct), {"x": dict(zip([f"i{i}" for i in range(70)], names, strict=True))})
+    scores = compute_group_scores(
+        make(correct), {"x": dict(zip([f"i{i}" for i in range(70)], names, strict=True))}
+    ).as_json()
     found = scores["attributes"]["x"]
     assert [group["small"] for group in found["groups"].values()] == [True, False, False]
     assert found["gaps"]["accuracy"]["value"] == 0
@@ -89,13 +91,13 @@ def test_small_groups_are_flagged_and_take_no_part_in_gaps():
 
 def test_one_group_or_an_absent_class_has_no_gap():
     predictions = Predictions(["a", "b"], LABELS, [0, 0], [[0.9, 0.1], [0.2, 0.8]])
-    found = compute_group_scores(predictions, {"x": {"a": "g", "b": "g"}})["attributes"]["x"]
+    found = compute_group_scores(predictions, {"x": {"a": "g", "b": "g"}}).as_json()["attributes"]["x"]
     assert found["groups"]["g"]["recall"]["yes"] is None
     assert found["gaps"] == {"accuracy": None, "recall": {"no": None, "yes": None}}
 
 
 def test_missing_and_unknown_ids_are_counted():
-    found = compute_group_scores(make(np.ones(5)), {"x": {"i0": "g", "i1": "h", "elsewhere": "g"}, "y": {}})
+    found = compute_group_scores(make(np.ones(5)), {"x": {"i0": "g", "i1": "h", "elsewhere": "g"}, "y": {}}).as_json()
     assert (found["attributes"]["x"]["num_missing"], found["attributes"]["x"]["num_unknown"]) == (3, 1)
     assert (found["attributes"]["y"]["num_missing"], found["attributes"]["y"]["groups"]) == (5, {})
 
@@ -104,7 +106,7 @@ def test_a_csv_of_other_images_is_refused():
     with pytest.raises(
         DataError, match=r"a\.csv: names none of the 5 images \(there e\.g\. 'z', expected ids like 'i0'"
     ):
-        compute_group_scores(make(np.ones(5)), {"x": {"z": "g"}}, file="a.csv")
+        compute_group_scores(make(np.ones(5)), {"x": {"z": "g"}}, file="a.csv").as_json()
 
 
 def test_the_interval_of_a_gap_between_groups_that_do_not_differ_begins_at_0():
@@ -113,7 +115,7 @@ def test_the_interval_of_a_gap_between_groups_that_do_not_differ_begins_at_0():
     for _ in range(200):
         names = generator.integers(0, 6, 400).astype(str)
         values = dict(zip([f"i{number}" for number in range(400)], names.tolist(), strict=True))
-        scores = compute_group_scores(make(generator.random(400) < 0.7), {"x": values})
+        scores = compute_group_scores(make(generator.random(400) < 0.7), {"x": values}).as_json()
         gap = scores["attributes"]["x"]["gaps"]["accuracy"]
         assert gap["low"] <= gap["value"] <= gap["high"]
         begins_above += gap["low"] > 0

@@ -25,6 +25,10 @@ def top(predictions: Predictions) -> np.ndarray:
     return predictions.probabilities.max(axis=1)
 
 
+def get_ece(predictions: Predictions, binning: str = "equal_mass") -> float:
+    return cal.compute_calibration(predictions)["raw"][f"ece_{binning}"]["value"]
+
+
 @pytest.mark.parametrize(("binning", "strategy"), [("mass", "quantile"), ("width", "uniform")])
 def test_reliability_and_ece_are_those_of_scikit_learns_calibration_curve(binning, strategy):
     calibration_curve = pytest.importorskip("sklearn.calibration").calibration_curve
@@ -39,7 +43,7 @@ def test_reliability_and_ece_are_those_of_scikit_learns_calibration_curve(binnin
         assert counts.min() >= 46
         assert counts.max() <= 47
     expected = (counts * np.abs(accuracy - confidence)).sum() / 702
-    assert cal.compute_ece(top(p), p.correct, binning=binning) == pytest.approx(expected)
+    assert get_ece(p, f"equal_{binning}") == pytest.approx(expected)
     assert all(row["low"] <= row["accuracy"] <= row["high"] for row in rows)
 
 
@@ -48,19 +52,22 @@ def test_a_confidence_of_1_and_one_on_an_edge_have_a_bin_of_equal_width():
     correct = np.array([True, False, True, True])
     rows = cal.compute_reliability(confidences, correct, binning="width")
     assert [row["n"] for row in rows] == [1, 1, 2]
-    assert cal.compute_ece(confidences, correct, binning="width") == pytest.approx((14 / 15 + 0.5 + 1.0) / 4)
 
 
 def test_classwise_ece_is_the_mean_of_the_binary_ones():
     p = draw(400, sharpness=2.0)
-    per_class = [cal.compute_ece(p.probabilities[:, c], p.targets == c, binning="width") for c in range(len(p.labels))]
-    assert cal.compute_classwise_ece(p.targets, p.probabilities) == pytest.approx(np.mean(per_class))
+    per_class = []
+    for c in range(len(p.labels)):
+        rows = cal.compute_reliability(p.probabilities[:, c], p.targets == c, binning="width")
+        per_class.append(sum(row["n"] * abs(row["accuracy"] - row["confidence"]) for row in rows) / len(p))
+    assert cal.compute_calibration(p)["raw"]["classwise_ece"]["value"] == pytest.approx(np.mean(per_class))
 
 
 def test_classwise_ece_counts_a_class_that_is_never_the_target():
     probabilities = np.array([[0.5, 0.3, 0.2], [0.5, 0.3, 0.2]])
     # Class 0 is off by 0.5, class 1 by 0.3 and the absent one by 0.2.
-    assert cal.compute_classwise_ece(np.array([0, 0]), probabilities) == pytest.approx(1 / 3)
+    p = Predictions(np.array(["a", "b"]), ("a", "b", "c"), np.array([0, 0]), probabilities)
+    assert cal.compute_calibration(p)["raw"]["classwise_ece"]["value"] == pytest.approx(1 / 3)
 
 
 def test_brier_is_scikit_learns():
@@ -75,7 +82,7 @@ def test_brier_is_scikit_learns():
 @pytest.mark.parametrize("n", [100, 3589])
 def test_the_ece_of_a_calibrated_classifier_is_foretold(n):
     some = [draw(n, seed=seed) for seed in range(60)]
-    measured = np.mean([cal.compute_ece(top(p), p.correct) for p in some])
+    measured = np.mean([get_ece(p) for p in some])
     foretold = np.mean([cal.compute_ece_if_calibrated(top(p)) for p in some])
     assert foretold == pytest.approx(measured, rel=0.1)
     assert foretold == pytest.approx(np.sqrt(15 / n) / 3, rel=0.2)
@@ -84,7 +91,7 @@ def test_the_ece_of_a_calibrated_classifier_is_foretold(n):
 @pytest.mark.parametrize(("sharpness", "n"), [(1.0, 300), (1.0, 3000), (1.6, 3000)])
 def test_the_interval_of_the_ece_covers_the_truth(sharpness, n):
     large = draw(300_000, sharpness=sharpness, seed=99)
-    truth = cal.compute_ece(top(large), large.correct) if sharpness != 1 else 0.0
+    truth = get_ece(large) if sharpness != 1 else 0.0
     figures = [
         cal.compute_calibration(draw(n, sharpness=sharpness, seed=seed))["raw"]["ece_equal_mass"] for seed in range(40)
     ]
@@ -131,7 +138,7 @@ def test_all_right_gives_the_bound_and_says_so():
     p = Predictions(
         np.arange(200).astype(str), ("a", "b"), np.arange(200) % 2, np.eye(2)[np.arange(200) % 2] * 0.8 + 0.1
     )
-    found = cal.describe_temperature(p, "PublicTest")
+    found = cal.describe_temperature(p, "PublicTest").as_json()
     assert found["value"] == 0.1
     assert "no image is wrong" in found["note"]
     assert (found["fitted_on"], found["n"]) == ("PublicTest", 200)
@@ -139,10 +146,10 @@ def test_all_right_gives_the_bound_and_says_so():
 
 def test_confident_errors_give_the_upper_bound_and_few_images_are_told():
     p = Predictions(["0", "1"], ("a", "b"), [0, 1], [[0.01, 0.99], [0.99, 0.01]])
-    found = cal.describe_temperature(p, "validation")
+    found = cal.describe_temperature(p, "validation").as_json()
     assert found["value"] == 10.0
     assert "2 images only" in found["note"]
-    assert cal.describe_temperature(draw(500), "validation")["note"] is None
+    assert cal.describe_temperature(draw(500), "validation").as_json()["note"] is None
 
 
 def test_predictions_that_know_nothing_keep_the_temperature_1():

@@ -45,8 +45,8 @@ def test_no_rows_at_all_is_nan_and_not_an_error():
 
 def test_log_loss_of_a_certain_error_is_large_and_finite():
     probabilities = np.array([[1.0, 0.0]], dtype=np.float32)
-    assert metrics.compute_log_loss(np.array([1]), probabilities) == pytest.approx(15.94, abs=0.01)
-    assert metrics.compute_log_loss(np.array([0]), probabilities) == pytest.approx(0, abs=1e-6)
+    assert metrics.compute_item_losses(np.array([1]), probabilities) == pytest.approx(15.94, abs=0.01)
+    assert metrics.compute_item_losses(np.array([0]), probabilities) == pytest.approx(0, abs=1e-6)
 
 
 def test_seven_class_accuracy_is_not_the_mean_of_the_one_against_rest_accuracies():

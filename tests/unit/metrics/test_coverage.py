@@ -49,7 +49,7 @@ def test_the_population_is_that_of_its_description(coverage):
 def test_every_interval_of_the_scores_is_found(coverage):
     """Counted in the text of the JSON, where every interval has the word low, or stands in "intervals"."""
     predictions = coverage.Population("usual", size=1000).draw(200, np.random.default_rng(0))
-    scores = compute_scores(predictions, temperature=1.3, threshold=0.5)
+    scores = compute_scores(predictions, temperature=1.3, threshold=0.5).as_json()
     found = dict(coverage.iterate_intervals(scores))
     in_lists = sum(len(figures["intervals"]) for figures in scores["per_class"].values())
     assert len(found) == json.dumps(scores).count('"low"') + in_lists

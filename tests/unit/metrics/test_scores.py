@@ -7,6 +7,7 @@ import pytest
 
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_metrics_file, compute_scores
+from dlfer.runs.records import DuplicatesRecord
 
 FIGURES = [
     *("accuracy", "macro_f1", "macro_precision", "macro_recall", "macro_specificity"),
@@ -28,7 +29,7 @@ def make(n=120, seed=0, prefix="test", num_classes=3, targets=None) -> Predictio
 
 
 def test_every_figure_lies_in_its_interval():
-    scores = compute_scores(make())
+    scores = compute_scores(make()).as_json()
     assert scores["n"] == 120
     assert scores["labels"] == ["a", "b", "c"]
     for name in FIGURES:
@@ -46,7 +47,7 @@ def test_every_figure_lies_in_its_interval():
 def test_the_figures_are_those_of_scikit_learn():
     sklearn_metrics = pytest.importorskip("sklearn.metrics")
     p = make(seed=4)
-    scores = compute_scores(p)
+    scores = compute_scores(p).as_json()
     assert scores["macro_auc"]["value"] == pytest.approx(
         sklearn_metrics.roc_auc_score(p.targets, p.probabilities.astype(float), multi_class="ovr"), abs=1e-6
     )
@@ -63,7 +64,7 @@ def test_the_figures_are_those_of_scikit_learn():
     ids=["one row", "one class only", "one class missing"],
 )
 def test_undefined_figures_are_null_in_strict_json(predictions):
-    scores = compute_scores(predictions)
+    scores = compute_scores(predictions).as_json()
     text = json.dumps(scores, allow_nan=False)
     assert json.loads(text) == scores
     assert scores["per_class"]["a" if predictions.targets[0] else "c"]["recall"] is None
@@ -86,9 +87,9 @@ def test_the_metrics_file_has_all_parts():
         protocol="official",
         banner=None,
         selected_on="PublicTest",
-        duplicates=DUPLICATES,
+        duplicates=DuplicatesRecord.build(DUPLICATES),
         without_duplicates_ids=test.ids[30:].tolist(),
-    )
+    ).as_json()
     assert list(file) == [
         *("protocol", "banner", "selected_on", "test", "test_without_duplicates", "duplicates"),
         *("validation", "validation_without_duplicates", "train"),
@@ -96,7 +97,7 @@ def test_the_metrics_file_has_all_parts():
     ]
     assert file["test"]["n"] == 120
     found = {"temperature": file["temperature"]["value"], "threshold": file["abstain"]["threshold"]}
-    assert file["test_without_duplicates"] == compute_scores(test.take(np.arange(30, 120)), **found)
+    assert file["test_without_duplicates"] == compute_scores(test.take(np.arange(30, 120)), **found).as_json()
     assert file["duplicates"] == DUPLICATES
     assert file["validation_without_duplicates"] is None
     assert file["train"] is None
@@ -110,11 +111,11 @@ def test_without_a_test_split_its_metrics_are_null_and_validation_is_scored_with
         banner="b",
         selected_on="PublicTest",
         without_duplicates_ids=validation.ids[30:].tolist(),
-    )
+    ).as_json()
     assert file["test"] is None
     assert file["test_without_duplicates"] is None
     found = {"temperature": file["temperature"]["value"], "threshold": file["abstain"]["threshold"]}
-    expected = compute_scores(validation.take(np.arange(30, 120)), **found)
+    expected = compute_scores(validation.take(np.arange(30, 120)), **found).as_json()
     assert file["validation_without_duplicates"] == expected
     assert file["banner"] == "b"
     assert file["validation"]["n"] == 120
@@ -122,7 +123,7 @@ def test_without_a_test_split_its_metrics_are_null_and_validation_is_scored_with
 
 def test_no_metric_has_two_intervals():
     predictions = make(150, seed=3, num_classes=5)
-    scores = compute_scores(predictions, temperature=1.2, threshold=0.0)
+    scores = compute_scores(predictions, temperature=1.2, threshold=0.0).as_json()
 
     def get(*path):
         figure = scores
@@ -143,7 +144,7 @@ def test_no_metric_has_two_intervals():
 def test_the_averages_of_one_class_are_its_own_figures():
     # A class alone has no error but in its recall, precision and F1.
     predictions = make(targets=[1] * 40, seed=2)
-    scores = compute_scores(predictions)
+    scores = compute_scores(predictions).as_json()
     own = scores["per_class"]["b"]
     for name in ("recall", "f1", "precision"):
         assert [scores[f"macro_{name}"][key] for key in ("low", "high")] == pytest.approx(own["intervals"][name])
@@ -154,7 +155,7 @@ def test_a_value_without_an_interval_has_the_reason():
     answers = np.tile([0.5, 0.4, 0.1], (64, 1))
     answers[targets == 1] = [0.3, 0.6, 0.1]
     predictions = Predictions(np.arange(64).astype(str), ("a", "b", "c"), targets, answers)
-    scores = compute_scores(predictions)
+    scores = compute_scores(predictions).as_json()
     assert scores["per_class"]["c"]["precision"] == 0
     assert scores["per_class"]["c"]["intervals"]["precision"] == [None, None]
     assert scores["per_class"]["c"]["reasons"]["precision"].startswith("the class was never predicted")
@@ -165,7 +166,7 @@ def test_a_value_without_an_interval_has_the_reason():
     assert high - value > 0.3
     alike = compute_scores(
         Predictions(np.arange(9).astype(str), ("a", "b"), np.arange(9) % 2, np.tile([0.6, 0.4], (9, 1)))
-    )
+    ).as_json()
     assert alike["mcc"]["value"] == 0
     assert alike["mcc"]["low"] is None
     assert "one class" in alike["mcc"]["reason"]

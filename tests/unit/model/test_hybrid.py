@@ -4,17 +4,21 @@ import keras
 import numpy as np
 import pytest
 
-from dlfer.config.schema import HeadConfig, ModelConfig
+from dlfer.config.sections import HeadConfig, ModelConfig
 from dlfer.errors import ModelError, TransferError
 from dlfer.model.backbones import BACKBONES, build_backbone
 from dlfer.model.hybrid import BranchAttention, build_hybrid_backbone, load_branch_weights, name_branches
-from dlfer.model.stage_network import build_transfer_network, compute_features
+from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.transfer import carry_backbone, draw_probe_images, write_backbone
 from dlfer.train.loop import clone_network
 from dlfer.train.plan import _count_activations
 
 UNLIKE = ("efficientnet_nano", "resnet_nano")
 TWICE = ("efficientnet_nano", "efficientnet_nano")
+
+
+def compute_features(network, images):
+    return np.asarray(network.pooling(network.backbone(network.face_input(images), training=False)))
 
 
 def make_config(branches=UNLIKE, fusion="concat", **given) -> ModelConfig:
@@ -116,15 +120,17 @@ def test_activations_of_the_branches_are_counted():
 
 
 def test_published_weights_that_a_branch_lacks_are_named_and_nothing_is_loaded():
-    branches = ("efficientnet_lite0", "resnet_nano")
-    with pytest.raises(ModelError, match="published for resnet_nano; nothing was loaded"):
-        load_branch_weights(branches, backbone=None)
+    with pytest.raises(ModelError, match="has no ImageNet weights for resnet_nano; nothing was loaded"):
+        load_branch_weights(("efficientnet_lite2", "resnet_nano"), backbone=None)
+    with pytest.raises(ModelError, match="has no ImageNet weights for efficientnet_lite0; nothing was loaded"):
+        load_branch_weights(("efficientnet_lite2", "efficientnet_lite0"), backbone=None)
 
 
 def test_published_weights_reach_every_branch(tmp_path, monkeypatch):
     import dlfer.model.hybrid as hybrid
 
-    branches = ("efficientnet_lite0", "efficientnet_lite0")
+    branches = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+    (tmp_path / "efficientnet_lite1.weights.h5").touch()
     monkeypatch.setattr(hybrid, "build_backbone", lambda name, stem="imagenet": build_backbone("efficientnet_nano"))
     files = []
 
@@ -135,8 +141,11 @@ def test_published_weights_reach_every_branch(tmp_path, monkeypatch):
 
     monkeypatch.setattr(hybrid, "load_published_weights", load)
     backbone, _ = build_hybrid_backbone(make_config(branches))
-    assert load_branch_weights(branches, backbone, str(tmp_path)) == "weights of efficientnet_lite0"
-    assert files == [f"{tmp_path}/efficientnet_lite0.h5"] * 2
+    assert load_branch_weights(branches, backbone, str(tmp_path)) == "; ".join(
+        f"weights of {name}" for name in branches
+    )
+    # A file that is not there is asked for, too, to be refused by its name; Lite2's weights come with dlfer.
+    assert files == [f"{tmp_path}/efficientnet_lite0.h5", f"{tmp_path}/efficientnet_lite1.weights.h5", None]
     assert all(np.all(weight == 0.25) for weight in backbone.get_weights())
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from dlfer.config import names
-from dlfer.config.boosting import BoostingConfig
-from dlfer.config.schema import ExperimentConfig, ModelConfig
+from dlfer.config.schema import ExperimentConfig
+from dlfer.config.sections import BoostingConfig, ModelConfig
 from dlfer.data.bundle import Split
 from dlfer.errors import TransferError
 from dlfer.experiment.ensemble_members import make_member_config
@@ -18,7 +18,7 @@ from dlfer.model.hybrid import name_branches
 from dlfer.model.preprocessing import CAFFE_INPUT, choose_preprocessing
 from dlfer.model.stage_network import TrainingNetwork, build_transfer_network
 from dlfer.model.transfer import RECORD_FILE, carry_backbone, write_backbone
-from dlfer.runs.find_model import ARTIFACT_FILE
+from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.train.cascade import describe_foreign_scaling
 from dlfer.train.control import StopControl
 from dlfer.train.features import Extraction, compute_features_digest

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 import pytest
 
-from dlfer.config.schema import HeadConfig, ModelConfig
+from dlfer.config.sections import HeadConfig, ModelConfig
 from dlfer.model import predict
 from dlfer.model.predict import MOST_SIZES, pad_batch, predict_probabilities
 from dlfer.model.stage_network import build_transfer_network

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from dlfer.model.resnet_basic import build_basic_resnet
+from dlfer.model.paper_backbones import build_basic_resnet
 
 
 @pytest.mark.parametrize(

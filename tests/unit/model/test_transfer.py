@@ -7,12 +7,16 @@ import keras
 import numpy as np
 import pytest
 
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError, TransferError
-from dlfer.model.stage_network import build_transfer_network, compute_features
+from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.transfer import RECORD_FILE, WEIGHTS_FILE, carry_backbone, draw_probe_images, write_backbone
 
 NANO = ModelConfig(backbone="efficientnet_nano")
+
+
+def compute_features(network, images):
+    return np.asarray(network.pooling(network.backbone(network.face_input(images), training=False)))
 
 
 def build(num_labels: int, *, image_size: int = 32, channels: int = 3, backbone: str = "efficientnet_nano"):

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from dlfer.model.vgg_bn import build_vgg_bn
+from dlfer.model.paper_backbones import build_vgg_bn
 
 
 def test_parameters_are_those_of_the_published_network_with_batch_norm():

@@ -5,7 +5,7 @@ import pytest
 
 from dlfer.config import names
 from dlfer.errors import ModelError
-from dlfer.model.views import VIEWS, predict_views
+from dlfer.model.predict import VIEWS, predict_views
 
 
 class FakeClassifier:
@@ -88,7 +88,7 @@ def test_unknown_views_are_refused():
 def test_a_real_classifier_takes_its_views(view):
     import keras
 
-    from dlfer.config.schema import ModelConfig
+    from dlfer.config.sections import ModelConfig
     from dlfer.model.network_classifier import TransferClassifier
     from dlfer.model.stage_network import build_transfer_network
 

@@ -1,6 +1,5 @@
 """--engine auto: the fastest export of this very model that answers as Keras does, and a line that says why."""
 
-import json
 import os
 from types import SimpleNamespace
 
@@ -8,8 +7,10 @@ import numpy as np
 import pytest
 
 from dlfer.errors import EnvironmentProblem, ModelError
-from dlfer.predict import choose_engine as module
-from dlfer.predict.choose_engine import NUM_FACES, choose_engine, describe_choice, draw_faces, find_exports, time_trials
+from dlfer.predict import engines as module
+from dlfer.predict.engines import NUM_FACES, choose_engine, describe_choice, draw_faces, find_exports, time_trials
+from dlfer.runs.export_record import ExportRecord
+from dlfer.runs.records import About
 
 DIGEST = {"network.weights.h5": "a" * 64}
 
@@ -22,7 +23,7 @@ class FakeEngine:
 
     def __init__(self, seconds, clock, *, error=0.0):
         self.seconds, self.clock, self.error, self.lengths = seconds, clock, error, []
-        self.about = {"face_size": 16}
+        self.about = About(face_size=16)
 
     def predict(self, images, *, batch_size=64, calibrated=False):
         assert calibrated
@@ -36,8 +37,9 @@ class FakeEngine:
 
 def write_export(place, form, digest=DIGEST):
     (place / form).mkdir(parents=True)
-    record = {"format": form, "about": {"artifact_sha256": digest}}
-    (place / form / "export.json").write_text(json.dumps(record))
+    given = {"shape": [None, None, None, 1], "network_size": 16}
+    record = {"version": 1, "format": form, "file": "model", "labels": ["a"], "input": given}
+    ExportRecord.build({**record, "about": {"artifact_sha256": digest}}).write(place / form)
     return place / form
 
 
@@ -50,7 +52,7 @@ def choose(tmp_path, monkeypatch):
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
     monkeypatch.setattr(module, "find_model", lambda name: tmp_path / "model")
     monkeypatch.setattr(module, "load_engine", lambda name: engines["keras"])
-    monkeypatch.setattr(module, "read_artifact_record", lambda folder: {"sha256": DIGEST})
+    monkeypatch.setattr(module, "read_artifact_record", lambda folder: SimpleNamespace(sha256=DIGEST))
 
     def open_export(place, *, runtime):
         engine = engines.get(runtime or place.name, EnvironmentProblem("no package"))
@@ -155,7 +157,7 @@ def test_faces_are_as_the_model_gets_them(choose):
     assert faces.shape == (NUM_FACES, 16, 16, 1)
     assert faces.dtype == np.uint8
     assert len(np.unique(faces, axis=0)) == NUM_FACES
-    engine.channels, engine.about = 3, {}
+    engine.channels, engine.about = 3, About()
     assert draw_faces(engine).shape == (NUM_FACES, 20, 20, 3)
 
 

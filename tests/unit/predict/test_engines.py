@@ -10,8 +10,11 @@ from dlfer.metrics.calibration import apply_temperature
 from dlfer.predict import engines
 from dlfer.predict.engines import ExportedModel, find_export, load_engine
 from dlfer.predict.predictor import FacePredictor, describe_predictions
+from dlfer.runs.export_record import ExportRecord
 
 RECORD = {
+    "version": 1,
+    "file": "model.onnx",
     "format": "onnx",
     "labels": ["Dark", "Light"],
     "input": {"shape": [None, 16, 16, 1], "network_size": 16, "faces": None},
@@ -32,7 +35,7 @@ def export(tmp_path, monkeypatch):
         light = images.mean(axis=(1, 2, 3)) / 255
         return np.stack([1 - light, light], axis=1) * 1.01  # as eight bits do, not quite one
 
-    monkeypatch.setattr(engines, "read_export", lambda place: record)
+    monkeypatch.setattr(engines, "read_export", lambda place: ExportRecord.build(record))
     monkeypatch.setattr(engines, "open_export", lambda place, runtime: answer)
     return folder, record, shapes
 
@@ -87,4 +90,4 @@ def test_a_size_that_is_no_square_is_kept(export):
     images[:, 5:35] = 255  # the largest 3:4 part of the square
     assert model.predict(images)[0] == pytest.approx([0, 1], abs=1e-6)
     assert shapes == [(1, 12, 16, 1)]
-    assert model.about["face_size"] == 12
+    assert model.about.face_size == 12

@@ -1,12 +1,10 @@
 """Faces of several pictures in one call, boxes in upright pixels, films followed, thresholds kept."""
 
-from types import MappingProxyType
-
 import numpy as np
 import pytest
 from PIL import Image
 
-from dlfer.config.schema import FacesConfig
+from dlfer.config.sections import FacesConfig
 from dlfer.data.equalize import equalize
 from dlfer.data.face_crops import prepare_face
 from dlfer.data.faces import Face, crop_face
@@ -17,10 +15,10 @@ from dlfer.predict.predictor import (
     UNCERTAIN,
     FacePredictor,
     describe_predictions,
-    predict_frame,
     predict_inputs,
 )
 from dlfer.predict.video import Film
+from dlfer.runs.records import About, Temperature
 
 
 def test_faces_of_several_pictures_go_to_the_network_in_one_call(classifier, blocks, draw_blocks):
@@ -64,7 +62,7 @@ def test_whole_pictures_keep_a_small_size_and_lose_what_is_beside_the_square(cla
 
 def test_abstaining_keeps_the_probabilities(classifier, blocks, draw_blocks):
     image = draw_blocks((40, 10, 30, 130), (2, 2, 20, 250))
-    unsure, sure = predict_frame(classifier, image, "opencv", abstain=0.6)
+    unsure, sure = FacePredictor(classifier, faces="opencv", abstain=0.6).predict([image])[0]
     assert (unsure.label, unsure.abstained, sure.label, sure.abstained) == (UNCERTAIN, True, "Light", False)
     assert unsure.confidence == max(unsure.probabilities.values())
     with pytest.raises(UserError, match="abstain"):
@@ -76,7 +74,7 @@ def test_abstaining_keeps_the_probabilities(classifier, blocks, draw_blocks):
 class LeftHalf:
     """Answers with the lightness of the left half, calibrated or not at all."""
 
-    labels, channels, image_size, temperature_fit, about = ("Dark", "Light"), 1, 8, None, MappingProxyType({})
+    labels, channels, image_size, temperature_fit, about = ("Dark", "Light"), 1, 8, None, About()
     aspect = "crop"
 
     def predict(self, images, *, batch_size=64, calibrated=False):
@@ -97,7 +95,7 @@ def test_the_mirror_image_has_half_of_the_say_and_readers_are_told():
     told = describe_predictions(mirrored, faces="whole", smooth=0)["mirror"]
     assert "mirror image" in told
     assert "temperature" not in told
-    mirrored.classifier.temperature_fit = {"value": 1.1, "fitted_on": "PublicTest"}
+    mirrored.classifier.temperature_fit = Temperature(value=1.1, fitted_on="PublicTest")
     told = describe_predictions(mirrored, faces="whole", smooth=0)["mirror"]
     assert "the temperature was fitted without the mirror image" in told
 
@@ -123,7 +121,7 @@ def test_boxes_are_in_the_upright_picture(orientation, classifier, blocks, draw_
     stored.save(tmp_path / "a.png", exif=exif)
     (frame,) = open_inputs([str(tmp_path / "a.png")])
     assert np.array_equal(frame.image, upright)
-    (face,) = predict_frame(classifier, frame.image, "opencv")
+    ((face,),) = FacePredictor(classifier, faces="opencv").predict([frame.image])
     assert face.box == (8, 4, 28, 24)
 
 
@@ -166,14 +164,14 @@ def test_faces_are_prepared_as_in_training(monkeypatch):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (60, 80, 1), np.uint8).repeat(3, axis=-1)
     config = FacesConfig(detect="opencv", equalize="clahe")
-    about = {"faces": config.model_dump(mode="json"), "face_size": 48}
+    about = About(faces=config.model_dump(mode="json"), face_size=48)
     face = Face((10.0, 12.0, 30.0, 40.0), 1.0)
     monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", lambda images, detector: [[face] for _ in images])
     (crop,) = build_cropper("auto", about=about, channels=1, image_size=64)([image])[0]
     expected = equalize(crop_face(image[..., :1], face.box, 48), "clahe")
     assert np.array_equal(crop.pixels, expected)
     assert crop.box == (10, 12, 40, 52)
-    light = {"faces": FacesConfig(equalize="histogram").model_dump(mode="json")}
+    light = About(faces=FacesConfig(equalize="histogram").model_dump(mode="json"))
     (whole,) = build_cropper("whole", about=light, channels=1, image_size=60)([image[:, :60]])[0]
     assert np.array_equal(whole.pixels, prepare_face(image[:, :60, :1], FacesConfig(equalize="histogram"))[0])
 
@@ -200,8 +198,8 @@ def test_what_is_said_of_predictions(classifier):
     assert "research only" in about["notice"]
     assert "not calibrated" in about["probabilities"]
     assert "0.5 s" in about["smoothing"]
-    classifier.temperature_fit = {"value": 1.25, "fitted_on": "PublicTest", "n": 3589}
-    classifier.about = {"research_only": False, "name": "a"}
+    classifier.temperature_fit = Temperature(value=1.25, fitted_on="PublicTest", n=3589)
+    classifier.about = About(research_only=False, name="a")
     about = describe_predictions(FacePredictor(classifier, faces="whole"), faces="whole", smooth=0)
     assert "1.250" in about["probabilities"]
     assert "research only" not in about["notice"]

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image, ImageOps
 
 from dlfer.errors import DataError
-from dlfer.predict.read_image import read_image
+from dlfer.predict.media import read_image
 
 RED_CORNER = np.zeros((20, 30, 3), np.uint8)
 RED_CORNER[:10, :10, 0] = 255

@@ -14,7 +14,7 @@ import pytest
 
 from dlfer.config.load import compute_digest, load_experiment
 from dlfer.errors import ConfigError, ModelError
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 from dlfer.runs.find import list_runs, open_run
 from dlfer.runs.run import create_run
 

@@ -15,6 +15,7 @@ from PIL import Image
 from starlette.testclient import TestClient
 
 from dlfer.predict.crops import Crop
+from dlfer.runs.records import About
 from dlfer.serve.app import build_app
 from dlfer.serve.limits import Limits
 from dlfer.serve.models import ServedModel
@@ -34,7 +35,7 @@ class Brightness:
     temperature_fit = None
 
     def __init__(self) -> None:
-        self.about: dict = {}
+        self.about = About()
         self.sizes: list[int] = []
         self.shapes: set[tuple[int, ...]] = set()
         self.may_go_on = threading.Event()

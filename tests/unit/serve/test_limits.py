@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from dlfer.runs.records import About
 from dlfer.serve.limits import Budget, Limits, estimate_wait
 
 KEY = "a-key-of-many-letters"
@@ -62,7 +63,7 @@ def test_the_watch_sees_a_temporary_file(written, tmp_path, monkeypatch):
 
 def test_the_log_says_nothing_of_a_picture(serve, engine, two_faces, caplog, capfd):
     client = serve()
-    engine.about["x"] = 1
+    engine.about = About(name="x")
     with caplog.at_level(logging.DEBUG):
         send(client, two_faces)
         client.post("/v1/predict", files={"file": ("secret_name.png", b"secret bytes")})

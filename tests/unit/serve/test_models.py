@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from dlfer.errors import ModelError, UserError
+from dlfer.runs.records import About, Temperature
 from dlfer.serve.app import build_app
 from dlfer.serve.models import ServedModel, choose_names
 from dlfer.serve.server import check_loopback, load_models, read_key
@@ -16,15 +17,15 @@ from dlfer.serve.server import check_loopback, load_models, read_key
 
 def test_names_are_given_told_or_taken_from_the_folder_and_never_twice():
     given = [
-        (None, Path("runs/2026/model"), {"experiment": "lite2"}),
-        (None, Path("saved_models/other"), {}),
-        ("lite2-2", Path("a/model"), {}),
-        (None, Path("b/model"), {"experiment": "lite2"}),
-        (None, Path("b/model"), {"name": "shipped", "experiment": "lite2"}),
+        (None, Path("runs/2026/model"), About(experiment="lite2")),
+        (None, Path("saved_models/other"), About()),
+        ("lite2-2", Path("a/model"), About()),
+        (None, Path("b/model"), About(experiment="lite2")),
+        (None, Path("b/model"), About(name="shipped", experiment="lite2")),
     ]
     assert choose_names(given) == ["lite2", "other", "lite2-2", "lite2-3", "shipped"]
     with pytest.raises(UserError, match="the name x is given to 2"):
-        choose_names([("x", Path("a"), {}), ("x", Path("b"), {})])
+        choose_names([("x", Path("a"), About()), ("x", Path("b"), About())])
 
 
 @pytest.mark.parametrize(
@@ -74,17 +75,19 @@ def test_a_damaged_or_absent_model_is_told(tmp_path):
 def test_a_trained_model_answers_as_it_does_without_a_server(tmp_path, as_base64, png):
     from starlette.testclient import TestClient
 
-    from dlfer.config.schema import ModelConfig
+    from dlfer.config.sections import ModelConfig
     from dlfer.model.network_classifier import TransferClassifier
     from dlfer.model.stage_network import build_transfer_network
 
     config = ModelConfig(backbone="efficientnet_nano")
     network = build_transfer_network(config, num_labels=3, image_size=32, channels=1)
-    fit = {"value": 2.0, "fitted_on": "PublicTest", "n": 10, "note": None}
+    fit = Temperature(value=2.0, fitted_on="PublicTest", n=10, note=None)
     classifier = TransferClassifier(network, ("a", "b", "c"), config=config, channels=1, temperature_fit=fit)
-    classifier.save(tmp_path / "model", about={"experiment": "nano", "protocol": "official"})
+    classifier.save(tmp_path / "model", about=About(experiment="nano", protocol="official"))
     (tmp_path / "run.json").write_text("{}")
-    (tmp_path / "config.yaml").write_text("finetune: {optimizer: {name: sgd}}\n")
+    (tmp_path / "config.yaml").write_text(
+        "experiment: {name: nano}\nfinetune: {data: {source: synthetic_faces}, optimizer: {name: sgd}}\n"
+    )
     scores = {"n": 50, "accuracy": {"value": 0.6, "low": 0.46, "high": 0.73}}
     (tmp_path / "metrics.json").write_text(
         json.dumps({"protocol": "official", "selected_on": "PublicTest", "test": None, "validation": scores})

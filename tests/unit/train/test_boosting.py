@@ -8,20 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlfer.config.boosting import BoostingConfig, NormalizeConfig
-from dlfer.config.schema import DataConfig, EarlyStopping, ModelConfig, StageConfig
+from dlfer.config.sections import BoostingConfig, DataConfig, ModelConfig, NormalizeConfig
+from dlfer.config.stage_section import EarlyStopping, StageConfig
 from dlfer.data.balance import compute_class_weights
 from dlfer.data.bundle import Split
 from dlfer.errors import ModelError, TrainingStopped
-from dlfer.metrics.classification import compute_log_loss
+from dlfer.metrics.classification import compute_item_losses
 from dlfer.model.boosted import build_level_features
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import import_xgboost, make_parameters
+from dlfer.report.page import read_rows
 from dlfer.train.boosting import HISTORY, STATE, TREES, Rows, compute_importance, grow_trees
 from dlfer.train.control import StopControl
 from dlfer.train.device import Device
 from dlfer.train.features import Extraction, compute_features_digest, extract_features
-from dlfer.train.history import read_history
 from dlfer.train.state import StageJob
 from dlfer.train.watch import TrainingListener
 
@@ -222,12 +222,14 @@ def test_another_seed_draws_other_trees_and_the_same_one_the_same(tmp_path):
 
 def test_history_has_what_the_kept_trees_score(tmp_path):
     booster, result = grow(tmp_path, RANDOM)
-    rows = read_history(tmp_path / HISTORY)
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    rows = read_rows(tmp_path / HISTORY)
+    assert [row["epoch"] for row in rows] == ["1", "2", "3", "4"]
     validation = draw_rows(60, seed=1)
     predicted = booster.predict(import_xgboost().DMatrix(validation.features))
-    assert rows[result.kept_epoch]["validation_loss"] == pytest.approx(compute_log_loss(validation.targets, predicted))
-    assert result.best == min(row["validation_loss"] for row in rows)
+    assert float(rows[result.kept_epoch]["validation_loss"]) == pytest.approx(
+        compute_item_losses(validation.targets, predicted).mean()
+    )
+    assert result.best == min(float(row["validation_loss"]) for row in rows)
 
 
 def test_the_best_epoch_is_kept_and_the_growing_stops_early(tmp_path):

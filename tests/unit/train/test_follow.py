@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.model.stage_network import build_transfer_network
 
 READ = "import sys; from dlfer.train.follow import read_network; print(len(read_network(sys.stdin.read()).weights))"

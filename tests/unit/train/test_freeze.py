@@ -3,10 +3,11 @@
 import keras
 import pytest
 
-from dlfer.config.schema import FreezeConfig, ModelConfig, StageConfig
+from dlfer.config.sections import ModelConfig
+from dlfer.config.stage_section import FreezeConfig, StageConfig
 from dlfer.model.backbones import build_backbone
 from dlfer.model.hybrid import build_hybrid_backbone, name_branches
-from dlfer.train.freeze import set_trainable, unfreeze_random_start
+from dlfer.train.plan import set_trainable, unfreeze_random_start
 
 BRANCHES = ("efficientnet_nano", "resnet_nano")
 

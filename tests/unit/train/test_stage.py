@@ -6,14 +6,17 @@ import keras
 import numpy as np
 import pytest
 
-from dlfer.config.schema import ExperimentSection, HeadConfig, ModelConfig, StageConfig
+from dlfer.config.schema import ExperimentSection
+from dlfer.config.sections import HeadConfig, ModelConfig
+from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
 from dlfer.model.stage_network import build_transfer_network
+from dlfer.report.page import read_rows
 from dlfer.train.checkpoint import read_state, restore_checkpoint
 from dlfer.train.control import StopControl
 from dlfer.train.device import choose_device, set_determinism
-from dlfer.train.history import COLUMNS, read_history
+from dlfer.train.history import COLUMNS
 from dlfer.train.stage import CHECKPOINT, HISTORY, MILESTONES, _Stage, train_stage
 from dlfer.train.state import StageJob
 from dlfer.train.watch import TrainingListener
@@ -86,10 +89,10 @@ def test_it_learns_what_is_easy(tmp_path):
     result = train_stage(make_job(config, tmp_path), build(dropout=0.0), make_bundle(192))
     assert result.best > 0.9
     assert result.images == 6 * 192
-    rows = read_history(tmp_path / HISTORY)
+    rows = read_rows(tmp_path / HISTORY)
     assert list(rows[0]) == list(COLUMNS)
-    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
-    assert rows[-1]["train_loss"] < rows[0]["train_loss"]
+    assert [row["epoch"] for row in rows] == list("123456")
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
 
 
 @pytest.fixture(scope="module")
@@ -212,7 +215,7 @@ def test_history_has_the_rates_that_a_step_schedule_trained_with(tmp_path, sched
         freeze={"head_epochs": head_epochs, "head_learning_rate": 1e-2},
     )
     train_stage(make_job(config, tmp_path), build(), make_bundle(32))
-    found = [row["learning_rate"] for row in read_history(tmp_path / HISTORY)]
+    found = [float(row["learning_rate"]) for row in read_rows(tmp_path / HISTORY)]
     assert found == pytest.approx(expected, rel=1e-5)
 
 

@@ -11,13 +11,15 @@ import numpy as np
 import pytest
 
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.schema import DataConfig, NumImages
-from dlfer.data.synthetic.expressions import ACTIONS, PROTOTYPES, draw_intensities
+from dlfer.config.sections import DataConfig, NumImages
 from dlfer.data.synthetic.faces import (
+    ACTIONS,
     CONFUSABLE,
     FER2013_COUNTS,
     LABEL_NOISE,
+    PROTOTYPES,
     draw_face,
+    draw_intensities,
     load_synthetic_faces,
 )
 from dlfer.errors import DataError

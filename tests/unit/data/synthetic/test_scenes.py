@@ -10,7 +10,7 @@ import sys
 import numpy as np
 import pytest
 
-from dlfer.config.schema import DataConfig, NumImages
+from dlfer.config.sections import DataConfig, NumImages
 from dlfer.data.synthetic.scenes import SCENE_LABELS, draw_scene, load_synthetic_scenes
 from dlfer.errors import DataError
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from dlfer.config.load import load_recorded_experiment, with_overrides
 from dlfer.metrics.predictions import Predictions, write_predictions
-from dlfer.runs.atomic import write_atomically
+from dlfer.runs.files import write_atomically
 from dlfer.runs.run import Run, create_run
 
 COLUMNS = "epoch,phase,train_loss,train_accuracy,validation_loss,validation_accuracy,validation_macro_f1\n"

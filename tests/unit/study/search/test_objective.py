@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from dlfer.config.schema import DataConfig, StageConfig
+from dlfer.config.sections import DataConfig
+from dlfer.config.stage_section import StageConfig
 from dlfer.study.search.objective import compute_scores_so_far, compute_trial_digest, get_direction
 
 HISTORY = [

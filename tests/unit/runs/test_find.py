@@ -6,9 +6,8 @@ import pytest
 
 from dlfer.config.load import load_experiment
 from dlfer.errors import ModelError
-from dlfer.runs import find_model as catalog
-from dlfer.runs.find import default_runs_folder
-from dlfer.runs.find_model import find_model, list_models
+from dlfer.runs import find as catalog
+from dlfer.runs.find import default_runs_folder, find_model, list_models
 from dlfer.runs.run import create_run
 
 

@@ -1,18 +1,40 @@
-"""Arrays of an .npz file, read without pickle and only after their headers were held against the file."""
+"""Files: written whole or not at all, and read within limits (JSON, arrays without pickle, files named by their sha256)."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 import os
+import re
+import secrets
 import struct
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
-from typing import NamedTuple
+from pathlib import Path, PurePosixPath, PureWindowsPath
+from typing import Any, NamedTuple
 
 import numpy as np
+
+from dlfer.errors import ModelError
+
+
+def write_atomically(path: Path, contents: str | bytes) -> None:
+    """Write a file under a temporary name beside it and rename it, so that it is whole or absent."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    try:
+        with temporary.open("xb") as file:
+            file.write(contents.encode() if isinstance(contents, str) else contents)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
 
 MAX_ARRAYS = 100_000
 MAX_EXPANSION = 200
@@ -128,3 +150,110 @@ def _read_header(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Header:
 def _read_array(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(f"{name}.npy") as stream:
         return np.lib.format.read_array(stream, allow_pickle=False)
+
+
+MAX_BYTES = 256 * 2**20
+
+
+def read_json(path: Path, *, max_bytes: int = MAX_BYTES) -> Any:
+    """Return what a JSON file in UTF-8 holds.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is larger than `max_bytes` (256 MiB by default), is not JSON, or is nested too deeply.
+    """
+    with open(path, "rb") as file:
+        contents = file.read(max_bytes + 1)
+    if len(contents) > max_bytes:
+        raise ValueError(f"found more than {max_bytes:,} bytes")
+    return parse_json(contents)
+
+
+def parse_json(contents: bytes | str) -> Any:
+    """Return what JSON text says.
+
+    Raises:
+        ValueError: it is not JSON, or is nested too deeply.
+    """
+    try:
+        return json.loads(contents)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
+
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+def check_manifest(folder: Path, sha256: Any, *, file: Path, needed: Iterable[str], mend: str) -> None:
+    """Raise unless every file that is named stands in the folder unchanged, and every file that is needed is named.
+
+    A manifest tells that files are those that were written, not who wrote them.
+
+    Args:
+        folder: what the names are relative to.
+        sha256: name -> sha256 in hex, as the manifest says.
+        file: the manifest, for messages.
+        needed: names of the files that will be read.
+        mend: what to do about a file that was changed; a sentence without its full stop.
+
+    Raises:
+        ModelError: no such table, a name that leaves the folder, an absent or changed file, or a file
+            that would be read and is not named.
+    """
+    if not isinstance(sha256, dict) or not all(_is_digest(value) for value in sha256.values()):
+        raise ModelError(f"{file}: expected under sha256 the name of each file with 64 hex digits. {mend}.")
+    for name in sha256:
+        check_inside(folder, name, file=file)
+    unnamed = sorted(set(needed) - sha256.keys())
+    if unnamed:
+        raise ModelError(
+            f"{file}: its sha256 does not name {', '.join(unnamed)}; what is not checked is not read. {mend}."
+        )
+    for name, expected in sha256.items():
+        found = hash_file(folder / name)
+        if found != expected:
+            raise ModelError(
+                f"{folder / name}: sha256 is {found[:16]}..., expected {expected[:16]}...; "
+                f"the file is damaged or was changed. {mend}."
+            )
+
+
+def check_inside(folder: Path, name: Any, *, file: Path) -> None:
+    """Raise ModelError unless `name` (with slashes) is that of something in the folder, links followed."""
+    is_plain = (
+        isinstance(name, str)
+        and "\0" not in name
+        and "\\" not in name
+        and not PureWindowsPath(name).drive
+        and not PurePosixPath(name).is_absolute()
+        and name not in ("", ".")
+        and ".." not in PurePosixPath(name).parts
+    )
+    try:
+        is_inside = is_plain and (folder / name).resolve().is_relative_to(folder.resolve())
+    except (OSError, RuntimeError):  # a name too long for the disk, or a circle of links
+        is_inside = False
+    if not is_inside:
+        raise ModelError(
+            f"{file}: names {str(name)[:200]!r}, which is outside of its folder; expected names of files in it, "
+            "and no links that lead elsewhere."
+        )
+
+
+def hash_file(path: Path) -> str:
+    """Return the sha256 (hex) of a file of a model.
+
+    Raises:
+        ModelError: it is not there, or is no ordinary file.
+    """
+    try:
+        if path.exists() and not path.is_file():
+            raise ModelError(f"{path}: expected a file of a model, found something else of that name.")
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise ModelError(f"{path}: expected a file of a model: {error}.") from error
+
+
+def _is_digest(value: Any) -> bool:
+    return isinstance(value, str) and _SHA256.fullmatch(value) is not None

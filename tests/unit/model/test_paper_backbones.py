@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from dlfer.model.googlenet import BLOCKS, AuxiliaryPooling, build_auxiliary_head, build_googlenet
+from dlfer.model.paper_backbones import BLOCKS, AuxiliaryPooling, build_auxiliary_head, build_googlenet
 
 # Rows of table 1 at 224 pixels: side, channels.
 TABLE = {

@@ -6,8 +6,7 @@ import keras
 import numpy as np
 import pytest
 
-from dlfer.model.depthwise import DepthwiseConv2D
-from dlfer.model.training_kernels import use_training_kernels
+from dlfer.model.training_kernels import DepthwiseConv2D, use_training_kernels
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the kernel is TensorFlow's")
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dlfer.config.describe import build_schema, describe_keys, format_keys
-from dlfer.config.keys import find_default, list_keys, suggest_key
+from dlfer.config.keys import build_schema, describe_keys, find_default, format_keys, list_keys, suggest_key
 
 
 def test_every_key_is_described():

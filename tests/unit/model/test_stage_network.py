@@ -3,10 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dlfer.config.schema import ModelConfig
+from dlfer.config.sections import ModelConfig
 from dlfer.model.backbones import build_backbone
-from dlfer.model.drop_connect import PUBLISHED_RATE, list_drop_connects
-from dlfer.model.stage_network import build_feature_extractor
+from dlfer.model.stage_network import PUBLISHED_RATE, build_feature_extractor, list_drop_connects
 
 
 def list_rates(**keys) -> list[float]:

@@ -1,16 +1,37 @@
-"""A classifier as a LiteRT (TensorFlow Lite) file: in float32, or in eight bits."""
+"""One writer per export format: SavedModel, LiteRT in float32 and in eight bits, ONNX."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from dlfer.export.compare import Sample
-from dlfer.export.graph import build_function
+from dlfer.export.graph import INPUT, OUTPUT, build_function
 from dlfer.model.classifier import Classifier
 from dlfer.predict.runtimes import import_extra
+
+
+def write_savedmodel(classifier: Classifier, path: Path, *, size: tuple[int, int] | None, sample: Sample) -> dict:
+    """Write a SavedModel with the signature `serving_default`.
+
+    Args:
+        classifier: a network, or an ensemble of such.
+        path: the folder to make.
+        size: (H, W) of all images; None leaves both free.
+        sample: not used.
+
+    Returns:
+        Nothing to add to export.json.
+    """
+    import tensorflow as tf
+
+    module, function = build_function(classifier, size=size)
+    tf.saved_model.save(module, str(path), signatures={"serving_default": function})
+    return {}
+
 
 _EDGES = ("CAST", "QUANTIZE", "DEQUANTIZE")
 """What leads uint8 pixels into the eight-bit graph and its answer out: not computed in float, though float passes."""
@@ -85,3 +106,37 @@ def _make_converter(classifier: Classifier, size: tuple[int, int]):
 
     module, function = build_function(classifier, size=size)
     return tf.lite.TFLiteConverter.from_concrete_functions([function], module), module
+
+
+OPSET = 17
+"""Of 2022, so that runtimes since ONNX Runtime 1.12 read it; nothing newer is needed."""
+
+
+def write_onnx(classifier: Classifier, path: Path, *, size: tuple[int, int] | None, sample: Sample) -> dict:
+    """Write an ONNX file, by tf2onnx: what Keras' own export writes does not run.
+
+    Args:
+        classifier: a network, or an ensemble of such.
+        path: the file to write.
+        size: (H, W) of all images; None leaves both free.
+        sample: not used.
+
+    Returns:
+        {"opset"}.
+
+    Raises:
+        EnvironmentProblem: tf2onnx is not installed.
+    """
+    tf2onnx = import_extra("tf2onnx")
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    module, _ = build_function(classifier, size=size)
+    signature = module.predict.input_signature
+    model, _ = tf2onnx.convert.from_function(module.predict, input_signature=signature, opset=OPSET)
+    names = {INPUT: ("N", "H", "W"), OUTPUT: ("N",)}
+    for tensor in (*model.graph.input, *model.graph.output):
+        # tf2onnx numbers what is free; names say that the N of both is one.
+        for dimension, name in zip(tensor.type.tensor_type.shape.dim, names[tensor.name], strict=False):
+            if not dimension.HasField("dim_value"):
+                dimension.dim_param = name
+    path.write_bytes(model.SerializeToString())
+    return {"opset": OPSET}

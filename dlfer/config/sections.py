@@ -1,0 +1,284 @@
+"""The sections `data`, `model`, `boosting` and `ensemble` of an experiment, and what all sections share."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.fields import FieldInfo
+
+from dlfer.config import names
+
+
+class Section(BaseModel):
+    """Base of every section: unknown keys are refused, values are frozen, nothing is converted."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        strict=True,
+        allow_inf_nan=False,
+        use_attribute_docstrings=True,
+        serialize_by_alias=True,
+    )
+
+
+def get_fields(section: type[Section]) -> dict[str, FieldInfo]:
+    """Return the fields of a section by their names in a file; an alias is for a name that Python reserves."""
+    return {field.alias or name: field for name, field in section.model_fields.items()}
+
+
+Fraction = Annotated[float, Field(ge=0, le=1)]
+OpenFraction = Annotated[float, Field(gt=0, lt=1)]
+Positive = Annotated[float, Field(gt=0)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, le=2**31 - 1)]
+
+
+class NormalizeConfig(Section):
+    """What "weight-normalised" may mean: each reading of the words is a key of its own."""
+
+    rows: bool = True
+    """Weights of the training images by class, so that all classes count alike; their mean is 1."""
+    features: Literal["none", "standard", "l2"] = "standard"
+    """standard: each feature less its mean, divided by its standard deviation on train (trees ask only for the order
+    of values, so that this changes next to nothing). l2: each level of each image to length 1 (ParseNet)."""
+    leaves: bool = False
+    """No leaf before the learning rate is beyond -1 or 1 (XGBoost's max_delta_step: 1)."""
+
+
+class BoostingConfig(Section):
+    """How the trees are grown (family boosted).
+
+    An epoch of `finetune` is `rounds_per_epoch` rounds; epochs, monitor, keep, early_stopping, batch_size,
+    image_size, crop and balance of that section apply, and what concerns gradients and augmentation does not.
+    """
+
+    rounds_per_epoch: Count = 10
+    """A round is one tree a class. After each epoch validation is judged and the trees so far are saved."""
+    levels: Literal["all", "last"] = "all"
+    """Features of every stage of the backbone, or of its output alone."""
+    normalize: NormalizeConfig = NormalizeConfig()
+    learning_rate: Annotated[float, Field(gt=0, le=2)] = 0.1
+    """Factor of each new tree. XGBoost's leaf is half of -S/V (reg_lambda 0), since it takes 2 p (1-p) for the second
+    derivative: 1 adds half of Newton's step -S/V of each class, and 2 adds all of it."""
+    max_depth: Count = 6
+    min_child_weight: Annotated[float, Field(ge=0)] = 1.0
+    """Smallest sum of second derivatives on either side of a split."""
+    reg_lambda: Annotated[float, Field(ge=0)] = 1.0
+    """Added to the sum of second derivatives in split gain and leaf weight."""
+    gamma: Annotated[float, Field(ge=0)] = 0.0
+    """Smallest gain of a split, in XGBoost's count, which leaves out the factor 1/2."""
+    subsample: Annotated[Fraction, Field(gt=0)] = 1.0
+    """Fraction of the images that a round sees."""
+    colsample: Annotated[Fraction, Field(gt=0)] = 0.3
+    """Fraction of the features that a tree sees."""
+    max_bin: Annotated[int, Field(ge=2, le=65535)] = 256
+    """Bins of a feature among which splits are sought."""
+
+
+class MemberConfig(Section):
+    """A member: the experiment with some keys set, or a model that is trained already."""
+
+    name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
+    set: dict[str, Any] | None = None
+    """Dotted key -> value; the member is this experiment with them, a run of its own."""
+    model: str | None = None
+    """Instead: a run, an artifact folder or the name of a model."""
+
+    @model_validator(mode="after")
+    def _check(self) -> MemberConfig:
+        if (self.set is None) == (self.model is None):
+            raise ValueError(f"member {self.name}: expected one of set (keys of this experiment) and model (trained).")
+        return self
+
+
+class EnsembleConfig(Section):
+    """Several classifiers as one (family ensemble)."""
+
+    members: Annotated[tuple[MemberConfig, ...], Field(min_length=2)]
+    combine: Literal[names.COMBINATIONS] = "average"
+    """average of the probabilities, vote (the average decides between equal counts), or trained: a
+    multinomial logistic regression on the members' log-probabilities, fitted on validation."""
+
+    @model_validator(mode="after")
+    def _check(self) -> EnsembleConfig:
+        found = [member.name for member in self.members]
+        if len(set(found)) < len(found):
+            raise ValueError(f"members: found the names {', '.join(found)}; expected each once.")
+        return self
+
+
+class HeadConfig(Section):
+    """The layers after the backbone."""
+
+    pooling: Literal["avg", "max"] = "avg"
+    hidden: tuple[Count, ...] = ()
+    """Units of dense layers (ReLU, each with the dropout) before the last one; [4096, 4096] is VGG's own head."""
+    activation: Literal["softmax", "sigmoid"] = "softmax"
+    """sigmoid goes with binary_crossentropy; its outputs are normalised to sum to one when predicting."""
+
+
+class ModelConfig(Section):
+    """The network, the same in both stages but for the number of labels."""
+
+    family: Literal[names.FAMILIES] = "transfer"
+    """transfer: one backbone. hybrid: several, fused. boosted: trees on a backbone's features. ensemble: of runs."""
+    backbone: Literal[names.BACKBONES] = "efficientnet_b3"
+    branches: tuple[Literal[names.BACKBONES], ...] = ()
+    """hybrid: the backbones that are fused, instead of `backbone`."""
+    fusion: Literal[names.FUSIONS] = "concat"
+    """hybrid: concat of the pooled features, their sum (add), or a sum weighted per image (attention)."""
+    stem: Literal[names.STEMS] = "imagenet"
+    """resnet18, resnet34: imagenet is 7x7 of stride 2 and a max pool; small is 3x3 of stride 1, for small images."""
+    pixel_scaling: Literal[names.PIXEL_SCALINGS] = "backbone"
+    """What the first layer sees of a pixel x in 0..255. backbone: what the published weights of the backbone were
+    trained with, e.g. (x / 255 - mean) / deviation (`dlfer show backbones`); divide_by_255: x / 255 in RGB order and
+    nothing else. It is saved with the model; both stages have the same, and hybrid: all branches."""
+    auxiliary_heads: bool = False
+    """googlenet: train its two auxiliary classifiers, too, with weight 0.3 each; predictions leave them out."""
+    norm_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """Momentum of BatchNorm's moving statistics; null: the backbone's own. They settle after some 5 / (1 - momentum)
+    steps: MobileNetV2's own 0.999 needs 5,000, and validation stays at chance until then where nothing is pretrained."""
+    drop_connect: Annotated[float, Field(ge=0, lt=1)] | None = None
+    """EfficientNets: rate at which the last residual block is skipped in training (stochastic depth, drop path); null: the
+    published 0.2, made for hundreds of epochs. Set 0 for short trainings, above all from random weights."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
+    """Dropout between pooling and the last dense layer."""
+    head: HeadConfig = HeadConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if (self.family == "hybrid") != bool(self.branches):
+            raise ValueError(
+                f"branches: found {list(self.branches)} with family {self.family}; a hybrid names two or more, "
+                "e.g. branches: [resnet50, resnet34], and other families none."
+            )
+        if self.branches and len(self.branches) < 2:
+            raise ValueError("branches: found one, expected two or more; one backbone is family transfer.")
+        if self.fusion != "concat" and self.family != "hybrid":
+            raise ValueError(f"fusion: found {self.fusion} with family {self.family}; it belongs to family hybrid.")
+        used = self.branches or (self.backbone,)
+        if self.drop_connect is not None and not any(name.startswith("efficientnet_") for name in used):
+            raise ValueError(
+                f"drop_connect: found {self.drop_connect:g} with {', '.join(used)}; only EfficientNets have it. Leave it out."
+            )
+        if self.auxiliary_heads and (self.family, self.backbone) != ("transfer", "googlenet"):
+            raise ValueError("auxiliary_heads: only backbone googlenet of family transfer has them.")
+        return self
+
+
+class LabelsConfig(Section):
+    """How the label names of the data become those of the model."""
+
+    aliases: dict[str, str] = {}
+    """Name in the data -> name to use, e.g. {happiness: Happy}. Common spellings are known without."""
+    drop: tuple[str, ...] = ()
+    """Classes (names in the data, or after aliases) whose images are left out."""
+
+
+class NumImages(Section):
+    """How many images of a part to use: a stratified draw; null takes all. Synthetic sources draw so many."""
+
+    train: Count | None = None
+    validation: Count | None = None
+    test: Count | None = None
+
+
+class FacesConfig(Section):
+    """What is done to each image before anything else: its face found, turned upright by the eyes, evened out."""
+
+    detect: Literal[names.DETECTORS] = "none"
+    """none: the image is the face. mtcnn, opencv: the largest face is cut out; without one the image stays."""
+    align: bool = False
+    """Turn and scale the face so that the eyes stand at fixed places; mtcnn only, which finds them."""
+    equalize: Literal[names.EQUALIZERS] = "none"
+    """histogram: equalised over the whole image. clahe: in tiles, with limited contrast."""
+
+    @model_validator(mode="after")
+    def _check(self) -> FacesConfig:
+        if self.detect == "none" and self.equalize == "none":
+            raise ValueError("faces: found nothing to do; set detect or equalize, or faces: null.")
+        if self.align and self.detect != "mtcnn":
+            raise ValueError(f"align: found true with detect: {self.detect}; only mtcnn finds the eyes.")
+        return self
+
+
+class DataConfig(Section):
+    """Where images come from and how they are split."""
+
+    source: Literal[names.SOURCES]
+    path: str | None = None
+    """File or folder; ${DLFER_DATA} (default ./data) and other variables are filled in."""
+    name: str | None = None
+    """tfds only: the data set, e.g. imagenet2012."""
+    splits: dict[Literal["train", "validation", "test"], str] | None = None
+    """tfds only: the data set's own names of the splits, e.g. {train: train, validation: validation}."""
+    protocol: Literal[names.PROTOCOLS] = "official"
+    """official: the data's own splits. resplit: 80/20 and 80/20, duplicates on one side. paper: see split."""
+    split: Literal[names.PAPER_SPLITS] | None = None
+    """paper only: after_balance pools, balances, then splits; official_80_20 keeps the official test."""
+    select_on: OpenFraction | None = None
+    """Select the model on this fraction of train (groups of duplicates kept together) instead of validation."""
+    labels: LabelsConfig = LabelsConfig()
+    num_images: NumImages = NumImages()
+    fraction: OpenFraction | None = None
+    """Use this fraction of all images, a stratified draw of whole groups of duplicates, made before the protocol."""
+    votes: str | None = None
+    """File of FER+ votes, for the audit and for soft_targets: fer2013new.csv as published, or a csv of votes; a row per row of the data."""
+    soft_targets: Literal[names.SOFT_TARGETS] | None = None
+    """ferplus: train towards the shares of the file `votes` among the labels, which are labels beyond the data's own."""
+    soft_share: Fraction = 1.0
+    """soft_targets: the part of a target that the votes make; the label makes the rest."""
+    drop_duplicates: bool = False
+    """Leave out of train what a chain of duplicates (exact, near, flipped) connects to validation or test; those stay."""
+    size: Annotated[int, Field(ge=8, le=1024)] | None = None
+    """Pixels: images are stored as squares of this side, see `aspect`. null: native size if all are the same."""
+    aspect: Literal[names.ASPECTS] = "crop"
+    """Networks see squares. crop: the largest centred square of an image that is not one. pad: the whole image, in
+    the centre of a square whose rest repeats the image's outermost pixels. The trained model remembers which."""
+    faces: FacesConfig | None = None
+    """Faces found, aligned, evened out; kept in $DLFER_CACHE (~/.cache/dlfer) for the very same images."""
+    skip_unreadable: bool = False
+    """Leave out and count rows and files that cannot be read, instead of refusing the data."""
+    seed: Seed = 0
+    """Seed of drawn splits and synthetic images; apart from experiment.seed, so that seeds share the data."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DataConfig:
+        synthetic = self.source.startswith("synthetic")
+        needs_path = self.source in ("fer2013", "folder", "arrays")
+        if needs_path and self.path is None:
+            raise ValueError(f"path: source {self.source} needs one, e.g. path: ${{DLFER_DATA}}/{self.source}.")
+        if synthetic and self.path is not None:
+            raise ValueError(f"path: source {self.source} draws its images and takes none; set path: null.")
+        if self.source == "tfds" and self.name is None:
+            raise ValueError("name: source tfds needs the name of a data set, e.g. name: imagenet2012.")
+        if self.source != "tfds" and (self.name is not None or self.splits is not None):
+            raise ValueError(f"name, splits: only source tfds takes them, found with source {self.source}.")
+        if self.soft_targets is not None and self.votes is None:
+            raise ValueError("soft_targets: found ferplus without a file of votes; set votes: PATH of fer2013new.csv.")
+        if self.soft_share != 1.0 and self.soft_targets is None:
+            raise ValueError("soft_share: belongs to soft_targets, which is null; set soft_targets: ferplus.")
+        if self.source == "tfds" and (self.soft_targets is not None or self.drop_duplicates):
+            raise ValueError(
+                "soft_targets, drop_duplicates: found with source tfds, whose images are streamed; leave them out."
+            )
+        if self.split == "after_balance" and self.drop_duplicates:
+            raise ValueError(
+                "drop_duplicates: found true with split: after_balance, which puts duplicates on both sides on purpose; "
+                "take another split."
+            )
+        if self.protocol == "paper" and self.split is None:
+            raise ValueError(f"split: protocol paper needs one of {', '.join(names.PAPER_SPLITS)}.")
+        if self.protocol == "paper" and self.select_on is not None:
+            raise ValueError("select_on: protocol paper selects on a fifth of training; set it to null.")
+        if self.protocol != "paper" and self.split == "after_balance":
+            raise ValueError(
+                f"split: found after_balance under protocol {self.protocol}. Balancing or augmenting before the split "
+                "puts copies of one image into training and into test, so that the figure measures memory. Set split: "
+                "null (train alone is balanced, after the split), or protocol: paper, whose every output says so."
+            )
+        if self.protocol != "paper" and self.split is not None:
+            raise ValueError(f"split: found {self.split} under protocol {self.protocol}; it belongs to protocol paper.")
+        return self

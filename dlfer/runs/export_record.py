@@ -1,0 +1,150 @@
+"""export.json: what an exported model takes and gives, and how well it agrees with its original."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar, Literal
+
+from pydantic import Field
+
+from dlfer.config import names
+from dlfer.runs.comparison_record import PairedTest
+from dlfer.runs.metrics_record import Estimate, Number, rename_key
+from dlfer.runs.records import About, FileRecord, Record
+
+
+class ExportInput(Record):
+    """What an export takes.
+
+    Attributes:
+        shape: [None, H, W, channels]; H and W are None where they are free.
+        channels: "grey" or "RGB".
+        network_size: side in pixels that the network sees.
+        aspect: how images that are not square become squares: "crop" or "pad".
+        faces: how faces were found in the training images, or None.
+    """
+
+    name: str = "images"
+    dtype: str = "uint8"
+    range: list[int] | None = None
+    shape: list[int | None]
+    channels: str | None = None
+    network_size: int
+    aspect: Literal[names.ASPECTS] = "crop"
+    faces: dict[str, Any] | None = None
+    note: str = ""
+
+
+class ExportOutput(Record):
+    """What an export gives: probabilities of `shape` [None, number of labels]."""
+
+    name: str = "probabilities"
+    dtype: str = "float32"
+    shape: list[int | None] = Field(default_factory=list)
+    note: str = ""
+
+
+class ExportTemperature(Record):
+    """The temperature of the original, which no export applies; value None: none was fitted."""
+
+    value: Number = None
+    applied: bool = False
+    note: str = ""
+
+
+class ExportLimits(Record):
+    """What an export had to reach: the largest difference of a probability, and the share of equal labels."""
+
+    difference: Number = None
+    agreement: Number = None
+
+
+class OtherSizes(Record):
+    """The comparison at other image sizes."""
+
+    sizes: list[list[int]]
+    n: int
+    largest_difference: Number = None
+
+
+class ExportAccuracy(PairedTest):
+    """The accuracies of the original (a) and the export (b); the difference is what the export loses."""
+
+    sentence: str = ""
+
+
+class Agreement(Record):
+    """How well an export agrees with its original.
+
+    Attributes:
+        images: in words, what they were compared on.
+        largest_difference, mean_difference: of probabilities; None: not a number, so that the export is useless.
+        labels_agree: the share of images with the same most probable label.
+    """
+
+    images: str
+    n: int
+    size: list[int] = Field(default_factory=list)
+    largest_difference: Number = None
+    mean_difference: Number = None
+    labels_agree: Estimate
+    other_sizes: OtherSizes | None = None
+    accuracy: ExportAccuracy | None = None
+
+
+class Quantised(Record):
+    """The images that calibrated eight-bit activations, and the operations that stay in float32."""
+
+    num_images: int
+    images: str
+    float_operations: dict[str, int] = Field(default_factory=dict)
+
+
+class ExportAbout(Record):
+    """What the exported model is.
+
+    Attributes:
+        artifact_sha256: file -> checksum of the original.
+        trained: what the original says of its training.
+        packages: name -> version of what made the export.
+    """
+
+    model: str | None = None
+    family: str | None = None
+    backbone: str | None = None
+    artifact_sha256: dict[str, str] | None = None
+    trained: About | None = None
+    packages: dict[str, str] = Field(default_factory=dict)
+
+
+class ExportRecord(FileRecord):
+    """export.json of one format.
+
+    Attributes:
+        version: of the folder.
+        file: name of the model's file or folder.
+        sha256: file -> checksum of all other files.
+        opset: of ONNX.
+        quantised: of litert-int8.
+    """
+
+    FILE: ClassVar[str] = "export.json"
+
+    version: int
+    format: str
+    file: str
+    labels: list[str]
+    input: ExportInput
+    output: ExportOutput = Field(default_factory=ExportOutput)
+    temperature: ExportTemperature = Field(default_factory=ExportTemperature)
+    limits: ExportLimits = Field(default_factory=ExportLimits)
+    about: ExportAbout = Field(default_factory=ExportAbout)
+    opset: int | None = None
+    quantised: Quantised | None = None
+    agreement: Agreement | None = None
+    sha256: dict[str, str] = Field(default_factory=dict)
+
+    @classmethod
+    def upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the contents of a file from before dlfer 0.2 with the present names of its keys."""
+        values = rename_key(values, "is_larger_than_chance", "is_significant")
+        return {key: value for key, value in values.items() if value is not None or key not in ("temperature", "about")}
