@@ -91,7 +91,7 @@ def simulate_accuracy(n: int, num_seeds: int, sd: float, *, replicates: int, see
     covered, halves = 0, []
     for _ in range(replicates):
         correct = draw_recipe(generator.normal(EASE, SPREAD, n), num_seeds, sd, 0.0, generator)
-        low, high = compute_seed_summary(correct)["items_and_seeds"]
+        low, high = compute_seed_summary(correct).items_and_seeds
         covered += low <= truth <= high
         halves.append((high - low) / 2)
     return {

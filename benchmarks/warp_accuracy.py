@@ -52,7 +52,7 @@ def main() -> None:
         results["all"] = compare_seeds(pairs, names=WAYS)
     rows: list[dict] = []
     for seed, result in results.items():
-        tell_row({"seed": seed, **result, "sentence": describe_difference(result)}, rows)
+        tell_row({"seed": seed, **result.as_json(), "sentence": describe_difference(result)}, rows)
     write_figures(given.json, rows)
 
 

@@ -16,7 +16,7 @@ from dlfer.errors import DataError
 from dlfer.metrics.intervals import compute_quantile
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.seeds import POWER, compare_recipes, plan_more
-from dlfer.runs.comparison_record import More, PairedTest
+from dlfer.runs.comparison_record import PairedTest
 from dlfer.runs.metrics_record import Estimate
 
 FEW_DISCORDANT = 25
@@ -108,7 +108,7 @@ def compare_seeds(
         p_value = 1.0
     is_significant = low > 0 or high < 0
     per_seed = 100 * (correct_a - correct_b).mean(axis=1)
-    more = More.build(plan_more(compared, level=level))
+    more = plan_more(compared, level=level)
     return PairedTest(
         names=list(names),
         scope="recipes",
@@ -291,13 +291,13 @@ def _describe_more(result: PairedTest) -> str:
         return ""
     more, ways = result.more, []
     if more.seeds is not None:
-        ways.append(f"about {_round_up(more['seeds']):,} seeds of each on these images")
+        ways.append(f"about {_round_up(more.seeds):,} seeds of each on these images")
     if more.images is not None:
-        ways.append(f"about {_round_up(more['images']):,} images with these {result.num_seeds} seeds")
+        ways.append(f"about {_round_up(more.images):,} images with these {result.num_seeds} seeds")
     if more.both is not None:
         both = more.both
         ways.append(
-            f"about {_round_up(both['seeds']):,} seeds of each and {_round_up(both['images']):,} images, since neither "
+            f"about {_round_up(both.seeds):,} seeds of each and {_round_up(both.images):,} images, since neither "
             "alone is enough,"
         )
     if not ways:

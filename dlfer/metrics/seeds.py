@@ -14,12 +14,13 @@ from __future__ import annotations
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from dlfer.errors import DataError
 from dlfer.metrics.intervals import compute_mean_interval, compute_quantile, compute_wilson_interval
+from dlfer.runs.comparison_record import More, SeedsAndImages
 
 POWER = 0.8
 """The probability of detecting the assumed difference that a plan of further seeds and images aims at."""
@@ -180,7 +181,28 @@ def compute_t_quantile(df: float, level: float = 0.95) -> float:
     return float(stdtrit(df, 0.5 + level / 2))
 
 
-def compute_seed_summary(correct: np.ndarray, *, level: float = 0.95) -> dict[str, Any]:
+class SeedSummary(NamedTuple):
+    """How accurate a recipe is over several seeds; all values are in 0..1.
+
+    Attributes:
+        num_seeds, n: numbers of trainings and of images.
+        value: mean accuracy over seeds.
+        per_seed: the accuracy of each.
+        sd_over_seeds: their standard deviation; None for one seed.
+        items: (low, high) for these very trainings on other images.
+        items_and_seeds: (low, high) for the recipe with other seeds on other images; None for one seed.
+    """
+
+    num_seeds: int
+    n: int
+    value: float
+    per_seed: list[float]
+    sd_over_seeds: float | None
+    items: tuple[float, float]
+    items_and_seeds: tuple[float, float] | None
+
+
+def compute_seed_summary(correct: np.ndarray, *, level: float = 0.95) -> SeedSummary:
     """Return how accurate a recipe is that was trained with several seeds and judged on the same images.
 
     Args:
@@ -188,11 +210,8 @@ def compute_seed_summary(correct: np.ndarray, *, level: float = 0.95) -> dict[st
         level: the probability of covering.
 
     Returns:
-        {"num_seeds", "n", "value" (mean over seeds), "per_seed": [S], "sd_over_seeds" (None for one seed), "items":
-        (low, high), "items_and_seeds": (low, high) or None for one seed}. `items` answers how accurate these
-        very trainings would be on other images: Wilson's interval for one seed, and for several that are equally
-        right on every image. `items_and_seeds` answers how accurate the recipe would be with other seeds and other
-        images; two or three seeds know their variance poorly, so it is wide.
+        The summary. `items` is Wilson's interval for one seed, and for several that are equally right on every image.
+        `items_and_seeds` is wide for two or three seeds, because they estimate their variance poorly.
 
     Raises:
         DataError: `correct` is not of two dimensions, or empty.
@@ -203,16 +222,15 @@ def compute_seed_summary(correct: np.ndarray, *, level: float = 0.95) -> dict[st
     num_seeds, n = correct.shape
     per_seed, per_image = correct.mean(axis=1), correct.mean(axis=0)
     value = float(per_seed.mean())
-    summary = {"num_seeds": num_seeds, "n": n, "value": value, "per_seed": per_seed.tolist()}
     if num_seeds == 1 or n == 1 or np.ptp(per_image) == 0:
         items = compute_wilson_interval(float(per_image.sum()), n, level)
     else:
         low, high = compute_mean_interval(per_image, level, smallest=0.0)
         items = low, min(high, 1.0)
     if num_seeds == 1:
-        return summary | {"sd_over_seeds": None, "items": items, "items_and_seeds": None}
+        return SeedSummary(num_seeds, n, value, per_seed.tolist(), None, items, None)
     both = items if n == 1 else _compute_recipe_interval(correct, items, level)
-    return summary | {"sd_over_seeds": float(per_seed.std(ddof=1)), "items": items, "items_and_seeds": both}
+    return SeedSummary(num_seeds, n, value, per_seed.tolist(), float(per_seed.std(ddof=1)), items, both)
 
 
 def _compute_recipe_interval(correct: np.ndarray, items: tuple[float, float], level: float) -> tuple[float, float]:
@@ -238,31 +256,31 @@ def _compute_recipe_interval(correct: np.ndarray, items: tuple[float, float], le
     return max(layout.mean - half, 0.0), min(layout.mean + half, 1.0)
 
 
-def plan_more(comparison: Comparison, *, level: float = 0.95) -> dict[str, Any]:
+def plan_more(comparison: Comparison, *, level: float = 0.95) -> More:
     """Return how many seeds and images would detect a difference as large as the observed one.
 
     Assumed are the observed difference and the observed variances of seeds, images and residual, which few seeds
-    know poorly: an order of magnitude, no promise.
-
-    Returns:
-        {"power": 0.8, "seeds": seeds of each recipe on as many images as now, "images": images with as many seeds as
-        now, "both": {"seeds", "images"}}. "seeds" or "images" is None where no number of them alone is enough;
-        "both" is given only where both are None, and all three are None for a difference of zero.
+    know poorly: an order of magnitude, no promise. `both` is given only where neither seeds nor images alone are enough,
+    and all three are None for a difference of zero.
     """
-    plan: dict[str, Any] = {"power": POWER, "seeds": None, "images": None, "both": None}
-    if comparison.centre == 0:
-        return plan
+    seeds = images = both = None
+    if comparison.centre != 0:
+        s, n = comparison.num_seeds, comparison.num_images
+        seeds = _find_smallest(lambda number: _compute_power(comparison, number, n, level), s, MOST_SEEDS)
+        images = _find_smallest(lambda number: _compute_power(comparison, s, number, level), n, MOST_IMAGES)
+        both = _plan_both(comparison, level) if seeds is None and images is None else None
+    return More(power=POWER, seeds=seeds, images=images, both=both)
+
+
+def _plan_both(comparison: Comparison, level: float) -> SeedsAndImages | None:
+    """Return the seeds that would be enough with any number of images, and a quarter more; and the images with these."""
     s, n = comparison.num_seeds, comparison.num_images
-    plan["seeds"] = _find_smallest(lambda seeds: _compute_power(comparison, seeds, n, level), s, MOST_SEEDS)
-    plan["images"] = _find_smallest(lambda images: _compute_power(comparison, s, images, level), n, MOST_IMAGES)
-    if plan["seeds"] is None and plan["images"] is None:
-        # First the seeds that would do with images without end, with a margin; then the images.
-        least = _find_smallest(lambda seeds: _compute_power(comparison, seeds, MOST_IMAGES, level), s, MOST_SEEDS)
-        if least is not None:
-            seeds = min(math.ceil(1.25 * least), MOST_SEEDS)
-            images = _find_smallest(lambda number: _compute_power(comparison, seeds, number, level), n, MOST_IMAGES)
-            plan["both"] = None if images is None else {"seeds": seeds, "images": images}
-    return plan
+    least = _find_smallest(lambda number: _compute_power(comparison, number, MOST_IMAGES, level), s, MOST_SEEDS)
+    if least is None:
+        return None
+    seeds = min(math.ceil(1.25 * least), MOST_SEEDS)
+    images = _find_smallest(lambda number: _compute_power(comparison, seeds, number, level), n, MOST_IMAGES)
+    return None if images is None else SeedsAndImages(seeds=seeds, images=images)
 
 
 def _compute_power(comparison: Comparison, num_seeds: int, num_images: int, level: float) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,8 @@ from dlfer.report.curves import MacroRoc, compute_class_rocs, draw_class_rocs, f
 from dlfer.report.figures import COLOURS, HATCHES, INK, LINES, SOFT, figure_style, new_figure, write_figure
 from dlfer.report.keys import format_value, shorten_key
 from dlfer.report.page import format_count, format_interval, format_percent, is_missing
+from dlfer.runs.comparison_record import BestCell, BestCells, Mean
+from dlfer.runs.metrics_record import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -21,106 +23,164 @@ if TYPE_CHECKING:
 
 BEST_FIGURES = ("best_scores", "best_macro_roc", "best_roc")
 MOST_ROWS = 16
-"""Of more rows than this the figures show the first; the tables have all."""
-_SCORES = {
+"""The figures show at most this many rows, the first ones; the tables have all."""
+SCORES = {
     "accuracy": "accuracy",
     "macro_precision": "macro precision",
     "macro_recall": "macro recall",
     "macro_f1": "macro F1",
 }
+"""Metric -> what readers call it."""
 _MOST_PANELS = 4
-"""So many groups have a panel of bars each; more stand in one."""
+"""Up to this many groups have a panel of bars each; more groups share one panel."""
 _COLUMNS = 3
 
-Groups = list[tuple[str | None, list[tuple[str, Mapping[str, Any]]]]]
-"""(heading, [(title of the row, row)]) of each table."""
+
+class BestRow(NamedTuple):
+    """A cell with the values that it is best for, e.g. "lite2, 64"."""
+
+    title: str
+    cell: BestCell
+
+    @property
+    def chosen_from(self) -> str:
+        """Of how many cells it is the best."""
+        finished, planned = self.cell.num_cells, self.cell.num_planned
+        return f"best of {finished}" + (f" (of {planned})" if finished < planned else "")
+
+    @property
+    def training(self) -> Training:
+        """How the cell was trained."""
+        cell = self.cell
+        return Training(
+            epochs=_count(cell.epochs),
+            kept=_count(cell.kept_epoch),
+            optimizer=cell.optimizer or "",
+            rate="" if cell.learning_rate is None else format_value(cell.learning_rate),
+            batch=_count(cell.batch_size),
+            steps=_count(cell.steps_an_epoch),
+            size="" if cell.image_size is None else f"{cell.image_size} px",
+            parameters=_count(cell.num_parameters),
+        )
 
 
-def group_best_rows(best: Mapping[str, Any]) -> Groups:
+class BestTable(NamedTuple):
+    """The rows of one table; `heading` is None where there is only one."""
+
+    heading: str | None
+    rows: list[BestRow]
+
+
+class BestView(NamedTuple):
+    """What the page shows; `scores` is metric -> its name, `tables` is title -> rows."""
+
+    notes: list[str]
+    scores: Mapping[str, str]
+    tables: dict[str, list[BestRow]]
+
+
+class Training(NamedTuple):
+    """How a cell was trained, each value as it is in a table; "" where there is none."""
+
+    epochs: str
+    kept: str
+    optimizer: str
+    rate: str
+    batch: str
+    steps: str
+    size: str
+    parameters: str
+
+    def write_lines(self) -> str:
+        """Return the values in lines for the terminal."""
+        lines = [
+            self.epochs and f"{self.epochs} epochs{', kept ' + self.kept if self.kept else ''}",
+            self.optimizer and f"{self.optimizer} {self.rate}",
+            self.batch and f"batch {self.batch}{', ' + self.steps + ' steps' if self.steps else ''}",
+            self.size,
+            self.parameters and f"{self.parameters} parameters",
+        ]
+        return "\n".join(line for line in lines if line)
+
+
+def group_best_rows(best: BestCells) -> list[BestTable]:
     """Return the rows with their titles; of two axes each value of the last has a table, with a heading, of its own."""
-    axes, groups = best["axes"], {}
+    axes, groups = best.axes, {}
     divided = len(axes) == 2
-    for row in best["table"]:
-        heading = f"{axes[1]}: {row['values'][axes[1]] or '–'}" if divided else None
-        groups.setdefault(heading, []).append((_title(row, axes[:1] if divided else axes), row))
-    return list(groups.items())
+    for cell in best.table:
+        heading = f"{axes[1]}: {cell.values[axes[1]] or '–'}" if divided else None
+        groups.setdefault(heading, []).append(BestRow(_title(cell, axes[:1] if divided else axes), cell))
+    return [BestTable(heading, rows) for heading, rows in groups.items()]
 
 
-def describe_best_cells(best: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return what the page shows: {"notes", "scores", "tables": [{"title", "rows": [{"title", "cells", ...}]}]}."""
+def describe_best_cells(best: BestCells | None) -> BestView | None:
+    """Return what the page shows of the best cells; None where nothing was asked for."""
     if best is None:
         return None
-    tables = [
-        {
-            "title": f"{heading + ', ' if heading else ''}on {best['judged_on']}",
-            "rows": [
-                {**row, "title": title, "cells": _count_cells(row), "training": _describe_training(row)}
-                for title, row in rows
-            ],
-        }
-        for heading, rows in group_best_rows(best)
-    ]
-    notes = [*best["notes"]]
-    if len(best["table"]) > MOST_ROWS:
-        notes.append(f"The figures show the first {MOST_ROWS} of {len(best['table'])} rows.")
-    return {"notes": notes, "scores": _SCORES, "tables": tables}
+    tables = {
+        f"{heading + ', ' if heading else ''}on {best.judged_on}": rows for heading, rows in group_best_rows(best)
+    }
+    notes = [*best.notes]
+    if len(best.table) > MOST_ROWS:
+        notes.append(f"The figures show the first {MOST_ROWS} of {len(best.table)} rows.")
+    return BestView(notes, SCORES, tables)
 
 
-def format_best_tables(best: Mapping[str, Any] | None) -> list[Table]:
+def format_best_tables(best: BestCells | None) -> list[Table]:
     """Return the tables for the terminal; none where nothing was asked for."""
     from rich.table import Table
 
     tables = []
     for heading, rows in group_best_rows(best) if best else []:
-        title = f"Best cells{', ' + heading if heading else ''}; chosen on validation, judged on {best['judged_on']}"
+        title = f"Best cells{', ' + heading if heading else ''}; chosen on validation, judged on {best.judged_on}"
         table = Table(title=title, show_lines=True)
         table.add_column("", overflow="fold")
         table.add_column("training", no_wrap=True)
-        for words in _SCORES.values():
+        for words in SCORES.values():
             table.add_column(words, justify="right", overflow="fold")
-        for title, row in rows:
-            seeds = f"\n{len(row['seeds'])} seeds" if len(row["seeds"]) > 1 else ""
-            scores = [f"{format_percent(row[name]['value'])}\n{format_interval(row[name])}" for name in _SCORES]
-            scores[0] += f"\nn = {format_count(row['accuracy']['n'])}"
-            table.add_row(f"{title}\n{_count_cells(row)}{seeds}", _write_training(row), *scores)
+        for row in rows:
+            cell = row.cell
+            seeds = f"\n{len(cell.seeds)} seeds" if len(cell.seeds) > 1 else ""
+            estimates = [cell.get(metric) for metric in SCORES]
+            scores = [f"{format_percent(estimate.value)}\n{format_interval(estimate)}" for estimate in estimates]
+            scores[0] += f"\nn = {format_count(cell.accuracy.n)}"
+            table.add_row(f"{row.title}\n{row.chosen_from}{seeds}", row.training.write_lines(), *scores)
         tables.append(table)
     return tables
 
 
-def write_best_figures(
-    folder: Path, best: Mapping[str, Any] | None, members: Sequence[Mapping[str, Any]]
-) -> list[Path]:
+def write_best_figures(folder: Path, best: BestCells | None, runs: Mapping[tuple[str, int | None], Path]) -> list[Path]:
     """Draw scores and ROC curves of the first rows; return the paths.
 
     Args:
         folder: for the figures.
-        best: "best_of" of comparison.json.
-        members: of the sweep, as `read_members` gives them. The ROC curves are of each cell's first seed; a
-            cell whose folder is gone has none.
+        best: of comparison.json.
+        runs: (cell, seed) -> the member's run. The ROC curves are of each cell's first seed; a cell whose run is gone has
+            none.
     """
-    if best is None or not best["table"]:
+    if best is None or not best.table:
         return []
-    groups = _take_first(group_best_rows(best))
-    shown = [(_title(row, best["axes"]), row) for _, rows in groups for _, row in rows]
-    which = f" (the first {len(shown)} of {len(best['table'])} rows)" if len(shown) < len(best["table"]) else ""
+    tables = _take_first(group_best_rows(best))
+    shown = [BestRow(_title(row.cell, best.axes), row.cell) for table in tables for row in table.rows]
+    which = f" (the first {len(shown)} of {len(best.table)} rows)" if len(shown) < len(best.table) else ""
     texts = [
-        f"{title}: " + ", ".join(f"{words} {format_percent(row[name]['value'])}" for name, words in _SCORES.items())
-        for title, row in shown
+        f"{title}: " + ", ".join(f"{words} {format_percent(cell.get(name).value)}" for name, words in SCORES.items())
+        for title, cell in shown
     ]
     written = [
         write_figure(
-            draw_best_scores(groups if len(groups) <= _MOST_PANELS else [(None, shown)]),
+            draw_best_scores(tables if len(tables) <= _MOST_PANELS else [BestTable(None, shown)]),
             folder / "best_scores.png",
-            title=f"The best cells{which} on {best['judged_on']}, with 95 % intervals",
-            description=f"On {best['judged_on']}. {'; '.join(texts)}.",
+            title=f"The best cells{which} on {best.judged_on}, with 95 % intervals",
+            description=f"On {best.judged_on}. {'; '.join(texts)}.",
         )
     ]
-    found = [(title, _read_first_seed(row, members, best["part"])) for title, row in shown]
+    found = [(title, _read_first_seed(cell, runs, best.part)) for title, cell in shown]
     panels = [(title, predictions) for title, predictions in found if predictions is not None]
-    return written + _write_rocs(folder, panels, best["part"], num_gone=len(found) - len(panels))
+    return written + _write_rocs(folder, panels, best.part, num_gone=len(found) - len(panels))
 
 
-def _write_rocs(folder: Path, panels: Sequence[tuple[str, Predictions]], part: str, *, num_gone: int) -> list[Path]:
+def _write_rocs(folder: Path, panels: Sequence[tuple[str, Predictions]], split: str, *, num_gone: int) -> list[Path]:
     curves = [(title, compute_class_rocs(predictions)[1]) for title, predictions in panels]
     macros = [(title, macro) for title, macro in curves if macro is not None]
     if not macros:
@@ -131,44 +191,43 @@ def _write_rocs(folder: Path, panels: Sequence[tuple[str, Predictions]], part: s
         write_figure(
             draw_macro_rocs(macros),
             folder / "best_macro_roc.png",
-            title=f"ROC on {part}: the mean over classes, of each best cell's first seed{gone}",
-            description=f"Mean area under the ROC curves on {part}: {'; '.join(texts)}.",
+            title=f"ROC on {split}: the mean over classes, of each best cell's first seed{gone}",
+            description=f"Mean area under the ROC curves on {split}: {'; '.join(texts)}.",
         ),
         write_figure(
             draw_best_rocs(panels),
             folder / "best_roc.png",
-            title=f"ROC on {part}: each class against the rest, and their mean (grey), of each best cell's first seed{gone}",
+            title=f"ROC on {split}: each class against the rest, and their mean (grey), of each best cell's first seed{gone}",
             description=f"ROC curves of each class, by cell. Mean area: {'; '.join(texts)}.",
         ),
     ]
 
 
-def draw_best_scores(groups: Groups) -> Figure:
-    """Draw accuracy, macro precision, macro recall and macro F1 of each row as bars with intervals, a panel a group."""
-    width = 0.8 / len(_SCORES)
-    most = max(len(rows) for _, rows in groups)
+def draw_best_scores(tables: Sequence[BestTable]) -> Figure:
+    """Draw accuracy, macro precision, macro recall and macro F1 of each row as bars with intervals, a panel per table."""
+    width = 0.8 / len(SCORES)
+    most = max(len(table.rows) for table in tables)
     room = 100 // most
     with figure_style():
-        figure = new_figure(9, 0.5 + 3.1 * len(groups))
-        for axes, (heading, rows) in zip(figure.subplots(len(groups), squeeze=False)[:, 0], groups, strict=True):
-            for number, (name, words) in enumerate(_SCORES.items()):
-                cells = [
-                    (place, row[name]) for place, (_, row) in enumerate(rows) if not is_missing(row[name]["value"])
-                ]
-                places = [place + (number - (len(_SCORES) - 1) / 2) * width for place, _ in cells]
-                values = [100 * cell["value"] for _, cell in cells]
+        figure = new_figure(9, 0.5 + 3.1 * len(tables))
+        for axes, (heading, rows) in zip(figure.subplots(len(tables), squeeze=False)[:, 0], tables, strict=True):
+            for number, (name, words) in enumerate(SCORES.items()):
+                estimates = [(place, row.cell.get(name)) for place, row in enumerate(rows)]
+                estimates = [(place, estimate) for place, estimate in estimates if not is_missing(estimate.value)]
+                places = [place + (number - (len(SCORES) - 1) / 2) * width for place, _ in estimates]
+                values = [100 * estimate.value for _, estimate in estimates]
                 look = {"color": COLOURS[number], "hatch": HATCHES[number]}
                 axes.bar(places, values, width * 0.92, edgecolor="white", linewidth=0, label=words, **look)
-                errors = np.array([_get_errors(cell) for _, cell in cells]).reshape(-1, 2).T
+                errors = np.array([_get_errors(estimate) for _, estimate in estimates]).reshape(-1, 2).T
                 axes.errorbar(places, values, yerr=errors, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
             axes.set_title(heading or "")
-            axes.set_xticks(range(len(rows)), [_wrap(title, room) for title, _ in rows])
+            axes.set_xticks(range(len(rows)), [_wrap(row.title, room) for row in rows])
             axes.set_xlim(-0.5, max(most, 2) - 0.5)
             axes.grid(visible=False, axis="x")
             axes.tick_params(axis="x", length=0, labelsize=8 if most > 3 else 10)
             axes.set_ylim(0, 100)
             axes.set_ylabel("%")
-        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=len(_SCORES))
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=len(SCORES))
     return figure
 
 
@@ -209,69 +268,39 @@ def draw_macro_rocs(curves: Sequence[tuple[str, MacroRoc]]) -> Figure:
     return figure
 
 
-def _title(row: Mapping[str, Any], axes: Sequence[str]) -> str:
-    """Return the values of the axes; that of a key, which may be a mere number, with the key's last part."""
-    parts = [(f"{shorten_key(axis, axes)} " if "." in axis else "") + (row["values"][axis] or "–") for axis in axes]
-    return ", ".join(parts)
+def _title(cell: BestCell, axes: Sequence[str]) -> str:
+    """Return the values of the axes; that of a key, which may be a mere number, after the key's last word."""
+    words = [(f"{shorten_key(axis, axes)} " if "." in axis else "") + (cell.values[axis] or "–") for axis in axes]
+    return ", ".join(words)
 
 
-def _describe_training(row: Mapping[str, Any]) -> dict[str, str]:
-    """Return how a cell was trained, each as it stands in a table; "" where there is none."""
-    names = {"epochs": "epochs", "kept": "kept_epoch", "batch": "batch_size", "steps": "steps_an_epoch"}
-    names |= {"parameters": "num_parameters"}
-    numbers = {name: "" if row[key] is None else _count(row[key]) for name, key in names.items()}
-    rate, size = row["learning_rate"], row["image_size"]
-    return numbers | {
-        "optimizer": row["optimizer"] or "",
-        "rate": "" if rate is None else format_value(rate),
-        "size": "" if size is None else f"{size} px",
-    }
-
-
-def _write_training(row: Mapping[str, Any]) -> str:
-    """Return how a cell was trained, in lines for the terminal."""
-    t = _describe_training(row)
-    lines = [
-        t["epochs"] and f"{t['epochs']} epochs{', kept ' + t['kept'] if t['kept'] else ''}",
-        t["optimizer"] and f"{t['optimizer']} {t['rate']}",
-        t["batch"] and f"batch {t['batch']}{', ' + t['steps'] + ' steps' if t['steps'] else ''}",
-        t["size"],
-        t["parameters"] and f"{t['parameters']} parameters",
-    ]
-    return "\n".join(line for line in lines if line)
-
-
-def _count(value: float) -> str:
+def _count(value: Mean) -> str:
+    if value is None:
+        return ""
     return format_count(value) if float(value).is_integer() else f"{value:,.1f}"
 
 
-def _count_cells(row: Mapping[str, Any]) -> str:
-    finished, planned = row["num_cells"], row["num_planned"]
-    return f"best of {finished}" + (f" (of {planned})" if finished < planned else "")
-
-
-def _get_errors(figure: Mapping[str, Any]) -> tuple[float, float]:
-    """Return how far the interval goes below and above the value, in points; 0 where it is undefined."""
-    if is_missing(figure["low"]) or is_missing(figure["high"]):
+def _get_errors(estimate: Estimate) -> tuple[float, float]:
+    """Return how far the interval goes below and above the value, in percentage points; 0 where it is undefined."""
+    value, low, high = estimate.value, estimate.low, estimate.high
+    if is_missing(low) or is_missing(high):
         return 0.0, 0.0
-    value = figure["value"]
-    return 100 * max(0.0, value - figure["low"]), 100 * max(0.0, figure["high"] - value)
+    return 100 * max(0.0, value - low), 100 * max(0.0, high - value)
 
 
-def _take_first(groups: Groups) -> Groups:
-    """Return the groups with `MOST_ROWS` rows in all."""
+def _take_first(tables: Sequence[BestTable]) -> list[BestTable]:
+    """Return the tables with `MOST_ROWS` rows in all."""
     left, taken = MOST_ROWS, []
-    for heading, rows in groups:
+    for heading, rows in tables:
         if left > 0:
-            taken.append((heading, rows[:left]))
+            taken.append(BestTable(heading, rows[:left]))
             left -= len(rows)
     return taken
 
 
-def _read_first_seed(row: Mapping[str, Any], members: Sequence[Mapping[str, Any]], part: str) -> Predictions | None:
-    seed = str(row["seeds"][0])
-    folders = [member["folder"] for member in members if (member["arm"], member["seed"]) == (row["arm"], seed)]
-    path = folders[0] / "predictions" / f"{part}.npz" if folders and folders[0] is not None else None
+def _read_first_seed(cell: BestCell, runs: Mapping[tuple[str, int | None], Path], split: str) -> Predictions | None:
+    folder = runs.get((cell.arm, cell.seeds[0]))
+    path = None if folder is None else folder / "predictions" / f"{split}.npz"
     return read_predictions(path) if path is not None and path.exists() else None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,17 +16,11 @@ from dlfer.report.best_cells import BEST_FIGURES, describe_best_cells, write_bes
 from dlfer.report.curves import draw_line, finish_epoch_axis, read_series
 from dlfer.report.figures import COLOURS, HATCHES, INK, SOFT, figure_style, new_figure, stamp_banner, write_figure
 from dlfer.report.keys import format_value
-from dlfer.report.page import (
-    format_count,
-    format_interval,
-    format_percent,
-    load_figures,
-    read_json,
-    read_rows,
-    render_page,
-)
+from dlfer.report.page import format_count, format_percent, load_figures, read_rows, render_page
 from dlfer.report.record import describe_environment, describe_run, format_command, get_name, read_text
-from dlfer.report.sweep import SWEEP_FIGURES, describe_best, write_sweep_figures
+from dlfer.report.sweep import SWEEP_FIGURES, describe_best, format_cell, write_sweep_figures
+from dlfer.runs.comparison_record import ArmKey, ArmPair, ComparisonRecord
+from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import RunRecord
 from dlfer.runs.training_records import Epoch, read_history
 
@@ -33,15 +28,37 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-PARTS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
+FIGURES = ("accuracies", "differences", "curves")
 _MOST_CURVES = 6
 """More curves in one figure cannot be distinguished; of a sweep those of the best cells are drawn."""
-FIGURES = ("accuracies", "differences", "curves")
-FORMER_SEEDS = (
-    "The intervals over several seeds are those of an earlier version of dlfer, and too narrow. Compute them again with "
-    "--resume."
-)
-_NUMBERS = ("train_accuracy", "validation_accuracy", "test_accuracy", "macro_f1", "seconds", "pretrain_seconds")
+
+
+@dataclass(frozen=True)
+class ReportedMember:
+    """A row of members.csv, and where the member's run is.
+
+    Attributes:
+        seed: None where the file does not say.
+        folder: of the run; None before it has begun.
+        link: relative address of the run's report; None where there is none.
+    """
+
+    arm: str
+    seed: int | None
+    status: str
+    validation_accuracy: float | None
+    test_accuracy: float | None
+    macro_f1: float | None
+    seconds: float | None
+    pretrain_seconds: float | None
+    folder: Path | None
+    link: str | None
+
+    @property
+    def name(self) -> str:
+        """What the table calls the run."""
+        return "–" if self.folder is None else self.folder.name
 
 
 def write_comparison_report(path: Path) -> Path:
@@ -55,37 +72,25 @@ def write_comparison_report(path: Path) -> Path:
         ModelError: the folder is no comparison, or one of its files is damaged.
     """
     path = Path(path)
-    run, comparison = RunRecord.read(path), read_json(path / "comparison.json")
+    run, comparison = RunRecord.read(path), read_comparison(path)
     if run is None or comparison is None:
-        missing = "run.json" if run is None else "comparison.json"
+        missing = RunRecord.FILE if run is None else ComparisonRecord.FILE
         raise ModelError(f"{path}: found no {missing}; expected the directory of a comparison that has begun.")
-    comparison = upgrade_comparison(comparison)
-    members, is_sweep = read_members(path), run.kind == "sweep"
-    if is_sweep:
-        write_sweep_figures(path / "figures", comparison)
-        write_best_figures(path / "figures", comparison.get("best_of"), members)
-        best = [row["arm"] for row in comparison["table"][:_MOST_CURVES]]
-        _write_curves(path / "figures", [member for member in members if member["arm"] in best])
-    else:
-        write_comparison_figures(path, comparison, members)
-    names = (*SWEEP_FIGURES, *BEST_FIGURES) if is_sweep else FIGURES
-    stamp_banner(path / "figures", names, " ".join(_collect_banners(members)) or None)
+    members = read_members(path)
+    is_sweep = run.kind == "sweep"
+    names = _write_figures(path, comparison, members, is_sweep=is_sweep)
     config_text = read_text(path / "config.yaml")
     warnings = _collect_warnings(run, members)
-    context = {
+    context: dict[str, Any] = {
         "name": get_name(path, run),
-        "kind": run.kind,
+        "kind": "ablation" if run.kind == "run" else run.kind,
         "subtitle": describe_run(path, run),
         "warnings": warnings,
-        "paired": comparison["paired"],
-        "table": comparison["table"],
-        "arm_keys": [
-            {"key": row["key"], "values": {arm: format_value(value) for arm, value in row["values"].items()}}
-            for row in comparison["arm_keys"]
-        ],
-        "parts": [{"key": part, "title": title} for part, title in _title_parts(comparison).items()],
+        "comparison": comparison,
+        "arm_keys": _format_arm_keys(comparison),
+        "splits": title_splits(comparison),
         "figures": load_figures(path / "figures", names),
-        "notes": [note for note in comparison["notes"] if note not in warnings],
+        "notes": [note for note in comparison.notes if note not in warnings],
         "members": members,
         "command": format_command(run),
         "environment": describe_environment(run),
@@ -93,79 +98,98 @@ def write_comparison_report(path: Path) -> Path:
     }
     if not is_sweep:
         return render_page("comparison.html.j2", path / "report.html", context)
-    context |= {key: comparison[key] for key in ("rank_by", "judged_on", "unfinished")}
-    context |= {"best": describe_best(comparison), "best_cells": describe_best_cells(comparison.get("best_of"))}
+    context |= {"best": describe_best(comparison), "best_cells": describe_best_cells(comparison.best_of)}
+    context["describe_needed"] = describe_needed
     return render_page("sweep.html.j2", path / "report.html", context)
 
 
-def upgrade_comparison(comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """Return comparison.json with what this version adds to each pair: "not_learned", "scope" and "needed".
+def read_comparison(path: Path) -> ComparisonRecord | None:
+    """Return the comparison.json of a folder with a sentence for each pair; None where there is none.
 
-    A record of an earlier version has neither the first two nor the interval of Student's t. The sentence of a pair of
-    single seeds is written anew; one over several seeds keeps its sentence, and a note says that it is too confident.
+    Raises:
+        ModelError: the file is damaged.
     """
-    pairs, notes = [], list(comparison["notes"])
-    for pair in comparison["paired"]:
-        new = {"not_learned": [], **pair}
-        if "scope" not in pair and pair.get("num_seeds", 1) == 1:
-            new["scope"] = "models"
-            new["sentence"] = describe_difference(new)
-        elif "scope" not in pair:
-            new |= {"scope": "recipes", "more": None}
-            if FORMER_SEEDS not in notes:
-                notes.append(FORMER_SEEDS)
-        new["needed"] = describe_needed(new)
-        pairs.append(new)
-    return {"arm_keys": [], **comparison, "paired": pairs, "notes": notes}
+    comparison = ComparisonRecord.read(path)
+    if comparison is None:
+        return None
+    pairs = [
+        pair if pair.sentence else pair.model_copy(update={"sentence": describe_difference(pair)})
+        for pair in comparison.paired
+    ]
+    return comparison.model_copy(update={"paired": pairs})
 
 
-def describe_needed(pair: Mapping[str, Any]) -> str:
+def describe_needed(pair: ArmPair) -> str:
     """Return in a few words what would detect a difference as large as the observed one; "" where it was detected."""
-    if pair["is_larger_than_chance"] or pair["not_learned"]:
+    if pair.is_significant or pair.not_learned:
         return ""
-    if pair["scope"] == "models":
-        return "" if pair["required_n"] is None else f"{format_count(pair['required_n'])} images"
-    more = pair["more"] or {}
-    seeds, images, both = (more.get(key) for key in ("seeds", "images", "both"))
-    ways = [f"{format_count(number)} {what}" for number, what in ((seeds, "seeds"), (images, "images")) if number]
-    if both:
-        ways.append(f"{format_count(both['seeds'])} seeds and {format_count(both['images'])} images")
+    if pair.scope == "models":
+        return "" if pair.required_n is None else f"{format_count(pair.required_n)} images"
+    more = pair.more
+    if more is None:
+        return ""
+    counts = ((more.seeds, "seeds"), (more.images, "images"))
+    ways = [f"{format_count(number)} {what}" for number, what in counts if number]
+    if more.both:
+        ways.append(f"{format_count(more.both.seeds)} seeds and {format_count(more.both.images)} images")
     return " or ".join(ways)
 
 
-def read_members(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of members.csv: numbers as floats or None, with "name", "folder" and "link".
+def read_members(path: Path) -> list[ReportedMember]:
+    """Return the rows of members.csv of a comparison.
 
-    A member is looked for where members.csv says, else beside the comparison, so that a folder of runs
-    may be moved. "link" is the relative address of its report, None where there is none.
+    A member is looked for where members.csv says, else beside the comparison, so that a folder of runs may be moved.
     """
-    members = []
-    for row in read_rows(path / "members.csv"):
-        member: dict[str, Any] = dict(row)
-        member |= {key: float(row[key]) if row.get(key) else None for key in _NUMBERS}
-        recorded = Path(row["path"]) if row["path"] else None
-        folder = recorded
-        if recorded is not None and not recorded.exists():
-            folder = path.parent / recorded.name
-        report = folder / "report.html" if folder is not None else None
-        has_report = report is not None and report.exists()
-        member["folder"] = folder
-        member["name"] = folder.name if folder is not None else "–"
-        member["link"] = Path(os.path.relpath(report, path)).as_posix() if has_report else None
-        members.append(member)
-    return members
+    return [_parse_member(path, row) for row in read_rows(path / "members.csv")]
 
 
-def write_comparison_figures(
-    path: Path, comparison: Mapping[str, Any], members: Sequence[Mapping[str, Any]]
-) -> list[Path]:
+def _parse_member(path: Path, row: Mapping[str, str]) -> ReportedMember:
+    def read(column: str) -> float | None:
+        return float(row[column]) if row.get(column) else None
+
+    recorded = Path(row["path"]) if row.get("path") else None
+    folder = recorded if recorded is None or recorded.exists() else path.parent / recorded.name
+    report = None if folder is None else folder / "report.html"
+    return ReportedMember(
+        arm=row["arm"],
+        seed=int(row["seed"]) if row.get("seed") else None,
+        status=row["status"],
+        validation_accuracy=read("validation_accuracy"),
+        test_accuracy=read("test_accuracy"),
+        macro_f1=read("macro_f1"),
+        seconds=read("seconds"),
+        pretrain_seconds=read("pretrain_seconds"),
+        folder=folder,
+        link=Path(os.path.relpath(report, path)).as_posix() if report is not None and report.exists() else None,
+    )
+
+
+def _write_figures(
+    path: Path, comparison: ComparisonRecord, members: Sequence[ReportedMember], *, is_sweep: bool
+) -> tuple[str, ...]:
+    """Draw the figures of the page with the members' banners, and return their names."""
+    if is_sweep:
+        names = (*SWEEP_FIGURES, *BEST_FIGURES)
+        write_sweep_figures(path / "figures", comparison)
+        folders = {(member.arm, member.seed): member.folder for member in members if member.folder is not None}
+        write_best_figures(path / "figures", comparison.best_of, folders)
+        best = [row.arm for row in comparison.table[:_MOST_CURVES]]
+        _write_curves(path / "figures", [member for member in members if member.arm in best])
+    else:
+        names = FIGURES
+        write_comparison_figures(path, comparison, members)
+    stamp_banner(path / "figures", names, " ".join(_collect_banners(members)) or None)
+    return names
+
+
+def write_comparison_figures(path: Path, comparison: ComparisonRecord, members: Sequence[ReportedMember]) -> list[Path]:
     """Draw accuracies, paired differences and the members' curves, as far as the files allow; return the paths."""
     figures, written = path / "figures", []
-    if comparison["table"]:
+    if comparison.table:
         texts = [
-            f"{row['arm']}: "
-            + ", ".join(f"{part} {format_percent(row[part]['value'])}" for part in PARTS if row.get(part))
-            for row in comparison["table"]
+            f"{row.arm}: "
+            + ", ".join(f"{split} {format_percent(row.get(split).value)}" for split in SPLITS if row.get(split))
+            for row in comparison.table
         ]
         written.append(
             write_figure(
@@ -175,25 +199,23 @@ def write_comparison_figures(
                 description=f"Accuracy of each arm. {'; '.join(texts)}.",
             )
         )
-    with_difference = [pair for pair in comparison["paired"] if pair.get("difference")]
-    if with_difference:
+    if comparison.paired:
         written.append(
             write_figure(
-                draw_differences(with_difference),
+                draw_differences(comparison.paired),
                 figures / "differences.png",
                 title="Difference of accuracy with its 95 % interval; the line is no difference",
-                description=" ".join(pair["sentence"] for pair in with_difference),
+                description=" ".join(pair.sentence for pair in comparison.paired),
             )
         )
-    written += _write_curves(figures, members)
-    return written
+    return written + _write_curves(figures, members)
 
 
-def _write_curves(figures: Path, members: Sequence[Mapping[str, Any]]) -> list[Path]:
+def _write_curves(figures: Path, members: Sequence[ReportedMember]) -> list[Path]:
     histories = [
-        (member["arm"], read_history(member["folder"] / "finetune" / "history.csv"))
+        (member.arm, read_history(member.folder / "finetune" / "history.csv"))
         for member in members
-        if member["folder"] is not None
+        if member.folder is not None
     ]
     histories = [(arm, rows) for arm, rows in histories if rows]
     if not histories:
@@ -209,21 +231,22 @@ def _write_curves(figures: Path, members: Sequence[Mapping[str, Any]]) -> list[P
     ]
 
 
-def draw_accuracies(comparison: Mapping[str, Any]) -> Figure:
-    """Draw a bar for each arm and part, with interval and value."""
-    titles = _title_parts(comparison)
-    table = comparison["table"]
+def draw_accuracies(comparison: ComparisonRecord) -> Figure:
+    """Draw a bar for each arm and split, with interval and value."""
+    titles = title_splits(comparison)
+    table = comparison.table
     width = 0.8 / len(table)
     with figure_style():
         figure = new_figure(9, 3.8)
         axes = figure.subplots()
         for number, row in enumerate(table):
-            shown = [(place, row[part]) for place, part in enumerate(titles) if row.get(part)]
+            shown = [(place, row.get(split)) for place, split in enumerate(titles) if row.get(split)]
             places = [place + (number - (len(table) - 1) / 2) * width for place, _ in shown]
-            values = np.array([100 * cell["value"] for _, cell in shown])
-            spans = np.array([[100 * cell["low"], 100 * cell["high"]] for _, cell in shown]).reshape(-1, 2)
+            values = np.array([100 * estimate.value for _, estimate in shown])
+            ends = [(100 * estimate.low, 100 * estimate.high) for _, estimate in shown]
+            spans = np.array(ends).reshape(-1, 2)
             look = {"color": COLOURS[number % len(COLOURS)], "hatch": HATCHES[number % len(HATCHES)]}
-            axes.bar(places, values, width * 0.92, edgecolor="white", linewidth=0, label=row["arm"], **look)
+            axes.bar(places, values, width * 0.92, edgecolor="white", linewidth=0, label=row.arm, **look)
             errors = np.abs(spans.T - values)
             axes.errorbar(places, values, yerr=errors, fmt="none", ecolor=INK, elinewidth=1.3, capsize=4)
             for place, value, high in zip(places, values, spans[:, 1], strict=True):
@@ -238,19 +261,21 @@ def draw_accuracies(comparison: Mapping[str, Any]) -> Figure:
     return figure
 
 
-def draw_differences(paired: Sequence[Mapping[str, Any]]) -> Figure:
+def draw_differences(paired: Sequence[ArmPair]) -> Figure:
     """Draw each paired difference as a dot with its interval, beside the line of no difference."""
     with figure_style():
         figure = new_figure(5.5, 1.1 + 0.5 * len(paired))
         axes = figure.subplots()
         for place, pair in enumerate(paired):
-            value, low, high = (pair["difference"][key] for key in ("value", "low", "high"))
-            colour = COLOURS[0] if pair["is_larger_than_chance"] else SOFT
-            axes.plot([low, high], [place, place], color=colour, linewidth=3, solid_capstyle="butt")
-            axes.plot(value, place, "o", color=colour, markersize=8)
-            axes.annotate(f"{value:+.1f}", (value, place), (0, 8), textcoords="offset points", ha="center")
+            difference = pair.difference
+            colour = COLOURS[0] if pair.is_significant else SOFT
+            ends = [difference.low, difference.high]
+            axes.plot(ends, [place, place], color=colour, linewidth=3, solid_capstyle="butt")
+            axes.plot(difference.value, place, "o", color=colour, markersize=8)
+            text, at = f"{difference.value:+.1f}", (difference.value, place)
+            axes.annotate(text, at, (0, 8), textcoords="offset points", ha="center")
         axes.axvline(0, color=INK, linewidth=1)
-        axes.set_yticks(range(len(paired)), [f"{pair['a']}\nminus {pair['b']}" for pair in paired])
+        axes.set_yticks(range(len(paired)), [f"{pair.a}\nminus {pair.b}" for pair in paired])
         axes.set_ylim(len(paired) - 0.5, -0.6)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
@@ -285,50 +310,51 @@ def draw_curves(histories: Sequence[tuple[str, Sequence[Epoch]]]) -> Figure:
     return figure
 
 
-def format_comparison_table(comparison: Mapping[str, Any]) -> Table:
+def format_comparison_table(comparison: ComparisonRecord) -> Table:
     """Return the paper's table for the terminal: accuracy of each arm in training, validation and test.
 
     Example:
-        >>> rich.print(format_comparison_table(read_json(path / "comparison.json")))
+        >>> rich.print(format_comparison_table(ComparisonRecord.require(path)))
     """
     from rich.table import Table
 
     table = Table(title="Accuracy, its 95 % interval, and the number of images", show_lines=True)
     table.add_column("arm")
-    titles = _title_parts(comparison)
+    titles = title_splits(comparison)
     for title in titles.values():
         table.add_column(title, justify="right")
-    for row in comparison["table"]:
-        seeds = f"\n{len(row['seeds'])} seeds" if len(row["seeds"]) > 1 else ""
-        table.add_row(f"{row['arm']}{seeds}", *(_format_cell(row.get(part)) for part in titles))
+    for row in comparison.table:
+        seeds = f"\n{len(row.seeds)} seeds" if len(row.seeds) > 1 else ""
+        table.add_row(f"{row.arm}{seeds}", *(format_cell(row.get(split)) for split in titles))
     return table
 
 
-def _collect_warnings(run: RunRecord, members: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return what the comparison and its members warn of, each sentence once."""
-    texts = [*run.warnings, *_collect_banners(members)]
-    for member in members:
-        if member["folder"] is not None:
-            texts.extend((RunRecord.read(member["folder"]) or RunRecord()).warnings)
-    return list(dict.fromkeys(texts))
-
-
-def _collect_banners(members: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return the banners of the members, each once."""
-    found = [read_json(member["folder"] / "metrics.json") or {} for member in members if member["folder"] is not None]
-    return list(dict.fromkeys(metrics["banner"] for metrics in found if metrics.get("banner")))
-
-
-def _format_cell(figure: Mapping[str, Any] | None) -> str:
-    if not figure:
-        return "–"
-    return f"{format_percent(figure['value'])}\n{format_interval(figure)}\nn = {format_count(figure['n'])}"
-
-
-def _title_parts(comparison: Mapping[str, Any]) -> dict[str, str]:
-    """Return the parts that some arm has, with their titles; validation says so if it selected and judged."""
-    judged_on = comparison.get("judged_on") or ""
-    titles = {part: part for part in PARTS if any(row.get(part) for row in comparison["table"])}
+def title_splits(comparison: ComparisonRecord) -> dict[str, str]:
+    """Return the splits that some arm has, with their titles; that of validation says so if it selected and judged."""
+    judged_on = comparison.judged_on or ""
+    titles = {split: split for split in SPLITS if any(row.get(split) for row in comparison.table)}
     if "validation" in titles and judged_on.startswith("validation"):
         titles["validation"] = judged_on
     return titles
+
+
+def _format_arm_keys(comparison: ComparisonRecord) -> list[ArmKey]:
+    return [
+        ArmKey(key=row.key, values={arm: format_value(value) for arm, value in row.values.items()})
+        for row in comparison.arm_keys
+    ]
+
+
+def _collect_warnings(run: RunRecord, members: Sequence[ReportedMember]) -> list[str]:
+    """Return what the comparison and its members warn of, each sentence once."""
+    texts = [*run.warnings, *_collect_banners(members)]
+    for member in members:
+        record = None if member.folder is None else RunRecord.read(member.folder)
+        texts.extend([] if record is None else record.warnings)
+    return list(dict.fromkeys(texts))
+
+
+def _collect_banners(members: Sequence[ReportedMember]) -> list[str]:
+    """Return the banners of the members, each once."""
+    found = [Metrics.read(member.folder) for member in members if member.folder is not None]
+    return list(dict.fromkeys(metrics.banner for metrics in found if metrics is not None and metrics.banner))

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -16,7 +15,6 @@ from dlfer.report.ensemble import describe_milestone_figure, draw_milestones
 from dlfer.report.figures import stamp_banner, write_figure
 from dlfer.report.page import format_percent, is_missing
 from dlfer.report.pictures import draw_confusion
-from dlfer.report.record import read_text
 from dlfer.report.sections import STAGES
 from dlfer.runs.evaluations import read_metrics
 from dlfer.runs.metrics_record import Abstention, Calibration, Corruptions, Metrics, Selective, SplitMetrics
@@ -66,17 +64,6 @@ def write_run_figures(run_path: Path) -> list[Path]:
     ]
     stamp_banner(folder, FIGURES, metrics.banner)
     return written
-
-
-def read_log(run_path: Path) -> list[dict[str, Any]]:
-    """Return the events of log.jsonl; a last line that was cut off by a kill is left out."""
-    events = []
-    for line in (read_text(run_path / "log.jsonl") or "").splitlines():
-        try:
-            events.append(json.loads(line))
-        except ValueError:
-            continue
-    return events
 
 
 def _draw_histories(run_path: Path) -> Iterator[Drawn]:

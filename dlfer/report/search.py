@@ -5,16 +5,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from dlfer.errors import ModelError
 from dlfer.metrics.importance import FEWEST, compute_importance
-from dlfer.report.comparison import upgrade_comparison, write_comparison_figures
+from dlfer.report.comparison import SPLITS, read_comparison, write_comparison_figures
 from dlfer.report.figures import write_figure
 from dlfer.report.keys import format_overrides, format_value, shorten_key
 from dlfer.report.page import load_figures, read_json, render_page
 from dlfer.report.record import describe_environment, describe_run, format_command, get_name, read_text
 from dlfer.report.search_figures import draw_coordinates, draw_history, draw_importance
+from dlfer.runs.comparison_record import ArmRow, ComparisonRecord
 from dlfer.runs.records import RunRecord
 
 if TYPE_CHECKING:
@@ -50,9 +51,8 @@ def write_search_report(path: Path) -> Path:
         missing = "run.json" if run is None else TRIALS_FILE
         raise ModelError(f"{path}: found no {missing}; expected the directory of a search that has begun.")
     config_text = read_text(path / "config.yaml")
-    comparison = read_json(path / "comparison.json")
+    comparison = read_comparison(path)
     if comparison is not None:
-        comparison = upgrade_comparison(comparison)
         write_comparison_figures(path, comparison, [])
     context = {
         "name": get_name(path, run),
@@ -61,7 +61,9 @@ def write_search_report(path: Path) -> Path:
         "figure": trials["figure"],
         "arms": [_describe_arm(path, trials, arm) for arm in trials["arms"]],
         "fewest": FEWEST,
-        "comparison": None if comparison is None else _describe_comparison(path, comparison),
+        "comparison": comparison,
+        "splits": [split for split in SPLITS if comparison and any(row.get(split) for row in comparison.table)],
+        "winners": [] if comparison is None else [_describe_winner(path, comparison, row) for row in comparison.table],
         "compared": load_figures(path / "figures", ("accuracies", "differences")) if comparison else {},
         "command": format_command(run),
         "environment": describe_environment(run),
@@ -108,19 +110,19 @@ def _describe_arm(path: Path, trials: Mapping[str, Any], arm: Mapping[str, Any])
     }
 
 
-def _describe_comparison(path: Path, comparison: Mapping[str, Any]) -> dict[str, Any]:
-    """Return comparison.json with, for each arm, the keys of its winner and its runs."""
-    rows = []
-    for row in comparison["table"]:
-        keys = {
-            key: value
-            for key, value in comparison["winners"][row["arm"]].items()
-            if key not in ("pretrain", "experiment.seed")
-        }
-        runs = [{**run, "link": _find_link(path, run["run"])} for run in comparison["runs"] if run["arm"] == row["arm"]]
-        rows.append({**row, "keys": format_overrides(keys), "runs": runs})
-    parts = [part for part in ("train", "validation", "test") if any(row[part] for row in rows)]
-    return {**comparison, "table": rows, "parts": parts}
+class Winner(NamedTuple):
+    """The winner of one arm: the keys that it sets, and (seed, address of its report or None) of each of its runs."""
+
+    arm: str
+    keys: str
+    runs: list[tuple[int, str | None]]
+
+
+def _describe_winner(path: Path, comparison: ComparisonRecord, row: ArmRow) -> Winner:
+    overrides = (comparison.winners or {}).get(row.arm, {})
+    keys = {key: value for key, value in overrides.items() if key not in ("pretrain", "experiment.seed")}
+    runs = [(run.seed, _find_link(path, run.run)) for run in comparison.runs if run.arm == row.arm]
+    return Winner(row.arm, format_overrides(keys), runs)
 
 
 def _find_link(path: Path, run: str | None) -> str | None:

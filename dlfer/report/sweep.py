@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from dlfer.report.best_cells import SCORES
 from dlfer.report.figures import COLOURS, INK, SOFT, figure_style, new_figure, write_figure
 from dlfer.report.page import format_count, format_duration, format_interval, format_percent
+from dlfer.runs.comparison_record import ArmPair, ArmRow, ComparisonRecord
+from dlfer.runs.metrics_record import CountedEstimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -16,15 +19,15 @@ if TYPE_CHECKING:
 
 SWEEP_FIGURES = ("ranking", "differences", "curves")
 MOST_DRAWN = 30
-"""Of more cells than this the figures show the best; the tables have all."""
+"""The figures show at most this many cells, the best ones; the tables have all."""
 
 
-def write_sweep_figures(folder: Path, comparison: Mapping[str, Any]) -> list[Path]:
+def write_sweep_figures(folder: Path, comparison: ComparisonRecord) -> list[Path]:
     """Draw the ranking and the differences as far as there are any; return the paths."""
-    written, table, pairs = [], comparison["table"][:MOST_DRAWN], comparison["paired"][:MOST_DRAWN]
-    which = f"the best {MOST_DRAWN} cells" if len(comparison["table"]) > MOST_DRAWN else "the cells"
+    written, table, pairs = [], comparison.table[:MOST_DRAWN], comparison.paired[:MOST_DRAWN]
+    which = f"the best {MOST_DRAWN} cells" if len(comparison.table) > MOST_DRAWN else "the cells"
     if table:
-        texts = [f"{row['arm']} {format_percent(row['validation']['value'])}" for row in table]
+        texts = [f"{row.arm} {format_percent(row.validation.value)}" for row in table]
         written.append(
             write_figure(
                 draw_ranking(table),
@@ -34,34 +37,33 @@ def write_sweep_figures(folder: Path, comparison: Mapping[str, Any]) -> list[Pat
             )
         )
     if pairs:
-        part = pairs[0]["part"]
         written.append(
             write_figure(
                 draw_sweep_differences(pairs),
                 folder / "differences.png",
-                title=f"Difference on {part} from “{pairs[0]['a']}”, paired by image, with its 95 % interval, not corrected",
-                description=" ".join(pair["sentence"] for pair in pairs),
+                title=f"Difference on {pairs[0].part} from “{pairs[0].a}”, paired by image, with its 95 % interval, not corrected",
+                description=" ".join(pair.sentence for pair in pairs),
             )
         )
     return written
 
 
-def draw_ranking(table: Sequence[Mapping[str, Any]]) -> Figure:
+def draw_ranking(table: Sequence[ArmRow]) -> Figure:
     """Draw a row for each cell: its accuracy on validation and, below it, on test, each with its interval."""
     with figure_style():
         figure = new_figure(9, 1.3 + 0.42 * len(table))
         axes = figure.subplots()
-        for number, (part, marker) in enumerate((("validation", "o"), ("test", "s"))):
-            shown = [(place, row[part]) for place, row in enumerate(table) if row.get(part)]
+        for number, (split, marker) in enumerate((("validation", "o"), ("test", "s"))):
+            shown = [(place, row.get(split)) for place, row in enumerate(table) if row.get(split)]
             if not shown:
                 continue
             places = [place + (0.17 if number else -0.17) for place, _ in shown]
-            values = [100 * cell["value"] for _, cell in shown]
-            below = [100 * max(0.0, cell["value"] - cell["low"]) for _, cell in shown]
-            above = [100 * max(0.0, cell["high"] - cell["value"]) for _, cell in shown]
+            values = [100 * estimate.value for _, estimate in shown]
+            below = [100 * max(0.0, estimate.value - estimate.low) for _, estimate in shown]
+            above = [100 * max(0.0, estimate.high - estimate.value) for _, estimate in shown]
             look = {"fmt": marker, "color": COLOURS[number], "markersize": 5, "elinewidth": 1.4, "capsize": 2}
-            axes.errorbar(values, places, xerr=[below, above], label=part, **look)
-        axes.set_yticks(range(len(table)), [row["arm"] for row in table])
+            axes.errorbar(values, places, xerr=[below, above], label=split, **look)
+        axes.set_yticks(range(len(table)), [row.arm for row in table])
         axes.set_ylim(len(table) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
@@ -70,50 +72,50 @@ def draw_ranking(table: Sequence[Mapping[str, Any]]) -> Figure:
     return figure
 
 
-def draw_sweep_differences(pairs: Sequence[Mapping[str, Any]]) -> Figure:
+def draw_sweep_differences(pairs: Sequence[ArmPair]) -> Figure:
     """Draw each cell minus the reference as a dot with its interval, coloured where it is significant after Holm."""
     with figure_style():
         figure = new_figure(9, 1.2 + 0.36 * len(pairs))
         axes = figure.subplots()
         for place, pair in enumerate(pairs):
             # The pair is reference minus cell; here the cell is read against the reference.
-            value, low, high = (-pair["difference"][key] for key in ("value", "high", "low"))
-            colour = COLOURS[0] if pair["is_larger_than_chance"] else SOFT
+            value, low, high = -pair.difference.value, -pair.difference.high, -pair.difference.low
+            colour = COLOURS[0] if pair.is_significant else SOFT
             axes.plot([low, high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
             axes.plot(value, place, "o", color=colour, markersize=6.5)
         axes.axvline(0, color=INK, linewidth=1)
-        axes.set_yticks(range(len(pairs)), [pair["b"] for pair in pairs])
+        axes.set_yticks(range(len(pairs)), [pair.b for pair in pairs])
         axes.set_ylim(len(pairs) - 0.4, -0.6)
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(
-            f"percentage points of accuracy from “{pairs[0]['a']}” (blue: significant after Holm's correction)"
+            f"percentage points of accuracy from “{pairs[0].a}” (blue: significant after Holm's correction)"
         )
         axes.margins(x=0.08)
     return figure
 
 
-def format_sweep_table(comparison: Mapping[str, Any]) -> Table:
-    """Return the cells for the terminal, the best on validation first, and what did not finish last."""
+def format_sweep_table(comparison: ComparisonRecord) -> Table:
+    """Return the cells for the terminal: the best on validation first, and what did not finish last."""
     from rich.table import Table
 
-    has_test = any(row["test"] for row in comparison["table"])
+    has_test = any(row.test for row in comparison.table)
     table = Table(title="Accuracy, its 95 % interval and the number of images; ranked on validation")
     for name in ("", "cell", "validation", "macro F1", *(["test"] if has_test else []), "a seed"):
         table.add_column(name, justify="left" if name == "cell" else "right", overflow="fold")
-    for row in comparison["table"]:
-        seeds = f"\n{len(row['seeds'])} seeds" if len(row["seeds"]) > 1 else ""
-        test = [_format_cell(row["test"])] if has_test else []
+    for row in comparison.table:
+        seeds = f"\n{len(row.seeds)} seeds" if len(row.seeds) > 1 else ""
+        test = [format_cell(row.test)] if has_test else []
         table.add_row(
-            str(row["rank"]),
-            f"{row['arm']}{seeds}",
-            _format_cell(row["validation"]),
-            format_percent(row["validation_macro_f1"]),
+            str(row.rank),
+            f"{row.arm}{seeds}",
+            format_cell(row.validation),
+            format_percent(row.validation_macro_f1),
             *test,
-            format_duration(row["seconds"]),
+            format_duration(row.seconds),
         )
-    unfinished = Counter((member["arm"], member["status"]) for member in comparison["unfinished"])
+    unfinished = Counter((member.arm, member.status) for member in comparison.unfinished)
     for (arm, status), count in unfinished.items():
         table.add_row(
             "–", arm, status + (f", {count} seeds" if count > 1 else ""), "–", *(["–"] if has_test else []), "–"
@@ -121,25 +123,24 @@ def format_sweep_table(comparison: Mapping[str, Any]) -> Table:
     return table
 
 
-def describe_best(comparison: Mapping[str, Any]) -> str | None:
+def describe_best(comparison: ComparisonRecord) -> str | None:
     """Return the sentence that the page begins with: the best cell on validation and what it reaches on test."""
-    if not comparison["table"]:
+    if not comparison.table:
         return None
-    best = comparison["table"][0]
-    figures = {"accuracy": "accuracy", "macro_f1": "macro F1"}
-    text = f"Best on validation by {figures[comparison['rank_by']]}: {best['arm']}."
-    for part in ("validation", "test"):
-        if best[part]:
-            figure = best[part]
+    best = comparison.table[0]
+    text = f"Best on validation by {SCORES[comparison.rank_by]}: {best.arm}."
+    for split, use in (("validation", "which chose it"), ("test", "which chose nothing")):
+        estimate = best.get(split)
+        if estimate is not None:
             text += (
-                f" {part.capitalize()} {format_percent(figure['value'])} (95 % {format_interval(figure)}, "
-                f"n = {format_count(figure['n'])})"
-                f"{', which chose it' if part == 'validation' else ', which chose nothing'}."
+                f" {split.capitalize()} {format_percent(estimate.value)} (95 % {format_interval(estimate)}, "
+                f"n = {format_count(estimate.n)}), {use}."
             )
     return text
 
 
-def _format_cell(figure: Mapping[str, Any] | None) -> str:
-    if not figure:
+def format_cell(estimate: CountedEstimate | None) -> str:
+    """Return a value, its interval and its n in three lines; a dash where there is none."""
+    if estimate is None:
         return "–"
-    return f"{format_percent(figure['value'])}\n{format_interval(figure)}\nn = {format_count(figure['n'])}"
+    return f"{format_percent(estimate.value)}\n{format_interval(estimate)}\nn = {format_count(estimate.n)}"

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from dlfer.report.duplicates import describe_duplicates
+from dlfer.runs.comparison_record import ModelComparison
 from dlfer.runs.metrics_record import Corruptions, Estimate, Groups, Metrics, SplitMetrics
 
 _CLASS_METRICS = ("precision", "recall", "f1", "specificity")
@@ -142,19 +143,19 @@ def _format_groups(groups: Groups) -> list[str]:
     return lines
 
 
-def format_comparison(comparison: Mapping[str, Any]) -> str:
+def format_comparison(comparison: ModelComparison) -> str:
     """Return a result of `compare_runs` in words: the runs, the systems, the tests, one sentence for each pair."""
-    rows = [{"run": run["name"], "n": run["n"], "accuracy": run["accuracy"]} for run in comparison["runs"]]
-    lines = [f"{comparison['part']}, {comparison['n_common']:,} images that all have", format_rows(rows)]
-    for system in comparison["systems"]:
-        seeds = ", ".join(str(seed) for seed in system["seeds"])
-        mean, sd = 100 * system["mean"], 100 * system["sd"]
-        lines.append(f"{system['name']}, seeds {seeds}: mean {mean:.2f} %, standard deviation {sd:.2f} points")
-    test = comparison["cochran_q"]
+    rows = [{"run": run.name, "n": run.n, "accuracy": run.accuracy} for run in comparison.runs]
+    lines = [f"{comparison.part}, {comparison.n_common:,} images that all have", format_rows(rows)]
+    for system in comparison.systems:
+        seeds = ", ".join(str(seed) for seed in system.seeds)
+        mean, sd = 100 * system.mean, 100 * system.sd
+        lines.append(f"{system.name}, seeds {seeds}: mean {mean:.2f} %, standard deviation {sd:.2f} percentage points")
+    test = comparison.cochran_q
     if test is not None:
-        lines.append(f"Cochran's Q: {test['statistic']:.2f} with {test['df']} degrees of freedom, p = {test['p']:.2g}")
-    lines += [pair["sentence"] for pair in (*comparison["pairs"], *comparison["system_pairs"])]
-    return "\n".join([*lines, *comparison["notes"]])
+        lines.append(f"Cochran's Q: {test.statistic:.2f} with {test.df} degrees of freedom, p = {test.p:.2g}")
+    lines += [pair.sentence for pair in (*comparison.pairs, *comparison.system_pairs)]
+    return "\n".join([*lines, *comparison.notes])
 
 
 def format_estimate(estimate: Estimate) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
@@ -95,12 +95,23 @@ class PairedTest(Record):
 
 
 class ArmPair(PairedTest):
-    """Two arms of a study: `a` is the one that the others are compared with."""
+    """Two arms of a study: `a` is the one that the others are compared with.
+
+    Attributes:
+        part: the split.
+        sentence: the verdict; "" where an earlier version wrote one in other words, and it is to be written anew.
+    """
 
     a: str
     b: str
     part: str | None = None
-    sentence: str
+    sentence: str = ""
+
+    @classmethod
+    def of(cls, test: PairedTest, **fields: Any) -> Self:
+        """Return the pair of arms that a test compared, with further fields."""
+        given = {name: getattr(test, name) for name in test.model_fields_set}
+        return cls(**given | {"a": test.names[0], "b": test.names[1]} | fields)
 
 
 class ArmRow(Record):
@@ -153,6 +164,9 @@ class WinnerRun(Record):
     run: str
 
 
+Mean = int | float | None
+
+
 class BestCell(Record):
     """The best cell on validation among those with the same values of some axes.
 
@@ -160,7 +174,10 @@ class BestCell(Record):
         values: axis -> value; None where the axis does not apply.
         num_cells, num_planned: how many finished, and how many there were to choose from.
         ranked_by: what chose it.
-        epochs ... num_parameters: means over seeds; None where a family has no such thing.
+        optimizer: its name, or None.
+        epochs, kept_epoch, learning_rate, batch_size, steps_an_epoch, image_size, num_parameters: means over seeds, whole
+            numbers where the seeds agree on one; None where a family has no such thing.
+        accuracy ... macro_f1: on the judged split.
     """
 
     values: dict[str, str | None]
@@ -169,18 +186,22 @@ class BestCell(Record):
     num_cells: int
     num_planned: int
     ranked_by: float
-    epochs: float | None = None
-    kept_epoch: float | None = None
+    epochs: Mean = None
+    kept_epoch: Mean = None
     optimizer: str | None = None
-    learning_rate: float | None = None
-    batch_size: float | None = None
-    steps_an_epoch: float | None = None
-    image_size: float | None = None
-    num_parameters: float | None = None
+    learning_rate: Mean = None
+    batch_size: Mean = None
+    steps_an_epoch: Mean = None
+    image_size: Mean = None
+    num_parameters: Mean = None
     accuracy: SeedEstimate
     macro_precision: SeedEstimate
     macro_recall: SeedEstimate
     macro_f1: SeedEstimate
+
+    def get(self, metric: str) -> SeedEstimate:
+        """Return one of the four metrics."""
+        return getattr(self, metric)
 
 
 class BestCells(Record):
@@ -199,8 +220,8 @@ FORMER_SEEDS = (
 )
 
 
-class Comparison(FileRecord):
-    """comparison.json.
+class ComparisonRecord(FileRecord):
+    """comparison.json of an ablation, a sweep or a search.
 
     Attributes:
         table: one row per arm; of a sweep the best on validation first.
@@ -231,18 +252,26 @@ class Comparison(FileRecord):
     def upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Return the contents of a file from before dlfer 0.2 with the present names of its keys.
 
-        A pair of that time over several seeds does not have the interval of Student's t: a note says so.
+        A pair of that time over one seed has a sentence that does not say what it is about: it is to be written anew. One
+        over several seeds does not have the interval of Student's t: a note says so.
         """
         values = rename_key(values, "is_larger_than_chance", "is_significant")
-        pairs, notes = [], list(values.get("notes") or [])
-        for pair in values.get("paired") or []:
-            if "scope" not in pair:
-                is_single = pair.get("num_seeds", 1) == 1
-                pair = {**pair, "scope": "models" if is_single else "recipes"}
-                if not is_single and FORMER_SEEDS not in notes:
-                    notes.append(FORMER_SEEDS)
-            pairs.append(pair)
+        values = rename_key(values, "n_needed", "required_n")
+        found, notes = values.get("paired"), values.get("notes")
+        if not isinstance(found, list) or not isinstance(notes, list):
+            return values
+        pairs, notes = [_upgrade_pair(pair) for pair in found], list(notes)
+        if any(old != new and new["scope"] == "recipes" for old, new in zip(found, pairs, strict=True)):
+            notes.append(FORMER_SEEDS)
         return {**values, "paired": pairs, "notes": notes}
+
+
+def _upgrade_pair(pair: Any) -> Any:
+    if not isinstance(pair, dict) or "scope" in pair:
+        return pair
+    if pair.get("num_seeds", 1) == 1:
+        return {**pair, "scope": "models", "sentence": ""}
+    return {**pair, "scope": "recipes", "more": None}
 
 
 class ComparedRun(Record):

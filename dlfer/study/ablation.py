@@ -23,12 +23,13 @@ from dlfer.errors import ConfigError, DlferError, TrainingStopped, UserError
 from dlfer.experiment.run import execute_run, explain_experiment, prepare_config, start_run
 from dlfer.experiment.session import Session
 from dlfer.report.comparison import format_comparison_table
-from dlfer.report.page import read_rows
+from dlfer.runs.comparison_record import ArmKey, ComparisonRecord
 from dlfer.runs.find import open_run
 from dlfer.runs.options import RunOptions
+from dlfer.runs.training_records import read_history
 from dlfer.study.execute import Comparison, carry_out, create_comparison_run
 from dlfer.study.members import Member, Plan, group_finished
-from dlfer.study.summary import Finished, choose_part, collect_notes, compare_with, describe_part, summarise_arm
+from dlfer.study.summary import Finished, choose_split, collect_notes, compare_with, describe_split, summarise_arm
 
 WITH, WITHOUT, EQUAL_COMPUTE = "with EF-FER1", "without EF-FER1", "without, equal compute"
 
@@ -100,8 +101,8 @@ def _carry_out(comparison: Comparison, session: Session) -> Path:
                 session.listener.say(f"\n{comparison.get_position(member)} {member.title}")
                 _run_member(comparison, member, session)
 
-    def show(values: dict[str, Any]) -> None:
-        show_comparison(values, session.listener.console)
+    def show(found: ComparisonRecord) -> None:
+        show_comparison(found, session.listener.console)
 
     with session.control.watch_signals():
         return carry_out(comparison, run_members, _conclude, show)
@@ -141,12 +142,12 @@ def _run_member(comparison: Comparison, member: Member, session: Session) -> Non
         comparison.save()
 
 
-def show_comparison(values: Mapping[str, Any], console: Console) -> None:
-    """Print the table of arms, the verdicts (in red where training did not learn) and the notes of comparison.json."""
-    console.print(format_comparison_table(values))
-    for pair in values["paired"]:
-        console.print(pair["sentence"], markup=False, style="bold red" if pair["not_learned"] else "bold")
-    for note in values["notes"]:
+def show_comparison(found: ComparisonRecord, console: Console) -> None:
+    """Print the table of arms, the verdicts (in red where training did not learn) and the notes of a comparison."""
+    console.print(format_comparison_table(found))
+    for pair in found.paired:
+        console.print(pair.sentence, markup=False, style="bold red" if pair.not_learned else "bold")
+    for note in found.notes:
         console.print(note, markup=False)
 
 
@@ -159,38 +160,40 @@ def _count_equal_epochs(config: ExperimentConfig, members: Sequence[Member]) -> 
     done = next((m for m in members if m.arm == WITH and m.status == "finished"), None)
     if done is None:
         raise DlferError(f"the arm {EQUAL_COMPUTE!r} needs a finished arm {WITH!r}, whose EF-FER1 tells the cost.")
-    cost = done.read_record()["cost"]
-    pixels = cost["pretrain_images"] * cost["pretrain_image_size"] ** 2
+    cost = done.cost
+    pixels = cost.pretrain_images * cost.pretrain_image_size**2
     without = with_overrides(config, {"pretrain": None, **config.ablation.without})
-    images_an_epoch = cost["finetune_images"] / len(read_rows(Path(done.path) / "finetune" / "history.csv"))
+    images_an_epoch = cost.finetune_images / len(read_history(Path(done.path) / "finetune" / "history.csv"))
     return without.finetune.epochs + math.ceil(pixels / (images_an_epoch * without.finetune.image_size**2))
 
 
-def _conclude(comparison: Comparison) -> dict[str, Any]:
-    """Return comparison.json: the paper's table, the differences with a sentence for each, and how the arms differ."""
+def _conclude(comparison: Comparison) -> ComparisonRecord:
+    """Return the paper's table, the differences with a sentence for each, and how the arms differ."""
     finished = group_finished(comparison.members)
     if not finished:
-        return {"table": [], "paired": [], "notes": ["No member finished."], "judged_on": None, "arm_keys": []}
-    part = choose_part(finished)
-    judged_on = describe_part(part, finished)
-    arm_keys = list_arm_keys(finished)
-    return {
-        "table": [summarise_arm(arm, some) for arm, some in finished.items()],
-        "paired": compare_with(WITH, finished, part),
-        "notes": [
-            *collect_notes(finished, judged_on),
-            *_describe_fairness(comparison, arm_keys),
-            *_describe_costs(finished),
-        ],
-        "judged_on": judged_on,
-        "arm_keys": arm_keys,
-    }
+        return ComparisonRecord(table=[], paired=[], notes=["No member finished."], judged_on=None, arm_keys=[])
+    found = compare_arms(WITH, finished)
+    notes = [*_describe_fairness(comparison, found.arm_keys), *_describe_costs(finished)]
+    return found.model_copy(update={"notes": found.notes + notes})
 
 
-def list_arm_keys(finished: Finished) -> list[dict[str, Any]]:
-    """Return the keys in which the arms' experiments differ, the seed apart: [{"key", "values": {arm: value}}].
+def compare_arms(reference: str, finished: Finished) -> ComparisonRecord:
+    """Return the table of arms with finished members, each compared with one of them, and the keys that differ."""
+    split = choose_split(finished)
+    judged_on = describe_split(split, finished)
+    return ComparisonRecord(
+        table=[summarise_arm(arm, members) for arm, members in finished.items()],
+        paired=compare_with(reference, finished, split),
+        notes=collect_notes(finished, judged_on),
+        judged_on=judged_on,
+        arm_keys=list_arm_keys(finished),
+    )
 
-    EF-FER1 is one row, `pretrain`, with its weights or data in words.
+
+def list_arm_keys(finished: Finished) -> list[ArmKey]:
+    """Return the keys in which the arms' experiments differ, the seed apart, with their value in each arm.
+
+    EF-FER1 is one key, `pretrain`, with its weights or data in words.
     """
     configs = {arm: _flatten(members[0].run.config().model_dump(mode="json")) for arm, members in finished.items()}
     keys = dict.fromkeys(key for values in configs.values() for key in values)
@@ -198,7 +201,7 @@ def list_arm_keys(finished: Finished) -> list[dict[str, Any]]:
     for key in keys:
         values = {arm: found.get(key) for arm, found in configs.items()}
         if len({json.dumps(value, sort_keys=True) for value in values.values()}) > 1:
-            rows.append({"key": key, "values": values})
+            rows.append(ArmKey(key=key, values=values))
     return rows
 
 
@@ -219,10 +222,10 @@ def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     return flat
 
 
-def _describe_fairness(comparison: Comparison, arm_keys: Sequence[Mapping[str, Any]]) -> list[str]:
+def _describe_fairness(comparison: Comparison, arm_keys: Sequence[ArmKey]) -> list[str]:
     """Return what the comparison of the arms leaves open: one shared recipe, one shared EF-FER1."""
     notes = []
-    other = [row["key"] for row in arm_keys if row["key"] != "pretrain"]
+    other = [row.key for row in arm_keys if row.key != "pretrain"]
     if not other:
         notes.append(
             "Both arms share one recipe. If it was tuned with pretrained weights, that favours the arm with EF-FER1: "
@@ -239,11 +242,11 @@ def _describe_costs(finished: Finished) -> list[str]:
     """Return what each arm's fine-tuning took, and what EF-FER1 cost besides."""
     notes = []
     for arm, members in finished.items():
-        costs = [member.read_record()["cost"] for member in members]
-        seconds = np.mean([cost["finetune_seconds"] for cost in costs])
+        costs = [member.cost for member in members]
+        seconds = np.mean([cost.finetune_seconds for cost in costs])
         text = f"{arm}: fine-tuning took {seconds / 60:.1f} min a seed"
         if arm == WITH:
-            before = costs[0].get("pretrain_seconds")
+            before = costs[0].pretrain_seconds
             text += (
                 f"; EF-FER1 took {before / 60:.1f} min besides, once" if before else "; what EF-FER1 cost is not known"
             )

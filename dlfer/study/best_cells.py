@@ -1,7 +1,7 @@
 """`sweep.best_of`: the best cell for each combination of the values of some axes, in a table of its own.
 
-Validation chooses a cell. The figures beside it are of the test part, which has chosen nothing, or of
-validation where there is no test part.
+Validation chooses a cell. Its metrics are those on the test split, which has chosen nothing, or on validation where
+there is no test split.
 """
 
 from __future__ import annotations
@@ -11,36 +11,43 @@ import io
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from dlfer.config.grid import Cell
 from dlfer.config.schema import SweepConfig
-from dlfer.report.page import read_rows
-from dlfer.report.run_figures import read_log
+from dlfer.report.best_cells import SCORES
+from dlfer.runs.comparison_record import ArmRow, BestCell, BestCells, Mean, SeedEstimate
 from dlfer.runs.files import write_atomically
+from dlfer.runs.metrics_record import Estimate
+from dlfer.runs.training_records import Epoch, read_events, read_history
 from dlfer.study.members import Member
-from dlfer.study.summary import Finished, describe_part
+from dlfer.study.summary import Finished, describe_split
 
 BEST_FILE = "best.csv"
-FIGURES = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
-TRAINING = (
-    "epochs",
-    "kept_epoch",
-    "optimizer",
-    "learning_rate",
-    "batch_size",
-    "steps_an_epoch",
-    "image_size",
-    "num_parameters",
-)
 _PARAMETERS = re.compile(r"^EF-FER2: ([\d,]+) parameters")
 
 
+class Training(NamedTuple):
+    """How one member was trained; None where its family has no such thing or its files do not say.
+
+    The fields are columns of best.csv and attributes of `BestCell`.
+    """
+
+    epochs: int | None = None
+    kept_epoch: int | None = None
+    optimizer: str | None = None
+    learning_rate: float | None = None
+    batch_size: int | None = None
+    steps_an_epoch: int | None = None
+    image_size: int | None = None
+    num_parameters: int | None = None
+
+
 def choose_best_cells(
-    sweep: SweepConfig, cells: Mapping[str, Cell], rows: Sequence[Mapping[str, Any]], finished: Finished, *, part: str
-) -> dict[str, Any] | None:
+    sweep: SweepConfig, cells: Mapping[str, Cell], rows: Sequence[ArmRow], finished: Finished, *, split: str
+) -> BestCells | None:
     """Return the best finished cell for each combination of the values of `sweep.best_of`; None if that is empty.
 
     Args:
@@ -48,45 +55,41 @@ def choose_best_cells(
         cells: all that were planned, by name.
         rows: of the ranking, the best on validation first.
         finished: cell -> its finished members.
-        part: what the figures are of, "test" or "validation".
-
-    Returns:
-        {"axes", "part", "judged_on", "notes", "table"}. A row of the table has "values" (axis -> value, None
-        where the axis fell away), "arm", "seeds", "num_cells" and "num_planned" (how many finished, and how
-        many there were to choose from), "ranked_by" (what chose it), the keys of `TRAINING` (means over seeds;
-        None where a family has no such thing), and each of `FIGURES` as {"value", "low", "high", "n"}.
+        split: that the metrics are of, "test" or "validation".
     """
     if not sweep.best_of:
         return None
     axes, table, missing = list(sweep.best_of), [], []
     in_grid = [cell for name, cell in cells.items() if name not in sweep.cells]
     for values, names in _group_cells(in_grid, axes).items():
-        ranked = [row for row in rows if row["arm"] in names]
+        ranked = [row for row in rows if row.arm in names]
         if not ranked:
             missing.append(", ".join(value or "–" for value in values))
             continue
-        best = {"values": dict(zip(axes, values, strict=True)), "num_cells": len(ranked), "num_planned": len(names)}
-        table.append(best | _describe_cell(ranked[0], finished[ranked[0]["arm"]], part))
-    notes = _write_notes(sweep, table, missing, describe_part("validation", finished), part=part)
-    return {"axes": axes, "part": part, "judged_on": describe_part(part, finished), "notes": notes, "table": table}
+        choice = {"values": dict(zip(axes, values, strict=True)), "num_cells": len(ranked), "num_planned": len(names)}
+        table.append(_describe_cell(ranked[0], finished[ranked[0].arm], split, choice))
+    judged_on, validation = describe_split(split, finished), describe_split("validation", finished)
+    notes = _write_notes(sweep, table, missing, validation, split=split)
+    return BestCells(axes=axes, part=split, judged_on=judged_on, notes=notes, table=table)
 
 
-def write_best_csv(path: Path, best: Mapping[str, Any]) -> None:
+def write_best_csv(path: Path, best: BestCells) -> None:
     """Write the table as csv; a missing value is an empty cell."""
-    figures = [f"{figure}{end}" for figure in FIGURES for end in ("", "_low", "_high")]
-    own = ["cell", *TRAINING, "num_seeds", "num_cells", "num_planned", "ranked_by", "part", "n", *figures]
-    columns = {axis: axis if axis not in own else f"axis {axis}" for axis in best["axes"]}
+    metrics = [f"{metric}{end}" for metric in SCORES for end in ("", "_low", "_high")]
+    own = ["cell", *Training._fields, "num_seeds", "num_cells", "num_planned", "ranked_by", "part", "n", *metrics]
+    columns = {axis: axis if axis not in own else f"axis {axis}" for axis in best.axes}
     text = io.StringIO()
     writer = csv.DictWriter(text, [*columns.values(), *own], lineterminator="\n")
     writer.writeheader()
-    for row in best["table"]:
-        values = {columns[axis]: value for axis, value in row["values"].items()}
-        values |= {name: row[name] for name in (*TRAINING, "num_cells", "num_planned", "ranked_by")}
-        values |= {"cell": row["arm"], "num_seeds": len(row["seeds"]), "part": best["part"], "n": row["accuracy"]["n"]}
-        for figure in FIGURES:
-            values |= {figure: row[figure]["value"]}
-            values |= {f"{figure}_{end}": row[figure][end] for end in ("low", "high")}
-        writer.writerow(values)
+    for cell in best.table:
+        row: dict[str, Any] = {columns[axis]: value for axis, value in cell.values.items()}
+        row |= {name: getattr(cell, name) for name in Training._fields}
+        row |= {"num_cells": cell.num_cells, "num_planned": cell.num_planned, "ranked_by": cell.ranked_by}
+        row |= {"cell": cell.arm, "num_seeds": len(cell.seeds), "part": best.part, "n": cell.accuracy.n}
+        for metric in SCORES:
+            estimate = cell.get(metric)
+            row |= {metric: estimate.value, f"{metric}_low": estimate.low, f"{metric}_high": estimate.high}
+        writer.writerow(row)
     write_atomically(path, text.getvalue())
 
 
@@ -100,83 +103,98 @@ def _group_cells(cells: Iterable[Cell], axes: Sequence[str]) -> dict[tuple[str |
     return {values: groups[values] for values in sorted(groups, key=places.__getitem__)}
 
 
-def _describe_cell(row: Mapping[str, Any], members: Sequence[Member], part: str) -> dict[str, Any]:
-    several = [member.read_record()["metrics"][part] for member in members]
-    facts = [_read_training(member) for member in members]
-    return {
-        "arm": row["arm"],
-        "seeds": row["seeds"],
-        "ranked_by": row["ranked_by"],
-        **{name: _average([fact[name] for fact in facts]) for name in TRAINING},
-        "accuracy": row[part],
-        **{figure: _average_figures([scores[figure] for scores in several], several[0]["n"]) for figure in FIGURES[1:]},
-    }
+def _describe_cell(row: ArmRow, members: Sequence[Member], split: str, choice: Mapping[str, Any]) -> BestCell:
+    """Return a cell with how it was trained, its metrics on a split, and what it was chosen from."""
+    several = [member.metrics.get(split) for member in members]
+    trainings = zip(*[_read_training(member) for member in members], strict=True)
+    means = {name: _average(values) for name, values in zip(Training._fields, trainings, strict=True)}
+    n = several[0].n
+    return BestCell(
+        arm=row.arm,
+        seeds=row.seeds,
+        ranked_by=row.ranked_by,
+        **choice,
+        **means,
+        accuracy=row.get(split),
+        macro_precision=_average_estimates([scores.macro_precision for scores in several], n),
+        macro_recall=_average_estimates([scores.macro_recall for scores in several], n),
+        macro_f1=_average_estimates([scores.macro_f1 for scores in several], n),
+    )
 
 
-def _read_training(member: Member) -> dict[str, Any]:
-    """Return the values of `TRAINING` as the member's own files have them."""
+def _read_training(member: Member) -> Training:
+    """Return how a member was trained, as its own files have it."""
     run = member.run
     config = run.config()
-    history, events = read_rows(run.path / "finetune" / "history.csv"), read_log(run.path)
-    kept = [event.get("kept_epoch") for event in events if event.get("event") == "finetune_end"]
-    plans = [_PARAMETERS.match(event["text"]) for event in events if event.get("event") == "plan"]
-    values: dict[str, Any] = dict.fromkeys(TRAINING)
-    values |= {"epochs": len(history) or None, "kept_epoch": kept[-1] if kept else None}
-    values["num_parameters"] = next((int(plan[1].replace(",", "")) for plan in reversed(plans) if plan), None)
+    history, events = read_history(run.path / "finetune" / "history.csv"), read_events(run.path)
+    kept = [event.kept_epoch for event in events if event.event == "finetune_end"]
+    plans = [_PARAMETERS.match(event.text or "") for event in events if event.event == "plan"]
+    training = Training(
+        epochs=len(history) or None,
+        kept_epoch=kept[-1] if kept else None,
+        num_parameters=next((int(plan[1].replace(",", "")) for plan in reversed(plans) if plan), None),
+    )
     if config.ensemble is not None:
-        return values  # its members have settings of their own
+        return training  # its members have settings of their own
     stage = config.finetune
-    values["image_size"] = stage.image_size
-    if config.boosting is None:
-        values |= {"optimizer": stage.optimizer.name, "learning_rate": stage.optimizer.learning_rate}
-        values |= {"batch_size": stage.batch_size, "steps_an_epoch": _count_steps(history, stage.batch_size)}
-    return values
+    training = training._replace(image_size=stage.image_size)
+    if config.boosting is not None:
+        return training
+    return training._replace(
+        optimizer=stage.optimizer.name,
+        learning_rate=stage.optimizer.learning_rate,
+        batch_size=stage.batch_size,
+        steps_an_epoch=_count_steps(history, stage.batch_size),
+    )
 
 
-def _count_steps(history: Sequence[Mapping[str, str]], batch_size: int) -> int | None:
+def _count_steps(history: Sequence[Epoch], batch_size: int) -> int | None:
     """Return the steps of an epoch, from the images that the last one has seen; None where that is not recorded."""
-    last = history[-1] if history else {}
-    images = float(last.get("seconds") or 0) * float(last.get("images_per_second") or 0)
+    images = (history[-1].seconds or 0) * (history[-1].images_per_second or 0) if history else 0
     return max(1, round(images / batch_size)) if images else None
 
 
-def _average(values: Sequence[Any]) -> Any:
+def _average(values: Sequence[Mean | str]) -> Mean | str:
     """Return what the seeds agree on, else the mean of their numbers; None where a seed has none."""
     if any(value is None for value in values):
         return None
     return values[0] if len(set(values)) == 1 else float(np.mean(values))
 
 
-def _average_figures(figures: Sequence[Mapping[str, float | None]], n: int) -> dict[str, Any]:
-    """Return the mean over seeds of a figure and of the bounds of its interval over images, with n.
+def _average_estimates(estimates: Sequence[Estimate], n: int) -> SeedEstimate:
+    """Return the mean over seeds of a metric and of the ends of its interval over images.
 
-    The mean of several figures of the same images scatters at most as much as they do on average, so that
-    the mean of the bounds errs on the wide side.
+    The mean of several values on the same images varies at most as much as they do on average, so that the interval of
+    mean ends is rather too wide than too narrow.
     """
-    mean = {key: _average([figure[key] for figure in figures]) for key in ("value", "low", "high")} | {"n": n}
-    if len(figures) > 1 and mean["value"] is not None:
-        mean["sd_over_seeds"] = float(np.std([figure["value"] for figure in figures], ddof=1))
-    return mean
+    values = [estimate.value for estimate in estimates]
+    low, high = _average([estimate.low for estimate in estimates]), _average([estimate.high for estimate in estimates])
+    mean = SeedEstimate(value=_average(values), low=low, high=high, n=n)
+    if len(values) < 2 or mean.value is None:
+        return mean
+    return mean.model_copy(update={"sd_over_seeds": float(np.std(values, ddof=1))})
 
 
 def _write_notes(
-    sweep: SweepConfig, table: Sequence[Mapping[str, Any]], missing: Sequence[str], validation: str, *, part: str
+    sweep: SweepConfig, table: Sequence[BestCell], missing: Sequence[str], validation: str, *, split: str
 ) -> list[str]:
-    """Return what chose the cells, what the figures are of, and what is not in the table."""
-    figure = {"accuracy": "accuracy", "macro_f1": "macro F1"}[sweep.rank_by]
-    notes = [f"For each {' and '.join(sweep.best_of)}, the best of the cells by {figure} on {validation}."]
-    if part == "test":
-        notes[0] += " The figures are on test, which chose nothing."
+    """Return what chose the cells, what split the metrics are of, and what is not in the table."""
+    notes = [
+        f"For each {' and '.join(sweep.best_of)}, the best of the cells by {SCORES[sweep.rank_by]} on {validation}."
+    ]
+    if split == "test":
+        notes[0] += " The metrics are those on test, which chose nothing."
     else:
         notes[0] += (
-            " There is no test part for all cells: the figures are on validation, too, and choosing by them has made "
+            " Not all cells have a test split: the metrics are those on validation, too, and choosing by them has made "
             "them too good by an unknown amount."
         )
-    if any(len(row["seeds"]) > 1 for row in table):
+    if any(len(cell.seeds) > 1 for cell in table):
         notes.append(
-            "Figures are means over seeds; the bounds of precision, recall and F1 are means of the seeds' bounds."
+            "Metrics are means over seeds; the ends of the intervals of precision, recall and F1 are means of the seeds' "
+            "ends."
         )
-    if any(row["num_cells"] < row["num_planned"] for row in table):
+    if any(cell.num_cells < cell.num_planned for cell in table):
         notes.append("Where not all cells have finished, the best of those that have is given.")
     if missing:
         notes.append(f"No cell has finished of: {'; '.join(missing)}.")

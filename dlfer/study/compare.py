@@ -10,22 +10,23 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from dlfer.config.load import compute_digest, with_overrides
 from dlfer.errors import ModelError, UserError
 from dlfer.metrics.learned import describe_no_conclusion, find_run_failure
-from dlfer.metrics.paired import compare_seeds, describe_difference
+from dlfer.metrics.paired import compare_seeds
 from dlfer.metrics.predictions import Predictions, read_predictions
-from dlfer.metrics.several import compare_several, compute_holm, match_predictions
+from dlfer.metrics.several import compare_several, match_predictions
+from dlfer.runs.comparison_record import ArmPair, ModelComparison, System
+from dlfer.runs.evaluations import require_metrics
 from dlfer.runs.find import open_run
+from dlfer.runs.metrics_record import Metrics, ModelPair
 from dlfer.runs.run import Run
+from dlfer.study.summary import conclude_pair, correct_pairs
 
-PARTS = ("test", "validation")
-FACTS = ("protocol", "selected_on")
-"""What two runs should share to be compared fairly, as it stands in their metrics.json."""
+SPLITS = ("test", "validation")
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class Entry:
     run: Run | None
 
 
-def compare_runs(names: Sequence[str], *, part: str | None = None, folder: Path | None = None) -> dict[str, Any]:
+def compare_runs(names: Sequence[str], *, part: str | None = None, folder: Path | None = None) -> ModelComparison:
     """Compare the accuracies of two or more finished runs on the images that all of them judged.
 
     Args:
@@ -52,37 +53,35 @@ def compare_runs(names: Sequence[str], *, part: str | None = None, folder: Path 
         folder: of runs; None: saved_models/runs.
 
     Returns:
-        What `compare_several` gives, each run with its "path", and besides "part", "systems": [{"name",
-        "runs", "seeds", "mean", "sd"}] of runs that differ in the seed alone, "system_pairs": their
-        differences over seeds in percentage points, and "notes": sentences that belong to the result. A pair with a
-        training that did not learn has the reasons in "not_learned", a sentence that says so, and no verdict.
+        What `compare_several` gives, with the split, the paths of the runs, the systems (runs that differ in the seed
+        alone) with their differences over seeds, and notes. A pair with a training that did not learn has the reasons in
+        `not_learned`, a sentence that says so, and no verdict.
 
     Raises:
         UserError: fewer than two; a run without these predictions; labels, targets or images do not match.
     """
     if len(names) < 2:
         raise UserError(f"compare: found {len(names)} run, expected two or more.")
-    if part is not None and part not in PARTS:
-        raise UserError(f"compare: found the part {part!r}, expected one of {', '.join(PARTS)}.")
+    if part is not None and part not in SPLITS:
+        raise UserError(f"compare: found the split {part!r}, expected one of {', '.join(SPLITS)}.")
     entries = _name_entries([_find_entry(name, folder) for name in names])
-    part = part or _choose_part(entries)
-    several = [read_predictions(_get_file(entry, part)) for entry in entries]
+    split = part or _choose_split(entries)
+    several = [read_predictions(_get_file(entry, split)) for entry in entries]
     titles = [entry.name for entry in entries]
     result = compare_several(several, titles)
-    for described, entry in zip(result["runs"], entries, strict=True):
-        described["path"] = str(entry.path)
     matched = dict(zip(titles, match_predictions(several, titles), strict=True))
     systems = _group_seeds(entries)
     failures = _find_failures(entries)
-    for pair in result["pairs"]:
-        _withdraw_verdict(pair, [failures[name] for name in (pair["a"], pair["b"]) if name in failures])
-    return {
-        "part": part,
-        **result,
+    runs = [run.model_copy(update={"path": str(entry.path)}) for run, entry in zip(result.runs, entries, strict=True)]
+    changes = {
+        "part": split,
+        "runs": runs,
+        "pairs": [_withdraw_verdict(pair, failures) for pair in result.pairs],
         "systems": [_describe_system(name, members, matched) for name, members in systems.items()],
         "system_pairs": _compare_systems(systems, matched, failures),
-        "notes": [*_describe_matching(result, part), *_describe_runs(entries, part)],
+        "notes": [*_describe_matching(result, split), *_describe_runs(entries, split)],
     }
+    return result.model_copy(update=changes)
 
 
 def _find_entry(name: str, folder: Path | None) -> Entry:
@@ -121,58 +120,63 @@ def _name_entries(entries: list[Entry]) -> list[Entry]:
     return unique
 
 
-def _get_file(entry: Entry, part: str) -> Path:
-    """Return the predictions file of a part.
+def _get_file(entry: Entry, split: str) -> Path:
+    """Return the predictions file of a split.
 
     Raises:
         ModelError: the run has none.
     """
     if entry.run is None:
         return entry.path
-    path = entry.path / "predictions" / f"{part}.npz"
+    path = entry.path / "predictions" / f"{split}.npz"
     if path.is_file():
         return path
     present = [other.stem for other in sorted(path.parent.glob("*.npz"))]
     found = f"found those of {', '.join(present)}" if present else f"found none; its status is {entry.run.status}"
-    raise ModelError(f"{entry.path}: expected predictions of {part}, {found}. Choose another part by --part.")
+    raise ModelError(f"{entry.path}: expected predictions of {split}, {found}. Choose another split by --part.")
 
 
-def _choose_part(entries: list[Entry]) -> str:
-    """Return the first part of which every run has predictions; test, where there is none."""
+def _choose_split(entries: list[Entry]) -> str:
+    """Return the first split of which every run has predictions; test, where there is none."""
     runs = [entry for entry in entries if entry.run is not None]
-    for part in PARTS:
-        if all((entry.path / "predictions" / f"{part}.npz").is_file() for entry in runs):
-            return part
-    return PARTS[0]
+    for split in SPLITS:
+        if all((entry.path / "predictions" / f"{split}.npz").is_file() for entry in runs):
+            return split
+    return SPLITS[0]
 
 
-def _describe_matching(result: dict[str, Any], part: str) -> list[str]:
-    left_out = [f"{run['left_out']:,} of {run['n']:,} of {run['name']}" for run in result["runs"] if run["left_out"]]
+def _describe_matching(result: ModelComparison, split: str) -> list[str]:
+    left_out = [f"{run.left_out:,} of {run.n:,} of {run.name}" for run in result.runs if run.left_out]
     notes = []
     if left_out:
         notes.append(
-            f"Compared on the {result['n_common']:,} {part} images that all have; left out: {', '.join(left_out)}."
+            f"Compared on the {result.n_common:,} {split} images that all have; left out: {', '.join(left_out)}."
         )
-    same = [pair for pair in result["pairs"] if pair["mcnemar"]["b"] + pair["mcnemar"]["c"] == 0]
-    notes += [f"{pair['a']} and {pair['b']} are right and wrong on the very same images." for pair in same]
+    same = [pair for pair in result.pairs if pair.mcnemar.b + pair.mcnemar.c == 0]
+    notes += [f"{pair.a} and {pair.b} are right and wrong on the very same images." for pair in same]
     return notes
 
 
-def _describe_runs(entries: list[Entry], part: str) -> list[str]:
+def _describe_runs(entries: list[Entry], split: str) -> list[str]:
     """Return the warnings that the runs' own records call for."""
-    metrics = {entry.name: entry.run.read_metrics() for entry in entries if entry.run is not None}
+    metrics: dict[str, Metrics] = {
+        entry.name: require_metrics(entry.path) for entry in entries if entry.run is not None
+    }
     notes = []
-    for fact in FACTS:
-        found = {name: values.get(fact) for name, values in metrics.items()}
+    facts = {
+        "protocol": {name: found.protocol for name, found in metrics.items()},
+        "selected on": {name: found.selected_on for name, found in metrics.items()},
+    }
+    for fact, found in facts.items():
         if len(set(found.values())) > 1:
             listed = "; ".join(f"{name}: {value}" for name, value in found.items())
-            notes.append(f"Warning: the runs differ in {fact.replace('_', ' ')} ({listed}).")
-    banners = {name: values["banner"] for name, values in metrics.items() if values.get("banner")}
+            notes.append(f"Warning: the runs differ in {fact} ({listed}).")
+    banners = {name: found.banner for name, found in metrics.items() if found.banner}
     if banners and len(banners) < len(metrics):
-        notes.append("Warning: a banner stands on some of the runs only; their figures do not mean the same.")
+        notes.append("Warning: only some of the runs have a banner; their metrics do not mean the same.")
     notes += [f"{name}: {banner}" for name, banner in banners.items()]
-    selected = sorted({str(values.get("selected_on")) for values in metrics.values()})
-    if part == "validation" and selected:
+    selected = sorted({str(found.selected_on) for found in metrics.values()})
+    if split == "validation" and selected:
         if len(metrics) == len(entries):
             whom = "these models: it flatters all of them"
         else:
@@ -192,15 +196,15 @@ def _group_seeds(entries: list[Entry]) -> dict[str, dict[int, Entry]]:
     return {name: members for name, members in groups.items() if len(members) > 1}
 
 
-def _describe_system(name: str, members: dict[int, Entry], matched: dict[str, Predictions]) -> dict[str, Any]:
+def _describe_system(name: str, members: dict[int, Entry], matched: dict[str, Predictions]) -> System:
     accuracies = [float(matched[entry.name].correct.mean()) for entry in members.values()]
-    return {
-        "name": name,
-        "runs": [entry.name for entry in members.values()],
-        "seeds": list(members),
-        "mean": float(np.mean(accuracies)),
-        "sd": float(np.std(accuracies, ddof=1)),
-    }
+    return System(
+        name=name,
+        runs=[entry.name for entry in members.values()],
+        seeds=list(members),
+        mean=float(np.mean(accuracies)),
+        sd=float(np.std(accuracies, ddof=1)),
+    )
 
 
 def _find_failures(entries: list[Entry]) -> dict[str, str]:
@@ -209,22 +213,21 @@ def _find_failures(entries: list[Entry]) -> dict[str, str]:
     return {name: f"{name}: {why}" for name, why in found.items() if why is not None}
 
 
-def _withdraw_verdict(pair: dict[str, Any], reasons: list[str]) -> None:
-    """Note which of a pair's trainings did not learn, and put that in the place of the verdict."""
-    pair["not_learned"] = reasons
-    if reasons:
-        pair["sentence"] = describe_no_conclusion((pair["a"], pair["b"]), reasons)
-        for verdict in ("told_apart", "is_larger_than_chance"):
-            if verdict in pair:
-                pair[verdict] = False
+def _withdraw_verdict(pair: ModelPair, failures: dict[str, str]) -> ModelPair:
+    """Return a pair that says which of its two trainings did not learn, instead of a verdict, where one did not."""
+    reasons = [failures[name] for name in (pair.a, pair.b) if name in failures]
+    if not reasons:
+        return pair.model_copy(update={"not_learned": []})
+    sentence = describe_no_conclusion((pair.a, pair.b), reasons)
+    return pair.model_copy(update={"not_learned": reasons, "sentence": sentence, "is_significant": False})
 
 
 def _compare_systems(
     systems: dict[str, dict[int, Entry]], matched: dict[str, Predictions], failures: dict[str, str]
-) -> list[dict[str, Any]]:
+) -> list[ArmPair]:
     """Return the differences of systems over the seeds that both have, where these are two or more.
 
-    `p_holm` is the p-value corrected by Holm over all these pairs.
+    Their p values are corrected by Holm over all these pairs.
     """
     names, compared = list(systems), []
     for position, a in enumerate(names):
@@ -232,15 +235,9 @@ def _compare_systems(
             seeds = sorted(systems[a].keys() & systems[b].keys())
             if len(seeds) > 1:
                 pairs = [(matched[systems[a][seed].name], matched[systems[b][seed].name]) for seed in seeds]
-                result = compare_seeds(pairs, names=(a, b))
-                compared.append({"a": a, "b": b, "sentence": describe_difference(result), **result})
-    corrected = compute_holm([pair["p_value"] for pair in compared])
-    for pair, p_holm in zip(compared, corrected, strict=True):
-        pair["p_holm"] = p_holm
-        if len(compared) > 1:
-            pair["num_pairs"] = len(compared)
-            pair["is_larger_than_chance"] = pair["is_larger_than_chance"] and p_holm < 1 - pair["level"]
-            pair["sentence"] = describe_difference(pair)
-        members = [entry.name for name in (pair["a"], pair["b"]) for entry in systems[name].values()]
-        _withdraw_verdict(pair, [failures[name] for name in members if name in failures])
-    return compared
+                compared.append(ArmPair.of(compare_seeds(pairs, names=(a, b))))
+    concluded = []
+    for pair in correct_pairs(compared):
+        members = [entry.name for name in (pair.a, pair.b) for entry in systems[name].values()]
+        concluded.append(conclude_pair(pair, [failures[name] for name in members if name in failures]))
+    return concluded

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import DlferError, TrainingStopped
 from dlfer.report.comparison import write_comparison_report
+from dlfer.runs.comparison_record import ComparisonRecord
 from dlfer.runs.find import default_runs_folder
 from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run, create_run
@@ -56,8 +56,8 @@ def create_comparison_run(config: ExperimentConfig, plan: Plan, options: RunOpti
 def carry_out(
     comparison: Comparison,
     run_members: Callable[[Comparison], None],
-    conclude: Callable[[Comparison], dict[str, Any]],
-    show: Callable[[dict[str, Any]], None],
+    conclude: Callable[[Comparison], ComparisonRecord],
+    show: Callable[[ComparisonRecord], None],
 ) -> Path:
     """Run what is not finished, write comparison.json and the page, show the table; return the folder.
 
@@ -93,13 +93,13 @@ def carry_out(
 
 
 def _write_results(
-    comparison: Comparison, conclude: Callable[[Comparison], dict[str, Any]], show: Callable[[dict[str, Any]], None]
+    comparison: Comparison, conclude: Callable[[Comparison], ComparisonRecord], show: Callable[[ComparisonRecord], None]
 ) -> Path:
-    values = conclude(comparison)
-    comparison.run.write_json("comparison.json", values)
+    found = conclude(comparison)
+    found.write(comparison.run.path)
     report = write_comparison_report(comparison.run.path)
     comparison.say("")
-    show(values)
+    show(found)
     return report
 
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,10 @@ from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.predictions import Predictions, read_predictions
+from dlfer.runs.evaluations import require_metrics
 from dlfer.runs.files import write_atomically
+from dlfer.runs.metrics_record import Metrics
+from dlfer.runs.records import Cost
 from dlfer.runs.run import RUN_FILE, Run
 
 MEMBERS_FILE = "members.csv"
@@ -45,7 +49,6 @@ class Member:
         path: of its run directory, once it has begun.
         status: "pending", "running", "finished", "stopped" or "failed".
         error: the first line of what went wrong.
-        record: what the files of its finished run say; filled when first asked for.
     """
 
     arm: str
@@ -54,7 +57,6 @@ class Member:
     path: str = ""
     status: str = "pending"
     error: str = ""
-    record: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def title(self) -> str:
@@ -74,14 +76,15 @@ class Member:
         """Note what went wrong."""
         self.status, self.error = "failed", (str(error).splitlines() or [type(error).__name__])[0]
 
-    def read_record(self) -> dict[str, Any]:
-        """Return {"metrics", "cost"} of the finished run; the files are read once."""
-        if not self.record:
-            self.record = {
-                "metrics": self.run.read_metrics(),
-                "cost": self.run.read_json(RUN_FILE)["cost"],
-            }
-        return self.record
+    @cached_property
+    def metrics(self) -> Metrics:
+        """The metrics of the finished run."""
+        return require_metrics(self.path)
+
+    @cached_property
+    def cost(self) -> Cost:
+        """What the finished run took."""
+        return self.run.record.cost or Cost()
 
     def read_part(self, part: str) -> Predictions | None:
         """Return the predictions of a part; None where there are none."""
@@ -161,15 +164,13 @@ def _find_folder(run: Run, path: str) -> str:
 def _make_row(member: Member) -> dict[str, Any]:
     row = {name: getattr(member, name) for name in ("arm", "seed", "path", "status", "error")}
     if member.path:
-        row["digest"] = member.run.read_json(RUN_FILE)["config_digest"][:8]
+        row["digest"] = (member.run.record.config_digest or "")[:8]
     if member.status != "finished":
         return row
-    record = member.read_record()
-    metrics, cost = record["metrics"], record["cost"]
-    judged = metrics["test"] or metrics["validation"]
-    row |= {f"{part}_accuracy": metrics[part]["accuracy"]["value"] for part in PARTS if metrics[part]}
+    metrics, cost = member.metrics, member.cost
+    row |= {f"{part}_accuracy": metrics.get(part).accuracy.value for part in PARTS if metrics.get(part)}
     return row | {
-        "macro_f1": judged["macro_f1"]["value"],
-        "seconds": cost["finetune_seconds"],
-        "pretrain_seconds": cost["pretrain_seconds"],
+        "macro_f1": metrics.judged.macro_f1.value,
+        "seconds": cost.finetune_seconds,
+        "pretrain_seconds": cost.pretrain_seconds,
     }

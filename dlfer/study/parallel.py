@@ -170,8 +170,7 @@ def _note_end(pool: _Pool, member: Member, code: int = 0) -> None:
 
 def _describe_figures(pool: _Pool, member: Member) -> str:
     """Return a finished member's accuracy on validation, and how long the others will take."""
-    metrics = member.read_record()["metrics"]
-    text = f"validation {format_percent(metrics['validation']['accuracy']['value'])}"
+    text = f"validation {format_percent(member.metrics.validation.accuracy.value)}"
     num_left = len(pool.waiting) + len(pool.active)
     if num_left and pool.seconds:
         seconds = sum(pool.seconds) / len(pool.seconds) * num_left / len(pool.places)

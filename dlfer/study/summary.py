@@ -1,9 +1,8 @@
-"""comparison.json: the table of arms, their differences from one of them, and the notes that belong to them."""
+"""The table of arms of a comparison, their differences from one of them, and the notes that belong to them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -12,59 +11,79 @@ from dlfer.metrics.paired import compare_seeds, describe_difference
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.seeds import compute_seed_summary
 from dlfer.metrics.several import compute_holm
-from dlfer.study.members import PARTS, Member
+from dlfer.runs.comparison_record import ArmPair, ArmRow, PairedTest, SeedEstimate
+from dlfer.study.members import Member
 
 Finished = Mapping[str, Sequence[Member]]
+"""Arm -> its finished members, at least one."""
 
 
-def summarise_arm(arm: str, members: Sequence[Member]) -> dict[str, Any]:
-    """Return a row of the table: {"arm", "seeds", "train", "validation", "test"}, a part without predictions None."""
-    row: dict[str, Any] = {"arm": arm, "seeds": [member.seed for member in members]}
-    for part in PARTS:
-        several = [member.read_part(part) for member in members]
-        row[part] = summarise_accuracy([predictions for predictions in several if predictions is not None])
-    return row
+def summarise_arm(arm: str, members: Sequence[Member]) -> ArmRow:
+    """Return the accuracy of an arm on each split, None where it has no predictions."""
+    return ArmRow(
+        arm=arm,
+        seeds=[member.seed for member in members],
+        train=_summarise_split(members, "train"),
+        validation=_summarise_split(members, "validation"),
+        test=_summarise_split(members, "test"),
+    )
 
 
-def summarise_accuracy(several: Sequence[Predictions]) -> dict[str, Any] | None:
-    """Return the mean accuracy over seeds with its 95 % interval: "value", "low", "high", "n", "per_seed".
+def summarise_accuracy(several: Sequence[Predictions]) -> SeedEstimate | None:
+    """Return the mean accuracy over seeds with its 95 % interval; None without any predictions.
 
     Of one seed the interval is Wilson's, over images. Of several it is over images and seeds: where the accuracy of
-    the recipe lies, and not that of these trainings alone; "sd_over_seeds" is given as well.
+    the recipe lies, and not that of these trainings alone.
     """
     if not several:
         return None
     by_id = [dict(zip(p.ids.tolist(), p.correct.tolist(), strict=True)) for p in several]
     summary = compute_seed_summary(np.array([[seed[key] for key in by_id[0]] for seed in by_id], dtype=float))
-    low, high = summary["items_and_seeds"] or summary["items"]
-    accuracy = {"value": summary["value"], "low": low, "high": high, "n": summary["n"], "per_seed": summary["per_seed"]}
-    return accuracy if len(several) == 1 else accuracy | {"sd_over_seeds": summary["sd_over_seeds"]}
+    low, high = summary.items_and_seeds or summary.items
+    accuracy = SeedEstimate(value=summary.value, low=low, high=high, n=summary.n, per_seed=summary.per_seed)
+    return accuracy if len(several) == 1 else accuracy.model_copy(update={"sd_over_seeds": summary.sd_over_seeds})
 
 
-def compare_with(reference: str, finished: Finished, part: str) -> list[dict[str, Any]]:
-    """Compare every other arm with one of them on a part, over the seeds that both finished.
+def compare_with(reference: str, finished: Finished, split: str) -> list[ArmPair]:
+    """Compare every other arm with one of them on a split, over the seeds that both finished.
 
     With several pairs Holm's correction holds over all of them, and its p value decides what is significant. Where a
-    training of either arm did not learn, the pair supports no conclusion: "not_learned" has the reasons, the sentence
+    training of either arm did not learn, the pair supports no conclusion: `not_learned` has the reasons, the sentence
     says so, and nothing is called significant.
     """
     if reference not in finished:
         return []
-    pairs = []
-    for arm, members in finished.items():
-        result = _compare_arms(finished[reference], members, part) if arm != reference else None
-        if result is not None:
-            pairs.append({"a": reference, "b": arm, "part": part, **result})
+    tests = {
+        arm: _compare_arms(finished[reference], members, split) for arm, members in finished.items() if arm != reference
+    }
+    pairs = [ArmPair.of(test, part=split) for test in tests.values() if test is not None]
     failures = {arm: find_failures(members) for arm, members in finished.items()}
-    for pair, p_holm in zip(pairs, compute_holm([pair["p_value"] for pair in pairs]), strict=True):
+    return [conclude_pair(pair, [*failures[pair.a], *failures[pair.b]]) for pair in correct_pairs(pairs)]
+
+
+def correct_pairs(pairs: Sequence[ArmPair]) -> list[ArmPair]:
+    """Return the pairs of one table with p values by Holm; of several pairs these decide what is significant."""
+    corrected = []
+    for pair, p_holm in zip(pairs, compute_holm([pair.p_value for pair in pairs]), strict=True):
+        changes = {"p_holm": p_holm, "num_pairs": len(pairs)}
         if len(pairs) > 1:
-            is_significant = pair["is_larger_than_chance"] and p_holm < 1 - pair["level"]
-            pair |= {"p_holm": p_holm, "num_pairs": len(pairs), "is_larger_than_chance": is_significant}
-        pair["not_learned"] = [*failures[pair["a"]], *failures[pair["b"]]]
-        if pair["not_learned"]:
-            pair["is_larger_than_chance"] = False
-        pair["sentence"] = describe_pair(pair)
-    return pairs
+            changes["is_significant"] = pair.is_significant and p_holm < 1 - pair.level
+        corrected.append(pair.model_copy(update=changes))
+    return corrected
+
+
+def conclude_pair(pair: ArmPair, not_learned: Sequence[str]) -> ArmPair:
+    """Return a pair with its verdict in words; where a training did not learn, nothing is significant.
+
+    Args:
+        pair: corrected for the others of its table.
+        not_learned: a clause for each training of either arm that did not learn.
+    """
+    changes = {"not_learned": list(not_learned), "is_significant": pair.is_significant and not not_learned}
+    changes["sentence"] = describe_difference(pair)
+    if not_learned:
+        changes["sentence"] = describe_no_conclusion((pair.a, pair.b), not_learned)
+    return pair.model_copy(update=changes)
 
 
 def find_failures(members: Sequence[Member]) -> list[str]:
@@ -73,32 +92,25 @@ def find_failures(members: Sequence[Member]) -> list[str]:
     return [f"{title}: {why}" for title, why in found.items() if why is not None]
 
 
-def describe_pair(pair: Mapping[str, Any]) -> str:
-    """Return the verdict on a pair of arms in words; see `compare_with`."""
-    if pair["not_learned"]:
-        return describe_no_conclusion((pair["a"], pair["b"]), pair["not_learned"])
-    return describe_difference(dict(pair))
-
-
-def choose_part(finished: Finished) -> str:
-    """Return the part that the arms are judged on: test, where every finished member has one, else validation."""
-    has_test = all(member.read_record()["metrics"]["test"] for members in finished.values() for member in members)
+def choose_split(finished: Finished) -> str:
+    """Return the split that the arms are judged on: test, where every finished member has one, else validation."""
+    has_test = all(member.metrics.test for members in finished.values() for member in members)
     return "test" if has_test else "validation"
 
 
-def describe_part(part: str, finished: Finished) -> str:
-    """Return the part in words; validation says what it selected."""
-    if part == "test":
+def describe_split(split: str, finished: Finished) -> str:
+    """Return the split in words; that of validation says what selected the models."""
+    if split == "test":
         return "test"
-    selected_on = sorted({str(m.read_record()["metrics"]["selected_on"]) for some in finished.values() for m in some})
+    selected_on = sorted({str(member.metrics.selected_on) for members in finished.values() for member in members})
     return f"validation ({', '.join(selected_on)}, used for selection)"
 
 
 def collect_notes(finished: Finished, judged_on: str) -> list[str]:
-    """Return what part and protocol the figures are of, the members' banners, and what one seed leaves open."""
-    metrics = [member.read_record()["metrics"] for members in finished.values() for member in members]
-    notes = [f"Judged on {judged_on}, protocol {', '.join(sorted({m['protocol'] for m in metrics}))}."]
-    notes += dict.fromkeys(m["banner"] for m in metrics if m["banner"])
+    """Return the judged split and the protocol, the members' banners, and what the number of seeds leaves open."""
+    metrics = [member.metrics for members in finished.values() for member in members]
+    notes = [f"Judged on {judged_on}, protocol {', '.join(sorted({str(m.protocol) for m in metrics}))}."]
+    notes += dict.fromkeys(m.banner for m in metrics if m.banner)
     if max(len(members) for members in finished.values()) == 1:
         notes.append(
             "One seed in each arm: the intervals are over images. How much another training would differ is not known, so "
@@ -112,8 +124,13 @@ def collect_notes(finished: Finished, judged_on: str) -> list[str]:
     return notes
 
 
-def _compare_arms(a: Sequence[Member], b: Sequence[Member], part: str) -> dict[str, Any] | None:
+def _summarise_split(members: Sequence[Member], split: str) -> SeedEstimate | None:
+    several = [member.read_part(split) for member in members]
+    return summarise_accuracy([predictions for predictions in several if predictions is not None])
+
+
+def _compare_arms(a: Sequence[Member], b: Sequence[Member], split: str) -> PairedTest | None:
     of_b = {member.seed: member for member in b}
-    pairs = [(m.read_part(part), of_b[m.seed].read_part(part)) for m in a if m.seed in of_b]
+    pairs = [(member.read_part(split), of_b[member.seed].read_part(split)) for member in a if member.seed in of_b]
     pairs = [(x, y) for x, y in pairs if x is not None and y is not None]
     return compare_seeds(pairs, names=(a[0].arm, b[0].arm)) if pairs else None

@@ -1,7 +1,7 @@
 """A sweep: every cell of a grid with every seed, each an ordinary run in a process of its own.
 
-The cells are ranked on validation. The test part is opened once by each member, at its end, and its
-figures stand beside; they rank nothing.
+The cells are ranked on validation. Each member opens the test split once, at its end; the metrics on test are shown as
+well, and rank nothing.
 """
 
 from __future__ import annotations
@@ -22,21 +22,22 @@ from dlfer.config.grid import Cell, list_cells
 from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError
-from dlfer.report.best_cells import format_best_tables
+from dlfer.report.best_cells import SCORES, format_best_tables
 from dlfer.report.sweep import format_sweep_table
+from dlfer.runs.comparison_record import ArmPair, ArmRow, ComparisonRecord, UnfinishedMember
 from dlfer.runs.files import write_atomically
 from dlfer.runs.find import open_run
 from dlfer.runs.options import RunOptions
 from dlfer.study.best_cells import BEST_FILE, choose_best_cells, write_best_csv
 from dlfer.study.execute import Comparison, carry_out, create_comparison_run
-from dlfer.study.members import Plan, group_finished
+from dlfer.study.members import Member, Plan, group_finished
 from dlfer.study.parallel import run_in_processes
 from dlfer.study.summary import (
     Finished,
-    choose_part,
+    choose_split,
     collect_notes,
     compare_with,
-    describe_part,
+    describe_split,
     summarise_arm,
 )
 from dlfer.study.workers import list_gpu_ids, make_places
@@ -128,133 +129,139 @@ def _explain(config: ExperimentConfig, plan: Plan, options: RunOptions) -> None:
     )
 
 
-def _conclude(comparison: Comparison) -> dict[str, Any]:
-    """Return comparison.json, the best cell on validation first, and write sweep.csv and best.csv beside it."""
+def _conclude(comparison: Comparison) -> ComparisonRecord:
+    """Return the cells, the best on validation first, and write sweep.csv and best.csv."""
     config, members = comparison.config, comparison.members
     cells = {cell.name: cell for cell in list_cells(config)}
     finished = group_finished(members)
     rows = [_make_row(cells[arm], some, config.sweep.rank_by) for arm, some in finished.items()]
-    rows.sort(key=lambda row: -row["ranked_by"])
-    for number, row in enumerate(rows, start=1):
-        row["rank"] = number
-    unfinished = [
-        {"arm": member.arm, "seed": member.seed, "status": member.status, "error": member.error}
-        for member in members
-        if member.status != "finished"
-    ]
-    values: dict[str, Any] = {
-        "table": rows,
-        "paired": [],
-        "notes": ["No member finished."],
-        "judged_on": None,
-        "rank_by": config.sweep.rank_by,
-        "axes": list(config.sweep.grid),
-        "reference": None,
-        "unfinished": unfinished,
-        "best_of": None,
-    }
+    rows.sort(key=lambda row: -row.ranked_by)
+    rows = [row.model_copy(update={"rank": number}) for number, row in enumerate(rows, start=1)]
+    found = ComparisonRecord(
+        table=rows,
+        paired=[],
+        notes=["No member finished."],
+        judged_on=None,
+        rank_by=config.sweep.rank_by,
+        axes=list(config.sweep.grid),
+        reference=None,
+        unfinished=[
+            UnfinishedMember(arm=member.arm, seed=member.seed, status=member.status, error=member.error)
+            for member in members
+            if member.status != "finished"
+        ],
+        best_of=None,
+    )
     if rows:
-        part = choose_part(finished)
-        reference = config.sweep.reference or rows[0]["arm"]
-        pairs = compare_with(reference, finished, part)
-        order = [row["arm"] for row in rows]
-        values |= {
-            "judged_on": describe_part(part, finished),
+        split = choose_split(finished)
+        reference = config.sweep.reference or rows[0].arm
+        pairs = compare_with(reference, finished, split)
+        order = [row.arm for row in rows]
+        changes = {
+            "judged_on": describe_split(split, finished),
             "reference": reference,
-            "paired": sorted(pairs, key=lambda pair: order.index(pair["b"])),
-            "notes": _write_notes(comparison, finished, rows, pairs, part=part),
-            "best_of": choose_best_cells(config.sweep, cells, rows, finished, part=part),
+            "paired": sorted(pairs, key=lambda pair: order.index(pair.b)),
+            "notes": _write_notes(comparison, finished, rows, pairs, split=split),
+            "best_of": choose_best_cells(config.sweep, cells, rows, finished, split=split),
         }
-    if values["best_of"] is not None:
-        write_best_csv(comparison.run.path / BEST_FILE, values["best_of"])
+        found = found.model_copy(update=changes)
+    if found.best_of is not None:
+        write_best_csv(comparison.run.path / BEST_FILE, found.best_of)
     _write_csv(comparison, cells, rows)
-    return values
+    return found
 
 
-def _make_row(cell: Cell, members: Sequence, rank_by: str) -> dict[str, Any]:
+def _make_row(cell: Cell, members: Sequence[Member], rank_by: str) -> ArmRow:
     """Return a cell's row: that of any arm, with its settings, macro F1 (mean over seeds) and time."""
-    records = [member.read_record() for member in members]
     row = summarise_arm(cell.name, members)
-    for part in ("validation", "test"):
-        found = [record["metrics"][part]["macro_f1"]["value"] for record in records if record["metrics"][part]]
-        row[f"{part}_macro_f1"] = float(np.mean(found)) if found else None
-    ranked_by = row["validation"]["value"] if rank_by == "accuracy" else row["validation_macro_f1"]
-    seconds = float(np.mean([record["cost"]["finetune_seconds"] for record in records]))
-    return row | {"settings": cell.settings, "ranked_by": ranked_by, "seconds": seconds}
+    macro_f1 = _average_macro_f1(members, "validation")
+    changes = {
+        "validation_macro_f1": macro_f1,
+        "test_macro_f1": _average_macro_f1(members, "test"),
+        "settings": cell.settings,
+        "ranked_by": row.validation.value if rank_by == "accuracy" else macro_f1,
+        "seconds": float(np.mean([member.cost.finetune_seconds for member in members])),
+    }
+    return row.model_copy(update=changes)
+
+
+def _average_macro_f1(members: Sequence[Member], split: str) -> float | None:
+    found = [scores.macro_f1.value for scores in (member.metrics.get(split) for member in members) if scores]
+    return float(np.mean(found)) if found else None
 
 
 def _write_notes(
     comparison: Comparison,
     finished: Finished,
-    rows: Sequence[dict[str, Any]],
-    pairs: Sequence[dict[str, Any]],
+    rows: Sequence[ArmRow],
+    pairs: Sequence[ArmPair],
     *,
-    part: str,
+    split: str,
 ) -> list[str]:
     """Return what a reader must know: what ranked the cells, what that costs, and what was compared with what."""
-    reference = comparison.plan.reference or rows[0]["arm"]
-    figure = {"accuracy": "accuracy", "macro_f1": "macro F1"}[comparison.config.sweep.rank_by]
-    validation = describe_part("validation", finished)
+    reference = comparison.plan.reference or rows[0].arm
+    metric = SCORES[comparison.config.sweep.rank_by]
+    validation = describe_split("validation", finished)
     num_members = sum(len(members) for members in finished.values())
     notes = [
-        f"Ranked by {figure} on {validation}. The best of {len(rows)} cells has been chosen by these very images, so "
-        f"that its validation figure is too good by an unknown amount{_describe_luck(rows)}."
+        f"Ranked by {metric} on {validation}. The best of {len(rows)} cells has been chosen by these very images, so "
+        f"that its {metric} on validation is too good by an unknown amount{_describe_luck(rows)}."
     ]
-    if part == "test":
+    if split == "test":
         notes.append(
             f"Test has ranked nothing: it was opened once by each of {num_members} finished members, at its end. "
-            "Report the test figure of the best on validation; choosing a cell by its test figure would make that too "
+            "Report the metrics on test of the cell that is best on validation; if test chose the cell, they would be too "
             "good as well."
         )
     else:
         notes.append(
-            "There is no test part: nothing here tells how good the best cell is on images that chose nothing. "
+            "There is no test split: nothing here shows how good the best cell is on images that chose nothing. "
             "Set finetune.data.select_on, or judge it on other data."
         )
     why = "named beforehand" if comparison.plan.reference else "the best on validation"
     if pairs:
         notes.append(
-            f"The others are compared with {reference!r}, {why}, on {describe_part(part, finished)}"
+            f"The others are compared with {reference!r}, {why}, on {describe_split(split, finished)}"
             + (f", and Holm's correction holds over all {len(pairs)} pairs." if len(pairs) > 1 else ".")
-            + (" The choice flatters it here." if part == "validation" and not comparison.plan.reference else "")
+            + (" The choice flatters it here." if split == "validation" and not comparison.plan.reference else "")
         )
-    if len({tuple(row["seeds"]) for row in rows}) > 1:
+    if len({tuple(row.seeds) for row in rows}) > 1:
         notes.append("The cells differ in which of their seeds finished; their means are not over the same seeds.")
     counts = Counter(member.status for member in comparison.members if member.status != "finished")
     if counts:
         listed = ", ".join(f"{count} {status}" for status, count in counts.items())
         notes.append(f"Not in the table: {listed} of {len(comparison.members)} members.")
-    return [*notes, *collect_notes(finished, describe_part(part, finished))]
+    return [*notes, *collect_notes(finished, describe_split(split, finished))]
 
 
-def _describe_luck(rows: Sequence[dict[str, Any]]) -> str:
-    """Say how far the best of k equally good cells would stand above them by the luck of the images.
+def _describe_luck(rows: Sequence[ArmRow]) -> str:
+    """Say how far the best of k equally good cells would be above them by the luck of the images.
 
-    The largest of k independent normal figures lies near the quantile (k - 0.375) / (k + 0.25) (Blom, 1958).
+    The largest of k independent normal values lies near the quantile (k - 0.375) / (k + 0.25) (Blom, 1958).
     The cells share their images, so that it is less: an upper bound.
     """
     if len(rows) < 2:
         return ""
-    value = float(np.mean([row["validation"]["value"] for row in rows]))
-    error = np.sqrt(value * (1 - value) / rows[0]["validation"]["n"])
+    value = float(np.mean([row.validation.value for row in rows]))
+    error = np.sqrt(value * (1 - value) / rows[0].validation.n)
     points = 100 * error * NormalDist().inv_cdf((len(rows) - 0.375) / (len(rows) + 0.25))
-    return f"; were all equally good, the luckiest would still stand up to about {points:.1f} points of accuracy above"
+    return f"; were all equally good, the luckiest would still be up to about {points:.1f} percentage points of accuracy above"
 
 
-def _write_csv(comparison: Comparison, cells: dict[str, Cell], rows: Sequence[dict[str, Any]]) -> None:
+def _write_csv(comparison: Comparison, cells: dict[str, Cell], rows: Sequence[ArmRow]) -> None:
     """Write sweep.csv: a row for each cell, the ranked ones first, then those of which no member finished."""
     axes = list(comparison.config.sweep.grid)
-    table = [_make_csv_row(row, cells[row["arm"]]) for row in rows]
-    ranked = {row["arm"] for row in rows}
+    table = [_make_csv_row(row, cells[row.arm]) for row in rows]
+    ranked = {row.arm for row in rows}
     for name, cell in cells.items():
         if name not in ranked:
             of_cell = [member for member in comparison.members if member.arm == name]
             error = next((member.error for member in of_cell if member.error), "")
             statuses = dict.fromkeys(member.status for member in of_cell)
             table.append({"cell": name, **cell.settings, "status": " ".join(statuses), "error": error})
-    figures = ("accuracy", "low", "high", "sd_over_seeds", "macro_f1", "n")
+    metrics = ("accuracy", "low", "high", "sd_over_seeds", "macro_f1", "n")
     columns = ["rank", "cell", *axes, "status", "num_seeds"]
-    columns += [f"{part}_{figure}" for part in ("validation", "test") for figure in figures]
+    columns += [f"{split}_{metric}" for split in ("validation", "test") for metric in metrics]
     columns += ["train_accuracy", "seconds", "error"]
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(columns)), lineterminator="\n")
@@ -263,29 +270,37 @@ def _write_csv(comparison: Comparison, cells: dict[str, Cell], rows: Sequence[di
     write_atomically(comparison.run.path / SWEEP_FILE, text.getvalue())
 
 
-def _make_csv_row(row: dict[str, Any], cell: Cell) -> dict[str, Any]:
-    values = {**cell.settings, "rank": row["rank"], "cell": cell.name, "status": "finished"}
-    values |= {"num_seeds": len(row["seeds"]), "seconds": row["seconds"]}
-    if row["train"]:
-        values["train_accuracy"] = row["train"]["value"]
-    for part in ("validation", "test"):
-        if row[part]:
-            values |= {f"{part}_accuracy": row[part]["value"], f"{part}_macro_f1": row[f"{part}_macro_f1"]}
-            values |= {f"{part}_{name}": row[part].get(name) for name in ("low", "high", "n", "sd_over_seeds")}
+def _make_csv_row(row: ArmRow, cell: Cell) -> dict[str, Any]:
+    values = {**cell.settings, "rank": row.rank, "cell": cell.name, "status": "finished"}
+    values |= {"num_seeds": len(row.seeds), "seconds": row.seconds}
+    if row.train:
+        values["train_accuracy"] = row.train.value
+    for split, macro_f1 in (("validation", row.validation_macro_f1), ("test", row.test_macro_f1)):
+        accuracy = row.get(split)
+        if accuracy is not None:
+            of_split = {
+                "accuracy": accuracy.value,
+                "macro_f1": macro_f1,
+                "low": accuracy.low,
+                "high": accuracy.high,
+                "n": accuracy.n,
+                "sd_over_seeds": accuracy.sd_over_seeds,
+            }
+            values |= {f"{split}_{name}": value for name, value in of_split.items()}
     return values
 
 
-def _show(values: dict[str, Any]) -> None:
+def _show(found: ComparisonRecord) -> None:
     from rich.console import Console
 
     console = Console(file=sys.stderr, highlight=False)
-    for table in (format_sweep_table(values), *format_best_tables(values["best_of"])):
+    for table in (format_sweep_table(found), *format_best_tables(found.best_of)):
         console.print(table)
-    for pair in values["paired"][:_SHOWN_PAIRS]:
-        console.print(pair["sentence"], markup=False, soft_wrap=True, style="bold red" if pair["not_learned"] else None)
-    if len(values["paired"]) > _SHOWN_PAIRS:
-        _say(f"... and {len(values['paired']) - _SHOWN_PAIRS} more comparisons in the report.")
-    for note in values["notes"]:
+    for pair in found.paired[:_SHOWN_PAIRS]:
+        console.print(pair.sentence, markup=False, soft_wrap=True, style="bold red" if pair.not_learned else None)
+    if len(found.paired) > _SHOWN_PAIRS:
+        _say(f"... and {len(found.paired) - _SHOWN_PAIRS} more comparisons in the report.")
+    for note in found.notes:
         _say(note)
 
 

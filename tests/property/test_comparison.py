@@ -51,9 +51,9 @@ def test_cochran_equals_statsmodels_and_ignores_unanimous_images(k, n, seed):
     sums = correct.sum(axis=0)
     if ((sums > 0) & (sums < k)).any():
         expected = tables.cochrans_q(correct.T.astype(int))
-        assert (found["statistic"], found["p"]) == pytest.approx((expected.statistic, expected.pvalue))
+        assert (found.statistic, found.p) == pytest.approx((expected.statistic, expected.pvalue))
     else:
-        assert found["p"] == 1.0
+        assert found.p == 1.0
 
 
 @given(st.floats(0.001, 0.3), st.floats(0, 0.5))
@@ -85,9 +85,9 @@ def test_groups_are_complete_and_their_accuracies_average_to_the_whole(n, num_gr
     predictions = draw_predictions(n, seed)
     generator = np.random.default_rng(seed)
     values = {str(name): f"g{generator.integers(num_groups)}" for name in predictions.ids}
-    scores = compute_group_scores(predictions, {"group": values})["attributes"]["group"]
-    groups = scores["groups"].values()
-    assert sum(group["n"] for group in groups) == n
-    assert sum(group["n"] * group["accuracy"]["value"] for group in groups) == pytest.approx(predictions.correct.sum())
-    gap = scores["gaps"]["accuracy"]
-    assert gap is None or 0 <= gap["low"] <= gap["value"] <= gap["high"] <= 1
+    scores = compute_group_scores(predictions, {"group": values}).attributes["group"]
+    groups = scores.groups.values()
+    assert sum(group.n for group in groups) == n
+    assert sum(group.n * group.accuracy.value for group in groups) == pytest.approx(predictions.correct.sum())
+    gap = scores.gaps.accuracy
+    assert gap is None or 0 <= gap.low <= gap.value <= gap.high <= 1

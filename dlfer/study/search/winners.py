@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from dlfer.errors import DlferError
-from dlfer.study.ablation import WITH, WITHOUT, list_arm_keys, show_comparison
+from dlfer.runs.comparison_record import ComparisonRecord, WinnerRun
+from dlfer.study.ablation import WITH, WITHOUT, compare_arms, show_comparison
 from dlfer.study.members import Member, group_finished
 from dlfer.study.search.board import find_best
 from dlfer.study.search.objective import TrialFailed
 from dlfer.study.search.trials import TrialRunner
-from dlfer.study.summary import choose_part, collect_notes, compare_with, describe_part, summarise_arm
 
 if TYPE_CHECKING:
     from dlfer.study.search.run import Search
@@ -38,7 +38,7 @@ def compare_winners(search: Search) -> None:
             raise DlferError(f"The winner {member.title} failed: {failure}") from None
         member.path, member.status = str(runner.find_run(member.overrides).path.resolve()), "finished"
     comparison = _conclude(search, members)
-    search.run.write_json("comparison.json", comparison)
+    comparison.write(search.run.path)
     show_comparison(comparison, search.view.console)
 
 
@@ -59,21 +59,14 @@ def _plan_members(search: Search) -> list[Member]:
     return members
 
 
-def _conclude(search: Search, members: list[Member]) -> dict[str, Any]:
+def _conclude(search: Search, members: list[Member]) -> ComparisonRecord:
     finished = group_finished(members)
-    part = choose_part(finished)
-    judged_on = describe_part(part, finished)
     counts = {arm.name: len(records) for arm, records in search.arms.values()}
     tuned = (
         f"Each arm stands for the best of its own search on validation, of {counts[WITH]} trials {WITH} and of "
         f"{counts[WITHOUT]} {WITHOUT}, with the same engine, seed and ranges."
     )
-    return {
-        "table": [summarise_arm(arm, some) for arm, some in finished.items()],
-        "paired": compare_with(WITH, finished, part),
-        "notes": [tuned, *collect_notes(finished, judged_on)],
-        "judged_on": judged_on,
-        "arm_keys": list_arm_keys(finished),
-        "winners": {arm: some[0].overrides for arm, some in finished.items()},
-        "runs": [{"arm": member.arm, "seed": member.seed, "run": member.run.path.name} for member in members],
-    }
+    found = compare_arms(WITH, finished)
+    runs = [WinnerRun(arm=member.arm, seed=member.seed, run=member.run.path.name) for member in members]
+    winners = {arm: some[0].overrides for arm, some in finished.items()}
+    return found.model_copy(update={"notes": [tuned, *found.notes], "winners": winners, "runs": runs})

@@ -26,12 +26,12 @@ def make_pair(both: int, a_only: int, b_only: int, neither: int) -> tuple[Predic
 def test_counts_and_difference_do_not_depend_on_the_order_of_rows():
     a, b = make_pair(60, 25, 10, 5)
     result = paired.compare_paired(a, b)
-    assert (result["both_right"], result["a_only"], result["b_only"], result["both_wrong"]) == (60, 25, 10, 5)
-    assert result["difference"]["value"] == pytest.approx(15.0)
-    assert (result["accuracy_a"], result["accuracy_b"]) == (0.85, 0.70)
+    assert (result.both_right, result.a_only, result.b_only, result.both_wrong) == (60, 25, 10, 5)
+    assert result.difference.value == pytest.approx(15.0)
+    assert (result.accuracy_a, result.accuracy_b) == (0.85, 0.70)
     shuffled = b.take(np.random.default_rng(0).permutation(100))
     assert paired.compare_paired(a, shuffled) == result
-    assert paired.compare_paired(shuffled, a)["difference"]["low"] == pytest.approx(-result["difference"]["high"])
+    assert paired.compare_paired(shuffled, a).difference.low == pytest.approx(-result.difference.high)
 
 
 @pytest.mark.parametrize(("a_only", "b_only"), [(0, 0), (1, 0), (5, 5), (3, 12), (20, 4)])
@@ -80,20 +80,20 @@ def test_tango_interval_covers():
 
 def test_no_discordant_image_is_no_proof_of_equality():
     result = paired.compare_paired(*make_pair(50, 0, 0, 10))
-    assert result["p_value"] == 1.0
-    assert result["difference"]["low"] < -3
-    assert result["difference"]["high"] > 3
-    assert result["required_n"] is None
+    assert result.p_value == 1.0
+    assert result.difference.low < -3
+    assert result.difference.high > 3
+    assert result.required_n is None
     assert "no significant difference (" in paired.describe_difference(result)
 
 
 @pytest.mark.parametrize("counts", [(1, 0, 0, 0), (0, 1, 0, 0), (0, 0, 1, 0), (0, 0, 0, 1)])
 def test_one_image_is_never_significant(counts):
     result = paired.compare_paired(*make_pair(*counts))
-    low, value, high = (result["difference"][key] for key in ("low", "value", "high"))
+    low, value, high = result.difference.low, result.difference.value, result.difference.high
     assert -100 <= low <= value <= high <= 100
-    assert result["p_value"] == 1.0
-    assert not result["is_larger_than_chance"]
+    assert result.p_value == 1.0
+    assert not result.is_significant
     assert "n = 1): no significant difference" in paired.describe_difference(result)
 
 
@@ -151,7 +151,7 @@ def test_sentences():
         "0.7 percentage points of accuracy (95 % interval -0.5 to 1.9, n = 3,589): no significant difference; about "
         "23,000 images would be needed for a power of 80 %, if the true difference is the observed one (" in sentence
     )
-    assert 22_000 < open_result["required_n"] <= 23_000
+    assert 22_000 < open_result.required_n <= 23_000
 
 
 def test_no_sentence_says_minus_zero():
@@ -172,36 +172,36 @@ def make_seeds(num_seeds: int, n: int, gain: float, seed_sd: float, seed: int) -
 def test_seeds_are_averaged_and_their_standard_deviation_is_given():
     pairs = make_seeds(3, 400, 0.08, 0.0, seed=0)
     result = paired.compare_seeds(pairs, names=("x", "y"))
-    single = [paired.compare_paired(*pair)["difference"]["value"] for pair in pairs]
-    assert result["differences"] == pytest.approx(single)
-    assert result["difference"]["value"] == pytest.approx(np.mean(single))
-    assert result["sd_over_seeds"] == pytest.approx(np.std(single, ddof=1))
+    single = [paired.compare_paired(*pair).difference.value for pair in pairs]
+    assert result.differences == pytest.approx(single)
+    assert result.difference.value == pytest.approx(np.mean(single))
+    assert result.sd_over_seeds == pytest.approx(np.std(single, ddof=1))
     accuracies = [[100 * pair[side].correct.mean() for pair in pairs] for side in (0, 1)]
-    assert [result["sd_a"], result["sd_b"]] == pytest.approx([np.std(some, ddof=1) for some in accuracies])
-    assert (result["num_seeds"], result["scope"]) == (3, "recipes")
+    assert [result.sd_a, result.sd_b] == pytest.approx([np.std(some, ddof=1) for some in accuracies])
+    assert (result.num_seeds, result.scope) == (3, "recipes")
     sentence = paired.describe_difference(result)
     assert "3 seeds, n = 400" in sentence
-    assert f"standard deviation over seeds {result['sd_a']:.1f} and {result['sd_b']:.1f} percentage points" in sentence
+    assert f"standard deviation over seeds {result.sd_a:.1f} and {result.sd_b:.1f} percentage points" in sentence
 
 
 def test_what_is_needed_is_named_with_power_and_assumption():
     result = paired.compare_seeds(make_seeds(3, 2000, 0.01, 0.02, seed=4), names=("x", "y"))
-    assert not result["is_larger_than_chance"]
-    more, sentence = result["more"], paired.describe_difference(result)
-    assert more["power"] == 0.8
-    assert more["seeds"] > 3
+    assert not result.is_significant
+    more, sentence = result.more, paired.describe_difference(result)
+    assert more.power == 0.8
+    assert more.seeds > 3
     assert "seeds of each on these images would be needed for a power of 80 %" in sentence
     assert "if the true difference is the observed one and trainings and images vary as observed" in sentence
     clear = paired.compare_seeds(make_seeds(3, 2000, 0.3, 0.005, seed=3))
-    assert clear["is_larger_than_chance"]
-    assert clear["more"] is None
+    assert clear.is_significant
+    assert clear.more is None
     assert "would be needed" not in paired.describe_difference(clear)
 
 
 def test_the_interval_over_seeds_covers_where_seeds_matter():
     covered = [
-        result["low"] <= 5 <= result["high"]
-        for result in (paired.compare_seeds(make_seeds(4, 200, 0.05, 0.03, seed=s))["difference"] for s in range(300))
+        result.low <= 5 <= result.high
+        for result in (paired.compare_seeds(make_seeds(4, 200, 0.05, 0.03, seed=s)).difference for s in range(300))
     ]
     assert np.mean(covered) > 0.92
 
@@ -211,23 +211,25 @@ def test_few_images_that_all_favour_one_side_are_no_certainty(n, is_significant)
     a, b = make(np.ones(n, bool)), make(np.zeros(n, bool))
     result = paired.compare_seeds([(a, b)] * 3)
     exact = 2 * 0.5**n  # of one pair of trainings
-    assert exact / 8 < result["p_value"] < 1
-    assert result["is_larger_than_chance"] == is_significant
-    assert result["difference"]["low"] < result["difference"]["value"] == result["difference"]["high"] == 100
+    assert exact / 8 < result.p_value < 1
+    assert result.is_significant == is_significant
+    assert result.difference.low < result.difference.value == result.difference.high == 100
 
 
 def test_seeds_that_never_differ_have_the_interval_of_one():
     a, _ = make_pair(20, 0, 0, 10)
     result, single = paired.compare_seeds([(a, a)] * 2), paired.compare_paired(a, a)
-    assert result["difference"] == single["difference"]
-    assert result["difference"]["low"] < 0 < result["difference"]["high"]
-    assert (result["p_value"], result["is_larger_than_chance"], result["required_n"]) == (1.0, False, None)
+    assert result.difference == single.difference
+    assert result.difference.low < 0 < result.difference.high
+    assert (result.p_value, result.is_significant, result.required_n) == (1.0, False, None)
 
 
 def test_one_seed_is_the_paired_comparison():
     a, b = make_pair(60, 25, 10, 5)
     result = paired.compare_seeds([(a, b)], names=("x", "y"))
-    assert result == {**paired.compare_paired(a, b, names=("x", "y")), "num_seeds": 1, "scope": "models"}
+    assert result == paired.compare_paired(a, b, names=("x", "y")).model_copy(
+        update={"num_seeds": 1, "scope": "models"}
+    )
     sentence = paired.describe_difference(result)
     assert "The two trained models, x minus y: 15.0 percentage points" in sentence
     assert "a statement about these two trained models on these images" in sentence

@@ -8,6 +8,7 @@ import pytest
 from dlfer.errors import DataError
 from dlfer.metrics import seeds
 from dlfer.metrics.intervals import compute_mean_interval, compute_wilson_interval
+from dlfer.runs.comparison_record import More
 
 
 def make_correct(num_seeds, n, *, sd_items=0.35, sd_seeds=0.0, mean=0.7, seed=0):
@@ -100,19 +101,19 @@ def test_the_order_of_images_and_seeds_does_not_matter():
 def test_one_seed_has_wilsons_interval_and_none_over_seeds():
     correct = make_correct(1, 50)
     found = seeds.compute_seed_summary(correct)
-    assert found["items"] == compute_wilson_interval(correct.sum(), 50)
-    assert found["items_and_seeds"] is found["sd_over_seeds"] is None
-    assert found["value"] == correct.mean()
+    assert found.items == compute_wilson_interval(correct.sum(), 50)
+    assert found.items_and_seeds is found.sd_over_seeds is None
+    assert found.value == correct.mean()
 
 
 def test_the_summary_has_mean_and_standard_deviation_over_seeds():
     correct = make_correct(4, 300)
     found = seeds.compute_seed_summary(correct)
-    assert (found["num_seeds"], found["n"]) == (4, 300)
-    assert found["per_seed"] == pytest.approx(correct.mean(axis=1))
-    assert found["value"] == pytest.approx(correct.mean())
-    assert found["sd_over_seeds"] == pytest.approx(np.std(correct.mean(axis=1), ddof=1))
-    assert found["items"] == pytest.approx(compute_mean_interval(correct.mean(axis=0)))
+    assert (found.num_seeds, found.n) == (4, 300)
+    assert found.per_seed == pytest.approx(correct.mean(axis=1))
+    assert found.value == pytest.approx(correct.mean())
+    assert found.sd_over_seeds == pytest.approx(np.std(correct.mean(axis=1), ddof=1))
+    assert found.items == pytest.approx(compute_mean_interval(correct.mean(axis=0)))
 
 
 def test_the_summary_over_seeds_alone_is_students_interval():
@@ -123,12 +124,12 @@ def test_the_summary_over_seeds_alone_is_students_interval():
     found = seeds.compute_seed_summary(correct)
     per_seed = correct.mean(axis=1)
     expected = t.interval(0.95, 4, per_seed.mean(), per_seed.std(ddof=1) / math.sqrt(5))
-    assert found["items_and_seeds"] == pytest.approx(expected, abs=0.002)
+    assert found.items_and_seeds == pytest.approx(expected, abs=0.002)
 
 
 def test_seeds_that_are_right_on_every_image_have_wilsons_interval():
     summary = seeds.compute_seed_summary(np.ones((3, 10), bool))
-    assert summary["items"] == summary["items_and_seeds"] == compute_wilson_interval(10, 10)
+    assert summary.items == summary.items_and_seeds == compute_wilson_interval(10, 10)
 
 
 def test_the_summary_refuses_other_arrays():
@@ -148,37 +149,35 @@ def test_a_plan_that_lacks_seeds_names_seeds():
     power = pytest.importorskip("statsmodels.stats.power")
     sd = math.sqrt((2 * 0.01**2 + 0.2 / 3589) / 2)
     expected = power.TTestIndPower().solve_power(0.01 / sd, power=0.8, alpha=0.05)
-    assert expected <= plan["seeds"] <= expected + 8
-    assert (plan["power"], plan["both"]) == (0.8, None)
-    assert plan["images"] is None  # three seeds are too few, however many images there are
+    assert expected <= plan.seeds <= expected + 8
+    assert (plan.power, plan.both) == (0.8, None)
+    assert plan.images is None  # three seeds are too few, however many images there are
 
 
 def test_a_plan_that_lacks_images_names_images():
     plan = seeds.plan_more(make_comparison(sd=0.0, images=0.5, residual=0.0, n=500))
-    assert plan["seeds"] is None
+    assert plan.seeds is None
     # The classic size for a mean: (1.96 + 0.84)^2 variance / difference^2.
-    assert plan["images"] == pytest.approx(7.849 * 0.5 / 0.01**2, rel=0.02)
+    assert plan.images == pytest.approx(7.849 * 0.5 / 0.01**2, rel=0.02)
 
 
 def test_a_plan_that_lacks_both_names_both():
     comparison = make_comparison(sd=0.01, images=0.5, residual=0.1, n=500)
     plan = seeds.plan_more(comparison)
-    assert plan["seeds"] is plan["images"] is None
-    both = plan["both"]
-    assert both["seeds"] > 3
-    assert both["images"] > 500
-    assert seeds._compute_power(comparison, both["seeds"], both["images"], 0.95) >= 0.8
-    assert seeds._compute_power(comparison, both["seeds"], both["images"] - 1, 0.95) < 0.8
+    assert plan.seeds is plan.images is None
+    both = plan.both
+    assert both.seeds > 3
+    assert both.images > 500
+    assert seeds._compute_power(comparison, both.seeds, both.images, 0.95) >= 0.8
+    assert seeds._compute_power(comparison, both.seeds, both.images - 1, 0.95) < 0.8
 
 
 def test_no_difference_has_no_plan():
-    assert seeds.plan_more(make_comparison(difference=0.0)) == {
-        "power": 0.8, "seeds": None, "images": None, "both": None,
-    }  # fmt: skip
+    assert seeds.plan_more(make_comparison(difference=0.0)) == More(power=0.8)
 
 
 def test_a_larger_difference_needs_fewer_seeds():
-    needed = [seeds.plan_more(make_comparison(difference=d))["seeds"] for d in (0.01, 0.015, 0.02)]
+    needed = [seeds.plan_more(make_comparison(difference=d)).seeds for d in (0.01, 0.015, 0.02)]
     assert needed == sorted(needed, reverse=True)
 
 

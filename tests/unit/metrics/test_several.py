@@ -7,6 +7,8 @@ from dlfer.errors import DataError
 from dlfer.metrics import several
 from dlfer.metrics.paired import compute_mcnemar
 from dlfer.metrics.predictions import Predictions
+from dlfer.runs.comparison_record import CochranQ
+from dlfer.runs.metrics_record import McNemar
 
 LABELS = ("no", "yes", "perhaps")
 
@@ -38,14 +40,14 @@ def test_cochran_q_is_that_of_statsmodels(k, n):
     correct = np.stack(draw(k, n))
     expected = tables.cochrans_q(correct.T.astype(int))
     found = several.compute_cochran_q(correct)
-    assert found["statistic"] == pytest.approx(expected.statistic)
-    assert found["p"] == pytest.approx(expected.pvalue)
-    assert found["df"] == expected.df == k - 1
+    assert found.statistic == pytest.approx(expected.statistic)
+    assert found.p == pytest.approx(expected.pvalue)
+    assert found.df == expected.df == k - 1
 
 
 @pytest.mark.parametrize("correct", [np.ones((3, 1)), np.zeros((3, 5)), np.tile([True, False], (4, 3))])
 def test_cochran_q_of_those_who_always_agree_is_nothing(correct):
-    assert several.compute_cochran_q(correct) == {"statistic": 0.0, "p": 1.0, "df": len(correct) - 1}
+    assert several.compute_cochran_q(correct) == CochranQ(statistic=0.0, p=1.0, df=len(correct) - 1)
 
 
 @pytest.mark.parametrize("p_values", [[0.5], [0.01, 0.04, 0.03], [0.02, 0.02, 0.02], [1.0, 0.0, 0.9, 0.011]])
@@ -60,17 +62,17 @@ def test_rows_are_matched_by_id_and_labels_by_name():
     renamed = make(c, labels=("perhaps", "no", "yes"))
     straight = several.compare_several([make(a), make(b), make(c)], ["a", "b", "c"])
     assert several.compare_several([make(a), shuffled, renamed], ["a", "b", "c"]) == straight
-    assert straight["n_common"] == 60
-    assert straight["runs"][1]["accuracy"]["value"] == pytest.approx(b.mean())
+    assert straight.n_common == 60
+    assert straight.runs[1].accuracy.value == pytest.approx(b.mean())
 
 
 def test_only_common_images_count_and_the_rest_is_told():
     a, b = draw(2, 50)
     result = several.compare_several([make(a), make(b).take(np.arange(10, 50))], ["a", "b"])
-    assert result["n_common"] == 40
-    assert [run["left_out"] for run in result["runs"]] == [10, 0]
-    assert [run["n"] for run in result["runs"]] == [50, 40]
-    assert result["runs"][0]["accuracy"]["value"] == pytest.approx(a[10:].mean())
+    assert result.n_common == 40
+    assert [run.left_out for run in result.runs] == [10, 0]
+    assert [run.n for run in result.runs] == [50, 40]
+    assert result.runs[0].accuracy.value == pytest.approx(a[10:].mean())
 
 
 def test_a_pair_holds_its_test_and_holms_correction():
@@ -78,20 +80,20 @@ def test_a_pair_holds_its_test_and_holms_correction():
     multitest = pytest.importorskip("statsmodels.stats.multitest")
     correct = draw(3, 400)
     result = several.compare_several([make(row) for row in correct], ["x", "y", "z"])
-    assert [(pair["a"], pair["b"]) for pair in result["pairs"]] == [("x", "y"), ("x", "z"), ("y", "z")]
+    assert [(pair.a, pair.b) for pair in result.pairs] == [("x", "y"), ("x", "z"), ("y", "z")]
     p_values = []
-    for pair, (i, j) in zip(result["pairs"], [(0, 1), (0, 2), (1, 2)], strict=True):
+    for pair, (i, j) in zip(result.pairs, [(0, 1), (0, 2), (1, 2)], strict=True):
         counts = int((correct[i] & ~correct[j]).sum()), int((correct[j] & ~correct[i]).sum())
-        assert (pair["mcnemar"]["b"], pair["mcnemar"]["c"]) == counts
-        assert (pair["mcnemar"]["method"], pair["mcnemar"]["p"]) == compute_mcnemar(*counts)
+        assert (pair.mcnemar.b, pair.mcnemar.c) == counts
+        assert (pair.mcnemar.method, pair.mcnemar.p) == compute_mcnemar(*counts)
         table = [[0, counts[0]], [counts[1], 0]]
         p_values.append(tables.mcnemar(table, exact=sum(counts) < 25, correction=True).pvalue)
-        assert pair["mcnemar"]["p"] == pytest.approx(p_values[-1])
-        assert pair["difference"]["value"] == pytest.approx(correct[i].mean() - correct[j].mean())
-        assert pair["difference"]["low"] < pair["difference"]["value"] < pair["difference"]["high"]
+        assert pair.mcnemar.p == pytest.approx(p_values[-1])
+        assert pair.difference.value == pytest.approx(correct[i].mean() - correct[j].mean())
+        assert pair.difference.low < pair.difference.value < pair.difference.high
     expected = multitest.multipletests(p_values, method="holm")[1]
-    assert [pair["p_holm"] for pair in result["pairs"]] == pytest.approx(expected)
-    assert result["cochran_q"]["df"] == 2
+    assert [pair.p_holm for pair in result.pairs] == pytest.approx(expected)
+    assert result.cochran_q.df == 2
 
 
 def test_holm_can_take_a_difference_back():
@@ -99,24 +101,24 @@ def test_holm_can_take_a_difference_back():
     a = np.repeat([True, True, False], [40, 17, 43])
     b = np.repeat([True, False, True, False], [40, 17, 5, 38])
     alone = several.compare_several([make(a), make(b)], ["a", "b"])
-    assert alone["pairs"][0]["told_apart"]
-    assert alone["cochran_q"] is None
+    assert alone.pairs[0].is_significant
+    assert alone.cochran_q is None
     among = several.compare_several([make(a), make(b), make(a), make(a), make(b)], ["a", "b", "c", "d", "e"])
-    assert not among["pairs"][0]["told_apart"]
-    assert "n = 100): no significant difference" in among["pairs"][0]["sentence"]
-    assert "by Holm over 10 pairs" in among["pairs"][0]["sentence"]
+    assert not among.pairs[0].is_significant
+    assert "n = 100): no significant difference" in among.pairs[0].sentence
+    assert "by Holm over 10 pairs" in among.pairs[0].sentence
 
 
 @pytest.mark.parametrize("n", [1, 2, 40])
 def test_identical_runs_do_not_differ(n):
     correct = np.arange(n) % 2 == 0
     result = several.compare_several([make(correct)] * 3, ["a", "b", "c"])
-    assert result["cochran_q"]["p"] == 1.0
-    for pair in result["pairs"]:
-        assert pair["difference"]["value"] == 0
-        assert pair["difference"]["low"] < 0 < pair["difference"]["high"]
-        assert pair["mcnemar"] == {"b": 0, "c": 0, "p": 1.0, "method": "McNemar's exact test"}
-        assert (pair["p_holm"], pair["required_n"], pair["told_apart"]) == (1.0, None, False)
+    assert result.cochran_q.p == 1.0
+    for pair in result.pairs:
+        assert pair.difference.value == 0
+        assert pair.difference.low < 0 < pair.difference.high
+        assert pair.mcnemar == McNemar(b=0, c=0, p=1.0, method="McNemar's exact test")
+        assert (pair.p_holm, pair.required_n, pair.is_significant) == (1.0, None, False)
 
 
 def test_what_cannot_be_compared_is_refused():

@@ -60,7 +60,7 @@ with run.hold():
         parts[part] = Predictions([f"{part}/{i}" for i in range(60)], ("a", "b"), targets, probabilities)
         write_predictions(parts[part], run.path / "predictions" / f"{part}.npz")
     metrics = compute_metrics_file(parts, protocol="official", banner=None, selected_on="PublicTest")
-    run.write_json("metrics.json", metrics)
+    metrics.write(run.path)
     run.update(cost={"finetune_seconds": 3.0, "pretrain_seconds": None})
     (run.path / "finetune").mkdir(exist_ok=True)
     (run.path / "finetune" / "history.csv").write_text(

@@ -38,7 +38,7 @@ def make_majority(n: int = 300) -> Predictions:
 
 @pytest.fixture
 def make_run(tmp_path):
-    """Return a function that writes a finished run with predictions and figures."""
+    """Return a function that writes a finished run with predictions and metrics."""
 
     def make(
         name: str = "small", *, seed: int = 0, epochs: int = 2, test=None, validation=None, train=None, **facts
@@ -61,32 +61,32 @@ def names(*runs: Run) -> list[str]:
     return [str(run.path) for run in runs]
 
 
-def test_runs_are_compared_on_their_test_part(make_run):
+def test_runs_are_compared_on_their_test_split(make_run):
     a = make_run("good", test=draw(0.8, seed=1), validation=draw(0.9))
     b = make_run("poor", test=draw(0.6, seed=2))
     result = compare_runs(names(a, b))
-    assert result["part"] == "test"
-    assert result["n_common"] == 300
-    assert [run["name"] for run in result["runs"]] == [f"good/{a.path.name}", f"poor/{b.path.name}"]
-    assert [run["path"] for run in result["runs"]] == names(a, b)
-    assert result["cochran_q"] is None
-    assert result["pairs"][0]["told_apart"]
-    assert result["notes"] == []
-    assert (result["systems"], result["system_pairs"]) == ([], [])
-    json.dumps(result, allow_nan=False)
+    assert result.part == "test"
+    assert result.n_common == 300
+    assert [run.name for run in result.runs] == [f"good/{a.path.name}", f"poor/{b.path.name}"]
+    assert [run.path for run in result.runs] == names(a, b)
+    assert result.cochran_q is None
+    assert result.pairs[0].is_significant
+    assert result.notes == []
+    assert (result.systems, result.system_pairs) == ([], [])
+    json.dumps(result.as_json(), allow_nan=False)
 
 
 def test_predictions_files_are_compared_too(make_run, tmp_path):
     run = make_run(test=draw(0.8))
     file = write_predictions(draw(0.7, seed=3), tmp_path / "theirs.npz")
     result = compare_runs([str(run.path), str(file)])
-    assert result["runs"][1] == {**result["runs"][1], "name": "theirs", "path": str(file)}
+    assert (result.runs[1].name, result.runs[1].path) == ("theirs", str(file))
 
 
 def test_of_a_file_it_is_not_told_that_validation_selected_it(make_run, tmp_path):
     run = make_run(validation=draw(0.8))
     file = write_predictions(draw(0.7, seed=3), tmp_path / "theirs.npz")
-    [note] = compare_runs([str(run.path), str(file)], part="validation")["notes"]
+    [note] = compare_runs([str(run.path), str(file)], part="validation").notes
     assert note == (
         f"Validation (PublicTest) selected {run.path.parent.name}/{run.path.name}: it flatters them. "
         "What selected the others is not known."
@@ -96,8 +96,8 @@ def test_of_a_file_it_is_not_told_that_validation_selected_it(make_run, tmp_path
 def test_without_test_predictions_validation_is_taken_and_told(make_run):
     a, b = make_run(validation=draw(0.7), test=draw(0.8)), make_run(epochs=3, validation=draw(0.6, seed=1))
     result = compare_runs(names(a, b))
-    assert result["part"] == "validation"
-    assert result["notes"] == ["Validation (PublicTest) selected these models: it flatters all of them."]
+    assert result.part == "validation"
+    assert result.notes == ["Validation (PublicTest) selected these models: it flatters all of them."]
     with pytest.raises(ModelError, match="expected predictions of test, found those of validation"):
         compare_runs(names(a, b), part="test")
 
@@ -105,8 +105,8 @@ def test_without_test_predictions_validation_is_taken_and_told(make_run):
 def test_images_that_one_lacks_are_left_out_and_told(make_run):
     a, b = make_run("a", test=draw(0.7)), make_run("b", test=draw(0.7).take(np.arange(40, 300)))
     result = compare_runs(names(a, b))
-    assert result["n_common"] == 260
-    assert result["notes"][0] == (
+    assert result.n_common == 260
+    assert result.notes[0] == (
         f"Compared on the 260 test images that all have; left out: 40 of 300 of a/{a.path.name}."
     )
     other = draw(0.7)
@@ -120,10 +120,10 @@ def test_images_that_one_lacks_are_left_out_and_told(make_run):
 def test_other_protocols_and_banners_are_warned_of(make_run):
     a = make_run("a", test=draw(0.7))
     b = make_run("b", test=draw(0.9, seed=1), protocol="paper", banner="7 of 300 test images have a duplicate.")
-    notes = compare_runs(names(a, b))["notes"]
+    notes = compare_runs(names(a, b)).notes
     assert notes == [
         f"Warning: the runs differ in protocol (a/{a.path.name}: official; b/{b.path.name}: paper).",
-        "Warning: a banner stands on some of the runs only; their figures do not mean the same.",
+        "Warning: only some of the runs have a banner; their metrics do not mean the same.",
         f"b/{b.path.name}: 7 of 300 test images have a duplicate.",
     ]
 
@@ -131,36 +131,36 @@ def test_other_protocols_and_banners_are_warned_of(make_run):
 def test_runs_of_an_earlier_version_do_not_differ_by_the_name_of_duplicates(make_run):
     a = make_run("a", test=draw(0.7), selected_on="0.1 of Training (twins kept together)", twins=None)
     b = make_run("b", test=draw(0.9, seed=1), selected_on="0.1 of Training (duplicates kept together)")
-    assert not [note for note in compare_runs(names(a, b))["notes"] if note.startswith("Warning")]
+    assert not [note for note in compare_runs(names(a, b)).notes if note.startswith("Warning")]
 
 
 def test_a_run_does_not_differ_from_itself(make_run):
     run = make_run(test=draw(0.7))
     result = compare_runs(names(run, run))
-    assert [described["name"] for described in result["runs"]] == [
+    assert [described.name for described in result.runs] == [
         f"small/{run.path.name}",
         f"small/{run.path.name} (2)",
     ]
-    assert not result["pairs"][0]["told_apart"]
-    assert "are right and wrong on the very same images" in result["notes"][0]
+    assert not result.pairs[0].is_significant
+    assert "are right and wrong on the very same images" in result.notes[0]
 
 
 def test_seeds_of_one_experiment_are_a_system(make_run):
     of_a = [make_run("a", seed=seed, test=draw(0.8, seed=seed)) for seed in (0, 1, 2)]
     of_b = [make_run("b", seed=seed, test=draw(0.6, seed=10 + seed)) for seed in (1, 2)]
     result = compare_runs(names(*of_a, *of_b))
-    assert [system["seeds"] for system in result["systems"]] == [[0, 1, 2], [1, 2]]
-    accuracies = [run["accuracy"]["value"] for run in result["runs"][:3]]
-    assert result["systems"][0]["mean"] == pytest.approx(np.mean(accuracies))
-    assert result["systems"][0]["sd"] == pytest.approx(np.std(accuracies, ddof=1))
-    assert len(result["pairs"]) == 10
-    assert result["cochran_q"]["df"] == 4
-    pair = result["system_pairs"][0]
-    assert pair["num_seeds"] == 2
-    assert "2 seeds, n = 300" in pair["sentence"]
+    assert [system.seeds for system in result.systems] == [[0, 1, 2], [1, 2]]
+    accuracies = [run.accuracy.value for run in result.runs[:3]]
+    assert result.systems[0].mean == pytest.approx(np.mean(accuracies))
+    assert result.systems[0].sd == pytest.approx(np.std(accuracies, ddof=1))
+    assert len(result.pairs) == 10
+    assert result.cochran_q.df == 4
+    pair = result.system_pairs[0]
+    assert pair.num_seeds == 2
+    assert "2 seeds, n = 300" in pair.sentence
     text = format_comparison(result)
     assert "seeds 0, 1, 2: mean " in text
-    assert pair["sentence"] in text
+    assert pair.sentence in text
 
 
 def test_pairs_of_three_systems_are_corrected_by_holm(make_run):
@@ -170,10 +170,10 @@ def test_pairs_of_three_systems_are_corrected_by_holm(make_run):
         for number, (name, accuracy) in enumerate(accuracies.items())
         for seed in (0, 1)
     ]
-    pairs = compare_runs(names(*runs))["system_pairs"]
-    expected = multipletests([pair["p_value"] for pair in pairs], method="holm")[1]
-    assert [pair["p_holm"] for pair in pairs] == pytest.approx(expected.tolist())
-    assert all("by Holm over 3 pairs" in pair["sentence"] for pair in pairs)
+    pairs = compare_runs(names(*runs)).system_pairs
+    expected = multipletests([pair.p_value for pair in pairs], method="holm")[1]
+    assert [pair.p_holm for pair in pairs] == pytest.approx(expected.tolist())
+    assert all("by Holm over 3 pairs" in pair.sentence for pair in pairs)
 
 
 def test_a_comparison_folder_names_its_members(make_run, tmp_path):
@@ -191,7 +191,7 @@ def test_what_cannot_be_compared_is_refused(make_run, tmp_path):
     run = make_run(test=draw(0.7))
     with pytest.raises(UserError, match="found 1 run, expected two"):
         compare_runs(names(run))
-    with pytest.raises(UserError, match="found the part 'train'"):
+    with pytest.raises(UserError, match="found the split 'train'"):
         compare_runs(names(run, run), part="train")
     with pytest.raises(DataError, match="no such file"):
         compare_runs([str(run.path), str(tmp_path / "none.npz")])
@@ -220,11 +220,11 @@ def test_the_verb_prints_the_table_and_writes_json(make_run, tmp_path, capsys):
 def test_a_run_that_did_not_learn_takes_the_verdict_away(make_run):
     good, stuck = make_run("a", test=draw(0.8), train=draw(0.8)), make_run("b", test=draw(0.5), train=make_majority())
     result = compare_runs(names(good, stuck))
-    (pair,) = result["pairs"]
-    assert not pair["told_apart"]
-    assert pair["sentence"].startswith("No conclusion about a/")
-    assert f"b/{stuck.path.name}: its accuracy on 300 training images is" in pair["not_learned"][0]
-    assert pair["sentence"] in format_comparison(result)
+    (pair,) = result.pairs
+    assert not pair.is_significant
+    assert pair.sentence.startswith("No conclusion about a/")
+    assert f"b/{stuck.path.name}: its accuracy on 300 training images is" in pair.not_learned[0]
+    assert pair.sentence in format_comparison(result)
 
 
 def test_the_verb_loads_no_framework(make_run):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import signal
 import threading
@@ -16,6 +15,7 @@ from rich.console import Console
 
 from dlfer.errors import ConfigError, DlferError, ModelError, TrainingStopped, UserError
 from dlfer.report.sweep import format_sweep_table
+from dlfer.runs.comparison_record import ComparisonRecord
 from dlfer.runs.find import open_run
 from dlfer.runs.run import Run
 from dlfer.study.sweep import resume_sweep, run_sweep
@@ -46,33 +46,33 @@ def test_cells_are_ranked_by_validation_whatever_test_says(file, options, plan, 
     }
     path = run_sweep(file, set_keys(options, **{"sweep.grid.model.dropout": [0.1, 0.2, 0.3], "sweep.seeds": [0, 1]}))
     assert open_run(path).status == "finished"
-    comparison = json.loads((path / "comparison.json").read_text())
-    assert [row["arm"] for row in comparison["table"]] == ["dropout=0.2", "dropout=0.3", "dropout=0.1"]
-    assert comparison["reference"] == "dropout=0.2"
-    assert [(pair["a"], pair["b"], pair["part"]) for pair in comparison["paired"]] == [
+    comparison = ComparisonRecord.require(path)
+    assert [row.arm for row in comparison.table] == ["dropout=0.2", "dropout=0.3", "dropout=0.1"]
+    assert comparison.reference == "dropout=0.2"
+    assert [(pair.a, pair.b, pair.part) for pair in comparison.paired] == [
         ("dropout=0.2", "dropout=0.3", "test"),
         ("dropout=0.2", "dropout=0.1", "test"),
     ]
-    for pair in comparison["paired"]:
-        assert pair["num_pairs"] == 2
-        assert pair["p_holm"] >= pair["p_value"]
-        assert "by Holm over 2 pairs" in pair["sentence"]
-    best = comparison["table"][0]
-    assert best["seeds"] == [0, 1]
-    assert best["validation"]["low"] < best["validation"]["value"] < best["validation"]["high"]
-    assert best["validation"]["sd_over_seeds"] >= 0
+    for pair in comparison.paired:
+        assert pair.num_pairs == 2
+        assert pair.p_holm >= pair.p_value
+        assert "by Holm over 2 pairs" in pair.sentence
+    best = comparison.table[0]
+    assert best.seeds == [0, 1]
+    assert best.validation.low < best.validation.value < best.validation.high
+    assert best.validation.sd_over_seeds >= 0
     rows = read_csv(path / "sweep.csv")
     assert [(row["rank"], row["cell"], row["model.dropout"], row["num_seeds"]) for row in rows] == [
         ("1", "dropout=0.2", "0.2", "2"),
         ("2", "dropout=0.3", "0.3", "2"),
         ("3", "dropout=0.1", "0.1", "2"),
     ]
-    assert float(rows[0]["validation_accuracy"]) == best["validation"]["value"]
+    assert float(rows[0]["validation_accuracy"]) == best.validation.value
     assert float(rows[0]["test_low"]) <= float(rows[0]["test_accuracy"]) <= float(rows[0]["test_high"])
     members = read_csv(path / "members.csv")
     assert [(m["arm"], m["seed"]) for m in members] == [(f"dropout=0.{i}", s) for s in "01" for i in (1, 2, 3)]
     assert {m["status"] for m in members} == {"finished"}
-    notes = " ".join(comparison["notes"])
+    notes = " ".join(comparison.notes)
     assert "The best of 3 cells has been chosen by these very images" in notes
     assert "opened once by each of 6 finished members" in notes
     page = (path / "report.html").read_text()
@@ -85,16 +85,14 @@ def test_cells_are_ranked_by_validation_whatever_test_says(file, options, plan, 
 def test_a_reference_named_beforehand_and_a_rank_by_macro_f1(file, options, plan):
     plan |= {"0.1": {"right": {"validation": 30}}, "0.2": {"right": {"validation": 50}}, "parts": ["validation"]}
     keys = {"sweep.reference": "dropout=0.1", "sweep.rank_by": "macro_f1"}
-    comparison = json.loads((run_sweep(file, set_keys(options, **keys)) / "comparison.json").read_text())
-    assert comparison["table"][0]["arm"] == "dropout=0.2"
-    assert comparison["table"][0]["ranked_by"] == comparison["table"][0]["validation_macro_f1"]
-    assert [(pair["a"], pair["b"], pair["part"]) for pair in comparison["paired"]] == [
-        ("dropout=0.1", "dropout=0.2", "validation")
-    ]
-    notes = " ".join(comparison["notes"])
+    comparison = ComparisonRecord.require(run_sweep(file, set_keys(options, **keys)))
+    assert comparison.table[0].arm == "dropout=0.2"
+    assert comparison.table[0].ranked_by == comparison.table[0].validation_macro_f1
+    assert [(pair.a, pair.b, pair.part) for pair in comparison.paired] == [("dropout=0.1", "dropout=0.2", "validation")]
+    notes = " ".join(comparison.notes)
     assert "named beforehand" in notes
-    assert "There is no test part" in notes
-    assert comparison["judged_on"] == "validation (PublicTest, used for selection)"
+    assert "There is no test split" in notes
+    assert comparison.judged_on == "validation (PublicTest, used for selection)"
 
 
 def test_failed_and_killed_cells_do_not_stop_the_rest_and_resume_runs_them_alone(file, options, plan):
@@ -240,7 +238,7 @@ def test_the_table_for_the_terminal_names_what_did_not_finish(file, options, pla
     with pytest.raises(DlferError):
         run_sweep(file, options)
     console = Console(width=120, record=True, quiet=False, file=open("table.txt", "w"))  # noqa: SIM115
-    console.print(format_sweep_table(json.loads((find_sweep() / "comparison.json").read_text())))
+    console.print(format_sweep_table(ComparisonRecord.require(find_sweep())))
     text = console.export_text()
     assert "dropout=0.2" in text
     assert "n = 60" in text
