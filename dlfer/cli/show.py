@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from dlfer.cli.options import Json, Out, Overrides, parse_overrides, say
 from dlfer.errors import UserError
+
+if TYPE_CHECKING:
+    from dlfer.runs.metrics_record import CountedEstimate, SplitMetrics
 
 Rows = list[dict[str, Any]]
 
@@ -68,11 +70,12 @@ def _print_schema(*, as_json: bool) -> None:
     print(json.dumps(build_schema(), indent=2) if as_json else format_keys())
 
 
-def _print_rows(rows: list[dict[str, Any]], none: str, *, as_json: bool) -> None:
+def _print_rows(rows: Rows, none: str, *, as_json: bool) -> None:
     from dlfer.report.terminal import format_rows
+    from dlfer.runs.records import to_json
 
     if as_json:
-        print(json.dumps(rows, indent=2))
+        print(json.dumps(to_json(rows), indent=2))
     elif rows:
         print(format_rows(rows))
     else:
@@ -96,32 +99,36 @@ def list_run_rows(folder: Path) -> Rows:
 
 
 def describe_run(name: str, folder: Path) -> dict[str, Any]:
-    """Return what run.json says of a run, its path, and its figures if it has some.
+    """Return what run.json says of a run, its path, and its accuracy on each split that was judged.
 
     Raises:
         ModelError: no such run, or more than one.
     """
+    from dlfer.report.terminal import format_estimate
     from dlfer.runs.evaluations import read_metrics
     from dlfer.runs.find import open_run
-    from dlfer.runs.run import RUN_FILE
 
     run = open_run(name, folder)
-    values = {"path": str(run.path), **run.read_json(RUN_FILE), "status": run.status}
-    metrics = read_metrics(run.path) or {}
-    for part in ("test", "test_without_duplicates", "validation", "validation_without_duplicates", "train"):
-        values |= _summarise_part(part.replace("_", " "), metrics.get(part))
+    values = {"path": str(run.path), **run.record.as_json(), "status": run.status}
+    metrics = read_metrics(run.path)
+    for split in ("test", "test_without_duplicates", "validation", "validation_without_duplicates", "train"):
+        judged = None if metrics is None else metrics.get(split)
+        if judged is not None:
+            title = f"{split.replace('_', ' ')} accuracy (n = {judged.n:,})"
+            values[title] = format_estimate(judged.accuracy)
     return values
 
 
 def list_model_rows() -> Rows:
-    """Return the models that can be named, what their artifact.json says of them, and their figures.
+    """Return the models that can be named, what their artifact.json says of them, and their accuracies.
 
-    At most one is the default: the one that is used where none is named.
+    At most one is the default: the one that is used where none is named. A damaged model is said and left out.
     """
     from dlfer.errors import ModelError
     from dlfer.runs.evaluations import read_metrics
-    from dlfer.runs.find import ARTIFACT_FILE, find_default_model, list_models
-    from dlfer.runs.run import Run
+    from dlfer.runs.find import find_default_model, list_models
+    from dlfer.runs.metrics_record import Metrics
+    from dlfer.runs.records import ArtifactRecord
 
     try:
         default = find_default_model()
@@ -129,27 +136,31 @@ def list_model_rows() -> Rows:
         default = None
     rows = []
     for name, path in list_models().items():
-        record = Run(path).read_json(ARTIFACT_FILE)
-        metrics = read_metrics(path) or {}
-        model = record.get("model", {})
+        try:
+            artifact, metrics = ArtifactRecord.require(path), read_metrics(path) or Metrics()
+        except ModelError as error:
+            say(str(error))
+            continue
         rows.append(
             {
                 "name": name,
                 "default": path == default,
-                "family": record.get("family"),
-                "backbone": ", ".join(model.get("branches") or []) or model.get("backbone"),
-                "image_size": record.get("input", {}).get("image_size"),
-                "test": _get_accuracy(metrics.get("test")),
-                "validation": _get_accuracy(metrics.get("validation")),
+                "family": artifact.family,
+                "backbone": artifact.backbone,
+                "image_size": artifact.input.image_size,
+                "test": _get_accuracy(metrics.test),
+                "validation": _get_accuracy(metrics.validation),
                 "path": str(path),
             }
         )
     return rows
 
 
-def _get_accuracy(scores: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Return the accuracy of a part with its interval and n, or None where there is none."""
-    return {**scores["accuracy"], "n": scores["n"]} if scores and scores.get("accuracy") else None
+def _get_accuracy(split: SplitMetrics | None) -> CountedEstimate | None:
+    """Return the accuracy of a split with its interval and n, or None where there is none."""
+    from dlfer.runs.metrics_record import CountedEstimate
+
+    return None if split is None else CountedEstimate.build({**split.accuracy.as_json(), "n": split.n})
 
 
 def list_backbone_rows() -> Rows:
@@ -174,11 +185,3 @@ def list_source_rows() -> Rows:
     from dlfer.data.sources import SOURCES
 
     return [{"source": name, "summary": spec.summary, "needs": spec.needs} for name, spec in SOURCES.items()]
-
-
-def _summarise_part(part: str, scores: Mapping[str, Any] | None) -> dict[str, str]:
-    if not scores or not scores.get("accuracy"):
-        return {}
-    from dlfer.report.terminal import format_figure
-
-    return {f"{part} accuracy (n = {scores['n']:,})": format_figure(scores["accuracy"])}

@@ -23,12 +23,12 @@ from dlfer.model.levels import LevelFeatures
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.trees import FeatureScale, import_xgboost
 from dlfer.runs.run import Run
+from dlfer.runs.training_records import BoostingRecord
+from dlfer.runs.wording import format_duration
 from dlfer.train.boosting import Rows, compute_importance, grow_trees
 from dlfer.train.device import Device, choose_device
 from dlfer.train.features import Extraction, extract_features
-from dlfer.train.progress import describe_seconds
 
-BOOSTING_FILE = "boosting.json"
 SECONDS_PER_VISIT, SECONDS_PER_BIN = 0.8e-9, 11e-9
 """Of one core: one row, one feature, one level of a tree; and one bin of one drawn feature at one node. Fitted to
 rounds of 2,000 to 28,700 rows by 1,488 features, depth 3 and 6, a fifth or all of the features."""
@@ -74,8 +74,7 @@ def fit_boosted(run: Run, config: ExperimentConfig, session: Session, device: De
     run.log("finetune_end", epochs=len(result.history), kept_epoch=result.kept_epoch + 1, seconds=result.seconds)
     rounds = booster.num_boosted_rounds()
     importance = compute_importance(booster, [level.size for level in features.levels])
-    run.write_json(
-        BOOSTING_FILE,
+    BoostingRecord.build(
         {
             "rounds": rounds,
             "rounds_an_epoch": rounds // (result.kept_epoch + 1),
@@ -86,8 +85,8 @@ def fit_boosted(run: Run, config: ExperimentConfig, session: Session, device: De
             "features_seconds": extracted.seconds,
             "features_were_cached": extracted.were_cached,
             "trees_seconds": result.seconds,
-        },
-    )
+        }
+    ).write(run.path)
     classifier = BoostedClassifier(
         network,
         bundle.labels,
@@ -192,10 +191,10 @@ def _describe_plan(config: ExperimentConfig, features: LevelFeatures, bundle: Da
     return [
         f"features: {num_features:,} of {len(features.levels)} levels ({levels}); {num_images:,} + "
         f"{len(bundle.validation):,} images of {stage.image_size}x{stage.image_size}, {disk / 2**20:,.0f} MiB on disk, "
-        f"about {describe_seconds(features_seconds)} unless they are in the cache",
+        f"about {format_duration(features_seconds, is_estimate=True)} unless they are in the cache",
         f"trees: {num_rows:,} rows, at most {total:,} rounds ({stage.epochs} epochs of {rounds}) of {len(bundle.labels)} "
         f"trees of depth {boosting.max_depth}, rate {boosting.learning_rate:g}; expected memory about "
-        f"{memory / 2**30:.1f} GiB; about {describe_seconds(trees_seconds)} for all rounds, at most",
+        f"{memory / 2**30:.1f} GiB; about {format_duration(trees_seconds, is_estimate=True)} for all rounds, at most",
         f"trees: rows {'weighted so that classes count alike' if weighted else 'unweighted'}, features "
         f"{boosting.normalize.features}, leaves {'within -1..1' if boosting.normalize.leaves else 'as they are'}; the "
         f"{stage.keep} epoch by {stage.monitor} on validation is kept",

@@ -89,7 +89,7 @@ def build_carried_network(
     network = build_stage_network(config, config.finetune, bundle)
     if pretrained is not None:
         record = carry_backbone(pretrained.folder, network)
-        run.write_json("transfer.json", record.as_dict())
+        record.write(run.path)
         session.listener.say(record.describe())
     return network
 

@@ -12,8 +12,9 @@ from dlfer.data.bundle import DataBundle
 from dlfer.data.sources import load_data
 from dlfer.runs.find import default_runs_folder
 from dlfer.runs.options import RunOptions
+from dlfer.runs.wording import format_duration
 from dlfer.train.control import StopControl
-from dlfer.train.progress import ConsoleListener, describe_seconds
+from dlfer.train.progress import ConsoleListener
 from dlfer.train.watch import TrainingListener
 
 
@@ -63,5 +64,5 @@ def describe_bundle(bundle: DataBundle, seconds: float) -> str:
     notes = "".join(f"\n  note: {note}" for note in bundle.notes)
     return (
         f"data: {bundle.source}, {len(bundle.labels)} labels, protocol {bundle.protocol}: {counts}; "
-        f"selected on {bundle.selected_on}; loaded in {describe_seconds(seconds)}{notes}"
+        f"selected on {bundle.selected_on}; loaded in {format_duration(seconds)}{notes}"
     )

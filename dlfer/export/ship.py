@@ -17,7 +17,7 @@ from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
 from dlfer.model.network_classifier import WEIGHTS_FILE
 from dlfer.report.card import CARD_FILE, write_card
-from dlfer.report.record import read_config
+from dlfer.report.record import read_experiment
 from dlfer.report.terms import find_terms
 from dlfer.runs.files import hash_file, write_atomically
 from dlfer.runs.find import find_model, is_default, open_run
@@ -138,13 +138,12 @@ def _shrink(folder: Path, source: Path) -> ShippedRecord:
 
 def _describe(copy: Path, *, name: str, default: bool, shipped: ShippedRecord) -> None:
     """Write into artifact.json what is shipped, and the card."""
-    config = read_config((copy / CONFIG_FILE).read_text())
     shape = DataRecord.require(copy).splits["train"].shape
     record = ArtifactRecord.require(copy / "model")
     about = {
         "name": name,
         "default": default,
-        "research_only": any(term.research_only for term in find_terms(config)),
+        "research_only": any(term.research_only for term in find_terms(read_experiment(copy))),
         "face_size": compute_side(*shape[:2], record.input.aspect) if shape else None,
         "shipped": shipped,
     }
@@ -155,7 +154,7 @@ def _describe(copy: Path, *, name: str, default: bool, shipped: ShippedRecord) -
         text = (
             "\n## This copy\n\nThe large kernels are kept in float16 and computed with in float32. On "
             f"{shipped.num_faces} drawn faces no probability differs from the trained model's by more than "
-            f"{shipped.largest_difference:.1g}. The figures above are the trained model's.\n"
+            f"{shipped.largest_difference:.1g}. The metrics above are the trained model's.\n"
         )
         write_atomically(card, card.read_text() + text)
 

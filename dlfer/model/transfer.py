@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,45 +21,12 @@ from dlfer.model.hybrid import BranchInput
 from dlfer.model.stage_network import TransferNetwork
 from dlfer.model.weights_file import load_weights
 from dlfer.runs.files import read_json, write_atomically
+from dlfer.runs.training_records import TransferRecord
 
 WEIGHTS_FILE = "backbone.weights.h5"
 RECORD_FILE = "backbone.json"
 FEATURE_TOLERANCE = 1e-5
 LARGEST_IMAGE = 4096
-
-
-@dataclass(frozen=True)
-class TransferRecord:
-    """What happened to each variable when a backbone was carried over.
-
-    Attributes:
-        carried: paths of the variables that now hold EF-FER1's values.
-        fresh: paths of the variables that start anew: the head.
-        missing: wanted by the new backbone, absent from the file; always empty when nothing was raised.
-        unexpected: in the file, unknown to the new backbone; likewise.
-        feature_difference: largest difference between the features of both stages on the probe images,
-            relative to the largest feature; None if the source recorded none.
-        source: where the weights came from, in words.
-    """
-
-    carried: tuple[str, ...]
-    fresh: tuple[str, ...]
-    missing: tuple[str, ...]
-    unexpected: tuple[str, ...]
-    feature_difference: float | None
-    source: str
-
-    def as_dict(self) -> dict:
-        """Return the fields as JSON-ready values."""
-        return asdict(self)
-
-    def describe(self) -> str:
-        """Return one line for the terminal."""
-        difference = "" if self.feature_difference is None else f"; features differ by {self.feature_difference:.1e}"
-        return (
-            f"weights: {len(self.carried)} carried, {len(self.fresh)} fresh ({', '.join(self.fresh)}), "
-            f"{len(self.missing)} missing, {len(self.unexpected)} unexpected{difference}"
-        )
 
 
 def draw_probe_images(image_size: int, channels: int) -> np.ndarray:
@@ -128,8 +94,15 @@ def carry_backbone(folder: Path, network: TransferNetwork) -> TransferRecord:
             f"({_some(wrong)}). The file is damaged; delete the folder and train EF-FER1 again."
         )
     difference = _compare_features(record, network, folder)
-    fresh = tuple(v.path for v in network.model.weights if v.path not in wanted)
-    return TransferRecord(tuple(wanted), fresh, missing, unexpected, difference, record["source"])
+    return TransferRecord(
+        loaded=list(wanted),
+        newly_initialised=[v.path for v in network.model.weights if v.path not in wanted],
+        feature_difference=difference,
+        source=record["source"],
+        # What is missing or unexpected was refused above; the file says so.
+        missing=[],
+        unexpected=[],
+    )
 
 
 def describe_preprocessing(network: TransferNetwork) -> list[dict]:

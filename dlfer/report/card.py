@@ -1,37 +1,38 @@
-"""MODEL_CARD.md of a run: what the model is for, what it is not for, on what it was trained, and how good it is."""
+"""MODEL_CARD.md of a run: what the model is for, what it is not for, what it was trained on, and how good it is."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
+from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError
 from dlfer.report.duplicates import describe_duplicates, name_left_out
-from dlfer.report.headline import METRICS, PARTS, VIEWS, get_judged_part
-from dlfer.report.judgement import describe_abstention, describe_calibration, describe_groups, tell_missing_groups
+from dlfer.report.headline import METRICS, SPLITS, VIEWS, MetricsRow, build_metrics_table
+from dlfer.report.judgement import describe_abstention, describe_calibration, describe_groups, describe_missing_groups
 from dlfer.report.page import (
     format_count,
     format_fraction,
     format_interval,
     format_percent,
     format_uncertainty,
-    is_missing,
-    read_json,
     render_text,
 )
-from dlfer.report.record import describe_environment, get_name, read_config, read_text
+from dlfer.report.record import describe_environment, get_name, read_experiment
 from dlfer.report.terms import find_terms
 from dlfer.runs.evaluations import read_metrics
 from dlfer.runs.files import write_atomically
-from dlfer.runs.find import ARTIFACT_FILE
+from dlfer.runs.metrics_record import Estimate, Metrics
+from dlfer.runs.records import ArtifactRecord, DataRecord, RunRecord
+from dlfer.runs.wording import is_missing
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
 
 CARD_FILE = "MODEL_CARD.md"
 
-# Figure of merit -> the name that the hub knows it by.
+# Metric -> the name that the hub knows it by.
 _HUB_METRICS = {
     "accuracy": "accuracy",
     "macro F1": "f1",
@@ -55,6 +56,7 @@ def write_card(run_path: Path) -> Path:
 
     Raises:
         ModelError: the folder has no model, or one of its files is damaged.
+        ConfigError: its config.yaml is no experiment.
     """
     path = Path(run_path) / "model" / CARD_FILE
     write_atomically(path, compose_card(run_path))
@@ -66,15 +68,31 @@ def compose_card(run_path: Path) -> str:
     from huggingface_hub import ModelCard, ModelCardData
 
     run_path = Path(run_path)
-    artifact = read_json(run_path / "model" / ARTIFACT_FILE)
+    artifact = ArtifactRecord.read(run_path / "model")
     if artifact is None:
-        raise ModelError(f"{run_path}: found no model/{ARTIFACT_FILE}; a card is written for a run that has a model.")
-    run, data = (read_json(run_path / f"{name}.json") or {} for name in ("run", "data"))
-    metrics = read_metrics(run_path) or {}
-    config_text = read_text(run_path / "config.yaml")
-    config, name = read_config(config_text), get_name(run_path, config_text)
+        raise ModelError(
+            f"{run_path}: found no model/{ArtifactRecord.FILE}; a card is written for a run that has a model."
+        )
+    run, data = RunRecord.read(run_path) or RunRecord(), DataRecord.read(run_path) or DataRecord()
+    metrics, config = read_metrics(run_path) or Metrics(), read_experiment(run_path)
     terms = find_terms(config)
     research_only = any(term.research_only for term in terms)
+    calibration = describe_calibration(metrics)
+    context = {
+        "name": get_name(run_path, run),
+        "run_name": run_path.resolve().name,
+        "artifact": artifact,
+        "network": " with ".join(_list_backbones(config)) or artifact.family,
+        "banner": metrics.banner,
+        "warnings": run.warnings,
+        "research_only": research_only,
+        "terms": terms,
+        "protocol": _describe_protocol(metrics, data),
+        "table": _build_table(metrics),
+        "calibration": [*(calibration.notes if calibration else []), *describe_abstention(metrics)],
+        "limits": _list_limits(metrics, data),
+        "environment": describe_environment(run),
+    }
     metadata = ModelCardData(
         language=None,
         license="other" if research_only else "unknown",
@@ -83,26 +101,9 @@ def compose_card(run_path: Path) -> str:
         pipeline_tag="image-classification",
         tags=_list_tags(config, metrics, research_only=research_only),
         metrics=["accuracy", "f1"],
-        model_name=name,
-        eval_results=_list_results(metrics, data, config) or None,
+        model_name=get_name(run_path, run),
+        eval_results=list(_list_results(metrics, data, config)) or None,
     )
-    context = {
-        "name": name,
-        "run_name": run_path.resolve().name,
-        "labels": artifact["labels"],
-        "image": artifact.get("input") or {},
-        "has_temperature": bool(artifact.get("temperature")),
-        "backbone": " with ".join(_list_backbones(config)) or artifact.get("family", "not told"),
-        "banner": metrics.get("banner"),
-        "warnings": run.get("warnings") or [],
-        "research_only": research_only,
-        "terms": terms,
-        "protocol": _describe_protocol(metrics, data),
-        "figures": _list_figures(metrics),
-        "calibration": [*(describe_calibration(metrics) or {"notes": []})["notes"], *describe_abstention(metrics)],
-        "limits": _list_limits(metrics, data),
-        "environment": describe_environment(run),
-    }
     card = ModelCard.from_template(
         metadata,
         template_str="---\n{{ card_data }}\n---\n\n{{ body }}",
@@ -111,137 +112,119 @@ def compose_card(run_path: Path) -> str:
     return str(card).rstrip() + "\n"
 
 
-def _list_backbones(config: Mapping[str, Any]) -> list[str]:
-    """Return the one backbone of a config, the branches of a hybrid, or the names of an ensemble's members."""
-    if config.get("ensemble"):
-        return [member["name"] for member in config["ensemble"]["members"]]
-    model = config.get("model") or {}
-    return model.get("branches") or [model["backbone"]] if model.get("backbone") else []
+def _list_backbones(config: ExperimentConfig | None) -> list[str]:
+    """Return the one backbone of an experiment, the branches of a hybrid, or the names of an ensemble's members."""
+    if config is None:
+        return []
+    if config.ensemble is not None:
+        return [member.name for member in config.ensemble.members]
+    return list(config.model.branches) or [config.model.backbone]
 
 
-def _list_tags(config: Mapping[str, Any], metrics: Mapping[str, Any], *, research_only: bool) -> list[str]:
-    tags = ["facial-expression-recognition", "dlfer", f"protocol-{metrics.get('protocol', 'unknown')}"]
+def _list_tags(config: ExperimentConfig | None, metrics: Metrics, *, research_only: bool) -> list[str]:
+    tags = ["facial-expression-recognition", "dlfer", f"protocol-{metrics.protocol or 'unknown'}"]
     tags += [backbone.replace("_", "-") for backbone in _list_backbones(config)]
-    if metrics.get("banner"):
+    if metrics.banner:
         tags.append("not-a-clean-test")
     return [*tags, "research-only"] if research_only else tags
 
 
-def _list_results(metrics: Mapping[str, Any], data: Mapping[str, Any], config: Mapping[str, Any]) -> list[EvalResult]:
-    """Return the figures as the hub's metadata holds them: of test, else of validation, whole and without duplicates.
+def _list_results(metrics: Metrics, data: DataRecord, config: ExperimentConfig | None) -> Iterator[EvalResult]:
+    """Yield the metrics as the hub's metadata holds them: of test, else of validation, whole and without duplicates.
 
     A name says what a number alone would hide: that validation selected the model, or that the test is not clean.
     """
     from huggingface_hub import EvalResult
 
-    part = get_judged_part(metrics)
-    if part is None:
-        return []
-    source = data.get("source") or ((config.get("finetune") or {}).get("data") or {}).get("source") or "unknown"
-    remark = " (not a clean test)" if metrics.get("banner") else ""
-    results = []
-    without = f"{part}_without_duplicates"
-    for shown in [part, *([without] if metrics.get(without) else [])]:
-        split = (data.get("splits") or {}).get(part, {}).get("name") or part
-        what = f"{source} {split}"
-        if part == "validation":
-            what = f"{source} {split} (validation figure, used for selection)"
-        if shown == without:
-            what += f", images without a duplicate in {name_left_out(metrics.get('duplicates'))}"
-        else:
-            what += remark
-        for metric in METRICS:
-            figure = metric.get(metrics[shown])
-            if metric.name not in _HUB_METRICS or not figure or is_missing(figure["value"]):
+    name = metrics.judged_split
+    source = data.source or (config.finetune.data.source if config is not None else "unknown")
+    split = (data.splits[name].name if name in data.splits else None) or name
+    what = f"{source} {split}" + (" (validation, used for selection)" if name == "validation" else "")
+    remark = " (not a clean test)" if metrics.banner else ""
+    left_out = f", images without a duplicate in {name_left_out(metrics.duplicates)}"
+    for found, suffix, words in (
+        (metrics.judged, "", remark),
+        (metrics.judged_without_duplicates, "-without-duplicates", left_out),
+    ):
+        for metric in METRICS if found is not None else ():
+            estimate = metric.get(found)
+            if metric.name not in _HUB_METRICS or estimate is None or is_missing(estimate.value):
                 continue
-            interval = format_interval(figure, "fraction")
-            words = f"95 % {interval}, n = {metrics[shown]['n']}" if interval else f"n = {metrics[shown]['n']}"
-            results.append(
-                EvalResult(
-                    task_type="image-classification",
-                    task_name="Facial expression recognition",
-                    dataset_type=source,
-                    dataset_name=what,
-                    dataset_config=f"{metrics['protocol']}{'-without-duplicates' if shown == without else ''}",
-                    dataset_split=split,
-                    metric_type=_HUB_METRICS[metric.name],
-                    metric_name=f"{metric.name} ({words})",
-                    metric_value=round(float(figure["value"]), 6),
-                )
+            interval = format_interval(estimate, "fraction")
+            n = f"95 % {interval}, n = {found.n}" if interval else f"n = {found.n}"
+            yield EvalResult(
+                task_type="image-classification",
+                task_name="Facial expression recognition",
+                dataset_type=source,
+                dataset_name=f"{what}{words}",
+                dataset_config=f"{metrics.protocol}{suffix}",
+                dataset_split=split,
+                metric_type=_HUB_METRICS[metric.name],
+                metric_name=f"{metric.name} ({n})",
+                metric_value=round(float(estimate.value), 6),
             )
-    return results
 
 
-def _list_figures(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the figures that are known as rows of texts, the name first, and the names of the columns, all but train.
+class CardTable(NamedTuple):
+    """The metrics as rows of texts, the name first, and the names of the columns."""
 
-    Returns:
-        {"parts": [name], "rows": [[name of the figure, a text for each part]]}.
-    """
-    names = {
-        "test": "test",
-        "test_without_duplicates": "test without duplicates",
-        "validation": "validation figure (used for selection)",
-        "validation_without_duplicates": "validation without duplicates",
-    }
-    parts = [part for part in PARTS if metrics.get(part) and part in names]
-    rows = []
-    for metric in METRICS:
-        cells = [metric.get(metrics[part]) for part in parts]
-        if not any(cell and not is_missing(cell["value"]) for cell in cells):
-            continue
-        write = format_percent if metric.scale == "percent" else format_fraction
-        texts = []
-        for cell in cells:
-            interval = format_interval(cell, metric.scale) if cell and "low" in cell else ""
-            interval = interval or (format_uncertainty(cell) if cell and cell.get("reason") else "")
-            texts.append((write(cell["value"]) if cell else "–") + (f" ({interval})" if interval else ""))
-        rows.append([f"{metric.name} ({metric.remark})" if metric.remark else metric.name, *texts])
-    return {"parts": [f"{names[part]}, n = {format_count(metrics[part]['n'])}" for part in parts], "rows": rows}
+    columns: list[str]
+    rows: list[list[str]]
 
 
-def _describe_protocol(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
-    if not metrics:
+def _build_table(metrics: Metrics) -> CardTable:
+    """Return the metrics that are known of all splits but train."""
+    table = build_metrics_table(metrics, [split for split in SPLITS if split != "train"])
+    columns = [f"{column.name}, n = {format_count(column.n)}" for column in table.columns]
+    return CardTable(columns, [_format_row(row) for row in table.rows])
+
+
+def _format_row(row: MetricsRow) -> list[str]:
+    name = f"{row.name} ({row.remark})" if row.remark else row.name
+    return [name, *(_format_cell(cell, row.scale) for cell in row.cells)]
+
+
+def _format_cell(cell: Estimate | None, scale: str) -> str:
+    if cell is None:
+        return "–"
+    interval = format_interval(cell, scale) or (format_uncertainty(cell) if cell.reason else "")
+    text = format_percent(cell.value) if scale == "percent" else format_fraction(cell.value)
+    return text + (f" ({interval})" if interval else "")
+
+
+def _describe_protocol(metrics: Metrics, data: DataRecord) -> list[str]:
+    if metrics.judged is None:
         return ["The model was not judged."]
-    splits = ", ".join(
-        f"{part} {format_count(split['n'])} ({split.get('name') or part})"
-        for part, split in (data.get("splits") or {}).items()
-    )
-    lines = [
-        f"Protocol `{metrics['protocol']}`, selected on {metrics['selected_on']}" + (f"; {splits}." if splits else ".")
-    ]
-    if get_judged_part(metrics) == "validation":
+    splits = ", ".join(f"{name} {format_count(split.n)} ({split.name or name})" for name, split in data.splits.items())
+    lines = [f"Protocol `{metrics.protocol}`, selected on {metrics.selected_on}" + (f"; {splits}." if splits else ".")]
+    if metrics.judged_split == "validation":
         lines.append(
-            "There is no test figure. The validation figure below is of the images that the model was selected on, "
-            "so that it is on the high side."
+            "There is no test split. The validation values below are of the images that the model was selected on, "
+            "so they are optimistic."
         )
     duplicates = describe_duplicates(metrics)
     if duplicates:
         lines.append(duplicates)
-    view = metrics.get("headline") or "single"
-    if view != "single":
+    if metrics.headline != "single":
+        view = VIEWS.get(metrics.headline, metrics.headline)
+        lines.append(f"The run's headline averages over {view}; the values below are of single images.")
+    if metrics.test_opened and metrics.test is not None:
+        opened = "once" if metrics.test_opened == 1 else f"{metrics.test_opened} times"
+        lines.append(f"The test split was opened {opened}.")
+    return lines
+
+
+def _list_limits(metrics: Metrics, data: DataRecord) -> list[str]:
+    """Return what the metrics tell of the weak points of this model."""
+    if metrics.judged is None:
+        return []
+    lines, per_class = [], metrics.judged.per_class
+    recalls = {label: row.get("recall") for label, row in per_class.items() if not is_missing(row.recall)}
+    if recalls and len(per_class) <= _MOST_LABELS:
+        worst = min(recalls, key=lambda label: recalls[label].value)
         lines.append(
-            f"The run's headline averages over {VIEWS.get(view, view)}; the figures below are of single images."
+            f"It is worst at {worst}: {format_percent(recalls[worst].value)} of {format_count(per_class[worst].n)} "
+            f"images are found ({format_uncertainty(recalls[worst])})."
         )
-    opened = metrics.get("test_opened")
-    if opened and metrics.get("test"):
-        lines.append(f"The test part was opened {'once' if opened == 1 else f'{opened} times'}.")
-    return lines
-
-
-def _list_limits(metrics: Mapping[str, Any], data: Mapping[str, Any]) -> list[str]:
-    """Return what the figures say of the weak places of this model."""
-    lines, part = [], get_judged_part(metrics)
-    if part:
-        per_class = metrics[part]["per_class"]
-        known = {label: row for label, row in per_class.items() if not is_missing(row["recall"])}
-        if known and len(per_class) <= _MOST_LABELS:
-            worst = min(known, key=lambda label: known[label]["recall"])
-            lines.append(
-                f"It is worst at {worst}: {format_percent(known[worst]['recall'])} of {format_count(known[worst]['n'])} "
-                f"images are found ({format_uncertainty(known[worst]['intervals']['recall'])})."
-            )
-        tables = describe_groups(metrics)
-        gaps = [f"By {table['name']}: {' '.join(table['notes'])}" for table in tables if table["notes"]]
-        lines += gaps or [tell_missing_groups(data.get("source"))]
-    return lines
+    gaps = [f"By {table.name}: {' '.join(table.notes)}" for table in describe_groups(metrics) if table.notes]
+    return lines + (gaps or [describe_missing_groups(data.source)])

@@ -22,6 +22,7 @@ from dlfer.report.sweep import SWEEP_FIGURES, describe_best, format_cell, write_
 from dlfer.runs.comparison_record import ArmKey, ArmPair, ComparisonRecord
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import RunRecord
+from dlfer.runs.training_records import Epoch, read_history
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,7 +82,7 @@ def write_comparison_report(path: Path) -> Path:
     config_text = read_text(path / "config.yaml")
     warnings = _collect_warnings(run, members)
     context: dict[str, Any] = {
-        "name": get_name(path, config_text),
+        "name": get_name(path, run),
         "kind": "ablation" if run.kind == "run" else run.kind,
         "subtitle": describe_run(path, run),
         "warnings": warnings,
@@ -212,7 +213,7 @@ def write_comparison_figures(path: Path, comparison: ComparisonRecord, members: 
 
 def _write_curves(figures: Path, members: Sequence[ReportedMember]) -> list[Path]:
     histories = [
-        (member.arm, read_rows(member.folder / "finetune" / "history.csv"))
+        (member.arm, read_history(member.folder / "finetune" / "history.csv"))
         for member in members
         if member.folder is not None
     ]
@@ -284,11 +285,11 @@ def draw_differences(paired: Sequence[ArmPair]) -> Figure:
     return figure
 
 
-def draw_curves(histories: Sequence[tuple[str, Sequence[Mapping[str, str]]]]) -> Figure:
+def draw_curves(histories: Sequence[tuple[str, Sequence[Epoch]]]) -> Figure:
     """Draw loss and accuracy of several trainings into the same two panels, coloured by arm.
 
     Args:
-        histories: (arm, rows of its history.csv) of each member.
+        histories: (arm, epochs) of each member.
     """
     arms = list(dict.fromkeys(arm for arm, _ in histories))
     with figure_style():

@@ -1,38 +1,51 @@
-"""Curves over epochs, ROC curves, and accuracy over the strength of corruptions."""
+"""Curves of a run: over epochs, ROC, reliability, risk over coverage, and accuracy over the strength of corruptions."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from dlfer.metrics.classification import compute_auc, compute_roc
 from dlfer.metrics.predictions import Predictions
-from dlfer.report.figures import COLOURS, LINES, MARKERS, MOST_LABELS_WITH_TEXT, PALE, SOFT, figure_style, new_figure
+from dlfer.report.figures import (
+    COLOURS,
+    INK,
+    LINES,
+    MARKERS,
+    MOST_LABELS_WITH_TEXT,
+    PALE,
+    SOFT,
+    figure_style,
+    new_figure,
+)
+from dlfer.report.page import format_percent, format_uncertainty
+from dlfer.runs.metrics_record import AtThreshold, Calibration, Corruptions, ReliabilityBin, Selective
+from dlfer.runs.training_records import Epoch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-def draw_history(rows: Sequence[Mapping[str, float | str]], *, kept_epoch: int | None = None) -> Figure:
+def draw_history(history: Sequence[Epoch], *, kept_epoch: int | None = None) -> Figure:
     """Draw loss and accuracy over the epochs of one stage.
 
     Args:
-        rows: of history.csv: epoch, phase and the train_*, validation_* figures; empty cells are left out.
-        kept_epoch: the epoch whose weights the stage ended with, numbered as in `rows`.
+        history: of the stage; values that are not known are left out.
+        kept_epoch: the epoch whose weights the stage ended with, numbered as in `history`.
     """
     with figure_style():
         figure = new_figure(9, 3.3)
         for axes, name, unit in zip(figure.subplots(1, 2), ("loss", "accuracy"), ("", "%"), strict=True):
-            for number, part in enumerate(("train", "validation")):
-                epochs, values = read_series(rows, f"{part}_{name}")
-                draw_line(axes, epochs, values, number=number, label=part, percent=bool(unit), style=LINES[number])
+            for number, split in enumerate(("train", "validation")):
+                epochs, values = read_series(history, f"{split}_{name}")
+                draw_line(axes, epochs, values, number=number, label=split, percent=bool(unit), style=LINES[number])
             axes.set_title(name.capitalize() + (f" ({unit})" if unit else ""))
-            _mark_phases(axes, rows)
+            _mark_phases(axes, history)
             if kept_epoch is not None:
                 axes.axvline(kept_epoch, color=SOFT, linestyle=":", linewidth=1.2, label="kept epoch")
             finish_epoch_axis(axes)
@@ -40,11 +53,10 @@ def draw_history(rows: Sequence[Mapping[str, float | str]], *, kept_epoch: int |
     return figure
 
 
-def read_series(rows: Sequence[Mapping], key: str) -> tuple[list[float], list[float]]:
-    """Return the epochs and values of one column of a history, without empty or non-finite cells."""
-    pairs = [(float(row["epoch"]), float(row[key])) for row in rows if row.get(key) not in (None, "")]
-    pairs = [(epoch, value) for epoch, value in pairs if math.isfinite(value)]
-    return [epoch for epoch, _ in pairs], [value for _, value in pairs]
+def read_series(history: Sequence[Epoch], name: str) -> tuple[list[int], list[float]]:
+    """Return the epochs at which a metric of a history is known, and its values."""
+    known = [(row.epoch, value) for row in history if (value := getattr(row, name)) is not None]
+    return [epoch for epoch, _ in known], [value for _, value in known]
 
 
 def draw_line(
@@ -78,11 +90,11 @@ def finish_epoch_axis(axes: Axes) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
-def _mark_phases(axes: Axes, rows: Sequence[Mapping]) -> None:
+def _mark_phases(axes: Axes, history: Sequence[Epoch]) -> None:
     """Draw a thin line where one phase (head alone, all layers) gives way to the next."""
-    for before, after in pairwise(rows):
-        if before.get("phase") != after.get("phase"):
-            axes.axvline((float(before["epoch"]) + float(after["epoch"])) / 2, color=PALE, linewidth=1, linestyle="--")
+    for before, after in pairwise(history):
+        if before.phase != after.phase:
+            axes.axvline((before.epoch + after.epoch) / 2, color=PALE, linewidth=1, linestyle="--")
 
 
 class ClassRoc(NamedTuple):
@@ -157,20 +169,112 @@ def frame_roc(axes: Axes) -> None:
     axes.set_ylim(-0.01, 1.01)
 
 
-def draw_corruptions(corruptions: Mapping[str, Any]) -> Figure:
-    """Draw the accuracy on corrupted images over the strength, from the clean images on, with intervals.
+def draw_reliability(calibration: Calibration) -> Figure:
+    """Draw accuracy over confidence in bins of equally many images, before and after the temperature."""
+    versions = [("As the network gives it", calibration.raw)]
+    if calibration.scaled is not None:
+        versions.append(("After the temperature", calibration.scaled))
+    with figure_style():
+        figure = new_figure(4.5 * len(versions), 4.5)
+        panels = figure.subplots(1, len(versions), squeeze=False, sharey=True)[0]
+        for number, (axes, (title, metrics)) in enumerate(zip(panels, versions, strict=True)):
+            _draw_bins(axes, metrics.reliability, number)
+            ece = metrics.ece_equal_mass
+            axes.set_title(title)
+            # The reason for a missing interval is in the table of the page.
+            text = f"ECE {format_percent(ece.value)}\n{format_uncertainty((ece.low, ece.high))}"
+            axes.text(3, 97, text, va="top", fontsize=10)
+            axes.set_xlabel("mean confidence (%)")
+        panels[0].set_ylabel("accuracy (%)")
+    return figure
+
+
+def _draw_bins(axes: Axes, bins: Sequence[ReliabilityBin], number: int) -> None:
+    """Draw each bin as a marker with Wilson's interval of its accuracy, beside the line of perfect calibration."""
+    confidence, accuracy, low, high = (
+        100 * np.array([(row.confidence, row.accuracy, row.low, row.high) for row in bins], dtype=float).T
+    )
+    axes.plot([0, 100], [0, 100], color=SOFT, linestyle=":", linewidth=1.2, label="perfect calibration")
+    axes.errorbar(
+        confidence,
+        accuracy,
+        yerr=[accuracy - low, high - accuracy],
+        color=COLOURS[number],
+        linestyle=LINES[number],
+        marker=MARKERS[number],
+        markersize=5,
+        linewidth=1.2,
+        elinewidth=1.2,
+        capsize=2.5,
+        label="bins, 95 % interval",
+    )
+    axes.set_xlim(-1, 101)
+    axes.set_ylim(-1, 101)
+    axes.set_aspect("equal")
+    axes.legend(loc="lower right", fontsize=8.5)
+
+
+def draw_risk_coverage(selective: Selective, *, target_accuracy: float | None = None) -> Figure:
+    """Draw the share of wrong answers over the share of images that are answered, and the threshold.
 
     Args:
-        corruptions: of metrics.json: "clean", and "corruptions" {name: [{"strength", "accuracy"}]}.
+        selective: of the judged split.
+        target_accuracy: what the threshold was chosen to reach.
     """
+    coverage, risk, low, high = (
+        100
+        * np.array([(point.coverage, point.risk, point.low, point.high) for point in selective.curve], dtype=float).T
+    )
+    with figure_style():
+        figure = new_figure(5.6, 4.1)
+        axes = figure.subplots()
+        axes.plot(coverage, risk, color=COLOURS[0], label="answers by falling confidence")
+        axes.fill_between(coverage, low, high, color=COLOURS[0], alpha=0.18, linewidth=0, label="95 % at each coverage")
+        axes.axhline(risk[0], color=PALE, linestyle=":", linewidth=1.4, label=f"all answered: {risk[0]:.1f} % wrong")
+        if target_accuracy is not None:
+            aim = 100 * (1 - target_accuracy)
+            axes.axhline(aim, color=SOFT, linestyle="--", linewidth=1, label=f"aimed at: {aim:.0f} % wrong")
+        at = selective.at_threshold
+        if at is not None and at.accuracy.value is not None:
+            _mark_threshold(axes, at)
+        axes.set_xlim(0, 101)
+        axes.set_ylim(0, max(1.0, 1.3 * float(risk.max())))
+        axes.set_xlabel("images answered (%)")
+        axes.set_ylabel("wrong among the answered (%)")
+        axes.legend(loc="upper left", fontsize=8.5)
+    return figure
+
+
+def _mark_threshold(axes: Axes, at: AtThreshold) -> None:
+    coverage, wrong = 100 * at.coverage.value, 100 * (1 - at.accuracy.value)
+    lowest, highest = 100 * (1 - at.accuracy.high), 100 * (1 - at.accuracy.low)
+    axes.errorbar(
+        [coverage],
+        [wrong],
+        yerr=[[wrong - lowest], [highest - wrong]],
+        color=COLOURS[1],
+        marker=MARKERS[1],
+        markersize=8,
+        capsize=4,
+        linestyle="none",
+        label=f"confidence of {at.threshold:.2f} or more: {coverage:.0f} % answered, {wrong:.1f} % wrong",
+    )
+    axes.annotate(f"{at.threshold:.2f}", (coverage, wrong), (7, -14), textcoords="offset points", color=INK)
+
+
+def draw_corruptions(found: Corruptions) -> Figure:
+    """Draw the accuracy on corrupted images over the strength, from the clean images on, with intervals."""
     with figure_style():
         figure = new_figure(7.5, 4.0)
         axes = figure.subplots()
-        for number, (name, levels) in enumerate(corruptions["corruptions"].items()):
-            figures = [corruptions["clean"], *(level["accuracy"] for level in levels)]
-            values, lows, highs = (100 * np.array([f[key] for f in figures]) for key in ("value", "low", "high"))
-            # Points of one strength stand side by side, so that their intervals can be told apart.
-            places = np.array([0, *(level["strength"] for level in levels)]) + 0.05 * (number - 2.5)
+        for number, (name, levels) in enumerate(found.corruptions.items()):
+            estimates = [found.clean, *(level.accuracy for level in levels)]
+            values, lows, highs = (
+                100 * np.array(ends, dtype=float)
+                for ends in zip(*((e.value, e.low, e.high) for e in estimates), strict=True)
+            )
+            # Markers of one strength are drawn side by side, so that their intervals can be distinguished.
+            places = np.array([0, *(level.strength for level in levels)]) + 0.05 * (number - 2.5)
             axes.errorbar(
                 places,
                 values,
@@ -182,8 +286,7 @@ def draw_corruptions(corruptions: Mapping[str, Any]) -> Figure:
                 elinewidth=1,
                 label=name.replace("_", " "),
             )
-        strengths = sorted({level["strength"] for levels in corruptions["corruptions"].values() for level in levels})
-        axes.set_xticks([0, *strengths], ["clean", *map(str, strengths)])
+        axes.set_xticks([0, *found.strengths], ["clean", *map(str, found.strengths)])
         axes.set_xlabel("strength of the corruption")
         axes.set_ylabel("accuracy (%)")
         axes.set_ylim(bottom=0)

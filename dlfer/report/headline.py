@@ -1,165 +1,209 @@
-"""The headline of a report, and the table of all figures of merit beside it."""
+"""The headline of a report, and the table of all metrics beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 from dlfer.report.duplicates import describe_duplicates, find_without, format_without
-from dlfer.report.page import format_percent, is_missing
+from dlfer.report.page import format_percent
+from dlfer.runs.metrics_record import Estimate, Metrics, SplitMetrics, SplitSummary
+from dlfer.runs.records import DataRecord
+from dlfer.runs.wording import is_missing
 
-PARTS = ("test", "test_without_duplicates", "validation", "validation_without_duplicates", "train")
+SPLITS = ("test", "test_without_duplicates", "validation", "validation_without_duplicates", "train")
 VIEWS = {"single": "the image as it is", "mirror": "the image and its mirror image", "ten_crop": "ten crops"}
 
 
 class Metric(NamedTuple):
-    """A row of the table: its name, where it stands in a part of metrics.json, how it is written, and a remark."""
+    """A row of the table of metrics.
+
+    Attributes:
+        name: in words.
+        get: returns the metric of a split, or None where the split does not have it.
+        scale: "percent" or "fraction", as it is written.
+        remark: what a reader should know of it.
+    """
 
     name: str
-    get: Callable[[Mapping[str, Any]], Mapping[str, Any] | None]
+    get: Callable[[SplitMetrics], Estimate | None]
     scale: str = "percent"
     remark: str = ""
 
 
-def _plain(key: str) -> Callable[[Mapping[str, Any]], Mapping[str, Any] | None]:
-    return lambda scores: scores.get(key)
-
-
-def _calibrated(key: str) -> Callable[[Mapping[str, Any]], Mapping[str, Any] | None]:
-    return lambda scores: ((scores.get("calibration") or {}).get("raw") or {}).get(key)
-
-
 METRICS = (
-    Metric("accuracy", _plain("accuracy")),
-    Metric("balanced accuracy", _plain("balanced_accuracy"), remark="the mean recall of the classes"),
-    Metric("macro F1", _plain("macro_f1")),
-    Metric("macro precision", _plain("macro_precision")),
-    Metric("macro specificity", _plain("macro_specificity")),
-    Metric("MCC", _plain("mcc"), "fraction", "0 is chance"),
-    Metric("Cohen's kappa", _plain("cohen_kappa"), "fraction", "0 is chance"),
-    Metric("macro AUC", _plain("macro_auc"), "fraction", "0.5 is chance"),
-    Metric("macro average precision", _plain("macro_average_precision"), "fraction"),
-    Metric("log-loss", _plain("log_loss"), "fraction", "less is better"),
-    Metric("ECE", _calibrated("ece_equal_mass"), remark="less is better"),
-    Metric("Brier score", _calibrated("brier"), "fraction", "0 to 2, less is better"),
-    Metric("emotion detection rate", _plain("emotion_detection_rate"), remark="classes mostly predicted as themselves"),
-    Metric("one-vs-rest accuracy", _plain("one_vs_rest_accuracy"), remark="not the accuracy, see below"),
+    Metric("accuracy", lambda split: split.accuracy),
+    Metric("balanced accuracy", lambda split: split.balanced_accuracy, remark="the mean recall of the classes"),
+    Metric("macro F1", lambda split: split.macro_f1),
+    Metric("macro precision", lambda split: split.macro_precision),
+    Metric("macro specificity", lambda split: split.macro_specificity),
+    Metric("MCC", lambda split: split.mcc, "fraction", "0 is chance"),
+    Metric("Cohen's kappa", lambda split: split.cohen_kappa, "fraction", "0 is chance"),
+    Metric("macro AUC", lambda split: split.macro_auc, "fraction", "0.5 is chance"),
+    Metric("macro average precision", lambda split: split.macro_average_precision, "fraction"),
+    Metric("log-loss", lambda split: split.log_loss, "fraction", "less is better"),
+    Metric("ECE", lambda split: split.calibration and split.calibration.raw.ece_equal_mass, remark="less is better"),
+    Metric(
+        "Brier score",
+        lambda split: split.calibration and split.calibration.raw.brier,
+        "fraction",
+        "0 to 2, less is better",
+    ),
+    Metric(
+        "emotion detection rate",
+        lambda split: split.emotion_detection_rate,
+        remark="classes mostly predicted as themselves",
+    ),
+    Metric("one-vs-rest accuracy", lambda split: split.one_vs_rest_accuracy, remark="not the accuracy, see below"),
 )
 
 
-def get_judged_part(metrics: Mapping[str, Any] | None) -> str | None:
-    """Return the part that a run is judged on: "test", else "validation", else None."""
-    return next((part for part in ("test", "validation") if (metrics or {}).get(part)), None)
+class Headline(NamedTuple):
+    """The metrics of the judged split with what a reader must know beside the number.
+
+    Attributes:
+        metrics: of the split, by the image as it is.
+        accuracy: of the views that are the headline.
+        title: what the accuracy is of.
+        what: the name of the split.
+        facts: (name, value) of what qualifies the number.
+        largest_class: share of the largest class, in 0..1.
+    """
+
+    metrics: SplitMetrics
+    accuracy: Estimate
+    title: str
+    what: str
+    facts: list[tuple[str, str | None]]
+    largest_class: float
 
 
-def name_part(metrics: Mapping[str, Any], data: Mapping[str, Any] | None) -> str:
-    """Return what the judged part is, in words; a validation that also selected the model is called so."""
-    if get_judged_part(metrics) == "validation":
-        return f"validation figure ({metrics['selected_on']}, used for selection)"
-    split = (data or {}).get("splits", {}).get("test", {}).get("name")
-    return f"test ({split})" if split and split != "test" else "test"
+def name_judged_split(metrics: Metrics, data: DataRecord | None) -> str:
+    """Return the name of the judged split in words; a validation split that also selected the model is called so."""
+    if metrics.judged_split == "validation":
+        return _name_validation(metrics)
+    split = data.splits.get("test") if data is not None else None
+    return f"test ({split.name})" if split is not None and split.name not in (None, "", "test") else "test"
+
+
+def _name_validation(metrics: Metrics) -> str:
+    return f"validation ({metrics.selected_on}, used for selection)"
 
 
 def build_headline(
-    metrics: Mapping[str, Any], data: Mapping[str, Any] | None, *, openings: int, expected: Any
-) -> dict[str, Any] | None:
-    """Return the scores of the judged part with what a reader must know beside the number.
+    metrics: Metrics, data: DataRecord | None, *, openings: int, expected: tuple[float, float] | None
+) -> Headline | None:
+    """Return the headline of a report; None where nothing was judged.
 
     Args:
-        metrics: metrics.json.
+        metrics: of the run.
         data: data.json, if there is one.
-        openings: how often the test part was opened.
-        expected: the range of the test accuracy that the experiment names, or None.
-
-    Returns:
-        The part's scores with "accuracy" of the views that are the headline, "title" of that, "what" the part
-        is, "facts" as (name, value), and "largest_class", its share. None where nothing was judged.
+        openings: how often the test split was opened, as the log tells.
+        expected: the range of the test accuracy that the experiment names.
     """
-    part = get_judged_part(metrics)
-    if part is None:
+    judged, is_test = metrics.judged, metrics.judged_split == "test"
+    if judged is None:
         return None
-    scores, facts = metrics[part], [("protocol", metrics["protocol"]), ("selected on", metrics["selected_on"])]
-    shown = _choose_view(metrics, part)
+    shown = _choose_view(metrics, judged)
+    facts = [("protocol", metrics.protocol), ("selected on", metrics.selected_on)]
     without = find_without(metrics)
     if without:
-        of_single = "" if shown is scores else ", of single images"
+        of_single = "" if shown is judged else ", of single images"
         facts.append(("without duplicates", f"{format_without(without)}{of_single}"))
-    if part == "test":
-        openings = metrics.get("test_opened") or openings
-        if openings:
-            facts.append(("test opened", "once" if openings == 1 else f"{openings} times"))
-    else:
-        facts.append(("test", "none: the run was not judged on a test part"))
-    facts.append(("macro F1", f"{format_percent(shown['macro_f1']['value'])} over {len(scores['labels'])} classes"))
-    if shown is not scores:
-        facts.append(("of single images", f"{format_percent(scores['accuracy']['value'])}; so are all figures below"))
-    if expected and part == "test":
-        low, high = (float(value) for value in expected)
-        verdict = "within" if low <= shown["accuracy"]["value"] <= high else "outside"
+    openings = metrics.test_opened or openings
+    if not is_test:
+        facts.append(("test", "none: the run was not judged on a test split"))
+    elif openings:
+        facts.append(("test opened", "once" if openings == 1 else f"{openings} times"))
+    if shown.macro_f1 is not None:
+        facts.append(("macro F1", f"{format_percent(shown.macro_f1.value)} over {len(judged.labels)} classes"))
+    if shown is not judged:
+        facts.append(("of single images", f"{format_percent(judged.accuracy.value)}; so are all values below"))
+    if expected and is_test:
+        low, high = expected
+        is_within = shown.accuracy.value is not None and low <= shown.accuracy.value <= high
+        verdict = "within" if is_within else "outside"
         facts.append(("expected", f"{format_percent(low)} to {format_percent(high)}: {verdict}"))
-    largest = max(figures["n"] for figures in scores["per_class"].values()) / scores["n"]
-    what = name_part(metrics, data)
-    averaged = f", averaged over {VIEWS.get(metrics['headline'], metrics['headline'])}" if shown is not scores else ""
-    return {
-        **scores,
-        "accuracy": shown["accuracy"],
-        "title": what + averaged,
-        "what": what,
-        "facts": facts,
-        "largest_class": largest,
-    }
+    what = name_judged_split(metrics, data)
+    return Headline(
+        metrics=judged,
+        accuracy=shown.accuracy,
+        title=what if shown is judged else f"{what}, averaged over {VIEWS.get(metrics.headline, metrics.headline)}",
+        what=what,
+        facts=facts,
+        largest_class=max((row.n for row in judged.per_class.values()), default=0) / judged.n,
+    )
 
 
-def build_metrics_table(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the figures of merit, a row each, with a column for each part; the judged one comes first.
+def _choose_view(metrics: Metrics, judged: SplitMetrics) -> SplitSummary:
+    """Return the metrics that the headline is taken from: the split's own unless the experiment asks for views."""
+    return metrics.views.get(metrics.headline, {}).get(metrics.judged_split) or judged
 
-    A figure that no part has, as in runs of an earlier version, is left out.
 
-    Returns:
-        {"parts": [{"name", "n"}], "rows": [{"name", "remark", "scale", "cells": [figure or None]}]}.
+class MetricsColumn(NamedTuple):
+    """The split of a column."""
+
+    name: str
+    n: int
+
+
+class MetricsRow(NamedTuple):
+    """A metric with a cell for each column."""
+
+    name: str
+    remark: str
+    scale: str
+    cells: list[Estimate | None]
+
+
+class MetricsTable(NamedTuple):
+    """The metrics, a row each, with a column for each split."""
+
+    columns: list[MetricsColumn]
+    rows: list[MetricsRow]
+
+
+def build_metrics_table(metrics: Metrics, splits: Sequence[str] = SPLITS) -> MetricsTable:
+    """Return the table of metrics; the judged split comes first.
+
+    A metric that no split has, as in runs of an earlier version, is left out.
+
+    Args:
+        metrics: of the run.
+        splits: those that may be shown.
     """
-    names = {
-        "test": "test",
-        "test_without_duplicates": "test without duplicates",
-        "validation": f"validation ({metrics['selected_on']})",
-        "validation_without_duplicates": "validation without duplicates",
-        "train": "train",
-    }
-    parts = [part for part in PARTS if metrics.get(part)]
+    shown = {name: metrics.get(name) for name in splits}
+    shown = {name: split for name, split in shown.items() if split is not None}
     rows = []
     for metric in METRICS:
-        cells = [metric.get(metrics[part]) for part in parts]
-        if any(cell and not is_missing(cell["value"]) for cell in cells):
-            rows.append({"name": metric.name, "remark": metric.remark, "scale": metric.scale, "cells": cells})
-    return {"parts": [{"name": names[part], "n": metrics[part]["n"]} for part in parts], "rows": rows}
+        cells = [metric.get(split) for split in shown.values()]
+        if any(cell and not is_missing(cell.value) for cell in cells):
+            rows.append(MetricsRow(metric.name, metric.remark, metric.scale, cells))
+    names = {"validation": _name_validation(metrics)}
+    columns = [MetricsColumn(names.get(name, name.replace("_", " ")), split.n) for name, split in shown.items()]
+    return MetricsTable(columns, rows)
 
 
-def describe_parts(metrics: Mapping[str, Any]) -> list[str]:
+def describe_splits(metrics: Metrics) -> list[str]:
     """Return the remarks below the table: duplicates, what validation was used for, and what is no accuracy."""
-    lines, duplicates, part = [], describe_duplicates(metrics), get_judged_part(metrics)
+    lines, duplicates, judged = [], describe_duplicates(metrics), metrics.judged
     if duplicates:
         lines.append(duplicates)
-    if metrics.get("validation"):
-        lines.append("Validation was used to select the model, so that its figures are on the high side.")
-    if part is None:
+    if metrics.validation is not None:
+        lines.append("Validation was used to select the model, so its values are optimistic.")
+    if judged is None:
         return lines
-    num_labels = len(metrics[part]["labels"])
-    if metrics[part].get("one_vs_rest_accuracy"):
+    if judged.one_vs_rest_accuracy is not None:
+        num_labels = len(judged.labels)
         lines.append(
             "One-vs-rest accuracy is the mean over the classes of (TP + TN) / N, where every image of another class "
             f"that was not given this label counts as a hit. It is not accuracy: with {num_labels} classes an accuracy "
             f"of 70 % is {format_percent(1 - 2 * 0.3 / num_labels)} when counted so."
         )
-    rate = metrics[part].get("emotion_detection_rate")
-    if rate:
+    rate = judged.emotion_detection_rate
+    if rate is not None:
         lines.append(
-            f"Emotion detection rate: of {rate['num_classes']} classes, {rate['num_detected']} are predicted as "
+            f"Emotion detection rate: of {rate.num_classes} classes, {rate.num_detected} are predicted as "
             "themselves more often than as any other."
         )
     return lines
-
-
-def _choose_view(metrics: Mapping[str, Any], part: str) -> Mapping[str, Any]:
-    """Return the scores that the headline is taken from: the part's own unless views were asked to be it."""
-    views = (metrics.get("views") or {}).get(metrics.get("headline") or "single") or {}
-    return views.get(part) or metrics[part]

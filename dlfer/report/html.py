@@ -2,39 +2,43 @@
 
 from __future__ import annotations
 
-import json
 import shlex
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError
 from dlfer.report.audit import describe_audit
 from dlfer.report.boosting import describe_trees
 from dlfer.report.ensemble import describe_ensemble, describe_milestones
-from dlfer.report.headline import build_headline, build_metrics_table, describe_parts
+from dlfer.report.headline import build_headline, build_metrics_table, describe_splits
 from dlfer.report.judgement import (
     describe_abstention,
     describe_calibration,
     describe_corruptions,
     describe_groups,
+    describe_missing_groups,
     list_views,
-    tell_missing_groups,
 )
-from dlfer.report.page import load_figures, read_json, render_page
+from dlfer.report.page import load_figures, render_page
 from dlfer.report.record import (
     describe_environment,
     describe_run,
     find_comparisons,
     format_command,
     get_name,
-    read_config,
     read_text,
+    try_experiment,
 )
-from dlfer.report.run_figures import FIGURES, read_log, write_run_figures
+from dlfer.report.run_figures import FIGURES, write_run_figures
 from dlfer.report.sections import describe_data, describe_question, describe_transfer, list_costs
+from dlfer.runs.audit_record import AuditRecord
 from dlfer.runs.evaluations import read_metrics
-from dlfer.runs.records import read_audit
+from dlfer.runs.metrics_record import Metrics
+from dlfer.runs.records import DataRecord, RunRecord
+from dlfer.runs.training_records import BoostingRecord, TransferRecord, read_events
+
+_NO_CONFIG = "What was asked is not shown, because config.yaml cannot be read."
 
 
 def write_report(run_path: Path) -> Path:
@@ -50,60 +54,54 @@ def write_report(run_path: Path) -> Path:
         ModelError: the folder is no run directory, or one of its files is damaged.
     """
     run_path = Path(run_path)
-    run = read_json(run_path / "run.json")
+    run = RunRecord.read(run_path)
     if run is None:
         raise ModelError(f"{run_path}: found no run.json; expected a run directory, e.g. saved_models/runs/NAME/STAMP.")
     write_run_figures(run_path)
-    data, metrics, audit = read_json(run_path / "data.json"), read_metrics(run_path), read_audit(run_path)
-    config_text = read_text(run_path / "config.yaml")
-    config = read_config(config_text)
+    data, metrics, audit = DataRecord.read(run_path), read_metrics(run_path) or Metrics(), AuditRecord.read(run_path)
+    config, problem = try_experiment(run_path)
     context = {
-        "name": get_name(run_path, config_text),
+        "name": get_name(run_path, run),
         "subtitle": describe_run(run_path, run),
-        "status": run.get("status"),
-        "error": _describe_error(run),
-        "warnings": [text for text in [(metrics or {}).get("banner"), *run.get("warnings", [])] if text],
-        "question": describe_question(config, (data or {}).get("labels")),
+        "status": run.status,
+        "error": run.error,
+        "warnings": [text for text in (metrics.banner, *run.warnings, problem and f"{_NO_CONFIG} {problem}") if text],
+        "question": describe_question(config, [] if data is None else data.labels),
         "figures": load_figures(run_path / "figures", FIGURES),
-        "costs": list_costs(run.get("cost") or {}),
-        "trees": describe_trees(read_json(run_path / "boosting.json")),
-        "transfer": describe_transfer(read_json(run_path / "transfer.json")),
-        "data": describe_data(data) if data else None,
-        "audit": describe_audit(audit) if audit else [],
+        "costs": list_costs(run.cost),
+        "trees": describe_trees(BoostingRecord.read(run_path)),
+        "transfer": describe_transfer(TransferRecord.read(run_path)),
+        "data": None if data is None else describe_data(data),
+        "audit": [] if audit is None else describe_audit(audit),
         "comparisons": find_comparisons(run_path),
         "command": format_command(run),
         "config_path": shlex.quote(str(run_path / "config.yaml")),
         "environment": describe_environment(run),
-        "config": config_text,
-        **_judge(run_path, metrics or {}, data, config),
+        "config": read_text(run_path / "config.yaml"),
+        **_judge(run_path, metrics, data, config),
     }
     return render_page("run.html.j2", run_path / "report.html", context)
 
 
 def _judge(
-    run_path: Path, metrics: Mapping[str, Any], data: Mapping[str, Any] | None, config: Mapping[str, Any]
+    run_path: Path, metrics: Metrics, data: DataRecord | None, config: ExperimentConfig | None
 ) -> dict[str, Any]:
-    """Return what the page says of metrics.json; all of it empty where nothing was judged."""
-    openings = sum(event.get("event") == "test_opened" for event in read_log(run_path))
-    expected = (config.get("expected") or {}).get("test_accuracy")
+    """Return what the page says of the metrics; all of it empty where nothing was judged."""
+    openings = sum(event.event == "test_opened" for event in read_events(run_path))
+    expected = None if config is None else config.expected.test_accuracy
     headline = build_headline(metrics, data, openings=openings, expected=expected)
     if headline is None:
         return {"headline": None}
     return {
         "headline": headline,
         "table": build_metrics_table(metrics),
-        "part_notes": describe_parts(metrics),
+        "split_notes": describe_splits(metrics),
         "calibration": describe_calibration(metrics),
         "abstention": describe_abstention(metrics),
         "views": list_views(metrics),
         "milestones": describe_milestones(metrics),
         "ensemble": describe_ensemble(metrics),
         "groups": describe_groups(metrics),
-        "no_groups": tell_missing_groups((data or {}).get("source")),
+        "no_groups": describe_missing_groups(None if data is None else data.source),
         "corruptions": describe_corruptions(metrics),
     }
-
-
-def _describe_error(run: Mapping[str, Any]) -> str | None:
-    error = run.get("error")
-    return None if not error else error if isinstance(error, str) else json.dumps(error, indent=2)

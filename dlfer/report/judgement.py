@@ -1,155 +1,177 @@
-"""How far a model can be trusted: calibration, abstaining, views, groups, corrupted images; from metrics.json."""
+"""How far a model can be trusted: calibration, abstaining, views, groups and corrupted images, from its metrics."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable
+from typing import NamedTuple
 
-from dlfer.report.headline import VIEWS, get_judged_part
+from dlfer.report.headline import VIEWS
 from dlfer.report.page import format_count, format_percent, format_uncertainty
+from dlfer.runs.metrics_record import (
+    Abstention,
+    AtThreshold,
+    CalibrationMetrics,
+    CorruptionLevel,
+    Estimate,
+    GroupMetrics,
+    Metrics,
+    SplitSummary,
+)
 
-_CALIBRATION = {
-    "ece_equal_mass": ("ECE, 15 bins of equally many images", "percent"),
-    "ece_equal_width": ("ECE, 15 bins of equal width", "percent"),
-    "classwise_ece": ("classwise ECE", "percent"),
-    "brier": ("Brier score", "fraction"),
-    "log_loss": ("log-loss", "fraction"),
-}
+_MOST_LABELS = 12
+_CALIBRATION: tuple[tuple[str, str, Callable[[CalibrationMetrics], Estimate | None]], ...] = (
+    ("ECE, 15 bins of equally many images", "percent", lambda metrics: metrics.ece_equal_mass),
+    ("ECE, 15 bins of equal width", "percent", lambda metrics: metrics.ece_equal_width),
+    ("classwise ECE", "percent", lambda metrics: metrics.classwise_ece),
+    ("Brier score", "fraction", lambda metrics: metrics.brier),
+    ("log-loss", "fraction", lambda metrics: metrics.log_loss),
+)
 
 
-def describe_calibration(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the calibration errors before and after the temperature, and remarks; None where there are none."""
-    part = get_judged_part(metrics)
-    calibration = metrics[part].get("calibration") if part else None
-    if not calibration:
+class CalibrationRow(NamedTuple):
+    """A calibration metric before and after the temperature."""
+
+    name: str
+    scale: str
+    raw: Estimate | None
+    scaled: Estimate | None
+
+
+class CalibrationSection(NamedTuple):
+    """What is known of the calibration; `has_scaled`: a temperature was fitted."""
+
+    rows: list[CalibrationRow]
+    has_scaled: bool
+    notes: list[str]
+
+
+def describe_calibration(metrics: Metrics) -> CalibrationSection | None:
+    """Return the calibration metrics before and after the temperature, and remarks; None where there are none."""
+    judged = metrics.judged
+    if judged is None or judged.calibration is None:
         return None
+    raw, scaled = judged.calibration.raw, judged.calibration.scaled
     rows = [
-        {
-            "name": name,
-            "scale": scale,
-            "raw": calibration["raw"].get(key),
-            "scaled": (calibration.get("scaled") or {}).get(key),
-        }
-        for key, (name, scale) in _CALIBRATION.items()
+        CalibrationRow(name, scale, get(raw), None if scaled is None else get(scaled))
+        for name, scale, get in _CALIBRATION
     ]
     notes = []
-    floor = calibration["raw"].get("ece_if_calibrated")
-    if floor is not None:
+    if raw.ece_if_calibrated is not None:
         notes.append(
-            f"ECE cannot be negative, so that even a perfectly calibrated model would show about {format_percent(floor)} "
-            f"on {format_count(metrics[part]['n'])} images."
+            "ECE cannot be negative, so that even a perfectly calibrated model would show about "
+            f"{format_percent(raw.ece_if_calibrated)} on {format_count(judged.n)} images."
         )
-    return {
-        "rows": rows,
-        "has_scaled": calibration.get("scaled") is not None,
-        "notes": notes + _tell_temperature(metrics),
-    }
+    return CalibrationSection(rows, scaled is not None, notes + _describe_temperature(metrics))
 
 
-def _tell_temperature(metrics: Mapping[str, Any]) -> list[str]:
-    temperature = metrics.get("temperature")
-    if not temperature:
+def _describe_temperature(metrics: Metrics) -> list[str]:
+    fitted = metrics.temperature
+    if fitted is None:
         return ["No temperature was fitted: there were no predictions on validation to fit it on."]
-    value = temperature["value"]
+    value = fitted.value
     verdict = "overconfident" if value > 1 else "underconfident" if value < 1 else "neither over- nor underconfident"
-    where = f"{temperature['fitted_on']}, n = {format_count(temperature['n'])}"
+    where = f"{fitted.fitted_on}, n = {format_count(fitted.n)}"
     lines = [f"The temperature {value:.3f} was fitted on validation ({where}); the model is {verdict} there."]
-    if temperature.get("note"):
-        lines.append(f"It is not to be relied on: {temperature['note']}.")
-    if get_judged_part(metrics) == "validation":
-        lines.append("It is judged on the same images here, so that the figures after it are on the low side.")
+    if fitted.note:
+        lines.append(f"It is not to be relied on: {fitted.note}.")
+    if metrics.judged_split == "validation":
+        lines.append("It is judged on the same images here, so the values after it are optimistic.")
     return lines
 
 
-def describe_abstention(metrics: Mapping[str, Any]) -> list[str]:
-    """Return what the abstain threshold gives, in sentences; empty where nothing is known about it."""
-    part = get_judged_part(metrics)
-    selective = metrics[part].get("selective") if part else None
-    if not selective:
+def describe_abstention(metrics: Metrics) -> list[str]:
+    """Return what the abstention threshold gives, in sentences; empty where nothing is known about it."""
+    if metrics.judged is None or metrics.judged.selective is None:
         return []
-    lines, abstain, at = [], metrics.get("abstain"), selective.get("at_threshold")
-    if not abstain or not at:
-        lines.append("No threshold was chosen: on validation no part of the images reaches the accuracy asked for.")
-    elif not at["n"]:
-        lines.append(f"No image here has a confidence of {abstain['threshold']:.2f} or more.")
+    selective = metrics.judged.selective
+    lines, abstain, at = [], metrics.abstain, selective.at_threshold
+    if abstain is None or at is None:
+        lines.append("No threshold was chosen: no subset of the validation images reaches the accuracy asked for.")
+    elif not at.n:
+        lines.append(f"No image here has a confidence of {abstain.threshold:.2f} or more.")
     else:
-        lines.append(
-            f"Where the model answers only if its confidence is at least {abstain['threshold']:.3f}, it answers "
-            f"{format_percent(at['coverage']['value'])} of the images ({format_count(at['n'])}), and "
-            f"{format_percent(at['accuracy']['value'])} of these answers are right "
-            f"({format_uncertainty(at['accuracy'])})."
-        )
-        same = (
-            " They are the images judged here, so that the figure is on the high side." if part == "validation" else ""
-        )
-        lines.append(
-            f"The threshold is the lowest one with which {format_percent(abstain['target_accuracy'], 0)} are right on "
-            f"validation ({abstain['chosen_on']}, n = {format_count(abstain['n'])}).{same}"
-        )
-    if selective.get("aurc") is not None:
-        area = selective["aurc"]
-        lines.append(
-            f"Area under the risk-coverage curve: {area['value']:.3f} ({format_uncertainty(area, 'fraction')}; "
-            "less is better)."
-        )
+        lines += _describe_threshold(abstain, at, is_optimistic=metrics.judged_split == "validation")
+    area = selective.aurc
+    lines.append(
+        f"Area under the risk-coverage curve: {area.value:.3f} ({format_uncertainty(area, 'fraction')}; less is better)."
+    )
     return lines
 
 
-def list_views(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return a row for each view and part that was judged by test-time augmentation, the single view before them."""
-    views, rows = metrics.get("views") or {}, []
-    for part in ("test", "validation"):
-        judged = {view: parts[part] for view, parts in views.items() if parts.get(part)}
-        if not judged or not metrics.get(part):
+def _describe_threshold(abstain: Abstention, at: AtThreshold, *, is_optimistic: bool) -> list[str]:
+    same = " These are the images judged here, so the value is optimistic." if is_optimistic else ""
+    return [
+        f"Where the model answers only if its confidence is at least {abstain.threshold:.3f}, it answers "
+        f"{format_percent(at.coverage.value)} of the images ({format_count(at.n)}), and "
+        f"{format_percent(at.accuracy.value)} of these answers are right ({format_uncertainty(at.accuracy)}).",
+        f"The threshold is the lowest one with which {format_percent(abstain.target_accuracy, 0)} are right on "
+        f"validation ({abstain.chosen_on}, n = {format_count(abstain.n)}).{same}",
+    ]
+
+
+class ViewRow(NamedTuple):
+    """The metrics of a split by a view; `sentence` compares them with the image as it is."""
+
+    split: str
+    view: str
+    metrics: SplitSummary
+    is_headline: bool
+    sentence: str
+
+
+def list_views(metrics: Metrics) -> list[ViewRow]:
+    """Return a row for each view and split that was judged by test-time augmentation, the single view before them."""
+    rows = []
+    for split in ("test", "validation"):
+        judged = {view: splits[split] for view, splits in metrics.views.items() if split in splits}
+        single = metrics.get(split)
+        if not judged or single is None:
             continue
-        rows.append(
-            {"part": part, "view": VIEWS["single"], "scores": metrics[part], "is_headline": False, "sentence": ""}
-        )
-        for view, scores in judged.items():
-            rows.append(
-                {
-                    "part": part,
-                    "view": VIEWS.get(view, view),
-                    "scores": scores,
-                    "is_headline": view == metrics.get("headline") and part == get_judged_part(metrics),
-                    "sentence": (scores.get("paired") or {}).get("sentence", ""),
-                }
-            )
+        rows.append(ViewRow(split, VIEWS["single"], single, False, ""))
+        for view, found in judged.items():
+            is_headline = view == metrics.headline and split == metrics.judged_split
+            rows.append(ViewRow(split, VIEWS.get(view, view), found, is_headline, found.paired.sentence))
     return rows
 
 
-def describe_groups(metrics: Mapping[str, Any]) -> list[dict[str, Any]]:
+class GroupTable(NamedTuple):
+    """The groups of one attribute with their metrics; `labels` are the columns of recalls."""
+
+    name: str
+    groups: dict[str, GroupMetrics]
+    labels: list[str]
+    notes: list[str]
+
+
+def describe_groups(metrics: Metrics) -> list[GroupTable]:
     """Return a table for each attribute: its groups with accuracy and recall by class, and the largest gaps."""
-    found = metrics.get("groups")
-    if not found:
+    if metrics.groups is None:
         return []
     tables = []
-    for name, attribute in found["attributes"].items():
-        groups, gaps = attribute["groups"], attribute["gaps"]
-        labels = list(next(iter(groups.values()))["recall"]) if groups else []
+    for name, attribute in metrics.groups.attributes.items():
+        groups, gaps = attribute.groups, attribute.gaps
+        labels = list(next(iter(groups.values())).recall) if groups else []
         notes = []
-        if gaps["accuracy"]:
-            notes.append(
-                f"Largest gap in accuracy between two groups: {100 * gaps['accuracy']['value']:.1f} points "
-                f"({format_uncertainty(gaps['accuracy'])})."
-            )
-        recalls = {label: gap for label, gap in gaps["recall"].items() if gap is not None}
+        if gaps.accuracy is not None:
+            notes.append(f"Largest gap in accuracy between two groups: {_format_gap(gaps.accuracy)}.")
+        recalls = {label: gap for label, gap in gaps.recall.items() if gap is not None}
         if recalls:
-            widest = max(recalls, key=lambda label: recalls[label]["value"])
-            notes.append(
-                f"Largest gap in recall: {100 * recalls[widest]['value']:.1f} points "
-                f"({format_uncertainty(recalls[widest])}), of {widest}."
-            )
-        if any(group.get("small") for group in groups.values()):
-            notes.append("Groups marked by an asterisk have so few images that they take no part in a gap.")
-        if attribute.get("num_missing"):
-            notes.append(f"{format_count(attribute['num_missing'])} images have no value of it.")
-        tables.append({"name": name, "groups": groups, "labels": labels[:12], "notes": notes})
+            widest = max(recalls, key=lambda label: recalls[label].value)
+            notes.append(f"Largest gap in recall: {_format_gap(recalls[widest])}, of {widest}.")
+        if any(group.small for group in groups.values()):
+            notes.append("Groups marked by an asterisk have too few images to be part of a gap.")
+        if attribute.num_missing:
+            notes.append(f"{format_count(attribute.num_missing)} images have no value of it.")
+        tables.append(GroupTable(name, groups, labels[:_MOST_LABELS], notes))
     return tables
 
 
-def tell_missing_groups(source: str | None) -> str:
-    """Return the sentence that stands where no attributes were given."""
+def _format_gap(gap: Estimate) -> str:
+    return f"{100 * gap.value:.1f} percentage points ({format_uncertainty(gap)})"
+
+
+def describe_missing_groups(source: str | None) -> str:
+    """Return the sentence that a reader sees where no attributes were given."""
     if source == "fer2013":
         return (
             "No attributes such as age, sex or skin tone exist for FER2013, so no claim per group of people is made. "
@@ -161,18 +183,31 @@ def tell_missing_groups(source: str | None) -> str:
     )
 
 
-def describe_corruptions(metrics: Mapping[str, Any]) -> dict[str, Any] | None:
+class CorruptionRow(NamedTuple):
+    """A corruption with its accuracy at each strength."""
+
+    name: str
+    meaning: str
+    cells: list[CorruptionLevel | None]
+
+
+class CorruptionTable(NamedTuple):
+    """Accuracy on corrupted images."""
+
+    clean: Estimate
+    n: int
+    strengths: list[int]
+    rows: list[CorruptionRow]
+
+
+def describe_corruptions(metrics: Metrics) -> CorruptionTable | None:
     """Return the accuracy on corrupted images, a row for each corruption; None where it was not asked for."""
-    found = metrics.get("corruptions")
-    if not found:
+    found = metrics.corruptions
+    if found is None:
         return None
-    strengths = sorted({level["strength"] for levels in found["corruptions"].values() for level in levels})
-    rows = [
-        {
-            "name": name.replace("_", " "),
-            "meaning": (found.get("meanings") or {}).get(name, ""),
-            "cells": [next((level for level in levels if level["strength"] == s), None) for s in strengths],
-        }
-        for name, levels in found["corruptions"].items()
-    ]
-    return {"clean": found["clean"], "n": found["n"], "strengths": strengths, "rows": rows}
+    rows = []
+    for name, levels in found.corruptions.items():
+        by_strength = {level.strength: level for level in levels}
+        cells = [by_strength.get(strength) for strength in found.strengths]
+        rows.append(CorruptionRow(name.replace("_", " "), found.meanings.get(name, ""), cells))
+    return CorruptionTable(found.clean, found.n, found.strengths, rows)

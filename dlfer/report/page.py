@@ -1,17 +1,17 @@
-"""What every report page shares: the templates, how numbers are written, and how figures are embedded."""
+"""What all report pages share: the templates, how numbers are written, and how figures are embedded."""
 
 from __future__ import annotations
 
 import base64
 import csv
-import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from dlfer.errors import ModelError
 from dlfer.runs.files import parse_json, write_atomically
 from dlfer.runs.metrics_record import Estimate
+from dlfer.runs.wording import format_duration, is_missing
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -67,37 +67,46 @@ def read_rows(path: Path) -> list[dict[str, str]]:
         return []
 
 
-def load_figures(folder: Path, names: Sequence[str]) -> dict[str, dict[str, Any] | None]:
-    """Return figures ready to stand in a page: {name: {"uri", "title", "description", "width"}, or None if absent}.
+class EmbeddedFigure(NamedTuple):
+    """A figure ready to be placed in a page.
+
+    Attributes:
+        uri: the image itself, base64.
+        title: the caption.
+        description: for readers who do not see the figure.
+        width: in CSS pixels at 96 dots per inch.
+    """
+
+    uri: str
+    title: str
+    description: str
+    width: int
+
+
+def load_figures(folder: Path, names: Sequence[str]) -> dict[str, EmbeddedFigure | None]:
+    """Return figures by name, ready to be placed in a page; None for one that is absent.
 
     Args:
         folder: the run's figures.
         names: file names without .png.
-
-    Returns:
-        uri: the image itself, base64. width: in CSS pixels at 96 dots per inch.
     """
     from PIL import Image
 
-    figures: dict[str, dict[str, Any] | None] = dict.fromkeys(names)
+    figures: dict[str, EmbeddedFigure | None] = dict.fromkeys(names)
     for name in names:
         path = folder / f"{name}.png"
         if not path.exists():
             continue
         with Image.open(path) as image:
             text, width, dpi = image.info, image.width, image.info.get("dpi", (96, 96))[0]
-        figures[name] = {
-            "uri": f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}",
-            "title": text.get("Title", name),
-            "description": text.get("Description", text.get("Title", name)),
-            "width": round(width / dpi * 96),
-        }
+        title = text.get("Title", name)
+        figures[name] = EmbeddedFigure(
+            uri=f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}",
+            title=title,
+            description=text.get("Description", title),
+            width=round(width / dpi * 96),
+        )
     return figures
-
-
-def is_missing(value: float | None) -> bool:
-    """Tell whether a figure is undefined: null in JSON."""
-    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def format_percent(value: float | None, digits: int = 1) -> str:
@@ -106,12 +115,12 @@ def format_percent(value: float | None, digits: int = 1) -> str:
 
 
 def format_fraction(value: float | None, digits: int = 3) -> str:
-    """Write a number with so many digits."""
+    """Write a number with so many digits after the point."""
     return "–" if is_missing(value) else f"{value:.{digits}f}"
 
 
 def format_count(value: float | None) -> str:
-    """Write a whole number in groups of three: 3589 -> "3,589"."""
+    """Write a whole number in groups of three digits: 3589 -> "3,589"."""
     return "–" if is_missing(value) else f"{value:,.0f}"
 
 
@@ -123,21 +132,10 @@ def format_interval(estimate: Estimate | Sequence[float | None], scale: str = "p
     return f"{100 * low:.1f} to {100 * high:.1f}" if scale == "percent" else f"{low:.3f} to {high:.3f}"
 
 
-def format_uncertainty(figure: dict[str, Any] | Sequence[float | None], scale: str = "percent") -> str:
-    """Write the interval of a figure, or why it has none: "95 % 68.8 to 71.8", "no 95 % interval: only one image"."""
-    interval = format_interval(figure, scale)
+def format_uncertainty(estimate: Estimate | Sequence[float | None], scale: str = "percent") -> str:
+    """Write an interval, or why there is none: "95 % 68.8 to 71.8", "no 95 % interval: only one image"."""
+    interval = format_interval(estimate, scale)
     if interval:
         return f"95 % {interval}"
-    reason = figure.get("reason") if isinstance(figure, dict) else None
+    reason = getattr(estimate, "reason", None)
     return f"no 95 % interval: {reason}" if reason else "no 95 % interval"
-
-
-def format_duration(seconds: float | None) -> str:
-    """Write a time in the two largest units that matter: "4.2 s", "18 min 05 s", "3 h 07 min"."""
-    if is_missing(seconds):
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    if seconds < 3600:
-        return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"
-    return f"{int(seconds // 3600)} h {int(seconds % 3600 // 60):02d} min"

@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-from dlfer.config.strict_yaml import parse_yaml
-from dlfer.runs.records import DeviceRecord, RunRecord
+from dlfer.config.load import load_recorded_experiment
+from dlfer.config.schema import ExperimentConfig
+from dlfer.errors import ConfigError
+from dlfer.runs.records import RunRecord
+from dlfer.runs.run import CONFIG_FILE
 
 
 def read_text(path: Path) -> str | None:
@@ -16,13 +19,31 @@ def read_text(path: Path) -> str | None:
     return path.read_text(encoding="utf-8") if path.exists() else None
 
 
-def get_name(run_path: Path, config_text: str | None) -> str:
-    """Return the experiment's name from the resolved config, else the name of the folder above the run."""
-    return str(read_config(config_text).get("experiment", {}).get("name") or run_path.resolve().parent.name)
+def read_experiment(folder: Path) -> ExperimentConfig | None:
+    """Return the experiment that is recorded in the folder of a run or of a shipped model; None where there is none.
+
+    Raises:
+        ConfigError: its config.yaml is no experiment.
+    """
+    path = folder / CONFIG_FILE
+    return load_recorded_experiment(path) if path.exists() else None
+
+
+def try_experiment(folder: Path) -> tuple[ExperimentConfig | None, str | None]:
+    """Return the recorded experiment and no problem, or None and why this version of dlfer cannot read it."""
+    try:
+        return read_experiment(folder), None
+    except ConfigError as error:
+        return None, str(error)
+
+
+def get_name(run_path: Path, run: RunRecord) -> str:
+    """Return the experiment's name, or where it is not known the name of the folder above the run."""
+    return run.experiment or run_path.resolve().parent.name
 
 
 def describe_run(run_path: Path, run: RunRecord) -> str:
-    """Return the line below the title: which run, when, and its state if it has not ended well."""
+    """Return the line below the title: which run, when, and its status if it has not ended well."""
     words = [run_path.resolve().name]
     for word, time in (("started", run.started), ("finished", run.finished)):
         if time:
@@ -34,17 +55,17 @@ def describe_run(run_path: Path, run: RunRecord) -> str:
 
 def format_command(run: RunRecord) -> str | None:
     """Return the command line that made a run."""
-    words = run.argv
-    if not words:
+    if not run.argv:
         return None
-    return "dlfer " + shlex.join(words[1:] if Path(words[0]).name in ("dlfer", "__main__.py") else words)
+    first, *rest = run.argv
+    return "dlfer " + shlex.join(rest if Path(first).name in ("dlfer", "__main__.py") else run.argv)
 
 
 def describe_environment(run: RunRecord) -> list[tuple[str, str]]:
     """Return the facts of run.json that a repetition depends on, as (name, value)."""
-    git, device = run.git, run.device or DeviceRecord()
-    commit = None if git is None else f"{git.commit}{' with uncommitted changes' if git.dirty else ''}"
-    computed = [device.kind, device.name, device.backend, "XLA" if device.jit else None]
+    commit = run.git and f"{run.git.commit}{' with uncommitted changes' if run.git.dirty else ''}"
+    device = run.device
+    computed = [device.kind, device.name, device.backend, "XLA" if device.jit else None] if device else []
     software = {"dlfer": run.dlfer, "Python": run.python, **run.packages}
     facts = {
         "seed": run.seed,
@@ -57,22 +78,19 @@ def describe_environment(run: RunRecord) -> list[tuple[str, str]]:
     return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
 
 
-def read_config(text: str | None) -> dict[str, Any]:
-    """Return what the text of a config.yaml holds; empty for None.
+class Link(NamedTuple):
+    """The name of a report and its address relative to the page."""
 
-    Raises:
-        ConfigError: it is not YAML as dlfer writes it.
-    """
-    values = parse_yaml(text, "config.yaml").data if text else None
-    return values if isinstance(values, dict) else {}
+    name: str
+    link: str
 
 
-def find_comparisons(run_path: Path) -> list[dict[str, str]]:
-    """Return the comparisons beside a run that it is a member of: {"name", "link"}, the address of their report."""
+def find_comparisons(run_path: Path) -> list[Link]:
+    """Return the comparisons beside a run that it is a member of."""
     run_path, found = run_path.resolve(), []
     for members in sorted(run_path.parent.glob("*/members.csv")):
         with members.open(newline="", encoding="utf-8") as file:
-            names = {Path(row["path"]).name for row in csv.DictReader(file) if row.get("path")}
+            names = {Path(path).name for row in csv.DictReader(file) if (path := row.get("path"))}
         if run_path.name in names:
-            found.append({"name": members.parent.name, "link": f"../{members.parent.name}/report.html"})
+            found.append(Link(members.parent.name, f"../{members.parent.name}/report.html"))
     return found

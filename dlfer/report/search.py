@@ -55,7 +55,7 @@ def write_search_report(path: Path) -> Path:
     if comparison is not None:
         write_comparison_figures(path, comparison, [])
     context = {
-        "name": get_name(path, config_text),
+        "name": get_name(path, run),
         "subtitle": describe_run(path, run),
         "warnings": _collect_warnings(run),
         "figure": trials["figure"],

@@ -1,153 +1,179 @@
-"""What stands in a report besides the figures of merit: what was asked, what it cost, the data, the transfer."""
+"""What a report shows beside the metrics: what was asked, what training cost, the data, and the transfer."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import NamedTuple
 
+from dlfer.config.schema import ExperimentConfig
+from dlfer.config.sections import DataConfig, ModelConfig
+from dlfer.config.stage_section import AugmentConfig, PretrainConfig, StageConfig
 from dlfer.report.boosting import describe_setting
 from dlfer.report.ensemble import describe_members
+from dlfer.runs.records import Cost, DataRecord
+from dlfer.runs.training_records import TransferRecord
 
 STAGES = {"pretrain": "EF-FER1", "finetune": "EF-FER2"}
 _MOST_LABELS = 12
 
 
-def describe_question(config: Mapping[str, Any], labels: list[str] | None) -> list[tuple[str, str]]:
+def describe_question(config: ExperimentConfig | None, labels: list[str]) -> list[tuple[str, str]]:
     """Return what an experiment asked for, as (name, value).
 
     Args:
-        config: the resolved config; of an earlier version, what it holds.
-        labels: that the model tells apart, if known.
+        config: of the run; None: not known.
+        labels: those that the model predicts; empty: not known.
     """
-    finetune, model = config.get("finetune") or {}, config.get("model") or {}
-    if not finetune:
+    if config is None:
         return []
-    facts = []
+    finetune, facts = config.finetune, []
     if labels:
         shown = ", ".join(labels[:_MOST_LABELS]) + (" ..." if len(labels) > _MOST_LABELS else "")
         facts.append(("question", f"which of {len(labels)} labels would annotators give: {shown}?"))
-    facts.append(("data", _describe_source(finetune.get("data") or {})))
-    has_dropout = model.get("dropout") and not config.get("boosting")
-    dropout = f", dropout {model['dropout']:g}" if has_dropout else ""
-    if config.get("ensemble"):
-        facts.append(("members", describe_members(config["ensemble"])))
+    facts.append(("data", _describe_source(finetune.data)))
+    if config.ensemble is not None:
+        facts.append(("members", describe_members(config.ensemble)))
     else:
-        facts.append(("network", f"{_describe_network(model)}{dropout}"))
-    facts.append((STAGES["pretrain"], _describe_pretraining(config.get("pretrain"))))
-    if config.get("boosting"):
-        facts.append((STAGES["finetune"], describe_setting(config["boosting"], finetune)))
+        has_dropout = config.model.dropout and config.boosting is None
+        dropout = f", dropout {config.model.dropout:g}" if has_dropout else ""
+        facts.append(("network", f"{_describe_network(config.model)}{dropout}"))
+    facts.append((STAGES["pretrain"], _describe_pretraining(config.pretrain)))
+    if config.boosting is not None:
+        facts.append((STAGES["finetune"], describe_setting(config.boosting, finetune)))
     else:
         facts.append((STAGES["finetune"], _describe_stage(finetune)))
-        facts.append(("augmentation", _describe_augmentation(finetune.get("augment") or {})))
-    for key, value in (config.get("expected") or {}).items():
-        if isinstance(value, str):
-            facts.append((f"expected {key}", value))
+        facts.append(("augmentation", _describe_augmentation(finetune.augment)))
+    for name, value in (("result", config.expected.result), ("cost", config.expected.cost)):
+        if value is not None:
+            facts.append((f"expected {name}", value))
     return facts
 
 
-def _describe_network(model: Mapping[str, Any]) -> str:
-    if model.get("branches"):
-        return f"{' with '.join(model['branches'])}, fused by {model.get('fusion')}"
-    return str(model.get("backbone", "not told"))
+def _describe_network(model: ModelConfig) -> str:
+    if model.branches:
+        return f"{' with '.join(model.branches)}, fused by {model.fusion}"
+    return model.backbone
 
 
-def _describe_source(data: Mapping[str, Any]) -> str:
-    words = [str(data.get("source", "not told"))]
-    words += [str(data[key]) for key in ("name", "path") if data.get(key)]
-    words.append(f"protocol {data.get('protocol', 'official')}" + (f" ({data['split']})" if data.get("split") else ""))
-    if data.get("select_on"):
-        words.append(f"selected on {100 * data['select_on']:g} % of training")
-    if data.get("fraction"):
-        words.append(f"{100 * data['fraction']:g} % of the images")
+def _describe_source(data: DataConfig) -> str:
+    words = [data.source, *(text for text in (data.name, data.path) if text)]
+    words.append(f"protocol {data.protocol}" + (f" ({data.split})" if data.split else ""))
+    if data.select_on:
+        words.append(f"selected on {100 * data.select_on:g} % of training")
+    if data.fraction:
+        words.append(f"{100 * data.fraction:g} % of the images")
     return ", ".join(words)
 
 
-def _describe_pretraining(pretrain: Mapping[str, Any] | None) -> str:
-    if not pretrain:
+def _describe_pretraining(pretrain: PretrainConfig | None) -> str:
+    if pretrain is None:
         return "left out"
-    if pretrain.get("weights"):
-        return f"not trained here: weights {pretrain['weights']}"
-    return f"on {_describe_source(pretrain.get('data') or {})}; {_describe_stage(pretrain)}"
+    if pretrain.weights:
+        return f"not trained here: weights {pretrain.weights}"
+    return f"on {_describe_source(pretrain.data)}; {_describe_stage(pretrain)}"
 
 
-def _describe_stage(stage: Mapping[str, Any]) -> str:
-    optimizer, words = stage.get("optimizer") or {}, []
-    for key, text in (("epochs", "{} epochs"), ("image_size", "{} px"), ("batch_size", "batches of {}")):
-        if stage.get(key):
-            words.append(text.format(stage[key]))
-    if stage.get("crop"):
-        words.append(f"random parts of {100 * stage['crop']:.0f} % of each side")
-    if optimizer.get("name"):
-        schedule = (stage.get("schedule") or {}).get("name")
-        words.append(
-            f"{optimizer['name']} at {optimizer.get('learning_rate')}" + (f" ({schedule})" if schedule else "")
-        )
-    if (stage.get("loss") or {}).get("name"):
-        words.append(stage["loss"]["name"].replace("_", " "))
-    if stage.get("balance") not in (None, "none"):
-        words.append(f"classes balanced by {stage['balance']}")
-    if stage.get("keep"):
-        by = f" by {stage['monitor']} on validation" if stage["keep"] == "best" and stage.get("monitor") else ""
-        words.append(f"{stage['keep']} epoch kept{by}")
+def _describe_stage(stage: StageConfig) -> str:
+    words = [f"{stage.epochs} epochs", f"{stage.image_size} px", f"batches of {stage.batch_size}"]
+    if stage.crop:
+        words.append(f"random crops of {100 * stage.crop:.0f} % of each side")
+    words.append(f"{stage.optimizer.name} at {stage.optimizer.learning_rate} ({stage.schedule.name})")
+    words.append(stage.loss.name.replace("_", " "))
+    if stage.balance != "none":
+        words.append(f"classes balanced by {stage.balance}")
+    by = f" by {stage.monitor} on validation" if stage.keep == "best" else ""
+    words.append(f"{stage.keep} epoch kept{by}")
     return ", ".join(words)
 
 
-def _describe_augmentation(augment: Mapping[str, Any]) -> str:
-    return (
-        ", ".join(f"{key} {value:g}" for key, value in augment.items() if isinstance(value, float) and value) or "none"
+def _describe_augmentation(augment: AugmentConfig) -> str:
+    return ", ".join(f"{key} {value:g}" for key, value in augment if isinstance(value, float) and value) or "none"
+
+
+class CostRow(NamedTuple):
+    """What the training of one stage took; `rate` is in images per second."""
+
+    stage: str
+    seconds: float
+    images: int | None
+    rate: float | None
+    image_size: str
+    remark: str
+
+
+def list_costs(cost: Cost | None) -> list[CostRow]:
+    """Return time, images and rate of each stage that was trained."""
+    if cost is None:
+        return []
+    cached = "taken from the cache; this is what it cost once" if cost.pretrain_was_cached else ""
+    stages = (
+        ("pretrain", cost.pretrain_seconds, cost.pretrain_images, cost.pretrain_image_size, cached),
+        ("finetune", cost.finetune_seconds, cost.finetune_images, cost.finetune_image_size, ""),
     )
-
-
-def list_costs(cost: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return time, images and rate of each stage that was trained, from run.json's cost."""
-    rows = []
-    for stage, title in STAGES.items():
-        seconds, images = cost.get(f"{stage}_seconds"), cost.get(f"{stage}_images")
-        if seconds is None:
-            continue
-        rows.append(
-            {
-                "stage": title,
-                "seconds": seconds,
-                "images": images,
-                "rate": images / seconds if images and seconds else None,
-                "image_size": f"{cost[f'{stage}_image_size']} px" if cost.get(f"{stage}_image_size") else "–",
-                "remark": "taken from the cache; this is what it cost once" if cost.get(f"{stage}_was_cached") else "",
-            }
+    return [
+        CostRow(
+            STAGES[stage],
+            seconds,
+            images,
+            images / seconds if images and seconds else None,
+            f"{size} px" if size else "–",
+            remark,
         )
-    return rows
+        for stage, seconds, images, size, remark in stages
+        if seconds is not None
+    ]
 
 
-def describe_transfer(transfer: Mapping[str, Any] | None) -> dict[str, Any] | None:
+class TransferSection(NamedTuple):
+    """What a page shows of the transfer: facts, and lists of variables by title."""
+
+    facts: list[tuple[str, str]]
+    lists: list[tuple[str, list[str]]]
+
+
+def describe_transfer(transfer: TransferRecord | None) -> TransferSection | None:
     """Return the four lists of transfer.json, their lengths, and how far the features differ."""
     if transfer is None:
         return None
     lists = [
-        (key, transfer.get(key) if isinstance(transfer.get(key), list) else [])
-        for key in ("carried", "fresh", "missing", "unexpected")
+        ("loaded", transfer.loaded),
+        ("newly initialised", transfer.newly_initialised),
+        ("missing", transfer.missing),
+        ("unexpected", transfer.unexpected),
     ]
-    counts = {key: transfer[key] if isinstance(transfer.get(key), int) else len(names) for key, names in lists}
-    facts = [("weights", ", ".join(f"{count:,} {key}" for key, count in counts.items()))]
-    if transfer.get("feature_difference") is not None:
-        facts.append(("largest difference of features", f"{transfer['feature_difference']:.1e}, on the same images"))
-    if transfer.get("source"):
-        facts.append(("from", str(transfer["source"])))
-    return {"facts": facts, "lists": lists}
+    facts = [("weights", ", ".join(f"{len(names):,} {title}" for title, names in lists))]
+    if transfer.feature_difference is not None:
+        facts.append(("largest difference of features", f"{transfer.feature_difference:.1e}, on the same images"))
+    if transfer.source:
+        facts.append(("from", transfer.source))
+    return TransferSection(facts, lists)
 
 
-def describe_data(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the facts of data.json, and a row for each part with its counts by class."""
-    labels, rows = data["labels"], []
-    for part, split in data.get("splits", {}).items():
-        per_class = split.get("per_class") or {}
-        counts = [per_class.get(label) for label in labels] if len(labels) <= _MOST_LABELS else []
-        rows.append({"part": part, "name": split.get("name", ""), "n": split["n"], "counts": counts})
-    facts = [("source", data["source"]), ("protocol", data["protocol"]), ("selected on", data["selected_on"])]
-    if len(labels) > _MOST_LABELS:
-        facts.append(("labels", f"{len(labels)}"))
-    return {
-        "facts": facts,
-        "labels": labels if len(labels) <= _MOST_LABELS else [],
-        "rows": rows,
-        "notes": data.get("notes") or [],
-    }
+class SplitRow(NamedTuple):
+    """A split with its name in the source and its numbers of images, in all and of each label."""
+
+    split: str
+    name: str
+    n: int | None
+    counts: list[int | None]
+
+
+class DataSection(NamedTuple):
+    """What a page shows of the data; `labels` is empty where there are too many for columns."""
+
+    facts: list[tuple[str, str | None]]
+    labels: list[str]
+    rows: list[SplitRow]
+    notes: list[str]
+
+
+def describe_data(data: DataRecord) -> DataSection:
+    """Return the facts of data.json, and a row for each split with its counts by class."""
+    labels = data.labels if len(data.labels) <= _MOST_LABELS else []
+    rows = []
+    for name, split in data.splits.items():
+        per_class = split.per_class or {}
+        rows.append(SplitRow(name, split.name or "", split.n, [per_class.get(label) for label in labels]))
+    facts = [("source", data.source), ("protocol", data.protocol), ("selected on", data.selected_on)]
+    if not labels:
+        facts.append(("labels", f"{len(data.labels)}"))
+    return DataSection(facts, labels, rows, data.notes)

@@ -7,7 +7,9 @@ from typing import Any
 
 from dlfer.report.duplicates import describe_duplicates
 from dlfer.runs.comparison_record import ModelComparison
-from dlfer.runs.metrics_record import Estimate
+from dlfer.runs.metrics_record import Corruptions, Estimate, Groups, Metrics, SplitMetrics
+
+_CLASS_METRICS = ("precision", "recall", "f1", "specificity")
 
 
 def format_rows(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -33,114 +35,111 @@ def format_values(values: Mapping[str, Any], indent: str = "") -> str:
     return "\n".join(line for line in lines if line)
 
 
-def format_metrics(metrics: Mapping[str, Any]) -> str:
-    """Return the figures of a metrics file in words: the banner, each part with n and intervals, the classes."""
-    lines = [str(metrics["banner"])] if metrics.get("banner") else []
-    for part in ("test", "test_without_duplicates", "validation", "validation_without_duplicates"):
-        scores = metrics.get(part)
-        if not scores:
-            continue
-        figures = [
-            f"{name.replace('_', ' ')} {format_figure(scores[name])}"
-            for name in ("accuracy", "macro_f1")
-            if scores.get(name)
-        ]
-        lines.append(f"{_name_part(part, metrics)} (n = {scores['n']:,}): {', '.join(figures)}")
-        names = ("precision", "recall", "f1", "specificity")
-        rows = [
-            {"label": label, "n": scores_of["n"], **{name: _get_class_figure(scores_of, name) for name in names}}
-            for label, scores_of in scores.get("per_class", {}).items()
-        ]
-        lines.append(format_rows(rows))
-        lines += [
-            f"[–] {label}, {name.replace('_', ' ')}: no 95 % interval, because {reason}"
-            for label, scores_of in scores.get("per_class", {}).items()
-            for name, reason in (scores_of.get("reasons") or {}).items()
-            if name in names
-        ]
-    duplicates = describe_duplicates(metrics, name=(metrics.get("judged_on") or {}).get("split"))
-    lines += [duplicates] if duplicates else []
-    if metrics.get("test_opened") and metrics.get("test"):
-        lines.append(f"test parts opened with this model so far: {metrics['test_opened']}")
+def format_metrics(metrics: Metrics) -> str:
+    """Return metrics in words: the banner, each split with n and intervals, the classes."""
+    lines = [metrics.banner]
+    for name in ("test", "test_without_duplicates", "validation", "validation_without_duplicates"):
+        split = metrics.get(name)
+        if split is not None:
+            lines += _format_split(name, split, metrics)
+    lines.append(describe_duplicates(metrics, name=None if metrics.judged_on is None else metrics.judged_on.split))
+    if metrics.test_opened and metrics.test is not None:
+        lines.append(f"test splits opened with this model so far: {metrics.test_opened}")
     lines += _format_views(metrics)
-    if metrics.get("groups"):
-        lines += _format_groups(metrics["groups"])
-    if metrics.get("corruptions"):
-        lines.append(format_corruptions(metrics["corruptions"]))
+    if metrics.groups is not None:
+        lines += _format_groups(metrics.groups)
+    if metrics.corruptions is not None:
+        lines.append(format_corruptions(metrics.corruptions))
     return "\n".join(line for line in lines if line)
 
 
-def _name_part(part: str, metrics: Mapping[str, Any]) -> str:
-    """Return what a part is called: a test only if its images neither selected nor trained the model."""
-    judged_on = metrics.get("judged_on") or {}
-    use = judged_on.get("used_for")
-    if part.startswith("validation") or use is None:
-        return part.replace("_", " ")
-    kind = {"selection": "validation figure", "training": "training figure"}[use]
-    without = " without duplicates" if part == "test_without_duplicates" else ""
-    return f"{kind} ({judged_on['split']}, used for {use}){without}"
+def _format_split(name: str, split: SplitMetrics, metrics: Metrics) -> list[str]:
+    """Return the accuracy and macro F1 of a split, the table of its classes, and why intervals are missing."""
+    rows = [
+        {"label": label, "n": row.n, **{metric: row.get(metric) for metric in _CLASS_METRICS}}
+        for label, row in split.per_class.items()
+    ]
+    missing = [
+        f"[–] {label}, {metric.replace('_', ' ')}: no 95 % interval, because {reason}"
+        for label, row in split.per_class.items()
+        for metric, reason in row.reasons.items()
+        if metric in _CLASS_METRICS
+    ]
+    summary = _format_summary(split.accuracy, split.macro_f1)
+    return [f"{_name_split(name, metrics)} (n = {split.n:,}): {summary}", format_rows(rows), *missing]
 
 
-def format_corruptions(corruptions: Mapping[str, Any]) -> str:
+def _format_summary(accuracy: Estimate, macro_f1: Estimate | None) -> str:
+    text = f"accuracy {format_estimate(accuracy)}"
+    return text if macro_f1 is None else f"{text}, macro f1 {format_estimate(macro_f1)}"
+
+
+def _name_split(name: str, metrics: Metrics) -> str:
+    """Return what a split is called: a test only if its images neither selected nor trained the model."""
+    judged_on = metrics.judged_on
+    if name.startswith("validation") or judged_on is None or judged_on.used_for is None:
+        return name.replace("_", " ")
+    kind = {"selection": "validation", "training": "training"}[judged_on.used_for]
+    without = " without duplicates" if name == "test_without_duplicates" else ""
+    return f"{kind} ({judged_on.split}, used for {judged_on.used_for}){without}"
+
+
+def format_corruptions(found: Corruptions) -> str:
     """Return a result of `evaluate_corruptions` as a table: a row for each corruption, a column for each strength."""
-    clean = format_figure(corruptions["clean"])
-    lines = [f"corrupted images (n = {corruptions['n']:,}): accuracy in percent; clean: {clean}"]
+    lines = [f"corrupted images (n = {found.n:,}): accuracy in percent; clean: {format_estimate(found.clean)}"]
     rows = []
-    for name, levels in corruptions["corruptions"].items():
-        cells = {f"strength {level['strength']}": _format_percent(level["accuracy"]) for level in levels}
+    for name, levels in found.corruptions.items():
+        by_strength = {level.strength: _format_percent(level.accuracy) for level in levels}
+        cells = {f"strength {strength}": by_strength.get(strength) for strength in found.strengths}
         rows.append({"corruption": name.replace("_", " "), **cells})
     lines.append(format_rows(rows))
-    for name, levels in corruptions["corruptions"].items():
-        worst = levels[-1]["difference"]
-        points = [f"{100 * worst[key]:.1f}" for key in ("value", "low", "high")]
-        lines.append(
-            f"{name.replace('_', ' ')} at strength {levels[-1]['strength']}: {points[0]} points against the clean "
-            f"images, 95 % {points[1]} to {points[2]}"
-        )
+    for name, levels in found.corruptions.items():
+        worst = levels[-1]
+        if worst.difference is not None:
+            value, low, high = (f"{100 * end:.1f}" for end in _list_ends(worst.difference))
+            lines.append(
+                f"{name.replace('_', ' ')} at strength {worst.strength}: {value} percentage points against the clean "
+                f"images, 95 % {low} to {high}"
+            )
     return "\n".join(lines)
 
 
-def _format_percent(figure: Mapping[str, float]) -> str:
-    value, low, high = (f"{100 * figure[key]:.1f}" for key in ("value", "low", "high"))
+def _list_ends(estimate: Estimate) -> tuple[float | None, ...]:
+    return estimate.value, estimate.low, estimate.high
+
+
+def _format_percent(estimate: Estimate) -> str:
+    value, low, high = (f"{100 * end:.1f}" for end in _list_ends(estimate))
     return f"{value} [{low}, {high}]"
 
 
-def _format_views(metrics: Mapping[str, Any]) -> list[str]:
-    """Return a line for each part and view, with the paired difference to the single view."""
+def _format_views(metrics: Metrics) -> list[str]:
+    """Return a line for each split and view, with the paired difference to the single view."""
     lines = []
-    for view, parts in (metrics.get("views") or {}).items():
-        for part, scores in parts.items():
-            mark = ", the headline" if metrics.get("headline") == view else ""
-            figures = ", ".join(
-                f"{name.replace('_', ' ')} {format_figure(scores[name])}" for name in ("accuracy", "macro_f1")
-            )
-            lines.append(
-                f"{_name_part(part, metrics)} by {view.replace('_', ' ')}{mark} (n = {scores['n']:,}): {figures}"
-            )
-            lines.append(scores["paired"]["sentence"])
+    for view, splits in metrics.views.items():
+        mark = ", the headline" if metrics.headline == view else ""
+        for name, found in splits.items():
+            summary = _format_summary(found.accuracy, found.macro_f1)
+            title = f"{_name_split(name, metrics)} by {view.replace('_', ' ')}{mark}"
+            lines += [f"{title} (n = {found.n:,}): {summary}", found.paired.sentence]
     return lines
 
 
-def _format_groups(groups: Mapping[str, Any]) -> list[str]:
-    """Return a table of each attribute, and how far its groups lie apart."""
+def _format_groups(groups: Groups) -> list[str]:
+    """Return a table of each attribute, and how far its groups differ."""
     lines = []
-    for attribute, found in groups["attributes"].items():
+    for name, attribute in groups.attributes.items():
         rows = [
-            {
-                attribute: value,
-                "n": group["n"],
-                "accuracy": group["accuracy"],
-                "note": "fewer than 20" if group["small"] else "",
-            }
-            for value, group in found["groups"].items()
+            {name: value, "n": group.n, "accuracy": group.accuracy, "note": "fewer than 20" if group.small else ""}
+            for value, group in attribute.groups.items()
         ]
-        lines += [f"groups by {attribute} ({found['num_missing']:,} images without)", format_rows(rows)]
-        gap = found["gaps"]["accuracy"]
-        lines.append(f"largest gap in accuracy: {format_figure(gap) if gap else 'not defined'}")
-        recalls = {label: value for label, value in found["gaps"]["recall"].items() if value is not None}
+        lines += [f"groups by {name} ({attribute.num_missing:,} images without)", format_rows(rows)]
+        gap = attribute.gaps.accuracy
+        lines.append(f"largest gap in accuracy: {'not defined' if gap is None else format_estimate(gap)}")
+        recalls = {label: found for label, found in attribute.gaps.recall.items() if found is not None}
         if recalls:
-            widest = max(recalls, key=lambda label: recalls[label]["value"])
-            lines.append(f"largest gap in recall: {format_figure(recalls[widest])}, of {widest}")
+            widest = max(recalls, key=lambda label: recalls[label].value)
+            lines.append(f"largest gap in recall: {format_estimate(recalls[widest])}, of {widest}")
     return lines
 
 
@@ -159,29 +158,21 @@ def format_comparison(comparison: ModelComparison) -> str:
     return "\n".join([*lines, *comparison.notes])
 
 
-def _get_class_figure(scores: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Return one figure of a class with its interval."""
-    low, high = (scores.get("intervals") or {}).get(name) or (None, None)
-    return {"value": scores.get(name), "low": low, "high": high, "reason": (scores.get("reasons") or {}).get(name)}
-
-
-def format_figure(figure: Mapping[str, Any]) -> str:
-    """Return a figure in percent with its 95 % interval; "not defined" where there is no value, [–] for no interval."""
-    if figure.get("value") is None:
+def format_estimate(estimate: Estimate) -> str:
+    """Return a value in percent with its 95 % interval; "not defined" where there is no value, [–] for no interval."""
+    if estimate.value is None:
         return "not defined"
-    text = f"{100 * figure['value']:.2f} %"
-    if figure.get("low") is None or figure.get("high") is None:
-        return f"{text} [–]" if figure.get("reason") else text
-    return f"{text} [{100 * figure['low']:.2f}, {100 * figure['high']:.2f}]"
+    text = f"{100 * estimate.value:.2f} %"
+    if estimate.low is None or estimate.high is None:
+        return f"{text} [–]" if estimate.reason else text
+    return f"{text} [{100 * estimate.low:.2f}, {100 * estimate.high:.2f}]"
 
 
 def _format_cell(value: Any) -> str:
     if value is None:
         return "-"
     if isinstance(value, Estimate):
-        return format_figure(value.as_json())
-    if isinstance(value, Mapping) and "value" in value:
-        return format_figure(value)
+        return format_estimate(value)
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, float):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
+
+from dlfer.config.schema import ExperimentConfig
+from dlfer.config.sections import DataConfig
 
 
 class Terms(NamedTuple):
@@ -32,34 +34,29 @@ _OWN = "The user's own data: its terms are the user's to state, and are not know
 _EARLIER = "Weights of an earlier run or file: the terms of the data that they were trained on hold here, too."
 
 
-def find_terms(config: Mapping[str, Any]) -> list[Terms]:
-    """Return the sources that an experiment learned from, with their terms.
-
-    Args:
-        config: the resolved config; of what it does not tell nothing is said.
-    """
+def find_terms(config: ExperimentConfig | None) -> list[Terms]:
+    """Return the sources that an experiment learned from, with their terms; empty where the experiment is not known."""
+    if config is None:
+        return []
     found = []
-    pretrain, finetune = config.get("pretrain") or {}, config.get("finetune") or {}
-    weights = pretrain.get("weights")
-    if weights == "imagenet":
+    pretrain = config.pretrain
+    if pretrain is not None and pretrain.weights == "imagenet":
         found.append(Terms("ImageNet (published weights, EF-FER1)", _IMAGENET, True))
-    elif weights:
-        found.append(_judge_path(f"{weights} (EF-FER1)", str(weights), _EARLIER))
-    for stage, title in ((pretrain, "EF-FER1"), (finetune, "EF-FER2")):
-        data = stage.get("data") or {}
-        if data and not (stage is pretrain and weights):
-            found.append(_judge_data(data, title))
+    elif pretrain is not None and pretrain.weights:
+        found.append(_judge_path(f"{pretrain.weights} (EF-FER1)", pretrain.weights, _EARLIER))
+    elif pretrain is not None and pretrain.data is not None:
+        found.append(_judge_data(pretrain.data, "EF-FER1"))
+    found.append(_judge_data(config.finetune.data, "EF-FER2"))
     return found
 
 
-def _judge_data(data: Mapping[str, Any], title: str) -> Terms:
-    source = str(data.get("source", "not told"))
-    if source == "fer2013":
+def _judge_data(data: DataConfig, title: str) -> Terms:
+    if data.source == "fer2013":
         return Terms(f"FER2013 ({title})", _FER2013, True)
-    if source.startswith("synthetic"):
-        return Terms(f"{source} ({title})", _SYNTHETIC, False)
-    where = str(data.get("name") or data.get("path") or "")
-    return _judge_path(f"{source} {where} ({title})".replace("  ", " "), where, _OWN)
+    if data.source.startswith("synthetic"):
+        return Terms(f"{data.source} ({title})", _SYNTHETIC, False)
+    where = data.name or data.path or ""
+    return _judge_path(f"{data.source} {where} ({title})".replace("  ", " "), where, _OWN)
 
 
 def _judge_path(data: str, where: str, otherwise: str) -> Terms:

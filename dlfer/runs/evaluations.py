@@ -6,17 +6,15 @@ and each opening of a split goes into log.jsonl; `read_metrics` puts the three t
 
 from __future__ import annotations
 
-import contextlib
-import json
 from pathlib import Path
 from typing import ClassVar
 
 from pydantic import Field
 
-from dlfer.errors import ModelError
 from dlfer.runs.metrics_record import Corruptions, Groups, Metrics, ViewMetrics
 from dlfer.runs.records import ArtifactRecord, DataRecord, FileRecord
 from dlfer.runs.run import LOG_FILE, Run
+from dlfer.runs.training_records import read_events
 
 
 class ExtraMetrics(FileRecord):
@@ -91,15 +89,6 @@ def log_opening(run: Run, split: str, num_images: int, *, milestone: int | None 
 
 def count_openings(folder: Path | str) -> int:
     """Return how often a run's model was judged on images other than those it was trained and selected on."""
-    try:
-        splits = (DataRecord.read(folder) or DataRecord()).splits
-        lines = (Path(folder) / LOG_FILE).read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ModelError(f"{folder}: its log cannot be read: {error}.") from error
+    splits = (DataRecord.read(folder) or DataRecord()).splits
     seen = {splits[name].name for name in ("train", "validation") if name in splits}
-    events = []
-    for line in lines:
-        # A process that was killed while it wrote may have left half a line.
-        with contextlib.suppress(ValueError):
-            events.append(json.loads(line))
-    return sum(event["event"] == "test_opened" and event["split"] not in seen for event in events)
+    return sum(event.event == "test_opened" and event.split not in seen for event in read_events(folder))

@@ -248,6 +248,11 @@ class Corruptions(Record):
     seed: int | None = None
     part: str | None = None
 
+    @property
+    def strengths(self) -> list[int]:
+        """All strengths that some corruption was applied with, the weakest first."""
+        return sorted({level.strength for levels in self.corruptions.values() for level in levels})
+
 
 class MilestoneMetrics(Record):
     """Metrics of the weights after `epoch` epochs."""

@@ -137,15 +137,6 @@ class Run:
         with (self.path / LOG_FILE).open("a", encoding="utf-8") as file:
             file.write(line)
 
-    def read_log(self) -> list[dict[str, Any]]:
-        """Return the events of log.jsonl, none without one; a line that a killed process wrote in part is left out."""
-        events = []
-        with contextlib.suppress(FileNotFoundError):
-            for line in (self.path / LOG_FILE).read_text(encoding="utf-8").splitlines():
-                with contextlib.suppress(ValueError):
-                    events.append(json.loads(line))
-        return events
-
     def update(self, **fields: Any) -> None:
         """Set fields of run.json; status="running" also records the process that goes on with it."""
         if fields.get("status") == "running":

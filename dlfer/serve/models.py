@@ -11,8 +11,8 @@ from dlfer.data.images import resize_square, to_channels
 from dlfer.errors import UserError
 from dlfer.predict.crops import Crop, build_cropper
 from dlfer.predict.engines import Engine
-from dlfer.report.headline import name_part
-from dlfer.report.record import read_config, read_text
+from dlfer.report.headline import name_judged_split
+from dlfer.report.record import try_experiment
 from dlfer.runs.evaluations import read_metrics
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import About, ArtifactRecord, DataRecord, Temperature
@@ -99,17 +99,14 @@ def read_card(name: str, classifier: Engine, folder: Path) -> Card:
     about, fit = classifier.about, classifier.temperature_fit
     run = folder.parent if (folder.parent / RUN_FILE).is_file() else folder
     record = ArtifactRecord.read(folder)
-    config = read_config(read_text(run / "config.yaml"))
+    config, _ = try_experiment(run)
     metrics, data = read_metrics(run) or Metrics(), DataRecord.read(run)
-    model = (record.model if record else None) or config.get("model") or {}
-    backbones = model.get("branches") or ([model["backbone"]] if model.get("backbone") else [])
-    optimizer = (config.get("finetune") or {}).get("optimizer") or {}
     return Card(
         name=name,
         family=record.family if record else "unknown",
         labels=list(classifier.labels),
-        backbone=" + ".join(backbones) or None,
-        optimizer=optimizer.get("name"),
+        backbone=(record.backbone or "").replace(", ", " + ") or None if record else None,
+        optimizer=config.finetune.optimizer.name if config else None,
         accuracy=_read_accuracy(metrics, data),
         protocol=about.protocol or metrics.protocol,
         banner=metrics.banner,
@@ -155,4 +152,6 @@ def _read_accuracy(metrics: Metrics, data: DataRecord | None) -> Figure | None:
     if judged is None or judged.accuracy.value is None:
         return None
     accuracy = judged.accuracy
-    return Figure(value=accuracy.value, low=accuracy.low, high=accuracy.high, n=judged.n, what=name_part(metrics, data))
+    return Figure(
+        value=accuracy.value, low=accuracy.low, high=accuracy.high, n=judged.n, what=name_judged_split(metrics, data)
+    )

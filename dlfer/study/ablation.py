@@ -23,10 +23,10 @@ from dlfer.errors import ConfigError, DlferError, TrainingStopped, UserError
 from dlfer.experiment.run import execute_run, explain_experiment, prepare_config, start_run
 from dlfer.experiment.session import Session
 from dlfer.report.comparison import format_comparison_table
-from dlfer.report.page import read_rows
 from dlfer.runs.comparison_record import ArmKey, ComparisonRecord
 from dlfer.runs.find import open_run
 from dlfer.runs.options import RunOptions
+from dlfer.runs.training_records import read_history
 from dlfer.study.execute import Comparison, carry_out, create_comparison_run
 from dlfer.study.members import Member, Plan, group_finished
 from dlfer.study.summary import Finished, choose_split, collect_notes, compare_with, describe_split, summarise_arm
@@ -163,7 +163,7 @@ def _count_equal_epochs(config: ExperimentConfig, members: Sequence[Member]) -> 
     cost = done.cost
     pixels = cost.pretrain_images * cost.pretrain_image_size**2
     without = with_overrides(config, {"pretrain": None, **config.ablation.without})
-    images_an_epoch = cost.finetune_images / len(read_rows(Path(done.path) / "finetune" / "history.csv"))
+    images_an_epoch = cost.finetune_images / len(read_history(Path(done.path) / "finetune" / "history.csv"))
     return without.finetune.epochs + math.ceil(pixels / (images_an_epoch * without.finetune.image_size**2))
 
 

@@ -18,10 +18,10 @@ import numpy as np
 from dlfer.config.grid import Cell
 from dlfer.config.schema import SweepConfig
 from dlfer.report.best_cells import SCORES
-from dlfer.report.page import read_rows
 from dlfer.runs.comparison_record import ArmRow, BestCell, BestCells, Mean, SeedEstimate
 from dlfer.runs.files import write_atomically
 from dlfer.runs.metrics_record import Estimate
+from dlfer.runs.training_records import Epoch, read_events, read_history
 from dlfer.study.members import Member
 from dlfer.study.summary import Finished, describe_split
 
@@ -126,9 +126,9 @@ def _read_training(member: Member) -> Training:
     """Return how a member was trained, as its own files have it."""
     run = member.run
     config = run.config()
-    history, events = read_rows(run.path / "finetune" / "history.csv"), run.read_log()
-    kept = [event.get("kept_epoch") for event in events if event.get("event") == "finetune_end"]
-    plans = [_PARAMETERS.match(event["text"]) for event in events if event.get("event") == "plan"]
+    history, events = read_history(run.path / "finetune" / "history.csv"), read_events(run.path)
+    kept = [event.kept_epoch for event in events if event.event == "finetune_end"]
+    plans = [_PARAMETERS.match(event.text or "") for event in events if event.event == "plan"]
     training = Training(
         epochs=len(history) or None,
         kept_epoch=kept[-1] if kept else None,
@@ -148,10 +148,9 @@ def _read_training(member: Member) -> Training:
     )
 
 
-def _count_steps(history: Sequence[Mapping[str, str]], batch_size: int) -> int | None:
+def _count_steps(history: Sequence[Epoch], batch_size: int) -> int | None:
     """Return the steps of an epoch, from the images that the last one has seen; None where that is not recorded."""
-    last = history[-1] if history else {}
-    images = float(last.get("seconds") or 0) * float(last.get("images_per_second") or 0)
+    images = (history[-1].seconds or 0) * (history[-1].images_per_second or 0) if history else 0
     return max(1, round(images / batch_size)) if images else None
 
 

@@ -8,6 +8,7 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from dlfer.runs.wording import format_duration
 from dlfer.train.watch import TrainingListener
 
 STAGES = {"pretrain": "EF-FER1", "finetune": "EF-FER2"}
@@ -62,7 +63,7 @@ class ConsoleListener(TrainingListener):
         if not self.console.is_terminal and now - self.last_beat >= HEARTBEAT_SECONDS:
             self.last_beat = now
             left = (now - self.started) / max(1, done - self.done_before) * (total - done)
-            self.say(f"{what}: {done:,} of {total:,}, about {describe_seconds(left)} left")
+            self.say(f"{what}: {done:,} of {total:,}, about {format_duration(left, is_estimate=True)} left")
 
     def start_epoch(self, stage: str, epoch: int, epochs: int, step: int, steps: int) -> None:
         if stage != self.stage or self.progress is None:
@@ -86,7 +87,7 @@ class ConsoleListener(TrainingListener):
             left = (now - self.started) / max(1, done - self.done_before) * (epochs * steps - done)
             self.say(
                 f"{STAGES[self.stage]} epoch {epoch + 1}/{epochs}, step {step}/{steps}: {figures}, "
-                f"about {describe_seconds(left)} left"
+                f"about {format_duration(left, is_estimate=True)} left"
             )
 
     def finish_epoch(self, stage: str, row: dict, *, is_best: bool) -> None:
@@ -104,12 +105,3 @@ class ConsoleListener(TrainingListener):
         if self.progress is not None:
             self.progress.stop()
             self.progress = None
-
-
-def describe_seconds(seconds: float) -> str:
-    """Return a length of time as a person says it: "45 s", "12 min", "3 h 20 min"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    if seconds < 5400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"

@@ -20,7 +20,7 @@ from dlfer.config.sections import DataConfig
 from dlfer.data.arrays import load_arrays
 from dlfer.errors import ConfigError, DataError, ModelError
 from dlfer.metrics.predictions import read_predictions
-from dlfer.report.record import read_config
+from dlfer.report.record import read_experiment
 from dlfer.runs import files as npz_file
 from dlfer.runs.files import check_manifest, hash_file, read_npz
 from dlfer.runs.find import find_default_model, find_model
@@ -158,14 +158,16 @@ def test_json_of_a_stranger_is_refused_in_words(tmp_path, text, monkeypatch):
         find_default_model()
 
 
-def test_a_config_of_a_run_is_read_as_strictly_as_an_experiment():
+def test_a_config_of_a_run_is_read_as_strictly_as_an_experiment(tmp_path):
     laughs = "a: &a [x,x,x,x,x,x,x,x,x]\n" + "".join(
         f"{name}: &{name} [{','.join(['*' + before] * 9)}]\n" for before, name in zip("abcdef", "bcdefg", strict=True)
     )
+    (tmp_path / "config.yaml").write_text(laughs)
     with pytest.raises(ConfigError, match="aliases counted in full"):
-        read_config(laughs)
+        read_experiment(tmp_path)
+    (tmp_path / "config.yaml").write_text("a: !!python/object/apply:os.system [echo]\n")
     with pytest.raises(ConfigError, match="tag"):
-        read_config("a: !!python/object/apply:os.system [echo]\n")
+        read_experiment(tmp_path)
 
 
 def make_manifest(folder: Path) -> dict[str, str]:

@@ -13,6 +13,8 @@ import pytest
 import dlfer
 from dlfer.config.load import load_experiment
 from dlfer.errors import DlferError, TrainingStopped
+from dlfer.runs.metrics_record import JudgedOn, Metrics
+from dlfer.runs.records import ArtifactRecord
 from dlfer.runs.run import create_run
 
 SMALL = "experiment: {name: small}\nfinetune: {data: {source: synthetic_faces}}\n"
@@ -212,18 +214,18 @@ def test_evaluate_prints_figures_with_n_and_interval(call, stand_in, work):
         "macro_f1": {"value": None, "low": None, "high": None},
         "per_class": {"Happy": {"n": 7, "precision": 0.25, "recall": None, "f1": 1.0, "specificity": 0.5}},
     }
-    metrics = {"banner": "Read this first.", "test": scores, "validation": None}
+    metrics = Metrics.build({"banner": "Read this first.", "test": scores, "validation": None})
     calls = stand_in("dlfer.experiment.evaluate", evaluate_model=metrics)
     code, out, _ = call("evaluate", "m", "--csv", "x.csv", "--usage", "PublicTest", "--json", "o.json")
     assert code == 0
     assert out.startswith("Read this first.\ntest (n = 1,234): accuracy 50.00 % [40.00, 60.00], macro f1 not defined\n")
     assert "Happy  7  25.00 %    not defined  100.00 %  50.00 %" in out
-    metrics["judged_on"] = {"split": "PublicTest", "file": "x.csv", "used_for": "selection"}
-    metrics["test_opened"] = 2
+    metrics.judged_on = JudgedOn(split="PublicTest", file="x.csv", used_for="selection")
+    metrics.test_opened = 2
     _, out, _ = call("evaluate", "m", "--csv", "x.csv")
-    assert "\nvalidation figure (PublicTest, used for selection) (n = 1,234): accuracy 50.00 %" in out
+    assert "\nvalidation (PublicTest, used for selection) (n = 1,234): accuracy 50.00 %" in out
     assert "\ntest (n" not in out
-    assert out.endswith("test parts opened with this model so far: 2\n")
+    assert out.endswith("test splits opened with this model so far: 2\n")
     given = {name: calls[0][2][name] for name in ("csv", "usage", "data", "json_out")}
     assert given == {"csv": Path("x.csv"), "usage": "PublicTest", "data": None, "json_out": Path("o.json")}
 
@@ -270,8 +272,29 @@ def test_show_config_schema_backbones_sources_models(call, work):
     assert "synthetic_faces" in call("show", "sources")[1]
     model = work / "saved_models" / "mine"
     model.mkdir(parents=True)
-    (model / "artifact.json").write_text(json.dumps({"family": "transfer", "labels": ["a", "b"]}))
-    assert "mine" in call("show", "models")[1]
+    ArtifactRecord.build(
+        {
+            "format": 1,
+            "family": "transfer",
+            "labels": ["a", "b"],
+            "model": {"backbone": "efficientnet_nano"},
+            "input": {"channels": 1, "image_size": 32},
+            "sha256": {},
+        }
+    ).write(model)
+    accuracy = {"value": 0.5, "low": 0.1, "high": 0.9}
+    Metrics.build({"test": {"n": 10, "accuracy": accuracy}}).write(model)
+    assert (
+        "mine      false    transfer  efficientnet_nano   32          50.00 % [10.00, 90.00]"
+        in call("show", "models")[1]
+    )
+    rows = {row["name"]: row for row in json.loads(call("show", "models", "--json")[1])}
+    assert rows["mine"]["test"] == {**accuracy, "n": 10}
+    (model / "artifact.json").write_text("{}")
+    code, out, err = call("show", "models")
+    assert code == 0
+    assert "mine" not in out
+    assert "artifact.json: format: found nothing" in err
 
 
 def test_the_public_names_exist_and_are_listed():

@@ -11,7 +11,7 @@ from rich.live import Live
 from rich.table import Table
 
 from dlfer.report.keys import format_overrides
-from dlfer.report.page import format_duration
+from dlfer.runs.wording import format_duration
 from dlfer.study.search.board import find_best
 from dlfer.study.search.engine import TrialRecord
 from dlfer.study.search.worker import Progress

@@ -93,8 +93,8 @@ def test_it_is_carried_cloned_and_serialised_like_any_backbone(branches, fusion,
     write_backbone(network, tmp_path, source="a test")
     other = build_network(make_config(branches, fusion), num_labels=3, image_size=32)
     record = carry_backbone(tmp_path, other)
-    assert len(record.carried) >= len(network.backbone.weights) - 4
-    assert record.fresh == ("head/kernel", "head/bias")
+    assert len(record.loaded) >= len(network.backbone.weights) - 4
+    assert record.newly_initialised == ["head/kernel", "head/bias"]
     assert record.feature_difference < 1e-5
     images = draw_probe_images(48, 1)
     expected = np.asarray(network.model(images))

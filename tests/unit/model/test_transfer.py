@@ -54,9 +54,9 @@ def test_features_of_both_stages_are_equal(stage_one):
 def test_four_lists_name_every_variable(stage_one):
     first, folder = stage_one
     record = carry_backbone(folder, build(7))
-    assert len(record.carried) == len(first.backbone.weights)
-    assert record.fresh == ("head/kernel", "head/bias")
-    assert record.missing == record.unexpected == ()
+    assert len(record.loaded) == len(first.backbone.weights)
+    assert record.newly_initialised == ["head/kernel", "head/bias"]
+    assert record.missing == record.unexpected == []
     assert "0 missing, 0 unexpected" in record.describe()
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from pathlib import Path
 
 import numpy as np
@@ -13,28 +12,38 @@ from dlfer.metrics.attributes import compute_group_scores
 from dlfer.metrics.predictions import Predictions, write_predictions
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.metrics.views import compute_view_scores
+from dlfer.runs.audit_record import AuditRecord
+from dlfer.runs.metrics_record import Corruptions, Estimate
+from dlfer.runs.records import ArtifactRecord, DataRecord, DuplicateCounts, DuplicatesRecord, RunRecord
+from dlfer.runs.training_records import TransferRecord
 
+CONFIG = """
+experiment: {name: faces}
+finetune: {data: {source: fer2013, path: f.csv}}
+expected: {test_accuracy: [0.1, 0.9]}
+"""
 LABELS = ("Angry", "Happy", "Sad")
 SPLITS = {"train": "Training", "validation": "PublicTest", "test": "PrivateTest"}
 DUPLICATES = {
-    "test": {
-        "split": "test",
-        "n": 60,
-        "in_train": {"exact": 4, "augmented": 0, "any": 6},
-        "in_selection": {"exact": 1, "augmented": 0, "any": 2},
-        "in_either": {"exact": 5, "augmented": 0, "any": 7},
-    },
-    "validation": {
-        "split": "validation",
-        "n": 60,
-        "in_train": {"exact": 3, "augmented": 0, "any": 5},
-        "in_selection": None,
-        "in_either": {"exact": 3, "augmented": 0, "any": 5},
-    },
+    "test": DuplicatesRecord(
+        split="test",
+        n=60,
+        in_train=DuplicateCounts(exact=4, augmented=0, any=6),
+        in_selection=DuplicateCounts(exact=1, augmented=0, any=2),
+        in_either=DuplicateCounts(exact=5, augmented=0, any=7),
+    ),
+    "validation": DuplicatesRecord(
+        split="validation",
+        n=60,
+        in_train=DuplicateCounts(exact=3, augmented=0, any=5),
+        in_selection=None,
+        in_either=DuplicateCounts(exact=3, augmented=0, any=5),
+    ),
 }
 RUN = {
     "status": "finished",
     "kind": "run",
+    "experiment": "faces",
     "argv": ["run", "experiments/my file.yaml", "--set", "model.dropout=0.1"],
     "started": "2026-01-02T03:04:05Z",
     "finished": "2026-01-02T04:05:06Z",
@@ -91,34 +100,48 @@ def make_run(path: Path, *, parts=("train", "validation", "test"), banner=None, 
         banner=banner,
         selected_on="PublicTest",
         duplicates=duplicates,
-        without_duplicates_ids=predictions[duplicates["split"]].ids[duplicates["in_either"]["any"] :].tolist(),
+        without_duplicates_ids=predictions[duplicates.split].ids[duplicates.in_either.any :].tolist(),
     )
     splits = {
         part: {"name": SPLITS[part], "n": 60, "per_class": dict.fromkeys(LABELS, 20)}
         for part in SPLITS
         if part in parts
     }
-    data = {"source": "fer2013", "labels": LABELS, "protocol": "official", "selected_on": "PublicTest"}
-    audit = {"num_images": 180, "distinct_images": 170, "duplicate_groups": 8, "conflicting_groups": 2}
-    audit |= {"labels": LABELS, "splits": {SPLITS[part]: {"num_images": 60} for part in SPLITS}}
-    files = {
-        "run.json": RUN | changes,
-        "metrics.json": metrics,
-        "data.json": data | {"splits": splits, "notes": ["3 rows were skipped & counted."]},
-        "audit.json": audit
-        | {"constant_images": 1, "leaks": {"Training->PrivateTest": {"exact": 4, "augmented": 0, "any": 6}}},
-        "transfer.json": {
-            "carried": ["stem/kernel", "stem/bias"],
-            "fresh": ["head/kernel"],
-            "missing": [],
-            "unexpected": [],
-            "feature_difference": 2.5e-7,
-            "source": "pretrain",
-        },
-    }
-    for name, values in files.items():
-        (path / name).write_text(json.dumps(values))
-    (path / "config.yaml").write_text("experiment:\n  name: faces\nexpected:\n  test_accuracy: [0.1, 0.9]\n")
+    records = [
+        RunRecord.build(RUN | changes),
+        metrics,
+        DataRecord.build(
+            {
+                "source": "fer2013",
+                "labels": LABELS,
+                "protocol": "official",
+                "selected_on": "PublicTest",
+                "splits": splits,
+                "notes": ["3 rows were skipped & counted."],
+            }
+        ),
+        AuditRecord.build(
+            {
+                "num_images": 180,
+                "distinct_images": 170,
+                "duplicate_groups": 8,
+                "conflicting_groups": 2,
+                "labels": LABELS,
+                "splits": {SPLITS[part]: {"num_images": 60} for part in SPLITS},
+                "constant_images": 1,
+                "leaks": {"Training->PrivateTest": {"exact": 4, "augmented": 0, "any": 6}},
+            }
+        ),
+        TransferRecord(
+            loaded=["stem/kernel", "stem/bias"],
+            newly_initialised=["head/kernel"],
+            feature_difference=2.5e-7,
+            source="pretrain",
+        ),
+    ]
+    for record in records:
+        record.write(path)
+    (path / "config.yaml").write_text(CONFIG)
     (path / "log.jsonl").write_text('{"event": "finetune_end", "kept_epoch": 2}\n{"event": "test_opened"}\n{"cut')
     write_history(path / "pretrain" / "history.csv")
     write_history(path / "finetune" / "history.csv")
@@ -126,34 +149,44 @@ def make_run(path: Path, *, parts=("train", "validation", "test"), banner=None, 
 
 
 def make_extras() -> dict:
-    """Views, groups and corruptions of the test part of `make_run`, as metrics.json holds them."""
+    """Views, groups and corruptions of the test split of `make_run`, as fields of `Metrics`."""
     plain, viewed = make_predictions("test"), make_predictions("test", gain=2.0)
     values = {str(name): ("young", "old")[row % 2] for row, name in enumerate(plain.ids[:50])}
-    levels = [{"strength": s, "parameter": 2 * s, "accuracy": make_figure(0.6 - s / 10)} for s in (1, 2, 3)]
+    levels = [{"strength": s, "parameter": 2 * s, "accuracy": make_estimate(0.6 - s / 10)} for s in (1, 2, 3)]
+    groups = compute_group_scores(plain, {"age": values}, file="ages.csv")
     return {
         "views": {"mirror": {"test": compute_view_scores(viewed, plain, view="mirror")}},
         "headline": "mirror",
-        "groups": compute_group_scores(plain, {"age": values}, file="ages.csv") | {"part": "test"},
-        "corruptions": {
-            "clean": make_figure(0.6),
-            "corruptions": {"noise": levels, "low_resolution": levels[:2]},
-            "meanings": {"noise": "standard deviation"},
-            "n": 60,
-            "seed": 0,
-            "part": "test",
-        },
+        "groups": groups.model_copy(update={"part": "test"}),
+        "corruptions": Corruptions.build(
+            {
+                "clean": make_estimate(0.6),
+                "corruptions": {"noise": levels, "low_resolution": levels[:2]},
+                "meanings": {"noise": "standard deviation"},
+                "n": 60,
+                "seed": 0,
+                "part": "test",
+            }
+        ),
     }
 
 
-def make_figure(value: float) -> dict[str, float]:
-    return {"value": value, "low": value - 0.05, "high": value + 0.05}
+def make_estimate(value: float) -> Estimate:
+    return Estimate(value=value, low=value - 0.05, high=value + 0.05)
 
 
 def write_model(run: Path, **changes) -> Path:
     """Write what a card reads of a model: its record, not its weights."""
     (run / "model").mkdir()
-    record = {"format": 1, "family": "transfer", "labels": LABELS, "input": {"channels": 1, "image_size": 48}}
-    (run / "model" / "artifact.json").write_text(json.dumps(record | changes))
+    values = {
+        "format": 1,
+        "family": "transfer",
+        "labels": LABELS,
+        "model": {"backbone": "efficientnet_lite2"},
+        "input": {"channels": 1, "image_size": 48},
+        "sha256": {},
+    }
+    ArtifactRecord.build(values | changes).write(run / "model")
     return run
 
 

@@ -2,34 +2,37 @@
 
 import pytest
 
-from dlfer.config.sections import BoostingConfig
+from dlfer.config.sections import BoostingConfig, DataConfig
+from dlfer.config.stage_section import StageConfig
 from dlfer.report.boosting import describe_levels, describe_setting, describe_trees, draw_levels
+from dlfer.runs.training_records import BoostedLevel, BoostingRecord
 
 LEVELS = [
-    {"name": "first", "features": 10, "used": 4, "splits": 30, "gain": 0.25},
-    {"name": "last", "features": 30, "used": 28, "splits": 90, "gain": 0.75},
+    BoostedLevel(name="first", features=10, used=4, splits=30, gain=0.25),
+    BoostedLevel(name="last", features=30, used=28, splits=90, gain=0.75),
 ]
-RECORD = {
-    "rounds": 20,
-    "rounds_an_epoch": 5,
-    "trees": 140,
-    "levels": LEVELS,
-    "row_weights": {"Angry": 1.0277, "Disgust": 9.5238},
-    "features_seconds": 61.0,
-    "features_were_cached": True,
-    "trees_seconds": 5.0,
-}
+RECORD = BoostingRecord(
+    rounds=20,
+    rounds_an_epoch=5,
+    trees=140,
+    levels=LEVELS,
+    row_weights={"Angry": 1.0277, "Disgust": 9.5238},
+    features_seconds=61.0,
+    features_were_cached=True,
+    trees_seconds=5.0,
+)
 
 
 def test_facts_and_levels():
     trees = describe_trees(RECORD)
-    facts = dict(trees["facts"])
+    facts = dict(trees.facts)
     assert facts["kept"] == "20 rounds, 140 trees; an epoch is 5 rounds"
     assert facts["features"] == "computed in 1 min 01 s, taken from the cache here"
     assert facts["weight of an image"] == "Angry 1.03, Disgust 9.52"
-    assert [level["share"] for level in trees["levels"]] == [0.25, 0.75]
-    assert "no measure of what a level is worth" in trees["notes"][0]
-    assert "weight of an image" not in dict(describe_trees({**RECORD, "row_weights": None})["facts"])
+    assert (trees.levels, trees.num_features) == (LEVELS, 40)
+    assert "does not measure what a level is worth" in trees.notes[0]
+    unweighted = describe_trees(RECORD.model_copy(update={"row_weights": None}))
+    assert "weight of an image" not in dict(unweighted.facts)
 
 
 def test_a_run_without_trees_has_none():
@@ -44,9 +47,7 @@ def test_the_figure_shows_both_shares_of_each_level():
 
 
 def test_the_setting_in_words():
-    boosting = BoostingConfig().model_dump()
-    words = describe_setting(boosting, {"epochs": 30, "image_size": 64, "keep": "best", "monitor": "loss"})
+    data = DataConfig(source="synthetic_faces")
+    words = describe_setting(BoostingConfig(), StageConfig(data=data, epochs=30, image_size=64, monitor="loss"))
     for part in ("30 epochs of 10 rounds", "64 px", "rate 0.1", "rows weighted", "best epoch kept by loss"):
         assert part in words
-    # A config of a later version may lack any of them.
-    assert describe_setting({}, {}) == ""

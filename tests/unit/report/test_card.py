@@ -5,11 +5,18 @@ import socket
 
 import pytest
 
+from dlfer.config.load import dump_experiment
+from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError
 from dlfer.report.card import write_card
 from dlfer.report.terms import find_terms
+from dlfer.runs.metrics_record import Metrics
 
 FER2013 = {"finetune": {"data": {"source": "fer2013", "path": "f.csv"}}}
+
+
+def build_config(sections: dict) -> ExperimentConfig:
+    return ExperimentConfig.model_validate({"experiment": {"name": "faces"}, **sections})
 
 
 def read_card(path):
@@ -42,40 +49,35 @@ def check_metadata(card) -> None:
 @pytest.fixture
 def run(tmp_path, run_maker, model_writer):
     path = model_writer(run_maker(tmp_path / "faces" / "one"))
-    (path / "config.yaml").write_text(json.dumps({"experiment": {"name": "faces"}, **FER2013}))
+    (path / "config.yaml").write_text(dump_experiment(build_config(FER2013)))
     return path
 
 
-def read_metrics(run) -> dict:
-    return json.loads((run / "metrics.json").read_text())
-
-
-def test_the_metadata_loads_and_holds_the_figures_of_the_metrics(run):
+def test_the_metadata_loads_and_holds_the_values_of_the_metrics(run):
     path = write_card(run)
     assert path == run / "model" / "MODEL_CARD.md"
-    card, metrics = read_card(path), read_metrics(run)
+    card, metrics = read_card(path), Metrics.require(run)
     check_metadata(card)
     assert card.data.model_name == "faces"
     whole = [result for result in card.data.eval_results if result.dataset_config == "official"]
     without = [result for result in card.data.eval_results if result.dataset_config == "official-without-duplicates"]
-    for results, part in ((whole, "test"), (without, "test_without_duplicates")):
+    for results, split in ((whole, metrics.test), (without, metrics.test_without_duplicates)):
         values = {result.metric_type: result.metric_value for result in results}
-        assert values["accuracy"] == pytest.approx(metrics[part]["accuracy"]["value"], abs=1e-6)
-        assert values["f1"] == pytest.approx(metrics[part]["macro_f1"]["value"], abs=1e-6)
-        assert values["brier_score"] == pytest.approx(metrics[part]["calibration"]["raw"]["brier"]["value"], abs=1e-6)
-        figure = metrics[part]["accuracy"]
+        assert values["accuracy"] == pytest.approx(split.accuracy.value, abs=1e-6)
+        assert values["f1"] == pytest.approx(split.macro_f1.value, abs=1e-6)
+        assert values["brier_score"] == pytest.approx(split.calibration.raw.brier.value, abs=1e-6)
         names = [result.metric_name for result in results if result.metric_type == "accuracy"]
-        assert names == [f"accuracy (95 % {figure['low']:.3f} to {figure['high']:.3f}, n = {metrics[part]['n']})"]
+        assert names == [f"accuracy (95 % {split.accuracy.low:.3f} to {split.accuracy.high:.3f}, n = {split.n})"]
     assert {result.dataset_name for result in whole} == {"fer2013 PrivateTest"}
     assert {result.dataset_name for result in without} == {
         "fer2013 PrivateTest, images without a duplicate in training or validation"
     }
 
 
-def test_the_card_tells_use_terms_protocol_figures_and_limits(run):
-    text, metrics = write_card(run).read_text(), read_metrics(run)
-    accuracy, without = metrics["test"]["accuracy"], metrics["test_without_duplicates"]["accuracy"]
-    cells = [f"{100 * f['value']:.1f} % ({100 * f['low']:.1f} to {100 * f['high']:.1f})" for f in (accuracy, without)]
+def test_the_card_tells_use_terms_protocol_metrics_and_limits(run):
+    text, metrics = write_card(run).read_text(), Metrics.require(run)
+    accuracies = (metrics.test.accuracy, metrics.test_without_duplicates.accuracy)
+    cells = [f"{100 * found.value:.1f} % ({100 * found.low:.1f} to {100 * found.high:.1f})" for found in accuracies]
     for sentence in (
         "which of 3 expression labels annotators would give: Angry, Happy, Sad.",
         "It never detects what a person feels",
@@ -87,7 +89,7 @@ def test_the_card_tells_use_terms_protocol_figures_and_limits(run):
         "Protocol `official`, selected on PublicTest",
         "6 of 60 test images (10.0 %) have a duplicate in training (4 an exact copy); 2 have one in validation",
         f"| accuracy | {cells[0]} | {cells[1]} |",
-        "| figure | test, n = 60 | test without duplicates, n = 53 | validation figure (used for selection), n = 60 |",
+        "| metric | test, n = 60 | test without duplicates, n = 53 | validation (PublicTest, used for selection), n = 60 |",
         "The temperature",
         "It is worst at",
         "no claim per group of people is made",
@@ -118,16 +120,18 @@ def test_a_banner_stands_in_text_and_metadata(tmp_path, run_maker, model_writer)
     assert all("not a clean test" in result.dataset_name for result in whole)
 
 
-def test_a_validation_figure_is_called_so(tmp_path, run_maker, model_writer):
+def test_a_value_on_validation_is_called_so(tmp_path, run_maker, model_writer):
     run = model_writer(run_maker(tmp_path / "run", parts=("train", "validation")))
     card = read_card(write_card(run))
     check_metadata(card)
     assert {result.dataset_name for result in card.data.eval_results} == {
-        "fer2013 PublicTest (validation figure, used for selection)",
-        "fer2013 PublicTest (validation figure, used for selection), images without a duplicate in training",
+        "fer2013 PublicTest (validation, used for selection)",
+        "fer2013 PublicTest (validation, used for selection), images without a duplicate in training",
     }
-    assert "There is no test figure." in card.text
-    assert "| validation figure (used for selection), n = 60 | validation without duplicates, n = 55 |" in card.text
+    assert "There is no test split." in card.text
+    assert (
+        "| validation (PublicTest, used for selection), n = 60 | validation without duplicates, n = 55 |" in card.text
+    )
     assert "5 of 60 validation images (8.3 %) have a duplicate in training (3 an exact copy)." in card.text
 
 
@@ -141,25 +145,25 @@ def test_files_that_a_run_does_not_have_are_left_out(run, absent):
     assert bool(card.data.eval_results) == (absent != "metrics.json")
 
 
-def test_figures_of_earlier_versions_are_enough(run):
-    metrics = read_metrics(run)
+def test_metrics_of_earlier_versions_are_enough(run):
+    metrics = json.loads((run / "metrics.json").read_text())
     for part in ("test", "test_without_duplicates", "validation", "train"):
         for key in ("mcc", "calibration", "selective", "emotion_detection_rate", "balanced_accuracy"):
             del metrics[part][key]
-    for key in ("temperature", "abstain", "views", "headline", "groups", "test_opened"):
-        del metrics[key]
+    for key in ("schema", "temperature", "abstain", "views", "headline", "groups", "test_opened"):
+        metrics.pop(key, None)
     (run / "metrics.json").write_text(json.dumps(metrics))
     card = read_card(write_card(run))
     check_metadata(card)
-    assert "Not known: the run has no such figures." in card.text
+    assert "Not known: the run has no such metrics." in card.text
     assert "MCC" not in card.text
 
 
 def test_groups_and_views_are_told(run, extras):
-    (run / "metrics.json").write_text(json.dumps(read_metrics(run) | extras))
+    Metrics.require(run).model_copy(update=extras).write(run)
     text = write_card(run).read_text()
     assert "- By age: Largest gap in accuracy between two groups" in text
-    assert "The run's headline averages over the image and its mirror image; the figures below are of single" in text
+    assert "The run's headline averages over the image and its mirror image; the values below are of single" in text
 
 
 def test_the_temperature_is_used_only_where_there_is_one(tmp_path, run_maker, model_writer, run):
@@ -194,9 +198,9 @@ def test_no_address_is_asked_and_writing_twice_gives_the_same(run, monkeypatch):
         (
             {
                 "pretrain": {"data": {"source": "tfds", "name": "imagenet2012"}},
-                "finetune": {"data": {"source": "arrays"}},
+                "finetune": {"data": {"source": "arrays", "path": "mine.npz"}},
             },
-            ["tfds imagenet2012 (EF-FER1)", "arrays (EF-FER2)"],
+            ["tfds imagenet2012 (EF-FER1)", "arrays mine.npz (EF-FER2)"],
             [True, False],
         ),
         ({"finetune": {"data": {"source": "folder", "path": "x/FER-2013/"}}}, ["folder x/FER-2013/ (EF-FER2)"], [True]),
@@ -206,17 +210,18 @@ def test_no_address_is_asked_and_writing_twice_gives_the_same(run, monkeypatch):
             ["runs/old (EF-FER1)", "folder mine (EF-FER2)"],
             [False, False],
         ),
-        ({}, [], []),
+        (None, [], []),
     ],
 )
 def test_terms(config, names, research_only):
-    terms = find_terms(config)
+    terms = find_terms(None if config is None else build_config(config))
     assert [term.data for term in terms] == names
     assert [term.research_only for term in terms] == research_only
 
 
 def test_own_data_is_not_marked_research_only(run):
-    (run / "config.yaml").write_text(json.dumps({"finetune": {"data": {"source": "folder", "path": "mine"}}}))
+    config = build_config({"finetune": {"data": {"source": "folder", "path": "mine"}}})
+    (run / "config.yaml").write_text(dump_experiment(config))
     card = read_card(write_card(run))
     check_metadata(card)
     assert card.data.license == "unknown"

@@ -16,28 +16,9 @@ def make_predictions(n=40, num_classes=3, seed=0, targets=None) -> Predictions:
     return Predictions([f"t/{i}" for i in range(len(targets))], labels, targets, probabilities)
 
 
-def make_history(epochs=3, **changes) -> list[dict[str, str]]:
-    return [
-        {
-            "epoch": str(epoch),
-            "phase": "head" if epoch == 1 else "all",
-            "train_loss": str(2.0 / epoch),
-            "train_accuracy": str(0.2 * epoch),
-            "validation_loss": str(2.1 / epoch),
-            "validation_accuracy": str(0.15 * epoch),
-            **changes,
-        }
-        for epoch in range(1, epochs + 1)
-    ]
-
-
-def get_curves(axes) -> dict[str, list[float]]:
-    return {line.get_label(): line.get_ydata() for line in axes.get_lines() if not line.get_label().startswith("_")}
-
-
 def test_a_written_figure_carries_its_caption_and_description(tmp_path):
     path = figures.write_figure(
-        curves.draw_history(make_history()), tmp_path / "f" / "h.png", title="Title", description="Was man sieht ü"
+        curves.draw_roc(make_predictions()), tmp_path / "f" / "h.png", title="Title", description="Was man sieht ü"
     )
     with Image.open(path) as image:
         assert image.format == "PNG"
@@ -54,21 +35,6 @@ def test_the_same_figure_gives_the_same_bytes(tmp_path):
     assert first.read_bytes() == second.read_bytes()
 
 
-def test_history_shows_both_parts_and_the_kept_epoch():
-    loss, accuracy = curves.draw_history(make_history(), kept_epoch=2).axes
-    assert get_curves(loss)["train"] == pytest.approx([2.0, 1.0, 2 / 3])
-    assert get_curves(accuracy)["validation"] == pytest.approx([15, 30, 45])
-    assert "kept epoch" in get_curves(accuracy)
-
-
-def test_history_leaves_out_empty_and_undefined_cells():
-    rows = make_history(validation_loss="", validation_accuracy="nan")
-    assert curves.read_series(rows, "validation_loss") == ([], [])
-    assert curves.read_series(rows, "validation_accuracy") == ([], [])
-    assert curves.read_series(rows, "absent") == ([], [])
-    assert curves.read_series(rows, "train_accuracy")[0] == [1, 2, 3]
-
-
 def test_confusion_writes_row_percent_and_count_in_every_cell():
     axes = pictures.draw_confusion(np.array([[3, 1], [0, 0]]), ("angry", "happy")).axes[0]
     texts = [text.get_text() for text in axes.texts]
@@ -79,19 +45,6 @@ def test_confusion_writes_row_percent_and_count_in_every_cell():
 def test_confusion_of_many_classes_has_colours_only():
     figure = pictures.draw_confusion(np.eye(30, dtype=int), [str(c) for c in range(30)])
     assert not figure.axes[0].texts
-
-
-def test_roc_names_each_class_with_its_area_and_skips_absent_ones():
-    predictions = make_predictions(targets=np.array([0, 0, 1, 1, 1, 0]))
-    labels = [text.get_text() for text in curves.draw_roc(predictions).axes[0].get_legend().get_texts()]
-    assert [label.split(",")[0] for label in labels] == ["class 0", "class 1", "macro average"]
-    areas = [float(label.split(",")[1]) for label in labels]
-    assert areas[2] == pytest.approx((areas[0] + areas[1]) / 2, abs=1e-3)
-
-
-def test_roc_of_one_class_only_draws_no_curve():
-    axes = curves.draw_roc(make_predictions(targets=np.zeros(4, dtype=int))).axes[0]
-    assert axes.get_legend() is None
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -163,27 +116,3 @@ def test_a_figure_without_a_banner_is_left_as_it_is(drawn):
     before = drawn.read_bytes()
     figures.stamp_banner(drawn.parent, ["roc"], None)
     assert drawn.read_bytes() == before
-
-
-def test_curves_differ_by_line_as_well_as_by_colour():
-    axes = curves.draw_roc(make_predictions(n=200, num_classes=7)).axes[0]
-    looks = [(line.get_color(), str(line.get_linestyle())) for line in axes.get_lines()[1:8]]
-    assert len({colour for colour, _ in looks}) == 7
-    lines = [line._unscaled_dash_pattern for line in axes.get_lines()[1:8]]
-    assert len({str(line) for line in lines}) == 7
-    parts = curves.draw_history(make_history()).axes[0].get_lines()[:2]
-    assert parts[0].get_linestyle() != parts[1].get_linestyle()
-    assert parts[0].get_marker() != parts[1].get_marker()
-
-
-def test_corruptions_show_the_accuracies_from_the_clean_images_on():
-    levels = [
-        {"strength": s, "accuracy": {"value": v, "low": v - 0.1, "high": v + 0.1}} for s, v in ((1, 0.5), (2, 0.3))
-    ]
-    found = {"clean": {"value": 0.6, "low": 0.5, "high": 0.7}, "corruptions": {"low_resolution": levels}}
-    axes = curves.draw_corruptions(found).axes[0]
-    assert axes.containers[0].get_label() == "low resolution"
-    assert axes.containers[0].lines[0].get_ydata() == pytest.approx([60, 50, 30])
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["clean", "1", "2"]
-    spans = axes.containers[0].lines[2][0].get_segments()
-    assert np.array(spans)[:, :, 1] == pytest.approx(np.array([[50, 70], [40, 60], [20, 40]]))

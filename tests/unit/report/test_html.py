@@ -13,11 +13,13 @@ import pytest
 from PIL import Image
 
 from dlfer.cli.show import describe_run
-from dlfer.errors import DataError, ModelError
+from dlfer.errors import ConfigError, DataError, ModelError
 from dlfer.report.card import write_card
 from dlfer.report.html import write_report
 from dlfer.report.pictures import write_augmented_page
-from dlfer.report.terminal import format_metrics
+from dlfer.report.terminal import format_estimate, format_metrics
+from dlfer.runs.metrics_record import Estimate, Metrics
+from dlfer.runs.records import DataRecord, DuplicateCounts, DuplicatesRecord
 
 
 class Page(HTMLParser):
@@ -51,6 +53,10 @@ class Page(HTMLParser):
         return re.sub(r"\s+", " ", " ".join(self.words))
 
 
+def format_ends(estimate, digits: int = 1) -> list[str]:
+    return [f"{100 * end:.{digits}f}" for end in (estimate.value, estimate.low, estimate.high)]
+
+
 def read_page(path) -> Page:
     return Page(path.read_text(encoding="utf-8"))
 
@@ -58,16 +64,16 @@ def read_page(path) -> Page:
 def test_the_headline_has_n_interval_protocol_and_what_selected(tmp_path, run_maker):
     run = run_maker(tmp_path / "faces" / "20260102T030405Z-abc")
     page = read_page(write_report(run))
-    figure = json.loads((run / "metrics.json").read_text())["test"]["accuracy"]
+    metrics = Metrics.require(run)
+    accuracy = metrics.test.accuracy
     assert "Accuracy, test (PrivateTest)" in page.text
-    assert f"{100 * figure['value']:.1f} %" in page.text
-    assert f"95 % interval {100 * figure['low']:.1f} to {100 * figure['high']:.1f} %, n = 60" in page.text
+    assert f"{100 * accuracy.value:.1f} %" in page.text
+    assert f"95 % interval {100 * accuracy.low:.1f} to {100 * accuracy.high:.1f} %, n = 60" in page.text
     assert "protocol official" in page.text
     assert "selected on PublicTest" in page.text
     assert "test opened once" in page.text
     assert "expected 10.0 % to 90.0 %: within" in page.text
-    without = json.loads((run / "metrics.json").read_text())["test_without_duplicates"]["accuracy"]
-    value, low, high = (f"{100 * without[key]:.1f}" for key in ("value", "low", "high"))
+    value, low, high = format_ends(metrics.test_without_duplicates.accuracy)
     assert f"without duplicates {value} % (95 % {low} to {high}, n = 53)" in page.text
 
 
@@ -80,7 +86,7 @@ def test_every_section_is_there(tmp_path, run_maker):
         "selected the model, and 7 in either.",
         "EF-FER1 3 min 20 s 40,000 200 64 px taken from the cache",
         "EF-FER2 1 min 40 s 5,000 50 48 px",
-        "2 carried, 1 fresh, 0 missing, 0 unexpected",
+        "2 loaded, 1 newly initialised, 0 missing, 0 unexpected",
         "2.5e-07",
         "3 rows were skipped & counted.",
         "180 images (Training 60, PublicTest 60, PrivateTest 60) with 3 labels.",
@@ -105,63 +111,64 @@ def test_the_page_loads_nothing_from_elsewhere(tmp_path, run_maker):
     assert "<script" not in source
 
 
-def read_metrics(run) -> dict:
-    return json.loads((run / "metrics.json").read_text())
-
-
 def change_metrics(run, **changes):
-    (run / "metrics.json").write_text(json.dumps(read_metrics(run) | changes))
+    Metrics.require(run).model_copy(update=changes).write(run)
     return run
 
 
-def test_the_figures_of_merit_are_those_of_the_metrics(tmp_path, run_maker):
+def test_the_metrics_of_the_page_are_those_of_the_record(tmp_path, run_maker):
     run = run_maker(tmp_path / "run")
-    page, scores = read_page(write_report(run)), read_metrics(run)["test"]
-    raw = scores["calibration"]["raw"]
-    for name, figure, remark in (
-        ("accuracy", scores["accuracy"], ""),
-        ("balanced accuracy", scores["balanced_accuracy"], "the mean recall of the classes "),
-        ("macro F1", scores["macro_f1"], ""),
-        ("ECE", raw["ece_equal_mass"], "less is better "),
-        ("one-vs-rest accuracy", scores["one_vs_rest_accuracy"], "not the accuracy, see below "),
+    page, test = read_page(write_report(run)), Metrics.require(run).test
+    raw = test.calibration.raw
+    for name, estimate, remark in (
+        ("accuracy", test.accuracy, ""),
+        ("balanced accuracy", test.balanced_accuracy, "the mean recall of the classes "),
+        ("macro F1", test.macro_f1, ""),
+        ("ECE", raw.ece_equal_mass, "less is better "),
+        ("one-vs-rest accuracy", test.one_vs_rest_accuracy, "not the accuracy, see below "),
     ):
-        low, high = 100 * figure["low"], 100 * figure["high"]
-        assert f"{name} {remark}{100 * figure['value']:.1f} % {low:.1f} to {high:.1f}" in page.text, name
-    for name, figure, remark in (
-        ("MCC", scores["mcc"], "0 is chance "),
-        ("Cohen's kappa", scores["cohen_kappa"], "0 is chance "),
-        ("macro AUC", scores["macro_auc"], "0.5 is chance "),
-        ("macro average precision", scores["macro_average_precision"], ""),
-        ("log-loss", scores["log_loss"], "less is better "),
-        ("Brier score", raw["brier"], "0 to 2, less is better "),
+        value, low, high = format_ends(estimate)
+        assert f"{name} {remark}{value} % {low} to {high}" in page.text, name
+    for name, estimate, remark in (
+        ("MCC", test.mcc, "0 is chance "),
+        ("Cohen's kappa", test.cohen_kappa, "0 is chance "),
+        ("macro AUC", test.macro_auc, "0.5 is chance "),
+        ("macro average precision", test.macro_average_precision, ""),
+        ("log-loss", test.log_loss, "less is better "),
+        ("Brier score", raw.brier, "0 to 2, less is better "),
     ):
-        assert f"{name} {remark}{figure['value']:.3f} {figure['low']:.3f} to {figure['high']:.3f}" in page.text, name
-    detected = scores["emotion_detection_rate"]["num_detected"]
+        assert f"{name} {remark}{estimate.value:.3f} {estimate.low:.3f} to {estimate.high:.3f}" in page.text, name
+    detected = test.emotion_detection_rate.num_detected
     assert f"classes mostly predicted as themselves {100 * detected / 3:.1f} % {detected} of 3" in page.text
     assert "It is not accuracy: with 3 classes an accuracy of 70 % is 80.0 % when counted so." in page.text
 
 
 def test_calibration_and_abstaining_are_told_in_numbers(tmp_path, run_maker):
     run = run_maker(tmp_path / "run")
-    page, metrics = read_page(write_report(run)), read_metrics(run)
-    temperature, at = metrics["temperature"]["value"], metrics["test"]["selective"]["at_threshold"]
+    page, metrics = read_page(write_report(run)), Metrics.require(run)
+    temperature, at = metrics.temperature.value, metrics.test.selective.at_threshold
     assert f"The temperature {temperature:.3f} was fitted on validation (PublicTest, n = 60)" in page.text
-    assert (
-        f"at least {at['threshold']:.3f}, it answers {100 * at['coverage']['value']:.1f} % of the images" in page.text
-    )
-    assert f"{100 * at['accuracy']['value']:.1f} % of these answers are right" in page.text
-    scaled = metrics["test"]["calibration"]["scaled"]["log_loss"]
-    assert f"{scaled['value']:.3f} {scaled['low']:.3f} to {scaled['high']:.3f}" in page.text
+    assert f"at least {at.threshold:.3f}, it answers {100 * at.coverage.value:.1f} % of the images" in page.text
+    assert f"{100 * at.accuracy.value:.1f} % of these answers are right" in page.text
+    scaled = metrics.test.calibration.scaled.log_loss
+    assert f"{scaled.value:.3f} {scaled.low:.3f} to {scaled.high:.3f}" in page.text
 
 
-def test_what_was_asked_is_told_from_the_config(tmp_path, run_maker):
+@pytest.mark.parametrize(
+    ("protocol", "words"),
+    [
+        ("paper, split: after_balance", "protocol paper (after_balance)"),
+        ("resplit, select_on: 0.1", "protocol resplit, selected on 10 % of training"),
+    ],
+)
+def test_what_was_asked_is_told_from_the_config(tmp_path, run_maker, protocol, words):
     run = run_maker(tmp_path / "run")
     config = """
 experiment: {name: faces}
 model: {backbone: efficientnet_b0, dropout: 0.3}
 pretrain: {weights: imagenet}
 finetune:
-  data: {source: fer2013, path: f.csv, protocol: paper, split: after_balance, select_on: 0.1, fraction: 0.25}
+  data: {source: fer2013, path: f.csv, protocol: PROTOCOL, fraction: 0.25}
   epochs: 6
   image_size: 64
   optimizer: {name: adamw, learning_rate: 0.001}
@@ -172,29 +179,41 @@ finetune:
   monitor: accuracy
 expected: {result: about 65 %, test_accuracy: null}
 """
-    (run / "config.yaml").write_text(config)
+    (run / "config.yaml").write_text(config.replace("PROTOCOL", protocol))
     text = read_page(write_report(run)).text
     assert "which of 3 labels would annotators give: Angry, Happy, Sad?" in text
-    assert "fer2013, f.csv, protocol paper (after_balance), selected on 10 % of training, 25 % of the images" in text
+    assert f"fer2013, f.csv, {words}, 25 % of the images" in text
+    assert "efficientnet_b0, dropout 0.3" in text
     assert "not trained here: weights imagenet" in text
     assert (
-        "6 epochs, 64 px, adamw at 0.001 (cosine), classes balanced by augment, best epoch kept by accuracy on validation"
-        in text
+        "6 epochs, 64 px, batches of 64, adamw at 0.001 (cosine), categorical crossentropy, classes balanced by augment, "
+        "best epoch kept by accuracy on validation" in text
     )
     assert "rotation 12, mirror 0.5" in text
     assert "expected result about 65 %" in text
 
 
+def test_a_config_that_cannot_be_read_is_said_and_shown(tmp_path, run_maker, model_writer):
+    run = run_maker(tmp_path / "run")
+    (run / "config.yaml").write_text("experiment: {name: faces}\nof_another_version: 3\n")
+    text = read_page(write_report(run)).text
+    assert "What was asked is not shown, because config.yaml cannot be read." in text
+    assert "of_another_version: 3" in text
+    assert "Accuracy, test (PrivateTest)" in text
+    with pytest.raises(ConfigError, match="of_another_version"):
+        write_card(model_writer(run))
+
+
 def test_views_groups_and_corruptions_have_their_tables(tmp_path, run_maker, extras):
     run = change_metrics(run_maker(tmp_path / "run"), **extras)
-    page, metrics = read_page(write_report(run)), read_metrics(run)
-    mirror, single = metrics["views"]["mirror"]["test"], metrics["test"]
+    page, metrics = read_page(write_report(run)), Metrics.require(run)
+    mirror, single = metrics.views["mirror"]["test"], metrics.test
     assert "Accuracy, test (PrivateTest), averaged over the image and its mirror image" in page.text
-    assert f"{100 * mirror['accuracy']['value']:.1f} % 95 % interval" in page.text
-    assert f"of single images {100 * single['accuracy']['value']:.1f} %; so are all figures below" in page.text
-    assert mirror["paired"]["sentence"] in page.text
-    young = metrics["groups"]["attributes"]["age"]["groups"]["young"]
-    assert f"young 25 {100 * young['accuracy']['value']:.1f} %" in page.text
+    assert f"{100 * mirror.accuracy.value:.1f} % 95 % interval" in page.text
+    assert f"of single images {100 * single.accuracy.value:.1f} %; so are all values below" in page.text
+    assert mirror.paired.sentence in page.text
+    young = metrics.groups.attributes["age"].groups["young"]
+    assert f"young 25 {100 * young.accuracy.value:.1f} %" in page.text
     assert "10 images have no value of it." in page.text
     assert "Largest gap in accuracy between two groups" in page.text
     assert "no claim per group" not in page.text
@@ -205,7 +224,7 @@ def test_views_groups_and_corruptions_have_their_tables(tmp_path, run_maker, ext
 
 def test_views_are_not_the_headline_unless_asked(tmp_path, run_maker, extras):
     run = change_metrics(run_maker(tmp_path / "run"), views=extras["views"])
-    page, accuracy = read_page(write_report(run)), read_metrics(run)["test"]["accuracy"]["value"]
+    page, accuracy = read_page(write_report(run)), Metrics.require(run).test.accuracy.value
     assert "averaged over the" not in page.text.split("95 % interval")[0]
     assert f"Accuracy, test (PrivateTest) {100 * accuracy:.1f} % 95 % interval" in page.text
     assert "the headline, as the experiment asks" not in page.text
@@ -215,8 +234,7 @@ def test_views_are_not_the_headline_unless_asked(tmp_path, run_maker, extras):
 def test_without_attributes_the_page_says_that_no_claim_is_made(tmp_path, run_maker):
     run = run_maker(tmp_path / "run")
     assert "skin tone exist for FER2013, so no claim per group of people is made" in read_page(write_report(run)).text
-    data = json.loads((run / "data.json").read_text())
-    (run / "data.json").write_text(json.dumps(data | {"source": "folder"}))
+    DataRecord.require(run).model_copy(update={"source": "folder"}).write(run)
     assert "skin tone were given, so no claim per group of people is made" in read_page(write_report(run)).text
 
 
@@ -238,7 +256,7 @@ NEW_AT_THE_TOP = ("temperature", "abstain", "views", "headline", "groups", "corr
 )
 def test_metrics_of_earlier_versions_are_reported(tmp_path, run_maker, extras, absent):
     run = change_metrics(run_maker(tmp_path / "run"), **extras)
-    metrics = read_metrics(run)
+    metrics = json.loads((run / "metrics.json").read_text())
     for key in NEW_AT_THE_TOP:
         if absent in (key, "all"):
             metrics.pop(key, None)
@@ -261,7 +279,10 @@ def test_metrics_of_earlier_versions_are_reported(tmp_path, run_maker, extras, a
 
 def test_metrics_and_audit_with_the_keys_of_an_earlier_version_are_reported(tmp_path, run_maker, model_writer):
     run = model_writer(run_maker(tmp_path / "run"))
-    metrics, audit = read_metrics(run), json.loads((run / "audit.json").read_text())
+    metrics, audit = (json.loads((run / name).read_text()) for name in ("metrics.json", "audit.json"))
+    transfer = {"carried": ["a", "b", "c"], "fresh": ["d"], "missing": [], "unexpected": []}
+    (run / "transfer.json").write_text(json.dumps(transfer))
+    del metrics["schema"], audit["schema"]
     metrics["test_without_twins"] = metrics.pop("test_without_duplicates")
     metrics["twins"] = {"exact": 4, "near_or_mirrored": 6}
     del metrics["duplicates"], metrics["validation_without_duplicates"]
@@ -274,6 +295,7 @@ def test_metrics_and_audit_with_the_keys_of_an_earlier_version_are_reported(tmp_
         assert "6 of 60 test images (10.0 %) have a duplicate in training (4 an exact copy)." in text
         assert "have one in validation" not in text
     assert "6 of 60 images of PrivateTest (10.0 %) have a duplicate in Training (4 an exact copy)." in page
+    assert "3 loaded, 1 newly initialised, 0 missing, 0 unexpected" in page
     without = metrics["test_without_twins"]["accuracy"]
     assert f"without duplicates {100 * without['value']:.1f} % (95 % {100 * without['low']:.1f} to" in page
     assert "test without duplicates, n = 53" in card
@@ -283,22 +305,22 @@ def test_metrics_and_audit_with_the_keys_of_an_earlier_version_are_reported(tmp_
 
 def test_validation_that_judges_has_a_value_without_duplicates_with_its_interval(tmp_path, run_maker):
     run = run_maker(tmp_path / "run", parts=("train", "validation"))
-    page, metrics = read_page(write_report(run)).text, read_metrics(run)
-    without = metrics["validation_without_duplicates"]["accuracy"]
-    value, low, high = (f"{100 * without[key]:.1f}" for key in ("value", "low", "high"))
+    page, metrics = read_page(write_report(run)).text, Metrics.require(run)
+    without = metrics.validation_without_duplicates.accuracy
+    value, low, high = format_ends(without)
     assert f"without duplicates {value} % (95 % {low} to {high}, n = 55)" in page
     assert '"Without duplicates" leaves out those with one in training.' in page
-    value, low, high = (f"{100 * without[key]:.2f}" for key in ("value", "low", "high"))
+    value, low, high = format_ends(without, digits=2)
     assert f"validation without duplicates (n = 55): accuracy {value} % [{low}, {high}]" in format_metrics(metrics)
 
 
 def test_without_any_duplicate_there_is_no_second_headline(tmp_path, run_maker):
     run = run_maker(tmp_path / "run")
-    metrics = read_metrics(run)
-    none = {"exact": 0, "augmented": 0, "any": 0}
-    metrics["duplicates"] |= {"in_train": none, "in_selection": none, "in_either": none}
-    metrics["test_without_duplicates"] = metrics["test"]
-    (run / "metrics.json").write_text(json.dumps(metrics))
+    metrics = Metrics.require(run)
+    none = DuplicateCounts(exact=0, augmented=0, any=0)
+    metrics.duplicates = DuplicatesRecord(split="test", n=60, in_train=none, in_selection=none, in_either=none)
+    metrics.test_without_duplicates = metrics.test
+    metrics.write(run)
     page = read_page(write_report(run)).text
     assert "0 of 60 test images (0.0 %) have a duplicate in training;" in page
     assert not re.search(r"without duplicates \d", page)
@@ -306,9 +328,9 @@ def test_without_any_duplicate_there_is_no_second_headline(tmp_path, run_maker):
 
 def test_unreached_thresholds_and_unfitted_temperatures_are_said(tmp_path, run_maker):
     run = change_metrics(run_maker(tmp_path / "run"), temperature=None, abstain=None)
-    metrics = read_metrics(run)
-    metrics["test"]["calibration"]["scaled"] = metrics["test"]["selective"]["at_threshold"] = None
-    (run / "metrics.json").write_text(json.dumps(metrics))
+    metrics = Metrics.require(run)
+    metrics.test.calibration.scaled = metrics.test.selective.at_threshold = None
+    metrics.write(run)
     text = read_page(write_report(run)).text
     assert "No temperature was fitted" in text
     assert "No threshold was chosen" in text
@@ -338,11 +360,11 @@ def test_the_comparison_that_a_run_belongs_to_is_linked(tmp_path, run_maker):
     assert [address for address in page.addresses if address.startswith("..")] == ["../two-ablation/report.html"]
 
 
-def test_without_a_test_part_every_heading_says_validation(tmp_path, run_maker):
+def test_without_a_test_split_every_heading_says_validation(tmp_path, run_maker):
     page = read_page(write_report(run_maker(tmp_path / "run", parts=("train", "validation"))))
-    assert "Accuracy, validation figure (PublicTest, used for selection)" in page.text
-    assert "Each class, validation figure (PublicTest, used for selection)" in page.text
-    assert "none: the run was not judged on a test part" in page.text
+    assert "Accuracy, validation (PublicTest, used for selection)" in page.text
+    assert "Each class, validation (PublicTest, used for selection)" in page.text
+    assert "none: the run was not judged on a test split" in page.text
     assert "test opened" not in page.text
     assert "within" not in page.text
 
@@ -382,7 +404,7 @@ def test_files_that_a_run_does_not_have_are_left_out(tmp_path, run_maker, absent
         shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
     page = read_page(write_report(run))
     assert "To repeat it" in page.text
-    assert ("This run has no figures yet" in page.text) == ("metrics.json" in absent)
+    assert ("This run has no metrics yet" in page.text) == ("metrics.json" in absent)
 
 
 def test_a_failed_run_shows_its_error(tmp_path, run_maker):
@@ -398,14 +420,14 @@ def test_writing_twice_gives_the_same_page(tmp_path, run_maker):
     assert write_report(run).read_bytes() == write_report(run).read_bytes()
 
 
-def test_figures_of_undefined_classes_are_dashes(tmp_path, run_maker):
+def test_metrics_of_undefined_classes_are_dashes(tmp_path, run_maker):
     run = run_maker(tmp_path / "run")
-    metrics = json.loads((run / "metrics.json").read_text())
-    angry = metrics["test"]["per_class"]["Angry"]
-    for key in ("precision", "recall", "f1", "auc"):
-        angry[key], angry["intervals"][key] = None, [None, None]
-    metrics["test"]["macro_auc"] = {"value": None, "low": None, "high": None}
-    (run / "metrics.json").write_text(json.dumps(metrics))
+    metrics = Metrics.require(run)
+    angry = metrics.test.per_class["Angry"]
+    angry.precision = angry.recall = angry.f1 = angry.auc = None
+    angry.intervals |= {name: [None, None] for name in ("precision", "recall", "f1", "auc")}
+    metrics.test.macro_auc = Estimate(value=None, low=None, high=None)
+    metrics.write(run)
     source = write_report(run).read_text()
     row = source.split('<th scope="row">Angry</th>')[1].split("</tr>")[0]
     assert row.count("–") == 4
@@ -413,41 +435,57 @@ def test_figures_of_undefined_classes_are_dashes(tmp_path, run_maker):
     assert "None" not in html.unescape(Page(source).text)
 
 
-def withhold(metrics):
-    """Take the intervals of several figures away, as `compute_scores` does where none covers."""
-    test, reason = metrics["test"], "too few images for any"
-    calibration, selective = test["calibration"], test["selective"]
-    figures = [test["mcc"], test["macro_f1"], test["log_loss"], selective["aurc"], calibration["raw"]["ece_equal_mass"]]
-    for figure in [*figures, calibration["raw"]["brier"], test["macro_average_precision"]]:
-        figure |= {"low": None, "high": None, "reason": reason}
-    sad = test["per_class"]["Sad"]
-    sad["intervals"]["precision"], sad["reasons"] = [None, None], {"precision": reason}
+def withhold(metrics: Metrics) -> str:
+    """Take the intervals of several metrics away, as `compute_scores` does where none covers; return the reason."""
+    test, reason = metrics.test, "too few images for any"
+    raw = test.calibration.raw
+    for estimate in (
+        test.mcc,
+        test.macro_f1,
+        test.log_loss,
+        test.macro_average_precision,
+        test.selective.aurc,
+        raw.ece_equal_mass,
+        raw.brier,
+    ):
+        estimate.low, estimate.high, estimate.reason = None, None, reason
+    sad = test.per_class["Sad"]
+    sad.intervals["precision"], sad.reasons = [None, None], {"precision": reason}
     return reason
 
 
 def test_values_without_an_interval_are_shown_with_the_reason(tmp_path, run_maker):
     run = run_maker(tmp_path / "run")
-    metrics = json.loads((run / "metrics.json").read_text())
+    metrics = Metrics.require(run)
     reason = withhold(metrics)
-    (run / "metrics.json").write_text(json.dumps(metrics))
+    metrics.write(run)
     text = html.unescape(read_page(write_report(run)).text)
     assert f"Sad, precision: no 95 % interval, because {reason}." in text
-    assert f"{metrics['test']['mcc']['value']:.3f} no 95 % interval: {reason}" in text
-    aurc = metrics["test"]["selective"]["aurc"]["value"]
+    assert f"{metrics.test.mcc.value:.3f} no 95 % interval: {reason}" in text
+    aurc = metrics.test.selective.aurc.value
     assert f"Area under the risk-coverage curve: {aurc:.3f} (no 95 % interval: {reason}; less is better)." in text
     assert "None" not in text
     assert "nan" not in text.lower().replace("finance", "").split()
 
 
 def test_the_terminal_shows_values_without_an_interval_with_the_reason(tmp_path, run_maker):
-    from dlfer.report.terminal import format_metrics
-
-    metrics = json.loads((run_maker(tmp_path / "run") / "metrics.json").read_text())
+    metrics = Metrics.require(run_maker(tmp_path / "run"))
     reason = withhold(metrics)
     text = format_metrics(metrics)
-    assert f"macro f1 {100 * metrics['test']['macro_f1']['value']:.2f} % [–]" in text
+    assert f"macro f1 {100 * metrics.test.macro_f1.value:.2f} % [–]" in text
     assert f"[–] Sad, precision: no 95 % interval, because {reason}" in text
     assert "None" not in text
+
+
+def test_the_terminal_shows_views_groups_and_corruptions(tmp_path, run_maker, extras):
+    metrics = Metrics.require(change_metrics(run_maker(tmp_path / "run"), **extras))
+    text = format_metrics(metrics)
+    assert (
+        f"test by mirror, the headline (n = 60): accuracy {format_estimate(metrics.views['mirror']['test'].accuracy)}"
+        in text
+    )
+    assert "groups by age (10 images without)" in text
+    assert "low resolution  50.0 [45.0, 55.0]  40.0 [35.0, 45.0]  -\n" in f"{text}\n"
 
 
 def test_what_is_no_run_or_damaged_is_told(tmp_path, run_maker):

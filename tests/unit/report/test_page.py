@@ -1,16 +1,7 @@
 from __future__ import annotations
 
-import pytest
-
 from dlfer.report import page
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(None, "–"), (4.25, "4.2 s"), (59.94, "59.9 s"), (60, "1 min 00 s"), (1085, "18 min 05 s"), (11220, "3 h 07 min")],
-)
-def test_durations(seconds, text):
-    assert page.format_duration(seconds) == text
+from dlfer.runs.metrics_record import Estimate
 
 
 def test_numbers():
@@ -19,14 +10,14 @@ def test_numbers():
     assert page.format_percent(None) == page.format_percent(float("nan")) == "–"
     assert page.format_count(3589) == "3,589"
     assert page.format_fraction(0.91349) == "0.913"
-    assert page.format_interval({"low": 0.688, "high": 0.7181}) == "68.8 to 71.8"
+    assert page.format_interval(Estimate(low=0.688, high=0.7181)) == "68.8 to 71.8"
     assert page.format_interval([0.9, 0.91], "fraction") == "0.900 to 0.910"
     assert page.format_interval([None, 0.5]) == ""
 
 
 def test_a_missing_interval_is_said_with_its_reason():
-    missing = {"low": None, "high": None}
-    assert page.format_uncertainty({"low": 0.688, "high": 0.7181}) == "95 % 68.8 to 71.8"
+    missing = Estimate(low=None, high=None)
+    assert page.format_uncertainty(Estimate(low=0.688, high=0.7181)) == "95 % 68.8 to 71.8"
     assert page.format_uncertainty([0.9, 0.91], "fraction") == "95 % 0.900 to 0.910"
     assert page.format_uncertainty(missing) == page.format_uncertainty([None, None]) == "no 95 % interval"
-    assert page.format_uncertainty({**missing, "reason": "only one image"}) == "no 95 % interval: only one image"
+    assert page.format_uncertainty(Estimate(reason="only one image")) == "no 95 % interval: only one image"

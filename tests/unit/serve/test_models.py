@@ -85,7 +85,9 @@ def test_a_trained_model_answers_as_it_does_without_a_server(tmp_path, as_base64
     classifier = TransferClassifier(network, ("a", "b", "c"), config=config, channels=1, temperature_fit=fit)
     classifier.save(tmp_path / "model", about=About(experiment="nano", protocol="official"))
     (tmp_path / "run.json").write_text("{}")
-    (tmp_path / "config.yaml").write_text("finetune: {optimizer: {name: sgd}}\n")
+    (tmp_path / "config.yaml").write_text(
+        "experiment: {name: nano}\nfinetune: {data: {source: synthetic_faces}, optimizer: {name: sgd}}\n"
+    )
     scores = {"n": 50, "accuracy": {"value": 0.6, "low": 0.46, "high": 0.73}}
     (tmp_path / "metrics.json").write_text(
         json.dumps({"protocol": "official", "selected_on": "PublicTest", "test": None, "validation": scores})
