@@ -17,7 +17,6 @@ from dlfer.data.audit import audit_data
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.images import compute_side
 from dlfer.errors import TrainingStopped
-from dlfer.experiment.duplicates import JudgedDuplicates, find_run_duplicates
 from dlfer.experiment.ensemble_answers import compare_members
 from dlfer.experiment.extras import Extras, choose_extras, compute_extra_metrics
 from dlfer.experiment.fit_boosted import explain_boosted, fit_boosted
@@ -27,8 +26,10 @@ from dlfer.experiment.milestones import judge_ensemble_milestones, judge_milesto
 from dlfer.experiment.session import Session
 from dlfer.experiment.smoke import make_smoke_config
 from dlfer.experiment.splits import (
+    JudgedDuplicates,
     compute_run_metrics,
     describe_data,
+    find_run_duplicates,
     predict_splits,
     sort_errors,
 )
