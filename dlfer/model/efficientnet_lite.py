@@ -39,8 +39,7 @@ class LiteSpec:
         num_parameters: parameters without top, moving statistics included.
         norm_momentum: of BatchNorm's moving statistics; 0.99 needs some hundred steps to settle, more
             than a test has.
-        variance_by: what kernels of 1x1 and the stem are initialised by: "average" of inputs and outputs (Glorot), or
-            "outputs", as published.
+        variance_by: what kernels are initialised by: "average" of inputs and outputs (Glorot), or "outputs", as published.
     """
 
     stem: int
@@ -92,9 +91,9 @@ def build_efficientnet_lite(
 ) -> keras.Model:
     """Build an EfficientNet-Lite without its top, with random weights.
 
-    Layers are named as in keras.applications' EfficientNet. Depthwise kernels are initialised as published, by the variance
-    over the outputs; those of 1x1 and the stem by Glorot's, since with the published one a short training by Adam from random
-    weights starts more slowly (results/random_start.md).
+    Layers are named as in keras.applications' EfficientNet. Kernels are initialised by Glorot's rule, since with the published
+    one, a variance over the outputs, a short training by Adam from random weights learns more slowly
+    (results/random_start.md).
 
     Args:
         variant: a key of VARIANTS.
@@ -155,7 +154,7 @@ def _add_block(
         strides=strides,
         padding="same",
         use_bias=False,
-        depthwise_initializer=_make_initializer("outputs"),
+        depthwise_initializer=_make_initializer(by),
         name=f"{name}dwconv",
     )(x)
     x = _normalise(x, name=f"{name}bn", activation=f"{name}activation")
