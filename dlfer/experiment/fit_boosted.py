@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -27,6 +28,7 @@ from dlfer.runs.wording import format_duration
 from dlfer.train.boosting import Rows, compute_importance, grow_trees
 from dlfer.train.device import Device, choose_device
 from dlfer.train.features import Extraction, extract_features
+from dlfer.train.state import StageResult
 
 SECONDS_PER_VISIT, SECONDS_PER_BIN = 0.8e-9, 11e-9
 """Of one core: one row, one feature, one level of a tree; and one bin of one drawn feature at one node. Fitted to
@@ -39,6 +41,7 @@ class _Extracted:
 
     train: Rows
     validation: Rows
+    labels: tuple[str, ...]
     scale: FeatureScale
     images: int
     seconds: float
@@ -71,21 +74,7 @@ def fit_boosted(run: Run, config: ExperimentConfig, session: Session, device: De
         job, config.boosting, extracted.train, extracted.validation, num_labels=len(bundle.labels)
     )
     run.log("finetune_end", epochs=len(result.history), kept_epoch=result.kept_epoch + 1, seconds=result.seconds)
-    rounds = booster.num_boosted_rounds()
-    importance = compute_importance(booster, [level.size for level in features.levels])
-    BoostingRecord.build(
-        {
-            "rounds": rounds,
-            "rounds_an_epoch": rounds // (result.kept_epoch + 1),
-            "trees": rounds * len(bundle.labels),
-            "levels": [{"name": level.name, **found} for level, found in zip(features.levels, importance, strict=True)],
-            "normalize": config.boosting.normalize.model_dump(),
-            "row_weights": _describe_weights(extracted.train, bundle.labels),
-            "features_seconds": extracted.seconds,
-            "features_were_cached": extracted.were_cached,
-            "trees_seconds": result.seconds,
-        }
-    ).write(run.path)
+    _describe_trees(config.boosting, booster, features=features, extracted=extracted, result=result).write(run.path)
     classifier = BoostedClassifier(
         network,
         bundle.labels,
@@ -96,6 +85,27 @@ def fit_boosted(run: Run, config: ExperimentConfig, session: Session, device: De
     )
     spent = replace(result, seconds=extracted.seconds + result.seconds, images=extracted.images)
     return Fitted(classifier, compute_cost(config, pretrained, spent))
+
+
+def _describe_trees(
+    boosting: BoostingConfig, booster: Any, *, features: LevelFeatures, extracted: _Extracted, result: StageResult
+) -> BoostingRecord:
+    """Return what boosting.json says of the trees that were grown."""
+    rounds = booster.num_boosted_rounds()
+    importance = compute_importance(booster, [level.size for level in features.levels])
+    return BoostingRecord.build(
+        {
+            "rounds": rounds,
+            "rounds_an_epoch": rounds // (result.kept_epoch + 1),
+            "trees": rounds * len(extracted.labels),
+            "levels": [{"name": level.name, **found} for level, found in zip(features.levels, importance, strict=True)],
+            "normalize": boosting.normalize.model_dump(),
+            "row_weights": _describe_weights(extracted.train, extracted.labels),
+            "features_seconds": extracted.seconds,
+            "features_were_cached": extracted.were_cached,
+            "trees_seconds": result.seconds,
+        }
+    )
 
 
 def _extract(
@@ -126,6 +136,7 @@ def _extract(
     return _Extracted(
         Rows(scale.apply(values), targets, compute_row_weights(config, targets, len(bundle.labels))),
         Rows(scale.apply(validation.values), bundle.validation.targets),
+        bundle.labels,
         scale,
         len(split) + len(bundle.validation),
         seconds,

@@ -52,7 +52,7 @@ def write_card(run_path: Path) -> Path:
     The file may be renamed README.md and put on a model hub: it begins with the metadata that hubs read.
 
     Args:
-        run_path: a run directory that has a model. What its files do not tell is left out.
+        run_path: a run directory that has a model. The card leaves out what its files do not contain.
 
     Raises:
         ModelError: the folder has no model, or one of its files is damaged.
@@ -215,7 +215,7 @@ def _describe_protocol(metrics: Metrics, data: DataRecord) -> list[str]:
 
 
 def _list_limits(metrics: Metrics, data: DataRecord) -> list[str]:
-    """Return what the metrics tell of the weak points of this model."""
+    """Return the weak points of this model, as its metrics show them."""
     if metrics.judged is None:
         return []
     lines, per_class = [], metrics.judged.per_class

@@ -2,7 +2,7 @@
 
 `draw_*` returns a matplotlib figure; `write_figure` saves it as a PNG that carries its own caption and
 its description for readers who do not see it. Colours are those of Okabe and Ito, which colour-blind
-readers tell apart; curves differ by line and marker, too. Matplotlib is imported when the first figure
+readers distinguish; curves differ by line and marker, too. Matplotlib is imported when the first figure
 is drawn.
 """
 

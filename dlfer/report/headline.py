@@ -98,7 +98,7 @@ def build_headline(
     Args:
         metrics: of the run.
         data: data.json, if there is one.
-        openings: how often the test split was opened, as the log tells.
+        openings: how often the test split was opened, counted in the log; used where the metrics do not say it.
         expected: the range of the test accuracy that the experiment names.
     """
     judged, is_test = metrics.judged, metrics.judged_split == "test"

@@ -44,8 +44,8 @@ _NO_CONFIG = "What was asked is not shown, because config.yaml cannot be read."
 def write_report(run_path: Path) -> Path:
     """Draw the figures of a run and write its report.html; return the page's path.
 
-    Files that a run does not have, because it stopped early or had no EF-FER1, are left out, and so is what
-    the files of an earlier version do not tell.
+    The page leaves out what a run has no files for, because it stopped early or had no EF-FER1, and what the files of an
+    earlier version do not contain.
 
     Args:
         run_path: a run directory, finished or not.
@@ -78,13 +78,13 @@ def write_report(run_path: Path) -> Path:
         "config_path": shlex.quote(str(run_path / "config.yaml")),
         "environment": describe_environment(run),
         "config": read_text(run_path / "config.yaml"),
-        **_judge(run_path, metrics, data, config),
+        **_judge(run_path, metrics, data=data, config=config),
     }
     return render_page("run.html.j2", run_path / "report.html", context)
 
 
 def _judge(
-    run_path: Path, metrics: Metrics, data: DataRecord | None, config: ExperimentConfig | None
+    run_path: Path, metrics: Metrics, *, data: DataRecord | None, config: ExperimentConfig | None
 ) -> dict[str, Any]:
     """Return what the page says of the metrics; all of it empty where nothing was judged."""
     openings = sum(event.event == "test_opened" for event in read_events(run_path))

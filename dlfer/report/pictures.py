@@ -91,7 +91,7 @@ def write_error_page(folder: Path, images: np.ndarray, predictions: Predictions,
     Args:
         folder: the run's figures.
         images: uint8 [M, H, W, C], the images of `rows`.
-        predictions: of the part that the rows are of.
+        predictions: of the split that the rows are from.
         rows: int [M], wrong predictions, the most confident first.
     """
     if len(rows) == 0:
@@ -114,7 +114,7 @@ def find_confusions(predictions: Predictions, *, limit: int = 3, each: int = 6) 
     """Return the commonest confusions, each as int [<=each] rows of one target and prediction.
 
     Args:
-        predictions: of one part of the data.
+        predictions: of one split.
         limit: how many confusions, the commonest first.
         each: how many rows of each, the most confident first.
     """
@@ -135,7 +135,7 @@ def write_confusion_page(folder: Path, images: np.ndarray, predictions: Predicti
     Args:
         folder: the run's figures.
         images: uint8 [N, H, W, C], one for each row of `predictions`.
-        predictions: of the part that the images are of.
+        predictions: of the split that the images are from.
     """
     found = find_confusions(predictions)
     if not found:

@@ -1,4 +1,4 @@
-"""How a run was made, as its run.json and config.yaml tell: name, time, command, seed, versions."""
+"""How a run was made, from its run.json and config.yaml: name, time, command, seed, versions, experiment."""
 
 from __future__ import annotations
 

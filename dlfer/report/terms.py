@@ -1,4 +1,4 @@
-"""What the data that a model learned from may be used for, as far as its experiment tells."""
+"""The terms of the data that a model was trained on, as far as its experiment names the data."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def _judge_data(data: DataConfig, title: str) -> Terms:
 
 
 def _judge_path(data: str, where: str, otherwise: str) -> Terms:
-    """Judge by the name of a file or folder; a name that tells of FER2013 or ImageNet is believed."""
+    """Return the terms of a file or folder; a name that contains FER2013 or ImageNet is believed."""
     plain = where.casefold().replace("-", "").replace("_", "")
     if "fer2013" in plain:
         return Terms(data, _FER2013, True)

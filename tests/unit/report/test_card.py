@@ -141,7 +141,7 @@ def test_files_that_a_run_does_not_have_are_left_out(run, absent):
     card = read_card(write_card(run))
     check_metadata(card)
     assert ("the model was not judged" in card.text) == (absent == "metrics.json")
-    assert ("does not tell what the model was trained on" in card.text) == (absent == "config.yaml")
+    assert ("does not record what the model was trained on" in card.text) == (absent == "config.yaml")
     assert bool(card.data.eval_results) == (absent != "metrics.json")
 
 
