@@ -140,9 +140,13 @@ def check_array(verb: str, member: str | None, *, resume: str | None, collect: b
     if member is not None and collect:
         raise UserError(f"dlfer {verb}: found both --member and --collect; collect when the members are done.")
     if resume is not None:
-        raise UserError(f"dlfer {verb} {given}: expected the experiment FILE and --out, found --resume; leave that out.")
+        raise UserError(
+            f"dlfer {verb} {given}: expected the experiment FILE and --out, found --resume; leave that out."
+        )
     if options.out is None:
-        raise UserError(f"dlfer {verb} {given}: expected --out DIR, a folder of runs that all tasks of the array share.")
+        raise UserError(
+            f"dlfer {verb} {given}: expected --out DIR, a folder of runs that all tasks of the array share."
+        )
     return True
 
 

@@ -129,7 +129,9 @@ def read_member_rows(folder: Path) -> list[MemberRow]:
 def _parse(path: Path, line: int, cells: Mapping[str | None, Any]) -> MemberRow:
     version = cells.get("schema") or str(SCHEMA)
     if version != str(SCHEMA):
-        raise ModelError(f"{path} line {line}: found schema {version}, expected {SCHEMA}; a later dlfer wrote this file.")
+        raise ModelError(
+            f"{path} line {line}: found schema {version}, expected {SCHEMA}; a later dlfer wrote this file."
+        )
     values: dict[str, Any] = {key: cells[key] for key in _COLUMNS if cells.get(key)}
     values["settings"] = {
         key: _parse_value(cell)

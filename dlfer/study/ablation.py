@@ -223,4 +223,4 @@ def _describe_costs(finished: Finished) -> list[str]:
     return notes
 
 
-RULES = Rules(_conclude, show_comparison, _prepare)
+RULES = Rules(_conclude, show_comparison, _prepare, shares_processes=True)

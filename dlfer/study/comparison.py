@@ -40,11 +40,14 @@ class Rules:
         show: prints it.
         prepare: called before a member begins, which may set its last keys; returns whether it can begin now, and raises
             DlferError where it never will.
+        shares_processes: whether a process may train members one after another, so that framework and data are loaded once
+            and memory that leaks adds up; for few members that differ in little.
     """
 
     conclude: Callable[[Comparison], dict[str, Any]]
     show: Callable[[dict[str, Any], StudyConsole], None]
     prepare: Callable[[Comparison, Member], bool] = lambda comparison, member: True
+    shares_processes: bool = False
 
 
 @dataclass(frozen=True)
@@ -136,15 +139,15 @@ class MemberSource:
     Args:
         comparison: whose members they are.
         members: that are to be run.
-        prepare: as of `Rules`.
+        rules: of this kind of comparison.
         num_slots: how many members train at a time.
         save: whether members.csv is kept up to date; only one process at a time may do so.
     """
 
     def __init__(
-        self, comparison: Comparison, members: Sequence[Member], *, prepare: Callable[[Comparison, Member], bool], num_slots: int, save: bool = True
+        self, comparison: Comparison, members: Sequence[Member], *, rules: Rules, num_slots: int, save: bool = True
     ) -> None:
-        self.comparison, self.prepare, self.num_slots, self.is_saved = comparison, prepare, num_slots, save
+        self.comparison, self.rules, self.num_slots, self.is_saved = comparison, rules, num_slots, save
         self.waiting = list(members)
         self.active: dict[Task, Member] = {}
         self.seconds: list[float] = []
@@ -198,20 +201,23 @@ class MemberSource:
         def find_ending() -> Ending | None:
             return Ending("finished") if member.run.status == "finished" else None
 
-        task = Task(title, member.run, find_ending)
+        kinship = _describe_process(member.run.config()) if self.rules.shares_processes else ""
+        task = Task(title, member.run, find_ending, kinship=kinship)
         self.active[task] = member
         return task
 
     def _is_ready(self, member: Member) -> bool:
         try:
-            return bool(member.path) or self.prepare(self.comparison, member)
+            return bool(member.path) or self.rules.prepare(self.comparison, member)
         except DlferError as error:
             self.waiting.remove(member)
             self._fail(member, str(error))
             return False
 
     def _waits_for_pretraining(self, member: Member) -> bool:
-        under_way = [_describe_pretraining(m.run.config()) for task, m in self.active.items() if task.stage != "finetune"]
+        under_way = [
+            _describe_pretraining(m.run.config()) for task, m in self.active.items() if task.stage != "finetune"
+        ]
         wanted = _describe_pretraining(member.make_config(self.comparison.config)) if under_way else None
         return wanted is not None and wanted in under_way
 
@@ -237,6 +243,11 @@ def _describe_pretraining(config: ExperimentConfig) -> str | None:
     if config.pretrain is None or config.pretrain.weights is not None:
         return None
     return config.pretrain.model_dump_json() + config.model.model_dump_json()
+
+
+def _describe_process(config: ExperimentConfig) -> str:
+    """Return what is set for a whole process (device, precision, determinism), alike for members that may share one."""
+    return config.experiment.model_dump_json(exclude={"name", "seed"})
 
 
 def start_comparison(
@@ -297,7 +308,9 @@ def read_member_index(text: str, count: int) -> int:
     if text == "auto":
         value = next((os.environ[name] for name in INDEX_VARIABLES if os.environ.get(name)), None)
         if value is None:
-            raise UserError(f"--member auto: found neither {' nor '.join(INDEX_VARIABLES)} in the environment; give a number.")
+            raise UserError(
+                f"--member auto: found neither {' nor '.join(INDEX_VARIABLES)} in the environment; give a number."
+            )
     if not value.isdecimal() or int(value) >= count:
         raise UserError(
             f"--member {text}: found {value}, expected a number from 0 to {count - 1}, as --dry-run lists them, or auto."
@@ -321,7 +334,7 @@ def run_one_member(comparison: Comparison, index: int, options: RunOptions, *, r
             f"--member {index}: {member.title} needs a finished member of another arm, which is not there yet. Run it when "
             "the others are done."
         )
-    source = MemberSource(comparison, [member], prepare=rules.prepare, num_slots=1, save=False)
+    source = MemberSource(comparison, [member], rules=rules, num_slots=1, save=False)
     hint = f"the same command: dlfer {comparison.plan.verb} ... --member {index}"
     with control.watch_signals():
         Runner(make_slots(1, []), control, comparison.console, hint, options.require_gpu).run(source)
@@ -350,7 +363,7 @@ def run_comparison(comparison: Comparison, options: RunOptions, *, workers: int 
     gpu_ids = [] if comparison.config.experiment.device == "cpu" else list_gpu_ids()
     slots = make_slots(workers, gpu_ids)
     unfinished = [member for member in comparison.members if member.status != "finished"]
-    source = MemberSource(comparison, unfinished, prepare=rules.prepare, num_slots=len(slots))
+    source = MemberSource(comparison, unfinished, rules=rules, num_slots=len(slots))
     with run.hold(), control.watch_signals():
         comparison.save()
         run.update(status="running")

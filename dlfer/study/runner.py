@@ -28,6 +28,7 @@ from dlfer.study.progress import StudyConsole
 from dlfer.study.slots import WorkerSlot
 from dlfer.train.control import StopControl
 
+CHILD_COMMAND = (sys.executable, "-m", "dlfer.study.child")
 _STDERR = 2
 POLL_SECONDS = 0.2
 STOP_SECONDS = 120.0
@@ -67,6 +68,7 @@ class Task:
         run: its directory.
         find_ending: called when its turn has come and no other process works on it: an ending where nothing is to be done.
         on_epoch: told the row of each epoch of EF-FER2; answers whether to go on. None: it is not asked.
+        kinship: tasks of one kinship may be executed by one process, one after another; "": by a process of its own.
         stage: that is being trained, once it has begun: "pretrain" or "finetune".
     """
 
@@ -74,6 +76,7 @@ class Task:
     run: Run
     find_ending: Callable[[], Ending | None] = lambda: None
     on_epoch: Callable[[dict[str, Any]], bool] | None = None
+    kinship: str = ""
     stage: str = ""
 
 
@@ -99,19 +102,26 @@ class Source(Protocol):
 
 @dataclass(eq=False)
 class _Child:
-    """A process that executes a task."""
+    """A process that executes a task, or waits for another one of the same kinship: then `task` is None."""
 
-    task: Task
+    task: Task | None
     slot: WorkerSlot
     process: subprocess.Popen
     events: int
     started: float
+    kinship: str
     restarts: int = 0
     pending: bytes = b""
     word: Ending | None = None
     is_cut: bool = False
     is_unwanted: bool = False
     stopping_since: float | None = None
+
+    def tell(self, line: str) -> None:
+        """Write a line to the process; one that is gone is noticed when it is polled."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(f"{line}\n".encode())
+            self.process.stdin.flush()
 
 
 @dataclass
@@ -152,18 +162,22 @@ class Runner:
                 if reason is not None:
                     raise TrainingStopped(f"Stopped by {reason}.", reason=reason)
                 self._fill(source)
-                if not self._children and not self._held and source.is_exhausted():
-                    return
+                if not self._list_busy() and not self._held and source.is_exhausted():
+                    break
                 self._attend(source)
+            self._dismiss(self._children)
         except BaseException:
             self._stop_all(source)
             raise
         finally:
             self.console.hide_bars()
 
+    def _list_busy(self) -> list[_Child]:
+        return [child for child in self._children if child.task is not None]
+
     def _fill(self, source: Source) -> None:
         """Begin as many tasks as there are free slots."""
-        used = {child.slot for child in self._children}
+        used = {child.slot for child in self._list_busy()}
         for slot in [slot for slot in self.slots if slot not in used]:
             while True:
                 task = self._choose(source, slot)
@@ -192,20 +206,42 @@ class Runner:
         return None
 
     def _start(self, task: Task, slot: WorkerSlot, *, restarts: int = 0) -> None:
+        """Begin a task: by the process that waits in this slot, if they are of one kinship, else by a new one."""
         log = task.run.path / LOG_FILE if len(self.slots) > 1 else None
+        self.console.start(task.title)
+        for child in [child for child in self._children if child.slot is slot]:
+            if task.kinship and child.kinship == task.kinship and child.process.poll() is None:
+                child.task, child.started, child.word, child.restarts = task, time.monotonic(), None, restarts
+                child.tell(json.dumps({"run": str(task.run.path), "log": None if log is None else str(log)}))
+                return
+            # Its GPU must be free before another process takes it.
+            self._dismiss([child])
+        flags = {"--ask": task.on_epoch is not None, "--stay": bool(task.kinship), "--require-gpu": self.require_gpu}
         process, events = start_child(
-            task.run.path, slot, hint=self.hint, ask=task.on_epoch is not None, require_gpu=self.require_gpu, log=log
+            task.run.path, slot, hint=self.hint, flags=[flag for flag, is_set in flags.items() if is_set], log=log
         )
-        child = _Child(task, slot, process, events, time.monotonic(), restarts)
+        child = _Child(task, slot, process, events, time.monotonic(), task.kinship, restarts)
         self._children.append(child)
         self._select.register(events, selectors.EVENT_READ, child)
-        self.console.start(task.title)
+
+    def _dismiss(self, children: Sequence[_Child]) -> None:
+        """Let processes that wait for a task end."""
+        for child in children:
+            child.process.stdin.close()
+        for child in list(children):
+            try:
+                child.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+            self._drain(child)
+            self._children.remove(child)
 
     def _attend(self, source: Source) -> None:
         """Read what the children say, note which have ended, and let the source look around."""
         for key, _ in self._select.select(POLL_SECONDS):
             self._read(key.data)
-        unwanted = source.tick([*(child.task for child in self._children), *self._held])
+        unwanted = source.tick([*(child.task for child in self._list_busy()), *self._held])
         self._held = [task for task in self._held if task not in unwanted]
         for child in self._children:
             if child.task in unwanted:
@@ -215,6 +251,11 @@ class Runner:
                 child.process.kill()
         for child in [child for child in self._children if child.process.poll() is not None]:
             self._collect(child, source)
+        for child in self._list_busy():
+            if child.kinship and child.word is not None and child.word.status == "finished":
+                task, word, child.task = child.task, child.word, None
+                self.console.stop(task.title)
+                self._end(source, task, word)
 
     def _read(self, child: _Child) -> None:
         """Take in the complete lines that a child has written."""
@@ -238,14 +279,14 @@ class Runner:
         if name == "epoch" and event["stage"] == "finetune" and child.task.on_epoch is not None:
             goes_on = child.stopping_since is None and child.task.on_epoch(event["row"])
             child.is_cut = child.is_cut or (child.stopping_since is None and not goes_on)
-            with contextlib.suppress(BrokenPipeError):
-                child.process.stdin.write(f"{GO_ON if goes_on else STOP}\n".encode())
-                child.process.stdin.flush()
+            child.tell(GO_ON if goes_on else STOP)
 
     def _collect(self, child: _Child, source: Source) -> None:
         """Tell the source how a child ended, or restart one that was killed from outside."""
         self._drain(child)
         self._children.remove(child)
+        if child.task is None:
+            return
         self.console.stop(child.task.title)
         word = child.word
         if child.is_unwanted:
@@ -257,7 +298,9 @@ class Runner:
         elif child.stopping_since is not None:
             self._end(source, child.task, Ending("stopped"))
         elif child.restarts == 0:
-            self.console.say(f"{child.task.title}: {describe_exit(child.process.returncode)}; it goes on from its last checkpoint")
+            self.console.say(
+                f"{child.task.title}: {describe_exit(child.process.returncode)}; it goes on from its last checkpoint"
+            )
             self._start(child.task, child.slot, restarts=1)
         else:
             text = f"{describe_exit(child.process.returncode)}, twice"
@@ -274,9 +317,8 @@ class Runner:
                 for line in lines:
                     self._heed(child, json.loads(line))
         os.close(child.events)
-        if child.process.stdin is not None:
-            with contextlib.suppress(BrokenPipeError):
-                child.process.stdin.close()
+        with contextlib.suppress(BrokenPipeError):
+            child.process.stdin.close()
 
     def _end(self, source: Source, task: Task, ending: Ending) -> None:
         if ending.status == "failed" and task.run.status in ("running", "interrupted"):
@@ -308,6 +350,8 @@ class Runner:
         if child.stopping_since is None:
             child.stopping_since = time.monotonic()
             child.process.send_signal(signal.SIGTERM)
+            if child.task is None:
+                child.process.stdin.close()
 
     def _stop_all(self, source: Source) -> None:
         """Stop every child at a checkpoint; a second Ctrl-C kills them."""
@@ -328,7 +372,7 @@ class Runner:
 
 
 def start_child(
-    run: Path, slot: WorkerSlot, *, hint: str, ask: bool, require_gpu: bool, log: Path | None
+    run: Path, slot: WorkerSlot, *, hint: str, flags: Sequence[str], log: Path | None
 ) -> tuple[subprocess.Popen, int]:
     """Start the process that executes a run; return it and the file descriptor of its events.
 
@@ -336,21 +380,19 @@ def start_child(
         run: its directory.
         slot: where it runs.
         hint: the command that goes on after a stop.
-        ask: whether it waits for an answer after each epoch.
-        require_gpu: refuse to run without a GPU.
+        flags: of dlfer.study.child.
         log: file that its talk is added to; None: this process' stderr.
     """
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     events, theirs = os.pipe()
-    command = [sys.executable, "-m", "dlfer.study.child", str(run), "--parent", str(os.getpid()), "--hint", hint]
-    command += ["--events", str(theirs), *(["--ask"] if ask else []), *(["--require-gpu"] if require_gpu else [])]
+    command = [*CHILD_COMMAND, str(run), "--parent", str(os.getpid()), "--hint", hint, "--events", str(theirs), *flags]
     with contextlib.ExitStack() as stack:
         stack.callback(os.close, theirs)
         talk = _STDERR if log is None else stack.enter_context(log.open("ab")).fileno()
         process = subprocess.Popen(
             command,
-            stdin=subprocess.PIPE if ask else subprocess.DEVNULL,
+            stdin=subprocess.PIPE,
             # Results go to stdout, and those are the study's alone.
             stdout=talk,
             stderr=talk,
