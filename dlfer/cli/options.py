@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ import typer
 
 from dlfer.errors import UserError
 from dlfer.runs.options import RunOptions
+
+_PASSWORD = re.compile(r"(://[^:/@\s]*):[^@/\s]*@")
 
 OptionalFile = Annotated[
     Path | None, typer.Argument(help="Experiment file (YAML); none with --resume.", show_default=False)
@@ -87,7 +90,8 @@ def _make_options(
         require_gpu=require_gpu,
         max_hours=max_hours,
         use_cache=not no_cache,
-        argv=("dlfer", *sys.argv[1:]),
+        # It is recorded with every run, and the URL of a storage may hold a password.
+        argv=("dlfer", *(_PASSWORD.sub(r"\1:***@", word) for word in sys.argv[1:])),
     )
 
 

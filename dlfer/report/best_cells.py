@@ -269,7 +269,7 @@ def _take_first(groups: Groups) -> Groups:
 
 
 def _read_first_seed(row: Mapping[str, Any], members: Sequence[Mapping[str, Any]], part: str) -> Predictions | None:
-    seed = str(row["seeds"][0])
+    seed = row["seeds"][0]
     folders = [member["folder"] for member in members if (member["arm"], member["seed"]) == (row["arm"], seed)]
     path = folders[0] / "predictions" / f"{part}.npz" if folders and folders[0] is not None else None
     return read_predictions(path) if path is not None and path.exists() else None

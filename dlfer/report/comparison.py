@@ -26,6 +26,7 @@ from dlfer.report.page import (
 )
 from dlfer.report.record import describe_environment, describe_run, format_command, get_name, read_text
 from dlfer.report.sweep import SWEEP_FIGURES, describe_best, write_sweep_figures
+from dlfer.runs.member_rows import read_member_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -39,7 +40,6 @@ FORMER_SEEDS = (
     "The intervals over several seeds are those of an earlier version of dlfer, and too narrow. Compute them again with "
     "--resume."
 )
-_NUMBERS = ("train_accuracy", "validation_accuracy", "test_accuracy", "macro_f1", "seconds", "pretrain_seconds")
 
 
 def write_comparison_report(path: Path) -> Path:
@@ -132,25 +132,19 @@ def describe_needed(pair: Mapping[str, Any]) -> str:
 
 
 def read_members(path: Path) -> list[dict[str, Any]]:
-    """Return the rows of members.csv: numbers as floats or None, with "name", "folder" and "link".
+    """Return the rows of members.csv, with "name", "folder" and "link".
 
     A member is looked for where members.csv says, else beside the comparison, so that a folder of runs
     may be moved. "link" is the relative address of its report, None where there is none.
     """
     members = []
-    for row in read_rows(path / "members.csv"):
-        member: dict[str, Any] = dict(row)
-        member |= {key: float(row[key]) if row.get(key) else None for key in _NUMBERS}
-        recorded = Path(row["path"]) if row["path"] else None
-        folder = recorded
-        if recorded is not None and not recorded.exists():
-            folder = path.parent / recorded.name
+    for row in read_member_rows(path):
+        folder = row.find_folder(path) or (Path(row.path) if row.path else None)
         report = folder / "report.html" if folder is not None else None
         has_report = report is not None and report.exists()
-        member["folder"] = folder
-        member["name"] = folder.name if folder is not None else "–"
-        member["link"] = Path(os.path.relpath(report, path)).as_posix() if has_report else None
-        members.append(member)
+        link = Path(os.path.relpath(report, path)).as_posix() if has_report else None
+        name = folder.name if folder is not None else "–"
+        members.append({**row.model_dump(), "folder": folder, "name": name, "link": link})
     return members
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import shlex
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from dlfer.config.strict_yaml import parse_yaml
+from dlfer.errors import ModelError
+from dlfer.runs.member_rows import MEMBERS_FILE, read_member_rows
 
 
 def read_text(path: Path) -> str | None:
@@ -71,9 +73,9 @@ def read_config(text: str | None) -> dict[str, Any]:
 def find_comparisons(run_path: Path) -> list[dict[str, str]]:
     """Return the comparisons beside a run that it is a member of: {"name", "link"}, the address of their report."""
     run_path, found = run_path.resolve(), []
-    for members in sorted(run_path.parent.glob("*/members.csv")):
-        with members.open(newline="", encoding="utf-8") as file:
-            names = {Path(row["path"]).name for row in csv.DictReader(file) if row.get("path")}
-        if run_path.name in names:
-            found.append({"name": members.parent.name, "link": f"../{members.parent.name}/report.html"})
+    for members in sorted(run_path.parent.glob(f"*/{MEMBERS_FILE}")):
+        # A damaged file of a neighbour must not keep a run from its report.
+        with contextlib.suppress(ModelError):
+            if run_path.name in {Path(row.path).name for row in read_member_rows(members.parent) if row.path}:
+                found.append({"name": members.parent.name, "link": f"../{members.parent.name}/report.html"})
     return found

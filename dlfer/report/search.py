@@ -13,13 +13,14 @@ from dlfer.report.comparison import upgrade_comparison, write_comparison_figures
 from dlfer.report.figures import write_figure
 from dlfer.report.keys import format_overrides, format_value, shorten_key
 from dlfer.report.page import load_figures, read_json, render_page
-from dlfer.report.record import describe_environment, describe_run, format_command, get_name, read_text
+from dlfer.report.record import describe_environment, describe_run, format_command, get_name, read_config, read_text
 from dlfer.report.search_figures import draw_coordinates, draw_history, draw_importance
+from dlfer.runs.member_rows import MEMBERS_FILE, read_member_rows
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-TRIALS_FILE = "trials.json"
+FORMER_TRIALS_FILE = "trials.json"
 ALONE = "search"
 """Name of the arm of a search that has but one."""
 FIGURES = ("coordinates", "importance", "history")
@@ -37,18 +38,18 @@ def write_search_report(path: Path) -> Path:
     """Draw the figures of a search and write its report.html; return the page's path.
 
     Args:
-        path: a search's directory with run.json and trials.json; comparison.json where the winners were
+        path: a search's directory with run.json, config.yaml and members.csv; comparison.json where the winners were
             compared.
 
     Raises:
         ModelError: the folder is no search, or one of its files is damaged.
     """
     path = Path(path)
-    run, trials = read_json(path / "run.json"), read_json(path / TRIALS_FILE)
+    run, config_text = read_json(path / "run.json"), read_text(path / "config.yaml")
+    trials = read_trials(path, config_text)
     if run is None or trials is None:
-        missing = "run.json" if run is None else TRIALS_FILE
+        missing = "run.json" if run is None else MEMBERS_FILE
         raise ModelError(f"{path}: found no {missing}; expected the directory of a search that has begun.")
-    config_text = read_text(path / "config.yaml")
     comparison = read_json(path / "comparison.json")
     if comparison is not None:
         comparison = upgrade_comparison(comparison)
@@ -67,6 +68,33 @@ def write_search_report(path: Path) -> Path:
         "config": config_text,
     }
     return render_page("search.html.j2", path / "report.html", context)
+
+
+def read_trials(path: Path, config_text: str | None) -> dict[str, Any] | None:
+    """Return the trials of a search; None where none has begun.
+
+    Returns:
+        {"figure", "direction", "keys", "arms": [{"name", "records"}]}, with the fields of members.csv in a record.
+        Searches of earlier versions wrote it as trials.json.
+    """
+    former = read_json(path / FORMER_TRIALS_FILE)
+    if former is not None:
+        return former
+    rows = [row for row in read_member_rows(path) if row.trial is not None]
+    section = read_config(config_text).get("search") or {}
+    if not rows or not section:
+        return None
+    arms: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        record = {**row.model_dump(exclude={"settings"}), "overrides": row.settings, "epochs": row.epochs or 0}
+        record |= {"run": Path(row.path).name if row.path else None, "error": row.error or None}
+        arms.setdefault(row.arm, []).append(record)
+    return {
+        "figure": section["objective"],
+        "direction": "min" if section["objective"] == "loss" else "max",
+        "keys": list(section["space"]),
+        "arms": [{"name": name, "records": records} for name, records in arms.items()],
+    }
 
 
 def rank_records(records: Sequence[Mapping[str, Any]], direction: str) -> list[dict[str, Any]]:

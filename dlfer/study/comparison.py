@@ -368,7 +368,8 @@ def run_comparison(comparison: Comparison, options: RunOptions, *, workers: int 
         comparison.save()
         run.update(status="running")
         try:
-            Runner(slots, control, comparison.console, comparison.hint, options.require_gpu).run(source)
+            is_proven = len(unfinished) < len(comparison.members)
+            Runner(slots, control, comparison.console, comparison.hint, options.require_gpu, is_proven).run(source)
             report = _write_results(comparison, rules)
         except (TrainingStopped, KeyboardInterrupt) as stop:
             if any(member.status == "finished" for member in comparison.members):

@@ -134,6 +134,7 @@ class Runner:
         console: tells a person.
         hint: the command that goes on after a stop.
         require_gpu: children refuse to run without a GPU.
+        is_proven: whether a member has finished before, so that failures are no fault of the experiment.
     """
 
     slots: Sequence[WorkerSlot]
@@ -141,11 +142,12 @@ class Runner:
     console: StudyConsole
     hint: str
     require_gpu: bool = False
+    is_proven: bool = False
     _select: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector, init=False)
     _children: list[_Child] = field(default_factory=list, init=False)
     _held: list[Task] = field(default_factory=list, init=False)
     _said: set[Path] = field(default_factory=set, init=False)
-    _failures: list[Ending] | None = field(default_factory=list, init=False)
+    _failures: list[Ending] = field(default_factory=list, init=False)
 
     def run(self, source: Source) -> None:
         """Execute tasks until the source is exhausted; one that fails does not stop the others.
@@ -192,18 +194,22 @@ class Runner:
     def _choose(self, source: Source, slot: WorkerSlot) -> Task | None:
         """Return a task that no other process works on: the child of a study that was killed stops by itself soon."""
         for task in self._held:
-            if not task.run.is_held():
+            if not self._is_busy(task.run):
                 self._held.remove(task)
                 return task
         while len(self._held) < len(self.slots):
             task = source.take(slot)
-            if task is None or not task.run.is_held():
+            if task is None or not self._is_busy(task.run):
                 return task
             self._held.append(task)
             if task.run.path not in self._said:
                 self._said.add(task.run.path)
                 self.console.say(f"{task.title}: another process works on it ({task.run.path}); waiting for its end")
         return None
+
+    def _is_busy(self, run: Run) -> bool:
+        # A child of ours holds its run only once it has loaded the framework.
+        return run.is_held() or any(child.task.run.path == run.path for child in self._list_busy())
 
     def _start(self, task: Task, slot: WorkerSlot, *, restarts: int = 0) -> None:
         """Begin a task: by the process that waits in this slot, if they are of one kinship, else by a new one."""
@@ -330,14 +336,11 @@ class Runner:
 
     def _look_for_fault(self, ending: Ending) -> None:
         """Raise where every member so far has failed for one reason, which then is the experiment's."""
-        if self._failures is None or ending.status == "stopped":
-            return
-        if ending.status != "failed":
-            self._failures = None
+        if self.is_proven or ending.status == "stopped":
             return
         self._failures.append(ending)
-        if len({_describe_alike(failure) for failure in self._failures}) > 1:
-            self._failures = None
+        if ending.status != "failed" or len({_describe_alike(failure) for failure in self._failures}) > 1:
+            self.is_proven = True
             return
         # Keys of one member that do not go together are a ConfigError too, and no fault of the others.
         needed = 2 if ending.is_users and ending.kind != "ConfigError" else SAME_FAILURES
@@ -357,7 +360,7 @@ class Runner:
         """Stop every child at a checkpoint; a second Ctrl-C kills them."""
         for child in self._children:
             self._ask_to_stop(child)
-        self._failures = None
+        self.is_proven = True
         try:
             while self._children:
                 self._attend(source)

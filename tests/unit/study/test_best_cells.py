@@ -20,9 +20,9 @@ from dlfer.metrics.scores import compute_metrics_file
 from dlfer.report.best_cells import MOST_ROWS, draw_best_rocs, draw_best_scores, draw_macro_rocs, group_best_rows
 from dlfer.report.comparison import write_comparison_report
 from dlfer.report.curves import compute_class_rocs
+from dlfer.runs.member_rows import write_member_rows
 from dlfer.runs.run import Run, create_run
-from dlfer.study.execute import create_comparison_run
-from dlfer.study.members import Plan, write_members
+from dlfer.study.members import Plan
 from dlfer.study.sweep import resume_sweep
 
 EXPERIMENT = """\
@@ -89,14 +89,16 @@ def sweep(tmp_path, monkeypatch, options):
         file.write_text(EXPERIMENT.replace("SEEDS", seeds).replace("BEST_OF", best_of))
         config = load_experiment(file, {key.replace("__", "."): value for key, value in keys.items()})
         plan = Plan("sweep", {cell.name: cell.overrides for cell in list_cells(config)}, config.sweep.seeds)
-        run, members = create_comparison_run(config, plan, options), plan.make_members()
+        run = create_run(options.out, config, argv=list(options.argv), kind="sweep")
+        run.update(smoke=False, use_cache=True)
+        members = plan.make_members()
         for member in members:
             made = member.make_config(config)
             if hits(member.arm, "validation", member.seed) is not None:
                 member_run = create_run(Path("runs"), made, argv=[])
                 finish(member_run, made, hits=lambda part, m=member: hits(m.arm, part, m.seed), parts=parts)
                 member.path, member.status = str(member_run.path), "finished"
-        write_members(run, members)
+        write_member_rows(run.path, [member.as_row() for member in members])
         return run.path
 
     return make
@@ -105,7 +107,7 @@ def sweep(tmp_path, monkeypatch, options):
 @pytest.fixture
 def without_page(monkeypatch) -> None:
     """Leave the page and its figures out: they cost more than all the rest."""
-    monkeypatch.setattr("dlfer.study.execute.write_comparison_report", lambda path: path / "report.html")
+    monkeypatch.setattr("dlfer.study.comparison.write_comparison_report", lambda path: path / "report.html")
 
 
 def read_best(path: Path) -> dict:

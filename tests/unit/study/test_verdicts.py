@@ -15,7 +15,8 @@ from dlfer.metrics.scores import compute_metrics_file
 from dlfer.report.comparison import write_comparison_report
 from dlfer.runs.run import create_run
 from dlfer.study.ablation import WITH, WITHOUT, _conclude, _plan, show_comparison
-from dlfer.study.execute import Comparison
+from dlfer.study.comparison import Comparison
+from dlfer.study.progress import StudyConsole
 
 EXPERIMENT = """\
 experiment: {name: faces}
@@ -45,7 +46,7 @@ def compare(tmp_path, monkeypatch):
         (tmp_path / "faces.yaml").write_text(EXPERIMENT % ablation)
         config = load_experiment("faces.yaml", {"ablation.seeds": list(range(len(accuracies[WITH])))})
         run = create_run(tmp_path / "runs", config, argv=["ablate", "faces.yaml"], kind="ablation")
-        comparison = Comparison(run, config, _plan(config, smoke=False), print)
+        comparison = Comparison(run, config, _plan(config, smoke=False))
         for number, member in enumerate(comparison.members):
             member_config = member.make_config(config)
             path = tmp_path / "runs" / "faces" / f"member-{number}"
@@ -73,7 +74,7 @@ def compare(tmp_path, monkeypatch):
 
 def show(values: dict) -> str:
     text = io.StringIO()
-    show_comparison(values, Console(file=text, force_terminal=True, color_system="standard", width=400, soft_wrap=True))
+    show_comparison(values, StudyConsole(Console(file=text, force_terminal=True, color_system="standard", width=400, soft_wrap=True)))
     return text.getvalue()
 
 
