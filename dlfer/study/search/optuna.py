@@ -45,6 +45,8 @@ _ATTEMPTS = 4
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 # What is used of it (heartbeats, retries, journals) is called experimental since version 2.9.
 warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+# Here the heartbeats are sent from the runner's loop, without Study.optimize.
+warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used with Study.optimize")
 
 
 class OptunaEngine:
@@ -231,7 +233,7 @@ class OptunaEngine:
             yield
         except (SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError, ImportError, TimeoutError) as error:
             first = (str(error).splitlines() or [""])[0]
-            driver = " Its driver is missing: pip install psycopg2-binary." if isinstance(error, ImportError) else ""
+            driver = " For PostgreSQL: pip install 'psycopg[binary]'." if isinstance(error, ImportError) else ""
             raise kind(
                 f"search: the storage cannot be used: {type(error).__name__}: {first}.{driver} When it can: the same command."
             ) from error

@@ -216,8 +216,8 @@ def _execute(search: Search, arms: list[Arm]) -> Path:
             raise
         if elsewhere:
             search.console.say(
-                f"{elsewhere} trials are not finished elsewhere; the process that ends last completes the results, "
-                "or the same command does once more."
+                f"Trials that are not finished elsewhere: {elsewhere}. The process that ends last completes the results, or the "
+                "same command once more."
             )
         else:
             run.finish()

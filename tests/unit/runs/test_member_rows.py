@@ -18,9 +18,16 @@ ROWS = [
         status="finished",
         test_accuracy=0.1 + 0.2,
         seconds=3.0,
-        settings={"pretrain": None, "model.head.hidden": [8, 4], "finetune.optimizer.name": "sgd", "model.dropout": 0.1},
+        settings={
+            "pretrain": None,
+            "model.head.hidden": [8, 4],
+            "finetune.optimizer.name": "sgd",
+            "model.dropout": 0.1,
+        },
     ),
-    MemberRow(arm="search", trial="0007", status="failed", error="first\nsecond", kind="DataError", is_users=True, rung=3),
+    MemberRow(
+        arm="search", trial="0007", status="failed", error="first\nsecond", kind="DataError", is_users=True, rung=3
+    ),
 ]
 
 

@@ -43,7 +43,7 @@ class Fake:
 
     def execute(self, run: Run) -> int:
         config = run.config()
-        what = self.plan.get(f"{config.model.dropout:g}", {})
+        what = self.plan.get(f"{config.model.dropout:g}", {"do": self.plan.get("do")})
         with (run.path / "begun.txt").open("a") as file:
             print(os.environ.get("CUDA_VISIBLE_DEVICES"), file=file)
         with run.hold():

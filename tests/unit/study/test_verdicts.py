@@ -74,7 +74,10 @@ def compare(tmp_path, monkeypatch):
 
 def show(values: dict) -> str:
     text = io.StringIO()
-    show_comparison(values, StudyConsole(Console(file=text, force_terminal=True, color_system="standard", width=400, soft_wrap=True)))
+    show_comparison(
+        values,
+        StudyConsole(Console(file=text, force_terminal=True, color_system="standard", width=400, soft_wrap=True)),
+    )
     return text.getvalue()
 
 

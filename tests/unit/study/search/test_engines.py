@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from dlfer.config.load import with_overrides
 from dlfer.errors import ConfigError
 
 GRID = {
@@ -133,7 +134,7 @@ def test_bayes_goes_where_the_score_is_high(make_config, play, tmp_path):
 
 def test_a_loss_is_minimised(make_config, tmp_path, open_engine, make_row):
     """KerasTuner promotes the smallest."""
-    engine = open_engine(tmp_path, make_config("hyperband", objective="loss"))
+    engine = open_engine(tmp_path, with_overrides(make_config("hyperband", objective="loss"), {"finetune.epochs": 3}))
     told = {}
     while True:
         proposal = engine.ask(f"w.{len(told)}").proposal
