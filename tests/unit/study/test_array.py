@@ -75,7 +75,7 @@ def test_a_member_is_not_run_twice_and_one_that_stopped_goes_on(file, options, p
 
 def test_a_member_that_fails_says_so_by_its_exit_code(file, options, plan):
     plan |= {"0.1": {"do": "fail"}, "0.2": {"do": "refuse"}}
-    with pytest.raises(DlferError, match="dropout=0.1, seed 0 failed: NonFiniteError: the loss became nan") as caught:
+    with pytest.raises(DlferError, match=r"dropout=0\.1, seed 0 failed: NonFiniteError: the loss became nan") as caught:
         run_sweep(file, options, array=ArrayTask("0"))
     assert caught.value.exit_code == 1
     with pytest.raises(UserError, match=r"dropout=0.2, seed 0 failed: DataError: no such file\."):
