@@ -10,13 +10,7 @@ from typing import TYPE_CHECKING
 
 from dlfer.errors import ModelError
 from dlfer.model.backbone_spec import (
-    CAFFE_INPUT,
-    EFFICIENTNET_INPUT,
-    EFFICIENTNET_V2_S_INPUT,
-    SIGNED_INPUT,
-    TORCH_INPUT,
     BackboneSpec,
-    Preprocessing,
     build_googlenet,
     build_vgg_bn,
     describe_basic_resnet,
@@ -25,6 +19,14 @@ from dlfer.model.backbone_spec import (
     describe_keras,
     describe_lite,
     describe_resnet,
+)
+from dlfer.model.preprocessing import (
+    CAFFE_INPUT,
+    EFFICIENTNET_INPUT,
+    EFFICIENTNET_V2_S_INPUT,
+    SIGNED_INPUT,
+    TORCH_INPUT,
+    Preprocessing,
 )
 
 if TYPE_CHECKING:

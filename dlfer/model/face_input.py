@@ -19,7 +19,7 @@ from keras import ops
 
 from dlfer.data.augment import compute_crop_size
 from dlfer.data.images import compute_side
-from dlfer.model.backbone_spec import Preprocessing
+from dlfer.model.preprocessing import Preprocessing
 from dlfer.model.training_kernels import compute_fused
 
 ROUNDING = 1e-6

@@ -25,7 +25,7 @@ from dlfer.model.weights_file import load_weights
 if TYPE_CHECKING:
     import keras
 
-    from dlfer.model.backbone_spec import Preprocessing
+    from dlfer.model.preprocessing import Preprocessing
 
 COUNTED_NAME = re.compile(
     r"(activation|add|average_pooling2d|batch_normalization|concatenate|conv2d|custom_scale_layer"
