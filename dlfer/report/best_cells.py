@@ -35,6 +35,7 @@ _MOST_PANELS = 4
 """Up to this many groups have a panel of bars each; more groups share one panel."""
 _COLUMNS = 3
 
+
 class BestRow(NamedTuple):
     """A cell with the values that it is best for, e.g. "lite2, 64"."""
 
@@ -148,9 +149,7 @@ def format_best_tables(best: BestCells | None) -> list[Table]:
     return tables
 
 
-def write_best_figures(
-    folder: Path, best: BestCells | None, runs: Mapping[tuple[str, int | None], Path]
-) -> list[Path]:
+def write_best_figures(folder: Path, best: BestCells | None, runs: Mapping[tuple[str, int | None], Path]) -> list[Path]:
     """Draw scores and ROC curves of the first rows; return the paths.
 
     Args:

@@ -181,9 +181,7 @@ def _write_figures(
     return names
 
 
-def write_comparison_figures(
-    path: Path, comparison: ComparisonRecord, members: Sequence[ReportedMember]
-) -> list[Path]:
+def write_comparison_figures(path: Path, comparison: ComparisonRecord, members: Sequence[ReportedMember]) -> list[Path]:
     """Draw accuracies, paired differences and the members' curves, as far as the files allow; return the paths."""
     figures, written = path / "figures", []
     if comparison.table:

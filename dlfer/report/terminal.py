@@ -151,9 +151,7 @@ def format_comparison(comparison: ModelComparison) -> str:
     for system in comparison.systems:
         seeds = ", ".join(str(seed) for seed in system.seeds)
         mean, sd = 100 * system.mean, 100 * system.sd
-        lines.append(
-            f"{system.name}, seeds {seeds}: mean {mean:.2f} %, standard deviation {sd:.2f} percentage points"
-        )
+        lines.append(f"{system.name}, seeds {seeds}: mean {mean:.2f} %, standard deviation {sd:.2f} percentage points")
     test = comparison.cochran_q
     if test is not None:
         lines.append(f"Cochran's Q: {test.statistic:.2f} with {test.df} degrees of freedom, p = {test.p:.2g}")

@@ -180,7 +180,9 @@ def _write_notes(
     sweep: SweepConfig, table: Sequence[BestCell], missing: Sequence[str], validation: str, *, split: str
 ) -> list[str]:
     """Return what chose the cells, what split the metrics are of, and what is not in the table."""
-    notes = [f"For each {' and '.join(sweep.best_of)}, the best of the cells by {SCORES[sweep.rank_by]} on {validation}."]
+    notes = [
+        f"For each {' and '.join(sweep.best_of)}, the best of the cells by {SCORES[sweep.rank_by]} on {validation}."
+    ]
     if split == "test":
         notes[0] += " The metrics are those on test, which chose nothing."
     else:

@@ -72,9 +72,7 @@ def compare_runs(names: Sequence[str], *, part: str | None = None, folder: Path 
     matched = dict(zip(titles, match_predictions(several, titles), strict=True))
     systems = _group_seeds(entries)
     failures = _find_failures(entries)
-    runs = [
-        run.model_copy(update={"path": str(entry.path)}) for run, entry in zip(result.runs, entries, strict=True)
-    ]
+    runs = [run.model_copy(update={"path": str(entry.path)}) for run, entry in zip(result.runs, entries, strict=True)]
     changes = {
         "part": split,
         "runs": runs,

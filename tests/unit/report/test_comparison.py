@@ -206,7 +206,9 @@ def test_a_comparison_of_the_first_version_is_read_with_a_sentence_of_this_one(t
     found = read_comparison(tmp_path)
     (pair,) = found.paired
     assert (pair.is_significant, pair.required_n, pair.scope) == (True, 30, "models")
-    assert pair.sentence.startswith("The two trained models, with EF-FER1 minus without EF-FER1: 32.3 percentage points")
+    assert pair.sentence.startswith(
+        "The two trained models, with EF-FER1 minus without EF-FER1: 32.3 percentage points"
+    )
     assert found.notes == ["One seed."]
     several = {**OLD_PAIR, "num_seeds": 3}
     (tmp_path / "comparison.json").write_text(json.dumps({**old, "paired": [several, several]}))

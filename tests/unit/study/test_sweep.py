@@ -88,9 +88,7 @@ def test_a_reference_named_beforehand_and_a_rank_by_macro_f1(file, options, plan
     comparison = ComparisonRecord.require(run_sweep(file, set_keys(options, **keys)))
     assert comparison.table[0].arm == "dropout=0.2"
     assert comparison.table[0].ranked_by == comparison.table[0].validation_macro_f1
-    assert [(pair.a, pair.b, pair.part) for pair in comparison.paired] == [
-        ("dropout=0.1", "dropout=0.2", "validation")
-    ]
+    assert [(pair.a, pair.b, pair.part) for pair in comparison.paired] == [("dropout=0.1", "dropout=0.2", "validation")]
     notes = " ".join(comparison.notes)
     assert "named beforehand" in notes
     assert "There is no test split" in notes
