@@ -227,7 +227,9 @@ def test_seeds_that_never_differ_have_the_interval_of_one():
 def test_one_seed_is_the_paired_comparison():
     a, b = make_pair(60, 25, 10, 5)
     result = paired.compare_seeds([(a, b)], names=("x", "y"))
-    assert result == paired.compare_paired(a, b, names=("x", "y")).model_copy(update={"num_seeds": 1, "scope": "models"})
+    assert result == paired.compare_paired(a, b, names=("x", "y")).model_copy(
+        update={"num_seeds": 1, "scope": "models"}
+    )
     sentence = paired.describe_difference(result)
     assert "The two trained models, x minus y: 15.0 percentage points" in sentence
     assert "a statement about these two trained models on these images" in sentence
