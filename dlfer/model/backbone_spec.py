@@ -6,29 +6,14 @@ Keras and what builds with it are imported when a network is built: the table it
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
-import numpy as np
+from dlfer.model.preprocessing import CAFFE_INPUT, EFFICIENTNET_INPUT, LITE_INPUT, TORCH_INPUT, Preprocessing
 
 if TYPE_CHECKING:
     import keras
-
-
-
-
-
-
-# torchvision's, DenseNet's, ConvNeXt's and most EfficientNets': 0..1, then ImageNet's mean and deviation.
-# EfficientNet-Lite's.
-# Caffe's, of VGG and Keras' ResNets: BGR in 0..255 less the mean pixel of ImageNet.
-# The Inceptions', Xception's and MobileNetV2's: -1..1.
-# EfficientNetV2-S's, as Keras has it: not quite -1..1.
-
-# 0..1, whatever the backbone.
-
-
 
 
 @dataclass(frozen=True)
@@ -66,8 +51,7 @@ class BackboneSpec:
 
 
 def _build_application(application: str, stem: str) -> keras.Model:
-    from dlfer.model.preprocessing import CAFFE_INPUT, EFFICIENTNET_INPUT, LITE_INPUT, TORCH_INPUT, Preprocessing
-from dlfer.model.keras_backbones import build_application
+    from dlfer.model.keras_backbones import build_application
 
     return build_application(application)
 
