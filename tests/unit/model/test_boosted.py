@@ -237,7 +237,7 @@ def test_trees_in_the_format_of_the_first_version_are_refused(tmp_path):
     record["sha256"]["trees.ubj"] = hash_file(tmp_path / "trees.ubj")
     del record["sha256"][TREES_FILE]
     (tmp_path / ARTIFACT_FILE).write_text(json.dumps(record))
-    with pytest.raises(ModelError, match=r"trees.ubj.*expected trees.json; train the model anew"):
+    with pytest.raises(ModelError, match=r"trees.ubj.*expected trees.json; train the model again"):
         load_artifact(tmp_path)
 
 
