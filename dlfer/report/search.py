@@ -80,11 +80,11 @@ def read_trials(path: Path, config_text: str | None) -> dict[str, Any] | None:
     former = read_json(path / FORMER_TRIALS_FILE)
     if former is not None:
         return former
-    rows = [row for row in read_member_rows(path) if row.trial is not None]
-    section = read_config(config_text).get("search") or {}
-    if not rows or not section:
+    section = read_config(config_text).get("search")
+    if not section or not (path / MEMBERS_FILE).exists():
         return None
-    arms: dict[str, list[dict[str, Any]]] = {}
+    rows = [row for row in read_member_rows(path) if row.trial is not None]
+    arms: dict[str, list[dict[str, Any]]] = {} if rows else {ALONE: []}
     for row in rows:
         record = {**row.model_dump(exclude={"settings"}), "overrides": row.settings, "epochs": row.epochs or 0}
         record |= {"run": Path(row.path).name if row.path else None, "error": row.error or None}
