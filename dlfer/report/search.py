@@ -133,13 +133,13 @@ def read_trials(path: Path) -> Trials | None:
     former = read_json(path / FORMER_TRIALS_FILE)
     if former is not None:
         return _upgrade_trials(path, former)
-    rows = [row for row in read_member_rows(path) if row.trial is not None]
-    if not rows or not (path / CONFIG_FILE).is_file():
+    if not (path / MEMBERS_FILE).exists() or not (path / CONFIG_FILE).is_file():
         return None
     search = load_recorded_experiment(path / CONFIG_FILE).search
     if search is None:
         return None
-    arms: dict[str, list[MemberRow]] = {}
+    rows = [row for row in read_member_rows(path) if row.trial is not None]
+    arms: dict[str, list[MemberRow]] = {} if rows else {ALONE: []}
     for row in rows:
         arms.setdefault(row.arm, []).append(row)
     return Trials(search.objective, list(search.space), arms)

@@ -16,7 +16,7 @@ from typing import Any
 
 from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
-from dlfer.errors import ConfigError
+from dlfer.errors import ConfigError, DlferError
 from dlfer.experiment.smoke import make_smoke_config
 from dlfer.report.keys import format_overrides
 from dlfer.report.page import read_rows
@@ -120,9 +120,13 @@ class TrialSource:
         if trial is None:
             return
         if ending.status == "stopped":
-            self.engine.give_back(trial.proposal.trial)
-            self._say_interrupted(task, trial)
-            self.on_change()
+            # A storage that cannot be reached may be why everything stops; the other trials stop all the same.
+            try:
+                self.engine.give_back(trial.proposal.trial)
+                self._say_interrupted(task, trial)
+                self.on_change()
+            except DlferError as error:
+                self.console.say(f"{task.title}: {error}")
             return
         self._tell(self._make_row(task, trial, ending))
 

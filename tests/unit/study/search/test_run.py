@@ -195,6 +195,14 @@ def test_ctrl_c_in_the_first_trial_says_where_that_one_stands(write_file, option
     assert re.search(r"trial 1 of 4 interrupted at macro_f1 0\.\d{4} after [12] epochs: dropout", said), said
 
 
+@pytest.mark.usefixtures("fake_child")
+def test_a_search_that_is_stopped_before_its_first_trial_has_a_page(write_file, options):
+    with pytest.raises(TrainingStopped):
+        run_search(write_file(), replace(options, max_hours=1e-9), SearchOptions())
+    (folder,) = (options.out / "a").glob("*-search")
+    assert "No trial has a score yet" in (folder / "report.html").read_text()
+
+
 def test_a_search_of_an_earlier_version_is_reported_and_not_resumed(write_file, options, fake_child):
     folder = run_search(write_file(), options, SearchOptions(trials=1))
     open_run(folder).update(search={"ablation": False, "trials": 1})
