@@ -152,10 +152,12 @@ def _upgrade_trials(path: Path, former: Mapping[str, Any]) -> Trials:
         arms = {
             arm["name"]: [
                 MemberRow(
-                    **{key: value for key, value in record.items() if key in known and value is not None},
-                    arm=arm["name"],
-                    path=str(path.parent / record["run"]) if record.get("run") else "",
-                    settings=record["overrides"],
+                    **{
+                        **{key: value for key, value in record.items() if key in known and value is not None},
+                        "arm": arm["name"],
+                        "path": str(path.parent / record["run"]) if record.get("run") else "",
+                        "settings": record["overrides"],
+                    }
                 )
                 for record in arm["records"]
             ]

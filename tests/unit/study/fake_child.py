@@ -112,7 +112,7 @@ class Fake:
             parts[part] = Predictions(ids, ("a", "b"), targets, probabilities)
             write_predictions(parts[part], run.path / "predictions" / f"{part}.npz")
         metrics = compute_metrics_file(parts, protocol="official", banner=None, selected_on="PublicTest")
-        run.write_json("metrics.json", metrics)
+        metrics.write(run.path)
 
 
 def main(argv: list[str]) -> int:
