@@ -102,7 +102,7 @@ def test_the_table_has_a_row_for_each_and_the_clean_figure(found):
     assert "clean: 100.00 % [93.98, 100.00]" in text
     for name in CORRUPTIONS:
         assert f"\n{name.replace('_', ' ')} " in text
-    assert "brightness at strength 5: -50.0 points against the clean images, 95 % -62" in text
+    assert "brightness at strength 5: -50.0 percentage points against the clean images, 95 % -62" in text
 
 
 @pytest.fixture
