@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -87,6 +87,15 @@ def audit_splits(
     if not held:
         return audit
     survey = survey_images(held) if survey is None else survey
+    vote_summary = None if votes is None else score_votes(read_votes(votes), held, labels, reading.num_rows)
+    found = _describe_images(survey, held, labels, reading.sizes)
+    return audit.model_copy(update={**found, "votes": vote_summary})
+
+
+def _describe_images(
+    survey: Survey, held: Sequence[Split], labels: tuple[str, ...], sizes: Mapping[str, tuple[int, int]]
+) -> dict[str, Any]:
+    """Return the fields of the audit that the survey gives."""
     targets = np.concatenate([split.targets for split in held])
     where = list_places(held, labels)
     exact = _count_kind(survey.distinct, targets, survey.part_of)
@@ -95,7 +104,7 @@ def audit_splits(
     no_faces = None
     if _are_expressions(labels):
         no_faces = find_no_faces(survey.signatures[survey.distinct], contrast, survey.groups, where)
-    found = {
+    return {
         "distinct_images": len(survey.brightness),
         "duplicate_groups": exact.groups,
         "conflicting_groups": exact.conflicting,
@@ -107,12 +116,10 @@ def audit_splits(
         "near_constant_images": int((contrast < FLAT_STD).sum()),
         "flat": _list_flat(contrast, where),
         "leaks": _count_leaks(survey, held),
-        "outliers": _find_all_outliers(survey, where, reading.sizes),
+        "outliers": _find_all_outliers(survey, where, sizes),
         "probably_no_face": no_faces,
-        "votes": None if votes is None else score_votes(read_votes(votes), held, labels, reading.num_rows),
         "samples": _draw_samples(survey, where, targets),
     }
-    return audit.model_copy(update=found)
 
 
 def list_places(splits: Sequence[Split], labels: tuple[str, ...]) -> list[Place]:

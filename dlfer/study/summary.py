@@ -62,12 +62,13 @@ def compare_with(reference: str, finished: Finished, split: str) -> list[ArmPair
 
 
 def correct_pairs(pairs: Sequence[ArmPair]) -> list[ArmPair]:
-    """Return the pairs of one table with p values by Holm; of several pairs these decide what is significant."""
+    """Return the pairs of one table with p values by Holm, which decide what is significant; one pair stays as it is."""
+    if len(pairs) < 2:
+        return list(pairs)
     corrected = []
     for pair, p_holm in zip(pairs, compute_holm([pair.p_value for pair in pairs]), strict=True):
-        changes = {"p_holm": p_holm, "num_pairs": len(pairs)}
-        if len(pairs) > 1:
-            changes["is_significant"] = pair.is_significant and p_holm < 1 - pair.level
+        is_significant = pair.is_significant and p_holm < 1 - pair.level
+        changes = {"p_holm": p_holm, "num_pairs": len(pairs), "is_significant": is_significant}
         corrected.append(pair.model_copy(update=changes))
     return corrected
 

@@ -12,7 +12,23 @@ from rich.console import Console
 
 from dlfer.errors import ModelError
 from dlfer.metrics.paired import compare_paired, describe_difference
-from dlfer.report.comparison import format_comparison_table, read_members, write_comparison_report
+from dlfer.report.comparison import (
+    describe_needed,
+    format_comparison_table,
+    read_comparison,
+    read_members,
+    write_comparison_report,
+)
+from dlfer.runs.comparison_record import (
+    FORMER_SEEDS,
+    ArmPair,
+    ArmRow,
+    ComparisonRecord,
+    More,
+    SeedEstimate,
+    SeedsAndImages,
+)
+from dlfer.runs.metrics_record import Estimate
 
 WITH, WITHOUT = "with EF-FER1", "without EF-FER1"
 COLUMNS = [
@@ -30,18 +46,14 @@ COLUMNS = [
 ]
 
 
-def make_cell(value: float) -> dict:
-    return {"value": value, "low": value - 0.02, "high": value + 0.02, "n": 3589}
-
-
-def make_comparison(part: str = "test") -> dict:
-    parts = ("train", "validation", "test") if part == "test" else ("train", "validation")
-    rows = [
-        {"arm": arm, "seeds": [0], "test": None, **{name: make_cell(value) for name in parts}}
-        for arm, value in ((WITH, 0.70), (WITHOUT, 0.66))
-    ]
-    judged_on = "test" if part == "test" else "validation (PublicTest, used for selection)"
-    return {"table": rows, "paired": [], "notes": [f"Judged on {judged_on}."], "judged_on": judged_on}
+def make_comparison(split: str = "test", **fields) -> ComparisonRecord:
+    splits = ("train", "validation", "test") if split == "test" else ("train", "validation")
+    rows = []
+    for arm, value in ((WITH, 0.70), (WITHOUT, 0.66)):
+        accuracy = SeedEstimate(value=value, low=value - 0.02, high=value + 0.02, n=3589)
+        rows.append(ArmRow(arm=arm, seeds=[0], **dict.fromkeys(splits, accuracy)))
+    judged_on = "test" if split == "test" else "validation (PublicTest, used for selection)"
+    return ComparisonRecord(table=rows, notes=[f"Judged on {judged_on}."], judged_on=judged_on, **fields)
 
 
 @pytest.fixture
@@ -55,12 +67,9 @@ def ablation(tmp_path, run_maker, predictions_maker) -> Path:
     path = folder / "20260102T030400Z-ccc-ablation"
     path.mkdir()
     result = compare_paired(predictions_maker("test", gain=1.5), predictions_maker("test"), names=(WITH, WITHOUT))
-    comparison = make_comparison()
-    comparison["paired"] = [
-        {"a": WITH, "b": WITHOUT, "part": "test", "sentence": describe_difference(result), **result}
-    ]
-    comparison["notes"].append("EF-FER1 took 3.3 min besides.")
-    (path / "comparison.json").write_text(json.dumps(comparison))
+    comparison = make_comparison(paired=[ArmPair.of(result, part="test", sentence=describe_difference(result))])
+    comparison.notes.append("EF-FER1 took 3.3 min besides.")
+    comparison.write(path)
     run = json.loads((runs[WITH] / "run.json").read_text()) | {"kind": "ablation", "argv": ["ablate", "faces.yaml"]}
     (path / "run.json").write_text(json.dumps(run))
     (path / "config.yaml").write_text("experiment:\n  name: faces\n")
@@ -74,7 +83,7 @@ def ablation(tmp_path, run_maker, predictions_maker) -> Path:
 
 
 def test_the_page_has_table_sentence_figures_and_members(ablation):
-    sentence = json.loads((ablation / "comparison.json").read_text())["paired"][0]["sentence"]
+    sentence = ComparisonRecord.require(ablation).paired[0].sentence
     source = write_comparison_report(ablation).read_text()
     assert "<title>faces: ablation</title>" in source
     assert sentence.replace("'", "&#39;") in source
@@ -88,11 +97,11 @@ def test_the_page_has_table_sentence_figures_and_members(ablation):
 
 def test_members_are_found_where_they_are_or_beside_a_moved_comparison(ablation, tmp_path):
     shutil.copy(ablation / "run.json", ablation.parent / "20260102T030405Z-aaa" / "report.html")
-    links = [member["link"] for member in read_members(ablation)]
+    links = [member.link for member in read_members(ablation)]
     assert links == ["../20260102T030405Z-aaa/report.html", None, None]
     moved = tmp_path / "elsewhere"
     ablation.parent.rename(moved)
-    assert [member["link"] for member in read_members(moved / ablation.name)] == links
+    assert [member.link for member in read_members(moved / ablation.name)] == links
     assert (moved / "20260102T030406Z-bbb").exists()
     source = write_comparison_report(moved / ablation.name).read_text()
     assert source.count("data:image/png;base64,") == 3
@@ -107,9 +116,7 @@ def test_members_that_are_gone_leave_only_their_row(ablation):
 
 
 def test_a_comparison_without_a_finished_member_says_so(ablation):
-    (ablation / "comparison.json").write_text(
-        json.dumps({"table": [], "paired": [], "notes": ["No member finished."], "judged_on": None})
-    )
+    ComparisonRecord(table=[], paired=[], notes=["No member finished."], judged_on=None).write(ablation)
     assert "No member has finished yet." in write_comparison_report(ablation).read_text()
 
 
@@ -118,7 +125,7 @@ def test_what_is_no_comparison_is_told(tmp_path):
         write_comparison_report(tmp_path)
 
 
-def print_table(comparison: dict) -> str:
+def print_table(comparison: ComparisonRecord) -> str:
     console = Console(width=110, record=True, file=None, quiet=False)
     with console.capture() as capture:
         console.print(format_comparison_table(comparison))
@@ -149,3 +156,70 @@ def test_every_figure_carries_the_banners_of_the_members(ablation):
     for path in drawn:
         with Image.open(path) as image:
             assert image.text["Banner"] == "Smoke run: <nothing> is meant."
+
+
+def make_pair(**fields) -> ArmPair:
+    values = {"n": 600, "difference": Estimate(value=1.0, low=-1.0, high=3.0), "scope": "recipes"}
+    return ArmPair(a=WITH, b=WITHOUT, **{**values, **fields})
+
+
+@pytest.mark.parametrize(
+    ("fields", "words"),
+    [
+        ({"more": More(seeds=5, images=12000)}, "5 seeds or 12,000 images"),
+        ({"more": More(both=SeedsAndImages(seeds=9, images=8000))}, "9 seeds and 8,000 images"),
+        ({"more": More()}, ""),
+        ({"more": None}, ""),
+        ({"scope": "models", "required_n": 9000}, "9,000 images"),
+        ({"scope": "models", "required_n": None}, ""),
+        ({"scope": "models", "required_n": 9000, "is_significant": True}, ""),
+        ({"scope": "models", "required_n": 9000, "not_learned": ["x: its loss"]}, ""),
+    ],
+)
+def test_what_is_needed_is_told_in_a_few_words(fields, words):
+    assert describe_needed(make_pair(**fields)) == words
+
+
+OLD_PAIR = {
+    "a": WITH,
+    "b": WITHOUT,
+    "part": "validation",
+    "sentence": "With EF-FER1 against without EF-FER1: told apart.",
+    "names": [WITH, WITHOUT],
+    "n": 3589,
+    "accuracy_a": 0.649,
+    "accuracy_b": 0.326,
+    "difference": {"value": 32.3, "low": 30.4, "high": 34.2},
+    "test": "McNemar's mid-p test",
+    "p_value": 3.8e-214,
+    "is_larger_than_chance": True,
+    "n_needed": 30,
+    "level": 0.95,
+    "num_seeds": 1,
+}
+
+
+def test_a_comparison_of_the_first_version_is_read_with_a_sentence_of_this_one(tmp_path):
+    row = {"arm": WITH, "seeds": [0], "validation": {"value": 0.6, "low": 0.5, "high": 0.7, "n": 9}, "test": None}
+    old = {"table": [row], "paired": [OLD_PAIR], "notes": ["One seed."], "judged_on": "validation"}
+    (tmp_path / "comparison.json").write_text(json.dumps(old))
+    found = read_comparison(tmp_path)
+    (pair,) = found.paired
+    assert (pair.is_significant, pair.required_n, pair.scope) == (True, 30, "models")
+    assert pair.sentence.startswith(
+        "The two trained models, with EF-FER1 minus without EF-FER1: 32.3 percentage points"
+    )
+    assert found.notes == ["One seed."]
+    several = {**OLD_PAIR, "num_seeds": 3}
+    (tmp_path / "comparison.json").write_text(json.dumps({**old, "paired": [several, several]}))
+    found = read_comparison(tmp_path)
+    assert [pair.sentence for pair in found.paired] == [OLD_PAIR["sentence"]] * 2
+    assert found.notes == ["One seed.", FORMER_SEEDS]
+    found.write(tmp_path)
+    assert read_comparison(tmp_path) == found
+
+
+def test_a_damaged_comparison_is_refused(tmp_path):
+    (tmp_path / "comparison.json").write_text('{"table": [], "paired": [3], "notes": []}')
+    with pytest.raises(ModelError, match=r"comparison\.json: paired\.0: found '3', expected an object"):
+        read_comparison(tmp_path)

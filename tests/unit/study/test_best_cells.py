@@ -44,7 +44,7 @@ sweep:
 LABELS = ("a", "b", "c")
 N = 90
 Hits = Callable[[str, str, int], int | np.ndarray | None]
-"""(cell, part, seed) -> how many of the 90 images are right, or which (bool [90]); None: it has not finished."""
+"""(cell, split, seed) -> how many of the 90 images are right, or which (bool [90]); None: it has not finished."""
 
 
 def make_predictions(part: str, right: int | np.ndarray, seed: int) -> Predictions:
@@ -236,7 +236,7 @@ def test_of_several_seeds_the_means_choose_and_are_told(sweep, options):
 
 
 @pytest.mark.parametrize(("rank_by", "chosen"), [("accuracy", 16), ("macro_f1", 32)])
-def test_the_figure_that_ranks_is_the_one_that_chooses(sweep, options, without_page, rank_by, chosen):
+def test_the_metric_that_ranks_is_the_one_that_chooses(sweep, options, without_page, rank_by, chosen):
     """Two classes wholly right and the third wholly wrong: 67 % accuracy, against 61 %, but a macro F1 below."""
     two_classes = np.arange(N) % 3 < 2
     path = sweep(lambda cell, part, seed: two_classes if cell.endswith("=16") else 55, sweep__rank_by=rank_by)
@@ -252,7 +252,7 @@ def test_without_a_test_split_the_metrics_are_on_validation_and_it_is_said(sweep
     assert best.judged_on == "validation (PublicTest, used for selection)"
     assert best.table[0].accuracy.value == best.table[0].ranked_by == pytest.approx(50 / 90)
     assert "too good by an unknown amount" in best.notes[0]
-    assert {row.part for row in read_csv(path / "best.csv")} == {"validation"}
+    assert {row["part"] for row in read_csv(path / "best.csv")} == {"validation"}
     page = (path / "report.html").read_text()
     assert "model.dropout: 0.1, on validation (PublicTest, used for selection)" in page
     assert "ROC on validation" in page
