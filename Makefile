@@ -1,4 +1,4 @@
-# make install | extra-export | extra-openvino | extra-optuna | extra-parquet | demo | test | test-slow | lint | fuzz |
+# make install | extra-export | extra-openvino | extra-parquet | demo | test | test-slow | lint | fuzz |
 #      bench | jax | docker-check | clean
 PYTHON ?= python3
 # Which build of TensorFlow: by whether there is an NVIDIA driver, or as the user says. For Macs there is one build only.
@@ -41,7 +41,7 @@ jax: .venv-jax/installed
 	@touch $@
 
 demo: install
-	$(BIN)/dlfer ablate experiments/quickstart.yaml
+	$(BIN)/dlfer ablate experiments/quickstart.yaml --workers 2
 
 test: .venv/installed-dev .venv-jax/installed
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"

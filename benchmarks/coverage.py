@@ -152,8 +152,7 @@ def score(predictions: Predictions, *, generator: np.random.Generator) -> dict[s
         "five": generator.choice(list("abcde"), len(predictions)),
     }
     attributes = {name: dict(zip(predictions.ids.tolist(), v.tolist(), strict=True)) for name, v in values.items()}
-    groups = compute_group_scores(predictions, attributes).as_json()
-    return scores.as_json() | {"groups": groups["attributes"]}
+    return scores | {"groups": compute_group_scores(predictions, attributes).as_json()["attributes"]}
 
 
 def iterate_intervals(found: Any, path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:

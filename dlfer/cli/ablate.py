@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import OptionalFile, check_start, parse_seeds, print_done, with_run_options
+from dlfer.cli.options import (
+    Collect,
+    MemberNumber,
+    OptionalFile,
+    Workers,
+    check_array,
+    check_start,
+    parse_seeds,
+    print_done,
+    with_run_options,
+)
 from dlfer.errors import UserError
 from dlfer.runs.options import RunOptions
 
@@ -15,6 +25,9 @@ from dlfer.runs.options import RunOptions
 def ablate(
     file: OptionalFile = None,
     seeds: Annotated[str | None, typer.Option(metavar="0,1,2", help="Seeds, instead of ablation.seeds.")] = None,
+    workers: Workers = None,
+    member: MemberNumber = None,
+    collect: Collect = False,
     *,
     resume: str | None,
     options: RunOptions,
@@ -23,10 +36,13 @@ def ablate(
     numbers = None if seeds is None else parse_seeds(seeds)
     if resume is not None and numbers is not None:
         raise UserError("dlfer ablate --resume: an ablation goes on with its own seeds; leave --seeds out.")
+    is_array = check_array("ablate", member, resume=resume, collect=collect, options=options)
     resumed = check_start("ablate", file, resume, options)
     from dlfer.study.ablation import resume_ablation, run_ablation
+    from dlfer.study.comparison import ArrayTask
 
     if resumed is None:
-        print_done(run_ablation(file, options, seeds=numbers))
+        array = ArrayTask(member) if is_array else None
+        print_done(run_ablation(file, options, seeds=numbers, workers=workers, array=array))
     else:
-        print_done(resume_ablation(resumed, options))
+        print_done(resume_ablation(resumed, options, workers=workers))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +14,8 @@ import typer
 
 from dlfer.errors import UserError
 from dlfer.runs.options import RunOptions
+
+_PASSWORD = re.compile(r"(://[^:/@\s]*):[^@/\s]*@")
 
 OptionalFile = Annotated[
     Path | None, typer.Argument(help="Experiment file (YAML); none with --resume.", show_default=False)
@@ -33,6 +36,17 @@ Model = Annotated[
 ]
 Faces = Annotated[
     str, typer.Option(metavar="auto|whole|mtcnn|opencv", help="How faces are found; whole: each picture is one.")
+]
+Workers = Annotated[
+    int | None,
+    typer.Option(metavar="N", min=1, help="Train N at a time; if left out, one for each GPU, or one without."),
+]
+MemberNumber = Annotated[
+    str | None,
+    typer.Option(metavar="K|auto", help="Job array: run member K of a shared --out; auto: the array's index."),
+]
+Collect = Annotated[
+    bool, typer.Option("--collect", help="Job array: compare the members that have finished in a shared --out.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -76,7 +90,8 @@ def _make_options(
         require_gpu=require_gpu,
         max_hours=max_hours,
         use_cache=not no_cache,
-        argv=("dlfer", *sys.argv[1:]),
+        # It is recorded with every run, and the URL of a storage may hold a password.
+        argv=("dlfer", *(_PASSWORD.sub(r"\1:***@", word) for word in sys.argv[1:])),
     )
 
 
@@ -102,7 +117,7 @@ def check_start(verb: str, file: Path | None, resume: str | None, options: RunOp
     """Check what can be checked before TensorFlow is loaded; return the folder of the run to go on with."""
     from dlfer.config.load import load_experiment
     from dlfer.runs.find import open_run
-    from dlfer.train.cluster import check_alone
+    from dlfer.train.launch import check_alone
 
     if verb != "run":
         check_alone(verb)
@@ -119,6 +134,24 @@ def check_start(verb: str, file: Path | None, resume: str | None, options: RunOp
     if own_verb != verb:
         raise UserError(f"{found.path}: its kind is {found.kind}; go on with: dlfer {own_verb} --resume {found.path}")
     return found.path
+
+
+def check_array(verb: str, member: str | None, *, resume: str | None, collect: bool, options: RunOptions) -> bool:
+    """Check --member and --collect; return whether one of them is given."""
+    given = "--member" if member is not None else "--collect"
+    if member is None and not collect:
+        return False
+    if member is not None and collect:
+        raise UserError(f"dlfer {verb}: found both --member and --collect; collect when the members are done.")
+    if resume is not None:
+        raise UserError(
+            f"dlfer {verb} {given}: expected the experiment FILE and --out, found --resume; leave that out."
+        )
+    if options.out is None:
+        raise UserError(
+            f"dlfer {verb} {given}: expected --out DIR, a folder of runs that all tasks of the array share."
+        )
+    return True
 
 
 def print_done(path: Path | None) -> None:

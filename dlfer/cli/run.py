@@ -14,9 +14,15 @@ def run(file: OptionalFile = None, *, resume: str | None, options: RunOptions) -
     from dlfer.experiment.hosts import lead_or_follow
     from dlfer.experiment.run import resume_run, run_experiment
     from dlfer.runs.find import open_run
+    from dlfer.study.ensemble import run_ensemble_members
+    from dlfer.train.launch import describes_cluster
 
+    # A training over several hosts cannot begin others, so that an ensemble's members are trained in it.
+    run_members = None if describes_cluster() else run_ensemble_members
     if resumed is None:
-        work, config = lambda: run_experiment(file, options), lambda: load_experiment(file, options.overrides)
+        work = lambda: run_experiment(file, options, run_members=run_members)  # noqa: E731
+        config = lambda: load_experiment(file, options.overrides)  # noqa: E731
     else:
-        work, config = lambda: resume_run(resumed, options), lambda: open_run(resumed).config()
+        work = lambda: resume_run(resumed, options, run_members=run_members)  # noqa: E731
+        config = lambda: open_run(resumed).config()  # noqa: E731
     print_done(lead_or_follow(work, config, options))

@@ -6,7 +6,17 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import OptionalFile, check_start, parse_seeds, print_done, with_run_options
+from dlfer.cli.options import (
+    Collect,
+    MemberNumber,
+    OptionalFile,
+    Workers,
+    check_array,
+    check_start,
+    parse_seeds,
+    print_done,
+    with_run_options,
+)
 from dlfer.errors import UserError
 from dlfer.runs.options import RunOptions
 
@@ -15,9 +25,9 @@ from dlfer.runs.options import RunOptions
 def sweep(
     file: OptionalFile = None,
     seeds: Annotated[str | None, typer.Option(metavar="0,1,2", help="Seeds, instead of sweep.seeds.")] = None,
-    workers: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="Train so many at a time; one for each GPU if left out.")
-    ] = None,
+    workers: Workers = None,
+    member: MemberNumber = None,
+    collect: Collect = False,
     *,
     resume: str | None,
     options: RunOptions,
@@ -26,10 +36,13 @@ def sweep(
     numbers = None if seeds is None else parse_seeds(seeds)
     if resume is not None and numbers is not None:
         raise UserError("dlfer sweep --resume: a sweep goes on with its own seeds; leave --seeds out.")
+    is_array = check_array("sweep", member, resume=resume, collect=collect, options=options)
     resumed = check_start("sweep", file, resume, options)
+    from dlfer.study.comparison import ArrayTask
     from dlfer.study.sweep import resume_sweep, run_sweep
 
     if resumed is None:
-        print_done(run_sweep(file, options, seeds=numbers, workers=workers))
+        array = ArrayTask(member) if is_array else None
+        print_done(run_sweep(file, options, seeds=numbers, workers=workers, array=array))
     else:
         print_done(resume_sweep(resumed, options, workers=workers))

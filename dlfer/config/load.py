@@ -60,6 +60,16 @@ def load_recorded_experiment(path: Path | str) -> ExperimentConfig:
     return _finish(rename_keys(tree), marks, [], str(path), check_search=False)
 
 
+def parse_recorded_experiment(text: str, name: str) -> ExperimentConfig:
+    """Return the complete experiment that `dump_experiment` wrote, as `load_recorded_experiment` does; `name` is for errors.
+
+    Raises:
+        ConfigError: with every problem of the text in one message.
+    """
+    document = parse_yaml(text, name)
+    return _finish(rename_keys(document.data), document.marks, [], name, check_search=False)
+
+
 def with_overrides(config: ExperimentConfig, overrides: Mapping[str, object]) -> ExperimentConfig:
     """Return `config` with some dotted keys set, validated again.
 

@@ -137,11 +137,11 @@ class SearchConfig(Section):
     """Which keys a search may set, and how it looks for the best."""
 
     engine: Literal[names.ENGINES] = "random"
-    """random, bayesian, hyperband and grid are KerasTuner's; optuna is an extra (make extra-optuna)."""
+    """random, bayesian, hyperband and grid are KerasTuner's, on one machine; optuna searches on several by --storage, too."""
     objective: Literal[names.MONITORS] = "macro_f1"
     """A figure on validation; loss is minimised, the others are maximised."""
     trials: Count | None = None
-    """At most so many; null: 10, but all that there are of hyperband and grid."""
+    """At most so many, on all machines together; null: 10, but all that there are of hyperband and grid."""
     seed: Seed = 0
     """Seed of the engine; the trials have experiment.seed."""
     factor: Annotated[int, Field(ge=2)] = 3
@@ -149,7 +149,7 @@ class SearchConfig(Section):
     pruner: Literal["none", "median"] = "median"
     """optuna: median ends a trial that is worse, after an epoch, than half of those before it were."""
     lost_after_seconds: Positive = 60.0
-    """Several machines: a worker silent for so long is given up, and its trial goes to another."""
+    """Several machines: a trial without a heartbeat for so long is lost, and another machine goes on with it."""
     space: dict[str, dict[str, Any]]
     """Dotted key -> {log: [low, high]}, {between: [low, high], step: s} or {choice: [...]}; if it depends on
     a choice, with when: {KEY: [values]}."""

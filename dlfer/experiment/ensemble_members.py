@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,28 +13,26 @@ from dlfer.config.sections import MemberConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.duplicates import hash_images
 from dlfer.errors import MissingDataError, ProtocolError
-from dlfer.experiment.session import Session
+from dlfer.experiment.session import RunMembers, Session
+from dlfer.experiment.smoke import make_smoke_config
 from dlfer.model.classifier import Classifier, read_artifact_record
 from dlfer.model.ensemble import match_aspects
 from dlfer.runs.find import find_model
-from dlfer.runs.run import RUN_FILE, Run
-
-MEMBERS_FILE = "members.json"
-
-TrainMember = Callable[[ExperimentConfig, Session, Path | None, Callable[[Path], None]], None]
-"""(config, session, the run that was begun or None, who is told a new run's folder): trains until it is finished."""
+from dlfer.runs.member_rows import MemberRow, is_run, read_member_rows, write_member_rows
+from dlfer.runs.run import RUN_FILE, Run, create_run
 
 
 @dataclass
 class Member:
-    """A member of an ensemble, as members.json has it.
+    """A member of an ensemble, as members.csv has it.
 
     Attributes:
         name: as in the experiment.
         path: of its run, or of its artifact where it has no run; "" before it has begun.
-        status: "pending", "running" or "finished"; "given" for one that was trained before.
+        status: of its run; "given" for one that was trained before, "pending" before it has begun.
         digest: sha256 of its artifact.json.
         note: what is to be known about its training data.
+        settings: the keys that it sets.
         classifier: once it is loaded.
     """
 
@@ -46,21 +41,22 @@ class Member:
     status: str = "pending"
     digest: str = ""
     note: str = ""
+    settings: dict = field(default_factory=dict)
     classifier: Classifier | None = field(default=None, repr=False)
 
     @property
     def folder(self) -> Path:
         """Of its artifact."""
         path = Path(self.path)
-        return path / "model" if (path / RUN_FILE).exists() else path
+        return path / "model" if is_run(path) else path
 
     def find_run(self) -> Run | None:
         """Return its run; None for an artifact alone."""
-        return Run(Path(self.path)) if (Path(self.path) / RUN_FILE).exists() else None
+        return Run(Path(self.path)) if self.path and is_run(Path(self.path)) else None
 
 
-def obtain_members(run: Run, config: ExperimentConfig, session: Session, train: TrainMember) -> list[Member]:
-    """Return the members, all trained; members.json always says how far they are.
+def obtain_members(run: Run, config: ExperimentConfig, session: Session, run_members: RunMembers) -> list[Member]:
+    """Return the members, all trained; members.csv always says how far they are.
 
     Raises:
         ModelError: a member that was trained before is not there, or they do not make squares of images alike.
@@ -70,20 +66,40 @@ def obtain_members(run: Run, config: ExperimentConfig, session: Session, train: 
     configs = {name: make_member_config(config, one) for name, one in planned.items() if one.set is not None}
     # Before hours of training, not after them.
     match_aspects({name: _find_aspect(one, configs.get(name)) for name, one in planned.items()})
+    for member in members:
+        if member.name not in configs:
+            member.path, member.status = str(_find_given(planned[member.name].model)), "given"
+        elif not member.path:
+            member.path = str(_create_member_run(configs[member.name], session).resolve())
+
+    def note() -> None:
+        for member in members:
+            found = member.find_run() if member.status != "given" else None
+            member.status = found.status if found is not None else member.status
+        write_members(run, members)
+
+    note()
     hint = session.resume_hint
     # A member that is stopped goes on with the ensemble, not by itself.
     session.resume_hint = hint or f"dlfer run --resume {run.path}"
     try:
-        for number, member in enumerate(members, 1):
-            if member.name not in configs:
-                member.path, member.status = str(_find_given(planned[member.name].model)), "given"
-                continue
-            if member.status != "finished":
-                session.listener.say(f"[{number}/{len(members)}] member {member.name}")
-                _train_one(run, members, member, train=partial(train, configs[member.name], session))
+        unfinished = {m.name: Run(Path(m.path)) for m in members if m.status not in ("given", "finished")}
+        run_members(unfinished, session, note)
     finally:
         session.resume_hint = hint
+        note()
     return members
+
+
+def _create_member_run(config: ExperimentConfig, session: Session) -> Path:
+    """Make the run directory of a member, which waits there until it is executed."""
+    options, warnings = session.options, []
+    if options.smoke:
+        config, warnings = make_smoke_config(config)
+    made = create_run(session.runs_folder, config, argv=list(options.argv))
+    made.update(smoke=options.smoke, use_cache=options.use_cache, judge_test=options.judge_test, warnings=warnings)
+    made.stop("not begun")
+    return made.path
 
 
 def make_member_config(config: ExperimentConfig, member: MemberConfig) -> ExperimentConfig:
@@ -104,50 +120,28 @@ def _find_aspect(member: MemberConfig, config: ExperimentConfig | None) -> str:
     return read_artifact_record(find_model(member.model)).input.aspect
 
 
-def _train_one(run: Run, members: list[Member], member: Member, *, train: Callable[..., None]) -> None:
-    def note(path: Path) -> None:
-        member.path = str(path.resolve())
-        write_members(run, members)
-
-    member.status = "running"
-    train(Path(member.path) if member.path else None, note)
-    member.status = "finished"
-    write_members(run, members)
-
-
 def _find_given(name: str) -> Path:
     folder = find_model(name).resolve()
     return folder.parent if folder.name == "model" and (folder.parent / RUN_FILE).exists() else folder
 
 
 def _read_members(run: Run, config: ExperimentConfig) -> list[Member]:
-    """Return the planned members with what members.json says; one whose run is gone is begun anew."""
-    path = run.path / MEMBERS_FILE
-    known = {row["name"]: row for row in json.loads(path.read_text())} if path.exists() else {}
+    """Return the planned members with what members.csv says; one whose run is gone is begun anew."""
+    known = {row.arm: row for row in read_member_rows(run.path)}
     members = []
     for planned in config.ensemble.members:
-        row = known.get(planned.name, {})
-        place = next(
-            (
-                str(folder)
-                for folder in (Path(row.get("path", "")), _find_beside(run, row.get("path", "")))
-                if row.get("path") and (folder / RUN_FILE).exists()
-            ),
-            "",
-        )
-        status = "finished" if place and Run(Path(place)).status == "finished" else "pending"
-        members.append(Member(planned.name, place, status))
+        row = known.get(planned.name)
+        folder = row.find_folder(run.path) if row is not None else None
+        path = str(folder) if is_run(folder) else ""
+        status = Run(folder).status if path else "pending"
+        members.append(Member(planned.name, path, status, settings=dict(planned.set or {})))
     return members
 
 
-def _find_beside(run: Run, path: str) -> Path:
-    """Return where the run of a member stands if the folder of runs was moved as a whole."""
-    return run.path.parent.parent.joinpath(*Path(path).parts[-2:])
-
-
 def write_members(run: Run, members: list[Member]) -> None:
-    keys = ("name", "path", "digest", "status", "note")
-    run.write_json(MEMBERS_FILE, [{key: getattr(member, key) for key in keys} for member in members])
+    """Write members.csv of an ensemble."""
+    keys = ("path", "status", "digest", "note", "settings")
+    write_member_rows(run.path, [MemberRow(arm=m.name, **{key: getattr(m, key) for key in keys}) for m in members])
 
 
 def check_training(member: Member, session: Session, bundle: DataBundle) -> str:

@@ -18,8 +18,8 @@ from dlfer.data.fer2013 import load_fer2013_usage
 from dlfer.data.labels import map_targets
 from dlfer.data.sources import load_data, load_parts_of_source
 from dlfer.errors import ConfigError, MissingDataError, UserError
-from dlfer.experiment.duplicates import JudgedDuplicates, find_judged_duplicates
 from dlfer.experiment.extras import Extras, check_extras, compute_extra_metrics, keep_extras
+from dlfer.experiment.splits import JudgedDuplicates, find_judged_duplicates
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.model.artifact import load_artifact

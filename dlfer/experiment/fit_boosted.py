@@ -20,9 +20,8 @@ from dlfer.experiment.fit_network import Fitted, build_carried_network, compute_
 from dlfer.experiment.session import Session
 from dlfer.experiment.smoke import NUM_BATCHES
 from dlfer.model.boosted import BoostedClassifier, build_level_features
-from dlfer.model.levels import LevelFeatures
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
-from dlfer.model.trees import FeatureScale, import_xgboost
+from dlfer.model.trees import FeatureScale, LevelFeatures, import_xgboost
 from dlfer.runs.run import Run
 from dlfer.runs.training_records import BoostingRecord
 from dlfer.runs.wording import format_duration

@@ -10,14 +10,13 @@ from dlfer.errors import ProtocolError
 from dlfer.experiment.ensemble_answers import Answers
 from dlfer.experiment.ensemble_members import (
     Member,
-    TrainMember,
     check_training,
     make_member_config,
     obtain_members,
     write_members,
 )
 from dlfer.experiment.fit_network import Fitted
-from dlfer.experiment.session import Session
+from dlfer.experiment.session import RunMembers, Session
 from dlfer.metrics.combine import fit_combination
 from dlfer.model.artifact import load_artifact
 from dlfer.model.ensemble import EnsembleClassifier, match_labels
@@ -35,11 +34,11 @@ def fit_ensemble(
     device: Device,
     bundle: DataBundle,
     *,
-    train: TrainMember,
+    run_members: RunMembers,
 ) -> Fitted:
     """Train the members that are not trained yet, and fit what combines them on validation.
 
-    A member that is finished is not trained again; one that was stopped goes on where it stands.
+    `run_members` executes the members' runs where the session names nobody else for it. A member that is finished is not trained again; one that was stopped goes on where it stands.
 
     Raises:
         ProtocolError: a member was trained on images of this test part; or the data is streamed.
@@ -47,7 +46,7 @@ def fit_ensemble(
     """
     if not isinstance(bundle.validation, Split):
         raise ProtocolError("ensemble: the data is streamed; expected images in memory to combine members on.")
-    members = obtain_members(run, config, session, train)
+    members = obtain_members(run, config, session, session.run_members or run_members)
     for member in members:
         member.classifier = load_artifact(member.folder)
         match_labels(member.classifier.labels, bundle.labels, member.name)

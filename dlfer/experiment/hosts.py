@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 
 from dlfer.config.schema import ExperimentConfig
 from dlfer.runs.options import RunOptions
-from dlfer.train.cluster import dismiss_followers, is_follower, join_cluster
+from dlfer.train.cluster import dismiss_followers, join_cluster
 from dlfer.train.device import choose_device, set_determinism
 from dlfer.train.follow import follow_chief
+from dlfer.train.launch import is_follower
 
 if TYPE_CHECKING:
     from dlfer.experiment.session import Session

@@ -5,7 +5,7 @@ ExperimentConfig -> DataBundle -> Classifier -> Predictions -> Metrics -> report
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,18 +17,19 @@ from dlfer.data.audit import audit_data
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.images import compute_side
 from dlfer.errors import TrainingStopped
-from dlfer.experiment.duplicates import JudgedDuplicates, find_run_duplicates
 from dlfer.experiment.ensemble_answers import compare_members
 from dlfer.experiment.extras import Extras, choose_extras, compute_extra_metrics
 from dlfer.experiment.fit_boosted import explain_boosted, fit_boosted
 from dlfer.experiment.fit_ensemble import explain_ensemble, fit_ensemble
 from dlfer.experiment.fit_network import Fitted, explain_network, fit_network
 from dlfer.experiment.milestones import judge_ensemble_milestones, judge_milestones
-from dlfer.experiment.session import Session
+from dlfer.experiment.session import RunMembers, Session
 from dlfer.experiment.smoke import make_smoke_config
 from dlfer.experiment.splits import (
+    JudgedDuplicates,
     compute_run_metrics,
     describe_data,
+    find_run_duplicates,
     predict_splits,
     sort_errors,
 )
@@ -55,15 +56,14 @@ from dlfer.train.device import Device, choose_device, set_determinism
 __all__ = ["execute_run", "resume_run", "run_experiment", "start_run"]
 
 
-def train_member(
-    config: ExperimentConfig, session: Session, path: Path | None, on_created: Callable[[Path], None]
-) -> None:
-    """Execute the run of an ensemble's member: a new one, whose path `on_created` is told, or the one at `path`."""
-    if path is None:
-        start_run(config, session, on_created=on_created)
-    else:
-        run = Run(path)
-        execute_run(run, run.config(), session)
+def run_members_here(runs: Mapping[str, Run], session: Session, on_change: Callable[[], None]) -> None:
+    """Execute the runs of an ensemble's members one after another in this process."""
+    for number, (name, run) in enumerate(runs.items(), start=1):
+        session.listener.say(f"[{number}/{len(runs)}] member {name}")
+        try:
+            execute_run(run, run.config(), session)
+        finally:
+            on_change()
 
 
 def explain_experiment(config: ExperimentConfig, session: Session) -> None:
@@ -75,7 +75,7 @@ FITTERS: dict[str, Callable[[Run, ExperimentConfig, Session, Device, DataBundle]
     "transfer": fit_network,
     "hybrid": fit_network,
     "boosted": fit_boosted,
-    "ensemble": partial(fit_ensemble, train=train_member),
+    "ensemble": partial(fit_ensemble, run_members=run_members_here),
 }
 EXPLAINERS: dict[str, Callable[[ExperimentConfig, Session], None]] = {
     "transfer": explain_network,
@@ -85,15 +85,20 @@ EXPLAINERS: dict[str, Callable[[ExperimentConfig, Session], None]] = {
 }
 
 
-def run_experiment(file: Path | str, options: RunOptions) -> Path | None:
+def run_experiment(file: Path | str, options: RunOptions, *, run_members: RunMembers | None = None) -> Path | None:
     """Run the experiment of a file from data to report; return the run's folder (None for a dry run).
+
+    Args:
+        file: an experiment.
+        options: of the command line.
+        run_members: trains the members of an ensemble; None: this process does, one after another.
 
     Raises:
         UserError: the file, the data or the environment is wrong; no run is left behind for a wrong file.
         TrainingStopped: by SIGTERM or --max-hours; the run can be resumed.
     """
     config = load_experiment(file, options.overrides)
-    session = Session.start(options)
+    session = Session.start(options, run_members=run_members)
     if options.dry_run:
         explain_experiment(prepare_config(config, session)[0], session)
         return None
@@ -101,11 +106,11 @@ def run_experiment(file: Path | str, options: RunOptions) -> Path | None:
         return start_run(config, session)
 
 
-def resume_run(run: Path | str, options: RunOptions) -> Path:
+def resume_run(run: Path | str, options: RunOptions, *, run_members: RunMembers | None = None) -> Path:
     """Go on with a run that was interrupted, from its last checkpoint; a finished one is left as it is."""
     opened = open_run(run, options.out)
     # The cache of EF-FER1 stands beside the run, wherever that was put.
-    session = Session.start(replace(options, out=opened.path.parent.parent))
+    session = Session.start(replace(options, out=opened.path.parent.parent), run_members=run_members)
     if opened.status == "finished":
         session.listener.say(f"{opened.path} is finished already.")
         return opened.path
@@ -118,14 +123,12 @@ def prepare_config(config: ExperimentConfig, session: Session) -> tuple[Experime
     return make_smoke_config(config) if session.options.smoke else (config, [])
 
 
-def start_run(config: ExperimentConfig, session: Session, *, on_created: Callable[[Path], None] | None = None) -> Path:
-    """Make a run directory for `config`, tell `on_created` its path, and execute it."""
+def start_run(config: ExperimentConfig, session: Session) -> Path:
+    """Make a run directory for `config`, and execute it."""
     config, warnings = prepare_config(config, session)
     run = create_run(session.runs_folder, config, argv=list(session.options.argv))
     options = session.options
     run.update(smoke=options.smoke, use_cache=options.use_cache, judge_test=options.judge_test, warnings=warnings)
-    if on_created is not None:
-        on_created(run.path)
     for warning in warnings:
         session.listener.say(warning)
     return execute_run(run, config, session)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,10 +13,14 @@ from dlfer.data.bundle import DataBundle
 from dlfer.data.sources import load_data
 from dlfer.runs.find import default_runs_folder
 from dlfer.runs.options import RunOptions
+from dlfer.runs.run import Run
 from dlfer.runs.wording import format_duration
 from dlfer.train.control import StopControl
 from dlfer.train.progress import ConsoleListener
 from dlfer.train.watch import TrainingListener
+
+RunMembers = Callable[[Mapping[str, Run], "Session", Callable[[], None]], None]
+"""(name of a member -> its run directory, the session, who is told that a member has ended): executes the runs."""
 
 
 @dataclass
@@ -28,6 +33,7 @@ class Session:
         listener: told about the progress.
         bundles: the data that has been loaded, by its config; arms and seeds share it.
         resume_hint: the command that goes on after a stop, where it is not that of the run itself.
+        run_members: trains the members of an ensemble; None: they are trained one after another in this process.
     """
 
     options: RunOptions
@@ -35,11 +41,12 @@ class Session:
     listener: TrainingListener
     bundles: dict[str, DataBundle] = field(default_factory=dict)
     resume_hint: str | None = None
+    run_members: RunMembers | None = None
 
     @classmethod
-    def start(cls, options: RunOptions) -> Session:
+    def start(cls, options: RunOptions, *, run_members: RunMembers | None = None) -> Session:
         """Return a session that talks on stderr."""
-        return cls(options, StopControl(options.max_hours), ConsoleListener())
+        return cls(options, StopControl(options.max_hours), ConsoleListener(), run_members=run_members)
 
     @property
     def runs_folder(self) -> Path:

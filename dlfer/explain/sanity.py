@@ -15,10 +15,12 @@ import numpy as np
 from dlfer.errors import ModelError
 from dlfer.explain.explanation import Explainer, Explanation
 from dlfer.metrics.classification import compute_midranks
+from dlfer.model.batch_norm import set_norm_momentum
 from dlfer.model.boosted import BoostedClassifier, build_level_features
 from dlfer.model.classifier import Classifier
 from dlfer.model.ensemble import EnsembleClassifier
-from dlfer.model.stage_network import build_transfer_network
+from dlfer.model.stage_network import TransferNetwork, build_transfer_network
+from dlfer.model.transfer import draw_probe_images
 
 SEED = 104_729
 """Of the new weights; none that an experiment is likely to have. A trained head is still close to the one that it began
@@ -94,6 +96,8 @@ def randomise(classifier: Classifier, *, part: str = ALL, seed: int = SEED) -> C
         crop=classifier.crop,
         aspect=classifier.aspect,
     )
+    if part == ALL:
+        _settle_norms(network)
     given = {
         "config": classifier.config,
         "channels": classifier.channels,
@@ -106,6 +110,18 @@ def randomise(classifier: Classifier, *, part: str = ALL, seed: int = SEED) -> C
     if part == HEAD:
         network.backbone.set_weights(old.backbone.get_weights())
     return type(classifier)(network, classifier.labels, **given)
+
+
+def _settle_norms(network: TransferNetwork) -> None:
+    """Set the moving statistics of every BatchNorm to those of one pass over drawn images.
+
+    A network with new weights has the statistics 0 and 1. Where its kernels are small, as Glorot's rule makes those of a
+    depthwise convolution, each layer then passes on a fraction of what it gets, and the maps of the whole network would
+    be flat: there would be nothing to compare with.
+    """
+    set_norm_momentum(network.backbone, 0.0)
+    images = draw_probe_images(network.face_input.image_size, network.model.input_shape[-1])
+    network.model(images, training=True)
 
 
 def _randomise_members(ensemble: EnsembleClassifier, part: str, seed: int) -> EnsembleClassifier:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -15,7 +15,23 @@ MOST_GROUPS = 4
 """Numbers with so many values or fewer are taken as groups."""
 
 
-def compute_importance(settings: Sequence[Mapping[str, Any]], scores: Sequence[float], key: str) -> dict | None:
+class Importance(NamedTuple):
+    """What one key alone explains of the scores.
+
+    Attributes:
+        share: of the variance, in 0..1.
+        chance: what chance alone would explain on average.
+        adjusted: the share without that.
+        n: number of trials.
+    """
+
+    share: float
+    chance: float
+    adjusted: float
+    n: int
+
+
+def compute_importance(settings: Sequence[Mapping[str, Any]], scores: Sequence[float], key: str) -> Importance | None:
     """Return the share of the scores' variance that one key alone explains, and what chance would.
 
     Numbers with more than four values: the squared correlation of the scores with a parabola in the key's
@@ -30,8 +46,7 @@ def compute_importance(settings: Sequence[Mapping[str, Any]], scores: Sequence[f
         key: dotted.
 
     Returns:
-        {"share", "chance", "adjusted", "n"}, each share in 0..1; None with fewer than four scores, or where
-        the key or the score never changed.
+        None with fewer than four scores, or where the key or the score never changed.
     """
     known = [(setting[key], score) for setting, score in zip(settings, scores, strict=True) if key in setting]
     values, y = [value for value, _ in known], np.array([score for _, score in known], dtype=float)
@@ -46,7 +61,7 @@ def compute_importance(settings: Sequence[Mapping[str, Any]], scores: Sequence[f
     share = min(1.0, max(0.0, 1 - float(((y - fitted) ** 2).sum()) / total))
     chance = min(1.0, num_free / (len(y) - 1))
     adjusted = 0.0 if chance >= 1 else max(0.0, (share - chance) / (1 - chance))
-    return {"share": share, "chance": chance, "adjusted": adjusted, "n": len(y)}
+    return Importance(share, chance, adjusted, len(y))
 
 
 def _fit_groups(names: Sequence[str], y: np.ndarray) -> np.ndarray:

@@ -117,7 +117,7 @@ def compute_metrics_file(
         banner: a warning that every output of the run carries, or None.
         selected_on: in words, what the model was selected on.
         duplicates: counts of the judged images that have a duplicate in the data that made the model, as
-            `dlfer.experiment.duplicates` gives them; None where they were not counted.
+            `dlfer.experiment.splits` gives them; None where they were not counted.
         without_duplicates_ids: ids of the judged images without any, which are scored once more: of test, else of
             validation.
         target_accuracy: fraction that the answered validation images are to reach by abstaining.

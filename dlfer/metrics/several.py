@@ -15,8 +15,9 @@ from dlfer.errors import DataError
 from dlfer.metrics.intervals import compute_wilson_interval
 from dlfer.metrics.paired import compare_paired, describe_difference
 from dlfer.metrics.predictions import Predictions
+from dlfer.metrics.scores import compute_scores
 from dlfer.runs.comparison_record import CochranQ, ComparedRun, ModelComparison
-from dlfer.runs.metrics_record import Estimate, McNemar, ModelPair
+from dlfer.runs.metrics_record import Estimate, McNemar, ModelPair, ViewMetrics
 
 
 def match_predictions(several: Sequence[Predictions], names: Sequence[str]) -> list[Predictions]:
@@ -173,3 +174,19 @@ def _select(predictions: Predictions, ids: np.ndarray, labels: tuple[str, ...]) 
 
 def _to_fractions(points: Estimate) -> Estimate:
     return Estimate(value=points.value / 100, low=points.low / 100, high=points.high / 100)
+
+
+def compute_view_scores(viewed: Predictions, single: Predictions, *, view: str) -> ViewMetrics:
+    """Return the metrics of predictions averaged over views, and their difference to the single view's.
+
+    Args:
+        viewed: averaged over views.
+        single: of the same images as they are.
+        view: the name of the views.
+
+    Raises:
+        DataError: the two are not about the same images.
+    """
+    scores = compute_scores(viewed)
+    pair = compare_several([viewed, single], [view, "single view"]).pairs[0]
+    return ViewMetrics(n=scores.n, accuracy=scores.accuracy, macro_f1=scores.macro_f1, paired=pair)

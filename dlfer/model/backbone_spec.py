@@ -1,4 +1,4 @@
-"""What the table of backbones says of each, and how the records of one kind are written.
+"""The record of one backbone in the table, and how the records of one kind are written.
 
 Keras and what builds with it are imported when a network is built: the table itself is shown without.
 """
@@ -71,7 +71,7 @@ def _build_lite(variant: str, stem: str) -> keras.Model:
 
 
 def _load_lite(variant: str, backbone: keras.Model, weights_file: str | None) -> None:
-    from dlfer.model.lite_weights import load_lite_weights
+    from dlfer.model.efficientnet_lite import load_lite_weights
 
     load_lite_weights(variant, backbone, weights_file)
 

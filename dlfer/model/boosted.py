@@ -11,9 +11,8 @@ import numpy as np
 from dlfer.config.sections import BoostingConfig, ModelConfig
 from dlfer.errors import ModelError
 from dlfer.model.classifier import Classifier, read_model_config
-from dlfer.model.levels import LevelFeatures
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
-from dlfer.model.trees import FeatureScale, count_threads, import_xgboost, read_booster
+from dlfer.model.trees import FeatureScale, LevelFeatures, count_threads, import_xgboost, read_booster
 from dlfer.model.weights_file import load_weights
 from dlfer.runs.files import write_atomically
 from dlfer.runs.find import ARTIFACT_FILE

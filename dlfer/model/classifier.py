@@ -213,13 +213,16 @@ def read_artifact_record(folder: Path) -> ArtifactRecord:
         values = read_json(path)
     except (OSError, ValueError) as error:
         raise ModelError(f"{path}: expected the description of a trained model: {error}.") from error
-    if isinstance(values, dict):
-        form, family = values.get("format"), values.get("family")
-        if form != FORMAT or family not in names.FAMILIES:
-            raise ModelError(
-                f"{path}: found format {str(form)[:40]!r} and family {str(family)[:40]!r}, "
-                f"expected format {FORMAT} and one of {', '.join(names.FAMILIES)}; it needs another version of dlfer."
-            )
+    if not isinstance(values, dict):
+        raise ModelError(
+            f"{path}: found a {type(values).__name__}, expected the description of a trained model. {_MEND}."
+        )
+    form, family = values.get("format"), values.get("family")
+    if form != FORMAT or family not in names.FAMILIES:
+        raise ModelError(
+            f"{path}: found format {str(form)[:40]!r} and family {str(family)[:40]!r}, "
+            f"expected format {FORMAT} and one of {', '.join(names.FAMILIES)}; it needs another version of dlfer."
+        )
     record = ArtifactRecord.parse(values, path)
     _check_limits(record, path)
     return record

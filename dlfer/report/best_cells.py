@@ -13,9 +13,10 @@ from dlfer.metrics.predictions import Predictions, read_predictions
 from dlfer.report.curves import MacroRoc, compute_class_rocs, draw_class_rocs, frame_roc
 from dlfer.report.figures import COLOURS, HATCHES, INK, LINES, SOFT, figure_style, new_figure, write_figure
 from dlfer.report.keys import format_value, shorten_key
-from dlfer.report.page import format_count, format_interval, format_percent, is_missing
+from dlfer.report.page import format_count, format_interval, format_percent
 from dlfer.runs.comparison_record import BestCell, BestCells, Mean
 from dlfer.runs.metrics_record import Estimate
+from dlfer.runs.wording import is_missing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

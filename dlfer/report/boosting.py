@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from dlfer.config.schema import BoostingConfig, StageConfig
+from dlfer.config.sections import BoostingConfig
+from dlfer.config.stage_section import StageConfig
 from dlfer.report.figures import COLOURS, HATCHES, figure_style, new_figure
-from dlfer.report.page import format_count, format_duration, format_percent
+from dlfer.report.page import format_count, format_percent
 from dlfer.runs.training_records import BoostedLevel, BoostingRecord
+from dlfer.runs.wording import format_duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -17,7 +17,6 @@ from dlfer.report.page import (
     format_interval,
     format_percent,
     format_uncertainty,
-    is_missing,
     render_text,
 )
 from dlfer.report.record import describe_environment, get_name, read_experiment
@@ -26,6 +25,7 @@ from dlfer.runs.evaluations import read_metrics
 from dlfer.runs.files import write_atomically
 from dlfer.runs.metrics_record import Estimate, Metrics
 from dlfer.runs.records import ArtifactRecord, DataRecord, RunRecord
+from dlfer.runs.wording import is_missing
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult

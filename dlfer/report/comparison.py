@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,10 +16,11 @@ from dlfer.report.best_cells import BEST_FIGURES, describe_best_cells, write_bes
 from dlfer.report.curves import draw_line, finish_epoch_axis, read_series
 from dlfer.report.figures import COLOURS, HATCHES, INK, SOFT, figure_style, new_figure, stamp_banner, write_figure
 from dlfer.report.keys import format_value
-from dlfer.report.page import format_count, format_percent, load_figures, read_rows, render_page
+from dlfer.report.page import format_count, format_percent, load_figures, render_page
 from dlfer.report.record import describe_environment, describe_run, format_command, get_name, read_text
 from dlfer.report.sweep import SWEEP_FIGURES, describe_best, format_cell, write_sweep_figures
 from dlfer.runs.comparison_record import ArmKey, ArmPair, ComparisonRecord
+from dlfer.runs.member_rows import MemberRow, read_member_rows
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import RunRecord
 from dlfer.runs.training_records import Epoch, read_history
@@ -36,22 +37,15 @@ _MOST_CURVES = 6
 
 @dataclass(frozen=True)
 class ReportedMember:
-    """A row of members.csv, and where the member's run is.
+    """A member as the page shows it.
 
     Attributes:
-        seed: None where the file does not say.
-        folder: of the run; None before it has begun.
+        row: what members.csv says of it.
+        folder: of its run; None before it has begun.
         link: relative address of the run's report; None where there is none.
     """
 
-    arm: str
-    seed: int | None
-    status: str
-    validation_accuracy: float | None
-    test_accuracy: float | None
-    macro_f1: float | None
-    seconds: float | None
-    pretrain_seconds: float | None
+    row: MemberRow
     folder: Path | None
     link: str | None
 
@@ -140,28 +134,14 @@ def read_members(path: Path) -> list[ReportedMember]:
 
     A member is looked for where members.csv says, else beside the comparison, so that a folder of runs may be moved.
     """
-    return [_parse_member(path, row) for row in read_rows(path / "members.csv")]
-
-
-def _parse_member(path: Path, row: Mapping[str, str]) -> ReportedMember:
-    def read(column: str) -> float | None:
-        return float(row[column]) if row.get(column) else None
-
-    recorded = Path(row["path"]) if row.get("path") else None
-    folder = recorded if recorded is None or recorded.exists() else path.parent / recorded.name
-    report = None if folder is None else folder / "report.html"
-    return ReportedMember(
-        arm=row["arm"],
-        seed=int(row["seed"]) if row.get("seed") else None,
-        status=row["status"],
-        validation_accuracy=read("validation_accuracy"),
-        test_accuracy=read("test_accuracy"),
-        macro_f1=read("macro_f1"),
-        seconds=read("seconds"),
-        pretrain_seconds=read("pretrain_seconds"),
-        folder=folder,
-        link=Path(os.path.relpath(report, path)).as_posix() if report is not None and report.exists() else None,
-    )
+    members = []
+    for row in read_member_rows(path):
+        folder = row.find_folder(path) or (Path(row.path) if row.path else None)
+        report = None if folder is None else folder / "report.html"
+        has_report = report is not None and report.exists()
+        link = Path(os.path.relpath(report, path)).as_posix() if has_report else None
+        members.append(ReportedMember(row, folder, link))
+    return members
 
 
 def _write_figures(
@@ -171,10 +151,10 @@ def _write_figures(
     if is_sweep:
         names = (*SWEEP_FIGURES, *BEST_FIGURES)
         write_sweep_figures(path / "figures", comparison)
-        folders = {(member.arm, member.seed): member.folder for member in members if member.folder is not None}
+        folders = {(member.row.arm, member.row.seed): member.folder for member in members if member.folder is not None}
         write_best_figures(path / "figures", comparison.best_of, folders)
         best = [row.arm for row in comparison.table[:_MOST_CURVES]]
-        _write_curves(path / "figures", [member for member in members if member.arm in best])
+        _write_curves(path / "figures", [member for member in members if member.row.arm in best])
     else:
         names = FIGURES
         write_comparison_figures(path, comparison, members)
@@ -213,7 +193,7 @@ def write_comparison_figures(path: Path, comparison: ComparisonRecord, members: 
 
 def _write_curves(figures: Path, members: Sequence[ReportedMember]) -> list[Path]:
     histories = [
-        (member.arm, read_history(member.folder / "finetune" / "history.csv"))
+        (member.row.arm, read_history(member.folder / "finetune" / "history.csv"))
         for member in members
         if member.folder is not None
     ]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dlfer.config.schema import EnsembleConfig
+from dlfer.config.sections import EnsembleConfig
 from dlfer.report.figures import INK, SOFT, figure_style, new_figure
 from dlfer.report.headline import VIEWS
 from dlfer.report.page import format_count, format_percent

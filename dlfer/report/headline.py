@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from dlfer.report.duplicates import describe_duplicates, find_without, format_without
-from dlfer.report.page import format_percent, is_missing
+from dlfer.report.page import format_percent
 from dlfer.runs.metrics_record import Estimate, Metrics, SplitMetrics, SplitSummary
 from dlfer.runs.records import DataRecord
+from dlfer.runs.wording import is_missing
 
 SPLITS = ("test", "test_without_duplicates", "validation", "validation_without_duplicates", "train")
 VIEWS = {"single": "the image as it is", "mirror": "the image and its mirror image", "ten_crop": "ten crops"}

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import shlex
 from pathlib import Path
 from typing import NamedTuple
 
 from dlfer.config.load import load_recorded_experiment
 from dlfer.config.schema import ExperimentConfig
-from dlfer.errors import ConfigError
+from dlfer.errors import ConfigError, ModelError
+from dlfer.runs.member_rows import MEMBERS_FILE, read_member_rows
 from dlfer.runs.records import RunRecord
 from dlfer.runs.run import CONFIG_FILE
 
@@ -88,9 +89,9 @@ class Link(NamedTuple):
 def find_comparisons(run_path: Path) -> list[Link]:
     """Return the comparisons beside a run that it is a member of."""
     run_path, found = run_path.resolve(), []
-    for members in sorted(run_path.parent.glob("*/members.csv")):
-        with members.open(newline="", encoding="utf-8") as file:
-            names = {Path(path).name for row in csv.DictReader(file) if (path := row.get("path"))}
-        if run_path.name in names:
-            found.append(Link(members.parent.name, f"../{members.parent.name}/report.html"))
+    for members in sorted(run_path.parent.glob(f"*/{MEMBERS_FILE}")):
+        # A damaged file of a neighbour must not keep a run from its report.
+        with contextlib.suppress(ModelError):
+            if run_path.name in {Path(row.path).name for row in read_member_rows(members.parent) if row.path}:
+                found.append(Link(members.parent.name, f"../{members.parent.name}/report.html"))
     return found

@@ -13,12 +13,13 @@ from dlfer.report.boosting import describe_levels, draw_levels
 from dlfer.report.curves import draw_corruptions, draw_history, draw_reliability, draw_risk_coverage, draw_roc
 from dlfer.report.ensemble import describe_milestone_figure, draw_milestones
 from dlfer.report.figures import stamp_banner, write_figure
-from dlfer.report.page import format_percent, is_missing
+from dlfer.report.page import format_percent
 from dlfer.report.pictures import draw_confusion
 from dlfer.report.sections import STAGES
 from dlfer.runs.evaluations import read_metrics
 from dlfer.runs.metrics_record import Abstention, Calibration, Corruptions, Metrics, Selective, SplitMetrics
 from dlfer.runs.training_records import BoostingRecord, read_events, read_history
+from dlfer.runs.wording import is_missing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from dlfer.metrics.importance import Importance
 from dlfer.report.figures import COLOURS, figure_style, new_figure
 from dlfer.report.keys import format_value, shorten_key
+from dlfer.runs.member_rows import MemberRow
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -21,27 +23,27 @@ _ABREAST = 6
 """So many keys stand side by side."""
 
 
-def draw_coordinates(records: Sequence[Mapping[str, Any]], keys: Sequence[str], name: str, direction: str) -> Figure:
+def draw_coordinates(trials: Sequence[MemberRow], keys: Sequence[str], name: str, direction: str) -> Figure:
     """Draw an upright axis for each key and one for the score, and a line for each trial.
 
     Of more keys than fit side by side (six) there are several rows, each with the score at its end.
 
     Args:
-        records: trials with a score.
+        trials: those with a score.
         keys: dotted, of the space; a trial in which one is not searched passes below its axis.
         name: of the score.
         direction: "min" or "max".
     """
-    score_axis = _Axis([float(record["score"]) for record in records], flip=direction == "min")
+    score_axis = _Axis([float(trial.score) for trial in trials], flip=direction == "min")
     score_title = f"{name}\n({'less' if direction == 'min' else 'more'} is better)"
     # The best is drawn last, and of equals the first counts as the best.
-    scores = np.array([record["score"] for record in records], dtype=float)
+    scores = np.array([trial.score for trial in trials], dtype=float)
     order = np.argsort(-scores if direction == "max" else scores, kind="stable")[::-1]
     rows = np.array_split(np.array(keys, dtype=object), math.ceil(len(keys) / _ABREAST))
     with figure_style():
         figure = new_figure(max(6.0, 1.6 * (len(rows[0]) + 1)), 4.2 * len(rows))
         for axes, row in zip(figure.subplots(len(rows), squeeze=False)[:, 0], rows, strict=True):
-            drawn = [_Axis([record["overrides"].get(key) for record in records]) for key in row]
+            drawn = [_Axis([trial.settings.get(key) for trial in trials]) for key in row]
             _draw_lines(axes, [*drawn, score_axis], order)
             _dress(axes, [*drawn, score_axis], [*(shorten_key(key, keys) for key in row), score_title])
     return figure
@@ -88,14 +90,14 @@ def _dress(axes: Axes, upright: Sequence[_Axis], titles: Sequence[str]) -> None:
     axes.tick_params(axis="x", length=0)
 
 
-def draw_importance(importance: Mapping[str, Mapping[str, float]]) -> Figure:
+def draw_importance(importance: Mapping[str, Importance]) -> Figure:
     """Draw the share of each key as a bar, with a tick at what chance alone would explain."""
-    keys = sorted(importance, key=lambda key: importance[key]["share"])
+    keys = sorted(importance, key=lambda key: importance[key].share)
     with figure_style():
         figure = new_figure(6.5, 1.2 + 0.42 * len(keys))
         axes = figure.subplots()
         for place, key in enumerate(keys):
-            share, chance = 100 * importance[key]["share"], 100 * importance[key]["chance"]
+            share, chance = 100 * importance[key].share, 100 * importance[key].chance
             axes.barh(place, share, 0.6, color=COLOURS[0] if share > chance else "#b9c3cc")
             axes.plot([chance, chance], [place - 0.36, place + 0.36], color=INK, linewidth=2)
             axes.text(max(share, chance) + 1.5, place, f"{share:.0f}", va="center", fontsize=9)
@@ -107,21 +109,21 @@ def draw_importance(importance: Mapping[str, Mapping[str, float]]) -> Figure:
     return figure
 
 
-def draw_history(records: Sequence[Mapping[str, Any]], name: str, direction: str) -> Figure:
+def draw_history(trials: Sequence[MemberRow], name: str, direction: str) -> Figure:
     """Draw the score of each trial in order, those that failed as crosses, and the best so far as a line."""
     better = np.minimum if direction == "min" else np.maximum
-    scored = [(n, r) for n, r in enumerate(records, start=1) if r["score"] is not None]
+    scored = [(number, trial) for number, trial in enumerate(trials, start=1) if trial.score is not None]
     places = [number for number, _ in scored]
-    scores = np.array([record["score"] for _, record in scored], dtype=float)
+    scores = np.array([trial.score for _, trial in scored], dtype=float)
     with figure_style():
         figure = new_figure(8, 3.4)
         axes = figure.subplots()
         axes.step(places, better.accumulate(scores), where="post", color=COLOURS[1], linewidth=1.6, label="best so far")
         for whole, marker, label in ((True, "o", "run to the end"), (False, "v", "ended early")):
-            some = [(n, r["score"]) for n, r in scored if (r["status"] == "finished") == whole]
+            some = [(number, trial.score) for number, trial in scored if (trial.status == "finished") == whole]
             if some:
                 axes.plot(*zip(*some, strict=True), marker, color=COLOURS[0], markersize=6, label=label)
-        failed = [number for number, record in enumerate(records, start=1) if record["status"] == "failed"]
+        failed = [number for number, trial in enumerate(trials, start=1) if trial.status == "failed"]
         if failed:
             axes.plot(failed, [scores.min()] * len(failed), "x", color=SOFT, markersize=7, label="failed")
         axes.set_xlabel("trial")

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dlfer.config.schema import AugmentConfig, DataConfig, ExperimentConfig, ModelConfig, PretrainConfig, StageConfig
+from dlfer.config.schema import ExperimentConfig
+from dlfer.config.sections import DataConfig, ModelConfig
+from dlfer.config.stage_section import AugmentConfig, PretrainConfig, StageConfig
 from dlfer.report.boosting import describe_setting
 from dlfer.report.ensemble import describe_members
 from dlfer.runs.records import Cost, DataRecord

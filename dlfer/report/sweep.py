@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING
 
 from dlfer.report.best_cells import SCORES
 from dlfer.report.figures import COLOURS, INK, SOFT, figure_style, new_figure, write_figure
-from dlfer.report.page import format_count, format_duration, format_interval, format_percent
+from dlfer.report.page import format_count, format_interval, format_percent
 from dlfer.runs.comparison_record import ArmPair, ArmRow, ComparisonRecord
 from dlfer.runs.metrics_record import CountedEstimate
+from dlfer.runs.wording import format_duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-from dlfer.config.schema import DataConfig, ExperimentConfig
+from dlfer.config.schema import ExperimentConfig
+from dlfer.config.sections import DataConfig
 
 
 class Terms(NamedTuple):

@@ -192,10 +192,19 @@ class Cost(Record):
 
 
 class SearchOptionsRecord(Record):
-    """How a search was asked for."""
+    """How a search was started.
+
+    Attributes:
+        ablation: with EF-FER1 and without.
+        trials: at most so many in each arm; None: as the experiment says.
+        storage: whether several machines share it.
+        engine: None: an earlier version of dlfer began it.
+    """
 
     ablation: bool = False
     trials: int | None = None
+    storage: bool = False
+    engine: str | None = None
 
 
 class RunRecord(FileRecord):

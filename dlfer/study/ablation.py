@@ -1,8 +1,8 @@
-"""The ablation, with and without EF-FER1: a sweep of two cells, one of which sets `pretrain: null`.
+"""The ablation, with and without EF-FER1: a comparison of two arms, one of which sets `pretrain: null`.
 
 `ablation.with` and `ablation.without` set further keys of one arm, for a start from random weights often needs another
-rate than one from pretrained weights. All members share the data, the order of images and the seeds, and train in
-this one process; all arms with EF-FER1 share one EF-FER1.
+rate than one from pretrained weights. All members have the same data, order of images and seeds; all arms with EF-FER1
+share one EF-FER1.
 """
 
 from __future__ import annotations
@@ -10,37 +10,50 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
 
 from dlfer.config.load import load_experiment, with_overrides
 from dlfer.config.schema import ExperimentConfig
-from dlfer.errors import ConfigError, DlferError, TrainingStopped, UserError
-from dlfer.experiment.run import execute_run, explain_experiment, prepare_config, start_run
-from dlfer.experiment.session import Session
+from dlfer.errors import ConfigError, DlferError
 from dlfer.report.comparison import format_comparison_table
 from dlfer.runs.comparison_record import ArmKey, ComparisonRecord
 from dlfer.runs.find import open_run
 from dlfer.runs.options import RunOptions
 from dlfer.runs.training_records import read_history
-from dlfer.study.execute import Comparison, carry_out, create_comparison_run
+from dlfer.study.comparison import (
+    ArrayTask,
+    Comparison,
+    Rules,
+    explain_members,
+    run_comparison,
+    start_comparison,
+)
 from dlfer.study.members import Member, Plan, group_finished
+from dlfer.study.progress import StudyConsole
 from dlfer.study.summary import Finished, choose_split, collect_notes, compare_with, describe_split, summarise_arm
 
 WITH, WITHOUT, EQUAL_COMPUTE = "with EF-FER1", "without EF-FER1", "without, equal compute"
 
 
-def run_ablation(file: Path | str, options: RunOptions, seeds: Sequence[int] | None = None) -> Path | None:
+def run_ablation(
+    file: Path | str,
+    options: RunOptions,
+    seeds: Sequence[int] | None = None,
+    *,
+    workers: int | None = None,
+    array: ArrayTask | None = None,
+) -> Path | None:
     """Run an experiment with and without EF-FER1 and compare the two; return the comparison's folder.
 
     Args:
         file: an experiment with a `pretrain` section.
         options: of the command line.
         seeds: instead of `ablation.seeds`.
+        workers: how many members train at a time; None: one for each GPU, one on a machine without.
+        array: run one member in a shared folder of runs, or collect those that have finished there; None: run all here.
 
     Raises:
         ConfigError: the experiment has no EF-FER1 to leave out.
@@ -56,25 +69,18 @@ def run_ablation(file: Path | str, options: RunOptions, seeds: Sequence[int] | N
             f"{file}: pretrain is null, so there is no EF-FER1 to leave out. "
             "The ablation needs an experiment with a pretrain section, e.g. experiments/quickstart.yaml."
         )
-    session = Session.start(options)
     plan = _plan(config, smoke=options.smoke)
     if options.dry_run:
-        explain_experiment(prepare_config(config, session)[0], session)
-        for member in plan.make_members():
-            session.listener.say(f"member: {member.title}")
+        explain_members(config, plan, options)
         return None
-    run = create_comparison_run(config, plan, options)
-    return _carry_out(Comparison(run, config, plan, session.listener.say), session)
+    return start_comparison(config, plan, options, workers=workers, array=array, rules=RULES)
 
 
-def resume_ablation(run: Path | str, options: RunOptions) -> Path:
+def resume_ablation(run: Path | str, options: RunOptions, *, workers: int | None = None) -> Path:
     """Go on with an ablation: finished members stay, an interrupted one continues from its checkpoint."""
     opened = open_run(run, options.out)
-    # Members go beside the comparison, wherever it was put.
-    session = Session.start(replace(options, out=opened.path.parent.parent, smoke=opened.is_smoke))
-    config = opened.config()
-    plan = _plan(config, smoke=opened.is_smoke)
-    return _carry_out(Comparison(opened, config, plan, session.listener.say), session)
+    plan = _plan(opened.config(), smoke=opened.is_smoke)
+    return run_comparison(Comparison(opened, opened.config(), plan), options, workers=workers, rules=RULES)
 
 
 def _plan(config: ExperimentConfig, *, smoke: bool) -> Plan:
@@ -92,63 +98,31 @@ def _plan(config: ExperimentConfig, *, smoke: bool) -> Plan:
     return Plan("ablation", arms, config.ablation.seeds[:1] if smoke else config.ablation.seeds, reference=WITH)
 
 
-def _carry_out(comparison: Comparison, session: Session) -> Path:
-    session.resume_hint = f"dlfer ablate --resume {comparison.run.path}"
+def _prepare(comparison: Comparison, member: Member) -> bool:
+    """Set how many epochs make the compute equal; return False while no member with EF-FER1 has finished.
 
-    def run_members(comparison: Comparison) -> None:
-        for member in comparison.members:
-            if member.status != "finished":
-                session.listener.say(f"\n{comparison.get_position(member)} {member.title}")
-                _run_member(comparison, member, session)
-
-    def show(found: ComparisonRecord) -> None:
-        show_comparison(found, session.listener.console)
-
-    with session.control.watch_signals():
-        return carry_out(comparison, run_members, _conclude, show)
-
-
-def _run_member(comparison: Comparison, member: Member, session: Session) -> None:
-    """Run or resume one member; a failure in training is recorded, the user's errors and stops go on."""
-    import keras
-
-    keras.backend.clear_session()
-
-    def record(path: Path) -> None:
-        member.path, member.status = str(path.resolve()), "running"
-        comparison.save()
-
-    try:
-        if member.path:
-            member.status = "running"
-            execute_run(member.run, member.run.config(), session)
-        else:
-            if member.arm == EQUAL_COMPUTE:
-                epochs = _count_equal_epochs(comparison.config, comparison.members)
-                without = comparison.config.ablation.without
-                member.overrides = {"pretrain": None, **without, "finetune.epochs": epochs}
-            start_run(member.make_config(comparison.config), session, on_created=record)
-        member.status, member.error = "finished", ""
-    except (TrainingStopped, KeyboardInterrupt):
-        member.status = "stopped"
-        raise
-    except UserError as error:
-        member.fail(error)
-        raise
-    except DlferError as error:
-        member.fail(error)
-        session.listener.say(f"{member.title} failed: {error}")
-    finally:
-        comparison.save()
+    Raises:
+        DlferError: none will finish.
+    """
+    if member.arm != EQUAL_COMPUTE:
+        return True
+    of_with = [other for other in comparison.members if other.arm == WITH]
+    if not any(other.status == "finished" for other in of_with):
+        if any(other.status != "failed" for other in of_with):
+            return False
+        raise DlferError(f"the arm {EQUAL_COMPUTE!r} needs a finished arm {WITH!r}, whose EF-FER1 shows the cost.")
+    epochs = _count_equal_epochs(comparison.config, comparison.members)
+    member.overrides = {"pretrain": None, **comparison.config.ablation.without, "finetune.epochs": epochs}
+    return True
 
 
-def show_comparison(found: ComparisonRecord, console: Console) -> None:
+def show_comparison(found: ComparisonRecord, console: StudyConsole) -> None:
     """Print the table of arms, the verdicts (in red where training did not learn) and the notes of a comparison."""
-    console.print(format_comparison_table(found))
+    console.console.print(format_comparison_table(found))
     for pair in found.paired:
-        console.print(pair.sentence, markup=False, style="bold red" if pair.not_learned else "bold")
+        console.say(pair.sentence, style="bold red" if pair.not_learned else "bold")
     for note in found.notes:
-        console.print(note, markup=False)
+        console.say(note)
 
 
 def _count_equal_epochs(config: ExperimentConfig, members: Sequence[Member]) -> int:
@@ -157,9 +131,7 @@ def _count_equal_epochs(config: ExperimentConfig, members: Sequence[Member]) -> 
     Cost is counted in pixels seen in training: images x image_size^2; it leaves out that a wider head
     or a slower input costs more.
     """
-    done = next((m for m in members if m.arm == WITH and m.status == "finished"), None)
-    if done is None:
-        raise DlferError(f"the arm {EQUAL_COMPUTE!r} needs a finished arm {WITH!r}, whose EF-FER1 tells the cost.")
+    done = next(member for member in members if member.arm == WITH and member.status == "finished")
     cost = done.cost
     pixels = cost.pretrain_images * cost.pretrain_image_size**2
     without = with_overrides(config, {"pretrain": None, **config.ablation.without})
@@ -175,19 +147,6 @@ def _conclude(comparison: Comparison) -> ComparisonRecord:
     found = compare_arms(WITH, finished)
     notes = [*_describe_fairness(comparison, found.arm_keys), *_describe_costs(finished)]
     return found.model_copy(update={"notes": found.notes + notes})
-
-
-def compare_arms(reference: str, finished: Finished) -> ComparisonRecord:
-    """Return the table of arms with finished members, each compared with one of them, and the keys that differ."""
-    split = choose_split(finished)
-    judged_on = describe_split(split, finished)
-    return ComparisonRecord(
-        table=[summarise_arm(arm, members) for arm, members in finished.items()],
-        paired=compare_with(reference, finished, split),
-        notes=collect_notes(finished, judged_on),
-        judged_on=judged_on,
-        arm_keys=list_arm_keys(finished),
-    )
 
 
 def list_arm_keys(finished: Finished) -> list[ArmKey]:
@@ -252,3 +211,19 @@ def _describe_costs(finished: Finished) -> list[str]:
             )
         notes.append(text + ".")
     return notes
+
+
+def compare_arms(reference: str, finished: Finished) -> ComparisonRecord:
+    """Return the table of arms with finished members, each compared with one of them, and the keys that differ."""
+    split = choose_split(finished)
+    judged_on = describe_split(split, finished)
+    return ComparisonRecord(
+        table=[summarise_arm(arm, members) for arm, members in finished.items()],
+        paired=compare_with(reference, finished, split),
+        notes=collect_notes(finished, judged_on),
+        judged_on=judged_on,
+        arm_keys=list_arm_keys(finished),
+    )
+
+
+RULES = Rules(_conclude, show_comparison, _prepare, shares_processes=True)

@@ -5,7 +5,6 @@ Unlike an ablation nothing is trained here; the files of the runs are read and t
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from dlfer.metrics.several import compare_several, match_predictions
 from dlfer.runs.comparison_record import ArmPair, ModelComparison, System
 from dlfer.runs.evaluations import require_metrics
 from dlfer.runs.find import open_run
+from dlfer.runs.member_rows import read_member_rows
 from dlfer.runs.metrics_record import Metrics, ModelPair
 from dlfer.runs.run import Run
 from dlfer.study.summary import conclude_pair, correct_pairs
@@ -99,14 +99,8 @@ def _find_entry(name: str, folder: Path | None) -> Entry:
 
 
 def _read_member_paths(run: Run) -> list[str]:
-    """Return where the members stand: beside the comparison, else as recorded."""
-    try:
-        with open(run.path / "members.csv", newline="") as file:
-            paths = [Path(row["path"]) for row in csv.DictReader(file) if row.get("path")]
-            besides = [run.path.parent / path.name for path in paths]
-            return [str(beside if beside.exists() else path) for beside, path in zip(besides, paths, strict=True)]
-    except FileNotFoundError:
-        return []
+    """Return where the members are: as recorded, or beside the comparison if the folder of runs was moved."""
+    return [str(row.find_folder(run.path) or row.path) for row in read_member_rows(run.path) if row.path]
 
 
 def _name_entries(entries: list[Entry]) -> list[Entry]:

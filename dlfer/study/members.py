@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
+import contextlib
+import os
+import secrets
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -15,27 +17,12 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.predictions import Predictions, read_predictions
 from dlfer.runs.evaluations import require_metrics
-from dlfer.runs.files import write_atomically
+from dlfer.runs.member_rows import MEMBERS_FILE, MemberRow, is_run, read_member_rows
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import Cost
-from dlfer.runs.run import RUN_FILE, Run
+from dlfer.runs.run import RUN_FILE, Run, create_run
 
-MEMBERS_FILE = "members.csv"
-PARTS = ("train", "validation", "test")
-COLUMNS = (
-    "arm",
-    "seed",
-    "digest",
-    "path",
-    "status",
-    "train_accuracy",
-    "validation_accuracy",
-    "test_accuracy",
-    "macro_f1",
-    "seconds",
-    "pretrain_seconds",
-    "error",
-)
+SPLITS = ("train", "validation", "test")
 
 
 @dataclass
@@ -91,6 +78,24 @@ class Member:
         path = Path(self.path) / "predictions" / f"{part}.npz"
         return read_predictions(path) if path.exists() else None
 
+    def as_row(self) -> MemberRow:
+        """Return the member's line of members.csv, with the metrics of a finished one."""
+        row = MemberRow(
+            arm=self.arm,
+            seed=self.seed,
+            path=self.path,
+            status=self.status,
+            error=self.error,
+            digest=(self.run.record.config_digest or "")[:8] if self.path else "",
+            settings=self.overrides,
+        )
+        if self.status != "finished":
+            return row
+        found = {name: self.metrics.get(name) for name in SPLITS}
+        accuracies = {f"{name}_accuracy": scores.accuracy.value for name, scores in found.items() if scores}
+        seconds = {"seconds": self.cost.finetune_seconds, "pretrain_seconds": self.cost.pretrain_seconds}
+        return row.change(macro_f1=self.metrics.judged.macro_f1.value, **seconds, **accuracies)
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -108,6 +113,11 @@ class Plan:
     seeds: Sequence[int]
     reference: str | None = None
 
+    @property
+    def verb(self) -> str:
+        """The command that runs it."""
+        return {"ablation": "ablate"}.get(self.kind, self.kind)
+
     def make_members(self) -> list[Member]:
         """Return the members, seed by seed: all arms are known by one seed before the next begins."""
         return [Member(arm, seed, dict(overrides)) for seed in self.seeds for arm, overrides in self.arms.items()]
@@ -122,55 +132,56 @@ def group_finished(members: Sequence[Member]) -> dict[str, list[Member]]:
     return finished
 
 
-def write_members(run: Run, members: Sequence[Member]) -> None:
-    """Write members.csv of a comparison."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(_make_row(member) for member in members)
-    write_atomically(run.path / MEMBERS_FILE, text.getvalue())
-
-
 def read_members(run: Run, plan: Plan) -> list[Member]:
     """Return the planned members with what members.csv says of them; one whose folder is gone is begun anew.
 
     Raises:
         ModelError: the file names a member that is not in the plan.
     """
-    path, members = run.path / MEMBERS_FILE, plan.make_members()
-    if not path.exists():
-        return members
-    planned = {(member.arm, str(member.seed)): member for member in members}
-    with open(path, newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            member = planned.get((row["arm"], row["seed"]))
-            if member is None:
-                raise ModelError(
-                    f"{path}: found the member {row['arm']}, seed {row['seed']}, which config.yaml beside it does not "
-                    "plan; one of the two files was changed. Start a new comparison."
-                )
-            place = _find_folder(run, row["path"])
-            if place:
-                member.path, member.status, member.error = place, row["status"], row.get("error") or ""
+    members = plan.make_members()
+    planned = {(member.arm, member.seed): member for member in members}
+    for row in read_member_rows(run.path):
+        member = planned.get((row.arm, row.seed))
+        if member is None:
+            raise ModelError(
+                f"{run.path / MEMBERS_FILE}: found the member {row.arm}, seed {row.seed}, which config.yaml beside it does "
+                "not plan; one of the two files was changed. Start a new comparison."
+            )
+        folder = row.find_folder(run.path)
+        if is_run(folder):
+            member.path, member.status, member.error = str(folder), row.status, row.error
     return members
 
 
-def _find_folder(run: Run, path: str) -> str:
-    """Return where a member stands now: as recorded, or beside the comparison if the folder was moved; else ""."""
-    beside = run.path.parent / Path(path).name
-    return next((str(place) for place in (Path(path), beside) if path and (place / RUN_FILE).exists()), "")
+def open_shared_run(
+    folder: Path, name: str, config: ExperimentConfig, *, argv: Sequence[str], kind: str, facts: Mapping[str, Any]
+) -> Run:
+    """Make or open the run directory that several processes share, `folder`/<experiment>/`name`.
 
+    Whoever comes first makes it, as a whole: under another name, and renamed. So nobody ever sees half of it, and all
+    processes, on whatever machine, agree on one directory.
 
-def _make_row(member: Member) -> dict[str, Any]:
-    row = {name: getattr(member, name) for name in ("arm", "seed", "path", "status", "error")}
-    if member.path:
-        row["digest"] = (member.run.record.config_digest or "")[:8]
-    if member.status != "finished":
-        return row
-    metrics, cost = member.metrics, member.cost
-    row |= {f"{part}_accuracy": metrics.get(part).accuracy.value for part in PARTS if metrics.get(part)}
-    return row | {
-        "macro_f1": metrics.judged.macro_f1.value,
-        "seconds": cost.finetune_seconds,
-        "pretrain_seconds": cost.pretrain_seconds,
-    }
+    Args:
+        folder: the folder of runs, which all of them see.
+        name: the same in all processes.
+        config: of the experiment.
+        argv: the command that asked for it.
+        kind: as of `create_run`.
+        facts: further fields of run.json.
+    """
+    path = folder / config.experiment.name / name
+    if (path / RUN_FILE).exists():
+        return Run(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = folder / f".{name}.{secrets.token_hex(4)}.tmp"
+    try:
+        made = create_run(draft, config, argv=list(argv), kind=kind)
+        made.update(**facts)
+        # Renaming to a directory that exists and has files in it fails: then another process was first.
+        with contextlib.suppress(OSError):
+            os.rename(made.path, path)
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    if not (path / RUN_FILE).exists():
+        raise ModelError(f"{path}: cannot be made; is the folder writable? Choose another folder of runs by --out.")
+    return Run(path)

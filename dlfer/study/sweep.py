@@ -1,15 +1,13 @@
 """A sweep: every cell of a grid with every seed, each an ordinary run in a process of its own.
 
-The cells are ranked on validation. Each member opens the test split once, at its end; the metrics on test are shown as
-well, and rank nothing.
+The cells are ranked on validation. The test part is opened once by each member, at its end, and its
+figures stand beside; they rank nothing.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,9 +27,16 @@ from dlfer.runs.files import write_atomically
 from dlfer.runs.find import open_run
 from dlfer.runs.options import RunOptions
 from dlfer.study.best_cells import BEST_FILE, choose_best_cells, write_best_csv
-from dlfer.study.execute import Comparison, carry_out, create_comparison_run
+from dlfer.study.comparison import (
+    ArrayTask,
+    Comparison,
+    Rules,
+    explain_members,
+    run_comparison,
+    start_comparison,
+)
 from dlfer.study.members import Member, Plan, group_finished
-from dlfer.study.parallel import run_in_processes
+from dlfer.study.progress import StudyConsole
 from dlfer.study.summary import (
     Finished,
     choose_split,
@@ -40,15 +45,18 @@ from dlfer.study.summary import (
     describe_split,
     summarise_arm,
 )
-from dlfer.study.workers import list_gpu_ids, make_places
-from dlfer.train.control import StopControl
 
 SWEEP_FILE = "sweep.csv"
 _SHOWN_PAIRS = 5
 
 
 def run_sweep(
-    file: Path | str, options: RunOptions, *, seeds: Sequence[int] | None = None, workers: int | None = None
+    file: Path | str,
+    options: RunOptions,
+    *,
+    seeds: Sequence[int] | None = None,
+    workers: int | None = None,
+    array: ArrayTask | None = None,
 ) -> Path | None:
     """Run every cell of an experiment's `sweep` with every seed, and compare them; return the sweep's folder.
 
@@ -57,6 +65,7 @@ def run_sweep(
         options: of the command line.
         seeds: instead of `sweep.seeds`.
         workers: how many members train at a time; None: one for each GPU, one on a machine without.
+        array: run one member in a shared folder of runs, or collect those that have finished there; None: run all here.
 
     Raises:
         ConfigError: the experiment has no sweep.
@@ -74,59 +83,22 @@ def run_sweep(
         )
     plan = _plan(config, smoke=options.smoke)
     if options.dry_run:
-        _explain(config, plan, options)
+        explain_members(config, plan, options)
         return None
-    run = create_comparison_run(config, plan, options)
-    return _carry_out(Comparison(run, config, plan, _say), options, workers)
+    return start_comparison(config, plan, options, workers=workers, array=array, rules=RULES)
 
 
 def resume_sweep(run: Path | str, options: RunOptions, *, workers: int | None = None) -> Path:
     """Go on with a sweep: finished members stay, stopped and failed ones continue from their checkpoints."""
     opened = open_run(run, options.out)
-    config = opened.config()
-    return _carry_out(Comparison(opened, config, _plan(config, smoke=opened.is_smoke), _say), options, workers)
+    plan = _plan(opened.config(), smoke=opened.is_smoke)
+    return run_comparison(Comparison(opened, opened.config(), plan), options, workers=workers, rules=RULES)
 
 
 def _plan(config: ExperimentConfig, *, smoke: bool) -> Plan:
     seeds = config.sweep.seeds or (config.experiment.seed,)
     arms = {cell.name: cell.overrides for cell in list_cells(config)}
     return Plan("sweep", arms, seeds[:1] if smoke else seeds, reference=config.sweep.reference)
-
-
-def _carry_out(comparison: Comparison, options: RunOptions, workers: int | None) -> Path:
-    gpu_ids = [] if comparison.config.experiment.device == "cpu" else list_gpu_ids()
-    places = make_places(workers, gpu_ids)
-    control = StopControl(options.max_hours)
-
-    def run_members(comparison: Comparison) -> None:
-        run_in_processes(comparison, places, control, require_gpu=options.require_gpu)
-
-    started = time.monotonic()
-    with control.watch_signals():
-        path = carry_out(comparison, run_members, _conclude, _show)
-    comparison.run.log("sweep_end", seconds=time.monotonic() - started, workers=len(places))
-    return path
-
-
-def _explain(config: ExperimentConfig, plan: Plan, options: RunOptions) -> None:
-    """Say what a sweep would do: the first member's plan, and every member."""
-    from dlfer.experiment.run import explain_experiment, prepare_config
-    from dlfer.experiment.session import Session
-
-    members = plan.make_members()
-    session = Session.start(options)
-    _say(f"the first of {len(members)} members:")
-    explain_experiment(prepare_config(members[0].make_config(config), session)[0], session)
-    trained = set()
-    for member in members:
-        _say(f"member: {member.title}")
-        member_config = member.make_config(config)
-        if member_config.pretrain is not None and member_config.pretrain.weights is None:
-            trained.add(member_config.pretrain.model_dump_json() + member_config.model.model_dump_json())
-    _say(
-        f"{len(plan.arms)} cells x {len(plan.seeds)} seeds = {len(members)} members; EF-FER1 is trained for them "
-        f"{len(trained)} times, and shared where it is the same."
-    )
 
 
 def _conclude(comparison: Comparison) -> ComparisonRecord:
@@ -183,11 +155,6 @@ def _make_row(cell: Cell, members: Sequence[Member], rank_by: str) -> ArmRow:
         "seconds": float(np.mean([member.cost.finetune_seconds for member in members])),
     }
     return row.model_copy(update=changes)
-
-
-def _average_macro_f1(members: Sequence[Member], split: str) -> float | None:
-    found = [scores.macro_f1.value for scores in (member.metrics.get(split) for member in members) if scores]
-    return float(np.mean(found)) if found else None
 
 
 def _write_notes(
@@ -290,19 +257,20 @@ def _make_csv_row(row: ArmRow, cell: Cell) -> dict[str, Any]:
     return values
 
 
-def _show(found: ComparisonRecord) -> None:
-    from rich.console import Console
-
-    console = Console(file=sys.stderr, highlight=False)
+def _show(found: ComparisonRecord, console: StudyConsole) -> None:
     for table in (format_sweep_table(found), *format_best_tables(found.best_of)):
-        console.print(table)
+        console.console.print(table)
     for pair in found.paired[:_SHOWN_PAIRS]:
-        console.print(pair.sentence, markup=False, soft_wrap=True, style="bold red" if pair.not_learned else None)
+        console.say(pair.sentence, style="bold red" if pair.not_learned else None)
     if len(found.paired) > _SHOWN_PAIRS:
-        _say(f"... and {len(found.paired) - _SHOWN_PAIRS} more comparisons in the report.")
+        console.say(f"... and {len(found.paired) - _SHOWN_PAIRS} more comparisons in the report.")
     for note in found.notes:
-        _say(note)
+        console.say(note)
 
 
-def _say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+def _average_macro_f1(members: Sequence[Member], split: str) -> float | None:
+    found = [scores.macro_f1.value for scores in (member.metrics.get(split) for member in members) if scores]
+    return float(np.mean(found)) if found else None
+
+
+RULES = Rules(_conclude, _show)

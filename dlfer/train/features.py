@@ -18,9 +18,9 @@ import numpy as np
 
 from dlfer.data.bundle import Split, compute_fingerprint
 from dlfer.errors import ModelError, TrainingStopped
-from dlfer.model.levels import LevelFeatures
 from dlfer.model.stage_network import TransferNetwork
 from dlfer.model.transfer import compute_weights_digest
+from dlfer.model.trees import LevelFeatures
 from dlfer.runs.files import read_json, write_atomically
 from dlfer.train.control import StopControl, hold_lock
 from dlfer.train.watch import TrainingListener

@@ -23,6 +23,7 @@ from dlfer.model.artifact import FAMILIES
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.predict.export_folder import EXPORT_FILE, FORMATS, read_export
 from dlfer.predict.runtimes import OTHER_RUNTIMES, RUNTIMES, open_export
+from dlfer.runs.export_record import ExportAbout
 
 LABELS = ("angry", "happy", "sad")
 SIZE = (40, 48)
@@ -56,7 +57,7 @@ def exports(classifier, tmp_path_factory):
     check_needs(classifier, tuple(EXPORTERS))
     targets = np.arange(48) % 3
     sample = Sample(draw_faces(48, seed=0), "drawn faces", draw_faces(40, seed=1), "other drawn faces", targets)
-    origin = Origin(card="---\nlibrary_name: keras\n---\n# A card\n", about={"model": "nano"}, size=SIZE)
+    origin = Origin(card="---\nlibrary_name: keras\n---\n# A card\n", about=ExportAbout(model="nano"), size=SIZE)
     for name in EXPORTERS:
         export_classifier(classifier, name, out=out, sample=sample, origin=origin)
     return out

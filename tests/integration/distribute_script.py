@@ -13,9 +13,10 @@ from dlfer.config.sections import ModelConfig
 from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.train.cluster import is_follower, join_cluster
+from dlfer.train.cluster import join_cluster
 from dlfer.train.control import StopControl
 from dlfer.train.device import choose_device
+from dlfer.train.launch import is_follower
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob
 from dlfer.train.watch import TrainingListener

@@ -2,6 +2,10 @@
 
 import csv
 import json
+import os
+import signal
+import subprocess
+import time
 from pathlib import Path
 
 import keras
@@ -11,7 +15,7 @@ from dlfer.errors import ConfigError, TrainingStopped
 from dlfer.experiment.run import run_experiment
 from dlfer.runs.options import RunOptions
 from dlfer.study.ablation import EQUAL_COMPUTE, WITH, WITHOUT, resume_ablation, run_ablation
-from tests.integration.conftest import SMALL
+from tests.integration.conftest import SMALL, command, dlfer, environment
 
 FAST = {"experiment.deterministic": False, "experiment.checkpoint_minutes": 5.0, "finetune.ema": None}
 
@@ -28,7 +32,7 @@ def ablation(tmp_path_factory) -> Path:
     (folder / "small.yaml").write_text(SMALL)
     overrides = {**FAST, "ablation.equal_compute": True, "finetune.epochs": 1}
     options = RunOptions(overrides=overrides, out=folder / "runs", argv=("dlfer", "ablate", "small.yaml"))
-    return run_ablation(folder / "small.yaml", options, seeds=[0, 1])
+    return run_ablation(folder / "small.yaml", options, seeds=[0, 1], workers=2)
 
 
 def test_members_are_ordinary_runs(ablation):
@@ -101,19 +105,62 @@ def test_comparison_has_table_differences_and_sentences(ablation):
 
 
 @pytest.mark.slow
-def test_interrupted_ablation_goes_on_with_the_member_that_was_running(small, tmp_path):
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_ablation_that_is_stopped_goes_on_with_the_members_that_were_running(small, tmp_path, workers, number):
+    process = subprocess.Popen(
+        command("ablate", small, "--seeds", "0", "--workers", workers, "--out", tmp_path / "runs"),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("runs/small/*/finetune/checkpoint.npz")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], said
+    path = next((tmp_path / "runs" / "small").glob("*-ablation"))
+    assert f"Go on with: dlfer ablate --resume {path}" in said
+    before = read_members(path)
+    assert "stopped" in {m["status"] for m in before}
+    done = dlfer("ablate", "--resume", path)
+    assert done.returncode == 0, done.stderr
+    after = read_members(path)
+    assert [m["status"] for m in after] == ["finished", "finished"]
+    assert all(new["path"] == old["path"] for new, old in zip(after, before, strict=True) if old["path"])
+
+
+@pytest.mark.slow
+def test_a_member_whose_process_is_killed_goes_on_from_its_checkpoint(small, tmp_path):
+    process = subprocess.Popen(
+        command("ablate", small, "--seeds", "0", "--set", "finetune.epochs=4", "--out", tmp_path / "runs"),
+        env=environment(),
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 300
+    while not list(tmp_path.glob("runs/small/*/finetune/checkpoint.npz")) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    run = next(tmp_path.glob("runs/small/*/finetune/checkpoint.npz")).parents[1]
+    os.kill(json.loads((run / "run.json").read_text())["pid"], signal.SIGKILL)
+    _, said = process.communicate(timeout=300)
+    assert process.returncode == 0, said
+    assert "was ended by SIGKILL; was memory short?; it goes on from its last checkpoint" in said
+    events = [json.loads(line)["event"] for line in (run / "log.jsonl").open()]
+    assert events.count("finished") == 1
+
+
+@pytest.mark.slow
+def test_max_hours_ends_before_the_first_member(small, tmp_path):
     options = RunOptions(overrides=FAST, out=tmp_path / "runs", max_hours=1e-9)
     with pytest.raises(TrainingStopped):
         run_ablation(small, options, seeds=[0])
     path = next((tmp_path / "runs" / "small").glob("*-ablation"))
     assert json.loads((path / "run.json").read_text())["status"] == "stopped"
-    assert [m["status"] for m in read_members(path)] == ["stopped", "pending"]
-    first = read_members(path)[0]["path"]
+    assert {m["status"] for m in read_members(path)} <= {"stopped", "pending"}
     assert resume_ablation(path, RunOptions(out=tmp_path / "runs")) == path
-    members = read_members(path)
-    assert [m["status"] for m in members] == ["finished", "finished"]
-    assert members[0]["path"] == first
-    keras.backend.clear_session()
+    assert [m["status"] for m in read_members(path)] == ["finished", "finished"]
 
 
 def test_without_ef_fer1_there_is_nothing_to_leave_out(small, tmp_path):

@@ -15,8 +15,10 @@ from dlfer.metrics.predictions import read_predictions
 from dlfer.model.artifact import load_artifact
 from dlfer.model.predict import predict_views
 from dlfer.runs.find import list_runs
+from dlfer.runs.member_rows import read_member_rows
 from dlfer.runs.options import RunOptions
 from dlfer.train.watch import TrainingListener
+from tests.integration.conftest import dlfer
 
 FILE = """
 experiment: {name: both}
@@ -73,8 +75,7 @@ def ensemble(tmp_path_factory):
     statuses = {run.name.split("/")[0]: run.status for run in list_runs(out)}
     assert statuses == {"both": "stopped", "both-one": "finished", "both-two": "stopped"}
     stopped = next(run.path for run in list_runs(out) if run.name.startswith("both/"))
-    members = json.loads((stopped / "members.json").read_text())
-    assert [member["status"] for member in members] == ["finished", "running"]
+    assert [member.status for member in read_member_rows(stopped)] == ["finished", "stopped"]
     return resume_run(stopped, RunOptions(out=out))
 
 
@@ -88,8 +89,8 @@ def test_a_stopped_ensemble_trains_no_member_twice(ensemble):
     assert {run.status for run in runs} == {"finished"}
     one = next(run.path for run in runs if run.name.startswith("both-one"))
     assert (one / "log.jsonl").read_text().count('"finetune_start"') == 1
-    members = read(ensemble, "members.json")
-    assert [(member["name"], member["status"], bool(member["digest"])) for member in members] == [
+    members = read_member_rows(ensemble)
+    assert [(member.arm, member.status, bool(member.digest)) for member in members] == [
         ("one", "finished", True),
         ("two", "finished", True),
     ]
@@ -121,8 +122,8 @@ def test_members_combinations_and_milestones_stand_beside_it(ensemble):
     ]
     used = metrics["combinations"][2]["test"]["accuracy"]
     assert used == metrics["views"]["ten_crop"]["test"]["accuracy"]
-    for member, row in zip(read(ensemble, "members.json"), metrics["members"], strict=True):
-        own = read(Path(member["path"]), "metrics.json")
+    for member, row in zip(read_member_rows(ensemble), metrics["members"], strict=True):
+        own = read(Path(member.path), "metrics.json")
         assert row["test"]["accuracy"] == own["views"]["ten_crop"]["test"]["accuracy"]
         found = [stage["members"] for stage in metrics["ensemble"]["milestones"]]
         milestones = [next(m for m in rows if m["name"] == row["name"])["test"]["accuracy"] for rows in found]
@@ -146,12 +147,12 @@ def test_the_report_has_the_members_and_the_milestones(ensemble):
 
 def test_trained_runs_are_members_of_another_ensemble(ensemble, tmp_path):
     """Those of the same data; one that was trained on this test part is refused."""
-    members = read(ensemble, "members.json")
+    members = read_member_rows(ensemble)
     file = tmp_path / "given.yaml"
-    given = "\n".join(f"    - {{name: m{i}, model: {member['path']}}}" for i, member in enumerate(members))
+    given = "\n".join(f"    - {{name: m{i}, model: {member.path}}}" for i, member in enumerate(members))
     file.write_text(FILE.split("  members:")[0] + f"  members:\n{given}\n" + FILE[FILE.index("evaluate:") :])
     path = start(file, tmp_path / "runs", steps=10**6)
-    assert [member["status"] for member in read(path, "members.json")] == ["given", "given"]
+    assert [member.status for member in read_member_rows(path)] == ["given", "given"]
     figures = [read(run, "metrics.json")["combinations"][0]["test"] for run in (path, ensemble)]
     assert figures[0] == figures[1]
     leaking = tmp_path / "leaking.yaml"
@@ -162,9 +163,9 @@ def test_trained_runs_are_members_of_another_ensemble(ensemble, tmp_path):
 
 def test_kept_predictions_of_other_images_are_not_taken_for_these(ensemble, tmp_path):
     """The same ids with other pixels behind them: the members are asked again, and have no milestones here."""
-    members = read(ensemble, "members.json")
+    members = read_member_rows(ensemble)
     file = tmp_path / "other.yaml"
-    given = "\n".join(f"    - {{name: m{i}, model: {member['path']}}}" for i, member in enumerate(members))
+    given = "\n".join(f"    - {{name: m{i}, model: {member.path}}}" for i, member in enumerate(members))
     text = FILE.split("  members:")[0] + f"  members:\n{given}\n" + FILE[FILE.index("evaluate:") :]
     file.write_text(text.replace("test: 24}}", "test: 24}, seed: 3}").replace("combine: trained", "combine: vote"))
     path = start(file, tmp_path / "runs", steps=10**6)
@@ -178,3 +179,15 @@ def test_kept_predictions_of_other_images_are_not_taken_for_these(ensemble, tmp_
     stage = load_experiment(path / "config.yaml").finetune
     test = load_data(stage.data, image_size=stage.native_size).test
     assert np.allclose(own.probabilities, classifier.predict(test.images), atol=1e-5)
+
+
+def test_members_are_trained_in_processes_of_their_own_by_the_command(tmp_path):
+    """As `dlfer run` does; the ensemble that is put together is the same."""
+    file = tmp_path / "both.yaml"
+    file.write_text(FILE)
+    done = dlfer("run", file, "--smoke", "--out", tmp_path / "runs")
+    assert done.returncode == 0, done.stderr
+    run = Path(done.stdout.split()[0])
+    pids = {read(Path(row.path), "run.json")["pid"] for row in read_member_rows(run)}
+    assert len(pids | {read(run, "run.json")["pid"]}) == 3
+    assert [row.status for row in read_member_rows(run)] == ["finished", "finished"]

@@ -37,7 +37,7 @@ def test_makefile_has_every_target_of_the_readme():
 
 def test_extras_that_are_named_are_groups_of_the_project():
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    named = set(re.findall(r"`make extra-(\w+)`", README)) | {*EXTRAS.values(), "export", "optuna"}
+    named = set(re.findall(r"`make extra-(\w+)`", README)) | {*EXTRAS.values(), "export"}
     assert named >= {"export", "openvino", "parquet"}
     assert named <= set(groups)
     for package in PACKAGES.values():

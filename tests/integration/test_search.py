@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dlfer.runs.member_rows import MemberRow, read_member_rows
 from tests.integration.conftest import command, dlfer, environment
 
 SEARCH = """
@@ -33,8 +34,8 @@ def find_search(out: Path) -> Path:
     return next(iter(out.glob("small/*-search")))
 
 
-def read_records(out: Path) -> list[dict]:
-    return json.loads((find_search(out) / "trials.json").read_text())["arms"][0]["records"]
+def read_records(out: Path) -> list[MemberRow]:
+    return [row for row in read_member_rows(find_search(out)) if row.trial is not None]
 
 
 @pytest.mark.slow
@@ -51,7 +52,7 @@ def test_a_search_killed_in_an_epoch_ends_as_one_that_was_not(write_search, tmp_
     resumed = dlfer("search", "--resume", find_search(tmp_path / "b"))
     assert resumed.returncode == 0, resumed.stderr
     a, b = read_records(tmp_path / "a"), read_records(tmp_path / "b")
-    assert [(r["overrides"], r["score"]) for r in a] == [(r["overrides"], r["score"]) for r in b]
+    assert [(r.settings, r.score) for r in a] == [(r.settings, r.score) for r in b]
     assert len(list((tmp_path / "b").glob("small/*/metrics.json"))) == 2
     # One EF-FER1 for all, and test was never opened.
     assert len([p for p in (tmp_path / "b" / ".cache" / "pretrain").iterdir() if p.is_dir()]) == 1
@@ -69,14 +70,12 @@ def test_a_run_of_two_rungs_is_the_run_without_a_stop(write_search, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     records = read_records(tmp_path / "a")
-    promoted = next(
-        r for r in records if r["rung"] is None and r["overrides"] in [x["overrides"] for x in records if x["rung"]]
-    )
-    keys = [f"{key}={value}" for key, value in promoted["overrides"].items()]
+    promoted = next(r for r in records if r.rung is None and r.settings in [x.settings for x in records if x.rung])
+    keys = [f"{key}={value}" for key, value in promoted.settings.items()]
     alone = dlfer("run", tmp_path / "small.yaml", *[x for key in keys for x in ("--set", key)], "--out", tmp_path / "b")
     assert alone.returncode == 0, alone.stderr
     (run,) = (p.parent for p in (tmp_path / "b").glob("small/*/metrics.json"))
-    states = [np.load(p / "finetune" / "checkpoint.npz") for p in (tmp_path / "a" / "small" / promoted["run"], run)]
+    states = [np.load(p / "finetune" / "checkpoint.npz") for p in (Path(promoted.path), run)]
     assert all(np.array_equal(states[0][name], states[1][name]) for name in states[0].files if name != "record")
 
 

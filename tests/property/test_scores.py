@@ -55,7 +55,7 @@ def test_the_metrics_file_is_strict_json_and_its_figures_are_in_range(prediction
         banner=None,
         selected_on="PublicTest",
         without_duplicates_ids=predictions.ids[:1].tolist(),
-    )
+    ).as_json()
     assert json.loads(json.dumps(file, allow_nan=False)) == file
     for name, figure in iterate_figures(file["test"]):
         if figure["value"] is None:

@@ -280,7 +280,7 @@ def test_every_file_of_a_saved_model_must_be_named(tmp_path):
     from dlfer.predict.export_folder import read_export
 
     make_export(tmp_path, form="savedmodel", file="model/variables/variables.index")
-    assert read_export(tmp_path)["file"] == "model"
+    assert read_export(tmp_path).file == "model"
     (tmp_path / "model" / "saved_model.pb").write_bytes(b"code of a stranger")
     with pytest.raises(ModelError, match=r"does not name model/saved_model\.pb"):
         read_export(tmp_path)

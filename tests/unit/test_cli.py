@@ -121,9 +121,31 @@ def test_a_dry_run_prints_no_path(call, stand_in):
 def test_ablate_takes_seeds(call, stand_in):
     calls = stand_in("dlfer.study.ablation", run_ablation=Path("r/x"), resume_ablation=None)
     assert call("ablate", "a.yaml", "--seeds", "0,1,2")[0] == 0
-    assert calls[0][2] == {"seeds": [0, 1, 2]}
-    call("ablate", "a.yaml")
-    assert calls[1][2] == {"seeds": None}
+    assert calls[0][2] == {"seeds": [0, 1, 2], "workers": None, "array": None}
+    call("ablate", "a.yaml", "--workers", "2")
+    assert calls[1][2] == {"seeds": None, "workers": 2, "array": None}
+
+
+@pytest.mark.parametrize("verb", ["ablate", "sweep"])
+def test_a_job_array_names_a_member_or_collects(call, stand_in, verb):
+    module = {"ablate": "ablation", "sweep": "sweep"}[verb]
+    calls = stand_in(f"dlfer.study.{module}", **{f"run_{module}": Path("r/x"), f"resume_{module}": None})
+    assert call(verb, "a.yaml", "--out", "r", "--member", "3")[0] == 0
+    assert calls[0][2]["array"].member == "3"
+    assert call(verb, "a.yaml", "--out", "r", "--collect")[0] == 0
+    assert calls[1][2]["array"].member is None
+
+
+def test_a_storage_is_handed_on_and_its_password_is_not_recorded(call, stand_in):
+    from dlfer.study.search.run import SearchOptions
+
+    calls = stand_in("dlfer.study.search.run", run_search=Path("r/x"), resume_search=None)
+    sys.modules["dlfer.study.search.run"].SearchOptions = SearchOptions
+    url = "postgresql://me:secret@host/db"
+    assert call("search", "a.yaml", "--storage", url)[0] == 0
+    (_, (_, options, settings), _) = calls[0]
+    assert settings.storage == url
+    assert options.argv[-1] == "postgresql://me:***@host/db"
 
 
 def test_resume_finds_the_run_and_its_verb(call, stand_in, work):
@@ -158,6 +180,12 @@ def test_resume_finds_the_run_and_its_verb(call, stand_in, work):
         (("ablate", "a.yaml", "--seeds", "0,x"), "--seeds 0,x"),
         (("ablate", "a.yaml", "--seeds", "1,1"), "--seeds 1,1"),
         (("ablate", "--resume", "x", "--seeds", "1"), "leave --seeds out"),
+        (("ablate", "a.yaml", "--member", "0"), "expected --out DIR"),
+        (("sweep", "a.yaml", "--collect"), "expected --out DIR"),
+        (("sweep", "a.yaml", "--collect", "--member", "0", "--out", "r"), "found both --member and --collect"),
+        (("sweep", "--resume", "x", "--member", "0", "--out", "r"), "found --resume; leave that out"),
+        (("search", "--resume", "x", "--ablation"), "leave --ablation out"),
+        (("search", "--resume", "x", "--storage", "j.log"), "leave --resume out"),
         (("evaluate", "m", "--csv", "x", "--data", "y"), "found both --csv and --data"),
         (("evaluate", "m", "--data", "x", "--usage", "PublicTest"), "--usage goes with --csv"),
         (("evaluate", "m", "--data", "x"), "there is no such model"),

@@ -66,3 +66,25 @@ def test_slurm_starts_one_training_or_goes_on(bin_folder, tmp_path):
     run.mkdir(parents=True)
     (run / "run.json").write_text("{}")
     assert call(script, bin_folder, **given)[2] == f"run --resume {run} --require-gpu"
+
+
+def test_a_task_of_a_slurm_array_runs_its_member(bin_folder):
+    given = {"VERB": "ablate", "EXPERIMENT": "small.yaml", "OUT": "/shared", "ARGUMENTS": "--seeds 0,1"}
+    found = call(["bash", str(DEPLOY / "slurm_array.sh")], bin_folder, **given)[2]
+    assert found == "ablate small.yaml --out /shared --member auto --require-gpu --seeds 0,1"
+    assert call(["bash", str(DEPLOY / "slurm_array.sh")], bin_folder, OUT="/shared")[2] == (
+        "sweep experiments/backbones.yaml --out /shared --member auto --require-gpu"
+    )
+
+
+def test_an_indexed_job_has_a_pod_for_each_member():
+    from dlfer.config.grid import list_cells
+    from dlfer.config.load import load_experiment
+
+    job = yaml.safe_load((DEPLOY / "indexed_job.yaml").read_text())["spec"]
+    config = load_experiment(DEPLOY.parent / "experiments" / "backbones.yaml")
+    assert job["completionMode"] == "Indexed"
+    assert job["completions"] == len(list_cells(config)) * len(config.sweep.seeds or [0])
+    arguments = job["template"]["spec"]["containers"][0]["args"]
+    assert arguments[:2] == ["sweep", "experiments/backbones.yaml"]
+    assert arguments[arguments.index("--member") + 1] == "auto"

@@ -15,7 +15,7 @@ from dlfer.errors import ConfigError
 from dlfer.experiment.smoke import make_smoke_config
 from dlfer.report.search import ALONE
 from dlfer.study.ablation import WITH, WITHOUT
-from dlfer.study.search.engine import Engine, EngineSettings, open_engine
+from dlfer.study.search.engine import Engine, EngineSettings
 
 SMOKE_TRIALS = 2
 
@@ -39,14 +39,43 @@ class Arm:
         """Name of its folder and of its best experiment."""
         return re.sub(r"[^a-z0-9]+", "-", self.name.lower())
 
-    def open_engine(self, folder: Path, *, trials: int | None, smoke: bool) -> Engine:
-        """Return the arm's engine, whose files stand in `folder`/engine/<arm>."""
+    @property
+    def best_file(self) -> str:
+        """The file name of its best experiment: best.yaml, or best-<arm>.yaml where there are two."""
+        return "best.yaml" if self.name == ALONE else f"best-{self.slug}.yaml"
+
+    def open_engine(self, folder: Path, *, trials: int | None, smoke: bool, storage: str | None = None) -> Engine:
+        """Return the arm's engine with what it left before, whose files are in `folder`/engine/<arm> or in the storage.
+
+        Raises:
+            ConfigError: the engine cannot search this space, or not in a shared storage.
+        """
         search = self.config.search
+        if search.engine == "hyperband" and any(key.endswith(".epochs") for key in search.space):
+            raise ConfigError(
+                "search.space: hyperband chooses the epochs of EF-FER2 itself; take the key that ends in .epochs out."
+            )
+        if storage is not None and search.engine != "optuna":
+            raise ConfigError(
+                f"search.engine: found {search.engine} with --storage, expected optuna, the one engine that several machines "
+                "can share. Add --set search.engine=optuna, or leave --storage out and search on one machine."
+            )
         epochs = (make_smoke_config(self.config)[0] if smoke else self.config).finetune.epochs
         wanted = trials if trials is not None else search.trials
         if smoke and trials is None:
             wanted = min(wanted or SMOKE_TRIALS, SMOKE_TRIALS)
-        return open_engine(folder / "engine" / self.slug, EngineSettings(self.config, epochs, wanted))
+        name = (
+            self.config.experiment.name + (f"-{self.slug}" if self.name != ALONE else "") + ("-smoke" if smoke else "")
+        )
+        study = "search" if storage is None else name
+        settings = EngineSettings(self.name, self.config, epochs, wanted, folder / "engine" / self.slug, storage, study)
+        if search.engine == "optuna":
+            from dlfer.study.search.optuna import OptunaEngine
+
+            return OptunaEngine(settings)
+        from dlfer.study.search.keras_tuner import KerasTunerEngine
+
+        return KerasTunerEngine(settings)
 
 
 def list_arms(config: ExperimentConfig, *, ablation: bool) -> list[Arm]:

@@ -1,13 +1,16 @@
-"""What a search asks of an engine, and the records that it keeps of its trials."""
+"""What a search asks of an engine, what scores a trial, and whether two experiments are the same search."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 from dlfer.config.schema import ExperimentConfig
+from dlfer.config.stage_section import StageConfig
 from dlfer.errors import ConfigError
+from dlfer.runs.member_rows import MemberRow
 
 DEFAULT_TRIALS = 10
 
@@ -18,55 +21,13 @@ class Proposal:
 
     Attributes:
         trial: its id in the engine.
-        overrides: the keys that it sets.
+        settings: the keys that it sets.
         epochs: stop after so many (a rung of Hyperband); None: all of the experiment.
     """
 
     trial: str
-    overrides: dict[str, Any]
+    settings: dict[str, Any]
     epochs: int | None = None
-
-
-@dataclass(frozen=True)
-class TrialRecord:
-    """A trial as it stands in trials.json.
-
-    Attributes:
-        trial: its id in the engine.
-        overrides: the keys that it sets.
-        status: "waiting", "running", "finished", "rung" (stopped after the epochs of its rung), "pruned" or "failed".
-        score: its validation figure, None before there is one.
-        low, high: the 95 % interval of the score over the images, where it has been computed.
-        epochs: done so far.
-        rung: epochs after which it was to stop; None: all.
-        run: name of its run directory, beside that of the search.
-        seconds: that it took, in this rung.
-        error: what went wrong.
-        kind: the class of the error.
-        is_users: whether the error is of the kind that the user must mend.
-        worker: that ran it.
-        ended: UTC, ISO 8601.
-    """
-
-    trial: str
-    overrides: dict[str, Any]
-    status: str
-    score: float | None = None
-    low: float | None = None
-    high: float | None = None
-    epochs: int = 0
-    rung: int | None = None
-    run: str | None = None
-    seconds: float | None = None
-    error: str | None = None
-    kind: str | None = None
-    is_users: bool = False
-    worker: str | None = None
-    ended: str | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return the fields as JSON-ready values."""
-        return asdict(self)
 
 
 @dataclass
@@ -89,15 +50,27 @@ class Engine(Protocol):
         """Return a trial to be run by `worker`; those that were interrupted come first."""
         ...
 
+    def begin(self, row: MemberRow) -> None:
+        """Remember the run directory of a trial that begins or goes on."""
+        ...
+
     def report(self, proposal: Proposal, epochs: int, score: float) -> bool:
         """Hear the score after an epoch; return whether the trial goes on."""
         ...
 
-    def tell(self, record: TrialRecord) -> None:
+    def tell(self, row: MemberRow) -> None:
         """Hear how a trial ended."""
         ...
 
-    def list_records(self) -> list[TrialRecord]:
+    def give_back(self, trial: str) -> None:
+        """Hear that a trial was stopped at a checkpoint; it is proposed again."""
+        ...
+
+    def tick(self) -> set[str]:
+        """Called several times a second; returns the trials of this process that are no longer its own."""
+        ...
+
+    def list_records(self) -> list[MemberRow]:
         """Return all trials in the order in which they were proposed."""
         ...
 
@@ -115,34 +88,98 @@ class EngineSettings:
     """What an engine is made from.
 
     Attributes:
+        arm: name of the arm that it searches.
         config: the experiment with its `search` section; of its arm.
         epochs: of a whole trial.
         trials: at most so many; None as the engine has it.
-        options: of the engine's own, for tests.
+        folder: for the engine's files.
+        storage: a URL or a journal file that several machines share; None: this process alone searches.
+        study: name of the study in that storage.
     """
 
+    arm: str
     config: ExperimentConfig
     epochs: int
-    trials: int | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
+    trials: int | None
+    folder: Path
+    storage: str | None = None
+    study: str = "search"
 
 
-def open_engine(folder: Any, settings: EngineSettings) -> Engine:
-    """Return the engine that `search.engine` names, with what it left in `folder` if it was there before.
+def get_direction(figure: str) -> str:
+    """Return "min" for a loss, "max" for the other metrics on validation."""
+    return "min" if figure == "loss" else "max"
+
+
+def compute_scores_so_far(history: Sequence[Mapping[str, float]], figure: str, stage: StageConfig) -> list[float]:
+    """Return, for each epoch, the metric of the model that would be kept if training ended there.
+
+    Args:
+        history: rows of history.csv.
+        figure: "accuracy", "macro_f1" or "loss", on validation.
+        stage: which epoch it keeps: the last, or the best by its own monitored metric.
+    """
+    scores: list[float] = []
+    kept = 0
+    sign = -1 if stage.monitor == "loss" else 1
+    for index, row in enumerate(history):
+        monitored = f"validation_{stage.monitor}"
+        if stage.keep == "last" or sign * (row[monitored] - history[kept][monitored]) > 0:
+            kept = index
+        scores.append(float(history[kept][f"validation_{figure}"]))
+    return scores
+
+
+def find_best(records: Sequence[MemberRow], figure: str) -> MemberRow | None:
+    """Return the trial with the best score: among those that were run to the end, else among all."""
+    scored = [record for record in records if record.score is not None]
+    whole = [record for record in scored if record.status == "finished"]
+    sign = -1 if get_direction(figure) == "min" else 1
+    return max(whole or scored, key=lambda record: sign * record.score, default=None)
+
+
+def check_same_experiment(where: str, began: ExperimentConfig, given: ExperimentConfig, *, advice: str) -> None:
+    """Raise where an experiment is not the one that a search began with; the number of trials may differ.
+
+    Args:
+        where: the search, in words.
+        began: what it began with.
+        given: what it is to go on with.
+        advice: how to correct it.
 
     Raises:
-        ConfigError: the engine cannot search this space.
-        EnvironmentProblem: its package is not installed.
+        ConfigError: with every key that differs.
     """
-    search = settings.config.search
-    if search.engine == "hyperband" and any(key.endswith(".epochs") for key in search.space):
+    differences = list_differences(began, given)
+    if differences:
+        lines = "\n".join(f"  {line}" for line in differences)
         raise ConfigError(
-            "search.space: hyperband chooses the epochs of EF-FER2 itself; take the key that ends in .epochs out."
+            f"{where} is not the experiment and space that this search began with:\n{lines}\n"
+            f"Scores of different experiments cannot be ranked together. {advice}"
         )
-    if search.engine == "optuna":
-        from dlfer.study.search.optuna import OptunaEngine
 
-        return OptunaEngine(folder, settings)
-    from dlfer.study.search.keras_tuner import KerasTunerEngine
 
-    return KerasTunerEngine(folder, settings)
+def list_differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
+    """Return a line for each key in which two experiments differ; the number of trials may."""
+    before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    lines = []
+    for key in dict.fromkeys([*before, *after]):
+        if key != "search.trials" and before.get(key) != after.get(key):
+            lines.append(f"{key}: {_show(before, key)} -> {_show(after, key)}")
+    return lines
+
+
+def _show(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "(absent)"
+
+
+def _flatten(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = f"{above}{name}"
+        # A key of the space and its range are compared as one.
+        if isinstance(value, Mapping) and above != "search.space.":
+            flat |= _flatten(value, f"{key}.")
+        else:
+            flat[key] = value
+    return flat

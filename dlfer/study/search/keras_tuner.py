@@ -1,7 +1,7 @@
 """The engine that searches by KerasTuner's oracles: random, Bayesian, Hyperband, grid.
 
 An oracle proposes trials and hears their scores; KerasTuner's tuner around it is not used, since it would
-run trials in this process and swallow their errors. What is mended here, of version 1.4.8:
+run trials in this process and swallow their errors. What is corrected here, of version 1.4.8:
 
 - its files are written in place: here under a temporary name and renamed;
 - a trial that ended is stored as still going on until the next trial begins, and would be run again;
@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from dlfer.runs.files import write_atomically
+from dlfer.runs.member_rows import MemberRow
 from dlfer.study.search.dimensions import Dimension, list_dimensions
-from dlfer.study.search.engine import DEFAULT_TRIALS, Answer, EngineSettings, Proposal, TrialRecord
-from dlfer.study.search.objective import get_direction
+from dlfer.study.search.engine import DEFAULT_TRIALS, Answer, EngineSettings, Proposal, get_direction
 
 _PROJECT = "oracle"
 _RUNG = "tuner/epochs"
@@ -28,21 +28,20 @@ _NEVER = 10**9
 
 
 class KerasTunerEngine:
-    """Proposes by an oracle of KerasTuner, whose files stand in `folder`/oracle.
+    """Proposes by an oracle of KerasTuner, whose files are in `settings.folder`/oracle; if they are there, it goes on.
 
     Args:
-        folder: of this engine; if it was there before, the search goes on.
         settings: experiment, epochs and number of trials.
     """
 
-    def __init__(self, folder: Path, settings: EngineSettings) -> None:
+    def __init__(self, settings: EngineSettings) -> None:
         search = settings.config.search
         self.settings, self.search = settings, search
         self.dimensions = list_dimensions(search)
         self.oracle = _build_oracle(settings, self.dimensions)
-        self.oracle._set_project_dir(str(folder), _PROJECT)
+        self.oracle._set_project_dir(str(settings.folder), _PROJECT)
         self.oracle.verbose = 0
-        if (Path(folder) / _PROJECT / "oracle.json").exists():
+        if (settings.folder / _PROJECT / "oracle.json").exists():
             self._reopen()
         if settings.trials is not None:
             self.oracle.max_trials = settings.trials
@@ -59,55 +58,53 @@ class KerasTunerEngine:
         del score
         return proposal.epochs is None or epochs < proposal.epochs
 
-    def tell(self, record: TrialRecord) -> None:
+    def begin(self, row: MemberRow) -> None:
+        """Remember the run directory of a trial."""
+        trial = self.oracle.trials[row.trial]
+        trial.message = row.model_dump_json()
+        self.oracle._save_trial(trial)
+
+    def tell(self, row: MemberRow) -> None:
         """Give the oracle the score of a trial, or that it failed."""
-        trial = self.oracle.trials[record.trial]
-        trial.message = json.dumps(record.as_dict())
-        score = record.score
-        if record.status == "failed":
+        trial = self.oracle.trials[row.trial]
+        trial.message = row.model_dump_json()
+        score = row.score
+        if row.status == "failed":
             score = None
             if self.search.engine == "hyperband":
                 score = math.inf if self.oracle.objective.direction == "min" else -math.inf
         if score is None:
             trial.status = "FAILED"
         else:
-            self.oracle.update_trial(record.trial, {self.search.objective: score})
+            self.oracle.update_trial(row.trial, {self.search.objective: score})
             trial.status = "COMPLETED"
         self.oracle.end_trial(trial)
         # The oracle drops the trial from those going on after it has saved itself.
         self.oracle.save()
 
-    def release(self, trial: str) -> None:
-        """Take a trial away from a worker that is lost; it is proposed again."""
-        for worker, ongoing in list(self.oracle.ongoing_trials.items()):
-            if ongoing.trial_id == trial:
-                del self.oracle.ongoing_trials[worker]
-                self.oracle.tuner_ids.discard(worker)
-                self.oracle._retry_queue.append(trial)
-        self.oracle.save()
+    def give_back(self, trial: str) -> None:
+        """Do nothing: an oracle that is opened again goes on with the trials that did not end."""
 
-    def adopt(self, trial: str, worker: str) -> bool:
-        """Give a trial that waits to be gone on with to `worker`; return whether it did wait."""
-        if trial not in self.oracle._retry_queue:
-            return False
-        self.oracle._retry_queue.remove(trial)
-        self.oracle.ongoing_trials[worker] = self.oracle.trials[trial]
-        self.oracle.tuner_ids.add(worker)
-        self.oracle.save()
-        return True
+    def tick(self) -> set[str]:
+        """Return an empty set: nobody takes a trial from the one process that uses the oracle."""
+        return set()
 
-    def list_records(self) -> list[TrialRecord]:
+    def list_records(self) -> list[MemberRow]:
         """Return all trials in the order in which they were proposed."""
         records = []
         ongoing = {trial.trial_id for trial in self.oracle.ongoing_trials.values()}
         for trial_id in self.oracle.start_order:
             trial = self.oracle.trials[trial_id]
-            if trial.status != "RUNNING" and trial.message:
-                records.append(TrialRecord(**json.loads(trial.message)))
+            row = MemberRow.model_validate_json(trial.message) if trial.message else None
+            if trial.status != "RUNNING" and row is not None:
+                records.append(row)
                 continue
             proposal = self._read_proposal(trial)
+            if row is None:
+                seed = self.settings.config.experiment.seed
+                row = MemberRow(arm=self.settings.arm, trial=trial_id, seed=seed, settings=proposal.settings)
             status = "running" if trial_id in ongoing else "waiting"
-            records.append(TrialRecord(trial_id, proposal.overrides, status, rung=proposal.epochs))
+            records.append(row.change(status=status, rung=proposal.epochs))
         return records
 
     def count_trials(self) -> int | None:
@@ -138,13 +135,13 @@ class KerasTunerEngine:
 
     def _read_proposal(self, trial: Any) -> Proposal:
         values = trial.hyperparameters.values
-        overrides: dict[str, Any] = {}
+        settings: dict[str, Any] = {}
         for dimension in self.dimensions:
             if dimension.key in values:
-                overrides[dimension.key] = _decode(dimension, values[dimension.key], self.search.engine)
+                settings[dimension.key] = _decode(dimension, values[dimension.key], self.search.engine)
         rung = values.get(_RUNG)
         is_whole = rung is None or rung >= self.settings.epochs
-        return Proposal(trial.trial_id, overrides, None if is_whole else int(rung))
+        return Proposal(trial.trial_id, settings, None if is_whole else int(rung))
 
 
 def _build_oracle(settings: EngineSettings, dimensions: list[Dimension]) -> Any:

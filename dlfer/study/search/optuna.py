@@ -1,116 +1,306 @@
-"""The engine that searches by Optuna (an extra): TPE, a pruner, and a journal that outlives every process."""
+"""The engine that searches by Optuna: TPE, a pruner, and a storage that outlives every process and may be shared.
+
+Shared by several machines, the storage is all that they have in common: each asks it for trials, and sends heartbeats for
+those that it runs. A trial whose heartbeats cease is marked as failed and proposed once more, from its checkpoint. Databases
+have Optuna's own heartbeat for that; a journal file has none in Optuna 5.0, so that here each trial has a counter for an
+attribute, and is lost when the others have not seen it change for long enough. Clocks of machines are never compared.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
-from pathlib import Path
+import time
+import warnings
+from collections.abc import Iterator
 from typing import Any
 
-from dlfer.errors import EnvironmentProblem
-from dlfer.study.search.dimensions import Dimension, is_active, list_dimensions
-from dlfer.study.search.engine import DEFAULT_TRIALS, Answer, EngineSettings, Proposal, TrialRecord
-from dlfer.study.search.objective import get_direction
+import optuna
+from optuna.storages import JournalStorage, RDBStorage, RetryHeartbeatStaleTrialCallback
+from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
+from optuna.trial import FrozenTrial, Trial, TrialState
 
-_RECORD, _OVERRIDES, _WORKER = "dlfer:record", "dlfer:overrides", "dlfer:worker"
+from dlfer.config.load import dump_experiment, parse_recorded_experiment
+from dlfer.errors import DlferError, EnvironmentProblem
+from dlfer.runs.member_rows import MemberRow
+from dlfer.study.search.dimensions import Dimension, is_active, list_dimensions
+from dlfer.study.search.engine import (
+    DEFAULT_TRIALS,
+    Answer,
+    EngineSettings,
+    Proposal,
+    check_same_experiment,
+    get_direction,
+)
+
+_RECORD, _SETTINGS, _HEARTBEAT, _REPLACED = "dlfer:record", "dlfer:settings", "dlfer:heartbeat", "dlfer:replaced"
+_EXPERIMENT = "dlfer:experiment"
+BEATS = 5
+"""Heartbeats within search.lost_after_seconds."""
+RETRIES = 1
+"""How often a lost trial is proposed again."""
+_SEED_STEP = 7919
+_ATTEMPTS = 4
+
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+# What is used of it (heartbeats, retries, journals) is called experimental since version 2.9.
+warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
+# Here the heartbeats are sent from the runner's loop, without Study.optimize.
+warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used with Study.optimize")
 
 
 class OptunaEngine:
-    """Proposes by Optuna's TPE sampler; the study stands in `folder`/journal.log.
+    """Proposes by Optuna's TPE sampler; the study is in `settings.storage`, else in a journal of the search's own.
 
     Args:
-        folder: of this engine; if it was there before, the search goes on.
-        settings: experiment, epochs and number of trials.
+        settings: experiment, epochs, number of trials, and the storage.
 
     Raises:
-        EnvironmentProblem: Optuna is not installed.
+        ConfigError: the study in the storage began with another experiment.
+        EnvironmentProblem: the storage cannot be opened.
     """
 
-    def __init__(self, folder: Path, settings: EngineSettings) -> None:
-        optuna = _import_optuna()
+    def __init__(self, settings: EngineSettings) -> None:
         search = settings.config.search
-        self.optuna, self.settings = optuna, settings
-        self.dimensions = list_dimensions(search)
-        Path(folder).mkdir(parents=True, exist_ok=True)
-        backend = optuna.storages.journal.JournalFileBackend(str(Path(folder) / "journal.log"))
-        storage = optuna.storages.JournalStorage(backend)
-        direction = {"min": "minimize", "max": "maximize"}[get_direction(search.objective)]
-        pruners = {
-            "none": optuna.pruners.NopPruner,
-            "median": optuna.pruners.MedianPruner,
-        }
-        self.study = optuna.create_study(
-            storage=storage,
-            study_name="search",
-            direction=direction,
-            pruner=pruners[search.pruner](),
-            load_if_exists=True,
-        )
-        # A sampler that is opened again begins its random numbers anew: with the same seed it would
-        # propose its first trials once more.
-        done = len(self.study.trials)
-        self.study.sampler = optuna.samplers.TPESampler(seed=search.seed + 7919 * done, constant_liar=True)
-        self.waiting = [trial.number for trial in self.study.trials if not trial.state.is_finished()]
-        self.ongoing: dict[str, Any] = {}
+        self.settings, self.dimensions = settings, list_dimensions(search)
+        self.is_shared = settings.storage is not None
+        self.lost_after = search.lost_after_seconds
+        self.retry = RetryHeartbeatStaleTrialCallback(max_retry=RETRIES)
+        with self._reach(EnvironmentProblem):
+            self.storage = self._open_storage()
+            direction = {"min": "minimize", "max": "maximize"}[get_direction(search.objective)]
+            pruners = {"none": optuna.pruners.NopPruner, "median": optuna.pruners.MedianPruner}
+            self.study = optuna.create_study(
+                storage=self.storage,
+                study_name=settings.study,
+                direction=direction,
+                pruner=pruners[search.pruner](),
+                load_if_exists=True,
+            )
+            self.study_id = self.storage.get_study_id_from_name(settings.study)
+            self._check_experiment()
+        self.ongoing: dict[str, Trial] = {}
         self.pruned: set[str] = set()
+        self.seen: dict[int, tuple[Any, float]] = {}
+        self.beaten, self.idle_since, self.count = 0.0, None, 0
+        if not self.is_shared:
+            for trial in self._list_trials(TrialState.RUNNING):
+                self._propose_again(trial)
 
     def ask(self, worker: str) -> Answer:
-        """Return the next trial, those that were interrupted first."""
-        if self.waiting:
-            number = self.waiting.pop(0)
-            trial = self.optuna.trial.Trial(self.study, self.study.trials[number]._trial_id)
-        elif len(self.study.trials) < self.count_trials():
+        """Return the next trial, those that were interrupted first.
+
+        Where trials still run elsewhere, it is exhausted only after `search.lost_after_seconds`: one may be lost.
+        """
+        with self._reach():
+            is_waiting = bool(self._list_trials(TrialState.WAITING))
+            if not is_waiting and len(self._list_counted()) >= self.count_trials():
+                elsewhere = [t for t in self._list_trials(TrialState.RUNNING) if str(t.number) not in self.ongoing]
+                self.idle_since = self.idle_since or time.monotonic()
+                return Answer(exhausted=not elsewhere or time.monotonic() - self.idle_since > self.lost_after)
+            self.idle_since = None
             trial = self.study.ask()
-        else:
-            return Answer(exhausted=True)
-        overrides = self._choose(trial)
-        trial.set_user_attr(_OVERRIDES, json.dumps(overrides))
-        trial.set_user_attr(_WORKER, worker)
-        self.ongoing[str(trial.number)] = trial
-        return Answer(Proposal(str(trial.number), overrides))
+            # Two machines may ask at the same time for the last trial.
+            before = [other for other in self._list_counted() if other.number < trial.number]
+            if not trial.params and len(before) >= self.count_trials():
+                trial.set_user_attr(_REPLACED, True)
+                self.study.tell(trial, state=TrialState.FAIL)
+                return Answer()
+            # By its number each trial has random numbers of its own, whoever runs it and however often this was opened.
+            seed = self.settings.config.search.seed + _SEED_STEP * trial.number
+            self.study.sampler = optuna.samplers.TPESampler(seed=seed, constant_liar=True)
+            settings = self._choose(trial)
+            trial.set_user_attr(_SETTINGS, json.dumps(settings))
+            self.ongoing[str(trial.number)] = trial
+            self._send_heartbeat(trial.number)
+            return Answer(Proposal(str(trial.number), settings))
+
+    def begin(self, row: MemberRow) -> None:
+        """Remember the run directory of a trial."""
+        with self._reach():
+            self.ongoing[row.trial].set_user_attr(_RECORD, row.model_dump_json())
 
     def report(self, proposal: Proposal, epochs: int, score: float) -> bool:
         """Hear the score after an epoch; return False where the pruner ends the trial."""
-        trial = self.ongoing[proposal.trial]
-        known = self.study.trials[trial.number].intermediate_values
-        if epochs not in known:
-            trial.report(score, step=epochs)
-        if epochs < self.settings.epochs and trial.should_prune():
-            self.pruned.add(proposal.trial)
-            return False
-        return True
+        with self._reach():
+            trial = self.ongoing[proposal.trial]
+            found = self._get(trial.number)
+            if found.state.is_finished():
+                return True  # it is another's now, which tick() says
+            if epochs not in found.intermediate_values:
+                trial.report(score, step=epochs)
+            if epochs < self.settings.epochs and trial.should_prune():
+                self.pruned.add(proposal.trial)
+                return False
+            return True
 
-    def tell(self, record: TrialRecord) -> None:
-        """Give the study the score of a trial, or that it was pruned or failed."""
-        trial = self.ongoing.pop(record.trial)
-        trial.set_user_attr(_RECORD, json.dumps(record.as_dict()))
-        states = self.optuna.trial.TrialState
-        if record.status == "failed":
-            self.study.tell(trial, state=states.FAIL)
-        elif record.status == "pruned":
-            self.study.tell(trial, state=states.PRUNED)
-        else:
-            self.study.tell(trial, record.score)
+    def tell(self, row: MemberRow) -> None:
+        """Give the study the score of a trial, or that it was pruned or failed; one that is another's now is left alone."""
+        with self._reach():
+            trial = self.ongoing.pop(row.trial)
+            if self._get(trial.number).state.is_finished():
+                return
+            trial.set_user_attr(_RECORD, row.model_dump_json())
+            states = {"failed": TrialState.FAIL, "pruned": TrialState.PRUNED}
+            if row.status in states:
+                self.study.tell(trial, state=states[row.status])
+            else:
+                self.study.tell(trial, row.score)
 
-    def list_records(self) -> list[TrialRecord]:
+    def give_back(self, trial: str) -> None:
+        """Let another process, or this search when it is resumed, go on with a trial."""
+        with self._reach():
+            given = self.ongoing.pop(trial, None)
+            if given is not None and not self._get(given.number).state.is_finished():
+                self._propose_again(self._get(given.number))
+
+    def tick(self) -> set[str]:
+        """Send heartbeats, look for trials of others that are lost, and return those that were taken from this process."""
+        now = time.monotonic()
+        if not self.is_shared or now - self.beaten < self.lost_after / BEATS:
+            return set()
+        self.beaten = now
+        with self._reach():
+            taken = {key for key, trial in self.ongoing.items() if self._get(trial.number).state.is_finished()}
+            for key in taken:
+                del self.ongoing[key]
+            for trial in self.ongoing.values():
+                self._send_heartbeat(trial.number)
+            if isinstance(self.storage, RDBStorage):
+                optuna.storages.fail_stale_trials(self.study)
+            else:
+                self._fail_silent_trials(now)
+        return taken
+
+    def list_records(self) -> list[MemberRow]:
         """Return all trials in the order in which they were proposed."""
-        records = []
-        for trial in self.study.trials:
-            if trial.state.is_finished() and _RECORD in trial.user_attrs:
-                records.append(TrialRecord(**json.loads(trial.user_attrs[_RECORD])))
-                continue
-            status = "running" if str(trial.number) in self.ongoing else "waiting"
-            overrides = json.loads(trial.user_attrs.get(_OVERRIDES, "{}"))
-            records.append(TrialRecord(str(trial.number), overrides, status))
-        return records
+        with self._reach():
+            return [self._read_record(trial) for trial in self._list_counted()]
 
     def count_trials(self) -> int:
-        """Return the number of trials there will be."""
+        """Return the number of trials there will be, on all machines together."""
         return self.settings.trials or DEFAULT_TRIALS
 
     def count_epochs(self) -> None:
         """Return None: every trial has the experiment's epochs, unless it is pruned."""
 
-    def _choose(self, trial: Any) -> dict[str, Any]:
+    def _open_storage(self) -> JournalStorage | RDBStorage:
+        place = self.settings.storage
+        if place is not None and "://" in place:
+            return self._open_database(place)
+        if place is None:
+            self.settings.folder.mkdir(parents=True, exist_ok=True)
+            place = str(self.settings.folder / "journal.log")
+        return JournalStorage(JournalFileBackend(place, lock_obj=JournalFileOpenLock(place)))
+
+    def _open_database(self, url: str) -> RDBStorage:
+        from sqlalchemy.exc import IntegrityError, ProgrammingError
+
+        for attempt in range(1, _ATTEMPTS + 1):
+            try:
+                return RDBStorage(
+                    url,
+                    heartbeat_interval=max(1, round(self.lost_after / BEATS)),
+                    grace_period=max(2, round(self.lost_after)),
+                    heartbeat_stale_trial_callback=self.retry,
+                    engine_kwargs={} if url.startswith("sqlite") else {"pool_pre_ping": True},
+                )
+            except (IntegrityError, ProgrammingError):
+                # Several machines make the tables of a new database at the same time, and one of them is first.
+                if attempt == _ATTEMPTS:
+                    raise
+                time.sleep(1)
+
+    def _check_experiment(self) -> None:
+        began = self.study.user_attrs.get(_EXPERIMENT)
+        if began is None:
+            self.study.set_user_attr(_EXPERIMENT, dump_experiment(self.settings.config))
+        elif self.is_shared:
+            name = self.settings.study
+            check_same_experiment(
+                f"--storage, study {name}: this experiment",
+                parse_recorded_experiment(began, f"study {name}"),
+                self.settings.config,
+                advice="Set the keys back, or give the experiment another name: --set experiment.name=NAME.",
+            )
+
+    @contextlib.contextmanager
+    def _reach(self, kind: type[DlferError] = DlferError) -> Iterator[None]:
+        """Explain errors of the storage."""
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except (SQLAlchemyError, optuna.exceptions.StorageInternalError, OSError, ImportError, TimeoutError) as error:
+            first = (str(error).splitlines() or [""])[0]
+            driver = " For PostgreSQL: pip install 'psycopg[binary]'." if isinstance(error, ImportError) else ""
+            raise kind(
+                f"search: the storage cannot be used: {type(error).__name__}: {first}.{driver} When it can: the same command."
+            ) from error
+
+    def _list_trials(self, *states: TrialState) -> list[FrozenTrial]:
+        return self.study.get_trials(deepcopy=False, states=states or None)
+
+    def _list_counted(self) -> list[FrozenTrial]:
+        """Return the trials without those in whose place others are."""
+        trials = self._list_trials()
+        replaced = {number for trial in trials for number in RetryHeartbeatStaleTrialCallback.retry_history(trial)}
+        return [trial for trial in trials if trial.number not in replaced and _REPLACED not in trial.user_attrs]
+
+    def _get(self, number: int) -> FrozenTrial:
+        return self.storage.get_trial(self._get_id(number))
+
+    def _get_id(self, number: int) -> int:
+        return self.storage.get_trial_id_from_study_id_trial_number(self.study_id, number)
+
+    def _send_heartbeat(self, number: int) -> None:
+        if isinstance(self.storage, RDBStorage):
+            self.storage.record_heartbeat(self._get_id(number))
+        elif self.is_shared:
+            self.count += 1
+            self.storage.set_trial_user_attr(self._get_id(number), _HEARTBEAT, self.count)
+
+    def _fail_silent_trials(self, now: float) -> None:
+        """Mark trials as failed whose counter has not changed for `search.lost_after_seconds`, and propose them again."""
+        for trial in self._list_trials(TrialState.RUNNING):
+            value = trial.user_attrs.get(_HEARTBEAT)
+            known, since = self.seen.get(trial.number, (None, now))
+            self.seen[trial.number] = (value, since if value == known else now)
+            if str(trial.number) in self.ongoing or now - self.seen[trial.number][1] <= self.lost_after:
+                continue
+            # Another process may have been faster.
+            with contextlib.suppress(optuna.exceptions.UpdateFinishedTrialError, ValueError):
+                self.study.tell(trial.number, state=TrialState.FAIL)
+                self.retry(self.study, self._get(trial.number))
+
+    def _propose_again(self, trial: FrozenTrial) -> None:
+        """Put a trial that did not fail back among those that wait, under a number of its own."""
+        self.storage.set_trial_user_attr(self._get_id(trial.number), _REPLACED, True)
+        self.study.tell(trial.number, state=TrialState.FAIL)
+        attributes = {key: value for key, value in trial.user_attrs.items() if key != _REPLACED}
+        self.study.add_trial(
+            optuna.create_trial(
+                state=TrialState.WAITING,
+                params=trial.params,
+                distributions=trial.distributions,
+                user_attrs=attributes,
+                system_attrs=trial.system_attrs,
+            )
+        )
+
+    def _read_record(self, trial: FrozenTrial) -> MemberRow:
+        settings = json.loads(trial.user_attrs.get(_SETTINGS, "{}"))
+        row = MemberRow(arm=self.settings.arm, settings=settings, seed=self.settings.config.experiment.seed)
+        if _RECORD in trial.user_attrs:
+            row = MemberRow.model_validate_json(trial.user_attrs[_RECORD])
+        if not trial.state.is_finished():
+            status = "running" if trial.state == TrialState.RUNNING else "waiting"
+            row = row.change(status=status)
+        elif row.status in ("pending", "running", "waiting"):
+            row = row.change(status="failed", error="The processes that ran it were lost, twice.", kind="Lost")
+        return row.change(trial=str(trial.number))
+
+    def _choose(self, trial: Trial) -> dict[str, Any]:
         """Let the study choose a value for every key that is active; of a trial that began, the same again."""
         chosen: dict[str, Any] = {}
         for dimension in self.dimensions:
@@ -119,7 +309,7 @@ class OptunaEngine:
         return chosen
 
 
-def _suggest(trial: Any, dimension: Dimension) -> Any:
+def _suggest(trial: Trial, dimension: Dimension) -> Any:
     if dimension.kind == "choice":
         texts = [json.dumps(value) for value in dimension.choices]
         return json.loads(trial.suggest_categorical(dimension.key, texts))
@@ -129,15 +319,3 @@ def _suggest(trial: Any, dimension: Dimension) -> Any:
         return trial.suggest_int(dimension.key, int(dimension.low), int(dimension.high), step=step, log=is_log)
     given = {} if dimension.step is None else {"step": dimension.step}
     return dimension.tidy(trial.suggest_float(dimension.key, dimension.low, dimension.high, log=is_log, **given))
-
-
-def _import_optuna() -> Any:
-    try:
-        import optuna
-    except ImportError as error:
-        raise EnvironmentProblem(
-            f"search.engine: optuna is an extra that is not installed here ({error}). In a clone: "
-            "make extra-optuna; or choose random, bayesian, hyperband or grid."
-        ) from None
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return optuna

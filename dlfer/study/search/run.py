@@ -1,32 +1,35 @@
-"""The work of `dlfer search`: arms of trials, run by workers, shown while they run, reported at the end."""
+"""The work of `dlfer search`: the trials of each arm, then the winners, on one machine or on several with one storage."""
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+import contextlib
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from dlfer.config.load import load_experiment
+from filelock import FileLock
+
+from dlfer.config.load import compute_digest, load_experiment, with_overrides
 from dlfer.config.schema import ExperimentConfig
-from dlfer.errors import DlferError, TrainingStopped, UserError
+from dlfer.errors import ModelError, TrainingStopped, UserError
 from dlfer.report.keys import format_overrides
 from dlfer.runs.find import default_runs_folder, open_run
 from dlfer.runs.options import RunOptions
+from dlfer.runs.records import SearchOptionsRecord
 from dlfer.runs.run import Run, create_run
+from dlfer.study.members import open_shared_run
+from dlfer.study.progress import StudyConsole
+from dlfer.study.runner import Runner
 from dlfer.study.search.arms import Arm, list_arms
-from dlfer.study.search.board import Board
 from dlfer.study.search.dimensions import list_dimensions
-from dlfer.study.search.ending import conclude, say_unfinished
-from dlfer.study.search.engine import TrialRecord
-from dlfer.study.search.files import check_same, keep_original, write_files
-from dlfer.study.search.live import SearchView
-from dlfer.study.search.trials import TrialRunner, TrialSettings
-from dlfer.study.search.worker import Source, Worker, make_worker_name
-from dlfer.study.workers import list_gpu_ids, make_places
+from dlfer.study.search.engine import Engine
+from dlfer.study.search.results import Trials, check_same, compare_winners, conclude, keep_original, write_results
+from dlfer.study.search.trials import TrialSource
+from dlfer.study.slots import list_gpu_ids, make_slots
 from dlfer.train.control import StopControl
 
-POLL_SECONDS = 0.2
+_FILES_LOCK = ".results.lock"
 
 
 @dataclass(frozen=True)
@@ -34,18 +37,16 @@ class SearchOptions:
     """What `dlfer search` takes besides the options of a run.
 
     Attributes:
-        trials: at most so many an arm, instead of search.trials.
-        workers: trials at a time; None: one a GPU, or one.
+        trials: at most so many an arm, instead of search.trials; of all machines together.
+        workers: trials at a time; None: one for each GPU, or one.
         ablation: tune with EF-FER1 and without, and compare the winners.
-        role: None: all on this machine; "chief" or "worker" of several.
-        chief: "HOST:PORT" of the chief.
+        storage: a URL of a database or a journal file, which several machines share.
     """
 
     trials: int | None = None
     workers: int | None = None
     ablation: bool = False
-    role: str | None = None
-    chief: str = "127.0.0.1:8765"
+    storage: str | None = None
 
 
 @dataclass
@@ -55,10 +56,11 @@ class Search:
     Attributes:
         run: its directory.
         config: the experiment with its section `search`.
-        options: of the run and of the search.
+        options: of the run.
+        search_options: of the search.
         control: asked whether to stop.
-        view: shows it.
-        arms: those that have begun, with their records.
+        console: tells a person.
+        engines: name of an arm that has begun -> the arm and its engine.
     """
 
     run: Run
@@ -66,49 +68,77 @@ class Search:
     options: RunOptions
     search_options: SearchOptions
     control: StopControl
-    view: SearchView
-    arms: dict[str, tuple[Arm, list[TrialRecord]]]
+    console: StudyConsole
+    engines: dict[str, tuple[Arm, Engine]] = field(default_factory=dict)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether other machines search as well."""
+        return self.search_options.storage is not None
+
+    @property
+    def hint(self) -> str:
+        """The command that goes on after a stop."""
+        return "the same command" if self.is_shared else f"dlfer search --resume {self.run.path}"
+
+    def list_trials(self) -> Trials:
+        """Return the trials of all arms that have begun."""
+        return {name: (arm, engine.list_records()) for name, (arm, engine) in self.engines.items()}
 
     def write(self) -> None:
-        """Write all files of the search but the page."""
-        write_files(self.run, self.config, self.arms)
+        """Write members.csv and the best experiments; of several machines, one at a time."""
+        with self._hold_files():
+            write_results(self.run, self.config, self.list_trials())
 
-    def make_settings(self, *, judge_test: bool = False) -> TrialSettings:
-        """Return what its trials have in common."""
-        return TrialSettings(
-            self.run.path,
-            self.config,
-            self.config.search.objective,
-            smoke=self.options.smoke,
-            require_gpu=self.options.require_gpu,
-            use_cache=self.options.use_cache,
-            judge_test=judge_test,
-            argv=self.options.argv,
-        )
+    def conclude(self) -> None:
+        """Write all files and the page, and say what was the best."""
+        with self._hold_files():
+            trials = self.list_trials()
+            write_results(self.run, self.config, trials)
+            conclude(self.run, self.config, trials, self.console)
+
+    def count_elsewhere(self) -> int:
+        """Return how many trials run or wait; once this process runs none, these are others'."""
+        rows = [row for _, rows in self.list_trials().values() for row in rows]
+        return sum(row.status in ("running", "waiting") for row in rows)
+
+    def make_runner(self) -> Runner:
+        """Return the runner for this machine."""
+        gpu_ids = [] if self.config.experiment.device == "cpu" else list_gpu_ids()
+        slots = make_slots(self.search_options.workers, gpu_ids)
+        return Runner(slots, self.control, self.console, self.hint, self.options.require_gpu)
+
+    def _hold_files(self) -> contextlib.AbstractContextManager:
+        # Who writes last has then also read last, so that the files are complete.
+        return FileLock(self.run.path / _FILES_LOCK) if self.is_shared else contextlib.nullcontext()
 
 
 def run_search(file: Path | str, options: RunOptions, search_options: SearchOptions) -> Path | None:
     """Search the space of an experiment file; return the search's folder (None for a dry run).
 
+    With a storage, every machine runs the same command, and this returns when all trials have begun and none of this process'
+    own is left. Who ends last writes complete results; with `ablation` it trains and judges the winners, too.
+
     Raises:
-        UserError: the file, the space or the environment is wrong, or every trial fails for such a reason.
+        UserError: the file, the space, the storage or the environment is wrong, or the first trials fail for such a reason.
         TrainingStopped: by Ctrl-C, SIGTERM or --max-hours; the best so far is told, the search can be resumed.
         DlferError: the first trials fail alike.
     """
     config = load_experiment(file, options.overrides)
     arms = list_arms(config, ablation=search_options.ablation)
-    view = SearchView(config.search.objective)
+    console = StudyConsole()
     if options.dry_run:
-        explain_search(config, arms, options, search_options, view)
+        explain_search(config, arms, options, search_options, console)
         return None
+    if search_options.storage is not None:
+        return _run_shared(config, arms, options, search_options, console)
+    with tempfile.TemporaryDirectory() as folder:
+        arms[0].open_engine(Path(folder), trials=search_options.trials, smoke=options.smoke)
     run = create_run(options.out or default_runs_folder(), config, argv=list(options.argv), kind="search")
     keep_original(run)
-    run.update(
-        smoke=options.smoke,
-        use_cache=options.use_cache,
-        search={"ablation": search_options.ablation, "trials": search_options.trials},
-    )
-    return _execute(run, config, options, search_options, view)
+    run.update(smoke=options.smoke, use_cache=options.use_cache)
+    search = Search(run, config, options, search_options, StopControl(options.max_hours), console)
+    return _execute(search, arms)
 
 
 def resume_search(
@@ -117,168 +147,149 @@ def resume_search(
     """Go on with a search: trials that ended stay, those that were interrupted continue from their checkpoints.
 
     Args:
+        folder: of the search, or the beginning of its name.
+        options: of the command line.
+        search_options: of the command line.
         file: the experiment file again; it must not have changed.
 
     Raises:
         ConfigError: the experiment or its space is not what the search began with; with the differences.
     """
     run = open_run(folder, options.out)
-    other = None if file is None else load_experiment(file, options.overrides)
-    config = check_same(run, other)
-    began = run.read_json("run.json")["search"]
-    options = replace(
-        options,
-        out=run.path.parent.parent,
-        smoke=run.is_smoke,
-        use_cache=run.read_json("run.json")["use_cache"],
-        overrides={},
-    )
-    trials = search_options.trials if search_options.trials is not None else began["trials"]
-    search_options = replace(search_options, ablation=began["ablation"], trials=trials)
-    return _execute(run, config, options, search_options, SearchView(config.search.objective))
+    record = run.record
+    began = record.search or SearchOptionsRecord()
+    if began.storage or search_options.storage:
+        raise UserError(f"{run.path}: several machines share this search; go on with the same command that began it.")
+    if began.engine is None:
+        raise ModelError(
+            f"{run.path}: an earlier version of dlfer began this search and cannot be resumed; start a new one."
+        )
+    config = check_same(run, None if file is None else load_experiment(file, options.overrides))
+    options = replace(options, out=run.path.parent.parent, smoke=run.is_smoke, use_cache=record.use_cache, overrides={})
+    trials = search_options.trials if search_options.trials is not None else began.trials
+    search_options = replace(search_options, ablation=began.ablation, trials=trials)
+    search = Search(run, config, options, search_options, StopControl(options.max_hours), StudyConsole())
+    return _execute(search, list_arms(config, ablation=search_options.ablation))
 
 
-def _execute(
-    run: Run, config: ExperimentConfig, options: RunOptions, search_options: SearchOptions, view: SearchView
+def _run_shared(
+    config: ExperimentConfig, arms: list[Arm], options: RunOptions, search_options: SearchOptions, console: StudyConsole
 ) -> Path:
-    control = StopControl(options.max_hours)
-    search = Search(run, config, options, search_options, control, view, {})
-    with run.hold(), control.watch_signals():
-        run.update(status="running", search={"ablation": search_options.ablation, "trials": search_options.trials})
-        try:
-            for arm in list_arms(config, ablation=search_options.ablation):
-                run_arm(search, arm)
-                _check_stopped(search)
-            if search_options.ablation:
-                from dlfer.study.search.winners import compare_winners
+    """Take part in a search whose trials are in a storage; its directory is one for all that see the same folder of runs."""
+    # Before a directory is made: the storage must be there, and have begun with this experiment.
+    for arm in arms:
+        _open_engine(arm, Path(), options, search_options)
+    digest = compute_digest(with_overrides(config, {"search.trials": None}))[:8]
+    facts = {"smoke": options.smoke, "use_cache": options.use_cache, "search": _describe(config, search_options)}
+    run = open_shared_run(
+        options.out or default_runs_folder(),
+        f"shared-{digest}{'-smoke' if options.smoke else ''}-search",
+        config,
+        argv=options.argv,
+        kind="search",
+        facts=facts,
+    )
+    options = replace(options, out=run.path.parent.parent)
+    search = Search(run, config, options, search_options, StopControl(options.max_hours), console)
+    return _execute(search, arms)
 
-                compare_winners(search)
+
+def _execute(search: Search, arms: list[Arm]) -> Path:
+    run = search.run
+    with _hold(search), search.control.watch_signals():
+        run.update(status="running", search=_describe(search.config, search.search_options))
+        try:
+            for arm in arms:
+                _run_arm(search, arm)
+            elsewhere = search.count_elsewhere()
+            if search.search_options.ablation and not elsewhere:
+                _compare_winners(search)
         except TrainingStopped as stop:
-            run.stop(stop.reason)
-            conclude(search)
-            say_unfinished(search)
-            view.say(f"Stopped by {stop.reason}. Go on with: dlfer search --resume {run.path}")
+            if not search.is_shared or not search.count_elsewhere():
+                run.stop(stop.reason)
+            search.conclude()
+            search.console.say(f"Stopped by {stop.reason}. Go on with: {search.hint}")
             raise
         except BaseException as error:
             run.fail(error)
             raise
-        run.finish()
-        conclude(search)
+        if elsewhere:
+            search.console.say(
+                f"Trials that are not finished elsewhere: {elsewhere}. The process that ends last completes the results, or the "
+                "same command once more."
+            )
+        else:
+            run.finish()
+        search.conclude()
     return run.path
 
 
-def run_arm(search: Search, arm: Arm) -> None:
+def _run_arm(search: Search, arm: Arm) -> None:
     """Run the trials of one arm."""
-    engine = arm.open_engine(search.run.path, trials=search.search_options.trials, smoke=search.options.smoke)
-
-    def record(records: list[TrialRecord]) -> None:
-        search.arms[arm.name] = (arm, records)
-        search.write()
-        search.view.update(records)
-
-    board = Board(engine, search.config.search.objective, record)
-    search.arms[arm.name] = (arm, board.list_records())
-
-    def read() -> list[TrialRecord]:
-        # Not from the board: a thread that has its lock may be waiting for that of the terminal, which is held here.
-        return search.arms[arm.name][1]
-
-    total, search.view.total_epochs = engine.count_trials(), engine.count_epochs()
+    engine = _open_engine(arm, search.run.path, search.options, search.search_options)
+    search.engines[arm.name] = (arm, engine)
     if search.search_options.ablation:
-        search.view.say(f"{arm.name}:")
-    if search.search_options.role == "chief":
-        from dlfer.study.search.chief import serve
-
-        search.view.start(arm.name, total, 1, lambda: (read(), []))
-        work: Callable[[], None] = lambda: serve(search, arm, board)  # noqa: E731
-    else:
-        workers = make_workers(search, arm, board)
-        search.view.start(arm.name, total, len(workers), lambda: (read(), [worker.progress for worker in workers]))
-        work = lambda: run_workers(workers)  # noqa: E731
-    try:
-        work()
-    finally:
-        search.view.stop()
-        board.close()
-    check_bug(board, search)
+        search.console.say(f"{arm.name}:")
+    source = TrialSource(
+        engine, arm, search.run.path, options=search.options, console=search.console, on_change=search.write
+    )
+    search.make_runner().run(source)
 
 
-def check_bug(board: Board, search: Search) -> None:
-    """Raise the failure that is taken for a bug in the experiment.
-
-    Raises:
-        UserError: the user can mend it.
-        DlferError: else.
-    """
-    bug = board.bug
-    if bug is None:
+def _compare_winners(search: Search) -> None:
+    """Train and judge the winners; of several machines that end at the same time, one does."""
+    if not search.is_shared:
+        compare_winners(
+            search.run, search.config, search.list_trials(), options=search.options, runner=search.make_runner()
+        )
         return
-    kind = UserError if bug.is_users else DlferError
-    where = f" See {search.run.path / 'trials'}/*.log." if not bug.is_users else ""
-    raise kind(
-        f"The experiment itself fails, with these keys or others ({format_overrides(bug.overrides)}): "
-        f"{bug.error}{where} When it is mended: dlfer search --resume {search.run.path}"
+    try:
+        with search.run.hold():
+            search.write()
+            trials = search.list_trials()
+            compare_winners(search.run, search.config, trials, options=search.options, runner=search.make_runner())
+    except ModelError:
+        if not search.run.is_held():
+            raise
+        search.console.say("Another process trains and judges the winners.")
+
+
+def _open_engine(arm: Arm, folder: Path, options: RunOptions, search_options: SearchOptions) -> Engine:
+    return arm.open_engine(folder, trials=search_options.trials, smoke=options.smoke, storage=search_options.storage)
+
+
+@contextlib.contextmanager
+def _hold(search: Search) -> Iterator[None]:
+    """Keep other processes from working on this search, unless they share its storage."""
+    with contextlib.nullcontext() if search.is_shared else search.run.hold():
+        yield
+
+
+def _describe(config: ExperimentConfig, options: SearchOptions) -> SearchOptionsRecord:
+    """Return what run.json keeps of the search's options; a storage's URL may hold a password."""
+    return SearchOptionsRecord(
+        ablation=options.ablation,
+        trials=options.trials,
+        storage=options.storage is not None,
+        engine=config.search.engine,
     )
 
 
-def make_workers(search: Search, arm: Arm, source: Source) -> list[Worker]:
-    """Return the workers of this process, each with its GPU or its share of the cores."""
-    places = make_places(search.search_options.workers, list_gpu_ids())
-    runners = [TrialRunner(search.make_settings(), search.control, place.environment) for place in places]
-    name = make_worker_name()
-    return [
-        Worker(f"{name}-{index}", source, runner, arm.base, search.view.say) for index, runner in enumerate(runners)
-    ]
-
-
-def run_workers(workers: list[Worker]) -> None:
-    """Let the workers run in threads until all have ended; the first error of one stops all and is raised."""
-    errors: list[BaseException] = []
-
-    def work(worker: Worker) -> None:
-        try:
-            worker.work()
-        except BaseException as error:
-            errors.append(error)
-            worker.runner.control.request("an error")
-
-    threads = [threading.Thread(target=work, args=(worker,), daemon=True) for worker in workers]
-    for thread in threads:
-        thread.start()
-    while any(thread.is_alive() for thread in threads):
-        for thread in threads:
-            thread.join(POLL_SECONDS)
-    if errors:
-        raise errors[0]
-
-
 def explain_search(
-    config: ExperimentConfig,
-    arms: list[Arm],
-    options: RunOptions,
-    search_options: SearchOptions,
-    view: SearchView,
+    config: ExperimentConfig, arms: list[Arm], options: RunOptions, search_options: SearchOptions, console: StudyConsole
 ) -> None:
     """Say what a search would do; train nothing."""
-    import tempfile
-
     search = config.search
     for arm in arms:
         with tempfile.TemporaryDirectory() as folder:
             engine = arm.open_engine(Path(folder), trials=search_options.trials, smoke=options.smoke)
             count = engine.count_trials()
             first = engine.ask("plan").proposal
-        view.say(f"{arm.name}: {search.engine}, {count or '?'} trials at most, {search.objective} on validation")
+        console.say(f"{arm.name}: {search.engine}, {count or '?'} trials at most, {search.objective} on validation")
         for dimension in list_dimensions(arm.config.search):
-            view.say(f"  {dimension}")
+            console.say(f"  {dimension}")
         if first is not None:
-            view.say(f"  first trial: {format_overrides(first.overrides)}")
+            console.say(f"  first trial: {format_overrides(first.settings)}")
         retrained = [key for key in arm.config.search.space if key.split(".")[0] in ("model", "pretrain")]
         if arm.config.pretrain is not None and arm.config.pretrain.weights is None and retrained:
-            view.say(f"  EF-FER1 is trained anew for each setting of {', '.join(retrained)}.")
-
-
-def _check_stopped(search: Search) -> None:
-    reason = search.control.get_reason()
-    if reason is not None:
-        raise TrainingStopped(f"The search was stopped by {reason}.", reason=reason)
+            console.say(f"  EF-FER1 is trained anew for each setting of {', '.join(retrained)}.")

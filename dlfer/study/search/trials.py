@@ -1,318 +1,299 @@
-"""Trials as processes: each is an ordinary run of the experiment, begun or gone on with in a process of its own.
+"""The trials of one arm as tasks for the runner: what an engine proposes becomes a run, and the run's epochs its score.
 
-So its memory is freed, a crash takes nothing else along, and a GPU can be pinned to it.
+The same settings mean the same run: a longer rung of Hyperband, a trial that was interrupted, and one that a lost machine
+had, go on with the run directory that is there.
 """
 
 from __future__ import annotations
 
-import contextlib
-import itertools
-import json
 import os
-import queue
-import subprocess
-import sys
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import socket
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
-from dlfer.errors import ConfigError, ModelError, TrainingStopped
+from dlfer.errors import ConfigError, DlferError
+from dlfer.experiment.smoke import make_smoke_config
+from dlfer.report.keys import format_overrides
 from dlfer.report.page import read_rows
-from dlfer.runs.files import write_atomically
-from dlfer.runs.run import CONFIG_FILE, Run
-from dlfer.study.search.child import ON, STOP
-from dlfer.study.search.objective import Report, TrialFailed, compute_scores_so_far, compute_trial_digest
-from dlfer.train.control import StopControl
+from dlfer.runs.evaluations import read_metrics
+from dlfer.runs.member_rows import MemberRow, is_run
+from dlfer.runs.options import RunOptions
+from dlfer.runs.run import Run, create_run
+from dlfer.runs.wording import format_duration
+from dlfer.study.progress import StudyConsole
+from dlfer.study.runner import Ending, Task
+from dlfer.study.search.arms import Arm
+from dlfer.study.search.engine import Engine, Proposal, compute_scores_so_far, find_best
+from dlfer.study.slots import WorkerSlot
 
-COMMAND = (sys.executable, "-m", "dlfer.study.search.child")
-POLL_SECONDS = 0.5
-STOP_SECONDS = 120.0
-"""A trial that was asked to stop and does not come to a checkpoint in so long is killed; its last one stands."""
-RESTARTS = 1
-"""How often a trial whose process was killed from outside is gone on with before it counts as failed."""
-
-
-@dataclass(frozen=True)
-class TrialSettings:
-    """What all trials of a search have in common.
-
-    Attributes:
-        folder: of the search; its trials are put beside it.
-        config: the experiment.
-        figure: the validation figure that is the score.
-        smoke, require_gpu, use_cache: as of `dlfer run`.
-        argv: the search's command.
-        judge_test: False for trials; the winners of --ablation are judged.
-    """
-
-    folder: Path
-    config: ExperimentConfig
-    figure: str
-    smoke: bool = False
-    require_gpu: bool = False
-    use_cache: bool = True
-    judge_test: bool = False
-    argv: tuple[str, ...] = ()
+ENDED = ("finished", "rung", "pruned", "failed")
 
 
 @dataclass
-class TrialRunner:
-    """The objective of a search: overrides -> the validation figure of a run with them.
+class _Trial:
+    """A trial under way.
 
     Attributes:
-        settings: of all trials.
-        control: asked whether the search is to stop.
-        environment: variables of the trial's process, e.g. CUDA_VISIBLE_DEVICES.
-        on_tick: called about twice a second while a trial runs.
-        on_event: told what a trial's process says: (event, its fields).
+        proposal: what the engine asks for.
+        row: its line of members.csv so far.
+        config: what is run.
+        history: rows of EF-FER2 so far.
     """
 
-    settings: TrialSettings
-    control: StopControl
-    environment: Mapping[str, str] = field(default_factory=dict)
-    on_tick: Callable[[], None] = lambda: None
-    on_event: Callable[[str, dict[str, Any]], None] = lambda event, fields: None
-
-    def __call__(self, overrides: Mapping[str, object], report: Report) -> float:
-        """Return the score of a run with `overrides`; see `Objective`."""
-        try:
-            config = with_overrides(self.settings.config, overrides)
-        except ConfigError as error:
-            raise TrialFailed(str(error), kind="ConfigError", is_users=True) from None
-        with self._hold(overrides):
-            return self._run(config, overrides, report)
-
-    def find_run(self, overrides: Mapping[str, object]) -> Run | None:
-        """Return the run of a trial that has begun."""
-        record = self._get_record(overrides)
-        try:
-            path = self.settings.folder.parent / json.loads(record.read_text())["run"]
-        except FileNotFoundError:
-            return None
-        return Run(path) if (path / "run.json").exists() else None
-
-    def describe(self, overrides: Mapping[str, object]) -> dict[str, Any]:
-        """Return what is known of a trial's run: name, status, epochs done, and the interval of a finished score."""
-        run = self.find_run(overrides)
-        if run is None:
-            return {}
-        facts = {"run": run.path.name, "status": run.status, "epochs": len(read_history_rows(run.path))}
-        with contextlib.suppress(ModelError, KeyError, TypeError):
-            name = "log_loss" if self.settings.figure == "loss" else self.settings.figure
-            figure = run.read_metrics()["validation"][name]
-            facts |= {"low": figure["low"], "high": figure["high"]}
-        return facts
-
-    def _run(self, config: ExperimentConfig, overrides: Mapping[str, object], report: Report) -> float:
-        def goes_on(epochs: int, score: float) -> bool:
-            # After the last epoch there is nothing to stop; the run is to be finished.
-            return report(epochs, score) or epochs >= config.finetune.epochs
-
-        for restart in itertools.count():
-            run = self.find_run(overrides)
-            self._wait_until_free(run)
-            told = self._tell_past(run, config, goes_on)
-            if told is not None:
-                return told
-            try:
-                return self._go_on(run, config, overrides, goes_on)
-            except _ProcessKilled as killed:
-                if restart == RESTARTS:
-                    raise TrialFailed(f"{killed}, {RESTARTS + 1} times. Was memory short?", kind="Killed") from None
-                self.on_event("restarted", {"why": str(killed)})
-
-    def _tell_past(self, run: Run | None, config: ExperimentConfig, report: Report) -> float | None:
-        """Report the epochs that were done before; return the score if there is nothing to go on with."""
-        if run is None:
-            return None
-        scores = compute_scores_so_far(read_history_rows(run.path), self.settings.figure, config.finetune)
-        for epochs, score in enumerate(scores, start=1):
-            if not report(epochs, score):
-                return score
-        is_done = run.status == "finished" and (run.read_json("run.json")["judge_test"] or not self.settings.judge_test)
-        return scores[-1] if is_done and scores else None
-
-    def _go_on(
-        self, run: Run | None, config: ExperimentConfig, overrides: Mapping[str, object], report: Report
-    ) -> float:
-        """Start the trial's process and listen to it until it ends."""
-        rows = {int(row["epoch"]): row for row in (read_history_rows(run.path) if run else [])}
-        with self._start(run, overrides) as child:
-            for event, fields in child.listen(self._tick):
-                self.on_event(event, fields)
-                if event == "epoch" and fields["stage"] == "finetune":
-                    rows[fields["row"]["epoch"]] = fields["row"]
-                    history = [rows[epoch] for epoch in sorted(rows)]
-                    score = compute_scores_so_far(history, self.settings.figure, config.finetune)[-1]
-                    child.answer(ON if report(len(history), score) else STOP)
-                elif event in ("finished", "stopped"):
-                    break
-                elif event == "failed":
-                    raise TrialFailed(fields["error"], kind=fields["kind"], is_users=fields["is_users"])
-            else:
-                raise _ProcessKilled(
-                    f"The trial's process ended with {child.wait()} and without a word (see {child.log})"
-                )
-        reason = self.control.get_reason()
-        if event == "stopped" and reason is not None:
-            raise TrainingStopped(f"A trial was stopped by {reason}; it stands at a checkpoint.", reason=reason)
-        run = self.find_run(overrides)
-        return compute_scores_so_far(read_history_rows(run.path), self.settings.figure, config.finetune)[-1]
-
-    @contextlib.contextmanager
-    def _start(self, run: Run | None, overrides: Mapping[str, object]) -> Iterator[Child]:
-        settings, record = self.settings, self._get_record(overrides)
-        job = {
-            "config": str((settings.folder / CONFIG_FILE).resolve()),
-            "overrides": dict(overrides),
-            "run": None if run is None else str(run.path),
-            "record": str(record),
-            "resume_hint": f"dlfer search --resume {settings.folder}",
-            "options": {
-                "out": str(settings.folder.parent.parent),
-                "smoke": settings.smoke,
-                "require_gpu": settings.require_gpu,
-                "use_cache": settings.use_cache,
-                "judge_test": settings.judge_test,
-                "argv": list(settings.argv),
-            },
-        }
-        file = record.with_suffix(".job")
-        write_atomically(file, json.dumps(job, indent=2) + "\n")
-        child = Child(file, record.with_suffix(".log"), self.environment)
-        try:
-            yield child
-        finally:
-            child.close()
-
-    def _tick(self, child: Child) -> None:
-        self.on_tick()
-        if self.control.get_reason() is not None:
-            child.ask_to_stop()
-
-    def _wait_until_free(self, run: Run | None) -> None:
-        """Wait for a process that still works on the run: that of a search which was killed ends by itself."""
-        while run is not None and run.is_held():
-            self._sleep_or_stop()
-
-    @contextlib.contextmanager
-    def _hold(self, overrides: Mapping[str, object]) -> Iterator[None]:
-        """Keep two workers from running the same trial at the same time."""
-        record = self._get_record(overrides)
-        record.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(record.with_suffix(".lock"))
-        while True:
-            try:
-                lock.acquire(timeout=0)
-                break
-            except Timeout:
-                self._sleep_or_stop()
-        try:
-            yield
-        finally:
-            lock.release()
-
-    def _sleep_or_stop(self) -> None:
-        self.on_tick()
-        reason = self.control.get_reason()
-        if reason is not None:
-            raise TrainingStopped(f"Stopped by {reason} while another process works on the trial.", reason=reason)
-        time.sleep(POLL_SECONDS)
-
-    def _get_record(self, overrides: Mapping[str, object]) -> Path:
-        return self.settings.folder / "trials" / f"{compute_trial_digest(overrides)}.json"
+    proposal: Proposal
+    row: MemberRow
+    config: ExperimentConfig
+    history: list[dict[str, float]]
 
 
-class Child:
-    """The process of a trial as the search sees it.
+class TrialSource:
+    """Hands the trials of an arm to the runner, and their scores to its engine.
+
+    A failure is held back from the engine until another trial shows that the experiment as such works: where the experiment
+    is at fault, nothing is counted, and the trials are tried again on resume.
 
     Args:
-        job: file that tells it what to do.
-        log: file of what it and its libraries say.
-        environment: variables to set.
+        engine: proposes.
+        arm: that is searched.
+        folder: of the search; its trials are put beside it.
+        options: of the command line.
+        console: tells a person.
+        on_change: called after each change.
     """
 
-    def __init__(self, job: Path, log: Path, environment: Mapping[str, str]) -> None:
-        self.log = log
-        root = str(Path(__file__).resolve().parents[2])
-        paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
-        with log.open("ab") as talk:
-            self.process = subprocess.Popen(
-                [*COMMAND, str(job)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=talk,
-                text=True,
-                # Ctrl-C reaches the search alone, which then asks its trials to stop.
-                start_new_session=True,
-                env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), **environment},
-            )
-        self.lines: queue.Queue[str | None] = queue.Queue()
-        self.stopping_since: float | None = None
-        threading.Thread(target=self._read, daemon=True).start()
+    def __init__(
+        self,
+        engine: Engine,
+        arm: Arm,
+        folder: Path,
+        *,
+        options: RunOptions,
+        console: StudyConsole,
+        on_change: Callable[[], None],
+    ) -> None:
+        self.engine, self.arm, self.folder, self.options = engine, arm, folder, options
+        self.console, self.on_change = console, on_change
+        self.objective = arm.config.search.objective
+        self.active: dict[Task, _Trial] = {}
+        self.held: list[MemberRow] = []
+        self.works, self.exhausted, self.asked = False, False, 0
 
-    def listen(self, tick: Callable[[Child], None]) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Yield what the process says until it closes its pipe; `tick` is called now and then."""
+    def take(self, slot: WorkerSlot) -> Task | None:
+        """Return the next trial; one whose settings do not go together fails without a process."""
         while True:
-            tick(self)
-            self._kill_if_late()
-            try:
-                line = self.lines.get(timeout=POLL_SECONDS)
-            except queue.Empty:
+            worker = f"{socket.gethostname()}-{os.getpid()}{f'-{slot.name}' if slot.name else ''}"
+            # A name of its own for each question: an oracle gives a name that has a trial the same one again.
+            answer = self.engine.ask(f"{worker}.{self.asked}")
+            self.asked += 1
+            if answer.proposal is None and self.held and not self.active:
+                self._let_go()
                 continue
-            if line is None:
-                return
-            fields = json.loads(line)
-            yield fields.pop("event"), fields
+            self.exhausted = answer.exhausted
+            if answer.proposal is None:
+                return None
+            task = self._begin(answer.proposal, worker)
+            if task is not None:
+                return task
 
-    def answer(self, word: str) -> None:
-        """Say whether to go on."""
-        if self.stopping_since is None:
-            with contextlib.suppress(BrokenPipeError):
-                print(word, file=self.process.stdin, flush=True)
+    def is_exhausted(self) -> bool:
+        """Return whether the engine has no trial left."""
+        return self.exhausted
 
-    def ask_to_stop(self) -> None:
-        """Close its stdin, which it takes as the wish to stop at a checkpoint."""
-        if self.stopping_since is None:
-            self.stopping_since = time.monotonic()
-            with contextlib.suppress(BrokenPipeError):
-                self.process.stdin.close()
+    def tick(self, tasks: Sequence[Task]) -> list[Task]:
+        """Let the engine send heartbeats; return the tasks whose trials another machine has by now."""
+        del tasks
+        taken = self.engine.tick()
+        unwanted = [task for task, trial in self.active.items() if trial.proposal.trial in taken]
+        for task in unwanted:
+            del self.active[task]
+            self.console.say(f"{task.title}: this machine was silent for too long, and another has the trial now")
+        return unwanted
 
-    def wait(self) -> int:
-        """Return how the process ended; a negative number is the signal that killed it."""
-        return self.process.wait()
+    def end(self, task: Task, ending: Ending) -> None:
+        """Give the engine the score of a trial, or that it failed."""
+        trial = self.active.pop(task, None)
+        if trial is None:
+            return
+        if ending.status == "stopped":
+            # A storage that cannot be reached may be why everything stops; the other trials stop all the same.
+            try:
+                self.engine.give_back(trial.proposal.trial)
+                self._say_interrupted(task, trial)
+                self.on_change()
+            except DlferError as error:
+                self.console.say(f"{task.title}: {error}")
+            return
+        self._tell(self._make_row(task, trial, ending))
 
-    def close(self) -> None:
-        """Let the process come to its end, and make it if it does not."""
-        self.ask_to_stop()
+    def _begin(self, proposal: Proposal, worker: str) -> Task | None:
+        row = MemberRow(
+            arm=self.arm.name,
+            trial=proposal.trial,
+            seed=self.arm.config.experiment.seed,
+            status="running",
+            rung=proposal.epochs,
+            worker=worker,
+            settings=proposal.settings,
+        )
         try:
-            self.process.wait(timeout=STOP_SECONDS)
-        except (subprocess.TimeoutExpired, KeyboardInterrupt):
-            self.process.kill()
-            self.process.wait()
+            config = with_overrides(self.arm.config, {**self.arm.base, **proposal.settings})
+        except ConfigError as error:
+            self._tell(row.change(status="failed", error=str(error), kind="ConfigError", is_users=True, seconds=0.0))
+            return None
+        run = find_trial_run(self.engine.list_records(), proposal.settings, self.folder)
+        if run is None:
+            run = create_trial_run(config, self.options, self.folder, judge_test=False)
+        digest = (run.record.config_digest or "")[:8]
+        trial = _Trial(proposal, row.change(path=str(run.path.resolve()), digest=digest), run.config(), [])
+        self.engine.begin(trial.row)
+        task = Task(
+            f"{self._describe_position(proposal.trial)}: {format_overrides(proposal.settings)}",
+            run,
+            lambda: self._tell_past(trial),
+            lambda row: self._hear_epoch(trial, row),
+        )
+        self.active[task] = trial
+        self.on_change()
+        return task
 
-    def _read(self) -> None:
-        for line in self.process.stdout:
-            self.lines.put(line)
-        self.lines.put(None)
+    def _tell_past(self, trial: _Trial) -> Ending | None:
+        """Report the epochs that were done before; return the ending of a trial with which nothing is left to do."""
+        run = Run(Path(trial.row.path))
+        trial.history = read_history_rows(run.path)
+        for epochs, score in enumerate(self._list_scores(trial), start=1):
+            if not self._goes_on(trial, epochs, score):
+                return Ending("cut")
+        return Ending("finished") if trial.history and run.status == "finished" else None
 
-    def _kill_if_late(self) -> None:
-        if self.stopping_since is not None and time.monotonic() - self.stopping_since > STOP_SECONDS:
-            self.process.kill()
+    def _hear_epoch(self, trial: _Trial, row: Mapping[str, Any]) -> bool:
+        trial.history = [done for done in trial.history if done["epoch"] < row["epoch"]]
+        trial.history.append({key: value for key, value in row.items() if key != "phase"})
+        return self._goes_on(trial, len(trial.history), self._list_scores(trial)[-1])
+
+    def _goes_on(self, trial: _Trial, epochs: int, score: float) -> bool:
+        # After the last epoch there is nothing to stop; the run is to be finished.
+        return self.engine.report(trial.proposal, epochs, score) or epochs >= trial.config.finetune.epochs
+
+    def _list_scores(self, trial: _Trial) -> list[float]:
+        return compute_scores_so_far(trial.history, self.objective, trial.config.finetune)
+
+    def _make_row(self, task: Task, trial: _Trial, ending: Ending) -> MemberRow:
+        ended = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+        trial.history = read_history_rows(task.run.path)
+        row = trial.row.change(epochs=len(trial.history), seconds=round(ending.seconds, 1), ended=ended)
+        if ending.status == "failed":
+            return row.change(status="failed", error=ending.error, kind=ending.kind, is_users=ending.is_users)
+        status = "finished" if ending.status == "finished" else "pruned" if trial.proposal.epochs is None else "rung"
+        row = row.change(status=status, score=self._list_scores(trial)[-1])
+        metrics = read_metrics(task.run.path)
+        name = "log_loss" if self.objective == "loss" else self.objective
+        estimate = metrics.validation.get(name) if metrics is not None and metrics.validation is not None else None
+        return row if estimate is None else row.change(low=estimate.low, high=estimate.high)
+
+    def _tell(self, row: MemberRow) -> None:
+        is_first_of_its_kind = self.held and row.kind != self.held[0].kind
+        if row.status == "failed" and not self.works and not is_first_of_its_kind:
+            self.held.append(row)
+        else:
+            self.works = True
+            self._let_go()
+            self.engine.tell(row)
+        self._say_ended(row)
+        self.on_change()
+
+    def _let_go(self) -> None:
+        while self.held:
+            self.engine.tell(self.held.pop(0))
+
+    def _describe_position(self, trial: str) -> str:
+        records = [record.trial for record in self.engine.list_records()]
+        total = self.engine.count_trials()
+        number = records.index(trial) + 1 if trial in records else len(records)
+        return f"trial {number}{f' of {total}' if total else ''}"
+
+    def _say_ended(self, row: MemberRow) -> None:
+        records = self.engine.list_records()
+        best = find_best(records, self.objective)
+        if row.status == "failed":
+            what = f"failed: {row.error.partition(chr(10))[0][:200]}"
+        else:
+            ends = {
+                "rung": f" after the {row.epochs} epochs of its rung",
+                "pruned": f" when pruned after {row.epochs} epochs",
+            }
+            what = f"{self.objective} {row.score:.4f}{ends.get(row.status, '')}"
+            what += "  <- best so far" if best is not None and best.trial == row.trial else ""
+        left = describe_left(records, total=self.engine.count_trials(), total_epochs=self.engine.count_epochs())
+        title = f"{self._describe_position(row.trial)}: {format_overrides(row.settings)}"
+        self.console.say(f"{title}: {what}{f' ({left})' if left else ''}")
+
+    def _say_interrupted(self, task: Task, trial: _Trial) -> None:
+        trial.history = read_history_rows(task.run.path)
+        scores = self._list_scores(trial)
+        so_far = f"{self.objective} {scores[-1]:.4f} after {len(scores)} epochs" if scores else "before its first epoch"
+        position, keys = self._describe_position(trial.proposal.trial), format_overrides(trial.proposal.settings)
+        self.console.say(f"{position} interrupted at {so_far}: {keys}")
 
 
-class _ProcessKilled(Exception):
-    """The process of a trial ended without saying how."""
+def find_trial_run(records: Sequence[MemberRow], settings: Mapping[str, Any], folder: Path) -> Run | None:
+    """Return the run of a trial with these settings, if one has begun and can be seen from here."""
+    for record in records:
+        if record.settings == settings:
+            found = record.find_folder(folder)
+            if is_run(found):
+                return Run(found)
+    return None
+
+
+def create_trial_run(config: ExperimentConfig, options: RunOptions, folder: Path, *, judge_test: bool) -> Run:
+    """Make the run directory of a trial beside that of the search, small for a smoke run."""
+    warnings: list[str] = []
+    if options.smoke:
+        config, warnings = make_smoke_config(config)
+    run = create_run(folder.parent.parent, config, argv=list(options.argv))
+    run.update(smoke=options.smoke, use_cache=options.use_cache, judge_test=judge_test, warnings=warnings)
+    return run
 
 
 def read_history_rows(path: Path) -> list[dict[str, float]]:
     """Return the rows of a run's fine-tuning history as numbers, [] where there is none."""
     rows = read_rows(path / "finetune" / "history.csv")
     return [{key: float(value) for key, value in row.items() if key != "phase"} for row in rows]
+
+
+def describe_left(records: Sequence[MemberRow], *, total: int | None, total_epochs: int | None) -> str:
+    """Return the time left, estimated from the trials that have ended; "" where nothing is known.
+
+    Of trials with different epochs, as those of Hyperband, the epochs are counted, else the trials. The workers are as many
+    as there are trials under way, and the one that has just ended.
+
+    Args:
+        records: of all trials.
+        total: number of trials there will be.
+        total_epochs: of all trials, where those have different ones.
+    """
+    ended = [record for record in records if record.seconds and record.status in ENDED]
+    num_workers = 1 + sum(record.status == "running" for record in records)
+    if total_epochs is None:
+        done, counted, wanted = sum(record.status in ENDED for record in records), len(ended), total or 0
+    else:
+        done = counted = _count_epochs(ended)
+        wanted = total_epochs
+    if not counted or wanted <= done:
+        return ""
+    seconds = sum(record.seconds for record in ended) / counted * (wanted - done) / num_workers
+    return f"about {format_duration(seconds)} left"
+
+
+def _count_epochs(records: Sequence[MemberRow]) -> int:
+    """Return the epochs that were trained; a trial's longer rung went on from its shorter one."""
+    most: dict[str, int] = {}
+    for record in records:
+        key = record.path or record.trial or ""
+        most[key] = max(most.get(key, 0), record.epochs or 0)
+    return sum(most.values())

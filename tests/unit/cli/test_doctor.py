@@ -37,7 +37,7 @@ def test_pins_follow_markers(tmp_path, monkeypatch):
     (tmp_path / "requirements.txt").write_text(
         "# a list\nnumpy==2.4.6\nxgboost==3.2; python_version < '3'\nrich>=1  # any\n-r other.txt\ntensorflow[and-cuda]==2.21.0\n"
     )
-    monkeypatch.setattr(doctor, "find_checkout", lambda: tmp_path)
+    monkeypatch.setattr("dlfer.runs.run.find_checkout", lambda: tmp_path)
     assert doctor.list_pins() == {"numpy": "2.4.6", "rich": "", "tensorflow": "2.21.0"}
 
 

@@ -82,7 +82,7 @@ def test_few_pairs_are_looked_at_and_a_smaller_share_of_more():
 
 
 def test_images_that_are_all_alike_come_in_blocks(monkeypatch):
-    monkeypatch.setattr(near_pairs, "_BLOCK", 50)
+    monkeypatch.setattr(near_pairs, "_PAIR_BLOCK", 50)
     frames = np.repeat(draw_signatures(1), 700, axis=0)
     sizes = [len(left) for left, _, mirrored in iterate_pairs(frames) if not mirrored]
     assert sum(sizes) == 700 * 699 // 2

@@ -11,12 +11,13 @@ import pytest
 from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.experiment.duplicates import find_judged_duplicates, find_run_duplicates
 from dlfer.experiment.evaluate import _score, _tell_use
 from dlfer.experiment.splits import (
     compute_banner,
     compute_run_metrics,
     describe_data,
+    find_judged_duplicates,
+    find_run_duplicates,
 )
 from dlfer.metrics.predictions import Predictions
 from dlfer.runs.evaluations import count_openings, log_opening, read_metrics

@@ -161,3 +161,18 @@ def test_an_explanation_is_about_the_most_probable_label_or_the_one_asked_for():
     assert other.occlusion.probability == pytest.approx(float(own.probabilities[2]), abs=1e-6)
     assert list(own.maps) == ["occlusion", "gradcam"]
     assert Explainer(classifier, MapOptions(methods=("gradcam",))).explain(image).occlusion is None
+
+
+def test_a_network_with_new_weights_passes_its_input_on():
+    """Glorot's depthwise kernels shrink their input; BatchNorm has to undo it, else the maps would be flat."""
+    config = ModelConfig(backbone="efficientnet_lite2")
+    network = build_transfer_network(config, num_labels=3, image_size=48, channels=1)
+    classifier = FAMILIES["transfer"](network, ("a", "b", "c"), config=config, channels=1)
+    images = np.random.default_rng(0).integers(0, 256, (4, 48, 48, 1)).astype(np.uint8)
+
+    def spread(parts):
+        features = np.asarray(parts.pooling(parts.backbone(parts.face_input(images), training=False)))
+        return float(features.std(axis=0).mean())
+
+    assert spread(network) < 1e-3
+    assert spread(randomise(classifier).parts) > 0.02

@@ -13,7 +13,7 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ExportError, MissingDataError, UserError
 from dlfer.export import exporters as whole
 from dlfer.export.images import find_native_size, gather_sample
-from dlfer.runs.records import About, ArtifactRecord, InputRecord
+from dlfer.runs.records import About, ArtifactRecord, DataRecord, InputRecord, SplitRecord
 
 RECORD = ArtifactRecord(
     format=1, family="transfer", labels=["a"], model={}, input=InputRecord(channels=1, image_size=32), sha256={}
@@ -39,8 +39,8 @@ def write_folder(root, numbers: dict[str, int]) -> None:
 
 def make_run(tmp_path, data: dict):
     config = ExperimentConfig.model_validate({"experiment": {"name": "small"}, "finetune": {"data": data}})
-    described = {"splits": {"train": {"shape": [40, 30, 1]}}}
-    return SimpleNamespace(path=tmp_path, config=lambda: config, read_json=lambda name: described)
+    DataRecord(splits={"train": SplitRecord(shape=[40, 30, 1])}).write(tmp_path)
+    return SimpleNamespace(path=tmp_path, config=lambda: config)
 
 
 def test_a_class_folder_is_divided_so_that_no_image_is_both_compared_and_calibrated_on(tmp_path):

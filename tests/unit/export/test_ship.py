@@ -75,7 +75,7 @@ def test_a_run_is_shipped_and_is_the_default(run, tmp_path, monkeypatch):
     ship_model(run, tmp_path / "saved_models", name="second", default=True)
     rows = {row["name"]: row for row in list_model_rows()}
     assert {name: row["default"] for name, row in rows.items()} == {"first": False, "second": True}
-    assert rows["first"]["test"] == CountedEstimate.build({**accuracy, "n": 9})
+    assert rows["first"]["test"] == CountedEstimate(**accuracy, n=9)
     assert not list((tmp_path / "saved_models").glob(".*"))
 
 

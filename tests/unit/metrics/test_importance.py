@@ -16,8 +16,8 @@ def test_groups_against_scipys_analysis_of_variance():
     found = compute_importance([{"k": name} for name in names], y, "k")
     groups = [y[np.array(names) == name] for name in ("adam", "sgd", "rmsprop")]
     f = stats.f_oneway(*groups).statistic
-    assert found["share"] == pytest.approx(2 * f / (2 * f + 12))
-    assert found["chance"] == pytest.approx(2 / 14)
+    assert found.share == pytest.approx(2 * f / (2 * f + 12))
+    assert found.chance == pytest.approx(2 / 14)
 
 
 def test_numbers_against_numpys_fit_of_a_parabola():
@@ -27,8 +27,8 @@ def test_numbers_against_numpys_fit_of_a_parabola():
     y = -((ranks - 12) ** 2) / 50 + rng.normal(scale=0.5, size=20)
     found = compute_importance([{"k": value} for value in x.tolist()], y, "k")
     residual = y - np.polyval(np.polyfit(ranks, y, 2), ranks)
-    assert found["share"] == pytest.approx(1 - (residual**2).sum() / ((y - y.mean()) ** 2).sum())
-    assert found["share"] > 0.5
+    assert found.share == pytest.approx(1 - (residual**2).sum() / ((y - y.mean()) ** 2).sum())
+    assert found.share > 0.5
 
 
 def test_chance_is_what_noise_gives_on_average():
@@ -37,13 +37,13 @@ def test_chance_is_what_noise_gives_on_average():
         compute_importance([{"k": value} for value in rng.normal(size=12).tolist()], rng.normal(size=12), "k")
         for _ in range(400)
     ]
-    assert np.mean([f["share"] for f in found]) == pytest.approx(found[0]["chance"], abs=0.02)
+    assert np.mean([f.share for f in found]) == pytest.approx(found[0].chance, abs=0.02)
 
 
 def test_a_conditional_key_is_judged_among_the_trials_in_which_it_was_searched():
     settings = [{"k": 0.8}, {}, {"k": 0.9}, {}, {"k": 0.8}, {}, {"k": 0.9}]
     found = compute_importance(settings, [1, 7, 0, 9, 1, 8, 0], "k")
-    assert found == {"share": pytest.approx(1), "chance": pytest.approx(1 / 3), "adjusted": pytest.approx(1), "n": 4}
+    assert found == (pytest.approx(1), pytest.approx(1 / 3), pytest.approx(1), 4)
     assert compute_importance(settings[:5], [1, 7, 0, 9, 1], "k") is None
 
 

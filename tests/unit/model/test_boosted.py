@@ -11,9 +11,8 @@ from dlfer.config.sections import BoostingConfig, HeadConfig, ModelConfig, Norma
 from dlfer.errors import EnvironmentProblem, ModelError, NonFiniteError
 from dlfer.model.artifact import load_artifact
 from dlfer.model.boosted import SCALE_FILE, TREES_FILE, BoostedClassifier, build_level_features
-from dlfer.model.levels import Level, find_level
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.model.trees import FeatureScale, import_xgboost, make_parameters, read_booster
+from dlfer.model.trees import FeatureScale, Level, find_level, import_xgboost, make_parameters, read_booster
 from dlfer.runs.files import hash_file
 from dlfer.runs.find import ARTIFACT_FILE
 
@@ -238,7 +237,7 @@ def test_trees_in_the_format_of_the_first_version_are_refused(tmp_path):
     record["sha256"]["trees.ubj"] = hash_file(tmp_path / "trees.ubj")
     del record["sha256"][TREES_FILE]
     (tmp_path / ARTIFACT_FILE).write_text(json.dumps(record))
-    with pytest.raises(ModelError, match=r"trees.ubj.*expected trees.json; train the model anew"):
+    with pytest.raises(ModelError, match=r"trees.ubj.*expected trees.json; train the model again"):
         load_artifact(tmp_path)
 
 

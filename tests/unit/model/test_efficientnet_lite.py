@@ -14,10 +14,16 @@ import pytest
 
 from dlfer.config.load import load_experiment
 from dlfer.errors import ModelError
-from dlfer.model import lite_weights
+from dlfer.model import efficientnet_lite as lite_weights
 from dlfer.model.backbones import BACKBONES, build_backbone, load_published_weights
-from dlfer.model.efficientnet_lite import VARIANTS, build_efficientnet_lite
-from dlfer.model.lite_weights import IMAGENET_FILE, compute_digest, load_imagenet_weights, load_lite_weights
+from dlfer.model.efficientnet_lite import (
+    IMAGENET_FILE,
+    VARIANTS,
+    build_efficientnet_lite,
+    compute_digest,
+    load_imagenet_weights,
+    load_lite_weights,
+)
 from dlfer.train.cascade import obtain_backbone
 
 GOLDEN = json.loads((Path(__file__).parents[2] / "golden" / "lite_features.json").read_text(encoding="utf-8"))

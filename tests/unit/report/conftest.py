@@ -11,7 +11,7 @@ import pytest
 from dlfer.metrics.attributes import compute_group_scores
 from dlfer.metrics.predictions import Predictions, write_predictions
 from dlfer.metrics.scores import compute_metrics_file
-from dlfer.metrics.views import compute_view_scores
+from dlfer.metrics.several import compute_view_scores
 from dlfer.runs.audit_record import AuditRecord
 from dlfer.runs.metrics_record import Corruptions, Estimate
 from dlfer.runs.records import ArtifactRecord, DataRecord, DuplicateCounts, DuplicatesRecord, RunRecord

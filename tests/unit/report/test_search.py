@@ -8,8 +8,9 @@ import pytest
 
 from dlfer.errors import ModelError
 from dlfer.report.keys import format_overrides, shorten_key
-from dlfer.report.search import rank_records, write_search_report
+from dlfer.report.search import rank_trials, write_search_report
 from dlfer.report.search_figures import draw_coordinates
+from dlfer.runs.member_rows import MemberRow
 
 KEYS = ["finetune.optimizer.learning_rate", "finetune.optimizer.name", "finetune.optimizer.momentum"]
 
@@ -72,7 +73,7 @@ def test_fewer_than_four_scores_say_that_nothing_is_told_of_the_keys(write_searc
 
 def test_many_keys_stand_in_rows_that_each_end_with_the_score():
     keys = [f"finetune.augment.k{number}" for number in range(10)]
-    records = [{"overrides": dict.fromkeys(keys, value), "score": value} for value in (0.1, 0.2, 0.3)]
+    records = [MemberRow(arm="a", settings=dict.fromkeys(keys, value), score=value) for value in (0.1, 0.2, 0.3)]
     rows = [
         [label.get_text() for label in axes.get_xticklabels()]
         for axes in draw_coordinates(records, keys, "accuracy", "max").axes
@@ -127,14 +128,10 @@ def test_a_search_without_a_score_has_a_page(write_search):
 
 
 def test_the_order_of_the_leaderboard():
-    records = [
-        make_record(0, 0.9, "rung"),
-        make_record(1, 0.3),
-        make_record(2, None, "failed"),
-        make_record(3, 0.7),
-    ]
-    assert [row["number"] for row in rank_records(records, "max")] == [4, 2, 1, 3]
-    assert [row["number"] for row in rank_records(records, "min")] == [2, 4, 1, 3]
+    given = [(0.9, "rung"), (0.3, "finished"), (None, "failed"), (0.7, "finished")]
+    rows = [MemberRow(arm="search", score=score, status=status) for score, status in given]
+    assert [trial.number for trial in rank_trials(rows, "max")] == [4, 2, 1, 3]
+    assert [trial.number for trial in rank_trials(rows, "min")] == [2, 4, 1, 3]
 
 
 def test_a_folder_that_is_no_search_is_refused(tmp_path):

@@ -1,5 +1,6 @@
 """What an ablation plans; tests/integration/test_ablation.py runs one."""
 
+import re
 from collections import Counter
 
 import pytest
@@ -17,12 +18,12 @@ finetune: {data: {source: synthetic_faces}}
 @pytest.fixture
 def list_members(tmp_path, monkeypatch, capsys):
     """Return the members of a dry run, as (arm, seed); no network is built for it."""
-    monkeypatch.setattr(ablation, "explain_experiment", lambda config, session: None)
+    monkeypatch.setattr("dlfer.experiment.run.explain_experiment", lambda config, session: None)
     (tmp_path / "tiny.yaml").write_text(EXPERIMENT)
 
     def run(seeds=None, **given) -> list[tuple[str, str]]:
         ablation.run_ablation(tmp_path / "tiny.yaml", RunOptions(dry_run=True, **given), seeds)
-        lines = [line.removeprefix("member: ") for line in capsys.readouterr().err.splitlines() if "member: " in line]
+        lines = re.findall(r"^member \d+: (.*)$", capsys.readouterr().err, flags=re.MULTILINE)
         return [tuple(line.rsplit(", seed ", 1)) for line in lines]
 
     return run

@@ -20,10 +20,9 @@ from dlfer.metrics.scores import compute_metrics_file
 from dlfer.report.best_cells import MOST_ROWS, draw_best_rocs, draw_best_scores, draw_macro_rocs, group_best_rows
 from dlfer.report.comparison import write_comparison_report
 from dlfer.report.curves import compute_class_rocs
-from dlfer.runs.comparison_record import BestCell, BestCells, ComparisonRecord, SeedEstimate
+from dlfer.runs.member_rows import write_member_rows
 from dlfer.runs.run import Run, create_run
-from dlfer.study.execute import create_comparison_run
-from dlfer.study.members import Plan, write_members
+from dlfer.study.members import Plan
 from dlfer.study.sweep import resume_sweep
 
 EXPERIMENT = """\
@@ -44,7 +43,7 @@ sweep:
 LABELS = ("a", "b", "c")
 N = 90
 Hits = Callable[[str, str, int], int | np.ndarray | None]
-"""(cell, split, seed) -> how many of the 90 images are right, or which (bool [90]); None: it has not finished."""
+"""(cell, part, seed) -> how many of the 90 images are right, or which (bool [90]); None: it has not finished."""
 
 
 def make_predictions(part: str, right: int | np.ndarray, seed: int) -> Predictions:
@@ -63,7 +62,7 @@ def finish(run: Run, config, *, hits: Callable[[str], int], parts: tuple[str, ..
     for part, some in predictions.items():
         write_predictions(some, run.path / "predictions" / f"{part}.npz")
     metrics = compute_metrics_file(predictions, protocol="official", banner=None, selected_on="PublicTest")
-    metrics.write(run.path)
+    run.write_json("metrics.json", metrics)
     run.update(cost={"finetune_seconds": 3.0, "pretrain_seconds": None})
     epochs = 3 + config.experiment.seed
     (run.path / "finetune").mkdir()
@@ -90,14 +89,16 @@ def sweep(tmp_path, monkeypatch, options):
         file.write_text(EXPERIMENT.replace("SEEDS", seeds).replace("BEST_OF", best_of))
         config = load_experiment(file, {key.replace("__", "."): value for key, value in keys.items()})
         plan = Plan("sweep", {cell.name: cell.overrides for cell in list_cells(config)}, config.sweep.seeds)
-        run, members = create_comparison_run(config, plan, options), plan.make_members()
+        run = create_run(options.out, config, argv=list(options.argv), kind="sweep")
+        run.update(smoke=False, use_cache=True)
+        members = plan.make_members()
         for member in members:
             made = member.make_config(config)
             if hits(member.arm, "validation", member.seed) is not None:
                 member_run = create_run(Path("runs"), made, argv=[])
                 finish(member_run, made, hits=lambda part, m=member: hits(m.arm, part, m.seed), parts=parts)
                 member.path, member.status = str(member_run.path), "finished"
-        write_members(run, members)
+        write_member_rows(run.path, [member.as_row() for member in members])
         return run.path
 
     return make
@@ -106,11 +107,11 @@ def sweep(tmp_path, monkeypatch, options):
 @pytest.fixture
 def without_page(monkeypatch) -> None:
     """Leave the page and its figures out: they cost more than all the rest."""
-    monkeypatch.setattr("dlfer.study.execute.write_comparison_report", lambda path: path / "report.html")
+    monkeypatch.setattr("dlfer.study.comparison.write_comparison_report", lambda path: path / "report.html")
 
 
-def read_best(path: Path) -> BestCells | None:
-    return ComparisonRecord.require(path).best_of
+def read_best(path: Path) -> dict:
+    return json.loads((path / "comparison.json").read_text())["best_of"]
 
 
 def read_csv(path: Path) -> list[dict]:
@@ -131,34 +132,34 @@ SGD_WINS_VALIDATION = {
 }
 
 
-def test_each_combination_has_the_cell_that_is_best_on_validation_and_its_metrics_on_test(sweep, options, without_page):
+def test_each_combination_has_the_cell_that_is_best_on_validation_and_its_figures_on_test(sweep, options, without_page):
     path = resume_sweep(sweep(give_hits(SGD_WINS_VALIDATION)), options)
     best = read_best(path)
-    assert best.axes == ["optimizer", "model.dropout"]
-    assert (best.part, best.judged_on) == ("test", "test")
-    assert [(row.values["optimizer"], row.values["model.dropout"]) for row in best.table] == [
+    assert best["axes"] == ["optimizer", "model.dropout"]
+    assert (best["part"], best["judged_on"]) == ("test", "test")
+    assert [(row["values"]["optimizer"], row["values"]["model.dropout"]) for row in best["table"]] == [
         ("adam", "0.1"),
         ("adam", "0.2"),
         ("sgd", "0.1"),
         ("sgd", "0.2"),
     ]
-    first, last = best.table[0], best.table[3]
-    assert first.arm == "adam, dropout=0.1, batch_size=16"
-    assert first.accuracy.value == pytest.approx(41 / 90)
-    assert first.ranked_by == pytest.approx(50 / 90)
-    assert last.arm == "sgd, dropout=0.2, batch_size=32"
-    assert {row.num_cells for row in best.table} == {2}
-    assert "The metrics are those on test, which chose nothing." in best.notes[0]
+    first, last = best["table"][0], best["table"][3]
+    assert first["arm"] == "adam, dropout=0.1, batch_size=16"
+    assert first["accuracy"]["value"] == pytest.approx(41 / 90)
+    assert first["ranked_by"] == pytest.approx(50 / 90)
+    assert last["arm"] == "sgd, dropout=0.2, batch_size=32"
+    assert {row["num_cells"] for row in best["table"]} == {2}
+    assert "The figures are on test, which chose nothing." in best["notes"][0]
     made = make_predictions("test", 60, 0)
     for name, oracle in (
         ("macro_precision", precision_score),
         ("macro_recall", recall_score),
         ("macro_f1", f1_score),
     ):
-        estimate = last.get(name)
-        assert estimate.value == pytest.approx(oracle(made.targets, made.predicted, average="macro"))
-        assert estimate.low < estimate.value < estimate.high
-        assert estimate.n == 90
+        figure = last[name]
+        assert figure["value"] == pytest.approx(oracle(made.targets, made.predicted, average="macro"))
+        assert figure["low"] < figure["value"] < figure["high"]
+        assert figure["n"] == 90
 
 
 def test_the_csv_tells_how_each_cell_was_trained(sweep, options, without_page):
@@ -217,41 +218,41 @@ def test_of_several_seeds_the_means_choose_and_are_told(sweep, options):
 
     path = resume_sweep(sweep(hits, seeds="[0, 1]", best_of="[optimizer]"), options)
     best = read_best(path)
-    assert [row.arm for row in best.table] == [
+    assert [row["arm"] for row in best["table"]] == [
         "adam, dropout=0.1, batch_size=16",
         "sgd, dropout=0.1, batch_size=16",
     ]
-    row = best.table[0]
-    assert row.seeds == [0, 1]
-    assert row.num_cells == 4
-    assert row.accuracy.value == pytest.approx(40 / 90)
+    row = best["table"][0]
+    assert row["seeds"] == [0, 1]
+    assert row["num_cells"] == 4
+    assert row["accuracy"]["value"] == pytest.approx(40 / 90)
     made = [make_predictions("test", right, seed) for seed, right in enumerate((30, 50))]
     mean = np.mean([f1_score(some.targets, some.predicted, average="macro") for some in made])
-    assert row.macro_f1.value == pytest.approx(mean)
-    assert row.macro_f1.sd_over_seeds > 0
-    assert (row.epochs, row.kept_epoch, row.steps_an_epoch) == (3.5, 2.5, 5)
-    assert any("means over seeds" in note for note in best.notes)
+    assert row["macro_f1"]["value"] == pytest.approx(mean)
+    assert row["macro_f1"]["sd_over_seeds"] > 0
+    assert (row["epochs"], row["kept_epoch"], row["steps_an_epoch"]) == (3.5, 2.5, 5)
+    assert any("means over seeds" in note for note in best["notes"])
     assert "2 seeds" in (path / "report.html").read_text()
     assert read_csv(path / "best.csv")[0]["num_seeds"] == "2"
 
 
 @pytest.mark.parametrize(("rank_by", "chosen"), [("accuracy", 16), ("macro_f1", 32)])
-def test_the_metric_that_ranks_is_the_one_that_chooses(sweep, options, without_page, rank_by, chosen):
+def test_the_figure_that_ranks_is_the_one_that_chooses(sweep, options, without_page, rank_by, chosen):
     """Two classes wholly right and the third wholly wrong: 67 % accuracy, against 61 %, but a macro F1 below."""
     two_classes = np.arange(N) % 3 < 2
     path = sweep(lambda cell, part, seed: two_classes if cell.endswith("=16") else 55, sweep__rank_by=rank_by)
     best = read_best(resume_sweep(path, options))
-    assert [row.arm.rsplit("=", 1)[1] for row in best.table] == [str(chosen)] * 4
-    assert f"by {'macro F1' if rank_by == 'macro_f1' else rank_by} on validation" in best.notes[0]
+    assert [row["arm"].rsplit("=", 1)[1] for row in best["table"]] == [str(chosen)] * 4
+    assert f"by {'macro F1' if rank_by == 'macro_f1' else rank_by} on validation" in best["notes"][0]
 
 
-def test_without_a_test_split_the_metrics_are_on_validation_and_it_is_said(sweep, options):
+def test_without_a_test_part_the_figures_are_on_validation_and_it_is_said(sweep, options):
     path = resume_sweep(sweep(give_hits(SGD_WINS_VALIDATION), parts=("validation",)), options)
     best = read_best(path)
-    assert best.part == "validation"
-    assert best.judged_on == "validation (PublicTest, used for selection)"
-    assert best.table[0].accuracy.value == best.table[0].ranked_by == pytest.approx(50 / 90)
-    assert "too good by an unknown amount" in best.notes[0]
+    assert best["part"] == "validation"
+    assert best["judged_on"] == "validation (PublicTest, used for selection)"
+    assert best["table"][0]["accuracy"]["value"] == best["table"][0]["ranked_by"] == pytest.approx(50 / 90)
+    assert "too good by an unknown amount" in best["notes"][0]
     assert {row["part"] for row in read_csv(path / "best.csv")} == {"validation"}
     page = (path / "report.html").read_text()
     assert "model.dropout: 0.1, on validation (PublicTest, used for selection)" in page
@@ -269,12 +270,12 @@ def test_an_unfinished_cell_is_not_chosen_and_one_without_rivals_is_missing(swee
     with pytest.raises(DlferError, match="3 of 8 members failed"):
         resume_sweep(path, options)
     best = read_best(path)
-    assert [(row.arm, row.num_cells, row.num_planned) for row in best.table] == [
+    assert [(row["arm"], row["num_cells"], row["num_planned"]) for row in best["table"]] == [
         ("adam, dropout=0.1, batch_size=32", 1, 2),
         ("adam, dropout=0.2, batch_size=16", 2, 2),
         ("sgd, dropout=0.1, batch_size=16", 2, 2),
     ]
-    assert "No cell has finished of: sgd, 0.2." in best.notes
+    assert "No cell has finished of: sgd, 0.2." in best["notes"]
     assert len(read_csv(path / "best.csv")) == 3
     assert "best of 1 (of 2): adam" in (path / "report.html").read_text()
 
@@ -282,13 +283,13 @@ def test_an_unfinished_cell_is_not_chosen_and_one_without_rivals_is_missing(swee
 def test_cells_named_by_themselves_are_not_among_them(sweep, options, without_page):
     hits = give_hits({"alone": (89, 89)})
     best = read_best(resume_sweep(sweep(hits, sweep__cells={"alone": {"finetune.epochs": 7}}), options))
-    assert "alone" not in [row.arm for row in best.table]
-    assert any("named by themselves" in note for note in best.notes)
+    assert "alone" not in [row["arm"] for row in best["table"]]
+    assert any("named by themselves" in note for note in best["notes"])
 
 
 def test_the_rows_are_in_the_order_of_the_axes_named(sweep, options, without_page):
     best = read_best(resume_sweep(sweep(give_hits({}), best_of="[model.dropout, optimizer]"), options))
-    found = [tuple(row.values.values()) for row in best.table]
+    found = [tuple(row["values"].values()) for row in best["table"]]
     assert found == [("0.1", "adam"), ("0.1", "sgd"), ("0.2", "adam"), ("0.2", "sgd")]
 
 
@@ -328,7 +329,7 @@ def test_page_and_terminal_have_a_table_for_each_value_of_the_last_of_two_axes(s
 def test_the_curves_are_those_of_the_chosen_members(sweep, options):
     path = resume_sweep(sweep(give_hits(SGD_WINS_VALIDATION), best_of="[optimizer]"), options)
     members = {row["arm"]: Path(row["path"]) for row in read_csv(path / "members.csv")}
-    chosen = read_best(path).table[1].arm
+    chosen = read_best(path)["table"][1]["arm"]
     assert chosen == "sgd, dropout=0.2, batch_size=32"
     predictions = read_predictions(members[chosen] / "predictions" / "test.npz")
     area = roc_auc_score(predictions.targets, predictions.probabilities, multi_class="ovr")
@@ -341,16 +342,15 @@ def test_the_curves_are_those_of_the_chosen_members(sweep, options):
         assert "sgd" not in image.info["Description"]
 
 
-def make_cell(name: str, value: float | None) -> BestCell:
-    estimate = SeedEstimate(value=value, low=value and value - 0.1, high=value and value + 0.05, n=90)
-    metrics = dict.fromkeys(("accuracy", "macro_precision", "macro_recall", "macro_f1"), estimate)
-    chosen = {"values": {"backbone": name}, "num_cells": 1, "num_planned": 1, "ranked_by": 0.5}
-    return BestCell(arm=name, seeds=[0], **chosen, **metrics)
+def make_row(name: str, value: float | None) -> dict:
+    figure = {"value": value, "low": value and value - 0.1, "high": value and value + 0.05, "n": 90}
+    return {"values": {"backbone": name}, "arm": name, "seeds": [0]} | dict.fromkeys(
+        ("accuracy", "macro_precision", "macro_recall", "macro_f1"), figure
+    )
 
 
 def test_bars_have_the_values_and_their_intervals():
-    cells = [make_cell("one", 0.5), make_cell("two", 0.7), make_cell("none", None)]
-    best = BestCells(axes=["backbone"], part="test", judged_on="test", table=cells)
+    best = {"axes": ["backbone"], "table": [make_row("one", 0.5), make_row("two", 0.7), make_row("none", None)]}
     axes = draw_best_scores(group_best_rows(best)).axes[0]
     assert [container.get_label() for container in axes.containers if len(container.get_children()) == 2] == [
         "accuracy",
@@ -387,7 +387,7 @@ def test_of_many_rows_the_first_are_drawn_and_it_is_said(sweep, options):
     path = sweep(give_hits({}), best_of="[model.dropout, finetune.image_size]", sweep__grid=grid)
     page = (resume_sweep(path, options) / "report.html").read_text()
     assert "The figures show the first 16 of 18 rows." in page
-    assert len(read_best(path).table) == 18
+    assert len(read_best(path)["table"]) == 18
     with Image.open(path / "figures" / "best_scores.png") as image:
         assert "the first 16 of 18 rows" in image.info["Title"]
         assert image.info["Description"].count("accuracy") == 16

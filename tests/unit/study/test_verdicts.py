@@ -12,11 +12,11 @@ from rich.console import Console
 from dlfer.config.load import dump_experiment, load_experiment
 from dlfer.metrics.predictions import Predictions, write_predictions
 from dlfer.metrics.scores import compute_metrics_file
-from dlfer.report.comparison import read_comparison, write_comparison_report
-from dlfer.runs.comparison_record import ArmKey, ComparisonRecord
+from dlfer.report.comparison import write_comparison_report
 from dlfer.runs.run import create_run
 from dlfer.study.ablation import WITH, WITHOUT, _conclude, _plan, show_comparison
-from dlfer.study.execute import Comparison
+from dlfer.study.comparison import Comparison
+from dlfer.study.progress import StudyConsole
 
 EXPERIMENT = """\
 experiment: {name: faces}
@@ -39,14 +39,14 @@ def make_predictions(part: str, n: int, accuracy: float, generator: np.random.Ge
 
 @pytest.fixture
 def compare(tmp_path, monkeypatch):
-    """Return a function that makes the files of an ablation and concludes: (arm -> accuracies per seed) -> path, record."""
+    """Return a function that makes the files of an ablation and concludes: (arm -> accuracies per seed) -> path, values."""
     monkeypatch.chdir(tmp_path)
 
     def compare(accuracies: dict[str, list[float]], *, stuck: str = "", ablation: str = "{}", n: int = 600):
         (tmp_path / "faces.yaml").write_text(EXPERIMENT % ablation)
         config = load_experiment("faces.yaml", {"ablation.seeds": list(range(len(accuracies[WITH])))})
         run = create_run(tmp_path / "runs", config, argv=["ablate", "faces.yaml"], kind="ablation")
-        comparison = Comparison(run, config, _plan(config, smoke=False), print)
+        comparison = Comparison(run, config, _plan(config, smoke=False))
         for number, member in enumerate(comparison.members):
             member_config = member.make_config(config)
             path = tmp_path / "runs" / "faces" / f"member-{number}"
@@ -62,78 +62,81 @@ def compare(tmp_path, monkeypatch):
             cost = {"finetune_seconds": 60.0, "pretrain_seconds": None}
             (path / "run.json").write_text(json.dumps({"cost": cost, "config_digest": "0" * 64, "warnings": []}))
             metrics = compute_metrics_file(parts, protocol="official", banner=None, selected_on="val")
-            metrics.write(path)
+            (path / "metrics.json").write_text(json.dumps(metrics))
             member.path, member.status = str(path), "finished"
         comparison.save()
-        found = _conclude(comparison)
-        found.write(run.path)
-        return run.path, found
+        values = _conclude(comparison)
+        run.write_json("comparison.json", values)
+        return run.path, values
 
     return compare
 
 
-def show(found: ComparisonRecord) -> str:
+def show(values: dict) -> str:
     text = io.StringIO()
-    show_comparison(found, Console(file=text, force_terminal=True, color_system="standard", width=400, soft_wrap=True))
+    show_comparison(
+        values,
+        StudyConsole(Console(file=text, force_terminal=True, color_system="standard", width=400, soft_wrap=True)),
+    )
     return text.getvalue()
 
 
 def test_one_seed_makes_a_statement_about_two_trained_models(compare):
-    path, found = compare({WITH: [0.8], WITHOUT: [0.7]})
-    (pair,) = found.paired
-    assert (pair.scope, pair.num_seeds, pair.not_learned) == ("models", 1, [])
-    assert pair.is_significant
+    path, values = compare({WITH: [0.8], WITHOUT: [0.7]})
+    (pair,) = values["paired"]
+    assert (pair["scope"], pair["num_seeds"], pair["not_learned"]) == ("models", 1, [])
+    assert pair["is_larger_than_chance"]
     page = write_comparison_report(path).read_text()
-    for text in (pair.sentence, page, show(found)):
+    for text in (pair["sentence"], page, show(values)):
         assert "The two trained models, with EF-FER1 minus without EF-FER1" in text
         assert "One seed each does not show whether with EF-FER1 is better or worse" in text
-    assert any("One seed in each arm" in note for note in found.notes)
+    assert any("One seed in each arm" in note for note in values["notes"])
 
 
 def test_several_seeds_make_a_statement_about_the_recipes(compare):
-    path, found = compare({WITH: [0.8, 0.81, 0.8], WITHOUT: [0.7, 0.71, 0.7]})
-    (pair,) = found.paired
-    assert (pair.scope, pair.num_seeds) == ("recipes", 3)
-    assert pair.is_significant
-    assert "trained models" not in pair.sentence
-    row = found.table[0].test
-    assert row.low < row.value < row.high
+    path, values = compare({WITH: [0.8, 0.81, 0.8], WITHOUT: [0.7, 0.71, 0.7]})
+    (pair,) = values["paired"]
+    assert (pair["scope"], pair["num_seeds"]) == ("recipes", 3)
+    assert pair["is_larger_than_chance"]
+    assert "trained models" not in pair["sentence"]
+    row = values["table"][0]["test"]
+    assert row["low"] < row["value"] < row["high"]
     # Three seeds: wider than the interval over images of 3 x 600 independent answers.
-    assert row.high - row.low > 2 * 1.96 * np.sqrt(0.8 * 0.2 / 1800)
-    assert pair.sentence.replace("'", "&#39;") in write_comparison_report(path).read_text()
+    assert row["high"] - row["low"] > 2 * 1.96 * np.sqrt(0.8 * 0.2 / 1800)
+    assert pair["sentence"].replace("'", "&#39;") in write_comparison_report(path).read_text()
 
 
 def test_an_arm_that_did_not_learn_supports_no_conclusion(compare):
-    path, found = compare({WITH: [0.8, 0.8], WITHOUT: [0.7, 0.7]}, stuck="without EF-FER1, seed 1")
-    (pair,) = found.paired
-    assert not pair.is_significant
-    assert len(pair.not_learned) == 1
-    assert pair.not_learned[0].startswith("without EF-FER1, seed 1: its accuracy on 600 training images is 50.0 %")
-    assert pair.sentence.startswith("No conclusion about with EF-FER1 and without EF-FER1")
+    path, values = compare({WITH: [0.8, 0.8], WITHOUT: [0.7, 0.7]}, stuck="without EF-FER1, seed 1")
+    (pair,) = values["paired"]
+    assert not pair["is_larger_than_chance"]
+    assert len(pair["not_learned"]) == 1
+    assert pair["not_learned"][0].startswith("without EF-FER1, seed 1: its accuracy on 600 training images is 50.0 %")
+    assert pair["sentence"].startswith("No conclusion about with EF-FER1 and without EF-FER1")
     for hint in ("learning_rate", "epochs", "initialisation"):
-        assert hint in pair.sentence
+        assert hint in pair["sentence"]
     page = write_comparison_report(path).read_text()
     assert 'class="verdict failed" role="alert">No conclusion' in page
     assert "significant difference" not in page
-    printed = show(found)
+    printed = show(values)
     assert "\x1b[1;31mNo conclusion" in printed
     assert "significant difference" not in printed
 
 
 def test_the_arm_with_ef_fer1_is_judged_alike(compare):
-    _, found = compare({WITH: [0.8], WITHOUT: [0.7]}, stuck="with EF-FER1, seed 0")
-    assert found.paired[0].not_learned[0].startswith("with EF-FER1, seed 0: ")
+    _, values = compare({WITH: [0.8], WITHOUT: [0.7]}, stuck="with EF-FER1, seed 0")
+    assert values["paired"][0]["not_learned"][0].startswith("with EF-FER1, seed 0: ")
 
 
 def test_arms_may_have_keys_of_their_own_and_the_report_lists_them(compare):
     ablation = "{with: {finetune.epochs: 7}, without: {finetune.optimizer.learning_rate: 4e-3}}"
-    path, found = compare({WITH: [0.8], WITHOUT: [0.7]}, ablation=ablation)
-    assert found.arm_keys == [
-        ArmKey(key="pretrain", values={WITH: "imagenet", WITHOUT: None}),
-        ArmKey(key="finetune.epochs", values={WITH: 7, WITHOUT: 30}),
-        ArmKey(key="finetune.optimizer.learning_rate", values={WITH: 1e-3, WITHOUT: 4e-3}),
+    path, values = compare({WITH: [0.8], WITHOUT: [0.7]}, ablation=ablation)
+    assert values["arm_keys"] == [
+        {"key": "pretrain", "values": {WITH: "imagenet", WITHOUT: None}},
+        {"key": "finetune.epochs", "values": {WITH: 7, WITHOUT: 30}},
+        {"key": "finetune.optimizer.learning_rate", "values": {WITH: 1e-3, WITHOUT: 4e-3}},
     ]
-    assert any("finetune.optimizer.learning_rate" in note for note in found.notes)
+    assert any("finetune.optimizer.learning_rate" in note for note in values["notes"])
     page = write_comparison_report(path).read_text()
     assert "How the arms differ" in page
     assert "<code>finetune.optimizer.learning_rate</code>" in page
@@ -141,25 +144,26 @@ def test_arms_may_have_keys_of_their_own_and_the_report_lists_them(compare):
 
 
 def test_a_shared_recipe_names_the_fair_form(compare):
-    _, found = compare({WITH: [0.8], WITHOUT: [0.7]})
-    assert found.arm_keys == [ArmKey(key="pretrain", values={WITH: "imagenet", WITHOUT: None})]
-    (note,) = [note for note in found.notes if "share one recipe" in note]
+    _, values = compare({WITH: [0.8], WITHOUT: [0.7]})
+    assert values["arm_keys"] == [{"key": "pretrain", "values": {WITH: "imagenet", WITHOUT: None}}]
+    (note,) = [note for note in values["notes"] if "share one recipe" in note]
     assert "dlfer search FILE --ablation" in note
 
 
 def test_a_record_of_an_earlier_version_says_what_it_can(compare):
-    path, found = compare({WITH: [0.8], WITHOUT: [0.7]})
-    old = found.as_json()
+    path, values = compare({WITH: [0.8], WITHOUT: [0.7]})
+    old = json.loads((path / "comparison.json").read_text())
     del old["arm_keys"], old["paired"][0]["scope"], old["paired"][0]["not_learned"]
-    old["paired"][0] |= {"sentence": "told apart at n = 600", "is_larger_than_chance": True}
-    del old["paired"][0]["is_significant"]
+    old["paired"][0]["sentence"] = "told apart at n = 600"
     (path / "comparison.json").write_text(json.dumps(old))
     page = write_comparison_report(path).read_text()
     assert "The two trained models" in page
     assert "told apart" not in page
-    assert read_comparison(path).paired[0].is_significant
-    old["paired"][0] |= {"num_seeds": 3, "sentence": "old words"}
-    (path / "comparison.json").write_text(json.dumps(old))
+    for key in ("scope", "df", "more"):
+        values["paired"][0].pop(key, None)
+    values["paired"][0] |= {"num_seeds": 3, "sentence": "old words"}
+    del values["paired"][0]["not_learned"]
+    (path / "comparison.json").write_text(json.dumps(values))
     page = write_comparison_report(path).read_text()
     assert "old words" in page
     assert "earlier version of dlfer, and too narrow" in page

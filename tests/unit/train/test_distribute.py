@@ -10,10 +10,10 @@ from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import Share, Split
 from dlfer.data.pipeline import count_steps, divide_rows, iterate_epoch, take_share
 from dlfer.errors import ConfigError, EnvironmentProblem
-from dlfer.train.cluster import check_alone, describes_cluster, is_follower
 from dlfer.train.control import StopControl
 from dlfer.train.device import Device
 from dlfer.train.distribute import _check_divides, choose_replicas, describe_replicas
+from dlfer.train.launch import check_alone, describes_cluster, is_follower
 from dlfer.train.state import StageJob
 from dlfer.train.watch import TrainingListener
 

@@ -1,144 +1,196 @@
-"""Trials as processes, with a stand-in that does not train."""
+"""Trials as tasks of the runner, with a stand-in that does not train."""
 
 from __future__ import annotations
 
-import threading
-import time
+from pathlib import Path
 
 import pytest
 
-from dlfer.config.load import with_overrides
-from dlfer.errors import TrainingStopped
-from dlfer.runs.run import create_run
-from dlfer.study.search.objective import TrialFailed
-from dlfer.study.search.trials import TrialRunner, TrialSettings
+from dlfer.errors import DlferError, UserError
+from dlfer.runs.member_rows import MemberRow
+from dlfer.runs.options import RunOptions
+from dlfer.runs.run import Run, create_run
+from dlfer.study.progress import StudyConsole
+from dlfer.study.runner import Runner
+from dlfer.study.search.arms import Arm
+from dlfer.study.search.engine import Answer, Proposal
+from dlfer.study.search.trials import TrialSource, describe_left
+from dlfer.study.slots import make_slots
 from dlfer.train.control import StopControl
 
 
+class Engine:
+    """Proposes what it is given; hears all."""
+
+    def __init__(self, *proposals):
+        self.proposals, self.told, self.rows, self.given_back = list(proposals), [], {}, []
+        self.heard: list[tuple[str, int, float]] = []
+
+    def ask(self, worker):
+        return Answer(self.proposals.pop(0)) if self.proposals else Answer(exhausted=True)
+
+    def begin(self, row):
+        self.rows[row.trial] = row
+
+    def report(self, proposal, epochs, score):
+        self.heard.append((proposal.trial, epochs, score))
+        return proposal.epochs is None or epochs < proposal.epochs
+
+    def tell(self, row):
+        self.rows[row.trial] = row
+        self.told.append(row)
+
+    def give_back(self, trial):
+        self.given_back.append(trial)
+
+    def tick(self):
+        return set()
+
+    def list_records(self):
+        return list(self.rows.values())
+
+    def count_trials(self):
+        return None
+
+    def count_epochs(self):
+        return None
+
+
 @pytest.fixture
-def make_runner(tmp_path, make_config, fake_child):
-    config = with_overrides(make_config(), {"finetune.epochs": 4})
-    search = create_run(tmp_path / "runs", config, argv=["dlfer"], kind="search")
+def search(tmp_path, make_config, fake_child):
+    """Return a function that lets proposals be run; it returns the engine."""
+    config = make_config(objective="accuracy")
+    config = config.model_copy(update={"finetune": config.finetune.model_copy(update={"epochs": 4})})
+    folder = create_run(tmp_path / "runs", config, argv=["dlfer"], kind="search").path
+    kept = Engine()
 
-    def make(control=None):
-        return TrialRunner(TrialSettings(search.path, config, "accuracy"), control or StopControl())
+    def run(*proposals, workers=1, base=None, control=None):
+        kept.proposals, kept.told, kept.heard = list(proposals), [], []
+        arm = Arm("search", base or {}, config)
+        options, console = RunOptions(out=tmp_path / "runs"), StudyConsole()
+        source = TrialSource(kept, arm, folder, options=options, console=console, on_change=lambda: None)
+        Runner(make_slots(workers, []), control or StopControl(), console, "the hint").run(source)
+        return kept
 
-    return make
-
-
-def go_on(epochs, score):
-    return True
-
-
-def read_log(runner, overrides):
-    return (runner.find_run(overrides).path / "log.txt").read_text().splitlines()
+    run.engine = kept
+    return run
 
 
-def test_a_trial_is_an_ordinary_run_with_its_keys_set(make_runner):
-    runner, heard = make_runner(), []
-    keys = {"model.dropout": 0.3}
-    assert runner(keys, lambda *told: heard.append(told) or True) == pytest.approx(0.975)
-    run = runner.find_run(keys)
+def read_log(row: MemberRow) -> list[str]:
+    return (Path(row.path) / "log.txt").read_text().splitlines()
+
+
+def test_a_trial_is_an_ordinary_run_with_its_keys_set(search):
+    engine = search(Proposal("0", {"model.dropout": 0.3}), base={"model.head.hidden": [8]})
+    (row,) = engine.told
+    run = Run(Path(row.path))
     assert run.status == "finished"
-    assert run.config().model.dropout == 0.3
-    assert run.path.parent == runner.settings.folder.parent
-    assert [epochs for epochs, _ in heard] == [1, 2, 3, 4]
-    facts = runner.describe(keys)
-    assert (facts["epochs"], facts["low"]) == (4, pytest.approx(0.925))
+    assert (run.config().model.dropout, run.config().model.head.hidden) == (0.3, (8,))
+    assert run.read_json("run.json")["judge_test"] is False
+    assert (row.status, row.epochs, row.settings) == ("finished", 4, {"model.dropout": 0.3})
+    assert row.score == pytest.approx(0.975)
+    assert row.low < row.high
+    assert [epochs for _, epochs, _ in engine.heard] == [1, 2, 3, 4]
 
 
-def test_a_trial_that_is_done_answers_without_a_process(make_runner):
-    runner = make_runner()
-    first = runner({"model.dropout": 0.2}, go_on)
-    runner.settings.folder.joinpath("trials").chmod(0o755)
-    assert runner({"model.dropout": 0.2}, go_on) == first
-    assert read_log(runner, {"model.dropout": 0.2}) == ["begins after 0"]
+def test_a_trial_that_is_done_answers_without_a_process(search):
+    keys = {"model.dropout": 0.2}
+    first = search(Proposal("0", keys)).told[0]
+    again = search(Proposal("1", keys)).told[0]
+    assert (again.score, again.path) == (first.score, first.path)
+    assert read_log(first) == ["begins after 0"]
 
 
-def test_a_longer_rung_goes_on_from_the_shorter_one(make_runner):
-    runner, keys = make_runner(), {"model.dropout": 0.3}
-    assert runner(keys, lambda epochs, score: epochs < 2) == pytest.approx(0.95)
-    assert runner.find_run(keys).status == "stopped"
-    assert runner.describe(keys)["epochs"] == 2
+def test_a_longer_rung_goes_on_from_the_shorter_one(search):
+    keys = {"model.dropout": 0.3}
+    first = search(Proposal("0", keys, epochs=2)).told[0]
+    assert (first.status, first.rung, first.epochs) == ("rung", 2, 2)
+    assert first.score == pytest.approx(0.95)
     # Asked again for the same rung there is nothing to do; for more it goes on after the second epoch.
-    assert runner(keys, lambda epochs, score: epochs < 2) == pytest.approx(0.95)
-    assert runner(keys, go_on) == pytest.approx(0.975)
-    assert read_log(runner, keys) == ["begins after 0", "begins after 2"]
+    assert search(Proposal("1", keys, epochs=2)).told[0].score == pytest.approx(0.95)
+    last = search(Proposal("2", keys)).told[0]
+    assert (last.status, last.score, last.path) == ("finished", pytest.approx(0.975), first.path)
+    assert read_log(last) == ["begins after 0", "begins after 2"]
 
 
-def test_a_wish_to_stop_at_the_last_epoch_finishes_the_run(make_runner):
-    runner, keys = make_runner(), {"model.dropout": 0.3}
-    runner(keys, lambda epochs, score: epochs < 4)
-    assert runner.find_run(keys).status == "finished"
+def test_a_rung_that_ends_with_the_last_epoch_is_a_whole_run(search):
+    row = search(Proposal("0", {"model.dropout": 0.3}, epochs=4)).told[0]
+    assert (row.status, Run(Path(row.path)).status) == ("finished", "finished")
 
 
-def test_a_process_that_is_killed_is_gone_on_with(make_runner):
-    runner, keys = make_runner(), {"experiment.seed": 13, "model.dropout": 0.3}
-    assert runner(keys, go_on) == pytest.approx(0.975)
-    assert read_log(runner, keys) == ["begins after 0", "begins after 1"]
+def test_a_process_that_is_killed_is_restarted_once_from_its_checkpoint(search, fake_child, capfd):
+    fake_child |= {"0.3": {"do": "die once"}}
+    row = search(Proposal("0", {"model.dropout": 0.3})).told[0]
+    assert (row.status, row.score) == ("finished", pytest.approx(0.975))
+    assert read_log(row) == ["begins after 0", "begins after 1"]
+    assert "was ended by SIGKILL; was memory short?; it goes on from its last checkpoint" in capfd.readouterr().err
 
 
-def test_a_process_that_is_killed_again_and_again_is_a_failure(make_runner):
-    with pytest.raises(
-        TrialFailed, match=r"ended with -9 and without a word \(see .*\.log\), 2 times\. Was memory short"
-    ) as caught:
-        make_runner()({"experiment.seed": 14}, go_on)
-    assert caught.value.kind == "Killed"
+def test_a_process_that_is_killed_again_is_a_failure(search, fake_child):
+    fake_child |= {"0.3": {"do": "die"}}
+    row = search(Proposal("0", {"model.dropout": 0.3})).told[0]
+    assert (row.status, row.kind) == ("failed", "Killed")
+    assert row.error == "its process was ended by SIGKILL; was memory short?, twice"
+    assert Run(Path(row.path)).status == "failed"
 
 
-def test_a_failure_says_what_it_was(make_runner):
-    with pytest.raises(TrialFailed, match=r"nan at dropout 0\.95") as caught:
-        make_runner()({"model.dropout": 0.95}, go_on)
-    assert (caught.value.kind, caught.value.is_users) == ("NonFiniteError", False)
+def test_keys_that_do_not_go_together_fail_without_a_process(search):
+    engine = search(Proposal("0", {"finetune.optimizer.momentum": 0.9}))
+    assert (engine.told[0].status, engine.told[0].kind, engine.told[0].path) == ("failed", "ConfigError", "")
+    assert "momentum: adamw has none" in engine.told[0].error
 
 
-def test_keys_that_do_not_go_together_fail_without_a_process(make_runner):
-    runner = make_runner()
-    with pytest.raises(TrialFailed, match="momentum: adamw has none"):
-        runner({"finetune.optimizer.momentum": 0.9}, go_on)
-    assert not (runner.settings.folder / "trials").exists()
+def test_two_trials_of_the_same_keys_are_run_once(search, fake_child):
+    fake_child |= {"seconds": 0.2}
+    keys = {"model.dropout": 0.3}
+    engine = search(Proposal("0", keys), Proposal("1", keys), workers=2)
+    assert [row.score for row in engine.told] == [pytest.approx(0.975)] * 2
+    assert read_log(engine.told[0]) == ["begins after 0"]
 
 
-def test_a_stop_leaves_the_trial_at_a_checkpoint(make_runner):
-    control = StopControl()
-    runner, keys = make_runner(control), {"experiment.seed": 15, "model.dropout": 0.3}
-
-    def stop_soon(epochs, score):
-        control.request("Ctrl-C")
-        return True
-
-    with pytest.raises(TrainingStopped):
-        runner(keys, stop_soon)
-    assert runner.find_run(keys).status == "stopped"
-    assert make_runner()(keys, go_on) == pytest.approx(0.975)
+def test_first_trials_that_fail_alike_end_the_search_and_count_for_nothing(search, fake_child):
+    fake_child |= {f"{dropout}": {"do": "fail"} for dropout in (0.1, 0.2, 0.3, 0.4)}
+    with pytest.raises(DlferError, match="first 3 members failed for the same reason") as caught:
+        search(*(Proposal(str(n), {"model.dropout": n / 10}) for n in range(1, 5)))
+    assert not isinstance(caught.value, UserError)
+    # The engine has not heard of them, so that they are tried again on resume.
+    assert search.engine.told == []
 
 
-def test_two_workers_do_not_run_the_same_trial_at_the_same_time(make_runner):
-    runners, scores = [make_runner(), make_runner()], []
-    keys = {"experiment.seed": 15, "model.dropout": 0.3}
-    threads = [threading.Thread(target=lambda r=r: scores.append(r(keys, go_on))) for r in runners]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert scores == [pytest.approx(0.975)] * 2
-    assert read_log(runners[0], keys) == ["begins after 0"]
+def test_what_the_user_has_to_correct_ends_it_after_two(search, fake_child):
+    fake_child |= {f"{dropout}": {"do": "refuse"} for dropout in (0.1, 0.2, 0.3)}
+    with pytest.raises(UserError, match=r"no such file\. When that is corrected: the hint"):
+        search(*(Proposal(str(n), {"model.dropout": n / 10}) for n in range(1, 4)))
 
 
-def test_a_run_that_a_lost_process_still_holds_is_waited_for(make_runner):
-    """A search was killed; its trial needs a moment to come to a checkpoint."""
-    runner, keys = make_runner(), {"model.dropout": 0.3}
-    runner(keys, lambda epochs, score: epochs < 1)
-    run, ended = runner.find_run(keys), []
+def test_failures_after_a_success_are_recorded(search, fake_child):
+    fake_child |= {f"{dropout}": {"do": "refuse"} for dropout in (0.1, 0.2, 0.4)}
+    engine = search(*(Proposal(str(n), {"model.dropout": n / 10}) for n in (3, 1, 2, 4)))
+    assert [row.status for row in engine.told] == ["finished", "failed", "failed", "failed"]
 
-    def hold():
-        with run.hold():
-            held.set()
-            time.sleep(1)
-            ended.append(time.monotonic())
 
-    held = threading.Event()
-    threading.Thread(target=hold).start()
-    held.wait()
-    runner(keys, go_on)
-    assert time.monotonic() > ended[0]
+def test_failures_that_were_held_back_are_told_when_nothing_else_comes(search, fake_child):
+    fake_child |= {"0.1": {"do": "fail"}}
+    assert [row.status for row in search(Proposal("0", {"model.dropout": 0.1})).told] == ["failed"]
+
+
+def make_record(number, status="finished", **given):
+    given = {"score": 0.1 * number, "seconds": 60.0, "epochs": 9, "path": f"r{number}", **given}
+    return MemberRow(arm="search", trial=str(number), status=status, **given)
+
+
+def test_the_time_left_is_that_of_the_trials_left_shared_by_the_workers():
+    records = [make_record(1), make_record(2, seconds=120.0), make_record(3, "running", seconds=None)]
+    assert describe_left(records, total=6, total_epochs=None) == "about 3 min 00 s left"
+    assert describe_left([], total=6, total_epochs=None) == ""
+    assert describe_left([make_record(n) for n in range(6)], total=6, total_epochs=None) == ""
+
+
+def test_rungs_are_estimated_by_their_epochs():
+    """Two trials of one epoch, one of which went on to three: four epochs in 200 s; eleven are left."""
+    records = [
+        make_record(1, "rung", epochs=1, seconds=30.0),
+        make_record(2, "rung", epochs=1, seconds=30.0),
+        make_record(3, "rung", epochs=3, path="r2", seconds=140.0),
+    ]
+    assert describe_left(records, total=9, total_epochs=15) == "about 9 min 10 s left"

@@ -8,8 +8,7 @@ import pytest
 from dlfer.data.bundle import Split
 from dlfer.data.corrupt import CORRUPTIONS, corrupt_images
 from dlfer.errors import DataError, UserError
-from dlfer.experiment.extras import Extras, check_extras, compute_extra_metrics, keep_extras
-from dlfer.experiment.robustness import evaluate_corruptions
+from dlfer.experiment.extras import Extras, check_extras, compute_extra_metrics, evaluate_corruptions, keep_extras
 from dlfer.metrics.paired import compute_tango_interval
 from dlfer.metrics.predictions import Predictions, read_predictions
 from dlfer.metrics.scores import compute_metrics_file
@@ -93,7 +92,7 @@ def test_the_seed_decides_what_is_random_and_nothing_else():
 
 
 def test_the_result_does_not_depend_on_how_many_images_are_corrupted_at_a_time(found, monkeypatch):
-    monkeypatch.setattr("dlfer.experiment.robustness._AT_ONCE", 7)
+    monkeypatch.setattr("dlfer.experiment.extras._AT_ONCE", 7)
     assert evaluate_corruptions(FakeClassifier(), draw_split(), seed=3).as_json() == found
 
 

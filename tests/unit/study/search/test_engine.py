@@ -1,4 +1,4 @@
-"""The seam between engines and trials."""
+"""What scores a trial, and which trial is the best."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import pytest
 
 from dlfer.config.sections import DataConfig
 from dlfer.config.stage_section import StageConfig
-from dlfer.study.search.objective import compute_scores_so_far, compute_trial_digest, get_direction
+from dlfer.runs.member_rows import MemberRow
+from dlfer.study.search.engine import compute_scores_so_far, find_best, get_direction
 
 HISTORY = [
     {"validation_loss": 1.0, "validation_accuracy": 0.2, "validation_macro_f1": 0.10},
@@ -42,7 +43,14 @@ def test_directions():
     assert [get_direction(name) for name in ("accuracy", "macro_f1", "loss")] == ["max", "max", "min"]
 
 
-def test_a_digest_stands_for_keys_and_values_not_their_order():
-    a = {"model.dropout": 0.1, "finetune.epochs": 3}
-    assert compute_trial_digest(a) == compute_trial_digest(dict(reversed(a.items())))
-    assert compute_trial_digest(a) != compute_trial_digest({**a, "finetune.epochs": 4})
+def make_record(status, score):
+    return MemberRow(arm="search", trial="0", status=status, score=score)
+
+
+def test_the_best_is_one_that_was_run_to_the_end():
+    records = [make_record("rung", 0.9), make_record("finished", 0.5), make_record("failed", None)]
+    records.append(make_record("finished", 0.7))
+    assert find_best(records, "accuracy") is records[3]
+    assert find_best(records, "loss") is records[1]
+    assert find_best(records[:1], "accuracy") is records[0]
+    assert find_best(records[2:3], "accuracy") is None

@@ -1,0 +1,433 @@
+"""A comparison under way: its members run by the one runner, here or each by a process of a job array, then table and page."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from dlfer.config.load import compute_digest
+from dlfer.config.schema import ExperimentConfig
+from dlfer.errors import ConfigError, DlferError, TrainingStopped, UserError
+from dlfer.experiment.smoke import make_smoke_config
+from dlfer.report.comparison import write_comparison_report
+from dlfer.report.page import format_percent
+from dlfer.runs.comparison_record import ComparisonRecord
+from dlfer.runs.find import default_runs_folder
+from dlfer.runs.member_rows import is_run, write_member_rows
+from dlfer.runs.options import RunOptions
+from dlfer.runs.run import Run, create_run
+from dlfer.runs.wording import format_duration
+from dlfer.study.members import Member, Plan, open_shared_run, read_members
+from dlfer.study.progress import StudyConsole
+from dlfer.study.runner import Ending, Runner, Task
+from dlfer.study.slots import WorkerSlot, list_gpu_ids, make_slots
+from dlfer.train.control import StopControl
+
+INDEX_VARIABLES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
+"""Where Slurm and Kubernetes say which task of a job array this process is."""
+_SHARED = "shared-"
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is a kind of comparison's own.
+
+    Attributes:
+        conclude: gives comparison.json.
+        show: prints it.
+        prepare: called before a member begins, which may set its last keys; returns whether it can begin now, and raises
+            DlferError where it never will.
+        shares_processes: whether a process may train members one after another, so that framework and data are loaded once
+            and memory that leaks adds up; for few members that differ in little.
+    """
+
+    conclude: Callable[[Comparison], ComparisonRecord]
+    show: Callable[[ComparisonRecord, StudyConsole], None]
+    prepare: Callable[[Comparison, Member], bool] = lambda comparison, member: True
+    shares_processes: bool = False
+
+
+@dataclass(frozen=True)
+class ArrayTask:
+    """What this process does for a comparison whose members are run by a job array.
+
+    Attributes:
+        member: the number of the member that it runs, or "auto" for the index that the scheduler gives; None: it runs none,
+            and collects those that have finished.
+    """
+
+    member: str | None
+
+
+@dataclass
+class Comparison:
+    """A comparison under way.
+
+    Attributes:
+        run: its own directory.
+        config: the experiment.
+        plan: what it runs.
+        console: tells a person.
+        members: as members.csv has them; in a shared directory, as their run directories are.
+    """
+
+    run: Run
+    config: ExperimentConfig
+    plan: Plan
+    console: StudyConsole = field(default_factory=StudyConsole)
+    members: list[Member] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.members = self._find_members() if self.is_shared else read_members(self.run, self.plan)
+
+    @property
+    def is_shared(self) -> bool:
+        """Whether the members are run by processes that do not know of each other."""
+        return self.run.path.name.startswith(_SHARED)
+
+    @property
+    def hint(self) -> str:
+        """The command that goes on after a stop."""
+        return f"dlfer {self.plan.verb} --resume {self.run.path}"
+
+    def save(self) -> None:
+        """Write members.csv."""
+        write_member_rows(self.run.path, [member.as_row() for member in self.members])
+
+    def get_position(self, member: Member) -> str:
+        """Return "[2/6]", the place of a member among all."""
+        return f"[{self.members.index(member) + 1}/{len(self.members)}]"
+
+    def create_member_run(self, member: Member) -> None:
+        """Make the member's run directory beside the comparison's, small where that is a smoke run."""
+        record = self.run.record
+        config, warnings = member.make_config(self.config), []
+        if self.run.is_smoke:
+            config, warnings = make_smoke_config(config)
+        folder = self.run.path.parent.parent
+        facts = {"smoke": self.run.is_smoke, "use_cache": record.use_cache, "judge_test": True, "warnings": warnings}
+        if self.is_shared:
+            name = self._get_shared_name(member)
+            run = open_shared_run(folder, name, config, argv=record.argv, kind="run", facts=facts)
+        else:
+            run = create_run(folder, config, argv=record.argv)
+            run.update(**facts)
+        member.path = str(run.path.resolve())
+
+    def _get_shared_name(self, member: Member) -> str:
+        return f"{self.run.path.name}-{self.members.index(member)}"
+
+    def _find_members(self) -> list[Member]:
+        self.members = self.plan.make_members()
+        for member in self.members:
+            name = member.make_config(self.config).experiment.name
+            path = self.run.path.parent.parent / name / self._get_shared_name(member)
+            if is_run(path):
+                member.path = str(path.resolve())
+                member.status = member.run.status
+                if member.status == "failed":
+                    member.fail(member.run.record.error or "no reason given")
+        return self.members
+
+
+class MemberSource:
+    """Hands the members of a comparison to the runner.
+
+    Args:
+        comparison: whose members they are.
+        members: that are to be run.
+        rules: of this kind of comparison.
+        num_slots: how many members train at a time.
+        save: whether members.csv is kept up to date; only one process at a time may do so.
+    """
+
+    def __init__(
+        self, comparison: Comparison, members: Sequence[Member], *, rules: Rules, num_slots: int, save: bool = True
+    ) -> None:
+        self.comparison, self.rules, self.num_slots, self.is_saved = comparison, rules, num_slots, save
+        self.waiting = list(members)
+        self.active: dict[Task, Member] = {}
+        self.seconds: list[float] = []
+        self.is_users_fault = False
+
+    def take(self, slot: WorkerSlot) -> Task | None:
+        """Return the next member, first one that need not wait while another trains the EF-FER1 that both share."""
+        ready = [member for member in list(self.waiting) if self._is_ready(member)]
+        ready.sort(key=self._waits_for_pretraining)
+        for member in ready:
+            self.waiting.remove(member)
+            try:
+                if not member.path:
+                    self.comparison.create_member_run(member)
+            except DlferError as error:
+                self._fail(member, str(error))
+                continue
+            return self._make_task(member, slot)
+        return None
+
+    def is_exhausted(self) -> bool:
+        """Return whether every member has been taken."""
+        return not self.waiting
+
+    def tick(self, tasks: Sequence[Task]) -> list[Task]:
+        """Look at the tasks under way; all of them are wanted."""
+        del tasks
+        return []
+
+    def end(self, task: Task, ending: Ending) -> None:
+        """Note how a member ended, tell it, and write members.csv."""
+        comparison, member = self.comparison, self.active.pop(task)
+        if ending.status == "failed":
+            self.is_users_fault = ending.is_users
+            self._fail(member, ending.error if ending.kind in ("", "Killed") else f"{ending.kind}: {ending.error}")
+            return
+        member.status, member.error = ending.status, ""
+        if ending.status == "finished":
+            self.seconds += [ending.seconds] if ending.seconds else []
+            value = format_percent(member.metrics.validation.accuracy.value)
+            comparison.console.say(f"{task.title}: validation {value}{self._describe_left()}")
+        self._save()
+
+    def _make_task(self, member: Member, slot: WorkerSlot) -> Task:
+        comparison, title = self.comparison, f"{self.comparison.get_position(member)} {member.title}"
+        comparison.console.say(f"\n{title}{f' ({slot.name})' if slot.name else ''}")
+        member.status = "running"
+        self._save()
+
+        def find_ending() -> Ending | None:
+            return Ending("finished") if member.run.status == "finished" else None
+
+        kinship = _describe_process(member.run.config()) if self.rules.shares_processes else ""
+        task = Task(title, member.run, find_ending, kinship=kinship)
+        self.active[task] = member
+        return task
+
+    def _is_ready(self, member: Member) -> bool:
+        try:
+            return bool(member.path) or self.rules.prepare(self.comparison, member)
+        except DlferError as error:
+            self.waiting.remove(member)
+            self._fail(member, str(error))
+            return False
+
+    def _waits_for_pretraining(self, member: Member) -> bool:
+        under_way = [
+            _describe_pretraining(m.run.config()) for task, m in self.active.items() if task.stage != "finetune"
+        ]
+        wanted = _describe_pretraining(member.make_config(self.comparison.config)) if under_way else None
+        return wanted is not None and wanted in under_way
+
+    def _fail(self, member: Member, error: str) -> None:
+        member.fail(error)
+        self.comparison.console.say(f"{self.comparison.get_position(member)} {member.title} failed: {error}")
+        self._save()
+
+    def _save(self) -> None:
+        if self.is_saved:
+            self.comparison.save()
+
+    def _describe_left(self) -> str:
+        num_left = len(self.waiting) + len(self.active)
+        if not num_left or not self.seconds:
+            return ""
+        seconds = sum(self.seconds) / len(self.seconds) * num_left / self.num_slots
+        return f"; about {format_duration(seconds)} left for {num_left} more"
+
+
+def _describe_pretraining(config: ExperimentConfig) -> str | None:
+    """Return what EF-FER1 is trained with, alike for members that share it; None where none is trained."""
+    if config.pretrain is None or config.pretrain.weights is not None:
+        return None
+    return config.pretrain.model_dump_json() + config.model.model_dump_json()
+
+
+def _describe_process(config: ExperimentConfig) -> str:
+    """Return what is set for a whole process (device, precision, determinism), alike for members that may share one."""
+    return config.experiment.model_dump_json(exclude={"name", "seed"})
+
+
+def start_comparison(
+    config: ExperimentConfig,
+    plan: Plan,
+    options: RunOptions,
+    *,
+    workers: int | None,
+    array: ArrayTask | None,
+    rules: Rules,
+) -> Path:
+    """Begin a comparison, or do what a task of a job array does; return its folder, or that of the one member.
+
+    Raises:
+        As `run_comparison`, `run_one_member` and `collect_comparison`.
+    """
+    folder = options.out or default_runs_folder()
+    facts = {"smoke": options.smoke, "use_cache": options.use_cache}
+    if array is None:
+        run = create_run(folder, config, argv=list(options.argv), kind=plan.kind)
+        run.update(**facts)
+        return run_comparison(Comparison(run, config, plan), options, workers=workers, rules=rules)
+    index = None if array.member is None else read_member_index(array.member, len(plan.make_members()))
+    # The name follows from the experiment, so that all tasks find the same directory.
+    name = f"{_SHARED}{compute_digest(config)[:8]}{'-smoke' if options.smoke else ''}-{plan.kind}"
+    run = open_shared_run(folder, name, config, argv=options.argv, kind=plan.kind, facts=facts)
+    comparison = Comparison(run, config, plan)
+    if index is None:
+        return collect_comparison(comparison, rules=rules)
+    return run_one_member(comparison, index, options, rules=rules)
+
+
+def explain_members(config: ExperimentConfig, plan: Plan, options: RunOptions) -> None:
+    """Say what a comparison would do: the first member's plan, and every member with its number."""
+    from dlfer.experiment.run import explain_experiment, prepare_config
+    from dlfer.experiment.session import Session
+
+    members, session = plan.make_members(), Session.start(options)
+    say = session.listener.say
+    say(f"the first of {len(members)} members:")
+    explain_experiment(prepare_config(members[0].make_config(config), session)[0], session)
+    for number, member in enumerate(members):
+        say(f"member {number}: {member.title}")
+    trained = {_describe_pretraining(member.make_config(config)) for member in members} - {None}
+    say(
+        f"{len(plan.arms)} arms x {len(plan.seeds)} seeds = {len(members)} members; EF-FER1 is trained for them "
+        f"{len(trained)} times, and shared where it is the same."
+    )
+
+
+def read_member_index(text: str, count: int) -> int:
+    """Return which member --member asks for: its number, or "auto" for that of the job array.
+
+    Raises:
+        UserError: there is no such member.
+    """
+    value = text
+    if text == "auto":
+        value = next((os.environ[name] for name in INDEX_VARIABLES if os.environ.get(name)), None)
+        if value is None:
+            raise UserError(
+                f"--member auto: found neither {' nor '.join(INDEX_VARIABLES)} in the environment; give a number."
+            )
+    if not value.isdecimal() or int(value) >= count:
+        raise UserError(
+            f"--member {text}: found {value}, expected a number from 0 to {count - 1}, as --dry-run lists them, or auto."
+        )
+    return int(value)
+
+
+def run_one_member(comparison: Comparison, index: int, options: RunOptions, *, rules: Rules) -> Path:
+    """Run one member of a shared comparison, as a task of a job array does; return the member's directory.
+
+    A member that is finished is left as it is, and one that was interrupted goes on from its checkpoint.
+
+    Raises:
+        ConfigError: the member needs others that have not finished.
+        TrainingStopped: as of `dlfer run`.
+        DlferError: it failed; a UserError where the user has to correct it.
+    """
+    member, control = comparison.members[index], StopControl(options.max_hours)
+    if not member.path and not rules.prepare(comparison, member):
+        raise ConfigError(
+            f"--member {index}: {member.title} needs a finished member of another arm, which is not there yet. Run it when "
+            "the others are done."
+        )
+    source = MemberSource(comparison, [member], rules=rules, num_slots=1, save=False)
+    hint = f"the same command: dlfer {comparison.plan.verb} ... --member {index}"
+    with control.watch_signals():
+        Runner(make_slots(1, []), control, comparison.console, hint, options.require_gpu).run(source)
+    if member.status == "failed":
+        kind = UserError if source.is_users_fault else DlferError
+        raise kind(f"{member.title} failed: {member.error}")
+    comparison.console.say("When all members are done, on any machine: the command without --member, with --collect.")
+    return Path(member.path)
+
+
+def run_comparison(comparison: Comparison, options: RunOptions, *, workers: int | None, rules: Rules) -> Path:
+    """Run what is not finished, write comparison.json and the page, show the table; return the folder.
+
+    Args:
+        comparison: new or resumed.
+        options: of the command line.
+        workers: how many members train at a time; None: one for each GPU, one on a machine without.
+        rules: of this kind of comparison.
+
+    Raises:
+        ModelError: another process works on this comparison.
+        TrainingStopped: what has finished by then is in the page; the comparison can be resumed.
+        DlferError: members failed; the others were run.
+    """
+    run, control, started = comparison.run, StopControl(options.max_hours), time.monotonic()
+    gpu_ids = [] if comparison.config.experiment.device == "cpu" else list_gpu_ids()
+    slots = make_slots(workers, gpu_ids)
+    unfinished = [member for member in comparison.members if member.status != "finished"]
+    source = MemberSource(comparison, unfinished, rules=rules, num_slots=len(slots))
+    with run.hold(), control.watch_signals():
+        comparison.save()
+        run.update(status="running")
+        try:
+            is_proven = len(unfinished) < len(comparison.members)
+            Runner(slots, control, comparison.console, comparison.hint, options.require_gpu, is_proven).run(source)
+            report = _write_results(comparison, rules)
+        except (TrainingStopped, KeyboardInterrupt) as stop:
+            if any(member.status == "finished" for member in comparison.members):
+                _write_results(comparison, rules)
+            run.stop(stop.reason if isinstance(stop, TrainingStopped) else "Ctrl-C")
+            comparison.console.say(f"Go on with: {comparison.hint}")
+            raise
+        except BaseException as error:
+            run.fail(error)
+            raise
+        comparison.console.say(f"report: {report}")
+        run.log(f"{comparison.plan.kind}_end", seconds=time.monotonic() - started, workers=len(slots))
+        _raise_failures(comparison)
+        run.finish()
+    return run.path
+
+
+def collect_comparison(comparison: Comparison, *, rules: Rules) -> Path:
+    """Write comparison.json and the page of what has finished, wait for nothing, and say what is missing.
+
+    Raises:
+        ModelError: another process works on this comparison.
+        DlferError: members failed.
+    """
+    run, say = comparison.run, comparison.console.say
+    with run.hold():
+        comparison.save()
+        report = _write_results(comparison, rules)
+        missing = [member for member in comparison.members if member.status not in ("finished", "failed")]
+        if missing:
+            say(f"{len(missing)} of {len(comparison.members)} members are not finished:")
+        for member in missing:
+            command = f"dlfer {comparison.plan.verb} ... --member {comparison.members.index(member)}"
+            say(f"  {command}    {member.title}: {member.status}")
+        say(f"report: {report}")
+        _raise_failures(comparison)
+        if missing:
+            run.stop("members that are missing")
+        else:
+            run.finish()
+    return run.path
+
+
+def _write_results(comparison: Comparison, rules: Rules) -> Path:
+    found = rules.conclude(comparison)
+    found.write(comparison.run.path)
+    report = write_comparison_report(comparison.run.path)
+    comparison.console.say("")
+    rules.show(found, comparison.console)
+    return report
+
+
+def _raise_failures(comparison: Comparison) -> None:
+    failed: Sequence[Member] = [member for member in comparison.members if member.status == "failed"]
+    if failed:
+        listed = "; ".join(f"{member.title}: {member.error.rstrip('.')}" for member in failed)
+        error = DlferError(
+            f"{len(failed)} of {len(comparison.members)} members failed: {listed}. "
+            f"Run them again with --resume {comparison.run.path}"
+        )
+        comparison.run.fail(error)
+        raise error

@@ -1,0 +1,423 @@
+"""The one runner: it executes members in processes of their own, as many at a time as there are worker slots.
+
+Ablations, sweeps, searches and ensembles are sources of tasks. The runner takes a task whenever a slot is free, starts
+`dlfer.study.child` on its run directory, hands its epochs to the source, and tells the source how it ended. A child that is
+killed from outside is restarted once, from its checkpoint. One process, no threads: everything happens in `Runner.run`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import selectors
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from dlfer.errors import DlferError, TrainingStopped, UserError
+from dlfer.runs.run import Run
+from dlfer.study.child import GO_ON, STOP
+from dlfer.study.progress import StudyConsole
+from dlfer.study.slots import WorkerSlot
+from dlfer.train.control import StopControl
+
+CHILD_COMMAND = (sys.executable, "-m", "dlfer.study.child")
+_STDERR = 2
+POLL_SECONDS = 0.2
+STOP_SECONDS = 120.0
+"""A child that was asked to stop and does not come to a checkpoint in so long is killed; its last checkpoint stands. The
+first step of a large network, which is compiled in it, takes 40 s."""
+LOG_FILE = "console.txt"
+"""What a member says where several train at a time; one alone talks to the terminal."""
+SAME_FAILURES = 3
+"""So many first members that all fail alike mean that the experiment itself is wrong."""
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a member ended.
+
+    Attributes:
+        status: "finished"; "failed"; "cut" (the source had it stopped after an epoch); "stopped" (everything stops).
+        error: what went wrong.
+        kind: the class of the error.
+        is_users: whether the user has to correct it.
+        seconds: that its process took.
+    """
+
+    status: str
+    error: str = ""
+    kind: str = ""
+    is_users: bool = False
+    seconds: float = 0.0
+
+
+@dataclass(eq=False)
+class Task:
+    """One run to execute.
+
+    Attributes:
+        title: for a person.
+        run: its directory.
+        find_ending: called when its turn has come and no other process works on it: an ending where nothing is to be done.
+        on_epoch: told the row of each epoch of EF-FER2; answers whether to go on. None: it is not asked.
+        kinship: tasks of one kinship may be executed by one process, one after another; "": by a process of its own.
+        stage: that is being trained, once it has begun: "pretrain" or "finetune".
+    """
+
+    title: str
+    run: Run
+    find_ending: Callable[[], Ending | None] = lambda: None
+    on_epoch: Callable[[dict[str, Any]], bool] | None = None
+    kinship: str = ""
+    stage: str = ""
+
+
+class Source(Protocol):
+    """Where the runner takes tasks from."""
+
+    def take(self, slot: WorkerSlot) -> Task | None:
+        """Return the next task; None where there is none now."""
+        ...
+
+    def is_exhausted(self) -> bool:
+        """Return whether no task will come any more, as far as it depends on tasks that have ended."""
+        ...
+
+    def end(self, task: Task, ending: Ending) -> None:
+        """Hear how a task ended."""
+        ...
+
+    def tick(self, tasks: Sequence[Task]) -> list[Task]:
+        """Called several times a second with the tasks under way; returns those that are no longer wanted."""
+        ...
+
+
+@dataclass(eq=False)
+class _Child:
+    """A process that executes a task, or waits for another one of the same kinship: then `task` is None."""
+
+    task: Task | None
+    slot: WorkerSlot
+    process: subprocess.Popen
+    events: int
+    started: float
+    kinship: str
+    restarts: int = 0
+    pending: bytes = b""
+    word: Ending | None = None
+    is_cut: bool = False
+    is_unwanted: bool = False
+    stopping_since: float | None = None
+
+    def tell(self, line: str) -> None:
+        """Write a line to the process; one that is gone is noticed when it is polled."""
+        with contextlib.suppress(BrokenPipeError):
+            self.process.stdin.write(f"{line}\n".encode())
+            self.process.stdin.flush()
+
+
+@dataclass
+class Runner:
+    """Executes the tasks of a source.
+
+    Attributes:
+        slots: of this machine.
+        control: asked whether everything is to stop.
+        console: tells a person.
+        hint: the command that goes on after a stop.
+        require_gpu: children refuse to run without a GPU.
+        is_proven: whether a member has finished before, so that failures are no fault of the experiment.
+    """
+
+    slots: Sequence[WorkerSlot]
+    control: StopControl
+    console: StudyConsole
+    hint: str
+    require_gpu: bool = False
+    is_proven: bool = False
+    _select: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector, init=False)
+    _children: list[_Child] = field(default_factory=list, init=False)
+    _held: list[Task] = field(default_factory=list, init=False)
+    _said: set[Path] = field(default_factory=set, init=False)
+    _failures: list[Ending] = field(default_factory=list, init=False)
+
+    def run(self, source: Source) -> None:
+        """Execute tasks until the source is exhausted; one that fails does not stop the others.
+
+        Raises:
+            TrainingStopped: the control asked for it; every child has stopped at a checkpoint.
+            UserError, DlferError: the first members failed alike, so that the others would as well.
+        """
+        if len(self.slots) > 1:
+            self.console.show_bars()
+        try:
+            while True:
+                reason = self.control.get_reason()
+                if reason is not None:
+                    raise TrainingStopped(f"Stopped by {reason}.", reason=reason)
+                self._fill(source)
+                if not self._list_busy() and not self._held and source.is_exhausted():
+                    break
+                self._attend(source)
+            self._dismiss(self._children)
+        except BaseException:
+            self._stop_all(source)
+            raise
+        finally:
+            self.console.hide_bars()
+
+    def _list_busy(self) -> list[_Child]:
+        return [child for child in self._children if child.task is not None]
+
+    def _fill(self, source: Source) -> None:
+        """Begin as many tasks as there are free slots."""
+        used = {child.slot for child in self._list_busy()}
+        for slot in [slot for slot in self.slots if slot not in used]:
+            while True:
+                task = self._choose(source, slot)
+                if task is None:
+                    return
+                ending = task.find_ending()
+                if ending is None:
+                    self._start(task, slot)
+                    break
+                self._end(source, task, ending)
+
+    def _choose(self, source: Source, slot: WorkerSlot) -> Task | None:
+        """Return a task that no other process works on: the child of a study that was killed stops by itself soon."""
+        for task in self._held:
+            if not self._is_busy(task.run):
+                self._held.remove(task)
+                return task
+        while len(self._held) < len(self.slots):
+            task = source.take(slot)
+            if task is None or not self._is_busy(task.run):
+                return task
+            self._held.append(task)
+            if task.run.path not in self._said:
+                self._said.add(task.run.path)
+                self.console.say(f"{task.title}: another process works on it ({task.run.path}); waiting for its end")
+        return None
+
+    def _is_busy(self, run: Run) -> bool:
+        # A child of ours holds its run only once it has loaded the framework.
+        return run.is_held() or any(child.task.run.path == run.path for child in self._list_busy())
+
+    def _start(self, task: Task, slot: WorkerSlot, *, restarts: int = 0) -> None:
+        """Begin a task: by the process that waits in this slot, if they are of one kinship, else by a new one."""
+        log = task.run.path / LOG_FILE if len(self.slots) > 1 else None
+        self.console.start(task.title)
+        for child in [child for child in self._children if child.slot is slot]:
+            if task.kinship and child.kinship == task.kinship and child.process.poll() is None:
+                child.task, child.started, child.word, child.restarts = task, time.monotonic(), None, restarts
+                child.tell(json.dumps({"run": str(task.run.path), "log": None if log is None else str(log)}))
+                return
+            # Its GPU must be free before another process takes it.
+            self._dismiss([child])
+        flags = {"--ask": task.on_epoch is not None, "--stay": bool(task.kinship), "--require-gpu": self.require_gpu}
+        process, events = start_child(
+            task.run.path, slot, hint=self.hint, flags=[flag for flag, is_set in flags.items() if is_set], log=log
+        )
+        child = _Child(task, slot, process, events, time.monotonic(), task.kinship, restarts)
+        self._children.append(child)
+        self._select.register(events, selectors.EVENT_READ, child)
+
+    def _dismiss(self, children: Sequence[_Child]) -> None:
+        """Let processes that wait for a task end."""
+        for child in children:
+            child.process.stdin.close()
+        for child in list(children):
+            try:
+                child.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                child.process.kill()
+                child.process.wait()
+            self._drain(child)
+            self._children.remove(child)
+
+    def _attend(self, source: Source) -> None:
+        """Read what the children say, note which have ended, and let the source look around."""
+        for key, _ in self._select.select(POLL_SECONDS):
+            self._read(key.data)
+        unwanted = source.tick([*(child.task for child in self._list_busy()), *self._held])
+        self._held = [task for task in self._held if task not in unwanted]
+        for child in self._children:
+            if child.task in unwanted:
+                child.is_unwanted = True
+                self._ask_to_stop(child)
+            if child.stopping_since is not None and time.monotonic() - child.stopping_since > STOP_SECONDS:
+                child.process.kill()
+        for child in [child for child in self._children if child.process.poll() is not None]:
+            self._collect(child, source)
+        for child in self._list_busy():
+            if child.kinship and child.word is not None and child.word.status == "finished":
+                task, word, child.task = child.task, child.word, None
+                self.console.stop(task.title)
+                self._end(source, task, word)
+
+    def _read(self, child: _Child) -> None:
+        """Take in the complete lines that a child has written."""
+        chunk = os.read(child.events, 65536)
+        if not chunk:
+            # Its process ends now; polling it says how.
+            with contextlib.suppress(KeyError):
+                self._select.unregister(child.events)
+            return
+        *lines, child.pending = (child.pending + chunk).split(b"\n")
+        for line in lines:
+            self._heed(child, json.loads(line))
+
+    def _heed(self, child: _Child, event: dict[str, Any]) -> None:
+        name = event.pop("event")
+        if name == "end":
+            child.word = Ending(**event, seconds=time.monotonic() - child.started)
+            return
+        child.task.stage = event["stage"]
+        self.console.update(child.task.title, event)
+        if name == "epoch" and event["stage"] == "finetune" and child.task.on_epoch is not None:
+            goes_on = child.stopping_since is None and child.task.on_epoch(event["row"])
+            child.is_cut = child.is_cut or (child.stopping_since is None and not goes_on)
+            child.tell(GO_ON if goes_on else STOP)
+
+    def _collect(self, child: _Child, source: Source) -> None:
+        """Tell the source how a child ended, or restart one that was killed from outside."""
+        self._drain(child)
+        self._children.remove(child)
+        if child.task is None:
+            return
+        self.console.stop(child.task.title)
+        word = child.word
+        if child.is_unwanted:
+            return
+        if word is not None and word.status == "stopped" and child.is_cut:
+            word = Ending("cut", seconds=word.seconds)
+        if word is not None and word.status != "stopped":
+            self._end(source, child.task, word)
+        elif child.stopping_since is not None:
+            self._end(source, child.task, Ending("stopped"))
+        elif child.restarts == 0:
+            self.console.say(
+                f"{child.task.title}: {describe_exit(child.process.returncode)}; it goes on from its last checkpoint"
+            )
+            self._start(child.task, child.slot, restarts=1)
+        else:
+            text = f"{describe_exit(child.process.returncode)}, twice"
+            self._end(source, child.task, Ending("failed", text, "Killed", seconds=time.monotonic() - child.started))
+
+    def _drain(self, child: _Child) -> None:
+        """Read the last words of a child that has ended."""
+        if child.events in self._select.get_map():
+            self._select.unregister(child.events)
+        os.set_blocking(child.events, False)
+        with contextlib.suppress(BlockingIOError):
+            while chunk := os.read(child.events, 65536):
+                *lines, child.pending = (child.pending + chunk).split(b"\n")
+                for line in lines:
+                    self._heed(child, json.loads(line))
+        os.close(child.events)
+        with contextlib.suppress(BrokenPipeError):
+            child.process.stdin.close()
+
+    def _end(self, source: Source, task: Task, ending: Ending) -> None:
+        if ending.status == "failed" and task.run.status in ("running", "interrupted"):
+            task.run.fail(DlferError(ending.error))
+        if ending.status == "stopped" and task.run.status in ("running", "interrupted"):
+            task.run.stop(self.control.get_reason() or "its study")
+        source.end(task, ending)
+        self._look_for_fault(ending)
+
+    def _look_for_fault(self, ending: Ending) -> None:
+        """Raise where every member so far has failed for one reason, which then is the experiment's."""
+        if self.is_proven or ending.status == "stopped":
+            return
+        self._failures.append(ending)
+        if ending.status != "failed" or len({_describe_alike(failure) for failure in self._failures}) > 1:
+            self.is_proven = True
+            return
+        # Keys of one member that do not go together are a ConfigError too, and no fault of the others.
+        needed = 2 if ending.is_users and ending.kind != "ConfigError" else SAME_FAILURES
+        if len(self._failures) < needed:
+            return
+        text = f"The first {needed} members failed for the same reason, so the others were not begun: {ending.error}"
+        raise (UserError if ending.is_users else DlferError)(f"{text} When that is corrected: {self.hint}")
+
+    def _ask_to_stop(self, child: _Child) -> None:
+        if child.stopping_since is None:
+            child.stopping_since = time.monotonic()
+            child.process.send_signal(signal.SIGTERM)
+            if child.task is None:
+                child.process.stdin.close()
+
+    def _stop_all(self, source: Source) -> None:
+        """Stop every child at a checkpoint; a second Ctrl-C kills them."""
+        for child in self._children:
+            self._ask_to_stop(child)
+        self.is_proven = True
+        try:
+            while self._children:
+                self._attend(source)
+        except KeyboardInterrupt:
+            for child in list(self._children):
+                child.process.kill()
+                child.process.wait()
+                self._collect(child, source)
+        for task in self._held:
+            source.end(task, Ending("stopped"))
+        self._held = []
+
+
+def start_child(
+    run: Path, slot: WorkerSlot, *, hint: str, flags: Sequence[str], log: Path | None
+) -> tuple[subprocess.Popen, int]:
+    """Start the process that executes a run; return it and the file descriptor of its events.
+
+    Args:
+        run: its directory.
+        slot: where it runs.
+        hint: the command that goes on after a stop.
+        flags: of dlfer.study.child.
+        log: file that its talk is added to; None: this process' stderr.
+    """
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    events, theirs = os.pipe()
+    command = [*CHILD_COMMAND, str(run), "--parent", str(os.getpid()), "--hint", hint, "--events", str(theirs), *flags]
+    with contextlib.ExitStack() as stack:
+        stack.callback(os.close, theirs)
+        talk = _STDERR if log is None else stack.enter_context(log.open("ab")).fileno()
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.PIPE,
+            # Results go to stdout, and those are the study's alone.
+            stdout=talk,
+            stderr=talk,
+            pass_fds=(theirs,),
+            # Ctrl-C reaches the study alone, which then asks its members to stop.
+            start_new_session=True,
+            env={**os.environ, "PYTHONPATH": path, **slot.environment},
+        )
+    return process, events
+
+
+def describe_exit(code: int) -> str:
+    """Say how a process ended that has not said so itself."""
+    if code == 143:
+        return "its process was asked to stop by SIGTERM from outside"
+    if code >= 0:
+        return f"its process ended with exit code {code} and no word"
+    name = signal.Signals(-code).name
+    return f"its process was ended by {name}{'; was memory short?' if name == 'SIGKILL' else ''}"
+
+
+def _describe_alike(failure: Ending) -> tuple[str, str]:
+    """Return what two failures of one cause have in common: the class, and the message without numbers."""
+    first = (failure.error.splitlines() or [""])[0]
+    return failure.kind, re.sub(r"[0-9a-fA-F]*\d[\w.+-]*", "N", first)
