@@ -82,7 +82,7 @@ def test_stopped_and_resumed_it_grows_the_same_trees_on_cached_features(boosted,
     assert sum(level["gain"] for level in record["levels"]) == pytest.approx(1)
     assert {path.name for path in (run / "model").iterdir()} >= {"trees.json", "features.npz", "backbone.weights.h5"}
     page = (run / "report.html").read_text()
-    for words in ("share of the gain", "top_activation", "rounds of trees", "It is no measure"):
+    for words in ("share of the gain", "top_activation", "rounds of trees", "It does not measure"):
         assert words in page
     assert "adamw" not in page.partition("config.yaml</summary>")[0].partition("What was asked")[2][:3000]
     judged = dlfer("evaluate", run)

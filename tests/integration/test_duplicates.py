@@ -17,6 +17,7 @@ from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.experiment.evaluate import evaluate_model
 from dlfer.experiment.run import describe_outcome, run_experiment
 from dlfer.report.terminal import format_metrics
+from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.options import RunOptions
 
 EXPERIMENT = """
@@ -139,17 +140,17 @@ def test_report_and_card_give_the_same_number(run, expected):
 
 
 def test_the_value_without_duplicates_has_interval_and_n_wherever_it_is(run, expected):
-    metrics, n = read(run, "metrics.json"), 60 - expected["either"]
-    without = metrics["test_without_duplicates"]
-    assert without["n"] == n
-    value, low, high = (f"{100 * without['accuracy'][key]:.1f}" for key in ("value", "low", "high"))
+    metrics, n = Metrics.require(run), 60 - expected["either"]
+    accuracy = metrics.test_without_duplicates.accuracy
+    assert metrics.test_without_duplicates.n == n
+    value, low, high = (f"{100 * end:.1f}" for end in (accuracy.value, accuracy.low, accuracy.high))
     sentence = f"{value} % (95 % {low} to {high}, n = {n})"
     assert f"without duplicates {sentence}" in read_text(run / "report.html")
     assert f"without duplicates: accuracy {sentence}" in describe_outcome(metrics)
     card = read_text(run / "model" / "MODEL_CARD.md")
     assert f"test without duplicates, n = {n}" in card
     assert f"{value} % ({low} to {high})" in card
-    value, low, high = (f"{100 * without['accuracy'][key]:.2f}" for key in ("value", "low", "high"))
+    value, low, high = (f"{100 * end:.2f}" for end in (accuracy.value, accuracy.low, accuracy.high))
     shown = describe_run(run.name, run.parents[1])
     assert shown[f"test without duplicates accuracy (n = {n})"] == f"{value} % [{low}, {high}]"
     assert f"test without duplicates (n = {n}): accuracy {value} % [{low}, {high}]" in format_metrics(metrics)
