@@ -19,7 +19,7 @@ from dlfer.data.labels import map_targets
 from dlfer.data.sources import load_data, load_parts_of_source
 from dlfer.data.split import draw_subset
 from dlfer.errors import ConfigError, MissingDataError, ModelError, UserError
-from dlfer.export.compare import Sample
+from dlfer.export.contract import Sample
 from dlfer.model.classifier import Classifier, match_channels
 from dlfer.runs.records import ArtifactRecord, DataRecord
 from dlfer.runs.run import Run

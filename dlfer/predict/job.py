@@ -10,19 +10,18 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dlfer.errors import UserError
-from dlfer.predict import video as films
-from dlfer.predict.engines import AUTO, Engine, load_engine
-from dlfer.predict.media import BadInput, list_inputs, open_inputs
+from dlfer.errors import DataError, UserError
+from dlfer.predict.engines import AUTO, Engine, choose_engine, load_engine
+from dlfer.predict.media import BadInput, is_film, list_inputs, load_opencv, open_inputs
 from dlfer.predict.predictor import FacePrediction, FacePredictor, FramePrediction, describe_predictions, predict_inputs
 from dlfer.predict.tables import Table, open_table
-from dlfer.predict.video import FilmWriter
 from dlfer.runs.find import find_default_model
 
 INK, PAPER, UNSURE = (255, 255, 255), (0, 92, 168), (96, 96, 96)
@@ -57,6 +56,44 @@ def draw_faces(image: np.ndarray, faces: list[FacePrediction], *, enlarge: bool 
             x, y = x0, y0
         _write_text(pen, text, (x, y), font=font, colour=colour, size=picture.size)
     return np.array(picture)
+
+
+class FilmWriter:
+    """An mp4 film, written frame by frame.
+
+    Args:
+        path: where it is written.
+        rate: frames a second.
+    """
+
+    def __init__(self, path: Path, *, rate: float) -> None:
+        self.path = path
+        self._rate = rate
+        self._writer: Any = None
+        self._shape: tuple[int, ...] | None = None
+
+    def write(self, frame: np.ndarray) -> None:
+        """Add uint8 [H, W, 3] RGB; every frame has the size of the first.
+
+        Raises:
+            DataError: another size, or the film cannot be written.
+        """
+        cv2 = load_opencv()
+        if self._writer is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            size = frame.shape[1], frame.shape[0]
+            self._writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter_fourcc(*"mp4v"), self._rate, size)
+            self._shape = frame.shape
+            if not self._writer.isOpened():
+                raise DataError(f"{self.path}: OpenCV cannot write a film of {size[0]} x {size[1]} pixels there.")
+        if frame.shape != self._shape:
+            raise DataError(f"{self.path}: found a frame of shape {frame.shape}, expected {self._shape} as the first.")
+        self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
+
+    def close(self) -> None:
+        """End the film; without a frame nothing was written."""
+        if self._writer is not None:
+            self._writer.release()
 
 
 class Sketches:
@@ -221,8 +258,8 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
     files = listed if "-" in names else list(listed)
     num_pictures, has_films = None, False
     if "-" not in names:
-        num_pictures = sum(isinstance(name, str) and not films.is_film(name) for name in files)
-        has_films = job.smooth > 0 and any(isinstance(name, str) and films.is_film(name) for name in files)
+        num_pictures = sum(isinstance(name, str) and not is_film(name) for name in files)
+        has_films = job.smooth > 0 and any(isinstance(name, str) and is_film(name) for name in files)
     classifier = _open_engine(job, num_pictures, say=say)
     predictor = FacePredictor(classifier, faces=job.faces, abstain=job.abstain, mirror=job.mirror)
     about = describe_predictions(predictor, faces=job.faces, smooth=job.smooth)
@@ -246,9 +283,6 @@ def _open_engine(job: PredictionJob, num_pictures: int | None, *, say: Callable[
     """Return what computes; of films and lists the number of pictures is not known, and they are many."""
     name = str(job.model or find_default_model())
     if job.engine == AUTO:
-        # It needs Keras, which the other engines do without.
-        from dlfer.predict.engines import choose_engine
-
         return choose_engine(name, num_faces=num_pictures or 64, any_size=job.faces == "whole", say=say)
     if job.model is None and job.engine != "keras":
         raise UserError(f"--engine {job.engine}: name an export by --model FOLDER; dlfer export MODEL makes one.")

@@ -14,13 +14,12 @@ from starlette.types import Scope
 
 from dlfer._version import __version__
 from dlfer.predict.predictor import NOTICE, RESEARCH_ONLY
-from dlfer.serve import kserve, schemas
-from dlfer.serve.bodies import Body, check_faces, decode_all, name_uploads, read_face
-from dlfer.serve.guard import CONTENT_TYPE, Guard, Metrics
-from dlfer.serve.limits import Limits, Refusal
-from dlfer.serve.models import ServedModel
-from dlfer.serve.openapi import complete_openapi, tell_body, tell_errors
-from dlfer.serve.service import Service
+from dlfer.serve import schemas
+from dlfer.serve.inputs import check_faces, decode_all, name_uploads, read_face
+from dlfer.serve.limits import CONTENT_TYPE, Guard, Limits, Metrics, Refusal
+from dlfer.serve.models import ServedModel, describe_tensors, read_crops, write_answer
+from dlfer.serve.schemas import complete_openapi, tell_body, tell_errors
+from dlfer.serve.service import Body, Service
 
 _PAGE = {
     "/": ("index.html", "text/html"),
@@ -249,7 +248,7 @@ def _add_kserve(app: FastAPI, service: Service) -> None:
     @app.get("/v2/models/{name}", tags=["KServe"], responses=tell_errors(404))
     async def describe_model(name: str) -> schemas.ModelDescription:
         """The tensors of a model, and its card."""
-        return kserve.describe_model(service.find_model(name))
+        return describe_tensors(service.find_model(name))
 
     @app.get("/v2/models/{name}/ready", tags=["KServe"], responses=tell_errors(404, 503))
     async def is_model_ready(name: str) -> schemas.ModelReady:
@@ -271,11 +270,11 @@ def _add_kserve(app: FastAPI, service: Service) -> None:
         model = service.find_model(name)
         async with service.admit(), Body(request, service) as body:
             asked = await body.read_json(schemas.InferRequest)
-            crops = await service.run(lambda: kserve.read_crops(asked.inputs[0], model, service.limits))
+            crops = await service.run(lambda: read_crops(asked.inputs[0], model, service.limits))
             async with service.limit_time():
                 probabilities = await service.predict_crops(crops, model)
             service.metrics.faces.labels(model.name).inc(len(crops))
-            return kserve.write_answer(asked, model, probabilities)
+            return write_answer(asked, model, probabilities)
 
 
 def _name_route(scope: Scope) -> str:

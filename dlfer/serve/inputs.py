@@ -10,15 +10,16 @@ from dataclasses import dataclass, field
 from typing import TypeVar
 
 import numpy as np
+from fastapi import Request
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
 
 from dlfer.errors import DataError
 from dlfer.predict.media import FORMATS, read_image
 from dlfer.serve.limits import Limits, Refusal
+from dlfer.serve.schemas import Picture64
 
 _MOST_NAME = 200
 _MOST_FIELDS, _FIELD_BYTES = 8, 1024
@@ -169,3 +170,31 @@ def _too_many_pixels(name: str, found: str, limits: Limits) -> Refusal:
     return Refusal(
         413, f"{name}: found {found} pixels; a request may hold {limits.pixels:,} together. Shrink the picture."
     )
+
+
+def decode_all(images: Sequence[Picture64]) -> list[Upload]:
+    """Return the files of pictures in JSON."""
+    named = name_uploads([Upload(image.name, b"") for image in images])
+    return [decode_base64(image.base64, upload.name) for image, upload in zip(images, named, strict=True)]
+
+
+def name_uploads(uploads: Sequence[Upload]) -> list[Upload]:
+    """Return files that all have a name."""
+    return [
+        upload if upload.name else Upload(f"image {number}", upload.contents)
+        for number, upload in enumerate(uploads, start=1)
+    ]
+
+
+def check_faces(faces: str | None) -> str | None:
+    """Return "auto", "whole" or None, as it was given."""
+    if faces not in (None, "auto", "whole"):
+        raise Refusal(400, f"faces: found {faces[:60]!r}, expected auto or whole.")
+    return faces
+
+
+def read_face(text: str) -> int:
+    """Return the number of a face."""
+    if not text.isascii() or not text.isdecimal() or len(text) > 6:
+        raise Refusal(400, f"face: found {text[:60]!r}, expected the number of a face, from 0.")
+    return int(text)

@@ -19,8 +19,15 @@ from typing import Any
 
 from dlfer.runs.files import write_atomically
 from dlfer.runs.member_rows import MemberRow
-from dlfer.study.search.dimensions import Dimension, list_dimensions
-from dlfer.study.search.engine import DEFAULT_TRIALS, Answer, EngineSettings, Proposal, get_direction
+from dlfer.study.search.engine import (
+    DEFAULT_TRIALS,
+    Answer,
+    Dimension,
+    EngineSettings,
+    Proposal,
+    get_direction,
+    list_dimensions,
+)
 
 _PROJECT = "oracle"
 _RUNG = "tuner/epochs"

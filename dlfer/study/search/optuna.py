@@ -23,14 +23,16 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from dlfer.config.load import dump_experiment, parse_recorded_experiment
 from dlfer.errors import DlferError, EnvironmentProblem
 from dlfer.runs.member_rows import MemberRow
-from dlfer.study.search.dimensions import Dimension, is_active, list_dimensions
 from dlfer.study.search.engine import (
     DEFAULT_TRIALS,
     Answer,
+    Dimension,
     EngineSettings,
     Proposal,
     check_same_experiment,
     get_direction,
+    is_active,
+    list_dimensions,
 )
 
 _RECORD, _SETTINGS, _HEARTBEAT, _REPLACED = "dlfer:record", "dlfer:settings", "dlfer:heartbeat", "dlfer:replaced"

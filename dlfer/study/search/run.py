@@ -18,15 +18,12 @@ from dlfer.runs.find import default_runs_folder, open_run
 from dlfer.runs.options import RunOptions
 from dlfer.runs.records import SearchOptionsRecord
 from dlfer.runs.run import Run, create_run
+from dlfer.study.child import find_slots
 from dlfer.study.members import open_shared_run
-from dlfer.study.progress import StudyConsole
-from dlfer.study.runner import Runner
-from dlfer.study.search.arms import Arm, list_arms
-from dlfer.study.search.dimensions import list_dimensions
-from dlfer.study.search.engine import Engine
+from dlfer.study.runner import Runner, StudyConsole
+from dlfer.study.search.engine import Engine, list_dimensions
 from dlfer.study.search.results import Trials, check_same, compare_winners, conclude, keep_original, write_results
-from dlfer.study.search.trials import TrialSource
-from dlfer.study.slots import list_gpu_ids, make_slots
+from dlfer.study.search.trials import Arm, TrialSource, list_arms
 from dlfer.train.control import StopControl
 
 _FILES_LOCK = ".results.lock"
@@ -104,8 +101,7 @@ class Search:
 
     def make_runner(self) -> Runner:
         """Return the runner for this machine."""
-        gpu_ids = [] if self.config.experiment.device == "cpu" else list_gpu_ids()
-        slots = make_slots(self.search_options.workers, gpu_ids)
+        slots = find_slots(self.search_options.workers, self.config)
         return Runner(slots, self.control, self.console, self.hint, self.options.require_gpu)
 
     def _hold_files(self) -> contextlib.AbstractContextManager:
@@ -134,9 +130,8 @@ def run_search(file: Path | str, options: RunOptions, search_options: SearchOpti
         return _run_shared(config, arms, options, search_options, console)
     with tempfile.TemporaryDirectory() as folder:
         arms[0].open_engine(Path(folder), trials=search_options.trials, smoke=options.smoke)
-    run = create_run(options.out or default_runs_folder(), config, argv=list(options.argv), kind="search")
+    run = _create_run(options.out or default_runs_folder(), config, options, search_options)
     keep_original(run)
-    run.update(smoke=options.smoke, use_cache=options.use_cache)
     search = Search(run, config, options, search_options, StopControl(options.max_hours), console)
     return _execute(search, arms)
 
@@ -180,14 +175,11 @@ def _run_shared(
     for arm in arms:
         _open_engine(arm, Path(), options, search_options)
     digest = compute_digest(with_overrides(config, {"search.trials": None}))[:8]
-    facts = {"smoke": options.smoke, "use_cache": options.use_cache, "search": _describe(config, search_options)}
     run = open_shared_run(
         options.out or default_runs_folder(),
+        config.experiment.name,
         f"shared-{digest}{'-smoke' if options.smoke else ''}-search",
-        config,
-        argv=options.argv,
-        kind="search",
-        facts=facts,
+        lambda folder: _create_run(folder, config, options, search_options),
     )
     options = replace(options, out=run.path.parent.parent)
     search = Search(run, config, options, search_options, StopControl(options.max_hours), console)
@@ -263,6 +255,12 @@ def _hold(search: Search) -> Iterator[None]:
     """Keep other processes from working on this search, unless they share its storage."""
     with contextlib.nullcontext() if search.is_shared else search.run.hold():
         yield
+
+
+def _create_run(folder: Path, config: ExperimentConfig, options: RunOptions, search_options: SearchOptions) -> Run:
+    run = create_run(folder, config, argv=list(options.argv), kind="search")
+    run.update(smoke=options.smoke, use_cache=options.use_cache, search=_describe(config, search_options))
+    return run
 
 
 def _describe(config: ExperimentConfig, options: SearchOptions) -> SearchOptionsRecord:

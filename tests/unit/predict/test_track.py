@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dlfer.predict.track import FaceTracker, compute_overlap
+from dlfer.predict.predictor import FaceTracker, compute_overlap
 
 NONE = np.zeros((0, 2))
 

@@ -17,7 +17,7 @@ from dlfer.runs.comparison_record import ArmKey, ComparisonRecord
 from dlfer.runs.run import create_run
 from dlfer.study.ablation import WITH, WITHOUT, _conclude, _plan, show_comparison
 from dlfer.study.comparison import Comparison
-from dlfer.study.progress import StudyConsole
+from dlfer.study.runner import StudyConsole
 
 EXPERIMENT = """\
 experiment: {name: faces}
