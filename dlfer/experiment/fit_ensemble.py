@@ -15,7 +15,7 @@ from dlfer.config.sections import MemberConfig
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
 from dlfer.data.duplicates import hash_images
 from dlfer.errors import DataError, MissingDataError, ProtocolError
-from dlfer.experiment.extras import MILESTONES_FOLDER, judge_milestones, predict_split_views
+from dlfer.experiment.extras import MILESTONES_FOLDER, predict_split_views
 from dlfer.experiment.fit_network import Fitted
 from dlfer.experiment.session import RunMembers, Session, create_member_run
 from dlfer.metrics.combine import combine_average, combine_vote, fit_combination, predict_out_of_fold
@@ -33,7 +33,6 @@ from dlfer.runs.metrics_record import (
     EnsembleMetrics,
     EnsembleMilestone,
     MemberMetrics,
-    MilestoneMetrics,
     SplitSummary,
 )
 from dlfer.runs.records import Cost, DataRecord
@@ -205,7 +204,8 @@ class Answers:
     def __init__(self, members: list[Member], bundle: DataBundle, *, batch_size: int) -> None:
         self.members, self.bundle, self.batch_size = members, bundle, batch_size
         self._kept: dict[tuple[str, str, str], np.ndarray] = {}
-        self._fingerprints: dict[str, str] = {}
+        parts = {part: getattr(bundle, part) for part in ("validation", "test")}
+        self._fingerprints = {part: compute_fingerprint(split) for part, split in parts.items() if split is not None}
 
     def get(self, part: str, view: str, *, epoch: int | None = None) -> np.ndarray:
         """Return float32 [M, N, C] in the order of the split and of the bundle's labels; at the end or after an epoch."""
@@ -266,18 +266,13 @@ class Answers:
         if run is None or not path.exists():
             return None
         judged = DataRecord.require(run.path).splits.get(part)
-        if judged is None or judged.fingerprint != self._get_fingerprint(part):
+        if judged is None or judged.fingerprint != self._fingerprints[part]:
             return None
         kept = read_predictions(path)
         order = np.argsort(kept.ids)
         rows = order[np.searchsorted(kept.ids, split.ids, sorter=order)]
         columns = match_labels(kept.labels, self.bundle.labels, member.name)
         return kept.probabilities[rows][:, columns]
-
-    def _get_fingerprint(self, part: str) -> str:
-        if part not in self._fingerprints:
-            self._fingerprints[part] = compute_fingerprint(getattr(self.bundle, part))
-        return self._fingerprints[part]
 
     def _check(self, member: Member, found: np.ndarray) -> None:
         """Refuse kept predictions that the member, asked now, does not give."""
@@ -290,22 +285,6 @@ class Answers:
                 f"{member.path}: the model answers otherwise than predictions/validation.npz has it (by "
                 f"{difference:.3f}); the images have other pixels or the model was changed. Evaluate the run again."
             )
-
-
-def judge_ensemble_milestones(
-    run: Run, answers: Answers, epochs: Sequence[int], *, how: str, view: str
-) -> list[MilestoneMetrics]:
-    """Judge what combines the members as they were after each epoch, from their kept predictions.
-
-    Args:
-        run: of the ensemble.
-        answers: of its members.
-        epochs: after which all members were judged.
-        how: the way to combine them.
-        view: as of the members.
-    """
-    predict = lambda epoch, name: answers.combine(name, view, how, epoch=epoch)  # noqa: E731
-    return judge_milestones(run, answers.bundle, epochs, predict)
 
 
 def compare_members(config: ExperimentConfig, answers: Answers, epochs: Sequence[int]) -> dict[str, Any]:

@@ -17,14 +17,13 @@ from dlfer.data.audit import audit_data
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.images import compute_side
 from dlfer.errors import TrainingStopped
-from dlfer.experiment.extras import Extras, choose_extras, compute_extra_metrics
+from dlfer.experiment.extras import Extras, choose_extras, compute_extra_metrics, judge_milestones
 from dlfer.experiment.fit_boosted import explain_boosted, fit_boosted
 from dlfer.experiment.fit_ensemble import (
     FittedEnsemble,
     compare_members,
     explain_ensemble,
     fit_ensemble,
-    judge_ensemble_milestones,
 )
 from dlfer.experiment.fit_network import Fitted, explain_network, fit_network, judge_network_milestones
 from dlfer.experiment.session import RunMembers, Session, create_member_run, make_smoke_config
@@ -256,7 +255,12 @@ def _compute_metrics(
         answers = fitted.answers
         epochs = answers.list_milestones(config.finetune.milestones, evaluate.headline)
         how = config.ensemble.combine
-        milestones = judge_ensemble_milestones(run, answers, epochs, how=how, view=evaluate.headline)
+        milestones = judge_milestones(
+            run,
+            bundle,
+            epochs,
+            lambda epoch, name: answers.combine(name, evaluate.headline, how, epoch=epoch),
+        )
         more |= compare_members(config, answers, epochs)
     if milestones:
         more["milestones"] = milestones

@@ -40,7 +40,6 @@ from dlfer.predict.runtimes import EXPORT_FILE, RUNTIMES, VERSION, compute_check
 from dlfer.report.card import CARD_FILE, compose_card
 from dlfer.runs.export_record import ExportAbout, ExportRecord
 from dlfer.runs.find import find_model, find_run_of
-from dlfer.runs.records import About, ArtifactRecord
 from dlfer.runs.run import Run
 
 
@@ -49,12 +48,12 @@ def write_savedmodel(classifier: Classifier, path: Path, *, size: tuple[int, int
 
     Args:
         classifier: a network, or an ensemble of such.
-        path: the folder to make.
-        size: (H, W) of all images; None leaves both free.
-        sample: not used.
+        path: the folder to make, or the file to write.
+        size: (H, W) of all images; None, where a format allows it, leaves both free.
+        sample: by which activations are calibrated, where they are.
 
     Returns:
-        Nothing to add to export.json.
+        What is added to export.json.
     """
     import tensorflow as tf
 
@@ -68,30 +67,16 @@ _EDGES = ("CAST", "QUANTIZE", "DEQUANTIZE")
 
 
 def write_litert(classifier: Classifier, path: Path, *, size: tuple[int, int], sample: Sample) -> dict:
-    """Write a LiteRT file in float32.
-
-    Args:
-        classifier: a network, or an ensemble of such.
-        path: the file to write.
-        size: (H, W) of all images.
-        sample: not used.
-
-    Returns:
-        Nothing to add to export.json.
-    """
+    """Write a LiteRT file in float32; see `write_savedmodel`."""
     converter, _module = _make_converter(classifier, size)
     path.write_bytes(converter.convert())
     return {}
 
 
 def write_litert_int8(classifier: Classifier, path: Path, *, size: tuple[int, int], sample: Sample) -> dict:
-    """Write a LiteRT file whose weights and activations are whole numbers of eight bits.
+    """Write a LiteRT file whose weights and activations are whole numbers of eight bits; see `write_savedmodel`.
 
-    Args:
-        classifier: a network, or an ensemble of such.
-        path: the file to write.
-        size: (H, W) of all images.
-        sample: whose `calibration`, of that size, gives the range of each activation.
+    The `calibration` of the sample, of that size, gives the range of each activation.
 
     Returns:
         {"quantised": {"num_images", "images", "float_operations": kinds that stayed in float32, and how many}}.
@@ -143,13 +128,7 @@ OPSET = 17
 
 
 def write_onnx(classifier: Classifier, path: Path, *, size: tuple[int, int] | None, sample: Sample) -> dict:
-    """Write an ONNX file, by tf2onnx: what Keras' own export writes does not run.
-
-    Args:
-        classifier: a network, or an ensemble of such.
-        path: the file to write.
-        size: (H, W) of all images; None leaves both free.
-        sample: not used.
+    """Write an ONNX file, by tf2onnx: what Keras' own export writes does not run. See `write_savedmodel`.
 
     Returns:
         {"opset"}.
@@ -363,13 +342,21 @@ def export_model(
     run = find_run_of(folder.resolve()) if folder.resolve().name == "model" else None
     sample = gather_sample(classifier, record, run=run, data=data, say=tell)
     about = record.about
+    # <experiment>-<run> of a run's model, else the name of the folder.
+    full_name = "-".join(filter(None, (about.experiment, about.run))) or folder.resolve().name
     side = compute_side(*(find_native_size(run) or sample.images.shape[1:3]), classifier.aspect)
     origin = Origin(
         card=_read_card(folder, run),
-        about=_describe_artifact(record, name=_get_name(folder, about)),
+        about=ExportAbout(
+            model=full_name,
+            family=record.family,
+            backbone=record.model.get("backbone"),
+            artifact_sha256=record.sha256,
+            trained=about,
+        ),
         size=size or (side, side),
     )
-    out = Path("exports") / _get_name(folder, about) if out is None else Path(out)
+    out = Path("exports") / full_name if out is None else Path(out)
     tell(f"comparing on {len(sample.images):,} images: {sample.source}")
     done, refused = {}, []
     for number, format_name in enumerate(formats, 1):
@@ -382,21 +369,6 @@ def export_model(
         kept = f" Kept: {', '.join(str(path) for path, _ in done.values())}." if done else ""
         raise ExportError("\n".join(refused) + kept)
     return done
-
-
-def _get_name(folder: Path, about: About) -> str:
-    """Return <experiment>-<run> of a run's model, else the name of the folder."""
-    return "-".join(filter(None, (about.experiment, about.run))) or folder.resolve().name
-
-
-def _describe_artifact(record: ArtifactRecord, *, name: str) -> ExportAbout:
-    return ExportAbout(
-        model=name,
-        family=record.family,
-        backbone=record.model.get("backbone"),
-        artifact_sha256=record.sha256,
-        trained=record.about,
-    )
 
 
 def _read_card(folder: Path, run: Run | None) -> str:

@@ -6,11 +6,10 @@ import base64
 import binascii
 import io
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
-from fastapi import Request
 from PIL import Image
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers, UploadFile
@@ -39,34 +38,24 @@ class Upload:
     contents: bytes
 
 
-@dataclass(frozen=True)
-class Form:
-    """What was sent as multipart/form-data.
-
-    Attributes:
-        fields: texts by name.
-        files: by name of the field, in order.
-    """
-
-    fields: dict[str, str] = field(default_factory=dict)
-    files: list[tuple[str, Upload]] = field(default_factory=list)
-
-
 class _MemoryParser(MultiPartParser):
     # Beyond this size a file is put on the disk; the limit of the body stands far below it.
     spool_max_size = 2**62
 
 
-def get_content_type(request: Request) -> str:
-    """Return the type of the body without its parameters, in lower case."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+async def parse_form(
+    body: bytes, headers: Headers, limits: Limits, expected: Sequence[str]
+) -> tuple[list[Upload], dict[str, str]]:
+    """Return the files of a multipart body and its texts by name; nothing of it is put on the disk.
 
-
-async def parse_form(body: bytes, headers: Headers, limits: Limits) -> Form:
-    """Return the parts of a multipart body; nothing of it is put on the disk.
+    Args:
+        body: all of it.
+        headers: of the request.
+        limits: of requests.
+        expected: names of the texts; files, at least one, are called "file".
 
     Raises:
-        Refusal: 400 where it is damaged or has too many parts, 413 for a field that is too long.
+        Refusal: 400 where it is damaged, or has too many or other parts, 413 for a field that is too long.
     """
 
     async def stream() -> AsyncIterator[bytes]:
@@ -81,17 +70,25 @@ async def parse_form(body: bytes, headers: Headers, limits: Limits) -> Form:
         status = 413 if error.message.startswith("Part exceeded") else 400
         raise Refusal(status, f"multipart/form-data: {error.message}") from error
     fields: dict[str, str] = {}
-    files: list[tuple[str, Upload]] = []
+    uploads: list[Upload] = []
+    unknown: set[str] = set()
     for name, value in parsed.multi_items():
         if isinstance(value, UploadFile):
             contents = await value.read()
             await value.close()
-            files.append((name, Upload((value.filename or "")[:_MOST_NAME], contents)))
+            uploads.append(Upload((value.filename or f"image {len(uploads) + 1}")[:_MOST_NAME], contents))
         elif name in fields:
             raise Refusal(400, f"multipart/form-data: the field {name[:_MOST_NAME]!r} stands there twice.")
         else:
             fields[name] = value
-    return Form(fields, files)
+        if name not in (["file"] if isinstance(value, UploadFile) else expected):
+            unknown.add(name[:60])
+    if unknown or not uploads:
+        found = ", ".join(sorted(unknown)) or "no file"
+        raise Refusal(
+            400, f"multipart/form-data: found {found}, expected files called file, and {', '.join(expected)}."
+        )
+    return uploads, fields
 
 
 def parse_json(body: bytes, kind: type[_Body]) -> _Body:
@@ -174,16 +171,7 @@ def _too_many_pixels(name: str, found: str, limits: Limits) -> Refusal:
 
 def decode_all(images: Sequence[Picture64]) -> list[Upload]:
     """Return the files of pictures in JSON."""
-    named = name_uploads([Upload(image.name, b"") for image in images])
-    return [decode_base64(image.base64, upload.name) for image, upload in zip(images, named, strict=True)]
-
-
-def name_uploads(uploads: Sequence[Upload]) -> list[Upload]:
-    """Return files that all have a name."""
-    return [
-        upload if upload.name else Upload(f"image {number}", upload.contents)
-        for number, upload in enumerate(uploads, start=1)
-    ]
+    return [decode_base64(image.base64, image.name or f"image {n}") for n, image in enumerate(images, start=1)]
 
 
 def check_faces(faces: str | None) -> str | None:

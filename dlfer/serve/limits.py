@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import hmac
-import json
 import math
 import time
 from collections import deque
@@ -15,6 +14,7 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Proc
 from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
+from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from dlfer.data.images import MAX_PIXELS
@@ -239,7 +239,9 @@ class Guard:
             if refused is None:
                 await self._app(scope, receive, send_on)
             else:
-                await _answer(send_on, *refused)
+                status, words = refused
+                challenge = {"www-authenticate": "Bearer"} if status == 401 else None
+                await JSONResponse({"error": words}, status, challenge)(scope, receive, send_on)
         finally:
             route = self._name_route(scope)
             self._metrics.requests.labels(route, str(status)).inc()
@@ -259,12 +261,3 @@ class Guard:
         if hmac.compare_digest(given.strip().encode(), self._key):
             return None
         return 401, "This server asks for a key: Authorization: Bearer KEY, or X-API-Key: KEY."
-
-
-async def _answer(send: Send, status: int, words: str) -> None:
-    body = json.dumps({"error": words}).encode()
-    headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
-    if status == 401:
-        headers.append((b"www-authenticate", b"Bearer"))
-    await send({"type": "http.response.start", "status": status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})

@@ -20,7 +20,7 @@ from dlfer.errors import UserError
 from dlfer.explain.occlusion import Occlusion, compute_occlusion
 from dlfer.predict.crops import Crop
 from dlfer.serve.batching import Batcher, FacesFound, Work
-from dlfer.serve.inputs import Form, Upload, count_pixels, decode_pictures, get_content_type, parse_form, parse_json
+from dlfer.serve.inputs import Upload, count_pixels, decode_pictures, parse_form, parse_json
 from dlfer.serve.limits import Budget, Limits, Metrics, Refusal, estimate_wait, read_body
 from dlfer.serve.models import ServedModel
 from dlfer.serve.schemas import Explanation, Face, Picture
@@ -138,10 +138,13 @@ class Body:
     """The body of a request in memory, which is given back at the end."""
 
     def __init__(self, request: Request, service: Service) -> None:
-        self._request = request
-        self._service = service
-        self._taken = 0
-        self.is_form = get_content_type(request) == "multipart/form-data"
+        self._request, self._service, self._taken = request, service, 0
+        self._type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    @property
+    def is_form(self) -> bool:
+        """Whether it is multipart/form-data, else JSON."""
+        return self._type == "multipart/form-data"
 
     async def __aenter__(self) -> Body:
         return self
@@ -153,20 +156,13 @@ class Body:
         body, self._taken = await read_body(self._request, self._service.limits, self._service.bytes)
         return body
 
-    async def read_form(self, file_field: str, *, fields: Sequence[str]) -> Form:
-        """Return a multipart body that has nothing but files called `file_field`, at least one, and `fields`."""
-        form = await parse_form(await self._read(), self._request.headers, self._service.limits)
-        unknown = {name for name, _ in form.files} - {file_field} | set(form.fields) - set(fields)
-        if unknown or not form.files:
-            found = ", ".join(sorted(name[:60] for name in unknown)) or "no file"
-            raise Refusal(
-                400, f"multipart/form-data: found {found}, expected files called {file_field}, and {', '.join(fields)}."
-            )
-        return form
+    async def read_form(self, *fields: str) -> tuple[list[Upload], dict[str, str]]:
+        """Return the files and the texts of a multipart body; see `parse_form`."""
+        return await parse_form(await self._read(), self._request.headers, self._service.limits, fields)
 
     async def read_json(self, kind: type[_Asked]) -> _Asked:
         """Return a JSON body as a schema has it."""
-        if get_content_type(self._request) != "application/json":
+        if self._type != "application/json":
             raise Refusal(415, "The body is neither multipart/form-data (where that is taken) nor application/json.")
         body = await self._read()
         return await self._service.run(lambda: parse_json(body, kind))

@@ -302,7 +302,12 @@ class Runner:
     def _attend(self, source: Source) -> None:
         """Read what the children say, note which have ended, and let the source look around."""
         for key, _ in self._select.select(POLL_SECONDS):
-            self._read(key.data)
+            events = key.data.process.hear()
+            if events is None:
+                # Its process ends now; polling it says how.
+                self._select.unregister(key.fileobj)
+            for event in events or ():
+                self._heed(key.data, event)
         unwanted = source.tick()
         self._held = [task for task in self._held if task not in unwanted]
         for child in self._children:
@@ -318,15 +323,6 @@ class Runner:
                 task, word, child.task = child.task, child.word, None
                 self.console.stop(task.title)
                 self._end(source, task, word)
-
-    def _read(self, child: _Child) -> None:
-        """Take in what a child has written."""
-        events = child.process.hear()
-        if events is None:
-            # Its process ends now; polling it says how.
-            self._select.unregister(child.process.events)
-        for event in events or ():
-            self._heed(child, event)
 
     def _heed(self, child: _Child, event: dict[str, Any]) -> None:
         name = event.pop("event")
@@ -386,7 +382,10 @@ class Runner:
         if self.is_proven or ending.status == "stopped":
             return
         self._failures.append(ending)
-        if ending.status != "failed" or len({_describe_alike(failure) for failure in self._failures}) > 1:
+        # Failures of one cause have the class in common, and the message without numbers.
+        firsts = [(failure.kind, (failure.error.splitlines() or [""])[0]) for failure in self._failures]
+        alike = {(kind, re.sub(r"[0-9a-fA-F]*\d[\w.+-]*", "N", text)) for kind, text in firsts}
+        if ending.status != "failed" or len(alike) > 1:
             self.is_proven = True
             return
         # Keys of one member that do not go together are a ConfigError too, and no fault of the others.
@@ -419,9 +418,3 @@ class Runner:
         for task in self._held:
             source.end(task, Ending("stopped"))
         self._held = []
-
-
-def _describe_alike(failure: Ending) -> tuple[str, str]:
-    """Return what two failures of one cause have in common: the class, and the message without numbers."""
-    first = (failure.error.splitlines() or [""])[0]
-    return failure.kind, re.sub(r"[0-9a-fA-F]*\d[\w.+-]*", "N", first)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from dlfer.config.keys import find_annotation, get_alternatives, split_key
 from dlfer.config.schema import ExperimentConfig, SearchConfig
@@ -131,44 +132,43 @@ class Answer:
     exhausted: bool = False
 
 
-class Engine(Protocol):
+class Engine(abc.ABC):
     """Proposes trials and learns from their scores; keeps both on disk, so that it can be opened again."""
 
+    @abc.abstractmethod
     def ask(self, worker: str) -> Answer:
         """Return a trial to be run by `worker`; those that were interrupted come first."""
-        ...
 
+    @abc.abstractmethod
     def begin(self, row: MemberRow) -> None:
         """Remember the run directory of a trial that begins or goes on."""
-        ...
 
+    @abc.abstractmethod
     def report(self, proposal: Proposal, epochs: int, score: float) -> bool:
         """Hear the score after an epoch; return whether the trial goes on."""
-        ...
 
+    @abc.abstractmethod
     def tell(self, row: MemberRow) -> None:
         """Hear how a trial ended."""
-        ...
 
-    def give_back(self, trial: str) -> None:
-        """Hear that a trial was stopped at a checkpoint; it is proposed again."""
-        ...
-
-    def tick(self) -> set[str]:
-        """Called several times a second; returns the trials of this process that are no longer its own."""
-        ...
-
+    @abc.abstractmethod
     def list_records(self) -> list[MemberRow]:
         """Return all trials in the order in which they were proposed."""
-        ...
 
+    @abc.abstractmethod
     def count_trials(self) -> int | None:
         """Return how many trials there will be at most; None where that is not known."""
-        ...
+
+    def give_back(self, trial: str) -> None:  # noqa: B027
+        """Hear that a trial was stopped at a checkpoint; it is proposed again, also when the engine is opened again."""
+
+    def tick(self) -> set[str]:
+        """Called several times a second; returns the trials of this process that others have taken."""
+        return set()
 
     def count_epochs(self) -> int | None:
         """Return the epochs of all trials together where those have different ones; None elsewhere."""
-        ...
+        return None
 
 
 @dataclass(frozen=True)

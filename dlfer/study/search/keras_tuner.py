@@ -12,6 +12,7 @@ run trials in this process and swallow their errors. What is corrected here, of 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -23,6 +24,7 @@ from dlfer.study.search.engine import (
     DEFAULT_TRIALS,
     Answer,
     Dimension,
+    Engine,
     EngineSettings,
     Proposal,
     get_direction,
@@ -34,7 +36,7 @@ _RUNG = "tuner/epochs"
 _NEVER = 10**9
 
 
-class KerasTunerEngine:
+class KerasTunerEngine(Engine):
     """Proposes by an oracle of KerasTuner, whose files are in `settings.folder`/oracle; if they are there, it goes on.
 
     Args:
@@ -88,13 +90,6 @@ class KerasTunerEngine:
         self.oracle.end_trial(trial)
         # The oracle drops the trial from those going on after it has saved itself.
         self.oracle.save()
-
-    def give_back(self, trial: str) -> None:
-        """Do nothing: an oracle that is opened again goes on with the trials that did not end."""
-
-    def tick(self) -> set[str]:
-        """Return an empty set: nobody takes a trial from the one process that uses the oracle."""
-        return set()
 
     def list_records(self) -> list[MemberRow]:
         """Return all trials in the order in which they were proposed."""
@@ -207,8 +202,6 @@ class _RemembersGrid:
 
 def _build_space(dimensions: list[Dimension], engine: str) -> Any:
     """Return KerasTuner's form of the space; choices go as JSON text, since it knows no null and no lists."""
-    import contextlib
-
     import keras_tuner
 
     space = keras_tuner.HyperParameters()

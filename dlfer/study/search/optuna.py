@@ -27,6 +27,7 @@ from dlfer.study.search.engine import (
     DEFAULT_TRIALS,
     Answer,
     Dimension,
+    Engine,
     EngineSettings,
     Proposal,
     check_same_experiment,
@@ -51,7 +52,7 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used with Study.optimize")
 
 
-class OptunaEngine:
+class OptunaEngine(Engine):
     """Proposes by Optuna's TPE sampler; the study is in `settings.storage`, else in a journal of the search's own.
 
     Args:
@@ -182,9 +183,6 @@ class OptunaEngine:
     def count_trials(self) -> int:
         """Return the number of trials there will be, on all machines together."""
         return self.settings.trials or DEFAULT_TRIALS
-
-    def count_epochs(self) -> None:
-        """Return None: every trial has the experiment's epochs, unless it is pruned."""
 
     def _open_storage(self) -> JournalStorage | RDBStorage:
         place = self.settings.storage
