@@ -254,9 +254,7 @@ def judge_milestones(
 def keep_extras(run: Run, metrics: Metrics, found: ExtraMetrics) -> bool:
     """Add what was computed on a run's own images to the run, for its report; return whether there was any.
 
-    Args:
-        metrics: of the run, which says whether test or validation judges.
-        found: with the one split called "test".
+    `found` has the one split, called "test"; the metrics of the run say whether test or validation judges.
     """
     if not (found.views or found.groups or found.corruptions):
         return False

@@ -193,13 +193,7 @@ TOLERANCE = 1e-3
 
 
 class Answers:
-    """What the members answer on each part, averaged over each view: from their files, else predicted once.
-
-    Args:
-        members: with their classifiers.
-        bundle: the ensemble's data.
-        batch_size: images at a time.
-    """
+    """What the members answer on each part, averaged over each view: from their files, else predicted once."""
 
     def __init__(self, members: list[Member], bundle: DataBundle, *, batch_size: int) -> None:
         self.members, self.bundle, self.batch_size = members, bundle, batch_size

@@ -131,15 +131,7 @@ def _finetune(
 def judge_network_milestones(
     run: Run, bundle: DataBundle, fitted: Fitted, *, view: str, batch_size: int
 ) -> list[MilestoneMetrics]:
-    """Judge the network with the weights of each milestone; it has its own weights again afterwards.
-
-    Args:
-        run: where the predictions are kept.
-        bundle: its data.
-        fitted: the classifier, and the files with the weights.
-        view: "single" or a name of views.
-        batch_size: images at a time.
-    """
+    """Judge the network with the weights of each milestone; it has its own weights again afterwards."""
     classifier = fitted.classifier
 
     def predict(epoch: int, name: str) -> Predictions:

@@ -110,13 +110,7 @@ class Session:
 
 
 def create_member_run(config: ExperimentConfig, options: RunOptions, folder: Path) -> Run:
-    """Make the run directory of an experiment in a folder of runs, in its small form where the options ask for a smoke run.
-
-    Args:
-        config: the whole experiment.
-        options: whose `smoke`, `use_cache`, `judge_test` and `argv` are recorded.
-        folder: of runs.
-    """
+    """Make the run directory of an experiment in a folder of runs, in its small form where the options ask for a smoke run."""
     config, warnings = make_smoke_config(config) if options.smoke else (config, [])
     run = create_run(folder, config, argv=list(options.argv))
     run.update(smoke=options.smoke, use_cache=options.use_cache, judge_test=options.judge_test, warnings=warnings)
@@ -137,13 +131,7 @@ def describe_bundle(bundle: DataBundle, seconds: float) -> str:
 def lead_or_follow(
     work: Callable[[], Path | None], config: Callable[[], ExperimentConfig], options: RunOptions
 ) -> Path | None:
-    """Do `work` if this process is alone or the chief; else do its share of the chief's stages and return None.
-
-    Args:
-        work: trains and writes the run directory.
-        config: gives the experiment, from which a follower takes its device.
-        options: of the command line.
-    """
+    """Do `work` if this process is alone or the chief; else do its share of the chief's stages and return None."""
     # The sessions of studies, which train nothing themselves, do without the framework.
     from dlfer.train.cluster import dismiss_followers
     from dlfer.train.launch import is_follower

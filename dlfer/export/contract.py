@@ -112,10 +112,7 @@ def render_example(template: str, record: ExportRecord) -> str:
 def render_card(card: str, record: ExportRecord, *, hub_name: str) -> str:
     """Return the card of the artifact with what holds for an export alone.
 
-    Args:
-        card: text of MODEL_CARD.md of the artifact.
-        record: export.json, but for the checksums.
-        hub_name: what a model hub calls the runtime.
+    `hub_name` is what a model hub calls the runtime.
     """
     card = re.sub(r"```python\n.*?```", "    python example.py face.jpg", card, count=1, flags=re.DOTALL)
     card = card.replace("library_name: keras", f"library_name: {hub_name}", 1)

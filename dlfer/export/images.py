@@ -55,12 +55,7 @@ def gather_sample(
 ) -> Sample:
     """Return images of `data`, else of the model's own run, else faces that dlfer draws.
 
-    Args:
-        classifier: whose labels and colours they get.
-        record: its artifact.json.
-        run: that it is the model of.
-        data: a csv, class folders, an .npz, or an experiment file; see `dlfer.export.exporters.export_model`.
-        say: told what is missing, and what takes long.
+    `data` is as of `dlfer.export.exporters.export_model`; `run` is the one that it is the model of.
 
     Raises:
         UserError: `data` is not found, or does not fit the labels.

@@ -59,12 +59,7 @@ def draw_faces(image: np.ndarray, faces: list[FacePrediction], *, enlarge: bool 
 
 
 class FilmWriter:
-    """An mp4 film, written frame by frame.
-
-    Args:
-        path: where it is written.
-        rate: frames a second.
-    """
+    """An mp4 film of `rate` frames a second, written frame by frame."""
 
     def __init__(self, path: Path, *, rate: float) -> None:
         self.path = path
@@ -245,10 +240,7 @@ class PredictionJob:
 def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[str], None]) -> int:
     """Predict files, write the table and the marked pictures; return how many inputs could not be read.
 
-    Args:
-        names: as a user gives them, see `list_inputs`.
-        job: what is asked for.
-        say: is told what a reader of the results has to know, and what failed.
+    `names` are as of `list_inputs`; `say` is told what a reader of the results has to know, and what failed.
 
     Raises:
         UserError, ModelError, EnvironmentProblem: the job cannot begin.

@@ -307,10 +307,7 @@ def open_inputs(
 
     What cannot be read takes its place in the order as a `BadInput`, and stops nothing.
 
-    Args:
-        names: from `list_inputs`.
-        every: of films, every so many-th frame.
-        seconds: where films and cameras are left.
+    `names` are from `list_inputs`; of films every so many-th frame is given, and they are left after so many seconds.
 
     Raises:
         EnvironmentProblem: a package that a film needs is not installed.

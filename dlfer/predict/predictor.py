@@ -276,10 +276,7 @@ def predict_inputs(
 def describe_predictions(predictor: FacePredictor, *, faces: str, smooth: float | None) -> dict[str, Any]:
     """Return what a reader of predictions has to know: the notice, the model, how probabilities were made.
 
-    Args:
-        predictor: that predicts.
-        faces: as it was asked for.
-        smooth: of films, in seconds; None or 0: nothing is smoothed.
+    `smooth`, of films, is in seconds; None or 0: nothing is smoothed.
     """
     classifier, fit = predictor.classifier, predictor.classifier.temperature_fit
     about = classifier.about

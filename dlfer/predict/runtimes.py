@@ -53,9 +53,6 @@ def parse_formats(text: str) -> tuple[str, ...]:
 def read_export(folder: Path | str) -> ExportRecord:
     """Return export.json of an exported model, after every file that it names was found unchanged.
 
-    Args:
-        folder: of one format, e.g. exports/lite2/onnx.
-
     Raises:
         ModelError: no export, one of another version, a file that is absent or was changed, or a path that
             leaves the folder.

@@ -48,11 +48,7 @@ async def parse_form(
 ) -> tuple[list[Upload], dict[str, str]]:
     """Return the files of a multipart body and its texts by name; nothing of it is put on the disk.
 
-    Args:
-        body: all of it.
-        headers: of the request.
-        limits: of requests.
-        expected: names of the texts; files, at least one, are called "file".
+    `expected` are the names of the texts; files, at least one, are called "file".
 
     Raises:
         Refusal: 400 where it is damaged, or has too many or other parts, 413 for a field that is too long.

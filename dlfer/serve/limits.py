@@ -64,11 +64,7 @@ class Limits:
 
 
 class Budget:
-    """An amount that requests take from and give back.
-
-    Args:
-        total: the amount.
-    """
+    """An amount, `total`, that requests take from and give back."""
 
     def __init__(self, total: int) -> None:
         self.total = total

@@ -169,15 +169,7 @@ class Body:
 
 
 class Service:
-    """What stands behind the routes.
-
-    Args:
-        models: by name; the first is the one that is asked where a request names none.
-        limits: of requests.
-        faces: what is done where a request does not say: "auto" or "whole".
-        metrics: that count.
-        window: seconds for which requests are collected.
-    """
+    """What stands behind the routes; the arguments are those of `build_app`."""
 
     def __init__(
         self,

@@ -89,9 +89,7 @@ def correct_pairs(pairs: Sequence[ArmPair]) -> list[ArmPair]:
 def conclude_pair(pair: ArmPair, not_learned: Sequence[str]) -> ArmPair:
     """Return a pair with its verdict in words; where a training did not learn, nothing is significant.
 
-    Args:
-        pair: corrected for the others of its table.
-        not_learned: a clause for each training of either arm that did not learn.
+    `pair` is corrected for the others of its table; `not_learned` has a clause for each training that did not learn.
     """
     changes = {"not_learned": list(not_learned), "is_significant": pair.is_significant and not not_learned}
     changes["sentence"] = describe_difference(pair)

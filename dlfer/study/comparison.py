@@ -323,11 +323,7 @@ def run_one_member(comparison: Comparison, index: int, options: RunOptions, *, r
 def run_comparison(comparison: Comparison, options: RunOptions, *, workers: int | None, rules: Rules) -> Path:
     """Run what is not finished, write comparison.json and the page, show the table; return the folder.
 
-    Args:
-        comparison: new or resumed.
-        options: of the command line.
-        workers: how many members train at a time; None: one for each GPU, one on a machine without.
-        rules: of this kind of comparison.
+    The arguments are as of `start_comparison`.
 
     Raises:
         ModelError: another process works on this comparison.

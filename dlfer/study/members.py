@@ -219,11 +219,7 @@ def open_shared_run(folder: Path, experiment: str, name: str, create: Callable[[
     Whoever comes first makes it, as a whole: under another name, and renamed. So nobody ever sees half of it, and all
     processes, on whatever machine, agree on one directory.
 
-    Args:
-        folder: the folder of runs, which all of them see.
-        experiment: name of the experiment.
-        name: the same in all processes.
-        create: makes it in a folder of runs.
+    `folder` is a folder of runs that all of them see, and `create` makes a run in the one that it is given.
     """
     path = folder / experiment / name
     if (path / RUN_FILE).exists():
@@ -262,10 +258,7 @@ class _EnsembleSource(Source):
 def run_ensemble_members(runs: Mapping[str, Run], session: Session, on_change: Callable[[], None]) -> None:
     """Execute the runs of an ensemble's members in processes of their own, one for each GPU at a time.
 
-    Args:
-        runs: name of the member -> its run directory.
-        session: of the ensemble.
-        on_change: called whenever a member has ended.
+    `on_change` is called whenever a member has ended.
 
     Raises:
         TrainingStopped: the members stand at checkpoints.

@@ -31,11 +31,7 @@ from dlfer.train.progress import STAGES
 
 
 class StudyConsole:
-    """Writes to stderr; on a terminal it can show bars below what is said.
-
-    Args:
-        console: where to; stderr by default.
-    """
+    """Writes to stderr; on a terminal it can show bars below what is said."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)

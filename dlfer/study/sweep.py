@@ -64,12 +64,7 @@ def choose_best_cells(
 ) -> BestCells | None:
     """Return the best finished cell for each combination of the values of `sweep.best_of`; None if that is empty.
 
-    Args:
-        sweep: the section of the experiment.
-        cells: all that were planned, by name.
-        rows: of the ranking, the best on validation first.
-        finished: cell -> its finished members.
-        split: that the metrics are of, "test" or "validation".
+    `rows` are those of the ranking, the best on validation first.
     """
     if not sweep.best_of:
         return None

@@ -229,12 +229,6 @@ def find_best(records: Sequence[MemberRow], figure: str) -> MemberRow | None:
 def check_same_experiment(where: str, began: ExperimentConfig, given: ExperimentConfig, *, advice: str) -> None:
     """Raise where an experiment is not the one that a search began with; the number of trials may differ.
 
-    Args:
-        where: the search, in words.
-        began: what it began with.
-        given: what it is to go on with.
-        advice: how to correct it.
-
     Raises:
         ConfigError: with every key that differs.
     """

@@ -37,11 +37,7 @@ _NEVER = 10**9
 
 
 class KerasTunerEngine(Engine):
-    """Proposes by an oracle of KerasTuner, whose files are in `settings.folder`/oracle; if they are there, it goes on.
-
-    Args:
-        settings: experiment, epochs and number of trials.
-    """
+    """Proposes by an oracle of KerasTuner, whose files are in `settings.folder`/oracle; if they are there, it goes on."""
 
     def __init__(self, settings: EngineSettings) -> None:
         search = settings.config.search

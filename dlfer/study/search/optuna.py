@@ -55,9 +55,6 @@ warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to b
 class OptunaEngine(Engine):
     """Proposes by Optuna's TPE sampler; the study is in `settings.storage`, else in a journal of the search's own.
 
-    Args:
-        settings: experiment, epochs, number of trials, and the storage.
-
     Raises:
         ConfigError: the study in the storage began with another experiment.
         EnvironmentProblem: the storage cannot be opened.

@@ -85,15 +85,7 @@ def check_same(run: Run, other: ExperimentConfig | None) -> ExperimentConfig:
 
 
 class WinnerSource(Source):
-    """Hands the winners of both arms to the runner: trained with every seed, and judged on test.
-
-    Args:
-        run: of the search.
-        members: the winners.
-        configs: of the winners, in the same order.
-        options: of the command line.
-        console: tells a person.
-    """
+    """Hands the winners of both arms to the runner: trained with every seed, and judged on test."""
 
     def __init__(
         self,

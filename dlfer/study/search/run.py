@@ -141,11 +141,7 @@ def resume_search(
 ) -> Path:
     """Go on with a search: trials that ended stay, those that were interrupted continue from their checkpoints.
 
-    Args:
-        folder: of the search, or the beginning of its name.
-        options: of the command line.
-        search_options: of the command line.
-        file: the experiment file again; it must not have changed.
+    `file`, the experiment file given again, must not have changed.
 
     Raises:
         ConfigError: the experiment or its space is not what the search began with; with the differences.

@@ -163,13 +163,7 @@ class TrialSource(Source):
     A failure is held back from the engine until another trial shows that the experiment as such works: where the experiment
     is at fault, nothing is counted, and the trials are tried again on resume.
 
-    Args:
-        engine: proposes.
-        arm: that is searched.
-        folder: of the search; its trials are put beside it.
-        options: of the command line.
-        console: tells a person.
-        on_change: called after each change.
+    `folder` is that of the search, beside which its trials are put; `on_change` is called after each change.
     """
 
     def __init__(
@@ -367,10 +361,7 @@ def describe_left(records: Sequence[MemberRow], *, total: int | None, total_epoc
     Of trials with different epochs, as those of Hyperband, the epochs are counted, else the trials. The workers are as many
     as there are trials under way, and the one that has just ended.
 
-    Args:
-        records: of all trials.
-        total: number of trials there will be.
-        total_epochs: of all trials, where those have different ones.
+    `total` is the number of trials there will be, `total_epochs` that of their epochs, where those differ.
     """
     ended = [record for record in records if record.seconds and record.status in ENDED]
     num_workers = 1 + sum(record.status == "running" for record in records)
