@@ -1,4 +1,4 @@
-"""Further evaluations of a trained model: test-time augmentation, groups of images by attribute, corrupted images."""
+"""Further evaluations of a trained model: views, groups of images by attribute, corrupted images, milestones."""
 
 from __future__ import annotations
 
@@ -65,7 +65,8 @@ def evaluate_corruptions(
     """
 
     def judge(make: Callable[[Split], np.ndarray]) -> Predictions:
-        parts = (split.take(np.arange(start, min(start + _AT_ONCE, len(split)))) for start in _starts(len(split)))
+        starts = range(0, len(split), _AT_ONCE)
+        parts = (split.take(np.arange(start, min(start + _AT_ONCE, len(split)))) for start in starts)
         probabilities = np.concatenate([classifier.predict(make(part), batch_size=batch_size) for part in parts])
         return Predictions(split.ids, classifier.labels, split.targets, probabilities)
 
@@ -96,10 +97,6 @@ def evaluate_corruptions(
         n=len(split),
         seed=seed,
     )
-
-
-def _starts(num_images: int) -> range:
-    return range(0, num_images, _AT_ONCE)
 
 
 def _compute_accuracy(predictions: Predictions) -> Estimate:

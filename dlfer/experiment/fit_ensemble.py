@@ -1,4 +1,4 @@
-"""Fitting an ensemble: members that are trained as runs of their own or are trained already, and their combination."""
+"""An ensemble: members that are trained as runs of their own or are trained already, what they answer, their combination."""
 
 from __future__ import annotations
 
@@ -344,7 +344,8 @@ def fit_ensemble(
 ) -> FittedEnsemble:
     """Train the members that are not trained yet, and fit what combines them on validation.
 
-    `run_members` executes the members' runs where the session names nobody else for it. A member that is finished is not trained again; one that was stopped goes on where it stands.
+    `run_members` executes the members' runs where the session names nobody else for it. A member that is finished is not
+    trained again; one that was stopped goes on where it stands.
 
     Raises:
         ProtocolError: a member was trained on images of this test part; or the data is streamed.

@@ -159,7 +159,7 @@ def make_job(name: str, config: ExperimentConfig, seed: int, run: Run, session: 
         checkpoint_minutes=config.experiment.checkpoint_minutes,
         control=session.control,
         listener=session.listener,
-        max_steps=_limit_steps(run.is_smoke),
+        max_steps=NUM_BATCHES if run.is_smoke else None,
     )
 
 
@@ -197,14 +197,10 @@ def explain_stage(
         0.0,
         session.control,
         session.listener,
-        _limit_steps(session.options.smoke),
+        NUM_BATCHES if session.options.smoke else None,
     )
     for line in describe_plan(name, job, network, bundle, precision=config.experiment.precision):
         session.listener.say(line)
-
-
-def _limit_steps(smoke: bool) -> int | None:
-    return NUM_BATCHES if smoke else None
 
 
 def compute_cost(config: ExperimentConfig, pretrained: Pretrained | None, result: StageResult) -> Cost:

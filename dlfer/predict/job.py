@@ -1,4 +1,4 @@
-"""The work of `dlfer predict`: inputs to a table, with pictures and videos in which the faces are marked."""
+"""The work of `dlfer predict`: inputs to a table, with pictures and films in which the faces are marked."""
 
 from __future__ import annotations
 
@@ -14,8 +14,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.markup import escape
 
 from dlfer.errors import DataError, UserError
 from dlfer.predict.engines import AUTO, Engine, choose_engine, load_engine
@@ -23,6 +22,7 @@ from dlfer.predict.media import BadInput, is_film, list_inputs, load_opencv, ope
 from dlfer.predict.predictor import FacePrediction, FacePredictor, FramePrediction, describe_predictions, predict_inputs
 from dlfer.predict.tables import Table, open_table
 from dlfer.runs.find import find_default_model
+from dlfer.train.progress import HEARTBEAT_SECONDS, ConsoleListener
 
 INK, PAPER, UNSURE = (255, 255, 255), (0, 92, 168), (96, 96, 96)
 """White on blue, 6.9 to 1; white on grey, 6.2 to 1, where the classifier abstains."""
@@ -151,60 +151,15 @@ def _write_text(
     pen.text((x + 3, y + 3), text, fill=INK, font=font)
 
 
-HEARTBEAT_SECONDS = 60.0
+class _Progress(ConsoleListener):
+    """Shows how far the pictures or a film are; how many there are of a list or a camera is not known."""
 
-
-class ProgressLine:
-    """Shows one thing at a time; another name begins anew."""
-
-    def __init__(self) -> None:
-        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
-        self._bar: Progress | None = None
-        self._task = None
-        self._what = ""
-        self._first = 0
-        self._started = self._last_beat = 0.0
-
-    def show(self, what: str, done: int, total: int | None) -> None:
-        """Tell that `done` of `total` (None: not known) are done."""
-        if what != self._what or self._bar is None:
-            self._start(what, done, total)
-        self._bar.update(self._task, completed=done)
+    def finish_part(self, what: str, done: int, total: int | None) -> None:
         now = time.monotonic()
-        if not self._console.is_terminal and now - self._last_beat >= HEARTBEAT_SECONDS:
-            self._last_beat = now
-            self._console.print(self._describe(done, total, now - self._started), markup=False)
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
-        self._bar = None
-
-    def _start(self, what: str, done: int, total: int | None) -> None:
-        self.close()
-        # The first of them waited for the others of its batch: the time left is told from what follows it.
-        self._what, self._first = what, done
-        self._started = self._last_beat = time.monotonic()
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task(what, total=total, completed=done)
-        self._bar.start()
-
-    def _describe(self, done: int, total: int | None, elapsed: float) -> str:
-        if total is None:
-            return f"{self._what}: {done:,} done"
-        left = elapsed / max(1, done - self._first) * (total - done)
-        return f"{self._what}: {done:,} of {total:,}, about {left / 60:.0f} min left"
+        if total is None and not self.console.is_terminal and now - self.last_beat >= HEARTBEAT_SECONDS:
+            self.last_beat = now
+            self.say(f"{what}: {done:,} done")
+        super().finish_part(what, done, total)
 
 
 _MOST_FAILURES = 20
@@ -311,16 +266,16 @@ def _report_progress(
     results: Iterator[FramePrediction | BadInput], num_pictures: int | None
 ) -> Iterator[FramePrediction | BadInput]:
     """Yield the results, and show how far it is; the number of pictures on a list that is being read is not known."""
-    progress = ProgressLine()
+    progress = _Progress()
     num_done = 0
     try:
         for result in results:
             frame = result.frame if isinstance(result, FramePrediction) else None
             if frame is not None and frame.film is not None:
-                progress.show(Path(frame.name).name, (frame.index or 0) + 1, frame.film.num_frames)
+                progress.finish_part(escape(Path(frame.name).name), (frame.index or 0) + 1, frame.film.num_frames)
             elif frame is not None:
                 num_done += 1
-                progress.show("pictures", num_done, num_pictures)
+                progress.finish_part("pictures", num_done, num_pictures)
             yield result
     finally:
         progress.close()

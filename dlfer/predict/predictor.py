@@ -137,19 +137,6 @@ class FacePrediction:
     abstained: bool = False
     track: int | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
-        box = None if self.box is None else [round(value, 2) for value in self.box]
-        return {
-            "box": box,
-            "score": self.score,
-            "label": self.label,
-            "confidence": self.confidence,
-            "probabilities": self.probabilities,
-            "abstained": self.abstained,
-            "track": self.track,
-        }
-
 
 @dataclass(frozen=True)
 class FramePrediction:

@@ -1,4 +1,4 @@
-"""What one request, and all requests together, may cost."""
+"""Who may send a request, what one request and all together may cost, and the counters that /metrics shows."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What goes in and out over HTTP, as OpenAPI tells it."""
+"""What goes in and out over HTTP, and what OpenAPI tells of it, of errors and of the key."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The way of a request: admitted, read, decoded, predicted; and the end of all of them."""
+"""The way of a request: admitted, read, decoded, predicted, explained; and the end of all of them."""
 
 from __future__ import annotations
 

@@ -1,6 +1,7 @@
-"""Whether trained models differ: predictions of finished runs, or of files, matched image by image.
+"""Whether trained models differ: over seeds between the arms of a comparison, or between finished runs that are named.
 
-Unlike an ablation nothing is trained here; the files of the runs are read and that is all.
+For the arms: the table, the differences from one of them, and the notes that belong to them. For finished runs, or files of
+predictions, nothing is trained: their predictions are matched image by image.
 """
 
 from __future__ import annotations

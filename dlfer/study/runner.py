@@ -2,7 +2,8 @@
 
 Ablations, sweeps, searches and ensembles are sources of tasks. The runner takes a task whenever a slot is free, starts
 `dlfer.study.child` on its run directory, hands its epochs to the source, and tells the source how it ended. A child that is
-killed from outside is restarted once, from its checkpoint. One process, no threads: everything happens in `Runner.run`.
+killed from outside is restarted once, from its checkpoint. One process, no threads: everything happens in `Runner.run`. A
+person sees sentences on stderr, and a bar for each member where several train at a time.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What a search asks of an engine, what scores a trial, and whether two experiments are the same search."""
+"""What a search asks of an engine: the space as ordered dimensions, what scores a trial, whether two experiments are the same."""
 
 from __future__ import annotations
 

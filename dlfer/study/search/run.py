@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -184,7 +183,8 @@ def _run_shared(
 
 def _execute(search: Search, arms: list[Arm]) -> Path:
     run = search.run
-    with _hold(search), search.control.watch_signals():
+    # Those who share a storage work on one search together.
+    with contextlib.nullcontext() if search.is_shared else run.hold(), search.control.watch_signals():
         run.update(status="running", search=_describe(search.config, search.search_options))
         try:
             for arm in arms:
@@ -226,31 +226,20 @@ def _run_arm(search: Search, arm: Arm) -> None:
 
 def _compare_winners(search: Search) -> None:
     """Train and judge the winners; of several machines that end at the same time, one does."""
-    if not search.is_shared:
-        compare_winners(
-            search.run, search.config, search.list_trials(), options=search.options, runner=search.make_runner()
-        )
-        return
+    run, is_shared = search.run, search.is_shared
     try:
-        with search.run.hold():
+        with run.hold() if is_shared else contextlib.nullcontext():
             search.write()
             trials = search.list_trials()
-            compare_winners(search.run, search.config, trials, options=search.options, runner=search.make_runner())
+            compare_winners(run, search.config, trials, options=search.options, runner=search.make_runner())
     except ModelError:
-        if not search.run.is_held():
+        if not is_shared or not run.is_held():
             raise
         search.console.say("Another process trains and judges the winners.")
 
 
 def _open_engine(arm: Arm, folder: Path, options: RunOptions, search_options: SearchOptions) -> Engine:
     return arm.open_engine(folder, trials=search_options.trials, smoke=options.smoke, storage=search_options.storage)
-
-
-@contextlib.contextmanager
-def _hold(search: Search) -> Iterator[None]:
-    """Keep other processes from working on this search, unless they share its storage."""
-    with contextlib.nullcontext() if search.is_shared else search.run.hold():
-        yield
 
 
 def _create_run(folder: Path, config: ExperimentConfig, options: RunOptions, search_options: SearchOptions) -> Run:

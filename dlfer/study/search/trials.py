@@ -1,7 +1,7 @@
-"""The trials of one arm as tasks for the runner: what an engine proposes becomes a run, and the run's epochs its score.
+"""The arms of a search (one, or with --ablation with EF-FER1 and without), and the trials of an arm as tasks for the runner.
 
-The same settings mean the same run: a longer rung of Hyperband, a trial that was interrupted, and one that a lost machine
-had, go on with the run directory that is there.
+What an engine proposes becomes a run, and the run's epochs its score. The same settings mean the same run: a longer rung of
+Hyperband, a trial that was interrupted, and one that a lost machine had, go on with the run directory that is there.
 """
 
 from __future__ import annotations
