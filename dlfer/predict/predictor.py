@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -38,14 +38,10 @@ class FaceTracker:
 
     Args:
         smooth: its time constant in seconds; 0: no smoothing.
-        max_gap: seconds after which a face that was not seen is forgotten.
-        min_overlap: intersection over union below which two boxes are of different faces.
     """
 
-    def __init__(self, *, smooth: float = 0.5, max_gap: float = MAX_GAP, min_overlap: float = MIN_OVERLAP) -> None:
+    def __init__(self, *, smooth: float = 0.5) -> None:
         self.smooth = smooth
-        self.max_gap = max_gap
-        self.min_overlap = min_overlap
         self._tracks: list[_Track] = []
         self._num_tracks = 0
 
@@ -59,7 +55,7 @@ class FaceTracker:
             probabilities: float [N, C].
             seconds: time of the frame, not before that of the last one.
         """
-        self._tracks = [track for track in self._tracks if seconds - track.seconds <= self.max_gap]
+        self._tracks = [track for track in self._tracks if seconds - track.seconds <= MAX_GAP]
         matches = self._match(boxes)
         numbers, smoothed = [], np.array(probabilities, np.float64)
         for row, box in enumerate(boxes):
@@ -85,7 +81,7 @@ class FaceTracker:
         matches: dict[int, _Track] = {}
         taken: set[int] = set()
         for overlap, row, place in sorted(pairs, key=lambda pair: -pair[0]):
-            if overlap >= self.min_overlap and row not in matches and place not in taken:
+            if overlap >= MIN_OVERLAP and row not in matches and place not in taken:
                 matches[row] = self._tracks[place]
                 taken.add(place)
         return matches
@@ -316,6 +312,6 @@ def _follow(
     values = np.array([list(face.probabilities.values()) for face in faces]).reshape(len(faces), len(predictor.labels))
     tracks, smoothed = tracker.update([face.box for face in faces], values, seconds)
     return [
-        replace(predictor.judge(row, face.box, score=face.score), track=track)
+        predictor.judge(row, face.box, score=face.score, track=track)
         for face, track, row in zip(faces, tracks, smoothed, strict=True)
     ]

@@ -26,14 +26,16 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
-from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import DlferError, TrainingStopped, UserError
 from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run
 from dlfer.train.control import StopControl
 from dlfer.train.watch import TrainingListener
+
+if TYPE_CHECKING:
+    from dlfer.config.schema import ExperimentConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,11 +103,7 @@ def make_slots(num_workers: int | None, gpu_ids: Sequence[str]) -> list[WorkerSl
 
 GO_ON, STOP = "on", "stop"
 ANSWER_REASON = "its study"
-
-
 CHILD_COMMAND = (sys.executable, "-m", "dlfer.study.child")
-
-
 _STDERR = 2
 
 
