@@ -17,8 +17,7 @@ from dlfer.data.balance import add_copies, balance_indices, compute_class_weight
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.errors import ConfigError, DataError
 from dlfer.experiment.fit_network import Fitted, build_carried_network, compute_cost, explain_stage, make_job, pretrain
-from dlfer.experiment.session import Session
-from dlfer.experiment.smoke import NUM_BATCHES
+from dlfer.experiment.session import NUM_BATCHES, Session
 from dlfer.model.boosted import BoostedClassifier, build_level_features
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.trees import FeatureScale, LevelFeatures, import_xgboost

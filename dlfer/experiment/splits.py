@@ -96,12 +96,7 @@ def find_judged_duplicates(
 
 
 def describe_data(bundle: DataBundle, duplicates: JudgedDuplicates | None) -> DataRecord:
-    """Return data.json of a run: labels, splits with their counts and fingerprints, duplicates, and what was done.
-
-    Args:
-        bundle: what the run trains, selects and judges on.
-        duplicates: of the split that judges, as `find_run_duplicates` returns them.
-    """
+    """Return data.json of a run: labels, splits with their counts and fingerprints, duplicates, and what was done."""
     splits = {name: getattr(bundle, name) for name in ("train", "validation", "test")}
     return DataRecord(
         source=bundle.source,

@@ -27,9 +27,8 @@ from dlfer.explain.sanity import check_maps
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
 from dlfer.predict.crops import Crop, build_cropper
-from dlfer.predict.media import BadInput, Frame, list_inputs, open_inputs
+from dlfer.predict.media import BadInput, Frame, is_film, list_inputs, open_inputs
 from dlfer.predict.predictor import NOTICE
-from dlfer.predict.video import is_film
 from dlfer.runs.files import write_atomically
 from dlfer.runs.find import find_default_model
 from dlfer.train.progress import ConsoleListener

@@ -25,7 +25,7 @@ from dlfer.errors import ModelError
 from dlfer.experiment import evaluate as again
 from dlfer.explain.explanation import Explainer, MapOptions
 from dlfer.explain.sanity import randomise
-from dlfer.export.compare import Sample
+from dlfer.export.contract import Sample
 from dlfer.export.exporters import EXPORTERS, Origin, check_needs, export_classifier
 from dlfer.model.artifact import FAMILIES, load_artifact
 from dlfer.model.boosted import build_level_features
@@ -34,14 +34,13 @@ from dlfer.model.preprocessing import Preprocessing
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import FeatureScale, import_xgboost, make_parameters
 from dlfer.predict.engines import ExportedModel
-from dlfer.predict.export_folder import EXPORT_FILE, compute_checksums
 from dlfer.predict.predictor import FacePredictor
+from dlfer.predict.runtimes import EXPORT_FILE, compute_checksums
 from dlfer.runs.export_record import ExportAbout
 from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.runs.records import About
-from dlfer.serve.kserve import read_crops
 from dlfer.serve.limits import Limits
-from dlfer.serve.models import ServedModel
+from dlfer.serve.models import ServedModel, read_crops
 from dlfer.serve.schemas import Tensor
 
 SHAPES = [(96, 64), (64, 96), (160, 20), (20, 160), (61, 47), (47, 62)]

@@ -253,7 +253,7 @@ def write_export(folder: Path, record) -> None:
 
 
 def test_an_export_is_held_against_its_manifest(tmp_path):
-    from dlfer.predict.export_folder import read_export
+    from dlfer.predict.runtimes import read_export
 
     record = make_export(tmp_path)
     assert read_export(tmp_path).as_json() == record
@@ -277,7 +277,7 @@ def test_an_export_is_held_against_its_manifest(tmp_path):
 
 
 def test_every_file_of_a_saved_model_must_be_named(tmp_path):
-    from dlfer.predict.export_folder import read_export
+    from dlfer.predict.runtimes import read_export
 
     make_export(tmp_path, form="savedmodel", file="model/variables/variables.index")
     assert read_export(tmp_path).file == "model"

@@ -11,7 +11,7 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.config.sections import BoostingConfig, ModelConfig
 from dlfer.data.bundle import Split
 from dlfer.errors import TransferError
-from dlfer.experiment.ensemble_members import make_member_config
+from dlfer.experiment.fit_ensemble import make_member_config
 from dlfer.model.artifact import FAMILIES, load_artifact
 from dlfer.model.boosted import build_level_features
 from dlfer.model.hybrid import name_branches

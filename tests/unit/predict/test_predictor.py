@@ -10,14 +10,13 @@ from dlfer.data.face_crops import prepare_face
 from dlfer.data.faces import Face, crop_face
 from dlfer.errors import UserError
 from dlfer.predict.crops import build_cropper, cut_ready_crop
-from dlfer.predict.media import BadInput, Frame, list_inputs, open_inputs
+from dlfer.predict.media import BadInput, Film, Frame, list_inputs, open_inputs
 from dlfer.predict.predictor import (
     UNCERTAIN,
     FacePredictor,
     describe_predictions,
     predict_inputs,
 )
-from dlfer.predict.video import Film
 from dlfer.runs.records import About, Temperature
 
 

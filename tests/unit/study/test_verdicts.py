@@ -17,7 +17,7 @@ from dlfer.runs.comparison_record import ArmKey, ComparisonRecord
 from dlfer.runs.run import create_run
 from dlfer.study.ablation import WITH, WITHOUT, _conclude, _plan, show_comparison
 from dlfer.study.comparison import Comparison
-from dlfer.study.progress import StudyConsole
+from dlfer.study.runner import StudyConsole
 
 EXPERIMENT = """\
 experiment: {name: faces}
@@ -47,7 +47,7 @@ def compare(tmp_path, monkeypatch):
         (tmp_path / "faces.yaml").write_text(EXPERIMENT % ablation)
         config = load_experiment("faces.yaml", {"ablation.seeds": list(range(len(accuracies[WITH])))})
         run = create_run(tmp_path / "runs", config, argv=["ablate", "faces.yaml"], kind="ablation")
-        comparison = Comparison(run, config, _plan(config, smoke=False))
+        comparison = Comparison(run, config, _plan(config, "small.yaml", smoke=False))
         for number, member in enumerate(comparison.members):
             member_config = member.make_config(config)
             path = tmp_path / "runs" / "faces" / f"member-{number}"

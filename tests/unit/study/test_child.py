@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from dlfer.study.slots import list_gpu_ids, make_slots
+from dlfer.study.child import list_gpu_ids, make_slots
 from dlfer.train.control import StopControl
 
 
