@@ -12,8 +12,7 @@ import numpy as np
 
 from dlfer.data.bundle import DataBundle, Reading, Split, StreamedSplit, compute_fingerprint
 from dlfer.data.labels import SPELLINGS
-from dlfer.data.outliers import FLAT_STD, MOST_LISTED, RULE, find_no_faces, find_outliers
-from dlfer.data.survey import Survey, survey_images
+from dlfer.data.survey import FLAT_STD, MOST_LISTED, RULE, Survey, find_no_faces, find_outliers, survey_images
 from dlfer.data.votes import read_votes, score_votes
 from dlfer.errors import ModelError
 from dlfer.runs.audit_record import (

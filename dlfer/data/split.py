@@ -9,9 +9,9 @@ from collections.abc import Sequence
 import numpy as np
 
 from dlfer.config.sections import DataConfig
-from dlfer.data.balance import add_copies, draw_smallest
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.duplicates import group_duplicates
+from dlfer.data.pipeline import add_copies, draw_smallest
 from dlfer.errors import DataError, ProtocolError
 
 TEST_FRACTION = 0.2

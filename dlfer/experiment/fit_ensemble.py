@@ -24,7 +24,7 @@ from dlfer.runs.files import hash_file
 from dlfer.runs.find import ARTIFACT_FILE, find_model
 from dlfer.runs.records import Cost
 from dlfer.runs.run import Run
-from dlfer.train.device import Device
+from dlfer.train.cluster import Device
 
 
 def fit_ensemble(

@@ -24,11 +24,11 @@ from dlfer.report.pictures import write_augmented_page
 from dlfer.runs.records import Cost
 from dlfer.runs.run import Run
 from dlfer.train.cascade import Pretrained, describe_foreign_scaling, obtain_backbone
-from dlfer.train.device import Device, choose_device
+from dlfer.train.cluster import Device, choose_device
 from dlfer.train.plan import describe_plan, unfreeze_random_start
+from dlfer.train.progress import TrainingListener
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob, StageResult
-from dlfer.train.watch import TrainingListener
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 
 from dlfer.config.schema import ExperimentConfig
 from dlfer.runs.options import RunOptions
-from dlfer.train.cluster import dismiss_followers, join_cluster
-from dlfer.train.device import choose_device, set_determinism
+from dlfer.train.cluster import choose_device, dismiss_followers, join_cluster, set_determinism
+from dlfer.train.control import is_follower
 from dlfer.train.follow import follow_chief
-from dlfer.train.launch import is_follower
 
 if TYPE_CHECKING:
     from dlfer.experiment.session import Session

@@ -16,8 +16,8 @@ from dlfer.model.classifier import Classifier
 from dlfer.runs.evaluations import log_opening
 from dlfer.runs.metrics_record import MilestoneMetrics, SplitMetrics
 from dlfer.runs.run import Run
-from dlfer.train.checkpoint import restore_checkpoint
 from dlfer.train.stage import MILESTONES
+from dlfer.train.state import restore_checkpoint
 
 KEYS = ("n", "labels", "accuracy", "macro_f1", "per_class", "confusion", "emotion_detection_rate")
 

@@ -16,8 +16,7 @@ from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run
 from dlfer.runs.wording import format_duration
 from dlfer.train.control import StopControl
-from dlfer.train.progress import ConsoleListener
-from dlfer.train.watch import TrainingListener
+from dlfer.train.progress import ConsoleListener, TrainingListener
 
 RunMembers = Callable[[Mapping[str, Run], "Session", Callable[[], None]], None]
 """(name of a member -> its run directory, the session, who is told that a member has ended): executes the runs."""

@@ -15,10 +15,9 @@ import numpy as np
 from dlfer.data.images import compute_side
 from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.metrics.combine import SMALLEST
-from dlfer.model.classifier import Classifier
+from dlfer.model.classifier import Classifier, NetworkClassifier
 from dlfer.model.ensemble import EnsembleClassifier, match_labels
 from dlfer.model.face_input import compute_taps
-from dlfer.model.network_classifier import NetworkClassifier
 from dlfer.model.stage_network import TransferNetwork
 
 if TYPE_CHECKING:

@@ -111,7 +111,7 @@ def build_efficientnet_lite(
     """
     import keras
 
-    from dlfer.model.batch_norm import set_norm_momentum
+    from dlfer.model.training_kernels import set_norm_momentum
 
     spec = find_spec(variant)
     num_blocks = sum(spec.repeats)

@@ -17,10 +17,10 @@ from dlfer.config.sections import ModelConfig
 from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.model.backbones import BACKBONES, build_backbone
-from dlfer.model.batch_norm import set_norm_momentum
 from dlfer.model.face_input import FaceInput
 from dlfer.model.hybrid import build_hybrid_backbone
 from dlfer.model.preprocessing import Preprocessing, choose_preprocessing
+from dlfer.model.training_kernels import set_norm_momentum
 
 PUBLISHED_RATE = 0.2
 """Of EfficientNet, Lite and V2: what the rate of the last block is just below."""

@@ -24,7 +24,7 @@ from dlfer.errors import DlferError, TrainingStopped, UserError
 from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run
 from dlfer.train.control import StopControl
-from dlfer.train.watch import TrainingListener
+from dlfer.train.progress import TrainingListener
 
 GO_ON, STOP = "on", "stop"
 ANSWER_REASON = "its study"

@@ -12,12 +12,11 @@ from dlfer.config.stage_section import PretrainConfig, StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.errors import DataError, DlferError, NonFiniteError, TrainingStopped
 from dlfer.model.stage_network import TransferNetwork, attach_auxiliary
-from dlfer.train.cluster import Cluster
+from dlfer.train.cluster import Cluster, Device
 from dlfer.train.control import StopControl
-from dlfer.train.device import Device
+from dlfer.train.progress import TrainingListener
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob
-from dlfer.train.watch import TrainingListener
 
 
 def follow_chief(

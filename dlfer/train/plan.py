@@ -8,8 +8,8 @@ import numpy as np
 from dlfer.config.stage_section import FreezeConfig, StageConfig
 from dlfer.data.bundle import DataBundle, Share
 from dlfer.data.pipeline import count_steps
-from dlfer.model.batch_norm import count_steps_to_settle
 from dlfer.model.stage_network import TransferNetwork
+from dlfer.model.training_kernels import count_steps_to_settle
 from dlfer.train.distribute import describe_replicas
 from dlfer.train.objective import build_schedule, compute_rates
 from dlfer.train.optimizers import describe_optimizer

@@ -21,14 +21,23 @@ from dlfer.errors import DlferError, NonFiniteError, TrainingStopped
 from dlfer.metrics.classification import compute_accuracy, compute_confusion, compute_item_losses, compute_macro_f1
 from dlfer.model.predict import predict_probabilities, predict_split
 from dlfer.model.stage_network import TransferNetwork
-from dlfer.train.checkpoint import read_state, restore_checkpoint, write_checkpoint
 from dlfer.train.distribute import build_loop, lead_stage
-from dlfer.train.history import ScalarLog, write_history
 from dlfer.train.objective import build_loss, build_schedule
 from dlfer.train.optimizers import build_optimizer
-from dlfer.train.patience import count_epoch, count_plateau, find_reference
 from dlfer.train.plan import compute_steps, set_trainable
-from dlfer.train.state import StageJob, StageResult, StageState
+from dlfer.train.state import (
+    ScalarLog,
+    StageJob,
+    StageResult,
+    StageState,
+    count_epoch,
+    count_plateau,
+    find_reference,
+    read_state,
+    restore_checkpoint,
+    write_checkpoint,
+    write_history,
+)
 
 CHECKPOINT, BEST, HISTORY = "checkpoint.npz", "best.npz", "history.csv"
 MILESTONES = "milestones"

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlfer.config.sections import DataConfig
-from dlfer.data.arrays import load_arrays
+from dlfer.data.sources import load_arrays
 from dlfer.errors import DataError, MissingDataError
 
 IMAGES = np.random.default_rng(0).integers(0, 256, (6, 10, 10), dtype=np.uint8)

@@ -5,7 +5,7 @@ import sys
 import numpy as np
 import pytest
 
-from dlfer.data.equalize import CLIP_LIMIT, TILES, equalize
+from dlfer.data.images import CLIP_LIMIT, TILES, equalize
 from dlfer.errors import DataError, EnvironmentProblem
 
 

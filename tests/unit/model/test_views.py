@@ -89,7 +89,7 @@ def test_a_real_classifier_takes_its_views(view):
     import keras
 
     from dlfer.config.sections import ModelConfig
-    from dlfer.model.network_classifier import TransferClassifier
+    from dlfer.model.classifier import TransferClassifier
     from dlfer.model.stage_network import build_transfer_network
 
     keras.utils.set_random_seed(0)

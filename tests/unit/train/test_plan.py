@@ -10,11 +10,11 @@ from dlfer.config.sections import ModelConfig
 from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.model.stage_network import build_transfer_network
+from dlfer.train.cluster import choose_device
 from dlfer.train.control import StopControl
-from dlfer.train.device import choose_device
 from dlfer.train.plan import describe_plan
+from dlfer.train.progress import TrainingListener
 from dlfer.train.state import StageJob
-from dlfer.train.watch import TrainingListener
 
 
 def describe(

@@ -13,13 +13,11 @@ from dlfer.data.bundle import DataBundle, Split
 from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.report.page import read_rows
-from dlfer.train.checkpoint import read_state, restore_checkpoint
+from dlfer.train.cluster import choose_device, set_determinism
 from dlfer.train.control import StopControl
-from dlfer.train.device import choose_device, set_determinism
-from dlfer.train.history import COLUMNS
+from dlfer.train.progress import TrainingListener
 from dlfer.train.stage import CHECKPOINT, HISTORY, MILESTONES, _Stage, train_stage
-from dlfer.train.state import StageJob
-from dlfer.train.watch import TrainingListener
+from dlfer.train.state import COLUMNS, StageJob, read_state, restore_checkpoint
 
 EVERYTHING = {
     "epochs": 3,

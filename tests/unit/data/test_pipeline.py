@@ -7,7 +7,8 @@ import pytest
 from scipy import ndimage
 from sklearn.utils.class_weight import compute_class_weight
 
-from dlfer.data.balance import (
+from dlfer.data.bundle import Split
+from dlfer.data.pipeline import (
     ROTATION_DEGREES,
     SHIFT,
     ZOOM,
@@ -16,7 +17,6 @@ from dlfer.data.balance import (
     compute_class_weights,
     compute_warp,
 )
-from dlfer.data.bundle import Split
 from dlfer.errors import ProtocolError
 
 TARGETS = np.array([0] * 50 + [1] * 7 + [3] * 20)
