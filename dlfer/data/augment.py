@@ -1,6 +1,6 @@
-"""The random changes of training images, drawn on the host as a few numbers per image.
+"""Random changes of images: augmentation in training, and corruptions that show how fast a classifier fails.
 
-The host draws them (numpy, from a generator that the caller seeds), the graph applies them
+Augmentation is drawn on the host as a few numbers per image. The host draws them (numpy, from a generator that the caller seeds), the graph applies them
 (`dlfer.model.face_input`). So the images stay uint8 and 48x48 until the very last moment, the same
 draw gives the same pixels on every backend, and an interrupted epoch goes on with the same draws.
 """
@@ -95,22 +95,6 @@ def _draw_crops(warps: np.ndarray, crop: float, native: int, *, rng: np.random.G
     return cropped
 
 
-def compute_box_area(boxes: np.ndarray, image_size: int) -> np.ndarray:
-    """Return the share of pixels whose centre lies in each box.
-
-    Args:
-        boxes: float [N, 4], x0, y0, x1, y1 in 0..1.
-        image_size: side of the square in pixels.
-
-    Returns:
-        float64 [N] in 0..1.
-    """
-    centres = (np.arange(image_size) + 0.5) / image_size
-    across = ((centres >= boxes[:, 0:1]) & (centres < boxes[:, 2:3])).sum(axis=1)
-    down = ((centres >= boxes[:, 1:2]) & (centres < boxes[:, 3:4])).sum(axis=1)
-    return across * down / image_size**2
-
-
 def mix_targets(targets: np.ndarray, drawn: dict[str, np.ndarray], *, image_size: int) -> np.ndarray:
     """Return the targets that go with mixed images.
 
@@ -124,7 +108,10 @@ def mix_targets(targets: np.ndarray, drawn: dict[str, np.ndarray], *, image_size
     """
     if "mix_weight" not in drawn:
         return targets
-    own = drawn["mix_weight"] * (1 - compute_box_area(drawn["mix_box"], image_size))
+    boxes, centres = drawn["mix_box"], (np.arange(image_size) + 0.5) / image_size
+    across = ((centres >= boxes[:, 0:1]) & (centres < boxes[:, 2:3])).sum(axis=1)
+    down = ((centres >= boxes[:, 1:2]) & (centres < boxes[:, 3:4])).sum(axis=1)
+    own = drawn["mix_weight"] * (1 - across * down / image_size**2)
     own = own.astype(np.float32)[:, None]
     return own * targets + (1 - own) * targets[::-1]
 
@@ -232,7 +219,15 @@ CORRUPTIONS: dict[str, Corruption] = {
         occlude, (0.15, 0.25, 0.35, 0.45, 0.55), "side of the square, fraction of the shorter side"
     ),
 }
-"""Name -> corruption."""
+"""Name -> corruption, six of them at five strengths.
+
+What is random depends on the seed and the image's id alone, so that neither the order nor the selection of
+images changes it, and it is the same at every strength: a stronger corruption is the weaker one, worsened.
+
+Source: after Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
+Perturbations", ICLR 2019. The parameters are our own: theirs are pixels of a 224-pixel photograph, ours
+are fractions of the image's shorter side, for faces of 48 pixels.
+"""
 
 
 def corrupt_images(images: np.ndarray, ids: np.ndarray, *, corruption: str, strength: int, seed: int = 0) -> np.ndarray:
@@ -264,13 +259,9 @@ def corrupt_images(images: np.ndarray, ids: np.ndarray, *, corruption: str, stre
     if not len(images):
         return images.copy()
     spec = CORRUPTIONS[corruption]
-    generators = [_make_generator(seed, corruption, str(name)) for name in ids]
+    digests = [hashlib.sha256(f"{seed}/{corruption}/{name}".encode()).digest() for name in ids]
+    generators = [np.random.default_rng(int.from_bytes(digest[:16], "big")) for digest in digests]
     return spec.apply(images, spec.parameters[strength - 1], generators)
-
-
-def _make_generator(seed: int, corruption: str, name: str) -> np.random.Generator:
-    digest = hashlib.sha256(f"{seed}/{corruption}/{name}".encode()).digest()
-    return np.random.default_rng(int.from_bytes(digest[:16], "big"))
 
 
 def _to_uint8(values: np.ndarray) -> np.ndarray:

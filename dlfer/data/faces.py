@@ -1,4 +1,4 @@
-"""Faces found in images: where they are, and cut out of them, upright if their eyes are known.
+"""Faces found in images, cut out of them, upright if their eyes are known; and data prepared so.
 
 Two detectors, each in a package of its own that is imported when it is used: mtcnn (its weights stand in its
 wheel; it finds the eyes, too, and needs TensorFlow) and opencv (a cascade of Haar features).
@@ -9,23 +9,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from dlfer.config.sections import FacesConfig
-from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.bundle import DataBundle, Split, name_cache, read_cache, write_cache
 from dlfer.data.images import compute_side, equalize, resize_square
 from dlfer.errors import DataError, EnvironmentProblem
-from dlfer.runs.files import read_npz
 
 CROP_SIDE = 96
 """An image with a side below this is taken for the crop of a face: enlarged to it, and framed."""
@@ -223,11 +219,8 @@ def _move_back(face: Face, scale: float, margin: int, shape: tuple[int, int]) ->
 def _detect_mtcnn(images: Sequence[np.ndarray]) -> list[list[Face]]:
     """Return the faces in uint8 [H, W, 3] images of one size."""
     # Its argument min_face_size stays at 20: other values cut its pyramid wrongly, and it finds nothing without a word.
-    found = _load_mtcnn().detect_faces(list(images))
-    faces = []
-    for image_faces in found if found else [[] for _ in images]:
-        faces.append([_read_mtcnn(record) for record in image_faces])
-    return faces
+    found = _load_mtcnn().detect_faces(list(images)) or [[] for _ in images]
+    return [[_read_mtcnn(record) for record in image_faces] for image_faces in found]
 
 
 def _read_mtcnn(record: dict) -> Face:
@@ -315,11 +308,7 @@ def prepare_faces(
     """
     notes, parts = list(bundle.notes), {}
     num_found = num_images = 0
-    for part in ("train", "validation", "test"):
-        split: Split | None = getattr(bundle, part)
-        if split is None:
-            parts[part] = None
-            continue
+    for part, split in bundle.parts.items():
         images, found, problem = _prepare_images(split.images, config, aspect=aspect, name=split.name, say=say)
         parts[part] = dataclasses.replace(split, images=images)
         num_found, num_images = num_found + int(found.sum()), num_images + len(found)
@@ -360,15 +349,14 @@ def _prepare_images(
     start, last_said = time.monotonic(), time.monotonic()
     for first in range(0, len(images), _CHUNK):
         rows = slice(first, first + _CHUNK)
-        path = _find_cache(images[rows], config, aspect)
-        kept = _read_cache(path)
+        path = name_cache("faces", _compute_digest(images[rows], config, aspect))
+        kept = read_cache(path, ("images", "found"))
         if kept is None:
-            kept = _prepare_chunk(images[rows], config, aspect)
-            try:
-                _write_cache(path, *kept)
-            except OSError as error:
-                problem = f"The prepared faces could not be kept for the next time in {path.parent} ({error.strerror})."
-        prepared[rows], found[rows] = kept
+            kept = dict(zip(("images", "found"), _prepare_chunk(images[rows], config, aspect), strict=True))
+            reason = write_cache(path, kept)
+            if reason is not None:
+                problem = f"The prepared faces could not be kept for the next time in {path.parent} ({reason})."
+        prepared[rows], found[rows] = kept["images"], kept["found"]
         if say is not None and time.monotonic() - last_said > _TALK_SECONDS:
             last_said, done = time.monotonic(), min(first + _CHUNK, len(images))
             left = (last_said - start) / done * (len(images) - done) / 60
@@ -393,8 +381,8 @@ def _prepare_chunk(images: np.ndarray, config: FacesConfig, aspect: str) -> tupl
     return prepared, np.array([bool(in_image) for in_image in faces])
 
 
-def _find_cache(images: np.ndarray, config: FacesConfig, aspect: str) -> Path:
-    """Return where the outcome for these images is kept; another version of the detector's package is another one."""
+def _compute_digest(images: np.ndarray, config: FacesConfig, aspect: str) -> str:
+    """Return the sha256 (hex) of what determines the prepared images, the version of the detector's package included."""
     package = _PACKAGES[config.detect]
     try:
         release = None if package is None else version(package)
@@ -404,27 +392,4 @@ def _find_cache(images: np.ndarray, config: FacesConfig, aspect: str) -> Path:
     # What was kept before there was a choice was cropped.
     digest = hashlib.sha256((key if aspect == "crop" else key + aspect).encode())
     digest.update(np.ascontiguousarray(images).tobytes())
-    folder = Path(os.environ.get("DLFER_CACHE") or "~/.cache/dlfer").expanduser()
-    return folder / f"faces-{digest.hexdigest()[:16]}.npz"
-
-
-def _read_cache(path: Path) -> tuple[np.ndarray, np.ndarray] | None:
-    """Return what `_write_cache` wrote, or None where there is nothing or it is damaged."""
-    try:
-        arrays = read_npz(path, names=("images", "found"))
-    except (OSError, ValueError):  # written anew
-        return None
-    return arrays["images"], arrays["found"]
-
-
-def _write_cache(path: Path, images: np.ndarray, found: np.ndarray) -> None:
-    """Write under a temporary name and rename, so that a reader never sees half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, images=images, found=found)
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
+    return digest.hexdigest()

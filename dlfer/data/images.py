@@ -1,4 +1,4 @@
-"""One image file, decoded safely: what cannot be trusted is refused before it costs memory."""
+"""Images: a file decoded safely (what cannot be trusted is refused before it costs memory), resized, equalized."""
 
 from __future__ import annotations
 

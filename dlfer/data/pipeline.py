@@ -1,4 +1,4 @@
-"""From a split to the batches of one epoch: order, balance, drawn augmentation, targets.
+"""From a split to the batches of one epoch: class balance, order, drawn augmentation, targets.
 
 Everything here is a function of (seed, epoch, step), so an epoch can be entered in the middle.
 """
@@ -51,8 +51,12 @@ def balance_indices(targets: np.ndarray, how: str, *, seed: int, epoch: int) -> 
     sizes = [len(members) for members in rows]
     if how == "undersample":
         return np.sort(np.concatenate([rng.choice(members, min(sizes), replace=False) for members in rows]))
-    if how == "augment":
-        return np.concatenate([_repeat(members, max(sizes), rng) for members in rows])
+    if how == "augment":  # whole rounds, then a draw without repetition
+        parts = []
+        for members in rows:
+            rounds, rest = divmod(max(sizes), len(members))
+            parts += [np.tile(members, rounds), rng.choice(members, rest, replace=False)]
+        return np.concatenate(parts)
     drawn = rng.integers(len(rows), size=len(targets))
     counts = np.bincount(drawn, minlength=len(rows))
     return np.concatenate([rng.choice(members, count) for members, count in zip(rows, counts, strict=True)])
@@ -142,12 +146,6 @@ def compute_warp(images: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
     upper = flat[image, top * width + left] * (1 - weight_x) + flat[image, top * width + beside] * weight_x
     lower = flat[image, bottom * width + left] * (1 - weight_x) + flat[image, bottom * width + beside] * weight_x
     return np.rint(upper * (1 - weight_y) + lower * weight_y).astype(np.uint8).reshape(images.shape)
-
-
-def _repeat(members: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """Return `members` repeated to `size` rows: whole rounds, then a draw without repetition."""
-    rounds, rest = divmod(size, len(members))
-    return np.concatenate([np.tile(members, rounds), rng.choice(members, rest, replace=False)])
 
 
 def _draw_uniforms(name: str, seed: int, *, purpose: str) -> np.ndarray:

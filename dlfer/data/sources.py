@@ -15,9 +15,12 @@ from dlfer.config.load import resolve_path
 from dlfer.config.sections import DataConfig, LabelsConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.faces import prepare_faces
+from dlfer.data.folder import load_folder
 from dlfer.data.images import resize_square
-from dlfer.data.labels import SPELLINGS, relabel_bundle
+from dlfer.data.labels import CANONICAL, SPELLINGS, relabel_bundle
 from dlfer.data.split import apply_protocol, draw_fraction, draw_subset, drop_duplicates
+from dlfer.data.synthetic.faces import load_synthetic_faces
+from dlfer.data.synthetic.scenes import load_synthetic_scenes
 from dlfer.data.votes import add_soft_targets, read_votes
 from dlfer.errors import ConfigError, DataError, MissingDataError, ProtocolError
 from dlfer.runs.files import read_npz
@@ -44,52 +47,38 @@ class SourceSpec:
     streams: bool = False
 
 
-def _load_fer2013(config: DataConfig, image_size: int) -> DataBundle:
-    return importlib.import_module("dlfer.data.fer2013").load_fer2013(config)
-
-
-def _load_folder(config: DataConfig, image_size: int) -> DataBundle:
-    return importlib.import_module("dlfer.data.folder").load_folder(config, image_size=image_size)
-
-
-def _load_tfds(config: DataConfig, image_size: int) -> DataBundle:
-    return importlib.import_module("dlfer.data.tfds_stream").load_tfds(config, image_size)
-
-
-def _load_arrays(config: DataConfig, image_size: int) -> DataBundle:
-    return importlib.import_module("dlfer.data.sources").load_arrays(config)
-
-
-def _load_synthetic_faces(config: DataConfig, image_size: int) -> DataBundle:
-    return importlib.import_module("dlfer.data.synthetic.faces").load_synthetic_faces(config)
-
-
-def _load_synthetic_scenes(config: DataConfig, image_size: int) -> DataBundle:
-    return importlib.import_module("dlfer.data.synthetic.scenes").load_synthetic_scenes(config)
-
-
 SOURCES: dict[str, SourceSpec] = {
     "fer2013": SourceSpec(
         "FER2013 in any of its layouts, in its official parts",
         "path: fer2013.csv, icml_face_data.csv, train.csv with test.csv, or folders train/angry/...",
-        _load_fer2013,
+        lambda config, image_size: importlib.import_module("dlfer.data.fer2013").load_fer2013(config),
     ),
     "folder": SourceSpec(
         "Class folders, in train/validation/test or to be split",
         "path: a folder with <class>/<image> or train/<class>/<image>",
-        _load_folder,
+        lambda config, image_size: load_folder(config, image_size=image_size),
         own_labels=True,
     ),
     "tfds": SourceSpec(
         "Any data set of tensorflow_datasets by name, streamed",
         "name: e.g. imagenet2012, whose two archives are fetched by hand",
-        _load_tfds,
+        lambda config, image_size: importlib.import_module("dlfer.data.tfds_stream").load_tfds(config, image_size),
         own_labels=True,
         streams=True,
     ),
-    "arrays": SourceSpec("Arrays of an .npz without pickle", "path: an .npz with images and targets", _load_arrays),
-    "synthetic_faces": SourceSpec("Faces with seven expressions, drawn by seed", "nothing", _load_synthetic_faces),
-    "synthetic_scenes": SourceSpec("Textured objects in colour, drawn by seed", "nothing", _load_synthetic_scenes),
+    "arrays": SourceSpec(
+        "Arrays of an .npz without pickle",
+        "path: an .npz with images and targets",
+        lambda config, image_size: load_arrays(config),
+    ),
+    "synthetic_faces": SourceSpec(
+        "Faces with seven expressions, drawn by seed",
+        "nothing",
+        lambda config, image_size: load_synthetic_faces(config),
+    ),
+    "synthetic_scenes": SourceSpec(
+        "Textured objects in colour, drawn by seed", "nothing", lambda config, image_size: load_synthetic_scenes(config)
+    ),
 }
 
 
@@ -125,18 +114,15 @@ def load_data(
     bundle = load_parts_of_source(config, image_size=image_size)
     if spec.streams:
         return bundle
-    parts = {}
-    for part in ("train", "validation", "test"):
-        split = getattr(bundle, part)
-        limit = getattr(config.num_images, part)
-        parts[part] = None if split is None else draw_subset(split, limit, config.seed)
+    drawn = {
+        part: draw_subset(split, getattr(config.num_images, part), config.seed) for part, split in bundle.parts.items()
+    }
+    bundle = dataclasses.replace(bundle, **drawn)
     if config.faces is not None:
-        prepared = dataclasses.replace(bundle, **parts)
-        bundle = prepare_faces(prepared, config.faces, aspect=config.aspect, say=say)
-        parts = {part: getattr(bundle, part) for part in parts}
+        bundle = prepare_faces(bundle, config.faces, aspect=config.aspect, say=say)
     if config.size is not None:
-        parts = {part: resize_split(split, config.size, config.aspect) for part, split in parts.items()}
-    bundle = dataclasses.replace(bundle, **parts)
+        resized = {part: resize_split(split, config.size, config.aspect) for part, split in bundle.parts.items()}
+        bundle = dataclasses.replace(bundle, **resized)
     if config.fraction is not None:
         bundle = draw_fraction(bundle, config.fraction, seed=config.seed)
     bundle = apply_protocol(bundle, config, balance=balance)
@@ -148,10 +134,8 @@ def load_data(
     return dataclasses.replace(bundle, notes=(*bundle.notes, *notes, *_describe_aspect(bundle, config.aspect)))
 
 
-def resize_split(split: Split | None, size: int, aspect: str = "crop") -> Split | None:
-    """Return `split` with its images as squares of `size` pixels, see `resize_square`; itself if they are so already."""
-    if split is None or split.images.shape[1:3] == (size, size):
-        return split
+def resize_split(split: Split, size: int, aspect: str = "crop") -> Split:
+    """Return `split` with its images as squares of `size` pixels, see `resize_square`."""
     images = np.zeros((len(split), size, size, split.images.shape[-1]), np.uint8)
     for row, pixels in enumerate(split.images):
         images[row] = resize_square(pixels, size, aspect)
@@ -190,10 +174,7 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
             "Check data.path and data.labels (aliases, drop)."
         )
     notes = []
-    for part in ("train", "validation", "test"):
-        split: Split | None = getattr(bundle, part)
-        if split is None:
-            continue
+    for part, split in bundle.parts.items():
         counts = np.bincount(split.targets, minlength=len(labels))
         if len(counts) > len(labels):
             raise DataError(
@@ -225,7 +206,9 @@ def load_parts_of_source(config: DataConfig, *, image_size: int) -> DataBundle:
         MissingDataError, DataError: as `load_data`.
     """
     spec = SOURCES[config.source]
-    bundle = spec.load(resolve_config(config), image_size)
+    if config.path is not None:  # with ${DLFER_DATA} and other variables filled in
+        config = config.model_copy(update={"path": str(resolve_path(config.path))})
+    bundle = spec.load(config, image_size)
     return bundle if spec.own_labels else relabel_bundle(bundle, config.labels)
 
 
@@ -240,11 +223,6 @@ def is_present(config: DataConfig) -> bool:
         return config.path is not None and resolve_path(config.path).exists()
     except ConfigError:  # an environment variable that is not set
         return False
-
-
-def resolve_config(config: DataConfig) -> DataConfig:
-    """Return the data section with ${DLFER_DATA} and other variables of its path filled in."""
-    return config if config.path is None else config.model_copy(update={"path": str(resolve_path(config.path))})
 
 
 def replace_by_synthetic(config: DataConfig) -> tuple[DataConfig, str]:
@@ -269,9 +247,10 @@ def replace_by_synthetic(config: DataConfig) -> tuple[DataConfig, str]:
 
 def _translate_labels(labels: LabelsConfig) -> LabelsConfig:
     """Return the aliases and drops that concern the seven expressions, by the names the synthetic faces have."""
-    names = {spelling: label for label, spellings in SPELLINGS.items() for spelling in spellings}
-    aliases = {names[name.casefold()]: label for name, label in labels.aliases.items() if name.casefold() in names}
-    dropped = [names.get(name.casefold(), name) for name in labels.drop]
+    aliases = {
+        CANONICAL[name.casefold()]: label for name, label in labels.aliases.items() if name.casefold() in CANONICAL
+    }
+    dropped = [CANONICAL.get(name.casefold(), name) for name in labels.drop]
     return LabelsConfig(aliases=aliases, drop=tuple(n for n in dropped if n in SPELLINGS or n in aliases.values()))
 
 
@@ -282,8 +261,7 @@ def _shows_faces(config: DataConfig) -> bool:
     if config.source == "tfds":
         return False
     named = {*config.labels.aliases.values(), *config.labels.aliases, *config.labels.drop}
-    known = {spelling for spellings in SPELLINGS.values() for spelling in spellings}
-    if any(name.casefold() in known for name in named):
+    if any(name.casefold() in CANONICAL for name in named):
         return True
     return bool(re.search(r"fer|jaffe|ck\+|ckplus|raf|affect|expression|emotion|face", str(config.path).casefold()))
 

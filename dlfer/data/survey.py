@@ -1,4 +1,4 @@
-"""One pass over all images of a data set: which are duplicates or flat, and how bright and rich in contrast they are."""
+"""One pass over all images of a data set: duplicates, flat images, outliers, and images that probably show no face."""
 
 from __future__ import annotations
 

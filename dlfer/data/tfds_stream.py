@@ -20,7 +20,7 @@ import numpy as np
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit
 from dlfer.data.folder import PART_NAMES, scan_folder
-from dlfer.data.labels import match_labels, order_labels
+from dlfer.data.labels import index_labels, match_labels, order_labels
 from dlfer.data.split import draw_indices
 from dlfer.data.tfds_read import Slice, TfdsSplit, cut_slices, make_file_reader, make_record_reader
 from dlfer.errors import DataError, MissingDataError, ProtocolError
@@ -63,7 +63,7 @@ def check_imagenet2012(data_dir: str | Path | None) -> None:
     free = shutil.disk_usage(existing).free
     if free < FREE_BYTES:
         problems.append(
-            f"{root}: found {_show_gigabytes(free)} free on its disk, expected {_show_gigabytes(FREE_BYTES)} "
+            f"{root}: found {free / 1e9:,.0f} GB free on its disk, expected {FREE_BYTES / 1e9:,.0f} GB "
             "to prepare the data set"
         )
     if problems:
@@ -91,10 +91,6 @@ def _explain(manual: Path) -> str:
         f"and education), and put {sizes} into {manual}. "
         "The shortcut is the published weights: --set pretrain.weights=imagenet."
     )
-
-
-def _show_gigabytes(size: int) -> str:
-    return f"{size / 1e9:,.0f} GB"
 
 
 IMAGE_FOLDER = "image_folder"
@@ -169,7 +165,7 @@ def _load_data_set(config: DataConfig, image_size: int) -> DataBundle:
     features = builder.info.features
     image_key, label_key = _find_features(config.name, features)
     names = list(features[label_key].names)
-    labels, lookup = _match(names, config)
+    labels, lookup = index_labels(names, config.labels)
     if (lookup < 0).any():
         raise DataError(
             f"data.labels.drop: the records of {config.name} can be counted only by reading all of them, so source "
@@ -265,14 +261,6 @@ def _choose_parts(config: DataConfig, available: tuple[str, ...]) -> dict[str, s
                 "Name one, e.g. splits: {train: 'train[:90%]', validation: 'train[90%:]'}."
             )
     return chosen
-
-
-def _match(names: list[str], config: DataConfig) -> tuple[tuple[str, ...], np.ndarray]:
-    """Return the labels in the data set's order after aliases, and the index of each class in them (-1: dropped)."""
-    mapping = match_labels(names, config.labels)
-    labels = tuple(dict.fromkeys(label for name in names if (label := mapping[name]) is not None))
-    lookup = [-1 if mapping[name] is None else labels.index(mapping[name]) for name in names]
-    return labels, np.array(lookup, np.int64)
 
 
 def _prepare(config: DataConfig) -> Any:

@@ -1,4 +1,5 @@
-"""Votes of several annotators on each image, as FER+ gives them: do they confirm the labels, and how far do they agree?"""
+"""Votes of several annotators on each image, as FER+ gives them: do they confirm the labels, and
+how far do they agree? Their shares can be the targets that are trained towards."""
 
 from __future__ import annotations
 
@@ -330,7 +331,7 @@ def add_soft_targets(bundle: DataBundle, votes: Votes, *, share: float) -> DataB
     """
     train = bundle.train
     columns = [find_column(votes, label) for label in bundle.labels]
-    parts = [part for part in (bundle.train, bundle.validation, bundle.test) if part is not None]
+    parts = list(bundle.parts.values())
     counts = _take_from_sources(align_votes(votes, parts, bundle.reading.num_rows)[0], train)[:, columns]
     total = counts.sum(axis=1)
     voted = (counts >= 0).all(axis=1) & (total > 0)

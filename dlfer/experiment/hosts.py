@@ -10,7 +10,7 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.runs.options import RunOptions
 from dlfer.train.cluster import choose_device, dismiss_followers, join_cluster, set_determinism
 from dlfer.train.control import is_follower
-from dlfer.train.follow import follow_chief
+from dlfer.train.stage import follow_chief
 
 if TYPE_CHECKING:
     from dlfer.experiment.session import Session

@@ -7,6 +7,8 @@ folder is code, and nothing is unpickled.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar, Self
@@ -20,7 +22,7 @@ from dlfer.errors import ModelError
 from dlfer.metrics.calibration import apply_temperature
 from dlfer.model.predict import predict_probabilities
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
-from dlfer.model.weights_file import load_weights
+from dlfer.model.weights_file import load_weights, save_weights
 from dlfer.runs.files import check_manifest, hash_file, read_json
 from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.runs.records import About, ArtifactRecord, Temperature
@@ -205,6 +207,19 @@ def read_model_config(record: ArtifactRecord) -> ModelConfig:
         ) from error
 
 
+def build_recorded_network(config: ModelConfig, record: ArtifactRecord) -> TransferNetwork:
+    """Return the network that an artifact was trained with, with random weights."""
+    given = record.input
+    return build_transfer_network(
+        config,
+        num_labels=len(record.labels),
+        image_size=given.image_size,
+        channels=given.channels,
+        crop=given.crop,
+        aspect=given.aspect,
+    )
+
+
 def read_artifact_record(folder: Path) -> ArtifactRecord:
     """Return artifact.json of an artifact folder, checked to be one that this version reads.
 
@@ -229,6 +244,16 @@ def read_artifact_record(folder: Path) -> ArtifactRecord:
     record = ArtifactRecord.parse(values, path)
     _check_limits(record, path)
     return record
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the disk cannot; what stood at `target` is replaced."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def match_channels(images: np.ndarray, channels: int) -> np.ndarray:
@@ -307,9 +332,7 @@ class NetworkClassifier(Classifier):
 
     def write_files(self, folder: Path) -> tuple[str, ...]:
         """Write the weights."""
-        temporary = folder / f"new.{WEIGHTS_FILE}"
-        self.network.save_weights(temporary)
-        temporary.replace(folder / WEIGHTS_FILE)
+        save_weights(self.network, folder / WEIGHTS_FILE)
         return (WEIGHTS_FILE,)
 
     @classmethod
@@ -320,21 +343,14 @@ class NetworkClassifier(Classifier):
     @classmethod
     def read_files(cls, folder: Path, record: ArtifactRecord) -> Self:
         """Build the network and set its weights."""
-        config, given = read_model_config(record), record.input
-        network = build_transfer_network(
-            config,
-            num_labels=len(record.labels),
-            image_size=given.image_size,
-            channels=given.channels,
-            crop=given.crop,
-            aspect=given.aspect,
-        )
+        config = read_model_config(record)
+        network = build_recorded_network(config, record)
         load_weights(network.model, folder / WEIGHTS_FILE)
         return cls(
             network,
             tuple(record.labels),
             config=config,
-            channels=given.channels,
+            channels=record.input.channels,
             temperature_fit=record.temperature,
         )
 

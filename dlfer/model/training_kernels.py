@@ -1,10 +1,12 @@
 """Keras' layers in a network exchanged for those of ours that compute the same, faster in training.
 
-Depthwise convolution that trains by the fast one of TensorFlow's kernels for the gradient of its filter.
+BatchNorm: Keras composes a training step from means, differences and products, each of which reads and writes the
+whole feature map. TensorFlow has one kernel forward and one backward for the same arithmetic. Source: Ioffe and
+Szegedy, ICML 2015.
 
-On a CPU the kernel for filters of 3x3 is several times as fast, by arithmetic, as that for 5x5, which EfficientNet has in
+Depthwise convolution: it trains by the fast one of TensorFlow's kernels for the gradient of its filter. On a CPU the kernel for filters of 3x3 is several times as fast, by arithmetic, as that for 5x5, which EfficientNet has in
 half of its blocks. The gradient of each weight is a sum by itself, so that four overlapping parts of 3x3 make up that of
-5x5. benchmarks/train_step.py measures what it brings.
+5x5. benchmarks/train_step.py measures what either brings.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
-"""Growing the trees: boosting rounds on features, selected on validation after each epoch of them.
+"""Trees on features: the features of images, computed once, and the growing of the trees by boosting rounds.
 
-The folder holds `trees.json` (all trees so far), `state.json` and `history.csv`; with them there, `grow_trees` goes
+Features stand in `<runs folder>/.cache/features/<digest>.npy`; while they are computed, in `<digest>.partial.npy`,
+from which a run that was interrupted, or any other, goes on. A file lock keeps two processes from computing the same.
+
+The trees are selected on validation after each epoch of rounds. The folder holds `trees.json` (all trees so far), `state.json` and `history.csv`; with them there, `grow_trees` goes
 on. A booster begins each epoch anew from its saved trees: XGBoost's own state (which features the next tree draws,
 sums of scores) is in no file, so that only thus a resumed run grows the very same trees. An epoch that is stopped
 in the middle is repeated from its beginning.
@@ -13,7 +16,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,14 +26,23 @@ import numpy as np
 from dlfer.config.sections import BoostingConfig
 from dlfer.data.bundle import Split, compute_fingerprint
 from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
-from dlfer.metrics.classification import compute_accuracy, compute_confusion, compute_item_losses, compute_macro_f1
+from dlfer.metrics.classification import compute_confusion, compute_item_losses
 from dlfer.model.stage_network import TransferNetwork
 from dlfer.model.transfer import compute_weights_digest
 from dlfer.model.trees import LevelFeatures, count_threads, import_xgboost, make_parameters, read_booster
 from dlfer.runs.files import read_json, write_atomically
 from dlfer.train.control import StopControl, hold_lock
 from dlfer.train.progress import TrainingListener
-from dlfer.train.state import ScalarLog, StageJob, StageResult, count_epoch, find_reference, write_history
+from dlfer.train.state import (
+    ScalarLog,
+    StageJob,
+    StageResult,
+    StageState,
+    count_epoch,
+    find_reference,
+    name_figures,
+    write_history,
+)
 
 if TYPE_CHECKING:
     import xgboost
@@ -200,20 +212,6 @@ class Rows:
     weights: np.ndarray | None = None
 
 
-@dataclass
-class _State:
-    """Where the growing stands: after a whole epoch."""
-
-    epoch: int = 0
-    best: float | None = None
-    best_epoch: int | None = None
-    reference: float | None = None
-    waited: int = 0
-    seconds: float = 0.0
-    history: list = field(default_factory=list)
-    stopped_early: bool = False
-
-
 def grow_trees(
     job: StageJob, config: BoostingConfig, train: Rows, validation: Rows, *, num_labels: int
 ) -> tuple[xgboost.Booster, StageResult]:
@@ -251,7 +249,7 @@ class _Growing:
             train.features, label=train.targets, weight=train.weights, max_bin=config.max_bin, nthread=threads
         )
         self.matrices = {"train": matrix, "validation": self.xgb.DMatrix(validation.features, nthread=threads)}
-        self.state = _State()
+        self.state = StageState(phase="trees")
         self.trees: bytes | None = None
         self.log_writer = ScalarLog(job.folder / "tensorboard")
 
@@ -284,11 +282,11 @@ class _Growing:
                 f"{folder}: the interrupted growing cannot go on ({error}). Delete {STATE} there to grow anew."
             ) from error
 
-    def _read_state(self, path: Path) -> _State:
+    def _read_state(self, path: Path) -> StageState:
         """Return what was written; files of earlier versions lack the value at the last improvement."""
         found = json.loads(path.read_text())
         values = [row[f"validation_{self.stage.monitor}"] for row in found["history"]]
-        return _State(**{"reference": find_reference(values, self.stage), **found})
+        return StageState(**{"reference": find_reference(values, self.stage), **found, "phase": "trees"})
 
     def _make_booster(self, trees: bytes | None) -> xgboost.Booster:
         booster = self.xgb.Booster(self.parameters, list(self.matrices.values()))
@@ -316,7 +314,9 @@ class _Growing:
             reason = job.control.get_reason()
             if reason is not None and step + 1 < self.rounds:
                 raise self._stop(reason, f"in epoch {state.epoch + 1}, which is begun again")
-        self._finish_epoch(booster, figures, self._judge(booster, "validation"), time.monotonic() - start)
+        validation = self._judge(booster, "validation")
+        state.epoch_seconds = time.monotonic() - start
+        self._finish_epoch(booster, figures, validation)
 
     def _judge(self, booster: xgboost.Booster, part: str) -> dict[str, float]:
         """Return loss, accuracy and macro F1, every image counting alike."""
@@ -325,30 +325,15 @@ class _Growing:
         if not np.isfinite(predicted).all():
             return dict.fromkeys(("loss", "accuracy", "macro_f1"), math.nan)
         confusion = compute_confusion(targets, predicted.argmax(axis=1), self.num_labels)
-        return {
-            "loss": float(compute_item_losses(targets, predicted).mean()),
-            "accuracy": float(compute_accuracy(confusion)),
-            "macro_f1": float(compute_macro_f1(confusion)),
-        }
+        return name_figures(compute_item_losses(targets, predicted).mean(), confusion)
 
-    def _finish_epoch(
-        self, booster: xgboost.Booster, train: dict[str, float], validation: dict[str, float], seconds: float
-    ) -> None:
+    def _finish_epoch(self, booster: xgboost.Booster, train: dict[str, float], validation: dict[str, float]) -> None:
         state = self.state
-        row = {
-            "epoch": state.epoch + 1,
-            "phase": "trees",
-            "train_loss": train["loss"],
-            "train_accuracy": train["accuracy"],
-            **{f"validation_{name}": value for name, value in validation.items()},
-            "learning_rate": self.rate,
-            "seconds": seconds,
-            "images_per_second": len(self.parts["train"].targets) * self.rounds / seconds if seconds else 0.0,
-        }
-        state.history.append(row)
+        images = len(self.parts["train"].targets) * self.rounds
+        row = state.add_row(train, validation, rate=self.rate, images=images)
         self.log_writer.write(row)
         self._select(validation[self.stage.monitor])
-        state.epoch, state.seconds = state.epoch + 1, state.seconds + seconds
+        state.epoch, state.seconds = state.epoch + 1, state.seconds + state.epoch_seconds
         self.trees = bytes(booster.save_raw("json"))
         # The trees first: a state whose trees are not there yet could not be gone on from.
         write_atomically(self.job.folder / TREES, self.trees)

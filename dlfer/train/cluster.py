@@ -1,4 +1,5 @@
-"""Several hosts as one: who belongs to the cluster, and what its processes tell each other.
+"""Which device, which compiler, which determinism; and several hosts as one: who belongs to the cluster, and what its
+processes tell each other.
 
 The cluster is described by the environment alone, as schedulers set it: TF_CONFIG, or Slurm's variables. One
 process a host; the first is the chief, which does everything a single process does and writes every file. The

@@ -1,4 +1,5 @@
-"""Stopping a training at a checkpoint, and the lock under which one process at a time trains EF-FER1."""
+"""Stopping a training at a checkpoint, the lock for what one process computes at a time, and whether this process is one
+of several hosts by its environment, all without TensorFlow."""
 
 from __future__ import annotations
 

@@ -1,4 +1,14 @@
-"""What a stage is given, where it stands, and how it ended."""
+"""What a stage is given, where it stands and how it ended; its history, and its checkpoint in one file.
+
+Early stopping and the schedule plateau count epochs alike, as Keras' EarlyStopping and ReduceLROnPlateau do: an epoch
+is an improvement if it beats the value at the last improvement, not the best value, by more than min_delta. So many
+small gains in a row count once their sum exceeds min_delta. Patience p is used up at the end of the p-th epoch in a
+row without an improvement.
+
+A checkpoint is replaced whole. Keras' BackupAndRestore loses the dropout seeds (they are in neither .weights.h5 nor
+.keras) and starts the shuffle anew. Here every variable of network and optimiser is kept, dropout seeds included, and
+the order of images is a function of seed, epoch and step.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +19,15 @@ import json
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 import keras
 import numpy as np
 
 from dlfer.config.stage_section import StageConfig
 from dlfer.errors import ModelError
+from dlfer.metrics.classification import compute_accuracy, compute_macro_f1
 from dlfer.runs.files import Header, parse_json, read_npz, write_atomically
 from dlfer.train.cluster import Device
 from dlfer.train.control import StopControl
@@ -84,9 +94,27 @@ class StageState:
     history: list = field(default_factory=list)
     stopped_early: bool = False
 
-    def as_dict(self) -> dict:
-        """Return the fields as JSON-ready values."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+    def add_row(self, train: Mapping[str, float], validation: Mapping[str, float], *, rate: float, images: int) -> dict:
+        """Add the row of an epoch that is done to the history, and return it.
+
+        Args:
+            train: its loss and accuracy, maybe more.
+            validation: as `name_figures` gives them.
+            rate: the learning rate.
+            images: seen in the epoch.
+        """
+        row = {
+            "epoch": self.epoch + 1,
+            "phase": self.phase,
+            "train_loss": train["loss"],
+            "train_accuracy": train["accuracy"],
+            **{f"validation_{name}": value for name, value in validation.items()},
+            "learning_rate": rate,
+            "seconds": self.epoch_seconds,
+            "images_per_second": images / self.epoch_seconds if self.epoch_seconds else 0.0,
+        }
+        self.history.append(row)
+        return row
 
 
 @dataclass(frozen=True)
@@ -153,17 +181,16 @@ class ScalarLog:
         self.writer.flush()
 
 
-class Counts(Protocol):
-    """The fields of a stage's state that are counted here; see `StageState`."""
+def name_figures(loss: float, confusion: np.ndarray) -> dict[str, float]:
+    """Return loss, accuracy and macro F1 of a confusion matrix int [C, C]."""
+    return {
+        "loss": float(loss),
+        "accuracy": float(compute_accuracy(confusion)),
+        "macro_f1": float(compute_macro_f1(confusion)),
+    }
 
-    epoch: int
-    best: float | None
-    best_epoch: int | None
-    reference: float | None
-    waited: int
 
-
-def count_epoch(state: Counts, value: float, config: StageConfig) -> bool:
+def count_epoch(state: StageState, value: float, config: StageConfig) -> bool:
     """Count an epoch whose monitored metric is `value`; return whether it is the best so far.
 
     Args:
@@ -213,7 +240,10 @@ def get_min_delta(config: StageConfig) -> float:
 
 def write_checkpoint(path: Path, variables: Sequence[keras.Variable], state: dict) -> None:
     """Write the values of `variables`, in order, and the JSON-ready `state`; atomic."""
-    arrays = {f"{index:05d}": _to_numpy(variable) for index, variable in enumerate(variables)}
+    arrays = {
+        f"{index:05d}": np.asarray(keras.ops.convert_to_numpy(variable.value))
+        for index, variable in enumerate(variables)
+    }
     record = {"paths": [variable.path for variable in variables], "state": state}
     temporary = path.with_name(f"new.{path.name}")
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -281,7 +311,3 @@ def _read_arrays(
 def _without_numbers(paths: Sequence[str]) -> list[str]:
     """Drop the counters that Keras appends to the names of a process' second optimiser, seed generator ..."""
     return [re.sub(r"_\d+(?=/|$)", "", path) for path in paths]
-
-
-def _to_numpy(variable: keras.Variable) -> np.ndarray:
-    return np.asarray(keras.ops.convert_to_numpy(variable.value))

@@ -1,7 +1,7 @@
-"""The parts of a drawn face: how a person's looks and facial actions become outlines.
+"""The parts of a drawn face and what it wears: how a person's looks and facial actions become outlines.
 
 Coordinates are pixels of the 48-pixel image of a frontal face, from its centre, y downwards. The
-action numbers are those of `synthetic_expressions.ACTIONS`.
+action numbers are those of `dlfer.data.synthetic.faces.ACTIONS`.
 """
 
 from __future__ import annotations

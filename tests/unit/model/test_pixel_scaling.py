@@ -13,9 +13,9 @@ from dlfer.data.bundle import Split
 from dlfer.errors import TransferError
 from dlfer.experiment.ensemble_members import make_member_config
 from dlfer.model.artifact import FAMILIES, load_artifact
+from dlfer.model.backbone_spec import CAFFE_INPUT, choose_preprocessing
 from dlfer.model.boosted import build_level_features
 from dlfer.model.hybrid import name_branches
-from dlfer.model.preprocessing import CAFFE_INPUT, choose_preprocessing
 from dlfer.model.stage_network import TrainingNetwork, build_transfer_network
 from dlfer.model.transfer import RECORD_FILE, carry_backbone, write_backbone
 from dlfer.runs.find import ARTIFACT_FILE

@@ -1,6 +1,8 @@
 """One training stage: it learns, stops, resumes exactly, keeps the best, and fails with words."""
 
 import dataclasses
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -385,3 +387,14 @@ def test_auxiliary_heads_learn_resume_exactly_and_are_left_out_of_predictions(tm
         assert np.array_equal(variable, other)
     train_stage(make_job(config, tmp_path / "plain"), plain, bundle)
     assert any(not np.array_equal(a, b) for a, b in zip(weights_of(whole), weights_of(plain), strict=True))
+
+
+READ = "import sys; from dlfer.train.stage import read_network; print(len(read_network(sys.stdin.read()).weights))"
+
+
+@pytest.mark.parametrize("model", [{"backbone": "efficientnet_nano"}, {"backbone": "googlenet"}])
+def test_a_fresh_process_knows_every_layer_of_ours(model):
+    network = build_transfer_network(ModelConfig(**model), num_labels=7, image_size=48, channels=1).model
+    done = subprocess.run([sys.executable, "-c", READ], input=network.to_json(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(network.weights)
