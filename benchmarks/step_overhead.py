@@ -33,8 +33,8 @@ from dlfer.config.sections import ModelConfig
 from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
+from dlfer.train.cluster import Device, choose_device
 from dlfer.train.control import StopControl
-from dlfer.train.device import Device, choose_device
 from dlfer.train.objective import build_loss
 from dlfer.train.optimizers import build_optimizer
 from dlfer.train.progress import ConsoleListener

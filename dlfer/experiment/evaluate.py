@@ -11,7 +11,7 @@ from dlfer.config.load import load_recorded_experiment, resolve_path
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import FacesConfig
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
-from dlfer.data.face_crops import prepare_split
+from dlfer.data.faces import prepare_split
 from dlfer.data.fer2013 import load_fer2013_usage
 from dlfer.data.labels import map_targets
 from dlfer.data.sources import load_data

@@ -12,8 +12,8 @@ import numpy as np
 from dlfer.config import names
 from dlfer.config.load import resolve_path
 from dlfer.config.schema import EvaluateConfig
+from dlfer.data.augment import CORRUPTIONS, STRENGTHS, corrupt_images
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit
-from dlfer.data.corrupt import CORRUPTIONS, STRENGTHS, corrupt_images
 from dlfer.errors import UserError
 from dlfer.metrics.attributes import check_attributes, compute_group_scores, read_attributes
 from dlfer.metrics.intervals import compute_wilson_interval
@@ -61,7 +61,7 @@ def evaluate_corruptions(
         Accuracies, and differences corrupted - clean on the same images, as fractions. Intervals: Wilson, and Tango for
         pairs.
 
-    Source: after Hendrycks & Dietterich, ICLR 2019; see dlfer.data.corrupt.
+    Source: after Hendrycks & Dietterich, ICLR 2019; see dlfer.data.augment.
     """
 
     def judge(make: Callable[[Split], np.ndarray]) -> Predictions:

@@ -37,7 +37,7 @@ from dlfer.runs.metrics_record import (
 )
 from dlfer.runs.records import Cost, DataRecord
 from dlfer.runs.run import RUN_FILE, Run
-from dlfer.train.device import Device
+from dlfer.train.cluster import Device
 
 
 @dataclass

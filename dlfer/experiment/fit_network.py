@@ -25,12 +25,11 @@ from dlfer.runs.metrics_record import MilestoneMetrics
 from dlfer.runs.records import Cost
 from dlfer.runs.run import Run
 from dlfer.train.cascade import Pretrained, describe_foreign_scaling, obtain_backbone
-from dlfer.train.checkpoint import restore_checkpoint
-from dlfer.train.device import Device, choose_device
+from dlfer.train.cluster import Device, choose_device
 from dlfer.train.plan import describe_plan, unfreeze_random_start
+from dlfer.train.progress import TrainingListener
 from dlfer.train.stage import MILESTONES, train_stage
-from dlfer.train.state import StageJob, StageResult
-from dlfer.train.watch import TrainingListener
+from dlfer.train.state import StageJob, StageResult, restore_checkpoint
 
 
 @dataclass(frozen=True)

@@ -39,8 +39,7 @@ from dlfer.explain.run_figure import MOST_EXAMPLES, choose_examples, write_occlu
 from dlfer.metrics.calibration import describe_temperature
 from dlfer.metrics.learned import HINT, find_learning_failure
 from dlfer.metrics.predictions import Known, Predictions
-from dlfer.model.classifier import Classifier
-from dlfer.model.network_classifier import NetworkClassifier
+from dlfer.model.classifier import Classifier, NetworkClassifier
 from dlfer.report.card import write_card
 from dlfer.report.duplicates import describe_duplicates, find_without, format_without
 from dlfer.report.html import write_report
@@ -53,7 +52,7 @@ from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.options import RunOptions
 from dlfer.runs.records import About, DataRecord
 from dlfer.runs.run import Run
-from dlfer.train.device import Device, choose_device, set_determinism
+from dlfer.train.cluster import Device, choose_device, set_determinism
 
 __all__ = ["execute_run", "resume_run", "run_experiment", "start_run"]
 

@@ -22,8 +22,7 @@ from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run, create_run
 from dlfer.runs.wording import format_duration
 from dlfer.train.control import StopControl
-from dlfer.train.progress import ConsoleListener
-from dlfer.train.watch import TrainingListener
+from dlfer.train.progress import ConsoleListener, TrainingListener
 
 IMAGES_A_BATCH, NUM_BATCHES = 8, 2
 
@@ -134,7 +133,7 @@ def lead_or_follow(
     """Do `work` if this process is alone or the chief; else do its share of the chief's stages and return None."""
     # The sessions of studies, which train nothing themselves, do without the framework.
     from dlfer.train.cluster import dismiss_followers
-    from dlfer.train.launch import is_follower
+    from dlfer.train.control import is_follower
 
     if is_follower():
         _follow(config(), Session.start(options))
@@ -149,9 +148,8 @@ def lead_or_follow(
 
 
 def _follow(config: ExperimentConfig, session: Session) -> None:
-    from dlfer.train.cluster import join_cluster
-    from dlfer.train.device import choose_device, set_determinism
-    from dlfer.train.follow import follow_chief
+    from dlfer.train.cluster import choose_device, join_cluster, set_determinism
+    from dlfer.train.stage import follow_chief
 
     device = choose_device(config.experiment, require_gpu=session.options.require_gpu)
     set_determinism(config.experiment)

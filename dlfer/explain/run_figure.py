@@ -13,7 +13,7 @@ import numpy as np
 from dlfer.data.images import to_channels
 from dlfer.metrics.predictions import Predictions
 from dlfer.model.backbones import find_backbone
-from dlfer.model.network_classifier import NetworkClassifier
+from dlfer.model.classifier import NetworkClassifier
 from dlfer.report.figures import figure_style, new_canvas, new_figure, place_image, write_figure
 
 if TYPE_CHECKING:

@@ -15,11 +15,11 @@ import numpy as np
 from dlfer.errors import ModelError
 from dlfer.explain.explanation import Explainer, Explanation
 from dlfer.metrics.classification import compute_midranks
-from dlfer.model.batch_norm import set_norm_momentum
 from dlfer.model.boosted import BoostedClassifier, build_level_features
 from dlfer.model.classifier import Classifier
 from dlfer.model.ensemble import EnsembleClassifier
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
+from dlfer.model.training_kernels import set_norm_momentum
 from dlfer.model.transfer import draw_probe_images
 
 SEED = 104_729

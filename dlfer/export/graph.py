@@ -14,10 +14,9 @@ import numpy as np
 
 from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.metrics.combine import SMALLEST
-from dlfer.model.classifier import Classifier
+from dlfer.model.classifier import Classifier, NetworkClassifier
 from dlfer.model.ensemble import EnsembleClassifier, match_labels
 from dlfer.model.face_input import compute_taps, make_square
-from dlfer.model.network_classifier import NetworkClassifier
 from dlfer.model.stage_network import TransferNetwork
 
 if TYPE_CHECKING:

@@ -13,7 +13,7 @@ from dlfer.config.load import load_experiment
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import DataConfig, FacesConfig, NumImages
 from dlfer.data.bundle import Split
-from dlfer.data.face_crops import prepare_split
+from dlfer.data.faces import prepare_split
 from dlfer.data.fer2013 import load_fer2013_usage
 from dlfer.data.labels import map_targets
 from dlfer.data.sources import load_data, load_parts_of_source

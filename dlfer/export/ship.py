@@ -14,8 +14,7 @@ from dlfer.data.images import compute_side, resize_square
 from dlfer.data.synthetic.faces import draw_face
 from dlfer.errors import ModelError
 from dlfer.model.artifact import load_artifact
-from dlfer.model.classifier import Classifier
-from dlfer.model.network_classifier import WEIGHTS_FILE
+from dlfer.model.classifier import WEIGHTS_FILE, Classifier
 from dlfer.report.card import CARD_FILE, write_card
 from dlfer.report.record import read_experiment
 from dlfer.report.terms import find_terms

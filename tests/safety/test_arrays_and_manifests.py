@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 
 from dlfer.config.sections import DataConfig
-from dlfer.data.arrays import load_arrays
+from dlfer.data.sources import load_arrays
 from dlfer.errors import ConfigError, DataError, ModelError
 from dlfer.metrics.predictions import read_predictions
 from dlfer.report.record import read_experiment

@@ -5,8 +5,8 @@ import json
 import numpy as np
 import pytest
 
+from dlfer.data.augment import CORRUPTIONS, corrupt_images
 from dlfer.data.bundle import Split
-from dlfer.data.corrupt import CORRUPTIONS, corrupt_images
 from dlfer.errors import DataError, UserError
 from dlfer.experiment.extras import Extras, check_extras, compute_extra_metrics, evaluate_corruptions, keep_extras
 from dlfer.metrics.paired import compute_tango_interval

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dlfer.data.outliers import compute_light, compute_robust_z, find_outliers
+from dlfer.data.survey import compute_light, compute_robust_z, find_outliers
 from dlfer.runs.audit_record import OutlierImage, Place
 
 

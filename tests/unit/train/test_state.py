@@ -9,8 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlfer.config.stage_section import StageConfig
-from dlfer.train.patience import count_epoch, count_plateau, find_reference
-from dlfer.train.state import StageState
+from dlfer.train.state import StageState, count_epoch, count_plateau, find_reference
 
 # Multiples of 1/64, so that sums and differences are exact and no rounding decides.
 GRID = st.integers(0, 64).map(lambda n: n / 64)
