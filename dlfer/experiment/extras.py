@@ -15,9 +15,9 @@ from dlfer.config.schema import EvaluateConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit
 from dlfer.data.corrupt import CORRUPTIONS, STRENGTHS, corrupt_images
 from dlfer.errors import UserError
-from dlfer.metrics.attributes import check_attributes, compute_group_scores, read_attributes
 from dlfer.metrics.intervals import compute_wilson_interval
 from dlfer.metrics.predictions import Known, Predictions, write_predictions
+from dlfer.metrics.scores import check_attributes, compute_group_scores, read_attributes
 from dlfer.metrics.several import compute_difference, compute_view_scores
 from dlfer.model.classifier import Classifier
 from dlfer.model.predict import predict_split, predict_views

@@ -34,7 +34,7 @@ from dlfer.experiment.splits import (
     sort_errors,
 )
 from dlfer.explain.run_figure import MOST_EXAMPLES, choose_examples, write_occlusion_page, write_preparation_page
-from dlfer.metrics.calibration import describe_temperature
+from dlfer.metrics.confidence import describe_temperature
 from dlfer.metrics.learned import HINT, find_learning_failure
 from dlfer.metrics.predictions import Known, Predictions
 from dlfer.model.classifier import Classifier

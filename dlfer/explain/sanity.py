@@ -14,7 +14,7 @@ import numpy as np
 
 from dlfer.errors import ModelError
 from dlfer.explain.explanation import Explainer, Explanation
-from dlfer.metrics.classification import compute_midranks
+from dlfer.metrics.curves import compute_midranks
 from dlfer.model.batch_norm import set_norm_momentum
 from dlfer.model.boosted import BoostedClassifier, build_level_features
 from dlfer.model.classifier import Classifier

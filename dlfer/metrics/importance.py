@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dlfer.metrics.classification import compute_midranks
+from dlfer.metrics.curves import compute_midranks
 
 FEWEST = 4
 """With fewer scores nothing is said."""

@@ -13,7 +13,7 @@ from statistics import NormalDist
 import numpy as np
 
 from dlfer.errors import DataError
-from dlfer.metrics.intervals import compute_quantile
+from dlfer.metrics.intervals import compute_quantile, find_limit
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.seeds import POWER, compare_recipes, plan_more
 from dlfer.runs.comparison_record import PairedTest
@@ -205,14 +205,7 @@ def compute_tango_interval(a_only: int, b_only: int, n: int, *, level: float = 0
         variance = max(n * (2 * b_alone + candidate * (1 - candidate)), 0.0)
         return abs(a_only - b_only - n * candidate) <= z * math.sqrt(variance)
 
-    def bisect(outside: float) -> float:
-        inside = difference
-        for _ in range(60):
-            middle = (inside + outside) / 2
-            inside, outside = (middle, outside) if is_within(middle) else (inside, middle)
-        return inside
-
-    return bisect(-1.0), bisect(1.0)
+    return find_limit(is_within, difference, -1.0), find_limit(is_within, difference, 1.0)
 
 
 def compute_required_n(difference: float, discordance: float, *, level: float = 0.95) -> int | None:

@@ -17,7 +17,7 @@ import numpy as np
 from dlfer.config import names
 from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError
-from dlfer.metrics.calibration import apply_temperature
+from dlfer.metrics.confidence import apply_temperature
 from dlfer.runs.files import check_manifest, hash_file, read_json
 from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.runs.records import About, ArtifactRecord, Temperature

@@ -15,7 +15,7 @@ from dlfer.config.names import FER2013_LABELS
 from dlfer.data.images import make_square, resize_all
 from dlfer.data.synthetic.faces import FACE_SIZE, draw_face
 from dlfer.errors import EnvironmentProblem, ModelError, UserError
-from dlfer.metrics.calibration import apply_temperature
+from dlfer.metrics.confidence import apply_temperature
 from dlfer.model.classifier import read_artifact_record
 from dlfer.predict.export_folder import EXPORT_FILE, read_export
 from dlfer.predict.runtimes import OTHER_RUNTIMES, open_export

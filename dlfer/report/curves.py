@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dlfer.metrics.classification import compute_auc, compute_roc
+from dlfer.metrics.curves import compute_auc, compute_roc
 from dlfer.metrics.predictions import Predictions
 from dlfer.report.figures import (
     COLOURS,

@@ -8,9 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlfer.metrics.attributes import compute_group_scores
 from dlfer.metrics.predictions import Predictions, write_predictions
-from dlfer.metrics.scores import compute_metrics_file
+from dlfer.metrics.scores import compute_group_scores, compute_metrics_file
 from dlfer.metrics.several import compute_view_scores
 from dlfer.runs.audit_record import AuditRecord
 from dlfer.runs.metrics_record import Corruptions, Estimate
