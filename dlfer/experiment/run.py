@@ -40,7 +40,7 @@ from dlfer.metrics.predictions import Known, Predictions
 from dlfer.model.classifier import Classifier
 from dlfer.model.network_classifier import NetworkClassifier
 from dlfer.report.card import write_card
-from dlfer.report.duplicates import describe_duplicates, find_without, format_without
+from dlfer.report.headline import describe_duplicates, find_without, format_without
 from dlfer.report.html import write_report
 from dlfer.report.page import format_percent
 from dlfer.report.pictures import write_confusion_page, write_error_page

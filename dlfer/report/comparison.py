@@ -12,13 +12,29 @@ import numpy as np
 
 from dlfer.errors import ModelError
 from dlfer.metrics.paired import describe_difference
-from dlfer.report.best_cells import BEST_FIGURES, describe_best_cells, write_best_figures
 from dlfer.report.curves import draw_line, finish_epoch_axis, read_series
 from dlfer.report.figures import COLOURS, HATCHES, INK, SOFT, figure_style, new_figure, stamp_banner, write_figure
-from dlfer.report.keys import format_value
-from dlfer.report.page import format_count, format_percent, load_figures, render_page
-from dlfer.report.record import describe_environment, describe_run, format_command, get_name, read_text
-from dlfer.report.sweep import SWEEP_FIGURES, describe_best, format_cell, write_sweep_figures
+from dlfer.report.page import (
+    describe_environment,
+    describe_run,
+    format_command,
+    format_count,
+    format_percent,
+    format_value,
+    get_name,
+    load_figures,
+    read_text,
+    render_page,
+)
+from dlfer.report.sweep import (
+    BEST_FIGURES,
+    SWEEP_FIGURES,
+    describe_best,
+    describe_best_cells,
+    format_cell,
+    write_best_figures,
+    write_sweep_figures,
+)
 from dlfer.runs.comparison_record import ArmKey, ArmPair, ComparisonRecord
 from dlfer.runs.member_rows import MemberRow, read_member_rows
 from dlfer.runs.metrics_record import Metrics

@@ -16,7 +16,7 @@ from dlfer.report.figures import (
     INK,
     LINES,
     MARKERS,
-    MOST_LABELS_WITH_TEXT,
+    MOST_LABELS,
     PALE,
     SOFT,
     figure_style,
@@ -147,7 +147,7 @@ def draw_roc(predictions: Predictions) -> Figure:
 
 def draw_class_rocs(axes: Axes, curves: Sequence[ClassRoc], labels: Sequence[str], *, width: float) -> None:
     """Draw the curve of each class in its colour and line, so many points wide; of many classes all are pale."""
-    many = len(labels) > MOST_LABELS_WITH_TEXT
+    many = len(labels) > MOST_LABELS
     for c, fpr, tpr, area in curves:
         colour = PALE if many else COLOURS[c % len(COLOURS)]
         style = "-" if many else LINES[c % len(LINES)]

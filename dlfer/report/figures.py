@@ -54,8 +54,8 @@ STYLE = {
 }
 
 DOTS_PER_INCH = 160
-MOST_LABELS_WITH_TEXT = 12
-"""With more labels than this, cells of a confusion matrix and curves of a ROC figure bear no text."""
+MOST_LABELS = 12
+"""With more labels than this, figures do not name them all and tables have no column for each."""
 
 _BANNER_INK, _BANNER_WASH, _BANNER_EDGE = "#8a3b00", "#fff4e5", "#e9a23b"
 _BANNER_POINTS = 8.5

@@ -12,7 +12,7 @@ import numpy as np
 from dlfer.metrics.predictions import Predictions
 from dlfer.report.figures import (
     INK,
-    MOST_LABELS_WITH_TEXT,
+    MOST_LABELS,
     figure_style,
     new_canvas,
     new_figure,
@@ -23,6 +23,7 @@ from dlfer.report.figures import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 _COLUMN, _IMAGE, _GAP, _LINE = 1.5, 1.36, 0.07, 0.165
 """Of a page of images, in inches: width of a column, side of an image, space between, height of a line of text."""
@@ -35,24 +36,20 @@ def draw_confusion(confusion: np.ndarray, labels: Sequence[str]) -> Figure:
         confusion: int [C, C], rows are targets.
         labels: names of the C classes.
     """
-    totals = confusion.sum(axis=1)
-    shares = np.divide(confusion, totals[:, None], out=np.zeros(confusion.shape), where=totals[:, None] > 0)
-    small = len(labels) > MOST_LABELS_WITH_TEXT
+    small = len(labels) > MOST_LABELS
     side = 10.0 if small else 2.2 + 0.45 * max(len(labels), 4)
     size = 5 if len(labels) > 40 else 8
     with figure_style():
         figure = new_figure(side, side * 0.96)
         axes = figure.subplots()
-        image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
-        axes.grid(visible=False)
-        axes.spines[:].set_visible(False)
-        rows = list(labels) if small else [f"{label}\nn = {n:,}" for label, n in zip(labels, totals, strict=True)]
+        image, shares = show_confusion(axes, confusion)
+        counts = zip(labels, confusion.sum(axis=1), strict=True)
+        rows = list(labels) if small else [f"{label}\nn = {n:,}" for label, n in counts]
         axes.set_xticks(range(len(labels)), labels, rotation=90 if small else 40, ha="right", fontsize=size)
         axes.set_yticks(range(len(labels)), rows, fontsize=size)
         if not small:
             for label in axes.get_xticklabels():
                 label.set_rotation_mode("anchor")
-        axes.tick_params(length=0)
         axes.set_xlabel("predicted")
         axes.set_ylabel("target")
         if small:
@@ -64,6 +61,17 @@ def draw_confusion(confusion: np.ndarray, labels: Sequence[str]) -> Figure:
             colour = "white" if shares[row, column] > 0.55 else INK
             axes.text(column, row, text, ha="center", va="center", fontsize=7, linespacing=1.15, color=colour)
     return figure
+
+
+def show_confusion(axes: Axes, confusion: np.ndarray) -> tuple[AxesImage, np.ndarray]:
+    """Show the shares of each target's images as colours; return the image and the shares (float64 [C, C])."""
+    totals = confusion.sum(axis=1, keepdims=True)
+    shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
+    image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return image, shares
 
 
 def draw_image_grid(images: np.ndarray, captions: Sequence[str], *, columns: int = 6) -> Figure:

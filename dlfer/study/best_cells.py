@@ -17,7 +17,7 @@ import numpy as np
 
 from dlfer.config.grid import Cell
 from dlfer.config.schema import SweepConfig
-from dlfer.report.best_cells import SCORES
+from dlfer.report.sweep import SCORES
 from dlfer.runs.comparison_record import ArmRow, BestCell, BestCells, Mean, SeedEstimate
 from dlfer.runs.files import write_atomically
 from dlfer.runs.metrics_record import Estimate

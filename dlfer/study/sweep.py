@@ -20,8 +20,7 @@ from dlfer.config.grid import Cell, list_cells
 from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError
-from dlfer.report.best_cells import SCORES, format_best_tables
-from dlfer.report.sweep import format_sweep_table
+from dlfer.report.sweep import SCORES, format_best_tables, format_sweep_table
 from dlfer.runs.comparison_record import ArmPair, ArmRow, ComparisonRecord, UnfinishedMember
 from dlfer.runs.files import write_atomically
 from dlfer.runs.find import open_run

@@ -13,7 +13,7 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.config.space import list_ancestors
 from dlfer.errors import ConfigError
 from dlfer.experiment.smoke import make_smoke_config
-from dlfer.report.search import ALONE
+from dlfer.report.trials import ALONE
 from dlfer.study.ablation import WITH, WITHOUT
 from dlfer.study.search.engine import Engine, EngineSettings
 

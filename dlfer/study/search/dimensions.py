@@ -9,7 +9,7 @@ from typing import Any
 from dlfer.config.keys import find_annotation, get_alternatives, split_key
 from dlfer.config.schema import SearchConfig
 from dlfer.config.space import list_ancestors
-from dlfer.report.keys import format_value
+from dlfer.report.page import format_value
 
 _GRID_POINTS = 10
 _DIGITS = 6

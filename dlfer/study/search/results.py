@@ -8,7 +8,7 @@ from pathlib import Path
 from dlfer.config.load import dump_experiment, load_recorded_experiment, with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import DlferError
-from dlfer.report.keys import format_overrides, format_value
+from dlfer.report.page import format_overrides, format_value
 from dlfer.report.search import write_search_report
 from dlfer.runs.comparison_record import ComparisonRecord, WinnerRun
 from dlfer.runs.files import write_atomically

@@ -18,8 +18,7 @@ from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, DlferError
 from dlfer.experiment.smoke import make_smoke_config
-from dlfer.report.keys import format_overrides
-from dlfer.report.page import read_rows
+from dlfer.report.page import format_overrides, read_rows
 from dlfer.runs.evaluations import read_metrics
 from dlfer.runs.member_rows import MemberRow, is_run
 from dlfer.runs.options import RunOptions

@@ -17,9 +17,9 @@ from dlfer.config.load import load_experiment
 from dlfer.errors import DlferError
 from dlfer.metrics.predictions import Predictions, read_predictions, write_predictions
 from dlfer.metrics.scores import compute_metrics_file
-from dlfer.report.best_cells import MOST_ROWS, draw_best_rocs, draw_best_scores, draw_macro_rocs, group_best_rows
 from dlfer.report.comparison import write_comparison_report
 from dlfer.report.curves import compute_class_rocs
+from dlfer.report.sweep import MOST_ROWS, draw_best_rocs, draw_best_scores, draw_macro_rocs, group_best_rows
 from dlfer.runs.comparison_record import BestCell, BestCells, ComparisonRecord, SeedEstimate
 from dlfer.runs.member_rows import write_member_rows
 from dlfer.runs.run import Run, create_run

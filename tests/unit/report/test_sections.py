@@ -4,7 +4,7 @@ import pytest
 
 from dlfer.config.sections import BoostingConfig, DataConfig
 from dlfer.config.stage_section import StageConfig
-from dlfer.report.boosting import describe_levels, describe_setting, describe_trees, draw_levels
+from dlfer.report.sections import describe_levels, describe_setting, describe_trees, draw_levels
 from dlfer.runs.training_records import BoostedLevel, BoostingRecord
 
 LEVELS = [
