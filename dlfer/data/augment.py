@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from dlfer.config.stage_section import AugmentConfig
+from dlfer.config.schema import AugmentConfig
 
 
 def compute_crop_size(crop: float, height: int, width: int) -> tuple[int, int]:

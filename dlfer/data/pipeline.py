@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from dlfer.config.stage_section import StageConfig
+from dlfer.config.schema import StageConfig
 from dlfer.data.augment import draw_augmentation, mix_targets
 from dlfer.data.balance import balance_indices, compute_class_weights
 from dlfer.data.bundle import WHOLE, Share, Split, StreamedSplit

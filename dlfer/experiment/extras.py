@@ -21,9 +21,9 @@ from dlfer.metrics.scores import check_attributes, compute_group_scores, read_at
 from dlfer.metrics.several import compute_difference, compute_view_scores
 from dlfer.model.classifier import Classifier
 from dlfer.model.predict import predict_split, predict_views
-from dlfer.runs.evaluations import ExtraMetrics, add_metrics
 from dlfer.runs.metrics_record import CorruptionLevel, Corruptions, Estimate, Metrics, ViewMetrics
 from dlfer.runs.run import Run
+from dlfer.runs.run_records import ExtraMetrics, add_metrics
 
 _AT_ONCE = 1024
 """Images corrupted at a time: at 224 pixels and three channels 0.6 GB as float32."""

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlfer.config.schema import ExperimentConfig
-from dlfer.config.stage_section import StageConfig
+from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.experiment.ensemble_answers import Answers

@@ -13,9 +13,9 @@ from dlfer.experiment.extras import predict_split_views
 from dlfer.metrics.predictions import Predictions, read_predictions, write_predictions
 from dlfer.metrics.scores import compute_scores
 from dlfer.model.classifier import Classifier
-from dlfer.runs.evaluations import log_opening
 from dlfer.runs.metrics_record import MilestoneMetrics, SplitMetrics
 from dlfer.runs.run import Run
+from dlfer.runs.run_records import log_opening
 from dlfer.train.checkpoint import restore_checkpoint
 from dlfer.train.stage import MILESTONES
 

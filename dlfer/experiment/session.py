@@ -8,13 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlfer.config.stage_section import StageConfig
+from dlfer.config.schema import StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.data.sources import load_data
 from dlfer.runs.find import default_runs_folder
-from dlfer.runs.options import RunOptions
-from dlfer.runs.run import Run
-from dlfer.runs.wording import format_duration
+from dlfer.runs.run import Run, RunOptions, format_duration
 from dlfer.train.control import StopControl
 from dlfer.train.progress import ConsoleListener
 from dlfer.train.watch import TrainingListener

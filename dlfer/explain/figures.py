@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from dlfer.explain.average import AverageMaps
-    from dlfer.explain.explanation import Explanation
+    from dlfer.explain.explanation import AverageMaps, Explanation
 
 
 OCCLUSION_NOTE = (
@@ -241,13 +240,18 @@ def _draw_bars(axes: Axes, explanation: Explanation, labels: Sequence[str]) -> N
 
 
 def _show_face(axes: Axes, image: np.ndarray, heading: str, *, dimmed: bool = False) -> None:
+    show_image(axes, image, dimmed=dimmed)
+    _head(axes, heading)
+
+
+def show_image(axes: Axes, image: np.ndarray, *, dimmed: bool = False) -> None:
+    """Show uint8 [H, W, 1 or 3] without axes; dimmed it is the background of a map."""
     colour = image.repeat(3, axis=-1) if image.shape[-1] == 1 else image
     axes.imshow((colour // 2 + 110).astype(np.uint8) if dimmed else colour, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    _head(axes, heading)
 
 
 def _head(axes: Axes, heading: str) -> None:

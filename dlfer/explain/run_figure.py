@@ -11,13 +11,13 @@ import keras
 import numpy as np
 
 from dlfer.data.images import to_channels
+from dlfer.explain.figures import show_image
 from dlfer.metrics.predictions import Predictions
 from dlfer.model.backbones import find_backbone
 from dlfer.model.network_classifier import NetworkClassifier
 from dlfer.report.figures import figure_style, new_canvas, new_figure, place_image, write_figure
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from dlfer.explain.occlusion import Occlusion
@@ -122,7 +122,7 @@ def draw_occlusion(images: np.ndarray, occlusions: Sequence[Occlusion], captions
         grid = figure.subplots(3, len(images), squeeze=False)
         for column, (image, occlusion, caption) in enumerate(zip(images, occlusions, captions, strict=True)):
             for row in range(3):
-                _show(grid[row, column], image, dimmed=row > 0)
+                show_image(grid[row, column], image, dimmed=row > 0)
             height, width = image.shape[:2]
             shown = grid[1, column].imshow(
                 100 * occlusion.sensitivity, cmap="RdBu_r", vmin=-100 * most, vmax=100 * most, alpha=0.65
@@ -217,16 +217,3 @@ def write_preparation_page(folder: Path, images: np.ndarray, preparation: Prepar
         description=f"{len(names)} images of {', '.join(names)}: stored {stored[1]}x{stored[0]}, resized "
         f"{resized[1]}x{resized[0]}, grey, binary, and the feature maps {maps}.",
     )
-
-
-def _show(axes: Axes, image: np.ndarray, *, dimmed: bool = False) -> None:
-    colour = image.repeat(3, axis=-1) if image.shape[-1] == 1 else image
-    axes.imshow((colour // 2 + 110).astype(np.uint8) if dimmed else colour, interpolation="nearest")
-    _clear(axes)
-
-
-def _clear(axes: Axes) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)

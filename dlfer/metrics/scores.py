@@ -23,7 +23,7 @@ from dlfer.metrics.curves import (
 )
 from dlfer.metrics.predictions import Predictions
 from dlfer.runs.metrics_record import Abstention, Groups, Metrics, SplitMetrics
-from dlfer.runs.records import DuplicatesRecord, Temperature, to_json
+from dlfer.runs.records import to_json
 
 _AVERAGES = {
     "accuracy": mt.compute_accuracy,
@@ -106,62 +106,50 @@ def compute_scores(
 
 def compute_metrics_file(
     parts: Mapping[str, Predictions | None],
+    about: Metrics,
     *,
-    protocol: str,
-    banner: str | None,
-    selected_on: str,
-    duplicates: DuplicatesRecord | None = None,
     without_duplicates_ids: Collection[str] | None = None,
     target_accuracy: float = 0.8,
-    temperature: Temperature | None = None,
-    abstain: Abstention | None = None,
-    test_opened: int | None = 0,
 ) -> Metrics:
     """Return the whole of metrics.json.
 
     Args:
         parts: "test", "validation" and "train" -> predictions; absent or None where there is none.
-        protocol: "official", "resplit" or "paper".
-        banner: a warning that every output of the run carries, or None.
-        selected_on: in words, what the model was selected on.
-        duplicates: counts of the judged images that have a duplicate in the data that made the model, as
-            `dlfer.experiment.splits` gives them; None where they were not counted.
-        without_duplicates_ids: ids of the judged images without any, which are scored once more: of test, else of
-            validation.
+        about: what is known before: protocol, banner, selected_on, duplicates, test_opened; and temperature and abstain
+            as they were found on validation earlier. Where these are None and `parts` has validation they are found on it.
+        without_duplicates_ids: ids of the judged images (test, else validation) that have no duplicate in the data that
+            made the model; they are scored once more.
         target_accuracy: fraction that the answered validation images are to reach by abstaining.
-        temperature, abstain: what was found on validation earlier; where they are None and `parts` has validation
-            they are found on it.
-        test_opened: how often a test part was opened with this model, this time included; None: not known.
     """
-    validation = parts.get("validation")
+    validation, temperature, abstain = parts.get("validation"), about.temperature, about.abstain
     if validation is not None:
-        temperature = temperature or describe_temperature(validation, selected_on)
-        abstain = abstain or _choose_abstention(validation, target_accuracy, selected_on)
-    common = {
+        temperature = temperature or describe_temperature(validation, about.selected_on)
+        abstain = abstain or _choose_abstention(validation, target_accuracy, about.selected_on)
+    fitted = {
         "temperature": temperature.value if temperature else None,
         "threshold": abstain.threshold if abstain else None,
     }
     scores = {
-        part: compute_scores(parts[part], **common) if parts.get(part) is not None else None
+        part: compute_scores(parts[part], **fitted) if parts.get(part) is not None else None
         for part in ("test", "validation", "train")
     }
     judged, without = "test" if parts.get("test") is not None else "validation", {}
     if parts.get(judged) is not None and without_duplicates_ids is not None:
         kept = np.isin(parts[judged].ids, np.array(sorted(without_duplicates_ids), dtype=np.str_))
-        without[judged] = compute_scores(parts[judged].take(kept), **common) if kept.any() else None
+        without[judged] = compute_scores(parts[judged].take(kept), **fitted) if kept.any() else None
     return Metrics(
-        protocol=protocol,
-        banner=banner,
-        selected_on=selected_on,
+        protocol=about.protocol,
+        banner=about.banner,
+        selected_on=about.selected_on,
         test=scores["test"],
         test_without_duplicates=without.get("test"),
-        duplicates=duplicates,
+        duplicates=about.duplicates,
         validation=scores["validation"],
         validation_without_duplicates=without.get("validation"),
         train=scores["train"],
         temperature=temperature,
         abstain=abstain,
-        test_opened=test_opened,
+        test_opened=about.test_opened,
         headline="single",
         views={},
         groups=None,

@@ -1,4 +1,7 @@
-"""MODEL_CARD.md of a run: what the model is for, what it is not for, what it was trained on, and how good it is."""
+"""MODEL_CARD.md of a run: what the model is for, what it is not for, what it was trained on, and how good it is.
+
+The terms of the data are known as far as the experiment names the data.
+"""
 
 from __future__ import annotations
 
@@ -31,11 +34,10 @@ from dlfer.report.page import (
     read_experiment,
     render_text,
 )
-from dlfer.runs.evaluations import read_metrics
 from dlfer.runs.files import write_atomically
-from dlfer.runs.metrics_record import Estimate, Metrics
+from dlfer.runs.metrics_record import Estimate, Metrics, is_missing
 from dlfer.runs.records import ArtifactRecord, DataRecord, RunRecord
-from dlfer.runs.wording import is_missing
+from dlfer.runs.run_records import read_metrics
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult

@@ -24,7 +24,7 @@ from dlfer.report.figures import (
 )
 from dlfer.report.page import format_percent, format_uncertainty
 from dlfer.runs.metrics_record import AtThreshold, Calibration, Corruptions, ReliabilityBin, Selective
-from dlfer.runs.training_records import Epoch
+from dlfer.runs.run_records import Epoch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,9 +9,9 @@ is drawn.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dlfer.runs.files import write_atomically
 
@@ -120,6 +120,31 @@ def write_figure(figure: Figure, path: Path, *, title: str, description: str) ->
         figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata=metadata)
     write_atomically(path, buffer.getvalue())
     return path
+
+
+class Drawn(NamedTuple):
+    """A figure with its name, caption, and description for readers who do not see it."""
+
+    name: str
+    figure: Figure
+    title: str
+    description: str
+
+
+def write_figures(folder: Path, drawn: Iterable[Drawn]) -> list[Path]:
+    """Save figures as <name>.png in a folder; return the paths."""
+    return [
+        write_figure(one.figure, folder / f"{one.name}.png", title=one.title, description=one.description)
+        for one in drawn
+    ]
+
+
+def name_rows(axes: Axes, names: Sequence[str], *, below: float = 0.4) -> None:
+    """Name the rows of a figure from the top, with so much room below the last one and no lines between them."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - below, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
 
 
 def stamp_banner(folder: Path, names: Sequence[str], banner: str | None) -> None:

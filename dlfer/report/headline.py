@@ -1,4 +1,4 @@
-"""The headline of a report, and the table of all metrics beside it."""
+"""The headline of a report, the table of all metrics beside it, and what is known of duplicates."""
 
 from __future__ import annotations
 
@@ -6,9 +6,8 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from dlfer.report.page import format_count, format_interval, format_percent
-from dlfer.runs.metrics_record import Estimate, Metrics, SplitMetrics, SplitSummary
+from dlfer.runs.metrics_record import Estimate, Metrics, SplitMetrics, SplitSummary, is_missing
 from dlfer.runs.records import DataRecord, DuplicateCounts, DuplicatesRecord
-from dlfer.runs.wording import is_missing
 
 COMBINATIONS = {
     "average": "average of the probabilities",

@@ -1,20 +1,20 @@
-"""report.html of a run: one self-contained page, made only from the files beside it."""
+"""report.html of a run and its figures: one self-contained page, made only from the files beside it."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlfer.config.schema import ExperimentConfig
+from dlfer.config.schema import STAGES, ExperimentConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.predictions import read_predictions
 from dlfer.report.audit import describe_audit
 from dlfer.report.curves import draw_corruptions, draw_history, draw_reliability, draw_risk_coverage, draw_roc
-from dlfer.report.figures import stamp_banner, write_figure
+from dlfer.report.figures import Drawn, stamp_banner, write_figures
 from dlfer.report.headline import build_headline, build_metrics_table, describe_splits
 from dlfer.report.judgement import (
     describe_abstention,
@@ -51,15 +51,12 @@ from dlfer.report.sections import (
     list_costs,
 )
 from dlfer.runs.audit_record import AuditRecord
-from dlfer.runs.evaluations import read_metrics
-from dlfer.runs.metrics_record import Abstention, Calibration, Corruptions, Metrics, Selective, SplitMetrics
+from dlfer.runs.metrics_record import Abstention, Calibration, Corruptions, Metrics, Selective, SplitMetrics, is_missing
 from dlfer.runs.records import DataRecord, RunRecord
-from dlfer.runs.training_records import BoostingRecord, TransferRecord, read_events, read_history
-from dlfer.runs.wording import is_missing
-from dlfer.train.progress import STAGES
+from dlfer.runs.run_records import BoostingRecord, TransferRecord, read_events, read_history, read_metrics
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    pass
 
 
 FIGURES = (
@@ -81,15 +78,6 @@ FIGURES = (
 """All figures of a run; those that show images are written while the run has the images in memory."""
 
 
-class Drawn(NamedTuple):
-    """A figure with its name, caption, and description for readers who do not see it."""
-
-    name: str
-    figure: Figure
-    title: str
-    description: str
-
-
 def write_run_figures(run_path: Path) -> list[Path]:
     """Draw what a run's csv, JSON and prediction files allow, and return the paths.
 
@@ -97,10 +85,8 @@ def write_run_figures(run_path: Path) -> list[Path]:
     run's banner is drawn above every figure in the folder.
     """
     folder, metrics = run_path / "figures", read_metrics(run_path) or Metrics()
-    written = [
-        write_figure(drawn.figure, folder / f"{drawn.name}.png", title=drawn.title, description=drawn.description)
-        for drawn in (*_draw_histories(run_path), *_draw_trees(run_path), *_draw_judgement(run_path, metrics))
-    ]
+    drawn = (*_draw_histories(run_path), *_draw_trees(run_path), *_draw_judgement(run_path, metrics))
+    written = write_figures(folder, drawn)
     stamp_banner(folder, FIGURES, metrics.banner)
     return written
 

@@ -1,10 +1,9 @@
-"""What all report pages share: the templates, how numbers are written, and how figures are embedded."""
+"""What all report pages share: templates, embedded figures, how values are written, and how a run was made."""
 
 from __future__ import annotations
 
 import base64
 import contextlib
-import csv
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -15,10 +14,9 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, ModelError
 from dlfer.runs.files import parse_json, write_atomically
 from dlfer.runs.member_rows import MEMBERS_FILE, read_member_rows
-from dlfer.runs.metrics_record import Estimate
+from dlfer.runs.metrics_record import Estimate, is_missing
 from dlfer.runs.records import RunRecord
-from dlfer.runs.run import CONFIG_FILE
-from dlfer.runs.wording import format_duration, is_missing
+from dlfer.runs.run import CONFIG_FILE, format_duration
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -63,15 +61,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
         return None
     except ValueError as error:
         raise ModelError(f"{path}: not JSON ({error}). The run is damaged; run the experiment again.") from error
-
-
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read a csv file of a run as dicts of text; empty where there is none."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except FileNotFoundError:
-        return []
 
 
 class EmbeddedFigure(NamedTuple):

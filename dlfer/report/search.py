@@ -12,7 +12,7 @@ import numpy as np
 
 from dlfer.errors import ModelError
 from dlfer.report.comparison import SPLITS, read_comparison, write_comparison_figures
-from dlfer.report.figures import COLOURS, INK, SOFT, figure_style, new_figure, write_figure
+from dlfer.report.figures import COLOURS, INK, SOFT, Drawn, figure_style, new_figure, write_figures
 from dlfer.report.page import (
     describe_environment,
     describe_run,
@@ -187,31 +187,26 @@ def _draw(
 ) -> dict[str, dict | None]:
     """Draw what the trials of an arm allow, and return the figures ready for the page."""
     scored, keys = [row for row in rows if row.score is not None], list(importance)
-    drawn: dict[str, tuple[Figure, str, str]] = {}
+    drawn: list[Drawn] = []
     name, direction = trials.objective, trials.direction
     if len(scored) > 1 and keys:
-        drawn["coordinates"] = (
-            draw_coordinates(scored, keys, name, direction),
-            f"Each line is a trial: its keys, and on the right its validation {name}; strong lines are better, the orange one is the best",
-            f"Parallel coordinates of {len(scored)} trials over {', '.join(keys)}.",
+        title = (
+            f"Each line is a trial: its keys, and on the right its validation {name}; strong lines are better, the "
+            "orange one is the best"
         )
+        text = f"Parallel coordinates of {len(scored)} trials over {', '.join(keys)}."
+        drawn.append(Drawn(f"{prefix}coordinates", draw_coordinates(scored, keys, name, direction), title, text))
     known = {key: value for key, value in importance.items() if value is not None}
     if known:
         shares = ", ".join(f"{key} {100 * value.share:.0f} %" for key, value in known.items())
-        drawn["importance"] = (
-            draw_importance(known),
-            f"Share of the variance of {name} that each key alone explains; the tick is what chance would",
-            f"Shares: {shares}.",
-        )
+        title = f"Share of the variance of {name} that each key alone explains; the tick is what chance would"
+        drawn.append(Drawn(f"{prefix}importance", draw_importance(known), title, f"Shares: {shares}."))
     if scored:
-        drawn["history"] = (
-            draw_history(rows, name, direction),
-            f"Validation {name} of each trial in the order of their beginning; the line is the best so far",
-            f"{len(scored)} trials with a score, {len(rows) - len(scored)} without.",
-        )
-    for key, (figure, title, description) in drawn.items():
-        write_figure(figure, folder / f"{prefix}{key}.png", title=title, description=description)
-    loaded = load_figures(folder, [f"{prefix}{key}" for key in drawn])
+        title = f"Validation {name} of each trial in the order of their beginning; the line is the best so far"
+        text = f"{len(scored)} trials with a score, {len(rows) - len(scored)} without."
+        drawn.append(Drawn(f"{prefix}history", draw_history(rows, name, direction), title, text))
+    write_figures(folder, drawn)
+    loaded = load_figures(folder, [one.name for one in drawn])
     return {key: loaded.get(f"{prefix}{key}") for key in FIGURES}
 
 

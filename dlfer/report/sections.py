@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from dlfer.config.schema import ExperimentConfig
+from dlfer.config.schema import STAGES, ExperimentConfig, PretrainConfig, StageConfig
 from dlfer.config.sections import BoostingConfig, DataConfig, EnsembleConfig
-from dlfer.config.stage_section import PretrainConfig, StageConfig
 from dlfer.report.figures import COLOURS, HATCHES, MOST_LABELS, figure_style, new_figure
 from dlfer.report.headline import COMBINATIONS
 from dlfer.report.page import format_count, format_percent
 from dlfer.runs.records import Cost, DataRecord
-from dlfer.runs.training_records import BoostedLevel, BoostingRecord, TransferRecord
-from dlfer.runs.wording import format_duration
-from dlfer.train.progress import STAGES
+from dlfer.runs.run import format_duration
+from dlfer.runs.run_records import BoostedLevel, BoostingRecord, TransferRecord
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

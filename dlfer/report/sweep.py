@@ -1,4 +1,4 @@
-"""Figures and tables of a sweep: its cells ranked on validation, and each compared with one of them."""
+"""Figures and tables of a sweep: its cells ranked and compared, and the best cells of `sweep.best_of`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,22 @@ import numpy as np
 
 from dlfer.metrics.predictions import Predictions, read_predictions
 from dlfer.report.curves import MacroRoc, compute_class_rocs, draw_class_rocs, frame_roc
-from dlfer.report.figures import COLOURS, HATCHES, INK, LINES, SOFT, figure_style, new_figure, write_figure
+from dlfer.report.figures import (
+    COLOURS,
+    HATCHES,
+    INK,
+    LINES,
+    SOFT,
+    Drawn,
+    figure_style,
+    name_rows,
+    new_figure,
+    write_figures,
+)
 from dlfer.report.page import format_count, format_interval, format_percent, format_value, shorten_key
 from dlfer.runs.comparison_record import ArmPair, ArmRow, BestCell, BestCells, ComparisonRecord, Mean
-from dlfer.runs.metrics_record import CountedEstimate, Estimate
-from dlfer.runs.wording import format_duration, is_missing
+from dlfer.runs.metrics_record import CountedEstimate, Estimate, is_missing
+from dlfer.runs.run import format_duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -169,20 +180,15 @@ def write_best_figures(folder: Path, best: BestCells | None, runs: Mapping[tuple
         f"{title}: " + ", ".join(f"{words} {format_percent(cell.get(name).value)}" for name, words in SCORES.items())
         for title, cell in shown
     ]
-    written = [
-        write_figure(
-            draw_best_scores(tables if len(tables) <= _MOST_PANELS else [BestTable(None, shown)]),
-            folder / "best_scores.png",
-            title=f"The best cells{which} on {best.judged_on}, with 95 % intervals",
-            description=f"On {best.judged_on}. {'; '.join(texts)}.",
-        )
-    ]
+    figure = draw_best_scores(tables if len(tables) <= _MOST_PANELS else [BestTable(None, shown)])
+    title = f"The best cells{which} on {best.judged_on}, with 95 % intervals"
+    drawn = [Drawn("best_scores", figure, title, f"On {best.judged_on}. {'; '.join(texts)}.")]
     found = [(title, _read_first_seed(cell, runs, best.part)) for title, cell in shown]
     panels = [(title, predictions) for title, predictions in found if predictions is not None]
-    return written + _write_rocs(folder, panels, best.part, num_gone=len(found) - len(panels))
+    return write_figures(folder, [*drawn, *_draw_rocs(panels, best.part, num_gone=len(found) - len(panels))])
 
 
-def _write_rocs(folder: Path, panels: Sequence[tuple[str, Predictions]], split: str, *, num_gone: int) -> list[Path]:
+def _draw_rocs(panels: Sequence[tuple[str, Predictions]], split: str, *, num_gone: int) -> list[Drawn]:
     curves = [(title, compute_class_rocs(predictions)[1]) for title, predictions in panels]
     macros = [(title, macro) for title, macro in curves if macro is not None]
     if not macros:
@@ -190,17 +196,17 @@ def _write_rocs(folder: Path, panels: Sequence[tuple[str, Predictions]], split: 
     gone = f"; {num_gone} cells without predictions are left out" if num_gone else ""
     texts = [f"{title} {macro.area:.3f}" for title, macro in macros]
     return [
-        write_figure(
+        Drawn(
+            "best_macro_roc",
             draw_macro_rocs(macros),
-            folder / "best_macro_roc.png",
-            title=f"ROC on {split}: the mean over classes, of each best cell's first seed{gone}",
-            description=f"Mean area under the ROC curves on {split}: {'; '.join(texts)}.",
+            f"ROC on {split}: the mean over classes, of each best cell's first seed{gone}",
+            f"Mean area under the ROC curves on {split}: {'; '.join(texts)}.",
         ),
-        write_figure(
+        Drawn(
+            "best_roc",
             draw_best_rocs(panels),
-            folder / "best_roc.png",
-            title=f"ROC on {split}: each class against the rest, and their mean (grey), of each best cell's first seed{gone}",
-            description=f"ROC curves of each class, by cell. Mean area: {'; '.join(texts)}.",
+            f"ROC on {split}: each class against the rest, and their mean (grey), of each best cell's first seed{gone}",
+            f"ROC curves of each class, by cell. Mean area: {'; '.join(texts)}.",
         ),
     ]
 
@@ -318,28 +324,18 @@ MOST_DRAWN = 30
 
 def write_sweep_figures(folder: Path, comparison: ComparisonRecord) -> list[Path]:
     """Draw the ranking and the differences as far as there are any; return the paths."""
-    written, table, pairs = [], comparison.table[:MOST_DRAWN], comparison.paired[:MOST_DRAWN]
+    drawn, table, pairs = [], comparison.table[:MOST_DRAWN], comparison.paired[:MOST_DRAWN]
     which = f"the best {MOST_DRAWN} cells" if len(comparison.table) > MOST_DRAWN else "the cells"
     if table:
         texts = [f"{row.arm} {format_percent(row.validation.value)}" for row in table]
-        written.append(
-            write_figure(
-                draw_ranking(table),
-                folder / "ranking.png",
-                title=f"Accuracy of {which} with its 95 % interval, in the order of validation",
-                description=f"On validation: {'; '.join(texts)}.",
-            )
-        )
+        title = f"Accuracy of {which} with its 95 % interval, in the order of validation"
+        drawn.append(Drawn("ranking", draw_ranking(table), title, f"On validation: {'; '.join(texts)}."))
     if pairs:
-        written.append(
-            write_figure(
-                draw_sweep_differences(pairs),
-                folder / "differences.png",
-                title=f"Difference on {pairs[0].part} from “{pairs[0].a}”, paired by image, with its 95 % interval, not corrected",
-                description=" ".join(pair.sentence for pair in pairs),
-            )
-        )
-    return written
+        part, reference = pairs[0].part, pairs[0].a
+        title = f"Difference on {part} from “{reference}”, paired by image, with its 95 % interval, not corrected"
+        text = " ".join(pair.sentence for pair in pairs)
+        drawn.append(Drawn("differences", draw_sweep_differences(pairs), title, text))
+    return write_figures(folder, drawn)
 
 
 def draw_ranking(table: Sequence[ArmRow]) -> Figure:
@@ -357,10 +353,7 @@ def draw_ranking(table: Sequence[ArmRow]) -> Figure:
             above = [100 * max(0.0, estimate.high - estimate.value) for _, estimate in shown]
             look = {"fmt": marker, "color": COLOURS[number], "markersize": 5, "elinewidth": 1.4, "capsize": 2}
             axes.errorbar(values, places, xerr=[below, above], label=split, **look)
-        axes.set_yticks(range(len(table)), [row.arm for row in table])
-        axes.set_ylim(len(table) - 0.4, -0.6)
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
+        name_rows(axes, [row.arm for row in table])
         axes.set_xlabel("accuracy (%)")
         figure.legend(loc="outside upper left", ncols=2)
     return figure
@@ -378,10 +371,7 @@ def draw_sweep_differences(pairs: Sequence[ArmPair]) -> Figure:
             axes.plot([low, high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
             axes.plot(value, place, "o", color=colour, markersize=6.5)
         axes.axvline(0, color=INK, linewidth=1)
-        axes.set_yticks(range(len(pairs)), [pair.b for pair in pairs])
-        axes.set_ylim(len(pairs) - 0.4, -0.6)
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
+        name_rows(axes, [pair.b for pair in pairs])
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(
             f"percentage points of accuracy from “{pairs[0].a}” (blue: significant after Holm's correction)"

@@ -11,11 +11,13 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +29,25 @@ from dlfer.runs.records import DataRecord, RunRecord, to_json
 
 if TYPE_CHECKING:
     from dlfer.config.schema import ExperimentConfig
+
+
+def format_duration(seconds: float | None, *, is_estimate: bool = False) -> str:
+    """Write a time in its two largest units; an estimate, which is not so precise, in whole seconds, minutes or hours.
+
+    Example:
+        >>> [format_duration(seconds) for seconds in (4.25, 1085, 11220, None)]
+        ['4.2 s', '18 min 05 s', '3 h 07 min', '–']
+        >>> [format_duration(seconds, is_estimate=True) for seconds in (45.3, 1085, 11220)]
+        ['45 s', '18 min', '3 h 07 min']
+    """
+    if seconds is None or math.isnan(seconds):
+        return "–"
+    minutes, hours = int(seconds // 60), int(seconds // 3600)
+    if hours:
+        return f"{hours} h {minutes % 60:02d} min"
+    if minutes:
+        return f"{minutes} min" if is_estimate else f"{minutes} min {int(seconds % 60):02d} s"
+    return f"{seconds:.0f} s" if is_estimate else f"{seconds:.1f} s"
 
 
 PACKAGES = (
@@ -270,3 +291,30 @@ def _make_new_folder(parent: Path, name: str) -> Path:
             ) from None
         return path
     raise ConfigError(f"{parent}: found a thousand runs named {name}; choose another folder by --out.")
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """What `dlfer run` and `dlfer ablate` take besides the experiment.
+
+    Attributes:
+        overrides: dotted key -> value, from --set.
+        out: the folder of runs; None: saved_models/runs.
+        smoke: two batches of at most eight images in every phase.
+        dry_run: explain what would be done, and stop.
+        require_gpu: refuse to run without a GPU.
+        max_hours: stop cleanly at a checkpoint after so long.
+        use_cache: take EF-FER1 from the cache if it was trained before.
+        judge_test: judge the model on the test part at the end; a search's trials leave it closed.
+        argv: the command, recorded in run.json.
+    """
+
+    overrides: dict[str, Any] = field(default_factory=dict)
+    out: Path | None = None
+    smoke: bool = False
+    dry_run: bool = False
+    require_gpu: bool = False
+    max_hours: float | None = None
+    use_cache: bool = True
+    judge_test: bool = True
+    argv: tuple[str, ...] = ()

@@ -21,7 +21,7 @@ from dlfer.report.sweep import SCORES
 from dlfer.runs.comparison_record import ArmRow, BestCell, BestCells, Mean, SeedEstimate
 from dlfer.runs.files import write_atomically
 from dlfer.runs.metrics_record import Estimate
-from dlfer.runs.training_records import Epoch, read_events, read_history
+from dlfer.runs.run_records import Epoch, read_events, read_history
 from dlfer.study.members import Member
 from dlfer.study.summary import Finished, describe_split
 

@@ -19,11 +19,11 @@ from dlfer.metrics.paired import compare_seeds
 from dlfer.metrics.predictions import Predictions, read_predictions
 from dlfer.metrics.several import compare_several, match_predictions
 from dlfer.runs.comparison_record import ArmPair, ModelComparison, System
-from dlfer.runs.evaluations import require_metrics
 from dlfer.runs.find import open_run
 from dlfer.runs.member_rows import read_member_rows
 from dlfer.runs.metrics_record import Metrics, ModelPair
 from dlfer.runs.run import Run
+from dlfer.runs.run_records import require_metrics
 from dlfer.study.summary import conclude_pair, correct_pairs
 
 SPLITS = ("test", "validation")

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from dlfer.train.progress import STAGES
+from dlfer.config.schema import STAGES
 
 
 class StudyConsole:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import keras
 
-from dlfer.config.stage_section import PretrainConfig, StageConfig
+from dlfer.config.schema import PretrainConfig, StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.errors import DataError, DlferError, NonFiniteError, TrainingStopped
 from dlfer.model.stage_network import TransferNetwork, attach_auxiliary

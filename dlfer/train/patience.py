@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from dlfer.config.stage_section import StageConfig
+from dlfer.config.schema import StageConfig
 
 if TYPE_CHECKING:
     from dlfer.train.state import StageState

@@ -8,10 +8,10 @@ import time
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dlfer.runs.wording import format_duration
+from dlfer.config.schema import STAGES
+from dlfer.runs.run import format_duration
 from dlfer.train.watch import TrainingListener
 
-STAGES = {"pretrain": "EF-FER1", "finetune": "EF-FER2"}
 HEARTBEAT_SECONDS = 60.0
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from dlfer.config.stage_section import StageConfig
+from dlfer.config.schema import StageConfig
 from dlfer.train.control import StopControl
 from dlfer.train.device import Device
 from dlfer.train.watch import TrainingListener

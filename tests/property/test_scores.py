@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from dlfer.metrics import confidence as cal
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_metrics_file
+from dlfer.runs.metrics_record import Metrics
 
 RANGES = {"mcc": (-1, 1), "cohen_kappa": (-1, 1), "log_loss": (0, 16), "brier": (0, 2)}
 
@@ -50,9 +51,7 @@ def iterate_figures(value, name=""):
 def test_the_metrics_file_is_strict_json_and_its_figures_are_in_range(predictions):
     file = compute_metrics_file(
         {"validation": predictions, "test": predictions},
-        protocol="official",
-        banner=None,
-        selected_on="PublicTest",
+        Metrics(protocol="official", banner=None, selected_on="PublicTest", test_opened=0),
         without_duplicates_ids=predictions.ids[:1].tolist(),
     ).as_json()
     assert json.loads(json.dumps(file, allow_nan=False)) == file

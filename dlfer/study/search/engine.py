@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from dlfer.config.schema import ExperimentConfig
-from dlfer.config.stage_section import StageConfig
+from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.errors import ConfigError
 from dlfer.runs.member_rows import MemberRow
 

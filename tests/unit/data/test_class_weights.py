@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dlfer.config.stage_section import StageConfig
+from dlfer.config.schema import StageConfig
 from dlfer.data.bundle import Split
 from dlfer.data.pipeline import find_class_weights, iterate_epoch
 

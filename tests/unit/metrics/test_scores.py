@@ -8,6 +8,7 @@ import pytest
 from dlfer.errors import DataError
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_group_scores, compute_metrics_file, compute_scores, read_attributes
+from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import DuplicatesRecord
 
 FIGURES = [
@@ -85,10 +86,13 @@ def test_the_metrics_file_has_all_parts():
     test, validation = make(), make(seed=1, prefix="validation")
     file = compute_metrics_file(
         {"test": test, "validation": validation},
-        protocol="official",
-        banner=None,
-        selected_on="PublicTest",
-        duplicates=DuplicatesRecord.build(DUPLICATES),
+        Metrics(
+            protocol="official",
+            banner=None,
+            selected_on="PublicTest",
+            duplicates=DuplicatesRecord.build(DUPLICATES),
+            test_opened=0,
+        ),
         without_duplicates_ids=test.ids[30:].tolist(),
     ).as_json()
     assert list(file) == [
@@ -108,9 +112,7 @@ def test_without_a_test_split_its_metrics_are_null_and_validation_is_scored_with
     validation = make()
     file = compute_metrics_file(
         {"test": None, "validation": validation},
-        protocol="official",
-        banner="b",
-        selected_on="PublicTest",
+        Metrics(protocol="official", banner="b", selected_on="PublicTest", test_opened=0),
         without_duplicates_ids=validation.ids[30:].tolist(),
     ).as_json()
     assert file["test"] is None

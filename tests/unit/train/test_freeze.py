@@ -3,8 +3,8 @@
 import keras
 import pytest
 
+from dlfer.config.schema import FreezeConfig, StageConfig
 from dlfer.config.sections import ModelConfig
-from dlfer.config.stage_section import FreezeConfig, StageConfig
 from dlfer.model.backbones import build_backbone
 from dlfer.model.hybrid import build_hybrid_backbone, name_branches
 from dlfer.train.plan import set_trainable, unfreeze_random_start

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlfer.config.stage_section import StageConfig
+from dlfer.config.schema import StageConfig
 from dlfer.train.patience import count_epoch, count_plateau, find_reference
 from dlfer.train.state import StageState
 

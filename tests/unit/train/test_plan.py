@@ -5,9 +5,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlfer.config.schema import ExperimentSection
+from dlfer.config.schema import ExperimentSection, StageConfig
 from dlfer.config.sections import ModelConfig
-from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.train.control import StopControl
