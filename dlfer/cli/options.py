@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from dlfer.errors import UserError
-from dlfer.runs.run import RunOptions
+from dlfer.runs.options import RunOptions
 
 _PASSWORD = re.compile(r"(://[^:/@\s]*):[^@/\s]*@")
 

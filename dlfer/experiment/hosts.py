@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from dlfer.config.schema import ExperimentConfig
-from dlfer.runs.run import RunOptions
+from dlfer.runs.options import RunOptions
 from dlfer.train.cluster import dismiss_followers, join_cluster
 from dlfer.train.device import choose_device, set_determinism
 from dlfer.train.follow import follow_chief

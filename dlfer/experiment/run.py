@@ -47,8 +47,9 @@ from dlfer.report.pictures import write_confusion_page, write_error_page
 from dlfer.runs.audit_record import AuditRecord
 from dlfer.runs.find import open_run
 from dlfer.runs.metrics_record import Metrics
+from dlfer.runs.options import RunOptions
 from dlfer.runs.records import About, DataRecord
-from dlfer.runs.run import Run, RunOptions, create_run
+from dlfer.runs.run import Run, create_run
 from dlfer.runs.run_records import count_openings, log_opening
 from dlfer.train.device import Device, choose_device, set_determinism
 

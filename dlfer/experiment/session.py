@@ -12,7 +12,8 @@ from dlfer.config.schema import StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.data.sources import load_data
 from dlfer.runs.find import default_runs_folder
-from dlfer.runs.run import Run, RunOptions, format_duration
+from dlfer.runs.options import RunOptions
+from dlfer.runs.run import Run, format_duration
 from dlfer.train.control import StopControl
 from dlfer.train.progress import ConsoleListener
 from dlfer.train.watch import TrainingListener

@@ -107,13 +107,9 @@ def choose_examples(predictions: Predictions, *, limit: int = MOST_EXAMPLES) -> 
 
 
 def draw_occlusion(images: np.ndarray, occlusions: Sequence[Occlusion], captions: Sequence[str]) -> Figure:
-    """Draw for each image, from above: itself, the sensitivity laid over it, and the squares that flip the answer.
+    """Draw for each image (uint8 [N, H, W, 1 or 3]) itself, the sensitivity laid over it, and what flips the answer.
 
-    All maps have one scale, symmetric around zero.
-
-    Args:
-        images: uint8 [N, H, W, 1 or 3].
-        occlusions, captions: one for each image.
+    All maps have one scale, symmetric around zero. Occlusions and captions are one for each image.
     """
     most = max(max(float(np.abs(occlusion.sensitivity).max()) for occlusion in occlusions), 0.01)
     rows = ("image", "fall of the\nprobability", "answer\nflips")
@@ -143,12 +139,7 @@ def write_occlusion_page(
 ) -> Path | None:
     """Write occlusion.png; nothing if there are no images.
 
-    Args:
-        folder: the run's figures.
-        images: uint8 [M, H, W, C], the images of `rows`.
-        occlusions: one for each image, of its target.
-        predictions: of the part that the rows are of.
-        rows: int [M].
+    images are uint8 [M, H, W, C] of `rows` (int [M]) of the predictions, with an occlusion of its target for each.
     """
     if not len(rows):
         return None
@@ -198,14 +189,7 @@ def draw_preparation(images: np.ndarray, preparation: Preparation, captions: Seq
 
 
 def write_preparation_page(folder: Path, images: np.ndarray, preparation: Preparation, names: Sequence[str]) -> Path:
-    """Write preprocessing.png.
-
-    Args:
-        folder: the run's figures.
-        images: uint8 [M, H, W, C].
-        preparation: of these images.
-        names: the label of each.
-    """
+    """Write preprocessing.png of images (uint8 [M, H, W, C]), their stations, and the label of each."""
     stored, resized = images.shape[1:3], preparation.resized.shape[1:3]
     maps = "; ".join(f"{title}, {values.shape[2]}x{values.shape[1]}" for title, values in preparation.features)
     return write_figure(

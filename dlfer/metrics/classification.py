@@ -19,13 +19,7 @@ SMALLEST_PROBABILITY = float(np.finfo(np.float32).eps)
 def compute_confusion(targets: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """Count how often each class was predicted for each target.
 
-    Args:
-        targets: int [N], 0..num_classes-1.
-        predicted: int [N], 0..num_classes-1.
-        num_classes: C.
-
-    Returns:
-        int64 [C, C], rows are targets, columns are predictions.
+    targets and predicted are int [N], 0..C-1; the result is int64 [C, C], rows are targets, columns are predictions.
     """
     cells = np.asarray(targets, dtype=np.int64) * num_classes + np.asarray(predicted, dtype=np.int64)
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
@@ -65,11 +59,7 @@ def compute_f1(confusion: np.ndarray) -> np.ndarray:
 def compute_specificity(confusion: np.ndarray) -> np.ndarray:
     """Return the true-negative rate of each class, one against the rest.
 
-    Args:
-        confusion: int [..., C, C], rows are targets, columns are predictions.
-
-    Returns:
-        float64 [..., C] in [0, 1]; NaN for a class that is the target of every row.
+    float64 [..., C] in [0, 1]; NaN for a class that is the target of every row.
     """
     negatives = confusion.sum(axis=(-2, -1))[..., None] - compute_support(confusion)
     false_positives = confusion.sum(axis=-2) - _hits(confusion)
@@ -82,14 +72,9 @@ def compute_support(confusion: np.ndarray) -> np.ndarray:
 
 
 def compute_macro(values: np.ndarray, confusion: np.ndarray) -> np.ndarray:
-    """Average a figure over classes, each class counting the same.
+    """Average a figure (float64 [..., C]) over classes, each class counting the same.
 
-    Args:
-        values: float64 [..., C], one figure of each class.
-        confusion: int [..., C, C], tells which classes have rows.
-
-    Returns:
-        float64 [...]: the mean over the classes that have rows and whose figure is defined; else NaN.
+    The mean is over the classes that have rows and whose figure is defined; NaN without any (float64 [...]).
     """
     counted = (compute_support(confusion) > 0) & ~np.isnan(values)
     return _divide(np.where(counted, values, 0.0).sum(axis=-1), counted.sum(axis=-1), np.nan)
@@ -109,11 +94,7 @@ def compute_macro_f1(confusion: np.ndarray) -> np.ndarray:
 def compute_mcc(confusion: np.ndarray) -> np.ndarray:
     """Return Matthews' correlation of targets and predictions, in its form for many classes.
 
-    Args:
-        confusion: int [..., C, C], rows are targets, columns are predictions.
-
-    Returns:
-        float64 [...] in -1..1; 0 where all targets, or all predictions, are one class; NaN without rows.
+    float64 [...] in -1..1; 0 where all targets, or all predictions, are one class; NaN without rows.
 
     Source: Gorodkin, Comput. Biol. Chem. 28 (2004) 367.
     """
@@ -126,11 +107,7 @@ def compute_mcc(confusion: np.ndarray) -> np.ndarray:
 def compute_kappa(confusion: np.ndarray) -> np.ndarray:
     """Return Cohen's kappa: the agreement beyond what the class frequencies alone would give.
 
-    Args:
-        confusion: int [..., C, C], rows are targets, columns are predictions.
-
-    Returns:
-        float64 [...] in -1..1; NaN where targets and predictions are all the same class, or without rows.
+    float64 [...] in -1..1; NaN where targets and predictions are all the same class, or without rows.
 
     Source: Cohen, Educ. Psychol. Meas. 20 (1960) 37.
     """
@@ -143,29 +120,18 @@ def compute_one_vs_rest_accuracy(confusion: np.ndarray) -> np.ndarray:
 
     It is far above the accuracy, because the true negatives count: seven classes at 70 % have a mean of
     1 - 2 (1 - 0.7) / 7 = 91.4 %. Publications that report it as accuracy are not comparable with others.
-
-    Args:
-        confusion: int [..., C, C], rows are targets, columns are predictions.
-
-    Returns:
-        float64 [..., C] in 0..1; defined for a class without rows, too; NaN without any row.
+    float64 [..., C] in 0..1; defined for a class without rows, too; NaN without any row.
     """
     n = confusion.sum(axis=(-2, -1))[..., None]
     return _divide(n - compute_support(confusion) - confusion.sum(axis=-2) + 2 * _hits(confusion), n, np.nan)
 
 
 def compute_detected(confusion: np.ndarray) -> np.ndarray:
-    """Return whether the most frequent prediction for a class is that class.
+    """Return whether the most frequent prediction for a class is that class (bool [..., C]).
 
-    A class counts as detected only if it was predicted more often than each other one: a tie is no
-    detection, nor is a class without rows. The share of the classes present that are detected is the
-    "emotion detection rate" of some publications; with seven classes it knows eight values only.
-
-    Args:
-        confusion: int [..., C, C], rows are targets, columns are predictions.
-
-    Returns:
-        bool [..., C].
+    A class counts as detected only if it was predicted more often than each other one: a tie is no detection, nor is a
+    class without rows. The share of the classes present that are detected is the "emotion detection rate" of some
+    publications; with seven classes it knows eight values only.
     """
     others = np.where(np.eye(confusion.shape[-1], dtype=bool), -1, confusion)
     return _hits(confusion) > np.maximum(others.max(axis=-1), 0)

@@ -64,8 +64,7 @@ def compute_reliability(confidences: np.ndarray, correct: np.ndarray, *, binning
         binning: "mass" or "width"; 15 bins, a bin holds its upper edge, equal confidences share a bin.
 
     Returns:
-        [{"n", "confidence", "accuracy", "low", "high"}] by rising confidence, with Wilson's interval of the
-        accuracy.
+        [{"n", "confidence", "accuracy", "low", "high"}] by rising confidence, with Wilson's interval of the accuracy.
     """
     binned = _bin(confidences, correct, binning)
     rows = []
@@ -96,15 +95,8 @@ def compute_item_briers(targets: np.ndarray, probabilities: np.ndarray) -> np.nd
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Return probabilities**(1/temperature), divided by their sum: softer above 1, sharper below.
 
-    It is the softmax of logits / temperature, since log-probabilities are logits up to a constant. The
-    order of the classes stays.
-
-    Args:
-        probabilities: float [N, C].
-        temperature: above 0.
-
-    Returns:
-        float64 [N, C], rows sum to one.
+    It is the softmax of logits / temperature, since log-probabilities are logits up to a constant. The order of the
+    classes stays. From float [N, C] it makes float64 [N, C], rows sum to one.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017).
     """
@@ -168,8 +160,8 @@ def compute_calibration(predictions: Predictions, temperature: float | None = No
         over all classes of that of their probability, in bins of equal width; most images are far from most classes, so
         that it is smaller.
 
-    Source: Naeini, Cooper & Hauskrecht, AAAI 2015 (equal width); Nixon et al., CVPR workshops 2019 (equal mass); Kull et
-    al., "Beyond temperature scaling" (NeurIPS 2019), classwise.
+    Source: Naeini, Cooper & Hauskrecht, AAAI 2015 (equal width); Nixon et al., CVPR workshops 2019 (equal mass); Kull
+    et al., "Beyond temperature scaling" (NeurIPS 2019), classwise.
     """
     versions = {"raw": predictions.probabilities.astype(np.float64)}
     if temperature is not None:
@@ -273,15 +265,10 @@ MAX_POINTS = 101
 
 
 def compute_risk_coverage(confidences: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the share of images answered and the share of these that are wrong, for each threshold.
+    """Return coverage, risk and threshold at each distinct confidence (float64 [M]), from float [N] and bool [N].
 
-    Args:
-        confidences: float [N].
-        correct: bool [N].
-
-    Returns:
-        coverage (float64 [M], falling from 1), risk (float64 [M]) and threshold (float64 [M], rising): one
-        for each distinct confidence.
+    The coverage (share of images answered) falls from 1, the threshold rises, and the risk is the share of the answered
+    images that are wrong.
     """
     thresholds, position = np.unique(np.asarray(confidences, dtype=np.float64), return_inverse=True)
     answered = _sum_from_above(np.bincount(position, minlength=len(thresholds)))
@@ -306,8 +293,8 @@ def compute_aurc_interval(confidences: np.ndarray, correct: np.ndarray, level: f
 
     Wilson's, with as many images as would give the area's variance, which is the infinitesimal jackknife's: the sum
     of the squared effects of the images' weights. The few wrong images, or the few right ones, decide it: their number
-    is that of the degrees of freedom of Student's quantile. Where all are right or all are wrong it is Wilson's of the error
-    rate, which the area is there.
+    is that of the degrees of freedom of Student's quantile. Where all are right or all are wrong it is Wilson's of the
+    error rate, which the area is there.
 
     Args:
         confidences: float [N], N at least 1.
@@ -331,12 +318,7 @@ def compute_aurc_interval(confidences: np.ndarray, correct: np.ndarray, level: f
 def compute_aurc_effects(confidences: np.ndarray, correct: np.ndarray) -> np.ndarray:
     """Return the derivative of the area under the risk-coverage curve by the weight of each image.
 
-    Args:
-        confidences: float [N].
-        correct: bool [N].
-
-    Returns:
-        float64 [N], sums to 0. An image counts at its own confidence and in the risk at each lower one.
+    float64 [N], sums to 0. An image counts at its own confidence and in the risk at each lower one.
     """
     _, position = np.unique(np.asarray(confidences, dtype=np.float64), return_inverse=True)
     wrong = ~np.asarray(correct, dtype=bool)
@@ -349,16 +331,10 @@ def compute_aurc_effects(confidences: np.ndarray, correct: np.ndarray) -> np.nda
 
 
 def choose_threshold(predictions: Predictions, target_accuracy: float) -> float | None:
-    """Return the lowest confidence from which on the answered images reach an accuracy.
+    """Return the lowest confidence from which on the answered images reach an accuracy (a fraction in 0..1).
 
-    It is chosen to look good on these very images: give it those of validation, and judge it on others.
-
-    Args:
-        predictions: of the images to choose on.
-        target_accuracy: fraction in 0..1.
-
-    Returns:
-        The threshold; 0 where all images together reach the accuracy; None where no part of them does.
+    It is chosen to look good on these very images: give it those of validation, and judge it on others. It is 0 where
+    all images together reach the accuracy, and None where no part of them does.
 
     Raises:
         DataError: the accuracy is not in 0..1.

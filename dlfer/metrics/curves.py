@@ -69,11 +69,8 @@ def compute_aucs(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
 def compute_average_precision(is_target: np.ndarray, scores: np.ndarray) -> float:
     """Return the mean precision at the thresholds where rows of a class are found (a step-wise sum, no trapezoids).
 
-    Rows with the same score pass the threshold together. NaN where no row is of the class.
-
-    Args:
-        is_target: bool [N].
-        scores: float [N], larger means more probably the class.
+    Rows with the same score (float [N], larger: more probably the class) pass the threshold together. NaN where no row
+    is of the class.
     """
     found, true_positives, passed, _ = count_ranked(is_target, scores)
     positives = int(found.sum())
@@ -124,8 +121,8 @@ def compute_auc_intervals(
     its interval covers 85 %, with 900 rows and an area above 0.999 91 %. Below 100 rows on a side, and where fewer than
     5 rows are misplaced in effect (rows times the distance of the area from 0 or 1), the interval is therefore extended
     to those areas that a test with Hanley and McNeil's variance does not reject, which are all of it at an area of
-    exactly 0 or 1 and with a single row on a side, where DeLong's variance vanishes. The mean has Student's quantile for
-    the number of rows of the smallest class (10 or more).
+    exactly 0 or 1 and with a single row on a side, where DeLong's variance vanishes. The mean has Student's quantile
+    for the number of rows of the smallest class (10 or more).
 
     Args:
         targets: int [N].

@@ -115,15 +115,10 @@ def _compute_poisson_limit(count: float, level: float) -> float:
 
 
 def compute_f1_interval(hits: int, misses: int, level: float = 0.95) -> Interval:
-    """Return an interval of one class's F1 from its counts.
+    """Return an interval of one class's F1 from its counts of hits (TP) and misses (FP + FN).
 
-    TP / (TP + FP + FN) is a proportion J, and F1 = 2 J / (1 + J) rises with it, so Wilson's bounds of J
-    turn into bounds of F1.
-
-    Args:
-        hits: TP.
-        misses: FP + FN.
-        level: the probability of covering.
+    TP / (TP + FP + FN) is a proportion J, and F1 = 2 J / (1 + J) rises with it, so Wilson's bounds of J turn into
+    bounds of F1.
 
     Source: Lam, Gopal & Qian, "Confidence Intervals for the F1 Score" (2023), the indirect Wilson method.
     """
@@ -207,14 +202,9 @@ PER_CLASS = ("precision", "recall", "f1", "specificity", "one_vs_rest_accuracy")
 
 
 def compute_class_intervals(confusion: np.ndarray, level: float = 0.95) -> dict[str, list[Interval]]:
-    """Return metric -> interval of each class, for the metrics of PER_CLASS.
+    """Return metric -> interval of each class, for the metrics of PER_CLASS, from a confusion matrix int [C, C].
 
-    Args:
-        confusion: int [C, C], rows are targets, columns are predictions.
-        level: the probability of covering.
-
-    Returns:
-        (NaN, NaN) where the metric is undefined, and for the precision of a class that was never predicted.
+    (NaN, NaN) where the metric is undefined, and for the precision of a class that was never predicted.
     """
     support, predicted, total = mt.compute_support(confusion), confusion.sum(axis=0), int(confusion.sum())
     intervals: dict[str, list[Interval]] = {name: [] for name in PER_CLASS}
@@ -235,17 +225,12 @@ def compute_class_intervals(confusion: np.ndarray, level: float = 0.95) -> dict[
 
 
 def compute_average_intervals(confusion: np.ndarray, level: float = 0.95) -> dict[str, Interval]:
-    """Return metric -> interval, for each metric over all classes that depends on the confusion matrix alone.
+    """Return metric -> interval, for each metric over all classes that a confusion matrix (int [C, C]) gives.
 
-    Args:
-        confusion: int [C, C], rows are targets, columns are predictions; at least one image.
-        level: the probability of covering.
-
-    Returns:
-        Intervals of accuracy, weighted_recall (the same), macro_recall, balanced_accuracy (the same),
-        macro_precision, macro_specificity, macro_f1, weighted_precision, weighted_f1, one_vs_rest_accuracy, mcc,
-        cohen_kappa and emotion_detection_rate; (NaN, NaN) where there is none: MCC and kappa where all targets or all
-        predictions are one class, specificity where all targets are.
+    These are accuracy, weighted_recall (the same), macro_recall, balanced_accuracy (the same), macro_precision,
+    macro_specificity, macro_f1, weighted_precision, weighted_f1, one_vs_rest_accuracy, mcc, cohen_kappa and
+    emotion_detection_rate; (NaN, NaN) where there is none: MCC and kappa where all targets or all predictions are one
+    class, specificity where all targets are.
     """
     total, hits = int(confusion.sum()), int(np.trace(confusion))
     accuracy = compute_wilson_interval(hits, total, level)
@@ -271,14 +256,10 @@ def compute_average_intervals(confusion: np.ndarray, level: float = 0.95) -> dic
 def compute_detection_interval(confusion: np.ndarray, level: float = 0.95) -> Interval:
     """Return an interval of the share of classes whose most frequent prediction is right.
 
-    A class counts as certainly detected where its own label is significantly more frequent than each other one
-    among its images, and as certainly not detected where some other label is significantly more frequent than its
-    own (exact sign tests, Bonferroni's correction over classes and labels). The limits count the classes that are
-    certainly detected, and those that are not certainly undetected; they err on the wide side.
-
-    Args:
-        confusion: int [C, C], rows are targets, columns are predictions.
-        level: the probability of covering.
+    A class counts as certainly detected where its own label is significantly more frequent than each other one among
+    its images, and as certainly not detected where some other label is significantly more frequent than its own (exact
+    sign tests, Bonferroni's correction over classes and labels). The limits count the classes that are certainly
+    detected, and those that are not certainly undetected; they err on the wide side.
     """
     from scipy.special import bdtrc
 

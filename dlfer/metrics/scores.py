@@ -116,7 +116,8 @@ def compute_metrics_file(
     Args:
         parts: "test", "validation" and "train" -> predictions; absent or None where there is none.
         about: what is known before: protocol, banner, selected_on, duplicates, test_opened; and temperature and abstain
-            as they were found on validation earlier. Where these are None and `parts` has validation they are found on it.
+            as they were found on validation earlier. Where these are None and `parts` has validation they are found on
+            it.
         without_duplicates_ids: ids of the judged images (test, else validation) that have no duplicate in the data that
             made the model; they are scored once more.
         target_accuracy: fraction that the answered validation images are to reach by abstaining.
@@ -286,8 +287,8 @@ def compute_group_scores(predictions: Predictions, attributes: Attributes, *, fi
 
     Returns:
         Accuracy and recall as fractions. A gap is the largest less the smallest, over the groups with 20 images or more
-        (for recall: of that label). Its interval is Newcombe's for those two groups; they were picked by looking, so that
-        it errs towards a larger gap.
+        (for recall: of that label). Its interval is Newcombe's for those two groups; they were picked by looking, so
+        that it errs towards a larger gap.
 
     Raises:
         DataError: no attribute names any of the images.

@@ -108,11 +108,8 @@ def figure_style():
 def write_figure(figure: Figure, path: Path, *, title: str, description: str) -> Path:
     """Save `figure` as PNG under a temporary name first; the same figure gives the same bytes.
 
-    Args:
-        figure: what to save.
-        path: ends in .png.
-        title: the caption, kept in the file.
-        description: what a reader who does not see the figure needs to know, kept in the file.
+    The title is the caption; the description is what a reader who does not see the figure needs to know. Both are kept
+    in the file.
     """
     buffer = io.BytesIO()
     metadata = {"Title": title, "Description": description, "Software": "dlfer"}
@@ -148,15 +145,10 @@ def name_rows(axes: Axes, names: Sequence[str], *, below: float = 0.4) -> None:
 
 
 def stamp_banner(folder: Path, names: Sequence[str], banner: str | None) -> None:
-    """Draw `banner`, the warning that every output of a run carries, above each figure that is there.
+    """Draw `banner`, the warning that every output of a run carries, above each <name>.png that is in a folder.
 
-    It takes the place of an earlier one, and None takes that away: a run's banner is known only when the
-    run is judged, and changes if it is judged again.
-
-    Args:
-        folder: of the figures.
-        names: file names without .png.
-        banner: as in metrics.json.
+    It takes the place of an earlier one, and None takes that away: a run's banner is known only when the run is judged,
+    and changes if it is judged again.
     """
     for path in (folder / f"{name}.png" for name in names):
         if path.exists():

@@ -226,13 +226,9 @@ class MetricsTable(NamedTuple):
 
 
 def build_metrics_table(metrics: Metrics, splits: Sequence[str] = SPLITS) -> MetricsTable:
-    """Return the table of metrics; the judged split comes first.
+    """Return the table of metrics with a column for each of the splits; the judged split comes first.
 
     A metric that no split has, as in runs of an earlier version, is left out.
-
-    Args:
-        metrics: of the run.
-        splits: those that may be shown.
     """
     shown = {name: metrics.get(name) for name in splits}
     shown = {name: split for name, split in shown.items() if split is not None}

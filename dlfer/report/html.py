@@ -231,8 +231,8 @@ _NO_CONFIG = "What was asked is not shown, because config.yaml cannot be read."
 def write_report(run_path: Path) -> Path:
     """Draw the figures of a run and write its report.html; return the page's path.
 
-    The page leaves out what a run has no files for, because it stopped early or had no EF-FER1, and what the files of an
-    earlier version do not contain.
+    The page leaves out what a run has no files for, because it stopped early or had no EF-FER1, and what the files of
+    an earlier version do not contain.
 
     Args:
         run_path: a run directory, finished or not.

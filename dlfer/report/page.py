@@ -80,12 +80,7 @@ class EmbeddedFigure(NamedTuple):
 
 
 def load_figures(folder: Path, names: Sequence[str]) -> dict[str, EmbeddedFigure | None]:
-    """Return figures by name, ready to be placed in a page; None for one that is absent.
-
-    Args:
-        folder: the run's figures.
-        names: file names without .png.
-    """
+    """Return figures by name (without .png), ready to be placed in a page; None for one that is absent."""
     from PIL import Image
 
     figures: dict[str, EmbeddedFigure | None] = dict.fromkeys(names)

@@ -96,11 +96,7 @@ def draw_image_grid(images: np.ndarray, captions: Sequence[str], *, columns: int
 def write_error_page(folder: Path, images: np.ndarray, predictions: Predictions, rows: np.ndarray) -> Path | None:
     """Write errors.png: wrong predictions with the target's and the predicted name; nothing if there are none.
 
-    Args:
-        folder: the run's figures.
-        images: uint8 [M, H, W, C], the images of `rows`.
-        predictions: of the split that the rows are from.
-        rows: int [M], wrong predictions, the most confident first.
+    images are uint8 [M, H, W, C] of `rows` (int [M]), wrong predictions, the most confident first.
     """
     if len(rows) == 0:
         return None
@@ -119,13 +115,7 @@ def write_error_page(folder: Path, images: np.ndarray, predictions: Predictions,
 
 
 def find_confusions(predictions: Predictions, *, limit: int = 3, each: int = 6) -> list[np.ndarray]:
-    """Return the commonest confusions, each as int [<=each] rows of one target and prediction.
-
-    Args:
-        predictions: of one split.
-        limit: how many confusions, the commonest first.
-        each: how many rows of each, the most confident first.
-    """
+    """Return the commonest confusions: of each, int [<=each] rows of one target and prediction, the surest first."""
     wrong = np.flatnonzero(~predictions.correct)
     pairs = predictions.targets[wrong] * len(predictions.labels) + predictions.predicted[wrong]
     kinds, counts = np.unique(pairs, return_counts=True)
@@ -140,10 +130,7 @@ def find_confusions(predictions: Predictions, *, limit: int = 3, each: int = 6) 
 def write_confusion_page(folder: Path, images: np.ndarray, predictions: Predictions) -> Path | None:
     """Write confusions.png: six images of each of the three commonest confusions; nothing if there are none.
 
-    Args:
-        folder: the run's figures.
-        images: uint8 [N, H, W, C], one for each row of `predictions`.
-        predictions: of the split that the images are from.
+    images are uint8 [N, H, W, C], one for each row of `predictions`; the folder is that of the run's figures.
     """
     found = find_confusions(predictions)
     if not found:
@@ -188,13 +175,7 @@ def _show_image(axes: Axes, image: np.ndarray, caption: str, *, left: float, top
 
 
 def write_augmented_page(folder: Path, images: np.ndarray, names: Sequence[str]) -> Path:
-    """Write augmented.png: training images as the network sees them, with their labels.
-
-    Args:
-        folder: the run's figures.
-        images: uint8 [N, S, S, C], after augmentation.
-        names: N names of labels.
-    """
+    """Write augmented.png: training images as the network sees them (uint8 [N, S, S, C]), with their N labels."""
     return write_figure(
         draw_image_grid(images, names, columns=8),
         Path(folder) / "augmented.png",

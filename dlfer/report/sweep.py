@@ -168,8 +168,8 @@ def write_best_figures(folder: Path, best: BestCells | None, runs: Mapping[tuple
     Args:
         folder: for the figures.
         best: of comparison.json.
-        runs: (cell, seed) -> the member's run. The ROC curves are of each cell's first seed; a cell whose run is gone has
-            none.
+        runs: (cell, seed) -> the member's run. The ROC curves are of each cell's first seed; a cell whose run is gone
+            has none.
     """
     if best is None or not best.table:
         return []

@@ -17,7 +17,6 @@ import platform
 import socket
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -291,30 +290,3 @@ def _make_new_folder(parent: Path, name: str) -> Path:
             ) from None
         return path
     raise ConfigError(f"{parent}: found a thousand runs named {name}; choose another folder by --out.")
-
-
-@dataclass(frozen=True)
-class RunOptions:
-    """What `dlfer run` and `dlfer ablate` take besides the experiment.
-
-    Attributes:
-        overrides: dotted key -> value, from --set.
-        out: the folder of runs; None: saved_models/runs.
-        smoke: two batches of at most eight images in every phase.
-        dry_run: explain what would be done, and stop.
-        require_gpu: refuse to run without a GPU.
-        max_hours: stop cleanly at a checkpoint after so long.
-        use_cache: take EF-FER1 from the cache if it was trained before.
-        judge_test: judge the model on the test part at the end; a search's trials leave it closed.
-        argv: the command, recorded in run.json.
-    """
-
-    overrides: dict[str, Any] = field(default_factory=dict)
-    out: Path | None = None
-    smoke: bool = False
-    dry_run: bool = False
-    require_gpu: bool = False
-    max_hours: float | None = None
-    use_cache: bool = True
-    judge_test: bool = True
-    argv: tuple[str, ...] = ()

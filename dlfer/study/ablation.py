@@ -21,7 +21,7 @@ from dlfer.errors import ConfigError, DlferError
 from dlfer.report.comparison import format_comparison_table
 from dlfer.runs.comparison_record import ArmKey, ComparisonRecord
 from dlfer.runs.find import open_run
-from dlfer.runs.run import RunOptions
+from dlfer.runs.options import RunOptions
 from dlfer.runs.run_records import read_history
 from dlfer.study.comparison import (
     ArrayTask,

@@ -21,7 +21,8 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from dlfer.errors import DlferError, TrainingStopped, UserError
-from dlfer.runs.run import Run, RunOptions
+from dlfer.runs.options import RunOptions
+from dlfer.runs.run import Run
 from dlfer.train.control import StopControl
 from dlfer.train.watch import TrainingListener
 

@@ -17,7 +17,8 @@ from dlfer.report.page import format_percent
 from dlfer.runs.comparison_record import ComparisonRecord
 from dlfer.runs.find import default_runs_folder
 from dlfer.runs.member_rows import is_run, write_member_rows
-from dlfer.runs.run import Run, RunOptions, create_run, format_duration
+from dlfer.runs.options import RunOptions
+from dlfer.runs.run import Run, create_run, format_duration
 from dlfer.study.members import Member, Plan, open_shared_run, read_members
 from dlfer.study.progress import StudyConsole
 from dlfer.study.runner import Ending, Runner, Task

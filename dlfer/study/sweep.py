@@ -24,7 +24,7 @@ from dlfer.report.sweep import SCORES, format_best_tables, format_sweep_table
 from dlfer.runs.comparison_record import ArmPair, ArmRow, ComparisonRecord, UnfinishedMember
 from dlfer.runs.files import write_atomically
 from dlfer.runs.find import open_run
-from dlfer.runs.run import RunOptions
+from dlfer.runs.options import RunOptions
 from dlfer.study.best_cells import BEST_FILE, choose_best_cells, write_best_csv
 from dlfer.study.comparison import (
     ArrayTask,

@@ -13,7 +13,7 @@ import pytest
 
 from dlfer.errors import ConfigError, TrainingStopped
 from dlfer.experiment.run import run_experiment
-from dlfer.runs.run import RunOptions
+from dlfer.runs.options import RunOptions
 from dlfer.study.ablation import EQUAL_COMPUTE, WITH, WITHOUT, resume_ablation, run_ablation
 from tests.integration.conftest import SMALL, command, dlfer, environment
 

@@ -17,7 +17,7 @@ from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.experiment.evaluate import evaluate_model
 from dlfer.experiment.run import describe_outcome, run_experiment
 from dlfer.report.terminal import format_metrics
-from dlfer.runs.run import RunOptions
+from dlfer.runs.options import RunOptions
 
 EXPERIMENT = """
 experiment: {{name: planted}}

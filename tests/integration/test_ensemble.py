@@ -16,7 +16,7 @@ from dlfer.model.artifact import load_artifact
 from dlfer.model.predict import predict_views
 from dlfer.runs.find import list_runs
 from dlfer.runs.member_rows import read_member_rows
-from dlfer.runs.run import RunOptions
+from dlfer.runs.options import RunOptions
 from dlfer.train.watch import TrainingListener
 from tests.integration.conftest import dlfer
 

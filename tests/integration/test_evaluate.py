@@ -14,7 +14,7 @@ from dlfer.errors import ModelError, UserError
 from dlfer.experiment.evaluate import evaluate_model
 from dlfer.experiment.run import run_experiment
 from dlfer.export.ship import ship_model
-from dlfer.runs.run import RunOptions
+from dlfer.runs.options import RunOptions
 from dlfer.runs.run_records import read_metrics
 
 EXPERIMENT = """

@@ -15,8 +15,9 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError, TrainingStopped, UserError
 from dlfer.report.page import format_overrides
 from dlfer.runs.find import default_runs_folder, open_run
+from dlfer.runs.options import RunOptions
 from dlfer.runs.records import SearchOptionsRecord
-from dlfer.runs.run import Run, RunOptions, create_run
+from dlfer.runs.run import Run, create_run
 from dlfer.study.members import open_shared_run
 from dlfer.study.progress import StudyConsole
 from dlfer.study.runner import Runner

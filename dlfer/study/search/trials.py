@@ -21,7 +21,8 @@ from dlfer.experiment.smoke import make_smoke_config
 from dlfer.report.page import format_overrides
 from dlfer.runs.files import read_rows
 from dlfer.runs.member_rows import MemberRow, is_run
-from dlfer.runs.run import Run, RunOptions, create_run, format_duration
+from dlfer.runs.options import RunOptions
+from dlfer.runs.run import Run, create_run, format_duration
 from dlfer.runs.run_records import read_metrics
 from dlfer.study.progress import StudyConsole
 from dlfer.study.runner import Ending, Task

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from dlfer.runs.run import RunOptions
+from dlfer.runs.options import RunOptions
 from dlfer.study import ablation
 
 EXPERIMENT = """

@@ -19,7 +19,7 @@ from dlfer.errors import ConfigError, EnvironmentProblem, ModelError, TrainingSt
 from dlfer.report.search import write_search_report
 from dlfer.runs.find import open_run
 from dlfer.runs.member_rows import read_member_rows
-from dlfer.runs.run import RunOptions
+from dlfer.runs.options import RunOptions
 from dlfer.study.search.engine import list_differences
 from dlfer.study.search.run import SearchOptions, resume_search, run_search
 

@@ -8,7 +8,8 @@ import pytest
 
 from dlfer.errors import DlferError, UserError
 from dlfer.runs.member_rows import MemberRow
-from dlfer.runs.run import Run, RunOptions, create_run
+from dlfer.runs.options import RunOptions
+from dlfer.runs.run import Run, create_run
 from dlfer.study.progress import StudyConsole
 from dlfer.study.runner import Runner
 from dlfer.study.search.arms import Arm
