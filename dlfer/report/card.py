@@ -17,7 +17,6 @@ from dlfer.report.headline import (
     METRICS,
     SPLITS,
     VIEWS,
-    MetricsRow,
     build_metrics_table,
     describe_duplicates,
     name_left_out,
@@ -249,12 +248,11 @@ def _build_table(metrics: Metrics) -> CardTable:
     """Return the metrics that are known of all splits but train."""
     table = build_metrics_table(metrics, [split for split in SPLITS if split != "train"])
     columns = [f"{column.name}, n = {format_count(column.n)}" for column in table.columns]
-    return CardTable(columns, [_format_row(row) for row in table.rows])
-
-
-def _format_row(row: MetricsRow) -> list[str]:
-    name = f"{row.name} ({row.remark})" if row.remark else row.name
-    return [name, *(_format_cell(cell, row.scale) for cell in row.cells)]
+    rows = []
+    for row in table.rows:
+        name = f"{row.name} ({row.remark})" if row.remark else row.name
+        rows.append([name, *(_format_cell(cell, row.scale) for cell in row.cells)])
+    return CardTable(columns, rows)
 
 
 def _format_cell(cell: Estimate | None, scale: str) -> str:

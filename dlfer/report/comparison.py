@@ -28,6 +28,7 @@ from dlfer.report.figures import (
 from dlfer.report.page import (
     describe_environment,
     describe_run,
+    format_cell,
     format_command,
     format_count,
     format_percent,
@@ -42,7 +43,6 @@ from dlfer.report.sweep import (
     SWEEP_FIGURES,
     describe_best,
     describe_best_cells,
-    format_cell,
     write_best_figures,
     write_sweep_figures,
 )

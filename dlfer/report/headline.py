@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from dlfer.report.page import format_count, format_interval, format_percent
-from dlfer.runs.metrics_record import Estimate, Metrics, SplitMetrics, SplitSummary, is_missing
+from dlfer.runs.metrics_record import Estimate, Metrics, SplitMetrics, is_missing
 from dlfer.runs.records import DataRecord, DuplicateCounts, DuplicatesRecord
 
 COMBINATIONS = {
@@ -166,7 +166,8 @@ def build_headline(
     judged, is_test = metrics.judged, metrics.judged_split == "test"
     if judged is None:
         return None
-    shown = _choose_view(metrics, judged)
+    # The split's own metrics, unless the experiment asks for views.
+    shown = metrics.views.get(metrics.headline, {}).get(metrics.judged_split) or judged
     facts = [("protocol", metrics.protocol), ("selected on", metrics.selected_on)]
     without = find_without(metrics)
     if without:
@@ -195,11 +196,6 @@ def build_headline(
         facts=facts,
         largest_class=max((row.n for row in judged.per_class.values()), default=0) / judged.n,
     )
-
-
-def _choose_view(metrics: Metrics, judged: SplitMetrics) -> SplitSummary:
-    """Return the metrics that the headline is taken from: the split's own unless the experiment asks for views."""
-    return metrics.views.get(metrics.headline, {}).get(metrics.judged_split) or judged
 
 
 class MetricsColumn(NamedTuple):

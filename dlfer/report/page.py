@@ -14,7 +14,7 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, ModelError
 from dlfer.runs.files import parse_json, write_atomically
 from dlfer.runs.member_rows import MEMBERS_FILE, read_member_rows
-from dlfer.runs.metrics_record import Estimate, is_missing
+from dlfer.runs.metrics_record import CountedEstimate, Estimate, is_missing
 from dlfer.runs.records import RunRecord
 from dlfer.runs.run import CONFIG_FILE, format_duration
 
@@ -238,3 +238,10 @@ def find_comparisons(run_path: Path) -> list[Link]:
             if run_path.name in {Path(row.path).name for row in read_member_rows(members.parent) if row.path}:
                 found.append(Link(members.parent.name, f"../{members.parent.name}/report.html"))
     return found
+
+
+def format_cell(estimate: CountedEstimate | None) -> str:
+    """Return a value, its interval and its n in three lines; a dash where there is none."""
+    if estimate is None:
+        return "–"
+    return f"{format_percent(estimate.value)}\n{format_interval(estimate)}\nn = {format_count(estimate.n)}"

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 
 FIGURES = ("coordinates", "importance", "history")
+_SMOKE = "Smoke search: two batches of at most eight images a stage. The figures mean nothing."
 STATES = {
     "finished": "finished",
     "rung": "ended with its rung",
@@ -92,7 +93,7 @@ def write_search_report(path: Path) -> Path:
     context = {
         "name": get_name(path, run),
         "subtitle": describe_run(path, run),
-        "warnings": _collect_warnings(run),
+        "warnings": [_SMOKE] if run.smoke else [],
         "figure": trials.objective,
         "arms": [_describe_arm(path, trials, name) for name in trials.arms],
         "fewest": FEWEST,
@@ -208,12 +209,6 @@ def _draw(
     write_figures(folder, drawn)
     loaded = load_figures(folder, [one.name for one in drawn])
     return {key: loaded.get(f"{prefix}{key}") for key in FIGURES}
-
-
-def _collect_warnings(run: RunRecord) -> list[str]:
-    if run.smoke:
-        return ["Smoke search: two batches of at most eight images a stage. The figures mean nothing."]
-    return []
 
 
 def _slug(name: str) -> str:

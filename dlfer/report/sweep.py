@@ -24,9 +24,9 @@ from dlfer.report.figures import (
     new_figure,
     write_figures,
 )
-from dlfer.report.page import format_count, format_interval, format_percent, format_value, shorten_key
+from dlfer.report.page import format_cell, format_count, format_interval, format_percent, format_value, shorten_key
 from dlfer.runs.comparison_record import ArmPair, ArmRow, BestCell, BestCells, ComparisonRecord, Mean
-from dlfer.runs.metrics_record import CountedEstimate, Estimate, is_missing
+from dlfer.runs.metrics_record import Estimate, is_missing
 from dlfer.runs.run import format_duration
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ _COLUMNS = 3
 
 
 class BestRow(NamedTuple):
-    """A cell with the values that it is best for, e.g. "lite2, 64"."""
+    """A cell, titled by the values that it is best for."""
 
     title: str
     cell: BestCell
@@ -106,20 +106,19 @@ class Training(NamedTuple):
 
     def write_lines(self) -> str:
         """Return the values in lines for the terminal."""
-        lines = [
+        lines = (
             self.epochs and f"{self.epochs} epochs{', kept ' + self.kept if self.kept else ''}",
             self.optimizer and f"{self.optimizer} {self.rate}",
             self.batch and f"batch {self.batch}{', ' + self.steps + ' steps' if self.steps else ''}",
             self.size,
             self.parameters and f"{self.parameters} parameters",
-        ]
-        return "\n".join(line for line in lines if line)
+        )
+        return "\n".join(filter(None, lines))
 
 
 def group_best_rows(best: BestCells) -> list[BestTable]:
     """Return the rows with their titles; of two axes each value of the last has a table, with a heading, of its own."""
-    axes, groups = best.axes, {}
-    divided = len(axes) == 2
+    axes, groups, divided = best.axes, {}, len(best.axes) == 2
     for cell in best.table:
         heading = f"{axes[1]}: {cell.values[axes[1]] or '–'}" if divided else None
         groups.setdefault(heading, []).append(BestRow(_title(cell, axes[:1] if divided else axes), cell))
@@ -183,9 +182,13 @@ def write_best_figures(folder: Path, best: BestCells | None, runs: Mapping[tuple
     figure = draw_best_scores(tables if len(tables) <= _MOST_PANELS else [BestTable(None, shown)])
     title = f"The best cells{which} on {best.judged_on}, with 95 % intervals"
     drawn = [Drawn("best_scores", figure, title, f"On {best.judged_on}. {'; '.join(texts)}.")]
-    found = [(title, _read_first_seed(cell, runs, best.part)) for title, cell in shown]
-    panels = [(title, predictions) for title, predictions in found if predictions is not None]
-    return write_figures(folder, [*drawn, *_draw_rocs(panels, best.part, num_gone=len(found) - len(panels))])
+    panels = []
+    for title, cell in shown:
+        run = runs.get((cell.arm, cell.seeds[0]))
+        path = None if run is None else run / "predictions" / f"{best.part}.npz"
+        if path is not None and path.exists():
+            panels.append((title, read_predictions(path)))
+    return write_figures(folder, [*drawn, *_draw_rocs(panels, best.part, num_gone=len(shown) - len(panels))])
 
 
 def _draw_rocs(panels: Sequence[tuple[str, Predictions]], split: str, *, num_gone: int) -> list[Drawn]:
@@ -306,12 +309,6 @@ def _take_first(tables: Sequence[BestTable]) -> list[BestTable]:
     return taken
 
 
-def _read_first_seed(cell: BestCell, runs: Mapping[tuple[str, int | None], Path], split: str) -> Predictions | None:
-    folder = runs.get((cell.arm, cell.seeds[0]))
-    path = None if folder is None else folder / "predictions" / f"{split}.npz"
-    return read_predictions(path) if path is not None and path.exists() else None
-
-
 def _wrap(title: str, room: int) -> str:
     """Return a title in lines of at most `room` letters; names may be divided at their underlines."""
     return "\n".join(textwrap.wrap(title.replace("_", "_ "), max(8, room))).replace("_ ", "_")
@@ -349,10 +346,9 @@ def draw_ranking(table: Sequence[ArmRow]) -> Figure:
                 continue
             places = [place + (0.17 if number else -0.17) for place, _ in shown]
             values = [100 * estimate.value for _, estimate in shown]
-            below = [100 * max(0.0, estimate.value - estimate.low) for _, estimate in shown]
-            above = [100 * max(0.0, estimate.high - estimate.value) for _, estimate in shown]
+            errors = np.array([_get_errors(estimate) for _, estimate in shown]).T
             look = {"fmt": marker, "color": COLOURS[number], "markersize": 5, "elinewidth": 1.4, "capsize": 2}
-            axes.errorbar(values, places, xerr=[below, above], label=split, **look)
+            axes.errorbar(values, places, xerr=errors, label=split, **look)
         name_rows(axes, [row.arm for row in table])
         axes.set_xlabel("accuracy (%)")
         figure.legend(loc="outside upper left", ncols=2)
@@ -421,10 +417,3 @@ def describe_best(comparison: ComparisonRecord) -> str | None:
                 f"n = {format_count(estimate.n)}), {use}."
             )
     return text
-
-
-def format_cell(estimate: CountedEstimate | None) -> str:
-    """Return a value, its interval and its n in three lines; a dash where there is none."""
-    if estimate is None:
-        return "–"
-    return f"{format_percent(estimate.value)}\n{format_interval(estimate)}\nn = {format_count(estimate.n)}"

@@ -209,7 +209,9 @@ def check_manifest(folder: Path, sha256: Any, *, file: Path, needed: Iterable[st
         ModelError: no such table, a name that leaves the folder, an absent or changed file, or a file
             that would be read and is not named.
     """
-    if not isinstance(sha256, dict) or not all(_is_digest(value) for value in sha256.values()):
+    if not isinstance(sha256, dict) or not all(
+        isinstance(value, str) and _SHA256.fullmatch(value) for value in sha256.values()
+    ):
         raise ModelError(f"{file}: expected under sha256 the name of each file with 64 hex digits. {mend}.")
     for name in sha256:
         check_inside(folder, name, file=file)
@@ -262,10 +264,6 @@ def hash_file(path: Path) -> str:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelError(f"{path}: expected a file of a model: {error}.") from error
-
-
-def _is_digest(value: Any) -> bool:
-    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
