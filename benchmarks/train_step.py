@@ -25,7 +25,7 @@ import numpy as np
 import tensorflow as tf
 from timing import add_options, describe_ratio, tell_row, time_by_turns, write_figures
 
-from dlfer.config.stage_section import OptimizerConfig
+from dlfer.config.schema import OptimizerConfig
 from dlfer.model.backbones import build_backbone, find_backbone
 from dlfer.train.optimizers import build_optimizer
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from dlfer.config.stage_section import AugmentConfig
+from dlfer.config.schema import AugmentConfig
 from dlfer.errors import DataError
 
 

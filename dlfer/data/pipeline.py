@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from dlfer.config.names import BALANCES
-from dlfer.config.stage_section import StageConfig
+from dlfer.config.schema import StageConfig
 from dlfer.data.augment import draw_augmentation, mix_targets
 from dlfer.data.bundle import WHOLE, Share, Split, StreamedSplit
 from dlfer.data.images import compute_side

@@ -23,12 +23,12 @@ from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier, read_artifact_record
-from dlfer.runs.evaluations import log_opening, read_metrics
 from dlfer.runs.files import write_atomically
 from dlfer.runs.find import find_model, find_run_of
 from dlfer.runs.metrics_record import JudgedOn, Metrics
 from dlfer.runs.records import SCHEMA, ArtifactRecord, DataRecord, SplitRecord
 from dlfer.runs.run import CONFIG_FILE, Run
+from dlfer.runs.run_records import log_opening, read_metrics
 
 _PLAIN = Extras()
 
@@ -138,14 +138,16 @@ def _score(
     protocol = record.about.protocol or "not known"
     return compute_metrics_file(
         {"test": predictions},
-        protocol=protocol,
-        banner=_describe_run(of_run, protocol, is_own=is_own),
-        selected_on=record.about.selected_on or "not known",
-        duplicates=None if duplicates is None else duplicates.as_record(),
+        Metrics(
+            protocol=protocol,
+            banner=_describe_run(of_run, protocol, is_own=is_own),
+            selected_on=record.about.selected_on or "not known",
+            duplicates=None if duplicates is None else duplicates.as_record(),
+            temperature=record.temperature,
+            abstain=None if of_run is None else of_run.abstain,
+            test_opened=test_opened,
+        ),
         without_duplicates_ids=None if duplicates is None else duplicates.list_ids_without(),
-        temperature=record.temperature,
-        abstain=None if of_run is None else of_run.abstain,
-        test_opened=test_opened,
     )
 
 

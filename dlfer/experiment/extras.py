@@ -15,14 +15,12 @@ from dlfer.config.schema import EvaluateConfig
 from dlfer.data.augment import CORRUPTIONS, STRENGTHS, corrupt_images
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit
 from dlfer.errors import UserError
-from dlfer.metrics.attributes import check_attributes, compute_group_scores, read_attributes
 from dlfer.metrics.intervals import compute_wilson_interval
 from dlfer.metrics.predictions import Known, Predictions, read_predictions, write_predictions
-from dlfer.metrics.scores import compute_scores
+from dlfer.metrics.scores import check_attributes, compute_group_scores, compute_scores, read_attributes
 from dlfer.metrics.several import compute_difference, compute_view_scores
 from dlfer.model.classifier import Classifier
 from dlfer.model.predict import predict_split, predict_views
-from dlfer.runs.evaluations import ExtraMetrics, add_metrics, log_opening
 from dlfer.runs.metrics_record import (
     CorruptionLevel,
     Corruptions,
@@ -33,6 +31,7 @@ from dlfer.runs.metrics_record import (
     ViewMetrics,
 )
 from dlfer.runs.run import Run
+from dlfer.runs.run_records import ExtraMetrics, add_metrics, log_opening
 
 _AT_ONCE = 1024
 """Images corrupted at a time: at 224 pixels and three channels 0.6 GB as float32."""

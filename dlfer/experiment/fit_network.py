@@ -9,8 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from dlfer.config.schema import ExperimentConfig
-from dlfer.config.stage_section import StageConfig
+from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.experiment.extras import judge_milestones, predict_split_views

@@ -36,22 +36,22 @@ from dlfer.experiment.splits import (
     sort_errors,
 )
 from dlfer.explain.run_figure import MOST_EXAMPLES, choose_examples, write_occlusion_page, write_preparation_page
-from dlfer.metrics.calibration import describe_temperature
+from dlfer.metrics.confidence import describe_temperature
 from dlfer.metrics.learned import HINT, find_learning_failure
 from dlfer.metrics.predictions import Known, Predictions
 from dlfer.model.classifier import Classifier, NetworkClassifier
 from dlfer.report.card import write_card
-from dlfer.report.duplicates import describe_duplicates, find_without, format_without
+from dlfer.report.headline import describe_duplicates, find_without, format_without
 from dlfer.report.html import write_report
 from dlfer.report.page import format_percent
 from dlfer.report.pictures import write_confusion_page, write_error_page
 from dlfer.runs.audit_record import AuditRecord
-from dlfer.runs.evaluations import count_openings, log_opening
 from dlfer.runs.find import open_run
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.options import RunOptions
 from dlfer.runs.records import About, DataRecord
 from dlfer.runs.run import Run
+from dlfer.runs.run_records import count_openings, log_opening
 from dlfer.train.cluster import Device, choose_device, set_determinism
 
 __all__ = ["execute_run", "resume_run", "run_experiment", "start_run"]

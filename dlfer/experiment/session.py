@@ -12,15 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlfer.config.load import with_overrides
-from dlfer.config.schema import ExperimentConfig
+from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.config.sections import DataConfig
-from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.data.sources import is_present, load_data, replace_by_synthetic
 from dlfer.runs.find import default_runs_folder
 from dlfer.runs.options import RunOptions
-from dlfer.runs.run import Run, create_run
-from dlfer.runs.wording import format_duration
+from dlfer.runs.run import Run, create_run, format_duration
 from dlfer.train.control import StopControl
 from dlfer.train.progress import ConsoleListener, TrainingListener
 

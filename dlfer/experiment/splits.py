@@ -162,14 +162,16 @@ def compute_run_metrics(
     """Return metrics.json of a run; the split that judges is scored once more without `duplicates`."""
     return compute_metrics_file(
         predictions,
-        protocol=bundle.protocol,
-        banner=compute_banner(bundle, duplicates, smoke=smoke),
-        selected_on=bundle.selected_on,
-        duplicates=None if duplicates is None else duplicates.as_record(),
+        Metrics(
+            protocol=bundle.protocol,
+            banner=compute_banner(bundle, duplicates, smoke=smoke),
+            selected_on=bundle.selected_on,
+            duplicates=None if duplicates is None else duplicates.as_record(),
+            temperature=temperature,
+            test_opened=test_opened,
+        ),
         without_duplicates_ids=None if duplicates is None else duplicates.list_ids_without(),
         target_accuracy=config.evaluate.target_accuracy,
-        temperature=temperature,
-        test_opened=test_opened,
     )
 
 

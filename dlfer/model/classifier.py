@@ -19,7 +19,7 @@ import numpy as np
 from dlfer.config import names
 from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError
-from dlfer.metrics.calibration import apply_temperature
+from dlfer.metrics.confidence import apply_temperature
 from dlfer.model.predict import predict_probabilities
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.weights_file import load_weights, save_weights

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 import keras
 from keras import ops
 
-from dlfer.config.schema import ExperimentConfig
+from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.config.sections import ModelConfig
-from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.model.backbone_spec import Preprocessing, choose_preprocessing
 from dlfer.model.backbones import BACKBONES, build_backbone

@@ -21,7 +21,7 @@ from dlfer.model.hybrid import BranchInput
 from dlfer.model.stage_network import TransferNetwork
 from dlfer.model.weights_file import load_weights, save_weights
 from dlfer.runs.files import read_json, write_atomically
-from dlfer.runs.training_records import TransferRecord
+from dlfer.runs.run_records import TransferRecord
 
 WEIGHTS_FILE = "backbone.weights.h5"
 RECORD_FILE = "backbone.json"

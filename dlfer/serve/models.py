@@ -17,11 +17,11 @@ from dlfer.errors import UserError
 from dlfer.predict.crops import Crop, build_cropper
 from dlfer.predict.engines import Engine
 from dlfer.report.headline import name_judged_split
-from dlfer.report.record import try_experiment
-from dlfer.runs.evaluations import read_metrics
+from dlfer.report.page import try_experiment
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import About, ArtifactRecord, DataRecord, Temperature
 from dlfer.runs.run import RUN_FILE
+from dlfer.runs.run_records import read_metrics
 from dlfer.serve.limits import Limits, Refusal
 from dlfer.serve.schemas import (
     Card,

@@ -21,7 +21,7 @@ from dlfer.errors import ConfigError, DlferError
 from dlfer.report.comparison import format_comparison_table
 from dlfer.runs.comparison_record import ArmKey, ComparisonRecord
 from dlfer.runs.options import RunOptions
-from dlfer.runs.training_records import read_history
+from dlfer.runs.run_records import read_history
 from dlfer.study.compare import Finished, choose_split, collect_notes, compare_with, describe_split, summarise_arm
 from dlfer.study.comparison import ArrayTask, Comparison, Rules, resume_comparison, start_comparison
 from dlfer.study.members import Member, Plan, group_finished

@@ -21,11 +21,11 @@ from dlfer.metrics.predictions import Predictions, read_predictions
 from dlfer.metrics.seeds import compute_seed_summary
 from dlfer.metrics.several import compare_several, compute_holm, match_predictions
 from dlfer.runs.comparison_record import ArmPair, ArmRow, ModelComparison, PairedTest, SeedEstimate, System
-from dlfer.runs.evaluations import require_metrics
 from dlfer.runs.find import open_run
 from dlfer.runs.member_rows import read_member_rows
 from dlfer.runs.metrics_record import Metrics, ModelPair
 from dlfer.runs.run import Run
+from dlfer.runs.run_records import require_metrics
 from dlfer.study.members import Member
 
 Finished = Mapping[str, Sequence[Member]]

@@ -21,8 +21,7 @@ import numpy as np
 from dlfer.config.grid import Cell, list_cells
 from dlfer.config.schema import ExperimentConfig, SweepConfig
 from dlfer.errors import ConfigError
-from dlfer.report.best_cells import SCORES, format_best_tables
-from dlfer.report.sweep import format_sweep_table
+from dlfer.report.sweep import SCORES, format_best_tables, format_sweep_table
 from dlfer.runs.comparison_record import (
     ArmPair,
     ArmRow,
@@ -36,7 +35,7 @@ from dlfer.runs.comparison_record import (
 from dlfer.runs.files import write_atomically
 from dlfer.runs.metrics_record import Estimate
 from dlfer.runs.options import RunOptions
-from dlfer.runs.training_records import read_events, read_history
+from dlfer.runs.run_records import read_events, read_history
 from dlfer.study.compare import Finished, choose_split, collect_notes, compare_with, describe_split, summarise_arm
 from dlfer.study.comparison import ArrayTask, Comparison, Rules, resume_comparison, start_comparison
 from dlfer.study.members import Member, Plan, group_finished

@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from dlfer.config.stage_section import FreezeConfig, StageConfig
+from dlfer.config.schema import FreezeConfig, StageConfig
 from dlfer.data.bundle import DataBundle, Share
 from dlfer.data.pipeline import count_steps
 from dlfer.model.stage_network import TransferNetwork

@@ -9,7 +9,8 @@ from collections import deque
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dlfer.runs.wording import format_duration
+from dlfer.config.schema import STAGES
+from dlfer.runs.run import format_duration
 
 
 class TrainingListener:
@@ -46,7 +47,6 @@ class TrainingListener:
         """An epoch is done and validated; `row` is its line of history."""
 
 
-STAGES = {"pretrain": "EF-FER1", "finetune": "EF-FER2"}
 HEARTBEAT_SECONDS = 60.0
 
 

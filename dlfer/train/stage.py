@@ -18,7 +18,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from dlfer.config.stage_section import PretrainConfig, StageConfig
+from dlfer.config.schema import PretrainConfig, StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.data.pipeline import Batch, find_class_weights, iterate_epoch, take_share
 from dlfer.errors import DataError, DlferError, NonFiniteError, TrainingStopped

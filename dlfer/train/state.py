@@ -25,7 +25,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from dlfer.config.stage_section import StageConfig
+from dlfer.config.schema import StageConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.classification import compute_accuracy, compute_macro_f1
 from dlfer.runs.files import Header, parse_json, read_npz, write_atomically

@@ -17,8 +17,8 @@ import pytest
 from PIL import Image
 
 from dlfer.config.names import ASPECTS
+from dlfer.config.schema import AugmentConfig, StageConfig
 from dlfer.config.sections import BoostingConfig, DataConfig, FacesConfig, ModelConfig
-from dlfer.config.stage_section import AugmentConfig, StageConfig
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.data.sources import load_data
 from dlfer.errors import ModelError

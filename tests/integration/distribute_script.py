@@ -8,9 +8,8 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from dlfer.config.schema import ExperimentSection
+from dlfer.config.schema import ExperimentSection, StageConfig
 from dlfer.config.sections import ModelConfig
-from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.train.cluster import choose_device, join_cluster

@@ -20,7 +20,7 @@ from dlfer.config.sections import DataConfig
 from dlfer.data.sources import load_arrays
 from dlfer.errors import ConfigError, DataError, ModelError
 from dlfer.metrics.predictions import read_predictions
-from dlfer.report.record import read_experiment
+from dlfer.report.page import read_experiment
 from dlfer.runs import files as npz_file
 from dlfer.runs.files import check_manifest, hash_file, read_npz
 from dlfer.runs.find import find_default_model, find_model

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from dlfer.config.keys import find_annotation, get_alternatives, split_key
-from dlfer.config.schema import ExperimentConfig, SearchConfig
+from dlfer.config.schema import ExperimentConfig, SearchConfig, StageConfig
 from dlfer.config.space import list_ancestors
-from dlfer.config.stage_section import StageConfig
 from dlfer.errors import ConfigError
-from dlfer.report.keys import format_value
+from dlfer.report.page import format_value
 from dlfer.runs.member_rows import MemberRow
 
 _GRID_POINTS = 10

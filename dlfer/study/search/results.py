@@ -9,7 +9,7 @@ from dlfer.config.load import dump_experiment, load_recorded_experiment, with_ov
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import DlferError
 from dlfer.experiment.session import create_member_run
-from dlfer.report.keys import format_overrides, format_value
+from dlfer.report.page import format_overrides, format_value
 from dlfer.report.search import write_search_report
 from dlfer.runs.comparison_record import ComparisonRecord, WinnerRun
 from dlfer.runs.files import write_atomically

@@ -12,7 +12,7 @@ from filelock import FileLock
 from dlfer.config.load import compute_digest, load_experiment, with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError, TrainingStopped, UserError
-from dlfer.report.keys import format_overrides
+from dlfer.report.page import format_overrides
 from dlfer.runs.find import default_runs_folder, open_run
 from dlfer.runs.options import RunOptions
 from dlfer.runs.records import SearchOptionsRecord

@@ -20,14 +20,13 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.config.space import list_ancestors
 from dlfer.errors import ConfigError, DlferError
 from dlfer.experiment.session import create_member_run, make_smoke_config
-from dlfer.report.keys import format_overrides
-from dlfer.report.page import read_rows
-from dlfer.report.search import ALONE
-from dlfer.runs.evaluations import read_metrics
+from dlfer.report.page import format_overrides
+from dlfer.report.trials import ALONE
+from dlfer.runs.files import read_rows
 from dlfer.runs.member_rows import MemberRow, is_run
 from dlfer.runs.options import RunOptions
-from dlfer.runs.run import Run
-from dlfer.runs.wording import format_duration
+from dlfer.runs.run import Run, format_duration
+from dlfer.runs.run_records import read_metrics
 from dlfer.study.ablation import WITH, WITHOUT
 from dlfer.study.child import WorkerSlot
 from dlfer.study.runner import Ending, Source, StudyConsole, Task

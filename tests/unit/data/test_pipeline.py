@@ -9,7 +9,7 @@ import pytest
 from scipy import ndimage
 from sklearn.utils.class_weight import compute_class_weight
 
-from dlfer.config.stage_section import StageConfig
+from dlfer.config.schema import StageConfig
 from dlfer.data.bundle import Split
 from dlfer.data.pipeline import (
     ROTATION_DEGREES,

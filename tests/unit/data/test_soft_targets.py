@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dlfer.config.schema import StageConfig
 from dlfer.config.sections import DataConfig
-from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.data.sources import load_data

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dlfer.config.stage_section import AugmentConfig
+from dlfer.config.schema import AugmentConfig
 from dlfer.data.augment import draw_augmentation, draw_warps
 from dlfer.data.images import make_square
 from dlfer.model.backbone_spec import EFFICIENTNET_INPUT, Preprocessing

@@ -14,6 +14,7 @@ from dlfer.metrics.predictions import Predictions, write_predictions
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.report.comparison import read_comparison, write_comparison_report
 from dlfer.runs.comparison_record import ArmKey, ComparisonRecord
+from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.run import create_run
 from dlfer.study.ablation import WITH, WITHOUT, _conclude, _plan, show_comparison
 from dlfer.study.comparison import Comparison
@@ -62,7 +63,9 @@ def compare(tmp_path, monkeypatch):
             (path / "config.yaml").write_text(dump_experiment(member_config))
             cost = {"finetune_seconds": 60.0, "pretrain_seconds": None}
             (path / "run.json").write_text(json.dumps({"cost": cost, "config_digest": "0" * 64, "warnings": []}))
-            metrics = compute_metrics_file(parts, protocol="official", banner=None, selected_on="val")
+            metrics = compute_metrics_file(
+                parts, Metrics(protocol="official", banner=None, selected_on="val", test_opened=0)
+            )
             metrics.write(path)
             member.path, member.status = str(path), "finished"
         comparison.save()

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dlfer.config.schema import EarlyStopping, StageConfig
 from dlfer.config.sections import BoostingConfig, DataConfig, ModelConfig, NormalizeConfig
-from dlfer.config.stage_section import EarlyStopping, StageConfig
 from dlfer.data.bundle import Split
 from dlfer.data.pipeline import compute_class_weights
 from dlfer.errors import ModelError, TrainingStopped
@@ -17,7 +17,7 @@ from dlfer.metrics.classification import compute_item_losses
 from dlfer.model.boosted import build_level_features
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import import_xgboost, make_parameters
-from dlfer.report.page import read_rows
+from dlfer.runs.files import read_rows
 from dlfer.train.boosting import (
     HISTORY,
     STATE,

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlfer.config.stage_section import StageConfig
+from dlfer.config.schema import StageConfig
 from dlfer.data.bundle import Share, Split
 from dlfer.data.pipeline import count_steps, divide_rows, iterate_epoch, take_share
 from dlfer.errors import ConfigError, EnvironmentProblem

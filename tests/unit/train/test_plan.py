@@ -6,9 +6,8 @@ import keras
 import numpy as np
 import pytest
 
-from dlfer.config.schema import ExperimentSection
+from dlfer.config.schema import ExperimentSection, FreezeConfig, StageConfig
 from dlfer.config.sections import ModelConfig
-from dlfer.config.stage_section import FreezeConfig, StageConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.model.backbones import build_backbone
 from dlfer.model.hybrid import build_hybrid_backbone, name_branches

@@ -8,13 +8,12 @@ import keras
 import numpy as np
 import pytest
 
-from dlfer.config.schema import ExperimentSection
+from dlfer.config.schema import ExperimentSection, StageConfig
 from dlfer.config.sections import HeadConfig, ModelConfig
-from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.report.page import read_rows
+from dlfer.runs.files import read_rows
 from dlfer.train.cluster import choose_device, set_determinism
 from dlfer.train.control import StopControl
 from dlfer.train.progress import TrainingListener

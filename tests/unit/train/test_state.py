@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlfer.config.stage_section import StageConfig
+from dlfer.config.schema import StageConfig
 from dlfer.train.state import StageState, count_epoch, count_plateau, find_reference
 
 # Multiples of 1/64, so that sums and differences are exact and no rounding decides.

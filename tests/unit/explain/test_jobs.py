@@ -114,8 +114,8 @@ def test_a_label_that_the_model_does_not_know_is_refused(call, pictures, model):
 @pytest.fixture
 def job(model, tmp_path, monkeypatch):
     """A job on a split of random faces in place of a run's."""
-    from dlfer.explain import split as module
-    from dlfer.explain.pictures import ExplainJob
+    from dlfer.explain import jobs as module
+    from dlfer.explain.jobs import ExplainJob
     from dlfer.model.artifact import load_artifact
 
     rng = np.random.default_rng(0)
@@ -130,7 +130,7 @@ def job(model, tmp_path, monkeypatch):
 
 
 def test_a_split_becomes_the_averages_of_each_label(job, monkeypatch):
-    from dlfer.explain import split as module
+    from dlfer.explain import jobs as module
 
     opened = []
     monkeypatch.setattr(module, "log_opening", lambda run, split, num_images: opened.append((split, num_images)) or 1)

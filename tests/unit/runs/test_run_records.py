@@ -7,13 +7,13 @@ import json
 import pytest
 
 from dlfer.errors import ModelError
-from dlfer.runs.evaluations import count_openings
-from dlfer.runs.training_records import (
+from dlfer.runs.run_records import (
     BoostedLevel,
     BoostingRecord,
     Epoch,
     Event,
     TransferRecord,
+    count_openings,
     read_events,
     read_history,
 )

@@ -16,7 +16,7 @@ from dlfer.config.load import compute_digest, load_experiment
 from dlfer.errors import ConfigError, ModelError
 from dlfer.runs.files import write_atomically
 from dlfer.runs.find import list_runs, open_run
-from dlfer.runs.run import create_run
+from dlfer.runs.run import create_run, format_duration
 
 
 @pytest.fixture
@@ -178,3 +178,19 @@ def test_a_run_is_held_by_one_process_at_a_time(folder, config):
     with run.hold():
         assert run.is_held()
     assert not run.is_held()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text", "estimate"),
+    [
+        (None, "–", "–"),
+        (4.25, "4.2 s", "4 s"),
+        (59.94, "59.9 s", "60 s"),
+        (60, "1 min 00 s", "1 min"),
+        (1085, "18 min 05 s", "18 min"),
+        (11220, "3 h 07 min", "3 h 07 min"),
+    ],
+)
+def test_durations(seconds, text, estimate):
+    assert format_duration(seconds) == text
+    assert format_duration(seconds, is_estimate=True) == estimate

@@ -1,8 +1,12 @@
-"""What a run records of its training: the log, the history of a stage, transferred weights, and trees."""
+"""What a run records of its training, and what became of its model.
+
+The log, the history of a stage, transferred weights and trees; metrics.json, which is written once, at the end of a run,
+and extra_metrics.json, to which `dlfer evaluate` adds. Each opening of a split goes into log.jsonl; `read_metrics` puts the
+three together.
+"""
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,8 +14,10 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from dlfer.errors import ModelError
-from dlfer.runs.records import FileRecord, Record
-from dlfer.runs.run import LOG_FILE
+from dlfer.runs.files import read_rows
+from dlfer.runs.metrics_record import Corruptions, Groups, Metrics, ViewMetrics
+from dlfer.runs.records import ArtifactRecord, DataRecord, FileRecord, Record
+from dlfer.runs.run import LOG_FILE, Run
 
 
 class Event(Record):
@@ -82,11 +88,7 @@ def read_history(path: Path | str) -> list[Epoch]:
     Raises:
         ModelError: a cell is no number.
     """
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
-    except FileNotFoundError:
-        return []
+    rows = read_rows(Path(path))
     try:
         return [Epoch.model_validate({name: _read_cell(name, text) for name, text in row.items()}) for row in rows]
     except (TypeError, ValueError) as error:
@@ -194,3 +196,78 @@ class BoostingRecord(FileRecord):
     def num_features(self) -> int:
         """The number of features of all levels."""
         return sum(level.features for level in self.levels)
+
+
+class ExtraMetrics(FileRecord):
+    """extra_metrics.json: what was evaluated on a run's own images after it had ended."""
+
+    FILE: ClassVar[str] = "extra_metrics.json"
+
+    views: dict[str, dict[str, ViewMetrics]] = Field(default_factory=dict)
+    groups: Groups | None = None
+    corruptions: Corruptions | None = None
+
+
+def read_metrics(folder: Path | str) -> Metrics | None:
+    """Return the metrics of a run or a shipped model, with those added later; None where there are none.
+
+    `test_opened` is the number of openings up to now where the folder has a log, else up to when the file was written.
+
+    Raises:
+        ModelError: a file is damaged.
+    """
+    folder = Path(folder)
+    metrics, extra = Metrics.read(folder), ExtraMetrics.read(folder)
+    if metrics is None:
+        return None
+    changed: dict[str, object] = {}
+    if extra is not None:
+        changed = _unite(metrics, extra)
+    if (folder / LOG_FILE).is_file() and metrics.test_opened is not None:
+        changed["test_opened"] = max(metrics.test_opened, count_openings(folder))
+    return metrics.model_copy(update=changed)
+
+
+def require_metrics(folder: Path | str) -> Metrics:
+    """Return the metrics of a run, with those added later.
+
+    Raises:
+        ModelError: there are none, or a file is damaged.
+    """
+    return read_metrics(folder) or Metrics.require(folder)
+
+
+def add_metrics(run: Run, found: ExtraMetrics) -> None:
+    """Add metrics to a run; what was added before stays, but for the same view, groups or corruptions."""
+    ExtraMetrics(**_unite(ExtraMetrics.read(run.path) or ExtraMetrics(), found)).write(run.path)
+
+
+def _unite(old: Metrics | ExtraMetrics, new: ExtraMetrics) -> dict[str, Any]:
+    """Return views, groups and corruptions of both; where both have the same, those of `new`."""
+    views = {**old.views}
+    for view, splits in new.views.items():
+        views[view] = {**views.get(view, {}), **splits}
+    return {"views": views, "groups": new.groups or old.groups, "corruptions": new.corruptions or old.corruptions}
+
+
+def log_opening(run: Run, split: str, num_images: int, *, milestone: int | None = None) -> int:
+    """Record that a split was opened to judge the run's model, and return how often a test split was by now.
+
+    Args:
+        split: its name in data.json, e.g. "PrivateTest".
+        num_images: in the split.
+        milestone: the epoch whose weights are judged, where it is not the model that the run ends with.
+    """
+    if milestone is None:
+        sha256 = ArtifactRecord.require(run.path / "model").sha256
+        run.log("test_opened", split=split, n=num_images, model=next(iter(sha256.values())))
+    else:
+        run.log("test_opened", split=split, n=num_images, milestone=milestone)
+    return count_openings(run.path)
+
+
+def count_openings(folder: Path | str) -> int:
+    """Return how often a run's model was judged on images other than those it was trained and selected on."""
+    splits = (DataRecord.read(folder) or DataRecord()).splits
+    seen = {splits[name].name for name in ("train", "validation") if name in splits}
+    return sum(event.event == "test_opened" and event.split not in seen for event in read_events(folder))

@@ -2,10 +2,10 @@
 
 import pytest
 
+from dlfer.config.schema import StageConfig
 from dlfer.config.sections import BoostingConfig, DataConfig
-from dlfer.config.stage_section import StageConfig
-from dlfer.report.boosting import describe_levels, describe_setting, describe_trees, draw_levels
-from dlfer.runs.training_records import BoostedLevel, BoostingRecord
+from dlfer.report.sections import describe_levels, describe_setting, describe_trees, draw_levels
+from dlfer.runs.run_records import BoostedLevel, BoostingRecord
 
 LEVELS = [
     BoostedLevel(name="first", features=10, used=4, splits=30, gain=0.25),

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from dlfer.metrics.importance import compute_importance
+from dlfer.report.trials import compute_importance
 
 
 def test_groups_against_scipys_analysis_of_variance():

@@ -1,10 +1,13 @@
-"""Whether probabilities mean what they say, and the one number that mends them: the temperature.
+"""The confidence of a classifier: calibration, the temperature that corrects it, and abstaining where it is low.
 
 The expected calibration error (ECE) sorts images into bins of similar confidence and averages the distance
 between mean confidence and accuracy. It is biased upward: within a bin the accuracy scatters, and a
 distance cannot be negative, so that even a perfectly calibrated classifier shows about sqrt(bins / n) / 3
 (2 points at n = 3,589, 13 points at n = 100, with 15 bins). `ece_if_calibrated` gives that floor for the
 very confidences at hand; an ECE near it says nothing against the classifier.
+
+With abstention an image is answered if its confidence, the largest of its probabilities as the network gives them, is
+at least the threshold. Images of the same confidence pass together, so that no figure depends on their order.
 """
 
 from __future__ import annotations
@@ -14,8 +17,17 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from dlfer.errors import DataError
 from dlfer.metrics.classification import compute_item_losses
-from dlfer.metrics.intervals import compute_quantile, compute_skew_interval, compute_wilson_interval
+from dlfer.metrics.intervals import (
+    UNDEFINED,
+    compute_effective_interval,
+    compute_mean,
+    compute_proportion,
+    compute_quantile,
+    compute_wilson_interval,
+    widen_level,
+)
 from dlfer.metrics.predictions import Predictions
 from dlfer.runs.records import Temperature
 
@@ -52,17 +64,16 @@ def compute_reliability(confidences: np.ndarray, correct: np.ndarray, *, binning
         binning: "mass" or "width"; 15 bins, a bin holds its upper edge, equal confidences share a bin.
 
     Returns:
-        [{"n", "confidence", "accuracy", "low", "high"}] by rising confidence, with Wilson's interval of the
-        accuracy.
+        [{"n", "confidence", "accuracy", "low", "high"}] by rising confidence, with Wilson's interval of the accuracy.
     """
     binned = _bin(confidences, correct, binning)
     rows = []
     for number in np.unique(binned.bins):
         inside = binned.bins == number
-        n, hits = int(inside.sum()), int(np.asarray(correct)[inside].sum())
-        low, high = compute_wilson_interval(hits, n)
+        n = int(inside.sum())
+        accuracy = compute_proportion(int(np.asarray(correct)[inside].sum()), n)
         mean = float(np.asarray(confidences, dtype=np.float64)[inside].mean())
-        rows.append({"n": n, "confidence": mean, "accuracy": hits / n, "low": low, "high": high})
+        rows.append({"n": n, "confidence": mean, "accuracy": accuracy.pop("value"), **accuracy})
     return rows
 
 
@@ -84,15 +95,8 @@ def compute_item_briers(targets: np.ndarray, probabilities: np.ndarray) -> np.nd
 def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
     """Return probabilities**(1/temperature), divided by their sum: softer above 1, sharper below.
 
-    It is the softmax of logits / temperature, since log-probabilities are logits up to a constant. The
-    order of the classes stays.
-
-    Args:
-        probabilities: float [N, C].
-        temperature: above 0.
-
-    Returns:
-        float64 [N, C], rows sum to one.
+    It is the softmax of logits / temperature, since log-probabilities are logits up to a constant. The order of the
+    classes stays. From float [N, C] it makes float64 [N, C], rows sum to one.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017).
     """
@@ -156,8 +160,8 @@ def compute_calibration(predictions: Predictions, temperature: float | None = No
         over all classes of that of their probability, in bins of equal width; most images are far from most classes, so
         that it is smaller.
 
-    Source: Naeini, Cooper & Hauskrecht, AAAI 2015 (equal width); Nixon et al., CVPR workshops 2019 (equal mass); Kull et
-    al., "Beyond temperature scaling" (NeurIPS 2019), classwise.
+    Source: Naeini, Cooper & Hauskrecht, AAAI 2015 (equal width); Nixon et al., CVPR workshops 2019 (equal mass); Kull
+    et al., "Beyond temperature scaling" (NeurIPS 2019), classwise.
     """
     versions = {"raw": predictions.probabilities.astype(np.float64)}
     if temperature is not None:
@@ -168,8 +172,8 @@ def compute_calibration(predictions: Predictions, temperature: float | None = No
         confidences = probabilities[rows, predicted]
         judged[name] = {
             **_compute_ece_figures(predictions, confidences, probabilities),
-            "brier": _mean_figure(compute_item_briers(predictions.targets, probabilities)),
-            "log_loss": _mean_figure(compute_item_losses(predictions.targets, probabilities)),
+            "brier": compute_mean(compute_item_briers(predictions.targets, probabilities)),
+            "log_loss": compute_mean(compute_item_losses(predictions.targets, probabilities)),
             "ece_if_calibrated": compute_ece_if_calibrated(confidences),
             "reliability": compute_reliability(confidences, predictions.correct),
         }
@@ -207,7 +211,7 @@ def compute_ece_interval(problems: Sequence[Binned], level: float = 0.95) -> tup
     gaps, errors = np.concatenate(gaps), np.sqrt(np.concatenate(variances))
     half = compute_quantile(level) * np.sqrt(max(float(signed.var()) / (n - 1), float((errors**2).sum())))
     if not errors.any():
-        return float("nan"), float("nan")
+        return UNDEFINED
     value = float(np.abs(gaps).sum())
     ratios = np.divide(np.abs(gaps), errors, out=np.zeros_like(gaps), where=errors > 0)
     largest_bias = float(errors @ _compute_folding_bias(np.maximum(ratios - 1.5, 0)))
@@ -227,19 +231,15 @@ def _compute_ece_figures(
     predictions: Predictions, confidences: np.ndarray, probabilities: np.ndarray
 ) -> dict[str, Any]:
     top = {f"ece_equal_{binning}": [_bin(confidences, predictions.correct, binning)] for binning in BINNINGS}
-    problems = {**top, "classwise_ece": _bin_classes(predictions.targets, probabilities)}
-    undefined = (float("nan"), float("nan"))
+    classes = range(probabilities.shape[1])
+    problems = {**top, "classwise_ece": [_bin(probabilities[:, c], predictions.targets == c, "width") for c in classes]}
     figures = {}
     for name, several in problems.items():
         value = float(np.mean([_compute_ece(binned) for binned in several]))
-        low, high = compute_ece_interval(several) if len(predictions) > 1 else undefined
+        low, high = compute_ece_interval(several) if len(predictions) > 1 else UNDEFINED
         # Sums in another order differ in the last digit.
         figures[name] = {"value": value, "low": float(np.minimum(low, value)), "high": float(np.maximum(high, value))}
     return figures
-
-
-def _bin_classes(targets: np.ndarray, probabilities: np.ndarray) -> list[Binned]:
-    return [_bin(probabilities[:, c], targets == c, "width") for c in range(probabilities.shape[1])]
 
 
 def _bin(forecasts: np.ndarray, outcomes: np.ndarray, binning: str) -> Binned:
@@ -256,10 +256,151 @@ def _compute_ece(binned: Binned) -> float:
     return float(np.abs(np.bincount(binned.bins, weights=binned.gaps)).sum() / len(binned.gaps))
 
 
-def _mean_figure(values: np.ndarray) -> dict[str, float]:
-    low, high = compute_skew_interval(values)
-    return {"value": float(values.mean()), "low": low, "high": high}
-
-
 def _compute_logits(probabilities: np.ndarray) -> np.ndarray:
     return np.log(np.maximum(np.asarray(probabilities, dtype=np.float64), _SMALLEST))
+
+
+MAX_POINTS = 101
+"""Of the risk-coverage curve as it is stored: about one for each percent of the images."""
+
+
+def compute_risk_coverage(confidences: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return coverage, risk and threshold at each distinct confidence (float64 [M]), from float [N] and bool [N].
+
+    The coverage (share of images answered) falls from 1, the threshold rises, and the risk is the share of the answered
+    images that are wrong.
+    """
+    thresholds, position = np.unique(np.asarray(confidences, dtype=np.float64), return_inverse=True)
+    answered = _sum_from_above(np.bincount(position, minlength=len(thresholds)))
+    wrong = _sum_from_above(np.bincount(position[~np.asarray(correct, dtype=bool)], minlength=len(thresholds)))
+    return answered / len(position), wrong / answered, thresholds
+
+
+def compute_aurc(confidences: np.ndarray, correct: np.ndarray) -> float:
+    """Return the area under the risk-coverage curve: the mean over images of the risk at their confidence.
+
+    0 where all are right; the error rate where the confidence says nothing.
+
+    Source: Geifman & El-Yaniv, "Selective Classification for Deep Neural Networks" (NeurIPS 2017); Geifman,
+    Uziel & El-Yaniv, "Bias-Reduced Uncertainty Estimation" (ICLR 2019).
+    """
+    coverage, risk, _ = compute_risk_coverage(confidences, correct)
+    return float((risk * -np.diff(np.r_[coverage, 0.0])).sum())
+
+
+def compute_aurc_interval(confidences: np.ndarray, correct: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Return an interval of the area under the risk-coverage curve.
+
+    Wilson's, with as many images as would give the area's variance, which is the infinitesimal jackknife's: the sum
+    of the squared effects of the images' weights. The few wrong images, or the few right ones, decide it: their number
+    is that of the degrees of freedom of Student's quantile. Where all are right or all are wrong it is Wilson's of the
+    error rate, which the area is there.
+
+    Args:
+        confidences: float [N], N at least 1.
+        correct: bool [N].
+        level: the probability of covering.
+
+    Source: Efron, J. R. Stat. Soc. B 54 (1992) 83.
+    """
+    # Sorted in full, so that rounding does not depend on the order of rows.
+    wrong = ~np.asarray(correct, dtype=bool)
+    order = np.lexsort((wrong, confidences))
+    confidences, wrong = np.asarray(confidences)[order], wrong[order]
+    n, fewest = len(wrong), int(min(wrong.sum(), (~wrong).sum()))
+    if fewest == 0:
+        return compute_wilson_interval(int(wrong.sum()), n, level)
+    value = compute_aurc(confidences, ~wrong)
+    variance = float((compute_aurc_effects(confidences, ~wrong) ** 2).sum()) * n / (n - 1)
+    return compute_effective_interval(value, variance, n, widen_level(level, max(fewest - 1, 2)))
+
+
+def compute_aurc_effects(confidences: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """Return the derivative of the area under the risk-coverage curve by the weight of each image.
+
+    float64 [N], sums to 0. An image counts at its own confidence and in the risk at each lower one.
+    """
+    _, position = np.unique(np.asarray(confidences, dtype=np.float64), return_inverse=True)
+    wrong = ~np.asarray(correct, dtype=bool)
+    tied = np.bincount(position)
+    answered = _sum_from_above(tied)
+    risk = _sum_from_above(np.bincount(position[wrong], minlength=len(tied))) / answered
+    of_wrong, of_all = np.cumsum(tied / answered), np.cumsum(tied * risk / answered)
+    area = float((risk * tied).sum()) / len(wrong)
+    return (risk[position] + wrong * of_wrong[position] - of_all[position] - area) / len(wrong)
+
+
+def choose_threshold(predictions: Predictions, target_accuracy: float) -> float | None:
+    """Return the lowest confidence from which on the answered images reach an accuracy (a fraction in 0..1).
+
+    It is chosen to look good on these very images: give it those of validation, and judge it on others. It is 0 where
+    all images together reach the accuracy, and None where no part of them does.
+
+    Raises:
+        DataError: the accuracy is not in 0..1.
+    """
+    if not 0 <= target_accuracy <= 1:
+        raise DataError(f"choose_threshold: found a target accuracy of {target_accuracy}, expected 0..1.")
+    _, risk, thresholds = compute_risk_coverage(get_confidences(predictions), predictions.correct)
+    reached = np.flatnonzero(1 - risk >= target_accuracy - 1e-12)
+    if len(reached) == 0:
+        return None
+    return float(thresholds[reached[0]]) if reached[0] else 0.0
+
+
+def compute_selective(predictions: Predictions, threshold: float | None = None) -> dict[str, Any]:
+    """Return the risk-coverage curve of predictions, and what a threshold gives on them.
+
+    Args:
+        predictions: of the images to judge.
+        threshold: chosen on other images, or None.
+
+    Returns:
+        {"aurc": figure, "curve": [{"coverage", "risk", "low", "high", "threshold"}] (coverage from 1
+        downwards, at most 101 points; the interval is that of the risk at the threshold), "at_threshold":
+        {"threshold", "coverage": figure, "accuracy": figure, "n"} or None}. A figure is {"value", "low", "high"} with
+        Wilson's interval; NaN where no image is answered.
+    """
+    confidences, correct = get_confidences(predictions), predictions.correct
+    coverage, risk, thresholds = compute_risk_coverage(confidences, correct)
+    low, high = compute_aurc_interval(confidences, correct)
+    curve = []
+    for i in _thin_out(coverage):
+        answered = round(coverage[i] * len(correct))
+        bounds = compute_proportion(round(risk[i] * answered), answered)
+        point = {"coverage": float(coverage[i]), "risk": float(risk[i]), "threshold": float(thresholds[i])}
+        curve.append(point | {"low": bounds["low"], "high": bounds["high"]})
+    return {
+        "aurc": {"value": compute_aurc(confidences, correct), "low": low, "high": high},
+        "curve": curve,
+        "at_threshold": None if threshold is None else _apply_threshold(confidences, correct, threshold),
+    }
+
+
+def get_confidences(predictions: Predictions) -> np.ndarray:
+    """Return the largest probability of each row (float64 [N])."""
+    return predictions.probabilities.max(axis=1).astype(np.float64)
+
+
+def _apply_threshold(confidences: np.ndarray, correct: np.ndarray, threshold: float) -> dict[str, Any]:
+    answered = confidences >= threshold
+    n = int(answered.sum())
+    return {
+        "threshold": float(threshold),
+        "coverage": compute_proportion(n, len(answered)),
+        "accuracy": compute_proportion(int((correct & answered).sum()), n),
+        "n": n,
+    }
+
+
+def _thin_out(coverage: np.ndarray) -> np.ndarray:
+    """Return at most 101 indices: for each percent the last point that still covers so much, and the very last."""
+    if len(coverage) <= MAX_POINTS:
+        return np.arange(len(coverage))
+    wanted = np.arange(100, 0, -1) / 100
+    last_covering = len(coverage) - 1 - np.searchsorted(coverage[::-1], wanted - 1e-12)
+    return np.unique(np.r_[last_covering, len(coverage) - 1])
+
+
+def _sum_from_above(counts: np.ndarray) -> np.ndarray:
+    return np.cumsum(counts[::-1])[::-1]
