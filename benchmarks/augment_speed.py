@@ -31,7 +31,7 @@ import tensorflow as tf
 from keras import ops
 from timing import add_options, describe_ratio, tell_row, time_by_turns, write_figures
 
-from dlfer.config.stage_section import StageConfig
+from dlfer.config.schema import StageConfig
 from dlfer.data.bundle import Split
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.model.backbones import BACKBONES

@@ -34,11 +34,10 @@ from typing import Any
 import numpy as np
 from timing import tell_row, write_figures
 
-from dlfer.metrics.attributes import compute_group_scores
-from dlfer.metrics.calibration import apply_temperature
+from dlfer.metrics.confidence import apply_temperature
 from dlfer.metrics.intervals import compute_wilson_interval
 from dlfer.metrics.predictions import Predictions
-from dlfer.metrics.scores import compute_scores
+from dlfer.metrics.scores import compute_group_scores, compute_scores
 
 COUNTS = {
     **{"Angry": 3995, "Disgust": 436, "Fear": 4097, "Happy": 7215},

@@ -34,15 +34,14 @@ from dlfer.config.sections import ModelConfig
 from dlfer.data.images import resize_all
 from dlfer.data.synthetic.faces import FACE_SIZE, draw_face
 from dlfer.errors import EnvironmentProblem
-from dlfer.export.compare import Sample
+from dlfer.export.contract import Sample
 from dlfer.export.exporters import EXPORTERS
 from dlfer.export.graph import OUTPUT, build_function
 from dlfer.model.artifact import load_artifact
-from dlfer.model.batch_norm import set_norm_momentum
-from dlfer.model.network_classifier import NetworkClassifier, TransferClassifier
+from dlfer.model.classifier import NetworkClassifier, TransferClassifier
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.predict.export_folder import EXPORT_FILE, read_export
-from dlfer.predict.runtimes import OTHER_RUNTIMES, RUNTIMES, open_export
+from dlfer.model.training_kernels import set_norm_momentum
+from dlfer.predict.runtimes import EXPORT_FILE, OTHER_RUNTIMES, RUNTIMES, open_export, read_export
 
 MATRIX = 2048
 """Side of the matrices by which the peak is measured: 17 GFLOP a product."""

@@ -21,8 +21,8 @@ import numpy as np
 from streaming_memory import write_folders
 from timing import tell_row, write_figures
 
+from dlfer.config.schema import StageConfig
 from dlfer.config.sections import DataConfig
-from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import Split, StreamedSplit
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.data.tfds_stream import load_tfds

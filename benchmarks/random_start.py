@@ -34,11 +34,11 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.data.sources import load_data
 from dlfer.model.stage_network import build_stage_network
+from dlfer.train.cluster import choose_device
 from dlfer.train.control import StopControl
-from dlfer.train.device import choose_device
+from dlfer.train.progress import TrainingListener
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob
-from dlfer.train.watch import TrainingListener
 
 APPLICATIONS = {
     "efficientnet_b3": (keras.applications.EfficientNetB3, keras.applications.efficientnet.preprocess_input),

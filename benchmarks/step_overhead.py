@@ -28,13 +28,12 @@ import tensorflow as tf
 from rich.console import Console
 from timing import Timing, add_options, describe_ratio, tell_row, write_figures
 
-from dlfer.config.schema import ExperimentSection
+from dlfer.config.schema import ExperimentSection, StageConfig
 from dlfer.config.sections import ModelConfig
-from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
+from dlfer.train.cluster import Device, choose_device
 from dlfer.train.control import StopControl
-from dlfer.train.device import Device, choose_device
 from dlfer.train.objective import build_loss
 from dlfer.train.optimizers import build_optimizer
 from dlfer.train.progress import ConsoleListener

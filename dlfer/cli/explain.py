@@ -61,7 +61,7 @@ def explain(
 
         find_model(model)  # a wrong name is told before TensorFlow is loaded
     from dlfer.explain.explanation import MapOptions
-    from dlfer.explain.pictures import ExplainJob, explain_pictures
+    from dlfer.explain.jobs import ExplainJob, explain_pictures
 
     job = ExplainJob(
         model=model,
@@ -73,7 +73,7 @@ def explain(
         check=sanity,
     )
     if split is not None:
-        from dlfer.explain.split import explain_split
+        from dlfer.explain.jobs import explain_split
 
         print(explain_split(split, job, say=say))
         return

@@ -31,7 +31,7 @@ def export(
     ] = None,
 ) -> None:
     """Write a model as SavedModel, LiteRT or ONNX, compared with the original before it is kept."""
-    from dlfer.predict.export_folder import parse_formats
+    from dlfer.predict.runtimes import parse_formats
     from dlfer.runs.find import find_model
 
     # What is wrong in the command is told before TensorFlow is loaded.

@@ -117,7 +117,7 @@ def check_start(verb: str, file: Path | None, resume: str | None, options: RunOp
     """Check what can be checked before TensorFlow is loaded; return the folder of the run to go on with."""
     from dlfer.config.load import load_experiment
     from dlfer.runs.find import open_run
-    from dlfer.train.launch import check_alone
+    from dlfer.train.control import check_alone
 
     if verb != "run":
         check_alone(verb)

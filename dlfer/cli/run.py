@@ -11,11 +11,11 @@ def run(file: OptionalFile = None, *, resume: str | None, options: RunOptions) -
     """Run one experiment from data to report: EF-FER1, EF-FER2, evaluation."""
     resumed = check_start("run", file, resume, options)
     from dlfer.config.load import load_experiment
-    from dlfer.experiment.hosts import lead_or_follow
     from dlfer.experiment.run import resume_run, run_experiment
+    from dlfer.experiment.session import lead_or_follow
     from dlfer.runs.find import open_run
-    from dlfer.study.ensemble import run_ensemble_members
-    from dlfer.train.launch import describes_cluster
+    from dlfer.study.members import run_ensemble_members
+    from dlfer.train.control import describes_cluster
 
     # A training over several hosts cannot begin others, so that an ensemble's members are trained in it.
     run_members = None if describes_cluster() else run_ensemble_members

@@ -105,8 +105,8 @@ def describe_run(name: str, folder: Path) -> dict[str, Any]:
         ModelError: no such run, or more than one.
     """
     from dlfer.report.terminal import format_estimate
-    from dlfer.runs.evaluations import read_metrics
     from dlfer.runs.find import open_run
+    from dlfer.runs.run_records import read_metrics
 
     run = open_run(name, folder)
     values = {"path": str(run.path), **run.record.as_json(), "status": run.status}
@@ -125,10 +125,10 @@ def list_model_rows() -> Rows:
     At most one is the default: the one that is used where none is named. A damaged model is said and left out.
     """
     from dlfer.errors import ModelError
-    from dlfer.runs.evaluations import read_metrics
     from dlfer.runs.find import find_default_model, list_models
     from dlfer.runs.metrics_record import Metrics
     from dlfer.runs.records import ArtifactRecord
+    from dlfer.runs.run_records import read_metrics
 
     try:
         default = find_default_model()

@@ -8,22 +8,19 @@ A key below a section that the same cell sets to null is left out: a cell withou
 
 from __future__ import annotations
 
-import copy
 import difflib
 import json
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from dlfer.config.keys import describe_unknown_key, find_annotation, split_key
 from dlfer.config.problems import Problem, validate
 from dlfer.config.schema import ExperimentConfig
-from dlfer.config.space import set_value
+from dlfer.config.space import check_key, is_within, validate_with
 
 MAX_CELLS = 1000
-FIXED = ("experiment.name", "experiment.checkpoint_minutes", "expected", "search", "ablation", "sweep")
-"""Keys that do not change the result of a run."""
 _MAX_SHOWN = 10
 
 
@@ -65,15 +62,15 @@ def check_sweep(tree: Mapping[str, Any]) -> list[Problem]:
         return []
     if any(not isinstance(overrides, dict) for overrides in named.values()):
         return []  # the schema says so
-    problems = [*_check_axes(grid), *_check_named(named), *_check_repeated_keys(grid), *_check_best_of(sweep, grid)]
+    problems = [
+        *_check_axes(grid),
+        *_check_bundles(("sweep", "cells"), named),
+        *_check_repeated_keys(grid),
+        *_check_best_of(sweep, grid),
+    ]
     if problems:
         return problems
-    num_cells = len(named)
-    if grid:
-        size = 1
-        for values in grid.values():
-            size *= len(values)
-        num_cells += size
+    num_cells = len(named) + (math.prod(len(values) for values in grid.values()) if grid else 0)
     if num_cells > MAX_CELLS:
         return [Problem(("sweep", "grid"), f"gives {num_cells:,} cells, expected at most {MAX_CELLS:,}.")]
     cells = _merge_same(_iterate_cells(sweep, has_pretrain=tree.get("pretrain") is not None))
@@ -109,17 +106,12 @@ def _check_arm_key(arm: str, dotted: Any) -> str | None:
 
 def _check_arm(tree: Mapping[str, Any], arm: str, keys: Mapping[str, Any]) -> list[Problem]:
     base = {name: section for name, section in tree.items() if name not in ("ablation", "sweep", "search")}
-    before = {(problem.key, problem.text) for problem in validate(base)[1]}
-    changed = copy.deepcopy(base)
-    if arm == "without":
-        changed["pretrain"] = None
-    for dotted, value in _sort_keys(keys).items():
-        set_value(changed, split_key(dotted), copy.deepcopy(value))
-    new = [problem for problem in validate(changed)[1] if (problem.key, problem.text) not in before]
+    before = set(validate(base)[1])
+    settings = {"pretrain": None} if arm == "without" else {}
     problems = []
-    for problem in new:
+    for problem in validate_with(base, settings | _sort_keys(keys), before)[1]:
         dotted = ".".join(problem.key)
-        culprit = next((key for key in keys if dotted == key or dotted.startswith(f"{key}.")), None)
+        culprit = next((key for key in keys if is_within(dotted, key)), None)
         where = ("ablation", arm) if culprit is None else ("ablation", arm, culprit)
         problems.append(Problem(where, f"does not fit: {dotted}: {problem.text}"))
     return problems
@@ -208,11 +200,7 @@ def _check_axes(grid: Mapping[str, Any]) -> Iterator[Problem]:
             if wrong:
                 yield Problem(key, wrong)
         elif isinstance(values, Mapping) and values and all(isinstance(item, Mapping) for item in values.values()):
-            for name, overrides in values.items():
-                for dotted in overrides:
-                    wrong = _check_key(dotted)
-                    if wrong:
-                        yield Problem((*key, name, dotted), wrong)
+            yield from _check_bundles(key, values)
         else:
             yield Problem(
                 key,
@@ -221,12 +209,12 @@ def _check_axes(grid: Mapping[str, Any]) -> Iterator[Problem]:
             )
 
 
-def _check_named(named: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
-    for name, overrides in named.items():
+def _check_bundles(key: tuple[str, ...], bundles: Mapping[str, Mapping[str, Any]]) -> Iterator[Problem]:
+    for name, overrides in bundles.items():
         for dotted in overrides:
             wrong = _check_key(dotted)
             if wrong:
-                yield Problem(("sweep", "cells", name, dotted), wrong)
+                yield Problem((*key, name, dotted), wrong)
 
 
 def _check_key(dotted: Any) -> str | None:
@@ -234,12 +222,7 @@ def _check_key(dotted: Any) -> str | None:
         return "expected a dotted key, e.g. finetune.batch_size."
     if dotted == "experiment.seed":
         return "list the seeds in sweep.seeds: every cell is trained with each of them."
-    if any(dotted == fixed or dotted.startswith(fixed + ".") for fixed in FIXED):
-        return "does not change the result of a run; set keys of model, pretrain, finetune, evaluate."
-    parts = split_key(dotted)
-    if find_annotation(parts) is not None:
-        return None
-    return describe_unknown_key(parts) or "there is no such key."
+    return check_key(dotted, "set keys of model, pretrain, finetune, evaluate.")
 
 
 def _check_repeated_keys(grid: Mapping[str, Any]) -> Iterator[Problem]:
@@ -297,15 +280,11 @@ def _check_names(sweep: Mapping[str, Any], cells: list[Cell]) -> list[Problem]:
 def _check_cells(tree: Mapping[str, Any], cells: list[Cell]) -> list[Problem]:
     """Validate every cell; a problem that the experiment has by itself is told elsewhere."""
     base = {name: section for name, section in tree.items() if name != "sweep"}
-    before = {(problem.key, problem.text) for problem in validate(base)[1]}
+    before = set(validate(base)[1])
     problems: dict[Problem, None] = {}
     seen: dict[str, str] = {}
     for cell in cells:
-        changed = copy.deepcopy(base)
-        for dotted, value in cell.overrides.items():
-            set_value(changed, split_key(dotted), copy.deepcopy(value))
-        config, found = validate(changed)
-        new = [problem for problem in found if (problem.key, problem.text) not in before]
+        config, new = validate_with(base, cell.overrides, before)
         problems |= {_place(problem, cell, tree["sweep"]): None for problem in new}
         if config is not None:
             text = config.model_dump_json()
@@ -318,7 +297,7 @@ def _check_cells(tree: Mapping[str, Any], cells: list[Cell]) -> list[Problem]:
 def _place(problem: Problem, cell: Cell, sweep: Mapping[str, Any]) -> Problem:
     """Return a problem of a cell where the value stands that makes it, else where the cell comes from."""
     dotted = ".".join(problem.key)
-    culprit = next((key for key in cell.overrides if dotted == key or dotted.startswith(f"{key}.")), None)
+    culprit = next((key for key in cell.overrides if is_within(dotted, key)), None)
     if not cell.settings and cell.name in sweep.get("cells", {}):
         where: tuple[str, ...] = ("sweep", "cells", cell.name)
         return Problem((*where, culprit) if culprit else where, f"does not fit: {dotted}: {problem.text}")

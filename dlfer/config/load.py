@@ -50,8 +50,8 @@ def load_experiment(path: Path | str, overrides: Mapping[str, object] | None = N
 def load_recorded_experiment(path: Path | str) -> ExperimentConfig:
     """Read back the complete experiment that a run wrote, by this version of dlfer or an earlier one.
 
-    Keys that were renamed since have their present names. The ends of `search.space` and the cells of `sweep` are
-    not tried: a member has one of their values, which the others need not fit.
+    Keys that were renamed since have their present names. The ends of `search.space` and the cells of `sweep` are not
+    tried: a member has one of their values, which the others need not fit.
 
     Raises:
         ConfigError: with every problem of the file in one message.

@@ -15,10 +15,11 @@ from typing import Any
 
 from dlfer.config.keys import describe_unknown_key, find_annotation, split_key
 from dlfer.config.problems import Problem, validate
+from dlfer.config.schema import ExperimentConfig
 
 KINDS = ("log", "between", "choice")
-FIXED = ("experiment.name", "expected", "search", "ablation", "experiment.checkpoint_minutes")
-"""Keys that do not change the result of a run, so that searching over them means nothing."""
+FIXED = ("experiment.name", "experiment.checkpoint_minutes", "expected", "search", "ablation", "sweep")
+"""Keys that do not change the result of a run, so that varying them means nothing."""
 
 
 def check_space(tree: Mapping[str, Any]) -> list[Problem]:
@@ -33,11 +34,11 @@ def check_space(tree: Mapping[str, Any]) -> list[Problem]:
         return []
     if not space:
         return [Problem(("search", "space"), "is empty; expected at least one dotted key with a range.")]
-    before = {(problem.key, problem.text) for problem in validate(tree)[1]}
+    before = set(validate(tree)[1])
     problems = []
     for dotted, spec in space.items():
         key = ("search", "space", dotted)
-        wrong = _check_key(dotted)
+        wrong = check_key(dotted, "search over keys of model, pretrain, finetune.")
         if wrong is None and isinstance(spec, dict):
             wrong = _check_spec(spec) or _check_when(space, dotted)
             if wrong is None and tree.get(dotted.split(".")[0], {}) is not None:
@@ -47,13 +48,19 @@ def check_space(tree: Mapping[str, Any]) -> list[Problem]:
     return problems
 
 
-def _check_key(dotted: str) -> str | None:
+def check_key(dotted: str, hint: str) -> str | None:
+    """Return why a dotted key cannot be varied; `hint` says what can. None where it can."""
+    if any(is_within(dotted, fixed) for fixed in FIXED):
+        return f"does not change the result of a run; {hint}"
     parts = split_key(dotted)
-    if any(dotted == fixed or dotted.startswith(fixed + ".") for fixed in FIXED):
-        return "does not change the result of a run; search over keys of model, pretrain, finetune."
     if find_annotation(parts) is not None:
         return None
     return describe_unknown_key(parts) or "there is no such key."
+
+
+def is_within(dotted: str, section: str) -> bool:
+    """Tell whether a dotted key is `section` or stands below it."""
+    return dotted == section or dotted.startswith(f"{section}.")
 
 
 def _check_spec(spec: Mapping[str, Any]) -> str | None:
@@ -119,16 +126,11 @@ def _get_when(space: Mapping[str, Any], dotted: str) -> Mapping[str, Any]:
     return when if isinstance(when, dict) else {}
 
 
-def _check_values(
-    tree: Mapping[str, Any], dotted: str, space: Mapping[str, Any], before: set[tuple[Any, str]]
-) -> str | None:
+def _check_values(tree: Mapping[str, Any], dotted: str, space: Mapping[str, Any], before: set[Problem]) -> str | None:
     spec = space[dotted]
     for value in spec["choice"] if "choice" in spec else spec.get("log", spec.get("between")):
         for setting in _list_settings(space, dotted):
-            changed = copy.deepcopy(dict(tree))
-            for key, given in {**setting, dotted: value}.items():
-                set_value(changed, split_key(key), copy.deepcopy(given))
-            new = [problem for problem in validate(changed)[1] if (problem.key, problem.text) not in before]
+            _, new = validate_with(tree, {**setting, dotted: value}, before)
             if new:
                 where = "".join(f" where {key} is {given!r}" for key, given in setting.items())
                 return f"the value {value!r} does not fit{where}: {'.'.join(new[0].key)}: {new[0].text}"
@@ -144,6 +146,17 @@ def _list_settings(space: Mapping[str, Any], dotted: str) -> Iterator[dict[str, 
             allowed[parent] = [value for value in known if value in values]
     for values in itertools.product(*allowed.values()):
         yield dict(zip(allowed, values, strict=True))
+
+
+def validate_with(
+    tree: Mapping[str, Any], settings: Mapping[str, Any], before: set[Problem]
+) -> tuple[ExperimentConfig | None, list[Problem]]:
+    """Return the experiment with some dotted keys set, or None, and the problems that are not among `before`."""
+    changed = copy.deepcopy(dict(tree))
+    for dotted, value in settings.items():
+        set_value(changed, split_key(dotted), copy.deepcopy(value))
+    config, found = validate(changed)
+    return config, [problem for problem in found if problem not in before]
 
 
 def set_value(tree: dict[str, Any], key: tuple[str, ...], value: Any) -> int:

@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from dlfer.data.bundle import DataBundle, Reading, Split, StreamedSplit, compute_fingerprint
-from dlfer.data.labels import SPELLINGS
-from dlfer.data.outliers import FLAT_STD, MOST_LISTED, RULE, find_no_faces, find_outliers
-from dlfer.data.survey import Survey, survey_images
+from dlfer.data.labels import CANONICAL
+from dlfer.data.survey import FLAT_STD, MOST_LISTED, RULE, Survey, find_no_faces, find_outliers, survey_images
 from dlfer.data.votes import read_votes, score_votes
 from dlfer.errors import ModelError
 from dlfer.runs.audit_record import (
@@ -55,8 +54,7 @@ def audit_data(bundle: DataBundle, *, cache: Path | None = None, votes: str | Pa
 
 def audit_bundle(bundle: DataBundle, *, votes: str | Path | None = None) -> AuditRecord:
     """Return what a bundle holds and what its splits share; streamed splits are counted and not looked into."""
-    splits = [split for split in (bundle.train, bundle.validation, bundle.test) if split is not None]
-    return audit_splits(splits, bundle.labels, reading=bundle.reading, votes=votes)
+    return audit_splits(list(bundle.parts.values()), bundle.labels, reading=bundle.reading, votes=votes)
 
 
 def audit_splits(
@@ -210,8 +208,7 @@ def _find_all_outliers(
 
 
 def _are_expressions(labels: tuple[str, ...]) -> bool:
-    known = {spelling for spellings in SPELLINGS.values() for spelling in spellings}
-    return 2 * sum(label.casefold() in known for label in labels) >= max(2, len(labels))
+    return 2 * sum(label.casefold() in CANONICAL for label in labels) >= max(2, len(labels))
 
 
 def _draw_samples(survey: Survey, where: Sequence[Place], targets: np.ndarray) -> Samples:

@@ -1,15 +1,21 @@
-"""The random changes of training images, drawn on the host as a few numbers per image.
+"""Random changes of images: augmentation in training, and corruptions that show how fast a classifier fails.
 
-The host draws them (numpy, from a generator that the caller seeds), the graph applies them
+Augmentation is drawn on the host as a few numbers per image. The host draws them (numpy, from a generator that the caller seeds), the graph applies them
 (`dlfer.model.face_input`). So the images stay uint8 and 48x48 until the very last moment, the same
 draw gives the same pixels on every backend, and an interrupted epoch goes on with the same draws.
 """
 
 from __future__ import annotations
 
-import numpy as np
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass
 
-from dlfer.config.stage_section import AugmentConfig
+import numpy as np
+from PIL import Image
+
+from dlfer.config.schema import AugmentConfig
+from dlfer.errors import DataError
 
 
 def compute_crop_size(crop: float, height: int, width: int) -> tuple[int, int]:
@@ -89,22 +95,6 @@ def _draw_crops(warps: np.ndarray, crop: float, native: int, *, rng: np.random.G
     return cropped
 
 
-def compute_box_area(boxes: np.ndarray, image_size: int) -> np.ndarray:
-    """Return the share of pixels whose centre lies in each box.
-
-    Args:
-        boxes: float [N, 4], x0, y0, x1, y1 in 0..1.
-        image_size: side of the square in pixels.
-
-    Returns:
-        float64 [N] in 0..1.
-    """
-    centres = (np.arange(image_size) + 0.5) / image_size
-    across = ((centres >= boxes[:, 0:1]) & (centres < boxes[:, 2:3])).sum(axis=1)
-    down = ((centres >= boxes[:, 1:2]) & (centres < boxes[:, 3:4])).sum(axis=1)
-    return across * down / image_size**2
-
-
 def mix_targets(targets: np.ndarray, drawn: dict[str, np.ndarray], *, image_size: int) -> np.ndarray:
     """Return the targets that go with mixed images.
 
@@ -118,7 +108,10 @@ def mix_targets(targets: np.ndarray, drawn: dict[str, np.ndarray], *, image_size
     """
     if "mix_weight" not in drawn:
         return targets
-    own = drawn["mix_weight"] * (1 - compute_box_area(drawn["mix_box"], image_size))
+    boxes, centres = drawn["mix_box"], (np.arange(image_size) + 0.5) / image_size
+    across = ((centres >= boxes[:, 0:1]) & (centres < boxes[:, 2:3])).sum(axis=1)
+    down = ((centres >= boxes[:, 1:2]) & (centres < boxes[:, 3:4])).sum(axis=1)
+    own = drawn["mix_weight"] * (1 - across * down / image_size**2)
     own = own.astype(np.float32)[:, None]
     return own * targets + (1 - own) * targets[::-1]
 
@@ -142,3 +135,134 @@ def _draw_boxes(area: np.ndarray, image_size: int, *, rng: np.random.Generator) 
     sides = np.stack([np.sqrt(area * aspect), np.sqrt(area / aspect)], axis=1).clip(max=1)
     corner = rng.random((len(area), 2)) * (1 - sides)
     return np.round(np.concatenate([corner, corner + sides], axis=1) * image_size) / image_size
+
+
+STRENGTHS = (1, 2, 3, 4, 5)
+GREY = 128
+
+
+@dataclass(frozen=True)
+class Corruption:
+    """A way to make images worse.
+
+    Attributes:
+        apply: (images uint8 [N, H, W, C], parameter, generators [N]) -> uint8 of the same shape.
+        parameters: at strengths 1 to 5.
+        meaning: what the parameter is, with its unit.
+    """
+
+    apply: Callable[[np.ndarray, float, list[np.random.Generator]], np.ndarray]
+    parameters: tuple[float, float, float, float, float]
+    meaning: str
+
+
+def add_noise(images: np.ndarray, deviation: float, generators: list[np.random.Generator]) -> np.ndarray:
+    """Add Gaussian noise, each pixel and channel on its own."""
+    noise = np.stack([generator.standard_normal(images.shape[1:], np.float32) for generator in generators])
+    return _to_uint8(images + 255 * deviation * noise)
+
+
+def blur(images: np.ndarray, deviation: float, generators: list[np.random.Generator]) -> np.ndarray:
+    """Blur by a Gaussian; outside the image stands its edge."""
+    del generators
+    from scipy.ndimage import gaussian_filter
+
+    sigma = deviation * min(images.shape[1:3])
+    return _to_uint8(gaussian_filter(images.astype(np.float32), (0, sigma, sigma, 0), mode="nearest"))
+
+
+def lower_resolution(images: np.ndarray, kept: float, generators: list[np.random.Generator]) -> np.ndarray:
+    """Shrink by area and enlarge again, bilinearly, as an image of a small face far away."""
+    del generators
+    height, width, channels = images.shape[1:]
+    small = max(1, round(kept * width)), max(1, round(kept * height))
+    result = np.empty_like(images)
+    for number, pixels in enumerate(images):
+        image = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
+        again = image.resize(small, Image.Resampling.BOX).resize((width, height), Image.Resampling.BILINEAR)
+        result[number] = np.asarray(again).reshape(height, width, channels)
+    return result
+
+
+def brighten(images: np.ndarray, added: float, generators: list[np.random.Generator]) -> np.ndarray:
+    """Add the same to every pixel, as too long an exposure does; what passes 255 is lost."""
+    del generators
+    return _to_uint8(images + np.float32(255 * added))
+
+
+def lower_contrast(images: np.ndarray, kept: float, generators: list[np.random.Generator]) -> np.ndarray:
+    """Draw every pixel towards the image's mean."""
+    del generators
+    mean = images.mean(axis=(1, 2, 3), keepdims=True, dtype=np.float64).astype(np.float32)
+    return _to_uint8(mean + np.float32(kept) * (images - mean))
+
+
+def occlude(images: np.ndarray, side: float, generators: list[np.random.Generator]) -> np.ndarray:
+    """Lay a grey square somewhere over the image; that of a larger strength holds the smaller one."""
+    result = images.copy()
+    height, width = images.shape[1:3]
+    pixels = max(1, round(side * min(height, width)))
+    for image, generator in zip(result, generators, strict=True):
+        down, across = generator.random(2)
+        top, left = round(down * (height - pixels)), round(across * (width - pixels))
+        image[top : top + pixels, left : left + pixels] = GREY
+    return result
+
+
+CORRUPTIONS: dict[str, Corruption] = {
+    "noise": Corruption(add_noise, (0.04, 0.08, 0.12, 0.18, 0.26), "standard deviation, fraction of 0..255"),
+    "blur": Corruption(blur, (0.01, 0.02, 0.03, 0.045, 0.06), "standard deviation, fraction of the shorter side"),
+    "low_resolution": Corruption(lower_resolution, (0.5, 0.375, 0.25, 0.1875, 0.125), "fraction of the side kept"),
+    "brightness": Corruption(brighten, (0.1, 0.2, 0.3, 0.4, 0.5), "fraction of 0..255 added"),
+    "contrast": Corruption(lower_contrast, (0.6, 0.4, 0.25, 0.15, 0.08), "fraction of the contrast kept"),
+    "occlusion": Corruption(
+        occlude, (0.15, 0.25, 0.35, 0.45, 0.55), "side of the square, fraction of the shorter side"
+    ),
+}
+"""Name -> corruption, six of them at five strengths.
+
+What is random depends on the seed and the image's id alone, so that neither the order nor the selection of
+images changes it, and it is the same at every strength: a stronger corruption is the weaker one, worsened.
+
+Source: after Hendrycks & Dietterich, "Benchmarking Neural Network Robustness to Common Corruptions and
+Perturbations", ICLR 2019. The parameters are our own: theirs are pixels of a 224-pixel photograph, ours
+are fractions of the image's shorter side, for faces of 48 pixels.
+"""
+
+
+def corrupt_images(images: np.ndarray, ids: np.ndarray, *, corruption: str, strength: int, seed: int = 0) -> np.ndarray:
+    """Return images made worse.
+
+    Args:
+        images: uint8 [N, H, W, C], C is 1 or 3.
+        ids: str [N]; an image's id and the seed determine what is random.
+        corruption: a name of CORRUPTIONS.
+        strength: 1 (weak) to 5 (strong).
+        seed: of what is random.
+
+    Returns:
+        uint8 [N, H, W, C].
+
+    Raises:
+        DataError: no such corruption or strength, or other arrays.
+    """
+    if corruption not in CORRUPTIONS or strength not in STRENGTHS:
+        raise DataError(
+            f"corruption: found {corruption!r} at strength {strength!r}, expected one of {', '.join(CORRUPTIONS)} "
+            f"at strength {STRENGTHS[0]} to {STRENGTHS[-1]}."
+        )
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or len(images) != len(ids):
+        raise DataError(
+            f"corruption: found images of dtype {images.dtype} and shape {images.shape} with {len(ids)} ids; "
+            "expected uint8 [N, H, W, 1 or 3] and as many ids."
+        )
+    if not len(images):
+        return images.copy()
+    spec = CORRUPTIONS[corruption]
+    digests = [hashlib.sha256(f"{seed}/{corruption}/{name}".encode()).digest() for name in ids]
+    generators = [np.random.default_rng(int.from_bytes(digest[:16], "big")) for digest in digests]
+    return spec.apply(images, spec.parameters[strength - 1], generators)
+
+
+def _to_uint8(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.rint(values), 0, 255).astype(np.uint8)

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+import io
+import os
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
 
 from dlfer.errors import DataError
+from dlfer.runs.files import read_npz, write_atomically
 
 
 @dataclass(frozen=True)
@@ -87,8 +91,14 @@ class StreamedSplit(Protocol):
         """Yield (images uint8 [B, S, S, 3], targets int64 [B], ids str [B]).
 
         In training the order is shuffled, each image is cropped at random (scale 0.25..1, aspect
-        3/4..4/3) and an incomplete last batch is dropped; else the order is the data set's own, the
-        crop is the central one (87.5 %) and nothing is dropped.
+        3/4..4/3) and an incomplete last batch is dropped, unless it is the only one; else the order is
+        the data set's own, the crop is the central one (87.5 %) and nothing is dropped.
+
+        Args:
+            batch_size: B.
+            seed, epoch: fix the order and the crops.
+            start_step: batches to leave out at the beginning.
+            training: as above.
         """
         ...
 
@@ -137,6 +147,12 @@ class DataBundle:
     reading: Reading = Reading()
 
     @property
+    def parts(self) -> dict[str, Split | StreamedSplit]:
+        """Of train, validation and test those that there are, in this order."""
+        found = {"train": self.train, "validation": self.validation, "test": self.test}
+        return {name: split for name, split in found.items() if split is not None}
+
+    @property
     def channels(self) -> int:
         """Of the images that the network gets: 1 (grey) or 3 (RGB); streamed ones have 3."""
         return self.train.images.shape[-1] if isinstance(self.train, Split) else 3
@@ -173,3 +189,31 @@ def compute_fingerprint(split: Split) -> str:
         digest.update(np.ascontiguousarray(split.targets[rows], dtype=np.int64).tobytes())
         digest.update(np.ascontiguousarray(split.images[rows]).tobytes())
     return digest.hexdigest()
+
+
+def name_cache(kind: str, digest: str) -> Path:
+    """Return the file in which arrays made of data are kept: in $DLFER_CACHE, or ~/.cache/dlfer.
+
+    It holds images: treat it like the data.
+    """
+    folder = Path(os.environ.get("DLFER_CACHE") or "~/.cache/dlfer").expanduser()
+    return folder / f"{kind}-{digest[:16]}.npz"
+
+
+def read_cache(path: Path, names: Iterable[str]) -> dict[str, np.ndarray] | None:
+    """Return what `write_cache` wrote, or None where there is nothing or it is damaged."""
+    try:
+        return read_npz(path, names=names)
+    except (OSError, ValueError):  # absent or damaged: made anew
+        return None
+
+
+def write_cache(path: Path, arrays: Mapping[str, np.ndarray]) -> str | None:
+    """Keep arrays for the next time; return what hinders it, if anything does."""
+    contents = io.BytesIO()
+    np.savez(contents, **arrays)
+    try:
+        write_atomically(path, contents.getvalue())
+    except OSError as error:
+        return error.strerror
+    return None

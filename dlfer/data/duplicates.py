@@ -101,17 +101,13 @@ def _compare(
             row, column = row[once], column[once]
         doubtful = products[row, column] < NEAR_CORRELATION + _DOUBT
         alike = ~doubtful
-        alike[doubtful] = _correlate(own[row[doubtful]], signatures[column[doubtful]]) >= NEAR_CORRELATION
+        again = (own[row[doubtful]].astype(np.float64) * signatures[column[doubtful]]).sum(axis=1)
+        alike[doubtful] = again >= NEAR_CORRELATION
         left, right = leaf[row[alike]], chosen[column[alike]]
         if len(left) and within:
             yield np.minimum(left, right), np.maximum(left, right), flipped
         elif len(left):
             yield left, right, flipped
-
-
-def _correlate(left: np.ndarray, right: np.ndarray) -> np.ndarray:
-    """Return float64 [P], the correlations of signatures (float32 [P, 256]) row by row."""
-    return (left.astype(np.float64) * right).sum(axis=1)
 
 
 def _split_halves(signatures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

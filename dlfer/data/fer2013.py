@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import os
 import re
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,12 +14,11 @@ import tensorflow_datasets as tfds
 
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import DataConfig
-from dlfer.data.bundle import DataBundle, Reading, Split
+from dlfer.data.bundle import DataBundle, Reading, Split, name_cache, read_cache, write_cache
 from dlfer.data.fer2013_csv import SIDE, USAGES, Rows, read_csv
 from dlfer.data.folder import load_parts, scan_folder
 from dlfer.data.labels import compute_label_map, map_targets
 from dlfer.errors import DataError, MissingDataError
-from dlfer.runs.files import read_npz
 
 OFFICIAL_MD5 = "f8428a1edbd21e88f42c73edd2a14f95"
 CSV_NAMES = ("fer2013.csv", "icml_face_data.csv", "fer2013/fer2013.csv", "train.csv")
@@ -74,9 +71,7 @@ def load_fer2013_usage(
         DataError: a row cannot be read, or the csv has no rows of that Usage.
         ModelError: `labels` are not FER2013's.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise MissingDataError(describe_missing(path))
+    path = _find_csv(path)
     lookup = compute_label_map(FER2013_LABELS, labels)
     rows, _ = _read_cached(path, skip_unreadable=skip_unreadable, usage=None if usage else "all")
     if usage is None:
@@ -101,12 +96,17 @@ def load_fer2013_parts(path: str | Path) -> tuple[list[Split], Reading]:
     Raises:
         MissingDataError, DataError: the csv is not there, has other columns, or no readable row.
     """
-    path = Path(path).expanduser()
-    if not path.is_file():
-        raise MissingDataError(describe_missing(path))
+    path = _find_csv(path)
     rows, _ = _read_cached(path, skip_unreadable=True, usage="all")
     usages = [usage for usage in (*USAGES, "all") if np.any(rows.usages == usage)]
     return [_to_split(rows, np.flatnonzero(rows.usages == usage), usage) for usage in usages], _tell_reading(path, rows)
+
+
+def _find_csv(path: str | Path) -> Path:
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise MissingDataError(describe_missing(path))
+    return path
 
 
 def describe_missing(path: Path) -> str:
@@ -170,11 +170,7 @@ def _load_folders(root: Path, config: DataConfig) -> DataBundle:
     bundle = load_parts(root, parts, config, image_size=SIDE, names=names)
     labels = tuple(label for label in FER2013_LABELS if label in bundle.labels)
     labels += tuple(label for label in bundle.labels if label not in labels)
-    mapped = {
-        part: map_targets(getattr(bundle, part), bundle.labels, labels)
-        for part in ("train", "validation", "test")
-        if getattr(bundle, part) is not None
-    }
+    mapped = {part: map_targets(split, bundle.labels, labels) for part, split in bundle.parts.items()}
     return dataclasses.replace(bundle, source="fer2013", labels=labels, notes=(*bundle.notes, note), **mapped)
 
 
@@ -188,7 +184,6 @@ def _read_cached(path: Path, *, skip_unreadable: bool, usage: str | None) -> tup
     """Read a csv, or what an earlier reading of the very same file left in the cache; with notes.
 
     Large files only: parsing 300 MB of text takes seconds, reading 82 MB of pixels a tenth of one.
-    The folder is $DLFER_CACHE, or ~/.cache/dlfer. It holds images: treat it like the data.
     """
     state = path.stat()
     notes: tuple[str, ...] = ()
@@ -196,40 +191,19 @@ def _read_cached(path: Path, *, skip_unreadable: bool, usage: str | None) -> tup
         rows = read_csv(path, skip_unreadable=skip_unreadable, usage=usage)
     else:
         key = repr((_CACHE_VERSION, str(path.resolve()), state.st_size, state.st_mtime_ns, skip_unreadable, usage))
-        folder = Path(os.environ.get("DLFER_CACHE") or "~/.cache/dlfer").expanduser()
-        cache = folder / f"fer2013-{hashlib.sha256(key.encode()).hexdigest()[:16]}.npz"
-        rows = _read_cache(cache)
-        if rows is None:
+        cache = name_cache("fer2013", hashlib.sha256(key.encode()).hexdigest())
+        arrays = read_cache(cache, [field.name for field in dataclasses.fields(Rows)])
+        if arrays is not None:
+            rows = Rows(**arrays)
+        else:
             rows = read_csv(path, skip_unreadable=skip_unreadable, usage=usage)
-            try:
-                _write_cache(cache, rows)
-            except OSError as error:
-                notes = (f"The parsed csv could not be kept for the next time in {folder} ({error.strerror}).",)
+            reason = write_cache(cache, vars(rows))
+            if reason is not None:
+                notes = (f"The parsed csv could not be kept for the next time in {cache.parent} ({reason}).",)
     if len(rows.skipped):
         total = len(rows.rows) + len(rows.skipped)
         notes += (f"{path.name}: {len(rows.skipped)} of {total} rows were left out; the first: {rows.skipped[0]}",)
     return rows, notes
-
-
-def _read_cache(cache: Path) -> Rows | None:
-    """Return the rows of a cache file, or None where there is none or it is damaged."""
-    try:
-        return Rows(**read_npz(cache, names=[field.name for field in dataclasses.fields(Rows)]))
-    except (OSError, ValueError):  # absent or damaged: written anew
-        return None
-
-
-def _write_cache(cache: Path, rows: Rows) -> None:
-    """Write the rows under a temporary name and rename it, so that a reader never sees half a file."""
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=cache.parent, suffix=".part")
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            np.savez(stream, **{field.name: getattr(rows, field.name) for field in dataclasses.fields(Rows)})
-        os.replace(name, cache)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
 
 
 FILE_NAME = "fer2013.csv"
@@ -274,8 +248,7 @@ class Fer2013(tfds.core.GeneratorBasedBuilder):
         if not path.exists():
             raise MissingDataError(describe_missing(path))
         bundle = load_fer2013(DataConfig(source="fer2013", path=str(path)))
-        parts = {"train": bundle.train, "validation": bundle.validation, "test": bundle.test}
-        return {part: self._generate_examples(split) for part, split in parts.items() if split is not None}
+        return {part: self._generate_examples(split) for part, split in bundle.parts.items()}
 
     def _generate_examples(self, split: Split) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield (id, example) of each row."""

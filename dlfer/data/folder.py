@@ -139,22 +139,19 @@ def _scan_classes(root: Path, part: str) -> list[ImageFile]:
     if not classes:
         raise DataError(f"{base}: found no class folders, expected <class>/<image>.")
     files = []
-    for name in classes:
+    for class_name in classes:
         found = []
-        for folder, folders, entries in os.walk(base / name):
+        for folder, folders, entries in os.walk(base / class_name):
             folders[:] = sorted(child for child in folders if not child.startswith("."))
             below = Path(folder).relative_to(root).as_posix()
-            found += [f"{below}/{entry}" for entry in entries if _is_image(entry)]
+            images = (name for name in entries if not name.startswith(".") and name.casefold().endswith(SUFFIXES))
+            found += [f"{below}/{name}" for name in images]
         if not found:
             raise DataError(
-                f"{base / name}: the class folder holds no images ({', '.join(SUFFIXES)}). Fill it or delete it."
+                f"{base / class_name}: the class folder holds no images ({', '.join(SUFFIXES)}). Fill it or delete it."
             )
-        files += [ImageFile(path, name) for path in sorted(found)]
+        files += [ImageFile(path, class_name) for path in sorted(found)]
     return files
-
-
-def _is_image(name: str) -> bool:
-    return not name.startswith(".") and name.casefold().endswith(SUFFIXES)
 
 
 def _check_classes(root: Path, parts: Parts, mapping: dict[str, str | None], labels: tuple[str, ...]) -> None:

@@ -24,7 +24,7 @@ SPELLINGS = {
 }
 """FER2013's labels and how other data sets spell them, in lower case."""
 
-_CANONICAL = {spelling: label for label, spellings in SPELLINGS.items() for spelling in spellings}
+CANONICAL = {spelling: label for label, spellings in SPELLINGS.items() for spelling in spellings}
 
 
 def match_labels(names: Iterable[str], labels: LabelsConfig) -> dict[str, str | None]:
@@ -39,10 +39,10 @@ def match_labels(names: Iterable[str], labels: LabelsConfig) -> dict[str, str | 
     """
     names = sorted(set(names))
     by_case = {name.casefold(): name for name in names}
-    known = [name for name in names if name.casefold() in _CANONICAL]
+    known = [name for name in names if name.casefold() in CANONICAL]
     expressions = len(known) >= 2 and 2 * len(known) >= len(names)
     mapping: dict[str, str | None] = {
-        name: _CANONICAL.get(name.casefold(), name) if expressions else name for name in names
+        name: CANONICAL.get(name.casefold(), name) if expressions else name for name in names
     }
     for name, label in labels.aliases.items():
         found = name if name in mapping else by_case.get(name.casefold())
@@ -64,6 +64,17 @@ def order_labels(labels: Iterable[str]) -> tuple[str, ...]:
     return tuple(sorted(set(labels), key=lambda label: (label.casefold(), label)))
 
 
+def index_labels(names: Sequence[str], labels: LabelsConfig) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the labels to use, in the order of the data's names, and the index int64 of each name in them (-1: left out).
+
+    Raises:
+        DataError: as `match_labels`.
+    """
+    mapping = match_labels(names, labels)
+    kept = tuple(dict.fromkeys(label for name in names if (label := mapping[name]) is not None))
+    return kept, np.array([-1 if mapping[name] is None else kept.index(mapping[name]) for name in names], np.int64)
+
+
 def relabel_bundle(bundle: DataBundle, labels: LabelsConfig) -> DataBundle:
     """Return the bundle of in-memory splits with aliases applied and dropped classes left out.
 
@@ -72,23 +83,18 @@ def relabel_bundle(bundle: DataBundle, labels: LabelsConfig) -> DataBundle:
     Raises:
         DataError: as `match_labels`.
     """
-    mapping = match_labels(bundle.labels, labels)
-    kept = tuple(dict.fromkeys(label for name in bundle.labels if (label := mapping[name]) is not None))
+    kept, lookup = index_labels(bundle.labels, labels)
     if kept == bundle.labels:
         return bundle
-    lookup = np.array([-1 if mapping[name] is None else kept.index(mapping[name]) for name in bundle.labels])
     parts, dropped = {}, 0
-    for key in ("train", "validation", "test"):
-        split = getattr(bundle, key)
-        if split is None:
-            continue
+    for key, split in bundle.parts.items():
         targets = lookup[split.targets]
         rows = np.flatnonzero(targets >= 0)
         dropped += len(split) - len(rows)
         parts[key] = Split(split.name, split.images[rows], targets[rows], split.ids[rows])
     notes = bundle.notes
     if dropped:
-        names = ", ".join(name for name in bundle.labels if mapping[name] is None)
+        names = ", ".join(name for name, index in zip(bundle.labels, lookup, strict=True) if index < 0)
         notes += (f"{dropped} images of the dropped classes {names} were left out.",)
     return dataclasses.replace(bundle, labels=kept, notes=notes, **parts)
 
@@ -124,7 +130,7 @@ def compute_label_map(from_labels: Sequence[str], to_labels: Sequence[str]) -> n
 
 def _canonical(names: list[str]) -> list[str]:
     """Return the names in FER2013's spelling where that keeps them distinct."""
-    changed = [_CANONICAL.get(name.casefold(), name.casefold()) for name in names]
+    changed = [CANONICAL.get(name.casefold(), name.casefold()) for name in names]
     return changed if len(set(changed)) == len(names) else names
 
 

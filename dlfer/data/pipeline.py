@@ -1,21 +1,158 @@
-"""From a split to the batches of one epoch: order, balance, drawn augmentation, targets.
+"""From a split to the batches of one epoch: class balance, order, drawn augmentation, targets.
 
 Everything here is a function of (seed, epoch, step), so an epoch can be entered in the middle.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 from collections.abc import Iterator
 
 import numpy as np
 
-from dlfer.config.stage_section import StageConfig
+from dlfer.config.names import BALANCES
+from dlfer.config.schema import StageConfig
 from dlfer.data.augment import draw_augmentation, mix_targets
-from dlfer.data.balance import balance_indices, compute_class_weights
 from dlfer.data.bundle import WHOLE, Share, Split, StreamedSplit
 from dlfer.data.images import compute_side
-from dlfer.errors import ConfigError
+from dlfer.errors import ConfigError, ProtocolError
+
+ROTATION_DEGREES = 10.0
+ZOOM = 0.2
+SHIFT = 0.1
+MIRROR = 0.5
+"""The DLFER paper's augmentation; what falls outside the image is its nearest edge."""
+
+_NUM_PARAMETERS = 5
+
+
+def balance_indices(targets: np.ndarray, how: str, *, seed: int, epoch: int) -> np.ndarray:
+    """Return the rows (int64 [M], not shuffled) of a training split that one epoch takes.
+
+    Args:
+        targets: int [N].
+        how: none, class_weight: every row once. augment: rows repeat until each class is as large
+            as the largest, every row at least once; which rows repeat once more changes by epoch.
+            undersample: as many of each class as the smallest has, the same in every epoch.
+            sampler: N rows drawn anew each epoch with equal probability for each class.
+        seed: with `epoch`, all that the draw depends on.
+        epoch: number of the epoch, from 0.
+
+    Raises:
+        ProtocolError: `how` is not a known balance.
+    """
+    if how not in BALANCES:
+        raise ProtocolError(f"balance: found {how!r}, expected one of {', '.join(BALANCES)}.")
+    if how in ("none", "class_weight") or not len(targets):
+        return np.arange(len(targets))
+    rng = np.random.default_rng((seed, 0 if how == "undersample" else epoch))
+    rows = [np.flatnonzero(targets == label) for label in np.unique(targets)]
+    sizes = [len(members) for members in rows]
+    if how == "undersample":
+        return np.sort(np.concatenate([rng.choice(members, min(sizes), replace=False) for members in rows]))
+    if how == "augment":  # whole rounds, then a draw without repetition
+        parts = []
+        for members in rows:
+            rounds, rest = divmod(max(sizes), len(members))
+            parts += [np.tile(members, rounds), rng.choice(members, rest, replace=False)]
+        return np.concatenate(parts)
+    drawn = rng.integers(len(rows), size=len(targets))
+    counts = np.bincount(drawn, minlength=len(rows))
+    return np.concatenate([rng.choice(members, count) for members, count in zip(rows, counts, strict=True)])
+
+
+def compute_class_weights(totals: np.ndarray) -> np.ndarray:
+    """Return float32 [C], weights inversely proportional to the classes' totals, so that each weighted total is equal.
+
+    The mean over all images is 1: N / (classes present * total), as scikit-learn's "balanced" for counts; a class
+    without images has weight 0.
+
+    Args:
+        totals: [C], the number of images of each class, or the sum of the soft targets; their sum is N.
+    """
+    totals = np.asarray(totals, np.float64)
+    present = totals > 0
+    weights = np.zeros(len(totals))
+    weights[present] = totals.sum() / (present.sum() * totals[present])
+    return weights.astype(np.float32)
+
+
+def draw_smallest(split: Split, *, seed: int) -> Split:
+    """Return as many images of each class as the smallest class has, drawn by the seed and their ids alone."""
+    counts = np.bincount(split.targets)
+    ranks = np.array([_draw_uniforms(str(name), seed, purpose="smallest")[0] for name in split.ids])
+    order = np.lexsort((split.ids, ranks))
+    size = counts[counts > 0].min()
+    rows = np.concatenate([order[split.targets[order] == label][:size] for label in np.flatnonzero(counts)])
+    return split.take(np.sort(rows))
+
+
+def add_copies(split: Split, *, seed: int) -> Split:
+    """Return `split` with augmented copies, so that each class is as large as the largest.
+
+    A copy has the id "<source id>#<number>", number from 1, and is warped at random as the DLFER
+    paper augments; its warp depends on the seed and its id alone, and which images are copied once
+    more than others on the seed and their ids.
+    """
+    counts = np.bincount(split.targets)
+    ranks = np.array([_draw_uniforms(str(name), seed, purpose="copies")[0] for name in split.ids])
+    sources, numbers = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for label in np.flatnonzero(counts):
+        members = np.flatnonzero(split.targets == label)
+        members = members[np.lexsort((split.ids[members], ranks[members]))]
+        extra = np.arange(counts.max() - len(members))
+        sources.append(members[extra % len(members)])
+        numbers.append(extra // len(members) + 1)
+    rows, numbers = np.concatenate(sources), np.concatenate(numbers)
+    ids = np.array([f"{split.ids[row]}#{number}" for row, number in zip(rows, numbers, strict=True)], dtype=str)
+    parameters = np.array([_draw_uniforms(name, seed, purpose="warp") for name in ids]).reshape(-1, _NUM_PARAMETERS)
+    copies = np.empty((len(rows), *split.images.shape[1:]), np.uint8)
+    for start in range(0, len(rows), 256):
+        block = slice(start, start + 256)
+        copies[block] = compute_warp(split.images[rows[block]], parameters[block])
+    return Split(
+        split.name,
+        np.concatenate([split.images, copies]),
+        np.concatenate([split.targets, split.targets[rows]]),
+        np.concatenate([split.ids, ids]),
+    )
+
+
+def compute_warp(images: np.ndarray, uniforms: np.ndarray) -> np.ndarray:
+    """Return each image rotated, zoomed, shifted and perhaps mirrored, bilinear, as uint8 of the same shape.
+
+    Args:
+        images: uint8 [N, H, W, C].
+        uniforms: float [N, 5] in [0, 1): rotation, zoom, mirror, shift down, shift right. 0.5 is the
+            middle of a range, so that a row of 0.5 leaves the image as it is.
+    """
+    count, height, width, _ = images.shape
+    angle = np.deg2rad(ROTATION_DEGREES) * (2 * uniforms[:, 0] - 1)
+    scale = 1 / (1 + ZOOM * (2 * uniforms[:, 1] - 1))
+    flip = np.where(uniforms[:, 2] < MIRROR, -1.0, 1.0)
+    down, right = (SHIFT * side * (2 * uniforms[:, 3 + i] - 1) for i, side in enumerate((height, width)))
+    centre_y, centre_x = (height - 1) / 2, (width - 1) / 2
+    grid_y, grid_x = np.mgrid[:height, :width].reshape(2, 1, -1).astype(np.float32)
+    y, x = grid_y - centre_y - down[:, None], grid_x - centre_x - right[:, None]
+    cos, sin = (scale * np.cos(angle))[:, None], (scale * np.sin(angle))[:, None]
+    source_y = np.clip(cos * y - sin * x + centre_y, 0, height - 1).astype(np.float32)
+    source_x = np.clip(flip[:, None] * (sin * y + cos * x) + centre_x, 0, width - 1).astype(np.float32)
+    top, left = source_y.astype(np.int32), source_x.astype(np.int32)
+    bottom, beside = np.minimum(top + 1, height - 1), np.minimum(left + 1, width - 1)
+    weight_y, weight_x = (source_y - top)[..., None], (source_x - left)[..., None]
+    flat = images.reshape(count, height * width, -1)
+    image = np.arange(count)[:, None]
+    upper = flat[image, top * width + left] * (1 - weight_x) + flat[image, top * width + beside] * weight_x
+    lower = flat[image, bottom * width + left] * (1 - weight_x) + flat[image, bottom * width + beside] * weight_x
+    return np.rint(upper * (1 - weight_y) + lower * weight_y).astype(np.uint8).reshape(images.shape)
+
+
+def _draw_uniforms(name: str, seed: int, *, purpose: str) -> np.ndarray:
+    """Return float64 [5] in [0, 1) that depend on the arguments alone, alike on every platform."""
+    digest = hashlib.blake2b(f"{purpose}:{seed}:{name}".encode(), digest_size=8 * _NUM_PARAMETERS).digest()
+    return (np.frombuffer(digest, "<u8") >> np.uint64(11)) / 2.0**53
+
 
 Batch = tuple[dict[str, np.ndarray], np.ndarray]
 

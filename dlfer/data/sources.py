@@ -7,19 +7,23 @@ import importlib
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from dlfer.config.load import resolve_path
 from dlfer.config.sections import DataConfig, LabelsConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.face_crops import prepare_faces
+from dlfer.data.faces import prepare_faces
+from dlfer.data.folder import load_folder
 from dlfer.data.images import resize_square
-from dlfer.data.labels import SPELLINGS, relabel_bundle
-from dlfer.data.soft_targets import add_soft_targets
+from dlfer.data.labels import CANONICAL, SPELLINGS, relabel_bundle
 from dlfer.data.split import apply_protocol, draw_fraction, draw_subset, drop_duplicates
-from dlfer.data.votes import read_votes
-from dlfer.errors import ConfigError, DataError, ProtocolError
+from dlfer.data.synthetic.faces import load_synthetic_faces
+from dlfer.data.synthetic.scenes import load_synthetic_scenes
+from dlfer.data.votes import add_soft_targets, read_votes
+from dlfer.errors import ConfigError, DataError, MissingDataError, ProtocolError
+from dlfer.runs.files import read_npz
 
 Loader = Callable[[DataConfig, int], DataBundle]
 
@@ -43,52 +47,38 @@ class SourceSpec:
     streams: bool = False
 
 
-def _load_fer2013(config: DataConfig, image_size: int) -> DataBundle:
-    return importlib.import_module("dlfer.data.fer2013").load_fer2013(config)
-
-
-def _load_folder(config: DataConfig, image_size: int) -> DataBundle:
-    return importlib.import_module("dlfer.data.folder").load_folder(config, image_size=image_size)
-
-
-def _load_tfds(config: DataConfig, image_size: int) -> DataBundle:
-    return importlib.import_module("dlfer.data.tfds_stream").load_tfds(config, image_size)
-
-
-def _load_arrays(config: DataConfig, image_size: int) -> DataBundle:
-    return importlib.import_module("dlfer.data.arrays").load_arrays(config)
-
-
-def _load_synthetic_faces(config: DataConfig, image_size: int) -> DataBundle:
-    return importlib.import_module("dlfer.data.synthetic.faces").load_synthetic_faces(config)
-
-
-def _load_synthetic_scenes(config: DataConfig, image_size: int) -> DataBundle:
-    return importlib.import_module("dlfer.data.synthetic.scenes").load_synthetic_scenes(config)
-
-
 SOURCES: dict[str, SourceSpec] = {
     "fer2013": SourceSpec(
         "FER2013 in any of its layouts, in its official parts",
         "path: fer2013.csv, icml_face_data.csv, train.csv with test.csv, or folders train/angry/...",
-        _load_fer2013,
+        lambda config, image_size: importlib.import_module("dlfer.data.fer2013").load_fer2013(config),
     ),
     "folder": SourceSpec(
         "Class folders, in train/validation/test or to be split",
         "path: a folder with <class>/<image> or train/<class>/<image>",
-        _load_folder,
+        lambda config, image_size: load_folder(config, image_size=image_size),
         own_labels=True,
     ),
     "tfds": SourceSpec(
         "Any data set of tensorflow_datasets by name, streamed",
         "name: e.g. imagenet2012, whose two archives are fetched by hand",
-        _load_tfds,
+        lambda config, image_size: importlib.import_module("dlfer.data.tfds_stream").load_tfds(config, image_size),
         own_labels=True,
         streams=True,
     ),
-    "arrays": SourceSpec("Arrays of an .npz without pickle", "path: an .npz with images and targets", _load_arrays),
-    "synthetic_faces": SourceSpec("Faces with seven expressions, drawn by seed", "nothing", _load_synthetic_faces),
-    "synthetic_scenes": SourceSpec("Textured objects in colour, drawn by seed", "nothing", _load_synthetic_scenes),
+    "arrays": SourceSpec(
+        "Arrays of an .npz without pickle",
+        "path: an .npz with images and targets",
+        lambda config, image_size: load_arrays(config),
+    ),
+    "synthetic_faces": SourceSpec(
+        "Faces with seven expressions, drawn by seed",
+        "nothing",
+        lambda config, image_size: load_synthetic_faces(config),
+    ),
+    "synthetic_scenes": SourceSpec(
+        "Textured objects in colour, drawn by seed", "nothing", lambda config, image_size: load_synthetic_scenes(config)
+    ),
 }
 
 
@@ -124,18 +114,15 @@ def load_data(
     bundle = load_parts_of_source(config, image_size=image_size)
     if spec.streams:
         return bundle
-    parts = {}
-    for part in ("train", "validation", "test"):
-        split = getattr(bundle, part)
-        limit = getattr(config.num_images, part)
-        parts[part] = None if split is None else draw_subset(split, limit, config.seed)
+    drawn = {
+        part: draw_subset(split, getattr(config.num_images, part), config.seed) for part, split in bundle.parts.items()
+    }
+    bundle = dataclasses.replace(bundle, **drawn)
     if config.faces is not None:
-        prepared = dataclasses.replace(bundle, **parts)
-        bundle = prepare_faces(prepared, config.faces, aspect=config.aspect, say=say)
-        parts = {part: getattr(bundle, part) for part in parts}
+        bundle = prepare_faces(bundle, config.faces, aspect=config.aspect, say=say)
     if config.size is not None:
-        parts = {part: resize_split(split, config.size, config.aspect) for part, split in parts.items()}
-    bundle = dataclasses.replace(bundle, **parts)
+        resized = {part: resize_split(split, config.size, config.aspect) for part, split in bundle.parts.items()}
+        bundle = dataclasses.replace(bundle, **resized)
     if config.fraction is not None:
         bundle = draw_fraction(bundle, config.fraction, seed=config.seed)
     bundle = apply_protocol(bundle, config, balance=balance)
@@ -147,10 +134,8 @@ def load_data(
     return dataclasses.replace(bundle, notes=(*bundle.notes, *notes, *_describe_aspect(bundle, config.aspect)))
 
 
-def resize_split(split: Split | None, size: int, aspect: str = "crop") -> Split | None:
-    """Return `split` with its images as squares of `size` pixels, see `resize_square`; itself if they are so already."""
-    if split is None or split.images.shape[1:3] == (size, size):
-        return split
+def resize_split(split: Split, size: int, aspect: str = "crop") -> Split:
+    """Return `split` with its images as squares of `size` pixels, see `resize_square`."""
     images = np.zeros((len(split), size, size, split.images.shape[-1]), np.uint8)
     for row, pixels in enumerate(split.images):
         images[row] = resize_square(pixels, size, aspect)
@@ -189,10 +174,7 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
             "Check data.path and data.labels (aliases, drop)."
         )
     notes = []
-    for part in ("train", "validation", "test"):
-        split: Split | None = getattr(bundle, part)
-        if split is None:
-            continue
+    for part, split in bundle.parts.items():
         counts = np.bincount(split.targets, minlength=len(labels))
         if len(counts) > len(labels):
             raise DataError(
@@ -224,7 +206,9 @@ def load_parts_of_source(config: DataConfig, *, image_size: int) -> DataBundle:
         MissingDataError, DataError: as `load_data`.
     """
     spec = SOURCES[config.source]
-    bundle = spec.load(resolve_config(config), image_size)
+    if config.path is not None:  # with ${DLFER_DATA} and other variables filled in
+        config = config.model_copy(update={"path": str(resolve_path(config.path))})
+    bundle = spec.load(config, image_size)
     return bundle if spec.own_labels else relabel_bundle(bundle, config.labels)
 
 
@@ -239,11 +223,6 @@ def is_present(config: DataConfig) -> bool:
         return config.path is not None and resolve_path(config.path).exists()
     except ConfigError:  # an environment variable that is not set
         return False
-
-
-def resolve_config(config: DataConfig) -> DataConfig:
-    """Return the data section with ${DLFER_DATA} and other variables of its path filled in."""
-    return config if config.path is None else config.model_copy(update={"path": str(resolve_path(config.path))})
 
 
 def replace_by_synthetic(config: DataConfig) -> tuple[DataConfig, str]:
@@ -268,9 +247,10 @@ def replace_by_synthetic(config: DataConfig) -> tuple[DataConfig, str]:
 
 def _translate_labels(labels: LabelsConfig) -> LabelsConfig:
     """Return the aliases and drops that concern the seven expressions, by the names the synthetic faces have."""
-    names = {spelling: label for label, spellings in SPELLINGS.items() for spelling in spellings}
-    aliases = {names[name.casefold()]: label for name, label in labels.aliases.items() if name.casefold() in names}
-    dropped = [names.get(name.casefold(), name) for name in labels.drop]
+    aliases = {
+        CANONICAL[name.casefold()]: label for name, label in labels.aliases.items() if name.casefold() in CANONICAL
+    }
+    dropped = [CANONICAL.get(name.casefold(), name) for name in labels.drop]
     return LabelsConfig(aliases=aliases, drop=tuple(n for n in dropped if n in SPELLINGS or n in aliases.values()))
 
 
@@ -281,7 +261,79 @@ def _shows_faces(config: DataConfig) -> bool:
     if config.source == "tfds":
         return False
     named = {*config.labels.aliases.values(), *config.labels.aliases, *config.labels.drop}
-    known = {spelling for spellings in SPELLINGS.values() for spelling in spellings}
-    if any(name.casefold() in known for name in named):
+    if any(name.casefold() in CANONICAL for name in named):
         return True
     return bool(re.search(r"fer|jaffe|ck\+|ckplus|raf|affect|expression|emotion|face", str(config.path).casefold()))
+
+
+PARTS = ("train", "validation", "test")
+_MEND = "Write the file by numpy.savez(path, images=..., targets=..., labels=...)."
+
+
+def load_arrays(config: DataConfig) -> DataBundle:
+    """Return the splits of an .npz file that holds plain arrays.
+
+    Either `images`, `targets` and perhaps `ids`, one part for the protocol to split; or
+    `train_images`, `train_targets`, perhaps `train_ids`, and the same with `validation_` and
+    `test_`. Images are uint8 [N, H, W] or [N, H, W, 1 or 3], targets whole numbers [N] from 0, ids
+    text [N], by default "<part>/<row>". `labels`, text [C], names the targets; without it they are
+    "0", "1" and so on.
+
+    Raises:
+        MissingDataError: the file is not there.
+        DataError: the file is damaged or pickled, or an array is absent or not as above.
+    """
+    path = Path(config.path).expanduser()
+    if not path.is_file():
+        raise MissingDataError(f"{path}: there is no such file. Set data.path to an .npz file. {_MEND}")
+    arrays = _read_arrays(path)
+    prefixes = {part: f"{part}_" for part in PARTS if f"{part}_images" in arrays}
+    if "images" in arrays:
+        if prefixes:
+            raise DataError(f"{path}: found both images and {', '.join(arrays)}; expected parts, or one part.")
+        prefixes = {"train": ""}
+    if "train" not in prefixes:
+        raise DataError(
+            f"{path}: found the arrays {', '.join(arrays) or '(none)'}, expected images and targets, "
+            f"or train_images and train_targets. {_MEND}"
+        )
+    splits: dict[str, Split | None] = dict.fromkeys(PARTS)
+    for part, prefix in prefixes.items():
+        splits[part] = _to_split(path, arrays, part, prefix)
+    most = max(int(split.targets.max()) for split in splits.values() if split is not None)
+    labels = arrays.get("labels", np.array([str(target) for target in range(most + 1)]))
+    if labels.dtype.kind != "U" or labels.ndim != 1 or len(labels) <= most or len(set(labels.tolist())) < len(labels):
+        raise DataError(
+            f"{path}: labels is {labels.dtype} {labels.shape}, expected distinct text names, at least {most + 1} "
+            f"(the largest target is {most})."
+        )
+    return DataBundle("arrays", tuple(labels.tolist()), **splits)
+
+
+def _read_arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return read_npz(path)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"{path}: cannot be read as an .npz of plain arrays ({error}). Pickled (object) arrays are refused, "
+            f"since reading one can run any code. {_MEND}"
+        ) from error
+
+
+def _to_split(path: Path, arrays: dict[str, np.ndarray], part: str, prefix: str) -> Split:
+    if f"{prefix}targets" not in arrays:
+        raise DataError(f"{path}: found {prefix}images without {prefix}targets. {_MEND}")
+    images, targets = arrays[f"{prefix}images"], arrays[f"{prefix}targets"]
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+        raise DataError(
+            f"{path}: {prefix}images is {images.dtype} {images.shape}, expected uint8 [N, H, W] or [N, H, W, 1 or 3] "
+            "with values 0..255."
+        )
+    if targets.dtype.kind not in "iu" or targets.ndim != 1:
+        raise DataError(f"{path}: {prefix}targets is {targets.dtype} {targets.shape}, expected whole numbers [N].")
+    if not len(targets):
+        raise DataError(f"{path}: {prefix}targets is empty, expected at least one image.")
+    ids = arrays.get(f"{prefix}ids", np.array([f"{part}/{row}" for row in range(len(targets))]))
+    if ids.dtype.kind != "U":
+        raise DataError(f"{path}: {prefix}ids is {ids.dtype}, expected text.")
+    return Split(part, images[..., None] if images.ndim == 3 else images, targets.astype(np.int64), ids)

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection
 
 import numpy as np
 
 from dlfer.config.sections import DataConfig
-from dlfer.data.balance import add_copies, draw_smallest
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.duplicates import group_duplicates
+from dlfer.data.pipeline import add_copies, draw_smallest
 from dlfer.errors import DataError, ProtocolError
 
 TEST_FRACTION = 0.2
@@ -101,13 +101,12 @@ def draw_fraction(bundle: DataBundle, fraction: float, *, seed: int) -> DataBund
     Groups of duplicates are drawn whole, also across splits, so that as large a share of the draw has a duplicate in
     another split as of the whole.
     """
-    names = [name for name in ("train", "validation", "test") if getattr(bundle, name) is not None]
-    parts = [getattr(bundle, name) for name in names]
+    parts = list(bundle.parts.values())
     drawn = draw_held_out(_join(parts), fraction, seed=seed, purpose="fraction", groups=_group(parts))
     ends = np.cumsum([len(part) for part in parts])[:-1]
     kept = {
         name: part.take(np.flatnonzero(rows))
-        for name, part, rows in zip(names, parts, np.split(drawn, ends), strict=True)
+        for (name, part), rows in zip(bundle.parts.items(), np.split(drawn, ends), strict=True)
     }
     note = (
         f"{drawn.sum():,} of {len(drawn):,} images were drawn (data.fraction {fraction:g}), "
@@ -154,7 +153,7 @@ def drop_duplicates(bundle: DataBundle) -> DataBundle:
     Args:
         bundle: in-memory splits, of one image size or not.
     """
-    groups = _group(_list_splits(bundle))
+    groups = _group(bundle.parts.values())
     num_train = len(bundle.train)
     connected = np.isin(groups[:num_train], groups[num_train:])
     note = (
@@ -186,8 +185,8 @@ def _keep_official(bundle: DataBundle, config: DataConfig) -> DataBundle:
 
 
 def _resplit(bundle: DataBundle, config: DataConfig) -> DataBundle:
-    pool = _pool(bundle)
-    groups = _group(_list_splits(bundle))
+    pool = _join(bundle.parts.values())
+    groups = _group(bundle.parts.values())
     judged = draw_held_out(pool, TEST_FRACTION, seed=config.seed, purpose="test", groups=groups)
     rest = np.flatnonzero(~judged)
     fraction = config.select_on or VALIDATION_FRACTION
@@ -238,7 +237,7 @@ def _divide_after_balance(bundle: DataBundle, config: DataConfig, balance: str) 
             f"balance: found {balance!r}; data.split: after_balance balances all images before the split. "
             "Set balance: augment (by augmented copies) or undersample, or data.split: official_80_20."
         )
-    pool = _pool(bundle)
+    pool = _join(bundle.parts.values())
     if balance == "augment":
         balanced, how = add_copies(pool, seed=config.seed), "by augmented copies"
     else:
@@ -272,20 +271,12 @@ def _hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
     return train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held), f"{train.name} (held out)")
 
 
-def _list_splits(bundle: DataBundle) -> list[Split]:
-    return [part for part in (bundle.train, bundle.validation, bundle.test) if part is not None]
-
-
-def _pool(bundle: DataBundle) -> Split:
-    return _join(_list_splits(bundle))
-
-
-def _group(parts: Sequence[Split]) -> np.ndarray:
+def _group(parts: Collection[Split]) -> np.ndarray:
     """Return int64 [N], the groups of duplicates of several splits, whose rows follow one another."""
     return group_duplicates([part.images for part in parts], np.concatenate([part.ids for part in parts]))
 
 
-def _join(parts: Sequence[Split]) -> Split:
+def _join(parts: Collection[Split]) -> Split:
     """Return the parts as one split; where ids recur among them, each is preceded by its part's name."""
     shapes = {part.images.shape[1:] for part in parts}
     if len(shapes) > 1:

@@ -69,19 +69,12 @@ class TfdsSplit:
     def batches(
         self, batch_size: int, *, seed: int, epoch: int, start_step: int = 0, training: bool
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-        """Yield (images uint8 [B, S, S, 3], targets int64 [B], ids str [B]).
+        """Yield (images uint8 [B, S, S, 3], targets int64 [B], ids str [B]), see `StreamedSplit.batches`.
 
-        In training the order is shuffled, each image is cropped at random (scale 0.25..1, aspect
-        3/4..4/3), and an incomplete last batch is dropped, unless it is the only one; else order
-        and number are the data set's own and the crop is the central square (87.5 % of the shorter
-        side; with `aspect` pad of the longer one, to which the image is padded). The random crops are
-        the one place where aspect ratios change, on purpose and for square images just as for others. Images smaller than S are enlarged, grey ones become three equal channels.
-
-        Args:
-            batch_size: B.
-            seed, epoch: fix the order and the crops.
-            start_step: batches to leave out at the beginning; their images are not decoded.
-            training: as above.
+        The central crop is 87.5 % of the shorter side; with `aspect` pad of the longer one, to which the image is
+        padded. The random crops are the one place where aspect ratios change, on purpose and for square images just
+        as for others. Images smaller than S are enlarged, grey ones become three equal channels. The images of the
+        batches that `start_step` leaves out are not decoded.
 
         Raises:
             DataError: an image that cannot be decoded, or one without a label.
@@ -90,7 +83,9 @@ class TfdsSplit:
 
         start = start_step * batch_size
         dataset = self._read(seed, epoch, start, training)
-        crop = _make_crop(_draw_key(seed, epoch) if training else None)
+        # The first half of the seed of an epoch's crops; the other half is the image's place in the order.
+        key = int(np.random.default_rng([seed, _CROP, epoch]).integers(2**62)) if training else None
+        crop = _make_crop(key)
         decode = _make_decode(self.image_size, crop, self.aspect)
         share = self.share
         dataset = dataset.enumerate(start=start).map(
@@ -202,11 +197,6 @@ def _shuffle(dataset: tf.data.Dataset, rng: np.random.Generator) -> tf.data.Data
         reshuffle_each_iteration=False,
     )
     return tf.data.experimental.from_variant(variant, dataset.element_spec)
-
-
-def _draw_key(seed: int, epoch: int) -> int:
-    """Return the first half of the seed of an epoch's crops; the other half is the image's place in the order."""
-    return int(np.random.default_rng([seed, _CROP, epoch]).integers(2**62))
 
 
 def _make_crop(key: int | None) -> Callable:

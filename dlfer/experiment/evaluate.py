@@ -7,29 +7,28 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
-
-from dlfer.config.load import load_experiment, load_recorded_experiment, resolve_path
+from dlfer.config.load import load_recorded_experiment, resolve_path
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.sections import DataConfig, FacesConfig
+from dlfer.config.sections import FacesConfig
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
-from dlfer.data.face_crops import prepare_split
+from dlfer.data.faces import prepare_split
 from dlfer.data.fer2013 import load_fer2013_usage
 from dlfer.data.labels import map_targets
-from dlfer.data.sources import load_data, load_parts_of_source
+from dlfer.data.sources import load_data
 from dlfer.errors import ConfigError, MissingDataError, UserError
 from dlfer.experiment.extras import Extras, check_extras, compute_extra_metrics, keep_extras
 from dlfer.experiment.splits import JudgedDuplicates, find_judged_duplicates
+from dlfer.export.images import load_held, take_usage
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier, read_artifact_record
-from dlfer.runs.evaluations import log_opening, read_metrics
 from dlfer.runs.files import write_atomically
 from dlfer.runs.find import find_model, find_run_of
 from dlfer.runs.metrics_record import JudgedOn, Metrics
 from dlfer.runs.records import SCHEMA, ArtifactRecord, DataRecord, SplitRecord
 from dlfer.runs.run import CONFIG_FILE, Run
+from dlfer.runs.run_records import log_opening, read_metrics
 
 _PLAIN = Extras()
 
@@ -139,14 +138,16 @@ def _score(
     protocol = record.about.protocol or "not known"
     return compute_metrics_file(
         {"test": predictions},
-        protocol=protocol,
-        banner=_describe_run(of_run, protocol, is_own=is_own),
-        selected_on=record.about.selected_on or "not known",
-        duplicates=None if duplicates is None else duplicates.as_record(),
+        Metrics(
+            protocol=protocol,
+            banner=_describe_run(of_run, protocol, is_own=is_own),
+            selected_on=record.about.selected_on or "not known",
+            duplicates=None if duplicates is None else duplicates.as_record(),
+            temperature=record.temperature,
+            abstain=None if of_run is None else of_run.abstain,
+            test_opened=test_opened,
+        ),
         without_duplicates_ids=None if duplicates is None else duplicates.list_ids_without(),
-        temperature=record.temperature,
-        abstain=None if of_run is None else of_run.abstain,
-        test_opened=test_opened,
     )
 
 
@@ -233,23 +234,12 @@ def _choose_part(bundle: DataBundle) -> tuple[Split, tuple[str, ...]]:
 def _load_csv(csv: Path, usage: str | None) -> tuple[Split, tuple[str, ...]]:
     split = load_fer2013_usage(csv, usage)
     if usage is None:
-        for name in ("PrivateTest", "PublicTest"):
-            rows = np.flatnonzero(np.char.startswith(split.ids, f"{name}/"))
-            if len(rows):
-                return split.take(rows, name), FER2013_LABELS
+        split = take_usage(split, "PrivateTest") or take_usage(split, "PublicTest") or split
     return split, FER2013_LABELS
 
 
 def _load_other(path: Path, classifier: Classifier) -> tuple[Split, tuple[str, ...]]:
-    """Load a class folder, an .npz, or the data of an experiment file; nothing is split off what has no parts."""
-    if path.suffix in (".yaml", ".yml"):
-        config = load_experiment(path).finetune.data
-    else:
-        config = DataConfig(source="arrays" if path.suffix == ".npz" else "folder", path=str(path))
-    # Images of several sizes become squares when they are read: as the model makes them.
-    config = config.model_copy(update={"aspect": classifier.aspect})
-    bundle = load_parts_of_source(config, image_size=classifier.image_size)
-    for part in (bundle.test, bundle.validation, bundle.train):
-        if isinstance(part, Split) and len(part):
-            return part, bundle.labels
-    raise UserError(f"{path}: found no images to judge on.")
+    held, labels = load_held(path, classifier)
+    if not held:
+        raise UserError(f"{path}: found no images to judge on.")
+    return next(iter(held.values())), labels

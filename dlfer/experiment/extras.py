@@ -1,8 +1,8 @@
-"""Further evaluations of a trained model: test-time augmentation, groups of images by attribute, corrupted images."""
+"""Further evaluations of a trained model: views, groups of images by attribute, corrupted images, milestones."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,18 +12,26 @@ import numpy as np
 from dlfer.config import names
 from dlfer.config.load import resolve_path
 from dlfer.config.schema import EvaluateConfig
+from dlfer.data.augment import CORRUPTIONS, STRENGTHS, corrupt_images
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit
-from dlfer.data.corrupt import CORRUPTIONS, STRENGTHS, corrupt_images
 from dlfer.errors import UserError
-from dlfer.metrics.attributes import check_attributes, compute_group_scores, read_attributes
 from dlfer.metrics.intervals import compute_wilson_interval
-from dlfer.metrics.predictions import Known, Predictions, write_predictions
+from dlfer.metrics.predictions import Known, Predictions, read_predictions, write_predictions
+from dlfer.metrics.scores import check_attributes, compute_group_scores, compute_scores, read_attributes
 from dlfer.metrics.several import compute_difference, compute_view_scores
 from dlfer.model.classifier import Classifier
 from dlfer.model.predict import predict_split, predict_views
-from dlfer.runs.evaluations import ExtraMetrics, add_metrics
-from dlfer.runs.metrics_record import CorruptionLevel, Corruptions, Estimate, Metrics, ViewMetrics
+from dlfer.runs.metrics_record import (
+    CorruptionLevel,
+    Corruptions,
+    Estimate,
+    Metrics,
+    MilestoneMetrics,
+    SplitMetrics,
+    ViewMetrics,
+)
 from dlfer.runs.run import Run
+from dlfer.runs.run_records import ExtraMetrics, add_metrics, log_opening
 
 _AT_ONCE = 1024
 """Images corrupted at a time: at 224 pixels and three channels 0.6 GB as float32."""
@@ -52,11 +60,12 @@ def evaluate_corruptions(
         Accuracies, and differences corrupted - clean on the same images, as fractions. Intervals: Wilson, and Tango for
         pairs.
 
-    Source: after Hendrycks & Dietterich, ICLR 2019; see dlfer.data.corrupt.
+    Source: after Hendrycks & Dietterich, ICLR 2019; see dlfer.data.augment.
     """
 
     def judge(make: Callable[[Split], np.ndarray]) -> Predictions:
-        parts = (split.take(np.arange(start, min(start + _AT_ONCE, len(split)))) for start in _starts(len(split)))
+        starts = range(0, len(split), _AT_ONCE)
+        parts = (split.take(np.arange(start, min(start + _AT_ONCE, len(split)))) for start in starts)
         probabilities = np.concatenate([classifier.predict(make(part), batch_size=batch_size) for part in parts])
         return Predictions(split.ids, classifier.labels, split.targets, probabilities)
 
@@ -89,13 +98,13 @@ def evaluate_corruptions(
     )
 
 
-def _starts(num_images: int) -> range:
-    return range(0, num_images, _AT_ONCE)
-
-
 def _compute_accuracy(predictions: Predictions) -> Estimate:
     low, high = compute_wilson_interval(int(predictions.correct.sum()), len(predictions))
     return Estimate(value=float(predictions.correct.mean()), low=low, high=high)
+
+
+MILESTONES_FOLDER = Path("predictions") / "milestones"
+MILESTONE_KEYS = ("n", "labels", "accuracy", "macro_f1", "per_class", "confusion", "emotion_detection_rate")
 
 
 @dataclass(frozen=True)
@@ -209,12 +218,39 @@ def compute_extra_metrics(
     return ExtraMetrics(views=views, groups=groups, corruptions=corruptions)
 
 
+def judge_milestones(
+    run: Run, bundle: DataBundle, epochs: Iterable[int], predict: Callable[[int, str], Predictions]
+) -> list[MilestoneMetrics]:
+    """Judge the weights after some epochs of a training on validation and on test; keep the predictions in the run.
+
+    None of them is selected. What a process that was stopped has judged already is not judged again.
+
+    Args:
+        run: where the predictions are kept.
+        bundle: its data; parts that are streamed are left out.
+        epochs: that are judged.
+        predict: (epoch, "validation" or "test") -> the predictions of that part.
+    """
+    splits = {"validation": bundle.validation, "test": bundle.test}
+    rows = []
+    for epoch in epochs:
+        found = {}
+        for name in [name for name, split in splits.items() if isinstance(split, Split)]:
+            path = run.path / MILESTONES_FOLDER / str(epoch) / f"{name}.npz"
+            if not path.exists():
+                if name == "test":
+                    log_opening(run, splits[name].name, len(splits[name]), milestone=epoch)
+                write_predictions(predict(epoch, name), path)
+            scores = compute_scores(read_predictions(path))
+            found[name] = SplitMetrics(**{key: getattr(scores, key) for key in MILESTONE_KEYS})
+        rows.append(MilestoneMetrics(epoch=epoch, **found))
+    return rows
+
+
 def keep_extras(run: Run, metrics: Metrics, found: ExtraMetrics) -> bool:
     """Add what was computed on a run's own images to the run, for its report; return whether there was any.
 
-    Args:
-        metrics: of the run, which says whether test or validation judges.
-        found: with the one split called "test".
+    `found` has the one split, called "test"; the metrics of the run say whether test or validation judges.
     """
     if not (found.views or found.groups or found.corruptions):
         return False

@@ -10,24 +10,20 @@ from typing import Any
 import numpy as np
 
 from dlfer.config.load import with_overrides
-from dlfer.config.schema import ExperimentConfig
+from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.config.sections import BoostingConfig
-from dlfer.config.stage_section import StageConfig
-from dlfer.data.balance import add_copies, balance_indices, compute_class_weights
 from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.pipeline import add_copies, balance_indices, compute_class_weights
 from dlfer.errors import ConfigError, DataError
 from dlfer.experiment.fit_network import Fitted, build_carried_network, compute_cost, explain_stage, make_job, pretrain
-from dlfer.experiment.session import Session
-from dlfer.experiment.smoke import NUM_BATCHES
+from dlfer.experiment.session import NUM_BATCHES, Session
 from dlfer.model.boosted import BoostedClassifier, build_level_features
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.trees import FeatureScale, LevelFeatures, import_xgboost
-from dlfer.runs.run import Run
-from dlfer.runs.training_records import BoostingRecord
-from dlfer.runs.wording import format_duration
-from dlfer.train.boosting import Rows, compute_importance, grow_trees
-from dlfer.train.device import Device, choose_device
-from dlfer.train.features import Extraction, extract_features
+from dlfer.runs.run import Run, format_duration
+from dlfer.runs.run_records import BoostingRecord
+from dlfer.train.boosting import Extraction, Rows, compute_importance, extract_features, grow_trees
+from dlfer.train.cluster import Device, choose_device
 from dlfer.train.state import StageResult
 
 SECONDS_PER_VISIT, SECONDS_PER_BIN = 0.8e-9, 11e-9

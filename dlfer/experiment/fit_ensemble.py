@@ -1,30 +1,336 @@
-"""Fitting an ensemble: members that are trained as runs of their own or are trained already, and their combination."""
+"""An ensemble: members that are trained as runs of their own or are trained already, what they answer, their combination."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
-from dlfer.data.bundle import DataBundle, Split
-from dlfer.errors import ProtocolError
-from dlfer.experiment.ensemble_answers import Answers
-from dlfer.experiment.ensemble_members import (
-    Member,
-    check_training,
-    make_member_config,
-    obtain_members,
-    write_members,
-)
+from dlfer.config.sections import MemberConfig
+from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
+from dlfer.data.duplicates import hash_images
+from dlfer.errors import DataError, MissingDataError, ProtocolError
+from dlfer.experiment.extras import MILESTONES_FOLDER, predict_split_views
 from dlfer.experiment.fit_network import Fitted
-from dlfer.experiment.session import RunMembers, Session
-from dlfer.metrics.combine import fit_combination
+from dlfer.experiment.session import RunMembers, Session, create_member_run
+from dlfer.metrics.combine import combine_average, combine_vote, fit_combination, predict_out_of_fold
+from dlfer.metrics.predictions import Predictions, read_predictions
+from dlfer.metrics.scores import compute_scores
+from dlfer.metrics.several import compare_several
 from dlfer.model.artifact import load_artifact
-from dlfer.model.ensemble import EnsembleClassifier, match_labels
+from dlfer.model.classifier import Classifier, read_artifact_record
+from dlfer.model.ensemble import EnsembleClassifier, match_aspects, match_labels
 from dlfer.runs.files import hash_file
 from dlfer.runs.find import ARTIFACT_FILE, find_model
-from dlfer.runs.records import Cost
-from dlfer.runs.run import Run
-from dlfer.train.device import Device
+from dlfer.runs.member_rows import MemberRow, is_run, read_member_rows, write_member_rows
+from dlfer.runs.metrics_record import (
+    CombinationMetrics,
+    EnsembleMetrics,
+    EnsembleMilestone,
+    MemberMetrics,
+    SplitSummary,
+)
+from dlfer.runs.records import Cost, DataRecord
+from dlfer.runs.run import RUN_FILE, Run
+from dlfer.train.cluster import Device
+
+
+@dataclass
+class Member:
+    """A member of an ensemble, as members.csv has it.
+
+    Attributes:
+        name: as in the experiment.
+        path: of its run, or of its artifact where it has no run; "" before it has begun.
+        status: of its run; "given" for one that was trained before, "pending" before it has begun.
+        digest: sha256 of its artifact.json.
+        note: what is to be known about its training data.
+        settings: the keys that it sets.
+        classifier: once it is loaded.
+    """
+
+    name: str
+    path: str = ""
+    status: str = "pending"
+    digest: str = ""
+    note: str = ""
+    settings: dict = field(default_factory=dict)
+    classifier: Classifier | None = field(default=None, repr=False)
+
+    @property
+    def folder(self) -> Path:
+        """Of its artifact."""
+        path = Path(self.path)
+        return path / "model" if is_run(path) else path
+
+    def find_run(self) -> Run | None:
+        """Return its run; None for an artifact alone."""
+        return Run(Path(self.path)) if self.path and is_run(Path(self.path)) else None
+
+
+def obtain_members(run: Run, config: ExperimentConfig, session: Session, run_members: RunMembers) -> list[Member]:
+    """Return the members, all trained; members.csv always says how far they are.
+
+    Raises:
+        ModelError: a member that was trained before is not there, or they do not make squares of images alike.
+    """
+    members = _read_members(run, config)
+    planned = {member.name: member for member in config.ensemble.members}
+    configs = {name: make_member_config(config, one) for name, one in planned.items() if one.set is not None}
+    # Before hours of training, not after them.
+    match_aspects({name: _find_aspect(one, configs.get(name)) for name, one in planned.items()})
+    for member in members:
+        if member.name not in configs:
+            member.path, member.status = str(_find_given(planned[member.name].model)), "given"
+        elif not member.path:
+            made = create_member_run(configs[member.name], session.options, session.runs_folder)
+            # It waits until it is executed.
+            made.stop("not begun")
+            member.path = str(made.path.resolve())
+
+    def note() -> None:
+        for member in members:
+            found = member.find_run() if member.status != "given" else None
+            member.status = found.status if found is not None else member.status
+        write_members(run, members)
+
+    note()
+    hint = session.resume_hint
+    # A member that is stopped goes on with the ensemble, not by itself.
+    session.resume_hint = hint or f"dlfer run --resume {run.path}"
+    try:
+        unfinished = {m.name: Run(Path(m.path)) for m in members if m.status not in ("given", "finished")}
+        run_members(unfinished, session, note)
+    finally:
+        session.resume_hint = hint
+        note()
+    return members
+
+
+def make_member_config(config: ExperimentConfig, member: MemberConfig) -> ExperimentConfig:
+    """Return the experiment that a member with keys of its own is: this one without the ensemble, and with its keys.
+
+    Raises:
+        ConfigError: a key is unknown or does not fit.
+    """
+    name = f"{config.experiment.name}-{member.name}"
+    own = {"model.family": "transfer", "ensemble": None, "experiment.name": name}
+    return with_overrides(config, {**own, **member.set})
+
+
+def _find_aspect(member: MemberConfig, config: ExperimentConfig | None) -> str:
+    """Return how a member makes squares of images; `config` is None where it was trained before."""
+    if config is not None:
+        return config.finetune.data.aspect
+    return read_artifact_record(find_model(member.model)).input.aspect
+
+
+def _find_given(name: str) -> Path:
+    folder = find_model(name).resolve()
+    return folder.parent if folder.name == "model" and (folder.parent / RUN_FILE).exists() else folder
+
+
+def _read_members(run: Run, config: ExperimentConfig) -> list[Member]:
+    """Return the planned members with what members.csv says; one whose run is gone is begun anew."""
+    known = {row.arm: row for row in read_member_rows(run.path)}
+    members = []
+    for planned in config.ensemble.members:
+        row = known.get(planned.name)
+        folder = row.find_folder(run.path) if row is not None else None
+        path = str(folder) if is_run(folder) else ""
+        status = Run(folder).status if path else "pending"
+        members.append(Member(planned.name, path, status, settings=dict(planned.set or {})))
+    return members
+
+
+def write_members(run: Run, members: list[Member]) -> None:
+    """Write members.csv of an ensemble."""
+    keys = ("path", "status", "digest", "note", "settings")
+    write_member_rows(run.path, [MemberRow(arm=m.name, **{key: getattr(m, key) for key in keys}) for m in members])
+
+
+def check_training(member: Member, session: Session, bundle: DataBundle) -> str:
+    """Return what is to be known about a member's training data; refuse a member that was trained on the test part.
+
+    Copies of test images that the ensemble's own data has in training anyway are not the member's fault.
+    """
+    run, found = member.find_run(), None
+    if run is not None:
+        try:
+            found = session.load_bundle(run.config().finetune)
+        except MissingDataError:
+            found = None
+    if found is None or not isinstance(found.train, Split):
+        return "what it was trained on is not known here, so that the test images may be among it"
+    seen = hash_images(found.train.images)
+    if bundle.test is not None and isinstance(bundle.train, Split):
+        leaked = np.isin(hash_images(bundle.test.images), seen)
+        leaked &= ~np.isin(hash_images(bundle.test.images), hash_images(bundle.train.images))
+        if leaked.any():
+            raise ProtocolError(
+                f"ensemble: the member {member.name} was trained on {int(leaked.sum()):,} of the {len(bundle.test):,} "
+                "images of this test part, so that no figure on it would hold. Leave the member out, or take one "
+                "that was trained on this experiment's own training part."
+            )
+    own = hash_images(bundle.validation.images)
+    shared = np.isin(own, seen) & ~np.isin(own, hash_images(bundle.train.images))
+    if shared.any():
+        return (
+            f"it was trained on {int(shared.sum()):,} of the {len(own):,} validation images, so that its figure there "
+            "is too high, and a trained combination trusts it too much"
+        )
+    return ""
+
+
+COMBINATIONS = ("average", "vote", "trained")
+TOLERANCE = 1e-3
+"""How far a member's answers now may be from those in its files: it is then not the model that gave them."""
+
+
+class Answers:
+    """What the members answer on each part, averaged over each view: from their files, else predicted once."""
+
+    def __init__(self, members: list[Member], bundle: DataBundle, *, batch_size: int) -> None:
+        self.members, self.bundle, self.batch_size = members, bundle, batch_size
+        self._kept: dict[tuple[str, str, str], np.ndarray] = {}
+        parts = {part: getattr(bundle, part) for part in ("validation", "test")}
+        self._fingerprints = {part: compute_fingerprint(split) for part, split in parts.items() if split is not None}
+
+    def get(self, part: str, view: str, *, epoch: int | None = None) -> np.ndarray:
+        """Return float32 [M, N, C] in the order of the split and of the bundle's labels; at the end or after an epoch."""
+        if epoch is not None:
+            return self.read_milestone(epoch, part)
+        return np.stack([self._get_one(member, part, view) for member in self.members])
+
+    def combine(self, part: str, view: str, how: str, *, epoch: int | None = None) -> Predictions:
+        """Return the predictions of a combination of the members, at the end or after an epoch.
+
+        The trained combination is fitted on validation; its predictions there are out of fold.
+        """
+        of_members, targets = self.get(part, view, epoch=epoch), self.bundle.validation.targets
+        if how == "trained" and part == "validation":
+            combined = predict_out_of_fold(of_members, targets)
+        elif how == "trained":
+            combined = fit_combination(self.get("validation", view, epoch=epoch), targets).predict(of_members)
+        else:
+            combined = (combine_vote if how == "vote" else combine_average)(of_members)
+        return self.make(part, combined)
+
+    def list_milestones(self, epochs: Sequence[int], view: str) -> list[int]:
+        """Return those of `epochs` after which every member was judged, on these very images and by this view."""
+        parts = [part for part in ("validation", "test") if getattr(self.bundle, part) is not None]
+        runs = [member.find_run() for member in self.members]
+        if any(run is None or run.config().evaluate.headline != view for run in runs):
+            return []
+        return [epoch for epoch in epochs if all(self.read_milestone(epoch, part) is not None for part in parts)]
+
+    def read_milestone(self, epoch: int, part: str) -> np.ndarray | None:
+        """Return likewise what the members answered at the end of an epoch; None where one was not judged then."""
+        found = [self._read(member, MILESTONES_FOLDER / str(epoch) / f"{part}.npz", part) for member in self.members]
+        return None if any(answers is None for answers in found) else np.stack(found)
+
+    def make(self, part: str, answers: np.ndarray) -> Predictions:
+        """Return answers [N, C] as predictions of a part."""
+        split = getattr(self.bundle, part)
+        return Predictions(split.ids, self.bundle.labels, split.targets, answers)
+
+    def _get_one(self, member: Member, part: str, view: str) -> np.ndarray:
+        key = (member.name, part, view)
+        if key not in self._kept:
+            folder = Path("predictions") if view == "single" else Path("predictions") / "views" / view
+            found = self._read(member, folder / f"{part}.npz", part)
+            if found is not None and part == "validation" and view == "single":
+                self._check(member, found)
+            self._kept[key] = self._predict(member, part, view) if found is None else found
+        return self._kept[key]
+
+    def _predict(self, member: Member, part: str, view: str) -> np.ndarray:
+        split = getattr(self.bundle, part)
+        columns = match_labels(member.classifier.labels, self.bundle.labels, member.name)
+        return predict_split_views(member.classifier, split, view, batch_size=self.batch_size)[:, columns]
+
+    def _read(self, member: Member, file: Path, part: str) -> np.ndarray | None:
+        """Return what a member's run kept of these very images; None where it has no such file, or of others."""
+        run, path, split = member.find_run(), Path(member.path) / file, getattr(self.bundle, part)
+        if run is None or not path.exists():
+            return None
+        judged = DataRecord.require(run.path).splits.get(part)
+        if judged is None or judged.fingerprint != self._fingerprints[part]:
+            return None
+        kept = read_predictions(path)
+        order = np.argsort(kept.ids)
+        rows = order[np.searchsorted(kept.ids, split.ids, sorter=order)]
+        columns = match_labels(kept.labels, self.bundle.labels, member.name)
+        return kept.probabilities[rows][:, columns]
+
+    def _check(self, member: Member, found: np.ndarray) -> None:
+        """Refuse kept predictions that the member, asked now, does not give."""
+        images = self.bundle.validation.images[:8]
+        columns = match_labels(member.classifier.labels, self.bundle.labels, member.name)
+        now = member.classifier.predict(images)[:, columns]
+        difference = float(np.abs(now - found[: len(now)]).max())
+        if difference > TOLERANCE:
+            raise DataError(
+                f"{member.path}: the model answers otherwise than predictions/validation.npz has it (by "
+                f"{difference:.3f}); the images have other pixels or the model was changed. Evaluate the run again."
+            )
+
+
+def compare_members(config: ExperimentConfig, answers: Answers, epochs: Sequence[int]) -> dict[str, Any]:
+    """Return what an ensemble adds to its metrics: each member, each combination, and the pair that matters.
+
+    Returns:
+        Fields of `Metrics`: members, combinations, and ensemble, whose pair is the combination that is used against the
+        member that is best on validation, on test or else on validation.
+    """
+    view, used, bundle = config.evaluate.headline, config.ensemble.combine, answers.bundle
+    names = ["validation"] + (["test"] if bundle.test is not None else [])
+
+    def judge(epoch: int | None) -> tuple[list[MemberMetrics], list[CombinationMetrics]]:
+        members = []
+        for number, member in enumerate(answers.members):
+            several = {name: answers.get(name, view, epoch=epoch)[number] for name in names}
+            found = {name: _summarise(answers.make(name, values)) for name, values in several.items()}
+            about = {"name": member.name, "path": member.path, "status": member.status, "note": member.note}
+            members.append(MemberMetrics(**{**about, "test": None, **found}))
+        combinations = []
+        for how in COMBINATIONS:
+            found = {name: _summarise(answers.combine(name, view, how, epoch=epoch)) for name in names}
+            combinations.append(CombinationMetrics(**{"name": how, "is_used": how == used, "test": None, **found}))
+        return members, combinations
+
+    members, combinations = judge(None)
+    best = max(range(len(members)), key=lambda number: members[number].validation.accuracy.value)
+    pair = [answers.combine(names[-1], view, used), answers.make(names[-1], answers.get(names[-1], view)[best])]
+    compared = compare_several(pair, [f"the ensemble ({used})", answers.members[best].name]).pairs[0]
+    milestones = []
+    for epoch in epochs:
+        of_members, of_combinations = judge(epoch)
+        milestones.append(EnsembleMilestone(epoch=epoch, members=of_members, combinations=of_combinations))
+    ensemble = EnsembleMetrics(
+        combine=used,
+        view=view,
+        paired=compared.model_copy(update={"part": names[-1]}),
+        milestones=milestones,
+    )
+    return {"members": members, "combinations": combinations, "ensemble": ensemble}
+
+
+def _summarise(predictions: Predictions) -> SplitSummary:
+    scores = compute_scores(predictions)
+    return SplitSummary(n=scores.n, accuracy=scores.accuracy, macro_f1=scores.macro_f1)
+
+
+@dataclass(frozen=True)
+class FittedEnsemble(Fitted):
+    """A fitted ensemble, with the predictions of its members, which need not be made again."""
+
+    answers: Answers = field(kw_only=True)
 
 
 def fit_ensemble(
@@ -35,10 +341,11 @@ def fit_ensemble(
     bundle: DataBundle,
     *,
     run_members: RunMembers,
-) -> Fitted:
+) -> FittedEnsemble:
     """Train the members that are not trained yet, and fit what combines them on validation.
 
-    `run_members` executes the members' runs where the session names nobody else for it. A member that is finished is not trained again; one that was stopped goes on where it stands.
+    `run_members` executes the members' runs where the session names nobody else for it. A member that is finished is not
+    trained again; one that was stopped goes on where it stands.
 
     Raises:
         ProtocolError: a member was trained on images of this test part; or the data is streamed.
@@ -71,7 +378,7 @@ def fit_ensemble(
     for member in members:
         classifier.keep_folder(member.name, member.folder)
 
-    return Fitted(classifier, _sum_costs(members), answers=answers)
+    return FittedEnsemble(classifier, _sum_costs(members), answers=answers)
 
 
 def explain_ensemble(

@@ -6,29 +6,29 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import keras
 import numpy as np
 
-from dlfer.config.schema import ExperimentConfig
-from dlfer.config.stage_section import StageConfig
+from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.data.pipeline import iterate_epoch
-from dlfer.experiment.ensemble_answers import Answers
-from dlfer.experiment.milestones import list_milestone_files
-from dlfer.experiment.session import Session
-from dlfer.experiment.smoke import NUM_BATCHES
+from dlfer.experiment.extras import judge_milestones, predict_split_views
+from dlfer.experiment.session import NUM_BATCHES, Session
+from dlfer.metrics.predictions import Predictions
 from dlfer.model.artifact import FAMILIES
 from dlfer.model.classifier import Classifier
 from dlfer.model.stage_network import TransferNetwork, build_stage_network
 from dlfer.model.transfer import carry_backbone
 from dlfer.report.pictures import write_augmented_page
+from dlfer.runs.metrics_record import MilestoneMetrics
 from dlfer.runs.records import Cost
 from dlfer.runs.run import Run
 from dlfer.train.cascade import Pretrained, describe_foreign_scaling, obtain_backbone
-from dlfer.train.device import Device, choose_device
+from dlfer.train.cluster import Device, choose_device
 from dlfer.train.plan import describe_plan, unfreeze_random_start
-from dlfer.train.stage import train_stage
-from dlfer.train.state import StageJob, StageResult
-from dlfer.train.watch import TrainingListener
+from dlfer.train.progress import TrainingListener
+from dlfer.train.stage import MILESTONES, train_stage
+from dlfer.train.state import StageJob, StageResult, restore_checkpoint
 
 
 @dataclass(frozen=True)
@@ -39,13 +39,11 @@ class Fitted:
         classifier: ready to predict and to be saved.
         cost: what it took.
         milestones: epoch -> file with the weights of that epoch.
-        answers: of an ensemble, the predictions of its members, which need not be made again; None otherwise.
     """
 
     classifier: Classifier
     cost: Cost
     milestones: Mapping[int, Path] = field(default_factory=dict)
-    answers: Answers | None = None
 
 
 def fit_network(run: Run, config: ExperimentConfig, session: Session, device: Device, bundle: DataBundle) -> Fitted:
@@ -58,7 +56,8 @@ def fit_network(run: Run, config: ExperimentConfig, session: Session, device: De
     result = _finetune(run, config, job, network, bundle)
     classifier = FAMILIES[config.model.family](network, bundle.labels, config=config.model, channels=bundle.channels)
     cost = compute_cost(config, pretrained, result)
-    return Fitted(classifier, cost, list_milestone_files(run.path / "finetune"))
+    paths = sorted((run.path / "finetune" / MILESTONES).glob("*.npz"), key=lambda path: int(path.stem))
+    return Fitted(classifier, cost, {int(path.stem): path for path in paths})
 
 
 def pretrain(run: Run, config: ExperimentConfig, session: Session, device: Device) -> Pretrained:
@@ -82,8 +81,6 @@ def build_carried_network(
     run: Run, config: ExperimentConfig, session: Session, bundle: DataBundle, pretrained: Pretrained | None
 ) -> TransferNetwork:
     """Build EF-FER2, the same initial head with and without EF-FER1, carry the backbone over, and record it."""
-    import keras
-
     # The head and the dropout seeds are drawn from the experiment's seed, whatever was trained before.
     keras.utils.set_random_seed(config.experiment.seed)
     network = build_stage_network(config, config.finetune, bundle)
@@ -129,6 +126,26 @@ def _finetune(
     return result
 
 
+def judge_network_milestones(
+    run: Run, bundle: DataBundle, fitted: Fitted, *, view: str, batch_size: int
+) -> list[MilestoneMetrics]:
+    """Judge the network with the weights of each milestone; it has its own weights again afterwards."""
+    classifier = fitted.classifier
+
+    def predict(epoch: int, name: str) -> Predictions:
+        split, weights = getattr(bundle, name), classifier.network.weights
+        kept = [keras.ops.convert_to_numpy(variable.value) for variable in weights]
+        restore_checkpoint(fitted.milestones[epoch], weights)
+        try:
+            probabilities = predict_split_views(classifier, split, view, batch_size=batch_size)
+        finally:
+            for variable, values in zip(weights, kept, strict=True):
+                variable.assign(values)
+        return Predictions(split.ids, classifier.labels, split.targets, probabilities)
+
+    return judge_milestones(run, bundle, fitted.milestones, predict)
+
+
 def make_job(name: str, config: ExperimentConfig, seed: int, run: Run, session: Session, device: Device) -> StageJob:
     """Return the job of a stage, "pretrain" or "finetune", in the run's folder of that name."""
     return StageJob(
@@ -140,7 +157,7 @@ def make_job(name: str, config: ExperimentConfig, seed: int, run: Run, session: 
         checkpoint_minutes=config.experiment.checkpoint_minutes,
         control=session.control,
         listener=session.listener,
-        max_steps=_limit_steps(run.is_smoke),
+        max_steps=NUM_BATCHES if run.is_smoke else None,
     )
 
 
@@ -178,14 +195,10 @@ def explain_stage(
         0.0,
         session.control,
         session.listener,
-        _limit_steps(session.options.smoke),
+        NUM_BATCHES if session.options.smoke else None,
     )
     for line in describe_plan(name, job, network, bundle, precision=config.experiment.precision):
         session.listener.say(line)
-
-
-def _limit_steps(smoke: bool) -> int | None:
-    return NUM_BATCHES if smoke else None
 
 
 def compute_cost(config: ExperimentConfig, pretrained: Pretrained | None, result: StageResult) -> Cost:

@@ -17,14 +17,16 @@ from dlfer.data.audit import audit_data
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.images import compute_side
 from dlfer.errors import TrainingStopped
-from dlfer.experiment.ensemble_answers import compare_members
-from dlfer.experiment.extras import Extras, choose_extras, compute_extra_metrics
+from dlfer.experiment.extras import Extras, choose_extras, compute_extra_metrics, judge_milestones
 from dlfer.experiment.fit_boosted import explain_boosted, fit_boosted
-from dlfer.experiment.fit_ensemble import explain_ensemble, fit_ensemble
-from dlfer.experiment.fit_network import Fitted, explain_network, fit_network
-from dlfer.experiment.milestones import judge_ensemble_milestones, judge_milestones
-from dlfer.experiment.session import RunMembers, Session
-from dlfer.experiment.smoke import make_smoke_config
+from dlfer.experiment.fit_ensemble import (
+    FittedEnsemble,
+    compare_members,
+    explain_ensemble,
+    fit_ensemble,
+)
+from dlfer.experiment.fit_network import Fitted, explain_network, fit_network, judge_network_milestones
+from dlfer.experiment.session import RunMembers, Session, create_member_run, make_smoke_config
 from dlfer.experiment.splits import (
     JudgedDuplicates,
     compute_run_metrics,
@@ -34,24 +36,23 @@ from dlfer.experiment.splits import (
     sort_errors,
 )
 from dlfer.explain.run_figure import MOST_EXAMPLES, choose_examples, write_occlusion_page, write_preparation_page
-from dlfer.metrics.calibration import describe_temperature
+from dlfer.metrics.confidence import describe_temperature
 from dlfer.metrics.learned import HINT, find_learning_failure
 from dlfer.metrics.predictions import Known, Predictions
-from dlfer.model.classifier import Classifier
-from dlfer.model.network_classifier import NetworkClassifier
+from dlfer.model.classifier import Classifier, NetworkClassifier
 from dlfer.report.card import write_card
-from dlfer.report.duplicates import describe_duplicates, find_without, format_without
+from dlfer.report.headline import describe_duplicates, find_without, format_without
 from dlfer.report.html import write_report
 from dlfer.report.page import format_percent
 from dlfer.report.pictures import write_confusion_page, write_error_page
 from dlfer.runs.audit_record import AuditRecord
-from dlfer.runs.evaluations import count_openings, log_opening
 from dlfer.runs.find import open_run
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.options import RunOptions
 from dlfer.runs.records import About, DataRecord
-from dlfer.runs.run import Run, create_run
-from dlfer.train.device import Device, choose_device, set_determinism
+from dlfer.runs.run import Run
+from dlfer.runs.run_records import count_openings, log_opening
+from dlfer.train.cluster import Device, choose_device, set_determinism
 
 __all__ = ["execute_run", "resume_run", "run_experiment", "start_run"]
 
@@ -67,7 +68,9 @@ def run_members_here(runs: Mapping[str, Run], session: Session, on_change: Calla
 
 
 def explain_experiment(config: ExperimentConfig, session: Session) -> None:
-    """Say what a run would do; train nothing."""
+    """Say what a run would do, or that of its small form for --smoke; train nothing."""
+    if session.options.smoke:
+        config, _ = make_smoke_config(config)
     EXPLAINERS[config.model.family](config, session)
 
 
@@ -100,7 +103,7 @@ def run_experiment(file: Path | str, options: RunOptions, *, run_members: RunMem
     config = load_experiment(file, options.overrides)
     session = Session.start(options, run_members=run_members)
     if options.dry_run:
-        explain_experiment(prepare_config(config, session)[0], session)
+        explain_experiment(config, session)
         return None
     with session.control.watch_signals():
         return start_run(config, session)
@@ -118,20 +121,12 @@ def resume_run(run: Path | str, options: RunOptions, *, run_members: RunMembers 
         return execute_run(opened, opened.config(), session)
 
 
-def prepare_config(config: ExperimentConfig, session: Session) -> tuple[ExperimentConfig, list[str]]:
-    """Return what is really run, and warnings: the experiment itself or its small form for --smoke."""
-    return make_smoke_config(config) if session.options.smoke else (config, [])
-
-
 def start_run(config: ExperimentConfig, session: Session) -> Path:
     """Make a run directory for `config`, and execute it."""
-    config, warnings = prepare_config(config, session)
-    run = create_run(session.runs_folder, config, argv=list(session.options.argv))
-    options = session.options
-    run.update(smoke=options.smoke, use_cache=options.use_cache, judge_test=options.judge_test, warnings=warnings)
-    for warning in warnings:
+    run = create_member_run(config, session.options, session.runs_folder)
+    for warning in run.record.warnings:
         session.listener.say(warning)
-    return execute_run(run, config, session)
+    return execute_run(run, run.config(), session)
 
 
 def execute_run(run: Run, config: ExperimentConfig, session: Session) -> Path:
@@ -207,7 +202,7 @@ def _predict(
 
 def _collect_known(config: ExperimentConfig, fitted: Fitted, names: tuple[str, ...]) -> Known:
     """Return the predictions of splits by each view that the members of an ensemble have made already."""
-    if fitted.answers is None:
+    if not isinstance(fitted, FittedEnsemble):
         return {}
     views = ("single", *config.evaluate.views)
     how = config.ensemble.combine
@@ -240,7 +235,7 @@ def _compute_metrics(
     extras: Extras,
 ) -> Metrics:
     """Return metrics.json: every split, milestones, views, groups, and what the family adds."""
-    evaluate, answers = config.evaluate, fitted.answers
+    evaluate = config.evaluate
     names = tuple(name for name in ("validation", "test") if name in predictions)
     found = compute_extra_metrics(
         extras,
@@ -251,19 +246,20 @@ def _compute_metrics(
         known=_collect_known(config, fitted, names),
     )
     more: dict[str, object] = {"views": found.views, "groups": found.groups, "headline": extras.headline}
-    if answers is None:
+    if not isinstance(fitted, FittedEnsemble):
+        milestones = judge_network_milestones(
+            run, bundle, fitted, view=evaluate.headline, batch_size=evaluate.batch_size
+        )
+    else:
+        answers = fitted.answers
+        epochs = answers.list_milestones(config.finetune.milestones, evaluate.headline)
+        how = config.ensemble.combine
         milestones = judge_milestones(
             run,
             bundle,
-            fitted.classifier,
-            fitted.milestones,
-            view=evaluate.headline,
-            batch_size=evaluate.batch_size,
+            epochs,
+            lambda epoch, name: answers.combine(name, evaluate.headline, how, epoch=epoch),
         )
-    else:
-        epochs = answers.list_milestones(config.finetune.milestones, evaluate.headline)
-        how = config.ensemble.combine
-        milestones = judge_ensemble_milestones(run, answers, epochs, how=how, view=evaluate.headline)
         more |= compare_members(config, answers, epochs)
     if milestones:
         more["milestones"] = milestones

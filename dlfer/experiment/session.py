@@ -1,4 +1,7 @@
-"""What several runs of one process share: the options, the device's control, and the data that was loaded."""
+"""What several runs of one process share: options, control and loaded data; the small form of an experiment; hosts.
+
+On several hosts the first process does the work, and the others help it to train.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +11,55 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlfer.config.stage_section import StageConfig
+from dlfer.config.load import with_overrides
+from dlfer.config.schema import ExperimentConfig, StageConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle
-from dlfer.data.sources import load_data
+from dlfer.data.sources import is_present, load_data, replace_by_synthetic
 from dlfer.runs.find import default_runs_folder
 from dlfer.runs.options import RunOptions
-from dlfer.runs.run import Run
-from dlfer.runs.wording import format_duration
+from dlfer.runs.run import Run, create_run, format_duration
 from dlfer.train.control import StopControl
-from dlfer.train.progress import ConsoleListener
-from dlfer.train.watch import TrainingListener
+from dlfer.train.progress import ConsoleListener, TrainingListener
+
+IMAGES_A_BATCH, NUM_BATCHES = 8, 2
+
+
+def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[str]]:
+    """Return the experiment cut down to two batches of at most eight images a stage, and what was replaced."""
+    warnings = ["--smoke: two batches of at most eight images a stage; the figures mean nothing."]
+    overrides: dict[str, object] = {}
+    for stage in ("pretrain", "finetune"):
+        section = getattr(config, stage)
+        if section is None:
+            continue
+        batch_size = min(section.batch_size, IMAGES_A_BATCH)
+        head_epochs = min(1, section.freeze.head_epochs)
+        overrides |= {
+            f"{stage}.batch_size": batch_size,
+            f"{stage}.epochs": 1 + head_epochs,
+            f"{stage}.milestones": [1 + head_epochs] if section.milestones else [],
+            f"{stage}.freeze.head_epochs": head_epochs,
+            f"{stage}.schedule.warmup_epochs": min(0.5, section.schedule.warmup_epochs),
+        }
+        if section.data is not None:
+            data, warning = _cut_down(section.data, batch_size)
+            overrides[f"{stage}.data"] = data.model_dump(mode="json")
+            warnings += [f"--smoke: {stage}: {warning}"] if warning else []
+    if config.pretrain is not None and config.pretrain.weights is not None:
+        warnings.append(f"--smoke: pretrain.weights {config.pretrain.weights} replaced by random weights.")
+    return with_overrides(config, overrides), warnings
+
+
+def _cut_down(data: DataConfig, batch_size: int) -> tuple[DataConfig, str | None]:
+    warning = None
+    if not is_present(data):
+        data, warning = replace_by_synthetic(data)
+    # A split may take a fifth away, and a fifth again, before two batches are left.
+    num_images = 2 * NUM_BATCHES * batch_size
+    counts = dict.fromkeys(("train", "validation", "test"), num_images)
+    return data.model_copy(update={"num_images": type(data.num_images)(**counts)}), warning
+
 
 RunMembers = Callable[[Mapping[str, Run], "Session", Callable[[], None]], None]
 """(name of a member -> its run directory, the session, who is told that a member has ended): executes the runs."""
@@ -64,6 +106,14 @@ class Session:
         return self.bundles[key]
 
 
+def create_member_run(config: ExperimentConfig, options: RunOptions, folder: Path) -> Run:
+    """Make the run directory of an experiment in a folder of runs, in its small form where the options ask for a smoke run."""
+    config, warnings = make_smoke_config(config) if options.smoke else (config, [])
+    run = create_run(folder, config, argv=list(options.argv))
+    run.update(smoke=options.smoke, use_cache=options.use_cache, judge_test=options.judge_test, warnings=warnings)
+    return run
+
+
 def describe_bundle(bundle: DataBundle, seconds: float) -> str:
     """Return what was loaded, with every note, for the terminal."""
     parts = [("train", bundle.train), ("validation", bundle.validation), ("test", bundle.test)]
@@ -73,3 +123,41 @@ def describe_bundle(bundle: DataBundle, seconds: float) -> str:
         f"data: {bundle.source}, {len(bundle.labels)} labels, protocol {bundle.protocol}: {counts}; "
         f"selected on {bundle.selected_on}; loaded in {format_duration(seconds)}{notes}"
     )
+
+
+def lead_or_follow(
+    work: Callable[[], Path | None], config: Callable[[], ExperimentConfig], options: RunOptions
+) -> Path | None:
+    """Do `work` if this process is alone or the chief; else do its share of the chief's stages and return None."""
+    # The sessions of studies, which train nothing themselves, do without the framework.
+    from dlfer.train.cluster import dismiss_followers
+    from dlfer.train.control import is_follower
+
+    if is_follower():
+        _follow(config(), Session.start(options))
+        return None
+    try:
+        done = work()
+    except BaseException as error:
+        dismiss_followers(str(error) or type(error).__name__)
+        raise
+    dismiss_followers(None)
+    return done
+
+
+def _follow(config: ExperimentConfig, session: Session) -> None:
+    from dlfer.train.cluster import choose_device, join_cluster, set_determinism
+    from dlfer.train.stage import follow_chief
+
+    device = choose_device(config.experiment, require_gpu=session.options.require_gpu)
+    set_determinism(config.experiment)
+    cluster = join_cluster()
+    session.listener.say(f"host {cluster.share.index} of {cluster.share.count}: follows the chief; writes nothing.")
+    with session.control.watch_signals():
+        follow_chief(
+            cluster,
+            device,
+            load_bundle=session.load_bundle,
+            control=session.control,
+            listener=session.listener,
+        )

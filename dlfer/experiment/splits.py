@@ -96,12 +96,7 @@ def find_judged_duplicates(
 
 
 def describe_data(bundle: DataBundle, duplicates: JudgedDuplicates | None) -> DataRecord:
-    """Return data.json of a run: labels, splits with their counts and fingerprints, duplicates, and what was done.
-
-    Args:
-        bundle: what the run trains, selects and judges on.
-        duplicates: of the split that judges, as `find_run_duplicates` returns them.
-    """
+    """Return data.json of a run: labels, splits with their counts and fingerprints, duplicates, and what was done."""
     splits = {name: getattr(bundle, name) for name in ("train", "validation", "test")}
     return DataRecord(
         source=bundle.source,
@@ -167,14 +162,16 @@ def compute_run_metrics(
     """Return metrics.json of a run; the split that judges is scored once more without `duplicates`."""
     return compute_metrics_file(
         predictions,
-        protocol=bundle.protocol,
-        banner=compute_banner(bundle, duplicates, smoke=smoke),
-        selected_on=bundle.selected_on,
-        duplicates=None if duplicates is None else duplicates.as_record(),
+        Metrics(
+            protocol=bundle.protocol,
+            banner=compute_banner(bundle, duplicates, smoke=smoke),
+            selected_on=bundle.selected_on,
+            duplicates=None if duplicates is None else duplicates.as_record(),
+            temperature=temperature,
+            test_opened=test_opened,
+        ),
         without_duplicates_ids=None if duplicates is None else duplicates.list_ids_without(),
         target_accuracy=config.evaluate.target_accuracy,
-        temperature=temperature,
-        test_opened=test_opened,
     )
 
 

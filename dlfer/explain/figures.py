@@ -17,8 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from dlfer.explain.average import AverageMaps
-    from dlfer.explain.explanation import Explanation
+    from dlfer.explain.explanation import AverageMaps, Explanation
 
 
 OCCLUSION_NOTE = (
@@ -47,12 +46,10 @@ _ORANGE = (0.835, 0.369, 0.0)
 def write_explanation(
     path: Path, image: np.ndarray, explanation: Explanation, *, labels: Sequence[str], name: str
 ) -> Path:
-    """Write the figure of one face.
+    """Write the figure (.png) of one face with its maps.
 
     Args:
-        path: ends in .png.
         image: uint8 [H, W, 1 or 3], as the classifier got it.
-        explanation: its maps.
         labels: names of the classes.
         name: of the picture.
     """
@@ -69,13 +66,9 @@ def write_explanation(
 
 
 def draw_explanation(image: np.ndarray, explanation: Explanation, *, labels: Sequence[str], title: str) -> Figure:
-    """Draw a face, its probabilities, and its maps with the face beneath; what they do not show stands below.
+    """Draw a face (uint8 [H, W, 1 or 3]), its probabilities, and its maps with the face beneath.
 
-    Args:
-        image: uint8 [H, W, 1 or 3].
-        explanation: its maps.
-        labels: names of the classes.
-        title: stands above.
+    The title stands above; what the maps do not show stands below.
     """
     panels: list[Callable[[Axes], None]] = [
         lambda axes: _show_face(axes, image, "the face"),
@@ -92,12 +85,7 @@ def draw_explanation(image: np.ndarray, explanation: Explanation, *, labels: Seq
 
 
 def draw_averages(averages: AverageMaps, note: str) -> Figure:
-    """Draw the average face of a label and the average maps over it.
-
-    Args:
-        averages: of the label.
-        note: stands below.
-    """
+    """Draw the average face of a label and the average maps over it; the note stands below."""
     image = averages.image
     panels: list[Callable[[Axes], None]] = [lambda axes: _show_face(axes, image, "average face")]
     for name, values in averages.maps.items():
@@ -241,13 +229,18 @@ def _draw_bars(axes: Axes, explanation: Explanation, labels: Sequence[str]) -> N
 
 
 def _show_face(axes: Axes, image: np.ndarray, heading: str, *, dimmed: bool = False) -> None:
+    show_image(axes, image, dimmed=dimmed)
+    _head(axes, heading)
+
+
+def show_image(axes: Axes, image: np.ndarray, *, dimmed: bool = False) -> None:
+    """Show uint8 [H, W, 1 or 3] without axes; dimmed it is the background of a map."""
     colour = image.repeat(3, axis=-1) if image.shape[-1] == 1 else image
     axes.imshow((colour // 2 + 110).astype(np.uint8) if dimmed else colour, interpolation="nearest")
     axes.set_xticks([])
     axes.set_yticks([])
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    _head(axes, heading)
 
 
 def _head(axes: Axes, heading: str) -> None:

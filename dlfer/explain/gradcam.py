@@ -24,11 +24,10 @@ from dlfer.data.augment import compute_crop_size
 from dlfer.data.images import compute_side
 from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.model.backbones import find_backbone
-from dlfer.model.classifier import Classifier, match_channels
+from dlfer.model.classifier import Classifier, NetworkClassifier, match_channels
 from dlfer.model.ensemble import EnsembleClassifier
 from dlfer.model.face_input import compute_taps
 from dlfer.model.hybrid import name_branches
-from dlfer.model.network_classifier import NetworkClassifier
 
 Function = Callable[[list[Any]], Any]
 Gradient = Callable[[list[Any], Any], list[Any]]

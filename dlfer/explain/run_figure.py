@@ -11,13 +11,13 @@ import keras
 import numpy as np
 
 from dlfer.data.images import to_channels
+from dlfer.explain.figures import show_image
 from dlfer.metrics.predictions import Predictions
 from dlfer.model.backbones import find_backbone
-from dlfer.model.network_classifier import NetworkClassifier
+from dlfer.model.classifier import NetworkClassifier
 from dlfer.report.figures import figure_style, new_canvas, new_figure, place_image, write_figure
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from dlfer.explain.occlusion import Occlusion
@@ -107,13 +107,9 @@ def choose_examples(predictions: Predictions, *, limit: int = MOST_EXAMPLES) -> 
 
 
 def draw_occlusion(images: np.ndarray, occlusions: Sequence[Occlusion], captions: Sequence[str]) -> Figure:
-    """Draw for each image, from above: itself, the sensitivity laid over it, and the squares that flip the answer.
+    """Draw for each image (uint8 [N, H, W, 1 or 3]) itself, the sensitivity laid over it, and what flips the answer.
 
-    All maps have one scale, symmetric around zero.
-
-    Args:
-        images: uint8 [N, H, W, 1 or 3].
-        occlusions, captions: one for each image.
+    All maps have one scale, symmetric around zero. Occlusions and captions are one for each image.
     """
     most = max(max(float(np.abs(occlusion.sensitivity).max()) for occlusion in occlusions), 0.01)
     rows = ("image", "fall of the\nprobability", "answer\nflips")
@@ -122,7 +118,7 @@ def draw_occlusion(images: np.ndarray, occlusions: Sequence[Occlusion], captions
         grid = figure.subplots(3, len(images), squeeze=False)
         for column, (image, occlusion, caption) in enumerate(zip(images, occlusions, captions, strict=True)):
             for row in range(3):
-                _show(grid[row, column], image, dimmed=row > 0)
+                show_image(grid[row, column], image, dimmed=row > 0)
             height, width = image.shape[:2]
             shown = grid[1, column].imshow(
                 100 * occlusion.sensitivity, cmap="RdBu_r", vmin=-100 * most, vmax=100 * most, alpha=0.65
@@ -143,12 +139,7 @@ def write_occlusion_page(
 ) -> Path | None:
     """Write occlusion.png; nothing if there are no images.
 
-    Args:
-        folder: the run's figures.
-        images: uint8 [M, H, W, C], the images of `rows`.
-        occlusions: one for each image, of its target.
-        predictions: of the part that the rows are of.
-        rows: int [M].
+    images are uint8 [M, H, W, C] of `rows` (int [M]) of the predictions, with an occlusion of its target for each.
     """
     if not len(rows):
         return None
@@ -198,14 +189,7 @@ def draw_preparation(images: np.ndarray, preparation: Preparation, captions: Seq
 
 
 def write_preparation_page(folder: Path, images: np.ndarray, preparation: Preparation, names: Sequence[str]) -> Path:
-    """Write preprocessing.png.
-
-    Args:
-        folder: the run's figures.
-        images: uint8 [M, H, W, C].
-        preparation: of these images.
-        names: the label of each.
-    """
+    """Write preprocessing.png of images (uint8 [M, H, W, C]), their stations, and the label of each."""
     stored, resized = images.shape[1:3], preparation.resized.shape[1:3]
     maps = "; ".join(f"{title}, {values.shape[2]}x{values.shape[1]}" for title, values in preparation.features)
     return write_figure(
@@ -217,16 +201,3 @@ def write_preparation_page(folder: Path, images: np.ndarray, preparation: Prepar
         description=f"{len(names)} images of {', '.join(names)}: stored {stored[1]}x{stored[0]}, resized "
         f"{resized[1]}x{resized[0]}, grey, binary, and the feature maps {maps}.",
     )
-
-
-def _show(axes: Axes, image: np.ndarray, *, dimmed: bool = False) -> None:
-    colour = image.repeat(3, axis=-1) if image.shape[-1] == 1 else image
-    axes.imshow((colour // 2 + 110).astype(np.uint8) if dimmed else colour, interpolation="nearest")
-    _clear(axes)
-
-
-def _clear(axes: Axes) -> None:
-    axes.set_xticks([])
-    axes.set_yticks([])
-    axes.grid(visible=False)
-    axes.spines[:].set_visible(False)

@@ -13,13 +13,12 @@ import keras
 import numpy as np
 
 from dlfer.errors import ModelError
-from dlfer.explain.explanation import Explainer, Explanation
-from dlfer.metrics.classification import compute_midranks
-from dlfer.model.batch_norm import set_norm_momentum
+from dlfer.explain.explanation import Explainer, Explanation, compute_rank_correlation
 from dlfer.model.boosted import BoostedClassifier, build_level_features
 from dlfer.model.classifier import Classifier
 from dlfer.model.ensemble import EnsembleClassifier
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
+from dlfer.model.training_kernels import set_norm_momentum
 from dlfer.model.transfer import draw_probe_images
 
 SEED = 104_729
@@ -137,14 +136,6 @@ def _randomise_members(ensemble: EnsembleClassifier, part: str, seed: int) -> En
         trained=ensemble.trained,
         temperature_fit=ensemble.temperature_fit,
     )
-
-
-def compute_rank_correlation(first: np.ndarray, second: np.ndarray) -> float | None:
-    """Return Spearman's rank correlation of two maps of one shape, in -1..1; None where one of them is flat."""
-    ranks = [compute_midranks(np.asarray(values, np.float64).ravel()) for values in (first, second)]
-    centred = [values - values.mean() for values in ranks]
-    scale = float(np.sqrt((centred[0] ** 2).sum() * (centred[1] ** 2).sum()))
-    return float((centred[0] * centred[1]).sum() / scale) if scale > 0 else None
 
 
 def _compare(before: Sequence[dict[str, np.ndarray]], after: Sequence[dict[str, np.ndarray]]) -> dict[str, dict]:

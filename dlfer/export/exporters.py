@@ -6,9 +6,10 @@ Each export is opened by its own runtime and compared with the original before i
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,11 @@ from PIL import Image
 from dlfer.data.images import compute_side, resize_all
 from dlfer.data.synthetic.faces import draw_face
 from dlfer.errors import ExportError, UserError
-from dlfer.export.compare import Limits, Sample, check_agreement, compare_export
 from dlfer.export.contract import (
+    Limits,
+    Sample,
+    check_agreement,
+    compare_export,
     describe_input,
     describe_output,
     describe_temperature,
@@ -28,18 +32,124 @@ from dlfer.export.contract import (
     render_card,
     render_example,
 )
-from dlfer.export.formats import write_litert, write_litert_int8, write_onnx, write_savedmodel
-from dlfer.export.graph import check_exportable
+from dlfer.export.graph import INPUT, OUTPUT, build_function, check_exportable
 from dlfer.export.images import find_native_size, gather_sample
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier, read_artifact_record
-from dlfer.predict.export_folder import EXPORT_FILE, VERSION, compute_checksums
-from dlfer.predict.runtimes import RUNTIMES, import_extra
+from dlfer.predict.runtimes import EXPORT_FILE, RUNTIMES, VERSION, compute_checksums, import_extra
 from dlfer.report.card import CARD_FILE, compose_card
 from dlfer.runs.export_record import ExportAbout, ExportRecord
 from dlfer.runs.find import find_model, find_run_of
-from dlfer.runs.records import About, ArtifactRecord
 from dlfer.runs.run import Run
+
+
+def write_savedmodel(classifier: Classifier, path: Path, *, size: tuple[int, int] | None, sample: Sample) -> dict:
+    """Write a SavedModel with the signature `serving_default`.
+
+    Args:
+        classifier: a network, or an ensemble of such.
+        path: the folder to make, or the file to write.
+        size: (H, W) of all images; None, where a format allows it, leaves both free.
+        sample: by which activations are calibrated, where they are.
+
+    Returns:
+        What is added to export.json.
+    """
+    import tensorflow as tf
+
+    module, function = build_function(classifier, size=size)
+    tf.saved_model.save(module, str(path), signatures={"serving_default": function})
+    return {}
+
+
+_EDGES = ("CAST", "QUANTIZE", "DEQUANTIZE")
+"""What leads uint8 pixels into the eight-bit graph and its answer out: not computed in float, though float passes."""
+
+
+def write_litert(classifier: Classifier, path: Path, *, size: tuple[int, int], sample: Sample) -> dict:
+    """Write a LiteRT file in float32; see `write_savedmodel`."""
+    converter, _module = _make_converter(classifier, size)
+    path.write_bytes(converter.convert())
+    return {}
+
+
+def write_litert_int8(classifier: Classifier, path: Path, *, size: tuple[int, int], sample: Sample) -> dict:
+    """Write a LiteRT file whose weights and activations are whole numbers of eight bits; see `write_savedmodel`.
+
+    The `calibration` of the sample, of that size, gives the range of each activation.
+
+    Returns:
+        {"quantised": {"num_images", "images", "float_operations": kinds that stayed in float32, and how many}}.
+    """
+    import tensorflow as tf
+
+    def iterate_images() -> Iterator[list[np.ndarray]]:
+        for row in range(len(sample.calibration)):
+            yield [sample.calibration[row : row + 1]]
+
+    converter, _module = _make_converter(classifier, size)
+    converter.optimizations = [tf.lite.Optimize.DEFAULT]
+    converter.representative_dataset = iterate_images
+    path.write_bytes(converter.convert())
+    return {
+        "quantised": {
+            "num_images": len(sample.calibration),
+            "images": sample.calibration_source,
+            "float_operations": list_float_operations(path),
+        }
+    }
+
+
+def list_float_operations(path: Path) -> dict[str, int]:
+    """Return the kinds of operations of a LiteRT file that compute float32, with their numbers."""
+    litert = import_extra("ai_edge_litert.interpreter")
+    # The delegate would hide all that it computes.
+    plain = litert.OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    interpreter = litert.Interpreter(model_path=str(path), experimental_op_resolver_type=plain)
+    interpreter.allocate_tensors()
+    is_float = {tensor["index"] for tensor in interpreter.get_tensor_details() if tensor["dtype"] is np.float32}
+    found: dict[str, int] = {}
+    for operation in interpreter._get_ops_details():
+        if operation["op_name"] not in _EDGES and is_float.intersection(operation["outputs"]):
+            found[operation["op_name"]] = found.get(operation["op_name"], 0) + 1
+    return found
+
+
+def _make_converter(classifier: Classifier, size: tuple[int, int]):
+    """Return TensorFlow's converter, and the module that must live as long as it."""
+    import tensorflow as tf
+
+    module, function = build_function(classifier, size=size)
+    return tf.lite.TFLiteConverter.from_concrete_functions([function], module), module
+
+
+OPSET = 17
+"""Of 2022, so that runtimes since ONNX Runtime 1.12 read it; nothing newer is needed."""
+
+
+def write_onnx(classifier: Classifier, path: Path, *, size: tuple[int, int] | None, sample: Sample) -> dict:
+    """Write an ONNX file, by tf2onnx: what Keras' own export writes does not run. See `write_savedmodel`.
+
+    Returns:
+        {"opset"}.
+
+    Raises:
+        EnvironmentProblem: tf2onnx is not installed.
+    """
+    tf2onnx = import_extra("tf2onnx")
+    logging.getLogger("tf2onnx").setLevel(logging.ERROR)
+    module, _ = build_function(classifier, size=size)
+    signature = module.predict.input_signature
+    model, _ = tf2onnx.convert.from_function(module.predict, input_signature=signature, opset=OPSET)
+    names = {INPUT: ("N", "H", "W"), OUTPUT: ("N",)}
+    for tensor in (*model.graph.input, *model.graph.output):
+        # tf2onnx numbers what is free; names say that the N of both is one.
+        for dimension, name in zip(tensor.type.tensor_type.shape.dim, names[tensor.name], strict=False):
+            if not dimension.HasField("dim_value"):
+                dimension.dim_param = name
+    path.write_bytes(model.SerializeToString())
+    return {"opset": OPSET}
+
 
 EXACT = Limits(difference=1e-4, agreement=0.99)
 QUANTISED = Limits(difference=None, agreement=0.9)
@@ -232,13 +342,21 @@ def export_model(
     run = find_run_of(folder.resolve()) if folder.resolve().name == "model" else None
     sample = gather_sample(classifier, record, run=run, data=data, say=tell)
     about = record.about
+    # <experiment>-<run> of a run's model, else the name of the folder.
+    full_name = "-".join(filter(None, (about.experiment, about.run))) or folder.resolve().name
     side = compute_side(*(find_native_size(run) or sample.images.shape[1:3]), classifier.aspect)
     origin = Origin(
         card=_read_card(folder, run),
-        about=_describe_artifact(record, name=_get_name(folder, about)),
+        about=ExportAbout(
+            model=full_name,
+            family=record.family,
+            backbone=record.model.get("backbone"),
+            artifact_sha256=record.sha256,
+            trained=about,
+        ),
         size=size or (side, side),
     )
-    out = Path("exports") / _get_name(folder, about) if out is None else Path(out)
+    out = Path("exports") / full_name if out is None else Path(out)
     tell(f"comparing on {len(sample.images):,} images: {sample.source}")
     done, refused = {}, []
     for number, format_name in enumerate(formats, 1):
@@ -251,21 +369,6 @@ def export_model(
         kept = f" Kept: {', '.join(str(path) for path, _ in done.values())}." if done else ""
         raise ExportError("\n".join(refused) + kept)
     return done
-
-
-def _get_name(folder: Path, about: About) -> str:
-    """Return <experiment>-<run> of a run's model, else the name of the folder."""
-    return "-".join(filter(None, (about.experiment, about.run))) or folder.resolve().name
-
-
-def _describe_artifact(record: ArtifactRecord, *, name: str) -> ExportAbout:
-    return ExportAbout(
-        model=name,
-        family=record.family,
-        backbone=record.model.get("backbone"),
-        artifact_sha256=record.sha256,
-        trained=record.about,
-    )
 
 
 def _read_card(folder: Path, run: Run | None) -> str:

@@ -12,13 +12,11 @@ from typing import TYPE_CHECKING
 import keras
 import numpy as np
 
-from dlfer.data.images import compute_side
 from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.metrics.combine import SMALLEST
-from dlfer.model.classifier import Classifier
+from dlfer.model.classifier import Classifier, NetworkClassifier
 from dlfer.model.ensemble import EnsembleClassifier, match_labels
-from dlfer.model.face_input import compute_taps
-from dlfer.model.network_classifier import NetworkClassifier
+from dlfer.model.face_input import compute_taps, make_square
 from dlfer.model.stage_network import TransferNetwork
 
 if TYPE_CHECKING:
@@ -102,7 +100,7 @@ def _answer_of_network(parts: TransferNetwork, images: tf.Tensor) -> tf.Tensor:
     import tensorflow as tf
 
     face_input = parts.face_input
-    images = _make_square(images, face_input.aspect)
+    images = make_square(images, face_input.aspect)
     if face_input.crop is not None:
         images = _crop_centre(images, face_input.crop)
     images = _resize(images, face_input.image_size)
@@ -157,25 +155,6 @@ def _get_size(images: tf.Tensor) -> tuple:
 
     free = tf.shape(images)
     return tuple(free[axis] if images.shape[axis] is None else int(images.shape[axis]) for axis in (1, 2))
-
-
-def _make_square(images: tf.Tensor, aspect: str) -> tf.Tensor:
-    """Return the images as squares, as `dlfer.model.face_input.make_square`."""
-    import tensorflow as tf
-
-    height, width = _get_size(images)
-    if isinstance(height, int) and isinstance(width, int):
-        side = compute_side(height, width, aspect)
-    else:
-        side = tf.maximum(height, width) if aspect == "pad" else tf.minimum(height, width)
-    if aspect != "pad":
-        top, left = (height - side) // 2, (width - side) // 2
-        return images[:, top : top + side, left : left + side]
-    for axis, length in ((1, height), (2, width)):
-        if not isinstance(length, int) or length < side:
-            places = tf.range(side) - (side - length) // 2
-            images = tf.gather(images, tf.clip_by_value(places, 0, length - 1), axis=axis)
-    return images
 
 
 def _crop_centre(images: tf.Tensor, crop: float) -> tf.Tensor:

@@ -12,14 +12,14 @@ import numpy as np
 from dlfer.config.load import load_experiment
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import DataConfig, FacesConfig, NumImages
-from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.face_crops import prepare_split
+from dlfer.data.bundle import Split
+from dlfer.data.faces import prepare_split
 from dlfer.data.fer2013 import load_fer2013_usage
 from dlfer.data.labels import map_targets
 from dlfer.data.sources import load_data, load_parts_of_source
 from dlfer.data.split import draw_subset
 from dlfer.errors import ConfigError, MissingDataError, ModelError, UserError
-from dlfer.export.compare import Sample
+from dlfer.export.contract import Sample
 from dlfer.model.classifier import Classifier, match_channels
 from dlfer.runs.records import ArtifactRecord, DataRecord
 from dlfer.runs.run import Run
@@ -55,12 +55,7 @@ def gather_sample(
 ) -> Sample:
     """Return images of `data`, else of the model's own run, else faces that dlfer draws.
 
-    Args:
-        classifier: whose labels and colours they get.
-        record: its artifact.json.
-        run: that it is the model of.
-        data: a csv, class folders, an .npz, or an experiment file; see `dlfer.export.exporters.export_model`.
-        say: told what is missing, and what takes long.
+    `data` is as of `dlfer.export.exporters.export_model`; `run` is the one that it is the model of.
 
     Raises:
         UserError: `data` is not found, or does not fit the labels.
@@ -132,30 +127,40 @@ def _load_given(path: Path, classifier: Classifier, record: ArtifactRecord, say:
 def _load_csv(path: Path) -> tuple[Split, Split | None, tuple[str, ...]]:
     """Return PublicTest and Training of a csv in the layout of FER2013; all rows where it names no parts."""
     split = load_fer2013_usage(path, None)
-    parts = {}
-    for usage in ("PublicTest", "Training"):
-        rows = np.flatnonzero(np.char.startswith(split.ids, f"{usage}/"))
-        parts[usage] = split.take(rows, usage) if len(rows) else None
-    return parts["PublicTest"] or parts["Training"] or split, parts["Training"], FER2013_LABELS
+    public, train = (take_usage(split, usage) for usage in ("PublicTest", "Training"))
+    return public or train or split, train, FER2013_LABELS
+
+
+def take_usage(split: Split, usage: str) -> Split | None:
+    """Return the rows of a FER2013 csv that have a Usage; None where there are none."""
+    rows = np.flatnonzero(np.char.startswith(split.ids, f"{usage}/"))
+    return split.take(rows, usage) if len(rows) else None
 
 
 def _load_other(path: Path, classifier: Classifier) -> tuple[Split, Split | None, tuple[str, ...]]:
     """Return the images of class folders, an .npz, or an experiment file: validation and train, if it has them."""
+    held, labels = load_held(path, classifier)
+    if not held:
+        raise UserError(f"{path}: found no images to compare on.")
+    name = next(name for name in ("validation", "train", "test") if name in held)
+    return held[name], held.get("train") if name != "train" else None, labels
+
+
+def load_held(path: Path, classifier: Classifier) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """Return the parts with images in memory, test first, and the labels; nothing is split off what has no parts.
+
+    Args:
+        path: of class folders, an .npz, or an experiment file, whose `finetune.data` is loaded.
+        classifier: that will get the images; those of several sizes become squares as it makes them.
+    """
     if path.suffix in (".yaml", ".yml"):
         config = load_experiment(path).finetune.data
     else:
         config = DataConfig(source="arrays" if path.suffix == ".npz" else "folder", path=str(path))
     config = config.model_copy(update={"aspect": classifier.aspect})
-    bundle: DataBundle = load_parts_of_source(config, image_size=classifier.image_size)
-    held = {
-        name: split
-        for name in ("validation", "train", "test")
-        if isinstance(split := getattr(bundle, name), Split) and len(split)
-    }
-    if not held:
-        raise UserError(f"{path}: found no images to compare on.")
-    compared = next(iter(held.values()))
-    return compared, held.get("train") if compared is not held.get("train") else None, bundle.labels
+    bundle = load_parts_of_source(config, image_size=classifier.image_size)
+    parts = {name: getattr(bundle, name) for name in ("test", "validation", "train")}
+    return {name: part for name, part in parts.items() if isinstance(part, Split) and len(part)}, bundle.labels
 
 
 def _divide(split: Split) -> tuple[Split, Split, str]:

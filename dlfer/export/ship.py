@@ -14,11 +14,9 @@ from dlfer.data.images import compute_side, resize_square
 from dlfer.data.synthetic.faces import draw_face
 from dlfer.errors import ModelError
 from dlfer.model.artifact import load_artifact
-from dlfer.model.classifier import Classifier
-from dlfer.model.network_classifier import WEIGHTS_FILE
-from dlfer.report.card import CARD_FILE, write_card
-from dlfer.report.record import read_experiment
-from dlfer.report.terms import find_terms
+from dlfer.model.classifier import WEIGHTS_FILE, Classifier
+from dlfer.report.card import CARD_FILE, find_terms, write_card
+from dlfer.report.page import read_experiment
 from dlfer.runs.files import hash_file, write_atomically
 from dlfer.runs.find import find_model, is_default, open_run
 from dlfer.runs.metrics_record import Metrics

@@ -19,13 +19,7 @@ SMALLEST_PROBABILITY = float(np.finfo(np.float32).eps)
 def compute_confusion(targets: np.ndarray, predicted: np.ndarray, num_classes: int) -> np.ndarray:
     """Count how often each class was predicted for each target.
 
-    Args:
-        targets: int [N], 0..num_classes-1.
-        predicted: int [N], 0..num_classes-1.
-        num_classes: C.
-
-    Returns:
-        int64 [C, C], rows are targets, columns are predictions.
+    targets and predicted are int [N], 0..C-1; the result is int64 [C, C], rows are targets, columns are predictions.
     """
     cells = np.asarray(targets, dtype=np.int64) * num_classes + np.asarray(predicted, dtype=np.int64)
     return np.bincount(cells, minlength=num_classes**2).reshape(num_classes, num_classes)
@@ -65,11 +59,7 @@ def compute_f1(confusion: np.ndarray) -> np.ndarray:
 def compute_specificity(confusion: np.ndarray) -> np.ndarray:
     """Return the true-negative rate of each class, one against the rest.
 
-    Args:
-        confusion: int [..., C, C], rows are targets, columns are predictions.
-
-    Returns:
-        float64 [..., C] in [0, 1]; NaN for a class that is the target of every row.
+    float64 [..., C] in [0, 1]; NaN for a class that is the target of every row.
     """
     negatives = confusion.sum(axis=(-2, -1))[..., None] - compute_support(confusion)
     false_positives = confusion.sum(axis=-2) - _hits(confusion)
@@ -82,14 +72,9 @@ def compute_support(confusion: np.ndarray) -> np.ndarray:
 
 
 def compute_macro(values: np.ndarray, confusion: np.ndarray) -> np.ndarray:
-    """Average a figure over classes, each class counting the same.
+    """Average a figure (float64 [..., C]) over classes, each class counting the same.
 
-    Args:
-        values: float64 [..., C], one figure of each class.
-        confusion: int [..., C, C], tells which classes have rows.
-
-    Returns:
-        float64 [...]: the mean over the classes that have rows and whose figure is defined; else NaN.
+    The mean is over the classes that have rows and whose figure is defined; NaN without any (float64 [...]).
     """
     counted = (compute_support(confusion) > 0) & ~np.isnan(values)
     return _divide(np.where(counted, values, 0.0).sum(axis=-1), counted.sum(axis=-1), np.nan)
@@ -109,11 +94,7 @@ def compute_macro_f1(confusion: np.ndarray) -> np.ndarray:
 def compute_mcc(confusion: np.ndarray) -> np.ndarray:
     """Return Matthews' correlation of targets and predictions, in its form for many classes.
 
-    Args:
-        confusion: int [..., C, C], rows are targets, columns are predictions.
-
-    Returns:
-        float64 [...] in -1..1; 0 where all targets, or all predictions, are one class; NaN without rows.
+    float64 [...] in -1..1; 0 where all targets, or all predictions, are one class; NaN without rows.
 
     Source: Gorodkin, Comput. Biol. Chem. 28 (2004) 367.
     """
@@ -126,11 +107,7 @@ def compute_mcc(confusion: np.ndarray) -> np.ndarray:
 def compute_kappa(confusion: np.ndarray) -> np.ndarray:
     """Return Cohen's kappa: the agreement beyond what the class frequencies alone would give.
 
-    Args:
-        confusion: int [..., C, C], rows are targets, columns are predictions.
-
-    Returns:
-        float64 [...] in -1..1; NaN where targets and predictions are all the same class, or without rows.
+    float64 [...] in -1..1; NaN where targets and predictions are all the same class, or without rows.
 
     Source: Cohen, Educ. Psychol. Meas. 20 (1960) 37.
     """
@@ -143,29 +120,18 @@ def compute_one_vs_rest_accuracy(confusion: np.ndarray) -> np.ndarray:
 
     It is far above the accuracy, because the true negatives count: seven classes at 70 % have a mean of
     1 - 2 (1 - 0.7) / 7 = 91.4 %. Publications that report it as accuracy are not comparable with others.
-
-    Args:
-        confusion: int [..., C, C], rows are targets, columns are predictions.
-
-    Returns:
-        float64 [..., C] in 0..1; defined for a class without rows, too; NaN without any row.
+    float64 [..., C] in 0..1; defined for a class without rows, too; NaN without any row.
     """
     n = confusion.sum(axis=(-2, -1))[..., None]
     return _divide(n - compute_support(confusion) - confusion.sum(axis=-2) + 2 * _hits(confusion), n, np.nan)
 
 
 def compute_detected(confusion: np.ndarray) -> np.ndarray:
-    """Return whether the most frequent prediction for a class is that class.
+    """Return whether the most frequent prediction for a class is that class (bool [..., C]).
 
-    A class counts as detected only if it was predicted more often than each other one: a tie is no
-    detection, nor is a class without rows. The share of the classes present that are detected is the
-    "emotion detection rate" of some publications; with seven classes it knows eight values only.
-
-    Args:
-        confusion: int [..., C, C], rows are targets, columns are predictions.
-
-    Returns:
-        bool [..., C].
+    A class counts as detected only if it was predicted more often than each other one: a tie is no detection, nor is a
+    class without rows. The share of the classes present that are detected is the "emotion detection rate" of some
+    publications; with seven classes it knows eight values only.
     """
     others = np.where(np.eye(confusion.shape[-1], dtype=bool), -1, confusion)
     return _hits(confusion) > np.maximum(others.max(axis=-1), 0)
@@ -175,93 +141,6 @@ def compute_item_losses(targets: np.ndarray, probabilities: np.ndarray) -> np.nd
     """Return -ln of the probability that each row gave to its target (float64 [N], 0..15.9); their mean is the log-loss."""
     chosen = probabilities[np.arange(len(targets)), targets].astype(np.float64)
     return -np.log(np.clip(chosen, SMALLEST_PROBABILITY, 1 - SMALLEST_PROBABILITY))
-
-
-def compute_roc(is_target: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return the ROC curve of one class against the rest.
-
-    Rows with the same score pass the threshold together, so that a tie is a slanted piece and not a
-    matter of the order of rows.
-
-    Args:
-        is_target: bool [N].
-        scores: float [N], larger means more probably the class.
-
-    Returns:
-        false-positive rate, true-positive rate (float64 [M + 1], from 0 to 1) and the threshold at
-        each point (the first is infinite). A rate is NaN throughout where it has no rows.
-    """
-    order = np.argsort(-scores, kind="stable")
-    sorted_scores, hits = scores[order], is_target[order].astype(np.int64)
-    last_of_tie = np.r_[np.flatnonzero(np.diff(sorted_scores)), len(scores) - 1]
-    true_positives = np.cumsum(hits)[last_of_tie]
-    false_positives = last_of_tie + 1 - true_positives
-    tpr = _divide(np.r_[0, true_positives], np.asarray(hits.sum()), np.nan)
-    fpr = _divide(np.r_[0, false_positives], np.asarray(len(hits) - hits.sum()), np.nan)
-    return fpr, tpr, np.r_[np.inf, sorted_scores[last_of_tie]]
-
-
-def compute_auc(is_target: np.ndarray, scores: np.ndarray) -> float:
-    """Return the area under the ROC curve: the chance that a row of the class outscores one of the rest.
-
-    Ties count one half (the Mann-Whitney statistic). NaN where all rows are of the class, or none.
-    """
-    positives = int(np.sum(is_target))
-    negatives = len(is_target) - positives
-    if positives == 0 or negatives == 0:
-        return float("nan")
-    rank_sum = compute_midranks(scores)[is_target].sum()
-    return float((rank_sum - positives * (positives + 1) / 2) / (positives * negatives))
-
-
-def compute_aucs(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return the area under the ROC curve of each class against the rest (float64 [C])."""
-    return np.array([compute_auc(targets == c, probabilities[:, c]) for c in range(probabilities.shape[1])])
-
-
-def compute_average_precision(is_target: np.ndarray, scores: np.ndarray) -> float:
-    """Return the mean precision at the thresholds where rows of a class are found (a step-wise sum, no trapezoids).
-
-    Rows with the same score pass the threshold together. NaN where no row is of the class.
-
-    Args:
-        is_target: bool [N].
-        scores: float [N], larger means more probably the class.
-    """
-    found, true_positives, passed, _ = count_ranked(is_target, scores)
-    positives = int(found.sum())
-    return float((found * true_positives / passed).sum() / positives) if positives else float("nan")
-
-
-def compute_average_precisions(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
-    """Return the average precision of each class against the rest (float64 [C]; NaN for a class without rows)."""
-    classes = range(probabilities.shape[1])
-    return np.array([compute_average_precision(targets == c, probabilities[:, c]) for c in classes])
-
-
-def count_ranked(is_target: np.ndarray, scores: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Count rows by falling score, those with the same score together.
-
-    Args:
-        is_target: bool [N].
-        scores: float [N].
-
-    Returns:
-        For each of the M distinct scores from the highest: the rows of the class that have it, those that
-        have it or more, and all rows that have it or more (int64 [M]); then the position of each row's
-        score among the M (int64 [N]).
-    """
-    values, position = np.unique(-np.asarray(scores, dtype=np.float64), return_inverse=True)
-    found = np.bincount(position[is_target], minlength=len(values))
-    passed = np.cumsum(np.bincount(position, minlength=len(values)))
-    return found, np.cumsum(found), passed, position
-
-
-def compute_midranks(values: np.ndarray) -> np.ndarray:
-    """Return the ranks of `values` from 1; equal values share the mean of their ranks (float64 [N])."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    last = np.cumsum(counts)
-    return ((2 * last - counts + 1) / 2)[inverse]
 
 
 def _count_margins(confusion: np.ndarray) -> tuple[np.ndarray, ...]:

@@ -1,20 +1,40 @@
-"""Confidence intervals of proportions, of F1, of means and of averages over classes, as closed forms.
+"""Confidence intervals of proportions, means, and all that a confusion matrix gives, as closed forms.
 
 Every interval that is called 95 % contains the true value in at least 93 % of simulated test sets, or it is not
-given and the reason is (`benchmarks/coverage.py`; the table is in results/coverage/). Intervals of averages over
-classes are in `averages`, those of areas under curves in `areas`.
+given and the reason is (`benchmarks/coverage.py`; the table is in results/coverage/). Intervals of areas under curves
+are in `curves`.
+
+Images are taken as drawn independently, so that the number of images of each class is random. Per class the intervals
+are Wilson's (given the number of images with this target or this prediction, the right ones are binomial), averages
+combine the limits of the classes (MOVER), and the others have Wilson's interval with the effective number of images of
+their delta-method variance. A class that is the target of no image is left out, as in the values.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from statistics import NormalDist
 
 import numpy as np
+
+from dlfer.metrics import classification as mt
+
+Interval = tuple[float, float]
+
+UNDEFINED: Interval = (float("nan"), float("nan"))
 
 
 def compute_quantile(level: float) -> float:
     """Return z such that a standard normal lies within -z..z with probability `level` (0.95: 1.96)."""
     return NormalDist().inv_cdf(0.5 + level / 2)
+
+
+def find_limit(is_within: Callable[[float], bool], inside: float, outside: float) -> float:
+    """Return the last value of an interval from a value inside towards one outside, by bisection."""
+    for _ in range(60):
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if is_within(middle) else (inside, middle)
+    return inside
 
 
 def widen_level(level: float, degrees: int) -> float:
@@ -27,7 +47,7 @@ def widen_level(level: float, degrees: int) -> float:
     return float(2 * ndtr(stdtrit(degrees, 0.5 + level / 2)) - 1)
 
 
-def compute_wilson_interval(successes: float, n: float, level: float = 0.95) -> tuple[float, float]:
+def compute_wilson_interval(successes: float, n: float, level: float = 0.95) -> Interval:
     """Return Wilson's score interval of a proportion, with the modified limits of Brown, Cai and DasGupta.
 
     It covers well for small n and near 0 and 1, where value +- 1.96 standard errors does not. For one to three
@@ -43,7 +63,7 @@ def compute_wilson_interval(successes: float, n: float, level: float = 0.95) -> 
     Source: Wilson, J. Am. Stat. Assoc. 22 (1927) 209; Brown, Cai & DasGupta, Stat. Sci. 16 (2001) 101, section 4.1.1.
     """
     if n == 0:
-        return float("nan"), float("nan")
+        return UNDEFINED
     low, high = _compute_score_limits(successes / n, n, level)
     failures, few = n - successes, 2 if n <= 50 else 3
     # At the ends the bound is exactly 0 or 1; rounding must not put it 1e-17 beside the value.
@@ -56,7 +76,13 @@ def compute_wilson_interval(successes: float, n: float, level: float = 0.95) -> 
     return low, high
 
 
-def compute_effective_interval(value: float, variance: float, n: float, level: float = 0.95) -> tuple[float, float]:
+def compute_proportion(successes: int, n: int) -> dict[str, float]:
+    """Return {"value", "low", "high"} of a proportion with Wilson's 95 % interval; all NaN for n = 0."""
+    low, high = compute_wilson_interval(successes, n)
+    return {"value": successes / n if n else float("nan"), "low": low, "high": high}
+
+
+def compute_effective_interval(value: float, variance: float, n: float, level: float = 0.95) -> Interval:
     """Return Wilson's interval of an estimate in 0..1 with as many trials as would give its variance.
 
     Args:
@@ -74,7 +100,7 @@ def compute_effective_interval(value: float, variance: float, n: float, level: f
     return min(low, value), max(high, value)
 
 
-def _compute_score_limits(proportion: float, n: float, level: float) -> tuple[float, float]:
+def _compute_score_limits(proportion: float, n: float, level: float) -> Interval:
     z2 = compute_quantile(level) ** 2
     centre = (proportion + z2 / (2 * n)) / (1 + z2 / n)
     half = np.sqrt(z2 * (proportion * (1 - proportion) + z2 / (4 * n)) / n) / (1 + z2 / n)
@@ -88,16 +114,11 @@ def _compute_poisson_limit(count: float, level: float) -> float:
     return float(gammaincinv(count, 1 - level))
 
 
-def compute_f1_interval(hits: int, misses: int, level: float = 0.95) -> tuple[float, float]:
-    """Return an interval of one class's F1 from its counts.
+def compute_f1_interval(hits: int, misses: int, level: float = 0.95) -> Interval:
+    """Return an interval of one class's F1 from its counts of hits (TP) and misses (FP + FN).
 
-    TP / (TP + FP + FN) is a proportion J, and F1 = 2 J / (1 + J) rises with it, so Wilson's bounds of J
-    turn into bounds of F1.
-
-    Args:
-        hits: TP.
-        misses: FP + FN.
-        level: the probability of covering.
+    TP / (TP + FP + FN) is a proportion J, and F1 = 2 J / (1 + J) rises with it, so Wilson's bounds of J turn into
+    bounds of F1.
 
     Source: Lam, Gopal & Qian, "Confidence Intervals for the F1 Score" (2023), the indirect Wilson method.
     """
@@ -107,7 +128,7 @@ def compute_f1_interval(hits: int, misses: int, level: float = 0.95) -> tuple[fl
 
 def compute_mover_interval(
     values: np.ndarray, limits: np.ndarray, weights: np.ndarray, correlations: np.ndarray
-) -> tuple[float, float]:
+) -> Interval:
     """Return the interval of a weighted sum of estimates from the interval of each one.
 
     The distance from the sum to its limit is the root of the summed squares of the weighted distances from each
@@ -129,17 +150,23 @@ def compute_mover_interval(
     return total - low, total + high
 
 
-def compute_mean_interval(values: np.ndarray, level: float = 0.95, *, smallest: float = -np.inf) -> tuple[float, float]:
+def compute_mean(values: np.ndarray) -> dict[str, float]:
+    """Return {"value", "low", "high"}: the mean of losses (float [N], at least 0) with `compute_skew_interval`."""
+    low, high = compute_skew_interval(values)
+    return {"value": float(values.mean()), "low": low, "high": high}
+
+
+def compute_mean_interval(values: np.ndarray, level: float = 0.95, *, smallest: float = -np.inf) -> Interval:
     """Return Student's interval of the mean of `values` (float [N]), cut at `smallest`; NaN for fewer than two."""
     if len(values) < 2:
-        return float("nan"), float("nan")
+        return UNDEFINED
     from scipy.special import stdtrit
 
     half = float(stdtrit(len(values) - 1, 0.5 + level / 2)) * float(np.std(values, ddof=1)) / np.sqrt(len(values))
     return max(float(np.mean(values) - half), smallest), float(np.mean(values) + half)
 
 
-def compute_skew_interval(values: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+def compute_skew_interval(values: np.ndarray, level: float = 0.95) -> Interval:
     """Return an interval of the mean of non-negative values whose distribution has a long tail, such as losses.
 
     Student's interval is taken on the scale of Hall's cubic transformation, which removes the skewness of the mean.
@@ -157,7 +184,7 @@ def compute_skew_interval(values: np.ndarray, level: float = 0.95) -> tuple[floa
     """
     n = len(values)
     if n < 2 or np.ptp(values) == 0:
-        return float("nan"), float("nan")
+        return UNDEFINED
     from scipy.special import stdtrit
 
     mean, spread = float(np.mean(values)), float(np.std(values))
@@ -169,3 +196,195 @@ def compute_skew_interval(values: np.ndarray, level: float = 0.95) -> tuple[floa
 
     low, high = mean - error * invert(quantile), mean - error * invert(-quantile)
     return max(0.0, min(float(low), mean)), max(float(high), mean)
+
+
+PER_CLASS = ("precision", "recall", "f1", "specificity", "one_vs_rest_accuracy")
+
+
+def compute_class_intervals(confusion: np.ndarray, level: float = 0.95) -> dict[str, list[Interval]]:
+    """Return metric -> interval of each class, for the metrics of PER_CLASS, from a confusion matrix int [C, C].
+
+    (NaN, NaN) where the metric is undefined, and for the precision of a class that was never predicted.
+    """
+    support, predicted, total = mt.compute_support(confusion), confusion.sum(axis=0), int(confusion.sum())
+    intervals: dict[str, list[Interval]] = {name: [] for name in PER_CLASS}
+    for c in range(len(confusion)):
+        hits, n = int(confusion[c, c]), int(support[c])
+        false_positives, negatives = int(predicted[c]) - hits, total - n
+        errors = n - hits + false_positives
+        own = {
+            "precision": compute_wilson_interval(hits, int(predicted[c]), level) if n else UNDEFINED,
+            "recall": compute_wilson_interval(hits, n, level),
+            "f1": compute_f1_interval(hits, errors, level) if n else UNDEFINED,
+            "specificity": compute_wilson_interval(negatives - false_positives, negatives, level),
+            "one_vs_rest_accuracy": compute_wilson_interval(total - errors, total, level),
+        }
+        for name, interval in own.items():
+            intervals[name].append(interval)
+    return intervals
+
+
+def compute_average_intervals(confusion: np.ndarray, level: float = 0.95) -> dict[str, Interval]:
+    """Return metric -> interval, for each metric over all classes that a confusion matrix (int [C, C]) gives.
+
+    These are accuracy, weighted_recall (the same), macro_recall, balanced_accuracy (the same), macro_precision,
+    macro_specificity, macro_f1, weighted_precision, weighted_f1, one_vs_rest_accuracy, mcc, cohen_kappa and
+    emotion_detection_rate; (NaN, NaN) where there is none: MCC and kappa where all targets or all predictions are one
+    class, specificity where all targets are.
+    """
+    total, hits = int(confusion.sum()), int(np.trace(confusion))
+    accuracy = compute_wilson_interval(hits, total, level)
+    per_class = compute_class_intervals(confusion, level)
+    macros = {name: _compute_macro(name, confusion, per_class[name]) for name in ("recall", "precision", "f1")}
+    macros["specificity"] = _compute_macro_specificity(confusion, level)
+    if len(confusion) == 2 and (mt.compute_support(confusion) > 0).all():
+        macros["specificity"] = macros["recall"]  # which it is: each class's is the recall of the other
+    one_vs_rest = tuple(max(0.0, 1 - 2 * (1 - limit) / len(confusion)) for limit in accuracy)
+    return {
+        "accuracy": accuracy,
+        "weighted_recall": accuracy,
+        "one_vs_rest_accuracy": one_vs_rest,
+        "balanced_accuracy": macros["recall"],
+        **{f"macro_{name}": interval for name, interval in macros.items()},
+        "weighted_precision": _compute_weighted("precision", confusion, level),
+        "weighted_f1": _compute_weighted("f1", confusion, level),
+        **_compute_agreement(confusion, level),
+        "emotion_detection_rate": compute_detection_interval(confusion, level),
+    }
+
+
+def compute_detection_interval(confusion: np.ndarray, level: float = 0.95) -> Interval:
+    """Return an interval of the share of classes whose most frequent prediction is right.
+
+    A class counts as certainly detected where its own label is significantly more frequent than each other one among
+    its images, and as certainly not detected where some other label is significantly more frequent than its own (exact
+    sign tests, Bonferroni's correction over classes and labels). The limits count the classes that are certainly
+    detected, and those that are not certainly undetected; they err on the wide side.
+    """
+    from scipy.special import bdtrc
+
+    present = np.flatnonzero(mt.compute_support(confusion))
+    alpha = (1 - level) / 2 / len(present)
+    detected = undetected = 0
+    for c in present:
+        hits, others = confusion[c, c], np.delete(confusion[c], c)
+        # The probability that at least so many of both are the one, each with chance 1/2.
+        more, fewer = bdtrc(hits - 1, hits + others, 0.5), bdtrc(others - 1, hits + others, 0.5)
+        detected += bool((more <= alpha).all()) if len(others) else bool(hits)
+        undetected += bool((fewer <= alpha / max(len(others), 1)).any())
+    return detected / len(present), (len(present) - undetected) / len(present)
+
+
+_RATIOS = {
+    # metric -> what is counted and out of what, as weights of the cells [C, C, C] of each class's confusion
+    "recall": lambda own, target, given: (own, target),
+    "precision": lambda own, target, given: (own, given),
+    "specificity": lambda own, target, given: ((1 - target) * (1 - given), 1 - target),
+    "f1": lambda own, target, given: (2 * own, target + given),
+}
+
+_VALUES = {
+    "recall": mt.compute_recall,
+    "precision": mt.compute_precision,
+    "specificity": mt.compute_specificity,
+    "f1": mt.compute_f1,
+}
+
+
+def _compute_ratio_effects(name: str, confusion: np.ndarray) -> np.ndarray:
+    """Return the derivative of each class's metric by each cell of the confusion matrix (float64 [C, C, C]).
+
+    The metrics are ratios of sums of cells, A / B, so that the derivative is (a - A / B b) / B. It is 0 where B is.
+    """
+    number = np.arange(len(confusion))
+    target = np.broadcast_to((number[:, None] == number)[:, :, None], (len(number),) * 3).astype(np.float64)
+    given = target.swapaxes(1, 2)
+    counted, of_all = _RATIOS[name](target * given, target, given)
+    above, below = (np.einsum("cij,ij->c", weights, confusion) for weights in (counted, of_all))
+    ratio = np.divide(above, below, out=np.zeros(len(number)), where=below > 0)
+    return (counted - ratio[:, None, None] * of_all) / np.where(below > 0, below, np.inf)[:, None, None]
+
+
+def _compute_macro(name: str, confusion: np.ndarray, intervals: list[Interval]) -> Interval:
+    """Combine the limits of the classes that have rows, with the correlations that the delta method gives.
+
+    Recalls are uncorrelated (given the number of images of each class), and so are precisions. F1 is not: an error
+    counts in two classes.
+    """
+    values, limits = _VALUES[name](confusion), np.array(intervals)
+    counted = (mt.compute_support(confusion) > 0) & ~np.isnan(values)
+    if not counted.any():
+        return UNDEFINED
+    # The precision of a class that was never predicted counts as 0, and may be anything.
+    limits = np.where(np.isnan(limits), [0.0, 1.0], limits)[counted]
+    effects = _compute_ratio_effects(name, confusion)[counted]
+    covariances = np.einsum("ij,cij,dij->cd", confusion, effects, effects)
+    spreads = np.sqrt(np.diag(covariances))
+    scale = np.outer(spreads, spreads)
+    correlations = np.divide(covariances, scale, out=np.zeros_like(scale), where=scale > 0)
+    np.fill_diagonal(correlations, 1.0)
+    weights = np.full(len(limits), 1 / len(limits))
+    low, high = compute_mover_interval(values[counted], limits, weights, correlations)
+    return max(low, 0.0), min(high, 1.0)
+
+
+def _compute_macro_specificity(confusion: np.ndarray, level: float) -> Interval:
+    """Return Wilson's interval with the effective number of images.
+
+    The classes share their few errors, so that their limits combined do not cover (91 % at an accuracy of 95 %).
+    """
+    values = mt.compute_specificity(confusion)
+    counted = (mt.compute_support(confusion) > 0) & ~np.isnan(values)
+    if not counted.any():
+        return UNDEFINED
+    n, effects = int(confusion.sum()), _compute_ratio_effects("specificity", confusion)[counted].mean(axis=0)
+    return compute_effective_interval(
+        float(values[counted].mean()), _compute_variance(n * effects, confusion), n, level
+    )
+
+
+def _compute_weighted(name: str, confusion: np.ndarray, level: float) -> Interval:
+    values, support = np.nan_to_num(_VALUES[name](confusion)), mt.compute_support(confusion)
+    value = float(mt.compute_weighted(_VALUES[name](confusion), confusion))
+    # By the weights, which are random, and by the metric of each class.
+    effects = values[:, None] - value + np.einsum("c,cij->ij", support, _compute_ratio_effects(name, confusion))
+    return compute_effective_interval(value, _compute_variance(effects, confusion), int(confusion.sum()), level)
+
+
+def _compute_agreement(confusion: np.ndarray, level: float) -> dict[str, Interval]:
+    """Return the intervals of MCC and kappa.
+
+    1 - (1 - m) (1 - chance) is the accuracy with kappa as m, and close to it with MCC. It has Wilson's interval with
+    its effective number of images, and the limits are carried back, so that they hold where no image is wrong, too.
+    """
+    shares = confusion / confusion.sum()
+    target, given, right = shares.sum(axis=1), shares.sum(axis=0), float(np.trace(shares))
+    chance, squares, others = float(target @ given), float(target @ target), float(given @ given)
+    if max(squares, others) >= 1 - 1e-12:
+        return {"mcc": UNDEFINED, "cohen_kappa": UNDEFINED}
+    of_right = np.eye(len(shares)) - right
+    of_chance = given[:, None] + target[None, :] - 2 * chance
+    spread = np.sqrt((1 - squares) * (1 - others))
+    mcc = (right - chance) / spread
+    of_spread = (target[:, None] - squares) / (1 - squares) + (given[None, :] - others) / (1 - others)
+    found = {
+        "mcc": (mcc, (of_right - of_chance) / spread + mcc * of_spread),
+        "cohen_kappa": (
+            (right - chance) / (1 - chance),
+            of_right / (1 - chance) - (1 - right) / (1 - chance) ** 2 * of_chance,
+        ),
+    }
+    intervals = {}
+    for name, (value, effects) in found.items():
+        variance = _compute_variance(effects, confusion) * (1 - chance) ** 2
+        as_accuracy = float(np.clip(1 - (1 - value) * (1 - chance), 0.0, 1.0))
+        limits = compute_effective_interval(as_accuracy, variance, int(confusion.sum()), level)
+        low, high = (1 - (1 - limit) / (1 - chance) for limit in limits)
+        intervals[name] = max(-1.0, min(low, value)), min(1.0, max(high, value))
+    return intervals
+
+
+def _compute_variance(effects: np.ndarray, confusion: np.ndarray) -> float:
+    """Return the variance of a metric from what an image of each cell adds to n times the metric (mean 0)."""
+    n = int(confusion.sum())
+    return float((confusion * effects**2).sum()) / n / max(n - 1, 1)

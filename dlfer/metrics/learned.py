@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from dlfer.metrics.classification import compute_item_losses
 from dlfer.metrics.intervals import compute_wilson_interval
 from dlfer.metrics.predictions import Predictions, read_predictions
+from dlfer.runs.files import read_rows
 
 ODDS_RATIO = 1.5
 """The odds of being right must be at least this many times those of always answering the largest class."""
@@ -77,11 +77,9 @@ def find_run_failure(run: Path) -> str | None:
     if (folder / "train.npz").is_file():
         return find_learning_failure(read_predictions(folder / "train.npz"))
     others = [path for path in (folder / "validation.npz", folder / "test.npz") if path.is_file()]
-    history = run / "finetune" / "history.csv"
-    if not others or not history.is_file():
+    if not others:
         return None
-    with open(history, newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_rows(run / "finetune" / "history.csv")
     return find_learning_failure(None, rows, num_classes=len(read_predictions(others[0]).labels))
 
 

@@ -13,7 +13,7 @@ from statistics import NormalDist
 import numpy as np
 
 from dlfer.errors import DataError
-from dlfer.metrics.intervals import compute_quantile
+from dlfer.metrics.intervals import compute_quantile, find_limit
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.seeds import POWER, compare_recipes, plan_more
 from dlfer.runs.comparison_record import PairedTest
@@ -84,8 +84,8 @@ def compare_seeds(
         level: the probability that the interval covers the true difference.
 
     Returns:
-        For a single pair the result of `compare_paired` with the scope "models". For several the scope is "recipes", the
-        four counts are None, and `required_n` is the number of images with as many seeds.
+        For a single pair the result of `compare_paired` with the scope "models". For several the scope is "recipes",
+        the four counts are None, and `required_n` is the number of images with as many seeds.
 
     Raises:
         DataError: no pair was given, or the pairs are not all about the same images.
@@ -161,12 +161,8 @@ def align_correct(a: Predictions, b: Predictions) -> tuple[np.ndarray, np.ndarra
 def compute_mcnemar(a_only: int, b_only: int) -> tuple[str, float]:
     """Return the name of McNemar's test that was used and its two-sided p value.
 
-    Under equal accuracies each discordant image is a fair coin. Fewer than 25 of them: the exact binomial
-    test; else chi-square with continuity correction, which is never far from it.
-
-    Args:
-        a_only: number of images that only a has right.
-        b_only: number of images that only b has right.
+    Under equal accuracies each discordant image is a fair coin. Fewer than 25 of them: the exact binomial test; else
+    chi-square with continuity correction, which is never far from it.
 
     Source: McNemar, Psychometrika 12 (1947) 153; the correction: Edwards, Psychometrika 13 (1948) 185,
     without an exception for equal counts, as statsmodels has it.
@@ -180,19 +176,14 @@ def compute_mcnemar(a_only: int, b_only: int) -> tuple[str, float]:
 
 
 def compute_tango_interval(a_only: int, b_only: int, n: int, *, level: float = 0.95) -> tuple[float, float]:
-    """Return Tango's score interval of the difference of two paired proportions.
+    """Return Tango's score interval of the difference of two paired proportions, (low, high) in -1..1.
 
     It holds all differences D that the score test does not reject, so that it excludes 0 where McNemar's
     statistic (without continuity correction) does, and has a width also where no image is discordant.
 
     Args:
-        a_only: number of images that only a has right.
-        b_only: number of images that only b has right.
+        a_only, b_only: numbers of images that only a, or only b, has right.
         n: number of all images, at least 1.
-        level: the probability of covering.
-
-    Returns:
-        (low, high) of accuracy a - accuracy b, in -1..1.
 
     Source: Tango, Stat. Med. 17 (1998) 891, equation 8 and appendix.
     """
@@ -205,14 +196,7 @@ def compute_tango_interval(a_only: int, b_only: int, n: int, *, level: float = 0
         variance = max(n * (2 * b_alone + candidate * (1 - candidate)), 0.0)
         return abs(a_only - b_only - n * candidate) <= z * math.sqrt(variance)
 
-    def bisect(outside: float) -> float:
-        inside = difference
-        for _ in range(60):
-            middle = (inside + outside) / 2
-            inside, outside = (middle, outside) if is_within(middle) else (inside, middle)
-        return inside
-
-    return bisect(-1.0), bisect(1.0)
+    return find_limit(is_within, difference, -1.0), find_limit(is_within, difference, 1.0)
 
 
 def compute_required_n(difference: float, discordance: float, *, level: float = 0.95) -> int | None:
@@ -249,8 +233,8 @@ def compute_required_n(difference: float, discordance: float, *, level: float = 
 def describe_difference(result: PairedTest) -> str:
     """Say in one or two sentences what a result of `compare_paired` or `compare_seeds` allows to conclude.
 
-    Where the result is one of several pairs, Holm's p value decides. A result over one seed (its scope is "models") says
-    that it is about two trained models and not about the recipes.
+    Where the result is one of several pairs, Holm's p value decides. A result over one seed (its scope is "models")
+    says that it is about two trained models and not about the recipes.
 
     Example:
         >>> describe_difference(compare_paired(a, b, names=("lite2", "lite2_96")))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from dlfer.errors import DataError
-from dlfer.runs.files import read_npz, write_atomically
+from dlfer.runs.files import read_npz, write_npz
 
 SUM_TOLERANCE = 1e-4
 """How far the probabilities of one row may sum from 1: a float32 softmax stays well within."""
@@ -118,15 +117,8 @@ def _check_rows(predictions: Predictions, where: str) -> None:
 
 def write_predictions(predictions: Predictions, path: Path) -> Path:
     """Write `predictions` to `path` (.npz, no pickle), under a temporary name first, and return the path."""
-    buffer = io.BytesIO()
-    np.savez_compressed(
-        buffer,
-        ids=predictions.ids,
-        labels=np.asarray(predictions.labels, dtype=np.str_),
-        targets=predictions.targets,
-        probabilities=predictions.probabilities,
-    )
-    write_atomically(Path(path), buffer.getvalue())
+    arrays = {key: np.asarray(getattr(predictions, key)) for key in _KEYS}
+    write_npz(Path(path), arrays)
     return Path(path)
 
 

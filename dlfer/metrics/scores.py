@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
+import csv
 import math
 from collections.abc import Collection, Iterator, Mapping
+from itertools import combinations
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dlfer.errors import DataError
 from dlfer.metrics import classification as mt
 from dlfer.metrics import intervals as iv
-from dlfer.metrics.averages import compute_average_intervals, compute_class_intervals
-from dlfer.metrics.calibration import compute_calibration, describe_temperature
-from dlfer.metrics.curves import compute_auc_intervals, compute_average_precision_intervals
+from dlfer.metrics.confidence import choose_threshold, compute_calibration, compute_selective, describe_temperature
+from dlfer.metrics.curves import (
+    compute_auc_intervals,
+    compute_aucs,
+    compute_average_precision_intervals,
+    compute_average_precisions,
+)
 from dlfer.metrics.predictions import Predictions
-from dlfer.metrics.selective import choose_threshold, compute_selective
-from dlfer.runs.metrics_record import Abstention, Metrics, SplitMetrics
-from dlfer.runs.records import DuplicatesRecord, Temperature
+from dlfer.runs.metrics_record import Abstention, Groups, Metrics, SplitMetrics
+from dlfer.runs.records import to_json
 
 _AVERAGES = {
     "accuracy": mt.compute_accuracy,
@@ -70,11 +77,12 @@ def compute_scores(
     """
     targets, probabilities = predictions.targets, predictions.probabilities
     confusion = mt.compute_confusion(targets, predictions.predicted, len(predictions.labels))
-    bounds = compute_average_intervals(confusion)
-    aucs, precisions = mt.compute_aucs(targets, probabilities), mt.compute_average_precisions(targets, probabilities)
+    bounds = iv.compute_average_intervals(confusion)
+    aucs, precisions = compute_aucs(targets, probabilities), compute_average_precisions(targets, probabilities)
     auc_bounds, macro_auc_bounds = compute_auc_intervals(targets, probabilities)
     precision_bounds, macro_precision_bounds = compute_average_precision_intervals(targets, probabilities)
-    losses = mt.compute_item_losses(targets, probabilities)
+    num_detected = int(mt.compute_detected(confusion).sum())
+    num_classes = int((mt.compute_support(confusion) > 0).sum())
     areas = {"auc": (aucs, auc_bounds), "average_precision": (precisions, precision_bounds)}
     scores = {
         "n": len(predictions),
@@ -83,77 +91,66 @@ def compute_scores(
         "macro_auc": _figure(mt.compute_macro(aucs, confusion), macro_auc_bounds),
         "macro_average_precision": _figure(mt.compute_macro(precisions, confusion), macro_precision_bounds),
         "emotion_detection_rate": {
-            **_figure(_compute_detection_rate(confusion), bounds["emotion_detection_rate"]),
-            "num_detected": int(mt.compute_detected(confusion).sum()),
-            "num_classes": int((mt.compute_support(confusion) > 0).sum()),
+            **_figure(num_detected / num_classes, bounds["emotion_detection_rate"]),
+            "num_detected": num_detected,
+            "num_classes": num_classes,
         },
-        "log_loss": _figure(losses.mean(), iv.compute_skew_interval(losses)),
+        "log_loss": iv.compute_mean(mt.compute_item_losses(targets, probabilities)),
         "per_class": _compute_per_class(confusion, predictions.labels, areas),
         "confusion": confusion.tolist(),
         "calibration": compute_calibration(predictions, temperature),
         "selective": compute_selective(predictions, threshold),
     }
-    return SplitMetrics.build(_give_reasons(_replace_nan(scores)))
+    return SplitMetrics.build(_give_reasons(to_json(scores)))
 
 
 def compute_metrics_file(
     parts: Mapping[str, Predictions | None],
+    about: Metrics,
     *,
-    protocol: str,
-    banner: str | None,
-    selected_on: str,
-    duplicates: DuplicatesRecord | None = None,
     without_duplicates_ids: Collection[str] | None = None,
     target_accuracy: float = 0.8,
-    temperature: Temperature | None = None,
-    abstain: Abstention | None = None,
-    test_opened: int | None = 0,
 ) -> Metrics:
     """Return the whole of metrics.json.
 
     Args:
         parts: "test", "validation" and "train" -> predictions; absent or None where there is none.
-        protocol: "official", "resplit" or "paper".
-        banner: a warning that every output of the run carries, or None.
-        selected_on: in words, what the model was selected on.
-        duplicates: counts of the judged images that have a duplicate in the data that made the model, as
-            `dlfer.experiment.splits` gives them; None where they were not counted.
-        without_duplicates_ids: ids of the judged images without any, which are scored once more: of test, else of
-            validation.
+        about: what is known before: protocol, banner, selected_on, duplicates, test_opened; and temperature and abstain
+            as they were found on validation earlier. Where these are None and `parts` has validation they are found on
+            it.
+        without_duplicates_ids: ids of the judged images (test, else validation) that have no duplicate in the data that
+            made the model; they are scored once more.
         target_accuracy: fraction that the answered validation images are to reach by abstaining.
-        temperature, abstain: what was found on validation earlier; where they are None and `parts` has validation
-            they are found on it.
-        test_opened: how often a test part was opened with this model, this time included; None: not known.
     """
-    validation = parts.get("validation")
+    validation, temperature, abstain = parts.get("validation"), about.temperature, about.abstain
     if validation is not None:
-        temperature = temperature or describe_temperature(validation, selected_on)
-        abstain = abstain or _choose_abstention(validation, target_accuracy, selected_on)
-    common = {
+        temperature = temperature or describe_temperature(validation, about.selected_on)
+        abstain = abstain or _choose_abstention(validation, target_accuracy, about.selected_on)
+    fitted = {
         "temperature": temperature.value if temperature else None,
         "threshold": abstain.threshold if abstain else None,
     }
     scores = {
-        part: compute_scores(parts[part], **common) if parts.get(part) is not None else None
+        part: compute_scores(parts[part], **fitted) if parts.get(part) is not None else None
         for part in ("test", "validation", "train")
     }
     judged, without = "test" if parts.get("test") is not None else "validation", {}
     if parts.get(judged) is not None and without_duplicates_ids is not None:
         kept = np.isin(parts[judged].ids, np.array(sorted(without_duplicates_ids), dtype=np.str_))
-        without[judged] = compute_scores(parts[judged].take(kept), **common) if kept.any() else None
+        without[judged] = compute_scores(parts[judged].take(kept), **fitted) if kept.any() else None
     return Metrics(
-        protocol=protocol,
-        banner=banner,
-        selected_on=selected_on,
+        protocol=about.protocol,
+        banner=about.banner,
+        selected_on=about.selected_on,
         test=scores["test"],
         test_without_duplicates=without.get("test"),
-        duplicates=duplicates,
+        duplicates=about.duplicates,
         validation=scores["validation"],
         validation_without_duplicates=without.get("validation"),
         train=scores["train"],
         temperature=temperature,
         abstain=abstain,
-        test_opened=test_opened,
+        test_opened=about.test_opened,
         headline="single",
         views={},
         groups=None,
@@ -165,11 +162,6 @@ def _choose_abstention(validation: Predictions, target_accuracy: float, chosen_o
     if threshold is None:
         return None
     return Abstention(threshold=threshold, target_accuracy=target_accuracy, chosen_on=chosen_on, n=len(validation))
-
-
-def _compute_detection_rate(confusion: np.ndarray) -> np.ndarray:
-    """Return the share of the classes present whose most frequent prediction is right (a tie is not)."""
-    return mt.compute_detected(confusion).sum(axis=-1) / (mt.compute_support(confusion) > 0).sum(axis=-1)
 
 
 def _compute_per_class(
@@ -184,7 +176,7 @@ def _compute_per_class(
         "one_vs_rest_accuracy": mt.compute_one_vs_rest_accuracy(confusion),
         **{name: value for name, (value, _) in areas.items()},
     }
-    bounds = {**compute_class_intervals(confusion), **{name: several for name, (_, several) in areas.items()}}
+    bounds = {**iv.compute_class_intervals(confusion), **{name: several for name, (_, several) in areas.items()}}
     support = mt.compute_support(confusion)
     return {
         label: {
@@ -199,15 +191,6 @@ def _compute_per_class(
 def _figure(value: float, bounds: tuple[float, float]) -> dict[str, float]:
     low, high = bounds
     return {"value": float(value), "low": float(low), "high": float(high)}
-
-
-def _replace_nan(value: Any) -> Any:
-    """Return `value` with None for NaN, which JSON does not know."""
-    if isinstance(value, dict):
-        return {key: _replace_nan(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_replace_nan(item) for item in value]
-    return None if isinstance(value, float) and math.isnan(value) else value
 
 
 def _give_reasons(scores: dict[str, Any]) -> dict[str, Any]:
@@ -233,3 +216,137 @@ def _iterate_figures(scores: dict[str, Any]) -> Iterator[tuple[str, dict[str, An
             yield name, item
         elif isinstance(item, dict):
             yield from _iterate_figures(item)
+
+
+SMALLEST = 20
+"""A figure on fewer images is flagged and takes no part in a gap: its interval is some 40 points wide."""
+
+Attributes = Mapping[str, Mapping[str, str]]
+"""Attribute -> image id -> value; an image without a value is not in it."""
+
+
+def read_attributes(path: Path) -> dict[str, dict[str, str]]:
+    """Read a csv with the columns id and one for each attribute, e.g. id,age,gender; empty cells are missing.
+
+    Raises:
+        DataError: no such file or no csv, another heading, a row of another length, or an id that repeats.
+    """
+    path = Path(path)
+    try:
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            rows = list(csv.reader(file))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; expected a csv with the columns id,attribute,...") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a csv in UTF-8 ({error}).") from error
+    heading = [cell.strip() for cell in rows[0]] if rows else []
+    names = heading[1:]
+    if not names or heading[0] != "id" or len(set(heading)) < len(heading) or "" in names:
+        raise DataError(
+            f"{path} line 1: found the columns {','.join(heading)[:200]!r}, expected id and then one or more attributes "
+            "with different names, e.g. id,age,gender."
+        )
+    attributes: dict[str, dict[str, str]] = {name: {} for name in names}
+    lines: dict[str, int] = {}
+    for line, row in enumerate(rows[1:], start=2):
+        if not row:
+            continue
+        if len(row) != len(heading):
+            raise DataError(f"{path} line {line}: found {len(row)} cells, expected {len(heading)} as in line 1.")
+        name, *values = (cell.strip() for cell in row)
+        if name in lines:
+            raise DataError(
+                f"{path} line {line}: the id {name[:80]!r} stands in line {lines[name]} already; expected one row per image."
+            )
+        lines[name] = line
+        for attribute, value in zip(names, values, strict=True):
+            if value:
+                attributes[attribute][name] = value
+    return attributes
+
+
+def check_attributes(attributes: Attributes, ids: np.ndarray, *, file: str = "") -> None:
+    """Raise DataError unless some attribute names one of the images (ids: str [N], at least one)."""
+    known = set(ids.tolist())
+    if any(known & values.keys() for values in attributes.values()):
+        return
+    other = next((name for values in attributes.values() for name in values), "none")
+    raise DataError(
+        f"{file or 'attributes'}: names none of the {len(ids)} images (there e.g. {other!r}, expected ids like "
+        f"{str(ids[0])!r}). The ids must be those of the run's predictions."
+    )
+
+
+def compute_group_scores(predictions: Predictions, attributes: Attributes, *, file: str = "") -> Groups:
+    """Return accuracy and recall of each group of each attribute, and how far the groups lie apart.
+
+    Args:
+        predictions: of one part of the data.
+        attributes: as `read_attributes` gives them; it may name more images than those.
+        file: where they came from, for the record.
+
+    Returns:
+        Accuracy and recall as fractions. A gap is the largest less the smallest, over the groups with 20 images or more
+        (for recall: of that label). Its interval is Newcombe's for those two groups; they were picked by looking, so
+        that it errs towards a larger gap.
+
+    Raises:
+        DataError: no attribute names any of the images.
+
+    Source: Newcombe, Stat. Med. 17 (1998) 873, method 10; Dunn, J. Am. Stat. Assoc. 56 (1961) 52.
+    """
+    check_attributes(attributes, predictions.ids, file=file)
+    known = set(predictions.ids.tolist())
+    found = {
+        name: _compute_attribute(predictions, values, num_unknown=len(values.keys() - known))
+        for name, values in attributes.items()
+    }
+    return Groups.build({"file": file, "attributes": found})
+
+
+def _compute_attribute(predictions: Predictions, values: Mapping[str, str], *, num_unknown: int) -> dict[str, Any]:
+    of_images = np.array([values.get(name, "") for name in predictions.ids.tolist()], dtype=np.str_)
+    groups = {
+        str(value): _compute_group(predictions.take(of_images == value))
+        for value in np.unique(of_images[of_images != ""])
+    }
+    recalls = {label: [group["recall"][label] for group in groups.values()] for label in predictions.labels}
+    accuracies = [{**group["accuracy"], "n": group["n"]} for group in groups.values()]
+    return {
+        "groups": groups,
+        "gaps": {
+            "accuracy": _compute_gap(accuracies),
+            "recall": {label: _compute_gap(figures) for label, figures in recalls.items()},
+        },
+        "num_missing": int((of_images == "").sum()),
+        "num_unknown": num_unknown,
+    }
+
+
+def _compute_group(predictions: Predictions) -> dict[str, Any]:
+    recall = {}
+    for number, label in enumerate(predictions.labels):
+        rows = predictions.targets == number
+        hits, n = int(predictions.correct[rows].sum()), int(rows.sum())
+        recall[label] = {**iv.compute_proportion(hits, n), "n": n} if n else None
+    n = len(predictions)
+    accuracy = iv.compute_proportion(int(predictions.correct.sum()), n)
+    return {"n": n, "accuracy": accuracy, "recall": recall, "small": n < SMALLEST}
+
+
+def _compute_gap(figures: list[dict[str, float] | None], level: float = 0.95) -> dict[str, float] | None:
+    """Return the largest less the smallest of the figures that rest on enough images; None for fewer than two."""
+    large = [figure for figure in figures if figure is not None and figure["n"] >= SMALLEST]
+    if len(large) < 2:
+        return None
+    pairs = list(combinations(range(len(large)), 2))
+    level = 1 - (1 - level) / len(pairs)
+    limits = [iv.compute_wilson_interval(figure["value"] * figure["n"], figure["n"], level) for figure in large]
+    low, high = 0.0, 0.0
+    for pair in pairs:
+        for first, second in (pair, pair[::-1]):
+            a, b = large[first]["value"], large[second]["value"]
+            low = max(low, a - b - math.hypot(a - limits[first][0], limits[second][1] - b))
+            high = max(high, a - b + math.hypot(limits[first][1] - a, b - limits[second][0]))
+    values = [figure["value"] for figure in large]
+    return {"value": max(values) - min(values), "low": low, "high": min(1.0, high)}

@@ -260,8 +260,8 @@ def plan_more(comparison: Comparison, *, level: float = 0.95) -> More:
     """Return how many seeds and images would detect a difference as large as the observed one.
 
     Assumed are the observed difference and the observed variances of seeds, images and residual, which few seeds
-    know poorly: an order of magnitude, no promise. `both` is given only where neither seeds nor images alone are enough,
-    and all three are None for a difference of zero.
+    know poorly: an order of magnitude, no promise. `both` is given only where neither seeds nor images alone are
+    enough, and all three are None for a difference of zero.
     """
     seeds = images = both = None
     if comparison.centre != 0:

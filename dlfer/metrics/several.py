@@ -92,13 +92,9 @@ def compare_several(several: Sequence[Predictions], names: Sequence[str], *, lev
 
 
 def compute_cochran_q(correct: np.ndarray) -> CochranQ:
-    """Return Cochran's Q test of whether k classifiers are equally often right on the same images.
+    """Return Cochran's Q test of whether k >= 2 classifiers are equally often right (bool [k, N]) on the same images.
 
-    Args:
-        correct: bool [k, N], k at least 2.
-
-    Returns:
-        The test; where all are right and wrong on the same images, its statistic is 0 and p is 1.
+    Where all are right and wrong on the same images, its statistic is 0 and p is 1.
 
     Source: Cochran, Biometrika 37 (1950) 256.
     """
@@ -178,11 +174,6 @@ def _to_fractions(points: Estimate) -> Estimate:
 
 def compute_view_scores(viewed: Predictions, single: Predictions, *, view: str) -> ViewMetrics:
     """Return the metrics of predictions averaged over views, and their difference to the single view's.
-
-    Args:
-        viewed: averaged over views.
-        single: of the same images as they are.
-        view: the name of the views.
 
     Raises:
         DataError: the two are not about the same images.

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlfer.model import boosted, ensemble, network_classifier
+from dlfer.model import boosted, ensemble
 from dlfer.model.classifier import Classifier, list_families, load_classifier
 from dlfer.runs.find import find_model
 
-FAMILY_MODULES = (network_classifier, boosted, ensemble)
+FAMILY_MODULES = (boosted, ensemble)
 """What is imported so that the families enter themselves."""
 
 FAMILIES: dict[str, type[Classifier]] = list_families()

@@ -10,32 +10,62 @@ from typing import TYPE_CHECKING
 
 from dlfer.errors import ModelError
 from dlfer.model.backbone_spec import (
-    BackboneSpec,
-    build_googlenet,
-    build_vgg_bn,
-    describe_basic_resnet,
-    describe_efficientnet,
-    describe_efficientnet_v2,
-    describe_keras,
-    describe_lite,
-    describe_resnet,
-)
-from dlfer.model.preprocessing import (
     CAFFE_INPUT,
     EFFICIENTNET_INPUT,
     EFFICIENTNET_V2_S_INPUT,
     SIGNED_INPUT,
     TORCH_INPUT,
-    Preprocessing,
+    BackboneSpec,
+    name_residual_blocks,
+)
+from dlfer.model.efficientnet_lite import describe_lite
+from dlfer.model.keras_backbones import (
+    describe_efficientnet,
+    describe_efficientnet_v2,
+    describe_keras,
+    describe_resnet,
 )
 
 if TYPE_CHECKING:
     import keras
 
-__all__ = ("BACKBONES", "BackboneSpec", "Preprocessing", "build_backbone", "find_backbone", "load_published_weights")
-
 _BASIC_NOTE = "He et al. 2016, basic blocks; also with the small stem"
 _VGG_NOTE = "Simonyan and Zisserman 2015, configuration {}"
+
+
+def _build_vgg_bn(stem: str) -> keras.Model:
+    from dlfer.model.paper_backbones import build_vgg_bn
+
+    return build_vgg_bn()
+
+
+def _build_googlenet(stem: str) -> keras.Model:
+    from dlfer.model.paper_backbones import build_googlenet
+
+    return build_googlenet()
+
+
+def _describe_basic_resnet(
+    name: str, num_parameters: int, repeats: tuple[int, ...], *, widths=(64, 128, 256, 512), note: str
+) -> BackboneSpec:
+    """Return the record of a ResNet of basic blocks, `repeats` in each stage."""
+
+    def build(stem: str) -> keras.Model:
+        from dlfer.model.paper_backbones import build_basic_resnet
+
+        return build_basic_resnet(repeats, widths=widths, stem=stem)
+
+    return BackboneSpec(
+        name=name,
+        image_size=224,
+        num_parameters_without_top=num_parameters,
+        build=build,
+        preprocessing=TORCH_INPUT,
+        stages=name_residual_blocks(repeats),
+        stems=("imagenet", "small"),
+        note=note,
+    )
+
 
 BACKBONES: dict[str, BackboneSpec] = {
     spec.name: spec
@@ -48,29 +78,28 @@ BACKBONES: dict[str, BackboneSpec] = {
         describe_efficientnet("b5", 456, 28_513_520, "1c 2e 3e 5g"),
         describe_efficientnet("b6", 528, 40_960_136, "1c 2f 3f 5h"),
         describe_efficientnet("b7", 600, 64_097_680, "1d 2g 3g 5j"),
-        describe_lite("lite0", 224, 3_413_024, "1a 2b 3b 5c"),
-        describe_lite("lite1", 240, 4_189_344, "1a 2c 3c 5d"),
+        describe_lite("lite0", 224, "1a 2b 3b 5c"),
+        describe_lite("lite1", 240, "1a 2c 3c 5d"),
         describe_lite(
             "lite2",
             260,
-            4_869_168,
             "1a 2c 3c 5d",
             weights=("imagenet",),
             note="no squeeze-excite, ReLU6; its ImageNet weights come with dlfer",
         ),
-        describe_lite("nano", 48, 102_696, "1a 2a 3a 5a", note="for tests and the demo only"),
+        describe_lite("nano", 48, "1a 2a 3a 5a", note="for tests and the demo only"),
         describe_efficientnet_v2("b0", 224, 5_919_312, "1a 2b 3b 5e", preprocessing=EFFICIENTNET_INPUT),
         describe_efficientnet_v2("b1", 240, 6_931_124, "1b 2c 3c 5f", preprocessing=EFFICIENTNET_INPUT),
         describe_efficientnet_v2("b2", 260, 8_769_374, "1b 2c 3c 5f", preprocessing=EFFICIENTNET_INPUT),
         describe_efficientnet_v2("b3", 300, 12_930_622, "1b 2c 3c 5g", preprocessing=EFFICIENTNET_INPUT),
         describe_efficientnet_v2("s", 384, 20_331_360, "1b 2d 3d 5i", preprocessing=EFFICIENTNET_V2_S_INPUT),
-        describe_basic_resnet("resnet18", 11_186_112, (2, 2, 2, 2), note=_BASIC_NOTE),
-        describe_basic_resnet("resnet34", 21_301_696, (3, 4, 6, 3), note=_BASIC_NOTE),
+        _describe_basic_resnet("resnet18", 11_186_112, (2, 2, 2, 2), note=_BASIC_NOTE),
+        _describe_basic_resnet("resnet34", 21_301_696, (3, 4, 6, 3), note=_BASIC_NOTE),
         describe_resnet("resnet50", 23_587_712, (3, 4, 6, 3)),
         describe_resnet("resnet101", 42_658_176, (3, 4, 23, 3)),
         describe_resnet("resnet152", 58_370_944, (3, 8, 36, 3)),
         # At least 16 channels: below, oneDNN's gradient of a strided 1x1 filter writes past its buffer.
-        describe_basic_resnet(
+        _describe_basic_resnet(
             "resnet_nano",
             85_040,
             (1, 1, 1, 1),
@@ -79,22 +108,22 @@ BACKBONES: dict[str, BackboneSpec] = {
         ),
         describe_keras(
             "vgg16",
-            224,
-            14_714_688,
-            "block1_conv2 block2_conv2 block3_conv3 block4_conv3 block5_conv3 block5_pool",
-            application="VGG16",
+            "VGG16",
+            ("block1_conv2", "block2_conv2", "block3_conv3", "block4_conv3", "block5_conv3", "block5_pool"),
+            image_size=224,
+            num_parameters_without_top=14_714_688,
             preprocessing=CAFFE_INPUT,
-            minimum=32,
+            min_image_size=32,
             note=_VGG_NOTE.format("D"),
         ),
         describe_keras(
             "vgg19",
-            224,
-            20_024_384,
-            "block1_conv2 block2_conv2 block3_conv4 block4_conv4 block5_conv4 block5_pool",
-            application="VGG19",
+            "VGG19",
+            ("block1_conv2", "block2_conv2", "block3_conv4", "block4_conv4", "block5_conv4", "block5_pool"),
+            image_size=224,
+            num_parameters_without_top=20_024_384,
             preprocessing=CAFFE_INPUT,
-            minimum=32,
+            min_image_size=32,
             note=_VGG_NOTE.format("E"),
         ),
         BackboneSpec(
@@ -102,7 +131,7 @@ BACKBONES: dict[str, BackboneSpec] = {
             image_size=224,
             min_image_size=32,
             num_parameters_without_top=20_046_400,
-            build=build_vgg_bn,
+            build=_build_vgg_bn,
             preprocessing=TORCH_INPUT,
             stages=(
                 *(f"block{block}_conv{index}_relu" for block, index in ((1, 2), (2, 2), (3, 4), (4, 4), (5, 4))),
@@ -113,9 +142,8 @@ BACKBONES: dict[str, BackboneSpec] = {
         BackboneSpec(
             name="googlenet",
             image_size=224,
-            min_image_size=1,
             num_parameters_without_top=5_973_552,
-            build=build_googlenet,
+            build=_build_googlenet,
             preprocessing=TORCH_INPUT,
             stages=("conv1", "conv2", "inception_3b", "inception_4e", "inception_5b"),
             auxiliary=("inception_4a", "inception_4d"),
@@ -123,61 +151,61 @@ BACKBONES: dict[str, BackboneSpec] = {
         ),
         describe_keras(
             "inception_v3",
-            299,
-            21_802_784,
-            "activation_2 activation_4 mixed2 mixed7 mixed10",
-            application="InceptionV3",
+            "InceptionV3",
+            ("activation_2", "activation_4", "mixed2", "mixed7", "mixed10"),
+            image_size=299,
+            num_parameters_without_top=21_802_784,
             preprocessing=SIGNED_INPUT,
-            minimum=75,
+            min_image_size=75,
             note="Szegedy et al. 2016",
         ),
         describe_keras(
             "inception_resnet_v2",
-            299,
-            54_336_736,
-            "activation_2 activation_4 block35_10_ac block17_20_ac conv_7b_ac",
-            application="InceptionResNetV2",
+            "InceptionResNetV2",
+            ("activation_2", "activation_4", "block35_10_ac", "block17_20_ac", "conv_7b_ac"),
+            image_size=299,
+            num_parameters_without_top=54_336_736,
             preprocessing=SIGNED_INPUT,
-            minimum=75,
+            min_image_size=75,
             note="Szegedy et al. 2017",
         ),
         describe_keras(
             "xception",
-            299,
-            20_861_480,
-            "block1_conv2_act add add_1 add_10 block14_sepconv2_act",
-            application="Xception",
+            "Xception",
+            ("block1_conv2_act", "add", "add_1", "add_10", "block14_sepconv2_act"),
+            image_size=299,
+            num_parameters_without_top=20_861_480,
             preprocessing=SIGNED_INPUT,
-            minimum=7,
+            min_image_size=7,
             note="Chollet 2017; Keras refuses images below 71 pixels, its layers do not: 48 give a map of 2x2",
         ),
         describe_keras(
             "mobilenet_v2",
-            224,
-            2_257_984,
-            "expanded_conv_project_BN block_2_add block_5_add block_12_add out_relu",
-            application="MobileNetV2",
+            "MobileNetV2",
+            ("expanded_conv_project_BN", "block_2_add", "block_5_add", "block_12_add", "out_relu"),
+            image_size=224,
+            num_parameters_without_top=2_257_984,
             preprocessing=SIGNED_INPUT,
             note="Sandler et al. 2018",
         ),
         describe_keras(
             "densenet121",
-            224,
-            7_037_504,
-            "conv1_relu conv2_block6_concat conv3_block12_concat conv4_block24_concat relu",
-            application="DenseNet121",
+            "DenseNet121",
+            ("conv1_relu", "conv2_block6_concat", "conv3_block12_concat", "conv4_block24_concat", "relu"),
+            image_size=224,
+            num_parameters_without_top=7_037_504,
             preprocessing=TORCH_INPUT,
-            minimum=29,
+            min_image_size=29,
             note="Huang et al. 2017",
         ),
         describe_keras(
             "convnext_tiny",
-            224,
-            27_820_128,
-            "add_2 add_5 add_14 layer_normalization",
-            application="ConvNeXtTiny",
+            "ConvNeXtTiny",
+            ("add_2", "add_5", "add_14", "layer_normalization"),
+            image_size=224,
+            num_parameters_without_top=27_820_128,
             preprocessing=TORCH_INPUT,
-            minimum=32,
+            min_image_size=32,
             note="Liu et al. 2022; LayerNorm, no BatchNorm",
         ),
     )

@@ -10,10 +10,10 @@ import numpy as np
 
 from dlfer.config.sections import BoostingConfig, ModelConfig
 from dlfer.errors import ModelError
-from dlfer.model.classifier import Classifier, read_model_config
-from dlfer.model.stage_network import TransferNetwork, build_transfer_network
+from dlfer.model.classifier import Classifier, build_recorded_network, read_model_config
+from dlfer.model.stage_network import TransferNetwork
 from dlfer.model.trees import FeatureScale, LevelFeatures, count_threads, import_xgboost, read_booster
-from dlfer.model.weights_file import load_weights
+from dlfer.model.weights_file import load_weights, save_weights
 from dlfer.runs.files import write_atomically
 from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.runs.records import ArtifactRecord, Temperature
@@ -85,9 +85,7 @@ class BoostedClassifier(Classifier):
         """Write the trees, the statistics of the features, and the backbone's weights."""
         write_atomically(folder / TREES_FILE, bytes(self.booster.save_raw("json")))
         self.scale.write(folder / SCALE_FILE)
-        temporary = folder / f"new.{WEIGHTS_FILE}"
-        self.parts.backbone.save_weights(temporary)
-        temporary.replace(folder / WEIGHTS_FILE)
+        save_weights(self.parts.backbone, folder / WEIGHTS_FILE)
         return (TREES_FILE, SCALE_FILE, WEIGHTS_FILE)
 
     @classmethod
@@ -108,16 +106,9 @@ class BoostedClassifier(Classifier):
     def read_files(cls, folder: Path, record: ArtifactRecord) -> Self:
         """Build the backbone, set its weights, and read the trees."""
         import_xgboost()
-        config, given = read_model_config(record), record.input
+        config = read_model_config(record)
         boosting = _read_boosting(record, folder)
-        network = build_transfer_network(
-            config,
-            num_labels=len(record.labels),
-            image_size=given.image_size,
-            channels=given.channels,
-            crop=given.crop,
-            aspect=given.aspect,
-        )
+        network = build_recorded_network(config, record)
         load_weights(network.backbone, folder / WEIGHTS_FILE)
         features = build_level_features(network, config, boosting)
         scale = FeatureScale.read(folder / SCALE_FILE, boosting.normalize.features, features.levels)
@@ -126,7 +117,7 @@ class BoostedClassifier(Classifier):
             network,
             tuple(record.labels),
             config=config,
-            channels=given.channels,
+            channels=record.input.channels,
             boosting=boosting,
             trees=(features, scale, booster),
             temperature_fit=record.temperature,

@@ -7,6 +7,8 @@ folder is code, and nothing is unpickled.
 from __future__ import annotations
 
 import json
+import os
+import shutil
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar, Self
@@ -17,7 +19,10 @@ import numpy as np
 from dlfer.config import names
 from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError
-from dlfer.metrics.calibration import apply_temperature
+from dlfer.metrics.confidence import apply_temperature
+from dlfer.model.predict import predict_probabilities
+from dlfer.model.stage_network import TransferNetwork, build_transfer_network
+from dlfer.model.weights_file import load_weights, save_weights
 from dlfer.runs.files import check_manifest, hash_file, read_json
 from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.runs.records import About, ArtifactRecord, Temperature
@@ -202,6 +207,19 @@ def read_model_config(record: ArtifactRecord) -> ModelConfig:
         ) from error
 
 
+def build_recorded_network(config: ModelConfig, record: ArtifactRecord) -> TransferNetwork:
+    """Return the network that an artifact was trained with, with random weights."""
+    given = record.input
+    return build_transfer_network(
+        config,
+        num_labels=len(record.labels),
+        image_size=given.image_size,
+        channels=given.channels,
+        crop=given.crop,
+        aspect=given.aspect,
+    )
+
+
 def read_artifact_record(folder: Path) -> ArtifactRecord:
     """Return artifact.json of an artifact folder, checked to be one that this version reads.
 
@@ -226,6 +244,16 @@ def read_artifact_record(folder: Path) -> ArtifactRecord:
     record = ArtifactRecord.parse(values, path)
     _check_limits(record, path)
     return record
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the disk cannot; what stood at `target` is replaced."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def match_channels(images: np.ndarray, channels: int) -> np.ndarray:
@@ -264,3 +292,76 @@ def _check_limits(record: ArtifactRecord, path: Path) -> None:
         raise ModelError(
             f"{path}: found the temperature {record.temperature.value}, expected a number above 0. {_MEND}."
         )
+
+
+WEIGHTS_FILE = "network.weights.h5"
+
+
+class NetworkClassifier(Classifier):
+    """A trained network that takes uint8 images of any size.
+
+    Args:
+        network: with its trained weights.
+        labels, config, channels, temperature_fit: as `Classifier` has them.
+    """
+
+    def __init__(
+        self,
+        network: TransferNetwork,
+        labels: tuple[str, ...],
+        *,
+        config: ModelConfig,
+        channels: int,
+        temperature_fit: Temperature | None = None,
+    ) -> None:
+        super().__init__(
+            labels,
+            config=config,
+            channels=channels,
+            image_size=network.face_input.image_size,
+            temperature_fit=temperature_fit,
+        )
+        self.parts = network
+        self.crop = network.face_input.crop
+        self.aspect = network.face_input.aspect
+        self.network = network.model
+
+    def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
+        """Return float32 [N, C], rows sum to one."""
+        return predict_probabilities(self.network, images, batch_size=batch_size)
+
+    def write_files(self, folder: Path) -> tuple[str, ...]:
+        """Write the weights."""
+        save_weights(self.network, folder / WEIGHTS_FILE)
+        return (WEIGHTS_FILE,)
+
+    @classmethod
+    def name_files(cls, record: ArtifactRecord) -> tuple[str, ...]:
+        """Return the name of the weights."""
+        return (WEIGHTS_FILE,)
+
+    @classmethod
+    def read_files(cls, folder: Path, record: ArtifactRecord) -> Self:
+        """Build the network and set its weights."""
+        config = read_model_config(record)
+        network = build_recorded_network(config, record)
+        load_weights(network.model, folder / WEIGHTS_FILE)
+        return cls(
+            network,
+            tuple(record.labels),
+            config=config,
+            channels=record.input.channels,
+            temperature_fit=record.temperature,
+        )
+
+
+class TransferClassifier(NetworkClassifier):
+    """One backbone, pooled, with a dense head."""
+
+    family = "transfer"
+
+
+class HybridClassifier(NetworkClassifier):
+    """Several backbones whose features are fused, with a dense head."""
+
+    family = "hybrid"

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dlfer.errors import ModelError
+from dlfer.model.backbone_spec import LITE_INPUT, BackboneSpec, name_blocks
 from dlfer.model.weights_file import load_weights
 
 if TYPE_CHECKING:
@@ -86,6 +88,20 @@ VARIANTS = {
 }
 
 
+def describe_lite(variant: str, image_size: int, last_blocks: str, **others) -> BackboneSpec:
+    """Return the record of an EfficientNet-Lite; `last_blocks` are those that end a resolution: "1a 2b 3b 5c"."""
+    return BackboneSpec(
+        name=f"efficientnet_{variant}",
+        image_size=image_size,
+        num_parameters_without_top=VARIANTS[variant].num_parameters,
+        build=lambda stem: build_efficientnet_lite(variant, image_size=None, name="backbone"),
+        preprocessing=LITE_INPUT,
+        stages=name_blocks(last_blocks),
+        load=None if variant == "nano" else partial(load_lite_weights, variant),
+        **{"note": "no squeeze-excite, ReLU6", **others},
+    )
+
+
 def build_efficientnet_lite(
     variant: str, *, image_size: int | None, name: str, drop_connect_rate: float = 0.2
 ) -> keras.Model:
@@ -111,9 +127,11 @@ def build_efficientnet_lite(
     """
     import keras
 
-    from dlfer.model.batch_norm import set_norm_momentum
+    from dlfer.model.training_kernels import set_norm_momentum
 
-    spec = find_spec(variant)
+    if variant not in VARIANTS:
+        raise ModelError(f"No EfficientNet-Lite is called {variant!r}; expected one of {', '.join(VARIANTS)}.")
+    spec = VARIANTS[variant]
     num_blocks = sum(spec.repeats)
     inputs = keras.Input((image_size, image_size, 3), name="image")
     x = _convolve(inputs, spec.stem, kernel=3, strides=2, by=spec.variance_by, name="stem_conv")
@@ -197,13 +215,6 @@ def _make_initializer(by: str) -> keras.initializers.Initializer:
     if by == "average":
         return keras.initializers.GlorotUniform()
     return keras.initializers.VarianceScaling(scale=2.0, mode="fan_out", distribution="truncated_normal")
-
-
-def find_spec(variant: str) -> LiteSpec:
-    """Return the sizes of a variant, "lite0" for example; ModelError if there is none of that name."""
-    if variant not in VARIANTS:
-        raise ModelError(f"No EfficientNet-Lite is called {variant!r}; expected one of {', '.join(VARIANTS)}.")
-    return VARIANTS[variant]
 
 
 IMAGENET_VARIANT = "lite2"

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Self
@@ -13,7 +11,7 @@ import numpy as np
 from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.combine import TrainedCombination, combine_average, combine_vote
-from dlfer.model.classifier import Classifier, load_classifier, read_artifact_record, read_model_config
+from dlfer.model.classifier import Classifier, link_file, load_classifier, read_artifact_record, read_model_config
 from dlfer.model.predict import predict_views
 from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.runs.records import ArtifactRecord, Temperature
@@ -194,10 +192,4 @@ def _share_artifact(source: Path, target: Path) -> None:
     if source.resolve() == target.resolve():
         return
     for file in (*read_artifact_record(source).sha256, ARTIFACT_FILE):
-        path = target / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.unlink(missing_ok=True)
-        try:
-            os.link(source / file, path)
-        except OSError:
-            shutil.copy2(source / file, path)
+        link_file(source / file, target / file)

@@ -19,7 +19,7 @@ from keras import ops
 
 from dlfer.data.augment import compute_crop_size
 from dlfer.data.images import compute_side
-from dlfer.model.preprocessing import Preprocessing
+from dlfer.model.backbone_spec import Preprocessing
 from dlfer.model.training_kernels import compute_fused
 
 ROUNDING = 1e-6
@@ -242,7 +242,8 @@ def warp_images(images, warps, image_size: int, *, fill: str = "nearest"):
 
     def pixels(rows, columns):
         index = ops.reshape(rows * width + columns, (-1, image_size * image_size, 1))
-        taken = ops.take_along_axis(flat, index, axis=1) if channels == 1 else _take_pixels(flat, index, channels)
+        # Whole pixels of [B, P, C] are gathered.
+        taken = ops.take_along_axis(flat, index if channels == 1 else ops.repeat(index, channels, axis=2), axis=1)
         return ops.cast(ops.reshape(taken, (-1, image_size, image_size, channels)), "float32")
 
     top = pixels(row, column) * (1 - right) + pixels(row, next_column) * right
@@ -255,11 +256,6 @@ def _snap(position, size: int):
     """Return whole pixels where a position is one but for float32's rounding, so that they are copied exactly."""
     whole = ops.round(position)
     return ops.where(ops.abs(position - whole) < ROUNDING * size, whole, position)
-
-
-def _take_pixels(flat, index, channels: int):
-    """Gather whole pixels: flat [B, P, C], index int32 [B, Q, 1] -> [B, Q, C]."""
-    return ops.take_along_axis(flat, ops.repeat(index, channels, axis=2), axis=1)
 
 
 def _reflect(position, size: int):

@@ -14,9 +14,9 @@ from keras import ops
 
 from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError, TransferError
+from dlfer.model.backbone_spec import Preprocessing, choose_preprocessing
 from dlfer.model.backbones import build_backbone, find_backbone, load_published_weights
 from dlfer.model.efficientnet_lite import IMAGENET_VARIANT
-from dlfer.model.preprocessing import Preprocessing, choose_preprocessing
 from dlfer.model.weights_file import SUFFIXES
 
 PLAIN_PIXELS = Preprocessing(scale=1.0)

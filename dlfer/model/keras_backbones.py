@@ -14,23 +14,96 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from functools import partial
 from itertools import groupby
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dlfer.errors import ModelError, TransferError
+from dlfer.model.backbone_spec import (
+    CAFFE_INPUT,
+    EFFICIENTNET_INPUT,
+    BackboneSpec,
+    Preprocessing,
+    name_blocks,
+    name_residual_blocks,
+)
 from dlfer.model.weights_file import load_weights
 
 if TYPE_CHECKING:
     import keras
 
-    from dlfer.model.preprocessing import Preprocessing
-
 COUNTED_NAME = re.compile(
     r"(activation|add|average_pooling2d|batch_normalization|concatenate|conv2d|custom_scale_layer"
     r"|layer_normalization|max_pooling2d)(_\d+)?"
 )
+
+
+def describe_keras(
+    name: str, application: str, stages: tuple[str, ...], *, preprocessing: Preprocessing, **others
+) -> BackboneSpec:
+    """Return the record of a network of keras.applications.
+
+    Args:
+        name, stages: see `BackboneSpec`.
+        application: its name in keras.applications.
+        preprocessing: what its published weights were trained with.
+        others: fields of `BackboneSpec`.
+    """
+    return BackboneSpec(
+        name=name,
+        build=lambda stem: build_application(application),
+        preprocessing=preprocessing,
+        stages=stages,
+        load=partial(load_application_weights, application, preprocessing=preprocessing),
+        weights=("imagenet",),
+        **others,
+    )
+
+
+def describe_efficientnet(variant: str, image_size: int, num_parameters: int, last_blocks: str) -> BackboneSpec:
+    """Return the record of an EfficientNet; `last_blocks` are those that end a resolution: "1a 2b 3b 5c"."""
+    return describe_keras(
+        f"efficientnet_{variant}",
+        f"EfficientNet{variant.upper()}",
+        name_blocks(last_blocks),
+        image_size=image_size,
+        num_parameters_without_top=num_parameters,
+        preprocessing=EFFICIENTNET_INPUT,
+        note="Tan and Le 2019",
+    )
+
+
+def describe_efficientnet_v2(
+    variant: str, image_size: int, num_parameters: int, last_blocks: str, *, preprocessing: Preprocessing
+) -> BackboneSpec:
+    """Return the record of an EfficientNetV2; `last_blocks` are those that end a resolution: "1a 2b 3b 5e"."""
+    stages = name_blocks(last_blocks)
+    # Its first block has no expansion, and its only convolution is called a projection with an activation.
+    stages = tuple("block1a_project_activation" if name == "block1a_project_bn" else name for name in stages)
+    return describe_keras(
+        f"efficientnet_v2_{variant}",
+        f"EfficientNetV2{variant.upper()}",
+        stages,
+        image_size=image_size,
+        num_parameters_without_top=num_parameters,
+        preprocessing=preprocessing,
+        note="Tan and Le 2021",
+    )
+
+
+def describe_resnet(name: str, num_parameters: int, repeats: tuple[int, ...]) -> BackboneSpec:
+    """Return the record of a ResNet of bottleneck blocks, `repeats` in each stage."""
+    return describe_keras(
+        name,
+        name.replace("resnet", "ResNet"),
+        name_residual_blocks(repeats),
+        image_size=224,
+        num_parameters_without_top=num_parameters,
+        preprocessing=CAFFE_INPUT,
+        note="He et al. 2016, bottleneck blocks",
+    )
 
 
 def build_application(application: str) -> keras.Model:
@@ -53,7 +126,7 @@ def build_application(application: str) -> keras.Model:
 
 
 def load_application_weights(
-    application: str, backbone: keras.Model, *, preprocessing: Preprocessing, weights_file: str | None = None
+    application: str, backbone: keras.Model, weights_file: str | None = None, *, preprocessing: Preprocessing
 ) -> None:
     """Set the ImageNet weights that Keras publishes, layer by layer; every weight gets its value or this raises.
 

@@ -17,14 +17,8 @@ their biases.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import keras
 from keras import layers, ops
-
-if TYPE_CHECKING:
-    import keras
-
 
 VGG_BLOCKS = ((2, 64), (2, 128), (4, 256), (4, 512), (4, 512))
 
@@ -41,9 +35,6 @@ def build_vgg_bn(blocks: tuple[tuple[int, int], ...] = VGG_BLOCKS) -> keras.Mode
         A model named "backbone" from float [B, S, S, 3] to the feature map [B, s, s, 512], s = S / 32 rounded
         down at each halving.
     """
-    import keras
-    from keras import layers
-
     inputs = x = keras.Input((None, None, 3), name="image")
     for block, (num_convolutions, filters) in enumerate(blocks, start=1):
         for index in range(1, num_convolutions + 1):
@@ -74,9 +65,6 @@ def build_basic_resnet(repeats: tuple[int, ...], *, widths: tuple[int, ...] = WI
         A model named "backbone" from float [B, S, S, 3] to the feature map [B, s, s, widths[-1]]; with four
         stages s = S / 32, or S / 8 by the small stem, rounded up at each halving.
     """
-    import keras
-    from keras import layers
-
     inputs = keras.Input((None, None, 3), name="image")
     if stem == "small":
         x = _convolve_block(inputs, widths[0], kernel=3, strides=1, name="conv1")
@@ -96,8 +84,6 @@ def build_basic_resnet(repeats: tuple[int, ...], *, widths: tuple[int, ...] = WI
 
 def _add_block(inputs: keras.KerasTensor, width: int, *, strides: int, name: str) -> keras.KerasTensor:
     """Add two convolutions and the shortcut round them."""
-    from keras import layers
-
     x = _convolve_block(inputs, width, kernel=3, strides=strides, name=f"{name}_1")
     x = layers.ReLU(name=f"{name}_1_relu")(x)
     x = _convolve_block(x, width, kernel=3, strides=1, name=f"{name}_2")
@@ -110,9 +96,6 @@ def _add_block(inputs: keras.KerasTensor, width: int, *, strides: int, name: str
 
 def _convolve_block(x: keras.KerasTensor, filters: int, *, kernel: int, strides: int, name: str) -> keras.KerasTensor:
     """Add zeros round the image, a convolution without bias, and BatchNorm."""
-    import keras
-    from keras import layers
-
     if kernel > 1:
         x = layers.ZeroPadding2D(kernel // 2, name=f"{name}_pad")(x)
     he_normal = keras.initializers.VarianceScaling(2.0, mode="fan_out", distribution="untruncated_normal")

@@ -5,22 +5,21 @@ EF-FER1 and EF-FER2 are both of this form; they share the backbone's weights and
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import keras
 from keras import ops
 
-from dlfer.config.schema import ExperimentConfig
+from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.config.sections import ModelConfig
-from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import DataBundle
+from dlfer.model.backbone_spec import Preprocessing, choose_preprocessing
 from dlfer.model.backbones import BACKBONES, build_backbone
-from dlfer.model.batch_norm import set_norm_momentum
 from dlfer.model.face_input import FaceInput
 from dlfer.model.hybrid import build_hybrid_backbone
-from dlfer.model.preprocessing import Preprocessing, choose_preprocessing
+from dlfer.model.training_kernels import set_norm_momentum
 
 PUBLISHED_RATE = 0.2
 """Of EfficientNet, Lite and V2: what the rate of the last block is just below."""
@@ -73,6 +72,10 @@ class TransferNetwork:
     head: keras.layers.Layer
     activation: str
     auxiliary: tuple[tuple[str, keras.Model], ...] = ()
+
+    def name_parts(self) -> dict[str, str]:
+        """Return the name of the layer that each part is; see `assemble_network`."""
+        return {part: getattr(self, part).name for part in ("face_input", "backbone", "pooling", "dropout", "head")}
 
     @property
     def variables(self) -> list[keras.Variable]:
@@ -178,6 +181,15 @@ def attach_auxiliary(
     for place, head in heads:
         head(backbone.get_layer(place).output)
     return tuple(heads)
+
+
+def assemble_network(
+    model: keras.Model, parts: Mapping[str, str], *, activation: str, heads: Sequence[tuple[str, keras.Model]]
+) -> TransferNetwork:
+    """Return the network of a model that was made anew, with the parts that `TransferNetwork.name_parts` named."""
+    layers = {part: model.get_layer(name) for part, name in parts.items()}
+    auxiliary = attach_auxiliary(layers["backbone"], heads)
+    return TransferNetwork(model, activation=activation, auxiliary=auxiliary, **layers)
 
 
 @keras.saving.register_keras_serializable(package="dlfer")

@@ -19,9 +19,9 @@ import numpy as np
 from dlfer.errors import ModelError, TransferError
 from dlfer.model.hybrid import BranchInput
 from dlfer.model.stage_network import TransferNetwork
-from dlfer.model.weights_file import load_weights
+from dlfer.model.weights_file import load_weights, save_weights
 from dlfer.runs.files import read_json, write_atomically
-from dlfer.runs.training_records import TransferRecord
+from dlfer.runs.run_records import TransferRecord
 
 WEIGHTS_FILE = "backbone.weights.h5"
 RECORD_FILE = "backbone.json"
@@ -41,9 +41,7 @@ def draw_probe_images(image_size: int, channels: int) -> np.ndarray:
 def write_backbone(network: TransferNetwork, folder: Path, *, source: str) -> None:
     """Write the backbone's weights, a sha256 of each, and its features on the probe images."""
     folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f"new.{WEIGHTS_FILE}"
-    network.backbone.save_weights(temporary)
-    temporary.replace(folder / WEIGHTS_FILE)
+    save_weights(network.backbone, folder / WEIGHTS_FILE)
     size = network.face_input.image_size
     features = _compute_probe_features(network, size)
     record = {

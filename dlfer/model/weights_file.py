@@ -71,6 +71,13 @@ def load_weights(network: keras.Model, path: Path | str) -> None:
         _load_h5(network, weights, where=path)
 
 
+def save_weights(network: keras.Model, path: Path) -> None:
+    """Write the weights of a network as .weights.h5, under a temporary name that is then replaced."""
+    temporary = path.with_name(f"new.{path.name}")
+    network.save_weights(temporary)
+    temporary.replace(path)
+
+
 def _load_h5(network: keras.Model, path: Path, *, where: Path) -> None:
     try:
         if path.name.endswith(".weights.h5"):

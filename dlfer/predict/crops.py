@@ -11,10 +11,8 @@ from importlib.util import find_spec
 import numpy as np
 
 from dlfer.config.sections import FacesConfig
-from dlfer.data.equalize import equalize
-from dlfer.data.face_crops import prepare_face
-from dlfer.data.faces import Face, align_face, crop_face, detect_faces_of_each, warp_image
-from dlfer.data.images import compute_side, resize_square, to_channels
+from dlfer.data.faces import Face, align_face, crop_face, detect_faces_of_each, prepare_face, warp_image
+from dlfer.data.images import compute_side, equalize, resize_square, to_channels
 from dlfer.errors import EnvironmentProblem, UserError
 from dlfer.runs.records import About
 

@@ -15,10 +15,9 @@ from dlfer.config.names import FER2013_LABELS
 from dlfer.data.images import make_square, resize_all
 from dlfer.data.synthetic.faces import FACE_SIZE, draw_face
 from dlfer.errors import EnvironmentProblem, ModelError, UserError
-from dlfer.metrics.calibration import apply_temperature
+from dlfer.metrics.confidence import apply_temperature
 from dlfer.model.classifier import read_artifact_record
-from dlfer.predict.export_folder import EXPORT_FILE, read_export
-from dlfer.predict.runtimes import OTHER_RUNTIMES, open_export
+from dlfer.predict.runtimes import EXPORT_FILE, OTHER_RUNTIMES, open_export, read_export
 from dlfer.runs.export_record import ExportRecord
 from dlfer.runs.find import find_model
 from dlfer.runs.records import About, Temperature
@@ -222,6 +221,8 @@ def list_places(folder: Path) -> list[Path]:
 
 def find_exports(folder: Path) -> dict[str, Path]:
     """Return the folder of the newest export of each format that was made of the artifact in `folder`."""
+    # It loads Keras, which exported models do without.
+
     checksums = read_artifact_record(folder).sha256
     files = [
         file for place in list_places(folder) for depth in ("*", "*/*") for file in place.glob(f"{depth}/{EXPORT_FILE}")

@@ -1,4 +1,4 @@
-"""The work of `dlfer predict`: inputs to a table, with pictures and videos in which the faces are marked."""
+"""The work of `dlfer predict`: inputs to a table, with pictures and films in which the faces are marked."""
 
 from __future__ import annotations
 
@@ -10,20 +10,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.markup import escape
 
-from dlfer.errors import UserError
-from dlfer.predict import video as films
-from dlfer.predict.engines import AUTO, Engine, load_engine
-from dlfer.predict.media import BadInput, list_inputs, open_inputs
+from dlfer.errors import DataError, UserError
+from dlfer.predict.engines import AUTO, Engine, choose_engine, load_engine
+from dlfer.predict.media import BadInput, is_film, list_inputs, load_opencv, open_inputs
 from dlfer.predict.predictor import FacePrediction, FacePredictor, FramePrediction, describe_predictions, predict_inputs
 from dlfer.predict.tables import Table, open_table
-from dlfer.predict.video import FilmWriter
 from dlfer.runs.find import find_default_model
+from dlfer.train.progress import HEARTBEAT_SECONDS, ConsoleListener
 
 INK, PAPER, UNSURE = (255, 255, 255), (0, 92, 168), (96, 96, 96)
 """White on blue, 6.9 to 1; white on grey, 6.2 to 1, where the classifier abstains."""
@@ -57,6 +56,39 @@ def draw_faces(image: np.ndarray, faces: list[FacePrediction], *, enlarge: bool 
             x, y = x0, y0
         _write_text(pen, text, (x, y), font=font, colour=colour, size=picture.size)
     return np.array(picture)
+
+
+class FilmWriter:
+    """An mp4 film of `rate` frames a second, written frame by frame."""
+
+    def __init__(self, path: Path, *, rate: float) -> None:
+        self.path = path
+        self._rate = rate
+        self._writer: Any = None
+        self._shape: tuple[int, ...] | None = None
+
+    def write(self, frame: np.ndarray) -> None:
+        """Add uint8 [H, W, 3] RGB; every frame has the size of the first.
+
+        Raises:
+            DataError: another size, or the film cannot be written.
+        """
+        cv2 = load_opencv()
+        if self._writer is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            size = frame.shape[1], frame.shape[0]
+            self._writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter_fourcc(*"mp4v"), self._rate, size)
+            self._shape = frame.shape
+            if not self._writer.isOpened():
+                raise DataError(f"{self.path}: OpenCV cannot write a film of {size[0]} x {size[1]} pixels there.")
+        if frame.shape != self._shape:
+            raise DataError(f"{self.path}: found a frame of shape {frame.shape}, expected {self._shape} as the first.")
+        self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
+
+    def close(self) -> None:
+        """End the film; without a frame nothing was written."""
+        if self._writer is not None:
+            self._writer.release()
 
 
 class Sketches:
@@ -119,60 +151,15 @@ def _write_text(
     pen.text((x + 3, y + 3), text, fill=INK, font=font)
 
 
-HEARTBEAT_SECONDS = 60.0
+class _Progress(ConsoleListener):
+    """Shows how far the pictures or a film are; how many there are of a list or a camera is not known."""
 
-
-class ProgressLine:
-    """Shows one thing at a time; another name begins anew."""
-
-    def __init__(self) -> None:
-        self._console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
-        self._bar: Progress | None = None
-        self._task = None
-        self._what = ""
-        self._first = 0
-        self._started = self._last_beat = 0.0
-
-    def show(self, what: str, done: int, total: int | None) -> None:
-        """Tell that `done` of `total` (None: not known) are done."""
-        if what != self._what or self._bar is None:
-            self._start(what, done, total)
-        self._bar.update(self._task, completed=done)
+    def finish_part(self, what: str, done: int, total: int | None) -> None:
         now = time.monotonic()
-        if not self._console.is_terminal and now - self._last_beat >= HEARTBEAT_SECONDS:
-            self._last_beat = now
-            self._console.print(self._describe(done, total, now - self._started), markup=False)
-
-    def close(self) -> None:
-        """Take the bar away."""
-        if self._bar is not None:
-            self._bar.stop()
-        self._bar = None
-
-    def _start(self, what: str, done: int, total: int | None) -> None:
-        self.close()
-        # The first of them waited for the others of its batch: the time left is told from what follows it.
-        self._what, self._first = what, done
-        self._started = self._last_beat = time.monotonic()
-        self._bar = Progress(
-            TextColumn("{task.description}", markup=False),
-            BarColumn(bar_width=30),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(elapsed_when_finished=False),
-            console=self._console,
-            transient=True,
-            disable=not self._console.is_terminal,
-        )
-        self._task = self._bar.add_task(what, total=total, completed=done)
-        self._bar.start()
-
-    def _describe(self, done: int, total: int | None, elapsed: float) -> str:
-        if total is None:
-            return f"{self._what}: {done:,} done"
-        left = elapsed / max(1, done - self._first) * (total - done)
-        return f"{self._what}: {done:,} of {total:,}, about {left / 60:.0f} min left"
+        if total is None and not self.console.is_terminal and now - self.last_beat >= HEARTBEAT_SECONDS:
+            self.last_beat = now
+            self.say(f"{what}: {done:,} done")
+        super().finish_part(what, done, total)
 
 
 _MOST_FAILURES = 20
@@ -208,10 +195,7 @@ class PredictionJob:
 def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[str], None]) -> int:
     """Predict files, write the table and the marked pictures; return how many inputs could not be read.
 
-    Args:
-        names: as a user gives them, see `list_inputs`.
-        job: what is asked for.
-        say: is told what a reader of the results has to know, and what failed.
+    `names` are as of `list_inputs`; `say` is told what a reader of the results has to know, and what failed.
 
     Raises:
         UserError, ModelError, EnvironmentProblem: the job cannot begin.
@@ -221,8 +205,8 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
     files = listed if "-" in names else list(listed)
     num_pictures, has_films = None, False
     if "-" not in names:
-        num_pictures = sum(isinstance(name, str) and not films.is_film(name) for name in files)
-        has_films = job.smooth > 0 and any(isinstance(name, str) and films.is_film(name) for name in files)
+        num_pictures = sum(isinstance(name, str) and not is_film(name) for name in files)
+        has_films = job.smooth > 0 and any(isinstance(name, str) and is_film(name) for name in files)
     classifier = _open_engine(job, num_pictures, say=say)
     predictor = FacePredictor(classifier, faces=job.faces, abstain=job.abstain, mirror=job.mirror)
     about = describe_predictions(predictor, faces=job.faces, smooth=job.smooth)
@@ -246,9 +230,6 @@ def _open_engine(job: PredictionJob, num_pictures: int | None, *, say: Callable[
     """Return what computes; of films and lists the number of pictures is not known, and they are many."""
     name = str(job.model or find_default_model())
     if job.engine == AUTO:
-        # It needs Keras, which the other engines do without.
-        from dlfer.predict.engines import choose_engine
-
         return choose_engine(name, num_faces=num_pictures or 64, any_size=job.faces == "whole", say=say)
     if job.model is None and job.engine != "keras":
         raise UserError(f"--engine {job.engine}: name an export by --model FOLDER; dlfer export MODEL makes one.")
@@ -285,16 +266,16 @@ def _report_progress(
     results: Iterator[FramePrediction | BadInput], num_pictures: int | None
 ) -> Iterator[FramePrediction | BadInput]:
     """Yield the results, and show how far it is; the number of pictures on a list that is being read is not known."""
-    progress = ProgressLine()
+    progress = _Progress()
     num_done = 0
     try:
         for result in results:
             frame = result.frame if isinstance(result, FramePrediction) else None
             if frame is not None and frame.film is not None:
-                progress.show(Path(frame.name).name, (frame.index or 0) + 1, frame.film.num_frames)
+                progress.finish_part(escape(Path(frame.name).name), (frame.index or 0) + 1, frame.film.num_frames)
             elif frame is not None:
                 num_done += 1
-                progress.show("pictures", num_done, num_pictures)
+                progress.finish_part("pictures", num_done, num_pictures)
             yield result
     finally:
         progress.close()

@@ -1,4 +1,4 @@
-"""Pictures, folders, globs, videos, cameras and lists on stdin as frames of pixels, decoded ahead."""
+"""Pictures, folders, globs, films, cameras and lists on stdin as frames of pixels, decoded ahead."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import io
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +18,118 @@ from PIL import Image
 
 from dlfer.data.images import MAX_PIXELS, MIN_SIDE, SUFFIXES, find_turn
 from dlfer.errors import DataError, EnvironmentProblem
-from dlfer.predict import video as films
-from dlfer.predict.video import Film, read_film
+
+FILM_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
+CAMERA = "camera:"
+DEFAULT_RATE = 25.0
+"""Frames a second where a film or a camera does not tell."""
+
+
+@dataclass(frozen=True)
+class Film:
+    """What is known of a film before its first frame.
+
+    Attributes:
+        rate: frames a second.
+        num_frames: as its header says; None of a camera, or where it does not say.
+        is_live: whether it is a camera.
+    """
+
+    rate: float
+    num_frames: int | None
+    is_live: bool
+
+
+def is_film(name: str) -> bool:
+    """Return whether a name is that of a film or of a camera."""
+    return name.startswith(CAMERA) or name.lower().endswith(FILM_SUFFIXES)
+
+
+def read_film(
+    name: str, *, every: int = 1, seconds: float | None = None
+) -> Iterator[tuple[Film, int, float, np.ndarray]]:
+    """Yield (film, index of the frame, its time in seconds, uint8 [H, W, 3] RGB), upright, one frame in memory.
+
+    Args:
+        name: of a film, or "camera:0" for the first camera.
+        every: give every so many-th frame; the others are not decoded into pixels.
+        seconds: stop there; None: at the end, which a camera does not have.
+
+    Raises:
+        DataError: it cannot be opened, or holds no frame.
+        EnvironmentProblem: OpenCV is not installed.
+    """
+    is_live = name.startswith(CAMERA)
+    capture = _open_capture(name, is_live=is_live)
+    try:
+        film = _describe_film(capture, is_live=is_live)
+        index, begin = -1, time.monotonic()
+        while capture.grab():
+            index += 1
+            now = time.monotonic() - begin if is_live else _get_time(capture, index, film.rate)
+            if seconds is not None and now > seconds:
+                break
+            if index % every:
+                continue
+            found, frame = capture.retrieve()
+            if found:
+                yield film, index, now, frame[..., ::-1].copy()
+        if index < 0:
+            raise DataError(f"{name}: no frame can be read; the file is no film, is damaged, or its codec is unknown.")
+    finally:
+        capture.release()
+
+
+def load_opencv() -> Any:
+    """Return the module cv2.
+
+    Raises:
+        EnvironmentProblem: it is not installed.
+    """
+    try:
+        import cv2
+    except ImportError as error:
+        raise EnvironmentProblem(
+            f"films and cameras need OpenCV ({error}): pip install 'opencv-python-headless<5'"
+        ) from error
+    return cv2
+
+
+def _open_capture(name: str, *, is_live: bool) -> Any:
+    cv2 = load_opencv()
+    if is_live:
+        number = name[len(CAMERA) :]
+        if not number.isdecimal():
+            raise DataError(f"{name}: expected the number of a camera, e.g. camera:0.")
+        source: int | str = int(number)
+    else:
+        # OpenCV would take other names for addresses and patterns; only files are meant.
+        if not Path(name).is_file():
+            raise DataError(f"{name}: there is no such file.")
+        source = str(Path(name).resolve())
+    capture = cv2.VideoCapture(source)
+    if not capture.isOpened():
+        capture.release()
+        what = "no such camera, or another program holds it" if is_live else "no film, damaged, or of an unknown codec"
+        raise DataError(f"{name}: cannot be opened ({what}).")
+    return capture
+
+
+def _describe_film(capture: Any, *, is_live: bool) -> Film:
+    cv2 = load_opencv()
+    rate, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
+    return Film(
+        rate=float(rate) if 0 < rate < 1000 else DEFAULT_RATE,
+        num_frames=int(count) if count > 0 and not is_live else None,
+        is_live=is_live,
+    )
+
+
+def _get_time(capture: Any, index: int, rate: float) -> float:
+    """Return the time of the frame that was grabbed: its own where the film tells (rates may vary), else by the rate."""
+    stamp = capture.get(load_opencv().CAP_PROP_POS_MSEC) / 1000
+    return stamp if stamp > 0 or index == 0 else index / rate
+
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM")
 """Pillow's names of what is read; PPM is .pgm and .ppm. TIFF is not: its decoder has the longest list of holes."""
@@ -177,7 +288,7 @@ def list_inputs(names: Iterable[str], *, stdin: TextIO | None = None) -> Iterato
         if name == "-":
             lines = (line.rstrip("\r\n") for line in stdin or ())
             yield from list_inputs(line for line in lines if line and line != "-")
-        elif name.startswith(films.CAMERA):
+        elif name.startswith(CAMERA):
             yield name
         elif os.path.isdir(name):
             found = sorted(_walk(name))
@@ -196,10 +307,7 @@ def open_inputs(
 
     What cannot be read takes its place in the order as a `BadInput`, and stops nothing.
 
-    Args:
-        names: from `list_inputs`.
-        every: of films, every so many-th frame.
-        seconds: where films and cameras are left.
+    `names` are from `list_inputs`; of films every so many-th frame is given, and they are left after so many seconds.
 
     Raises:
         EnvironmentProblem: a package that a film needs is not installed.
@@ -253,7 +361,7 @@ def _walk(folder: str) -> Iterator[str]:
     for parent, folders, files in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in files:
-            if not name.startswith(".") and name.lower().endswith((*SUFFIXES, *films.SUFFIXES)):
+            if not name.startswith(".") and name.lower().endswith((*SUFFIXES, *FILM_SUFFIXES)):
                 yield os.path.join(parent, name)
 
 
@@ -263,9 +371,9 @@ def _decode(names: Iterable[str | BadInput], *, every: int, seconds: float | Non
             yield name
             continue
         try:
-            if films.is_film(name):
-                for film, index, time, image in read_film(name, every=every, seconds=seconds):
-                    yield Frame(name, image, index, time, film)
+            if is_film(name):
+                for film, index, moment, image in read_film(name, every=every, seconds=seconds):
+                    yield Frame(name, image, index, moment, film)
             else:
                 yield Frame(name, read_image(Path(name)))
         except EnvironmentProblem:

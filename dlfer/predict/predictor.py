@@ -1,9 +1,10 @@
-"""From pictures to the faces in them and what annotators would call their expressions."""
+"""From pictures to the faces in them and what annotators would call their expressions; in films each face is followed."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,90 @@ from dlfer.errors import UserError
 from dlfer.predict.crops import Box, build_cropper
 from dlfer.predict.engines import Engine
 from dlfer.predict.media import BadInput, Frame
-from dlfer.predict.track import FaceTracker
+
+MIN_OVERLAP = 0.3
+"""Intersection over union at which two boxes are those of one face; between frames 40 ms apart it is above 0.8."""
+
+MAX_GAP = 1.0
+"""Seconds for which a face that is not found, behind a hand or by a whim of the detector, keeps its number."""
+
+
+@dataclass
+class _Track:
+    number: int
+    box: Box | None
+    probabilities: np.ndarray
+    seconds: float
+
+
+class FaceTracker:
+    """Follows the faces of one film.
+
+    Boxes of a frame are matched with the last ones of known faces, the greatest overlap first. The smoothed
+    probabilities are p + (1 - exp(-t / smooth)) (q - p), where p are the last ones, q those of the frame, and
+    t the time between: an exponential average that does not depend on the rate of frames.
+
+    Args:
+        smooth: its time constant in seconds; 0: no smoothing.
+    """
+
+    def __init__(self, *, smooth: float = 0.5) -> None:
+        self.smooth = smooth
+        self._tracks: list[_Track] = []
+        self._num_tracks = 0
+
+    def update(
+        self, boxes: Sequence[Box | None], probabilities: np.ndarray, seconds: float
+    ) -> tuple[list[int], np.ndarray]:
+        """Take the faces of the next frame; return their numbers, from 1, and smoothed probabilities.
+
+        Args:
+            boxes: x0, y0, x1, y1 of each of N faces; None: the whole picture.
+            probabilities: float [N, C].
+            seconds: time of the frame, not before that of the last one.
+        """
+        self._tracks = [track for track in self._tracks if seconds - track.seconds <= MAX_GAP]
+        matches = self._match(boxes)
+        numbers, smoothed = [], np.array(probabilities, np.float64)
+        for row, box in enumerate(boxes):
+            track = matches.get(row)
+            if track is None:
+                self._num_tracks += 1
+                track = _Track(self._num_tracks, box, smoothed[row], seconds)
+                self._tracks.append(track)
+            elif self.smooth > 0:
+                weight = 1 - math.exp(-max(0.0, seconds - track.seconds) / self.smooth)
+                smoothed[row] = track.probabilities + weight * (smoothed[row] - track.probabilities)
+            track.box, track.probabilities, track.seconds = box, smoothed[row].copy(), seconds
+            numbers.append(track.number)
+        return numbers, smoothed
+
+    def _match(self, boxes: Sequence[Box | None]) -> dict[int, _Track]:
+        """Return row -> known face, each at most once."""
+        pairs = [
+            (compute_overlap(box, track.box), row, place)
+            for row, box in enumerate(boxes)
+            for place, track in enumerate(self._tracks)
+        ]
+        matches: dict[int, _Track] = {}
+        taken: set[int] = set()
+        for overlap, row, place in sorted(pairs, key=lambda pair: -pair[0]):
+            if overlap >= MIN_OVERLAP and row not in matches and place not in taken:
+                matches[row] = self._tracks[place]
+                taken.add(place)
+        return matches
+
+
+def compute_overlap(first: Box | None, second: Box | None) -> float:
+    """Return the intersection of two boxes (x0, y0, x1, y1) over their union, in 0..1; None is the whole picture."""
+    if first is None or second is None:
+        return float(first is second)
+    width = min(first[2], second[2]) - max(first[0], second[0])
+    height = min(first[3], second[3]) - max(first[1], second[1])
+    common = max(0.0, width) * max(0.0, height)
+    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)) - common
+    return common / union if union > 0 else 0.0
+
 
 UNCERTAIN = "uncertain"
 """The label of a face whose most probable one is below the threshold."""
@@ -48,19 +132,6 @@ class FacePrediction:
     probabilities: dict[str, float]
     abstained: bool = False
     track: int | None = None
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return plain values, for JSON."""
-        box = None if self.box is None else [round(value, 2) for value in self.box]
-        return {
-            "box": box,
-            "score": self.score,
-            "label": self.label,
-            "confidence": self.confidence,
-            "probabilities": self.probabilities,
-            "abstained": self.abstained,
-            "track": self.track,
-        }
 
 
 @dataclass(frozen=True)
@@ -188,10 +259,7 @@ def predict_inputs(
 def describe_predictions(predictor: FacePredictor, *, faces: str, smooth: float | None) -> dict[str, Any]:
     """Return what a reader of predictions has to know: the notice, the model, how probabilities were made.
 
-    Args:
-        predictor: that predicts.
-        faces: as it was asked for.
-        smooth: of films, in seconds; None or 0: nothing is smoothed.
+    `smooth`, of films, is in seconds; None or 0: nothing is smoothed.
     """
     classifier, fit = predictor.classifier, predictor.classifier.temperature_fit
     about = classifier.about
@@ -244,6 +312,6 @@ def _follow(
     values = np.array([list(face.probabilities.values()) for face in faces]).reshape(len(faces), len(predictor.labels))
     tracks, smoothed = tracker.update([face.box for face in faces], values, seconds)
     return [
-        replace(predictor.judge(row, face.box, score=face.score), track=track)
+        predictor.judge(row, face.box, score=face.score, track=track)
         for face, track, row in zip(faces, tracks, smoothed, strict=True)
     ]

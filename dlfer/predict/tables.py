@@ -57,7 +57,7 @@ def make_rows(prediction: FramePrediction) -> Iterator[dict[str, Any]]:
     place = {"frame": frame.index, "seconds": seconds}
     empty = dict.fromkeys(("x0", "y0", "x1", "y1"))
     if not prediction.faces:
-        nothing = {"score": None, "label": None, "confidence": None, "probabilities": None, "abstained": False}
+        nothing = {**dict.fromkeys(("score", "label", "confidence", "probabilities")), "abstained": False}
         yield {"file": frame.name, "face": 0, **empty, **nothing, **place, "track": None}
     for number, face in enumerate(prediction.faces, start=1):
         box = empty if face.box is None else dict(zip(empty, (round(value, 2) for value in face.box), strict=True))
@@ -95,60 +95,50 @@ def open_table(path: Path | None, *, labels: Sequence[str], about: dict[str, Any
         UserError: no such format.
         EnvironmentProblem: pyarrow is not installed, and parquet was asked for.
     """
-    known = (*FORMATS, "table")
     if form is None:
         form = path.suffix.lstrip(".").lower() if path is not None else "table" if sys.stdout.isatty() else "csv"
-    if form not in known or (form == "table" and path is not None) or (form == "parquet" and path is None):
+    if (
+        form not in (*FORMATS, "table")
+        or (form == "table" and path is not None)
+        or (form == "parquet" and path is None)
+    ):
         where = "on stdout" if path is None else str(path)
         raise UserError(f"{where}: found the format {form!r}, expected a file that ends in .{', .'.join(FORMATS)}.")
     if form == "parquet":
         return _ParquetTable(path, labels, about)
-    stream = _Stream(path)
     if form == "csv":
-        return _CsvTable(stream, labels)
+        return _CsvTable(path, labels)
     if form == "json":
-        return _JsonTable(stream, about)
-    return _LinesTable(stream) if form == "jsonl" else _TerminalTable(stream)
-
-
-class _Stream:
-    """stdout, or a file under a temporary name until it is closed."""
-
-    def __init__(self, path: Path | None) -> None:
-        self.path = path
-        self._temporary = None if path is None else _name_temporary(path)
-        self.file: TextIO = sys.stdout
-        if self._temporary is not None:
-            self.file = self._temporary.open("x", encoding="utf-8", newline="")
-
-    def close(self) -> None:
-        self.file.flush()
-        if self.path is not None:
-            self.file.close()
-            self._temporary.replace(self.path)
-
-    def discard(self) -> None:
-        if self.path is not None:
-            self.file.close()
-            self._temporary.unlink(missing_ok=True)
+        return _JsonTable(path, about)
+    return _LinesTable(path) if form == "jsonl" else _TerminalTable(path)
 
 
 class _TextTable:
-    def __init__(self, stream: _Stream) -> None:
-        self._stream = stream
+    """On stdout, or in a file that has a temporary name until it is closed."""
+
+    def __init__(self, path: Path | None) -> None:
+        self._path, self._temporary = path, None if path is None else _name_temporary(path)
+        self._file: TextIO = sys.stdout
+        if self._temporary is not None:
+            self._file = self._temporary.open("x", encoding="utf-8", newline="")
 
     def close(self, failed: Sequence[dict[str, str]]) -> None:
-        self._stream.close()
+        self._file.flush()
+        if self._path is not None:
+            self._file.close()
+            self._temporary.replace(self._path)
 
     def discard(self) -> None:
-        self._stream.discard()
+        if self._path is not None:
+            self._file.close()
+            self._temporary.unlink(missing_ok=True)
 
 
 class _CsvTable(_TextTable):
-    def __init__(self, stream: _Stream, labels: Sequence[str]) -> None:
-        super().__init__(stream)
+    def __init__(self, path: Path | None, labels: Sequence[str]) -> None:
+        super().__init__(path)
         self._columns = list_columns(labels)
-        self._writer = csv.writer(stream.file, lineterminator="\n")
+        self._writer = csv.writer(self._file, lineterminator="\n")
         self._writer.writerow(self._columns)
 
     def write(self, prediction: FramePrediction) -> None:
@@ -160,33 +150,31 @@ class _CsvTable(_TextTable):
 class _LinesTable(_TextTable):
     def write(self, prediction: FramePrediction) -> None:
         for row in make_rows(prediction):
-            self._stream.file.write(json.dumps(row) + "\n")
+            self._file.write(json.dumps(row) + "\n")
 
 
 class _JsonTable(_TextTable):
     """{"about": {...}, "rows": [...], "failed": [...]}, written row by row."""
 
-    def __init__(self, stream: _Stream, about: dict[str, Any]) -> None:
-        super().__init__(stream)
+    def __init__(self, path: Path | None, about: dict[str, Any]) -> None:
+        super().__init__(path)
         self._separator = "\n"
-        stream.file.write(f'{{"about": {json.dumps(about)},\n"rows": [')
+        self._file.write(f'{{"about": {json.dumps(about)},\n"rows": [')
 
     def write(self, prediction: FramePrediction) -> None:
         for row in make_rows(prediction):
-            self._stream.file.write(self._separator + json.dumps(row))
+            self._file.write(self._separator + json.dumps(row))
             self._separator = ",\n"
 
     def close(self, failed: Sequence[dict[str, str]]) -> None:
-        self._stream.file.write(f'\n],\n"failed": {json.dumps(list(failed))}}}\n')
+        self._file.write(f'\n],\n"failed": {json.dumps(list(failed))}}}\n')
         super().close(failed)
 
 
 class _TerminalTable(_TextTable):
     """For people: what a row says in few columns; long names lose their beginning."""
 
-    def __init__(self, stream: _Stream) -> None:
-        super().__init__(stream)
-        self._has_head = False
+    _has_head = False
 
     def write(self, prediction: FramePrediction) -> None:
         if not self._has_head:
@@ -204,7 +192,7 @@ class _TerminalTable(_TextTable):
 
     def _print(self, name: str, time: str, face: object, label: str, confidence: str, box: str) -> None:
         line = f"{name:{_WIDTH}} {time:>8} {face!s:>5}  {label:14} {confidence:>6}  {box}"
-        self._stream.file.write(line.rstrip() + "\n")
+        self._file.write(line.rstrip() + "\n")
 
 
 class _ParquetTable:

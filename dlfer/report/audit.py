@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from dlfer.report.duplicates import list_kinds
+from dlfer.report.headline import list_kinds
 from dlfer.report.page import format_count, format_interval, format_percent, render_page
 from dlfer.runs.audit_record import AuditRecord, ListedImage, OutlierImage, OutlierSummary, VoteSummary
 from dlfer.runs.records import DuplicateCounts

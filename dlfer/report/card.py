@@ -1,4 +1,7 @@
-"""MODEL_CARD.md of a run: what the model is for, what it is not for, what it was trained on, and how good it is."""
+"""MODEL_CARD.md of a run: what the model is for, what it is not for, what it was trained on, and how good it is.
+
+The terms of the data are known as far as the experiment names the data.
+"""
 
 from __future__ import annotations
 
@@ -7,28 +10,98 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dlfer.config.schema import ExperimentConfig
+from dlfer.config.sections import DataConfig
 from dlfer.errors import ModelError
-from dlfer.report.duplicates import describe_duplicates, name_left_out
-from dlfer.report.headline import METRICS, SPLITS, VIEWS, MetricsRow, build_metrics_table
+from dlfer.report.figures import MOST_LABELS
+from dlfer.report.headline import (
+    METRICS,
+    SPLITS,
+    VIEWS,
+    build_metrics_table,
+    describe_duplicates,
+    name_left_out,
+)
 from dlfer.report.judgement import describe_abstention, describe_calibration, describe_groups, describe_missing_groups
 from dlfer.report.page import (
+    describe_environment,
     format_count,
     format_fraction,
     format_interval,
     format_percent,
     format_uncertainty,
+    get_name,
+    read_experiment,
     render_text,
 )
-from dlfer.report.record import describe_environment, get_name, read_experiment
-from dlfer.report.terms import find_terms
-from dlfer.runs.evaluations import read_metrics
 from dlfer.runs.files import write_atomically
-from dlfer.runs.metrics_record import Estimate, Metrics
+from dlfer.runs.metrics_record import Estimate, Metrics, is_missing
 from dlfer.runs.records import ArtifactRecord, DataRecord, RunRecord
-from dlfer.runs.wording import is_missing
+from dlfer.runs.run_records import read_metrics
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult
+
+
+class Terms(NamedTuple):
+    """What is known of the terms of one source.
+
+    Attributes:
+        data: the source, and what it was used for.
+        text: the terms, in sentences.
+        research_only: whether weights that were trained on it are for research only.
+    """
+
+    data: str
+    text: str
+    research_only: bool
+
+
+_FER2013 = (
+    "The licence of the images is unclear. They are for research use; do not redistribute them. Weights trained on them "
+    "are marked for research only."
+)
+_IMAGENET = (
+    "The images are for non-commercial research and education. Weights trained on them are marked for research only."
+)
+_SYNTHETIC = "Drawn by dlfer; no image of a person is in it, and no terms but those of dlfer (Apache-2.0) hold."
+_OWN = "The user's own data: its terms are the user's to state, and are not known to dlfer."
+_EARLIER = "Weights of an earlier run or file: the terms of the data that they were trained on hold here, too."
+
+
+def find_terms(config: ExperimentConfig | None) -> list[Terms]:
+    """Return the sources that an experiment learned from, with their terms; empty where the experiment is not known."""
+    if config is None:
+        return []
+    found = []
+    pretrain = config.pretrain
+    if pretrain is not None and pretrain.weights == "imagenet":
+        found.append(Terms("ImageNet (published weights, EF-FER1)", _IMAGENET, True))
+    elif pretrain is not None and pretrain.weights:
+        found.append(_judge_path(f"{pretrain.weights} (EF-FER1)", pretrain.weights, _EARLIER))
+    elif pretrain is not None and pretrain.data is not None:
+        found.append(_judge_data(pretrain.data, "EF-FER1"))
+    found.append(_judge_data(config.finetune.data, "EF-FER2"))
+    return found
+
+
+def _judge_data(data: DataConfig, title: str) -> Terms:
+    if data.source == "fer2013":
+        return Terms(f"FER2013 ({title})", _FER2013, True)
+    if data.source.startswith("synthetic"):
+        return Terms(f"{data.source} ({title})", _SYNTHETIC, False)
+    where = data.name or data.path or ""
+    return _judge_path(f"{data.source} {where} ({title})".replace("  ", " "), where, _OWN)
+
+
+def _judge_path(data: str, where: str, otherwise: str) -> Terms:
+    """Return the terms of a file or folder; a name that contains FER2013 or ImageNet is believed."""
+    plain = where.casefold().replace("-", "").replace("_", "")
+    if "fer2013" in plain:
+        return Terms(data, _FER2013, True)
+    if "imagenet" in plain:
+        return Terms(data, _IMAGENET, True)
+    return Terms(data, otherwise, False)
+
 
 CARD_FILE = "MODEL_CARD.md"
 
@@ -43,7 +116,6 @@ _HUB_METRICS = {
     "ECE": "expected_calibration_error",
     "Brier score": "brier_score",
 }
-_MOST_LABELS = 12
 
 
 def write_card(run_path: Path) -> Path:
@@ -176,12 +248,11 @@ def _build_table(metrics: Metrics) -> CardTable:
     """Return the metrics that are known of all splits but train."""
     table = build_metrics_table(metrics, [split for split in SPLITS if split != "train"])
     columns = [f"{column.name}, n = {format_count(column.n)}" for column in table.columns]
-    return CardTable(columns, [_format_row(row) for row in table.rows])
-
-
-def _format_row(row: MetricsRow) -> list[str]:
-    name = f"{row.name} ({row.remark})" if row.remark else row.name
-    return [name, *(_format_cell(cell, row.scale) for cell in row.cells)]
+    rows = []
+    for row in table.rows:
+        name = f"{row.name} ({row.remark})" if row.remark else row.name
+        rows.append([name, *(_format_cell(cell, row.scale) for cell in row.cells)])
+    return CardTable(columns, rows)
 
 
 def _format_cell(cell: Estimate | None, scale: str) -> str:
@@ -220,7 +291,7 @@ def _list_limits(metrics: Metrics, data: DataRecord) -> list[str]:
         return []
     lines, per_class = [], metrics.judged.per_class
     recalls = {label: row.get("recall") for label, row in per_class.items() if not is_missing(row.recall)}
-    if recalls and len(per_class) <= _MOST_LABELS:
+    if recalls and len(per_class) <= MOST_LABELS:
         worst = min(recalls, key=lambda label: recalls[label].value)
         lines.append(
             f"It is worst at {worst}: {format_percent(recalls[worst].value)} of {format_count(per_class[worst].n)} "

@@ -12,18 +12,45 @@ import numpy as np
 
 from dlfer.errors import ModelError
 from dlfer.metrics.paired import describe_difference
-from dlfer.report.best_cells import BEST_FIGURES, describe_best_cells, write_best_figures
 from dlfer.report.curves import draw_line, finish_epoch_axis, read_series
-from dlfer.report.figures import COLOURS, HATCHES, INK, SOFT, figure_style, new_figure, stamp_banner, write_figure
-from dlfer.report.keys import format_value
-from dlfer.report.page import format_count, format_percent, load_figures, render_page
-from dlfer.report.record import describe_environment, describe_run, format_command, get_name, read_text
-from dlfer.report.sweep import SWEEP_FIGURES, describe_best, format_cell, write_sweep_figures
-from dlfer.runs.comparison_record import ArmKey, ArmPair, ComparisonRecord
+from dlfer.report.figures import (
+    COLOURS,
+    HATCHES,
+    INK,
+    SOFT,
+    Drawn,
+    figure_style,
+    name_rows,
+    new_figure,
+    stamp_banner,
+    write_figures,
+)
+from dlfer.report.page import (
+    describe_environment,
+    describe_run,
+    format_cell,
+    format_command,
+    format_count,
+    format_percent,
+    format_value,
+    get_name,
+    load_figures,
+    read_text,
+    render_page,
+)
+from dlfer.report.sweep import (
+    BEST_FIGURES,
+    SWEEP_FIGURES,
+    describe_best,
+    describe_best_cells,
+    write_best_figures,
+    write_sweep_figures,
+)
+from dlfer.runs.comparison_record import ArmPair, ComparisonRecord
 from dlfer.runs.member_rows import MemberRow, read_member_rows
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import RunRecord
-from dlfer.runs.training_records import Epoch, read_history
+from dlfer.runs.run_records import Epoch, read_history
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -81,7 +108,10 @@ def write_comparison_report(path: Path) -> Path:
         "subtitle": describe_run(path, run),
         "warnings": warnings,
         "comparison": comparison,
-        "arm_keys": _format_arm_keys(comparison),
+        "arm_keys": [
+            row.model_copy(update={"values": {arm: format_value(value) for arm, value in row.values.items()}})
+            for row in comparison.arm_keys
+        ],
         "splits": title_splits(comparison),
         "figures": load_figures(path / "figures", names),
         "notes": [note for note in comparison.notes if note not in warnings],
@@ -164,31 +194,21 @@ def _write_figures(
 
 def write_comparison_figures(path: Path, comparison: ComparisonRecord, members: Sequence[ReportedMember]) -> list[Path]:
     """Draw accuracies, paired differences and the members' curves, as far as the files allow; return the paths."""
-    figures, written = path / "figures", []
+    drawn = []
     if comparison.table:
         texts = [
             f"{row.arm}: "
             + ", ".join(f"{split} {format_percent(row.get(split).value)}" for split in SPLITS if row.get(split))
             for row in comparison.table
         ]
-        written.append(
-            write_figure(
-                draw_accuracies(comparison),
-                figures / "accuracies.png",
-                title="Accuracy of each arm with its 95 % interval",
-                description=f"Accuracy of each arm. {'; '.join(texts)}.",
-            )
-        )
+        title = "Accuracy of each arm with its 95 % interval"
+        text = f"Accuracy of each arm. {'; '.join(texts)}."
+        drawn.append(Drawn("accuracies", draw_accuracies(comparison), title, text))
     if comparison.paired:
-        written.append(
-            write_figure(
-                draw_differences(comparison.paired),
-                figures / "differences.png",
-                title="Difference of accuracy with its 95 % interval; the line is no difference",
-                description=" ".join(pair.sentence for pair in comparison.paired),
-            )
-        )
-    return written + _write_curves(figures, members)
+        title = "Difference of accuracy with its 95 % interval; the line is no difference"
+        text = " ".join(pair.sentence for pair in comparison.paired)
+        drawn.append(Drawn("differences", draw_differences(comparison.paired), title, text))
+    return write_figures(path / "figures", drawn) + _write_curves(path / "figures", members)
 
 
 def _write_curves(figures: Path, members: Sequence[ReportedMember]) -> list[Path]:
@@ -201,14 +221,9 @@ def _write_curves(figures: Path, members: Sequence[ReportedMember]) -> list[Path
     if not histories:
         return []
     arms = dict.fromkeys(arm for arm, _ in histories)
-    return [
-        write_figure(
-            draw_curves(histories),
-            figures / "curves.png",
-            title=f"EF-FER2 of {'; '.join(arms)}: validation is solid, training is thin and dashed",
-            description=f"Loss and accuracy over the epochs of {len(histories)} trainings, coloured by arm.",
-        )
-    ]
+    title = f"EF-FER2 of {'; '.join(arms)}: validation is solid, training is thin and dashed"
+    text = f"Loss and accuracy over the epochs of {len(histories)} trainings, coloured by arm."
+    return write_figures(figures, [Drawn("curves", draw_curves(histories), title, text)])
 
 
 def draw_accuracies(comparison: ComparisonRecord) -> Figure:
@@ -255,10 +270,7 @@ def draw_differences(paired: Sequence[ArmPair]) -> Figure:
             text, at = f"{difference.value:+.1f}", (difference.value, place)
             axes.annotate(text, at, (0, 8), textcoords="offset points", ha="center")
         axes.axvline(0, color=INK, linewidth=1)
-        axes.set_yticks(range(len(paired)), [f"{pair.a}\nminus {pair.b}" for pair in paired])
-        axes.set_ylim(len(paired) - 0.5, -0.6)
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
+        name_rows(axes, [f"{pair.a}\nminus {pair.b}" for pair in paired], below=0.5)
         axes.spines["left"].set_visible(False)
         axes.set_xlabel("percentage points of accuracy")
         axes.margins(x=0.1)
@@ -316,13 +328,6 @@ def title_splits(comparison: ComparisonRecord) -> dict[str, str]:
     if "validation" in titles and judged_on.startswith("validation"):
         titles["validation"] = judged_on
     return titles
-
-
-def _format_arm_keys(comparison: ComparisonRecord) -> list[ArmKey]:
-    return [
-        ArmKey(key=row.key, values={arm: format_value(value) for arm, value in row.values.items()})
-        for row in comparison.arm_keys
-    ]
 
 
 def _collect_warnings(run: RunRecord, members: Sequence[ReportedMember]) -> list[str]:

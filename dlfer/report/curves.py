@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dlfer.metrics.classification import compute_auc, compute_roc
+from dlfer.metrics.curves import compute_auc, compute_roc
 from dlfer.metrics.predictions import Predictions
 from dlfer.report.figures import (
     COLOURS,
     INK,
     LINES,
     MARKERS,
-    MOST_LABELS_WITH_TEXT,
+    MOST_LABELS,
     PALE,
     SOFT,
     figure_style,
@@ -24,7 +24,7 @@ from dlfer.report.figures import (
 )
 from dlfer.report.page import format_percent, format_uncertainty
 from dlfer.runs.metrics_record import AtThreshold, Calibration, Corruptions, ReliabilityBin, Selective
-from dlfer.runs.training_records import Epoch
+from dlfer.runs.run_records import Epoch
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -147,7 +147,7 @@ def draw_roc(predictions: Predictions) -> Figure:
 
 def draw_class_rocs(axes: Axes, curves: Sequence[ClassRoc], labels: Sequence[str], *, width: float) -> None:
     """Draw the curve of each class in its colour and line, so many points wide; of many classes all are pale."""
-    many = len(labels) > MOST_LABELS_WITH_TEXT
+    many = len(labels) > MOST_LABELS
     for c, fpr, tpr, area in curves:
         colour = PALE if many else COLOURS[c % len(COLOURS)]
         style = "-" if many else LINES[c % len(LINES)]

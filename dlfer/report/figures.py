@@ -9,9 +9,9 @@ is drawn.
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from dlfer.runs.files import write_atomically
 
@@ -54,8 +54,8 @@ STYLE = {
 }
 
 DOTS_PER_INCH = 160
-MOST_LABELS_WITH_TEXT = 12
-"""With more labels than this, cells of a confusion matrix and curves of a ROC figure bear no text."""
+MOST_LABELS = 12
+"""With more labels than this, figures do not name them all and tables have no column for each."""
 
 _BANNER_INK, _BANNER_WASH, _BANNER_EDGE = "#8a3b00", "#fff4e5", "#e9a23b"
 _BANNER_POINTS = 8.5
@@ -108,11 +108,8 @@ def figure_style():
 def write_figure(figure: Figure, path: Path, *, title: str, description: str) -> Path:
     """Save `figure` as PNG under a temporary name first; the same figure gives the same bytes.
 
-    Args:
-        figure: what to save.
-        path: ends in .png.
-        title: the caption, kept in the file.
-        description: what a reader who does not see the figure needs to know, kept in the file.
+    The title is the caption; the description is what a reader who does not see the figure needs to know. Both are kept
+    in the file.
     """
     buffer = io.BytesIO()
     metadata = {"Title": title, "Description": description, "Software": "dlfer"}
@@ -122,16 +119,36 @@ def write_figure(figure: Figure, path: Path, *, title: str, description: str) ->
     return path
 
 
+class Drawn(NamedTuple):
+    """A figure with its name, caption, and description for readers who do not see it."""
+
+    name: str
+    figure: Figure
+    title: str
+    description: str
+
+
+def write_figures(folder: Path, drawn: Iterable[Drawn]) -> list[Path]:
+    """Save figures as <name>.png in a folder; return the paths."""
+    return [
+        write_figure(one.figure, folder / f"{one.name}.png", title=one.title, description=one.description)
+        for one in drawn
+    ]
+
+
+def name_rows(axes: Axes, names: Sequence[str], *, below: float = 0.4) -> None:
+    """Name the rows of a figure from the top, with so much room below the last one and no lines between them."""
+    axes.set_yticks(range(len(names)), names)
+    axes.set_ylim(len(names) - below, -0.6)
+    axes.grid(visible=False, axis="y")
+    axes.tick_params(axis="y", length=0)
+
+
 def stamp_banner(folder: Path, names: Sequence[str], banner: str | None) -> None:
-    """Draw `banner`, the warning that every output of a run carries, above each figure that is there.
+    """Draw `banner`, the warning that every output of a run carries, above each <name>.png that is in a folder.
 
-    It takes the place of an earlier one, and None takes that away: a run's banner is known only when the
-    run is judged, and changes if it is judged again.
-
-    Args:
-        folder: of the figures.
-        names: file names without .png.
-        banner: as in metrics.json.
+    It takes the place of an earlier one, and None takes that away: a run's banner is known only when the run is judged,
+    and changes if it is judged again.
     """
     for path in (folder / f"{name}.png" for name in names):
         if path.exists():

@@ -1,15 +1,77 @@
-"""The headline of a report, and the table of all metrics beside it."""
+"""The headline of a report, the table of all metrics beside it, and what is known of duplicates."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
-from dlfer.report.duplicates import describe_duplicates, find_without, format_without
-from dlfer.report.page import format_percent
-from dlfer.runs.metrics_record import Estimate, Metrics, SplitMetrics, SplitSummary
-from dlfer.runs.records import DataRecord
-from dlfer.runs.wording import is_missing
+from dlfer.report.page import format_count, format_interval, format_percent
+from dlfer.runs.metrics_record import Estimate, Metrics, SplitMetrics, is_missing
+from dlfer.runs.records import DataRecord, DuplicateCounts, DuplicatesRecord
+
+COMBINATIONS = {
+    "average": "average of the probabilities",
+    "vote": "vote",
+    "trained": "trained on validation",
+}
+
+
+DEFINITION = "A duplicate is an exact, near or horizontally flipped copy, or an augmented copy of the same image."
+
+
+def find_without(metrics: Metrics | None) -> SplitMetrics | None:
+    """Return the metrics of the judged split without duplicates; None where none were found or none were looked for."""
+    if metrics is None or metrics.judged is None or metrics.judged_without_duplicates is None:
+        return None
+    without = metrics.judged_without_duplicates
+    return without if without.n < metrics.judged.n else None
+
+
+def format_without(split: SplitMetrics) -> str:
+    """Return the accuracy of `find_without` with its interval and n: "69.1 % (95 % 67.4 to 70.7, n = 3,201)"."""
+    accuracy = split.accuracy
+    return f"{format_percent(accuracy.value)} (95 % {format_interval(accuracy)}, n = {format_count(split.n)})"
+
+
+def name_left_out(duplicates: DuplicatesRecord | None) -> str:
+    """Return in which splits the images that "without duplicates" leaves out have a duplicate."""
+    return "training or validation" if duplicates is not None and duplicates.in_selection else "training"
+
+
+def describe_duplicates(metrics: Metrics, *, name: str | None = None) -> str | None:
+    """Return how many judged images have a duplicate, and where; None where that is not known.
+
+    Args:
+        metrics: of the run.
+        name: of the judged split; None: test or validation.
+    """
+    found = metrics.duplicates
+    if found is None or not found.n or found.in_train is None:
+        return None
+    n, num_in_train = found.n, found.in_train.any
+    text = (
+        f"{format_count(num_in_train)} of {format_count(n)} {name or found.split} images "
+        f"({format_percent(num_in_train / n)}) have a duplicate in training{list_kinds(found.in_train)}"
+    )
+    if found.in_selection is not None and found.in_either is not None:
+        text += (
+            f"; {format_count(found.in_selection.any)} have one in validation, which selected the model, and "
+            f"{format_count(found.in_either.any)} in either"
+        )
+    if find_without(metrics):
+        text += f'. "Without duplicates" leaves out those with one in {name_left_out(found)}'
+    return f"{text}. {DEFINITION}"
+
+
+def list_kinds(counts: DuplicateCounts) -> str:
+    """Return the numbers of exact copies, and of augmented ones if there are any, in brackets; "" if not known."""
+    kinds = []
+    if counts.exact is not None and counts.any:
+        kinds.append(f"{format_count(counts.exact)} an exact copy")
+    if counts.augmented:
+        kinds.append(f"{format_count(counts.augmented)} an augmented copy")
+    return f" ({', '.join(kinds)})" if kinds else ""
+
 
 SPLITS = ("test", "test_without_duplicates", "validation", "validation_without_duplicates", "train")
 VIEWS = {"single": "the image as it is", "mirror": "the image and its mirror image", "ten_crop": "ten crops"}
@@ -104,7 +166,8 @@ def build_headline(
     judged, is_test = metrics.judged, metrics.judged_split == "test"
     if judged is None:
         return None
-    shown = _choose_view(metrics, judged)
+    # The split's own metrics, unless the experiment asks for views.
+    shown = metrics.views.get(metrics.headline, {}).get(metrics.judged_split) or judged
     facts = [("protocol", metrics.protocol), ("selected on", metrics.selected_on)]
     without = find_without(metrics)
     if without:
@@ -135,11 +198,6 @@ def build_headline(
     )
 
 
-def _choose_view(metrics: Metrics, judged: SplitMetrics) -> SplitSummary:
-    """Return the metrics that the headline is taken from: the split's own unless the experiment asks for views."""
-    return metrics.views.get(metrics.headline, {}).get(metrics.judged_split) or judged
-
-
 class MetricsColumn(NamedTuple):
     """The split of a column."""
 
@@ -164,13 +222,9 @@ class MetricsTable(NamedTuple):
 
 
 def build_metrics_table(metrics: Metrics, splits: Sequence[str] = SPLITS) -> MetricsTable:
-    """Return the table of metrics; the judged split comes first.
+    """Return the table of metrics with a column for each of the splits; the judged split comes first.
 
     A metric that no split has, as in runs of an earlier version, is left out.
-
-    Args:
-        metrics: of the run.
-        splits: those that may be shown.
     """
     shown = {name: metrics.get(name) for name in splits}
     shown = {name: split for name, split in shown.items() if split is not None}

@@ -1,12 +1,19 @@
-"""How far a model can be trusted: calibration, abstaining, views, groups and corrupted images, from its metrics."""
+"""What a report says of a model's metrics beside the table of them, and how far the model can be trusted.
+
+Calibration, abstention, views, groups, corrupted images, milestones, and the members of an ensemble.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from dlfer.report.headline import VIEWS
+import numpy as np
+
+from dlfer.report.figures import INK, MOST_LABELS, SOFT, figure_style, new_figure
+from dlfer.report.headline import COMBINATIONS, VIEWS
 from dlfer.report.page import format_count, format_percent, format_uncertainty
+from dlfer.report.pictures import show_confusion
 from dlfer.runs.metrics_record import (
     Abstention,
     AtThreshold,
@@ -15,10 +22,15 @@ from dlfer.runs.metrics_record import (
     Estimate,
     GroupMetrics,
     Metrics,
+    SplitMetrics,
     SplitSummary,
 )
 
-_MOST_LABELS = 12
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+_COLUMNS = 3
 _CALIBRATION: tuple[tuple[str, str, Callable[[CalibrationMetrics], Estimate | None]], ...] = (
     ("ECE, 15 bins of equally many images", "percent", lambda metrics: metrics.ece_equal_mass),
     ("ECE, 15 bins of equal width", "percent", lambda metrics: metrics.ece_equal_width),
@@ -162,7 +174,7 @@ def describe_groups(metrics: Metrics) -> list[GroupTable]:
             notes.append("Groups marked by an asterisk have too few images to be part of a gap.")
         if attribute.num_missing:
             notes.append(f"{format_count(attribute.num_missing)} images have no value of it.")
-        tables.append(GroupTable(name, groups, labels[:_MOST_LABELS], notes))
+        tables.append(GroupTable(name, groups, labels[:MOST_LABELS], notes))
     return tables
 
 
@@ -211,3 +223,143 @@ def describe_corruptions(metrics: Metrics) -> CorruptionTable | None:
         cells = [by_strength.get(strength) for strength in found.strengths]
         rows.append(CorruptionRow(name.replace("_", " "), found.meanings.get(name, ""), cells))
     return CorruptionTable(found.clean, found.n, found.strengths, rows)
+
+
+class MilestoneRow(NamedTuple):
+    """The metrics of the judged split after `epoch` epochs, with the recall of each class."""
+
+    epoch: int
+    metrics: SplitMetrics
+    recalls: list[Estimate]
+
+
+class MilestoneTable(NamedTuple):
+    """What was reached at some epochs, a row for each; `labels` is empty where there are too many for columns."""
+
+    split: str
+    labels: list[str]
+    rows: list[MilestoneRow]
+    notes: list[str]
+
+
+def describe_milestones(metrics: Metrics) -> MilestoneTable | None:
+    """Return what was reached at some epochs; None where no milestone was judged."""
+    rows, split = _choose_rows(metrics), _name_split(metrics)
+    if not rows:
+        return None
+    labels = rows[0].metrics.labels
+    view = VIEWS.get(metrics.headline, metrics.headline)
+    notes = [
+        f"The model as it was at the end of each of these epochs, judged on {split} (n = "
+        f"{format_count(rows[0].metrics.n)}) by {view}. None of them was selected by these values: the "
+        "model that the run ends with is chosen on validation, by itself.",
+        "Emotion detection rate: the share of the classes that are predicted as themselves more often than as any other.",
+    ]
+    return MilestoneTable(split, labels if len(labels) <= MOST_LABELS else [], rows, notes)
+
+
+class EnsembleRow(NamedTuple):
+    """A member or a combination with its accuracy at each milestone and as it was kept."""
+
+    name: str
+    remark: str
+    is_used: bool
+    cells: list[Estimate | None]
+
+
+class EnsembleTable(NamedTuple):
+    """Members and combinations of an ensemble, with a column for each milestone and the end."""
+
+    split: str
+    columns: list[str]
+    rows: list[EnsembleRow]
+    notes: list[str]
+
+
+def describe_ensemble(metrics: Metrics) -> EnsembleTable | None:
+    """Return the table of an ensemble; None where there is no ensemble."""
+    ensemble = metrics.ensemble
+    if ensemble is None:
+        return None
+    is_test = metrics.members[0].test is not None
+    split = "test" if is_test else "validation"
+
+    def get_accuracy(row) -> Estimate | None:
+        summary: SplitSummary | None = row.test if is_test else row.validation
+        return None if summary is None else summary.accuracy
+
+    stages = [*ensemble.milestones, metrics]
+    rows = [
+        EnsembleRow(member.name, member.note, False, [get_accuracy(stage.members[number]) for stage in stages])
+        for number, member in enumerate(metrics.members)
+    ]
+    for number, combination in enumerate(metrics.combinations):
+        name = f"ensemble: {COMBINATIONS.get(combination.name, combination.name)}"
+        remark = "this run's model" if combination.is_used else ""
+        cells = [get_accuracy(stage.combinations[number]) for stage in stages]
+        rows.append(EnsembleRow(name, remark, combination.is_used, cells))
+    judged = metrics.members[0].test if is_test else metrics.members[0].validation
+    view = VIEWS.get(ensemble.view, ensemble.view)
+    notes = [
+        f"Accuracy on {split}, n = {format_count(judged and judged.n)}, by {view}. “As kept” is each member's best epoch "
+        "on validation."
+    ]
+    if ensemble.paired is not None:
+        notes.append(f"Against the member that is best on validation, on the same images: {ensemble.paired.sentence}")
+    notes.append(
+        "The trained combination is a logistic regression on the logarithms of the members' probabilities, fitted on "
+        "validation alone. Its value on validation is out of fold: each fifth is answered by a fit on the others."
+    )
+    return EnsembleTable(split, [f"epoch {stage.epoch}" for stage in ensemble.milestones] + ["as kept"], rows, notes)
+
+
+def draw_milestones(metrics: Metrics) -> Figure | None:
+    """Draw the confusion matrix of each milestone, side by side; None where there is none."""
+    rows = _choose_rows(metrics)
+    if not rows:
+        return None
+    labels = rows[0].metrics.labels
+    lines = -(-len(rows) // _COLUMNS)
+    columns = min(len(rows), _COLUMNS)
+    has_text = len(labels) <= MOST_LABELS
+    with figure_style():
+        figure = new_figure(1.0 + 3.6 * columns, 0.4 + 3.7 * lines)
+        grid = figure.subplots(lines, columns, squeeze=False)
+        for axes in grid.flat[len(rows) :]:
+            axes.axis("off")
+        for number, (axes, row) in enumerate(zip(grid.flat, rows, strict=False)):
+            _, shares = show_confusion(axes, np.array(row.metrics.confusion))
+            axes.set_title(f"epoch {row.epoch}: {format_percent(row.metrics.accuracy.value)}", color=INK)
+            is_left = number % _COLUMNS == 0
+            axes.set_yticks(range(len(labels)), labels if is_left and has_text else [], fontsize=8)
+            axes.set_xticks(range(len(labels)), labels if has_text else [], fontsize=8, rotation=40, ha="right")
+            for label in axes.get_xticklabels():
+                label.set_rotation_mode("anchor")
+            for i, j in np.ndindex(*shares.shape) if has_text else ():
+                colour = "white" if shares[i, j] > 0.55 else INK
+                axes.text(j, i, f"{100 * shares[i, j]:.0f}", ha="center", va="center", fontsize=7, color=colour)
+        figure.supxlabel("predicted; numbers are percent of the target's images", fontsize=8, color=SOFT)
+    return figure
+
+
+def describe_milestone_figure(metrics: Metrics) -> str:
+    """Return what `draw_milestones` shows, for readers who do not see it."""
+    rows = _choose_rows(metrics)
+    texts = [f"epoch {row.epoch} {format_percent(row.metrics.accuracy.value)}" for row in rows]
+    return f"Confusion matrices on {_name_split(metrics)} after {', '.join(texts)} accuracy."
+
+
+def _name_split(metrics: Metrics) -> str:
+    """Return the split that the milestones are judged on."""
+    return "test" if metrics.milestones and metrics.milestones[0].test is not None else "validation"
+
+
+def _choose_rows(metrics: Metrics) -> list[MilestoneRow]:
+    """Return the milestones with the metrics of the split that they are judged on."""
+    rows, is_test = [], _name_split(metrics) == "test"
+    for milestone in metrics.milestones:
+        judged = milestone.test if is_test else milestone.validation
+        if judged is not None:
+            recalls = [row.get("recall") for row in judged.per_class.values()]
+            rows.append(MilestoneRow(milestone.epoch, judged, recalls))
+    return rows

@@ -1,17 +1,22 @@
-"""What all report pages share: the templates, how numbers are written, and how figures are embedded."""
+"""What all report pages share: templates, embedded figures, how values are written, and how a run was made."""
 
 from __future__ import annotations
 
 import base64
-import csv
-from collections.abc import Sequence
+import contextlib
+import shlex
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dlfer.errors import ModelError
+from dlfer.config.load import load_recorded_experiment
+from dlfer.config.schema import ExperimentConfig
+from dlfer.errors import ConfigError, ModelError
 from dlfer.runs.files import parse_json, write_atomically
-from dlfer.runs.metrics_record import Estimate
-from dlfer.runs.wording import format_duration, is_missing
+from dlfer.runs.member_rows import MEMBERS_FILE, read_member_rows
+from dlfer.runs.metrics_record import CountedEstimate, Estimate, is_missing
+from dlfer.runs.records import RunRecord
+from dlfer.runs.run import CONFIG_FILE, format_duration
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -58,15 +63,6 @@ def read_json(path: Path) -> dict[str, Any] | None:
         raise ModelError(f"{path}: not JSON ({error}). The run is damaged; run the experiment again.") from error
 
 
-def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read a csv file of a run as dicts of text; empty where there is none."""
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            return list(csv.DictReader(file))
-    except FileNotFoundError:
-        return []
-
-
 class EmbeddedFigure(NamedTuple):
     """A figure ready to be placed in a page.
 
@@ -84,12 +80,7 @@ class EmbeddedFigure(NamedTuple):
 
 
 def load_figures(folder: Path, names: Sequence[str]) -> dict[str, EmbeddedFigure | None]:
-    """Return figures by name, ready to be placed in a page; None for one that is absent.
-
-    Args:
-        folder: the run's figures.
-        names: file names without .png.
-    """
+    """Return figures by name (without .png), ready to be placed in a page; None for one that is absent."""
     from PIL import Image
 
     figures: dict[str, EmbeddedFigure | None] = dict.fromkeys(names)
@@ -139,3 +130,118 @@ def format_uncertainty(estimate: Estimate | Sequence[float | None], scale: str =
         return f"95 % {interval}"
     reason = getattr(estimate, "reason", None)
     return f"no 95 % interval: {reason}" if reason else "no 95 % interval"
+
+
+def format_overrides(overrides: Mapping[str, Any]) -> str:
+    """Return the keys of a trial on a line, by the last part of each where that tells them apart.
+
+    Example:
+        >>> format_overrides({"finetune.optimizer.learning_rate": 0.001, "model.dropout": 0.2})
+        'learning_rate 0.001, dropout 0.2'
+    """
+    return ", ".join(f"{shorten_key(key, overrides)} {format_value(value)}" for key, value in overrides.items())
+
+
+def shorten_key(key: str, others: Collection[str]) -> str:
+    """Return the last part of a dotted key, or as many as tell it from the others."""
+    parts = key.split(".")
+    for count in range(1, len(parts)):
+        short = ".".join(parts[-count:])
+        if not any(other != key and other.endswith(f".{short}") for other in others):
+            # "name" alone says nothing.
+            return short if short != "name" else ".".join(parts[-2:])
+    return key
+
+
+def format_value(value: Any) -> str:
+    """Return a value of a key as a person writes it."""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def read_text(path: Path) -> str | None:
+    """Return the text of a file; None where there is none."""
+    return path.read_text(encoding="utf-8") if path.exists() else None
+
+
+def read_experiment(folder: Path) -> ExperimentConfig | None:
+    """Return the experiment that is recorded in the folder of a run or of a shipped model; None where there is none.
+
+    Raises:
+        ConfigError: its config.yaml is no experiment.
+    """
+    path = folder / CONFIG_FILE
+    return load_recorded_experiment(path) if path.exists() else None
+
+
+def try_experiment(folder: Path) -> tuple[ExperimentConfig | None, str | None]:
+    """Return the recorded experiment and no problem, or None and why this version of dlfer cannot read it."""
+    try:
+        return read_experiment(folder), None
+    except ConfigError as error:
+        return None, str(error)
+
+
+def get_name(run_path: Path, run: RunRecord) -> str:
+    """Return the experiment's name, or where it is not known the name of the folder above the run."""
+    return run.experiment or run_path.resolve().parent.name
+
+
+def describe_run(run_path: Path, run: RunRecord) -> str:
+    """Return the line below the title: which run, when, and its status if it has not ended well."""
+    words = [run_path.resolve().name]
+    for word, time in (("started", run.started), ("finished", run.finished)):
+        if time:
+            words.append(f"{word} {time[:16].replace('T', ' ')} UTC")
+    if run.status in ("failed", "stopped"):
+        words.append(run.status)
+    return " · ".join(words)
+
+
+def format_command(run: RunRecord) -> str | None:
+    """Return the command line that made a run."""
+    if not run.argv:
+        return None
+    first, *rest = run.argv
+    return "dlfer " + shlex.join(rest if Path(first).name in ("dlfer", "__main__.py") else run.argv)
+
+
+def describe_environment(run: RunRecord) -> list[tuple[str, str]]:
+    """Return the facts of run.json that a repetition depends on, as (name, value)."""
+    commit = run.git and f"{run.git.commit}{' with uncommitted changes' if run.git.dirty else ''}"
+    device = run.device
+    computed = [device.kind, device.name, device.backend, "XLA" if device.jit else None] if device else []
+    software = {"dlfer": run.dlfer, "Python": run.python, **run.packages}
+    facts = {
+        "seed": run.seed,
+        "config digest": run.config_digest,
+        "git commit": commit,
+        "device": ", ".join(word for word in computed if word),
+        "platform": run.platform,
+        "software": ", ".join(f"{name} {version}" for name, version in software.items() if version),
+    }
+    return [(name, str(value)) for name, value in facts.items() if value not in (None, "")]
+
+
+class Link(NamedTuple):
+    """The name of a report and its address relative to the page."""
+
+    name: str
+    link: str
+
+
+def find_comparisons(run_path: Path) -> list[Link]:
+    """Return the comparisons beside a run that it is a member of."""
+    run_path, found = run_path.resolve(), []
+    for members in sorted(run_path.parent.glob(f"*/{MEMBERS_FILE}")):
+        # A damaged file of a neighbour must not keep a run from its report.
+        with contextlib.suppress(ModelError):
+            if run_path.name in {Path(row.path).name for row in read_member_rows(members.parent) if row.path}:
+                found.append(Link(members.parent.name, f"../{members.parent.name}/report.html"))
+    return found
+
+
+def format_cell(estimate: CountedEstimate | None) -> str:
+    """Return a value, its interval and its n in three lines; a dash where there is none."""
+    if estimate is None:
+        return "–"
+    return f"{format_percent(estimate.value)}\n{format_interval(estimate)}\nn = {format_count(estimate.n)}"

@@ -12,7 +12,7 @@ import numpy as np
 from dlfer.metrics.predictions import Predictions
 from dlfer.report.figures import (
     INK,
-    MOST_LABELS_WITH_TEXT,
+    MOST_LABELS,
     figure_style,
     new_canvas,
     new_figure,
@@ -23,6 +23,7 @@ from dlfer.report.figures import (
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.image import AxesImage
 
 _COLUMN, _IMAGE, _GAP, _LINE = 1.5, 1.36, 0.07, 0.165
 """Of a page of images, in inches: width of a column, side of an image, space between, height of a line of text."""
@@ -35,24 +36,20 @@ def draw_confusion(confusion: np.ndarray, labels: Sequence[str]) -> Figure:
         confusion: int [C, C], rows are targets.
         labels: names of the C classes.
     """
-    totals = confusion.sum(axis=1)
-    shares = np.divide(confusion, totals[:, None], out=np.zeros(confusion.shape), where=totals[:, None] > 0)
-    small = len(labels) > MOST_LABELS_WITH_TEXT
+    small = len(labels) > MOST_LABELS
     side = 10.0 if small else 2.2 + 0.45 * max(len(labels), 4)
     size = 5 if len(labels) > 40 else 8
     with figure_style():
         figure = new_figure(side, side * 0.96)
         axes = figure.subplots()
-        image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
-        axes.grid(visible=False)
-        axes.spines[:].set_visible(False)
-        rows = list(labels) if small else [f"{label}\nn = {n:,}" for label, n in zip(labels, totals, strict=True)]
+        image, shares = show_confusion(axes, confusion)
+        counts = zip(labels, confusion.sum(axis=1), strict=True)
+        rows = list(labels) if small else [f"{label}\nn = {n:,}" for label, n in counts]
         axes.set_xticks(range(len(labels)), labels, rotation=90 if small else 40, ha="right", fontsize=size)
         axes.set_yticks(range(len(labels)), rows, fontsize=size)
         if not small:
             for label in axes.get_xticklabels():
                 label.set_rotation_mode("anchor")
-        axes.tick_params(length=0)
         axes.set_xlabel("predicted")
         axes.set_ylabel("target")
         if small:
@@ -64,6 +61,17 @@ def draw_confusion(confusion: np.ndarray, labels: Sequence[str]) -> Figure:
             colour = "white" if shares[row, column] > 0.55 else INK
             axes.text(column, row, text, ha="center", va="center", fontsize=7, linespacing=1.15, color=colour)
     return figure
+
+
+def show_confusion(axes: Axes, confusion: np.ndarray) -> tuple[AxesImage, np.ndarray]:
+    """Show the shares of each target's images as colours; return the image and the shares (float64 [C, C])."""
+    totals = confusion.sum(axis=1, keepdims=True)
+    shares = np.divide(confusion, totals, out=np.zeros(confusion.shape), where=totals > 0)
+    image = axes.imshow(100 * shares, cmap="Blues", vmin=0, vmax=100)
+    axes.grid(visible=False)
+    axes.spines[:].set_visible(False)
+    axes.tick_params(length=0)
+    return image, shares
 
 
 def draw_image_grid(images: np.ndarray, captions: Sequence[str], *, columns: int = 6) -> Figure:
@@ -88,11 +96,7 @@ def draw_image_grid(images: np.ndarray, captions: Sequence[str], *, columns: int
 def write_error_page(folder: Path, images: np.ndarray, predictions: Predictions, rows: np.ndarray) -> Path | None:
     """Write errors.png: wrong predictions with the target's and the predicted name; nothing if there are none.
 
-    Args:
-        folder: the run's figures.
-        images: uint8 [M, H, W, C], the images of `rows`.
-        predictions: of the split that the rows are from.
-        rows: int [M], wrong predictions, the most confident first.
+    images are uint8 [M, H, W, C] of `rows` (int [M]), wrong predictions, the most confident first.
     """
     if len(rows) == 0:
         return None
@@ -111,13 +115,7 @@ def write_error_page(folder: Path, images: np.ndarray, predictions: Predictions,
 
 
 def find_confusions(predictions: Predictions, *, limit: int = 3, each: int = 6) -> list[np.ndarray]:
-    """Return the commonest confusions, each as int [<=each] rows of one target and prediction.
-
-    Args:
-        predictions: of one split.
-        limit: how many confusions, the commonest first.
-        each: how many rows of each, the most confident first.
-    """
+    """Return the commonest confusions: of each, int [<=each] rows of one target and prediction, the surest first."""
     wrong = np.flatnonzero(~predictions.correct)
     pairs = predictions.targets[wrong] * len(predictions.labels) + predictions.predicted[wrong]
     kinds, counts = np.unique(pairs, return_counts=True)
@@ -132,10 +130,7 @@ def find_confusions(predictions: Predictions, *, limit: int = 3, each: int = 6) 
 def write_confusion_page(folder: Path, images: np.ndarray, predictions: Predictions) -> Path | None:
     """Write confusions.png: six images of each of the three commonest confusions; nothing if there are none.
 
-    Args:
-        folder: the run's figures.
-        images: uint8 [N, H, W, C], one for each row of `predictions`.
-        predictions: of the split that the images are from.
+    images are uint8 [N, H, W, C], one for each row of `predictions`; the folder is that of the run's figures.
     """
     found = find_confusions(predictions)
     if not found:
@@ -180,13 +175,7 @@ def _show_image(axes: Axes, image: np.ndarray, caption: str, *, left: float, top
 
 
 def write_augmented_page(folder: Path, images: np.ndarray, names: Sequence[str]) -> Path:
-    """Write augmented.png: training images as the network sees them, with their labels.
-
-    Args:
-        folder: the run's figures.
-        images: uint8 [N, S, S, C], after augmentation.
-        names: N names of labels.
-    """
+    """Write augmented.png: training images as the network sees them (uint8 [N, S, S, C]), with their N labels."""
     return write_figure(
         draw_image_grid(images, names, columns=8),
         Path(folder) / "augmented.png",

@@ -1,19 +1,21 @@
-"""What a report shows beside the metrics: what was asked, what training cost, the data, and the transfer."""
+"""What a report shows beside the metrics: what was asked, what training cost, the data, the transfer, and the trees."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
 
-from dlfer.config.schema import ExperimentConfig
-from dlfer.config.sections import DataConfig, ModelConfig
-from dlfer.config.stage_section import AugmentConfig, PretrainConfig, StageConfig
-from dlfer.report.boosting import describe_setting
-from dlfer.report.ensemble import describe_members
+from dlfer.config.schema import STAGES, ExperimentConfig, PretrainConfig, StageConfig
+from dlfer.config.sections import BoostingConfig, DataConfig, EnsembleConfig
+from dlfer.report.figures import COLOURS, HATCHES, MOST_LABELS, figure_style, new_figure
+from dlfer.report.headline import COMBINATIONS
+from dlfer.report.page import format_count, format_percent
 from dlfer.runs.records import Cost, DataRecord
-from dlfer.runs.training_records import TransferRecord
+from dlfer.runs.run import format_duration
+from dlfer.runs.run_records import BoostedLevel, BoostingRecord, TransferRecord
 
-STAGES = {"pretrain": "EF-FER1", "finetune": "EF-FER2"}
-_MOST_LABELS = 12
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def describe_question(config: ExperimentConfig | None, labels: list[str]) -> list[tuple[str, str]]:
@@ -27,31 +29,27 @@ def describe_question(config: ExperimentConfig | None, labels: list[str]) -> lis
         return []
     finetune, facts = config.finetune, []
     if labels:
-        shown = ", ".join(labels[:_MOST_LABELS]) + (" ..." if len(labels) > _MOST_LABELS else "")
+        shown = ", ".join(labels[:MOST_LABELS]) + (" ..." if len(labels) > MOST_LABELS else "")
         facts.append(("question", f"which of {len(labels)} labels would annotators give: {shown}?"))
     facts.append(("data", _describe_source(finetune.data)))
     if config.ensemble is not None:
         facts.append(("members", describe_members(config.ensemble)))
     else:
-        has_dropout = config.model.dropout and config.boosting is None
-        dropout = f", dropout {config.model.dropout:g}" if has_dropout else ""
-        facts.append(("network", f"{_describe_network(config.model)}{dropout}"))
+        model = config.model
+        network = f"{' with '.join(model.branches)}, fused by {model.fusion}" if model.branches else model.backbone
+        dropout = f", dropout {model.dropout:g}" if model.dropout and config.boosting is None else ""
+        facts.append(("network", f"{network}{dropout}"))
     facts.append((STAGES["pretrain"], _describe_pretraining(config.pretrain)))
     if config.boosting is not None:
         facts.append((STAGES["finetune"], describe_setting(config.boosting, finetune)))
     else:
         facts.append((STAGES["finetune"], _describe_stage(finetune)))
-        facts.append(("augmentation", _describe_augmentation(finetune.augment)))
+        augment = [f"{key} {value:g}" for key, value in finetune.augment if isinstance(value, float) and value]
+        facts.append(("augmentation", ", ".join(augment) or "none"))
     for name, value in (("result", config.expected.result), ("cost", config.expected.cost)):
         if value is not None:
             facts.append((f"expected {name}", value))
     return facts
-
-
-def _describe_network(model: ModelConfig) -> str:
-    if model.branches:
-        return f"{' with '.join(model.branches)}, fused by {model.fusion}"
-    return model.backbone
 
 
 def _describe_source(data: DataConfig) -> str:
@@ -83,10 +81,6 @@ def _describe_stage(stage: StageConfig) -> str:
     by = f" by {stage.monitor} on validation" if stage.keep == "best" else ""
     words.append(f"{stage.keep} epoch kept{by}")
     return ", ".join(words)
-
-
-def _describe_augmentation(augment: AugmentConfig) -> str:
-    return ", ".join(f"{key} {value:g}" for key, value in augment if isinstance(value, float) and value) or "none"
 
 
 class CostRow(NamedTuple):
@@ -168,7 +162,7 @@ class DataSection(NamedTuple):
 
 def describe_data(data: DataRecord) -> DataSection:
     """Return the facts of data.json, and a row for each split with its counts by class."""
-    labels = data.labels if len(data.labels) <= _MOST_LABELS else []
+    labels = data.labels if len(data.labels) <= MOST_LABELS else []
     rows = []
     for name, split in data.splits.items():
         per_class = split.per_class or {}
@@ -177,3 +171,106 @@ def describe_data(data: DataRecord) -> DataSection:
     if not labels:
         facts.append(("labels", f"{len(data.labels)}"))
     return DataSection(facts, labels, rows, data.notes)
+
+
+IMPORTANCE_NOTES = (
+    "The share of the gain says where the trees found the splits that lowered the training loss most. It does not "
+    "measure what a level is worth: features that carry the same information share the gain by chance, a level with many "
+    "features has more chances, and a level without any gain might have done as well alone. To learn what a level is "
+    "worth, grow trees without it (boosting.levels: last) and compare the metrics on validation.",
+)
+
+
+def describe_setting(boosting: BoostingConfig, stage: StageConfig) -> str:
+    """Return the section `boosting` of an experiment in one line, with what of `finetune` applies to trees."""
+    words = [
+        f"at most {stage.epochs} epochs of {boosting.rounds_per_epoch} rounds of trees",
+        f"features at {stage.image_size} px",
+        f"depth {boosting.max_depth}",
+        f"rate {boosting.learning_rate:g}",
+        f"lambda {boosting.reg_lambda:g}",
+        f"gamma {boosting.gamma:g}",
+        f"{boosting.subsample:.0%} of the images a round",
+        f"{boosting.colsample:.0%} of the features a tree",
+    ]
+    if stage.balance != "none":
+        words.append(f"classes balanced by {stage.balance}")
+    normalize = boosting.normalize
+    rows = "weighted so that classes count alike" if normalize.rows else "unweighted"
+    leaves = "within -1..1" if normalize.leaves else "as they are"
+    words.append(f"rows {rows}, features {normalize.features}, leaves {leaves}")
+    if stage.keep == "best":
+        words.append(f"best epoch kept by {stage.monitor} on validation")
+    return ", ".join(words)
+
+
+class TreesSection(NamedTuple):
+    """What a page shows of the trees."""
+
+    facts: list[tuple[str, str]]
+    levels: list[BoostedLevel]
+    num_features: int
+    notes: Sequence[str]
+
+
+def describe_trees(record: BoostingRecord | None) -> TreesSection | None:
+    """Return the facts, the table of levels and the notes of boosting.json; None where there is none."""
+    if record is None:
+        return None
+    kept = f"{format_count(record.rounds)} rounds, {format_count(record.trees)} trees"
+    cached = ", taken from the cache here" if record.features_were_cached else ""
+    facts = [
+        ("kept", f"{kept}; an epoch is {record.rounds_an_epoch} rounds"),
+        ("features", f"computed in {format_duration(record.features_seconds)}{cached}"),
+        ("growing", format_duration(record.trees_seconds)),
+    ]
+    if record.row_weights:
+        weights = ", ".join(f"{label} {weight:.2f}" for label, weight in record.row_weights.items())
+        facts.append(("weight of an image", weights))
+    return TreesSection(facts, record.levels, record.num_features, IMPORTANCE_NOTES)
+
+
+def draw_levels(levels: Sequence[BoostedLevel]) -> Figure:
+    """Draw each level's share of the total gain beside its share of the features, from the image on."""
+    total = sum(level.features for level in levels)
+    with figure_style():
+        figure = new_figure(7.5, 1.0 + 0.55 * len(levels))
+        axes = figure.subplots()
+        series = (
+            ("share of the gain", [100 * (level.gain or 0) for level in levels]),
+            ("share of the features", [100 * level.features / total for level in levels]),
+        )
+        for number, (label, values) in enumerate(series):
+            places = [index + 0.38 * number for index in range(len(levels))]
+            bars = axes.barh(
+                places,
+                values,
+                height=0.36,
+                color=COLOURS[number],
+                hatch=HATCHES[number],
+                edgecolor="white",
+                label=label,
+            )
+            axes.bar_label(bars, fmt="%.1f", padding=3, fontsize=8)
+        axes.set_yticks([index + 0.19 for index in range(len(levels))], [level.name for level in levels])
+        axes.invert_yaxis()
+        axes.set_xlabel("percent")
+        axes.margins(x=0.12)
+        axes.grid(visible=False, axis="y")
+        axes.legend(loc="best")
+    return figure
+
+
+def describe_levels(levels: Sequence[BoostedLevel]) -> str:
+    """Return what a reader who does not see the figure needs to know."""
+    shares = "; ".join(f"{level.name}, {level.features} features: {format_percent(level.gain)}" for level in levels)
+    return f"Share of the total gain of all splits by level of the backbone, from the image on: {shares}."
+
+
+def describe_members(section: EnsembleConfig) -> str:
+    """Return in words what the section `ensemble` of an experiment asks for."""
+    members = []
+    for member in section.members:
+        keys = ", ".join(f"{key}: {value}" for key, value in (member.set or {}).items())
+        members.append(f"{member.name} ({keys or member.model})")
+    return f"{'; '.join(members)}; combined by {COMBINATIONS.get(section.combine, section.combine)}"

@@ -1,22 +1,318 @@
-"""Figures and tables of a sweep: its cells ranked on validation, and each compared with one of them."""
+"""Figures and tables of a sweep: its cells ranked and compared, and the best cells of `sweep.best_of`."""
 
 from __future__ import annotations
 
+import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from dlfer.report.best_cells import SCORES
-from dlfer.report.figures import COLOURS, INK, SOFT, figure_style, new_figure, write_figure
-from dlfer.report.page import format_count, format_interval, format_percent
-from dlfer.runs.comparison_record import ArmPair, ArmRow, ComparisonRecord
-from dlfer.runs.metrics_record import CountedEstimate
-from dlfer.runs.wording import format_duration
+import numpy as np
+
+from dlfer.metrics.predictions import Predictions, read_predictions
+from dlfer.report.curves import MacroRoc, compute_class_rocs, draw_class_rocs, frame_roc
+from dlfer.report.figures import (
+    COLOURS,
+    HATCHES,
+    INK,
+    LINES,
+    SOFT,
+    Drawn,
+    figure_style,
+    name_rows,
+    new_figure,
+    write_figures,
+)
+from dlfer.report.page import format_cell, format_count, format_interval, format_percent, format_value, shorten_key
+from dlfer.runs.comparison_record import ArmPair, ArmRow, BestCell, BestCells, ComparisonRecord, Mean
+from dlfer.runs.metrics_record import Estimate, is_missing
+from dlfer.runs.run import format_duration
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
+
+
+BEST_FIGURES = ("best_scores", "best_macro_roc", "best_roc")
+MOST_ROWS = 16
+"""The figures show at most this many rows, the first ones; the tables have all."""
+SCORES = {
+    "accuracy": "accuracy",
+    "macro_precision": "macro precision",
+    "macro_recall": "macro recall",
+    "macro_f1": "macro F1",
+}
+"""Metric -> what readers call it."""
+_MOST_PANELS = 4
+"""Up to this many groups have a panel of bars each; more groups share one panel."""
+_COLUMNS = 3
+
+
+class BestRow(NamedTuple):
+    """A cell, titled by the values that it is best for."""
+
+    title: str
+    cell: BestCell
+
+    @property
+    def chosen_from(self) -> str:
+        """Of how many cells it is the best."""
+        finished, planned = self.cell.num_cells, self.cell.num_planned
+        return f"best of {finished}" + (f" (of {planned})" if finished < planned else "")
+
+    @property
+    def training(self) -> Training:
+        """How the cell was trained."""
+        cell = self.cell
+        return Training(
+            epochs=_count(cell.epochs),
+            kept=_count(cell.kept_epoch),
+            optimizer=cell.optimizer or "",
+            rate="" if cell.learning_rate is None else format_value(cell.learning_rate),
+            batch=_count(cell.batch_size),
+            steps=_count(cell.steps_an_epoch),
+            size="" if cell.image_size is None else f"{cell.image_size} px",
+            parameters=_count(cell.num_parameters),
+        )
+
+
+class BestTable(NamedTuple):
+    """The rows of one table; `heading` is None where there is only one."""
+
+    heading: str | None
+    rows: list[BestRow]
+
+
+class BestView(NamedTuple):
+    """What the page shows; `scores` is metric -> its name, `tables` is title -> rows."""
+
+    notes: list[str]
+    scores: Mapping[str, str]
+    tables: dict[str, list[BestRow]]
+
+
+class Training(NamedTuple):
+    """How a cell was trained, each value as it is in a table; "" where there is none."""
+
+    epochs: str
+    kept: str
+    optimizer: str
+    rate: str
+    batch: str
+    steps: str
+    size: str
+    parameters: str
+
+    def write_lines(self) -> str:
+        """Return the values in lines for the terminal."""
+        lines = (
+            self.epochs and f"{self.epochs} epochs{', kept ' + self.kept if self.kept else ''}",
+            self.optimizer and f"{self.optimizer} {self.rate}",
+            self.batch and f"batch {self.batch}{', ' + self.steps + ' steps' if self.steps else ''}",
+            self.size,
+            self.parameters and f"{self.parameters} parameters",
+        )
+        return "\n".join(filter(None, lines))
+
+
+def group_best_rows(best: BestCells) -> list[BestTable]:
+    """Return the rows with their titles; of two axes each value of the last has a table, with a heading, of its own."""
+    axes, groups, divided = best.axes, {}, len(best.axes) == 2
+    for cell in best.table:
+        heading = f"{axes[1]}: {cell.values[axes[1]] or '–'}" if divided else None
+        groups.setdefault(heading, []).append(BestRow(_title(cell, axes[:1] if divided else axes), cell))
+    return [BestTable(heading, rows) for heading, rows in groups.items()]
+
+
+def describe_best_cells(best: BestCells | None) -> BestView | None:
+    """Return what the page shows of the best cells; None where nothing was asked for."""
+    if best is None:
+        return None
+    tables = {
+        f"{heading + ', ' if heading else ''}on {best.judged_on}": rows for heading, rows in group_best_rows(best)
+    }
+    notes = [*best.notes]
+    if len(best.table) > MOST_ROWS:
+        notes.append(f"The figures show the first {MOST_ROWS} of {len(best.table)} rows.")
+    return BestView(notes, SCORES, tables)
+
+
+def format_best_tables(best: BestCells | None) -> list[Table]:
+    """Return the tables for the terminal; none where nothing was asked for."""
+    from rich.table import Table
+
+    tables = []
+    for heading, rows in group_best_rows(best) if best else []:
+        title = f"Best cells{', ' + heading if heading else ''}; chosen on validation, judged on {best.judged_on}"
+        table = Table(title=title, show_lines=True)
+        table.add_column("", overflow="fold")
+        table.add_column("training", no_wrap=True)
+        for words in SCORES.values():
+            table.add_column(words, justify="right", overflow="fold")
+        for row in rows:
+            cell = row.cell
+            seeds = f"\n{len(cell.seeds)} seeds" if len(cell.seeds) > 1 else ""
+            estimates = [cell.get(metric) for metric in SCORES]
+            scores = [f"{format_percent(estimate.value)}\n{format_interval(estimate)}" for estimate in estimates]
+            scores[0] += f"\nn = {format_count(cell.accuracy.n)}"
+            table.add_row(f"{row.title}\n{row.chosen_from}{seeds}", row.training.write_lines(), *scores)
+        tables.append(table)
+    return tables
+
+
+def write_best_figures(folder: Path, best: BestCells | None, runs: Mapping[tuple[str, int | None], Path]) -> list[Path]:
+    """Draw scores and ROC curves of the first rows; return the paths.
+
+    Args:
+        folder: for the figures.
+        best: of comparison.json.
+        runs: (cell, seed) -> the member's run. The ROC curves are of each cell's first seed; a cell whose run is gone
+            has none.
+    """
+    if best is None or not best.table:
+        return []
+    tables = _take_first(group_best_rows(best))
+    shown = [BestRow(_title(row.cell, best.axes), row.cell) for table in tables for row in table.rows]
+    which = f" (the first {len(shown)} of {len(best.table)} rows)" if len(shown) < len(best.table) else ""
+    texts = [
+        f"{title}: " + ", ".join(f"{words} {format_percent(cell.get(name).value)}" for name, words in SCORES.items())
+        for title, cell in shown
+    ]
+    figure = draw_best_scores(tables if len(tables) <= _MOST_PANELS else [BestTable(None, shown)])
+    title = f"The best cells{which} on {best.judged_on}, with 95 % intervals"
+    drawn = [Drawn("best_scores", figure, title, f"On {best.judged_on}. {'; '.join(texts)}.")]
+    panels = []
+    for title, cell in shown:
+        run = runs.get((cell.arm, cell.seeds[0]))
+        path = None if run is None else run / "predictions" / f"{best.part}.npz"
+        if path is not None and path.exists():
+            panels.append((title, read_predictions(path)))
+    return write_figures(folder, [*drawn, *_draw_rocs(panels, best.part, num_gone=len(shown) - len(panels))])
+
+
+def _draw_rocs(panels: Sequence[tuple[str, Predictions]], split: str, *, num_gone: int) -> list[Drawn]:
+    curves = [(title, compute_class_rocs(predictions)[1]) for title, predictions in panels]
+    macros = [(title, macro) for title, macro in curves if macro is not None]
+    if not macros:
+        return []
+    gone = f"; {num_gone} cells without predictions are left out" if num_gone else ""
+    texts = [f"{title} {macro.area:.3f}" for title, macro in macros]
+    return [
+        Drawn(
+            "best_macro_roc",
+            draw_macro_rocs(macros),
+            f"ROC on {split}: the mean over classes, of each best cell's first seed{gone}",
+            f"Mean area under the ROC curves on {split}: {'; '.join(texts)}.",
+        ),
+        Drawn(
+            "best_roc",
+            draw_best_rocs(panels),
+            f"ROC on {split}: each class against the rest, and their mean (grey), of each best cell's first seed{gone}",
+            f"ROC curves of each class, by cell. Mean area: {'; '.join(texts)}.",
+        ),
+    ]
+
+
+def draw_best_scores(tables: Sequence[BestTable]) -> Figure:
+    """Draw accuracy, macro precision, macro recall and macro F1 of each row as bars with intervals, a panel per table."""
+    width = 0.8 / len(SCORES)
+    most = max(len(table.rows) for table in tables)
+    room = 100 // most
+    with figure_style():
+        figure = new_figure(9, 0.5 + 3.1 * len(tables))
+        for axes, (heading, rows) in zip(figure.subplots(len(tables), squeeze=False)[:, 0], tables, strict=True):
+            for number, (name, words) in enumerate(SCORES.items()):
+                estimates = [(place, row.cell.get(name)) for place, row in enumerate(rows)]
+                estimates = [(place, estimate) for place, estimate in estimates if not is_missing(estimate.value)]
+                places = [place + (number - (len(SCORES) - 1) / 2) * width for place, _ in estimates]
+                values = [100 * estimate.value for _, estimate in estimates]
+                look = {"color": COLOURS[number], "hatch": HATCHES[number]}
+                axes.bar(places, values, width * 0.92, edgecolor="white", linewidth=0, label=words, **look)
+                errors = np.array([_get_errors(estimate) for _, estimate in estimates]).reshape(-1, 2).T
+                axes.errorbar(places, values, yerr=errors, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
+            axes.set_title(heading or "")
+            axes.set_xticks(range(len(rows)), [_wrap(row.title, room) for row in rows])
+            axes.set_xlim(-0.5, max(most, 2) - 0.5)
+            axes.grid(visible=False, axis="x")
+            axes.tick_params(axis="x", length=0, labelsize=8 if most > 3 else 10)
+            axes.set_ylim(0, 100)
+            axes.set_ylabel("%")
+        figure.legend(*axes.get_legend_handles_labels(), loc="outside upper left", ncols=len(SCORES))
+    return figure
+
+
+def draw_best_rocs(panels: Sequence[tuple[str, Predictions]]) -> Figure:
+    """Draw a panel for each cell: the ROC curve of each class against the rest, and their mean in grey."""
+    num_rows = -(-len(panels) // _COLUMNS)
+    with figure_style():
+        figure = new_figure(9.6, 0.2 + 3.35 * num_rows)
+        grid = figure.subplots(num_rows, _COLUMNS, squeeze=False).ravel()
+        for axes in grid[len(panels) :]:
+            axes.remove()
+        for axes, (title, predictions) in zip(grid, panels, strict=False):
+            curves, macro = compute_class_rocs(predictions)
+            frame_roc(axes)
+            if macro is not None:
+                label = f"mean, {macro.area:.3f}"
+                axes.plot(macro.fpr, macro.tpr, color=SOFT, linewidth=2.4, alpha=0.6, label=label)
+            draw_class_rocs(axes, curves, predictions.labels, width=0.9)
+            axes.set_title(_wrap(title, 34), fontsize=9)
+            axes.set_xlabel(axes.get_xlabel(), fontsize=8)
+            axes.set_ylabel(axes.get_ylabel(), fontsize=8)
+            axes.tick_params(labelsize=7)
+            if macro is not None:
+                axes.legend(loc="lower right", fontsize=6, handlelength=2.6, labelspacing=0.25)
+    return figure
+
+
+def draw_macro_rocs(curves: Sequence[tuple[str, MacroRoc]]) -> Figure:
+    """Draw the mean ROC curves of all cells into one panel, with their areas."""
+    with figure_style():
+        figure = new_figure(8.4, max(4.6, 1 + 0.26 * len(curves)))
+        axes = figure.subplots()
+        frame_roc(axes)
+        for number, (title, macro) in enumerate(curves):
+            look = {"color": COLOURS[number % len(COLOURS)], "linestyle": LINES[number // len(COLOURS) % len(LINES)]}
+            axes.plot(macro.fpr, macro.tpr, linewidth=1.2, label=f"{_wrap(title, 40)}, {macro.area:.3f}", **look)
+        figure.legend(title="mean area under the curve", loc="outside right upper", fontsize=8, title_fontsize=8)
+    return figure
+
+
+def _title(cell: BestCell, axes: Sequence[str]) -> str:
+    """Return the values of the axes; that of a key, which may be a mere number, after the key's last word."""
+    words = [(f"{shorten_key(axis, axes)} " if "." in axis else "") + (cell.values[axis] or "–") for axis in axes]
+    return ", ".join(words)
+
+
+def _count(value: Mean) -> str:
+    if value is None:
+        return ""
+    return format_count(value) if float(value).is_integer() else f"{value:,.1f}"
+
+
+def _get_errors(estimate: Estimate) -> tuple[float, float]:
+    """Return how far the interval goes below and above the value, in percentage points; 0 where it is undefined."""
+    value, low, high = estimate.value, estimate.low, estimate.high
+    if is_missing(low) or is_missing(high):
+        return 0.0, 0.0
+    return 100 * max(0.0, value - low), 100 * max(0.0, high - value)
+
+
+def _take_first(tables: Sequence[BestTable]) -> list[BestTable]:
+    """Return the tables with `MOST_ROWS` rows in all."""
+    left, taken = MOST_ROWS, []
+    for heading, rows in tables:
+        if left > 0:
+            taken.append(BestTable(heading, rows[:left]))
+            left -= len(rows)
+    return taken
+
+
+def _wrap(title: str, room: int) -> str:
+    """Return a title in lines of at most `room` letters; names may be divided at their underlines."""
+    return "\n".join(textwrap.wrap(title.replace("_", "_ "), max(8, room))).replace("_ ", "_")
+
 
 SWEEP_FIGURES = ("ranking", "differences", "curves")
 MOST_DRAWN = 30
@@ -25,28 +321,18 @@ MOST_DRAWN = 30
 
 def write_sweep_figures(folder: Path, comparison: ComparisonRecord) -> list[Path]:
     """Draw the ranking and the differences as far as there are any; return the paths."""
-    written, table, pairs = [], comparison.table[:MOST_DRAWN], comparison.paired[:MOST_DRAWN]
+    drawn, table, pairs = [], comparison.table[:MOST_DRAWN], comparison.paired[:MOST_DRAWN]
     which = f"the best {MOST_DRAWN} cells" if len(comparison.table) > MOST_DRAWN else "the cells"
     if table:
         texts = [f"{row.arm} {format_percent(row.validation.value)}" for row in table]
-        written.append(
-            write_figure(
-                draw_ranking(table),
-                folder / "ranking.png",
-                title=f"Accuracy of {which} with its 95 % interval, in the order of validation",
-                description=f"On validation: {'; '.join(texts)}.",
-            )
-        )
+        title = f"Accuracy of {which} with its 95 % interval, in the order of validation"
+        drawn.append(Drawn("ranking", draw_ranking(table), title, f"On validation: {'; '.join(texts)}."))
     if pairs:
-        written.append(
-            write_figure(
-                draw_sweep_differences(pairs),
-                folder / "differences.png",
-                title=f"Difference on {pairs[0].part} from “{pairs[0].a}”, paired by image, with its 95 % interval, not corrected",
-                description=" ".join(pair.sentence for pair in pairs),
-            )
-        )
-    return written
+        part, reference = pairs[0].part, pairs[0].a
+        title = f"Difference on {part} from “{reference}”, paired by image, with its 95 % interval, not corrected"
+        text = " ".join(pair.sentence for pair in pairs)
+        drawn.append(Drawn("differences", draw_sweep_differences(pairs), title, text))
+    return write_figures(folder, drawn)
 
 
 def draw_ranking(table: Sequence[ArmRow]) -> Figure:
@@ -60,14 +346,10 @@ def draw_ranking(table: Sequence[ArmRow]) -> Figure:
                 continue
             places = [place + (0.17 if number else -0.17) for place, _ in shown]
             values = [100 * estimate.value for _, estimate in shown]
-            below = [100 * max(0.0, estimate.value - estimate.low) for _, estimate in shown]
-            above = [100 * max(0.0, estimate.high - estimate.value) for _, estimate in shown]
+            errors = np.array([_get_errors(estimate) for _, estimate in shown]).T
             look = {"fmt": marker, "color": COLOURS[number], "markersize": 5, "elinewidth": 1.4, "capsize": 2}
-            axes.errorbar(values, places, xerr=[below, above], label=split, **look)
-        axes.set_yticks(range(len(table)), [row.arm for row in table])
-        axes.set_ylim(len(table) - 0.4, -0.6)
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
+            axes.errorbar(values, places, xerr=errors, label=split, **look)
+        name_rows(axes, [row.arm for row in table])
         axes.set_xlabel("accuracy (%)")
         figure.legend(loc="outside upper left", ncols=2)
     return figure
@@ -85,10 +367,7 @@ def draw_sweep_differences(pairs: Sequence[ArmPair]) -> Figure:
             axes.plot([low, high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
             axes.plot(value, place, "o", color=colour, markersize=6.5)
         axes.axvline(0, color=INK, linewidth=1)
-        axes.set_yticks(range(len(pairs)), [pair.b for pair in pairs])
-        axes.set_ylim(len(pairs) - 0.4, -0.6)
-        axes.grid(visible=False, axis="y")
-        axes.tick_params(axis="y", length=0)
+        name_rows(axes, [pair.b for pair in pairs])
         axes.spines["left"].set_visible(False)
         axes.set_xlabel(
             f"percentage points of accuracy from “{pairs[0].a}” (blue: significant after Holm's correction)"
@@ -138,10 +417,3 @@ def describe_best(comparison: ComparisonRecord) -> str | None:
                 f"n = {format_count(estimate.n)}), {use}."
             )
     return text
-
-
-def format_cell(estimate: CountedEstimate | None) -> str:
-    """Return a value, its interval and its n in three lines; a dash where there is none."""
-    if estimate is None:
-        return "–"
-    return f"{format_percent(estimate.value)}\n{format_interval(estimate)}\nn = {format_count(estimate.n)}"

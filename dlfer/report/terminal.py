@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlfer.report.duplicates import describe_duplicates
+from dlfer.report.headline import describe_duplicates
 from dlfer.runs.comparison_record import ModelComparison
 from dlfer.runs.metrics_record import Corruptions, Estimate, Groups, Metrics, SplitMetrics
 

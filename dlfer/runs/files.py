@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import io
 import json
 import math
 import os
@@ -34,6 +36,13 @@ def write_atomically(path: Path, contents: str | bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Write arrays by their names as compressed .npz, without pickle."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, allow_pickle=False, **arrays)
+    write_atomically(path, buffer.getvalue())
 
 
 MAX_ARRAYS = 100_000
@@ -200,7 +209,9 @@ def check_manifest(folder: Path, sha256: Any, *, file: Path, needed: Iterable[st
         ModelError: no such table, a name that leaves the folder, an absent or changed file, or a file
             that would be read and is not named.
     """
-    if not isinstance(sha256, dict) or not all(_is_digest(value) for value in sha256.values()):
+    if not isinstance(sha256, dict) or not all(
+        isinstance(value, str) and _SHA256.fullmatch(value) for value in sha256.values()
+    ):
         raise ModelError(f"{file}: expected under sha256 the name of each file with 64 hex digits. {mend}.")
     for name in sha256:
         check_inside(folder, name, file=file)
@@ -255,5 +266,10 @@ def hash_file(path: Path) -> str:
         raise ModelError(f"{path}: expected a file of a model: {error}.") from error
 
 
-def _is_digest(value: Any) -> bool:
-    return isinstance(value, str) and _SHA256.fullmatch(value) is not None
+def read_rows(path: Path) -> list[dict[str, str]]:
+    """Read a csv file of a run as dicts of text; empty where there is none."""
+    try:
+        with open(path, newline="", encoding="utf-8") as file:
+            return list(csv.DictReader(file))
+    except FileNotFoundError:
+        return []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, ClassVar
 
 from pydantic import Field
@@ -408,3 +409,8 @@ def _upgrade_twins(twins: Any, values: dict[str, Any]) -> dict[str, Any] | None:
     exact = None if values.get("protocol") == "paper" else twins.get("exact")
     in_train = {"exact": exact, "augmented": None, "any": twins["near_or_mirrored"]}
     return {"split": "test", "n": test.get("n"), "in_train": in_train, "in_selection": None, "in_either": None}
+
+
+def is_missing(value: float | None) -> bool:
+    """Tell whether a value is undefined: null in JSON."""
+    return value is None or (isinstance(value, float) and math.isnan(value))

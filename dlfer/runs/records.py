@@ -267,7 +267,7 @@ class RunRecord(FileRecord):
         except ProcessLookupError:
             return "interrupted"
         except (PermissionError, OverflowError):
-            return self.status
+            pass
         return self.status
 
 

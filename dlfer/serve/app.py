@@ -14,13 +14,12 @@ from starlette.types import Scope
 
 from dlfer._version import __version__
 from dlfer.predict.predictor import NOTICE, RESEARCH_ONLY
-from dlfer.serve import kserve, schemas
-from dlfer.serve.bodies import Body, check_faces, decode_all, name_uploads, read_face
-from dlfer.serve.guard import CONTENT_TYPE, Guard, Metrics
-from dlfer.serve.limits import Limits, Refusal
-from dlfer.serve.models import ServedModel
-from dlfer.serve.openapi import complete_openapi, tell_body, tell_errors
-from dlfer.serve.service import Service
+from dlfer.serve import schemas
+from dlfer.serve.inputs import check_faces, decode_all, read_face
+from dlfer.serve.limits import CONTENT_TYPE, Guard, Limits, Metrics, Refusal
+from dlfer.serve.models import ServedModel, describe_tensors, read_crops, write_answer
+from dlfer.serve.schemas import complete_openapi, tell_body, tell_errors
+from dlfer.serve.service import Body, Service
 
 _PAGE = {
     "/": ("index.html", "text/html"),
@@ -102,21 +101,16 @@ def _add_errors(app: FastAPI) -> None:
 def _add_page(app: FastAPI) -> None:
     folder = files("dlfer.serve") / "page"
     for path, (name, kind) in _PAGE.items():
-        contents = (folder / name).read_bytes()
-
-        async def get(contents: bytes = contents, kind: str = kind) -> Response:
-            return Response(contents, media_type=kind)
-
-        app.add_api_route(path, _without_arguments(get), methods=["GET"], include_in_schema=False)
+        app.add_api_route(
+            path, _answer_with((folder / name).read_bytes(), kind), methods=["GET"], include_in_schema=False
+        )
 
 
-def _without_arguments(function: Callable[[], Awaitable[Response]]) -> Callable[[], Awaitable[Response]]:
-    """Hide the default arguments of a function, which would be read from the query."""
+def _answer_with(contents: bytes, kind: str) -> Callable[[], Awaitable[Response]]:
+    async def answer() -> Response:
+        return Response(contents, media_type=kind)
 
-    async def call() -> Response:
-        return await function()
-
-    return call
+    return answer
 
 
 def _add_health(app: FastAPI, service: Service) -> None:
@@ -191,9 +185,8 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
         """Find the faces in pictures, and predict which expression label annotators would give to each."""
         async with service.admit(), Body(request, service) as body:
             if body.is_form:
-                form = await body.read_form("file", fields=("model", "faces"))
-                uploads = name_uploads([upload for _, upload in form.files])
-                model, faces = service.find_model(form.fields.get("model")), check_faces(form.fields.get("faces"))
+                uploads, given = await body.read_form("model", "faces")
+                model, faces = service.find_model(given.get("model")), check_faces(given.get("faces"))
             else:
                 asked = await body.read_json(schemas.PredictRequest)
                 if len(asked.images) > service.limits.pictures:
@@ -204,7 +197,8 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
                 uploads = await service.run(lambda: decode_all(asked.images))
             async with service.limit_time():
                 pictures = await service.predict(uploads, model, faces)
-            return schemas.Prediction(model=model.name, notice=_notice_of(model), images=pictures)
+            notice = f"{NOTICE} {RESEARCH_ONLY}" if model.card.research_only else NOTICE
+            return schemas.Prediction(model=model.name, notice=notice, images=pictures)
 
     @app.post(
         "/v1/explain",
@@ -226,18 +220,17 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
         """Cover a face part by part, and map where the probability of a label falls and rises."""
         async with service.admit(explanation=True), Body(request, service) as body:
             if body.is_form:
-                form = await body.read_form("file", fields=("model", "faces", "face", "label"))
-                if len(form.files) != 1:
-                    raise Refusal(400, f"file: found {len(form.files)} files, expected one.")
-                upload, given = name_uploads([form.files[0][1]])[0], form.fields
+                uploads, given = await body.read_form("model", "faces", "face", "label")
+                if len(uploads) != 1:
+                    raise Refusal(400, f"file: found {len(uploads)} files, expected one.")
                 model, faces = service.find_model(given.get("model")), check_faces(given.get("faces"))
                 face, label = read_face(given.get("face", "0")), given.get("label")
             else:
                 asked = await body.read_json(schemas.ExplainRequest)
                 model, faces, face, label = service.find_model(asked.model), asked.faces, asked.face, asked.label
-                upload = (await service.run(lambda: decode_all([asked.image])))[0]
+                uploads = await service.run(lambda: decode_all([asked.image]))
             async with service.limit_time():
-                return await service.explain(upload, model, faces=faces, face=face, label=label)
+                return await service.explain(uploads[0], model, faces=faces, face=face, label=label)
 
 
 def _add_kserve(app: FastAPI, service: Service) -> None:
@@ -249,7 +242,7 @@ def _add_kserve(app: FastAPI, service: Service) -> None:
     @app.get("/v2/models/{name}", tags=["KServe"], responses=tell_errors(404))
     async def describe_model(name: str) -> schemas.ModelDescription:
         """The tensors of a model, and its card."""
-        return kserve.describe_model(service.find_model(name))
+        return describe_tensors(service.find_model(name))
 
     @app.get("/v2/models/{name}/ready", tags=["KServe"], responses=tell_errors(404, 503))
     async def is_model_ready(name: str) -> schemas.ModelReady:
@@ -271,18 +264,14 @@ def _add_kserve(app: FastAPI, service: Service) -> None:
         model = service.find_model(name)
         async with service.admit(), Body(request, service) as body:
             asked = await body.read_json(schemas.InferRequest)
-            crops = await service.run(lambda: kserve.read_crops(asked.inputs[0], model, service.limits))
+            crops = await service.run(lambda: read_crops(asked.inputs[0], model, service.limits))
             async with service.limit_time():
                 probabilities = await service.predict_crops(crops, model)
             service.metrics.faces.labels(model.name).inc(len(crops))
-            return kserve.write_answer(asked, model, probabilities)
+            return write_answer(asked, model, probabilities)
 
 
 def _name_route(scope: Scope) -> str:
     """Return the path of the route that answered; all that is unknown shares a name."""
     route = scope.get("route")
     return getattr(route, "path", "unknown")
-
-
-def _notice_of(model: ServedModel) -> str:
-    return f"{NOTICE} {RESEARCH_ONLY}" if model.card.research_only else NOTICE

@@ -6,7 +6,7 @@ import base64
 import binascii
 import io
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TypeVar
 
 import numpy as np
@@ -14,11 +14,11 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 from starlette.datastructures import Headers, UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
-from starlette.requests import Request
 
 from dlfer.errors import DataError
 from dlfer.predict.media import FORMATS, read_image
 from dlfer.serve.limits import Limits, Refusal
+from dlfer.serve.schemas import Picture64
 
 _MOST_NAME = 200
 _MOST_FIELDS, _FIELD_BYTES = 8, 1024
@@ -38,34 +38,20 @@ class Upload:
     contents: bytes
 
 
-@dataclass(frozen=True)
-class Form:
-    """What was sent as multipart/form-data.
-
-    Attributes:
-        fields: texts by name.
-        files: by name of the field, in order.
-    """
-
-    fields: dict[str, str] = field(default_factory=dict)
-    files: list[tuple[str, Upload]] = field(default_factory=list)
-
-
 class _MemoryParser(MultiPartParser):
     # Beyond this size a file is put on the disk; the limit of the body stands far below it.
     spool_max_size = 2**62
 
 
-def get_content_type(request: Request) -> str:
-    """Return the type of the body without its parameters, in lower case."""
-    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+async def parse_form(
+    body: bytes, headers: Headers, limits: Limits, expected: Sequence[str]
+) -> tuple[list[Upload], dict[str, str]]:
+    """Return the files of a multipart body and its texts by name; nothing of it is put on the disk.
 
-
-async def parse_form(body: bytes, headers: Headers, limits: Limits) -> Form:
-    """Return the parts of a multipart body; nothing of it is put on the disk.
+    `expected` are the names of the texts; files, at least one, are called "file".
 
     Raises:
-        Refusal: 400 where it is damaged or has too many parts, 413 for a field that is too long.
+        Refusal: 400 where it is damaged, or has too many or other parts, 413 for a field that is too long.
     """
 
     async def stream() -> AsyncIterator[bytes]:
@@ -80,17 +66,25 @@ async def parse_form(body: bytes, headers: Headers, limits: Limits) -> Form:
         status = 413 if error.message.startswith("Part exceeded") else 400
         raise Refusal(status, f"multipart/form-data: {error.message}") from error
     fields: dict[str, str] = {}
-    files: list[tuple[str, Upload]] = []
+    uploads: list[Upload] = []
+    unknown: set[str] = set()
     for name, value in parsed.multi_items():
         if isinstance(value, UploadFile):
             contents = await value.read()
             await value.close()
-            files.append((name, Upload((value.filename or "")[:_MOST_NAME], contents)))
+            uploads.append(Upload((value.filename or f"image {len(uploads) + 1}")[:_MOST_NAME], contents))
         elif name in fields:
             raise Refusal(400, f"multipart/form-data: the field {name[:_MOST_NAME]!r} stands there twice.")
         else:
             fields[name] = value
-    return Form(fields, files)
+        if name not in (["file"] if isinstance(value, UploadFile) else expected):
+            unknown.add(name[:60])
+    if unknown or not uploads:
+        found = ", ".join(sorted(unknown)) or "no file"
+        raise Refusal(
+            400, f"multipart/form-data: found {found}, expected files called file, and {', '.join(expected)}."
+        )
+    return uploads, fields
 
 
 def parse_json(body: bytes, kind: type[_Body]) -> _Body:
@@ -169,3 +163,22 @@ def _too_many_pixels(name: str, found: str, limits: Limits) -> Refusal:
     return Refusal(
         413, f"{name}: found {found} pixels; a request may hold {limits.pixels:,} together. Shrink the picture."
     )
+
+
+def decode_all(images: Sequence[Picture64]) -> list[Upload]:
+    """Return the files of pictures in JSON."""
+    return [decode_base64(image.base64, image.name or f"image {n}") for n, image in enumerate(images, start=1)]
+
+
+def check_faces(faces: str | None) -> str | None:
+    """Return "auto", "whole" or None, as it was given."""
+    if faces not in (None, "auto", "whole"):
+        raise Refusal(400, f"faces: found {faces[:60]!r}, expected auto or whole.")
+    return faces
+
+
+def read_face(text: str) -> int:
+    """Return the number of a face."""
+    if not text.isascii() or not text.isdecimal() or len(text) > 6:
+        raise Refusal(400, f"face: found {text[:60]!r}, expected the number of a face, from 0.")
+    return int(text)

@@ -1,8 +1,13 @@
-"""The models that are served, and what they tell of themselves."""
+"""The models that are served, what they tell of themselves, and their tensors in the KServe protocol, version 2, in JSON.
+
+Source of the protocol (the Open Inference Protocol):
+https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from math import prod
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +17,22 @@ from dlfer.errors import UserError
 from dlfer.predict.crops import Crop, build_cropper
 from dlfer.predict.engines import Engine
 from dlfer.report.headline import name_judged_split
-from dlfer.report.record import try_experiment
-from dlfer.runs.evaluations import read_metrics
+from dlfer.report.page import try_experiment
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import About, ArtifactRecord, DataRecord, Temperature
 from dlfer.runs.run import RUN_FILE
-from dlfer.serve.schemas import Card, Figure
+from dlfer.runs.run_records import read_metrics
+from dlfer.serve.limits import Limits, Refusal
+from dlfer.serve.schemas import (
+    Card,
+    Figure,
+    InferRequest,
+    InferResponse,
+    ModelDescription,
+    OutputTensor,
+    Tensor,
+    TensorDescription,
+)
 
 
 class ServedModel:
@@ -155,3 +170,68 @@ def _read_accuracy(metrics: Metrics, data: DataRecord | None) -> Figure | None:
     return Figure(
         value=accuracy.value, low=accuracy.low, high=accuracy.high, n=judged.n, what=name_judged_split(metrics, data)
     )
+
+
+OUTPUTS = ("probabilities", "labels")
+
+
+def describe_tensors(model: ServedModel) -> ModelDescription:
+    """Return what requests to a model look like."""
+    return ModelDescription(
+        name=model.name,
+        versions=["1"],
+        platform="keras_dlfer",
+        inputs=[TensorDescription(name="images", datatype="UINT8", shape=[-1, -1, -1, model.channels])],
+        outputs=[
+            TensorDescription(name="probabilities", datatype="FP32", shape=[-1, len(model.labels)]),
+            TensorDescription(name="labels", datatype="BYTES", shape=[-1]),
+        ],
+        parameters=model.card,
+    )
+
+
+def read_crops(tensor: Tensor, model: ServedModel, limits: Limits) -> list[np.ndarray]:
+    """Return the images of a tensor as crops of the model's own size; another size is cropped or padded, and resized.
+
+    Raises:
+        Refusal: 400 for another form, 413 for too many images or pixels.
+    """
+    shape = tensor.shape if len(tensor.shape) == 4 else [*tensor.shape, 1]
+    if shape[-1] not in (1, 3):
+        raise Refusal(400, f"images: found the shape {tensor.shape}, expected [N, H, W], [N, H, W, 1] or [N, H, W, 3].")
+    if shape[0] > limits.images_in_tensor or prod(shape[:3]) > limits.pixels:
+        raise Refusal(
+            413,
+            f"images: found the shape {tensor.shape}, expected at most {limits.images_in_tensor} images "
+            f"and {limits.pixels:,} pixels.",
+        )
+    try:
+        values = np.array(tensor.data)
+    except (ValueError, OverflowError) as error:
+        raise Refusal(400, "images: data is neither flat nor nested evenly.") from error
+    is_whole = values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= 255
+    if not is_whole or values.size != prod(shape) or (values.ndim > 1 and list(values.shape) != tensor.shape):
+        raise Refusal(
+            400, f"images: expected {prod(shape):,} whole numbers 0..255 for the shape {tensor.shape}, flat or nested."
+        )
+    return [model.fit(image) for image in values.reshape(shape).astype(np.uint8)]
+
+
+def write_answer(asked: InferRequest, model: ServedModel, probabilities: np.ndarray) -> InferResponse:
+    """Return the outputs that were asked for, all if none were named."""
+    names = OUTPUTS if asked.outputs is None else [output.name for output in asked.outputs]
+    made = {
+        "probabilities": OutputTensor(
+            name="probabilities",
+            shape=list(probabilities.shape),
+            datatype="FP32",
+            data=[float(value) for value in probabilities.ravel()],
+        ),
+        "labels": OutputTensor(
+            name="labels",
+            shape=[len(probabilities)],
+            datatype="BYTES",
+            data=[model.labels[best] for best in probabilities.argmax(axis=1)],
+        ),
+    }
+    return InferResponse(model_name=model.name, id=asked.id, outputs=[made[name] for name in dict.fromkeys(names)])

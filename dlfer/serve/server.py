@@ -54,12 +54,7 @@ class ServerOptions:
 
 
 class GracefulServer(uvicorn.Server):
-    """Finishes what was begun when it is told to stop, and says meanwhile that it is not ready.
-
-    Args:
-        config: of uvicorn.
-        drain: seconds that this may take.
-    """
+    """Finishes what was begun when it is told to stop, within `drain` seconds, and says meanwhile that it is not ready."""
 
     def __init__(self, config: uvicorn.Config, *, drain: float) -> None:
         super().__init__(config)

@@ -15,25 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from dlfer.config.load import load_experiment, with_overrides
+from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, DlferError
 from dlfer.report.comparison import format_comparison_table
 from dlfer.runs.comparison_record import ArmKey, ComparisonRecord
-from dlfer.runs.find import open_run
 from dlfer.runs.options import RunOptions
-from dlfer.runs.training_records import read_history
-from dlfer.study.comparison import (
-    ArrayTask,
-    Comparison,
-    Rules,
-    explain_members,
-    run_comparison,
-    start_comparison,
-)
+from dlfer.runs.run_records import read_history
+from dlfer.study.compare import Finished, choose_split, collect_notes, compare_with, describe_split, summarise_arm
+from dlfer.study.comparison import ArrayTask, Comparison, Rules, resume_comparison, start_comparison
 from dlfer.study.members import Member, Plan, group_finished
-from dlfer.study.progress import StudyConsole
-from dlfer.study.summary import Finished, choose_split, collect_notes, compare_with, describe_split, summarise_arm
+from dlfer.study.runner import StudyConsole
 
 WITH, WITHOUT, EQUAL_COMPUTE = "with EF-FER1", "without EF-FER1", "without, equal compute"
 
@@ -48,43 +40,28 @@ def run_ablation(
 ) -> Path | None:
     """Run an experiment with and without EF-FER1 and compare the two; return the comparison's folder.
 
-    Args:
-        file: an experiment with a `pretrain` section.
-        options: of the command line.
-        seeds: instead of `ablation.seeds`.
-        workers: how many members train at a time; None: one for each GPU, one on a machine without.
-        array: run one member in a shared folder of runs, or collect those that have finished there; None: run all here.
+    The arguments are those of `start_comparison`.
 
     Raises:
         ConfigError: the experiment has no EF-FER1 to leave out.
         TrainingStopped: by Ctrl-C, SIGTERM or --max-hours; the ablation can be resumed.
         DlferError: a member failed; the others were run.
     """
-    overrides = dict(options.overrides)
-    if seeds is not None:
-        overrides["ablation.seeds"] = list(seeds)
-    config = load_experiment(file, overrides)
+    return start_comparison(file, options, RULES, seeds=seeds, workers=workers, array=array)
+
+
+def resume_ablation(run: Path | str, options: RunOptions, *, workers: int | None = None) -> Path:
+    """Go on with an ablation: finished members stay, an interrupted one continues from its checkpoint."""
+    return resume_comparison(run, options, RULES, workers=workers)
+
+
+def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
+    """Return the arms, EF-FER1 first so that its cost is known."""
     if config.pretrain is None:
         raise ConfigError(
             f"{file}: pretrain is null, so there is no EF-FER1 to leave out. "
             "The ablation needs an experiment with a pretrain section, e.g. experiments/quickstart.yaml."
         )
-    plan = _plan(config, smoke=options.smoke)
-    if options.dry_run:
-        explain_members(config, plan, options)
-        return None
-    return start_comparison(config, plan, options, workers=workers, array=array, rules=RULES)
-
-
-def resume_ablation(run: Path | str, options: RunOptions, *, workers: int | None = None) -> Path:
-    """Go on with an ablation: finished members stay, an interrupted one continues from its checkpoint."""
-    opened = open_run(run, options.out)
-    plan = _plan(opened.config(), smoke=opened.is_smoke)
-    return run_comparison(Comparison(opened, opened.config(), plan), options, workers=workers, rules=RULES)
-
-
-def _plan(config: ExperimentConfig, *, smoke: bool) -> Plan:
-    """Return the arms, EF-FER1 first so that its cost is known."""
     of_with, of_without = config.ablation.with_keys, config.ablation.without
     arms: dict[str, dict] = {WITH: dict(of_with), WITHOUT: {"pretrain": None, **of_without}}
     if config.ablation.equal_compute:
@@ -226,4 +203,4 @@ def compare_arms(reference: str, finished: Finished) -> ComparisonRecord:
     )
 
 
-RULES = Rules(_conclude, show_comparison, _prepare, shares_processes=True)
+RULES = Rules("ablation", _plan, _conclude, show_comparison, _prepare, shares_processes=True)

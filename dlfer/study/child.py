@@ -1,4 +1,6 @@
-"""The process of a member: it executes a run directory that its parent has made.
+"""The process of a member, from both ends: worker slots and how it is started, and the program that it is.
+
+It executes a run directory that its parent has made:
 
     python -m dlfer.study.child RUN --parent PID --hint "dlfer sweep --resume ..." --events FD [--ask] [--stay] [--require-gpu]
 
@@ -8,26 +10,169 @@ It writes one JSON object a line to the file descriptor FD: {"event": "start", "
 "is_users"} last. With --ask it waits, after each epoch of EF-FER2, for one line on stdin: "on" or "stop". With --stay a
 process whose run has finished waits for another one, {"run": path, "log": path or null}, until stdin is closed: framework
 and data are loaded once. It stops at a checkpoint on SIGTERM, when stdin is closed instead of answered, and when its parent
-is gone.
+is gone. Of several side by side each has a slot, with a GPU or a share of the processors of its own.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import shutil
+import signal
+import subprocess
 import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from dlfer.errors import DlferError, TrainingStopped, UserError
 from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run
 from dlfer.train.control import StopControl
-from dlfer.train.watch import TrainingListener
+from dlfer.train.progress import TrainingListener
+
+if TYPE_CHECKING:
+    from dlfer.config.schema import ExperimentConfig
+
+
+@dataclass(frozen=True, eq=False)
+class WorkerSlot:
+    """Room for one process.
+
+    Attributes:
+        name: for a person: "GPU 1", "worker 2"; "" where there is one slot only.
+        environment: variables that its process gets.
+    """
+
+    name: str
+    environment: dict[str, str]
+
+
+def list_gpu_ids() -> list[str]:
+    """Return the ids that CUDA_VISIBLE_DEVICES takes: those it has, else those of nvidia-smi; no framework is loaded."""
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if given is not None:
+        return [part.strip() for part in given.split(",") if part.strip() not in ("", "-1")]
+    tool = shutil.which("nvidia-smi")
+    if tool is None:
+        return []
+    try:
+        done = subprocess.run(
+            [tool, "--query-gpu=index", "--format=csv,noheader"], capture_output=True, text=True, timeout=60, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return []
+    return done.stdout.split()
+
+
+def find_slots(num_workers: int | None, config: ExperimentConfig) -> list[WorkerSlot]:
+    """Return the worker slots of this machine for an experiment; one for the CPU takes no GPU."""
+    return make_slots(num_workers, [] if config.experiment.device == "cpu" else list_gpu_ids())
+
+
+def make_slots(num_workers: int | None, gpu_ids: Sequence[str]) -> list[WorkerSlot]:
+    """Return the worker slots of this machine.
+
+    A single slot is left as it is, and may use every device. Of several, each gets one GPU, in turn; slots that share a GPU
+    take its memory as they need it, and slots without a GPU share the processors.
+
+    Args:
+        num_workers: how many members train at a time; None: one for each GPU, one on a machine without.
+        gpu_ids: as of `list_gpu_ids`.
+    """
+    count = num_workers or max(1, len(gpu_ids))
+    if count == 1:
+        return [WorkerSlot("", {})]
+    if not gpu_ids:
+        threads = str(max(1, (os.cpu_count() or 1) // count))
+        names = ("OMP_NUM_THREADS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS")
+        shared = {name: os.environ.get(name, threads) for name in names}
+        return [WorkerSlot(f"worker {number + 1}", shared) for number in range(count)]
+    slots = []
+    for number in range(count):
+        gpu = gpu_ids[number % len(gpu_ids)]
+        environment = {"CUDA_VISIBLE_DEVICES": gpu}
+        if count > len(gpu_ids):
+            environment |= {"TF_FORCE_GPU_ALLOW_GROWTH": "true", "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+        slots.append(WorkerSlot(f"GPU {gpu}", environment))
+    return slots
+
 
 GO_ON, STOP = "on", "stop"
 ANSWER_REASON = "its study"
+CHILD_COMMAND = (sys.executable, "-m", "dlfer.study.child")
+_STDERR = 2
+
+
+class ChildProcess(subprocess.Popen):
+    """A member's process as its parent has it, with the file descriptor of its events.
+
+    Args:
+        run: directory of the run that it executes.
+        slot: where it runs.
+        hint: the command that goes on after a stop.
+        flags: of dlfer.study.child.
+        log: file that its talk is added to; None: this process' stderr.
+    """
+
+    def __init__(self, run: Path, slot: WorkerSlot, *, hint: str, flags: Sequence[str], log: Path | None) -> None:
+        root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.events, theirs = os.pipe()
+        self._pending = b""
+        command = [*CHILD_COMMAND, str(run), "--parent", str(os.getpid()), "--hint", hint, "--events", str(theirs)]
+        with contextlib.ExitStack() as stack:
+            stack.callback(os.close, theirs)
+            talk = _STDERR if log is None else stack.enter_context(log.open("ab")).fileno()
+            super().__init__(
+                [*command, *flags],
+                stdin=subprocess.PIPE,
+                # Results go to stdout, and those are the study's alone.
+                stdout=talk,
+                stderr=talk,
+                pass_fds=(theirs,),
+                # Ctrl-C reaches the study alone, which then asks its members to stop.
+                start_new_session=True,
+                env={**os.environ, "PYTHONPATH": path, **slot.environment},
+            )
+
+    def tell(self, line: str) -> None:
+        """Write a line to the process; one that is gone is noticed when it is polled."""
+        with contextlib.suppress(BrokenPipeError):
+            self.stdin.write(f"{line}\n".encode())
+            self.stdin.flush()
+
+    def hear(self) -> list[dict[str, Any]] | None:
+        """Return the events that it has written; None where none will come any more, since it ends."""
+        chunk = os.read(self.events, 65536)
+        *lines, self._pending = (self._pending + chunk).split(b"\n")
+        return [json.loads(line) for line in lines] if chunk else None
+
+    def hear_rest(self) -> Iterator[dict[str, Any]]:
+        """Yield the last events of a process that has ended."""
+        os.set_blocking(self.events, False)
+        with contextlib.suppress(BlockingIOError):
+            while (events := self.hear()) is not None:
+                yield from events
+
+    def close(self) -> None:
+        """Close what connects it with its parent."""
+        os.close(self.events)
+        with contextlib.suppress(BrokenPipeError):
+            self.stdin.close()
+
+
+def describe_exit(code: int) -> str:
+    """Say how a process ended that has not said so itself."""
+    if code == 143:
+        return "its process was asked to stop by SIGTERM from outside"
+    if code >= 0:
+        return f"its process ended with exit code {code} and no word"
+    name = signal.Signals(-code).name
+    return f"its process was ended by {name}{'; was memory short?' if name == 'SIGKILL' else ''}"
 
 
 class Channel:

@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlfer.config.load import compute_digest
+from dlfer.config.load import compute_digest, load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, DlferError, TrainingStopped, UserError
-from dlfer.experiment.smoke import make_smoke_config
+from dlfer.experiment.session import create_member_run
 from dlfer.report.comparison import write_comparison_report
 from dlfer.report.page import format_percent
 from dlfer.runs.comparison_record import ComparisonRecord
-from dlfer.runs.find import default_runs_folder
+from dlfer.runs.find import default_runs_folder, open_run
 from dlfer.runs.member_rows import is_run, write_member_rows
 from dlfer.runs.options import RunOptions
-from dlfer.runs.run import Run, create_run
-from dlfer.runs.wording import format_duration
-from dlfer.study.members import Member, Plan, open_shared_run, read_members
-from dlfer.study.progress import StudyConsole
-from dlfer.study.runner import Ending, Runner, Task
-from dlfer.study.slots import WorkerSlot, list_gpu_ids, make_slots
+from dlfer.runs.run import Run, create_run, format_duration
+from dlfer.study.child import WorkerSlot, find_slots, make_slots
+from dlfer.study.members import (
+    Member,
+    Plan,
+    describe_pretraining,
+    describe_process,
+    explain_members,
+    open_shared_run,
+    read_member_index,
+    read_members,
+)
+from dlfer.study.runner import Ending, Runner, Source, StudyConsole, Task
 from dlfer.train.control import StopControl
 
-INDEX_VARIABLES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
-"""Where Slurm and Kubernetes say which task of a job array this process is."""
 _SHARED = "shared-"
 
 
@@ -36,6 +40,8 @@ class Rules:
     """What is a kind of comparison's own.
 
     Attributes:
+        section: of the experiment, "ablation" or "sweep", which has the seeds.
+        plan: (experiment, file that it is from, whether it is a smoke run) -> its members; raises ConfigError without any.
         conclude: gives comparison.json.
         show: prints it.
         prepare: called before a member begins, which may set its last keys; returns whether it can begin now, and raises
@@ -44,6 +50,8 @@ class Rules:
             and memory that leaks adds up; for few members that differ in little.
     """
 
+    section: str
+    plan: Callable[[ExperimentConfig, object, bool], Plan]
     conclude: Callable[[Comparison], ComparisonRecord]
     show: Callable[[ComparisonRecord, StudyConsole], None]
     prepare: Callable[[Comparison, Member], bool] = lambda comparison, member: True
@@ -103,18 +111,15 @@ class Comparison:
 
     def create_member_run(self, member: Member) -> None:
         """Make the member's run directory beside the comparison's, small where that is a smoke run."""
-        record = self.run.record
-        config, warnings = member.make_config(self.config), []
-        if self.run.is_smoke:
-            config, warnings = make_smoke_config(config)
-        folder = self.run.path.parent.parent
-        facts = {"smoke": self.run.is_smoke, "use_cache": record.use_cache, "judge_test": True, "warnings": warnings}
+        record, config, folder = self.run.record, member.make_config(self.config), self.run.path.parent.parent
+        options = RunOptions(smoke=self.run.is_smoke, use_cache=record.use_cache, argv=tuple(record.argv))
         if self.is_shared:
             name = self._get_shared_name(member)
-            run = open_shared_run(folder, name, config, argv=record.argv, kind="run", facts=facts)
+            run = open_shared_run(
+                folder, config.experiment.name, name, lambda draft: create_member_run(config, options, draft)
+            )
         else:
-            run = create_run(folder, config, argv=record.argv)
-            run.update(**facts)
+            run = create_member_run(config, options, folder)
         member.path = str(run.path.resolve())
 
     def _get_shared_name(self, member: Member) -> str:
@@ -133,7 +138,7 @@ class Comparison:
         return self.members
 
 
-class MemberSource:
+class MemberSource(Source):
     """Hands the members of a comparison to the runner.
 
     Args:
@@ -168,15 +173,6 @@ class MemberSource:
             return self._make_task(member, slot)
         return None
 
-    def is_exhausted(self) -> bool:
-        """Return whether every member has been taken."""
-        return not self.waiting
-
-    def tick(self, tasks: Sequence[Task]) -> list[Task]:
-        """Look at the tasks under way; all of them are wanted."""
-        del tasks
-        return []
-
     def end(self, task: Task, ending: Ending) -> None:
         """Note how a member ended, tell it, and write members.csv."""
         comparison, member = self.comparison, self.active.pop(task)
@@ -197,11 +193,8 @@ class MemberSource:
         member.status = "running"
         self._save()
 
-        def find_ending() -> Ending | None:
-            return Ending("finished") if member.run.status == "finished" else None
-
-        kinship = _describe_process(member.run.config()) if self.rules.shares_processes else ""
-        task = Task(title, member.run, find_ending, kinship=kinship)
+        kinship = describe_process(member.run.config()) if self.rules.shares_processes else ""
+        task = Task(title, member.run, kinship=kinship)
         self.active[task] = member
         return task
 
@@ -215,9 +208,9 @@ class MemberSource:
 
     def _waits_for_pretraining(self, member: Member) -> bool:
         under_way = [
-            _describe_pretraining(m.run.config()) for task, m in self.active.items() if task.stage != "finetune"
+            describe_pretraining(m.run.config()) for task, m in self.active.items() if task.stage != "finetune"
         ]
-        wanted = _describe_pretraining(member.make_config(self.comparison.config)) if under_way else None
+        wanted = describe_pretraining(member.make_config(self.comparison.config)) if under_way else None
         return wanted is not None and wanted in under_way
 
     def _fail(self, member: Member, error: str) -> None:
@@ -237,84 +230,66 @@ class MemberSource:
         return f"; about {format_duration(seconds)} left for {num_left} more"
 
 
-def _describe_pretraining(config: ExperimentConfig) -> str | None:
-    """Return what EF-FER1 is trained with, alike for members that share it; None where none is trained."""
-    if config.pretrain is None or config.pretrain.weights is not None:
-        return None
-    return config.pretrain.model_dump_json() + config.model.model_dump_json()
-
-
-def _describe_process(config: ExperimentConfig) -> str:
-    """Return what is set for a whole process (device, precision, determinism), alike for members that may share one."""
-    return config.experiment.model_dump_json(exclude={"name", "seed"})
-
-
 def start_comparison(
-    config: ExperimentConfig,
-    plan: Plan,
+    file: Path | str,
     options: RunOptions,
+    rules: Rules,
     *,
+    seeds: Sequence[int] | None,
     workers: int | None,
     array: ArrayTask | None,
-    rules: Rules,
-) -> Path:
-    """Begin a comparison, or do what a task of a job array does; return its folder, or that of the one member.
+) -> Path | None:
+    """Begin the comparison of an experiment file, or do what a task of a job array does.
+
+    Args:
+        file: the experiment.
+        options: of the command line.
+        rules: of this kind of comparison.
+        seeds: instead of those of the file.
+        workers: how many members train at a time; None: one for each GPU, one on a machine without.
+        array: run one member in a shared folder of runs, or collect those that have finished there; None: run all here.
+
+    Returns:
+        The folder of the comparison, or of the one member; None for a dry run.
 
     Raises:
         As `run_comparison`, `run_one_member` and `collect_comparison`.
     """
+    own_seeds = {} if seeds is None else {f"{rules.section}.seeds": list(seeds)}
+    config = load_experiment(file, {**options.overrides, **own_seeds})
+    plan = rules.plan(config, file, options.smoke)
+    if options.dry_run:
+        explain_members(config, plan, options)
+        return None
     folder = options.out or default_runs_folder()
-    facts = {"smoke": options.smoke, "use_cache": options.use_cache}
-    if array is None:
+
+    def create(folder: Path) -> Run:
         run = create_run(folder, config, argv=list(options.argv), kind=plan.kind)
-        run.update(**facts)
+        run.update(smoke=options.smoke, use_cache=options.use_cache)
+        return run
+
+    if array is None:
+        run = create(folder)
         return run_comparison(Comparison(run, config, plan), options, workers=workers, rules=rules)
     index = None if array.member is None else read_member_index(array.member, len(plan.make_members()))
     # The name follows from the experiment, so that all tasks find the same directory.
     name = f"{_SHARED}{compute_digest(config)[:8]}{'-smoke' if options.smoke else ''}-{plan.kind}"
-    run = open_shared_run(folder, name, config, argv=options.argv, kind=plan.kind, facts=facts)
+    run = open_shared_run(folder, config.experiment.name, name, create)
     comparison = Comparison(run, config, plan)
     if index is None:
         return collect_comparison(comparison, rules=rules)
     return run_one_member(comparison, index, options, rules=rules)
 
 
-def explain_members(config: ExperimentConfig, plan: Plan, options: RunOptions) -> None:
-    """Say what a comparison would do: the first member's plan, and every member with its number."""
-    from dlfer.experiment.run import explain_experiment, prepare_config
-    from dlfer.experiment.session import Session
-
-    members, session = plan.make_members(), Session.start(options)
-    say = session.listener.say
-    say(f"the first of {len(members)} members:")
-    explain_experiment(prepare_config(members[0].make_config(config), session)[0], session)
-    for number, member in enumerate(members):
-        say(f"member {number}: {member.title}")
-    trained = {_describe_pretraining(member.make_config(config)) for member in members} - {None}
-    say(
-        f"{len(plan.arms)} arms x {len(plan.seeds)} seeds = {len(members)} members; EF-FER1 is trained for them "
-        f"{len(trained)} times, and shared where it is the same."
-    )
-
-
-def read_member_index(text: str, count: int) -> int:
-    """Return which member --member asks for: its number, or "auto" for that of the job array.
+def resume_comparison(run: Path | str, options: RunOptions, rules: Rules, *, workers: int | None) -> Path:
+    """Go on with a comparison: finished members stay, the others continue from their checkpoints; return its folder.
 
     Raises:
-        UserError: there is no such member.
+        As `run_comparison`.
     """
-    value = text
-    if text == "auto":
-        value = next((os.environ[name] for name in INDEX_VARIABLES if os.environ.get(name)), None)
-        if value is None:
-            raise UserError(
-                f"--member auto: found neither {' nor '.join(INDEX_VARIABLES)} in the environment; give a number."
-            )
-    if not value.isdecimal() or int(value) >= count:
-        raise UserError(
-            f"--member {text}: found {value}, expected a number from 0 to {count - 1}, as --dry-run lists them, or auto."
-        )
-    return int(value)
+    opened = open_run(run, options.out)
+    plan = rules.plan(opened.config(), opened.path, opened.is_smoke)
+    return run_comparison(Comparison(opened, opened.config(), plan), options, workers=workers, rules=rules)
 
 
 def run_one_member(comparison: Comparison, index: int, options: RunOptions, *, rules: Rules) -> Path:
@@ -347,11 +322,7 @@ def run_one_member(comparison: Comparison, index: int, options: RunOptions, *, r
 def run_comparison(comparison: Comparison, options: RunOptions, *, workers: int | None, rules: Rules) -> Path:
     """Run what is not finished, write comparison.json and the page, show the table; return the folder.
 
-    Args:
-        comparison: new or resumed.
-        options: of the command line.
-        workers: how many members train at a time; None: one for each GPU, one on a machine without.
-        rules: of this kind of comparison.
+    The arguments are as of `start_comparison`.
 
     Raises:
         ModelError: another process works on this comparison.
@@ -359,8 +330,7 @@ def run_comparison(comparison: Comparison, options: RunOptions, *, workers: int 
         DlferError: members failed; the others were run.
     """
     run, control, started = comparison.run, StopControl(options.max_hours), time.monotonic()
-    gpu_ids = [] if comparison.config.experiment.device == "cpu" else list_gpu_ids()
-    slots = make_slots(workers, gpu_ids)
+    slots = find_slots(workers, comparison.config)
     unfinished = [member for member in comparison.members if member.status != "finished"]
     source = MemberSource(comparison, unfinished, rules=rules, num_slots=len(slots))
     with run.hold(), control.watch_signals():

@@ -1,4 +1,4 @@
-"""The members of a comparison: each is an arm with a seed, and an ordinary run; members.csv lists them."""
+"""The members of a comparison, each an arm with a seed and an ordinary run, as members.csv lists them; those of an ensemble."""
 
 from __future__ import annotations
 
@@ -6,21 +6,27 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
-from dlfer.errors import ModelError
+from dlfer.errors import DlferError, ModelError, UserError
 from dlfer.metrics.predictions import Predictions, read_predictions
-from dlfer.runs.evaluations import require_metrics
 from dlfer.runs.member_rows import MEMBERS_FILE, MemberRow, is_run, read_member_rows
 from dlfer.runs.metrics_record import Metrics
+from dlfer.runs.options import RunOptions
 from dlfer.runs.records import Cost
-from dlfer.runs.run import RUN_FILE, Run, create_run
+from dlfer.runs.run import RUN_FILE, Run
+from dlfer.runs.run_records import require_metrics
+from dlfer.study.child import WorkerSlot, find_slots
+from dlfer.study.runner import Ending, Runner, Source, StudyConsole, Task
+
+if TYPE_CHECKING:
+    from dlfer.experiment.session import Session
 
 SPLITS = ("train", "validation", "test")
 
@@ -123,6 +129,60 @@ class Plan:
         return [Member(arm, seed, dict(overrides)) for seed in self.seeds for arm, overrides in self.arms.items()]
 
 
+INDEX_VARIABLES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
+"""Where Slurm and Kubernetes say which task of a job array this process is."""
+
+
+def read_member_index(text: str, count: int) -> int:
+    """Return which member --member asks for: its number, or "auto" for that of the job array.
+
+    Raises:
+        UserError: there is no such member.
+    """
+    value = text
+    if text == "auto":
+        value = next((os.environ[name] for name in INDEX_VARIABLES if os.environ.get(name)), None)
+        if value is None:
+            raise UserError(
+                f"--member auto: found neither {' nor '.join(INDEX_VARIABLES)} in the environment; give a number."
+            )
+    if not value.isdecimal() or int(value) >= count:
+        raise UserError(
+            f"--member {text}: found {value}, expected a number from 0 to {count - 1}, as --dry-run lists them, or auto."
+        )
+    return int(value)
+
+
+def explain_members(config: ExperimentConfig, plan: Plan, options: RunOptions) -> None:
+    """Say what a comparison would do: the first member's plan, and every member with its number."""
+    from dlfer.experiment.run import explain_experiment
+    from dlfer.experiment.session import Session
+
+    members, session = plan.make_members(), Session.start(options)
+    say = session.listener.say
+    say(f"the first of {len(members)} members:")
+    explain_experiment(members[0].make_config(config), session)
+    for number, member in enumerate(members):
+        say(f"member {number}: {member.title}")
+    trained = {describe_pretraining(member.make_config(config)) for member in members} - {None}
+    say(
+        f"{len(plan.arms)} arms x {len(plan.seeds)} seeds = {len(members)} members; EF-FER1 is trained for them "
+        f"{len(trained)} times, and shared where it is the same."
+    )
+
+
+def describe_pretraining(config: ExperimentConfig) -> str | None:
+    """Return what EF-FER1 is trained with, alike for members that share it; None where none is trained."""
+    if config.pretrain is None or config.pretrain.weights is not None:
+        return None
+    return config.pretrain.model_dump_json() + config.model.model_dump_json()
+
+
+def describe_process(config: ExperimentConfig) -> str:
+    """Return what is set for a whole process (device, precision, determinism), alike for members that may share one."""
+    return config.experiment.model_dump_json(exclude={"name", "seed"})
+
+
 def group_finished(members: Sequence[Member]) -> dict[str, list[Member]]:
     """Return arm -> its finished members, without the arms that have none."""
     finished: dict[str, list[Member]] = {}
@@ -153,30 +213,21 @@ def read_members(run: Run, plan: Plan) -> list[Member]:
     return members
 
 
-def open_shared_run(
-    folder: Path, name: str, config: ExperimentConfig, *, argv: Sequence[str], kind: str, facts: Mapping[str, Any]
-) -> Run:
-    """Make or open the run directory that several processes share, `folder`/<experiment>/`name`.
+def open_shared_run(folder: Path, experiment: str, name: str, create: Callable[[Path], Run]) -> Run:
+    """Make or open the run directory that several processes share, `folder`/`experiment`/`name`.
 
     Whoever comes first makes it, as a whole: under another name, and renamed. So nobody ever sees half of it, and all
     processes, on whatever machine, agree on one directory.
 
-    Args:
-        folder: the folder of runs, which all of them see.
-        name: the same in all processes.
-        config: of the experiment.
-        argv: the command that asked for it.
-        kind: as of `create_run`.
-        facts: further fields of run.json.
+    `folder` is a folder of runs that all of them see, and `create` makes a run in the one that it is given.
     """
-    path = folder / config.experiment.name / name
+    path = folder / experiment / name
     if (path / RUN_FILE).exists():
         return Run(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = folder / f".{name}.{secrets.token_hex(4)}.tmp"
     try:
-        made = create_run(draft, config, argv=list(argv), kind=kind)
-        made.update(**facts)
+        made = create(draft)
         # Renaming to a directory that exists and has files in it fails: then another process was first.
         with contextlib.suppress(OSError):
             os.rename(made.path, path)
@@ -185,3 +236,40 @@ def open_shared_run(
     if not (path / RUN_FILE).exists():
         raise ModelError(f"{path}: cannot be made; is the folder writable? Choose another folder of runs by --out.")
     return Run(path)
+
+
+class _EnsembleSource(Source):
+    """Hands runs to the runner one after another; the first that fails ends the ensemble."""
+
+    def __init__(self, runs: Mapping[str, Run], on_change: Callable[[], None]) -> None:
+        self.waiting = [Task(f"member {name}", run) for name, run in runs.items()]
+        self.on_change = on_change
+        self.failure: tuple[str, Ending] | None = None
+
+    def take(self, slot: WorkerSlot) -> Task | None:
+        return self.waiting.pop(0) if self.waiting else None
+
+    def end(self, task: Task, ending: Ending) -> None:
+        if ending.status == "failed":
+            self.failure, self.waiting = self.failure or (task.title, ending), []
+        self.on_change()
+
+
+def run_ensemble_members(runs: Mapping[str, Run], session: Session, on_change: Callable[[], None]) -> None:
+    """Execute the runs of an ensemble's members in processes of their own, one for each GPU at a time.
+
+    `on_change` is called whenever a member has ended.
+
+    Raises:
+        TrainingStopped: the members stand at checkpoints.
+        DlferError: a member failed; a UserError where the user has to correct it.
+    """
+    if not runs:
+        return
+    slots = find_slots(None, next(iter(runs.values())).config())
+    source = _EnsembleSource(runs, on_change)
+    hint = session.resume_hint or ""
+    Runner(slots, session.control, StudyConsole(), hint, session.options.require_gpu).run(source)
+    if source.failure is not None:
+        title, ending = source.failure
+        raise (UserError if ending.is_users else DlferError)(f"{title} failed: {ending.kind}: {ending.error}")

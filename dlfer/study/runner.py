@@ -2,34 +2,87 @@
 
 Ablations, sweeps, searches and ensembles are sources of tasks. The runner takes a task whenever a slot is free, starts
 `dlfer.study.child` on its run directory, hands its epochs to the source, and tells the source how it ended. A child that is
-killed from outside is restarted once, from its checkpoint. One process, no threads: everything happens in `Runner.run`.
+killed from outside is restarted once, from its checkpoint. One process, no threads: everything happens in `Runner.run`. A
+person sees sentences on stderr, and a bar for each member where several train at a time.
 """
 
 from __future__ import annotations
 
-import contextlib
+import abc
 import json
-import os
 import re
 import selectors
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+
+from dlfer.config.schema import STAGES
 from dlfer.errors import DlferError, TrainingStopped, UserError
 from dlfer.runs.run import Run
-from dlfer.study.child import GO_ON, STOP
-from dlfer.study.progress import StudyConsole
-from dlfer.study.slots import WorkerSlot
+from dlfer.study.child import GO_ON, STOP, ChildProcess, WorkerSlot, describe_exit
 from dlfer.train.control import StopControl
 
-CHILD_COMMAND = (sys.executable, "-m", "dlfer.study.child")
-_STDERR = 2
+
+class StudyConsole:
+    """Writes to stderr; on a terminal it can show bars below what is said."""
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self._progress: Progress | None = None
+        self._bars: dict[str, TaskID] = {}
+
+    def say(self, text: str, *, style: str | None = None) -> None:
+        """Say a sentence; it stays above the bars."""
+        self.console.print(text, markup=False, style=style)
+
+    def show_bars(self) -> None:
+        """Begin to show bars, where this is a terminal."""
+        if not self.console.is_terminal:
+            return
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[value]}"),
+            TimeElapsedColumn(),
+        )
+        self._progress = Progress(*columns, console=self.console, transient=True)
+        self._progress.start()
+
+    def hide_bars(self) -> None:
+        """Take the bars away."""
+        if self._progress is not None:
+            self._progress.stop()
+        self._progress, self._bars = None, {}
+
+    def start(self, title: str) -> None:
+        """A member begins."""
+        if self._progress is not None:
+            self._bars[title] = self._progress.add_task(title, total=None, value="starting")
+
+    def update(self, title: str, event: Mapping[str, Any]) -> None:
+        """Show where a member is: `event` is what its process says of a stage or an epoch."""
+        if self._progress is None or title not in self._bars:
+            return
+        row = event.get("row") or {}
+        accuracy = row.get("validation_accuracy")
+        value = STAGES[event["stage"]] + ("" if accuracy is None else f", validation {accuracy:.1%}")
+        self._progress.update(self._bars[title], total=event["epochs"], completed=event.get("epoch", 0), value=value)
+
+    def stop(self, title: str) -> None:
+        """A member has ended."""
+        if self._progress is not None and title in self._bars:
+            self._progress.remove_task(self._bars.pop(title))
+
+
 POLL_SECONDS = 0.2
 STOP_SECONDS = 120.0
 """A child that was asked to stop and does not come to a checkpoint in so long is killed; its last checkpoint stands. The
@@ -67,6 +120,7 @@ class Task:
         title: for a person.
         run: its directory.
         find_ending: called when its turn has come and no other process works on it: an ending where nothing is to be done.
+            None: that is so where the run is finished.
         on_epoch: told the row of each epoch of EF-FER2; answers whether to go on. None: it is not asked.
         kinship: tasks of one kinship may be executed by one process, one after another; "": by a process of its own.
         stage: that is being trained, once it has begun: "pretrain" or "finetune".
@@ -74,30 +128,38 @@ class Task:
 
     title: str
     run: Run
-    find_ending: Callable[[], Ending | None] = lambda: None
+    find_ending: Callable[[], Ending | None] | None = None
     on_epoch: Callable[[dict[str, Any]], bool] | None = None
     kinship: str = ""
     stage: str = ""
 
+    def get_ending(self) -> Ending | None:
+        """Return how the task has ended already; None where there is something to do."""
+        if self.find_ending is not None:
+            return self.find_ending()
+        return Ending("finished") if self.run.status == "finished" else None
 
-class Source(Protocol):
-    """Where the runner takes tasks from."""
 
+class Source(abc.ABC):
+    """Where the runner takes tasks from; one that knows all of them beforehand keeps in `waiting` what is left."""
+
+    waiting: list[Any]
+
+    @abc.abstractmethod
     def take(self, slot: WorkerSlot) -> Task | None:
         """Return the next task; None where there is none now."""
-        ...
+
+    @abc.abstractmethod
+    def end(self, task: Task, ending: Ending) -> None:
+        """Hear how a task ended."""
 
     def is_exhausted(self) -> bool:
         """Return whether no task will come any more, as far as it depends on tasks that have ended."""
-        ...
+        return not self.waiting
 
-    def end(self, task: Task, ending: Ending) -> None:
-        """Hear how a task ended."""
-        ...
-
-    def tick(self, tasks: Sequence[Task]) -> list[Task]:
-        """Called several times a second with the tasks under way; returns those that are no longer wanted."""
-        ...
+    def tick(self) -> list[Task]:
+        """Called several times a second; returns the tasks under way that are no longer wanted."""
+        return []
 
 
 @dataclass(eq=False)
@@ -106,22 +168,14 @@ class _Child:
 
     task: Task | None
     slot: WorkerSlot
-    process: subprocess.Popen
-    events: int
+    process: ChildProcess
     started: float
     kinship: str
     restarts: int = 0
-    pending: bytes = b""
     word: Ending | None = None
     is_cut: bool = False
     is_unwanted: bool = False
     stopping_since: float | None = None
-
-    def tell(self, line: str) -> None:
-        """Write a line to the process; one that is gone is noticed when it is polled."""
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(f"{line}\n".encode())
-            self.process.stdin.flush()
 
 
 @dataclass
@@ -185,7 +239,7 @@ class Runner:
                 task = self._choose(source, slot)
                 if task is None:
                     return
-                ending = task.find_ending()
+                ending = task.get_ending()
                 if ending is None:
                     self._start(task, slot)
                     break
@@ -218,17 +272,16 @@ class Runner:
         for child in [child for child in self._children if child.slot is slot]:
             if task.kinship and child.kinship == task.kinship and child.process.poll() is None:
                 child.task, child.started, child.word, child.restarts = task, time.monotonic(), None, restarts
-                child.tell(json.dumps({"run": str(task.run.path), "log": None if log is None else str(log)}))
+                child.process.tell(json.dumps({"run": str(task.run.path), "log": None if log is None else str(log)}))
                 return
             # Its GPU must be free before another process takes it.
             self._dismiss([child])
         flags = {"--ask": task.on_epoch is not None, "--stay": bool(task.kinship), "--require-gpu": self.require_gpu}
-        process, events = start_child(
-            task.run.path, slot, hint=self.hint, flags=[flag for flag, is_set in flags.items() if is_set], log=log
-        )
-        child = _Child(task, slot, process, events, time.monotonic(), task.kinship, restarts)
+        given = [flag for flag, is_set in flags.items() if is_set]
+        process = ChildProcess(task.run.path, slot, hint=self.hint, flags=given, log=log)
+        child = _Child(task, slot, process, time.monotonic(), task.kinship, restarts)
         self._children.append(child)
-        self._select.register(events, selectors.EVENT_READ, child)
+        self._select.register(process.events, selectors.EVENT_READ, child)
 
     def _dismiss(self, children: Sequence[_Child]) -> None:
         """Let processes that wait for a task end."""
@@ -246,8 +299,13 @@ class Runner:
     def _attend(self, source: Source) -> None:
         """Read what the children say, note which have ended, and let the source look around."""
         for key, _ in self._select.select(POLL_SECONDS):
-            self._read(key.data)
-        unwanted = source.tick([*(child.task for child in self._list_busy()), *self._held])
+            events = key.data.process.hear()
+            if events is None:
+                # Its process ends now; polling it says how.
+                self._select.unregister(key.fileobj)
+            for event in events or ():
+                self._heed(key.data, event)
+        unwanted = source.tick()
         self._held = [task for task in self._held if task not in unwanted]
         for child in self._children:
             if child.task in unwanted:
@@ -263,18 +321,6 @@ class Runner:
                 self.console.stop(task.title)
                 self._end(source, task, word)
 
-    def _read(self, child: _Child) -> None:
-        """Take in the complete lines that a child has written."""
-        chunk = os.read(child.events, 65536)
-        if not chunk:
-            # Its process ends now; polling it says how.
-            with contextlib.suppress(KeyError):
-                self._select.unregister(child.events)
-            return
-        *lines, child.pending = (child.pending + chunk).split(b"\n")
-        for line in lines:
-            self._heed(child, json.loads(line))
-
     def _heed(self, child: _Child, event: dict[str, Any]) -> None:
         name = event.pop("event")
         if name == "end":
@@ -285,7 +331,7 @@ class Runner:
         if name == "epoch" and event["stage"] == "finetune" and child.task.on_epoch is not None:
             goes_on = child.stopping_since is None and child.task.on_epoch(event["row"])
             child.is_cut = child.is_cut or (child.stopping_since is None and not goes_on)
-            child.tell(GO_ON if goes_on else STOP)
+            child.process.tell(GO_ON if goes_on else STOP)
 
     def _collect(self, child: _Child, source: Source) -> None:
         """Tell the source how a child ended, or restart one that was killed from outside."""
@@ -313,18 +359,12 @@ class Runner:
             self._end(source, child.task, Ending("failed", text, "Killed", seconds=time.monotonic() - child.started))
 
     def _drain(self, child: _Child) -> None:
-        """Read the last words of a child that has ended."""
-        if child.events in self._select.get_map():
-            self._select.unregister(child.events)
-        os.set_blocking(child.events, False)
-        with contextlib.suppress(BlockingIOError):
-            while chunk := os.read(child.events, 65536):
-                *lines, child.pending = (child.pending + chunk).split(b"\n")
-                for line in lines:
-                    self._heed(child, json.loads(line))
-        os.close(child.events)
-        with contextlib.suppress(BrokenPipeError):
-            child.process.stdin.close()
+        """Take in the last words of a child that has ended."""
+        if child.process.events in self._select.get_map():
+            self._select.unregister(child.process.events)
+        for event in child.process.hear_rest():
+            self._heed(child, event)
+        child.process.close()
 
     def _end(self, source: Source, task: Task, ending: Ending) -> None:
         if ending.status == "failed" and task.run.status in ("running", "interrupted"):
@@ -339,7 +379,10 @@ class Runner:
         if self.is_proven or ending.status == "stopped":
             return
         self._failures.append(ending)
-        if ending.status != "failed" or len({_describe_alike(failure) for failure in self._failures}) > 1:
+        # Failures of one cause have the class in common, and the message without numbers.
+        firsts = [(failure.kind, (failure.error.splitlines() or [""])[0]) for failure in self._failures]
+        alike = {(kind, re.sub(r"[0-9a-fA-F]*\d[\w.+-]*", "N", text)) for kind, text in firsts}
+        if ending.status != "failed" or len(alike) > 1:
             self.is_proven = True
             return
         # Keys of one member that do not go together are a ConfigError too, and no fault of the others.
@@ -372,52 +415,3 @@ class Runner:
         for task in self._held:
             source.end(task, Ending("stopped"))
         self._held = []
-
-
-def start_child(
-    run: Path, slot: WorkerSlot, *, hint: str, flags: Sequence[str], log: Path | None
-) -> tuple[subprocess.Popen, int]:
-    """Start the process that executes a run; return it and the file descriptor of its events.
-
-    Args:
-        run: its directory.
-        slot: where it runs.
-        hint: the command that goes on after a stop.
-        flags: of dlfer.study.child.
-        log: file that its talk is added to; None: this process' stderr.
-    """
-    root = str(Path(__file__).resolve().parents[2])
-    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    events, theirs = os.pipe()
-    command = [*CHILD_COMMAND, str(run), "--parent", str(os.getpid()), "--hint", hint, "--events", str(theirs), *flags]
-    with contextlib.ExitStack() as stack:
-        stack.callback(os.close, theirs)
-        talk = _STDERR if log is None else stack.enter_context(log.open("ab")).fileno()
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            # Results go to stdout, and those are the study's alone.
-            stdout=talk,
-            stderr=talk,
-            pass_fds=(theirs,),
-            # Ctrl-C reaches the study alone, which then asks its members to stop.
-            start_new_session=True,
-            env={**os.environ, "PYTHONPATH": path, **slot.environment},
-        )
-    return process, events
-
-
-def describe_exit(code: int) -> str:
-    """Say how a process ended that has not said so itself."""
-    if code == 143:
-        return "its process was asked to stop by SIGTERM from outside"
-    if code >= 0:
-        return f"its process ended with exit code {code} and no word"
-    name = signal.Signals(-code).name
-    return f"its process was ended by {name}{'; was memory short?' if name == 'SIGKILL' else ''}"
-
-
-def _describe_alike(failure: Ending) -> tuple[str, str]:
-    """Return what two failures of one cause have in common: the class, and the message without numbers."""
-    first = (failure.error.splitlines() or [""])[0]
-    return failure.kind, re.sub(r"[0-9a-fA-F]*\d[\w.+-]*", "N", first)

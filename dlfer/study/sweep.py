@@ -1,15 +1,17 @@
 """A sweep: every cell of a grid with every seed, each an ordinary run in a process of its own.
 
-The cells are ranked on validation. The test part is opened once by each member, at its end, and its
-figures stand beside; they rank nothing.
+The cells are ranked on validation. Each member opens the test split once, at its end; what it finds there ranks nothing.
+`sweep.best_of` gives the best cell for each combination of the values of some axes, in a table of its own: validation
+chooses a cell, and its metrics are those on the test split, or on validation where there is no test split.
 """
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
 from typing import Any
@@ -17,34 +19,196 @@ from typing import Any
 import numpy as np
 
 from dlfer.config.grid import Cell, list_cells
-from dlfer.config.load import load_experiment
-from dlfer.config.schema import ExperimentConfig
+from dlfer.config.schema import ExperimentConfig, SweepConfig
 from dlfer.errors import ConfigError
-from dlfer.report.best_cells import SCORES, format_best_tables
-from dlfer.report.sweep import format_sweep_table
-from dlfer.runs.comparison_record import ArmPair, ArmRow, ComparisonRecord, UnfinishedMember
+from dlfer.report.sweep import SCORES, format_best_tables, format_sweep_table
+from dlfer.runs.comparison_record import (
+    ArmPair,
+    ArmRow,
+    BestCell,
+    BestCells,
+    ComparisonRecord,
+    Mean,
+    SeedEstimate,
+    UnfinishedMember,
+)
 from dlfer.runs.files import write_atomically
-from dlfer.runs.find import open_run
+from dlfer.runs.metrics_record import Estimate
 from dlfer.runs.options import RunOptions
-from dlfer.study.best_cells import BEST_FILE, choose_best_cells, write_best_csv
-from dlfer.study.comparison import (
-    ArrayTask,
-    Comparison,
-    Rules,
-    explain_members,
-    run_comparison,
-    start_comparison,
-)
+from dlfer.runs.run_records import read_events, read_history
+from dlfer.study.compare import Finished, choose_split, collect_notes, compare_with, describe_split, summarise_arm
+from dlfer.study.comparison import ArrayTask, Comparison, Rules, resume_comparison, start_comparison
 from dlfer.study.members import Member, Plan, group_finished
-from dlfer.study.progress import StudyConsole
-from dlfer.study.summary import (
-    Finished,
-    choose_split,
-    collect_notes,
-    compare_with,
-    describe_split,
-    summarise_arm,
+from dlfer.study.runner import StudyConsole
+
+BEST_FILE = "best.csv"
+_PARAMETERS = re.compile(r"^EF-FER2: ([\d,]+) parameters")
+
+
+TRAINING = (
+    "epochs",
+    "kept_epoch",
+    "optimizer",
+    "learning_rate",
+    "batch_size",
+    "steps_an_epoch",
+    "image_size",
+    "num_parameters",
 )
+"""How a member was trained: columns of best.csv and attributes of `BestCell`."""
+
+
+def choose_best_cells(
+    sweep: SweepConfig, cells: Mapping[str, Cell], rows: Sequence[ArmRow], finished: Finished, *, split: str
+) -> BestCells | None:
+    """Return the best finished cell for each combination of the values of `sweep.best_of`; None if that is empty.
+
+    `rows` are those of the ranking, the best on validation first.
+    """
+    if not sweep.best_of:
+        return None
+    axes, table, missing = list(sweep.best_of), [], []
+    in_grid = [cell for name, cell in cells.items() if name not in sweep.cells]
+    for values, names in _group_cells(in_grid, axes).items():
+        ranked = [row for row in rows if row.arm in names]
+        if not ranked:
+            missing.append(", ".join(value or "–" for value in values))
+            continue
+        choice = {"values": dict(zip(axes, values, strict=True)), "num_cells": len(ranked), "num_planned": len(names)}
+        table.append(_describe_cell(ranked[0], finished[ranked[0].arm], split, choice))
+    judged_on, validation = describe_split(split, finished), describe_split("validation", finished)
+    notes = _write_best_notes(sweep, table, missing, validation, split=split)
+    return BestCells(axes=axes, part=split, judged_on=judged_on, notes=notes, table=table)
+
+
+def write_best_csv(path: Path, best: BestCells) -> None:
+    """Write the table as csv; a missing value is an empty cell."""
+    metrics = [f"{metric}{end}" for metric in SCORES for end in ("", "_low", "_high")]
+    own = ["cell", *TRAINING, "num_seeds", "num_cells", "num_planned", "ranked_by", "part", "n", *metrics]
+    columns = {axis: axis if axis not in own else f"axis {axis}" for axis in best.axes}
+    rows = []
+    for cell in best.table:
+        row: dict[str, Any] = {columns[axis]: value for axis, value in cell.values.items()}
+        row |= {name: getattr(cell, name) for name in (*TRAINING, "num_cells", "num_planned", "ranked_by")}
+        row |= {"cell": cell.arm, "num_seeds": len(cell.seeds), "part": best.part, "n": cell.accuracy.n}
+        for metric in SCORES:
+            estimate = cell.get(metric)
+            row |= {metric: estimate.value, f"{metric}_low": estimate.low, f"{metric}_high": estimate.high}
+        rows.append(row)
+    _write_table(path, [*columns.values(), *own], rows)
+
+
+def _write_table(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
+def _group_cells(cells: Iterable[Cell], axes: Sequence[str]) -> dict[tuple[str | None, ...], list[str]]:
+    """Return the values of the axes -> the names of their cells, the first axis slowest, values as in the grid."""
+    groups: dict[tuple[str | None, ...], list[str]] = {}
+    for cell in cells:
+        groups.setdefault(tuple(cell.settings.get(axis) for axis in axes), []).append(cell.name)
+    orders = [list(dict.fromkeys(values)) for values in zip(*groups, strict=True)]
+    places = {values: [order.index(value) for order, value in zip(orders, values, strict=True)] for values in groups}
+    return {values: groups[values] for values in sorted(groups, key=places.__getitem__)}
+
+
+def _describe_cell(row: ArmRow, members: Sequence[Member], split: str, choice: Mapping[str, Any]) -> BestCell:
+    """Return a cell with how it was trained, its metrics on a split, and what it was chosen from."""
+    several = [member.metrics.get(split) for member in members]
+    trainings = [_read_training(member) for member in members]
+    means = {name: _average([training.get(name) for training in trainings]) for name in TRAINING}
+    n = several[0].n
+    return BestCell(
+        arm=row.arm,
+        seeds=row.seeds,
+        ranked_by=row.ranked_by,
+        **choice,
+        **means,
+        accuracy=row.get(split),
+        macro_precision=_average_estimates([scores.macro_precision for scores in several], n),
+        macro_recall=_average_estimates([scores.macro_recall for scores in several], n),
+        macro_f1=_average_estimates([scores.macro_f1 for scores in several], n),
+    )
+
+
+def _read_training(member: Member) -> dict[str, Mean | str]:
+    """Return how a member was trained, without what its family does not have or its files do not say."""
+    run = member.run
+    config, stage = run.config(), run.config().finetune
+    history, events = read_history(run.path / "finetune" / "history.csv"), read_events(run.path)
+    kept = [event.kept_epoch for event in events if event.event == "finetune_end"]
+    plans = [_PARAMETERS.match(event.text or "") for event in events if event.event == "plan"]
+    found = {
+        "epochs": len(history) or None,
+        "kept_epoch": kept[-1] if kept else None,
+        "num_parameters": next((int(plan[1].replace(",", "")) for plan in reversed(plans) if plan), None),
+    }
+    if config.ensemble is not None:
+        return found  # its members have settings of their own
+    found["image_size"] = stage.image_size
+    if config.boosting is not None:
+        return found
+    images = (history[-1].seconds or 0) * (history[-1].images_per_second or 0) if history else 0
+    return found | {
+        "optimizer": stage.optimizer.name,
+        "learning_rate": stage.optimizer.learning_rate,
+        "batch_size": stage.batch_size,
+        "steps_an_epoch": max(1, round(images / stage.batch_size)) if images else None,
+    }
+
+
+def _average(values: Sequence[Mean | str]) -> Mean | str:
+    """Return what the seeds agree on, else the mean of their numbers; None where a seed has none."""
+    if any(value is None for value in values):
+        return None
+    return values[0] if len(set(values)) == 1 else float(np.mean(values))
+
+
+def _average_estimates(estimates: Sequence[Estimate], n: int) -> SeedEstimate:
+    """Return the mean over seeds of a metric and of the ends of its interval over images.
+
+    The mean of several values on the same images varies at most as much as they do on average, so that the interval of
+    mean ends is rather too wide than too narrow.
+    """
+    values = [estimate.value for estimate in estimates]
+    low, high = _average([estimate.low for estimate in estimates]), _average([estimate.high for estimate in estimates])
+    mean = SeedEstimate(value=_average(values), low=low, high=high, n=n)
+    if len(values) < 2 or mean.value is None:
+        return mean
+    return mean.model_copy(update={"sd_over_seeds": float(np.std(values, ddof=1))})
+
+
+def _write_best_notes(
+    sweep: SweepConfig, table: Sequence[BestCell], missing: Sequence[str], validation: str, *, split: str
+) -> list[str]:
+    """Return what chose the cells, what split the metrics are of, and what is not in the table."""
+    notes = [
+        f"For each {' and '.join(sweep.best_of)}, the best of the cells by {SCORES[sweep.rank_by]} on {validation}."
+    ]
+    if split == "test":
+        notes[0] += " The metrics are those on test, which chose nothing."
+    else:
+        notes[0] += (
+            " Not all cells have a test split: the metrics are those on validation, too, and choosing by them has made "
+            "them too good by an unknown amount."
+        )
+    if any(len(cell.seeds) > 1 for cell in table):
+        notes.append(
+            "Metrics are means over seeds; the ends of the intervals of precision, recall and F1 are means of the seeds' "
+            "ends."
+        )
+    if any(cell.num_cells < cell.num_planned for cell in table):
+        notes.append("Where not all cells have finished, the best of those that have is given.")
+    if missing:
+        notes.append(f"No cell has finished of: {'; '.join(missing)}.")
+    if sweep.cells:
+        notes.append("Cells that are named by themselves have no values of these axes, and are not among them.")
+    return notes
+
 
 SWEEP_FILE = "sweep.csv"
 _SHOWN_PAIRS = 5
@@ -60,42 +224,27 @@ def run_sweep(
 ) -> Path | None:
     """Run every cell of an experiment's `sweep` with every seed, and compare them; return the sweep's folder.
 
-    Args:
-        file: an experiment with a `sweep` section.
-        options: of the command line.
-        seeds: instead of `sweep.seeds`.
-        workers: how many members train at a time; None: one for each GPU, one on a machine without.
-        array: run one member in a shared folder of runs, or collect those that have finished there; None: run all here.
+    The arguments are those of `start_comparison`.
 
     Raises:
         ConfigError: the experiment has no sweep.
         TrainingStopped: by Ctrl-C, SIGTERM or --max-hours; the sweep can be resumed.
         DlferError: members failed; the others were run.
     """
-    overrides = dict(options.overrides)
-    if seeds is not None:
-        overrides["sweep.seeds"] = list(seeds)
-    config = load_experiment(file, overrides)
+    return start_comparison(file, options, RULES, seeds=seeds, workers=workers, array=array)
+
+
+def resume_sweep(run: Path | str, options: RunOptions, *, workers: int | None = None) -> Path:
+    """Go on with a sweep: finished members stay, stopped and failed ones continue from their checkpoints."""
+    return resume_comparison(run, options, RULES, workers=workers)
+
+
+def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
     if config.sweep is None:
         raise ConfigError(
             f"{file}: there is no section sweep. Add one, e.g. sweep: {{grid: {{finetune.batch_size: [16, 32], "
             "finetune.optimizer.learning_rate: [1e-3, 1e-4]}}, or give it by --set sweep.grid.KEY=[VALUES]."
         )
-    plan = _plan(config, smoke=options.smoke)
-    if options.dry_run:
-        explain_members(config, plan, options)
-        return None
-    return start_comparison(config, plan, options, workers=workers, array=array, rules=RULES)
-
-
-def resume_sweep(run: Path | str, options: RunOptions, *, workers: int | None = None) -> Path:
-    """Go on with a sweep: finished members stay, stopped and failed ones continue from their checkpoints."""
-    opened = open_run(run, options.out)
-    plan = _plan(opened.config(), smoke=opened.is_smoke)
-    return run_comparison(Comparison(opened, opened.config(), plan), options, workers=workers, rules=RULES)
-
-
-def _plan(config: ExperimentConfig, *, smoke: bool) -> Plan:
     seeds = config.sweep.seeds or (config.experiment.seed,)
     arms = {cell.name: cell.overrides for cell in list_cells(config)}
     return Plan("sweep", arms, seeds[:1] if smoke else seeds, reference=config.sweep.reference)
@@ -230,11 +379,7 @@ def _write_csv(comparison: Comparison, cells: dict[str, Cell], rows: Sequence[Ar
     columns = ["rank", "cell", *axes, "status", "num_seeds"]
     columns += [f"{split}_{metric}" for split in ("validation", "test") for metric in metrics]
     columns += ["train_accuracy", "seconds", "error"]
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(dict.fromkeys(columns)), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(table)
-    write_atomically(comparison.run.path / SWEEP_FILE, text.getvalue())
+    _write_table(comparison.run.path / SWEEP_FILE, list(dict.fromkeys(columns)), table)
 
 
 def _make_csv_row(row: ArmRow, cell: Cell) -> dict[str, Any]:
@@ -245,15 +390,8 @@ def _make_csv_row(row: ArmRow, cell: Cell) -> dict[str, Any]:
     for split, macro_f1 in (("validation", row.validation_macro_f1), ("test", row.test_macro_f1)):
         accuracy = row.get(split)
         if accuracy is not None:
-            of_split = {
-                "accuracy": accuracy.value,
-                "macro_f1": macro_f1,
-                "low": accuracy.low,
-                "high": accuracy.high,
-                "n": accuracy.n,
-                "sd_over_seeds": accuracy.sd_over_seeds,
-            }
-            values |= {f"{split}_{name}": value for name, value in of_split.items()}
+            values |= {f"{split}_accuracy": accuracy.value, f"{split}_macro_f1": macro_f1}
+            values |= {f"{split}_{name}": getattr(accuracy, name) for name in ("low", "high", "n", "sd_over_seeds")}
     return values
 
 
@@ -273,4 +411,4 @@ def _average_macro_f1(members: Sequence[Member], split: str) -> float | None:
     return float(np.mean(found)) if found else None
 
 
-RULES = Rules(_conclude, _show)
+RULES = Rules("sweep", _plan, _conclude, _show)

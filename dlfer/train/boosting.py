@@ -1,6 +1,9 @@
-"""Growing the trees: boosting rounds on features, selected on validation after each epoch of them.
+"""Trees on features: the features of images, computed once, and the growing of the trees by boosting rounds.
 
-The folder holds `trees.json` (all trees so far), `state.json` and `history.csv`; with them there, `grow_trees` goes
+Features stand in `<runs folder>/.cache/features/<digest>.npy`; while they are computed, in `<digest>.partial.npy`,
+from which a run that was interrupted, or any other, goes on. A file lock keeps two processes from computing the same.
+
+The trees are selected on validation after each epoch of rounds. The folder holds `trees.json` (all trees so far), `state.json` and `history.csv`; with them there, `grow_trees` goes
 on. A booster begins each epoch anew from its saved trees: XGBoost's own state (which features the next tree draws,
 sums of scores) is in no file, so that only thus a resumed run grows the very same trees. An epoch that is stopped
 in the middle is repeated from its beginning.
@@ -8,26 +11,188 @@ in the middle is repeated from its beginning.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import time
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import keras
 import numpy as np
 
 from dlfer.config.sections import BoostingConfig
+from dlfer.data.bundle import Split, compute_fingerprint
 from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
-from dlfer.metrics.classification import compute_accuracy, compute_confusion, compute_item_losses, compute_macro_f1
-from dlfer.model.trees import count_threads, import_xgboost, make_parameters, read_booster
-from dlfer.runs.files import write_atomically
-from dlfer.train.history import ScalarLog, write_history
-from dlfer.train.patience import count_epoch, find_reference
-from dlfer.train.state import StageJob, StageResult
+from dlfer.metrics.classification import compute_confusion, compute_item_losses
+from dlfer.model.stage_network import TransferNetwork
+from dlfer.model.transfer import compute_weights_digest
+from dlfer.model.trees import LevelFeatures, count_threads, import_xgboost, make_parameters, read_booster
+from dlfer.runs.files import read_json, write_atomically
+from dlfer.train.control import StopControl, hold_lock
+from dlfer.train.progress import TrainingListener
+from dlfer.train.state import (
+    ScalarLog,
+    StageJob,
+    StageResult,
+    StageState,
+    count_epoch,
+    find_reference,
+    name_figures,
+    write_history,
+)
 
 if TYPE_CHECKING:
     import xgboost
+
+
+SAVE_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Extraction:
+    """How features are computed.
+
+    Attributes:
+        features: from images to features.
+        network: the one behind them, whose weights determine them.
+        batch_size: images at a time.
+        cache: `<runs folder>/.cache/features`; None keeps them in memory alone.
+        control: asked after each batch whether to stop.
+        listener: told about the progress.
+    """
+
+    features: LevelFeatures
+    network: TransferNetwork
+    batch_size: int
+    cache: Path | None
+    control: StopControl
+    listener: TrainingListener
+
+
+@dataclass(frozen=True)
+class Features:
+    """The features of a split.
+
+    Attributes:
+        values: float16 [N, F], in the order of the split; mapped from the cache's file where there is one.
+        seconds: that it took to compute them, once.
+        was_cached: whether they had been computed before.
+    """
+
+    values: np.ndarray
+    seconds: float
+    was_cached: bool
+
+
+def extract_features(extraction: Extraction, split: Split, *, part: str) -> Features:
+    """Return the features of a split, from the cache if they are there.
+
+    Args:
+        extraction: how.
+        split: the images.
+        part: "train" or "validation", for the messages.
+
+    Raises:
+        TrainingStopped: the control asked for it; with a cache, what is done stands there.
+    """
+    if extraction.cache is None:
+        start = time.monotonic()
+        values = np.empty((len(split), extraction.features.num_features), np.float16)
+        _fill(extraction, split, values, part=part)
+        return Features(values, time.monotonic() - start, was_cached=False)
+    folder, digest = extraction.cache, compute_features_digest(extraction, split)
+    folder.mkdir(parents=True, exist_ok=True)
+    final = folder / f"{digest}.npy"
+    with hold_lock(folder / f"{digest}.lock", "features", extraction.control, extraction.listener):
+        was_cached = final.exists()
+        if was_cached:
+            extraction.listener.say(f"features of {part}: taken from the cache, {final}")
+        else:
+            _compute_file(extraction, split, final, part=part)
+    shape = (len(split), extraction.features.num_features)
+    try:
+        values = np.load(final, mmap_mode="r", allow_pickle=False)
+        seconds = float(read_json(final.with_suffix(".json"))["seconds"])
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise ModelError(f"{final}: the cached features cannot be read ({error}); delete it, and its .json.") from error
+    if values.shape != shape or values.dtype != np.float16:
+        raise ModelError(f"{final}: found {values.dtype} {values.shape}, expected float16 {shape}; delete it.")
+    return Features(values, seconds, was_cached)
+
+
+def compute_features_digest(extraction: Extraction, split: Split) -> str:
+    """Return 16 hex digits of what determines the features: weights, levels, input, images and their order."""
+    face_input, features = extraction.network.face_input, extraction.features
+    determines = {
+        "weights": compute_weights_digest(extraction.network.backbone),
+        "levels": [[level.name, level.size] for level in features.levels],
+        "pooling": [type(layer).__name__ for layer in features.pooling],
+        "input": face_input.get_config(),
+        "backend": keras.backend.backend(),
+        "images": compute_fingerprint(split),
+        "order": hashlib.sha256("\n".join(split.ids.tolist()).encode()).hexdigest(),
+    }
+    return hashlib.sha256(json.dumps(determines, sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _compute_file(extraction: Extraction, split: Split, final: Path, *, part: str) -> None:
+    """Compute the features into a file under a temporary name, from where it stands, and rename it."""
+    partial, record = final.with_suffix(".partial.npy"), final.with_suffix(".json")
+    shape = (len(split), extraction.features.num_features)
+    done, seconds = 0, 0.0
+    if partial.exists() and record.exists():
+        found = json.loads(record.read_text())
+        # A batch has the same images wherever it was begun.
+        if found["batch_size"] == extraction.batch_size:
+            done, seconds = found["done"], found["seconds"]
+    mode = "r+" if done else "w+"
+    values = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float16, shape=None if done else shape)
+    start = time.monotonic()
+
+    def save(count: int) -> None:
+        values.flush()
+        spent = seconds + time.monotonic() - start
+        written = {"done": count, "seconds": spent, "batch_size": extraction.batch_size}
+        write_atomically(record, json.dumps(written) + "\n")
+
+    _fill(extraction, split, values, part=part, start=done, save=save)
+    save(len(split))
+    partial.rename(final)
+
+
+def _fill(
+    extraction: Extraction,
+    split: Split,
+    values: np.ndarray,
+    *,
+    part: str,
+    start: int = 0,
+    save: Callable[[int], None] | None = None,
+) -> None:
+    """Put the features of the images from `start` on into `values`; call `save` with the number done, now and then."""
+    done, saved = start, time.monotonic()
+    listener = extraction.listener
+    try:
+        for batch in extraction.features.iterate(split.images, batch_size=extraction.batch_size, start=start):
+            values[done : done + len(batch)] = batch
+            done += len(batch)
+            listener.finish_part(f"features of {part}", done, len(split))
+            reason = extraction.control.get_reason()
+            if save is not None and (reason is not None or time.monotonic() - saved >= SAVE_SECONDS):
+                save(done)
+                saved = time.monotonic()
+            if reason is not None and done < len(split):
+                raise TrainingStopped(
+                    f"features of {part} stopped by {reason} after {done:,} of {len(split):,} images"
+                    + (", which are kept." if save is not None else "; without a cache they begin anew."),
+                    reason=reason,
+                )
+    finally:
+        listener.close()
+
 
 TREES, STATE, HISTORY = "trees.json", "state.json", "history.csv"
 
@@ -45,20 +210,6 @@ class Rows:
     features: np.ndarray
     targets: np.ndarray
     weights: np.ndarray | None = None
-
-
-@dataclass
-class _State:
-    """Where the growing stands: after a whole epoch."""
-
-    epoch: int = 0
-    best: float | None = None
-    best_epoch: int | None = None
-    reference: float | None = None
-    waited: int = 0
-    seconds: float = 0.0
-    history: list = field(default_factory=list)
-    stopped_early: bool = False
 
 
 def grow_trees(
@@ -98,7 +249,7 @@ class _Growing:
             train.features, label=train.targets, weight=train.weights, max_bin=config.max_bin, nthread=threads
         )
         self.matrices = {"train": matrix, "validation": self.xgb.DMatrix(validation.features, nthread=threads)}
-        self.state = _State()
+        self.state = StageState(phase="trees")
         self.trees: bytes | None = None
         self.log_writer = ScalarLog(job.folder / "tensorboard")
 
@@ -131,11 +282,11 @@ class _Growing:
                 f"{folder}: the interrupted growing cannot go on ({error}). Delete {STATE} there to grow anew."
             ) from error
 
-    def _read_state(self, path: Path) -> _State:
+    def _read_state(self, path: Path) -> StageState:
         """Return what was written; files of earlier versions lack the value at the last improvement."""
         found = json.loads(path.read_text())
         values = [row[f"validation_{self.stage.monitor}"] for row in found["history"]]
-        return _State(**{"reference": find_reference(values, self.stage), **found})
+        return StageState(**{"reference": find_reference(values, self.stage), **found, "phase": "trees"})
 
     def _make_booster(self, trees: bytes | None) -> xgboost.Booster:
         booster = self.xgb.Booster(self.parameters, list(self.matrices.values()))
@@ -163,7 +314,9 @@ class _Growing:
             reason = job.control.get_reason()
             if reason is not None and step + 1 < self.rounds:
                 raise self._stop(reason, f"in epoch {state.epoch + 1}, which is begun again")
-        self._finish_epoch(booster, figures, self._judge(booster, "validation"), time.monotonic() - start)
+        validation = self._judge(booster, "validation")
+        state.epoch_seconds = time.monotonic() - start
+        self._finish_epoch(booster, figures, validation)
 
     def _judge(self, booster: xgboost.Booster, part: str) -> dict[str, float]:
         """Return loss, accuracy and macro F1, every image counting alike."""
@@ -172,30 +325,15 @@ class _Growing:
         if not np.isfinite(predicted).all():
             return dict.fromkeys(("loss", "accuracy", "macro_f1"), math.nan)
         confusion = compute_confusion(targets, predicted.argmax(axis=1), self.num_labels)
-        return {
-            "loss": float(compute_item_losses(targets, predicted).mean()),
-            "accuracy": float(compute_accuracy(confusion)),
-            "macro_f1": float(compute_macro_f1(confusion)),
-        }
+        return name_figures(compute_item_losses(targets, predicted).mean(), confusion)
 
-    def _finish_epoch(
-        self, booster: xgboost.Booster, train: dict[str, float], validation: dict[str, float], seconds: float
-    ) -> None:
+    def _finish_epoch(self, booster: xgboost.Booster, train: dict[str, float], validation: dict[str, float]) -> None:
         state = self.state
-        row = {
-            "epoch": state.epoch + 1,
-            "phase": "trees",
-            "train_loss": train["loss"],
-            "train_accuracy": train["accuracy"],
-            **{f"validation_{name}": value for name, value in validation.items()},
-            "learning_rate": self.rate,
-            "seconds": seconds,
-            "images_per_second": len(self.parts["train"].targets) * self.rounds / seconds if seconds else 0.0,
-        }
-        state.history.append(row)
+        images = len(self.parts["train"].targets) * self.rounds
+        row = state.add_row(train, validation, rate=self.rate, images=images)
         self.log_writer.write(row)
         self._select(validation[self.stage.monitor])
-        state.epoch, state.seconds = state.epoch + 1, state.seconds + seconds
+        state.epoch, state.seconds = state.epoch + 1, state.seconds + state.epoch_seconds
         self.trees = bytes(booster.save_raw("json"))
         # The trees first: a state whose trees are not there yet could not be gone on from.
         write_atomically(self.job.folder / TREES, self.trees)

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,6 +21,7 @@ from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit, compute_fingerprint
 from dlfer.model.artifact import load_artifact
 from dlfer.model.backbones import load_published_weights
+from dlfer.model.classifier import link_file
 from dlfer.model.hybrid import load_branch_weights
 from dlfer.model.stage_network import build_stage_network, build_transfer_network
 from dlfer.model.transfer import RECORD_FILE, write_backbone
@@ -73,24 +72,17 @@ def obtain_backbone(
     """
     if (job.folder / DONE_FILE).exists():
         return Pretrained(**json.loads((job.folder / DONE_FILE).read_text()) | {"folder": job.folder})
-    pretrained = _obtain(config, job, load_bundle=load_bundle, cache=cache, random_weights=random_weights)
+    if config.pretrain.weights is not None:
+        pretrained = _take_weights(config, job.folder, random_weights=random_weights)
+    else:
+        pretrained = _train_or_share(config, job, load_bundle(), cache)
     # Written last: a resumed run that finds it has all of EF-FER1.
     done = {"digest": pretrained.digest, "cost": pretrained.cost, "was_cached": pretrained.was_cached}
     write_atomically(job.folder / DONE_FILE, json.dumps(done, indent=2) + "\n")
     return pretrained
 
 
-def _obtain(
-    config: ExperimentConfig,
-    job: StageJob,
-    *,
-    load_bundle: Callable[[], DataBundle],
-    cache: Path | None,
-    random_weights: bool,
-) -> Pretrained:
-    if config.pretrain.weights is not None:
-        return _take_weights(config, job.folder, random_weights=random_weights)
-    bundle = load_bundle()
+def _train_or_share(config: ExperimentConfig, job: StageJob, bundle: DataBundle, cache: Path | None) -> Pretrained:
     digest = compute_pretrain_digest(config, bundle, max_steps=job.max_steps)
     if cache is None:
         return replace(_train(config, job, bundle), digest=digest)
@@ -103,7 +95,8 @@ def _obtain(
         else:
             if not (partial / COST_FILE).exists():
                 _train(config, replace(job, folder=partial), bundle)
-            _remove_training_files(partial)
+            for path in partial.glob("*.npz"):  # a finished pretraining needs no checkpoint
+                path.unlink()
             partial.rename(final)
     _share_files(final, job.folder)
     return Pretrained(job.folder, digest, json.loads((job.folder / COST_FILE).read_text()), was_cached)
@@ -197,21 +190,8 @@ def _share_files(source: Path, target: Path) -> None:
     """Link (or copy) the files of a backbone into a run, so that the run can be moved as it is."""
     target.mkdir(parents=True, exist_ok=True)
     for path in sorted(source.rglob("*")):
-        if path.is_dir():
-            continue
-        copy = target / path.relative_to(source)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.unlink(missing_ok=True)
-        try:
-            os.link(path, copy)
-        except OSError:
-            shutil.copy2(path, copy)
-
-
-def _remove_training_files(folder: Path) -> None:
-    """A finished pretraining needs no checkpoint."""
-    for path in folder.glob("*.npz"):
-        path.unlink()
+        if not path.is_dir():
+            link_file(path, target / path.relative_to(source))
 
 
 def _fingerprint(split: Split | StreamedSplit, data: DataConfig) -> str:

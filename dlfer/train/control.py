@@ -1,7 +1,9 @@
-"""Stopping a training at a checkpoint, and the lock under which one process at a time trains EF-FER1."""
+"""Stopping a training at a checkpoint, the lock for what one process computes at a time, and whether this process is one
+of several hosts by its environment, all without TensorFlow."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import threading
@@ -12,8 +14,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from dlfer.errors import TrainingStopped
-from dlfer.train.watch import TrainingListener
+from dlfer.errors import EnvironmentProblem, TrainingStopped
+from dlfer.train.progress import TrainingListener
 
 
 class StopControl:
@@ -97,3 +99,49 @@ def hold_lock(path: Path, what: str, control: StopControl, listener: TrainingLis
         yield
     finally:
         lock.release()
+
+
+CLUSTER_VARIABLE = "DLFER_CLUSTER"
+
+
+def describes_cluster() -> bool:
+    """Tell from the environment, without TensorFlow, whether this process is one of several."""
+    if os.environ.get(CLUSTER_VARIABLE) == "slurm":
+        return int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1
+    return len(_read_tf_config().get("cluster", {}).get("worker", ())) > 1
+
+
+def is_follower() -> bool:
+    """Tell whether this process is one of several and not the first, which leads them."""
+    if not describes_cluster():
+        return False
+    if os.environ.get(CLUSTER_VARIABLE) == "slurm":
+        return os.environ.get("SLURM_PROCID", "0") != "0"
+    return int(_read_tf_config().get("task", {}).get("index", 0)) != 0
+
+
+def check_alone(verb: str) -> None:
+    """Raise unless this process works alone.
+
+    Raises:
+        EnvironmentProblem: it is one of several, and `verb` is not done over hosts.
+    """
+    if describes_cluster():
+        raise EnvironmentProblem(
+            f"dlfer {verb}: the environment describes several hosts (TF_CONFIG or {CLUSTER_VARIABLE}), and only "
+            "dlfer run works over several. Unset the two, or run each member by dlfer run."
+        )
+
+
+def _read_tf_config() -> dict:
+    text = os.environ.get("TF_CONFIG", "{}")
+    try:
+        config = json.loads(text)
+        if isinstance(config, dict) and isinstance(config.get("cluster", {}), dict):
+            return config
+    except json.JSONDecodeError:
+        config = None
+    raise EnvironmentProblem(
+        f"TF_CONFIG: found {text[:200]!r}, expected JSON such as "
+        '{"cluster": {"worker": ["host0:2222", "host1:2222"]}, "task": {"type": "worker", "index": 0}}.'
+    )

@@ -31,8 +31,6 @@ from dlfer.train.state import StageJob, StageState
 if TYPE_CHECKING:
     import tensorflow as tf
 
-    from dlfer.train.state import StageJob
-
 
 class ReplicaLoop(FitLoop):
     """Steps on the devices of a tf.distribute strategy, in this process.
@@ -141,9 +139,6 @@ class ReplicaLoop(FitLoop):
             self.strategy.run(average)
 
     def spread(self, variables: list[keras.Variable]) -> None:
-        self._part_seeds()
-
-    def _part_seeds(self) -> None:
         """Let each device draw dropout of its own, from the first device's seed and its number."""
         import tensorflow as tf
 
@@ -192,7 +187,6 @@ def build_loop(job: StageJob, network: TransferNetwork, *, batch_images: int) ->
         return FitLoop(network, **given)
     if device.backend == "jax":
         return ShardedFitLoop(network, replicas=replicas, **given)
-
     return ReplicaLoop(network, strategy=mirror_devices(device.kind, replicas), batch_images=batch_images, **given)
 
 
@@ -247,9 +241,6 @@ def _check_divides(job: StageJob, batch_images: int) -> None:
         )
 
 
-PARTS = ("face_input", "backbone", "pooling", "dropout", "head")
-
-
 class HostLoop(ReplicaLoop):
     """Steps on all devices of all hosts; every process does the same ones at the same time.
 
@@ -299,7 +290,7 @@ def announce_stage(cluster: Cluster, job: StageJob, network: TransferNetwork, bu
             "jit": job.device.jit,
             "max_steps": job.max_steps,
             "network": network.model.to_json(),
-            "parts": {part: getattr(network, part).name for part in PARTS},
+            "parts": network.name_parts(),
             "activation": network.activation,
             "auxiliary": [[place, head.to_json()] for place, head in network.auxiliary],
             "labels": list(bundle.labels),

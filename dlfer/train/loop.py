@@ -1,7 +1,6 @@
 """How the steps of a stage are done on one device, or on several under JAX: by Keras' own `fit`.
 
-Loops for several devices of TensorFlow stand in `dlfer.train.distribute`; which one a stage gets is decided in
-`dlfer.train.distribute`. A loop trains `network` and can `publish` its weights into `plain`, the network that the
+Loops for several devices of TensorFlow stand in `dlfer.train.distribute`, which decides what a stage gets. A loop trains `network` and can `publish` its weights into `plain`, the network that the
 caller knows and that predicts on one device; on one device the two are the same.
 """
 
@@ -15,7 +14,7 @@ import numpy as np
 
 from dlfer.data.bundle import WHOLE
 from dlfer.data.pipeline import Batch
-from dlfer.model.stage_network import TrainingNetwork, TransferNetwork, attach_auxiliary
+from dlfer.model.stage_network import TrainingNetwork, TransferNetwork, assemble_network
 from dlfer.train.objective import compute_hits
 from dlfer.train.state import StageState
 
@@ -29,7 +28,7 @@ class StepWatcher(keras.callbacks.Callback):
     were done before.
     """
 
-    def __init__(self, state: StageState, after_step: Callable[[float, float], None]) -> None:
+    def __init__(self, state: StageState, after_step: AfterStep) -> None:
         super().__init__()
         self.stage_state = state
         self.before = dict(state.sums)
@@ -134,13 +133,10 @@ def copy_values(source: keras.Model, target: keras.Model) -> None:
 def clone_network(network: TransferNetwork) -> TransferNetwork:
     """Return a network of the same form and the same values with variables of its own."""
     model = keras.Model.from_config(network.model.get_config())
-    parts = ("face_input", "backbone", "pooling", "dropout", "head")
-    layers = {part: model.get_layer(getattr(network, part).name) for part in parts}
     heads = [(place, type(head).from_config(head.get_config())) for place, head in network.auxiliary]
-    auxiliary = attach_auxiliary(layers["backbone"], heads)
-    twin = TransferNetwork(model, activation=network.activation, auxiliary=auxiliary, **layers)
+    twin = assemble_network(model, network.name_parts(), activation=network.activation, heads=heads)
     copy_values(network.model, twin.model)
-    for (_, head), (_, other) in zip(network.auxiliary, auxiliary, strict=True):
+    for (_, head), (_, other) in zip(network.auxiliary, twin.auxiliary, strict=True):
         copy_values(head, other)
     return twin
 

@@ -8,7 +8,7 @@ import keras
 import numpy as np
 from keras import ops
 
-from dlfer.config.stage_section import LossConfig, ScheduleConfig
+from dlfer.config.schema import LossConfig, ScheduleConfig
 from dlfer.model.paper_backbones import AUXILIARY_LOSS_WEIGHT
 
 LOG_OF_NOTHING = float(np.finfo(np.float32).min) / 2

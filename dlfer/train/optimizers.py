@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import keras
 
-from dlfer.config.stage_section import OptimizerConfig
+from dlfer.config.schema import OptimizerConfig
 
 OPTIMIZERS = {
     "adam": keras.optimizers.Adam,

@@ -5,11 +5,11 @@ from __future__ import annotations
 import keras
 import numpy as np
 
-from dlfer.config.stage_section import FreezeConfig, StageConfig
+from dlfer.config.schema import FreezeConfig, StageConfig
 from dlfer.data.bundle import DataBundle, Share
 from dlfer.data.pipeline import count_steps
-from dlfer.model.batch_norm import count_steps_to_settle
 from dlfer.model.stage_network import TransferNetwork
+from dlfer.model.training_kernels import count_steps_to_settle
 from dlfer.train.distribute import describe_replicas
 from dlfer.train.objective import build_schedule, compute_rates
 from dlfer.train.optimizers import describe_optimizer
@@ -57,15 +57,11 @@ def set_trainable(backbone: keras.Model, config: FreezeConfig, *, head_only: boo
         return
     branches = [layer for layer in backbone.layers if isinstance(layer, keras.Model)]
     for branch in branches or [backbone]:
-        _freeze_first_layers(branch, config)
-
-
-def _freeze_first_layers(network: keras.Model, config: FreezeConfig) -> None:
-    layers = [layer for layer in network.layers if layer.weights]
-    num_frozen = round(config.layers * len(layers))
-    for index, layer in enumerate(layers):
-        is_norm = isinstance(layer, keras.layers.BatchNormalization)
-        layer.trainable = index >= num_frozen and not (is_norm and config.batch_norm == "frozen")
+        layers = [layer for layer in branch.layers if layer.weights]
+        num_frozen = round(config.layers * len(layers))
+        for index, layer in enumerate(layers):
+            is_norm = isinstance(layer, keras.layers.BatchNormalization)
+            layer.trainable = index >= num_frozen and not (is_norm and config.batch_norm == "frozen")
 
 
 # Weights, gradients and two optimiser slots, in float32.

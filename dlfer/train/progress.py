@@ -1,17 +1,52 @@
-"""The training as a person watches it: one bar a stage with the time left, one line an epoch."""
+"""Who is told about the progress of a training: nobody, or a person, who sees one bar a stage and one line an epoch."""
 
 from __future__ import annotations
 
 import sys
 import time
+from collections import deque
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dlfer.runs.wording import format_duration
-from dlfer.train.watch import TrainingListener
+from dlfer.config.schema import STAGES
+from dlfer.runs.run import format_duration
 
-STAGES = {"pretrain": "EF-FER1", "finetune": "EF-FER2"}
+
+class TrainingListener:
+    """Is told about the progress of a training; this one keeps the last losses and stays silent.
+
+    Attributes:
+        recent_losses: the last running losses, for the message when one is not finite.
+    """
+
+    def __init__(self) -> None:
+        self.recent_losses: deque[float] = deque(maxlen=20)
+
+    def close(self) -> None:
+        """The stage has ended, in whatever way."""
+
+    def say(self, text: str) -> None:
+        """A sentence for the person who watches."""
+
+    def warn(self, text: str) -> None:
+        """A sentence that the person who watches must not miss; without a style of its own it is said."""
+        self.say(text)
+
+    def finish_part(self, what: str, done: int, total: int) -> None:
+        """Of work that is no training, e.g. "features of train", `done` of `total` are done."""
+
+    def start_epoch(self, stage: str, epoch: int, epochs: int, step: int, steps: int) -> None:
+        """An epoch (from 0) begins at `step` of `steps`."""
+
+    def finish_step(self, step: int, loss: float, accuracy: float) -> None:
+        """`step` steps of the epoch are done; loss and accuracy are running means."""
+        self.recent_losses.append(loss)
+
+    def finish_epoch(self, stage: str, row: dict, *, is_best: bool) -> None:
+        """An epoch is done and validated; `row` is its line of history."""
+
+
 HEARTBEAT_SECONDS = 60.0
 
 
@@ -34,7 +69,14 @@ class ConsoleListener(TrainingListener):
     def warn(self, text: str) -> None:
         self.console.print(text, markup=False, style="bold red")
 
-    def _start_bar(self, total: int, completed: int) -> None:
+    def _begin(self, what: str, done: int, total: int) -> None:
+        """Start a bar, and the clock of what is left, unless they are those of `what` already."""
+        if what == self.stage and self.progress is not None:
+            return
+        self.close()
+        self.stage = what
+        self.started = self.last_beat = time.monotonic()
+        self.done_before = done
         self.progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
@@ -47,31 +89,25 @@ class ConsoleListener(TrainingListener):
             transient=True,
             disable=not self.console.is_terminal,
         )
-        self.task = self.progress.add_task("", total=total, completed=completed, figures="")
+        self.task = self.progress.add_task("", total=total, completed=done, figures="")
         self.progress.start()
 
-    def finish_part(self, what: str, done: int, total: int) -> None:
-        if what != self.stage or self.progress is None:
-            self.close()
-            self.stage = what
-            self.started = self.last_beat = time.monotonic()
-            # The first batch is done when it is first heard of, and took longer than those that follow.
-            self.done_before = done
-            self._start_bar(total, done)
-        self.progress.update(self.task, completed=done, description=what)
+    def _beat(self, text: str, done: int, total: int) -> None:
+        """Without a terminal, say `text` and the time left once a minute."""
         now = time.monotonic()
         if not self.console.is_terminal and now - self.last_beat >= HEARTBEAT_SECONDS:
             self.last_beat = now
             left = (now - self.started) / max(1, done - self.done_before) * (total - done)
-            self.say(f"{what}: {done:,} of {total:,}, about {format_duration(left, is_estimate=True)} left")
+            self.say(f"{text}, about {format_duration(left, is_estimate=True)} left")
+
+    def finish_part(self, what: str, done: int, total: int) -> None:
+        # The first batch is done when it is first heard of, and took longer than those that follow.
+        self._begin(what, done, total)
+        self.progress.update(self.task, completed=done, description=what)
+        self._beat(f"{what}: {done:,} of {total:,}", done, total)
 
     def start_epoch(self, stage: str, epoch: int, epochs: int, step: int, steps: int) -> None:
-        if stage != self.stage or self.progress is None:
-            self.close()
-            self.stage = stage
-            self.started = self.last_beat = time.monotonic()
-            self.done_before = epoch * steps + step
-            self._start_bar(epochs * steps, self.done_before)
+        self._begin(stage, epoch * steps + step, epochs * steps)
         self.position = (epoch, epochs, step, steps)
         self.progress.update(self.task, description=f"{STAGES[stage]} epoch {epoch + 1}/{epochs}")
 
@@ -81,14 +117,8 @@ class ConsoleListener(TrainingListener):
         done = epoch * steps + step
         figures = f"loss {loss:.3f} accuracy {accuracy:.1%}"
         self.progress.update(self.task, completed=done, figures=figures)
-        now = time.monotonic()
-        if not self.console.is_terminal and now - self.last_beat >= HEARTBEAT_SECONDS:
-            self.last_beat = now
-            left = (now - self.started) / max(1, done - self.done_before) * (epochs * steps - done)
-            self.say(
-                f"{STAGES[self.stage]} epoch {epoch + 1}/{epochs}, step {step}/{steps}: {figures}, "
-                f"about {format_duration(left, is_estimate=True)} left"
-            )
+        text = f"{STAGES[self.stage]} epoch {epoch + 1}/{epochs}, step {step}/{steps}: {figures}"
+        self._beat(text, done, epochs * steps)
 
     def finish_epoch(self, stage: str, row: dict, *, is_best: bool) -> None:
         self.say(

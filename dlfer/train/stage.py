@@ -1,34 +1,51 @@
 """One training: a network is fitted to a bundle's train split and selected on its validation split.
 
 EF-FER1 and EF-FER2 both are such a stage. Its folder holds `checkpoint.npz` (replaced whole), `best.npz`,
-`history.csv`, `milestones/<epoch>.npz` where they are asked for, and TensorBoard logs; with a checkpoint there, `train_stage` goes on from it.
+`history.csv`, `milestones/<epoch>.npz` where they are asked for, and TensorBoard logs; with a checkpoint there, `train_stage` goes on from it. Of a training over several hosts the first one,
+the chief, begins the stages, and the others follow it (`follow_chief`).
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 
 import keras
 import numpy as np
 
+from dlfer.config.schema import PretrainConfig, StageConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.data.pipeline import Batch, find_class_weights, iterate_epoch, take_share
-from dlfer.errors import DlferError, NonFiniteError, TrainingStopped
-from dlfer.metrics.classification import compute_accuracy, compute_confusion, compute_item_losses, compute_macro_f1
+from dlfer.errors import DataError, DlferError, NonFiniteError, TrainingStopped
+from dlfer.metrics.classification import compute_confusion, compute_item_losses
 from dlfer.model.predict import predict_probabilities, predict_split
-from dlfer.model.stage_network import TransferNetwork
-from dlfer.train.checkpoint import read_state, restore_checkpoint, write_checkpoint
+from dlfer.model.stage_network import TransferNetwork, assemble_network
+from dlfer.train.cluster import Cluster, Device
+from dlfer.train.control import StopControl
 from dlfer.train.distribute import build_loop, lead_stage
-from dlfer.train.history import ScalarLog, write_history
 from dlfer.train.objective import build_loss, build_schedule
 from dlfer.train.optimizers import build_optimizer
-from dlfer.train.patience import count_epoch, count_plateau, find_reference
 from dlfer.train.plan import compute_steps, set_trainable
-from dlfer.train.state import StageJob, StageResult, StageState
+from dlfer.train.progress import TrainingListener
+from dlfer.train.state import (
+    ScalarLog,
+    StageJob,
+    StageResult,
+    StageState,
+    count_epoch,
+    count_plateau,
+    find_reference,
+    name_figures,
+    read_state,
+    restore_checkpoint,
+    write_checkpoint,
+    write_history,
+)
 
 CHECKPOINT, BEST, HISTORY = "checkpoint.npz", "best.npz", "history.csv"
 MILESTONES = "milestones"
@@ -88,7 +105,7 @@ class _Stage:
         if is_chief:
             self.job.folder.mkdir(parents=True, exist_ok=True)
         found = is_chief and self.checkpoint.exists()
-        self.state = StageState(**self.loop.tell(self._read_state() if found else self.state.as_dict()))
+        self.state = StageState(**self.loop.tell(self._read_state() if found else asdict(self.state)))
         if self.state.phase:
             self._enter_phase(self.state.phase)
             if is_chief:
@@ -105,7 +122,7 @@ class _Stage:
         """Write the checkpoint and the history."""
         self.loop.fetch()
         if self.loop.is_chief:
-            write_checkpoint(self.checkpoint, self._variables(), self.state.as_dict())
+            write_checkpoint(self.checkpoint, self._variables(), asdict(self.state))
             write_history(self.job.folder / HISTORY, self.state.history)
 
     def _due_phase(self) -> str:
@@ -208,27 +225,12 @@ class _Stage:
         if self.loop.share.count > 1:
             confusion, loss = self.loop.add(confusion), self.loop.add(loss)
         self.state.seconds += time.monotonic() - start
-        return {
-            "loss": float(loss[0] / loss[1]),
-            "accuracy": float(compute_accuracy(confusion)),
-            "macro_f1": float(compute_macro_f1(confusion)),
-        }
+        return name_figures(loss[0] / loss[1], confusion)
 
     def _finish_epoch(self, validation: dict[str, float]) -> None:
         state, sums = self.state, self.state.sums
-        rate = self._get_rate()
-        images = sums["steps"] * self.batch_images
-        row = {
-            "epoch": state.epoch + 1,
-            "phase": state.phase,
-            "train_loss": sums["loss"] / max(1, sums["steps"]),
-            "train_accuracy": sums["accuracy"] / max(1, sums["steps"]),
-            **{f"validation_{name}": value for name, value in validation.items()},
-            "learning_rate": rate,
-            "seconds": state.epoch_seconds,
-            "images_per_second": images / state.epoch_seconds if state.epoch_seconds else 0.0,
-        }
-        state.history.append(row)
+        train = {name: sums[name] / max(1, sums["steps"]) for name in ("loss", "accuracy")}
+        row = state.add_row(train, validation, rate=self._get_rate(), images=sums["steps"] * self.batch_images)
         if self.loop.is_chief:
             self.log_writer.write(row)
         self._select(validation[self.config.monitor])
@@ -332,3 +334,75 @@ def _relay_errors(batches: Iterator[Batch], failures: list[DlferError]) -> Itera
     except DlferError as error:
         failures.append(error)
         raise
+
+
+def follow_chief(
+    cluster: Cluster,
+    device: Device,
+    *,
+    load_bundle: Callable[[StageConfig], DataBundle],
+    control: StopControl,
+    listener: TrainingListener,
+) -> None:
+    """Do this host's share of every stage that the chief begins, until it says that all is done.
+
+    Raises:
+        TrainingStopped: the training stopped at a checkpoint.
+        DlferError: the chief ended with an error, or is gone; or this host's data is not the chief's.
+    """
+    stopped: TrainingStopped | None = None
+    while True:
+        message = cluster.tell({})
+        if message["stage"] is None:
+            break
+        stopped = None
+        try:
+            _join_stage(message, device, load_bundle=load_bundle, control=control, listener=listener)
+        except TrainingStopped as stop:
+            stopped = stop
+        except NonFiniteError as error:
+            # The chief has the same error, and tells whether it goes on with another run.
+            listener.say(str(error))
+    if stopped is not None:
+        raise stopped
+    if message["problem"] is not None:
+        raise DlferError(f"The chief ended with: {message['problem']}")
+
+
+def _join_stage(
+    message: dict, device: Device, *, load_bundle: Callable[[StageConfig], DataBundle], control, listener
+) -> None:
+    schema = PretrainConfig if message["stage"] == "pretrain" else StageConfig
+    config = schema.model_validate(message["config"], strict=False)
+    bundle = load_bundle(config)
+    found = [list(bundle.labels), [len(bundle.train), len(bundle.validation)]]
+    if found != [message["labels"], message["num_images"]]:
+        raise DataError(
+            f"{message['stage']}.data: found {found[1]} images of {len(found[0])} labels on this host, the chief has "
+            f"{message['num_images']} of {len(message['labels'])}. Give every host the same data."
+        )
+    job = StageJob(
+        name=message["stage"],
+        config=config,
+        # Nothing is written: the chief alone does.
+        folder=Path(),
+        seed=message["seed"],
+        device=replace(device, jit=message["jit"]),
+        checkpoint_minutes=float("inf"),
+        control=control,
+        listener=listener,
+        max_steps=message["max_steps"],
+    )
+    heads = [(place, read_network(head)) for place, head in message["auxiliary"]]
+    network = assemble_network(
+        read_network(message["network"]), message["parts"], activation=message["activation"], heads=heads
+    )
+    train_stage(job, network, bundle)
+
+
+def read_network(text: str) -> keras.Model:
+    """Return the network, with new weights, whose JSON the chief sent."""
+    # Keras finds layers of ours once their modules are imported, which `build_backbone` does for those that it puts in.
+    from dlfer.model import training_kernels  # noqa: F401
+
+    return keras.models.model_from_json(text)

@@ -1,14 +1,37 @@
-"""What a stage is given, where it stands, and how it ended."""
+"""What a stage is given, where it stands and how it ended; its history, and its checkpoint in one file.
+
+Early stopping and the schedule plateau count epochs alike, as Keras' EarlyStopping and ReduceLROnPlateau do: an epoch
+is an improvement if it beats the value at the last improvement, not the best value, by more than min_delta. So many
+small gains in a row count once their sum exceeds min_delta. Patience p is used up at the end of the p-th epoch in a
+row without an improvement.
+
+A checkpoint is replaced whole. Keras' BackupAndRestore loses the dropout seeds (they are in neither .weights.h5 nor
+.keras) and starts the shuffle anew. Here every variable of network and optimiser is kept, dropout seeds included, and
+the order of images is a function of seed, epoch and step.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+import csv
+import importlib.util
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlfer.config.stage_section import StageConfig
+import keras
+import numpy as np
+
+from dlfer.config.schema import StageConfig
+from dlfer.errors import ModelError
+from dlfer.metrics.classification import compute_accuracy, compute_macro_f1
+from dlfer.runs.files import Header, parse_json, read_npz, write_atomically
+from dlfer.train.cluster import Device
 from dlfer.train.control import StopControl
-from dlfer.train.device import Device
-from dlfer.train.watch import TrainingListener
+from dlfer.train.progress import TrainingListener
 
 
 @dataclass(frozen=True)
@@ -71,9 +94,27 @@ class StageState:
     history: list = field(default_factory=list)
     stopped_early: bool = False
 
-    def as_dict(self) -> dict:
-        """Return the fields as JSON-ready values."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
+    def add_row(self, train: Mapping[str, float], validation: Mapping[str, float], *, rate: float, images: int) -> dict:
+        """Add the row of an epoch that is done to the history, and return it.
+
+        Args:
+            train: its loss and accuracy, maybe more.
+            validation: as `name_figures` gives them.
+            rate: the learning rate.
+            images: seen in the epoch.
+        """
+        row = {
+            "epoch": self.epoch + 1,
+            "phase": self.phase,
+            "train_loss": train["loss"],
+            "train_accuracy": train["accuracy"],
+            **{f"validation_{name}": value for name, value in validation.items()},
+            "learning_rate": rate,
+            "seconds": self.epoch_seconds,
+            "images_per_second": images / self.epoch_seconds if self.epoch_seconds else 0.0,
+        }
+        self.history.append(row)
+        return row
 
 
 @dataclass(frozen=True)
@@ -94,3 +135,179 @@ class StageResult:
     seconds: float
     images: int
     stopped_early: bool
+
+
+COLUMNS = (
+    "epoch",
+    "phase",
+    "train_loss",
+    "train_accuracy",
+    "validation_loss",
+    "validation_accuracy",
+    "validation_macro_f1",
+    "learning_rate",
+    "seconds",
+    "images_per_second",
+)
+
+
+def write_history(path: Path, rows: list[dict]) -> None:
+    """Write the rows as csv; the file is replaced whole."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
+
+
+class ScalarLog:
+    """TensorBoard's log of a stage, written without TensorFlow; silent where tensorboard is not installed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.writer = None
+
+    def write(self, row: dict) -> None:
+        """Log every number of one row of history under its epoch."""
+        if importlib.util.find_spec("tensorboard") is None:
+            return
+        if self.writer is None:
+            from tensorboard.summary import Writer
+
+            self.writer = Writer(str(self.folder))
+        for key, value in row.items():
+            if isinstance(value, float):
+                self.writer.add_scalar(key.replace("_", "/", 1), value, int(row["epoch"]))
+        self.writer.flush()
+
+
+def name_figures(loss: float, confusion: np.ndarray) -> dict[str, float]:
+    """Return loss, accuracy and macro F1 of a confusion matrix int [C, C]."""
+    return {
+        "loss": float(loss),
+        "accuracy": float(compute_accuracy(confusion)),
+        "macro_f1": float(compute_macro_f1(confusion)),
+    }
+
+
+def count_epoch(state: StageState, value: float, config: StageConfig) -> bool:
+    """Count an epoch whose monitored metric is `value`; return whether it is the best so far.
+
+    Args:
+        state: best, best_epoch, reference and waited are changed.
+        value: of the epoch `state.epoch`; NaN is never an improvement on a number.
+        config: its monitor and early_stopping.min_delta apply.
+    """
+    is_best = beats(value, state.best, config.monitor)
+    if is_best:
+        state.best, state.best_epoch = value, state.epoch
+    if beats(value, state.reference, config.monitor, min_delta=get_min_delta(config)):
+        state.reference, state.waited = value, 0
+    else:
+        state.waited += 1
+    return is_best
+
+
+def count_plateau(state: StageState, patience: int) -> bool:
+    """Count the epoch towards the schedule plateau, after `count_epoch`; return whether the rate falls now."""
+    state.plateau_waited = 0 if state.waited == 0 else state.plateau_waited + 1
+    if state.plateau_waited < patience:
+        return False
+    state.plateau_waited = 0
+    return True
+
+
+def beats(value: float, reference: float | None, monitor: str, *, min_delta: float = 0.0) -> bool:
+    """Return whether `value` is better than `reference` by more than `min_delta`: lower for a loss, else higher."""
+    if reference is None or math.isnan(reference):
+        return True
+    return value + min_delta < reference if monitor == "loss" else value - min_delta > reference
+
+
+def find_reference(values: Sequence[float], config: StageConfig) -> float | None:
+    """Return the value at the last improvement among the monitored values of the epochs so far; None for no epochs."""
+    reference = None
+    for value in values:
+        if beats(value, reference, config.monitor, min_delta=get_min_delta(config)):
+            reference = value
+    return reference
+
+
+def get_min_delta(config: StageConfig) -> float:
+    """Return what an improvement must exceed."""
+    return config.early_stopping.min_delta if config.early_stopping else 0.0
+
+
+def write_checkpoint(path: Path, variables: Sequence[keras.Variable], state: dict) -> None:
+    """Write the values of `variables`, in order, and the JSON-ready `state`; atomic."""
+    arrays = {
+        f"{index:05d}": np.asarray(keras.ops.convert_to_numpy(variable.value))
+        for index, variable in enumerate(variables)
+    }
+    record = {"paths": [variable.path for variable in variables], "state": state}
+    temporary = path.with_name(f"new.{path.name}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(temporary, "wb") as file:
+        np.savez(file, record=np.frombuffer(json.dumps(record).encode(), np.uint8), **arrays)
+    temporary.replace(path)
+
+
+def read_state(path: Path) -> dict:
+    """Return the `state` of a checkpoint, without touching a variable.
+
+    Raises:
+        ModelError: the checkpoint is damaged.
+    """
+    return _read_record(path)["state"]
+
+
+def restore_checkpoint(path: Path, variables: Sequence[keras.Variable]) -> dict:
+    """Set `variables` to what `write_checkpoint` wrote and return its `state`.
+
+    Raises:
+        ModelError: the checkpoint is damaged, or of other variables; none has been changed then.
+    """
+    record, paths = _read_record(path), [variable.path for variable in variables]
+    if _without_numbers(record["paths"]) != _without_numbers(paths):
+        raise ModelError(
+            f"{path}: holds {len(record['paths'])} variables, the network to train has {len(paths)} "
+            "of other names. The experiment or dlfer changed since; start a new run."
+        )
+    names = [f"{index:05d}" for index in range(len(variables))]
+
+    def check(headers: Mapping[str, Header]) -> None:
+        for name, variable in zip(names, variables, strict=True):
+            if headers[name].shape != tuple(variable.shape):
+                raise ModelError(
+                    f"{path}: {variable.path} has shape {headers[name].shape}, expected {tuple(variable.shape)}."
+                )
+
+    arrays = _read_arrays(path, names, check)
+    for name, variable in zip(names, variables, strict=True):
+        variable.assign(arrays[name])
+    return record["state"]
+
+
+def _read_record(path: Path) -> dict:
+    contents = _read_arrays(path, ["record"])["record"].tobytes()
+    try:
+        record = parse_json(contents)
+    except ValueError as error:
+        raise ModelError(f"{path}: the checkpoint cannot be read ({error}); start a new run.") from error
+    if not isinstance(record, dict) or not isinstance(record.get("paths"), list) or "state" not in record:
+        raise ModelError(f"{path}: is no checkpoint of dlfer; start a new run.")
+    return record
+
+
+def _read_arrays(
+    path: Path, names: Sequence[str], check: Callable[[Mapping[str, Header]], None] | None = None
+) -> dict[str, np.ndarray]:
+    try:
+        return read_npz(path, names=names, check=check)
+    except (OSError, ValueError) as error:
+        raise ModelError(f"{path}: the checkpoint cannot be read ({error}); start a new run.") from error
+
+
+def _without_numbers(paths: Sequence[str]) -> list[str]:
+    """Drop the counters that Keras appends to the names of a process' second optimiser, seed generator ..."""
+    return [re.sub(r"_\d+(?=/|$)", "", path) for path in paths]

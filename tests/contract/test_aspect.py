@@ -17,31 +17,30 @@ import pytest
 from PIL import Image
 
 from dlfer.config.names import ASPECTS
+from dlfer.config.schema import AugmentConfig, StageConfig
 from dlfer.config.sections import BoostingConfig, DataConfig, FacesConfig, ModelConfig
-from dlfer.config.stage_section import AugmentConfig, StageConfig
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.data.sources import load_data
 from dlfer.errors import ModelError
 from dlfer.experiment import evaluate as again
 from dlfer.explain.explanation import Explainer, MapOptions
 from dlfer.explain.sanity import randomise
-from dlfer.export.compare import Sample
+from dlfer.export.contract import Sample
 from dlfer.export.exporters import EXPORTERS, Origin, check_needs, export_classifier
 from dlfer.model.artifact import FAMILIES, load_artifact
+from dlfer.model.backbone_spec import Preprocessing
 from dlfer.model.boosted import build_level_features
 from dlfer.model.face_input import FaceInput
-from dlfer.model.preprocessing import Preprocessing
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import FeatureScale, import_xgboost, make_parameters
 from dlfer.predict.engines import ExportedModel
-from dlfer.predict.export_folder import EXPORT_FILE, compute_checksums
 from dlfer.predict.predictor import FacePredictor
+from dlfer.predict.runtimes import EXPORT_FILE, compute_checksums
 from dlfer.runs.export_record import ExportAbout
 from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.runs.records import About
-from dlfer.serve.kserve import read_crops
 from dlfer.serve.limits import Limits
-from dlfer.serve.models import ServedModel
+from dlfer.serve.models import ServedModel, read_crops
 from dlfer.serve.schemas import Tensor
 
 SHAPES = [(96, 64), (64, 96), (160, 20), (20, 160), (61, 47), (47, 62)]

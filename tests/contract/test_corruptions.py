@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from dlfer.data.corrupt import CORRUPTIONS, STRENGTHS, corrupt_images
+from dlfer.data.augment import CORRUPTIONS, STRENGTHS, corrupt_images
 from dlfer.errors import DataError
 
 IDS = np.array([f"Training/{number}" for number in range(8)])

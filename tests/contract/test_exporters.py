@@ -17,12 +17,11 @@ from dlfer.config.sections import HeadConfig, ModelConfig
 from dlfer.data.images import resize_to
 from dlfer.data.synthetic.faces import draw_face
 from dlfer.errors import ModelError
-from dlfer.export.compare import Sample
+from dlfer.export.contract import Sample
 from dlfer.export.exporters import EXPORTERS, Origin, check_needs, export_classifier
 from dlfer.model.artifact import FAMILIES
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.predict.export_folder import EXPORT_FILE, FORMATS, read_export
-from dlfer.predict.runtimes import OTHER_RUNTIMES, RUNTIMES, open_export
+from dlfer.predict.runtimes import EXPORT_FILE, FORMATS, OTHER_RUNTIMES, RUNTIMES, open_export, read_export
 from dlfer.runs.export_record import ExportAbout
 
 LABELS = ("angry", "happy", "sad")

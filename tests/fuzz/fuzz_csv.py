@@ -12,7 +12,7 @@ from dlfer.config.sections import DataConfig
 from dlfer.data.fer2013 import load_fer2013, load_fer2013_parts
 from dlfer.data.fer2013_csv import USAGES
 from dlfer.data.votes import read_votes
-from dlfer.metrics.attributes import read_attributes
+from dlfer.metrics.scores import read_attributes
 
 JUNK = (
     *("", " ", "256", "-1", "1e3", "0x1f", "1_0", "+5", "٣", "²", "NaN", "9" * 5000, "x" * 200_000, "\0", '"', "''"),

@@ -8,18 +8,15 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from dlfer.config.schema import ExperimentSection
+from dlfer.config.schema import ExperimentSection, StageConfig
 from dlfer.config.sections import ModelConfig
-from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.train.cluster import join_cluster
-from dlfer.train.control import StopControl
-from dlfer.train.device import choose_device
-from dlfer.train.launch import is_follower
+from dlfer.train.cluster import choose_device, join_cluster
+from dlfer.train.control import StopControl, is_follower
+from dlfer.train.progress import TrainingListener
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob
-from dlfer.train.watch import TrainingListener
 
 
 def make_bundle(num_train: int) -> DataBundle:

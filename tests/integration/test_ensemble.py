@@ -17,7 +17,7 @@ from dlfer.model.predict import predict_views
 from dlfer.runs.find import list_runs
 from dlfer.runs.member_rows import read_member_rows
 from dlfer.runs.options import RunOptions
-from dlfer.train.watch import TrainingListener
+from dlfer.train.progress import TrainingListener
 from tests.integration.conftest import dlfer
 
 FILE = """

@@ -14,8 +14,8 @@ from dlfer.errors import ModelError, UserError
 from dlfer.experiment.evaluate import evaluate_model
 from dlfer.experiment.run import run_experiment
 from dlfer.export.ship import ship_model
-from dlfer.runs.evaluations import read_metrics
 from dlfer.runs.options import RunOptions
+from dlfer.runs.run_records import read_metrics
 
 EXPERIMENT = """
 experiment: {{name: judged}}

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dlfer.predict.export_folder import read_export
+from dlfer.predict.runtimes import read_export
 from tests.integration.conftest import dlfer
 
 

@@ -37,8 +37,8 @@ search:
 
 DRIVER = """
 import sys
-import dlfer.study.runner
-dlfer.study.runner.CHILD_COMMAND = (sys.executable, {child!r})
+import dlfer.study.child
+dlfer.study.child.CHILD_COMMAND = (sys.executable, {child!r})
 from dlfer.cli import main
 main(sys.argv[1:])
 """

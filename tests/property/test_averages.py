@@ -6,8 +6,8 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlfer.metrics import averages
 from dlfer.metrics import classification as metrics
+from dlfer.metrics import intervals as iv
 
 VALUES = {
     "accuracy": metrics.compute_accuracy,
@@ -32,7 +32,7 @@ def some_confusions(draw):
 @settings(max_examples=150, deadline=None)
 @given(some_confusions())
 def test_the_interval_contains_the_value_and_stays_in_range(confusion):
-    found = averages.compute_average_intervals(confusion)
+    found = iv.compute_average_intervals(confusion)
     for name, compute in VALUES.items():
         low, high = found[name]
         if not np.isnan(low):
@@ -47,7 +47,7 @@ def test_the_interval_contains_the_value_and_stays_in_range(confusion):
 @settings(max_examples=100, deadline=None)
 @given(some_confusions(), st.sampled_from([(0.5, 0.8), (0.8, 0.95), (0.95, 0.99)]))
 def test_a_higher_level_has_a_wider_interval(confusion, levels):
-    narrow, wide = (averages.compute_average_intervals(confusion, level) for level in levels)
+    narrow, wide = (iv.compute_average_intervals(confusion, level) for level in levels)
     for name, (low, high) in narrow.items():
         if not np.isnan(low):
             assert wide[name][0] <= low + 1e-9, name
@@ -60,9 +60,9 @@ def test_the_order_of_classes_does_not_matter(confusion, random):
     order = list(range(len(confusion)))
     random.shuffle(order)
     shuffled = confusion[np.ix_(order, order)]
-    first, other = averages.compute_average_intervals(confusion), averages.compute_average_intervals(shuffled)
+    first, other = iv.compute_average_intervals(confusion), iv.compute_average_intervals(shuffled)
     for name, interval in first.items():
         np.testing.assert_allclose(other[name], interval, atol=1e-9, err_msg=name)
-    first, other = averages.compute_class_intervals(confusion), averages.compute_class_intervals(shuffled)
+    first, other = iv.compute_class_intervals(confusion), iv.compute_class_intervals(shuffled)
     for name, intervals in first.items():
         np.testing.assert_allclose(other[name], np.array(intervals)[order], atol=1e-9, err_msg=name)

@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dlfer.metrics.attributes import compute_group_scores
 from dlfer.metrics.paired import compute_mcnemar, compute_required_n, compute_tango_interval
 from dlfer.metrics.predictions import Predictions
+from dlfer.metrics.scores import compute_group_scores
 from dlfer.metrics.several import compare_several, compute_cochran_q, compute_holm
 
 tables = pytest.importorskip("statsmodels.stats.contingency_tables")

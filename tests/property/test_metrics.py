@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dlfer.metrics import classification as metrics
+from dlfer.metrics import curves
 
 sklearn_metrics = pytest.importorskip("sklearn.metrics")
 
@@ -100,13 +101,13 @@ def test_roc_and_auc(case):
     targets, probabilities = case
     for c in range(probabilities.shape[1]):
         is_target, scores = targets == c, probabilities[:, c]
-        fpr, tpr, thresholds = metrics.compute_roc(is_target, scores)
+        fpr, tpr, thresholds = curves.compute_roc(is_target, scores)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             expected = sklearn_metrics.roc_curve(is_target, scores, drop_intermediate=False)
         for own, other in zip((fpr, tpr, thresholds), expected, strict=True):
             np.testing.assert_allclose(own, other, rtol=1e-6)
-        area = metrics.compute_auc(is_target, scores)
+        area = curves.compute_auc(is_target, scores)
         if is_target.all() or not is_target.any():
             assert np.isnan(area)
         else:
@@ -118,7 +119,7 @@ def test_roc_and_auc(case):
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=30))
 def test_midranks_are_those_of_scipy(values):
     scipy_stats = pytest.importorskip("scipy.stats")
-    np.testing.assert_array_equal(metrics.compute_midranks(np.array(values)), scipy_stats.rankdata(values))
+    np.testing.assert_array_equal(curves.compute_midranks(np.array(values)), scipy_stats.rankdata(values))
 
 
 @settings(max_examples=30, deadline=None)
@@ -192,7 +193,7 @@ def test_detected_classes_are_those_whose_one_most_frequent_prediction_is_right(
 @given(judged())
 def test_average_precision(case):
     targets, probabilities = case
-    own = metrics.compute_average_precisions(targets, probabilities)
+    own = curves.compute_average_precisions(targets, probabilities)
     for c in range(probabilities.shape[1]):
         if (targets == c).any():
             expected = sklearn_metrics.average_precision_score(targets == c, probabilities[:, c])

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from dlfer.metrics import calibration as cal
-from dlfer.metrics import selective
+from dlfer.metrics import confidence as cal
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_metrics_file
+from dlfer.runs.metrics_record import Metrics
 
 RANGES = {"mcc": (-1, 1), "cohen_kappa": (-1, 1), "log_loss": (0, 16), "brier": (0, 2)}
 
@@ -51,9 +51,7 @@ def iterate_figures(value, name=""):
 def test_the_metrics_file_is_strict_json_and_its_figures_are_in_range(predictions):
     file = compute_metrics_file(
         {"validation": predictions, "test": predictions},
-        protocol="official",
-        banner=None,
-        selected_on="PublicTest",
+        Metrics(protocol="official", banner=None, selected_on="PublicTest", test_opened=0),
         without_duplicates_ids=predictions.ids[:1].tolist(),
     ).as_json()
     assert json.loads(json.dumps(file, allow_nan=False)) == file
@@ -80,21 +78,21 @@ def test_the_metrics_file_is_strict_json_and_its_figures_are_in_range(prediction
 @settings(max_examples=60, deadline=None)
 @given(some_predictions())
 def test_the_threshold_is_the_best_that_trying_all_finds(predictions):
-    confidences, correct = selective.get_confidences(predictions), predictions.correct
+    confidences, correct = cal.get_confidences(predictions), predictions.correct
     tried = {
         float(threshold): correct[confidences >= threshold].mean() for threshold in np.unique(confidences).tolist()
     }
     for target in (0.5, 0.8, 1.0):
         reaching = [threshold for threshold, accuracy in tried.items() if accuracy >= target - 1e-12]
-        found = selective.choose_threshold(predictions, target)
+        found = cal.choose_threshold(predictions, target)
         if not reaching:
             assert found is None
         else:
             expected = 0.0 if min(reaching) == min(tried) else min(reaching)
             assert found == expected
-            answered = selective.compute_selective(predictions, found)["at_threshold"]
+            answered = cal.compute_selective(predictions, found)["at_threshold"]
             assert answered["accuracy"]["value"] >= target - 1e-12
-    assert selective.compute_aurc(confidences, correct) == pytest.approx(
+    assert cal.compute_aurc(confidences, correct) == pytest.approx(
         np.mean([1 - tried[float(confidence)] for confidence in confidences])
     )
 
@@ -130,4 +128,4 @@ def test_figures_do_not_depend_on_the_order_of_rows(predictions, random):
     before, after = (cal.compute_calibration(some)["raw"] for some in (predictions, other))
     for name in ("ece_equal_mass", "ece_equal_width", "classwise_ece"):
         assert after[name]["value"] == pytest.approx(before[name]["value"])
-    assert selective.compute_selective(other, 0.0) == selective.compute_selective(predictions, 0.0)
+    assert cal.compute_selective(other, 0.0) == cal.compute_selective(predictions, 0.0)

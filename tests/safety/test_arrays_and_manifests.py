@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from dlfer.config.sections import DataConfig
-from dlfer.data.arrays import load_arrays
+from dlfer.data.sources import load_arrays
 from dlfer.errors import ConfigError, DataError, ModelError
 from dlfer.metrics.predictions import read_predictions
-from dlfer.report.record import read_experiment
+from dlfer.report.page import read_experiment
 from dlfer.runs import files as npz_file
 from dlfer.runs.files import check_manifest, hash_file, read_npz
 from dlfer.runs.find import find_default_model, find_model
@@ -253,7 +253,7 @@ def write_export(folder: Path, record) -> None:
 
 
 def test_an_export_is_held_against_its_manifest(tmp_path):
-    from dlfer.predict.export_folder import read_export
+    from dlfer.predict.runtimes import read_export
 
     record = make_export(tmp_path)
     assert read_export(tmp_path).as_json() == record
@@ -277,7 +277,7 @@ def test_an_export_is_held_against_its_manifest(tmp_path):
 
 
 def test_every_file_of_a_saved_model_must_be_named(tmp_path):
-    from dlfer.predict.export_folder import read_export
+    from dlfer.predict.runtimes import read_export
 
     make_export(tmp_path, form="savedmodel", file="model/variables/variables.index")
     assert read_export(tmp_path).file == "model"

@@ -19,15 +19,15 @@ from dlfer.config.sections import BoostingConfig, ModelConfig
 from dlfer.errors import ModelError, TransferError
 from dlfer.model.artifact import load_artifact
 from dlfer.model.backbones import build_backbone, load_published_weights
+from dlfer.model.classifier import WEIGHTS_FILE, TransferClassifier
 from dlfer.model.ensemble import EnsembleClassifier
-from dlfer.model.network_classifier import WEIGHTS_FILE, TransferClassifier
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.transfer import RECORD_FILE, carry_backbone, read_backbone_record, write_backbone
 from dlfer.model.trees import import_xgboost, make_parameters, read_booster
 from dlfer.model.weights_file import load_weights
 from dlfer.runs.files import hash_file
 from dlfer.runs.find import ARTIFACT_FILE
-from dlfer.train.checkpoint import read_state, restore_checkpoint, write_checkpoint
+from dlfer.train.state import read_state, restore_checkpoint, write_checkpoint
 
 LABELS = ("a", "b", "c")
 CONFIG = ModelConfig(backbone="efficientnet_nano")

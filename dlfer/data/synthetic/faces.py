@@ -25,15 +25,19 @@ from dlfer.data.synthetic.canvas import (
 )
 from dlfer.data.synthetic.features import (
     Person,
+    add_back_hair,
+    add_beard,
     add_brows,
     add_eyes,
     add_folds,
+    add_front_hair,
+    add_glasses,
     add_head,
     add_mouth,
     add_nose,
+    add_occlusion,
     draw_person,
 )
-from dlfer.data.synthetic.wear import add_back_hair, add_beard, add_front_hair, add_glasses, add_occlusion
 from dlfer.errors import DataError
 
 ACTIONS = {

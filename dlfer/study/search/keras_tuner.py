@@ -12,6 +12,7 @@ run trials in this process and swallow their errors. What is corrected here, of 
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 from pathlib import Path
@@ -19,20 +20,24 @@ from typing import Any
 
 from dlfer.runs.files import write_atomically
 from dlfer.runs.member_rows import MemberRow
-from dlfer.study.search.dimensions import Dimension, list_dimensions
-from dlfer.study.search.engine import DEFAULT_TRIALS, Answer, EngineSettings, Proposal, get_direction
+from dlfer.study.search.engine import (
+    DEFAULT_TRIALS,
+    Answer,
+    Dimension,
+    Engine,
+    EngineSettings,
+    Proposal,
+    get_direction,
+    list_dimensions,
+)
 
 _PROJECT = "oracle"
 _RUNG = "tuner/epochs"
 _NEVER = 10**9
 
 
-class KerasTunerEngine:
-    """Proposes by an oracle of KerasTuner, whose files are in `settings.folder`/oracle; if they are there, it goes on.
-
-    Args:
-        settings: experiment, epochs and number of trials.
-    """
+class KerasTunerEngine(Engine):
+    """Proposes by an oracle of KerasTuner, whose files are in `settings.folder`/oracle; if they are there, it goes on."""
 
     def __init__(self, settings: EngineSettings) -> None:
         search = settings.config.search
@@ -81,13 +86,6 @@ class KerasTunerEngine:
         self.oracle.end_trial(trial)
         # The oracle drops the trial from those going on after it has saved itself.
         self.oracle.save()
-
-    def give_back(self, trial: str) -> None:
-        """Do nothing: an oracle that is opened again goes on with the trials that did not end."""
-
-    def tick(self) -> set[str]:
-        """Return an empty set: nobody takes a trial from the one process that uses the oracle."""
-        return set()
 
     def list_records(self) -> list[MemberRow]:
         """Return all trials in the order in which they were proposed."""
@@ -200,8 +198,6 @@ class _RemembersGrid:
 
 def _build_space(dimensions: list[Dimension], engine: str) -> Any:
     """Return KerasTuner's form of the space; choices go as JSON text, since it knows no null and no lists."""
-    import contextlib
-
     import keras_tuner
 
     space = keras_tuner.HyperParameters()

@@ -23,14 +23,17 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from dlfer.config.load import dump_experiment, parse_recorded_experiment
 from dlfer.errors import DlferError, EnvironmentProblem
 from dlfer.runs.member_rows import MemberRow
-from dlfer.study.search.dimensions import Dimension, is_active, list_dimensions
 from dlfer.study.search.engine import (
     DEFAULT_TRIALS,
     Answer,
+    Dimension,
+    Engine,
     EngineSettings,
     Proposal,
     check_same_experiment,
     get_direction,
+    is_active,
+    list_dimensions,
 )
 
 _RECORD, _SETTINGS, _HEARTBEAT, _REPLACED = "dlfer:record", "dlfer:settings", "dlfer:heartbeat", "dlfer:replaced"
@@ -49,11 +52,8 @@ warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning
 warnings.filterwarnings("ignore", message="Heartbeat of storage is supposed to be used with Study.optimize")
 
 
-class OptunaEngine:
+class OptunaEngine(Engine):
     """Proposes by Optuna's TPE sampler; the study is in `settings.storage`, else in a journal of the search's own.
-
-    Args:
-        settings: experiment, epochs, number of trials, and the storage.
 
     Raises:
         ConfigError: the study in the storage began with another experiment.
@@ -180,9 +180,6 @@ class OptunaEngine:
     def count_trials(self) -> int:
         """Return the number of trials there will be, on all machines together."""
         return self.settings.trials or DEFAULT_TRIALS
-
-    def count_epochs(self) -> None:
-        """Return None: every trial has the experiment's epochs, unless it is pruned."""
 
     def _open_storage(self) -> JournalStorage | RDBStorage:
         place = self.settings.storage

@@ -8,7 +8,8 @@ from pathlib import Path
 from dlfer.config.load import dump_experiment, load_recorded_experiment, with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import DlferError
-from dlfer.report.keys import format_overrides, format_value
+from dlfer.experiment.session import create_member_run
+from dlfer.report.page import format_overrides, format_value
 from dlfer.report.search import write_search_report
 from dlfer.runs.comparison_record import ComparisonRecord, WinnerRun
 from dlfer.runs.files import write_atomically
@@ -16,13 +17,11 @@ from dlfer.runs.member_rows import MemberRow, is_run, read_member_rows, write_me
 from dlfer.runs.options import RunOptions
 from dlfer.runs.run import CONFIG_FILE, Run
 from dlfer.study.ablation import WITH, WITHOUT, compare_arms, show_comparison
+from dlfer.study.child import WorkerSlot
 from dlfer.study.members import Member, group_finished
-from dlfer.study.progress import StudyConsole
-from dlfer.study.runner import Ending, Runner, Task
-from dlfer.study.search.arms import Arm
+from dlfer.study.runner import Ending, Runner, Source, StudyConsole, Task
 from dlfer.study.search.engine import check_same_experiment, find_best
-from dlfer.study.search.trials import create_trial_run, find_trial_run
-from dlfer.study.slots import WorkerSlot
+from dlfer.study.search.trials import Arm, find_trial_run
 
 ORIGINAL_FILE = "engine/experiment.yaml"
 Trials = Mapping[str, tuple[Arm, Sequence[MemberRow]]]
@@ -85,16 +84,8 @@ def check_same(run: Run, other: ExperimentConfig | None) -> ExperimentConfig:
     return original
 
 
-class WinnerSource:
-    """Hands the winners of both arms to the runner: trained with every seed, and judged on test.
-
-    Args:
-        run: of the search.
-        members: the winners.
-        configs: of the winners, in the same order.
-        options: of the command line.
-        console: tells a person.
-    """
+class WinnerSource(Source):
+    """Hands the winners of both arms to the runner: trained with every seed, and judged on test."""
 
     def __init__(
         self,
@@ -114,7 +105,7 @@ class WinnerSource:
         if not self.waiting:
             return None
         member, config = self.waiting.pop(0)
-        run = member.run if member.path else create_trial_run(config, self.options, self.run.path, judge_test=True)
+        run = member.run if member.path else create_member_run(config, self.options, self.run.path.parent.parent)
         member.path, member.status = str(run.path.resolve()), "running"
         self._save()
         is_judged = run.status == "finished" and run.record.judge_test
@@ -125,15 +116,6 @@ class WinnerSource:
         task = Task(f"winner {member.title}", run, lambda: Ending("finished") if is_judged else None)
         self.active[task] = member
         return task
-
-    def is_exhausted(self) -> bool:
-        """Return whether every winner has been taken."""
-        return not self.waiting
-
-    def tick(self, tasks: Sequence[Task]) -> list[Task]:
-        """Look at the tasks under way; all of them are wanted."""
-        del tasks
-        return []
 
     def end(self, task: Task, ending: Ending) -> None:
         """Note how a winner ended."""

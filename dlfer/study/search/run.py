@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,20 +12,17 @@ from filelock import FileLock
 from dlfer.config.load import compute_digest, load_experiment, with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError, TrainingStopped, UserError
-from dlfer.report.keys import format_overrides
+from dlfer.report.page import format_overrides
 from dlfer.runs.find import default_runs_folder, open_run
 from dlfer.runs.options import RunOptions
 from dlfer.runs.records import SearchOptionsRecord
 from dlfer.runs.run import Run, create_run
+from dlfer.study.child import find_slots
 from dlfer.study.members import open_shared_run
-from dlfer.study.progress import StudyConsole
-from dlfer.study.runner import Runner
-from dlfer.study.search.arms import Arm, list_arms
-from dlfer.study.search.dimensions import list_dimensions
-from dlfer.study.search.engine import Engine
+from dlfer.study.runner import Runner, StudyConsole
+from dlfer.study.search.engine import Engine, list_dimensions
 from dlfer.study.search.results import Trials, check_same, compare_winners, conclude, keep_original, write_results
-from dlfer.study.search.trials import TrialSource
-from dlfer.study.slots import list_gpu_ids, make_slots
+from dlfer.study.search.trials import Arm, TrialSource, list_arms
 from dlfer.train.control import StopControl
 
 _FILES_LOCK = ".results.lock"
@@ -104,8 +100,7 @@ class Search:
 
     def make_runner(self) -> Runner:
         """Return the runner for this machine."""
-        gpu_ids = [] if self.config.experiment.device == "cpu" else list_gpu_ids()
-        slots = make_slots(self.search_options.workers, gpu_ids)
+        slots = find_slots(self.search_options.workers, self.config)
         return Runner(slots, self.control, self.console, self.hint, self.options.require_gpu)
 
     def _hold_files(self) -> contextlib.AbstractContextManager:
@@ -134,9 +129,8 @@ def run_search(file: Path | str, options: RunOptions, search_options: SearchOpti
         return _run_shared(config, arms, options, search_options, console)
     with tempfile.TemporaryDirectory() as folder:
         arms[0].open_engine(Path(folder), trials=search_options.trials, smoke=options.smoke)
-    run = create_run(options.out or default_runs_folder(), config, argv=list(options.argv), kind="search")
+    run = _create_run(options.out or default_runs_folder(), config, options, search_options)
     keep_original(run)
-    run.update(smoke=options.smoke, use_cache=options.use_cache)
     search = Search(run, config, options, search_options, StopControl(options.max_hours), console)
     return _execute(search, arms)
 
@@ -146,11 +140,7 @@ def resume_search(
 ) -> Path:
     """Go on with a search: trials that ended stay, those that were interrupted continue from their checkpoints.
 
-    Args:
-        folder: of the search, or the beginning of its name.
-        options: of the command line.
-        search_options: of the command line.
-        file: the experiment file again; it must not have changed.
+    `file`, the experiment file given again, must not have changed.
 
     Raises:
         ConfigError: the experiment or its space is not what the search began with; with the differences.
@@ -180,14 +170,11 @@ def _run_shared(
     for arm in arms:
         _open_engine(arm, Path(), options, search_options)
     digest = compute_digest(with_overrides(config, {"search.trials": None}))[:8]
-    facts = {"smoke": options.smoke, "use_cache": options.use_cache, "search": _describe(config, search_options)}
     run = open_shared_run(
         options.out or default_runs_folder(),
+        config.experiment.name,
         f"shared-{digest}{'-smoke' if options.smoke else ''}-search",
-        config,
-        argv=options.argv,
-        kind="search",
-        facts=facts,
+        lambda folder: _create_run(folder, config, options, search_options),
     )
     options = replace(options, out=run.path.parent.parent)
     search = Search(run, config, options, search_options, StopControl(options.max_hours), console)
@@ -196,7 +183,8 @@ def _run_shared(
 
 def _execute(search: Search, arms: list[Arm]) -> Path:
     run = search.run
-    with _hold(search), search.control.watch_signals():
+    # Those who share a storage work on one search together.
+    with contextlib.nullcontext() if search.is_shared else run.hold(), search.control.watch_signals():
         run.update(status="running", search=_describe(search.config, search.search_options))
         try:
             for arm in arms:
@@ -238,18 +226,14 @@ def _run_arm(search: Search, arm: Arm) -> None:
 
 def _compare_winners(search: Search) -> None:
     """Train and judge the winners; of several machines that end at the same time, one does."""
-    if not search.is_shared:
-        compare_winners(
-            search.run, search.config, search.list_trials(), options=search.options, runner=search.make_runner()
-        )
-        return
+    run, is_shared = search.run, search.is_shared
     try:
-        with search.run.hold():
+        with run.hold() if is_shared else contextlib.nullcontext():
             search.write()
             trials = search.list_trials()
-            compare_winners(search.run, search.config, trials, options=search.options, runner=search.make_runner())
+            compare_winners(run, search.config, trials, options=search.options, runner=search.make_runner())
     except ModelError:
-        if not search.run.is_held():
+        if not is_shared or not run.is_held():
             raise
         search.console.say("Another process trains and judges the winners.")
 
@@ -258,11 +242,10 @@ def _open_engine(arm: Arm, folder: Path, options: RunOptions, search_options: Se
     return arm.open_engine(folder, trials=search_options.trials, smoke=options.smoke, storage=search_options.storage)
 
 
-@contextlib.contextmanager
-def _hold(search: Search) -> Iterator[None]:
-    """Keep other processes from working on this search, unless they share its storage."""
-    with contextlib.nullcontext() if search.is_shared else search.run.hold():
-        yield
+def _create_run(folder: Path, config: ExperimentConfig, options: RunOptions, search_options: SearchOptions) -> Run:
+    run = create_run(folder, config, argv=list(options.argv), kind="search")
+    run.update(smoke=options.smoke, use_cache=options.use_cache, search=_describe(config, search_options))
+    return run
 
 
 def _describe(config: ExperimentConfig, options: SearchOptions) -> SearchOptionsRecord:

@@ -1,35 +1,140 @@
-"""The trials of one arm as tasks for the runner: what an engine proposes becomes a run, and the run's epochs its score.
+"""The arms of a search (one, or with --ablation with EF-FER1 and without), and the trials of an arm as tasks for the runner.
 
-The same settings mean the same run: a longer rung of Hyperband, a trial that was interrupted, and one that a lost machine
-had, go on with the run directory that is there.
+What an engine proposes becomes a run, and the run's epochs its score. The same settings mean the same run: a longer rung of
+Hyperband, a trial that was interrupted, and one that a lost machine had, go on with the run directory that is there.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import socket
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
+from dlfer.config.space import list_ancestors
 from dlfer.errors import ConfigError, DlferError
-from dlfer.experiment.smoke import make_smoke_config
-from dlfer.report.keys import format_overrides
-from dlfer.report.page import read_rows
-from dlfer.runs.evaluations import read_metrics
+from dlfer.experiment.session import create_member_run, make_smoke_config
+from dlfer.report.page import format_overrides
+from dlfer.report.trials import ALONE
+from dlfer.runs.files import read_rows
 from dlfer.runs.member_rows import MemberRow, is_run
 from dlfer.runs.options import RunOptions
-from dlfer.runs.run import Run, create_run
-from dlfer.runs.wording import format_duration
-from dlfer.study.progress import StudyConsole
-from dlfer.study.runner import Ending, Task
-from dlfer.study.search.arms import Arm
-from dlfer.study.search.engine import Engine, Proposal, compute_scores_so_far, find_best
-from dlfer.study.slots import WorkerSlot
+from dlfer.runs.run import Run, format_duration
+from dlfer.runs.run_records import read_metrics
+from dlfer.study.ablation import WITH, WITHOUT
+from dlfer.study.child import WorkerSlot
+from dlfer.study.runner import Ending, Source, StudyConsole, Task
+from dlfer.study.search.engine import Engine, EngineSettings, Proposal, compute_scores_so_far, find_best
+
+SMOKE_TRIALS = 2
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One search of an engine.
+
+    Attributes:
+        name: for a person.
+        base: keys that all of its trials set.
+        config: the experiment with those set and the space that is left.
+    """
+
+    name: str
+    base: Mapping[str, Any]
+    config: ExperimentConfig
+
+    @property
+    def slug(self) -> str:
+        """Name of its folder and of its best experiment."""
+        return re.sub(r"[^a-z0-9]+", "-", self.name.lower())
+
+    @property
+    def best_file(self) -> str:
+        """The file name of its best experiment: best.yaml, or best-<arm>.yaml where there are two."""
+        return "best.yaml" if self.name == ALONE else f"best-{self.slug}.yaml"
+
+    def open_engine(self, folder: Path, *, trials: int | None, smoke: bool, storage: str | None = None) -> Engine:
+        """Return the arm's engine with what it left before, whose files are in `folder`/engine/<arm> or in the storage.
+
+        Raises:
+            ConfigError: the engine cannot search this space, or not in a shared storage.
+        """
+        search = self.config.search
+        if search.engine == "hyperband" and any(key.endswith(".epochs") for key in search.space):
+            raise ConfigError(
+                "search.space: hyperband chooses the epochs of EF-FER2 itself; take the key that ends in .epochs out."
+            )
+        if storage is not None and search.engine != "optuna":
+            raise ConfigError(
+                f"search.engine: found {search.engine} with --storage, expected optuna, the one engine that several machines "
+                "can share. Add --set search.engine=optuna, or leave --storage out and search on one machine."
+            )
+        epochs = (make_smoke_config(self.config)[0] if smoke else self.config).finetune.epochs
+        wanted = trials if trials is not None else search.trials
+        if smoke and trials is None:
+            wanted = min(wanted or SMOKE_TRIALS, SMOKE_TRIALS)
+        name = (
+            self.config.experiment.name + (f"-{self.slug}" if self.name != ALONE else "") + ("-smoke" if smoke else "")
+        )
+        study = "search" if storage is None else name
+        settings = EngineSettings(self.name, self.config, epochs, wanted, folder / "engine" / self.slug, storage, study)
+        if search.engine == "optuna":
+            from dlfer.study.search.optuna import OptunaEngine
+
+            return OptunaEngine(settings)
+        from dlfer.study.search.keras_tuner import KerasTunerEngine
+
+        return KerasTunerEngine(settings)
+
+
+def list_arms(config: ExperimentConfig, *, ablation: bool) -> list[Arm]:
+    """Return the arms of a search.
+
+    Raises:
+        ConfigError: there is nothing to search, or no EF-FER1 to leave out.
+    """
+    search = config.search
+    if search is None:
+        raise ConfigError(
+            f"experiment {config.experiment.name}: has no section search. Add one with the keys to tune, e.g.\n"
+            "search:\n  space:\n    finetune.optimizer.learning_rate: {log: [1e-5, 1e-2]}"
+        )
+    if not ablation:
+        check_absent_stage(config)
+        return [Arm(ALONE, {}, config)]
+    if config.pretrain is None:
+        raise ConfigError("--ablation: pretrain is null, so there is no EF-FER1 to leave out; leave --ablation out.")
+    space = {key: spec for key, spec in search.space.items() if not _is_of_pretrain(search.space, key)}
+    if not space:
+        raise ConfigError(
+            "--ablation: every key of search.space is of EF-FER1, so the arm without it has nothing to tune; "
+            "add keys of finetune or model."
+        )
+    of_with, of_without = config.ablation.with_keys, {"pretrain": None, **config.ablation.without}
+    without = with_overrides(config, {**of_without, "search.space": space})
+    return [Arm(WITH, of_with, with_overrides(config, of_with)), Arm(WITHOUT, of_without, without)]
+
+
+def check_absent_stage(config: ExperimentConfig) -> None:
+    """Refuse keys of EF-FER1 in the space of an experiment that has none.
+
+    Raises:
+        ConfigError: with the keys.
+    """
+    wrong = [key for key in config.search.space if key.startswith("pretrain.")]
+    if config.pretrain is None and wrong:
+        raise ConfigError(f"search.space: pretrain is null, so {', '.join(wrong)} cannot be tuned; take them out.")
+
+
+def _is_of_pretrain(space: Mapping[str, Any], key: str) -> bool:
+    return any(name.startswith("pretrain") for name in (key, *list_ancestors(space, key)))
+
 
 ENDED = ("finished", "rung", "pruned", "failed")
 
@@ -51,19 +156,13 @@ class _Trial:
     history: list[dict[str, float]]
 
 
-class TrialSource:
+class TrialSource(Source):
     """Hands the trials of an arm to the runner, and their scores to its engine.
 
     A failure is held back from the engine until another trial shows that the experiment as such works: where the experiment
     is at fault, nothing is counted, and the trials are tried again on resume.
 
-    Args:
-        engine: proposes.
-        arm: that is searched.
-        folder: of the search; its trials are put beside it.
-        options: of the command line.
-        console: tells a person.
-        on_change: called after each change.
+    `folder` is that of the search, beside which its trials are put; `on_change` is called after each change.
     """
 
     def __init__(
@@ -104,9 +203,8 @@ class TrialSource:
         """Return whether the engine has no trial left."""
         return self.exhausted
 
-    def tick(self, tasks: Sequence[Task]) -> list[Task]:
+    def tick(self) -> list[Task]:
         """Let the engine send heartbeats; return the tasks whose trials another machine has by now."""
-        del tasks
         taken = self.engine.tick()
         unwanted = [task for task, trial in self.active.items() if trial.proposal.trial in taken]
         for task in unwanted:
@@ -147,7 +245,7 @@ class TrialSource:
             return None
         run = find_trial_run(self.engine.list_records(), proposal.settings, self.folder)
         if run is None:
-            run = create_trial_run(config, self.options, self.folder, judge_test=False)
+            run = create_member_run(config, replace(self.options, judge_test=False), self.folder.parent.parent)
         digest = (run.record.config_digest or "")[:8]
         trial = _Trial(proposal, row.change(path=str(run.path.resolve()), digest=digest), run.config(), [])
         self.engine.begin(trial.row)
@@ -250,16 +348,6 @@ def find_trial_run(records: Sequence[MemberRow], settings: Mapping[str, Any], fo
     return None
 
 
-def create_trial_run(config: ExperimentConfig, options: RunOptions, folder: Path, *, judge_test: bool) -> Run:
-    """Make the run directory of a trial beside that of the search, small for a smoke run."""
-    warnings: list[str] = []
-    if options.smoke:
-        config, warnings = make_smoke_config(config)
-    run = create_run(folder.parent.parent, config, argv=list(options.argv))
-    run.update(smoke=options.smoke, use_cache=options.use_cache, judge_test=judge_test, warnings=warnings)
-    return run
-
-
 def read_history_rows(path: Path) -> list[dict[str, float]]:
     """Return the rows of a run's fine-tuning history as numbers, [] where there is none."""
     rows = read_rows(path / "finetune" / "history.csv")
@@ -272,10 +360,7 @@ def describe_left(records: Sequence[MemberRow], *, total: int | None, total_epoc
     Of trials with different epochs, as those of Hyperband, the epochs are counted, else the trials. The workers are as many
     as there are trials under way, and the one that has just ended.
 
-    Args:
-        records: of all trials.
-        total: number of trials there will be.
-        total_epochs: of all trials, where those have different ones.
+    `total` is the number of trials there will be, `total_epochs` that of their epochs, where those differ.
     """
     ended = [record for record in records if record.seconds and record.status in ENDED]
     num_workers = 1 + sum(record.status == "running" for record in records)

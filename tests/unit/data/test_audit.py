@@ -11,8 +11,8 @@ from scipy import ndimage
 
 from dlfer.data import audit as audit_module
 from dlfer.data.audit import audit_bundle, audit_data, audit_splits, list_places, number_groups
-from dlfer.data.balance import add_copies
 from dlfer.data.bundle import DataBundle, Reading, Split
+from dlfer.data.pipeline import add_copies
 from dlfer.data.survey import survey_images
 from dlfer.errors import DataError
 from dlfer.runs.audit_record import (

@@ -5,11 +5,10 @@ import pytest
 from pydantic import ValidationError
 
 from dlfer.config.sections import DataConfig, FacesConfig
-from dlfer.data import face_crops
+from dlfer.data import faces as face_crops
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.equalize import equalize
-from dlfer.data.face_crops import prepare_face, prepare_faces
-from dlfer.data.faces import Face
+from dlfer.data.faces import Face, prepare_face, prepare_faces
+from dlfer.data.images import equalize
 from dlfer.data.sources import load_data
 from dlfer.errors import ProtocolError
 

@@ -8,7 +8,7 @@ from sklearn.decomposition import PCA
 
 from dlfer.config.sections import DataConfig
 from dlfer.data.duplicates import compute_signatures, group_duplicates, to_grey
-from dlfer.data.outliers import compute_face_distances, compute_light, find_no_faces
+from dlfer.data.survey import compute_face_distances, compute_light, find_no_faces
 from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.runs.audit_record import Place
 

@@ -9,7 +9,7 @@ from collections import namedtuple
 
 import pytest
 
-from dlfer.data.imagenet_check import ARCHIVES, check_imagenet2012, find_data_dir
+from dlfer.data.tfds_stream import ARCHIVES, check_imagenet2012, find_data_dir
 from dlfer.errors import MissingDataError
 
 TRAIN, VALIDATION = ARCHIVES
@@ -102,5 +102,5 @@ def test_the_default_folder_follows_the_environment(monkeypatch, tmp_path):
 
 
 def test_the_check_loads_no_tensorflow():
-    code = "import sys, dlfer.data.imagenet_check; sys.exit('tensorflow' in sys.modules)"
+    code = "import sys, dlfer.data.tfds_stream; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

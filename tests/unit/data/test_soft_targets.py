@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from dlfer.config.schema import StageConfig
 from dlfer.config.sections import DataConfig
-from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.pipeline import iterate_epoch
-from dlfer.data.soft_targets import add_soft_targets
 from dlfer.data.sources import load_data
-from dlfer.data.votes import read_votes
+from dlfer.data.votes import add_soft_targets, read_votes
 from dlfer.errors import DataError
 
 LABELS = ("Angry", "Happy")

@@ -5,17 +5,17 @@ import json
 import numpy as np
 import pytest
 
+from dlfer.data.augment import CORRUPTIONS, corrupt_images
 from dlfer.data.bundle import Split
-from dlfer.data.corrupt import CORRUPTIONS, corrupt_images
 from dlfer.errors import DataError, UserError
 from dlfer.experiment.extras import Extras, check_extras, compute_extra_metrics, evaluate_corruptions, keep_extras
 from dlfer.metrics.paired import compute_tango_interval
 from dlfer.metrics.predictions import Predictions, read_predictions
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.report.terminal import format_corruptions, format_metrics
-from dlfer.runs.evaluations import read_metrics
 from dlfer.runs.metrics_record import Corruptions, Metrics
 from dlfer.runs.run import Run
+from dlfer.runs.run_records import read_metrics
 
 LABELS = ("dark", "bright")
 
@@ -152,7 +152,7 @@ def test_a_run_keeps_metrics_that_were_added_and_its_own_file_stays(attributes, 
     given = {"test": split}, {"test": predict(split)}
     run = Run(tmp_path)
     own = compute_metrics_file(
-        {"validation": predict(split)}, protocol="official", banner=None, selected_on="x", test_opened=None
+        {"validation": predict(split)}, Metrics(protocol="official", banner=None, selected_on="x", test_opened=None)
     )
     own.write(tmp_path)
     written = (tmp_path / "metrics.json").read_bytes()

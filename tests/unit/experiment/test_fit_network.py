@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from dlfer.report.page import read_rows
+from dlfer.runs.files import read_rows
 
 EXPERIMENT = """
 experiment: {name: tiny, seed: 1, device: cpu}

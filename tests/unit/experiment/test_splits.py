@@ -20,10 +20,10 @@ from dlfer.experiment.splits import (
     find_run_duplicates,
 )
 from dlfer.metrics.predictions import Predictions
-from dlfer.runs.evaluations import count_openings, log_opening, read_metrics
 from dlfer.runs.metrics_record import Abstention, Metrics
 from dlfer.runs.records import About, ArtifactRecord, InputRecord, Temperature
 from dlfer.runs.run import Run, create_run
+from dlfer.runs.run_records import count_openings, log_opening, read_metrics
 
 EXPERIMENT = """
 experiment: {name: judged}

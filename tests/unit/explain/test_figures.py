@@ -4,8 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlfer.explain.average import MapAverage
-from dlfer.explain.explanation import Explanation
+from dlfer.explain.explanation import Explanation, MapAverage
 from dlfer.explain.figures import (
     describe_place,
     describe_sanity,

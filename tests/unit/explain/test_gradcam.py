@@ -14,8 +14,8 @@ from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.explain import gradcam
 from dlfer.explain.gradcam import GradCam, build_gradient, list_networks, spread_cells, weigh_maps
 from dlfer.model.artifact import FAMILIES
+from dlfer.model.backbone_spec import Preprocessing
 from dlfer.model.face_input import FaceInput
-from dlfer.model.preprocessing import Preprocessing
 from dlfer.model.stage_network import build_transfer_network
 
 LABELS = ("a", "b", "c")

@@ -6,11 +6,10 @@ from scipy import stats
 
 from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError, UserError
-from dlfer.explain.average import MapAverage
-from dlfer.explain.explanation import Explainer, Explanation, MapOptions
+from dlfer.explain.explanation import Explainer, Explanation, MapAverage, MapOptions, compute_rank_correlation
 from dlfer.explain.gradcam import Cam
 from dlfer.explain.occlusion import Occlusion
-from dlfer.explain.sanity import ALL, HEAD, OTHER, check_maps, compute_rank_correlation, randomise
+from dlfer.explain.sanity import ALL, HEAD, OTHER, check_maps, randomise
 from dlfer.model.artifact import FAMILIES
 from dlfer.model.stage_network import build_transfer_network
 

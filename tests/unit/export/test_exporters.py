@@ -14,8 +14,15 @@ from dlfer.config.sections import HeadConfig, ModelConfig
 from dlfer.data.images import resize_to
 from dlfer.errors import EnvironmentProblem, ExportError, ModelError, UserError
 from dlfer.export import graph as export_graph
-from dlfer.export.compare import Limits, Sample, check_agreement, compare_export
-from dlfer.export.contract import describe_export, render_card, render_example
+from dlfer.export.contract import (
+    Limits,
+    Sample,
+    check_agreement,
+    compare_export,
+    describe_export,
+    render_card,
+    render_example,
+)
 from dlfer.export.exporters import EXPORTERS, Origin, check_needs, export_classifier
 from dlfer.export.graph import build_function, check_exportable
 from dlfer.metrics.combine import fit_combination
@@ -23,8 +30,7 @@ from dlfer.model.artifact import FAMILIES
 from dlfer.model.boosted import BoostedClassifier
 from dlfer.model.face_input import compute_taps
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.predict.export_folder import EXPORT_FILE, parse_formats, read_export
-from dlfer.predict.runtimes import RUNTIMES
+from dlfer.predict.runtimes import EXPORT_FILE, RUNTIMES, parse_formats, read_export
 from dlfer.runs.export_record import Agreement, ExportAbout, ExportRecord
 
 LABELS = ("angry", "happy", "sad")

@@ -13,7 +13,7 @@ from dlfer.errors import ModelError
 from dlfer.export import ship as module
 from dlfer.export.ship import ship_model, shrink_weights
 from dlfer.model.artifact import load_artifact
-from dlfer.model.network_classifier import TransferClassifier
+from dlfer.model.classifier import TransferClassifier
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.runs import find as catalog
 from dlfer.runs.find import find_default_model

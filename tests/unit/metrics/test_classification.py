@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from dlfer.metrics import classification as metrics
+from dlfer.metrics import curves
 
 NEVER_PREDICTED = np.array([[2, 1, 0], [1, 3, 0], [2, 0, 0]])
 NO_ROWS = np.array([[2, 1, 1], [1, 3, 0], [0, 0, 0]])
@@ -57,7 +58,7 @@ def test_seven_class_accuracy_is_not_the_mean_of_the_one_against_rest_accuracies
 
 def test_roc_of_all_tied_scores_is_the_diagonal():
     is_target = np.array([True, False, True, False])
-    fpr, tpr, _ = metrics.compute_roc(is_target, np.full(4, 0.5))
+    fpr, tpr, _ = curves.compute_roc(is_target, np.full(4, 0.5))
     assert (fpr.tolist(), tpr.tolist()) == ([0, 1], [0, 1])
-    assert metrics.compute_auc(is_target, np.full(4, 0.5)) == 0.5
-    assert metrics.compute_auc(is_target, np.array([0.9, 0.1, 0.8, 0.2])) == 1.0
+    assert curves.compute_auc(is_target, np.full(4, 0.5)) == 0.5
+    assert curves.compute_auc(is_target, np.array([0.9, 0.1, 0.8, 0.2])) == 1.0

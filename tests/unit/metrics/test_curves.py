@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dlfer.metrics import classification as metrics
-from dlfer.metrics import curves as areas
+from dlfer.metrics import curves
 
 
 def make_scores(n=300, seed=0, shift=1.2):
@@ -24,11 +23,11 @@ def test_the_variance_is_that_of_the_bootstrap():
     drawn = []
     for _ in range(800):
         rows = generator.integers(0, 600, 600)
-        drawn.append(metrics.compute_average_precisions(targets[rows], probabilities[rows]))
+        drawn.append(curves.compute_average_precisions(targets[rows], probabilities[rows]))
     drawn = np.array(drawn)
-    effects = [areas._compute_precision_effects(targets == c, probabilities[:, c])[1] for c in range(3)]
+    effects = [curves._compute_precision_effects(targets == c, probabilities[:, c])[1] for c in range(3)]
     assert np.sqrt((np.array(effects) ** 2).sum(axis=1)) == pytest.approx(drawn.std(axis=0), rel=0.1)
-    bounds, macro = areas.compute_average_precision_intervals(targets, probabilities)
+    bounds, macro = curves.compute_average_precision_intervals(targets, probabilities)
     for (low, high), values in zip([*bounds, macro], [*drawn.T, drawn.mean(axis=1)], strict=True):
         # With few rows of a class no less than a proportion of as many trials.
         spread = np.quantile(values, 0.975) - np.quantile(values, 0.025)
@@ -41,8 +40,8 @@ def test_the_interval_of_a_rare_class_is_at_least_wilsons():
     targets = np.repeat([0, 1], [8, 192])
     scores = np.clip(generator.normal(0.6 - 0.2 * targets, 0.12), 0.01, 0.99)
     probabilities = np.stack([scores, 1 - scores], axis=1)
-    value = metrics.compute_average_precision(targets == 0, scores)
-    low, high = areas.compute_average_precision_intervals(targets, probabilities)[0][0]
+    value = curves.compute_average_precision(targets == 0, scores)
+    low, high = curves.compute_average_precision_intervals(targets, probabilities)[0][0]
     wilson = proportion.proportion_confint(value * 8, 8, method="wilson")
     assert low < wilson[0]  # by the bias of so few rows
     assert high >= wilson[1] - 1e-9
@@ -51,10 +50,10 @@ def test_the_interval_of_a_rare_class_is_at_least_wilsons():
 
 def test_the_interval_covers_the_truth():
     targets, probabilities = make_scores(60_000, seed=7)
-    truth = metrics.compute_average_precisions(targets, probabilities)
+    truth = curves.compute_average_precisions(targets, probabilities)
     covered = []
     for seed in range(200):
-        bounds, (low, high) = areas.compute_average_precision_intervals(*make_scores(240, seed=seed))
+        bounds, (low, high) = curves.compute_average_precision_intervals(*make_scores(240, seed=seed))
         inside = [low <= value <= high for (low, high), value in zip(bounds, truth, strict=True)]
         covered.append([*inside, low <= truth.mean() <= high])
     assert (np.mean(covered, axis=0) >= 0.92).all()
@@ -65,7 +64,7 @@ def test_effects_are_the_derivatives_by_the_weights():
     generator = np.random.default_rng(3)
     is_target = generator.random(30) < 0.4
     scores = np.round(generator.random(30), 1)
-    value, effects = areas._compute_precision_effects(is_target, scores)
+    value, effects = curves._compute_precision_effects(is_target, scores)
     assert value == pytest.approx(score(is_target, scores))
     for row in range(30):
         weights, step = np.ones(30), 1e-5
@@ -77,7 +76,7 @@ def test_effects_are_the_derivatives_by_the_weights():
 def test_perfect_and_lonely_classes_have_wilsons_interval():
     targets = np.repeat([0, 1], [10, 1])
     probabilities = np.stack([1.0 - targets, targets.astype(float)], axis=1)
-    bounds, macro = areas.compute_average_precision_intervals(targets, probabilities)
+    bounds, macro = curves.compute_average_precision_intervals(targets, probabilities)
     assert bounds[0] == pytest.approx((0.7225, 1.0), abs=1e-4)
     assert bounds[1] == pytest.approx((0.0513, 1.0), abs=1e-4)
     # Their distances to 1 add up as those of independent estimates.
@@ -87,9 +86,9 @@ def test_perfect_and_lonely_classes_have_wilsons_interval():
 def test_absent_classes_have_no_interval_and_stay_out_of_the_mean():
     targets, probabilities = make_scores()
     wider = np.c_[probabilities * 0.9, np.full(len(targets), 0.1)]
-    bounds, macro = areas.compute_average_precision_intervals(targets, wider)
+    bounds, macro = curves.compute_average_precision_intervals(targets, wider)
     assert np.isnan(bounds[3]).all()
-    expected_bounds, expected_macro = areas.compute_average_precision_intervals(targets, probabilities)
+    expected_bounds, expected_macro = curves.compute_average_precision_intervals(targets, probabilities)
     np.testing.assert_allclose(bounds[:3], expected_bounds)
     assert macro == pytest.approx(expected_macro)
 
@@ -101,8 +100,8 @@ def test_the_lower_limit_of_the_mean_allows_for_the_bias_of_few_rows():
     for _ in range(300):
         targets = np.r_[generator.choice(4, 118, p=shares), 0, 1]
         probabilities = generator.dirichlet(np.ones(4), 120)
-        _, (low, high) = areas.compute_average_precision_intervals(targets, probabilities)
-        values.append(metrics.compute_average_precisions(targets, probabilities).mean())
+        _, (low, high) = curves.compute_average_precision_intervals(targets, probabilities)
+        values.append(curves.compute_average_precisions(targets, probabilities).mean())
         truth = (np.bincount(targets, minlength=4) / 120).mean()
         covered.append(low <= truth <= high)
     assert np.mean(values) > 0.25 + 0.02

@@ -8,9 +8,8 @@ import pytest
 
 from dlfer.config.sections import ModelConfig
 from dlfer.model.backbones import build_backbone
-from dlfer.model.batch_norm import BatchNormalization
 from dlfer.model.stage_network import build_feature_extractor
-from dlfer.model.training_kernels import use_training_kernels
+from dlfer.model.training_kernels import BatchNormalization, use_training_kernels
 
 pytestmark = pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the kernel is TensorFlow's")
 

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from dlfer.config.stage_section import AugmentConfig
+from dlfer.config.schema import AugmentConfig
 from dlfer.data.augment import draw_augmentation, draw_warps
 from dlfer.data.images import make_square
+from dlfer.model.backbone_spec import EFFICIENTNET_INPUT, Preprocessing
 from dlfer.model.face_input import FaceInput, resize_images, warp_images
-from dlfer.model.preprocessing import EFFICIENTNET_INPUT, Preprocessing
 
 IDENTITY = np.tile(np.float32([[1, 0, 0, 0, 1, 0]]), (3, 1))
 

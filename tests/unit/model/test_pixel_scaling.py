@@ -11,18 +11,18 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.config.sections import BoostingConfig, ModelConfig
 from dlfer.data.bundle import Split
 from dlfer.errors import TransferError
-from dlfer.experiment.ensemble_members import make_member_config
+from dlfer.experiment.fit_ensemble import make_member_config
 from dlfer.model.artifact import FAMILIES, load_artifact
+from dlfer.model.backbone_spec import CAFFE_INPUT, choose_preprocessing
 from dlfer.model.boosted import build_level_features
 from dlfer.model.hybrid import name_branches
-from dlfer.model.preprocessing import CAFFE_INPUT, choose_preprocessing
 from dlfer.model.stage_network import TrainingNetwork, build_transfer_network
 from dlfer.model.transfer import RECORD_FILE, carry_backbone, write_backbone
 from dlfer.runs.find import ARTIFACT_FILE
+from dlfer.train.boosting import Extraction, compute_features_digest
 from dlfer.train.cascade import describe_foreign_scaling
 from dlfer.train.control import StopControl
-from dlfer.train.features import Extraction, compute_features_digest
-from dlfer.train.watch import TrainingListener
+from dlfer.train.progress import TrainingListener
 
 SINGLE = [{"backbone": name} for name in ("efficientnet_nano", "resnet_nano", "vgg16", "mobilenet_v2")]
 HYBRID = [{"family": "hybrid", "branches": ("resnet_nano", "vgg16")}]

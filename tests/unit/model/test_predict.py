@@ -1,5 +1,7 @@
 """Prediction by compiled functions: Keras' own answers, few programs, and the weights as they are now."""
 
+from __future__ import annotations
+
 import gc
 import threading
 import weakref
@@ -8,9 +10,11 @@ import keras
 import numpy as np
 import pytest
 
+from dlfer.config import names
 from dlfer.config.sections import HeadConfig, ModelConfig
+from dlfer.errors import ModelError
 from dlfer.model import predict
-from dlfer.model.predict import MOST_SIZES, pad_batch, predict_probabilities
+from dlfer.model.predict import MOST_SIZES, VIEWS, pad_batch, predict_probabilities, predict_views
 from dlfer.model.stage_network import build_transfer_network
 
 
@@ -144,3 +148,119 @@ def test_a_model_that_nobody_holds_is_freed():
     keras.backend.clear_session()
     gc.collect()
     assert held() is None
+
+
+class FakeClassifier:
+    """Answers by the brightness of the left half, and remembers what it was shown."""
+
+    def __init__(self) -> None:
+        self.shown: list[np.ndarray] = []
+        self.batch_sizes: set[int] = set()
+
+    def predict(self, images: np.ndarray, *, batch_size: int = 64) -> np.ndarray:
+        self.shown.append(images)
+        self.batch_sizes.add(batch_size)
+        share = images[:, :, : images.shape[2] // 2].reshape(len(images), -1).mean(axis=1) / 255
+        return np.stack([share, 1 - share], axis=1).astype(np.float32)
+
+
+def draw_images(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 256, shape).astype(np.uint8)
+
+
+def test_table_has_the_names_of_the_schema():
+    assert tuple(VIEWS) == names.VIEWS
+
+
+def test_mirror_is_the_mean_of_the_image_and_its_flip():
+    images, classifier = draw_images(5, 20, 20, 1), FakeClassifier()
+    found = predict_views(classifier, images, "mirror", batch_size=7)
+    expected = (classifier.predict(images) + classifier.predict(images[:, :, ::-1])) / 2
+    assert np.allclose(found, expected)
+    assert found.dtype == np.float32
+    assert np.array_equal(classifier.shown[1], np.flip(images, axis=2))
+    assert 7 in classifier.batch_sizes
+    assert np.allclose(predict_views(FakeClassifier(), images[:, :, ::-1], "mirror"), found)
+
+
+def test_ten_crops_are_four_corners_the_centre_and_their_flips():
+    images, classifier = draw_images(2, 48, 48, 1), FakeClassifier()
+    found = predict_views(classifier, images, "ten_crop")
+    assert [shown.shape for shown in classifier.shown] == [(2, 43, 43, 1)] * 10
+    plain, flipped = classifier.shown[::2], classifier.shown[1::2]
+    assert all(np.array_equal(a, np.flip(b, axis=2)) for a, b in zip(plain, flipped, strict=True))
+    corners = [images[:, :43, :43], images[:, :43, 5:], images[:, 5:, :43], images[:, 5:, 5:], images[:, 2:45, 2:45]]
+    assert all(np.array_equal(a, b) for a, b in zip(plain, corners, strict=True))
+    assert np.allclose(found, np.mean([FakeClassifier().predict(shown) for shown in classifier.shown], axis=0))
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("shape", [(2, 41, 30, 1), (2, 30, 41, 3), (1, 20, 160), (1, 48, 48)])
+def test_views_of_oblong_images_are_those_of_the_square_that_is_seen(view, shape):
+    """Of pixels that the classifier never sees there is no view; a flip is one of the square, to the pixel."""
+    images, side = draw_images(*shape), min(shape[1:3])
+    top, left = (shape[1] - side) // 2, (shape[2] - side) // 2
+    cropped, squares = FakeClassifier(), FakeClassifier()
+    found = predict_views(cropped, images, view)
+    expected = predict_views(squares, images[:, top : top + side, left : left + side], view)
+    assert np.array_equal(found, expected)
+    padded, whole = FakeClassifier(), FakeClassifier()
+    padded.aspect = "pad"
+    above, before = ((max(shape[1:3]) - length) // 2 for length in shape[1:3])
+    rows = np.clip(np.arange(max(shape[1:3])) - above, 0, shape[1] - 1)
+    columns = np.clip(np.arange(max(shape[1:3])) - before, 0, shape[2] - 1)
+    expected = predict_views(whole, images[:, rows][:, :, columns], view)
+    assert np.array_equal(predict_views(padded, images, view), expected)
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 16, 24, 3), (4, 48, 48, 1)])
+def test_rows_sum_to_one_for_images_of_any_form(view, shape):
+    found = predict_views(FakeClassifier(), draw_images(*shape), view)
+    assert found.shape == (shape[0], 2)
+    assert np.allclose(found.sum(axis=1), 1, atol=1e-6)
+
+
+def test_unknown_views_are_refused():
+    with pytest.raises(ModelError, match="found 'rotate', expected one of mirror, ten_crop"):
+        predict_views(FakeClassifier(), draw_images(1, 8, 8), "rotate")
+
+
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_real_classifier_takes_its_views(view):
+    import keras
+
+    from dlfer.config.sections import ModelConfig
+    from dlfer.model.classifier import TransferClassifier
+    from dlfer.model.stage_network import build_transfer_network
+
+    keras.utils.set_random_seed(0)
+    config = ModelConfig(backbone="efficientnet_nano")
+    network = build_transfer_network(config, num_labels=3, image_size=32, channels=1)
+    classifier = TransferClassifier(network, ("a", "b", "c"), config=config, channels=1)
+    images = draw_images(3, 48, 48, 1)
+    found = predict_views(classifier, images, view)
+    assert found.shape == (3, 3)
+    assert np.allclose(found.sum(axis=1), 1, atol=1e-5)
+    flipped = predict_views(classifier, images[:, :, ::-1], view)
+    assert np.allclose(flipped, found, atol=2e-3)
+
+
+@pytest.mark.parametrize("size", [48, 45])
+def test_a_classifier_of_parts_sees_ten_parts_of_its_own_size(size):
+    """What its network is given, after its own central crop, are the ten crops themselves, to the pixel."""
+    from dlfer.model.face_input import crop_centre
+
+    images, classifier = draw_images(2, size, size, 1), FakeClassifier()
+    classifier.crop = 0.8333
+    predict_views(classifier, images, "ten_crop")
+    seen = [np.asarray(crop_centre(shown, 0.8333)) for shown in classifier.shown]
+    side = round(0.8333 * size)
+    far, middle = size - side, (size - side) // 2
+    places = [(0, 0), (0, far), (far, 0), (far, far), (middle, middle)]
+    expected = [images[:, top : top + side, left : left + side] for top, left in places]
+    assert all(shown.shape == images.shape for shown in classifier.shown)
+    assert len(seen) == 10
+    assert all(np.array_equal(a, b) for a, b in zip(seen[::2], expected, strict=True))
+    assert all(np.array_equal(a, b[:, :, ::-1]) for a, b in zip(seen[1::2], expected, strict=True))
+    assert len({shown.tobytes() for shown in classifier.shown}) == 10

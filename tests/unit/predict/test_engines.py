@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from dlfer.errors import ModelError, UserError
-from dlfer.metrics.calibration import apply_temperature
+from dlfer.metrics.confidence import apply_temperature
 from dlfer.predict import engines
 from dlfer.predict.engines import ExportedModel, find_export, load_engine
 from dlfer.predict.predictor import FacePredictor, describe_predictions

@@ -11,7 +11,7 @@ from PIL import Image
 
 from dlfer import cli
 from dlfer.predict import job as module
-from dlfer.predict.video import FilmWriter
+from dlfer.predict.job import FilmWriter
 
 
 @pytest.fixture
@@ -131,7 +131,7 @@ def test_the_engine_is_chosen_for_what_is_to_be_done(call, args, given, classifi
         assert options == given
         return classifier
 
-    monkeypatch.setattr("dlfer.predict.engines.choose_engine", choose)
+    monkeypatch.setattr("dlfer.predict.job.choose_engine", choose)
     monkeypatch.setattr("sys.stdin", io.StringIO("a.png\n"))
     for name in ("a.png", "b.png"):
         Image.fromarray(np.zeros((20, 20, 3), np.uint8)).save(name)

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from dlfer.errors import DataError
-from dlfer.predict import video as films
-from dlfer.predict.media import BadInput, Frame, list_inputs, open_inputs, read_ahead
-from dlfer.predict.video import FilmWriter, read_film
+from dlfer.predict import media
+from dlfer.predict.job import FilmWriter
+from dlfer.predict.media import BadInput, Frame, list_inputs, open_inputs, read_ahead, read_film
 
 
 def write_picture(path, value=10):
@@ -154,7 +154,7 @@ def test_a_camera_goes_the_way_of_films(monkeypatch):
     cv2 = pytest.importorskip("cv2")
     monkeypatch.setattr(cv2, "VideoCapture", FakeCamera)
     ticks = iter(range(1000))
-    monkeypatch.setattr(films.time, "monotonic", lambda: next(ticks) / 10)
+    monkeypatch.setattr(media.time, "monotonic", lambda: next(ticks) / 10)
     FakeCamera.released = 0
     frames = list(read_film("camera:0", seconds=0.5))
     assert [index for _, index, _, _ in frames] == [0, 2, 3, 4]  # the second could not be fetched

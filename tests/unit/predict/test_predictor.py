@@ -5,19 +5,17 @@ import pytest
 from PIL import Image
 
 from dlfer.config.sections import FacesConfig
-from dlfer.data.equalize import equalize
-from dlfer.data.face_crops import prepare_face
-from dlfer.data.faces import Face, crop_face
+from dlfer.data.faces import Face, crop_face, prepare_face
+from dlfer.data.images import equalize
 from dlfer.errors import UserError
 from dlfer.predict.crops import build_cropper, cut_ready_crop
-from dlfer.predict.media import BadInput, Frame, list_inputs, open_inputs
+from dlfer.predict.media import BadInput, Film, Frame, list_inputs, open_inputs
 from dlfer.predict.predictor import (
     UNCERTAIN,
     FacePredictor,
     describe_predictions,
     predict_inputs,
 )
-from dlfer.predict.video import Film
 from dlfer.runs.records import About, Temperature
 
 

@@ -8,10 +8,9 @@ import pytest
 
 from dlfer.errors import UserError
 from dlfer.predict import tables
-from dlfer.predict.media import Frame
+from dlfer.predict.media import Film, Frame
 from dlfer.predict.predictor import FacePrediction, FramePrediction
 from dlfer.predict.tables import list_columns, open_table
-from dlfer.predict.video import Film
 
 LABELS = ("Happy", "score")
 PIXELS = np.zeros((9, 9, 3), np.uint8)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dlfer.predict.track import FaceTracker, compute_overlap
+from dlfer.predict.predictor import FaceTracker, compute_overlap
 
 NONE = np.zeros((0, 2))
 
@@ -21,7 +21,7 @@ def test_overlap():
 
 
 def test_numbers_are_kept_when_faces_move_change_order_and_are_lost_for_a_moment():
-    tracker, even = FaceTracker(max_gap=1.0), np.full((2, 2), 0.5)
+    tracker, even = FaceTracker(), np.full((2, 2), 0.5)
     assert tracker.update([make_box(0), make_box(50)], even, 0.0)[0] == [1, 2]
     assert tracker.update([make_box(53), make_box(3)], even, 0.1)[0] == [2, 1]
     assert tracker.update([], NONE, 0.5)[0] == []

@@ -8,14 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlfer.metrics.attributes import compute_group_scores
 from dlfer.metrics.predictions import Predictions, write_predictions
-from dlfer.metrics.scores import compute_metrics_file
+from dlfer.metrics.scores import compute_group_scores, compute_metrics_file
 from dlfer.metrics.several import compute_view_scores
 from dlfer.runs.audit_record import AuditRecord
-from dlfer.runs.metrics_record import Corruptions, Estimate
+from dlfer.runs.metrics_record import Corruptions, Estimate, Metrics
 from dlfer.runs.records import ArtifactRecord, DataRecord, DuplicateCounts, DuplicatesRecord, RunRecord
-from dlfer.runs.training_records import TransferRecord
+from dlfer.runs.run_records import TransferRecord
 
 CONFIG = """
 experiment: {name: faces}
@@ -96,10 +95,7 @@ def make_run(path: Path, *, parts=("train", "validation", "test"), banner=None, 
     duplicates = DUPLICATES["test" if "test" in parts else "validation"]
     metrics = compute_metrics_file(
         predictions,
-        protocol="official",
-        banner=banner,
-        selected_on="PublicTest",
-        duplicates=duplicates,
+        Metrics(protocol="official", banner=banner, selected_on="PublicTest", duplicates=duplicates, test_opened=0),
         without_duplicates_ids=predictions[duplicates.split].ids[duplicates.in_either.any :].tolist(),
     )
     splits = {

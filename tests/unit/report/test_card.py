@@ -8,8 +8,7 @@ import pytest
 from dlfer.config.load import dump_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError
-from dlfer.report.card import write_card
-from dlfer.report.terms import find_terms
+from dlfer.report.card import find_terms, write_card
 from dlfer.runs.metrics_record import Metrics
 
 FER2013 = {"finetune": {"data": {"source": "fer2013", "path": "f.csv"}}}

@@ -6,7 +6,7 @@ import pytest
 from dlfer.metrics.predictions import Predictions
 from dlfer.report import curves
 from dlfer.runs.metrics_record import AtThreshold, Calibration, Corruptions, Estimate, Metrics
-from dlfer.runs.training_records import Epoch, read_history
+from dlfer.runs.run_records import Epoch, read_history
 
 
 def make_predictions(n=40, num_classes=3, seed=0, targets=None) -> Predictions:

@@ -7,9 +7,9 @@ import json
 import pytest
 
 from dlfer.errors import ModelError
-from dlfer.report.keys import format_overrides, shorten_key
-from dlfer.report.search import rank_trials, write_search_report
-from dlfer.report.search_figures import draw_coordinates
+from dlfer.report.page import format_overrides, shorten_key
+from dlfer.report.search import draw_coordinates, write_search_report
+from dlfer.report.trials import rank_trials
 from dlfer.runs.member_rows import MemberRow
 
 KEYS = ["finetune.optimizer.learning_rate", "finetune.optimizer.name", "finetune.optimizer.momentum"]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from dlfer.errors import ModelError
-from dlfer.runs.evaluations import read_metrics, require_metrics
 from dlfer.runs.metrics_record import Estimate, Metrics
 from dlfer.runs.records import SCHEMA, DataRecord, DuplicateCounts, DuplicatesRecord, RunRecord
+from dlfer.runs.run_records import read_metrics, require_metrics
 
 SCORES = {"n": 60, "accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}}
 OLD = {

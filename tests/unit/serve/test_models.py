@@ -76,7 +76,7 @@ def test_a_trained_model_answers_as_it_does_without_a_server(tmp_path, as_base64
     from starlette.testclient import TestClient
 
     from dlfer.config.sections import ModelConfig
-    from dlfer.model.network_classifier import TransferClassifier
+    from dlfer.model.classifier import TransferClassifier
     from dlfer.model.stage_network import build_transfer_network
 
     config = ModelConfig(backbone="efficientnet_nano")

@@ -107,7 +107,7 @@ def test_a_client_who_comes_before_the_server_answers_waits():
 @pytest.mark.slow
 def test_the_command_serves_a_model_warns_and_ends_well(tmp_path, png, as_base64):
     from dlfer.config.sections import ModelConfig
-    from dlfer.model.network_classifier import TransferClassifier
+    from dlfer.model.classifier import TransferClassifier
     from dlfer.model.stage_network import build_transfer_network
 
     config = ModelConfig(backbone="efficientnet_nano")

@@ -57,7 +57,7 @@ class Plan(dict):
 @pytest.fixture
 def fake_child(tmp_path, monkeypatch) -> Plan:
     """Members are run by fake_child.py instead of a training; returns what they do, by dropout."""
-    monkeypatch.setattr("dlfer.study.runner.CHILD_COMMAND", (sys.executable, str(FAKE_CHILD)))
+    monkeypatch.setattr("dlfer.study.child.CHILD_COMMAND", (sys.executable, str(FAKE_CHILD)))
     monkeypatch.setattr("dlfer.study.runner.POLL_SECONDS", 0.02)
     monkeypatch.setenv("FAKE_PLAN", str(tmp_path / "plan.json"))
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")

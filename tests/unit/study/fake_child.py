@@ -20,6 +20,7 @@ import numpy as np
 from dlfer.metrics.predictions import Predictions, write_predictions
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.runs.files import write_atomically
+from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.run import Run
 
 COLUMNS = "epoch,phase,train_loss,train_accuracy,validation_loss,validation_accuracy,validation_macro_f1\n"
@@ -111,7 +112,9 @@ class Fake:
             ids = [f"{part}/{i}" for i in range(NUM_IMAGES)]
             parts[part] = Predictions(ids, ("a", "b"), targets, probabilities)
             write_predictions(parts[part], run.path / "predictions" / f"{part}.npz")
-        metrics = compute_metrics_file(parts, protocol="official", banner=None, selected_on="PublicTest")
+        metrics = compute_metrics_file(
+            parts, Metrics(protocol="official", banner=None, selected_on="PublicTest", test_opened=0)
+        )
         metrics.write(run.path)
 
 

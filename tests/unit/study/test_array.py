@@ -13,7 +13,7 @@ from dlfer.config.load import load_experiment
 from dlfer.errors import DlferError, TrainingStopped, UserError
 from dlfer.runs.find import list_runs
 from dlfer.runs.member_rows import read_member_rows
-from dlfer.runs.run import Run
+from dlfer.runs.run import Run, create_run
 from dlfer.study.ablation import EQUAL_COMPUTE, WITH, WITHOUT, run_ablation
 from dlfer.study.comparison import ArrayTask
 from dlfer.study.members import open_shared_run
@@ -113,7 +113,8 @@ def test_equal_compute_waits_for_the_arm_whose_cost_it_takes(file, options, plan
 
 def _open(number: int) -> str:
     config = load_experiment("small.yaml")
-    run = open_shared_run(Path("runs"), "shared-x", config, argv=[str(number)], kind="sweep", facts={"smoke": False})
+    create = lambda folder: create_run(folder, config, argv=[str(number)], kind="sweep")  # noqa: E731
+    run = open_shared_run(Path("runs"), config.experiment.name, "shared-x", create)
     return run.read_json("run.json")["argv"][0]
 
 

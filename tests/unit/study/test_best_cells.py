@@ -17,11 +17,12 @@ from dlfer.config.load import load_experiment
 from dlfer.errors import DlferError
 from dlfer.metrics.predictions import Predictions, read_predictions, write_predictions
 from dlfer.metrics.scores import compute_metrics_file
-from dlfer.report.best_cells import MOST_ROWS, draw_best_rocs, draw_best_scores, draw_macro_rocs, group_best_rows
 from dlfer.report.comparison import write_comparison_report
 from dlfer.report.curves import compute_class_rocs
+from dlfer.report.sweep import MOST_ROWS, draw_best_rocs, draw_best_scores, draw_macro_rocs, group_best_rows
 from dlfer.runs.comparison_record import BestCell, BestCells, ComparisonRecord, SeedEstimate
 from dlfer.runs.member_rows import write_member_rows
+from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.run import Run, create_run
 from dlfer.study.members import Plan
 from dlfer.study.sweep import resume_sweep
@@ -62,7 +63,9 @@ def finish(run: Run, config, *, hits: Callable[[str], int], parts: tuple[str, ..
     predictions = {part: make_predictions(part, hits(part), config.experiment.seed) for part in parts}
     for part, some in predictions.items():
         write_predictions(some, run.path / "predictions" / f"{part}.npz")
-    metrics = compute_metrics_file(predictions, protocol="official", banner=None, selected_on="PublicTest")
+    metrics = compute_metrics_file(
+        predictions, Metrics(protocol="official", banner=None, selected_on="PublicTest", test_opened=0)
+    )
     metrics.write(run.path)
     run.update(cost={"finetune_seconds": 3.0, "pretrain_seconds": None})
     epochs = 3 + config.experiment.seed

@@ -13,9 +13,8 @@ import pytest
 from dlfer.config.load import load_experiment
 from dlfer.errors import DlferError, TrainingStopped
 from dlfer.runs.run import create_run
-from dlfer.study.progress import StudyConsole
-from dlfer.study.runner import Ending, Runner, Task
-from dlfer.study.slots import make_slots
+from dlfer.study.child import make_slots
+from dlfer.study.runner import Ending, Runner, StudyConsole, Task
 from dlfer.train.control import StopControl
 
 
@@ -34,8 +33,8 @@ class Source:
     def end(self, task, ending):
         self.endings[task.title] = ending
 
-    def tick(self, tasks):
-        return [task for task in tasks if task in self.unwanted]
+    def tick(self):
+        return self.unwanted
 
 
 @pytest.fixture

@@ -14,10 +14,11 @@ from dlfer.metrics.predictions import Predictions, write_predictions
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.report.comparison import read_comparison, write_comparison_report
 from dlfer.runs.comparison_record import ArmKey, ComparisonRecord
+from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.run import create_run
 from dlfer.study.ablation import WITH, WITHOUT, _conclude, _plan, show_comparison
 from dlfer.study.comparison import Comparison
-from dlfer.study.progress import StudyConsole
+from dlfer.study.runner import StudyConsole
 
 EXPERIMENT = """\
 experiment: {name: faces}
@@ -47,7 +48,7 @@ def compare(tmp_path, monkeypatch):
         (tmp_path / "faces.yaml").write_text(EXPERIMENT % ablation)
         config = load_experiment("faces.yaml", {"ablation.seeds": list(range(len(accuracies[WITH])))})
         run = create_run(tmp_path / "runs", config, argv=["ablate", "faces.yaml"], kind="ablation")
-        comparison = Comparison(run, config, _plan(config, smoke=False))
+        comparison = Comparison(run, config, _plan(config, "small.yaml", smoke=False))
         for number, member in enumerate(comparison.members):
             member_config = member.make_config(config)
             path = tmp_path / "runs" / "faces" / f"member-{number}"
@@ -62,7 +63,9 @@ def compare(tmp_path, monkeypatch):
             (path / "config.yaml").write_text(dump_experiment(member_config))
             cost = {"finetune_seconds": 60.0, "pretrain_seconds": None}
             (path / "run.json").write_text(json.dumps({"cost": cost, "config_digest": "0" * 64, "warnings": []}))
-            metrics = compute_metrics_file(parts, protocol="official", banner=None, selected_on="val")
+            metrics = compute_metrics_file(
+                parts, Metrics(protocol="official", banner=None, selected_on="val", test_opened=0)
+            )
             metrics.write(path)
             member.path, member.status = str(path), "finished"
         comparison.save()

@@ -8,22 +8,31 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from dlfer.config.schema import EarlyStopping, StageConfig
 from dlfer.config.sections import BoostingConfig, DataConfig, ModelConfig, NormalizeConfig
-from dlfer.config.stage_section import EarlyStopping, StageConfig
-from dlfer.data.balance import compute_class_weights
 from dlfer.data.bundle import Split
+from dlfer.data.pipeline import compute_class_weights
 from dlfer.errors import ModelError, TrainingStopped
 from dlfer.metrics.classification import compute_item_losses
 from dlfer.model.boosted import build_level_features
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import import_xgboost, make_parameters
-from dlfer.report.page import read_rows
-from dlfer.train.boosting import HISTORY, STATE, TREES, Rows, compute_importance, grow_trees
+from dlfer.runs.files import read_rows
+from dlfer.train.boosting import (
+    HISTORY,
+    STATE,
+    TREES,
+    Extraction,
+    Rows,
+    compute_features_digest,
+    compute_importance,
+    extract_features,
+    grow_trees,
+)
+from dlfer.train.cluster import Device
 from dlfer.train.control import StopControl
-from dlfer.train.device import Device
-from dlfer.train.features import Extraction, compute_features_digest, extract_features
+from dlfer.train.progress import TrainingListener
 from dlfer.train.state import StageJob
-from dlfer.train.watch import TrainingListener
 
 NUM_LABELS = 3
 PLAIN = BoostingConfig(max_depth=1, learning_rate=1.0, reg_lambda=0.0, gamma=0.0, min_child_weight=0.0, colsample=1.0)

@@ -6,16 +6,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlfer.config.stage_section import StageConfig
+from dlfer.config.schema import StageConfig
 from dlfer.data.bundle import Share, Split
 from dlfer.data.pipeline import count_steps, divide_rows, iterate_epoch, take_share
 from dlfer.errors import ConfigError, EnvironmentProblem
-from dlfer.train.control import StopControl
-from dlfer.train.device import Device
+from dlfer.train.cluster import Device
+from dlfer.train.control import StopControl, check_alone, describes_cluster, is_follower
 from dlfer.train.distribute import _check_divides, choose_replicas, describe_replicas
-from dlfer.train.launch import check_alone, describes_cluster, is_follower
+from dlfer.train.progress import TrainingListener
 from dlfer.train.state import StageJob
-from dlfer.train.watch import TrainingListener
 
 
 @pytest.mark.parametrize(("num_rows", "num_parts"), [(16, 2), (6, 2), (7, 2), (12, 5), (64, 3), (9, 1)])

@@ -4,7 +4,7 @@ import keras
 import numpy as np
 import pytest
 
-from dlfer.config.stage_section import LossConfig, ScheduleConfig
+from dlfer.config.schema import LossConfig, ScheduleConfig
 from dlfer.train.objective import FocalFromLogits, build_loss, build_schedule
 
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from dlfer.config import names
-from dlfer.config.stage_section import OptimizerConfig, ScheduleConfig
+from dlfer.config.schema import OptimizerConfig, ScheduleConfig
 from dlfer.train import optimizers
 from dlfer.train.objective import build_schedule
 from dlfer.train.optimizers import OPTIMIZERS, build_optimizer, describe_optimizer

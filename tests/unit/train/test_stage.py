@@ -1,25 +1,24 @@
 """One training stage: it learns, stops, resumes exactly, keeps the best, and fails with words."""
 
 import dataclasses
+import subprocess
+import sys
 
 import keras
 import numpy as np
 import pytest
 
-from dlfer.config.schema import ExperimentSection
+from dlfer.config.schema import ExperimentSection, StageConfig
 from dlfer.config.sections import HeadConfig, ModelConfig
-from dlfer.config.stage_section import StageConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.report.page import read_rows
-from dlfer.train.checkpoint import read_state, restore_checkpoint
+from dlfer.runs.files import read_rows
+from dlfer.train.cluster import choose_device, set_determinism
 from dlfer.train.control import StopControl
-from dlfer.train.device import choose_device, set_determinism
-from dlfer.train.history import COLUMNS
+from dlfer.train.progress import TrainingListener
 from dlfer.train.stage import CHECKPOINT, HISTORY, MILESTONES, _Stage, train_stage
-from dlfer.train.state import StageJob
-from dlfer.train.watch import TrainingListener
+from dlfer.train.state import COLUMNS, StageJob, read_state, restore_checkpoint
 
 EVERYTHING = {
     "epochs": 3,
@@ -387,3 +386,14 @@ def test_auxiliary_heads_learn_resume_exactly_and_are_left_out_of_predictions(tm
         assert np.array_equal(variable, other)
     train_stage(make_job(config, tmp_path / "plain"), plain, bundle)
     assert any(not np.array_equal(a, b) for a, b in zip(weights_of(whole), weights_of(plain), strict=True))
+
+
+READ = "import sys; from dlfer.train.stage import read_network; print(len(read_network(sys.stdin.read()).weights))"
+
+
+@pytest.mark.parametrize("model", [{"backbone": "efficientnet_nano"}, {"backbone": "googlenet"}])
+def test_a_fresh_process_knows_every_layer_of_ours(model):
+    network = build_transfer_network(ModelConfig(**model), num_labels=7, image_size=48, channels=1).model
+    done = subprocess.run([sys.executable, "-c", READ], input=network.to_json(), capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) == len(network.weights)

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from dlfer.runs.member_rows import MemberRow
-from dlfer.study.search.arms import Arm
+from dlfer.study.search.trials import Arm
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from dlfer.study.search.dimensions import is_active, list_dimensions
+from dlfer.study.search.engine import is_active, list_dimensions
 
 
 def test_parents_stand_before_what_hangs_on_them(make_config):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from dlfer.config.schema import StageConfig
 from dlfer.config.sections import DataConfig
-from dlfer.config.stage_section import StageConfig
 from dlfer.runs.member_rows import MemberRow
 from dlfer.study.search.engine import compute_scores_so_far, find_best, get_direction
 

@@ -10,12 +10,10 @@ from dlfer.errors import DlferError, UserError
 from dlfer.runs.member_rows import MemberRow
 from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run, create_run
-from dlfer.study.progress import StudyConsole
-from dlfer.study.runner import Runner
-from dlfer.study.search.arms import Arm
+from dlfer.study.child import make_slots
+from dlfer.study.runner import Runner, StudyConsole
 from dlfer.study.search.engine import Answer, Proposal
-from dlfer.study.search.trials import TrialSource, describe_left
-from dlfer.study.slots import make_slots
+from dlfer.study.search.trials import Arm, TrialSource, describe_left
 from dlfer.train.control import StopControl
 
 

@@ -1,0 +1,357 @@
+"""The two jobs of `dlfer explain`: the faces in pictures, and averages over a split of a run's data.
+
+Each writes figures, arrays and a page.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlfer.data.bundle import Split
+from dlfer.data.sources import load_data
+from dlfer.data.split import draw_subset
+from dlfer.errors import UserError
+from dlfer.explain.explanation import AverageMaps, Explainer, Explanation, MapAverage, MapOptions
+from dlfer.explain.figures import (
+    describe_average,
+    describe_maps,
+    describe_sanity,
+    list_sanity_rows,
+    write_averages,
+    write_explanation,
+    write_explanation_report,
+)
+from dlfer.explain.sanity import check_maps
+from dlfer.model.artifact import load_artifact
+from dlfer.model.classifier import Classifier
+from dlfer.predict.crops import Crop, build_cropper
+from dlfer.predict.media import BadInput, Frame, is_film, list_inputs, open_inputs
+from dlfer.predict.predictor import NOTICE
+from dlfer.runs.files import write_atomically, write_npz
+from dlfer.runs.find import find_default_model, find_run_of, open_run
+from dlfer.runs.run import Run
+from dlfer.runs.run_records import log_opening
+from dlfer.train.progress import ConsoleListener
+
+MOST_CHECKED = 12
+"""Faces of which maps are made again with other weights."""
+
+MOST_SHOWN = 60
+"""Figures that the page holds; each is some 100 KB of it."""
+
+
+@dataclass(frozen=True)
+class ExplainJob:
+    """What is asked for.
+
+    Attributes:
+        model: a model's name, a run, or a folder; None: the default model.
+        out: the folder that figures, arrays and the page are written into.
+        maps: how they are made.
+        label: what the maps of pictures are about; None: each face's most probable label.
+        faces: see `build_cropper`.
+        per_class: of a split, at most so many faces of each label.
+        check: also whether maps change when weights are drawn anew.
+    """
+
+    model: str | None
+    out: Path
+    maps: MapOptions = field(default_factory=MapOptions)
+    label: str | None = None
+    faces: str = "auto"
+    per_class: int = 40
+    check: bool = False
+
+
+@dataclass(frozen=True)
+class Explained:
+    """A face and its maps.
+
+    Attributes:
+        name: of its figure, without .png.
+        source: the picture's name, or the id of the image.
+        box: x0, y0, x1, y1 in the picture; None: the picture was taken for a face.
+        image: uint8 [H, W, C], as the classifier got it.
+        explanation: the maps.
+    """
+
+    name: str
+    source: str
+    box: tuple[float, float, float, float] | None
+    image: np.ndarray
+    explanation: Explanation
+
+
+def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[str], None]) -> tuple[Path, int]:
+    """Explain each face in pictures; write <name>.png and <name>.npz of each, explanations.json and index.html.
+
+    Args:
+        names: pictures, folders, globs, see `list_inputs`.
+        job: what is asked for.
+        say: is told what failed.
+
+    Returns:
+        The page, and how many inputs could not be read.
+
+    Raises:
+        UserError, ModelError, EnvironmentProblem: the job cannot begin, or no face was found at all.
+    """
+    classifier = load_artifact(str(job.model or find_default_model()))
+    target = _find_label(classifier, job.label)
+    explainer = build_explainer(classifier, job, say)
+    cropper = build_cropper(
+        job.faces,
+        about=classifier.about,
+        channels=classifier.channels,
+        image_size=classifier.image_size,
+        aspect=classifier.aspect,
+    )
+    failed: list[str] = []
+    records, kept = [], []
+    listener = ConsoleListener()
+    try:
+        for explained in _explain_faces(_read_pictures(names, failed), explainer, cropper, target=target, say=say):
+            _write_face(explained, job, classifier)
+            records.append(_describe_face(explained, classifier))
+            # Of many faces only the arrays on disk are kept.
+            kept = kept if len(kept) == MOST_CHECKED else [*kept, explained]
+            listener.finish_part("faces", len(records), max(len(names), len(records)))
+    finally:
+        listener.close()
+    for error in failed:
+        say(f"not read: {error}")
+    if not records:
+        raise UserError(
+            "explain: no face was explained. Faces are found by a detector; --faces whole takes each picture for one."
+        )
+    sanity = check_some(explainer, kept, job)
+    record = {"labels": list(classifier.labels), "faces": records, **describe_job(job, sanity)}
+    write_atomically(job.out / "explanations.json", json.dumps(record, indent=2) + "\n")
+    reading = [describe_maps(kept[0].explanation, None)]
+    if len(records) > MOST_SHOWN:
+        reading.append(
+            f"Shown are the first {MOST_SHOWN} of {len(records):,} faces; the others stand beside this page."
+        )
+    context = {"title": "What the answers hang on", "reading": reading, "failed": failed}
+    page = write_page(job, [record["name"] for record in records[:MOST_SHOWN]], context=context, sanity=sanity)
+    return page, len(failed)
+
+
+def _explain_faces(
+    frames: Iterator[Frame],
+    explainer: Explainer,
+    cropper: Callable[[Sequence[np.ndarray]], list[list[Crop]]],
+    *,
+    target: int | None,
+    say: Callable[[str], None],
+) -> Iterator[Explained]:
+    """Yield the faces in pictures with their maps; `say` is told where there is none."""
+    used: set[str] = set()
+    for frame in frames:
+        crops = cropper([frame.image])[0]
+        if not crops:
+            say(f"{frame.name}: no face found; if the picture is the crop of one, say --faces whole")
+        for number, crop in enumerate(crops, 1):
+            name = _name_file(frame.name, number if len(crops) > 1 else None, used)
+            yield Explained(name, frame.name, crop.box, crop.pixels, explainer.explain(crop.pixels, target))
+
+
+def build_explainer(classifier: Classifier, job: ExplainJob, say: Callable[[str], None]) -> Explainer:
+    """Return what makes the maps; `say` is told where Grad-CAM has to be left out."""
+    explainer = Explainer(classifier, job.maps)
+    if explainer.lacks_gradcam:
+        say(f"this model of family {classifier.family} has no gradients to follow: occlusion alone, no Grad-CAM")
+    return explainer
+
+
+def _find_label(classifier: Classifier, label: str | None) -> int | None:
+    if label is None:
+        return None
+    if label not in classifier.labels:
+        raise UserError(f"--label {label}: expected one of {', '.join(classifier.labels)}.")
+    return classifier.labels.index(label)
+
+
+def _read_pictures(names: Sequence[str], failed: list[str]) -> Iterator[Frame]:
+    """Yield the pictures that can be read; what is wrong with the others is added to `failed`."""
+    for name in list_inputs(names, stdin=sys.stdin):
+        if isinstance(name, str) and is_film(name):
+            failed.append(f"{name}: a film; explain takes pictures. Save the frame that you ask about.")
+            continue
+        for item in open_inputs([name]):
+            if isinstance(item, BadInput):
+                failed.append(item.error)
+            else:
+                yield item
+
+
+def check_some(explainer: Explainer, done: Sequence[Explained], job: ExplainJob) -> dict[str, Any] | None:
+    """Return what `check_maps` finds of some faces, or None if it was not asked for."""
+    if not job.check:
+        return None
+    some, listener = done[:MOST_CHECKED], ConsoleListener()
+    try:
+        return check_maps(
+            explainer,
+            [one.image for one in some],
+            [one.explanation for one in some],
+            say=lambda finished, total: listener.finish_part("maps of new weights", finished, total),
+        )
+    finally:
+        listener.close()
+
+
+def _write_face(explained: Explained, job: ExplainJob, classifier: Classifier) -> None:
+    """Write the figure and the arrays of one face."""
+    path, explanation = job.out / f"{explained.name}.png", explained.explanation
+    write_explanation(path, explained.image, explanation, labels=classifier.labels, name=Path(explained.source).name)
+    arrays = {name: values.astype(np.float32) for name, values in explanation.maps.items()}
+    if explanation.occlusion is not None:
+        arrays["flips"] = explanation.occlusion.flips
+    write_npz(path.with_suffix(".npz"), arrays)
+
+
+def _describe_face(explained: Explained, classifier: Classifier) -> dict[str, Any]:
+    """Return what explanations.json says of a face."""
+    box = explained.box
+    return {
+        "name": explained.name,
+        "source": explained.source,
+        "box": None if box is None else [round(value, 2) for value in box],
+        **explained.explanation.describe(classifier.labels),
+    }
+
+
+def describe_job(job: ExplainJob, sanity: dict | None) -> dict[str, Any]:
+    """Return what explanations.json says of how maps were made."""
+    return {"notice": NOTICE, "model": job.model, "maps": dataclasses.asdict(job.maps), "sanity": sanity}
+
+
+def write_page(job: ExplainJob, names: Sequence[str], *, context: dict[str, Any], sanity: dict | None) -> Path:
+    """Write index.html with the figures of these names; `context` has "title", "reading" and "failed"."""
+    rest = {
+        "subtitle": f"Model: {job.model or 'the default one'}",
+        "sanity": [] if sanity is None else list_sanity_rows(sanity),
+        "verdicts": [] if sanity is None else describe_sanity(sanity),
+        "notice": NOTICE,
+    }
+    return write_explanation_report(job.out, names, {**context, **rest})
+
+
+def _name_file(source: str, number: int | None, used: set[str]) -> str:
+    """Return the name of a figure, which no other has; faces of one picture are numbered, the largest first."""
+    stem = clean_name(Path(source).stem) + ("" if number is None else f"-{number}")
+    name, tries = stem, 2
+    while name in used:
+        name, tries = f"{stem}_{tries}", tries + 1
+    used.add(name)
+    return name
+
+
+def clean_name(name: str) -> str:
+    """Return what a file can be called after a picture or a label."""
+    return re.sub(r"[^\w.-]+", "_", name) or "picture"
+
+
+def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> Path:
+    """Average the maps of a part of a run's data over the faces of each label, each about its own label.
+
+    Writes average_<label>.png of each, averages.npz, explanations.json and index.html.
+
+    Args:
+        part: "test" or "validation"; opening a test part is logged in the run.
+        job: what is asked for; its model is a run.
+        say: is told what a reader has to know.
+
+    Returns:
+        The page.
+
+    Raises:
+        UserError, ModelError: the job cannot begin.
+    """
+    run, split, classifier = _load_part(part, job)
+    explainer = build_explainer(classifier, job, say)
+    if part == "test":
+        opened = log_opening(run, split.name, len(split))
+        say(f"the test part is opened (number {opened}); choose nothing by what you see")
+    averages, examples = _average(split, explainer, job.per_class)
+    labels = classifier.labels
+    sanity = check_some(explainer, examples, job)
+    notes = {
+        average.label: describe_maps(examples[row].explanation, average.label) for row, average in enumerate(averages)
+    }
+    named = []
+    for average in averages:
+        name = f"average_{clean_name(average.label)}"
+        write_averages(job.out / f"{name}.png", average, note=notes[average.label])
+        say(describe_average(average))
+        named.append(name)
+    arrays = {f"{a.label}/{key}": values.astype(np.float32) for a in averages for key, values in a.maps.items()}
+    arrays |= {f"{a.label}/flips": a.flips.astype(np.float32) for a in averages if a.flips is not None}
+    write_npz(job.out / "averages.npz", arrays)
+    of = f"{split.name} of {run.path.name}: at most {job.per_class} faces of each label, drawn by seed 0, right and wrong ones"
+    reading = [
+        f"{of}. The maps of each face are of its own label; Grad-CAM is divided by each face's greatest value first. "
+        "Averages blur what stands elsewhere in each image, and say nothing of a single one.",
+        describe_maps(examples[0].explanation, None),
+    ]
+    record = {
+        "part": split.name,
+        "averages": [
+            {"label": a.label, "n": a.num_images, "correct": a.num_correct, "halves": a.halves} for a in averages
+        ],
+        "labels": list(labels),
+    }
+    write_atomically(job.out / "explanations.json", json.dumps(record | describe_job(job, sanity), indent=2) + "\n")
+    context = {"title": "What the model looks at, by label", "reading": reading, "failed": []}
+    return write_page(job, named, context=context, sanity=sanity)
+
+
+def _load_part(part: str, job: ExplainJob) -> tuple[Run, Split, Classifier]:
+    """Return a run, the part of its data, and its classifier."""
+    run = find_run_of(str(job.model)) or open_run(str(job.model))
+    stage = run.config().finetune
+    bundle = load_data(stage.data, image_size=stage.native_size, balance=stage.balance)
+    split = getattr(bundle, part)
+    if not isinstance(split, Split):
+        raise UserError(f"{run.path}: its data has no {part} part in memory.")
+    classifier = load_artifact(run.path)
+    if tuple(bundle.labels) != classifier.labels:
+        raise UserError(f"{run.path}: its data has the labels {bundle.labels}, its model {classifier.labels}.")
+    return run, split, classifier
+
+
+def _average(split: Split, explainer: Explainer, per_class: int) -> tuple[list[AverageMaps], list[Explained]]:
+    """Return the averages of each label that has faces, and one face of each."""
+    labels = explainer.classifier.labels
+    drawn = {
+        target: draw_subset(split.take(rows), per_class, seed=0)
+        for target in range(len(labels))
+        if len(rows := np.flatnonzero(split.targets == target))
+    }
+    total = sum(len(some) for some in drawn.values())
+    listener, done = ConsoleListener(), 0
+    averages, examples = [], []
+    try:
+        for target, some in drawn.items():
+            average = MapAverage(labels[target])
+            for row, image in enumerate(some.images):
+                explanation = explainer.explain(image, target)
+                average.add(image, explanation)
+                if row == 0:
+                    examples.append(Explained(labels[target], str(some.ids[row]), None, image, explanation))
+                done += 1
+                listener.finish_part("faces", done, total)
+            averages.append(average.finish())
+    finally:
+        listener.close()
+    return averages, examples

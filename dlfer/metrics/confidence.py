@@ -1,0 +1,406 @@
+"""The confidence of a classifier: calibration, the temperature that corrects it, and abstaining where it is low.
+
+The expected calibration error (ECE) sorts images into bins of similar confidence and averages the distance
+between mean confidence and accuracy. It is biased upward: within a bin the accuracy scatters, and a
+distance cannot be negative, so that even a perfectly calibrated classifier shows about sqrt(bins / n) / 3
+(2 points at n = 3,589, 13 points at n = 100, with 15 bins). `ece_if_calibrated` gives that floor for the
+very confidences at hand; an ECE near it says nothing against the classifier.
+
+With abstention an image is answered if its confidence, the largest of its probabilities as the network gives them, is
+at least the threshold. Images of the same confidence pass together, so that no figure depends on their order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from dlfer.errors import DataError
+from dlfer.metrics.classification import compute_item_losses
+from dlfer.metrics.intervals import (
+    UNDEFINED,
+    compute_effective_interval,
+    compute_mean,
+    compute_proportion,
+    compute_quantile,
+    compute_wilson_interval,
+    widen_level,
+)
+from dlfer.metrics.predictions import Predictions
+from dlfer.runs.records import Temperature
+
+NUM_BINS = 15
+"""Of reliability and ECE, as in most publications."""
+
+BINNINGS = ("mass", "width")
+"""mass: bins of equally many images; width: bins of equal width."""
+
+TEMPERATURES = (0.1, 10.0)
+"""Bounds of the fitted temperature; a good network's lies well within (0.5 to 3)."""
+
+FEW_IMAGES = 100
+"""Below this many images a fitted temperature is said to be uncertain."""
+
+_SMALLEST = float(np.finfo(np.float32).tiny)
+"""Stands for a probability of 0, whose logarithm would be infinite."""
+
+
+class Binned(NamedTuple):
+    """One binary forecast sorted into bins: of each row its bin (int64 [N]), outcome minus forecast, forecast."""
+
+    bins: np.ndarray
+    gaps: np.ndarray
+    forecasts: np.ndarray
+
+
+def compute_reliability(confidences: np.ndarray, correct: np.ndarray, *, binning: str = "mass") -> list[dict[str, Any]]:
+    """Return the reliability diagram: mean confidence and accuracy of each bin that is not empty.
+
+    Args:
+        confidences: float [N] in 0..1.
+        correct: bool [N].
+        binning: "mass" or "width"; 15 bins, a bin holds its upper edge, equal confidences share a bin.
+
+    Returns:
+        [{"n", "confidence", "accuracy", "low", "high"}] by rising confidence, with Wilson's interval of the accuracy.
+    """
+    binned = _bin(confidences, correct, binning)
+    rows = []
+    for number in np.unique(binned.bins):
+        inside = binned.bins == number
+        n = int(inside.sum())
+        accuracy = compute_proportion(int(np.asarray(correct)[inside].sum()), n)
+        mean = float(np.asarray(confidences, dtype=np.float64)[inside].mean())
+        rows.append({"n": n, "confidence": mean, "accuracy": accuracy.pop("value"), **accuracy})
+    return rows
+
+
+def compute_ece_if_calibrated(confidences: np.ndarray, *, binning: str = "mass") -> float:
+    """Return the ECE to expect of a perfectly calibrated classifier with these confidences (its upward bias)."""
+    binned = _bin(confidences, np.zeros(len(confidences)), binning)
+    confidences = np.asarray(confidences, dtype=np.float64)
+    variances = np.bincount(binned.bins, weights=confidences * (1 - confidences))
+    return float(np.sqrt(2 / np.pi * np.maximum(variances, 0)).sum() / len(confidences))
+
+
+def compute_item_briers(targets: np.ndarray, probabilities: np.ndarray) -> np.ndarray:
+    """Return each row's squared distance to the truth, summed over all classes (float64 [N], 0..2)."""
+    errors = probabilities.astype(np.float64)
+    errors[np.arange(len(targets)), targets] -= 1
+    return (errors**2).sum(axis=1)
+
+
+def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarray:
+    """Return probabilities**(1/temperature), divided by their sum: softer above 1, sharper below.
+
+    It is the softmax of logits / temperature, since log-probabilities are logits up to a constant. The order of the
+    classes stays. From float [N, C] it makes float64 [N, C], rows sum to one.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017).
+    """
+    logits = _compute_logits(probabilities) / temperature
+    powers = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)
+
+
+def fit_temperature(predictions: Predictions) -> float:
+    """Return the temperature with the smallest log-loss, within 0.1..10.
+
+    Fit it on images that the network was not trained on, and judge it on others again. Where no image is
+    wrong the log-loss falls without end towards 0, and the result is the bound 0.1; where no temperature is
+    better than none it is 1. `describe_temperature` says so.
+    """
+    from scipy.optimize import minimize_scalar
+
+    logits = _compute_logits(predictions.probabilities)
+    logits -= logits.max(axis=1, keepdims=True)
+    of_target = logits[np.arange(len(logits)), predictions.targets]
+
+    def compute_loss(log_temperature: float) -> float:
+        scale = np.exp(-log_temperature)
+        return float(np.mean(np.log(np.exp(scale * logits).sum(axis=1)) - scale * of_target))
+
+    low, high = np.log(TEMPERATURES)
+    found = minimize_scalar(compute_loss, bounds=(low, high), method="bounded", options={"xatol": 1e-6})
+    # The search stays inside its bounds by its tolerance; the minimum may lie on one.
+    candidates = (1.0, float(np.exp(found.x)), *TEMPERATURES)
+    return min(candidates, key=lambda temperature: compute_loss(np.log(temperature)))
+
+
+def describe_temperature(predictions: Predictions, fitted_on: str) -> Temperature:
+    """Fit the temperature and record what it was fitted on; its note says why the value may not be reliable."""
+    value, n = fit_temperature(predictions), len(predictions)
+    notes = []
+    if n < FEW_IMAGES:
+        notes.append(f"fitted on {n} images only")
+    if value in TEMPERATURES:
+        why = "no image is wrong" if predictions.correct.all() else "the log-loss has no minimum within"
+        notes.append(f"at the bound of {TEMPERATURES[0]:g} to {TEMPERATURES[1]:g}: {why}")
+    return Temperature(value=value, fitted_on=fitted_on, n=n, note="; ".join(notes) or None)
+
+
+def compute_calibration(predictions: Predictions, temperature: float | None = None) -> dict[str, Any]:
+    """Return how well predictions are calibrated, as they are and after a temperature.
+
+    The interval of an ECE is that of the ECE of all images in the same bins, `compute_ece_interval`. It begins at 0
+    where a calibrated classifier might show as much, and always contains the value. Brier and log-loss are means over
+    images, with `compute_skew_interval`.
+
+    Args:
+        predictions: of the images to judge.
+        temperature: fitted on other images; None: "scaled" is None.
+
+    Returns:
+        {"raw": CAL, "scaled": CAL or None} with CAL = {"ece_equal_mass", "ece_equal_width", "classwise_ece",
+        "brier", "log_loss": {"value", "low", "high"}, "ece_if_calibrated": float, "reliability": bins of equal
+        mass}. Errors are fractions, Brier is in 0..2, log-loss in nats. One image has no interval, nor
+        have images that are all alike (of a classifier that is always right and certain). The classwise ECE is the mean
+        over all classes of that of their probability, in bins of equal width; most images are far from most classes, so
+        that it is smaller.
+
+    Source: Naeini, Cooper & Hauskrecht, AAAI 2015 (equal width); Nixon et al., CVPR workshops 2019 (equal mass); Kull
+    et al., "Beyond temperature scaling" (NeurIPS 2019), classwise.
+    """
+    versions = {"raw": predictions.probabilities.astype(np.float64)}
+    if temperature is not None:
+        versions["scaled"] = apply_temperature(predictions.probabilities, temperature)
+    rows, predicted = np.arange(len(predictions)), predictions.predicted
+    judged: dict[str, Any] = {"raw": None, "scaled": None}
+    for name, probabilities in versions.items():
+        confidences = probabilities[rows, predicted]
+        judged[name] = {
+            **_compute_ece_figures(predictions, confidences, probabilities),
+            "brier": compute_mean(compute_item_briers(predictions.targets, probabilities)),
+            "log_loss": compute_mean(compute_item_losses(predictions.targets, probabilities)),
+            "ece_if_calibrated": compute_ece_if_calibrated(confidences),
+            "reliability": compute_reliability(confidences, predictions.correct),
+        }
+    return judged
+
+
+def compute_ece_interval(problems: Sequence[Binned], level: float = 0.95) -> tuple[float, float]:
+    """Return an interval of the mean over problems of their ECE, for all images in the same bins.
+
+    The observed ECE is the sum of |gap| over bins. It is biased upward, by the more the smaller the true gaps are
+    beside their standard errors: by s h(|gap| / s) for a normal gap with standard error s, where h(x) = E|x + Z| - x.
+    The true gaps are not known. For the upper limit the bias at the observed gaps is subtracted, which is too small,
+    because the observed ones are on average larger than the true ones; for the lower limit the bias at gaps that are
+    1.5 standard errors smaller, which is too large. To both comes z times the standard error of the sum of gaps with
+    fixed signs, which is at least that of the sum of |gap|. A bin's standard error is the larger one of that of
+    the observed deviations and that which the forecasts themselves lead to, since with few images all deviations
+    may be small by chance.
+
+    Args:
+        problems: the bins and gaps of the same N >= 2 images for each binary forecast.
+        level: the probability of covering.
+
+    Returns:
+        (low, high) in 0..1 with the observed ECE within; NaN where every forecast is 0 or 1 and right.
+    """
+    n, scale = len(problems[0].bins), 1 / len(problems)
+    gaps, variances, signed = [], [], np.zeros(n)
+    for bins, deviations, forecasts in problems:
+        of_bins = scale * np.bincount(bins, weights=deviations, minlength=NUM_BINS) / n
+        spread = np.bincount(bins, weights=(scale * deviations) ** 2, minlength=NUM_BINS) / n - of_bins**2
+        expected = np.bincount(bins, weights=scale**2 * forecasts * (1 - forecasts), minlength=NUM_BINS) / n
+        gaps.append(of_bins)
+        variances.append(np.maximum(np.maximum(spread, expected), 0) / (n - 1))
+        signed += scale * np.sign(of_bins)[bins] * deviations
+    gaps, errors = np.concatenate(gaps), np.sqrt(np.concatenate(variances))
+    half = compute_quantile(level) * np.sqrt(max(float(signed.var()) / (n - 1), float((errors**2).sum())))
+    if not errors.any():
+        return UNDEFINED
+    value = float(np.abs(gaps).sum())
+    ratios = np.divide(np.abs(gaps), errors, out=np.zeros_like(gaps), where=errors > 0)
+    largest_bias = float(errors @ _compute_folding_bias(np.maximum(ratios - 1.5, 0)))
+    smallest_bias = float(errors @ _compute_folding_bias(ratios))
+    low, high = value - largest_bias - half, value - smallest_bias + half
+    return max(0.0, min(low, value)), min(1.0, max(high, value))
+
+
+def _compute_folding_bias(x: np.ndarray) -> np.ndarray:
+    """Return E|x + Z| - x for a standard normal Z and x >= 0; 0.798 at 0, falling to 0."""
+    from scipy.special import ndtr
+
+    return np.sqrt(2 / np.pi) * np.exp(-(x**2) / 2) - 2 * x * ndtr(-x)
+
+
+def _compute_ece_figures(
+    predictions: Predictions, confidences: np.ndarray, probabilities: np.ndarray
+) -> dict[str, Any]:
+    top = {f"ece_equal_{binning}": [_bin(confidences, predictions.correct, binning)] for binning in BINNINGS}
+    classes = range(probabilities.shape[1])
+    problems = {**top, "classwise_ece": [_bin(probabilities[:, c], predictions.targets == c, "width") for c in classes]}
+    figures = {}
+    for name, several in problems.items():
+        value = float(np.mean([_compute_ece(binned) for binned in several]))
+        low, high = compute_ece_interval(several) if len(predictions) > 1 else UNDEFINED
+        # Sums in another order differ in the last digit.
+        figures[name] = {"value": value, "low": float(np.minimum(low, value)), "high": float(np.maximum(high, value))}
+    return figures
+
+
+def _bin(forecasts: np.ndarray, outcomes: np.ndarray, binning: str) -> Binned:
+    """Sort forecasts into 15 bins; one that is empty gives nothing, equal forecasts share a bin."""
+    forecasts = np.asarray(forecasts, dtype=np.float64)
+    edges = np.linspace(0, 1, NUM_BINS + 1)[1:-1]
+    if binning == "mass":
+        edges = np.quantile(forecasts, edges)
+    return Binned(np.searchsorted(edges, forecasts), np.asarray(outcomes, dtype=np.float64) - forecasts, forecasts)
+
+
+def _compute_ece(binned: Binned) -> float:
+    """Return the mean over images of |accuracy - confidence| of their bin."""
+    return float(np.abs(np.bincount(binned.bins, weights=binned.gaps)).sum() / len(binned.gaps))
+
+
+def _compute_logits(probabilities: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(np.asarray(probabilities, dtype=np.float64), _SMALLEST))
+
+
+MAX_POINTS = 101
+"""Of the risk-coverage curve as it is stored: about one for each percent of the images."""
+
+
+def compute_risk_coverage(confidences: np.ndarray, correct: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return coverage, risk and threshold at each distinct confidence (float64 [M]), from float [N] and bool [N].
+
+    The coverage (share of images answered) falls from 1, the threshold rises, and the risk is the share of the answered
+    images that are wrong.
+    """
+    thresholds, position = np.unique(np.asarray(confidences, dtype=np.float64), return_inverse=True)
+    answered = _sum_from_above(np.bincount(position, minlength=len(thresholds)))
+    wrong = _sum_from_above(np.bincount(position[~np.asarray(correct, dtype=bool)], minlength=len(thresholds)))
+    return answered / len(position), wrong / answered, thresholds
+
+
+def compute_aurc(confidences: np.ndarray, correct: np.ndarray) -> float:
+    """Return the area under the risk-coverage curve: the mean over images of the risk at their confidence.
+
+    0 where all are right; the error rate where the confidence says nothing.
+
+    Source: Geifman & El-Yaniv, "Selective Classification for Deep Neural Networks" (NeurIPS 2017); Geifman,
+    Uziel & El-Yaniv, "Bias-Reduced Uncertainty Estimation" (ICLR 2019).
+    """
+    coverage, risk, _ = compute_risk_coverage(confidences, correct)
+    return float((risk * -np.diff(np.r_[coverage, 0.0])).sum())
+
+
+def compute_aurc_interval(confidences: np.ndarray, correct: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Return an interval of the area under the risk-coverage curve.
+
+    Wilson's, with as many images as would give the area's variance, which is the infinitesimal jackknife's: the sum
+    of the squared effects of the images' weights. The few wrong images, or the few right ones, decide it: their number
+    is that of the degrees of freedom of Student's quantile. Where all are right or all are wrong it is Wilson's of the
+    error rate, which the area is there.
+
+    Args:
+        confidences: float [N], N at least 1.
+        correct: bool [N].
+        level: the probability of covering.
+
+    Source: Efron, J. R. Stat. Soc. B 54 (1992) 83.
+    """
+    # Sorted in full, so that rounding does not depend on the order of rows.
+    wrong = ~np.asarray(correct, dtype=bool)
+    order = np.lexsort((wrong, confidences))
+    confidences, wrong = np.asarray(confidences)[order], wrong[order]
+    n, fewest = len(wrong), int(min(wrong.sum(), (~wrong).sum()))
+    if fewest == 0:
+        return compute_wilson_interval(int(wrong.sum()), n, level)
+    value = compute_aurc(confidences, ~wrong)
+    variance = float((compute_aurc_effects(confidences, ~wrong) ** 2).sum()) * n / (n - 1)
+    return compute_effective_interval(value, variance, n, widen_level(level, max(fewest - 1, 2)))
+
+
+def compute_aurc_effects(confidences: np.ndarray, correct: np.ndarray) -> np.ndarray:
+    """Return the derivative of the area under the risk-coverage curve by the weight of each image.
+
+    float64 [N], sums to 0. An image counts at its own confidence and in the risk at each lower one.
+    """
+    _, position = np.unique(np.asarray(confidences, dtype=np.float64), return_inverse=True)
+    wrong = ~np.asarray(correct, dtype=bool)
+    tied = np.bincount(position)
+    answered = _sum_from_above(tied)
+    risk = _sum_from_above(np.bincount(position[wrong], minlength=len(tied))) / answered
+    of_wrong, of_all = np.cumsum(tied / answered), np.cumsum(tied * risk / answered)
+    area = float((risk * tied).sum()) / len(wrong)
+    return (risk[position] + wrong * of_wrong[position] - of_all[position] - area) / len(wrong)
+
+
+def choose_threshold(predictions: Predictions, target_accuracy: float) -> float | None:
+    """Return the lowest confidence from which on the answered images reach an accuracy (a fraction in 0..1).
+
+    It is chosen to look good on these very images: give it those of validation, and judge it on others. It is 0 where
+    all images together reach the accuracy, and None where no part of them does.
+
+    Raises:
+        DataError: the accuracy is not in 0..1.
+    """
+    if not 0 <= target_accuracy <= 1:
+        raise DataError(f"choose_threshold: found a target accuracy of {target_accuracy}, expected 0..1.")
+    _, risk, thresholds = compute_risk_coverage(get_confidences(predictions), predictions.correct)
+    reached = np.flatnonzero(1 - risk >= target_accuracy - 1e-12)
+    if len(reached) == 0:
+        return None
+    return float(thresholds[reached[0]]) if reached[0] else 0.0
+
+
+def compute_selective(predictions: Predictions, threshold: float | None = None) -> dict[str, Any]:
+    """Return the risk-coverage curve of predictions, and what a threshold gives on them.
+
+    Args:
+        predictions: of the images to judge.
+        threshold: chosen on other images, or None.
+
+    Returns:
+        {"aurc": figure, "curve": [{"coverage", "risk", "low", "high", "threshold"}] (coverage from 1
+        downwards, at most 101 points; the interval is that of the risk at the threshold), "at_threshold":
+        {"threshold", "coverage": figure, "accuracy": figure, "n"} or None}. A figure is {"value", "low", "high"} with
+        Wilson's interval; NaN where no image is answered.
+    """
+    confidences, correct = get_confidences(predictions), predictions.correct
+    coverage, risk, thresholds = compute_risk_coverage(confidences, correct)
+    low, high = compute_aurc_interval(confidences, correct)
+    curve = []
+    for i in _thin_out(coverage):
+        answered = round(coverage[i] * len(correct))
+        bounds = compute_proportion(round(risk[i] * answered), answered)
+        point = {"coverage": float(coverage[i]), "risk": float(risk[i]), "threshold": float(thresholds[i])}
+        curve.append(point | {"low": bounds["low"], "high": bounds["high"]})
+    return {
+        "aurc": {"value": compute_aurc(confidences, correct), "low": low, "high": high},
+        "curve": curve,
+        "at_threshold": None if threshold is None else _apply_threshold(confidences, correct, threshold),
+    }
+
+
+def get_confidences(predictions: Predictions) -> np.ndarray:
+    """Return the largest probability of each row (float64 [N])."""
+    return predictions.probabilities.max(axis=1).astype(np.float64)
+
+
+def _apply_threshold(confidences: np.ndarray, correct: np.ndarray, threshold: float) -> dict[str, Any]:
+    answered = confidences >= threshold
+    n = int(answered.sum())
+    return {
+        "threshold": float(threshold),
+        "coverage": compute_proportion(n, len(answered)),
+        "accuracy": compute_proportion(int((correct & answered).sum()), n),
+        "n": n,
+    }
+
+
+def _thin_out(coverage: np.ndarray) -> np.ndarray:
+    """Return at most 101 indices: for each percent the last point that still covers so much, and the very last."""
+    if len(coverage) <= MAX_POINTS:
+        return np.arange(len(coverage))
+    wanted = np.arange(100, 0, -1) / 100
+    last_covering = len(coverage) - 1 - np.searchsorted(coverage[::-1], wanted - 1e-12)
+    return np.unique(np.r_[last_covering, len(coverage) - 1])
+
+
+def _sum_from_above(counts: np.ndarray) -> np.ndarray:
+    return np.cumsum(counts[::-1])[::-1]

@@ -1,0 +1,273 @@
+"""What a run records of its training, and what became of its model.
+
+The log, the history of a stage, transferred weights and trees; metrics.json, which is written once, at the end of a run,
+and extra_metrics.json, to which `dlfer evaluate` adds. Each opening of a split goes into log.jsonl; `read_metrics` puts the
+three together.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from dlfer.errors import ModelError
+from dlfer.runs.files import read_rows
+from dlfer.runs.metrics_record import Corruptions, Groups, Metrics, ViewMetrics
+from dlfer.runs.records import ArtifactRecord, DataRecord, FileRecord, Record
+from dlfer.runs.run import LOG_FILE, Run
+
+
+class Event(Record):
+    """One line of log.jsonl.
+
+    Attributes:
+        event: what happened, e.g. "finetune_end" or "test_opened".
+        time: UTC, ISO 8601.
+        text: of "plan", a line of the plan.
+        epochs, kept_epoch: of the end of a stage; epochs are counted from 1.
+        split: of "test_opened", the name of the split in the source.
+    """
+
+    event: str
+    time: str | None = None
+    text: str | None = None
+    epochs: int | None = None
+    kept_epoch: int | None = None
+    split: str | None = None
+
+
+def read_events(folder: Path | str) -> list[Event]:
+    """Return the events of a run's log; empty where there is none.
+
+    A process that was killed while it wrote may have left half a line, which is passed over.
+    """
+    path = Path(folder) / LOG_FILE
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(f"{path}: the log cannot be read: {error}.") from error
+    events = []
+    for line in lines:
+        try:
+            events.append(Event.model_validate_json(line))
+        except ValueError:
+            continue
+    return events
+
+
+class Epoch(Record):
+    """One row of history.csv; None where a cell is empty or not finite.
+
+    Attributes:
+        epoch: counted from 1.
+        phase: which layers were trained, e.g. "head" or "all".
+        train_accuracy, validation_accuracy, validation_macro_f1: in 0..1.
+        learning_rate: at the end of the epoch.
+    """
+
+    epoch: int
+    phase: str | None = None
+    train_loss: float | None = None
+    train_accuracy: float | None = None
+    validation_loss: float | None = None
+    validation_accuracy: float | None = None
+    validation_macro_f1: float | None = None
+    learning_rate: float | None = None
+    seconds: float | None = None
+    images_per_second: float | None = None
+
+
+def read_history(path: Path | str) -> list[Epoch]:
+    """Return the epochs of a stage from its history.csv; empty where there is no such file.
+
+    Raises:
+        ModelError: a cell is no number.
+    """
+    rows = read_rows(Path(path))
+    try:
+        return [Epoch.model_validate({name: _read_cell(name, text) for name, text in row.items()}) for row in rows]
+    except (TypeError, ValueError) as error:
+        raise ModelError(f"{path}: expected a number in each cell: {error}.") from error
+
+
+def _read_cell(name: str, text: str | None) -> str | int | float | None:
+    if name == "phase" or not text:
+        return text or None
+    number = float(text)
+    if name == "epoch":
+        return int(number)
+    return number if math.isfinite(number) else None
+
+
+class TransferRecord(FileRecord):
+    """transfer.json: what became of each variable when EF-FER1's backbone was loaded into EF-FER2.
+
+    Attributes:
+        loaded: paths of the variables that hold EF-FER1's values.
+        newly_initialised: paths of the variables that start anew: the head.
+        missing: paths that the network has and the file lacks; always empty where nothing was raised.
+        unexpected: paths that the file has and the network lacks; likewise.
+        feature_difference: the largest difference between the features of both stages on the same images, relative to
+            the largest feature; None where the source recorded none.
+        source: where the weights came from, in words.
+    """
+
+    FILE: ClassVar[str] = "transfer.json"
+
+    loaded: list[str] = Field(default_factory=list)
+    newly_initialised: list[str] = Field(default_factory=list)
+    missing: list[str] = Field(default_factory=list)
+    unexpected: list[str] = Field(default_factory=list)
+    feature_difference: float | None = None
+    source: str | None = None
+
+    @classmethod
+    def upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the contents of a file from before dlfer 0.2 with the present names of its keys."""
+        names = {"carried": "loaded", "fresh": "newly_initialised"}
+        return {names.get(key, key): value for key, value in values.items()}
+
+    def describe(self) -> str:
+        """Return one line for the terminal."""
+        difference = "" if self.feature_difference is None else f"; features differ by {self.feature_difference:.1e}"
+        return (
+            f"weights: {len(self.loaded)} loaded, {len(self.newly_initialised)} newly initialised "
+            f"({', '.join(self.newly_initialised)}), {len(self.missing)} missing, {len(self.unexpected)} "
+            f"unexpected{difference}"
+        )
+
+
+class BoostedLevel(Record):
+    """What the trees made of one feature level of the backbone.
+
+    Attributes:
+        features: their number.
+        used: number of features that some split uses.
+        splits: number of splits on them.
+        gain: their share of the total gain of all splits, in 0..1.
+    """
+
+    name: str
+    features: int
+    used: int
+    splits: int
+    gain: float | None = None
+
+
+class Normalization(Record):
+    """What "weight-normalised" meant in a run: the section `boosting.normalize` of its experiment."""
+
+    rows: bool
+    features: str
+    leaves: bool
+
+
+class BoostingRecord(FileRecord):
+    """boosting.json: the trees of a boosted model.
+
+    Attributes:
+        rounds: number that was kept; a round is one tree a class.
+        rounds_an_epoch: rounds in an epoch.
+        trees: number of trees that were kept.
+        levels: from the image on.
+        row_weights: label -> weight of each of its training images; None where they are unweighted.
+        features_seconds, trees_seconds: of wall time.
+        features_were_cached: whether the features were taken from the cache.
+    """
+
+    FILE: ClassVar[str] = "boosting.json"
+
+    rounds: int
+    rounds_an_epoch: int
+    trees: int
+    levels: list[BoostedLevel] = Field(default_factory=list)
+    normalize: Normalization | None = None
+    row_weights: dict[str, float] | None = None
+    features_seconds: float | None = None
+    features_were_cached: bool = False
+    trees_seconds: float | None = None
+
+    @property
+    def num_features(self) -> int:
+        """The number of features of all levels."""
+        return sum(level.features for level in self.levels)
+
+
+class ExtraMetrics(FileRecord):
+    """extra_metrics.json: what was evaluated on a run's own images after it had ended."""
+
+    FILE: ClassVar[str] = "extra_metrics.json"
+
+    views: dict[str, dict[str, ViewMetrics]] = Field(default_factory=dict)
+    groups: Groups | None = None
+    corruptions: Corruptions | None = None
+
+
+def read_metrics(folder: Path | str) -> Metrics | None:
+    """Return the metrics of a run or a shipped model, with those added later; None where there are none.
+
+    `test_opened` is the number of openings up to now where the folder has a log, else up to when the file was written.
+
+    Raises:
+        ModelError: a file is damaged.
+    """
+    folder = Path(folder)
+    metrics, extra = Metrics.read(folder), ExtraMetrics.read(folder)
+    if metrics is None:
+        return None
+    changed: dict[str, object] = {}
+    if extra is not None:
+        changed = _unite(metrics, extra)
+    if (folder / LOG_FILE).is_file() and metrics.test_opened is not None:
+        changed["test_opened"] = max(metrics.test_opened, count_openings(folder))
+    return metrics.model_copy(update=changed)
+
+
+def require_metrics(folder: Path | str) -> Metrics:
+    """Return the metrics of a run, with those added later.
+
+    Raises:
+        ModelError: there are none, or a file is damaged.
+    """
+    return read_metrics(folder) or Metrics.require(folder)
+
+
+def add_metrics(run: Run, found: ExtraMetrics) -> None:
+    """Add metrics to a run; what was added before stays, but for the same view, groups or corruptions."""
+    ExtraMetrics(**_unite(ExtraMetrics.read(run.path) or ExtraMetrics(), found)).write(run.path)
+
+
+def _unite(old: Metrics | ExtraMetrics, new: ExtraMetrics) -> dict[str, Any]:
+    """Return views, groups and corruptions of both; where both have the same, those of `new`."""
+    views = {**old.views}
+    for view, splits in new.views.items():
+        views[view] = {**views.get(view, {}), **splits}
+    return {"views": views, "groups": new.groups or old.groups, "corruptions": new.corruptions or old.corruptions}
+
+
+def log_opening(run: Run, split: str, num_images: int, *, milestone: int | None = None) -> int:
+    """Record that a split was opened to judge the run's model, and return how often a test split was by now.
+
+    Args:
+        split: its name in data.json, e.g. "PrivateTest".
+        num_images: in the split.
+        milestone: the epoch whose weights are judged, where it is not the model that the run ends with.
+    """
+    if milestone is None:
+        sha256 = ArtifactRecord.require(run.path / "model").sha256
+        run.log("test_opened", split=split, n=num_images, model=next(iter(sha256.values())))
+    else:
+        run.log("test_opened", split=split, n=num_images, milestone=milestone)
+    return count_openings(run.path)
+
+
+def count_openings(folder: Path | str) -> int:
+    """Return how often a run's model was judged on images other than those it was trained and selected on."""
+    splits = (DataRecord.read(folder) or DataRecord()).splits
+    seen = {splits[name].name for name in ("train", "validation") if name in splits}
+    return sum(event.event == "test_opened" and event.split not in seen for event in read_events(folder))

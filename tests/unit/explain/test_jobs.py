@@ -1,0 +1,153 @@
+"""dlfer explain: from pictures to files, past what cannot be read; and the averages of a run's data."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlfer.config.sections import ModelConfig
+from dlfer.data.bundle import Split
+from dlfer.explain.explanation import MapOptions
+
+LABELS = ("Angry", "Happy", "Sad")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """Return the folder of a small classifier with random weights."""
+    from dlfer.model.artifact import FAMILIES
+    from dlfer.model.stage_network import build_transfer_network
+
+    config = ModelConfig(backbone="efficientnet_nano")
+    network = build_transfer_network(config, num_labels=3, image_size=32, channels=1)
+    folder = tmp_path_factory.mktemp("model")
+    FAMILIES["transfer"](network, LABELS, config=config, channels=1).save(folder)
+    return folder
+
+
+@pytest.fixture
+def pictures(tmp_path, monkeypatch):
+    """Two pictures of one name, one that is none, and a film."""
+    monkeypatch.chdir(tmp_path)
+    rng = np.random.default_rng(0)
+    for name in ("a/face.png", "b/face.png"):
+        (tmp_path / name).parent.mkdir()
+        Image.fromarray(rng.integers(0, 256, (48, 48)).astype(np.uint8)).save(tmp_path / name)
+    (tmp_path / "text.jpg").write_text("no picture")
+    return tmp_path
+
+
+def test_pictures_become_figures_arrays_and_a_page(call, pictures, model):
+    code, out, err = call(
+        *("explain", "a/face.png", "text.jpg", "b/face.png", "film.mp4", "--model", str(model), "--faces", "whole"),
+        *("--size", "16", "--stride", "8", "--stage", "4", "--sanity", "--label", "Happy", "--out", "maps"),
+    )
+    assert code == 1
+    assert out == "maps/index.html\n"
+    assert "not read: text.jpg" in err
+    assert "film.mp4: a film" in err
+    folder = pictures / "maps"
+    assert sorted(path.name for path in folder.iterdir()) == [
+        *("explanations.json", "face.npz", "face.png", "face_2.npz", "face_2.png", "index.html"),
+    ]
+    record = json.loads((folder / "explanations.json").read_text())
+    assert [face["source"] for face in record["faces"]] == ["a/face.png", "b/face.png"]
+    assert {face["explained"] for face in record["faces"]} == {"Happy"}
+    assert record["faces"][0]["occlusion"] | {"greatest_fall": 0, "flips": 0} == {
+        **{"size": 16, "stride": 8, "num_predictions": 10, "greatest_fall": 0, "flips": 0}
+    }
+    assert [cam["grid"] for cam in record["faces"][0]["gradcam"]] == [[2, 2]]
+    assert set(record["sanity"]) == {"head", "all", "other_face"}
+    with np.load(folder / "face.npz", allow_pickle=False) as arrays:
+        # The size that the classifier was given: crops are no larger than its input.
+        assert {name: values.shape for name, values in arrays.items()} == dict.fromkeys(
+            ("occlusion", "gradcam", "flips"), (32, 32)
+        )
+    with Image.open(folder / "face.png") as figure:
+        assert "Explained: Happy" in figure.info["Title"]
+        assert "Neither shows what a person feels" in figure.info["Title"]
+        assert "too few" not in figure.info["Title"]
+    page = (folder / "index.html").read_text()
+    assert page.count("data:image/png") == 2
+    assert "rank correlation" in page
+    assert "AI Act" in page
+    assert "text.jpg" in page
+
+
+def test_a_photo_without_a_face_is_no_face(call, pictures, model, monkeypatch):
+    monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", lambda images, detector: [[] for _ in images])
+    code, out, err = call("explain", "a/face.png", "--model", str(model), "--faces", "mtcnn")
+    assert (code, out) == (2, "")
+    assert "a/face.png: no face found" in err
+    assert "--faces whole" in err
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ((), "give either IMAGE"),
+        (("a.png", "--split", "test"), "give either IMAGE"),
+        (("--split", "train", "--model", "m"), "expected test or validation"),
+        (("--split", "test"), "needs --model RUN"),
+        (("--split", "test", "--model", "m", "--label", "Happy"), "--label goes with IMAGE"),
+        (("a.png", "--method", "lime"), "expected occlusion, gradcam or both"),
+        (("a.png", "--per-class", "0"), "expected 1 or more"),
+        (("a.png", "--model", "nowhere"), "no such model"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(call, pictures, args, message):
+    code, _, err = call("explain", *args)
+    assert code == 2
+    assert message in " ".join(err.split())
+
+
+def test_a_label_that_the_model_does_not_know_is_refused(call, pictures, model):
+    code, _, err = call("explain", "a/face.png", "--model", str(model), "--label", "happy", "--faces", "whole")
+    assert code == 2
+    assert "expected one of Angry, Happy, Sad" in err
+
+
+@pytest.fixture
+def job(model, tmp_path, monkeypatch):
+    """A job on a split of random faces in place of a run's."""
+    from dlfer.explain import jobs as module
+    from dlfer.explain.jobs import ExplainJob
+    from dlfer.model.artifact import load_artifact
+
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (9, 32, 32, 1)).astype(np.uint8)
+    split = Split("PrivateTest", images, np.array([0, 1] * 4 + [0]), np.array([f"PrivateTest/{n}" for n in range(9)]))
+
+    class Run:
+        path = tmp_path / "run"
+
+    monkeypatch.setattr(module, "_load_part", lambda *_: (Run(), split, load_artifact(model)))
+    return ExplainJob(model="run", out=tmp_path / "out", maps=MapOptions(size=16, stride=16), per_class=3)
+
+
+def test_a_split_becomes_the_averages_of_each_label(job, monkeypatch):
+    from dlfer.explain import jobs as module
+
+    opened = []
+    monkeypatch.setattr(module, "log_opening", lambda run, split, num_images: opened.append((split, num_images)) or 1)
+    said = []
+    page = module.explain_split("test", job, say=said.append)
+    assert opened == [("PrivateTest", 9)]
+    assert any("choose nothing" in text for text in said)
+    assert sorted(path.name for path in job.out.iterdir()) == [
+        *("average_Angry.png", "average_Happy.png", "averages.npz", "explanations.json", "index.html"),
+    ]
+    record = json.loads((job.out / "explanations.json").read_text())
+    assert [(one["label"], one["n"]) for one in record["averages"]] == [("Angry", 3), ("Happy", 3)]
+    with np.load(job.out / "averages.npz", allow_pickle=False) as arrays:
+        assert set(arrays) == {f"{label}/{name}" for label in LABELS[:2] for name in ("occlusion", "gradcam", "flips")}
+    assert page.read_text().count("data:image/png") == 2
+    # A validation part may be looked at as often as one likes.
+    module.explain_split("validation", replace(job, maps=MapOptions(methods=("gradcam",))), say=said.append)
+    assert opened == [("PrivateTest", 9)]
+    with np.load(job.out / "averages.npz", allow_pickle=False) as arrays:
+        assert set(arrays) == {"Angry/gradcam", "Happy/gradcam"}

@@ -1,0 +1,53 @@
+"""The part of a report that shows trees."""
+
+import pytest
+
+from dlfer.config.schema import StageConfig
+from dlfer.config.sections import BoostingConfig, DataConfig
+from dlfer.report.sections import describe_levels, describe_setting, describe_trees, draw_levels
+from dlfer.runs.run_records import BoostedLevel, BoostingRecord
+
+LEVELS = [
+    BoostedLevel(name="first", features=10, used=4, splits=30, gain=0.25),
+    BoostedLevel(name="last", features=30, used=28, splits=90, gain=0.75),
+]
+RECORD = BoostingRecord(
+    rounds=20,
+    rounds_an_epoch=5,
+    trees=140,
+    levels=LEVELS,
+    row_weights={"Angry": 1.0277, "Disgust": 9.5238},
+    features_seconds=61.0,
+    features_were_cached=True,
+    trees_seconds=5.0,
+)
+
+
+def test_facts_and_levels():
+    trees = describe_trees(RECORD)
+    facts = dict(trees.facts)
+    assert facts["kept"] == "20 rounds, 140 trees; an epoch is 5 rounds"
+    assert facts["features"] == "computed in 1 min 01 s, taken from the cache here"
+    assert facts["weight of an image"] == "Angry 1.03, Disgust 9.52"
+    assert (trees.levels, trees.num_features) == (LEVELS, 40)
+    assert "does not measure what a level is worth" in trees.notes[0]
+    unweighted = describe_trees(RECORD.model_copy(update={"row_weights": None}))
+    assert "weight of an image" not in dict(unweighted.facts)
+
+
+def test_a_run_without_trees_has_none():
+    assert describe_trees(None) is None
+
+
+def test_the_figure_shows_both_shares_of_each_level():
+    axes = draw_levels(LEVELS).axes[0]
+    assert [bar.get_width() for container in axes.containers for bar in container] == pytest.approx([25, 75, 25, 75])
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["first", "last"]
+    assert "last, 30 features: 75.0 %" in describe_levels(LEVELS)
+
+
+def test_the_setting_in_words():
+    data = DataConfig(source="synthetic_faces")
+    words = describe_setting(BoostingConfig(), StageConfig(data=data, epochs=30, image_size=64, monitor="loss"))
+    for part in ("30 epochs of 10 rounds", "64 px", "rate 0.1", "rows weighted", "best epoch kept by loss"):
+        assert part in words
