@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import Faces, Model, say
+from dlfer.cli.options import DetectorSize, Faces, Model, say
 from dlfer.errors import UserError
 
 
@@ -24,6 +24,7 @@ def predict(
         Path | None, typer.Option(metavar="DIR", help="Write pictures and films with the faces marked.")
     ] = None,
     faces: Faces = "auto",
+    detector_size: DetectorSize = None,
     engine: Annotated[
         str,
         typer.Option(
@@ -64,6 +65,7 @@ def predict(
         out=out,
         draw=draw,
         faces=faces,
+        detector_size=detector_size,
         engine=engine,
         abstain=abstain,
         mirror=mirror,

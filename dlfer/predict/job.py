@@ -173,7 +173,7 @@ class PredictionJob:
         model: a model's name, a run, or a folder; None: the default model.
         out: the table; None: stdout.
         draw: folder of marked pictures and films, or None.
-        faces: see `build_cropper`.
+        faces, detector_size: see `build_cropper`.
         engine: see `load_engine`; "auto": see `choose_engine`.
         abstain, mirror: see `FacePredictor`.
         smooth: see `predict_inputs`.
@@ -184,6 +184,7 @@ class PredictionJob:
     out: Path | None = None
     draw: Path | None = None
     faces: str = "auto"
+    detector_size: int | None = None
     engine: str = "keras"
     abstain: float | None = None
     mirror: bool = False
@@ -208,7 +209,9 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
         num_pictures = sum(isinstance(name, str) and not is_film(name) for name in files)
         has_films = job.smooth > 0 and any(isinstance(name, str) and is_film(name) for name in files)
     classifier = _open_engine(job, num_pictures, say=say)
-    predictor = FacePredictor(classifier, faces=job.faces, abstain=job.abstain, mirror=job.mirror)
+    predictor = FacePredictor(
+        classifier, faces=job.faces, detector_size=job.detector_size, abstain=job.abstain, mirror=job.mirror
+    )
     about = describe_predictions(predictor, faces=job.faces, smooth=job.smooth)
     for key in ("notice", "probabilities", *(["mirror"] if job.mirror else []), *(["smoothing"] if has_films else [])):
         say(f"{key}: {about[key]}")
