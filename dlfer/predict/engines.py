@@ -16,8 +16,8 @@ from dlfer.data.images import make_square, resize_all
 from dlfer.data.synthetic.faces import FACE_SIZE, draw_face
 from dlfer.errors import EnvironmentProblem, ModelError, UserError
 from dlfer.metrics.confidence import apply_temperature
-from dlfer.model.classifier import read_artifact_record
 from dlfer.predict.runtimes import EXPORT_FILE, OTHER_RUNTIMES, open_export, read_export
+from dlfer.runs.artifact import read_artifact_record
 from dlfer.runs.export_record import ExportRecord
 from dlfer.runs.find import find_model
 from dlfer.runs.records import About, Temperature

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +21,7 @@ from dlfer.predict.media import BadInput, is_film, list_inputs, load_opencv, ope
 from dlfer.predict.predictor import FacePrediction, FacePredictor, FramePrediction, describe_predictions, predict_inputs
 from dlfer.predict.tables import Table, open_table
 from dlfer.runs.find import find_default_model
-from dlfer.train.progress import HEARTBEAT_SECONDS, ConsoleListener
+from dlfer.train.progress import ConsoleListener
 
 INK, PAPER, UNSURE = (255, 255, 255), (0, 92, 168), (96, 96, 96)
 """White on blue, 6.9 to 1; white on grey, 6.2 to 1, where the classifier abstains."""
@@ -151,17 +150,6 @@ def _write_text(
     pen.text((x + 3, y + 3), text, fill=INK, font=font)
 
 
-class _Progress(ConsoleListener):
-    """Shows how far the pictures or a film are; how many there are of a list or a camera is not known."""
-
-    def finish_part(self, what: str, done: int, total: int | None) -> None:
-        now = time.monotonic()
-        if total is None and not self.console.is_terminal and now - self.last_beat >= HEARTBEAT_SECONDS:
-            self.last_beat = now
-            self.say(f"{what}: {done:,} done")
-        super().finish_part(what, done, total)
-
-
 _MOST_FAILURES = 20
 
 
@@ -269,7 +257,7 @@ def _report_progress(
     results: Iterator[FramePrediction | BadInput], num_pictures: int | None
 ) -> Iterator[FramePrediction | BadInput]:
     """Yield the results, and show how far it is; the number of pictures on a list that is being read is not known."""
-    progress = _Progress()
+    progress = ConsoleListener()
     num_done = 0
     try:
         for result in results:
