@@ -26,12 +26,13 @@ def predict(
     faces: Faces = "auto",
     detector_size: DetectorSize = None,
     engine: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="keras|onnx|openvino|litert|auto",
-            help="What computes. keras and auto take a model, the others its export; auto: the fastest that answers alike.",
+            metavar="onnx|keras|openvino|litert|auto",
+            help="What computes: onnx where the model has its ONNX file, else keras. litert takes an export; auto: the fastest that "
+            "answers alike.",
         ),
-    ] = "keras",
+    ] = None,
     abstain: Annotated[
         float | None, typer.Option(metavar="T", help="Below this confidence the label is 'uncertain'.")
     ] = None,

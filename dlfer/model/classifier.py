@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -16,6 +17,7 @@ import numpy as np
 
 from dlfer.config import names
 from dlfer.config.sections import ModelConfig
+from dlfer.data.images import match_channels
 from dlfer.errors import ModelError
 from dlfer.metrics.confidence import apply_temperature
 from dlfer.model.predict import predict_probabilities
@@ -24,7 +26,7 @@ from dlfer.model.weights_file import load_weights, save_weights
 from dlfer.runs.artifact import FORMAT, MEND, read_artifact_record
 from dlfer.runs.files import check_manifest, hash_file
 from dlfer.runs.find import ARTIFACT_FILE
-from dlfer.runs.records import About, ArtifactRecord, Temperature
+from dlfer.runs.records import About, ArtifactRecord, OnnxRecord, Temperature
 
 _FAMILIES: dict[str, type[Classifier]] = {}
 """Name of a family -> its class, which enters itself here when its module is imported."""
@@ -126,11 +128,27 @@ class Classifier(ABC):
         """Return what the family adds to artifact.json, which `read_files` gets back."""
         return {}
 
-    def save(self, folder: Path, *, about: About | None = None) -> None:
-        """Write the artifact into `folder`; `about` is kept with it (experiment, protocol, ...)."""
+    def save(
+        self,
+        folder: Path,
+        *,
+        about: About | None = None,
+        write_onnx: Callable[[Classifier, Path], OnnxRecord | str] | None = None,
+    ) -> None:
+        """Write the artifact into `folder`.
+
+        Args:
+            folder: is made where it is not there.
+            about: kept with it (experiment, protocol, ...).
+            write_onnx: writes the ONNX file of a classifier into a folder; returns its description, or why there is none.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         files = self.write_files(folder)
+        onnx = write_onnx(self, folder) if write_onnx is not None else None
+        has_onnx = isinstance(onnx, OnnxRecord)
+        if has_onnx:
+            files = (*files, onnx.file)
         record = {
             "format": FORMAT,
             "family": self.family,
@@ -150,6 +168,8 @@ class Classifier(ABC):
             "sha256": {name: hash_file(folder / name) for name in files},
             "temperature": self.temperature_fit,
             "about": about or About(),
+            "onnx": onnx if has_onnx else None,
+            "onnx_absent": None if has_onnx else onnx,
         }
         ArtifactRecord.build(record).write(folder)
 
@@ -212,27 +232,6 @@ def build_recorded_network(config: ModelConfig, record: ArtifactRecord) -> Trans
         crop=given.crop,
         aspect=given.aspect,
     )
-
-
-def match_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """Return uint8 [N, H, W, channels] of images [N, H, W] or [N, H, W, 1 or 3].
-
-    RGB becomes grey by the luma of ITU-R BT.601, as Pillow does it.
-    """
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
-        raise ModelError(
-            f"images: found dtype {images.dtype} and shape {images.shape}, "
-            "expected uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3] with values 0..255."
-        )
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.shape[-1] == channels:
-        return images
-    if channels == 3:
-        return images.repeat(3, axis=-1)
-    luma = images.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
-    return ((luma + 0x8000) >> 16).astype(np.uint8)[..., None]
 
 
 WEIGHTS_FILE = "network.weights.h5"

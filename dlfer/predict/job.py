@@ -173,7 +173,7 @@ class PredictionJob:
     draw: Path | None = None
     faces: str = "auto"
     detector_size: int | None = None
-    engine: str = "keras"
+    engine: str | None = None
     abstain: float | None = None
     mirror: bool = False
     smooth: float = 0.5
@@ -222,8 +222,8 @@ def _open_engine(job: PredictionJob, num_pictures: int | None, *, say: Callable[
     name = str(job.model or find_default_model())
     if job.engine == AUTO:
         return choose_engine(name, num_faces=num_pictures or 64, any_size=job.faces == "whole", say=say)
-    if job.model is None and job.engine != "keras":
-        raise UserError(f"--engine {job.engine}: name an export by --model FOLDER; dlfer export MODEL makes one.")
+    if job.model is None and job.engine == "litert":
+        raise UserError("--engine litert: name an export by --model FOLDER; dlfer export MODEL --to litert makes one.")
     return load_engine(name, job.engine)
 
 
