@@ -93,6 +93,15 @@ def main(argv: list[str] | None = None) -> None:
     except TrainingStopped as stop:
         # What stopped, and how to go on, was said where it stopped.
         sys.exit(stop.exit_code)
+    except ModuleNotFoundError as error:
+        if debug or error.name is None or error.name.startswith("dlfer"):
+            raise
+        say(
+            f"dlfer: this command needs the package that Python imports as {error.name}, which is not installed in "
+            f"{sys.prefix}. Install dlfer whole: pip install -r requirements.txt (in a clone: make install). Without "
+            "TensorFlow there are predict, serve, check, init, show and report."
+        )
+        sys.exit(1)
     except (DlferError, OSError) as error:
         if debug:
             traceback.print_exc()
