@@ -14,6 +14,7 @@ import typer
 
 from dlfer.errors import UserError
 from dlfer.runs.options import RunOptions
+from dlfer.runs.text import escape_text
 
 _PASSWORD = re.compile(r"(://[^:/@\s]*):[^@/\s]*@")
 
@@ -48,6 +49,7 @@ MemberNumber = Annotated[
 Collect = Annotated[
     bool, typer.Option("--collect", help="Job array: compare the members that have finished in a shared --out.")
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that are there; never one that is read.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -162,5 +164,5 @@ def print_done(path: Path | None) -> None:
 
 
 def say(text: str) -> None:
-    """Print talk on stderr; stdout is for results."""
-    print(text, file=sys.stderr, flush=True)
+    """Print talk on stderr, without what a name in it could do to a terminal; stdout is for results."""
+    print(escape_text(text, keep="\n\t"), file=sys.stderr, flush=True)
