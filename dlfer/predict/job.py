@@ -240,7 +240,7 @@ class PredictionJob:
         model: a model's name, a run, or a folder; None: the default model.
         out: the table; None: stdout.
         draw: folder of marked pictures and films, or None.
-        faces: see `build_cropper`.
+        faces, detector_size: see `build_cropper`.
         engine: see `load_engine`; "auto": see `choose_engine`.
         abstain, mirror: see `FacePredictor`.
         smooth: see `predict_inputs`.
@@ -252,7 +252,8 @@ class PredictionJob:
     out: Path | None = None
     draw: Path | None = None
     faces: str = "auto"
-    engine: str = "keras"
+    detector_size: int | None = None
+    engine: str | None = None
     abstain: float | None = None
     mirror: bool = False
     smooth: float = 0.5
@@ -281,7 +282,9 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
         num_pictures = sum(not is_film(name) for name in known)
         has_films = job.smooth > 0 and any(is_film(name) for name in known)
     classifier = _open_engine(job, num_pictures, say=say)
-    predictor = FacePredictor(classifier, faces=job.faces, abstain=job.abstain, mirror=job.mirror)
+    predictor = FacePredictor(
+        classifier, faces=job.faces, detector_size=job.detector_size, abstain=job.abstain, mirror=job.mirror
+    )
     about = describe_predictions(predictor, faces=job.faces, smooth=job.smooth)
     for key in ("notice", "probabilities", *(["mirror"] if job.mirror else []), *(["smoothing"] if has_films else [])):
         say(f"{key}: {about[key]}")
@@ -318,8 +321,8 @@ def _open_engine(job: PredictionJob, num_pictures: int | None, *, say: Callable[
     name = str(job.model or find_default_model())
     if job.engine == AUTO:
         return choose_engine(name, num_faces=num_pictures or 64, any_size=job.faces == "whole", say=say)
-    if job.model is None and job.engine != "keras":
-        raise UserError(f"--engine {job.engine}: name an export by --model FOLDER; dlfer export MODEL makes one.")
+    if job.model is None and job.engine == "litert":
+        raise UserError("--engine litert: name an export by --model FOLDER; dlfer export MODEL --to litert makes one.")
     return load_engine(name, job.engine)
 
 

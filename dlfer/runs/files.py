@@ -98,6 +98,16 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     write_atomically(path, buffer.getvalue())
 
 
+def link_file(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the disk cannot; what stood at `target` is replaced."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
 MAX_ARRAYS = 100_000
 MAX_EXPANSION = 200
 FEW_BYTES = 2**30

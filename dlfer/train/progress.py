@@ -94,7 +94,7 @@ class ConsoleListener(TrainingListener):
         self.progress.start()
 
     def _beat(self, text: str, done: int, total: int | None) -> None:
-        """Without a terminal, say `text`, and the time left where the total is known, once a minute."""
+        """Without a terminal, say `text` once a minute, and the time left where the total is known."""
         now = time.monotonic()
         if not self.console.is_terminal and now - self.last_beat >= HEARTBEAT_SECONDS:
             self.last_beat = now
@@ -108,7 +108,7 @@ class ConsoleListener(TrainingListener):
         # The first batch is done when it is first heard of, and took longer than those that follow.
         self._begin(what, done, total)
         self.progress.update(self.task, completed=done, description=what)
-        self._beat(f"{what}: {done:,}" + (" done" if total is None else f" of {total:,}"), done, total)
+        self._beat(f"{what}: {done:,} done" if total is None else f"{what}: {done:,} of {total:,}", done, total)
 
     def start_epoch(self, stage: str, epoch: int, epochs: int, step: int, steps: int) -> None:
         self._begin(stage, epoch * steps + step, epochs * steps)
