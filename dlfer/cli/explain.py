@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import DetectorSize, Faces, Model, say
+from dlfer.cli.options import DetectorSize, Faces, Force, Model, print_text, say
 from dlfer.errors import UserError
 
 
@@ -77,9 +77,9 @@ def explain(
     if split is not None:
         from dlfer.explain.jobs import explain_split
 
-        print(explain_split(split, job, say=say))
+        print_text(explain_split(split, job, say=say))
         return
     page, num_failed = explain_pictures(images or [], job, say=say)
-    print(page)
+    print_text(page)
     if num_failed:
         raise typer.Exit(1)

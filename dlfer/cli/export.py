@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import say
+from dlfer.cli.options import Force, print_text, say
 from dlfer.errors import UserError
 
 FORMATS = "savedmodel,litert,litert-int8,onnx"
@@ -41,9 +41,9 @@ def export(
     from dlfer.export.exporters import export_model
 
     for folder, record in export_model(model, formats, out=out, data=data, size=sides, say=say).values():
-        print(folder)
+        print_text(folder)
         for line in describe_export(record):
-            print(f"  {line}")
+            print_text(f"  {line}")
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:

@@ -166,8 +166,13 @@ def check_array(verb: str, member: str | None, *, resume: str | None, collect: b
 def print_done(path: Path | None) -> None:
     """Print where a run stands and its report; a dry run has none."""
     if path is not None:
-        print(path)
-        print(path / "report.html")
+        print_text(path)
+        print_text(path / "report.html")
+
+
+def print_text(text: object) -> None:
+    """Print results on stdout, without what a name in them could do to a terminal."""
+    print(escape_text(str(text), keep="\n\t"))
 
 
 def say(text: str) -> None:

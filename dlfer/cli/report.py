@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import Out
+from dlfer.cli.options import Out, print_text
 
 
 def report(
@@ -22,6 +22,6 @@ def report(
 
     writers = {"run": write_report, "search": write_search_report}
     for opened in [open_run(name, out) for name in runs]:
-        print(writers.get(opened.kind, write_comparison_report)(opened.path))
+        print_text(writers.get(opened.kind, write_comparison_report)(opened.path))
         if (opened.path / "model" / ARTIFACT_FILE).is_file():
             write_card(opened.path)
