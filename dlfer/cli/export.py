@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import Force, print_text, say
+from dlfer.cli.options import print_text, say
 from dlfer.errors import UserError
 
 FORMATS = "savedmodel,litert,litert-int8,onnx"

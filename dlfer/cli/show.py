@@ -61,7 +61,9 @@ def _print_config(file: Path | None, overrides: list[str] | None, *, as_json: bo
             "dlfer show config: name the experiment file, e.g. dlfer show config experiments/quickstart.yaml."
         )
     config = load_experiment(file, parse_overrides(overrides))
-    print_text(json.dumps(config.model_dump(mode="json"), indent=2) if as_json else dump_experiment(config).rstrip("\n"))
+    print_text(
+        json.dumps(config.model_dump(mode="json"), indent=2) if as_json else dump_experiment(config).rstrip("\n")
+    )
 
 
 def _print_schema(*, as_json: bool) -> None:

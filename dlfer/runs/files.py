@@ -41,17 +41,21 @@ def write_atomically(path: Path, contents: str | bytes) -> None:
 
 
 @contextlib.contextmanager
-def replace_when_done(path: Path, *, size: int | None = None) -> Iterator[Path]:
+def replace_when_done(path: Path, *, size: int | None = None, suffix: str = ".tmp") -> Iterator[Path]:
     """Give a temporary name beside a file, whose folder is made; what was written there takes the file's place.
 
-    After an error the file is as it was, and nothing is left of the temporary one. `size` is how many bytes it will have,
-    where that is known.
+    After an error the file is as it was, and nothing is left of the temporary one.
+
+    Args:
+        path: of the file.
+        size: how many bytes it will have, where that is known.
+        suffix: of the temporary name, for writers that go by it.
 
     Raises:
         OSError: as `write_atomically`.
     """
     path = Path(path)
-    temporary = name_temporary(path)
+    temporary = name_temporary(path, suffix)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -63,9 +67,9 @@ def replace_when_done(path: Path, *, size: int | None = None) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
 
 
-def name_temporary(path: Path) -> Path:
+def name_temporary(path: Path, suffix: str = ".tmp") -> Path:
     """Return a hidden name beside a file that nothing has; it is short, however long the file's own is."""
-    return Path(path).with_name(f".dlfer-{os.getpid()}-{secrets.token_hex(6)}.tmp")
+    return Path(path).with_name(f".dlfer-{os.getpid()}-{secrets.token_hex(6)}{suffix}")
 
 
 _FULL = {

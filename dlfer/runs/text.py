@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from typing import Any
 
 _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
@@ -11,8 +10,11 @@ _FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n", "＝", "＋", "－", "＠")
 
 _CELL_ESCAPES = {"\t": r"\t", "\n": r"\n", "\r": r"\r"}
 
-_DIRECTIONS = "\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff"
-"""What sets the direction of writing, by which a name can look like another; and the mark of byte order."""
+_HIDDEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff\u061c\u200e\u200f\u202a-\u202e\u2066-\u2069\u200b\u2060\ufeff]"
+)
+"""Control characters, ends of lines, halves of characters; what sets the direction of writing, by which a name can look
+like another; spaces without a width, and the mark of byte order."""
 
 
 def to_utf8(text: str) -> str:
@@ -37,12 +39,7 @@ def escape_text(text: str, *, keep: str = "") -> str:
         text: of any origin.
         keep: characters that stay, e.g. "\n" of a message of several lines.
     """
-    text = to_utf8(text)
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        character if character in keep or not _is_hidden(character) else _escape(character) for character in text
-    )
+    return _HIDDEN.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), to_utf8(text))
 
 
 def to_cell(value: Any) -> Any:
@@ -63,14 +60,14 @@ def to_markdown(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", escape_text(text)).replace(r"\<", "&lt;").replace(r"\>", "&gt;")
 
 
+def to_plain_markdown(text: str) -> str:
+    """Return a sentence with names in it for Markdown, on one line: emphasis and code stay, links, HTML and columns do not."""
+    return escape_text(text).replace("<", "&lt;").replace("[", r"\[").replace("|", r"\|")
+
+
 def _is_bytes(text: str) -> bool:
     """Tell whether all lone surrogates stand for bytes, as in names of files."""
     return not any("\ud800" <= character <= "\udfff" and not "\udc80" <= character <= "\udcff" for character in text)
-
-
-def _is_hidden(character: str) -> bool:
-    """Tell whether a character is a control, ends a line, or turns the direction of writing."""
-    return character in _DIRECTIONS or unicodedata.category(character) in ("Cc", "Zl", "Zp", "Cs")
 
 
 def _escape(character: str) -> str:
