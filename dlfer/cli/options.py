@@ -125,7 +125,8 @@ def parse_seeds(text: str) -> list[int]:
 def check_start(verb: str, file: Path | None, resume: str | None, options: RunOptions) -> Path | None:
     """Check what can be checked before TensorFlow is loaded; return the folder of the run to go on with."""
     from dlfer.config.load import load_experiment
-    from dlfer.runs.find import open_run
+    from dlfer.runs.find import default_runs_folder, open_run
+    from dlfer.runs.outputs import check_writable
     from dlfer.train.control import check_alone
 
     if verb != "run":
@@ -134,6 +135,8 @@ def check_start(verb: str, file: Path | None, resume: str | None, options: RunOp
         raise UserError(f"dlfer {verb}: give either an experiment FILE or --resume RUN.")
     if resume is None:
         load_experiment(file, options.overrides)
+        if not options.dry_run:
+            check_writable(options.out or default_runs_folder(), "--out")
         return None
     given = {"--set": options.overrides, "--smoke": options.smoke, "--dry-run": options.dry_run}
     for option in [name for name, value in given.items() if value]:
