@@ -5,6 +5,7 @@ Each writes figures, arrays and a page.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -230,7 +231,7 @@ def _note(name: str, error: Exception, failed: list[str]) -> None:
     if isinstance(error, DlferError) and not isinstance(error, DataError):
         raise error
     kind = "" if isinstance(error, DlferError | OSError) else f"{type(error).__name__}: "
-    failed.append(f"not explained: {name}: {kind}{error}")
+    failed.append(escape_text(f"not explained: {name}: {kind}{error}"))
 
 
 def build_explainer(classifier: Classifier, job: ExplainJob, say: Callable[[str], None]) -> Explainer:
@@ -253,11 +254,11 @@ def _read_pictures(inputs: Sequence[str | BadInput], failed: list[str]) -> Itera
     """Yield the pictures that can be read; what is wrong with the others is added to `failed`."""
     for name in inputs:
         if isinstance(name, str) and is_film(name):
-            failed.append(f"not read: {name}: a film; explain takes pictures. Save the frame that you ask about.")
+            failed.append(f"not read: {escape_text(name)}: a film; explain takes pictures. Save the frame that you ask about.")
             continue
         for item in open_inputs([name]):
             if isinstance(item, BadInput):
-                failed.append(f"not read: {item.error}")
+                failed.append(f"not read: {escape_text(item.error)}")
             else:
                 yield item
 
@@ -289,6 +290,8 @@ def _write_face(explained: Explained, job: ExplainJob, classifier: Classifier, f
         write_explanation(path, explained.image, explanation, labels=classifier.labels, name=shown)
         write_npz(job.out / f"{explained.name}.npz", arrays)
     except Exception as error:  # of whatever encoder: one picture does not end the job
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
         _note(explained.source, error, failed)
         return False
     return True
