@@ -254,7 +254,9 @@ def _read_pictures(inputs: Sequence[str | BadInput], failed: list[str]) -> Itera
     """Yield the pictures that can be read; what is wrong with the others is added to `failed`."""
     for name in inputs:
         if isinstance(name, str) and is_film(name):
-            failed.append(f"not read: {escape_text(name)}: a film; explain takes pictures. Save the frame that you ask about.")
+            failed.append(
+                f"not read: {escape_text(name)}: a film; explain takes pictures. Save the frame that you ask about."
+            )
             continue
         for item in open_inputs([name]):
             if isinstance(item, BadInput):

@@ -52,7 +52,7 @@ def to_cell(value: Any) -> Any:
     return ("'" if value.lstrip(" ").startswith(_FORMULA) else "") + escape_text(value)
 
 
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]()<>#+!|~&$])")
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>#+!|~&$])")
 
 
 def to_markdown(text: str) -> str:
