@@ -2,7 +2,7 @@
 
     DlferError                 something went wrong that dlfer can explain     exit code 1
     ├── UserError              what the user gave is wrong                     exit code 2
-    │   ├── ConfigError        an experiment file or a --set
+    │   ├── ConfigError        an experiment file, a --set, or where to write
     │   ├── DataError          rows, images, folders, labels
     │   │   └── MissingDataError   the data is not there; the message says where to get it
     │   ├── ProtocolError      a split, balance or evaluation that the protocol forbids
@@ -33,7 +33,7 @@ class UserError(DlferError):
 
 
 class ConfigError(UserError):
-    """An experiment file, or a value given by --set, is wrong."""
+    """An experiment file, a value given by --set, or a place to write to is wrong."""
 
 
 class DataError(UserError):

@@ -6,6 +6,7 @@ wrong, 130 after Ctrl-C, 143 after SIGTERM. What is heavy is imported inside the
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import traceback
@@ -73,6 +74,13 @@ def _main_options(
     del version, debug
 
 
+def _describe_error(error: Exception) -> str:
+    """Return what went wrong, an error of the file system with its file first and without its number."""
+    if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        return f"{error.filename}: {error.strerror}."
+    return str(error)
+
+
 for _panel, _modules in VERBS.items():
     for _module in _modules:
         app.command(rich_help_panel=_panel)(getattr(_module, _module.__name__.rpartition(".")[2]))
@@ -81,6 +89,10 @@ for _panel, _modules in VERBS.items():
 def main(argv: list[str] | None = None) -> None:
     """Run the command and exit; --debug may stand anywhere and shows the traceback of an error."""
     args = list(sys.argv[1:] if argv is None else argv)
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks, or that is not UTF-8, is shown escaped and ends nothing.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in args
     if debug:
         os.environ[DEBUG] = "1"
@@ -106,5 +118,5 @@ def main(argv: list[str] | None = None) -> None:
     except (DlferError, OSError) as error:
         if debug:
             traceback.print_exc()
-        say(f"dlfer: {error}")
+        say(f"dlfer: {_describe_error(error)}")
         sys.exit(getattr(error, "exit_code", 1))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import say
+from dlfer.cli.options import Force, print_text, say
 from dlfer.errors import UserError
 
 
@@ -34,6 +34,7 @@ def audit(
         Path | None,
         typer.Option("--write-split", metavar="OUT", help="Write a split that keeps duplicates together (csv)."),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Audit data: duplicates and leaks, contradicting labels, empty images, outliers, votes of annotators."""
     if sum(given is not None for given in (file, csv, folder)) != 1:
@@ -41,10 +42,13 @@ def audit(
     from dlfer.experiment.audit import AuditFiles, inspect_data
     from dlfer.report.audit import describe_audit
 
-    files = AuditFiles(json_out, html_out, groups_out, split_out)
-    found = inspect_data(file, csv=csv, folder=folder, votes=votes, files=files)
-    for line in [*describe_audit(found), *found.notes]:
-        print(line)
-    for path in (json_out, html_out, groups_out, split_out):
-        if path is not None:
-            say(f"written: {path}")
+    files = AuditFiles(json_out, html_out, groups_out, split_out, force=force)
+    inspect_data(
+        file,
+        csv=csv,
+        folder=folder,
+        votes=votes,
+        files=files,
+        show=lambda found: print_text("\n".join([*describe_audit(found), *found.notes])),
+        say=say,
+    )

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dlfer.cli.options import Overrides, parse_overrides, say
+from dlfer.cli.options import Overrides, parse_overrides, print_text, say
 from dlfer.errors import ConfigError
 
 
@@ -31,7 +31,7 @@ def check(
         for note in _list_absent(config):
             say(f"    {note}")
         if show:
-            print(dump_experiment(config), end="")
+            print_text(dump_experiment(config).rstrip("\n"))
     if errors:
         raise ConfigError("\n".join(errors))
 

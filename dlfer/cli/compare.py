@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import Out
+from dlfer.cli.options import Force, Out, print_text
 
 
 def compare(
@@ -19,6 +19,7 @@ def compare(
         str | None, typer.Option(metavar="test|validation", help="Which part; test if all have it, else validation.")
     ] = None,
     json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the result there too.")] = None,
+    force: Force = False,
     out: Out = None,
 ) -> None:
     """Compare finished runs on the same images: paired differences, and which of them are significant."""
@@ -26,10 +27,12 @@ def compare(
 
     from dlfer.report.terminal import format_comparison
     from dlfer.runs.files import write_atomically
+    from dlfer.runs.outputs import check_outputs
     from dlfer.runs.records import SCHEMA
-    from dlfer.study.compare import compare_runs
+    from dlfer.study.compare import compare_runs, find_entry
 
+    check_outputs({"--json": json_out}, [find_entry(name, out).path for name in runs], force=force)
     comparison = compare_runs(runs, part=part, folder=out)
+    print_text(format_comparison(comparison))
     if json_out is not None:
         write_atomically(json_out, json.dumps({"schema": SCHEMA, **comparison.as_json()}, indent=2) + "\n")
-    print(format_comparison(comparison))

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import say
+from dlfer.cli.options import Force, print_text, say
 from dlfer.errors import UserError
 
 
@@ -29,16 +29,23 @@ def evaluate(
     attributes: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A csv id,attribute,...: accuracy and recall by group.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Judge a trained model on other data; a run without any, on its own test or validation part."""
+    import json
+
     from dlfer.report.terminal import format_metrics
+    from dlfer.runs.files import write_atomically
     from dlfer.runs.find import find_model
+    from dlfer.runs.outputs import check_outputs
+    from dlfer.runs.records import SCHEMA
 
     if csv is not None and data is not None:
         raise UserError("dlfer evaluate: found both --csv and --data, expected one of them.")
     if usage is not None and csv is None:
         raise UserError("dlfer evaluate: --usage goes with --csv FILE.")
-    find_model(model)  # a wrong name is told before TensorFlow is loaded
+    # A wrong name and a place that cannot be written are told before TensorFlow is loaded.
+    check_outputs({"--json": json_out}, [find_model(model), model, csv, data, attributes], force=force)
     from dlfer.experiment.evaluate import evaluate_model
     from dlfer.experiment.extras import Extras
 
@@ -48,6 +55,7 @@ def evaluate(
         headline=headline or "single",
         attributes=attributes,
     )
-    print(
-        format_metrics(evaluate_model(model, csv=csv, usage=usage, data=data, json_out=json_out, extras=asked, say=say))
-    )
+    metrics = evaluate_model(model, csv=csv, usage=usage, data=data, extras=asked, say=say)
+    print_text(format_metrics(metrics))
+    if json_out is not None:
+        write_atomically(json_out, json.dumps({"schema": SCHEMA, **metrics.as_json()}, indent=2) + "\n")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import DetectorSize, Faces, Model, say
+from dlfer.cli.options import DetectorSize, Faces, Force, Model, print_text, say
 from dlfer.errors import UserError
 
 
@@ -36,11 +36,12 @@ def explain(
     per_class: Annotated[int, typer.Option(metavar="N", help="With --split: faces of each label, at most.")] = 40,
     sanity: Annotated[bool, typer.Option("--sanity", help="Check that maps change with other weights.")] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder that is written into.")] = Path("explained"),
+    force: Force = False,
 ) -> None:
     """Show which parts of a face an answer hangs on: figures, arrays (.npz) and a page.
 
     A map shows what the model reacts to. It does not show what a person feels, nor that the model is right.
-    What cannot be read is named at the end, and the command exits with 1.
+    What cannot be read or explained is named at the end, and the command exits with 1.
     """
     methods = ("occlusion", "gradcam") if method == "both" else (method,)
     if method not in ("occlusion", "gradcam", "both"):
@@ -73,13 +74,14 @@ def explain(
         detector_size=detector_size,
         per_class=per_class,
         check=sanity,
+        force=force,
     )
     if split is not None:
         from dlfer.explain.jobs import explain_split
 
-        print(explain_split(split, job, say=say))
+        print_text(explain_split(split, job, say=say))
         return
     page, num_failed = explain_pictures(images or [], job, say=say)
-    print(page)
+    print_text(page)
     if num_failed:
         raise typer.Exit(1)

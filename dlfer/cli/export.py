@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import say
+from dlfer.cli.options import Force, print_text, say
 from dlfer.errors import UserError
 
 FORMATS = "savedmodel,litert,litert-int8,onnx"
@@ -29,6 +29,7 @@ def export(
     size: Annotated[
         str | None, typer.Option(metavar="SIDE|HxW", help="Of litert's images, instead of the training images' size.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Write a model as SavedModel, LiteRT or ONNX, compared with the original before it is kept."""
     from dlfer.predict.runtimes import parse_formats
@@ -40,10 +41,11 @@ def export(
     from dlfer.export.contract import describe_export
     from dlfer.export.exporters import export_model
 
-    for folder, record in export_model(model, formats, out=out, data=data, size=sides, say=say).values():
-        print(folder)
+    done = export_model(model, formats, out=out, data=data, size=sides, force=force, say=say)
+    for folder, record in done.values():
+        print_text(folder)
         for line in describe_export(record):
-            print(f"  {line}")
+            print_text(f"  {line}")
 
 
 def _parse_size(text: str | None) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ import typer
 
 from dlfer.errors import UserError
 from dlfer.runs.options import RunOptions
+from dlfer.runs.text import escape_text
 
 _PASSWORD = re.compile(r"(://[^:/@\s]*):[^@/\s]*@")
 
@@ -55,6 +56,7 @@ MemberNumber = Annotated[
 Collect = Annotated[
     bool, typer.Option("--collect", help="Job array: compare the members that have finished in a shared --out.")
 ]
+Force = Annotated[bool, typer.Option("--force", help="Replace files that are there; never one that is read.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
@@ -123,7 +125,8 @@ def parse_seeds(text: str) -> list[int]:
 def check_start(verb: str, file: Path | None, resume: str | None, options: RunOptions) -> Path | None:
     """Check what can be checked before TensorFlow is loaded; return the folder of the run to go on with."""
     from dlfer.config.load import load_experiment
-    from dlfer.runs.find import open_run
+    from dlfer.runs.find import default_runs_folder, open_run
+    from dlfer.runs.outputs import check_writable
     from dlfer.train.control import check_alone
 
     if verb != "run":
@@ -132,6 +135,8 @@ def check_start(verb: str, file: Path | None, resume: str | None, options: RunOp
         raise UserError(f"dlfer {verb}: give either an experiment FILE or --resume RUN.")
     if resume is None:
         load_experiment(file, options.overrides)
+        if not options.dry_run:
+            check_writable(options.out or default_runs_folder(), "--out")
         return None
     given = {"--set": options.overrides, "--smoke": options.smoke, "--dry-run": options.dry_run}
     for option in [name for name, value in given.items() if value]:
@@ -164,10 +169,15 @@ def check_array(verb: str, member: str | None, *, resume: str | None, collect: b
 def print_done(path: Path | None) -> None:
     """Print where a run stands and its report; a dry run has none."""
     if path is not None:
-        print(path)
-        print(path / "report.html")
+        print_text(path)
+        print_text(path / "report.html")
+
+
+def print_text(text: object) -> None:
+    """Print results on stdout, without what a name in them could do to a terminal."""
+    print(escape_text(str(text), keep="\n\t"))
 
 
 def say(text: str) -> None:
-    """Print talk on stderr; stdout is for results."""
-    print(text, file=sys.stderr, flush=True)
+    """Print talk on stderr, without what a name in it could do to a terminal; stdout is for results."""
+    print(escape_text(text, keep="\n\t"), file=sys.stderr, flush=True)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import DetectorSize, Faces, Model, say
+from dlfer.cli.options import DetectorSize, Faces, Force, Model, say
 from dlfer.errors import UserError
 
 
@@ -46,13 +46,14 @@ def predict(
     seconds: Annotated[
         float | None, typer.Option(metavar="S", help="Films and cameras: stop after so many seconds.")
     ] = None,
+    force: Force = False,
 ) -> None:
     """Predict which expression label annotators would give to each face in pictures and films.
 
     It does not detect what a person feels. In the EU, inferring emotions at work and in education is prohibited
     (AI Act, Art. 5(1)(f)); models trained on FER2013 or ImageNet weights are for research only.
 
-    Without --out the rows go to stdout: as a table on a terminal, as csv otherwise. What cannot be read is
+    Without --out the rows go to stdout: as a table on a terminal, as csv otherwise. What cannot be read or drawn is
     named at the end, and the command exits with 1. Columns: see the README.
     """
     if every < 1:
@@ -73,6 +74,7 @@ def predict(
         smooth=smooth,
         every=every,
         seconds=seconds,
+        force=force,
     )
     num_failed = predict_files(inputs, job, say=say)
     if num_failed:

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import Out
+from dlfer.cli.options import Out, print_text, say
+from dlfer.errors import DlferError
 
 
 def report(
@@ -21,7 +22,17 @@ def report(
     from dlfer.runs.find import ARTIFACT_FILE, open_run
 
     writers = {"run": write_report, "search": write_search_report}
+    num_failed = 0
     for opened in [open_run(name, out) for name in runs]:
-        print(writers.get(opened.kind, write_comparison_report)(opened.path))
-        if (opened.path / "model" / ARTIFACT_FILE).is_file():
-            write_card(opened.path)
+        try:
+            print_text(writers.get(opened.kind, write_comparison_report)(opened.path))
+            if (opened.path / "model" / ARTIFACT_FILE).is_file():
+                write_card(opened.path)
+        except (DlferError, OSError) as error:
+            if len(runs) == 1:
+                raise
+            num_failed += 1
+            say(f"not written: {opened.path}: {error}")
+    if num_failed:
+        say(f"{num_failed} of the {len(runs)} reports could not be written.")
+        raise typer.Exit(1)

@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from dlfer.cli.options import print_text
+
 
 def ship(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run, or the beginning of its name.")],
@@ -19,4 +21,4 @@ def ship(
     """Make a run's model one to ship: its large kernels in float16, named, with its card, checked against the run's."""
     from dlfer.export.ship import ship_model
 
-    print(ship_model(run, out, name=name, default=default))
+    print_text(ship_model(run, out, name=name, default=default))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dlfer.cli.options import Json, Out, Overrides, parse_overrides, say
+from dlfer.cli.options import Json, Out, Overrides, parse_overrides, print_text, say
 from dlfer.errors import UserError
 
 if TYPE_CHECKING:
@@ -50,7 +50,7 @@ def show(
         _print_rows(lists[what](), f"no {what} yet", as_json=as_json)
     else:
         run = describe_run(what, folder)
-        print(json.dumps(run, indent=2) if as_json else format_values(run))
+        print_text(json.dumps(run, indent=2) if as_json else format_values(run))
 
 
 def _print_config(file: Path | None, overrides: list[str] | None, *, as_json: bool) -> None:
@@ -61,13 +61,15 @@ def _print_config(file: Path | None, overrides: list[str] | None, *, as_json: bo
             "dlfer show config: name the experiment file, e.g. dlfer show config experiments/quickstart.yaml."
         )
     config = load_experiment(file, parse_overrides(overrides))
-    print(json.dumps(config.model_dump(mode="json"), indent=2) if as_json else dump_experiment(config).rstrip("\n"))
+    print_text(
+        json.dumps(config.model_dump(mode="json"), indent=2) if as_json else dump_experiment(config).rstrip("\n")
+    )
 
 
 def _print_schema(*, as_json: bool) -> None:
     from dlfer.config.keys import build_schema, format_keys
 
-    print(json.dumps(build_schema(), indent=2) if as_json else format_keys())
+    print_text(json.dumps(build_schema(), indent=2) if as_json else format_keys())
 
 
 def _print_rows(rows: Rows, none: str, *, as_json: bool) -> None:
@@ -75,9 +77,9 @@ def _print_rows(rows: Rows, none: str, *, as_json: bool) -> None:
     from dlfer.runs.records import to_json
 
     if as_json:
-        print(json.dumps(to_json(rows), indent=2))
+        print_text(json.dumps(to_json(rows), indent=2))
     elif rows:
-        print(format_rows(rows))
+        print_text(format_rows(rows))
     else:
         say(none)
 

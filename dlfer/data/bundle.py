@@ -14,6 +14,7 @@ import numpy as np
 
 from dlfer.errors import DataError
 from dlfer.runs.files import read_npz, write_atomically
+from dlfer.runs.text import to_utf8
 
 
 @dataclass(frozen=True)
@@ -25,7 +26,8 @@ class Split:
         images: uint8 [N, H, W, C], C is 1 (grey) or 3 (RGB), values 0..255.
         targets: int64 [N], indices into the bundle's labels.
         ids: str [N], unique and stable under a change of order: "Training/17", "angry/im0.png".
-            An augmented copy is "<source id>#<number>", so that it is known as a duplicate of its source.
+            An augmented copy is "<source id>#<number>", so that it is known as a duplicate of its source. What of a
+            file's name is not UTF-8 becomes \\xNN here, since no record could hold it.
         soft_targets: float32 [N, C], rows sum to one: what is trained towards instead of the targets, by which an
             image is still counted, drawn and judged; None: the targets alone.
     """
@@ -37,6 +39,7 @@ class Split:
     soft_targets: np.ndarray | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "ids", _make_utf8(np.asarray(self.ids)))
         check_split(self)
 
     def __len__(self) -> int:
@@ -121,6 +124,10 @@ class Reading:
     num_rows: int | None = None
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "unreadable", tuple(map(to_utf8, self.unreadable)))
+        object.__setattr__(self, "sizes", {to_utf8(name): size for name, size in self.sizes.items()})
+
 
 @dataclass(frozen=True)
 class DataBundle:
@@ -146,6 +153,10 @@ class DataBundle:
     notes: tuple[str, ...] = ()
     reading: Reading = Reading()
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", tuple(map(to_utf8, self.labels)))
+        object.__setattr__(self, "notes", tuple(map(to_utf8, self.notes)))
+
     @property
     def parts(self) -> dict[str, Split | StreamedSplit]:
         """Of train, validation and test those that there are, in this order."""
@@ -156,6 +167,16 @@ class DataBundle:
     def channels(self) -> int:
         """Of the images that the network gets: 1 (grey) or 3 (RGB); streamed ones have 3."""
         return self.train.images.shape[-1] if isinstance(self.train, Split) else 3
+
+
+def _make_utf8(ids: np.ndarray) -> np.ndarray:
+    """Return ids (str [N]) that UTF-8 can hold; the same array where they are so already."""
+    if ids.dtype.kind != "U" or not ids.dtype.itemsize:
+        return ids
+    codes = np.ascontiguousarray(ids, ids.dtype.newbyteorder("=")).view(np.uint32)
+    if not ((codes >= 0xD800) & (codes <= 0xDFFF)).any():
+        return ids
+    return np.array([to_utf8(name) for name in ids.tolist()])
 
 
 def check_split(split: Split) -> None:

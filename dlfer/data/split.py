@@ -13,6 +13,7 @@ from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.duplicates import group_duplicates
 from dlfer.data.pipeline import add_copies, draw_smallest
 from dlfer.errors import DataError, ProtocolError
+from dlfer.runs.text import to_utf8
 
 TEST_FRACTION = 0.2
 VALIDATION_FRACTION = 0.2
@@ -22,7 +23,7 @@ VALIDATION_FRACTION = 0.2
 def compute_ranks(ids: np.ndarray, seed: int, purpose: str) -> np.ndarray:
     """Return uint64 [N], a random number per id that depends on the id, the seed and the purpose alone."""
     prefix = f"{purpose}:{seed}:".encode()
-    digests = b"".join(hashlib.blake2b(prefix + str(name).encode(), digest_size=8).digest() for name in ids)
+    digests = b"".join(hashlib.blake2b(prefix + to_utf8(str(name)).encode(), digest_size=8).digest() for name in ids)
     return np.frombuffer(digests, dtype="<u8")
 
 

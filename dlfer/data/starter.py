@@ -14,8 +14,9 @@ from dlfer.data.fer2013_csv import USAGES
 from dlfer.data.folder import Parts, scan_folder
 from dlfer.data.images import read_header
 from dlfer.data.labels import match_labels, order_labels
-from dlfer.errors import ConfigError, DataError, MissingDataError
+from dlfer.errors import DataError, MissingDataError
 from dlfer.runs.files import write_atomically
+from dlfer.runs.outputs import check_outputs
 
 _MAX_HEADERS = 300
 _EVERY_FER2013_FILE = re.compile(rf"(?:{'|'.join(USAGES)})_\d+\.\w+$")
@@ -133,17 +134,16 @@ def make_name(folder: Path) -> str:
     return name or "my_images"
 
 
-def write_starter(folder: Path, out: Path | None = None) -> Path:
+def write_starter(folder: Path, out: Path | None = None, *, force: bool = False) -> Path:
     """Write a starter experiment for `folder` and return its path, <name>.yaml unless `out` says otherwise.
 
     Raises:
-        ConfigError: the file is there already.
+        ConfigError: the file cannot be written, or is there already and not to be replaced by `force`.
         DataError: the folder does not hold class folders.
     """
     name = make_name(folder)
     path = Path(out) if out is not None else Path(f"{name}.yaml")
-    if path.exists():
-        raise ConfigError(f"{path}: is there already; choose another file by --out, or remove it.")
+    check_outputs({"--out": path}, [folder], force=force)
     write_atomically(path, format_starter(survey_folder(folder), name=name, file=path))
     load_experiment(path)
     return path

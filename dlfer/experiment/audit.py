@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,10 +19,12 @@ from dlfer.data.fer2013 import load_fer2013_parts
 from dlfer.data.sources import load_parts_of_source
 from dlfer.data.split import TEST_FRACTION, VALIDATION_FRACTION, draw_held_out
 from dlfer.data.survey import Survey, survey_images
-from dlfer.errors import UserError
+from dlfer.errors import DlferError, UserError
 from dlfer.report.audit import list_shown, write_audit_page
 from dlfer.runs.audit_record import AuditRecord
 from dlfer.runs.files import write_atomically
+from dlfer.runs.outputs import check_outputs
+from dlfer.runs.text import to_cell
 
 _IMAGE_SIZE = 256
 """Pixels. Images of a folder that differ in size are reduced to at most this size, unless an experiment says another."""
@@ -58,12 +60,13 @@ class Inspected:
 
 @dataclass(frozen=True)
 class AuditFiles:
-    """The files that an audit is asked to write; None: not that one."""
+    """The files that an audit is asked to write, None: not that one; and whether they replace those that are there."""
 
     json: Path | None = None
     html: Path | None = None
     groups: Path | None = None
     split: Path | None = None
+    force: bool = False
 
 
 def inspect_data(
@@ -73,6 +76,8 @@ def inspect_data(
     folder: Path | None = None,
     votes: Path | None = None,
     files: AuditFiles | None = None,
+    show: Callable[[AuditRecord], None] = lambda audit: None,
+    say: Callable[[str], None] = lambda text: None,
 ) -> AuditRecord:
     """Audit the data of an experiment file, a csv or a folder, and write the files asked for.
 
@@ -85,13 +90,19 @@ def inspect_data(
         votes: a file of FER+ votes, instead of the experiment's `finetune.data.votes`.
         files: what to write: json the audit; html a page; groups a csv id,split,label,group; split a csv id,split
             that divides all images into train, validation and test with each group on one side.
+        show: is given the audit before anything is written.
+        say: is told each file that was written.
 
     Raises:
         UserError: not exactly one of file, csv and folder, or the data is not there or not in such a layout.
+        ConfigError: a file to write is read, or is there already; see `check_outputs`.
+        DlferError: one or more of the files could not be written; the others are.
     """
     files = files or AuditFiles()
     if sum(given is not None for given in (file, csv, folder)) != 1:
         raise UserError("dlfer audit: give one of FILE, --csv CSV and --folder DIR.")
+    wanted = {"--json": files.json, "--html": files.html, "--write-groups": files.groups, "--write-split": files.split}
+    check_outputs(wanted, [csv, folder, votes, *_list_read(file)], force=files.force)
     data = load_inspected(file, csv=csv, folder=folder)
     held = data.held
     if not held and (files.groups or files.split):
@@ -101,15 +112,36 @@ def inspect_data(
     survey = survey_images(held) if held else None
     found = audit_splits(data.splits, data.labels, reading=data.reading, votes=votes or data.votes, survey=survey)
     audit = found.model_copy(update={"source": data.name, "notes": list(data.notes)})
-    if files.json is not None:
-        write_atomically(files.json, audit.dump())
-    if files.html is not None:
-        write_audit_page(files.html, audit, _pick_images(audit, held))
-    if files.groups is not None:
-        write_atomically(files.groups, format_groups(data, survey))
-    if files.split is not None:
-        write_atomically(files.split, format_split(data, survey))
+    show(audit)
+    writers: tuple[tuple[Path | None, Callable[[Path], object]], ...] = (
+        (files.json, lambda path: write_atomically(path, audit.dump())),
+        (files.html, lambda path: write_audit_page(path, audit, _pick_images(audit, held))),
+        (files.groups, lambda path: write_atomically(path, format_groups(data, survey))),
+        (files.split, lambda path: write_atomically(path, format_split(data, survey))),
+    )
+    _write_all([(path, write) for path, write in writers if path is not None], say)
     return audit
+
+
+def _list_read(file: Path | None) -> list[Path]:
+    """Return an experiment file or .npz, and what is read because an experiment file names it."""
+    if file is None or file.suffix not in (".yaml", ".yml"):
+        return [] if file is None else [file]
+    data = load_experiment(file).finetune.data
+    return [file, *(resolve_path(path) for path in (data.path, data.votes) if path is not None)]
+
+
+def _write_all(writers: list[tuple[Path, Callable[[Path], object]]], say: Callable[[str], None]) -> None:
+    """Write each file, whether or not another cannot be written."""
+    problems = []
+    for path, write in writers:
+        try:
+            write(path)
+            say(f"written: {path}")
+        except OSError as error:
+            problems.append(f"{path}: {error.strerror or error}")
+    if problems:
+        raise DlferError("not written: " + "; ".join(problems) + ".")
 
 
 def load_inspected(file: Path | None, *, csv: Path | None = None, folder: Path | None = None) -> Inspected:
@@ -175,7 +207,7 @@ def _format_csv(header: tuple[str, ...], rows: Iterable[tuple]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows([to_cell(value) for value in row] for row in rows)
     return text.getvalue()
 
 

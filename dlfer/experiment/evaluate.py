@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,10 +23,9 @@ from dlfer.metrics.scores import compute_metrics_file
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
 from dlfer.runs.artifact import read_artifact_record
-from dlfer.runs.files import write_atomically
 from dlfer.runs.find import find_model, find_run_of
 from dlfer.runs.metrics_record import JudgedOn, Metrics
-from dlfer.runs.records import SCHEMA, ArtifactRecord, DataRecord, SplitRecord
+from dlfer.runs.records import ArtifactRecord, DataRecord, SplitRecord
 from dlfer.runs.run import CONFIG_FILE, Run
 from dlfer.runs.run_records import log_opening, read_metrics
 
@@ -40,7 +38,6 @@ def evaluate_model(
     csv: Path | None = None,
     usage: str | None = None,
     data: Path | None = None,
-    json_out: Path | None = None,
     extras: Extras = _PLAIN,
     say: Callable[[str], None] | None = None,
 ) -> Metrics:
@@ -52,7 +49,6 @@ def evaluate_model(
             all rows of a csv that names no parts.
         data: a class folder, an .npz of arrays, or an experiment file whose `finetune.data` is used (with
             its aliases and drops). Its test part is judged, else validation, else all of it.
-        json_out: where to write the figures, too.
         extras: views, groups and corruptions, where asked for.
         say: is told what takes long.
         Without csv and data, a run is judged on its own test part, else on its validation part.
@@ -109,10 +105,7 @@ def evaluate_model(
     more: dict[str, object] = {"views": found.views, "headline": extras.headline, "groups": found.groups}
     more |= {"corruptions": found.corruptions} if found.corruptions is not None else {}
     more["judged_on"] = JudgedOn(split=split.name, file=str(csv or data or run.path), used_for=used_for)
-    metrics = metrics.model_copy(update=more)
-    if json_out is not None:
-        write_atomically(Path(json_out), json.dumps({"schema": SCHEMA, **metrics.as_json()}, indent=2) + "\n")
-    return metrics
+    return metrics.model_copy(update=more)
 
 
 def _prepare_as_trained(split: Split, classifier: Classifier, say: Callable[[str], None] | None) -> Split:

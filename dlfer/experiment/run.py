@@ -152,6 +152,9 @@ def execute_run(run: Run, config: ExperimentConfig, session: Session) -> Path:
             raise
         except BaseException as error:
             run.fail(error)
+            if isinstance(error, OSError):
+                hint = session.resume_hint or f"dlfer run --resume {run.path}"
+                session.listener.say(f"{run.path}: what was written last stands. When the cause is gone: {hint}")
             raise
         run.finish()
     return run.path

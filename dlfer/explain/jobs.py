@@ -5,11 +5,12 @@ Each writes figures, arrays and a page.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ import numpy as np
 from dlfer.data.bundle import Split
 from dlfer.data.sources import load_data
 from dlfer.data.split import draw_subset
-from dlfer.errors import UserError
+from dlfer.errors import DataError, DlferError, UserError
 from dlfer.explain.explanation import AverageMaps, Explainer, Explanation, MapAverage, MapOptions
 from dlfer.explain.figures import (
     describe_average,
@@ -34,12 +35,14 @@ from dlfer.explain.sanity import check_maps
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
 from dlfer.predict.crops import Crop, build_cropper
-from dlfer.predict.media import BadInput, Frame, is_film, list_inputs, open_inputs
+from dlfer.predict.media import CAMERA, BadInput, Frame, is_film, list_inputs, open_inputs
 from dlfer.predict.predictor import NOTICE
-from dlfer.runs.files import write_atomically, write_npz
+from dlfer.runs.files import read_json, write_atomically, write_npz
 from dlfer.runs.find import find_default_model, find_run_of, open_run
+from dlfer.runs.outputs import Place, check_outputs, check_writable, choose_name, fold_name
 from dlfer.runs.run import Run
 from dlfer.runs.run_records import log_opening
+from dlfer.runs.text import escape_text, to_utf8
 from dlfer.train.progress import ConsoleListener
 
 MOST_CHECKED = 12
@@ -61,6 +64,7 @@ class ExplainJob:
         faces, detector_size: see `build_cropper`.
         per_class: of a split, at most so many faces of each label.
         check: also whether maps change when weights are drawn anew.
+        force: whether files that are there, but for inputs and what an earlier `dlfer explain` wrote, are replaced.
     """
 
     model: str | None
@@ -71,6 +75,7 @@ class ExplainJob:
     detector_size: int | None = None
     per_class: int = 40
     check: bool = False
+    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -101,29 +106,38 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
         say: is told what failed.
 
     Returns:
-        The page, and how many inputs could not be read.
+        The page, and how many inputs could not be read or explained.
 
     Raises:
-        UserError, ModelError, EnvironmentProblem: the job cannot begin, or no face was found at all.
+        UserError, ModelError, EnvironmentProblem: the job cannot begin, as when an output would replace something, or no
+            face was found at all.
     """
+    inputs = list(list_inputs(names, stdin=sys.stdin))
+    known = [name for name in inputs if isinstance(name, str) and not name.startswith(CAMERA)]
+    used = _check_places([clean_name(Path(name).stem) for name in known], job, known)
     classifier = load_artifact(str(job.model or find_default_model()))
     target = _find_label(classifier, job.label)
     explainer = build_explainer(classifier, job, say)
     cropper = build_cropper(job.faces, classifier, detector_size=job.detector_size)
+
+    def explain(image: np.ndarray) -> list[tuple[Crop, Explanation]]:
+        return [(crop, explainer.explain(crop.pixels, target)) for crop in cropper([image])[0]]
+
     failed: list[str] = []
     records, kept = [], []
     listener = ConsoleListener()
     try:
-        for explained in _explain_faces(_read_pictures(names, failed), explainer, cropper, target=target, say=say):
-            _write_face(explained, job, classifier)
+        for explained in _explain_faces(_read_pictures(inputs, failed), explain, used, failed, say=say):
+            if not _write_face(explained, job, classifier, failed):
+                continue
             records.append(_describe_face(explained, classifier))
             # Of many faces only the arrays on disk are kept.
             kept = kept if len(kept) == MOST_CHECKED else [*kept, explained]
-            listener.finish_part("faces", len(records), max(len(names), len(records)))
+            listener.finish_part("faces", len(records), max(len(inputs), len(records)))
     finally:
         listener.close()
     for error in failed:
-        say(f"not read: {error}")
+        say(error)
     if not records:
         raise UserError(
             "explain: no face was explained. Faces are found by a detector; --faces whole takes each picture for one."
@@ -141,23 +155,83 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     return page, len(failed)
 
 
+@dataclass
+class Taken:
+    """Names of figures (<name>.png, with arrays of that name beside it) in a folder that are given away; folded."""
+
+    folder: Path
+    names: set[str]
+
+    def choose(self, stem: str) -> str:
+        """Return a name for a figure that no other has, and enter it."""
+        name = choose_name(stem, ".png", self.names, folder=self.folder, join="_")
+        self.names.add(fold_name(f"{name}.png"))
+        return name
+
+
+def _check_places(stems: Iterable[str], job: ExplainJob, inputs: Sequence[Place]) -> Taken:
+    """Check that nothing is written over an input, or over another file unless that is allowed; return the names taken.
+
+    How many faces a picture has is not known yet: every figure that is there and could be one of these is looked at.
+    """
+    check_writable(job.out, "--out")
+    wanted, earlier = {fold_name(stem) for stem in stems}, _list_earlier(job.out)
+    fixed = [job.out / name for name in ("index.html", "explanations.json", "averages.npz")]
+    there = [path for path in job.out.glob("*") if path.suffix in (".png", ".npz") and path not in fixed]
+    figures = [path for path in there if _strip_numbers(path.stem) & wanted]
+    check_outputs({"--out": [*fixed, *figures]}, inputs, force=True)
+    check_outputs({"--out": [path for path in (*fixed, *figures) if path.name not in earlier]}, force=job.force)
+    here = {Path(path).name for path in inputs if Path(path).parent.resolve() == job.out.resolve()}
+    kept = [path for path in there if path.name in here or not (job.force or path.name in earlier)]
+    return Taken(job.out, {fold_name(f"{path.stem}.png") for path in kept})
+
+
+def _strip_numbers(stem: str) -> set[str]:
+    """Return what the name of a figure may have been before faces and names that meet were numbered."""
+    name = fold_name(stem)
+    return {name, *(re.sub(pattern, "", name) for pattern in (r"_\d+$", r"-\d+$", r"-\d+_\d+$"))}
+
+
+def _list_earlier(folder: Path) -> set[str]:
+    """Return the names of the files that an earlier `dlfer explain` wrote into a folder."""
+    try:
+        record = read_json(folder / "explanations.json")
+        names = [f["name"] for f in record.get("faces", ())] + [a["name"] for a in record.get("averages", ())]
+        is_ours = record["notice"] == NOTICE
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return set()
+    fixed = {"index.html", "explanations.json", "averages.npz"}
+    return fixed | {f"{name}{end}" for name in names for end in (".png", ".npz")} if is_ours else set()
+
+
 def _explain_faces(
     frames: Iterator[Frame],
-    explainer: Explainer,
-    cropper: Callable[[Sequence[np.ndarray]], list[list[Crop]]],
+    explain: Callable[[np.ndarray], list[tuple[Crop, Explanation]]],
+    used: Taken,
+    failed: list[str],
     *,
-    target: int | None,
     say: Callable[[str], None],
 ) -> Iterator[Explained]:
-    """Yield the faces in pictures with their maps; `say` is told where there is none."""
-    used: set[str] = set()
+    """Yield the faces in pictures with their maps; `say` is told where there is none, `failed` gets what goes wrong."""
     for frame in frames:
-        crops = cropper([frame.image])[0]
-        if not crops:
+        try:
+            found = explain(frame.image)
+        except Exception as error:  # of whatever part: one picture does not end the job
+            _note(frame.name, error, failed)
+            continue
+        if not found:
             say(f"{frame.name}: no face found; if the picture is the crop of one, say --faces whole")
-        for number, crop in enumerate(crops, 1):
-            name = _name_file(frame.name, number if len(crops) > 1 else None, used)
-            yield Explained(name, frame.name, crop.box, crop.pixels, explainer.explain(crop.pixels, target))
+        for number, (crop, explanation) in enumerate(found, 1):
+            name = _name_file(frame.name, number if len(found) > 1 else None, used)
+            yield Explained(name, frame.name, crop.box, crop.pixels, explanation)
+
+
+def _note(name: str, error: Exception, failed: list[str]) -> None:
+    """Add to `failed` what is wrong with one picture; raise what is wrong with the whole job."""
+    if isinstance(error, DlferError) and not isinstance(error, DataError):
+        raise error
+    kind = "" if isinstance(error, DlferError | OSError) else f"{type(error).__name__}: "
+    failed.append(escape_text(f"not explained: {name}: {kind}{error}"))
 
 
 def build_explainer(classifier: Classifier, job: ExplainJob, say: Callable[[str], None]) -> Explainer:
@@ -176,15 +250,17 @@ def _find_label(classifier: Classifier, label: str | None) -> int | None:
     return classifier.labels.index(label)
 
 
-def _read_pictures(names: Sequence[str], failed: list[str]) -> Iterator[Frame]:
+def _read_pictures(inputs: Sequence[str | BadInput], failed: list[str]) -> Iterator[Frame]:
     """Yield the pictures that can be read; what is wrong with the others is added to `failed`."""
-    for name in list_inputs(names, stdin=sys.stdin):
+    for name in inputs:
         if isinstance(name, str) and is_film(name):
-            failed.append(f"{name}: a film; explain takes pictures. Save the frame that you ask about.")
+            failed.append(
+                f"not read: {escape_text(name)}: a film; explain takes pictures. Save the frame that you ask about."
+            )
             continue
         for item in open_inputs([name]):
             if isinstance(item, BadInput):
-                failed.append(item.error)
+                failed.append(f"not read: {escape_text(item.error)}")
             else:
                 yield item
 
@@ -205,14 +281,22 @@ def check_some(explainer: Explainer, done: Sequence[Explained], job: ExplainJob)
         listener.close()
 
 
-def _write_face(explained: Explained, job: ExplainJob, classifier: Classifier) -> None:
-    """Write the figure and the arrays of one face."""
+def _write_face(explained: Explained, job: ExplainJob, classifier: Classifier, failed: list[str]) -> bool:
+    """Write the figure and the arrays of one face; return whether that worked, and add to `failed` if not."""
     path, explanation = job.out / f"{explained.name}.png", explained.explanation
-    write_explanation(path, explained.image, explanation, labels=classifier.labels, name=Path(explained.source).name)
     arrays = {name: values.astype(np.float32) for name, values in explanation.maps.items()}
     if explanation.occlusion is not None:
         arrays["flips"] = explanation.occlusion.flips
-    write_npz(path.with_suffix(".npz"), arrays)
+    try:
+        shown = escape_text(Path(explained.source).name)
+        write_explanation(path, explained.image, explanation, labels=classifier.labels, name=shown)
+        write_npz(job.out / f"{explained.name}.npz", arrays)
+    except Exception as error:  # of whatever encoder: one picture does not end the job
+        with contextlib.suppress(OSError):
+            path.unlink(missing_ok=True)
+        _note(explained.source, error, failed)
+        return False
+    return True
 
 
 def _describe_face(explained: Explained, classifier: Classifier) -> dict[str, Any]:
@@ -220,7 +304,7 @@ def _describe_face(explained: Explained, classifier: Classifier) -> dict[str, An
     box = explained.box
     return {
         "name": explained.name,
-        "source": explained.source,
+        "source": to_utf8(explained.source),
         "box": None if box is None else [round(value, 2) for value in box],
         **explained.explanation.describe(classifier.labels),
     }
@@ -242,14 +326,9 @@ def write_page(job: ExplainJob, names: Sequence[str], *, context: dict[str, Any]
     return write_explanation_report(job.out, names, {**context, **rest})
 
 
-def _name_file(source: str, number: int | None, used: set[str]) -> str:
+def _name_file(source: str, number: int | None, used: Taken) -> str:
     """Return the name of a figure, which no other has; faces of one picture are numbered, the largest first."""
-    stem = clean_name(Path(source).stem) + ("" if number is None else f"-{number}")
-    name, tries = stem, 2
-    while name in used:
-        name, tries = f"{stem}_{tries}", tries + 1
-    used.add(name)
-    return name
+    return used.choose(clean_name(Path(source).stem) + ("" if number is None else f"-{number}"))
 
 
 def clean_name(name: str) -> str:
@@ -274,6 +353,7 @@ def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> 
         UserError, ModelError: the job cannot begin.
     """
     run, split, classifier = _load_part(part, job)
+    used = _check_places([f"average_{clean_name(label)}" for label in classifier.labels], job, [run.path])
     explainer = build_explainer(classifier, job, say)
     if part == "test":
         opened = log_opening(run, split.name, len(split))
@@ -286,7 +366,7 @@ def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> 
     }
     named = []
     for average in averages:
-        name = f"average_{clean_name(average.label)}"
+        name = used.choose(f"average_{clean_name(average.label)}")
         write_averages(job.out / f"{name}.png", average, note=notes[average.label])
         say(describe_average(average))
         named.append(name)
@@ -302,7 +382,8 @@ def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> 
     record = {
         "part": split.name,
         "averages": [
-            {"label": a.label, "n": a.num_images, "correct": a.num_correct, "halves": a.halves} for a in averages
+            {"label": a.label, "name": name, "n": a.num_images, "correct": a.num_correct, "halves": a.halves}
+            for a, name in zip(averages, named, strict=True)
         ],
         "labels": list(labels),
     }

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
+import os
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
@@ -40,7 +40,9 @@ from dlfer.predict.runtimes import EXPORT_FILE, RUNTIMES, VERSION, compute_check
 from dlfer.report.card import CARD_FILE, compose_card
 from dlfer.runs.artifact import read_artifact_record
 from dlfer.runs.export_record import ExportAbout, ExportRecord
+from dlfer.runs.files import explain_write_error
 from dlfer.runs.find import find_model, find_run_of
+from dlfer.runs.outputs import check_outputs, check_writable
 from dlfer.runs.run import Run
 
 
@@ -232,12 +234,12 @@ def export_classifier(
         Its folder and its export.json.
 
     Raises:
-        ExportError: it does not answer as the classifier does; nothing is left behind.
-        UserError: something else stands in its place.
+        ExportError: it does not answer as the classifier does, or cannot be written; nothing is left behind.
+        OSError: as `ExportError`.
     """
     target = Path(out) / name
-    if target.exists() and not (target / EXPORT_FILE).is_file():
-        raise UserError(f"{target}: this is no export, so it is not replaced; move it, or give another --out.")
+    import tensorflow as tf
+
     exporter = EXPORTERS[name]
     size = None if exporter.any_size else origin.size
     if size is not None:
@@ -250,7 +252,10 @@ def export_classifier(
         # A folder made by tempfile is closed to other users; an export shall be a folder like any.
         folder = Path(place) / name
         folder.mkdir()
-        remarks = exporter.write(classifier, folder / exporter.file, size=size, sample=sample)
+        try:
+            remarks = exporter.write(classifier, folder / exporter.file, size=size, sample=sample)
+        except tf.errors.OpError as error:  # of a full disk, too
+            raise ExportError(f"{target}: cannot be written: {error.message}") from error
         agreement = compare_export(
             classifier.predict,
             RUNTIMES[name](folder / exporter.file),
@@ -263,7 +268,7 @@ def export_classifier(
         record = ExportRecord.build({**described, **remarks, "agreement": agreement})
         record = _write_beside(folder, record, exporter, origin.card)
         if target.exists():
-            shutil.rmtree(target)
+            target.rename(Path(place) / "former")
         folder.rename(target)
     return target, record
 
@@ -310,7 +315,8 @@ def export_model(
     out: Path | None = None,
     data: Path | None = None,
     size: tuple[int, int] | None = None,
-    say: Callable[[str], None] | None = None,
+    force: bool = False,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, tuple[Path, ExportRecord]]:
     """Export a trained model to several formats, each compared with the artifact before it is kept.
 
@@ -322,29 +328,34 @@ def export_model(
             an .npz, or an experiment file (validation, else all). None takes validation of the model's own run,
             where its data is there, else faces drawn by dlfer. Test parts are never opened.
         size: (H, W) of the formats that take one size; None is that of the training images, made square.
+        force: whether an earlier export is replaced with the files of others in its folder.
         say: told what takes long, and what was refused.
 
     Returns:
         Format -> its folder and its export.json.
 
     Raises:
-        UserError: model or data is not found or does not fit, or a package is missing.
-        ExportError: one or more formats were refused; the others stand.
+        UserError: model or data is not found or does not fit, a package is missing, or something that is no export would
+            be replaced.
+        ExportError: one or more formats were refused or could not be written; the others stand.
 
     Example:
         >>> export_model("saved_models/runs/lite2/RUN", ("onnx",))["onnx"][0]
         PosixPath('exports/lite2-20261121T064045Z-2c96f94e/onnx')
     """
-    tell = say or (lambda text: None)
     folder = find_model(name)
     record = read_artifact_record(folder)
-    classifier = load_artifact(name)
-    check_needs(classifier, formats)
-    run = find_run_of(folder.resolve()) if folder.resolve().name == "model" else None
-    sample = gather_sample(classifier, record, run=run, data=data, say=tell)
     about = record.about
     # <experiment>-<run> of a run's model, else the name of the folder.
     full_name = "-".join(filter(None, (about.experiment, about.run))) or folder.resolve().name
+    out = Path("exports") / full_name if out is None else Path(out)
+    check_writable(out, "--out")
+    for format_name in formats:
+        _check_target(out / format_name, [data, *(folder / file for file in record.sha256)], force=force)
+    classifier = load_artifact(name)
+    check_needs(classifier, formats)
+    run = find_run_of(folder.resolve()) if folder.resolve().name == "model" else None
+    sample = gather_sample(classifier, record, run=run, data=data, say=say)
     side = compute_side(*(find_native_size(run) or sample.images.shape[1:3]), classifier.aspect)
     origin = Origin(
         card=_read_card(folder, run),
@@ -357,19 +368,37 @@ def export_model(
         ),
         size=size or (side, side),
     )
-    out = Path("exports") / full_name if out is None else Path(out)
-    tell(f"comparing on {len(sample.images):,} images: {sample.source}")
+    say(f"comparing on {len(sample.images):,} images: {sample.source}")
     done, refused = {}, []
     for number, format_name in enumerate(formats, 1):
-        tell(f"{number} of {len(formats)}: {format_name}")
+        say(f"{number} of {len(formats)}: {format_name}")
         try:
             done[format_name] = export_classifier(classifier, format_name, out=out, sample=sample, origin=origin)
         except ExportError as error:
             refused.append(str(error))
+        except OSError as error:
+            refused.append(str(explain_write_error(error, out / format_name)))
     if refused:
         kept = f" Kept: {', '.join(str(path) for path, _ in done.values())}." if done else ""
         raise ExportError("\n".join(refused) + kept)
     return done
+
+
+def _check_target(target: Path, inputs: list[Path | None], *, force: bool) -> None:
+    """Raise unless a folder is free for an export: not there, or an earlier export that nobody put anything into."""
+    if not os.path.lexists(target):
+        return
+    if target.is_symlink() or not (target / EXPORT_FILE).is_file():
+        raise UserError(f"{target}: this is no export, so it is not replaced; move it, or give another --out.")
+    files = [path for path in target.rglob("*") if not path.is_dir()]
+    check_outputs({"--out": files}, inputs, force=True)
+    known = {EXPORT_FILE, *ExportRecord.require(target).sha256}
+    others = sorted(name for path in files if (name := path.relative_to(target).as_posix()) not in known)
+    if others and not force:
+        raise UserError(
+            f"{target}: this export would be replaced, and {len(others)} files in it are not of it: "
+            f"{', '.join(others[:5])}; move them, give another --out, or say --force."
+        )
 
 
 def _read_card(folder: Path, run: Run | None) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import shutil
 import tempfile
 from pathlib import Path
@@ -23,6 +25,7 @@ from dlfer.report.page import read_experiment
 from dlfer.runs.files import hash_file, write_atomically
 from dlfer.runs.find import find_model, is_default, open_run
 from dlfer.runs.metrics_record import Metrics
+from dlfer.runs.outputs import check_outputs
 from dlfer.runs.records import ArtifactRecord, DataRecord, OnnxRecord, ShippedRecord
 from dlfer.runs.run import CONFIG_FILE, DATA_FILE, RUN_FILE, Run
 
@@ -33,6 +36,7 @@ MAX_DIFFERENCE = 1e-2
 """Of any probability to the run's own model, on drawn faces."""
 
 _NUM_FACES = 70
+_NAME = re.compile(r"\w[\w.-]*")
 _SHIPPED_RECORDS = (CONFIG_FILE, Metrics.FILE, DATA_FILE)
 
 
@@ -53,10 +57,13 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
             changes by more than 0.01.
     """
     source, target = find_model(run), Path(folder) / name
-    if target.exists():
+    if not _NAME.fullmatch(name) or name == "runs":
+        raise ModelError(
+            f"{name}: not a model's name; expected a word such as lite2_96, of letters, digits, and . - _ within it."
+        )
+    if os.path.lexists(target):
         raise ModelError(f"{target}: is there already; delete it, or choose another name.")
-    if Path(name).name != name or name.startswith(".") or name == "runs":
-        raise ModelError(f"{name}: not a model's name; expected a word such as lite2_96.")
+    check_outputs({"NAME": target})
     opened = open_run(source.parent)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".ship-") as temporary:

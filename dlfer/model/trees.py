@@ -26,7 +26,7 @@ from dlfer.config.sections import BoostingConfig
 from dlfer.errors import EnvironmentProblem, ModelError, NonFiniteError
 from dlfer.model.backbones import BACKBONES
 from dlfer.model.stage_network import TransferNetwork
-from dlfer.runs.files import Header, parse_json, read_json, read_npz
+from dlfer.runs.files import Header, parse_json, read_json, read_npz, write_npz
 
 if TYPE_CHECKING:
     import xgboost
@@ -313,9 +313,7 @@ class FeatureScale:
 
     def write(self, path: Path) -> None:
         """Write the statistics as .npz, without pickle."""
-        temporary = path.with_name(f"new.{path.name}")
-        np.savez(temporary, mean=self.mean, deviation=self.deviation)
-        temporary.replace(path)
+        write_npz(path, {"mean": self.mean, "deviation": self.deviation})
 
     @classmethod
     def read(cls, path: Path, how: str, levels: tuple[Level, ...]) -> FeatureScale:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlfer.errors import ModelError
-from dlfer.runs.files import describe_start, parse_json
+from dlfer.runs.files import describe_start, parse_json, replace_when_done
 
 if TYPE_CHECKING:
     import h5py
@@ -72,10 +72,9 @@ def load_weights(network: keras.Model, path: Path | str) -> None:
 
 
 def save_weights(network: keras.Model, path: Path) -> None:
-    """Write the weights of a network as .weights.h5, under a temporary name that is then replaced."""
-    temporary = path.with_name(f"new.{path.name}")
-    network.save_weights(temporary)
-    temporary.replace(path)
+    """Write the weights of a network as .weights.h5, whole or not at all."""
+    with replace_when_done(path, suffix=".weights.h5") as temporary:
+        network.save_weights(temporary)
 
 
 def _load_h5(network: keras.Model, path: Path, *, where: Path) -> None:

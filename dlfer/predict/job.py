@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
-import secrets
+import shutil
 import sys
-from collections.abc import Callable, Iterator, Sequence
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -15,12 +17,15 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.markup import escape
 
-from dlfer.errors import DataError, UserError
+from dlfer.errors import DataError, DlferError, UserError
 from dlfer.predict.engines import AUTO, Engine, choose_engine, load_engine
-from dlfer.predict.media import BadInput, is_film, list_inputs, load_opencv, open_inputs
+from dlfer.predict.media import CAMERA, BadInput, is_film, list_inputs, load_opencv, open_inputs
 from dlfer.predict.predictor import FacePrediction, FacePredictor, FramePrediction, describe_predictions, predict_inputs
-from dlfer.predict.tables import Table, open_table
+from dlfer.predict.tables import Table, choose_form, open_table
+from dlfer.runs.files import replace_when_done
 from dlfer.runs.find import find_default_model
+from dlfer.runs.outputs import check_outputs, check_writable, choose_name, fold_name
+from dlfer.runs.text import escape_text, to_utf8
 from dlfer.train.progress import ConsoleListener
 
 INK, PAPER, UNSURE = (255, 255, 255), (0, 92, 168), (96, 96, 96)
@@ -28,6 +33,9 @@ INK, PAPER, UNSURE = (255, 255, 255), (0, 92, 168), (96, 96, 96)
 
 MIN_SIDE = 240
 """Pictures with a shorter side are enlarged to it, so that a label can be read."""
+
+_MAX_SIDE = 8192
+"""Pixels of the longer side to which such a picture is enlarged at most."""
 
 
 def draw_faces(image: np.ndarray, faces: list[FacePrediction], *, enlarge: bool = True) -> np.ndarray:
@@ -38,7 +46,7 @@ def draw_faces(image: np.ndarray, faces: list[FacePrediction], *, enlarge: bool 
         faces: in it, as predicted.
         enlarge: small pictures, such as crops of faces, to 240 pixels on the shorter side.
     """
-    scale = max(1, -(-MIN_SIDE // min(image.shape[:2]))) if enlarge else 1
+    scale = max(1, min(-(-MIN_SIDE // min(image.shape[:2])), _MAX_SIDE // max(image.shape[:2]))) if enlarge else 1
     picture = Image.fromarray(image)
     if scale > 1:
         picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
@@ -58,13 +66,14 @@ def draw_faces(image: np.ndarray, faces: list[FacePrediction], *, enlarge: bool 
 
 
 class FilmWriter:
-    """An mp4 film of `rate` frames a second, written frame by frame."""
+    """An mp4 film of `rate` frames a second, written frame by frame; it has its name when it is closed."""
 
     def __init__(self, path: Path, *, rate: float) -> None:
         self.path = path
         self._rate = rate
         self._writer: Any = None
         self._shape: tuple[int, ...] | None = None
+        self._folder: tempfile.TemporaryDirectory | None = None
 
     def write(self, frame: np.ndarray) -> None:
         """Add uint8 [H, W, 3] RGB; every frame has the size of the first.
@@ -75,62 +84,132 @@ class FilmWriter:
         cv2 = load_opencv()
         if self._writer is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._folder = _make_place(self.path)
             size = frame.shape[1], frame.shape[0]
-            self._writer = cv2.VideoWriter(str(self.path), cv2.VideoWriter_fourcc(*"mp4v"), self._rate, size)
+            self._writer = cv2.VideoWriter(str(self._draft), cv2.VideoWriter_fourcc(*"mp4v"), self._rate, size)
             self._shape = frame.shape
             if not self._writer.isOpened():
+                self.discard()
                 raise DataError(f"{self.path}: OpenCV cannot write a film of {size[0]} x {size[1]} pixels there.")
         if frame.shape != self._shape:
             raise DataError(f"{self.path}: found a frame of shape {frame.shape}, expected {self._shape} as the first.")
         self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
 
     def close(self) -> None:
-        """End the film; without a frame nothing was written."""
+        """End the film; without a frame nothing was written.
+
+        Raises:
+            DataError: it cannot be read again, as when the disk became full: OpenCV does not tell.
+            OSError: it cannot be given its name.
+        """
+        if self._writer is None:
+            return
+        self._writer.release()
+        try:
+            capture = load_opencv().VideoCapture(str(self._draft))
+            is_whole = capture.isOpened() and capture.grab()
+            capture.release()
+            if not is_whole:
+                raise DataError(f"{self.path}: the film could not be written; is the disk full?")
+            with replace_when_done(self.path) as temporary:
+                shutil.move(self._draft, temporary)
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Leave nothing behind of a film that is not closed."""
         if self._writer is not None:
             self._writer.release()
+        if self._folder is not None:
+            self._folder.cleanup()
+        self._writer = self._folder = None
+
+    @property
+    def _draft(self) -> Path:
+        return Path(self._folder.name) / "film.mp4"
+
+
+def _make_place(path: Path) -> tempfile.TemporaryDirectory:
+    """Return a folder beside a file, or elsewhere if the path is not UTF-8, which OpenCV does not take."""
+    is_plain = to_utf8(str(path.parent)) == str(path.parent)
+    return tempfile.TemporaryDirectory(
+        prefix=".dlfer-", dir=path.parent if is_plain else None, ignore_cleanup_errors=True
+    )
 
 
 class Sketches:
-    """A folder of marked pictures (.jpg) and films (.mp4), named after the inputs; -2, -3 ... where names meet."""
+    """A folder of marked pictures (.jpg) and films (.mp4), named after the inputs; -2, -3 ... where names meet.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: where they go.
+        force: whether files that are there are replaced.
+    """
+
+    def __init__(self, folder: Path, *, force: bool = False) -> None:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._force = force
         self._taken: set[str] = set()
         self._film: object = None
         self._writer: FilmWriter | None = None
 
     def add(self, prediction: FramePrediction, *, every: int = 1) -> None:
-        """Write a picture, or the next frame of a film of which every so many-th is looked at."""
+        """Write a picture, or the next frame of a film of which every so many-th is looked at.
+
+        After an error the rest of a film is passed over.
+
+        Raises:
+            DataError, OSError, ValueError: it cannot be drawn, or a file that is there would be replaced.
+        """
         frame = prediction.frame
         if frame.film is None:
+            self.close()
             self._save(draw_faces(frame.image, prediction.faces), self._choose_path(frame.name, ".jpg"))
             return
         if frame.film is not self._film:
             self.close()
             self._film = frame.film
             self._writer = FilmWriter(self._choose_path(frame.name, ".mp4"), rate=frame.film.rate / every)
-        self._writer.write(draw_faces(frame.image, prediction.faces, enlarge=False))
+        if self._writer is None:
+            return
+        try:
+            self._writer.write(draw_faces(frame.image, prediction.faces, enlarge=False))
+        except BaseException:
+            self._writer.discard()
+            self._writer = None
+            raise
 
     def close(self) -> None:
         """End the film that is being written."""
-        if self._writer is not None:
-            self._writer.close()
-        self._film, self._writer = None, None
+        writer, self._writer, self._film = self._writer, None, None
+        if writer is not None:
+            writer.close()
 
     def _choose_path(self, name: str, suffix: str) -> Path:
-        stem = Path(name.replace(":", "-")).stem
-        chosen, number = stem, 1
-        while chosen + suffix in self._taken:
-            number += 1
-            chosen = f"{stem}-{number}"
-        self._taken.add(chosen + suffix)
-        return self.folder / (chosen + suffix)
+        path = self.folder / choose_sketch(name, suffix, self._taken, folder=self.folder)
+        if not self._force and os.path.lexists(path):
+            raise DataError(f"{path}: is there already and is not replaced")
+        return path
 
     def _save(self, image: np.ndarray, path: Path) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
-        Image.fromarray(image).save(temporary, "JPEG", quality=92)
-        temporary.replace(path)
+        if not self.folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the folder is gone", str(self.folder))
+        with replace_when_done(path) as temporary:
+            Image.fromarray(image).save(temporary, "JPEG", quality=92)
+
+
+def choose_sketch(name: str, suffix: str, taken: set[str], *, folder: Path) -> str:
+    """Return the name of a file for an input, and enter it among those that are taken."""
+    stem = Path(name.replace(":", "-")).stem
+    chosen = choose_name(stem, suffix, taken, folder=folder) + suffix
+    taken.add(fold_name(chosen))
+    return chosen
+
+
+def list_sketches(names: Iterable[str], folder: Path) -> list[Path]:
+    """Return all files that may be drawn of inputs; if some cannot be read, some of these are not."""
+    taken: set[str] = set()
+    return [folder / choose_sketch(name, ".mp4" if is_film(name) else ".jpg", taken, folder=folder) for name in names]
 
 
 @cache
@@ -166,6 +245,7 @@ class PredictionJob:
         abstain, mirror: see `FacePredictor`.
         smooth: see `predict_inputs`.
         every, seconds: see `read_film`.
+        force: whether files that are there, but for inputs, are replaced.
     """
 
     model: str | None = None
@@ -179,23 +259,28 @@ class PredictionJob:
     smooth: float = 0.5
     every: int = 1
     seconds: float | None = None
+    force: bool = False
 
 
 def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[str], None]) -> int:
-    """Predict files, write the table and the marked pictures; return how many inputs could not be read.
+    """Predict files, write the table and the marked pictures; return how many inputs could not be read or drawn.
 
     `names` are as of `list_inputs`; `say` is told what a reader of the results has to know, and what failed.
 
     Raises:
-        UserError, ModelError, EnvironmentProblem: the job cannot begin.
+        UserError, ModelError, EnvironmentProblem: the job cannot begin, as when an output would replace something.
+        OSError: the table cannot be written; the rows until then stand in it, but of parquet.
     """
+    choose_form(job.out)
     # A list on stdin may be endless; what is named is counted first, for the time left.
     listed = list_inputs(names, stdin=sys.stdin)
     files = listed if "-" in names else list(listed)
+    known = [] if "-" in names else [name for name in files if isinstance(name, str)]
+    _check_places(known, job, has_list="-" in names)
     num_pictures, has_films = None, False
     if "-" not in names:
-        num_pictures = sum(isinstance(name, str) and not is_film(name) for name in files)
-        has_films = job.smooth > 0 and any(isinstance(name, str) and is_film(name) for name in files)
+        num_pictures = sum(not is_film(name) for name in known)
+        has_films = job.smooth > 0 and any(is_film(name) for name in known)
     classifier = _open_engine(job, num_pictures, say=say)
     predictor = FacePredictor(
         classifier, faces=job.faces, detector_size=job.detector_size, abstain=job.abstain, mirror=job.mirror
@@ -204,17 +289,31 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
     for key in ("notice", "probabilities", *(["mirror"] if job.mirror else []), *(["smoothing"] if has_films else [])):
         say(f"{key}: {about[key]}")
     inputs = open_inputs(files, every=job.every, seconds=job.seconds)
-    results = predict_inputs(predictor, inputs, smooth=job.smooth)
-    table = open_table(job.out, labels=predictor.labels, about=about)
-    sketches = Sketches(job.draw) if job.draw is not None else None
-    failed = _write_all(_report_progress(results, num_pictures), table, sketches, every=job.every)
-    for failure in failed[:_MOST_FAILURES]:
-        say(f"not read: {failure['error']}")
-    if failed:
-        say(f"{len(failed):,} of the inputs could not be read.")
+    results = _report_progress(predict_inputs(predictor, inputs, smooth=job.smooth), num_pictures)
+    outcome = _Outcome(every=job.every)
+    try:
+        table = open_table(job.out, labels=predictor.labels, about=about)
+        sketches = Sketches(job.draw, force=job.force) if job.draw is not None else None
+        outcome.write_all(results, table, sketches)
+    finally:
+        outcome.tell(say)
     if job.out is not None:
         say(f"written: {job.out}")
-    return len(failed)
+    return len(outcome.unread) + len(outcome.undrawn)
+
+
+def _check_places(known: Sequence[str], job: PredictionJob, *, has_list: bool) -> None:
+    """Check that nothing is written over an input, or over another file unless that is allowed."""
+    inputs = [name for name in known if not name.startswith(CAMERA)]
+    if has_list and job.force and job.draw is not None:
+        raise UserError(
+            "dlfer predict - --draw --force: what is on the list is not known before, so that a picture of it could be "
+            "replaced; draw into an empty folder, without --force."
+        )
+    drawn = list_sketches(known, job.draw) if job.draw is not None else []
+    check_outputs({"--out": job.out, "--draw": drawn}, [*inputs, job.model], force=job.force)
+    if job.draw is not None:
+        check_writable(job.draw, "--draw")
 
 
 def _open_engine(job: PredictionJob, num_pictures: int | None, *, say: Callable[[str], None]) -> Engine:
@@ -227,30 +326,63 @@ def _open_engine(job: PredictionJob, num_pictures: int | None, *, say: Callable[
     return load_engine(name, job.engine)
 
 
-def _write_all(
-    results: Iterator[FramePrediction | BadInput], table: Table, sketches: Sketches | None, *, every: int
-) -> list[dict[str, str]]:
-    """Write every result; return what failed. Ctrl-C ends the table where it is, and goes on to the caller."""
-    failed: list[dict[str, str]] = []
-    try:
-        for result in results:
-            if isinstance(result, BadInput):
-                failed.append({"file": result.name, "error": result.error})
-                continue
-            table.write(result)
+class _Outcome:
+    """What became of a job: what could not be read, and what was predicted and could not be drawn."""
+
+    def __init__(self, *, every: int) -> None:
+        self.unread: list[dict[str, str]] = []
+        self.undrawn: list[dict[str, str]] = []
+        self._every = every
+
+    def write_all(self, results: Iterator[FramePrediction | BadInput], table: Table, sketches: Sketches | None) -> None:
+        """Write every result. Ctrl-C and a full disk end the table where it is, and go on to the caller."""
+        try:
+            for result in results:
+                if isinstance(result, BadInput):
+                    self.unread.append({"file": to_utf8(result.name), "error": to_utf8(result.error)})
+                    continue
+                table.write(result)
+                if sketches is not None:
+                    self._draw(result, sketches)
+            self._end(table, sketches)
+        except (KeyboardInterrupt, OSError):
+            self._end(table, sketches)
+            raise
+        except BaseException:
+            table.discard()
             if sketches is not None:
-                sketches.add(result, every=every)
-    except KeyboardInterrupt:
-        table.close(failed)
-        raise
-    except BaseException:
-        table.discard()
-        raise
-    finally:
+                self._close(sketches)
+            raise
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """Name what failed, the first ones, and say how many there are."""
+        for failed, what in ((self.unread, "read"), (self.undrawn, "drawn")):
+            for failure in failed[:_MOST_FAILURES]:
+                say(f"not {what}: {escape_text(failure['error'])}")
+            if failed:
+                say(f"{len(failed):,} of the inputs could not be {what}.")
+
+    def _draw(self, result: FramePrediction, sketches: Sketches) -> None:
+        try:
+            sketches.add(result, every=self._every)
+        except Exception as error:  # of whatever encoder: one picture does not end the job
+            self._note(result.frame.name, error)
+
+    def _end(self, table: Table, sketches: Sketches | None) -> None:
         if sketches is not None:
+            self._close(sketches)
+        table.close([*self.unread, *self.undrawn])
+
+    def _close(self, sketches: Sketches) -> None:
+        try:
             sketches.close()
-    table.close(failed)
-    return failed
+        except (DlferError, OSError) as error:
+            self._note("the last film", error)
+
+    def _note(self, name: str, error: Exception) -> None:
+        kind = "" if isinstance(error, DlferError | OSError) else f"{type(error).__name__}: "
+        name = to_utf8(name)
+        self.undrawn.append({"file": name, "error": f"{name}: predicted, not drawn: {kind}{to_utf8(str(error))}"})
 
 
 def _report_progress(
@@ -263,7 +395,9 @@ def _report_progress(
         for result in results:
             frame = result.frame if isinstance(result, FramePrediction) else None
             if frame is not None and frame.film is not None:
-                progress.finish_part(escape(Path(frame.name).name), (frame.index or 0) + 1, frame.film.num_frames)
+                progress.finish_part(
+                    escape(escape_text(Path(frame.name).name)), (frame.index or 0) + 1, frame.film.num_frames
+                )
             elif frame is not None:
                 num_done += 1
                 progress.finish_part("pictures", num_done, num_pictures)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import io
 import os
 import queue
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -18,6 +20,7 @@ from PIL import Image
 
 from dlfer.data.images import MAX_PIXELS, MIN_SIDE, SUFFIXES, find_turn
 from dlfer.errors import DataError, EnvironmentProblem
+from dlfer.runs.text import to_utf8
 
 FILM_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 CAMERA = "camera:"
@@ -107,12 +110,25 @@ def _open_capture(name: str, *, is_live: bool) -> Any:
         if not Path(name).is_file():
             raise DataError(f"{name}: there is no such file.")
         source = str(Path(name).resolve())
-    capture = cv2.VideoCapture(source)
+    with _give_plain_name(source) as source:
+        capture = cv2.VideoCapture(source)
     if not capture.isOpened():
         capture.release()
         what = "no such camera, or another program holds it" if is_live else "no film, damaged, or of an unknown codec"
         raise DataError(f"{name}: cannot be opened ({what}).")
     return capture
+
+
+@contextlib.contextmanager
+def _give_plain_name(source: str | int) -> Iterator[str | int]:
+    """Give a link to a file whose path is not UTF-8, which OpenCV does not take; all else as it is."""
+    if isinstance(source, int) or to_utf8(source) == source:
+        yield source
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        link = Path(folder) / f"film{to_utf8(Path(source).suffix)}"
+        link.symlink_to(source)
+        yield str(link)
 
 
 def _describe_film(capture: Any, *, is_live: bool) -> Film:

@@ -14,21 +14,28 @@ of the labels):
     frame       of a film: number of the frame, from 0
     seconds     of a film: time of the frame
     track       of a film: number of the face, the same from frame to frame
+
+Of a name that is not UTF-8 each such byte is written as \\xNN, in every format. In csv and on a terminal control characters
+are escaped too (\\n, \\x1b, \\u202e), and a cell of csv that begins like a formula (= + - @, a tab) has a ' before it.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import io
 import json
-import os
-import secrets
+import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, TextIO
+from typing import Any, Protocol
 
 from dlfer.errors import EnvironmentProblem, UserError
 from dlfer.predict.predictor import FramePrediction
+from dlfer.runs.files import explain_write_error, name_temporary, replace_when_done
+from dlfer.runs.text import escape_text, to_cell, to_utf8
 
 FORMATS = ("csv", "json", "jsonl", "parquet")
 _BEFORE = ("file", "face", "x0", "y0", "x1", "y1", "score", "label", "confidence")
@@ -52,17 +59,17 @@ class Table(Protocol):
 
 def make_rows(prediction: FramePrediction) -> Iterator[dict[str, Any]]:
     """Yield a row for each face, with its probabilities under one key; where no face was found, one that says so."""
-    frame = prediction.frame
+    frame, name = prediction.frame, to_utf8(prediction.frame.name)
     seconds = None if frame.seconds is None else round(frame.seconds, 3)
     place = {"frame": frame.index, "seconds": seconds}
     empty = dict.fromkeys(("x0", "y0", "x1", "y1"))
     if not prediction.faces:
         nothing = {**dict.fromkeys(("score", "label", "confidence", "probabilities")), "abstained": False}
-        yield {"file": frame.name, "face": 0, **empty, **nothing, **place, "track": None}
+        yield {"file": name, "face": 0, **empty, **nothing, **place, "track": None}
     for number, face in enumerate(prediction.faces, start=1):
         box = empty if face.box is None else dict(zip(empty, (round(value, 2) for value in face.box), strict=True))
         yield {
-            "file": frame.name,
+            "file": name,
             "face": number,
             **box,
             "score": None if face.score is None else round(face.score, 6),
@@ -82,6 +89,21 @@ def list_columns(labels: Sequence[str]) -> dict[str, str]:
     return {**dict.fromkeys(_BEFORE, ""), **middle, **dict.fromkeys(_AFTER, "")}
 
 
+def choose_form(path: Path | None, form: str | None = None) -> str:
+    """Return the form of a table: one of `FORMATS`, or "table"; see `open_table`.
+
+    Raises:
+        UserError: no such format.
+    """
+    if form is None:
+        form = path.suffix.lstrip(".").lower() if path is not None else "table" if sys.stdout.isatty() else "csv"
+    known = ("table", *FORMATS[:-1]) if path is None else FORMATS
+    if form not in known:
+        where = "on stdout" if path is None else str(path)
+        raise UserError(f"{where}: found the format {form!r}, expected a file that ends in .{', .'.join(FORMATS)}.")
+    return form
+
+
 def open_table(path: Path | None, *, labels: Sequence[str], about: dict[str, Any], form: str | None = None) -> Table:
     """Return the table that predictions are written to.
 
@@ -95,15 +117,7 @@ def open_table(path: Path | None, *, labels: Sequence[str], about: dict[str, Any
         UserError: no such format.
         EnvironmentProblem: pyarrow is not installed, and parquet was asked for.
     """
-    if form is None:
-        form = path.suffix.lstrip(".").lower() if path is not None else "table" if sys.stdout.isatty() else "csv"
-    if (
-        form not in (*FORMATS, "table")
-        or (form == "table" and path is not None)
-        or (form == "parquet" and path is None)
-    ):
-        where = "on stdout" if path is None else str(path)
-        raise UserError(f"{where}: found the format {form!r}, expected a file that ends in .{', .'.join(FORMATS)}.")
+    form = choose_form(path, form)
     if form == "parquet":
         return _ParquetTable(path, labels, about)
     if form == "csv":
@@ -113,44 +127,134 @@ def open_table(path: Path | None, *, labels: Sequence[str], about: dict[str, Any
     return _LinesTable(path) if form == "jsonl" else _TerminalTable(path)
 
 
-class _TextTable:
-    """On stdout, or in a file that has a temporary name until it is closed."""
+class _Staged:
+    """A file that has a temporary name until it is whole."""
 
-    def __init__(self, path: Path | None) -> None:
-        self._path, self._temporary = path, None if path is None else _name_temporary(path)
-        self._file: TextIO = sys.stdout
-        if self._temporary is not None:
-            self._file = self._temporary.open("x", encoding="utf-8", newline="")
+    def __init__(self, path: Path, *, buffering: int = -1) -> None:
+        self.path = Path(path)
+        self._temporary = name_temporary(self.path)
+        with _explaining(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self.file: Any = self._temporary.open("x+b", buffering)
 
-    def close(self, failed: Sequence[dict[str, str]]) -> None:
-        self._file.flush()
-        if self._path is not None:
-            self._file.close()
-            self._temporary.replace(self._path)
+    def commit(self) -> None:
+        """Give it its name; if its folder was removed meanwhile, it is made again and the file copied into it."""
+        with _explaining(self.path):
+            self.file.flush()
+            try:
+                self._temporary.replace(self.path)
+            except FileNotFoundError:
+                self.file.seek(0)
+                with replace_when_done(self.path) as temporary, temporary.open("xb") as copy:
+                    shutil.copyfileobj(self.file, copy)
+            self.file.close()
 
     def discard(self) -> None:
-        if self._path is not None:
-            self._file.close()
+        """Leave nothing behind."""
+        with contextlib.suppress(OSError):  # what could not be written before cannot be written now
+            self.file.close()
+        with contextlib.suppress(OSError):
             self._temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def _explaining(path: Path) -> Iterator[None]:
+    """Let errors of the file system name the file that is to be written."""
+    try:
+        yield
+    except OSError as error:
+        raise explain_write_error(error, path) from error
+
+
+_KEPT_ENDS = 64
+"""Pictures whose rows can be taken back, for the end of a table to find room on a full disk."""
+
+
+class _TextTable:
+    """On stdout, or in a file that has a temporary name until it is closed.
+
+    After a failed `write` the table ends with the picture before, and can still be closed.
+    """
+
+    def __init__(self, path: Path | None) -> None:
+        self._staged = None if path is None else _Staged(path, buffering=0)
+        self._ends: deque[int] = deque(maxlen=_KEPT_ENDS)
+
+    def write(self, prediction: FramePrediction) -> None:
+        self._append("".join(self._format(row) for row in make_rows(prediction)))
+
+    def close(self, failed: Sequence[dict[str, str]]) -> None:
+        if self._staged is None:
+            sys.stdout.flush()
+            return
+        end = self._format_end(failed)
+        while end:
+            try:
+                self._append(end)
+                break
+            except OSError:
+                # A full disk has room again for the end when the last pictures give theirs.
+                if len(self._ends) < 2:
+                    self.discard()
+                    raise
+                self._ends.pop()
+                self._cut()
+        self._staged.commit()
+
+    def discard(self) -> None:
+        if self._staged is not None:
+            self._staged.discard()
+
+    def _format(self, row: dict[str, Any]) -> str:
+        """Return the text of a row, with its end of line."""
+        raise NotImplementedError
+
+    def _format_end(self, failed: Sequence[dict[str, str]]) -> str:
+        """Return what follows the last row."""
+        return ""
+
+    def _append(self, text: str) -> None:
+        """Write text whole or not at all."""
+        if self._staged is None:
+            sys.stdout.write(text)
+            return
+        left = memoryview(text.encode())
+        try:
+            with _explaining(self._staged.path):
+                while left:
+                    left = left[self._staged.file.write(left) :]
+        except OSError:
+            self._cut()
+            raise
+        self._ends.append(self._staged.file.tell())
+
+    def _cut(self) -> None:
+        """Forget what stands after the last whole picture."""
+        end = self._ends[-1] if self._ends else 0
+        self._staged.file.truncate(end)
+        self._staged.file.seek(end)
 
 
 class _CsvTable(_TextTable):
     def __init__(self, path: Path | None, labels: Sequence[str]) -> None:
         super().__init__(path)
         self._columns = list_columns(labels)
-        self._writer = csv.writer(self._file, lineterminator="\n")
-        self._writer.writerow(self._columns)
+        self._append(_format_cells(self._columns))
 
-    def write(self, prediction: FramePrediction) -> None:
-        for row in make_rows(prediction):
-            cells = _flatten(row, self._columns).values()
-            self._writer.writerow(str(cell).lower() if isinstance(cell, bool) else cell for cell in cells)
+    def _format(self, row: dict[str, Any]) -> str:
+        cells = _flatten(row, self._columns).values()
+        return _format_cells(str(cell).lower() if isinstance(cell, bool) else cell for cell in cells)
+
+
+def _format_cells(cells: Iterable[Any]) -> str:
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerow([to_cell(cell) for cell in cells])
+    return text.getvalue()
 
 
 class _LinesTable(_TextTable):
-    def write(self, prediction: FramePrediction) -> None:
-        for row in make_rows(prediction):
-            self._file.write(json.dumps(row) + "\n")
+    def _format(self, row: dict[str, Any]) -> str:
+        return json.dumps(row) + "\n"
 
 
 class _JsonTable(_TextTable):
@@ -158,41 +262,48 @@ class _JsonTable(_TextTable):
 
     def __init__(self, path: Path | None, about: dict[str, Any]) -> None:
         super().__init__(path)
-        self._separator = "\n"
-        self._file.write(f'{{"about": {json.dumps(about)},\n"rows": [')
+        self._has_rows = False
+        self._append(f'{{"about": {json.dumps(about)},\n"rows": [')
+
+    def _format(self, row: dict[str, Any]) -> str:
+        return f",\n{json.dumps(row)}"
 
     def write(self, prediction: FramePrediction) -> None:
-        for row in make_rows(prediction):
-            self._file.write(self._separator + json.dumps(row))
-            self._separator = ",\n"
+        text = "".join(self._format(row) for row in make_rows(prediction))
+        self._append(text if self._has_rows else text[1:])
+        self._has_rows = True
 
-    def close(self, failed: Sequence[dict[str, str]]) -> None:
-        self._file.write(f'\n],\n"failed": {json.dumps(list(failed))}}}\n')
-        super().close(failed)
+    def _format_end(self, failed: Sequence[dict[str, str]]) -> str:
+        return f'\n],\n"failed": {json.dumps(list(failed))}}}\n'
 
 
 class _TerminalTable(_TextTable):
     """For people: what a row says in few columns; long names lose their beginning."""
 
-    _has_head = False
+    def __init__(self, path: Path | None) -> None:
+        super().__init__(path)
+        self._has_head = False
 
     def write(self, prediction: FramePrediction) -> None:
         if not self._has_head:
-            self._print("file", "seconds", "face", "label", "", "box")
+            self._append(_format_line("file", "seconds", "face", "label", "", "box"))
             self._has_head = True
-        for row in make_rows(prediction):
-            name = row["file"] if len(row["file"]) <= _WIDTH else "..." + row["file"][3 - _WIDTH :]
-            time = "" if row["seconds"] is None else f"{row['seconds']:.2f}"
-            if row["face"] == 0:
-                self._print(name, time, "", "no face found", "", "")
-                continue
-            box = "" if row["x0"] is None else " ".join(f"{row[key]:.0f}" for key in ("x0", "y0", "x1", "y1"))
-            face = row["face"] if row["track"] is None else f"#{row['track']}"
-            self._print(name, time, face, row["label"], f"{row['confidence']:.1%}", box)
+        super().write(prediction)
 
-    def _print(self, name: str, time: str, face: object, label: str, confidence: str, box: str) -> None:
-        line = f"{name:{_WIDTH}} {time:>8} {face!s:>5}  {label:14} {confidence:>6}  {box}"
-        self._file.write(line.rstrip() + "\n")
+    def _format(self, row: dict[str, Any]) -> str:
+        name = escape_text(row["file"])
+        name = name if len(name) <= _WIDTH else "..." + name[3 - _WIDTH :]
+        time = "" if row["seconds"] is None else f"{row['seconds']:.2f}"
+        if row["face"] == 0:
+            return _format_line(name, time, "", "no face found", "", "")
+        box = "" if row["x0"] is None else " ".join(f"{row[key]:.0f}" for key in ("x0", "y0", "x1", "y1"))
+        face = row["face"] if row["track"] is None else f"#{row['track']}"
+        return _format_line(name, time, face, escape_text(row["label"]), f"{row['confidence']:.1%}", box)
+
+
+def _format_line(name: str, time: str, face: object, label: str, confidence: str, box: str) -> str:
+    line = f"{name:{_WIDTH}} {time:>8} {face!s:>5}  {label:14} {confidence:>6}  {box}"
+    return line.rstrip() + "\n"
 
 
 class _ParquetTable:
@@ -213,8 +324,8 @@ class _ParquetTable:
             for name, label in self._columns.items()
         ]
         self._schema = pyarrow.schema(fields, metadata={"dlfer": json.dumps(about)})
-        self._path, self._temporary = path, _name_temporary(path)
-        self._writer = parquet.ParquetWriter(self._temporary, self._schema)
+        self._staged = _Staged(path)
+        self._writer = parquet.ParquetWriter(self._staged.file, self._schema)
         self._rows: list[dict[str, Any]] = []
         self._make = pyarrow.Table.from_pylist
 
@@ -224,17 +335,24 @@ class _ParquetTable:
             self._flush()
 
     def close(self, failed: Sequence[dict[str, str]]) -> None:
-        self._flush()
-        self._writer.close()
-        self._temporary.replace(self._path)
+        try:
+            self._flush()
+            with _explaining(self._staged.path):
+                self._writer.close()
+            self._staged.commit()
+        except (OSError, ValueError):  # ValueError: pyarrow's, of a writer that failed before
+            self.discard()
+            raise
 
     def discard(self) -> None:
-        self._writer.close()
-        self._temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what could not be written before cannot be written now
+            self._writer.close()
+        self._staged.discard()
 
     def _flush(self) -> None:
         if self._rows:
-            self._writer.write_table(self._make(self._rows, schema=self._schema))
+            with _explaining(self._staged.path):
+                self._writer.write_table(self._make(self._rows, schema=self._schema))
             self._rows = []
 
 
@@ -242,8 +360,3 @@ def _flatten(row: dict[str, Any], columns: dict[str, str]) -> dict[str, Any]:
     """Return a row with a column for each label."""
     probabilities = row["probabilities"] or {}
     return {name: probabilities.get(label) if label else row[name] for name, label in columns.items()}
-
-
-def _name_temporary(path: Path) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    return path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dlfer.runs.files import write_atomically
+from dlfer.runs.text import escape_text
 
 if TYPE_CHECKING:
     import numpy as np
@@ -51,6 +52,7 @@ STYLE = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
     "figure.constrained_layout.use": True,
+    "text.parse_math": False,  # a label or a file may hold a $
 }
 
 DOTS_PER_INCH = 160
@@ -112,7 +114,7 @@ def write_figure(figure: Figure, path: Path, *, title: str, description: str) ->
     in the file.
     """
     buffer = io.BytesIO()
-    metadata = {"Title": title, "Description": description, "Software": "dlfer"}
+    metadata = {"Title": escape_text(title), "Description": escape_text(description), "Software": "dlfer"}
     with figure_style():
         figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata=metadata)
     write_atomically(path, buffer.getvalue())

@@ -17,6 +17,7 @@ from dlfer.runs.member_rows import MEMBERS_FILE, read_member_rows
 from dlfer.runs.metrics_record import CountedEstimate, Estimate, is_missing
 from dlfer.runs.records import RunRecord
 from dlfer.runs.run import CONFIG_FILE, format_duration
+from dlfer.runs.text import escape_text, to_markdown, to_plain_markdown
 
 TEMPLATES = Path(__file__).parent / "templates"
 
@@ -28,13 +29,17 @@ def render_page(template: str, path: Path, context: dict[str, Any]) -> Path:
 
 
 def render_text(template: str, context: dict[str, Any]) -> str:
-    """Return what a template of this package gives with `context`; in HTML, not in Markdown, values are escaped."""
+    """Return what a template of this package gives with `context`; in HTML values are escaped, in Markdown by the filters `markdown` (a name) and `plain` (a sentence).
+
+    Control characters of values, and what turns the direction of writing, are shown as \\xNN in both.
+    """
     import jinja2
 
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=template.endswith(".html.j2"),
         undefined=jinja2.StrictUndefined,
+        finalize=_show_hidden,
         trim_blocks=True,
         lstrip_blocks=True,
     )
@@ -45,8 +50,15 @@ def render_text(template: str, context: dict[str, Any]) -> str:
         "uncertainty": format_uncertainty,
         "fraction": format_fraction,
         "duration": format_duration,
+        "markdown": to_markdown,
+        "plain": to_plain_markdown,
     }
     return environment.get_template(template).render(context)
+
+
+def _show_hidden(value: Any) -> Any:
+    """Return text, which may be escaped HTML, with control characters shown; all else as it is."""
+    return type(value)(escape_text(str(value), keep="\n\t")) if isinstance(value, str) else value
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import errno
 import hashlib
 import io
 import json
@@ -15,28 +17,82 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from dlfer.errors import ModelError
+from dlfer.runs.text import to_utf8
 
 
 def write_atomically(path: Path, contents: str | bytes) -> None:
-    """Write a file under a temporary name beside it and rename it, so that it is whole or absent."""
+    """Write a file under a temporary name beside it and rename it, so that it is whole or absent.
+
+    Raises:
+        OSError: it cannot be written; the message names the file, and of a full disk what is needed and what is free.
+    """
+    contents = to_utf8(contents).encode() if isinstance(contents, str) else contents
+    with replace_when_done(path, size=len(contents)) as temporary, temporary.open("xb") as file:
+        file.write(contents)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def replace_when_done(path: Path, *, size: int | None = None, suffix: str = ".tmp") -> Iterator[Path]:
+    """Give a temporary name beside a file, whose folder is made; what was written there takes the file's place.
+
+    After an error the file is as it was, and nothing is left of the temporary one.
+
+    Args:
+        path: of the file.
+        size: how many bytes it will have, where that is known.
+        suffix: of the temporary name, for writers that go by it.
+
+    Raises:
+        OSError: as `write_atomically`.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.{secrets.token_hex(4)}.tmp")
+    temporary = name_temporary(path, suffix)
     try:
-        with temporary.open("xb") as file:
-            file.write(contents.encode() if isinstance(contents, str) else contents)
-            file.flush()
-            os.fsync(file.fileno())
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
         temporary.replace(path)
+    except OSError as error:
+        raise explain_write_error(error, path, size=size) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def name_temporary(path: Path, suffix: str = ".tmp") -> Path:
+    """Return a hidden name beside a file that nothing has; it is short, however long the file's own is."""
+    return Path(path).with_name(f".dlfer-{os.getpid()}-{secrets.token_hex(6)}{suffix}")
+
+
+_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the quota of the disk is used up",
+    errno.EFBIG: "the file would be larger than is allowed (ulimit -f)",
+}
+
+
+def explain_write_error(error: OSError, path: Path, *, size: int | None = None) -> OSError:
+    """Return an error of writing that names the file; of a full disk also what is needed, what is free and what to do."""
+    reason = error.strerror or str(error)
+    if error.errno in _FULL:
+        needed = "" if size is None else f"{size:,} bytes are needed, "
+        reason = f"{_FULL[error.errno]}: {needed}{_describe_free(Path(path))}; make room, or write to another place"
+    return OSError(error.errno, reason, str(path)) if error.errno else OSError(f"{path}: {reason}")
+
+
+def _describe_free(path: Path) -> str:
+    for folder in path.absolute().parents:
+        with contextlib.suppress(OSError):
+            return f"{shutil.disk_usage(folder).free:,} bytes are free"
+    return "it is not known how much is free"
 
 
 def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

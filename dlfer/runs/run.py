@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from dlfer._version import __version__
 from dlfer.errors import ConfigError, ModelError
-from dlfer.runs.files import read_json, write_atomically
+from dlfer.runs.files import explain_write_error, read_json, write_atomically
 from dlfer.runs.records import DataRecord, RunRecord, to_json
 
 if TYPE_CHECKING:
@@ -153,9 +153,15 @@ class Run:
 
     def log(self, event: str, **fields: Any) -> None:
         """Append a line to log.jsonl: the time in UTC, the event, and the fields."""
-        line = json.dumps(to_json({"time": tell_time(), "event": event, **fields})) + "\n"
-        with (self.path / LOG_FILE).open("a", encoding="utf-8") as file:
-            file.write(line)
+        left = (json.dumps(to_json({"time": tell_time(), "event": event, **fields})) + "\n").encode()
+        with (self.path / LOG_FILE).open("ab", buffering=0) as file:
+            start = file.seek(0, os.SEEK_END)
+            try:
+                while left:
+                    left = left[file.write(left) :]
+            except OSError as error:
+                file.truncate(start)  # no half line, which nobody could read
+                raise explain_write_error(error, self.path / LOG_FILE) from error
 
     def update(self, **fields: Any) -> None:
         """Set fields of run.json; status="running" also records the process that goes on with it."""
@@ -174,8 +180,9 @@ class Run:
         self._end("finished", error=None)
 
     def fail(self, error: BaseException) -> None:
-        """Record what went wrong."""
-        self._end("failed", error=f"{type(error).__name__}: {error}")
+        """Record what went wrong; where not even that can be written, the run counts as interrupted."""
+        with contextlib.suppress(OSError):
+            self._end("failed", error=f"{type(error).__name__}: {error}")
 
     def stop(self, reason: str) -> None:
         """Record that it stands at a checkpoint, and what asked for the stop."""

@@ -187,7 +187,7 @@ def compare_runs(names: Sequence[str], *, part: str | None = None, folder: Path 
         raise UserError(f"compare: found {len(names)} run, expected two or more.")
     if part is not None and part not in SPLITS:
         raise UserError(f"compare: found the split {part!r}, expected one of {', '.join(SPLITS)}.")
-    entries = _name_entries([_find_entry(name, folder) for name in names])
+    entries = _name_entries([find_entry(name, folder) for name in names])
     split = part or _choose_split(entries)
     several = [read_predictions(_get_file(entry, split)) for entry in entries]
     titles = [entry.name for entry in entries]
@@ -207,7 +207,12 @@ def compare_runs(names: Sequence[str], *, part: str | None = None, folder: Path 
     return result.model_copy(update=changes)
 
 
-def _find_entry(name: str, folder: Path | None) -> Entry:
+def find_entry(name: str, folder: Path | None) -> Entry:
+    """Return what a name of `compare_runs` means.
+
+    Raises:
+        UserError: no such run, or it is a comparison.
+    """
     path = Path(name)
     if path.suffix == ".npz":
         return Entry(path.stem, path, None)

@@ -11,6 +11,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dlfer.config.schema import STAGES
 from dlfer.runs.run import format_duration
+from dlfer.runs.text import escape_text
 
 
 class TrainingListener:
@@ -64,10 +65,10 @@ class ConsoleListener(TrainingListener):
         self.done_before = 0
 
     def say(self, text: str) -> None:
-        self.console.print(text, markup=False)
+        self.console.print(escape_text(text, keep="\n\t"), markup=False)
 
     def warn(self, text: str) -> None:
-        self.console.print(text, markup=False, style="bold red")
+        self.console.print(escape_text(text, keep="\n\t"), markup=False, style="bold red")
 
     def _begin(self, what: str, done: int, total: int | None) -> None:
         """Start a bar, and the clock of what is left, unless they are those of `what` already."""

@@ -28,7 +28,7 @@ import numpy as np
 from dlfer.config.schema import StageConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.classification import compute_accuracy, compute_macro_f1
-from dlfer.runs.files import Header, parse_json, read_npz, write_atomically
+from dlfer.runs.files import Header, parse_json, read_npz, replace_when_done, write_atomically
 from dlfer.train.cluster import Device
 from dlfer.train.control import StopControl
 from dlfer.train.progress import TrainingListener
@@ -239,17 +239,21 @@ def get_min_delta(config: StageConfig) -> float:
 
 
 def write_checkpoint(path: Path, variables: Sequence[keras.Variable], state: dict) -> None:
-    """Write the values of `variables`, in order, and the JSON-ready `state`; atomic."""
+    """Write the values of `variables`, in order, and the JSON-ready `state`.
+
+    After an error, as of a full disk, the checkpoint before stands.
+
+    Raises:
+        OSError: as `replace_when_done`.
+    """
     arrays = {
         f"{index:05d}": np.asarray(keras.ops.convert_to_numpy(variable.value))
         for index, variable in enumerate(variables)
     }
     record = {"paths": [variable.path for variable in variables], "state": state}
-    temporary = path.with_name(f"new.{path.name}")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(temporary, "wb") as file:
+    size = sum(values.nbytes for values in arrays.values())
+    with replace_when_done(path, size=size) as temporary, open(temporary, "xb") as file:
         np.savez(file, record=np.frombuffer(json.dumps(record).encode(), np.uint8), **arrays)
-    temporary.replace(path)
 
 
 def read_state(path: Path) -> dict:

@@ -254,8 +254,9 @@ def test_evaluate_prints_figures_with_n_and_interval(call, stand_in, work):
     assert "\nvalidation (PublicTest, used for selection) (n = 1,234): accuracy 50.00 %" in out
     assert "\ntest (n" not in out
     assert out.endswith("test splits opened with this model so far: 2\n")
-    given = {name: calls[0][2][name] for name in ("csv", "usage", "data", "json_out")}
-    assert given == {"csv": Path("x.csv"), "usage": "PublicTest", "data": None, "json_out": Path("o.json")}
+    given = {name: calls[0][2][name] for name in ("csv", "usage", "data")}
+    assert given == {"csv": Path("x.csv"), "usage": "PublicTest", "data": None}
+    assert json.loads(Path("o.json").read_text())["test"]["n"] == 1234
 
 
 def test_report_writes_that_of_the_kind(call, stand_in, work):
@@ -331,3 +332,64 @@ def test_the_public_names_exist_and_are_listed():
     assert dlfer.load_experiment is load_experiment
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         dlfer.nothing  # noqa: B018
+
+
+def test_several_reports_are_written_though_one_cannot(call, stand_in, work, monkeypatch):
+    config = load_experiment(work / "a.yaml")
+    runs = [create_run(work / "r", config, argv=[]) for _ in range(3)]
+    stand_in("dlfer.report.comparison", write_comparison_report="")
+    stand_in("dlfer.report.search", write_search_report="")
+
+    def write(path):
+        if path == runs[1].path:
+            raise OSError(28, "the disk is full", str(path))
+        return path.name
+
+    monkeypatch.setitem(sys.modules, "dlfer.report.html", types.SimpleNamespace(write_report=write))
+    code, out, err = call("report", *(str(run.path) for run in runs))
+    assert code == 1
+    assert out.split() == [runs[0].path.name, runs[2].path.name]
+    assert "1 of the 3 reports could not be written" in err
+    assert str(runs[1].path) in err
+
+
+@pytest.mark.parametrize("verb", ["run", "ablate", "sweep", "search"])
+def test_a_folder_that_cannot_be_written_into_is_known_before(call, work, verb):
+    (work / "file").write_text("")
+    code, _, err = call(verb, str(work / "a.yaml"), "--out", str(work / "file" / "runs"))
+    assert code == 2
+    assert f"{work / 'file'} is a file" in err
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_figures_are_written_over_nothing_that_is_read(call, work, force):
+    (work / "m").mkdir()
+    (work / "m" / "artifact.json").write_text("{}")
+    for name in ("x.csv", "groups.csv", "there.json"):
+        (work / name).write_text(name)
+    (work / "hard.json").hardlink_to(work / "x.csv")
+    for out in ("m/artifact.json", "x.csv", "hard.json", "groups.csv", "m/../x.csv"):
+        code, _, err = call(
+            *("evaluate", str(work / "m"), "--csv", "x.csv", "--attributes", "groups.csv", "--json", out, *force)
+        )
+        assert code == 2
+        assert "input" in err
+        assert out in err
+    if not force:
+        code, _, err = call("evaluate", str(work / "m"), "--csv", "x.csv", "--json", "there.json")
+        assert code == 2
+        assert "is there already" in err
+    assert (work / "x.csv").read_text() == "x.csv"
+    assert (work / "there.json").read_text() == "there.json"
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_a_comparison_is_written_over_nothing_that_is_compared(call, work, force):
+    run = create_run(work / "r", load_experiment(work / "a.yaml"), argv=[])
+    (work / "p.npz").write_text("p")
+    for out in (work / "p.npz", run.path / "run.json", run.path / "config.yaml"):
+        before = out.read_bytes()
+        code, _, err = call("compare", str(run.path), str(work / "p.npz"), "--json", str(out), *force)
+        assert code == 2
+        assert "never replaced" in err
+        assert out.read_bytes() == before

@@ -13,6 +13,7 @@ import json
 import time
 import warnings
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import optuna
@@ -21,7 +22,7 @@ from optuna.storages.journal import JournalFileBackend, JournalFileOpenLock
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from dlfer.config.load import dump_experiment, parse_recorded_experiment
-from dlfer.errors import DlferError, EnvironmentProblem
+from dlfer.errors import ConfigError, DlferError, EnvironmentProblem
 from dlfer.runs.member_rows import MemberRow
 from dlfer.study.search.engine import (
     DEFAULT_TRIALS,
@@ -188,6 +189,7 @@ class OptunaEngine(Engine):
         if place is None:
             self.settings.folder.mkdir(parents=True, exist_ok=True)
             place = str(self.settings.folder / "journal.log")
+        _check_journal(Path(place))
         return JournalStorage(JournalFileBackend(place, lock_obj=JournalFileOpenLock(place)))
 
     def _open_database(self, url: str) -> RDBStorage:
@@ -304,6 +306,22 @@ class OptunaEngine(Engine):
             if is_active(dimension, chosen):
                 chosen[dimension.key] = _suggest(trial, dimension)
         return chosen
+
+
+def _check_journal(path: Path) -> None:
+    """Raise ConfigError where a file that is no journal would be written on."""
+    try:
+        with path.open("rb") as file:
+            first = file.readline(2**20)
+        is_journal = not first or "op_code" in json.loads(first)
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, TypeError):
+        is_journal = False
+    if not is_journal:
+        raise ConfigError(
+            f"--storage {path}: is no journal of a search, so nothing is written into it; name another file, or a new one."
+        )
 
 
 def _suggest(trial: Trial, dimension: Dimension) -> Any:

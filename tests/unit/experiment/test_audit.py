@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
+import os
 import re
 
 import numpy as np
@@ -196,3 +198,93 @@ def test_the_command_prints_sentences_and_writes_the_files(tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             cli.main(wrong)
         assert stop.value.code == 2
+
+
+HOSTILE = (
+    *(b"caf\xe9.png", b"=1.png", b"@SUM(1).png", b"\t=2.png", b"a\x1b[2J.png", b"two\nlines.png"),
+    *("a\u202eb.png".encode(), b"<script>alert(1)<.png", b"x" * 250 + b".png", b"a,b\"c'd.png"),
+)
+LABELS = (b"happy", b"=cmd|'x'!A1", b"caf\xe9", b"<b>bold</b>", b"a\x1b[31mred", b"-1")
+
+
+def _write_hostile(root):
+    for number, label in enumerate(LABELS):
+        os.makedirs(os.fsencode(root) + b"/" + label)
+        for row, name in enumerate(HOSTILE):
+            # Some occur twice, so that pages and csv name them.
+            seed = row if row < 3 and number < 2 else 100 * number + row
+            picture = io.BytesIO()
+            pixels = np.random.default_rng(seed).integers(0, 256, (20, 20), dtype=np.uint8)
+            Image.fromarray(pixels).save(picture, "PNG")
+            with open(os.fsencode(root) + b"/" + label + b"/" + name, "wb") as file:
+                file.write(picture.getvalue())
+
+
+def test_hostile_names_and_labels_go_through_an_audit(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("DLFER_CACHE", str(tmp_path / "cache"))
+    _write_hostile(tmp_path / "in")
+    with open(b"in/happy/bad\xe9\x1b[31m.png", "wb") as file:
+        file.write(b"no picture")
+    code, out, err = call(
+        *("audit", "--folder", "in", "--json", "a.json", "--html", "a.html"),
+        *("--write-groups", "g.csv", "--write-split", "s.csv"),
+    )
+    assert code == 0, err
+    assert r"bad\xe9\x1b[31m.png" in out
+    num_images = len(LABELS) * len(HOSTILE)
+    for name in ("g.csv", "s.csv"):
+        rows = list(csv.DictReader(io.StringIO((tmp_path / name).read_bytes().decode())))
+        assert len(rows) == num_images
+        assert not [row for row in rows for cell in row.values() if cell.startswith(("=", "+", "-", "@", "\t"))]
+        assert any(row["id"] == r"happy/caf\xe9.png" for row in rows)
+        assert any(row["id"] == "'=cmd|'x'!A1/=1.png" for row in rows)
+    page = (tmp_path / "a.html").read_bytes().decode()
+    assert "<script>alert" not in page
+    for text in (page, out, err, (tmp_path / "g.csv").read_bytes().decode()):
+        assert not [character for character in text if character in "\x1b\u202e"]
+    assert json.loads((tmp_path / "a.json").read_text())["num_images"] == num_images
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+def test_an_audit_is_written_over_nothing_that_it_reads(call, tmp_path, monkeypatch, force):
+    monkeypatch.chdir(tmp_path)
+    _write_csv(tmp_path / "a.csv", _rows())
+    _write_hostile(tmp_path / "in")
+    (tmp_path / "votes.csv").write_text("votes")
+    (tmp_path / "e.yaml").write_text(
+        "experiment: {name: e}\nfinetune: {data: {source: fer2013, path: a.csv, votes: votes.csv}}\n"
+    )
+    (tmp_path / "hard").hardlink_to(tmp_path / "a.csv")
+    (tmp_path / "soft").symlink_to(tmp_path / "in")
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    for given, out in (
+        (("--csv", "a.csv"), ("--json", "a.csv")),
+        (("--csv", "a.csv"), ("--html", "hard")),
+        (("--csv", "a.csv", "--votes", "votes.csv"), ("--write-groups", "votes.csv")),
+        (("--folder", "in"), ("--write-split", "in/happy/=1.png")),
+        (("--folder", "in"), ("--json", "soft/happy/=1.png")),
+        (("e.yaml",), ("--json", "e.yaml")),
+        (("e.yaml",), ("--json", "a.csv")),
+        (("e.yaml",), ("--html", "votes.csv")),
+    ):
+        code, stdout, err = call("audit", *given, *out, *force)
+        assert (code, stdout) == (2, "")
+        assert " ".join(out) in err
+        assert "never replaced" in err
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_a_file_that_cannot_be_written_does_not_cost_the_others(call, tmp_path, monkeypatch):
+    def fill(path, audit, images):
+        raise OSError(28, "the disk is full", str(path))
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dlfer.experiment.audit.write_audit_page", fill)
+    _write_csv(tmp_path / "a.csv", _rows())
+    code, out, err = call("audit", "--csv", "a.csv", "--json", "a.json", "--html", "a.html", "--write-groups", "g.csv")
+    assert code == 1
+    assert "images" in out
+    assert "not written: a.html: the disk is full" in err
+    assert (tmp_path / "a.json").exists()
+    assert (tmp_path / "g.csv").exists()

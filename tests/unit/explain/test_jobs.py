@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -151,3 +152,91 @@ def test_a_split_becomes_the_averages_of_each_label(job, monkeypatch):
     assert opened == [("PrivateTest", 9)]
     with np.load(job.out / "averages.npz", allow_pickle=False) as arrays:
         assert set(arrays) == {"Angry/gradcam", "Happy/gradcam"}
+
+
+EXPLAIN = ("--faces", "whole", "--size", "32", "--stride", "32", "--method", "occlusion")
+
+
+def snapshot(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("a/face.png", "--out", "a"), "a/face.png: is the input a/face.png"),
+        (("a", "--out", "a"), "a/face.png: is the input"),
+        (("a/face.png", "--out", "hard"), "hard/face.png: is the input"),
+        (("b/face.png", "a/face.png", "--out", "linked"), "linked/face.png: is the input"),
+        (("old/face.png", "--out", "old"), "old/face.png: is the input"),
+    ],
+)
+def test_no_picture_is_replaced_by_its_figure(call, pictures, model, args, told, force):
+    (pictures / "linked").symlink_to("a")
+    (pictures / "hard").mkdir()
+    (pictures / "hard" / "face.png").hardlink_to(pictures / "a" / "face.png")
+    assert call("explain", "a/face.png", "--model", str(model), *EXPLAIN, "--out", "old")[0] == 0
+    before = snapshot(pictures)
+    code, out, err = call("explain", *args, "--model", str(model), *EXPLAIN, *force)
+    assert (code, out) == (2, "")
+    assert told in err
+    assert snapshot(pictures) == before
+
+
+def test_an_earlier_explanation_is_replaced_and_other_files_are_not(call, pictures, model):
+    given = ("--model", str(model), *EXPLAIN, "--out", "maps")
+    assert call("explain", "a/face.png", *given)[0] == 0
+    assert call("explain", "b/face.png", *given)[0] == 0
+    (pictures / "a" / "mine.png").write_bytes((pictures / "a" / "face.png").read_bytes())
+    for name in ("mine.png", "mine-1.npz"):
+        (pictures / "maps" / name).write_text("mine")
+    code, _, err = call("explain", "a/mine.png", *given)
+    assert code == 2
+    assert "is there already" in err
+    assert (pictures / "maps" / "mine.png").read_text() == "mine"
+    assert call("explain", "a/mine.png", *given, "--force")[0] == 0
+    assert (pictures / "maps" / "mine.png").read_bytes()[:4] == b"\x89PNG"
+    (pictures / "page").mkdir()
+    (pictures / "page" / "index.html").write_text("mine")
+    assert call("explain", "a/face.png", "--model", str(model), *EXPLAIN, "--out", "page")[0] == 2
+    assert (pictures / "page" / "index.html").read_text() == "mine"
+
+
+HOSTILE = (
+    *(b"caf\xe9.png", b"=1.png", b"a\x1b[2J.png", b"two\nlines.png", "a\u202eb.png".encode()),
+    *(b"<script>alert(1)<.png", b"$\\frac{$.png", b"x" * 250 + b".png", b"x" * 250 + b"y.png"),
+)
+
+
+def test_hostile_names_and_one_picture_that_fails_end_nothing(call, pictures, model, monkeypatch):
+    contents = (pictures / "a" / "face.png").read_bytes()
+    (pictures / "in").mkdir()
+    for name in HOSTILE:
+        with open(os.fsencode(pictures / "in") + b"/" + name, "wb") as file:
+            file.write(contents)
+    from dlfer.explain import jobs as module
+
+    write = module.write_npz
+
+    def fail_once(path, arrays):
+        if "two" in path.name:
+            raise OSError(28, "the disk is full", str(path))
+        write(path, arrays)
+
+    monkeypatch.setattr(module, "write_npz", fail_once)
+    code, out, err = call("explain", "in", "--model", str(model), *EXPLAIN, "--out", "maps")
+    assert (code, out) == (1, "maps/index.html\n")
+    assert r"not explained: in/two\nlines.png" in err
+    assert "\x1b" not in err
+    assert "\u202e" not in err
+    record = json.loads((pictures / "maps" / "explanations.json").read_text())
+    assert len(record["faces"]) == len(HOSTILE) - 1
+    assert r"in/caf\xe9.png" in {face["source"] for face in record["faces"]}
+    names = [face["name"] for face in record["faces"]]
+    assert all((pictures / "maps" / f"{name}.{end}").is_file() for name in names for end in ("png", "npz"))
+    page = (pictures / "maps" / "index.html").read_bytes().decode()
+    assert "<script>alert" not in page
+    assert "\x1b" not in page
+    assert "\u202e" not in page
+    assert r"two\nlines.png" in page

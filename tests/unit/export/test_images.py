@@ -1,6 +1,7 @@
 """Which images an export is judged and calibrated on: those given, those of the run, else drawn ones; and the verb."""
 
 import contextlib
+import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ExportError, MissingDataError, UserError
 from dlfer.export import exporters as whole
 from dlfer.export.images import find_native_size, gather_sample
+from dlfer.predict.runtimes import compute_checksums
 from dlfer.runs.records import About, ArtifactRecord, DataRecord, InputRecord, SplitRecord
 
 RECORD = ArtifactRecord(
@@ -164,3 +166,65 @@ def test_sizes_are_read(text, size):
 def test_wrong_sizes_are_refused(text):
     with pytest.raises(UserError, match="expected pixels from 8 to 4096"):
         _parse_size(text)
+
+
+@pytest.fixture
+def earlier(tmp_path):
+    """Return the folder of an export in `tmp_path`, with two files."""
+    target = tmp_path / "onnx"
+    (target / "variables").mkdir(parents=True)
+    for name in ("model.onnx", "variables/v"):
+        (target / name).write_text(name)
+    record = {"version": 1, "format": "onnx", "file": "model.onnx", "sha256": compute_checksums(target)}
+    (target / "export.json").write_text(json.dumps(record))
+    return target
+
+
+def test_an_earlier_export_may_be_replaced_and_what_somebody_put_there_is_not(earlier, tmp_path, monkeypatch):
+    monkeypatch.setattr(whole.ExportRecord, "require", lambda folder: SimpleNamespace(sha256=sums))
+    sums = compute_checksums(earlier)
+    whole._check_target(earlier, [], force=False)
+    whole._check_target(tmp_path / "new", [], force=False)
+    (earlier / "me.jpg").write_text("me")
+    with pytest.raises(UserError, match=r"1 files in it are not of it: me\.jpg.*--force"):
+        whole._check_target(earlier, [], force=False)
+    whole._check_target(earlier, [], force=True)
+    with pytest.raises(UserError, match=r"is the input .*me\.jpg"):
+        whole._check_target(earlier, [earlier / "me.jpg"], force=True)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_folder_that_is_no_export_is_never_replaced(earlier, tmp_path, force):
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "linked").symlink_to(earlier)
+    (tmp_path / "dangling").symlink_to(tmp_path / "gone")
+    (tmp_path / "file").write_text("")
+    for name in ("photos", "linked", "dangling", "file"):
+        with pytest.raises(UserError, match="this is no export"):
+            whole._check_target(tmp_path / name, [], force=force)
+
+
+def test_a_full_disk_ends_one_format_and_not_the_others(tmp_path, monkeypatch):
+    def export(classifier, name, *, out, sample, origin):
+        if name == "litert":
+            raise OSError(28, "No space left on device")
+        return out / name, {}
+
+    classifier = make_classifier(FER2013_LABELS)
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name, value in {
+        "find_model": lambda name: folder,
+        "read_artifact_record": lambda folder: RECORD,
+        "load_artifact": lambda name: classifier,
+        "check_needs": lambda classifier, formats: None,
+        "export_classifier": export,
+    }.items():
+        monkeypatch.setattr(whole, name, value)
+    with pytest.raises(ExportError, match=r"disk is full: .* bytes are free.*\n?.*Kept: .*/onnx") as raised:
+        whole.export_model("any", ("litert", "onnx"), out=tmp_path / "out")
+    assert raised.value.exit_code == 1
+    monkeypatch.setattr(whole, "load_artifact", lambda name: 1 / 0)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="is a file"):
+        whole.export_model("any", ("onnx",), out=tmp_path / "file" / "x")

@@ -120,7 +120,20 @@ def test_a_model_that_changes_or_is_large_is_not_shipped(run, tmp_path, monkeypa
     monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.02)
     with pytest.raises(ModelError, match=r"by 0\.020"):
         ship_model(run, tmp_path, name="other")
-    for name in ("../out", ".hidden", "runs"):
+    for name in (
+        "../out",
+        ".hidden",
+        "runs",
+        "",
+        "-x",
+        "a/b",
+        "a\x1b[2J",
+        "two\nlines",
+        "caf\udce9",
+        "<b>",
+        "a\u202eb",
+        "a b",
+    ):
         with pytest.raises(ModelError, match="not a model's name"):
             ship_model(run, tmp_path, name=name)
     assert list(tmp_path.iterdir()) == []

@@ -1,8 +1,13 @@
 """dlfer predict from end to end, with a classifier of brightness: outputs, failures, progress, exit codes."""
 
 import csv
+import errno
 import io
 import json
+import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +16,7 @@ from PIL import Image
 
 from dlfer import cli
 from dlfer.predict import job as module
+from dlfer.predict import tables
 from dlfer.predict.job import FilmWriter
 
 
@@ -139,3 +145,296 @@ def test_the_engine_is_chosen_for_what_is_to_be_done(call, args, given, classifi
     assert code == 0
     assert "engine chosen for the default" in err
     assert "engine" not in out
+
+
+def save(draw_blocks, *names):
+    for name in names:
+        Path(name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw_blocks((5, 5, 20, 130))).save(name)
+
+
+def read_csv(path):
+    return list(csv.DictReader(io.StringIO(Path(path).read_bytes().decode())))
+
+
+def snapshot(folder="."):
+    return {path: path.read_bytes() for path in Path(folder).rglob("*") if path.is_file()}
+
+
+@pytest.mark.parametrize("force", [(), ("--force",)])
+@pytest.mark.parametrize(
+    ("args", "told"),
+    [
+        (("photos", "--draw", "photos"), ("photos/me",)),
+        (("photos/me.jpg", "--draw", "photos/sub/.."), ("photos/sub/../me.jpg", "photos/me.jpg")),
+        (("photos/me.jpg", "--draw", "linked"), ("linked/me.jpg", "photos/me.jpg")),
+        (("other/me.png", "photos/me.jpg", "--draw", "photos"), ("photos/me.jpg",)),
+        (("other/me.png", "other/sub/me.png", "photos/me-2.jpg", "--draw", "photos"), ("photos/me-2.jpg",)),
+        (("photos/*.jpg", "--draw", "hard"), ("hard/me.jpg", "photos/me.jpg")),
+        (("photos/me.jpg", "photos/list.csv", "--out", "photos/list.csv"), ("photos/list.csv",)),
+    ],
+)
+def test_no_input_is_replaced(call, draw_blocks, args, told, force):
+    save(draw_blocks, "photos/me.jpg", "photos/me-2.jpg", "photos/sub/x.png", "other/me.png", "other/sub/me.png")
+    Path("photos/list.csv").write_text("mine")
+    Path("linked").symlink_to("photos")
+    Path("hard").mkdir()
+    Path("hard/me.jpg").hardlink_to("photos/me.jpg")
+    before = snapshot()
+    code, out, err = call(*args, *force)
+    assert (code, out) == (2, "")
+    assert all(path in err for path in told)
+    assert "is the input" in err
+    assert snapshot() == before
+
+
+def test_another_file_is_replaced_by_force_alone(call, draw_blocks):
+    save(draw_blocks, "a.png")
+    Path("drawn").mkdir()
+    Path("drawn/b.jpg").write_text("mine")
+    assert call("a.png", "--out", "a.csv", "--draw", "drawn")[0] == 0
+    before = snapshot()
+    for args in (("--out", "a.csv"), ("--draw", "drawn")):
+        code, _, err = call("a.png", *args)
+        assert code == 2
+        assert "is there already" in err
+        assert "--force" in err
+    assert snapshot() == before
+    assert call("a.png", "--out", "a.csv", "--draw", "drawn", "--force")[0] == 0
+    assert Path("drawn/b.jpg").read_text() == "mine"
+
+
+def test_pictures_on_a_list_are_not_replaced(call, draw_blocks, monkeypatch):
+    save(draw_blocks, "me.jpg", "b/you.png")
+    before = snapshot()
+    monkeypatch.setattr("sys.stdin", io.StringIO("me.jpg\nb/you.png\n"))
+    code, _, err = call("-", "--faces", "whole", "--draw", ".", "--out", "a.csv")
+    assert code == 1
+    assert "not drawn: me.jpg: predicted, not drawn: me.jpg: is there already" in err
+    assert len(Path("a.csv").read_text().splitlines()) == 3
+    assert {path: snapshot()[path] for path in before} == before
+    assert Path("you.jpg").exists()
+    monkeypatch.setattr("sys.stdin", io.StringIO("me.jpg\n"))
+    code, _, err = call("-", "--draw", ".", "--force")
+    assert code == 2
+    assert "not known before" in err
+
+
+HOSTILE = (
+    b"caf\xe9.png",
+    b"=cmd|' C calc'!A0.png",
+    b"+1.png",
+    b"-1.png",
+    b"@SUM(1).png",
+    b"\t=1.png",
+    b"a\x1b[2Jb.png",
+    b"two\nlines.png",
+    "a\u202egpj.png".encode(),
+    b"<script>alert(1)<script>.png",
+    b"x" * 251 + b".png",
+    "日本 👨‍👩‍👧.png".encode(),
+    b"[red]a[red].png",
+    b"a,b\"c'd.png",
+)
+
+
+def write_hostile(draw_blocks, folder="in"):
+    Path(folder).mkdir()
+    save(draw_blocks, "plain.png")
+    contents = Path("plain.png").read_bytes()
+    for name in HOSTILE:
+        with open(os.fsencode(folder) + b"/" + name, "wb") as file:
+            file.write(contents)
+
+
+def find_dangers(text):
+    """Return what of a text could turn, clear or feign something on a terminal."""
+    return [
+        character for character in text if character != "\n" and (not character.isprintable()) and character != "\u200d"
+    ]
+
+
+def test_hostile_names_go_through(call, draw_blocks):
+    write_hostile(draw_blocks)
+    code, _, err = call("in", "--faces", "whole", "--out", "a.csv", "--draw", "drawn")
+    assert code == 0
+    assert not find_dangers(err)
+    text = Path("a.csv").read_bytes().decode()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert len(rows) == len(HOSTILE)
+    assert len(text.splitlines()) == len(HOSTILE) + 1
+    assert not find_dangers(text)
+    files = {row["file"] for row in rows}
+    assert {
+        r"in/caf\xe9.png",
+        r"in/a\x1b[2Jb.png",
+        r"in/two\nlines.png",
+        r"in/a\u202egpj.png",
+        r"in/\t=1.png",
+    } <= files
+    drawn = os.listdir(b"drawn")
+    assert len(drawn) == len(HOSTILE)
+    assert all(name.endswith(b".jpg") for name in drawn)
+    for name in os.listdir("in"):
+        code, out, err = call(f"in/{name}", "--faces", "whole")
+        assert code == 0
+        assert not find_dangers(out + err)
+
+
+def test_a_name_like_a_formula_is_text_in_csv_and_itself_in_json(call, draw_blocks, monkeypatch):
+    write_hostile(draw_blocks)
+    monkeypatch.chdir("in")
+    names = [name for name in os.listdir() if name[0] in "=+-@\t"]
+    assert len(names) == 5
+    paths = [name for name in names if not name.startswith("-")]
+    assert call(*paths, "--faces", "whole", "--out", "../a.csv")[0] == 0
+    assert all(row["file"].startswith("'") for row in read_csv("../a.csv"))
+    assert call(*paths, "--faces", "whole", "--out", "../a.json")[0] == 0
+    assert [row["file"] for row in json.loads(Path("../a.json").read_text())["rows"]] == paths
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "jsonl", "parquet"])
+def test_a_name_that_is_not_utf_8_is_in_every_format(call, draw_blocks, form):
+    save(draw_blocks, "plain.png")
+    with open(b"caf\xe9.png", "wb") as file:
+        file.write(Path("plain.png").read_bytes())
+    if form == "parquet":
+        parquet = pytest.importorskip("pyarrow.parquet")
+    assert call(os.fsdecode(b"caf\xe9.png"), "caf\udce8.png", "--faces", "whole", "--out", f"a.{form}")[0] == 1
+    if form == "parquet":
+        assert parquet.read_table("a.parquet").column("file").to_pylist() == [r"caf\xe9.png"]
+        return
+    text = Path(f"a.{form}").read_bytes().decode()
+    assert r"caf\xe9.png" in text.replace("\\\\", "\\")
+    if form == "json":
+        assert json.loads(text)["failed"][0]["file"] == r"caf\xe8.png"
+
+
+def test_a_film_with_a_name_that_is_not_utf_8(call, draw_blocks):
+    pytest.importorskip("cv2")
+    writer = FilmWriter(Path("a.mp4"), rate=10)
+    for _ in range(3):
+        writer.write(np.kron(draw_blocks((10, 10, 20, 250)), np.ones((4, 4, 1), np.uint8)))
+    writer.close()
+    os.rename(b"a.mp4", b"caf\xe9.mp4")
+    code, _, err = call(os.fsdecode(b"caf\xe9.mp4"), "--faces", "whole", "--out", "a.csv", "--draw", "dr\udcffawn")
+    assert code == 0, err
+    assert len(Path("a.csv").read_text().splitlines()) == 4
+    assert os.listdir(b"dr\xffawn") == [b"caf\xe9.mp4"]
+
+
+def test_what_cannot_be_drawn_is_named_and_the_rest_is_there(call, draw_blocks, monkeypatch):
+    def save_some(image, path, *args, **options):
+        if image.size[0] == 400:
+            raise OSError("encoder error -2")
+        return saved(image, path, *args, **options)
+
+    saved = Image.Image.save
+    Image.new("RGB", (9, 70000)).save("long.png")
+    save(draw_blocks, "a.png", "b.png")
+    Image.new("RGB", (400, 400)).save("big.png")
+    monkeypatch.setattr(Image.Image, "save", save_some)
+    code, _, err = call(
+        "long.png", "a.png", "big.png", "b.png", "--faces", "whole", "--out", "a.json", "--draw", "drawn"
+    )
+    assert code == 1
+    assert "not drawn: long.png" in err
+    assert "not drawn: big.png" in err
+    assert "2 of the inputs could not be drawn" in err
+    found = json.loads(Path("a.json").read_text())
+    assert len(found["rows"]) == 4
+    assert [failure["file"] for failure in found["failed"]] == ["long.png", "big.png"]
+    assert sorted(os.listdir("drawn")) == ["a.jpg", "b.jpg"]
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "jsonl"])
+def test_folders_that_disappear_cost_no_rows(call, draw_blocks, monkeypatch, form):
+    def remove(*args, **options):
+        for number, result in enumerate(inputs(*args, **options)):
+            if number == 1:
+                shutil.rmtree("out")
+            yield result
+
+    inputs = module.predict_inputs
+    save(draw_blocks, "a.png", "b.png", "c.png")
+    monkeypatch.setattr(module, "predict_inputs", remove)
+    code, _, err = call("a.png", "b.png", "c.png", "--faces", "whole", "--out", f"out/a.{form}", "--draw", "out/drawn")
+    assert code == 1
+    assert "not drawn: b.png" in err
+    assert "not drawn: c.png" in err
+    text = Path(f"out/a.{form}").read_text()
+    assert all(f"{name}.png" in text for name in "abc")
+
+
+def test_what_cannot_be_written_is_known_before_the_model_is_loaded(call, draw_blocks, monkeypatch):
+    save(draw_blocks, "a.png")
+    Path("file").write_text("")
+    monkeypatch.setattr(module, "load_engine", lambda *args: 1 / 0)
+    for args in (("--out", "file/a.csv"), ("--draw", "file"), ("--draw", "file/drawn"), ("--out", "a.xlsx")):
+        code, _, err = call("a.png", *args)
+        assert code == 2
+        assert args[1] in err
+
+
+FULL = """
+import resource, signal, sys
+import numpy as np
+from pathlib import Path
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from dlfer.predict.media import Frame
+from dlfer.predict.predictor import FacePrediction, FramePrediction
+from dlfer.predict.tables import open_table
+face = FacePrediction(None, None, "Happy", 0.9, {"Happy": 0.9, "Sad": 0.1})
+table = open_table(Path(sys.argv[1]), labels=("Happy", "Sad"), about={"notice": "n"})
+resource.setrlimit(resource.RLIMIT_FSIZE, (3000, 3000))
+failed = None
+for number in range(1000):
+    try:
+        table.write(FramePrediction(Frame(f"{number}.png", np.zeros((9, 9, 3), np.uint8)), [face]))
+    except OSError as error:
+        failed = error
+        break
+try:
+    table.close([{"file": "x", "error": "x" * 300}])
+except OSError as error:
+    failed = error
+print(failed.filename, failed.strerror)
+"""
+
+
+@pytest.mark.parametrize("form", ["csv", "json", "jsonl", "parquet"])
+def test_a_full_disk_leaves_whole_rows_and_no_partial_file(tmp_path, form):
+    if form == "parquet":
+        pytest.importorskip("pyarrow")
+    path = tmp_path / f"a.{form}"
+    done = subprocess.run([sys.executable, "-c", FULL, str(path)], capture_output=True, text=True, check=True)
+    assert f"{path} the file would be larger than is allowed" in done.stdout
+    assert "bytes are free; make room" in done.stdout
+    assert [file.name for file in tmp_path.iterdir()] == ([] if form == "parquet" else [path.name])
+    if form == "csv":
+        rows = list(csv.reader(path.open()))
+        assert len(rows) > 20
+        assert len({len(row) for row in rows}) == 1
+    elif form == "json":
+        found = json.loads(path.read_text())
+        assert len(found["rows"]) > 5
+        assert found["failed"][0]["file"] == "x"
+    elif form == "jsonl":
+        assert len([json.loads(line) for line in path.read_text().splitlines()]) > 5
+
+
+def test_a_disk_that_is_full_for_the_table_is_told_with_what_failed(call, draw_blocks, monkeypatch):
+    def fill(table, prediction):
+        if prediction.frame.name == "b.png":
+            raise OSError(errno.ENOSPC, "the disk is full: 0 bytes are free", "a.csv")
+        return write(table, prediction)
+
+    write = tables._TextTable.write
+    save(draw_blocks, "a.png", "b.png", "c.png")
+    Path("bad.jpg").write_text("text")
+    monkeypatch.setattr(tables._TextTable, "write", fill)
+    code, _, err = call("bad.jpg", "a.png", "b.png", "c.png", "--faces", "whole", "--out", "a.csv")
+    assert code == 1
+    assert "a.csv: the disk is full" in err
+    assert "not read: bad.jpg" in err
+    assert [row["file"] for row in read_csv("a.csv")] == ["a.png"]

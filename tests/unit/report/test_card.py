@@ -226,3 +226,24 @@ def test_own_data_is_not_marked_research_only(run):
     assert card.data.license == "unknown"
     assert "For research only" not in card.text
     assert "the user's to state" in card.text
+
+
+HOSTILE = ("<script>alert(1)</script>", "a\x1b[2J\u202eb|c\nd", "$\\frac{$ [x](http://evil)")
+
+
+def test_hostile_labels_are_shown_in_card_and_report_and_do_nothing(tmp_path, run_maker, model_writer, monkeypatch):
+    from dlfer.report.html import write_report
+
+    monkeypatch.setitem(run_maker.__globals__, "LABELS", HOSTILE)
+    run = model_writer(run_maker(tmp_path / "faces" / "one", warnings=["a folder <img src=x> \x1b[31m"]))
+    card = write_card(run).read_bytes().decode()
+    body = card.split("---\n", 2)[2]
+    page = write_report(run).read_bytes().decode()
+    for text in (card, page):
+        assert not [c for c in text if c in "\x1b\u202e"]
+        assert r"\u202e" in text
+        assert "<script>alert" not in text
+        assert "<img src=x>" not in text
+    assert r"\[x\](http" in body
+    assert r"a\\x1b" in body
+    assert (run / "confusion_test.png").is_file() or list(run.rglob("confusion*.png"))

@@ -1,5 +1,8 @@
 """Improvements and patience against Keras' own callbacks on the same sequences of values."""
 
+import json
+import subprocess
+import sys
 from types import SimpleNamespace
 
 import keras
@@ -110,3 +113,48 @@ def test_the_reference_follows_from_the_history(values, min_delta):
 def test_a_number_is_an_improvement_on_nan(monitor):
     state, epochs = count([float("nan"), 0.5, float("nan"), float("nan")], make_config(monitor, 2, 0.0))
     assert (state.best, state.best_epoch, state.reference, epochs) == (0.5, 1, 0.5, [3])
+
+
+FULL = """
+import resource, signal, sys
+from pathlib import Path
+import numpy as np
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+from keras import Variable, Sequential, layers
+from dlfer.model.weights_file import save_weights
+from dlfer.runs.run import Run
+from dlfer.train.state import read_state, write_checkpoint
+folder = Path(sys.argv[1])
+small, large = [Variable(np.zeros(100, np.float32))], [Variable(np.ones(100_000, np.float32))]
+network = Sequential([layers.Input((300,)), layers.Dense(300)])
+write_checkpoint(folder / "checkpoint.npz", small, {"epoch": 1})
+(folder / "network.weights.h5").write_bytes(b"before")
+run = Run(folder)
+run.log("before")
+resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+for write in (
+    lambda: write_checkpoint(folder / "checkpoint.npz", large, {"epoch": 2}),
+    lambda: save_weights(network, folder / "network.weights.h5"),
+    lambda: run.log("large", text="x" * 30_000),
+):
+    try:
+        write()
+        print("written")
+    except OSError as error:
+        print(error)
+assert read_state(folder / "checkpoint.npz") == {"epoch": 1}
+assert (folder / "network.weights.h5").read_bytes() == b"before"
+run.log("after")
+"""
+
+
+def test_after_a_full_disk_the_last_checkpoint_and_whole_lines_stand(tmp_path):
+    done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    said = done.stdout.splitlines()
+    assert len(said) == 3
+    assert all(str(tmp_path) in line for line in said)
+    assert "400,000 bytes are needed" in said[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.npz", "log.jsonl", "network.weights.h5"]
+    lines = (tmp_path / "log.jsonl").read_text().splitlines()
+    assert [json.loads(line)["event"] for line in lines] == ["before", "after"]
