@@ -10,15 +10,17 @@ import json
 import os
 import shutil
 from abc import ABC, abstractmethod
+from functools import partial
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import keras
 import numpy as np
 
 from dlfer.config import names
 from dlfer.config.sections import ModelConfig
-from dlfer.errors import ModelError
+from dlfer.data.pictures import check_batch_size, predict_by_size, to_pictures
+from dlfer.errors import DataError, ModelError
 from dlfer.metrics.confidence import apply_temperature
 from dlfer.model.predict import predict_probabilities
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
@@ -81,12 +83,13 @@ class Classifier(ABC):
         """What `predict(images, calibrated=True)` divides the logits by; 1 where none was fitted."""
         return self.temperature_fit.value if self.temperature_fit else 1.0
 
-    def predict(self, images: np.ndarray, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
+    def predict(self, images: Any, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
         """Return the probabilities of each label.
 
         Args:
-            images: uint8 [N, H, W] or [N, H, W, C] with C 1 (grey) or 3 (RGB), any size. Of images that are not
-                square it looks at the central square, or at the whole image padded to one (`aspect`).
+            images: uint8 [N, H, W] or [N, H, W, C] with C 1 (grey), 3 (RGB) or 4 (RGBA, laid over white), any size; one
+                picture, uint8 [H, W] or [H, W, C], one of Pillow's images, or a path; or a list of these. Of images that
+                are not square it looks at the central square, or at the whole image padded to one (`aspect`).
             batch_size: images at a time.
             calibrated: soften or sharpen the probabilities by the temperature that was fitted on validation;
                 the most probable label stays.
@@ -95,20 +98,29 @@ class Classifier(ABC):
             float32 [N, number of labels], rows sum to one.
 
         Raises:
-            ModelError: the images are not of that form.
+            ModelError: the images are not of that form, or the outputs are not finite.
 
         Example:
             >>> classifier = load_artifact("saved_models/runs/quickstart/20261121T101500Z-1a2b3c4d/model")
             >>> classifier.predict(np.zeros((2, 48, 48), np.uint8)).shape
             (2, 7)
         """
-        images = match_channels(images, self.channels)
-        if not len(images):
-            return np.zeros((0, len(self.labels)), np.float32)
-        raw = self.predict_raw(images, batch_size=batch_size)
+        try:
+            check_batch_size(batch_size)
+            pictures = to_pictures(images)
+        except DataError as error:
+            raise ModelError(str(error)) from error
+        predict = partial(self._predict_array, batch_size=batch_size)
+        raw = predict_by_size(predict, pictures, len(self.labels)) if isinstance(pictures, list) else predict(pictures)
         if not calibrated or self.temperature == 1.0:
             return raw
         return apply_temperature(raw, self.temperature).astype(np.float32)
+
+    def _predict_array(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
+        """Return float32 [N, C], not calibrated, of uint8 [N, H, W, 1 or 3]."""
+        if not len(images):
+            return np.zeros((0, len(self.labels)), np.float32)
+        return self.predict_raw(match_channels(images, self.channels), batch_size=batch_size)
 
     @abstractmethod
     def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:

@@ -7,16 +7,17 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
 from dlfer.config.names import FER2013_LABELS
 from dlfer.data.images import make_square, resize_all
+from dlfer.data.pictures import check_batch_size, predict_by_size, to_pictures
 from dlfer.data.synthetic.faces import FACE_SIZE, draw_face
 from dlfer.errors import EnvironmentProblem, ModelError, UserError
 from dlfer.metrics.confidence import apply_temperature
-from dlfer.model.classifier import read_artifact_record
+from dlfer.model.classifier import match_channels, read_artifact_record
 from dlfer.predict.runtimes import EXPORT_FILE, OTHER_RUNTIMES, open_export, read_export
 from dlfer.runs.export_record import ExportRecord
 from dlfer.runs.find import find_model
@@ -105,8 +106,19 @@ class ExportedModel:
         """Whether images of any size can go into the model; else they are resized to its own before."""
         return self._size is None
 
-    def predict(self, images: np.ndarray, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
-        """Return float32 [N, C] of uint8 [N, H, W, channels]; rows sum to one."""
+    def predict(self, images: Any, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
+        """Return float32 [N, C], rows sum to one, of pictures as `dlfer.model.classifier.Classifier.predict` takes them.
+
+        Raises:
+            DataError: they are none, or `batch_size` is no whole number from 1.
+            ModelError: the outputs are not finite.
+        """
+        check_batch_size(batch_size)
+        pictures = to_pictures(images)
+        if isinstance(pictures, list):
+            predict = partial(self.predict, batch_size=batch_size, calibrated=calibrated)
+            return predict_by_size(predict, pictures, len(self.labels))
+        images = match_channels(pictures, self.channels)
         if not len(images):
             return np.zeros((0, len(self.labels)), np.float32)
         # A model of free size whose export.json says no aspect is an old one, which scales the two axes differently.
