@@ -103,14 +103,7 @@ def load_data(
         ProtocolError: the protocol forbids the split or the balance, or the source cannot follow it.
     """
     spec = SOURCES[config.source]
-    if spec.streams and (config.protocol != "official" or config.select_on or config.fraction or config.faces):
-        asked = {"select_on": config.select_on, "fraction": config.fraction, "faces": config.faces}
-        asked[f"protocol {config.protocol}"] = True
-        raise ProtocolError(
-            f"data: source {config.source} streams its images, so it takes its own parts only; found "
-            f"{next(key for key, value in asked.items() if value)}. "
-            "Set protocol: official, select_on: null, fraction: null and faces: null (num_images limits a part)."
-        )
+    check_streaming(config)
     bundle = load_parts_of_source(config, image_size=image_size)
     if spec.streams:
         return bundle
@@ -132,6 +125,20 @@ def load_data(
         bundle = add_soft_targets(bundle, read_votes(resolve_path(config.votes)), share=config.soft_share)
     notes = check_classes(bundle, limited=config.num_images.train is not None)
     return dataclasses.replace(bundle, notes=(*bundle.notes, *notes, *_describe_aspect(bundle, config.aspect)))
+
+
+def check_streaming(config: DataConfig) -> None:
+    """Raise ProtocolError where a source that streams its images is to do what needs all of them."""
+    if not SOURCES[config.source].streams:
+        return
+    if config.protocol != "official" or config.select_on or config.fraction or config.faces:
+        asked = {"select_on": config.select_on, "fraction": config.fraction, "faces": config.faces}
+        asked[f"protocol {config.protocol}"] = True
+        raise ProtocolError(
+            f"data: source {config.source} streams its images, so it takes its own parts only; found "
+            f"{next(key for key, value in asked.items() if value)}. "
+            "Set protocol: official, select_on: null, fraction: null and faces: null (num_images limits a part)."
+        )
 
 
 def resize_split(split: Split, size: int, aspect: str = "crop") -> Split:

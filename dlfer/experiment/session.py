@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.data.sources import is_present, load_data, replace_by_synthetic
+from dlfer.runs.changes import find_sibling
 from dlfer.runs.find import default_runs_folder
 from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run, create_run, format_duration
@@ -106,11 +107,23 @@ class Session:
         return self.bundles[key]
 
 
-def create_member_run(config: ExperimentConfig, options: RunOptions, folder: Path) -> Run:
-    """Make the run directory of an experiment in a folder of runs, in its small form where the options ask for a smoke run."""
+def create_member_run(
+    config: ExperimentConfig, options: RunOptions, folder: Path, *, siblings: Iterable[Path] = ()
+) -> Run:
+    """Make the run directory of an experiment in a folder of runs, in its small form where the options ask for a smoke run.
+
+    Its data must be what that of its `siblings` was, folders of the runs of the same study, where they have the same section.
+    """
     config, warnings = make_smoke_config(config) if options.smoke else (config, [])
     run = create_run(folder, config, argv=list(options.argv))
-    run.update(smoke=options.smoke, use_cache=options.use_cache, judge_test=options.judge_test, warnings=warnings)
+    sibling = find_sibling(config.model_dump(mode="json"), siblings)
+    run.update(
+        smoke=options.smoke,
+        use_cache=options.use_cache,
+        judge_test=options.judge_test,
+        warnings=warnings,
+        data_like=sibling,
+    )
     return run
 
 
