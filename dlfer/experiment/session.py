@@ -16,6 +16,7 @@ from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle
 from dlfer.data.sources import is_present, load_data, replace_by_synthetic
+from dlfer.errors import DlferError
 from dlfer.runs.changes import find_sibling
 from dlfer.runs.find import default_runs_folder
 from dlfer.runs.options import RunOptions
@@ -44,7 +45,7 @@ def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[
             f"{stage}.schedule.warmup_epochs": min(0.5, section.schedule.warmup_epochs),
         }
         if section.data is not None:
-            data, warning = _cut_down(section.data, batch_size)
+            data, warning = _cut_down(section, batch_size)
             overrides[f"{stage}.data"] = data.model_dump(mode="json")
             warnings += [f"--smoke: {stage}: {warning}"] if warning else []
     if config.pretrain is not None and config.pretrain.weights is not None:
@@ -52,14 +53,21 @@ def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[
     return with_overrides(config, overrides), warnings
 
 
-def _cut_down(data: DataConfig, batch_size: int) -> tuple[DataConfig, str | None]:
-    warning = None
-    if not is_present(data):
-        data, warning = replace_by_synthetic(data)
+def _cut_down(section: StageConfig, batch_size: int) -> tuple[DataConfig, str | None]:
     # A split may take a fifth away, and a fifth again, before two batches are left.
     num_images = 2 * NUM_BATCHES * batch_size
-    counts = dict.fromkeys(("train", "validation", "test"), num_images)
-    return data.model_copy(update={"num_images": type(data.num_images)(**counts)}), warning
+    counts = type(section.data.num_images)(**dict.fromkeys(("train", "validation", "test"), num_images))
+    data = section.data.model_copy(update={"num_images": counts})
+    if data.source.startswith("synthetic"):
+        return data, None
+    if not is_present(data):
+        return replace_by_synthetic(data)
+    try:
+        load_data(data, image_size=section.native_size, balance=section.balance)
+    except (DlferError, OSError) as error:
+        drawn, warning = replace_by_synthetic(data)
+        return drawn, f"{warning} It cannot be used: {str(error).splitlines()[0]}"
+    return data, None
 
 
 RunMembers = Callable[[Mapping[str, Run], "Session", Callable[[], None]], None]
