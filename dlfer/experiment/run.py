@@ -230,6 +230,7 @@ def _describe_training(
         run=run.path.name,
         protocol=bundle.protocol,
         selected_on=bundle.selected_on,
+        smoke=run.is_smoke,
         faces=faces.model_dump(mode="json") if faces else None,
         # Faces in photos are cut out in the resolution of the training images, whatever the network makes of it.
         face_size=compute_side(*shape[:2], classifier.aspect) if shape else None,

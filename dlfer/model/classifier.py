@@ -22,11 +22,11 @@ from dlfer.config.sections import ModelConfig
 from dlfer.data.pictures import check_batch_size, predict_by_size, to_pictures
 from dlfer.errors import DataError, ModelError
 from dlfer.metrics.confidence import apply_temperature
-from dlfer.model.predict import predict_probabilities
+from dlfer.model.predict import check_finite, predict_probabilities
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.weights_file import load_weights, save_weights
 from dlfer.runs.files import check_manifest, hash_file, read_json
-from dlfer.runs.find import ARTIFACT_FILE
+from dlfer.runs.find import ARTIFACT_FILE, read_about
 from dlfer.runs.records import About, ArtifactRecord, Temperature
 
 FORMAT = 1
@@ -120,7 +120,8 @@ class Classifier(ABC):
         """Return float32 [N, C], not calibrated, of uint8 [N, H, W, 1 or 3]."""
         if not len(images):
             return np.zeros((0, len(self.labels)), np.float32)
-        return self.predict_raw(match_channels(images, self.channels), batch_size=batch_size)
+        raw = self.predict_raw(match_channels(images, self.channels), batch_size=batch_size)
+        return check_finite(raw, f"model {self.about.name or self.about.run or self.family}")
 
     @abstractmethod
     def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
@@ -183,7 +184,7 @@ class Classifier(ABC):
         file = folder / ARTIFACT_FILE
         check_manifest(folder, record.sha256, file=file, needed=cls.name_files(record), mend=_MEND)
         classifier = cls.read_files(folder, record)
-        classifier.about = record.about
+        classifier.about = read_about(folder, record)
         return classifier
 
 

@@ -18,6 +18,7 @@ from dlfer.data.synthetic.faces import FACE_SIZE, draw_face
 from dlfer.errors import EnvironmentProblem, ModelError, UserError
 from dlfer.metrics.confidence import apply_temperature
 from dlfer.model.classifier import match_channels, read_artifact_record
+from dlfer.model.predict import check_finite
 from dlfer.predict.runtimes import EXPORT_FILE, OTHER_RUNTIMES, open_export, read_export
 from dlfer.runs.export_record import ExportRecord
 from dlfer.runs.find import find_model
@@ -81,7 +82,7 @@ class ExportedModel:
         runtime: that computes it; None: the format's own.
 
     Raises:
-        ModelError: no export, or a changed one.
+        ModelError: no export, a changed one, or one whose answers are not finite.
         EnvironmentProblem: the runtime is not installed.
     """
 
@@ -99,7 +100,11 @@ class ExportedModel:
         # A model of one size takes crops of that size, which is that of the training images.
         size = min(self._size) if self._size else trained.face_size
         self.about = trained.model_copy(update={"faces": given.faces, "face_size": size})
+        self._folder = folder
         self._answer = open_export(folder, runtime=runtime)
+        # Damaged weights show in any answer: better now than after an hour of pictures.
+        side = int(size or self.image_size)
+        self.predict(np.full((1, side, side, self.channels), 128, np.uint8))
 
     @property
     def takes_any_size(self) -> bool:
@@ -130,6 +135,7 @@ class ExportedModel:
         ]
         raw = np.concatenate(answers)
         raw /= np.maximum(raw.sum(axis=1, keepdims=True), 1e-12)
+        check_finite(raw, f"export {self._folder}")
         if not calibrated or self.temperature_fit is None:
             return raw
         return apply_temperature(raw, self.temperature_fit.value).astype(np.float32)

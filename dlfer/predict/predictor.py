@@ -108,6 +108,7 @@ NOTICE = (
     "Predicts which of the expression labels annotators would give to a picture of a face. It does not detect what "
     "a person feels. In the EU, inferring emotions at work and in education is prohibited (AI Act, Art. 5(1)(f))."
 )
+SMOKE = "This is the model of a smoke run, trained on two batches of at most eight images: its answers mean nothing."
 RESEARCH_ONLY = "The model is for research only: its weights come from data with that restriction."
 
 _BATCH_FRAMES, _BATCH_PIXELS = 32, 16_000_000
@@ -268,6 +269,11 @@ def predict_inputs(
             yield FramePrediction(item, faces)
 
 
+def make_notice(*, is_smoke: bool, research_only: bool) -> str:
+    """Return what stands beside every answer of a model; that it is of a smoke run comes first."""
+    return " ".join([*([SMOKE] if is_smoke else []), NOTICE, *([RESEARCH_ONLY] if research_only else [])])
+
+
 def describe_predictions(predictor: FacePredictor, *, faces: str, smooth: float | None) -> dict[str, Any]:
     """Return what a reader of predictions has to know: the notice, the model, how probabilities were made.
 
@@ -275,9 +281,9 @@ def describe_predictions(predictor: FacePredictor, *, faces: str, smooth: float 
     """
     classifier, fit = predictor.classifier, predictor.classifier.temperature_fit
     about = classifier.about
-    research_only = about.research_only is not False
     return {
-        "notice": f"{NOTICE} {RESEARCH_ONLY}" if research_only else NOTICE,
+        "notice": make_notice(is_smoke=about.smoke, research_only=about.research_only is not False),
+        "smoke": about.smoke or None,
         "model": about.model_dump(include={"name", "experiment", "run", "protocol", "selected_on"}, exclude_none=True),
         "labels": list(predictor.labels),
         "faces": faces,

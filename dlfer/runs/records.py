@@ -395,6 +395,7 @@ class About(Record):
     Attributes:
         faces: how faces were found in the training images (the section `finetune.data.faces`), or None.
         face_size: side in pixels that faces are cut out with; None: not known.
+        smoke: whether a smoke run trained it, so that its answers mean nothing.
         research_only: whether data or weights forbid other use.
     """
 
@@ -406,6 +407,7 @@ class About(Record):
     face_size: int | None = None
     name: str | None = None
     default: bool = False
+    smoke: bool = False
     research_only: bool | None = None
     shipped: ShippedRecord | None = None
 

@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
 
 import dlfer
 from dlfer.data.pictures import to_pictures
-from dlfer.errors import DataError, UserError
-from dlfer.predict.predictor import FacePredictor
+from dlfer.errors import DataError, ModelError, UserError
+from dlfer.predict import engines
+from dlfer.predict.predictor import NOTICE, SMOKE, FacePredictor, describe_predictions
+from dlfer.runs.records import About
 
+EXPORT = SimpleNamespace(
+    labels=["Dark", "Light"],
+    input=SimpleNamespace(shape=[None, None, None, 1], network_size=16, aspect="crop", faces=None),
+    temperature=SimpleNamespace(value=None),
+    about=SimpleNamespace(trained=None),
+)
 GREY = np.arange(48 * 40, dtype=np.uint8).reshape(48, 40)
 COLOUR = np.stack([GREY, GREY[::-1], GREY[:, ::-1]], axis=-1)
 OPAQUE = np.concatenate([COLOUR, np.full((48, 40, 1), 255, np.uint8)], axis=-1)
@@ -153,3 +163,32 @@ def test_read_image_takes_paths_and_bytes_alone(source):
 def test_load_experiment_takes_paths_alone(path):
     with pytest.raises(UserError, match="path of an experiment file"):
         dlfer.load_experiment(path)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_an_export_whose_answers_are_not_finite_is_refused_when_opened(monkeypatch, value):
+    def answer(images):
+        return np.full((len(images), 2), value, np.float32)
+
+    monkeypatch.setattr(engines, "read_export", lambda folder: EXPORT)
+    monkeypatch.setattr(engines, "open_export", lambda folder, runtime: answer)
+    with pytest.raises(ModelError, match="NaN or infinite for 1 of 1 images"):
+        engines.ExportedModel("exports/a")
+
+
+def test_an_export_takes_what_a_classifier_takes(monkeypatch):
+    monkeypatch.setattr(engines, "read_export", lambda folder: EXPORT)
+    monkeypatch.setattr(engines, "open_export", lambda folder, runtime: lambda images: np.full((len(images), 2), 0.5))
+    export = engines.ExportedModel("exports/a")
+    assert export.predict(GREY).shape == (1, 2)
+    assert export.predict([GREY, COLOUR[:20]]).shape == (2, 2)
+    with pytest.raises(DataError, match="expected uint8"):
+        export.predict(COLOUR / 255)
+
+
+def test_predictions_of_a_smoke_model_say_so_first(classifier):
+    about = describe_predictions(FacePredictor(classifier, faces="whole"), faces="whole", smooth=None)
+    assert (about["notice"].startswith(NOTICE), about["smoke"]) == (True, None)
+    classifier.about = About(smoke=True)
+    about = describe_predictions(FacePredictor(classifier, faces="whole"), faces="whole", smooth=None)
+    assert (about["notice"].startswith(SMOKE), about["smoke"]) == (True, True)
