@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dlfer.data.images import MIN_SIDE, find_turn, read_image
+from dlfer.data.images import MIN_SIDE, find_turn, match_channels, read_image
 from dlfer.errors import DataError
 
 EXPECTED = (
@@ -54,6 +54,29 @@ def to_pictures(
     if array.shape[-1] == 4:
         return np.stack([_lay_over_white(picture) for picture in array]) if len(array) else array[..., :3]
     return array
+
+
+def predict_pictures(
+    predict: Callable[..., np.ndarray], images: Any, *, num_labels: int, channels: int, batch_size: int
+) -> np.ndarray:
+    """Return float32 [N, C] of pictures that a caller gave, as `to_pictures` takes them, in their order.
+
+    Args:
+        predict: (uint8 [N, H, W, channels], N at least 1, `batch_size`) -> float [N, C].
+        images: the pictures.
+        num_labels: C.
+        channels: 1 or 3.
+        batch_size: images at a time.
+
+    Raises:
+        DataError: they are none, or `batch_size` is no whole number from 1.
+    """
+    check_batch_size(batch_size)
+    pictures = to_pictures(images)
+    answer = lambda same: predict(match_channels(same, channels), batch_size=batch_size)  # noqa: E731
+    if isinstance(pictures, list):
+        return predict_by_size(answer, pictures, num_labels)
+    return answer(pictures) if len(pictures) else np.zeros((0, num_labels), np.float32)
 
 
 def predict_by_size(

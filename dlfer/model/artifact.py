@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dlfer.errors import ModelError
 from dlfer.model import boosted, ensemble
 from dlfer.model.classifier import Classifier, list_families, load_classifier
 from dlfer.runs.find import find_model
@@ -21,6 +20,4 @@ def load_artifact(name: str | Path) -> Classifier:
     Raises:
         ModelError: nothing of that name, or a damaged artifact.
     """
-    if not isinstance(name, str | Path) or not str(name):
-        raise ModelError(f"model: found {name!r:.80}, expected the name of a model, a run, or a folder.")
-    return load_classifier(find_model(str(name)))
+    return load_classifier(find_model(name))

@@ -43,21 +43,6 @@ def predict_probabilities(model: keras.Model, images: np.ndarray, *, batch_size:
         return np.where(total <= 1e-12, even, raw / np.maximum(total, 1e-12)).astype(np.float32)
 
 
-def check_finite(probabilities: np.ndarray, what: str = "the model") -> np.ndarray:
-    """Return probabilities, float [N, C], if all are finite numbers.
-
-    Raises:
-        ModelError: some are NaN or infinite.
-    """
-    wrong = ~np.isfinite(probabilities).all(axis=1)
-    if wrong.any():
-        raise ModelError(
-            f"{what}: found outputs that are NaN or infinite for {int(wrong.sum()):,} of {len(wrong):,} images, expected "
-            "probabilities. Its weights are damaged, or too large to compute with: get the model again, or train it again."
-        )
-    return probabilities
-
-
 def compute_outputs(model: keras.Model, images: np.ndarray, *, batch_size: int) -> np.ndarray:
     """Return what a model answers at inference, float [N, C], as `model.predict` does.
 

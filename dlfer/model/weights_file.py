@@ -75,6 +75,7 @@ def load_weights(network: keras.Model, path: Path | str) -> None:
 def _check_finite(network: keras.Model, path: Path) -> None:
     """Raise ModelError where a weight of a network, as it is in a file, is NaN or infinite."""
     import keras
+    import numpy as np
 
     wrong = {}
     for weight in network.weights:

@@ -116,6 +116,8 @@ def find_model(name: Path | str) -> Path:
     Raises:
         ModelError: nothing of that name; with the places tried and the names known.
     """
+    if not isinstance(name, str | Path) or not str(name):
+        raise ModelError(f"model: found {name!r:.80}, expected the name of a model, a run, or a folder.")
     places = list_model_places()
     for path in (Path(name).expanduser(), *(place / name for place in places)):
         found = _get_artifact(path)
@@ -190,7 +192,10 @@ def read_about(folder: Path, record: ArtifactRecord) -> About:
         folder: of the artifact.
         record: its artifact.json.
     """
-    run = RunRecord.read(folder.parent) if folder.name == "model" else None
+    try:
+        run = RunRecord.read(folder.parent) if folder.name == "model" else None
+    except ModelError:  # the model is whole
+        run = None
     is_smoke = record.about.smoke or (run is not None and run.smoke)
     return record.about.model_copy(update={"smoke": True}) if is_smoke else record.about
 

@@ -9,12 +9,12 @@ from PIL import Image
 
 from dlfer.config import names
 from dlfer.config.sections import BoostingConfig, HeadConfig, ModelConfig
-from dlfer.errors import DlferError, ModelError
+from dlfer.data.images import match_channels
+from dlfer.errors import DataError, DlferError, ModelError
 from dlfer.explain.explanation import Explainer, MapOptions
 from dlfer.explain.sanity import randomise
 from dlfer.model.artifact import FAMILIES, load_artifact
 from dlfer.model.boosted import build_level_features
-from dlfer.model.classifier import match_channels
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import FeatureScale, import_xgboost, make_parameters
 from dlfer.runs.find import ARTIFACT_FILE
@@ -87,10 +87,10 @@ def test_uint8_of_any_size_and_a_batch_is_its_images(family, shape, channels):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    "images", [np.zeros((2, 48, 48), np.float32), np.zeros((48, 48), np.uint8), draw_images((2, 9, 9, 2))]
+    "images", [np.zeros((2, 48, 48), np.float32), np.zeros(48, np.uint8), draw_images((2, 9, 9, 2))]
 )
 def test_other_arrays_are_refused(family, images):
-    with pytest.raises(ModelError, match="expected uint8"):
+    with pytest.raises(DataError, match="expected uint8"):
         get_classifier(family).predict(images)
 
 
@@ -198,5 +198,5 @@ def test_one_picture_a_list_and_a_path_are_predicted_as_a_batch_is(family, tmp_p
 
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, None])
 def test_a_batch_size_is_a_whole_number_above_zero(batch_size):
-    with pytest.raises(ModelError, match="batch_size"):
+    with pytest.raises(DataError, match="batch_size"):
         get_classifier("transfer").predict(draw_images((3, 32, 32, 1)), batch_size=batch_size)
