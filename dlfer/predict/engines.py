@@ -171,7 +171,8 @@ class RuntimeModel:
             for start in range(0, len(images), batch_size)
         ]
         raw = np.concatenate(answers)
-        return raw / np.maximum(raw.sum(axis=1, keepdims=True), 1e-12)
+        with np.errstate(invalid="ignore"):
+            return raw / np.maximum(raw.sum(axis=1, keepdims=True), 1e-12)
 
 
 class ExportedModel(RuntimeModel):
