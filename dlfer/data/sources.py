@@ -22,7 +22,7 @@ from dlfer.data.labels import CANONICAL, SPELLINGS, match_labels, relabel_bundle
 from dlfer.data.split import apply_protocol, draw_fraction, draw_subset, drop_duplicates
 from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.data.synthetic.scenes import load_synthetic_scenes
-from dlfer.data.tfds_stream import IMAGE_FOLDER
+from dlfer.data.tfds_stream import IMAGE_FOLDER, find_data_dir
 from dlfer.data.votes import add_soft_targets, read_votes
 from dlfer.errors import ConfigError, DataError, DlferError, MissingDataError, ProtocolError
 from dlfer.runs.files import read_npz
@@ -227,14 +227,15 @@ def load_parts_of_source(config: DataConfig, *, image_size: int) -> DataBundle:
 
 
 def is_present(config: DataConfig) -> bool:
-    """Tell whether the files that a data section names are there, without reading them.
-
-    A tfds data set counts as absent: only its own loader can tell, and it may download.
-    """
+    """Tell whether the files that a data section names are there, without reading them; of tfds, whether it is prepared."""
     if config.source.startswith("synthetic"):
         return True
     try:
-        return config.path is not None and resolve_path(config.path).exists()
+        path = None if config.path is None else resolve_path(config.path)
+        if config.source == "tfds" and config.name != IMAGE_FOLDER:
+            base = re.split("[:/]", config.name)[0]
+            return any(find_data_dir(path).glob(f"{base}/**/dataset_info.json"))
+        return path is not None and path.exists()
     except ConfigError:  # an environment variable that is not set
         return False
 

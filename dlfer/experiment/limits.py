@@ -20,7 +20,7 @@ from dlfer.config.load import resolve_path, with_overrides
 from dlfer.config.problems import list_problems
 from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.config.sections import DataConfig
-from dlfer.data.sources import SOURCES, check_streaming
+from dlfer.data.sources import SOURCES, check_streaming, is_present
 from dlfer.data.tfds_stream import IMAGE_FOLDER, check_imagenet2012, find_data_dir
 from dlfer.errors import ConfigError, DataError, DlferError, EnvironmentProblem, UserError
 from dlfer.model.backbones import BACKBONES
@@ -217,9 +217,15 @@ def _examine_tfds(key: str, data: DataConfig) -> Iterator[str]:
     except ConfigError as error:
         yield f"{key}.path: {error}"
         return
-    base, *_ = data.name.replace(":", "/").split("/")
-    if any(root.glob(f"{base}/**/dataset_info.json")):
+    if is_present(data):
         return
+    base = data.name.replace(":", "/").split("/")[0]
+    existing = _find_existing(root)
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        yield (
+            f"{key}.name: the data set {data.name} is not prepared in {root}, and {existing} cannot be written, so that it "
+            "cannot be prepared there. Set data.path to a folder that can be written, or copy the prepared data set there."
+        )
     if base == "imagenet2012":
         try:
             check_imagenet2012(root)

@@ -9,14 +9,15 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.config.sections import DataConfig
-from dlfer.data.bundle import DataBundle
+from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.sources import is_present, load_data, replace_by_synthetic
-from dlfer.errors import DlferError
+from dlfer.data.tfds_stream import read_split
 from dlfer.runs.changes import find_sibling
 from dlfer.runs.find import default_runs_folder
 from dlfer.runs.options import RunOptions
@@ -62,12 +63,24 @@ def _cut_down(section: StageConfig, batch_size: int) -> tuple[DataConfig, str | 
         return data, None
     if not is_present(data):
         return replace_by_synthetic(data)
-    try:
-        load_data(data, image_size=section.native_size, balance=section.balance)
-    except (DlferError, OSError) as error:
+    problem = _find_data_problem(data.model_dump_json(), section.native_size, section.balance)
+    if problem is not None:
         drawn, warning = replace_by_synthetic(data)
-        return drawn, f"{warning} It cannot be used: {str(error).splitlines()[0]}"
+        return drawn, f"{warning} It cannot be used: {problem}"
     return data, None
+
+
+@cache  # the members of a study have the same data
+def _find_data_problem(data: str, image_size: int, balance: str) -> str | None:
+    """Return why few images of a data section cannot be read, in one line; None where they can."""
+    try:
+        bundle = load_data(DataConfig.model_validate_json(data), image_size=image_size, balance=balance)
+        for split in bundle.parts.values():
+            if not isinstance(split, Split):
+                read_split(split)
+    except Exception as error:  # of a folder that is not whole a loader raises nearly anything
+        return " ".join(str(error).split())[:300] or type(error).__name__
+    return None
 
 
 RunMembers = Callable[[Mapping[str, Run], "Session", Callable[[], None]], None]

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlfer.config.load import load_experiment
-from dlfer.experiment.session import make_smoke_config
+from dlfer.config.load import load_experiment, with_overrides
+from dlfer.experiment.session import _find_data_problem, make_smoke_config
 
 EXPERIMENT = """
 experiment: {name: a}
@@ -50,6 +50,11 @@ def write_classes(folder, labels=("happy", "sad")):
             Image.fromarray(pixels).save(folder / label / f"{index}.png")
 
 
+@pytest.fixture(autouse=True)
+def forget():
+    _find_data_problem.cache_clear()
+
+
 @pytest.fixture
 def config(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
@@ -66,6 +71,37 @@ def test_data_that_cannot_be_used_is_drawn_and_that_is_said(config, tmp_path, wr
     small, warnings = make_smoke_config(config)
     assert small.finetune.data.source.startswith("synthetic")
     assert any("was replaced by synthetic" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("partial", ["cifar100/3.0.2/dataset_info.json", "cifar100/incomplete.3/x", "downloads/x"])
+def test_a_prepared_data_set_that_is_not_whole_is_drawn_with_its_labels_and_nothing_is_downloaded(
+    config, tmp_path, monkeypatch, partial
+):
+    import tensorflow_datasets as tfds
+
+    def refuse(*given, **options):
+        raise AssertionError("it downloads")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", refuse)
+    (tmp_path / "sets" / partial).parent.mkdir(parents=True)
+    (tmp_path / "sets" / partial).write_text("{}")
+    data = {"source": "tfds", "name": "cifar100", "path": str(tmp_path / "sets")}
+    small, warnings = make_smoke_config(with_overrides(config, {"finetune.data": data}))
+    assert (small.finetune.data.source, small.finetune.data.num_labels) == ("synthetic_scenes", 100)
+    assert any("was replaced by synthetic scenes, with 100 labels" in warning for warning in warnings)
+
+
+def test_a_damaged_picture_of_streamed_folders_is_found_before(config, tmp_path):
+    for part in ("train", "validation"):
+        write_classes(tmp_path / "faces" / part)
+    data = {"source": "tfds", "name": "image_folder", "path": "faces", "protocol": "official"}
+    whole = with_overrides(config, {"finetune.data": data})
+    assert make_smoke_config(whole)[0].finetune.data.source == "tfds"
+    for path in (tmp_path / "faces" / "validation").rglob("*.png"):
+        path.write_bytes(b"not a picture")
+    _find_data_problem.cache_clear()
+    small, _ = make_smoke_config(with_overrides(config, {"finetune.data": data}))
+    assert (small.finetune.data.source, small.finetune.data.num_labels) == ("synthetic_scenes", 2)
 
 
 def test_data_that_can_be_used_is_used(config, tmp_path):
