@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from dlfer.errors import EnvironmentProblem, ModelError, UserError
+from dlfer.quiet import keep_back_stderr
 from dlfer.runs.artifact import MEND
 from dlfer.runs.export_record import ExportRecord
 from dlfer.runs.files import check_inside, check_manifest, hash_file, read_json
@@ -125,8 +126,8 @@ PACKAGES = {
 }
 """What is imported -> the package that holds it."""
 
-EXTRAS = {"openvino": "openvino"}
-"""Package -> the extra that has it, where that is not `export`."""
+EXTRAS = {"openvino": "openvino", "ai-edge-litert": "litert"}
+"""Package -> the extra that has it; the others are requirements."""
 
 FACES_AT_A_TIME = 8
 """Images that LiteRT and OpenVINO are given at a time. CPU time of a face by LiteRT: in batches of 32 EfficientNet-B3 at
@@ -177,7 +178,7 @@ def _open(file: Path, form: str, runtime: str | None, *, mend: str) -> Answer:
 
 
 def import_extra(module: str) -> Any:
-    """Return a module of the extra `export`, or of one of its own.
+    """Return a module that only some engines and exports need.
 
     Raises:
         EnvironmentProblem: it is not installed.
@@ -186,9 +187,12 @@ def import_extra(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = PACKAGES[module]
+        extra = EXTRAS.get(package)
+        kind = "an extra" if extra else "one of dlfer's requirements"
+        clone = f"make {f'extra-{extra}' if extra else 'install'}"
         raise EnvironmentProblem(
-            f"export: the package {package} is an extra that cannot be imported here ({error}). In a clone: "
-            f"make extra-{EXTRAS.get(package, 'export')}; in another environment: pip install {package}."
+            f"The package {package} is {kind} that cannot be imported here ({error}). In a clone: {clone}; "
+            f"in another environment: pip install {package}."
         ) from error
 
 
@@ -272,12 +276,10 @@ def open_litert(path: Path) -> Answer:
     """Return the function by which a LiteRT file answers, on all cores; several threads may call it, one by one."""
     litert = import_extra("ai_edge_litert.interpreter")
     # Without a number it takes one thread.
-    interpreter = litert.Interpreter(model_path=str(path), num_threads=count_cores())
-    for detail in interpreter.get_tensor_details():
-        if np.issubdtype(detail["dtype"], np.floating):
-            with contextlib.suppress(ValueError):  # no constant, so that nothing stands there yet
-                check_weights(detail["name"], interpreter.get_tensor(detail["index"]), path)
-        check_weights(detail["name"], detail["quantization_parameters"]["scales"], path)
+    with keep_back_stderr():
+        interpreter = litert.Interpreter(model_path=str(path), num_threads=count_cores())
+        _check_litert(interpreter, path)
+        interpreter.allocate_tensors()
     images_index, answer_index = (
         details()[0]["index"] for details in (interpreter.get_input_details, interpreter.get_output_details)
     )
@@ -324,6 +326,18 @@ def check_weights(name: str, values: np.ndarray, path: Path) -> None:
             f"{path}: found {wrong:,} weights that are NaN or infinite in {name}, expected finite numbers. The training "
             "diverged or the file was changed: get the model again, or train it again."
         )
+
+
+def _check_litert(interpreter: Any, path: Path) -> None:
+    """Raise ModelError where constants of a LiteRT file, or the scales of its whole numbers, are not finite.
+
+    Nothing is allocated yet, so that only constants have values.
+    """
+    for detail in interpreter.get_tensor_details():
+        if np.issubdtype(detail["dtype"], np.floating):
+            with contextlib.suppress(ValueError):
+                check_weights(detail["name"], interpreter.get_tensor(detail["index"]), path)
+        check_weights(detail["name"], detail["quantization_parameters"]["scales"], path)
 
 
 def _iterate_onnx_weights(contents: bytes) -> Iterator[tuple[str, np.ndarray]]:
