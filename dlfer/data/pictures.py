@@ -153,7 +153,10 @@ def _check_array(given: Any, name: str) -> np.ndarray:
     """Return what is an array, or is like one, if it is of uint8."""
     if not isinstance(given, np.ndarray) and not hasattr(given, "__array__"):
         raise DataError(f"{name}: found {_name_kind(given)}, {EXPECTED}.")
-    array = np.asarray(given)
+    try:
+        array = np.asarray(given)
+    except Exception as error:  # e.g. a tensor on another device
+        raise DataError(f"{name}: found {_name_kind(given)}, which gives no array ({error}), {EXPECTED}.") from error
     if array.dtype != np.uint8:
         raise DataError(_describe(array, name))
     return array
@@ -163,7 +166,7 @@ def _name_kind(given: Any) -> str:
     kind = type(given).__name__
     if given is None:
         return "None"
-    return f"{'an' if kind[0] in 'aeiou' else 'a'} {kind}"
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
 
 
 def _describe(array: np.ndarray, name: str) -> str:

@@ -71,7 +71,14 @@ def test_a_list_may_mix_sizes_and_kinds(path):
     assert np.array_equal(found[3], COLOUR)
 
 
+class OnAnotherDevice:
+    def __array__(self, dtype=None, copy=None):
+        raise TypeError("copy it to the host first")
+
+
 BAD = [
+    (OnAnotherDevice(), "an OnAnotherDevice, which gives no array .copy it to the host first"),
+    (".", "IsADirectoryError|not a file"),
     (COLOUR / 255, r"float64 of shape \[48, 40, 3\] with values 0 to 1.*\* 255"),
     ((COLOUR / 255).astype(np.float32)[None], r"float32.*\* 255"),
     (np.full((48, 40), np.nan), "NaN"),
