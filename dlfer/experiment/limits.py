@@ -31,7 +31,7 @@ MOST_EPOCHS = 1_000_000
 _HOST = ("storage.googleapis.com", 443)
 """Where Keras downloads published weights from."""
 _NETWORK_SECONDS = 3.0
-_MOST_CELLS = 200
+_MOST_CELLS, _MOST_NAMED = 200, 3
 _WEIGHTS_SUFFIXES = (".h5", ".keras")
 _DRAWN_BYTES = {"synthetic_faces": 48 * 48, "synthetic_scenes": 64 * 64 * 3}
 """Of one drawn image in memory."""
@@ -44,7 +44,7 @@ _DETECTORS = {"mtcnn": ("mtcnn", "mtcnn==1.0.0"), "opencv": ("cv2", "opencv-pyth
 def find_obstacles(
     config: ExperimentConfig, *, kind: str = "run", smoke: bool = False, out: Path | None = None
 ) -> list[str]:
-    """Return what would certainly fail here, a line "key: what was found, what is expected" each.
+    """Return what would certainly fail here, "key: what was found, what is expected" each; of a study with the cells it is of.
 
     Args:
         config: the experiment.
@@ -53,11 +53,17 @@ def find_obstacles(
         out: the folder of runs; None: the default one.
     """
     runs_folder = default_runs_folder() if out is None else out
-    lines = [*_examine_folder(runs_folder), *_examine_packages(config, kind)]
-    for name, variant in _list_variants(config, kind):
+    variants = list(_list_variants(config, kind))
+    found: dict[str, list[str]] = {}
+    for name, variant in variants:
         problem = _find_disk_problem(variant, runs_folder)
-        found = [*_examine(variant, smoke=smoke), *([problem] if problem else [])]
-        lines += [f"{name}: {line}" if name and line not in lines else line for line in found]
+        for line in dict.fromkeys([*_examine(variant, smoke=smoke), *([problem] if problem else [])]):
+            found.setdefault(line, []).append(name)
+    lines = [*_examine_folder(runs_folder), *_examine_packages(config, kind)]
+    for line, names in found.items():
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        is_everywhere = "" in names or len(names) == len(variants)
+        lines.append(line if is_everywhere else f"{', '.join(names[:_MOST_NAMED])}{more}: {line}")
     return list(dict.fromkeys(lines))
 
 
@@ -230,7 +236,7 @@ def _examine_tfds(key: str, data: DataConfig) -> Iterator[str]:
         try:
             check_imagenet2012(root)
         except DataError as error:
-            yield f"{key}: {error}"
+            yield f"{key}: {error}".replace("\n", "\n    ")
         return
     problem = find_network_problem()
     if problem is not None:

@@ -184,6 +184,27 @@ def test_the_cells_of_a_sweep_are_looked_at_by_name(find):
     assert "inception_v3" in line.split(": ")[0]
 
 
+def test_what_is_wrong_in_many_cells_is_told_once(find):
+    grid = {"finetune.batch_size": [8, 16, 32, 64], "model.backbone": ["resnet_nano", "resnet50"]}
+    keys = {"sweep": {"grid": grid}, "finetune.data": {"source": "folder", "path": "nowhere"}}
+    [everywhere, some] = find(
+        {**keys, "pretrain": {"weights": "imagenet"}, "model.backbone": "resnet50"}, kind="sweep"
+    )[:2]
+    assert everywhere.startswith("finetune.data.path: nowhere is not there")
+    assert some.startswith("sweep cell ")
+    assert " and 1 more: pretrain.weights" in some
+
+
+def test_a_data_set_whose_folder_cannot_be_written_cannot_be_prepared(find, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "find_network_problem", lambda: None)
+    (tmp_path / "tfds").mkdir()
+    data = {"finetune.data": {"source": "tfds", "name": "cifar10"}}
+    assert find(data) == []
+    monkeypatch.setattr(os, "access", lambda path, mode: "tfds" not in str(path))
+    [line] = find(data)
+    assert f"{tmp_path / 'tfds'} cannot be written" in line
+
+
 def test_all_obstacles_stand_in_one_message(find, tmp_path):
     keys = {"model.backbone": "inception_v3", "finetune.image_size": 48, "finetune.epochs": 10**9}
     keys |= {"finetune.data": {"source": "folder", "path": "nowhere"}, "pretrain": {"weights": "imagenet"}}
