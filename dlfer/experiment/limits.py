@@ -38,7 +38,11 @@ _DRAWN_BYTES = {"synthetic_faces": 48 * 48, "synthetic_scenes": 64 * 64 * 3}
 _COPIES = 4
 """Of the weights in memory and in a checkpoint: they, two moments of Adam, and the best so far."""
 _ENGINES = {"optuna": "optuna", None: "keras_tuner"}
-_DETECTORS = {"mtcnn": ("mtcnn", "mtcnn==1.0.0"), "opencv": ("cv2", "opencv-python-headless<5")}
+_DETECTORS = {
+    "centerface": ("onnxruntime", "onnxruntime"),
+    "mtcnn": ("mtcnn", "mtcnn==1.0.0"),
+    "opencv": ("cv2", "opencv-python-headless<5"),
+}
 
 
 def find_obstacles(

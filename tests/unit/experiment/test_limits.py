@@ -141,6 +141,7 @@ def test_weights_that_keras_has_kept_need_no_network(find, tmp_path):
     [
         ({"finetune.data.faces": {"detect": "mtcnn"}}, "mtcnn"),
         ({"finetune.data.faces": {"detect": "opencv"}}, "cv2"),
+        ({"finetune.data.faces": {"detect": "centerface"}}, "onnxruntime"),
         ({"finetune.data.faces": {"equalize": "clahe"}}, "cv2"),
         ({"model.family": "boosted", "boosting": {}}, "xgboost"),
     ],
