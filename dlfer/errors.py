@@ -6,6 +6,7 @@
     │   ├── DataError          rows, images, folders, labels
     │   │   └── MissingDataError   the data is not there; the message says where to get it
     │   ├── ProtocolError      a split, balance or evaluation that the protocol forbids
+    │   ├── ResumeError        a run to go on with, whose data, experiment or software changed since it began
     │   ├── ModelError         a model or run that is not found, damaged or does not fit
     │   └── EnvironmentProblem a package or a device that the command needs is absent
     ├── TransferError          weights that do not carry over exactly
@@ -50,6 +51,10 @@ class ProtocolError(UserError):
 
 class ModelError(UserError):
     """A model or a run that is not found, is damaged, or does not fit the data."""
+
+
+class ResumeError(UserError):
+    """A run is to go on whose data, experiment or software has changed since it began."""
 
 
 class EnvironmentProblem(UserError):

@@ -37,7 +37,7 @@ def ablate(
     if resume is not None and numbers is not None:
         raise UserError("dlfer ablate --resume: an ablation goes on with its own seeds; leave --seeds out.")
     is_array = check_array("ablate", member, resume=resume, collect=collect, options=options)
-    resumed = check_start("ablate", file, resume, options)
+    resumed = check_start("ablate", file, resume, options, shared=is_array)
     from dlfer.study.ablation import resume_ablation, run_ablation
     from dlfer.study.comparison import ArrayTask
 

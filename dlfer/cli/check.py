@@ -1,9 +1,9 @@
-"""`dlfer check`: every problem of experiment files at once."""
+"""`dlfer check`: every problem of experiment files at once, and all that would certainly fail on this machine."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -16,8 +16,9 @@ def check(
     overrides: Overrides = None,
     show: Annotated[bool, typer.Option("--print", help="Print each experiment in full, as YAML.")] = False,
 ) -> None:
-    """Check experiment files, and name every problem at once; nothing is trained, no data is read."""
+    """Check experiment files, and name at once all that is wrong in them or would fail here; nothing is trained or read."""
     from dlfer.config.load import compute_digest, dump_experiment, load_experiment
+    from dlfer.experiment.limits import describe_obstacles, find_obstacles
 
     values = parse_overrides(overrides)
     errors = []
@@ -27,27 +28,13 @@ def check(
         except ConfigError as error:
             errors.append(str(error))
             continue
-        say(f"ok  {file}  {config.experiment.name}  {compute_digest(config)[:8]}")
-        for note in _list_absent(config):
-            say(f"    {note}")
+        kind = "sweep" if config.sweep is not None else "search" if config.search is not None else "run"
+        obstacles = find_obstacles(config, kind=kind)
+        if obstacles:
+            errors.append(describe_obstacles(file, obstacles))
+        else:
+            say(f"ok  {file}  {config.experiment.name}  {compute_digest(config)[:8]}")
         if show:
             print_text(dump_experiment(config).rstrip("\n"))
     if errors:
         raise ConfigError("\n".join(errors))
-
-
-def _list_absent(config: Any) -> list[str]:
-    """Return notes on data that the experiment names and that is not here."""
-    from dlfer.config.load import resolve_path
-
-    notes = []
-    for stage in ("pretrain", "finetune"):
-        data = getattr(getattr(config, stage), "data", None)
-        if data is None or data.path is None:
-            continue
-        try:
-            if not resolve_path(data.path).exists():
-                notes.append(f"{stage}.data.path: {resolve_path(data.path)} is not there yet")
-        except ConfigError as error:
-            notes.append(f"{stage}.data.path: {error}")
-    return notes

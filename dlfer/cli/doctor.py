@@ -17,6 +17,7 @@ from typing import Literal
 import typer
 
 from dlfer.errors import ConfigError
+from dlfer.runs.machine import get_memory_bytes
 
 OLDEST_PYTHON, FIRST_PYTHON_TOO_NEW = (3, 11), (3, 14)
 MIN_DISK_GB, MIN_MEMORY_GB = 2, 4
@@ -226,19 +227,6 @@ def get_backend() -> str:
 def has_nvidia_driver() -> bool:
     """Return whether the kernel has an NVIDIA driver or its tool is at hand."""
     return Path("/proc/driver/nvidia/version").exists() or shutil.which("nvidia-smi") is not None
-
-
-def get_memory_bytes() -> int | None:
-    """Return the smaller of the machine's memory and the limit of the control group, in bytes."""
-    found = []
-    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
-        found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            found.append(int(Path(name).read_text()))
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-    return min(found) if found else None
 
 
 def _get_version(name: str) -> str | None:

@@ -31,6 +31,10 @@ Smoke = Annotated[bool, typer.Option("--smoke", help="Walk every phase on two sm
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
 RequireGpu = Annotated[bool, typer.Option("--require-gpu", help="Refuse to run without a GPU.")]
 MaxHours = Annotated[float | None, typer.Option("--max-hours", metavar="H", help="Stop at a checkpoint after H hours.")]
+AcceptChanges = Annotated[
+    bool,
+    typer.Option("--accept-changes", help="Go on although data, experiment or software changed; the report says so."),
+]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Train EF-FER1 even if it was trained before.")]
 Model = Annotated[
     str | None, typer.Option(metavar="MODEL", help="A model's name, a run or a folder; else the default model.")
@@ -88,6 +92,7 @@ def _make_options(
     require_gpu: RequireGpu = False,
     max_hours: MaxHours = None,
     no_cache: NoCache = False,
+    accept_changes: AcceptChanges = False,
 ) -> RunOptions:
     if max_hours is not None and not max_hours > 0:
         raise UserError(f"--max-hours {max_hours}: expected more than 0.")
@@ -99,6 +104,7 @@ def _make_options(
         require_gpu=require_gpu,
         max_hours=max_hours,
         use_cache=not no_cache,
+        accept_changes=accept_changes,
         # It is recorded with every run, and the URL of a storage may hold a password.
         argv=("dlfer", *(_PASSWORD.sub(r"\1:***@", word) for word in sys.argv[1:])),
     )
@@ -122,11 +128,26 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-def check_start(verb: str, file: Path | None, resume: str | None, options: RunOptions) -> Path | None:
-    """Check what can be checked before TensorFlow is loaded; return the folder of the run to go on with."""
+KINDS = {"run": "run", "ablate": "ablation", "sweep": "sweep", "search": "search"}
+"""Verb -> the kind of run that it makes."""
+
+
+def check_start(
+    verb: str, file: Path | None, resume: str | None, options: RunOptions, *, shared: bool = False
+) -> Path | None:
+    """Check what can be checked before TensorFlow is loaded; return the folder of the run to go on with.
+
+    Args:
+        verb: of the command.
+        file: the experiment; None with `resume`.
+        resume: the run to go on with; None with `file`.
+        options: of the command line.
+        shared: whether the same command without `resume` also goes on with what stands in a shared folder or storage.
+    """
     from dlfer.config.load import load_experiment
-    from dlfer.runs.find import default_runs_folder, open_run
-    from dlfer.runs.outputs import check_writable
+    from dlfer.experiment.limits import refuse_obstacles
+    from dlfer.runs.changes import find_changes, settle_changes
+    from dlfer.runs.find import open_run
     from dlfer.train.control import check_alone
 
     if verb != "run":
@@ -134,17 +155,22 @@ def check_start(verb: str, file: Path | None, resume: str | None, options: RunOp
     if (file is None) == (resume is None):
         raise UserError(f"dlfer {verb}: give either an experiment FILE or --resume RUN.")
     if resume is None:
-        load_experiment(file, options.overrides)
-        if not options.dry_run:
-            check_writable(options.out or default_runs_folder(), "--out")
+        if options.accept_changes and not shared:
+            raise UserError(
+                f"dlfer {verb} --accept-changes: is for a run to go on with; add --resume RUN, or leave it out."
+            )
+        config = load_experiment(file, options.overrides)
+        refuse_obstacles(config, file, kind=KINDS[verb], smoke=options.smoke, out=options.out)
         return None
     given = {"--set": options.overrides, "--smoke": options.smoke, "--dry-run": options.dry_run}
     for option in [name for name, value in given.items() if value]:
         raise UserError(f"dlfer {verb} --resume: a run goes on as it began; leave {option} out, or start a new one.")
     found = open_run(resume, options.out)
-    own_verb = {"run": "run", "ablation": "ablate"}.get(found.kind, found.kind)
+    own_verb = {kind: name for name, kind in KINDS.items()}[found.kind]
     if own_verb != verb:
         raise UserError(f"{found.path}: its kind is {found.kind}; go on with: dlfer {own_verb} --resume {found.path}")
+    if found.status != "finished" and not options.accept_changes:
+        settle_changes(found, find_changes(found), accept=False)
     return found.path
 
 

@@ -40,7 +40,7 @@ def search(
         raise UserError("dlfer search --storage: goes on with the same command that began it; leave --resume out.")
     # A file beside --resume is compared with what the search began with.
     checked = options if resume is None or file is None else replace(options, overrides={})
-    resumed = check_start("search", None if resume is not None else file, resume, checked)
+    resumed = check_start("search", None if resume is not None else file, resume, checked, shared=storage is not None)
     from dlfer.study.search.run import SearchOptions, resume_search, run_search
 
     settings = SearchOptions(trials=trials, workers=workers, ablation=ablation, storage=storage)

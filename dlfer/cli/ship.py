@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import print_text
+from dlfer.cli.options import print_text, say
 
 
 def ship(
@@ -20,5 +20,10 @@ def ship(
 ) -> None:
     """Make a run's model one to ship: its large kernels in float16, named, with its card, checked against the run's."""
     from dlfer.export.ship import ship_model
+    from dlfer.predict.predictor import SMOKE
+    from dlfer.runs.records import ArtifactRecord
 
-    print_text(ship_model(run, out, name=name, default=default))
+    path = ship_model(run, out, name=name, default=default)
+    if ArtifactRecord.require(path).about.smoke:
+        say(SMOKE)
+    print_text(path)

@@ -127,7 +127,7 @@ def list_model_rows() -> Rows:
     At most one is the default: the one that is used where none is named. A damaged model is said and left out.
     """
     from dlfer.errors import ModelError
-    from dlfer.runs.find import find_default_model, list_models
+    from dlfer.runs.find import find_default_model, list_models, read_about
     from dlfer.runs.metrics_record import Metrics
     from dlfer.runs.records import ArtifactRecord
     from dlfer.runs.run_records import read_metrics
@@ -147,6 +147,7 @@ def list_model_rows() -> Rows:
             {
                 "name": name,
                 "default": path == default,
+                "smoke": read_about(path, artifact).smoke,
                 "family": artifact.family,
                 "backbone": artifact.backbone,
                 "image_size": artifact.input.image_size,

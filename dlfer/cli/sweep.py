@@ -37,7 +37,7 @@ def sweep(
     if resume is not None and numbers is not None:
         raise UserError("dlfer sweep --resume: a sweep goes on with its own seeds; leave --seeds out.")
     is_array = check_array("sweep", member, resume=resume, collect=collect, options=options)
-    resumed = check_start("sweep", file, resume, options)
+    resumed = check_start("sweep", file, resume, options, shared=is_array)
     from dlfer.study.comparison import ArrayTask
     from dlfer.study.sweep import resume_sweep, run_sweep
 

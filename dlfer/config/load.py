@@ -42,6 +42,8 @@ def load_experiment(path: Path | str, overrides: Mapping[str, object] | None = N
     Example:
         >>> config = load_experiment("experiments/dlfer.yaml", {"pretrain": None, "finetune.epochs": 3})
     """
+    if not isinstance(path, str | Path):
+        raise ConfigError(f"experiment: found a {type(path).__name__}, expected the path of an experiment file (YAML).")
     tree, marks = _read_with_parents(Path(path), ())
     problems = _apply(tree, marks, overrides or {})
     return _finish(tree, marks, problems, str(path), check_search=True)

@@ -247,6 +247,8 @@ class DataConfig(Section):
     """Faces found, aligned, evened out; kept in $DLFER_CACHE (~/.cache/dlfer) for the very same images."""
     skip_unreadable: bool = False
     """Leave out and count rows and files that cannot be read, instead of refusing the data."""
+    num_labels: Annotated[int, Field(ge=2, le=10_000)] | None = None
+    """synthetic_scenes only: so many labels, whose scenes show the same things in turn; null: one for each thing."""
     seed: Seed = 0
     """Seed of drawn splits and synthetic images; apart from experiment.seed, so that seeds share the data."""
 
@@ -258,6 +260,8 @@ class DataConfig(Section):
             raise ValueError(f"path: source {self.source} needs one, e.g. path: ${{DLFER_DATA}}/{self.source}.")
         if synthetic and self.path is not None:
             raise ValueError(f"path: source {self.source} draws its images and takes none; set path: null.")
+        if self.source != "synthetic_scenes" and self.num_labels is not None:
+            raise ValueError(f"num_labels: only source synthetic_scenes takes it, found with source {self.source}.")
         if self.source == "tfds" and self.name is None:
             raise ValueError("name: source tfds needs the name of a data set, e.g. name: imagenet2012.")
         if self.source != "tfds" and (self.name is not None or self.splits is not None):

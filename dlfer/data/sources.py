@@ -5,25 +5,29 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 from dlfer.config.load import resolve_path
+from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import DataConfig, LabelsConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.faces import prepare_faces
 from dlfer.data.folder import load_folder
 from dlfer.data.images import resize_square
-from dlfer.data.labels import CANONICAL, SPELLINGS, relabel_bundle
+from dlfer.data.labels import CANONICAL, SPELLINGS, match_labels, relabel_bundle
 from dlfer.data.split import apply_protocol, draw_fraction, draw_subset, drop_duplicates
 from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.data.synthetic.scenes import load_synthetic_scenes
+from dlfer.data.tfds_stream import IMAGE_FOLDER, find_data_dir
 from dlfer.data.votes import add_soft_targets, read_votes
-from dlfer.errors import ConfigError, DataError, MissingDataError, ProtocolError
+from dlfer.errors import ConfigError, DataError, DlferError, MissingDataError, ProtocolError
 from dlfer.runs.files import read_npz
+
+MOST_LABELS, MOST_NAMED = 10_000, 10
 
 Loader = Callable[[DataConfig, int], DataBundle]
 
@@ -103,14 +107,7 @@ def load_data(
         ProtocolError: the protocol forbids the split or the balance, or the source cannot follow it.
     """
     spec = SOURCES[config.source]
-    if spec.streams and (config.protocol != "official" or config.select_on or config.fraction or config.faces):
-        asked = {"select_on": config.select_on, "fraction": config.fraction, "faces": config.faces}
-        asked[f"protocol {config.protocol}"] = True
-        raise ProtocolError(
-            f"data: source {config.source} streams its images, so it takes its own parts only; found "
-            f"{next(key for key, value in asked.items() if value)}. "
-            "Set protocol: official, select_on: null, fraction: null and faces: null (num_images limits a part)."
-        )
+    check_streaming(config)
     bundle = load_parts_of_source(config, image_size=image_size)
     if spec.streams:
         return bundle
@@ -132,6 +129,20 @@ def load_data(
         bundle = add_soft_targets(bundle, read_votes(resolve_path(config.votes)), share=config.soft_share)
     notes = check_classes(bundle, limited=config.num_images.train is not None)
     return dataclasses.replace(bundle, notes=(*bundle.notes, *notes, *_describe_aspect(bundle, config.aspect)))
+
+
+def check_streaming(config: DataConfig) -> None:
+    """Raise ProtocolError where a source that streams its images is to do what needs all of them."""
+    if not SOURCES[config.source].streams:
+        return
+    if config.protocol != "official" or config.select_on or config.fraction or config.faces:
+        asked = {"select_on": config.select_on, "fraction": config.fraction, "faces": config.faces}
+        asked[f"protocol {config.protocol}"] = True
+        raise ProtocolError(
+            f"data: source {config.source} streams its images, so it takes its own parts only; found "
+            f"{next(key for key, value in asked.items() if value)}. "
+            "Set protocol: official, select_on: null, fraction: null and faces: null (num_images limits a part)."
+        )
 
 
 def resize_split(split: Split, size: int, aspect: str = "crop") -> Split:
@@ -195,7 +206,10 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
             )
         if empty:
             what = "cannot teach" if part == "train" else "cannot judge"
-            notes.append(f"{part} has no image of {', '.join(empty)}, so it {what} these classes.")
+            shown = ", ".join(empty[:MOST_NAMED]) + (
+                f" and {len(empty) - MOST_NAMED:,} more" if len(empty) > MOST_NAMED else ""
+            )
+            notes.append(f"{part} has no image of {shown}, so it {what} these classes.")
     return tuple(notes)
 
 
@@ -213,14 +227,15 @@ def load_parts_of_source(config: DataConfig, *, image_size: int) -> DataBundle:
 
 
 def is_present(config: DataConfig) -> bool:
-    """Tell whether the files that a data section names are there, without reading them.
-
-    A tfds data set counts as absent: only its own loader can tell, and it may download.
-    """
+    """Tell whether the files that a data section names are there, without reading them; of tfds, whether it is prepared."""
     if config.source.startswith("synthetic"):
         return True
     try:
-        return config.path is not None and resolve_path(config.path).exists()
+        path = None if config.path is None else resolve_path(config.path)
+        if config.source == "tfds" and config.name != IMAGE_FOLDER:
+            base = re.split("[:/]", config.name)[0]
+            return any(find_data_dir(path).glob(f"{base}/**/dataset_info.json"))
+        return path is not None and path.exists()
     except ConfigError:  # an environment variable that is not set
         return False
 
@@ -228,21 +243,62 @@ def is_present(config: DataConfig) -> bool:
 def replace_by_synthetic(config: DataConfig) -> tuple[DataConfig, str]:
     """Return a data section that draws images in place of files that are absent, and the warning to repeat.
 
-    Faces stand in for FER2013 and for folders of expressions, scenes for everything else. Split,
-    protocol, numbers of images, size and seed stay; of the faces, aliases and drops too.
+    Faces stand in for FER2013 and for folders of expressions, scenes for everything else, with as many labels as the data
+    has, where that is known. Split, protocol, numbers of images, size and seed stay; of the faces, aliases and drops too.
     """
-    faces = _shows_faces(config)
+    num_labels = count_labels(config)
+    faces = _shows_faces(config) and num_labels in (None, len(FER2013_LABELS))
     source = "synthetic_faces" if faces else "synthetic_scenes"
     labels = _translate_labels(config.labels) if faces else LabelsConfig()
     values = {**dict(config), "source": source, "path": None, "name": None, "splits": None, "labels": labels}
+    values["num_labels"] = None if faces else num_labels
     # What is drawn in place of absent images has no votes.
     values |= {"soft_targets": None, "soft_share": 1.0}
     where = config.path or config.name
     warning = (
         f"The data of source {config.source} ({where}) was replaced by {source.replace('_', ' ')}"
-        f"{'' if faces else ', with the labels of those'}: the figures say nothing about the real data."
+        f"{'' if faces else f', with {num_labels:,} labels' if num_labels else ', with the labels of those'}: the figures say nothing about the real data."
     )
     return DataConfig(**values), warning
+
+
+def count_labels(config: DataConfig) -> int | None:
+    """Return how many labels the data of a section has, as far as that is known without it; else None."""
+    if config.source == "fer2013" or config.source.startswith("synthetic"):
+        return None
+    try:
+        if config.source == "arrays":
+            names: Sequence[str] = load_arrays(
+                config.model_copy(update={"path": str(resolve_path(config.path))})
+            ).labels
+        elif config.source == "folder" or config.name == IMAGE_FOLDER:
+            names = _list_class_folders(resolve_path(config.path))
+        else:
+            names = _name_tfds_labels(config.name)
+        found = len({label for label in match_labels(names, config.labels).values() if label is not None})
+    except (DlferError, OSError):  # it is absent, or not whole: that is why it is replaced
+        return None
+    return min(found, MOST_LABELS) if found > 1 else None
+
+
+def _list_class_folders(root: Path) -> list[str]:
+    base = root / "train" if (root / "train").is_dir() else root
+    return [path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")]
+
+
+def _name_tfds_labels(name: str) -> list[str]:
+    """Return the labels that a data set of tensorflow_datasets declares; it need not be on the disk."""
+    if name.startswith("imagenet"):
+        return [str(index) for index in range(1000)]
+    try:
+        import tensorflow_datasets as tfds
+
+        features = tfds.builder(name).info.features
+        return next(
+            list(feature.names) for feature in features.values() if isinstance(feature, tfds.features.ClassLabel)
+        )
+    except Exception as error:  # not installed, an unknown name, no label: nothing is known
+        raise DataError(f"data.name: the labels of {name} are not known ({type(error).__name__}).") from error
 
 
 def _translate_labels(labels: LabelsConfig) -> LabelsConfig:

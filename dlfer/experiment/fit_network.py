@@ -14,12 +14,14 @@ from dlfer.data.bundle import DataBundle
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.experiment.extras import judge_milestones, predict_split_views
 from dlfer.experiment.session import NUM_BATCHES, Session
+from dlfer.experiment.splits import index_images
 from dlfer.metrics.predictions import Predictions
 from dlfer.model.artifact import FAMILIES
 from dlfer.model.classifier import Classifier
 from dlfer.model.stage_network import TransferNetwork, build_stage_network
 from dlfer.model.transfer import carry_backbone
 from dlfer.report.pictures import write_augmented_page
+from dlfer.runs.changes import PRETRAIN_IMAGES_FILE, settle_images
 from dlfer.runs.metrics_record import MilestoneMetrics
 from dlfer.runs.records import Cost
 from dlfer.runs.run import Run
@@ -69,12 +71,20 @@ def pretrain(run: Run, config: ExperimentConfig, session: Session, device: Devic
     pretrained = obtain_backbone(
         config,
         job,
-        load_bundle=lambda: session.load_bundle(config.pretrain),
+        load_bundle=lambda: _load_pretraining_data(run, config, session),
         cache=session.runs_folder / ".cache" / "pretrain" if run.record.use_cache else None,
         random_weights=run.is_smoke,
     )
     run.log("pretrain_end", digest=pretrained.digest, was_cached=pretrained.was_cached, **pretrained.cost)
     return pretrained
+
+
+def _load_pretraining_data(run: Run, config: ExperimentConfig, session: Session) -> DataBundle:
+    """Return EF-FER1's data, which must be what the run began with."""
+    bundle = session.load_bundle(config.pretrain)
+    accept = session.options.accept_changes
+    settle_images(run, index_images(bundle), file=PRETRAIN_IMAGES_FILE, accept=accept)
+    return bundle
 
 
 def build_carried_network(

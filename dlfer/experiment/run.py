@@ -19,7 +19,7 @@ from dlfer.config.sections import DataConfig
 from dlfer.data.audit import audit_data
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.images import compute_side, match_channels
-from dlfer.errors import TrainingStopped
+from dlfer.errors import ResumeError, TrainingStopped
 from dlfer.experiment.extras import Extras, choose_extras, compute_extra_metrics, judge_milestones
 from dlfer.experiment.fit_boosted import explain_boosted, fit_boosted
 from dlfer.experiment.fit_ensemble import (
@@ -29,12 +29,14 @@ from dlfer.experiment.fit_ensemble import (
     fit_ensemble,
 )
 from dlfer.experiment.fit_network import Fitted, explain_network, fit_network, judge_network_milestones
+from dlfer.experiment.limits import refuse_obstacles
 from dlfer.experiment.session import RunMembers, Session, create_member_run, make_smoke_config
 from dlfer.experiment.splits import (
     JudgedDuplicates,
     compute_run_metrics,
     describe_data,
     find_run_duplicates,
+    index_images,
     predict_splits,
     sort_errors,
 )
@@ -49,6 +51,7 @@ from dlfer.report.html import write_report
 from dlfer.report.page import format_percent
 from dlfer.report.pictures import write_confusion_page, write_error_page
 from dlfer.runs.audit_record import AuditRecord
+from dlfer.runs.changes import settle_images, settle_start
 from dlfer.runs.find import open_run
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.options import RunOptions
@@ -104,6 +107,7 @@ def run_experiment(file: Path | str, options: RunOptions, *, run_members: RunMem
         TrainingStopped: by SIGTERM or --max-hours; the run can be resumed.
     """
     config = load_experiment(file, options.overrides)
+    refuse_obstacles(config, file, smoke=options.smoke, out=options.out)
     session = Session.start(options, run_members=run_members)
     if options.dry_run:
         explain_experiment(config, session)
@@ -137,6 +141,7 @@ def execute_run(run: Run, config: ExperimentConfig, session: Session) -> Path:
 
     Raises:
         ModelError: another process works on this run.
+        ResumeError: its data, experiment or software has changed since it began, and the session does not accept that.
     """
     with run.hold():
         try:
@@ -150,6 +155,9 @@ def execute_run(run: Run, config: ExperimentConfig, session: Session) -> Path:
             # The second Ctrl-C, which does not wait for the end of a step: the last checkpoint stands.
             run.stop("Ctrl-C")
             raise
+        except ResumeError:
+            run.stop("changes since it began")
+            raise
         except BaseException as error:
             run.fail(error)
             if isinstance(error, OSError):
@@ -162,11 +170,14 @@ def execute_run(run: Run, config: ExperimentConfig, session: Session) -> Path:
 
 def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None:
     say = session.listener.say
+    accept = session.options.accept_changes
+    settle_start(run, accept=accept)
     device = choose_device(config.experiment, require_gpu=session.options.require_gpu)
     set_determinism(config.experiment)
     run.update(status="running", device=device.as_dict())
 
     bundle = session.load_bundle(config.finetune)
+    settle_images(run, index_images(bundle), accept=accept)
     if not run.record.judge_test:
         bundle = replace(bundle, test=None)
     duplicates = find_run_duplicates(bundle)
@@ -253,6 +264,7 @@ def _describe_training(
         run=run.path.name,
         protocol=bundle.protocol,
         selected_on=bundle.selected_on,
+        smoke=run.is_smoke,
         faces=faces.model_dump(mode="json") if faces else None,
         # Faces in photos are cut out in the resolution of the training images, whatever the network makes of it.
         face_size=compute_side(*shape[:2], classifier.aspect) if shape else None,

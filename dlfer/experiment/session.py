@@ -7,15 +7,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.config.sections import DataConfig
-from dlfer.data.bundle import DataBundle
+from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.sources import is_present, load_data, replace_by_synthetic
+from dlfer.data.tfds_stream import read_split
+from dlfer.runs.changes import find_sibling
 from dlfer.runs.find import default_runs_folder
 from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run, create_run, format_duration
@@ -43,7 +46,7 @@ def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[
             f"{stage}.schedule.warmup_epochs": min(0.5, section.schedule.warmup_epochs),
         }
         if section.data is not None:
-            data, warning = _cut_down(section.data, batch_size)
+            data, warning = _cut_down(section, batch_size)
             overrides[f"{stage}.data"] = data.model_dump(mode="json")
             warnings += [f"--smoke: {stage}: {warning}"] if warning else []
     if config.pretrain is not None and config.pretrain.weights is not None:
@@ -51,14 +54,33 @@ def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[
     return with_overrides(config, overrides), warnings
 
 
-def _cut_down(data: DataConfig, batch_size: int) -> tuple[DataConfig, str | None]:
-    warning = None
-    if not is_present(data):
-        data, warning = replace_by_synthetic(data)
+def _cut_down(section: StageConfig, batch_size: int) -> tuple[DataConfig, str | None]:
     # A split may take a fifth away, and a fifth again, before two batches are left.
     num_images = 2 * NUM_BATCHES * batch_size
-    counts = dict.fromkeys(("train", "validation", "test"), num_images)
-    return data.model_copy(update={"num_images": type(data.num_images)(**counts)}), warning
+    counts = type(section.data.num_images)(**dict.fromkeys(("train", "validation", "test"), num_images))
+    data = section.data.model_copy(update={"num_images": counts})
+    if data.source.startswith("synthetic"):
+        return data, None
+    if not is_present(data):
+        return replace_by_synthetic(data)
+    problem = _find_data_problem(data.model_dump_json(), section.native_size, section.balance)
+    if problem is not None:
+        drawn, warning = replace_by_synthetic(data)
+        return drawn, f"{warning} It cannot be used: {problem}"
+    return data, None
+
+
+@cache  # the members of a study have the same data
+def _find_data_problem(data: str, image_size: int, balance: str) -> str | None:
+    """Return why few images of a data section cannot be read, in one line; None where they can."""
+    try:
+        bundle = load_data(DataConfig.model_validate_json(data), image_size=image_size, balance=balance)
+        for split in bundle.parts.values():
+            if not isinstance(split, Split):
+                read_split(split)
+    except Exception as error:  # of a folder that is not whole a loader raises nearly anything
+        return " ".join(str(error).split())[:300] or type(error).__name__
+    return None
 
 
 RunMembers = Callable[[Mapping[str, Run], "Session", Callable[[], None]], None]
@@ -106,11 +128,23 @@ class Session:
         return self.bundles[key]
 
 
-def create_member_run(config: ExperimentConfig, options: RunOptions, folder: Path) -> Run:
-    """Make the run directory of an experiment in a folder of runs, in its small form where the options ask for a smoke run."""
+def create_member_run(
+    config: ExperimentConfig, options: RunOptions, folder: Path, *, siblings: Iterable[Path] = ()
+) -> Run:
+    """Make the run directory of an experiment in a folder of runs, in its small form where the options ask for a smoke run.
+
+    Its data must be what that of its `siblings` was, folders of the runs of the same study, where they have the same section.
+    """
     config, warnings = make_smoke_config(config) if options.smoke else (config, [])
     run = create_run(folder, config, argv=list(options.argv))
-    run.update(smoke=options.smoke, use_cache=options.use_cache, judge_test=options.judge_test, warnings=warnings)
+    sibling = find_sibling(config.model_dump(mode="json"), siblings)
+    run.update(
+        smoke=options.smoke,
+        use_cache=options.use_cache,
+        judge_test=options.judge_test,
+        warnings=warnings,
+        data_like=sibling,
+    )
     return run
 
 

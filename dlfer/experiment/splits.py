@@ -11,7 +11,7 @@ import numpy as np
 
 from dlfer.config.schema import ExperimentConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit, compute_fingerprint
-from dlfer.data.duplicates import Duplicates, find_duplicates
+from dlfer.data.duplicates import Duplicates, find_duplicates, hash_images
 from dlfer.data.split import draw_subset
 from dlfer.metrics.predictions import Known, Predictions, write_predictions
 from dlfer.metrics.scores import compute_metrics_file
@@ -107,6 +107,23 @@ def describe_data(bundle: DataBundle, duplicates: JudgedDuplicates | None) -> Da
         duplicates=None if duplicates is None else duplicates.as_record(),
         notes=list(bundle.notes),
     )
+
+
+def index_images(bundle: DataBundle) -> dict[str, np.ndarray]:
+    """Return the list of a bundle's images that a run keeps, to be compared on resume; see `runs.changes.compare_images`."""
+    found = {"labels": np.array(bundle.labels)}
+    for part, split in bundle.parts.items():
+        if not isinstance(split, Split):
+            found[f"{part}_stream"] = np.array([split.name, f"with {len(split):,} images"])
+            continue
+        found |= {f"{part}_ids": split.ids, f"{part}_targets": split.targets}
+        found |= {
+            f"{part}_digests": hash_images(split.images),
+            f"{part}_fingerprint": np.array(compute_fingerprint(split)),
+        }
+        if split.soft_targets is not None:
+            found[f"{part}_soft"] = hash_images(split.soft_targets)
+    return found
 
 
 def predict_splits(

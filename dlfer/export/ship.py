@@ -23,7 +23,7 @@ from dlfer.model.classifier import WEIGHTS_FILE, Classifier
 from dlfer.report.card import CARD_FILE, find_terms, write_card
 from dlfer.report.page import read_experiment
 from dlfer.runs.files import hash_file, write_atomically
-from dlfer.runs.find import find_model, is_default, open_run
+from dlfer.runs.find import find_model, is_default, open_run, read_about
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.outputs import check_outputs
 from dlfer.runs.records import ArtifactRecord, DataRecord, OnnxRecord, ShippedRecord
@@ -53,8 +53,8 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
         default: whether it is used where none is named; the others of the folder then are not.
 
     Raises:
-        ModelError: no such run, the place is taken, the model is above 40 MB, or a probability on drawn faces
-            changes by more than 0.01.
+        ModelError: no such run, a smoke run as the default, the place is taken, the model is above 40 MB, or a
+            probability on drawn faces changes by more than 0.01.
     """
     source, target = find_model(run), Path(folder) / name
     if not _NAME.fullmatch(name) or name == "runs":
@@ -65,6 +65,11 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
         raise ModelError(f"{target}: is there already; delete it, or choose another name.")
     check_outputs({"NAME": target})
     opened = open_run(source.parent)
+    if default and opened.is_smoke:
+        raise ModelError(
+            f"{opened.path}: is a smoke run, whose model cannot become the default: its answers mean nothing. Leave --default "
+            "out, or ship a run of the whole experiment."
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".ship-") as temporary:
         # A folder in the shape of the run, and of its name: the card is written from it.
@@ -74,7 +79,7 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
             if (opened.path / file).is_file():
                 shutil.copyfile(opened.path / file, copy / file)
         shipped = _shrink(copy / "model", source, opened)
-        _describe(copy, name=name, default=default, shipped=shipped)
+        _describe(copy, source, name=name, default=default, shipped=shipped)
         for file in _SHIPPED_RECORDS:
             if (copy / file).is_file():
                 shutil.move(copy / file, copy / "model" / file)
@@ -159,13 +164,14 @@ def _shrink(folder: Path, source: Path, run: Run) -> ShippedRecord:
     return ShippedRecord(weights="large kernels in float16", largest_difference=difference, num_faces=_NUM_FACES)
 
 
-def _describe(copy: Path, *, name: str, default: bool, shipped: ShippedRecord) -> None:
+def _describe(copy: Path, source: Path, *, name: str, default: bool, shipped: ShippedRecord) -> None:
     """Write into artifact.json what is shipped, and the card."""
     shape = DataRecord.require(copy).splits["train"].shape
     record = ArtifactRecord.require(copy / "model")
     about = {
         "name": name,
         "default": default,
+        "smoke": read_about(source, record).smoke,
         "research_only": any(term.research_only for term in find_terms(read_experiment(copy))),
         "face_size": compute_side(*shape[:2], record.input.aspect) if shape else None,
         "shipped": shipped,

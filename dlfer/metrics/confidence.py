@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from dlfer.errors import DataError
+from dlfer.errors import DataError, ModelError
 from dlfer.metrics.classification import compute_item_losses
 from dlfer.metrics.intervals import (
     UNDEFINED,
@@ -103,6 +103,21 @@ def apply_temperature(probabilities: np.ndarray, temperature: float) -> np.ndarr
     logits = _compute_logits(probabilities) / temperature
     powers = np.exp(logits - logits.max(axis=1, keepdims=True))
     return powers / powers.sum(axis=1, keepdims=True)
+
+
+def check_finite(probabilities: np.ndarray, what: str = "the model") -> np.ndarray:
+    """Return probabilities, float [N, C], if all are finite numbers.
+
+    Raises:
+        ModelError: some are NaN or infinite.
+    """
+    wrong = ~np.isfinite(probabilities).all(axis=1)
+    if wrong.any():
+        raise ModelError(
+            f"{what}: found outputs that are NaN or infinite for {int(wrong.sum()):,} of {len(wrong):,} images, expected "
+            "probabilities. Its weights are damaged, or too large to compute with: get the model again, or train it again."
+        )
+    return probabilities
 
 
 def fit_temperature(predictions: Predictions) -> float:

@@ -20,4 +20,4 @@ def load_artifact(name: str | Path) -> Classifier:
     Raises:
         ModelError: nothing of that name, or a damaged artifact.
     """
-    return load_classifier(find_model(str(name)))
+    return load_classifier(find_model(name))

@@ -76,6 +76,7 @@ class BackboneSpec:
         min_image_size: the smallest side that leaves a feature map of 1x1 or more, by any stem.
         load: sets published weights or those of a file: (backbone, weights_file or None); None if neither can be had.
         weights: names of published weights that can be asked for without a file.
+        is_packaged: whether the published weights come with dlfer.
         stems: what the first layers may be: "imagenet" as published, "small" for small images.
         auxiliary: names of the layers behind which auxiliary classifiers branch off in training.
         note: one line for `dlfer show backbones`.
@@ -90,6 +91,7 @@ class BackboneSpec:
     min_image_size: int = 1
     load: Callable[[keras.Model, str | None], None] | None = None
     weights: tuple[str, ...] = ()
+    is_packaged: bool = False
     stems: tuple[str, ...] = ("imagenet",)
     auxiliary: tuple[str, ...] = ()
     note: str = ""

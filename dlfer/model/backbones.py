@@ -85,6 +85,7 @@ BACKBONES: dict[str, BackboneSpec] = {
             260,
             "1a 2c 3c 5d",
             weights=("imagenet",),
+            is_packaged=True,
             note="no squeeze-excite, ReLU6; its ImageNet weights come with dlfer",
         ),
         describe_lite("nano", 48, "1a 2a 3a 5a", note="for tests and the demo only"),

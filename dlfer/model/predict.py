@@ -26,7 +26,7 @@ MOST_SIZES = 8
 
 
 def predict_probabilities(model: keras.Model, images: np.ndarray, *, batch_size: int) -> np.ndarray:
-    """Return float32 [N, C], rows sum to one.
+    """Return float32 [N, C], rows sum to one; NaN where the outputs are not finite.
 
     Args:
         model: uint8 images to activated outputs; those of a sigmoid head are divided by their sum.
@@ -39,7 +39,8 @@ def predict_probabilities(model: keras.Model, images: np.ndarray, *, batch_size:
     total = raw.sum(axis=1, keepdims=True)
     # A sigmoid head may answer no to every class; then nothing is known.
     even = np.full_like(raw, 1 / raw.shape[1])
-    return np.where(total > 1e-12, raw / np.maximum(total, 1e-12), even).astype(np.float32)
+    with np.errstate(invalid="ignore"):
+        return np.where(total <= 1e-12, even, raw / np.maximum(total, 1e-12)).astype(np.float32)
 
 
 def compute_outputs(model: keras.Model, images: np.ndarray, *, batch_size: int) -> np.ndarray:

@@ -334,4 +334,6 @@ class FeatureScale:
         except (OSError, ValueError) as error:
             raise ModelError(f"{path}: expected mean and deviation of the features: {error}.") from error
         mean, deviation = arrays["mean"], arrays["deviation"]
+        if not (np.isfinite(mean).all() and np.isfinite(deviation).all()):
+            raise ModelError(f"{path}: found statistics of features that are NaN or infinite, expected finite numbers.")
         return cls(how, levels, mean=mean, deviation=deviation)

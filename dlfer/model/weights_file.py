@@ -45,8 +45,8 @@ def load_weights(network: keras.Model, path: Path | str) -> None:
         path: by its ending a .weights.h5, an older .h5, or a .keras.
 
     Raises:
-        ModelError: another kind of file, a damaged one, one of another network, or one that Keras would
-            have to follow elsewhere, unpack without end, or run.
+        ModelError: another kind of file, a damaged one, one of another network, one that Keras would
+            have to follow elsewhere, unpack without end, or run, or one with values that are not finite.
     """
     path = Path(path)
     if not path.name.endswith(SUFFIXES):
@@ -64,11 +64,31 @@ def load_weights(network: keras.Model, path: Path | str) -> None:
         raise ModelError(f"{path}: expected the {kind}, its first bytes are {start[:8]!r}{describe_start(start)}.")
     if path.suffix != ".keras":
         _load_h5(network, path, where=path)
-        return
-    with tempfile.TemporaryDirectory(prefix="dlfer-") as folder:
-        weights = Path(folder) / KERAS_WEIGHTS
-        _unpack_keras(path, weights, num_bytes=_count_bytes(network))
-        _load_h5(network, weights, where=path)
+    else:
+        with tempfile.TemporaryDirectory(prefix="dlfer-") as folder:
+            weights = Path(folder) / KERAS_WEIGHTS
+            _unpack_keras(path, weights, num_bytes=_count_bytes(network))
+            _load_h5(network, weights, where=path)
+    _check_finite(network, path)
+
+
+def _check_finite(network: keras.Model, path: Path) -> None:
+    """Raise ModelError where a weight of a network, as it is in a file, is NaN or infinite."""
+    import keras
+    import numpy as np
+
+    wrong = {}
+    for weight in network.weights:
+        values = np.asarray(keras.ops.convert_to_numpy(weight.value))
+        if values.dtype.kind == "f" and not np.isfinite(values).all():
+            wrong[weight.path] = int((~np.isfinite(values)).sum())
+    if wrong:
+        name, count = next(iter(wrong.items()))
+        raise ModelError(
+            f"{path}: found values that are NaN or infinite in {len(wrong)} of {len(network.weights)} arrays, first {count:,} in "
+            f"{name}; expected finite numbers. The training diverged or the file was changed: get the model again, or train it "
+            "again."
+        )
 
 
 def save_weights(network: keras.Model, path: Path) -> None:

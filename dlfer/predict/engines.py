@@ -7,19 +7,20 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
 from dlfer.config.names import FER2013_LABELS
-from dlfer.data.images import make_square, match_channels, resize_all
+from dlfer.data.images import make_square, resize_all
+from dlfer.data.pictures import predict_pictures
 from dlfer.data.synthetic.faces import FACE_SIZE, draw_face
 from dlfer.errors import EnvironmentProblem, ModelError, UserError
-from dlfer.metrics.confidence import apply_temperature
+from dlfer.metrics.confidence import apply_temperature, check_finite
 from dlfer.predict.runtimes import EXPORT_FILE, OTHER_RUNTIMES, open_artifact, open_export, read_export
 from dlfer.runs.artifact import read_artifact_record
 from dlfer.runs.export_record import ExportRecord
-from dlfer.runs.find import find_model
+from dlfer.runs.find import find_model, read_about
 from dlfer.runs.records import About, Temperature
 
 if TYPE_CHECKING:
@@ -70,10 +71,10 @@ def load_model(name: str | Path) -> Engine:
         >>> classifier.predict(images).shape  # uint8 [2, 48, 48]
         (2, 7)
     """
-    return load_engine(str(name))
+    return load_engine(name)
 
 
-def load_engine(name: str, engine: str | None = None) -> Engine:
+def load_engine(name: str | Path, engine: str | None = None) -> Engine:
     """Load a classifier.
 
     Args:
@@ -101,12 +102,12 @@ def load_engine(name: str, engine: str | None = None) -> Engine:
     return ExportedModel(find_export(name, engine), runtime=runtime)
 
 
-def _is_export(name: str) -> bool:
+def _is_export(name: str | Path) -> bool:
     folder = Path(name).expanduser()
     return any((place / EXPORT_FILE).is_file() for place in (folder, folder / "onnx"))
 
 
-def _find_artifact(name: str, engine: str | None) -> Path | None:
+def _find_artifact(name: str | Path, engine: str | None) -> Path | None:
     """Return the folder of an artifact; with an engine named, None where there is none of that name."""
     try:
         return find_model(name)
@@ -117,8 +118,9 @@ def _find_artifact(name: str, engine: str | None) -> Path | None:
 
 
 class RuntimeModel:
-    """A model that another runtime than Keras computes; TensorFlow is not loaded. Attributes: see `Engine`."""
+    """A model that another runtime than Keras computes; TensorFlow is not loaded. Attributes: see `Engine`; and its folder."""
 
+    folder: Path
     labels: tuple[str, ...]
     channels: int
     image_size: int
@@ -139,15 +141,28 @@ class RuntimeModel:
         """What `predict(images, calibrated=True)` divides the logits by; 1 where none was fitted."""
         return self.temperature_fit.value if self.temperature_fit else 1.0
 
-    def predict(self, images: np.ndarray, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
-        """Return float32 [N, C], rows sum to one, of uint8 [N, H, W] or [N, H, W, 1 or 3].
+    def predict(self, images: Any, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
+        """Return float32 [N, C], rows sum to one, of pictures as `dlfer.model.classifier.Classifier.predict` takes them.
 
         Raises:
-            ModelError: the images are not of that form.
+            DataError: they are none, or `batch_size` is no whole number from 1.
+            ModelError: the outputs are not finite.
         """
-        images = match_channels(images, self.channels)
-        if not len(images):
-            return np.zeros((0, len(self.labels)), np.float32)
+        raw = predict_pictures(
+            self._predict_raw, images, num_labels=len(self.labels), channels=self.channels, batch_size=batch_size
+        )
+        check_finite(raw, f"model {self.about.name or self.about.run or self.folder}")
+        if not calibrated or self.temperature_fit is None:
+            return raw
+        return apply_temperature(raw, self.temperature_fit.value).astype(np.float32)
+
+    def _check_answer(self) -> None:
+        """Raise ModelError unless a grey picture has an answer: better now than after an hour of pictures."""
+        side = int(self.about.face_size or self.image_size)
+        self.predict(np.full((1, side, side, self.channels), 128, np.uint8))
+
+    def _predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
+        """Return float32 [N, C] of uint8 [N, H, W, channels], N at least 1."""
         # A model of free size whose export.json says no aspect is an old one, which scales the two axes differently.
         fit = make_square if self._size is None else partial(resize_all, size=self._size)
         images = fit(images, aspect=self.aspect)
@@ -156,10 +171,8 @@ class RuntimeModel:
             for start in range(0, len(images), batch_size)
         ]
         raw = np.concatenate(answers)
-        raw /= np.maximum(raw.sum(axis=1, keepdims=True), 1e-12)
-        if not calibrated or self.temperature_fit is None:
-            return raw
-        return apply_temperature(raw, self.temperature_fit.value).astype(np.float32)
+        with np.errstate(invalid="ignore"):
+            return raw / np.maximum(raw.sum(axis=1, keepdims=True), 1e-12)
 
 
 class ExportedModel(RuntimeModel):
@@ -170,7 +183,7 @@ class ExportedModel(RuntimeModel):
         runtime: that computes it; None: the format's own.
 
     Raises:
-        ModelError: no export, or a changed one.
+        ModelError: no export, a changed one, or one whose answers are not finite.
         EnvironmentProblem: the runtime is not installed.
     """
 
@@ -188,7 +201,9 @@ class ExportedModel(RuntimeModel):
         # A model of one size takes crops of that size, which is that of the training images.
         size = min(self._size) if self._size else trained.face_size
         self.about = trained.model_copy(update={"faces": given.faces, "face_size": size})
+        self.folder = Path(folder)
         self._answer = open_export(folder, runtime=runtime)
+        self._check_answer()
 
 
 class ArtifactModel(RuntimeModel):
@@ -199,7 +214,7 @@ class ArtifactModel(RuntimeModel):
         runtime: "openvino", or None for ONNX Runtime.
 
     Raises:
-        ModelError: a damaged artifact, or one without an ONNX file.
+        ModelError: a damaged artifact, one without an ONNX file, or one whose answers are not finite.
         EnvironmentProblem: the runtime is not installed.
     """
 
@@ -215,8 +230,9 @@ class ArtifactModel(RuntimeModel):
         self.crop = record.input.crop
         self.aspect = record.input.aspect
         self.temperature_fit = record.temperature
-        self.about = record.about
+        self.about = read_about(folder, record)
         self._answer = open_artifact(folder, record, runtime=runtime)
+        self._check_answer()
 
     @cached_property
     def keras_classifier(self) -> Classifier:
@@ -231,7 +247,7 @@ class ArtifactModel(RuntimeModel):
         return self.keras_classifier.network
 
 
-def find_export(name: str, engine: str) -> Path:
+def find_export(name: str | Path, engine: str) -> Path:
     """Return the folder of an export for an engine: `name` itself, or the format's folder in it.
 
     Raises:

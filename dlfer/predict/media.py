@@ -179,6 +179,10 @@ def read_image(
         >>> read_image("photo.jpg").shape
         (3024, 4032, 3)
     """
+    if not isinstance(source, str | Path | bytes):
+        raise DataError(
+            f"read_image: found a {type(source).__name__}, expected a file's path, or its contents as bytes."
+        )
     if isinstance(source, bytes):
         name, contents = name or "the picture", source
         _check_bytes(len(contents), name, max_bytes)

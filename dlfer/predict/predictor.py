@@ -5,14 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 
+from dlfer.data.images import to_channels
+from dlfer.data.pictures import check_batch_size, predict_by_size, to_pictures
 from dlfer.errors import UserError
 from dlfer.predict.crops import Box, build_cropper
 from dlfer.predict.engines import Engine
-from dlfer.predict.media import BadInput, Frame
+from dlfer.predict.media import BadInput, Frame, read_image
 
 MIN_OVERLAP = 0.3
 """Intersection over union at which two boxes are those of one face; between frames 40 ms apart it is above 0.8."""
@@ -105,6 +108,7 @@ NOTICE = (
     "Predicts which of the expression labels annotators would give to a picture of a face. It does not detect what "
     "a person feels. In the EU, inferring emotions at work and in education is prohibited (AI Act, Art. 5(1)(f))."
 )
+SMOKE = "This is the model of a smoke run, trained on two batches of at most eight images: its answers mean nothing."
 RESEARCH_ONLY = "The model is for research only: its weights come from data with that restriction."
 
 _BATCH_FRAMES, _BATCH_PIXELS = 32, 16_000_000
@@ -172,8 +176,13 @@ class FacePredictor:
         mirror: bool = False,
         batch_size: int = 64,
     ) -> None:
-        if abstain is not None and not 0 <= abstain <= 1:
-            raise UserError(f"abstain: found {abstain}, expected a confidence in 0..1.")
+        if abstain is not None and not (isinstance(abstain, int | float) and 0 <= abstain <= 1):
+            raise UserError(f"abstain: found {abstain!r}, expected a confidence in 0..1.")
+        if not hasattr(classifier, "predict") or not hasattr(classifier, "labels"):
+            raise UserError(
+                f"classifier: found {classifier!r:.80}, expected a loaded model: FacePredictor(dlfer.load('lite2_96'))."
+            )
+        check_batch_size(batch_size)
         self.classifier = classifier
         self.labels = tuple(classifier.labels)
         self.abstain = abstain
@@ -181,12 +190,22 @@ class FacePredictor:
         self.batch_size = batch_size
         self._crop = build_cropper(faces, classifier, detector_size=detector_size)
 
-    def predict(self, images: Sequence[np.ndarray]) -> list[list[FacePrediction]]:
-        """Return the faces in each of several uint8 [H, W, 3] pictures, the largest first.
+    def predict(self, images: Any) -> list[list[FacePrediction]]:
+        """Return the faces in each of several pictures, the largest first; of one picture, a list of one.
 
         The probabilities are calibrated if the model has a temperature.
+
+        Args:
+            images: a list of pictures, each uint8 [H, W] or [H, W, C] with C 1 (grey), 3 (RGB) or 4 (RGBA, laid over
+                white), one of Pillow's images, or a path; one picture alone; or several of one size, uint8 [N, H, W] or
+                [N, H, W, C].
+
+        Raises:
+            DataError: they are none of these, or a file cannot be read.
+            ModelError: the outputs of the model are not finite.
         """
-        crops = self._crop(images)
+        pictures = [to_channels(picture, 3) for picture in to_pictures(images, read=read_image)]
+        crops = self._crop(pictures)
         answers = iter(self._predict_crops([crop.pixels for in_image in crops for crop in in_image]))
         return [[self.judge(next(answers), crop.box, score=crop.score) for crop in in_image] for in_image in crops]
 
@@ -209,18 +228,12 @@ class FacePredictor:
 
     def _predict_crops(self, crops: Sequence[np.ndarray]) -> np.ndarray:
         """Return float32 [N, C] of uint8 [S, S, channels] crops, those of one size in one call."""
-        answers = np.zeros((len(crops), len(self.labels)), np.float32)
-        sides = np.array([len(crop) for crop in crops])
-        for side in np.unique(sides):
-            rows = np.flatnonzero(sides == side)
-            images = np.stack([crops[row] for row in rows])
-            answers[rows] = self._predict_images(images)
-            if self.mirror:
-                answers[rows] = (answers[rows] + self._predict_images(np.ascontiguousarray(images[:, :, ::-1]))) / 2
-        return answers
+        return predict_by_size(self._predict_images, crops, len(self.labels))
 
     def _predict_images(self, images: np.ndarray) -> np.ndarray:
-        return self.classifier.predict(images, batch_size=self.batch_size, calibrated=True)
+        predict = partial(self.classifier.predict, batch_size=self.batch_size, calibrated=True)
+        answers = predict(images)
+        return (answers + predict(np.ascontiguousarray(images[:, :, ::-1]))) / 2 if self.mirror else answers
 
 
 def predict_inputs(
@@ -251,6 +264,11 @@ def predict_inputs(
             yield FramePrediction(item, faces)
 
 
+def make_notice(*, is_smoke: bool, research_only: bool) -> str:
+    """Return what stands beside every answer of a model; that it is of a smoke run comes first."""
+    return " ".join([*([SMOKE] if is_smoke else []), NOTICE, *([RESEARCH_ONLY] if research_only else [])])
+
+
 def describe_predictions(predictor: FacePredictor, *, faces: str, smooth: float | None) -> dict[str, Any]:
     """Return what a reader of predictions has to know: the notice, the model, how probabilities were made.
 
@@ -258,9 +276,9 @@ def describe_predictions(predictor: FacePredictor, *, faces: str, smooth: float 
     """
     classifier, fit = predictor.classifier, predictor.classifier.temperature_fit
     about = classifier.about
-    research_only = about.research_only is not False
     return {
-        "notice": f"{NOTICE} {RESEARCH_ONLY}" if research_only else NOTICE,
+        "notice": make_notice(is_smoke=about.smoke, research_only=about.research_only is not False),
+        "smoke": about.smoke or None,
         "model": about.model_dump(include={"name", "experiment", "run", "protocol", "selected_on"}, exclude_none=True),
         "labels": list(predictor.labels),
         "faces": faces,

@@ -13,11 +13,12 @@ TensorFlow is loaded for a SavedModel alone.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -206,6 +207,9 @@ def open_savedmodel(path: Path) -> Answer:
 
     loaded = tf.saved_model.load(str(path))
     signature = loaded.signatures["serving_default"]
+    for variable in signature.variables:
+        if variable.dtype.is_floating:
+            check_weights(variable.name, variable.numpy(), path)
 
     def answer(images: np.ndarray) -> np.ndarray:
         return signature(images=tf.constant(images))["probabilities"].numpy()
@@ -217,7 +221,7 @@ def open_savedmodel(path: Path) -> Answer:
 
 def open_onnx(path: Path) -> Answer:
     """Return the function by which an ONNX file answers, on the CPU."""
-    _check_is_whole(path)
+    _check_onnx(path)
     onnxruntime = import_extra("onnxruntime")
     options = onnxruntime.SessionOptions()
     if count_cores() < (os.cpu_count() or 1):
@@ -234,7 +238,7 @@ def open_openvino(path: Path) -> Answer:
     each by such a program; what is left of a batch, and sizes beyond `MOST_PROGRAMS`, by the one for all. Several
     threads may call it, one by one.
     """
-    _check_is_whole(path)
+    _check_onnx(path)
     # Its import reports itself to its maker over the network, unless this package cannot be found.
     sys.modules.setdefault("openvino_telemetry", None)
     openvino = import_extra("openvino")
@@ -274,6 +278,7 @@ def open_litert(path: Path) -> Answer:
     # Without a number it takes one thread.
     with keep_back_stderr():
         interpreter = litert.Interpreter(model_path=str(path), num_threads=count_cores())
+        _check_litert(interpreter, path)
         interpreter.allocate_tensors()
     images_index, answer_index = (
         details()[0]["index"] for details in (interpreter.get_input_details, interpreter.get_output_details)
@@ -298,15 +303,90 @@ def open_litert(path: Path) -> Answer:
     return answer
 
 
-def _check_is_whole(path: Path) -> None:
-    if _ONNX_ELSEWHERE in path.read_bytes():
+def _check_onnx(path: Path) -> None:
+    """Raise ModelError where an ONNX file keeps weights elsewhere, or has some that are NaN or infinite."""
+    contents = path.read_bytes()
+    if _ONNX_ELSEWHERE in contents:
         raise ModelError(
             f"{path}: keeps weights in another file, which nothing holds against a sha256. Export the model anew."
         )
+    for name, values in _iterate_onnx_weights(contents):
+        check_weights(name, values, path)
 
 
 _ONNX_ELSEWHERE = b"\x0a\x08location\x12"
 """How protobuf writes the name of the file in which an ONNX keeps a tensor: TensorProto.external_data, key location."""
+
+
+def check_weights(name: str, values: np.ndarray, path: Path) -> None:
+    """Raise ModelError unless all weights of an array are finite: a ReLU behind them may hide in the answers that they are not."""
+    wrong = int((~np.isfinite(values)).sum())
+    if wrong:
+        raise ModelError(
+            f"{path}: found {wrong:,} weights that are NaN or infinite in {name}, expected finite numbers. The training "
+            "diverged or the file was changed: get the model again, or train it again."
+        )
+
+
+def _check_litert(interpreter: Any, path: Path) -> None:
+    """Raise ModelError where constants of a LiteRT file, or the scales of its whole numbers, are not finite.
+
+    Nothing is allocated yet, so that only constants have values.
+    """
+    for detail in interpreter.get_tensor_details():
+        if np.issubdtype(detail["dtype"], np.floating):
+            with contextlib.suppress(ValueError):
+                check_weights(detail["name"], interpreter.get_tensor(detail["index"]), path)
+        check_weights(detail["name"], detail["quantization_parameters"]["scales"], path)
+
+
+def _iterate_onnx_weights(contents: bytes) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield name and values of each tensor of floats in an ONNX file: the initializers, and the constants of nodes."""
+    for graph in _get_fields(memoryview(contents), 7):
+        tensors = _get_fields(graph, 5)
+        for node in _get_fields(graph, 1):
+            tensors += [tensor for attribute in _get_fields(node, 5) for tensor in _get_fields(attribute, 5)]
+        for tensor in tensors:
+            found = dict(_iterate_fields(tensor))
+            dtype = _ONNX_FLOATS.get(found.get(2))
+            if dtype is not None:
+                values = found.get(9) or found.get(4) or found.get(10) or b""  # raw, or lists of floats or doubles
+                yield str(found.get(8, b"a constant")[:200], "utf-8", "replace"), np.frombuffer(values, dtype)
+
+
+_ONNX_FLOATS = {1: "<f4", 10: "<f2", 11: "<f8"}
+"""TensorProto.data_type -> that of numpy."""
+
+
+def _get_fields(message: memoryview, number: int) -> list[Any]:
+    return [value for found, value in _iterate_fields(message) if found == number]
+
+
+def _iterate_fields(message: memoryview) -> Iterator[tuple[int, Any]]:
+    """Yield number and value, an int or bytes, of each field of a message of protobuf."""
+    position = 0
+
+    def read_number() -> int:
+        nonlocal position
+        number = shift = 0
+        while shift < 70:
+            byte = message[position]
+            position += 1
+            number |= (byte & 127) << shift
+            if byte < 128:
+                return number
+            shift += 7
+        raise ValueError("a number of more than 64 bits")
+
+    while position < len(message):
+        key = read_number()
+        if key & 7 == 0:
+            yield key >> 3, read_number()
+            continue
+        size = read_number() if key & 7 == 2 else {1: 8, 5: 4}[key & 7]
+        yield key >> 3, message[position : position + size]
+        position += size
+
 
 RUNTIMES: dict[str, Callable[[Path], Answer]] = {
     "savedmodel": open_savedmodel,

@@ -93,7 +93,7 @@ def write_search_report(path: Path) -> Path:
     context = {
         "name": get_name(path, run),
         "subtitle": describe_run(path, run),
-        "warnings": [_SMOKE] if run.smoke else [],
+        "warnings": [*([_SMOKE] if run.smoke else []), *run.warnings, *_describe_changes(path, trials)],
         "figure": trials.objective,
         "arms": [_describe_arm(path, trials, name) for name in trials.arms],
         "fewest": FEWEST,
@@ -106,6 +106,20 @@ def write_search_report(path: Path) -> Path:
         "config": read_text(path / "config.yaml"),
     }
     return render_page("search.html.j2", path / "report.html", context)
+
+
+def _describe_changes(path: Path, trials: Trials) -> list[str]:
+    """Return a sentence for each trial that went on by --accept-changes."""
+    sentences = []
+    for row in (row for rows in trials.arms.values() for row in rows):
+        folder = row.find_folder(path)
+        record = None if folder is None else RunRecord.read(folder)
+        for change in () if record is None else record.changes:
+            listed = "; ".join(change.differences)
+            sentences.append(
+                f"{folder.name} went on by --accept-changes ({change.time}) with other data or software: {listed}."
+            )
+    return sentences
 
 
 def _describe_arm(path: Path, trials: Trials, name: str) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from dlfer.errors import ModelError
-from dlfer.runs.records import ArtifactRecord
+from dlfer.runs.records import About, ArtifactRecord, RunRecord
 from dlfer.runs.run import CONFIG_FILE, RUN_FILE, Run, find_checkout
 
 _MAX_LISTED = 15
@@ -116,6 +116,8 @@ def find_model(name: Path | str) -> Path:
     Raises:
         ModelError: nothing of that name; with the places tried and the names known.
     """
+    if not isinstance(name, str | Path) or not str(name):
+        raise ModelError(f"model: found {name!r:.80}, expected the name of a model, a run, or a folder.")
     places = list_model_places()
     for path in (Path(name).expanduser(), *(place / name for place in places)):
         found = _get_artifact(path)
@@ -151,7 +153,8 @@ def list_models() -> dict[str, Path]:
 def find_default_model() -> Path:
     """Return the artifact folder of the model that is used where none is named.
 
-    It is the one whose artifact.json says `default: true` under `about`, in the first place that has one.
+    It is the one whose artifact.json says `default: true` under `about`, in the first place that has one; never that of a
+    smoke run.
 
     Raises:
         ModelError: there is none, or a place has several.
@@ -174,12 +177,27 @@ def find_default_model() -> Path:
 
 
 def is_default(folder: Path) -> bool:
-    """Return whether the artifact in a folder calls itself the default."""
+    """Return whether the artifact in a folder calls itself the default, and may: that of a smoke run may not."""
     try:
         record = ArtifactRecord.read(folder)
     except ModelError:
         return False  # the message about a damaged one comes when it is loaded
-    return record is not None and record.about.default
+    return record is not None and record.about.default and not record.about.smoke
+
+
+def read_about(folder: Path, record: ArtifactRecord) -> About:
+    """Return what an artifact says of its training; that of a smoke run before dlfer 0.2 is known by its run alone.
+
+    Args:
+        folder: of the artifact.
+        record: its artifact.json.
+    """
+    try:
+        run = RunRecord.read(folder.parent) if folder.name == "model" else None
+    except ModelError:  # the model is whole
+        run = None
+    is_smoke = record.about.smoke or (run is not None and run.smoke)
+    return record.about.model_copy(update={"smoke": True}) if is_smoke else record.about
 
 
 def find_run_of(name: Path | str) -> Run | None:

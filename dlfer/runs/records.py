@@ -207,6 +207,18 @@ class SearchOptionsRecord(Record):
     engine: str | None = None
 
 
+class AcceptedChanges(Record):
+    """What had changed since a run began when it went on by --accept-changes.
+
+    Attributes:
+        time: UTC, ISO 8601.
+        differences: one line each.
+    """
+
+    time: str
+    differences: list[str]
+
+
 class RunRecord(FileRecord):
     """run.json: how a run was started, where it stands, and what it was made with.
 
@@ -218,6 +230,7 @@ class RunRecord(FileRecord):
         error: what went wrong.
         reason: what asked for the stop.
         seed: of the experiment.
+        settings: the experiment in full as the run began with it, or went on with by --accept-changes.
         git: of dlfer's source; None outside a checkout.
         packages: name -> version.
         host, pid: of the process that works on it, or did last.
@@ -226,6 +239,8 @@ class RunRecord(FileRecord):
         judge_test: whether the model is judged on the test split; not for the trials of a search.
         warnings: sentences that the report shows.
         cost: what training took.
+        changes: what had changed when it went on by --accept-changes.
+        data_like: of a member of a study, "<experiment>/<run>" of one before it with the same data.
     """
 
     FILE: ClassVar[str] = "run.json"
@@ -241,6 +256,7 @@ class RunRecord(FileRecord):
     device: DeviceRecord | None = None
     seed: int | None = None
     config_digest: str | None = None
+    settings: dict[str, Any] | None = None
     git: Checkout | None = None
     dlfer: str | None = None
     python: str | None = None
@@ -254,6 +270,8 @@ class RunRecord(FileRecord):
     warnings: list[str] = Field(default_factory=list)
     cost: Cost | None = None
     search: SearchOptionsRecord | None = None
+    changes: list[AcceptedChanges] = Field(default_factory=list)
+    data_like: str | None = None
 
     @property
     def present_status(self) -> str:
@@ -377,6 +395,7 @@ class About(Record):
     Attributes:
         faces: how faces were found in the training images (the section `finetune.data.faces`), or None.
         face_size: side in pixels that faces are cut out with; None: not known.
+        smoke: whether a smoke run trained it, so that its answers mean nothing.
         research_only: whether data or weights forbid other use.
     """
 
@@ -388,6 +407,7 @@ class About(Record):
     face_size: int | None = None
     name: str | None = None
     default: bool = False
+    smoke: bool = False
     research_only: bool | None = None
     shipped: ShippedRecord | None = None
 

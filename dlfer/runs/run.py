@@ -272,6 +272,7 @@ def create_run(folder: Path, config: ExperimentConfig, *, argv: list[str], kind:
         "device": None,
         "seed": config.experiment.seed,
         "config_digest": digest,
+        "settings": config.model_dump(mode="json"),
         "git": describe_checkout(),
         "dlfer": __version__,
         "python": platform.python_version(),

@@ -13,7 +13,7 @@ from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import Scope
 
 from dlfer._version import __version__
-from dlfer.predict.predictor import NOTICE, RESEARCH_ONLY
+from dlfer.predict.predictor import NOTICE, make_notice
 from dlfer.serve import schemas
 from dlfer.serve.inputs import check_faces, decode_all, read_face
 from dlfer.serve.limits import CONTENT_TYPE, Guard, Limits, Metrics, Refusal
@@ -197,7 +197,7 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
                 uploads = await service.run(lambda: decode_all(asked.images))
             async with service.limit_time():
                 pictures = await service.predict(uploads, model, faces)
-            notice = f"{NOTICE} {RESEARCH_ONLY}" if model.card.research_only else NOTICE
+            notice = make_notice(is_smoke=model.card.smoke, research_only=model.card.research_only)
             return schemas.Prediction(model=model.name, notice=notice, images=pictures)
 
     @app.post(

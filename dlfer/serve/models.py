@@ -129,6 +129,7 @@ def read_card(name: str, classifier: Engine, folder: Path) -> Card:
             else "as the network gives them, not calibrated"
         ),
         research_only=about.research_only is not False,
+        smoke=about.smoke,
     )
 
 

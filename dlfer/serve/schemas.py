@@ -76,6 +76,7 @@ class Card(BaseModel):
     image_size: int
     probabilities: Annotated[str, Field(description="whether they are calibrated")]
     research_only: bool
+    smoke: Annotated[bool, Field(description="of a smoke run, so that its answers mean nothing")] = False
 
 
 class Models(BaseModel):

@@ -18,7 +18,7 @@ from uvicorn.config import LOGGING_CONFIG
 
 from dlfer.errors import DlferError, EnvironmentProblem, UserError
 from dlfer.predict.engines import load_engine
-from dlfer.predict.predictor import NOTICE
+from dlfer.predict.predictor import NOTICE, SMOKE
 from dlfer.runs.find import find_model
 from dlfer.serve.app import build_app
 from dlfer.serve.limits import Limits
@@ -116,6 +116,8 @@ def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable
             f"Set {KEY_VARIABLE} (at least {SHORTEST_KEY} characters), and put TLS before it."
         )
     say(NOTICE)
+    for name in [name for name, model in loaded.items() if model.card.smoke]:
+        say(f"{name}: {SMOKE}")
     shown = f"[{options.host}]" if ":" in options.host else options.host
     say(f"dlfer serves {', '.join(loaded)} at http://{shown}:{port}/ (Ctrl-C stops it)")
     server = GracefulServer(configure(app, options), drain=options.drain)

@@ -2,7 +2,7 @@
 
 It executes a run directory that its parent has made:
 
-    python -m dlfer.study.child RUN --parent PID --hint "dlfer sweep --resume ..." --events FD [--ask] [--stay] [--require-gpu]
+    python -m dlfer.study.child RUN --parent PID --hint "dlfer sweep --resume ..." --events FD [--ask] [--stay] [--require-gpu] [--accept-changes]
 
 A process of its own frees its memory at its end, can have a GPU of its own, and takes nothing else along when it is killed.
 It writes one JSON object a line to the file descriptor FD: {"event": "start", "stage", "epochs"} when a stage begins,
@@ -212,6 +212,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--ask", action="store_true")
     parser.add_argument("--stay", action="store_true")
     parser.add_argument("--require-gpu", action="store_true")
+    parser.add_argument("--accept-changes", action="store_true")
     given = parser.parse_args(argv)
     hush_tensorflow()
     control = StopControl(parent=given.parent)
@@ -243,7 +244,12 @@ def _execute(given: argparse.Namespace, channel: Channel) -> None:
 
     run = Run(given.run)
     # The cache of EF-FER1 is beside the members.
-    options = RunOptions(out=run.path.parent.parent, smoke=run.is_smoke, require_gpu=given.require_gpu)
+    options = RunOptions(
+        out=run.path.parent.parent,
+        smoke=run.is_smoke,
+        require_gpu=given.require_gpu,
+        accept_changes=given.accept_changes,
+    )
     session = Session(options, channel.control, make_listener(channel), resume_hint=given.hint)
     while True:
         execute_run(run, run.config(), session)

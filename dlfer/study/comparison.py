@@ -9,10 +9,12 @@ from pathlib import Path
 
 from dlfer.config.load import compute_digest, load_experiment
 from dlfer.config.schema import ExperimentConfig
-from dlfer.errors import ConfigError, DlferError, TrainingStopped, UserError
+from dlfer.errors import ConfigError, DlferError, ResumeError, TrainingStopped, UserError
+from dlfer.experiment.limits import refuse_obstacles
 from dlfer.experiment.session import create_member_run
 from dlfer.report.comparison import write_comparison_report
 from dlfer.report.page import format_percent
+from dlfer.runs.changes import settle_start
 from dlfer.runs.comparison_record import ComparisonRecord
 from dlfer.runs.find import default_runs_folder, open_run
 from dlfer.runs.member_rows import is_run, write_member_rows
@@ -113,13 +115,13 @@ class Comparison:
         """Make the member's run directory beside the comparison's, small where that is a smoke run."""
         record, config, folder = self.run.record, member.make_config(self.config), self.run.path.parent.parent
         options = RunOptions(smoke=self.run.is_smoke, use_cache=record.use_cache, argv=tuple(record.argv))
+        siblings = [Path(other.path) for other in self.members if other.path]
         if self.is_shared:
             name = self._get_shared_name(member)
-            run = open_shared_run(
-                folder, config.experiment.name, name, lambda draft: create_member_run(config, options, draft)
-            )
+            create = lambda draft: create_member_run(config, options, draft, siblings=siblings)  # noqa: E731
+            run = open_shared_run(folder, config.experiment.name, name, create)
         else:
-            run = create_member_run(config, options, folder)
+            run = create_member_run(config, options, folder, siblings=siblings)
         member.path = str(run.path.resolve())
 
     def _get_shared_name(self, member: Member) -> str:
@@ -257,6 +259,7 @@ def start_comparison(
     """
     own_seeds = {} if seeds is None else {f"{rules.section}.seeds": list(seeds)}
     config = load_experiment(file, {**options.overrides, **own_seeds})
+    refuse_obstacles(config, file, kind=rules.section, smoke=options.smoke, out=options.out)
     plan = rules.plan(config, file, options.smoke)
     if options.dry_run:
         explain_members(config, plan, options)
@@ -288,6 +291,8 @@ def resume_comparison(run: Path | str, options: RunOptions, rules: Rules, *, wor
         As `run_comparison`.
     """
     opened = open_run(run, options.out)
+    if opened.status != "finished":
+        settle_start(opened, accept=options.accept_changes)
     plan = rules.plan(opened.config(), opened.path, opened.is_smoke)
     return run_comparison(Comparison(opened, opened.config(), plan), options, workers=workers, rules=rules)
 
@@ -311,7 +316,14 @@ def run_one_member(comparison: Comparison, index: int, options: RunOptions, *, r
     source = MemberSource(comparison, [member], rules=rules, num_slots=1, save=False)
     hint = f"the same command: dlfer {comparison.plan.verb} ... --member {index}"
     with control.watch_signals():
-        Runner(make_slots(1, []), control, comparison.console, hint, options.require_gpu).run(source)
+        Runner(
+            make_slots(1, []),
+            control,
+            comparison.console,
+            hint,
+            options.require_gpu,
+            accept_changes=options.accept_changes,
+        ).run(source)
     if member.status == "failed":
         kind = UserError if source.is_users_fault else DlferError
         raise kind(f"{member.title} failed: {member.error}")
@@ -338,8 +350,19 @@ def run_comparison(comparison: Comparison, options: RunOptions, *, workers: int 
         run.update(status="running")
         try:
             is_proven = len(unfinished) < len(comparison.members)
-            Runner(slots, control, comparison.console, comparison.hint, options.require_gpu, is_proven).run(source)
+            Runner(
+                slots,
+                control,
+                comparison.console,
+                comparison.hint,
+                options.require_gpu,
+                accept_changes=options.accept_changes,
+                is_proven=is_proven,
+            ).run(source)
             report = _write_results(comparison, rules)
+        except ResumeError:
+            run.stop("changes since it began")
+            raise
         except (TrainingStopped, KeyboardInterrupt) as stop:
             if any(member.status == "finished" for member in comparison.members):
                 _write_results(comparison, rules)

@@ -262,6 +262,7 @@ def run_ensemble_members(runs: Mapping[str, Run], session: Session, on_change: C
 
     Raises:
         TrainingStopped: the members stand at checkpoints.
+        ResumeError: what a member began with has changed.
         DlferError: a member failed; a UserError where the user has to correct it.
     """
     if not runs:
@@ -269,7 +270,10 @@ def run_ensemble_members(runs: Mapping[str, Run], session: Session, on_change: C
     slots = find_slots(None, next(iter(runs.values())).config())
     source = _EnsembleSource(runs, on_change)
     hint = session.resume_hint or ""
-    Runner(slots, session.control, StudyConsole(), hint, session.options.require_gpu).run(source)
+    options = session.options
+    Runner(
+        slots, session.control, StudyConsole(), hint, options.require_gpu, accept_changes=options.accept_changes
+    ).run(source)
     if source.failure is not None:
         title, ending = source.failure
         raise (UserError if ending.is_users else DlferError)(f"{title} failed: {ending.kind}: {ending.error}")

@@ -25,7 +25,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from dlfer.config.schema import STAGES
-from dlfer.errors import DlferError, TrainingStopped, UserError
+from dlfer.errors import DlferError, ResumeError, TrainingStopped, UserError
 from dlfer.runs.run import Run
 from dlfer.study.child import GO_ON, STOP, ChildProcess, WorkerSlot, describe_exit
 from dlfer.train.control import StopControl
@@ -188,6 +188,7 @@ class Runner:
         console: tells a person.
         hint: the command that goes on after a stop.
         require_gpu: children refuse to run without a GPU.
+        accept_changes: children go on although data, experiment or software has changed since a member began.
         is_proven: whether a member has finished before, so that failures are no fault of the experiment.
     """
 
@@ -196,6 +197,7 @@ class Runner:
     console: StudyConsole
     hint: str
     require_gpu: bool = False
+    accept_changes: bool = False
     is_proven: bool = False
     _select: selectors.BaseSelector = field(default_factory=selectors.DefaultSelector, init=False)
     _children: list[_Child] = field(default_factory=list, init=False)
@@ -208,7 +210,8 @@ class Runner:
 
         Raises:
             TrainingStopped: the control asked for it; every child has stopped at a checkpoint.
-            UserError, DlferError: the first members failed alike, so that the others would as well.
+            ResumeError: data, experiment or software has changed since a member, or one before it, began.
+        UserError, DlferError: the first members failed alike, so that the others would as well.
         """
         if len(self.slots) > 1:
             self.console.show_bars()
@@ -277,6 +280,7 @@ class Runner:
             # Its GPU must be free before another process takes it.
             self._dismiss([child])
         flags = {"--ask": task.on_epoch is not None, "--stay": bool(task.kinship), "--require-gpu": self.require_gpu}
+        flags["--accept-changes"] = self.accept_changes
         given = [flag for flag, is_set in flags.items() if is_set]
         process = ChildProcess(task.run.path, slot, hint=self.hint, flags=given, log=log)
         child = _Child(task, slot, process, time.monotonic(), task.kinship, restarts)
@@ -367,6 +371,10 @@ class Runner:
         child.process.close()
 
     def _end(self, source: Source, task: Task, ending: Ending) -> None:
+        if ending.kind == ResumeError.__name__:
+            # What has changed has changed for all members: it is no failure of this one.
+            source.end(task, Ending("stopped"))
+            raise ResumeError(f"{task.title}: {ending.error}")
         if ending.status == "failed" and task.run.status in ("running", "interrupted"):
             task.run.fail(DlferError(ending.error))
         if ending.status == "stopped" and task.run.status in ("running", "interrupted"):

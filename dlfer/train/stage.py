@@ -225,6 +225,11 @@ class _Stage:
         if self.loop.share.count > 1:
             confusion, loss = self.loop.add(confusion), self.loop.add(loss)
         self.state.seconds += time.monotonic() - start
+        if not np.isfinite(loss).all():
+            raise NonFiniteError(
+                f"{self.job.name}: after epoch {self.state.epoch + 1} the network's answers on validation are NaN or infinite. "
+                "Set a lower optimizer.learning_rate, or a lower clip."
+            )
         return name_figures(loss[0] / loss[1], confusion)
 
     def _finish_epoch(self, validation: dict[str, float]) -> None:

@@ -5,11 +5,12 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from dlfer.config import names
 from dlfer.config.sections import BoostingConfig, HeadConfig, ModelConfig
 from dlfer.data.images import match_channels
-from dlfer.errors import ModelError
+from dlfer.errors import DataError, DlferError, ModelError
 from dlfer.explain.explanation import Explainer, MapOptions
 from dlfer.explain.sanity import randomise
 from dlfer.model.artifact import FAMILIES, load_artifact
@@ -86,10 +87,10 @@ def test_uint8_of_any_size_and_a_batch_is_its_images(family, shape, channels):
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize(
-    "images", [np.zeros((2, 48, 48), np.float32), np.zeros((48, 48), np.uint8), draw_images((2, 9, 9, 2))]
+    "images", [np.zeros((2, 48, 48), np.float32), np.zeros(48, np.uint8), draw_images((2, 9, 9, 2))]
 )
 def test_other_arrays_are_refused(family, images):
-    with pytest.raises(ModelError, match="expected uint8"):
+    with pytest.raises(DataError, match="expected uint8"):
         get_classifier(family).predict(images)
 
 
@@ -162,3 +163,40 @@ def test_with_new_weights_it_answers_otherwise(family):
         before, after = (one.features.compute(images[..., None], batch_size=4) for one in (classifier, changed))
         assert not np.allclose(before, after)
         assert changed.booster is classifier.booster
+
+
+@pytest.mark.parametrize("family", names.FAMILIES)
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused_when_loaded_and_give_no_answer(family, value, tmp_path):
+    classifier = make_classifier(family)
+    owner = classifier.members["b"] if family == "ensemble" else classifier
+    weight = owner.parts.backbone.weights[0] if family == "boosted" else owner.network.weights[-1]
+    values = np.array(weight)
+    values.flat[0] = value
+    weight.assign(values)
+    with pytest.raises(DlferError, match=r"NaN"):
+        classifier.predict(draw_images((3, 32, 32, 1)))
+    classifier.save(tmp_path / "model")
+    with pytest.raises(ModelError, match=r"weights\.h5: found values that are NaN or infinite in 1 of"):
+        load_artifact(tmp_path / "model")
+
+
+@pytest.mark.parametrize("family", names.FAMILIES)
+def test_one_picture_a_list_and_a_path_are_predicted_as_a_batch_is(family, tmp_path):
+    images = draw_images((2, 40, 40, 3))
+    classifier = get_classifier(family)
+    expected = classifier.predict(images)
+    Image.fromarray(images[0]).save(tmp_path / "a.png")
+    for one in (images[0], Image.fromarray(images[0]), tmp_path / "a.png", [images[0]]):
+        found = classifier.predict(one)
+        assert found.shape == (1, 3)
+        assert np.allclose(found[0], expected[0], atol=1e-5)
+    mixed = classifier.predict([images[1], images[0][:20], images[0]])
+    assert np.allclose(mixed[[0, 2]], expected[[1, 0]], atol=1e-5)
+    assert classifier.predict(np.zeros((0, 40, 40, 3), np.uint8)).shape == (0, 3)
+
+
+@pytest.mark.parametrize("batch_size", [0, -1, 1.5, None])
+def test_a_batch_size_is_a_whole_number_above_zero(batch_size):
+    with pytest.raises(DataError, match="batch_size"):
+        get_classifier("transfer").predict(draw_images((3, 32, 32, 1)), batch_size=batch_size)

@@ -3,6 +3,7 @@
 import ast
 import json
 import os
+import shutil
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -23,6 +24,7 @@ from dlfer.model.artifact import FAMILIES
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.predict.runtimes import EXPORT_FILE, FORMATS, OTHER_RUNTIMES, RUNTIMES, open_export, read_export
 from dlfer.runs.export_record import ExportAbout
+from dlfer.runs.files import hash_file
 
 LABELS = ("angry", "happy", "sad")
 SIZE = (40, 48)
@@ -60,6 +62,23 @@ def exports(classifier, tmp_path_factory):
     for name in EXPORTERS:
         export_classifier(classifier, name, out=out, sample=sample, origin=origin)
     return out
+
+
+@pytest.mark.parametrize("form", ["onnx", "litert"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_weights_that_are_not_finite_are_refused(form, value, exports, classifier, tmp_path):
+    folder = tmp_path / form
+    shutil.copytree(exports / form, folder)
+    values = json.loads((folder / EXPORT_FILE).read_text())
+    file = folder / values["file"]
+    weight = np.asarray(classifier.parts.head.kernel)[0, 0].tobytes()
+    contents = file.read_bytes()
+    assert contents.count(weight) == 1
+    file.write_bytes(contents.replace(weight, np.float32(value).tobytes()))
+    values["sha256"][values["file"]] = hash_file(file)
+    (folder / EXPORT_FILE).write_text(json.dumps(values))
+    with pytest.raises(ModelError, match="found 1 weights that are NaN or infinite"):
+        open_export(folder)
 
 
 OTHERS = [(form, runtime) for form, runtimes in OTHER_RUNTIMES.items() for runtime in runtimes]

@@ -1,6 +1,7 @@
 """Killed in the middle, by SIGKILL and by SIGTERM: the resumed run ends with the very same weights."""
 
 import json
+import shutil
 import signal
 import subprocess
 import time
@@ -9,6 +10,7 @@ from pathlib import Path
 import h5py
 import numpy as np
 import pytest
+from PIL import Image
 
 from tests.integration.conftest import command, dlfer, environment
 
@@ -116,3 +118,55 @@ def test_max_hours_stops_cleanly_and_says_how_to_go_on(small, tmp_path):
     run = find_run(tmp_path / "runs")
     assert json.loads((run / "run.json").read_text())["status"] == "stopped"
     assert not (run / "model").exists()
+
+
+FOLDER = """
+experiment: {name: small, seed: 1, checkpoint_minutes: 0}
+model: {backbone: resnet_nano}
+finetune:
+  data: {source: folder, path: FACES, protocol: resplit}
+  epochs: 2
+  batch_size: 16
+  image_size: 32
+evaluate: {num_train: 0}
+"""
+
+
+def draw_faces(folder: Path) -> None:
+    """Write twenty grey pictures for each of two labels."""
+    for number, label in enumerate(("happy", "sad")):
+        (folder / label).mkdir(parents=True)
+        for index in range(20):
+            pixels = np.random.default_rng([number, index]).integers(0, 256, (32, 32), np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"im{index:02}.png")
+
+
+def test_a_run_whose_data_changed_is_not_resumed_unless_that_is_accepted(tmp_path):
+    faces, file, out = tmp_path / "faces", tmp_path / "r.yaml", tmp_path / "runs"
+    draw_faces(faces)
+    file.write_text(FOLDER.replace("FACES", str(faces)))
+    stopped = dlfer("run", file, "--out", out, "--max-hours", "0.000001")
+    assert stopped.returncode == 0, stopped.stderr
+    # A copy of the run, and of the data at another place, goes on; the run itself does not once its data has changed.
+    run = find_run(out)
+    copied = tmp_path / "copied" / "small" / run.name
+    shutil.copytree(run, copied)
+    shutil.copytree(faces, tmp_path / "moved")
+    config = (copied / "config.yaml").read_text()
+    (copied / "config.yaml").write_text(config.replace(str(faces), str(tmp_path / "moved")))
+    went_on = dlfer("run", "--resume", copied)
+    assert went_on.returncode == 0, went_on.stderr
+
+    shutil.copy(faces / "happy" / "im00.png", faces / "happy" / "new.png")
+    (faces / "sad" / "im03.png").unlink()
+    refused = dlfer("run", "--resume", run)
+    assert refused.returncode == 2
+    assert "1 added (happy/new.png)" in refused.stderr
+    assert "1 removed (sad/im03.png)" in refused.stderr
+    assert json.loads((run / "run.json").read_text())["status"] == "stopped"
+
+    accepted = dlfer("run", "--resume", run, "--accept-changes")
+    assert accepted.returncode == 0, accepted.stderr
+    record = json.loads((run / "run.json").read_text())
+    assert "happy/new.png" in str(record["changes"])
+    assert "--accept-changes" in (run / "report.html").read_text()

@@ -87,14 +87,30 @@ def test_check_prints_the_whole_experiment(call, work):
     assert load_experiment(work / "again.yaml") == load_experiment(work / "a.yaml", {"finetune.epochs": 3})
 
 
-def test_check_notes_data_that_is_not_there(call, monkeypatch):
+def test_check_refuses_data_that_is_not_there(call, monkeypatch):
     monkeypatch.delenv("NOT_SET", raising=False)
     code, _, err = call("check", "a.yaml", "--set", "finetune.data={source: folder, path: nowhere}")
-    assert code == 0
-    assert "finetune.data.path: nowhere is not there yet" in err
+    assert code == 2
+    assert "finetune.data.path: nowhere is not there" in err
     code, _, err = call("check", "a.yaml", "--set", "finetune.data={source: folder, path: '${NOT_SET}/x'}")
-    assert code == 0
+    assert code == 2
     assert "NOT_SET is not set" in err
+
+
+def test_check_tells_problems_and_obstacles_of_all_files_in_one_message(call):
+    given = ("finetune.data={source: folder, path: nowhere}", "finetune.image_size=48", "model.backbone=inception_v3")
+    code, out, err = call("check", "bad.yaml", "a.yaml", *(word for text in given for word in ("--set", text)))
+    assert (code, out) == (2, "")
+    assert "a.yaml: cannot run here, for 2 things" in err
+    assert all(text in err for text in ("modle", "nowhere is not there", "expected at least 75"))
+
+
+@pytest.mark.parametrize("verb", ["run", "ablate", "sweep", "search"])
+def test_training_verbs_refuse_before_work_what_would_fail(call, verb):
+    code, _, err = call(verb, "a.yaml", "--set", "finetune.data={source: folder, path: nowhere}")
+    assert code == 2
+    assert "nowhere is not there" in err
+    assert not Path("saved_models/runs").exists()
 
 
 def test_run_hands_its_options_on_and_ends_with_run_and_report(call, stand_in):

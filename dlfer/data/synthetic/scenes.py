@@ -225,26 +225,40 @@ def load_synthetic_scenes(config: DataConfig) -> DataBundle:
     """Draw the scenes of an experiment, about 1 ms an image, all classes in equal numbers.
 
     Args:
-        config: `num_images` says how many of each split (null: 6000, 1000 and no test), `seed` which ones.
+        config: `num_images` says how many of each split (null: 6000, 1000 and no test), `seed` which ones;
+            `num_labels` of how many labels.
 
     Returns:
         A bundle whose splits hold uint8 [N, 64, 64, 3] and ids such as "synthetic_scenes/train/17".
     """
+    labels = name_labels(config.num_labels)
     splits = {}
     for name, number in NUM_SCENES.items():
         num_images = getattr(config.num_images, name) or number
-        splits[name] = _draw_split(name, num_images, seed=config.seed) if num_images else None
+        splits[name] = _draw_split(name, num_images, labels=labels, seed=config.seed) if num_images else None
     note = "synthetic_scenes: the scenes are drawn by dlfer, not photographed; they stand in for ImageNet."
-    return DataBundle(source="synthetic_scenes", labels=SCENE_LABELS, notes=(note,), **splits)
+    return DataBundle(source="synthetic_scenes", labels=labels, notes=(note,), **splits)
 
 
-def _draw_split(name: str, num_images: int, *, seed: int) -> Split:
+def name_labels(num_labels: int | None) -> tuple[str, ...]:
+    """Return the names of so many labels; beyond those of the things, a thing's name has a number: "umbrella 2"."""
+    if num_labels is None:
+        return SCENE_LABELS
+    rounds = [(_get_thing(index), index // len(SCENE_LABELS)) for index in range(num_labels)]
+    return tuple(thing if number == 0 else f"{thing} {number + 1}" for thing, number in rounds)
+
+
+def _get_thing(target: int) -> str:
+    return SCENE_LABELS[target % len(SCENE_LABELS)]
+
+
+def _draw_split(name: str, num_images: int, *, labels: tuple[str, ...], seed: int) -> Split:
     """Draw one split of `num_images` scenes; the classes take turns."""
     images = np.empty((num_images, SCENE_SIZE, SCENE_SIZE, 3), dtype=np.uint8)
-    targets = np.arange(num_images, dtype=np.int64) % len(SCENE_LABELS)
+    targets = np.arange(num_images, dtype=np.int64) % len(labels)
     for index, target in enumerate(targets.tolist()):
         rng = np.random.default_rng([seed, _SPLIT_CODES[name], index])
-        images[index] = draw_scene(SCENE_LABELS[target], rng=rng)
+        images[index] = draw_scene(_get_thing(target), rng=rng)
     ids = np.array([f"synthetic_scenes/{name}/{index}" for index in range(num_images)])
     return Split(name, images, targets, ids)
 

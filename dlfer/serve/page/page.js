@@ -62,6 +62,7 @@ function showCard() {
   const card = state.models.find((one) => one.name === $("model").value);
   if (!card) return;
   const words = [];
+  if (card.smoke) words.push("Model of a smoke run: its answers mean nothing.");
   if (card.accuracy) {
     const { value, low, high, n, what } = card.accuracy;
     const interval = low === null || high === null ? "" : ` (95 %: ${percent(low)} to ${percent(high)})`;

@@ -13,6 +13,7 @@ from dlfer.config.schema import ExperimentConfig, SearchConfig, StageConfig
 from dlfer.config.space import list_ancestors
 from dlfer.errors import ConfigError
 from dlfer.report.page import format_value
+from dlfer.runs.changes import list_differences
 from dlfer.runs.member_rows import MemberRow
 
 _GRID_POINTS = 10
@@ -238,29 +239,3 @@ def check_same_experiment(where: str, began: ExperimentConfig, given: Experiment
             f"{where} is not the experiment and space that this search began with:\n{lines}\n"
             f"Scores of different experiments cannot be ranked together. {advice}"
         )
-
-
-def list_differences(old: ExperimentConfig, new: ExperimentConfig) -> list[str]:
-    """Return a line for each key in which two experiments differ; the number of trials may."""
-    before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
-    lines = []
-    for key in dict.fromkeys([*before, *after]):
-        if key != "search.trials" and before.get(key) != after.get(key):
-            lines.append(f"{key}: {_show(before, key)} -> {_show(after, key)}")
-    return lines
-
-
-def _show(values: Mapping[str, Any], key: str) -> str:
-    return repr(values[key]) if key in values else "(absent)"
-
-
-def _flatten(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in tree.items():
-        key = f"{above}{name}"
-        # A key of the space and its range are compared as one.
-        if isinstance(value, Mapping) and above != "search.space.":
-            flat |= _flatten(value, f"{key}.")
-        else:
-            flat[key] = value
-    return flat

@@ -105,7 +105,12 @@ class WinnerSource(Source):
         if not self.waiting:
             return None
         member, config = self.waiting.pop(0)
-        run = member.run if member.path else create_member_run(config, self.options, self.run.path.parent.parent)
+        if member.path:
+            run = member.run
+        else:
+            found = (row.find_folder(self.run.path) for row in read_member_rows(self.run.path))
+            siblings = [folder for folder in found if is_run(folder)]
+            run = create_member_run(config, self.options, self.run.path.parent.parent, siblings=siblings)
         member.path, member.status = str(run.path.resolve()), "running"
         self._save()
         is_judged = run.status == "finished" and run.record.judge_test

@@ -11,8 +11,10 @@ from filelock import FileLock
 
 from dlfer.config.load import compute_digest, load_experiment, with_overrides
 from dlfer.config.schema import ExperimentConfig
-from dlfer.errors import ModelError, TrainingStopped, UserError
+from dlfer.errors import ModelError, ResumeError, TrainingStopped, UserError
+from dlfer.experiment.limits import refuse_obstacles
 from dlfer.report.page import format_overrides
+from dlfer.runs.changes import settle_start
 from dlfer.runs.find import default_runs_folder, open_run
 from dlfer.runs.options import RunOptions
 from dlfer.runs.records import SearchOptionsRecord
@@ -101,7 +103,10 @@ class Search:
     def make_runner(self) -> Runner:
         """Return the runner for this machine."""
         slots = find_slots(self.search_options.workers, self.config)
-        return Runner(slots, self.control, self.console, self.hint, self.options.require_gpu)
+        options = self.options
+        return Runner(
+            slots, self.control, self.console, self.hint, options.require_gpu, accept_changes=options.accept_changes
+        )
 
     def _hold_files(self) -> contextlib.AbstractContextManager:
         # Who writes last has then also read last, so that the files are complete.
@@ -120,6 +125,7 @@ def run_search(file: Path | str, options: RunOptions, search_options: SearchOpti
         DlferError: the first trials fail alike.
     """
     config = load_experiment(file, options.overrides)
+    refuse_obstacles(config, file, kind="search", smoke=options.smoke, out=options.out)
     arms = list_arms(config, ablation=search_options.ablation)
     console = StudyConsole()
     if options.dry_run:
@@ -154,6 +160,8 @@ def resume_search(
         raise ModelError(
             f"{run.path}: an earlier version of dlfer began this search and cannot be resumed; start a new one."
         )
+    if run.status != "finished":
+        settle_start(run, accept=options.accept_changes)
     config = check_same(run, None if file is None else load_experiment(file, options.overrides))
     options = replace(options, out=run.path.parent.parent, smoke=run.is_smoke, use_cache=record.use_cache, overrides={})
     trials = search_options.trials if search_options.trials is not None else began.trials
@@ -197,6 +205,9 @@ def _execute(search: Search, arms: list[Arm]) -> Path:
                 run.stop(stop.reason)
             search.conclude()
             search.console.say(f"Stopped by {stop.reason}. Go on with: {search.hint}")
+            raise
+        except ResumeError:
+            run.stop("changes since it began")
             raise
         except BaseException as error:
             run.fail(error)

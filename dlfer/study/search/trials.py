@@ -245,7 +245,10 @@ class TrialSource(Source):
             return None
         run = find_trial_run(self.engine.list_records(), proposal.settings, self.folder)
         if run is None:
-            run = create_member_run(config, replace(self.options, judge_test=False), self.folder.parent.parent)
+            found = (record.find_folder(self.folder) for record in self.engine.list_records())
+            siblings = [folder for folder in found if is_run(folder)]
+            options, place = replace(self.options, judge_test=False), self.folder.parent.parent
+            run = create_member_run(config, options, place, siblings=siblings)
         digest = (run.record.config_digest or "")[:8]
         trial = _Trial(proposal, row.change(path=str(run.path.resolve()), digest=digest), run.config(), [])
         self.engine.begin(trial.row)

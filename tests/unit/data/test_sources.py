@@ -258,3 +258,28 @@ def test_files_that_are_no_npz_are_refused(tmp_path):
     np.save(tmp_path / "a.npy", IMAGES)
     with pytest.raises(DataError, match=r"\.npy"):
         _load(tmp_path / "a.npy")
+
+
+@pytest.mark.parametrize(
+    ("keys", "folders", "expected"),
+    [
+        ({"source": "tfds", "name": "imagenet2012"}, (), ("synthetic_scenes", 1000)),
+        ({"source": "tfds", "name": "imagenet2012:5.1.0"}, (), ("synthetic_scenes", 1000)),
+        ({"source": "tfds", "name": "cifar100"}, (), ("synthetic_scenes", 100)),
+        ({"source": "tfds", "name": "no_such_set"}, (), ("synthetic_scenes", None)),
+        ({"source": "folder"}, ("a", "b", "c"), ("synthetic_scenes", 3)),
+        ({"source": "folder"}, ("train/a", "train/b", "validation/a"), ("synthetic_scenes", 2)),
+        ({"source": "folder", "labels": LabelsConfig(drop=("c",))}, ("a", "b", "c"), ("synthetic_scenes", 2)),
+        ({"source": "folder"}, (), ("synthetic_scenes", None)),
+        ({"source": "folder", "labels": LabelsConfig(aliases={"joy": "Happy"})}, (), ("synthetic_faces", None)),
+        ({"source": "tfds", "name": "image_folder"}, ("train/a", "train/b"), ("synthetic_scenes", 2)),
+        ({"source": "arrays"}, (), ("synthetic_scenes", None)),
+    ],
+)
+def test_a_stand_in_has_as_many_labels_as_the_data(tmp_path, keys, folders, expected):
+    for folder in folders:
+        (tmp_path / "x" / folder).mkdir(parents=True)
+    path = {} if keys.get("name", "image_folder") != "image_folder" else {"path": str(tmp_path / "x")}
+    found, _ = replace_by_synthetic(DataConfig(**keys, **path, num_images=NumImages(train=32, validation=32)))
+    assert (found.source, found.num_labels) == expected
+    assert len(load_data(found, image_size=48).labels) == (expected[1] or len(load_data(found, image_size=48).labels))

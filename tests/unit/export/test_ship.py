@@ -20,7 +20,7 @@ from dlfer.runs import find as catalog
 from dlfer.runs.find import find_default_model
 from dlfer.runs.metrics_record import CountedEstimate
 from dlfer.runs.records import About, ArtifactRecord, InputRecord
-from dlfer.runs.run import create_run
+from dlfer.runs.run import Run, create_run
 
 LABELS = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
 
@@ -154,3 +154,26 @@ def test_only_large_kernels_become_float16_and_what_does_not_fit_is_refused(tmp_
         file.create_dataset("kernel", data=np.full((200, 100), 1e5, np.float32))
     with pytest.raises(ModelError, match="65,504"):
         shrink_weights(path)
+
+
+def test_the_model_of_a_smoke_run_is_marked_and_never_the_default(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DLFER_HOME", raising=False)
+    monkeypatch.setattr(catalog, "find_checkout", lambda: None)
+    monkeypatch.setattr(module, "load_artifact", lambda folder: None)
+    monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.0)
+    Run(run).update(smoke=True)
+    try:
+        with pytest.raises(ModelError, match="cannot become the default"):
+            ship_model(run, tmp_path / "saved_models", name="small", default=True)
+        assert not (tmp_path / "saved_models").exists()
+        path = ship_model(run, tmp_path / "saved_models", name="small")
+    finally:
+        Run(run).update(smoke=False)
+    record = ArtifactRecord.require(path)
+    assert record.about.smoke
+    # Nor does one become it by hand.
+    record.model_copy(update={"about": record.about.model_copy(update={"default": True})}).write(path)
+    with pytest.raises(ModelError, match="no default model"):
+        find_default_model()
+    assert {row["name"]: (row["smoke"], row["default"]) for row in list_model_rows()} == {"small": (True, False)}

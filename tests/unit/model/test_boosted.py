@@ -190,6 +190,18 @@ def test_pickled_statistics_are_refused(tmp_path):
     assert "dlfer_trap" not in sys.modules
 
 
+@pytest.mark.parametrize("name", ["mean", "deviation"])
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_statistics_that_are_not_finite_are_refused(tmp_path, name, value):
+    FeatureScale.fit("standard", LEVELS, np.random.default_rng(0).normal(size=(9, 8))).write(tmp_path / SCALE_FILE)
+    arrays = dict(np.load(tmp_path / SCALE_FILE))
+    assert FeatureScale.read(tmp_path / SCALE_FILE, "standard", LEVELS).mean.shape == (8,)
+    arrays[name][3] = value
+    np.savez(tmp_path / SCALE_FILE, **arrays)
+    with pytest.raises(ModelError, match="NaN or infinite"):
+        FeatureScale.read(tmp_path / SCALE_FILE, "standard", LEVELS)
+
+
 def test_trees_of_other_features_or_labels_are_refused(tmp_path):
     classifier = make_classifier()
     classifier.save(tmp_path)

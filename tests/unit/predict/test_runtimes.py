@@ -4,9 +4,10 @@ import os
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 
-from dlfer.errors import EnvironmentProblem
+from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.predict import runtimes as export_runtime
 from dlfer.predict.runtimes import (
     FACES_AT_A_TIME,
@@ -32,6 +33,9 @@ class FakeInterpreter:
 
     def get_output_details(self):
         return [{"index": 7}]
+
+    def get_tensor_details(self):
+        return []
 
     def resize_tensor_input(self, index, shape, *, strict):
         assert (index, strict) == (3, True)
@@ -67,6 +71,42 @@ def test_litert_takes_every_core_and_a_few_faces_at_a_time(litert):
     assert litert(images[:3]) == pytest.approx(images[:3].mean(axis=(1, 2)))
     assert FakeInterpreter.opened.num_threads == 5
     assert FakeInterpreter.opened.shapes == [(FACES_AT_A_TIME, 4, 6, 1), (3, 4, 6, 1)]
+
+
+def tensor(values: np.ndarray, kind: int, field: int = 9) -> onnx.TensorProto:
+    """Return a tensor of an ONNX file, its values raw (9) or in a list of floats (4) or doubles (10)."""
+    if field == 9:
+        return onnx.numpy_helper.from_array(values, "kernel")
+    return onnx.helper.make_tensor("kernel", kind, values.shape, values.ravel().tolist())
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 65_504.0])
+@pytest.mark.parametrize(
+    ("dtype", "kind", "field"), [("f4", 1, 9), ("f2", 10, 9), ("f8", 11, 9), ("f4", 1, 4), ("f8", 11, 10)]
+)
+@pytest.mark.parametrize("place", ["initializer", "node"])
+def test_an_onnx_file_with_weights_that_are_not_finite_is_refused(tmp_path, value, dtype, kind, field, place):
+    values = np.array([[-1.0, value], [2.0, 3.0]], dtype)
+    weights = tensor(values, kind, field)
+    # Behind the ReLU nothing shows of them.
+    nodes = [
+        onnx.helper.make_node("Cast", ["kernel"], ["w"], to=1),
+        onnx.helper.make_node("MatMul", ["images", "w"], ["product"]),
+        onnx.helper.make_node("Clip", ["product", "low", "high"], ["probabilities"]),
+    ]
+    given = [weights] if place == "initializer" else []
+    if place == "node":
+        nodes.insert(0, onnx.helper.make_node("Constant", [], ["kernel"], value=weights))
+    given += [onnx.numpy_helper.from_array(np.float32(bound), name) for name, bound in (("low", 0), ("high", 1))]
+    info = onnx.helper.make_tensor_value_info
+    graph = onnx.helper.make_graph(nodes, "g", [info("images", 1, [None, 2])], [info("probabilities", 1, None)], given)
+    model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
+    onnx.save(model, tmp_path / "a.onnx")
+    if np.isfinite(value):
+        assert open_onnx(tmp_path / "a.onnx")(np.ones((1, 2), np.float32)).shape == (1, 2)
+        return
+    with pytest.raises(ModelError, match="found 1 weights that are NaN or infinite in kernel"):
+        open_onnx(tmp_path / "a.onnx")
 
 
 def test_cores_are_those_that_the_process_may_use(monkeypatch):

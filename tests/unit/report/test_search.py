@@ -127,6 +127,23 @@ def test_a_search_without_a_score_has_a_page(write_search):
     assert "No trial has a score yet" in write_search_report(write_search([])).read_text()
 
 
+def test_what_went_on_with_changes_is_said_first(write_search):
+    folder = write_search([make_record(0, 0.5)])
+    warning = "Gone on with by --accept-changes (2026-11-28): software: keras was 3.1.0, and is 3.15.1."
+    (folder / "run.json").write_text(json.dumps({"status": "finished", "argv": ["dlfer"], "warnings": [warning]}))
+    change = {
+        "time": "2026-11-28T10:00:00Z",
+        "differences": ["finetune.data: train had 3 images, and has 4: 1 added (a)"],
+    }
+    (folder.parent / "2026-0").mkdir()
+    (folder.parent / "2026-0" / "run.json").write_text(json.dumps({"status": "finished", "changes": [change]}))
+    page = write_search_report(folder).read_text()
+    first = page[: page.index("<h2")]
+    assert warning in first
+    assert "2026-0 went on by --accept-changes" in first
+    assert "train had 3 images, and has 4: 1 added (a)" in first
+
+
 def test_the_order_of_the_leaderboard():
     given = [(0.9, "rung"), (0.3, "finished"), (None, "failed"), (0.7, "finished")]
     rows = [MemberRow(arm="search", score=score, status=status) for score, status in given]

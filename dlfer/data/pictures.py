@@ -1,0 +1,188 @@
+"""Pictures as a caller in Python has them: one or several, arrays, Pillow's images or paths; what they are not, is said."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from dlfer.data.images import MIN_SIDE, find_turn, match_channels, read_image
+from dlfer.errors import DataError
+
+EXPECTED = (
+    "expected uint8 with values 0..255: one picture [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA), several of one "
+    "size [N, H, W] or [N, H, W, C], or a list of pictures, of Pillow's images or of paths"
+)
+_CHANNELS = (1, 3, 4)
+
+
+def to_pictures(
+    given: Any, *, read: Callable[[str | Path], np.ndarray] = read_image, name: str = "images"
+) -> np.ndarray | list[np.ndarray]:
+    """Return pictures that a caller gave: an array where all are of one size, else a list.
+
+    An array [H, W, C] with C 1, 3 or 4 is one picture, and of another C below 8 none: no picture is so narrow. Transparency is laid over white.
+
+    Args:
+        given: uint8 [H, W], [H, W, C], [N, H, W] or [N, H, W, C] with C 1 (grey), 3 (RGB) or 4 (RGBA); one of Pillow's
+            images; a path; or a list or tuple of single pictures of any of these kinds and sizes.
+        read: gives the pixels of a path, uint8 [H, W, 1 or 3].
+        name: what they are called in errors.
+
+    Returns:
+        uint8 [N, H, W, 1 or 3], or a list of uint8 [H, W, 1 or 3].
+
+    Raises:
+        DataError: they are something else, with what was found; or a file cannot be read.
+    """
+    if isinstance(given, list | tuple):
+        if not given:
+            raise DataError(f"{name}: found an empty {type(given).__name__}, expected at least one picture.")
+        return [_to_picture(item, f"{name}[{row}]", read) for row, item in enumerate(given)]
+    if isinstance(given, str | Path | Image.Image):
+        return _to_picture(given, name, read)[None]
+    array = _check_array(given, name)
+    if _is_one(array):
+        return _to_picture(array, name, read)[None]
+    if array.ndim == 3 and array.shape[-1] >= MIN_SIDE:
+        array = array[..., None]
+    if array.ndim != 4 or array.shape[-1] not in _CHANNELS or 0 in array.shape[1:3]:
+        raise DataError(_describe(array, name))
+    if array.shape[-1] == 4:
+        return np.stack([_lay_over_white(picture) for picture in array]) if len(array) else array[..., :3]
+    return array
+
+
+def predict_pictures(
+    predict: Callable[..., np.ndarray], images: Any, *, num_labels: int, channels: int, batch_size: int
+) -> np.ndarray:
+    """Return float32 [N, C] of pictures that a caller gave, as `to_pictures` takes them, in their order.
+
+    Args:
+        predict: (uint8 [N, H, W, channels], N at least 1, `batch_size`) -> float [N, C].
+        images: the pictures.
+        num_labels: C.
+        channels: 1 or 3.
+        batch_size: images at a time.
+
+    Raises:
+        DataError: they are none, or `batch_size` is no whole number from 1.
+    """
+    check_batch_size(batch_size)
+    pictures = to_pictures(images)
+    answer = lambda same: predict(match_channels(same, channels), batch_size=batch_size)  # noqa: E731
+    if isinstance(pictures, list):
+        return predict_by_size(answer, pictures, num_labels)
+    return answer(pictures) if len(pictures) else np.zeros((0, num_labels), np.float32)
+
+
+def predict_by_size(
+    predict: Callable[[np.ndarray], np.ndarray], pictures: Sequence[np.ndarray], num_labels: int
+) -> np.ndarray:
+    """Return float32 [N, C] of pictures of several sizes, in their order; those of one shape are predicted together.
+
+    Args:
+        predict: uint8 [N, H, W, channels] -> float [N, C].
+        pictures: uint8 [H, W, channels].
+        num_labels: C.
+    """
+    answers = np.zeros((len(pictures), num_labels), np.float32)
+    shapes = [picture.shape for picture in pictures]
+    for shape in sorted(set(shapes)):
+        rows = [row for row, other in enumerate(shapes) if other == shape]
+        answers[rows] = predict(np.stack([pictures[row] for row in rows]))
+    return answers
+
+
+def check_batch_size(batch_size: Any) -> None:
+    """Raise DataError unless it is a whole number above 0."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int | np.integer) or batch_size < 1:
+        raise DataError(f"batch_size: found {batch_size!r}, expected a whole number of images from 1.")
+
+
+def _to_picture(given: Any, name: str, read: Callable[[str | Path], np.ndarray]) -> np.ndarray:
+    """Return one picture as uint8 [H, W, 1 or 3]."""
+    if isinstance(given, str | Path):
+        return read(given)
+    if isinstance(given, Image.Image):
+        return _convert(given, name)
+    array = _check_array(given, name)
+    if not _is_one(array):
+        raise DataError(_describe(array, name))
+    if array.ndim == 2:
+        return array[..., None]
+    return _lay_over_white(array) if array.shape[-1] == 4 else array
+
+
+def _is_one(array: np.ndarray) -> bool:
+    is_one = array.ndim == 2 or (array.ndim == 3 and array.shape[-1] in _CHANNELS)
+    return is_one and 0 not in array.shape
+
+
+def _convert(image: Image.Image, name: str) -> np.ndarray:
+    """Return one of Pillow's images, upright, as uint8 [H, W, 3]."""
+    if image.mode == "F" or image.mode.startswith("I"):
+        raise DataError(
+            f"{name}: found Pillow's image of mode {image.mode}, expected 8 bits a channel: image.convert('RGB')."
+        )
+    if 0 in image.size:
+        raise DataError(
+            f"{name}: found Pillow's image of {image.width} x {image.height} pixels, expected at least one pixel."
+        )
+    try:
+        turn = find_turn(image)
+        upright = image if turn is None else image.transpose(turn)
+        if "A" in upright.mode or "a" in upright.mode or "transparency" in upright.info:
+            return _lay_over_white(np.asarray(upright.convert("RGBA")))
+        return np.asarray(upright.convert("RGB"))
+    except (OSError, ValueError, SyntaxError) as error:  # an image that was opened is decoded only now
+        raise DataError(f"{name}: Pillow's image cannot be decoded ({error}); open the file anew.") from error
+
+
+def _lay_over_white(pixels: np.ndarray) -> np.ndarray:
+    """Return uint8 [H, W, 3] of uint8 [H, W, 4], RGBA."""
+    image = Image.fromarray(np.ascontiguousarray(pixels), "RGBA")
+    white = Image.new("RGBA", image.size, (255, 255, 255, 255))
+    return np.asarray(Image.alpha_composite(white, image).convert("RGB"))
+
+
+def _check_array(given: Any, name: str) -> np.ndarray:
+    """Return what is an array, or is like one, if it is of uint8."""
+    if not isinstance(given, np.ndarray) and not hasattr(given, "__array__"):
+        raise DataError(f"{name}: found {_name_kind(given)}, {EXPECTED}.")
+    try:
+        array = np.asarray(given)
+    except Exception as error:  # e.g. a tensor on another device
+        raise DataError(f"{name}: found {_name_kind(given)}, which gives no array ({error}), {EXPECTED}.") from error
+    if array.dtype != np.uint8:
+        raise DataError(_describe(array, name))
+    return array
+
+
+def _name_kind(given: Any) -> str:
+    kind = type(given).__name__
+    if given is None:
+        return "None"
+    return f"{'an' if kind[0] in 'aeiouAEIOU' else 'a'} {kind}"
+
+
+def _describe(array: np.ndarray, name: str) -> str:
+    """Return what was found of an array that is no picture, what was expected, and how to get there."""
+    found = f"{name}: found {array.dtype} of shape {list(array.shape)}"
+    advice = ""
+    if array.size and array.dtype.kind in "iuf":
+        low, high = float(np.min(array)), float(np.max(array))
+        if np.isfinite([low, high]).all():
+            found += f" with values {low:g} to {high:g}"
+            if array.dtype.kind == "f" and low >= 0 and high <= 1:
+                advice = " Convert values 0..1: (images * 255).round().astype('uint8')."
+            elif array.dtype != np.uint8 and low >= 0 and high <= 255:
+                advice = " Convert them: images.astype('uint8')."
+        else:
+            found += " with values that are NaN or infinite"
+    if array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-3] in _CHANNELS:
+        advice = " Channels stand last: numpy.moveaxis(images, -3, -1)."
+    return f"{found}, {EXPECTED}.{advice}"

@@ -1,0 +1,381 @@
+"""What an experiment asks for that cannot be had here, found before anything is loaded or trained.
+
+Only what would certainly fail is an obstacle: a size that a backbone cannot see, data, weights or packages that are not
+there, folders that cannot be written, numbers that no machine holds.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Iterator, Mapping
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from dlfer.config.grid import list_cells
+from dlfer.config.load import resolve_path, with_overrides
+from dlfer.config.problems import list_problems
+from dlfer.config.schema import ExperimentConfig, StageConfig
+from dlfer.config.sections import DataConfig
+from dlfer.data.sources import SOURCES, check_streaming, is_present
+from dlfer.data.tfds_stream import IMAGE_FOLDER, check_imagenet2012, find_data_dir
+from dlfer.errors import ConfigError, DataError, DlferError, EnvironmentProblem, UserError
+from dlfer.model.backbones import BACKBONES
+from dlfer.runs.find import default_runs_folder, find_model
+from dlfer.runs.machine import get_memory_bytes
+from dlfer.runs.outputs import check_writable
+
+MOST_EPOCHS = 1_000_000
+_HOST = ("storage.googleapis.com", 443)
+"""Where Keras downloads published weights from."""
+_NETWORK_SECONDS = 3.0
+_MOST_CELLS, _MOST_NAMED = 200, 3
+_WEIGHTS_SUFFIXES = (".h5", ".keras")
+_DRAWN_BYTES = {"synthetic_faces": 48 * 48, "synthetic_scenes": 64 * 64 * 3}
+"""Of one drawn image in memory."""
+_COPIES = 4
+"""Of the weights in memory and in a checkpoint: they, two moments of Adam, and the best so far."""
+_ENGINES = {"optuna": "optuna", None: "keras_tuner"}
+_DETECTORS = {
+    "centerface": ("onnxruntime", "onnxruntime"),
+    "mtcnn": ("mtcnn", "mtcnn==1.0.0"),
+    "opencv": ("cv2", "opencv-python-headless<5"),
+}
+
+
+def find_obstacles(
+    config: ExperimentConfig, *, kind: str = "run", smoke: bool = False, out: Path | None = None
+) -> list[str]:
+    """Return what would certainly fail here, "key: what was found, what is expected" each; of a study with the cells it is of.
+
+    Args:
+        config: the experiment.
+        kind: run, ablation, sweep or search; of a sweep its cells are looked at, of an ablation both arms.
+        smoke: whether data and published weights are drawn, so that none are needed.
+        out: the folder of runs; None: the default one.
+    """
+    runs_folder = default_runs_folder() if out is None else out
+    variants = list(_list_variants(config, kind))
+    found: dict[str, list[str]] = {}
+    for name, variant in variants:
+        problem = _find_disk_problem(variant, runs_folder)
+        for line in dict.fromkeys([*_examine(variant, smoke=smoke), *([problem] if problem else [])]):
+            found.setdefault(line, []).append(name)
+    lines = [*_examine_folder(runs_folder), *_examine_packages(config, kind)]
+    for line, names in found.items():
+        more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+        is_everywhere = "" in names or len(names) == len(variants)
+        lines.append(line if is_everywhere else f"{', '.join(names[:_MOST_NAMED])}{more}: {line}")
+    return list(dict.fromkeys(lines))
+
+
+def refuse_obstacles(
+    config: ExperimentConfig, where: object, *, kind: str = "run", smoke: bool = False, out: Path | None = None
+) -> None:
+    """Raise with all that would certainly fail here, if anything would.
+
+    Args:
+        config, kind, smoke, out: as `find_obstacles` takes them.
+        where: the file that the experiment is from, for the message.
+
+    Raises:
+        EnvironmentProblem: with every obstacle.
+    """
+    lines = find_obstacles(config, kind=kind, smoke=smoke, out=out)
+    if lines:
+        raise EnvironmentProblem(describe_obstacles(where, lines))
+
+
+def describe_obstacles(where: object, lines: list[str]) -> str:
+    """Return one message of all obstacles of an experiment."""
+    count = f"{len(lines)} thing{'s' if len(lines) != 1 else ''}"
+    return f"{where}: cannot run here, for {count}:\n{list_problems(lines, indent='  ')}"
+
+
+def _list_variants(config: ExperimentConfig, kind: str) -> Iterator[tuple[str, ExperimentConfig]]:
+    """Yield what is trained: the experiment, or the cells and arms of its study, and the members of an ensemble."""
+    variants: list[tuple[str, Mapping[str, Any]]] = [("", {})]
+    if kind == "sweep" and config.sweep is not None:
+        variants = [(f"sweep cell {cell.name}", cell.overrides) for cell in list_cells(config)[:_MOST_CELLS]]
+    elif kind == "ablation":
+        of_without = {"pretrain": None, **config.ablation.without}
+        variants = [("", config.ablation.with_keys), ("ablation.without", of_without)]
+    for name, overrides in variants:
+        try:
+            variant = with_overrides(config, overrides) if overrides else config
+        except ConfigError:  # the study itself says so
+            continue
+        yield name, variant
+        for member in variant.ensemble.members if variant.ensemble is not None else ():
+            if member.set is None:
+                continue
+            own = {"model.family": "transfer", "ensemble": None, **member.set}
+            try:
+                yield f"ensemble.members {member.name}", with_overrides(variant, own)
+            except ConfigError:
+                continue
+
+
+def _examine(config: ExperimentConfig, *, smoke: bool) -> Iterator[str]:
+    names = () if config.model.family == "ensemble" else config.model.branches or (config.model.backbone,)
+    for stage in ("pretrain", "finetune"):
+        section = getattr(config, stage)
+        if section is None:
+            continue
+        yield from _examine_sizes(stage, section, names)
+        if section.data is not None and not (stage == "pretrain" and config.pretrain.weights is not None):
+            yield from _examine_numbers(stage, section, smoke=smoke)
+            yield from _examine_source(stage, section, smoke=smoke)
+    yield from _examine_room(names)
+    if smoke:
+        return
+    if config.pretrain is not None and config.pretrain.weights is not None:
+        yield from _examine_weights(config, names)
+    yield from _examine_given_models(config)
+    if config.evaluate.attributes is not None:
+        yield from _examine_path("evaluate.attributes", config.evaluate.attributes, is_file=True)
+
+
+def _examine_sizes(stage: str, section: StageConfig, names: tuple[str, ...]) -> Iterator[str]:
+    for name in names:
+        least = BACKBONES[name].min_image_size
+        if section.image_size < least:
+            fit = [other for other, spec in BACKBONES.items() if spec.min_image_size <= section.image_size][:3]
+            yield (
+                f"{stage}.image_size: found {section.image_size}, expected at least {least}, below which {name} leaves no "
+                f"feature map. Set it higher, or take another backbone, e.g. {', '.join(fit)} (dlfer show backbones)."
+            )
+
+
+def _examine_numbers(stage: str, section: StageConfig, *, smoke: bool) -> Iterator[str]:
+    """Yield numbers that no machine gets through; --smoke cuts them down."""
+    if smoke:
+        return
+    if section.epochs > MOST_EPOCHS:
+        yield f"{stage}.epochs: found {section.epochs:,}, expected at most {MOST_EPOCHS:,}; such a training never ends."
+    memory = get_memory_bytes()
+    if memory is None:
+        return
+    numbers = [getattr(section.data.num_images, part) or 0 for part in ("train", "validation", "test")]
+    taken = sum(numbers) * _DRAWN_BYTES.get(section.data.source, 0)
+    if taken > memory:
+        yield (
+            f"{stage}.data.num_images: found {sum(numbers):,} images, which take {taken / 1e9:,.0f} GB of memory; here are "
+            f"{memory / 1e9:,.1f} GB. Set fewer."
+        )
+    # A batch stands in memory as it is drawn and as float32 at least once.
+    batch = section.batch_size * section.image_size**2 * 3 * 5
+    if batch > memory and (section.data.num_images.train or 0) not in range(1, section.batch_size):
+        yield (
+            f"{stage}.batch_size: found {section.batch_size:,}, whose images of {section.image_size} pixels take "
+            f"{batch / 1e9:,.0f} GB; here are {memory / 1e9:,.1f} GB of memory. Set it lower."
+        )
+
+
+def _examine_source(stage: str, section: StageConfig, *, smoke: bool) -> Iterator[str]:
+    data, key = section.data, f"{stage}.data"
+    if SOURCES[data.source].streams:
+        try:
+            check_streaming(data)
+        except UserError as error:
+            yield f"{stage}.{error}"
+        if section.balance != "none":
+            yield (
+                f"{stage}.balance: found {section.balance} with source {data.source}, which streams its images, so that "
+                "classes cannot be counted before; expected none."
+            )
+        if data.skip_unreadable:
+            yield f"{key}.skip_unreadable: found true with source {data.source}, which counts no images before; set it to false."
+    if smoke:
+        return
+    if data.source == "tfds":
+        yield from _examine_tfds(key, data)
+    elif not data.source.startswith("synthetic"):
+        needs = SOURCES[data.source].needs
+        yield from _examine_path(f"{key}.path", data.path, is_file=data.source == "arrays", needs=needs)
+    if data.votes is not None:
+        yield from _examine_path(f"{key}.votes", data.votes, is_file=True)
+
+
+def _examine_path(key: str, text: str | None, *, is_file: bool, needs: str = "") -> Iterator[str]:
+    """Yield what is wrong with a file or folder that is read."""
+    if text is None:
+        return  # the schema says so
+    advice = f" It takes: {needs}." if needs else ""
+    try:
+        path = resolve_path(text)
+        if not path.exists():
+            yield f"{key}: {path} is not there.{advice}"
+        elif is_file and not path.is_file():
+            yield f"{key}: {path} is a folder, expected a file.{advice}"
+        elif not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
+            yield f"{key}: {path} cannot be read; its permissions forbid it."
+        elif path.is_dir() and not any(path.iterdir()):
+            yield f"{key}: {path} is an empty folder.{advice}"
+    except (ConfigError, OSError) as error:
+        yield f"{key}: {error}"
+
+
+def _examine_tfds(key: str, data: DataConfig) -> Iterator[str]:
+    if data.name == IMAGE_FOLDER:
+        yield from _examine_path(f"{key}.path", data.path, is_file=False, needs="train/<class>/<image>")
+        return
+    try:
+        root = find_data_dir(None if data.path is None else resolve_path(data.path))
+    except ConfigError as error:
+        yield f"{key}.path: {error}"
+        return
+    if is_present(data):
+        return
+    base = data.name.replace(":", "/").split("/")[0]
+    existing = _find_existing(root)
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        yield (
+            f"{key}.name: the data set {data.name} is not prepared in {root}, and {existing} cannot be written, so that it "
+            "cannot be prepared there. Set data.path to a folder that can be written, or copy the prepared data set there."
+        )
+    if base == "imagenet2012":
+        try:
+            check_imagenet2012(root)
+        except DataError as error:
+            yield f"{key}: {error}".replace("\n", "\n    ")
+        return
+    problem = find_network_problem()
+    if problem is not None:
+        yield (
+            f"{key}.name: the data set {data.name} is not prepared in {root}, and nothing can be downloaded from here "
+            f"({problem}). Prepare it elsewhere and copy {base}/ there, or set data.path."
+        )
+
+
+def _examine_weights(config: ExperimentConfig, names: tuple[str, ...]) -> Iterator[str]:
+    pretrain, key = config.pretrain, "pretrain.weights"
+    if pretrain.weights != "imagenet":
+        try:
+            path = resolve_path(pretrain.weights)
+            if path.suffix in _WEIGHTS_SUFFIXES:
+                yield from _examine_path(key, pretrain.weights, is_file=True)
+            elif not path.exists():
+                find_model(pretrain.weights)
+        except UserError as error:
+            yield f"{key}: {error}"
+        return
+    if pretrain.weights_file is not None:
+        yield from _examine_path("pretrain.weights_file", pretrain.weights_file, is_file=not config.model.branches)
+        return
+    packaged = [name for name, spec in BACKBONES.items() if spec.is_packaged]
+    advice = (
+        f"Packaged with dlfer are the weights of {', '.join(packaged)}; others can be given by pretrain.weights_file, or "
+        "EF-FER1 can be trained (pretrain.data)."
+    )
+    for name in names:
+        spec = BACKBONES[name]
+        if "imagenet" not in spec.weights:
+            yield f"{key}: found imagenet, but no ImageNet weights of {name} can be downloaded. {advice}"
+        elif not spec.is_packaged and not _is_downloaded(name):
+            problem = find_network_problem()
+            if problem is not None:
+                yield f"{key}: the ImageNet weights of {name} cannot be downloaded from here ({problem}). {advice}"
+
+
+def _is_downloaded(name: str) -> bool:
+    """Tell whether Keras has kept a file of the published weights of a backbone."""
+    home = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras")
+    wanted = name.replace("_", "")
+    try:
+        files = [path.name.lower().replace("-", "").replace("_", "") for path in (home / "models").iterdir()]
+    except OSError:
+        return False
+    return any(file.startswith(wanted) and "notop" in file for file in files)
+
+
+@cache
+def find_network_problem() -> str | None:
+    """Return why nothing can be downloaded from here; None where a download may succeed."""
+    if any(os.environ.get(name) for name in ("https_proxy", "HTTPS_PROXY", "all_proxy", "ALL_PROXY")):
+        return None
+    try:
+        socket.create_connection(_HOST, timeout=_NETWORK_SECONDS).close()
+    except OSError as error:
+        return f"{_HOST[0]}: {error.strerror or error}"
+    return None
+
+
+def _examine_given_models(config: ExperimentConfig) -> Iterator[str]:
+    """Yield members of an ensemble that were trained before and are not there."""
+    for member in config.ensemble.members if config.ensemble is not None else ():
+        if member.model is not None:
+            try:
+                find_model(member.model)
+            except DlferError as error:
+                yield f"ensemble.members {member.name}: {error}"
+
+
+def _examine_packages(config: ExperimentConfig, kind: str) -> Iterator[str]:
+    """Yield optional packages that the experiment needs and that are not installed."""
+    wanted = []
+    if config.model.family == "boosted":
+        wanted.append(("model.family: boosted", "xgboost", "xgboost-cpu"))
+    if kind == "search" and config.search is not None:
+        engine = config.search.engine
+        package = _ENGINES.get(engine, "keras_tuner")
+        wanted.append((f"search.engine: {engine}", package, package.replace("_", "-")))
+    for stage in ("pretrain", "finetune"):
+        data = getattr(getattr(config, stage), "data", None)
+        if data is None:
+            continue
+        if data.source == "tfds":
+            wanted.append((f"{stage}.data.source: tfds", "tensorflow_datasets", "tensorflow-datasets"))
+        if data.faces is not None and data.faces.detect in _DETECTORS:
+            wanted.append((f"{stage}.data.faces.detect: {data.faces.detect}", *_DETECTORS[data.faces.detect]))
+        if data.faces is not None and data.faces.equalize != "none":
+            wanted.append((f"{stage}.data.faces.equalize: {data.faces.equalize}", *_DETECTORS["opencv"]))
+    for key, module, package in wanted:
+        if find_spec(module) is None:
+            yield f"{key}: needs a package that is not installed: pip install '{package}'."
+
+
+def _examine_folder(out: Path) -> Iterator[str]:
+    """Yield why runs cannot be written."""
+    try:
+        check_writable(out, "--out")
+    except ConfigError as error:
+        yield str(error)
+    except OSError as error:
+        yield f"--out: {out} cannot be used ({error.strerror or error}); choose another folder of runs by --out."
+
+
+def _find_existing(path: Path) -> Path:
+    """Return a path, or the nearest of the folders above it that exists."""
+    return next(folder for folder in (path.absolute(), *path.absolute().parents) if folder.exists())
+
+
+def _examine_room(names: tuple[str, ...]) -> Iterator[str]:
+    """Yield where the weights of a network, with those of its optimiser, have no room in memory."""
+    memory = get_memory_bytes()
+    taken = sum(BACKBONES[name].num_parameters_without_top for name in names) * 4 * _COPIES
+    if memory is not None and taken > memory:
+        yield (
+            f"model: the weights of {', '.join(names)} and their optimiser take {taken / 1e9:,.1f} GB; here are "
+            f"{memory / 1e9:,.1f} GB of memory. Take a smaller backbone."
+        )
+
+
+def _find_disk_problem(config: ExperimentConfig, out: Path) -> str | None:
+    """Return why the checkpoints of a run have no room on the disk of a folder; None where they have."""
+    names = () if config.model.family == "ensemble" else config.model.branches or (config.model.backbone,)
+    count = _COPIES + 2 + len(config.finetune.milestones)
+    wanted = sum(BACKBONES[name].num_parameters_without_top for name in names) * 4 * count
+    try:
+        free = shutil.disk_usage(_find_existing(out)).free
+    except OSError:
+        return None
+    if wanted <= free:
+        return None
+    return (
+        f"--out: a run of {', '.join(names)} takes about {wanted / 1e9:,.1f} GB for its weights and checkpoints; found "
+        f"{free / 1e9:,.1f} GB free in {_find_existing(out)}. Choose a folder of runs on a larger disk by --out."
+    )

@@ -1,0 +1,310 @@
+"""What has changed since a run began: keys of its experiment, software, images. Refused on resume, or recorded if accepted.
+
+A run compares itself with its own start. A member of a study that has not begun compares its data with that of a member
+before it, since a study whose data changes in the middle compares nothing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from dlfer._version import __version__
+from dlfer.config.load import compute_digest, parse_recorded_experiment
+from dlfer.config.schema import ExperimentConfig
+from dlfer.errors import ConfigError, ModelError, ResumeError
+from dlfer.runs.files import read_npz, write_npz
+from dlfer.runs.records import DataRecord, RunRecord
+from dlfer.runs.run import CONFIG_FILE, RUN_FILE, Run, list_packages, tell_time
+
+IMAGES_FILE, PRETRAIN_IMAGES_FILE = "images.npz", "pretrain_images.npz"
+"""Which images a run's stages have: the labels, and of each part ids, targets, and a digest of each image."""
+
+PARTS = ("train", "validation", "test")
+_MOST_IDS = 3
+_STUDIES = ("ablation", "sweep", "search")
+# These change no result: the name, how often it is saved, and where data stands, whose images are compared instead.
+_NO_RESULT = (
+    "experiment.name",
+    "experiment.checkpoint_minutes",
+    "pretrain.data.path",
+    "finetune.data.path",
+    "finetune.data.votes",
+    "expected",
+)
+_BACKENDS = {"jax": "jax", "torch": "torch"}
+
+
+def list_differences(
+    old: ExperimentConfig, new: ExperimentConfig, *, ignored: Iterable[str] = ("search.trials",)
+) -> list[str]:
+    """Return a line for each key in which two experiments differ, "key: before -> after".
+
+    Args:
+        old, new: the experiments.
+        ignored: keys and sections that may differ.
+    """
+    before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    left_out = tuple(ignored)
+    lines = []
+    for key in dict.fromkeys([*before, *after]):
+        is_ignored = any(key == name or key.startswith(f"{name}.") for name in left_out)
+        if not is_ignored and before.get(key) != after.get(key):
+            lines.append(f"{key}: {_show(before, key)} -> {_show(after, key)}")
+    return lines
+
+
+def find_changes(run: Run) -> list[str]:
+    """Return a line for each key of the experiment and each package that differs from when the run began.
+
+    A search compares its experiment by itself: scores of two of them cannot be ranked together, whatever is accepted.
+
+    Raises:
+        ConfigError: config.yaml cannot be read.
+    """
+    record = run.record
+    keys = [] if record.kind == "search" else _find_changed_keys(run, record)
+    return [*keys, *_find_changed_software(record)]
+
+
+def settle_changes(run: Run, changes: Sequence[str], *, accept: bool, since: str = "since it began") -> None:
+    """Refuse to go on with a run of which something has changed, or record that it goes on all the same.
+
+    Args:
+        run: that is to go on.
+        changes: one line each; with none there is nothing to settle.
+        accept: whether --accept-changes is given.
+        since: what it is compared with, in words.
+
+    Raises:
+        ResumeError: something has changed, and that is not accepted.
+    """
+    if not changes:
+        return
+    if not accept:
+        listed = "\n".join(f"  {line}" for line in changes)
+        raise ResumeError(
+            f"{run.path}: {since}, this has changed:\n{listed}\nOne result of both would be that of neither. Put it back as "
+            "it was, or start a new run; or go on with --accept-changes, which run.json and the report then say."
+        )
+    now = tell_time()
+    run.update(changes=[*run.record.changes, {"time": now, "differences": list(changes)}])
+    run.log("changes_accepted", differences=list(changes))
+    run.warn(f"Gone on with by --accept-changes ({now}): {since}, this has changed: {'; '.join(changes)}.")
+
+
+def settle_start(run: Run, *, accept: bool) -> None:
+    """Compare the experiment and the software of a run with those it began with, as `settle_changes` does.
+
+    Raises:
+        ResumeError: they differ, and that is not accepted.
+        ConfigError: config.yaml cannot be read.
+    """
+    changes = find_changes(run)
+    settle_changes(run, changes, accept=accept)
+    if changes:
+        config = run.config()
+        run.update(
+            settings=config.model_dump(mode="json"),
+            config_digest=compute_digest(config),
+            packages=list_packages(),
+            dlfer=__version__,
+        )
+
+
+def settle_images(run: Run, images: Mapping[str, np.ndarray], *, file: str = IMAGES_FILE, accept: bool) -> None:
+    """Compare the images of a stage with those it began with, as `settle_changes` does, and keep their list in the run.
+
+    Args:
+        run: of the stage.
+        images: as `compare_images` takes them.
+        file: their list in the run, IMAGES_FILE or PRETRAIN_IMAGES_FILE.
+        accept: whether --accept-changes is given.
+
+    Raises:
+        ResumeError: they differ, and that is not accepted.
+    """
+    stage = "finetune" if file == IMAGES_FILE else "pretrain"
+    before, since = _read_images(run.path / file), "since it began"
+    sibling = run.record.data_like
+    if before is None and sibling is not None and not (run.path / DataRecord.FILE).exists():
+        before, since = (
+            _read_images(run.path.parent.parent / sibling / file),
+            f"since {Path(sibling).name}, a member before it, began",
+        )
+    if before is not None:
+        found = compare_images(before, images)
+    else:
+        found = _compare_fingerprints(run, images) if file == IMAGES_FILE else []
+    settle_changes(run, [f"{stage}.data: {line}" for line in found], accept=accept, since=since)
+    write_npz(run.path / file, images)
+
+
+def compare_images(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -> list[str]:
+    """Return a line for what differs in the labels, and one for each part whose images differ.
+
+    Args:
+        old, new: "labels", text [C], and of each part that there is: "<part>_ids", text [N], "<part>_targets", int [N],
+            "<part>_digests", bytes [N], of the pixels, and maybe "<part>_soft", bytes [N], of soft targets; of a streamed
+            part only "<part>_stream", text: its name and its number of images. Further arrays are not compared.
+    """
+    labels = [found["labels"].tolist() for found in (old, new)]
+    lines = []
+    if labels[0] != labels[1]:
+        lines.append(f"the labels were {', '.join(labels[0])}, and are {', '.join(labels[1])}")
+    before, after = _list_images(old), _list_images(new)
+    for part in PARTS:
+        streams = [found.get(f"{part}_stream", np.array([])).tolist() for found in (old, new)]
+        if streams[0] != streams[1]:
+            lines.append(
+                f"{part} was {' '.join(streams[0]) or 'in memory'}, and is {' '.join(streams[1]) or 'in memory'}"
+            )
+        found = _compare_part(part, before, after)
+        if found:
+            counts = [sum(image[0] == part for image in images.values()) for images in (before, after)]
+            lines.append(f"{part} had {counts[0]:,} images, and has {counts[1]:,}: {', '.join(found)}")
+    return lines
+
+
+def find_sibling(settings: Mapping[str, Any], siblings: Iterable[Path]) -> str | None:
+    """Return "<experiment>/<run>", under the folder of runs, of the first sibling with images of the same data section.
+
+    Args:
+        settings: the whole experiment of the run.
+        siblings: folders of the runs of one study.
+    """
+    wanted = _describe_stage(settings)
+    for sibling in siblings:
+        if not (sibling / IMAGES_FILE).exists():
+            continue
+        record = RunRecord.read(sibling)
+        if record is not None and record.settings is not None and _describe_stage(record.settings) == wanted:
+            return f"{sibling.parent.name}/{sibling.name}"
+    return None
+
+
+def _describe_stage(settings: Mapping[str, Any]) -> list[Any]:
+    stage = settings["finetune"]
+    return [stage["data"], stage["image_size"], stage.get("crop"), stage["balance"]]
+
+
+def _find_changed_keys(run: Run, record: RunRecord) -> list[str]:
+    config = run.config()
+    ignored = (*_NO_RESULT, *(name for name in _STUDIES if name != record.kind))
+    if record.settings is not None:
+        try:
+            began = parse_recorded_experiment(json.dumps(record.settings), f"{run.path / RUN_FILE}: settings")
+        except ConfigError:  # an experiment that this version does not know; its software differs
+            return []
+        return [f"{CONFIG_FILE}: {line}" for line in list_differences(began, config, ignored=ignored)]
+    # A run of an earlier version has its digest alone; a later one may give another to the very same file.
+    digest = compute_digest(config)
+    if record.config_digest in (None, digest) or record.dlfer != __version__:
+        return []
+    return [f"{CONFIG_FILE}: its digest was {record.config_digest[:8]}, and is {digest[:8]}"]
+
+
+def _find_changed_software(record: RunRecord) -> list[str]:
+    before = {"dlfer": record.dlfer, **_name_frameworks(record.packages)}
+    after = {"dlfer": __version__, **_name_frameworks(list_packages())}
+    backend = _BACKENDS.get((record.device and record.device.backend) or "")
+    names = ["dlfer", "tensorflow", "keras", *([backend] if backend else [])]
+    if ((record.settings or {}).get("model") or {}).get("family") == "boosted":
+        names.append("xgboost")
+    pairs = [(name, before.get(name), after.get(name)) for name in names]
+    return [
+        f"software: {name} was {old}, and is {new or 'not installed'}"
+        for name, old, new in pairs
+        if old is not None and _cut_version(old) != _cut_version(new or "")
+    ]
+
+
+def _name_frameworks(packages: Mapping[str, str]) -> dict[str, str]:
+    """Return the versions by the names that are imported: tensorflow-cpu is tensorflow."""
+    return {name.removesuffix("-cpu"): version for name, version in packages.items()}
+
+
+def _cut_version(version: str) -> list[str]:
+    return version.split(".")[:2]
+
+
+def _read_images(path: Path) -> dict[str, np.ndarray] | None:
+    try:
+        return read_npz(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"{path}: the list of the run's images cannot be read ({error}), so that they cannot be compared; start a new run."
+        ) from error
+
+
+def _list_images(found: Mapping[str, np.ndarray]) -> dict[str, tuple]:
+    """Return id -> (part, digest of the pixels, name of the label, digest of soft targets) of the images in memory."""
+    images: dict[str, tuple] = {}
+    labels = found["labels"]
+    for part in PARTS:
+        if f"{part}_ids" not in found:
+            continue
+        ids, names = found[f"{part}_ids"].tolist(), labels[found[f"{part}_targets"]].tolist()
+        soft = found[f"{part}_soft"].tolist() if f"{part}_soft" in found else [None] * len(ids)
+        rows = zip(ids, found[f"{part}_digests"].tolist(), names, soft, strict=True)
+        images |= {name: (part, digest, label, own) for name, digest, label, own in rows}
+    return images
+
+
+def _compare_part(part: str, before: Mapping[str, tuple], after: Mapping[str, tuple]) -> list[str]:
+    groups: dict[str, list[str]] = {}
+    for name, (where, digest, label, soft) in after.items():
+        if where != part:
+            continue
+        old = before.get(name)
+        if old is None:
+            groups.setdefault("added", []).append(name)
+        elif old[0] != part:
+            groups.setdefault(f"moved here from {old[0]}", []).append(name)
+        elif old[1] != digest:
+            groups.setdefault("with other pixels", []).append(name)
+        elif (old[2], old[3]) != (label, soft):
+            groups.setdefault("with another label", []).append(name)
+    gone = [name for name, image in before.items() if image[0] == part and name not in after]
+    if gone:
+        groups["removed"] = gone
+    return [f"{len(names):,} {what} ({_list_first(names)})" for what, names in groups.items()]
+
+
+def _list_first(names: Sequence[str]) -> str:
+    more = ", ..." if len(names) > _MOST_IDS else ""
+    return ", ".join(names[:_MOST_IDS]) + more
+
+
+def _compare_fingerprints(run: Run, images: Mapping[str, np.ndarray]) -> list[str]:
+    """Return what data.json tells of a run that an earlier version began, which kept no list of its images."""
+    record, lines = DataRecord.read(run.path), []
+    for part, split in ({} if record is None else record.splits).items():
+        now = str(images.get(f"{part}_fingerprint", ""))
+        if split.fingerprint and now and split.fingerprint != now:
+            lines.append(
+                f"{part} had {split.n:,} images, and has {len(images[f'{part}_ids']):,}; ids, labels or pixels differ"
+            )
+    return lines
+
+
+def _show(values: Mapping[str, Any], key: str) -> str:
+    return repr(values[key]) if key in values else "(absent)"
+
+
+def _flatten(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in tree.items():
+        key = f"{above}{name}"
+        # A key of the space and its range are compared as one.
+        if isinstance(value, Mapping) and above != "search.space.":
+            flat |= _flatten(value, f"{key}.")
+        else:
+            flat[key] = value
+    return flat

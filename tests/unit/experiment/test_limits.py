@@ -1,0 +1,217 @@
+"""What would certainly fail here is found before anything is loaded, all of it at once."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+from dlfer.config.load import load_experiment
+from dlfer.errors import UserError
+from dlfer.experiment import limits
+from dlfer.experiment.limits import find_obstacles, refuse_obstacles
+
+PLAIN = "experiment: {name: a}\nfinetune: {data: {source: synthetic_faces}, epochs: 2, image_size: 96}\n"
+
+
+@pytest.fixture
+def find(tmp_path, monkeypatch):
+    """Return a function: overrides -> the obstacles of a small experiment."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(limits, "find_network_problem", lambda: "storage.googleapis.com: no route")
+    monkeypatch.setenv("KERAS_HOME", str(tmp_path / "keras"))
+    monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "tfds"))
+    (tmp_path / "a.yaml").write_text(PLAIN)
+
+    def find(overrides=None, **given):
+        return find_obstacles(load_experiment(tmp_path / "a.yaml", overrides or {}), **given)
+
+    return find
+
+
+def test_nothing_stands_in_the_way_of_drawn_data(find):
+    assert find() == []
+
+
+@pytest.mark.parametrize(
+    ("backbone", "size", "least"),
+    [
+        ("inception_v3", 48, 75),
+        ("inception_v3", 74, 75),
+        ("inception_v3", 75, None),
+        ("inception_resnet_v2", 64, 75),
+        ("vgg16", 24, 32),
+        ("convnext_tiny", 16, 32),
+        ("densenet121", 28, 29),
+        ("efficientnet_b0", 16, None),
+        ("resnet50", 32, None),
+    ],
+)
+def test_images_smaller_than_a_backbone_sees_are_refused(find, backbone, size, least):
+    found = find({"model.backbone": backbone, "finetune.image_size": size})
+    if least is None:
+        assert found == []
+    else:
+        assert len(found) == 1
+        assert found[0].startswith(f"finetune.image_size: found {size}, expected at least {least}")
+
+
+def test_every_stage_and_branch_is_looked_at(find):
+    found = find(
+        {
+            "model": {"family": "hybrid", "branches": ["resnet50", "vgg16", "inception_v3"]},
+            "finetune.image_size": 24,
+            "pretrain": {"data": {"source": "synthetic_scenes"}, "image_size": 64},
+        }
+    )
+    assert [line.split(":")[0] for line in found] == ["pretrain.image_size", *["finetune.image_size"] * 2]
+
+
+@pytest.mark.parametrize(
+    ("data", "expected"),
+    [
+        ({"source": "folder", "path": "nowhere"}, "finetune.data.path: nowhere is not there"),
+        ({"source": "fer2013", "path": "fer2013.csv"}, "finetune.data.path: fer2013.csv is not there"),
+        ({"source": "arrays", "path": "empty"}, "finetune.data.path: empty is a folder, expected a file"),
+        ({"source": "folder", "path": "empty"}, "finetune.data.path: empty is an empty folder"),
+        ({"source": "folder", "path": "${NOT_SET}/x"}, "NOT_SET is not set"),
+        ({"source": "tfds", "name": "cifar10"}, "is not prepared in"),
+        ({"source": "tfds", "name": "imagenet2012"}, "ImageNet cannot be prepared"),
+        ({"source": "tfds", "name": "image_folder", "path": "nowhere"}, "nowhere is not there"),
+        ({"source": "synthetic_faces", "num_images": {"train": 10**9}}, "take 2,304 GB of memory"),
+    ],
+)
+def test_data_that_is_not_there_is_named(find, tmp_path, monkeypatch, data, expected):
+    monkeypatch.delenv("NOT_SET", raising=False)
+    (tmp_path / "empty").mkdir()
+    assert [expected in line for line in find({"finetune.data": data})] == [True]
+    assert find({"finetune.data": data}, smoke=True) == []
+
+
+def test_a_prepared_data_set_is_found(find, tmp_path):
+    folder = tmp_path / "tfds" / "cifar10" / "3.0.2"
+    folder.mkdir(parents=True)
+    (folder / "dataset_info.json").write_text("{}")
+    assert find({"finetune.data": {"source": "tfds", "name": "cifar10"}}) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"finetune.balance": "sampler"}, "finetune.balance: found sampler"),
+        ({"finetune.balance": "class_weight"}, "finetune.balance: found class_weight"),
+        ({"finetune.data.protocol": "resplit"}, "finetune.data: source tfds streams"),
+        ({"finetune.data.fraction": 0.5}, "finetune.data: source tfds streams"),
+        ({"finetune.data.skip_unreadable": True}, "finetune.data.skip_unreadable"),
+    ],
+)
+def test_what_a_streamed_source_cannot_do_is_refused(find, keys, expected):
+    found = find({"finetune.data": {"source": "tfds", "name": "cifar10"}, **keys}, smoke=True)
+    assert [line.startswith(expected) for line in found] == [True]
+
+
+@pytest.mark.parametrize(
+    ("backbone", "pretrain", "expected"),
+    [
+        ("resnet50", {"weights": "imagenet"}, "weights of resnet50 cannot be downloaded"),
+        ("resnet18", {"weights": "imagenet"}, "no ImageNet weights of resnet18"),
+        ("efficientnet_lite0", {"weights": "imagenet"}, "no ImageNet weights of efficientnet_lite0"),
+        ("efficientnet_lite2", {"weights": "imagenet"}, None),
+        ("resnet50", {"weights": "imagenet", "weights_file": "none.h5"}, "pretrain.weights_file: none.h5 is not there"),
+        ("resnet50", {"weights": "none.weights.h5"}, "pretrain.weights: none.weights.h5 is not there"),
+        ("resnet50", {"weights": "no-such-model"}, "pretrain.weights: no-such-model: there is no such model"),
+    ],
+)
+def test_weights_that_cannot_be_obtained_are_named_with_what_is_packaged(find, backbone, pretrain, expected):
+    keys = {"model.backbone": backbone, "pretrain": pretrain}
+    found = find(keys)
+    assert found == [] if expected is None else [expected in line for line in found] == [True]
+    assert "imagenet" not in str(pretrain) or all("efficientnet_lite2" in line or "none.h5" in line for line in found)
+    assert find(keys, smoke=True) == []
+
+
+def test_weights_that_keras_has_kept_need_no_network(find, tmp_path):
+    (tmp_path / "keras" / "models").mkdir(parents=True)
+    (tmp_path / "keras" / "models" / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5").touch()
+    assert find({"model.backbone": "resnet50", "pretrain": {"weights": "imagenet"}}) == []
+
+
+@pytest.mark.parametrize(
+    ("keys", "module"),
+    [
+        ({"finetune.data.faces": {"detect": "mtcnn"}}, "mtcnn"),
+        ({"finetune.data.faces": {"detect": "opencv"}}, "cv2"),
+        ({"finetune.data.faces": {"detect": "centerface"}}, "onnxruntime"),
+        ({"finetune.data.faces": {"equalize": "clahe"}}, "cv2"),
+        ({"model.family": "boosted", "boosting": {}}, "xgboost"),
+    ],
+)
+def test_absent_packages_are_named(find, monkeypatch, keys, module):
+    monkeypatch.setattr(limits, "find_spec", lambda name: None if name == module else object())
+    assert ["pip install" in line for line in find(keys)] == [True]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({"finetune.epochs": 10**9}, "finetune.epochs: found 1,000,000,000"),
+        ({"finetune.batch_size": 10**9}, "finetune.batch_size: found 1,000,000,000"),
+    ],
+)
+def test_absurd_numbers_are_refused(find, keys, expected):
+    assert [line.startswith(expected) for line in find(keys)] == [True]
+
+
+def test_little_memory_and_little_disk_are_told(find, monkeypatch):
+    monkeypatch.setattr(limits, "get_memory_bytes", lambda: 10**8)
+    monkeypatch.setattr(limits.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 10**8}))
+    assert [line.split(":")[0] for line in find({"model.backbone": "vgg19"})] == ["model", "--out"]
+
+
+def test_folders_that_cannot_be_written_or_read_are_named(find, tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    assert ["is a file" in line for line in find(out=tmp_path / "file" / "runs")] == [True]
+    (tmp_path / "locked").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: "locked" not in str(path))
+    assert ["cannot be written" in line for line in find(out=tmp_path / "locked" / "runs")] == [True]
+    assert ["cannot be read" in line for line in find({"finetune.data": {"source": "folder", "path": "locked"}})] == [
+        True
+    ]
+
+
+def test_the_cells_of_a_sweep_are_looked_at_by_name(find):
+    keys = {"sweep": {"grid": {"model.backbone": ["inception_v3", "resnet50"]}}, "finetune.image_size": 48}
+    [line] = find(keys, kind="sweep")
+    assert "inception_v3" in line.split(": ")[0]
+
+
+def test_what_is_wrong_in_many_cells_is_told_once(find):
+    grid = {"finetune.batch_size": [8, 16, 32, 64], "model.backbone": ["resnet_nano", "resnet50"]}
+    keys = {"sweep": {"grid": grid}, "finetune.data": {"source": "folder", "path": "nowhere"}}
+    [everywhere, some] = find(
+        {**keys, "pretrain": {"weights": "imagenet"}, "model.backbone": "resnet50"}, kind="sweep"
+    )[:2]
+    assert everywhere.startswith("finetune.data.path: nowhere is not there")
+    assert some.startswith("sweep cell ")
+    assert " and 1 more: pretrain.weights" in some
+
+
+def test_a_data_set_whose_folder_cannot_be_written_cannot_be_prepared(find, tmp_path, monkeypatch):
+    monkeypatch.setattr(limits, "find_network_problem", lambda: None)
+    (tmp_path / "tfds").mkdir()
+    data = {"finetune.data": {"source": "tfds", "name": "cifar10"}}
+    assert find(data) == []
+    monkeypatch.setattr(os, "access", lambda path, mode: "tfds" not in str(path))
+    [line] = find(data)
+    assert f"{tmp_path / 'tfds'} cannot be written" in line
+
+
+def test_all_obstacles_stand_in_one_message(find, tmp_path):
+    keys = {"model.backbone": "inception_v3", "finetune.image_size": 48, "finetune.epochs": 10**9}
+    keys |= {"finetune.data": {"source": "folder", "path": "nowhere"}, "pretrain": {"weights": "imagenet"}}
+    find(keys)
+    with pytest.raises(UserError, match=r"(?s)4 things.*pretrain.weights|4 things.*image_size") as caught:
+        refuse_obstacles(load_experiment(tmp_path / "a.yaml", keys), "a.yaml")
+    assert all(
+        text in str(caught.value) for text in ("a.yaml", "image_size", "epochs", "nowhere", "efficientnet_lite2")
+    )

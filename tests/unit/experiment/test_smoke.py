@@ -1,0 +1,111 @@
+"""--smoke never needs data, whatever stands at its place."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlfer.config.load import load_experiment, with_overrides
+from dlfer.experiment.session import _find_data_problem, make_smoke_config
+
+EXPERIMENT = """
+experiment: {name: a}
+finetune: {data: {source: folder, path: faces, protocol: resplit}, epochs: 2, image_size: 32}
+"""
+
+
+def write_nothing(folder):
+    pass
+
+
+def write_an_empty_folder(folder):
+    folder.mkdir()
+
+
+def write_empty_classes(folder):
+    (folder / "happy").mkdir(parents=True)
+    (folder / "sad").mkdir()
+
+
+def write_one_class(folder):
+    write_classes(folder, ["happy"])
+
+
+def write_damaged_pictures(folder):
+    write_classes(folder, ["happy", "sad"])
+    for path in folder.rglob("*.png"):
+        path.write_bytes(b"not a picture")
+
+
+def write_a_file(folder):
+    folder.write_text("faces")
+
+
+def write_classes(folder, labels=("happy", "sad")):
+    for number, label in enumerate(labels):
+        (folder / label).mkdir(parents=True)
+        for index in range(20):
+            pixels = np.random.default_rng([number, index]).integers(0, 256, (32, 32), np.uint8)
+            Image.fromarray(pixels).save(folder / label / f"{index}.png")
+
+
+@pytest.fixture(autouse=True)
+def forget():
+    _find_data_problem.cache_clear()
+
+
+@pytest.fixture
+def config(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.yaml").write_text(EXPERIMENT)
+    return load_experiment("a.yaml")
+
+
+@pytest.mark.parametrize(
+    "write",
+    [write_nothing, write_an_empty_folder, write_empty_classes, write_one_class, write_damaged_pictures, write_a_file],
+)
+def test_data_that_cannot_be_used_is_drawn_and_that_is_said(config, tmp_path, write):
+    write(tmp_path / "faces")
+    small, warnings = make_smoke_config(config)
+    assert small.finetune.data.source.startswith("synthetic")
+    assert any("was replaced by synthetic" in warning for warning in warnings)
+
+
+@pytest.mark.parametrize("partial", ["cifar100/3.0.2/dataset_info.json", "cifar100/incomplete.3/x", "downloads/x"])
+def test_a_prepared_data_set_that_is_not_whole_is_drawn_with_its_labels_and_nothing_is_downloaded(
+    config, tmp_path, monkeypatch, partial
+):
+    import tensorflow_datasets as tfds
+
+    def refuse(*given, **options):
+        raise AssertionError("it downloads")
+
+    monkeypatch.setattr(tfds.core.DatasetBuilder, "download_and_prepare", refuse)
+    (tmp_path / "sets" / partial).parent.mkdir(parents=True)
+    (tmp_path / "sets" / partial).write_text("{}")
+    data = {"source": "tfds", "name": "cifar100", "path": str(tmp_path / "sets")}
+    small, warnings = make_smoke_config(with_overrides(config, {"finetune.data": data}))
+    assert (small.finetune.data.source, small.finetune.data.num_labels) == ("synthetic_scenes", 100)
+    assert any("was replaced by synthetic scenes, with 100 labels" in warning for warning in warnings)
+
+
+def test_a_damaged_picture_of_streamed_folders_is_found_before(config, tmp_path):
+    for part in ("train", "validation"):
+        write_classes(tmp_path / "faces" / part)
+    data = {"source": "tfds", "name": "image_folder", "path": "faces", "protocol": "official"}
+    whole = with_overrides(config, {"finetune.data": data})
+    assert make_smoke_config(whole)[0].finetune.data.source == "tfds"
+    for path in (tmp_path / "faces" / "validation").rglob("*.png"):
+        path.write_bytes(b"not a picture")
+    _find_data_problem.cache_clear()
+    small, _ = make_smoke_config(with_overrides(config, {"finetune.data": data}))
+    assert (small.finetune.data.source, small.finetune.data.num_labels) == ("synthetic_scenes", 2)
+
+
+def test_data_that_can_be_used_is_used(config, tmp_path):
+    write_classes(tmp_path / "faces")
+    small, warnings = make_smoke_config(config)
+    assert small.finetune.data.source == "folder"
+    assert len(warnings) == 1
