@@ -15,7 +15,7 @@ from dlfer.config.load import resolve_path
 from dlfer.config.sections import DataConfig, LabelsConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.faces import prepare_faces
-from dlfer.data.folder import load_folder
+from dlfer.data.folder import NOT_DRAWN, load_folder
 from dlfer.data.images import resize_square
 from dlfer.data.labels import CANONICAL, SPELLINGS, relabel_bundle
 from dlfer.data.split import apply_protocol, draw_fraction, draw_subset, drop_duplicates
@@ -114,24 +114,37 @@ def load_data(
     bundle = load_parts_of_source(config, image_size=image_size)
     if spec.streams:
         return bundle
+    if bundle.train is None:
+        found = ", ".join(f"{name} ({len(split):,} images)" for name, split in bundle.parts.items())
+        raise DataError(
+            f"data: {config.path} has {found} and no train, which training needs. Put a folder train beside them, set "
+            "data.path to the folder of classes to be split, or say by data.folders which folder is train."
+        )
     drawn = {
         part: draw_subset(split, getattr(config.num_images, part), config.seed) for part, split in bundle.parts.items()
     }
-    bundle = dataclasses.replace(bundle, **drawn)
+    bundle = _count_left_out(dataclasses.replace(bundle, **drawn), bundle, NOT_DRAWN)
     if config.faces is not None:
         bundle = prepare_faces(bundle, config.faces, aspect=config.aspect, say=say)
     if config.size is not None:
         resized = {part: resize_split(split, config.size, config.aspect) for part, split in bundle.parts.items()}
         bundle = dataclasses.replace(bundle, **resized)
     if config.fraction is not None:
-        bundle = draw_fraction(bundle, config.fraction, seed=config.seed)
+        bundle = _count_left_out(draw_fraction(bundle, config.fraction, seed=config.seed), bundle, "data.fraction")
     bundle = apply_protocol(bundle, config, balance=balance)
     if config.drop_duplicates:
-        bundle = drop_duplicates(bundle)
+        bundle = _count_left_out(drop_duplicates(bundle), bundle, "duplicates in train (data.drop_duplicates)")
     if config.soft_targets is not None:
         bundle = add_soft_targets(bundle, read_votes(resolve_path(config.votes)), share=config.soft_share)
     notes = check_classes(bundle, limited=config.num_images.train is not None)
     return dataclasses.replace(bundle, notes=(*bundle.notes, *notes, *_describe_aspect(bundle, config.aspect)))
+
+
+def _count_left_out(bundle: DataBundle, before: DataBundle, reason: str) -> DataBundle:
+    """Return the bundle with the images that it has not and that it had before counted as left out."""
+    left = {name for split in bundle.parts.values() for name in split.ids.tolist()}
+    lost = [name for split in before.parts.values() for name in split.ids.tolist() if name not in left]
+    return dataclasses.replace(bundle, reading=before.reading.leave_out(reason, lost))
 
 
 def resize_split(split: Split, size: int, aspect: str = "crop") -> Split:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlfer.config.load import load_experiment
 from dlfer.config.sections import LabelsConfig
 from dlfer.config.strict_yaml import format_yaml
+from dlfer.data.bundle import Reading
 from dlfer.data.fer2013_csv import USAGES
-from dlfer.data.folder import Parts, scan_folder
+from dlfer.data.files import Tally
 from dlfer.data.images import read_header
-from dlfer.data.labels import match_labels, order_labels
+from dlfer.data.labels import describe_merged, match_labels, order_labels
+from dlfer.data.layout import Parts, scan_folder
 from dlfer.errors import ConfigError, DataError, MissingDataError
 from dlfer.runs.files import write_atomically
 
@@ -32,6 +35,8 @@ class Survey:
         side: the median shorter side, in pixels, of a sample.
         is_uniform: whether all images of the sample have one size.
         is_fer2013: whether the file names carry FER2013's official split.
+        remarks: what was left out and how names were understood, in sentences.
+        folders: what the user said folders are.
     """
 
     folder: Path
@@ -40,6 +45,8 @@ class Survey:
     side: int
     is_uniform: bool
     is_fer2013: bool
+    remarks: tuple[str, ...] = ()
+    folders: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_train(self) -> int:
@@ -52,8 +59,12 @@ class Survey:
         return max(self.counts["train"].values()) / max(1, min(self.counts["train"].values()))
 
 
-def survey_folder(folder: Path) -> Survey:
+def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Survey:
     """Look at a folder of class folders without decoding an image.
+
+    Args:
+        folder: its path.
+        folders: as `data.folders`: what a folder in it is whose name does not tell.
 
     Raises:
         MissingDataError: there is no such folder.
@@ -62,12 +73,14 @@ def survey_folder(folder: Path) -> Survey:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise MissingDataError(f"{folder}: there is no such folder; expected one with <class>/<image> in it.")
-    parts = scan_folder(folder)
+    tally = Tally(folder)
+    parts = scan_folder(folder, folders, tally)
     counts = {part: dict(Counter(file.class_name for file in files)) for part, files in parts.items()}
     mapping = match_labels((name for classes in counts.values() for name in classes), LabelsConfig())
     labels = order_labels(label for label in mapping.values() if label is not None)
     if len(labels) < 2:
         raise DataError(f"{folder}: found the one class {', '.join(labels)}, expected at least two class folders.")
+    record = Reading(seen=tally.seen, left_out=tally.list_left_out()).as_record()
     shapes = _sample_shapes(folder, parts)
     sides = sorted(min(shape) for shape in shapes)
     names = [file.id for files in parts.values() for file in files]
@@ -78,6 +91,8 @@ def survey_folder(folder: Path) -> Survey:
         side=sides[len(sides) // 2],
         is_uniform=len(set(shapes)) == 1,
         is_fer2013=all(_EVERY_FER2013_FILE.search(name) for name in names),
+        remarks=(*record.describe(), *tally.notes, *describe_merged(mapping, LabelsConfig())),
+        folders=folders or {},
     )
 
 
@@ -133,8 +148,10 @@ def make_name(folder: Path) -> str:
     return name or "my_images"
 
 
-def write_starter(folder: Path, out: Path | None = None) -> Path:
+def write_starter(folder: Path, out: Path | None = None, folders: Mapping[str, str] | None = None) -> Path:
     """Write a starter experiment for `folder` and return its path, <name>.yaml unless `out` says otherwise.
+
+    `folders` is as of `survey_folder`.
 
     Raises:
         ConfigError: the file is there already.
@@ -144,7 +161,7 @@ def write_starter(folder: Path, out: Path | None = None) -> Path:
     path = Path(out) if out is not None else Path(f"{name}.yaml")
     if path.exists():
         raise ConfigError(f"{path}: is there already; choose another file by --out, or remove it.")
-    write_atomically(path, format_starter(survey_folder(folder), name=name, file=path))
+    write_atomically(path, format_starter(survey_folder(folder, folders), name=name, file=path))
     load_experiment(path)
     return path
 
@@ -170,12 +187,15 @@ def _format_counts(survey: Survey) -> str:
         listed = ", ".join(f"{name} {count:,}" for name, count in sorted(classes.items()))
         lines.append(f"#   {part}: {sum(classes.values()):,} images ({listed})")
     lines.append(f"#   labels: {', '.join(survey.labels)}")
+    lines += [f"#   {remark}" for remark in survey.remarks]
     return "\n".join(" ".join(line.splitlines()) for line in lines)
 
 
 def _format_data(survey: Survey) -> str:
     path = format_yaml({"path": str(survey.folder)}).rstrip("\n")
     lines = [f"source: {'fer2013' if survey.is_fer2013 else 'folder'}", path]
+    if survey.folders:
+        lines += format_yaml({"folders": dict(survey.folders)}).splitlines()
     if survey.is_fer2013:
         lines.append("protocol: official   # the file names carry FER2013's own split")
     elif "validation" in survey.counts:

@@ -22,6 +22,7 @@ from dlfer.metrics.curves import (
     compute_average_precisions,
 )
 from dlfer.metrics.predictions import Predictions
+from dlfer.runs.csv_text import open_text, read_records
 from dlfer.runs.metrics_record import Abstention, Groups, Metrics, SplitMetrics
 from dlfer.runs.records import to_json
 
@@ -233,12 +234,12 @@ def read_attributes(path: Path) -> dict[str, dict[str, str]]:
     """
     path = Path(path)
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
+        with open_text(path) as file:
+            rows = [fields for _, fields in read_records(file)]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected a csv with the columns id,attribute,...") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a csv in UTF-8 ({error}).") from error
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a csv ({error}).") from error
     heading = [cell.strip() for cell in rows[0]] if rows else []
     names = heading[1:]
     if not names or heading[0] != "id" or len(set(heading)) < len(heading) or "" in names:

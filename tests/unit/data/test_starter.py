@@ -108,3 +108,16 @@ def test_folders_that_are_no_data_set(draw, tmp_path):
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match="found no image that can be read"):
         survey_folder(folder)
+
+
+def test_own_names_of_folders_are_asked_for_and_written_down(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "holdout", "old"):
+        for name in ("happy", "sad"):
+            (tmp_path / "faces" / part / name).mkdir(parents=True)
+            Image.new("L", (20, 20)).save(tmp_path / "faces" / part / name / "a.png")
+    with pytest.raises(DataError, match=r"holdout \(2 files\), old \(2 files\).*dlfer init: --folder"):
+        write_starter(tmp_path / "faces")
+    path = write_starter(tmp_path / "faces", None, {"holdout": "test", "old": "ignore"})
+    assert load_experiment(path).finetune.data.folders == {"holdout": "test", "old": "ignore"}
+    assert "6 files seen, 4 used, 2 left out." in path.read_text()
