@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 
-from dlfer.runs.records import LeftOut
+from dlfer.runs.records import LeftOut, ReadingRecord
 
 PICTURE_SUFFIXES = tuple(
     [
@@ -137,6 +137,16 @@ class Tally:
         """Return the reasons, the most frequent first."""
         found = sorted(self._reasons.items(), key=lambda item: (-item[1][0], item[0]))
         return tuple(LeftOut(reason=reason, n=n, first=names) for reason, (n, names) in found if n)
+
+    def as_record(self, what: str = "files") -> ReadingRecord:
+        """Return the counts; what was not left out was used."""
+        left_out = list(self.list_left_out())
+        used = self.seen - sum(reason.n for reason in left_out)
+        return ReadingRecord(what=what, seen=self.seen, used=max(0, used), left_out=left_out)
+
+    def describe(self) -> list[str]:
+        """Return the counts in sentences."""
+        return self.as_record().describe()
 
 
 def is_ignored(name: str) -> bool:
@@ -271,9 +281,11 @@ _FILM_STARTS = re.compile(
 def find_kind(path: Path) -> str | None:
     """Return "picture", "heif", "film" or "empty" by the first bytes of a file; None for anything else."""
     try:
+        if not path.is_file():
+            return None
         with open(path, "rb") as stream:
             start = stream.read(600)
-    except OSError:
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
         return None
     if not start:
         return "empty"

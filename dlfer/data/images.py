@@ -17,7 +17,9 @@ from dlfer.errors import DataError, EnvironmentProblem
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "PPM", "TIFF", "AVIF", "JPEG2000", "ICO", "QOI", "PCX")
 """Pillow's names of the formats that are read; PPM is its reader of .pgm, .ppm and .pnm."""
 
-MAX_PIXELS = 200_000_000
+MAX_PIXELS, UPLOAD_PIXELS = 200_000_000, 50_000_000
+"""Of a file of one's own, and of what a stranger may send; three bytes of memory each."""
+
 MIN_SIDE = 8
 
 _ORIENTATION = 0x0112

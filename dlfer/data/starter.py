@@ -11,7 +11,6 @@ from pathlib import Path
 from dlfer.config.load import load_experiment
 from dlfer.config.sections import LabelsConfig
 from dlfer.config.strict_yaml import format_yaml
-from dlfer.data.bundle import Reading
 from dlfer.data.fer2013_csv import USAGES
 from dlfer.data.files import Tally
 from dlfer.data.images import read_header
@@ -80,7 +79,6 @@ def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Sur
     labels = order_labels(label for label in mapping.values() if label is not None)
     if len(labels) < 2:
         raise DataError(f"{folder}: found the one class {', '.join(labels)}, expected at least two class folders.")
-    record = Reading(seen=tally.seen, left_out=tally.list_left_out()).as_record()
     shapes = _sample_shapes(folder, parts)
     sides = sorted(min(shape) for shape in shapes)
     names = [file.id for files in parts.values() for file in files]
@@ -91,7 +89,7 @@ def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Sur
         side=sides[len(sides) // 2],
         is_uniform=len(set(shapes)) == 1,
         is_fer2013=all(_EVERY_FER2013_FILE.search(name) for name in names),
-        remarks=(*record.describe(), *tally.notes, *describe_merged(mapping, LabelsConfig())),
+        remarks=(*tally.describe(), *tally.notes, *describe_merged(mapping, LabelsConfig())),
         folders=folders or {},
     )
 

@@ -16,6 +16,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.markup import escape
 
+from dlfer.data.files import Tally
+from dlfer.data.images import MAX_PIXELS
 from dlfer.errors import DataError, UserError
 from dlfer.predict.engines import AUTO, Engine, choose_engine, load_engine
 from dlfer.predict.media import BadInput, is_film, list_inputs, load_opencv, open_inputs
@@ -58,6 +60,10 @@ def draw_faces(image: np.ndarray, faces: list[FacePrediction], *, enlarge: bool 
     return np.array(picture)
 
 
+_MOST_REPEATED = 100_000
+"""Frames, about an hour: a longer gap is a fault in the times of a film."""
+
+
 class FilmWriter:
     """An mp4 film of `rate` frames a second, written frame by frame."""
 
@@ -66,9 +72,15 @@ class FilmWriter:
         self._rate = rate
         self._writer: Any = None
         self._shape: tuple[int, ...] | None = None
+        self._begin = 0.0
+        self._num_written = 0
+        self._last: np.ndarray | None = None
 
-    def write(self, frame: np.ndarray) -> None:
+    def write(self, frame: np.ndarray, seconds: float | None = None) -> None:
         """Add uint8 [H, W, 3] RGB; every frame has the size of the first.
+
+        With a time in `seconds` the frame is shown at that time after the first: the one before it is repeated until
+        then, and a frame that comes before the last one is over replaces nothing and is left out.
 
         Raises:
             DataError: another size, or the film cannot be written.
@@ -83,7 +95,20 @@ class FilmWriter:
                 raise DataError(f"{self.path}: OpenCV cannot write a film of {size[0]} x {size[1]} pixels there.")
         if frame.shape != self._shape:
             raise DataError(f"{self.path}: found a frame of shape {frame.shape}, expected {self._shape} as the first.")
-        self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
+        pixels = np.ascontiguousarray(frame[..., ::-1])
+        if seconds is not None:
+            self._begin = seconds if self._num_written == 0 else self._begin
+            place = round((seconds - self._begin) * self._rate)
+            if place < self._num_written and self._num_written:
+                return
+            for _ in range(min(place - self._num_written, _MOST_REPEATED)):
+                self._write_one(self._last)
+        self._write_one(pixels)
+        self._last = pixels
+
+    def _write_one(self, pixels: np.ndarray) -> None:
+        self._writer.write(pixels)
+        self._num_written += 1
 
     def close(self) -> None:
         """End the film; without a frame nothing was written."""
@@ -111,7 +136,7 @@ class Sketches:
             self.close()
             self._film = frame.film
             self._writer = FilmWriter(self._choose_path(frame.name, ".mp4"), rate=frame.film.rate / every)
-        self._writer.write(draw_faces(frame.image, prediction.faces, enlarge=False))
+        self._writer.write(draw_faces(frame.image, prediction.faces, enlarge=False), frame.seconds)
 
     def close(self) -> None:
         """End the film that is being written."""
@@ -178,6 +203,7 @@ class PredictionJob:
         abstain, mirror: see `FacePredictor`.
         smooth: see `predict_inputs`.
         every, seconds: see `read_film`.
+        max_megapixels: pictures with more are refused.
     """
 
     model: str | None = None
@@ -190,6 +216,7 @@ class PredictionJob:
     smooth: float = 0.5
     every: int = 1
     seconds: float | None = None
+    max_megapixels: float = MAX_PIXELS / 1_000_000
 
 
 def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[str], None]) -> int:
@@ -201,7 +228,8 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
         UserError, ModelError, EnvironmentProblem: the job cannot begin.
     """
     # A list on stdin may be endless; what is named is counted first, for the time left.
-    listed = list_inputs(names, stdin=sys.stdin)
+    tally = Tally()
+    listed = list_inputs(names, stdin=sys.stdin, tally=tally)
     files = listed if "-" in names else list(listed)
     num_pictures, has_films = None, False
     if "-" not in names:
@@ -212,11 +240,16 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
     about = describe_predictions(predictor, faces=job.faces, smooth=job.smooth)
     for key in ("notice", "probabilities", *(["mirror"] if job.mirror else []), *(["smoothing"] if has_films else [])):
         say(f"{key}: {about[key]}")
-    inputs = open_inputs(files, every=job.every, seconds=job.seconds)
+    max_pixels = int(job.max_megapixels * 1_000_000)
+    inputs = open_inputs(files, every=job.every, seconds=job.seconds, max_pixels=max_pixels)
     results = predict_inputs(predictor, inputs, smooth=job.smooth)
     table = open_table(job.out, labels=predictor.labels, about=about)
     sketches = Sketches(job.draw) if job.draw is not None else None
     failed = _write_all(_report_progress(results, num_pictures), table, sketches, every=job.every)
+    for failure in failed:
+        tally.leave_out("not read, or not wholly", failure["file"], was_seen=True)
+    for line in tally.describe():
+        say(line)
     for failure in failed[:_MOST_FAILURES]:
         say(f"not read: {failure['error']}")
     if failed:
