@@ -49,7 +49,7 @@ PIXEL_SCALINGS = ("backbone", "divide_by_255")
 FUSIONS = ("concat", "add", "attention")
 COMBINATIONS = ("average", "vote", "trained")
 ASPECTS = ("crop", "pad")
-DETECTORS = ("none", "mtcnn", "opencv")
+DETECTORS = ("none", "centerface", "mtcnn", "opencv")
 EQUALIZERS = ("none", "histogram", "clahe")
 
 PROTOCOLS = ("official", "resplit", "paper")

@@ -21,11 +21,10 @@ from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit, compute_fingerprint
 from dlfer.model.artifact import load_artifact
 from dlfer.model.backbones import load_published_weights
-from dlfer.model.classifier import link_file
 from dlfer.model.hybrid import load_branch_weights
 from dlfer.model.stage_network import build_stage_network, build_transfer_network
 from dlfer.model.transfer import RECORD_FILE, write_backbone
-from dlfer.runs.files import write_atomically
+from dlfer.runs.files import link_file, write_atomically
 from dlfer.train.control import hold_lock
 from dlfer.train.plan import describe_plan, unfreeze_random_start
 from dlfer.train.stage import train_stage

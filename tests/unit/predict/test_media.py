@@ -173,8 +173,8 @@ def test_what_a_folder_holds_besides_is_counted_and_kinds_are_told_by_the_first_
     Image.fromarray(np.zeros((12, 16), np.uint8)).save(write_picture(folder / "a.tiff"))
     (folder / "b").write_bytes((folder / "a.tiff").read_bytes())
     film = write_film(folder / "c.mp4")
-    (folder / "d").write_bytes(open(film, "rb").read())
-    (folder / "e.jpg").write_bytes(open(film, "rb").read())
+    (folder / "d").write_bytes(Path(film).read_bytes())
+    (folder / "e.jpg").write_bytes(Path(film).read_bytes())
     (folder / "f.ts").write_text("export const a = 1;" * 50)
     (folder / "g.ts").write_bytes((b"\x47" + bytes(187)) * 4)
     for name in ("notes.txt", "Thumbs.db", "._a.png", "empty"):
