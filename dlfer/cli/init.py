@@ -30,6 +30,6 @@ def init(
     wrong = [name for name, part in roles.items() if part not in ("train", "validation", "test", "class", "ignore")]
     if wrong or "" in roles:
         raise UserError("--folder: expected NAME=PART with a PART of train, validation, test, class or ignore.")
-    path = write_starter(folder, out, roles)
+    path = write_starter(folder, out, roles, say=say)
     say(f"Next: dlfer run {path} --smoke, then dlfer run {path}")
     print(path)

@@ -135,6 +135,11 @@ def _load_csv(path: Path, config: DataConfig) -> DataBundle:
     for part, usage in zip(("train", "validation", "test"), USAGES, strict=True):
         chosen = np.flatnonzero(rows.usages == usage)
         parts[part] = _to_split(rows, chosen, usage) if len(chosen) else None
+    if not np.any(rows.codes == 0):
+        notes += (
+            f"{path.name}: no row has the label 0 (Angry). If the file counts labels from 1, or has another code than "
+            "FER2013's, all its labels are wrong; look at some images of each class.",
+        )
     reading = _tell_reading(path, rows)
     sibling = path.with_name("test.csv")
     if plain and parts["test"] is None and sibling.is_file():

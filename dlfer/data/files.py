@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
@@ -94,7 +95,7 @@ _IGNORED = frozenset(
 _MOST_NAMED = 5
 
 HIDDEN = "hidden files and files of the system"
-NO_PICTURES = "no pictures"
+NO_PICTURES = "no picture format that is read"
 EMPTY = "empty files"
 BROKEN = "links to what is not there"
 LOOP = "links to a folder that is read already, or that lies above"
@@ -253,6 +254,7 @@ def find_reason(path: Path) -> str | None:
     return f"{NO_PICTURES} ({suffix or 'without a suffix'})"
 
 
+@functools.cache
 def can_read_heif() -> bool:
     """Tell whether HEIC can be read: with pillow-heif, which is then made known to Pillow."""
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -17,7 +18,7 @@ from dlfer.data.bundle import DataBundle, Reading, Split
 from dlfer.data.fer2013_csv import USAGES
 from dlfer.data.files import Tally
 from dlfer.data.images import compute_side, read_header, read_image, resize_square, to_channels
-from dlfer.data.labels import DROPPED, describe_merged, match_labels, order_labels
+from dlfer.data.labels import DROPPED, describe_merged, describe_unknown, match_labels, order_labels
 from dlfer.data.layout import PART_NAMES, ImageFile, Parts, scan_folder
 from dlfer.data.split import draw_indices
 from dlfer.errors import DataError, MissingDataError
@@ -109,7 +110,8 @@ def load_parts(
             tally.leave_out(UNREADABLE, str(name), was_seen=True)
         splits[part] = Split((names or {}).get(part, part), pixels, targets[rows], ids[rows])
     reading = dataclasses.replace(reading, seen=tally.seen, left_out=tally.list_left_out())
-    notes = (*tally.notes, *describe_merged(mapping, config.labels), *more)
+    counts = Counter(file.class_name for files in parts.values() for file in files)
+    notes = (*tally.notes, *describe_merged(mapping, config.labels), *describe_unknown(mapping, counts), *more)
     return DataBundle("folder", labels, **splits, notes=notes, reading=reading)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from PIL import Image
 
 from dlfer.config.names import EQUALIZERS
-from dlfer.data.files import HEIF_SUFFIXES, can_read_heif
+from dlfer.data.files import can_read_heif, find_kind
 from dlfer.errors import DataError, EnvironmentProblem, ModelError
 
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "PPM", "TIFF", "AVIF", "JPEG2000", "ICO", "QOI", "PCX")
@@ -184,8 +184,10 @@ def open_undecoded(source: Path | io.BytesIO, formats: Sequence[str] = FORMATS) 
     suffix = source.suffix.casefold() if isinstance(source, Path) else ""
     if suffix == ".tga":  # which has no first bytes to be known by
         formats = (*formats, "TGA")
-    if suffix in HEIF_SUFFIXES and can_read_heif():
-        formats = (*formats, "HEIF")
+    if isinstance(source, Path) and find_kind(source) == "heif":
+        if not can_read_heif():
+            raise DataError(f"{source}: a HEIC picture, which needs a package: pip install pillow-heif")
+        formats = ("HEIF",)
     with _OPENING:  # Pillow's own limit is one for the whole process; ours comes before anything is decoded, too
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -198,6 +200,8 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
     """Open a file and judge its header; nothing is decoded."""
     try:
         image = open_undecoded(path)
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file.") from error
     except Exception as error:  # as above: readers of headers raise nearly anything

@@ -81,6 +81,24 @@ def describe_merged(mapping: Mapping[str, str | None], labels: LabelsConfig) -> 
     ]
 
 
+def describe_unknown(mapping: Mapping[str, str | None], counts: Mapping[str, int]) -> list[str]:
+    """Return a sentence on the classes that are no expression by name, where the others are; none is there otherwise.
+
+    Args:
+        mapping: as `match_labels` returns it.
+        counts: name of a class -> number of images.
+    """
+    known = {label for label in mapping.values() if label in SPELLINGS}
+    odd = [name for name, label in mapping.items() if label not in (None, *SPELLINGS) and fold_name(name) != "contempt"]
+    if len(known) < 2 or not odd:
+        return []
+    shown = ", ".join(f"{name} ({counts[name]:,} images)" for name in odd[:10]) + (", ..." if len(odd) > 10 else "")
+    return [
+        f"Beside expressions that dlfer knows by name there are the classes {shown}; each is a label of its own. "
+        "data.labels.aliases gives one another name, data.labels.drop leaves it out."
+    ]
+
+
 def order_labels(labels: Iterable[str]) -> tuple[str, ...]:
     """Return the distinct labels sorted by name without regard to case, as class folders sort."""
     return tuple(sorted(set(labels), key=lambda label: (label.casefold(), label)))

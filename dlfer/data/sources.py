@@ -13,7 +13,7 @@ import numpy as np
 
 from dlfer.config.load import resolve_path
 from dlfer.config.sections import DataConfig, LabelsConfig
-from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.bundle import DataBundle, Reading, Split
 from dlfer.data.faces import prepare_faces
 from dlfer.data.folder import NOT_DRAWN, load_folder
 from dlfer.data.images import resize_square
@@ -131,7 +131,7 @@ def load_data(
         bundle = dataclasses.replace(bundle, **resized)
     if config.fraction is not None:
         bundle = _count_left_out(draw_fraction(bundle, config.fraction, seed=config.seed), bundle, "data.fraction")
-    bundle = apply_protocol(bundle, config, balance=balance)
+    bundle = _count_left_out(apply_protocol(bundle, config, balance=balance), bundle, "not used by the protocol")
     if config.drop_duplicates:
         bundle = _count_left_out(drop_duplicates(bundle), bundle, "duplicates in train (data.drop_duplicates)")
     if config.soft_targets is not None:
@@ -203,13 +203,25 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
         empty = [label for label, count in zip(labels, counts, strict=True) if not count]
         if empty and part == "train" and not limited:
             raise DataError(
-                f"data: train has no image of {', '.join(empty)}; a class needs images to be learned. Add some, or "
-                f"set data.labels.drop: [{', '.join(empty)}]."
+                f"data: train has no image of {', '.join(empty)}; a class needs images to be learned. "
+                f"{_advise_missing(bundle, empty)}"
             )
         if empty:
             what = "cannot teach" if part == "train" else "cannot judge"
             notes.append(f"{part} has no image of {', '.join(empty)}, so it {what} these classes.")
     return tuple(notes)
+
+
+def _advise_missing(bundle: DataBundle, empty: list[str]) -> str:
+    """Return what to do about classes without images; dropping them is right only if numbers mean what is assumed."""
+    drop = f"set data.labels.drop: [{', '.join(empty)}]."
+    if bundle.reading.what == "files":
+        return f"Add some, or {drop}"
+    code = ", ".join(f"{number} {label}" for number, label in enumerate(bundle.labels))
+    return (
+        f"The labels are numbers, read as {code}. If they are another code, counted from 1 for example, all labels are "
+        f"wrong, and to drop a class would not mend them: write the numbers anew. Only if they are this code, {drop}"
+    )
 
 
 def load_parts_of_source(config: DataConfig, *, image_size: int) -> DataBundle:
@@ -320,7 +332,8 @@ def load_arrays(config: DataConfig) -> DataBundle:
             f"{path}: labels is {labels.dtype} {labels.shape}, expected distinct text names, at least {most + 1} "
             f"(the largest target is {most})."
         )
-    return DataBundle("arrays", tuple(labels.tolist()), **splits)
+    seen = sum(len(split) for split in splits.values() if split is not None)
+    return DataBundle("arrays", tuple(labels.tolist()), **splits, reading=Reading(what="images", seen=seen))
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from dlfer.config.strict_yaml import format_yaml
 from dlfer.data.fer2013_csv import USAGES
 from dlfer.data.files import Tally
 from dlfer.data.images import read_header
-from dlfer.data.labels import describe_merged, match_labels, order_labels
+from dlfer.data.labels import describe_merged, describe_unknown, match_labels, order_labels
 from dlfer.data.layout import Parts, scan_folder
 from dlfer.errors import ConfigError, DataError, MissingDataError
 from dlfer.runs.files import write_atomically
@@ -89,7 +89,12 @@ def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Sur
         side=sides[len(sides) // 2],
         is_uniform=len(set(shapes)) == 1,
         is_fer2013=all(_EVERY_FER2013_FILE.search(name) for name in names),
-        remarks=(*tally.describe(), *tally.notes, *describe_merged(mapping, LabelsConfig())),
+        remarks=(
+            *tally.describe(),
+            *tally.notes,
+            *describe_merged(mapping, LabelsConfig()),
+            *describe_unknown(mapping, Counter(file.class_name for files in parts.values() for file in files)),
+        ),
         folders=folders or {},
     )
 
@@ -101,6 +106,7 @@ def format_starter(survey: Survey, *, name: str, file: Path) -> str:
     epochs = 15 if survey.num_train >= 20_000 else 25 if survey.num_train >= 2000 else 40
     balance = "sampler" if survey.imbalance >= 3 else "none"
     monitor = "macro_f1" if survey.imbalance >= 3 else "accuracy"
+    found = "\n".join(f"#   {line}" for line in _format_counts(survey))
     return f"""\
 # Purpose   A first experiment on the images in {" ".join(str(survey.folder).split())}, written by dlfer init.
 # Command   dlfer run {file} --smoke    first, a minute: walks every step on a few images
@@ -109,7 +115,7 @@ def format_starter(survey: Survey, *, name: str, file: Path) -> str:
 # All keys  dlfer show schema
 #
 # Found
-{_format_counts(survey)}
+{found}
 experiment:
   name: {name}
   seed: 0
@@ -146,10 +152,16 @@ def make_name(folder: Path) -> str:
     return name or "my_images"
 
 
-def write_starter(folder: Path, out: Path | None = None, folders: Mapping[str, str] | None = None) -> Path:
+def write_starter(
+    folder: Path,
+    out: Path | None = None,
+    folders: Mapping[str, str] | None = None,
+    *,
+    say: Callable[[str], None] | None = None,
+) -> Path:
     """Write a starter experiment for `folder` and return its path, <name>.yaml unless `out` says otherwise.
 
-    `folders` is as of `survey_folder`.
+    `folders` is as of `survey_folder`; `say` is told what was found and what was left out.
 
     Raises:
         ConfigError: the file is there already.
@@ -159,7 +171,10 @@ def write_starter(folder: Path, out: Path | None = None, folders: Mapping[str, s
     path = Path(out) if out is not None else Path(f"{name}.yaml")
     if path.exists():
         raise ConfigError(f"{path}: is there already; choose another file by --out, or remove it.")
-    write_atomically(path, format_starter(survey_folder(folder, folders), name=name, file=path))
+    survey = survey_folder(folder, folders)
+    for line in _format_counts(survey) if say is not None else ():
+        say(line)
+    write_atomically(path, format_starter(survey, name=name, file=path))
     load_experiment(path)
     return path
 
@@ -179,14 +194,13 @@ def _sample_shapes(folder: Path, parts: Parts) -> list[tuple[int, int]]:
     return shapes
 
 
-def _format_counts(survey: Survey) -> str:
+def _format_counts(survey: Survey) -> list[str]:
     lines = []
     for part, classes in survey.counts.items():
         listed = ", ".join(f"{name} {count:,}" for name, count in sorted(classes.items()))
-        lines.append(f"#   {part}: {sum(classes.values()):,} images ({listed})")
-    lines.append(f"#   labels: {', '.join(survey.labels)}")
-    lines += [f"#   {remark}" for remark in survey.remarks]
-    return "\n".join(" ".join(line.splitlines()) for line in lines)
+        lines.append(f"{part}: {sum(classes.values()):,} images ({listed})")
+    lines += [f"labels: {', '.join(survey.labels)}", *survey.remarks]
+    return [" ".join(line.splitlines()) for line in lines]
 
 
 def _format_data(survey: Survey) -> str:

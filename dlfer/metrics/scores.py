@@ -68,7 +68,7 @@ def compute_scores(
         threshold: of the confidence, chosen on validation; what it gives here is told.
 
     Returns:
-        The metrics as fractions; mcc and cohen_kappa are in -1..1, log_loss is in nats. Balanced accuracy is macro
+        The metrics as fractions, averages over the labels that have images ("not_judged" lists the others); mcc and cohen_kappa are in -1..1, log_loss is in nats. Balanced accuracy is macro
         recall under its other name, and weighted recall is accuracy: each has one interval. A metric with a value and
         without an interval has the reason.
 
@@ -83,11 +83,14 @@ def compute_scores(
     auc_bounds, macro_auc_bounds = compute_auc_intervals(targets, probabilities)
     precision_bounds, macro_precision_bounds = compute_average_precision_intervals(targets, probabilities)
     num_detected = int(mt.compute_detected(confusion).sum())
-    num_classes = int((mt.compute_support(confusion) > 0).sum())
+    support = mt.compute_support(confusion)
+    num_classes = int((support > 0).sum())
+    absent = [label for label, count in zip(predictions.labels, support, strict=True) if not count]
     areas = {"auc": (aucs, auc_bounds), "average_precision": (precisions, precision_bounds)}
     scores = {
         "n": len(predictions),
         "labels": list(predictions.labels),
+        **({"not_judged": absent} if absent else {}),
         **{name: _figure(statistic(confusion), bounds[name]) for name, statistic in _AVERAGES.items()},
         "macro_auc": _figure(mt.compute_macro(aucs, confusion), macro_auc_bounds),
         "macro_average_precision": _figure(mt.compute_macro(precisions, confusion), macro_precision_bounds),

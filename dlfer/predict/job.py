@@ -64,7 +64,11 @@ _MOST_REPEATED = 100_000
 
 
 class FilmWriter:
-    """An mp4 film of `rate` frames a second, written frame by frame."""
+    """An mp4 film of `rate` frames a second, written frame by frame.
+
+    Attributes:
+        num_left_out: frames that came before the one before them was over.
+    """
 
     def __init__(self, path: Path, *, rate: float) -> None:
         self.path = path
@@ -72,14 +76,14 @@ class FilmWriter:
         self._writer: Any = None
         self._shape: tuple[int, ...] | None = None
         self._begin = 0.0
-        self._num_written = 0
+        self._num_written = self.num_left_out = 0
         self._last: np.ndarray | None = None
 
     def write(self, frame: np.ndarray, seconds: float | None = None) -> None:
         """Add uint8 [H, W, 3] RGB; every frame has the size of the first.
 
         With a time in `seconds` the frame is shown at that time after the first: the one before it is repeated until
-        then, and a frame that comes before the last one is over replaces nothing and is left out.
+        then, and a frame that comes before the last one is over is left out and counted.
 
         Raises:
             DataError: another size, or the film cannot be written.
@@ -99,6 +103,7 @@ class FilmWriter:
             self._begin = seconds if self._num_written == 0 else self._begin
             place = round((seconds - self._begin) * self._rate)
             if place < self._num_written and self._num_written:
+                self.num_left_out += 1
                 return
             for _ in range(min(place - self._num_written, _MOST_REPEATED)):
                 self._write_one(self._last)
@@ -116,9 +121,14 @@ class FilmWriter:
 
 
 class Sketches:
-    """A folder of marked pictures (.jpg) and films (.mp4), named after the inputs; -2, -3 ... where names meet."""
+    """A folder of marked pictures (.jpg) and films (.mp4), named after the inputs; -2, -3 ... where names meet.
+
+    Attributes:
+        notes: a sentence for each film that could not take all frames.
+    """
 
     def __init__(self, folder: Path) -> None:
+        self.notes: list[str] = []
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._taken: set[str] = set()
@@ -141,6 +151,11 @@ class Sketches:
         """End the film that is being written."""
         if self._writer is not None:
             self._writer.close()
+            if self._writer.num_left_out:
+                self.notes.append(
+                    f"{self._writer.path}: {self._writer.num_left_out:,} frames follow others by less than a frame of this "
+                    "film and are not in it; the table has them, and the others keep their times."
+                )
         self._film, self._writer = None, None
 
     def _choose_path(self, name: str, suffix: str) -> Path:
@@ -237,6 +252,8 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
     table = open_table(job.out, labels=predictor.labels, about=about)
     sketches = Sketches(job.draw) if job.draw is not None else None
     failed = _write_all(_report_progress(results, num_pictures), table, sketches, every=job.every)
+    for line in sketches.notes if sketches is not None else ():
+        say(line)
     for failure in failed:
         tally.leave_out("not read, or not wholly", failure["file"], was_seen=True)
     for line in tally.describe():

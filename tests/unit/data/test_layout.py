@@ -138,8 +138,8 @@ def test_what_is_no_picture_is_counted_by_reason_with_names(tmp_path):
     counts = {reason: found[reason].n for reason in found}
     heic = next(name for name in counts if name.startswith("HEIC"))
     assert counts == {
-        "hidden files and files of the system": 5, "no pictures (.txt)": 1, "empty files": 1, "films": 1, heic: 1,
-        "links to what is not there": 1, "files beside the folders": 1, "no pictures (.py)": 1,
+        "hidden files and files of the system": 5, "no picture format that is read (.txt)": 1, "empty files": 1, "films": 1, heic: 1,
+        "links to what is not there": 1, "files beside the folders": 1, "no picture format that is read (.py)": 1,
     }  # fmt: skip
     assert found["films"].first == ["angry/film.mp4"]
     record = bundle.reading.as_record()
