@@ -68,8 +68,9 @@ def describe_not_judged(split: SplitMetrics) -> str | None:
     if not split.not_judged:
         return None
     shown = ", ".join(split.not_judged[:12]) + (" ..." if len(split.not_judged) > 12 else "")
-    others = len(split.labels) - len(split.not_judged)
-    return f"not judged: {shown} (no image of {'it' if len(split.not_judged) == 1 else 'them'}; averages are over the other {others} labels)"
+    num_others = len(split.labels) - len(split.not_judged)
+    others = "the other label" if num_others == 1 else f"the other {num_others} labels"
+    return f"not judged: {shown} (no image of {'it' if len(split.not_judged) == 1 else 'them'}; averages are over {others})"
 
 
 def list_kinds(counts: DuplicateCounts) -> str:

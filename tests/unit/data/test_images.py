@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dlfer.data import images
 from dlfer.data.images import (
     CLIP_LIMIT,
     TILES,
@@ -357,3 +358,23 @@ def test_without_opencv_the_message_has_the_command(monkeypatch):
     assert equalize(image, "none") is image
     with pytest.raises(EnvironmentProblem, match=r"needs OpenCV .*pip install 'opencv-python-headless<5'"):
         equalize(image, "clahe")
+
+
+@pytest.mark.parametrize("name", ["a.heic", "photo.jpg", "no_suffix"])
+def test_heic_is_named_for_what_it_is_whatever_its_name(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(images, "can_read_heif", lambda: False)
+    (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    with pytest.raises(DataError, match=r"a HEIC picture, which needs a package: pip install pillow-heif"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_animations_and_palettes_with_transparency(tmp_path, kind):
+    frames = [Image.new("RGBA", (20, 20), (255, 0, 0, 255)), Image.new("RGBA", (20, 20), (0, 0, 255, 255))]
+    frames[0].paste((0, 0, 0, 0), (4, 0, 10, 20))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    frames[0].save(tmp_path / "a", format=kind, save_all=True, append_images=frames[1:], **options)
+    found = read_image(tmp_path / "a")
+    assert found.shape == (20, 20, 3)
+    assert found[5, 5].tolist() == [255, 255, 255]
+    assert found[5, 15].tolist() == [255, 0, 0]

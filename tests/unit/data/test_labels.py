@@ -8,7 +8,14 @@ import pytest
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import LabelsConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.labels import compute_label_map, describe_merged, map_targets, match_labels, relabel_bundle
+from dlfer.data.labels import (
+    compute_label_map,
+    describe_merged,
+    describe_unknown,
+    map_targets,
+    match_labels,
+    relabel_bundle,
+)
 from dlfer.errors import DataError, ModelError
 
 
@@ -92,3 +99,13 @@ def test_data_with_some_of_the_models_labels_is_mapped_and_others_are_refused():
     assert [FER2013_LABELS[target] for target in unused.targets] == ["Happy", "Happy"]
     with pytest.raises(ModelError, match="no name for contempt"):
         map_targets(_split([0, 1]), ("happy", "contempt"), FER2013_LABELS)
+
+
+def test_classes_that_are_no_expressions_are_named_beside_those_that_are():
+    counts = {"angry": 5, "happy": 6, "contempt": 2, "misc": 3}
+    lines = describe_unknown(match_labels(counts, LabelsConfig()), counts)
+    assert len(lines) == 1
+    assert "the classes misc (3 images);" in lines[0]
+    assert describe_unknown(match_labels(counts, LabelsConfig(drop=("misc",))), counts) == []
+    others = {"cat": 3, "dog": 4, "happy": 1}
+    assert describe_unknown(match_labels(others, LabelsConfig()), others) == []
