@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from dlfer.errors import EnvironmentProblem, ModelError, UserError
+from dlfer.quiet import keep_back_stderr
 from dlfer.runs.artifact import MEND
 from dlfer.runs.export_record import ExportRecord
 from dlfer.runs.files import check_inside, check_manifest, hash_file, read_json
@@ -271,7 +272,9 @@ def open_litert(path: Path) -> Answer:
     """Return the function by which a LiteRT file answers, on all cores; several threads may call it, one by one."""
     litert = import_extra("ai_edge_litert.interpreter")
     # Without a number it takes one thread.
-    interpreter = litert.Interpreter(model_path=str(path), num_threads=count_cores())
+    with keep_back_stderr():
+        interpreter = litert.Interpreter(model_path=str(path), num_threads=count_cores())
+        interpreter.allocate_tensors()
     images_index, answer_index = (
         details()[0]["index"] for details in (interpreter.get_input_details, interpreter.get_output_details)
     )
