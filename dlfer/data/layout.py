@@ -131,13 +131,20 @@ def _descend(folder: Path, tally: Tally) -> Path:
         names = list_folders(folder)
         if len(names) != 1 or name_part(names[0]) or not list_folders(folder / names[0]):
             return folder
-        if fold_name(names[0]) not in _LEVELS and fold_name(names[0]) != fold_name(folder.name):
+        if not _is_level(folder, names[0]):
             return folder
         if identify(folder / names[0]) == identify(folder):
             return folder
         for name in list_files(folder, tally):
             tally.leave_out(_OUTSIDE, folder / name)
         folder = folder / names[0]
+
+
+def _is_level(folder: Path, name: str) -> bool:
+    """Tell whether the one folder in a folder only wraps parts or classes, by its name or by theirs."""
+    below = [fold_name(child) for child in list_folders(folder / name)]
+    holds = any(map(name_part, below)) or sum(child in CANONICAL for child in below) > 1
+    return fold_name(name) in (*_LEVELS, fold_name(folder.name)) or (holds and fold_name(name) not in CANONICAL)
 
 
 def _is_loop(path: Path, root: Path, base: Path, tally: Tally) -> bool:

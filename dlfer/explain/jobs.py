@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from dlfer.data.bundle import Split
+from dlfer.data.files import Tally
 from dlfer.data.sources import load_data
 from dlfer.data.split import draw_subset
 from dlfer.errors import UserError
@@ -34,7 +35,7 @@ from dlfer.explain.sanity import check_maps
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
 from dlfer.predict.crops import Crop, build_cropper
-from dlfer.predict.media import BadInput, Frame, is_film, list_inputs, open_inputs
+from dlfer.predict.media import NOT_READ, BadInput, Frame, is_film, list_inputs, open_inputs
 from dlfer.predict.predictor import NOTICE
 from dlfer.runs.files import write_atomically, write_npz
 from dlfer.runs.find import find_default_model, find_run_of, open_run
@@ -111,10 +112,13 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     explainer = build_explainer(classifier, job, say)
     cropper = build_cropper(job.faces, classifier, detector_size=job.detector_size)
     failed: list[str] = []
+    tally = Tally()
     records, kept = [], []
     listener = ConsoleListener()
     try:
-        for explained in _explain_faces(_read_pictures(names, failed), explainer, cropper, target=target, say=say):
+        for explained in _explain_faces(
+            _read_pictures(names, failed, tally), explainer, cropper, target=target, say=say
+        ):
             _write_face(explained, job, classifier)
             records.append(_describe_face(explained, classifier))
             # Of many faces only the arrays on disk are kept.
@@ -122,8 +126,8 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
             listener.finish_part("faces", len(records), max(len(names), len(records)))
     finally:
         listener.close()
-    for error in failed:
-        say(f"not read: {error}")
+    for line in [*tally.describe(), *(f"not read: {error}" for error in failed)]:
+        say(line)
     if not records:
         raise UserError(
             "explain: no face was explained. Faces are found by a detector; --faces whole takes each picture for one."
@@ -176,15 +180,17 @@ def _find_label(classifier: Classifier, label: str | None) -> int | None:
     return classifier.labels.index(label)
 
 
-def _read_pictures(names: Sequence[str], failed: list[str]) -> Iterator[Frame]:
-    """Yield the pictures that can be read; what is wrong with the others is added to `failed`."""
-    for name in list_inputs(names, stdin=sys.stdin):
+def _read_pictures(names: Sequence[str], failed: list[str], tally: Tally) -> Iterator[Frame]:
+    """Yield the pictures that can be read; what is wrong with the others is added to `failed`, and all are counted."""
+    for name in list_inputs(names, stdin=sys.stdin, tally=tally):
         if isinstance(name, str) and is_film(name):
             failed.append(f"{name}: a film; explain takes pictures. Save the frame that you ask about.")
+            tally.leave_out(NOT_READ, name, was_seen=True)
             continue
         for item in open_inputs([name]):
             if isinstance(item, BadInput):
                 failed.append(item.error)
+                tally.leave_out(NOT_READ, item.name, was_seen=True)
             else:
                 yield item
 

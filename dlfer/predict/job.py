@@ -19,7 +19,7 @@ from dlfer.data.files import Tally
 from dlfer.data.images import MAX_PIXELS
 from dlfer.errors import DataError, UserError
 from dlfer.predict.engines import AUTO, Engine, choose_engine, load_engine
-from dlfer.predict.media import BadInput, is_film, list_inputs, load_opencv, open_inputs
+from dlfer.predict.media import NOT_READ, BadInput, is_film, list_inputs, load_opencv, open_inputs
 from dlfer.predict.predictor import FacePrediction, FacePredictor, FramePrediction, describe_predictions, predict_inputs
 from dlfer.predict.tables import Table, open_table
 from dlfer.runs.find import find_default_model
@@ -255,7 +255,7 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
     for line in sketches.notes if sketches is not None else ():
         say(line)
     for failure in failed:
-        tally.leave_out("not read, or not wholly", failure["file"], was_seen=True)
+        tally.leave_out(NOT_READ, failure["file"], was_seen=True)
     for line in tally.describe():
         say(line)
     for failure in failed[:_MOST_FAILURES]:

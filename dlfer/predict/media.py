@@ -306,6 +306,7 @@ AHEAD = 4
 """Pictures that are decoded ahead; each takes 3 bytes a pixel."""
 
 NOT_FILM = "no films (.ts)"
+NOT_READ = "not read, or not wholly"
 
 _T = TypeVar("_T")
 
@@ -345,28 +346,27 @@ class BadInput:
 def list_inputs(
     names: Iterable[str], *, stdin: TextIO | None = None, tally: Tally | None = None
 ) -> Iterator[str | BadInput]:
-    """Yield the files (and cameras) that are meant by names, in order.
+    """Yield the files (and cameras) that are meant by names, in order; a name that means nothing as a `BadInput`.
 
     Args:
         names: files; folders, in which pictures and films are searched for at any depth, hidden ones left
             out, sorted by path; globs (** for any depth); "camera:N"; "-" for a list on stdin, one name a line.
         stdin: where "-" reads.
-        tally: counts the files that are seen, and those of folders that are neither pictures nor films.
+        tally: counts the files and names that are seen, and those of folders that are neither pictures nor films.
     """
     tally = Tally() if tally is None else tally
     for name in names:
         if name == "-":
             lines = (line.rstrip("\r\n") for line in stdin or ())
             yield from list_inputs((line for line in lines if line and line != "-"), tally=tally)
-        elif name.startswith(CAMERA):
-            yield name
-        elif os.path.isdir(name):
-            found = sorted(_walk(name, tally))
-            yield from found or [BadInput(name, f"{name}: the folder holds no picture and no film.")]
-        elif not os.path.lexists(name) and glob.has_magic(name):
-            matches = sorted(glob.glob(name, recursive=True))
-            nothing = [BadInput(name, f"{name}: nothing matches.")]
-            yield from list_inputs(matches, tally=tally) if matches else nothing
+        elif os.path.isdir(name) and (found := sorted(_walk(name, tally))):
+            yield from found
+        elif not os.path.lexists(name) and glob.has_magic(name) and (matches := glob.glob(name, recursive=True)):
+            yield from list_inputs(sorted(matches), tally=tally)
+        elif os.path.isdir(name) or (not os.path.lexists(name) and glob.has_magic(name)):
+            tally.seen += 1
+            what = "the folder holds no picture and no film." if os.path.isdir(name) else "nothing matches."
+            yield BadInput(name, f"{name}: {what}")
         else:
             tally.seen += 1
             yield name

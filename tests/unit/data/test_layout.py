@@ -55,6 +55,8 @@ def test_names_of_parts(name, part):
         (("images/Train", "images/Test"), {"train": 6, "test": 6}),
         (("train/images", "test/images"), {"train": 6, "test": 6}),
         (("data/images",), {"train": 6}),
+        (("archive (1)/Train", "archive (1)/Test"), {"train": 6, "test": 6}),
+        (("My Faces v2",), {"train": 6}),
     ],
 )
 def test_layouts_that_are_understood(tmp_path, folders, parts):

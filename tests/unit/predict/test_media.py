@@ -42,7 +42,9 @@ def test_folders_globs_lists_and_what_is_absent(tmp_path):
     assert list(list_inputs([str(tmp_path / "in" / "**" / "*.PNG")])) == [b]
     assert list(list_inputs([odd])) == [odd]
     assert list(list_inputs(["-", "camera:0"], stdin=io.StringIO(f"{a}\n\n{b}\r\n-\n"))) == [a, b, "camera:0"]
-    bad = list(list_inputs([str(tmp_path / "empty"), str(tmp_path / "*.gif")]))
+    tally = Tally()
+    bad = list(list_inputs([str(tmp_path / "empty"), str(tmp_path / "*.gif")], tally=tally))
+    assert tally.seen == 2
     assert [type(item) for item in bad] == [BadInput, BadInput]
     assert "holds no picture" in bad[0].error
     assert "nothing matches" in bad[1].error
