@@ -47,6 +47,10 @@ def predict(
         float | None, typer.Option(metavar="S", help="Films and cameras: stop after so many seconds.")
     ] = None,
     force: Force = False,
+    max_megapixels: Annotated[
+        float,
+        typer.Option(metavar="M", help="Pictures with more million pixels are refused; each takes 3 MB of memory."),
+    ] = 200.0,
 ) -> None:
     """Predict which expression label annotators would give to each face in pictures and films.
 
@@ -58,6 +62,8 @@ def predict(
     """
     if every < 1:
         raise UserError(f"--every {every}: expected 1 or more.")
+    if max_megapixels <= 0:
+        raise UserError(f"--max-megapixels {max_megapixels:g}: expected more than 0.")
     if smooth < 0:
         raise UserError(f"--smooth {smooth}: expected 0 or more.")
     from dlfer.predict.job import PredictionJob, predict_files
@@ -75,6 +81,7 @@ def predict(
         every=every,
         seconds=seconds,
         force=force,
+        max_megapixels=max_megapixels,
     )
     num_failed = predict_files(inputs, job, say=say)
     if num_failed:

@@ -220,6 +220,8 @@ class DataConfig(Section):
     """tfds only: the data set, e.g. imagenet2012."""
     splits: dict[Literal["train", "validation", "test"], str] | None = None
     """tfds only: the data set's own names of the splits, e.g. {train: train, validation: validation}."""
+    folders: dict[str, Literal["train", "validation", "test", "class", "ignore"]] | None = None
+    """folder, fer2013 only: what a folder in `path` is whose name does not tell, e.g. {holdout: test, old: ignore}."""
     protocol: Literal[names.PROTOCOLS] = "official"
     """official: the data's own splits. resplit: 80/20 and 80/20, duplicates on one side. paper: see split."""
     split: Literal[names.PAPER_SPLITS] | None = None
@@ -245,6 +247,8 @@ class DataConfig(Section):
     the centre of a square whose rest repeats the image's outermost pixels. The trained model remembers which."""
     faces: FacesConfig | None = None
     """Faces found, aligned, evened out; kept in $DLFER_CACHE (~/.cache/dlfer) for the very same images."""
+    max_megapixels: Annotated[float, Field(gt=0, le=2000)] = 200.0
+    """Image files with more pixels are refused undecoded; one of 200 megapixels takes 600 MB of memory to read."""
     skip_unreadable: bool = False
     """Leave out and count rows and files that cannot be read, instead of refusing the data."""
     num_labels: Annotated[int, Field(ge=2, le=10_000)] | None = None
@@ -266,6 +270,8 @@ class DataConfig(Section):
             raise ValueError("name: source tfds needs the name of a data set, e.g. name: imagenet2012.")
         if self.source != "tfds" and (self.name is not None or self.splits is not None):
             raise ValueError(f"name, splits: only source tfds takes them, found with source {self.source}.")
+        if self.folders is not None and self.source not in ("folder", "fer2013"):
+            raise ValueError(f"folders: only sources folder and fer2013 take them, found with source {self.source}.")
         if self.soft_targets is not None and self.votes is None:
             raise ValueError("soft_targets: found ferplus without a file of votes; set votes: PATH of fer2013new.csv.")
         if self.soft_share != 1.0 and self.soft_targets is None:

@@ -81,6 +81,7 @@ def audit_splits(
         labels=list(labels),
         splits={split.name: _count_classes(split, labels) for split in splits},
         unreadable=Unreadable(n=len(reading.unreadable), examples=list(reading.unreadable[:MOST_LISTED])),
+        reading=reading.as_record(),
     )
     if not held:
         return audit

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -14,6 +15,7 @@ import numpy as np
 
 from dlfer.errors import DataError
 from dlfer.runs.files import read_npz, write_atomically
+from dlfer.runs.records import LeftOut, ReadingRecord
 from dlfer.runs.text import to_utf8
 
 
@@ -118,11 +120,31 @@ class Reading:
         unreadable: what was wrong with each row or file that was left out.
         num_rows: rows of the csv, those left out included; None where it was no single csv.
         sizes: (width, height) of each file by its id, where they differ.
+        what: what is counted, "files" or "rows".
+        seen: their number, those left out included; None of a source that counts nothing.
+        left_out: those that became no image of a split, by reason.
     """
 
     unreadable: tuple[str, ...] = ()
     num_rows: int | None = None
     sizes: dict[str, tuple[int, int]] = field(default_factory=dict)
+    what: str = "files"
+    seen: int | None = None
+    left_out: tuple[LeftOut, ...] = ()
+
+    def leave_out(self, reason: str, names: Collection[str]) -> Reading:
+        """Return the reading with images, by their ids, that were seen and are left out for one more reason."""
+        if not len(names):
+            return self
+        found = LeftOut(reason=reason, n=len(names), first=[str(name) for name in list(names)[:5]])
+        return dataclasses.replace(self, left_out=(*self.left_out, found))
+
+    def as_record(self) -> ReadingRecord | None:
+        """Return the counts as data.json and audit.json hold them; None where the source counts nothing."""
+        if self.seen is None:
+            return None
+        used = self.seen - sum(reason.n for reason in self.left_out)
+        return ReadingRecord(what=self.what, seen=self.seen, used=used, left_out=list(self.left_out))
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "unreadable", tuple(map(to_utf8, self.unreadable)))

@@ -16,12 +16,20 @@ from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Reading, Split, name_cache, read_cache, write_cache
 from dlfer.data.fer2013_csv import SIDE, USAGES, Rows, read_csv
-from dlfer.data.folder import load_parts, scan_folder
+from dlfer.data.files import Tally
+from dlfer.data.folder import UNREADABLE, load_parts
 from dlfer.data.labels import compute_label_map, map_targets
+from dlfer.data.layout import scan_folder
 from dlfer.errors import DataError, MissingDataError
+from dlfer.runs.csv_text import find_delimiter, open_text
+from dlfer.runs.records import LeftOut
 
 OFFICIAL_MD5 = "f8428a1edbd21e88f42c73edd2a14f95"
-CSV_NAMES = ("fer2013.csv", "icml_face_data.csv", "fer2013/fer2013.csv", "train.csv")
+CSV_NAMES = tuple(
+    f"{name}{packed}"
+    for name in ("fer2013.csv", "icml_face_data.csv", "fer2013/fer2013.csv", "train.csv")
+    for packed in ("", ".gz", ".zip")
+)
 
 _FROM_FILE_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.\w+$")
 _CACHE_VERSION = 1
@@ -127,35 +135,49 @@ def _load_csv(path: Path, config: DataConfig) -> DataBundle:
     for part, usage in zip(("train", "validation", "test"), USAGES, strict=True):
         chosen = np.flatnonzero(rows.usages == usage)
         parts[part] = _to_split(rows, chosen, usage) if len(chosen) else None
+    if not np.any(rows.codes == 0):
+        notes += (
+            f"{path.name}: no row has the label 0 (Angry). If the file counts labels from 1, or has another code than "
+            "FER2013's, all its labels are wrong; look at some images of each class.",
+        )
+    reading = _tell_reading(path, rows)
     sibling = path.with_name("test.csv")
     if plain and parts["test"] is None and sibling.is_file():
-        parts["test"], more = _load_test_csv(sibling, config)
+        parts["test"], of_test, more = _load_test_csv(sibling, config)
         notes += more
+        left_out = (*reading.left_out, *of_test.left_out)
+        reading = dataclasses.replace(reading, seen=reading.seen + of_test.seen, left_out=left_out)
     if parts["train"] is None:
         raise DataError(f"{path.name}: found no rows of Usage Training; training needs them. Use the whole csv.")
-    return DataBundle("fer2013", FER2013_LABELS, **parts, notes=notes, reading=_tell_reading(path, rows))
+    return DataBundle("fer2013", FER2013_LABELS, **parts, notes=notes, reading=reading)
 
 
 def _tell_reading(path: Path, rows: Rows) -> Reading:
-    return Reading(
-        unreadable=tuple(f"{path.name} {problem}" for problem in rows.skipped.tolist()),
-        num_rows=len(rows.rows) + len(rows.skipped),
-    )
+    problems = tuple(f"{path.name} {problem}" for problem in rows.skipped.tolist())
+    seen = len(rows.rows) + len(problems)
+    lines = [" ".join(problem.split(":")[0].split()) for problem in problems]
+    return Reading(unreadable=problems, num_rows=seen, what="rows", seen=seen).leave_out(UNREADABLE, lines)
 
 
-def _load_test_csv(path: Path, config: DataConfig) -> tuple[Split | None, tuple[str, ...]]:
-    with path.open(encoding="utf-8-sig", errors="replace") as stream:
-        header = [name.strip().casefold() for name in stream.readline().split(",")]
-    if "emotion" not in header:
-        return None, ("test.csv has no column emotion, so it cannot judge a model, and was left out.",)
+def _load_test_csv(path: Path, config: DataConfig) -> tuple[Split | None, Reading, tuple[str, ...]]:
+    with open_text(path, errors="replace") as stream:
+        line = stream.readline()
+        header = [name.strip().casefold() for name in line.split(find_delimiter(line))]
+        if "emotion" not in header:
+            number = sum(1 for line in stream if line.strip())
+            reading = Reading(what="rows", seen=number)
+            lost = LeftOut(reason="test.csv has no column emotion", n=number, first=[path.name])
+            note = "test.csv has no column emotion, so it cannot judge a model, and was left out."
+            return None, dataclasses.replace(reading, left_out=(lost,)), (note,)
     rows, notes = _read_cached(path, skip_unreadable=config.skip_unreadable, usage="test")
     notes += ("test.csv does not tell PublicTest from PrivateTest; all of it is the test set.",)
-    return _to_split(rows, np.arange(len(rows.rows)), "test"), notes
+    return _to_split(rows, np.arange(len(rows.rows)), "test"), _tell_reading(path, rows), notes
 
 
 def _load_folders(root: Path, config: DataConfig) -> DataBundle:
     """Return the bundle of Kaggle's folders, by the official parts where the file names tell them."""
-    parts = scan_folder(root)
+    tally = Tally(root)
+    parts = scan_folder(root, config.folders, tally)
     files = [file for part in parts.values() for file in part]
     found = [_FROM_FILE_NAME.search(file.id) for file in files]
     names = {"train": "train", "validation": "validation", "test": "test"}
@@ -167,7 +189,7 @@ def _load_folders(root: Path, config: DataConfig) -> DataBundle:
             parts[part_of[match[1]]].append(file)
         names = dict(zip(names, USAGES, strict=True))
         note = "The official parts were read from the file names."
-    bundle = load_parts(root, parts, config, image_size=SIDE, names=names)
+    bundle = load_parts(root, parts, config, image_size=SIDE, names=names, tally=tally)
     labels = tuple(label for label in FER2013_LABELS if label in bundle.labels)
     labels += tuple(label for label in bundle.labels if label not in labels)
     mapped = {part: map_targets(split, bundle.labels, labels) for part, split in bundle.parts.items()}

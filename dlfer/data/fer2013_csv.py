@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import itertools
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import TextIO
 import numpy as np
 
 from dlfer.config.names import FER2013_LABELS
+from dlfer.data.files import fold_name
+from dlfer.data.labels import CANONICAL
 from dlfer.errors import DataError
+from dlfer.runs.csv_text import find_delimiter, open_text
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
 SIDE = 48
@@ -54,11 +58,11 @@ def read_csv(path: Path, *, skip_unreadable: bool, usage: str | None) -> Rows:
         DataError: it is no such csv, or has a row that cannot be read (unless skip_unreadable), or none that can.
     """
     pixels, codes, usages, numbers, skipped = bytearray(), bytearray(), [], [], []
-    with path.open(encoding="utf-8-sig", errors="replace", newline="") as stream:
+    with open_text(path, errors="replace") as stream:
         records = _iterate_records(stream, path.name)
         _, header = next(records, (1, []))
         columns = _find_columns(path, header, usage)
-        number = -1
+        number, is_checked = -1, False
         for line, fields in records:
             if not fields:
                 continue
@@ -66,6 +70,9 @@ def read_csv(path: Path, *, skip_unreadable: bool, usage: str | None) -> Rows:
             try:
                 code, values, part = _parse_row(fields, columns, usage)
             except ValueError as problem:
+                if not is_checked:
+                    _check_code(path)
+                    is_checked = True
                 if not skip_unreadable:
                     raise DataError(f"{path.name} line {line}: {problem}") from None
                 skipped.append(f"line {line}: {problem}")
@@ -91,9 +98,12 @@ def _iterate_records(stream: TextIO, name: str) -> Iterator[tuple[int, list[str]
 
     Lines without a quotation mark are only divided at their commas, which takes a third of csv.reader's time.
     """
+    delimiter = ","
     for number, line in enumerate(stream, 1):
+        if number == 1:
+            delimiter = find_delimiter(line)
         if '"' in line or len(line) > csv.field_size_limit():
-            reader = csv.reader(itertools.chain([line], stream))
+            reader = csv.reader(itertools.chain([line], stream), delimiter=delimiter)
             try:
                 for fields in reader:
                     yield number - 1 + reader.line_num, fields
@@ -102,7 +112,7 @@ def _iterate_records(stream: TextIO, name: str) -> Iterator[tuple[int, list[str]
                 raise DataError(f"{name} line {last}: not a csv ({error}); {_MEND}") from error
             return
         text = line.rstrip("\r\n")
-        yield number, text.split(",") if text else []
+        yield number, text.split(delimiter) if text else []
 
 
 def _find_columns(path: Path, header: list[str], usage: str | None) -> dict[str, int]:
@@ -125,7 +135,7 @@ def _parse_row(fields: list[str], columns: dict[str, int], usage: str | None) ->
     """Return (code, 2304 bytes, usage) of a row; raise ValueError that says what is wrong with it."""
     if len(fields) <= max(columns.values()):
         raise ValueError(f"expected {max(columns.values()) + 1} fields, found {len(fields)}. The row is cut; {_MEND}")
-    code = _CODES.get(fields[columns["emotion"]].strip())
+    code = _CODES.get(_normalize_code(fields[columns["emotion"]]))
     if code is None:
         found = fields[columns["emotion"]].strip()[:40]
         raise ValueError(f"expected a label 0..6, found {found!r}. Correct the row, or set data.skip_unreadable: true.")
@@ -137,6 +147,41 @@ def _parse_row(fields: list[str], columns: dict[str, int], usage: str | None) ->
     if part not in USAGES:
         raise ValueError(f"expected a Usage of {', '.join(USAGES)}, found {part[:40]!r}; {_MEND}")
     return code, values, part
+
+
+def _normalize_code(text: str) -> str:
+    """Return a label without spaces, and "3" of "3.0", as programs write a column of numbers with gaps."""
+    text = text.strip()
+    whole, point, rest = text.partition(".")
+    return whole if point and rest and not rest.strip("0") else text
+
+
+def _check_code(path: Path) -> None:
+    """Raise DataError where the labels of a csv are another code than FER2013's, so that no row of it has a known label.
+
+    Single wrong labels are faults of their rows. It is another code if words stand there, if 0 never occurs and
+    numbers beyond 6 do, or if more than one label in ten, or a number from 7 on repeatedly, is beyond 0..6.
+    """
+    with open_text(path, errors="replace") as stream:
+        records = _iterate_records(stream, path.name)
+        _, header = next(records)
+        place = [name.strip().casefold() for name in header].index("emotion")
+        counts = Counter(_normalize_code(fields[place])[:40] for _, fields in records if len(fields) > place)
+    strange = {value: n for value, n in counts.items() if value not in _CODES and value}
+    number, total = sum(strange.values()), sum(counts.values())
+    is_beyond = any(value.isdecimal() for value in strange) and "0" not in counts and total > 1
+    repeated = any(n > 1 for n in strange.values()) and "7" in strange
+    words = [value for value in strange if fold_name(value) in CANONICAL]
+    if not (sum(strange[word] for word in words) > 1 or is_beyond or repeated or number > max(1, total / 10)):
+        return
+    found = ", ".join(f"{value} ({n:,} rows)" for value, n in sorted(counts.items())[:12])
+    code = ", ".join(f"{number} {label}" for number, label in enumerate(FER2013_LABELS))
+    raise DataError(
+        f"{path.name}: the column emotion is not in FER2013's code; found {found}; expected {code}. "
+        f"{'Words stand there' if words else 'These numbers are another code'}, and single rows cannot be left out: "
+        "the others would get wrong labels. Look up what each value means where the file comes from, and write the "
+        "column anew in FER2013's code, label by label; or save the images as class folders (source folder)."
+    )
 
 
 def _parse_plain_pixels(text: str) -> bytes | None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,41 +15,27 @@ import numpy as np
 
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Reading, Split
-from dlfer.data.images import SUFFIXES, compute_side, read_header, read_image, resize_square, to_channels
-from dlfer.data.labels import match_labels, order_labels
+from dlfer.data.fer2013_csv import USAGES
+from dlfer.data.files import Tally
+from dlfer.data.images import compute_side, read_header, read_image, resize_square, to_channels
+from dlfer.data.labels import DROPPED, describe_merged, describe_unknown, match_labels, order_labels
+from dlfer.data.layout import PART_NAMES, ImageFile, Parts, scan_folder
 from dlfer.data.split import draw_indices
 from dlfer.errors import DataError, MissingDataError
 
-PART_NAMES = {
-    "train": "train",
-    "training": "train",
-    "val": "validation",
-    "valid": "validation",
-    "validation": "validation",
-    "test": "test",
-    "testing": "test",
-}
-"""Names of folders that are parts and not classes, in lower case."""
+__all__ = ["PART_NAMES", "ImageFile", "Parts", "load_folder", "load_parts", "scan_folder"]
 
+NOT_DRAWN = "not drawn (data.num_images)"
+UNREADABLE = "unreadable (data.skip_unreadable)"
 _LARGEST_SIDE = 256
-
-
-@dataclass(frozen=True)
-class ImageFile:
-    """An image file of a class: `id` is its path relative to the root, with /."""
-
-    id: str
-    class_name: str
-
-
-Parts = dict[str, list[ImageFile]]
 
 
 def load_folder(config: DataConfig, *, image_size: int) -> DataBundle:
     """Return the images of class folders.
 
-    The parts are the folders train, val/valid/validation and test where there is a train; else
-    all classes are one part, `train`, for the protocol to split. The labels are the names of the
+    The parts are the folders train, val/valid/validation and test under any of their usual names, FER2013's own
+    among them, or as `config.folders` says; without them all classes are one part, `train`, for the protocol to split.
+    What is no picture is counted in the bundle's reading, and so is every image that is not used. The labels are the names of the
     folders after `config.labels`, sorted. Ids are paths relative to `config.path`. Images keep
     their size if it is the same for all; otherwise they become squares, as `config.aspect` says, of
     `config.size`, or of the median shorter side (pad: longer side), at most 256 or `image_size`,
@@ -56,8 +44,8 @@ def load_folder(config: DataConfig, *, image_size: int) -> DataBundle:
 
     Raises:
         MissingDataError: the folder is not there.
-        DataError: no classes, a class without images or in one part only, or (unless
-            config.skip_unreadable) a file that cannot be read.
+        DataError: no classes, a class without images, a folder of which it is not known whether it is a part or a
+            class, or (unless config.skip_unreadable) a file that cannot be read.
     """
     root = Path(config.path).expanduser()
     if not root.is_dir():
@@ -65,27 +53,16 @@ def load_folder(config: DataConfig, *, image_size: int) -> DataBundle:
             f"{root}: there is no such folder. Put the images there as <class>/<image>, or as train/<class>/<image> "
             "with validation/ and test/ beside it, or set data.path."
         )
-    return load_parts(root, scan_folder(root), config, image_size=image_size)
+    tally = Tally(root)
+    parts = scan_folder(root, config.folders, tally)
+    names = {part: own for part, files in parts.items() if (own := _find_usage(files))}
+    return load_parts(root, parts, config, image_size=image_size, names=names, tally=tally)
 
 
-def scan_folder(root: Path) -> Parts:
-    """Return the image files of each part below `root`, sorted by path; without parts, all are `train`.
-
-    Raises:
-        DataError: no class folders, or a class folder without images.
-    """
-    children = _list_folders(root)
-    found = {PART_NAMES[child.casefold()]: child for child in children if child.casefold() in PART_NAMES}
-    if "train" in found:
-        twice = [child for child in children if child.casefold() in PART_NAMES and child not in found.values()]
-        if twice:
-            raise DataError(
-                f"{root}: found the folders {', '.join(children)}; {twice[0]} is a part that is there twice."
-            )
-        return {part: _scan_classes(root, found[part]) for part in ("train", "validation", "test") if part in found}
-    if found and len(found) == len(children):
-        raise DataError(f"{root}: found the folders {', '.join(children)}, expected train beside them.")
-    return {"train": _scan_classes(root, "")}
+def _find_usage(files: Sequence[ImageFile]) -> str | None:
+    """Return FER2013's own name of a part if the folder of all its files has it."""
+    found = {next((name for name in file.id.split("/") if name in USAGES), None) for file in files}
+    return found.pop() if len(found) == 1 else None
 
 
 def load_parts(
@@ -95,6 +72,7 @@ def load_parts(
     *,
     image_size: int,
     names: Mapping[str, str] | None = None,
+    tally: Tally | None = None,
 ) -> DataBundle:
     """Return a bundle of the files of each part; labels, draw and size as `load_folder` says.
 
@@ -104,6 +82,7 @@ def load_parts(
         config: the data section.
         image_size: side in pixels that the network sees.
         names: the name to give to each part, where it differs.
+        tally: what was counted when the folders were scanned; it counts on.
 
     Raises:
         DataError: as `load_folder`.
@@ -111,61 +90,29 @@ def load_parts(
     parts = {part: files for part, files in parts.items() if files}
     mapping = match_labels((file.class_name for files in parts.values() for file in files), config.labels)
     labels = order_labels(label for label in mapping.values() if label is not None)
-    _check_classes(root, parts, mapping, labels)
-    drawn, notes = {}, []
+    tally = Tally(root) if tally is None else tally
+    drawn = {}
     for part, files in parts.items():
         kept = [file for file in files if mapping[file.class_name] is not None]
+        for file in files:
+            if mapping[file.class_name] is None:
+                tally.leave_out(DROPPED, file.id, was_seen=True)
         targets = np.array([labels.index(mapping[file.class_name]) for file in kept], np.int64)
         ids = np.array([file.id for file in kept])
         rows = draw_indices(targets, ids, getattr(config.num_images, part), seed=config.seed)
+        for name in np.delete(ids, rows):
+            tally.leave_out(NOT_DRAWN, str(name), was_seen=True)
         drawn[part] = (ids[rows], targets[rows])
     images, kept_rows, more, reading = _read_all(root, [ids for ids, _ in drawn.values()], config, image_size)
-    notes += more
     splits: dict[str, Split | None] = {"train": None, "validation": None, "test": None}
     for (part, (ids, targets)), pixels, rows in zip(drawn.items(), images, kept_rows, strict=True):
+        for name in np.delete(ids, rows):
+            tally.leave_out(UNREADABLE, str(name), was_seen=True)
         splits[part] = Split((names or {}).get(part, part), pixels, targets[rows], ids[rows])
-    return DataBundle("folder", labels, **splits, notes=tuple(notes), reading=reading)
-
-
-def _list_folders(folder: Path) -> list[str]:
-    with os.scandir(folder) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-
-
-def _scan_classes(root: Path, part: str) -> list[ImageFile]:
-    """List the images of each class folder in root/part, those in folders below it included."""
-    base = root / part
-    classes = _list_folders(base)
-    if not classes:
-        raise DataError(f"{base}: found no class folders, expected <class>/<image>.")
-    files = []
-    for class_name in classes:
-        found = []
-        for folder, folders, entries in os.walk(base / class_name):
-            folders[:] = sorted(child for child in folders if not child.startswith("."))
-            below = Path(folder).relative_to(root).as_posix()
-            images = (name for name in entries if not name.startswith(".") and name.casefold().endswith(SUFFIXES))
-            found += [f"{below}/{name}" for name in images]
-        if not found:
-            raise DataError(
-                f"{base / class_name}: the class folder holds no images ({', '.join(SUFFIXES)}). Fill it or delete it."
-            )
-        files += [ImageFile(path, class_name) for path in sorted(found)]
-    return files
-
-
-def _check_classes(root: Path, parts: Parts, mapping: dict[str, str | None], labels: tuple[str, ...]) -> None:
-    """Raise DataError where a part lacks a class that another has."""
-    for part, files in parts.items():
-        present = {mapping[name] for name in {file.class_name for file in files}}
-        missing = [label for label in labels if label not in present]
-        if missing:
-            raise DataError(
-                f"{root}: {part} has no folder for the class {missing[0]!r}"
-                + (f" (nor for {len(missing) - 1} others)" if len(missing) > 1 else "")
-                + "; the same classes are expected in every part. Add its images, or set "
-                f"data.labels.drop: [{', '.join(missing[:5])}]."
-            )
+    reading = dataclasses.replace(reading, seen=tally.seen, left_out=tally.list_left_out())
+    counts = Counter(file.class_name for files in parts.values() for file in files)
+    notes = (*tally.notes, *describe_merged(mapping, config.labels), *describe_unknown(mapping, counts), *more)
+    return DataBundle("folder", labels, **splits, notes=notes, reading=reading)
 
 
 def _read_all(
@@ -173,8 +120,9 @@ def _read_all(
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[str], Reading]:
     """Return the images of each part, the rows (int) of its ids that could be read, notes, and what was met with."""
     paths = [root / name for ids in parts for name in ids]
+    max_pixels = int(config.max_megapixels * 1_000_000)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        headers, problems = _try_each(pool, read_header, paths, config.skip_unreadable)
+        headers, problems = _try_each(pool, partial(read_header, max_pixels=max_pixels), paths, config.skip_unreadable)
         good = [header for header in headers if header is not None]
         if not good:
             raise DataError(f"{root}: none of the {len(paths)} images can be read; the first: {problems[0]}")
@@ -186,7 +134,7 @@ def _read_all(
         def read_into(row: int) -> bool:
             if headers[row] is None:
                 return False
-            pixels = read_image(paths[row])
+            pixels = read_image(paths[row], max_pixels=max_pixels)
             if pixels.shape[:2] != size:
                 pixels = resize_square(pixels, height, config.aspect)
             if pixels.shape[:2] != size:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import io
+import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from dlfer.config.names import EQUALIZERS
+from dlfer.data.files import can_read_heif, find_kind
 from dlfer.errors import DataError, EnvironmentProblem, ModelError
 
-FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM")
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "PPM", "TIFF", "AVIF", "JPEG2000", "ICO", "QOI", "PCX")
 """Pillow's names of the formats that are read; PPM is its reader of .pgm, .ppm and .pnm."""
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".pgm", ".ppm", ".pnm")
-MAX_PIXELS = 50_000_000
+MAX_PIXELS, UPLOAD_PIXELS = 200_000_000, 50_000_000
+"""Of a file of one's own, and of what a stranger may send; three bytes of memory each."""
+
 MIN_SIDE = 8
 
 _ORIENTATION = 0x0112
@@ -29,26 +34,23 @@ _UPRIGHT = {
 }
 """Values of the EXIF tag of the orientation, and what makes such an image upright; from 5 on it lies on a side."""
 
-_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L")
+_GREY_MODES = ("1", "L", "LA", "La", "I", "I;16", "I;16B", "I;16L", "I;16N", "F")
 
 
-def read_image(path: str | Path) -> np.ndarray:
+def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Return the pixels of one image file, upright, as uint8 [H, W, C]; C is 1 for a grey file, else 3.
 
-    The orientation in the EXIF data is applied, an animation gives its first frame, 16 bits are
-    cut to their upper 8, palettes and CMYK become RGB, and transparency is laid over white.
+    The orientation in the EXIF data is applied, an animation gives its first frame, palettes and CMYK become RGB,
+    transparency is laid over white, and more than 8 bits are scaled by their real range (see `decode_pixels`).
 
     Raises:
-        DataError: the file is damaged, of another format, below 8 pixels a side, or above 50
-            megapixels (seen in its header, before anything is decoded).
+        DataError: the file is damaged, of another format, below 8 pixels a side, above `max_pixels` (seen in its
+            header, before anything is decoded), or of a range of values that cannot be told.
     """
     path = Path(path)
-    with _open(path) as image:
+    with _open(path, max_pixels) as image:
         try:
-            image.seek(0)
-            image.load()
-            turn = find_turn(image)
-            return _to_array(image if turn is None else image.transpose(turn), path)
+            return decode_pixels(image, str(path))
         except DataError:
             raise
         except Exception as error:  # decoders of damaged files raise nearly anything
@@ -58,16 +60,17 @@ def read_image(path: str | Path) -> np.ndarray:
             ) from error
 
 
-def read_header(path: str | Path) -> tuple[int, int, bool]:
+def read_header(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> tuple[int, int, bool]:
     """Return (width, height, whether it is grey) of an image file as `read_image` would give it, undecoded.
 
     Raises:
         DataError: as `read_image`, for what the header tells.
     """
-    with _open(Path(path)) as image:
+    with _open(Path(path), max_pixels) as image:
         width, height = image.size
         # Pillow decodes a whole PNG in search of EXIF data that stands behind the pixels; that is left to read_image.
-        has_exif = image.format != "PNG" or "exif" in image.info
+        # It gives the size of a TIFF as it is when it is turned.
+        has_exif = image.format != "TIFF" and (image.format != "PNG" or "exif" in image.info)
         if has_exif and find_turn(image) in [_UPRIGHT[value] for value in (5, 6, 7, 8)]:
             width, height = height, width
         return width, height, image.mode in _GREY_MODES
@@ -173,23 +176,47 @@ def match_channels(images: np.ndarray, channels: int) -> np.ndarray:
     return ((luma + 0x8000) >> 16).astype(np.uint8)[..., None]
 
 
-def _open(path: Path) -> Image.Image:
+_OPENING = threading.Lock()
+
+
+def open_undecoded(source: Path | io.BytesIO, formats: Sequence[str] = FORMATS) -> Image.Image:
+    """Return Pillow's image of a file of which the header alone was read, whatever its size."""
+    suffix = source.suffix.casefold() if isinstance(source, Path) else ""
+    if suffix == ".tga":  # which has no first bytes to be known by
+        formats = (*formats, "TGA")
+    if isinstance(source, Path) and find_kind(source) == "heif":
+        if not can_read_heif():
+            raise DataError(f"{source}: a HEIC picture, which needs a package: pip install pillow-heif")
+        formats = ("HEIF",)
+    with _OPENING:  # Pillow's own limit is one for the whole process; ours comes before anything is decoded, too
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(source, formats=formats)
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _open(path: Path, max_pixels: int) -> Image.Image:
     """Open a file and judge its header; nothing is decoded."""
     try:
-        image = Image.open(path, formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise DataError(_too_large(path, f"more than {Image.MAX_IMAGE_PIXELS:,}")) from error
+        image = open_undecoded(path)
+    except DataError:
+        raise
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file.") from error
     except Exception as error:  # as above: readers of headers raise nearly anything
         raise DataError(
-            f"{path}: not an image that can be read ({type(error).__name__}); expected JPEG, PNG, BMP, GIF, WEBP "
-            "or PGM. Replace or delete it, or set data.skip_unreadable: true."
+            f"{path}: not an image that can be read ({type(error).__name__}); expected JPEG, PNG, TIFF, WEBP, AVIF, "
+            "JPEG 2000, BMP, GIF or PGM. Replace or delete it, or set data.skip_unreadable: true."
         ) from error
     width, height = image.size
-    if width * height > MAX_PIXELS:
+    if width * height > max_pixels:
         image.close()
-        raise DataError(_too_large(path, f"{width} x {height} = {width * height:,}"))
+        raise DataError(
+            f"{path}: found {width} x {height} = {width * height:,} pixels, expected at most {max_pixels:,} "
+            "(data.max_megapixels). Such a file can fill the memory; raise the limit if it is a photograph, shrink or "
+            "delete it, or set data.skip_unreadable: true."
+        )
     if min(width, height) < MIN_SIDE:
         image.close()
         raise DataError(
@@ -199,20 +226,139 @@ def _open(path: Path) -> Image.Image:
     return image
 
 
-def _too_large(path: Path, found: str) -> str:
-    return (
-        f"{path}: found {found} pixels, expected at most {MAX_PIXELS:,}. Such a file can fill the memory; "
-        "shrink or delete it, or set data.skip_unreadable: true."
-    )
+def decode_pixels(image: Image.Image, name: str) -> np.ndarray:
+    """Return an opened image of any mode, upright, as uint8 [H, W, 1 or 3].
+
+    Of more than 8 bits a channel the range is that of the file's tags: TIFF's BitsPerSample, SMaxSampleValue and
+    MaxSampleValue, PNG's sBIT, the largest value that a PGM names. Without them 16 bits are cut to their upper 8,
+    and floats are expected in 0..1.
+
+    Raises:
+        DataError: the values are so small that the file probably holds 8 to 14 bits in 16, or are not in 0..1.
+    """
+    image.seek(0)
+    is_png = image.format == "PNG"
+    bits = _read_significant_bits(image) if is_png else None
+    rawmode = str(image.tile[0][3]) if image.tile else ""
+    is_ranged = bool(image.tile) and image.tile[0][0].startswith("ppm")
+    deep_colour = "16" in rawmode and image.mode in ("RGB", "RGBA", "RGBX", "LA")
+    contents = _read_all(image) if deep_colour else b""
+    image.load()
+    turn = None if image.format == "TIFF" else find_turn(image)  # Pillow turns a TIFF itself
+    values = None
+    if image.mode == "F" or image.mode.startswith("I"):
+        values = np.asarray(image)
+    elif deep_colour and (bits not in (None, 16) or _find_largest(image) < 64 or _find_tag(image, _MAX_TAGS)):
+        values = _decode_deep(contents, name)
+    if values is not None:
+        white = 65535.0 if is_ranged else _find_white(image, values, bits, name)
+        image = Image.fromarray(_scale(values, white))
+    return _to_array(image if turn is None else image.transpose(turn))
 
 
-def _to_array(image: Image.Image, path: Path) -> np.ndarray:
-    """Return a decoded image of any mode as uint8 [H, W, 1 or 3]."""
-    if image.mode == "F":
-        raise DataError(f"{path}: found floating-point pixels, expected 8 or 16 bits a channel.")
-    if image.mode.startswith("I"):
-        values = np.asarray(image).astype(np.int64)
-        return (np.clip(values, 0, 65535) >> 8).astype(np.uint8)[..., None]
+_BITS_TAG, _MAX_TAGS = 258, (341, 281)
+"""TIFF's BitsPerSample, and SMaxSampleValue, MaxSampleValue."""
+
+_LEAST_OF_16_BITS = 1 << 14
+
+
+def _find_tag(image: Image.Image, tags: Sequence[int]) -> float | None:
+    """Return the largest value of the first of some TIFF tags that an image has."""
+    found = getattr(image, "tag_v2", {})
+    for tag in tags:
+        if tag in found:
+            return float(np.max(found[tag]))
+    return None
+
+
+def _find_white(image: Image.Image, values: np.ndarray, bits: int | None, name: str) -> float:
+    """Return the value that means white; raise DataError where the file does not tell and the picture would be dark."""
+    if not np.isfinite(values).all():
+        raise DataError(f"{name}: found pixels that are no numbers; expected finite ones. Save it as 8 bits.")
+    least, most = float(values.min()), float(values.max())
+    tagged = _find_tag(image, _MAX_TAGS)
+    if tagged is not None and tagged >= most > 0 and least >= 0:
+        return tagged
+    if values.dtype.kind == "f":
+        if least < 0 or most > 1:
+            raise DataError(
+                f"{name}: found floating-point pixels from {least:g} to {most:g}, expected 0..1 or the tag "
+                "SMaxSampleValue. Scale them, or save the picture as 8 bits."
+            )
+        return 1.0
+    depth = int(_find_tag(image, (_BITS_TAG,)) or 16)
+    if 8 < depth < 16 and most < 1 << depth:
+        return float((1 << depth) - 1)
+    if bits is not None and bits < 16 and most < 1 << bits and not _fills_16_bits(values, bits):
+        return float((1 << bits) - 1)
+    if bits is not None and bits < 16:
+        return 65535.0
+    if least < 0 or most > 65535 or 0 < most < _LEAST_OF_16_BITS:
+        raise DataError(
+            f"{name}: found values from {least:,.0f} to {most:,.0f} in pixels of {max(16, depth)} bits, and no tag that "
+            "says which value is white: a picture of 8 to 14 bits in such a file would be read as dark. Write the range "
+            "into the file (TIFF: SMaxSampleValue; PNG: sBIT), or save it as 8 bits."
+        )
+    return 65535.0
+
+
+def _fills_16_bits(values: np.ndarray, bits: int) -> bool:
+    """Tell whether values of so many significant bits are scaled to 16, as PNG has it: their lower bits say nothing new."""
+    wide = values.astype(np.int64)
+    top = wide >> (16 - bits)
+    repeated = (top << (16 - bits)) | (top >> max(0, 2 * bits - 16))
+    return bool(np.array_equal(wide, repeated) or np.array_equal(wide, top << (16 - bits)))
+
+
+def _scale(values: np.ndarray, white: float) -> np.ndarray:
+    """Return uint8 of values in 0..white; 16 bits are cut to their upper 8."""
+    if values.dtype.kind == "f":
+        return np.round(np.clip(values.astype(np.float64) / white, 0, 1) * 255).astype(np.uint8)
+    return np.clip(values.astype(np.float64) * 256 // (white + 1), 0, 255).astype(np.uint8)
+
+
+def _find_largest(image: Image.Image) -> int:
+    """Return the largest of the 8 bits that Pillow gives of a colour image, its transparency left aside; 255 if it is black."""
+    return max(high for _, high in image.convert("RGB").getextrema()) or 255
+
+
+def _read_all(image: Image.Image) -> bytes:
+    place = image.fp.tell()
+    image.fp.seek(0)
+    contents = image.fp.read()
+    image.fp.seek(place)
+    return contents
+
+
+def _decode_deep(contents: bytes, name: str) -> np.ndarray:
+    """Return uint16 [H, W, 3] of a file with 16 bits a colour, of which Pillow gives the upper 8; transparency is dropped."""
+    try:
+        import cv2
+    except ImportError as error:
+        raise DataError(f"{name}: 16 bits a colour with a range of their own need OpenCV ({error}).") from error
+    found = cv2.imdecode(np.frombuffer(contents, np.uint8), cv2.IMREAD_UNCHANGED)
+    if found is None or found.dtype != np.uint16 or found.ndim != 3:
+        raise DataError(f"{name}: 16 bits a colour that cannot be decoded. Save it as 8 bits.")
+    return found[..., 2::-1] if found.shape[-1] >= 3 else np.repeat(found[..., :1], 3, axis=-1)
+
+
+def _read_significant_bits(image: Image.Image) -> int | None:
+    """Return the largest number in a PNG's chunk sBIT, None without one; the file stands where it stood."""
+    place = image.fp.tell()
+    image.fp.seek(8)
+    found = None
+    while len(head := image.fp.read(8)) == 8 and head[4:] not in (b"IDAT", b"IEND"):
+        length = int.from_bytes(head[:4], "big")
+        if head[4:] == b"sBIT" and 1 <= length <= 4:
+            found = max(image.fp.read(length)) or None
+            break
+        image.fp.seek(length + 4, io.SEEK_CUR)
+    image.fp.seek(place)
+    return found
+
+
+def _to_array(image: Image.Image) -> np.ndarray:
+    """Return a decoded image of 8 bits as uint8 [H, W, 1 or 3]."""
     if image.mode in ("LA", "La", "PA", "RGBa", "RGBA") or "transparency" in image.info:
         grey = image.mode in ("L", "LA", "La", "1")
         rgba = image.convert("RGBA")

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Sequence
+import unicodedata
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import LabelsConfig
 from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.files import fold_name
 from dlfer.errors import DataError, ModelError
 
 SPELLINGS = {
@@ -24,12 +26,15 @@ SPELLINGS = {
 }
 """FER2013's labels and how other data sets spell them, in lower case."""
 
+DROPPED = "of classes in data.labels.drop"
+
 CANONICAL = {spelling: label for label, spellings in SPELLINGS.items() for spelling in spellings}
 
 
 def match_labels(names: Iterable[str], labels: LabelsConfig) -> dict[str, str | None]:
     """Return, for each class name of the data, the label to use, or None where the class is left out.
 
+    Names are compared in Unicode NFC, without regard to case and to spaces around; those that are alike become one label.
     The names of `labels.aliases` come first. Then, if the names are recognisably expressions (at
     least two, and at least half of all, are known spellings), "happiness" becomes "Happy" and so
     on, whatever their case. All other names stay as they are.
@@ -38,25 +43,60 @@ def match_labels(names: Iterable[str], labels: LabelsConfig) -> dict[str, str | 
         DataError: an alias or a class to drop that the data does not have, or nothing is left.
     """
     names = sorted(set(names))
-    by_case = {name.casefold(): name for name in names}
-    known = [name for name in names if name.casefold() in CANONICAL]
-    expressions = len(known) >= 2 and 2 * len(known) >= len(names)
+    folded = {name: fold_name(name) for name in names}
+    known = {key for key in folded.values() if key in CANONICAL}
+    expressions = len(known) >= 2 and 2 * len(known) >= len(set(folded.values()))
+    first: dict[str, str] = {}
+    for name, key in folded.items():
+        first.setdefault(key, unicodedata.normalize("NFC", name).strip())
     mapping: dict[str, str | None] = {
-        name: CANONICAL.get(name.casefold(), name) if expressions else name for name in names
+        name: CANONICAL.get(key, first[key]) if expressions else first[key] for name, key in folded.items()
     }
     for name, label in labels.aliases.items():
-        found = name if name in mapping else by_case.get(name.casefold())
-        if found is None:
+        found = [other for other, key in folded.items() if key == fold_name(name)]
+        if not found:
             raise DataError(_unknown("aliases", name, names))
-        mapping[found] = label
+        mapping.update(dict.fromkeys(found, label))
     for name in labels.drop:
-        dropped = [key for key, label in mapping.items() if name.casefold() in (key.casefold(), str(label).casefold())]
+        dropped = [key for key, label in mapping.items() if fold_name(name) in (folded[key], fold_name(str(label)))]
         if not dropped:
             raise DataError(_unknown("drop", name, names))
         mapping.update(dict.fromkeys(dropped))
     if names and not any(mapping.values()):
         raise DataError("data.labels.drop: every class of the data is dropped; leave at least two.")
     return mapping
+
+
+def describe_merged(mapping: Mapping[str, str | None], labels: LabelsConfig) -> list[str]:
+    """Return a sentence for each label that several names of the data became, other than by an alias."""
+    aliased = {fold_name(name) for name in labels.aliases}
+    by_label: dict[str, list[str]] = {}
+    for name, label in mapping.items():
+        if label is not None and fold_name(name) not in aliased:
+            by_label.setdefault(label, []).append(name)
+    return [
+        f"The classes {', '.join(map(repr, names))} are one label, {label}."
+        for label, names in by_label.items()
+        if len(names) > 1
+    ]
+
+
+def describe_unknown(mapping: Mapping[str, str | None], counts: Mapping[str, int]) -> list[str]:
+    """Return a sentence on the classes that are no expression by name, where the others are; none is there otherwise.
+
+    Args:
+        mapping: as `match_labels` returns it.
+        counts: name of a class -> number of images.
+    """
+    known = {label for label in mapping.values() if label in SPELLINGS}
+    odd = [name for name, label in mapping.items() if label not in (None, *SPELLINGS) and fold_name(name) != "contempt"]
+    if len(known) < 2 or not odd:
+        return []
+    shown = ", ".join(f"{name} ({counts[name]:,} images)" for name in odd[:10]) + (", ..." if len(odd) > 10 else "")
+    return [
+        f"Beside expressions that dlfer knows by name there are the classes {shown}; each is a label of its own. "
+        "data.labels.aliases gives one another name, data.labels.drop leaves it out."
+    ]
 
 
 def order_labels(labels: Iterable[str]) -> tuple[str, ...]:
@@ -84,45 +124,59 @@ def relabel_bundle(bundle: DataBundle, labels: LabelsConfig) -> DataBundle:
         DataError: as `match_labels`.
     """
     kept, lookup = index_labels(bundle.labels, labels)
+    merged = describe_merged(match_labels(bundle.labels, labels), labels)
     if kept == bundle.labels:
         return bundle
-    parts, dropped = {}, 0
+    parts, dropped = {}, []
     for key, split in bundle.parts.items():
         targets = lookup[split.targets]
         rows = np.flatnonzero(targets >= 0)
-        dropped += len(split) - len(rows)
+        dropped += split.ids[targets < 0].tolist()
         parts[key] = Split(split.name, split.images[rows], targets[rows], split.ids[rows])
     notes = bundle.notes
+    reading = bundle.reading.leave_out(DROPPED, dropped)
     if dropped:
         names = ", ".join(name for name, index in zip(bundle.labels, lookup, strict=True) if index < 0)
-        notes += (f"{dropped} images of the dropped classes {names} were left out.",)
-    return dataclasses.replace(bundle, labels=kept, notes=notes, **parts)
+        notes += (f"{len(dropped)} images of the dropped classes {names} were left out.",)
+    return dataclasses.replace(bundle, labels=kept, notes=(*notes, *merged), reading=reading, **parts)
 
 
 def map_targets(split: Split, from_labels: Sequence[str], to_labels: Sequence[str]) -> Split:
     """Return `split` with targets that index `to_labels` (a model's) instead of `from_labels` (the data's).
 
-    Labels are mapped by name; spellings of the same expression (happy, Happiness) are one name.
+    Labels are mapped by name; spellings of the same expression (happy, Happiness) are one name. The model may know
+    more labels than the data has, and the data may name labels of which the split has no image.
 
     Raises:
-        ModelError: the two sets of labels differ.
+        ModelError: a label that has images is none of the model's.
     """
-    lookup = compute_label_map(from_labels, to_labels)
+    present = np.unique(split.targets)
+    lookup = np.full(len(from_labels), -1, np.int64)
+    lookup[present] = compute_label_map([from_labels[target] for target in present], to_labels, data=from_labels)
     return dataclasses.replace(split, targets=lookup[split.targets])
 
 
-def compute_label_map(from_labels: Sequence[str], to_labels: Sequence[str]) -> np.ndarray:
+def compute_label_map(
+    from_labels: Sequence[str], to_labels: Sequence[str], *, data: Sequence[str] | None = None
+) -> np.ndarray:
     """Return int64 [len(from_labels)]: the index in `to_labels` of each of `from_labels`, by name.
 
+    Args:
+        from_labels: those that have images.
+        to_labels: the model's.
+        data: all labels of the data, for the error; None: `from_labels`.
+
     Raises:
-        ModelError: the two sets of labels differ.
+        ModelError: one of `from_labels` is none of `to_labels`.
     """
     sources, wanted = list(from_labels), list(to_labels)
-    if set(sources) != set(wanted):
+    if not set(sources) <= set(wanted):
         sources, wanted = _canonical(sources), _canonical(wanted)
-    if set(sources) != set(wanted):
+    if not set(sources) <= set(wanted):
+        unknown = [own for own, name in zip(from_labels, sources, strict=True) if name not in wanted]
         raise ModelError(
-            f"labels differ: the data has {', '.join(from_labels)}; the model knows {', '.join(to_labels)}. "
+            f"labels differ: the data has {', '.join(data or from_labels)}; the model knows {', '.join(to_labels)}, "
+            f"and has no name for {', '.join(unknown)}. "
             "Map or drop classes of the data by data.labels, or take a model trained on these labels."
         )
     return np.array([wanted.index(label) for label in sources], dtype=np.int64)
@@ -130,7 +184,7 @@ def compute_label_map(from_labels: Sequence[str], to_labels: Sequence[str]) -> n
 
 def _canonical(names: list[str]) -> list[str]:
     """Return the names in FER2013's spelling where that keeps them distinct."""
-    changed = [CANONICAL.get(name.casefold(), name.casefold()) for name in names]
+    changed = [CANONICAL.get(fold_name(name), fold_name(name)) for name in names]
     return changed if len(set(changed)) == len(names) else names
 
 

@@ -14,9 +14,9 @@ import numpy as np
 from dlfer.config.load import resolve_path
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import DataConfig, LabelsConfig
-from dlfer.data.bundle import DataBundle, Split
+from dlfer.data.bundle import DataBundle, Reading, Split
 from dlfer.data.faces import prepare_faces
-from dlfer.data.folder import load_folder
+from dlfer.data.folder import NOT_DRAWN, load_folder
 from dlfer.data.images import resize_square
 from dlfer.data.labels import CANONICAL, SPELLINGS, match_labels, relabel_bundle
 from dlfer.data.split import apply_protocol, draw_fraction, draw_subset, drop_duplicates
@@ -111,20 +111,26 @@ def load_data(
     bundle = load_parts_of_source(config, image_size=image_size)
     if spec.streams:
         return bundle
+    if bundle.train is None:
+        found = ", ".join(f"{name} ({len(split):,} images)" for name, split in bundle.parts.items())
+        raise DataError(
+            f"data: {config.path} has {found} and no train, which training needs. Put a folder train beside them, set "
+            "data.path to the folder of classes to be split, or say by data.folders which folder is train."
+        )
     drawn = {
         part: draw_subset(split, getattr(config.num_images, part), config.seed) for part, split in bundle.parts.items()
     }
-    bundle = dataclasses.replace(bundle, **drawn)
+    bundle = _count_left_out(dataclasses.replace(bundle, **drawn), bundle, NOT_DRAWN)
     if config.faces is not None:
         bundle = prepare_faces(bundle, config.faces, aspect=config.aspect, say=say)
     if config.size is not None:
         resized = {part: resize_split(split, config.size, config.aspect) for part, split in bundle.parts.items()}
         bundle = dataclasses.replace(bundle, **resized)
     if config.fraction is not None:
-        bundle = draw_fraction(bundle, config.fraction, seed=config.seed)
-    bundle = apply_protocol(bundle, config, balance=balance)
+        bundle = _count_left_out(draw_fraction(bundle, config.fraction, seed=config.seed), bundle, "data.fraction")
+    bundle = _count_left_out(apply_protocol(bundle, config, balance=balance), bundle, "not used by the protocol")
     if config.drop_duplicates:
-        bundle = drop_duplicates(bundle)
+        bundle = _count_left_out(drop_duplicates(bundle), bundle, "duplicates in train (data.drop_duplicates)")
     if config.soft_targets is not None:
         bundle = add_soft_targets(bundle, read_votes(resolve_path(config.votes)), share=config.soft_share)
     notes = check_classes(bundle, limited=config.num_images.train is not None)
@@ -143,6 +149,13 @@ def check_streaming(config: DataConfig) -> None:
             f"{next(key for key, value in asked.items() if value)}. "
             "Set protocol: official, select_on: null, fraction: null and faces: null (num_images limits a part)."
         )
+
+
+def _count_left_out(bundle: DataBundle, before: DataBundle, reason: str) -> DataBundle:
+    """Return the bundle with the images that it has not and that it had before counted as left out."""
+    left = {name for split in bundle.parts.values() for name in split.ids.tolist()}
+    lost = [name for split in before.parts.values() for name in split.ids.tolist() if name not in left]
+    return dataclasses.replace(bundle, reading=before.reading.leave_out(reason, lost))
 
 
 def resize_split(split: Split, size: int, aspect: str = "crop") -> Split:
@@ -201,8 +214,8 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
         empty = [label for label, count in zip(labels, counts, strict=True) if not count]
         if empty and part == "train" and not limited:
             raise DataError(
-                f"data: train has no image of {', '.join(empty)}; a class needs images to be learned. Add some, or "
-                f"set data.labels.drop: [{', '.join(empty)}]."
+                f"data: train has no image of {', '.join(empty)}; a class needs images to be learned. "
+                f"{_advise_missing(bundle, empty)}"
             )
         if empty:
             what = "cannot teach" if part == "train" else "cannot judge"
@@ -211,6 +224,18 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
             )
             notes.append(f"{part} has no image of {shown}, so it {what} these classes.")
     return tuple(notes)
+
+
+def _advise_missing(bundle: DataBundle, empty: list[str]) -> str:
+    """Return what to do about classes without images; dropping them is right only if numbers mean what is assumed."""
+    drop = f"set data.labels.drop: [{', '.join(empty)}]."
+    if bundle.reading.what == "files":
+        return f"Add some, or {drop}"
+    code = ", ".join(f"{number} {label}" for number, label in enumerate(bundle.labels))
+    return (
+        f"The labels are numbers, read as {code}. If they are another code, counted from 1 for example, all labels are "
+        f"wrong, and to drop a class would not mend them: write the numbers anew. Only if they are this code, {drop}"
+    )
 
 
 def load_parts_of_source(config: DataConfig, *, image_size: int) -> DataBundle:
@@ -363,7 +388,8 @@ def load_arrays(config: DataConfig) -> DataBundle:
             f"{path}: labels is {labels.dtype} {labels.shape}, expected distinct text names, at least {most + 1} "
             f"(the largest target is {most})."
         )
-    return DataBundle("arrays", tuple(labels.tolist()), **splits)
+    seen = sum(len(split) for split in splits.values() if split is not None)
+    return DataBundle("arrays", tuple(labels.tolist()), **splits, reading=Reading(what="images", seen=seen))
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

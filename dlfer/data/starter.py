@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from dlfer.config.load import load_experiment
 from dlfer.config.sections import LabelsConfig
 from dlfer.config.strict_yaml import format_yaml
 from dlfer.data.fer2013_csv import USAGES
-from dlfer.data.folder import Parts, scan_folder
+from dlfer.data.files import Tally
 from dlfer.data.images import read_header
-from dlfer.data.labels import match_labels, order_labels
+from dlfer.data.labels import describe_merged, describe_unknown, match_labels, order_labels
+from dlfer.data.layout import Parts, scan_folder
 from dlfer.errors import DataError, MissingDataError
 from dlfer.runs.files import write_atomically
 from dlfer.runs.outputs import check_outputs
@@ -33,6 +35,8 @@ class Survey:
         side: the median shorter side, in pixels, of a sample.
         is_uniform: whether all images of the sample have one size.
         is_fer2013: whether the file names carry FER2013's official split.
+        remarks: what was left out and how names were understood, in sentences.
+        folders: what the user said folders are.
     """
 
     folder: Path
@@ -41,6 +45,8 @@ class Survey:
     side: int
     is_uniform: bool
     is_fer2013: bool
+    remarks: tuple[str, ...] = ()
+    folders: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def num_train(self) -> int:
@@ -53,8 +59,12 @@ class Survey:
         return max(self.counts["train"].values()) / max(1, min(self.counts["train"].values()))
 
 
-def survey_folder(folder: Path) -> Survey:
+def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Survey:
     """Look at a folder of class folders without decoding an image.
+
+    Args:
+        folder: its path.
+        folders: as `data.folders`: what a folder in it is whose name does not tell.
 
     Raises:
         MissingDataError: there is no such folder.
@@ -63,7 +73,8 @@ def survey_folder(folder: Path) -> Survey:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise MissingDataError(f"{folder}: there is no such folder; expected one with <class>/<image> in it.")
-    parts = scan_folder(folder)
+    tally = Tally(folder)
+    parts = scan_folder(folder, folders, tally)
     counts = {part: dict(Counter(file.class_name for file in files)) for part, files in parts.items()}
     mapping = match_labels((name for classes in counts.values() for name in classes), LabelsConfig())
     labels = order_labels(label for label in mapping.values() if label is not None)
@@ -79,6 +90,13 @@ def survey_folder(folder: Path) -> Survey:
         side=sides[len(sides) // 2],
         is_uniform=len(set(shapes)) == 1,
         is_fer2013=all(_EVERY_FER2013_FILE.search(name) for name in names),
+        remarks=(
+            *tally.describe(),
+            *tally.notes,
+            *describe_merged(mapping, LabelsConfig()),
+            *describe_unknown(mapping, Counter(file.class_name for files in parts.values() for file in files)),
+        ),
+        folders=folders or {},
     )
 
 
@@ -89,6 +107,7 @@ def format_starter(survey: Survey, *, name: str, file: Path) -> str:
     epochs = 15 if survey.num_train >= 20_000 else 25 if survey.num_train >= 2000 else 40
     balance = "sampler" if survey.imbalance >= 3 else "none"
     monitor = "macro_f1" if survey.imbalance >= 3 else "accuracy"
+    found = "\n".join(f"#   {line}" for line in _format_counts(survey))
     return f"""\
 # Purpose   A first experiment on the images in {" ".join(str(survey.folder).split())}, written by dlfer init.
 # Command   dlfer run {file} --smoke    first, a minute: walks every step on a few images
@@ -97,7 +116,7 @@ def format_starter(survey: Survey, *, name: str, file: Path) -> str:
 # All keys  dlfer show schema
 #
 # Found
-{_format_counts(survey)}
+{found}
 experiment:
   name: {name}
   seed: 0
@@ -134,8 +153,17 @@ def make_name(folder: Path) -> str:
     return name or "my_images"
 
 
-def write_starter(folder: Path, out: Path | None = None, *, force: bool = False) -> Path:
+def write_starter(
+    folder: Path,
+    out: Path | None = None,
+    folders: Mapping[str, str] | None = None,
+    *,
+    force: bool = False,
+    say: Callable[[str], None] | None = None,
+) -> Path:
     """Write a starter experiment for `folder` and return its path, <name>.yaml unless `out` says otherwise.
+
+    `folders` is as of `survey_folder`; `say` is told what was found and what was left out.
 
     Raises:
         ConfigError: the file cannot be written, or is there already and not to be replaced by `force`.
@@ -144,7 +172,10 @@ def write_starter(folder: Path, out: Path | None = None, *, force: bool = False)
     name = make_name(folder)
     path = Path(out) if out is not None else Path(f"{name}.yaml")
     check_outputs({"--out": path}, [folder], force=force)
-    write_atomically(path, format_starter(survey_folder(folder), name=name, file=path))
+    survey = survey_folder(folder, folders)
+    for line in _format_counts(survey) if say is not None else ():
+        say(line)
+    write_atomically(path, format_starter(survey, name=name, file=path))
     load_experiment(path)
     return path
 
@@ -164,18 +195,20 @@ def _sample_shapes(folder: Path, parts: Parts) -> list[tuple[int, int]]:
     return shapes
 
 
-def _format_counts(survey: Survey) -> str:
+def _format_counts(survey: Survey) -> list[str]:
     lines = []
     for part, classes in survey.counts.items():
         listed = ", ".join(f"{name} {count:,}" for name, count in sorted(classes.items()))
-        lines.append(f"#   {part}: {sum(classes.values()):,} images ({listed})")
-    lines.append(f"#   labels: {', '.join(survey.labels)}")
-    return "\n".join(" ".join(line.splitlines()) for line in lines)
+        lines.append(f"{part}: {sum(classes.values()):,} images ({listed})")
+    lines += [f"labels: {', '.join(survey.labels)}", *survey.remarks]
+    return [" ".join(line.splitlines()) for line in lines]
 
 
 def _format_data(survey: Survey) -> str:
     path = format_yaml({"path": str(survey.folder)}).rstrip("\n")
     lines = [f"source: {'fer2013' if survey.is_fer2013 else 'folder'}", path]
+    if survey.folders:
+        lines += format_yaml({"folders": dict(survey.folders)}).splitlines()
     if survey.is_fer2013:
         lines.append("protocol: official   # the file names carry FER2013's own split")
     elif "validation" in survey.counts:

@@ -19,7 +19,7 @@ import numpy as np
 
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit
-from dlfer.data.folder import PART_NAMES, scan_folder
+from dlfer.data.layout import PART_NAMES, scan_folder
 from dlfer.data.labels import index_labels, match_labels, order_labels
 from dlfer.data.split import draw_indices
 from dlfer.data.tfds_read import Slice, TfdsSplit, cut_slices, make_file_reader, make_record_reader

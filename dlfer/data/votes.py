@@ -17,6 +17,7 @@ from dlfer.data.survey import MOST_LISTED
 from dlfer.errors import DataError, MissingDataError
 from dlfer.metrics.intervals import compute_wilson_interval
 from dlfer.runs.audit_record import ContestedImage, VoteShares, VoteSummary
+from dlfer.runs.csv_text import open_text, read_records
 from dlfer.runs.metrics_record import CountedEstimate
 
 DEFINITION = (
@@ -65,16 +66,16 @@ def read_votes(path: str | Path) -> Votes:
         )
     counts, fields = [], []
     try:
-        with path.open(encoding="utf-8-sig", newline="") as stream:
-            reader = csv.reader(stream)
-            header = [name.strip() for name in next(reader, [])]
+        with open_text(path) as stream:
+            records = read_records(stream)
+            header = [name.strip() for name in next(records, (1, []))[1]]
             names, columns = _match_header(path, header)
-            for row in reader:
+            for line, row in records:
                 if row:
-                    counts.append(_parse_counts(path, reader.line_num, row, columns, len(header)))
+                    counts.append(_parse_counts(path, line, row, columns, len(header)))
                     fields.append(row)
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path.name}: not a csv in UTF-8 ({error}); download the file again.") from error
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise DataError(f"{path.name}: not a csv ({error}); download the file again.") from error
     if not counts:
         raise DataError(f"{path.name}: found a header and no rows, expected one per image.")
     beside = {

@@ -72,7 +72,7 @@ def evaluate_model(
     if csv is not None:
         split, labels = _load_csv(Path(csv), usage)
     elif data is not None:
-        split, labels = _load_other(Path(data), classifier)
+        split, labels = _load_other(Path(data), classifier, say)
     elif run is not None:
         split, labels = _choose_part(_load_stage(run))
     else:
@@ -232,8 +232,8 @@ def _load_csv(csv: Path, usage: str | None) -> tuple[Split, tuple[str, ...]]:
     return split, FER2013_LABELS
 
 
-def _load_other(path: Path, classifier: Classifier) -> tuple[Split, tuple[str, ...]]:
-    held, labels = load_held(path, classifier)
+def _load_other(path: Path, classifier: Classifier, say: Callable[[str], None] | None) -> tuple[Split, tuple[str, ...]]:
+    held, labels = load_held(path, classifier, say)
     if not held:
         raise UserError(f"{path}: found no images to judge on.")
     return next(iter(held.values())), labels

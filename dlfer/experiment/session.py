@@ -152,7 +152,9 @@ def describe_bundle(bundle: DataBundle, seconds: float) -> str:
     """Return what was loaded, with every note, for the terminal."""
     parts = [("train", bundle.train), ("validation", bundle.validation), ("test", bundle.test)]
     counts = ", ".join(f"{name} {len(split):,} ({split.name})" for name, split in parts if split is not None)
-    notes = "".join(f"\n  note: {note}" for note in bundle.notes)
+    reading = bundle.reading.as_record()
+    lines = [*(reading.describe() if reading else []), *bundle.notes]
+    notes = "".join(f"\n  note: {note}" for note in lines)
     return (
         f"data: {bundle.source}, {len(bundle.labels)} labels, protocol {bundle.protocol}: {counts}; "
         f"selected on {bundle.selected_on}; loaded in {format_duration(seconds)}{notes}"

@@ -105,6 +105,7 @@ def describe_data(bundle: DataBundle, duplicates: JudgedDuplicates | None) -> Da
         selected_on=bundle.selected_on,
         splits={name: _describe_split(split, bundle.labels) for name, split in splits.items() if split is not None},
         duplicates=None if duplicates is None else duplicates.as_record(),
+        reading=bundle.reading.as_record(),
         notes=list(bundle.notes),
     )
 

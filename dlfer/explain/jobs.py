@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from dlfer.data.bundle import Split
+from dlfer.data.files import Tally
 from dlfer.data.sources import load_data
 from dlfer.data.split import draw_subset
 from dlfer.errors import DataError, DlferError, UserError
@@ -35,7 +36,7 @@ from dlfer.explain.sanity import check_maps
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
 from dlfer.predict.crops import Crop, build_cropper
-from dlfer.predict.media import CAMERA, BadInput, Frame, is_film, list_inputs, open_inputs
+from dlfer.predict.media import CAMERA, NOT_READ, BadInput, Frame, is_film, list_inputs, open_inputs
 from dlfer.predict.predictor import NOTICE
 from dlfer.runs.files import read_json, write_atomically, write_npz
 from dlfer.runs.find import find_default_model, find_run_of, open_run
@@ -112,7 +113,8 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
         UserError, ModelError, EnvironmentProblem: the job cannot begin, as when an output would replace something, or no
             face was found at all.
     """
-    inputs = list(list_inputs(names, stdin=sys.stdin))
+    tally = Tally()
+    inputs = list(list_inputs(names, stdin=sys.stdin, tally=tally))
     known = [name for name in inputs if isinstance(name, str) and not name.startswith(CAMERA)]
     used = _check_places([clean_name(Path(name).stem) for name in known], job, known)
     classifier = load_artifact(str(job.model or find_default_model()))
@@ -127,7 +129,7 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     records, kept = [], []
     listener = ConsoleListener()
     try:
-        for explained in _explain_faces(_read_pictures(inputs, failed), explain, used, failed, say=say):
+        for explained in _explain_faces(_read_pictures(inputs, failed, tally), explain, used, failed, say=say):
             if not _write_face(explained, job, classifier, failed):
                 continue
             records.append(_describe_face(explained, classifier))
@@ -136,8 +138,8 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
             listener.finish_part("faces", len(records), max(len(inputs), len(records)))
     finally:
         listener.close()
-    for error in failed:
-        say(error)
+    for line in [*tally.describe(), *failed]:
+        say(line)
     if not records:
         raise UserError(
             "explain: no face was explained. Faces are found by a detector; --faces whole takes each picture for one."
@@ -250,17 +252,19 @@ def _find_label(classifier: Classifier, label: str | None) -> int | None:
     return classifier.labels.index(label)
 
 
-def _read_pictures(inputs: Sequence[str | BadInput], failed: list[str]) -> Iterator[Frame]:
-    """Yield the pictures that can be read; what is wrong with the others is added to `failed`."""
+def _read_pictures(inputs: Sequence[str | BadInput], failed: list[str], tally: Tally) -> Iterator[Frame]:
+    """Yield the pictures that can be read; what is wrong with the others is added to `failed`, and all are counted."""
     for name in inputs:
         if isinstance(name, str) and is_film(name):
             failed.append(
                 f"not read: {escape_text(name)}: a film; explain takes pictures. Save the frame that you ask about."
             )
+            tally.leave_out(NOT_READ, name, was_seen=True)
             continue
         for item in open_inputs([name]):
             if isinstance(item, BadInput):
                 failed.append(f"not read: {escape_text(item.error)}")
+                tally.leave_out(NOT_READ, item.name, was_seen=True)
             else:
                 yield item
 

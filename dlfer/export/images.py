@@ -111,7 +111,7 @@ def _load_own(run: Run, classifier: Classifier, say: Callable[[str], None]) -> _
 
 def _load_given(path: Path, classifier: Classifier, record: ArtifactRecord, say: Callable[[str], None]) -> _Parts:
     """Return the images of a file or folder; a test part is taken where there is nothing else."""
-    compared, train, labels = _load_csv(path) if path.suffix == ".csv" else _load_other(path, classifier)
+    compared, train, labels = _load_csv(path) if ".csv" in path.suffixes[-2:] else _load_other(path, classifier, say)
     note = ""
     if train is None:
         compared, train, note = _divide(compared)
@@ -139,21 +139,26 @@ def take_usage(split: Split, usage: str) -> Split | None:
     return split.take(rows, usage) if len(rows) else None
 
 
-def _load_other(path: Path, classifier: Classifier) -> tuple[Split, Split | None, tuple[str, ...]]:
+def _load_other(
+    path: Path, classifier: Classifier, say: Callable[[str], None]
+) -> tuple[Split, Split | None, tuple[str, ...]]:
     """Return the images of class folders, an .npz, or an experiment file: validation and train, if it has them."""
-    held, labels = load_held(path, classifier)
+    held, labels = load_held(path, classifier, say)
     if not held:
         raise UserError(f"{path}: found no images to compare on.")
     name = next(name for name in ("validation", "train", "test") if name in held)
     return held[name], held.get("train") if name != "train" else None, labels
 
 
-def load_held(path: Path, classifier: Classifier) -> tuple[dict[str, Split], tuple[str, ...]]:
+def load_held(
+    path: Path, classifier: Classifier, say: Callable[[str], None] | None = None
+) -> tuple[dict[str, Split], tuple[str, ...]]:
     """Return the parts with images in memory, test first, and the labels; nothing is split off what has no parts.
 
     Args:
         path: of class folders, an .npz, or an experiment file, whose `finetune.data` is loaded.
         classifier: that will get the images; those of several sizes become squares as it makes them.
+        say: is told what was seen, used and left out.
     """
     if path.suffix in (".yaml", ".yml"):
         config = load_experiment(path).finetune.data
@@ -161,6 +166,9 @@ def load_held(path: Path, classifier: Classifier) -> tuple[dict[str, Split], tup
         config = DataConfig(source="arrays" if path.suffix == ".npz" else "folder", path=str(path))
     config = config.model_copy(update={"aspect": classifier.aspect})
     bundle = load_parts_of_source(config, image_size=classifier.image_size)
+    reading = bundle.reading.as_record()
+    for line in [*(reading.describe() if reading else []), *bundle.notes] if say else ():
+        say(line)
     parts = {name: getattr(bundle, name) for name in ("test", "validation", "train")}
     return {name: part for name, part in parts.items() if isinstance(part, Split) and len(part)}, bundle.labels
 

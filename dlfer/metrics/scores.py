@@ -22,6 +22,7 @@ from dlfer.metrics.curves import (
     compute_average_precisions,
 )
 from dlfer.metrics.predictions import Predictions
+from dlfer.runs.csv_text import open_text, read_records
 from dlfer.runs.metrics_record import Abstention, Groups, Metrics, SplitMetrics
 from dlfer.runs.records import to_json
 
@@ -67,7 +68,7 @@ def compute_scores(
         threshold: of the confidence, chosen on validation; what it gives here is told.
 
     Returns:
-        The metrics as fractions; mcc and cohen_kappa are in -1..1, log_loss is in nats. Balanced accuracy is macro
+        The metrics as fractions, averages over the labels that have images ("not_judged" lists the others); mcc and cohen_kappa are in -1..1, log_loss is in nats. Balanced accuracy is macro
         recall under its other name, and weighted recall is accuracy: each has one interval. A metric with a value and
         without an interval has the reason.
 
@@ -82,11 +83,14 @@ def compute_scores(
     auc_bounds, macro_auc_bounds = compute_auc_intervals(targets, probabilities)
     precision_bounds, macro_precision_bounds = compute_average_precision_intervals(targets, probabilities)
     num_detected = int(mt.compute_detected(confusion).sum())
-    num_classes = int((mt.compute_support(confusion) > 0).sum())
+    support = mt.compute_support(confusion)
+    num_classes = int((support > 0).sum())
+    absent = [label for label, count in zip(predictions.labels, support, strict=True) if not count]
     areas = {"auc": (aucs, auc_bounds), "average_precision": (precisions, precision_bounds)}
     scores = {
         "n": len(predictions),
         "labels": list(predictions.labels),
+        **({"not_judged": absent} if absent else {}),
         **{name: _figure(statistic(confusion), bounds[name]) for name, statistic in _AVERAGES.items()},
         "macro_auc": _figure(mt.compute_macro(aucs, confusion), macro_auc_bounds),
         "macro_average_precision": _figure(mt.compute_macro(precisions, confusion), macro_precision_bounds),
@@ -233,12 +237,12 @@ def read_attributes(path: Path) -> dict[str, dict[str, str]]:
     """
     path = Path(path)
     try:
-        with open(path, newline="", encoding="utf-8-sig") as file:
-            rows = list(csv.reader(file))
+        with open_text(path) as file:
+            rows = [fields for _, fields in read_records(file)]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected a csv with the columns id,attribute,...") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: not a csv in UTF-8 ({error}).") from error
+    except (OSError, UnicodeError, csv.Error) as error:
+        raise DataError(f"{path}: not a csv ({error}).") from error
     heading = [cell.strip() for cell in rows[0]] if rows else []
     names = heading[1:]
     if not names or heading[0] != "id" or len(set(heading)) < len(heading) or "" in names:

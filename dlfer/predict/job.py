@@ -17,9 +17,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.markup import escape
 
+from dlfer.data.files import Tally
+from dlfer.data.images import MAX_PIXELS
 from dlfer.errors import DataError, DlferError, UserError
 from dlfer.predict.engines import AUTO, Engine, choose_engine, load_engine
-from dlfer.predict.media import CAMERA, BadInput, is_film, list_inputs, load_opencv, open_inputs
+from dlfer.predict.media import CAMERA, NOT_READ, BadInput, is_film, list_inputs, load_opencv, open_inputs
 from dlfer.predict.predictor import FacePrediction, FacePredictor, FramePrediction, describe_predictions, predict_inputs
 from dlfer.predict.tables import Table, choose_form, open_table
 from dlfer.runs.files import replace_when_done
@@ -65,8 +67,16 @@ def draw_faces(image: np.ndarray, faces: list[FacePrediction], *, enlarge: bool 
     return np.array(picture)
 
 
+_MOST_REPEATED = 100_000
+"""Frames, about an hour: a longer gap is a fault in the times of a film."""
+
+
 class FilmWriter:
-    """An mp4 film of `rate` frames a second, written frame by frame; it has its name when it is closed."""
+    """An mp4 film of `rate` frames a second, written frame by frame; it has its name when it is closed.
+
+    Attributes:
+        num_left_out: frames that came before the one before them was over.
+    """
 
     def __init__(self, path: Path, *, rate: float) -> None:
         self.path = path
@@ -74,9 +84,15 @@ class FilmWriter:
         self._writer: Any = None
         self._shape: tuple[int, ...] | None = None
         self._folder: tempfile.TemporaryDirectory | None = None
+        self._begin = 0.0
+        self._num_written = self.num_left_out = 0
+        self._last: np.ndarray | None = None
 
-    def write(self, frame: np.ndarray) -> None:
+    def write(self, frame: np.ndarray, seconds: float | None = None) -> None:
         """Add uint8 [H, W, 3] RGB; every frame has the size of the first.
+
+        With a time in `seconds` the frame is shown at that time after the first: the one before it is repeated until
+        then, and a frame that comes before the last one is over is left out and counted.
 
         Raises:
             DataError: another size, or the film cannot be written.
@@ -93,7 +109,21 @@ class FilmWriter:
                 raise DataError(f"{self.path}: OpenCV cannot write a film of {size[0]} x {size[1]} pixels there.")
         if frame.shape != self._shape:
             raise DataError(f"{self.path}: found a frame of shape {frame.shape}, expected {self._shape} as the first.")
-        self._writer.write(np.ascontiguousarray(frame[..., ::-1]))
+        pixels = np.ascontiguousarray(frame[..., ::-1])
+        if seconds is not None:
+            self._begin = seconds if self._num_written == 0 else self._begin
+            place = round((seconds - self._begin) * self._rate)
+            if place < self._num_written and self._num_written:
+                self.num_left_out += 1
+                return
+            for _ in range(min(place - self._num_written, _MOST_REPEATED)):
+                self._write_one(self._last)
+        self._write_one(pixels)
+        self._last = pixels
+
+    def _write_one(self, pixels: np.ndarray) -> None:
+        self._writer.write(pixels)
+        self._num_written += 1
 
     def close(self) -> None:
         """End the film; without a frame nothing was written.
@@ -143,9 +173,13 @@ class Sketches:
     Args:
         folder: where they go.
         force: whether files that are there are replaced.
+
+    Attributes:
+        notes: a sentence for each film that could not take all frames.
     """
 
     def __init__(self, folder: Path, *, force: bool = False) -> None:
+        self.notes: list[str] = []
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         self._force = force
@@ -173,7 +207,7 @@ class Sketches:
         if self._writer is None:
             return
         try:
-            self._writer.write(draw_faces(frame.image, prediction.faces, enlarge=False))
+            self._writer.write(draw_faces(frame.image, prediction.faces, enlarge=False), frame.seconds)
         except BaseException:
             self._writer.discard()
             self._writer = None
@@ -182,8 +216,14 @@ class Sketches:
     def close(self) -> None:
         """End the film that is being written."""
         writer, self._writer, self._film = self._writer, None, None
-        if writer is not None:
-            writer.close()
+        if writer is None:
+            return
+        writer.close()
+        if writer.num_left_out:
+            self.notes.append(
+                f"{writer.path}: {writer.num_left_out:,} frames follow others by less than a frame of this film and are "
+                "not in it; the table has them, and the others keep their times."
+            )
 
     def _choose_path(self, name: str, suffix: str) -> Path:
         path = self.folder / choose_sketch(name, suffix, self._taken, folder=self.folder)
@@ -246,6 +286,7 @@ class PredictionJob:
         smooth: see `predict_inputs`.
         every, seconds: see `read_film`.
         force: whether files that are there, but for inputs, are replaced.
+        max_megapixels: pictures with more are refused.
     """
 
     model: str | None = None
@@ -260,6 +301,7 @@ class PredictionJob:
     every: int = 1
     seconds: float | None = None
     force: bool = False
+    max_megapixels: float = MAX_PIXELS / 1_000_000
 
 
 def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[str], None]) -> int:
@@ -273,7 +315,8 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
     """
     choose_form(job.out)
     # A list on stdin may be endless; what is named is counted first, for the time left.
-    listed = list_inputs(names, stdin=sys.stdin)
+    tally = Tally()
+    listed = list_inputs(names, stdin=sys.stdin, tally=tally)
     files = listed if "-" in names else list(listed)
     known = [] if "-" in names else [name for name in files if isinstance(name, str)]
     _check_places(known, job, has_list="-" in names)
@@ -288,7 +331,8 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
     about = describe_predictions(predictor, faces=job.faces, smooth=job.smooth)
     for key in ("notice", "probabilities", *(["mirror"] if job.mirror else []), *(["smoothing"] if has_films else [])):
         say(f"{key}: {about[key]}")
-    inputs = open_inputs(files, every=job.every, seconds=job.seconds)
+    max_pixels = int(job.max_megapixels * 1_000_000)
+    inputs = open_inputs(files, every=job.every, seconds=job.seconds, max_pixels=max_pixels)
     results = _report_progress(predict_inputs(predictor, inputs, smooth=job.smooth), num_pictures)
     outcome = _Outcome(every=job.every)
     try:
@@ -296,7 +340,7 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
         sketches = Sketches(job.draw, force=job.force) if job.draw is not None else None
         outcome.write_all(results, table, sketches)
     finally:
-        outcome.tell(say)
+        outcome.tell(say, tally)
     if job.out is not None:
         say(f"written: {job.out}")
     return len(outcome.unread) + len(outcome.undrawn)
@@ -332,6 +376,7 @@ class _Outcome:
     def __init__(self, *, every: int) -> None:
         self.unread: list[dict[str, str]] = []
         self.undrawn: list[dict[str, str]] = []
+        self.notes: list[str] = []
         self._every = every
 
     def write_all(self, results: Iterator[FramePrediction | BadInput], table: Table, sketches: Sketches | None) -> None:
@@ -354,8 +399,12 @@ class _Outcome:
                 self._close(sketches)
             raise
 
-    def tell(self, say: Callable[[str], None]) -> None:
-        """Name what failed, the first ones, and say how many there are."""
+    def tell(self, say: Callable[[str], None], tally: Tally) -> None:
+        """Say what was counted, and name what failed: the first ones, and how many there are."""
+        for failure in self.unread:
+            tally.leave_out(NOT_READ, failure["file"], was_seen=True)
+        for line in [*self.notes, *tally.describe()]:
+            say(line)
         for failed, what in ((self.unread, "read"), (self.undrawn, "drawn")):
             for failure in failed[:_MOST_FAILURES]:
                 say(f"not {what}: {escape_text(failure['error'])}")
@@ -378,6 +427,7 @@ class _Outcome:
             sketches.close()
         except (DlferError, OSError) as error:
             self._note("the last film", error)
+        self.notes = sketches.notes
 
     def _note(self, name: str, error: Exception) -> None:
         kind = "" if isinstance(error, DlferError | OSError) else f"{type(error).__name__}: "

@@ -12,17 +12,25 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import numpy as np
 from PIL import Image
 
-from dlfer.data.images import MAX_PIXELS, MIN_SIDE, SUFFIXES, find_turn
+from dlfer.data.files import FILM_SUFFIXES, Tally, find_kind, find_reason, walk
+from dlfer.data.images import (
+    MAX_PIXELS,
+    MIN_SIDE,
+    UPLOAD_PIXELS,
+    decode_pixels,
+    open_undecoded,
+    to_channels,
+)
 from dlfer.errors import DataError, EnvironmentProblem
 from dlfer.runs.text import to_utf8
 
-FILM_SUFFIXES = (".mp4", ".m4v", ".mov", ".avi", ".mkv", ".webm", ".mpg", ".mpeg", ".wmv")
 CAMERA = "camera:"
 DEFAULT_RATE = 25.0
 """Frames a second where a film or a camera does not tell."""
@@ -44,8 +52,15 @@ class Film:
 
 
 def is_film(name: str) -> bool:
-    """Return whether a name is that of a film or of a camera."""
-    return name.startswith(CAMERA) or name.lower().endswith(FILM_SUFFIXES)
+    """Return whether a name is that of a film, by its first bytes or else its suffix, or of a camera."""
+    if name.startswith(CAMERA):
+        return True
+    kind = find_kind(Path(name))
+    return kind == "film" if kind in ("film", "picture", "heif") else name.lower().endswith(FILM_SUFFIXES)
+
+
+_MOST_FAILURES = 1000
+"""After so many failures in a row a film has ended, whatever its header says."""
 
 
 def read_film(
@@ -53,34 +68,93 @@ def read_film(
 ) -> Iterator[tuple[Film, int, float, np.ndarray]]:
     """Yield (film, index of the frame, its time in seconds, uint8 [H, W, 3] RGB), upright, one frame in memory.
 
+    Frames behind a damaged place are read; the places of those that are lost are left out of the indices where the
+    times of the others tell.
+
     Args:
         name: of a film, or "camera:0" for the first camera.
         every: give every so many-th frame; the others are not decoded into pixels.
         seconds: stop there; None: at the end, which a camera does not have.
 
     Raises:
-        DataError: it cannot be opened, or holds no frame.
+        DataError: it cannot be opened, or holds no frame; after the last frame, if some are missing.
         EnvironmentProblem: OpenCV is not installed.
     """
     is_live = name.startswith(CAMERA)
     capture = _open_capture(name, is_live=is_live)
     try:
         film = _describe_film(capture, is_live=is_live)
-        index, begin = -1, time.monotonic()
-        while capture.grab():
-            index += 1
-            now = time.monotonic() - begin if is_live else _get_time(capture, index, film.rate)
+        count = _FrameCount(film)
+        begin = time.monotonic()
+        while _grab(capture, count):
+            count.add(_get_time(capture, count.index + 1, film.rate))
+            now = time.monotonic() - begin if is_live else count.time
             if seconds is not None and now > seconds:
-                break
-            if index % every:
+                return
+            if count.index % every:
                 continue
             found, frame = capture.retrieve()
             if found:
-                yield film, index, now, frame[..., ::-1].copy()
-        if index < 0:
+                yield film, count.index, now, frame[..., ::-1].copy()
+            else:
+                count.num_read -= 1
+        if not count.num_read:
             raise DataError(f"{name}: no frame can be read; the file is no film, is damaged, or its codec is unknown.")
+        if count.is_short(name):
+            raise DataError(
+                f"{name}: {count.num_read:,} of {film.num_frames:,} frames could be read, up to second {count.time:.1f}; "
+                "the film is cut short or damaged. The results hold those that could; fetch the film again for the others."
+            )
     finally:
         capture.release()
+
+
+class _FrameCount:
+    """The frames of a film that were read, their times, and failures since the last one.
+
+    Attributes:
+        film: what its header says.
+        index: of the last frame, from 0; those that are known to be lost before it count.
+        time: of the last frame, in seconds.
+        num_read: number of frames.
+        num_failures: in a row.
+    """
+
+    def __init__(self, film: Film) -> None:
+        self.film = film
+        self._num_regular = 0
+        self.index, self.time, self.num_read, self.num_failures = -1, 0.0, 0, 0
+
+    def add(self, moment: float) -> None:
+        """Count a frame at a time in seconds."""
+        steps = (moment - self.time) * self.film.rate
+        self._num_regular += 0.9 < steps < 1.1
+        is_behind_hole = self.num_failures > 0 and self.index >= 0 and steps > 1.5
+        self.index += round(steps) if is_behind_hole else 1
+        self.time, self.num_failures = moment, 0
+        self.num_read += 1
+
+    def is_short(self, name: str) -> bool:
+        """Tell whether frames are missing. Only MP4, MOV and AVI say how many there are; others give a length in time."""
+        expected = self.film.num_frames
+        if expected is None or self.num_read >= expected:
+            return False
+        with open(name, "rb") as file:
+            start = file.read(12)
+        if start[4:8] in (b"ftyp", b"moov", b"mdat", b"wide") or start[8:] == b"AVI ":
+            return True
+        is_regular = self._num_regular > 0.9 * (self.num_read - 1)
+        return is_regular and self.num_read < expected - max(2, expected // 50)
+
+
+def _grab(capture: Any, count: _FrameCount) -> bool:
+    """Step to the next frame; a failure before the last one is passed over, as behind a damaged place others follow."""
+    expected = count.film.num_frames
+    while not capture.grab():
+        count.num_failures += 1
+        if expected is None or count.index + 1 >= expected or count.num_failures > _MOST_FAILURES:
+            return False
+    return True
 
 
 def load_opencv() -> Any:
@@ -148,32 +222,36 @@ def _get_time(capture: Any, index: int, rate: float) -> float:
 
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "PPM")
-"""Pillow's names of what is read; PPM is .pgm and .ppm. TIFF is not: its decoder has the longest list of holes."""
+"""Pillow's names of what is read from bytes, which may be a stranger's; PPM is .pgm and .ppm. TIFF is not: its decoder
+has the longest list of holes. Files of one's own are read in all formats of `dlfer.data.images`."""
 
 MAX_BYTES = 64 * 2**20
+MAX_FILE_BYTES = 2**31
+"""Of contents, and of a file of one's own."""
 
 
 def read_image(
     source: str | Path | bytes,
     *,
     name: str | None = None,
-    max_pixels: int = MAX_PIXELS,
-    max_bytes: int = MAX_BYTES,
+    max_pixels: int | None = None,
+    max_bytes: int | None = None,
 ) -> np.ndarray:
     """Return the pixels of a picture, upright, as uint8 [H, W, 3] (RGB).
 
     The type is told from the first bytes, never from the name; the size is read in the header before
     anything is decoded. The orientation in the EXIF data is applied, an animation gives its first
-    frame, 16 bits are cut to their upper 8, and transparency is laid over white.
+    frame, transparency is laid over white, and more than 8 bits are scaled by the range that the file names.
 
     Args:
         source: a file's path, or its contents.
         name: what the picture is called in errors; the path, or "the picture".
-        max_pixels: of width x height; more is refused undecoded.
-        max_bytes: of the file; more is refused unread.
+        max_pixels: of width x height; more is refused undecoded. None: 200 million of a file, 50 million of contents.
+        max_bytes: of the file; more is refused unread. None: 2 GiB of a file, 64 MiB of contents.
 
     Raises:
-        DataError: no such file, another type, damaged, too small (below 8 pixels a side) or too large.
+        DataError: no such file, another type, damaged, too small (below 8 pixels a side) or too large, or more than
+            8 bits of which the file does not tell the range.
 
     Example:
         >>> read_image("photo.jpg").shape
@@ -184,28 +262,31 @@ def read_image(
             f"read_image: found a {type(source).__name__}, expected a file's path, or its contents as bytes."
         )
     if isinstance(source, bytes):
-        name, contents = name or "the picture", source
-        _check_bytes(len(contents), name, max_bytes)
+        name = name or "the picture"
+        _check_bytes(len(source), name, max_bytes or MAX_BYTES)
+        opening = partial(Image.open, io.BytesIO(source), formats=FORMATS)
     else:
         name = name or str(source)
-        contents = _read_bytes(Path(source), name, max_bytes)
-    with _decode_picture(lambda: Image.open(io.BytesIO(contents), formats=FORMATS), name, "not a picture") as image:
-        _check_size(image.size, name, max_pixels)
-        return _decode_picture(lambda: _to_rgb(image), name, "the picture cannot be decoded")
+        _check_file(Path(source), name, max_bytes or MAX_FILE_BYTES)
+        opening = partial(open_undecoded, Path(source))
+    limit = max_pixels or (UPLOAD_PIXELS if isinstance(source, bytes) else MAX_PIXELS)
+    with _decode_picture(opening, name, "not a picture") as image:
+        _check_size(image.size, name, limit)
+        return _decode_picture(
+            lambda: to_channels(decode_pixels(image, name), 3), name, "the picture cannot be decoded"
+        )
 
 
-def _read_bytes(path: Path, name: str, max_bytes: int) -> bytes:
+def _check_file(path: Path, name: str, max_bytes: int) -> None:
     try:
         if path.exists() and not path.is_file():
             raise DataError(f"{name}: not a file; expected a picture.")
-        with open(path, "rb") as file:
-            contents = file.read(max_bytes + 1)
+        size = path.stat().st_size
     except FileNotFoundError as error:
         raise DataError(f"{name}: there is no such file.") from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
         raise DataError(f"{name}: cannot be read ({error}).") from error
-    _check_bytes(len(contents), name, max_bytes)
-    return contents
+    _check_bytes(size, name, max_bytes)
 
 
 def _check_bytes(size: int, name: str, max_bytes: int) -> None:
@@ -220,7 +301,7 @@ def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise DataError(
             f"{name}: found {width} x {height} = {width * height:,} pixels, expected at most {max_pixels:,}. "
-            "Such a file can fill the memory; shrink the picture."
+            "Such a file can fill the memory; shrink the picture, or raise the limit (--max-megapixels)."
         )
     if min(size) < MIN_SIDE:
         raise DataError(f"{name}: found {width} x {height} pixels, expected at least {MIN_SIDE} a side.")
@@ -236,30 +317,16 @@ def _decode_picture(step: Callable[[], Any], name: str, problem: str) -> Any:
         raise DataError(f"{name}: found more than {Image.MAX_IMAGE_PIXELS:,} pixels; shrink the picture.") from error
     except Exception as error:
         raise DataError(
-            f"{name}: {problem} ({type(error).__name__}). Expected a whole JPEG, PNG, WebP, BMP, GIF, PGM or PPM; "
-            "save it anew as one of them."
+            f"{name}: {problem} ({type(error).__name__}). Expected a whole JPEG, PNG, WebP, BMP, GIF, PGM or PPM "
+            "(or, as a file, TIFF, AVIF or JPEG 2000); save it anew as one of them."
         ) from error
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    """Return a picture of any mode as uint8 [H, W, 3], upright."""
-    image.seek(0)
-    image.load()
-    turn = find_turn(image)
-    if image.mode == "F":
-        raise ValueError("floating-point pixels")
-    if image.mode.startswith("I"):
-        grey = np.clip(np.asarray(image).astype(np.int64), 0, 65535) >> 8
-        image = Image.fromarray(grey.astype(np.uint8))
-    elif image.mode in ("LA", "La", "PA", "RGBa", "RGBA") or "transparency" in image.info:
-        pixels = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", pixels.size, (255, 255, 255, 255)), pixels)
-    image = image.convert("RGB")
-    return np.array(image if turn is None else image.transpose(turn))
-
-
 AHEAD = 4
-"""Pictures that are decoded ahead; each is at most 150 MB."""
+"""Pictures that are decoded ahead; each takes 3 bytes a pixel."""
+
+NOT_FILM = "no films (.ts)"
+NOT_READ = "not read, or not wholly"
 
 _T = TypeVar("_T")
 
@@ -296,43 +363,49 @@ class BadInput:
     error: str
 
 
-def list_inputs(names: Iterable[str], *, stdin: TextIO | None = None) -> Iterator[str | BadInput]:
-    """Yield the files (and cameras) that are meant by names, in order.
+def list_inputs(
+    names: Iterable[str], *, stdin: TextIO | None = None, tally: Tally | None = None
+) -> Iterator[str | BadInput]:
+    """Yield the files (and cameras) that are meant by names, in order; a name that means nothing as a `BadInput`.
 
     Args:
         names: files; folders, in which pictures and films are searched for at any depth, hidden ones left
             out, sorted by path; globs (** for any depth); "camera:N"; "-" for a list on stdin, one name a line.
         stdin: where "-" reads.
+        tally: counts the files and names that are seen, and those of folders that are neither pictures nor films.
     """
+    tally = Tally() if tally is None else tally
     for name in names:
         if name == "-":
             lines = (line.rstrip("\r\n") for line in stdin or ())
-            yield from list_inputs(line for line in lines if line and line != "-")
-        elif name.startswith(CAMERA):
-            yield name
-        elif os.path.isdir(name):
-            found = sorted(_walk(name))
-            yield from found or [BadInput(name, f"{name}: the folder holds no picture and no film.")]
-        elif not os.path.lexists(name) and glob.has_magic(name):
-            matches = sorted(glob.glob(name, recursive=True))
-            yield from list_inputs(matches) if matches else [BadInput(name, f"{name}: nothing matches.")]
+            yield from list_inputs((line for line in lines if line and line != "-"), tally=tally)
+        elif os.path.isdir(name) and (found := sorted(_walk(name, tally))):
+            yield from found
+        elif not os.path.lexists(name) and glob.has_magic(name) and (matches := glob.glob(name, recursive=True)):
+            yield from list_inputs(sorted(matches), tally=tally)
+        elif os.path.isdir(name) or (not os.path.lexists(name) and glob.has_magic(name)):
+            tally.seen += 1
+            what = "the folder holds no picture and no film." if os.path.isdir(name) else "nothing matches."
+            yield BadInput(name, f"{name}: {what}")
         else:
+            tally.seen += 1
             yield name
 
 
 def open_inputs(
-    names: Iterable[str | BadInput], *, every: int = 1, seconds: float | None = None
+    names: Iterable[str | BadInput], *, every: int = 1, seconds: float | None = None, max_pixels: int = MAX_PIXELS
 ) -> Iterator[Frame | BadInput]:
     """Yield the pictures and the frames of files, decoded one after the other on a thread of their own.
 
     What cannot be read takes its place in the order as a `BadInput`, and stops nothing.
 
     `names` are from `list_inputs`; of films every so many-th frame is given, and they are left after so many seconds.
+    Pictures of more than `max_pixels` are refused. A film of which frames are missing ends with a `BadInput`.
 
     Raises:
         EnvironmentProblem: a package that a film needs is not installed.
     """
-    yield from read_ahead(_decode(names, every=every, seconds=seconds), AHEAD)
+    yield from read_ahead(_decode(names, every=every, seconds=seconds, max_pixels=max_pixels), AHEAD)
 
 
 def read_ahead(items: Iterable[_T], size: int) -> Iterator[_T]:
@@ -377,15 +450,22 @@ def read_ahead(items: Iterable[_T], size: int) -> Iterator[_T]:
         thread.join(timeout=5)
 
 
-def _walk(folder: str) -> Iterator[str]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        for name in files:
-            if not name.startswith(".") and name.lower().endswith((*SUFFIXES, *FILM_SUFFIXES)):
-                yield os.path.join(parent, name)
+def _walk(folder: str, tally: Tally) -> Iterator[str]:
+    """Yield the pictures and films below a folder, see `dlfer.data.files.walk`; every other file is counted."""
+    for path in walk(Path(folder), tally, set()):
+        reason = find_reason(path)
+        # TypeScript is called .ts as well; other names are taken at their word, so that what is damaged is reported.
+        is_named = path.suffix.casefold() in FILM_SUFFIXES and path.suffix.casefold() != ".ts"
+        if reason is None or is_named or find_kind(path) == "film":
+            tally.seen += 1
+            yield str(path)
+        else:
+            tally.leave_out(NOT_FILM if path.suffix.casefold() == ".ts" else reason, path)
 
 
-def _decode(names: Iterable[str | BadInput], *, every: int, seconds: float | None) -> Iterator[Frame | BadInput]:
+def _decode(
+    names: Iterable[str | BadInput], *, every: int, seconds: float | None, max_pixels: int
+) -> Iterator[Frame | BadInput]:
     for name in names:
         if isinstance(name, BadInput):
             yield name
@@ -395,7 +475,7 @@ def _decode(names: Iterable[str | BadInput], *, every: int, seconds: float | Non
                 for film, index, moment, image in read_film(name, every=every, seconds=seconds):
                     yield Frame(name, image, index, moment, film)
             else:
-                yield Frame(name, read_image(Path(name)))
+                yield Frame(name, read_image(Path(name), max_pixels=max_pixels))
         except EnvironmentProblem:
             raise
         except DataError as error:

@@ -65,7 +65,7 @@ class OutlierRow(NamedTuple):
 
 def describe_audit(audit: AuditRecord) -> list[str]:
     """Return what an audit found, in plain sentences with numbers, the worst first."""
-    lines = [_describe_size(audit)]
+    lines = [_describe_size(audit), *(audit.reading.describe() if audit.reading else [])]
     unreadable = audit.unreadable
     if unreadable.n:
         what = "row or file" if unreadable.n == 1 else "rows or files"

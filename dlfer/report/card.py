@@ -19,6 +19,7 @@ from dlfer.report.headline import (
     VIEWS,
     build_metrics_table,
     describe_duplicates,
+    describe_not_judged,
     name_left_out,
 )
 from dlfer.report.judgement import describe_abstention, describe_calibration, describe_groups, describe_missing_groups
@@ -297,5 +298,7 @@ def _list_limits(metrics: Metrics, data: DataRecord) -> list[str]:
             f"It is worst at {worst}: {format_percent(recalls[worst].value)} of {format_count(per_class[worst].n)} "
             f"images are found ({format_uncertainty(recalls[worst])})."
         )
+    if absent := describe_not_judged(metrics.judged):
+        lines.append(f"{absent[0].upper()}{absent[1:]}.")
     gaps = [f"By {table.name}: {' '.join(table.notes)}" for table in describe_groups(metrics) if table.notes]
     return lines + (gaps or [describe_missing_groups(data.source)])

@@ -63,6 +63,16 @@ def describe_duplicates(metrics: Metrics, *, name: str | None = None) -> str | N
     return f"{text}. {DEFINITION}"
 
 
+def describe_not_judged(split: SplitMetrics) -> str | None:
+    """Return which labels a split has no image of, and what its averages are over; None where it has all."""
+    if not split.not_judged:
+        return None
+    shown = ", ".join(split.not_judged[:12]) + (" ..." if len(split.not_judged) > 12 else "")
+    num_others = len(split.labels) - len(split.not_judged)
+    others = "the other label" if num_others == 1 else f"the other {num_others} labels"
+    return f"not judged: {shown} (no image of {'it' if len(split.not_judged) == 1 else 'them'}; averages are over {others})"
+
+
 def list_kinds(counts: DuplicateCounts) -> str:
     """Return the numbers of exact copies, and of augmented ones if there are any, in brackets; "" if not known."""
     kinds = []
@@ -179,7 +189,10 @@ def build_headline(
     elif openings:
         facts.append(("test opened", "once" if openings == 1 else f"{openings} times"))
     if shown.macro_f1 is not None:
-        facts.append(("macro F1", f"{format_percent(shown.macro_f1.value)} over {len(judged.labels)} classes"))
+        num_judged = len(judged.labels) - len(judged.not_judged)
+        facts.append(("macro F1", f"{format_percent(shown.macro_f1.value)} over {num_judged} classes"))
+    if absent := describe_not_judged(judged):
+        facts.append(("not judged", absent.partition(": ")[2]))
     if shown is not judged:
         facts.append(("of single images", f"{format_percent(judged.accuracy.value)}; so are all values below"))
     if expected and is_test:

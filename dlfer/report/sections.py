@@ -170,7 +170,7 @@ def describe_data(data: DataRecord) -> DataSection:
     facts = [("source", data.source), ("protocol", data.protocol), ("selected on", data.selected_on)]
     if not labels:
         facts.append(("labels", f"{len(data.labels)}"))
-    return DataSection(facts, labels, rows, data.notes)
+    return DataSection(facts, labels, rows, [*(data.reading.describe() if data.reading else []), *data.notes])
 
 
 IMPORTANCE_NOTES = (

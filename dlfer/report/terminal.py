@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlfer.report.headline import describe_duplicates
+from dlfer.report.headline import describe_duplicates, describe_not_judged
 from dlfer.runs.comparison_record import ModelComparison
 from dlfer.runs.metrics_record import Corruptions, Estimate, Groups, Metrics, SplitMetrics
 
@@ -66,7 +66,13 @@ def _format_split(name: str, split: SplitMetrics, metrics: Metrics) -> list[str]
         if metric in _CLASS_METRICS
     ]
     summary = _format_summary(split.accuracy, split.macro_f1)
-    return [f"{_name_split(name, metrics)} (n = {split.n:,}): {summary}", format_rows(rows), *missing]
+    absent = describe_not_judged(split)
+    return [
+        f"{_name_split(name, metrics)} (n = {split.n:,}): {summary}",
+        format_rows(rows),
+        *([absent] if absent else []),
+        *missing,
+    ]
 
 
 def _format_summary(accuracy: Estimate, macro_f1: Estimate | None) -> str:

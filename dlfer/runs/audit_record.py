@@ -8,7 +8,7 @@ from typing import Any, ClassVar, NamedTuple
 from pydantic import Field
 
 from dlfer.runs.metrics_record import CountedEstimate
-from dlfer.runs.records import DuplicateCounts, FileRecord, Record
+from dlfer.runs.records import DuplicateCounts, FileRecord, ReadingRecord, Record
 
 
 class Place(NamedTuple):
@@ -165,6 +165,7 @@ class AuditRecord(FileRecord):
         notes: what was done to the images when they were loaded; both of `dlfer audit` only.
         labels: names of the targets.
         splits: name -> its counts.
+        reading: how many files or rows were seen, used and left out; None where the source counts nothing.
         distinct_images: images that differ in at least one byte.
         duplicate_groups: images that occur more than once; conflicting_groups: those under more than one label.
         near_groups, near_conflicting_groups: the same of the groups that chains of duplicates of any kind make.
@@ -186,6 +187,7 @@ class AuditRecord(FileRecord):
     labels: list[str]
     splits: dict[str, AuditedSplit]
     unreadable: Unreadable = Field(default_factory=Unreadable)
+    reading: ReadingRecord | None = None
     distinct_images: int | None = None
     duplicate_groups: int = 0
     conflicting_groups: int = 0

@@ -132,9 +132,11 @@ class SplitMetrics(SplitSummary):
         n: number of images.
         per_class: label -> its metrics, in the order of the labels.
         confusion: rows are targets, columns are predictions.
+        not_judged: labels of which the split has no image; the averages are over the others.
     """
 
     labels: list[str] = Field(default_factory=list)
+    not_judged: list[str] = Field(default_factory=list)
     macro_precision: Estimate | None = None
     macro_recall: Estimate | None = None
     macro_specificity: Estimate | None = None

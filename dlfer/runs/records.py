@@ -339,8 +339,41 @@ class SplitRecord(Record):
     fingerprint: str | None = None
 
 
+class LeftOut(Record):
+    """Files or rows that a reader left out for one reason, and the first of their names."""
+
+    reason: str
+    n: int
+    first: list[str] = Field(default_factory=list)
+
+
+class ReadingRecord(Record):
+    """How many files or rows a source saw, and what of them was left out, by reason.
+
+    Attributes:
+        what: "files", "rows" or "images".
+        seen: their number, those left out included.
+        used: how many became images of a split.
+        left_out: the most frequent reason first.
+    """
+
+    what: str = "files"
+    seen: int
+    used: int
+    left_out: list[LeftOut] = Field(default_factory=list)
+
+    def describe(self) -> list[str]:
+        """Return a sentence with the numbers, and one for each reason."""
+        lost = self.seen - self.used
+        lines = [f"{self.seen:,} {self.what} seen, {self.used:,} used, {lost:,} left out."]
+        for reason in self.left_out:
+            more = ", ..." if reason.n > len(reason.first) else ""
+            lines.append(f"Left out, {reason.reason}: {reason.n:,} ({', '.join(reason.first)}{more}).")
+        return lines
+
+
 class DataRecord(FileRecord):
-    """data.json: labels and splits of a run, with their counts and fingerprints."""
+    """data.json: labels and splits of a run, with their counts and fingerprints, and what was left out of them."""
 
     FILE: ClassVar[str] = "data.json"
 
@@ -350,6 +383,7 @@ class DataRecord(FileRecord):
     selected_on: str | None = None
     splits: dict[str, SplitRecord] = Field(default_factory=dict)
     duplicates: DuplicatesRecord | None = None
+    reading: ReadingRecord | None = None
     notes: list[str] = Field(default_factory=list)
 
 

@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from dlfer.data.images import MAX_PIXELS
+from dlfer.data.images import UPLOAD_PIXELS
 
 
 class Refusal(Exception):
@@ -52,7 +52,7 @@ class Limits:
     """
 
     body_bytes: int = 20 * 2**20
-    pixels: int = MAX_PIXELS
+    pixels: int = UPLOAD_PIXELS
     pictures: int = 16
     images_in_tensor: int = 256
     faces: int = 32
@@ -60,7 +60,7 @@ class Limits:
     requests: int = 64
     explanations: int = 4
     all_bytes: int = 256 * 2**20
-    all_pixels: int = 2 * MAX_PIXELS
+    all_pixels: int = 2 * UPLOAD_PIXELS
 
 
 class Budget:

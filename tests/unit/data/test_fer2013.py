@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -249,3 +252,26 @@ def test_rows_without_usage_are_one_part_to_be_looked_at(tmp_path):
     assert (part.name, part.ids.tolist(), reading.num_rows) == ("all", ["all/0", "all/1", "all/2"], 3)
     with pytest.raises(MissingDataError, match="Kaggle"):
         load_fer2013_parts(tmp_path / "none.csv")
+
+
+def test_a_csv_without_label_0_says_that_it_may_be_shifted(tmp_path):
+    path = _write_csv(
+        tmp_path / "fer2013.csv", replace={row: f"1,{_text(row)},{USAGES[row // 7]}" for row in (0, 7, 14)}
+    )
+    assert any("no row has the label 0 (Angry)" in note for note in load_fer2013(_config(path)).notes)
+    assert load_fer2013(_config(_write_csv(tmp_path / "whole.csv"))).notes == ()
+
+
+@pytest.mark.parametrize("packed", ["gz", "zip"])
+def test_packed_csvs_are_read_and_rows_are_counted(tmp_path, packed):
+    path = _write_csv(tmp_path / "fer2013.csv", replace={3: "3,1 2 3,Training"})
+    name = tmp_path / f"fer2013.csv.{packed}"
+    if packed == "gz":
+        name.write_bytes(gzip.compress(path.read_bytes()))
+    else:
+        with zipfile.ZipFile(name, "w") as archive:
+            archive.write(path, "fer2013.csv")
+    path.unlink()
+    reading = load_fer2013(_config(tmp_path, skip_unreadable=True)).reading.as_record()
+    assert (reading.what, reading.seen, reading.used) == ("rows", 21, 20)
+    assert [(reason.n, reason.first) for reason in reading.left_out] == [(1, [f"fer2013.csv.{packed} line 5"])]

@@ -80,3 +80,34 @@ def test_an_endless_field_is_refused_with_its_line(tmp_path):
     path.write_text(f"emotion,pixels,Usage\n1,{PLAIN},Training\n2,{'1 ' * 100_000},Training\n")
     with pytest.raises(DataError, match=r"some\.csv line 3: not a csv \(field larger than field limit"):
         read_csv(path, skip_unreadable=True, usage=None)
+
+
+def _write_codes(path, codes, delimiter=",", encoding="utf-8"):
+    rows = [delimiter.join((str(code), PLAIN, "Training")) for code in codes]
+    path.write_bytes("\n".join([delimiter.join(("emotion", "pixels", "Usage")), *rows]).encode(encoding))
+    return path
+
+
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize(
+    "codes", [range(1, 8), [*range(8)] * 3, ["happy", "sad", "happy"], ["neutral"] * 3, [10, 20, 30], [-1, 0, 1, -1]]
+)
+def test_another_code_is_explained_and_never_skipped(tmp_path, codes, skip):
+    with pytest.raises(DataError, match=r"not in FER2013's code.*expected 0 Angry.*6 Neutral") as caught:
+        read_csv(_write_codes(tmp_path / "some.csv", codes), skip_unreadable=skip, usage=None)
+    assert "skip_unreadable" not in str(caught.value)
+
+
+def test_a_single_wrong_label_is_a_fault_of_its_row(tmp_path):
+    path = _write_codes(tmp_path / "some.csv", [0, 1, 2, 3, 4, 5, 6, 0, 1, 2, 9, 3])
+    rows = read_csv(path, skip_unreadable=True, usage=None)
+    assert (len(rows.codes), len(rows.skipped)) == (11, 1)
+
+
+@pytest.mark.parametrize("delimiter", [";", "\t"])
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_other_delimiters_and_encodings_and_numbers_with_a_point(tmp_path, delimiter, encoding):
+    rows = read_csv(
+        _write_codes(tmp_path / "some.csv", ["0.0", "6.0", 3], delimiter, encoding), skip_unreadable=False, usage=None
+    )
+    assert rows.codes.tolist() == [0, 6, 3]

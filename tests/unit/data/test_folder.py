@@ -10,6 +10,7 @@ from dlfer.config.sections import DataConfig, LabelsConfig, NumImages
 from dlfer.data import folder
 from dlfer.data.folder import load_folder
 from dlfer.data.images import read_image, resize_square
+from dlfer.data.sources import load_data
 from dlfer.errors import DataError, MissingDataError
 
 
@@ -105,7 +106,7 @@ def test_labels_are_matched_across_spellings_and_dropped(tmp_path):
 def test_only_the_drawn_files_are_opened(tmp_path, monkeypatch):
     _write_classes(tmp_path, count=10)
     opened = []
-    monkeypatch.setattr(folder, "read_image", lambda path: opened.append(path) or read_image(path))
+    monkeypatch.setattr(folder, "read_image", lambda path, **keys: opened.append(path) or read_image(path))
     bundle = _load(tmp_path, num_images=NumImages(train=6))
     assert np.bincount(bundle.train.targets).tolist() == [3, 3]
     assert len(opened) == 6 + 20
@@ -129,12 +130,16 @@ def test_an_unreadable_file_is_refused_or_skipped_and_counted(tmp_path):
     assert "2 of 12 images could not be read" in bundle.notes[0]
 
 
-def test_a_class_that_one_part_lacks_is_refused(tmp_path):
+def test_a_class_that_one_part_lacks_is_reported_and_those_of_train_are_needed(tmp_path):
     _write_classes(tmp_path, ("train",), ("cat", "dog", "emu"))
     _write_classes(tmp_path, ("validation",), ("cat", "dog"))
-    with pytest.raises(DataError, match=r"validation has no folder for the class 'emu'.*drop: \[emu\]"):
-        _load(tmp_path)
-    assert _load(tmp_path, labels=LabelsConfig(drop=("emu",))).labels == ("cat", "dog")
+    assert _load(tmp_path).labels == ("cat", "dog", "emu")
+    config = DataConfig(source="folder", path=str(tmp_path))
+    notes = load_data(config, image_size=64).notes
+    assert any("validation has no image of emu, so it cannot judge" in note for note in notes)
+    _write_classes(tmp_path, ("validation",), ("fox",))
+    with pytest.raises(DataError, match=r"train has no image of fox"):
+        load_data(config, image_size=64)
 
 
 def test_folders_that_hold_no_data_set_are_refused(tmp_path):
@@ -147,13 +152,17 @@ def test_folders_that_hold_no_data_set_are_refused(tmp_path):
         _load(tmp_path)
 
 
-def test_parts_without_train_or_given_twice_are_refused(tmp_path):
+def test_parts_without_train_can_be_judged_and_not_trained_on(tmp_path):
     _write_classes(tmp_path, ("val", "test"))
-    with pytest.raises(DataError, match="expected train beside them"):
-        _load(tmp_path)
+    assert len(_load(tmp_path).test) == 6
+    with pytest.raises(DataError, match="no train, which training needs"):
+        load_data(DataConfig(source="folder", path=str(tmp_path)), image_size=64)
     _write_classes(tmp_path, ("train", "valid"))
     with pytest.raises(DataError, match="there twice"):
         _load(tmp_path)
+    mapped = _load(tmp_path, folders={"val": "ignore"})
+    assert len(mapped.validation) == 6
+    assert mapped.reading.left_out[0].n == 6
 
 
 def test_a_folder_without_any_readable_image_is_refused(tmp_path):

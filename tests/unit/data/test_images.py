@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dlfer.data import images
 from dlfer.data.images import (
     CLIP_LIMIT,
     TILES,
@@ -121,7 +122,7 @@ def test_text_with_the_name_of_an_image_is_refused(tmp_path):
 
 
 def test_formats_outside_the_list_are_refused(tmp_path):
-    Image.fromarray(_noise(16, 16)).save(tmp_path / "image.png", format="TIFF")
+    Image.fromarray(_noise(16, 16)).save(tmp_path / "image.png", format="PDF")
     with pytest.raises(DataError, match="expected JPEG, PNG"):
         read_image(tmp_path / "image.png")
 
@@ -133,13 +134,96 @@ def test_tiny_images_are_refused(tmp_path, shape):
         read_image(tmp_path / "image.png")
 
 
+def _write_sbit(path, values: np.ndarray, bits: int) -> None:
+    """Write a PNG of 16 bits with the chunk sBIT."""
+    Image.fromarray(values).save(path)
+    data = path.read_bytes()
+    body = b"sBIT" + bytes([bits])
+    path.write_bytes(data[:33] + struct.pack(">I", 1) + body + struct.pack(">I", zlib.crc32(body)) + data[33:])
+
+
+_RAMP = np.linspace(0, 4095, 40 * 30).reshape(30, 40).astype(np.uint16)
+_EXPECTED = (_RAMP >> 4).astype(np.uint8)
+
+
+def test_twelve_bits_in_sixteen_are_scaled_by_the_tags_and_refused_without(tmp_path):
+    Image.fromarray(_RAMP).save(tmp_path / "a.tif", tiffinfo={341: 4095})
+    assert np.array_equal(read_image(tmp_path / "a.tif")[..., 0], _EXPECTED)
+    Image.fromarray(_RAMP).save(tmp_path / "max.tif", tiffinfo={281: 4095})
+    assert np.array_equal(read_image(tmp_path / "max.tif")[..., 0], _EXPECTED)
+    _write_sbit(tmp_path / "a.png", _RAMP, 12)
+    assert np.array_equal(read_image(tmp_path / "a.png")[..., 0], _EXPECTED)
+    _write_sbit(tmp_path / "wide.png", _RAMP << 4, 12)  # as PNG has it: scaled to 16 bits
+    assert np.array_equal(read_image(tmp_path / "wide.png")[..., 0], _EXPECTED)
+    for name in ("b.tif", "b.png"):
+        Image.fromarray(_RAMP).save(tmp_path / name)
+        with pytest.raises(DataError, match=r"values from 0 to 4,095 .* SMaxSampleValue; PNG: sBIT"):
+            read_image(tmp_path / name)
+
+
+def test_a_pgm_names_its_largest_value(tmp_path):
+    (tmp_path / "a.pgm").write_bytes(b"P5 40 30 4095\n" + _RAMP.astype(">u2").tobytes())
+    assert np.abs(read_image(tmp_path / "a.pgm")[..., 0].astype(int) - _EXPECTED).max() <= 1
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_colour_of_twelve_bits_in_sixteen_is_refused_and_of_sixteen_is_read(tmp_path, suffix):
+    cv2 = pytest.importorskip("cv2")
+    cv2.imwrite(str(tmp_path / f"a{suffix}"), np.stack([_RAMP] * 3, axis=-1))
+    with pytest.raises(DataError, match="would be read as dark"):
+        read_image(tmp_path / f"a{suffix}")
+    full = np.stack([_RAMP << 4, _RAMP, _RAMP << 3], axis=-1)
+    cv2.imwrite(str(tmp_path / f"b{suffix}"), full)
+    assert np.array_equal(read_image(tmp_path / f"b{suffix}"), (full[..., ::-1] >> 8).astype(np.uint8))
+
+
+def test_floats_are_read_in_0_to_1_and_by_their_tag(tmp_path):
+    values = np.linspace(0, 1, 1200).reshape(30, 40).astype(np.float32)
+    Image.fromarray(values).save(tmp_path / "a.tif")
+    assert np.array_equal(read_image(tmp_path / "a.tif")[..., 0], np.round(values * 255).astype(np.uint8))
+    assert read_header(tmp_path / "a.tif") == (40, 30, True)
+    for scaled in (values * 3, values - 0.5, np.full_like(values, np.nan)):
+        Image.fromarray(scaled).save(tmp_path / "b.tif")
+        with pytest.raises(DataError, match=r"floating-point|no numbers"):
+            read_image(tmp_path / "b.tif")
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".avif", ".jp2", ".tga", ".jfif", ".ico", ".webp"])
+def test_formats_of_pillow_are_read(tmp_path, suffix):
+    pixels = np.repeat(np.repeat(_noise(4, 4, 3), 8, axis=0), 8, axis=1)
+    Image.fromarray(pixels).save(tmp_path / f"a{suffix}", format="JPEG" if suffix == ".jfif" else None)
+    found = read_image(tmp_path / f"a{suffix}")
+    assert found.shape == (32, 32, 3)
+    assert np.abs(found.astype(int) - pixels).mean() < 25
+
+
+@pytest.mark.parametrize("suffix", [".tif", ".avif", ".jpg", ".png", ".webp"])
+@pytest.mark.parametrize("orientation", [3, 6, 8])
+def test_every_format_is_turned_upright_once(tmp_path, suffix, orientation):
+    pixels = np.zeros((20, 40, 3), np.uint8)
+    pixels[:10, :10] = 255
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    Image.fromarray(pixels).save(tmp_path / f"a{suffix}", exif=exif)
+    found = read_image(tmp_path / f"a{suffix}")
+    turns = {3: 2, 6: 3, 8: 1}[orientation]
+    assert found.shape == np.rot90(pixels, turns).shape
+    assert np.abs(found.astype(int) - np.rot90(pixels, turns)).mean() < 5
+    assert read_header(tmp_path / f"a{suffix}")[:2] == found.shape[1::-1]
+
+
+def test_large_photographs_are_read(tmp_path):
+    Image.new("L", (10_000, 9_500), 90).save(tmp_path / "a.png")
+    assert read_image(tmp_path / "a.png").shape == (9_500, 10_000, 1)
+
+
 @pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @pytest.mark.parametrize("side", [30_000, 10_000, 7_100])
 def test_an_image_bomb_is_refused_from_its_header(tmp_path, side):
     _write_png_header(tmp_path / "image.png", side, side)
     for read in (read_header, read_image):
-        with pytest.raises(DataError, match="at most 50,000,000"):
-            read(tmp_path / "image.png")
+        with pytest.raises(DataError, match=r"at most 50,000,000 \(data.max_megapixels\)"):
+            read(tmp_path / "image.png", max_pixels=50_000_000)
 
 
 def test_a_missing_file_is_said_to_be_missing(tmp_path):
@@ -274,3 +358,23 @@ def test_without_opencv_the_message_has_the_command(monkeypatch):
     assert equalize(image, "none") is image
     with pytest.raises(EnvironmentProblem, match=r"needs OpenCV .*pip install 'opencv-python-headless<5'"):
         equalize(image, "clahe")
+
+
+@pytest.mark.parametrize("name", ["a.heic", "photo.jpg", "no_suffix"])
+def test_heic_is_named_for_what_it_is_whatever_its_name(tmp_path, name, monkeypatch):
+    monkeypatch.setattr(images, "can_read_heif", lambda: False)
+    (tmp_path / name).write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
+    with pytest.raises(DataError, match=r"a HEIC picture, which needs a package: pip install pillow-heif"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("kind", ["GIF", "WEBP", "PNG"])
+def test_animations_and_palettes_with_transparency(tmp_path, kind):
+    frames = [Image.new("RGBA", (20, 20), (255, 0, 0, 255)), Image.new("RGBA", (20, 20), (0, 0, 255, 255))]
+    frames[0].paste((0, 0, 0, 0), (4, 0, 10, 20))
+    options = {"lossless": True} if kind == "WEBP" else {}
+    frames[0].save(tmp_path / "a", format=kind, save_all=True, append_images=frames[1:], **options)
+    found = read_image(tmp_path / "a")
+    assert found.shape == (20, 20, 3)
+    assert found[5, 5].tolist() == [255, 255, 255]
+    assert found[5, 15].tolist() == [255, 0, 0]

@@ -8,7 +8,14 @@ import pytest
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import LabelsConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.labels import compute_label_map, map_targets, match_labels, relabel_bundle
+from dlfer.data.labels import (
+    compute_label_map,
+    describe_merged,
+    describe_unknown,
+    map_targets,
+    match_labels,
+    relabel_bundle,
+)
 from dlfer.errors import DataError, ModelError
 
 
@@ -69,3 +76,36 @@ def test_two_classes_that_are_one_expression_stay_apart():
     assert compute_label_map(("joy", "happy"), ("happy", "joy")).tolist() == [1, 0]
     with pytest.raises(ModelError):
         compute_label_map(("joy", "happy"), ("happy", "Happy"))
+
+
+def test_names_are_compared_in_nfc_without_case_and_spaces_and_merging_is_said():
+    names = ["Cafe\u0301", "caf\u00e9 ", "Stra\u00dfe", "STRASSE", "cat"]
+    mapping = match_labels(names, LabelsConfig())
+    assert len(set(mapping.values())) == 3
+    assert mapping[names[0]] == mapping[names[1]]
+    assert mapping["STRASSE"] == mapping["Stra\u00dfe"]
+    assert len(describe_merged(mapping, LabelsConfig())) == 2
+    dropped = match_labels(names, LabelsConfig(drop=("CAF\u00c9",)))
+    assert [name for name in names if dropped[name] is None] == names[:2]
+    aliased = match_labels(names, LabelsConfig(aliases={"strasse": "road"}))
+    assert [aliased[name] for name in names[2:4]] == ["road", "road"]
+    assert len(describe_merged(aliased, LabelsConfig(aliases={"strasse": "road"}))) == 1
+
+
+def test_data_with_some_of_the_models_labels_is_mapped_and_others_are_refused():
+    split = map_targets(_split([1, 0, 1]), ("sad", "happy"), FER2013_LABELS)
+    assert [FER2013_LABELS[target] for target in split.targets] == ["Happy", "Sad", "Happy"]
+    unused = map_targets(_split([0, 0]), ("happy", "contempt"), FER2013_LABELS)
+    assert [FER2013_LABELS[target] for target in unused.targets] == ["Happy", "Happy"]
+    with pytest.raises(ModelError, match="no name for contempt"):
+        map_targets(_split([0, 1]), ("happy", "contempt"), FER2013_LABELS)
+
+
+def test_classes_that_are_no_expressions_are_named_beside_those_that_are():
+    counts = {"angry": 5, "happy": 6, "contempt": 2, "misc": 3}
+    lines = describe_unknown(match_labels(counts, LabelsConfig()), counts)
+    assert len(lines) == 1
+    assert "the classes misc (3 images);" in lines[0]
+    assert describe_unknown(match_labels(counts, LabelsConfig(drop=("misc",))), counts) == []
+    others = {"cat": 3, "dog": 4, "happy": 1}
+    assert describe_unknown(match_labels(others, LabelsConfig()), others) == []

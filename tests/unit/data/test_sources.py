@@ -283,3 +283,33 @@ def test_a_stand_in_has_as_many_labels_as_the_data(tmp_path, keys, folders, expe
     found, _ = replace_by_synthetic(DataConfig(**keys, **path, num_images=NumImages(train=32, validation=32)))
     assert (found.source, found.num_labels) == expected
     assert len(load_data(found, image_size=48).labels) == (expected[1] or len(load_data(found, image_size=48).labels))
+
+
+def test_numbers_are_never_mended_by_dropping_a_class(tmp_path):
+    names = np.array(["Angry", "Disgust", "Fear", "Happy", "Sad"])
+    counted_from_one = {f"{part}_targets": np.arange(n) % 4 + 1 for part, n in (("train", 40), ("validation", 20))}
+    config = _write_npz(tmp_path / "a.npz", labels=names, counts=(40, 20, 0), **counted_from_one)
+    with pytest.raises(
+        DataError, match=r"no image of Angry.*0 Angry, 1 Disgust.*counted from 1.*write the numbers anew"
+    ):
+        load_data(config, image_size=32)
+
+
+def test_what_is_drawn_and_dropped_is_counted(tmp_path):
+    images = np.random.default_rng(0).integers(0, 256, (40, 10, 10), np.uint8)
+    shared = {"train_images": images, "validation_images": images[:20], "train_targets": np.arange(40) % 4}
+    config = _write_npz(tmp_path / "a.npz", counts=(40, 20, 20), **shared)
+    keys = {"num_images": NumImages(test=8), "drop_duplicates": True, "labels": LabelsConfig(drop=("3",))}
+    reading = load_data(_with(config, **keys), image_size=32).reading.as_record()
+    assert {reason.reason: reason.n for reason in reading.left_out} == {
+        "of classes in data.labels.drop": 20, "not drawn (data.num_images)": 7, "duplicates in train (data.drop_duplicates)": 15
+    }  # fmt: skip
+    assert (reading.what, reading.seen, reading.used) == ("images", 80, 38)
+
+
+def test_a_part_that_the_protocol_leaves_aside_is_counted(tmp_path):
+    config = _with(_write_npz(tmp_path / "a.npz"), select_on=0.25)
+    bundle = load_data(config, image_size=32)
+    reading = bundle.reading.as_record()
+    assert {reason.reason: reason.n for reason in reading.left_out} == {"not used by the protocol": 20}
+    assert reading.used == sum(len(split) for split in bundle.parts.values()) == 60

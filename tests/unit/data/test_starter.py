@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dlfer.cli.init import init
 from dlfer.config.load import load_experiment
 from dlfer.data.sources import load_data
 from dlfer.data.starter import make_name, survey_folder, write_starter
-from dlfer.errors import ConfigError, DataError, MissingDataError
+from dlfer.errors import ConfigError, DataError, MissingDataError, UserError
 
 
 @pytest.fixture
@@ -108,3 +109,30 @@ def test_folders_that_are_no_data_set(draw, tmp_path):
         path.write_bytes(b"no image")
     with pytest.raises(DataError, match="found no image that can be read"):
         survey_folder(folder)
+
+
+def test_own_names_of_folders_are_asked_for_and_written_down(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for part in ("train", "holdout", "old"):
+        for name in ("happy", "sad"):
+            (tmp_path / "faces" / part / name).mkdir(parents=True)
+            Image.new("L", (20, 20)).save(tmp_path / "faces" / part / name / "a.png")
+    with pytest.raises(DataError, match=r"holdout \(2 files\), old \(2 files\).*dlfer init: --folder"):
+        write_starter(tmp_path / "faces")
+    path = write_starter(tmp_path / "faces", None, {"holdout": "test", "old": "ignore"})
+    assert load_experiment(path).finetune.data.folders == {"holdout": "test", "old": "ignore"}
+    assert "6 files seen, 4 used, 2 left out." in path.read_text()
+
+
+def test_the_command_takes_folders_and_says_what_was_left_out(draw, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = draw({"train/happy": 3, "train/sad": 3, "held/happy": 2, "held/sad": 2, "old/sad": 1})
+    (folder / "notes.txt").write_text("x")
+    for wrong in (["held"], ["held=testing"], ["=test"]):
+        with pytest.raises(UserError, match="expected NAME=PART"):
+            init(folder, None, wrong)
+    init(folder, tmp_path / "a.yaml", ["held=test", "old=ignore"])
+    out, err = capsys.readouterr()
+    assert out.strip() == str(tmp_path / "a.yaml")
+    assert "12 files seen, 10 used, 2 left out." in err
+    assert load_experiment(tmp_path / "a.yaml").finetune.data.folders == {"held": "test", "old": "ignore"}

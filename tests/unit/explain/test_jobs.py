@@ -49,6 +49,7 @@ def test_pictures_become_figures_arrays_and_a_page(call, pictures, model):
     )
     assert code == 1
     assert out == "maps/index.html\n"
+    assert "4 files seen, 2 used, 2 left out." in err
     assert "not read: text.jpg" in err
     assert "film.mp4: a film" in err
     folder = pictures / "maps"

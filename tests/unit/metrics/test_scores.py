@@ -8,6 +8,8 @@ import pytest
 from dlfer.errors import DataError
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_group_scores, compute_metrics_file, compute_scores, read_attributes
+from dlfer.report.headline import build_headline
+from dlfer.report.terminal import format_metrics
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import DuplicatesRecord
 
@@ -216,7 +218,7 @@ def test_no_file_and_no_text_are_told(tmp_path):
     with pytest.raises(DataError, match="no such file"):
         read_attributes(tmp_path / "none.csv")
     (tmp_path / "b.csv").write_bytes(b"\xff\xfe\x00id")
-    with pytest.raises(DataError, match="not a csv in UTF-8"):
+    with pytest.raises(DataError, match="not a csv"):
         read_attributes(tmp_path / "b.csv")
 
 
@@ -290,3 +292,17 @@ def test_the_interval_of_a_gap_between_groups_that_do_not_differ_begins_at_0():
         assert gap["low"] <= gap["value"] <= gap["high"]
         begins_above += gap["low"] > 0
     assert begins_above <= 10
+
+
+@pytest.mark.parametrize(("targets", "absent"), [([0, 2] * 30, ["b"]), ([1] * 40, ["a", "c"]), ([0, 1, 2] * 20, None)])
+def test_labels_without_images_are_stated_and_averages_are_over_the_others(targets, absent):
+    predictions = make(targets=targets, seed=3)
+    scores = compute_scores(predictions)
+    assert scores.as_json().get("not_judged") == absent
+    recalls = [row.recall for row in scores.per_class.values() if row.n]
+    assert scores.macro_recall.value == pytest.approx(np.mean(recalls))
+    text = format_metrics(compute_metrics_file({"test": predictions}, Metrics()))
+    assert (f"not judged: {', '.join(absent or [])}" in text) == bool(absent)
+    headline = build_headline(Metrics(test=scores), None, openings=0, expected=None)
+    assert dict(headline.facts)["macro F1"].endswith(f"over {3 - len(absent or [])} classes")
+    assert ("not judged" in dict(headline.facts)) == bool(absent)

@@ -38,7 +38,7 @@ def test_a_folder_of_pictures_and_films(tmp_path):
     films = [Film(10.0, 3, False) for _ in range(2)]
     for name, film in zip(("x.mp4", "camera:0"), films, strict=True):
         for index in range(3):
-            sketches.add(FramePrediction(Frame(name, picture, index, index / 10, film), [FACE]), every=2)
+            sketches.add(FramePrediction(Frame(name, picture, 2 * index, index / 5, film), [FACE]), every=2)
     sketches.close()
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["camera-0.mp4", "x-2.jpg", "x.jpg", "x.mp4"]
     frames = list(open_inputs([str(tmp_path / "drawn" / "x.mp4")]))

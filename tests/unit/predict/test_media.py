@@ -2,15 +2,17 @@
 
 import io
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dlfer.data.files import Tally
 from dlfer.errors import DataError
 from dlfer.predict import media
 from dlfer.predict.job import FilmWriter
-from dlfer.predict.media import BadInput, Frame, list_inputs, open_inputs, read_ahead, read_film
+from dlfer.predict.media import BadInput, Frame, is_film, list_inputs, open_inputs, read_ahead, read_film
 
 
 def write_picture(path, value=10):
@@ -40,7 +42,9 @@ def test_folders_globs_lists_and_what_is_absent(tmp_path):
     assert list(list_inputs([str(tmp_path / "in" / "**" / "*.PNG")])) == [b]
     assert list(list_inputs([odd])) == [odd]
     assert list(list_inputs(["-", "camera:0"], stdin=io.StringIO(f"{a}\n\n{b}\r\n-\n"))) == [a, b, "camera:0"]
-    bad = list(list_inputs([str(tmp_path / "empty"), str(tmp_path / "*.gif")]))
+    tally = Tally()
+    bad = list(list_inputs([str(tmp_path / "empty"), str(tmp_path / "*.gif")], tally=tally))
+    assert tally.seen == 2
     assert [type(item) for item in bad] == [BadInput, BadInput]
     assert "holds no picture" in bad[0].error
     assert "nothing matches" in bad[1].error
@@ -165,3 +169,73 @@ def test_a_camera_goes_the_way_of_films(monkeypatch):
     assert FakeCamera.released == 1
     with pytest.raises(DataError, match="no such camera"):
         list(read_film("camera:1"))
+
+
+def test_what_a_folder_holds_besides_is_counted_and_kinds_are_told_by_the_first_bytes(tmp_path):
+    folder = tmp_path / "in"
+    Image.fromarray(np.zeros((12, 16), np.uint8)).save(write_picture(folder / "a.tiff"))
+    (folder / "b").write_bytes((folder / "a.tiff").read_bytes())
+    film = write_film(folder / "c.mp4")
+    (folder / "d").write_bytes(Path(film).read_bytes())
+    (folder / "e.jpg").write_bytes(Path(film).read_bytes())
+    (folder / "f.ts").write_text("export const a = 1;" * 50)
+    (folder / "g.ts").write_bytes((b"\x47" + bytes(187)) * 4)
+    for name in ("notes.txt", "Thumbs.db", "._a.png", "empty"):
+        (folder / name).write_bytes(b"" if name == "empty" else b"x")
+    (folder / "up").symlink_to(tmp_path / "in")
+    tally = Tally(folder)
+    found = [name.removeprefix(f"{folder}/") for name in list_inputs([str(folder)], tally=tally)]
+    assert found == ["a.tiff", "b", "c.mp4", "d", "e.jpg", "g.ts"]
+    assert [is_film(str(folder / name)) for name in found] == [False, False, True, True, True, True]
+    assert {reason.reason: reason.n for reason in tally.list_left_out()} == {
+        "hidden files and files of the system": 2, "no picture format that is read (.txt)": 1, "empty files": 1, "no films (.ts)": 1,
+        "links to a folder that is read already, or that lies above": 1,
+    }  # fmt: skip
+    assert tally.describe()[0] == "12 files seen, 6 used, 6 left out."
+
+
+def write_noisy_film(path, code):
+    cv2 = pytest.importorskip("cv2")
+    writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), 10.0, (160, 120))
+    rng = np.random.default_rng(0)
+    for index in range(60):
+        frame = np.full((120, 160, 3), 4 * index, np.uint8)
+        frame[:60] = rng.integers(0, 256, (60, 160, 3))
+        writer.write(frame)
+    writer.release()
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize(("name", "code"), [("a.avi", "MJPG"), ("a.avi", "XVID"), ("a.mkv", "mp4v"), ("a.mp4", "mp4v")])
+def test_damaged_films_are_read_behind_the_hole_and_reported(tmp_path, name, code):
+    data = bytearray(write_noisy_film(tmp_path / name, code))
+    assert [type(item) for item in open_inputs([str(tmp_path / name)])] == [Frame] * 60
+    begin, length = len(data) * 4 // 10, len(data) // 10
+    data[begin : begin + length] = bytes(length)
+    (tmp_path / name).write_bytes(data)
+    *frames, last = open_inputs([str(tmp_path / name)])
+    assert len(frames) > 40
+    assert frames[-1].image[100, 80, 0] > 215
+    indices = [frame.index for frame in frames]
+    assert indices == sorted(set(indices))
+    assert f"{len(frames)} of 60 frames could be read" in last.error
+
+
+@pytest.mark.parametrize(("name", "code"), [("a.avi", "MJPG"), ("a.mkv", "mp4v")])
+def test_a_film_that_is_cut_short_is_reported_with_its_frames(tmp_path, name, code):
+    data = write_noisy_film(tmp_path / name, code)
+    (tmp_path / name).write_bytes(data[: len(data) * 6 // 10])
+    *frames, last = open_inputs([str(tmp_path / name)])
+    assert 20 < len(frames) < 45
+    assert f"{len(frames)} of 60 frames could be read" in last.error
+    assert [type(item) for item in open_inputs([str(tmp_path / name)], seconds=1.0)] == [Frame] * 11
+
+
+def test_marked_films_keep_the_times_of_frames_at_varying_rates(tmp_path):
+    pytest.importorskip("cv2")
+    writer = FilmWriter(tmp_path / "a.mp4", rate=10)
+    for value, seconds in ((40, 0.5), (80, 0.6), (90, 0.62), (120, 1.5), (200, 1.6)):
+        writer.write(np.full((48, 64, 3), value, np.uint8), seconds)
+    writer.close()
+    frames = [int(frame.image[20, 20, 0]) for frame in open_inputs([str(tmp_path / "a.mp4")])]
+    assert frames == pytest.approx([40, *[80] * 9, 120, 200], abs=6)

@@ -1,10 +1,11 @@
-"""The part of a report that shows trees."""
+"""The parts of a report that show the data and trees."""
 
 import pytest
 
 from dlfer.config.schema import StageConfig
 from dlfer.config.sections import BoostingConfig, DataConfig
-from dlfer.report.sections import describe_levels, describe_setting, describe_trees, draw_levels
+from dlfer.report.sections import describe_data, describe_levels, describe_setting, describe_trees, draw_levels
+from dlfer.runs.records import DataRecord, LeftOut, ReadingRecord
 from dlfer.runs.run_records import BoostedLevel, BoostingRecord
 
 LEVELS = [
@@ -51,3 +52,13 @@ def test_the_setting_in_words():
     words = describe_setting(BoostingConfig(), StageConfig(data=data, epochs=30, image_size=64, monitor="loss"))
     for part in ("30 epochs of 10 rounds", "64 px", "rate 0.1", "rows weighted", "best epoch kept by loss"):
         assert part in words
+
+
+def test_what_a_reader_left_out_stands_with_the_data():
+    lost = LeftOut(reason="films", n=7, first=["a.mp4", "b.mp4"])
+    data = DataRecord(
+        labels=["x"], notes=["More."], reading=ReadingRecord(what="rows", seen=1020, used=1013, left_out=[lost])
+    )
+    assert describe_data(data).notes == [
+        "1,020 rows seen, 1,013 used, 7 left out.", "Left out, films: 7 (a.mp4, b.mp4, ...).", "More."
+    ]  # fmt: skip

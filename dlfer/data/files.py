@@ -1,0 +1,300 @@
+"""Files in folders: walked without loops, told apart by their first bytes, and counted where they are left out."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import stat
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+
+from dlfer.runs.records import LeftOut, ReadingRecord
+
+PICTURE_SUFFIXES = tuple(
+    [
+        ".jpg",
+        ".jpeg",
+        ".jpe",
+        ".jfif",
+        ".jfi",
+        ".pjpeg",
+        ".pjp",
+        ".png",
+        ".apng",
+        ".bmp",
+        ".dib",
+        ".gif",
+        ".webp",
+        ".pgm",
+        ".ppm",
+        ".pnm",
+        ".pbm",
+        ".tif",
+        ".tiff",
+        ".avif",
+        ".jp2",
+        ".j2k",
+        ".j2c",
+        ".jpc",
+        ".jpf",
+        ".jpx",
+        ".tga",
+        ".ico",
+        ".qoi",
+        ".pcx",
+    ]
+)
+HEIF_SUFFIXES = (".heic", ".heif", ".hif")
+FILM_SUFFIXES = tuple(
+    [
+        ".mp4",
+        ".m4v",
+        ".mov",
+        ".qt",
+        ".avi",
+        ".divx",
+        ".mkv",
+        ".webm",
+        ".mpg",
+        ".mpeg",
+        ".mpe",
+        ".m1v",
+        ".m2v",
+        ".vob",
+        ".wmv",
+        ".asf",
+        ".flv",
+        ".f4v",
+        ".3gp",
+        ".3g2",
+        ".mts",
+        ".m2ts",
+        ".m2t",
+        ".ogv",
+        ".mxf",
+        ".ts",
+    ]
+)
+"""Of films; .ts is TypeScript as well, so that its first bytes decide."""
+
+_IGNORED = frozenset(
+    [
+        "__macosx",
+        "thumbs.db",
+        "ehthumbs.db",
+        "desktop.ini",
+        "icon\r",
+        "$recycle.bin",
+        "lost+found",
+        "@eadir",
+        "__pycache__",
+    ]
+) | {"system volume information"}
+_MOST_NAMED = 5
+
+HIDDEN = "hidden files and files of the system"
+NO_PICTURES = "no picture format that is read"
+EMPTY = "empty files"
+BROKEN = "links to what is not there"
+LOOP = "links to a folder that is read already, or that lies above"
+NO_HEIF = "HEIC pictures, which need a package: pip install pillow-heif"
+NOT_ALLOWED = "folders that may not be read"
+NO_FILE = "neither files nor folders"
+
+
+class Tally:
+    """What was seen, and what of it was left out, by reason with the first names.
+
+    Attributes:
+        seen: number of files or rows, those left out included.
+        notes: sentences on what was understood otherwise than its name may say.
+    """
+
+    def __init__(self, root: Path | str = "") -> None:
+        self.seen = 0
+        self.notes: list[str] = []
+        self._root = f"{root}/"
+        self._reasons: dict[str, tuple[int, list[str]]] = {}
+
+    def leave_out(self, reason: str, name: str | Path, n: int = 1, *, was_seen: bool = False) -> None:
+        """Count `n` files as left out, and as seen unless they were counted; `name` is of the first, or of their folder."""
+        self.seen += 0 if was_seen else n
+        count, names = self._reasons.get(reason, (0, []))
+        shown = str(name).removeprefix(self._root)
+        self._reasons[reason] = (count + n, names if len(names) >= _MOST_NAMED else [*names, shown])
+
+    def add(self, other: Tally) -> None:
+        """Take over what another tally counted."""
+        self.seen += other.seen
+        self.notes += other.notes
+        for reason, (n, names) in other._reasons.items():
+            count, own = self._reasons.get(reason, (0, []))
+            shown = [name.removeprefix(self._root) for name in names]
+            self._reasons[reason] = (count + n, [*own, *shown][:_MOST_NAMED])
+
+    def list_left_out(self) -> tuple[LeftOut, ...]:
+        """Return the reasons, the most frequent first."""
+        found = sorted(self._reasons.items(), key=lambda item: (-item[1][0], item[0]))
+        return tuple(LeftOut(reason=reason, n=n, first=names) for reason, (n, names) in found if n)
+
+    def as_record(self, what: str = "files") -> ReadingRecord:
+        """Return the counts; what was not left out was used."""
+        left_out = list(self.list_left_out())
+        used = self.seen - sum(reason.n for reason in left_out)
+        return ReadingRecord(what=what, seen=self.seen, used=max(0, used), left_out=left_out)
+
+    def describe(self) -> list[str]:
+        """Return the counts in sentences."""
+        return self.as_record().describe()
+
+
+def is_ignored(name: str) -> bool:
+    """Tell whether a file or folder is hidden, or one that systems leave behind (.DS_Store, Thumbs.db, __MACOSX)."""
+    return name.startswith(".") or name.casefold() in _IGNORED
+
+
+def fold_name(name: str) -> str:
+    """Return a name as names are compared: Unicode NFC, without regard to case and to spaces around it."""
+    return " ".join(unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold()).split())
+
+
+def list_folders(folder: Path) -> list[str]:
+    """Return the names of the folders in a folder, sorted; links to folders included, ignored ones not."""
+    with os.scandir(folder) as entries:
+        return sorted(entry.name for entry in entries if not is_ignored(entry.name) and os.path.isdir(entry.path))
+
+
+def list_files(folder: Path, tally: Tally) -> list[str]:
+    """Return the names of the files that stand in a folder itself, sorted; ignored ones are counted."""
+    names = []
+    for name in sorted(os.listdir(folder)):
+        if is_ignored(name):
+            tally.leave_out(HIDDEN, folder / name, max(1, count_files(folder / name)))
+        elif not os.path.isdir(folder / name):
+            names.append(name)
+    return names
+
+
+def walk(folder: Path, tally: Tally, visited: set[tuple[int, int]]) -> Iterator[Path]:
+    """Yield the files below a folder, sorted by path; what is ignored, and links that lead in circles, are counted.
+
+    Links to folders are followed, each folder once.
+
+    Args:
+        folder: where to begin.
+        tally: counts what is left out.
+        visited: identities of folders that are not entered again; those entered are added.
+    """
+    visited.add(identify(folder))
+    try:
+        names = sorted(os.listdir(folder))
+    except PermissionError:
+        tally.leave_out(NOT_ALLOWED, folder)
+        return
+    for name in names:
+        path = folder / name
+        try:
+            kind = os.stat(path).st_mode
+        except OSError:
+            # A link in a circle of links, or to nothing.
+            tally.leave_out(HIDDEN if is_ignored(name) else BROKEN, path)
+            continue
+        if is_ignored(name):
+            tally.leave_out(HIDDEN, path, max(1, count_files(path)))
+        elif stat.S_ISDIR(kind) and identify(path) in visited:
+            tally.leave_out(LOOP, path)
+        elif stat.S_ISDIR(kind):
+            yield from walk(path, tally, visited)
+        elif stat.S_ISREG(kind):
+            yield path
+        else:
+            tally.leave_out(NO_FILE, path)
+
+
+def identify(path: Path) -> tuple[int, int]:
+    """Return what tells a folder from every other, whatever links lead to it."""
+    found = os.stat(path)
+    return found.st_dev, found.st_ino
+
+
+def count_files(path: Path) -> int:
+    """Return the number of files below a folder, links to folders not followed; 0 for a file."""
+    return sum(len(files) for _, _, files in os.walk(path))
+
+
+def list_pictures(folder: Path, tally: Tally, visited: set[tuple[int, int]]) -> list[Path]:
+    """Return the pictures below a folder, see `walk`; every other file is counted."""
+    pictures = []
+    for path in walk(folder, tally, visited):
+        reason = find_reason(path)
+        if reason is None:
+            tally.seen += 1
+            pictures.append(path)
+        else:
+            tally.leave_out(reason, path)
+    return pictures
+
+
+def find_reason(path: Path) -> str | None:
+    """Return why a file is not taken for a picture, None for a picture: by its suffix, or else by its first bytes."""
+    suffix = path.suffix.casefold()
+    if suffix in PICTURE_SUFFIXES:
+        return None
+    kind = find_kind(path)
+    if kind == "picture":
+        return None
+    if kind == "heif" or suffix in HEIF_SUFFIXES:
+        return None if can_read_heif() else NO_HEIF
+    if kind == "empty":
+        return EMPTY
+    if kind == "film" or suffix in FILM_SUFFIXES:
+        return "films"
+    return f"{NO_PICTURES} ({suffix or 'without a suffix'})"
+
+
+@functools.cache
+def can_read_heif() -> bool:
+    """Tell whether HEIC can be read: with pillow-heif, which is then made known to Pillow."""
+    try:
+        import pillow_heif
+    except ImportError:
+        return False
+    pillow_heif.register_heif_opener()
+    return True
+
+
+_PICTURE_STARTS = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|P[1-6]\s|II[*+]\0|MM\0[*+]"
+    rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|\0\0\x01\0[\x01-\xff]\0|qoif|....ftypavi[fs]",
+    re.DOTALL,
+)
+_HEIF_START = re.compile(rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
+_NO_FILM_START = re.compile(rb"....ftyp(?:M4[ABP] |crx |jp2 |jpx )", re.DOTALL)
+_FILM_STARTS = re.compile(
+    rb"....(?:ftyp|moov|mdat|wide|pnot)|RIFF....AVI |\x1aE\xdf\xa3|FLV\x01|\x30\x26\xb2\x75\x8e\x66\xcf\x11"
+    rb"|\0\0\x01[\xba\xb3]|\x06\x0e\x2b\x34\x02\x05|OggS.{24,80}?(?:theora|OVP80)"
+    rb"|\x47.{187}\x47.{187}\x47|.{4}\x47.{191}\x47.{191}\x47",
+    re.DOTALL,
+)
+
+
+def find_kind(path: Path) -> str | None:
+    """Return "picture", "heif", "film" or "empty" by the first bytes of a file; None for anything else."""
+    try:
+        if not path.is_file():
+            return None
+        with open(path, "rb") as stream:
+            start = stream.read(600)
+    except (OSError, ValueError):  # ValueError: a zero byte in the name
+        return None
+    if not start:
+        return "empty"
+    if _PICTURE_STARTS.match(start):
+        return "picture"
+    if _HEIF_START.match(start):
+        return "heif"
+    if _FILM_STARTS.match(start) and not _NO_FILM_START.match(start):
+        return "film"
+    return None
