@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from dlfer.config.load import resolve_path
-from dlfer.config.sections import DataConfig, LabelsConfig
+from dlfer.config.sections import CropConfig, DataConfig, LabelsConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.faces import prepare_faces
 from dlfer.data.folder import load_folder
@@ -37,14 +37,12 @@ class SourceSpec:
         needs: the files it needs, in words.
         load: (config, image_size) -> DataBundle in the source's own parts.
         own_labels: it applies config.labels itself, before it decodes or streams.
-        streams: its splits are read batch by batch, so that only protocol official applies.
     """
 
     summary: str
     needs: str
     load: Loader
     own_labels: bool = False
-    streams: bool = False
 
 
 SOURCES: dict[str, SourceSpec] = {
@@ -64,7 +62,6 @@ SOURCES: dict[str, SourceSpec] = {
         "name: e.g. imagenet2012, whose two archives are fetched by hand",
         lambda config, image_size: importlib.import_module("dlfer.data.tfds_stream").load_tfds(config, image_size),
         own_labels=True,
-        streams=True,
     ),
     "arrays": SourceSpec(
         "Arrays of an .npz without pickle",
@@ -88,7 +85,7 @@ def load_data(
     """Return the splits of a data section: loaded, labelled, drawn, and split as the protocol says.
 
     `config.num_images` limits the source's own parts, in whose images `config.faces` then finds the faces, and
-    `config.fraction` draws from all of them, before anything is split. Streamed sources keep their own parts, so they take the official protocol only.
+    `config.fraction` draws from all of them, before anything is split. Streamed images keep their own parts, so they take the official protocol only.
 
     Args:
         config: the data section.
@@ -102,17 +99,14 @@ def load_data(
         DataError: rows, files or labels are wrong, or a class of train is empty.
         ProtocolError: the protocol forbids the split or the balance, or the source cannot follow it.
     """
-    spec = SOURCES[config.source]
-    if spec.streams and (config.protocol != "official" or config.select_on or config.fraction or config.faces):
-        asked = {"select_on": config.select_on, "fraction": config.fraction, "faces": config.faces}
-        asked[f"protocol {config.protocol}"] = True
-        raise ProtocolError(
-            f"data: source {config.source} streams its images, so it takes its own parts only; found "
-            f"{next(key for key, value in asked.items() if value)}. "
-            "Set protocol: official, select_on: null, fraction: null and faces: null (num_images limits a part)."
-        )
     bundle = load_parts_of_source(config, image_size=image_size)
-    if spec.streams:
+    if not isinstance(bundle.train, Split):
+        if config.needs_memory is not None:
+            raise ProtocolError(
+                f"data: source {config.source} streams these images, so it takes its own parts only; found "
+                f"{config.needs_memory}. Set protocol: official and leave out select_on, fraction, faces, size and "
+                "drop_duplicates (num_images limits a part); or, for images that fit into memory, set crop: {train: none}."
+            )
         return bundle
     drawn = {
         part: draw_subset(split, getattr(config.num_images, part), config.seed) for part, split in bundle.parts.items()
@@ -235,6 +229,7 @@ def replace_by_synthetic(config: DataConfig) -> tuple[DataConfig, str]:
     source = "synthetic_faces" if faces else "synthetic_scenes"
     labels = _translate_labels(config.labels) if faces else LabelsConfig()
     values = {**dict(config), "source": source, "path": None, "name": None, "splits": None, "labels": labels}
+    values["crop"] = CropConfig()
     # What is drawn in place of absent images has no votes.
     values |= {"soft_targets": None, "soft_share": 1.0}
     where = config.path or config.name

@@ -69,10 +69,12 @@ def test_the_source_tfds_prepares_and_streams_it_by_name(tmp_path):
     from dlfer.data.tfds_stream import load_tfds
 
     write_csv(tmp_path, USAGES)
-    bundle = load_tfds(config(tmp_path, splits={"test": "test"}), 32)
+    bundle = load_tfds(config(tmp_path), 32)
     assert bundle.labels == FER2013_LABELS
     assert (len(bundle.train), len(bundle.validation), len(bundle.test)) == (14, 7, 5)
     assert bundle.test.images.shape == (5, 32, 32, 3)
+    assert bundle.selected_on == "validation"
+    assert any("show faces" in note for note in bundle.notes)
     # Grey stays grey in three channels.
     np.testing.assert_array_equal(bundle.test.images[..., 0], bundle.test.images[..., 2])
 
@@ -94,3 +96,27 @@ def test_a_row_cut_short_is_named_by_its_line(tmp_path):
     write_csv(tmp_path, USAGES, cut=True)
     with pytest.raises(DataError, match=r"fer2013\.csv line 4: expected 2304 pixel values, found 2303"):
         load_tfds(config(tmp_path), 32)
+
+
+def test_whole_faces_follow_every_protocol_and_can_be_audited(tmp_path):
+    from dlfer.data.sources import load_data
+    from dlfer.experiment.audit import inspect_data
+
+    rows = write_csv(tmp_path, {"Training": 70, "PublicTest": 14, "PrivateTest": 14})
+    bundle = load_data(config(tmp_path), image_size=48)
+    by_pixels = {pixels.tobytes() for pixels, _ in rows.values()}
+    # At their own size they are the very pixels of the csv: mouth and eyes are not cut off.
+    assert {np.ascontiguousarray(image[..., :1]).tobytes() for image in bundle.train.images} < by_pixels
+    halved = load_data(config(tmp_path, protocol="resplit", fraction=0.5), image_size=48)
+    assert halved.protocol == "resplit"
+    assert sum(len(split) for split in halved.parts.values()) < 60
+    selected = load_data(config(tmp_path, select_on=0.2), image_size=48)
+    assert len(selected.train) < 70
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "experiment: {name: a}\n"
+        f"finetune: {{data: {{source: tfds, name: fer2013, path: {tmp_path}}}, image_size: 48}}\n"
+    )
+    audit = inspect_data(file)
+    assert sum(split.num_images for split in audit.splits.values()) == 98
+    assert audit.distinct_images == 98
