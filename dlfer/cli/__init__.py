@@ -25,6 +25,7 @@ from dlfer.cli import (
     export,
     init,
     predict,
+    prepare,
     report,
     run,
     search,
@@ -37,7 +38,7 @@ from dlfer.cli.options import say
 from dlfer.errors import DlferError, TrainingStopped
 
 VERBS = {
-    "Start": (doctor, init, check, audit),
+    "Start": (doctor, init, check, prepare, audit),
     "Train and compare": (run, ablate, sweep, search),
     "Use what was trained": (predict, explain, export, serve, ship, evaluate, compare, report),
     "Look": (show,),

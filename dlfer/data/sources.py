@@ -193,6 +193,27 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
     return tuple(notes)
 
 
+def prepare_data(config: DataConfig, *, say: Callable[[str], None] | None = None) -> str | None:
+    """Make the records of a data set of tensorflow_datasets where they are not there; return where they lie, in words.
+
+    None: the source reads its files as they are.
+
+    Raises:
+        MissingDataError: the data is not there, or its folder cannot be written.
+    """
+    module = importlib.import_module("dlfer.data.tfds_stream") if config.source == "tfds" else None
+    if module is None or config.name == module.IMAGE_FOLDER:
+        return None
+    builder = module.prepare_data_set(_resolve(config), say)
+    counts = ", ".join(f"{name} {info.num_examples:,}" for name, info in builder.info.splits.items())
+    return f"{config.name} is prepared in {builder.data_dir} ({counts})"
+
+
+def _resolve(config: DataConfig) -> DataConfig:
+    """Return the section with ${DLFER_DATA} and other variables of its path filled in."""
+    return config if config.path is None else config.model_copy(update={"path": str(resolve_path(config.path))})
+
+
 def load_parts_of_source(config: DataConfig, *, image_size: int) -> DataBundle:
     """Return the parts that a source itself has, labelled by the config's names; nothing is drawn or split.
 
@@ -200,9 +221,7 @@ def load_parts_of_source(config: DataConfig, *, image_size: int) -> DataBundle:
         MissingDataError, DataError: as `load_data`.
     """
     spec = SOURCES[config.source]
-    if config.path is not None:  # with ${DLFER_DATA} and other variables filled in
-        config = config.model_copy(update={"path": str(resolve_path(config.path))})
-    bundle = spec.load(config, image_size)
+    bundle = spec.load(_resolve(config), image_size)
     return bundle if spec.own_labels else relabel_bundle(bundle, config.labels)
 
 

@@ -13,7 +13,7 @@ import itertools
 import os
 import re
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -101,9 +101,14 @@ def _explain(manual: Path) -> str:
     return (
         "Obtain ImageNet (ILSVRC 2012) from https://image-net.org: register, accept the terms (non-commercial research "
         f"and education), and put {sizes} into {manual}. "
-        "The shortcut is the published weights: --set pretrain.weights=imagenet."
+        "Then prepare it once: dlfer prepare FILE. The shortcut is the published weights: --set pretrain.weights=imagenet."
     )
 
+
+_PREPARE = (
+    "It is prepared once, where its folder can be written: dlfer prepare FILE (in a container with the data mounted without "
+    ":ro, e.g. docker compose run --rm prepare). Training reads it only, from a read-only mount as well."
+)
 
 IMAGE_FOLDER = "image_folder"
 MAX_SPLIT_BYTES = 2_000_000_000
@@ -172,12 +177,7 @@ def read_split(split: StreamedSplit, num: int | None = None) -> Split | Streamed
 
 def _load_data_set(config: DataConfig, image_size: int) -> DataBundle:
     """Return the bundle of a data set in tensorflow_datasets' own record files."""
-    base_name = re.split("[:/]", config.name)[0]
-    if base_name == "imagenet2012":
-        check_imagenet2012(config.path)
-    if base_name == "fer2013":
-        importlib.import_module("dlfer.data.fer2013")
-    builder = _prepare(config)
+    builder = prepare_data_set(config)
     features = builder.info.features
     image_key, label_key = _find_features(config.name, features)
     names = list(features[label_key].names)
@@ -404,10 +404,24 @@ def _choose_parts(config: DataConfig, available: tuple[str, ...]) -> tuple[dict[
     return {part: chosen[part] for part in _CANDIDATES if part in chosen}, notes
 
 
-def _prepare(config: DataConfig) -> Any:
-    """Return the builder of a data set whose records are on the disk."""
+def prepare_data_set(config: DataConfig, say: Callable[[str], None] | None = None) -> Any:
+    """Return the builder of a data set of tensorflow_datasets, whose records are made first if they are not there.
+
+    Args:
+        config: the data section; its path is written to only where the data set is not prepared.
+        say: told what is prepared where; tensorflow_datasets shows how far it is.
+
+    Raises:
+        DataError: tensorflow_datasets knows no such data set.
+        MissingDataError: its files are not there, or its folder cannot be written.
+    """
     import tensorflow_datasets as tfds
 
+    base_name = re.split("[:/]", config.name)[0]
+    if base_name == "imagenet2012":
+        check_imagenet2012(config.path)
+    if base_name == "fer2013":
+        importlib.import_module("dlfer.data.fer2013")
     path = None if config.path is None else str(Path(config.path).expanduser())
     try:
         builder = tfds.builder(config.name, data_dir=path)
@@ -418,12 +432,20 @@ def _prepare(config: DataConfig) -> Any:
         raise DataError(f"data.name: tensorflow_datasets knows no data set {config.name!r}.{hint}") from error
     if builder.is_prepared():
         return builder
+    folder = find_data_dir(config.path).absolute()
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not os.access(existing, os.W_OK):
+        raise MissingDataError(
+            f"{builder.data_dir}: the data set {config.name} is not prepared, and {existing} cannot be written. {_PREPARE}"
+        )
+    if say is not None:
+        say(f"preparing {config.name} in {builder.data_dir}; of a large data set this takes hours")
     download = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
         builder.download_and_prepare(download_config=download)
     except (AssertionError, OSError) as error:
         raise MissingDataError(
-            f"{builder.data_dir}: the data set {config.name} is not there and cannot be prepared: {error}"
+            f"{builder.data_dir}: the data set {config.name} is not there and cannot be prepared: {error} {_PREPARE}"
         ) from error
     return builder
 

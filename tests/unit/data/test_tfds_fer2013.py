@@ -120,3 +120,58 @@ def test_whole_faces_follow_every_protocol_and_can_be_audited(tmp_path):
     audit = inspect_data(file)
     assert sum(split.num_images for split in audit.splits.values()) == 98
     assert audit.distinct_images == 98
+
+
+def write_experiment(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "experiment: {name: a}\n"
+        f"finetune: {{data: {{source: tfds, name: fer2013, path: {tmp_path / 'data'}}}, image_size: 32}}\n"
+    )
+    return file
+
+
+def test_prepare_makes_the_records_once_and_training_only_reads_them(tmp_path, capfd):
+    from dlfer.cli.prepare import prepare as run_verb
+    from dlfer.data.sources import load_data
+
+    write_csv(tmp_path / "data", USAGES)
+    file = write_experiment(tmp_path)
+    run_verb(file)
+    said = capfd.readouterr()
+    assert f"prepared in {tmp_path / 'data' / 'fer2013'}" in said.out
+    assert "train 14, validation 7, test 5" in said.out.replace(
+        "test 5, train 14, validation 7", "train 14, validation 7, test 5"
+    )
+    assert "preparing fer2013" in said.err
+    assert "pretrain: no data of its own" in said.err
+    # The csv is not needed any more, and nothing is written.
+    (tmp_path / "data" / "downloads" / "manual" / "fer2013.csv").unlink()
+    state = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
+    run_verb(file)
+    assert "preparing" not in capfd.readouterr().err
+    assert len(load_data(config(tmp_path / "data"), image_size=32).train) == 14
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == state
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_what_to_do(tmp_path, monkeypatch):
+    from dlfer.cli.prepare import prepare as run_verb
+
+    write_csv(tmp_path / "data", USAGES)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(MissingDataError, match=r"cannot be written.*dlfer prepare FILE.*read-only mount"):
+        run_verb(write_experiment(tmp_path))
+
+
+def test_sources_without_records_have_nothing_to_prepare(tmp_path, capsys):
+    from dlfer.cli.prepare import prepare as run_verb
+
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "experiment: {name: a}\npretrain: {data: {source: tfds, name: image_folder, path: x}}\n"
+        "finetune: {data: {source: synthetic_faces}}\n"
+    )
+    run_verb(file)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("nothing to prepare") == 2
