@@ -12,7 +12,7 @@ _PLACES = {
     "ExperimentConfig": ("dlfer.config.schema", "ExperimentConfig"),
     "FacePredictor": ("dlfer.predict.predictor", "FacePredictor"),
     "evaluate_model": ("dlfer.experiment.evaluate", "evaluate_model"),
-    "load": ("dlfer.model.artifact", "load_artifact"),
+    "load": ("dlfer.predict.engines", "load_model"),
     "load_experiment": ("dlfer.config.load", "load_experiment"),
     "read_image": ("dlfer.predict.media", "read_image"),
     "run_ablation": ("dlfer.study.ablation", "run_ablation"),

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import Faces, Model, say
+from dlfer.cli.options import DetectorSize, Faces, Model, say
 from dlfer.errors import UserError
 
 
@@ -25,6 +25,7 @@ def explain(
         str | None, typer.Option(metavar="NAME", help="What maps are about; else each face's most probable label.")
     ] = None,
     faces: Faces = "auto",
+    detector_size: DetectorSize = None,
     size: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="Side of the occluding square; else a sixth of the face.")
     ] = None,
@@ -69,6 +70,7 @@ def explain(
         maps=MapOptions(methods=methods, size=size, stride=stride, stage=stage),
         label=label,
         faces=faces,
+        detector_size=detector_size,
         per_class=per_class,
         check=sanity,
     )

@@ -35,7 +35,14 @@ Model = Annotated[
     str | None, typer.Option(metavar="MODEL", help="A model's name, a run or a folder; else the default model.")
 ]
 Faces = Annotated[
-    str, typer.Option(metavar="auto|whole|mtcnn|opencv", help="How faces are found; whole: each picture is one.")
+    str,
+    typer.Option(metavar="auto|whole|centerface|mtcnn|opencv", help="How faces are found; whole: each picture is one."),
+]
+DetectorSize = Annotated[
+    int | None,
+    typer.Option(
+        metavar="PIXELS", help="Longest side to which pictures are shrunk before the search; for small faces 1280."
+    ),
 ]
 Workers = Annotated[
     int | None,

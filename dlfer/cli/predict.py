@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import Faces, Model, say
+from dlfer.cli.options import DetectorSize, Faces, Model, say
 from dlfer.errors import UserError
 
 
@@ -24,13 +24,15 @@ def predict(
         Path | None, typer.Option(metavar="DIR", help="Write pictures and films with the faces marked.")
     ] = None,
     faces: Faces = "auto",
+    detector_size: DetectorSize = None,
     engine: Annotated[
-        str,
+        str | None,
         typer.Option(
-            metavar="keras|onnx|openvino|litert|auto",
-            help="What computes. keras and auto take a model, the others its export; auto: the fastest that answers alike.",
+            metavar="onnx|keras|openvino|litert|auto",
+            help="What computes: onnx where the model has its ONNX file, else keras. litert takes an export; auto: the fastest that "
+            "answers alike.",
         ),
-    ] = "keras",
+    ] = None,
     abstain: Annotated[
         float | None, typer.Option(metavar="T", help="Below this confidence the label is 'uncertain'.")
     ] = None,
@@ -64,6 +66,7 @@ def predict(
         out=out,
         draw=draw,
         faces=faces,
+        detector_size=detector_size,
         engine=engine,
         abstain=abstain,
         mirror=mirror,

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import Faces, say
+from dlfer.cli.options import DetectorSize, Faces, say
 from dlfer.errors import UserError
 
 
@@ -22,6 +22,7 @@ def serve(
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     faces: Faces = "auto",
+    detector_size: DetectorSize = None,
     max_mb: Annotated[float, typer.Option(metavar="MB", help="Of a request's body; more is answered with 413.")] = 20,
     max_pixels: Annotated[
         int, typer.Option(metavar="N", help="Of the pictures of a request together; 413.")
@@ -71,6 +72,12 @@ def serve(
         all_pixels=2 * max_pixels,
     )
     options = ServerOptions(
-        host=host, port=port, faces=faces, limits=limits, window=batch_ms / 1000, access_log=access_log
+        host=host,
+        port=port,
+        faces=faces,
+        detector_size=detector_size,
+        limits=limits,
+        window=batch_ms / 1000,
+        access_log=access_log,
     )
     serve_models(wanted, options, say=say)

@@ -51,7 +51,7 @@ COMBINATIONS = ("average", "vote", "trained")
 ASPECTS = ("crop", "pad")
 TRAIN_CROPS = ("random_resized", "none", "pad")
 VALIDATION_CROPS = ("center", "none")
-DETECTORS = ("none", "mtcnn", "opencv")
+DETECTORS = ("none", "centerface", "mtcnn", "opencv")
 EQUALIZERS = ("none", "histogram", "clahe")
 
 PROTOCOLS = ("official", "resplit", "paper")

@@ -196,9 +196,12 @@ class FacesConfig(Section):
     """What is done to each image before anything else: its face found, turned upright by the eyes, evened out."""
 
     detect: Literal[names.DETECTORS] = "none"
-    """none: the image is the face. mtcnn, opencv: the largest face is cut out; without one the image stays."""
+    """none: the image is the face. centerface, mtcnn, opencv: the largest face is cut out; without one the image stays."""
+    size: Annotated[int, Field(ge=64, le=4096)] | None = None
+    """Longest side in pixels to which larger images are shrunk before the search; a larger one finds smaller faces.
+    null: 640 for centerface, 1280 for the others."""
     align: bool = False
-    """Turn and scale the face so that the eyes stand at fixed places; mtcnn only, which finds them."""
+    """Turn and scale the face so that the eyes stand at fixed places; with centerface or mtcnn, which find them."""
     equalize: Literal[names.EQUALIZERS] = "none"
     """histogram: equalised over the whole image. clahe: in tiles, with limited contrast."""
 
@@ -206,8 +209,11 @@ class FacesConfig(Section):
     def _check(self) -> FacesConfig:
         if self.detect == "none" and self.equalize == "none":
             raise ValueError("faces: found nothing to do; set detect or equalize, or faces: null.")
-        if self.align and self.detect != "mtcnn":
-            raise ValueError(f"align: found true with detect: {self.detect}; only mtcnn finds the eyes.")
+        if self.align and self.detect not in ("centerface", "mtcnn"):
+            raise ValueError(
+                f"align: found true with detect: {self.detect}; only centerface and mtcnn find the eyes. Set detect: "
+                "centerface, or align: false."
+            )
         return self
 
 

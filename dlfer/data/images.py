@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from dlfer.config.names import EQUALIZERS
-from dlfer.errors import DataError, EnvironmentProblem
+from dlfer.errors import DataError, EnvironmentProblem, ModelError
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "WEBP", "PPM")
 """Pillow's names of the formats that are read; PPM is its reader of .pgm, .ppm and .pnm."""
@@ -150,6 +150,27 @@ def to_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
     if channels == 3:
         return np.repeat(pixels, 3, axis=-1)
     return np.asarray(Image.fromarray(pixels).convert("L"))[..., None]
+
+
+def match_channels(images: np.ndarray, channels: int) -> np.ndarray:
+    """Return uint8 [N, H, W, channels] of images [N, H, W] or [N, H, W, 1 or 3].
+
+    RGB becomes grey by the luma of ITU-R BT.601, as Pillow does it.
+    """
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
+        raise ModelError(
+            f"images: found dtype {images.dtype} and shape {images.shape}, "
+            "expected uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3] with values 0..255."
+        )
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.shape[-1] == channels:
+        return images
+    if channels == 3:
+        return images.repeat(3, axis=-1)
+    luma = images.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
+    return ((luma + 0x8000) >> 16).astype(np.uint8)[..., None]
 
 
 def _open(path: Path) -> Image.Image:

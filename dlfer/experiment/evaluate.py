@@ -22,7 +22,8 @@ from dlfer.export.images import load_held, take_usage
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.model.artifact import load_artifact
-from dlfer.model.classifier import Classifier, read_artifact_record
+from dlfer.model.classifier import Classifier
+from dlfer.runs.artifact import read_artifact_record
 from dlfer.runs.files import write_atomically
 from dlfer.runs.find import find_model, find_run_of
 from dlfer.runs.metrics_record import JudgedOn, Metrics

@@ -23,8 +23,9 @@ from dlfer.metrics.predictions import Predictions, read_predictions
 from dlfer.metrics.scores import compute_scores
 from dlfer.metrics.several import compare_several
 from dlfer.model.artifact import load_artifact
-from dlfer.model.classifier import Classifier, read_artifact_record
+from dlfer.model.classifier import Classifier
 from dlfer.model.ensemble import EnsembleClassifier, match_aspects, match_labels
+from dlfer.runs.artifact import read_artifact_record
 from dlfer.runs.files import hash_file
 from dlfer.runs.find import ARTIFACT_FILE, find_model
 from dlfer.runs.member_rows import MemberRow, is_run, read_member_rows, write_member_rows

@@ -10,12 +10,14 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from dlfer.config.load import load_experiment, resolve_path
 from dlfer.config.schema import ExperimentConfig
 from dlfer.config.sections import DataConfig
 from dlfer.data.audit import audit_data
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.images import compute_side
+from dlfer.data.images import compute_side, match_channels
 from dlfer.errors import TrainingStopped
 from dlfer.experiment.extras import Extras, choose_extras, compute_extra_metrics, judge_milestones
 from dlfer.experiment.fit_boosted import explain_boosted, fit_boosted
@@ -49,7 +51,7 @@ from dlfer.runs.audit_record import AuditRecord
 from dlfer.runs.find import open_run
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.options import RunOptions
-from dlfer.runs.records import About, DataRecord
+from dlfer.runs.records import About, DataRecord, OnnxRecord
 from dlfer.runs.run import Run
 from dlfer.runs.run_records import count_openings, log_opening
 from dlfer.train.cluster import Device, choose_device, set_determinism
@@ -172,7 +174,7 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
     fitted = FITTERS[config.model.family](run, config, session, device, bundle)
     run.update(cost=fitted.cost)
 
-    predictions = _predict(run, config, bundle, data, fitted)
+    predictions = _predict(run, config, bundle, data, fitted, say)
     metrics = _compute_metrics(run, config, bundle, duplicates, fitted, predictions, extras)
     metrics.write(run.path)
 
@@ -185,19 +187,40 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
 
 
 def _predict(
-    run: Run, config: ExperimentConfig, bundle: DataBundle, data: DataRecord, fitted: Fitted
+    run: Run,
+    config: ExperimentConfig,
+    bundle: DataBundle,
+    data: DataRecord,
+    fitted: Fitted,
+    say: Callable[[str], None],
 ) -> dict[str, Predictions]:
     """Return the predictions on each split; the model is saved, with its temperature, before test is opened."""
     classifier, folder = fitted.classifier, run.path / "predictions"
     known = _collect_known(config, fitted, ("validation",))
     predictions = predict_splits(config, classifier, bundle, folder, names=("validation", "train"), known=known)
     classifier.temperature_fit = describe_temperature(predictions["validation"], bundle.selected_on)
-    classifier.save(run.path / "model", about=_describe_training(run, config, bundle, data, classifier))
+    about = _describe_training(run, config, bundle, data, classifier)
+    classifier.save(run.path / "model", about=about, write_onnx=partial(_write_onnx, bundle=bundle, say=say))
     if bundle.test is not None:
         log_opening(run, bundle.test.name, len(bundle.test))
         known = _collect_known(config, fitted, ("test",))
         predictions |= predict_splits(config, classifier, bundle, folder, names=("test",), known=known)
     return predictions
+
+
+def _write_onnx(
+    classifier: Classifier, folder: Path, *, bundle: DataBundle, say: Callable[[str], None]
+) -> OnnxRecord | str:
+    """Write the ONNX file of a model, compared on validation images; say why, where there is none."""
+    from dlfer.export.embedded import write_embedded_onnx
+
+    split = bundle.validation
+    images = split.images if isinstance(split, Split) else np.zeros((0, 1, 1, classifier.channels), np.uint8)
+    source = f"validation images ({split.name})"
+    found = write_embedded_onnx(classifier, folder, images=match_channels(images, classifier.channels), source=source)
+    if isinstance(found, str):
+        say(f"The model has no ONNX file, so that predictions load the framework. {found}")
+    return found
 
 
 def _collect_known(config: ExperimentConfig, fitted: Fitted, names: tuple[str, ...]) -> Known:

@@ -21,10 +21,10 @@ import keras
 import numpy as np
 
 from dlfer.data.augment import compute_crop_size
-from dlfer.data.images import compute_side
+from dlfer.data.images import compute_side, match_channels
 from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.model.backbones import find_backbone
-from dlfer.model.classifier import Classifier, NetworkClassifier, match_channels
+from dlfer.model.classifier import Classifier, NetworkClassifier
 from dlfer.model.ensemble import EnsembleClassifier
 from dlfer.model.face_input import compute_taps
 

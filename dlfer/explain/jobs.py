@@ -58,7 +58,7 @@ class ExplainJob:
         out: the folder that figures, arrays and the page are written into.
         maps: how they are made.
         label: what the maps of pictures are about; None: each face's most probable label.
-        faces: see `build_cropper`.
+        faces, detector_size: see `build_cropper`.
         per_class: of a split, at most so many faces of each label.
         check: also whether maps change when weights are drawn anew.
     """
@@ -68,6 +68,7 @@ class ExplainJob:
     maps: MapOptions = field(default_factory=MapOptions)
     label: str | None = None
     faces: str = "auto"
+    detector_size: int | None = None
     per_class: int = 40
     check: bool = False
 
@@ -108,13 +109,7 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     classifier = load_artifact(str(job.model or find_default_model()))
     target = _find_label(classifier, job.label)
     explainer = build_explainer(classifier, job, say)
-    cropper = build_cropper(
-        job.faces,
-        about=classifier.about,
-        channels=classifier.channels,
-        image_size=classifier.image_size,
-        aspect=classifier.aspect,
-    )
+    cropper = build_cropper(job.faces, classifier, detector_size=job.detector_size)
     failed: list[str] = []
     records, kept = [], []
     listener = ConsoleListener()

@@ -35,9 +35,10 @@ from dlfer.export.contract import (
 from dlfer.export.graph import INPUT, OUTPUT, build_function, check_exportable
 from dlfer.export.images import find_native_size, gather_sample
 from dlfer.model.artifact import load_artifact
-from dlfer.model.classifier import Classifier, read_artifact_record
+from dlfer.model.classifier import Classifier
 from dlfer.predict.runtimes import EXPORT_FILE, RUNTIMES, VERSION, compute_checksums, import_extra
 from dlfer.report.card import CARD_FILE, compose_card
+from dlfer.runs.artifact import read_artifact_record
 from dlfer.runs.export_record import ExportAbout, ExportRecord
 from dlfer.runs.find import find_model, find_run_of
 from dlfer.runs.run import Run

@@ -15,12 +15,13 @@ from dlfer.config.sections import DataConfig, FacesConfig, NumImages
 from dlfer.data.bundle import Split
 from dlfer.data.faces import prepare_split
 from dlfer.data.fer2013 import load_fer2013_usage
+from dlfer.data.images import match_channels
 from dlfer.data.labels import map_targets
 from dlfer.data.sources import load_data, load_parts_of_source
 from dlfer.data.split import draw_subset
 from dlfer.errors import ConfigError, MissingDataError, ModelError, UserError
 from dlfer.export.contract import Sample
-from dlfer.model.classifier import Classifier, match_channels
+from dlfer.model.classifier import Classifier
 from dlfer.runs.records import ArtifactRecord, DataRecord
 from dlfer.runs.run import Run
 
@@ -47,7 +48,7 @@ class _Parts:
 
 def gather_sample(
     classifier: Classifier,
-    record: ArtifactRecord,
+    record: ArtifactRecord | None,
     *,
     run: Run | None,
     data: Path | None,
@@ -55,7 +56,8 @@ def gather_sample(
 ) -> Sample:
     """Return images of `data`, else of the model's own run, else faces that dlfer draws.
 
-    `data` is as of `dlfer.export.exporters.export_model`; `run` is the one that it is the model of.
+    `data` is as of `dlfer.export.exporters.export_model`; `run` is the one that it is the model of;
+    `record` is needed with `data` alone.
 
     Raises:
         UserError: `data` is not found, or does not fit the labels.

@@ -7,9 +7,8 @@ folder is code, and nothing is unpickled.
 from __future__ import annotations
 
 import json
-import os
-import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar, Self
 
@@ -18,19 +17,16 @@ import numpy as np
 
 from dlfer.config import names
 from dlfer.config.sections import ModelConfig
+from dlfer.data.images import match_channels
 from dlfer.errors import ModelError
 from dlfer.metrics.confidence import apply_temperature
 from dlfer.model.predict import predict_probabilities
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.weights_file import load_weights, save_weights
-from dlfer.runs.files import check_manifest, hash_file, read_json
+from dlfer.runs.artifact import FORMAT, MEND, read_artifact_record
+from dlfer.runs.files import check_manifest, hash_file
 from dlfer.runs.find import ARTIFACT_FILE
-from dlfer.runs.records import About, ArtifactRecord, Temperature
-
-FORMAT = 1
-_MEND = "Copy the artifact again, or train it again"
-_MOST_LABELS, _LARGEST_IMAGE = 10_000, 4096
-
+from dlfer.runs.records import About, ArtifactRecord, OnnxRecord, Temperature
 
 _FAMILIES: dict[str, type[Classifier]] = {}
 """Name of a family -> its class, which enters itself here when its module is imported."""
@@ -132,11 +128,27 @@ class Classifier(ABC):
         """Return what the family adds to artifact.json, which `read_files` gets back."""
         return {}
 
-    def save(self, folder: Path, *, about: About | None = None) -> None:
-        """Write the artifact into `folder`; `about` is kept with it (experiment, protocol, ...)."""
+    def save(
+        self,
+        folder: Path,
+        *,
+        about: About | None = None,
+        write_onnx: Callable[[Classifier, Path], OnnxRecord | str] | None = None,
+    ) -> None:
+        """Write the artifact into `folder`.
+
+        Args:
+            folder: is made where it is not there.
+            about: kept with it (experiment, protocol, ...).
+            write_onnx: writes the ONNX file of a classifier into a folder; returns its description, or why there is none.
+        """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         files = self.write_files(folder)
+        onnx = write_onnx(self, folder) if write_onnx is not None else None
+        has_onnx = isinstance(onnx, OnnxRecord)
+        if has_onnx:
+            files = (*files, onnx.file)
         record = {
             "format": FORMAT,
             "family": self.family,
@@ -156,6 +168,8 @@ class Classifier(ABC):
             "sha256": {name: hash_file(folder / name) for name in files},
             "temperature": self.temperature_fit,
             "about": about or About(),
+            "onnx": onnx if has_onnx else None,
+            "onnx_absent": None if has_onnx else onnx,
         }
         ArtifactRecord.build(record).write(folder)
 
@@ -169,7 +183,7 @@ class Classifier(ABC):
         folder = Path(folder)
         record = read_artifact_record(folder)
         file = folder / ARTIFACT_FILE
-        check_manifest(folder, record.sha256, file=file, needed=cls.name_files(record), mend=_MEND)
+        check_manifest(folder, record.sha256, file=file, needed=cls.name_files(record), mend=MEND)
         classifier = cls.read_files(folder, record)
         classifier.about = record.about
         return classifier
@@ -218,80 +232,6 @@ def build_recorded_network(config: ModelConfig, record: ArtifactRecord) -> Trans
         crop=given.crop,
         aspect=given.aspect,
     )
-
-
-def read_artifact_record(folder: Path) -> ArtifactRecord:
-    """Return artifact.json of an artifact folder, checked to be one that this version reads.
-
-    Raises:
-        ModelError: it is not there, damaged, of another format, or outside of the limits.
-    """
-    path = Path(folder) / ARTIFACT_FILE
-    try:
-        values = read_json(path)
-    except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: expected the description of a trained model: {error}.") from error
-    if not isinstance(values, dict):
-        raise ModelError(
-            f"{path}: found a {type(values).__name__}, expected the description of a trained model. {_MEND}."
-        )
-    form, family = values.get("format"), values.get("family")
-    if form != FORMAT or family not in names.FAMILIES:
-        raise ModelError(
-            f"{path}: found format {str(form)[:40]!r} and family {str(family)[:40]!r}, "
-            f"expected format {FORMAT} and one of {', '.join(names.FAMILIES)}; it needs another version of dlfer."
-        )
-    record = ArtifactRecord.parse(values, path)
-    _check_limits(record, path)
-    return record
-
-
-def link_file(source: Path, target: Path) -> None:
-    """Give a file a second name, or copy it where the disk cannot; what stood at `target` is replaced."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    target.unlink(missing_ok=True)
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
-
-
-def match_channels(images: np.ndarray, channels: int) -> np.ndarray:
-    """Return uint8 [N, H, W, channels] of images [N, H, W] or [N, H, W, 1 or 3].
-
-    RGB becomes grey by the luma of ITU-R BT.601, as Pillow does it.
-    """
-    images = np.asarray(images)
-    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
-        raise ModelError(
-            f"images: found dtype {images.dtype} and shape {images.shape}, "
-            "expected uint8 [N, H, W], [N, H, W, 1] or [N, H, W, 3] with values 0..255."
-        )
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.shape[-1] == channels:
-        return images
-    if channels == 3:
-        return images.repeat(3, axis=-1)
-    luma = images.astype(np.uint32) @ np.array([19595, 38470, 7471], np.uint32)
-    return ((luma + 0x8000) >> 16).astype(np.uint8)[..., None]
-
-
-def _check_limits(record: ArtifactRecord, path: Path) -> None:
-    """Raise ModelError unless what a network is built from is within limits."""
-    labels, given = record.labels, record.input
-    if not 0 < len(labels) <= _MOST_LABELS or len(set(labels)) < len(labels):
-        raise ModelError(f"{path}: labels: found {str(labels)[:80]!r}, expected different names of classes. {_MEND}.")
-    if not 0 < given.image_size <= _LARGEST_IMAGE:
-        raise ModelError(
-            f"{path}: input.image_size: found {given.image_size}, expected 1..{_LARGEST_IMAGE} pixels. {_MEND}."
-        )
-    if given.crop is not None and not 0 < given.crop <= 1:
-        raise ModelError(f"{path}: input.crop: found {given.crop}, expected null or a number in 0..1. {_MEND}.")
-    if record.temperature is not None and not record.temperature.value > 0:
-        raise ModelError(
-            f"{path}: found the temperature {record.temperature.value}, expected a number above 0. {_MEND}."
-        )
 
 
 WEIGHTS_FILE = "network.weights.h5"

@@ -11,8 +11,10 @@ import numpy as np
 from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.combine import TrainedCombination, combine_average, combine_vote
-from dlfer.model.classifier import Classifier, link_file, load_classifier, read_artifact_record, read_model_config
+from dlfer.model.classifier import Classifier, load_classifier, read_model_config
 from dlfer.model.predict import predict_views
+from dlfer.runs.artifact import read_artifact_record
+from dlfer.runs.files import link_file
 from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.runs.records import ArtifactRecord, Temperature
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
@@ -16,11 +16,16 @@ from dlfer.data.images import make_square, resize_all
 from dlfer.data.synthetic.faces import FACE_SIZE, draw_face
 from dlfer.errors import EnvironmentProblem, ModelError, UserError
 from dlfer.metrics.confidence import apply_temperature
-from dlfer.model.classifier import read_artifact_record
-from dlfer.predict.runtimes import EXPORT_FILE, OTHER_RUNTIMES, open_export, read_export
+from dlfer.predict.runtimes import EXPORT_FILE, OTHER_RUNTIMES, open_artifact, open_export, read_export
+from dlfer.runs.artifact import read_artifact_record
 from dlfer.runs.export_record import ExportRecord
 from dlfer.runs.find import find_model
 from dlfer.runs.records import About, Temperature
+
+if TYPE_CHECKING:
+    import keras
+
+    from dlfer.model.classifier import Classifier
 
 ENGINES = ("keras", "onnx", "openvino", "litert")
 AUTO = "auto"
@@ -51,59 +56,88 @@ class Engine(Protocol):
         ...
 
 
-def load_engine(name: str, engine: str = "keras") -> Engine:
+def load_model(name: str | Path) -> Engine:
+    """Load a trained model to predict with: by ONNX Runtime where it has its ONNX file, else by Keras.
+
+    Args:
+        name: of a shipped model, or a run, or an artifact's folder.
+
+    Raises:
+        ModelError: nothing of that name, or a damaged artifact.
+
+    Example:
+        >>> classifier = dlfer.load("lite2_96")
+        >>> classifier.predict(images).shape  # uint8 [2, 48, 48]
+        (2, 7)
+    """
+    return load_engine(str(name))
+
+
+def load_engine(name: str, engine: str | None = None) -> Engine:
     """Load a classifier.
 
     Args:
-        name: for keras a model's name, a run or an artifact's folder; else a folder that `dlfer export` wrote.
-        engine: one of ENGINES; onnx is ONNX Runtime, openvino reads the same files.
+        name: a model's name, a run or an artifact's folder; or, for another engine than keras, a folder that
+            `dlfer export` wrote.
+        engine: one of ENGINES; onnx is ONNX Runtime, openvino reads the same files. None: onnx where the artifact has its
+            ONNX file, else keras.
 
     Raises:
         UserError: another engine.
         ModelError: no such model, or a damaged one.
         EnvironmentProblem: the engine's package is not installed.
     """
-    if engine not in ENGINES:
+    if engine is not None and engine not in ENGINES:
         raise UserError(f"--engine {engine}: expected one of {', '.join((*ENGINES, AUTO))}.")
-    if engine == "keras":
+    runtime = "openvino" if engine == "openvino" else None
+    if engine != "litert" and (engine is None or not _is_export(name)):
+        folder = _find_artifact(name, engine)
+        if engine != "keras" and folder is not None and read_artifact_record(folder).onnx is not None:
+            return ArtifactModel(folder, runtime=runtime)
+    if engine in (None, "keras"):
         from dlfer.model.artifact import load_artifact
 
         return load_artifact(name)
-    return ExportedModel(find_export(name, engine), runtime="openvino" if engine == "openvino" else None)
+    return ExportedModel(find_export(name, engine), runtime=runtime)
 
 
-class ExportedModel:
-    """An exported model, computed by its own runtime; TensorFlow is not loaded.
+def _is_export(name: str) -> bool:
+    folder = Path(name).expanduser()
+    return any((place / EXPORT_FILE).is_file() for place in (folder, folder / "onnx"))
 
-    Args:
-        folder: that `dlfer export` wrote, of one format.
-        runtime: that computes it; None: the format's own.
 
-    Raises:
-        ModelError: no export, or a changed one.
-        EnvironmentProblem: the runtime is not installed.
-    """
+def _find_artifact(name: str, engine: str | None) -> Path | None:
+    """Return the folder of an artifact; with an engine named, None where there is none of that name."""
+    try:
+        return find_model(name)
+    except ModelError:
+        if engine is None:
+            raise
+        return None
 
-    def __init__(self, folder: Path, *, runtime: str | None = None) -> None:
-        record = read_export(folder)
-        given, temperature = record.input, record.temperature
-        self.labels: tuple[str, ...] = tuple(record.labels)
-        self.channels: int = given.shape[-1]
-        self.image_size: int = given.network_size
-        self.aspect: str = given.aspect
-        self.temperature_fit = Temperature(value=temperature.value) if temperature.value else None
-        height, width = given.shape[1:3]
-        self._size: tuple[int, int] | None = (height, width) if height and width else None
-        trained = record.about.trained or About()
-        # A model of one size takes crops of that size, which is that of the training images.
-        size = min(self._size) if self._size else trained.face_size
-        self.about = trained.model_copy(update={"faces": given.faces, "face_size": size})
-        self._answer = open_export(folder, runtime=runtime)
+
+class RuntimeModel:
+    """A model that another runtime than Keras computes; TensorFlow is not loaded. Attributes: see `Engine`."""
+
+    labels: tuple[str, ...]
+    channels: int
+    image_size: int
+    aspect: str
+    temperature_fit: Temperature | None
+    about: About
+    _size: tuple[int, int] | None = None
+    """(H, W) of all images that it takes; None: any."""
+    _answer: Callable[[np.ndarray], np.ndarray]
 
     @property
     def takes_any_size(self) -> bool:
         """Whether images of any size can go into the model; else they are resized to its own before."""
         return self._size is None
+
+    @property
+    def temperature(self) -> float:
+        """What `predict(images, calibrated=True)` divides the logits by; 1 where none was fitted."""
+        return self.temperature_fit.value if self.temperature_fit else 1.0
 
     def predict(self, images: np.ndarray, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
         """Return float32 [N, C] of uint8 [N, H, W, channels]; rows sum to one."""
@@ -121,6 +155,75 @@ class ExportedModel:
         if not calibrated or self.temperature_fit is None:
             return raw
         return apply_temperature(raw, self.temperature_fit.value).astype(np.float32)
+
+
+class ExportedModel(RuntimeModel):
+    """An exported model, computed by its own runtime.
+
+    Args:
+        folder: that `dlfer export` wrote, of one format.
+        runtime: that computes it; None: the format's own.
+
+    Raises:
+        ModelError: no export, or a changed one.
+        EnvironmentProblem: the runtime is not installed.
+    """
+
+    def __init__(self, folder: Path, *, runtime: str | None = None) -> None:
+        record = read_export(folder)
+        given, temperature = record.input, record.temperature
+        self.labels = tuple(record.labels)
+        self.channels = given.shape[-1]
+        self.image_size = given.network_size
+        self.aspect = given.aspect
+        self.temperature_fit = Temperature(value=temperature.value) if temperature.value else None
+        height, width = given.shape[1:3]
+        self._size = (height, width) if height and width else None
+        trained = record.about.trained or About()
+        # A model of one size takes crops of that size, which is that of the training images.
+        size = min(self._size) if self._size else trained.face_size
+        self.about = trained.model_copy(update={"faces": given.faces, "face_size": size})
+        self._answer = open_export(folder, runtime=runtime)
+
+
+class ArtifactModel(RuntimeModel):
+    """A trained model, computed by ONNX Runtime (or OpenVINO) from the ONNX file in its artifact.
+
+    Args:
+        folder: of the artifact.
+        runtime: "openvino", or None for ONNX Runtime.
+
+    Raises:
+        ModelError: a damaged artifact, or one without an ONNX file.
+        EnvironmentProblem: the runtime is not installed.
+    """
+
+    def __init__(self, folder: Path, *, runtime: str | None = None) -> None:
+        record = read_artifact_record(folder)
+        if record.onnx is None:
+            raise ModelError(f"{folder}: has no ONNX file ({record.onnx_absent or 'trained by an earlier version'}).")
+        self.folder = Path(folder)
+        self.family = record.family
+        self.labels = tuple(record.labels)
+        self.channels = record.input.channels
+        self.image_size = record.input.image_size
+        self.crop = record.input.crop
+        self.aspect = record.input.aspect
+        self.temperature_fit = record.temperature
+        self.about = record.about
+        self._answer = open_artifact(folder, record, runtime=runtime)
+
+    @cached_property
+    def keras_classifier(self) -> Classifier:
+        """The same model as Keras computes it; loaded on first use, with the framework."""
+        from dlfer.model.artifact import load_artifact
+
+        return load_artifact(self.folder)
+
+    @property
+    def network(self) -> keras.Model | None:
+        """The Keras model, loaded on first use; None where it is no single network."""
+        return self.keras_classifier.network
 
 
 def find_export(name: str, engine: str) -> Path:
@@ -188,8 +291,11 @@ def choose_engine(
         ModelError: no such model, or a damaged one.
     """
     folder = find_model(name)
-    keras = load_engine(str(folder))
     found = find_exports(folder)
+    if not found and read_artifact_record(folder).onnx is not None:
+        say("engine onnx: the model's own ONNX file; there are no exports to compare it with.")
+        return load_engine(str(folder))
+    keras = load_engine(str(folder), "keras")
     if not found:
         places = " or ".join(str(place) for place in list_places(folder))
         say(

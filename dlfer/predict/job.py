@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import secrets
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,7 +21,7 @@ from dlfer.predict.media import BadInput, is_film, list_inputs, load_opencv, ope
 from dlfer.predict.predictor import FacePrediction, FacePredictor, FramePrediction, describe_predictions, predict_inputs
 from dlfer.predict.tables import Table, open_table
 from dlfer.runs.find import find_default_model
-from dlfer.train.progress import HEARTBEAT_SECONDS, ConsoleListener
+from dlfer.train.progress import ConsoleListener
 
 INK, PAPER, UNSURE = (255, 255, 255), (0, 92, 168), (96, 96, 96)
 """White on blue, 6.9 to 1; white on grey, 6.2 to 1, where the classifier abstains."""
@@ -151,17 +150,6 @@ def _write_text(
     pen.text((x + 3, y + 3), text, fill=INK, font=font)
 
 
-class _Progress(ConsoleListener):
-    """Shows how far the pictures or a film are; how many there are of a list or a camera is not known."""
-
-    def finish_part(self, what: str, done: int, total: int | None) -> None:
-        now = time.monotonic()
-        if total is None and not self.console.is_terminal and now - self.last_beat >= HEARTBEAT_SECONDS:
-            self.last_beat = now
-            self.say(f"{what}: {done:,} done")
-        super().finish_part(what, done, total)
-
-
 _MOST_FAILURES = 20
 
 
@@ -173,7 +161,7 @@ class PredictionJob:
         model: a model's name, a run, or a folder; None: the default model.
         out: the table; None: stdout.
         draw: folder of marked pictures and films, or None.
-        faces: see `build_cropper`.
+        faces, detector_size: see `build_cropper`.
         engine: see `load_engine`; "auto": see `choose_engine`.
         abstain, mirror: see `FacePredictor`.
         smooth: see `predict_inputs`.
@@ -184,7 +172,8 @@ class PredictionJob:
     out: Path | None = None
     draw: Path | None = None
     faces: str = "auto"
-    engine: str = "keras"
+    detector_size: int | None = None
+    engine: str | None = None
     abstain: float | None = None
     mirror: bool = False
     smooth: float = 0.5
@@ -208,7 +197,9 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
         num_pictures = sum(isinstance(name, str) and not is_film(name) for name in files)
         has_films = job.smooth > 0 and any(isinstance(name, str) and is_film(name) for name in files)
     classifier = _open_engine(job, num_pictures, say=say)
-    predictor = FacePredictor(classifier, faces=job.faces, abstain=job.abstain, mirror=job.mirror)
+    predictor = FacePredictor(
+        classifier, faces=job.faces, detector_size=job.detector_size, abstain=job.abstain, mirror=job.mirror
+    )
     about = describe_predictions(predictor, faces=job.faces, smooth=job.smooth)
     for key in ("notice", "probabilities", *(["mirror"] if job.mirror else []), *(["smoothing"] if has_films else [])):
         say(f"{key}: {about[key]}")
@@ -231,8 +222,8 @@ def _open_engine(job: PredictionJob, num_pictures: int | None, *, say: Callable[
     name = str(job.model or find_default_model())
     if job.engine == AUTO:
         return choose_engine(name, num_faces=num_pictures or 64, any_size=job.faces == "whole", say=say)
-    if job.model is None and job.engine != "keras":
-        raise UserError(f"--engine {job.engine}: name an export by --model FOLDER; dlfer export MODEL makes one.")
+    if job.model is None and job.engine == "litert":
+        raise UserError("--engine litert: name an export by --model FOLDER; dlfer export MODEL --to litert makes one.")
     return load_engine(name, job.engine)
 
 
@@ -266,7 +257,7 @@ def _report_progress(
     results: Iterator[FramePrediction | BadInput], num_pictures: int | None
 ) -> Iterator[FramePrediction | BadInput]:
     """Yield the results, and show how far it is; the number of pictures on a list that is being read is not known."""
-    progress = _Progress()
+    progress = ConsoleListener()
     num_done = 0
     try:
         for result in results:

@@ -117,7 +117,7 @@ class FacePrediction:
 
     Attributes:
         box: x0, y0, x1, y1 in pixels of the upright picture; None: the picture was taken for a face.
-        score: the detector's (mtcnn: a probability; opencv: a weight above 0, no probability); None without one.
+        score: the detector's (centerface, mtcnn: a probability; opencv: a weight above 0, no probability); None without one.
         label: the most probable label, or "uncertain".
         confidence: the probability of the most probable label.
         probabilities: of each label, in the classifier's order; the sum is one.
@@ -147,14 +147,14 @@ class FacePredictor:
 
     Args:
         classifier: from `dlfer.load` or `load_engine`.
-        faces: "auto", "mtcnn", "opencv" or "whole", see `build_cropper`.
+        faces: "auto", "centerface", "mtcnn", "opencv" or "whole", see `build_cropper`.
+        detector_size: longest side in pixels of what faces are searched for in, see `build_cropper`.
         abstain: in 0..1, below which confidence the label is "uncertain"; None: never.
         mirror: whether the probabilities are the mean over a face and its mirror image; it takes twice the time.
         batch_size: faces at a time.
 
     Raises:
-        UserError: `faces` or `abstain` is none of these.
-        EnvironmentProblem: no detector of faces is installed.
+        UserError: `faces`, `detector_size` or `abstain` is none of these.
 
     Example:
         >>> predictor = FacePredictor(dlfer.load("lite2_96"))
@@ -167,6 +167,7 @@ class FacePredictor:
         classifier: Engine,
         *,
         faces: str = "auto",
+        detector_size: int | None = None,
         abstain: float | None = None,
         mirror: bool = False,
         batch_size: int = 64,
@@ -178,13 +179,7 @@ class FacePredictor:
         self.abstain = abstain
         self.mirror = mirror
         self.batch_size = batch_size
-        self._crop = build_cropper(
-            faces,
-            about=classifier.about,
-            channels=classifier.channels,
-            image_size=classifier.image_size,
-            aspect=classifier.aspect,
-        )
+        self._crop = build_cropper(faces, classifier, detector_size=detector_size)
 
     def predict(self, images: Sequence[np.ndarray]) -> list[list[FacePrediction]]:
         """Return the faces in each of several uint8 [H, W, 3] pictures, the largest first.

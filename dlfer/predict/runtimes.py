@@ -24,8 +24,10 @@ from typing import Any
 import numpy as np
 
 from dlfer.errors import EnvironmentProblem, ModelError, UserError
+from dlfer.runs.artifact import MEND
 from dlfer.runs.export_record import ExportRecord
 from dlfer.runs.files import check_inside, check_manifest, hash_file, read_json
+from dlfer.runs.records import ArtifactRecord
 
 EXPORT_FILE = ExportRecord.FILE
 VERSION = 1
@@ -118,6 +120,7 @@ PACKAGES = {
     "openvino": "openvino",
     "ai_edge_litert.interpreter": "ai-edge-litert",
     "tf2onnx": "tf2onnx",
+    "onnx": "onnx",
 }
 """What is imported -> the package that holds it."""
 
@@ -146,15 +149,30 @@ def open_export(folder: Path | str, *, runtime: str | None = None) -> Answer:
         EnvironmentProblem: the runtime of its format is not installed.
     """
     record = read_export(folder)
-    file = Path(folder) / record.file
+    return _open(Path(folder) / record.file, record.format, runtime, mend="Export the model anew")
+
+
+def open_artifact(folder: Path, record: ArtifactRecord, *, runtime: str | None = None) -> Answer:
+    """Return the function by which the ONNX file of an artifact answers, after it was found unchanged.
+
+    Raises:
+        ModelError: it is absent, was changed, or the runtime does not take it.
+        EnvironmentProblem: the runtime is not installed.
+    """
+    name = record.onnx.file
+    digests = {name: record.sha256[name]} if name in record.sha256 else {}
+    check_manifest(folder, digests, file=Path(folder) / record.FILE, needed=[name], mend=MEND)
+    return _open(Path(folder) / name, "onnx", runtime, mend=MEND)
+
+
+def _open(file: Path, form: str, runtime: str | None, *, mend: str) -> Answer:
     try:
-        form = record.format
         return (RUNTIMES[form] if runtime is None else OTHER_RUNTIMES[form][runtime])(file)
     except (EnvironmentProblem, ModelError):
         raise
     except Exception as error:  # runtimes raise nearly anything at a file that they do not know
         reason = " ".join(str(error).split())[:400]
-        raise ModelError(f"{file}: the runtime cannot open it ({reason}). Export the model anew.") from error
+        raise ModelError(f"{file}: the runtime cannot open it ({reason}). {mend}.") from error
 
 
 def import_extra(module: str) -> Any:

@@ -10,6 +10,7 @@ import math
 import os
 import re
 import secrets
+import shutil
 import struct
 import zipfile
 import zlib
@@ -43,6 +44,16 @@ def write_npz(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, allow_pickle=False, **arrays)
     write_atomically(path, buffer.getvalue())
+
+
+def link_file(source: Path, target: Path) -> None:
+    """Give a file a second name, or copy it where the disk cannot; what stood at `target` is replaced."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 MAX_ARRAYS = 100_000

@@ -418,6 +418,26 @@ class FeatureLevel(Record):
     features: int
 
 
+class OnnxRecord(Record):
+    """The ONNX file of an artifact, by which it predicts without TensorFlow.
+
+    Attributes:
+        file: its name in the folder.
+        opset: of ONNX.
+        weights: how they are kept: "float32", or that large kernels are in float16.
+        images: by which it was compared with Keras, in words.
+        n: number of these.
+        largest_difference: of a probability to that of Keras.
+    """
+
+    file: str
+    opset: int
+    weights: str = "float32"
+    images: str
+    n: int
+    largest_difference: float
+
+
 class ArtifactRecord(FileRecord):
     """artifact.json: what a trained model is built from.
 
@@ -427,6 +447,8 @@ class ArtifactRecord(FileRecord):
         sha256: file -> checksum; every file is compared with it before it is parsed.
         boosting, levels: of the boosted family.
         ensemble: of the ensemble family: how members are combined, their names, and what was fitted.
+        onnx: its ONNX file; None without one.
+        onnx_absent: why there is none, where that is known.
     """
 
     FILE: ClassVar[str] = "artifact.json"
@@ -442,6 +464,8 @@ class ArtifactRecord(FileRecord):
     boosting: dict[str, Any] | None = None
     levels: list[FeatureLevel] | None = None
     ensemble: dict[str, Any] | None = None
+    onnx: OnnxRecord | None = None
+    onnx_absent: str | None = None
 
     @property
     def backbone(self) -> str | None:

@@ -85,27 +85,24 @@ class ServedModel:
         return self._classifier.predict(np.stack([self.fit(crop) for crop in crops]), calibrated=True)
 
 
-def build_model(name: str, classifier: Engine, *, folder: Path, faces: str = "auto") -> ServedModel:
+def build_model(
+    name: str, classifier: Engine, *, folder: Path, faces: str = "auto", detector_size: int | None = None
+) -> ServedModel:
     """Return a model ready to be served.
 
     Args:
         name: by which requests ask for it.
         classifier: from `load_engine`.
         folder: of its artifact.
-        faces: "auto", "mtcnn", "opencv", or "whole", which leaves detectors alone.
+        faces: "auto", "centerface", "mtcnn", "opencv", or "whole", which leaves detectors alone.
+        detector_size: see `build_cropper`.
 
     Raises:
         UserError, EnvironmentProblem: as `build_cropper`.
     """
-    given = {
-        "about": classifier.about,
-        "channels": classifier.channels,
-        "image_size": classifier.image_size,
-        "aspect": classifier.aspect,
-    }
-    croppers = {"whole": build_cropper("whole", **given)}
+    croppers = {"whole": build_cropper("whole", classifier)}
     if faces != "whole":
-        croppers["auto"] = build_cropper(faces, **given)
+        croppers["auto"] = build_cropper(faces, classifier, detector_size=detector_size)
     return ServedModel(name, classifier, card=read_card(name, classifier, folder), croppers=croppers)
 
 

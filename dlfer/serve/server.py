@@ -37,7 +37,8 @@ class ServerOptions:
 
     Attributes:
         host, port: where it listens; port 0 takes a free one.
-        faces: "auto", "whole", "mtcnn" or "opencv".
+        faces: "auto", "whole", "centerface", "mtcnn" or "opencv".
+        detector_size: longest side in pixels of what faces are searched for in; None: the detector's own.
         limits: of requests.
         window: seconds for which requests are collected.
         drain: seconds that requests have to finish in after the server was told to stop.
@@ -47,6 +48,7 @@ class ServerOptions:
     host: str = "127.0.0.1"
     port: int = 8000
     faces: str = "auto"
+    detector_size: int | None = None
     limits: Limits = field(default_factory=Limits)
     window: float = 0.005
     drain: float = 30.0
@@ -95,7 +97,7 @@ def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable
         DlferError: requests did not end in time after the server was told to stop.
     """
     key = read_key()
-    loaded = load_models(models, faces=options.faces, say=say)
+    loaded = load_models(models, faces=options.faces, detector_size=options.detector_size, say=say)
     is_loopback = check_loopback(options.host)
     app = build_app(
         loaded,
@@ -124,7 +126,9 @@ def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable
     say("dlfer serve: stopped; every request that was begun was answered.")
 
 
-def load_models(names: Sequence[str], *, faces: str, say: Callable[[str], None]) -> dict[str, ServedModel]:
+def load_models(
+    names: Sequence[str], *, faces: str, say: Callable[[str], None], detector_size: int | None = None
+) -> dict[str, ServedModel]:
     """Return the models by the names that requests know them by.
 
     Raises:
@@ -140,7 +144,7 @@ def load_models(names: Sequence[str], *, faces: str, say: Callable[[str], None])
         [(name, folder, one.about) for (name, _), folder, one in zip(given, folders, classifiers, strict=True)]
     )
     return {
-        name: build_model(name, classifier, folder=folder, faces=faces)
+        name: build_model(name, classifier, folder=folder, faces=faces, detector_size=detector_size)
         for name, classifier, folder in zip(chosen, classifiers, folders, strict=True)
     }
 

@@ -23,13 +23,12 @@ from dlfer.data.bundle import DataBundle, Split, StreamedSplit, compute_fingerpr
 from dlfer.errors import ModelError, TransferError
 from dlfer.model.artifact import load_artifact
 from dlfer.model.backbones import find_backbone, load_published_weights
-from dlfer.model.classifier import link_file
 from dlfer.model.efficientnet_lite import PACKAGED_WEIGHTS
 from dlfer.model.hybrid import find_branch_file
 from dlfer.model.stage_network import TransferNetwork, build_stage_network, build_transfer_network
 from dlfer.model.transfer import RECORD_FILE, carry_backbone, carry_branch, write_backbone
 from dlfer.model.weights_file import load_weights
-from dlfer.runs.files import write_atomically
+from dlfer.runs.files import link_file, write_atomically
 from dlfer.train.control import hold_lock
 from dlfer.train.plan import describe_plan, unfreeze_random_start
 from dlfer.train.stage import train_stage

@@ -33,8 +33,8 @@ class TrainingListener:
         """A sentence that the person who watches must not miss; without a style of its own it is said."""
         self.say(text)
 
-    def finish_part(self, what: str, done: int, total: int) -> None:
-        """Of work that is no training, e.g. "features of train", `done` of `total` are done."""
+    def finish_part(self, what: str, done: int, total: int | None) -> None:
+        """Of work that is no training, e.g. "features of train", `done` of `total` (None: not known) are done."""
 
     def start_epoch(self, stage: str, epoch: int, epochs: int, step: int, steps: int) -> None:
         """An epoch (from 0) begins at `step` of `steps`."""
@@ -69,7 +69,7 @@ class ConsoleListener(TrainingListener):
     def warn(self, text: str) -> None:
         self.console.print(text, markup=False, style="bold red")
 
-    def _begin(self, what: str, done: int, total: int) -> None:
+    def _begin(self, what: str, done: int, total: int | None) -> None:
         """Start a bar, and the clock of what is left, unless they are those of `what` already."""
         if what == self.stage and self.progress is not None:
             return
@@ -92,19 +92,22 @@ class ConsoleListener(TrainingListener):
         self.task = self.progress.add_task("", total=total, completed=done, figures="")
         self.progress.start()
 
-    def _beat(self, text: str, done: int, total: int) -> None:
-        """Without a terminal, say `text` and the time left once a minute."""
+    def _beat(self, text: str, done: int, total: int | None) -> None:
+        """Without a terminal, say `text` once a minute, and the time left where the total is known."""
         now = time.monotonic()
         if not self.console.is_terminal and now - self.last_beat >= HEARTBEAT_SECONDS:
             self.last_beat = now
+            if total is None:
+                self.say(text)
+                return
             left = (now - self.started) / max(1, done - self.done_before) * (total - done)
             self.say(f"{text}, about {format_duration(left, is_estimate=True)} left")
 
-    def finish_part(self, what: str, done: int, total: int) -> None:
+    def finish_part(self, what: str, done: int, total: int | None) -> None:
         # The first batch is done when it is first heard of, and took longer than those that follow.
         self._begin(what, done, total)
         self.progress.update(self.task, completed=done, description=what)
-        self._beat(f"{what}: {done:,} of {total:,}", done, total)
+        self._beat(f"{what}: {done:,} done" if total is None else f"{what}: {done:,} of {total:,}", done, total)
 
     def start_epoch(self, stage: str, epoch: int, epochs: int, step: int, steps: int) -> None:
         self._begin(stage, epoch * steps + step, epochs * steps)

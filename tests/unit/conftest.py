@@ -47,7 +47,7 @@ class BrightnessClassifier:
         return np.stack([1 - light, light], axis=1).astype(np.float32)
 
 
-def find_blocks(images, *, detector):
+def find_blocks(images, *, detector, size=None):
     """Return a face for each grey level above 100, the largest first."""
     found = []
     for image in images:

@@ -22,7 +22,7 @@ def calls(monkeypatch) -> list[int]:
     """Faces in bright images alone; how many images were looked at in each call."""
     counted = []
 
-    def detect(images, *, detector):
+    def detect(images, *, detector, size):
         counted.append(len(images))
         eyes = np.array([[12.0, 20.0], [36.0, 20.0], [24, 28], [16, 38], [32, 38]])
         face = Face((8.0, 6.0, 32.0, 36.0), 0.9, eyes)
@@ -128,5 +128,5 @@ def test_a_streamed_source_has_no_faces_step():
 def test_a_section_that_does_nothing_is_refused():
     with pytest.raises(ValidationError, match="nothing to do"):
         FacesConfig()
-    with pytest.raises(ValidationError, match="only mtcnn finds the eyes"):
+    with pytest.raises(ValidationError, match="only centerface and mtcnn find the eyes"):
         FacesConfig(detect="opencv", align=True)

@@ -79,7 +79,7 @@ def test_pictures_become_figures_arrays_and_a_page(call, pictures, model):
 
 
 def test_a_photo_without_a_face_is_no_face(call, pictures, model, monkeypatch):
-    monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", lambda images, detector: [[] for _ in images])
+    monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", lambda images, detector, size: [[] for _ in images])
     code, out, err = call("explain", "a/face.png", "--model", str(model), "--faces", "mtcnn")
     assert (code, out) == (2, "")
     assert "a/face.png: no face found" in err

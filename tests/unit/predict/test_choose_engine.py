@@ -52,7 +52,7 @@ def choose(tmp_path, monkeypatch):
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
     monkeypatch.setattr(module, "find_model", lambda name: tmp_path / "model")
     monkeypatch.setattr(module, "load_engine", lambda name: engines["keras"])
-    monkeypatch.setattr("dlfer.model.classifier.read_artifact_record", lambda folder: SimpleNamespace(sha256=DIGEST))
+    monkeypatch.setattr("dlfer.predict.engines.read_artifact_record", lambda folder: SimpleNamespace(sha256=DIGEST))
 
     def open_export(place, *, runtime):
         engine = engines.get(runtime or place.name, EnvironmentProblem("no package"))

@@ -1,5 +1,7 @@
 """Faces of several pictures in one call, boxes in upright pixels, films followed, thresholds kept."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -164,13 +166,17 @@ def test_faces_are_prepared_as_in_training(monkeypatch):
     config = FacesConfig(detect="opencv", equalize="clahe")
     about = About(faces=config.model_dump(mode="json"), face_size=48)
     face = Face((10.0, 12.0, 30.0, 40.0), 1.0)
-    monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", lambda images, detector: [[face] for _ in images])
-    (crop,) = build_cropper("auto", about=about, channels=1, image_size=64)([image])[0]
+    monkeypatch.setattr(
+        "dlfer.predict.crops.detect_faces_of_each", lambda images, detector, size: [[face] for _ in images]
+    )
+    classifier = SimpleNamespace(about=about, channels=1, image_size=64, aspect="crop")
+    (crop,) = build_cropper("auto", classifier)([image])[0]
     expected = equalize(crop_face(image[..., :1], face.box, 48), "clahe")
     assert np.array_equal(crop.pixels, expected)
     assert crop.box == (10, 12, 40, 52)
     light = About(faces=FacesConfig(equalize="histogram").model_dump(mode="json"))
-    (whole,) = build_cropper("whole", about=light, channels=1, image_size=60)([image[:, :60]])[0]
+    classifier = SimpleNamespace(about=light, channels=1, image_size=60, aspect="crop")
+    (whole,) = build_cropper("whole", classifier)([image[:, :60]])[0]
     assert np.array_equal(whole.pixels, prepare_face(image[:, :60, :1], FacesConfig(equalize="histogram"))[0])
 
 
