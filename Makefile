@@ -1,4 +1,4 @@
-# make install | extra-export | extra-openvino | extra-parquet | extra-mtcnn | demo | test | test-slow | lint | fuzz |
+# make install | extra-litert | extra-openvino | extra-parquet | extra-mtcnn | demo | test | test-slow | lint | fuzz |
 #      bench | jax | docker-check | clean
 PYTHON ?= python3
 # Which build of TensorFlow: by whether there is an NVIDIA driver, or as the user says. For Macs there is one build only.

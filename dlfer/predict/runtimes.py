@@ -124,8 +124,8 @@ PACKAGES = {
 }
 """What is imported -> the package that holds it."""
 
-EXTRAS = {"openvino": "openvino"}
-"""Package -> the extra that has it, where that is not `export`."""
+EXTRAS = {"openvino": "openvino", "ai-edge-litert": "litert"}
+"""Package -> the extra that has it; the others are requirements."""
 
 FACES_AT_A_TIME = 8
 """Images that LiteRT and OpenVINO are given at a time. CPU time of a face by LiteRT: in batches of 32 EfficientNet-B3 at
@@ -176,7 +176,7 @@ def _open(file: Path, form: str, runtime: str | None, *, mend: str) -> Answer:
 
 
 def import_extra(module: str) -> Any:
-    """Return a module of the extra `export`, or of one of its own.
+    """Return a module that only some engines and exports need.
 
     Raises:
         EnvironmentProblem: it is not installed.
@@ -185,9 +185,12 @@ def import_extra(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = PACKAGES[module]
+        extra = EXTRAS.get(package)
+        kind = "an extra" if extra else "one of dlfer's requirements"
+        clone = f"make {f'extra-{extra}' if extra else 'install'}"
         raise EnvironmentProblem(
-            f"export: the package {package} is an extra that cannot be imported here ({error}). In a clone: "
-            f"make extra-{EXTRAS.get(package, 'export')}; in another environment: pip install {package}."
+            f"The package {package} is {kind} that cannot be imported here ({error}). In a clone: {clone}; "
+            f"in another environment: pip install {package}."
         ) from error
 
 

@@ -106,7 +106,7 @@ def test_a_failure_leaves_no_table(call, draw_blocks, monkeypatch, classifier):
         (("--abstain", "2"), "abstain"),
         (("--every", "0"), "--every"),
         (("--smooth", "-1"), "--smooth"),
-        (("--engine", "onnx"), "--model"),
+        (("--engine", "litert"), "--model"),
         (("--out", "a.xlsx"), ".parquet"),
     ],
 )
