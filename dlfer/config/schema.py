@@ -217,6 +217,11 @@ class StageConfig(Section):
                 f"balance: found {self.balance}; data.split: after_balance balances all images before the split. "
                 "Set balance: augment (by augmented copies) or undersample, or data.split: official_80_20."
             )
+        if self.data is not None and self.data.is_streamed and self.balance == "undersample":
+            raise ValueError(
+                "balance: found undersample with source tfds and random crops (data.crop.train: random_resized), for which images "
+                "are read anew in each epoch. Set balance: sampler or class_weight, or data.crop: {train: none}."
+            )
         if self.schedule.name == "plateau" and self.schedule.warmup_epochs:
             raise ValueError("schedule.warmup_epochs: plateau has no warm-up; set it to 0 or choose cosine.")
         if max(self.milestones, default=0) > self.epochs or sorted(set(self.milestones)) != list(self.milestones):

@@ -218,8 +218,9 @@ class FacesConfig(Section):
 
 
 class CropConfig(Section):
-    """tfds: what becomes of an image when it is read. null: by what the set is; faces, and small square images of one
-    size, are shown whole, others are cropped as ImageNet's are. The run notes which it is, and why."""
+    """tfds: what becomes of an image when it is read. null: by what the set is; faces, small square images of one size, and
+    images that a protocol, fraction, faces step or the like needs in memory are shown whole, others are cropped as
+    ImageNet's are. The run notes which it is, and why."""
 
     train: Literal[names.TRAIN_CROPS] | None = None
     """random_resized: random crops of 25 to 100 % of the area and an aspect ratio of 3/4 to 4/3. none: the whole image, made
@@ -324,6 +325,12 @@ class DataConfig(Section):
         }
         return next((key for key, is_asked in asked.items() if is_asked), None)
 
+    @property
+    def is_streamed(self) -> bool:
+        """Whether images are read anew in each epoch, as far as that is known before the data is looked at."""
+        is_cropped = self.crop.train == "random_resized"
+        return self.source == "tfds" and (is_cropped or (self.crop.train is None and self.name.startswith("imagenet")))
+
     def _check_tfds(self) -> None:
         if self.soft_targets is not None:
             raise ValueError(
@@ -335,10 +342,7 @@ class DataConfig(Section):
                 "skip_unreadable: found true with source tfds, which reads images only when they are needed and cannot count "
                 "them before. Set it to false, or use source folder."
             )
-        is_streamed = self.crop.train == "random_resized" or (
-            self.crop.train is None and self.name.startswith("imagenet")
-        )
-        if is_streamed and self.needs_memory is not None:
+        if self.is_streamed and self.needs_memory is not None:
             key = self.needs_memory.partition(":")[0]
             raise ValueError(
                 f"{key}: found {self.needs_memory} with source tfds and random crops (crop.train: random_resized), for which "

@@ -85,7 +85,8 @@ def load_data(
     """Return the splits of a data section: loaded, labelled, drawn, and split as the protocol says.
 
     `config.num_images` limits the source's own parts, in whose images `config.faces` then finds the faces, and
-    `config.fraction` draws from all of them, before anything is split. Streamed images keep their own parts, so they take the official protocol only.
+    `config.fraction` draws from all of them, before anything is split. Streamed images keep
+    their own parts, so they take the official protocol only.
 
     Args:
         config: the data section.
@@ -101,12 +102,7 @@ def load_data(
     """
     bundle = load_parts_of_source(config, image_size=image_size)
     if not isinstance(bundle.train, Split):
-        if config.needs_memory is not None:
-            raise ProtocolError(
-                f"data: source {config.source} streams these images, so it takes its own parts only; found "
-                f"{config.needs_memory}. Set protocol: official and leave out select_on, fraction, faces, size and "
-                "drop_duplicates (num_images limits a part); or, for images that fit into memory, set crop: {train: none}."
-            )
+        _check_streamed(bundle, config, balance=balance)
         return bundle
     drawn = {
         part: draw_subset(split, getattr(config.num_images, part), config.seed) for part, split in bundle.parts.items()
@@ -191,6 +187,18 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
             what = "cannot teach" if part == "train" else "cannot judge"
             notes.append(f"{part} has no image of {', '.join(empty)}, so it {what} these classes.")
     return tuple(notes)
+
+
+def _check_streamed(bundle: DataBundle, config: DataConfig, *, balance: str) -> None:
+    """Raise where something was asked of streamed images that only images in memory can give."""
+    asked = f"balance: {balance}" if balance == "undersample" else config.needs_memory
+    if asked is not None:
+        num_images = sum(map(len, bundle.parts.values()))
+        raise ProtocolError(
+            f"data: found {asked}, which needs the images in memory, but source {config.source} streams these {num_images:,} images: "
+            "in memory it holds images that are not cropped at random (data.crop) and take less than 2 GB. "
+            "Leave it out (balance: sampler and class_weight work), or set crop: {train: none} and a smaller num_images or size."
+        )
 
 
 def prepare_data(config: DataConfig, *, say: Callable[[str], None] | None = None) -> str | None:

@@ -6,6 +6,7 @@ is cached: memory holds the shuffle buffer (encoded images) and a few batches.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
 import io
@@ -13,6 +14,7 @@ import itertools
 import os
 import re
 import shutil
+import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -137,16 +139,15 @@ def load_tfds(config: DataConfig, image_size: int) -> DataBundle:
 
     Args:
         config: the data section, with source tfds.
-        image_size: side in pixels of the squares that are cropped from the images.
+        image_size: side in pixels of the squares that are cropped from the images, where `config.size` is null.
 
     Raises:
         MissingDataError: the data set is not there and cannot be prepared.
         DataError: no such data set or part, no image or label in it, or a key that streaming cannot honour.
         ProtocolError: two parts share images.
     """
-    if config.name == IMAGE_FOLDER:
-        return _load_image_folder(config, image_size)
-    return _load_data_set(config, image_size)
+    load = _load_image_folder if config.name == IMAGE_FOLDER else _load_data_set
+    return load(config, config.size or image_size)
 
 
 def read_split(split: StreamedSplit, num: int | None = None) -> Split | StreamedSplit:
@@ -333,6 +334,8 @@ def _choose_crops(
         train, reason = "none", "they show faces, which crops would cut"
     elif are_small:
         train, reason = "none", f"they are squares of {side} pixels, cropped already"
+    elif config.needs_memory is not None:
+        train, reason = "none", f"{config.needs_memory} needs them in memory"
     else:
         train, reason = "random_resized", "they are large or differ in size, as ImageNet's"
     if config.crop.train is not None:
@@ -442,7 +445,9 @@ def prepare_data_set(config: DataConfig, say: Callable[[str], None] | None = Non
         say(f"preparing {config.name} in {builder.data_dir}; of a large data set this takes hours")
     download = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
-        builder.download_and_prepare(download_config=download)
+        # What is prepared where is printed; only results belong on standard output.
+        with contextlib.redirect_stdout(sys.stderr):
+            builder.download_and_prepare(download_config=download)
     except (AssertionError, OSError) as error:
         raise MissingDataError(
             f"{builder.data_dir}: the data set {config.name} is not there and cannot be prepared: {error} {_PREPARE}"

@@ -184,6 +184,10 @@ def test_services_are_of_the_images_and_have_their_folders(services, stages):
     assert "./data:/data:ro" in services["train"]["volumes"]
     # What is prepared for it is where it looks.
     assert "./data:/data" in services["prepare"]["volumes"]
+    devices = services["train"]["deploy"]["resources"]["reservations"]["devices"]
+    assert devices == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
+    assert services["tensorboard"]["entrypoint"][:2] == ["tini", "--"]
+    assert services["tensorboard"]["command"][1] == "/app/saved_models/runs"
 
 
 @pytest.mark.parametrize("file", ["README.md", "compose.yaml"])
@@ -198,10 +202,6 @@ def test_commands_of_containers_are_what_dlfer_understands(file, services):
         words = arguments.split() or services[name]["command"]
         file_given = str(parse(words).get("file")).lstrip("/")
         assert (ROOT / file_given).is_file(), (name, words)
-    devices = services["train"]["deploy"]["resources"]["reservations"]["devices"]
-    assert devices == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
-    assert services["tensorboard"]["entrypoint"][:2] == ["tini", "--"]
-    assert services["tensorboard"]["command"][1] == "/app/saved_models/runs"
 
 
 def test_the_command_of_the_readme_is_understood():

@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import ValidationError
 
 from dlfer.config import names
+from dlfer.config.schema import StageConfig
 from dlfer.config.sections import DataConfig, LabelsConfig, NumImages
 from dlfer.data import sources
 from dlfer.data.bundle import DataBundle
@@ -121,8 +122,12 @@ def test_a_streamed_source_takes_its_own_parts_only(monkeypatch):
         {"drop_duplicates": True},
         {"protocol": "paper", "split": "official_80_20"},
     ):
-        with pytest.raises(ProtocolError, match="streams these images.*" + next(iter(keys))):
+        with pytest.raises(ProtocolError, match=f"found {next(iter(keys))}.*streams these 0 images"):
             load_data(_with(config, **keys), image_size=64)
+    with pytest.raises(ProtocolError, match="found balance: undersample"):
+        load_data(config, image_size=64, balance="undersample")
+    for balance in ("sampler", "class_weight", "augment"):
+        load_data(config, image_size=64, balance=balance)
 
 
 @pytest.mark.parametrize(
@@ -141,6 +146,16 @@ def test_what_a_stream_cannot_follow_is_refused_before_data_is_read(keys, text):
         DataConfig(source="tfds", **keys)
     if "imagenet" in keys["name"]:
         DataConfig(source="tfds", **keys, crop={"train": "none"})
+
+
+@pytest.mark.parametrize("keys", [{"name": "imagenet2012"}, {"name": "cifar10", "crop": {"train": "random_resized"}}])
+def test_what_is_streamed_is_not_undersampled(keys):
+    data = {"source": "tfds", **keys}
+    with pytest.raises(ValidationError, match="balance: found undersample with source tfds"):
+        StageConfig(data=data, balance="undersample")
+    for balance in ("sampler", "class_weight"):
+        StageConfig(data=data, balance=balance)
+    StageConfig(data={**data, "crop": {"train": "none"}}, balance="undersample")
 
 
 def test_the_crop_belongs_to_source_tfds():

@@ -14,6 +14,7 @@ from dlfer.config.sections import DataConfig
 from dlfer.data import tfds_read, tfds_stream
 from dlfer.data.bundle import Split
 from dlfer.data.pipeline import count_steps, find_class_weights, iterate_epoch
+from dlfer.data.sources import load_data
 from dlfer.data.tfds_stream import load_tfds, read_split
 from dlfer.errors import ConfigError, DataError, MissingDataError, ProtocolError
 
@@ -369,6 +370,29 @@ def write_squares(root, *, parts=("train", "val"), side=48, count=10, classes=NA
                 pixels[edge:-edge, edge:-edge] = (10 * number, 50 * label, 5 * index)
                 Image.fromarray(pixels).save(root / part / name / f"{index}.png")
     return root
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"protocol": "resplit"}, {"fraction": 0.5}, {"select_on": 0.2}, {"size": 40}, {"faces": {"equalize": "clahe"}}],
+)
+def test_what_needs_images_in_memory_is_given_whole_ones(tmp_path, keys):
+    root = write_squares(tmp_path / "pets", side=160)
+    config = DataConfig(source="tfds", name="image_folder", path=str(root), **keys)
+    bundle = load_data(config, image_size=SIDE)
+    assert all(isinstance(split, Split) for split in bundle.parts.values())
+    assert any(f"{next(iter(keys))}" in note and "needs them in memory" in note for note in bundle.notes)
+    side = keys.get("size", SIDE)
+    assert bundle.train.images.shape[1:] == (side, side, 3)
+
+
+def test_what_needs_more_memory_than_there_is_is_refused_when_it_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds_stream, "MAX_SPLIT_BYTES", 0)
+    config = DataConfig(
+        source="tfds", name="image_folder", path=str(write_squares(tmp_path / "pets")), protocol="resplit"
+    )
+    with pytest.raises(ProtocolError, match=r"found protocol: resplit.*streams these 60 images"):
+        load_data(config, image_size=SIDE)
 
 
 def shows_the_border(images):
