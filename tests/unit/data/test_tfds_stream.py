@@ -367,7 +367,10 @@ def write_squares(root, *, parts=("train", "val"), side=48, count=10, classes=NA
             for index in range(count * (label + 1)):
                 pixels = np.full((side, side, 3), 255, np.uint8)
                 edge = side // 24
-                pixels[edge:-edge, edge:-edge] = (10 * number, 50 * label, 5 * index)
+                # Coarse patterns, of which no two are alike.
+                cells = np.random.default_rng([number, label, index]).integers(0, 150, (8, 8, 3))
+                inside = np.repeat(np.repeat(cells, side // 8, axis=0), side // 8, axis=1)
+                pixels[edge:-edge, edge:-edge] = inside[edge:-edge, edge:-edge]
                 Image.fromarray(pixels).save(root / part / name / f"{index}.png")
     return root
 
