@@ -224,7 +224,7 @@ class CropConfig(Section):
 
     train: Literal[names.TRAIN_CROPS] | None = None
     """random_resized: random crops of 25 to 100 % of the area and an aspect ratio of 3/4 to 4/3. none: the whole image, made
-    a square as `aspect` says. pad: the whole image, padded to a square whatever `aspect` says, in all parts."""
+    a square as `aspect` says. pad: the same with `aspect: pad`, which it sets."""
     validation: Literal[names.VALIDATION_CROPS] | None = None
     """Of test, too. center: 87.5 % of the shorter side; none: as in train. null: center where train has random_resized."""
 
@@ -332,6 +332,12 @@ class DataConfig(Section):
         return self.source == "tfds" and (is_cropped or (self.crop.train is None and self.name.startswith("imagenet")))
 
     def _check_tfds(self) -> None:
+        if self.crop.train == "pad" and "aspect" not in self.model_fields_set:
+            # The network remembers it. The section is immutable from here on.
+            object.__setattr__(self, "aspect", "pad")
+            self.model_fields_set.add("aspect")
+        if self.crop.train == "pad" and self.aspect != "pad":
+            raise ValueError(f"aspect: found {self.aspect} with crop.train: pad. Set it to pad, or leave it out.")
         if self.soft_targets is not None:
             raise ValueError(
                 "soft_targets: found ferplus with source tfds, whose images have no rows that votes belong to; leave it out, "

@@ -111,9 +111,9 @@ class TfdsSplit:
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (images uint8 [B, S, S, 3], targets int64 [B], ids str [B]), see `StreamedSplit.batches`.
 
-        The central crop is 87.5 % of the shorter side, without a crop all of it; with `aspect` pad, and under the crop
-        "pad", of the longer one, to which the image is padded. The random crops are the one place where aspect ratios change, on purpose and for square images just
-        as for others. Images smaller than S are enlarged, grey ones become three equal channels. The images of the
+        The central crop is 87.5 % of the shorter side, without a crop all of it; with `aspect` pad of the longer one, to
+        which the image is padded. The random crops are the one place where aspect ratios change, on purpose and for square
+        images just as for others. Images smaller than S are enlarged, grey ones become three equal channels. The images of the
         batches that `start_step` leaves out are not decoded.
 
         Raises:
@@ -126,7 +126,7 @@ class TfdsSplit:
         # The first half of the seed of an epoch's crops; the other half is the image's place in the order.
         key = int(np.random.default_rng([seed, _CROP, epoch]).integers(2**62)) if training else None
         crop = _make_crop(self.train_crop if training else self.crop, key)
-        decode = _make_decode(self.image_size, crop, "pad" if self.train_crop == "pad" else self.aspect)
+        decode = _make_decode(self.image_size, crop, self.aspect)
         share = self.share
         dataset = dataset.enumerate(start=start).map(
             lambda place, example: (decode(example[0], place * share.count + share.index), example[1], example[2]),

@@ -158,6 +158,16 @@ def test_what_is_streamed_is_not_undersampled(keys):
     StageConfig(data={**data, "crop": {"train": "none"}}, balance="undersample")
 
 
+def test_a_padding_crop_is_what_the_network_remembers():
+    data = DataConfig(source="tfds", name="cifar10", crop={"train": "pad"})
+    assert data.aspect == "pad"
+    assert DataConfig(**data.model_dump()) == data
+    assert DataConfig(source="tfds", name="cifar10", crop=data.crop).aspect == "pad"
+    assert DataConfig(source="tfds", name="cifar10", crop={"train": "none"}).aspect == "crop"
+    with pytest.raises(ValidationError, match=r"aspect: found crop with crop.train: pad"):
+        DataConfig(source="tfds", name="cifar10", crop={"train": "pad"}, aspect="crop")
+
+
 def test_the_crop_belongs_to_source_tfds():
     with pytest.raises(ValidationError, match="crop: only source tfds"):
         DataConfig(source="folder", path="x", crop={"train": "none"})
