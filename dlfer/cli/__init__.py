@@ -26,6 +26,7 @@ from dlfer.cli import (
     export,
     init,
     predict,
+    prepare,
     report,
     run,
     search,
@@ -39,7 +40,7 @@ from dlfer.errors import DlferError, TrainingStopped
 from dlfer.quiet import DEBUG, hush_tensorflow
 
 VERBS = {
-    "Start": (doctor, init, check, audit),
+    "Start": (doctor, init, check, prepare, audit),
     "Train and compare": (run, ablate, sweep, search),
     "Use what was trained": (predict, explain, export, serve, ship, evaluate, compare, report),
     "Look": (show,),

@@ -49,6 +49,8 @@ PIXEL_SCALINGS = ("backbone", "divide_by_255")
 FUSIONS = ("concat", "add", "attention")
 COMBINATIONS = ("average", "vote", "trained")
 ASPECTS = ("crop", "pad")
+TRAIN_CROPS = ("random_resized", "none", "pad")
+VALIDATION_CROPS = ("center", "none")
 DETECTORS = ("none", "centerface", "mtcnn", "opencv")
 EQUALIZERS = ("none", "histogram", "clahe")
 

@@ -217,6 +217,11 @@ class StageConfig(Section):
                 f"balance: found {self.balance}; data.split: after_balance balances all images before the split. "
                 "Set balance: augment (by augmented copies) or undersample, or data.split: official_80_20."
             )
+        if self.data is not None and self.data.is_streamed and self.balance == "undersample":
+            raise ValueError(
+                "balance: found undersample with source tfds and random crops (data.crop.train: random_resized), for which images "
+                "are read anew in each epoch. Set balance: sampler or class_weight, or data.crop: {train: none}."
+            )
         if self.schedule.name == "plateau" and self.schedule.warmup_epochs:
             raise ValueError("schedule.warmup_epochs: plateau has no warm-up; set it to 0 or choose cosine.")
         if max(self.milestones, default=0) > self.epochs or sorted(set(self.milestones)) != list(self.milestones):
@@ -236,8 +241,9 @@ class PretrainConfig(StageConfig):
     """EF-FER1. Either trained here on `data`, or taken from `weights`."""
 
     data: DataConfig | None = None
-    weights: str | None = None
-    """null: train on data. "imagenet": published weights. Else: a weights file, or an earlier run."""
+    weights: str | dict[str, str] | None = None
+    """null: train on data. "imagenet": published weights. Else: a weights file, or an earlier run. hybrid: one of these
+    for all branches, or for each one, e.g. {resnet50: imagenet, resnet34: FILE}; see model.branches."""
     weights_file: str | None = None
     """With weights: imagenet, a local file (.weights.h5, .h5, .keras) instead of the published one; hybrid: a folder of them."""
     seed: Seed = 0
@@ -252,6 +258,19 @@ class PretrainConfig(StageConfig):
         if self.milestones:
             raise ValueError("milestones: belong to finetune; EF-FER1 is not judged.")
         return self
+
+    @property
+    def list_of_weights(self) -> tuple[str, ...]:
+        """Where weights come from, each source once; empty where EF-FER1 is trained."""
+        if self.weights is None:
+            return ()
+        return (self.weights,) if isinstance(self.weights, str) else tuple(dict.fromkeys(self.weights.values()))
+
+    def describe_weights(self) -> str:
+        """Return `weights` on one line, those of branches as "resnet50: imagenet, resnet34: FILE"."""
+        if isinstance(self.weights, dict):
+            return ", ".join(f"{branch}: {source}" for branch, source in self.weights.items())
+        return str(self.weights)
 
 
 class ExperimentSection(Section):
@@ -392,6 +411,8 @@ class ExperimentConfig(Section):
             )
         for stage in ("pretrain", "finetune"):
             self._check_copies(stage)
+        if self.pretrain is not None and isinstance(self.pretrain.weights, dict):
+            self._check_branch_weights(self.pretrain.weights)
         for family, key in (("boosted", "boosting"), ("ensemble", "ensemble")):
             if (self.model.family == family) != (getattr(self, key) is not None):
                 found = "null" if getattr(self, key) is None else "a section"
@@ -400,6 +421,26 @@ class ExperimentConfig(Section):
                     f"family {family}, and the family needs it."
                 )
         return self
+
+    def _check_branch_weights(self, weights: dict[str, str]) -> None:
+        """Raise unless each branch has weights, and each weights a branch."""
+        branches = self.model.name_branches()
+        listed = ", ".join(weights) or "nothing"
+        if not branches:
+            raise ValueError(
+                f"pretrain.weights: found weights for {listed} with model.family: {self.model.family}, which has no "
+                "branches; expected imagenet, a file or a run."
+            )
+        unknown = [key for key in weights if key not in branches and key not in branches.values()]
+        without = [name for branch, name in branches.items() if name not in weights and branch not in weights]
+        if unknown or without:
+            raise ValueError(
+                f"pretrain.weights: found weights for {listed}"
+                + (f", of which {', '.join(unknown)} is no branch" if unknown else "")
+                + (f", and none for {', '.join(dict.fromkeys(without))}" if without else "")
+                + f"; expected one source (imagenet, a file or a run) for each of {', '.join(self.model.branches)}. Where a "
+                f"backbone occurs twice, name the branches: {', '.join(branches)}."
+            )
 
     def _check_copies(self, stage: str) -> None:
         """Raise where classes would be balanced by copies that are all the same; family boosted augments them itself."""

@@ -167,6 +167,13 @@ class ModelConfig(Section):
             raise ValueError("auxiliary_heads: only backbone googlenet of family transfer has them.")
         return self
 
+    def name_branches(self) -> dict[str, str]:
+        """Return the backbone of each branch of a hybrid by the branch's name, e.g. "branch1_resnet50".
+
+        Numbered, so that a backbone may occur twice, and so that weights of [a, b] do not pass for those of [b, a].
+        """
+        return {f"branch{number}_{name}": name for number, name in enumerate(self.branches, 1)}
+
 
 class LabelsConfig(Section):
     """How the label names of the data become those of the model."""
@@ -210,6 +217,18 @@ class FacesConfig(Section):
         return self
 
 
+class CropConfig(Section):
+    """tfds: what becomes of an image when it is read. null: by what the set is; faces, small square images of one size, and
+    images that a protocol, fraction, faces step or the like needs in memory are shown whole, others are cropped as
+    ImageNet's are. The run notes which it is, and why."""
+
+    train: Literal[names.TRAIN_CROPS] | None = None
+    """random_resized: random crops of 25 to 100 % of the area and an aspect ratio of 3/4 to 4/3. none: the whole image, made
+    a square as `aspect` says. pad: the same with `aspect: pad`, which it sets."""
+    validation: Literal[names.VALIDATION_CROPS] | None = None
+    """Of test, too. center: 87.5 % of the shorter side; none: as in train. null: center where train has random_resized."""
+
+
 class DataConfig(Section):
     """Where images come from and how they are split."""
 
@@ -245,6 +264,8 @@ class DataConfig(Section):
     aspect: Literal[names.ASPECTS] = "crop"
     """Networks see squares. crop: the largest centred square of an image that is not one. pad: the whole image, in
     the centre of a square whose rest repeats the image's outermost pixels. The trained model remembers which."""
+    crop: CropConfig = CropConfig()
+    """tfds only."""
     faces: FacesConfig | None = None
     """Faces found, aligned, evened out; kept in $DLFER_CACHE (~/.cache/dlfer) for the very same images."""
     max_megapixels: Annotated[float, Field(gt=0, le=2000)] = 200.0
@@ -276,10 +297,12 @@ class DataConfig(Section):
             raise ValueError("soft_targets: found ferplus without a file of votes; set votes: PATH of fer2013new.csv.")
         if self.soft_share != 1.0 and self.soft_targets is None:
             raise ValueError("soft_share: belongs to soft_targets, which is null; set soft_targets: ferplus.")
-        if self.source == "tfds" and (self.soft_targets is not None or self.drop_duplicates):
+        if self.source != "tfds" and self.crop != CropConfig():
             raise ValueError(
-                "soft_targets, drop_duplicates: found with source tfds, whose images are streamed; leave them out."
+                f"crop: only source tfds takes it, found with source {self.source}; see data.faces, stage.crop."
             )
+        if self.source == "tfds":
+            self._check_tfds()
         if self.split == "after_balance" and self.drop_duplicates:
             raise ValueError(
                 "drop_duplicates: found true with split: after_balance, which puts duplicates on both sides on purpose; "
@@ -298,3 +321,46 @@ class DataConfig(Section):
         if self.protocol != "paper" and self.split is not None:
             raise ValueError(f"split: found {self.split} under protocol {self.protocol}; it belongs to protocol paper.")
         return self
+
+    @property
+    def needs_memory(self) -> str | None:
+        """The first key that asks for all images in memory, with its value; None where there is none."""
+        asked = {
+            f"protocol: {self.protocol}": self.protocol != "official",
+            f"select_on: {self.select_on}": self.select_on is not None,
+            f"fraction: {self.fraction}": self.fraction is not None,
+            "faces": self.faces is not None,
+            f"size: {self.size}": self.size is not None,
+            "drop_duplicates: true": self.drop_duplicates,
+        }
+        return next((key for key, is_asked in asked.items() if is_asked), None)
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether images are read anew in each epoch, as far as that is known before the data is looked at."""
+        is_cropped = self.crop.train == "random_resized"
+        return self.source == "tfds" and (is_cropped or (self.crop.train is None and self.name.startswith("imagenet")))
+
+    def _check_tfds(self) -> None:
+        if self.crop.train == "pad" and "aspect" not in self.model_fields_set:
+            # The network remembers it. The section is immutable from here on.
+            object.__setattr__(self, "aspect", "pad")
+            self.model_fields_set.add("aspect")
+        if self.crop.train == "pad" and self.aspect != "pad":
+            raise ValueError(f"aspect: found {self.aspect} with crop.train: pad. Set it to pad, or leave it out.")
+        if self.soft_targets is not None:
+            raise ValueError(
+                "soft_targets: found ferplus with source tfds, whose images have no rows that votes belong to; leave it out, "
+                "or take source fer2013."
+            )
+        if self.skip_unreadable:
+            raise ValueError(
+                "skip_unreadable: found true with source tfds, which reads images only when they are needed and cannot count "
+                "them before. Set it to false, or use source folder."
+            )
+        if self.is_streamed and self.needs_memory is not None:
+            key = self.needs_memory.partition(":")[0]
+            raise ValueError(
+                f"{key}: found {self.needs_memory} with source tfds and random crops (crop.train: random_resized), for which "
+                "images are read anew in each epoch; it needs them in memory. Leave it out, or set crop: {train: none}."
+            )

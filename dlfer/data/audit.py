@@ -68,7 +68,7 @@ def audit_splits(
     """Return what the splits of a data set hold and share.
 
     Args:
-        splits: in-memory splits; streamed ones are counted and not looked into.
+        splits: in-memory splits; of streamed ones the classes are counted by one pass, and the images not looked into.
         labels: names of the targets.
         reading: what the source met with.
         votes: a file of FER+ votes.
@@ -101,7 +101,7 @@ def _describe_images(
     near = _count_kind(survey.groups, targets, survey.part_of)
     contrast = survey.contrast[survey.distinct]
     no_faces = None
-    if _are_expressions(labels):
+    if are_expressions(labels):
         no_faces = find_no_faces(survey.signatures[survey.distinct], contrast, survey.groups, where)
     return {
         "distinct_images": len(survey.brightness),
@@ -145,9 +145,10 @@ def number_groups(survey: Survey, where: Sequence[Place]) -> np.ndarray:
 
 
 def _count_classes(split: Split | StreamedSplit, labels: tuple[str, ...]) -> AuditedSplit:
-    if not isinstance(split, Split):
-        return AuditedSplit(num_images=len(split))
-    counts = np.bincount(split.targets, minlength=len(labels)).tolist()
+    if isinstance(split, Split):
+        counts = np.bincount(split.targets, minlength=len(labels)).tolist()
+    else:
+        counts = split.count_classes().tolist()
     present = [count for count in counts if count]
     return AuditedSplit(
         num_images=len(split),
@@ -208,7 +209,8 @@ def _find_all_outliers(
     )
 
 
-def _are_expressions(labels: tuple[str, ...]) -> bool:
+def are_expressions(labels: tuple[str, ...]) -> bool:
+    """Tell whether most labels are expressions, so that the images show faces."""
     return 2 * sum(label.casefold() in CANONICAL for label in labels) >= max(2, len(labels))
 
 

@@ -95,9 +95,9 @@ class StreamedSplit(Protocol):
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (images uint8 [B, S, S, 3], targets int64 [B], ids str [B]).
 
-        In training the order is shuffled, each image is cropped at random (scale 0.25..1, aspect
-        3/4..4/3) and an incomplete last batch is dropped, unless it is the only one; else the order is
-        the data set's own, the crop is the central one (87.5 %) and nothing is dropped.
+        In training the order is shuffled, each image is cropped as the source was told to (`data.crop`), and an
+        incomplete last batch is dropped, unless it is the only one; else the order is the data set's own, the crop
+        that of validation, and nothing is dropped.
 
         Args:
             batch_size: B.
@@ -109,6 +109,18 @@ class StreamedSplit(Protocol):
 
     def shard(self, index: int, count: int) -> StreamedSplit:
         """Return share `index` of `count`: together they hold each image once, in numbers that differ by one."""
+        ...
+
+    def count_classes(self) -> np.ndarray:
+        """Return int64 [C], the number of images of each label; the first call may read all records once."""
+        ...
+
+    def balance(self, how: str) -> StreamedSplit:
+        """Return the split whose epochs in training repeat images, or leave some out, as `balance: how` says.
+
+        Raises:
+            ConfigError: a stream cannot be balanced so.
+        """
         ...
 
 

@@ -16,7 +16,7 @@ from dlfer.config.schema import StageConfig
 from dlfer.data.augment import draw_augmentation, mix_targets
 from dlfer.data.bundle import WHOLE, Share, Split, StreamedSplit
 from dlfer.data.images import compute_side
-from dlfer.errors import ConfigError, ProtocolError
+from dlfer.errors import ProtocolError
 
 ROTATION_DEGREES = 10.0
 ZOOM = 0.2
@@ -167,7 +167,7 @@ def count_steps(split: Split | StreamedSplit, config: StageConfig, share: Share 
     its own, so that its incomplete last batch is left out, too.
     """
     if _is_streamed(split):
-        return max(1, len(split) // share.count // max(1, config.batch_size // share.count))
+        return max(1, len(split.balance(config.balance)) // share.count // max(1, config.batch_size // share.count))
     return max(1, len(_epoch_indices(split, config, seed=0, epoch=0)) // config.batch_size)
 
 
@@ -218,7 +218,6 @@ def iterate_epoch(
         `draw_augmentation`; targets float32 [B, C], rows sum to one.
     """
     is_streamed = _is_streamed(split)
-    _check_balance(split, config)
     # A streamed host draws for its own images alone; the first host's numbers are those of a single one.
     own = [share.index] if is_streamed and share.index else []
     if is_streamed:
@@ -258,7 +257,9 @@ def _slice(split: Split, config: StageConfig, *, seed: int, epoch: int, start_st
 
 def _stream(split: StreamedSplit, config: StageConfig, seed: int, epoch: int, *, start_step: int, share: Share):
     size = max(1, config.batch_size // share.count)
-    batches = take_share(split, share).batches(size, seed=seed, epoch=epoch, start_step=start_step, training=True)
+    batches = take_share(split.balance(config.balance), share).batches(
+        size, seed=seed, epoch=epoch, start_step=start_step, training=True
+    )
     # Where the images do not divide, some hosts hold one more; none may do a step more than the others.
     for images, targets, _ in itertools.islice(batches, count_steps(split, config, share) - start_step):
         yield images, targets, None
@@ -276,20 +277,13 @@ def find_class_weights(split: Split | StreamedSplit, config: StageConfig, num_la
     Mixup and cutmix do not change the expected total of a class, since each image gives to its partner what it
     gets from it in the mean; soft targets do.
     """
-    _check_balance(split, config)
     if config.balance != "class_weight":
         return None
+    if _is_streamed(split):
+        return compute_class_weights(split.count_classes())
     if split.soft_targets is None:
         return compute_class_weights(np.bincount(split.targets, minlength=num_labels))
     return compute_class_weights(split.soft_targets.sum(axis=0, dtype=np.float64))
-
-
-def _check_balance(split: Split | StreamedSplit, config: StageConfig) -> None:
-    if _is_streamed(split) and config.balance != "none":
-        raise ConfigError(
-            f"balance: found {config.balance} for the streamed data {split.name!r}, expected none; "
-            "balancing needs the targets of all images in memory."
-        )
 
 
 def _is_streamed(split: Split | StreamedSplit) -> bool:

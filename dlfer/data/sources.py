@@ -13,7 +13,7 @@ import numpy as np
 
 from dlfer.config.load import resolve_path
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.sections import DataConfig, LabelsConfig
+from dlfer.config.sections import CropConfig, DataConfig, LabelsConfig
 from dlfer.data.bundle import DataBundle, Reading, Split
 from dlfer.data.faces import prepare_faces
 from dlfer.data.folder import NOT_DRAWN, load_folder
@@ -41,14 +41,12 @@ class SourceSpec:
         needs: the files it needs, in words.
         load: (config, image_size) -> DataBundle in the source's own parts.
         own_labels: it applies config.labels itself, before it decodes or streams.
-        streams: its splits are read batch by batch, so that only protocol official applies.
     """
 
     summary: str
     needs: str
     load: Loader
     own_labels: bool = False
-    streams: bool = False
 
 
 SOURCES: dict[str, SourceSpec] = {
@@ -68,7 +66,6 @@ SOURCES: dict[str, SourceSpec] = {
         "name: e.g. imagenet2012, whose two archives are fetched by hand",
         lambda config, image_size: importlib.import_module("dlfer.data.tfds_stream").load_tfds(config, image_size),
         own_labels=True,
-        streams=True,
     ),
     "arrays": SourceSpec(
         "Arrays of an .npz without pickle",
@@ -92,7 +89,8 @@ def load_data(
     """Return the splits of a data section: loaded, labelled, drawn, and split as the protocol says.
 
     `config.num_images` limits the source's own parts, in whose images `config.faces` then finds the faces, and
-    `config.fraction` draws from all of them, before anything is split. Streamed sources keep their own parts, so they take the official protocol only.
+    `config.fraction` draws from all of them, before anything is split. Streamed images keep
+    their own parts, so they take the official protocol only.
 
     Args:
         config: the data section.
@@ -106,17 +104,16 @@ def load_data(
         DataError: rows, files or labels are wrong, or a class of train is empty.
         ProtocolError: the protocol forbids the split or the balance, or the source cannot follow it.
     """
-    spec = SOURCES[config.source]
-    check_streaming(config)
     bundle = load_parts_of_source(config, image_size=image_size)
-    if spec.streams:
-        return bundle
     if bundle.train is None:
         found = ", ".join(f"{name} ({len(split):,} images)" for name, split in bundle.parts.items())
         raise DataError(
             f"data: {config.path} has {found} and no train, which training needs. Put a folder train beside them, set "
             "data.path to the folder of classes to be split, or say by data.folders which folder is train."
         )
+    if not isinstance(bundle.train, Split):
+        _check_streamed(bundle, config, balance=balance)
+        return bundle
     drawn = {
         part: draw_subset(split, getattr(config.num_images, part), config.seed) for part, split in bundle.parts.items()
     }
@@ -135,20 +132,6 @@ def load_data(
         bundle = add_soft_targets(bundle, read_votes(resolve_path(config.votes)), share=config.soft_share)
     notes = check_classes(bundle, limited=config.num_images.train is not None)
     return dataclasses.replace(bundle, notes=(*bundle.notes, *notes, *_describe_aspect(bundle, config.aspect)))
-
-
-def check_streaming(config: DataConfig) -> None:
-    """Raise ProtocolError where a source that streams its images is to do what needs all of them."""
-    if not SOURCES[config.source].streams:
-        return
-    if config.protocol != "official" or config.select_on or config.fraction or config.faces:
-        asked = {"select_on": config.select_on, "fraction": config.fraction, "faces": config.faces}
-        asked[f"protocol {config.protocol}"] = True
-        raise ProtocolError(
-            f"data: source {config.source} streams its images, so it takes its own parts only; found "
-            f"{next(key for key, value in asked.items() if value)}. "
-            "Set protocol: official, select_on: null, fraction: null and faces: null (num_images limits a part)."
-        )
 
 
 def _count_left_out(bundle: DataBundle, before: DataBundle, reason: str) -> DataBundle:
@@ -238,6 +221,39 @@ def _advise_missing(bundle: DataBundle, empty: list[str]) -> str:
     )
 
 
+def _check_streamed(bundle: DataBundle, config: DataConfig, *, balance: str) -> None:
+    """Raise where something was asked of streamed images that only images in memory can give."""
+    asked = f"balance: {balance}" if balance == "undersample" else config.needs_memory
+    if asked is not None:
+        num_images = sum(map(len, bundle.parts.values()))
+        raise ProtocolError(
+            f"data: found {asked}, which needs the images in memory, but source {config.source} streams these {num_images:,} images: "
+            "in memory it holds images that are not cropped at random (data.crop) and take less than 2 GB. "
+            "Leave it out (balance: sampler and class_weight work), or set crop: {train: none} and a smaller num_images or size."
+        )
+
+
+def prepare_data(config: DataConfig, *, say: Callable[[str], None] | None = None) -> str | None:
+    """Make the records of a data set of tensorflow_datasets where they are not there; return where they lie, in words.
+
+    None: the source reads its files as they are.
+
+    Raises:
+        MissingDataError: the data is not there, or its folder cannot be written.
+    """
+    module = importlib.import_module("dlfer.data.tfds_stream") if config.source == "tfds" else None
+    if module is None or config.name == module.IMAGE_FOLDER:
+        return None
+    builder = module.prepare_data_set(_resolve(config), say)
+    counts = ", ".join(f"{name} {info.num_examples:,}" for name, info in builder.info.splits.items())
+    return f"{config.name} is prepared in {builder.data_dir} ({counts})"
+
+
+def _resolve(config: DataConfig) -> DataConfig:
+    """Return the section with ${DLFER_DATA} and other variables of its path filled in."""
+    return config if config.path is None else config.model_copy(update={"path": str(resolve_path(config.path))})
+
+
 def load_parts_of_source(config: DataConfig, *, image_size: int) -> DataBundle:
     """Return the parts that a source itself has, labelled by the config's names; nothing is drawn or split.
 
@@ -245,9 +261,7 @@ def load_parts_of_source(config: DataConfig, *, image_size: int) -> DataBundle:
         MissingDataError, DataError: as `load_data`.
     """
     spec = SOURCES[config.source]
-    if config.path is not None:  # with ${DLFER_DATA} and other variables filled in
-        config = config.model_copy(update={"path": str(resolve_path(config.path))})
-    bundle = spec.load(config, image_size)
+    bundle = spec.load(_resolve(config), image_size)
     return bundle if spec.own_labels else relabel_bundle(bundle, config.labels)
 
 
@@ -276,7 +290,7 @@ def replace_by_synthetic(config: DataConfig) -> tuple[DataConfig, str]:
     source = "synthetic_faces" if faces else "synthetic_scenes"
     labels = _translate_labels(config.labels) if faces else LabelsConfig()
     values = {**dict(config), "source": source, "path": None, "name": None, "splits": None, "labels": labels}
-    values["num_labels"] = None if faces else num_labels
+    values |= {"num_labels": None if faces else num_labels, "crop": CropConfig()}
     # What is drawn in place of absent images has no votes.
     values |= {"soft_targets": None, "soft_share": 1.0}
     where = config.path or config.name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -11,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlfer.data.bundle import WHOLE, Share
-from dlfer.errors import DataError
+from dlfer.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -42,7 +43,10 @@ class TfdsSplit:
         read: (rng or None, start, share) -> dataset of (encoded image, target, id) in the order that `rng`
             draws, or in the data set's own, without the first `start` of the share. Nothing is decoded yet.
         lookup: int64 [classes of the data], the index of each in the bundle's labels.
+        count: gives int64 [C], the images of each label; called when it is needed, and once.
         aspect: "crop" crops the images as they are; "pad" pads them to squares first, by repeating their edges.
+        train_crop, crop: in training and otherwise, see `CropConfig`.
+        wanted: images of each label in an epoch of training; None: each image once.
         share: which images it holds, where several hosts divide them.
     """
 
@@ -51,7 +55,11 @@ class TfdsSplit:
     image_size: int
     read: Read
     lookup: np.ndarray
+    count: Callable[[], np.ndarray]
     aspect: str = "crop"
+    train_crop: str = "random_resized"
+    crop: str = "center"
+    wanted: tuple[int, ...] | None = None
     share: Share = WHOLE
 
     def __len__(self) -> int:
@@ -63,17 +71,49 @@ class TfdsSplit:
         Of files the parts are dealt out anew each epoch, in its drawn order, so that all parts' batches together
         are those of the whole split. Of records each part is a range, so that a host reads no others.
         """
+        if self.wanted is not None and count > 1:
+            raise ConfigError(
+                f"balance: the streamed data {self.name!r} is balanced by repetition, which {count} hosts cannot share; "
+                "set balance: none or class_weight."
+            )
         share = Share(index, count)
         return replace(self, share=share, num_images=share.count_images(self.num_images))
+
+    def count_classes(self) -> np.ndarray:
+        """Return int64 [C], the number of images of each label of the whole part; the first call may read all records."""
+        return self.count()
+
+    def balance(self, how: str) -> TfdsSplit:
+        """Return the part whose training epochs are balanced, see `StreamedSplit.balance`.
+
+        Of each label every image is repeated in turn: sampler: N / C images of each label (of a large one some are left
+        out, others in each epoch); augment: as many of each as the largest has, every image at least once.
+        """
+        if how in ("none", "class_weight"):
+            return self
+        if how == "undersample":
+            raise ConfigError(
+                f"balance: found undersample for the streamed data {self.name!r}, which would have to leave out the same "
+                "images in each epoch; set balance: sampler or class_weight, or crop: {train: none} for data that fits into memory."
+            )
+        counts = self.count_classes()
+        present = np.flatnonzero(counts)
+        wanted = np.zeros_like(counts)
+        if how == "augment":
+            wanted[present] = counts.max()
+        else:
+            wanted[present] = counts.sum() // len(present)
+            wanted[present[: counts.sum() % len(present)]] += 1
+        return replace(self, wanted=tuple(wanted.tolist()), num_images=int(wanted.sum()))
 
     def batches(
         self, batch_size: int, *, seed: int, epoch: int, start_step: int = 0, training: bool
     ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
         """Yield (images uint8 [B, S, S, 3], targets int64 [B], ids str [B]), see `StreamedSplit.batches`.
 
-        The central crop is 87.5 % of the shorter side; with `aspect` pad of the longer one, to which the image is
-        padded. The random crops are the one place where aspect ratios change, on purpose and for square images just
-        as for others. Images smaller than S are enlarged, grey ones become three equal channels. The images of the
+        The central crop is 87.5 % of the shorter side, without a crop all of it; with `aspect` pad of the longer one, to
+        which the image is padded. The random crops are the one place where aspect ratios change, on purpose and for square
+        images just as for others. Images smaller than S are enlarged, grey ones become three equal channels. The images of the
         batches that `start_step` leaves out are not decoded.
 
         Raises:
@@ -85,7 +125,7 @@ class TfdsSplit:
         dataset = self._read(seed, epoch, start, training)
         # The first half of the seed of an epoch's crops; the other half is the image's place in the order.
         key = int(np.random.default_rng([seed, _CROP, epoch]).integers(2**62)) if training else None
-        crop = _make_crop(key)
+        crop = _make_crop(self.train_crop if training else self.crop, key)
         decode = _make_decode(self.image_size, crop, self.aspect)
         share = self.share
         dataset = dataset.enumerate(start=start).map(
@@ -107,7 +147,15 @@ class TfdsSplit:
             start += len(images)
 
     def _read(self, seed: int, epoch: int, start: int, training: bool) -> tf.data.Dataset:
-        return self.read(np.random.default_rng([seed, _ORDER, epoch]) if training else None, start, self.share)
+        if not training:
+            return self.read(None, start, self.share)
+        rng = np.random.default_rng([seed, _ORDER, epoch])
+        if self.wanted is None:
+            return self.read(rng, start, self.share)
+        counts = self.count_classes()
+        repeated = _repeat(self.read(rng, 0, self.share), self.lookup, counts, np.array(self.wanted), rng)
+        # Copies come one after the other.
+        return _shuffle(repeated, rng).skip(start)
 
     def _map_targets(self, targets: np.ndarray, ids: np.ndarray) -> np.ndarray:
         if targets.min() < 0:
@@ -177,6 +225,56 @@ def make_file_reader(root: Path, ids: np.ndarray, targets: np.ndarray) -> Read:
     return read
 
 
+def make_label_counter(builder: Any, slices: list[Slice], label_key: str, lookup: np.ndarray) -> Callable:
+    """Return a function that gives int64 [C], the images of each label in ranges of records; it reads them once."""
+    import tensorflow_datasets as tfds
+
+    @functools.cache
+    def count() -> np.ndarray:
+        spec = "+".join(f"{name}[{begin}:{end}]" for name, begin, end in slices)
+        decoders = tfds.decode.PartialDecoding({label_key: True})
+        config = tfds.ReadConfig(try_autocache=False)
+        counts = np.zeros(lookup.max() + 1, np.int64)
+        for batch in (
+            builder.as_dataset(split=spec, decoders=decoders, read_config=config).batch(4096).as_numpy_iterator()
+        ):
+            if batch[label_key].min() < 0:
+                raise DataError(f"{spec}: found images without a label; name a part with labels by data.splits.")
+            counts += np.bincount(lookup[batch[label_key]], minlength=len(counts))
+        return counts
+
+    return count
+
+
+def _repeat(
+    dataset: tf.data.Dataset, lookup: np.ndarray, counts: np.ndarray, wanted: np.ndarray, rng: np.random.Generator
+) -> tf.data.Dataset:
+    """Repeat the n images of each label in turn, so that there are exactly `wanted` of it.
+
+    The image k of a label comes floor(((k + 1) w + o) / n) - floor((k w + o) / n) times; o, in 0..n - 1, is drawn anew in
+    each epoch, so that it is not always the same images that come once more.
+
+    Args:
+        dataset: of (encoded image, target of the data set, id).
+        lookup: int64 [classes of the data], the label of each.
+        counts, wanted: int64 [C].
+        rng: draws o.
+    """
+    import tensorflow as tf
+
+    labels, sizes, wanted = tf.constant(lookup, tf.int64), tf.constant(np.maximum(counts, 1)), tf.constant(wanted)
+    offsets = tf.constant(rng.integers(np.maximum(counts, 1)))
+
+    def find_copies(seen, example):
+        label = labels[example[1]]
+        before = seen[label] * wanted[label] + offsets[label]
+        copies = (before + wanted[label]) // sizes[label] - before // sizes[label]
+        return tf.tensor_scatter_nd_add(seen, [[label]], [1]), (example, copies)
+
+    scanned = dataset.scan(tf.zeros(len(counts), tf.int64), find_copies)
+    return scanned.flat_map(lambda example, copies: tf.data.Dataset.from_tensors(example).repeat(copies))
+
+
 def _shuffle(dataset: tf.data.Dataset, rng: np.random.Generator) -> tf.data.Dataset:
     """Shuffle within a buffer, by seeds that `rng` draws alone.
 
@@ -199,8 +297,8 @@ def _shuffle(dataset: tf.data.Dataset, rng: np.random.Generator) -> tf.data.Data
     return tf.data.experimental.from_variant(variant, dataset.element_spec)
 
 
-def _make_crop(key: int | None) -> Callable:
-    """Return (height, width, index) -> int32 [top, left, height, width]: random if there is a key, else central."""
+def _make_crop(how: str, key: int | None) -> Callable:
+    """Return (height, width, index) -> int32 [top, left, height, width]: random by the key, or the central square."""
     import tensorflow as tf
 
     def draw(height, width, index):
@@ -216,10 +314,11 @@ def _make_crop(key: int | None) -> Callable:
 
     def take_centre(height, width, index):
         shorter = tf.cast(tf.minimum(height, width), tf.float32)
-        side = tf.maximum(tf.cast(tf.round(CENTRAL_CROP * shorter), tf.int32), 1)
+        share = CENTRAL_CROP if how == "center" else 1.0
+        side = tf.maximum(tf.cast(tf.round(share * shorter), tf.int32), 1)
         return tf.stack([(height - side) // 2, (width - side) // 2, side, side])
 
-    return take_centre if key is None else draw
+    return draw if how == "random_resized" else take_centre
 
 
 def _make_decode(image_size: int, crop: Callable, aspect: str) -> Callable:

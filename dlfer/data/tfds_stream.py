@@ -6,23 +6,37 @@ is cached: memory holds the shuffle buffer (encoded images) and a few batches.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import importlib
+import io
 import itertools
 import os
 import re
 import shutil
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dlfer.config.sections import DataConfig
-from dlfer.data.bundle import DataBundle, Split, StreamedSplit
-from dlfer.data.layout import PART_NAMES, scan_folder
+from dlfer.data.audit import are_expressions
+from dlfer.data.bundle import WHOLE, DataBundle, Split, StreamedSplit
 from dlfer.data.labels import index_labels, match_labels, order_labels
+from dlfer.data.layout import PART_NAMES, ImageFile, scan_folder
 from dlfer.data.split import draw_indices
-from dlfer.data.tfds_read import Slice, TfdsSplit, cut_slices, make_file_reader, make_record_reader
+from dlfer.data.tfds_read import (
+    Read,
+    Slice,
+    TfdsSplit,
+    cut_slices,
+    make_file_reader,
+    make_label_counter,
+    make_record_reader,
+)
 from dlfer.errors import DataError, MissingDataError, ProtocolError
 
 ARCHIVES = {
@@ -89,15 +103,27 @@ def _explain(manual: Path) -> str:
     return (
         "Obtain ImageNet (ILSVRC 2012) from https://image-net.org: register, accept the terms (non-commercial research "
         f"and education), and put {sizes} into {manual}. "
-        "The shortcut is the published weights: --set pretrain.weights=imagenet."
+        "Then prepare it once: dlfer prepare FILE. The shortcut is the published weights: --set pretrain.weights=imagenet."
     )
 
+
+_PREPARE = (
+    "It is prepared once, where its folder can be written: dlfer prepare FILE (in a container with the data mounted without "
+    ":ro, e.g. docker compose run --rm prepare). Training reads it only, from a read-only mount as well."
+)
 
 IMAGE_FOLDER = "image_folder"
 MAX_SPLIT_BYTES = 2_000_000_000
 
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
-_CANDIDATES = {"train": ("train",), "validation": ("validation", "val", "valid", "test"), "test": ()}
+_CANDIDATES = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
+HELD_OUT = 10
+"""Where a data set has train and test alone, one image in so many of train selects the model."""
+
+SMALL_SIDE = 128
+"""Pixels: square images of one size up to this side count as cropped already."""
+NUM_LOOKED_AT = 64
+_FACES = re.compile(r"(?<!sur)face|celeb|emotion|expression|affectnet|jaffe|(?<![a-z])(fer|raf|ck)(?![a-z])", re.I)
 
 
 def load_tfds(config: DataConfig, image_size: int) -> DataBundle:
@@ -106,26 +132,22 @@ def load_tfds(config: DataConfig, image_size: int) -> DataBundle:
     `config.name` is the data set ("cifar10", "imagenet2012:5.1.0"), `config.path` the folder of
     data sets (null: the default of tensorflow_datasets). It needs one uint8 image and one class
     label. The name "image_folder" takes class folders train/<class>/<image> at `config.path`
-    instead. `config.splits` names the parts; train is "train" and validation is "validation" (or
-    "val", "valid", "test") where it says nothing. A test part is held in memory.
+    instead. `config.splits` names the parts; where it says nothing, train is "train", validation is
+    "validation" (or "val", "valid"; else a tenth of train, if there is a test part) and test is "test", which
+    selects nothing. A test part is held in memory, and so are all parts where no crop is random and
+    they take less than 2 GB.
 
     Args:
         config: the data section, with source tfds.
-        image_size: side in pixels of the squares that are cropped from the images.
+        image_size: side in pixels of the squares that are cropped from the images, where `config.size` is null.
 
     Raises:
         MissingDataError: the data set is not there and cannot be prepared.
         DataError: no such data set or part, no image or label in it, or a key that streaming cannot honour.
         ProtocolError: two parts share images.
     """
-    if config.skip_unreadable:
-        raise DataError(
-            "data.skip_unreadable: found true with source tfds, which reads images only when they are needed and "
-            "cannot count them before. Set it to false, or use source folder."
-        )
-    if config.name == IMAGE_FOLDER:
-        return _load_image_folder(config, image_size)
-    return _load_data_set(config, image_size)
+    load = _load_image_folder if config.name == IMAGE_FOLDER else _load_data_set
+    return load(config, config.size or image_size)
 
 
 def read_split(split: StreamedSplit, num: int | None = None) -> Split | StreamedSplit:
@@ -156,12 +178,7 @@ def read_split(split: StreamedSplit, num: int | None = None) -> Split | Streamed
 
 def _load_data_set(config: DataConfig, image_size: int) -> DataBundle:
     """Return the bundle of a data set in tensorflow_datasets' own record files."""
-    base_name = re.split("[:/]", config.name)[0]
-    if base_name == "imagenet2012":
-        check_imagenet2012(config.path)
-    if base_name == "fer2013":
-        importlib.import_module("dlfer.data.fer2013")
-    builder = _prepare(config)
+    builder = prepare_data_set(config)
     features = builder.info.features
     image_key, label_key = _find_features(config.name, features)
     names = list(features[label_key].names)
@@ -171,18 +188,29 @@ def _load_data_set(config: DataConfig, image_size: int) -> DataBundle:
             f"data.labels.drop: the records of {config.name} can be counted only by reading all of them, so source "
             "tfds cannot leave classes out. Use name: image_folder or source folder, or keep the classes."
         )
-    chosen = _choose_parts(config, tuple(builder.info.splits))
+    chosen, notes = _choose_parts(config, tuple(builder.info.splits))
     slices = {part: _resolve_slices(builder, wanted, config.name) for part, wanted in chosen.items()}
     _check_disjoint(slices)
-    splits, notes = {}, []
+    reads, counts = {}, {}
     for part, wanted in chosen.items():
         total = sum(stop - start for _, start, stop in slices[part])
         num = min(total, getattr(config.num_images, part) or total)
         if num < total:
             notes.append(f"{part}: the first {num} of {total} images of {wanted}, in the order of its records.")
-        read = make_record_reader(builder, cut_slices(slices[part], 0, num), image_key, label_key)
-        splits[part] = TfdsSplit(wanted, num, image_size, read, lookup, config.aspect)
-    return _bundle(labels, splits, notes)
+        own = cut_slices(slices[part], 0, num)
+        reads[part] = make_record_reader(builder, own, image_key, label_key)
+        counts[part] = (num, make_label_counter(builder, own, label_key, lookup))
+    height, width = features[image_key].shape[:2]
+    sizes = [(height, width)] if height and width else _look_at_sizes(reads["train"])
+    crops = _choose_crops(config, labels, sizes)
+    splits = {}
+    for part, wanted in chosen.items():
+        num, count = counts[part]
+        if part == "test" and "test" not in (config.splits or {}) and not _has_labels(reads[part]):
+            notes.append(f"test: the {num:,} images of {wanted} have no labels, so that they cannot judge; left out.")
+            continue
+        splits[part] = TfdsSplit(wanted, num, image_size, reads[part], lookup, count, config.aspect, *crops[:2])
+    return _bundle(config, labels, splits, [*notes, crops[2]])
 
 
 def _load_image_folder(config: DataConfig, image_size: int) -> DataBundle:
@@ -205,68 +233,198 @@ def _load_image_folder(config: DataConfig, image_size: int) -> DataBundle:
     names = sorted({file.class_name for file in files})
     mapping = match_labels(names, config.labels)
     labels = order_labels(label for label in mapping.values() if label is not None)
-    chosen = _choose_parts(config, tuple(parts))
+    chosen, notes = _choose_parts(config, tuple(parts))
+    held_out = chosen.get("validation", "").startswith("train[")
     folders = {part: PART_NAMES.get(wanted.casefold(), wanted) for part, wanted in chosen.items()}
+    if held_out:
+        folders |= {"train": "train", "validation": "held_out"}
+        parts |= _hold_out(parts["train"], mapping, seed=config.seed)
     _check_disjoint({part: [(folder, 0, len(parts.get(folder, ())))] for part, folder in folders.items()})
-    splits = {}
+    found = {}
     for part, wanted in chosen.items():
-        found = parts.get(folders[part])
-        if found is None:
+        if folders[part] not in parts:
             raise DataError(_describe_part(config.name, wanted, tuple(parts)))
-        kept = [file for file in found if mapping[file.class_name] is not None]
-        ids = np.array([file.id for file in kept])
-        targets = np.array([labels.index(mapping[file.class_name]) for file in kept], np.int64)
-        absent = [label for index, label in enumerate(labels) if part == "train" and not (targets == index).any()]
-        if absent:
-            raise DataError(f"{root}: train has no image of {', '.join(absent)}; a class needs images to be learned.")
+        found[part] = _list_files(parts[folders[part]], mapping, labels)
+    absent = [label for index, label in enumerate(labels) if not (found["train"][1] == index).any()]
+    if absent:
+        raise DataError(f"{root}: train has no image of {', '.join(absent)}; a class needs images to be learned.")
+    sizes = _look_at_files(root, found["train"][0])
+    crops = _choose_crops(config, labels, sizes)
+    splits = {}
+    for part, (ids, targets) in found.items():
         # Paths come sorted by class; a fixed mixed order lets the first n of them stand for all.
         rows = np.random.default_rng(config.seed).permutation(
             draw_indices(targets, ids, getattr(config.num_images, part), seed=config.seed)
         )
         read = make_file_reader(root, ids[rows], targets[rows])
-        splits[part] = TfdsSplit(wanted, len(rows), image_size, read, np.arange(len(labels)), config.aspect)
-    return _bundle(labels, splits, [])
+        count = partial(np.bincount, targets[rows], minlength=len(labels))
+        lookup = np.arange(len(labels))
+        name = chosen[part]
+        splits[part] = TfdsSplit(name, len(rows), image_size, read, lookup, count, config.aspect, *crops[:2])
+    return _bundle(config, labels, splits, [*notes, crops[2]])
 
 
-def _bundle(labels: tuple[str, ...], splits: dict[str, TfdsSplit], notes: list[str]) -> DataBundle:
+def _list_files(
+    files: Sequence[ImageFile], mapping: Mapping[str, str | None], labels: tuple[str, ...]
+) -> tuple[np.ndarray, np.ndarray]:
+    """Return the ids (str [N]) and targets (int64 [N]) of the files whose class is not dropped."""
+    kept = [file for file in files if mapping[file.class_name] is not None]
+    targets = np.array([labels.index(mapping[file.class_name]) for file in kept], np.int64)
+    return np.array([file.id for file in kept], dtype=str), targets
+
+
+def _hold_out(
+    files: Sequence[ImageFile], mapping: Mapping[str, str | None], *, seed: int
+) -> dict[str, list[ImageFile]]:
+    """Return train without a stratified tenth, and that tenth as "held_out"."""
+    files = [file for file in files if mapping[file.class_name] is not None]
+    classes = np.unique([file.class_name for file in files], return_inverse=True)[1]
+    ids = np.array([file.id for file in files])
+    chosen = set(draw_indices(classes, ids, max(1, len(files) // HELD_OUT), seed=seed).tolist())
+    return {
+        "train": [file for row, file in enumerate(files) if row not in chosen],
+        "held_out": [file for row, file in enumerate(files) if row in chosen],
+    }
+
+
+def _look_at_files(root: Path, ids: np.ndarray) -> list[tuple[int, int]]:
+    """Return (height, width) of some of the files, spread over all; those that cannot be read are left to the reading."""
+    rows = np.unique(np.linspace(0, len(ids) - 1, NUM_LOOKED_AT).astype(int))
+    return _measure(open(root / name, "rb").read() for name in ids[rows])
+
+
+def _look_at_sizes(read: Read) -> list[tuple[int, int]]:
+    """Return (height, width) of the first images of some records."""
+    examples = read(None, 0, WHOLE).take(NUM_LOOKED_AT).as_numpy_iterator()
+    return _measure(encoded for encoded, _, _ in examples)
+
+
+def _measure(encoded: Iterable[bytes]) -> list[tuple[int, int]]:
+    from PIL import Image, UnidentifiedImageError
+
+    sizes = []
+    for contents in encoded:
+        try:
+            # The header alone is read.
+            width, height = Image.open(io.BytesIO(contents)).size
+        except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+            continue
+        sizes.append((height, width))
+    return sizes
+
+
+def _has_labels(read: Read) -> bool:
+    return all(target >= 0 for _, target, _ in read(None, 0, WHOLE).take(NUM_LOOKED_AT).as_numpy_iterator())
+
+
+def _choose_crops(
+    config: DataConfig, labels: tuple[str, ...], sizes: Sequence[tuple[int, int]]
+) -> tuple[str, str, str]:
+    """Return the crop of training images, that of all others, and a note of both with the reason.
+
+    Args:
+        config: whose crop says it, where it is not null.
+        labels: of the data.
+        sizes: (height, width) of some of the training images.
+    """
+    side = sizes[0][0] if sizes else 0
+    are_small = side <= SMALL_SIDE and set(sizes) == {(side, side)}
+    folder = Path(config.path or "").name if config.name == IMAGE_FOLDER else ""
+    if are_expressions(labels) or _FACES.search(f"{config.name} {folder}"):
+        train, reason = "none", "they show faces, which crops would cut"
+    elif are_small:
+        train, reason = "none", f"they are squares of {side} pixels, cropped already"
+    elif config.needs_memory is not None:
+        train, reason = "none", f"{config.needs_memory} needs them in memory"
+    else:
+        train, reason = "random_resized", "they are large or differ in size, as ImageNet's"
+    if config.crop.train is not None:
+        train, reason = config.crop.train, "as set"
+    other = config.crop.validation or ("center" if train == "random_resized" else "none")
+    kinds = {"random_resized": "random crops", "none": "whole", "pad": "whole, padded", "center": "the central 87.5 %"}
+    return (
+        train,
+        other,
+        f"Images are seen in training: {kinds[train]}; otherwise: {kinds[other]} (data.crop; {reason}).",
+    )
+
+
+def _bundle(config: DataConfig, labels: tuple[str, ...], splits: dict[str, TfdsSplit], notes: list[str]) -> DataBundle:
     if len(labels) < 2:
         raise DataError(f"data: found one class only ({', '.join(labels)}), expected at least two.")
     for part, split in splits.items():
         if not len(split):
             raise DataError(f"data: {part} ({split.name}) has no images, expected at least one; see data.splits.")
-    test = read_split(splits["test"]) if "test" in splits else None
+    num_bytes = sum(len(split) * split.image_size**2 * 3 for split in splits.values())
+    is_held = splits["train"].train_crop != "random_resized" and num_bytes < MAX_SPLIT_BYTES
+    found = {part: read_split(split) if is_held or part == "test" else split for part, split in splits.items()}
+    test = found.get("test")
     if test is not None and not isinstance(test, Split):
-        raise DataError(
-            f"data.splits.test: its {len(test)} images at {test.image_size} px do not fit into "
-            f"{MAX_SPLIT_BYTES / 1e9:.0f} GB of memory; set data.num_images.test."
+        too_large = (
+            f"its {len(test):,} images at {test.image_size} px do not fit into {MAX_SPLIT_BYTES / 1e9:.0f} GB of memory; "
+            "set data.num_images.test."
         )
-    selected_on = splits["validation"].name
+        if "test" in (config.splits or {}):
+            raise DataError(f"data.splits.test: {too_large}")
+        notes, test = [*notes, f"test ({test.name}) judges nothing: {too_large}"], None
     return DataBundle(
-        "tfds", labels, splits["train"], splits["validation"], test, selected_on=selected_on, notes=tuple(notes)
+        "tfds",
+        labels,
+        found["train"],
+        found["validation"],
+        test,
+        selected_on=splits["validation"].name,
+        notes=tuple(notes),
     )
 
 
-def _choose_parts(config: DataConfig, available: tuple[str, ...]) -> dict[str, str]:
-    """Return the data set's own name of each part: as data.splits says, else the first usual name it has."""
+def _choose_parts(config: DataConfig, available: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    """Return the data set's own name of each part, as data.splits says, else the first usual name it has; with notes.
+
+    A part that data.splits uses for something else is not taken. Where there are train and test alone, a tenth of train
+    is validation: what judges may not select.
+    """
     chosen: dict[str, str] = dict(config.splits or {})
+    used = re.findall(r"\w+", " ".join(chosen.values()))
     for part, candidates in _CANDIDATES.items():
-        name = next((name for name in candidates if name in available), None)
-        if part in chosen:
-            continue
-        if name is not None and (part != "validation" or name not in chosen.values()):
+        name = next((name for name in candidates if name in available and name not in used), None)
+        if part not in chosen and name is not None:
             chosen[part] = name
-        elif part != "test":
-            raise DataError(
-                f"data.splits: {config.name} has the parts {', '.join(available)}, and none that is plainly {part}. "
-                "Name one, e.g. splits: {train: 'train[:90%]', validation: 'train[90%:]'}."
-            )
-    return chosen
+    notes = []
+    if "validation" not in chosen and chosen.get("train") == "train" and "test" in chosen:
+        kept = 100 - 100 // HELD_OUT
+        chosen |= {"train": f"train[:{kept}%]", "validation": f"train[{kept}%:]"}
+        notes.append(
+            f"{config.name} has no validation part: one in {HELD_OUT} images of train selects the model, and test judges it. "
+            "Duplicates may stand on both sides; data.splits says otherwise."
+        )
+    missing = [part for part in ("train", "validation") if part not in chosen]
+    if missing:
+        raise DataError(
+            f"data.splits: {config.name} has the parts {', '.join(available)}, and none that is plainly {missing[0]}. "
+            "Name one, e.g. splits: {train: 'train[:90%]', validation: 'train[90%:]'}."
+        )
+    return {part: chosen[part] for part in _CANDIDATES if part in chosen}, notes
 
 
-def _prepare(config: DataConfig) -> Any:
-    """Return the builder of a data set whose records are on the disk."""
+def prepare_data_set(config: DataConfig, say: Callable[[str], None] | None = None) -> Any:
+    """Return the builder of a data set of tensorflow_datasets, whose records are made first if they are not there.
+
+    Args:
+        config: the data section; its path is written to only where the data set is not prepared.
+        say: told what is prepared where; tensorflow_datasets shows how far it is.
+
+    Raises:
+        DataError: tensorflow_datasets knows no such data set.
+        MissingDataError: its files are not there, or its folder cannot be written.
+    """
     import tensorflow_datasets as tfds
 
+    base_name = re.split("[:/]", config.name)[0]
+    if base_name == "imagenet2012":
+        check_imagenet2012(config.path)
+    if base_name == "fer2013":
+        importlib.import_module("dlfer.data.fer2013")
     path = None if config.path is None else str(Path(config.path).expanduser())
     try:
         builder = tfds.builder(config.name, data_dir=path)
@@ -277,12 +435,22 @@ def _prepare(config: DataConfig) -> Any:
         raise DataError(f"data.name: tensorflow_datasets knows no data set {config.name!r}.{hint}") from error
     if builder.is_prepared():
         return builder
+    folder = find_data_dir(config.path).absolute()
+    existing = next(place for place in (folder, *folder.parents) if place.exists())
+    if not os.access(existing, os.W_OK):
+        raise MissingDataError(
+            f"{builder.data_dir}: the data set {config.name} is not prepared, and {existing} cannot be written. {_PREPARE}"
+        )
+    if say is not None:
+        say(f"preparing {config.name} in {builder.data_dir}; of a large data set this takes hours")
     download = tfds.download.DownloadConfig(try_download_gcs=False)
     try:
-        builder.download_and_prepare(download_config=download)
+        # What is prepared where is printed; only results belong on standard output.
+        with contextlib.redirect_stdout(sys.stderr):
+            builder.download_and_prepare(download_config=download)
     except (AssertionError, OSError) as error:
         raise MissingDataError(
-            f"{builder.data_dir}: the data set {config.name} is not there and cannot be prepared: {error}"
+            f"{builder.data_dir}: the data set {config.name} is not there and cannot be prepared: {error} {_PREPARE}"
         ) from error
     return builder
 

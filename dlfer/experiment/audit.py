@@ -111,7 +111,8 @@ def inspect_data(
         )
     survey = survey_images(held) if held else None
     found = audit_splits(data.splits, data.labels, reading=data.reading, votes=votes or data.votes, survey=survey)
-    audit = found.model_copy(update={"source": data.name, "notes": list(data.notes)})
+    notes = [*data.notes, *(_describe_streamed(split) for split in data.splits if not isinstance(split, Split))]
+    audit = found.model_copy(update={"source": data.name, "notes": notes})
     show(audit)
     writers: tuple[tuple[Path | None, Callable[[Path], object]], ...] = (
         (files.json, lambda path: write_atomically(path, audit.dump())),
@@ -167,10 +168,19 @@ def load_inspected(file: Path | None, *, csv: Path | None = None, folder: Path |
             f"dlfer audit {file}: expected an experiment file (.yaml) or arrays (.npz); "
             "a csv goes with --csv, class folders with --folder."
         )
-    bundle = load_parts_of_source(config.model_copy(update={"skip_unreadable": True}), image_size=image_size)
+    # What is streamed is not read, and cannot be left out.
+    update = {} if config.source == "tfds" else {"skip_unreadable": True}
+    bundle = load_parts_of_source(config.model_copy(update=update), image_size=image_size)
     splits = tuple(split for split in (bundle.train, bundle.validation, bundle.test) if split is not None)
     name = str(file if folder is None else folder)
     return Inspected(name, splits, bundle.labels, bundle.reading, bundle.notes, votes, config.seed)
+
+
+def _describe_streamed(split: StreamedSplit) -> str:
+    return (
+        f"{split.name}: {len(split):,} images are streamed. Their labels were counted; duplicates, leaks and outliers among them "
+        "were not looked for."
+    )
 
 
 def format_groups(data: Inspected, survey: Survey) -> str:

@@ -97,7 +97,10 @@ def build_carried_network(
     if pretrained is not None:
         record = carry_backbone(pretrained.folder, network)
         record.write(run.path)
-        session.listener.say(record.describe())
+        if record.branches:
+            run.update(branches=record.summarize_branches())
+        for line in record.describe():
+            session.listener.say(line)
     return network
 
 
@@ -184,7 +187,7 @@ def explain_stage(
 ) -> None:
     """Say what the training of one stage of a network would be: "EF-FER1" with its section, or "EF-FER2"."""
     if section is None or (section is config.pretrain and section.weights is not None):
-        session.listener.say(f"{name}: {'left out' if section is None else f'weights: {section.weights}'}")
+        session.listener.say(f"{name}: {'left out' if section is None else f'weights: {section.describe_weights()}'}")
         note = None if section is None else describe_foreign_scaling(config)
         if note is not None:
             session.listener.say(note)

@@ -20,7 +20,7 @@ from dlfer.config.load import resolve_path, with_overrides
 from dlfer.config.problems import list_problems
 from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.config.sections import DataConfig
-from dlfer.data.sources import SOURCES, check_streaming, is_present
+from dlfer.data.sources import SOURCES, is_present
 from dlfer.data.tfds_stream import IMAGE_FOLDER, check_imagenet2012, find_data_dir
 from dlfer.errors import ConfigError, DataError, DlferError, EnvironmentProblem, UserError
 from dlfer.model.backbones import BACKBONES
@@ -177,18 +177,6 @@ def _examine_numbers(stage: str, section: StageConfig, *, smoke: bool) -> Iterat
 
 def _examine_source(stage: str, section: StageConfig, *, smoke: bool) -> Iterator[str]:
     data, key = section.data, f"{stage}.data"
-    if SOURCES[data.source].streams:
-        try:
-            check_streaming(data)
-        except UserError as error:
-            yield f"{stage}.{error}"
-        if section.balance != "none":
-            yield (
-                f"{stage}.balance: found {section.balance} with source {data.source}, which streams its images, so that "
-                "classes cannot be counted before; expected none."
-            )
-        if data.skip_unreadable:
-            yield f"{key}.skip_unreadable: found true with source {data.source}, which counts no images before; set it to false."
     if smoke:
         return
     if data.source == "tfds":

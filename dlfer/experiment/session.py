@@ -50,7 +50,7 @@ def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[
             overrides[f"{stage}.data"] = data.model_dump(mode="json")
             warnings += [f"--smoke: {stage}: {warning}"] if warning else []
     if config.pretrain is not None and config.pretrain.weights is not None:
-        warnings.append(f"--smoke: pretrain.weights {config.pretrain.weights} replaced by random weights.")
+        warnings.append(f"--smoke: pretrain.weights {config.pretrain.describe_weights()} replaced by random weights.")
     return with_overrides(config, overrides), warnings
 
 

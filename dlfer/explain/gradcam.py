@@ -27,7 +27,6 @@ from dlfer.model.backbones import find_backbone
 from dlfer.model.classifier import Classifier, NetworkClassifier
 from dlfer.model.ensemble import EnsembleClassifier
 from dlfer.model.face_input import compute_taps
-from dlfer.model.hybrid import name_branches
 
 Function = Callable[[list[Any]], Any]
 Gradient = Callable[[list[Any], Any], list[Any]]
@@ -285,7 +284,7 @@ def _build_view(name: str, classifier: NetworkClassifier, stage: str) -> _Networ
             front=lambda pixels: [front(pixels)],
             back=lambda maps: answer(back(maps[0])),
         )
-    branches = name_branches(config.branches)
+    branches = config.name_branches()
     get = parts.backbone.get_layer
     cuts = [_cut(get(branch), backbone, f"{branch}_", stage=stage) for branch, backbone in branches.items()]
     prepare = [get(f"{branch}_input") for branch in branches]

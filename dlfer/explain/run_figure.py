@@ -83,14 +83,12 @@ def _compute_features(classifier: NetworkClassifier, images: np.ndarray) -> list
 
 def _list_networks(classifier: NetworkClassifier, pixels):
     """Return (prefix of its layers, backbone, network, its input) of the one network or of each branch."""
-    from dlfer.model.hybrid import name_branches
-
     backbone, config = classifier.parts.backbone, classifier.config
     if not config.branches:
         return [("", config.backbone, backbone, pixels)]
     return [
         (branch, name, backbone.get_layer(branch), backbone.get_layer(f"{branch}_input")(pixels))
-        for branch, name in name_branches(config.branches).items()
+        for branch, name in config.name_branches().items()
     ]
 
 

@@ -18,13 +18,14 @@ from dlfer.model.backbone_spec import (
     BackboneSpec,
     name_residual_blocks,
 )
-from dlfer.model.efficientnet_lite import describe_lite
+from dlfer.model.efficientnet_lite import PACKAGED_WEIGHTS, describe_lite
 from dlfer.model.keras_backbones import (
     describe_efficientnet,
     describe_efficientnet_v2,
     describe_keras,
     describe_resnet,
 )
+from dlfer.model.weights_file import load_weights
 
 if TYPE_CHECKING:
     import keras
@@ -266,12 +267,16 @@ def load_published_weights(name: str, backbone: keras.Model, weights_file: str |
         TransferError: the network in the file is another function.
     """
     spec = find_backbone(name)
-    if spec.load is None:
+    if spec.load is not None:
+        spec.load(backbone, weights_file)
+    elif weights_file is not None:
+        load_weights(backbone, weights_file)
+    else:
         raise ModelError(
-            f"pretrain.weights: found imagenet, but no ImageNet weights of {name} are published; "
-            "leave it null to train EF-FER1, or choose another backbone (dlfer show backbones)."
+            f"pretrain.weights: found imagenet, but no ImageNet weights of {name} are published. {PACKAGED_WEIGHTS} Name a "
+            f"file or a run with weights of {name}, leave it null to train EF-FER1, or choose another backbone (dlfer show "
+            "backbones)."
         )
-    spec.load(backbone, weights_file)
     if weights_file:
         return f"weights of {name} from {weights_file}"
     return f"ImageNet weights of {name}, {'as they come with dlfer' if 'lite' in name else 'downloaded by Keras'}"

@@ -13,9 +13,9 @@ import keras
 from keras import ops
 
 from dlfer.config.sections import ModelConfig
-from dlfer.errors import ModelError, TransferError
+from dlfer.errors import TransferError
 from dlfer.model.backbone_spec import Preprocessing, choose_preprocessing
-from dlfer.model.backbones import build_backbone, find_backbone, load_published_weights
+from dlfer.model.backbones import build_backbone, find_backbone
 from dlfer.model.efficientnet_lite import IMAGENET_VARIANT
 from dlfer.model.weights_file import SUFFIXES
 
@@ -102,7 +102,7 @@ def build_hybrid_backbone(config: ModelConfig) -> tuple[keras.Model, Preprocessi
     pooling = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}[config.head.pooling]
     pixels = keras.Input((None, None, 3), name="pixels")
     features = []
-    branches = name_branches(config.branches)
+    branches = config.name_branches()
     for branch, name in branches.items():
         network = _prefix_layers(build_backbone(name, stem=config.stem), branch)
         preprocessing = choose_preprocessing(find_backbone(name).preprocessing, config.pixel_scaling)
@@ -112,54 +112,37 @@ def build_hybrid_backbone(config: ModelConfig) -> tuple[keras.Model, Preprocessi
     return keras.Model(pixels, fused, name="backbone"), PLAIN_PIXELS
 
 
-def name_branches(backbones: tuple[str, ...]) -> dict[str, str]:
-    """Return the backbone of each branch by the branch's name, "branch1_resnet50".
-
-    Numbered, so that a backbone may occur twice, and so that weights of [a, b] do not pass for those of [b, a].
-    """
-    return {f"branch{number}_{name}": name for number, name in enumerate(backbones, 1)}
-
-
-def load_branch_weights(branches: tuple[str, ...], backbone: keras.Model, weights_folder: str | None = None) -> str:
-    """Set the published ImageNet weights of every branch of a hybrid backbone.
+def set_branch_weights(hybrid: keras.Model, branch: str, backbone: keras.Model) -> list[str]:
+    """Give one branch of a hybrid backbone the weights of a backbone of its own, variable by variable.
 
     Args:
-        branches: names of backbones, as in model.branches.
-        backbone: as `build_hybrid_backbone` gave it, with the published stem.
-        weights_folder: holds `<backbone>.h5`, `.weights.h5` or `.keras` for each branch, local copies of the published
-            files or one's own; a branch whose weights come with dlfer needs none. null downloads the others.
+        hybrid: as `build_hybrid_backbone` gave it.
+        branch: as `ModelConfig.name_branches` names it.
+        backbone: as `build_backbone` gave it, with the branch's stem.
 
     Returns:
-        Where the weights came from, in words.
+        The paths of the variables that were set.
 
     Raises:
-        ModelError: a branch has no such weights, or a file does not fit.
-        TransferError: the network in a file is another function.
+        TransferError: a variable is missing, unexpected or of another shape; nothing was set.
     """
-    specs = {name: find_backbone(name) for name in branches}
-    without = [name for name, spec in specs.items() if not (spec.weights or (weights_folder and spec.load))]
-    if without:
-        raise ModelError(
-            f"pretrain.weights: found imagenet, but of the branches {', '.join(branches)} dlfer has no ImageNet weights "
-            f"for {', '.join(without)}; nothing was loaded, since half a pretrained network would pass for "
-            "a whole one. Leave weights null and train EF-FER1 of all branches on pretrain.data, or choose other "
-            "branches (dlfer show backbones)."
+    given = {f"{branch}_{variable.path}": variable for variable in backbone.variables}
+    wanted = {variable.path: variable for variable in hybrid.get_layer(branch).variables}
+    seeds = {path for path in (*given, *wanted) if path.endswith("seed_generator_state")}
+    missing, unexpected = sorted(wanted.keys() - given.keys() - seeds), sorted(given.keys() - wanted.keys() - seeds)
+    loaded = [path for path in wanted if path in given and path not in seeds]
+    reshaped = [path for path in loaded if given[path].shape != wanted[path].shape]
+    if missing or unexpected or reshaped:
+        raise TransferError(
+            f"branch {branch}: its weights do not carry over. Missing: {', '.join(missing[:4]) or 'none'}. Unexpected: "
+            f"{', '.join(unexpected[:4]) or 'none'}. Of another shape: {', '.join(reshaped[:4]) or 'none'}."
         )
-    sources = []
-    for branch, name in name_branches(branches).items():
-        published = build_backbone(name)
-        file = None if weights_folder is None else _find_branch_file(weights_folder, name)
-        sources.append(load_published_weights(name, published, file))
-        target = backbone.get_layer(branch)
-        if [weight.shape for weight in target.weights] != [weight.shape for weight in published.weights]:
-            raise TransferError(
-                f"branch {branch}: its weights are not of the published form; set model.stem: imagenet."
-            )
-        target.set_weights(published.get_weights())
-    return "; ".join(dict.fromkeys(sources))
+    for path in loaded:
+        wanted[path].assign(given[path].value)
+    return loaded
 
 
-def _find_branch_file(weights_folder: str, name: str) -> str | None:
+def find_branch_file(weights_folder: str, name: str) -> str | None:
     """Return the weights file of a backbone in a folder, whether it is there or not; None for one that dlfer brings."""
     files = [f"{weights_folder}/{name}{suffix}" for suffix in SUFFIXES]
     found = [file for file in files if Path(file).is_file()]

@@ -29,6 +29,7 @@ from dlfer.model.backbone_spec import (
     name_blocks,
     name_residual_blocks,
 )
+from dlfer.model.efficientnet_lite import PACKAGED_WEIGHTS
 from dlfer.model.weights_file import load_weights
 
 if TYPE_CHECKING:
@@ -178,7 +179,8 @@ def _download_application(application: str) -> keras.Model:
     except Exception as error:
         raise ModelError(
             f"pretrain.weights: the ImageNet weights of {application} could not be downloaded ({error}); where there is "
-            "no network, name a local copy of Keras' file without top: pretrain.weights_file."
+            "no network, name a local copy of Keras' file without top: pretrain.weights_file (of a branch of a hybrid: "
+            f"pretrain.weights, as this branch's source). {PACKAGED_WEIGHTS}"
         ) from error
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,11 @@ import keras
 import numpy as np
 
 from dlfer.errors import ModelError, TransferError
-from dlfer.model.hybrid import BranchInput
+from dlfer.model.hybrid import BranchInput, set_branch_weights
 from dlfer.model.stage_network import TransferNetwork
 from dlfer.model.weights_file import load_weights, save_weights
 from dlfer.runs.files import read_json, write_atomically
-from dlfer.runs.run_records import TransferRecord
+from dlfer.runs.run_records import TransferLists, TransferRecord
 
 WEIGHTS_FILE = "backbone.weights.h5"
 RECORD_FILE = "backbone.json"
@@ -38,8 +39,17 @@ def draw_probe_images(image_size: int, channels: int) -> np.ndarray:
     return (0.8 * smooth + 0.2 * rng.integers(0, 256, smooth.shape)).astype(np.uint8)
 
 
-def write_backbone(network: TransferNetwork, folder: Path, *, source: str) -> None:
-    """Write the backbone's weights, a sha256 of each, and its features on the probe images."""
+def write_backbone(
+    network: TransferNetwork, folder: Path, *, source: str, branches: Mapping[str, TransferLists] | None = None
+) -> None:
+    """Write the backbone's weights, a sha256 of each, and its features on the probe images.
+
+    Args:
+        network: whose backbone is written.
+        folder: made if need be.
+        source: where the weights came from, in words.
+        branches: what was loaded into each branch of a hybrid, for the record of the transfer.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(network.backbone, folder / WEIGHTS_FILE)
     size = network.face_input.image_size
@@ -51,6 +61,7 @@ def write_backbone(network: TransferNetwork, folder: Path, *, source: str) -> No
         "variables": {v.path: _describe_variable(v) for v in network.backbone.variables if _carries(v)},
         "features": features[:, :64].astype(float).tolist(),
         "largest_feature": float(np.abs(features).max()),
+        "branches": {name: lists.as_json() for name, lists in (branches or {}).items()},
     }
     write_atomically(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n")
 
@@ -92,14 +103,56 @@ def carry_backbone(folder: Path, network: TransferNetwork) -> TransferRecord:
             f"({_some(wrong)}). The file is damaged; delete the folder and train EF-FER1 again."
         )
     difference = _compare_features(record, network, folder)
+    branches = {name: TransferLists.build(lists) for name, lists in record.get("branches", {}).items()}
+    # What fuses branches that have weights of their own comes from no source.
+    loaded = {path for lists in branches.values() for path in lists.loaded} or set(wanted)
     return TransferRecord(
-        loaded=list(wanted),
-        newly_initialised=[v.path for v in network.model.weights if v.path not in wanted],
+        loaded=[path for path in wanted if path in loaded],
+        newly_initialised=[v.path for v in network.model.weights if v.path not in loaded and _carries(v)],
         feature_difference=difference,
         source=record["source"],
         # What is missing or unexpected was refused above; the file says so.
         missing=[],
         unexpected=[],
+        branches=branches,
+    )
+
+
+def carry_branch(
+    branch: str, source: TransferNetwork, network: TransferNetwork, *, record: TransferRecord
+) -> TransferLists:
+    """Set one branch of a hybrid to the backbone of `source`, and compare the features of both on the probe images.
+
+    Args:
+        branch: as `ModelConfig.name_branches` names it.
+        source: a network of the branch's backbone alone, with the weights.
+        network: the hybrid.
+        record: of the loading of `source`.
+
+    Returns:
+        What became of the branch's variables.
+
+    Raises:
+        TransferError: a variable is missing, unexpected or of another shape, or features differ by more than 1e-5.
+    """
+    loaded = set_branch_weights(network.backbone, branch, source.backbone)
+    images = keras.ops.cast(draw_probe_images(source.face_input.image_size, 3), "float32")
+    prepared = network.backbone.get_layer(f"{branch}_input")(network.face_input.preprocess(images))
+    expected = keras.ops.convert_to_numpy(source.backbone(source.face_input.preprocess(images), training=False))
+    found = keras.ops.convert_to_numpy(network.backbone.get_layer(branch)(prepared, training=False))
+    difference = float(np.abs(found - expected).max() / max(1.0, np.abs(expected).max()))
+    if not difference <= FEATURE_TOLERANCE:
+        raise TransferError(
+            f"branch {branch}: its features differ from those of {record.source} by {difference:.2e} on the same images, "
+            f"expected at most {FEATURE_TOLERANCE:.0e}. The branch and its source are not the same function."
+        )
+    return TransferLists(
+        loaded=loaded,
+        newly_initialised=[],
+        missing=[],
+        unexpected=[],
+        feature_difference=difference,
+        source=record.source,
     )
 
 

@@ -75,11 +75,13 @@ def find_terms(config: ExperimentConfig | None) -> list[Terms]:
         return []
     found = []
     pretrain = config.pretrain
-    if pretrain is not None and pretrain.weights == "imagenet":
-        found.append(Terms("ImageNet (published weights, EF-FER1)", _IMAGENET, True))
-    elif pretrain is not None and pretrain.weights:
-        found.append(_judge_path(f"{pretrain.weights} (EF-FER1)", pretrain.weights, _EARLIER))
-    elif pretrain is not None and pretrain.data is not None:
+    weights = () if pretrain is None else pretrain.list_of_weights
+    for source in weights:
+        if source == "imagenet":
+            found.append(Terms("ImageNet (published weights, EF-FER1)", _IMAGENET, True))
+        else:
+            found.append(_judge_path(f"{source} (EF-FER1)", source, _EARLIER))
+    if pretrain is not None and not weights and pretrain.data is not None:
         found.append(_judge_data(pretrain.data, "EF-FER1"))
     found.append(_judge_data(config.finetune.data, "EF-FER2"))
     return found

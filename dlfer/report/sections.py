@@ -66,7 +66,7 @@ def _describe_pretraining(pretrain: PretrainConfig | None) -> str:
     if pretrain is None:
         return "left out"
     if pretrain.weights:
-        return f"not trained here: weights {pretrain.weights}"
+        return f"not trained here: weights {pretrain.describe_weights()}"
     return f"on {_describe_source(pretrain.data)}; {_describe_stage(pretrain)}"
 
 
@@ -137,8 +137,10 @@ def describe_transfer(transfer: TransferRecord | None) -> TransferSection | None
     facts = [("weights", ", ".join(f"{len(names):,} {title}" for title, names in lists))]
     if transfer.feature_difference is not None:
         facts.append(("largest difference of features", f"{transfer.feature_difference:.1e}, on the same images"))
-    if transfer.source:
+    if transfer.source and not transfer.branches:
         facts.append(("from", transfer.source))
+    for name, branch in transfer.branches.items():
+        facts.append((name, f"{branch.source}; {len(branch.loaded):,} loaded"))
     return TransferSection(facts, lists)
 
 

@@ -219,6 +219,23 @@ class AcceptedChanges(Record):
     differences: list[str]
 
 
+class BranchWeights(Record):
+    """Where a branch of a hybrid has its weights from, and what became of its variables; transfer.json names them.
+
+    Attributes:
+        source: in words.
+        loaded, newly_initialised, missing, unexpected: numbers of variables.
+        feature_difference: of the branch and its source on the same images, relative to the largest feature.
+    """
+
+    source: str | None = None
+    loaded: int = 0
+    newly_initialised: int = 0
+    missing: int = 0
+    unexpected: int = 0
+    feature_difference: float | None = None
+
+
 class RunRecord(FileRecord):
     """run.json: how a run was started, where it stands, and what it was made with.
 
@@ -241,6 +258,7 @@ class RunRecord(FileRecord):
         cost: what training took.
         changes: what had changed when it went on by --accept-changes.
         data_like: of a member of a study, "<experiment>/<run>" of one before it with the same data.
+        branches: of a hybrid, whose branches have weights of their own: by the branch.
     """
 
     FILE: ClassVar[str] = "run.json"
@@ -269,6 +287,7 @@ class RunRecord(FileRecord):
     judge_test: bool = True
     warnings: list[str] = Field(default_factory=list)
     cost: Cost | None = None
+    branches: dict[str, BranchWeights] = Field(default_factory=dict)
     search: SearchOptionsRecord | None = None
     changes: list[AcceptedChanges] = Field(default_factory=list)
     data_like: str | None = None

@@ -16,7 +16,7 @@ from pydantic import Field
 from dlfer.errors import ModelError
 from dlfer.runs.files import read_rows
 from dlfer.runs.metrics_record import Corruptions, Groups, Metrics, ViewMetrics
-from dlfer.runs.records import ArtifactRecord, DataRecord, FileRecord, Record
+from dlfer.runs.records import ArtifactRecord, BranchWeights, DataRecord, FileRecord, Record
 from dlfer.runs.run import LOG_FILE, Run
 
 
@@ -104,20 +104,18 @@ def _read_cell(name: str, text: str | None) -> str | int | float | None:
     return number if math.isfinite(number) else None
 
 
-class TransferRecord(FileRecord):
-    """transfer.json: what became of each variable when EF-FER1's backbone was loaded into EF-FER2.
+class TransferLists(Record):
+    """What became of each variable when weights were loaded into a network or one of its branches.
 
     Attributes:
-        loaded: paths of the variables that hold EF-FER1's values.
-        newly_initialised: paths of the variables that start anew: the head.
+        loaded: paths of the variables that hold the values of the source.
+        newly_initialised: paths of the variables that start anew: the head, and what fuses branches.
         missing: paths that the network has and the file lacks; always empty where nothing was raised.
         unexpected: paths that the file has and the network lacks; likewise.
         feature_difference: the largest difference between the features of both stages on the same images, relative to
             the largest feature; None where the source recorded none.
         source: where the weights came from, in words.
     """
-
-    FILE: ClassVar[str] = "transfer.json"
 
     loaded: list[str] = Field(default_factory=list)
     newly_initialised: list[str] = Field(default_factory=list)
@@ -126,20 +124,51 @@ class TransferRecord(FileRecord):
     feature_difference: float | None = None
     source: str | None = None
 
+
+class TransferRecord(TransferLists, FileRecord):
+    """transfer.json: what became of each variable when EF-FER1's backbone was loaded into EF-FER2.
+
+    Attributes:
+        branches: of a hybrid whose branches have weights of their own, the same for each branch.
+    """
+
+    FILE: ClassVar[str] = "transfer.json"
+
+    branches: dict[str, TransferLists] = Field(default_factory=dict)
+
     @classmethod
     def upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Return the contents of a file from before dlfer 0.2 with the present names of its keys."""
         names = {"carried": "loaded", "fresh": "newly_initialised"}
         return {names.get(key, key): value for key, value in values.items()}
 
-    def describe(self) -> str:
-        """Return one line for the terminal."""
-        difference = "" if self.feature_difference is None else f"; features differ by {self.feature_difference:.1e}"
-        return (
-            f"weights: {len(self.loaded)} loaded, {len(self.newly_initialised)} newly initialised "
-            f"({', '.join(self.newly_initialised)}), {len(self.missing)} missing, {len(self.unexpected)} "
-            f"unexpected{difference}"
-        )
+    def describe(self) -> list[str]:
+        """Return lines for the terminal: all weights, then those of each branch with their source."""
+        lines = [f"weights: {_describe_lists(self)}"]
+        return lines + [f"{name}: {lists.source}: {_describe_lists(lists)}" for name, lists in self.branches.items()]
+
+    def summarize_branches(self) -> dict[str, BranchWeights]:
+        """Return what run.json says of the weights of each branch."""
+        return {
+            name: BranchWeights(
+                source=lists.source,
+                loaded=len(lists.loaded),
+                newly_initialised=len(lists.newly_initialised),
+                missing=len(lists.missing),
+                unexpected=len(lists.unexpected),
+                feature_difference=lists.feature_difference,
+            )
+            for name, lists in self.branches.items()
+        }
+
+
+def _describe_lists(lists: TransferLists) -> str:
+    difference = "" if lists.feature_difference is None else f"; features differ by {lists.feature_difference:.1e}"
+    new = f" ({', '.join(lists.newly_initialised)})" if lists.newly_initialised else ""
+    return (
+        f"{len(lists.loaded)} loaded, {len(lists.newly_initialised)} newly initialised{new}, "
+        f"{len(lists.missing)} missing, {len(lists.unexpected)} unexpected{difference}"
+    )
 
 
 class BoostedLevel(Record):

@@ -68,7 +68,7 @@ def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
         if config.pretrain.weights is not None:
             raise ConfigError(
                 "ablation.equal_compute: what EF-FER1 cost is not known for pretrain.weights "
-                f"{config.pretrain.weights}; set it to false, or train EF-FER1 (pretrain.weights: null)."
+                f"{config.pretrain.describe_weights()}; set it to false, or train EF-FER1 (pretrain.weights: null)."
             )
         # How many epochs make it equal is known once EF-FER1 has been trained.
         arms[EQUAL_COMPUTE] = {}
@@ -141,10 +141,17 @@ def list_arm_keys(finished: Finished) -> list[ArmKey]:
     return rows
 
 
+def _describe_pretraining(pretrain: Mapping[str, Any]) -> str:
+    weights = pretrain["weights"]
+    if isinstance(weights, dict):
+        return ", ".join(f"{branch}: {source}" for branch, source in weights.items())
+    return weights or f"trained on {pretrain['data']['source']}"
+
+
 def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
     """Return the dotted keys of an experiment that can change its result, with `pretrain` as one of them."""
     pretrain = tree["pretrain"]
-    flat = {"pretrain": None if pretrain is None else pretrain["weights"] or f"trained on {pretrain['data']['source']}"}
+    flat = {"pretrain": None if pretrain is None else _describe_pretraining(pretrain)}
 
     def walk(values: Mapping[str, Any], above: str) -> None:
         for name, value in values.items():

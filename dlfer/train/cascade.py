@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,11 +20,14 @@ from dlfer.config.load import resolve_path
 from dlfer.config.schema import ExperimentConfig
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit, compute_fingerprint
+from dlfer.errors import ModelError, TransferError
 from dlfer.model.artifact import load_artifact
-from dlfer.model.backbones import load_published_weights
-from dlfer.model.hybrid import load_branch_weights
-from dlfer.model.stage_network import build_stage_network, build_transfer_network
-from dlfer.model.transfer import RECORD_FILE, write_backbone
+from dlfer.model.backbones import find_backbone, load_published_weights
+from dlfer.model.efficientnet_lite import PACKAGED_WEIGHTS
+from dlfer.model.hybrid import find_branch_file
+from dlfer.model.stage_network import TransferNetwork, build_stage_network, build_transfer_network
+from dlfer.model.transfer import RECORD_FILE, carry_backbone, carry_branch, write_backbone
+from dlfer.model.weights_file import load_weights
 from dlfer.runs.files import link_file, write_atomically
 from dlfer.train.control import hold_lock
 from dlfer.train.plan import describe_plan, unfreeze_random_start
@@ -146,43 +150,108 @@ def _train(config: ExperimentConfig, job: StageJob, bundle: DataBundle) -> Pretr
 def describe_foreign_scaling(config: ExperimentConfig) -> str | None:
     """Return a note where published weights get pixels of another scale than they were trained with; else None."""
     pretrain, scaling = config.pretrain, config.model.pixel_scaling
-    if pretrain is None or pretrain.weights is None or scaling == "backbone":
+    if pretrain is None or scaling == "backbone":
         return None
-    if pretrain.weights != "imagenet" and resolve_path(pretrain.weights).suffix not in _PUBLISHED_FILES:
-        # A run's or an artifact's backbone has its scaling beside it, which must be the same.
+    # A run's or an artifact's backbone has its scaling beside it, which must be the same.
+    published = [name for name in pretrain.list_of_weights if _is_published(name)]
+    if not published:
         return None
     return (
-        f"pretrain.weights: {pretrain.weights} with model.pixel_scaling: {scaling}: the published weights were trained with the "
-        "backbone's own scaling of the pixels (model.pixel_scaling: backbone), so that their features are worth less here "
+        f"pretrain.weights: {', '.join(published)} with model.pixel_scaling: {scaling}: the published weights were trained with "
+        "the backbone's own scaling of the pixels (model.pixel_scaling: backbone), so that their features are worth less here "
         "until fine-tuning adapts them."
     )
+
+
+def _is_published(weights: str) -> bool:
+    """Tell whether a value of pretrain.weights is imagenet or a file, not a folder of dlfer's own."""
+    return weights == "imagenet" or resolve_path(weights).suffix in _PUBLISHED_FILES
 
 
 def _take_weights(config: ExperimentConfig, folder: Path, *, random_weights: bool) -> Pretrained:
     """Put a backbone that was not trained by this experiment into `folder`."""
     wanted, model = config.pretrain.weights, config.model
     if random_weights:
-        parts = build_transfer_network(config.model, num_labels=1, image_size=config.pretrain.image_size, channels=3)
-        write_backbone(parts, folder, source="random weights (--smoke)")
-        return Pretrained(folder, None, {"source": "random weights (--smoke)"}, was_cached=True)
+        source = "random weights (--smoke)"
+        write_backbone(_build(config), folder, source=source)
+        return Pretrained(folder, None, {"source": source}, was_cached=True)
+    if isinstance(wanted, dict) or (wanted == "imagenet" and model.branches):
+        return _take_branch_weights(config, folder)
     path = resolve_path(wanted)
     if wanted != "imagenet" and (path / RECORD_FILE).exists():
         _share_files(path, folder)
         return Pretrained(folder, None, {}, was_cached=True)
-    if wanted != "imagenet" and path.suffix not in _PUBLISHED_FILES:
+    if not _is_published(wanted):
         parts = load_artifact(path if path.exists() else wanted).parts
         write_backbone(parts, folder, source=f"the backbone of {wanted}")
         return Pretrained(folder, None, {}, was_cached=True)
-    size = config.pretrain.image_size
-    parts = build_transfer_network(config.model, num_labels=1, image_size=size, channels=3)
+    parts = _build(config)
     file = config.pretrain.weights_file if wanted == "imagenet" else wanted
     file = None if file is None else str(resolve_path(file))
     if model.branches:
-        source = load_branch_weights(model.branches, parts.backbone, file)
+        load_weights(parts.backbone, file)
+        source = f"weights of {', '.join(model.branches)} from {file}"
     else:
         source = load_published_weights(model.backbone, parts.backbone, file)
     write_backbone(parts, folder, source=source)
     return Pretrained(folder, None, {"source": source}, was_cached=True)
+
+
+def _take_branch_weights(config: ExperimentConfig, folder: Path) -> Pretrained:
+    """Put a hybrid's backbone into `folder` whose branches each have the weights of their own source."""
+    # What fuses the branches is drawn here.
+    keras.utils.set_random_seed(config.pretrain.seed)
+    parts = _build(config)
+    branches = {}
+    for branch, own in _divide_branches(config).items():
+        with tempfile.TemporaryDirectory(prefix="dlfer-") as place:
+            try:
+                pretrained = _take_weights(own, Path(place), random_weights=False)
+                source = _build(own)
+                record = carry_backbone(pretrained.folder, source)
+            except (ModelError, TransferError) as error:
+                raise type(error)(
+                    f"branch {branch}, pretrain.weights {own.pretrain.weights}: {error} Nothing was loaded, since a network "
+                    "that is pretrained in part would pass for a whole one."
+                ) from error
+        branches[branch] = carry_branch(branch, source, parts, record=record)
+    source = "; ".join(f"{branch}: {lists.source}" for branch, lists in branches.items())
+    write_backbone(parts, folder, source=source, branches=branches)
+    return Pretrained(folder, None, {"source": source}, was_cached=True)
+
+
+def _divide_branches(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
+    """Return, for each branch of a hybrid, the experiment of its backbone alone with its own weights.
+
+    Raises:
+        ModelError: imagenet is asked for where there are no ImageNet weights, for all such branches at once.
+    """
+    weights, folder = config.pretrain.weights, config.pretrain.weights_file
+    found, without = {}, []
+    for branch, name in config.model.name_branches().items():
+        wanted = weights.get(branch, weights.get(name)) if isinstance(weights, dict) else weights
+        file = None if folder is None else find_branch_file(str(resolve_path(folder)), name)
+        if wanted == "imagenet" and file is None and not find_backbone(name).weights:
+            without.append(name)
+        model = {"family": "transfer", "backbone": name, "branches": (), "fusion": "concat"}
+        update = {
+            "model": config.model.model_copy(update=model),
+            "pretrain": config.pretrain.model_copy(update={"weights": wanted, "weights_file": file}),
+        }
+        found[branch] = config.model_copy(update=update)
+    if without:
+        raise ModelError(
+            f"pretrain.weights: found imagenet, but of the branches {', '.join(config.model.branches)} dlfer has no ImageNet "
+            f"weights for {', '.join(dict.fromkeys(without))}; nothing was loaded, since half a pretrained network would pass "
+            f"for a whole one. {PACKAGED_WEIGHTS} Give each branch a source, e.g. pretrain.weights: {{resnet50: imagenet, "
+            "resnet34: FILE or the pretrain folder of a run}; leave weights null and train EF-FER1 of all branches on "
+            "pretrain.data; or choose other branches (dlfer show backbones)."
+        )
+    return found
+
+
+def _build(config: ExperimentConfig) -> TransferNetwork:
+    return build_transfer_network(config.model, num_labels=1, image_size=config.pretrain.image_size, channels=3)
 
 
 def _share_files(source: Path, target: Path) -> None:

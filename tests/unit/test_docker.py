@@ -162,7 +162,8 @@ def parse(arguments: list[str]) -> dict:
 
 def test_services_say_what_dlfer_understands(services):
     train, serve = (parse(services[name]["command"]) for name in ("train", "serve"))
-    assert set(services) == {"train", "tensorboard", "serve"}
+    assert set(services) == {"prepare", "train", "tensorboard", "serve"}
+    assert parse(services["prepare"]["command"])["file"] == train["file"]
     assert train["require_gpu"] is True
     assert train["file"] is not None
     assert (ROOT / str(train["file"]).lstrip("/")).is_file()  # ./experiments is /experiments there
@@ -181,10 +182,26 @@ def test_services_are_of_the_images_and_have_their_folders(services, stages):
         mounted = dict(reversed(volume.split(":")[:2]) for volume in service["volumes"])
         assert mounted["/app/saved_models"] == "./saved_models", name
     assert "./data:/data:ro" in services["train"]["volumes"]
+    # What is prepared for it is where it looks.
+    assert "./data:/data" in services["prepare"]["volumes"]
     devices = services["train"]["deploy"]["resources"]["reservations"]["devices"]
     assert devices == [{"driver": "nvidia", "count": "all", "capabilities": ["gpu"]}]
     assert services["tensorboard"]["entrypoint"][:2] == ["tini", "--"]
     assert services["tensorboard"]["command"][1] == "/app/saved_models/runs"
+
+
+@pytest.mark.parametrize("file", ["README.md", "compose.yaml"])
+def test_commands_of_containers_are_what_dlfer_understands(file, services):
+    text = (ROOT / file).read_text()
+    # What a command does stands behind it, after a # or two blanks.
+    lines = [re.split(r"\s#|\s{2,}", line.lstrip("# "))[0].strip() for line in text.splitlines()]
+    runs = [match.groups() for line in lines if (match := re.fullmatch(r"docker compose run --rm (\w+)(.*)", line))]
+    runs += [match.groups() for line in lines if (match := re.fullmatch(r"docker run .*dlfer:(\w+) (.*)", line))]
+    assert {"prepare", "train"} <= {name for name, _ in runs}
+    for name, arguments in runs:
+        words = arguments.split() or services[name]["command"]
+        file_given = str(parse(words).get("file")).lstrip("/")
+        assert (ROOT / file_given).is_file(), (name, words)
 
 
 def test_the_command_of_the_readme_is_understood():

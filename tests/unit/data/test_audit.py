@@ -78,9 +78,14 @@ def test_streamed_splits_are_counted_only():
         def __len__(self) -> int:
             return 1000
 
+        def count_classes(self) -> np.ndarray:
+            return np.array([900, 100])
+
     bundle = _bundle()
     streamed = DataBundle("tfds", ("a", "b"), Stream(), Stream(), None)
     assert audit_bundle(streamed).num_images == 2000
+    assert audit_bundle(streamed).splits["train"].classes == {"a": 900, "b": 100}
+    assert audit_bundle(streamed).splits["train"].imbalance == 9
     assert audit_bundle(streamed).is_streamed
     assert "leaks" not in audit_bundle(streamed).as_json()
     mixed = DataBundle("tfds", ("a", "b"), Stream(), bundle.validation, bundle.test)

@@ -10,7 +10,6 @@ from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.faces import Face, prepare_face, prepare_faces
 from dlfer.data.images import equalize
 from dlfer.data.sources import load_data
-from dlfer.errors import ProtocolError
 
 
 @pytest.fixture(autouse=True)
@@ -122,9 +121,8 @@ def test_load_data_does_it_after_the_draw_and_before_the_size(calls):
 
 
 def test_a_streamed_source_has_no_faces_step():
-    config = DataConfig(source="tfds", name="imagenet2012", faces=FacesConfig(equalize="clahe"))
-    with pytest.raises(ProtocolError, match="found faces"):
-        load_data(config, image_size=32)
+    with pytest.raises(ValidationError, match="faces: found faces with source tfds and random crops"):
+        DataConfig(source="tfds", name="imagenet2012", faces=FacesConfig(equalize="clahe"))
 
 
 def test_a_section_that_does_nothing_is_refused():

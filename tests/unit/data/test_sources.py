@@ -8,8 +8,10 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from dlfer.config import names
+from dlfer.config.schema import StageConfig
 from dlfer.config.sections import DataConfig, LabelsConfig, NumImages
 from dlfer.data import sources
 from dlfer.data.bundle import DataBundle
@@ -108,13 +110,67 @@ def test_parts_of_different_sizes_are_refused_unless_resized(tmp_path):
 
 def test_a_streamed_source_takes_its_own_parts_only(monkeypatch):
     bundle = DataBundle("tfds", ("a", "b"), None, None, None)
-    spec = sources.SourceSpec("", "", lambda config, image_size: bundle, own_labels=True, streams=True)
+    spec = sources.SourceSpec("", "", lambda config, image_size: bundle, own_labels=True)
     monkeypatch.setitem(SOURCES, "tfds", spec)
-    config = DataConfig(source="tfds", name="imagenet2012")
+    config = DataConfig(source="tfds", name="cifar10")
     assert load_data(config, image_size=64) is bundle
-    for keys in ({"protocol": "resplit"}, {"select_on": 0.1}, {"protocol": "paper", "split": "official_80_20"}):
-        with pytest.raises(ProtocolError, match="streams its images"):
+    for keys in (
+        {"protocol": "resplit"},
+        {"select_on": 0.1},
+        {"fraction": 0.5},
+        {"size": 32},
+        {"drop_duplicates": True},
+        {"protocol": "paper", "split": "official_80_20"},
+    ):
+        with pytest.raises(ProtocolError, match=f"found {next(iter(keys))}.*streams these 0 images"):
             load_data(_with(config, **keys), image_size=64)
+    with pytest.raises(ProtocolError, match="found balance: undersample"):
+        load_data(config, image_size=64, balance="undersample")
+    for balance in ("sampler", "class_weight", "augment"):
+        load_data(config, image_size=64, balance=balance)
+
+
+@pytest.mark.parametrize(
+    ("keys", "text"),
+    [
+        ({"name": "imagenet2012", "protocol": "resplit"}, "protocol: found protocol: resplit with source tfds"),
+        ({"name": "imagenet2012:5.1.0", "fraction": 0.5}, "fraction: found fraction: 0.5 with source tfds"),
+        ({"name": "cifar10", "crop": {"train": "random_resized"}, "select_on": 0.1}, "select_on: found select_on: 0.1"),
+        ({"name": "cifar10", "crop": {"train": "random_resized"}, "size": 32}, "size: found size: 32"),
+        ({"name": "cifar10", "skip_unreadable": True}, "skip_unreadable: found true"),
+        ({"name": "cifar10", "votes": "a.csv", "soft_targets": "ferplus"}, "soft_targets: found ferplus"),
+    ],
+)
+def test_what_a_stream_cannot_follow_is_refused_before_data_is_read(keys, text):
+    with pytest.raises(ValidationError, match=text):
+        DataConfig(source="tfds", **keys)
+    if "imagenet" in keys["name"]:
+        DataConfig(source="tfds", **keys, crop={"train": "none"})
+
+
+@pytest.mark.parametrize("keys", [{"name": "imagenet2012"}, {"name": "cifar10", "crop": {"train": "random_resized"}}])
+def test_what_is_streamed_is_not_undersampled(keys):
+    data = {"source": "tfds", **keys}
+    with pytest.raises(ValidationError, match="balance: found undersample with source tfds"):
+        StageConfig(data=data, balance="undersample")
+    for balance in ("sampler", "class_weight"):
+        StageConfig(data=data, balance=balance)
+    StageConfig(data={**data, "crop": {"train": "none"}}, balance="undersample")
+
+
+def test_a_padding_crop_is_what_the_network_remembers():
+    data = DataConfig(source="tfds", name="cifar10", crop={"train": "pad"})
+    assert data.aspect == "pad"
+    assert DataConfig(**data.model_dump()) == data
+    assert DataConfig(source="tfds", name="cifar10", crop=data.crop).aspect == "pad"
+    assert DataConfig(source="tfds", name="cifar10", crop={"train": "none"}).aspect == "crop"
+    with pytest.raises(ValidationError, match=r"aspect: found crop with crop.train: pad"):
+        DataConfig(source="tfds", name="cifar10", crop={"train": "pad"}, aspect="crop")
+
+
+def test_the_crop_belongs_to_source_tfds():
+    with pytest.raises(ValidationError, match="crop: only source tfds"):
+        DataConfig(source="folder", path="x", crop={"train": "none"})
 
 
 def test_variables_in_a_path_are_filled_in(tmp_path, monkeypatch):

@@ -69,10 +69,12 @@ def test_the_source_tfds_prepares_and_streams_it_by_name(tmp_path):
     from dlfer.data.tfds_stream import load_tfds
 
     write_csv(tmp_path, USAGES)
-    bundle = load_tfds(config(tmp_path, splits={"test": "test"}), 32)
+    bundle = load_tfds(config(tmp_path), 32)
     assert bundle.labels == FER2013_LABELS
     assert (len(bundle.train), len(bundle.validation), len(bundle.test)) == (14, 7, 5)
     assert bundle.test.images.shape == (5, 32, 32, 3)
+    assert bundle.selected_on == "validation"
+    assert any("show faces" in note for note in bundle.notes)
     # Grey stays grey in three channels.
     np.testing.assert_array_equal(bundle.test.images[..., 0], bundle.test.images[..., 2])
 
@@ -94,3 +96,82 @@ def test_a_row_cut_short_is_named_by_its_line(tmp_path):
     write_csv(tmp_path, USAGES, cut=True)
     with pytest.raises(DataError, match=r"fer2013\.csv line 4: expected 2304 pixel values, found 2303"):
         load_tfds(config(tmp_path), 32)
+
+
+def test_whole_faces_follow_every_protocol_and_can_be_audited(tmp_path):
+    from dlfer.data.sources import load_data
+    from dlfer.experiment.audit import inspect_data
+
+    rows = write_csv(tmp_path, {"Training": 70, "PublicTest": 14, "PrivateTest": 14})
+    bundle = load_data(config(tmp_path), image_size=48)
+    by_pixels = {pixels.tobytes() for pixels, _ in rows.values()}
+    # At their own size they are the very pixels of the csv: mouth and eyes are not cut off.
+    assert {np.ascontiguousarray(image[..., :1]).tobytes() for image in bundle.train.images} < by_pixels
+    halved = load_data(config(tmp_path, protocol="resplit", fraction=0.5), image_size=48)
+    assert halved.protocol == "resplit"
+    assert sum(len(split) for split in halved.parts.values()) < 60
+    selected = load_data(config(tmp_path, select_on=0.2), image_size=48)
+    assert len(selected.train) < 70
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "experiment: {name: a}\n"
+        f"finetune: {{data: {{source: tfds, name: fer2013, path: {tmp_path}}}, image_size: 48}}\n"
+    )
+    audit = inspect_data(file)
+    assert sum(split.num_images for split in audit.splits.values()) == 98
+    assert audit.distinct_images == 98
+
+
+def write_experiment(tmp_path):
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "experiment: {name: a}\n"
+        f"finetune: {{data: {{source: tfds, name: fer2013, path: {tmp_path / 'data'}}}, image_size: 32}}\n"
+    )
+    return file
+
+
+def test_prepare_makes_the_records_once_and_training_only_reads_them(tmp_path, capfd):
+    from dlfer.cli.prepare import prepare as run_verb
+    from dlfer.data.sources import load_data
+
+    write_csv(tmp_path / "data", USAGES)
+    file = write_experiment(tmp_path)
+    run_verb(file)
+    said = capfd.readouterr()
+    assert f"prepared in {tmp_path / 'data' / 'fer2013'}" in said.out
+    assert {"train 14", "validation 7", "test 5"} == set(said.out.partition("(")[2].rstrip(")\n").split(", "))
+    # What tensorflow_datasets prints is no result.
+    assert said.out.count("\n") == 1
+    assert "preparing fer2013" in said.err
+    assert "pretrain: no data of its own" in said.err
+    # The csv is not needed any more, and nothing is written.
+    (tmp_path / "data" / "downloads" / "manual" / "fer2013.csv").unlink()
+    state = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}
+    run_verb(file)
+    assert "preparing" not in capfd.readouterr().err
+    assert len(load_data(config(tmp_path / "data"), image_size=32).train) == 14
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")} == state
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_what_to_do(tmp_path, monkeypatch):
+    from dlfer.cli.prepare import prepare as run_verb
+
+    write_csv(tmp_path / "data", USAGES)
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    with pytest.raises(MissingDataError, match=r"cannot be written.*dlfer prepare FILE.*read-only mount"):
+        run_verb(write_experiment(tmp_path))
+
+
+def test_sources_without_records_have_nothing_to_prepare(tmp_path, capsys):
+    from dlfer.cli.prepare import prepare as run_verb
+
+    file = tmp_path / "a.yaml"
+    file.write_text(
+        "experiment: {name: a}\npretrain: {data: {source: tfds, name: image_folder, path: x}}\n"
+        "finetune: {data: {source: synthetic_faces}}\n"
+    )
+    run_verb(file)
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert said.err.count("nothing to prepare") == 2

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dlfer.config.schema import StageConfig
 from dlfer.config.sections import DataConfig
 from dlfer.data import tfds_read, tfds_stream
 from dlfer.data.bundle import Split
+from dlfer.data.pipeline import count_steps, find_class_weights, iterate_epoch
+from dlfer.data.sources import load_data
 from dlfer.data.tfds_stream import load_tfds, read_split
-from dlfer.errors import DataError, MissingDataError, ProtocolError
+from dlfer.errors import ConfigError, DataError, MissingDataError, ProtocolError
 
 NAMES = ("cat", "dog", "owl")
 SIZES = ((40, 60), (64, 64), (90, 50), (12, 9))
@@ -200,7 +204,7 @@ def test_random_crops_keep_scale_and_aspect(tmp_path):
             (tmp_path / part / name).mkdir(parents=True)
             for index in range(30):
                 Image.fromarray(pixels).save(tmp_path / part / name / f"{index}.png")
-    split = load(tmp_path, "image_folder").train
+    split = load(tmp_path, "image_folder", crop={"train": "random_resized"}).train
     crops = np.concatenate([images for images, _, _ in read(split, 20)]).astype(float)
     # Pixel centres: from the first to the last output column there are (S - 1) / S of the crop.
     widths = (crops[:, 12, -1, 0] - crops[:, 12, 0, 0]) / 2 * SIDE / (SIDE - 1)
@@ -312,8 +316,6 @@ def test_errors_say_what_there_is(records, images, tmp_path):
         load(tmp_path, "cifar01")
     with pytest.raises(MissingDataError, match="there is no such folder"):
         load(tmp_path / "nowhere", "image_folder")
-    with pytest.raises(DataError, match="skip_unreadable"):
-        load(records, skip_unreadable=True)
     (images / "val").rename(images / ".val")
     with pytest.raises(DataError, match="none that is plainly validation"):
         load(images, "image_folder")
@@ -355,3 +357,148 @@ def test_ranges_are_cut_across_parts():
     assert tfds_read.cut_slices(slices, 0, 15) == slices
     assert tfds_read.cut_slices(slices, 8, 12) == [("a", 18, 20), ("b", 0, 2)]
     assert tfds_read.cut_slices(slices, 0, 3) == [("a", 10, 13)]
+
+
+def write_squares(root, *, parts=("train", "val"), side=48, count=10, classes=NAMES[:2]):
+    """Class folders of square images that differ; the border is white, so that a crop is seen."""
+    for number, part in enumerate(parts):
+        for label, name in enumerate(classes):
+            (root / part / name).mkdir(parents=True)
+            for index in range(count * (label + 1)):
+                pixels = np.full((side, side, 3), 255, np.uint8)
+                edge = side // 24
+                # Coarse patterns, of which no two are alike.
+                cells = np.random.default_rng([number, label, index]).integers(0, 150, (8, 8, 3))
+                inside = np.repeat(np.repeat(cells, side // 8, axis=0), side // 8, axis=1)
+                pixels[edge:-edge, edge:-edge] = inside[edge:-edge, edge:-edge]
+                Image.fromarray(pixels).save(root / part / name / f"{index}.png")
+    return root
+
+
+@pytest.mark.parametrize(
+    "keys",
+    [{"protocol": "resplit"}, {"fraction": 0.5}, {"select_on": 0.2}, {"size": 40}, {"faces": {"equalize": "clahe"}}],
+)
+def test_what_needs_images_in_memory_is_given_whole_ones(tmp_path, keys):
+    root = write_squares(tmp_path / "pets", side=160)
+    config = DataConfig(source="tfds", name="image_folder", path=str(root), **keys)
+    bundle = load_data(config, image_size=SIDE)
+    assert all(isinstance(split, Split) for split in bundle.parts.values())
+    assert any(f"{next(iter(keys))}" in note and "needs them in memory" in note for note in bundle.notes)
+    side = keys.get("size", SIDE)
+    assert bundle.train.images.shape[1:] == (side, side, 3)
+
+
+def test_what_needs_more_memory_than_there_is_is_refused_when_it_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setattr(tfds_stream, "MAX_SPLIT_BYTES", 0)
+    config = DataConfig(
+        source="tfds", name="image_folder", path=str(write_squares(tmp_path / "pets")), protocol="resplit"
+    )
+    with pytest.raises(ProtocolError, match=r"found protocol: resplit.*streams these 60 images"):
+        load_data(config, image_size=SIDE)
+
+
+def shows_the_border(images):
+    return bool((images[:, 0].min(axis=(1, 2)) > 200).all() and (images[:, :, -1].min(axis=(1, 2)) > 200).all())
+
+
+@pytest.mark.parametrize(
+    ("side", "classes", "folder", "reason"),
+    [
+        (48, NAMES[:2], "pets", "squares of 48 pixels"),
+        (160, NAMES[:2], "my_faces", "show faces"),
+        (160, ("happy", "sad"), "pets", "show faces"),
+        (160, NAMES[:2], "pets", "large or differ"),
+        (160, NAMES[:2], "giraffe-surfaces", "large or differ"),
+    ],
+)
+def test_the_crop_is_chosen_by_what_the_set_is(tmp_path, side, classes, folder, reason):
+    bundle = load(write_squares(tmp_path / folder, side=side, classes=classes), "image_folder")
+    assert any(reason in note for note in bundle.notes)
+    is_cropped = "large" in reason
+    assert isinstance(bundle.train, Split) != is_cropped
+    if not is_cropped:
+        assert shows_the_border(bundle.train.images)
+        assert shows_the_border(bundle.validation.images)
+        assert len(bundle.train) == 30
+    else:
+        assert not shows_the_border(read(bundle.validation, training=False)[0][0])
+
+
+@pytest.mark.parametrize(("train", "validation", "cropped"), [
+    ("none", None, (False, False)), ("none", "center", (False, True)), ("pad", None, (False, False)),
+    ("random_resized", None, (True, True)), ("random_resized", "none", (True, False)),
+])  # fmt: skip
+def test_each_crop_that_is_set(tmp_path, monkeypatch, train, validation, cropped):
+    monkeypatch.setattr(tfds_stream, "MAX_SPLIT_BYTES", 0)
+    bundle = load(write_squares(tmp_path), "image_folder", crop={"train": train, "validation": validation})
+    seen = read(bundle.train, 30)[0][0], read(bundle.validation, 30, training=False)[0][0]
+    assert tuple(not shows_the_border(images) for images in seen) == cropped
+
+
+def test_pad_shows_the_whole_of_an_image_that_is_not_square(records):
+    bundle = load(records, crop={"train": "pad"})
+    assert isinstance(bundle.train, Split)
+    # 40 x 60 pixels of a ramp from 0 to 255 in red: both ends of the longer side are seen.
+    ramps = [np.ptp(image[SIDE // 2, :, 0].astype(int)) for image in bundle.train.images]
+    assert max(ramps) > 225
+
+
+def test_the_own_test_part_judges_and_selects_nothing(tmp_path):
+    bundle = load(write_squares(tmp_path / "a", parts=("train", "val", "test")), "image_folder")
+    assert bundle.test.name == "test"
+    assert {name.split("/")[0] for name in bundle.test.ids} == {"test"}
+    bundle = load(write_squares(tmp_path / "b", parts=("train", "test")), "image_folder")
+    assert (len(bundle.train), len(bundle.validation), len(bundle.test)) == (27, 3, 30)
+    assert not set(bundle.train.ids) & set(bundle.validation.ids)
+    assert set(bundle.validation.targets) == {0, 1}
+    assert {name.split("/")[0] for name in bundle.test.ids} == {"test"}
+    assert "held" not in bundle.selected_on
+    assert any("no validation part" in note for note in bundle.notes)
+    used = load(tmp_path / "b", "image_folder", splits={"validation": "test"})
+    assert used.test is None
+
+
+def test_a_test_part_too_large_for_memory_is_told(tmp_path, monkeypatch):
+    write_squares(tmp_path, parts=("train", "val", "test"))
+    monkeypatch.setattr(tfds_stream, "MAX_SPLIT_BYTES", 0)
+    bundle = load(tmp_path, "image_folder")
+    assert bundle.test is None
+    assert any("test (test) judges nothing" in note for note in bundle.notes)
+
+
+@pytest.mark.parametrize("how", ["sampler", "augment"])
+def test_a_stream_is_balanced_by_repetition(train, how):
+    counts = train.count_classes()
+    skewed = dataclasses.replace(
+        train, lookup=np.minimum(train.lookup, 1), count=lambda: np.array([counts[0], counts[1:].sum()])
+    )
+    assert (skewed.count_classes() > 0).all()
+    balanced = skewed.balance(how)
+    batches = read(balanced, 1)
+    targets = np.concatenate([targets for _, targets, _ in batches])
+    largest = counts[1:].sum()
+    assert np.ptp(np.bincount(targets)) <= 1
+    assert len(targets) == len(balanced) == (len(train) if how == "sampler" else 2 * largest)
+    if how == "augment":
+        assert len(set(ids_of(batches))) == len(train)
+    assert_equal(batches, read(balanced, 1))
+    assert_equal(batches[5:], read(balanced, 1, start_step=5))
+    assert ids_of(batches) != ids_of(read(balanced, 1, epoch=1))
+    with pytest.raises(ConfigError, match="hosts cannot share"):
+        balanced.shard(0, 2)
+    with pytest.raises(ConfigError, match="undersample"):
+        train.balance("undersample")
+
+
+def test_class_weights_of_a_stream_are_those_of_its_counts(records):
+    config = StageConfig(
+        data=DataConfig(source="tfds", name="tiny_pets"), balance="class_weight", image_size=32, batch_size=8
+    )
+    split = load(records).train
+    assert split.count_classes().tolist() == [17, 17, 16]
+    np.testing.assert_allclose(find_class_weights(split, config, 3), 50 / 3 / np.array([17, 17, 16]), rtol=1e-6)
+    sampler = config.model_copy(update={"balance": "sampler"})
+    assert count_steps(split, sampler) == 6
+    batches = list(iterate_epoch(split, sampler, num_labels=3, seed=0, epoch=0))
+    assert len(batches) == 6

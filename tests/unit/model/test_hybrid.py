@@ -1,15 +1,21 @@
 """A hybrid is one backbone to whatever carries, freezes, clones or saves it; its fusion is as its formula says."""
 
+import re
+from pathlib import Path
+from types import SimpleNamespace
+
 import keras
 import numpy as np
 import pytest
 
+from dlfer.config.load import load_experiment, parse_override
 from dlfer.config.sections import HeadConfig, ModelConfig
-from dlfer.errors import ModelError, TransferError
+from dlfer.errors import ConfigError, ModelError, TransferError
 from dlfer.model.backbones import BACKBONES, build_backbone
-from dlfer.model.hybrid import BranchAttention, build_hybrid_backbone, load_branch_weights, name_branches
+from dlfer.model.hybrid import BranchAttention, build_hybrid_backbone, find_branch_file
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.model.transfer import carry_backbone, draw_probe_images, write_backbone
+from dlfer.model.transfer import carry_backbone, draw_probe_images, read_backbone_record, write_backbone
+from dlfer.train.cascade import obtain_backbone
 from dlfer.train.loop import clone_network
 from dlfer.train.plan import _count_activations
 
@@ -38,7 +44,7 @@ def test_concatenation_holds_each_branch_on_its_own_preprocessing(pooling):
     together = np.asarray(backbone(pixels))
     assert together.shape[1:3] == (1, 1)
     start = 0
-    for branch, name in name_branches(UNLIKE).items():
+    for branch, name in make_config(UNLIKE).name_branches().items():
         alone = build_backbone(name)
         alone.set_weights(backbone.get_layer(branch).get_weights())
         scale, offset = BACKBONES[name].preprocessing.compute_scale_and_offset()
@@ -55,7 +61,8 @@ def test_sum_of_equal_widths_needs_no_projection_and_is_the_sum():
     assert not any("projection" in layer.name for layer in backbone.layers)
     pixels = draw_probe_images(32, 3).astype(np.float32)
     parts = keras.Model(
-        backbone.inputs, [backbone.get_layer(f"{branch}_pooling").output for branch in name_branches(TWICE)]
+        backbone.inputs,
+        [backbone.get_layer(f"{branch}_pooling").output for branch in make_config(TWICE).name_branches()],
     )
     first, second = (np.asarray(part) for part in parts(pixels))
     assert not np.allclose(first, second)
@@ -64,7 +71,9 @@ def test_sum_of_equal_widths_needs_no_projection_and_is_the_sum():
 
 def test_the_narrower_branch_is_brought_to_the_greater_width():
     backbone, _ = build_hybrid_backbone(make_config(UNLIKE, "add"))
-    widths = {branch: build_backbone(name).output_shape[-1] for branch, name in name_branches(UNLIKE).items()}
+    widths = {
+        branch: build_backbone(name).output_shape[-1] for branch, name in make_config(UNLIKE).name_branches().items()
+    }
     narrow = min(widths, key=widths.get)
     assert backbone.get_layer(f"{narrow}_projection").units == max(widths.values()) == backbone.output_shape[-1]
     assert sum("projection" in layer.name for layer in backbone.layers) == 1
@@ -119,34 +128,131 @@ def test_activations_of_the_branches_are_counted():
     assert sum(counts) < _count_activations(hybrid, (1, 48, 48, 3)) < 1.1 * sum(counts)
 
 
-def test_published_weights_that_a_branch_lacks_are_named_and_nothing_is_loaded():
-    with pytest.raises(ModelError, match="has no ImageNet weights for resnet_nano; nothing was loaded"):
-        load_branch_weights(("efficientnet_lite2", "resnet_nano"), backbone=None)
-    with pytest.raises(ModelError, match="has no ImageNet weights for efficientnet_lite0; nothing was loaded"):
-        load_branch_weights(("efficientnet_lite2", "efficientnet_lite0"), backbone=None)
-
-
-def test_published_weights_reach_every_branch(tmp_path, monkeypatch):
-    import dlfer.model.hybrid as hybrid
-
-    branches = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
-    (tmp_path / "efficientnet_lite1.weights.h5").touch()
-    monkeypatch.setattr(hybrid, "build_backbone", lambda name, stem="imagenet": build_backbone("efficientnet_nano"))
-    files = []
-
-    def load(name, backbone, file):
-        files.append(file)
-        backbone.set_weights([np.full(weight.shape, 0.25, np.float32) for weight in backbone.weights])
-        return f"weights of {name}"
-
-    monkeypatch.setattr(hybrid, "load_published_weights", load)
-    backbone, _ = build_hybrid_backbone(make_config(branches))
-    assert load_branch_weights(branches, backbone, str(tmp_path)) == "; ".join(
-        f"weights of {name}" for name in branches
+def load_config(tmp_path, weights, *, model="", extra=""):
+    branches = ", ".join(UNLIKE)
+    (tmp_path / "a.yaml").write_text(
+        f"experiment: {{name: a}}\nmodel: {{family: hybrid, branches: [{branches}]{model}}}\n"
+        f"pretrain: {{weights: {weights}, image_size: 32{extra}}}\n"
+        "finetune: {data: {source: synthetic_faces}, image_size: 32}\n"
     )
-    # A file that is not there is asked for, too, to be refused by its name; Lite2's weights come with dlfer.
+    return load_experiment(tmp_path / "a.yaml")
+
+
+def obtain(config, folder):
+    return obtain_backbone(config, SimpleNamespace(folder=folder / "pretrain"), load_bundle=None, cache=None).folder
+
+
+def write_sources(tmp_path):
+    """Write weights of each branch alone: a file, and the folder of an EF-FER1; return the networks."""
+    networks = {}
+    for name in UNLIKE:
+        keras.utils.set_random_seed(len(networks) + 5)
+        alone = build_transfer_network(ModelConfig(backbone=name), num_labels=3, image_size=32, channels=1)
+        for variable in alone.backbone.variables:
+            variable.assign(variable + 0.01)
+        networks[name] = alone
+    networks[UNLIKE[0]].backbone.save_weights(tmp_path / "own.weights.h5")
+    write_backbone(networks[UNLIKE[1]], tmp_path / "run" / "pretrain", source="EF-FER1 of a test")
+    return networks
+
+
+@pytest.mark.parametrize("fusion", ["concat", "attention"])
+def test_each_branch_starts_from_weights_of_its_own(tmp_path, fusion):
+    networks = write_sources(tmp_path)
+    weights = f"{{efficientnet_nano: {tmp_path}/own.weights.h5, resnet_nano: {tmp_path}/run/pretrain}}"
+    config = load_config(tmp_path, weights, model=f", fusion: {fusion}")
+    folder = obtain(config, tmp_path)
+    network = build_network(config.model, image_size=32)
+    record = carry_backbone(folder, network)
+    images = draw_probe_images(32, 1)
+    for branch, name in config.model.name_branches().items():
+        lists = record.branches[branch]
+        assert lists.loaded == [
+            v.path for v in network.backbone.get_layer(branch).variables if "seed_gen" not in v.path
+        ]
+        assert (lists.missing, lists.unexpected, lists.newly_initialised) == ([], [], [])
+        assert lists.feature_difference < 1e-5
+        alone = networks[name]
+        expected = np.asarray(alone.backbone(alone.face_input(images), training=False))
+        branch_of = keras.Model(network.backbone.inputs, network.backbone.get_layer(f"{branch}_pooling").output)
+        found = np.asarray(branch_of(network.face_input(images), training=False))[:, 0, 0]
+        assert np.abs(found - expected.mean(axis=(1, 2))).max() / max(1.0, np.abs(expected).max()) < 1e-5
+    assert record.branches["branch2_resnet_nano"].source == "EF-FER1 of a test"
+    fused = [path for path in record.newly_initialised if not path.startswith("head/")]
+    assert bool(fused) == (fusion != "concat")
+    assert set(record.loaded).isdisjoint(record.newly_initialised)
+    summary = record.summarize_branches()["branch1_efficientnet_nano"]
+    assert (summary.loaded, summary.missing) == (len(record.branches["branch1_efficientnet_nano"].loaded), 0)
+    # What fuses the branches is drawn by the seed of EF-FER1.
+    again = carry_backbone(obtain(config, tmp_path / "again"), build_network(config.model, image_size=32))
+    assert again.loaded == record.loaded
+    assert (
+        read_backbone_record(tmp_path / "again" / "pretrain")["variables"] == read_backbone_record(folder)["variables"]
+    )
+
+
+def test_an_artifact_or_a_wrong_source_of_a_branch(tmp_path):
+    write_sources(tmp_path)
+    own, run = f"{tmp_path}/own.weights.h5", f"{tmp_path}/run/pretrain"
+    cases = [
+        (f"{{efficientnet_nano: {run}, resnet_nano: {run}}}", TransferError, "branch1_efficientnet_nano.*Missing: "),
+        (f"{{efficientnet_nano: {own}, resnet_nano: {own}}}", ModelError, "branch2_resnet_nano.*another network"),
+        (f"{{efficientnet_nano: {own}, resnet_nano: {tmp_path}/absent.h5}}", ModelError, "branch2_resnet_nano.*absent"),
+        (
+            f"{{efficientnet_nano: {own}, resnet_nano: imagenet}}",
+            ModelError,
+            "ImageNet weights for resnet_nano; nothing",
+        ),
+        ("imagenet", ModelError, r"efficientnet_nano, resnet_nano; nothing was loaded.*of efficientnet_lite2 alone"),
+    ]
+    for weights, kind, text in cases:
+        with pytest.raises(kind, match=text):
+            obtain(load_config(tmp_path, weights), tmp_path)
+        assert not (tmp_path / "pretrain" / "backbone.json").exists()
+
+
+def test_a_folder_of_files_and_a_single_file_of_all_branches(tmp_path):
+    networks = write_sources(tmp_path)
+    for name in UNLIKE:
+        networks[name].backbone.save_weights(tmp_path / f"{name}.weights.h5")
+    folder = obtain(load_config(tmp_path, "imagenet", extra=f", weights_file: {tmp_path}"), tmp_path / "a")
+    assert set(read_backbone_record(folder)["branches"]) == {"branch1_efficientnet_nano", "branch2_resnet_nano"}
+    whole = obtain(load_config(tmp_path, folder / "backbone.weights.h5"), tmp_path / "b")
+    assert read_backbone_record(whole)["variables"] == read_backbone_record(folder)["variables"]
+
+
+def test_a_branch_file_that_is_not_there_is_asked_for_and_lite2_needs_none(tmp_path):
+    (tmp_path / "efficientnet_lite1.weights.h5").touch()
+    names = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
+    files = [find_branch_file(str(tmp_path), name) for name in names]
     assert files == [f"{tmp_path}/efficientnet_lite0.h5", f"{tmp_path}/efficientnet_lite1.weights.h5", None]
-    assert all(np.all(weight == 0.25) for weight in backbone.get_weights())
+
+
+@pytest.mark.parametrize(
+    ("weights", "text"),
+    [
+        ("{resnet_nano: a.h5}", "and none for efficientnet_nano"),
+        ("{resnet_nano: a.h5, efficientnet_nano: b.h5, resnet50: c.h5}", "of which resnet50 is no branch"),
+        (
+            "{branch1_resnet_nano: a.h5, efficientnet_nano: b.h5}",
+            "branch1_resnet_nano is no branch.*none for resnet_nano",
+        ),
+        ("{}", "found weights for nothing, and none for efficientnet_nano, resnet_nano"),
+        ("{resnet_nano: 5, efficientnet_nano: b.h5}", "found 5, expected text"),
+    ],
+)
+def test_weights_that_are_not_one_for_each_branch_are_refused(tmp_path, weights, text):
+    with pytest.raises(ConfigError, match=text):
+        load_config(tmp_path, weights)
+
+
+def test_the_experiment_names_weights_for_its_branches():
+    file = Path(__file__).parents[3] / "experiments" / "hybrid.yaml"
+    line = next(line for line in file.read_text().splitlines() if "--set 'pretrain=" in line)
+    text = re.search(r"--set '(pretrain=[^']*)'", line)[1]
+    config = load_experiment(file, dict([parse_override(text)]))
+    assert set(config.pretrain.weights) == set(config.model.branches) == {"resnet50", "resnet34"}
+    assert config.pretrain.weights["resnet50"] == "imagenet"
 
 
 def test_a_stem_that_a_branch_lacks_is_refused():

@@ -15,7 +15,6 @@ from dlfer.experiment.fit_ensemble import make_member_config
 from dlfer.model.artifact import FAMILIES, load_artifact
 from dlfer.model.backbone_spec import CAFFE_INPUT, choose_preprocessing
 from dlfer.model.boosted import build_level_features
-from dlfer.model.hybrid import name_branches
 from dlfer.model.stage_network import TrainingNetwork, build_transfer_network
 from dlfer.model.transfer import RECORD_FILE, carry_backbone, write_backbone
 from dlfer.runs.find import ARTIFACT_FILE
@@ -192,4 +191,3 @@ def test_branches_are_named_as_before():
     ]
     assert paths[0] == paths[1]
     assert all(path.split("/")[0].split("_")[0] in {"branch1", "branch2"} for path in paths[0])
-    assert len(name_branches(HYBRID[0]["branches"])) == 2

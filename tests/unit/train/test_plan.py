@@ -10,7 +10,7 @@ from dlfer.config.schema import ExperimentSection, FreezeConfig, StageConfig
 from dlfer.config.sections import ModelConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.model.backbones import build_backbone
-from dlfer.model.hybrid import build_hybrid_backbone, name_branches
+from dlfer.model.hybrid import build_hybrid_backbone
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.train.cluster import choose_device
 from dlfer.train.control import StopControl
@@ -116,8 +116,9 @@ def build(kind: str) -> tuple[keras.Model, list[keras.Model]]:
     if kind == "single":
         backbone = build_backbone(BRANCHES[0])
         return backbone, [backbone]
-    backbone, _ = build_hybrid_backbone(ModelConfig(family="hybrid", branches=BRANCHES, fusion="attention"))
-    return backbone, [backbone.get_layer(branch) for branch in name_branches(BRANCHES)]
+    config = ModelConfig(family="hybrid", branches=BRANCHES, fusion="attention")
+    backbone, _ = build_hybrid_backbone(config)
+    return backbone, [backbone.get_layer(branch) for branch in config.name_branches()]
 
 
 def weighted(network):

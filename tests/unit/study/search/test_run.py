@@ -17,10 +17,10 @@ import pytest
 from dlfer.config.load import load_experiment
 from dlfer.errors import ConfigError, EnvironmentProblem, ModelError, TrainingStopped, UserError
 from dlfer.report.search import write_search_report
+from dlfer.runs.changes import list_differences
 from dlfer.runs.find import open_run
 from dlfer.runs.member_rows import read_member_rows
 from dlfer.runs.options import RunOptions
-from dlfer.runs.changes import list_differences
 from dlfer.study.search.run import SearchOptions, resume_search, run_search
 
 TEXT = """
