@@ -16,10 +16,10 @@ FROM ${BASE_IMAGE} AS builder
 RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /build
-# Groups of pyproject.toml, by their names with blanks between. `export` is in, for what the README shows shall work: it
-# is `dlfer export`, `predict --engine onnx` and `litert`, 0.2 GB. A second runtime for the same files (openvino) and pyarrow
-# for one more kind of table (0.2 GB) are not: --build-arg EXTRAS="export openvino parquet".
-ARG EXTRAS="export"
+# Groups of pyproject.toml, by their names with blanks between. `litert` is in, for what the README shows shall work:
+# `dlfer export --to litert`. A second runtime for the same files (openvino) and pyarrow
+# for one more kind of table (0.2 GB) are not: --build-arg EXTRAS="litert openvino parquet".
+ARG EXTRAS="litert"
 COPY requirements.txt pyproject.toml ./
 RUN python3 -c "import tomllib; \
         groups = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; \

@@ -1,4 +1,4 @@
-# make install | extra-export | extra-openvino | extra-parquet | extra-mtcnn | demo | test | test-slow | lint | fuzz |
+# make install | install-predict | extra-litert | extra-openvino | extra-parquet | extra-mtcnn | demo | test | test-slow | lint | fuzz |
 #      bench | jax | docker-check | clean
 PYTHON ?= python3
 # Which build of TensorFlow: by whether there is an NVIDIA driver, or as the user says. For Macs there is one build only.
@@ -7,7 +7,7 @@ TENSORFLOW ?= $(shell if command -v nvidia-smi >/dev/null 2>&1; then echo 'tenso
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install demo test test-slow lint fuzz bench jax docker-check clean
+.PHONY: install install-predict demo test test-slow lint fuzz bench jax docker-check clean
 
 install: .venv/installed
 
@@ -23,6 +23,16 @@ install: .venv/installed
 .venv/installed-dev: .venv/installed requirements-dev.txt
 	$(PIP) install --quiet --requirement requirements-dev.txt
 	@touch $@
+
+# What predict and serve need, without TensorFlow, in an environment of its own. An extra of dlfer could only add packages.
+install-predict: .venv-predict/installed
+
+.venv-predict/installed: requirements-predict.txt
+	$(PYTHON) -m venv .venv-predict
+	.venv-predict/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-predict.txt
+	.venv-predict/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+	@echo "dlfer without TensorFlow is installed: .venv-predict/bin/dlfer predict --help"
 
 # A group of optional packages in pyproject.toml. By their names alone: with dlfer's own requirements pip would add the other
 # build of TensorFlow to the one that is installed.
@@ -74,4 +84,4 @@ bench: .venv/installed-dev
 	done
 
 clean:
-	rm -rf .venv .venv-jax build *.egg-info
+	rm -rf .venv .venv-jax .venv-predict build *.egg-info

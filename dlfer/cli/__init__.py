@@ -36,6 +36,7 @@ from dlfer.cli import (
 )
 from dlfer.cli.options import say
 from dlfer.errors import DlferError, TrainingStopped
+from dlfer.quiet import DEBUG, hush_tensorflow
 
 VERBS = {
     "Start": (doctor, init, check, audit),
@@ -93,9 +94,9 @@ def main(argv: list[str] | None = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     debug = "--debug" in args
-    if not debug:
-        # TensorFlow's own talk of plugins and instructions; errors are still shown.
-        os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if debug:
+        os.environ[DEBUG] = "1"
+    hush_tensorflow()
     # Threads of XGBoost that wait for each other shall sleep. By default they spin, which on a machine where anything
     # else runs takes four times the CPU (2,000 rows, two cores). Keras loads the library that reads this.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -105,6 +106,15 @@ def main(argv: list[str] | None = None) -> None:
     except TrainingStopped as stop:
         # What stopped, and how to go on, was said where it stopped.
         sys.exit(stop.exit_code)
+    except ModuleNotFoundError as error:
+        if debug or error.name is None or error.name.startswith("dlfer"):
+            raise
+        say(
+            f"dlfer: this command needs the package that Python imports as {error.name}, which is not installed in "
+            f"{sys.prefix}. Install dlfer whole: pip install -r requirements.txt (in a clone: make install). Without "
+            "TensorFlow there are predict, serve, check, init, show and report."
+        )
+        sys.exit(1)
     except (DlferError, OSError) as error:
         if debug:
             traceback.print_exc()

@@ -10,6 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+import keras
 import numpy as np
 
 from dlfer.config.load import load_experiment, resolve_path
@@ -215,6 +216,13 @@ def _write_onnx(
     classifier: Classifier, folder: Path, *, bundle: DataBundle, say: Callable[[str], None]
 ) -> OnnxRecord | str:
     """Write the ONNX file of a model, compared on validation images; say why, where there is none."""
+    backend = keras.backend.backend()
+    if backend != "tensorflow":
+        absent = (
+            f"It was trained on {backend}, and TensorFlow writes ONNX: KERAS_BACKEND=tensorflow dlfer ship adds one."
+        )
+        say(f"The model has no ONNX file, so that predictions load Keras. {absent}")
+        return absent
     from dlfer.export.embedded import write_embedded_onnx
 
     split = bundle.validation
@@ -222,7 +230,7 @@ def _write_onnx(
     source = f"validation images ({split.name})"
     found = write_embedded_onnx(classifier, folder, images=match_channels(images, classifier.channels), source=source)
     if isinstance(found, str):
-        say(f"The model has no ONNX file, so that predictions load the framework. {found}")
+        say(f"The model has no ONNX file, so that predictions load Keras. {found}")
     return found
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 
 from dlfer.config.names import FER2013_LABELS
-from dlfer.data.images import make_square, resize_all
+from dlfer.data.images import make_square, match_channels, resize_all
 from dlfer.data.synthetic.faces import FACE_SIZE, draw_face
 from dlfer.errors import EnvironmentProblem, ModelError, UserError
 from dlfer.metrics.confidence import apply_temperature
@@ -140,7 +140,12 @@ class RuntimeModel:
         return self.temperature_fit.value if self.temperature_fit else 1.0
 
     def predict(self, images: np.ndarray, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
-        """Return float32 [N, C] of uint8 [N, H, W, channels]; rows sum to one."""
+        """Return float32 [N, C], rows sum to one, of uint8 [N, H, W] or [N, H, W, 1 or 3].
+
+        Raises:
+            ModelError: the images are not of that form.
+        """
+        images = match_channels(images, self.channels)
         if not len(images):
             return np.zeros((0, len(self.labels)), np.float32)
         # A model of free size whose export.json says no aspect is an old one, which scales the two axes differently.
@@ -258,9 +263,9 @@ class Trial:
     """What an engine did.
 
     Attributes:
-        name: "keras", or the runtime of an export.
+        name: "onnx" of the model's own file, "keras", a format of an export, or another runtime of one of them.
         engine: it, or None where it is not taken.
-        difference: the largest of a probability to Keras', 0 of Keras itself.
+        difference: the largest of a probability to the model's own, 0 of itself.
         milliseconds: for a face; infinite where it is not taken.
         refused: why it is not taken, or None.
     """
@@ -275,43 +280,47 @@ class Trial:
 def choose_engine(
     name: str, *, num_faces: int = 64, any_size: bool = False, say: Callable[[str], None] = lambda text: None
 ) -> Engine:
-    """Return the fastest engine of a model that answers as Keras does, and say which one it is, and why.
+    """Return the fastest engine of a model that answers as the model itself does, and say which one it is, and why.
 
-    Exports are those that `dlfer export` made of this very model: their export.json has its checksums. Keras is loaded
-    to compare with, which takes seconds; so it pays where many faces are predicted. An export is taken where no
-    calibrated probability of drawn faces differs by more than 1e-4, and all labels are the same.
+    The model itself is its ONNX file, by ONNX Runtime; or Keras, where it has none. Compared with it are OpenVINO, where
+    that is installed, and the exports that `dlfer export` made of this very model: their export.json has its checksums.
+    One is taken where no calibrated probability of drawn faces differs by more than 1e-4, and all labels are the same.
 
     Args:
         name: a model's name, a run or an artifact's folder.
         num_faces: that will be predicted at a time.
-        any_size: whether images of several sizes will come; an export of one size answers those otherwise than Keras.
+        any_size: whether images of several sizes will come; an export of one size answers those otherwise than the model.
         say: told the choice in one line.
 
     Raises:
         ModelError: no such model, or a damaged one.
     """
     folder = find_model(name)
-    found = find_exports(folder)
-    if not found and read_artifact_record(folder).onnx is not None:
-        say("engine onnx: the model's own ONNX file; there are no exports to compare it with.")
-        return load_engine(str(folder))
-    keras = load_engine(str(folder), "keras")
-    if not found:
+    model = load_engine(str(folder))
+    own = "keras" if read_artifact_record(folder).onnx is None else "onnx"
+    openers = {
+        runtime or form: partial(ExportedModel, place, runtime=runtime)
+        for form, place in find_exports(folder).items()
+        for runtime in (None, *OTHER_RUNTIMES.get(form, {}))
+    }
+    if own == "onnx":
+        openers = {
+            **openers,
+            **{runtime: partial(ArtifactModel, folder, runtime=runtime) for runtime in OTHER_RUNTIMES["onnx"]},
+        }
+        openers.pop("onnx", None)  # of the same network
+    elif not openers:
         places = " or ".join(str(place) for place in list_places(folder))
         say(
-            f"engine keras: no export of this model stands in {places}. dlfer export {name} --to onnx,litert makes some, "
+            f"engine keras: no export of this model is in {places}. dlfer export {name} --to onnx,litert makes some, "
             "which may be faster."
         )
-        return keras
-    faces = draw_faces(keras)
-    expected = keras.predict(faces, batch_size=NUM_FACES, calibrated=True)
+        return model
+    faces = draw_faces(model)
+    expected = model.predict(faces, batch_size=NUM_FACES, calibrated=True)
     trials = [
-        Trial("keras", keras),
-        *(
-            _compare(form, place, faces, expected, runtime=runtime, any_size=any_size)
-            for form, place in found.items()
-            for runtime in (None, *OTHER_RUNTIMES.get(form, {}))
-        ),
+        Trial(own, model),
+        *(_compare(other, opener, faces, expected, any_size=any_size) for other, opener in openers.items()),
     ]
     batch = min(num_faces, NUM_FACES)
     trials = time_trials(trials, faces[:batch])
@@ -327,8 +336,6 @@ def list_places(folder: Path) -> list[Path]:
 
 def find_exports(folder: Path) -> dict[str, Path]:
     """Return the folder of the newest export of each format that was made of the artifact in `folder`."""
-    # It loads Keras, which exported models do without.
-
     checksums = read_artifact_record(folder).sha256
     files = [
         file for place in list_places(folder) for depth in ("*", "*/*") for file in place.glob(f"{depth}/{EXPORT_FILE}")
@@ -354,12 +361,11 @@ def draw_faces(engine: Engine) -> np.ndarray:
 
 
 def _compare(
-    form: str, place: Path, faces: np.ndarray, expected: np.ndarray, *, runtime: str | None, any_size: bool
+    name: str, opener: Callable[[], RuntimeModel], faces: np.ndarray, expected: np.ndarray, *, any_size: bool
 ) -> Trial:
-    """Return whether an export answers as it should, by its format's own runtime or by another."""
-    name = runtime or form
+    """Return whether another engine of the model answers as it should."""
     try:
-        engine = ExportedModel(place, runtime=runtime)
+        engine = opener()
     except EnvironmentProblem:
         return Trial(name, refused="not installed")
     except ModelError:
@@ -397,6 +403,7 @@ def describe_choice(best: Trial, trials: Sequence[Trial], batch: int) -> str:
         f"{trial.name} {trial.refused or f'{trial.milliseconds:.3g}'}" for trial in trials if trial.name != best.name
     ]
     text = f"engine {best.name}: {best.milliseconds:.3g} ms a face in batches of {batch} ({', '.join(others)})"
-    if best.name == "keras":
+    own = trials[0].name
+    if best.name == own:
         return f"{text}."
-    return f"{text}; largest difference of a probability to keras {best.difference:.1g} on {NUM_FACES} drawn faces."
+    return f"{text}; largest difference of a probability to {own} {best.difference:.1g} on {NUM_FACES} drawn faces."

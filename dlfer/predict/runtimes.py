@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 
 from dlfer.errors import EnvironmentProblem, ModelError, UserError
+from dlfer.quiet import keep_back_stderr
 from dlfer.runs.artifact import MEND
 from dlfer.runs.export_record import ExportRecord
 from dlfer.runs.files import check_inside, check_manifest, hash_file, read_json
@@ -124,8 +125,8 @@ PACKAGES = {
 }
 """What is imported -> the package that holds it."""
 
-EXTRAS = {"openvino": "openvino"}
-"""Package -> the extra that has it, where that is not `export`."""
+EXTRAS = {"openvino": "openvino", "ai-edge-litert": "litert"}
+"""Package -> the extra that has it; the others are requirements."""
 
 FACES_AT_A_TIME = 8
 """Images that LiteRT and OpenVINO are given at a time. CPU time of a face by LiteRT: in batches of 32 EfficientNet-B3 at
@@ -176,7 +177,7 @@ def _open(file: Path, form: str, runtime: str | None, *, mend: str) -> Answer:
 
 
 def import_extra(module: str) -> Any:
-    """Return a module of the extra `export`, or of one of its own.
+    """Return a module that only some engines and exports need.
 
     Raises:
         EnvironmentProblem: it is not installed.
@@ -185,9 +186,12 @@ def import_extra(module: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         package = PACKAGES[module]
+        extra = EXTRAS.get(package)
+        kind = "an extra" if extra else "one of dlfer's requirements"
+        clone = f"make {f'extra-{extra}' if extra else 'install'}"
         raise EnvironmentProblem(
-            f"export: the package {package} is an extra that cannot be imported here ({error}). In a clone: "
-            f"make extra-{EXTRAS.get(package, 'export')}; in another environment: pip install {package}."
+            f"The package {package} is {kind} that cannot be imported here ({error}). In a clone: {clone}; "
+            f"in another environment: pip install {package}."
         ) from error
 
 
@@ -268,7 +272,9 @@ def open_litert(path: Path) -> Answer:
     """Return the function by which a LiteRT file answers, on all cores; several threads may call it, one by one."""
     litert = import_extra("ai_edge_litert.interpreter")
     # Without a number it takes one thread.
-    interpreter = litert.Interpreter(model_path=str(path), num_threads=count_cores())
+    with keep_back_stderr():
+        interpreter = litert.Interpreter(model_path=str(path), num_threads=count_cores())
+        interpreter.allocate_tensors()
     images_index, answer_index = (
         details()[0]["index"] for details in (interpreter.get_input_details, interpreter.get_output_details)
     )

@@ -18,6 +18,7 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 ORDER = (
     "_version",
     "errors",
+    "quiet",
     "config",
     "runs",
     "metrics",

@@ -181,6 +181,7 @@ def test_kept_predictions_of_other_images_are_not_taken_for_these(ensemble, tmp_
     assert np.allclose(own.probabilities, classifier.predict(test.images), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_members_are_trained_in_processes_of_their_own_by_the_command(tmp_path):
     """As `dlfer run` does; the ensemble that is put together is the same."""
     file = tmp_path / "both.yaml"

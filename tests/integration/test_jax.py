@@ -58,6 +58,7 @@ def test_trains_on_jax_and_predicts_on_tensorflow(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
+    assert "trained on jax, and TensorFlow writes ONNX" in done.stderr
     assert "backend jax" in done.stdout
     run = Path(done.stdout.split()[-1])
     images = np.random.default_rng(0).integers(0, 256, (4, 48, 48)).astype(np.uint8)

@@ -37,11 +37,13 @@ def test_makefile_has_every_target_of_the_readme():
 
 def test_extras_that_are_named_are_groups_of_the_project():
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
-    named = set(re.findall(r"`make extra-(\w+)`", README)) | {*EXTRAS.values(), "export"}
-    assert named >= {"export", "openvino", "parquet"}
+    named = {*re.findall(r"`make extra-(\w+)`", README), *EXTRAS.values()}
+    assert named >= {"litert", "openvino", "parquet", "mtcnn"}
     assert named <= set(groups)
+    requirements = (ROOT / "requirements.txt").read_text().splitlines()
     for package in PACKAGES.values():
-        assert any(line.startswith(f"{package}==") for line in groups[EXTRAS.get(package, "export")])
+        lines = groups[EXTRAS[package]] if package in EXTRAS else requirements
+        assert any(line.startswith(f"{package}==") for line in lines), package
 
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c[0] == "dlfer"], ids=" ".join)

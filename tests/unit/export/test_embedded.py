@@ -163,7 +163,14 @@ def test_an_ensemble_of_networks_has_one_file(tmp_path, images):
     assert answer == pytest.approx(ensemble.predict(images), abs=1e-4)
 
 
-@pytest.mark.parametrize(("backbone", "channels"), [("efficientnet_lite0", 1), ("mobilenet_v2", 3), ("resnet18", 1)])
+@pytest.mark.parametrize(
+    ("backbone", "channels"),
+    [
+        ("efficientnet_lite0", 1),
+        pytest.param("mobilenet_v2", 3, marks=pytest.mark.slow),
+        pytest.param("resnet18", 1, marks=pytest.mark.slow),
+    ],
+)
 def test_large_kernels_in_float16_change_nothing(tmp_path, backbone, channels):
     classifier = build(backbone, channels)
     halve(classifier)

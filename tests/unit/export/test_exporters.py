@@ -292,14 +292,14 @@ def test_another_backend_is_refused(monkeypatch):
         check_exportable(make())
 
 
-@pytest.mark.parametrize(("name", "package"), [("onnx", "tf2onnx"), ("litert", "ai-edge-litert")])
+@pytest.mark.parametrize(("name", "package"), [("onnx", "tf2onnx is one of"), ("litert", "ai-edge-litert is an extra")])
 def test_a_missing_package_is_named_with_the_command_that_installs_it(name, package, monkeypatch):
     def fail(module):
         raise ImportError(f"No module named {module!r}")
 
     classifier = make()
     monkeypatch.setattr(importlib, "import_module", fail)
-    with pytest.raises(EnvironmentProblem, match=rf"{package} is an extra.*make extra-export"):
+    with pytest.raises(EnvironmentProblem, match=rf"{package}.*make (install|extra-litert)"):
         check_needs(classifier, (name,))
     check_needs(classifier, ("savedmodel",))
 

@@ -15,6 +15,7 @@ from dlfer.export.ship import ship_model, shrink_weights
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import TransferClassifier
 from dlfer.model.stage_network import build_transfer_network
+from dlfer.predict.engines import load_engine
 from dlfer.runs import find as catalog
 from dlfer.runs.find import find_default_model
 from dlfer.runs.metrics_record import CountedEstimate
@@ -53,7 +54,15 @@ def test_a_run_is_shipped_and_is_the_default(run, tmp_path, monkeypatch):
         find_default_model()
     first = ship_model(run, tmp_path / "saved_models", name="first", default=True)
     assert {path.name for path in first.iterdir()} == {
-        *("artifact.json", "network.weights.h5", "MODEL_CARD.md", "config.yaml", "metrics.json", "data.json")
+        *(
+            "artifact.json",
+            "network.weights.h5",
+            "network.onnx",
+            "MODEL_CARD.md",
+            "config.yaml",
+            "metrics.json",
+            "data.json",
+        )
     }
     size, whole = ((path / "network.weights.h5").stat().st_size for path in (first, run / "model"))
     assert size < 0.65 * whole
@@ -64,6 +73,9 @@ def test_a_run_is_shipped_and_is_the_default(run, tmp_path, monkeypatch):
     assert shipped.about.face_size == 48
     assert shipped.about.research_only is False
     assert shipped.about.shipped.largest_difference < 1e-2
+    record = ArtifactRecord.require(first)
+    assert record.onnx.weights == "large kernels in float16"
+    assert np.abs(load_engine("first").predict(images) - shipped.predict(images)).max() < 1e-4
     assert "This copy" in (first / "MODEL_CARD.md").read_text()
     assert find_default_model().name == "first"
     accuracy = {"value": 0.5, "low": 0.2, "high": 0.8}
@@ -72,6 +84,7 @@ def test_a_run_is_shipped_and_is_the_default(run, tmp_path, monkeypatch):
         ship_model(run, tmp_path / "saved_models", name="first")
     monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.0)
     monkeypatch.setattr(module, "load_artifact", lambda folder: None)
+    monkeypatch.setattr(module, "embed_onnx", lambda folder, run: None)
     ship_model(run, tmp_path / "saved_models", name="second", default=True)
     rows = {row["name"]: row for row in list_model_rows()}
     assert {name: row["default"] for name, row in rows.items()} == {"first": False, "second": True}
@@ -99,6 +112,7 @@ def test_two_defaults_are_refused(tmp_path, monkeypatch):
 
 def test_a_model_that_changes_or_is_large_is_not_shipped(run, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "load_artifact", lambda folder: None)
+    monkeypatch.setattr(module, "embed_onnx", lambda folder, run: None)
     monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.0)
     monkeypatch.setattr(module, "MAX_BYTES", 2**20)
     with pytest.raises(ModelError, match="MB when shipped, expected at most 1"):

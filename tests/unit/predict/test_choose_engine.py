@@ -1,4 +1,4 @@
-"""--engine auto: the fastest export of this very model that answers as Keras does, and a line that says why."""
+"""--engine auto: the fastest engine of this very model that answers as the model does, and a line that says why."""
 
 import os
 from types import SimpleNamespace
@@ -52,7 +52,9 @@ def choose(tmp_path, monkeypatch):
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock.now)
     monkeypatch.setattr(module, "find_model", lambda name: tmp_path / "model")
     monkeypatch.setattr(module, "load_engine", lambda name: engines["keras"])
-    monkeypatch.setattr("dlfer.predict.engines.read_artifact_record", lambda folder: SimpleNamespace(sha256=DIGEST))
+    monkeypatch.setattr(
+        "dlfer.predict.engines.read_artifact_record", lambda folder: SimpleNamespace(sha256=DIGEST, onnx=None)
+    )
 
     def open_export(place, *, runtime):
         engine = engines.get(runtime or place.name, EnvironmentProblem("no package"))
@@ -131,6 +133,21 @@ def test_without_an_export_it_is_keras_and_it_says_how_to_get_one(choose):
     name, said = choose()
     assert name == "keras"
     assert "dlfer export m --to onnx,litert" in said
+
+
+def test_a_model_with_an_onnx_file_is_what_others_are_compared_with(choose, monkeypatch):
+    model = FakeEngine(0.003, choose.engines["keras"].clock)
+    choose.engines.update(own=model, openvino=FakeEngine(0.002, model.clock))
+    record = SimpleNamespace(sha256=DIGEST, onnx="network.onnx")
+    monkeypatch.setattr(module, "read_artifact_record", lambda folder: record)
+    monkeypatch.setattr(module, "load_engine", lambda name: model)
+    monkeypatch.setattr(module, "ArtifactModel", lambda folder, *, runtime: choose.engines[runtime])
+    name, said = choose({"onnx": (0.0001,), "litert": (0.004,)})
+    assert name == "openvino"
+    assert said.startswith("engine openvino: 2 ms a face in batches of 16 (onnx 3, litert 4); largest difference of a")
+    del choose.engines["openvino"]
+    monkeypatch.setattr(module, "ArtifactModel", lambda folder, *, runtime: module.ExportedModel("no", runtime=runtime))
+    assert choose()[0] == "own"
 
 
 def test_exports_are_known_by_the_checksums_of_their_model(choose, tmp_path):

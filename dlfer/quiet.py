@@ -1,0 +1,62 @@
+"""What TensorFlow's libraries say to stderr while they load, kept back in commands for people."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.machinery import ModuleSpec
+
+DEBUG = "DLFER_DEBUG"
+"""Environment variable that says to show everything; `--debug` sets it, so that processes of members know."""
+
+
+def hush_tensorflow() -> None:
+    """Keep back what TensorFlow says of processors and plugins when it is imported from here on; errors are shown.
+
+    Its C++ libraries write some lines to the file descriptor 2 before they read TF_CPP_MIN_LOG_LEVEL, which no setting
+    stops. With DLFER_DEBUG in the environment nothing is kept back.
+    """
+    if os.environ.get(DEBUG):
+        return
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    if "tensorflow" not in sys.modules and not any(isinstance(finder, _QuietImport) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _QuietImport())
+
+
+class _QuietImport:
+    """Finds tensorflow once, and executes it with the file descriptor 2 on a file, which an exception shows."""
+
+    def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
+        """Return the specification of tensorflow, with another loader; None for every other module."""
+        if name != "tensorflow":
+            return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(name)
+        if spec is not None and spec.loader is not None:
+            spec.loader.exec_module = keep_back_stderr()(spec.loader.exec_module)
+        return spec
+
+
+@contextmanager
+def keep_back_stderr() -> Iterator[None]:
+    """Keep back what libraries write to the file descriptor 2 meanwhile; an exception shows it, as DLFER_DEBUG does."""
+    if os.environ.get(DEBUG):
+        yield
+        return
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as said:
+        os.dup2(said.fileno(), 2)
+        try:
+            yield
+        except BaseException:
+            said.seek(0)
+            os.write(kept, said.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)

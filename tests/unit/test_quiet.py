@@ -1,0 +1,46 @@
+"""What the framework says while it is imported is kept back, and shown where it fails or --debug is said."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+SPEAK = "import os; os.write(2, b'I0000 port.cc: oneDNN is on\\n')"
+
+
+def import_fake(tmp_path, body, **environment):
+    """Import a module `tensorflow` of this body in a process of its own; return the process."""
+    (tmp_path / "tensorflow.py").write_text(f"{SPEAK}\n{body}\n")
+    code = (
+        "import os, sys; sys.path.insert(0, sys.argv[1])\n"
+        "from dlfer.quiet import hush_tensorflow\n"
+        "hush_tensorflow(); hush_tensorflow(); print(len(sys.meta_path))\n"
+        "import tensorflow; os.write(2, b'after'); print(tensorflow.VALUE, tensorflow.__name__)"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env={**os.environ, "DLFER_DEBUG": "", **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
+
+
+def test_what_is_said_during_the_import_is_kept_back(tmp_path):
+    done = import_fake(tmp_path, "VALUE = 3")
+    assert done.stdout.splitlines()[1] == "3 tensorflow"
+    assert done.stderr == "after"
+
+
+def test_debug_shows_it(tmp_path):
+    done = import_fake(tmp_path, "VALUE = 3", DLFER_DEBUG="1")
+    assert done.stderr == "I0000 port.cc: oneDNN is on\nafter"
+
+
+@pytest.mark.parametrize("body", ["raise ImportError('libcuda is missing')", "import no_such_package"])
+def test_a_failing_import_shows_what_was_said(tmp_path, body):
+    done = import_fake(tmp_path, body)
+    assert done.returncode == 1
+    assert done.stderr.startswith("I0000 port.cc: oneDNN is on\nTraceback")
