@@ -330,7 +330,7 @@ def test_show_config_schema_backbones_sources_models(call, work):
     accuracy = {"value": 0.5, "low": 0.1, "high": 0.9}
     Metrics.build({"test": {"n": 10, "accuracy": accuracy}}).write(model)
     assert (
-        "mine      false    transfer  efficientnet_nano   32          50.00 % [10.00, 90.00]"
+        "mine      false    false  transfer  efficientnet_nano   32          50.00 % [10.00, 90.00]"
         in call("show", "models")[1]
     )
     rows = {row["name"]: row for row in json.loads(call("show", "models", "--json")[1])}
