@@ -14,7 +14,6 @@ from dlfer.errors import UserError
 def init(
     folder: Annotated[Path, typer.Argument(help="Class folders, or train/validation/test with them.")],
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The file to write.")] = None,
-    force: Force = False,
     folders: Annotated[
         list[str] | None,
         typer.Option(
@@ -23,6 +22,7 @@ def init(
             help="What a folder is whose name does not tell: train, validation, test, class or ignore; may be repeated.",
         ),
     ] = None,
+    force: Force = False,
 ) -> None:
     """Write a first experiment for a folder of your own images."""
     from dlfer.data.starter import write_starter

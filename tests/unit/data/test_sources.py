@@ -109,7 +109,7 @@ def test_parts_of_different_sizes_are_refused_unless_resized(tmp_path):
 
 
 def test_a_streamed_source_takes_its_own_parts_only(monkeypatch):
-    bundle = DataBundle("tfds", ("a", "b"), None, None, None)
+    bundle = DataBundle("tfds", ("a", "b"), [], None, None)
     spec = sources.SourceSpec("", "", lambda config, image_size: bundle, own_labels=True)
     monkeypatch.setitem(SOURCES, "tfds", spec)
     config = DataConfig(source="tfds", name="cifar10")
