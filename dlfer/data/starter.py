@@ -122,10 +122,10 @@ experiment:
   seed: 0
 
 model:
-  backbone: efficientnet_b0   # others: dlfer show backbones
+  backbone: efficientnet_lite2   # its ImageNet weights come with dlfer; others: dlfer show backbones
   dropout: 0.3
 
-# EF-FER1: weights of ImageNet, fetched at the first run. To start from nothing: pretrain: null
+# EF-FER1: weights of ImageNet. To start from random weights: pretrain: null
 pretrain:
   weights: imagenet
 

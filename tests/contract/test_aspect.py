@@ -118,6 +118,7 @@ SOURCES = {
         "source": "tfds",
         "name": "image_folder",
         "path": write_folder(root, shape, odd=True),
+        "crop": {"train": "random_resized"},
     },
 }  # fmt: skip
 

@@ -61,7 +61,11 @@ def check_prediction(done):
 
 def test_a_photograph_is_predicted_without_the_other_packages(tmp_path):
     check_prediction(run_without("predict", FACE, "--draw", tmp_path / "marked", cwd=tmp_path))
-    for command in (["show", "models"], ["check", ROOT / "experiments" / "quickstart.yaml"], ["predict", "--help"]):
+    for command in (
+        ["show", "models"],
+        ["show", "config", ROOT / "experiments" / "quickstart.yaml"],
+        ["predict", "--help"],
+    ):
         done = run_without(*command, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
 

@@ -14,6 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 
 from dlfer.config.sections import DataConfig
@@ -308,10 +309,13 @@ def test_openvino_reports_nothing_to_its_maker(tmp_path):
     """By itself its import sends an event, and leaves the number by which it knows this user in the home folder."""
     if find_spec("openvino") is None:
         pytest.skip("openvino is not installed")
-    make_export(tmp_path / "export")
+    value = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, ["N", 2])
+    node = onnx.helper.make_node("Identity", ["x"], ["y"])
+    result = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, ["N", 2])
+    onnx.save(onnx.helper.make_model(onnx.helper.make_graph([node], "g", [value], [result])), tmp_path / "a.onnx")
     code = (
-        "import sys; from dlfer.predict.runtimes import open_export\n"
-        f"try: open_export({str(tmp_path / 'export')!r}, runtime='openvino')\n"
+        "import sys; from pathlib import Path; from dlfer.predict.runtimes import open_openvino\n"
+        f"try: open_openvino(Path({str(tmp_path / 'a.onnx')!r}))\n"
         "except Exception: pass\n"
         "print([name for name in sys.modules if name.startswith('openvino')])"
     )

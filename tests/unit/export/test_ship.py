@@ -161,6 +161,7 @@ def test_the_model_of_a_smoke_run_is_marked_and_never_the_default(run, tmp_path,
     monkeypatch.delenv("DLFER_HOME", raising=False)
     monkeypatch.setattr(catalog, "find_checkout", lambda: None)
     monkeypatch.setattr(module, "load_artifact", lambda folder: None)
+    monkeypatch.setattr(module, "embed_onnx", lambda folder, run: None)
     monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.0)
     Run(run).update(smoke=True)
     try:

@@ -57,7 +57,7 @@ def test_four_lists_name_every_variable(stage_one):
     assert len(record.loaded) == len(first.backbone.weights)
     assert record.newly_initialised == ["head/kernel", "head/bias"]
     assert record.missing == record.unexpected == []
-    assert "0 missing, 0 unexpected" in record.describe()
+    assert "0 missing, 0 unexpected" in record.describe()[0]
 
 
 def test_another_backbone_is_refused_and_nothing_changes(stage_one):

@@ -45,7 +45,7 @@ def test_batches_of_the_size_that_it_takes_with_sums_of_one(export):
     model = ExportedModel(folder)
     images = np.full((5, 20, 20, 1), 51, np.uint8)
     answers = model.predict(images, batch_size=2)
-    assert shapes == [(2, 16, 16, 1), (2, 16, 16, 1), (1, 16, 16, 1)]
+    assert shapes[1:] == [(2, 16, 16, 1), (2, 16, 16, 1), (1, 16, 16, 1)]
     assert answers == pytest.approx(np.tile([0.8, 0.2], (5, 1)), abs=1e-6)
     assert answers.dtype == np.float32
     assert model.predict(images, calibrated=True) == pytest.approx(apply_temperature(answers, 2.0), abs=1e-6)
@@ -53,8 +53,11 @@ def test_batches_of_the_size_that_it_takes_with_sums_of_one(export):
 
 
 def test_an_engine_is_a_runtime_of_the_export(export, monkeypatch):
+    def answer(images):
+        return np.full((len(images), 2), 0.5, np.float32)
+
     opened = []
-    monkeypatch.setattr(engines, "open_export", lambda place, runtime: opened.append((place, runtime)))
+    monkeypatch.setattr(engines, "open_export", lambda place, runtime: opened.append((place, runtime)) or answer)
     for engine in ("onnx", "openvino"):
         load_engine(str(export[0].parent), engine)
     assert opened == [(export[0], None), (export[0], "openvino")]
@@ -66,7 +69,7 @@ def test_a_predictor_takes_it(export):
     predictor = FacePredictor(load_engine(str(folder.parent), "onnx"), faces="whole")
     (face,) = predictor.predict([np.full((30, 30, 3), 255, np.uint8)])[0]
     assert face.label == "Light"
-    assert export[2] == [(1, 12, 12, 1)]  # the resolution of its training images
+    assert export[2][1:] == [(1, 12, 12, 1)]  # the resolution of its training images
     assert "2.000" in describe_predictions(predictor, faces="whole", smooth=0)["probabilities"]
 
 
@@ -89,5 +92,5 @@ def test_a_size_that_is_no_square_is_kept(export):
     images = np.zeros((1, 40, 40, 1), np.uint8)
     images[:, 5:35] = 255  # the largest 3:4 part of the square
     assert model.predict(images)[0] == pytest.approx([0, 1], abs=1e-6)
-    assert shapes == [(1, 12, 16, 1)]
+    assert shapes[1:] == [(1, 12, 16, 1)]
     assert model.about.face_size == 12

@@ -38,7 +38,7 @@ def test_the_transfer_of_an_earlier_version_has_the_present_keys(tmp_path):
         feature_difference=2e-7,
         source="pretrain",
     )
-    assert found.describe() == (
+    assert found.describe()[0] == (
         "weights: 1 loaded, 2 newly initialised (head/kernel, head/bias), 0 missing, 0 unexpected; "
         "features differ by 2.0e-07"
     )
