@@ -60,6 +60,7 @@ def test_packed_files(tmp_path):
         (b"version https://git-lfs.github.com/spec/v1", "Git LFS"), (b"PAR1" + bytes(9), "Parquet"),
         (gzip.compress(_text(",").encode() * 9000)[:300], "cut short|cannot be unpacked"), (b"PK\3\4" + bytes(40), "cannot be unpacked"),
     ],
+    ids=["excel", "two csv", "tar", "html", "pdf", "git lfs", "parquet", "half a gzip", "half a zip"],
 )  # fmt: skip
 def test_what_is_no_csv_is_named(tmp_path, contents, message):
     (tmp_path / "a.csv").write_bytes(contents)
