@@ -6,9 +6,9 @@ Three measurements of a model of ready crops (`lite2_96`):
 
 - Geometry: where the eyes and the mouth stand in FER2013's ready crops, and where in the crops that dlfer cuts of found
   faces, by CenterFace's landmarks. It needs no frame around the crops of FER2013 that would change the boxes.
-- Answers: the images of PublicTest are enlarged twice, framed in black, found again, and cut out at several scales and
-  heights of the box. Half of the rows (the even ones) chooses, the other half is reported. Beside them, on the same rows: the
-  ready crops, and these cut out by their own edges, which tells what the cut's resampling does alone.
+- Answers: the images of PublicTest are enlarged twice, framed in black, found again, and cut out of the image itself at several
+  scales and heights of the box. Half of the rows (the even ones) chooses, the other half is reported. Beside them, on the same
+  rows: the ready crops, and these cut out by their own edges, which tells what the cut's interpolation does alone.
 - Photographs: what the model says of faces whose mouth is closed and who do not smile (`detector_photos.csv`, by eye).
 
 PublicTest chose the model's epoch and its temperature: figures on it are validation figures, and the calibration of the
@@ -18,7 +18,7 @@ ready crops is flattered by it. Confidences are calibrated by the model's temper
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from PIL import Image
 from timing import tell_row, write_figures
 
 from dlfer.data.bundle import Split
-from dlfer.data.faces import Face, detect_faces, detect_faces_of_each
+from dlfer.data.faces import Face, detect_faces, detect_faces_of_each, warp_image, warp_image_cubic
 from dlfer.data.fer2013 import load_fer2013_usage
 from dlfer.data.images import to_channels
 from dlfer.metrics.confidence import compute_calibration
@@ -79,9 +79,11 @@ def move_face(face: Face, offset: float) -> Face:
     return replace(face, box=(left, top + offset * max(width, height), width, height))
 
 
-def cut_face(image: np.ndarray, face: Face, scale: float, offset: float, size: int) -> np.ndarray:
-    """Return what `dlfer predict` cuts out, with another scale and height of the box."""
-    return cut_ready_crop(image, move_face(face, offset), size, margin=(scale - 1) / 2)
+def cut_face(
+    image: np.ndarray, face: Face, scale: float, offset: float, size: int, warp: Callable = warp_image_cubic
+) -> np.ndarray:
+    """Return what `dlfer predict` cuts out, with another scale and height of the box, or another interpolation."""
+    return cut_ready_crop(image, move_face(face, offset), size, margin=(scale - 1) / 2, warp=warp)
 
 
 def describe_geometry(box: Sequence[float], landmarks: np.ndarray) -> tuple[float, float, float, float]:
@@ -142,11 +144,16 @@ def answer(model: Engine, images: Sequence[np.ndarray], split: Split, rows: np.n
 
 
 def answer_cut(
-    model: Engine, split: Split, faces: Sequence[Face | None], rows: np.ndarray, place: tuple[float, float]
+    model: Engine,
+    split: Split,
+    faces: Sequence[Face | None],
+    rows: np.ndarray,
+    place: tuple[float, float],
+    warp: Callable = warp_image_cubic,
 ) -> Predictions:
     """Return predictions of the found faces of some rows, cut out at a scale and an offset."""
     size = split.images.shape[1]
-    return answer(model, [cut_face(split.images[row], faces[row], *place, size) for row in rows], split, rows)
+    return answer(model, [cut_face(split.images[row], faces[row], *place, size, warp) for row in rows], split, rows)
 
 
 def choose_place(model: Engine, split: Split, faces: Sequence[Face | None], rows: np.ndarray, told: list) -> tuple:
@@ -163,28 +170,28 @@ def choose_place(model: Engine, split: Split, faces: Sequence[Face | None], rows
 def report_places(
     model: Engine, split: Split, faces: Sequence[Face | None], rows: np.ndarray, best: tuple, told: list
 ) -> None:
-    """Tell what the ready crops, their resampling, the present cut and the chosen one give on the rows that report."""
+    """Tell what the ready crops, their resampling, the present cut and others give on the rows that report."""
     height, width = split.images.shape[1:3]
-    own = Face((0.0, 0.0, float(width), float(height)), 1.0)
-    places = {"the present cut": CURRENT, "the chosen cut": best, "the box itself": (1.0, 0.0)}
-    ready = split.images[rows]
-    ways = {
-        "the ready crops": answer(model, ready, split, rows),
-        "the same, resampled": answer(model, [cut_face(image, own, 1, 0, width) for image in ready], split, rows),
-        **{name: answer_cut(model, split, faces, rows, place) for name, place in places.items()},
-    }
+    own = [Face((0.0, 0.0, float(width), float(height)), 1.0)] * len(split)
+    former, now = "the present cut, bilinear (before)", "the present cut"
+    ways = {"the ready crops": answer(model, split.images[rows], split, rows)}
+    for name, found, place, warp in (
+        ("ready crops cut by their own edges, bilinear (before)", own, (1.0, 0.0), warp_image),
+        ("ready crops cut by their own edges", own, (1.0, 0.0), warp_image_cubic),
+        (former, faces, CURRENT, warp_image),
+        (now, faces, CURRENT, warp_image_cubic),
+        ("the chosen cut", faces, best, warp_image_cubic),
+    ):
+        ways[name] = answer_cut(model, split, found, rows, place, warp)
     for name, found in ways.items():
-        place = dict(zip(("scale", "offset"), places.get(name, ()), strict=False))
-        tell_row({"part": "reported", "crops": name, **place, **judge(found)}, told)
-    for name in ("the chosen cut", "the box itself", "the ready crops"):
-        test = compare_paired(ways[name], ways["the present cut"], names=(name, "the present cut"))
-        difference = {key: getattr(test.difference, key) for key in ("value", "low", "high")}
-        tell_row(
-            {"part": "reported", "compared": [name, "the present cut"], "points": difference, "p": test.p_value}, told
-        )
+        tell_row({"part": "reported", "crops": name, **judge(found)}, told)
+    for first, second in ((now, former), ("the ready crops", now), ("the chosen cut", now)):
+        test = compare_paired(ways[first], ways[second], names=(first, second))
+        points = {key: getattr(test.difference, key) for key in ("value", "low", "high")}
+        tell_row({"part": "reported", "compared": [first, second], "points": points, "p": test.p_value}, told)
 
 
-def judge_photos(model: Engine, folder: Path, places: dict[str, tuple[float, float]], told: list) -> None:
+def judge_photos(model: Engine, folder: Path, ways: dict[str, tuple], told: list) -> None:
     """Tell the geometry of the faces found in the photographs, and what the model says of those that do not smile."""
     geometry, closed = [], []
     for photo, image in find_photos(read_table(TABLE), folder):
@@ -195,8 +202,8 @@ def judge_photos(model: Engine, folder: Path, places: dict[str, tuple[float, flo
             if row in photo.closed:
                 closed.append((f"{photo.file} {row + 1}", image, face))
     tell_row(summarise_geometry("photographs, the present cut", geometry), told)
-    for name, place in places.items():
-        crops = [to_channels(cut_face(image, face, *place, 48), model.channels) for _, image, face in closed]
+    for name, (place, warp) in ways.items():
+        crops = [to_channels(cut_face(image, face, *place, 48, warp), model.channels) for _, image, face in closed]
         given = model.predict(np.stack(crops), calibrated=True)
         labels = [model.labels[column] for column in given.argmax(axis=1)]
         shares = {label: labels.count(label) for label in sorted(set(labels))}
@@ -211,12 +218,13 @@ def main() -> None:
     parser.add_argument("--csv", type=Path, required=True, help="fer2013.csv")
     parser.add_argument("--photos", type=Path, help="the folder of benchmarks/detectors.py")
     parser.add_argument("--model", default="lite2_96", help="a model of ready crops (default: lite2_96)")
-    parser.add_argument("--rows", type=int, help="take the first rows of PublicTest alone")
+    parser.add_argument("--rows", type=int, nargs=2, default=(0, 3589), help="of PublicTest, from and up to before")
+    parser.add_argument("--no-grid", action="store_true", help="choose nothing, report the present cut on all the rows")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     given = parser.parse_args()
     model = load_model(given.model)
     split = load_fer2013_usage(given.csv, "PublicTest", labels=model.labels)
-    split = split if given.rows is None else split.take(np.arange(given.rows))
+    split = split.take(np.arange(*given.rows))
     faces = find_faces(split.images)
     rows = np.array([row for row, face in enumerate(faces) if face is not None])
     told: list[dict] = []
@@ -225,10 +233,13 @@ def main() -> None:
     tell_row(summarise_geometry("ready crops", [describe_geometry(own, faces[row].landmarks) for row in rows]), told)
     cut = [describe_geometry(get_cut_box(faces[row], *CURRENT), faces[row].landmarks) for row in rows]
     tell_row(summarise_geometry("ready crops found again, the present cut", cut), told)
-    best = choose_place(model, split, faces, rows[rows % 2 == 0], told)
-    report_places(model, split, faces, rows[rows % 2 == 1], best, told)
+    best, reported = CURRENT, rows
+    if not given.no_grid:
+        best, reported = choose_place(model, split, faces, rows[rows % 2 == 0], told), rows[rows % 2 == 1]
+    report_places(model, split, faces, reported, best, told)
     if given.photos:
-        judge_photos(model, given.photos, {"the present cut": CURRENT, "the chosen cut": best}, told)
+        cuts = {"before": (CURRENT, warp_image), "now": (CURRENT, warp_image_cubic), "chosen": (best, warp_image_cubic)}
+        judge_photos(model, given.photos, cuts, told)
     write_figures(given.json, told, "onnxruntime", "numpy")
 
 
