@@ -11,7 +11,15 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dlfer.config.sections import FacesConfig
-from dlfer.data.faces import DETECTORS, Face, align_face, crop_face, detect_faces_of_each, prepare_face, warp_image
+from dlfer.data.faces import (
+    DETECTORS,
+    Face,
+    align_face,
+    crop_face,
+    detect_faces_of_each,
+    prepare_face,
+    warp_image_cubic,
+)
 from dlfer.data.images import compute_side, equalize, resize_square, to_channels
 from dlfer.errors import UserError
 
@@ -102,7 +110,14 @@ def build_cropper(
     return crop
 
 
-def cut_ready_crop(image: np.ndarray, face: Face, size: int, *, margin: float = 0.0) -> np.ndarray:
+def cut_ready_crop(
+    image: np.ndarray,
+    face: Face,
+    size: int,
+    *,
+    margin: float = 0.0,
+    warp: Callable[[np.ndarray, np.ndarray, int], np.ndarray] = warp_image_cubic,
+) -> np.ndarray:
     """Return a face as data sets of ready crops have them: the square around its box, upright if it tilts much.
 
     Args:
@@ -110,6 +125,7 @@ def cut_ready_crop(image: np.ndarray, face: Face, size: int, *, margin: float = 
         face: in it.
         size: side of the result in pixels.
         margin: of the box's longer side, on each edge.
+        warp: how pixels are interpolated, as `dlfer.data.faces.warp_image` does it or sharper.
 
     Returns:
         uint8 [size, size, C]; what lies outside of the image continues its edge.
@@ -121,12 +137,13 @@ def cut_ready_crop(image: np.ndarray, face: Face, size: int, *, margin: float = 
     reach = math.ceil(0.75 * side) + 2
     first_x, first_y = max(0, int(x) - reach), max(0, int(y) - reach)
     near = image[first_y : int(y) + reach + 1, first_x : int(x) + reach + 1]
-    # Twice the size, then halved: a bilinear step on the final pixels would blur them.
+    # Twice the size, then halved: an interpolation on the final pixels would blur them, and a bilinear one does even so
+    # where a face is as small as the result (results/found_faces.md).
     fine = 2 * size
     turn = fine / side * cmath.exp(-1j * math.radians(_get_roll(face)))
     move = complex(fine / 2 - 0.5, fine / 2 - 0.5) - turn * complex(x - first_x, y - first_y)
     matrix = np.array([[turn.real, -turn.imag, move.real], [turn.imag, turn.real, move.imag]])
-    pixels = warp_image(near, matrix, fine).reshape(size, 2, size, 2, -1).mean(axis=(1, 3))
+    pixels = warp(near, matrix, fine).reshape(size, 2, size, 2, -1).mean(axis=(1, 3))
     return (pixels + 0.5).astype(np.uint8)
 
 

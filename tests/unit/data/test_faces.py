@@ -16,6 +16,7 @@ from dlfer.data.faces import (
     detect_faces,
     detect_faces_of_each,
     warp_image,
+    warp_image_cubic,
 )
 from dlfer.errors import DataError, EnvironmentProblem
 
@@ -198,3 +199,25 @@ def test_an_absent_package_is_named_with_its_command(name, package, command, mon
     with pytest.raises(EnvironmentProblem) as problem:
         detect_faces(np.zeros((60, 60), np.uint8), detector=name)
     assert command in str(problem.value)
+
+
+def test_the_cubic_warp_keeps_pixels_follows_ramps_and_continues_edges():
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (60, 70, 3), dtype=np.uint8)
+    identity = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+    assert np.array_equal(warp_image_cubic(image, identity, 50), image[:50, :50])
+    beside = np.array([[1.0, 0.0, -50.0], [0.0, 1.0, -40.0]])
+    assert np.array_equal(warp_image_cubic(image, beside, 40), warp_image(image, beside, 40))
+    ramp = np.tile(np.arange(0, 210, 3, dtype=np.uint8), (60, 1))[..., None]
+    for scale in (0.5, 1.0, 2.0):
+        turn = scale * np.exp(0.4j)
+        matrix = np.array([[turn.real, -turn.imag, 5.0], [turn.imag, turn.real, -3.0]])
+        found = warp_image_cubic(ramp, matrix, 40).astype(int)
+        assert np.abs(found - warp_image(ramp, matrix, 40)).max() <= 2
+
+
+def test_the_cubic_warp_is_sharper_between_pixels():
+    stripes = np.tile(np.repeat(np.array([40, 200], np.uint8), 3), (48, 8))[..., None]
+    half = np.array([[1.0, 0.0, -0.5], [0.0, 1.0, 0.0]])
+    spread = [warp(stripes, half, 40)[:, 4:36].astype(float).std() for warp in (warp_image, warp_image_cubic)]
+    assert spread[1] > 1.05 * spread[0]
