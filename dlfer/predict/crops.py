@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 FACES = ("auto", *DETECTORS, "whole")
 
 MARGINS = {"centerface": -0.025, "mtcnn": -0.025, "opencv": 0.0}
-"""Of a box's longer side, on each edge of it, for a model of ready crops: FER2013's end about where the boxes end. Faces of
-PublicTest in a wider frame, found again, cut out so and predicted by `lite2_96`: 66.6 % where the ready crops have 69.5 %
-(centerface, n = 2,326; between -0.075 and 0.05 it is 65.2 to 66.6); on the 1,032 that both find, 66.7 % with centerface and
-66.1 % with mtcnn, where the ready crops have 69.2 %."""
+"""Of a box's longer side, on each edge of it, for a model of ready crops: FER2013's end about where the boxes end. In
+photographs eyes and mouth then stand as in FER2013's crops, to 1 % of the scale, with centerface; other scales and heights
+are not better (results/found_faces.md). With a bilinear cut, 1,032 faces of PublicTest that both find: 66.7 % with
+centerface and 66.1 % with mtcnn, where the ready crops have 69.2 %."""
 
 MAX_ROLL = 15.0
 """Degrees: a head tilted by more is turned upright. FER2013's tilt by 9 (standard deviation), as a model of them knows."""
