@@ -170,8 +170,8 @@ def read_image(
         name = name or str(source)
         contents = _read_bytes(Path(source), name, max_bytes)
     with _decode_picture(lambda: Image.open(io.BytesIO(contents), formats=FORMATS), name, "not a picture") as image:
-        _check_size(image.size, name, max_pixels)
-        return _decode_picture(lambda: _to_rgb(image), name, "the picture cannot be decoded")
+        check_size(image.size, name, max_pixels)
+        return _decode_picture(lambda: to_rgb(upright(image)), name, "the picture cannot be decoded")
 
 
 def _read_bytes(path: Path, name: str, max_bytes: int) -> bytes:
@@ -195,7 +195,8 @@ def _check_bytes(size: int, name: str, max_bytes: int) -> None:
         raise DataError(f"{name}: found more than {max_bytes:,} bytes, which is the limit; shrink the picture.")
 
 
-def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+def check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    """Raise DataError for a picture (width, height) that is too large or too small."""
     width, height = size
     if width * height > max_pixels:
         raise DataError(
@@ -221,11 +222,16 @@ def _decode_picture(step: Callable[[], Any], name: str, problem: str) -> Any:
         ) from error
 
 
-def _to_rgb(image: Image.Image) -> np.ndarray:
-    """Return a picture of any mode as uint8 [H, W, 3], upright."""
+def upright(image: Image.Image) -> Image.Image:
+    """Return the first frame of a picture, decoded, as its EXIF data say that it is held."""
     image.seek(0)
     image.load()
     turn = find_turn(image)
+    return image if turn is None else image.transpose(turn)
+
+
+def to_rgb(image: Image.Image) -> np.ndarray:
+    """Return a decoded picture of any mode, or rows of one, as uint8 [H, W, 3]."""
     if image.mode == "F":
         raise ValueError("floating-point pixels")
     if image.mode.startswith("I"):
@@ -234,8 +240,7 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     elif image.mode in ("LA", "La", "PA", "RGBa", "RGBA") or "transparency" in image.info:
         pixels = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", pixels.size, (255, 255, 255, 255)), pixels)
-    image = image.convert("RGB")
-    return np.array(image if turn is None else image.transpose(turn))
+    return np.array(image.convert("RGB"))
 
 
 AHEAD = 4
