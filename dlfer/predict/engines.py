@@ -143,7 +143,7 @@ class RuntimeModel:
         """Return float32 [N, C], rows sum to one, of uint8 [N, H, W] or [N, H, W, 1 or 3].
 
         Raises:
-            ModelError: the images are not of that form.
+            ModelError: the images are not of that form, or the outputs do not fit the labels.
         """
         images = match_channels(images, self.channels)
         if not len(images):
@@ -156,6 +156,11 @@ class RuntimeModel:
             for start in range(0, len(images), batch_size)
         ]
         raw = np.concatenate(answers)
+        if raw.shape != (len(images), len(self.labels)):
+            raise ModelError(
+                f"the model gives outputs of the shape {raw.shape}, expected {(len(images), len(self.labels))} for its "
+                f"{len(self.labels)} labels; its record is of another model."
+            )
         raw /= np.maximum(raw.sum(axis=1, keepdims=True), 1e-12)
         if not calibrated or self.temperature_fit is None:
             return raw
