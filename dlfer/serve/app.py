@@ -283,7 +283,9 @@ def _add_kserve_model(app: FastAPI, service: Service, place: str, found: Any) ->
     )
     async def infer(request: Request, model: ServedModel = found) -> schemas.InferResponse:
         """Predict crops of faces, one tensor of uint8 [N, H, W] or [N, H, W, C]; no face is searched for."""
-        async with service.admit(request), Body(request, service) as body, service.limit_time(request):
+        # Triton's own client tells no type.
+        body_of = Body(request, service, kind="application/json")
+        async with service.admit(request), body_of as body, service.limit_time(request):
             asked, parts = await body.read_json(schemas.InferRequest)
             crops = await service.read_crops(asked.inputs[0], parts, model)
             probabilities = await service.predict_crops(crops, model)

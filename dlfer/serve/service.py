@@ -141,11 +141,17 @@ _Asked = TypeVar("_Asked", bound=BaseModel)
 
 
 class Body:
-    """The body of a request, read as this is entered, and given back at the end."""
+    """The body of a request, read as this is entered, and given back at the end.
 
-    def __init__(self, request: Request, service: Service) -> None:
+    Args:
+        request: whose it is.
+        service: that keeps it.
+        kind: its type where the request tells none.
+    """
+
+    def __init__(self, request: Request, service: Service, *, kind: str = "") -> None:
         self._request, self._service, self._taken, self._bytes = request, service, 0, b""
-        self._type = request.headers.get("content-type", "")
+        self._type = request.headers.get("content-type", kind)
         self._kind = self._type.partition(";")[0].strip().lower()
 
     @property
