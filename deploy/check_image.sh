@@ -170,7 +170,7 @@ set -eu
 server= board=
 trap "kill \$server \$board 2>/dev/null || true" EXIT
 photo=$(echo /opt/venv/lib/python3*/site-packages/matplotlib/mpl-data/sample_data/grace_hopper.jpg)
-tini -- dlfer serve --host 0.0.0.0 --port 8765 &
+tini -- dlfer serve --host 0.0.0.0 --port 8765 --insecure &
 server=$!
 ask() { python -c "
 import sys, time, urllib.request

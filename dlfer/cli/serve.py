@@ -26,10 +26,28 @@ def serve(
     max_mb: Annotated[float, typer.Option(metavar="MB", help="Of a request's body; more is answered with 413.")] = 20,
     max_pixels: Annotated[
         int, typer.Option(metavar="N", help="Of the pictures of a request together; 413.")
-    ] = 50_000_000,
+    ] = 25_000_000,
     max_faces: Annotated[int, typer.Option(metavar="N", help="Predicted in a picture, the largest first.")] = 32,
     max_seconds: Annotated[float, typer.Option(metavar="S", help="For the body (408), and for the answer (504).")] = 30,
     max_requests: Annotated[int, typer.Option(metavar="N", help="At a time; more are answered with 503.")] = 64,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="It answers under this name, too; *.NAME is all below it. Repeatable."),
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ORIGIN", help="Pages of this site may call, e.g. https://example.org. Repeatable."),
+    ] = None,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Other computers may call without DLFER_API_KEY.")
+    ] = False,
+    root_path: Annotated[
+        str, typer.Option(metavar="PATH", help="What a proxy puts before the paths, e.g. /faces.")
+    ] = "",
+    proxy_headers: Annotated[
+        bool,
+        typer.Option("--proxy-headers", help="A proxy stands before all, and tells the client in X-Forwarded-For."),
+    ] = False,
     batch_ms: Annotated[float, typer.Option(metavar="MS", help="How long requests wait for each other.")] = 5,
     access_log: Annotated[bool, typer.Option(help="A line for each request: address, path, status.")] = True,
 ) -> None:
@@ -59,7 +77,7 @@ def serve(
     for name in wanted:
         if "=" not in name:
             find_model(name)  # a wrong name is told before TensorFlow is loaded
-    from dlfer.serve.limits import Limits
+    from dlfer.serve.limits import BYTES_PER_PIXEL, Limits
     from dlfer.serve.server import ServerOptions, serve_models
 
     limits = Limits(
@@ -68,8 +86,9 @@ def serve(
         faces=max_faces,
         seconds=max_seconds,
         requests=max_requests,
-        all_bytes=max(256 * 2**20, int(2 * max_mb * 2**20)),
-        all_pixels=2 * max_pixels,
+        requests_each=max(1, max_requests * 3 // 4),
+        all_bytes=max(48 * 2**20, int(2.4 * max_mb * 2**20)),
+        decode_bytes=BYTES_PER_PIXEL * max_pixels,
     )
     options = ServerOptions(
         host=host,
@@ -77,6 +96,11 @@ def serve(
         faces=faces,
         detector_size=detector_size,
         limits=limits,
+        hosts=allow_host or (),
+        origins=allow_origin or (),
+        insecure=insecure,
+        root_path=root_path,
+        proxy_headers=proxy_headers,
         window=batch_ms / 1000,
         access_log=access_log,
     )

@@ -146,7 +146,7 @@ class RuntimeModel:
 
         Raises:
             DataError: they are none, or `batch_size` is no whole number from 1.
-            ModelError: the outputs are not finite.
+            ModelError: the outputs are not finite, or do not fit the labels.
         """
         raw = predict_pictures(
             self._predict_raw, images, num_labels=len(self.labels), channels=self.channels, batch_size=batch_size
@@ -171,6 +171,11 @@ class RuntimeModel:
             for start in range(0, len(images), batch_size)
         ]
         raw = np.concatenate(answers)
+        if raw.shape != (len(images), len(self.labels)):
+            raise ModelError(
+                f"the model gives outputs of the shape {raw.shape}, expected {(len(images), len(self.labels))} for its "
+                f"{len(self.labels)} labels; its record is of another model."
+            )
         with np.errstate(invalid="ignore"):
             return raw / np.maximum(raw.sum(axis=1, keepdims=True), 1e-12)
 

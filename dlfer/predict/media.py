@@ -271,7 +271,7 @@ def read_image(
         opening = partial(open_undecoded, Path(source))
     limit = max_pixels or (UPLOAD_PIXELS if isinstance(source, bytes) else MAX_PIXELS)
     with _decode_picture(opening, name, "not a picture") as image:
-        _check_size(image.size, name, limit)
+        check_size(image.size, name, limit)
         return _decode_picture(
             lambda: to_channels(decode_pixels(image, name), 3), name, "the picture cannot be decoded"
         )
@@ -296,7 +296,8 @@ def _check_bytes(size: int, name: str, max_bytes: int) -> None:
         raise DataError(f"{name}: found more than {max_bytes:,} bytes, which is the limit; shrink the picture.")
 
 
-def _check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+def check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
+    """Raise DataError for a picture (width, height) that is too large or too small."""
     width, height = size
     if width * height > max_pixels:
         raise DataError(

@@ -14,8 +14,6 @@ FORMAT = 1
 MEND = "Copy the artifact again, or train it again"
 """What to do about an artifact that was changed; the end of a message, without its full stop."""
 
-_MOST_LABELS, _LARGEST_IMAGE = 10_000, 4096
-
 
 def read_artifact_record(folder: Path) -> ArtifactRecord:
     """Return artifact.json of an artifact folder, checked to be one that this version reads.
@@ -39,22 +37,8 @@ def read_artifact_record(folder: Path) -> ArtifactRecord:
             f"expected format {FORMAT} and one of {', '.join(names.FAMILIES)}; it needs another version of dlfer."
         )
     record = ArtifactRecord.parse(values, path)
-    _check_limits(record, path)
+    if len(set(record.labels)) < len(record.labels):
+        raise ModelError(
+            f"{path}: labels: found {str(record.labels)[:80]!r}, expected different names of classes. {MEND}."
+        )
     return record
-
-
-def _check_limits(record: ArtifactRecord, path: Path) -> None:
-    """Raise ModelError unless what a network is built from is within limits."""
-    labels, given = record.labels, record.input
-    if not 0 < len(labels) <= _MOST_LABELS or len(set(labels)) < len(labels):
-        raise ModelError(f"{path}: labels: found {str(labels)[:80]!r}, expected different names of classes. {MEND}.")
-    if not 0 < given.image_size <= _LARGEST_IMAGE:
-        raise ModelError(
-            f"{path}: input.image_size: found {given.image_size}, expected 1..{_LARGEST_IMAGE} pixels. {MEND}."
-        )
-    if given.crop is not None and not 0 < given.crop <= 1:
-        raise ModelError(f"{path}: input.crop: found {given.crop}, expected null or a number in 0..1. {MEND}.")
-    if record.temperature is not None and not record.temperature.value > 0:
-        raise ModelError(
-            f"{path}: found the temperature {record.temperature.value}, expected a number above 0. {MEND}."
-        )

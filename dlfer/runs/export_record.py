@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
 from dlfer.config import names
 from dlfer.runs.comparison_record import PairedTest
 from dlfer.runs.metrics_record import Estimate, Number, rename_key
-from dlfer.runs.records import About, FileRecord, Record
+from dlfer.runs.records import MOST_LABELS, About, Count, FacesSection, FileRecord, Label, Record, Side, Text
 
 
 class ExportInput(Record):
@@ -23,14 +23,14 @@ class ExportInput(Record):
         faces: how faces were found in the training images, or None.
     """
 
-    name: str = "images"
-    dtype: str = "uint8"
+    name: Text = "images"
+    dtype: Text = "uint8"
     range: list[int] | None = None
     shape: list[int | None]
-    channels: str | None = None
-    network_size: int
+    channels: Text | None = None
+    network_size: Side
     aspect: Literal[names.ASPECTS] = "crop"
-    faces: dict[str, Any] | None = None
+    faces: FacesSection = None
     note: str = ""
 
 
@@ -46,7 +46,7 @@ class ExportOutput(Record):
 class ExportTemperature(Record):
     """The temperature of the original, which no export applies; value None: none was fitted."""
 
-    value: Number = None
+    value: Annotated[Number, Field(gt=0)] = None
     applied: bool = False
     note: str = ""
 
@@ -62,7 +62,7 @@ class OtherSizes(Record):
     """The comparison at other image sizes."""
 
     sizes: list[list[int]]
-    n: int
+    n: Count
     largest_difference: Number = None
 
 
@@ -82,7 +82,7 @@ class Agreement(Record):
     """
 
     images: str
-    n: int
+    n: Count
     size: list[int] = Field(default_factory=list)
     largest_difference: Number = None
     mean_difference: Number = None
@@ -94,7 +94,7 @@ class Agreement(Record):
 class Quantised(Record):
     """The images that calibrated eight-bit activations, and the operations that stay in float32."""
 
-    num_images: int
+    num_images: Count
     images: str
     float_operations: dict[str, int] = Field(default_factory=dict)
 
@@ -132,7 +132,7 @@ class ExportRecord(FileRecord):
     version: int
     format: str
     file: str
-    labels: list[str]
+    labels: Annotated[list[Label], Field(min_length=1, max_length=MOST_LABELS)]
     input: ExportInput
     output: ExportOutput = Field(default_factory=ExportOutput)
     temperature: ExportTemperature = Field(default_factory=ExportTemperature)

@@ -249,12 +249,21 @@ def parse_json(contents: bytes | str) -> Any:
     """Return what JSON text says.
 
     Raises:
-        ValueError: it is not JSON, or is nested too deeply.
+        ValueError: it is not JSON, is nested too deeply, or holds half a character.
     """
     try:
-        return json.loads(contents)
+        values = json.loads(contents)
+        text = contents if isinstance(contents, bytes) else contents.encode()
+        if _HALF_CHARACTER.search(text):
+            json.dumps(values, ensure_ascii=False).encode()  # a pair of them is one character
+        return values
     except RecursionError:
         raise ValueError("nested too deeply") from None
+    except UnicodeEncodeError:
+        raise ValueError("holds half a character, which is no text") from None
+
+
+_HALF_CHARACTER = re.compile(rb"\\u[dD][89a-fA-F]")
 
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -309,7 +318,7 @@ def check_inside(folder: Path, name: Any, *, file: Path) -> None:
     )
     try:
         is_inside = is_plain and (folder / name).resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError):  # a name too long for the disk, or a circle of links
+    except (OSError, RuntimeError, ValueError):  # too long for the disk, a circle of links, no text at all
         is_inside = False
     if not is_inside:
         raise ModelError(

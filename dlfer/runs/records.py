@@ -11,11 +11,12 @@ import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from dlfer.config import names
+from dlfer.config.sections import FacesConfig
 from dlfer.errors import ModelError
 from dlfer.runs.files import read_json, write_atomically
 
@@ -142,6 +143,14 @@ _EXPECTED = {
     "model_attributes_type": "an object",
     "list_type": "a list",
     "missing": "a value",
+    "greater_than": "a number above {gt}",
+    "greater_than_equal": "a number from {ge}",
+    "less_than_equal": "a number up to {le}",
+    "string_too_short": "a text that is not empty",
+    "string_too_long": "a text of at most {max_length} characters",
+    "too_short": "a list that is not empty",
+    "too_long": "a list of at most {max_length}",
+    "value_error": "{error}",
 }
 
 
@@ -153,7 +162,9 @@ def _describe(error: ValidationError) -> str:
     if first["type"] == "literal_error":
         expected = first["ctx"]["expected"].replace("'", "")
     else:
-        expected = _EXPECTED.get(first["type"], first["msg"])
+        expected = (
+            _EXPECTED[first["type"]].format(**first.get("ctx", {})) if first["type"] in _EXPECTED else first["msg"]
+        )
     return f"{where}: found {found}, expected {expected}"
 
 
@@ -406,6 +417,38 @@ class DataRecord(FileRecord):
     notes: list[str] = Field(default_factory=list)
 
 
+MOST_LABELS, LARGEST_IMAGE = 10_000, 4096
+Side = Annotated[int, Field(ge=1, le=LARGEST_IMAGE)]
+"""Of a square, in pixels."""
+Count = Annotated[int, Field(ge=0, le=2**53)]
+Difference = Annotated[float, Field(ge=0)]
+Text = Annotated[str, Field(max_length=1000)]
+Label = Annotated[str, Field(min_length=1, max_length=200)]
+
+
+def _check_faces(faces: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return the section `finetune.data.faces` as it was given, where it is one."""
+    try:
+        if faces is not None:
+            FacesConfig.model_validate(faces)
+    except ValidationError as error:
+        raise ValueError(f"the section faces of an experiment ({_describe(error)[:200]})") from error
+    return faces
+
+
+FacesSection = Annotated[dict[str, Any] | None, AfterValidator(_check_faces)]
+
+
+def _check_model(model: dict[str, Any]) -> dict[str, Any]:
+    """Return the section `model`, of which the names of backbones are told before a network is built."""
+    backbone, branches = model.get("backbone"), model.get("branches") or []
+    if not isinstance(backbone, str | None) or not isinstance(branches, list):
+        raise ValueError("names of backbones in backbone and branches")
+    if not all(isinstance(branch, str) for branch in branches):
+        raise ValueError("names of backbones in branches")
+    return model
+
+
 class Temperature(Record):
     """The number that the logits are divided by so that probabilities are calibrated.
 
@@ -416,20 +459,20 @@ class Temperature(Record):
         note: what makes it uncertain, or None.
     """
 
-    value: float
-    fitted_on: str | None = None
-    n: int | None = None
-    note: str | None = None
+    value: Annotated[float, Field(gt=0)]
+    fitted_on: Text | None = None
+    n: Count | None = None
+    note: Text | None = None
 
 
 class InputRecord(Record):
     """What a model takes: uint8 images of `channels` channels, seen as a square of `image_size` pixels."""
 
-    dtype: str | None = None
+    dtype: Text | None = None
     range: list[int] | None = None
     channels: Literal[1, 3]
-    image_size: int
-    crop: float | None = None
+    image_size: Side
+    crop: Annotated[float, Field(gt=0, le=1)] | None = None
     aspect: Literal[names.ASPECTS] = "crop"
     note: str | None = None
 
@@ -437,9 +480,9 @@ class InputRecord(Record):
 class ShippedRecord(Record):
     """What shipping changed in a model."""
 
-    weights: str | None = None
-    largest_difference: float | None = None
-    num_faces: int | None = None
+    weights: Text | None = None
+    largest_difference: Difference | None = None
+    num_faces: Count | None = None
 
 
 class About(Record):
@@ -452,13 +495,13 @@ class About(Record):
         research_only: whether data or weights forbid other use.
     """
 
-    experiment: str | None = None
-    run: str | None = None
-    protocol: str | None = None
-    selected_on: str | None = None
-    faces: dict[str, Any] | None = None
-    face_size: int | None = None
-    name: str | None = None
+    experiment: Text | None = None
+    run: Text | None = None
+    protocol: Text | None = None
+    selected_on: Text | None = None
+    faces: FacesSection = None
+    face_size: Side | None = None
+    name: Text | None = None
     default: bool = False
     smoke: bool = False
     research_only: bool | None = None
@@ -468,8 +511,8 @@ class About(Record):
 class FeatureLevel(Record):
     """One level of features that the trees of a boosted model see."""
 
-    name: str
-    features: int
+    name: Text
+    features: Annotated[int, Field(ge=1, le=2**31)]
 
 
 class OnnxRecord(Record):
@@ -484,12 +527,12 @@ class OnnxRecord(Record):
         largest_difference: of a probability to that of Keras.
     """
 
-    file: str
-    opset: int
-    weights: str = "float32"
-    images: str
-    n: int
-    largest_difference: float
+    file: Text
+    opset: Annotated[int, Field(ge=1, le=1000)]
+    weights: Text = "float32"
+    images: Text
+    n: Count
+    largest_difference: Difference
 
 
 class ArtifactRecord(FileRecord):
@@ -509,8 +552,8 @@ class ArtifactRecord(FileRecord):
 
     format: int
     family: str
-    labels: list[str]
-    model: dict[str, Any]
+    labels: Annotated[list[Label], Field(min_length=1, max_length=MOST_LABELS)]
+    model: Annotated[dict[str, Any], AfterValidator(_check_model)]
     input: InputRecord
     sha256: dict[str, str]
     temperature: Temperature | None = None

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from importlib.resources import files
+from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from starlette.exceptions import HTTPException
-from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import ClientDisconnect
 from starlette.types import Scope
 
 from dlfer._version import __version__
 from dlfer.predict.predictor import NOTICE, make_notice
 from dlfer.serve import schemas
-from dlfer.serve.inputs import check_faces, decode_all, read_face
-from dlfer.serve.limits import CONTENT_TYPE, Guard, Limits, Metrics, Refusal
-from dlfer.serve.models import ServedModel, describe_tensors, read_crops, write_answer
+from dlfer.serve.guard import CONTENT_TYPE, Guard, Metrics, Policy
+from dlfer.serve.inputs import check_faces, read_face
+from dlfer.serve.limits import Limits, Refusal
+from dlfer.serve.models import VERSIONS, ServedModel, describe_tensors, write_answer
 from dlfer.serve.schemas import complete_openapi, tell_body, tell_errors
 from dlfer.serve.service import Body, Service
+
+_LOG = logging.getLogger("uvicorn.error")
 
 _PAGE = {
     "/": ("index.html", "text/html"),
@@ -33,8 +38,7 @@ def build_app(
     *,
     limits: Limits | None = None,
     faces: str = "auto",
-    key: str | None = None,
-    hosts: Sequence[str] | None = None,
+    policy: Policy | None = None,
     window: float = 0.005,
 ) -> FastAPI:
     """Return the application; its service is `app.state.service`.
@@ -43,11 +47,10 @@ def build_app(
         models: by name, the default first.
         limits: of requests; the usual ones by default.
         faces: what is done where a request does not say: "auto" or "whole".
-        key: that clients have to send; None: none.
-        hosts: names by which the server may be called; None: any.
+        policy: who may call; by default who is on this computer, without a key.
         window: seconds for which requests are collected.
     """
-    metrics = Metrics()
+    metrics, policy = Metrics(), policy or Policy()
     service = Service(models, limits=limits or Limits(), faces=faces, metrics=metrics, window=window)
 
     @asynccontextmanager
@@ -65,6 +68,7 @@ def build_app(
         lifespan=live,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,
         separate_input_output_schemas=False,
     )
     app.state.service = service
@@ -74,10 +78,8 @@ def build_app(
     _add_models(app, service)
     _add_predictions(app, service)
     _add_kserve(app, service)
-    complete_openapi(app, list(models), key=key)
-    if hosts:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(hosts), www_redirect=False)
-    app.add_middleware(Guard, key=key, metrics=metrics, name_route=_name_route)
+    complete_openapi(app, list(models), key=policy.key)
+    app.add_middleware(Guard, policy=policy, metrics=metrics, name_route=_name_route)
     return app
 
 
@@ -92,6 +94,11 @@ def _add_errors(app: FastAPI) -> None:
     @app.exception_handler(HTTPException)
     async def tell(request: Request, error: HTTPException) -> JSONResponse:
         return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+
+    @app.exception_handler(ClientDisconnect)
+    async def pass_on(request: Request, error: ClientDisconnect) -> None:
+        _LOG.debug("A client left before its request was answered.")
+        raise error
 
     @app.exception_handler(Exception)
     async def fail(request: Request, error: Exception) -> JSONResponse:
@@ -183,20 +190,19 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
     )
     async def predict(request: Request) -> schemas.Prediction:
         """Find the faces in pictures, and predict which expression label annotators would give to each."""
-        async with service.admit(), Body(request, service) as body:
+        async with service.admit(request), Body(request, service) as body, service.limit_time(request):
             if body.is_form:
                 uploads, given = await body.read_form("model", "faces")
                 model, faces = service.find_model(given.get("model")), check_faces(given.get("faces"))
             else:
-                asked = await body.read_json(schemas.PredictRequest)
+                asked, parts = await body.read_json(schemas.PredictRequest)
                 if len(asked.images) > service.limits.pictures:
                     raise Refusal(
                         400, f"images: found {len(asked.images)}, expected at most {service.limits.pictures}."
                     )
                 model, faces = service.find_model(asked.model), asked.faces
-                uploads = await service.run(lambda: decode_all(asked.images))
-            async with service.limit_time():
-                pictures = await service.predict(uploads, model, faces)
+                uploads = parts.find_all(asked.images)
+            pictures = await service.predict(uploads, model, faces)
             notice = make_notice(is_smoke=model.card.smoke, research_only=model.card.research_only)
             return schemas.Prediction(model=model.name, notice=notice, images=pictures)
 
@@ -218,7 +224,11 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
     )
     async def explain(request: Request) -> schemas.Explanation:
         """Cover a face part by part, and map where the probability of a label falls and rises."""
-        async with service.admit(explanation=True), Body(request, service) as body:
+        async with (
+            service.admit(request, explanation=True),
+            Body(request, service) as body,
+            service.limit_time(request),
+        ):
             if body.is_form:
                 uploads, given = await body.read_form("model", "faces", "face", "label")
                 if len(uploads) != 1:
@@ -226,11 +236,10 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
                 model, faces = service.find_model(given.get("model")), check_faces(given.get("faces"))
                 face, label = read_face(given.get("face", "0")), given.get("label")
             else:
-                asked = await body.read_json(schemas.ExplainRequest)
+                asked, parts = await body.read_json(schemas.ExplainRequest)
                 model, faces, face, label = service.find_model(asked.model), asked.faces, asked.face, asked.label
-                uploads = await service.run(lambda: decode_all([asked.image]))
-            async with service.limit_time():
-                return await service.explain(uploads[0], model, faces=faces, face=face, label=label)
+                uploads = parts.find_all([asked.image])
+            return await service.explain(uploads[0], model, faces=faces, face=face, label=label)
 
 
 def _add_kserve(app: FastAPI, service: Service) -> None:
@@ -239,34 +248,47 @@ def _add_kserve(app: FastAPI, service: Service) -> None:
         """What this server is."""
         return schemas.ServerDescription(name="dlfer", version=__version__, extensions=[])
 
-    @app.get("/v2/models/{name}", tags=["KServe"], responses=tell_errors(404))
-    async def describe_model(name: str) -> schemas.ModelDescription:
-        """The tensors of a model, and its card."""
-        return describe_tensors(service.find_model(name))
+    async def find_model(name: str) -> ServedModel:
+        return service.find_model(name)
 
-    @app.get("/v2/models/{name}/ready", tags=["KServe"], responses=tell_errors(404, 503))
-    async def is_model_ready(name: str) -> schemas.ModelReady:
-        """Whether a model takes requests."""
+    async def find_version(name: str, version: str) -> ServedModel:
         model = service.find_model(name)
+        if version not in VERSIONS:
+            raise Refusal(404, f"There is no version {version[:60]!r} of {name}; there is: {', '.join(VERSIONS)}.")
+        return model
+
+    _add_kserve_model(app, service, "/v2/models/{name}", Depends(find_model))
+    _add_kserve_model(app, service, "/v2/models/{name}/versions/{version}", Depends(find_version))
+
+
+def _add_kserve_model(app: FastAPI, service: Service, place: str, found: Any) -> None:
+    @app.get(place, tags=["KServe"], responses=tell_errors(404))
+    async def describe_model(model: ServedModel = found) -> schemas.ModelDescription:
+        """The tensors of a model, and its card."""
+        return describe_tensors(model)
+
+    @app.get(f"{place}/ready", tags=["KServe"], responses=tell_errors(404, 503))
+    async def is_model_ready(model: ServedModel = found) -> schemas.ModelReady:
+        """Whether a model takes requests."""
         if not service.is_ready:
             raise Refusal(503, "Not ready.", retry_after=5)
         return schemas.ModelReady(name=model.name, ready=True)
 
     @app.post(
-        "/v2/models/{name}/infer",
+        f"{place}/infer",
         tags=["KServe"],
         responses=tell_errors(400, 404, 408, 413, 415, 503, 504),
         response_model_exclude_none=True,
         openapi_extra=tell_body(schemas.InferRequest),
     )
-    async def infer(name: str, request: Request) -> schemas.InferResponse:
+    async def infer(request: Request, model: ServedModel = found) -> schemas.InferResponse:
         """Predict crops of faces, one tensor of uint8 [N, H, W] or [N, H, W, C]; no face is searched for."""
-        model = service.find_model(name)
-        async with service.admit(), Body(request, service) as body:
-            asked = await body.read_json(schemas.InferRequest)
-            crops = await service.run(lambda: read_crops(asked.inputs[0], model, service.limits))
-            async with service.limit_time():
-                probabilities = await service.predict_crops(crops, model)
+        # Triton's own client tells no type.
+        body_of = Body(request, service, kind="application/json")
+        async with service.admit(request), body_of as body, service.limit_time(request):
+            asked, parts = await body.read_json(schemas.InferRequest)
+            crops = await service.read_crops(asked.inputs[0], parts, model)
+            probabilities = await service.predict_crops(crops, model)
             service.metrics.faces.labels(model.name).inc(len(crops))
             return write_answer(asked, model, probabilities)
 

@@ -1,28 +1,21 @@
-"""The body of a request, as pictures; kept in memory from the first byte to the last."""
+"""The body of a request, kept in memory from the first byte to the last, and what it says."""
 
 from __future__ import annotations
 
-import base64
-import binascii
-import io
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
-from PIL import Image
+from fastapi import Request
 from pydantic import BaseModel, ValidationError
-from starlette.datastructures import Headers, UploadFile
-from starlette.formparsers import MultiPartException, MultiPartParser
 
-from dlfer.errors import DataError
-from dlfer.predict.media import FORMATS, read_image
-from dlfer.serve.limits import Limits, Refusal
+from dlfer.serve.limits import Budget, Limits, Refusal
+from dlfer.serve.pool import Pool
 from dlfer.serve.schemas import Picture64
 
-_MOST_NAME = 200
-_MOST_FIELDS, _FIELD_BYTES = 8, 1024
-_Body = TypeVar("_Body", bound=BaseModel)
+_Asked = TypeVar("_Asked", bound=BaseModel)
 
 
 @dataclass(frozen=True)
@@ -32,19 +25,83 @@ class Upload:
     Attributes:
         name: as the client calls it.
         contents: undecoded.
+        is_base64: whether they are a text in base64.
     """
 
     name: str
-    contents: bytes
+    contents: bytes | memoryview
+    is_base64: bool = False
 
 
-class _MemoryParser(MultiPartParser):
-    # Beyond this size a file is put on the disk; the limit of the body stands far below it.
-    spool_max_size = 2**62
+async def read_body(request: Request, limits: Limits, budget: Budget) -> tuple[bytes, int]:
+    """Return the body of a request, and what it took from the budget, which the caller gives back.
+
+    Raises:
+        Refusal: 413 before anything is read where the length is told, else as soon as it is too much;
+            408 where it does not come in time; 400 where it is cut short; 503 where memory is short.
+    """
+    told = request.headers.get("content-length")
+    if told is not None and told.isdecimal() and int(told) > limits.body_bytes:
+        raise _too_large(limits)
+    parts, size, taken = [], 0, 0
+    try:
+        async with asyncio.timeout(limits.seconds):
+            async for part in request.stream():
+                size += len(part)
+                if size > limits.body_bytes:
+                    raise _too_large(limits)
+                if not budget.take(len(part)):
+                    raise Refusal(503, "The server has no memory left for this request; try again.", retry_after=1)
+                taken += len(part)
+                parts.append(part)
+    except BaseException as error:
+        budget.give_back(taken)
+        if isinstance(error, TimeoutError):
+            raise Refusal(408, f"The body of the request did not arrive within {limits.seconds:g} seconds.") from error
+        raise
+    return b"".join(parts), taken
 
 
-async def parse_form(
-    body: bytes, headers: Headers, limits: Limits, expected: Sequence[str]
+def _too_large(limits: Limits) -> Refusal:
+    return Refusal(413, f"The body of the request is larger than {limits.body_bytes:,} bytes; shrink the pictures.")
+
+
+class Parts:
+    """What was set apart of a JSON body, see `dlfer.serve.worker.set_apart`."""
+
+    def __init__(self, body: bytes, spans: Sequence[tuple[int, int]]) -> None:
+        self._body, self._spans = memoryview(body), spans
+
+    def find(self, text: Any) -> memoryview | None:
+        """Return what a text stands for; None where it stands for itself."""
+        number = text[1:] if isinstance(text, str) and text.startswith("@") else ""
+        if not (number.isascii() and number.isdecimal() and len(number) < 4 and int(number) < len(self._spans)):
+            return None
+        return self._body[slice(*self._spans[int(number)])]
+
+    def find_all(self, images: Sequence[Picture64]) -> list[Upload]:
+        """Return the files of pictures in JSON."""
+        return [
+            Upload(image.name or f"image {number}", self.find(image.base64) or image.base64.encode(), is_base64=True)
+            for number, image in enumerate(images, start=1)
+        ]
+
+
+async def read_json(body: bytes, kind: type[_Asked], pool: Pool) -> tuple[_Asked, Parts]:
+    """Return a JSON body as a schema has it, with what is large in it set apart.
+
+    Raises:
+        Refusal: 400, with the first problems.
+    """
+    spans, (rest,) = await pool.ask("json", [body])
+    try:
+        return kind.model_validate_json(bytes(rest)), Parts(body, spans)
+    except ValidationError as error:
+        raise Refusal(400, describe_problems(error)) from error
+
+
+async def read_form(
+    body: bytes, content_type: str, expected: Sequence[str], pool: Pool
 ) -> tuple[list[Upload], dict[str, str]]:
     """Return the files of a multipart body and its texts by name; nothing of it is put on the disk.
 
@@ -53,50 +110,24 @@ async def parse_form(
     Raises:
         Refusal: 400 where it is damaged, or has too many or other parts, 413 for a field that is too long.
     """
-
-    async def stream() -> AsyncIterator[bytes]:
-        yield body
-
-    parser = _MemoryParser(
-        headers, stream(), max_files=limits.pictures, max_fields=_MOST_FIELDS, max_part_size=_FIELD_BYTES
-    )
-    try:
-        parsed = await parser.parse()
-    except MultiPartException as error:
-        status = 413 if error.message.startswith("Part exceeded") else 400
-        raise Refusal(status, f"multipart/form-data: {error.message}") from error
+    (texts, files), _ = await pool.ask("form", [body], content_type=content_type)
     fields: dict[str, str] = {}
-    uploads: list[Upload] = []
-    unknown: set[str] = set()
-    for name, value in parsed.multi_items():
-        if isinstance(value, UploadFile):
-            contents = await value.read()
-            await value.close()
-            uploads.append(Upload((value.filename or f"image {len(uploads) + 1}")[:_MOST_NAME], contents))
-        elif name in fields:
-            raise Refusal(400, f"multipart/form-data: the field {name[:_MOST_NAME]!r} stands there twice.")
-        else:
-            fields[name] = value
-        if name not in (["file"] if isinstance(value, UploadFile) else expected):
-            unknown.add(name[:60])
-    if unknown or not uploads:
+    for name, value in texts:
+        if name in fields:
+            raise Refusal(400, f"multipart/form-data: the field {name!r} stands there twice.")
+        fields[name] = value
+    unknown = {name[:60] for name in fields if name not in expected} | {
+        name[:60] for name, _, _ in files if name != "file"
+    }
+    if unknown or not files:
         found = ", ".join(sorted(unknown)) or "no file"
         raise Refusal(
             400, f"multipart/form-data: found {found}, expected files called file, and {', '.join(expected)}."
         )
-    return uploads, fields
-
-
-def parse_json(body: bytes, kind: type[_Body]) -> _Body:
-    """Return a JSON body as a schema has it.
-
-    Raises:
-        Refusal: 400, with every problem.
-    """
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        raise Refusal(400, describe_problems(error)) from error
+    whole = memoryview(body)
+    return [
+        Upload(name or f"image {number}", whole[slice(*span)]) for number, (_, name, span) in enumerate(files, start=1)
+    ], fields
 
 
 def describe_problems(error: ValidationError) -> str:
@@ -107,67 +138,31 @@ def describe_problems(error: ValidationError) -> str:
     return "; ".join(told)[:1000] + more
 
 
-def decode_base64(text: str, name: str) -> Upload:
-    """Return the file that a text in base64 holds; a data: address is taken, too.
+def _tell_files(uploads: Sequence[Upload]) -> dict[str, Any]:
+    return {"files": [(upload.name, upload.is_base64) for upload in uploads]}
+
+
+async def measure_pictures(uploads: Sequence[Upload], pool: Pool) -> tuple[int, int]:
+    """Return the pixels of all files together, and the bytes of memory that decoding them takes, by their headers.
 
     Raises:
-        Refusal: 400.
+        Refusal: 400 for what is not base64, 415 for what is no picture, 413 for one that is too large.
     """
-    if text.startswith("data:"):
-        text = text.partition(",")[2]
-    try:
-        return Upload(name, base64.b64decode(text, validate=True))
-    except (binascii.Error, ValueError) as error:
-        raise Refusal(400, f"{name}: not base64 ({error}).") from error
+    value, _ = await pool.ask("measure", [upload.contents for upload in uploads], **_tell_files(uploads))
+    return tuple(value)
 
 
-def count_pixels(uploads: Sequence[Upload], limits: Limits) -> int:
-    """Return the pixels of all files together, by their headers; nothing is decoded.
-
-    Raises:
-        Refusal: 415 for what is no picture of a known type, 413 for too many pixels.
-    """
-    total = 0
-    for upload in uploads:
-        try:
-            with Image.open(io.BytesIO(upload.contents), formats=FORMATS) as image:
-                width, height = image.size
-        except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-            raise _too_many_pixels(upload.name, f"more than {limits.pixels:,}", limits) from error
-        except Exception as error:  # readers of damaged headers raise nearly anything
-            raise Refusal(
-                415, f"{upload.name}: not a picture that is read here; expected JPEG, PNG, WebP, BMP, GIF, PGM or PPM."
-            ) from error
-        total += width * height
-        if total > limits.pixels:
-            raise _too_many_pixels(upload.name, f"{width} x {height} = {width * height:,}", limits)
-    return total
-
-
-def decode_pictures(uploads: Sequence[Upload], limits: Limits) -> list[np.ndarray]:
+async def decode_pictures(uploads: Sequence[Upload], pool: Pool) -> list[np.ndarray]:
     """Return the pictures as uint8 [H, W, 3], upright.
 
     Raises:
         Refusal: 400 for a damaged one.
     """
-    try:
-        return [
-            read_image(upload.contents, name=upload.name, max_pixels=limits.pixels, max_bytes=limits.body_bytes)
-            for upload in uploads
-        ]
-    except DataError as error:
-        raise Refusal(400, str(error)) from error
-
-
-def _too_many_pixels(name: str, found: str, limits: Limits) -> Refusal:
-    return Refusal(
-        413, f"{name}: found {found} pixels; a request may hold {limits.pixels:,} together. Shrink the picture."
-    )
-
-
-def decode_all(images: Sequence[Picture64]) -> list[Upload]:
-    """Return the files of pictures in JSON."""
-    return [decode_base64(image.base64, image.name or f"image {n}") for n, image in enumerate(images, start=1)]
+    images = []
+    for upload in uploads:
+        size, (pixels,) = await pool.ask("decode", [upload.contents], **_tell_files([upload]))
+        images.append(np.frombuffer(pixels, np.uint8).reshape(*size, 3))
+    return images
 
 
 def check_faces(faces: str | None) -> str | None:

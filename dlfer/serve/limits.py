@@ -1,23 +1,14 @@
-"""Who may send a request, what one request and all together may cost, and the counters that /metrics shows."""
+"""What one request and all together may cost: limits, how a refusal is told, and budgets.
+
+The processes that read requests import this file, so that it imports nothing that is large.
+"""
 
 from __future__ import annotations
 
 import asyncio
-import hmac
 import math
-import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
-
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
-from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
-from starlette.datastructures import Headers, MutableHeaders
-from starlette.requests import Request
-from starlette.responses import JSONResponse
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
-
-from dlfer.data.images import UPLOAD_PIXELS
 
 
 class Refusal(Exception):
@@ -34,6 +25,13 @@ class Refusal(Exception):
         self.retry_after = retry_after
 
 
+MAX_PIXELS = 25_000_000
+"""Of the pictures of a request together: a photo of a telephone has 12 million, or 24."""
+
+BYTES_PER_PIXEL = 8
+"""In memory while a picture is decoded: Pillow's four, and as many while it is turned, or three of the result."""
+
+
 @dataclass(frozen=True)
 class Limits:
     """The limits of a server; what is above one is refused with a status of its own.
@@ -46,21 +44,31 @@ class Limits:
         faces: of a picture that are predicted, the largest first; the number found is told.
         seconds: for the arrival of a body (408), and again for the answer (504).
         requests: begun and not answered, at a time (503).
-        explanations: the same of occlusion maps, each of which is some hundred predictions (503).
+        requests_each: the same of one address; an IPv6 address counts by its first 64 bits (503).
+        explanations: begun and not answered occlusion maps, each of which is some hundred predictions (503).
         all_bytes: of all bodies in memory (503).
-        all_pixels: of all decoded pictures in memory; more wait.
+        decode_bytes: that decoding the pictures of a request may take (413), and all requests together (more wait).
+        connections: open at a time; a new one closes the one that waits longest without a request.
+        connections_each: the same of one address.
+        head_seconds: for the head of a request, and for the next one to begin.
+        read_seconds: of processor time in which a worker reads what was sent, each time (413).
     """
 
     body_bytes: int = 20 * 2**20
-    pixels: int = UPLOAD_PIXELS
+    pixels: int = MAX_PIXELS
     pictures: int = 16
     images_in_tensor: int = 256
     faces: int = 32
     seconds: float = 30.0
     requests: int = 64
+    requests_each: int = 48
     explanations: int = 4
-    all_bytes: int = 256 * 2**20
-    all_pixels: int = 2 * UPLOAD_PIXELS
+    all_bytes: int = 48 * 2**20
+    decode_bytes: int = BYTES_PER_PIXEL * MAX_PIXELS
+    connections: int = 512
+    connections_each: int = 256
+    head_seconds: float = 10.0
+    read_seconds: float = 5.0
 
 
 class Budget:
@@ -110,150 +118,3 @@ class Budget:
 def estimate_wait(num_requests: int, seconds_each: float) -> int:
     """Return the value of Retry-After, 1 to 30 seconds: when what waits now will be done."""
     return int(min(30, max(1, math.ceil(num_requests * seconds_each))))
-
-
-async def read_body(request: Request, limits: Limits, budget: Budget) -> tuple[bytes, int]:
-    """Return the body of a request, and what it took from the budget, which the caller gives back.
-
-    Raises:
-        Refusal: 413 before anything is read where the length is told, else as soon as it is too much;
-            408 where it does not come in time; 400 where it is cut short; 503 where memory is short.
-    """
-    told = request.headers.get("content-length")
-    if told is not None and told.isdecimal() and int(told) > limits.body_bytes:
-        raise _too_large(limits)
-    parts, size, taken = [], 0, 0
-    try:
-        async with asyncio.timeout(limits.seconds):
-            async for part in request.stream():
-                size += len(part)
-                if size > limits.body_bytes:
-                    raise _too_large(limits)
-                if not budget.take(len(part)):
-                    raise Refusal(503, "The server has no memory left for this request; try again.", retry_after=1)
-                taken += len(part)
-                parts.append(part)
-    except BaseException as error:
-        budget.give_back(taken)
-        if isinstance(error, TimeoutError):
-            raise Refusal(408, f"The body of the request did not arrive within {limits.seconds:g} seconds.") from error
-        raise
-    return b"".join(parts), taken
-
-
-def _too_large(limits: Limits) -> Refusal:
-    return Refusal(413, f"The body of the request is larger than {limits.body_bytes:,} bytes; shrink the pictures.")
-
-
-CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
-
-
-class Metrics:
-    """Counters of one server."""
-
-    def __init__(self) -> None:
-        self.registry = CollectorRegistry()
-        ProcessCollector(registry=self.registry)
-        self.requests = Counter(
-            "dlfer_requests", "Requests that were answered.", ["route", "status"], registry=self.registry
-        )
-        self.seconds = Histogram(
-            "dlfer_request_seconds",
-            "Seconds from the head of a request to the end of its answer.",
-            ["route"],
-            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
-            registry=self.registry,
-        )
-        self.faces = Counter("dlfer_faces", "Faces that were predicted.", ["model"], registry=self.registry)
-        self.batch = Histogram(
-            "dlfer_batch_images",
-            "Images, or crops, that were predicted together.",
-            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
-            registry=self.registry,
-        )
-        self.waiting = Gauge("dlfer_requests_in_progress", "Requests begun and not answered.", registry=self.registry)
-
-    def write(self) -> bytes:
-        """Return all of them in Prometheus' text format."""
-        return generate_latest(self.registry)
-
-
-FREE = frozenset(
-    ("/", "/page.css", "/page.js", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json")
-)
-"""What needs no key: the page, which holds nothing, and what tells whether the server lives."""
-
-_POLICY = (
-    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
-)
-_HEADERS = {
-    "content-security-policy": _POLICY,
-    "x-content-type-options": "nosniff",
-    "x-frame-options": "DENY",
-    "referrer-policy": "no-referrer",
-    "permissions-policy": "camera=(self), microphone=(), geolocation=()",
-    "cross-origin-opener-policy": "same-origin",
-    "cross-origin-resource-policy": "same-origin",
-    "cache-control": "no-store",
-}
-
-
-class Guard:
-    """Answers what may not pass, and counts everything.
-
-    Args:
-        app: what stands behind.
-        key: of the interface; None: none is asked for.
-        metrics: that count.
-        name_route: (method, path) -> a name for the counters; unknown paths share one.
-    """
-
-    def __init__(self, app: ASGIApp, *, key: str | None, metrics: Metrics, name_route: Callable[[Scope], str]) -> None:
-        self._app = app
-        self._key = key.encode() if key else None
-        self._metrics = metrics
-        self._name_route = name_route
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        start, status = time.monotonic(), 500
-
-        async def send_on(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = MutableHeaders(scope=message)
-                for name, value in _HEADERS.items():
-                    headers[name] = value
-            await send(message)
-
-        refused = self._judge(scope)
-        try:
-            if refused is None:
-                await self._app(scope, receive, send_on)
-            else:
-                status, words = refused
-                challenge = {"www-authenticate": "Bearer"} if status == 401 else None
-                await JSONResponse({"error": words}, status, challenge)(scope, receive, send_on)
-        finally:
-            route = self._name_route(scope)
-            self._metrics.requests.labels(route, str(status)).inc()
-            self._metrics.seconds.labels(route).observe(time.monotonic() - start)
-
-    def _judge(self, scope: Scope) -> tuple[int, str] | None:
-        """Return the status and the words of a refusal, or None."""
-        headers = Headers(scope=scope)
-        # A page of another site may send a form here without asking; it shall not use this computer's server.
-        if scope["method"] not in ("GET", "HEAD") and headers.get("sec-fetch-site") in ("cross-site", "same-site"):
-            return 403, "This server does not take requests from pages of other sites."
-        if self._key is None or scope["path"] in FREE:
-            return None
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer":
-            given = headers.get("x-api-key", "")
-        if hmac.compare_digest(given.strip().encode(), self._key):
-            return None
-        return 401, "This server asks for a key: Authorization: Bearer KEY, or X-API-Key: KEY."

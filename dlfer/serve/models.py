@@ -171,13 +171,14 @@ def _read_accuracy(metrics: Metrics, data: DataRecord | None) -> Figure | None:
 
 
 OUTPUTS = ("probabilities", "labels")
+VERSIONS = ("1",)
 
 
 def describe_tensors(model: ServedModel) -> ModelDescription:
     """Return what requests to a model look like."""
     return ModelDescription(
         name=model.name,
-        versions=["1"],
+        versions=list(VERSIONS),
         platform="keras_dlfer",
         inputs=[TensorDescription(name="images", datatype="UINT8", shape=[-1, -1, -1, model.channels])],
         outputs=[
@@ -188,8 +189,8 @@ def describe_tensors(model: ServedModel) -> ModelDescription:
     )
 
 
-def read_crops(tensor: Tensor, model: ServedModel, limits: Limits) -> list[np.ndarray]:
-    """Return the images of a tensor as crops of the model's own size; another size is cropped or padded, and resized.
+def check_tensor(tensor: Tensor, limits: Limits) -> list[int]:
+    """Return the shape [N, H, W, 1 or 3] of a tensor, held against the limits; its values are not looked at.
 
     Raises:
         Refusal: 400 for another form, 413 for too many images or pixels.
@@ -203,16 +204,7 @@ def read_crops(tensor: Tensor, model: ServedModel, limits: Limits) -> list[np.nd
             f"images: found the shape {tensor.shape}, expected at most {limits.images_in_tensor} images "
             f"and {limits.pixels:,} pixels.",
         )
-    try:
-        values = np.array(tensor.data)
-    except (ValueError, OverflowError) as error:
-        raise Refusal(400, "images: data is neither flat nor nested evenly.") from error
-    is_whole = values.dtype.kind in "iu" and values.min() >= 0 and values.max() <= 255
-    if not is_whole or values.size != prod(shape) or (values.ndim > 1 and list(values.shape) != tensor.shape):
-        raise Refusal(
-            400, f"images: expected {prod(shape):,} whole numbers 0..255 for the shape {tensor.shape}, flat or nested."
-        )
-    return [model.fit(image) for image in values.reshape(shape).astype(np.uint8)]
+    return shape
 
 
 def write_answer(asked: InferRequest, model: ServedModel, probabilities: np.ndarray) -> InferResponse:

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from fastapi import FastAPI
 from pydantic import BaseModel, ConfigDict, Field
 
-from dlfer.serve.limits import FREE
+from dlfer.serve.guard import FREE
 
 Faces = Literal["auto", "whole"]
 _STRICT = ConfigDict(extra="forbid")
@@ -290,7 +290,8 @@ def complete_openapi(app: FastAPI, names: Sequence[str], *, key: str | None) -> 
         for path, methods in schema["paths"].items():
             for operation in methods.values():
                 for parameter in operation.get("parameters", []):
-                    parameter["schema"] = {"type": "string", "enum": list(names)}
+                    if parameter["name"] == "name":
+                        parameter["schema"] = {"type": "string", "enum": list(names)}
                 if key and path not in FREE:
                     operation["security"] = [{"key": []}]
                     operation["responses"]["401"] = {

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import ipaddress
 import os
+import re
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -21,14 +23,13 @@ from dlfer.predict.engines import load_engine
 from dlfer.predict.predictor import NOTICE, SMOKE
 from dlfer.runs.find import find_model
 from dlfer.serve.app import build_app
+from dlfer.serve.connections import BACKLOG, MOST_HEAD, LimitedConnection
+from dlfer.serve.guard import LOOPBACK_NAMES, Policy
 from dlfer.serve.limits import Limits
 from dlfer.serve.models import ServedModel, build_model, choose_names
 
 KEY_VARIABLE = "DLFER_API_KEY"
 SHORTEST_KEY = 16
-_KEEP_ALIVE = 10
-BACKLOG = 512
-"""Connections that may wait to be accepted."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,11 @@ class ServerOptions:
         faces: "auto", "whole", "centerface", "mtcnn" or "opencv".
         detector_size: longest side in pixels of what faces are searched for in; None: the detector's own.
         limits: of requests.
+        hosts: names by which the server may be called, besides those of this computer and `host`.
+        origins: of pages of other sites that may call.
+        insecure: whether other computers may call without a key.
+        root_path: what a proxy puts before the paths.
+        proxy_headers: whether a proxy tells the address of a client in X-Forwarded-For.
         window: seconds for which requests are collected.
         drain: seconds that requests have to finish in after the server was told to stop.
         access_log: whether each request is a line on stderr: address, method, path, status.
@@ -50,6 +56,11 @@ class ServerOptions:
     faces: str = "auto"
     detector_size: int | None = None
     limits: Limits = field(default_factory=Limits)
+    hosts: Sequence[str] = ()
+    origins: Sequence[str] = ()
+    insecure: bool = False
+    root_path: str = ""
+    proxy_headers: bool = False
     window: float = 0.005
     drain: float = 30.0
     access_log: bool = True
@@ -60,7 +71,7 @@ class GracefulServer(uvicorn.Server):
 
     def __init__(self, config: uvicorn.Config, *, drain: float) -> None:
         super().__init__(config)
-        self.was_cut_short = False
+        self.num_cut_short = 0
         self._drain = drain
         self._give_up_at: float | None = None
 
@@ -70,7 +81,7 @@ class GracefulServer(uvicorn.Server):
             self.config.app.state.service.is_stopping = True
             self._give_up_at = time.monotonic() + self._drain
         else:
-            self.was_cut_short = self.config.app.state.service.num_requests > 0
+            self.num_cut_short = self.config.app.state.service.num_requests
             self.should_exit = self.force_exit = True
 
     async def on_tick(self, counter: int) -> bool:
@@ -79,7 +90,7 @@ class GracefulServer(uvicorn.Server):
             num_left = self.config.app.state.service.num_requests
             is_late = time.monotonic() > self._give_up_at
             if num_left == 0 or is_late:
-                self.was_cut_short = num_left > 0
+                self.num_cut_short = num_left
                 return True
         return await super().on_tick(counter)
 
@@ -93,28 +104,20 @@ def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable
         say: is told where the server is, and of what to beware.
 
     Raises:
-        UserError: no such model, a port that is taken, a key that is too short.
+        UserError: no such model, a port that is taken, a key that is too short, or none where other computers reach it.
         DlferError: requests did not end in time after the server was told to stop.
     """
-    key = read_key()
+    policy = choose_policy(options, say=say)
     loaded = load_models(models, faces=options.faces, detector_size=options.detector_size, say=say)
-    is_loopback = check_loopback(options.host)
     app = build_app(
         loaded,
         limits=options.limits,
         faces="whole" if options.faces == "whole" else "auto",
-        key=key,
-        # A page elsewhere may let its own name point to this computer; under that name nothing is answered.
-        hosts=("localhost", "127.0.0.1", "[::1]", options.host) if is_loopback else None,
+        policy=policy,
         window=options.window,
     )
     listener = open_listener(options.host, options.port)
     port = listener.getsockname()[1]
-    if not is_loopback and key is None:
-        say(
-            f"WARNING: {options.host} can be reached from other computers, and no key is asked for. "
-            f"Set {KEY_VARIABLE} (at least {SHORTEST_KEY} characters), and put TLS before it."
-        )
     say(NOTICE)
     for name in [name for name, model in loaded.items() if model.card.smoke]:
         say(f"{name}: {SMOKE}")
@@ -123,9 +126,55 @@ def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable
     server = GracefulServer(configure(app, options), drain=options.drain)
     with listener:
         server.run(sockets=[listener])
-    if server.was_cut_short:
-        raise DlferError(f"dlfer serve: requests were cut short; they had not ended within {options.drain:g} seconds.")
+    if server.num_cut_short:
+        raise DlferError(
+            f"dlfer serve: {server.num_cut_short} requests were cut short; they had not ended within {options.drain:g} seconds "
+            "of the signal to stop, or a second one came."
+        )
     say("dlfer serve: stopped; every request that was begun was answered.")
+
+
+def choose_policy(options: ServerOptions, *, say: Callable[[str], None] = lambda text: None) -> Policy:
+    """Return who may call, by the options and the key in the environment.
+
+    Raises:
+        UserError: other computers could call without a key, or a name, an origin or a prefix is none.
+    """
+    key = read_key()
+    if not check_loopback(options.host) and key is None:
+        if not options.insecure:
+            raise UserError(
+                f"dlfer serve --host {options.host}: other computers could call, and no key is asked for. Set {KEY_VARIABLE} "
+                f"(at least {SHORTEST_KEY} characters), or say --insecure where something else keeps strangers away."
+            )
+        say(
+            f"WARNING: {options.host} can be reached from other computers, and no key is asked for. "
+            f"Set {KEY_VARIABLE} (at least {SHORTEST_KEY} characters), and put TLS before it."
+        )
+    own = f"[{options.host}]" if ":" in options.host else options.host
+    hosts = [host.lower().removesuffix(".") for host in options.hosts]
+    for host in hosts:
+        if not re.fullmatch(r"(\*\.)?[a-z0-9._-]+|\[[0-9a-f:.]+\]", host):
+            raise UserError(
+                f"--allow-host {host}: expected a name without a port, e.g. faces.example.org or *.example.org."
+            )
+    origins = [origin.lower().removesuffix("/") for origin in options.origins]
+    for origin in origins:
+        if not re.fullmatch(r"https?://([a-z0-9._-]+|\[[0-9a-f:.]+\])(:[0-9]+)?", origin):
+            raise UserError(
+                f"--allow-origin {origin}: expected an origin, e.g. https://example.org or http://localhost:3000."
+            )
+    root = options.root_path.rstrip("/")
+    if root and not re.fullmatch(r"(/[A-Za-z0-9._~-]+)+", root):
+        raise UserError(f"--root-path {options.root_path}: expected a path, e.g. /faces.")
+    return Policy(
+        key=key,
+        # A page elsewhere may let its own name point to this computer; under that name nothing is answered.
+        hosts=(*LOOPBACK_NAMES, own.lower(), *hosts),
+        origins=tuple(origins),
+        root_path=root,
+        proxy_headers=options.proxy_headers,
+    )
 
 
 def load_models(
@@ -218,16 +267,14 @@ def configure(app: FastAPI, options: ServerOptions) -> uvicorn.Config:
     logs["handlers"]["access"]["stream"] = "ext://sys.stderr"
     return uvicorn.Config(
         app,
+        http=functools.partial(LimitedConnection, limits=options.limits),
         log_config=logs,
         log_level="info" if options.access_log else "warning",
         access_log=options.access_log,
         server_header=False,
         proxy_headers=False,
         ws="none",
-        timeout_keep_alive=_KEEP_ALIVE,
         timeout_graceful_shutdown=5,
-        h11_max_incomplete_event_size=64 * 1024,
-        # Connections, busy or not; beyond it uvicorn itself answers 503.
-        limit_concurrency=8 * options.limits.requests,
+        h11_max_incomplete_event_size=MOST_HEAD,
         backlog=BACKLOG,
     )

@@ -6,24 +6,29 @@ import asyncio
 import base64
 import io
 import threading
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import CancelledError, ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from math import prod
 from typing import Any, TypeVar
 
 import numpy as np
 from fastapi import Request
 from PIL import Image, ImageDraw
 from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
 
 from dlfer.errors import UserError
 from dlfer.explain.occlusion import Occlusion, compute_occlusion
 from dlfer.predict.crops import Crop
 from dlfer.serve.batching import Batcher, FacesFound, Work
-from dlfer.serve.inputs import Upload, count_pixels, decode_pictures, parse_form, parse_json
-from dlfer.serve.limits import Budget, Limits, Metrics, Refusal, estimate_wait, read_body
-from dlfer.serve.models import ServedModel
-from dlfer.serve.schemas import Explanation, Face, Picture
+from dlfer.serve.guard import Metrics, find_address
+from dlfer.serve.inputs import Parts, Upload, decode_pictures, measure_pictures, read_body, read_form, read_json
+from dlfer.serve.limits import Budget, Limits, Refusal, estimate_wait
+from dlfer.serve.models import ServedModel, check_tensor
+from dlfer.serve.pool import Pool
+from dlfer.serve.schemas import Explanation, Face, Picture, Tensor
 
 _SHOWN_SIDE = 384
 _FALL, _RISE = (214, 69, 0), (0, 90, 181)
@@ -125,7 +130,8 @@ def _encode(image: Image.Image) -> str:
     return base64.b64encode(stream.getvalue()).decode("ascii")
 
 
-_DECODERS = 2
+_PARSERS, _DECODERS = 1, 2
+"""Processes. A picture that holds both decoders up holds no text up."""
 _COVERED_AT_ONCE = 32
 """Covered faces that are predicted together, so that an explanation never holds others up for long."""
 _T = TypeVar("_T")
@@ -135,37 +141,42 @@ _Asked = TypeVar("_Asked", bound=BaseModel)
 
 
 class Body:
-    """The body of a request in memory, which is given back at the end."""
+    """The body of a request, read as this is entered, and given back at the end.
 
-    def __init__(self, request: Request, service: Service) -> None:
-        self._request, self._service, self._taken = request, service, 0
-        self._type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    Args:
+        request: whose it is.
+        service: that keeps it.
+        kind: its type where the request tells none.
+    """
+
+    def __init__(self, request: Request, service: Service, *, kind: str = "") -> None:
+        self._request, self._service, self._taken, self._bytes = request, service, 0, b""
+        self._type = request.headers.get("content-type", kind)
+        self._kind = self._type.partition(";")[0].strip().lower()
 
     @property
     def is_form(self) -> bool:
         """Whether it is multipart/form-data, else JSON."""
-        return self._type == "multipart/form-data"
+        return self._kind == "multipart/form-data"
 
     async def __aenter__(self) -> Body:
+        if self._kind not in ("application/json", "multipart/form-data"):
+            raise Refusal(415, "The body is neither multipart/form-data (where that is taken) nor application/json.")
+        self._bytes, self._taken = await read_body(self._request, self._service.limits, self._service.bytes)
         return self
 
     async def __aexit__(self, *error: object) -> None:
         self._service.bytes.give_back(self._taken)
 
-    async def _read(self) -> bytes:
-        body, self._taken = await read_body(self._request, self._service.limits, self._service.bytes)
-        return body
-
     async def read_form(self, *fields: str) -> tuple[list[Upload], dict[str, str]]:
-        """Return the files and the texts of a multipart body; see `parse_form`."""
-        return await parse_form(await self._read(), self._request.headers, self._service.limits, fields)
+        """Return the files and the texts of a multipart body; see `dlfer.serve.inputs.read_form`."""
+        return await read_form(self._bytes, self._type, fields, self._service.parsers)
 
-    async def read_json(self, kind: type[_Asked]) -> _Asked:
-        """Return a JSON body as a schema has it."""
-        if self._type != "application/json":
-            raise Refusal(415, "The body is neither multipart/form-data (where that is taken) nor application/json.")
-        body = await self._read()
-        return await self._service.run(lambda: parse_json(body, kind))
+    async def read_json(self, kind: type[_Asked]) -> tuple[_Asked, Parts]:
+        """Return a JSON body as a schema has it, with what is large in it set apart."""
+        if self.is_form:
+            raise Refusal(415, "The body is multipart/form-data, expected application/json.")
+        return await read_json(self._bytes, kind, self._service.parsers)
 
 
 class Service:
@@ -187,14 +198,19 @@ class Service:
         self.bytes = Budget(limits.all_bytes)
         self.num_requests = 0
         self.is_stopping = False
-        self._pixels = Budget(limits.all_pixels)
+        self.parsers = Pool(_PARSERS, limits, name="dlfer-parse")
+        self._decoders = Pool(_DECODERS, limits, name="dlfer-decode")
+        self._memory = Budget(limits.decode_bytes)
         self._num_explanations = 0
+        self._num_of: Counter[str] = Counter()
         self._batcher = Batcher(window=window, observe=metrics.batch.observe)
-        self._decoders = ThreadPoolExecutor(_DECODERS, thread_name_prefix="dlfer-decode")
+        self._threads = ThreadPoolExecutor(_DECODERS, thread_name_prefix="dlfer-fit")
         self._explainers = ThreadPoolExecutor(1, thread_name_prefix="dlfer-explain")
 
     def start(self) -> None:
         """Begin, and predict once with each model, which makes the first request as fast as the others."""
+        self.parsers.start()
+        self._decoders.start()
         self._batcher.start()
         for model in self.models.values():
             blank = np.full((256, 256, 3), 127, np.uint8)
@@ -205,7 +221,9 @@ class Service:
         """Finish what was begun, and end."""
         self.is_stopping = True
         self._explainers.shutdown(cancel_futures=True)
-        self._decoders.shutdown(cancel_futures=True)
+        self._threads.shutdown(cancel_futures=True)
+        self.parsers.stop()
+        self._decoders.stop()
         if self._batcher.is_alive:
             self._batcher.stop()
 
@@ -215,39 +233,60 @@ class Service:
         return self._batcher.is_alive and not self.is_stopping
 
     @asynccontextmanager
-    async def admit(self, *, explanation: bool = False) -> AsyncIterator[None]:
+    async def admit(self, request: Request, *, explanation: bool = False) -> AsyncIterator[None]:
         """Let a request in, before its body is read.
 
         Raises:
-            Refusal: 503 while too many are in, or after the server was told to stop.
+            Refusal: 503 while too many are in, of all or of one address, or after the server was told to stop.
         """
         if not self.is_ready:
             raise Refusal(503, "The server is stopping.", retry_after=5)
-        if self.num_requests >= self.limits.requests:
+        address = find_address(request.scope)
+        if self.num_requests >= self.limits.requests or self._num_of[address] >= self.limits.requests_each:
             raise self._too_busy(self.num_requests)
         if explanation and self._num_explanations >= self.limits.explanations:
             raise self._too_busy(self.limits.requests)
         self.num_requests += 1
+        self._num_of[address] += 1
         self._num_explanations += explanation
         self.metrics.waiting.set(self.num_requests)
         try:
             yield
         finally:
             self.num_requests -= 1
+            self._num_of[address] -= 1
+            if not self._num_of[address]:
+                del self._num_of[address]
             self._num_explanations -= explanation
             self.metrics.waiting.set(self.num_requests)
 
     @asynccontextmanager
-    async def limit_time(self) -> AsyncIterator[None]:
-        """Give up what takes too long.
+    async def limit_time(self, request: Request) -> AsyncIterator[None]:
+        """Give up what takes too long, and what nobody waits for any more; the body has been read.
 
         Raises:
             Refusal: 504.
+            ClientDisconnect: the client has left.
         """
+        has_left = False
+
+        async def watch() -> None:
+            nonlocal has_left
+            while (await request.receive())["type"] != "http.disconnect":
+                continue
+            has_left = True
+            timer.reschedule(asyncio.get_running_loop().time())
+
         try:
-            async with asyncio.timeout(self.limits.seconds):
-                yield
+            async with asyncio.timeout(self.limits.seconds) as timer:
+                watcher = asyncio.create_task(watch())
+                try:
+                    yield
+                finally:
+                    watcher.cancel()
         except TimeoutError as error:
+            if has_left:
+                raise ClientDisconnect from error
             raise Refusal(504, f"No answer within {self.limits.seconds:g} seconds.") from error
 
     def find_model(self, name: str | None) -> ServedModel:
@@ -272,6 +311,16 @@ class Service:
             _describe_picture(upload.name, size, one, model.labels)
             for upload, size, one in zip(uploads, sizes, found, strict=True)
         ]
+
+    async def read_crops(self, tensor: Tensor, parts: Parts, model: ServedModel) -> list[np.ndarray]:
+        """Return the images of a tensor as crops of the model's own size; see `dlfer.serve.models.check_tensor`."""
+        shape = check_tensor(tensor, self.limits)
+        text = parts.find(tensor.data[0]) if len(tensor.data) == 1 else None
+        if text is None:
+            raise Refusal(400, f"images: expected {prod(shape):,} whole numbers 0..255 in data, flat or nested.")
+        _, (values,) = await self.parsers.ask("tensor", [text], shape=tensor.shape)
+        images = np.frombuffer(values, np.uint8).reshape(shape)
+        return await self.run(lambda: [model.fit(image) for image in images])
 
     async def predict_crops(self, crops: Sequence[np.ndarray], model: ServedModel) -> np.ndarray:
         """Return float32 [N, C] of crops of the model's own size."""
@@ -308,17 +357,21 @@ class Service:
             raise
 
     async def run(self, work: Callable[[], _T], pool: ThreadPoolExecutor | None = None) -> _T:
-        """Return what a function gives, computed on a thread, by default one of those that decode."""
-        return await asyncio.get_running_loop().run_in_executor(pool or self._decoders, work)
+        """Return what a function gives, computed on a thread."""
+        return await asyncio.get_running_loop().run_in_executor(pool or self._threads, work)
 
     @asynccontextmanager
     async def _decode(self, uploads: Sequence[Upload]) -> AsyncIterator[list[np.ndarray]]:
-        pixels = await self.run(lambda: count_pixels(uploads, self.limits))
-        await self._pixels.wait_for(pixels)
+        pixels, taken = await measure_pictures(uploads, self._decoders)
+        await self._memory.wait_for(taken)
         try:
-            yield await self.run(lambda: decode_pictures(uploads, self.limits))
+            images = await decode_pictures(uploads, self._decoders)
+            # What the decoder took is free again; the pixels stay until they are predicted.
+            self._memory.give_back(taken - 3 * pixels)
+            taken = 3 * pixels
+            yield images
         finally:
-            self._pixels.give_back(pixels)
+            self._memory.give_back(taken)
 
     async def _ask(self, work: Work) -> Any:
         try:

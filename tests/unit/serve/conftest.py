@@ -17,6 +17,7 @@ from starlette.testclient import TestClient
 from dlfer.predict.crops import Crop
 from dlfer.runs.records import About
 from dlfer.serve.app import build_app
+from dlfer.serve.guard import Policy
 from dlfer.serve.limits import Limits
 from dlfer.serve.models import ServedModel
 from dlfer.serve.schemas import Card
@@ -148,7 +149,7 @@ def serve(engine, make_served):
 
     def serve(limits: Limits | None = None, **options) -> TestClient:
         app = build_app(make_served(), limits=limits or Limits(), **options)
-        client = TestClient(app, raise_server_exceptions=False)
+        client = TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
         client.__enter__()
         clients.append(client)
         engine.sizes.clear()
@@ -169,7 +170,7 @@ def start(make_served):
         limits: Limits | None = None, *, drain: float = 20, key: str | None = None
     ) -> tuple[GracefulServer, int, threading.Thread]:
         options = ServerOptions(port=0, limits=limits or Limits(), access_log=False)
-        app = build_app(make_served(), limits=options.limits, key=key)
+        app = build_app(make_served(), limits=options.limits, policy=Policy(key=key))
         listener = open_listener("127.0.0.1", 0)
         server = GracefulServer(configure(app, options), drain=drain)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

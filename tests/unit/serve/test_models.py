@@ -101,7 +101,7 @@ def test_a_trained_model_answers_as_it_does_without_a_server(tmp_path, as_base64
     assert "temperature 2.000" in card.probabilities
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 1)).astype(np.uint8)
     expected = classifier.predict(image[None], calibrated=True)[0]
-    with TestClient(build_app(models, faces="whole")) as client:
+    with TestClient(build_app(models, faces="whole"), base_url="http://localhost") as client:
         (face,) = client.post("/v1/predict", json={"images": [{"base64": as_base64(png(image[..., 0]))}]}).json()[
             "images"
         ][0]["faces"]

@@ -1,0 +1,239 @@
+"""Who may send a request, under which name and from which page, and the counters that /metrics shows."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+CONTENT_TYPE = CONTENT_TYPE_PLAIN_0_0_4
+
+
+class Metrics:
+    """Counters of one server."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        ProcessCollector(registry=self.registry)
+        self.requests = Counter(
+            "dlfer_requests", "Requests that were answered.", ["route", "status"], registry=self.registry
+        )
+        self.seconds = Histogram(
+            "dlfer_request_seconds",
+            "Seconds from the head of a request to the end of its answer.",
+            ["route"],
+            buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
+            registry=self.registry,
+        )
+        self.faces = Counter("dlfer_faces", "Faces that were predicted.", ["model"], registry=self.registry)
+        self.batch = Histogram(
+            "dlfer_batch_images",
+            "Images, or crops, that were predicted together.",
+            buckets=(1, 2, 4, 8, 16, 32, 64, 128),
+            registry=self.registry,
+        )
+        self.waiting = Gauge("dlfer_requests_in_progress", "Requests begun and not answered.", registry=self.registry)
+
+    def write(self) -> bytes:
+        """Return all of them in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+FREE = frozenset(
+    ("/", "/page.css", "/page.js", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json")
+)
+"""What needs no key: the page, which holds nothing, and what tells whether the server lives."""
+
+_POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
+    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+_HEADERS = {
+    "content-security-policy": _POLICY,
+    "x-content-type-options": "nosniff",
+    "x-frame-options": "DENY",
+    "referrer-policy": "no-referrer",
+    "permissions-policy": "camera=(self), microphone=(), geolocation=()",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "cache-control": "no-store",
+}
+
+
+LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
+GONE = 499
+"""The status under which requests are counted whose client left before the answer; it is sent to nobody."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Who may call.
+
+    Attributes:
+        key: of the interface; None: none is asked for.
+        hosts: names by which the server may be called besides the address that was connected to; "*.example.org" is all
+            names below it.
+        origins: of pages of other sites that may call, e.g. "https://example.org".
+        root_path: what a proxy puts before the paths, e.g. "/faces"; requests may come with it or without.
+        proxy_headers: whether the last entry of X-Forwarded-For is the client, as a proxy that stands before everything
+            writes it.
+    """
+
+    key: str | None = None
+    hosts: Sequence[str] = LOOPBACK_NAMES
+    origins: Sequence[str] = ()
+    root_path: str = ""
+    proxy_headers: bool = False
+
+    def judge(self, scope: Scope, headers: Headers, path: str) -> tuple[int, str] | None:
+        """Return the status and the words of a refusal, or None."""
+        host = headers.get("host", "")
+        if not self._is_own_name(_strip_port(host), scope):
+            return 400, "This server is not called so; --allow-host NAME lets it answer under another name."
+        if not self.takes_origin(headers) and scope["method"] not in ("GET", "HEAD"):
+            return 403, "This server does not take requests from pages of other sites."
+        if self.key is None or path in FREE:
+            return None
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer":
+            given = headers.get("x-api-key", "")
+        if hmac.compare_digest(given.strip().encode(), self.key.encode()):
+            return None
+        return 401, "This server asks for a key: Authorization: Bearer KEY, or X-API-Key: KEY."
+
+    def _is_own_name(self, name: str, scope: Scope) -> bool:
+        server = scope.get("server")
+        if server is not None and name.strip("[]") == str(server[0]):
+            return True
+        return any(name == host or (host.startswith("*.") and name.endswith(host[1:])) for host in self.hosts)
+
+    def takes_origin(self, headers: Headers) -> bool:
+        """Return whether a request comes from no page, a page of this server, or one of an origin that may call.
+
+        A page of another site may send a form without asking; it shall not use this computer's server.
+        """
+        origin = headers.get("origin")
+        if origin is not None and origin.lower() in self.origins:
+            return True
+        if headers.get("sec-fetch-site") in ("cross-site", "same-site"):
+            return False
+        return origin is None or _strip_scheme(origin) == headers.get("host", "").lower()
+
+
+def _strip_port(host: str) -> str:
+    """Return the name in a Host header, in small letters."""
+    name = host.strip().lower()
+    head, _, port = name.rpartition(":")
+    name = head if head and port.isdecimal() and (head.endswith("]") or ":" not in head) else name
+    return name.removesuffix(".")
+
+
+def _strip_scheme(origin: str) -> str:
+    """Return the host and the port that a browser writes into Host for a page of an origin."""
+    try:
+        return urlsplit(origin.lower()).netloc
+    except ValueError:
+        return ""
+
+
+def find_address(scope: Scope) -> str:
+    """Return the address of a client; of IPv6 the 64 bits of its network, of which one client has all."""
+    text = (scope.get("client") or ("unknown", 0))[0]
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        return text
+    if address.version == 4:
+        return text
+    return str(address.ipv4_mapped or ipaddress.ip_network((int(address) >> 64 << 64, 64)).network_address)
+
+
+class Guard:
+    """Answers what may not pass, and counts everything.
+
+    Args:
+        app: what stands behind.
+        policy: who may call.
+        metrics: that count.
+        name_route: (method, path) -> a name for the counters; unknown paths share one.
+    """
+
+    def __init__(self, app: ASGIApp, *, policy: Policy, metrics: Metrics, name_route: Callable[[Scope], str]) -> None:
+        self._app = app
+        self._policy = policy
+        self._metrics = metrics
+        self._name_route = name_route
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start, status, headers, method = time.monotonic(), 500, Headers(scope=scope), scope["method"]
+        path = self._place(scope, headers)
+
+        async def send_on(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                self._add_headers(MutableHeaders(scope=message), headers)
+            elif method == "HEAD":
+                message = {**message, "body": b""}
+            await send(message)
+
+        answer = self._answer_itself(scope, headers, path)
+        if method == "HEAD":
+            scope["method"] = "GET"  # what it would say to GET, without the body
+        try:
+            await (answer or self._app)(scope, receive, send_on)
+        except ClientDisconnect:
+            status = GONE
+        finally:
+            route = self._name_route(scope)
+            self._metrics.requests.labels(route, str(status)).inc()
+            self._metrics.seconds.labels(route).observe(time.monotonic() - start)
+
+    def _place(self, scope: Scope, headers: Headers) -> str:
+        """Write the prefix and the client into a scope as they are behind a proxy, and return the path without the prefix."""
+        root, path = self._policy.root_path, scope["path"]
+        if root:
+            path = path[len(root) :] if path == root or path.startswith(f"{root}/") else path
+            scope["root_path"], scope["path"] = root, root + path
+        forwarded = headers.getlist("x-forwarded-for")
+        if self._policy.proxy_headers and forwarded:
+            scope["client"] = (forwarded[-1].rpartition(",")[2].strip()[:64], 0)
+        return path
+
+    def _answer_itself(self, scope: Scope, headers: Headers, path: str) -> Response | None:
+        """Return the answer to what does not pass: a refusal, a page's question whether it may call, or the way to it."""
+        refused = self._policy.judge(scope, headers, path)
+        is_question = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
+        if is_question and (refused is None or refused[0] == 401):
+            return Response(status_code=204)
+        if refused is not None:
+            status, words = refused
+            return JSONResponse({"error": words}, status, {"www-authenticate": "Bearer"} if status == 401 else None)
+        return RedirectResponse(f"{self._policy.root_path}/", 308) if not path else None
+
+    def _add_headers(self, given: MutableHeaders, headers: Headers) -> None:
+        for name, value in _HEADERS.items():
+            given[name] = value
+        if not self._policy.origins:
+            return
+        given.add_vary_header("Origin")
+        if headers.get("origin", "").lower() in self._policy.origins:
+            given["access-control-allow-origin"] = headers["origin"]
+            given["access-control-expose-headers"] = "Retry-After"
+            if "access-control-request-method" in headers:
+                given["access-control-allow-methods"] = "GET, HEAD, POST"
+                given["access-control-allow-headers"] = "Authorization, Content-Type, X-API-Key"
+                given["access-control-max-age"] = "600"

@@ -1,0 +1,377 @@
+"""The process that reads what strangers sent: JSON, forms, tensors and pictures. It can be killed at any time.
+
+`dlfer.serve.pool` starts it as `python -m dlfer.serve.worker LIMITS`. Each question on stdin and each answer on stdout is a
+line of JSON, and after it the bytes whose numbers the line tells; pickles are not used, in neither direction. One
+question may take so much processor time (the kernel ends the process at its end) and the process so much memory.
+It imports neither the web framework nor a runtime of models.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import json
+import math
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+from PIL import Image
+from python_multipart.multipart import parse_options_header
+
+from dlfer.data.images import decode_pixels, to_channels
+from dlfer.errors import DataError
+from dlfer.predict.media import FORMATS, check_size
+from dlfer.serve.limits import BYTES_PER_PIXEL, Limits, Refusal
+
+MOST_ITEMS, MOST_DEPTH, MOST_NUMBER = 4096, 16, 40
+"""Of a JSON body: values and keys, nesting, and the characters of a number; arrays of whole numbers, in `data`, count as one."""
+LONG_TEXT, MOST_LONG, MOST_REST = 2048, 64, 2**18
+"""Texts from this many bytes on are set apart, at most so many; and the bytes that may then be left."""
+MOST_NAME = 200
+_MOST_FIELDS, _FIELD_BYTES, _HEAD_BYTES = 8, 1024, 8192
+_PPM_HEAD = 1024
+_STRIP_BYTES = 2**22
+
+Span = tuple[int, int]
+Parts = Sequence[bytes | memoryview]
+"""First and last but one byte of something in a body."""
+
+
+def set_apart(body: bytes) -> tuple[bytes, list[Span]]:
+    """Return a JSON body without what is large in it, and where that stands; no object is built.
+
+    Long texts become "@0", "@1" ..., and arrays under a key `data` that hold nothing but whole numbers become ["@2"]: what
+    is left is small, and may be parsed. The span of a text is what stands between its quotes.
+
+    Raises:
+        Refusal: 400 where it is nested too deeply, or holds too many values, or is no JSON.
+    """
+    rest: list[bytes] = []
+    spans: list[Span] = []
+    place = depth = items = kept = 0
+    is_data = False
+    while place < len(body):
+        found = _TOKEN.match(body, place)
+        if found is None:
+            if body[place:].strip(b" \t\r\n"):
+                raise Refusal(400, f"The body is no JSON: a text that begins at byte {place:,} does not end.")
+            break
+        first, place = found.span(1)
+        items += 1
+        token = body[first : min(place, first + LONG_TEXT + 3)]
+        if token == b"[":
+            end = _find_numbers_end(body, first) if is_data else 0
+            if end:
+                token, place = b'["@%d"]' % len(spans), end
+                spans.append((first, end))
+        if token in (b"[", b"{"):
+            depth += 1
+        elif token in (b"]", b"}"):
+            depth -= 1
+        elif token[:1] == b'"' and place - first > LONG_TEXT:
+            token = b'"@%d"' % len(spans)
+            spans.append((first + 1, place - 1))
+        elif token[:1] != b'"' and len(token) > MOST_NUMBER:
+            raise Refusal(
+                400, f"The body is no JSON that is read here: byte {first:,} begins {len(token):,} or more letters."
+            )
+        # A colon keeps what the key before it said.
+        is_data = token == b'"data"' or (is_data and token == b":")
+        kept += len(token)
+        if depth > MOST_DEPTH or items > 3 * MOST_ITEMS or len(spans) > MOST_LONG or kept > MOST_REST:
+            raise Refusal(
+                400,
+                f"JSON: found more than {MOST_DEPTH} levels, {MOST_ITEMS:,} values or {MOST_LONG} long texts; expected "
+                "fewer (arrays of whole numbers, in data, count as one value).",
+            )
+        rest.append(token)
+    return b"".join(rest), spans
+
+
+_TOKEN = re.compile(rb'[ \t\r\n]*+("(?:[^"\\]++|\\.)*+"|[\[\]{},:]|[^ \t\r\n"\[\]{},:]++)', re.DOTALL)
+_NUMBERS = re.compile(rb"\[[0-9, \t\r\n\[\]]*+")
+
+
+def _find_numbers_end(body: bytes, first: int) -> int:
+    """Return where an array of whole numbers that begins at a byte ends; 0 where it holds something else."""
+    end = _NUMBERS.match(body, first).end()
+    end = body.rfind(b"]", first, end) + 1
+    is_whole = end and body.count(b"[", first, end) == body.count(b"]", first, end)
+    return end if is_whole and _AFTER.match(body, end) else 0
+
+
+_AFTER = re.compile(rb"[ \t\r\n]*+[,}]")
+
+
+def read_tensor(text: bytes, shape: Sequence[int]) -> np.ndarray:
+    """Return whole numbers 0..255, flat or nested as JSON has them, as uint8 of a shape.
+
+    Raises:
+        Refusal: 400 where they are others, or not as many, or nested otherwise.
+    """
+    wrong = Refusal(
+        400, f"images: expected {math.prod(shape):,} whole numbers 0..255 for the shape {list(shape)}, flat or nested."
+    )
+    skeleton = text.translate(None, b"0123456789 \t\r\n")
+    count = math.prod(shape)
+    # Each number takes at least a digit, and a comma between it and the next: before that is known nothing is allocated.
+    if len(text) < 2 * count or len(skeleton) > 8 * count + 8:
+        raise wrong
+    if skeleton != b"[" + b"," * (count - 1) + b"]" and skeleton != _draw_skeleton(shape):
+        raise wrong
+    numbers = text.translate(None, b"[] \t\r\n")
+    if _NO_NUMBER.search(text) or _NO_NUMBER_LEFT.search(numbers):
+        raise wrong
+    try:
+        values = np.fromstring(numbers.decode("ascii"), dtype=np.int16, sep=",")
+    except (ValueError, DeprecationWarning) as error:
+        raise wrong from error
+    if values.size != count or values.max() > 255:
+        raise wrong
+    return values.astype(np.uint8).reshape(shape)
+
+
+_NO_NUMBER = re.compile(rb"[0-9][ \t\r\n]+[0-9]")
+"""Two numbers without a comma."""
+_NO_NUMBER_LEFT = re.compile(rb"[0-9]{4}|\b0[0-9]|,,|^,|,$")
+"""Four digits, a leading zero, or no number at all."""
+
+
+def _draw_skeleton(shape: Sequence[int]) -> bytes:
+    """Return the brackets and commas of a nested array."""
+    drawn = b""
+    for size in reversed(shape):
+        drawn = b"[" + b",".join([drawn] * size) + b"]"
+    return drawn
+
+
+def split_form(
+    body: bytes, content_type: str, *, files: int
+) -> tuple[list[tuple[str, str]], list[tuple[str, str, Span]]]:
+    """Return the texts (name, value) and the files (name, file name, span) of a multipart body; nothing is copied.
+
+    `files` are read at most.
+
+    Raises:
+        Refusal: 400 where it is damaged or has too many parts, 413 for a text that is too long.
+    """
+    boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
+    if not 0 < len(boundary) <= 256:
+        raise Refusal(400, "multipart/form-data: the Content-Type names no boundary.")
+    mark = b"--" + boundary
+    place = 0 if body.startswith(mark) else body.find(b"\r\n" + mark) + 2
+    if place == 1:
+        raise Refusal(400, "multipart/form-data: the boundary that the Content-Type names does not occur.")
+    texts: list[tuple[str, str]] = []
+    found: list[tuple[str, str, Span]] = []
+    place += len(mark)
+    while body[place : place + 2] == b"\r\n":
+        if len(texts) + len(found) >= files + _MOST_FIELDS:
+            raise Refusal(400, f"multipart/form-data: found more than {files} files and {_MOST_FIELDS} fields.")
+        head_end = body.find(b"\r\n\r\n", place, place + _HEAD_BYTES)
+        end = body.find(b"\r\n" + mark, max(place, head_end + 2)) if head_end >= 0 else -1
+        if end < 0:
+            raise Refusal(400, "multipart/form-data: a part has no head, one above 8 kB, or no end.")
+        _read_part(body, (place + 2, head_end), (head_end + 4, max(end, head_end + 4)), texts, found)
+        place = end + 2 + len(mark)
+    if body[place : place + 2] != b"--":
+        raise Refusal(400, "multipart/form-data: the body does not end with its boundary and --.")
+    if len(found) > files or len(texts) > _MOST_FIELDS:
+        raise Refusal(400, f"multipart/form-data: found more than {files} files or {_MOST_FIELDS} fields.")
+    return texts, found
+
+
+def _read_part(
+    body: bytes, head: Span, contents: Span, texts: list[tuple[str, str]], found: list[tuple[str, str, Span]]
+) -> None:
+    """Add a part of a form to the texts or to the files."""
+    options: Mapping[bytes, bytes] = {}
+    for line in body[slice(*head)].split(b"\r\n"):
+        name, _, value = line.partition(b":")
+        if name.strip().lower() == b"content-disposition":
+            kind, options = parse_options_header(value.strip())
+            if kind.lower() != b"form-data":
+                options = {}
+    if b"name" not in options:
+        raise Refusal(400, "multipart/form-data: a part has no name (Content-Disposition: form-data; name=...).")
+    name = options[b"name"].decode("utf-8", "replace")
+    if b"filename" in options:
+        found.append((name[:MOST_NAME], options[b"filename"].decode("utf-8", "replace")[:MOST_NAME], contents))
+    elif contents[1] - contents[0] > _FIELD_BYTES:
+        raise Refusal(
+            413, f"multipart/form-data: the field {name[:MOST_NAME]!r} is longer than {_FIELD_BYTES:,} bytes."
+        )
+    else:
+        texts.append((name[:MOST_NAME], body[slice(*contents)].decode("utf-8", "replace")))
+
+
+def decode_base64(text: bytes, name: str) -> bytes:
+    """Return the file that a text in base64 holds, as clients send it.
+
+    It may be a data: address, of the alphabet for addresses, in lines, without its padding; escapes of JSON are in it.
+
+    Raises:
+        Refusal: 400.
+    """
+    try:
+        if b"\\" in text:
+            text = json.loads(b'"' + text + b'"', strict=False).encode()
+        text = text.strip()
+        if text[:5].lower() == b"data:":
+            text = text.partition(b",")[2]
+        text = text.translate(_ALPHABET, b" \t\r\n").rstrip(b"=")
+        return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Refusal(400, f"{name}: not base64 ({' '.join(str(error).split())[:80]}).") from error
+
+
+_ALPHABET = bytes.maketrans(b"-_", b"+/")
+
+
+def measure_pictures(files: Sequence[tuple[str, bytes]], limits: Limits) -> tuple[int, int]:
+    """Return the pixels of all files together, and the bytes that decoding them takes, by their headers alone.
+
+    Raises:
+        Refusal: 415 for what is no picture of a known type, 413 for too many pixels, or more memory than a request may have.
+    """
+    pixels = result = most = 0
+    for name, contents in files:
+        with _open(name, contents, limits) as image:
+            size = image.width * image.height
+            each = _count_bytes(image)
+            allowed = min(limits.pixels, limits.decode_bytes // each)
+            pixels += size
+            if pixels > limits.pixels or size > allowed:
+                raise Refusal(
+                    413,
+                    f"{name}: found {image.width} x {image.height} = {size:,} pixels; a request may hold "
+                    f"{limits.pixels:,} together, and a picture of this kind {allowed:,}. Shrink the picture.",
+                )
+            result, most = result + 3 * size, max(most, (each - 3) * size)
+    return pixels, result + most
+
+
+def _open(name: str, contents: bytes, limits: Limits) -> Image.Image:
+    try:
+        if contents[:1] == b"P" and contents[1:2].isdigit() and not _PPM.match(contents[:_PPM_HEAD]):
+            raise ValueError("no head, or a very long one")
+        return Image.open(io.BytesIO(contents), formats=FORMATS)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Refusal(
+            413, f"{name}: found more than {limits.pixels:,} pixels, which a request may hold. Shrink the picture."
+        ) from error
+    except Exception as error:  # readers of damaged headers raise nearly anything
+        raise Refusal(
+            415, f"{name}: not a picture that is read here; expected JPEG, PNG, WebP, BMP, GIF, PGM or PPM."
+        ) from error
+
+
+_GAP = rb"(?:[ \t\r\n\f\v]|#[^\r\n]*+[\r\n])++"
+_PPM = re.compile(rb"P[1-6](?:" + _GAP + rb"[0-9]{1,10}){2}")
+"""The head of a PPM to its size. Pillow reads a comment byte by byte, and one of 19 MB holds it for long."""
+
+
+def _count_bytes(image: Image.Image) -> int:
+    """Return the bytes a pixel that Pillow takes at most, its decoder's own (measured) and the result among them."""
+    if image.format == "WEBP":
+        return 2 * BYTES_PER_PIXEL
+    return 12 if image.info.get("progressive") else BYTES_PER_PIXEL
+
+
+def decode_picture(name: str, contents: bytes, limits: Limits) -> tuple[tuple[int, int], Iterator[np.ndarray]]:
+    """Return (height, width) of a picture, upright, and its rows, uint8 [n, W, 3] each, as they are asked for.
+
+    Raises:
+        Refusal: 400 for a damaged one.
+    """
+    image = _open(name, contents, limits)
+    try:
+        check_size(image.size, name, limits.pixels)
+        pixels = decode_pixels(image, name)
+    except DataError as error:
+        raise Refusal(400, str(error)) from error
+    except Exception as error:  # decoders of damaged files raise nearly anything
+        raise Refusal(400, f"{name}: the picture cannot be decoded ({type(error).__name__}); save it anew.") from error
+    height, width = pixels.shape[:2]
+    rows = max(1, _STRIP_BYTES // (3 * width))
+    return (height, width), (to_channels(pixels[first : first + rows], 3) for first in range(0, height, rows))
+
+
+def answer(task: str, given: dict[str, Any], parts: Parts, limits: Limits) -> tuple[Any, Sequence[int], Iterator[Any]]:
+    """Return what a question is answered with: a value for JSON, and the sizes of the byte strings that follow, and these."""
+    if task == "json":
+        rest, spans = set_apart(parts[0])
+        return spans, [len(rest)], iter([rest])
+    if task == "tensor":
+        tensor = read_tensor(parts[0], given["shape"])
+        return None, [tensor.nbytes], iter([tensor])
+    if task == "form":
+        return split_form(parts[0], given["content_type"], files=limits.pictures), [], iter([])
+    files = [
+        (name, decode_base64(part, name) if is_base64 else part)
+        for (name, is_base64), part in zip(given["files"], parts, strict=True)
+    ]
+    if task == "measure":
+        return measure_pictures(files, limits), [], iter([])
+    size, rows = decode_picture(*files[0], limits)
+    return size, [3 * math.prod(size)], rows
+
+
+def read_frame(stream: BinaryIO) -> tuple[dict[str, Any], list[bytes]] | None:
+    """Return a line of JSON and the byte strings after it; None at the end."""
+    line = stream.readline()
+    if not line:
+        return None
+    head = json.loads(line)
+    return head, [stream.read(size) for size in head["sizes"]]
+
+
+def main() -> None:
+    """Answer until stdin ends."""
+    limits = Limits(**json.loads(sys.argv[1]))
+    stdin, stdout = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
+    os.dup2(os.open(os.devnull, os.O_RDWR), 1)  # whatever a library prints is no answer
+    _limit_process(limits)
+    Image.preinit()
+    while (frame := read_frame(stdin)) is not None:
+        signal.setitimer(signal.ITIMER_PROF, limits.read_seconds)
+        head, parts = frame
+        del frame
+        try:
+            value, sizes, payload = answer(head["task"], head["given"], parts, limits)
+        except Refusal as error:
+            value, sizes, payload = {"status": error.status, "error": str(error)}, [], iter([])
+        except MemoryError:
+            value, sizes, payload = (
+                {"status": 413, "error": "The request takes more memory than one may."},
+                [],
+                iter([]),
+            )
+        stdout.write(json.dumps({"value": value, "sizes": list(sizes)}).encode() + b"\n")
+        for part in payload:
+            stdout.write(part)
+        stdout.flush()
+        del parts, payload
+        signal.setitimer(signal.ITIMER_PROF, 0)
+
+
+def _limit_process(limits: Limits) -> None:
+    """Let the kernel refuse memory beyond what one question may take, and every file that would be written."""
+    try:
+        import resource
+    except ImportError:  # Windows has none
+        return
+    # The modules, a body with its copies, and a picture.
+    most = 2**28 + 4 * limits.body_bytes + limits.decode_bytes
+    resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+
+
+if __name__ == "__main__":
+    main()
