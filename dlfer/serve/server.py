@@ -109,6 +109,7 @@ def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable
         DlferError: requests did not end in time after the server was told to stop.
     """
     give_memory_back()
+    allow_connections(2 * options.limits.connections + 256)
     policy = choose_policy(options, say=say)
     loaded = load_models(models, faces=options.faces, detector_size=options.detector_size, say=say)
     app = build_app(
@@ -132,6 +133,18 @@ def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable
             "of the signal to stop, or a second one came."
         )
     say("dlfer serve: stopped; every request that was begun was answered.")
+
+
+def allow_connections(number: int) -> None:
+    """Let this process have so many connections open, as far as the system allows it."""
+    try:
+        import resource
+    except ImportError:  # Windows counts otherwise
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
 
 
 def give_memory_back() -> None:
