@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import h11
@@ -22,6 +22,8 @@ from dlfer.serve.limits import Limits
 
 BACKLOG = 512
 """Connections that may wait to be accepted."""
+GRACE = 1.0
+"""Seconds that a new connection has for its request before its place may be taken; meanwhile there may be twice as many."""
 MOST_HEAD = 32 * 1024
 """Bytes of the head of a request."""
 
@@ -51,15 +53,17 @@ class LimitedConnection(H11Protocol):
         others = [one for one in self.connections if one is not self]
         of_address = [one for one in others if one.address == self.address]
         if len(of_address) >= self._limits.connections_each:
-            self._take_place(of_address)
+            self._take_place(of_address, self._limits.connections_each)
         elif len(others) >= self._limits.connections:
-            self._take_place(others)
+            self._take_place(others, self._limits.connections)
 
-    def _take_place(self, others: Iterable[LimitedConnection]) -> None:
+    def _take_place(self, others: Sequence[LimitedConnection], most: int) -> None:
+        """Close the one of several that waits longest; one that came just now may have its request on the way."""
         waiting = [one for one in others if not one.is_busy]
-        if waiting:
-            min(waiting, key=lambda one: one.waits_since).drop()
-        else:
+        oldest = min(waiting, key=lambda one: one.waits_since, default=None)
+        if oldest is not None and (self.loop.time() - oldest.waits_since > GRACE or len(others) >= 2 * most):
+            oldest.drop()
+        elif len(others) >= 2 * most:
             self._refuse(503, "The server has all the connections that it can take; try again.")
 
     def _begin_waiting(self) -> None:

@@ -102,7 +102,7 @@ class Policy:
             return 400, "This server is not called so; --allow-host NAME lets it answer under another name."
         if not self.takes_origin(headers) and scope["method"] not in ("GET", "HEAD"):
             return 403, "This server does not take requests from pages of other sites."
-        if self.key is None or path in FREE:
+        if self.key is None or path in FREE or not path:
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer":

@@ -152,17 +152,14 @@ async def measure_pictures(uploads: Sequence[Upload], pool: Pool) -> tuple[int, 
     return tuple(value)
 
 
-async def decode_pictures(uploads: Sequence[Upload], pool: Pool) -> list[np.ndarray]:
-    """Return the pictures as uint8 [H, W, 3], upright.
+async def decode_picture(upload: Upload, pool: Pool) -> np.ndarray:
+    """Return a picture as uint8 [H, W, 3], upright.
 
     Raises:
         Refusal: 400 for a damaged one.
     """
-    images = []
-    for upload in uploads:
-        size, (pixels,) = await pool.ask("decode", [upload.contents], **_tell_files([upload]))
-        images.append(np.frombuffer(pixels, np.uint8).reshape(*size, 3))
-    return images
+    size, (pixels,) = await pool.ask("decode", [upload.contents], **_tell_files([upload]))
+    return np.frombuffer(pixels, np.uint8).reshape(*size, 3)
 
 
 def check_faces(faces: str | None) -> str | None:

@@ -109,10 +109,14 @@ class Budget:
         self._wake()
 
     def _wake(self) -> None:
-        while self._waiting and self.used + self._waiting[0][0] <= self.total:
-            amount, turn = self._waiting.popleft()
-            self.used += amount
-            turn.set_result(None)
+        while self._waiting:
+            amount, turn = self._waiting[0]
+            if not turn.cancelled():  # who was cancelled and does not know it yet gets nothing
+                if self.used + amount > self.total:
+                    return
+                self.used += amount
+                turn.set_result(None)
+            self._waiting.popleft()
 
 
 def estimate_wait(num_requests: int, seconds_each: float) -> int:

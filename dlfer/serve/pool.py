@@ -42,6 +42,8 @@ class Worker:
         paths = [_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
         # One thread each: numpy's own would only take memory.
         environment |= {"PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
+        # glibc gives large blocks back as soon as they are free.
+        environment["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "dlfer.serve.worker", json.dumps(asdict(limits))],
             stdin=subprocess.PIPE,

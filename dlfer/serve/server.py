@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import ctypes
 import functools
 import ipaddress
 import os
@@ -107,6 +108,8 @@ def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable
         UserError: no such model, a port that is taken, a key that is too short, or none where other computers reach it.
         DlferError: requests did not end in time after the server was told to stop.
     """
+    give_memory_back()
+    allow_connections(2 * options.limits.connections + 256)
     policy = choose_policy(options, say=say)
     loaded = load_models(models, faces=options.faces, detector_size=options.detector_size, say=say)
     app = build_app(
@@ -132,6 +135,32 @@ def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable
             "of the signal to stop, or a second one came."
         )
     say("dlfer serve: stopped; every request that was begun was answered.")
+
+
+def allow_connections(number: int) -> None:
+    """Let this process have so many connections open, as far as the system allows it."""
+    try:
+        import resource
+    except ImportError:  # Windows counts otherwise
+        return
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+
+
+def give_memory_back() -> None:
+    """Let glibc return every block of a megabyte and more as soon as it is free; by itself it learns to keep those of pictures."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
+        libc.mallopt(_M_ARENA_MAX, 2)
+    except (OSError, AttributeError):  # another system, or another library
+        return
+
+
+_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
+"""From malloc.h."""
 
 
 def choose_policy(options: ServerOptions, *, say: Callable[[str], None] = lambda text: None) -> Policy:

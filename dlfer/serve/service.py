@@ -24,7 +24,7 @@ from dlfer.explain.occlusion import Occlusion, compute_occlusion
 from dlfer.predict.crops import Crop
 from dlfer.serve.batching import Batcher, FacesFound, Work
 from dlfer.serve.guard import Metrics, find_address
-from dlfer.serve.inputs import Parts, Upload, decode_pictures, measure_pictures, read_body, read_form, read_json
+from dlfer.serve.inputs import Parts, Upload, decode_picture, measure_pictures, read_body, read_form, read_json
 from dlfer.serve.limits import Budget, Limits, Refusal, estimate_wait
 from dlfer.serve.models import ServedModel, check_tensor
 from dlfer.serve.pool import Pool
@@ -166,6 +166,7 @@ class Body:
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        self._bytes = b""
         self._service.bytes.give_back(self._taken)
 
     async def read_form(self, *fields: str) -> tuple[list[Upload], dict[str, str]]:
@@ -303,9 +304,7 @@ class Service:
 
     async def predict(self, uploads: Sequence[Upload], model: ServedModel, faces: str | None) -> list[Picture]:
         """Return the pictures with the faces in them."""
-        async with self._decode(uploads) as images:
-            found = await self._ask(Work(model, images, faces or self.faces, self.limits.faces))
-            sizes = [(image.shape[1], image.shape[0]) for image in images]
+        found, sizes = await self._find(uploads, model, faces)
         self.metrics.faces.labels(model.name).inc(sum(len(one.crops) for one in found))
         return [
             _describe_picture(upload.name, size, one, model.labels)
@@ -332,8 +331,7 @@ class Service:
         """Return the occlusion map of a face."""
         if label is not None and label not in model.labels:
             raise Refusal(400, f"label: found {label[:100]!r}, expected one of {', '.join(model.labels)}.")
-        async with self._decode([upload]) as images:
-            found = (await self._ask(Work(model, images, faces or self.faces, self.limits.faces)))[0]
+        (found,), _ = await self._find([upload], model, faces)
         if face >= len(found.crops):
             raise Refusal(400, f"face: found {face}, but the picture has {len(found.crops)} (the first is 0).")
 
@@ -360,18 +358,33 @@ class Service:
         """Return what a function gives, computed on a thread."""
         return await asyncio.get_running_loop().run_in_executor(pool or self._threads, work)
 
-    @asynccontextmanager
-    async def _decode(self, uploads: Sequence[Upload]) -> AsyncIterator[list[np.ndarray]]:
+    async def _find(
+        self, uploads: Sequence[Upload], model: ServedModel, faces: str | None
+    ) -> tuple[list[FacesFound], list[tuple[int, int]]]:
+        """Return the faces in pictures, and (width, height) of each, as soon as there is memory for them."""
         pixels, taken = await measure_pictures(uploads, self._decoders)
         await self._memory.wait_for(taken)
+        images: list[np.ndarray] = []
+        work = Work(model, images, faces or self.faces, self.limits.faces)
+
+        def free(done: object = None) -> None:
+            images.clear()  # whoever still knows the list, a traceback say, keeps no picture
+            self._memory.give_back(taken)
+
         try:
-            images = await decode_pictures(uploads, self._decoders)
+            for upload in uploads:
+                images.append(await decode_picture(upload, self._decoders))
             # What the decoder took is free again; the pixels stay until they are predicted.
             self._memory.give_back(taken - 3 * pixels)
             taken = 3 * pixels
-            yield images
+            sizes = [(image.shape[1], image.shape[0]) for image in images]
+            return await self._ask(work), sizes
         finally:
-            self._memory.give_back(taken)
+            if work.done.running():  # nobody waits for it any more, but it is being predicted
+                loop = asyncio.get_running_loop()
+                work.done.add_done_callback(lambda done: loop.call_soon_threadsafe(free))
+            else:
+                free()
 
     async def _ask(self, work: Work) -> Any:
         try:

@@ -190,7 +190,7 @@ def make_pictures() -> dict[str, tuple[bytes, set[int]]]:
         "a slow PGM": (b"P5 2000 2000 200\n" + noise, {200, 413}),
         "a PGM in text": (b"P2 2000 2000 255\n" + b"1 " * 4 * MEGA, {200, 413}),
         "25 megapixels": (make_picture(4992, "JPEG"), {200}),
-        "25 megapixels, RGBA": (make_picture(4992, "PNG", "RGBA"), {200}),
+        "25 megapixels, RGBA": (make_png_of_one_colour(4992), {200}),
         "too many for a progressive one": (make_picture(4992, "JPEG", progressive=True), {413}),
         "16 megapixels, progressive": (make_picture(4000, "JPEG", progressive=True, subsampling=0), {200}),
         "too many for WebP": (make_picture(4800, "WEBP", quality=10, method=0), {413}),
@@ -210,6 +210,12 @@ def make_pictures() -> dict[str, tuple[bytes, set[int]]]:
         "a GIF of many frames": (make_gif(), {200}),
         "words": (b"only words " * MEGA, {415}),
     }
+
+
+def make_png_of_one_colour(side: int) -> bytes:
+    stream = io.BytesIO()
+    Image.new("RGBA", (side, side), (10, 200, 30, 100)).save(stream, "PNG", compress_level=1)
+    return stream.getvalue()
 
 
 def make_gif() -> bytes:

@@ -226,5 +226,21 @@ def test_a_budget_is_taken_in_order_and_given_back():
     assert asyncio.run(run()) == ["a", "c"]
 
 
+def test_a_budget_survives_that_all_give_up_at_the_same_moment():
+    async def run() -> None:
+        budget = Budget(10)
+        await budget.wait_for(8)
+        tasks = [asyncio.create_task(budget.wait_for(9)) for _ in range(3)]
+        await asyncio.sleep(0)
+        for task in tasks:
+            task.cancel()
+        budget.give_back(8)  # before the tasks have run again
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert budget.used == 0
+        assert budget.take(10)
+
+    asyncio.run(run())
+
+
 def test_the_wait_is_within_reason():
     assert [estimate_wait(*given) for given in ((0, 1.0), (10, 0.35), (1000, 1.0))] == [1, 4, 30]
