@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import glob
 import io
 import os
-import queue
 import tempfile
 import threading
 import time
@@ -400,27 +400,37 @@ def open_inputs(
     What cannot be read takes its place in the order as a `BadInput`, and stops nothing.
 
     `names` are from `list_inputs`; of films every so many-th frame is given, and they are left after so many seconds.
-    Pictures of more than `max_pixels` are refused. A film of which frames are missing ends with a `BadInput`.
+    Pictures of more than `max_pixels` are refused. A film of which frames are missing ends with a `BadInput`. Of a camera the
+    newest frame is given: those that came since the last one was asked for are left out.
 
     Raises:
         EnvironmentProblem: a package that a film needs is not installed.
     """
-    yield from read_ahead(_decode(names, every=every, seconds=seconds, max_pixels=max_pixels), AHEAD)
+    decoded = _decode(names, every=every, seconds=seconds, max_pixels=max_pixels)
+    yield from read_ahead(decoded, AHEAD, is_live=_is_of_camera)
 
 
-def read_ahead(items: Iterable[_T], size: int) -> Iterator[_T]:
-    """Yield items that a thread draws from an iterable, at most `size` of them ahead; its exception comes in its place."""
-    waiting: queue.Queue = queue.Queue(size)
-    is_over = threading.Event()
+def _is_of_camera(item: Frame | BadInput) -> bool:
+    return isinstance(item, Frame) and item.film is not None and item.film.is_live
 
-    def put(kind: str, value: object) -> bool:
-        while not is_over.is_set():
-            try:
-                waiting.put((kind, value), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
+
+def read_ahead(items: Iterable[_T], size: int, *, is_live: Callable[[_T], bool] = lambda item: False) -> Iterator[_T]:
+    """Yield items that a thread draws from an iterable, at most `size` of them ahead; its exception comes in its place.
+
+    A live item, which nobody wants to see late, takes the place of a live one that still waits.
+    """
+    waiting: collections.deque = collections.deque()
+    changed = threading.Condition()
+    is_over = False
+
+    def put(kind: str, value: Any) -> bool:
+        with changed:
+            if kind == "item" and is_live(value) and waiting and is_live(waiting[-1][1]):
+                waiting.pop()
+            changed.wait_for(lambda: is_over or len(waiting) < size)
+            waiting.append((kind, value))
+            changed.notify_all()
+            return not is_over
 
     def work() -> None:
         iterator = iter(items)
@@ -435,18 +445,23 @@ def read_ahead(items: Iterable[_T], size: int) -> Iterator[_T]:
             if hasattr(iterator, "close"):
                 iterator.close()
 
-    thread = threading.Thread(target=work, name="dlfer-decode", daemon=True)
+    thread = threading.Thread(target=work, name="dlfer-ahead", daemon=True)
     thread.start()
     try:
         while True:
-            kind, value = waiting.get()
+            with changed:
+                changed.wait_for(lambda: waiting)
+                kind, value = waiting.popleft()
+                changed.notify_all()
             if kind == "end":
                 return
             if kind == "error":
                 raise value
             yield value
     finally:
-        is_over.set()
+        with changed:
+            is_over = True
+            changed.notify_all()
         thread.join(timeout=5)
 
 
