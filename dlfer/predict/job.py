@@ -275,6 +275,9 @@ def _write_text(
 
 TITLE = "dlfer predict: q or Esc ends"
 
+_WINDOW_SIDE = 960
+"""Pixels of the longer side of a window at first; what is larger is shrunk to it."""
+
 _POLL = 0.05
 """Seconds after which a window that waits looks whether it was closed."""
 
@@ -312,7 +315,9 @@ class Window:
     """Shows pictures until a key is pressed, films at most at their own speed, and cameras as they come."""
 
     def __init__(self) -> None:
-        self._cv2 = load_opencv()
+        self._cv2 = cv2 = load_opencv()
+        cv2.namedWindow(TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+        self._size: tuple[int, ...] | None = None
         self._film: object = None
         self._begin = 0.0
 
@@ -320,6 +325,11 @@ class Window:
         """Show a picture or a frame; return whether to go on: not after q, Esc, or where the window was closed."""
         frame = prediction.frame
         marked = draw_faces(frame.image, prediction.faces, enlarge=frame.film is None)
+        height, width = marked.shape[:2]
+        if (width, height) != self._size:
+            self._size = width, height
+            scale = min(1.0, _WINDOW_SIDE / max(width, height))
+            self._cv2.resizeWindow(TITLE, round(width * scale), round(height * scale))
         self._cv2.imshow(TITLE, np.ascontiguousarray(marked[..., ::-1]))
         return self._wait(self._find_end(frame), until_key=frame.film is None)
 
@@ -430,6 +440,7 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
         table = open_table(job.out, labels=predictor.labels, about=about)
         sketches = Sketches(job.draw, force=job.force) if job.draw is not None else None
         with (
+            contextlib.closing(inputs),
             contextlib.closing(results),
             contextlib.closing(_report_progress(results, num_pictures)) as reported,
             contextlib.closing(_show_all(reported) if job.show else reported) as shown,

@@ -325,6 +325,9 @@ def _decode_picture(step: Callable[[], Any], name: str, problem: str) -> Any:
 AHEAD = 4
 """Pictures that are decoded ahead; each takes 3 bytes a pixel."""
 
+PATIENCE = 5.0
+"""Seconds; a camera may hang for longer."""
+
 NOT_FILM = "no films (.ts)"
 NOT_READ = "not read, or not wholly"
 
@@ -414,10 +417,17 @@ def _is_of_camera(item: Frame | BadInput) -> bool:
     return isinstance(item, Frame) and item.film is not None and item.film.is_live
 
 
-def read_ahead(items: Iterable[_T], size: int, *, is_live: Callable[[_T], bool] = lambda item: False) -> Iterator[_T]:
+def read_ahead(
+    items: Iterable[_T],
+    size: int,
+    *,
+    is_live: Callable[[_T], bool] = lambda item: False,
+    patience: float | None = PATIENCE,
+) -> Iterator[_T]:
     """Yield items that a thread draws from an iterable, at most `size` of them ahead; its exception comes in its place.
 
-    A live item, which nobody wants to see late, takes the place of a live one that still waits.
+    A live item takes the place of a live one that still waits. Who leaves early waits for the thread for `patience` seconds;
+    None: until it has ended, as a network that computes on while Python ends takes the process down.
     """
     waiting: collections.deque = collections.deque()
     changed = threading.Condition()
@@ -432,20 +442,7 @@ def read_ahead(items: Iterable[_T], size: int, *, is_live: Callable[[_T], bool] 
             changed.notify_all()
             return not is_over
 
-    def work() -> None:
-        iterator = iter(items)
-        try:
-            for item in iterator:
-                if not put("item", item):
-                    return
-            put("end", None)
-        except BaseException as error:  # handed over to whoever reads
-            put("error", error)
-        finally:
-            if hasattr(iterator, "close"):
-                iterator.close()
-
-    thread = threading.Thread(target=work, name="dlfer-ahead", daemon=True)
+    thread = threading.Thread(target=_put_all, args=(items, put), name="dlfer-ahead", daemon=True)
     thread.start()
     try:
         while True:
@@ -462,7 +459,22 @@ def read_ahead(items: Iterable[_T], size: int, *, is_live: Callable[[_T], bool] 
         with changed:
             is_over = True
             changed.notify_all()
-        thread.join(timeout=5)
+        thread.join(patience)
+
+
+def _put_all(items: Iterable[Any], put: Callable[[str, Any], bool]) -> None:
+    """Put all items, then the end or an error, until nobody wants them any more."""
+    iterator = iter(items)
+    try:
+        for item in iterator:
+            if not put("item", item):
+                return
+        put("end", None)
+    except BaseException as error:  # handed over to whoever reads
+        put("error", error)
+    finally:
+        if hasattr(iterator, "close"):
+            iterator.close()
 
 
 def _walk(folder: str, tally: Tally) -> Iterator[str]:

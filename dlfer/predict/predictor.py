@@ -177,7 +177,7 @@ def predict_inputs(
         every: the one of `open_inputs`.
     """
     tracker, film = FaceTracker(smooth=smooth), None
-    found = read_ahead(_find_crops(predictor, inputs, detect_every=detect_every, every=every), 1)
+    found = read_ahead(_find_crops(predictor, inputs, detect_every=detect_every, every=every), 1, patience=None)
     with closing(found):
         for batch, crops in found:
             predicted = iter(predictor.predict_crops(crops))

@@ -124,13 +124,19 @@ class FakeWindows:
 
     def __init__(self, cv2, keys=(), is_closed_after=10**9) -> None:
         self._cv2, self.keys, self.shown, self.closed = cv2, list(keys), [], 0
-        self.is_closed_after, self.delays = is_closed_after, []
+        self.is_closed_after, self.delays, self.sizes = is_closed_after, [], []
 
     def __getattr__(self, name):
         return getattr(self._cv2, name)
 
     def getBuildInformation(self):
         return "General\n\n  GUI:                           QT5\n    QT:   YES (ver 5.15.19)\n"
+
+    def namedWindow(self, title, flags):
+        assert flags & self.WINDOW_KEEPRATIO == self.WINDOW_KEEPRATIO
+
+    def resizeWindow(self, title, *size):
+        self.sizes.append(size)
 
     def imshow(self, title, image):
         self.shown.append((title, image.copy()))
@@ -207,11 +213,13 @@ def test_a_film_is_not_shown_faster_than_its_rate(call, draw_blocks, open_window
 
 def test_pictures_wait_for_a_key_and_what_cannot_be_read_is_passed_over(call, draw_blocks, open_windows):
     windows = open_windows(keys=[-1, -1, ord(" "), -1, ord("q")])
-    save(draw_blocks, "a.png", "b.png", "c.png")
+    save(draw_blocks, "a.png", "c.png")
+    Image.new("RGB", (3840, 1000)).save("b.png")
     Path("bad.jpg").write_text("text")
     assert call("a.png", "bad.jpg", "b.png", "c.png", "--faces", "whole", "--out", "a.csv", "--show")[0] == 1
     assert len(windows.shown) == 2
     assert min(windows.shown[0][1].shape[:2]) == 240  # enlarged
+    assert windows.sizes == [(320, 240), (960, 250)]
     assert windows.keys == []
 
 

@@ -241,6 +241,32 @@ def test_leaving_a_film_early_ends_its_threads(classifier, blocks, draw_blocks):
     wait_for_threads(before)
 
 
+def test_a_detector_that_computes_is_waited_for(classifier, monkeypatch, draw_blocks):
+    """A network that computes on while Python ends takes the process down with it."""
+    looked, ended = [], threading.Event()
+
+    def detect(images, *, detector, size=None):
+        looked.append(len(images))
+        if len(looked) > 1:
+            time.sleep(0.5)
+            ended.set()
+        return find_blocks(images, detector=detector)
+
+    monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", detect)
+    monkeypatch.setattr("threading.Thread.join", wait_at_most(0.1, threading.Thread.join))
+    results = predict_inputs(FacePredictor(classifier, faces="opencv"), draw_film(draw_blocks, 200))
+    next(results)
+    while len(looked) < 2:
+        time.sleep(0.001)
+    results.close()
+    assert ended.is_set()
+
+
+def wait_at_most(limit, join):
+    """Return a join of threads whose time-outs are short."""
+    return lambda thread, timeout=None: join(thread, timeout and min(timeout, limit))
+
+
 def wait_for_threads(count):
     deadline = time.monotonic() + 20
     while threading.active_count() > count and time.monotonic() < deadline:
