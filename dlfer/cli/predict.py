@@ -42,10 +42,21 @@ def predict(
     smooth: Annotated[
         float, typer.Option(metavar="SECONDS", help="Films: time constant of smoothed probabilities; 0: none.")
     ] = 0.5,
+    detect_every: Annotated[
+        str,
+        typer.Option(
+            metavar="K|auto",
+            help="Films: search for faces on every Kth frame that is looked at, and follow them in between; auto: about 7 "
+            "times a second.",
+        ),
+    ] = "auto",
     every: Annotated[int, typer.Option(metavar="N", help="Films: look at every Nth frame.")] = 1,
     seconds: Annotated[
         float | None, typer.Option(metavar="S", help="Films and cameras: stop after so many seconds.")
     ] = None,
+    show: Annotated[
+        bool, typer.Option("--show", help="Show what is predicted in a window; q or Esc ends. Needs a display.")
+    ] = False,
     force: Force = False,
     max_megapixels: Annotated[
         float,
@@ -62,6 +73,7 @@ def predict(
     """
     if every < 1:
         raise UserError(f"--every {every}: expected 1 or more.")
+    interval = None if detect_every == "auto" else _parse_interval(detect_every)
     if max_megapixels <= 0:
         raise UserError(f"--max-megapixels {max_megapixels:g}: expected more than 0.")
     if smooth < 0:
@@ -78,11 +90,19 @@ def predict(
         abstain=abstain,
         mirror=mirror,
         smooth=smooth,
+        detect_every=interval,
         every=every,
         seconds=seconds,
+        show=show,
         force=force,
         max_megapixels=max_megapixels,
     )
     num_failed = predict_files(inputs, job, say=say)
     if num_failed:
         raise typer.Exit(1)
+
+
+def _parse_interval(text: str) -> int:
+    if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) > 0):
+        raise UserError(f"--detect-every {text}: expected auto, or a whole number from 1.")
+    return int(text)

@@ -59,10 +59,25 @@ class Crop:
     pixels: np.ndarray
 
 
-def build_cropper(
-    faces: str, classifier: Engine, *, detector_size: int | None = None
-) -> Callable[[Sequence[np.ndarray]], list[list[Crop]]]:
-    """Return what turns pictures, uint8 [H, W, 3], into the faces in each, the largest first.
+@dataclass(frozen=True)
+class Cropper:
+    """Turns pictures, uint8 [H, W, 3], into the faces in each, the largest first.
+
+    Attributes:
+        detect: pictures -> the faces in each, the largest first; None: every picture is one.
+        cut: a picture and a face in it -> the crop; the face is None where the picture is one.
+    """
+
+    detect: Callable[[Sequence[np.ndarray]], list[list[Face]]] | None
+    cut: Callable[[np.ndarray, Face | None], Crop]
+
+    def __call__(self, images: Sequence[np.ndarray]) -> list[list[Crop]]:
+        found = [[None] for _ in images] if self.detect is None else self.detect(images)
+        return [[self.cut(image, face) for face in in_image] for image, in_image in zip(images, found, strict=True)]
+
+
+def build_cropper(faces: str, classifier: Engine, *, detector_size: int | None = None) -> Cropper:
+    """Return what turns pictures into the faces in each.
 
     A model whose training images were found by a detector, aligned or evened out (its artifact says so) gets
     the faces in the same way. Another one was trained on ready crops, and gets such: see `cut_ready_crop`.
@@ -87,7 +102,7 @@ def build_cropper(
     trained = FacesConfig.model_validate(about.faces) if about.faces else None
     size = int(about.face_size or classifier.image_size)
     if faces == "whole":
-        return lambda images: [[_take_whole(image, trained, channels, size, aspect)] for image in images]
+        return Cropper(None, lambda image, _: _take_whole(image, trained, channels, size, aspect))
     is_ready = trained is None or trained.detect == "none"
     detector = faces if faces != "auto" else "centerface" if is_ready else trained.detect
     if detector_size is None and trained is not None and trained.detect == detector:
@@ -103,11 +118,7 @@ def build_cropper(
         pixels = equalize(to_channels(pixels, channels), light)
         return Crop((left, top, left + width, top + height), face.score, pixels)
 
-    def crop(images: Sequence[np.ndarray]) -> list[list[Crop]]:
-        found = detect_faces_of_each(images, detector=detector, size=detector_size)
-        return [[cut(image, face) for face in in_image] for image, in_image in zip(images, found, strict=True)]
-
-    return crop
+    return Cropper(lambda images: detect_faces_of_each(images, detector=detector, size=detector_size), cut)
 
 
 def cut_ready_crop(

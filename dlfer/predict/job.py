@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import re
 import shutil
+import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -19,9 +23,9 @@ from rich.markup import escape
 
 from dlfer.data.files import Tally
 from dlfer.data.images import MAX_PIXELS
-from dlfer.errors import DataError, DlferError, UserError
+from dlfer.errors import DataError, DlferError, EnvironmentProblem, UserError
 from dlfer.predict.engines import AUTO, Engine, choose_engine, load_engine
-from dlfer.predict.media import CAMERA, NOT_READ, BadInput, is_film, list_inputs, load_opencv, open_inputs
+from dlfer.predict.media import CAMERA, NOT_READ, BadInput, Frame, is_film, list_inputs, load_opencv, open_inputs
 from dlfer.predict.predictor import FacePrediction, FacePredictor, FramePrediction, describe_predictions, predict_inputs
 from dlfer.predict.tables import Table, choose_form, open_table
 from dlfer.runs.files import replace_when_done
@@ -269,6 +273,103 @@ def _write_text(
     pen.text((x + 3, y + 3), text, fill=INK, font=font)
 
 
+TITLE = "dlfer predict: q or Esc ends"
+
+_WINDOW_SIDE = 960
+"""Pixels of the longer side of a window at first; what is larger is shrunk to it."""
+
+_POLL = 0.05
+"""Seconds after which a window that waits looks whether it was closed."""
+
+
+def check_window() -> None:
+    """Check that a window can be opened here.
+
+    Raises:
+        EnvironmentProblem: OpenCV is not installed or was built without windows, or there is no display.
+    """
+    cv2 = load_opencv()
+    gui = re.search(r"^ *GUI: *(\S+)", cv2.getBuildInformation(), flags=re.MULTILINE)
+    if gui is not None and gui.group(1) == "NONE":
+        raise EnvironmentProblem(
+            "--show: this build of OpenCV has no windows. pip uninstall opencv-python-headless, then pip install "
+            "'opencv-python<5'; or leave --show out and write the marked film by --draw DIR."
+        )
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise EnvironmentProblem(
+            "--show: there is no display (DISPLAY is not set). Run it in a session with a desktop, or through ssh -X; or "
+            "leave --show out and write the marked film by --draw DIR."
+        )
+    # Where the display cannot be reached, Qt ends the process: it is tried in another one.
+    code = "import cv2; cv2.namedWindow('dlfer'); cv2.waitKey(1); cv2.destroyAllWindows()"
+    tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, errors="replace", check=False)
+    if tried.returncode:
+        reason = (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[0][:200]
+        raise EnvironmentProblem(
+            f"--show: OpenCV cannot open a window here ({reason}). Check that DISPLAY names a display that can be reached; "
+            "or leave --show out and write the marked film by --draw DIR."
+        )
+
+
+class Window:
+    """Shows pictures until a key is pressed, films at most at their own speed, and cameras as they come."""
+
+    def __init__(self) -> None:
+        self._cv2 = cv2 = load_opencv()
+        cv2.namedWindow(TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+        self._size: tuple[int, ...] | None = None
+        self._film: object = None
+        self._begin = 0.0
+
+    def show(self, prediction: FramePrediction) -> bool:
+        """Show a picture or a frame; return whether to go on: not after q, Esc, or where the window was closed."""
+        frame = prediction.frame
+        marked = draw_faces(frame.image, prediction.faces, enlarge=frame.film is None)
+        height, width = marked.shape[:2]
+        if (width, height) != self._size:
+            self._size = width, height
+            scale = min(1.0, _WINDOW_SIDE / max(width, height))
+            self._cv2.resizeWindow(TITLE, round(width * scale), round(height * scale))
+        self._cv2.imshow(TITLE, np.ascontiguousarray(marked[..., ::-1]))
+        return self._wait(self._find_end(frame), until_key=frame.film is None)
+
+    def close(self) -> None:
+        """Close it."""
+        self._cv2.destroyAllWindows()
+
+    def _find_end(self, frame: Frame) -> float:
+        """Return until when a frame is shown, by the monotonic clock; what comes late is not caught up with."""
+        now = time.monotonic()
+        if frame.film is None or frame.film.is_live:
+            return now
+        if frame.film is not self._film:
+            self._film, self._begin = frame.film, now - (frame.seconds or 0.0)
+        self._begin = max(self._begin, now - (frame.seconds or 0.0))
+        return self._begin + (frame.seconds or 0.0)
+
+    def _wait(self, end: float, *, until_key: bool) -> bool:
+        while True:
+            rest = _POLL if until_key else min(_POLL, end - time.monotonic())
+            key = self._cv2.waitKey(max(1, round(1000 * rest)))
+            is_closed = self._cv2.getWindowProperty(TITLE, self._cv2.WND_PROP_VISIBLE) < 1
+            if is_closed or (key != -1 and key & 0xFF in (ord("q"), 27)):
+                return False
+            if key != -1 if until_key else time.monotonic() >= end:
+                return True
+
+
+def _show_all(results: Iterator[FramePrediction | BadInput]) -> Iterator[FramePrediction | BadInput]:
+    """Yield the results as they are shown, until the window is closed."""
+    window = Window()
+    try:
+        for result in results:
+            yield result
+            if isinstance(result, FramePrediction) and not window.show(result):
+                return
+    finally:
+        window.close()
+
+
 _MOST_FAILURES = 20
 
 
@@ -284,7 +385,9 @@ class PredictionJob:
         engine: see `load_engine`; "auto": see `choose_engine`.
         abstain, mirror: see `FacePredictor`.
         smooth: see `predict_inputs`.
+        detect_every: see `predict_inputs`.
         every, seconds: see `read_film`.
+        show: whether what is predicted is shown in a window, see `Window`.
         force: whether files that are there, but for inputs, are replaced.
         max_megapixels: pictures with more are refused.
     """
@@ -298,8 +401,10 @@ class PredictionJob:
     abstain: float | None = None
     mirror: bool = False
     smooth: float = 0.5
+    detect_every: int | None = None
     every: int = 1
     seconds: float | None = None
+    show: bool = False
     force: bool = False
     max_megapixels: float = MAX_PIXELS / 1_000_000
 
@@ -320,30 +425,47 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
     files = listed if "-" in names else list(listed)
     known = [] if "-" in names else [name for name in files if isinstance(name, str)]
     _check_places(known, job, has_list="-" in names)
+    if job.show:
+        check_window()
     num_pictures, has_films = None, False
     if "-" not in names:
         num_pictures = sum(not is_film(name) for name in known)
-        has_films = job.smooth > 0 and any(is_film(name) for name in known)
-    classifier = _open_engine(job, num_pictures, say=say)
-    predictor = FacePredictor(
-        classifier, faces=job.faces, detector_size=job.detector_size, abstain=job.abstain, mirror=job.mirror
-    )
-    about = describe_predictions(predictor, faces=job.faces, smooth=job.smooth)
-    for key in ("notice", "probabilities", *(["mirror"] if job.mirror else []), *(["smoothing"] if has_films else [])):
-        say(f"{key}: {about[key]}")
+        has_films = any(is_film(name) for name in known)
+    predictor, about = _open_predictor(job, num_pictures, has_films=has_films, say=say)
     max_pixels = int(job.max_megapixels * 1_000_000)
     inputs = open_inputs(files, every=job.every, seconds=job.seconds, max_pixels=max_pixels)
-    results = _report_progress(predict_inputs(predictor, inputs, smooth=job.smooth), num_pictures)
+    results = predict_inputs(predictor, inputs, smooth=job.smooth, detect_every=job.detect_every, every=job.every)
     outcome = _Outcome(every=job.every)
     try:
         table = open_table(job.out, labels=predictor.labels, about=about)
         sketches = Sketches(job.draw, force=job.force) if job.draw is not None else None
-        outcome.write_all(results, table, sketches)
+        with (
+            contextlib.closing(inputs),
+            contextlib.closing(results),
+            contextlib.closing(_report_progress(results, num_pictures)) as reported,
+            contextlib.closing(_show_all(reported) if job.show else reported) as shown,
+        ):
+            outcome.write_all(shown, table, sketches)
     finally:
         outcome.tell(say, tally)
     if job.out is not None:
         say(f"written: {job.out}")
     return len(outcome.unread) + len(outcome.undrawn)
+
+
+def _open_predictor(
+    job: PredictionJob, num_pictures: int | None, *, has_films: bool, say: Callable[[str], None]
+) -> tuple[FacePredictor, dict[str, Any]]:
+    """Return what predicts, and what a reader of its answers has to know, which is said as well."""
+    classifier = _open_engine(job, num_pictures, say=say)
+    predictor = FacePredictor(
+        classifier, faces=job.faces, detector_size=job.detector_size, abstain=job.abstain, mirror=job.mirror
+    )
+    about = describe_predictions(predictor, faces=job.faces, smooth=job.smooth, detect_every=job.detect_every)
+    for key in ("notice", "probabilities", "mirror", *(["detection", "smoothing"] if has_films else [])):
+        if about[key] is not None:
+            say(f"{key}: {about[key]}")
+    return predictor, about
 
 
 def _check_places(known: Sequence[str], job: PredictionJob, *, has_list: bool) -> None:

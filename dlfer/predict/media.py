@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import glob
 import io
 import os
-import queue
 import tempfile
 import threading
 import time
@@ -326,6 +326,9 @@ def _decode_picture(step: Callable[[], Any], name: str, problem: str) -> Any:
 AHEAD = 4
 """Pictures that are decoded ahead; each takes 3 bytes a pixel."""
 
+PATIENCE = 5.0
+"""Seconds; a camera may hang for longer."""
+
 NOT_FILM = "no films (.ts)"
 NOT_READ = "not read, or not wholly"
 
@@ -401,54 +404,78 @@ def open_inputs(
     What cannot be read takes its place in the order as a `BadInput`, and stops nothing.
 
     `names` are from `list_inputs`; of films every so many-th frame is given, and they are left after so many seconds.
-    Pictures of more than `max_pixels` are refused. A film of which frames are missing ends with a `BadInput`.
+    Pictures of more than `max_pixels` are refused. A film of which frames are missing ends with a `BadInput`. Of a camera the
+    newest frame is given: those that came since the last one was asked for are left out.
 
     Raises:
         EnvironmentProblem: a package that a film needs is not installed.
     """
-    yield from read_ahead(_decode(names, every=every, seconds=seconds, max_pixels=max_pixels), AHEAD)
+    decoded = _decode(names, every=every, seconds=seconds, max_pixels=max_pixels)
+    yield from read_ahead(decoded, AHEAD, is_live=_is_of_camera)
 
 
-def read_ahead(items: Iterable[_T], size: int) -> Iterator[_T]:
-    """Yield items that a thread draws from an iterable, at most `size` of them ahead; its exception comes in its place."""
-    waiting: queue.Queue = queue.Queue(size)
-    is_over = threading.Event()
+def _is_of_camera(item: Frame | BadInput) -> bool:
+    return isinstance(item, Frame) and item.film is not None and item.film.is_live
 
-    def put(kind: str, value: object) -> bool:
-        while not is_over.is_set():
-            try:
-                waiting.put((kind, value), timeout=0.1)
-                return True
-            except queue.Full:
-                continue
-        return False
 
-    def work() -> None:
-        iterator = iter(items)
-        try:
-            for item in iterator:
-                if not put("item", item):
-                    return
-            put("end", None)
-        except BaseException as error:  # handed over to whoever reads
-            put("error", error)
-        finally:
-            if hasattr(iterator, "close"):
-                iterator.close()
+def read_ahead(
+    items: Iterable[_T],
+    size: int,
+    *,
+    is_live: Callable[[_T], bool] = lambda item: False,
+    patience: float | None = PATIENCE,
+) -> Iterator[_T]:
+    """Yield items that a thread draws from an iterable, at most `size` of them ahead; its exception comes in its place.
 
-    thread = threading.Thread(target=work, name="dlfer-decode", daemon=True)
+    A live item takes the place of a live one that still waits. Who leaves early waits for the thread for `patience` seconds;
+    None: until it has ended, as a network that computes on while Python ends takes the process down.
+    """
+    waiting: collections.deque = collections.deque()
+    changed = threading.Condition()
+    is_over = False
+
+    def put(kind: str, value: Any) -> bool:
+        with changed:
+            if kind == "item" and is_live(value) and waiting and is_live(waiting[-1][1]):
+                waiting.pop()
+            changed.wait_for(lambda: is_over or len(waiting) < size)
+            waiting.append((kind, value))
+            changed.notify_all()
+            return not is_over
+
+    thread = threading.Thread(target=_put_all, args=(items, put), name="dlfer-ahead", daemon=True)
     thread.start()
     try:
         while True:
-            kind, value = waiting.get()
+            with changed:
+                changed.wait_for(lambda: waiting)
+                kind, value = waiting.popleft()
+                changed.notify_all()
             if kind == "end":
                 return
             if kind == "error":
                 raise value
             yield value
     finally:
-        is_over.set()
-        thread.join(timeout=5)
+        with changed:
+            is_over = True
+            changed.notify_all()
+        thread.join(patience)
+
+
+def _put_all(items: Iterable[Any], put: Callable[[str, Any], bool]) -> None:
+    """Put all items, then the end or an error, until nobody wants them any more."""
+    iterator = iter(items)
+    try:
+        for item in iterator:
+            if not put("item", item):
+                return
+        put("end", None)
+    except BaseException as error:  # handed over to whoever reads
+        put("error", error)
+    finally:
+        if hasattr(iterator, "close"):
+            iterator.close()
 
 
 def _walk(folder: str, tally: Tally) -> Iterator[str]:

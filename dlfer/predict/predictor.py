@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -13,93 +13,10 @@ import numpy as np
 from dlfer.data.images import to_channels
 from dlfer.data.pictures import check_batch_size, predict_by_size, to_pictures
 from dlfer.errors import UserError
-from dlfer.predict.crops import Box, build_cropper
+from dlfer.predict.crops import Box, Crop, build_cropper
 from dlfer.predict.engines import Engine
-from dlfer.predict.media import BadInput, Frame, read_image
-
-MIN_OVERLAP = 0.3
-"""Intersection over union at which two boxes are those of one face; between frames 40 ms apart it is above 0.8."""
-
-MAX_GAP = 1.0
-"""Seconds for which a face that is not found, behind a hand or by a whim of the detector, keeps its number."""
-
-
-@dataclass
-class _Track:
-    number: int
-    box: Box | None
-    probabilities: np.ndarray
-    seconds: float
-
-
-class FaceTracker:
-    """Follows the faces of one film.
-
-    Boxes of a frame are matched with the last ones of known faces, the greatest overlap first. The smoothed
-    probabilities are p + (1 - exp(-t / smooth)) (q - p), where p are the last ones, q those of the frame, and
-    t the time between: an exponential average that does not depend on the rate of frames.
-
-    Args:
-        smooth: its time constant in seconds; 0: no smoothing.
-    """
-
-    def __init__(self, *, smooth: float = 0.5) -> None:
-        self.smooth = smooth
-        self._tracks: list[_Track] = []
-        self._num_tracks = 0
-
-    def update(
-        self, boxes: Sequence[Box | None], probabilities: np.ndarray, seconds: float
-    ) -> tuple[list[int], np.ndarray]:
-        """Take the faces of the next frame; return their numbers, from 1, and smoothed probabilities.
-
-        Args:
-            boxes: x0, y0, x1, y1 of each of N faces; None: the whole picture.
-            probabilities: float [N, C].
-            seconds: time of the frame, not before that of the last one.
-        """
-        self._tracks = [track for track in self._tracks if seconds - track.seconds <= MAX_GAP]
-        matches = self._match(boxes)
-        numbers, smoothed = [], np.array(probabilities, np.float64)
-        for row, box in enumerate(boxes):
-            track = matches.get(row)
-            if track is None:
-                self._num_tracks += 1
-                track = _Track(self._num_tracks, box, smoothed[row], seconds)
-                self._tracks.append(track)
-            elif self.smooth > 0:
-                weight = 1 - math.exp(-max(0.0, seconds - track.seconds) / self.smooth)
-                smoothed[row] = track.probabilities + weight * (smoothed[row] - track.probabilities)
-            track.box, track.probabilities, track.seconds = box, smoothed[row].copy(), seconds
-            numbers.append(track.number)
-        return numbers, smoothed
-
-    def _match(self, boxes: Sequence[Box | None]) -> dict[int, _Track]:
-        """Return row -> known face, each at most once."""
-        pairs = [
-            (compute_overlap(box, track.box), row, place)
-            for row, box in enumerate(boxes)
-            for place, track in enumerate(self._tracks)
-        ]
-        matches: dict[int, _Track] = {}
-        taken: set[int] = set()
-        for overlap, row, place in sorted(pairs, key=lambda pair: -pair[0]):
-            if overlap >= MIN_OVERLAP and row not in matches and place not in taken:
-                matches[row] = self._tracks[place]
-                taken.add(place)
-        return matches
-
-
-def compute_overlap(first: Box | None, second: Box | None) -> float:
-    """Return the intersection of two boxes (x0, y0, x1, y1) over their union, in 0..1; None is the whole picture."""
-    if first is None or second is None:
-        return float(first is second)
-    width = min(first[2], second[2]) - max(first[0], second[0])
-    height = min(first[3], second[3]) - max(first[1], second[1])
-    common = max(0.0, width) * max(0.0, height)
-    union = sum((box[2] - box[0]) * (box[3] - box[1]) for box in (first, second)) - common
-    return common / union if union > 0 else 0.0
-
+from dlfer.predict.media import BadInput, Frame, read_ahead, read_image
+from dlfer.predict.tracks import DETECTIONS_A_SECOND, FaceFinder, FaceTracker, choose_interval
 
 UNCERTAIN = "uncertain"
 """The label of a face whose most probable one is below the threshold."""
@@ -112,7 +29,8 @@ SMOKE = "This is the model of a smoke run, trained on two batches of at most eig
 RESEARCH_ONLY = "The model is for research only: its weights come from data with that restriction."
 
 _BATCH_FRAMES, _BATCH_PIXELS = 32, 16_000_000
-"""Pictures whose faces are predicted together: at most so many, and as few as hold so many pixels."""
+"""Pictures whose faces are predicted together: at most so many, and as few as hold so many pixels; of a film up to the next
+frame on which faces are searched for, and at most twice the pixels."""
 
 
 @dataclass(frozen=True)
@@ -121,7 +39,8 @@ class FacePrediction:
 
     Attributes:
         box: x0, y0, x1, y1 in pixels of the upright picture; None: the picture was taken for a face.
-        score: the detector's (centerface, mtcnn: a probability; opencv: a weight above 0, no probability); None without one.
+        score: the detector's (centerface, mtcnn: a probability; opencv: a weight above 0, no probability); None without one, and
+            where the face was followed from other frames of a film.
         label: the most probable label, or "uncertain".
         confidence: the probability of the most probable label.
         probabilities: of each label, in the classifier's order; the sum is one.
@@ -188,7 +107,7 @@ class FacePredictor:
         self.abstain = abstain
         self.mirror = mirror
         self.batch_size = batch_size
-        self._crop = build_cropper(faces, classifier, detector_size=detector_size)
+        self.cropper = build_cropper(faces, classifier, detector_size=detector_size)
 
     def predict(self, images: Any) -> list[list[FacePrediction]]:
         """Return the faces in each of several pictures, the largest first; of one picture, a list of one.
@@ -205,8 +124,12 @@ class FacePredictor:
             ModelError: the outputs of the model are not finite.
         """
         pictures = [to_channels(picture, 3) for picture in to_pictures(images, read=read_image)]
-        crops = self._crop(pictures)
-        answers = iter(self._predict_crops([crop.pixels for in_image in crops for crop in in_image]))
+        return self.predict_crops(self.cropper(pictures))
+
+    def predict_crops(self, crops: Sequence[Sequence[Crop]]) -> list[list[FacePrediction]]:
+        """Return what is predicted for the faces that `cropper` found in each of several pictures."""
+        pixels = [crop.pixels for in_image in crops for crop in in_image]
+        answers = iter(predict_by_size(self._predict_images, pixels, len(self.labels)))
         return [[self.judge(next(answers), crop.box, score=crop.score) for crop in in_image] for in_image in crops]
 
     def judge(
@@ -226,10 +149,6 @@ class FacePredictor:
             track=track,
         )
 
-    def _predict_crops(self, crops: Sequence[np.ndarray]) -> np.ndarray:
-        """Return float32 [N, C] of uint8 [S, S, channels] crops, those of one size in one call."""
-        return predict_by_size(self._predict_images, crops, len(self.labels))
-
     def _predict_images(self, images: np.ndarray) -> np.ndarray:
         predict = partial(self.classifier.predict, batch_size=self.batch_size, calibrated=True)
         answers = predict(images)
@@ -237,31 +156,41 @@ class FacePredictor:
 
 
 def predict_inputs(
-    predictor: FacePredictor, inputs: Iterable[Frame | BadInput], *, smooth: float = 0.5
+    predictor: FacePredictor,
+    inputs: Iterable[Frame | BadInput],
+    *,
+    smooth: float = 0.5,
+    detect_every: int | None = None,
+    every: int = 1,
 ) -> Iterator[FramePrediction | BadInput]:
     """Yield what is predicted for pictures and frames, in order; the faces of several files go to the network together.
 
-    Faces of a film keep their number, and their probabilities are smoothed over time.
+    A thread finds and cuts out the faces of the next pictures while those of the last ones are predicted. Faces of a film
+    keep their number, and their probabilities are smoothed over time.
 
     Args:
         predictor: that finds and predicts them.
         inputs: from `open_inputs`.
         smooth: time constant of the smoothing in seconds; 0: none.
+        detect_every: on every so many-th frame of a film that is given the detector searches for faces, see `FaceFinder`;
+            None: about 7 times a second.
+        every: the one of `open_inputs`.
     """
     tracker, film = FaceTracker(smooth=smooth), None
-    for batch in _gather(inputs):
-        images = [item.image for item in batch if isinstance(item, Frame)]
-        found = iter(predictor.predict(images) if images else ())
-        for item in batch:
-            if isinstance(item, BadInput):
-                yield item
-                continue
-            faces = next(found)
-            if item.film is not None:
-                if item.film is not film:
-                    tracker, film = FaceTracker(smooth=smooth), item.film
-                faces = _follow(predictor, tracker, faces, item.seconds or 0.0)
-            yield FramePrediction(item, faces)
+    found = read_ahead(_find_crops(predictor, inputs, detect_every=detect_every, every=every), 1, patience=None)
+    with closing(found):
+        for batch, crops in found:
+            predicted = iter(predictor.predict_crops(crops))
+            for item in batch.items:
+                if isinstance(item, BadInput):
+                    yield item
+                    continue
+                faces = next(predicted)
+                if item.film is not None:
+                    if item.film is not film:
+                        tracker, film = FaceTracker(smooth=smooth), item.film
+                    faces = _follow(predictor, tracker, faces, item.seconds or 0.0)
+                yield FramePrediction(item, faces)
 
 
 def make_notice(*, is_smoke: bool, research_only: bool) -> str:
@@ -269,10 +198,12 @@ def make_notice(*, is_smoke: bool, research_only: bool) -> str:
     return " ".join([*([SMOKE] if is_smoke else []), NOTICE, *([RESEARCH_ONLY] if research_only else [])])
 
 
-def describe_predictions(predictor: FacePredictor, *, faces: str, smooth: float | None) -> dict[str, Any]:
+def describe_predictions(
+    predictor: FacePredictor, *, faces: str, smooth: float | None, detect_every: int | None = 1
+) -> dict[str, Any]:
     """Return what a reader of predictions has to know: the notice, the model, how probabilities were made.
 
-    `smooth`, of films, is in seconds; None or 0: nothing is smoothed.
+    `smooth` and `detect_every`, of films, are as of `predict_inputs`; `smooth` None or 0: nothing is smoothed.
     """
     classifier, fit = predictor.classifier, predictor.classifier.temperature_fit
     about = classifier.about
@@ -298,24 +229,83 @@ def describe_predictions(predictor: FacePredictor, *, faces: str, smooth: float 
             if smooth
             else None
         ),
+        "detection": (
+            None
+            if detect_every == 1 or predictor.cropper.detect is None
+            else "faces in films are searched for "
+            + (f"on every {detect_every}. frame" if detect_every else f"about {DETECTIONS_A_SECOND:g} times a second")
+            + " and followed in between (--detect-every 1: on every frame)"
+        ),
         "abstain_below": predictor.abstain,
     }
 
 
-def _gather(inputs: Iterable[Frame | BadInput]) -> Iterator[list[Frame | BadInput]]:
-    """Yield lists of inputs whose pictures are predicted together; those of a camera alone, which is waited for."""
-    batch: list[Frame | BadInput] = []
-    pixels = 0
-    for item in inputs:
-        batch.append(item)
+@dataclass
+class _Batch:
+    """What is predicted together: pictures, or frames of one film that follow each other.
+
+    Attributes:
+        items: in order.
+        frames: those of them that are no `BadInput`.
+        keys: of each frame, whether the detector looks at it.
+        pixels: in all frames.
+    """
+
+    items: list[Frame | BadInput] = field(default_factory=list)
+    frames: list[Frame] = field(default_factory=list)
+    keys: list[bool] = field(default_factory=list)
+    pixels: int = 0
+
+    def add(self, item: Frame | BadInput, *, is_key: bool = True) -> None:
+        self.items.append(item)
         if isinstance(item, Frame):
-            pixels += item.image.shape[0] * item.image.shape[1]
-        is_live = isinstance(item, Frame) and item.film is not None and item.film.is_live
-        if is_live or len(batch) >= _BATCH_FRAMES or pixels >= _BATCH_PIXELS:
+            self.frames.append(item)
+            self.keys.append(is_key)
+            self.pixels += item.image.shape[0] * item.image.shape[1]
+
+    @property
+    def is_full(self) -> bool:
+        """Whether it is predicted now; frames of a camera are by themselves, for the next one is waited for."""
+        if self.frames and self.frames[-1].film is not None and self.frames[-1].film.is_live:
+            return True
+        is_enough = len(self.items) >= _BATCH_FRAMES or self.pixels >= _BATCH_PIXELS
+        return is_enough and (not self.keys or self.keys[-1] or self.pixels >= 2 * _BATCH_PIXELS)
+
+
+def _gather(inputs: Iterable[Frame | BadInput], *, detect_every: int | None, every: int) -> Iterator[_Batch]:
+    """Yield the inputs in batches; of a film `detect_every` and `every` are as of `predict_inputs`."""
+    batch, film, place, interval = _Batch(), None, 0, 1
+    for item in inputs:
+        if isinstance(item, Frame):
+            if item.film is not film:
+                if batch.items:
+                    yield batch
+                batch, film, place = _Batch(), item.film, 0
+                interval = choose_interval(detect_every, film.rate / every) if film is not None else 1
+            batch.add(item, is_key=place % interval == 0)
+            place += 1
+        else:
+            batch.add(item)
+        if batch.is_full:
             yield batch
-            batch, pixels = [], 0
-    if batch:
+            batch = _Batch()
+    if batch.items:
         yield batch
+
+
+def _find_crops(
+    predictor: FacePredictor, inputs: Iterable[Frame | BadInput], *, detect_every: int | None, every: int
+) -> Iterator[tuple[_Batch, list[list[Crop]]]]:
+    """Yield batches of the inputs with the faces in each of their frames."""
+    cropper = predictor.cropper
+    finder = FaceFinder(cropper.detect) if cropper.detect is not None else None
+    for batch in _gather(inputs, detect_every=detect_every, every=every):
+        images = [frame.image for frame in batch.frames]
+        if finder is None or not images:
+            yield batch, cropper(images)
+            continue
+        found = finder.find(batch.frames, batch.keys)
+        yield batch, [[cropper.cut(image, face) for face in faces] for image, faces in zip(images, found, strict=True)]
 
 
 def _follow(

@@ -8,13 +8,16 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from dlfer import cli
+from dlfer.data.faces import Face
 from dlfer.predict import job as module
 from dlfer.predict import tables
 from dlfer.predict.job import FilmWriter
@@ -83,6 +86,215 @@ def test_a_film_to_lines_and_an_annotated_film(call, draw_blocks):
     assert Path("drawn/a.mp4").stat().st_size > 1000
 
 
+def write_film(draw_blocks, path="a.mp4", count=9, rate=25):
+    pytest.importorskip("cv2")
+    writer = FilmWriter(Path(path), rate=rate)
+    for index in range(count):
+        writer.write(np.kron(draw_blocks((10 + index, 10, 20, 250)), np.ones((4, 4, 1), np.uint8)))
+    writer.close()
+
+
+@pytest.mark.parametrize(
+    ("args", "looked", "told"),
+    [
+        ((), [0, 4, 8], "about 7 times a second"),
+        (("--detect-every", "3"), [0, 3, 6, 8], "on every 3. frame"),
+        (("--detect-every", "1"), list(range(9)), None),
+    ],
+)
+def test_rows_tell_on_which_frames_faces_were_searched_for(call, draw_blocks, monkeypatch, args, looked, told):
+    def find(images, *, detector, size=None):
+        return [[Face((40.0, 40.0, 80.0, 80.0), 0.75)] for _ in images]
+
+    monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", find)
+    write_film(draw_blocks)
+    code, _, err = call("a.mp4", "--faces", "opencv", "--out", "a.json", *args)
+    found = json.loads(Path("a.json").read_text())
+    assert code == 0
+    assert [row["frame"] for row in found["rows"] if row["score"] is not None] == looked
+    assert [row["frame"] for row in found["rows"]] == list(range(9))
+    assert ("detection: " in err) == (told is not None)
+    assert told is None or told in found["about"]["detection"]
+
+
+class FakeWindows:
+    """What cv2 has for windows; answers with these keys, one each time it is asked, then with none."""
+
+    WND_PROP_VISIBLE = 4
+
+    def __init__(self, cv2, keys=(), is_closed_after=10**9) -> None:
+        self._cv2, self.keys, self.shown, self.closed = cv2, list(keys), [], 0
+        self.is_closed_after, self.delays, self.sizes = is_closed_after, [], []
+
+    def __getattr__(self, name):
+        return getattr(self._cv2, name)
+
+    def getBuildInformation(self):
+        return "General\n\n  GUI:                           QT5\n    QT:   YES (ver 5.15.19)\n"
+
+    def namedWindow(self, title, flags):
+        assert flags & self.WINDOW_KEEPRATIO == self.WINDOW_KEEPRATIO
+
+    def resizeWindow(self, title, *size):
+        self.sizes.append(size)
+
+    def imshow(self, title, image):
+        self.shown.append((title, image.copy()))
+
+    def waitKey(self, delay):
+        assert delay >= 1
+        self.delays.append(delay)
+        return self.keys.pop(0) if self.keys else -1
+
+    def getWindowProperty(self, title, what):
+        assert (title, what) == (self.shown[-1][0], 4)
+        return 0.0 if len(self.shown) >= self.is_closed_after else 1.0
+
+    def destroyAllWindows(self):
+        self.closed += 1
+
+
+@pytest.fixture
+def open_windows(monkeypatch):
+    """Return a function that puts windows in the place of OpenCV's, which are there and have a display."""
+    cv2 = pytest.importorskip("cv2")
+
+    def put(**options):
+        windows = FakeWindows(cv2, **options)
+        monkeypatch.setattr(module, "load_opencv", lambda: windows)
+        monkeypatch.setattr(module.subprocess, "run", lambda *args, **kw: SimpleNamespace(returncode=0, stderr=""))
+        monkeypatch.setenv("DISPLAY", ":77")
+        return windows
+
+    return put
+
+
+def test_a_film_is_shown_with_its_boxes_and_the_table_is_the_same(call, draw_blocks, open_windows):
+    windows = open_windows()
+    write_film(draw_blocks)
+    assert call("a.mp4", "--faces", "whole", "--out", "a.csv")[0] == 0
+    assert call("a.mp4", "--faces", "whole", "--out", "b.csv", "--show", "--draw", "drawn")[0] == 0
+    assert Path("a.csv").read_text() == Path("b.csv").read_text()
+    assert len(windows.shown) == 9
+    assert {(title, image.shape, image.dtype) for title, image in windows.shown} == {
+        (module.TITLE, (240, 320, 3), np.dtype(np.uint8))
+    }
+    assert windows.closed == 1
+    # The colour of a label, in the order of OpenCV.
+    assert (windows.shown[0][1].reshape(-1, 3) == module.PAPER[::-1]).all(axis=1).any()
+    assert Path("drawn/a.mp4").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("key", [ord("q"), 27, ord("q") + 0x100000])
+def test_q_and_esc_end_with_the_rows_so_far(call, draw_blocks, open_windows, key):
+    windows = open_windows(keys=[-1, -1, -1, key])
+    write_film(draw_blocks, count=60, rate=1000 / 33)
+    code, _, _ = call("a.mp4", "--faces", "whole", "--out", "a.csv", "--show")
+    assert code == 0
+    assert 1 <= len(windows.shown) <= 4
+    assert len(Path("a.csv").read_text().splitlines()) == 1 + len(windows.shown)
+    assert windows.closed == 1
+
+
+def test_a_window_that_is_closed_ends_the_job_and_other_keys_do_not(call, draw_blocks, open_windows):
+    windows = open_windows(keys=[ord("x")] * 200, is_closed_after=5)
+    write_film(draw_blocks, count=30)
+    assert call("a.mp4", "--faces", "whole", "--out", "a.csv", "--show")[0] == 0
+    assert len(windows.shown) == 5
+
+
+def test_a_film_is_not_shown_faster_than_its_rate(call, draw_blocks, open_windows):
+    open_windows()
+    write_film(draw_blocks, count=6, rate=10)
+    begin = time.monotonic()
+    assert call("a.mp4", "--faces", "whole", "--out", "a.csv", "--show")[0] == 0
+    assert time.monotonic() - begin > 0.4
+
+
+def test_pictures_wait_for_a_key_and_what_cannot_be_read_is_passed_over(call, draw_blocks, open_windows):
+    windows = open_windows(keys=[-1, -1, ord(" "), -1, ord("q")])
+    save(draw_blocks, "a.png", "c.png")
+    Image.new("RGB", (3840, 1000)).save("b.png")
+    Path("bad.jpg").write_text("text")
+    assert call("a.png", "bad.jpg", "b.png", "c.png", "--faces", "whole", "--out", "a.csv", "--show")[0] == 1
+    assert len(windows.shown) == 2
+    assert min(windows.shown[0][1].shape[:2]) == 240  # enlarged
+    assert windows.sizes == [(320, 240), (960, 250)]
+    assert windows.keys == []
+
+
+class FakeCamera:
+    """A camera of one grey face; it never ends."""
+
+    def __init__(self, source) -> None:
+        self.is_there = source == 0
+
+    def isOpened(self):
+        return self.is_there
+
+    def get(self, what):
+        return 0.0
+
+    def grab(self):
+        time.sleep(0.005)
+        return True
+
+    def retrieve(self):
+        return True, np.full((48, 64, 3), 200, np.uint8)
+
+    def release(self):
+        self.is_there = False
+
+
+def test_a_camera_is_shown_until_q(call, open_windows, monkeypatch):
+    monkeypatch.setattr("cv2.VideoCapture", FakeCamera)
+    windows = open_windows(keys=[-1] * 9 + [ord("q")])
+    code, _, err = call("camera:0", "--faces", "whole", "--out", "a.csv", "--show")
+    assert (code, len(windows.shown)) == (0, 10), err
+    assert max(windows.delays) == 1  # nothing is waited for
+    assert len(Path("a.csv").read_text().splitlines()) == 11
+    code, _, err = call("camera:1", "--faces", "whole", "--show")
+    assert code == 1
+    assert "no such camera" in err
+
+
+def test_an_error_or_ctrl_c_closes_the_window(call, draw_blocks, open_windows, monkeypatch):
+    windows = open_windows()
+    write_film(draw_blocks)
+    monkeypatch.setattr(windows, "waitKey", lambda delay: (_ for _ in ()).throw(KeyboardInterrupt))
+    assert call("a.mp4", "--faces", "whole", "--out", "a.csv", "--show")[0] == 130
+    assert windows.closed == 1
+    assert len(Path("a.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize(
+    ("build", "display", "told"),
+    [
+        ("  GUI:                           NONE\n", ":0", "opencv-python-headless"),
+        ("  GUI:                           QT5\n", "", "DISPLAY is not set"),
+        ("  GUI:                           GTK3\n", ":0", "could not connect to display"),
+    ],
+)
+def test_where_no_window_can_be_opened_it_is_said_before_the_model_is_loaded(
+    call, draw_blocks, open_windows, monkeypatch, build, display, told
+):
+    windows = open_windows()
+    failed = SimpleNamespace(returncode=-6, stderr="qt.qpa.xcb: could not connect to display :0\nAborted\n")
+    monkeypatch.setattr(windows, "getBuildInformation", lambda: build)
+    monkeypatch.setattr(module.subprocess, "run", lambda *args, **kw: failed)
+    monkeypatch.setattr(module, "load_engine", lambda *args: 1 / 0)
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setenv("DISPLAY", display)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    save(draw_blocks, "a.png")
+    code, out, err = call("a.png", "--show")
+    assert (code, out) == (2, "")
+    assert told in " ".join(err.split())
+    assert "--draw DIR" in " ".join(err.split())
+    assert "Traceback" not in err
+    assert not windows.shown
+
+
 def test_ctrl_c_keeps_the_rows_so_far(call, draw_blocks, monkeypatch):
     def interrupt(*args, **options):
         yield from list(inputs(*args, **options))
@@ -112,6 +324,10 @@ def test_a_failure_leaves_no_table(call, draw_blocks, monkeypatch, classifier):
         (("--abstain", "2"), "abstain"),
         (("--every", "0"), "--every"),
         (("--smooth", "-1"), "--smooth"),
+        (("--detect-every", "0"), "--detect-every 0"),
+        (("--detect-every", "often"), "--detect-every often"),
+        (("--detect-every", "9" * 5000), "--detect-every 9"),
+        (("--detect-every", "-3"), "--detect-every -3"),
         (("--engine", "litert"), "--model"),
         (("--out", "a.xlsx"), ".parquet"),
     ],

@@ -96,6 +96,22 @@ def test_leaving_early_ends_the_thread_and_closes_the_source():
     assert closed.wait(5)
 
 
+def test_of_live_items_the_newest_waits_and_others_keep_their_places():
+    may_go_on, is_done = threading.Event(), threading.Event()
+
+    def draw():
+        yield "first"
+        may_go_on.wait(5)
+        yield from ("film 1", "film 2", "live 1", "live 2", "live 3", "film 3")
+        is_done.set()
+
+    reader = read_ahead(draw(), 9, is_live=lambda item: item.startswith("live"))
+    assert next(reader) == "first"
+    may_go_on.set()
+    assert is_done.wait(5)
+    assert list(reader) == ["film 1", "film 2", "live 3", "film 3"]
+
+
 def test_a_film_frame_by_frame_with_its_times(tmp_path):
     path = write_film(tmp_path / "a.mp4")
     frames = list(open_inputs([path]))

@@ -1,5 +1,7 @@
 """Faces of several pictures in one call, boxes in upright pixels, films followed, thresholds kept."""
 
+import threading
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,6 +21,7 @@ from dlfer.predict.predictor import (
     predict_inputs,
 )
 from dlfer.runs.records import About, Temperature
+from tests.unit.conftest import find_blocks
 
 
 def test_faces_of_several_pictures_go_to_the_network_in_one_call(classifier, blocks, draw_blocks):
@@ -145,19 +148,171 @@ def test_films_are_followed_and_smoothed_and_pictures_are_not(classifier, blocks
     assert raw[2].label == "Dark"
 
 
-def test_a_camera_is_answered_frame_by_frame(classifier, blocks, draw_blocks):
-    film = Film(rate=25.0, num_frames=None, is_live=True)
-    drawn = 0
+def test_a_camera_is_answered_before_its_next_frame_comes(classifier, blocks, draw_blocks):
+    film, is_answered = Film(rate=25.0, num_frames=None, is_live=True), threading.Event()
 
     def watch():
-        nonlocal drawn
-        for index in range(3):
-            drawn += 1
+        for index in range(6):
             yield Frame("camera:0", draw_blocks((1, 1, 20, 200)), index, index / 25, film)
+            assert is_answered.wait(20)
+            is_answered.clear()
 
-    results = predict_inputs(FacePredictor(classifier, faces="opencv"), watch())
+    results = []
+    for result in predict_inputs(FacePredictor(classifier, faces="opencv"), watch()):
+        results.append(result)
+        is_answered.set()
+    assert [result.frame.index for result in results] == list(range(6))
+    assert {face.track for result in results for face in result.faces} == {1}
+
+
+def draw_film(draw_blocks, count, film=None):
+    film = film or Film(rate=25.0, num_frames=count, is_live=False)
+    return [
+        Frame("a.mp4", draw_blocks((10 + index % 7, 10, 20, 200)), index, index / 25, film) for index in range(count)
+    ]
+
+
+def test_faces_are_searched_for_while_others_are_predicted(classifier, monkeypatch, draw_blocks):
+    """The classifier waits until the detector has begun with the next batch."""
+    looked, has_next = [], threading.Event()
+
+    def detect(images, *, detector, size=None):
+        looked.append(len(images))
+        if len(looked) > 1:
+            has_next.set()
+        return find_blocks(images, detector=detector)
+
+    def predict(images, **options):
+        assert has_next.wait(20)
+        return type(classifier).predict(classifier, images, **options)
+
+    monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", detect)
+    monkeypatch.setattr(classifier, "predict", predict)
+    results = list(
+        predict_inputs(FacePredictor(classifier, faces="opencv"), draw_film(draw_blocks, 64), detect_every=1)
+    )
+    assert [result.frame.index for result in results] == list(range(64))
+    assert looked == [32, 32]
+
+
+def test_no_more_than_three_batches_are_in_memory(classifier, blocks, draw_blocks):
+    drawn = 0
+
+    def draw():
+        nonlocal drawn
+        for frame in draw_film(draw_blocks, 320):
+            drawn += 1
+            yield frame
+
+    results = predict_inputs(FacePredictor(classifier, faces="opencv"), draw(), detect_every=1)
+    for number, _ in enumerate(results):
+        time.sleep(0.002)
+        assert drawn <= 32 * (number // 32 + 3)
+    assert drawn == 320
+
+
+@pytest.mark.parametrize("place", ["the detector", "the classifier", "the film"])
+def test_errors_of_any_stage_come_out_and_no_thread_stays(place, classifier, blocks, draw_blocks, monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError(place)
+
+    def draw():
+        yield from draw_film(draw_blocks, 40)
+        if place == "the film":
+            fail()
+        yield from draw_film(draw_blocks, 40)
+
+    if place == "the detector":
+        monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", fail)
+    if place == "the classifier":
+        monkeypatch.setattr(classifier, "predict", fail)
+    before = threading.active_count()
+    with pytest.raises(RuntimeError, match=place):
+        list(predict_inputs(FacePredictor(classifier, faces="opencv"), draw()))
+    wait_for_threads(before)
+
+
+def test_leaving_a_film_early_ends_its_threads(classifier, blocks, draw_blocks):
+    before = threading.active_count()
+    results = predict_inputs(FacePredictor(classifier, faces="opencv"), draw_film(draw_blocks, 500))
     next(results)
-    assert drawn == 1
+    assert threading.active_count() > before
+    results.close()
+    wait_for_threads(before)
+
+
+def test_a_detector_that_computes_is_waited_for(classifier, monkeypatch, draw_blocks):
+    """A network that computes on while Python ends takes the process down with it."""
+    looked, ended = [], threading.Event()
+
+    def detect(images, *, detector, size=None):
+        looked.append(len(images))
+        if len(looked) > 1:
+            time.sleep(0.5)
+            ended.set()
+        return find_blocks(images, detector=detector)
+
+    monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", detect)
+    monkeypatch.setattr("threading.Thread.join", wait_at_most(0.1, threading.Thread.join))
+    results = predict_inputs(FacePredictor(classifier, faces="opencv"), draw_film(draw_blocks, 200))
+    next(results)
+    while len(looked) < 2:
+        time.sleep(0.001)
+    results.close()
+    assert ended.is_set()
+
+
+def wait_at_most(limit, join):
+    """Return a join of threads whose time-outs are short."""
+    return lambda thread, timeout=None: join(thread, timeout and min(timeout, limit))
+
+
+def wait_for_threads(count):
+    deadline = time.monotonic() + 20
+    while threading.active_count() > count and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert threading.active_count() <= count
+
+
+@pytest.mark.parametrize(("detect_every", "every", "looked"), [(1, 1, 41), (None, 1, 11), (None, 2, 21), (5, 1, 9)])
+def test_the_interval_counts_frames_that_are_looked_at(
+    classifier, monkeypatch, draw_blocks, detect_every, every, looked
+):
+    searched = []
+
+    def detect(images, *, detector, size=None):
+        searched.extend(images)
+        return find_blocks(images, detector=detector)
+
+    monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", detect)
+    film = Film(rate=25.0, num_frames=41, is_live=False)
+    frames = [Frame("a.mp4", draw_blocks((10, 10, 20, 200)), index, index / 25, film) for index in range(41)]
+    options = {"detect_every": detect_every, "every": every}
+    results = list(predict_inputs(FacePredictor(classifier, faces="opencv"), frames, **options))
+    assert len(searched) == looked
+    assert {(face.box, face.track, face.label) for result in results for face in result.faces} == {
+        ((10, 10, 30, 30), 1, "Light")
+    }
+
+
+def test_frames_between_looks_are_kept_up_to_a_limit(classifier, monkeypatch):
+    """Of frames of 8 million pixels at most four wait for the next look, however far it is."""
+    searched = []
+
+    def detect(images, *, detector, size=None):
+        searched.extend(images)
+        return [[] for _ in images]
+
+    monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", detect)
+    film, image = Film(rate=25.0, num_frames=None, is_live=False), np.zeros((2000, 4000, 3), np.uint8)
+    frames = (Frame("a.mp4", image, index, index / 25, film) for index in range(12))
+    assert len(list(predict_inputs(FacePredictor(classifier, faces="opencv"), frames, detect_every=1000))) == 12
+    assert len(searched) == 1 + 3
+
+
+def test_pictures_given_whole_are_not_searched(classifier, draw_blocks):
+    results = list(predict_inputs(FacePredictor(classifier, faces="whole"), draw_film(draw_blocks, 40)))
+    assert [len(result.faces) for result in results] == [1] * 40
 
 
 def test_faces_are_prepared_as_in_training(monkeypatch):
