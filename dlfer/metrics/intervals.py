@@ -82,6 +82,9 @@ def compute_proportion(successes: int, n: int) -> dict[str, float]:
     return {"value": successes / n if n else float("nan"), "low": low, "high": high}
 
 
+_ROUNDING = 1e-12
+
+
 def compute_effective_interval(value: float, variance: float, n: float, level: float = 0.95) -> Interval:
     """Return Wilson's interval of an estimate in 0..1 with as many trials as would give its variance.
 
@@ -94,7 +97,8 @@ def compute_effective_interval(value: float, variance: float, n: float, level: f
     Source: Kish, Survey Sampling (1965), 8.2 (effective sample size); Franco et al., J. Surv. Stat. Methodol. 7
     (2019) 334, on Wilson's interval with it.
     """
-    if variance <= 0 or not 0 < value < 1:
+    # Where rounding makes 1e-17 of 0, the effective number of trials would be as small.
+    if variance <= 0 or not _ROUNDING < value < 1 - _ROUNDING:
         return compute_wilson_interval(value * n, n, level)
     low, high = _compute_score_limits(value, value * (1 - value) / variance, level)
     return min(low, value), max(high, value)

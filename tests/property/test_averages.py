@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -52,6 +54,17 @@ def test_a_higher_level_has_a_wider_interval(confusion, levels):
         if not np.isnan(low):
             assert wide[name][0] <= low + 1e-9, name
             assert wide[name][1] >= high - 1e-9, name
+
+
+def test_the_order_of_classes_does_not_matter_where_no_image_is_right():
+    """Whose accuracy, computed back from kappa, is 0 or 1e-17 by the order of sums."""
+    confusion = np.array([[0, 0, 0, 1], [0, 0, 40, 0], [1, 40, 0, 0], [0, 0, 5, 0]])
+    expected = iv.compute_average_intervals(confusion)
+    assert expected["cohen_kappa"][1] < -0.7
+    for order in itertools.permutations(range(4)):
+        found = iv.compute_average_intervals(confusion[np.ix_(order, order)])
+        for name, interval in expected.items():
+            np.testing.assert_allclose(found[name], interval, atol=1e-9, err_msg=name)
 
 
 @settings(max_examples=100, deadline=None)
