@@ -1,4 +1,4 @@
-"""The processes that read what strangers sent, and what is asked of them; one that takes too long is ended and replaced."""
+"""The processes that read what strangers sent, and what is asked of them; one that took too long has ended, and is replaced."""
 
 from __future__ import annotations
 
@@ -52,11 +52,6 @@ class Worker:
             # Ctrl-C is for the server, which lets it finish.
             start_new_session=True,
         )
-
-    @property
-    def is_alive(self) -> bool:
-        """Whether the process runs."""
-        return self._process.poll() is None
 
     def ask(self, task: str, given: dict[str, Any], parts: Parts) -> tuple[Any, list[bytearray]]:
         """Return the value and the byte strings of an answer; this waits for it, on a thread.
@@ -114,6 +109,7 @@ class Pool:
         self._threads = ThreadPoolExecutor(size, thread_name_prefix=name)
         self._free: asyncio.Queue[Worker] = asyncio.Queue()
         self._all: set[Worker] = set()
+        self._is_over = False
 
     def start(self) -> None:
         """Begin the processes."""
@@ -122,6 +118,7 @@ class Pool:
 
     def stop(self) -> None:
         """End them."""
+        self._is_over = True
         for worker in self._all:
             worker.end()
         self._threads.shutdown()
@@ -129,28 +126,24 @@ class Pool:
             worker.close()
 
     async def ask(self, task: str, parts: Parts, **given: Any) -> tuple[Any, list[bytearray]]:
-        """Return the value and the byte strings that a worker answers with; whoever gives up waiting ends the worker.
+        """Return the value and the byte strings that a worker answers with.
+
+        Who gives up waiting leaves the worker to its end, which the kernel sets: to begin a process costs more.
 
         Raises:
             Refusal: what the worker refuses; 413 where it takes too long; 400 where the worker fell over it.
         """
         worker = await self._free.get()
         begun = asyncio.get_running_loop().run_in_executor(self._threads, worker.ask, task, given, parts)
-        is_over = False
+        begun.add_done_callback(lambda ended: self._take_back(worker, ended))
         try:
             value, contents = await asyncio.shield(begun)
-            is_over = True
         except WorkerEnded as error:
             if error.is_late:
                 raise Refusal(
                     413, f"To read the request takes more than {self._limits.read_seconds:g} seconds of processor time."
                 ) from error
             raise Refusal(400, "The request cannot be read; its picture may be damaged.") from error
-        finally:
-            if is_over:
-                self._free.put_nowait(worker)
-            else:
-                self._replace(worker, begun)
         if isinstance(value, dict) and "status" in value:
             raise Refusal(value["status"], value["error"])
         return value, contents
@@ -160,13 +153,13 @@ class Pool:
         self._all.add(worker)
         self._free.put_nowait(worker)
 
-    def _replace(self, worker: Worker, begun: asyncio.Future) -> None:
-        worker.end()
-        self._all.discard(worker)
-
-        def close(ended: asyncio.Future) -> None:
-            ended.cancelled() or ended.exception()  # what became of it interests nobody any more
+    def _take_back(self, worker: Worker, ended: asyncio.Future) -> None:
+        has_fallen = ended.cancelled() or ended.exception() is not None
+        if self._is_over:
+            return
+        if not has_fallen:
+            self._free.put_nowait(worker)
+        else:
+            self._all.discard(worker)
             worker.close()
-
-        begun.add_done_callback(close)
-        self._add()
+            self._add()
