@@ -6,7 +6,8 @@ of the labels):
     file        as it was named; in a folder, with the folder
     face        1 is the largest in the picture; 0: no face was found, and what follows is empty
     x0 y0 x1 y1 the box, in pixels of the upright picture; empty with --faces whole
-    score       of the detector; centerface, mtcnn: probability of a face, opencv: a weight
+    score       of the detector; centerface, mtcnn: probability of a face, opencv: a weight; empty where a face of a film was
+                followed from other frames
     label       the most probable one; "uncertain" if its probability is below --abstain
     confidence  the probability of the most probable label
     <label>     one column for each label: its probability ("p_" before a name that is taken)

@@ -106,6 +106,21 @@ def test_tiny_and_narrow_images_hold_no_face_and_no_error(shape, detector):
     assert detect_faces(np.full(shape, 200, np.uint8), detector=detector) == []
 
 
+def test_large_images_go_to_the_detector_a_few_at_a_time(monkeypatch):
+    """The memory of a network grows with all pixels that it gets at once."""
+    given = []
+
+    def find(images, are_crops):
+        given.append((images[0].shape, len(images)))
+        return [[] for _ in images]
+
+    monkeypatch.setitem(module.DETECTORS, "centerface", module.Detector(find, 640))
+    for shape, count in (((480, 640, 3), 10), ((48, 48, 1), 70), ((4000, 2000, 3), 4)):
+        assert detect_faces_of_each([np.zeros(shape, np.uint8)] * count) == [[]] * count
+    assert detect_faces_of_each([np.zeros((2048, 2048, 3), np.uint8)] * 2, size=2048) == [[], []]
+    assert [number for _, number in given] == [4, 4, 2, 32, 32, 6, 4, 1, 1]
+
+
 def test_alignment_is_the_similarity_of_two_points():
     cv2 = pytest.importorskip("cv2")
     rng = np.random.default_rng(0)

@@ -21,6 +21,8 @@ from dlfer.data.faces import Face
 from dlfer.predict import job as module
 from dlfer.predict import tables
 from dlfer.predict.job import FilmWriter
+from dlfer.predict.media import Film, Frame
+from dlfer.predict.predictor import FramePrediction
 
 
 @pytest.fixture
@@ -203,12 +205,27 @@ def test_a_window_that_is_closed_ends_the_job_and_other_keys_do_not(call, draw_b
     assert len(windows.shown) == 5
 
 
-def test_a_film_is_not_shown_faster_than_its_rate(call, draw_blocks, open_windows):
-    open_windows()
-    write_film(draw_blocks, count=6, rate=10)
-    begin = time.monotonic()
-    assert call("a.mp4", "--faces", "whole", "--out", "a.csv", "--show")[0] == 0
-    assert time.monotonic() - begin > 0.4
+def test_a_film_is_shown_at_its_rate_and_what_comes_late_is_not_caught_up_with(open_windows, monkeypatch):
+    windows, now = open_windows(), 100.0
+
+    def wait(delay):
+        nonlocal now
+        now += delay / 1000
+        return -1
+
+    monkeypatch.setattr(windows, "waitKey", wait)
+    monkeypatch.setattr(module.time, "monotonic", lambda: now)
+    window, film, ends = module.Window(), Film(10.0, None, False), []
+    for index in range(6):
+        now += 0.5 if index == 3 else 0.02  # what the prediction takes
+        assert window.show(
+            FramePrediction(Frame("a.mp4", np.zeros((48, 64, 3), np.uint8), index, index / 10, film), [])
+        )
+        ends.append(now)
+    assert np.diff(ends) == pytest.approx([0.1, 0.1, 0.5, 0.1, 0.1], abs=0.01)
+    live = Frame("camera:0", np.zeros((48, 64, 3), np.uint8), 0, 7.0, Film(10.0, None, True))
+    assert window.show(FramePrediction(live, []))
+    assert now - ends[-1] < 0.01
 
 
 def test_pictures_wait_for_a_key_and_what_cannot_be_read_is_passed_over(call, draw_blocks, open_windows):
