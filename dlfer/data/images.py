@@ -343,7 +343,7 @@ def _decode_deep(contents: bytes, name: str) -> np.ndarray:
 
 
 def _read_significant_bits(image: Image.Image) -> int | None:
-    """Return the largest number in a PNG's chunk sBIT, None without one; the file stands where it stood."""
+    """Return the largest number in a PNG's chunk sBIT, None without one; the position in the file is kept."""
     place = image.fp.tell()
     image.fp.seek(8)
     found = None

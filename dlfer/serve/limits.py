@@ -203,7 +203,7 @@ class Guard:
     """Answers what may not pass, and counts everything.
 
     Args:
-        app: what stands behind.
+        app: the application behind it.
         key: of the interface; None: none is asked for.
         metrics: that count.
         name_route: (method, path) -> a name for the counters; unknown paths share one.
