@@ -87,7 +87,7 @@ def cut_face(
 
 
 def describe_geometry(box: Sequence[float], landmarks: np.ndarray) -> tuple[float, float, float, float]:
-    """Return where a face stands in the square around a box, as fractions of the square's side.
+    """Return the position of a face in the square around a box, as fractions of the square's side.
 
     Returns:
         distance of the eyes; from the middle of the eyes to that of the mouth's corners; height of the eyes and of the

@@ -142,7 +142,7 @@ def check_start(
         file: the experiment; None with `resume`.
         resume: the run to go on with; None with `file`.
         options: of the command line.
-        shared: whether the same command without `resume` also goes on with what stands in a shared folder or storage.
+        shared: whether the same command without `resume` also goes on with what is in a shared folder or storage.
     """
     from dlfer.config.load import load_experiment
     from dlfer.experiment.limits import refuse_obstacles

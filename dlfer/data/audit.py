@@ -277,6 +277,6 @@ def _read_cached(path: Path, fingerprint: str) -> AuditRecord | None:
     """Return an audit of the cache; None where there is none, or it is damaged."""
     try:
         audit = AuditRecord.parse(read_json(path), path)
-    except (OSError, ValueError, ModelError):  # absent or damaged: made anew
+    except (OSError, ValueError, ModelError):  # absent or damaged: written again
         return None
     return audit if audit.fingerprint == fingerprint else None

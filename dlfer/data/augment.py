@@ -163,7 +163,7 @@ def add_noise(images: np.ndarray, deviation: float, generators: list[np.random.G
 
 
 def blur(images: np.ndarray, deviation: float, generators: list[np.random.Generator]) -> np.ndarray:
-    """Blur by a Gaussian; outside the image stands its edge."""
+    """Blur by a Gaussian; outside of the image its edge is repeated."""
     del generators
     from scipy.ndimage import gaussian_filter
 

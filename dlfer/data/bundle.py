@@ -259,7 +259,7 @@ def read_cache(path: Path, names: Iterable[str]) -> dict[str, np.ndarray] | None
     """Return what `write_cache` wrote, or None where there is nothing or it is damaged."""
     try:
         return read_npz(path, names=names)
-    except (OSError, ValueError):  # absent or damaged: made anew
+    except (OSError, ValueError):  # absent or damaged: written again
         return None
 
 

@@ -355,7 +355,7 @@ def prepare_faces(
     The face is the largest one found; aligned by the eyes, or the square around its box. Where none is
     found the image stays, made a square as `aspect` says, and how many these are is a note of the bundle.
     Under "pad" squares have the images' longer side.
-    The step depends on each image's own pixels alone, so it can stand before any split; and it stands
+    The step depends on each image's own pixels alone, so it can precede any split; and it is
     before one, so that duplicates are searched for in what is trained on: copies stay copies, and what the
     crop or the light made differ may become alike.
 

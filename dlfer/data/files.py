@@ -1,4 +1,4 @@
-"""Files in folders: walked without loops, told apart by their first bytes, and counted where they are left out."""
+"""Files in folders: walked without loops, identified by their first bytes, and counted where they are left out."""
 
 from __future__ import annotations
 

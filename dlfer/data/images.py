@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -227,7 +227,12 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
 
 
 def decode_pixels(image: Image.Image, name: str) -> np.ndarray:
-    """Return an opened image of any mode, upright, as uint8 [H, W, 1 or 3].
+    """Return an opened image of any mode, upright, as uint8 [H, W, 1 or 3]; see `decode_upright`."""
+    return to_array(decode_upright(image, name))
+
+
+def decode_upright(image: Image.Image, name: str) -> Image.Image:
+    """Return an opened image of any mode, decoded and upright, with 8 bits a channel; `to_array` takes it, or rows of it.
 
     Of more than 8 bits a channel the range is that of the file's tags: TIFF's BitsPerSample, SMaxSampleValue and
     MaxSampleValue, PNG's sBIT, the largest value that a PGM names. Without them 16 bits are cut to their upper 8,
@@ -253,7 +258,7 @@ def decode_pixels(image: Image.Image, name: str) -> np.ndarray:
     if values is not None:
         white = 65535.0 if is_ranged else _find_white(image, values, bits, name)
         image = Image.fromarray(_scale(values, white))
-    return _to_array(image if turn is None else image.transpose(turn))
+    return image if turn is None else image.transpose(turn)
 
 
 _BITS_TAG, _MAX_TAGS = 258, (341, 281)
@@ -304,17 +309,32 @@ def _find_white(image: Image.Image, values: np.ndarray, bits: int | None, name: 
 
 def _fills_16_bits(values: np.ndarray, bits: int) -> bool:
     """Tell whether values of so many significant bits are scaled to 16, as PNG has it: their lower bits say nothing new."""
-    wide = values.astype(np.int64)
-    top = wide >> (16 - bits)
-    repeated = (top << (16 - bits)) | (top >> max(0, 2 * bits - 16))
-    return bool(np.array_equal(wide, repeated) or np.array_equal(wide, top << (16 - bits)))
+    is_repeated = is_shifted = True
+    for rows in _cut_rows(values):
+        wide = rows.astype(np.int64)
+        shifted = wide >> (16 - bits) << (16 - bits)
+        is_shifted = is_shifted and np.array_equal(wide, shifted)
+        is_repeated = is_repeated and np.array_equal(wide, shifted | (wide >> (16 - bits) >> max(0, 2 * bits - 16)))
+    return is_repeated or is_shifted
 
 
 def _scale(values: np.ndarray, white: float) -> np.ndarray:
     """Return uint8 of values in 0..white; 16 bits are cut to their upper 8."""
-    if values.dtype.kind == "f":
-        return np.round(np.clip(values.astype(np.float64) / white, 0, 1) * 255).astype(np.uint8)
-    return np.clip(values.astype(np.float64) * 256 // (white + 1), 0, 255).astype(np.uint8)
+    scaled = np.empty(values.shape, np.uint8)
+    for rows, result in zip(_cut_rows(values), _cut_rows(scaled), strict=True):
+        exact = rows.astype(np.float64)
+        if values.dtype.kind == "f":
+            result[...] = np.round(np.clip(exact / white, 0, 1) * 255)
+        else:
+            result[...] = np.clip(exact * 256 // (white + 1), 0, 255)
+    return scaled
+
+
+def _cut_rows(values: np.ndarray) -> Iterator[np.ndarray]:
+    """Yield views of [H, W, ...] of at most about a million values each, so that wide copies of them stay small."""
+    rows = max(1, 2**20 // max(1, values[0].size))
+    for first in range(0, len(values), rows):
+        yield values[first : first + rows]
 
 
 def _find_largest(image: Image.Image) -> int:
@@ -343,7 +363,7 @@ def _decode_deep(contents: bytes, name: str) -> np.ndarray:
 
 
 def _read_significant_bits(image: Image.Image) -> int | None:
-    """Return the largest number in a PNG's chunk sBIT, None without one; the file stands where it stood."""
+    """Return the largest number in a PNG's chunk sBIT, None without one; the position in the file is kept."""
     place = image.fp.tell()
     image.fp.seek(8)
     found = None
@@ -357,8 +377,8 @@ def _read_significant_bits(image: Image.Image) -> int | None:
     return found
 
 
-def _to_array(image: Image.Image) -> np.ndarray:
-    """Return a decoded image of 8 bits as uint8 [H, W, 1 or 3]."""
+def to_array(image: Image.Image) -> np.ndarray:
+    """Return a decoded image of 8 bits a channel as uint8 [H, W, 1 or 3]; what is transparent lies over white."""
     if image.mode in ("LA", "La", "PA", "RGBa", "RGBA") or "transparency" in image.info:
         grey = image.mode in ("L", "LA", "La", "1")
         rgba = image.convert("RGBA")

@@ -35,7 +35,7 @@ def balance_indices(targets: np.ndarray, how: str, *, seed: int, epoch: int) -> 
         how: none, class_weight: every row once. augment: rows repeat until each class is as large
             as the largest, every row at least once; which rows repeat once more changes by epoch.
             undersample: as many of each class as the smallest has, the same in every epoch.
-            sampler: N rows drawn anew each epoch with equal probability for each class.
+            sampler: N rows drawn with replacement in each epoch, with equal probability for each class.
         seed: with `epoch`, all that the draw depends on.
         epoch: number of the epoch, from 0.
 

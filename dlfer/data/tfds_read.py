@@ -251,7 +251,7 @@ def _repeat(
 ) -> tf.data.Dataset:
     """Repeat the n images of each label in turn, so that there are exactly `wanted` of it.
 
-    The image k of a label comes floor(((k + 1) w + o) / n) - floor((k w + o) / n) times; o, in 0..n - 1, is drawn anew in
+    The image k of a label comes floor(((k + 1) w + o) / n) - floor((k w + o) / n) times; o, in 0..n - 1, is drawn again in
     each epoch, so that it is not always the same images that come once more.
 
     Args:

@@ -118,7 +118,7 @@ MAX_SPLIT_BYTES = 2_000_000_000
 _SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".gif")
 _CANDIDATES = {"train": ("train",), "validation": ("validation", "val", "valid"), "test": ("test",)}
 HELD_OUT = 10
-"""Where a data set has train and test alone, one image in so many of train selects the model."""
+"""Where a data set has train and test alone, the share 1 / HELD_OUT of train becomes validation."""
 
 SMALL_SIDE = 128
 """Pixels: square images of one size up to this side count as cropped already."""

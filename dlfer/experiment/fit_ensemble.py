@@ -137,7 +137,7 @@ def _find_given(name: str) -> Path:
 
 
 def _read_members(run: Run, config: ExperimentConfig) -> list[Member]:
-    """Return the planned members with what members.csv says; one whose run is gone is begun anew."""
+    """Return the planned members with what members.csv says; one whose run is gone starts from the beginning."""
     known = {row.arm: row for row in read_member_rows(run.path)}
     members = []
     for planned in config.ensemble.members:
@@ -346,7 +346,7 @@ def fit_ensemble(
     """Train the members that are not trained yet, and fit what combines them on validation.
 
     `run_members` executes the members' runs where the session names nobody else for it. A member that is finished is not
-    trained again; one that was stopped goes on where it stands.
+    trained again; one that was stopped continues from its checkpoint.
 
     Raises:
         ProtocolError: a member was trained on images of this test part; or the data is streamed.

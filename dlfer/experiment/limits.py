@@ -166,7 +166,7 @@ def _examine_numbers(stage: str, section: StageConfig, *, smoke: bool) -> Iterat
             f"{stage}.data.num_images: found {sum(numbers):,} images, which take {taken / 1e9:,.0f} GB of memory; here are "
             f"{memory / 1e9:,.1f} GB. Set fewer."
         )
-    # A batch stands in memory as it is drawn and as float32 at least once.
+    # A batch is in memory as it is drawn and as float32 at least once.
     batch = section.batch_size * section.image_size**2 * 3 * 5
     if batch > memory and (section.data.num_images.train or 0) not in range(1, section.batch_size):
         yield (

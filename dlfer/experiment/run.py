@@ -162,7 +162,7 @@ def execute_run(run: Run, config: ExperimentConfig, session: Session) -> Path:
             run.fail(error)
             if isinstance(error, OSError):
                 hint = session.resume_hint or f"dlfer run --resume {run.path}"
-                session.listener.say(f"{run.path}: what was written last stands. When the cause is gone: {hint}")
+                session.listener.say(f"{run.path}: what was written last is kept. When the cause is removed: {hint}")
             raise
         run.finish()
     return run.path

@@ -1,4 +1,4 @@
-"""What stands beside an exported model (its contract, its card, its example), and whether it answers as its artifact does."""
+"""The files beside an exported model (its contract, its card, its example), and whether it answers as its artifact does."""
 
 from __future__ import annotations
 

@@ -86,7 +86,7 @@ def list_kernels(classifier: Classifier) -> list[np.ndarray]:
 def halve_kernels(path: Path, kernels: Sequence[np.ndarray]) -> int:
     """Rewrite an ONNX file so that its large kernels are in float16; return how many are.
 
-    The converter multiplies kernels by the scale of the BatchNorm behind them, so that what stands in the file cannot be
+    The converter multiplies kernels by the scale of the BatchNorm behind them, so that the values in the file cannot be
     rounded again without another answer. Each is therefore written as kernel (float16) times scale (float32, one for each
     output channel), which runtimes multiply once, when they open the file.
 

@@ -186,7 +186,7 @@ def attach_auxiliary(
 def assemble_network(
     model: keras.Model, parts: Mapping[str, str], *, activation: str, heads: Sequence[tuple[str, keras.Model]]
 ) -> TransferNetwork:
-    """Return the network of a model that was made anew, with the parts that `TransferNetwork.name_parts` named."""
+    """Return the re-initialised network of a model, with the parts that `TransferNetwork.name_parts` named."""
     layers = {part: model.get_layer(name) for part, name in parts.items()}
     auxiliary = attach_auxiliary(layers["backbone"], heads)
     return TransferNetwork(model, activation=activation, auxiliary=auxiliary, **layers)

@@ -117,16 +117,10 @@ def _find_artifact(name: str | Path, engine: str | None) -> Path | None:
         return None
 
 
-class RuntimeModel:
+class RuntimeModel(Engine):
     """A model that another runtime than Keras computes; TensorFlow is not loaded. Attributes: see `Engine`; and its folder."""
 
     folder: Path
-    labels: tuple[str, ...]
-    channels: int
-    image_size: int
-    aspect: str
-    temperature_fit: Temperature | None
-    about: About
     _size: tuple[int, int] | None = None
     """(H, W) of all images that it takes; None: any."""
     _answer: Callable[[np.ndarray], np.ndarray]

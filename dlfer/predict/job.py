@@ -192,7 +192,7 @@ class Sketches:
         self._writer: FilmWriter | None = None
 
     def add(self, prediction: FramePrediction, *, every: int = 1) -> None:
-        """Write a picture, or the next frame of a film of which every so many-th is looked at.
+        """Write a picture, or the next frame of a film of which every `every`-th frame is predicted.
 
         After an error the rest of a film is passed over.
 

@@ -73,7 +73,7 @@ def read_film(
 
     Args:
         name: of a film, or "camera:0" for the first camera.
-        every: give every so many-th frame; the others are not decoded into pixels.
+        every: yield frames 0, every, 2 * every ...; the others are not decoded into pixels.
         seconds: stop there; None: at the end, which a camera does not have.
 
     Raises:
@@ -403,9 +403,9 @@ def open_inputs(
 
     What cannot be read takes its place in the order as a `BadInput`, and stops nothing.
 
-    `names` are from `list_inputs`; of films every so many-th frame is given, and they are left after so many seconds.
-    Pictures of more than `max_pixels` are refused. A film of which frames are missing ends with a `BadInput`. Of a camera the
-    newest frame is given: those that came since the last one was asked for are left out.
+    `names` are from `list_inputs`; of videos the frames 0, every, 2 * every ... are yielded, up to the time `seconds`.
+    Pictures of more than `max_pixels` are refused. A video of which frames are missing ends with a `BadInput`. Of a camera
+    the newest frame is yielded: frames that arrived while the caller was busy are dropped.
 
     Raises:
         EnvironmentProblem: a package that a film needs is not installed.

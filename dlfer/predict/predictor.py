@@ -194,7 +194,7 @@ def predict_inputs(
 
 
 def make_notice(*, is_smoke: bool, research_only: bool) -> str:
-    """Return what stands beside every answer of a model; that it is of a smoke run comes first."""
+    """Return the notice beside every answer of a model; that it is of a smoke run comes first."""
     return " ".join([*([SMOKE] if is_smoke else []), NOTICE, *([RESEARCH_ONLY] if research_only else [])])
 
 

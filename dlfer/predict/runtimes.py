@@ -151,7 +151,7 @@ def open_export(folder: Path | str, *, runtime: str | None = None) -> Answer:
         EnvironmentProblem: the runtime of its format is not installed.
     """
     record = read_export(folder)
-    return _open(Path(folder) / record.file, record.format, runtime, mend="Export the model anew")
+    return _open(Path(folder) / record.file, record.format, runtime, mend="Export the model again")
 
 
 def open_artifact(folder: Path, record: ArtifactRecord, *, runtime: str | None = None) -> Answer:
@@ -308,7 +308,7 @@ def _check_onnx(path: Path) -> None:
     contents = path.read_bytes()
     if _ONNX_ELSEWHERE in contents:
         raise ModelError(
-            f"{path}: keeps weights in another file, which nothing holds against a sha256. Export the model anew."
+            f"{path}: keeps weights in another file, which nothing holds against a sha256. Export the model again."
         )
     for name, values in _iterate_onnx_weights(contents):
         check_weights(name, values, path)

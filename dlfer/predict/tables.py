@@ -28,6 +28,7 @@ import io
 import json
 import shutil
 import sys
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -171,7 +172,7 @@ _KEPT_ENDS = 64
 """Pictures whose rows can be taken back, for the end of a table to find room on a full disk."""
 
 
-class _TextTable:
+class _TextTable(ABC):
     """On stdout, or in a file that has a temporary name until it is closed.
 
     After a failed `write` the table ends with the picture before, and can still be closed.
@@ -206,9 +207,9 @@ class _TextTable:
         if self._staged is not None:
             self._staged.discard()
 
+    @abstractmethod
     def _format(self, row: dict[str, Any]) -> str:
         """Return the text of a row, with its end of line."""
-        raise NotImplementedError
 
     def _format_end(self, failed: Sequence[dict[str, str]]) -> str:
         """Return what follows the last row."""
@@ -230,7 +231,7 @@ class _TextTable:
         self._ends.append(self._staged.file.tell())
 
     def _cut(self) -> None:
-        """Forget what stands after the last whole picture."""
+        """Remove the text after the last complete picture."""
         end = self._ends[-1] if self._ends else 0
         self._staged.file.truncate(end)
         self._staged.file.seek(end)

@@ -27,7 +27,7 @@ IMAGES_FILE, PRETRAIN_IMAGES_FILE = "images.npz", "pretrain_images.npz"
 PARTS = ("train", "validation", "test")
 _MOST_IDS = 3
 _STUDIES = ("ablation", "sweep", "search")
-# These change no result: the name, how often it is saved, and where data stands, whose images are compared instead.
+# These change no result: the name, how often it is saved, and the location of data, whose images are compared instead.
 _NO_RESULT = (
     "experiment.name",
     "experiment.checkpoint_minutes",

@@ -79,7 +79,7 @@ def choose_name(stem: str, suffix: str, taken: Collection[str], *, folder: Place
         suffix: what will follow, e.g. ".jpg".
         taken: `fold_name` of the names, with their suffixes, that are given away.
         folder: where it will stand.
-        join: what stands before the number.
+        join: the text before the number.
     """
     stem = stem if stem.strip(". ") else f"picture{stem.strip()}"
     room = get_name_limit(folder) - len(os.fsencode(suffix)) - _NUMBER
@@ -116,7 +116,7 @@ def _list_paths(given: Place | Iterable[Place] | None) -> Iterable[Place]:
 
 
 def _check_distinct(asked: list[tuple[str, Path]]) -> None:
-    """Raise if two outputs are one file, or one is a folder that the other stands in."""
+    """Raise if two outputs are one file, or one is a folder that contains the other."""
     folders: dict[Path, Path] = {}
     seen: dict[Path, str] = {}
     for option, path in asked:
@@ -136,7 +136,7 @@ def _check_distinct(asked: list[tuple[str, Path]]) -> None:
 
 
 def _check_no_input(existing: list[tuple[str, Path]], inputs: list[Place]) -> None:
-    """Raise if an output that exists is one of the inputs, or stands in one that is a folder."""
+    """Raise if an output that exists is one of the inputs, or is inside an input folder."""
     found: dict[tuple[int, int], Place] = {}
     for path in inputs:
         identity = _identify(path)

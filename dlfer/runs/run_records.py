@@ -109,7 +109,7 @@ class TransferLists(Record):
 
     Attributes:
         loaded: paths of the variables that hold the values of the source.
-        newly_initialised: paths of the variables that start anew: the head, and what fuses branches.
+        newly_initialised: paths of the newly initialised variables: the head, and what fuses branches.
         missing: paths that the network has and the file lacks; always empty where nothing was raised.
         unexpected: paths that the file has and the network lacks; likewise.
         feature_difference: the largest difference between the features of both stages on the same images, relative to

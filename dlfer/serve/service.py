@@ -111,7 +111,7 @@ def draw_map(crop: np.ndarray, found: Occlusion) -> Image.Image:
 
 
 def _name_place(values: np.ndarray) -> str:
-    """Return in which ninth of the face the largest value stands, as it is seen."""
+    """Return which ninth of the face, as seen, has the largest value."""
     y, x = np.unravel_index(int(values.argmax()), values.shape)
     rows, columns = ("upper", "middle", "lower"), ("left", "middle", "right")
     row = rows[min(2, 3 * int(y) // values.shape[0])]
@@ -181,7 +181,7 @@ class Body:
 
 
 class Service:
-    """What stands behind the routes; the arguments are those of `build_app`."""
+    """The state behind the routes; the arguments are those of `build_app`."""
 
     def __init__(
         self,

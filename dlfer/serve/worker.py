@@ -24,9 +24,9 @@ import numpy as np
 from PIL import Image
 from python_multipart.multipart import parse_options_header
 
-from dlfer.data.images import decode_pixels, to_channels
+from dlfer.data.images import decode_upright, to_array, to_channels
 from dlfer.errors import DataError
-from dlfer.predict.media import FORMATS, check_size
+from dlfer.predict.media import check_size
 from dlfer.serve.limits import BYTES_PER_PIXEL, Limits, Refusal
 
 MOST_ITEMS, MOST_DEPTH, MOST_NUMBER = 4096, 16, 40
@@ -37,6 +37,8 @@ MOST_NAME = 200
 _MOST_FIELDS, _FIELD_BYTES, _HEAD_BYTES = 8, 1024, 8192
 _PPM_HEAD = 1024
 _STRIP_BYTES = 2**22
+FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "PPM")
+"""Pillow's names of what is decoded for others; `dlfer predict` reads more, by decoders whose cost is not bounded."""
 
 Span = tuple[int, int]
 Parts = Sequence[bytes | memoryview]
@@ -279,8 +281,11 @@ _PPM = re.compile(rb"P[1-6](?:" + _GAP + rb"[0-9]{1,10}){2}")
 
 def _count_bytes(image: Image.Image) -> int:
     """Return the bytes a pixel that Pillow takes at most, its decoder's own (measured) and the result among them."""
-    if image.format == "WEBP":
+    rawmode = str(image.tile[0][3]) if image.tile else ""
+    if image.format == "WEBP" or image.mode[:1] in "IF":
         return 2 * BYTES_PER_PIXEL
+    if "16" in rawmode:  # 16 bits a colour, which OpenCV decodes a second time
+        return 3 * BYTES_PER_PIXEL
     return 12 if image.info.get("progressive") else BYTES_PER_PIXEL
 
 
@@ -293,14 +298,18 @@ def decode_picture(name: str, contents: bytes, limits: Limits) -> tuple[tuple[in
     image = _open(name, contents, limits)
     try:
         check_size(image.size, name, limits.pixels)
-        pixels = decode_pixels(image, name)
+        image = decode_upright(image, name)
+        width, height = image.size
+        rows = max(1, _STRIP_BYTES // (3 * width))
+        to_array(image.crop((0, 0, width, 1)))
     except DataError as error:
         raise Refusal(400, str(error)) from error
     except Exception as error:  # decoders of damaged files raise nearly anything
         raise Refusal(400, f"{name}: the picture cannot be decoded ({type(error).__name__}); save it anew.") from error
-    height, width = pixels.shape[:2]
-    rows = max(1, _STRIP_BYTES // (3 * width))
-    return (height, width), (to_channels(pixels[first : first + rows], 3) for first in range(0, height, rows))
+    return (height, width), (
+        to_channels(to_array(image.crop((0, first, width, min(height, first + rows)))), 3)
+        for first in range(0, height, rows)
+    )
 
 
 def answer(task: str, given: dict[str, Any], parts: Parts, limits: Limits) -> tuple[Any, Sequence[int], Iterator[Any]]:

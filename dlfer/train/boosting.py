@@ -96,7 +96,7 @@ def extract_features(extraction: Extraction, split: Split, *, part: str) -> Feat
         part: "train" or "validation", for the messages.
 
     Raises:
-        TrainingStopped: the control asked for it; with a cache, what is done stands there.
+        TrainingStopped: the control asked for it; with a cache, the finished rows are kept there.
     """
     if extraction.cache is None:
         start = time.monotonic()
@@ -139,7 +139,7 @@ def compute_features_digest(extraction: Extraction, split: Split) -> str:
 
 
 def _compute_file(extraction: Extraction, split: Split, final: Path, *, part: str) -> None:
-    """Compute the features into a file under a temporary name, from where it stands, and rename it."""
+    """Compute the features into a file under a temporary name, from its last finished row on, and rename it."""
     partial, record = final.with_suffix(".partial.npy"), final.with_suffix(".json")
     shape = (len(split), extraction.features.num_features)
     done, seconds = 0, 0.0

@@ -36,7 +36,7 @@ class ReplicaLoop(FitLoop):
     """Steps on the devices of a tf.distribute strategy, in this process.
 
     Args:
-        network: the caller's; a twin of it is trained.
+        network: the caller's; a copy of it is trained.
         strategy: whose devices share a batch.
         batch_images: images of a whole batch, over all processes.
         fill, jit: as of the stage.

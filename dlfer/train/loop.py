@@ -134,11 +134,11 @@ def clone_network(network: TransferNetwork) -> TransferNetwork:
     """Return a network of the same form and the same values with variables of its own."""
     model = keras.Model.from_config(network.model.get_config())
     heads = [(place, type(head).from_config(head.get_config())) for place, head in network.auxiliary]
-    twin = assemble_network(model, network.name_parts(), activation=network.activation, heads=heads)
-    copy_values(network.model, twin.model)
-    for (_, head), (_, other) in zip(network.auxiliary, twin.auxiliary, strict=True):
+    copy = assemble_network(model, network.name_parts(), activation=network.activation, heads=heads)
+    copy_values(network.model, copy.model)
+    for (_, head), (_, other) in zip(network.auxiliary, copy.auxiliary, strict=True):
         copy_values(head, other)
-    return twin
+    return copy
 
 
 class ShardedFitLoop(FitLoop):

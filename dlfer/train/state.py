@@ -1,4 +1,4 @@
-"""What a stage is given, where it stands and how it ended; its history, and its checkpoint in one file.
+"""What a stage is given, its progress and how it ended; its history, and its checkpoint in one file.
 
 Early stopping and the schedule plateau count epochs alike, as Keras' EarlyStopping and ReduceLROnPlateau do: an epoch
 is an improvement if it beats the value at the last improvement, not the best value, by more than min_delta. So many
@@ -6,7 +6,7 @@ small gains in a row count once their sum exceeds min_delta. Patience p is used 
 row without an improvement.
 
 A checkpoint is replaced whole. Keras' BackupAndRestore loses the dropout seeds (they are in neither .weights.h5 nor
-.keras) and starts the shuffle anew. Here every variable of network and optimiser is kept, dropout seeds included, and
+.keras) and restarts the shuffle. Here every variable of network and optimiser is kept, dropout seeds included, and
 the order of images is a function of seed, epoch and step.
 """
 
@@ -241,7 +241,7 @@ def get_min_delta(config: StageConfig) -> float:
 def write_checkpoint(path: Path, variables: Sequence[keras.Variable], state: dict) -> None:
     """Write the values of `variables`, in order, and the JSON-ready `state`.
 
-    After an error, as of a full disk, the checkpoint before stands.
+    After an error, as of a full disk, the previous checkpoint is kept.
 
     Raises:
         OSError: as `replace_when_done`.

@@ -43,7 +43,7 @@ class Dimension:
     when: Mapping[str, list[Any]] = field(default_factory=dict)
 
     def tidy(self, value: float) -> Any:
-        """Return a number of the range as it stands in a trial: whole, or of six digits, within the ends."""
+        """Return a number of the range as it is written in a trial: whole, or of six digits, within the ends."""
         if self.is_int:
             return int(value)
         return min(max(float(f"{value:.{_DIGITS}g}"), self.low), self.high)
