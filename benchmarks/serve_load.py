@@ -1,4 +1,4 @@
-"""`dlfer serve` under load, with bad requests mixed in: the table in results/README.md.
+"""`dlfer serve` under load, with bad requests mixed in: the table in results/serving.md.
 
     python benchmarks/serve_load.py MODEL                          64 clients, a minute
     python benchmarks/serve_load.py MODEL --photo PHOTO.jpg        with a photo whose faces are searched for, too
