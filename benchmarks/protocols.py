@@ -150,9 +150,8 @@ def describe(bundle: DataBundle, correct: np.ndarray) -> dict:
 
 
 def read_rows(path: Path) -> list[dict]:
-    """Return the rows of a file of results with the present names of their keys; none where there is no file."""
-    rows = json.loads(path.read_text()) if path.exists() else []
-    return [{key.replace("twins", "duplicates"): value for key, value in row.items()} for row in rows]
+    """Return the rows of a file of results; none where there is no file."""
+    return json.loads(path.read_text()) if path.exists() else []
 
 
 def compute_accuracy_figure(correct: np.ndarray) -> dict | None:

@@ -19,6 +19,7 @@ from dlfer.metrics.predictions import read_predictions
 from dlfer.runs.files import write_atomically
 from dlfer.runs.find import open_run
 from dlfer.runs.run import RUN_FILE
+from dlfer.runs.run_records import require_metrics
 
 
 def main() -> None:
@@ -42,8 +43,8 @@ def describe_run(name: str) -> dict:
     bundle = load_stage(config)
     judged = get_judged_part(bundle)
     part = "test" if judged is bundle.test else "validation"
-    metrics = run.read_metrics()
-    headline = metrics.get("headline", "single")
+    metrics = require_metrics(run.path)
+    headline = metrics.headline
     folder = run.path / "predictions"
     file = f"{part}.npz" if headline == "single" else f"views/{headline}/{part}.npz"
     predictions = read_predictions(folder / file)
