@@ -1,0 +1,273 @@
+"""Photographs, ready faces and videos: this checkout beside an older one and beside the package `fer`, by turns in one run.
+
+    python benchmarks/predict_peers.py --photos FOLDER --json results/speed/predict_peers.json \\
+        --other OLD_CHECKOUT=PYTHON --fer PYTHON [--rounds 5]
+
+PYTHON is an interpreter with what that system needs: for `fer` an environment of its own (`pip install fer==25.10.3`), for an
+older checkout usually the one of this. The photographs (longest side 640 to 1024 pixels) and the video are made from the
+pictures of FOLDER, and are the same for all.
+
+Every figure but that of ready faces is of whole processes, as a user starts them: a photograph's cost is what a process with N + 1
+photographs takes more than one with a single photograph, divided by N, and the same for frames. What a process takes is measured by
+the kernel: wall time, CPU time over all threads, the most resident memory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+from timing import add_options, tell_row, write_figures
+
+ROOT = Path(__file__).resolve().parent.parent
+MODEL = "lite2_96"
+
+FER_PHOTOS = """
+import sys
+import cv2
+from fer.fer import FER
+detector = FER(mtcnn=sys.argv[1] == "mtcnn")
+print(sum(len(detector.detect_emotions(cv2.imread(name))) for name in sys.argv[2:]))
+"""
+FER_VIDEO = """
+import sys
+import cv2
+from fer.fer import FER
+detector, capture, count = FER(mtcnn=sys.argv[1] == "mtcnn"), cv2.VideoCapture(sys.argv[2]), 0
+while True:
+    found, frame = capture.read()
+    if not found:
+        break
+    count += len(detector.detect_emotions(frame))
+print(count)
+"""
+FER_FACES = """
+import json, time
+import cv2, numpy as np
+from fer.fer import FER
+detector = FER()
+sheet = np.tile(np.random.default_rng(0).integers(0, 256, (48, 48, 3)).astype(np.uint8), (8, 8, 1))
+boxes = [(48 * x, 48 * y, 48, 48) for y in range(8) for x in range(8)]
+def one(): [detector.detect_emotions(sheet[:48, :48], [boxes[0]]) for _ in range(16)]
+def many(): detector.detect_emotions(sheet, boxes)
+"""
+DLFER_FACES = """
+import json, sys, time
+import dlfer, numpy as np
+model = dlfer.load(sys.argv[1])
+faces = np.random.default_rng(0).integers(0, 256, (64, 48, 48, 1)).astype(np.uint8)
+def one(): [model.predict(faces[:1]) for _ in range(16)]
+def many(): model.predict(faces)
+"""
+TIME_FACES = """
+rows = {}
+for name, way, number in (("1", one, 16), ("64", many, 64)):
+    way(); way()
+    start, cpu = time.perf_counter(), time.process_time()
+    for _ in range(4): way()
+    rows[name] = [(time.perf_counter() - start) / 4 / number, (time.process_time() - cpu) / 4 / number]
+print(json.dumps(rows))
+"""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a process took: seconds of wall time and of CPU time, megabytes at most, and its last line on stdout."""
+
+    wall: float
+    cpu: float
+    megabytes: float
+    output: str = ""
+
+
+@dataclass(frozen=True)
+class System:
+    """One of what is compared: how it labels photographs or a video, and ready faces, as a command.
+
+    Attributes:
+        name: in the table.
+        photos: names of files -> a command.
+        faces: a command that prints {"1": [wall, cpu], "64": [wall, cpu]}, seconds a face; None where it is not measured.
+        environment: what is added to that of this process.
+    """
+
+    name: str
+    photos: Callable[[Sequence[str]], list[str]]
+    video: Callable[[str], list[str]]
+    faces: list[str] | None
+    environment: Mapping[str, str]
+
+
+def measure(command: Sequence[str], environment: Mapping[str, str]) -> Cost:
+    """Run a command to its end.
+
+    Raises:
+        RuntimeError: it failed; the message is the end of what it wrote to stderr.
+    """
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        start = time.perf_counter()
+        process = subprocess.Popen(command, stdout=output, stderr=errors, env={**os.environ, **environment})
+        _, status, usage = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - start
+        process.returncode = os.waitstatus_to_exitcode(status)
+        output.seek(0)
+        errors.seek(0)
+        if process.returncode:
+            raise RuntimeError(f"{' '.join(command)[:300]}: ended with {process.returncode}. {errors.read()[-2000:]}")
+        lines = output.read().splitlines() or [""]
+        return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, lines[-1])
+
+
+def make_dlfer(name: str, folder: Path, python: str) -> System:
+    """Return a checkout of this project as a system."""
+
+    def label(names: Sequence[str]) -> list[str]:
+        return [python, "-m", "dlfer", "predict", *names, "--model", MODEL]
+
+    return System(
+        name,
+        label,
+        lambda file: label([file]),
+        [python, "-c", DLFER_FACES + TIME_FACES, MODEL],
+        {"PYTHONPATH": str(folder), "TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+
+
+def make_fer(detector: str, python: str) -> System:
+    """Return the package `fer` with its detector "opencv" (the default) or "mtcnn"."""
+    return System(
+        f"fer, {detector}",
+        lambda names: [python, "-c", FER_PHOTOS, detector, *names],
+        lambda file: [python, "-c", FER_VIDEO, detector, file],
+        [python, "-c", FER_FACES + TIME_FACES] if detector == "opencv" else None,
+        {"TF_CPP_MIN_LOG_LEVEL": "3"},
+    )
+
+
+def prepare_photos(source: Path, target: Path, number: int) -> list[str]:
+    """Write `number` photographs, the longest side 640 to 1024 pixels, of those in a folder, by turns; return their names."""
+    files = sorted(path for path in source.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png"))
+    photos = []
+    for file in files:
+        with Image.open(file) as image:
+            image = image.convert("RGB")
+            longest = max(image.size)
+            scale = min(1024, max(640, longest)) / longest
+            photos.append(image.resize((round(image.width * scale), round(image.height * scale))))
+    names = [str(target / f"{index:03}.jpg") for index in range(number)]
+    for index, name in enumerate(names):
+        photos[index % len(photos)].save(name, quality=92)
+    return names
+
+
+def prepare_video(photo: Path, target: Path, number: int) -> str:
+    """Write a video of 640 x 480 in which a photograph moves, `number` frames at 25 a second; return its name."""
+    import cv2
+
+    image = cv2.resize(cv2.imread(str(photo)), (560, 560))
+    writer = cv2.VideoWriter(str(target / f"{number}.mp4"), cv2.VideoWriter_fourcc(*"mp4v"), 25, (640, 480))
+    for index in range(number):
+        frame = np.full((480, 640, 3), 90, np.uint8)
+        x = round(40 + 40 * np.sin(index / 20))
+        frame[:, x : x + 560] = image[:480]
+        writer.write(frame)
+    writer.release()
+    return str(target / f"{number}.mp4")
+
+
+def divide(more: Cost, less: Cost, number: int) -> tuple[float, float]:
+    """Return (wall, CPU) seconds of each of `number` further items; a millisecond at least."""
+    return max(1e-3, (more.wall - less.wall) / number), max(1e-3, (more.cpu - less.cpu) / number)
+
+
+def summarise(values: Sequence[float]) -> dict[str, object]:
+    """Return the median and the quartiles."""
+    low, middle, high = np.quantile(values, [0.25, 0.5, 0.75])
+    return {"median": round(float(middle), 4), "quartiles": [round(float(low), 4), round(float(high), 4)]}
+
+
+def tell(what: str, unit: str, taken: Mapping[str, Sequence[float]], rows: list) -> None:
+    """Tell a row for each system, with how many times the first system's value it is, round by round."""
+    first = np.array(next(iter(taken.values())))
+    for name, values in taken.items():
+        times = summarise(np.array(values) / first)
+        tell_row({"what": what, "unit": unit, "system": name, **summarise(values), "times_ours": times}, rows)
+
+
+def compare(systems: Sequence[System], folder: Path, given: argparse.Namespace, rows: list) -> None:
+    """Measure everything by turns, and tell it."""
+    photos = prepare_photos(given.photos, folder, given.number + 1)
+    short, long = (prepare_video(ROOT / "docs" / "astronaut.jpg", folder, number) for number in (25, 25 + given.frames))
+    taken: dict[str, dict[str, list[float]]] = {}
+
+    def keep(what: str, system: System, value: float) -> None:
+        taken.setdefault(what, {}).setdefault(system.name, []).append(value)
+
+    for round_number in range(given.rounds + 1):
+        for system in systems:
+            one = measure(system.photos([str(ROOT / "docs" / "astronaut.jpg")]), system.environment)
+            first = measure(system.photos(photos[:1]), system.environment)
+            many = measure(system.photos(photos), system.environment)
+            videos = [measure(system.video(name), system.environment) for name in (short, long)]
+            faces = None
+            if system.faces is not None:
+                faces = json.loads(measure(system.faces, system.environment).output)
+            if not round_number:  # reads the files from the disk
+                continue
+            wall, cpu = divide(many, first, given.number)
+            frame_wall, frame_cpu = divide(videos[1], videos[0], given.frames)
+            for what, value in (
+                ("start to first answer, wall|s", one.wall),
+                ("start to first answer, CPU|s", one.cpu),
+                ("one photograph, peak memory|MB", one.megabytes),
+                ("a photograph, wall|s", wall),
+                ("a photograph, CPU|s", cpu),
+                ("all photographs, peak memory|MB", many.megabytes),
+                ("a video frame, wall|s", frame_wall),
+                ("a video frame, CPU|s", frame_cpu),
+            ):
+                keep(what, system, value)
+            for batch in faces or {}:
+                keep(f"a ready face, batch {batch}, wall|s", system, faces[batch][0])
+                keep(f"a ready face, batch {batch}, CPU|s", system, faces[batch][1])
+    for what, values in taken.items():
+        tell(*what.split("|"), values, rows)
+
+
+def main() -> None:
+    """Measure, print and write."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--photos", type=Path, required=True, help="folder of photographs")
+    parser.add_argument("--other", action="append", default=[], metavar="FOLDER=PYTHON", help="an older checkout")
+    parser.add_argument("--fer", metavar="PYTHON", help="interpreter that has the package fer")
+    parser.add_argument("--number", type=int, default=24, help="photographs after the first (default: 24)")
+    parser.add_argument("--frames", type=int, default=100, help="frames after the first 25 (default: 100)")
+    add_options(parser, rounds=5)
+    given = parser.parse_args()
+    systems = [make_dlfer("this checkout", ROOT, sys.executable)]
+    for other in given.other:
+        folder, _, python = other.partition("=")
+        commit = subprocess.run(
+            ["git", "-C", folder, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+        systems.append(make_dlfer(f"commit {commit}", Path(folder), python or sys.executable))
+    if given.fer:
+        systems += [make_fer(detector, given.fer) for detector in ("opencv", "mtcnn")]
+    rows: list[dict] = []
+    with tempfile.TemporaryDirectory() as folder:
+        compare(systems, Path(folder), given, rows)
+    write_figures(given.json, rows, "tensorflow-cpu", "tensorflow", "keras", "onnxruntime", "numpy", "pillow")
+
+
+if __name__ == "__main__":
+    main()
