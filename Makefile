@@ -75,7 +75,7 @@ fuzz: .venv/installed-dev
 	done
 
 # Hours on two cores; BENCHMARKS="train_step audit_growth" chooses, BENCH_OUT says where the figures go.
-BENCHMARKS ?= startup_speed augment_speed engines_speed predict_speed film_speed input_speed train_step training_memory audit_growth step_overhead
+BENCHMARKS ?= startup_speed augment_speed engines_speed predict_speed video_speed input_speed train_step training_memory audit_growth step_overhead
 BENCH_OUT ?= build/bench
 bench: .venv/installed-dev
 	mkdir -p $(BENCH_OUT)

@@ -1,7 +1,7 @@
-"""How fast `dlfer predict` is: pictures a second together and one by one, and the memory of a long film.
+"""How fast `dlfer predict` is: pictures a second together and one by one, and the memory of a long video.
 
     python benchmarks/predict_speed.py                # 200 pictures of one face, drawn
-    python benchmarks/predict_speed.py --film 2000    # a film of so many frames, and the memory as it goes
+    python benchmarks/predict_speed.py --video 2000    # a video of so many frames, and the memory as it goes
 
 What is compared is the whole path: decode, find the faces, cut them out, ask the network. One by one means a loop of
 `read_image` and a `FacePredictor` for one picture, which is what one writes who has no batches.
@@ -22,7 +22,7 @@ from timing import tell_row, write_figures
 import dlfer
 from dlfer.config.names import FER2013_LABELS
 from dlfer.data.synthetic.faces import draw_face
-from dlfer.predict.job import FilmWriter
+from dlfer.predict.job import VideoWriter
 from dlfer.predict.media import open_inputs
 from dlfer.predict.predictor import FacePredictor, predict_inputs
 
@@ -68,12 +68,12 @@ def measure_pictures(model: str, num_pictures: int, faces: str) -> dict:
     }
 
 
-def measure_film(model: str, num_frames: int, faces: str) -> dict:
-    """Return the resident memory and the frames a second in each tenth of a film in which a face moves."""
+def measure_video(model: str, num_frames: int, faces: str) -> dict:
+    """Return the resident memory and the frames a second in each tenth of a video in which a face moves."""
     rng, predictor = np.random.default_rng(0), FacePredictor(dlfer.load(model), faces=faces)
     face = np.asarray(Image.fromarray(draw_face("Happy", rng=rng).reshape(48, 48)).resize((120, 120)))[..., None]
     with tempfile.TemporaryDirectory() as folder:
-        writer = FilmWriter(Path(folder) / "film.mp4", rate=25)
+        writer = VideoWriter(Path(folder) / "video.mp4", rate=25)
         for index in range(num_frames):
             frame = np.full((240, 320, 3), 128, np.uint8)
             x = 100 + round(80 * np.sin(index / 40))
@@ -102,12 +102,12 @@ def main() -> None:
     parser.add_argument("--model", default="lite2_96")
     parser.add_argument("--faces", default="opencv")
     parser.add_argument("--pictures", type=int, default=200)
-    parser.add_argument("--film", type=int, metavar="FRAMES")
+    parser.add_argument("--video", type=int, metavar="FRAMES")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     given = parser.parse_args()
     rows: list[dict] = []
-    if given.film:
-        tell_row(measure_film(given.model, given.film, given.faces), rows)
+    if given.video:
+        tell_row(measure_video(given.model, given.video, given.faces), rows)
     else:
         tell_row(measure_pictures(given.model, given.pictures, given.faces), rows)
     write_figures(given.json, rows, "tensorflow-cpu", "tensorflow", "keras", "numpy", "pillow")

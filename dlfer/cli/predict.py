@@ -14,14 +14,16 @@ from dlfer.errors import UserError
 def predict(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="INPUT...", help="Pictures, folders, globs, films, camera:0, or - for a list on stdin."),
+        typer.Argument(
+            metavar="INPUT...", help="Pictures, folders, globs, videos, camera:0, or - for a list on stdin."
+        ),
     ],
     model: Model = None,
     out: Annotated[
         Path | None, typer.Option(metavar="FILE", help="A .csv, .json, .jsonl or .parquet, instead of stdout.")
     ] = None,
     draw: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Write pictures and films with the faces marked.")
+        Path | None, typer.Option(metavar="DIR", help="Write pictures and videos with the faces marked.")
     ] = None,
     faces: Faces = "auto",
     detector_size: DetectorSize = None,
@@ -40,19 +42,19 @@ def predict(
         bool, typer.Option("--mirror", help="The mean over each face and its mirror image; twice the time.")
     ] = False,
     smooth: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Films: time constant of smoothed probabilities; 0: none.")
+        float, typer.Option(metavar="SECONDS", help="Videos: time constant of smoothed probabilities; 0: none.")
     ] = 0.5,
     detect_every: Annotated[
         str,
         typer.Option(
             metavar="K|auto",
-            help="Films: search for faces on every Kth frame that is looked at, and follow them in between; auto: about 7 "
+            help="Videos: search for faces on every Kth frame that is looked at, and follow them in between; auto: about 7 "
             "times a second.",
         ),
     ] = "auto",
-    every: Annotated[int, typer.Option(metavar="N", help="Films: look at every Nth frame.")] = 1,
+    every: Annotated[int, typer.Option(metavar="N", help="Videos: look at every Nth frame.")] = 1,
     seconds: Annotated[
-        float | None, typer.Option(metavar="S", help="Films and cameras: stop after so many seconds.")
+        float | None, typer.Option(metavar="S", help="Videos and cameras: stop after so many seconds.")
     ] = None,
     show: Annotated[
         bool, typer.Option("--show", help="Show what is predicted in a window; q or Esc ends. Needs a display.")
@@ -63,7 +65,7 @@ def predict(
         typer.Option(metavar="M", help="Pictures with more million pixels are refused; each takes 3 MB of memory."),
     ] = 200.0,
 ) -> None:
-    """Predict which expression label annotators would give to each face in pictures and films.
+    """Predict which expression label annotators would give to each face in pictures and videos.
 
     It does not detect what a person feels. In the EU, inferring emotions at work and in education is prohibited
     (AI Act, Art. 5(1)(f)); models trained on FER2013 or ImageNet weights are for research only.

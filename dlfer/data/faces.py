@@ -52,7 +52,7 @@ class Face:
     Attributes:
         box: left, top, width, height in pixels of the image; within it.
         score: centerface, mtcnn: probability of a face, 0..1. opencv: the cascade's weight, above 0, no probability. None: the
-            face was followed from other frames of a film.
+            face was followed from other frames of a video.
         landmarks: float64 [5, 2] (x, y) of the eye, the eye, the nose, the corner and the corner of the mouth, each
             pair from left to right as it is seen; None from opencv.
     """

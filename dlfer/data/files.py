@@ -47,7 +47,7 @@ PICTURE_SUFFIXES = tuple(
     ]
 )
 HEIF_SUFFIXES = (".heic", ".heif", ".hif")
-FILM_SUFFIXES = tuple(
+VIDEO_SUFFIXES = tuple(
     [
         ".mp4",
         ".m4v",
@@ -77,7 +77,7 @@ FILM_SUFFIXES = tuple(
         ".ts",
     ]
 )
-"""Of films; .ts is TypeScript as well, so that its first bytes decide."""
+"""Of videos; .ts is TypeScript as well, so that its first bytes decide."""
 
 _IGNORED = frozenset(
     [
@@ -249,8 +249,8 @@ def find_reason(path: Path) -> str | None:
         return None if can_read_heif() else NO_HEIF
     if kind == "empty":
         return EMPTY
-    if kind == "film" or suffix in FILM_SUFFIXES:
-        return "films"
+    if kind == "video" or suffix in VIDEO_SUFFIXES:
+        return "videos"
     return f"{NO_PICTURES} ({suffix or 'without a suffix'})"
 
 
@@ -271,8 +271,8 @@ _PICTURE_STARTS = re.compile(
     re.DOTALL,
 )
 _HEIF_START = re.compile(rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
-_NO_FILM_START = re.compile(rb"....ftyp(?:M4[ABP] |crx |jp2 |jpx )", re.DOTALL)
-_FILM_STARTS = re.compile(
+_NO_VIDEO_START = re.compile(rb"....ftyp(?:M4[ABP] |crx |jp2 |jpx )", re.DOTALL)
+_VIDEO_STARTS = re.compile(
     rb"....(?:ftyp|moov|mdat|wide|pnot)|RIFF....AVI |\x1aE\xdf\xa3|FLV\x01|\x30\x26\xb2\x75\x8e\x66\xcf\x11"
     rb"|\0\0\x01[\xba\xb3]|\x06\x0e\x2b\x34\x02\x05|OggS.{24,80}?(?:theora|OVP80)"
     rb"|\x47.{187}\x47.{187}\x47|.{4}\x47.{191}\x47.{191}\x47",
@@ -281,7 +281,7 @@ _FILM_STARTS = re.compile(
 
 
 def find_kind(path: Path) -> str | None:
-    """Return "picture", "heif", "film" or "empty" by the first bytes of a file; None for anything else."""
+    """Return "picture", "heif", "video" or "empty" by the first bytes of a file; None for anything else."""
     try:
         if not path.is_file():
             return None
@@ -295,6 +295,6 @@ def find_kind(path: Path) -> str | None:
         return "picture"
     if _HEIF_START.match(start):
         return "heif"
-    if _FILM_STARTS.match(start) and not _NO_FILM_START.match(start):
-        return "film"
+    if _VIDEO_STARTS.match(start) and not _NO_VIDEO_START.match(start):
+        return "video"
     return None

@@ -36,7 +36,7 @@ from dlfer.explain.sanity import check_maps
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
 from dlfer.predict.crops import Crop, build_cropper
-from dlfer.predict.media import CAMERA, NOT_READ, BadInput, Frame, is_film, list_inputs, open_inputs
+from dlfer.predict.media import CAMERA, NOT_READ, BadInput, Frame, is_video, list_inputs, open_inputs
 from dlfer.predict.predictor import NOTICE
 from dlfer.runs.files import read_json, write_atomically, write_npz
 from dlfer.runs.find import find_default_model, find_run_of, open_run
@@ -255,9 +255,9 @@ def _find_label(classifier: Classifier, label: str | None) -> int | None:
 def _read_pictures(inputs: Sequence[str | BadInput], failed: list[str], tally: Tally) -> Iterator[Frame]:
     """Yield the pictures that can be read; what is wrong with the others is added to `failed`, and all are counted."""
     for name in inputs:
-        if isinstance(name, str) and is_film(name):
+        if isinstance(name, str) and is_video(name):
             failed.append(
-                f"not read: {escape_text(name)}: a film; explain takes pictures. Save the frame that you ask about."
+                f"not read: {escape_text(name)}: a video; explain takes pictures. Save the frame that you ask about."
             )
             tally.leave_out(NOT_READ, name, was_seen=True)
             continue

@@ -1,4 +1,4 @@
-"""The work of `dlfer predict`: inputs to a table, with pictures and films in which the faces are marked."""
+"""The work of `dlfer predict`: inputs to a table, with pictures and videos in which the faces are marked."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from dlfer.data.files import Tally
 from dlfer.data.images import MAX_PIXELS
 from dlfer.errors import DataError, DlferError, EnvironmentProblem, UserError
 from dlfer.predict.engines import AUTO, Engine, choose_engine, load_engine
-from dlfer.predict.media import CAMERA, NOT_READ, BadInput, Frame, is_film, list_inputs, load_opencv, open_inputs
+from dlfer.predict.media import CAMERA, NOT_READ, BadInput, Frame, is_video, list_inputs, load_opencv, open_inputs
 from dlfer.predict.predictor import FacePrediction, FacePredictor, FramePrediction, describe_predictions, predict_inputs
 from dlfer.predict.tables import Table, choose_form, open_table
 from dlfer.runs.files import replace_when_done
@@ -72,11 +72,11 @@ def draw_faces(image: np.ndarray, faces: list[FacePrediction], *, enlarge: bool 
 
 
 _MOST_REPEATED = 100_000
-"""Frames, about an hour: a longer gap is a fault in the times of a film."""
+"""Frames, about an hour: a longer gap is a fault in the times of a video."""
 
 
-class FilmWriter:
-    """An mp4 film of `rate` frames a second, written frame by frame; it has its name when it is closed.
+class VideoWriter:
+    """An mp4 video of `rate` frames a second, written frame by frame; it has its name when it is closed.
 
     Attributes:
         num_left_out: frames that came before the one before them was over.
@@ -99,7 +99,7 @@ class FilmWriter:
         then, and a frame that comes before the last one is over is left out and counted.
 
         Raises:
-            DataError: another size, or the film cannot be written.
+            DataError: another size, or the video cannot be written.
         """
         cv2 = load_opencv()
         if self._writer is None:
@@ -110,7 +110,7 @@ class FilmWriter:
             self._shape = frame.shape
             if not self._writer.isOpened():
                 self.discard()
-                raise DataError(f"{self.path}: OpenCV cannot write a film of {size[0]} x {size[1]} pixels there.")
+                raise DataError(f"{self.path}: OpenCV cannot write a video of {size[0]} x {size[1]} pixels there.")
         if frame.shape != self._shape:
             raise DataError(f"{self.path}: found a frame of shape {frame.shape}, expected {self._shape} as the first.")
         pixels = np.ascontiguousarray(frame[..., ::-1])
@@ -130,7 +130,7 @@ class FilmWriter:
         self._num_written += 1
 
     def close(self) -> None:
-        """End the film; without a frame nothing was written.
+        """End the video; without a frame nothing was written.
 
         Raises:
             DataError: it cannot be read again, as when the disk became full: OpenCV does not tell.
@@ -144,14 +144,14 @@ class FilmWriter:
             is_whole = capture.isOpened() and capture.grab()
             capture.release()
             if not is_whole:
-                raise DataError(f"{self.path}: the film could not be written; is the disk full?")
+                raise DataError(f"{self.path}: the video could not be written; is the disk full?")
             with replace_when_done(self.path) as temporary:
                 shutil.move(self._draft, temporary)
         finally:
             self.discard()
 
     def discard(self) -> None:
-        """Leave nothing behind of a film that is not closed."""
+        """Leave nothing behind of a video that is not closed."""
         if self._writer is not None:
             self._writer.release()
         if self._folder is not None:
@@ -160,7 +160,7 @@ class FilmWriter:
 
     @property
     def _draft(self) -> Path:
-        return Path(self._folder.name) / "film.mp4"
+        return Path(self._folder.name) / "video.mp4"
 
 
 def _make_place(path: Path) -> tempfile.TemporaryDirectory:
@@ -172,14 +172,14 @@ def _make_place(path: Path) -> tempfile.TemporaryDirectory:
 
 
 class Sketches:
-    """A folder of marked pictures (.jpg) and films (.mp4), named after the inputs; -2, -3 ... where names meet.
+    """A folder of marked pictures (.jpg) and videos (.mp4), named after the inputs; -2, -3 ... where names meet.
 
     Args:
         folder: where they go.
         force: whether files that are there are replaced.
 
     Attributes:
-        notes: a sentence for each film that could not take all frames.
+        notes: a sentence for each video that could not take all frames.
     """
 
     def __init__(self, folder: Path, *, force: bool = False) -> None:
@@ -188,26 +188,26 @@ class Sketches:
         self.folder.mkdir(parents=True, exist_ok=True)
         self._force = force
         self._taken: set[str] = set()
-        self._film: object = None
-        self._writer: FilmWriter | None = None
+        self._video: object = None
+        self._writer: VideoWriter | None = None
 
     def add(self, prediction: FramePrediction, *, every: int = 1) -> None:
-        """Write a picture, or the next frame of a film of which every `every`-th frame is predicted.
+        """Write a picture, or the next frame of a video of which every `every`-th frame is predicted.
 
-        After an error the rest of a film is passed over.
+        After an error the rest of a video is passed over.
 
         Raises:
             DataError, OSError, ValueError: it cannot be drawn, or a file that is there would be replaced.
         """
         frame = prediction.frame
-        if frame.film is None:
+        if frame.video is None:
             self.close()
             self._save(draw_faces(frame.image, prediction.faces), self._choose_path(frame.name, ".jpg"))
             return
-        if frame.film is not self._film:
+        if frame.video is not self._video:
             self.close()
-            self._film = frame.film
-            self._writer = FilmWriter(self._choose_path(frame.name, ".mp4"), rate=frame.film.rate / every)
+            self._video = frame.video
+            self._writer = VideoWriter(self._choose_path(frame.name, ".mp4"), rate=frame.video.rate / every)
         if self._writer is None:
             return
         try:
@@ -218,14 +218,14 @@ class Sketches:
             raise
 
     def close(self) -> None:
-        """End the film that is being written."""
-        writer, self._writer, self._film = self._writer, None, None
+        """End the video that is being written."""
+        writer, self._writer, self._video = self._writer, None, None
         if writer is None:
             return
         writer.close()
         if writer.num_left_out:
             self.notes.append(
-                f"{writer.path}: {writer.num_left_out:,} frames follow others by less than a frame of this film and are "
+                f"{writer.path}: {writer.num_left_out:,} frames follow others by less than a frame of this video and are "
                 "not in it; the table has them, and the others keep their times."
             )
 
@@ -253,7 +253,7 @@ def choose_sketch(name: str, suffix: str, taken: set[str], *, folder: Path) -> s
 def list_sketches(names: Iterable[str], folder: Path) -> list[Path]:
     """Return all files that may be drawn of inputs; if some cannot be read, some of these are not."""
     taken: set[str] = set()
-    return [folder / choose_sketch(name, ".mp4" if is_film(name) else ".jpg", taken, folder=folder) for name in names]
+    return [folder / choose_sketch(name, ".mp4" if is_video(name) else ".jpg", taken, folder=folder) for name in names]
 
 
 @cache
@@ -293,12 +293,12 @@ def check_window() -> None:
     if gui is not None and gui.group(1) == "NONE":
         raise EnvironmentProblem(
             "--show: this build of OpenCV has no windows. pip uninstall opencv-python-headless, then pip install "
-            "'opencv-python<5'; or leave --show out and write the marked film by --draw DIR."
+            "'opencv-python<5'; or leave --show out and write the marked video by --draw DIR."
         )
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise EnvironmentProblem(
             "--show: there is no display (DISPLAY is not set). Run it in a session with a desktop, or through ssh -X; or "
-            "leave --show out and write the marked film by --draw DIR."
+            "leave --show out and write the marked video by --draw DIR."
         )
     # Where the display cannot be reached, Qt ends the process: it is tried in another one.
     code = "import cv2; cv2.namedWindow('dlfer'); cv2.waitKey(1); cv2.destroyAllWindows()"
@@ -307,31 +307,31 @@ def check_window() -> None:
         reason = (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[0][:200]
         raise EnvironmentProblem(
             f"--show: OpenCV cannot open a window here ({reason}). Check that DISPLAY names a display that can be reached; "
-            "or leave --show out and write the marked film by --draw DIR."
+            "or leave --show out and write the marked video by --draw DIR."
         )
 
 
 class Window:
-    """Shows pictures until a key is pressed, films at most at their own speed, and cameras as they come."""
+    """Shows pictures until a key is pressed, videos at most at their own speed, and cameras as they come."""
 
     def __init__(self) -> None:
         self._cv2 = cv2 = load_opencv()
         cv2.namedWindow(TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
         self._size: tuple[int, ...] | None = None
-        self._film: object = None
+        self._video: object = None
         self._begin = 0.0
 
     def show(self, prediction: FramePrediction) -> bool:
         """Show a picture or a frame; return whether to go on: not after q, Esc, or where the window was closed."""
         frame = prediction.frame
-        marked = draw_faces(frame.image, prediction.faces, enlarge=frame.film is None)
+        marked = draw_faces(frame.image, prediction.faces, enlarge=frame.video is None)
         height, width = marked.shape[:2]
         if (width, height) != self._size:
             self._size = width, height
             scale = min(1.0, _WINDOW_SIDE / max(width, height))
             self._cv2.resizeWindow(TITLE, round(width * scale), round(height * scale))
         self._cv2.imshow(TITLE, np.ascontiguousarray(marked[..., ::-1]))
-        return self._wait(self._find_end(frame), until_key=frame.film is None)
+        return self._wait(self._find_end(frame), until_key=frame.video is None)
 
     def close(self) -> None:
         """Close it."""
@@ -340,10 +340,10 @@ class Window:
     def _find_end(self, frame: Frame) -> float:
         """Return until when a frame is shown, by the monotonic clock; what comes late is not caught up with."""
         now = time.monotonic()
-        if frame.film is None or frame.film.is_live:
+        if frame.video is None or frame.video.is_live:
             return now
-        if frame.film is not self._film:
-            self._film, self._begin = frame.film, now - (frame.seconds or 0.0)
+        if frame.video is not self._video:
+            self._video, self._begin = frame.video, now - (frame.seconds or 0.0)
         self._begin = max(self._begin, now - (frame.seconds or 0.0))
         return self._begin + (frame.seconds or 0.0)
 
@@ -380,13 +380,13 @@ class PredictionJob:
     Attributes:
         model: a model's name, a run, or a folder; None: the default model.
         out: the table; None: stdout.
-        draw: folder of marked pictures and films, or None.
+        draw: folder of marked pictures and videos, or None.
         faces, detector_size: see `build_cropper`.
         engine: see `load_engine`; "auto": see `choose_engine`.
         abstain, mirror: see `FacePredictor`.
         smooth: see `predict_inputs`.
         detect_every: see `predict_inputs`.
-        every, seconds: see `read_film`.
+        every, seconds: see `read_video`.
         show: whether what is predicted is shown in a window, see `Window`.
         force: whether files that are there, but for inputs, are replaced.
         max_megapixels: pictures with more are refused.
@@ -427,11 +427,11 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
     _check_places(known, job, has_list="-" in names)
     if job.show:
         check_window()
-    num_pictures, has_films = None, False
+    num_pictures, has_videos = None, False
     if "-" not in names:
-        num_pictures = sum(not is_film(name) for name in known)
-        has_films = any(is_film(name) for name in known)
-    predictor, about = _open_predictor(job, num_pictures, has_films=has_films, say=say)
+        num_pictures = sum(not is_video(name) for name in known)
+        has_videos = any(is_video(name) for name in known)
+    predictor, about = _open_predictor(job, num_pictures, has_videos=has_videos, say=say)
     max_pixels = int(job.max_megapixels * 1_000_000)
     inputs = open_inputs(files, every=job.every, seconds=job.seconds, max_pixels=max_pixels)
     results = predict_inputs(predictor, inputs, smooth=job.smooth, detect_every=job.detect_every, every=job.every)
@@ -454,7 +454,7 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
 
 
 def _open_predictor(
-    job: PredictionJob, num_pictures: int | None, *, has_films: bool, say: Callable[[str], None]
+    job: PredictionJob, num_pictures: int | None, *, has_videos: bool, say: Callable[[str], None]
 ) -> tuple[FacePredictor, dict[str, Any]]:
     """Return what predicts, and what a reader of its answers has to know, which is said as well."""
     classifier = _open_engine(job, num_pictures, say=say)
@@ -462,7 +462,7 @@ def _open_predictor(
         classifier, faces=job.faces, detector_size=job.detector_size, abstain=job.abstain, mirror=job.mirror
     )
     about = describe_predictions(predictor, faces=job.faces, smooth=job.smooth, detect_every=job.detect_every)
-    for key in ("notice", "probabilities", "mirror", *(["detection", "smoothing"] if has_films else [])):
+    for key in ("notice", "probabilities", "mirror", *(["detection", "smoothing"] if has_videos else [])):
         if about[key] is not None:
             say(f"{key}: {about[key]}")
     return predictor, about
@@ -483,7 +483,7 @@ def _check_places(known: Sequence[str], job: PredictionJob, *, has_list: bool) -
 
 
 def _open_engine(job: PredictionJob, num_pictures: int | None, *, say: Callable[[str], None]) -> Engine:
-    """Return what computes; of films and lists the number of pictures is not known, and they are many."""
+    """Return what computes; of videos and lists the number of pictures is not known, and they are many."""
     name = str(job.model or find_default_model())
     if job.engine == AUTO:
         return choose_engine(name, num_faces=num_pictures or 64, any_size=job.faces == "whole", say=say)
@@ -548,7 +548,7 @@ class _Outcome:
         try:
             sketches.close()
         except (DlferError, OSError) as error:
-            self._note("the last film", error)
+            self._note("the last video", error)
         self.notes = sketches.notes
 
     def _note(self, name: str, error: Exception) -> None:
@@ -566,9 +566,9 @@ def _report_progress(
     try:
         for result in results:
             frame = result.frame if isinstance(result, FramePrediction) else None
-            if frame is not None and frame.film is not None:
+            if frame is not None and frame.video is not None:
                 progress.finish_part(
-                    escape(escape_text(Path(frame.name).name)), (frame.index or 0) + 1, frame.film.num_frames
+                    escape(escape_text(Path(frame.name).name)), (frame.index or 0) + 1, frame.video.num_frames
                 )
             elif frame is not None:
                 num_done += 1

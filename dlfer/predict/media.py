@@ -1,4 +1,4 @@
-"""Pictures, folders, globs, films, cameras and lists on stdin as frames of pixels, decoded ahead."""
+"""Pictures, folders, globs, videos, cameras and lists on stdin as frames of pixels, decoded ahead."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from typing import Any, TextIO, TypeVar
 import numpy as np
 from PIL import Image
 
-from dlfer.data.files import FILM_SUFFIXES, Tally, find_kind, find_reason, walk
+from dlfer.data.files import VIDEO_SUFFIXES, Tally, find_kind, find_reason, walk
 from dlfer.data.images import (
     MAX_PIXELS,
     MIN_SIDE,
@@ -33,12 +33,12 @@ from dlfer.runs.text import to_utf8
 
 CAMERA = "camera:"
 DEFAULT_RATE = 25.0
-"""Frames a second where a film or a camera does not tell."""
+"""Frames a second where a video or a camera does not tell."""
 
 
 @dataclass(frozen=True)
-class Film:
-    """What is known of a film before its first frame.
+class Video:
+    """What is known of a video before its first frame.
 
     Attributes:
         rate: frames a second.
@@ -51,28 +51,28 @@ class Film:
     is_live: bool
 
 
-def is_film(name: str) -> bool:
-    """Return whether a name is that of a film, by its first bytes or else its suffix, or of a camera."""
+def is_video(name: str) -> bool:
+    """Return whether a name is that of a video, by its first bytes or else its suffix, or of a camera."""
     if name.startswith(CAMERA):
         return True
     kind = find_kind(Path(name))
-    return kind == "film" if kind in ("film", "picture", "heif") else name.lower().endswith(FILM_SUFFIXES)
+    return kind == "video" if kind in ("video", "picture", "heif") else name.lower().endswith(VIDEO_SUFFIXES)
 
 
 _MOST_FAILURES = 1000
-"""After so many failures in a row a film has ended, whatever its header says."""
+"""After so many failures in a row a video has ended, whatever its header says."""
 
 
-def read_film(
+def read_video(
     name: str, *, every: int = 1, seconds: float | None = None
-) -> Iterator[tuple[Film, int, float, np.ndarray]]:
-    """Yield (film, index of the frame, its time in seconds, uint8 [H, W, 3] RGB), upright, one frame in memory.
+) -> Iterator[tuple[Video, int, float, np.ndarray]]:
+    """Yield (video, index of the frame, its time in seconds, uint8 [H, W, 3] RGB), upright, one frame in memory.
 
     Frames behind a damaged place are read; the places of those that are lost are left out of the indices where the
     times of the others tell.
 
     Args:
-        name: of a film, or "camera:0" for the first camera.
+        name: of a video, or "camera:0" for the first camera.
         every: yield frames 0, every, 2 * every ...; the others are not decoded into pixels.
         seconds: stop there; None: at the end, which a camera does not have.
 
@@ -83,11 +83,11 @@ def read_film(
     is_live = name.startswith(CAMERA)
     capture = _open_capture(name, is_live=is_live)
     try:
-        film = _describe_film(capture, is_live=is_live)
-        count = _FrameCount(film)
+        video = _describe_video(capture, is_live=is_live)
+        count = _FrameCount(video)
         begin = time.monotonic()
         while _grab(capture, count):
-            count.add(_get_time(capture, count.index + 1, film.rate))
+            count.add(_get_time(capture, count.index + 1, video.rate))
             now = time.monotonic() - begin if is_live else count.time
             if seconds is not None and now > seconds:
                 return
@@ -95,39 +95,39 @@ def read_film(
                 continue
             found, frame = capture.retrieve()
             if found:
-                yield film, count.index, now, frame[..., ::-1].copy()
+                yield video, count.index, now, frame[..., ::-1].copy()
             else:
                 count.num_read -= 1
         if not count.num_read:
-            raise DataError(f"{name}: no frame can be read; the file is no film, is damaged, or its codec is unknown.")
+            raise DataError(f"{name}: no frame can be read; the file is not a video, it is damaged, or its codec is unknown.")
         if count.is_short(name):
             raise DataError(
-                f"{name}: {count.num_read:,} of {film.num_frames:,} frames could be read, up to second {count.time:.1f}; "
-                "the film is cut short or damaged. The results hold those that could; fetch the film again for the others."
+                f"{name}: {count.num_read:,} of {video.num_frames:,} frames could be read, up to second {count.time:.1f}; "
+                "the video is cut short or damaged. The results hold those that could; fetch the video again for the others."
             )
     finally:
         capture.release()
 
 
 class _FrameCount:
-    """The frames of a film that were read, their times, and failures since the last one.
+    """The frames of a video that were read, their times, and failures since the last one.
 
     Attributes:
-        film: what its header says.
+        video: what its header says.
         index: of the last frame, from 0; those that are known to be lost before it count.
         time: of the last frame, in seconds.
         num_read: number of frames.
         num_failures: in a row.
     """
 
-    def __init__(self, film: Film) -> None:
-        self.film = film
+    def __init__(self, video: Video) -> None:
+        self.video = video
         self._num_regular = 0
         self.index, self.time, self.num_read, self.num_failures = -1, 0.0, 0, 0
 
     def add(self, moment: float) -> None:
         """Count a frame at a time in seconds."""
-        steps = (moment - self.time) * self.film.rate
+        steps = (moment - self.time) * self.video.rate
         self._num_regular += 0.9 < steps < 1.1
         is_behind_hole = self.num_failures > 0 and self.index >= 0 and steps > 1.5
         self.index += round(steps) if is_behind_hole else 1
@@ -136,7 +136,7 @@ class _FrameCount:
 
     def is_short(self, name: str) -> bool:
         """Tell whether frames are missing. Only MP4, MOV and AVI say how many there are; others give a length in time."""
-        expected = self.film.num_frames
+        expected = self.video.num_frames
         if expected is None or self.num_read >= expected:
             return False
         with open(name, "rb") as file:
@@ -149,7 +149,7 @@ class _FrameCount:
 
 def _grab(capture: Any, count: _FrameCount) -> bool:
     """Step to the next frame; a failure before the last one is passed over, as behind a damaged place others follow."""
-    expected = count.film.num_frames
+    expected = count.video.num_frames
     while not capture.grab():
         count.num_failures += 1
         if expected is None or count.index + 1 >= expected or count.num_failures > _MOST_FAILURES:
@@ -167,7 +167,7 @@ def load_opencv() -> Any:
         import cv2
     except ImportError as error:
         raise EnvironmentProblem(
-            f"films and cameras need OpenCV ({error}): pip install 'opencv-python-headless<5'"
+            f"videos and cameras need OpenCV ({error}): pip install 'opencv-python-headless<5'"
         ) from error
     return cv2
 
@@ -188,7 +188,7 @@ def _open_capture(name: str, *, is_live: bool) -> Any:
         capture = cv2.VideoCapture(source)
     if not capture.isOpened():
         capture.release()
-        what = "no such camera, or another program holds it" if is_live else "no film, damaged, or of an unknown codec"
+        what = "no such camera, or another program holds it" if is_live else "not a video, damaged, or of an unknown codec"
         raise DataError(f"{name}: cannot be opened ({what}).")
     return capture
 
@@ -200,15 +200,15 @@ def _give_plain_name(source: str | int) -> Iterator[str | int]:
         yield source
         return
     with tempfile.TemporaryDirectory() as folder:
-        link = Path(folder) / f"film{to_utf8(Path(source).suffix)}"
+        link = Path(folder) / f"video{to_utf8(Path(source).suffix)}"
         link.symlink_to(source)
         yield str(link)
 
 
-def _describe_film(capture: Any, *, is_live: bool) -> Film:
+def _describe_video(capture: Any, *, is_live: bool) -> Video:
     cv2 = load_opencv()
     rate, count = capture.get(cv2.CAP_PROP_FPS), capture.get(cv2.CAP_PROP_FRAME_COUNT)
-    return Film(
+    return Video(
         rate=float(rate) if 0 < rate < 1000 else DEFAULT_RATE,
         num_frames=int(count) if count > 0 and not is_live else None,
         is_live=is_live,
@@ -216,7 +216,7 @@ def _describe_film(capture: Any, *, is_live: bool) -> Film:
 
 
 def _get_time(capture: Any, index: int, rate: float) -> float:
-    """Return the time of the frame that was grabbed: its own where the film tells (rates may vary), else by the rate."""
+    """Return the time of the frame that was grabbed: its own where the video tells (rates may vary), else by the rate."""
     stamp = capture.get(load_opencv().CAP_PROP_POS_MSEC) / 1000
     return stamp if stamp > 0 or index == 0 else index / rate
 
@@ -329,7 +329,7 @@ AHEAD = 4
 PATIENCE = 5.0
 """Seconds; a camera may hang for longer."""
 
-NOT_FILM = "no films (.ts)"
+NOT_VIDEO = "no videos (.ts)"
 NOT_READ = "not read, or not wholly"
 
 _T = TypeVar("_T")
@@ -337,21 +337,21 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Frame:
-    """A picture, or one of a film.
+    """A picture, or one of a video.
 
     Attributes:
         name: as it was given, or the file's path in the folder that was given.
         image: uint8 [H, W, 3], RGB, upright.
-        index: of the frame in its film, from 0; None of a picture.
-        seconds: its time in the film; None of a picture.
-        film: the film; None of a picture.
+        index: of the frame in its video, from 0; None of a picture.
+        seconds: its time in the video; None of a picture.
+        video: the video; None of a picture.
     """
 
     name: str
     image: np.ndarray
     index: int | None = None
     seconds: float | None = None
-    film: Film | None = None
+    video: Video | None = None
 
 
 @dataclass(frozen=True)
@@ -373,10 +373,10 @@ def list_inputs(
     """Yield the files (and cameras) that are meant by names, in order; a name that means nothing as a `BadInput`.
 
     Args:
-        names: files; folders, in which pictures and films are searched for at any depth, hidden ones left
+        names: files; folders, in which pictures and videos are searched for at any depth, hidden ones left
             out, sorted by path; globs (** for any depth); "camera:N"; "-" for a list on stdin, one name a line.
         stdin: where "-" reads.
-        tally: counts the files and names that are seen, and those of folders that are neither pictures nor films.
+        tally: counts the files and names that are seen, and those of folders that are neither pictures nor videos.
     """
     tally = Tally() if tally is None else tally
     for name in names:
@@ -389,7 +389,7 @@ def list_inputs(
             yield from list_inputs(sorted(matches), tally=tally)
         elif os.path.isdir(name) or (not os.path.lexists(name) and glob.has_magic(name)):
             tally.seen += 1
-            what = "the folder holds no picture and no film." if os.path.isdir(name) else "nothing matches."
+            what = "the folder holds no picture and no video." if os.path.isdir(name) else "nothing matches."
             yield BadInput(name, f"{name}: {what}")
         else:
             tally.seen += 1
@@ -408,14 +408,14 @@ def open_inputs(
     the newest frame is yielded: frames that arrived while the caller was busy are dropped.
 
     Raises:
-        EnvironmentProblem: a package that a film needs is not installed.
+        EnvironmentProblem: a package that a video needs is not installed.
     """
     decoded = _decode(names, every=every, seconds=seconds, max_pixels=max_pixels)
     yield from read_ahead(decoded, AHEAD, is_live=_is_of_camera)
 
 
 def _is_of_camera(item: Frame | BadInput) -> bool:
-    return isinstance(item, Frame) and item.film is not None and item.film.is_live
+    return isinstance(item, Frame) and item.video is not None and item.video.is_live
 
 
 def read_ahead(
@@ -479,16 +479,16 @@ def _put_all(items: Iterable[Any], put: Callable[[str, Any], bool]) -> None:
 
 
 def _walk(folder: str, tally: Tally) -> Iterator[str]:
-    """Yield the pictures and films below a folder, see `dlfer.data.files.walk`; every other file is counted."""
+    """Yield the pictures and videos below a folder, see `dlfer.data.files.walk`; every other file is counted."""
     for path in walk(Path(folder), tally, set()):
         reason = find_reason(path)
         # TypeScript is called .ts as well; other names are taken at their word, so that what is damaged is reported.
-        is_named = path.suffix.casefold() in FILM_SUFFIXES and path.suffix.casefold() != ".ts"
-        if reason is None or is_named or find_kind(path) == "film":
+        is_named = path.suffix.casefold() in VIDEO_SUFFIXES and path.suffix.casefold() != ".ts"
+        if reason is None or is_named or find_kind(path) == "video":
             tally.seen += 1
             yield str(path)
         else:
-            tally.leave_out(NOT_FILM if path.suffix.casefold() == ".ts" else reason, path)
+            tally.leave_out(NOT_VIDEO if path.suffix.casefold() == ".ts" else reason, path)
 
 
 def _decode(
@@ -499,9 +499,9 @@ def _decode(
             yield name
             continue
         try:
-            if is_film(name):
-                for film, index, moment, image in read_film(name, every=every, seconds=seconds):
-                    yield Frame(name, image, index, moment, film)
+            if is_video(name):
+                for video, index, moment, image in read_video(name, every=every, seconds=seconds):
+                    yield Frame(name, image, index, moment, video)
             else:
                 yield Frame(name, read_image(Path(name), max_pixels=max_pixels))
         except EnvironmentProblem:

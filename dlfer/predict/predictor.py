@@ -1,4 +1,4 @@
-"""From pictures to the faces in them and what annotators would call their expressions; in films each face is followed."""
+"""From pictures to the faces in them and what annotators would call their expressions; in videos each face is followed."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SMOKE = "This is the model of a smoke run, trained on two batches of at most eig
 RESEARCH_ONLY = "The model is for research only: its weights come from data with that restriction."
 
 _BATCH_FRAMES, _BATCH_PIXELS = 32, 16_000_000
-"""Pictures whose faces are predicted together: at most so many, and as few as hold so many pixels; of a film up to the next
+"""Pictures whose faces are predicted together: at most so many, and as few as hold so many pixels; of a video up to the next
 frame on which faces are searched for, and at most twice the pixels."""
 
 
@@ -40,12 +40,12 @@ class FacePrediction:
     Attributes:
         box: x0, y0, x1, y1 in pixels of the upright picture; None: the picture was taken for a face.
         score: the detector's (centerface, mtcnn: a probability; opencv: a weight above 0, no probability); None without one, and
-            where the face was followed from other frames of a film.
+            where the face was followed from other frames of a video.
         label: the most probable label, or "uncertain".
         confidence: the probability of the most probable label.
         probabilities: of each label, in the classifier's order; the sum is one.
         abstained: whether the confidence is below the threshold that was asked for.
-        track: in a film, the number that the face keeps from frame to frame; else None.
+        track: in a video, the number that the face keeps from frame to frame; else None.
     """
 
     box: Box | None
@@ -59,7 +59,7 @@ class FacePrediction:
 
 @dataclass(frozen=True)
 class FramePrediction:
-    """A picture, or a frame of a film, and the faces in it, the largest first; none where none was found."""
+    """A picture, or a frame of a video, and the faces in it, the largest first; none where none was found."""
 
     frame: Frame
     faces: list[FacePrediction]
@@ -165,18 +165,18 @@ def predict_inputs(
 ) -> Iterator[FramePrediction | BadInput]:
     """Yield what is predicted for pictures and frames, in order; the faces of several files go to the network together.
 
-    A thread finds and cuts out the faces of the next pictures while those of the last ones are predicted. Faces of a film
+    A thread finds and cuts out the faces of the next pictures while those of the last ones are predicted. Faces of a video
     keep their number, and their probabilities are smoothed over time.
 
     Args:
         predictor: that finds and predicts them.
         inputs: from `open_inputs`.
         smooth: time constant of the smoothing in seconds; 0: none.
-        detect_every: on every so many-th frame of a film that is given the detector searches for faces, see `FaceFinder`;
+        detect_every: on every so many-th frame of a video that is given the detector searches for faces, see `FaceFinder`;
             None: about 7 times a second.
         every: the one of `open_inputs`.
     """
-    tracker, film = FaceTracker(smooth=smooth), None
+    tracker, video = FaceTracker(smooth=smooth), None
     found = read_ahead(_find_crops(predictor, inputs, detect_every=detect_every, every=every), 1, patience=None)
     with closing(found):
         for batch, crops in found:
@@ -186,9 +186,9 @@ def predict_inputs(
                     yield item
                     continue
                 faces = next(predicted)
-                if item.film is not None:
-                    if item.film is not film:
-                        tracker, film = FaceTracker(smooth=smooth), item.film
+                if item.video is not None:
+                    if item.video is not video:
+                        tracker, video = FaceTracker(smooth=smooth), item.video
                     faces = _follow(predictor, tracker, faces, item.seconds or 0.0)
                 yield FramePrediction(item, faces)
 
@@ -203,7 +203,7 @@ def describe_predictions(
 ) -> dict[str, Any]:
     """Return what a reader of predictions has to know: the notice, the model, how probabilities were made.
 
-    `smooth` and `detect_every`, of films, are as of `predict_inputs`; `smooth` None or 0: nothing is smoothed.
+    `smooth` and `detect_every`, of videos, are as of `predict_inputs`; `smooth` None or 0: nothing is smoothed.
     """
     classifier, fit = predictor.classifier, predictor.classifier.temperature_fit
     about = classifier.about
@@ -225,14 +225,14 @@ def describe_predictions(
             else None
         ),
         "smoothing": (
-            f"probabilities in films are an exponential average over time, time constant {smooth:g} s"
+            f"probabilities in videos are an exponential average over time, time constant {smooth:g} s"
             if smooth
             else None
         ),
         "detection": (
             None
             if detect_every == 1 or predictor.cropper.detect is None
-            else "faces in films are searched for "
+            else "faces in videos are searched for "
             + (f"on every {detect_every}. frame" if detect_every else f"about {DETECTIONS_A_SECOND:g} times a second")
             + " and followed in between (--detect-every 1: on every frame)"
         ),
@@ -242,7 +242,7 @@ def describe_predictions(
 
 @dataclass
 class _Batch:
-    """What is predicted together: pictures, or frames of one film that follow each other.
+    """What is predicted together: pictures, or frames of one video that follow each other.
 
     Attributes:
         items: in order.
@@ -266,22 +266,22 @@ class _Batch:
     @property
     def is_full(self) -> bool:
         """Whether it is predicted now; frames of a camera are by themselves, for the next one is waited for."""
-        if self.frames and self.frames[-1].film is not None and self.frames[-1].film.is_live:
+        if self.frames and self.frames[-1].video is not None and self.frames[-1].video.is_live:
             return True
         is_enough = len(self.items) >= _BATCH_FRAMES or self.pixels >= _BATCH_PIXELS
         return is_enough and (not self.keys or self.keys[-1] or self.pixels >= 2 * _BATCH_PIXELS)
 
 
 def _gather(inputs: Iterable[Frame | BadInput], *, detect_every: int | None, every: int) -> Iterator[_Batch]:
-    """Yield the inputs in batches; of a film `detect_every` and `every` are as of `predict_inputs`."""
-    batch, film, place, interval = _Batch(), None, 0, 1
+    """Yield the inputs in batches; of a video `detect_every` and `every` are as of `predict_inputs`."""
+    batch, video, place, interval = _Batch(), None, 0, 1
     for item in inputs:
         if isinstance(item, Frame):
-            if item.film is not film:
+            if item.video is not video:
                 if batch.items:
                     yield batch
-                batch, film, place = _Batch(), item.film, 0
-                interval = choose_interval(detect_every, film.rate / every) if film is not None else 1
+                batch, video, place = _Batch(), item.video, 0
+                interval = choose_interval(detect_every, video.rate / every) if video is not None else 1
             batch.add(item, is_key=place % interval == 0)
             place += 1
         else:

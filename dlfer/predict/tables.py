@@ -6,15 +6,15 @@ of the labels):
     file        as it was named; in a folder, with the folder
     face        1 is the largest in the picture; 0: no face was found, and what follows is empty
     x0 y0 x1 y1 the box, in pixels of the upright picture; empty with --faces whole
-    score       of the detector; centerface, mtcnn: probability of a face, opencv: a weight; empty where a face of a film was
+    score       of the detector; centerface, mtcnn: probability of a face, opencv: a weight; empty where a face of a video was
                 followed from other frames
     label       the most probable one; "uncertain" if its probability is below --abstain
     confidence  the probability of the most probable label
     <label>     one column for each label: its probability ("p_" before a name that is taken)
     abstained   true or false
-    frame       of a film: number of the frame, from 0
-    seconds     of a film: time of the frame
-    track       of a film: number of the face, the same from frame to frame
+    frame       of a video: number of the frame, from 0
+    seconds     of a video: time of the frame
+    track       of a video: number of the face, the same from frame to frame
 
 Of a name that is not UTF-8 each such byte is written as \\xNN, in every format. In csv and on a terminal control characters
 are escaped too (\\n, \\x1b, \\u202e), and a cell of csv that begins like a formula (= + - @, a tab) has a ' before it.

@@ -1,4 +1,4 @@
-"""Faces of films: searched for on some frames, followed on those between, numbered and smoothed over time."""
+"""Faces of videos: searched for on some frames, followed on those between, numbered and smoothed over time."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class _Track:
 
 
 class FaceTracker:
-    """Follows the faces of one film.
+    """Follows the faces of one video.
 
     Boxes of a frame are matched with the last ones of known faces, the greatest overlap first. The smoothed
     probabilities are p + (1 - exp(-t / smooth)) (q - p), where p are the last ones, q those of the frame, and
@@ -100,7 +100,7 @@ def compute_overlap(first: Box | None, second: Box | None) -> float:
 
 
 DETECTIONS_A_SECOND = 7.0
-"""About so often faces are searched for in a film, unless it is said how often."""
+"""About so often faces are searched for in a video, unless it is said how often."""
 
 SAME_FACE = 0.5
 """Intersection over union from which a face that was found twice is taken to have moved evenly in between."""
@@ -112,11 +112,11 @@ def choose_interval(detect_every: int | None, rate: float) -> int:
 
 
 class FaceFinder:
-    """Finds the faces in frames, whose detector looks at some frames of a film alone.
+    """Finds the faces in frames, whose detector looks at some frames of a video alone.
 
     Between two of these in a file each face moves evenly from the one place to the other. Where they do not hold the same
     faces at nearly the same places, the frame in their middle is looked at, too, and so on: a face that comes, goes or
-    moves fast, and a cut of the film, are found where they are. Of a camera, which cannot be looked ahead in, faces are
+    moves fast, and a cut of the video, are found where they are. Of a camera, which cannot be looked ahead in, faces are
     followed by the optical flow of the pixels.
 
     Args:
@@ -131,16 +131,16 @@ class FaceFinder:
         """Return the faces in each of several frames, the largest first.
 
         Args:
-            frames: pictures, or frames of one film that follow each other and those of the last call; of a camera one.
+            frames: pictures, or frames of one video that follow each other and those of the last call; of a camera one.
             keys: whether the detector looks at each; it does at the last one in any case.
         """
-        film = frames[-1].film
-        is_next = film is not None and self._last is not None and self._last[0].film is film
-        if is_next and film.is_live and not any(keys):
+        video = frames[-1].video
+        is_next = video is not None and self._last is not None and self._last[0].video is video
+        if is_next and video.is_live and not any(keys):
             found = [follow_faces(self._last[1], self._last[0].image, frames[0].image)]
         else:
-            found = self._detect_and_fill(frames, keys, self._last if is_next and not film.is_live else None)
-        self._last = (frames[-1], found[-1]) if film is not None else None
+            found = self._detect_and_fill(frames, keys, self._last if is_next and not video.is_live else None)
+        self._last = (frames[-1], found[-1]) if video is not None else None
         return found
 
     def _detect_and_fill(

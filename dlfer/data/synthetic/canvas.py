@@ -1,4 +1,4 @@
-"""The drawing board of the synthetic sources: outlines on a fine canvas, then camera and film.
+"""The drawing board of the synthetic sources: outlines on a fine canvas, then camera and video.
 
 Outlines are collected in a `Sketch`, painted by Pillow on a canvas of SUPERSAMPLE times the side
 and averaged down, which smooths every edge. What a camera adds (blur, noise, the blocks of JPEG)

@@ -123,7 +123,7 @@ def test_what_is_no_picture_is_counted_by_reason_with_names(tmp_path):
     _tree(tmp_path, ("",))
     (tmp_path / "angry" / "notes.txt").write_text("x")
     (tmp_path / "angry" / "empty").write_bytes(b"")
-    (tmp_path / "angry" / "film.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(100))
+    (tmp_path / "angry" / "video.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(100))
     (tmp_path / "angry" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(100))
     (tmp_path / "happy" / "gone.png").symlink_to(tmp_path / "nowhere.png")
     for name in ("Thumbs.db", ".DS_Store", "._im0.png", "desktop.ini"):
@@ -140,10 +140,10 @@ def test_what_is_no_picture_is_counted_by_reason_with_names(tmp_path):
     counts = {reason: found[reason].n for reason in found}
     heic = next(name for name in counts if name.startswith("HEIC"))
     assert counts == {
-        "hidden files and files of the system": 5, "no picture format that is read (.txt)": 1, "empty files": 1, "films": 1, heic: 1,
+        "hidden files and files of the system": 5, "no picture format that is read (.txt)": 1, "empty files": 1, "videos": 1, heic: 1,
         "links to what is not there": 1, "files beside the folders": 1, "no picture format that is read (.py)": 1,
     }  # fmt: skip
-    assert found["films"].first == ["angry/film.mp4"]
+    assert found["videos"].first == ["angry/video.mp4"]
     record = bundle.reading.as_record()
     assert (record.seen, record.used) == (18, 6)
     assert any("scripts holds 1 files and no picture" in note for note in bundle.notes)
@@ -178,7 +178,7 @@ def test_a_class_without_pictures_says_what_it_holds(tmp_path):
     (tmp_path / "fear").mkdir()
     (tmp_path / "fear" / "a.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(100))
     with pytest.raises(
-        DataError, match=r"fear: the class folder holds no images that can be read: 1 films \(fear/a.mp4\)"
+        DataError, match=r"fear: the class folder holds no images that can be read: 1 videos \(fear/a.mp4\)"
     ):
         scan_folder(tmp_path)
 
@@ -188,9 +188,9 @@ def test_a_class_without_pictures_says_what_it_holds(tmp_path):
     [
         (b"\xff\xd8\xff\xe0", "picture"), (b"II*\0", "picture"), (b"MM\0*", "picture"), (b"\0\0\0\x1cftypavif", "picture"),
         (b"\0\0\0\x0cjP  \r\n", "picture"), (b"P5\n40 30", "picture"), (b"RIFF\1\2\3\4WEBP", "picture"),
-        (b"\0\0\0\x18ftypheic", "heif"), (b"\0\0\0\x18ftypqt  ", "film"), (b"\0\0\0\x18ftyp3gp5", "film"),
-        (b"\x1aE\xdf\xa3", "film"), (b"FLV\1\5", "film"), (b"RIFF\1\2\3\4AVI ", "film"), (b"\0\0\1\xba!", "film"),
-        ((b"\x47" + bytes(187)) * 3, "film"), ((bytes(4) + b"\x47" + bytes(187)) * 3, "film"),
+        (b"\0\0\0\x18ftypheic", "heif"), (b"\0\0\0\x18ftypqt  ", "video"), (b"\0\0\0\x18ftyp3gp5", "video"),
+        (b"\x1aE\xdf\xa3", "video"), (b"FLV\1\5", "video"), (b"RIFF\1\2\3\4AVI ", "video"), (b"\0\0\1\xba!", "video"),
+        ((b"\x47" + bytes(187)) * 3, "video"), ((bytes(4) + b"\x47" + bytes(187)) * 3, "video"),
         (b"\0\0\0\x18ftypM4A ", None), (b"BMW sales", None), (b"export const a", None), (b"%PDF-1.7", None), (b"", "empty"),
     ],
 )  # fmt: skip

@@ -32,7 +32,7 @@ def model(tmp_path_factory):
 
 @pytest.fixture
 def pictures(tmp_path, monkeypatch):
-    """Two pictures of one name, one that is none, and a film."""
+    """Two pictures of one name, one that is none, and a video."""
     monkeypatch.chdir(tmp_path)
     rng = np.random.default_rng(0)
     for name in ("a/face.png", "b/face.png"):
@@ -44,14 +44,14 @@ def pictures(tmp_path, monkeypatch):
 
 def test_pictures_become_figures_arrays_and_a_page(call, pictures, model):
     code, out, err = call(
-        *("explain", "a/face.png", "text.jpg", "b/face.png", "film.mp4", "--model", str(model), "--faces", "whole"),
+        *("explain", "a/face.png", "text.jpg", "b/face.png", "video.mp4", "--model", str(model), "--faces", "whole"),
         *("--size", "16", "--stride", "8", "--stage", "4", "--sanity", "--label", "Happy", "--out", "maps"),
     )
     assert code == 1
     assert out == "maps/index.html\n"
     assert "4 files seen, 2 used, 2 left out." in err
     assert "not read: text.jpg" in err
-    assert "film.mp4: a film" in err
+    assert "video.mp4: a video" in err
     folder = pictures / "maps"
     assert sorted(path.name for path in folder.iterdir()) == [
         *("explanations.json", "face.npz", "face.png", "face_2.npz", "face_2.png", "index.html"),

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dlfer.predict.job import PAPER, Sketches, draw_faces
-from dlfer.predict.media import Film, Frame, open_inputs
+from dlfer.predict.media import Video, Frame, open_inputs
 from dlfer.predict.predictor import FacePrediction, FramePrediction
 
 FACE = FacePrediction((100.0, 120.0, 180.0, 200.0), 0.9, "Happy", 0.9, {"Happy": 0.9, "Sad": 0.1}, track=2)
@@ -29,19 +29,19 @@ def test_small_crops_are_enlarged_and_labels_stay_inside():
     assert draw_faces(np.zeros((48, 64, 3), np.uint8), [WHOLE], enlarge=False).shape == (48, 64, 3)
 
 
-def test_a_folder_of_pictures_and_films(tmp_path):
+def test_a_folder_of_pictures_and_videos(tmp_path):
     pytest.importorskip("cv2")
     sketches = Sketches(tmp_path / "drawn")
     picture = np.full((300, 400, 3), 50, np.uint8)
     for name in ("a/x.png", "b/x.jpg"):
         sketches.add(FramePrediction(Frame(name, picture), [FACE]))
-    films = [Film(10.0, 3, False) for _ in range(2)]
-    for name, film in zip(("x.mp4", "camera:0"), films, strict=True):
+    videos = [Video(10.0, 3, False) for _ in range(2)]
+    for name, video in zip(("x.mp4", "camera:0"), videos, strict=True):
         for index in range(3):
-            sketches.add(FramePrediction(Frame(name, picture, 2 * index, index / 5, film), [FACE]), every=2)
+            sketches.add(FramePrediction(Frame(name, picture, 2 * index, index / 5, video), [FACE]), every=2)
     sketches.close()
     assert sorted(path.name for path in (tmp_path / "drawn").iterdir()) == ["camera-0.mp4", "x-2.jpg", "x.jpg", "x.mp4"]
     frames = list(open_inputs([str(tmp_path / "drawn" / "x.mp4")]))
     assert len(frames) == 3
-    assert frames[0].film.rate == pytest.approx(5)
+    assert frames[0].video.rate == pytest.approx(5)
     assert abs(int(frames[1].image[160, 100, 2]) - PAPER[2]) < 60

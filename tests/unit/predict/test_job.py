@@ -20,8 +20,8 @@ from dlfer import cli
 from dlfer.data.faces import Face
 from dlfer.predict import job as module
 from dlfer.predict import tables
-from dlfer.predict.job import FilmWriter
-from dlfer.predict.media import Film, Frame
+from dlfer.predict.job import VideoWriter
+from dlfer.predict.media import Video, Frame
 from dlfer.predict.predictor import FramePrediction
 
 
@@ -72,9 +72,9 @@ def test_a_list_on_stdin_to_json(call, draw_blocks, monkeypatch):
     assert found["failed"][0]["file"] == "b.png"
 
 
-def test_a_film_to_lines_and_an_annotated_film(call, draw_blocks):
+def test_a_video_to_lines_and_an_annotated_video(call, draw_blocks):
     pytest.importorskip("cv2")
-    writer = FilmWriter(Path("a.mp4"), rate=10)
+    writer = VideoWriter(Path("a.mp4"), rate=10)
     for index in range(5):
         writer.write(np.kron(draw_blocks((10 + 2 * index, 10, 20, 250)), np.ones((4, 4, 1), np.uint8)))
     writer.close()
@@ -88,9 +88,9 @@ def test_a_film_to_lines_and_an_annotated_film(call, draw_blocks):
     assert Path("drawn/a.mp4").stat().st_size > 1000
 
 
-def write_film(draw_blocks, path="a.mp4", count=9, rate=25):
+def write_video(draw_blocks, path="a.mp4", count=9, rate=25):
     pytest.importorskip("cv2")
-    writer = FilmWriter(Path(path), rate=rate)
+    writer = VideoWriter(Path(path), rate=rate)
     for index in range(count):
         writer.write(np.kron(draw_blocks((10 + index, 10, 20, 250)), np.ones((4, 4, 1), np.uint8)))
     writer.close()
@@ -109,7 +109,7 @@ def test_rows_tell_on_which_frames_faces_were_searched_for(call, draw_blocks, mo
         return [[Face((40.0, 40.0, 80.0, 80.0), 0.75)] for _ in images]
 
     monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", find)
-    write_film(draw_blocks)
+    write_video(draw_blocks)
     code, _, err = call("a.mp4", "--faces", "opencv", "--out", "a.json", *args)
     found = json.loads(Path("a.json").read_text())
     assert code == 0
@@ -171,9 +171,9 @@ def open_windows(monkeypatch):
     return put
 
 
-def test_a_film_is_shown_with_its_boxes_and_the_table_is_the_same(call, draw_blocks, open_windows):
+def test_a_video_is_shown_with_its_boxes_and_the_table_is_the_same(call, draw_blocks, open_windows):
     windows = open_windows()
-    write_film(draw_blocks)
+    write_video(draw_blocks)
     assert call("a.mp4", "--faces", "whole", "--out", "a.csv")[0] == 0
     assert call("a.mp4", "--faces", "whole", "--out", "b.csv", "--show", "--draw", "drawn")[0] == 0
     assert Path("a.csv").read_text() == Path("b.csv").read_text()
@@ -190,7 +190,7 @@ def test_a_film_is_shown_with_its_boxes_and_the_table_is_the_same(call, draw_blo
 @pytest.mark.parametrize("key", [ord("q"), 27, ord("q") + 0x100000])
 def test_q_and_esc_end_with_the_rows_so_far(call, draw_blocks, open_windows, key):
     windows = open_windows(keys=[-1, -1, -1, key])
-    write_film(draw_blocks, count=60, rate=1000 / 33)
+    write_video(draw_blocks, count=60, rate=1000 / 33)
     code, _, _ = call("a.mp4", "--faces", "whole", "--out", "a.csv", "--show")
     assert code == 0
     assert 1 <= len(windows.shown) <= 4
@@ -200,12 +200,12 @@ def test_q_and_esc_end_with_the_rows_so_far(call, draw_blocks, open_windows, key
 
 def test_a_window_that_is_closed_ends_the_job_and_other_keys_do_not(call, draw_blocks, open_windows):
     windows = open_windows(keys=[ord("x")] * 200, is_closed_after=5)
-    write_film(draw_blocks, count=30)
+    write_video(draw_blocks, count=30)
     assert call("a.mp4", "--faces", "whole", "--out", "a.csv", "--show")[0] == 0
     assert len(windows.shown) == 5
 
 
-def test_a_film_is_shown_at_its_rate_and_what_comes_late_is_not_caught_up_with(open_windows, monkeypatch):
+def test_a_video_is_shown_at_its_rate_and_what_comes_late_is_not_caught_up_with(open_windows, monkeypatch):
     windows, now = open_windows(), 100.0
 
     def wait(delay):
@@ -215,15 +215,15 @@ def test_a_film_is_shown_at_its_rate_and_what_comes_late_is_not_caught_up_with(o
 
     monkeypatch.setattr(windows, "waitKey", wait)
     monkeypatch.setattr(module.time, "monotonic", lambda: now)
-    window, film, ends = module.Window(), Film(10.0, None, False), []
+    window, video, ends = module.Window(), Video(10.0, None, False), []
     for index in range(6):
         now += 0.5 if index == 3 else 0.02  # what the prediction takes
         assert window.show(
-            FramePrediction(Frame("a.mp4", np.zeros((48, 64, 3), np.uint8), index, index / 10, film), [])
+            FramePrediction(Frame("a.mp4", np.zeros((48, 64, 3), np.uint8), index, index / 10, video), [])
         )
         ends.append(now)
     assert np.diff(ends) == pytest.approx([0.1, 0.1, 0.5, 0.1, 0.1], abs=0.01)
-    live = Frame("camera:0", np.zeros((48, 64, 3), np.uint8), 0, 7.0, Film(10.0, None, True))
+    live = Frame("camera:0", np.zeros((48, 64, 3), np.uint8), 0, 7.0, Video(10.0, None, True))
     assert window.show(FramePrediction(live, []))
     assert now - ends[-1] < 0.01
 
@@ -277,7 +277,7 @@ def test_a_camera_is_shown_until_q(call, open_windows, monkeypatch):
 
 def test_an_error_or_ctrl_c_closes_the_window(call, draw_blocks, open_windows, monkeypatch):
     windows = open_windows()
-    write_film(draw_blocks)
+    write_video(draw_blocks)
     monkeypatch.setattr(windows, "waitKey", lambda delay: (_ for _ in ()).throw(KeyboardInterrupt))
     assert call("a.mp4", "--faces", "whole", "--out", "a.csv", "--show")[0] == 130
     assert windows.closed == 1
@@ -543,9 +543,9 @@ def test_a_name_that_is_not_utf_8_is_in_every_format(call, draw_blocks, form):
         assert json.loads(text)["failed"][0]["file"] == r"caf\xe8.png"
 
 
-def test_a_film_with_a_name_that_is_not_utf_8(call, draw_blocks):
+def test_a_video_with_a_name_that_is_not_utf_8(call, draw_blocks):
     pytest.importorskip("cv2")
-    writer = FilmWriter(Path("a.mp4"), rate=10)
+    writer = VideoWriter(Path("a.mp4"), rate=10)
     for _ in range(3):
         writer.write(np.kron(draw_blocks((10, 10, 20, 250)), np.ones((4, 4, 1), np.uint8)))
     writer.close()

@@ -1,4 +1,4 @@
-"""Names lead to files; what is damaged takes its place; decoding runs ahead, but not far; films keep their times."""
+"""Names lead to files; what is damaged takes its place; decoding runs ahead, but not far; videos keep their times."""
 
 import io
 import threading
@@ -11,8 +11,8 @@ from PIL import Image
 from dlfer.data.files import Tally
 from dlfer.errors import DataError
 from dlfer.predict import media
-from dlfer.predict.job import FilmWriter
-from dlfer.predict.media import BadInput, Frame, is_film, list_inputs, open_inputs, read_ahead, read_film
+from dlfer.predict.job import VideoWriter
+from dlfer.predict.media import BadInput, Frame, is_video, list_inputs, open_inputs, read_ahead, read_video
 
 
 def write_picture(path, value=10):
@@ -21,9 +21,9 @@ def write_picture(path, value=10):
     return str(path)
 
 
-def write_film(path, num_frames=6, rate=5.0):
+def write_video(path, num_frames=6, rate=5.0):
     pytest.importorskip("cv2")
-    writer = FilmWriter(path, rate=rate)
+    writer = VideoWriter(path, rate=rate)
     for index in range(num_frames):
         frame = np.zeros((48, 64, 3), np.uint8)
         frame[..., 0] = 30 * index  # red
@@ -102,32 +102,32 @@ def test_of_live_items_the_newest_waits_and_others_keep_their_places():
     def draw():
         yield "first"
         may_go_on.wait(5)
-        yield from ("film 1", "film 2", "live 1", "live 2", "live 3", "film 3")
+        yield from ("video 1", "video 2", "live 1", "live 2", "live 3", "video 3")
         is_done.set()
 
     reader = read_ahead(draw(), 9, is_live=lambda item: item.startswith("live"))
     assert next(reader) == "first"
     may_go_on.set()
     assert is_done.wait(5)
-    assert list(reader) == ["film 1", "film 2", "live 3", "film 3"]
+    assert list(reader) == ["video 1", "video 2", "live 3", "video 3"]
 
 
-def test_a_film_frame_by_frame_with_its_times(tmp_path):
-    path = write_film(tmp_path / "a.mp4")
+def test_a_video_frame_by_frame_with_its_times(tmp_path):
+    path = write_video(tmp_path / "a.mp4")
     frames = list(open_inputs([path]))
     assert [frame.index for frame in frames] == list(range(6))
     assert [frame.seconds for frame in frames] == pytest.approx([index / 5 for index in range(6)], abs=1e-3)
     assert [int(frame.image[20, 30, 0]) for frame in frames] == pytest.approx([30 * i for i in range(6)], abs=12)
     assert max(int(frame.image[20, 30, 2]) for frame in frames) < 30  # RGB, not BGR
-    assert frames[0].film.num_frames == 6
-    assert frames[0].film.rate == pytest.approx(5)
+    assert frames[0].video.num_frames == 6
+    assert frames[0].video.rate == pytest.approx(5)
     assert [frame.index for frame in open_inputs([path], every=4)] == [0, 4]
     assert [frame.index for frame in open_inputs([path], seconds=0.5)] == [0, 1, 2]
 
 
-def test_films_that_are_none(tmp_path):
+def test_videos_that_are_none(tmp_path):
     pytest.importorskip("cv2")
-    (tmp_path / "a.mp4").write_bytes(b"no film" * 100)
+    (tmp_path / "a.mp4").write_bytes(b"no video" * 100)
     (tmp_path / "empty.mp4").write_bytes(b"")
     for name, problem in (
         (tmp_path / "a.mp4", "cannot be opened|no frame"),
@@ -137,8 +137,8 @@ def test_films_that_are_none(tmp_path):
         ("camera:x", "number of a camera"),
     ):
         with pytest.raises(DataError, match=problem):
-            list(read_film(str(name)))
-    writer = FilmWriter(tmp_path / "b.mp4", rate=5)
+            list(read_video(str(name)))
+    writer = VideoWriter(tmp_path / "b.mp4", rate=5)
     writer.write(np.zeros((48, 64, 3), np.uint8))
     with pytest.raises(DataError, match="expected"):
         writer.write(np.zeros((48, 66, 3), np.uint8))
@@ -170,13 +170,13 @@ class FakeCamera:
         FakeCamera.released += 1
 
 
-def test_a_camera_goes_the_way_of_films(monkeypatch):
+def test_a_camera_goes_the_way_of_videos(monkeypatch):
     cv2 = pytest.importorskip("cv2")
     monkeypatch.setattr(cv2, "VideoCapture", FakeCamera)
     ticks = iter(range(1000))
     monkeypatch.setattr(media.time, "monotonic", lambda: next(ticks) / 10)
     FakeCamera.released = 0
-    frames = list(read_film("camera:0", seconds=0.5))
+    frames = list(read_video("camera:0", seconds=0.5))
     assert [index for _, index, _, _ in frames] == [0, 2, 3, 4]  # the second could not be fetched
     assert [round(seconds, 3) for _, _, seconds, _ in frames] == [0.1, 0.3, 0.4, 0.5]
     assert frames[-1][3][0, 0].tolist() == [0, 0, 4]
@@ -184,16 +184,16 @@ def test_a_camera_goes_the_way_of_films(monkeypatch):
     assert frames[0][0].num_frames is None
     assert FakeCamera.released == 1
     with pytest.raises(DataError, match="no such camera"):
-        list(read_film("camera:1"))
+        list(read_video("camera:1"))
 
 
 def test_what_a_folder_holds_besides_is_counted_and_kinds_are_told_by_the_first_bytes(tmp_path):
     folder = tmp_path / "in"
     Image.fromarray(np.zeros((12, 16), np.uint8)).save(write_picture(folder / "a.tiff"))
     (folder / "b").write_bytes((folder / "a.tiff").read_bytes())
-    film = write_film(folder / "c.mp4")
-    (folder / "d").write_bytes(Path(film).read_bytes())
-    (folder / "e.jpg").write_bytes(Path(film).read_bytes())
+    video = write_video(folder / "c.mp4")
+    (folder / "d").write_bytes(Path(video).read_bytes())
+    (folder / "e.jpg").write_bytes(Path(video).read_bytes())
     (folder / "f.ts").write_text("export const a = 1;" * 50)
     (folder / "g.ts").write_bytes((b"\x47" + bytes(187)) * 4)
     for name in ("notes.txt", "Thumbs.db", "._a.png", "empty"):
@@ -202,15 +202,15 @@ def test_what_a_folder_holds_besides_is_counted_and_kinds_are_told_by_the_first_
     tally = Tally(folder)
     found = [name.removeprefix(f"{folder}/") for name in list_inputs([str(folder)], tally=tally)]
     assert found == ["a.tiff", "b", "c.mp4", "d", "e.jpg", "g.ts"]
-    assert [is_film(str(folder / name)) for name in found] == [False, False, True, True, True, True]
+    assert [is_video(str(folder / name)) for name in found] == [False, False, True, True, True, True]
     assert {reason.reason: reason.n for reason in tally.list_left_out()} == {
-        "hidden files and files of the system": 2, "no picture format that is read (.txt)": 1, "empty files": 1, "no films (.ts)": 1,
+        "hidden files and files of the system": 2, "no picture format that is read (.txt)": 1, "empty files": 1, "no videos (.ts)": 1,
         "links to a folder that is read already, or that lies above": 1,
     }  # fmt: skip
     assert tally.describe()[0] == "12 files seen, 6 used, 6 left out."
 
 
-def write_noisy_film(path, code):
+def write_noisy_video(path, code):
     cv2 = pytest.importorskip("cv2")
     writer = cv2.VideoWriter(str(path), cv2.VideoWriter_fourcc(*code), 10.0, (160, 120))
     rng = np.random.default_rng(0)
@@ -223,8 +223,8 @@ def write_noisy_film(path, code):
 
 
 @pytest.mark.parametrize(("name", "code"), [("a.avi", "MJPG"), ("a.avi", "XVID"), ("a.mkv", "mp4v"), ("a.mp4", "mp4v")])
-def test_damaged_films_are_read_behind_the_hole_and_reported(tmp_path, name, code):
-    data = bytearray(write_noisy_film(tmp_path / name, code))
+def test_damaged_videos_are_read_behind_the_hole_and_reported(tmp_path, name, code):
+    data = bytearray(write_noisy_video(tmp_path / name, code))
     assert [type(item) for item in open_inputs([str(tmp_path / name)])] == [Frame] * 60
     begin, length = len(data) * 4 // 10, len(data) // 10
     data[begin : begin + length] = bytes(length)
@@ -238,8 +238,8 @@ def test_damaged_films_are_read_behind_the_hole_and_reported(tmp_path, name, cod
 
 
 @pytest.mark.parametrize(("name", "code"), [("a.avi", "MJPG"), ("a.mkv", "mp4v")])
-def test_a_film_that_is_cut_short_is_reported_with_its_frames(tmp_path, name, code):
-    data = write_noisy_film(tmp_path / name, code)
+def test_a_video_that_is_cut_short_is_reported_with_its_frames(tmp_path, name, code):
+    data = write_noisy_video(tmp_path / name, code)
     (tmp_path / name).write_bytes(data[: len(data) * 6 // 10])
     *frames, last = open_inputs([str(tmp_path / name)])
     assert 20 < len(frames) < 45
@@ -247,9 +247,9 @@ def test_a_film_that_is_cut_short_is_reported_with_its_frames(tmp_path, name, co
     assert [type(item) for item in open_inputs([str(tmp_path / name)], seconds=1.0)] == [Frame] * 11
 
 
-def test_marked_films_keep_the_times_of_frames_at_varying_rates(tmp_path):
+def test_marked_videos_keep_the_times_of_frames_at_varying_rates(tmp_path):
     pytest.importorskip("cv2")
-    writer = FilmWriter(tmp_path / "a.mp4", rate=10)
+    writer = VideoWriter(tmp_path / "a.mp4", rate=10)
     for value, seconds in ((40, 0.5), (80, 0.6), (90, 0.62), (120, 1.5), (200, 1.6)):
         writer.write(np.full((48, 64, 3), value, np.uint8), seconds)
     writer.close()

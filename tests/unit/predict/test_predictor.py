@@ -1,4 +1,4 @@
-"""Faces of several pictures in one call, boxes in upright pixels, films followed, thresholds kept."""
+"""Faces of several pictures in one call, boxes in upright pixels, videos followed, thresholds kept."""
 
 import threading
 import time
@@ -13,7 +13,7 @@ from dlfer.data.faces import Face, crop_face, prepare_face
 from dlfer.data.images import equalize
 from dlfer.errors import UserError
 from dlfer.predict.crops import build_cropper, cut_ready_crop
-from dlfer.predict.media import BadInput, Film, Frame, list_inputs, open_inputs
+from dlfer.predict.media import BadInput, Video, Frame, list_inputs, open_inputs
 from dlfer.predict.predictor import (
     UNCERTAIN,
     FacePredictor,
@@ -128,13 +128,13 @@ def test_boxes_are_in_the_upright_picture(orientation, classifier, blocks, draw_
     assert face.box == (8, 4, 28, 24)
 
 
-def test_films_are_followed_and_smoothed_and_pictures_are_not(classifier, blocks, draw_blocks):
-    film = Film(rate=10.0, num_frames=3, is_live=False)
+def test_videos_are_followed_and_smoothed_and_pictures_are_not(classifier, blocks, draw_blocks):
+    video = Video(rate=10.0, num_frames=3, is_live=False)
     frames = [
-        Frame("a.mp4", draw_blocks((10 + 2 * index, 10, 20, level)), index, index / 10, film)
+        Frame("a.mp4", draw_blocks((10 + 2 * index, 10, 20, level)), index, index / 10, video)
         for index, level in enumerate((255, 255, 105))
     ]
-    other = Film(rate=10.0, num_frames=1, is_live=False)
+    other = Video(rate=10.0, num_frames=1, is_live=False)
     frames.append(Frame("b.mp4", draw_blocks((10, 10, 20, 105)), 0, 0.0, other))
     predictor = FacePredictor(classifier, faces="opencv")
     *first, last = [result.faces[0] for result in predict_inputs(predictor, frames, smooth=0.5)]
@@ -149,11 +149,11 @@ def test_films_are_followed_and_smoothed_and_pictures_are_not(classifier, blocks
 
 
 def test_a_camera_is_answered_before_its_next_frame_comes(classifier, blocks, draw_blocks):
-    film, is_answered = Film(rate=25.0, num_frames=None, is_live=True), threading.Event()
+    video, is_answered = Video(rate=25.0, num_frames=None, is_live=True), threading.Event()
 
     def watch():
         for index in range(6):
-            yield Frame("camera:0", draw_blocks((1, 1, 20, 200)), index, index / 25, film)
+            yield Frame("camera:0", draw_blocks((1, 1, 20, 200)), index, index / 25, video)
             assert is_answered.wait(20)
             is_answered.clear()
 
@@ -165,10 +165,10 @@ def test_a_camera_is_answered_before_its_next_frame_comes(classifier, blocks, dr
     assert {face.track for result in results for face in result.faces} == {1}
 
 
-def draw_film(draw_blocks, count, film=None):
-    film = film or Film(rate=25.0, num_frames=count, is_live=False)
+def draw_video(draw_blocks, count, video=None):
+    video = video or Video(rate=25.0, num_frames=count, is_live=False)
     return [
-        Frame("a.mp4", draw_blocks((10 + index % 7, 10, 20, 200)), index, index / 25, film) for index in range(count)
+        Frame("a.mp4", draw_blocks((10 + index % 7, 10, 20, 200)), index, index / 25, video) for index in range(count)
     ]
 
 
@@ -189,7 +189,7 @@ def test_faces_are_searched_for_while_others_are_predicted(classifier, monkeypat
     monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", detect)
     monkeypatch.setattr(classifier, "predict", predict)
     results = list(
-        predict_inputs(FacePredictor(classifier, faces="opencv"), draw_film(draw_blocks, 64), detect_every=1)
+        predict_inputs(FacePredictor(classifier, faces="opencv"), draw_video(draw_blocks, 64), detect_every=1)
     )
     assert [result.frame.index for result in results] == list(range(64))
     assert looked == [32, 32]
@@ -200,7 +200,7 @@ def test_no_more_than_three_batches_are_in_memory(classifier, blocks, draw_block
 
     def draw():
         nonlocal drawn
-        for frame in draw_film(draw_blocks, 320):
+        for frame in draw_video(draw_blocks, 320):
             drawn += 1
             yield frame
 
@@ -211,16 +211,16 @@ def test_no_more_than_three_batches_are_in_memory(classifier, blocks, draw_block
     assert drawn == 320
 
 
-@pytest.mark.parametrize("place", ["the detector", "the classifier", "the film"])
+@pytest.mark.parametrize("place", ["the detector", "the classifier", "the video"])
 def test_errors_of_any_stage_come_out_and_no_thread_stays(place, classifier, blocks, draw_blocks, monkeypatch):
     def fail(*args, **options):
         raise RuntimeError(place)
 
     def draw():
-        yield from draw_film(draw_blocks, 40)
-        if place == "the film":
+        yield from draw_video(draw_blocks, 40)
+        if place == "the video":
             fail()
-        yield from draw_film(draw_blocks, 40)
+        yield from draw_video(draw_blocks, 40)
 
     if place == "the detector":
         monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", fail)
@@ -232,9 +232,9 @@ def test_errors_of_any_stage_come_out_and_no_thread_stays(place, classifier, blo
     wait_for_threads(before)
 
 
-def test_leaving_a_film_early_ends_its_threads(classifier, blocks, draw_blocks):
+def test_leaving_a_video_early_ends_its_threads(classifier, blocks, draw_blocks):
     before = threading.active_count()
-    results = predict_inputs(FacePredictor(classifier, faces="opencv"), draw_film(draw_blocks, 500))
+    results = predict_inputs(FacePredictor(classifier, faces="opencv"), draw_video(draw_blocks, 500))
     next(results)
     assert threading.active_count() > before
     results.close()
@@ -254,7 +254,7 @@ def test_a_detector_that_computes_is_waited_for(classifier, monkeypatch, draw_bl
 
     monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", detect)
     monkeypatch.setattr("threading.Thread.join", wait_at_most(0.1, threading.Thread.join))
-    results = predict_inputs(FacePredictor(classifier, faces="opencv"), draw_film(draw_blocks, 200))
+    results = predict_inputs(FacePredictor(classifier, faces="opencv"), draw_video(draw_blocks, 200))
     next(results)
     while len(looked) < 2:
         time.sleep(0.001)
@@ -285,8 +285,8 @@ def test_the_interval_counts_frames_that_are_looked_at(
         return find_blocks(images, detector=detector)
 
     monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", detect)
-    film = Film(rate=25.0, num_frames=41, is_live=False)
-    frames = [Frame("a.mp4", draw_blocks((10, 10, 20, 200)), index, index / 25, film) for index in range(41)]
+    video = Video(rate=25.0, num_frames=41, is_live=False)
+    frames = [Frame("a.mp4", draw_blocks((10, 10, 20, 200)), index, index / 25, video) for index in range(41)]
     options = {"detect_every": detect_every, "every": every}
     results = list(predict_inputs(FacePredictor(classifier, faces="opencv"), frames, **options))
     assert len(searched) == looked
@@ -304,14 +304,14 @@ def test_frames_between_looks_are_kept_up_to_a_limit(classifier, monkeypatch):
         return [[] for _ in images]
 
     monkeypatch.setattr("dlfer.predict.crops.detect_faces_of_each", detect)
-    film, image = Film(rate=25.0, num_frames=None, is_live=False), np.zeros((2000, 4000, 3), np.uint8)
-    frames = (Frame("a.mp4", image, index, index / 25, film) for index in range(12))
+    video, image = Video(rate=25.0, num_frames=None, is_live=False), np.zeros((2000, 4000, 3), np.uint8)
+    frames = (Frame("a.mp4", image, index, index / 25, video) for index in range(12))
     assert len(list(predict_inputs(FacePredictor(classifier, faces="opencv"), frames, detect_every=1000))) == 12
     assert len(searched) == 1 + 3
 
 
 def test_pictures_given_whole_are_not_searched(classifier, draw_blocks):
-    results = list(predict_inputs(FacePredictor(classifier, faces="whole"), draw_film(draw_blocks, 40)))
+    results = list(predict_inputs(FacePredictor(classifier, faces="whole"), draw_video(draw_blocks, 40)))
     assert [len(result.faces) for result in results] == [1] * 40
 
 

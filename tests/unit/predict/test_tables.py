@@ -8,7 +8,7 @@ import pytest
 
 from dlfer.errors import UserError
 from dlfer.predict import tables
-from dlfer.predict.media import Film, Frame
+from dlfer.predict.media import Video, Frame
 from dlfer.predict.predictor import FacePrediction, FramePrediction
 from dlfer.predict.tables import list_columns, open_table
 
@@ -17,7 +17,7 @@ PIXELS = np.zeros((9, 9, 3), np.uint8)
 FACE = FacePrediction((1.0, 2.0, 3.126, 4.0), 0.75, "Happy", 0.9, {"Happy": 0.9, "score": 0.1}, track=7)
 WHOLE = FacePrediction(None, None, "uncertain", 0.5, {"Happy": 0.5, "score": 0.5}, abstained=True)
 RESULTS = (
-    FramePrediction(Frame("a.mp4", PIXELS, 3, 0.12345, Film(25.0, 9, False)), [FACE]),
+    FramePrediction(Frame("a.mp4", PIXELS, 3, 0.12345, Video(25.0, 9, False)), [FACE]),
     FramePrediction(Frame("b,1.jpg", PIXELS), [WHOLE]),
     FramePrediction(Frame("c.jpg", PIXELS), []),
 )

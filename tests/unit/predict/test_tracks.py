@@ -7,7 +7,7 @@ from PIL import Image
 
 import dlfer
 from dlfer.data.faces import Face
-from dlfer.predict.media import Film, Frame
+from dlfer.predict.media import Video, Frame
 from dlfer.predict.predictor import FacePredictor, predict_inputs
 from dlfer.predict.tracks import FaceFinder, FaceTracker, choose_interval, compute_overlap, follow_faces
 
@@ -58,11 +58,11 @@ def test_the_interval_is_by_the_rate_unless_it_is_given():
     assert [choose_interval(given, 25) for given in (1, 3, 100)] == [1, 3, 100]
 
 
-FILM = Film(rate=25.0, num_frames=None, is_live=False)
+VIDEO = Video(rate=25.0, num_frames=None, is_live=False)
 
 
 class Scene:
-    """Films whose pixels tell the number of the frame, and a detector that knows what is on it and how often it looked."""
+    """Videos whose pixels tell the number of the frame, and a detector that knows what is on it and how often it looked."""
 
     def __init__(self, script) -> None:
         self.script, self.looked = script, []
@@ -77,10 +77,10 @@ class Scene:
         marks = [np.array([[box[0] + 1.0, box[1] + 2.0]] * 5) for box in boxes]
         return [Face(tuple(map(float, box)), 0.9, points) for box, points in zip(boxes, marks, strict=True)]
 
-    def find(self, count, interval, *, batches=(1000,), film=FILM, times=None):
+    def find(self, count, interval, *, batches=(1000,), video=VIDEO, times=None):
         finder, found = FaceFinder(self.detect), []
         frames = [
-            Frame("a.mp4", np.full((8, 8, 3), number, np.uint8), number, times[number] if times else number / 25, film)
+            Frame("a.mp4", np.full((8, 8, 3), number, np.uint8), number, times[number] if times else number / 25, video)
             for number in range(count)
         ]
         while len(found) < count:
@@ -138,13 +138,13 @@ def test_faces_move_by_the_times_of_the_frames():
     scene = Scene(lambda number: [(10 * times[number], 10, 50, 50)])
     compare(scene.find(5, 4, times=times), [scene.tell(number) for number in range(5)])
     assert scene.looked == [0, 4]
-    still = Scene(lambda number: [(2 * number, 10, 50, 50)])  # a film that tells no times
+    still = Scene(lambda number: [(2 * number, 10, 50, 50)])  # a video that tells no times
     compare(still.find(5, 4, times=[0.0] * 5), [still.tell(number) for number in range(5)])
 
 
 def test_detectors_without_landmarks_and_pictures():
     plain = FaceFinder(lambda images: [[Face((float(image[0, 0, 0]), 0.0, 40.0, 40.0), 1.0)] for image in images])
-    frames = [Frame("a", np.full((8, 8, 3), number, np.uint8), number, number / 25, FILM) for number in range(5)]
+    frames = [Frame("a", np.full((8, 8, 3), number, np.uint8), number, number / 25, VIDEO) for number in range(5)]
     found = plain.find(frames, [True, *[False] * 4])
     assert [faces[0].box[0] for faces in found] == pytest.approx(range(5))
     assert found[2][0].landmarks is None
@@ -152,12 +152,12 @@ def test_detectors_without_landmarks_and_pictures():
     assert [faces[0].box[0] for faces in plain.find(pictures, [True] * 3)] == [0, 9, 18]
 
 
-def test_of_two_films_none_goes_on_in_the_other():
+def test_of_two_videos_none_goes_on_in_the_other():
     scene = Scene(lambda number: [(10 * number, 10, 50, 50)])
     finder = FaceFinder(scene.detect)
-    for film, numbers in ((FILM, (0, 1)), (Film(25.0, None, False), (9, 10, 11))):
+    for video, numbers in ((VIDEO, (0, 1)), (Video(25.0, None, False), (9, 10, 11))):
         frames = [
-            Frame("a", np.full((8, 8, 3), number, np.uint8), row, row / 25, film) for row, number in enumerate(numbers)
+            Frame("a", np.full((8, 8, 3), number, np.uint8), row, row / 25, video) for row, number in enumerate(numbers)
         ]
         compare(finder.find(frames, [True, *[False] * (len(numbers) - 1)]), [scene.tell(number) for number in numbers])
 
@@ -200,7 +200,7 @@ def test_a_face_that_leaves_the_picture_of_a_camera_ends():
 
 def test_of_a_camera_faces_are_followed_by_the_pixels_between_looks():
     pytest.importorskip("cv2")
-    film, looked = Film(25.0, None, True), []
+    video, looked = Video(25.0, None, True), []
 
     def detect(images):
         looked.append(len(images))
@@ -210,7 +210,7 @@ def test_of_a_camera_faces_are_followed_by_the_pixels_between_looks():
 
     finder, found = FaceFinder(detect), []
     for number in range(9):
-        frame = Frame("camera:0", draw_texture(20 + 5 * number, 50, 64), number, number / 25, film)
+        frame = Frame("camera:0", draw_texture(20 + 5 * number, 50, 64), number, number / 25, video)
         found += finder.find([frame], [number % 4 == 0])
     assert looked == [1, 1, 1]
     assert [faces[0].box[0] for faces in found] == pytest.approx([20 + 5 * number for number in range(9)], abs=1.5)
@@ -219,11 +219,11 @@ def test_of_a_camera_faces_are_followed_by_the_pixels_between_looks():
 def test_a_photograph_in_motion_has_the_labels_that_it_has_with_every_frame_looked_at():
     """The stated tolerance: nine of ten labels the same without smoothing, probabilities by 0.02 in the mean."""
     photo = Image.open("docs/astronaut.jpg").convert("RGB")
-    film, frames = Film(25.0, None, False), []
+    video, frames = Video(25.0, None, False), []
     for number in range(13):
         x, y, side = 60 + 6 * np.sin(number / 4), 10 + 0.8 * number, 240 + 2.5 * number
         view = photo.resize((160, 160), Image.Resampling.BICUBIC, box=(x, y, x + side, y + side))
-        frames.append(Frame("a.mp4", np.asarray(view), number, number / 25, film))
+        frames.append(Frame("a.mp4", np.asarray(view), number, number / 25, video))
     predictor = FacePredictor(dlfer.load("lite2_96"))
     all_looked, some = (
         [result.faces for result in predict_inputs(predictor, frames, smooth=0, detect_every=given)]

@@ -55,10 +55,10 @@ def test_the_setting_in_words():
 
 
 def test_what_a_reader_left_out_stands_with_the_data():
-    lost = LeftOut(reason="films", n=7, first=["a.mp4", "b.mp4"])
+    lost = LeftOut(reason="videos", n=7, first=["a.mp4", "b.mp4"])
     data = DataRecord(
         labels=["x"], notes=["More."], reading=ReadingRecord(what="rows", seen=1020, used=1013, left_out=[lost])
     )
     assert describe_data(data).notes == [
-        "1,020 rows seen, 1,013 used, 7 left out.", "Left out, films: 7 (a.mp4, b.mp4, ...).", "More."
+        "1,020 rows seen, 1,013 used, 7 left out.", "Left out, videos: 7 (a.mp4, b.mp4, ...).", "More."
     ]  # fmt: skip

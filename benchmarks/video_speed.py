@@ -1,10 +1,10 @@
-"""How fast `dlfer predict` goes through a film, and whether it answers the same where it looks for faces less often.
+"""How fast `dlfer predict` goes through a video, and whether it answers the same where it looks for faces less often.
 
-    python benchmarks/film_speed.py                   # the astronaut of docs/, under a camera that moves, zooms and tilts
-    python benchmarks/film_speed.py --film talk.mp4   # a film of one's own
+    python benchmarks/video_speed.py                   # the astronaut of docs/, under a camera that moves, zooms and tilts
+    python benchmarks/video_speed.py --video talk.mp4   # a video of one's own
 
 By turns: one step after the other without threads, on every frame; the same in the pipeline of `predict_inputs`; and that
-with the detector on every k-th frame. A film of one's own is the better witness of agreement, for a photograph keeps its
+with the detector on every k-th frame. A video of one's own is the better witness of agreement, for a photograph keeps its
 expression. As a measure of what a difference means, `shifted` looks at every frame and moves each box by half a pixel.
 """
 
@@ -22,8 +22,8 @@ from timing import Timing, add_options, describe_ratio, tell_row, time_by_turns,
 
 import dlfer
 from dlfer.predict.crops import Cropper
-from dlfer.predict.job import FilmWriter
-from dlfer.predict.media import load_opencv, open_inputs, read_film
+from dlfer.predict.job import VideoWriter
+from dlfer.predict.media import load_opencv, open_inputs, read_video
 from dlfer.predict.predictor import FacePrediction, FacePredictor, predict_inputs
 from dlfer.predict.tracks import FaceTracker, choose_interval, compute_overlap
 
@@ -31,12 +31,12 @@ PHOTO = Path(__file__).parents[1] / "docs" / "astronaut.jpg"
 BATCH = 32
 
 
-def write_film(path: Path, *, num_frames: int, rate: float = 25.0, size: tuple[int, int] = (640, 480)) -> None:
-    """Write a film of a photograph that is moved by up to 110 pixels a second, zoomed, tilted, lit anew, with noise."""
+def write_video(path: Path, *, num_frames: int, rate: float = 25.0, size: tuple[int, int] = (640, 480)) -> None:
+    """Write a video of a photograph that is moved by up to 110 pixels a second, zoomed, tilted, lit anew, with noise."""
     cv2, rng = load_opencv(), np.random.default_rng(0)
     photo = np.asarray(Image.open(PHOTO).convert("RGB"))
     height, width = photo.shape[:2]
-    writer = FilmWriter(path, rate=rate)
+    writer = VideoWriter(path, rate=rate)
     for index in range(num_frames):
         turn = 2 * np.pi * index / rate
         middle = np.array([0.45 * width + 40 * np.sin(turn / 2.3), 0.35 * height + 25 * np.cos(turn / 1.7)])
@@ -48,7 +48,7 @@ def write_film(path: Path, *, num_frames: int, rate: float = 25.0, size: tuple[i
     writer.close()
 
 
-def predict_in_turn(predictor: FacePredictor, film: str, smooth: float) -> list[list[FacePrediction]]:
+def predict_in_turn(predictor: FacePredictor, video: str, smooth: float) -> list[list[FacePrediction]]:
     """Return the faces of each frame, by decoding, detection and classification one after the other, in batches."""
     tracker, found = FaceTracker(smooth=smooth), []
     frames: list[tuple[float, np.ndarray]] = []
@@ -61,7 +61,7 @@ def predict_in_turn(predictor: FacePredictor, film: str, smooth: float) -> list[
             found.append([predictor.judge(row, face.box, score=face.score, track=number) for face, number, row in rows])
         frames.clear()
 
-    for _, _, seconds, image in read_film(film):
+    for _, _, seconds, image in read_video(video):
         frames.append((seconds, image))
         if len(frames) == BATCH:
             empty()
@@ -70,11 +70,11 @@ def predict_in_turn(predictor: FacePredictor, film: str, smooth: float) -> list[
     return found
 
 
-def predict_film(
-    predictor: FacePredictor, film: str, smooth: float, detect_every: int | None
+def predict_video(
+    predictor: FacePredictor, video: str, smooth: float, detect_every: int | None
 ) -> list[list[FacePrediction]]:
     """Return the faces of each frame as `dlfer predict` gives them."""
-    results = predict_inputs(predictor, open_inputs([film]), smooth=smooth, detect_every=detect_every)
+    results = predict_inputs(predictor, open_inputs([video]), smooth=smooth, detect_every=detect_every)
     return [result.faces for result in results]
 
 
@@ -115,19 +115,19 @@ def shift(predictor: FacePredictor) -> FacePredictor:
     return moved
 
 
-def measure(predictor: FacePredictor, film: str, intervals: list[int], rounds: int, rows: list[dict]) -> None:
+def measure(predictor: FacePredictor, video: str, intervals: list[int], rounds: int, rows: list[dict]) -> None:
     """Tell the frames a second of each way, and how its answers agree with those of the first, smoothed and not."""
-    (about, *_), *frames = read_film(film)
+    (about, *_), *frames = read_video(video)
     num_frames, auto = 1 + len(frames), choose_interval(None, about.rate)
     del frames
-    ways = {"in_turn": partial(predict_in_turn, predictor, film)}
-    ways["pipeline"] = lambda smooth: predict_film(predictor, film, smooth, 1)
-    ways[f"auto ({auto})"] = lambda smooth: predict_film(predictor, film, smooth, None)
+    ways = {"in_turn": partial(predict_in_turn, predictor, video)}
+    ways["pipeline"] = lambda smooth: predict_video(predictor, video, smooth, 1)
+    ways[f"auto ({auto})"] = lambda smooth: predict_video(predictor, video, smooth, None)
     timings = time_by_turns({name: partial(way, 0.5) for name, way in ways.items()}, rounds=rounds)
     for interval in intervals:
-        ways[f"every {interval}"] = partial(predict_film, predictor, film, detect_every=interval)
-    ways["shifted"] = partial(predict_film, shift(predictor), film, detect_every=1)
-    expected = {smooth: predict_in_turn(predictor, film, smooth) for smooth in (0.5, 0.0)}
+        ways[f"every {interval}"] = partial(predict_video, predictor, video, detect_every=interval)
+    ways["shifted"] = partial(predict_video, shift(predictor), video, detect_every=1)
+    expected = {smooth: predict_in_turn(predictor, video, smooth) for smooth in (0.5, 0.0)}
     for name, way in ways.items():
         row = {"way": name, "frames": num_frames, **(describe_speed(timings, name, num_frames))}
         for smooth in (0.5, 0.0):
@@ -151,7 +151,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="lite2_96")
-    parser.add_argument("--film", metavar="FILE", help="instead of the one that is made")
+    parser.add_argument("--video", metavar="FILE", help="instead of the one that is made")
     parser.add_argument("--frames", type=int, default=150, help="of the one that is made (default: 150)")
     parser.add_argument("--intervals", default="2,3,6,8", help="whose agreement is compared as well (default: 2,3,6,8)")
     add_options(parser, rounds=5)
@@ -160,10 +160,10 @@ def main() -> None:
     predictor = FacePredictor(dlfer.load(given.model))
     intervals = [int(word) for word in given.intervals.split(",") if word]
     with tempfile.TemporaryDirectory() as folder:
-        film = given.film or f"{folder}/film.mp4"
-        if given.film is None:
-            write_film(Path(film), num_frames=given.frames)
-        measure(predictor, film, intervals, given.rounds, rows)
+        video = given.video or f"{folder}/video.mp4"
+        if given.video is None:
+            write_video(Path(video), num_frames=given.frames)
+        measure(predictor, video, intervals, given.rounds, rows)
     write_figures(given.json, rows, "onnxruntime", "opencv-python-headless", "numpy", "pillow")
 
 
