@@ -9,13 +9,14 @@ import keras
 import numpy as np
 
 from dlfer.errors import DlferError, ExportError
-from dlfer.export.contract import Sample, check_agreement, compare_export
+from dlfer.export.contract import Limits, Sample, check_agreement, compare_export
 from dlfer.export.exporters import EXACT, write_onnx
-from dlfer.export.graph import check_exportable
+from dlfer.export.graph import FEATURES, OUTPUT, check_backend, check_exportable
 from dlfer.export.images import gather_sample
+from dlfer.model.boosted import BoostedClassifier
 from dlfer.model.classifier import Classifier, NetworkClassifier
 from dlfer.model.ensemble import EnsembleClassifier
-from dlfer.predict.runtimes import import_extra, open_onnx
+from dlfer.predict.runtimes import combine_trees, import_extra, open_onnx
 from dlfer.runs.records import OnnxRecord
 
 FILE = "network.onnx"
@@ -26,6 +27,10 @@ rounding changes most: with all kernels of EfficientNet-Lite2 in float16 probabi
 
 NUM_COMPARED = 256
 """Images by which the file is compared with Keras, at most."""
+
+TREES = Limits(difference=None, agreement=0.99)
+"""Of a boosted model. A split asks whether a feature is below a value that some training image has: where two runtimes round a
+feature differently, an image in some hundred falls on the other side of one split, and its probabilities change a little."""
 
 _HALF = "large kernels in float16"
 
@@ -45,11 +50,15 @@ def write_embedded_onnx(
 
     Returns:
         What artifact.json says of the file; or in one sentence why there is none: another backend than TensorFlow,
-        trees, a package that is missing, or answers that differ by more than 1e-4.
+        trees in an ensemble, a package that is missing, or answers that differ by more than 1e-4 (of a boosted model: labels
+        of which more than one in a hundred differ).
     """
-    path = folder / FILE
+    path, is_boosted = folder / FILE, isinstance(classifier, BoostedClassifier)
+    halve = halve and not is_boosted
     try:
-        check_exportable(classifier)
+        check_backend()
+        if not is_boosted:
+            check_exportable(classifier)
         if not len(images):
             drawn = gather_sample(classifier, None, run=None, data=None, say=lambda text: None)
             images, source = drawn.images, drawn.source
@@ -58,14 +67,18 @@ def write_embedded_onnx(
         if halve:
             halve_kernels(path, list_kernels(classifier))
         sample = Sample(images, source, images[:1], source)
-        agreement = compare_export(classifier.predict, open_onnx(path), sample, labels=classifier.labels, any_size=True)
-        check_agreement("onnx", agreement, EXACT)
+        answer = open_onnx(path)
+        if is_boosted:
+            answer = combine_trees(answer, classifier.scale, classifier.booster)
+        agreement = compare_export(classifier.predict, answer, sample, labels=classifier.labels, any_size=True)
+        check_agreement("onnx", agreement, TREES if is_boosted else EXACT)
     except DlferError as error:
         path.unlink(missing_ok=True)
         return f"{keras.backend.backend()}: {error}" if isinstance(error, ExportError) else str(error)
     return OnnxRecord(
         file=FILE,
         opset=about["opset"],
+        output=FEATURES if is_boosted else OUTPUT,
         weights=_HALF if halve else "float32",
         images=source,
         n=agreement.n,

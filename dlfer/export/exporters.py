@@ -32,7 +32,7 @@ from dlfer.export.contract import (
     render_card,
     render_example,
 )
-from dlfer.export.graph import INPUT, OUTPUT, build_function, check_exportable
+from dlfer.export.graph import FEATURES, INPUT, OUTPUT, build_function, check_exportable
 from dlfer.export.images import find_native_size, gather_sample
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
@@ -144,7 +144,7 @@ def write_onnx(classifier: Classifier, path: Path, *, size: tuple[int, int] | No
     module, _ = build_function(classifier, size=size)
     signature = module.predict.input_signature
     model, _ = tf2onnx.convert.from_function(module.predict, input_signature=signature, opset=OPSET)
-    names = {INPUT: ("N", "H", "W"), OUTPUT: ("N",)}
+    names = {INPUT: ("N", "H", "W"), OUTPUT: ("N",), FEATURES: ("N",)}
     for tensor in (*model.graph.input, *model.graph.output):
         # tf2onnx numbers what is free; names say that the N of both is one.
         for dimension, name in zip(tensor.type.tensor_type.shape.dim, names[tensor.name], strict=False):

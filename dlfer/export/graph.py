@@ -14,6 +14,7 @@ import numpy as np
 
 from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.metrics.combine import SMALLEST
+from dlfer.model.boosted import BoostedClassifier
 from dlfer.model.classifier import Classifier, NetworkClassifier
 from dlfer.model.ensemble import EnsembleClassifier, match_labels
 from dlfer.model.face_input import compute_taps, make_square
@@ -22,10 +23,20 @@ from dlfer.model.stage_network import TransferNetwork
 if TYPE_CHECKING:
     import tensorflow as tf
 
-INPUT, OUTPUT = "images", "probabilities"
+INPUT, OUTPUT, FEATURES = "images", "probabilities", "features"
+"""Names of the input and the output; `FEATURES` is the output of a boosted model's network."""
 
 # What a grey pixel is of an RGB one, over 65,536: the luma of ITU-R BT.601, as `match_channels` has it.
 _LUMA = (19595.0, 38470.0, 7471.0)
+
+
+def check_backend() -> None:
+    """Raise EnvironmentProblem unless the backend is TensorFlow."""
+    if keras.backend.backend() != "tensorflow":
+        raise EnvironmentProblem(
+            f"export: the backend is {keras.backend.backend()}, expected tensorflow, by which networks are exported. "
+            "Say KERAS_BACKEND=tensorflow dlfer export ...; a model trained on another backend loads there, too."
+        )
 
 
 def check_exportable(classifier: Classifier) -> None:
@@ -35,11 +46,7 @@ def check_exportable(classifier: Classifier) -> None:
         EnvironmentProblem: another backend.
         ModelError: trees, which no network format holds.
     """
-    if keras.backend.backend() != "tensorflow":
-        raise EnvironmentProblem(
-            f"export: the backend is {keras.backend.backend()}, expected tensorflow, by which networks are exported. "
-            "Say KERAS_BACKEND=tensorflow dlfer export ...; a model trained on another backend loads there, too."
-        )
+    check_backend()
     members = classifier.members if isinstance(classifier, EnsembleClassifier) else {"": classifier}
     for name, member in members.items():
         if isinstance(member, EnsembleClassifier):
@@ -58,10 +65,11 @@ def build_function(
     """Return a module that holds the weights, and its function from images to probabilities.
 
     The function takes `images`, uint8 [N, H, W, channels], and returns {"probabilities": float32 [N, C]}: what
-    `classifier.predict` answers without its temperature.
+    `classifier.predict` answers without its temperature. Of a boosted model it returns {"features": float32 [N, F]}, which
+    the trees take after rounding and normalising.
 
     Args:
-        classifier: checked by `check_exportable`.
+        classifier: checked by `check_exportable`, or a boosted one.
         size: (H, W) of all images; None leaves both free.
     """
     import tensorflow as tf
@@ -70,7 +78,10 @@ def build_function(
     module.kept = [variable.value for variable in _list_variables(classifier)]
 
     def compute(images):
-        return {OUTPUT: tf.identity(_answer(classifier, tf.cast(images, tf.float32)), OUTPUT)}
+        images = tf.cast(images, tf.float32)
+        if isinstance(classifier, BoostedClassifier):
+            return {FEATURES: tf.identity(_compute_features(classifier, images), FEATURES)}
+        return {OUTPUT: tf.identity(_answer(classifier, images), OUTPUT)}
 
     given = tf.TensorSpec((None, *(size or (None, None)), classifier.channels), tf.uint8, name=INPUT)
     module.predict = tf.function(compute, input_signature=[given], autograph=False)
@@ -80,6 +91,8 @@ def build_function(
 def _list_variables(classifier: Classifier) -> list[keras.Variable]:
     if isinstance(classifier, EnsembleClassifier):
         return [variable for member in classifier.members.values() for variable in _list_variables(member)]
+    if isinstance(classifier, BoostedClassifier):
+        return list(classifier.features.model.variables)
     return list(classifier.network.variables)
 
 
@@ -96,7 +109,16 @@ def _answer(classifier: Classifier, images: tf.Tensor) -> tf.Tensor:
     )
 
 
-def _answer_of_network(parts: TransferNetwork, images: tf.Tensor) -> tf.Tensor:
+def _compute_features(classifier: BoostedClassifier, images: tf.Tensor) -> tf.Tensor:
+    """Return float32 [N, F], the pooled features of all levels, one level after the other."""
+    import tensorflow as tf
+
+    found = classifier.features.tapped(_preprocess(classifier.parts, images), training=False)
+    return tf.concat(found, axis=-1) if isinstance(found, list | tuple) else found
+
+
+def _preprocess(parts: TransferNetwork, images: tf.Tensor) -> tf.Tensor:
+    """Return what the backbone takes of float32 [N, H, W, C] in 0..255."""
     import tensorflow as tf
 
     face_input = parts.face_input
@@ -106,8 +128,14 @@ def _answer_of_network(parts: TransferNetwork, images: tf.Tensor) -> tf.Tensor:
     images = _resize(images, face_input.image_size)
     if images.shape[-1] == 1:
         images = tf.concat([images] * 3, axis=-1)
-    pixels = face_input.preprocess(images)
-    logits = parts.head(parts.pooling(parts.backbone(pixels, training=False)), training=False)
+    return face_input.preprocess(images)
+
+
+def _answer_of_network(parts: TransferNetwork, images: tf.Tensor) -> tf.Tensor:
+    import tensorflow as tf
+
+    features = parts.pooling(parts.backbone(_preprocess(parts, images), training=False))
+    logits = parts.head(features, training=False)
     if parts.activation == "softmax":
         return tf.nn.softmax(logits)
     raw = tf.sigmoid(logits)

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Literal, Self
 
+import keras
 import numpy as np
+from keras import ops
 
 from dlfer.config.sections import BoostingConfig, ModelConfig
 from dlfer.errors import ModelError
+from dlfer.model.backbones import BACKBONES
 from dlfer.model.classifier import Classifier, build_recorded_network, read_model_config
 from dlfer.model.stage_network import TransferNetwork
-from dlfer.model.trees import FeatureScale, LevelFeatures, count_threads, import_xgboost, read_booster
+from dlfer.model.trees import (
+    SCALE_FILE,
+    TREES_FILE,
+    FeatureScale,
+    Level,
+    import_xgboost,
+    predict_trees,
+    read_boosting,
+    read_trees,
+    round_features,
+)
 from dlfer.model.weights_file import load_weights, save_weights
 from dlfer.runs.files import write_atomically
 from dlfer.runs.find import ARTIFACT_FILE
@@ -21,7 +34,59 @@ from dlfer.runs.records import ArtifactRecord, Temperature
 if TYPE_CHECKING:
     import xgboost
 
-TREES_FILE, SCALE_FILE, WEIGHTS_FILE = "trees.json", "features.npz", "backbone.weights.h5"
+WEIGHTS_FILE = "backbone.weights.h5"
+
+
+class LevelFeatures:
+    """What turns images into features, in inference mode.
+
+    Features are float16: the cache is half as large, and, more to the point, a split of a tree asks whether a
+    value is below that of some training image. In float32 the same image in a batch of another size differs in
+    the last bits, and falls on the other side; rounded, it is equal but for one value in a thousand.
+
+    Args:
+        network: whose backbone and input stage are used.
+        backbone: its name in the table.
+        pooling: over each feature map, "avg" or "max".
+        levels: "all" stages, or the "last" alone.
+    """
+
+    def __init__(
+        self, network: TransferNetwork, *, backbone: str, pooling: str, levels: Literal["all", "last"]
+    ) -> None:
+        stages = BACKBONES[backbone].stages
+        taps = [network.backbone.get_layer(name).output for name in (stages if levels == "all" else stages[-1:])]
+        pool = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}[pooling]
+        self.levels = tuple(
+            Level(name, int(tap.shape[-1])) for name, tap in zip(stages[-len(taps) :], taps, strict=True)
+        )
+        self.pooling = [pool(name=f"pooled_{number}", dtype="float32") for number in range(len(taps))]
+        pooled = [layer(tap) for layer, tap in zip(self.pooling, taps, strict=True)]
+        self.tapped = keras.Model(network.backbone.inputs, pooled, name="stages")
+        images = keras.Input(network.model.input_shape[1:], dtype="uint8", name="images")
+        found = self.tapped(network.face_input(images), training=False)
+        found = found if isinstance(found, list | tuple) else [found]
+        self.model = keras.Model(images, ops.concatenate(list(found), axis=-1), name="level_features")
+
+    @property
+    def num_features(self) -> int:
+        """Of all levels together, F."""
+        return sum(level.size for level in self.levels)
+
+    def compute(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
+        """Return float16 [N, F] of uint8 images [N, H, W, channels], the levels one after the other."""
+        return np.concatenate(list(self.iterate(images, batch_size=batch_size)))
+
+    def iterate(self, images: np.ndarray, *, batch_size: int, start: int = 0) -> Iterator[np.ndarray]:
+        """Yield float16 [B, F] batch by batch, from the image `start` on.
+
+        Raises:
+            NonFiniteError: a feature is NaN; the backbone's weights are broken.
+        """
+        for first in range(start, len(images), batch_size):
+            yield round_features(
+                np.asarray(self.model.predict_on_batch(images[first : first + batch_size])), self.levels
+            )
 
 
 class BoostedClassifier(Classifier):
@@ -70,9 +135,7 @@ class BoostedClassifier(Classifier):
     def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
         """Return float32 [N, C], rows sum to one."""
         scaled = self.scale.apply(self.features.compute(images, batch_size=batch_size))
-        threads = count_threads(scaled.size)
-        self.booster.set_param({"nthread": threads})
-        return self.booster.predict(import_xgboost().DMatrix(scaled, nthread=threads)).astype(np.float32)
+        return predict_trees(self.booster, scaled)
 
     def describe(self) -> dict:
         """Return the section `boosting` and the levels of the features."""
@@ -107,12 +170,11 @@ class BoostedClassifier(Classifier):
         """Build the backbone, set its weights, and read the trees."""
         import_xgboost()
         config = read_model_config(record)
-        boosting = _read_boosting(record, folder)
+        boosting = read_boosting(folder, record)
         network = build_recorded_network(config, record)
         load_weights(network.backbone, folder / WEIGHTS_FILE)
         features = build_level_features(network, config, boosting)
-        scale = FeatureScale.read(folder / SCALE_FILE, boosting.normalize.features, features.levels)
-        booster = read_booster(folder / TREES_FILE, num_features=features.num_features, num_labels=len(record.labels))
+        scale, booster = read_trees(folder, record, features.levels)
         return cls(
             network,
             tuple(record.labels),
@@ -122,15 +184,6 @@ class BoostedClassifier(Classifier):
             trees=(features, scale, booster),
             temperature_fit=record.temperature,
         )
-
-
-def _read_boosting(record: ArtifactRecord, folder: Path) -> BoostingConfig:
-    try:
-        return BoostingConfig.model_validate_json(json.dumps(record.boosting))
-    except ValueError as error:
-        raise ModelError(
-            f"{folder}: boosting: {str(error)[:600]}; copy the artifact again, or train it anew."
-        ) from error
 
 
 def build_level_features(network: TransferNetwork, config: ModelConfig, boosting: BoostingConfig) -> LevelFeatures:

@@ -1,4 +1,4 @@
-"""Gradient-boosted trees: XGBoost where it is installed, its JSON files, and the features they are given.
+"""Gradient-boosted trees: XGBoost where it is installed, its JSON files, and how features are normalised. Without Keras.
 
 What the trees are (Chen and Guestrin 2016), with S and V the sums of first and second derivatives of the loss
 over the images of a node: a split has the gain 1/2 [S_L^2/(V_L+l) + S_R^2/(V_R+l) - S^2/(V+l)], a leaf the weight
@@ -12,27 +12,21 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
-from keras import ops
 
 from dlfer.config.sections import BoostingConfig
 from dlfer.errors import EnvironmentProblem, ModelError, NonFiniteError
-from dlfer.model.backbones import BACKBONES
-from dlfer.model.stage_network import TransferNetwork
 from dlfer.runs.files import Header, parse_json, read_json, read_npz, write_npz
+from dlfer.runs.records import ArtifactRecord
 
 if TYPE_CHECKING:
     import xgboost
-
-
-LARGEST = float(np.finfo(np.float16).max)
 
 
 @dataclass(frozen=True)
@@ -48,69 +42,45 @@ class Level:
     size: int
 
 
-class LevelFeatures:
-    """What turns images into features, in inference mode.
-
-    Features are float16: the cache is half as large, and, more to the point, a split of a tree asks whether a
-    value is below that of some training image. In float32 the same image in a batch of another size differs in
-    the last bits, and falls on the other side; rounded, it is equal but for one value in a thousand.
-
-    Args:
-        network: whose backbone and input stage are used.
-        backbone: its name in the table.
-        pooling: over each feature map, "avg" or "max".
-        levels: "all" stages, or the "last" alone.
-    """
-
-    def __init__(
-        self, network: TransferNetwork, *, backbone: str, pooling: str, levels: Literal["all", "last"]
-    ) -> None:
-        stages = BACKBONES[backbone].stages
-        taps = [network.backbone.get_layer(name).output for name in (stages if levels == "all" else stages[-1:])]
-        pool = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}[pooling]
-        self.levels = tuple(
-            Level(name, int(tap.shape[-1])) for name, tap in zip(stages[-len(taps) :], taps, strict=True)
-        )
-        self.pooling = [pool(name=f"pooled_{number}", dtype="float32") for number in range(len(taps))]
-        pooled = [layer(tap) for layer, tap in zip(self.pooling, taps, strict=True)]
-        tapped = keras.Model(network.backbone.inputs, pooled, name="stages")
-        images = keras.Input(network.model.input_shape[1:], dtype="uint8", name="images")
-        found = tapped(network.face_input(images), training=False)
-        found = found if isinstance(found, list | tuple) else [found]
-        self.model = keras.Model(images, ops.concatenate(list(found), axis=-1), name="level_features")
-
-    @property
-    def num_features(self) -> int:
-        """Of all levels together, F."""
-        return sum(level.size for level in self.levels)
-
-    def compute(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
-        """Return float16 [N, F] of uint8 images [N, H, W, channels], the levels one after the other."""
-        return np.concatenate(list(self.iterate(images, batch_size=batch_size)))
-
-    def iterate(self, images: np.ndarray, *, batch_size: int, start: int = 0) -> Iterator[np.ndarray]:
-        """Yield float16 [B, F] batch by batch, from the image `start` on.
-
-        Raises:
-            NonFiniteError: a feature is NaN; the backbone's weights are broken.
-        """
-        for first in range(start, len(images), batch_size):
-            batch = np.asarray(self.model.predict_on_batch(images[first : first + batch_size]))
-            if np.isnan(batch).any():
-                column = int(np.flatnonzero(np.isnan(batch).any(axis=0))[0])
-                raise NonFiniteError(
-                    f"feature {column} (level {find_level(self.levels, column).name}) is NaN; expected numbers. "
-                    "The backbone's weights are broken: train EF-FER1 again, or take other pretrain.weights."
-                )
-            yield np.clip(batch, -LARGEST, LARGEST).astype(np.float16)
-
-
 def find_level(levels: tuple[Level, ...], column: int) -> Level:
     """Return the level that a column of the features belongs to."""
     ends = np.cumsum([level.size for level in levels])
     return levels[int(np.searchsorted(ends, column, side="right"))]
 
 
+def round_features(features: np.ndarray, levels: tuple[Level, ...]) -> np.ndarray:
+    """Return features, float32 [B, F], as float16.
+
+    Raises:
+        ModelError: they are not as many as the levels have.
+        NonFiniteError: a feature is NaN; the backbone's weights are broken.
+    """
+    num_features = sum(level.size for level in levels)
+    if features.shape[1:] != (num_features,):
+        raise ModelError(
+            f"the network gives features of the shape {features.shape}, expected {num_features:,} a face, as the trees have "
+            "them; its record is of another model."
+        )
+    if np.isnan(features).any():
+        column = int(np.flatnonzero(np.isnan(features).any(axis=0))[0])
+        raise NonFiniteError(
+            f"feature {column} (level {find_level(levels, column).name}) is NaN; expected numbers. "
+            "The backbone's weights are broken: train EF-FER1 again, or take other pretrain.weights."
+        )
+    return np.clip(features, -_LARGEST, _LARGEST).astype(np.float16)
+
+
+_LARGEST = float(np.finfo(np.float16).max)
+
+
+def predict_trees(booster: xgboost.Booster, scaled: np.ndarray) -> np.ndarray:
+    """Return float32 [N, C], rows sum to one, of normalised features, float32 [N, F]."""
+    threads = count_threads(scaled.size)
+    booster.set_param({"nthread": threads})
+    return booster.predict(import_xgboost().DMatrix(scaled, nthread=threads)).astype(np.float32)
+
+
+TREES_FILE, SCALE_FILE = "trees.json", "features.npz"
 PACKAGE = "xgboost-cpu==3.2.0"
 FEW_VALUES = 200_000
 MAX_BYTES = 2**30
@@ -337,3 +307,36 @@ class FeatureScale:
         if not (np.isfinite(mean).all() and np.isfinite(deviation).all()):
             raise ModelError(f"{path}: found statistics of features that are NaN or infinite, expected finite numbers.")
         return cls(how, levels, mean=mean, deviation=deviation)
+
+
+def read_boosting(folder: Path, record: ArtifactRecord) -> BoostingConfig:
+    """Return how the trees of an artifact were grown.
+
+    Raises:
+        ModelError: artifact.json does not say so.
+    """
+    try:
+        return BoostingConfig.model_validate_json(json.dumps(record.boosting))
+    except ValueError as error:
+        raise ModelError(
+            f"{folder}: boosting: {str(error)[:600]}; copy the artifact again, or train it again."
+        ) from error
+
+
+def read_trees(
+    folder: Path, record: ArtifactRecord, levels: tuple[Level, ...] | None = None
+) -> tuple[FeatureScale, xgboost.Booster]:
+    """Return what normalises the features of an artifact, and its trees.
+
+    `levels` are those of its network; None: as artifact.json says.
+
+    Raises:
+        ModelError: a file is damaged, or of other features or labels.
+        EnvironmentProblem: XGBoost is not installed.
+    """
+    if levels is None:
+        levels = tuple(Level(level.name, level.features) for level in record.levels or ())
+    how = read_boosting(folder, record).normalize.features
+    scale = FeatureScale.read(folder / SCALE_FILE, how, levels)
+    num_features = sum(level.size for level in levels)
+    return scale, read_booster(folder / TREES_FILE, num_features=num_features, num_labels=len(record.labels))

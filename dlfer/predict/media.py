@@ -99,7 +99,9 @@ def read_video(
             else:
                 count.num_read -= 1
         if not count.num_read:
-            raise DataError(f"{name}: no frame can be read; the file is not a video, it is damaged, or its codec is unknown.")
+            raise DataError(
+                f"{name}: no frame can be read; the file is not a video, it is damaged, or its codec is unknown."
+            )
         if count.is_short(name):
             raise DataError(
                 f"{name}: {count.num_read:,} of {video.num_frames:,} frames could be read, up to second {count.time:.1f}; "
@@ -188,7 +190,9 @@ def _open_capture(name: str, *, is_live: bool) -> Any:
         capture = cv2.VideoCapture(source)
     if not capture.isOpened():
         capture.release()
-        what = "no such camera, or another program holds it" if is_live else "not a video, damaged, or of an unknown codec"
+        what = (
+            "no such camera, or another program holds it" if is_live else "not a video, damaged, or of an unknown codec"
+        )
         raise DataError(f"{name}: cannot be opened ({what}).")
     return capture
 

@@ -20,16 +20,20 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from dlfer.errors import EnvironmentProblem, ModelError, UserError
+from dlfer.model.trees import SCALE_FILE, TREES_FILE, FeatureScale, predict_trees, read_trees, round_features
 from dlfer.quiet import keep_back_stderr
 from dlfer.runs.artifact import MEND
 from dlfer.runs.export_record import ExportRecord
 from dlfer.runs.files import check_inside, check_manifest, hash_file, read_json
 from dlfer.runs.records import ArtifactRecord
+
+if TYPE_CHECKING:
+    import xgboost
 
 EXPORT_FILE = ExportRecord.FILE
 VERSION = 1
@@ -161,10 +165,22 @@ def open_artifact(folder: Path, record: ArtifactRecord, *, runtime: str | None =
         ModelError: it is absent, was changed, or the runtime does not take it.
         EnvironmentProblem: the runtime is not installed.
     """
-    name = record.onnx.file
-    digests = {name: record.sha256[name]} if name in record.sha256 else {}
-    check_manifest(folder, digests, file=Path(folder) / record.FILE, needed=[name], mend=MEND)
-    return _open(Path(folder) / name, "onnx", runtime, mend=MEND)
+    folder, has_trees = Path(folder), record.onnx.output == "features"
+    needed = [record.onnx.file, *((TREES_FILE, SCALE_FILE) if has_trees else ())]
+    digests = {name: record.sha256[name] for name in needed if name in record.sha256}
+    check_manifest(folder, digests, file=folder / record.FILE, needed=needed, mend=MEND)
+    answer = _open(folder / record.onnx.file, "onnx", runtime, mend=MEND)
+    return combine_trees(answer, *read_trees(folder, record)) if has_trees else answer
+
+
+def combine_trees(compute_features: Answer, scale: FeatureScale, booster: xgboost.Booster) -> Answer:
+    """Return the function by which trees answer with the features that a network computes, float32 [N, F]."""
+
+    def answer(images: np.ndarray) -> np.ndarray:
+        features = round_features(compute_features(images), scale.levels)
+        return predict_trees(booster, scale.apply(features))
+
+    return answer
 
 
 def _open(file: Path, form: str, runtime: str | None, *, mend: str) -> Answer:

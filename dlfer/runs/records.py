@@ -521,6 +521,7 @@ class OnnxRecord(Record):
     Attributes:
         file: its name in the folder.
         opset: of ONNX.
+        output: "probabilities"; or "features", which the trees of a boosted model take.
         weights: how they are kept: "float32", or that large kernels are in float16.
         images: by which it was compared with Keras, in words.
         n: number of these.
@@ -529,6 +530,7 @@ class OnnxRecord(Record):
 
     file: Text
     opset: Annotated[int, Field(ge=1, le=1000)]
+    output: Literal["probabilities", "features"] = "probabilities"
     weights: Text = "float32"
     images: Text
     n: Count

@@ -27,9 +27,10 @@ from dlfer.config.sections import BoostingConfig
 from dlfer.data.bundle import Split, compute_fingerprint
 from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
 from dlfer.metrics.classification import compute_confusion, compute_item_losses
+from dlfer.model.boosted import LevelFeatures
 from dlfer.model.stage_network import TransferNetwork
 from dlfer.model.transfer import compute_weights_digest
-from dlfer.model.trees import LevelFeatures, count_threads, import_xgboost, make_parameters, read_booster
+from dlfer.model.trees import count_threads, import_xgboost, make_parameters, read_booster
 from dlfer.runs.files import read_json, write_atomically
 from dlfer.train.control import StopControl, hold_lock
 from dlfer.train.progress import TrainingListener

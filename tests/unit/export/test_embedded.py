@@ -1,5 +1,7 @@
 """The ONNX file of an artifact: it answers as Keras does, is checked, and is what predicts without a framework."""
 
+import json
+import shutil
 import subprocess
 import sys
 from functools import partial
@@ -9,17 +11,19 @@ import numpy as np
 import pytest
 
 import dlfer
-from dlfer.config.sections import ModelConfig
+from dlfer.config.sections import BoostingConfig, ModelConfig, NormalizeConfig
 from dlfer.errors import ModelError
 from dlfer.export import embedded
 from dlfer.export.embedded import FILE, factor_kernel, list_kernels, write_embedded_onnx
 from dlfer.model.artifact import load_artifact
+from dlfer.model.boosted import BoostedClassifier
 from dlfer.model.classifier import TransferClassifier
 from dlfer.model.ensemble import EnsembleClassifier
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.predict.engines import ArtifactModel, load_engine
 from dlfer.predict.runtimes import open_onnx
 from dlfer.runs.records import ArtifactRecord, OnnxRecord, Temperature
+from tests.unit.model.test_boosted import make_classifier
 
 ROOT = Path(__file__).resolve().parents[3]
 LABELS = ("Angry", "Happy", "Sad")
@@ -216,3 +220,78 @@ def test_prediction_and_serving_of_a_shipped_model_load_no_framework():
     done = subprocess.run([sys.executable, "-c", CODE], cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == "[]"
+
+
+@pytest.fixture(scope="module", params=["standard", "l2", "none"])
+def boosted(request, tmp_path_factory, images) -> tuple[BoostedClassifier, Path]:
+    boosting = BoostingConfig(max_depth=3, colsample=1.0, normalize=NormalizeConfig(features=request.param))
+    classifier, place = make_classifier(boosting), tmp_path_factory.mktemp("boosted") / "model"
+    classifier.save(place, write_onnx=partial(write_embedded_onnx, images=images, source="random images", halve=True))
+    return classifier, place
+
+
+def test_trees_answer_with_the_features_of_the_onnx_file(boosted, images):
+    classifier, place = boosted
+    record = ArtifactRecord.require(place)
+    assert (record.onnx.output, record.onnx.weights) == ("features", "float32")
+    found = load_engine(str(place))
+    assert isinstance(found, ArtifactModel)
+    expected = classifier.predict(images)
+    assert found.predict(images) == pytest.approx(expected, abs=0.05)
+    assert np.median(np.abs(found.predict(images) - expected)) < 1e-6
+    assert (found.predict(images).argmax(axis=1) == expected.argmax(axis=1)).mean() >= 0.95
+    other_size = np.random.default_rng(2).integers(0, 256, (5, 50, 41, 1), np.uint8)
+    assert found.predict(other_size) == pytest.approx(classifier.predict(other_size), abs=0.05)
+
+
+def test_trees_are_predicted_without_a_framework(boosted):
+    _, place = boosted
+    code = (
+        "import sys, dlfer, numpy as np\n"
+        f"print(dlfer.load({str(place)!r}).predict(np.zeros((2, 40, 40, 1), np.uint8)).shape)\n"
+        "print([name for name in ('tensorflow', 'keras', 'mtcnn') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines() == ["(2, 3)", "[]"]
+
+
+@pytest.mark.parametrize("file", ["trees.json", "features.npz", FILE])
+def test_changed_files_of_trees_are_refused(boosted, tmp_path, file):
+    copy = shutil.copytree(boosted[1], tmp_path / "copy")
+    contents = bytearray((copy / file).read_bytes())
+    contents[len(contents) // 2] ^= 1
+    (copy / file).write_bytes(contents)
+    with pytest.raises(ModelError, match=rf"{file}: sha256 is"):
+        load_engine(str(copy))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"output": "probabilities"}, "outputs of the shape"),
+        ({"levels": None}, "features"),
+        ({"levels": [{"name": "a", "features": 3}]}, "features"),
+        ({"boosting": None}, "boosting"),
+        ({"boosting": {"normalize": {"features": "odd"}}}, "boosting"),
+    ],
+)
+def test_a_forged_record_of_trees_is_refused(boosted, tmp_path, change, message):
+    copy = shutil.copytree(boosted[1], tmp_path / "copy")
+    path = copy / ArtifactRecord.FILE
+    values = json.loads(path.read_text())
+    target = values["onnx"] if "output" in change else values
+    target.update(change)
+    path.write_text(json.dumps(values))
+    with pytest.raises(ModelError, match=message):
+        load_engine(str(copy))
+
+
+def test_trees_whose_labels_differ_leave_no_file(tmp_path, images, monkeypatch):
+    monkeypatch.setattr(
+        embedded, "combine_trees", lambda *given: lambda images: np.eye(3, dtype=np.float32)[[0] * len(images)]
+    )
+    make_classifier().save(tmp_path / "model", write_onnx=partial(write_embedded_onnx, images=images, source="random"))
+    record = ArtifactRecord.require(tmp_path / "model")
+    assert record.onnx is None
+    assert "99 % of the labels" in record.onnx_absent
+    assert not (tmp_path / "model" / FILE).exists()

@@ -10,9 +10,18 @@ import pytest
 from dlfer.config.sections import BoostingConfig, HeadConfig, ModelConfig, NormalizeConfig
 from dlfer.errors import EnvironmentProblem, ModelError, NonFiniteError
 from dlfer.model.artifact import load_artifact
-from dlfer.model.boosted import SCALE_FILE, TREES_FILE, BoostedClassifier, build_level_features
+from dlfer.model.boosted import BoostedClassifier, build_level_features
 from dlfer.model.stage_network import build_transfer_network
-from dlfer.model.trees import FeatureScale, Level, find_level, import_xgboost, make_parameters, read_booster
+from dlfer.model.trees import (
+    SCALE_FILE,
+    TREES_FILE,
+    FeatureScale,
+    Level,
+    find_level,
+    import_xgboost,
+    make_parameters,
+    read_booster,
+)
 from dlfer.runs.files import hash_file
 from dlfer.runs.find import ARTIFACT_FILE
 

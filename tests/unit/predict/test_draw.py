@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from dlfer.predict.job import PAPER, Sketches, draw_faces
-from dlfer.predict.media import Video, Frame, open_inputs
+from dlfer.predict.media import Frame, Video, open_inputs
 from dlfer.predict.predictor import FacePrediction, FramePrediction
 
 FACE = FacePrediction((100.0, 120.0, 180.0, 200.0), 0.9, "Happy", 0.9, {"Happy": 0.9, "Sad": 0.1}, track=2)

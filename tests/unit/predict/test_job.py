@@ -21,7 +21,7 @@ from dlfer.data.faces import Face
 from dlfer.predict import job as module
 from dlfer.predict import tables
 from dlfer.predict.job import VideoWriter
-from dlfer.predict.media import Video, Frame
+from dlfer.predict.media import Frame, Video
 from dlfer.predict.predictor import FramePrediction
 
 

@@ -13,7 +13,7 @@ from dlfer.data.faces import Face, crop_face, prepare_face
 from dlfer.data.images import equalize
 from dlfer.errors import UserError
 from dlfer.predict.crops import build_cropper, cut_ready_crop
-from dlfer.predict.media import BadInput, Video, Frame, list_inputs, open_inputs
+from dlfer.predict.media import BadInput, Frame, Video, list_inputs, open_inputs
 from dlfer.predict.predictor import (
     UNCERTAIN,
     FacePredictor,

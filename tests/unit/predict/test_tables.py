@@ -8,7 +8,7 @@ import pytest
 
 from dlfer.errors import UserError
 from dlfer.predict import tables
-from dlfer.predict.media import Video, Frame
+from dlfer.predict.media import Frame, Video
 from dlfer.predict.predictor import FacePrediction, FramePrediction
 from dlfer.predict.tables import list_columns, open_table
 

@@ -7,7 +7,7 @@ from PIL import Image
 
 import dlfer
 from dlfer.data.faces import Face
-from dlfer.predict.media import Video, Frame
+from dlfer.predict.media import Frame, Video
 from dlfer.predict.predictor import FacePredictor, predict_inputs
 from dlfer.predict.tracks import FaceFinder, FaceTracker, choose_interval, compute_overlap, follow_faces
 
