@@ -5,6 +5,11 @@ from __future__ import annotations
 import sys
 
 import pytest
+from hypothesis import settings
+
+# How long an example takes says more about what else the machine does than about the code.
+settings.register_profile("dlfer")
+settings.load_profile("dlfer")
 
 
 @pytest.fixture(autouse=True)

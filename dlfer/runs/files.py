@@ -305,6 +305,10 @@ def check_manifest(folder: Path, sha256: Any, *, file: Path, needed: Iterable[st
             )
 
 
+LONGEST_NAME = 200
+"""Characters of the name of a file in a folder of ours: less than what any file system takes."""
+
+
 def check_inside(folder: Path, name: Any, *, file: Path) -> None:
     """Raise ModelError unless `name` (with slashes) is that of something in the folder, links followed."""
     is_plain = (
@@ -315,6 +319,8 @@ def check_inside(folder: Path, name: Any, *, file: Path) -> None:
         and not PurePosixPath(name).is_absolute()
         and name not in ("", ".")
         and ".." not in PurePosixPath(name).parts
+        and all(len(part) <= LONGEST_NAME for part in name.split("/"))
+        and len(name) <= 1000
     )
     try:
         is_inside = is_plain and (folder / name).resolve().is_relative_to(folder.resolve())

@@ -39,9 +39,8 @@ from dlfer.predict.runtimes import EXPORT_FILE, compute_checksums
 from dlfer.runs.export_record import ExportAbout
 from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.runs.records import About
-from dlfer.serve.limits import Limits
-from dlfer.serve.models import ServedModel, read_crops
-from dlfer.serve.schemas import Tensor
+from dlfer.serve.models import ServedModel
+from dlfer.serve.worker import read_tensor
 
 SHAPES = [(96, 64), (64, 96), (160, 20), (20, 160), (61, 47), (47, 62)]
 SIDE = 48
@@ -206,8 +205,8 @@ class Recorder:
 
 def ask_by_tensor(engine: Recorder, picture: np.ndarray) -> None:
     model = ServedModel("m", engine, card=None, croppers={})
-    tensor = Tensor(name="images", shape=[1, *picture.shape], datatype="UINT8", data=picture.ravel().tolist())
-    model.predict(read_crops(tensor, model, Limits()))
+    images = read_tensor(str(picture.ravel().tolist()).encode(), [1, *picture.shape])
+    model.predict([model.fit(image) for image in images])
 
 
 ASKED = {

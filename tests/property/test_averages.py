@@ -31,7 +31,7 @@ def some_confusions(draw):
     return np.array(draw(cells)).reshape(size, size)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(some_confusions())
 def test_the_interval_contains_the_value_and_stays_in_range(confusion):
     found = iv.compute_average_intervals(confusion)
@@ -46,7 +46,7 @@ def test_the_interval_contains_the_value_and_stays_in_range(confusion):
     assert 0 <= low <= metrics.compute_detected(confusion).sum() / present.sum() <= high <= 1
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(some_confusions(), st.sampled_from([(0.5, 0.8), (0.8, 0.95), (0.95, 0.99)]))
 def test_a_higher_level_has_a_wider_interval(confusion, levels):
     narrow, wide = (iv.compute_average_intervals(confusion, level) for level in levels)
@@ -67,7 +67,7 @@ def test_the_order_of_classes_does_not_matter_where_no_image_is_right():
             np.testing.assert_allclose(found[name], interval, atol=1e-9, err_msg=name)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(some_confusions(), st.randoms(use_true_random=False))
 def test_the_order_of_classes_does_not_matter(confusion, random):
     order = list(range(len(confusion)))

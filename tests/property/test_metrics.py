@@ -32,7 +32,6 @@ def confuse(targets, probabilities):
     return metrics.compute_confusion(targets, probabilities.argmax(axis=1), probabilities.shape[1])
 
 
-@settings(deadline=None)
 @given(judged())
 def test_confusion_accuracy_and_log_loss(case):
     targets, probabilities = case
@@ -46,7 +45,6 @@ def test_confusion_accuracy_and_log_loss(case):
     )
 
 
-@settings(deadline=None)
 @given(judged())
 def test_per_class_figures(case):
     targets, probabilities = case
@@ -66,7 +64,6 @@ def test_per_class_figures(case):
         assert np.isnan(own[~present]).all()
 
 
-@settings(deadline=None)
 @given(judged())
 def test_specificity_is_the_recall_of_the_rest(case):
     targets, probabilities = case
@@ -81,7 +78,6 @@ def test_specificity_is_the_recall_of_the_rest(case):
             assert np.isnan(own[c])
 
 
-@settings(deadline=None)
 @given(judged(), st.sampled_from(["macro", "weighted"]))
 def test_averages_leave_out_classes_without_rows(case, kind):
     targets, probabilities = case
@@ -95,7 +91,6 @@ def test_averages_leave_out_classes_without_rows(case, kind):
         assert average(figure(confusion), confusion) == pytest.approx(value)
 
 
-@settings(deadline=None)
 @given(judged())
 def test_roc_and_auc(case):
     targets, probabilities = case
@@ -115,14 +110,13 @@ def test_roc_and_auc(case):
             assert area == pytest.approx(np.trapezoid(tpr, fpr))
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=30))
 def test_midranks_are_those_of_scipy(values):
     scipy_stats = pytest.importorskip("scipy.stats")
     np.testing.assert_array_equal(curves.compute_midranks(np.array(values)), scipy_stats.rankdata(values))
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(judged(), min_size=2, max_size=4))
 def test_stacked_confusions_give_what_each_gives_alone(cases):
     matrices = [confuse(targets, probabilities) for targets, probabilities in cases]
@@ -138,7 +132,6 @@ def silently(function, *args, **kwargs):
         return function(*args, **kwargs)
 
 
-@settings(deadline=None)
 @given(judged())
 def test_balanced_accuracy_mcc_and_kappa(case):
     targets, probabilities = case
@@ -152,7 +145,6 @@ def test_balanced_accuracy_mcc_and_kappa(case):
     assert metrics.compute_kappa(confusion) == pytest.approx(kappa, nan_ok=True)
 
 
-@settings(deadline=None)
 @given(judged())
 def test_kappa_is_that_of_statsmodels(case):
     inter_rater = pytest.importorskip("statsmodels.stats.inter_rater")
@@ -162,7 +154,6 @@ def test_kappa_is_that_of_statsmodels(case):
     assert metrics.compute_kappa(confusion) == pytest.approx(expected, nan_ok=True)
 
 
-@settings(deadline=None)
 @given(judged())
 def test_one_vs_rest_accuracy_is_the_accuracy_of_each_binary_task(case):
     targets, probabilities = case
@@ -175,7 +166,6 @@ def test_one_vs_rest_accuracy_is_the_accuracy_of_each_binary_task(case):
     assert own.mean() == pytest.approx(1 - 2 * errors / probabilities.shape[1])
 
 
-@settings(deadline=None)
 @given(judged())
 def test_detected_classes_are_those_whose_one_most_frequent_prediction_is_right(case):
     from collections import Counter
@@ -189,7 +179,6 @@ def test_detected_classes_are_those_whose_one_most_frequent_prediction_is_right(
         assert own[c] == (bool(ranked) and not is_tie and ranked[0][0] == c)
 
 
-@settings(deadline=None)
 @given(judged())
 def test_average_precision(case):
     targets, probabilities = case
@@ -202,7 +191,7 @@ def test_average_precision(case):
             assert np.isnan(own[c])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(judged())
 def test_stacked_confusions_of_the_further_figures(case):
     matrix = confuse(*case)

@@ -42,7 +42,7 @@ def iterate_figures(value, name=""):
             yield from iterate_figures(item, key)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(some_predictions())
 @example(make([0], [[1, 0]]))
 @example(make([0, 0, 0], [[0, 1], [0, 1], [0, 1]]))
@@ -75,7 +75,7 @@ def test_the_metrics_file_is_strict_json_and_its_figures_are_in_range(prediction
         assert sum(row["n"] for row in bins) == len(predictions)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(some_predictions())
 def test_the_threshold_is_the_best_that_trying_all_finds(predictions):
     confidences, correct = cal.get_confidences(predictions), predictions.correct
@@ -97,7 +97,7 @@ def test_the_threshold_is_the_best_that_trying_all_finds(predictions):
     )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(some_predictions(), st.floats(0.1, 10))
 def test_a_temperature_keeps_probabilities_and_the_order_of_classes(predictions, temperature):
     scaled = cal.apply_temperature(predictions.probabilities, temperature)
@@ -106,7 +106,7 @@ def test_a_temperature_keeps_probabilities_and_the_order_of_classes(predictions,
     np.testing.assert_array_equal(scaled[rows, predictions.predicted], scaled.max(axis=1))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(some_predictions())
 def test_the_fitted_temperature_is_never_worse_than_none(predictions):
     temperature = cal.fit_temperature(predictions)
@@ -119,7 +119,7 @@ def test_the_fitted_temperature_is_never_worse_than_none(predictions):
     assert compute_loss(temperature) <= min(compute_loss(t) for t in (0.1, 0.5, 1.0, 2.0, 10.0)) + 1e-6
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(some_predictions(), st.randoms(use_true_random=False))
 def test_figures_do_not_depend_on_the_order_of_rows(predictions, random):
     order = list(range(len(predictions)))

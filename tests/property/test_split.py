@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dlfer.config.sections import DataConfig
@@ -73,7 +73,6 @@ def test_without_copies_each_class_gives_its_share_to_within_one_image(count, fr
             assert 0 < np.sum(chosen & (targets == label)) < size
 
 
-@settings(deadline=None)
 @given(
     splits(),
     SEEDS,

@@ -289,7 +289,7 @@ def test_every_shipped_experiment_loads_and_its_dump_is_complete_and_equal(path,
 _names = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=10)
 
 
-@settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=40)
 @given(
     aliases=st.dictionaries(_names, _names, max_size=3),
     drop=st.lists(_names, max_size=3),

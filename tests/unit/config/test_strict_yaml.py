@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from dlfer.config.strict_yaml import format_yaml, parse_yaml, read_yaml
@@ -122,7 +122,6 @@ _values = st.recursive(
 )
 
 
-@settings(deadline=None)
 @given(st.dictionaries(_text, _values, max_size=4))
 def test_what_is_written_reads_back_equal(values):
     assert parse_yaml(format_yaml(values), "a.yaml").data == values

@@ -29,7 +29,7 @@ def draw_image(top: int, left: int, side: int, shape=(32, 32, 1)) -> np.ndarray:
     return image
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(top=st.integers(0, 26), left=st.integers(0, 26), size=st.integers(2, 9), data=st.data())
 def test_the_map_peaks_where_the_classifier_looks(top, left, size, data):
     stride = data.draw(st.integers(1, size))
@@ -59,7 +59,7 @@ def test_a_square_over_the_whole_region_flips_the_answer_and_a_small_one_does_no
     assert not compute_occlusion(model.predict, image, 1, size=4, stride=4, fill=0).flips.any()
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(
     height=st.integers(8, 40),
     width=st.integers(8, 40),
@@ -75,7 +75,7 @@ def test_a_constant_classifier_has_an_empty_map(height, width, channels, fill):
     assert found.probability == 0.2
 
 
-@settings(deadline=None, max_examples=40)
+@settings(max_examples=40)
 @given(height=st.integers(8, 40), width=st.integers(8, 40), size=st.integers(1, 8), data=st.data())
 def test_every_pixel_is_covered_and_the_image_is_left_as_it_is(height, width, size, data):
     stride = data.draw(st.integers(1, size))

@@ -59,7 +59,7 @@ def run_keras(callback: keras.callbacks.Callback, values: list[float]) -> list[i
     return epochs
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     values=st.lists(GRID, min_size=1, max_size=30),
     patience=st.integers(1, 6),
@@ -78,7 +78,7 @@ def test_early_stopping_stops_where_keras_does(values, patience, min_delta, moni
     assert state.best_epoch == (np.argmin(seen) if monitor == "loss" else np.argmax(seen))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(
     values=st.lists(GRID, min_size=1, max_size=30),
     patience=st.integers(1, 6),
@@ -101,7 +101,7 @@ def test_small_gains_count_once_they_exceed_min_delta_together():
     assert state.best_epoch == 19
 
 
-@settings(deadline=None, max_examples=50)
+@settings(max_examples=50)
 @given(values=st.lists(GRID, min_size=1, max_size=20), min_delta=DELTAS)
 def test_the_reference_follows_from_the_history(values, min_delta):
     """Which is how checkpoints without it are read."""
