@@ -99,6 +99,7 @@ class System:
         photos: names of files -> a command.
         faces: a command that prints {"1": [wall, cpu], "64": [wall, cpu]}, seconds a face; None where it is not measured.
         environment: what is added to that of this process.
+        folder: that it is started in; Python imports from there before anything else.
     """
 
     name: str
@@ -106,17 +107,19 @@ class System:
     video: Callable[[str], list[str]]
     faces: list[str] | None
     environment: Mapping[str, str]
+    folder: Path
 
 
-def measure(command: Sequence[str], environment: Mapping[str, str]) -> Cost:
-    """Run a command to its end.
+def measure(command: Sequence[str], system: System) -> Cost:
+    """Run a command of a system to its end.
 
     Raises:
         RuntimeError: it failed; the message is the end of what it wrote to stderr.
     """
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
-        process = subprocess.Popen(command, stdout=output, stderr=errors, env={**os.environ, **environment})
+        environment = {**os.environ, **system.environment}
+        process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment, cwd=system.folder)
         _, status, usage = os.wait4(process.pid, 0)
         wall = time.perf_counter() - start
         process.returncode = os.waitstatus_to_exitcode(status)
@@ -140,6 +143,7 @@ def make_dlfer(name: str, folder: Path, python: str) -> System:
         lambda file: label([file]),
         [python, "-c", DLFER_FACES + TIME_FACES, MODEL],
         {"PYTHONPATH": str(folder), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        folder,
     )
 
 
@@ -151,6 +155,7 @@ def make_fer(detector: str, python: str) -> System:
         lambda file: [python, "-c", FER_VIDEO, detector, file],
         [python, "-c", FER_FACES + TIME_FACES] if detector == "opencv" else None,
         {"TF_CPP_MIN_LOG_LEVEL": "3"},
+        Path(tempfile.gettempdir()),
     )
 
 
@@ -215,13 +220,13 @@ def compare(systems: Sequence[System], folder: Path, given: argparse.Namespace, 
 
     for round_number in range(given.rounds + 1):
         for system in systems:
-            one = measure(system.photos([str(ROOT / "docs" / "astronaut.jpg")]), system.environment)
-            first = measure(system.photos(photos[:1]), system.environment)
-            many = measure(system.photos(photos), system.environment)
-            videos = [measure(system.video(name), system.environment) for name in (short, long)]
+            one = measure(system.photos([str(ROOT / "docs" / "astronaut.jpg")]), system)
+            first = measure(system.photos(photos[:1]), system)
+            many = measure(system.photos(photos), system)
+            videos = [measure(system.video(name), system) for name in (short, long)]
             faces = None
             if system.faces is not None:
-                faces = json.loads(measure(system.faces, system.environment).output)
+                faces = json.loads(measure(system.faces, system).output)
             if not round_number:  # reads the files from the disk
                 continue
             wall, cpu = divide(many, first, given.number)

@@ -70,3 +70,6 @@ VIEWS = ("mirror", "ten_crop")
 HEADLINES = ("single", *VIEWS)
 
 FER2013_LABELS = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
+
+STAGES = {"pretrain": "EF-FER1", "finetune": "EF-FER2"}
+"""The section of a stage -> its name in the text."""

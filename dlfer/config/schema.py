@@ -25,9 +25,6 @@ from dlfer.config.sections import (
     Seed,
 )
 
-STAGES = {"pretrain": "EF-FER1", "finetune": "EF-FER2"}
-"""The section of a stage -> what readers call it."""
-
 
 class OptimizerConfig(Section):
     """The optimiser; keys that the chosen one lacks must be left out."""

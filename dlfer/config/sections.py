@@ -20,6 +20,7 @@ class Section(BaseModel):
         allow_inf_nan=False,
         use_attribute_docstrings=True,
         serialize_by_alias=True,
+        defer_build=True,
     )
 
 

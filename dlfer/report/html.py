@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlfer.config.schema import STAGES, ExperimentConfig
+from dlfer.config.names import STAGES
+from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.predictions import read_predictions
 from dlfer.report.audit import describe_audit

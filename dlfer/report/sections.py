@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from dlfer.config.schema import STAGES, ExperimentConfig, PretrainConfig, StageConfig
+from dlfer.config.names import STAGES
+from dlfer.config.schema import ExperimentConfig, PretrainConfig, StageConfig
 from dlfer.config.sections import BoostingConfig, DataConfig, EnsembleConfig
 from dlfer.report.figures import COLOURS, HATCHES, MOST_LABELS, figure_style, new_figure
 from dlfer.report.headline import COMBINATIONS

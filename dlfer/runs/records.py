@@ -43,7 +43,7 @@ def to_json(value: Any) -> Any:
 class Record(BaseModel):
     """Named values of fixed types; NaN and infinity are not among them."""
 
-    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, populate_by_name=True)
+    model_config = ConfigDict(extra="ignore", strict=True, allow_inf_nan=False, populate_by_name=True, defer_build=True)
 
     @classmethod
     def build(cls, values: Mapping[str, Any] | Record) -> Self:

@@ -24,7 +24,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from dlfer.config.schema import STAGES
+from dlfer.config.names import STAGES
 from dlfer.errors import DlferError, ResumeError, TrainingStopped, UserError
 from dlfer.runs.run import Run
 from dlfer.study.child import GO_ON, STOP, ChildProcess, WorkerSlot, describe_exit

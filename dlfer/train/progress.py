@@ -9,7 +9,7 @@ from collections import deque
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from dlfer.config.schema import STAGES
+from dlfer.config.names import STAGES
 from dlfer.runs.run import format_duration
 from dlfer.runs.text import escape_text
 
