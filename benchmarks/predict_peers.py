@@ -31,6 +31,7 @@ from timing import add_options, tell_row, write_figures
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "lite2_96"
+WHAT = ("start", "photos", "videos", "faces")
 
 FER_PHOTOS = """
 import sys
@@ -215,36 +216,37 @@ def compare(systems: Sequence[System], folder: Path, given: argparse.Namespace, 
     short, long = (prepare_video(ROOT / "docs" / "astronaut.jpg", folder, number) for number in (25, 25 + given.frames))
     taken: dict[str, dict[str, list[float]]] = {}
 
-    def keep(what: str, system: System, value: float) -> None:
-        taken.setdefault(what, {}).setdefault(system.name, []).append(value)
-
     for round_number in range(given.rounds + 1):
         for system in systems:
-            one = measure(system.photos([str(ROOT / "docs" / "astronaut.jpg")]), system)
-            first = measure(system.photos(photos[:1]), system)
-            many = measure(system.photos(photos), system)
-            videos = [measure(system.video(name), system) for name in (short, long)]
-            faces = None
-            if system.faces is not None:
-                faces = json.loads(measure(system.faces, system).output)
-            if not round_number:  # reads the files from the disk
-                continue
-            wall, cpu = divide(many, first, given.number)
-            frame_wall, frame_cpu = divide(videos[1], videos[0], given.frames)
-            for what, value in (
-                ("start to first answer, wall|s", one.wall),
-                ("start to first answer, CPU|s", one.cpu),
-                ("one photograph, peak memory|MB", one.megabytes),
-                ("a photograph, wall|s", wall),
-                ("a photograph, CPU|s", cpu),
-                ("all photographs, peak memory|MB", many.megabytes),
-                ("a video frame, wall|s", frame_wall),
-                ("a video frame, CPU|s", frame_cpu),
-            ):
-                keep(what, system, value)
-            for batch in faces or {}:
-                keep(f"a ready face, batch {batch}, wall|s", system, faces[batch][0])
-                keep(f"a ready face, batch {batch}, CPU|s", system, faces[batch][1])
+            measured: list[tuple[str, float]] = []
+            if "start" in given.what:
+                one = measure(system.photos([str(ROOT / "docs" / "astronaut.jpg")]), system)
+                measured += [
+                    ("start to first answer, wall|s", one.wall),
+                    ("start to first answer, CPU|s", one.cpu),
+                    ("one photograph, peak memory|MB", one.megabytes),
+                ]
+            if "photos" in given.what:
+                first, many = measure(system.photos(photos[:1]), system), measure(system.photos(photos), system)
+                wall, cpu = divide(many, first, given.number)
+                measured += [
+                    ("a photograph, wall|s", wall),
+                    ("a photograph, CPU|s", cpu),
+                    ("all photographs, peak memory|MB", many.megabytes),
+                ]
+            if "videos" in given.what:
+                few, more = (measure(system.video(name), system) for name in (short, long))
+                wall, cpu = divide(more, few, given.frames)
+                measured += [("a video frame, wall|s", wall), ("a video frame, CPU|s", cpu)]
+            if "faces" in given.what and system.faces is not None:
+                for batch, (wall, cpu) in json.loads(measure(system.faces, system).output).items():
+                    measured += [
+                        (f"a ready face, batch {batch}, wall|s", wall),
+                        (f"a ready face, batch {batch}, CPU|s", cpu),
+                    ]
+            if round_number:  # the first round reads the files from the disk
+                for what, value in measured:
+                    taken.setdefault(what, {}).setdefault(system.name, []).append(value)
     for what, values in taken.items():
         tell(*what.split("|"), values, rows)
 
@@ -257,6 +259,7 @@ def main() -> None:
     parser.add_argument("--fer", metavar="PYTHON", help="interpreter that has the package fer")
     parser.add_argument("--number", type=int, default=24, help="photographs after the first (default: 24)")
     parser.add_argument("--frames", type=int, default=100, help="frames after the first 25 (default: 100)")
+    parser.add_argument("--what", nargs="+", choices=WHAT, default=WHAT, help="what is measured (default: all)")
     add_options(parser, rounds=5)
     given = parser.parse_args()
     systems = [make_dlfer("this checkout", ROOT, sys.executable)]
