@@ -6,7 +6,7 @@
 
 Starts the server as a process of its own, sends what follows in `KINDS`, and checks every answer: each kind has
 statuses that it may have, and 503 with Retry-After is stated for all of them. Exits with 1 if anything else came
-back. What the server holds resident is read from /proc, so this needs Linux.
+back. The memory of all processes of the server is read from /proc, so this needs Linux.
 """
 
 from __future__ import annotations
@@ -136,11 +136,15 @@ class Load:
 
 
 def read_resident(process: int) -> float:
-    """Return the megabytes that a process holds in memory."""
-    for line in Path(f"/proc/{process}/status").read_text().splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) / 1000
-    return float("nan")
+    """Return the megabytes that a process and its children hold in memory; pages that several share count once."""
+    total = 0.0
+    for number in (process, *Path(f"/proc/{process}/task/{process}/children").read_text().split()):
+        try:
+            rows = Path(f"/proc/{number}/smaps_rollup").read_text().splitlines()
+        except OSError:  # a worker that has just ended
+            continue
+        total += sum(int(row.split()[1]) for row in rows if row.startswith("Pss:")) * 1024 / 1e6
+    return total
 
 
 def start_server(model: str) -> tuple[subprocess.Popen, int]:

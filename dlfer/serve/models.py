@@ -88,7 +88,7 @@ class ServedModel:
         return self._classifier.predict(np.stack([self.fit(crop) for crop in crops]), calibrated=True)
 
 
-DETECTED_AT_ONCE, _DETECTED_SIDE = 2, 640
+DETECTED_AT_ONCE, _DETECTED_SIDE = 1, 640
 """Pictures of this side, or as many small ones as have their pixels, in which faces are searched for at once: CenterFace takes
 75 MB for each, and ONNX Runtime keeps them."""
 
