@@ -318,7 +318,11 @@ def check_inside(folder: Path, name: Any, *, file: Path) -> None:
     )
     try:
         is_inside = is_plain and (folder / name).resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError, ValueError):  # too long for the disk, a circle of links, no text at all
+        if is_inside:
+            (folder / name).lstat()
+    except FileNotFoundError:  # it may be absent: whoever opens it says so
+        pass
+    except (OSError, RuntimeError, ValueError):  # too long, below a file, a loop of links, half a character
         is_inside = False
     if not is_inside:
         raise ModelError(

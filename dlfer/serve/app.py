@@ -79,7 +79,13 @@ def build_app(
     _add_predictions(app, service)
     _add_kserve(app, service)
     complete_openapi(app, list(models), key=policy.key)
-    app.add_middleware(Guard, policy=policy, metrics=metrics, name_route=_name_route)
+    app.add_middleware(
+        Guard,
+        policy=policy,
+        metrics=metrics,
+        name_route=_name_route,
+        is_stopping=lambda: service.is_stopping,
+    )
     return app
 
 

@@ -165,14 +165,24 @@ class Guard:
         app: what stands behind.
         policy: who may call.
         metrics: that count.
-        name_route: (method, path) -> a name for the counters; unknown paths share one.
+        name_route: gives the name of a request's route for the counters; unknown paths share one.
+        is_stopping: whether the server was told to stop; each response then closes its connection.
     """
 
-    def __init__(self, app: ASGIApp, *, policy: Policy, metrics: Metrics, name_route: Callable[[Scope], str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        policy: Policy,
+        metrics: Metrics,
+        name_route: Callable[[Scope], str],
+        is_stopping: Callable[[], bool],
+    ) -> None:
         self._app = app
         self._policy = policy
         self._metrics = metrics
         self._name_route = name_route
+        self._is_stopping = is_stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -227,6 +237,8 @@ class Guard:
     def _add_headers(self, given: MutableHeaders, headers: Headers) -> None:
         for name, value in _HEADERS.items():
             given[name] = value
+        if self._is_stopping():
+            given["connection"] = "close"
         if not self._policy.origins:
             return
         given.add_vary_header("Origin")

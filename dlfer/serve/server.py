@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import copy
 import ctypes
 import functools
@@ -24,7 +26,7 @@ from dlfer.predict.engines import load_engine
 from dlfer.predict.predictor import NOTICE, SMOKE
 from dlfer.runs.find import find_model
 from dlfer.serve.app import build_app
-from dlfer.serve.connections import BACKLOG, MOST_HEAD, LimitedConnection
+from dlfer.serve.connections import BACKLOG, GRACE, MAX_HEAD_BYTES, LimitedConnection
 from dlfer.serve.guard import LOOPBACK_NAMES, Policy
 from dlfer.serve.limits import Limits
 from dlfer.serve.models import ServedModel, build_model, choose_names
@@ -68,32 +70,66 @@ class ServerOptions:
 
 
 class GracefulServer(uvicorn.Server):
-    """Finishes what was begun when it is told to stop, within `drain` seconds, and says meanwhile that it is not ready."""
+    """A server that answers every accepted request before it ends.
+
+    After the signal to stop it goes on listening until no prediction is in progress, or `drain` seconds have passed; new
+    predictions and `/readyz` are answered with 503, and every response closes its connection. Then it accepts what waits in
+    the kernel's queue, closes the port, and gives connections without a request `GRACE` seconds to send one.
+    """
 
     def __init__(self, config: uvicorn.Config, *, drain: float) -> None:
         super().__init__(config)
         self.num_cut_short = 0
         self._drain = drain
-        self._give_up_at: float | None = None
+        self._deadline: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to stop; told a second time, stop at once."""
-        if self._give_up_at is None:
-            self.config.app.state.service.is_stopping = True
-            self._give_up_at = time.monotonic() + self._drain
+        """Begin to stop; at a second signal, stop at once."""
+        service = self.config.app.state.service
+        if self._deadline is None:
+            service.is_stopping = True
+            self._deadline = time.monotonic() + self._drain
         else:
-            self.num_cut_short = self.config.app.state.service.num_requests
+            self.num_cut_short = service.num_requests
             self.should_exit = self.force_exit = True
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether it is time to end."""
-        if self._give_up_at is not None:
+        if self._deadline is not None:
             num_left = self.config.app.state.service.num_requests
-            is_late = time.monotonic() > self._give_up_at
-            if num_left == 0 or is_late:
+            if num_left == 0 or time.monotonic() > self._deadline:
                 self.num_cut_short = num_left
                 return True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port, answer what was accepted, and end."""
+        await self._close_port(sockets or [])
+        end = time.monotonic() + GRACE
+        while time.monotonic() < end and not self.force_exit and not self.num_cut_short:
+            if not any(connection.is_open for connection in self.server_state.connections):
+                break
+            await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
+
+    async def _close_port(self, sockets: list[socket.socket]) -> None:
+        """Accept the connections in the kernel's queue, which would be reset otherwise, and stop listening."""
+        loop, accepted = asyncio.get_running_loop(), []
+        for listener in sockets:
+            # OSError: the queue is empty, or a client has left it already, or there are no file descriptors left.
+            with contextlib.suppress(OSError):
+                while True:
+                    accepted.append(listener.accept()[0])
+        for server in self.servers:
+            server.close()
+        for connection in accepted:
+            connection.setblocking(False)
+            await loop.connect_accepted_socket(self._make_protocol, connection)
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
 
 def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable[[str], None]) -> None:
@@ -304,6 +340,6 @@ def configure(app: FastAPI, options: ServerOptions) -> uvicorn.Config:
         proxy_headers=False,
         ws="none",
         timeout_graceful_shutdown=5,
-        h11_max_incomplete_event_size=MOST_HEAD,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         backlog=BACKLOG,
     )
