@@ -112,8 +112,8 @@ def main(argv: list[str] | None = None) -> None:
             raise
         say(
             f"dlfer: this command needs the package that Python imports as {error.name}, which is not installed in "
-            f"{sys.prefix}. Install dlfer whole: pip install -r requirements.txt (in a clone: make install). Without "
-            "TensorFlow there are predict, serve, init, show and report."
+            f"{sys.prefix}. Install dlfer with TensorFlow: pip install 'dlfer[cpu]' or 'dlfer[gpu]' (in a clone: make install). "
+            "Without TensorFlow there are predict, serve, init, show and report."
         )
         sys.exit(1)
     except (DlferError, OSError) as error:
