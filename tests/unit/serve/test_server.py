@@ -237,7 +237,7 @@ def test_the_command_serves_a_model_warns_and_ends_well(tmp_path, png, as_base64
         process.send_signal(signal.SIGTERM)
         rest = process.stderr.read()
         assert process.wait(30) == 0
-        assert "every request that was begun was answered" in rest
+        assert "every accepted request was answered" in rest
         assert '"POST /v1/predict HTTP/1.1" 200' in rest
     finally:
         process.kill()
