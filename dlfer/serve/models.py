@@ -6,6 +6,7 @@ https://github.com/kserve/open-inference-protocol/blob/main/specification/protoc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -156,10 +157,14 @@ def read_card(name: str, classifier: Engine, folder: Path) -> Card:
     )
 
 
+_NAME_LENGTH = 100
+
+
 def choose_names(given: Sequence[tuple[str | None, Path, About]]) -> list[str]:
     """Return a name for each of several (name or None, folder of the artifact, what it tells of itself).
 
-    Where none was given it is that of the experiment, or of the folder; the second of a name ends in -2.
+    Where none was given it is that of the experiment, or of the folder, with "-" for characters that paths of requests and log
+    lines cannot take; the second of a name ends in -2.
 
     Raises:
         UserError: the same name was given twice.
@@ -171,6 +176,7 @@ def choose_names(given: Sequence[tuple[str | None, Path, About]]) -> list[str]:
     names: list[str] = []
     for name, folder, about in given:
         stem = name or about.name or about.experiment or (folder.parent.name if folder.name == "model" else folder.name)
+        stem = re.sub(r"[^\w.-]+", "-", stem)[:_NAME_LENGTH].strip("-.") or "model"
         taken, number, chosen = {*names, *(named if not name else ())}, 1, stem
         while chosen in taken:
             number += 1

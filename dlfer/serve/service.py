@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect
 from dlfer.errors import UserError
 from dlfer.explain.occlusion import Occlusion, compute_occlusion
 from dlfer.predict.crops import Crop
+from dlfer.runs.text import escape_text
 from dlfer.serve.batching import Batcher, FacesFound, Work
 from dlfer.serve.guard import Metrics, find_address
 from dlfer.serve.inputs import Parts, Upload, decode_picture, measure_pictures, read_body, read_form, read_json
@@ -332,7 +333,7 @@ class Service:
     ) -> Explanation:
         """Return the occlusion map of a face."""
         if label is not None and label not in model.labels:
-            raise Refusal(400, f"label: found {label[:100]!r}, expected one of {', '.join(model.labels)}.")
+            raise Refusal(400, f"label: found {label[:100]!r}, expected one of {escape_text(', '.join(model.labels))}.")
         (found,), _ = await self._find([upload], model, faces)
         if face >= len(found.crops):
             raise Refusal(400, f"face: found {face}, but the picture has {len(found.crops)} (the first is 0).")
