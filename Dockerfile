@@ -16,26 +16,23 @@ FROM ${BASE_IMAGE} AS builder
 RUN python3 -m venv /opt/venv
 ENV PATH=/opt/venv/bin:$PATH
 WORKDIR /build
-# Groups of pyproject.toml, by their names with blanks between. `litert` is in, for what the README shows shall work:
+# Lock files of optional packages, by their names with blanks between. `litert` is in, so that what the README shows works:
 # `dlfer export --to litert`. A second runtime for the same files (openvino) and pyarrow
 # for one more kind of table (0.2 GB) are not: --build-arg EXTRAS="litert openvino parquet".
 ARG EXTRAS="litert"
-COPY requirements.txt pyproject.toml ./
-RUN python3 -c "import tomllib; \
-        groups = tomllib.load(open('pyproject.toml', 'rb'))['project']['optional-dependencies']; \
-        print(*(line for name in '${EXTRAS}'.split() for line in groups[name]), sep='\n')" > extras.txt
+COPY locks locks
+RUN for name in ${EXTRAS}; do cat "locks/${name}.txt" || exit 1; done > extras.txt
 
 
 # What takes long stands in stages that know nothing of dlfer's code: when that changes, nothing is installed again, and
 # of the images only the last small layers are new.
 FROM builder AS builder-cpu
-RUN sed 's/^tensorflow==/tensorflow-cpu==/' requirements.txt > chosen.txt
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
-    pip install --quiet --requirement chosen.txt --requirement extras.txt
+    pip install --quiet --require-hashes --requirement locks/cpu.txt --requirement extras.txt
 
 
 FROM builder AS package
-COPY README.md LICENSE ./
+COPY README.md LICENSE requirements.txt pyproject.toml ./
 COPY dlfer dlfer
 # Compiled for where it will stand, and not compared with the time of its source, which a copy may change.
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
@@ -92,9 +89,8 @@ COPY experiments /app/experiments
 
 
 FROM builder AS builder-gpu
-RUN sed 's/^tensorflow==/tensorflow[and-cuda]==/' requirements.txt > chosen.txt
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
-    pip install --quiet --requirement chosen.txt --requirement extras.txt
+    pip install --quiet --require-hashes --requirement locks/gpu.txt --requirement extras.txt
 
 
 FROM runtime AS gpu

@@ -1,54 +1,74 @@
 # make install | install-predict | extra-litert | extra-openvino | extra-parquet | extra-mtcnn | demo | test | test-slow | lint | fuzz |
-#      bench | jax | docker-check | clean
+#      bench | jax | lock | lock-check | sbom | docker-check | clean
 PYTHON ?= python3
 # Which build of TensorFlow: by whether there is an NVIDIA driver, or as the user says. For Macs there is one build only.
 TENSORFLOW ?= $(shell if command -v nvidia-smi >/dev/null 2>&1; then echo 'tensorflow[and-cuda]'; \
 	elif [ "$$(uname)" = Darwin ]; then echo tensorflow; else echo tensorflow-cpu; fi)
+BUILD = $(if $(findstring and-cuda,$(TENSORFLOW)),gpu,cpu)
 BIN = .venv/bin
-PIP = $(BIN)/python -m pip --disable-pip-version-check
+# Every package is in a lock file, with its version and the sha256 of its files; what differs is refused.
+INSTALL_LOCKED = -m pip --disable-pip-version-check install --quiet --require-hashes --requirement
+INSTALL_DLFER = -m pip --disable-pip-version-check install --quiet --no-deps --editable .
 
-.PHONY: install install-predict demo test test-slow lint fuzz bench jax docker-check clean
+.PHONY: install install-predict demo test test-slow lint fuzz bench jax lock lock-check sbom docker-check clean
 
 install: .venv/installed
 
-.venv/installed: requirements.txt pyproject.toml
+.venv/installed: locks/cpu.txt locks/gpu.txt pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and f"found Python {sys.version.split()[0]}, dlfer needs 3.11 to 3.13; say make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
-	sed 's/^tensorflow==/$(TENSORFLOW)==/' requirements.txt > .venv/requirements.txt
-	$(PIP) install --quiet --requirement .venv/requirements.txt
-	$(PIP) install --quiet --no-deps --editable .
+	$(BIN)/python $(INSTALL_LOCKED) locks/$(BUILD).txt
+	$(BIN)/python $(INSTALL_DLFER)
 	@touch $@
 	@echo "dlfer is installed: $(BIN)/dlfer --help"
 
-.venv/installed-dev: .venv/installed requirements-dev.txt
-	$(PIP) install --quiet --requirement requirements-dev.txt
+# dev.txt has the CPU's build of TensorFlow, which an environment for GPUs must not get beside its own.
+.venv/installed-dev: .venv/installed locks/dev.txt
+	awk '/^[a-z]/ { skip = ("$(BUILD)" == "gpu" && /^tensorflow(-cpu)?==/) } !skip' locks/dev.txt > .venv/dev.txt
+	$(BIN)/python $(INSTALL_LOCKED) .venv/dev.txt
 	@touch $@
 
 # What predict and serve need, without TensorFlow, in an environment of its own. An extra of dlfer could only add packages.
 install-predict: .venv-predict/installed
 
-.venv-predict/installed: requirements-predict.txt
+.venv-predict/installed: locks/predict.txt
 	$(PYTHON) -m venv .venv-predict
-	.venv-predict/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-predict.txt
-	.venv-predict/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	.venv-predict/bin/python $(INSTALL_LOCKED) locks/predict.txt
+	.venv-predict/bin/python $(INSTALL_DLFER)
 	@touch $@
 	@echo "dlfer without TensorFlow is installed: .venv-predict/bin/dlfer predict --help"
 
-# A group of optional packages in pyproject.toml. By their names alone: with dlfer's own requirements pip would add the other
-# build of TensorFlow to the one that is installed.
+# A group of optional packages in pyproject.toml.
 extra-%: install
-	$(BIN)/python -c 'import sys, tomllib; \
-		groups = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
-		print("\n".join(groups.get("$*") or sys.exit("no group $* in pyproject.toml; there are " + ", ".join(groups))))' \
-		> .venv/extra-$*.txt
-	$(PIP) install --quiet --requirement .venv/extra-$*.txt
+	$(BIN)/python $(INSTALL_LOCKED) locks/$*.txt
 
 jax: .venv-jax/installed
 
-.venv-jax/installed: requirements-jax.txt
+.venv-jax/installed: locks/jax.txt
 	$(PYTHON) -m venv .venv-jax
-	.venv-jax/bin/python -m pip install --quiet --disable-pip-version-check --requirement requirements-jax.txt
+	.venv-jax/bin/python $(INSTALL_LOCKED) locks/jax.txt
 	@touch $@
+
+.venv-tools/installed: locks/tools.txt
+	$(PYTHON) -m venv .venv-tools
+	.venv-tools/bin/python $(INSTALL_LOCKED) locks/tools.txt
+	@touch $@
+
+# After a change to requirements*.txt or to the groups of pyproject.toml. `make lock UPGRADE=--upgrade` takes newer versions of the
+# packages that these lists do not pin.
+lock: .venv-tools/installed
+	.venv-tools/bin/python deploy/lock.py .venv-tools/bin/uv $(UPGRADE)
+
+lock-check: .venv-tools/installed
+	.venv-tools/bin/python deploy/lock.py .venv-tools/bin/uv --check
+
+# What is installed: a software bill of materials (CycloneDX, JSON) and a list of licences, in build/.
+sbom: install .venv-tools/installed
+	mkdir -p build
+	.venv-tools/bin/cyclonedx-py environment --pyproject pyproject.toml --output-reproducible --output-format JSON \
+		--output-file build/sbom.cdx.json $(BIN)/python
+	.venv-tools/bin/pip-licenses --python $(BIN)/python --with-urls --order license --format csv --output-file build/licences.csv
+	@echo "written: build/sbom.cdx.json, build/licences.csv"
 
 demo: install
 	$(BIN)/dlfer ablate experiments/quickstart.yaml --workers 2
@@ -84,4 +104,4 @@ bench: .venv/installed-dev
 	done
 
 clean:
-	rm -rf .venv .venv-jax .venv-predict build *.egg-info
+	rm -rf .venv .venv-jax .venv-predict .venv-tools build *.egg-info

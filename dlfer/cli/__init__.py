@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import io
 import os
+import signal
 import sys
+import threading
 import traceback
 from typing import Annotated
 
@@ -87,6 +89,12 @@ for _panel, _modules in VERBS.items():
         app.command(rich_help_panel=_panel)(getattr(_module, _module.__name__.rpartition(".")[2]))
 
 
+def _exit_on_sigterm() -> None:
+    """Let SIGTERM end the process by SystemExit, so that temporary files are removed; trainings and servers handle it themselves."""
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command and exit; --debug may stand anywhere and shows the traceback of an error."""
     args = list(sys.argv[1:] if argv is None else argv)
@@ -98,6 +106,7 @@ def main(argv: list[str] | None = None) -> None:
     if debug:
         os.environ[DEBUG] = "1"
     hush_tensorflow()
+    _exit_on_sigterm()
     # Threads of XGBoost that wait for each other shall sleep. By default they spin, which on a machine where anything
     # else runs takes four times the CPU (2,000 rows, two cores). Keras loads the library that reads this.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -112,8 +121,8 @@ def main(argv: list[str] | None = None) -> None:
             raise
         say(
             f"dlfer: this command needs the package that Python imports as {error.name}, which is not installed in "
-            f"{sys.prefix}. Install dlfer whole: pip install -r requirements.txt (in a clone: make install). Without "
-            "TensorFlow there are predict, serve, init, show and report."
+            f"{sys.prefix}. Install dlfer with TensorFlow: pip install 'dlfer[cpu]' or 'dlfer[gpu]' (in a clone: make install). "
+            "Without TensorFlow there are predict, serve, init, show and report."
         )
         sys.exit(1)
     except (DlferError, OSError) as error:

@@ -9,6 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,12 +18,14 @@ from typing import Literal
 import typer
 
 from dlfer.errors import ConfigError
-from dlfer.runs.machine import get_memory_bytes
+from dlfer.runs.machine import count_cores, get_memory_bytes, read_cgroup_limits
 
 OLDEST_PYTHON, FIRST_PYTHON_TOO_NEW = (3, 11), (3, 14)
 MIN_DISK_GB, MIN_MEMORY_GB = 2, 4
 BACKENDS = ("tensorflow", "jax", "torch")
-_STAND_INS = {"tensorflow": ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tensorflow-macos")}
+TENSORFLOWS = ("tensorflow", "tensorflow-cpu", "tensorflow-intel", "tensorflow-macos")
+"""The builds of TensorFlow, of which one is installed."""
+_MEND = "make install; outside of a clone: pip install --require-hashes -r locks/cpu.txt (or locks/gpu.txt)"
 _PROBE = """
 import json, keras
 backend = keras.backend.backend()
@@ -67,7 +70,9 @@ def examine() -> Iterator[Finding]:
     """Yield what is found, the quick checks first; loading the backend takes some seconds."""
     yield examine_python(sys.version_info[:2])
     yield from examine_packages(list_pins())
+    yield check_dependencies()
     yield examine_memory()
+    yield examine_container()
     yield examine_disk(Path())
     yield examine_data()
     yield from examine_backend()
@@ -84,7 +89,7 @@ def examine_python(version: tuple[int, int]) -> Finding:
 
 
 def list_pins() -> dict[str, str]:
-    """Return package -> pinned version of requirements.txt of the checkout, else of the installed dlfer."""
+    """Return package -> pinned version, TensorFlow among them, by the lists of the checkout, else of the installed dlfer."""
     from packaging.requirements import InvalidRequirement, Requirement
 
     from dlfer.runs.run import find_checkout
@@ -93,6 +98,7 @@ def list_pins() -> dict[str, str]:
     path = checkout / "requirements.txt" if checkout else None
     if path is not None and path.is_file():
         lines = [line.partition(" #")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
+        lines += tomllib.loads((checkout / "pyproject.toml").read_text())["project"]["optional-dependencies"]["cpu"]
     else:
         try:
             lines = importlib.metadata.requires("dlfer") or []
@@ -104,9 +110,9 @@ def list_pins() -> dict[str, str]:
             requirement = Requirement(line)
         except InvalidRequirement:
             continue
-        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": "cpu"}):
             exact = [item.version for item in requirement.specifier if item.operator == "=="]
-            pins[requirement.name] = exact[0] if exact else ""
+            pins["tensorflow" if requirement.name in TENSORFLOWS else requirement.name] = exact[0] if exact else ""
     return pins
 
 
@@ -117,26 +123,52 @@ def examine_packages(pins: dict[str, str]) -> Iterator[Finding]:
     for name, pinned in pins.items():
         if name == "tensorflow" and backend != "tensorflow":
             continue
-        found = next((version for version in map(_get_version, _STAND_INS.get(name, (name,))) if version), None)
+        builds = TENSORFLOWS if name == "tensorflow" else (name,)
+        found = next((version for version in map(_get_version, builds) if version), None)
         if found is None:
             absent.append(name)
         elif pinned and found != pinned:
             other.append(f"{name} {found} (pinned {pinned})")
     if absent:
-        yield Finding(
-            "packages", "missing", f"absent: {', '.join(absent)}", "pip install -r requirements.txt, or make install"
-        )
+        yield Finding("packages", "missing", f"absent: {', '.join(absent)}", _MEND)
     if other:
-        yield Finding("packages", "note", f"other versions: {', '.join(other)}", "pip install -r requirements.txt")
+        yield Finding("packages", "note", f"other versions: {', '.join(other)}", _MEND)
     if not absent and not other:
         text = f"{len(pins)} as pinned" if pins else "no list of requirements found to compare with"
         yield Finding("packages", "ok" if pins else "note", text)
 
 
+def check_dependencies() -> Finding:
+    """Return whether the installed packages have what they require of each other, as `pip check` finds it."""
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "--disable-pip-version-check", "check"],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    if done.returncode == 0:
+        return Finding("pip check", "ok", "no broken requirements")
+    if "No module named pip" in done.stderr:
+        return Finding("pip check", "note", "pip is not installed in this environment")
+    lines = [line for line in done.stdout.splitlines() if line.strip()] or done.stderr.strip().splitlines()[-1:]
+    more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
+    return Finding("pip check", "note", f"{'; '.join(lines[:3])}{more}", _MEND)
+
+
+def examine_container() -> Finding:
+    """Return the limits that control groups set for this process, which is how containers are limited."""
+    limits = read_cgroup_limits()
+    if limits.version is None:
+        return Finding("container", "ok", "this system has no control groups")
+    memory = "no limit of memory" if limits.memory_bytes is None else f"{limits.memory_bytes / 1e9:.1f} GB of memory"
+    cpus = "no limit of CPU time" if limits.cpus is None else f"{limits.cpus:g} CPUs"
+    return Finding("container", "ok", f"{memory}, {cpus} (cgroup v{limits.version})")
+
+
 def examine_memory() -> Finding:
     """Return the memory that a process may have here, the limit of a container included."""
-    available = get_memory_bytes()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    available, cores = get_memory_bytes(), count_cores()
     if available is None:
         return Finding("memory", "note", f"size not known; {cores} cores")
     text = f"{available / 1e9:.1f} GB, {cores} cores"

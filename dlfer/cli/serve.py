@@ -1,4 +1,4 @@
-"""The verb that answers over HTTP: serve."""
+"""The verb that serves models over HTTP: serve."""
 
 from __future__ import annotations
 
@@ -18,46 +18,57 @@ def serve(
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where it listens; 0.0.0.0 is every network.")
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 is every network.")
     ] = "127.0.0.1",
     port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     faces: Faces = "auto",
     detector_size: DetectorSize = None,
-    max_mb: Annotated[float, typer.Option(metavar="MB", help="Of a request's body; more is answered with 413.")] = 20,
+    max_mb: Annotated[float, typer.Option(metavar="MB", help="Maximum size of a request body (413).")] = 20,
     max_pixels: Annotated[
-        int, typer.Option(metavar="N", help="Of the pictures of a request together; 413.")
+        int, typer.Option(metavar="N", help="Maximum total pixels of the pictures of a request (413).")
     ] = 25_000_000,
-    max_faces: Annotated[int, typer.Option(metavar="N", help="Predicted in a picture, the largest first.")] = 32,
-    max_seconds: Annotated[float, typer.Option(metavar="S", help="For the body (408), and for the answer (504).")] = 30,
-    max_requests: Annotated[int, typer.Option(metavar="N", help="At a time; more are answered with 503.")] = 64,
+    max_faces: Annotated[
+        int, typer.Option(metavar="N", help="Maximum faces predicted per picture, the largest first.")
+    ] = 32,
+    max_seconds: Annotated[
+        float, typer.Option(metavar="S", help="Time limit for the request body (408), and for the response (504).")
+    ] = 30,
+    max_requests: Annotated[int, typer.Option(metavar="N", help="Maximum requests in progress (503).")] = 64,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="It answers under this name, too; *.NAME is all below it. Repeatable."),
+        typer.Option(
+            metavar="NAME", help="Another allowed name in the Host header; *.NAME allows all subdomains. Repeatable."
+        ),
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
-        typer.Option(metavar="ORIGIN", help="Pages of this site may call, e.g. https://example.org. Repeatable."),
+        typer.Option(
+            metavar="ORIGIN",
+            help="Allow requests from pages of this site (CORS), e.g. https://example.org. Repeatable.",
+        ),
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Other computers may call without DLFER_API_KEY.")
+        bool, typer.Option("--insecure", help="Listen on a public address without DLFER_API_KEY.")
     ] = False,
-    root_path: Annotated[
-        str, typer.Option(metavar="PATH", help="What a proxy puts before the paths, e.g. /faces.")
-    ] = "",
+    root_path: Annotated[str, typer.Option(metavar="PATH", help="Path prefix that a proxy adds, e.g. /faces.")] = "",
     proxy_headers: Annotated[
         bool,
-        typer.Option("--proxy-headers", help="A proxy stands before all, and tells the client in X-Forwarded-For."),
+        typer.Option("--proxy-headers", help="Trust X-Forwarded-For: all requests come through one proxy."),
     ] = False,
-    batch_ms: Annotated[float, typer.Option(metavar="MS", help="How long requests wait for each other.")] = 5,
-    access_log: Annotated[bool, typer.Option(help="A line for each request: address, path, status.")] = True,
+    batch_ms: Annotated[
+        float, typer.Option(metavar="MS", help="Milliseconds for which requests are collected into a batch.")
+    ] = 5,
+    access_log: Annotated[
+        bool, typer.Option(help="Log a line for each request: address, method, path, status.")
+    ] = True,
 ) -> None:
     """Answer over HTTP: a page for people, /v1/predict, and KServe's /v2 for programs.
 
     It predicts which expression label annotators would give, and does not detect what a person feels. In the EU,
     inferring emotions at work and in education is prohibited (AI Act, Art. 5(1)(f)).
 
-    Pictures are kept in memory for their request alone; none is written or logged. With DLFER_API_KEY set,
-    every request but for the page and the health checks has to send it. SIGTERM lets begun requests finish.
+    Pictures are kept in memory for the time of their request; none is written or logged. With DLFER_API_KEY set, every
+    request has to send the key, except for the page and the health checks. After SIGTERM, accepted requests are answered.
     """
     numbers = {
         "--max-mb": max_mb,

@@ -238,7 +238,7 @@ class Sketches:
     def _save(self, image: np.ndarray, path: Path) -> None:
         if not self.folder.is_dir():
             raise FileNotFoundError(errno.ENOENT, "the folder is gone", str(self.folder))
-        with replace_when_done(path) as temporary:
+        with replace_when_done(path, durable=False) as temporary:
             Image.fromarray(image).save(temporary, "JPEG", quality=92)
 
 

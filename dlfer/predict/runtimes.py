@@ -30,6 +30,7 @@ from dlfer.quiet import keep_back_stderr
 from dlfer.runs.artifact import MEND
 from dlfer.runs.export_record import ExportRecord
 from dlfer.runs.files import check_inside, check_manifest, hash_file, read_json
+from dlfer.runs.machine import count_cores
 from dlfer.runs.records import ArtifactRecord
 
 if TYPE_CHECKING:
@@ -210,11 +211,6 @@ def import_extra(module: str) -> Any:
             f"The package {package} is {kind} that cannot be imported here ({error}). In a clone: {clone}; "
             f"in another environment: pip install {package}."
         ) from error
-
-
-def count_cores() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def open_savedmodel(path: Path) -> Answer:

@@ -9,7 +9,8 @@ is drawn.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -116,9 +117,28 @@ def write_figure(figure: Figure, path: Path, *, title: str, description: str) ->
     buffer = io.BytesIO()
     metadata = {"Title": escape_text(title), "Description": escape_text(description), "Software": "dlfer"}
     with figure_style():
+        _escape_names(figure)
         figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata=metadata)
     write_atomically(path, buffer.getvalue())
     return path
+
+
+def _escape_names(figure: Figure) -> None:
+    """Show control characters in labels and file names escaped; fonts have no glyphs for them, or draw them invisibly."""
+    from matplotlib.text import Text
+    from matplotlib.ticker import FuncFormatter
+
+    for axes in figure.axes:
+        for axis in (axes.xaxis, axes.yaxis):
+            formatter = axis.get_major_formatter()
+            if isinstance(formatter, FuncFormatter):  # that of set_xticks and set_yticks with labels
+                formatter.func = partial(_format_escaped, formatter.func)
+    for text in figure.findobj(Text):
+        text.set_text(escape_text(text.get_text(), keep="\n"))
+
+
+def _format_escaped(form: Callable[[float, int], str], value: float, place: int) -> str:
+    return escape_text(form(value, place), keep="\n")
 
 
 class Drawn(NamedTuple):

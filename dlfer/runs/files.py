@@ -34,14 +34,14 @@ def write_atomically(path: Path, contents: str | bytes) -> None:
         OSError: it cannot be written; the message names the file, and of a full disk what is needed and what is free.
     """
     contents = to_utf8(contents).encode() if isinstance(contents, str) else contents
-    with replace_when_done(path, size=len(contents)) as temporary, temporary.open("xb") as file:
-        file.write(contents)
-        file.flush()
-        os.fsync(file.fileno())
+    with replace_when_done(path, size=len(contents)) as temporary:
+        temporary.write_bytes(contents)
 
 
 @contextlib.contextmanager
-def replace_when_done(path: Path, *, size: int | None = None, suffix: str = ".tmp") -> Iterator[Path]:
+def replace_when_done(
+    path: Path, *, size: int | None = None, suffix: str = ".tmp", durable: bool = True
+) -> Iterator[Path]:
     """Give a temporary name beside a file, whose folder is made; what was written there takes the file's place.
 
     After an error the file is as it was, and nothing is left of the temporary one.
@@ -50,6 +50,7 @@ def replace_when_done(path: Path, *, size: int | None = None, suffix: str = ".tm
         path: of the file.
         size: how many bytes it will have, where that is known.
         suffix: of the temporary name, for writers that go by it.
+        durable: whether contents and name are flushed to the disk, so that the file survives a power failure whole.
 
     Raises:
         OSError: as `write_atomically`.
@@ -59,12 +60,27 @@ def replace_when_done(path: Path, *, size: int | None = None, suffix: str = ".tm
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        if durable:
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
         temporary.replace(path)
+        if durable:
+            sync_folder(path.parent)
     except OSError as error:
         raise explain_write_error(error, path, size=size) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
+
+
+def sync_folder(folder: Path) -> None:
+    """Flush the names of the files in a folder to the disk, where the system has a call for that."""
+    with contextlib.suppress(OSError):  # Windows opens no folders, and some network file systems flush none
+        number = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(number)
+        finally:
+            os.close(number)
 
 
 def name_temporary(path: Path, suffix: str = ".tmp") -> Path:
@@ -324,7 +340,11 @@ def check_inside(folder: Path, name: Any, *, file: Path) -> None:
     )
     try:
         is_inside = is_plain and (folder / name).resolve().is_relative_to(folder.resolve())
-    except (OSError, RuntimeError, ValueError):  # too long for the disk, a circle of links, no text at all
+        if is_inside:
+            (folder / name).lstat()
+    except FileNotFoundError:  # it may be absent: whoever opens it says so
+        pass
+    except (OSError, RuntimeError, ValueError):  # too long, below a file, a loop of links, half a character
         is_inside = False
     if not is_inside:
         raise ModelError(

@@ -1,19 +1,106 @@
-"""What the machine has that a process can see without a framework."""
+"""What a process can see of its machine, and of the limits that a container sets, without a framework."""
 
 from __future__ import annotations
 
+import math
 import os
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
+
+_T = TypeVar("_T", int, float)
+
+CGROUPS, OWN_CGROUP = Path("/sys/fs/cgroup"), Path("/proc/self/cgroup")
+
+
+@dataclass(frozen=True)
+class CgroupLimits:
+    """The limits of the control groups that this process is in.
+
+    Attributes:
+        version: 1 or 2; None where the system has no control groups.
+        memory_bytes: the smallest limit of memory; None: no limit.
+        cpus: the smallest quota of processor time, in processors, e.g. 1.5; None: no limit.
+    """
+
+    version: int | None
+    memory_bytes: int | None
+    cpus: float | None
+
+
+def read_cgroup_limits(root: Path = CGROUPS, own: Path = OWN_CGROUP) -> CgroupLimits:
+    """Return the limits of this process's control groups and of all groups above them.
+
+    Args:
+        root: where the control groups are mounted.
+        own: the file that names the groups of this process.
+    """
+    if (root / "cgroup.controllers").is_file():
+        groups = list(_list_groups(root, own, ""))
+        memory = [_read_number(group / "memory.max") for group in groups]
+        cpus = [_read_quota_v2(group / "cpu.max") for group in groups]
+        return CgroupLimits(2, _find_smallest(memory), _find_smallest(cpus))
+    memory = [_read_number(group / "memory.limit_in_bytes") for group in _list_groups(root / "memory", own, "memory")]
+    # Without a limit, version 1 has the largest number of pages that a 64-bit counter of bytes can hold.
+    memory = [size for size in memory if size is not None and size < 2**60]
+    cpus = [_read_quota_v1(group) for group in _list_groups(root / "cpu", own, "cpu")]
+    version = 1 if (root / "memory").is_dir() or (root / "cpu").is_dir() else None
+    return CgroupLimits(version, _find_smallest(memory), _find_smallest(cpus))
+
+
+def _list_groups(mount: Path, own: Path, controller: str) -> Iterator[Path]:
+    """Yield the mount, and the groups on the way to that of this process, as far as they are visible."""
+    yield mount
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controller in controllers.split(","):
+            group = mount
+            for step in Path(path.lstrip("/")).parts:
+                group = group / step
+                yield group
+
+
+def _read_quota_v2(file: Path) -> float | None:
+    """Return the processors of cpu.max, which holds a quota or "max" and a period, in microseconds."""
+    return _read(file, lambda text: int(text.split()[0]) / int(text.split()[1]))
+
+
+def _read_quota_v1(group: Path) -> float | None:
+    quota, period = _read_number(group / "cpu.cfs_quota_us"), _read_number(group / "cpu.cfs_period_us")
+    return quota / period if quota and period and quota > 0 else None
+
+
+def _read_number(file: Path) -> int | None:
+    return _read(file, int)
+
+
+def _read(file: Path, parse: Callable[[str], _T]) -> _T | None:
+    """Return the contents of a file; None where it is absent or says "max"."""
+    try:
+        return parse(file.read_text())
+    except (OSError, ValueError, IndexError, ZeroDivisionError):
+        return None
+
+
+def _find_smallest(values: Iterable[_T | None]) -> _T | None:
+    return min((value for value in values if value is not None), default=None)
 
 
 def get_memory_bytes() -> int | None:
-    """Return the smaller of the machine's memory and the limit of the control group, in bytes; None: not known."""
-    found = []
+    """Return the smaller of the machine's memory and the limit of the control groups, in bytes; None: not known."""
+    found = [read_cgroup_limits().memory_bytes]
     if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
         found.append(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-    for name in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        try:
-            found.append(int(Path(name).read_text()))
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-    return min(found) if found else None
+    return _find_smallest(found)
+
+
+def count_cores() -> int:
+    """Return the processors that this process may use at a time: by its affinity and the quota of its control groups."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = read_cgroup_limits().cpus
+    return cores if quota is None else max(1, min(cores, math.ceil(quota)))

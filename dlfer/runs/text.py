@@ -62,7 +62,7 @@ def to_markdown(text: str) -> str:
 
 def to_plain_markdown(text: str) -> str:
     """Return a sentence with names in it for Markdown, on one line: emphasis and code stay, links, HTML and columns do not."""
-    return escape_text(text).replace("<", "&lt;").replace("[", r"\[").replace("|", r"\|")
+    return escape_text(text).replace("&", "&amp;").replace("<", "&lt;").replace("[", r"\[").replace("|", r"\|")
 
 
 def _is_bytes(text: str) -> bool:

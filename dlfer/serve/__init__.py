@@ -1,5 +1,5 @@
-"""The HTTP service: a page for people, /v1/predict, and the Open Inference Protocol.
+"""The HTTP server: a page for people, /v1/predict, and the Open Inference Protocol.
 
-What enters are requests with pictures or arrays. What leaves are probabilities per face. Limits, batching of requests and
-authorisation belong here; reading pictures and predicting are those of `predict`.
+Requests carry pictures or arrays; responses carry probabilities for each face. Limits, batching and access control belong to
+this package; decoding pictures and predicting belong to `predict`.
 """

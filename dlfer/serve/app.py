@@ -79,7 +79,13 @@ def build_app(
     _add_predictions(app, service)
     _add_kserve(app, service)
     complete_openapi(app, list(models), key=policy.key)
-    app.add_middleware(Guard, policy=policy, metrics=metrics, name_route=_name_route)
+    app.add_middleware(
+        Guard,
+        policy=policy,
+        metrics=metrics,
+        name_route=_name_route,
+        is_stopping=lambda: service.is_stopping,
+    )
     return app
 
 
@@ -88,7 +94,7 @@ def _add_errors(app: FastAPI) -> None:
     async def refuse(request: Request, error: Refusal) -> JSONResponse:
         headers = {} if error.retry_after is None else {"Retry-After": str(error.retry_after)}
         if error.status in (408, 413, 503):
-            headers["Connection"] = "close"  # the rest of the body is not read
+            headers["Connection"] = "close"  # the body may not have been read
         return JSONResponse({"error": str(error)}, error.status, headers)
 
     @app.exception_handler(HTTPException)
@@ -97,12 +103,12 @@ def _add_errors(app: FastAPI) -> None:
 
     @app.exception_handler(ClientDisconnect)
     async def pass_on(request: Request, error: ClientDisconnect) -> None:
-        _LOG.debug("A client left before its request was answered.")
+        _LOG.debug("The client disconnected before its request was answered.")
         raise error
 
     @app.exception_handler(Exception)
     async def fail(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": "The server failed; its log says why."}, 500)
+        return JSONResponse({"error": "Internal server error; the server's log has the details."}, 500)
 
 
 def _add_page(app: FastAPI) -> None:
@@ -129,28 +135,28 @@ def _add_health(app: FastAPI, service: Service) -> None:
 
     @app.get("/healthz", tags=["health"])
     async def is_healthy() -> schemas.Health:
-        """Whether the server answers."""
+        """Whether the server is running."""
         return schemas.Health(status="ok")
 
     @app.get("/readyz", tags=["health"], responses=not_ready)
     async def ready() -> schemas.Health:
-        """Whether it takes requests; 503 before it has begun, and as soon as it was told to stop."""
+        """Whether the server accepts requests; 503 until it has started, and as soon as it is shutting down."""
         is_ready()
         return schemas.Health(status="ready")
 
     @app.get("/metrics", tags=["health"], response_class=PlainTextResponse)
     async def metrics() -> Response:
-        """Counters in Prometheus' text format."""
+        """Metrics in Prometheus' text format."""
         return Response(service.metrics.write(), media_type=CONTENT_TYPE)
 
     @app.get("/v2/health/live", tags=["KServe"])
     async def live() -> schemas.Live:
-        """Whether the server answers."""
+        """Whether the server is running."""
         return schemas.Live(live=True)
 
     @app.get("/v2/health/ready", tags=["KServe"], responses=not_ready)
     async def ready_v2() -> schemas.Ready:
-        """Whether it takes requests."""
+        """Whether the server accepts requests."""
         is_ready()
         return schemas.Ready(ready=True)
 
@@ -223,7 +229,7 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
         ),
     )
     async def explain(request: Request) -> schemas.Explanation:
-        """Cover a face part by part, and map where the probability of a label falls and rises."""
+        """Occlude a face part by part, and return a map of where the probability of a label falls and rises."""
         async with (
             service.admit(request, explanation=True),
             Body(request, service) as body,
@@ -245,7 +251,7 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
 def _add_kserve(app: FastAPI, service: Service) -> None:
     @app.get("/v2", tags=["KServe"])
     async def describe_server() -> schemas.ServerDescription:
-        """What this server is."""
+        """Name and version of the server."""
         return schemas.ServerDescription(name="dlfer", version=__version__, extensions=[])
 
     async def find_model(name: str) -> ServedModel:
@@ -254,7 +260,7 @@ def _add_kserve(app: FastAPI, service: Service) -> None:
     async def find_version(name: str, version: str) -> ServedModel:
         model = service.find_model(name)
         if version not in VERSIONS:
-            raise Refusal(404, f"There is no version {version[:60]!r} of {name}; there is: {', '.join(VERSIONS)}.")
+            raise Refusal(404, f"version: found {version[:60]!r} of {name}, expected {', '.join(VERSIONS)}.")
         return model
 
     _add_kserve_model(app, service, "/v2/models/{name}", Depends(find_model))
@@ -269,7 +275,7 @@ def _add_kserve_model(app: FastAPI, service: Service, place: str, found: Any) ->
 
     @app.get(f"{place}/ready", tags=["KServe"], responses=tell_errors(404, 503))
     async def is_model_ready(model: ServedModel = found) -> schemas.ModelReady:
-        """Whether a model takes requests."""
+        """Whether a model accepts requests."""
         if not service.is_ready:
             raise Refusal(503, "Not ready.", retry_after=5)
         return schemas.ModelReady(name=model.name, ready=True)
@@ -283,7 +289,13 @@ def _add_kserve_model(app: FastAPI, service: Service, place: str, found: Any) ->
     )
     async def infer(request: Request, model: ServedModel = found) -> schemas.InferResponse:
         """Predict crops of faces, one tensor of uint8 [N, H, W] or [N, H, W, C]; no face is searched for."""
-        # Triton's own client tells no type.
+        if "inference-header-content-length" in request.headers:
+            raise Refusal(
+                400,
+                "Inference-Header-Content-Length: binary tensor data is an extension that this server does not have; send "
+                "data as JSON (in tritonclient: set_data_from_numpy(..., binary_data=False)).",
+            )
+        # Triton's own client sends no Content-Type.
         body_of = Body(request, service, kind="application/json")
         async with service.admit(request), body_of as body, service.limit_time(request):
             asked, parts = await body.read_json(schemas.InferRequest)

@@ -1,4 +1,4 @@
-"""Who may send a request, under which name and from which page, and the counters that /metrics shows."""
+"""Access control (Host, Origin, API key), security headers, and the counters of /metrics."""
 
 from __future__ import annotations
 
@@ -25,34 +25,32 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
-        self.requests = Counter(
-            "dlfer_requests", "Requests that were answered.", ["route", "status"], registry=self.registry
-        )
+        self.requests = Counter("dlfer_requests", "Requests answered.", ["route", "status"], registry=self.registry)
         self.seconds = Histogram(
             "dlfer_request_seconds",
-            "Seconds from the head of a request to the end of its answer.",
+            "Seconds from the head of a request to the end of its response.",
             ["route"],
             buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60),
             registry=self.registry,
         )
-        self.faces = Counter("dlfer_faces", "Faces that were predicted.", ["model"], registry=self.registry)
+        self.faces = Counter("dlfer_faces", "Faces predicted.", ["model"], registry=self.registry)
         self.batch = Histogram(
             "dlfer_batch_images",
-            "Images, or crops, that were predicted together.",
+            "Images or crops per predicted batch.",
             buckets=(1, 2, 4, 8, 16, 32, 64, 128),
             registry=self.registry,
         )
-        self.waiting = Gauge("dlfer_requests_in_progress", "Requests begun and not answered.", registry=self.registry)
+        self.waiting = Gauge("dlfer_requests_in_progress", "Requests in progress.", registry=self.registry)
 
     def write(self) -> bytes:
-        """Return all of them in Prometheus' text format."""
+        """Return all counters in Prometheus' text format."""
         return generate_latest(self.registry)
 
 
 FREE = frozenset(
     ("/", "/page.css", "/page.js", "/healthz", "/readyz", "/v2/health/live", "/v2/health/ready", "/openapi.json")
 )
-"""What needs no key: the page, which holds nothing, and what tells whether the server lives."""
+"""Paths that need no key: the page, which contains no data, and the health checks."""
 
 _POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' blob: data:; media-src 'self' blob:; "
@@ -72,21 +70,20 @@ _HEADERS = {
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "[::1]")
 GONE = 499
-"""The status under which requests are counted whose client left before the answer; it is sent to nobody."""
+"""Status under which /metrics counts requests whose client disconnected before the response; it is never sent."""
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Who may call.
+    """Which requests are allowed.
 
     Attributes:
-        key: of the interface; None: none is asked for.
-        hosts: names by which the server may be called besides the address that was connected to; "*.example.org" is all
-            names below it.
-        origins: of pages of other sites that may call, e.g. "https://example.org".
-        root_path: what a proxy puts before the paths, e.g. "/faces"; requests may come with it or without.
-        proxy_headers: whether the last entry of X-Forwarded-For is the client, as a proxy that stands before everything
-            writes it.
+        key: the API key; None: no key is required.
+        hosts: allowed names in the Host header, besides the address that was connected to; "*.example.org" allows all
+            subdomains.
+        origins: origins of other sites whose pages may send requests (CORS), e.g. "https://example.org".
+        root_path: path prefix that a proxy adds, e.g. "/faces"; requests are accepted with it and without it.
+        proxy_headers: whether the last entry of X-Forwarded-For is the client's address, as a trusted proxy appends it.
     """
 
     key: str | None = None
@@ -96,12 +93,18 @@ class Policy:
     proxy_headers: bool = False
 
     def judge(self, scope: Scope, headers: Headers, path: str) -> tuple[int, str] | None:
-        """Return the status and the words of a refusal, or None."""
+        """Return the status and the message of a refusal, or None if the request is allowed."""
         host = headers.get("host", "")
         if not self._is_own_name(_strip_port(host), scope):
-            return 400, "This server is not called so; --allow-host NAME lets it answer under another name."
+            return (
+                400,
+                "The Host header names a host that is not allowed; the server's option --allow-host NAME adds one.",
+            )
         if not self.takes_origin(headers) and scope["method"] not in ("GET", "HEAD"):
-            return 403, "This server does not take requests from pages of other sites."
+            return (
+                403,
+                "Cross-site request refused; the server's option --allow-origin ORIGIN allows the pages of a site.",
+            )
         if self.key is None or path in FREE or not path:
             return None
         scheme, _, given = headers.get("authorization", "").partition(" ")
@@ -109,7 +112,7 @@ class Policy:
             given = headers.get("x-api-key", "")
         if hmac.compare_digest(given.strip().encode(), self.key.encode()):
             return None
-        return 401, "This server asks for a key: Authorization: Bearer KEY, or X-API-Key: KEY."
+        return 401, "The API key is missing or wrong; expected Authorization: Bearer KEY, or X-API-Key: KEY."
 
     def _is_own_name(self, name: str, scope: Scope) -> bool:
         server = scope.get("server")
@@ -118,9 +121,9 @@ class Policy:
         return any(name == host or (host.startswith("*.") and name.endswith(host[1:])) for host in self.hosts)
 
     def takes_origin(self, headers: Headers) -> bool:
-        """Return whether a request comes from no page, a page of this server, or one of an origin that may call.
+        """Return whether a request comes from no page, a page of this server, or a page of an allowed origin.
 
-        A page of another site may send a form without asking; it shall not use this computer's server.
+        Browsers send forms to other sites without a preflight request, so that CORS alone does not stop them.
         """
         origin = headers.get("origin")
         if origin is not None and origin.lower() in self.origins:
@@ -131,7 +134,7 @@ class Policy:
 
 
 def _strip_port(host: str) -> str:
-    """Return the name in a Host header, in small letters."""
+    """Return the name in a Host header, in lower case and without its port."""
     name = host.strip().lower()
     head, _, port = name.rpartition(":")
     name = head if head and port.isdecimal() and (head.endswith("]") or ":" not in head) else name
@@ -139,7 +142,7 @@ def _strip_port(host: str) -> str:
 
 
 def _strip_scheme(origin: str) -> str:
-    """Return the host and the port that a browser writes into Host for a page of an origin."""
+    """Return host and port of an origin, as a browser writes them into the Host header."""
     try:
         return urlsplit(origin.lower()).netloc
     except ValueError:
@@ -147,7 +150,7 @@ def _strip_scheme(origin: str) -> str:
 
 
 def find_address(scope: Scope) -> str:
-    """Return the address of a client; of IPv6 the 64 bits of its network, of which one client has all."""
+    """Return the address of a client; for IPv6 its /64 network, all of which belongs to one client."""
     text = (scope.get("client") or ("unknown", 0))[0]
     try:
         address = ipaddress.ip_address(text)
@@ -159,20 +162,30 @@ def find_address(scope: Scope) -> str:
 
 
 class Guard:
-    """Answers what may not pass, and counts everything.
+    """Middleware that refuses requests which the policy does not allow, adds security headers, and counts all requests.
 
     Args:
-        app: what stands behind.
-        policy: who may call.
-        metrics: that count.
-        name_route: (method, path) -> a name for the counters; unknown paths share one.
+        app: the application.
+        policy: which requests are allowed.
+        metrics: the counters.
+        name_route: gives the name of a request's route for the counters; unknown paths share one.
+        is_stopping: whether the server was told to stop; each response then closes its connection.
     """
 
-    def __init__(self, app: ASGIApp, *, policy: Policy, metrics: Metrics, name_route: Callable[[Scope], str]) -> None:
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        policy: Policy,
+        metrics: Metrics,
+        name_route: Callable[[Scope], str],
+        is_stopping: Callable[[], bool],
+    ) -> None:
         self._app = app
         self._policy = policy
         self._metrics = metrics
         self._name_route = name_route
+        self._is_stopping = is_stopping
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -192,7 +205,7 @@ class Guard:
 
         answer = self._answer_itself(scope, headers, path)
         if method == "HEAD":
-            scope["method"] = "GET"  # what it would say to GET, without the body
+            scope["method"] = "GET"  # the response to GET, without its body
         try:
             await (answer or self._app)(scope, receive, send_on)
         except ClientDisconnect:
@@ -203,7 +216,7 @@ class Guard:
             self._metrics.seconds.labels(route).observe(time.monotonic() - start)
 
     def _place(self, scope: Scope, headers: Headers) -> str:
-        """Write the prefix and the client into a scope as they are behind a proxy, and return the path without the prefix."""
+        """Set the root path and the client address as the proxy gives them, and return the path without the prefix."""
         root, path = self._policy.root_path, scope["path"]
         if root:
             path = path[len(root) :] if path == root or path.startswith(f"{root}/") else path
@@ -214,7 +227,7 @@ class Guard:
         return path
 
     def _answer_itself(self, scope: Scope, headers: Headers, path: str) -> Response | None:
-        """Return the answer to what does not pass: a refusal, a page's question whether it may call, or the way to it."""
+        """Return the response to a refused request, a CORS preflight or the bare prefix; None for all others."""
         refused = self._policy.judge(scope, headers, path)
         is_question = scope["method"] == "OPTIONS" and "access-control-request-method" in headers
         if is_question and (refused is None or refused[0] == 401):
@@ -227,6 +240,8 @@ class Guard:
     def _add_headers(self, given: MutableHeaders, headers: Headers) -> None:
         for name, value in _HEADERS.items():
             given[name] = value
+        if self._is_stopping():
+            given["connection"] = "close"
         if not self._policy.origins:
             return
         given.add_vary_header("Origin")

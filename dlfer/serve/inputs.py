@@ -1,4 +1,4 @@
-"""The body of a request, kept in memory from the first byte to the last, and what it says."""
+"""Reading and validating request bodies, which are kept in memory and never written to disk."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ _Asked = TypeVar("_Asked", bound=BaseModel)
 
 @dataclass(frozen=True)
 class Upload:
-    """A file that was sent.
+    """An uploaded file.
 
     Attributes:
-        name: as the client calls it.
-        contents: undecoded.
-        is_base64: whether they are a text in base64.
+        name: given by the client.
+        contents: its bytes, or their base64 encoding.
+        is_base64: whether `contents` is base64.
     """
 
     name: str
@@ -34,11 +34,11 @@ class Upload:
 
 
 async def read_body(request: Request, limits: Limits, budget: Budget) -> tuple[bytes, int]:
-    """Return the body of a request, and what it took from the budget, which the caller gives back.
+    """Return the body of a request, and the amount taken from the budget, which the caller gives back.
 
     Raises:
-        Refusal: 413 before anything is read where the length is told, else as soon as it is too much;
-            408 where it does not come in time; 400 where it is cut short; 503 where memory is short.
+        Refusal: 413 if it is too large: before anything is read if Content-Length says so, else as soon as the limit is
+            exceeded; 408 if it does not arrive in time; 503 if all bodies together exceed the budget.
     """
     told = request.headers.get("content-length")
     if told is not None and told.isdecimal() and int(told) > limits.body_bytes:
@@ -51,7 +51,11 @@ async def read_body(request: Request, limits: Limits, budget: Budget) -> tuple[b
                 if size > limits.body_bytes:
                     raise _too_large(limits)
                 if not budget.take(len(part)):
-                    raise Refusal(503, "The server has no memory left for this request; try again.", retry_after=1)
+                    raise Refusal(
+                        503,
+                        "The request bodies in progress take all memory reserved for them; try again later.",
+                        retry_after=1,
+                    )
                 taken += len(part)
                 parts.append(part)
     except BaseException as error:
@@ -67,20 +71,20 @@ def _too_large(limits: Limits) -> Refusal:
 
 
 class Parts:
-    """What was set apart of a JSON body, see `dlfer.serve.worker.set_apart`."""
+    """The large parts extracted from a JSON body, see `dlfer.serve.worker.set_apart`."""
 
     def __init__(self, body: bytes, spans: Sequence[tuple[int, int]]) -> None:
         self._body, self._spans = memoryview(body), spans
 
     def find(self, text: Any) -> memoryview | None:
-        """Return what a text stands for; None where it stands for itself."""
+        """Return the part that a placeholder refers to; None if the string is not a placeholder."""
         number = text[1:] if isinstance(text, str) and text.startswith("@") else ""
         if not (number.isascii() and number.isdecimal() and len(number) < 4 and int(number) < len(self._spans)):
             return None
         return self._body[slice(*self._spans[int(number)])]
 
     def find_all(self, images: Sequence[Picture64]) -> list[Upload]:
-        """Return the files of pictures in JSON."""
+        """Return the pictures of a JSON body as files."""
         return [
             Upload(image.name or f"image {number}", self.find(image.base64) or image.base64.encode(), is_base64=True)
             for number, image in enumerate(images, start=1)
@@ -88,10 +92,10 @@ class Parts:
 
 
 async def read_json(body: bytes, kind: type[_Asked], pool: Pool) -> tuple[_Asked, Parts]:
-    """Return a JSON body as a schema has it, with what is large in it set apart.
+    """Return a JSON body validated against a schema, and its large parts.
 
     Raises:
-        Refusal: 400, with the first problems.
+        Refusal: 400, with the first five problems.
     """
     spans, (rest,) = await pool.ask("json", [body])
     try:
@@ -103,18 +107,22 @@ async def read_json(body: bytes, kind: type[_Asked], pool: Pool) -> tuple[_Asked
 async def read_form(
     body: bytes, content_type: str, expected: Sequence[str], pool: Pool
 ) -> tuple[list[Upload], dict[str, str]]:
-    """Return the files of a multipart body and its texts by name; nothing of it is put on the disk.
+    """Return the files of a multipart body, and its fields by name.
 
-    `expected` are the names of the texts; files, at least one, are called "file".
+    Args:
+        body: of the request.
+        content_type: its Content-Type header.
+        expected: the names of the allowed fields; files, at least one, are called "file".
+        pool: the workers that parse it.
 
     Raises:
-        Refusal: 400 where it is damaged, or has too many or other parts, 413 for a field that is too long.
+        Refusal: 400 if it is malformed or has too many or unknown parts, 413 for a field that is too long.
     """
     (texts, files), _ = await pool.ask("form", [body], content_type=content_type)
     fields: dict[str, str] = {}
     for name, value in texts:
         if name in fields:
-            raise Refusal(400, f"multipart/form-data: the field {name!r} stands there twice.")
+            raise Refusal(400, f"multipart/form-data: the field {name!r} occurs twice.")
         fields[name] = value
     unknown = {name[:60] for name in fields if name not in expected} | {
         name[:60] for name, _, _ in files if name != "file"
@@ -131,9 +139,11 @@ async def read_form(
 
 
 def describe_problems(error: ValidationError) -> str:
-    """Return what does not fit, in one line; never the values, which may be pictures."""
+    """Return the problems in one line; never the values, which may be pictures."""
     problems = error.errors(include_url=False, include_input=False, include_context=False)
-    told = [f"{'.'.join(str(step)[:60] for step in one['loc']) or 'the body'}: {one['msg']}" for one in problems[:5]]
+    told = [
+        f"{'.'.join(str(step)[:60] for step in one['loc']) or 'request body'}: {one['msg']}" for one in problems[:5]
+    ]
     more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
     return "; ".join(told)[:1000] + more
 
@@ -143,10 +153,10 @@ def _tell_files(uploads: Sequence[Upload]) -> dict[str, Any]:
 
 
 async def measure_pictures(uploads: Sequence[Upload], pool: Pool) -> tuple[int, int]:
-    """Return the pixels of all files together, and the bytes of memory that decoding them takes, by their headers.
+    """Return the total pixels of all files, and the bytes of memory that decoding them takes, from their headers.
 
     Raises:
-        Refusal: 400 for what is not base64, 415 for what is no picture, 413 for one that is too large.
+        Refusal: 400 for invalid base64, 415 for a file that is not a picture, 413 for one that is too large.
     """
     value, _ = await pool.ask("measure", [upload.contents for upload in uploads], **_tell_files(uploads))
     return tuple(value)
@@ -156,7 +166,7 @@ async def decode_picture(upload: Upload, pool: Pool) -> np.ndarray:
     """Return a picture as uint8 [H, W, 3], upright.
 
     Raises:
-        Refusal: 400 for a damaged one.
+        Refusal: 400 if the file is damaged.
     """
     size, (pixels,) = await pool.ask("decode", [upload.contents], **_tell_files([upload]))
     return np.frombuffer(pixels, np.uint8).reshape(*size, 3)

@@ -1,6 +1,6 @@
-"""What one request and all together may cost: limits, how a refusal is told, and budgets.
+"""Limits of one request and of all together, the error that refuses a request, and budgets.
 
-The processes that read requests import this file, so that it imports nothing that is large.
+The worker processes import this file, so that it imports no large packages.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 
 class Refusal(Exception):
-    """A request is answered with an error.
+    """Raised to answer a request with an error.
 
     Attributes:
-        status: of the answer.
-        retry_after: in seconds, when it may be tried again; None: the same request would fail again.
+        status: HTTP status of the response.
+        retry_after: seconds after which the client may try again; None: the same request would fail again.
     """
 
     def __init__(self, status: int, message: str, *, retry_after: int | None = None) -> None:
@@ -26,32 +26,32 @@ class Refusal(Exception):
 
 
 MAX_PIXELS = 25_000_000
-"""Of the pictures of a request together: a photo of a telephone has 12 million, or 24."""
+"""Pixels of all pictures of a request together; photos of phones have 12 or 24 million."""
 
 BYTES_PER_PIXEL = 8
-"""In memory while a picture is decoded: Pillow's four, and as many while it is turned, or three of the result."""
+"""Memory while a picture is decoded: four for Pillow's image, and four while it is rotated or three for the result."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """The limits of a server; what is above one is refused with a status of its own.
+    """The limits of a server; in parentheses the status of the response beyond each.
 
     Attributes:
         body_bytes: of one request (413).
         pixels: of the pictures in one request together (413).
         pictures: in one request (400).
         images_in_tensor: of a tensor of the KServe protocol (413).
-        faces: of a picture that are predicted, the largest first; the number found is told.
-        seconds: for the arrival of a body (408), and again for the answer (504).
-        requests: begun and not answered, at a time (503).
-        requests_each: the same of one address; an IPv6 address counts by its first 64 bits (503).
-        explanations: begun and not answered occlusion maps, each of which is some hundred predictions (503).
+        faces: predicted per picture, the largest first; the response says how many were found.
+        seconds: until a body has arrived (408), and again until the response is ready (504).
+        requests: in progress at a time (503).
+        requests_each: the same per address; IPv6 addresses count by their /64 network (503).
+        explanations: occlusion maps in progress, each of which takes some hundred predictions (503).
         all_bytes: of all bodies in memory (503).
-        decode_bytes: that decoding the pictures of a request may take (413), and all requests together (more wait).
-        connections: open at a time; a new one closes the one that waits longest without a request.
-        connections_each: the same of one address.
-        head_seconds: for the head of a request, and for the next one to begin.
-        read_seconds: of processor time in which a worker reads what was sent, each time (413).
+        decode_bytes: memory for decoding the pictures of a request (413), and of all requests together (further ones wait).
+        connections: open at a time; beyond that, a new one closes the connection that has been idle longest.
+        connections_each: the same per address.
+        head_seconds: until the head of a request is complete, and until the next request on the same connection.
+        read_seconds: processor time for each task of a worker, such as decoding a picture (413).
     """
 
     body_bytes: int = 20 * 2**20
@@ -72,7 +72,7 @@ class Limits:
 
 
 class Budget:
-    """An amount, `total`, that requests take from and give back."""
+    """An amount that requests take from and give back, at most `total` at a time."""
 
     def __init__(self, total: int) -> None:
         self.total = total
@@ -111,7 +111,7 @@ class Budget:
     def _wake(self) -> None:
         while self._waiting:
             amount, turn = self._waiting[0]
-            if not turn.cancelled():  # who was cancelled and does not know it yet gets nothing
+            if not turn.cancelled():
                 if self.used + amount > self.total:
                     return
                 self.used += amount
@@ -120,5 +120,5 @@ class Budget:
 
 
 def estimate_wait(num_requests: int, seconds_each: float) -> int:
-    """Return the value of Retry-After, 1 to 30 seconds: when what waits now will be done."""
+    """Return the value of Retry-After, 1 to 30 seconds: when the requests that wait now should be done."""
     return int(min(30, max(1, math.ceil(num_requests * seconds_each))))

@@ -1,4 +1,4 @@
-"""The models that are served, what they tell of themselves, and their tensors in the KServe protocol, version 2, in JSON.
+"""The models that are served, their descriptions, and their tensors in the KServe protocol, version 2, in JSON.
 
 Source of the protocol (the Open Inference Protocol):
 https://github.com/kserve/open-inference-protocol/blob/main/specification/protocol/inference_rest.md
@@ -6,6 +6,7 @@ https://github.com/kserve/open-inference-protocol/blob/main/specification/protoc
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
@@ -38,12 +39,12 @@ from dlfer.serve.schemas import (
 class ServedModel:
     """A classifier with the faces that it is given, all of one size.
 
-    Keras makes a program for each size of images, and keeps it; what strangers send shall not decide how many.
+    Keras compiles a program for each image size and keeps it; clients must not decide how many there are.
 
     Args:
         name: by which requests ask for it.
         classifier: from `load_engine`.
-        card: what it tells of itself.
+        card: its description.
         croppers: "auto" and "whole", or "whole" alone: what turns pictures into faces, see `build_cropper`.
     """
 
@@ -130,7 +131,7 @@ def build_model(
 
 
 def read_card(name: str, classifier: Engine, folder: Path) -> Card:
-    """Return what an artifact, and the run that it stands in, tell of a model."""
+    """Return the description of a model, from its artifact and the run that it belongs to."""
     about, fit = classifier.about, classifier.temperature_fit
     run = folder.parent if (folder.parent / RUN_FILE).is_file() else folder
     record = ArtifactRecord.read(folder)
@@ -156,10 +157,14 @@ def read_card(name: str, classifier: Engine, folder: Path) -> Card:
     )
 
 
+_NAME_LENGTH = 100
+
+
 def choose_names(given: Sequence[tuple[str | None, Path, About]]) -> list[str]:
     """Return a name for each of several (name or None, folder of the artifact, what it tells of itself).
 
-    Where none was given it is that of the experiment, or of the folder; the second of a name ends in -2.
+    Where none was given it is that of the experiment, or of the folder, with "-" for characters that paths of requests and log
+    lines cannot take; the second of a name ends in -2.
 
     Raises:
         UserError: the same name was given twice.
@@ -171,6 +176,7 @@ def choose_names(given: Sequence[tuple[str | None, Path, About]]) -> list[str]:
     names: list[str] = []
     for name, folder, about in given:
         stem = name or about.name or about.experiment or (folder.parent.name if folder.name == "model" else folder.name)
+        stem = re.sub(r"[^\w.-]+", "-", stem)[:_NAME_LENGTH].strip("-.") or "model"
         taken, number, chosen = {*names, *(named if not name else ())}, 1, stem
         while chosen in taken:
             number += 1
@@ -198,7 +204,7 @@ VERSIONS = ("1",)
 
 
 def describe_tensors(model: ServedModel) -> ModelDescription:
-    """Return what requests to a model look like."""
+    """Return the description of a model's input and output tensors."""
     return ModelDescription(
         name=model.name,
         versions=list(VERSIONS),
@@ -213,10 +219,10 @@ def describe_tensors(model: ServedModel) -> ModelDescription:
 
 
 def check_tensor(tensor: Tensor, limits: Limits) -> list[int]:
-    """Return the shape [N, H, W, 1 or 3] of a tensor, held against the limits; its values are not looked at.
+    """Return the shape [N, H, W, 1 or 3] of a tensor after checking it against the limits; its values are not read.
 
     Raises:
-        Refusal: 400 for another form, 413 for too many images or pixels.
+        Refusal: 400 for another shape, 413 for too many images or pixels.
     """
     shape = tensor.shape if len(tensor.shape) == 4 else [*tensor.shape, 1]
     if shape[-1] not in (1, 3):

@@ -1,4 +1,4 @@
-"""The processes that read what strangers sent, and what is asked of them; one that took too long has ended, and is replaced."""
+"""The pool of worker processes that parse and decode untrusted input; a worker that exceeds its limits is replaced."""
 
 from __future__ import annotations
 
@@ -23,41 +23,41 @@ Parts = Sequence[bytes | memoryview]
 
 
 class WorkerEnded(Exception):
-    """A worker ended before it answered.
+    """A worker process ended before it replied.
 
     Attributes:
-        is_late: it had used up its processor time.
+        is_late: whether it had used up its processor time.
     """
 
     def __init__(self, code: int) -> None:
-        super().__init__(f"the process that reads requests ended with {code}")
+        super().__init__(f"a worker process ended with {code}")
         self.is_late = code == -getattr(signal, "SIGPROF", 27)
 
 
 class Worker:
-    """One process, see `dlfer.serve.worker`."""
+    """One worker process, see `dlfer.serve.worker`."""
 
     def __init__(self, limits: Limits) -> None:
         environment = {name: value for name, value in os.environ.items() if name not in _SECRETS}
         paths = [_ROOT, *filter(None, [os.environ.get("PYTHONPATH")])]
-        # One thread each: numpy's own would only take memory.
+        # One thread each: numpy's thread pools would only take memory.
         environment |= {"PYTHONPATH": os.pathsep.join(paths), "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
-        # glibc gives large blocks back as soon as they are free.
+        # Let glibc return large blocks to the system as soon as they are free.
         environment["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "dlfer.serve.worker", json.dumps(asdict(limits))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env=environment,
-            # Ctrl-C is for the server, which lets it finish.
+            # Ctrl-C reaches the server alone, which lets its workers finish.
             start_new_session=True,
         )
 
     def ask(self, task: str, given: dict[str, Any], parts: Parts) -> tuple[Any, list[bytearray]]:
-        """Return the value and the byte strings of an answer; this waits for it, on a thread.
+        """Send a request and return the value and the byte strings of the reply; this blocks, and runs on a thread.
 
         Raises:
-            WorkerEnded: it was ended, or fell.
+            WorkerEnded: the process was killed or crashed.
         """
         head = {"task": task, "given": given, "sizes": [len(part) for part in parts]}
         stdin, stdout = self._process.stdin, self._process.stdout
@@ -81,27 +81,27 @@ class Worker:
         return contents
 
     def end(self) -> None:
-        """End the process at once; whoever waits for its answer is told."""
+        """Kill the process; a call of `ask` that waits for its reply raises WorkerEnded."""
         self._process.kill()
 
     def close(self) -> None:
-        """End the process, and forget it."""
+        """Kill the process and release its pipes."""
         self.end()
         self._process.wait()
         for stream in (self._process.stdin, self._process.stdout):
             try:
                 stream.close()
-            except OSError:  # what was not sent cannot be sent any more
+            except OSError:  # buffered bytes cannot be sent any more
                 continue
 
 
 class Pool:
-    """Several workers that take what comes in the order in which it comes.
+    """Several workers that share a queue, first in, first out.
 
     Args:
         size: number of processes.
         limits: of a request.
-        name: of the threads that wait for them.
+        name: prefix of the names of the threads that wait for replies.
     """
 
     def __init__(self, size: int, limits: Limits, *, name: str) -> None:
@@ -112,12 +112,12 @@ class Pool:
         self._is_over = False
 
     def start(self) -> None:
-        """Begin the processes."""
+        """Start the processes."""
         for _ in range(self._size):
             self._add()
 
     def stop(self) -> None:
-        """End them."""
+        """Kill the processes."""
         self._is_over = True
         for worker in self._all:
             worker.end()
@@ -126,12 +126,12 @@ class Pool:
             worker.close()
 
     async def ask(self, task: str, parts: Parts, **given: Any) -> tuple[Any, list[bytearray]]:
-        """Return the value and the byte strings that a worker answers with.
+        """Return the value and the byte strings of a worker's reply.
 
-        Who gives up waiting leaves the worker to its end, which the kernel sets: to begin a process costs more.
+        A worker whose caller was cancelled goes on until it replies or the kernel ends it: starting a process costs more.
 
         Raises:
-            Refusal: what the worker refuses; 413 where it takes too long; 400 where the worker fell over it.
+            Refusal: as the worker raised it; 413 if it took too long; 400 if it crashed.
         """
         worker = await self._free.get()
         begun = asyncio.get_running_loop().run_in_executor(self._threads, worker.ask, task, given, parts)
@@ -141,9 +141,9 @@ class Pool:
         except WorkerEnded as error:
             if error.is_late:
                 raise Refusal(
-                    413, f"To read the request takes more than {self._limits.read_seconds:g} seconds of processor time."
+                    413, f"Reading the request takes more than {self._limits.read_seconds:g} seconds of processor time."
                 ) from error
-            raise Refusal(400, "The request cannot be read; its picture may be damaged.") from error
+            raise Refusal(400, "The request cannot be read; a picture in it may be damaged.") from error
         if isinstance(value, dict) and "status" in value:
             raise Refusal(value["status"], value["error"])
         return value, contents

@@ -1,4 +1,4 @@
-"""What goes in and out over HTTP, and what OpenAPI tells of it, of errors and of the key."""
+"""The schemas of requests and responses, and their description in OpenAPI."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class ExplainRequest(BaseModel):
 
 
 class Error(BaseModel):
-    """What is wrong."""
+    """The response to a request that failed."""
 
     error: str
 
@@ -63,7 +63,7 @@ class Figure(BaseModel):
 
 
 class Card(BaseModel):
-    """What a model tells of itself."""
+    """The description of a model."""
 
     name: str
     family: str
@@ -72,11 +72,13 @@ class Card(BaseModel):
     optimizer: str | None
     accuracy: Figure | None
     protocol: str | None
-    banner: Annotated[str | None, Field(description="why its figures are no clean test, if they are not")]
+    banner: Annotated[str | None, Field(description="why its metrics are not from a clean test, where that is so")]
     image_size: int
     probabilities: Annotated[str, Field(description="whether they are calibrated")]
     research_only: bool
-    smoke: Annotated[bool, Field(description="of a smoke run, so that its answers mean nothing")] = False
+    smoke: Annotated[
+        bool, Field(description="whether it comes from a smoke run, whose predictions are meaningless")
+    ] = False
 
 
 class Models(BaseModel):
@@ -143,7 +145,7 @@ class Tensor(BaseModel):
     name: Literal["images"]
     shape: Annotated[list[Annotated[int, Field(ge=1, le=2**31)]], Field(min_length=3, max_length=4)]
     datatype: Literal["UINT8"]
-    data: Annotated[list[Any], Field(min_length=1, description="whole numbers 0..255, flat or nested")]
+    data: Annotated[list[Any], Field(min_length=1, description="integers 0..255, flat or nested")]
 
 
 class RequestedOutput(BaseModel):
@@ -214,7 +216,7 @@ class ServerDescription(BaseModel):
 
 
 class Health(BaseModel):
-    """How the server is."""
+    """The state of the server."""
 
     status: str
 
@@ -232,15 +234,15 @@ class Ready(BaseModel):
 
 
 _WORDS = {
-    400: "The request is damaged, or does not fit.",
-    401: "The key is missing or wrong.",
-    403: "The request comes from a page of another site.",
+    400: "The request is malformed or does not fit the schema.",
+    401: "The API key is missing or wrong.",
+    403: "The request comes from a page of a site that is not allowed.",
     404: "There is no such model.",
-    408: "The body did not arrive in time.",
-    413: "The body, the pictures or their number are too large.",
-    415: "Another kind of body or picture.",
-    503: "Too many requests, or the server is stopping; Retry-After says when to come again.",
-    504: "The answer took too long.",
+    408: "The request body did not arrive in time.",
+    413: "The body or a picture is too large, or there are too many pictures.",
+    415: "The media type of the body or the format of a picture is not supported.",
+    503: "Too many requests, or the server is shutting down; Retry-After says when to try again.",
+    504: "The response was not ready in time.",
 }
 
 

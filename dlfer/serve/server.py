@@ -1,7 +1,9 @@
-"""The process: models loaded, a port opened, requests finished before it ends."""
+"""The server process: it loads the models, listens on a port, and answers accepted requests before it ends."""
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import copy
 import ctypes
 import functools
@@ -24,7 +26,7 @@ from dlfer.predict.engines import load_engine
 from dlfer.predict.predictor import NOTICE, SMOKE
 from dlfer.runs.find import find_model
 from dlfer.serve.app import build_app
-from dlfer.serve.connections import BACKLOG, MOST_HEAD, LimitedConnection
+from dlfer.serve.connections import BACKLOG, GRACE, MAX_HEAD_BYTES, LimitedConnection
 from dlfer.serve.guard import LOOPBACK_NAMES, Policy
 from dlfer.serve.limits import Limits
 from dlfer.serve.models import ServedModel, build_model, choose_names
@@ -42,14 +44,14 @@ class ServerOptions:
         faces: "auto", "whole", "centerface", "mtcnn" or "opencv".
         detector_size: longest side in pixels of what faces are searched for in; None: the detector's own.
         limits: of requests.
-        hosts: names by which the server may be called, besides those of this computer and `host`.
-        origins: of pages of other sites that may call.
-        insecure: whether other computers may call without a key.
-        root_path: what a proxy puts before the paths.
-        proxy_headers: whether a proxy tells the address of a client in X-Forwarded-For.
-        window: seconds for which requests are collected.
-        drain: seconds that requests have to finish in after the server was told to stop.
-        access_log: whether each request is a line on stderr: address, method, path, status.
+        hosts: allowed names in the Host header, besides those of this computer and `host`.
+        origins: origins of other sites whose pages may send requests.
+        insecure: whether other computers may send requests without an API key.
+        root_path: path prefix that a proxy adds.
+        proxy_headers: whether a trusted proxy gives the client's address in X-Forwarded-For.
+        window: seconds for which requests are collected into a batch.
+        drain: seconds in which requests in progress may finish after the signal to stop.
+        access_log: whether each request is logged on stderr: address, method, path, status.
     """
 
     host: str = "127.0.0.1"
@@ -68,32 +70,66 @@ class ServerOptions:
 
 
 class GracefulServer(uvicorn.Server):
-    """Finishes what was begun when it is told to stop, within `drain` seconds, and says meanwhile that it is not ready."""
+    """A server that answers every accepted request before it ends.
+
+    After the signal to stop it goes on listening until no prediction is in progress, or `drain` seconds have passed; new
+    predictions and `/readyz` are answered with 503, and every response closes its connection. Then it accepts what waits in
+    the kernel's queue, closes the port, and gives connections without a request `GRACE` seconds to send one.
+    """
 
     def __init__(self, config: uvicorn.Config, *, drain: float) -> None:
         super().__init__(config)
         self.num_cut_short = 0
         self._drain = drain
-        self._give_up_at: float | None = None
+        self._deadline: float | None = None
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Begin to stop; told a second time, stop at once."""
-        if self._give_up_at is None:
-            self.config.app.state.service.is_stopping = True
-            self._give_up_at = time.monotonic() + self._drain
+        """Begin to stop; at a second signal, stop at once."""
+        service = self.config.app.state.service
+        if self._deadline is None:
+            service.is_stopping = True
+            self._deadline = time.monotonic() + self._drain
         else:
-            self.num_cut_short = self.config.app.state.service.num_requests
+            self.num_cut_short = service.num_requests
             self.should_exit = self.force_exit = True
 
     async def on_tick(self, counter: int) -> bool:
         """Return whether it is time to end."""
-        if self._give_up_at is not None:
+        if self._deadline is not None:
             num_left = self.config.app.state.service.num_requests
-            is_late = time.monotonic() > self._give_up_at
-            if num_left == 0 or is_late:
+            if num_left == 0 or time.monotonic() > self._deadline:
                 self.num_cut_short = num_left
                 return True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the port, answer what was accepted, and end."""
+        await self._close_port(sockets or [])
+        end = time.monotonic() + GRACE
+        while time.monotonic() < end and not self.force_exit and not self.num_cut_short:
+            if not any(connection.is_open for connection in self.server_state.connections):
+                break
+            await asyncio.sleep(0.02)
+        await super().shutdown(sockets)
+
+    async def _close_port(self, sockets: list[socket.socket]) -> None:
+        """Accept the connections in the kernel's queue, which would be reset otherwise, and stop listening."""
+        loop, accepted = asyncio.get_running_loop(), []
+        for listener in sockets:
+            # OSError: the queue is empty, or a client has left it already, or there are no file descriptors left.
+            with contextlib.suppress(OSError):
+                while True:
+                    accepted.append(listener.accept()[0])
+        for server in self.servers:
+            server.close()
+        for connection in accepted:
+            connection.setblocking(False)
+            await loop.connect_accepted_socket(self._make_protocol, connection)
+
+    def _make_protocol(self) -> asyncio.Protocol:
+        return self.config.http_protocol_class(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
 
 
 def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable[[str], None]) -> None:
@@ -102,11 +138,11 @@ def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable
     Args:
         models: each a model's name, a run or a folder, or NAME=one of these.
         options: how.
-        say: is told where the server is, and of what to beware.
+        say: receives messages for the user: the address of the server, and warnings.
 
     Raises:
-        UserError: no such model, a port that is taken, a key that is too short, or none where other computers reach it.
-        DlferError: requests did not end in time after the server was told to stop.
+        UserError: no such model, a port that is in use, an API key that is too short, or no key on a public address.
+        DlferError: requests did not finish in time after the signal to stop.
     """
     give_memory_back()
     allow_connections(2 * options.limits.connections + 256)
@@ -131,17 +167,17 @@ def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable
         server.run(sockets=[listener])
     if server.num_cut_short:
         raise DlferError(
-            f"dlfer serve: {server.num_cut_short} requests were cut short; they had not ended within {options.drain:g} seconds "
-            "of the signal to stop, or a second one came."
+            f"dlfer serve: {server.num_cut_short} requests were cut short: they did not finish within {options.drain:g} seconds "
+            "after the signal to stop, or a second signal came."
         )
-    say("dlfer serve: stopped; every request that was begun was answered.")
+    say("dlfer serve: stopped; every accepted request was answered.")
 
 
 def allow_connections(number: int) -> None:
-    """Let this process have so many connections open, as far as the system allows it."""
+    """Raise the limit of open connections of this process, as far as the system allows it."""
     try:
         import resource
-    except ImportError:  # Windows counts otherwise
+    except ImportError:  # Windows has no such limit
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
@@ -150,12 +186,12 @@ def allow_connections(number: int) -> None:
 
 
 def give_memory_back() -> None:
-    """Let glibc return every block of a megabyte and more as soon as it is free; by itself it learns to keep those of pictures."""
+    """Let glibc return blocks of a megabyte and more to the system once they are free; by default it keeps those of pictures."""
     try:
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
         libc.mallopt(_M_ARENA_MAX, 2)
-    except (OSError, AttributeError):  # another system, or another library
+    except (OSError, AttributeError):  # another system, or another C library
         return
 
 
@@ -164,21 +200,21 @@ _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 
 
 def choose_policy(options: ServerOptions, *, say: Callable[[str], None] = lambda text: None) -> Policy:
-    """Return who may call, by the options and the key in the environment.
+    """Return which requests are allowed, by the options and the API key in the environment.
 
     Raises:
-        UserError: other computers could call without a key, or a name, an origin or a prefix is none.
+        UserError: other computers could send requests without a key, or a name, an origin or a prefix is invalid.
     """
     key = read_key()
     if not check_loopback(options.host) and key is None:
         if not options.insecure:
             raise UserError(
-                f"dlfer serve --host {options.host}: other computers could call, and no key is asked for. Set {KEY_VARIABLE} "
-                f"(at least {SHORTEST_KEY} characters), or say --insecure where something else keeps strangers away."
+                f"dlfer serve --host {options.host}: other computers could send requests, and no API key is set. Set {KEY_VARIABLE} "
+                f"(at least {SHORTEST_KEY} characters), or use --insecure if something else controls access."
             )
         say(
-            f"WARNING: {options.host} can be reached from other computers, and no key is asked for. "
-            f"Set {KEY_VARIABLE} (at least {SHORTEST_KEY} characters), and put TLS before it."
+            f"WARNING: {options.host} can be reached from other computers, and no API key is set. "
+            f"Set {KEY_VARIABLE} (at least {SHORTEST_KEY} characters), and use a proxy with TLS."
         )
     own = f"[{options.host}]" if ":" in options.host else options.host
     hosts = [host.lower().removesuffix(".") for host in options.hosts]
@@ -198,7 +234,7 @@ def choose_policy(options: ServerOptions, *, say: Callable[[str], None] = lambda
         raise UserError(f"--root-path {options.root_path}: expected a path, e.g. /faces.")
     return Policy(
         key=key,
-        # A page elsewhere may let its own name point to this computer; under that name nothing is answered.
+        # A page of another site may let its own name resolve to this computer (DNS rebinding); that name is not allowed.
         hosts=(*LOOPBACK_NAMES, own.lower(), *hosts),
         origins=tuple(origins),
         root_path=root,
@@ -209,7 +245,7 @@ def choose_policy(options: ServerOptions, *, say: Callable[[str], None] = lambda
 def load_models(
     names: Sequence[str], *, faces: str, say: Callable[[str], None], detector_size: int | None = None
 ) -> dict[str, ServedModel]:
-    """Return the models by the names that requests know them by.
+    """Return the models by the names that requests use.
 
     Raises:
         UserError, ModelError, EnvironmentProblem: one of them cannot be served.
@@ -247,7 +283,7 @@ def read_key() -> str | None:
 
 
 def check_loopback(host: str) -> bool:
-    """Return whether an address is reached from this computer alone."""
+    """Return whether an address can be reached from this computer only."""
     if host == "localhost":
         return True
     try:
@@ -269,10 +305,10 @@ def _split_name(text: str) -> tuple[str | None, str]:
 def open_listener(host: str, port: int) -> socket.socket:
     """Return a socket that listens at an address; port 0 takes a free one.
 
-    It listens from here on, so that a client who reads the address waits a moment instead of being refused.
+    It listens from here on, so that a client that connects while the models are loaded waits instead of being refused.
 
     Raises:
-        EnvironmentProblem: the port is taken, or the address is none of this computer.
+        EnvironmentProblem: the port is in use, or the address does not belong to this computer.
     """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
@@ -285,13 +321,13 @@ def open_listener(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise EnvironmentProblem(
             f"dlfer serve: cannot listen at {host}, port {port} ({error.strerror or error}). Choose another --port "
-            "(0 takes a free one), or end what listens there."
+            "(0 takes a free one), or stop the program that uses the port."
         ) from error
     return listener
 
 
 def configure(app: FastAPI, options: ServerOptions) -> uvicorn.Config:
-    """Return uvicorn's settings; all that it says goes to stderr."""
+    """Return uvicorn's settings; all its log messages go to stderr."""
     logs = copy.deepcopy(LOGGING_CONFIG)
     logs["handlers"]["access"]["stream"] = "ext://sys.stderr"
     return uvicorn.Config(
@@ -304,6 +340,6 @@ def configure(app: FastAPI, options: ServerOptions) -> uvicorn.Config:
         proxy_headers=False,
         ws="none",
         timeout_graceful_shutdown=5,
-        h11_max_incomplete_event_size=MOST_HEAD,
+        h11_max_incomplete_event_size=MAX_HEAD_BYTES,
         backlog=BACKLOG,
     )

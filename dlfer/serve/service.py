@@ -1,4 +1,4 @@
-"""The way of a request: admitted, read, decoded, predicted, explained; and the end of all of them."""
+"""The processing of requests behind the routes: admission, decoding, prediction, explanation, and shutdown."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from starlette.requests import ClientDisconnect
 from dlfer.errors import UserError
 from dlfer.explain.occlusion import Occlusion, compute_occlusion
 from dlfer.predict.crops import Crop
+from dlfer.runs.text import escape_text
 from dlfer.serve.batching import Batcher, FacesFound, Work
 from dlfer.serve.guard import Metrics, find_address
 from dlfer.serve.inputs import Parts, Upload, decode_picture, measure_pictures, read_body, read_form, read_json
@@ -131,9 +132,9 @@ def _encode(image: Image.Image) -> str:
 
 
 _PARSERS, _DECODERS = 1, 2
-"""Processes. A picture that holds both decoders up holds no text up."""
+"""Numbers of worker processes. Pictures that occupy both decoders do not delay the parsing of JSON and forms."""
 _COVERED_AT_ONCE = 32
-"""Covered faces that are predicted together, so that an explanation never holds others up for long."""
+"""Occluded faces predicted per batch, so that an explanation does not delay other requests for long."""
 _T = TypeVar("_T")
 
 
@@ -141,12 +142,12 @@ _Asked = TypeVar("_Asked", bound=BaseModel)
 
 
 class Body:
-    """The body of a request, read as this is entered, and given back at the end.
+    """Context manager for the body of a request, which is read on entry and released on exit.
 
     Args:
-        request: whose it is.
-        service: that keeps it.
-        kind: its type where the request tells none.
+        request: the request.
+        service: its service, with the limits and the memory budget.
+        kind: media type that is assumed if the request has no Content-Type.
     """
 
     def __init__(self, request: Request, service: Service, *, kind: str = "") -> None:
@@ -161,7 +162,9 @@ class Body:
 
     async def __aenter__(self) -> Body:
         if self._kind not in ("application/json", "multipart/form-data"):
-            raise Refusal(415, "The body is neither multipart/form-data (where that is taken) nor application/json.")
+            raise Refusal(
+                415, "Content-Type: expected application/json, or multipart/form-data where the route accepts it."
+            )
         self._bytes, self._taken = await read_body(self._request, self._service.limits, self._service.bytes)
         return self
 
@@ -170,13 +173,13 @@ class Body:
         self._service.bytes.give_back(self._taken)
 
     async def read_form(self, *fields: str) -> tuple[list[Upload], dict[str, str]]:
-        """Return the files and the texts of a multipart body; see `dlfer.serve.inputs.read_form`."""
+        """Return the files and the fields of a multipart body; see `dlfer.serve.inputs.read_form`."""
         return await read_form(self._bytes, self._type, fields, self._service.parsers)
 
     async def read_json(self, kind: type[_Asked]) -> tuple[_Asked, Parts]:
-        """Return a JSON body as a schema has it, with what is large in it set apart."""
+        """Return a JSON body validated against a schema, and its large parts; see `dlfer.serve.inputs.read_json`."""
         if self.is_form:
-            raise Refusal(415, "The body is multipart/form-data, expected application/json.")
+            raise Refusal(415, "Content-Type: found multipart/form-data, expected application/json.")
         return await read_json(self._bytes, kind, self._service.parsers)
 
 
@@ -209,7 +212,7 @@ class Service:
         self._explainers = ThreadPoolExecutor(1, thread_name_prefix="dlfer-explain")
 
     def start(self) -> None:
-        """Begin, and predict once with each model, which makes the first request as fast as the others."""
+        """Start the workers, and predict once with each model, so that the first request is as fast as the others."""
         self.parsers.start()
         self._decoders.start()
         self._batcher.start()
@@ -219,7 +222,7 @@ class Service:
                 self._batcher.submit(Work(model, [blank], faces)).result()
 
     def stop(self) -> None:
-        """Finish what was begun, and end."""
+        """End the threads and processes; predictions that have been submitted are finished first."""
         self.is_stopping = True
         self._explainers.shutdown(cancel_futures=True)
         self._threads.shutdown(cancel_futures=True)
@@ -230,18 +233,18 @@ class Service:
 
     @property
     def is_ready(self) -> bool:
-        """Whether requests are taken and can be answered."""
+        """Whether the server accepts predictions."""
         return self._batcher.is_alive and not self.is_stopping
 
     @asynccontextmanager
     async def admit(self, request: Request, *, explanation: bool = False) -> AsyncIterator[None]:
-        """Let a request in, before its body is read.
+        """Count a request as in progress, before its body is read.
 
         Raises:
-            Refusal: 503 while too many are in, of all or of one address, or after the server was told to stop.
+            Refusal: 503 while too many are in progress, in total or from one address, or while the server is shutting down.
         """
         if not self.is_ready:
-            raise Refusal(503, "The server is stopping.", retry_after=5)
+            raise Refusal(503, "The server is shutting down.", retry_after=5)
         address = find_address(request.scope)
         if self.num_requests >= self.limits.requests or self._num_of[address] >= self.limits.requests_each:
             raise self._too_busy(self.num_requests)
@@ -263,11 +266,11 @@ class Service:
 
     @asynccontextmanager
     async def limit_time(self, request: Request) -> AsyncIterator[None]:
-        """Give up what takes too long, and what nobody waits for any more; the body has been read.
+        """Cancel the work on a request that takes too long or whose client has disconnected; its body has been read.
 
         Raises:
-            Refusal: 504.
-            ClientDisconnect: the client has left.
+            Refusal: 504 after `Limits.seconds`.
+            ClientDisconnect: the client has disconnected.
         """
         has_left = False
 
@@ -288,7 +291,7 @@ class Service:
         except TimeoutError as error:
             if has_left:
                 raise ClientDisconnect from error
-            raise Refusal(504, f"No answer within {self.limits.seconds:g} seconds.") from error
+            raise Refusal(504, f"The response was not ready within {self.limits.seconds:g} seconds.") from error
 
     def find_model(self, name: str | None) -> ServedModel:
         """Return a model by name, the first for None.
@@ -316,7 +319,7 @@ class Service:
         shape = check_tensor(tensor, self.limits)
         text = parts.find(tensor.data[0]) if len(tensor.data) == 1 else None
         if text is None:
-            raise Refusal(400, f"images: expected {prod(shape):,} whole numbers 0..255 in data, flat or nested.")
+            raise Refusal(400, f"images: expected {prod(shape):,} integers 0..255 in data, flat or nested.")
         _, (values,) = await self.parsers.ask("tensor", [text], shape=tensor.shape)
         images = np.frombuffer(values, np.uint8).reshape(shape)
         return await self.run(lambda: [model.fit(image) for image in images])
@@ -330,7 +333,7 @@ class Service:
     ) -> Explanation:
         """Return the occlusion map of a face."""
         if label is not None and label not in model.labels:
-            raise Refusal(400, f"label: found {label[:100]!r}, expected one of {', '.join(model.labels)}.")
+            raise Refusal(400, f"label: found {label[:100]!r}, expected one of {escape_text(', '.join(model.labels))}.")
         (found,), _ = await self._find([upload], model, faces)
         if face >= len(found.crops):
             raise Refusal(400, f"face: found {face}, but the picture has {len(found.crops)} (the first is 0).")
@@ -394,7 +397,7 @@ class Service:
 
     def _too_busy(self, num_waiting: int) -> Refusal:
         wait = estimate_wait(num_waiting, self._batcher.seconds_each)
-        return Refusal(503, "The server has all the requests that it can take; try again.", retry_after=wait)
+        return Refusal(503, "Too many requests are in progress; try again later.", retry_after=wait)
 
 
 def _describe_picture(name: str, size: tuple[int, int], found: FacesFound, labels: tuple[str, ...]) -> Picture:

@@ -1,9 +1,8 @@
-"""The process that reads what strangers sent: JSON, forms, tensors and pictures. It can be killed at any time.
+"""The worker process that parses and decodes untrusted input: JSON, forms, tensors and pictures. It may be killed at any time.
 
-`dlfer.serve.pool` starts it as `python -m dlfer.serve.worker LIMITS`. Each question on stdin and each answer on stdout is a
-line of JSON, and after it the bytes whose numbers the line tells; pickles are not used, in neither direction. One
-question may take so much processor time (the kernel ends the process at its end) and the process so much memory.
-It imports neither the web framework nor a runtime of models.
+`dlfer.serve.pool` starts it as `python -m dlfer.serve.worker LIMITS`. Each request on stdin and each reply on stdout is a line of JSON,
+followed by byte strings whose sizes the line gives; pickles are never used. The processor time of each request and the memory
+of the process are limited by the kernel. The process imports neither the web framework nor a model runtime.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
+from urllib.parse import unquote_to_bytes
 
 import numpy as np
 from PIL import Image
@@ -30,29 +30,29 @@ from dlfer.predict.media import check_size
 from dlfer.serve.limits import BYTES_PER_PIXEL, Limits, Refusal
 
 MOST_ITEMS, MOST_DEPTH, MOST_NUMBER = 4096, 16, 40
-"""Of a JSON body: values and keys, nesting, and the characters of a number; arrays of whole numbers, in `data`, count as one."""
+"""Limits of a JSON body: tokens, nesting, and characters of a number. An array of integers under a key `data` counts as one value."""
 LONG_TEXT, MOST_LONG, MOST_REST = 2048, 64, 2**18
-"""Texts from this many bytes on are set apart, at most so many; and the bytes that may then be left."""
+"""Strings of at least this many bytes are extracted, at most so many of them; and the bytes that the rest may have."""
 MOST_NAME = 200
 _MOST_FIELDS, _FIELD_BYTES, _HEAD_BYTES = 8, 1024, 8192
 _PPM_HEAD = 1024
 _STRIP_BYTES = 2**22
 FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "PPM")
-"""Pillow's names of what is decoded for others; `dlfer predict` reads more, by decoders whose cost is not bounded."""
+"""Pillow's names of the formats that a server decodes; `dlfer predict` reads more, with decoders whose cost is not bounded."""
 
 Span = tuple[int, int]
 Parts = Sequence[bytes | memoryview]
-"""First and last but one byte of something in a body."""
+"""The byte strings of a request to a worker."""
 
 
 def set_apart(body: bytes) -> tuple[bytes, list[Span]]:
-    """Return a JSON body without what is large in it, and where that stands; no object is built.
+    """Return a JSON body without its large parts, and the spans of these in the body; no object is built.
 
-    Long texts become "@0", "@1" ..., and arrays under a key `data` that hold nothing but whole numbers become ["@2"]: what
-    is left is small, and may be parsed. The span of a text is what stands between its quotes.
+    Long strings are replaced by "@0", "@1" ..., and arrays of integers under a key `data` by ["@2"]. What remains is small
+    and can be parsed at a bounded cost. The span of a string excludes its quotes.
 
     Raises:
-        Refusal: 400 where it is nested too deeply, or holds too many values, or is no JSON.
+        Refusal: 400 if it is nested too deeply, has too many values, or is not valid JSON.
     """
     rest: list[bytes] = []
     spans: list[Span] = []
@@ -62,7 +62,10 @@ def set_apart(body: bytes) -> tuple[bytes, list[Span]]:
         found = _TOKEN.match(body, place)
         if found is None:
             if body[place:].strip(b" \t\r\n"):
-                raise Refusal(400, f"The body is no JSON: a text that begins at byte {place:,} does not end.")
+                raise Refusal(
+                    400,
+                    f"The request body is not valid JSON: the string that starts at byte {place:,} is not terminated.",
+                )
             break
         first, place = found.span(1)
         items += 1
@@ -81,7 +84,9 @@ def set_apart(body: bytes) -> tuple[bytes, list[Span]]:
             spans.append((first + 1, place - 1))
         elif token[:1] != b'"' and len(token) > MOST_NUMBER:
             raise Refusal(
-                400, f"The body is no JSON that is read here: byte {first:,} begins {len(token):,} or more letters."
+                400,
+                f"The request body is not valid JSON: at byte {first:,} there is a literal of {len(token):,} characters or "
+                f"more; expected a number of at most {MOST_NUMBER}, true, false or null.",
             )
         # A colon keeps what the key before it said.
         is_data = token == b'"data"' or (is_data and token == b":")
@@ -89,8 +94,8 @@ def set_apart(body: bytes) -> tuple[bytes, list[Span]]:
         if depth > MOST_DEPTH or items > 3 * MOST_ITEMS or len(spans) > MOST_LONG or kept > MOST_REST:
             raise Refusal(
                 400,
-                f"JSON: found more than {MOST_DEPTH} levels, {MOST_ITEMS:,} values or {MOST_LONG} long texts; expected "
-                "fewer (arrays of whole numbers, in data, count as one value).",
+                f"JSON: expected at most {MOST_DEPTH} levels of nesting, {MOST_ITEMS:,} values and {MOST_LONG} long strings; "
+                "found more of one of them (an array of integers in data counts as one value).",
             )
         rest.append(token)
     return b"".join(rest), spans
@@ -101,7 +106,7 @@ _NUMBERS = re.compile(rb"\[[0-9, \t\r\n\[\]]*+")
 
 
 def _find_numbers_end(body: bytes, first: int) -> int:
-    """Return where an array of whole numbers that begins at a byte ends; 0 where it holds something else."""
+    """Return the end of an array of integers that starts at a byte; 0 if it holds anything else."""
     end = _NUMBERS.match(body, first).end()
     end = body.rfind(b"]", first, end) + 1
     is_whole = end and body.count(b"[", first, end) == body.count(b"]", first, end)
@@ -112,17 +117,17 @@ _AFTER = re.compile(rb"[ \t\r\n]*+[,}]")
 
 
 def read_tensor(text: bytes, shape: Sequence[int]) -> np.ndarray:
-    """Return whole numbers 0..255, flat or nested as JSON has them, as uint8 of a shape.
+    """Return an array of integers 0..255 in JSON, flat or nested, as uint8 of a shape.
 
     Raises:
-        Refusal: 400 where they are others, or not as many, or nested otherwise.
+        Refusal: 400 if a value is out of range, or if number or nesting do not fit the shape.
     """
     wrong = Refusal(
-        400, f"images: expected {math.prod(shape):,} whole numbers 0..255 for the shape {list(shape)}, flat or nested."
+        400, f"images: expected {math.prod(shape):,} integers 0..255 for the shape {list(shape)}, flat or nested."
     )
     skeleton = text.translate(None, b"0123456789 \t\r\n")
     count = math.prod(shape)
-    # Each number takes at least a digit, and a comma between it and the next: before that is known nothing is allocated.
+    # Each number takes at least a digit and a comma; this is checked before anything is allocated.
     if len(text) < 2 * count or len(skeleton) > 8 * count + 8:
         raise wrong
     if skeleton != b"[" + b"," * (count - 1) + b"]" and skeleton != _draw_skeleton(shape):
@@ -142,7 +147,7 @@ def read_tensor(text: bytes, shape: Sequence[int]) -> np.ndarray:
 _NO_NUMBER = re.compile(rb"[0-9][ \t\r\n]+[0-9]")
 """Two numbers without a comma."""
 _NO_NUMBER_LEFT = re.compile(rb"[0-9]{4}|\b0[0-9]|,,|^,|,$")
-"""Four digits, a leading zero, or no number at all."""
+"""Four digits, a leading zero, or a missing number."""
 
 
 def _draw_skeleton(shape: Sequence[int]) -> bytes:
@@ -156,20 +161,23 @@ def _draw_skeleton(shape: Sequence[int]) -> bytes:
 def split_form(
     body: bytes, content_type: str, *, files: int
 ) -> tuple[list[tuple[str, str]], list[tuple[str, str, Span]]]:
-    """Return the texts (name, value) and the files (name, file name, span) of a multipart body; nothing is copied.
+    """Return the fields (name, value) and the files (name, file name, span) of a multipart body; contents are not copied.
 
-    `files` are read at most.
+    Args:
+        body: of the request.
+        content_type: its Content-Type header, with the boundary.
+        files: maximum number of files.
 
     Raises:
-        Refusal: 400 where it is damaged or has too many parts, 413 for a text that is too long.
+        Refusal: 400 if it is malformed or has too many parts, 413 for a field that is too long.
     """
     boundary = parse_options_header(content_type)[1].get(b"boundary", b"")
     if not 0 < len(boundary) <= 256:
-        raise Refusal(400, "multipart/form-data: the Content-Type names no boundary.")
+        raise Refusal(400, "multipart/form-data: the Content-Type header has no valid boundary.")
     mark = b"--" + boundary
     place = 0 if body.startswith(mark) else body.find(b"\r\n" + mark) + 2
     if place == 1:
-        raise Refusal(400, "multipart/form-data: the boundary that the Content-Type names does not occur.")
+        raise Refusal(400, "multipart/form-data: the boundary of the Content-Type header does not occur in the body.")
     texts: list[tuple[str, str]] = []
     found: list[tuple[str, str, Span]] = []
     place += len(mark)
@@ -179,11 +187,11 @@ def split_form(
         head_end = body.find(b"\r\n\r\n", place, place + _HEAD_BYTES)
         end = body.find(b"\r\n" + mark, max(place, head_end + 2)) if head_end >= 0 else -1
         if end < 0:
-            raise Refusal(400, "multipart/form-data: a part has no head, one above 8 kB, or no end.")
+            raise Refusal(400, "multipart/form-data: a part has no headers, more than 8 kB of headers, or no end.")
         _read_part(body, (place + 2, head_end), (head_end + 4, max(end, head_end + 4)), texts, found)
         place = end + 2 + len(mark)
     if body[place : place + 2] != b"--":
-        raise Refusal(400, "multipart/form-data: the body does not end with its boundary and --.")
+        raise Refusal(400, "multipart/form-data: the body does not end with the closing boundary.")
     if len(found) > files or len(texts) > _MOST_FIELDS:
         raise Refusal(400, f"multipart/form-data: found more than {files} files or {_MOST_FIELDS} fields.")
     return texts, found
@@ -192,7 +200,7 @@ def split_form(
 def _read_part(
     body: bytes, head: Span, contents: Span, texts: list[tuple[str, str]], found: list[tuple[str, str, Span]]
 ) -> None:
-    """Add a part of a form to the texts or to the files."""
+    """Add a part of a form to the fields or to the files."""
     options: Mapping[bytes, bytes] = {}
     for line in body[slice(*head)].split(b"\r\n"):
         name, _, value = line.partition(b":")
@@ -214,33 +222,36 @@ def _read_part(
 
 
 def decode_base64(text: bytes, name: str) -> bytes:
-    """Return the file that a text in base64 holds, as clients send it.
+    """Return the bytes of a base64 string, in the variants that clients send.
 
-    It may be a data: address, of the alphabet for addresses, in lines, without its padding; escapes of JSON are in it.
+    The string may be a data URL (of any case, also percent-encoded), use the URL-safe alphabet, contain white space and lack its
+    padding. JSON escapes have not been resolved yet.
 
     Raises:
-        Refusal: 400.
+        Refusal: 400 if it is not valid base64.
     """
     try:
         if b"\\" in text:
             text = json.loads(b'"' + text + b'"', strict=False).encode()
         text = text.strip()
         if text[:5].lower() == b"data:":
-            text = text.partition(b",")[2]
-        text = text.translate(_ALPHABET, b" \t\r\n").rstrip(b"=")
+            text = unquote_to_bytes(text.partition(b",")[2])
+        text = text.translate(_ALPHABET, b" \t\r\n\f\v").rstrip(b"=")
+        if not text:
+            raise ValueError("it is empty")
         return base64.b64decode(text + b"=" * (-len(text) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
-        raise Refusal(400, f"{name}: not base64 ({' '.join(str(error).split())[:80]}).") from error
+        raise Refusal(400, f"{name}: not valid base64 ({' '.join(str(error).split())[:80]}).") from error
 
 
 _ALPHABET = bytes.maketrans(b"-_", b"+/")
 
 
 def measure_pictures(files: Sequence[tuple[str, bytes]], limits: Limits) -> tuple[int, int]:
-    """Return the pixels of all files together, and the bytes that decoding them takes, by their headers alone.
+    """Return the total pixels of all files, and the bytes of memory that decoding them takes, from their headers alone.
 
     Raises:
-        Refusal: 415 for what is no picture of a known type, 413 for too many pixels, or more memory than a request may have.
+        Refusal: 415 for a file that is not a picture of a supported format, 413 for too many pixels or too much memory.
     """
     pixels = result = most = 0
     for name, contents in files:
@@ -262,25 +273,25 @@ def measure_pictures(files: Sequence[tuple[str, bytes]], limits: Limits) -> tupl
 def _open(name: str, contents: bytes, limits: Limits) -> Image.Image:
     try:
         if contents[:1] == b"P" and contents[1:2].isdigit() and not _PPM.match(contents[:_PPM_HEAD]):
-            raise ValueError("no head, or a very long one")
+            raise ValueError("no header, or a very long one")
         return Image.open(io.BytesIO(contents), formats=FORMATS)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise Refusal(
-            413, f"{name}: found more than {limits.pixels:,} pixels, which a request may hold. Shrink the picture."
+            413, f"{name}: expected at most {limits.pixels:,} pixels in a request, found more. Shrink the picture."
         ) from error
     except Exception as error:  # readers of damaged headers raise nearly anything
         raise Refusal(
-            415, f"{name}: not a picture that is read here; expected JPEG, PNG, WebP, BMP, GIF, PGM or PPM."
+            415, f"{name}: not a picture in a supported format; expected JPEG, PNG, WebP, BMP, GIF, PGM or PPM."
         ) from error
 
 
 _GAP = rb"(?:[ \t\r\n\f\v]|#[^\r\n]*+[\r\n])++"
 _PPM = re.compile(rb"P[1-6](?:" + _GAP + rb"[0-9]{1,10}){2}")
-"""The head of a PPM to its size. Pillow reads a comment byte by byte, and one of 19 MB holds it for long."""
+"""The header of a PPM up to its size. Pillow reads comments byte by byte, which takes seconds for one of 19 MB."""
 
 
 def _count_bytes(image: Image.Image) -> int:
-    """Return the bytes a pixel that Pillow takes at most, its decoder's own (measured) and the result among them."""
+    """Return the maximum bytes per pixel that Pillow takes, measured; its decoder's own memory and the result are included."""
     rawmode = str(image.tile[0][3]) if image.tile else ""
     if image.format == "WEBP" or image.mode[:1] in "IF":
         return 2 * BYTES_PER_PIXEL
@@ -290,10 +301,10 @@ def _count_bytes(image: Image.Image) -> int:
 
 
 def decode_picture(name: str, contents: bytes, limits: Limits) -> tuple[tuple[int, int], Iterator[np.ndarray]]:
-    """Return (height, width) of a picture, upright, and its rows, uint8 [n, W, 3] each, as they are asked for.
+    """Return (height, width) of an upright picture, and an iterator over its rows, uint8 [n, W, 3] each.
 
     Raises:
-        Refusal: 400 for a damaged one.
+        Refusal: 400 if the file is damaged.
     """
     image = _open(name, contents, limits)
     try:
@@ -313,7 +324,7 @@ def decode_picture(name: str, contents: bytes, limits: Limits) -> tuple[tuple[in
 
 
 def answer(task: str, given: dict[str, Any], parts: Parts, limits: Limits) -> tuple[Any, Sequence[int], Iterator[Any]]:
-    """Return what a question is answered with: a value for JSON, and the sizes of the byte strings that follow, and these."""
+    """Return the reply to a request: a JSON value, the sizes of the byte strings that follow it, and these strings."""
     if task == "json":
         rest, spans = set_apart(parts[0])
         return spans, [len(rest)], iter([rest])
@@ -333,7 +344,7 @@ def answer(task: str, given: dict[str, Any], parts: Parts, limits: Limits) -> tu
 
 
 def read_frame(stream: BinaryIO) -> tuple[dict[str, Any], list[bytes]] | None:
-    """Return a line of JSON and the byte strings after it; None at the end."""
+    """Return a line of JSON and the byte strings that follow it; None at the end of the stream."""
     line = stream.readline()
     if not line:
         return None
@@ -342,10 +353,10 @@ def read_frame(stream: BinaryIO) -> tuple[dict[str, Any], list[bytes]] | None:
 
 
 def main() -> None:
-    """Answer until stdin ends."""
+    """Process requests until stdin ends."""
     limits = Limits(**json.loads(sys.argv[1]))
     stdin, stdout = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
-    os.dup2(os.open(os.devnull, os.O_RDWR), 1)  # whatever a library prints is no answer
+    os.dup2(os.open(os.devnull, os.O_RDWR), 1)  # what a library prints must not mix with replies
     _limit_process(limits)
     Image.preinit()
     while (frame := read_frame(stdin)) is not None:
@@ -358,7 +369,7 @@ def main() -> None:
             value, sizes, payload = {"status": error.status, "error": str(error)}, [], iter([])
         except MemoryError:
             value, sizes, payload = (
-                {"status": 413, "error": "The request takes more memory than one may."},
+                {"status": 413, "error": "Reading the request takes more memory than the limit allows."},
                 [],
                 iter([]),
             )
@@ -371,7 +382,7 @@ def main() -> None:
 
 
 def _limit_process(limits: Limits) -> None:
-    """Let the kernel refuse memory beyond what one question may take, and every file that would be written."""
+    """Limit the memory of this process to what one request may take, and forbid it to write files."""
     try:
         import resource
     except ImportError:  # Windows has none

@@ -25,6 +25,7 @@ from dlfer.errors import DataError, DlferError, NonFiniteError, TrainingStopped
 from dlfer.metrics.classification import compute_confusion, compute_item_losses
 from dlfer.model.predict import predict_probabilities, predict_split
 from dlfer.model.stage_network import TransferNetwork, assemble_network
+from dlfer.runs.files import sync_folder
 from dlfer.train.cluster import Cluster, Device
 from dlfer.train.control import StopControl
 from dlfer.train.distribute import build_loop, lead_stage
@@ -48,6 +49,8 @@ from dlfer.train.state import (
 )
 
 CHECKPOINT, BEST, HISTORY = "checkpoint.npz", "best.npz", "history.csv"
+NEXT_BEST = "best.next.npz"
+"""The weights of the best epoch until a checkpoint records that epoch, when they become `BEST`."""
 MILESTONES = "milestones"
 
 
@@ -104,6 +107,7 @@ class _Stage:
         is_chief = self.loop.is_chief
         if is_chief:
             self.job.folder.mkdir(parents=True, exist_ok=True)
+            self._settle_best()
         found = is_chief and self.checkpoint.exists()
         self.state = StageState(**self.loop.tell(self._read_state() if found else asdict(self.state)))
         if self.state.phase:
@@ -111,6 +115,23 @@ class _Stage:
             if is_chief:
                 restore_checkpoint(self.checkpoint, self._variables())
         self.loop.spread(self._variables() if self.state.phase else self.network.variables)
+
+    def _settle_best(self) -> None:
+        """Finish what a killed process began: keep the next best weights if the checkpoint records their epoch, else drop them."""
+        new = self.job.folder / NEXT_BEST
+        if not new.exists():
+            return
+        recorded = read_state(self.checkpoint)["best_epoch"] if self.checkpoint.exists() else None
+        if recorded == read_state(new)["epoch"]:
+            self._keep_next_best()
+        else:
+            new.unlink()
+
+    def _keep_next_best(self) -> None:
+        new = self.job.folder / NEXT_BEST
+        if new.exists():
+            new.replace(self.job.folder / BEST)
+            sync_folder(self.job.folder)
 
     def _read_state(self) -> dict:
         """Return the checkpoint's state; those of earlier versions lack the value at the last improvement."""
@@ -123,6 +144,7 @@ class _Stage:
         self.loop.fetch()
         if self.loop.is_chief:
             write_checkpoint(self.checkpoint, self._variables(), asdict(self.state))
+            self._keep_next_best()
             write_history(self.job.folder / HISTORY, self.state.history)
 
     def _due_phase(self) -> str:
@@ -249,7 +271,7 @@ class _Stage:
         if count_epoch(state, value, config) and self.loop.is_chief:
             with self._averaged():
                 write_checkpoint(
-                    self.job.folder / BEST, self.network.model.weights, {"epoch": state.epoch, "value": value}
+                    self.job.folder / NEXT_BEST, self.network.model.weights, {"epoch": state.epoch, "value": value}
                 )
         is_plateau = config.schedule.name == "plateau" and state.phase == "all"
         if is_plateau and count_plateau(state, config.schedule.patience):

@@ -88,7 +88,7 @@ def try_to_use(folder: Path, what: object, use: Callable[[Path], None] = use) ->
     except DlferError as error:
         told = str(error)
     except Exception as error:
-        raise AssertionError(f"{what}: {type(error).__name__}: {error}") from error
+        raise AssertionError(f"{what}: {type(error).__name__}: {str(error)[:300]}") from error
     assert len(told) < 1500
     assert "\x1b" not in told
 

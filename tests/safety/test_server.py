@@ -119,8 +119,7 @@ def watched(server):
     told = json.loads(watch.communicate(timeout=60)[0])
     print(told)
     assert told["most"] - told["rest"] <= MOST_MEMORY, told
-    # Where other programs have the processors, an answer passes through several processes that all wait for them.
-    assert told["slowest"] <= SLOWEST_HEALTH + 10 * told["lag"], told
+    assert told["slowest"] <= SLOWEST_HEALTH, told
     assert server.answers_as_before()
 
 
@@ -387,6 +386,55 @@ def test_every_error_is_json(server, text):
     assert set(json.loads(body)) == {"error"}
 
 
+GET_ROUTES = [
+    "/", "/page.css", "/page.js", "/healthz", "/readyz", "/metrics", "/openapi.json", "/v1/models", "/v2", "/v2/health/live",
+    "/v2/health/ready", f"/v2/models/{MODEL}", f"/v2/models/{MODEL}/ready", f"/v2/models/{MODEL}/versions/1",
+    f"/v2/models/{MODEL}/versions/1/ready",
+]  # fmt: skip
+ABSENT = [
+    "/nothing",
+    "/v2/",
+    "/docs",
+    "//",
+    "/%00",
+    "/v2/models/none",
+    f"/v2/models/{MODEL}/versions/2",
+    "/v2/models/" + "a" * 5000,
+]
+POST_ROUTES = ["/v1/predict", "/v1/explain", f"/v2/models/{MODEL}/infer", f"/v2/models/{MODEL}/versions/1/infer"]
+
+
+def ask(server: Server, method: str, path: str, body: bytes | None = None) -> tuple[int, dict[str, str], bytes]:
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=20)
+    try:
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+@pytest.mark.parametrize("path", [*GET_ROUTES, *ABSENT, *POST_ROUTES])
+def test_head_is_get_without_the_body(server, path):
+    status, headers, _ = ask(server, "GET", path)
+    told, told_headers, body = ask(server, "HEAD", path)
+    assert (told, body) == (status, b"")
+    assert told == (200 if path in GET_ROUTES else 404 if path in ABSENT else 405)
+    for name in ("content-type", "content-length"):
+        if path != "/metrics":  # it counts the requests before
+            assert told_headers[name] == headers[name]
+
+
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "OPTIONS", "TRACE", "CONNECT", "PROPFIND", "get", "POST"])
+def test_other_methods_are_refused_in_the_same_schema(server, method):
+    for path in [*GET_ROUTES, *ABSENT, *(() if method == "POST" else POST_ROUTES)]:
+        status, headers, body = ask(server, method, path, b"{}" if method == "POST" else None)
+        # A path of a model is a route, whether or not there is the model.
+        assert status == (404 if path in ABSENT and "/models/" not in path else 405), path
+        assert set(json.loads(body)) == {"error"}
+        assert status == 404 or headers["allow"]
+
+
 @pytest.mark.slow
 def test_sigterm_under_load_loses_nothing():
     server = Server()
@@ -399,15 +447,21 @@ def test_sigterm_under_load_loses_nothing():
     threads = [threading.Thread(target=send) for _ in range(16)]
     for thread in threads:
         thread.start()
-    time.sleep(4)
+    while answers.count(200) < 20:
+        time.sleep(0.05)
+        assert server.process.poll() is None
+    num_before = answers.count(200)
     server.process.send_signal(signal.SIGTERM)
     assert server.process.wait(60) == 0
     is_over.set()
     for thread in threads:
         thread.join()
-    # After the end nobody listens; a request that was accepted has its answer, or 503.
-    assert set(answers) <= {200, 503, "ConnectionRefusedError"}, set(answers)
-    assert answers.count(200) > 10
+    # Every connection that was accepted has its answer, and none is reset or closed without one. After the end nobody listens.
+    assert set(answers) <= {200, 503, "ConnectionRefusedError"}, {
+        answer: answers.count(answer) for answer in set(answers)
+    }
+    assert answers.count(200) > num_before  # those that were in progress at the signal
+    assert "every accepted request was answered" in "".join(server.lines)
 
 
 @pytest.mark.slow
@@ -428,7 +482,10 @@ def test_under_load_with_a_fifth_of_bad_requests_every_answer_is_one_that_is_sta
 
 
 def test_tritons_own_client_talks_to_it(server):
-    triton = pytest.importorskip("tritonclient.http", reason="pip install 'tritonclient[http]==2.73.0'")
+    if "CI" not in os.environ:  # there, what requirements-dev.txt names is installed, and its absence is an error
+        pytest.importorskip("tritonclient.http", reason="not installed: pip install -r requirements-dev.txt")
+    import tritonclient.http as triton
+
     ask_as_triton(triton, server.port)
 
 
@@ -452,3 +509,16 @@ def ask_as_triton(triton, port: int) -> None:
             np.testing.assert_allclose(probabilities.sum(axis=1), 1, atol=1e-5)
             assert answer.get_response()["id"] == "7"
             assert len(answer.as_numpy("labels")) == 3
+        # Without names of outputs all come; a tensor of an odd size is resized; a model that is not there is an error.
+        one = np.ascontiguousarray(images[:1, :31, :]).repeat(2, axis=0)
+        tensor = triton.InferInput("images", [*one.shape, 1], "UINT8")
+        tensor.set_data_from_numpy(one[..., None], binary_data=False)
+        assert {each["name"] for each in client.infer(MODEL, [tensor]).get_response()["outputs"]} == {
+            "probabilities",
+            "labels",
+        }
+        with pytest.raises(triton.InferenceServerException, match="no model"):
+            client.infer("none", [tensor])
+        tensor.set_data_from_numpy(one[..., None], binary_data=True)
+        with pytest.raises(triton.InferenceServerException, match="binary_data=False"):
+            client.infer(MODEL, [tensor])

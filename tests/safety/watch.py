@@ -1,8 +1,8 @@
 """Watches a server from outside: python watch.py PORT PID, until stdin ends; then one line of JSON on stdout.
 
-A process of its own, so that nothing that a test does slows it. Tells the memory (MB, resident, all of the
-server's processes together) at the beginning and at most, how long /healthz took at most, and by how much
-this process itself woke up late at most, which is what a busy machine adds to every answer.
+A process of its own, so that nothing that a test does slows it. Reports the memory (MB, resident, all of the server's
+processes together) at the beginning and at most, and the longest time that /healthz took (seconds): as measured, and
+without the time in which a thread of the server was ready to run and the processors were busy with other programs.
 """
 
 from __future__ import annotations
@@ -30,36 +30,48 @@ def measure(parent: int) -> float:
     return total / 1e6
 
 
-def ask_health(port: int) -> float:
-    """Return the seconds until /healthz has answered, on a connection of its own."""
-    start = time.monotonic()
+def read_waits(process: int) -> dict[str, float]:
+    """Return, for each thread of a process, the seconds that it was ready to run and waited for a processor."""
+    waits = {}
+    for thread in Path(f"/proc/{process}/task").iterdir():
+        try:
+            waits[thread.name] = int((thread / "schedstat").read_text().split()[1]) / 1e9
+        except (OSError, IndexError):  # it ended; a kernel without this statistic
+            continue
+    return waits
+
+
+def ask_health(port: int, process: int) -> tuple[float, float]:
+    """Return the seconds until /healthz has answered, on a connection of its own, and without waits for a processor."""
+    before, start = read_waits(process), time.monotonic()
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=20)
     connection.request("GET", "/healthz")
     answer = connection.getresponse()
     answer.read()
     connection.close()
-    return time.monotonic() - start if answer.status == 200 else float("inf")
+    seconds = time.monotonic() - start if answer.status == 200 else float("inf")
+    waited = max((wait - before.get(name, 0.0) for name, wait in read_waits(process).items()), default=0.0)
+    return seconds, max(0.0, seconds - waited)
 
 
 def main() -> None:
     port, parent = int(sys.argv[1]), int(sys.argv[2])
     is_over = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), is_over.set()), daemon=True).start()
-    rest, slowest = measure(parent), ask_health(port)
-    most, asked = rest, time.monotonic()
+    rest = most = measure(parent)
+    answers = [ask_health(port, parent)]
     print(json.dumps(rest), flush=True)
-    lag, woken = 0.0, time.monotonic()
+    asked = time.monotonic()
     while not is_over.wait(0.02):
-        lag = max(lag, time.monotonic() - woken - 0.02)
         most = max(most, measure(parent))
         if time.monotonic() > asked + 0.2:
             try:
-                slowest = max(slowest, ask_health(port))
+                answers.append(ask_health(port, parent))
             except OSError:
-                slowest = float("inf")
+                answers.append((float("inf"), float("inf")))
             asked = time.monotonic()
-        woken = time.monotonic()
-    print(json.dumps({"rest": rest, "most": most, "slowest": slowest, "lag": lag}))
+    measured, slowest = (max(column) for column in zip(*answers, strict=True))
+    print(json.dumps({"rest": rest, "most": most, "measured": measured, "slowest": slowest}))
 
 
 if __name__ == "__main__":

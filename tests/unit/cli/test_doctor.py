@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dlfer.cli import doctor
+from dlfer.runs.machine import CgroupLimits
 
 
 @pytest.mark.parametrize(
@@ -35,7 +36,11 @@ def test_packages_absent_other_and_as_pinned(monkeypatch):
 
 def test_pins_follow_markers(tmp_path, monkeypatch):
     (tmp_path / "requirements.txt").write_text(
-        "# a list\nnumpy==2.4.6\nxgboost==3.2; python_version < '3'\nrich>=1  # any\n-r other.txt\ntensorflow[and-cuda]==2.21.0\n"
+        "# a list\nnumpy==2.4.6\nxgboost==3.2; python_version < '3'\nrich>=1  # any\n-r other.txt\n"
+    )
+    (tmp_path / "pyproject.toml").write_text(
+        "[project.optional-dependencies]\n"
+        "cpu = [\"tensorflow-cpu==2.21.0; sys_platform != 'no'\", \"tensorflow==2.20.0; sys_platform == 'no'\"]\n"
     )
     monkeypatch.setattr("dlfer.runs.run.find_checkout", lambda: tmp_path)
     assert doctor.list_pins() == {"numpy": "2.4.6", "rich": "", "tensorflow": "2.21.0"}
@@ -49,6 +54,43 @@ def test_disk_and_memory(tmp_path, monkeypatch):
     for size, status in ((2e9, "note"), (16e9, "ok"), (None, "note")):
         monkeypatch.setattr(doctor, "get_memory_bytes", lambda size=size: size)
         assert doctor.examine_memory().status == status
+
+
+def test_the_pins_of_an_installed_dlfer_are_those_of_its_metadata(monkeypatch):
+    lines = ["numpy==2.4.6", "tensorflow-cpu==2.21.0 ; extra == 'cpu'", "openvino==1 ; extra == 'openvino'"]
+    monkeypatch.setattr("dlfer.runs.run.find_checkout", lambda: None)
+    monkeypatch.setattr(doctor.importlib.metadata, "requires", lambda name: lines)
+    assert doctor.list_pins() == {"numpy": "2.4.6", "tensorflow": "2.21.0"}
+
+
+@pytest.mark.parametrize(
+    ("code", "stdout", "stderr", "status", "text"),
+    [
+        (0, "No broken requirements found.\n", "", "ok", "no broken"),
+        (1, "a 1 requires b, which is not installed.\n", "", "note", "a 1 requires b, which is not installed."),
+        (1, "".join(f"a{number} requires b.\n" for number in range(9)), "", "note", "a2 requires b.; and 6 more"),
+        (1, "", "/bin/python: No module named pip", "note", "pip is not installed"),
+        (2, "", "Traceback\nValueError: metadata", "note", "ValueError: metadata"),
+    ],
+)
+def test_pip_check(monkeypatch, code, stdout, stderr, status, text):
+    done = subprocess.CompletedProcess([], code, stdout, stderr)
+    monkeypatch.setattr(doctor.subprocess, "run", lambda *args, **kwargs: done)
+    finding = doctor.check_dependencies()
+    assert (finding.status, text in finding.text) == (status, True)
+
+
+@pytest.mark.parametrize(
+    ("limits", "text"),
+    [
+        (CgroupLimits(None, None, None), "this system has no control groups"),
+        (CgroupLimits(2, None, None), "no limit of memory, no limit of CPU time (cgroup v2)"),
+        (CgroupLimits(1, 3 * 10**9, 1.5), "3.0 GB of memory, 1.5 CPUs (cgroup v1)"),
+    ],
+)
+def test_container(monkeypatch, limits, text):
+    monkeypatch.setattr(doctor, "read_cgroup_limits", lambda: limits)
+    assert doctor.examine_container().text == text
 
 
 def test_memory_of_this_machine_is_plausible():

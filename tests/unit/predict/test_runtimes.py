@@ -12,11 +12,11 @@ from dlfer.predict import runtimes as export_runtime
 from dlfer.predict.runtimes import (
     FACES_AT_A_TIME,
     MOST_PROGRAMS,
-    count_cores,
     open_litert,
     open_onnx,
     open_openvino,
 )
+from dlfer.runs import machine
 
 
 class FakeInterpreter:
@@ -112,9 +112,12 @@ def test_an_onnx_file_with_weights_that_are_not_finite_is_refused(tmp_path, valu
 def test_cores_are_those_that_the_process_may_use(monkeypatch):
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {1, 5, 9}, raising=False)
-    assert count_cores() == 3
+    monkeypatch.setattr(machine, "read_cgroup_limits", lambda: machine.CgroupLimits(2, None, None))
+    assert machine.count_cores() == 3
     monkeypatch.delattr(os, "sched_getaffinity")
-    assert count_cores() == 64
+    assert machine.count_cores() == 64
+    monkeypatch.setattr(machine, "read_cgroup_limits", lambda: machine.CgroupLimits(2, None, 1.5))
+    assert machine.count_cores() == 2
 
 
 @pytest.mark.parametrize(("usable", "threads"), [(3, 3), (64, 0)])

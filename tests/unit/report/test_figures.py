@@ -27,6 +27,16 @@ def test_a_written_figure_carries_its_caption_and_description(tmp_path):
     assert [entry.name for entry in path.parent.iterdir()] == ["h.png"]
 
 
+@pytest.mark.filterwarnings("error")
+def test_figures_show_control_characters_escaped(tmp_path):
+    labels = ["\x1b[31mred", "left\u202eright", "$x_{$"]
+    figure = pictures.draw_confusion(np.eye(3, dtype=int), labels)
+    figure.axes[0].set_title("\x07bell")
+    figures.write_figure(figure, tmp_path / "a.png", title="\x1b", description="\x1b")
+    drawn = [text.get_text() for text in figure.axes[0].get_xticklabels()] + [figure.axes[0].get_title()]
+    assert drawn == [r"\x1b[31mred", r"left\u202eright", "$x_{$", r"\x07bell"]
+
+
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
     first, second = (
         figures.write_figure(curves.draw_roc(make_predictions()), tmp_path / name, title="t", description="d")

@@ -45,3 +45,4 @@ def test_markdown_shows_names_and_does_nothing():
         to_plain_markdown("see `data` of <img src=x> | [a](b)\n# no")
         == r"see `data` of &lt;img src=x> \| \[a](b)\n# no"
     )
+    assert to_plain_markdown("a & b, &lt;") == "a &amp; b, &amp;lt;"

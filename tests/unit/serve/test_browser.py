@@ -100,7 +100,7 @@ def test_no_face_is_said(page, png):
 def test_a_text_that_is_called_jpg_is_refused_in_words(page, two_faces):
     upload(page, "photo.jpg", b"these are only words\n" * 20)
     page.wait_for_selector("#problem:not([hidden])")
-    assert "photo.jpg: not a picture that is read here" in page.inner_text("#problem")
+    assert "photo.jpg: not a picture in a supported format" in page.inner_text("#problem")
     upload(page, "two.png", two_faces)  # and the page goes on
     page.wait_for_selector(".face")
     assert not page.is_visible("#problem")

@@ -24,6 +24,9 @@ def test_names_are_given_told_or_taken_from_the_folder_and_never_twice():
         (None, Path("b/model"), About(name="shipped", experiment="lite2")),
     ]
     assert choose_names(given) == ["lite2", "other", "lite2-2", "lite2-3", "shipped"]
+    hostile = ["a/b\n\x1b[31m<b>", "../..", "", "äöü ?", "x" * 500]
+    named = [(None, Path("m"), About(name=name)) for name in hostile]
+    assert choose_names(named) == ["a-b-31m-b", "model", "m", "äöü", "x" * 100]
     with pytest.raises(UserError, match="the name x is given to 2"):
         choose_names([("x", Path("a"), About()), ("x", Path("b"), About())])
 

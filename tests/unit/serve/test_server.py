@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.error
 import urllib.request
@@ -91,6 +92,103 @@ def test_a_body_that_does_not_come_is_given_up(start):
     assert server.config.app.state.service.num_requests == 0
 
 
+def ask_raw(port: int, text: bytes) -> socket.socket:
+    connection = socket.create_connection(("127.0.0.1", port), timeout=10)
+    connection.sendall(text)
+    return connection
+
+
+def read_all(connection: socket.socket) -> bytes:
+    """Return what comes until the server closes; ConnectionResetError if it does not close in an orderly way."""
+    parts = []
+    with connection:
+        while part := connection.recv(65536):
+            parts.append(part)
+    return b"".join(parts)
+
+
+PREDICT = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n"
+
+
+def test_at_shutdown_accepted_connections_without_a_request_are_answered(start):
+    server, port, thread = start()
+    early, silent = ask_raw(port, b""), ask_raw(port, b"")
+    while len(server.server_state.connections) < 2:
+        time.sleep(0.02)
+    server.handle_exit(signal.SIGTERM, None)
+    while server.servers[0].sockets:  # until the port is closed
+        time.sleep(0.01)
+    early.sendall(PREDICT + b'{"a": 1}\n')
+    answer = read_all(early)
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert answer.lower().count(b"connection: close") == 1
+    assert read_all(silent) == b""  # closed, not reset
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize("path", [b"/healthz", b"/readyz", b"/nothing", b"/v1/models", b"/"])
+def test_a_server_that_stops_closes_each_connection_with_its_response(start, engine, two_faces, as_base64, path):
+    server, port, _ = start()
+    engine.may_go_on.clear()
+    body = json.dumps({"images": [{"base64": as_base64(two_faces)}]}).encode()
+    with ThreadPoolExecutor(1) as threads:
+        begun = threads.submit(get, port, "/v1/predict", body, {"content-type": "application/json"})
+        while server.config.app.state.service.num_requests < 1:
+            time.sleep(0.02)
+        server.handle_exit(signal.SIGTERM, None)
+        answer = read_all(ask_raw(port, b"GET " + path + b" HTTP/1.1\r\nHost: localhost\r\n\r\n"))
+        assert answer.lower().count(b"\r\nconnection: close\r\n") == 1
+        engine.may_go_on.set()
+        assert begun.result(20)[0] == 200
+
+
+def test_at_shutdown_the_kernels_queue_is_answered(start):
+    server, port, thread = start()
+    is_blocked = threading.Event()
+
+    async def block(counter: int) -> bool:
+        # While the event loop is busy, connections wait in the kernel; none is accepted before the server closes its port.
+        is_blocked.set()
+        time.sleep(1)
+        return True
+
+    server.on_tick = block
+    assert is_blocked.wait(5)
+    server.handle_exit(signal.SIGTERM, None)
+    asked = [ask_raw(port, PREDICT + b'{"a": 1}\n') for _ in range(100)]
+    for connection in asked:
+        assert read_all(connection).startswith(b"HTTP/1.1 503")
+    thread.join(20)
+    assert not thread.is_alive()
+
+
+def test_a_refusal_reaches_a_client_that_is_still_sending(start):
+    _, port, _ = start(Limits(body_bytes=1000))
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 8000000\r\n\r\n"
+    for _ in range(5):
+        connection = ask_raw(port, head)
+        for _ in range(80):  # more than the kernel buffers
+            connection.sendall(b" " * 100_000)
+        assert read_all(connection).startswith(b"HTTP/1.1 413")
+
+
+def test_a_client_that_goes_on_sending_after_a_refusal_is_cut_off(start):
+    server, port, _ = start(Limits(body_bytes=1000))
+    head = b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: 8000000000\r\n\r\n"
+    connection = ask_raw(port, head)
+
+    def send_on() -> None:
+        for _ in range(400):
+            connection.sendall(b" " * 100_000)
+            time.sleep(0.05)
+
+    with connection, pytest.raises(ConnectionError):
+        send_on()
+    while server.server_state.connections:
+        time.sleep(0.02)
+
+
 def test_a_port_that_is_taken_is_told():
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
@@ -139,7 +237,7 @@ def test_the_command_serves_a_model_warns_and_ends_well(tmp_path, png, as_base64
         process.send_signal(signal.SIGTERM)
         rest = process.stderr.read()
         assert process.wait(30) == 0
-        assert "every request that was begun was answered" in rest
+        assert "every accepted request was answered" in rest
         assert '"POST /v1/predict HTTP/1.1" 200' in rest
     finally:
         process.kill()

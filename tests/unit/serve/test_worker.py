@@ -1,4 +1,4 @@
-"""What the process reads that strangers send: JSON set apart, tensors, forms, base64, and pictures by their headers."""
+"""What a worker does with untrusted input: JSON, tensors, forms, base64, and the headers of pictures."""
 
 from __future__ import annotations
 
@@ -71,6 +71,8 @@ def test_base64_is_taken_as_clients_send_it(tail):
         b"  \n" + plain + b" ",
         b"data:image/png;base64," + plain,
         b" DATA:;base64," + plain,
+        b"data:image/png;base64," + plain.replace(b"+", b"%2B").replace(b"/", b"%2f").replace(b"=", b"%3D"),
+        b"data:,\f\v" + plain + b"====",
         plain.replace(b"/", b"\\/"),
     ):
         assert decode_base64(text, "x") == contents
@@ -78,7 +80,7 @@ def test_base64_is_taken_as_clients_send_it(tail):
 
 @pytest.mark.parametrize("text", [b"%%%", b"a", b"AA=A", "ä".encode(), b"\\x", b"AAAA\\u00e4"])
 def test_what_is_not_base64_is_refused(text):
-    with pytest.raises(Refusal, match="not base64"):
+    with pytest.raises(Refusal, match="not valid base64"):
         decode_base64(text, "x")
 
 

@@ -1,8 +1,10 @@
 """One training stage: it learns, stops, resumes exactly, keeps the best, and fails with words."""
 
 import dataclasses
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import keras
 import numpy as np
@@ -17,7 +19,7 @@ from dlfer.runs.files import read_rows
 from dlfer.train.cluster import choose_device, set_determinism
 from dlfer.train.control import StopControl
 from dlfer.train.progress import TrainingListener
-from dlfer.train.stage import CHECKPOINT, HISTORY, MILESTONES, _Stage, train_stage
+from dlfer.train.stage import BEST, CHECKPOINT, HISTORY, MILESTONES, NEXT_BEST, _Stage, train_stage
 from dlfer.train.state import COLUMNS, StageJob, read_state, restore_checkpoint
 
 EVERYTHING = {
@@ -172,6 +174,79 @@ def test_the_best_epoch_is_kept(tmp_path):
     predicted = network.model.predict(bundle.validation.images, verbose=0).argmax(axis=1)
     assert (predicted == bundle.validation.targets).mean() == pytest.approx(result.best)
     assert result.best == max(row["validation_accuracy"] for row in result.history)
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL: nothing after it is done, and nothing is cleaned up that is not cleaned up by itself."""
+
+
+@pytest.mark.parametrize(
+    ("killed_before", "redone", "best_epoch"),
+    [
+        # The weights of epoch 1 are written, and no checkpoint knows of them; done again, the epoch turns out worse.
+        ("the checkpoint", 0.2, 0),
+        ("the checkpoint", 0.95, 1),
+        # The checkpoint records epoch 1, whose weights have not their name yet.
+        ("the name", 0.2, 1),
+    ],
+)
+def test_a_kill_around_the_best_weights_never_keeps_those_of_an_unrecorded_epoch(
+    tmp_path, monkeypatch, killed_before, redone, best_epoch
+):
+    monitored, weights = [0.5, 0.9], {}
+
+    def validate(stage):
+        weights[stage.state.epoch, len(monitored)] = weights_of(stage.network)
+        value = monitored[stage.state.epoch] if stage.state.epoch < len(monitored) else 0.1
+        return {"loss": 1.0, "accuracy": value, "macro_f1": value}
+
+    def die(*_):
+        raise Killed
+
+    monkeypatch.setattr(_Stage, "_validate", validate)
+    config = make_config(epochs=3, batch_size=16, image_size=32, monitor="accuracy", balance="none")
+    network = build(dropout=0.0)
+    with monkeypatch.context() as killing:
+        if killed_before == "the checkpoint":
+            keep = _Stage.save
+            killing.setattr(_Stage, "save", lambda stage: die() if stage.state.epoch == 2 else keep(stage))
+        else:
+            keep = _Stage._keep_next_best
+            killing.setattr(_Stage, "_keep_next_best", lambda stage: die() if stage.state.epoch == 2 else keep(stage))
+        with pytest.raises(Killed):
+            train_stage(make_job(config, tmp_path), network, make_bundle())
+    assert (tmp_path / NEXT_BEST).exists()
+    assert read_state(tmp_path / BEST)["epoch"] == 0
+    # Not every machine computes an epoch a second time to the same bits.
+    monitored[1] = redone
+    network = build(seed=1, dropout=0.0)
+    result = train_stage(make_job(config, tmp_path), network, make_bundle())
+    assert result.kept_epoch == best_epoch
+    assert read_state(tmp_path / BEST)["epoch"] == best_epoch
+    assert not (tmp_path / NEXT_BEST).exists()
+    expected = weights[best_epoch, 2]
+    assert all(np.array_equal(one, other) for one, other in zip(weights_of(network), expected, strict=True))
+
+
+def test_checkpoints_and_best_weights_are_flushed_to_the_disk(tmp_path, monkeypatch):
+    flushed, order = set(), []
+    sync, name = os.fsync, os.replace
+
+    def note(number: int) -> None:
+        flushed.add(os.readlink(f"/proc/self/fd/{number}"))
+        sync(number)
+
+    def note_name(source, target, **named) -> None:
+        order.append((str(source) in flushed, Path(target).name))
+        name(source, target, **named)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "replace", note_name)
+    config = make_config(epochs=1, batch_size=16, image_size=32)
+    train_stage(make_job(config, tmp_path), build(), make_bundle())
+    assert {(True, CHECKPOINT), (True, NEXT_BEST), (True, HISTORY)} <= set(order)
+    assert str(tmp_path) in flushed  # the names, too
+    monkeypatch.undo()
 
 
 def test_early_stopping_ends_and_plateau_lowers_the_rate(tmp_path):

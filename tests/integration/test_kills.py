@@ -1,0 +1,180 @@
+"""Killed at each step that makes a file appear: export, ship and prepare leave nothing half done, and can be repeated."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import dlfer as package
+from tests.integration.conftest import command, dlfer, environment
+
+DIE = """
+import os, signal, sys
+left = int(sys.argv[1])
+
+def count(event, arguments):
+    # Every file and folder of a result gets its name by a rename.
+    global left
+    if event == "os.rename":
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+sys.addaudithook(count)
+from dlfer.cli import main
+main(sys.argv[2:])
+"""
+MOST_STEPS = 12
+
+
+def run_and_kill(step: int, *arguments: object, cwd: Path) -> int:
+    """Run `dlfer`, kill it before its rename number `step`, counted from 1, and return the exit code."""
+    line = [sys.executable, "-c", DIE, str(step), *map(str, arguments)]
+    return subprocess.run(line, cwd=cwd, env=environment(), capture_output=True, timeout=600, check=False).returncode
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory) -> Path:
+    """A run that has ended."""
+    from tests.integration.conftest import SMALL
+
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "small.yaml").write_text(SMALL)
+    done = dlfer("run", folder / "small.yaml", "--out", folder / "runs")
+    assert done.returncode == 0, done.stderr
+    return next(path.parent for path in folder.glob("runs/small/*/run.json"))
+
+
+def kill_at_each_step(*arguments: object, cwd: Path, look) -> None:
+    """Kill a command later and later until it ends by itself; after each kill `look` at what is there."""
+    for step in range(1, MOST_STEPS + 1):
+        code = run_and_kill(step, *arguments, cwd=cwd)
+        look()
+        if code != -signal.SIGKILL:
+            assert code == 0
+            assert step > 1, "nothing is renamed; the test kills nothing"
+            return
+    # Later steps are alike; without a kill it ends well.
+    assert dlfer(*arguments, cwd=cwd).returncode == 0
+    look()
+
+
+@pytest.mark.slow
+def test_export(finished, tmp_path):
+    target = tmp_path / "exports" / "onnx"
+
+    def look() -> None:
+        if target.exists():  # whole: its manifest is compared before it answers
+            images = np.zeros((2, 48, 48, 1), np.uint8)
+            assert package.load(str(target), engine="onnx").predict(images).shape == (2, 7)
+
+    kill_at_each_step(
+        "export", finished, "--to", "onnx", "--out", tmp_path / "exports", "--force", cwd=tmp_path, look=look
+    )
+    assert target.exists()
+
+
+@pytest.mark.slow
+def test_ship(finished, tmp_path):
+    target = tmp_path / "saved_models" / "shipped"
+
+    def look() -> None:
+        if target.exists():
+            assert package.load(str(target)).predict(np.zeros((2, 48, 48, 1), np.uint8)).shape == (2, 7)
+        listed = dlfer("show", "models", cwd=tmp_path)
+        assert listed.returncode == 0
+        assert ("shipped" in listed.stdout) == target.exists()
+
+    for step in range(1, MOST_STEPS + 1):
+        code = run_and_kill(step, "ship", finished, "shipped", cwd=tmp_path)
+        look()
+        if target.exists():  # as the message would say: it is there already
+            break
+        assert code == -signal.SIGKILL
+    assert target.exists()
+
+
+@pytest.mark.slow
+def test_prepare(tmp_path):
+    from tests.unit.data.test_tfds_fer2013 import USAGES, write_csv, write_experiment
+
+    write_csv(tmp_path / "data", USAGES)
+    file = write_experiment(tmp_path)
+    for step in range(1, MOST_STEPS + 1):
+        if run_and_kill(step, "prepare", file, cwd=tmp_path) == 0:
+            break
+    done = dlfer("prepare", file, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "train 14" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_to_a_verb_without_checkpoints_leaves_no_temporary_files(finished, tmp_path, number):
+    out = tmp_path / "exports"
+    process = subprocess.Popen(
+        command("export", finished, "--to", "onnx", "--out", out),
+        cwd=tmp_path,
+        env=environment(),
+        stderr=subprocess.PIPE,
+    )
+    while not list(out.glob(".onnx-*")) and process.poll() is None:
+        time.sleep(0.02)
+    process.send_signal(number)
+    process.communicate(timeout=300)
+    assert process.returncode in (128 + number, -number)
+    assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.slow
+def test_ctrl_c_twice_stops_at_once_and_the_run_goes_on(small, tmp_path):
+    process = subprocess.Popen(
+        command("run", small, "--out", tmp_path / "runs", "--set", "finetune.epochs=50", "--no-cache"),
+        env=environment(),
+        stderr=subprocess.PIPE,
+    )
+    while not list(tmp_path.glob("runs/small/*/finetune/checkpoint.npz")) and process.poll() is None:
+        time.sleep(0.05)
+    for _ in range(2):
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.01)
+    said = process.communicate(timeout=120)[1].decode()
+    assert process.returncode == 130, said
+    assert "Traceback" not in said
+    (run,) = (path.parent for path in tmp_path.glob("runs/small/*/run.json"))
+    assert json.loads((run / "run.json").read_text())["status"] in ("stopped", "interrupted", "failed")
+    assert not list(run.rglob(".dlfer-*"))
+    assert dlfer("run", "--resume", run, "--max-hours", "0.000001").returncode == 0
+
+
+@pytest.mark.slow
+def test_two_processes_on_one_run_and_a_run_that_was_moved(small, tmp_path):
+    first = subprocess.Popen(
+        command("run", small, "--out", tmp_path / "runs", "--set", "finetune.epochs=50"),
+        env=environment(),
+        stderr=subprocess.PIPE,
+    )
+    while not list(tmp_path.glob("runs/small/*/finetune/checkpoint.npz")) and first.poll() is None:
+        time.sleep(0.05)
+    (run,) = (path.parent for path in tmp_path.glob("runs/small/*/run.json"))
+    second = dlfer("run", "--resume", run)
+    assert second.returncode == 2, second.stderr
+    assert "Traceback" not in second.stderr
+    assert first.poll() is None  # it is not disturbed
+    first.kill()
+    first.communicate()
+    # Moved to another folder, under another name, it goes on from its checkpoint.
+    moved = tmp_path / "elsewhere" / "renamed"
+    moved.parent.mkdir()
+    os.rename(run, moved)
+    resumed = dlfer("run", "--resume", moved, "--max-hours", "0.0001", cwd=tmp_path)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Traceback" not in resumed.stderr
