@@ -37,6 +37,7 @@ BACKBONES = (
     "inception_v3",
     "inception_resnet_v2",
     "xception",
+    "mobilenet",
     "mobilenet_v2",
     "densenet121",
     "convnext_tiny",
@@ -45,7 +46,7 @@ BACKBONES = (
 SOURCES = ("fer2013", "folder", "tfds", "arrays", "synthetic_faces", "synthetic_scenes")
 
 STEMS = ("imagenet", "small")
-PIXEL_SCALINGS = ("backbone", "divide_by_255")
+PIXEL_SCALINGS = ("backbone", "divide_by_255", "caffe")
 FUSIONS = ("concat", "add", "attention")
 COMBINATIONS = ("average", "vote", "trained")
 ASPECTS = ("crop", "pad")

@@ -7,6 +7,7 @@ there, folders that cannot be written, numbers that no machine holds.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -277,7 +278,8 @@ def _is_downloaded(name: str) -> bool:
         files = [path.name.lower().replace("-", "").replace("_", "") for path in (home / "models").iterdir()]
     except OSError:
         return False
-    return any(file.startswith(wanted) and "notop" in file for file in files)
+    # What follows is no later version: mobilenet is not mobilenetv2.
+    return any(re.match(rf"{wanted}(?!v\d)", file) and "notop" in file for file in files)
 
 
 @cache

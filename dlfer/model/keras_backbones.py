@@ -4,8 +4,8 @@ Three things stand between an application and a backbone. Its input stage: Keras
 rescaling that depends on the *name* of the weights (an extra division by sqrt(std) for "imagenet"), so two
 networks of equal shapes can be different functions; that part is cut off. Its padding: EfficientNet and
 MobileNetV2 pad before a strided convolution as the size was when they were built, and wrongly for odd sizes
-if it was left open (B3 at its own 300 pixels then ends at 9x9, not at 10x10); "same" is the same padding, at
-every size. Its names: InceptionV3, InceptionResNetV2, Xception and ConvNeXt leave layers unnamed, so that
+if it was left open (B3 at its own 300 pixels then ends at 9x9, not at 10x10), as MobileNet always does; "same"
+is the same padding, at every size, and the one that these networks were published with. Its names: InceptionV3, InceptionResNetV2, Xception and ConvNeXt leave layers unnamed, so that
 Keras counts them up from one network to the next (conv2d, then conv2d_94); they get the names of a fresh
 process, since weights are carried over by name.
 """
@@ -121,8 +121,9 @@ def build_application(application: str) -> keras.Model:
     network = _make_application(application, weights=None)
     if has_input_stage(application):
         network = keras.Model(network.get_layer("stem_conv_pad").input, network.outputs[0])
-    if has_input_stage(application) or application == "MobileNetV2" or _name_counted_layers(network):
-        network = _clone(network, same_padding=has_input_stage(application) or application == "MobileNetV2")
+    pads = has_input_stage(application) or application in ("MobileNet", "MobileNetV2")
+    if pads or _name_counted_layers(network):
+        network = _clone(network, same_padding=pads)
     return keras.Model(network.inputs[0], network.outputs[0], name="backbone")
 
 

@@ -22,6 +22,7 @@ from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit, compute_fingerprint
 from dlfer.errors import ModelError, TransferError
 from dlfer.model.artifact import load_artifact
+from dlfer.model.backbone_spec import choose_preprocessing
 from dlfer.model.backbones import find_backbone, load_published_weights
 from dlfer.model.efficientnet_lite import PACKAGED_WEIGHTS
 from dlfer.model.hybrid import find_branch_file
@@ -150,7 +151,8 @@ def _train(config: ExperimentConfig, job: StageJob, bundle: DataBundle) -> Pretr
 def describe_foreign_scaling(config: ExperimentConfig) -> str | None:
     """Return a note where published weights get pixels of another scale than they were trained with; else None."""
     pretrain, scaling = config.pretrain, config.model.pixel_scaling
-    if pretrain is None or scaling == "backbone":
+    own = [find_backbone(name).preprocessing for name in config.model.branches or (config.model.backbone,)]
+    if pretrain is None or all(choose_preprocessing(each, scaling) == each for each in own):
         return None
     # A run's or an artifact's backbone has its scaling beside it, which must be the same.
     published = [name for name in pretrain.list_of_weights if _is_published(name)]

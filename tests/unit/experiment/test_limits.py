@@ -122,6 +122,23 @@ def test_weights_that_keras_has_kept_need_no_network(find, tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("file", "has"),
+    [
+        ("mobilenet_1_0_224_tf_no_top.h5", {"mobilenet"}),
+        ("mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5", {"mobilenet_v2"}),
+        ("resnet50v2_weights_tf_dim_ordering_tf_kernels_notop.h5", set()),
+        ("mobilenet_1_0_224_tf.h5", set()),
+    ],
+)
+def test_a_kept_file_is_that_of_one_backbone(find, tmp_path, file, has):
+    (tmp_path / "keras" / "models").mkdir(parents=True)
+    (tmp_path / "keras" / "models" / file).touch()
+    for name in ("mobilenet", "mobilenet_v2", "resnet50"):
+        found = find({"model.backbone": name, "pretrain": {"weights": "imagenet"}})
+        assert (found == []) == (name in has), name
+
+
+@pytest.mark.parametrize(
     ("keys", "module"),
     [
         ({"finetune.data.faces": {"detect": "mtcnn"}}, "mtcnn"),
