@@ -55,6 +55,8 @@ VALIDATION_CROPS = ("center", "none")
 DETECTORS = ("none", "centerface", "mtcnn", "opencv")
 EQUALIZERS = ("none", "histogram", "clahe")
 
+PUBLISHED_WEIGHTS = ("imagenet", "vggface2")
+
 PROTOCOLS = ("official", "resplit", "paper")
 PAPER_SPLITS = ("after_balance", "official_80_20")
 SOFT_TARGETS = ("ferplus",)

@@ -75,7 +75,7 @@ class BackboneSpec:
             image on; the last one is the network's output.
         min_image_size: the smallest side that leaves a feature map of 1x1 or more, by any stem.
         load: sets published weights or those of a file: (backbone, weights_file or None); None if neither can be had.
-        weights: names of published weights that can be asked for without a file.
+        weights: names of published weights that can be asked for; those beside imagenet need a file.
         is_packaged: whether the published weights come with dlfer.
         stems: what the first layers may be: "imagenet" as published, "small" for small images.
         auxiliary: names of the layers behind which auxiliary classifiers branch off in training.

@@ -188,7 +188,8 @@ BACKBONES: dict[str, BackboneSpec] = {
             image_size=224,
             num_parameters_without_top=3_228_864,
             preprocessing=SIGNED_INPUT,
-            note="Howard et al. 2017",
+            weights=("imagenet", "vggface2"),
+            note="Howard et al. 2017; vggface2: from face recognition, with pixel_scaling: caffe, for research only",
         ),
         describe_keras(
             "mobilenet_v2",

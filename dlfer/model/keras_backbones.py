@@ -42,14 +42,21 @@ COUNTED_NAME = re.compile(
 
 
 def describe_keras(
-    name: str, application: str, stages: tuple[str, ...], *, preprocessing: Preprocessing, **others
+    name: str,
+    application: str,
+    stages: tuple[str, ...],
+    *,
+    preprocessing: Preprocessing,
+    weights: tuple[str, ...] = ("imagenet",),
+    **others,
 ) -> BackboneSpec:
     """Return the record of a network of keras.applications.
 
     Args:
         name, stages: see `BackboneSpec`.
         application: its name in keras.applications.
-        preprocessing: what its published weights were trained with.
+        preprocessing: what its published ImageNet weights were trained with.
+        weights: names of its published weights, imagenet among them.
         others: fields of `BackboneSpec`.
     """
     return BackboneSpec(
@@ -58,7 +65,7 @@ def describe_keras(
         preprocessing=preprocessing,
         stages=stages,
         load=partial(load_application_weights, application, preprocessing=preprocessing),
-        weights=("imagenet",),
+        weights=weights,
         **others,
     )
 
