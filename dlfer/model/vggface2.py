@@ -142,20 +142,18 @@ def restore_statistics(backbone: keras.Model, batches: Iterable[Any]) -> int:
 
     norms = [layer for layer in backbone.layers if isinstance(layer, keras.layers.BatchNormalization)]
     probe = keras.Model(backbone.input, [norm.input for norm in norms])
-    sums = [np.zeros((2, norm.gamma.shape[0])) for norm in norms]
-    counts, num_images = [0] * len(norms), 0
+    sums, num_images = [np.zeros((2, norm.gamma.shape[0])) for norm in norms], 0
     for images in batches:
         num_images += len(images)
-        for index, output in enumerate(probe(images, training=False)):
-            values = np.asarray(keras.ops.convert_to_numpy(output), np.float32)
-            values = values.reshape(-1, values.shape[-1])
-            counts[index] += len(values)
-            sums[index] += values.sum(axis=0, dtype=np.float64), np.square(values, dtype=np.float64).sum(axis=0)
+        for found, output in zip(sums, probe(images, training=False), strict=True):
+            moments = keras.ops.moments(output, axes=list(range(len(output.shape) - 1)))
+            mean, variance = (np.asarray(keras.ops.convert_to_numpy(values), np.float64) for values in moments)
+            found += len(images) * mean, len(images) * (variance + mean**2)
     if not num_images:
         raise ModelError("found no training images to set the statistics of BatchNorm by; expected at least one.")
-    for norm, (total, squares), count in zip(norms, sums, counts, strict=True):
-        mean = total / count
-        _move_statistics(norm, mean, np.maximum(squares / count - mean**2, 0.0))
+    for norm, (total, squares) in zip(norms, sums, strict=True):
+        mean = total / num_images
+        _move_statistics(norm, mean, np.maximum(squares / num_images - mean**2, 0.0))
     return num_images
 
 
