@@ -102,7 +102,11 @@ def describe_origin(file: Path | str) -> WeightsOrigin:
     """Return where the weights of a file that `read_face_weights` has read come from, and on what terms."""
     files = [Path(file), *(Path(file).parent / shard for shard in _read_manifest(Path(file))[1])]
     return WeightsOrigin(
-        name="vggface2", source=SOURCE, terms=TERMS, sha256={path.name: hash_file(path) for path in files}
+        name="vggface2",
+        source=SOURCE,
+        terms=TERMS,
+        sha256={path.name: hash_file(path) for path in files},
+        research_only=True,
     )
 
 
