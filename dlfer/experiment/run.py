@@ -269,11 +269,11 @@ def _describe_training(
         faces=faces.model_dump(mode="json") if faces else None,
         # Faces in photos are cut out in the resolution of the training images, whatever the network makes of it.
         face_size=compute_side(*shape[:2], classifier.aspect) if shape else None,
-        origins=_list_origins(run, classifier),
+        origins=list_origins(run, classifier),
     )
 
 
-def _list_origins(run: Run, classifier: Classifier) -> list[WeightsOrigin]:
+def list_origins(run: Run, classifier: Classifier) -> list[WeightsOrigin]:
     """Return where the published weights come from that a classifier, or a member of it, was trained from, each once."""
     transfer = TransferRecord.read(run.path)
     found = [] if transfer is None else list(transfer.origins)

@@ -16,6 +16,7 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.config.sections import ModelConfig
 from dlfer.data.synthetic.faces import draw_face
 from dlfer.errors import ModelError
+from dlfer.experiment.run import list_origins
 from dlfer.model import vggface2
 from dlfer.model.artifact import FAMILIES, load_artifact
 from dlfer.model.backbones import build_backbone
@@ -30,7 +31,8 @@ from dlfer.model.vggface2 import (
     restore_statistics,
     set_face_weights,
 )
-from dlfer.runs.records import About
+from dlfer.runs.records import About, WeightsOrigin
+from dlfer.runs.run_records import TransferRecord
 from dlfer.train.cascade import obtain_backbone
 
 FILE = "faceres-deep.json"
@@ -427,3 +429,19 @@ def test_the_published_weights_are_the_function_of_the_published_graph(size):
     photo = np.asarray(photo, np.uint8)
     images = np.stack([photo, photo[:, ::-1], *draw_probe_images(size, 3)])
     compare_with_graph(PUBLISHED, None, images, images)
+
+
+def test_a_run_and_an_ensemble_say_where_their_weights_come_from(tmp_path):
+    origins = [WeightsOrigin(name=name, source="s", terms="t") for name in ("one", "two")]
+    run = SimpleNamespace(path=tmp_path)
+    network = build_transfer_network(ModelConfig(backbone="resnet_nano"), num_labels=2, image_size=32, channels=1)
+    assert list_origins(run, network) == []
+    TransferRecord(origins=[origins[0]]).write(tmp_path)
+    assert list_origins(run, network) == [origins[0]]
+    members = {}
+    for number, found in enumerate(([], [origins[1]], origins)):
+        member = FAMILIES["transfer"](network, ("a", "b"), config=ModelConfig(backbone="resnet_nano"), channels=1)
+        member.about = About(origins=found)
+        members[f"m{number}"] = member
+    ensemble = FAMILIES["ensemble"](members, ("a", "b"), config=ModelConfig(family="ensemble"), combine="average")
+    assert list_origins(SimpleNamespace(path=tmp_path / "other"), ensemble) == origins[::-1]
