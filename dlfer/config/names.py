@@ -37,6 +37,7 @@ BACKBONES = (
     "inception_v3",
     "inception_resnet_v2",
     "xception",
+    "mobilenet",
     "mobilenet_v2",
     "densenet121",
     "convnext_tiny",
@@ -45,7 +46,7 @@ BACKBONES = (
 SOURCES = ("fer2013", "folder", "tfds", "arrays", "synthetic_faces", "synthetic_scenes")
 
 STEMS = ("imagenet", "small")
-PIXEL_SCALINGS = ("backbone", "divide_by_255")
+PIXEL_SCALINGS = ("backbone", "divide_by_255", "caffe")
 FUSIONS = ("concat", "add", "attention")
 COMBINATIONS = ("average", "vote", "trained")
 ASPECTS = ("crop", "pad")
@@ -53,6 +54,8 @@ TRAIN_CROPS = ("random_resized", "none", "pad")
 VALIDATION_CROPS = ("center", "none")
 DETECTORS = ("none", "centerface", "mtcnn", "opencv")
 EQUALIZERS = ("none", "histogram", "clahe")
+
+PUBLISHED_WEIGHTS = ("imagenet", "vggface2")
 
 PROTOCOLS = ("official", "resplit", "paper")
 PAPER_SPLITS = ("after_balance", "official_80_20")

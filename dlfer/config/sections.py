@@ -135,7 +135,8 @@ class ModelConfig(Section):
     pixel_scaling: Literal[names.PIXEL_SCALINGS] = "backbone"
     """What the first layer sees of a pixel x in 0..255. backbone: what the published weights of the backbone were
     trained with, e.g. (x / 255 - mean) / deviation (`dlfer show backbones`); divide_by_255: x / 255 in RGB order and
-    nothing else. It is saved with the model; both stages have the same, and hybrid: all branches."""
+    nothing else; caffe: BGR in 0..255 less (103.939, 116.779, 123.68), as networks from Caffe and pretrain.weights:
+    vggface2 have it. It is saved with the model; both stages have the same, and hybrid: all branches."""
     auxiliary_heads: bool = False
     """googlenet: train its two auxiliary classifiers, too, with weight 0.3 each; predictions leave them out."""
     norm_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None

@@ -22,6 +22,7 @@ from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
+from dlfer.predict.foreign import ForeignModel
 from dlfer.runs.artifact import read_artifact_record
 from dlfer.runs.find import find_model, find_run_of
 from dlfer.runs.metrics_record import JudgedOn, Metrics
@@ -70,9 +71,9 @@ def evaluate_model(
     run = find_run_of(name)
     record = read_artifact_record(find_model(name))
     if csv is not None:
-        split, labels = _load_csv(Path(csv), usage)
+        split, labels = load_csv(Path(csv), usage)
     elif data is not None:
-        split, labels = _load_other(Path(data), classifier, say)
+        split, labels = load_other(Path(data), classifier, say)
     elif run is not None:
         split, labels = _choose_part(_load_stage(run))
     else:
@@ -225,14 +226,18 @@ def _choose_part(bundle: DataBundle) -> tuple[Split, tuple[str, ...]]:
     return part, bundle.labels
 
 
-def _load_csv(csv: Path, usage: str | None) -> tuple[Split, tuple[str, ...]]:
+def load_csv(csv: Path, usage: str | None) -> tuple[Split, tuple[str, ...]]:
+    """Return the rows of a FER2013 csv to judge on, by default PrivateTest, else PublicTest, else all, and the labels."""
     split = load_fer2013_usage(csv, usage)
     if usage is None:
         split = take_usage(split, "PrivateTest") or take_usage(split, "PublicTest") or split
     return split, FER2013_LABELS
 
 
-def _load_other(path: Path, classifier: Classifier, say: Callable[[str], None] | None) -> tuple[Split, tuple[str, ...]]:
+def load_other(
+    path: Path, classifier: Classifier | ForeignModel, say: Callable[[str], None] | None
+) -> tuple[Split, tuple[str, ...]]:
+    """Return the part to judge on of class folders, an .npz or an experiment file, and the labels."""
     held, labels = load_held(path, classifier, say)
     if not held:
         raise UserError(f"{path}: found no images to judge on.")

@@ -10,7 +10,7 @@ import keras
 import numpy as np
 
 from dlfer.config.schema import ExperimentConfig, StageConfig
-from dlfer.data.bundle import DataBundle
+from dlfer.data.bundle import DataBundle, Split, StreamedSplit
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.experiment.extras import judge_milestones, predict_split_views
 from dlfer.experiment.session import NUM_BATCHES, Session
@@ -20,6 +20,7 @@ from dlfer.model.artifact import FAMILIES
 from dlfer.model.classifier import Classifier
 from dlfer.model.stage_network import TransferNetwork, build_stage_network
 from dlfer.model.transfer import carry_backbone
+from dlfer.model.vggface2 import NUM_IMAGES
 from dlfer.report.pictures import write_augmented_page
 from dlfer.runs.changes import PRETRAIN_IMAGES_FILE, settle_images
 from dlfer.runs.metrics_record import MilestoneMetrics
@@ -73,6 +74,9 @@ def pretrain(run: Run, config: ExperimentConfig, session: Session, device: Devic
         job,
         load_bundle=lambda: _load_pretraining_data(run, config, session),
         cache=session.runs_folder / ".cache" / "pretrain" if run.record.use_cache else None,
+        load_images=lambda: draw_images(
+            session.load_bundle(config.finetune).train, NUM_IMAGES, seed=config.pretrain.seed
+        ),
         random_weights=run.is_smoke,
     )
     run.log("pretrain_end", digest=pretrained.digest, was_cached=pretrained.was_cached, **pretrained.cost)
@@ -85,6 +89,19 @@ def _load_pretraining_data(run: Run, config: ExperimentConfig, session: Session)
     accept = session.options.accept_changes
     settle_images(run, index_images(bundle), file=PRETRAIN_IMAGES_FILE, accept=accept)
     return bundle
+
+
+def draw_images(split: Split | StreamedSplit, number: int, *, seed: int) -> np.ndarray:
+    """Return at most `number` images of a split, uint8 [N, H, W, C], drawn without replacement."""
+    if isinstance(split, Split):
+        drawn = np.random.default_rng(seed).permutation(len(split))[:number]
+        return split.images[np.sort(drawn)]
+    batches, found = split.batches(min(number, 50), seed=seed, epoch=0, training=True), []
+    for images, _, _ in batches:
+        found.append(images)
+        if sum(map(len, found)) >= number:
+            break
+    return np.concatenate(found)[:number]
 
 
 def build_carried_network(

@@ -7,6 +7,7 @@ there, folders that cannot be written, numbers that no machine holds.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import socket
 from collections.abc import Iterator, Mapping
@@ -24,6 +25,7 @@ from dlfer.data.sources import SOURCES, is_present
 from dlfer.data.tfds_stream import IMAGE_FOLDER, check_imagenet2012, find_data_dir
 from dlfer.errors import ConfigError, DataError, DlferError, EnvironmentProblem, UserError
 from dlfer.model.backbones import BACKBONES
+from dlfer.model.vggface2 import read_face_weights
 from dlfer.runs.find import default_runs_folder, find_model
 from dlfer.runs.machine import get_memory_bytes
 from dlfer.runs.outputs import check_writable
@@ -241,6 +243,12 @@ def _examine_tfds(key: str, data: DataConfig) -> Iterator[str]:
 
 def _examine_weights(config: ExperimentConfig, names: tuple[str, ...]) -> Iterator[str]:
     pretrain, key = config.pretrain, "pretrain.weights"
+    if pretrain.weights == "vggface2":
+        try:
+            read_face_weights(resolve_path(pretrain.weights_file))
+        except UserError as error:
+            yield f"pretrain.weights_file: {error}"
+        return
     if pretrain.weights != "imagenet":
         try:
             path = resolve_path(pretrain.weights)
@@ -277,7 +285,8 @@ def _is_downloaded(name: str) -> bool:
         files = [path.name.lower().replace("-", "").replace("_", "") for path in (home / "models").iterdir()]
     except OSError:
         return False
-    return any(file.startswith(wanted) and "notop" in file for file in files)
+    # What follows is no later version: mobilenet is not mobilenetv2.
+    return any(re.match(rf"{wanted}(?!v\d)", file) and "notop" in file for file in files)
 
 
 @cache

@@ -45,6 +45,7 @@ from dlfer.metrics.confidence import describe_temperature
 from dlfer.metrics.learned import HINT, find_learning_failure
 from dlfer.metrics.predictions import Known, Predictions
 from dlfer.model.classifier import Classifier, NetworkClassifier
+from dlfer.model.ensemble import EnsembleClassifier
 from dlfer.report.card import write_card
 from dlfer.report.headline import describe_duplicates, find_without, format_without
 from dlfer.report.html import write_report
@@ -55,9 +56,9 @@ from dlfer.runs.changes import settle_images, settle_start
 from dlfer.runs.find import open_run
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.options import RunOptions
-from dlfer.runs.records import About, DataRecord, OnnxRecord
+from dlfer.runs.records import About, DataRecord, OnnxRecord, WeightsOrigin
 from dlfer.runs.run import Run
-from dlfer.runs.run_records import count_openings, log_opening
+from dlfer.runs.run_records import TransferRecord, count_openings, log_opening
 from dlfer.train.cluster import Device, choose_device, set_determinism
 
 __all__ = ["execute_run", "resume_run", "run_experiment", "start_run"]
@@ -268,7 +269,17 @@ def _describe_training(
         faces=faces.model_dump(mode="json") if faces else None,
         # Faces in photos are cut out in the resolution of the training images, whatever the network makes of it.
         face_size=compute_side(*shape[:2], classifier.aspect) if shape else None,
+        origins=list_origins(run, classifier),
     )
+
+
+def list_origins(run: Run, classifier: Classifier) -> list[WeightsOrigin]:
+    """Return where the published weights come from that a classifier, or a member of it, was trained from, each once."""
+    transfer = TransferRecord.read(run.path)
+    found = [] if transfer is None else list(transfer.origins)
+    for member in classifier.members.values() if isinstance(classifier, EnsembleClassifier) else ():
+        found += member.about.origins
+    return [origin for number, origin in enumerate(found) if origin not in found[:number]]
 
 
 def _compute_metrics(

@@ -22,6 +22,7 @@ from dlfer.data.split import draw_subset
 from dlfer.errors import ConfigError, MissingDataError, ModelError, UserError
 from dlfer.export.contract import Sample
 from dlfer.model.classifier import Classifier
+from dlfer.predict.foreign import ForeignModel
 from dlfer.runs.records import ArtifactRecord, DataRecord
 from dlfer.runs.run import Run
 
@@ -151,7 +152,7 @@ def _load_other(
 
 
 def load_held(
-    path: Path, classifier: Classifier, say: Callable[[str], None] | None = None
+    path: Path, classifier: Classifier | ForeignModel, say: Callable[[str], None] | None = None
 ) -> tuple[dict[str, Split], tuple[str, ...]]:
     """Return the parts with images in memory, test first, and the labels; nothing is split off what has no parts.
 

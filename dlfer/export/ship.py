@@ -172,7 +172,7 @@ def _describe(copy: Path, source: Path, *, name: str, default: bool, shipped: Sh
         "name": name,
         "default": default,
         "smoke": read_about(source, record).smoke,
-        "research_only": any(term.research_only for term in find_terms(read_experiment(copy))),
+        "research_only": any(t.research_only for t in find_terms(read_experiment(copy), record.about.origins)),
         "face_size": compute_side(*shape[:2], record.input.aspect) if shape else None,
         "shipped": shipped,
     }

@@ -45,9 +45,9 @@ TORCH_INPUT = Preprocessing(mean=IMAGENET_MEAN, std=IMAGENET_STD)
 EFFICIENTNET_INPUT = TORCH_INPUT
 # EfficientNet-Lite's.
 LITE_INPUT = Preprocessing(scale=1.0, mean=(127.0,) * 3, std=(128.0,) * 3)
-# Caffe's, of VGG and Keras' ResNets: BGR in 0..255 less the mean pixel of ImageNet.
+# Caffe's, of VGG, Keras' ResNets and MobileNet from VGGFace2: BGR in 0..255 less the mean pixel of ImageNet.
 CAFFE_INPUT = Preprocessing(scale=1.0, mean=(103.939, 116.779, 123.68), channels="bgr")
-# The Inceptions', Xception's and MobileNetV2's: -1..1.
+# The Inceptions', Xception's and the MobileNets': -1..1.
 SIGNED_INPUT = Preprocessing(scale=1 / 127.5, mean=(1.0,) * 3)
 # EfficientNetV2-S's, as Keras has it: not quite -1..1.
 EFFICIENTNET_V2_S_INPUT = Preprocessing(scale=1 / 128, mean=(1.0,) * 3)
@@ -57,8 +57,8 @@ UNIT_INPUT = Preprocessing()
 
 
 def choose_preprocessing(own: Preprocessing, pixel_scaling: str) -> Preprocessing:
-    """Return what `model.pixel_scaling` says: a backbone's own preprocessing, or x / 255."""
-    return {"backbone": own, "divide_by_255": UNIT_INPUT}[pixel_scaling]
+    """Return what `model.pixel_scaling` says: a backbone's own preprocessing, x / 255, or Caffe's."""
+    return {"backbone": own, "divide_by_255": UNIT_INPUT, "caffe": CAFFE_INPUT}[pixel_scaling]
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ class BackboneSpec:
             image on; the last one is the network's output.
         min_image_size: the smallest side that leaves a feature map of 1x1 or more, by any stem.
         load: sets published weights or those of a file: (backbone, weights_file or None); None if neither can be had.
-        weights: names of published weights that can be asked for without a file.
+        weights: names of published weights that can be asked for; those beside imagenet need a file.
         is_packaged: whether the published weights come with dlfer.
         stems: what the first layers may be: "imagenet" as published, "small" for small images.
         auxiliary: names of the layers behind which auxiliary classifiers branch off in training.

@@ -182,6 +182,16 @@ BACKBONES: dict[str, BackboneSpec] = {
             note="Chollet 2017; Keras refuses images below 71 pixels, its layers do not: 48 give a map of 2x2",
         ),
         describe_keras(
+            "mobilenet",
+            "MobileNet",
+            ("conv_pw_1_relu", "conv_pw_3_relu", "conv_pw_5_relu", "conv_pw_11_relu", "conv_pw_13_relu"),
+            image_size=224,
+            num_parameters_without_top=3_228_864,
+            preprocessing=SIGNED_INPUT,
+            weights=("imagenet", "vggface2"),
+            note="Howard et al. 2017; vggface2: from face recognition, with pixel_scaling: caffe, for research only",
+        ),
+        describe_keras(
             "mobilenet_v2",
             "MobileNetV2",
             ("expanded_conv_project_BN", "block_2_add", "block_5_add", "block_12_add", "out_relu"),

@@ -4,8 +4,8 @@ Three things stand between an application and a backbone. Its input stage: Keras
 rescaling that depends on the *name* of the weights (an extra division by sqrt(std) for "imagenet"), so two
 networks of equal shapes can be different functions; that part is cut off. Its padding: EfficientNet and
 MobileNetV2 pad before a strided convolution as the size was when they were built, and wrongly for odd sizes
-if it was left open (B3 at its own 300 pixels then ends at 9x9, not at 10x10); "same" is the same padding, at
-every size. Its names: InceptionV3, InceptionResNetV2, Xception and ConvNeXt leave layers unnamed, so that
+if it was left open (B3 at its own 300 pixels then ends at 9x9, not at 10x10), as MobileNet always does; "same"
+is the same padding, at every size, and the one that these networks were published with. Its names: InceptionV3, InceptionResNetV2, Xception and ConvNeXt leave layers unnamed, so that
 Keras counts them up from one network to the next (conv2d, then conv2d_94); they get the names of a fresh
 process, since weights are carried over by name.
 """
@@ -42,14 +42,21 @@ COUNTED_NAME = re.compile(
 
 
 def describe_keras(
-    name: str, application: str, stages: tuple[str, ...], *, preprocessing: Preprocessing, **others
+    name: str,
+    application: str,
+    stages: tuple[str, ...],
+    *,
+    preprocessing: Preprocessing,
+    weights: tuple[str, ...] = ("imagenet",),
+    **others,
 ) -> BackboneSpec:
     """Return the record of a network of keras.applications.
 
     Args:
         name, stages: see `BackboneSpec`.
         application: its name in keras.applications.
-        preprocessing: what its published weights were trained with.
+        preprocessing: what its published ImageNet weights were trained with.
+        weights: names of its published weights, imagenet among them.
         others: fields of `BackboneSpec`.
     """
     return BackboneSpec(
@@ -58,7 +65,7 @@ def describe_keras(
         preprocessing=preprocessing,
         stages=stages,
         load=partial(load_application_weights, application, preprocessing=preprocessing),
-        weights=("imagenet",),
+        weights=weights,
         **others,
     )
 
@@ -121,8 +128,9 @@ def build_application(application: str) -> keras.Model:
     network = _make_application(application, weights=None)
     if has_input_stage(application):
         network = keras.Model(network.get_layer("stem_conv_pad").input, network.outputs[0])
-    if has_input_stage(application) or application == "MobileNetV2" or _name_counted_layers(network):
-        network = _clone(network, same_padding=has_input_stage(application) or application == "MobileNetV2")
+    pads = has_input_stage(application) or application in ("MobileNet", "MobileNetV2")
+    if pads or _name_counted_layers(network):
+        network = _clone(network, same_padding=pads)
     return keras.Model(network.inputs[0], network.outputs[0], name="backbone")
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from dlfer.model.hybrid import BranchInput, set_branch_weights
 from dlfer.model.stage_network import TransferNetwork
 from dlfer.model.weights_file import load_weights, save_weights
 from dlfer.runs.files import read_json, write_atomically
+from dlfer.runs.records import WeightsOrigin
 from dlfer.runs.run_records import TransferLists, TransferRecord
 
 WEIGHTS_FILE = "backbone.weights.h5"
@@ -40,7 +41,12 @@ def draw_probe_images(image_size: int, channels: int) -> np.ndarray:
 
 
 def write_backbone(
-    network: TransferNetwork, folder: Path, *, source: str, branches: Mapping[str, TransferLists] | None = None
+    network: TransferNetwork,
+    folder: Path,
+    *,
+    source: str,
+    branches: Mapping[str, TransferLists] | None = None,
+    origins: Sequence[WeightsOrigin] = (),
 ) -> None:
     """Write the backbone's weights, a sha256 of each, and its features on the probe images.
 
@@ -49,6 +55,7 @@ def write_backbone(
         folder: made if need be.
         source: where the weights came from, in words.
         branches: what was loaded into each branch of a hybrid, for the record of the transfer.
+        origins: of published weights that it was trained from.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(network.backbone, folder / WEIGHTS_FILE)
@@ -62,6 +69,7 @@ def write_backbone(
         "features": features[:, :64].astype(float).tolist(),
         "largest_feature": float(np.abs(features).max()),
         "branches": {name: lists.as_json() for name, lists in (branches or {}).items()},
+        "origins": [origin.as_json() for origin in origins],
     }
     write_atomically(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n")
 
@@ -115,7 +123,13 @@ def carry_backbone(folder: Path, network: TransferNetwork) -> TransferRecord:
         missing=[],
         unexpected=[],
         branches=branches,
+        origins=read_origins(record),
     )
+
+
+def read_origins(record: dict) -> list[WeightsOrigin]:
+    """Return where the published weights come from that the backbone of a `backbone.json` was trained from."""
+    return [WeightsOrigin.build(origin) for origin in record.get("origins", [])]
 
 
 def carry_branch(
@@ -153,6 +167,7 @@ def carry_branch(
         unexpected=[],
         feature_difference=difference,
         source=record.source,
+        origins=record.origins,
     )
 
 

@@ -249,6 +249,34 @@ def check_keras_config(config: Any, *, where: Path) -> None:
             )
 
 
+def check_keras_file(path: Path) -> None:
+    """Raise ModelError unless a whole model of Keras, .keras or older .h5, needs no code and no other file.
+
+    Nothing of it is built. What it describes may be large: the file is that of somebody whom the user chose.
+    """
+    import h5py
+
+    try:
+        if path.suffix == ".keras":
+            with tempfile.TemporaryDirectory(prefix="dlfer-") as folder:
+                weights = Path(folder) / KERAS_WEIGHTS
+                _unpack_keras(path, weights, num_bytes=path.stat().st_size)
+                check_h5(weights, None)
+            return
+        check_h5(path, None)
+        with h5py.File(path, "r") as file:
+            config = file.attrs.get("model_config")
+        if config is None:
+            raise ModelError(
+                "holds weights without the network that they belong to, expected a whole model: model.save(...)."
+            )
+        check_keras_config(parse_json(config), where=path)
+    except ModelError as error:
+        raise ModelError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
+        raise ModelError(f"{path}: cannot be read as a model of Keras ({type(error).__name__}: {error}).") from error
+
+
 def _count_bytes(network: keras.Model) -> int:
     return sum(math.prod(variable.shape) * 4 for variable in network.weights)
 

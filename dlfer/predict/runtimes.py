@@ -233,7 +233,7 @@ def open_savedmodel(path: Path) -> Answer:
 
 def open_onnx(path: Path) -> Answer:
     """Return the function by which an ONNX file answers, on the CPU."""
-    _check_onnx(path)
+    check_onnx(path)
     onnxruntime = import_extra("onnxruntime")
     options = onnxruntime.SessionOptions()
     if count_cores() < (os.cpu_count() or 1):
@@ -250,7 +250,7 @@ def open_openvino(path: Path) -> Answer:
     each by such a program; what is left of a batch, and sizes beyond `MOST_PROGRAMS`, by the one for all. Several
     threads may call it, one by one.
     """
-    _check_onnx(path)
+    check_onnx(path)
     # Its import reports itself to its maker over the network, unless this package cannot be found.
     sys.modules.setdefault("openvino_telemetry", None)
     openvino = import_extra("openvino")
@@ -315,7 +315,7 @@ def open_litert(path: Path) -> Answer:
     return answer
 
 
-def _check_onnx(path: Path) -> None:
+def check_onnx(path: Path) -> None:
     """Raise ModelError where an ONNX file keeps weights elsewhere, or has some that are NaN or infinite."""
     contents = path.read_bytes()
     if _ONNX_ELSEWHERE in contents:

@@ -5,13 +5,14 @@ The terms of the data are known as far as the experiment names the data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from dlfer.config.schema import ExperimentConfig
 from dlfer.config.sections import DataConfig
 from dlfer.errors import ModelError
+from dlfer.model.vggface2 import TERMS
 from dlfer.report.figures import MOST_LABELS
 from dlfer.report.headline import (
     METRICS,
@@ -36,7 +37,7 @@ from dlfer.report.page import (
 )
 from dlfer.runs.files import write_atomically
 from dlfer.runs.metrics_record import Estimate, Metrics, is_missing
-from dlfer.runs.records import ArtifactRecord, DataRecord, RunRecord
+from dlfer.runs.records import ArtifactRecord, DataRecord, RunRecord, WeightsOrigin
 from dlfer.runs.run_records import read_metrics
 
 if TYPE_CHECKING:
@@ -69,22 +70,35 @@ _OWN = "The user's own data: its terms are the user's to state, and are not know
 _EARLIER = "Weights of an earlier run or file: the terms of the data that they were trained on hold here, too."
 
 
-def find_terms(config: ExperimentConfig | None) -> list[Terms]:
-    """Return the sources that an experiment learned from, with their terms; empty where the experiment is not known."""
+def find_terms(config: ExperimentConfig | None, origins: Sequence[WeightsOrigin] = ()) -> list[Terms]:
+    """Return the sources that a model learned from, with their terms.
+
+    Args:
+        config: its experiment; None where it is not known.
+        origins: of published weights, as its artifact names them.
+    """
+    found = [_judge_origin(origin) for origin in origins]
     if config is None:
-        return []
-    found = []
+        return found
     pretrain = config.pretrain
     weights = () if pretrain is None else pretrain.list_of_weights
     for source in weights:
         if source == "imagenet":
             found.append(Terms("ImageNet (published weights, EF-FER1)", _IMAGENET, True))
+        elif source == "vggface2":
+            if not any(origin.name == source for origin in origins):
+                found.append(Terms("VGGFace2 (published weights, EF-FER1)", TERMS, True))
         else:
             found.append(_judge_path(f"{source} (EF-FER1)", source, _EARLIER))
     if pretrain is not None and not weights and pretrain.data is not None:
         found.append(_judge_data(pretrain.data, "EF-FER1"))
     found.append(_judge_data(config.finetune.data, "EF-FER2"))
     return found
+
+
+def _judge_origin(origin: WeightsOrigin) -> Terms:
+    files = ", ".join(f"{name} (sha256 {digest})" for name, digest in origin.sha256.items())
+    return Terms(f"{origin.source} (published weights)", f"{origin.terms} Files: {files}.", origin.research_only)
 
 
 def _judge_data(data: DataConfig, title: str) -> Terms:
@@ -150,7 +164,7 @@ def compose_card(run_path: Path) -> str:
         )
     run, data = RunRecord.read(run_path) or RunRecord(), DataRecord.read(run_path) or DataRecord()
     metrics, config = read_metrics(run_path) or Metrics(), read_experiment(run_path)
-    terms = find_terms(config)
+    terms = find_terms(config, artifact.about.origins)
     research_only = any(term.research_only for term in terms)
     calibration = describe_calibration(metrics)
     context = {

@@ -37,7 +37,7 @@ def format_values(values: Mapping[str, Any], indent: str = "") -> str:
 
 def format_metrics(metrics: Metrics) -> str:
     """Return metrics in words: the banner, each split with n and intervals, the classes."""
-    lines = [metrics.banner]
+    lines = [metrics.banner, *(metrics.foreign.describe() if metrics.foreign is not None else ())]
     for name in ("test", "test_without_duplicates", "validation", "validation_without_duplicates"):
         split = metrics.get(name)
         if split is not None:

@@ -319,6 +319,46 @@ class JudgedOn(Record):
     used_for: str | None = None
 
 
+class ForeignModelRecord(Record):
+    """A model of others that was judged, as its user described it.
+
+    Attributes:
+        file, sha256: of the model.
+        input: what it takes, in the words of `dlfer evaluate --input`.
+        output: "softmax", "logits" or "sigmoid".
+        labels: of its outputs, in order.
+        ignored: labels whose outputs were left out before the probabilities were divided by their sum.
+        unknown: labels of the data that the model has no output for, so that it is wrong on their images.
+        runtime: what ran it.
+        ms_per_image: with `batch_size` images at a time, preparation included.
+        ms_alone: of one image alone.
+    """
+
+    file: str
+    sha256: str
+    input: str
+    output: str
+    labels: list[str]
+    ignored: list[str] = Field(default_factory=list)
+    unknown: list[str] = Field(default_factory=list)
+    runtime: str
+    batch_size: int
+    ms_per_image: float
+    ms_alone: float
+
+    def describe(self) -> list[str]:
+        """Return what was judged, in sentences."""
+        lines = [
+            f"{self.file}: input {self.input}; output {self.output}; {self.runtime}: {self.ms_per_image:.2f} ms an image "
+            f"({self.batch_size} at a time), {self.ms_alone:.2f} ms alone."
+        ]
+        if self.ignored:
+            lines.append(f"Outputs left out: {', '.join(self.ignored)}.")
+        if self.unknown:
+            lines.append(f"The model has no output for {', '.join(self.unknown)}: it is wrong on every image of these.")
+        return lines
+
+
 class Metrics(FileRecord):
     """metrics.json.
 
@@ -331,6 +371,7 @@ class Metrics(FileRecord):
         test_opened: how often a test split was opened with the model by then; None: not known.
         headline: "single", or the view whose accuracy is the headline.
         views: view -> split -> metrics.
+        foreign: of `dlfer evaluate FILE`, the model of others that was judged.
     """
 
     FILE: ClassVar[str] = "metrics.json"
@@ -356,6 +397,7 @@ class Metrics(FileRecord):
     combinations: list[CombinationMetrics] = Field(default_factory=list)
     ensemble: EnsembleMetrics | None = None
     judged_on: JudgedOn | None = None
+    foreign: ForeignModelRecord | None = None
 
     @property
     def judged_split(self) -> str:

@@ -485,6 +485,24 @@ class ShippedRecord(Record):
     num_faces: Count | None = None
 
 
+class WeightsOrigin(Record):
+    """Where published weights that a model was trained from come from, with terms that hold for the model as well.
+
+    Attributes:
+        name: as `pretrain.weights` names them.
+        source: who made them, on what data, and where they were taken from.
+        terms: in sentences.
+        sha256: name of each file of the weights -> checksum.
+        research_only: whether the terms forbid other use.
+    """
+
+    name: Text
+    source: Text
+    terms: Text
+    sha256: dict[str, str] = Field(default_factory=dict)
+    research_only: bool = True
+
+
 class About(Record):
     """What an artifact says of its training, and of its shipping.
 
@@ -493,6 +511,7 @@ class About(Record):
         face_size: side in pixels that faces are cut out with; None: not known.
         smoke: whether a smoke run trained it, so that its answers mean nothing.
         research_only: whether data or weights forbid other use.
+        origins: of the published weights that it was trained from, itself or by way of other models, where they are known.
     """
 
     experiment: Text | None = None
@@ -505,6 +524,7 @@ class About(Record):
     default: bool = False
     smoke: bool = False
     research_only: bool | None = None
+    origins: list[WeightsOrigin] = Field(default_factory=list)
     shipped: ShippedRecord | None = None
 
 

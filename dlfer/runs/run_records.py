@@ -16,7 +16,7 @@ from pydantic import Field
 from dlfer.errors import ModelError
 from dlfer.runs.files import read_rows
 from dlfer.runs.metrics_record import Corruptions, Groups, Metrics, ViewMetrics
-from dlfer.runs.records import ArtifactRecord, BranchWeights, DataRecord, FileRecord, Record
+from dlfer.runs.records import ArtifactRecord, BranchWeights, DataRecord, FileRecord, Record, WeightsOrigin
 from dlfer.runs.run import LOG_FILE, Run
 
 
@@ -115,6 +115,7 @@ class TransferLists(Record):
         feature_difference: the largest difference between the features of both stages on the same images, relative to
             the largest feature; None where the source recorded none.
         source: where the weights came from, in words.
+        origins: of the published weights among them, where they are known.
     """
 
     loaded: list[str] = Field(default_factory=list)
@@ -123,6 +124,7 @@ class TransferLists(Record):
     unexpected: list[str] = Field(default_factory=list)
     feature_difference: float | None = None
     source: str | None = None
+    origins: list[WeightsOrigin] = Field(default_factory=list)
 
 
 class TransferRecord(TransferLists, FileRecord):

@@ -15,18 +15,22 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import keras
+import numpy as np
 
 from dlfer.config.load import resolve_path
 from dlfer.config.schema import ExperimentConfig
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit, compute_fingerprint
+from dlfer.data.images import match_channels
 from dlfer.errors import ModelError, TransferError
 from dlfer.model.artifact import load_artifact
+from dlfer.model.backbone_spec import choose_preprocessing
 from dlfer.model.backbones import find_backbone, load_published_weights
 from dlfer.model.efficientnet_lite import PACKAGED_WEIGHTS
 from dlfer.model.hybrid import find_branch_file
 from dlfer.model.stage_network import TransferNetwork, build_stage_network, build_transfer_network
 from dlfer.model.transfer import RECORD_FILE, carry_backbone, carry_branch, write_backbone
+from dlfer.model.vggface2 import SOURCE, describe_origin, read_face_weights, restore_statistics, set_face_weights
 from dlfer.model.weights_file import load_weights
 from dlfer.runs.files import link_file, write_atomically
 from dlfer.train.control import hold_lock
@@ -34,6 +38,8 @@ from dlfer.train.plan import describe_plan, unfreeze_random_start
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob
 
+PROBED_IMAGES, PROBED_SIDE = 64, 96
+"""So many images of that side at a time have their feature maps in memory, all at once, for the statistics."""
 COST_FILE, DONE_FILE = "pretrain.json", "done.json"
 # A .pth is among them to be refused by the reader of weights, which says what to do.
 _PUBLISHED_FILES = (".h5", ".keras", ".pth")
@@ -62,6 +68,7 @@ def obtain_backbone(
     *,
     load_bundle: Callable[[], DataBundle],
     cache: Path | None,
+    load_images: Callable[[], np.ndarray] | None = None,
     random_weights: bool = False,
 ) -> Pretrained:
     """Train EF-FER1, or take it from the cache, published weights, a file or an earlier run.
@@ -71,11 +78,15 @@ def obtain_backbone(
         job: of the stage; its folder is the run's own `pretrain/`, where the outcome is put in any case.
         load_bundle: gives the pretraining data, called only if it is needed.
         cache: `<runs folder>/.cache/pretrain`; None trains in the run's own folder.
+        load_images: gives training images of EF-FER2, uint8 [N, H, W, 1 or 3], by which the statistics of BatchNorm are
+            set where the weights have none; called only if they are needed.
         random_weights: instead of published weights, for --smoke.
     """
     if (job.folder / DONE_FILE).exists():
         return Pretrained(**json.loads((job.folder / DONE_FILE).read_text()) | {"folder": job.folder})
-    if config.pretrain.weights is not None:
+    if config.pretrain.weights == "vggface2" and not random_weights:
+        pretrained = _take_face_weights(config, job.folder, load_images)
+    elif config.pretrain.weights is not None:
         pretrained = _take_weights(config, job.folder, random_weights=random_weights)
     else:
         pretrained = _train_or_share(config, job, load_bundle(), cache)
@@ -150,7 +161,8 @@ def _train(config: ExperimentConfig, job: StageJob, bundle: DataBundle) -> Pretr
 def describe_foreign_scaling(config: ExperimentConfig) -> str | None:
     """Return a note where published weights get pixels of another scale than they were trained with; else None."""
     pretrain, scaling = config.pretrain, config.model.pixel_scaling
-    if pretrain is None or scaling == "backbone":
+    own = [find_backbone(name).preprocessing for name in config.model.branches or (config.model.backbone,)]
+    if pretrain is None or all(choose_preprocessing(each, scaling) == each for each in own):
         return None
     # A run's or an artifact's backbone has its scaling beside it, which must be the same.
     published = [name for name in pretrain.list_of_weights if _is_published(name)]
@@ -182,8 +194,9 @@ def _take_weights(config: ExperimentConfig, folder: Path, *, random_weights: boo
         _share_files(path, folder)
         return Pretrained(folder, None, {}, was_cached=True)
     if not _is_published(wanted):
-        parts = load_artifact(path if path.exists() else wanted).parts
-        write_backbone(parts, folder, source=f"the backbone of {wanted}")
+        classifier = load_artifact(path if path.exists() else wanted)
+        origins = classifier.about.origins
+        write_backbone(classifier.parts, folder, source=f"the backbone of {wanted}", origins=origins)
         return Pretrained(folder, None, {}, was_cached=True)
     parts = _build(config)
     file = config.pretrain.weights_file if wanted == "imagenet" else wanted
@@ -194,6 +207,28 @@ def _take_weights(config: ExperimentConfig, folder: Path, *, random_weights: boo
     else:
         source = load_published_weights(model.backbone, parts.backbone, file)
     write_backbone(parts, folder, source=source)
+    return Pretrained(folder, None, {"source": source}, was_cached=True)
+
+
+def _take_face_weights(config: ExperimentConfig, folder: Path, load_images: Callable[[], np.ndarray]) -> Pretrained:
+    """Put MobileNet's backbone from VGGFace2 into `folder`, with the statistics of training images of EF-FER2."""
+    file, stage = resolve_path(config.pretrain.weights_file), config.finetune
+    tensors = read_face_weights(file)
+    parts = build_transfer_network(
+        config.model,
+        num_labels=1,
+        image_size=stage.image_size,
+        channels=3,
+        crop=stage.crop,
+        aspect=stage.data.aspect,
+    )
+    set_face_weights(parts.backbone, tensors)
+    images = match_channels(load_images(), 3)
+    num_batches = max(1, round(len(images) * (stage.image_size / PROBED_SIDE) ** 2 / PROBED_IMAGES))
+    batches = (parts.face_input(batch) for batch in np.array_split(images, num_batches) if len(batch))
+    count = restore_statistics(parts.backbone, batches)
+    source = f"{SOURCE}, from {file}; statistics of BatchNorm by {count:,} training images of EF-FER2"
+    write_backbone(parts, folder, source=source, origins=[describe_origin(file)])
     return Pretrained(folder, None, {"source": source}, was_cached=True)
 
 
@@ -216,7 +251,8 @@ def _take_branch_weights(config: ExperimentConfig, folder: Path) -> Pretrained:
                 ) from error
         branches[branch] = carry_branch(branch, source, parts, record=record)
     source = "; ".join(f"{branch}: {lists.source}" for branch, lists in branches.items())
-    write_backbone(parts, folder, source=source, branches=branches)
+    origins = [origin for lists in branches.values() for origin in lists.origins]
+    write_backbone(parts, folder, source=source, branches=branches, origins=origins)
     return Pretrained(folder, None, {"source": source}, was_cached=True)
 
 

@@ -2,8 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 
+from dlfer.data.bundle import Split
+from dlfer.experiment.fit_network import draw_images
 from dlfer.runs.files import read_rows
 
 EXPERIMENT = """
@@ -82,3 +85,27 @@ def test_published_weights_with_another_scaling_are_told_in_a_dry_run(run):
     keys = ("pretrain={weights: imagenet}", "model.pixel_scaling=divide_by_255", "model.backbone=efficientnet_lite2")
     _, said = run("--dry-run", *(word for key in keys for word in ("--set", key)))
     assert "the published weights were trained with the backbone's own scaling" in said
+
+
+def test_images_for_statistics_are_drawn_without_replacement_by_the_seed():
+    images = np.arange(20, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
+    split = Split("train", images, np.zeros(20, np.int64), np.array([f"i{n}" for n in range(20)]))
+    first, again, other = (draw_images(split, 8, seed=seed)[:, 0, 0, 0] for seed in (0, 0, 1))
+    assert len(set(first)) == 8
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, other)
+    assert len(draw_images(split, 1000, seed=0)) == 20
+
+
+class Stream:
+    """Of 130 images, read as StreamedSplit has them."""
+
+    def batches(self, batch_size, *, seed, epoch, training):
+        assert training
+        for start in range(0, 130 - batch_size + 1, batch_size):
+            yield np.full((batch_size, 4, 4, 3), start, np.uint8), None, None
+
+
+@pytest.mark.parametrize(("number", "found"), [(60, 60), (1000, 100)])
+def test_images_of_a_stream_are_the_first_of_its_first_epoch(number, found):
+    assert draw_images(Stream(), number, seed=0).shape == (found, 4, 4, 3)

@@ -115,10 +115,49 @@ def test_weights_that_cannot_be_obtained_are_named_with_what_is_packaged(find, b
     assert find(keys, smoke=True) == []
 
 
+@pytest.mark.parametrize(
+    ("contents", "expected"),
+    [
+        (None, "is not there. Expected faceres-deep.json"),
+        ("<html>", "cannot be read as JSON"),
+        (
+            '{"format": "graph-model", "weightsManifest": [{"paths": ["a.bin"], "weights": []}]}',
+            "128 missing, first age_pred",
+        ),
+    ],
+)
+def test_weights_from_vggface2_are_looked_through(find, tmp_path, contents, expected):
+    if contents is not None:
+        (tmp_path / "faceres-deep.json").write_text(contents)
+    pretrain = {"weights": "vggface2", "weights_file": "faceres-deep.json"}
+    keys = {"model.backbone": "mobilenet", "model.pixel_scaling": "caffe", "pretrain": pretrain}
+    found = find(keys)
+    assert [expected in line for line in found] == [True]
+    assert found[0].startswith("pretrain.weights_file: faceres-deep.json: ")
+    assert find(keys, smoke=True) == []
+
+
 def test_weights_that_keras_has_kept_need_no_network(find, tmp_path):
     (tmp_path / "keras" / "models").mkdir(parents=True)
     (tmp_path / "keras" / "models" / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5").touch()
     assert find({"model.backbone": "resnet50", "pretrain": {"weights": "imagenet"}}) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "has"),
+    [
+        ("mobilenet_1_0_224_tf_no_top.h5", {"mobilenet"}),
+        ("mobilenet_v2_weights_tf_dim_ordering_tf_kernels_1.0_224_no_top.h5", {"mobilenet_v2"}),
+        ("resnet50v2_weights_tf_dim_ordering_tf_kernels_notop.h5", set()),
+        ("mobilenet_1_0_224_tf.h5", set()),
+    ],
+)
+def test_a_kept_file_is_that_of_one_backbone(find, tmp_path, file, has):
+    (tmp_path / "keras" / "models").mkdir(parents=True)
+    (tmp_path / "keras" / "models" / file).touch()
+    for name in ("mobilenet", "mobilenet_v2", "resnet50"):
+        found = find({"model.backbone": name, "pretrain": {"weights": "imagenet"}})
+        assert (found == []) == (name in has), name
 
 
 @pytest.mark.parametrize(

@@ -171,6 +171,7 @@ def test_an_ensemble_of_networks_has_one_file(tmp_path, images):
     ("backbone", "channels"),
     [
         ("efficientnet_lite0", 1),
+        pytest.param("mobilenet", 3, marks=pytest.mark.slow),
         pytest.param("mobilenet_v2", 3, marks=pytest.mark.slow),
         pytest.param("resnet18", 1, marks=pytest.mark.slow),
     ],

@@ -1,6 +1,7 @@
 """model.pixel_scaling: what the first layer sees, what is saved of it, and what a transfer makes of a difference."""
 
 import json
+from itertools import permutations
 
 import keras
 import numpy as np
@@ -13,7 +14,7 @@ from dlfer.data.bundle import Split
 from dlfer.errors import TransferError
 from dlfer.experiment.fit_ensemble import make_member_config
 from dlfer.model.artifact import FAMILIES, load_artifact
-from dlfer.model.backbone_spec import CAFFE_INPUT, choose_preprocessing
+from dlfer.model.backbone_spec import TORCH_INPUT, choose_preprocessing
 from dlfer.model.boosted import build_level_features
 from dlfer.model.stage_network import TrainingNetwork, build_transfer_network
 from dlfer.model.transfer import RECORD_FILE, carry_backbone, write_backbone
@@ -23,7 +24,7 @@ from dlfer.train.cascade import describe_foreign_scaling
 from dlfer.train.control import StopControl
 from dlfer.train.progress import TrainingListener
 
-SINGLE = [{"backbone": name} for name in ("efficientnet_nano", "resnet_nano", "vgg16", "mobilenet_v2")]
+SINGLE = [{"backbone": name} for name in ("efficientnet_nano", "resnet_nano", "vgg16", "mobilenet", "mobilenet_v2")]
 HYBRID = [{"family": "hybrid", "branches": ("resnet_nano", "vgg16")}]
 
 
@@ -81,8 +82,8 @@ def test_the_backbones_own_scaling_is_the_default_and_another_one(given, monkeyp
 
 
 def test_every_name_of_the_schema_has_its_preprocessing():
-    found = {name: choose_preprocessing(CAFFE_INPUT, name) for name in names.PIXEL_SCALINGS}
-    assert found["backbone"] is CAFFE_INPUT
+    found = {name: choose_preprocessing(TORCH_INPUT, name) for name in names.PIXEL_SCALINGS}
+    assert found["backbone"] is TORCH_INPUT
     assert len(set(found.values())) == len(names.PIXEL_SCALINGS)
 
 
@@ -105,7 +106,7 @@ def test_a_saved_model_has_its_scaling_and_one_of_an_earlier_version_the_backbon
     assert np.abs(old.predict(images) - expected).max() > 1e-3
 
 
-@pytest.mark.parametrize(("first", "second"), [names.PIXEL_SCALINGS, names.PIXEL_SCALINGS[::-1]])
+@pytest.mark.parametrize(("first", "second"), list(permutations(names.PIXEL_SCALINGS, 2)))
 @pytest.mark.parametrize("given", [{"backbone": "resnet_nano"}, {"family": "hybrid", "branches": ("resnet_nano",) * 2}])
 def test_a_backbone_of_the_other_scaling_is_refused(tmp_path, given, first, second):
     write_backbone(build({**given, "pixel_scaling": first}), tmp_path, source="a test")
@@ -143,7 +144,7 @@ def test_features_of_trees_are_those_of_the_scaling(monkeypatch):
         seen = watch_first_layers(network, monkeypatch)
         network.backbone(network.face_input(images))
         assert (seen[0].min() >= 0) == (scaling == "divide_by_255")
-    assert len(digests) == 2
+    assert len(digests) == len(names.PIXEL_SCALINGS)
 
 
 def make_experiment(**given) -> ExperimentConfig:
@@ -167,16 +168,21 @@ def test_members_of_an_ensemble_have_its_scaling_unless_they_say_otherwise():
 
 
 @pytest.mark.parametrize(
-    ("weights", "scaling", "is_told"),
+    ("weights", "backbone", "scaling", "is_told"),
     [
-        ("imagenet", "divide_by_255", True),
-        ("imagenet", "backbone", False),
-        ("some/published.h5", "divide_by_255", True),
-        ("some/run", "divide_by_255", False),
+        ("imagenet", "efficientnet_b3", "divide_by_255", True),
+        ("imagenet", "efficientnet_b3", "backbone", False),
+        ("imagenet", "efficientnet_b3", "caffe", True),
+        ("imagenet", "mobilenet", "caffe", True),
+        ("imagenet", "resnet50", "caffe", False),
+        ("some/published.h5", "vgg16", "divide_by_255", True),
+        ("some/published.h5", "vgg16", "caffe", False),
+        ("some/run", "vgg16", "divide_by_255", False),
     ],
 )
-def test_published_weights_with_pixels_of_another_scale_are_told(weights, scaling, is_told):
-    config = make_experiment(model={"pixel_scaling": scaling}, pretrain={"weights": weights})
+def test_published_weights_with_pixels_of_another_scale_are_told(weights, backbone, scaling, is_told):
+    model = {"backbone": backbone, "pixel_scaling": scaling}
+    config = make_experiment(model=model, pretrain={"weights": weights})
     note = describe_foreign_scaling(config)
     assert (note is not None) == is_told
     if is_told:
@@ -189,5 +195,5 @@ def test_branches_are_named_as_before():
         [weight.path for weight in build({**HYBRID[0], "pixel_scaling": scaling}).backbone.weights]
         for scaling in names.PIXEL_SCALINGS
     ]
-    assert paths[0] == paths[1]
+    assert all(found == paths[0] for found in paths)
     assert all(path.split("/")[0].split("_")[0] in {"branch1", "branch2"} for path in paths[0])

@@ -10,6 +10,7 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError
 from dlfer.report.card import find_terms, write_card
 from dlfer.runs.metrics_record import Metrics
+from dlfer.runs.records import ArtifactRecord, WeightsOrigin
 
 FER2013 = {"finetune": {"data": {"source": "fer2013", "path": "f.csv"}}}
 
@@ -209,6 +210,15 @@ def test_no_address_is_asked_and_writing_twice_gives_the_same(run, monkeypatch):
             ["runs/old (EF-FER1)", "folder mine (EF-FER2)"],
             [False, False],
         ),
+        (
+            {
+                "model": {"backbone": "mobilenet", "pixel_scaling": "caffe"},
+                "pretrain": {"weights": "vggface2", "weights_file": "x.json"},
+                "finetune": {"data": {"source": "folder", "path": "mine"}},
+            },
+            ["VGGFace2 (published weights, EF-FER1)", "folder mine (EF-FER2)"],
+            [True, False],
+        ),
         (None, [], []),
     ],
 )
@@ -216,6 +226,22 @@ def test_terms(config, names, research_only):
     terms = find_terms(None if config is None else build_config(config))
     assert [term.data for term in terms] == names
     assert [term.research_only for term in terms] == research_only
+
+
+@pytest.mark.parametrize("weights", ["runs/old", "vggface2"])
+def test_the_origin_of_published_weights_is_told_once_and_marks_the_model_whoever_trained_from_them(run, weights):
+    model = {"backbone": "mobilenet", "pixel_scaling": "caffe"}
+    file = {"weights_file": "x.json"} if weights == "vggface2" else {}
+    finetune = {"data": {"source": "folder", "path": "mine"}}
+    config = build_config({"model": model, "pretrain": {"weights": weights, **file}, "finetune": finetune})
+    (run / "config.yaml").write_text(dump_experiment(config))
+    origin = WeightsOrigin(name="vggface2", source="MobileNet, VGGFace2", terms="For research.", sha256={"x.bin": "0a"})
+    record = ArtifactRecord.require(run / "model")
+    record.model_copy(update={"about": record.about.model_copy(update={"origins": [origin]})}).write(run / "model")
+    card = read_card(write_card(run))
+    assert card.data.license_name == "research-only"
+    assert card.text.count("VGGFace2") == 1
+    assert "For research. Files: x.bin (sha256 0a)." in card.text
 
 
 def test_own_data_is_not_marked_research_only(run):

@@ -1,0 +1,148 @@
+"""`dlfer evaluate FILE`: labels matched by name, classes that are missing or too many, duplicates, and the command."""
+
+import json
+from pathlib import Path
+
+import keras
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+from dlfer.cli import app
+from dlfer.config.names import FER2013_LABELS
+from dlfer.data.bundle import Split
+from dlfer.errors import UserError
+from dlfer.experiment.evaluate_file import FileModel, align_labels, choose_columns, evaluate_file
+from dlfer.metrics.predictions import read_predictions
+
+FERPLUS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
+
+
+@pytest.fixture(scope="module")
+def csv(tmp_path_factory) -> Path:
+    """40 rows of Training and 20 of PublicTest, whose first is a row of Training; the brightness of an image is its class."""
+    path = tmp_path_factory.mktemp("csv") / "fer.csv"
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 20, (60, 48, 48)) + 30 * (np.arange(60) % 7)[:, None, None]
+    images[42] = images[0]
+    lines = [
+        f"{index % 7},{' '.join(map(str, image.ravel()))},{'Training' if index < 40 else 'PublicTest'}"
+        for index, image in enumerate(images)
+    ]
+    path.write_text("\n".join(["emotion,pixels,Usage", *lines]) + "\n")
+    return path
+
+
+def write_model(path: Path, labels: tuple[str, ...], known: dict[str, int]) -> Path:
+    """Write a network that answers the label whose brightness (30 times its number in FER2013) is nearest."""
+    images = keras.Input((48, 48, 1))
+    pooled = keras.layers.GlobalAveragePooling2D()(images)
+    head = keras.layers.Dense(len(labels), activation="softmax")
+    network = keras.Model(images, head(pooled))
+    # -(x - c)^2 is, but for x^2, which all share, 2 c x - c^2.
+    centres = np.array([30 * known[label] + 9.5 if label in known else -1000.0 for label in labels])
+    head.set_weights([2 * centres[None] / 100, -(centres**2) / 100])
+    network.save(path)
+    return path
+
+
+ORDER = {"anger": 0, "disgust": 1, "fear": 2, "happiness": 3, "sadness": 4, "surprise": 5, "neutral": 6}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model") / "m.h5", FERPLUS, ORDER)
+
+
+def test_a_model_of_others_is_judged_under_the_names_of_the_data(model, csv):
+    metrics, found = evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS), csv=csv)
+    assert found.labels == (*FER2013_LABELS, "contempt")
+    assert metrics.test.n == 20
+    assert metrics.test.accuracy.value == 1.0
+    assert metrics.test.not_judged == ["contempt"]
+    assert metrics.duplicates.in_train.any == 1
+    assert metrics.test_without_duplicates.n == 19
+    assert (metrics.judged_on.split, metrics.judged_on.used_for) == ("PublicTest", None)
+    assert metrics.foreign.runtime.startswith("Keras on")
+    assert len(metrics.foreign.sha256) == 64
+    assert "is not known to dlfer" in metrics.banner
+
+
+def test_the_order_of_the_labels_is_the_models(model, csv):
+    wrong = (*FERPLUS[1:7], FERPLUS[0], FERPLUS[7])
+    metrics, _ = evaluate_file(FileModel(model, "48x48 gray 0..255", wrong), csv=csv)
+    assert metrics.test.accuracy.value < 0.3
+
+
+def test_classes_that_the_model_does_not_know_count_as_wrong_and_are_named(tmp_path, csv):
+    known = {name: number for name, number in ORDER.items() if name != "disgust"}
+    path = write_model(tmp_path / "six.keras", tuple(known), known)
+    metrics, found = evaluate_file(FileModel(path, "48x48 gray 0..255", tuple(known)), csv=csv)
+    share = float((found.targets == 1).mean())
+    assert metrics.test.accuracy.value == pytest.approx(1 - share)
+    assert metrics.foreign.unknown == ["Disgust"]
+    assert any("no output for Disgust" in line for line in metrics.foreign.describe())
+
+
+def test_an_ignored_output_is_left_out_before_the_probabilities_are_divided():
+    split = Split("s", np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 1]), np.array(["a", "b"]))
+    outputs = np.array([[0.2, 0.1, 0.7], [0.0, 0.0, 1.0]])
+    labels = ("sad", "joy", "contempt")
+    whole, _ = align_labels(split, ("Happy", "Sad"), outputs, labels)
+    assert whole.labels == ("Happy", "Sad", "contempt")
+    assert whole.predicted.tolist() == [2, 2]
+    columns = choose_columns(labels, ("Contempt",))
+    found, unknown = align_labels(split, ("Happy", "Sad"), outputs[:, columns], [labels[c] for c in columns])
+    assert found.labels == ("Happy", "Sad")
+    assert np.allclose(found.probabilities, [[1 / 3, 2 / 3], [0.5, 0.5]])
+    assert unknown == []
+
+
+@pytest.mark.parametrize(
+    ("labels", "ignore", "message"),
+    [
+        (("happy", "joy"), (), "found happy, joy, expected a different name for each output"),
+        (("happy", ""), (), "an empty name"),
+        (("happy", "sad"), ("contempt",), "--ignore: found contempt, expected some of --labels happy,sad"),
+        (("happy", "sad"), ("sad",), "found 1 that are not ignored"),
+    ],
+)
+def test_labels_that_cannot_be_meant_are_refused(labels, ignore, message):
+    with pytest.raises(UserError, match=message):
+        choose_columns(labels, ignore)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"labels": ()}, "needs --input, what it takes"),
+        ({"input": ""}, "needs --input, what it takes"),
+        ({"output": "margins"}, "--output: found 'margins', expected one of softmax, logits, sigmoid"),
+        ({"labels": tuple("abcdefgh")}, "have less than two"),
+        ({"labels": FERPLUS[:7]}, r"expected one of \[N, 7\]"),
+    ],
+)
+def test_a_description_that_does_not_fit_is_refused(model, csv, changes, message):
+    given = {"path": model, "input": "48x48 gray 0..255", "labels": FERPLUS, **changes}
+    with pytest.raises(UserError, match=message):
+        evaluate_file(FileModel(**given), csv=csv)
+
+
+def test_the_command_prints_writes_and_refuses_options_of_the_other_kind(model, csv, tmp_path):
+    words = ["--input", "48x48 gray 0..255", "--labels", ",".join(FERPLUS)]
+    out, kept = tmp_path / "m.json", tmp_path / "p.npz"
+    asked = ["evaluate", str(model), *words, "--csv", str(csv), "--json", str(out), "--predictions", str(kept)]
+    result = CliRunner().invoke(app, asked)
+    assert result.exit_code == 0, result.output
+    assert "accuracy 100.00 %" in result.stdout
+    assert "ms an image" in result.stdout
+    assert json.loads(out.read_text())["foreign"]["input"] == "48x48 gray 0..255"
+    assert len(read_predictions(kept)) == 20
+    for more, message in (
+        ([str(model), "--views", "mirror"], "--views goes with models of dlfer"),
+        (["lite2", "--labels", "a,b"], "--labels goes with a model of others"),
+        ([str(model)], "needs one of --csv FILE"),
+    ):
+        result = CliRunner().invoke(app, ["evaluate", *more])
+        assert result.exit_code != 0
+        assert message in str(result.exception)
