@@ -1,4 +1,4 @@
-# make install | install-predict | extra-litert | extra-openvino | extra-parquet | extra-mtcnn | demo | test | test-slow | lint | fuzz |
+# make install | install-predict | extra-heif | extra-litert | extra-openvino | extra-parquet | extra-mtcnn | demo | test | test-slow | lint | fuzz |
 #      bench | jax | lock | lock-check | sbom | docker-check | clean
 PYTHON ?= python3
 # Which build of TensorFlow: by whether there is an NVIDIA driver, or as the user says. For Macs there is one build only.

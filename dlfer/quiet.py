@@ -1,4 +1,4 @@
-"""What TensorFlow's libraries say to stderr while they load, kept back in commands for people."""
+"""What libraries say to stderr by themselves, kept back in commands for people."""
 
 from __future__ import annotations
 
@@ -14,8 +14,10 @@ DEBUG = "DLFER_DEBUG"
 """Environment variable that says to show everything; `--debug` sets it, so that processes of members know."""
 
 
-def hush_tensorflow() -> None:
-    """Keep back what TensorFlow says of processors and plugins when it is imported from here on; errors are shown.
+def hush_libraries() -> None:
+    """Keep back what TensorFlow says of processors and plugins when it is imported from here on, and what OpenCV and FFmpeg say of files.
+
+    Errors of TensorFlow are shown. What cannot be decoded is an error of dlfer's own, which names the file.
 
     Its C++ libraries write some lines to the file descriptor 2 before they read TF_CPP_MIN_LOG_LEVEL, which no setting
     stops. With DLFER_DEBUG in the environment nothing is kept back.
@@ -23,6 +25,8 @@ def hush_tensorflow() -> None:
     if os.environ.get(DEBUG):
         return
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
+    os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
     if "tensorflow" not in sys.modules and not any(isinstance(finder, _QuietImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, _QuietImport())
 

@@ -39,7 +39,7 @@ from dlfer.cli import (
 )
 from dlfer.cli.options import say
 from dlfer.errors import DlferError, TrainingStopped
-from dlfer.quiet import DEBUG, hush_tensorflow
+from dlfer.quiet import DEBUG, hush_libraries
 
 VERBS = {
     "Start": (doctor, init, check, prepare, audit),
@@ -105,7 +105,7 @@ def main(argv: list[str] | None = None) -> None:
     debug = "--debug" in args
     if debug:
         os.environ[DEBUG] = "1"
-    hush_tensorflow()
+    hush_libraries()
     _exit_on_sigterm()
     # Threads of XGBoost that wait for each other shall sleep. By default they spin, which on a machine where anything
     # else runs takes four times the CPU (2,000 rows, two cores). Keras loads the library that reads this.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Annotated
 
@@ -76,10 +77,12 @@ def predict(
     if every < 1:
         raise UserError(f"--every {every}: expected 1 or more.")
     interval = None if detect_every == "auto" else _parse_interval(detect_every)
-    if max_megapixels <= 0:
-        raise UserError(f"--max-megapixels {max_megapixels:g}: expected more than 0.")
-    if smooth < 0:
-        raise UserError(f"--smooth {smooth}: expected 0 or more.")
+    if not 0 < max_megapixels <= 2000:
+        raise UserError(f"--max-megapixels {max_megapixels:g}: expected more than 0 and at most 2000.")
+    if not 0 <= smooth < math.inf:
+        raise UserError(f"--smooth {smooth:g}: expected a number of seconds from 0.")
+    if seconds is not None and not seconds >= 0:
+        raise UserError(f"--seconds {seconds:g}: expected a number of seconds from 0.")
     from dlfer.predict.job import PredictionJob, predict_files
 
     job = PredictionJob(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Annotated
 
 import typer
@@ -78,8 +79,8 @@ def serve(
         "--max-requests": max_requests,
     }
     for option, value in numbers.items():
-        if not value > 0:
-            raise UserError(f"dlfer serve {option} {value}: expected more than 0.")
+        if not 0 < value < math.inf:
+            raise UserError(f"dlfer serve {option} {value}: expected a number above 0.")
     if not 0 <= batch_ms <= 1000:
         raise UserError(f"dlfer serve --batch-ms {batch_ms}: expected 0 to 1000.")
     from dlfer.runs.find import find_default_model, find_model

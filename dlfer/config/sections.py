@@ -293,8 +293,12 @@ class DataConfig(Section):
             raise ValueError("name: source tfds needs the name of a data set, e.g. name: imagenet2012.")
         if self.source != "tfds" and (self.name is not None or self.splits is not None):
             raise ValueError(f"name, splits: only source tfds takes them, found with source {self.source}.")
-        if self.folders is not None and self.source not in ("folder", "fer2013"):
-            raise ValueError(f"folders: only sources folder and fer2013 take them, found with source {self.source}.")
+        is_folder = self.source in ("folder", "fer2013") or (self.source == "tfds" and self.name == "image_folder")
+        if self.folders is not None and not is_folder:
+            raise ValueError(
+                f"folders: found with source {self.source}; only sources folder and fer2013, and source tfds with name: image_folder, "
+                "take them."
+            )
         if self.soft_targets is not None and self.votes is None:
             raise ValueError("soft_targets: found ferplus without a file of votes; set votes: PATH of fer2013new.csv.")
         if self.soft_share != 1.0 and self.soft_targets is None:

@@ -16,9 +16,10 @@ from dlfer.config.names import FER2013_LABELS
 from dlfer.data.files import fold_name
 from dlfer.data.labels import CANONICAL
 from dlfer.errors import DataError
-from dlfer.runs.csv_text import find_delimiter, open_text
+from dlfer.runs.csv_text import find_delimiter, open_text, read_lines
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
+_USAGES = {usage.casefold(): usage for usage in USAGES}
 SIDE = 48
 
 _NUM_PIXELS = SIDE * SIDE
@@ -98,12 +99,12 @@ def _iterate_records(stream: TextIO, name: str) -> Iterator[tuple[int, list[str]
 
     Lines without a quotation mark are only divided at their commas, which takes a third of csv.reader's time.
     """
-    delimiter = ","
-    for number, line in enumerate(stream, 1):
+    delimiter, lines = ",", read_lines(stream)
+    for number, line in enumerate(lines, 1):
         if number == 1:
             delimiter = find_delimiter(line)
         if '"' in line or len(line) > csv.field_size_limit():
-            reader = csv.reader(itertools.chain([line], stream), delimiter=delimiter)
+            reader = csv.reader(itertools.chain([line], lines), delimiter=delimiter)
             try:
                 for fields in reader:
                     yield number - 1 + reader.line_num, fields
@@ -143,16 +144,20 @@ def _parse_row(fields: list[str], columns: dict[str, int], usage: str | None) ->
     values = _parse_plain_pixels(text) or _parse_pixels(text)
     if "usage" not in columns:
         return code, values, usage
-    part = fields[columns["usage"]].strip()
-    if part not in USAGES:
-        raise ValueError(f"expected a Usage of {', '.join(USAGES)}, found {part[:40]!r}; {_MEND}")
+    found = fields[columns["usage"]].strip()
+    part = _USAGES.get(found.casefold())
+    if part is None:
+        raise ValueError(
+            f"expected a Usage of {', '.join(USAGES)}, found {found[:40]!r}. If it is another name of a part in all rows, write "
+            f"FER2013's there; if this row is damaged, {_MEND}"
+        )
     return code, values, part
 
 
 def _normalize_code(text: str) -> str:
-    """Return a label without spaces, and "3" of "3.0", as programs write a column of numbers with gaps."""
+    """Return a label without spaces, and "3" of "3.0" or "3,0", as programs write a column of numbers with gaps."""
     text = text.strip()
-    whole, point, rest = text.partition(".")
+    whole, point, rest = text.replace(",", ".").partition(".")
     return whole if point and rest and not rest.strip("0") else text
 
 

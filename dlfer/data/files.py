@@ -12,72 +12,28 @@ from pathlib import Path
 
 from dlfer.runs.records import LeftOut, ReadingRecord
 
-PICTURE_SUFFIXES = tuple(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".jfi",
-        ".pjpeg",
-        ".pjp",
-        ".png",
-        ".apng",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".webp",
-        ".pgm",
-        ".ppm",
-        ".pnm",
-        ".pbm",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".jp2",
-        ".j2k",
-        ".j2c",
-        ".jpc",
-        ".jpf",
-        ".jpx",
-        ".tga",
-        ".ico",
-        ".qoi",
-        ".pcx",
-    ]
+# fmt: off
+PICTURE_SUFFIXES = (
+    ".jpg", ".jpeg", ".jpe", ".jfif", ".jfi", ".pjpeg", ".pjp", ".mpo", ".png", ".apng", ".bmp", ".dib", ".gif", ".webp",
+    ".pgm", ".ppm", ".pnm", ".pbm", ".pfm", ".pam", ".tif", ".tiff", ".avif", ".avifs", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx",
+    ".tga", ".icb", ".vda", ".vst", ".ico", ".icns", ".qoi", ".pcx", ".dcx", ".psd", ".sgi", ".ras", ".sun", ".dds", ".xbm", ".xpm",
+    ".fits",
 )
-HEIF_SUFFIXES = (".heic", ".heif", ".hif")
-VIDEO_SUFFIXES = tuple(
-    [
-        ".mp4",
-        ".m4v",
-        ".mov",
-        ".qt",
-        ".avi",
-        ".divx",
-        ".mkv",
-        ".webm",
-        ".mpg",
-        ".mpeg",
-        ".mpe",
-        ".m1v",
-        ".m2v",
-        ".vob",
-        ".wmv",
-        ".asf",
-        ".flv",
-        ".f4v",
-        ".3gp",
-        ".3g2",
-        ".mts",
-        ".m2ts",
-        ".m2t",
-        ".ogv",
-        ".mxf",
-        ".ts",
-    ]
+HEIF_SUFFIXES = (".heic", ".heif", ".heics", ".heifs", ".hif")
+VIDEO_SUFFIXES = (
+    ".mp4", ".m4v", ".mov", ".qt", ".avi", ".divx", ".mkv", ".webm", ".mpg", ".mpeg", ".mpe", ".m1v", ".m2v", ".vob", ".wmv", ".asf",
+    ".flv", ".f4v", ".3gp", ".3gpp", ".3g2", ".mts", ".m2ts", ".m2t", ".tp", ".trp", ".tod", ".ogv", ".ogm", ".mxf", ".rm", ".rmvb", ".dv",
+    ".y4m", ".mjpeg", ".mjpg", ".h264", ".h265", ".hevc", ".ivf", ".nut", ".wtv", ".fli", ".flc", ".ts",
 )
 """Of videos; .ts is TypeScript as well, so that its first bytes decide."""
+
+_RAW_SUFFIXES = (
+    ".dng", ".nef", ".nrw", ".cr2", ".cr3", ".crw", ".arw", ".sr2", ".srf", ".orf", ".rw2", ".raf", ".pef", ".srw", ".x3f", ".3fr",
+    ".erf", ".kdc", ".mrw", ".raw",
+)
+_LINEAR_SUFFIXES = (".exr", ".hdr", ".rgbe")
+_AUDIO_SUFFIXES = (".m4a", ".m4b", ".aac", ".mp3", ".wma", ".mka", ".weba", ".ogg", ".oga", ".opus", ".wav", ".flac")
+# fmt: on
 
 _IGNORED = frozenset(
     [
@@ -100,6 +56,8 @@ EMPTY = "empty files"
 BROKEN = "links to what is not there"
 LOOP = "links to a folder that is read already, or that lies above"
 NO_HEIF = "HEIC pictures, which need a package: pip install pillow-heif"
+RAW = "raw pictures of cameras, which have to be developed: save them as JPEG or PNG"
+LINEAR = "pictures of linear light (OpenEXR, Radiance), which need an exposure: save them as 8 bits"
 NOT_ALLOWED = "folders that may not be read"
 NO_FILE = "neither files nor folders"
 
@@ -115,7 +73,7 @@ class Tally:
     def __init__(self, root: Path | str = "") -> None:
         self.seen = 0
         self.notes: list[str] = []
-        self._root = f"{root}/"
+        self._root = f"{root}/" if str(root) else ""
         self._reasons: dict[str, tuple[int, list[str]]] = {}
 
     def leave_out(self, reason: str, name: str | Path, n: int = 1, *, was_seen: bool = False) -> None:
@@ -247,11 +205,10 @@ def find_reason(path: Path) -> str | None:
         return None
     if kind == "heif" or suffix in HEIF_SUFFIXES:
         return None if can_read_heif() else NO_HEIF
-    if kind == "empty":
-        return EMPTY
     if kind == "video" or suffix in VIDEO_SUFFIXES:
         return "videos"
-    return f"{NO_PICTURES} ({suffix or 'without a suffix'})"
+    named = {"empty": EMPTY, "raw": RAW, "linear": LINEAR}
+    return named.get(kind, f"{NO_PICTURES} ({suffix or 'without a suffix'})")
 
 
 @functools.cache
@@ -266,22 +223,28 @@ def can_read_heif() -> bool:
 
 
 _PICTURE_STARTS = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|P[1-6]\s|II[*+]\0|MM\0[*+]"
-    rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|\0\0\x01\0[\x01-\xff]\0|qoif|....ftypavi[fs]",
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|BM....\0\0\0\0|P[1-6fF]\s|P7\n|II[*+]\0|MM\0[*+]"
+    rb"|\0\0\0\x0cjP  |\xff\x4f\xff\x51|\0\0[\1\2]\0[\x01-\xff]\0|qoif|....ftypavi[fs]|8BPS\0\x01|\x01\xda[\0\1][\1\2]\0[\1-\3]"
+    rb"|Y\xa6j\x95|DDS \x7c\0\0\0|icns|\xb1h\xde:|DanM|LinS|/\* XPM \*/|SIMPLE  =|Image type: |BLP[12]|FTEX|\n[\0-\x05][\0\x01][\x01\x02\x04\x08]|#define \w+_width \d",
     re.DOTALL,
 )
-_HEIF_START = re.compile(rb"....ftyp(?:hei[cxms]|hev[cxms]|mif1|msf1)", re.DOTALL)
+_HEIF_START = re.compile(rb"....ftyp(?:hei[cxms]|hev[cxms]|mif[12]|msf1|miaf)", re.DOTALL)
 _NO_VIDEO_START = re.compile(rb"....ftyp(?:M4[ABP] |crx |jp2 |jpx )", re.DOTALL)
 _VIDEO_STARTS = re.compile(
     rb"....(?:ftyp|moov|mdat|wide|pnot)|RIFF....AVI |\x1aE\xdf\xa3|FLV\x01|\x30\x26\xb2\x75\x8e\x66\xcf\x11"
-    rb"|\0\0\x01[\xba\xb3]|\x06\x0e\x2b\x34\x02\x05|OggS.{24,80}?(?:theora|OVP80)"
-    rb"|\x47.{187}\x47.{187}\x47|.{4}\x47.{191}\x47.{191}\x47",
+    rb"|\0\0\x01[\xba\xb3]|\x06\x0e\x2b\x34\x02\x05|OggS.{24,80}?(?:theora|OVP80)|\.RMF\0|YUV4MPEG2 |DKIF\0\0|nut/multimedia"
+    rb"|\xb7\xd8\x00\x20\x37\x49\xda\x11|....[\x11\x12]\xaf|\0\0\0?\x01[\x67\x27][\x42\x4d\x64]|\0\0\0\x01\x40\x01\x0c\x01"
+    rb"|\x1f\x07\0[\x3f\xbf]|\x47.{187}\x47.{187}\x47|.{4}\x47.{191}\x47.{191}\x47",
     re.DOTALL,
 )
+_LINEAR_STARTS = re.compile(rb"\x76\x2f\x31\x01|#\?(?:RADIANCE|RGBE)\s")
 
 
 def find_kind(path: Path) -> str | None:
-    """Return "picture", "heif", "video" or "empty" by the first bytes of a file; None for anything else."""
+    """Return "picture", "heif", "video", "raw" (of a camera), "linear" (light) or "empty"; None for anything else.
+
+    The first bytes decide. Suffixes do only where raw pictures and sound begin as pictures and videos do.
+    """
     try:
         if not path.is_file():
             return None
@@ -291,10 +254,16 @@ def find_kind(path: Path) -> str | None:
         return None
     if not start:
         return "empty"
-    if _PICTURE_STARTS.match(start):
-        return "picture"
+    suffix = path.suffix.casefold()
+    if suffix in _RAW_SUFFIXES:
+        return "raw"
+    if _LINEAR_STARTS.match(start) or suffix in _LINEAR_SUFFIXES:
+        return "linear"
     if _HEIF_START.match(start):
-        return "heif"
-    if _VIDEO_STARTS.match(start) and not _NO_VIDEO_START.match(start):
+        # The first brand of both may be the one of their common container.
+        return "picture" if b"avif" in start[8 : max(8, int.from_bytes(start[:4], "big"))] else "heif"
+    if _PICTURE_STARTS.match(start):
+        return "video" if suffix in (".mjpeg", ".mjpg") else "picture"
+    if _VIDEO_STARTS.match(start) and not _NO_VIDEO_START.match(start) and suffix not in _AUDIO_SUFFIXES:
         return "video"
     return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import threading
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -14,8 +15,14 @@ from dlfer.config.names import EQUALIZERS
 from dlfer.data.files import can_read_heif, find_kind
 from dlfer.errors import DataError, EnvironmentProblem, ModelError
 
-FORMATS = ("JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "PPM", "TIFF", "AVIF", "JPEG2000", "ICO", "QOI", "PCX")
-"""Pillow's names of the formats that are read; PPM is its reader of .pgm, .ppm and .pnm."""
+# fmt: off
+FORMATS = (
+    "JPEG", "PNG", "BMP", "DIB", "GIF", "WEBP", "PPM", "TIFF", "AVIF", "JPEG2000", "ICO", "QOI", "PCX", "DCX", "PSD", "SGI", "SUN", "DDS",
+    "CUR", "ICNS", "XBM", "XPM", "MSP", "IM", "FITS", "BLP", "FTEX",
+)
+# fmt: on
+"""Pillow's names of the formats that are read; PPM is its reader of .pgm, .ppm and .pnm. Its readers that run other programs
+(EPS), ask the system (WMF) or hold no pixels (HDF5, GRIB) are not among them."""
 
 MAX_PIXELS, UPLOAD_PIXELS = 200_000_000, 50_000_000
 """Of a file of one's own, and of what a stranger may send; three bytes of memory each."""
@@ -179,15 +186,30 @@ def match_channels(images: np.ndarray, channels: int) -> np.ndarray:
 _OPENING = threading.Lock()
 
 
+_UNREADABLE_KINDS = {
+    "empty": "the file is empty",
+    "heif": "a HEIC picture, which needs a package: pip install pillow-heif",
+    "raw": "a raw picture of a camera, which has to be developed: save it as JPEG or PNG",
+    "linear": "a picture of linear light (OpenEXR, Radiance), which needs an exposure: save it as 8 bits",
+}
+
+
 def open_undecoded(source: Path | io.BytesIO, formats: Sequence[str] = FORMATS) -> Image.Image:
-    """Return Pillow's image of a file of which the header alone was read, whatever its size."""
-    suffix = source.suffix.casefold() if isinstance(source, Path) else ""
-    if suffix == ".tga":  # which has no first bytes to be known by
-        formats = (*formats, "TGA")
-    if isinstance(source, Path) and find_kind(source) == "heif":
-        if not can_read_heif():
-            raise DataError(f"{source}: a HEIC picture, which needs a package: pip install pillow-heif")
-        formats = ("HEIF",)
+    """Return Pillow's image of a file of which the header alone was read, whatever its size.
+
+    Raises:
+        DataError: the file is of a kind that is known and not read, such as a raw picture of a camera.
+    """
+    if isinstance(source, Path):
+        suffix, kind = source.suffix.casefold(), find_kind(source)
+        if suffix in _TGA_SUFFIXES:  # which has no first bytes to be known by
+            formats = (*formats, "TGA")
+        if kind == "heif" and can_read_heif():
+            formats = ("HEIF",)
+        elif kind in _UNREADABLE_KINDS:
+            raise DataError(f"{source}: {_UNREADABLE_KINDS[kind]}.")
+        elif kind == "picture" and (converted := _read_by_opencv(source)) is not None:
+            return converted
     with _OPENING:  # Pillow's own limit is one for the whole process; ours comes before anything is decoded, too
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -196,18 +218,52 @@ def open_undecoded(source: Path | io.BytesIO, formats: Sequence[str] = FORMATS) 
             Image.MAX_IMAGE_PIXELS = limit
 
 
+_TGA_SUFFIXES = (".tga", ".icb", ".vda", ".vst")
+_OPENCV_HEAD = re.compile(
+    rb"PF\s+(\d{1,6})\s+(\d{1,6})\s|P7\n(?:[^\n]*\n)*?WIDTH (\d{1,6})\n(?:[^\n]*\n)*?HEIGHT (\d{1,6})\n"
+)
+
+
+def _read_by_opencv(path: Path) -> Image.Image | None:
+    """Return a picture that OpenCV reads and Pillow does not: PAM, and colour PFM with values in 0..1; None for all others.
+
+    Neither is compressed, so that no file of them takes more memory than it is large.
+    """
+    with open(path, "rb") as stream:
+        head = _OPENCV_HEAD.match(stream.read(600))
+    if head is None:
+        return None
+    width, height = (int(number) for number in head.groups() if number is not None)
+    if width * height > path.stat().st_size:
+        raise DataError(f"{path}: found a header of {width} x {height} pixels, and fewer bytes. The file is cut short.")
+    try:
+        import cv2
+    except ImportError as error:
+        raise DataError(f"{path}: a picture that OpenCV reads, which is not installed ({error}).") from error
+    found = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    if found is None or found.dtype not in (np.uint8, np.float32):
+        raise DataError(f"{path}: a PAM or PFM that OpenCV cannot decode. Save it as PNG.")
+    if found.dtype == np.float32:
+        if not (np.isfinite(found).all() and found.min() >= 0 and found.max() <= 1):
+            raise DataError(
+                f"{path}: found floating-point pixels beyond 0..1. Scale them, or save the picture as 8 bits."
+            )
+        found = _scale(found, 1.0)
+    return Image.fromarray(found if found.ndim == 2 else np.ascontiguousarray(found[..., 2::-1]))
+
+
 def _open(path: Path, max_pixels: int) -> Image.Image:
     """Open a file and judge its header; nothing is decoded."""
     try:
         image = open_undecoded(path)
-    except DataError:
-        raise
+    except DataError as error:
+        raise DataError(f"{error} Replace or delete it, or set data.skip_unreadable: true.") from error
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such file.") from error
     except Exception as error:  # as above: readers of headers raise nearly anything
         raise DataError(
             f"{path}: not an image that can be read ({type(error).__name__}); expected JPEG, PNG, TIFF, WEBP, AVIF, "
-            "JPEG 2000, BMP, GIF or PGM. Replace or delete it, or set data.skip_unreadable: true."
+            "JPEG 2000, BMP, GIF, PGM or another format of docs/images.md. Replace or delete it, or set data.skip_unreadable: true."
         ) from error
     width, height = image.size
     if width * height > max_pixels:
@@ -241,12 +297,14 @@ def decode_upright(image: Image.Image, name: str) -> Image.Image:
     Raises:
         DataError: the values are so small that the file probably holds 8 to 14 bits in 16, or are not in 0..1.
     """
-    image.seek(0)
+    if image.tell() > 0 and image.format != "PSD":  # whose frame 1 is the whole picture, and the others its layers
+        image.seek(0)
     is_png = image.format == "PNG"
     bits = _read_significant_bits(image) if is_png else None
-    rawmode = str(image.tile[0][3]) if image.tile else ""
-    is_ranged = bool(image.tile) and image.tile[0][0].startswith("ppm")
-    deep_colour = "16" in rawmode and image.mode in ("RGB", "RGBA", "RGBX", "LA")
+    tiles = getattr(image, "tile", ())
+    rawmode = str(tiles[0][3]) if tiles else ""
+    is_ranged = bool(tiles) and tiles[0][0].startswith("ppm")
+    deep_colour = "16" in rawmode and image.format not in ("SGI", "PSD") and image.mode in ("RGB", "RGBA", "RGBX", "LA")
     contents = _read_all(image) if deep_colour else b""
     image.load()
     turn = None if image.format == "TIFF" else find_turn(image)  # Pillow turns a TIFF itself

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -172,9 +173,7 @@ def _assign_roles(base: Path, names: Sequence[str], folders: Mapping[str, str]) 
         same = [name for name, role in roles.items() if role == part]
         guessed = [name for name in same if fold_name(name) not in by_name]
         if len(guessed) > 1:
-            raise DataError(
-                f"{base}: found the folders {_count(base, same)}; {part} is there twice. {_ask(same, [part] * 3)}"
-            )
+            raise DataError(f"{base}: found the folders {_count(base, same)}; {part} is there twice. {_ask(same)}")
     return roles
 
 
@@ -185,7 +184,7 @@ def _check_unknown(base: Path, unknown: list[str], parts: dict[str, list[str]], 
         if odd:
             raise DataError(
                 f"{base}: found the folders {_count(base, odd)}, which hold folders of classes themselves: parts under "
-                f"names of their own, or one level too many. {_ask(odd, ('train', 'test', 'ignore'))} If they are one level too many, "
+                f"names of their own, or one level too many. {_ask(odd)} If they are one level too many, "
                 f"set data.path to the folder that holds the classes, e.g. {base / odd[0]}."
             )
         return
@@ -200,7 +199,7 @@ def _check_unknown(base: Path, unknown: list[str], parts: dict[str, list[str]], 
         odd = odd or classes
         raise DataError(
             f"{base}: found the parts {_count(base, own)}, and beside them {_count(base, odd)}: it is not known "
-            f"whether these are parts, classes, or of another kind. {_ask(odd, ('test', 'ignore', 'ignore'))}"
+            f"whether these are parts, classes, or of another kind. {_ask(odd)}"
         )
 
 
@@ -228,12 +227,23 @@ def _count(base: Path, names: Sequence[str]) -> str:
     return ", ".join(f"{name} ({count_files(base / name):,} files)" for name in names[:10]) + more
 
 
-def _ask(names: Sequence[str], roles: Sequence[str]) -> str:
-    example = ", ".join(f"{name}: {role}" for name, role in zip(names, roles, strict=False))
+def _ask(names: Sequence[str]) -> str:
+    """Return what has to be said, with an example that gives each folder the part that its name suggests, if it does."""
+    example = ", ".join(f"{_quote(name)}: {_suggest(name)}" for name in names[:3])
     return (
-        "Say what each is, a part (train, validation, test), a class or nothing (ignore), by "
-        f"data.folders, e.g. {{{example}}} (dlfer init: --folder NAME=PART)."
+        "Say what each is, a part (train, validation, test), a class (class) or nothing (ignore), by "
+        f"data.folders: {{{example}}} (dlfer init: --folder NAME=PART)."
     )
+
+
+def _suggest(name: str) -> str:
+    found = {part for word, part in PART_NAMES.items() if len(word) > 2 and word in fold_name(name)}
+    found |= {"test"} if "hold" in fold_name(name) else set()
+    return found.pop() if len(found) == 1 else "..."
+
+
+def _quote(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z_][\w-]*", name) else json.dumps(name, ensure_ascii=False)
 
 
 class _Scan:
@@ -264,10 +274,10 @@ class _Scan:
         """
         if not names:
             loose = f"; {count_files(base):,} files lie there without one" if count_files(base) else ""
-            raise DataError(
-                f"{base}: found no class folders, expected <class>/<image>{loose}. "
-                f"If the folder is no part of the data: data.folders: {{{base.name}: ignore}}."
-            )
+            advice = "A list of labels beside images is not read: move each image into the folder of its class."
+            if base != self._root:
+                advice = f"If it is a class itself, or no part of the data: data.folders: {{{_quote(base.name)}: class}}, or ignore."
+            raise DataError(f"{base}: found no class folders, expected <class>/<image>{loose}. {advice}")
         for name in names:
             other = self._folders.setdefault(identify(base / name), base / name)
             if other != base / name:
@@ -319,5 +329,5 @@ class _Scan:
         raise DataError(
             f"{folder}: the class folder holds no images that can be read: {listed}. Expected pictures "
             f"({', '.join(PICTURE_SUFFIXES[:10])} ...). Fill it or delete it, or set "
-            f"data.folders: {{{folder.name}: ignore}}."
+            f"data.folders: {{{_quote(folder.name)}: ignore}}."
         )

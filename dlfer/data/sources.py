@@ -212,7 +212,7 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
 def _advise_missing(bundle: DataBundle, empty: list[str]) -> str:
     """Return what to do about classes without images; dropping them is right only if numbers mean what is assumed."""
     drop = f"set data.labels.drop: [{', '.join(empty)}]."
-    if bundle.reading.what == "files":
+    if bundle.reading.what == "files" or bundle.source == "tfds":
         return f"Add some, or {drop}"
     code = ", ".join(f"{number} {label}" for number, label in enumerate(bundle.labels))
     return (

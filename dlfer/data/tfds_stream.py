@@ -7,6 +7,7 @@ is cached: memory holds the shuffle buffer (encoded images) and a few batches.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import difflib
 import importlib
 import io
@@ -24,8 +25,10 @@ import numpy as np
 
 from dlfer.config.sections import DataConfig
 from dlfer.data.audit import are_expressions
-from dlfer.data.bundle import WHOLE, DataBundle, Split, StreamedSplit
-from dlfer.data.labels import index_labels, match_labels, order_labels
+from dlfer.data.bundle import WHOLE, DataBundle, Reading, Split, StreamedSplit
+from dlfer.data.files import Tally
+from dlfer.data.folder import NOT_DRAWN
+from dlfer.data.labels import DROPPED, index_labels, match_labels, order_labels
 from dlfer.data.layout import PART_NAMES, ImageFile, scan_folder
 from dlfer.data.split import draw_indices
 from dlfer.data.tfds_read import (
@@ -123,6 +126,7 @@ HELD_OUT = 10
 SMALL_SIDE = 128
 """Pixels: square images of one size up to this side count as cropped already."""
 NUM_LOOKED_AT = 64
+_UNUSED, _UNLABELLED, _TOO_LARGE = "in parts that are not used (data.splits)", "without labels", "too many for memory"
 _FACES = re.compile(r"(?<!sur)face|celeb|emotion|expression|affectnet|jaffe|(?<![a-z])(fer|raf|ck)(?![a-z])", re.I)
 
 
@@ -191,12 +195,14 @@ def _load_data_set(config: DataConfig, image_size: int) -> DataBundle:
     chosen, notes = _choose_parts(config, tuple(builder.info.splits))
     slices = {part: _resolve_slices(builder, wanted, config.name) for part, wanted in chosen.items()}
     _check_disjoint(slices)
+    tally = _count_unused(builder, slices)
     reads, counts = {}, {}
     for part, wanted in chosen.items():
         total = sum(stop - start for _, start, stop in slices[part])
         num = min(total, getattr(config.num_images, part) or total)
         if num < total:
             notes.append(f"{part}: the first {num} of {total} images of {wanted}, in the order of its records.")
+            tally.leave_out(NOT_DRAWN, wanted, total - num, was_seen=True)
         own = cut_slices(slices[part], 0, num)
         reads[part] = make_record_reader(builder, own, image_key, label_key)
         counts[part] = (num, make_label_counter(builder, own, label_key, lookup))
@@ -208,9 +214,22 @@ def _load_data_set(config: DataConfig, image_size: int) -> DataBundle:
         num, count = counts[part]
         if part == "test" and "test" not in (config.splits or {}) and not _has_labels(reads[part]):
             notes.append(f"test: the {num:,} images of {wanted} have no labels, so that they cannot judge; left out.")
+            tally.leave_out(_UNLABELLED, wanted, num, was_seen=True)
             continue
         splits[part] = TfdsSplit(wanted, num, image_size, reads[part], lookup, count, config.aspect, *crops[:2])
-    return _bundle(config, labels, splits, [*notes, crops[2]])
+    return _bundle(config, labels, splits, [*notes, crops[2]], Reading(what="images", seen=tally.seen), tally)
+
+
+def _count_unused(builder: Any, slices: dict[str, list[Slice]]) -> Tally:
+    """Return a count of all records of a data set, those left out that stand in no slice, by the names of their parts."""
+    tally = Tally()
+    used = [own for part in slices.values() for own in part]
+    for name, info in builder.info.splits.items():
+        tally.seen += info.num_examples
+        rest = info.num_examples - sum(stop - start for other, start, stop in used if other == name)
+        if rest > 0:
+            tally.leave_out(_UNUSED, name, rest, was_seen=True)
+    return tally
 
 
 def _load_image_folder(config: DataConfig, image_size: int) -> DataBundle:
@@ -223,7 +242,8 @@ def _load_image_folder(config: DataConfig, image_size: int) -> DataBundle:
             f"{root}: there is no such folder. Put the images there as train/<class>/<image> and "
             "validation/<class>/<image>, or set data.path."
         )
-    parts = scan_folder(root)
+    tally = Tally(root)
+    parts = scan_folder(root, config.folders, tally)
     files = [file for part in parts.values() for file in part]
     odd = next((file.id for file in files if not file.id.casefold().endswith(_SUFFIXES)), None)
     if odd is not None:
@@ -245,6 +265,7 @@ def _load_image_folder(config: DataConfig, image_size: int) -> DataBundle:
         if folders[part] not in parts:
             raise DataError(_describe_part(config.name, wanted, tuple(parts)))
         found[part] = _list_files(parts[folders[part]], mapping, labels)
+    _count_unused_files(parts, set(folders.values()), mapping, tally)
     absent = [label for index, label in enumerate(labels) if not (found["train"][1] == index).any()]
     if absent:
         raise DataError(f"{root}: train has no image of {', '.join(absent)}; a class needs images to be learned.")
@@ -256,12 +277,27 @@ def _load_image_folder(config: DataConfig, image_size: int) -> DataBundle:
         rows = np.random.default_rng(config.seed).permutation(
             draw_indices(targets, ids, getattr(config.num_images, part), seed=config.seed)
         )
+        for file in np.delete(ids, rows):
+            tally.leave_out(NOT_DRAWN, str(file), was_seen=True)
         read = make_file_reader(root, ids[rows], targets[rows])
         count = partial(np.bincount, targets[rows], minlength=len(labels))
         lookup = np.arange(len(labels))
         name = chosen[part]
         splits[part] = TfdsSplit(name, len(rows), image_size, read, lookup, count, config.aspect, *crops[:2])
-    return _bundle(config, labels, splits, [*notes, crops[2]])
+    notes = [*tally.notes, *notes, crops[2]]
+    return _bundle(config, labels, splits, notes, Reading(seen=tally.seen), tally)
+
+
+def _count_unused_files(
+    parts: Mapping[str, Sequence[ImageFile]], used: set[str], mapping: Mapping[str, str | None], tally: Tally
+) -> None:
+    """Count the files of classes that are dropped, and those of parts that are not used."""
+    for part, files in parts.items():
+        for file in files:
+            if part not in used:
+                tally.leave_out(_UNUSED, file.id, was_seen=True)
+            elif mapping[file.class_name] is None:
+                tally.leave_out(DROPPED, file.id, was_seen=True)
 
 
 def _list_files(
@@ -349,7 +385,15 @@ def _choose_crops(
     )
 
 
-def _bundle(config: DataConfig, labels: tuple[str, ...], splits: dict[str, TfdsSplit], notes: list[str]) -> DataBundle:
+def _bundle(
+    config: DataConfig,
+    labels: tuple[str, ...],
+    splits: dict[str, TfdsSplit],
+    notes: list[str],
+    reading: Reading,
+    tally: Tally,
+) -> DataBundle:
+    """Return the parts, in memory where they are to be; `reading` gets what was left out from the tally."""
     if len(labels) < 2:
         raise DataError(f"data: found one class only ({', '.join(labels)}), expected at least two.")
     for part, split in splits.items():
@@ -366,6 +410,7 @@ def _bundle(config: DataConfig, labels: tuple[str, ...], splits: dict[str, TfdsS
         )
         if "test" in (config.splits or {}):
             raise DataError(f"data.splits.test: {too_large}")
+        tally.leave_out(_TOO_LARGE, test.name, len(test), was_seen=True)
         notes, test = [*notes, f"test ({test.name}) judges nothing: {too_large}"], None
     return DataBundle(
         "tfds",
@@ -375,6 +420,7 @@ def _bundle(config: DataConfig, labels: tuple[str, ...], splits: dict[str, TfdsS
         test,
         selected_on=splits["validation"].name,
         notes=tuple(notes),
+        reading=dataclasses.replace(reading, left_out=tally.list_left_out()),
     )
 
 

@@ -146,7 +146,8 @@ def _warn(run: Run, listener: TrainingListener, text: str) -> None:
 def _finetune(
     run: Run, config: ExperimentConfig, job: StageJob, network: TransferNetwork, bundle: DataBundle
 ) -> StageResult:
-    for line in describe_plan("EF-FER2", job, network, bundle, precision=config.experiment.precision):
+    precision, is_random = config.experiment.precision, config.pretrain is None
+    for line in describe_plan("EF-FER2", job, network, bundle, precision=precision, starts_at_random=is_random):
         job.listener.say(line)
         run.log("plan", text=line)
     _draw_augmented_page(run, config, network, bundle)
@@ -209,7 +210,8 @@ def explain_stage(
         if note is not None:
             session.listener.say(note)
         return
-    if section is config.pretrain or config.pretrain is None:
+    is_random = section is config.pretrain or config.pretrain is None
+    if is_random:
         section, note = unfreeze_random_start(name, section)
         if note is not None:
             session.listener.say(note)
@@ -227,7 +229,8 @@ def explain_stage(
         session.listener,
         NUM_BATCHES if session.options.smoke else None,
     )
-    for line in describe_plan(name, job, network, bundle, precision=config.experiment.precision):
+    precision = config.experiment.precision
+    for line in describe_plan(name, job, network, bundle, precision=precision, starts_at_random=is_random):
         session.listener.say(line)
 
 

@@ -35,7 +35,7 @@ _HOST = ("storage.googleapis.com", 443)
 """Where Keras downloads published weights from."""
 _NETWORK_SECONDS = 3.0
 _MOST_CELLS, _MOST_NAMED = 200, 3
-_WEIGHTS_SUFFIXES = (".h5", ".keras")
+_WEIGHTS_SUFFIXES, _BACKBONE_FILE = (".h5", ".keras"), "backbone.json"
 _DRAWN_BYTES = {"synthetic_faces": 48 * 48, "synthetic_scenes": 64 * 64 * 3}
 """Of one drawn image in memory."""
 _COPIES = 4
@@ -242,39 +242,64 @@ def _examine_tfds(key: str, data: DataConfig) -> Iterator[str]:
 
 
 def _examine_weights(config: ExperimentConfig, names: tuple[str, ...]) -> Iterator[str]:
-    pretrain, key = config.pretrain, "pretrain.weights"
-    if pretrain.weights == "vggface2":
+    """Yield what is wrong with the weights that a stage starts from; of a hybrid with those of each branch."""
+    pretrain, weights = config.pretrain, config.pretrain.weights
+    if weights == "vggface2":
         try:
             read_face_weights(resolve_path(pretrain.weights_file))
         except UserError as error:
             yield f"pretrain.weights_file: {error}"
         return
-    if pretrain.weights != "imagenet":
-        try:
-            path = resolve_path(pretrain.weights)
-            if path.suffix in _WEIGHTS_SUFFIXES:
-                yield from _examine_path(key, pretrain.weights, is_file=True)
-            elif not path.exists():
-                find_model(pretrain.weights)
-        except UserError as error:
-            yield f"{key}: {error}"
+    if not isinstance(weights, dict) and weights != "imagenet":
+        yield from _examine_given_weights("pretrain.weights", weights)
         return
-    if pretrain.weights_file is not None:
-        yield from _examine_path("pretrain.weights_file", pretrain.weights_file, is_file=not config.model.branches)
+    folder = pretrain.weights_file
+    if folder is not None:
+        problems = list(_examine_path("pretrain.weights_file", folder, is_file=not config.model.branches))
+        yield from problems
+        if problems or not config.model.branches:
+            return
+    sources = {name: "imagenet" for name in names}
+    if isinstance(weights, dict):
+        branches = config.model.name_branches()
+        sources = {branch: weights.get(branch, weights.get(name)) for branch, name in branches.items()}
+    for branch, source in sources.items():
+        name = config.model.name_branches().get(branch, branch)
+        if source != "imagenet":
+            yield from _examine_given_weights(f"pretrain.weights of {branch}", source)
+        elif folder is None or not _holds_weights(resolve_path(folder), name):
+            yield from _examine_published_weights(name)
+
+
+def _holds_weights(folder: Path, name: str) -> bool:
+    return any((folder / f"{name}{suffix}").is_file() for suffix in (".weights.h5", *_WEIGHTS_SUFFIXES))
+
+
+def _examine_given_weights(key: str, source: str) -> Iterator[str]:
+    """Yield what is wrong with a file of weights, a backbone that EF-FER1 left behind, or a model."""
+    try:
+        path = resolve_path(source)
+        if path.suffix in _WEIGHTS_SUFFIXES:
+            yield from _examine_path(key, source, is_file=True)
+        elif not (path / _BACKBONE_FILE).is_file():
+            find_model(path if path.exists() else source)
+    except UserError as error:
+        yield f"{key}: {error}"
+
+
+def _examine_published_weights(name: str) -> Iterator[str]:
+    key, spec = "pretrain.weights", BACKBONES[name]
+    if spec.is_packaged:
         return
-    packaged = [name for name, spec in BACKBONES.items() if spec.is_packaged]
+    packaged = [other for other, record in BACKBONES.items() if record.is_packaged]
     advice = (
         f"Packaged with dlfer are the weights of {', '.join(packaged)}; others can be given by pretrain.weights_file, or "
         "EF-FER1 can be trained (pretrain.data)."
     )
-    for name in names:
-        spec = BACKBONES[name]
-        if "imagenet" not in spec.weights:
-            yield f"{key}: found imagenet, but no ImageNet weights of {name} can be downloaded. {advice}"
-        elif not spec.is_packaged and not _is_downloaded(name):
-            problem = find_network_problem()
-            if problem is not None:
-                yield f"{key}: the ImageNet weights of {name} cannot be downloaded from here ({problem}). {advice}"
+    if "imagenet" not in spec.weights:
+        yield f"{key}: found imagenet, but no ImageNet weights of {name} can be downloaded. {advice}"
+    elif not _is_downloaded(name) and (problem := find_network_problem()) is not None:
+        yield f"{key}: the ImageNet weights of {name} cannot be downloaded from here ({problem}). {advice}"
 
 
 def _is_downloaded(name: str) -> bool:

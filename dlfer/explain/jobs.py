@@ -49,6 +49,8 @@ from dlfer.train.progress import ConsoleListener
 MOST_CHECKED = 12
 """Faces of which maps are made again with other weights."""
 
+VIDEOS = "videos, of which explain takes none"
+
 MOST_SHOWN = 60
 """Figures that the page holds; each is some 100 KB of it."""
 
@@ -129,7 +131,8 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     records, kept = [], []
     listener = ConsoleListener()
     try:
-        for explained in _explain_faces(_read_pictures(inputs, failed, tally), explain, used, failed, say=say):
+        pictures = _read_pictures(inputs, set(names), failed, tally)
+        for explained in _explain_faces(pictures, explain, used, failed, say=say):
             if not _write_face(explained, job, classifier, failed):
                 continue
             records.append(_describe_face(explained, classifier))
@@ -252,14 +255,21 @@ def _find_label(classifier: Classifier, label: str | None) -> int | None:
     return classifier.labels.index(label)
 
 
-def _read_pictures(inputs: Sequence[str | BadInput], failed: list[str], tally: Tally) -> Iterator[Frame]:
-    """Yield the pictures that can be read; what is wrong with the others is added to `failed`, and all are counted."""
+def _read_pictures(
+    inputs: Sequence[str | BadInput], named: set[str], failed: list[str], tally: Tally
+) -> Iterator[Frame]:
+    """Yield the pictures that can be read; what is wrong with the others is added to `failed`, and all are counted.
+
+    Videos are left out: an error where they are `named`, and counted where they lie in a folder.
+    """
     for name in inputs:
         if isinstance(name, str) and is_video(name):
-            failed.append(
-                f"not read: {escape_text(name)}: a video; explain takes pictures. Save the frame that you ask about."
-            )
-            tally.leave_out(NOT_READ, name, was_seen=True)
+            if name in named:
+                what = "a camera" if name.startswith(CAMERA) else "a video"
+                failed.append(
+                    f"not read: {escape_text(name)}: {what}; explain takes pictures. Save the frame that you ask about."
+                )
+            tally.leave_out(NOT_READ if name in named else VIDEOS, name, was_seen=True)
             continue
         for item in open_inputs([name]):
             if isinstance(item, BadInput):

@@ -371,6 +371,7 @@ def _show_all(results: Iterator[FramePrediction | BadInput]) -> Iterator[FramePr
 
 
 _MOST_FAILURES = 20
+NOT_REACHED = "not reached before the job ended"
 
 
 @dataclass(frozen=True)
@@ -435,7 +436,7 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
     max_pixels = int(job.max_megapixels * 1_000_000)
     inputs = open_inputs(files, every=job.every, seconds=job.seconds, max_pixels=max_pixels)
     results = predict_inputs(predictor, inputs, smooth=job.smooth, detect_every=job.detect_every, every=job.every)
-    outcome = _Outcome(every=job.every)
+    outcome = _Outcome(tally, every=job.every)
     try:
         table = open_table(job.out, labels=predictor.labels, about=about)
         sketches = Sketches(job.draw, force=job.force) if job.draw is not None else None
@@ -447,7 +448,7 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
         ):
             outcome.write_all(shown, table, sketches)
     finally:
-        outcome.tell(say, tally)
+        outcome.tell(say)
     if job.out is not None:
         say(f"written: {job.out}")
     return len(outcome.unread) + len(outcome.undrawn)
@@ -493,24 +494,34 @@ def _open_engine(job: PredictionJob, num_pictures: int | None, *, say: Callable[
 
 
 class _Outcome:
-    """What became of a job: what could not be read, and what was predicted and could not be drawn."""
+    """What became of a job: what could not be read, and what was predicted and could not be drawn.
 
-    def __init__(self, *, every: int) -> None:
+    Args:
+        tally: counted the inputs; it is told which could not be read, and which the job did not come to.
+        every: frames of videos, see `PredictionJob`.
+    """
+
+    def __init__(self, tally: Tally, *, every: int) -> None:
         self.unread: list[dict[str, str]] = []
         self.undrawn: list[dict[str, str]] = []
         self.notes: list[str] = []
+        self._tally = tally
         self._every = every
+        self._num_done = 0
+        self._last: tuple[str, object] = ("", None)
 
     def write_all(self, results: Iterator[FramePrediction | BadInput], table: Table, sketches: Sketches | None) -> None:
         """Write every result. Ctrl-C and a full disk end the table where it is, and go on to the caller."""
         try:
             for result in results:
                 if isinstance(result, BadInput):
-                    self.unread.append({"file": to_utf8(result.name), "error": to_utf8(result.error)})
-                    continue
+                    # What is known is named at the end, even where no row of it can be written.
+                    self._count(result)
                 table.write(result)
-                if sketches is not None:
-                    self._draw(result, sketches)
+                if isinstance(result, FramePrediction):
+                    self._count(result)
+                    if sketches is not None:
+                        self._draw(result, sketches)
             self._end(table, sketches)
         except (KeyboardInterrupt, OSError):
             self._end(table, sketches)
@@ -521,17 +532,30 @@ class _Outcome:
                 self._close(sketches)
             raise
 
-    def tell(self, say: Callable[[str], None], tally: Tally) -> None:
+    def tell(self, say: Callable[[str], None]) -> None:
         """Say what was counted, and name what failed: the first ones, and how many there are."""
-        for failure in self.unread:
-            tally.leave_out(NOT_READ, failure["file"], was_seen=True)
-        for line in [*self.notes, *tally.describe()]:
+        self._count_missed()
+        for line in [*self.notes, *self._tally.describe()]:
             say(line)
         for failed, what in ((self.unread, "read"), (self.undrawn, "drawn")):
             for failure in failed[:_MOST_FAILURES]:
                 say(f"not {what}: {escape_text(failure['error'])}")
             if failed:
                 say(f"{len(failed):,} of the inputs could not be {what}.")
+
+    def _count(self, result: FramePrediction | BadInput) -> None:
+        """Count an input when its first result comes; a video that ends with an error was counted with its first frame."""
+        name = result.name if isinstance(result, BadInput) else result.frame.name
+        video = None if isinstance(result, BadInput) else result.frame.video
+        is_same = (
+            video is self._last[1] if video is not None else isinstance(result, BadInput) and self._last[1] is not None
+        )
+        self._num_done += not (is_same and name == self._last[0])
+        self._last = (name, video)
+        if isinstance(result, BadInput):
+            failure = {"file": to_utf8(result.name), "error": to_utf8(result.error)}
+            self.unread.append(failure)
+            self._tally.leave_out(NOT_READ, failure["file"], was_seen=True)
 
     def _draw(self, result: FramePrediction, sketches: Sketches) -> None:
         try:
@@ -542,7 +566,16 @@ class _Outcome:
     def _end(self, table: Table, sketches: Sketches | None) -> None:
         if sketches is not None:
             self._close(sketches)
-        table.close([*self.unread, *self.undrawn])
+        self._count_missed()
+        table.close([*self.unread, *self.undrawn], self._tally.as_record())
+
+    def _count_missed(self) -> None:
+        """Count the inputs that the job did not come to as left out; those of them that were counted are not counted again."""
+        others = sum(reason.n for reason in self._tally.list_left_out() if reason.reason != NOT_READ)
+        missed = self._tally.seen - others - self._num_done
+        if missed > 0:
+            last = to_utf8(self._last[0])
+            self._tally.leave_out(NOT_REACHED, f"all after {last}" if last else "all of them", missed, was_seen=True)
 
     def _close(self, sketches: Sketches) -> None:
         try:

@@ -7,6 +7,7 @@ import contextlib
 import glob
 import io
 import os
+import re
 import tempfile
 import threading
 import time
@@ -56,7 +57,7 @@ def is_video(name: str) -> bool:
     if name.startswith(CAMERA):
         return True
     kind = find_kind(Path(name))
-    return kind == "video" if kind in ("video", "picture", "heif") else name.lower().endswith(VIDEO_SUFFIXES)
+    return name.lower().endswith(VIDEO_SUFFIXES) if kind in (None, "empty") else kind == "video"
 
 
 _MOST_FAILURES = 1000
@@ -178,12 +179,12 @@ def _open_capture(name: str, *, is_live: bool) -> Any:
     cv2 = load_opencv()
     if is_live:
         number = name[len(CAMERA) :]
-        if not number.isdecimal():
+        if not (number.isdecimal() and len(number) < 10):
             raise DataError(f"{name}: expected the number of a camera, e.g. camera:0.")
         source: int | str = int(number)
     else:
         # OpenCV would take other names for addresses and patterns; only files are meant.
-        if not Path(name).is_file():
+        if not _check_name(name).is_file():
             raise DataError(f"{name}: there is no such file.")
         source = str(Path(name).resolve())
     with _give_plain_name(source) as source:
@@ -333,6 +334,7 @@ AHEAD = 4
 PATIENCE = 5.0
 """Seconds; a camera may hang for longer."""
 
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 NOT_VIDEO = "no videos (.ts)"
 NOT_READ = "not read, or not wholly"
 
@@ -378,14 +380,17 @@ def list_inputs(
 
     Args:
         names: files; folders, in which pictures and videos are searched for at any depth, hidden ones left
-            out, sorted by path; globs (** for any depth); "camera:N"; "-" for a list on stdin, one name a line.
+            out, sorted by path; globs (** for any depth); "camera:N"; "-" for a list on stdin, one name a line,
+            or with zero bytes between them.
         stdin: where "-" reads.
         tally: counts the files and names that are seen, and those of folders that are neither pictures nor videos.
     """
     tally = Tally() if tally is None else tally
     for name in names:
         if name == "-":
-            lines = (line.rstrip("\r\n") for line in stdin or ())
+            # A list may be from `find -print0`, or from a program that begins it with a mark of byte order.
+            texts = (text for line in stdin or () for text in line.split("\0"))
+            lines = (text.rstrip("\r\n").removeprefix("\ufeff") for text in texts)
             yield from list_inputs((line for line in lines if line and line != "-"), tally=tally)
         elif os.path.isdir(name) and (found := sorted(_walk(name, tally))):
             yield from found
@@ -495,6 +500,15 @@ def _walk(folder: str, tally: Tally) -> Iterator[str]:
             tally.leave_out(NOT_VIDEO if path.suffix.casefold() == ".ts" else reason, path)
 
 
+def _check_name(name: str) -> Path:
+    """Return the path that a name is; raise DataError for one that cannot be a file's."""
+    if not name.strip():
+        raise DataError(f"{name!r}: an empty name; expected a file, a folder, a glob or camera:0.")
+    if _ADDRESS.match(name) and not os.path.lexists(name):
+        raise DataError(f"{name}: an address; files alone are read. Download it, and name the file.")
+    return Path(name)
+
+
 def _decode(
     names: Iterable[str | BadInput], *, every: int, seconds: float | None, max_pixels: int
 ) -> Iterator[Frame | BadInput]:
@@ -507,7 +521,7 @@ def _decode(
                 for video, index, moment, image in read_video(name, every=every, seconds=seconds):
                     yield Frame(name, image, index, moment, video)
             else:
-                yield Frame(name, read_image(Path(name), max_pixels=max_pixels))
+                yield Frame(name, read_image(_check_name(name), name=name, max_pixels=max_pixels))
         except EnvironmentProblem:
             raise
         except DataError as error:

@@ -15,7 +15,10 @@ of the labels):
     frame       of a video: number of the frame, from 0
     seconds     of a video: time of the frame
     track       of a video: number of the face, the same from frame to frame
+    error       of an input that was not read, or not wholly: what is wrong with it; face and what follows is empty then
 
+JSON holds such inputs under `failed` instead, with those that were predicted and not drawn, and under `reading` how many files
+were seen, used and left out, by reason with the first names; parquet has both in its metadata, `dlfer_failed` and `dlfer_reading`.
 Of a name that is not UTF-8 each such byte is written as \\xNN, in every format. In csv and on a terminal control characters
 are escaped too (\\n, \\x1b, \\u202e), and a cell of csv that begins like a formula (= + - @, a tab) has a ' before it.
 """
@@ -35,13 +38,15 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from dlfer.errors import EnvironmentProblem, UserError
+from dlfer.predict.media import BadInput
 from dlfer.predict.predictor import FramePrediction
 from dlfer.runs.files import explain_write_error, name_temporary, replace_when_done
+from dlfer.runs.records import ReadingRecord
 from dlfer.runs.text import escape_text, to_cell, to_utf8
 
 FORMATS = ("csv", "json", "jsonl", "parquet")
 _BEFORE = ("file", "face", "x0", "y0", "x1", "y1", "score", "label", "confidence")
-_AFTER = ("abstained", "frame", "seconds", "track")
+_AFTER = ("abstained", "frame", "seconds", "track", "error")
 _ROW_GROUP = 4096
 _WIDTH = 44
 
@@ -49,26 +54,33 @@ _WIDTH = 44
 class Table(Protocol):
     """Takes predictions, and is closed at the end."""
 
-    def write(self, prediction: FramePrediction) -> None:
-        """Add the rows of a picture."""
+    def write(self, result: FramePrediction | BadInput) -> None:
+        """Add the rows of a picture, or that of an input that could not be read."""
 
-    def close(self, failed: Sequence[dict[str, str]]) -> None:
-        """End it; `failed` are {"file", "error"} of what could not be read."""
+    def close(self, failed: Sequence[dict[str, str]], reading: ReadingRecord | None = None) -> None:
+        """End it; `failed` are {"file", "error"} of what could not be read or drawn, `reading` counts all inputs."""
 
     def discard(self) -> None:
         """Leave nothing behind."""
 
 
-def make_rows(prediction: FramePrediction) -> Iterator[dict[str, Any]]:
-    """Yield a row for each face, with its probabilities under one key; where no face was found, one that says so."""
-    frame, name = prediction.frame, to_utf8(prediction.frame.name)
+def make_rows(result: FramePrediction | BadInput) -> Iterator[dict[str, Any]]:
+    """Yield a row for each face, with its probabilities under one key; where no face was found, one that says so.
+
+    An input that could not be read has one row, with its error.
+    """
+    empty = dict.fromkeys(("x0", "y0", "x1", "y1"))
+    nothing = dict.fromkeys(("score", "label", "confidence", "probabilities"))
+    if isinstance(result, BadInput):
+        rest = {**dict.fromkeys(_AFTER), "error": to_utf8(result.error)}
+        yield {"file": to_utf8(result.name), "face": None, **empty, **nothing, **rest}
+        return
+    frame, name = result.frame, to_utf8(result.frame.name)
     seconds = None if frame.seconds is None else round(frame.seconds, 3)
     place = {"frame": frame.index, "seconds": seconds}
-    empty = dict.fromkeys(("x0", "y0", "x1", "y1"))
-    if not prediction.faces:
-        nothing = {**dict.fromkeys(("score", "label", "confidence", "probabilities")), "abstained": False}
-        yield {"file": name, "face": 0, **empty, **nothing, **place, "track": None}
-    for number, face in enumerate(prediction.faces, start=1):
+    if not result.faces:
+        yield {"file": name, "face": 0, **empty, **nothing, "abstained": False, **place, "track": None, "error": None}
+    for number, face in enumerate(result.faces, start=1):
         box = empty if face.box is None else dict(zip(empty, (round(value, 2) for value in face.box), strict=True))
         yield {
             "file": name,
@@ -81,6 +93,7 @@ def make_rows(prediction: FramePrediction) -> Iterator[dict[str, Any]]:
             "abstained": face.abstained,
             **place,
             "track": face.track,
+            "error": None,
         }
 
 
@@ -182,14 +195,14 @@ class _TextTable(ABC):
         self._staged = None if path is None else _Staged(path, buffering=0)
         self._ends: deque[int] = deque(maxlen=_KEPT_ENDS)
 
-    def write(self, prediction: FramePrediction) -> None:
-        self._append("".join(self._format(row) for row in make_rows(prediction)))
+    def write(self, result: FramePrediction | BadInput) -> None:
+        self._append("".join(self._format(row) for row in make_rows(result)))
 
-    def close(self, failed: Sequence[dict[str, str]]) -> None:
+    def close(self, failed: Sequence[dict[str, str]], reading: ReadingRecord | None = None) -> None:
         if self._staged is None:
             sys.stdout.flush()
             return
-        end = self._format_end(failed)
+        end = self._format_end(failed, reading)
         while end:
             try:
                 self._append(end)
@@ -211,7 +224,7 @@ class _TextTable(ABC):
     def _format(self, row: dict[str, Any]) -> str:
         """Return the text of a row, with its end of line."""
 
-    def _format_end(self, failed: Sequence[dict[str, str]]) -> str:
+    def _format_end(self, failed: Sequence[dict[str, str]], reading: ReadingRecord | None) -> str:
         """Return what follows the last row."""
         return ""
 
@@ -260,7 +273,7 @@ class _LinesTable(_TextTable):
 
 
 class _JsonTable(_TextTable):
-    """{"about": {...}, "rows": [...], "failed": [...]}, written row by row."""
+    """{"about": {...}, "rows": [...], "failed": [...], "reading": {...}}, written row by row."""
 
     def __init__(self, path: Path | None, about: dict[str, Any]) -> None:
         super().__init__(path)
@@ -270,13 +283,16 @@ class _JsonTable(_TextTable):
     def _format(self, row: dict[str, Any]) -> str:
         return f",\n{json.dumps(row)}"
 
-    def write(self, prediction: FramePrediction) -> None:
-        text = "".join(self._format(row) for row in make_rows(prediction))
+    def write(self, result: FramePrediction | BadInput) -> None:
+        if isinstance(result, BadInput):
+            return
+        text = "".join(self._format(row) for row in make_rows(result))
         self._append(text if self._has_rows else text[1:])
         self._has_rows = True
 
-    def _format_end(self, failed: Sequence[dict[str, str]]) -> str:
-        return f'\n],\n"failed": {json.dumps(list(failed))}}}\n'
+    def _format_end(self, failed: Sequence[dict[str, str]], reading: ReadingRecord | None) -> str:
+        counts = "null" if reading is None else reading.model_dump_json()
+        return f'\n],\n"failed": {json.dumps(list(failed))},\n"reading": {counts}}}\n'
 
 
 class _TerminalTable(_TextTable):
@@ -286,15 +302,17 @@ class _TerminalTable(_TextTable):
         super().__init__(path)
         self._has_head = False
 
-    def write(self, prediction: FramePrediction) -> None:
+    def write(self, result: FramePrediction | BadInput) -> None:
         if not self._has_head:
             self._append(_format_line("file", "seconds", "face", "label", "", "box"))
             self._has_head = True
-        super().write(prediction)
+        super().write(result)
 
     def _format(self, row: dict[str, Any]) -> str:
         name = escape_text(row["file"])
         name = name if len(name) <= _WIDTH else "..." + name[3 - _WIDTH :]
+        if row["face"] is None:
+            return _format_line(name, "", "", "not read", "", "")
         time = "" if row["seconds"] is None else f"{row['seconds']:.2f}"
         if row["face"] == 0:
             return _format_line(name, time, "", "no face found", "", "")
@@ -318,7 +336,7 @@ class _ParquetTable:
         except ImportError as error:
             raise EnvironmentProblem(f"{path}: parquet needs pyarrow ({error}): pip install pyarrow==26.0.1") from error
         self._columns = list_columns(labels)
-        texts, wholes = ("file", "label"), ("face", "frame", "track")
+        texts, wholes = ("file", "label", "error"), ("face", "frame", "track")
         kinds = dict.fromkeys(texts, pyarrow.string()) | dict.fromkeys(wholes, pyarrow.int64())
         kinds["abstained"] = pyarrow.bool_()
         fields = [
@@ -331,14 +349,18 @@ class _ParquetTable:
         self._rows: list[dict[str, Any]] = []
         self._make = pyarrow.Table.from_pylist
 
-    def write(self, prediction: FramePrediction) -> None:
-        self._rows += [_flatten(row, self._columns) for row in make_rows(prediction)]
+    def write(self, result: FramePrediction | BadInput) -> None:
+        self._rows += [_flatten(row, self._columns) for row in make_rows(result)]
         if len(self._rows) >= _ROW_GROUP:
             self._flush()
 
-    def close(self, failed: Sequence[dict[str, str]]) -> None:
+    def close(self, failed: Sequence[dict[str, str]], reading: ReadingRecord | None = None) -> None:
         try:
             self._flush()
+            ends = {"dlfer_failed": json.dumps(list(failed))}
+            if reading is not None:
+                ends["dlfer_reading"] = reading.model_dump_json()
+            self._writer.add_key_value_metadata(ends)
             with _explaining(self._staged.path):
                 self._writer.close()
             self._staged.commit()

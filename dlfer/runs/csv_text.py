@@ -6,6 +6,7 @@ import contextlib
 import csv
 import gzip
 import io
+import itertools
 import re
 import zipfile
 import zlib
@@ -65,17 +66,30 @@ def find_delimiter(header: str) -> str:
     return max(DELIMITERS, key=header.count)
 
 
+MAX_LINE = 1_000_000
+"""Characters; a picture of FER2013 takes 9,000. A longer line is no row, and could fill the memory when it is unpacked."""
+
+
+def read_lines(stream: TextIO) -> Iterator[str]:
+    """Yield the lines of a text; raise DataError for one that is longer than any row."""
+    number = 0
+    while line := stream.readline(MAX_LINE + 1):
+        number += 1
+        if len(line) > MAX_LINE:
+            name = Path(str(getattr(stream, "name", "the file"))).name
+            raise DataError(
+                f"{name} line {number}: found more than {MAX_LINE:,} characters in one line; it is no csv of rows."
+            )
+        yield line
+
+
 def read_records(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
     """Yield the number of the last line and the fields of each record; the header tells what separates them."""
-    header = stream.readline()
-    reader = csv.reader(_chain(header, stream), delimiter=find_delimiter(header))
+    lines = read_lines(stream)
+    header = next(lines, "")
+    reader = csv.reader(itertools.chain([header], lines), delimiter=find_delimiter(header))
     for fields in reader:
         yield reader.line_num, fields
-
-
-def _chain(first: str, stream: TextIO) -> Iterator[str]:
-    yield first
-    yield from stream
 
 
 def _unpack(stream: BinaryIO, path: Path) -> BinaryIO:
@@ -107,6 +121,8 @@ def _check_kind(path: Path, start: bytes) -> None:
 
 
 def _find_encoding(start: bytes) -> str:
+    if start[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff"):
+        return "utf-32"
     if start[:2] in (b"\xff\xfe", b"\xfe\xff"):
         return "utf-16"
     if start[1:2] == b"\0" and start[:1] != b"\0":

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from dlfer.errors import DlferError, TrainingStopped, UserError
-from dlfer.quiet import hush_tensorflow
+from dlfer.quiet import hush_libraries
 from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run
 from dlfer.train.control import StopControl
@@ -214,7 +214,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--require-gpu", action="store_true")
     parser.add_argument("--accept-changes", action="store_true")
     given = parser.parse_args(argv)
-    hush_tensorflow()
+    hush_libraries()
     control = StopControl(parent=given.parent)
     channel = Channel(os.fdopen(given.events, "w"), sys.stdin if given.ask else None, control)
     with control.watch_signals():

@@ -137,7 +137,8 @@ def _train(config: ExperimentConfig, job: StageJob, bundle: DataBundle) -> Pretr
     keras.utils.set_random_seed(job.seed)
     network = build_stage_network(config, job.config, bundle)
     job = replace(job, config=unfreeze_random_start("EF-FER1", job.config)[0])
-    for line in describe_plan("EF-FER1", job, network, bundle, precision=config.experiment.precision):
+    precision = config.experiment.precision
+    for line in describe_plan("EF-FER1", job, network, bundle, precision=precision, starts_at_random=True):
         job.listener.say(line)
     result = train_stage(job, network, bundle)
     source = f"EF-FER1 trained on {bundle.source}, {len(bundle.train):,} images, {len(result.history)} epochs"

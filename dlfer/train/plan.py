@@ -69,9 +69,16 @@ BYTES_PER_PARAMETER = 16
 
 
 def describe_plan(
-    name: str, job: StageJob, network: TransferNetwork, bundle: DataBundle, *, precision: str
+    name: str, job: StageJob, network: TransferNetwork, bundle: DataBundle, *, precision: str, starts_at_random: bool
 ) -> list[str]:
-    """Return lines for the terminal and the run's log: what one stage is going to do."""
+    """Return lines for the terminal and the run's log: what one stage is going to do.
+
+    Args:
+        name: of the stage.
+        job, network, bundle: what it trains, and on what.
+        precision: of the experiment.
+        starts_at_random: whether no weights were loaded into the backbone.
+    """
     config = job.config
     num_images, steps_per_epoch = len(bundle.train), compute_steps(job, bundle)
     total = network.model.count_params()
@@ -85,7 +92,11 @@ def describe_plan(
         f"{'no clipping' if config.clip is None else f'gradients clipped to norm {config.clip:g}'}",
         f"{name}: expected memory about {memory / 2**30:.1f} GiB" + (", over all devices" if replicas else ""),
         *([f"{name}: {replicas}"] if replicas else []),
-        *([] if job.max_steps is not None else _warn_of_slow_statistics(name, config, network, steps_per_epoch)),
+        *(
+            _warn_of_slow_statistics(name, config, network, steps_per_epoch)
+            if starts_at_random and job.max_steps is None
+            else []
+        ),
     ]
 
 

@@ -14,8 +14,8 @@ def import_fake(tmp_path, body, **environment):
     (tmp_path / "tensorflow.py").write_text(f"{SPEAK}\n{body}\n")
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[1])\n"
-        "from dlfer.quiet import hush_tensorflow\n"
-        "hush_tensorflow(); hush_tensorflow(); print(len(sys.meta_path))\n"
+        "from dlfer.quiet import hush_libraries\n"
+        "hush_libraries(); hush_libraries(); print(len(sys.meta_path))\n"
         "import tensorflow; os.write(2, b'after'); print(tensorflow.VALUE, tensorflow.__name__)"
     )
     return subprocess.run(
@@ -44,3 +44,23 @@ def test_a_failing_import_shows_what_was_said(tmp_path, body):
     done = import_fake(tmp_path, body)
     assert done.returncode == 1
     assert done.stderr.startswith("I0000 port.cc: oneDNN is on\nTraceback")
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_opencv_says_nothing_of_damaged_files_but_with_debug(tmp_path, debug):
+    (tmp_path / "a.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(500))
+    (tmp_path / "a.pam").write_bytes(b"P7\nWIDTH 8\nHEIGHT 8\nDEPTH 9\nMAXVAL 7\nENDHDR\n" + bytes(999))
+    code = (
+        "from dlfer.quiet import hush_libraries; hush_libraries(); import cv2, sys\n"
+        "cv2.VideoCapture(sys.argv[1] + '/a.mp4').isOpened(); cv2.imread(sys.argv[1] + '/a.pam')"
+    )
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("OPENCV")}
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env={**kept, "DLFER_DEBUG": debug},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert bool(done.stderr) == bool(debug)

@@ -111,3 +111,20 @@ def test_other_delimiters_and_encodings_and_numbers_with_a_point(tmp_path, delim
         _write_codes(tmp_path / "some.csv", ["0.0", "6.0", 3], delimiter, encoding), skip_unreadable=False, usage=None
     )
     assert rows.codes.tolist() == [0, 6, 3]
+
+
+@pytest.mark.parametrize("code", ["3", " 3 ", "3.0", "3,0", "3,00"])
+@pytest.mark.parametrize("usage", ["Training", "training", " TRAINING "])
+def test_labels_and_usages_as_programs_of_any_country_write_them(tmp_path, code, usage):
+    (tmp_path / "a.csv").write_text(f"emotion;pixels;Usage\n{code};{PLAIN};{usage}\n")
+    rows = read_csv(tmp_path / "a.csv", skip_unreadable=False, usage=None)
+    assert (rows.codes.tolist(), rows.usages.tolist()) == ([3], ["Training"])
+
+
+@pytest.mark.parametrize("usage", ["train", "Test", ""])
+def test_another_name_of_a_usage_is_told_with_what_to_write(tmp_path, usage):
+    (tmp_path / "a.csv").write_text(f"emotion,pixels,Usage\n3,{PLAIN},{usage}\n")
+    with pytest.raises(
+        DataError, match=r"expected a Usage of Training.*another name of a part in all rows, write FER2013's"
+    ):
+        read_csv(tmp_path / "a.csv", skip_unreadable=False, usage=None)

@@ -6,11 +6,13 @@ import struct
 import sys
 import zlib
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from dlfer.data import images
+from dlfer.data.files import find_reason
 from dlfer.data.images import (
     CLIP_LIMIT,
     TILES,
@@ -188,13 +190,102 @@ def test_floats_are_read_in_0_to_1_and_by_their_tag(tmp_path):
             read_image(tmp_path / "b.tif")
 
 
-@pytest.mark.parametrize("suffix", [".tif", ".avif", ".jp2", ".tga", ".jfif", ".ico", ".webp"])
-def test_formats_of_pillow_are_read(tmp_path, suffix):
+def _write_psd(path, pixels, depth=8):
+    """Write a Photoshop file without layers; Pillow has no writer."""
+    height, width = pixels.shape[:2]
+    head = b"8BPS" + struct.pack(">H6xHIIHH", 1, 3, height, width, depth, 3) + bytes(14)
+    path.write_bytes(head + np.moveaxis(pixels, -1, 0).astype(">u2" if depth == 16 else "u1").tobytes())
+
+
+def _write_format(path, pixels):
+    suffix = path.suffix
+    if suffix == ".psd":
+        _write_psd(path, pixels)
+    elif suffix == ".dcx":
+        Image.fromarray(pixels).save(path, format="PCX")
+        path.write_bytes(struct.pack("<III", 0x3ADE68B1, 12, 0) + path.read_bytes())
+    elif suffix in (".ras", ".pam"):
+        assert cv2.imwrite(str(path), np.ascontiguousarray(pixels[..., ::-1]))
+    elif suffix == ".pfm":
+        assert cv2.imwrite(str(path), np.ascontiguousarray(pixels[..., ::-1] / np.float32(255)))
+    else:
+        Image.fromarray(pixels).save(path, format={".jfif": "JPEG", ".rgb": "SGI"}.get(suffix))
+
+
+# fmt: off
+SUFFIXES = [
+    ".tif", ".avif", ".jp2", ".tga", ".jfif", ".ico", ".webp", ".psd", ".sgi", ".rgb", ".ras", ".dds", ".dcx", ".pcx", ".qoi", ".im", ".pam",
+    ".pfm", ".bmp", ".ppm",
+]
+# fmt: on
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_formats_of_pillow_and_opencv_are_read_with_and_without_a_suffix(tmp_path, suffix):
     pixels = np.repeat(np.repeat(_noise(4, 4, 3), 8, axis=0), 8, axis=1)
-    Image.fromarray(pixels).save(tmp_path / f"a{suffix}", format="JPEG" if suffix == ".jfif" else None)
-    found = read_image(tmp_path / f"a{suffix}")
+    path = tmp_path / f"a{suffix}"
+    _write_format(path, pixels)
+    found = read_image(path)
     assert found.shape == (32, 32, 3)
-    assert np.abs(found.astype(int) - pixels).mean() < 25
+    assert np.abs(found.astype(int) - pixels).mean() < 30
+    assert read_header(path) == (32, 32, False)
+    assert find_reason(path) is None
+    if suffix != ".tga":  # which has no first bytes to be known by
+        bare = path.rename(tmp_path / "bare")
+        assert find_reason(bare) is None
+        assert np.array_equal(read_image(bare), found)
+
+
+@pytest.mark.parametrize("suffix", [".xbm", ".msp"])
+def test_formats_of_one_bit_are_read(tmp_path, suffix):
+    Image.new("1", (16, 12), 1).save(tmp_path / f"a{suffix}")
+    assert read_image(tmp_path / f"a{suffix}").shape == (12, 16, 1)
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "message"),
+    [
+        ("a.nef", b"II*\0", "a raw picture of a camera, which has to be developed"),
+        ("a.DNG", b"MM\0*", "a raw picture of a camera"),
+        ("a.exr", b"\x76\x2f\x31\x01", "a picture of linear light"),
+        ("a.png", b"#?RADIANCE\n", "a picture of linear light"),
+    ],
+)
+def test_what_would_be_read_as_something_else_is_named(tmp_path, name, start, message):
+    """The first picture in most raw files is a thumbnail; linear light is far darker than a photograph."""
+    (tmp_path / name).write_bytes(start + bytes(600))
+    with pytest.raises(DataError, match=message):
+        read_image(tmp_path / name)
+
+
+def test_headers_of_uncompressed_formats_cannot_ask_for_more_than_the_file(tmp_path):
+    (tmp_path / "a.pam").write_bytes(b"P7\nWIDTH 90000\nHEIGHT 90000\nDEPTH 3\nMAXVAL 255\nENDHDR\n" + bytes(100))
+    with pytest.raises(DataError, match="90000 x 90000 pixels, and fewer bytes"):
+        read_image(tmp_path / "a.pam")
+    values = np.full((8, 8, 3), 3.0, np.float32)
+    assert cv2.imwrite(str(tmp_path / "b.pfm"), values)
+    with pytest.raises(DataError, match=r"floating-point pixels beyond 0\.\.1"):
+        read_image(tmp_path / "b.pfm")
+
+
+def test_photoshop_files_of_16_bits_are_refused(tmp_path):
+    _write_psd(tmp_path / "a.psd", _noise(12, 12, 3).astype(np.uint16) * 257, depth=16)
+    with pytest.raises(DataError, match="not an image that can be read"):
+        read_image(tmp_path / "a.psd")
+
+
+@pytest.mark.parametrize("name", ["a.heic", "b.HIF", "photo.jpg", "bare"])
+def test_heic_is_read_with_its_package(tmp_path, name):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    pixels = np.repeat(np.repeat(_noise(4, 6, 3), 16, axis=0), 16, axis=1)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pillow_heif.register_heif_opener()
+    Image.fromarray(pixels).save(tmp_path / name, format="HEIF", quality=-1, exif=exif.tobytes())
+    found = read_image(tmp_path / name)
+    assert np.abs(found.astype(int) - np.rot90(pixels, 3)).mean() < 10
+    assert read_header(tmp_path / name) == (64, 96, False)
+    assert find_reason(tmp_path / name) is None
 
 
 @pytest.mark.parametrize("suffix", [".tif", ".avif", ".jpg", ".png", ".webp"])
@@ -378,3 +469,10 @@ def test_animations_and_palettes_with_transparency(tmp_path, kind):
     assert found.shape == (20, 20, 3)
     assert found[5, 5].tolist() == [255, 255, 255]
     assert found[5, 15].tolist() == [255, 0, 0]
+
+
+@pytest.mark.parametrize("name", ["a.png", "b.heic", "c"])
+def test_an_empty_file_is_said_to_be_empty(tmp_path, name):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(DataError, match=r"the file is empty\. Replace or delete it"):
+        read_image(tmp_path / name)

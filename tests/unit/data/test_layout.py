@@ -191,9 +191,58 @@ def test_a_class_without_pictures_says_what_it_holds(tmp_path):
         (b"\0\0\0\x18ftypheic", "heif"), (b"\0\0\0\x18ftypqt  ", "video"), (b"\0\0\0\x18ftyp3gp5", "video"),
         (b"\x1aE\xdf\xa3", "video"), (b"FLV\1\5", "video"), (b"RIFF\1\2\3\4AVI ", "video"), (b"\0\0\1\xba!", "video"),
         ((b"\x47" + bytes(187)) * 3, "video"), ((bytes(4) + b"\x47" + bytes(187)) * 3, "video"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "heif"), (b"\0\0\0\x18ftypmif1\0\0\0\0mif1avif", "picture"),
+        (b".RMF\0", "video"), (b"YUV4MPEG2 W8", "video"), (b"\0\0\0\1\x67\x42", "video"), (b"1234\x12\xaf", "video"),
+        (b"8BPS\0\1", "picture"), (b"\x01\xda\1\1\0\3", "picture"), (b"\x76\x2f\x31\x01", "linear"), (b"#?RGBE\n", "linear"),
         (b"\0\0\0\x18ftypM4A ", None), (b"BMW sales", None), (b"export const a", None), (b"%PDF-1.7", None), (b"", "empty"),
     ],
 )  # fmt: skip
 def test_kinds_are_told_by_the_first_bytes(tmp_path, start, kind):
     (tmp_path / "file").write_bytes(start + (bytes(700) if start else b""))
     assert find_kind(tmp_path / "file") == kind
+
+
+@pytest.mark.parametrize(
+    ("name", "start", "kind"),
+    [
+        ("a.nef", b"II*\0", "raw"), ("a.ARW", b"II*\0", "raw"), ("a.mka", b"\x1aE\xdf\xa3", None), ("a.wma", b"\x30\x26\xb2\x75\x8e\x66\xcf\x11", None),
+        ("a.mjpeg", b"\xff\xd8\xff\xe0", "video"), ("a.tif", b"II*\0", "picture"),
+    ],
+)  # fmt: skip
+def test_kinds_that_share_their_first_bytes_are_told_by_suffixes(tmp_path, name, start, kind):
+    (tmp_path / name).write_bytes(start + bytes(700))
+    assert find_kind(tmp_path / name) == kind
+
+
+@pytest.mark.parametrize(
+    ("names", "example"),
+    [
+        (["train", "test", "train_aug"], "{train_aug: train}"),
+        (["train1", "train2", "test"], "{train1: train, train2: train}"),
+        (["train", "holdout"], "{holdout: test}"),
+        (["fold0", "fold1"], "{fold0: ..., fold1: ...}"),
+        (["train", "test", "x: y"], '{"x: y": ...}'),
+    ],
+)
+def test_the_example_suggests_no_part_that_a_name_does_not(tmp_path, names, example):
+    _tree(tmp_path, names)
+    with pytest.raises(DataError) as caught:
+        scan_folder(tmp_path)
+    assert f"data.folders: {example} (dlfer init" in str(caught.value)
+
+
+def test_a_class_may_be_called_like_a_part(tmp_path):
+    for name in ("train", "car", "bus"):
+        _write(tmp_path / name / "0.png")
+    with pytest.raises(DataError, match=r"If it is a class itself, .*data\.folders: \{train: class\}"):
+        scan_folder(tmp_path)
+    found = scan_folder(tmp_path, {"train": "class"})
+    assert sorted({file.class_name for file in found["train"]}) == ["bus", "car", "train"]
+
+
+def test_a_folder_without_classes_is_not_said_to_be_ignored(tmp_path):
+    _write(tmp_path / "0.png")
+    (tmp_path / "labels.csv").write_text("file,label\n0.png,happy\n")
+    with pytest.raises(DataError, match="A list of labels beside images is not read") as caught:
+        scan_folder(tmp_path)
+    assert "ignore" not in str(caught.value)

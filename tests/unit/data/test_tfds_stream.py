@@ -502,3 +502,52 @@ def test_class_weights_of_a_stream_are_those_of_its_counts(records):
     assert count_steps(split, sampler) == 6
     batches = list(iterate_epoch(split, sampler, num_labels=3, seed=0, epoch=0))
     assert len(batches) == 6
+
+
+def _count(bundle):
+    record = bundle.reading.as_record()
+    return record.what, record.seen, record.used, {reason.reason: reason.n for reason in record.left_out}
+
+
+def test_every_record_is_counted_and_those_left_out_by_reason(records):
+    unused = "in parts that are not used (data.splits)"
+    bundle = load(records)
+    assert _count(bundle) == ("images", 65, 61, {unused: 4})
+    assert bundle.reading.left_out[0].first == ["unlabelled"]
+    bundle = load(records, num_images={"train": 20, "validation": 5})
+    assert _count(bundle) == ("images", 65, 25, {"not drawn (data.num_images)": 36, unused: 4})
+    bundle = load(records, splits={"train": "train[:40%]", "validation": "train[80%:]"})
+    assert _count(bundle) == ("images", 65, 30, {unused: 35})
+    assert bundle.reading.left_out[0].first == ["train", "validation", "unlabelled"]
+
+
+def test_every_file_of_a_streamed_folder_is_counted(images):
+    (images / "train" / "cat" / "notes.txt").write_text("x")
+    (images / "train" / "cat" / ".DS_Store").write_text("x")
+    (images / "test" / "cat").mkdir(parents=True)
+    (images / "test" / "cat" / "0.png").write_bytes(encode(3))
+    keys = {
+        "labels": {"drop": ("owl",)},
+        "num_images": {"train": 10},
+        "splits": {"train": "train", "validation": "test"},
+    }
+    _, seen, used, counts = _count(load(images, "image_folder", **keys))
+    assert (seen, used) == (27, 11)
+    assert counts == {
+        "in parts that are not used (data.splits)": 6, "hidden files and files of the system": 1, "of classes in data.labels.drop": 6,
+        "no picture format that is read (.txt)": 1, "not drawn (data.num_images)": 2,
+    }  # fmt: skip
+
+
+def test_a_test_part_that_judges_nothing_is_counted(tmp_path, monkeypatch):
+    write_squares(tmp_path, parts=("train", "val", "test"))
+    monkeypatch.setattr(tfds_stream, "MAX_SPLIT_BYTES", 0)
+    assert _count(load(tmp_path, "image_folder"))[1:] == (90, 60, {"too many for memory": 30})
+
+
+def test_what_a_streamed_folder_is_can_be_said(tmp_path):
+    write_squares(tmp_path, parts=("train", "holdout"))
+    with pytest.raises(DataError, match=r"data\.folders"):
+        load(tmp_path, "image_folder")
+    bundle = load(tmp_path, "image_folder", folders={"holdout": "validation"})
+    assert len(bundle.validation) == 30

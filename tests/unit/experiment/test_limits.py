@@ -137,6 +137,48 @@ def test_weights_from_vggface2_are_looked_through(find, tmp_path, contents, expe
     assert find(keys, smoke=True) == []
 
 
+@pytest.mark.parametrize(
+    ("weights", "expected"),
+    [
+        ("imagenet", ["weights of resnet50 cannot be downloaded", "no ImageNet weights of resnet34"]),
+        ({"resnet50": "imagenet", "resnet34": "imagenet"}, ["resnet50 cannot", "no ImageNet weights of resnet34"]),
+        (
+            {"resnet50": "a.weights.h5", "branch2_resnet34": "gone"},
+            ["of branch1_resnet50: a.weights.h5 is not there", "of branch2_resnet34: gone: there is no such model"],
+        ),
+        ({"resnet50": "b.keras", "resnet34": "empty"}, ["of branch2_resnet34: empty: there is no such model"]),
+        ({"resnet50": "b.keras", "resnet34": "backbone"}, []),
+    ],
+)
+def test_weights_of_each_branch_are_looked_for(find, tmp_path, weights, expected):
+    (tmp_path / "b.keras").touch()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "backbone").mkdir()
+    (tmp_path / "backbone" / "backbone.json").touch()
+    hybrid = {"model.family": "hybrid", "model.branches": ["resnet50", "resnet34"], "pretrain": {"weights": weights}}
+    found = find(hybrid)
+    assert len(found) == len(expected)
+    for line, text in zip(found, expected, strict=True):
+        assert text in line
+
+
+def test_a_folder_of_weights_is_looked_through_for_each_branch(find, tmp_path):
+    (tmp_path / "w").mkdir()
+    (tmp_path / "w" / "resnet34.h5").touch()
+    hybrid = {"model.family": "hybrid", "model.branches": ["resnet50", "resnet34"]}
+    found = find({**hybrid, "pretrain": {"weights": "imagenet", "weights_file": "w"}})
+    assert len(found) == 1
+    assert "weights of resnet50 cannot be downloaded" in found[0]
+    (tmp_path / "w" / "resnet50.weights.h5").touch()
+    assert find({**hybrid, "pretrain": {"weights": "imagenet", "weights_file": "w"}}) == []
+
+
+def test_kept_weights_of_another_version_are_not_taken_for_these(find, tmp_path):
+    (tmp_path / "keras" / "models").mkdir(parents=True)
+    (tmp_path / "keras" / "models" / "resnet50v2_weights_tf_dim_ordering_tf_kernels_notop.h5").touch()
+    assert len(find({"model.backbone": "resnet50", "pretrain": {"weights": "imagenet"}})) == 1
+
+
 def test_weights_that_keras_has_kept_need_no_network(find, tmp_path):
     (tmp_path / "keras" / "models").mkdir(parents=True)
     (tmp_path / "keras" / "models" / "resnet50_weights_tf_dim_ordering_tf_kernels_notop.h5").touch()

@@ -42,6 +42,15 @@ def pictures(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.mark.parametrize("given", ["a", "a/*"])
+def test_videos_in_a_folder_are_counted_and_no_failure(call, pictures, model, given):
+    (pictures / "a" / "clip.mp4").write_bytes(b"\0\0\0\x18ftypisom" + bytes(100))
+    code, _, err = call("explain", given, "--model", str(model), "--faces", "whole", "--method", "occlusion")
+    assert code == 0
+    assert "2 files seen, 1 used, 1 left out." in err
+    assert "Left out, videos, of which explain takes none: 1 (a/clip.mp4)." in err
+
+
 def test_pictures_become_figures_arrays_and_a_page(call, pictures, model):
     code, out, err = call(
         *("explain", "a/face.png", "text.jpg", "b/face.png", "video.mp4", "--model", str(model), "--faces", "whole"),

@@ -50,8 +50,12 @@ def test_pictures_to_csv_on_stdout_with_talk_on_stderr(call, draw_blocks):
     assert [(row["file"], row["face"], row["label"]) for row in rows] == [
         ("a.png", "1", "Light"),
         ("a.png", "2", "Light"),
+        ("bad.jpg", "", ""),
         ("b.png", "0", ""),
+        ("absent.png", "", ""),
     ]
+    assert [bool(row["error"]) for row in rows] == [False, False, True, False, True]
+    assert rows[4]["error"] == "absent.png: there is no such file."
     assert "annotators would give" in err
     assert "not calibrated" in err
     assert "bad.jpg" in err
@@ -70,6 +74,39 @@ def test_a_list_on_stdin_to_json(call, draw_blocks, monkeypatch):
     assert "annotators" in found["about"]["notice"]
     assert [(row["label"], row["abstained"]) for row in found["rows"]] == [("uncertain", True)]
     assert found["failed"][0]["file"] == "b.png"
+
+
+def test_json_counts_what_a_folder_holds_by_reason(call, draw_blocks):
+    Path("in/__MACOSX").mkdir(parents=True)
+    save(draw_blocks, "in/a.png", "in/b.png")
+    for name in ("notes.txt", "model.nef", ".DS_Store", "__MACOSX/._a.png"):
+        (Path("in") / name).write_text("x")
+    Path("in/bad.jpg").write_text("text")
+    assert call("in", "absent.png", "--faces", "whole", "--out", "a.json")[0] == 1
+    reading = json.loads(Path("a.json").read_text())["reading"]
+    assert (reading["seen"], reading["used"]) == (8, 2)
+    assert {reason["reason"]: (reason["n"], reason["first"]) for reason in reading["left_out"]} == {
+        "not read, or not wholly": (2, ["in/bad.jpg", "absent.png"]),
+        "hidden files and files of the system": (2, ["in/.DS_Store", "in/__MACOSX"]),
+        "no picture format that is read (.txt)": (1, ["in/notes.txt"]),
+        "raw pictures of cameras, which have to be developed: save them as JPEG or PNG": (1, ["in/model.nef"]),
+    }
+
+
+def test_a_video_that_is_cut_short_is_one_input(call, draw_blocks):
+    cv2 = pytest.importorskip("cv2")
+    writer = cv2.VideoWriter("a.avi", cv2.VideoWriter_fourcc(*"MJPG"), 25, (80, 60))
+    for index in range(12):
+        writer.write(draw_blocks((10 + index, 10, 20, 250)))
+    writer.release()
+    data = Path("a.avi").read_bytes()
+    Path("a.avi").write_bytes(data[: len(data) * 2 // 3])
+    save(draw_blocks, "b.png")
+    assert call("a.avi", "b.png", "--faces", "whole", "--out", "a.json")[0] == 1
+    found = json.loads(Path("a.json").read_text())
+    assert len(found["rows"]) > 3
+    assert (found["reading"]["seen"], found["reading"]["used"]) == (2, 1)
+    assert [reason["reason"] for reason in found["reading"]["left_out"]] == ["not read, or not wholly"]
 
 
 def test_a_video_to_lines_and_an_annotated_video(call, draw_blocks):
@@ -325,6 +362,21 @@ def test_ctrl_c_keeps_the_rows_so_far(call, draw_blocks, monkeypatch):
     assert len(Path("a.csv").read_text().splitlines()) == 2
 
 
+def test_inputs_that_an_interrupted_job_did_not_reach_are_counted(call, draw_blocks, monkeypatch):
+    def interrupt(*args, **options):
+        yield next(inputs(*args, **options))
+        raise KeyboardInterrupt
+
+    inputs = module.predict_inputs
+    save(draw_blocks, "a.png", "b.png", "c.png")
+    monkeypatch.setattr(module, "predict_inputs", interrupt)
+    code, _, err = call("a.png", "b.png", "c.png", "--faces", "whole", "--out", "a.json")
+    assert code == 130
+    assert "3 files seen, 1 used, 2 left out" in err
+    assert "not reached before the job ended: 2 (all after a.png, ...)" in err
+    assert json.loads(Path("a.json").read_text())["reading"]["used"] == 1
+
+
 def test_a_failure_leaves_no_table(call, draw_blocks, monkeypatch, classifier):
     Image.fromarray(draw_blocks((5, 5, 20, 130))).save("a.png")
     monkeypatch.setattr(classifier, "predict", lambda *args, **options: 1 / 0)
@@ -341,6 +393,14 @@ def test_a_failure_leaves_no_table(call, draw_blocks, monkeypatch, classifier):
         (("--abstain", "2"), "abstain"),
         (("--every", "0"), "--every"),
         (("--smooth", "-1"), "--smooth"),
+        (("--smooth", "nan"), "--smooth nan"),
+        (("--smooth", "inf"), "--smooth inf"),
+        (("--seconds", "-3"), "--seconds -3"),
+        (("--seconds", "nan"), "--seconds nan"),
+        (("--abstain", "nan"), "abstain: found nan"),
+        (("--max-megapixels", "nan"), "--max-megapixels nan"),
+        (("--max-megapixels", "inf"), "--max-megapixels inf"),
+        (("--max-megapixels", "0"), "--max-megapixels 0"),
         (("--detect-every", "0"), "--detect-every 0"),
         (("--detect-every", "often"), "--detect-every often"),
         (("--detect-every", "9" * 5000), "--detect-every 9"),
@@ -535,7 +595,7 @@ def test_a_name_that_is_not_utf_8_is_in_every_format(call, draw_blocks, form):
         parquet = pytest.importorskip("pyarrow.parquet")
     assert call(os.fsdecode(b"caf\xe9.png"), "caf\udce8.png", "--faces", "whole", "--out", f"a.{form}")[0] == 1
     if form == "parquet":
-        assert parquet.read_table("a.parquet").column("file").to_pylist() == [r"caf\xe9.png"]
+        assert parquet.read_table("a.parquet").column("file").to_pylist() == [r"caf\xe9.png", r"caf\xe8.png"]
         return
     text = Path(f"a.{form}").read_bytes().decode()
     assert r"caf\xe9.png" in text.replace("\\\\", "\\")
@@ -658,7 +718,7 @@ def test_a_full_disk_leaves_whole_rows_and_no_partial_file(tmp_path, form):
 
 def test_a_disk_that_is_full_for_the_table_is_told_with_what_failed(call, draw_blocks, monkeypatch):
     def fill(table, prediction):
-        if prediction.frame.name == "b.png":
+        if isinstance(prediction, FramePrediction) and prediction.frame.name == "b.png":
             raise OSError(errno.ENOSPC, "the disk is full: 0 bytes are free", "a.csv")
         return write(table, prediction)
 
@@ -670,4 +730,4 @@ def test_a_disk_that_is_full_for_the_table_is_told_with_what_failed(call, draw_b
     assert code == 1
     assert "a.csv: the disk is full" in err
     assert "not read: bad.jpg" in err
-    assert [row["file"] for row in read_csv("a.csv")] == ["a.png"]
+    assert [row["file"] for row in read_csv("a.csv")] == ["bad.jpg", "a.png"]

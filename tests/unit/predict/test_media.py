@@ -50,6 +50,33 @@ def test_folders_globs_lists_and_what_is_absent(tmp_path):
     assert "nothing matches" in bad[1].error
 
 
+@pytest.mark.parametrize("text", ["{a}\0{b}\0", "\ufeff{a}\n{b}", "\ufeff{a}\r\n\r\n{b}\r\n"])
+def test_lists_as_other_programs_write_them(tmp_path, text):
+    a, b = write_picture(tmp_path / "a.png"), write_picture(tmp_path / "b c.png")
+    assert list(list_inputs(["-"], stdin=io.StringIO(text.format(a=a, b=b)))) == [a, b]
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("https://example.org/a.jpg", "https://example.org/a.jpg: an address; files alone are read. Download it"),
+        ("rtsp://camera/1.mp4", "rtsp://camera/1.mp4: an address"), ("file:///a.png", "an address"),
+        ("", "an empty name"), ("  ", "an empty name"), ("camera:", "expected the number of a camera"),
+        ("camera:99999999999999999999", "expected the number of a camera"),
+    ],
+)  # fmt: skip
+def test_names_that_are_no_files_are_told_for_what_they_are(name, problem):
+    found = list(open_inputs([name]))
+    assert [type(item) for item in found] == [BadInput]
+    assert problem in found[0].error
+
+
+def test_what_stands_in_no_folder_is_named_whole():
+    tally = Tally()
+    tally.leave_out("not read", "/dev/zero")
+    assert tally.list_left_out()[0].first == ["/dev/zero"]
+
+
 def test_what_cannot_be_read_stops_nothing(tmp_path):
     good = write_picture(tmp_path / "good.png")
     (tmp_path / "bad.png").write_text("no picture")
@@ -133,7 +160,7 @@ def test_videos_that_are_none(tmp_path):
         (tmp_path / "a.mp4", "cannot be opened|no frame"),
         (tmp_path / "empty.mp4", "cannot be opened|no frame"),
         (tmp_path / "absent.avi", "no such file"),
-        ("http://127.0.0.1:9/a.mp4", "no such file"),
+        ("http://127.0.0.1:9/a.mp4", "an address"),
         ("camera:x", "number of a camera"),
     ):
         with pytest.raises(DataError, match=problem):

@@ -8,9 +8,10 @@ import pytest
 
 from dlfer.errors import UserError
 from dlfer.predict import tables
-from dlfer.predict.media import Frame, Video
+from dlfer.predict.media import BadInput, Frame, Video
 from dlfer.predict.predictor import FacePrediction, FramePrediction
 from dlfer.predict.tables import list_columns, open_table
+from dlfer.runs.records import LeftOut, ReadingRecord
 
 LABELS = ("Happy", "score")
 PIXELS = np.zeros((9, 9, 3), np.uint8)
@@ -22,15 +23,18 @@ RESULTS = (
     FramePrediction(Frame("c.jpg", PIXELS), []),
 )
 FAILED = [{"file": "d.jpg", "error": "d.jpg: no"}]
+BAD = BadInput("d.jpg", "d.jpg: no")
+READING = ReadingRecord(seen=5, used=3, left_out=[LeftOut(reason="not read", n=2, first=["d.jpg", "e.txt"])])
 
 
 def write(path, form=None):
     table = open_table(path, labels=LABELS, about={"notice": "n"}, form=form)
     for result in RESULTS:
         table.write(result)
+    table.write(BAD)
     if path is not None:
         assert not path.exists()
-    table.close(FAILED)
+    table.close(FAILED, READING)
 
 
 def test_csv(tmp_path):
@@ -42,7 +46,7 @@ def test_csv(tmp_path):
     assert rows[0] == {
         **{"file": "a.mp4", "face": "1", "x0": "1.0", "y0": "2.0", "x1": "3.13", "y1": "4.0", "score": "0.75"},
         **{"label": "Happy", "confidence": "0.9", "Happy": "0.9", "p_score": "0.1", "abstained": "false"},
-        **{"frame": "3", "seconds": "0.123", "track": "7"},
+        **{"frame": "3", "seconds": "0.123", "track": "7", "error": ""},
     }
     assert (rows[1]["file"], rows[1]["x0"], rows[1]["label"], rows[1]["abstained"]) == (
         "b,1.jpg",
@@ -51,6 +55,7 @@ def test_csv(tmp_path):
         "true",
     )
     assert (rows[2]["face"], rows[2]["label"], rows[2]["Happy"], rows[2]["frame"]) == ("0", "", "", "")
+    assert {name: value for name, value in rows[3].items() if value} == {"file": "d.jpg", "error": "d.jpg: no"}
 
 
 def test_json_and_lines(tmp_path):
@@ -58,7 +63,9 @@ def test_json_and_lines(tmp_path):
     write(tmp_path / "a.jsonl")
     whole = json.loads((tmp_path / "a.json").read_text())
     lines = [json.loads(line) for line in (tmp_path / "a.jsonl").read_text().splitlines()]
-    assert whole == {"about": {"notice": "n"}, "rows": lines, "failed": FAILED}
+    assert whole == {"about": {"notice": "n"}, "rows": lines[:3], "failed": FAILED, "reading": READING.model_dump()}
+    assert list(lines[3]) == list(lines[0])
+    assert (lines[3]["file"], lines[3]["face"], lines[3]["error"]) == ("d.jpg", None, "d.jpg: no")
     assert lines[0]["probabilities"] == {"Happy": 0.9, "score": 0.1}
     assert (lines[0]["score"], lines[1]["score"], lines[2]["probabilities"]) == (0.75, None, None)
 
@@ -68,9 +75,13 @@ def test_parquet(tmp_path):
     write(tmp_path / "a.parquet")
     table = parquet.read_table(tmp_path / "a.parquet")
     assert table.column_names == list(list_columns(LABELS))
-    assert table.column("p_score").to_pylist() == [0.1, 0.5, None]
-    assert table.column("track").to_pylist() == [7, None, None]
-    assert json.loads(table.schema.metadata[b"dlfer"]) == {"notice": "n"}
+    assert table.column("p_score").to_pylist() == [0.1, 0.5, None, None]
+    assert table.column("track").to_pylist() == [7, None, None, None]
+    assert table.column("error").to_pylist() == [None, None, None, "d.jpg: no"]
+    metadata = parquet.read_metadata(tmp_path / "a.parquet").metadata
+    assert json.loads(metadata[b"dlfer"]) == {"notice": "n"}
+    assert json.loads(metadata[b"dlfer_failed"]) == FAILED
+    assert json.loads(metadata[b"dlfer_reading"]) == READING.model_dump()
 
 
 def test_on_a_terminal_and_in_a_pipe(capsys, monkeypatch):
@@ -81,6 +92,7 @@ def test_on_a_terminal_and_in_a_pipe(capsys, monkeypatch):
     shown = capsys.readouterr().out.splitlines()
     assert shown[1].split() == ["a.mp4", "0.12", "#7", "Happy", "90.0%", "1", "2", "3", "4"]
     assert "no face found" in shown[3]
+    assert shown[4].split() == ["d.jpg", "not", "read"]
 
 
 def test_nothing_is_left_of_what_failed_and_other_formats_are_refused(tmp_path):

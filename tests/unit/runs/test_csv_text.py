@@ -40,7 +40,7 @@ def _read(path):
 
 
 @pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
 def test_delimiters_and_encodings(tmp_path, delimiter, encoding):
     (tmp_path / "a.csv").write_bytes(_text(delimiter).encode(encoding))
     assert _read(tmp_path / "a.csv") == _ROWS
@@ -65,4 +65,11 @@ def test_packed_files(tmp_path):
 def test_what_is_no_csv_is_named(tmp_path, contents, message):
     (tmp_path / "a.csv").write_bytes(contents)
     with pytest.raises(DataError, match=message):
+        _read(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize("pack", [gzip.compress, lambda data: _zip({"a.csv": data.decode()})])
+def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(tmp_path, pack):
+    (tmp_path / "a.csv").write_bytes(pack(b"id,age\n" + b"0" * 2_000_000))
+    with pytest.raises(DataError, match="line 2: found more than 1,000,000 characters in one line"):
         _read(tmp_path / "a.csv")

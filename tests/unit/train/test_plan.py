@@ -20,7 +20,13 @@ from dlfer.train.state import StageJob
 
 
 def describe(
-    *, momentum: float | None, epochs: int, max_steps: int | None = None, stage: dict | None = None, **freeze
+    *,
+    momentum: float | None,
+    epochs: int,
+    max_steps: int | None = None,
+    stage: dict | None = None,
+    random: bool = True,
+    **freeze,
 ) -> str:
     """The plan of ten steps an epoch."""
     config = StageConfig.model_validate(
@@ -43,7 +49,7 @@ def describe(
         "finetune", config, Path(), 0, choose_device(section), 1.0, StopControl(), TrainingListener(), max_steps
     )
     bundle = DataBundle("arrays", ("a", "b"), split, split, None)
-    return "\n".join(describe_plan("EF-FER2", job, network, bundle, precision="float32"))
+    return "\n".join(describe_plan("EF-FER2", job, network, bundle, precision="float32", starts_at_random=random))
 
 
 def test_the_numbers_that_follow_from_the_file():
@@ -60,6 +66,7 @@ def test_the_numbers_that_follow_from_the_file():
         ({"momentum": None, "epochs": 5}, False),  # ResNet's own is 0.9: 50 steps
         ({"momentum": 0.99, "epochs": 1, "batch_norm": "frozen"}, False),
         ({"momentum": 0.99, "epochs": 1, "max_steps": 2}, False),
+        ({"momentum": 0.99, "epochs": 49, "random": False}, False),
     ],
 )
 def test_statistics_that_cannot_settle_are_told(given, warns):
