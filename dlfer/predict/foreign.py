@@ -370,10 +370,9 @@ def _open_keras(path: Path, given: InputDescription, num_labels: int) -> Foreign
         raise ModelError(f"{path}: takes {len(network.inputs)} inputs, expected one, the images.")
     layout, batch = _match_shape(path, given, network.inputs[0].shape)
     index = _choose_output(path, [output.shape for output in network.outputs], num_labels)
+    single = keras.Model(network.inputs[0], network.outputs[index])
 
     def answer(images: np.ndarray) -> np.ndarray:
-        found = network(_arrange(images, layout), training=False)
-        found = keras.tree.flatten(found)[index]
-        return _check_outputs(path, keras.ops.convert_to_numpy(found), num_labels)
+        return _check_outputs(path, single.predict_on_batch(_arrange(images, layout)), num_labels)
 
     return ForeignModel(path, given, f"Keras on {keras.backend.backend()}", answer, batch)
