@@ -36,6 +36,7 @@ from dlfer.explain.sanity import check_maps
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
 from dlfer.predict.crops import Crop, build_cropper
+from dlfer.predict.job import describe_failure, interrupt_on_signals
 from dlfer.predict.media import CAMERA, NOT_READ, BadInput, Frame, is_video, list_inputs, open_inputs
 from dlfer.predict.predictor import NOTICE
 from dlfer.runs.files import read_json, write_atomically, write_npz
@@ -114,6 +115,7 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     Raises:
         UserError, ModelError, EnvironmentProblem: the job cannot begin, as when an output would replace something, or no
             face was found at all.
+        KeyboardInterrupt: after Ctrl-C, when the page of the faces until then is written.
     """
     tally = Tally()
     inputs = list(list_inputs(names, stdin=sys.stdin, tally=tally))
@@ -128,26 +130,20 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
         return [(crop, explainer.explain(crop.pixels, target)) for crop in cropper([image])[0]]
 
     failed: list[str] = []
-    records, kept = [], []
-    listener = ConsoleListener()
-    try:
-        pictures = _read_pictures(inputs, set(names), failed, tally)
-        for explained in _explain_faces(pictures, explain, used, failed, say=say):
-            if not _write_face(explained, job, classifier, failed):
-                continue
-            records.append(_describe_face(explained, classifier))
-            # Of many faces only the arrays on disk are kept.
-            kept = kept if len(kept) == MOST_CHECKED else [*kept, explained]
-            listener.finish_part("faces", len(records), max(len(inputs), len(records)))
-    finally:
-        listener.close()
+    pictures = _read_pictures(inputs, set(names), failed, tally)
+    faces = _explain_faces(pictures, explain, used, failed, say=say)
+    records, kept, interrupt = _write_faces(faces, job, classifier, failed, num_inputs=len(inputs))
     for line in [*tally.describe(), *failed]:
         say(line)
+    if interrupt is not None:
+        say("explain: interrupted; what follows is of the faces until then")
+        if not records:
+            raise interrupt
     if not records:
         raise UserError(
             "explain: no face was explained. Faces are found by a detector; --faces whole takes each picture for one."
         )
-    sanity = check_some(explainer, kept, job)
+    sanity = check_some(explainer, kept, job) if interrupt is None else None
     record = {"labels": list(classifier.labels), "faces": records, **describe_job(job, sanity)}
     write_atomically(job.out / "explanations.json", json.dumps(record, indent=2) + "\n")
     reading = [describe_maps(kept[0].explanation, None)]
@@ -157,7 +153,32 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
         )
     context = {"title": "What the answers hang on", "reading": reading, "failed": failed}
     page = write_page(job, [record["name"] for record in records[:MOST_SHOWN]], context=context, sanity=sanity)
+    if interrupt is not None:
+        raise interrupt
     return page, len(failed)
+
+
+def _write_faces(
+    faces: Iterator[Explained], job: ExplainJob, classifier: Classifier, failed: list[str], *, num_inputs: int
+) -> tuple[list[dict[str, Any]], list[Explained], KeyboardInterrupt | None]:
+    """Write the figure and the arrays of each face; return their records, the first faces, and what ended the work early."""
+    records: list[dict[str, Any]] = []
+    kept: list[Explained] = []
+    listener = ConsoleListener()
+    try:
+        with interrupt_on_signals():
+            for explained in faces:
+                if not _write_face(explained, job, classifier, failed):
+                    continue
+                records.append(_describe_face(explained, classifier))
+                # Of many faces only the arrays on disk are kept.
+                kept = kept if len(kept) == MOST_CHECKED else [*kept, explained]
+                listener.finish_part("faces", len(records), max(num_inputs, len(records)))
+    except KeyboardInterrupt as error:
+        return records, kept, error
+    finally:
+        listener.close()
+    return records, kept, None
 
 
 @dataclass
@@ -235,8 +256,7 @@ def _note(name: str, error: Exception, failed: list[str]) -> None:
     """Add to `failed` what is wrong with one picture; raise what is wrong with the whole job."""
     if isinstance(error, DlferError) and not isinstance(error, DataError):
         raise error
-    kind = "" if isinstance(error, DlferError | OSError) else f"{type(error).__name__}: "
-    failed.append(escape_text(f"not explained: {name}: {kind}{error}"))
+    failed.append(escape_text(f"not explained: {name}: {describe_failure(error)}"))
 
 
 def build_explainer(classifier: Classifier, job: ExplainJob, say: Callable[[str], None]) -> Explainer:

@@ -7,9 +7,11 @@ import errno
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -370,6 +372,28 @@ def _show_all(results: Iterator[FramePrediction | BadInput]) -> Iterator[FramePr
         window.close()
 
 
+@contextlib.contextmanager
+def interrupt_on_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP end the work as Ctrl-C does, so that what is done until then is written.
+
+    A signal that is ignored, as under nohup, stays so; on another thread than the main one nothing is changed.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    names = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {number: signal.getsignal(number) for number in names}
+    for number, handler in before.items():
+        if handler == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            if handler is not None:
+                signal.signal(number, handler)
+
+
 _MOST_FAILURES = 20
 NOT_REACHED = "not reached before the job ended"
 
@@ -441,6 +465,7 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
         table = open_table(job.out, labels=predictor.labels, about=about)
         sketches = Sketches(job.draw, force=job.force) if job.draw is not None else None
         with (
+            interrupt_on_signals(),
             contextlib.closing(inputs),
             contextlib.closing(results),
             contextlib.closing(_report_progress(results, num_pictures)) as reported,
@@ -585,9 +610,16 @@ class _Outcome:
         self.notes = sketches.notes
 
     def _note(self, name: str, error: Exception) -> None:
-        kind = "" if isinstance(error, DlferError | OSError) else f"{type(error).__name__}: "
         name = to_utf8(name)
-        self.undrawn.append({"file": name, "error": f"{name}: predicted, not drawn: {kind}{to_utf8(str(error))}"})
+        text = to_utf8(describe_failure(error))
+        self.undrawn.append({"file": name, "error": f"{name}: predicted, not drawn: {text}"})
+
+
+def describe_failure(error: Exception) -> str:
+    """Return what is wrong with one item, in words; the kind of an error that is not dlfer's own stands before it."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    return str(error) if isinstance(error, DlferError | OSError) else f"{type(error).__name__}: {error}"
 
 
 def _report_progress(

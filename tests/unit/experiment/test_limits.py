@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 
 import pytest
 
@@ -281,3 +283,18 @@ def test_all_obstacles_stand_in_one_message(find, tmp_path):
     assert all(
         text in str(caught.value) for text in ("a.yaml", "image_size", "epochs", "nowhere", "efficientnet_lite2")
     )
+
+
+@pytest.mark.parametrize("keys", ["", "pretrain: {weights: imagenet, image_size: 48}\n", "balance"])
+def test_nothing_heavy_is_loaded_to_find_them(tmp_path, keys):
+    text = PLAIN.replace("image_size: 96", "image_size: 48, balance: sampler") if keys == "balance" else PLAIN + keys
+    (tmp_path / "a.yaml").write_text(f"{text}model: {{backbone: efficientnet_lite2}}\n")
+    code = (
+        "import sys; from dlfer.cli import main\n"
+        "try:\n    main(['check', sys.argv[1]])\nexcept SystemExit as end:\n    assert not end.code, end.code\n"
+        "print(sorted({'tensorflow', 'keras', 'scipy', 'sklearn', 'pandas', 'matplotlib', 'cv2'} & set(sys.modules)))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "a.yaml")], capture_output=True, text=True, check=True, cwd=tmp_path
+    )
+    assert done.stdout.splitlines()[-1] == "[]"

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dlfer.config.sections import ModelConfig
 from dlfer.data.bundle import Split
+from dlfer.explain import jobs
 from dlfer.explain.explanation import MapOptions
 
 LABELS = ("Angry", "Happy", "Sad")
@@ -49,6 +50,24 @@ def test_videos_in_a_folder_are_counted_and_no_failure(call, pictures, model, gi
     assert code == 0
     assert "2 files seen, 1 used, 1 left out." in err
     assert "Left out, videos, of which explain takes none: 1 (a/clip.mp4)." in err
+
+
+def test_ctrl_c_leaves_the_page_of_the_faces_so_far(call, pictures, model, monkeypatch):
+    def interrupt(*args):
+        if args[0].source == "b/face.png":
+            raise KeyboardInterrupt
+        return write(*args)
+
+    write = jobs._write_face
+    monkeypatch.setattr(jobs, "_write_face", interrupt)
+    code, _, err = call(
+        *("explain", "a", "b", "--model", str(model), "--faces", "whole", "--method", "occlusion", "--out", "maps")
+    )
+    assert code == 130
+    assert "interrupted" in err
+    record = json.loads((pictures / "maps" / "explanations.json").read_text())
+    assert [face["source"] for face in record["faces"]] == ["a/face.png"]
+    assert (pictures / "maps" / "index.html").is_file()
 
 
 def test_pictures_become_figures_arrays_and_a_page(call, pictures, model):

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -360,6 +361,33 @@ def test_ctrl_c_keeps_the_rows_so_far(call, draw_blocks, monkeypatch):
     code, _, _ = call("a.png", "--faces", "opencv", "--out", "a.csv")
     assert code == 130
     assert len(Path("a.csv").read_text().splitlines()) == 2
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP"])
+def test_a_job_that_is_ended_keeps_the_rows_so_far(call, draw_blocks, monkeypatch, name):
+    def end(*args, **options):
+        yield next(inputs(*args, **options))
+        os.kill(os.getpid(), getattr(signal, name))
+        time.sleep(5)
+
+    inputs, before = module.predict_inputs, signal.getsignal(getattr(signal, name))
+    save(draw_blocks, "a.png", "b.png")
+    monkeypatch.setattr(module, "predict_inputs", end)
+    code, _, err = call("a.png", "b.png", "--faces", "whole", "--out", "a.csv")
+    assert code == 130
+    assert [row["file"] for row in read_csv("a.csv")] == ["a.png"]
+    assert "not reached before the job ended: 1" in err
+    assert signal.getsignal(getattr(signal, name)) == before
+    assert not list(Path().glob(".*.tmp"))
+
+
+def test_a_signal_that_is_ignored_stays_so():
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with module.interrupt_on_signals():
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_inputs_that_an_interrupted_job_did_not_reach_are_counted(call, draw_blocks, monkeypatch):
