@@ -384,7 +384,7 @@ def interrupt_on_signals() -> Iterator[None]:
     names = [getattr(signal, name) for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
     before = {number: signal.getsignal(number) for number in names}
     for number, handler in before.items():
-        if handler == signal.SIG_DFL:
+        if handler not in (signal.SIG_IGN, None):  # the command line's own handler ends at once
             signal.signal(number, signal.default_int_handler)
     try:
         yield
