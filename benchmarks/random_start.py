@@ -206,7 +206,9 @@ def main() -> None:
     recipe = Path(__file__).parents[1] / "experiments" / "lite2.yaml"
     curves: dict[str, dict[str, list]] = {}
     for backbone in given.backbones:
-        config = load_experiment(recipe, {**overrides, "model.backbone": backbone})
+        # The recipe's drop_connect is a key of EfficientNets alone.
+        own = {} if backbone.startswith("efficientnet_") else {"model.drop_connect": None}
+        config = load_experiment(recipe, {**overrides, **own, "model.backbone": backbone})
         for side in given.sides:
             file = given.out / f"{backbone}_{side}.json"
             if not file.exists():
