@@ -105,6 +105,8 @@ def check_batch_size(batch_size: Any) -> None:
 
 def _to_picture(given: Any, name: str, read: Callable[[str | Path], np.ndarray]) -> np.ndarray:
     """Return one picture as uint8 [H, W, 1 or 3]."""
+    if isinstance(given, str) and not given.strip():
+        raise DataError(f"{name}: found an empty text, expected the path of a picture.")
     if isinstance(given, str | Path):
         return read(given)
     if isinstance(given, Image.Image):
@@ -153,6 +155,10 @@ def _check_array(given: Any, name: str) -> np.ndarray:
     """Return what is an array, or is like one, if it is of uint8."""
     if not isinstance(given, np.ndarray) and not hasattr(given, "__array__"):
         raise DataError(f"{name}: found {_name_kind(given)}, {EXPECTED}.")
+    if isinstance(given, np.ma.MaskedArray) and np.ma.is_masked(given):
+        raise DataError(
+            f"{name}: found a masked array, whose masked pixels have no value; give them one: images.filled(0)."
+        )
     try:
         array = np.asarray(given)
     except Exception as error:  # e.g. a tensor on another device

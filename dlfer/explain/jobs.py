@@ -121,7 +121,7 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     inputs = list(list_inputs(names, stdin=sys.stdin, tally=tally))
     known = [name for name in inputs if isinstance(name, str) and not name.startswith(CAMERA)]
     used = _check_places([clean_name(Path(name).stem) for name in known], job, known)
-    classifier = load_artifact(str(job.model or find_default_model()))
+    classifier = load_artifact(str(find_default_model() if job.model is None else job.model))
     target = _find_label(classifier, job.label)
     explainer = build_explainer(classifier, job, say)
     cropper = build_cropper(job.faces, classifier, detector_size=job.detector_size)

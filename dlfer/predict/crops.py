@@ -96,8 +96,9 @@ def build_cropper(faces: str, classifier: Engine, *, detector_size: int | None =
     """
     if faces not in FACES:
         raise UserError(f"faces: found {faces!r}, expected one of {', '.join(FACES)}.")
-    if detector_size is not None and not 64 <= detector_size <= 4096:
-        raise UserError(f"detector size: found {detector_size}, expected 64 to 4096 pixels.")
+    is_number = isinstance(detector_size, int) and not isinstance(detector_size, bool)
+    if detector_size is not None and not (is_number and 64 <= detector_size <= 4096):
+        raise UserError(f"detector size: found {detector_size!r}, expected a whole number of pixels, 64 to 4096.")
     about, channels, aspect = classifier.about, classifier.channels, classifier.aspect
     trained = FacesConfig.model_validate(about.faces) if about.faces else None
     size = int(about.face_size or classifier.image_size)

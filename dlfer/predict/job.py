@@ -510,7 +510,7 @@ def _check_places(known: Sequence[str], job: PredictionJob, *, has_list: bool) -
 
 def _open_engine(job: PredictionJob, num_pictures: int | None, *, say: Callable[[str], None]) -> Engine:
     """Return what computes; of videos and lists the number of pictures is not known, and they are many."""
-    name = str(job.model or find_default_model())
+    name = str(find_default_model() if job.model is None else job.model)
     if job.engine == AUTO:
         return choose_engine(name, num_faces=num_pictures or 64, any_size=job.faces == "whole", say=say)
     if job.model is None and job.engine == "litert":

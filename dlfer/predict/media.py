@@ -186,6 +186,8 @@ def _open_capture(name: str, *, is_live: bool) -> Any:
         # OpenCV would take other names for addresses and patterns; only files are meant.
         if not _check_name(name).is_file():
             raise DataError(f"{name}: there is no such file.")
+        if not os.path.getsize(name):
+            raise DataError(f"{name}: the file is empty.")
         source = str(Path(name).resolve())
     with _give_plain_name(source) as source:
         capture = cv2.VideoCapture(source)

@@ -365,7 +365,9 @@ def hash_file(path: Path) -> str:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
-        raise ModelError(f"{path}: expected a file of a model: {error}.") from error
+        raise ModelError(
+            f"{path}: expected a file of a model: {error.strerror or error}. Copy the model again, with all of its files."
+        ) from error
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

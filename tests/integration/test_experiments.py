@@ -1,11 +1,13 @@
 """Every shipped experiment: it has the head that a reader needs, is valid, and runs with --smoke."""
 
 import json
+import re
 
 import pytest
 
 from dlfer.config.keys import build_schema
-from dlfer.config.load import load_experiment
+from dlfer.config.load import load_experiment, parse_override
+from dlfer.experiment import limits
 from tests.integration.conftest import ROOT, dlfer
 
 FILES = sorted((ROOT / "experiments").glob("*.yaml"))
@@ -21,6 +23,16 @@ def test_file_says_purpose_command_cost_and_what_to_expect(file):
     assert config.experiment.name == file.stem
     assert config.expected.result
     assert config.expected.cost
+
+
+def test_the_variant_of_the_hybrid_with_weights_of_its_branches_can_be_checked(monkeypatch):
+    monkeypatch.setattr(limits, "find_network_problem", lambda: "no network")
+    monkeypatch.setattr(limits, "_is_downloaded", lambda name: False)
+    file = ROOT / "experiments" / "hybrid.yaml"
+    override = re.search(r"--set '(pretrain=[^']*)'", file.read_text())[1]
+    found = limits.find_obstacles(load_experiment(file, dict([parse_override(override)])))
+    assert any("the ImageNet weights of resnet50 cannot be downloaded" in line for line in found)
+    assert any(line.startswith("pretrain.weights of branch2_resnet34: ") for line in found)
 
 
 @pytest.mark.parametrize("name", ["dlfer_paper", "backbones", "hybrid", "ensemble"])

@@ -19,6 +19,7 @@ from PIL import Image
 
 from dlfer import cli
 from dlfer.data.faces import Face
+from dlfer.errors import ModelError
 from dlfer.predict import job as module
 from dlfer.predict import tables
 from dlfer.predict.job import VideoWriter
@@ -412,6 +413,14 @@ def test_a_failure_leaves_no_table(call, draw_blocks, monkeypatch, classifier):
         module.predict_files(["a.png"], module.PredictionJob(out=Path("a.csv"), faces="opencv"), say=lambda text: None)
     assert not list(Path().glob("*.csv*"))
     assert not list(Path().glob(".*.tmp"))
+
+
+def test_an_empty_name_of_a_model_is_not_the_default(draw_blocks, tmp_path, monkeypatch):
+    """As an empty variable of a shell gives it."""
+    monkeypatch.chdir(tmp_path)
+    save(draw_blocks, "a.png")
+    with pytest.raises(ModelError, match="found ''"):
+        module.predict_files(["a.png"], module.PredictionJob(model=""), say=lambda text: None)
 
 
 @pytest.mark.parametrize(

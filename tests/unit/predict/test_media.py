@@ -158,7 +158,7 @@ def test_videos_that_are_none(tmp_path):
     (tmp_path / "empty.mp4").write_bytes(b"")
     for name, problem in (
         (tmp_path / "a.mp4", "cannot be opened|no frame"),
-        (tmp_path / "empty.mp4", "cannot be opened|no frame"),
+        (tmp_path / "empty.mp4", "the file is empty"),
         (tmp_path / "absent.avi", "no such file"),
         ("http://127.0.0.1:9/a.mp4", "an address"),
         ("camera:x", "number of a camera"),

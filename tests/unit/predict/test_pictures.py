@@ -199,3 +199,22 @@ def test_predictions_of_a_smoke_model_say_so_first(classifier):
     classifier.about = About(smoke=True)
     about = describe_predictions(FacePredictor(classifier, faces="whole"), faces="whole", smooth=None)
     assert (about["notice"].startswith(SMOKE), about["smoke"]) == (True, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "problem"),
+    [
+        ("", "found an empty text, expected the path"),
+        (["  "], r"images\[0\]: found an empty text"),
+        (np.ma.masked_array(COLOUR, mask=COLOUR > 9), "found a masked array"),
+    ],
+)
+def test_what_only_looks_like_a_picture_is_refused(given, problem):
+    with pytest.raises(DataError, match=problem):
+        to_pictures(given)
+
+
+@pytest.mark.parametrize("size", ["big", 5, 4097, 640.0, True])
+def test_a_size_for_the_detector_that_is_none_is_told(classifier, size):
+    with pytest.raises(UserError, match="detector size: found"):
+        FacePredictor(classifier, detector_size=size)
