@@ -31,12 +31,15 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,t
     pip install --quiet --require-hashes --requirement locks/cpu.txt --requirement extras.txt
 
 
-FROM builder AS package
-COPY README.md LICENSE requirements.txt pyproject.toml ./
+FROM builder AS package-source
+COPY README.md LICENSE MANIFEST.in requirements.txt pyproject.toml setup.py ./
 COPY dlfer dlfer
+
+
 # Compiled for where it will stand, and not compared with the time of its source, which a copy may change.
+FROM package-source AS package-cpu
 RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
-    pip install --quiet --no-deps --no-compile --prefix /package . \
+    DLFER_TENSORFLOW=tensorflow-cpu pip install --quiet --no-deps --no-compile --prefix /package . \
     && python3 -m compileall -q -s /package -p /opt/venv --invalidation-mode unchecked-hash /package/lib
 
 
@@ -83,7 +86,7 @@ LABEL org.opencontainers.image.title="dlfer" \
 
 FROM runtime AS cpu
 COPY --from=builder-cpu /opt/venv /opt/venv
-COPY --from=package /package /opt/venv
+COPY --from=package-cpu /package /opt/venv
 COPY saved_models /opt/dlfer/saved_models
 COPY experiments /app/experiments
 
@@ -93,11 +96,17 @@ RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,t
     pip install --quiet --require-hashes --requirement locks/gpu.txt --requirement extras.txt
 
 
+FROM package-source AS package-gpu
+RUN --mount=type=cache,target=/root/.cache/pip --mount=type=secret,id=pip.conf,target=/etc/pip.conf \
+    DLFER_TENSORFLOW="tensorflow[and-cuda]" pip install --quiet --no-deps --no-compile --prefix /package . \
+    && python3 -m compileall -q -s /package -p /opt/venv --invalidation-mode unchecked-hash /package/lib
+
+
 FROM runtime AS gpu
 # What the NVIDIA Container Toolkit is to bring in of the host's driver.
 ENV NVIDIA_VISIBLE_DEVICES=all \
     NVIDIA_DRIVER_CAPABILITIES=compute,utility
 COPY --from=builder-gpu /opt/venv /opt/venv
-COPY --from=package /package /opt/venv
+COPY --from=package-gpu /package /opt/venv
 COPY saved_models /opt/dlfer/saved_models
 COPY experiments /app/experiments

@@ -9,12 +9,14 @@ BIN = .venv/bin
 # Every package is in a lock file, with its version and the sha256 of its files; what differs is refused.
 INSTALL_LOCKED = -m pip --disable-pip-version-check install --quiet --require-hashes --requirement
 INSTALL_DLFER = -m pip --disable-pip-version-check install --quiet --no-deps --editable .
+# setup.py lets dlfer require the build of TensorFlow that is installed.
+export DLFER_TENSORFLOW = $(TENSORFLOW)
 
 .PHONY: install install-predict demo test test-slow lint fuzz bench jax lock lock-check sbom docker-check clean
 
 install: .venv/installed
 
-.venv/installed: locks/cpu.txt locks/gpu.txt pyproject.toml
+.venv/installed: locks/cpu.txt locks/gpu.txt pyproject.toml setup.py
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and f"found Python {sys.version.split()[0]}, dlfer needs 3.11 to 3.13; say make PYTHON=python3.12")'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python $(INSTALL_LOCKED) locks/$(BUILD).txt

@@ -12,6 +12,7 @@ its versions, so that one environment can be installed from several of them.
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 import tempfile
@@ -32,7 +33,11 @@ def list_inputs() -> dict[str, str]:
     read = {path.stem.removeprefix("requirements-"): path.read_text() for path in ROOT.glob("requirements*.txt")}
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
     lines = {name: "\n".join(group) + "\n" for name, group in groups.items()}
-    builds = {name: read["requirements"] + lines.pop(name) for name in ("cpu", "gpu")}
+    cpu = "tensorflow-cpu==\\1; sys_platform != 'darwin'\ntensorflow==\\1; sys_platform == 'darwin'"
+    builds = {
+        name: re.sub(r"(?m)^tensorflow==(\S+)$", build, read["requirements"])
+        for name, build in (("cpu", cpu), ("gpu", "tensorflow[and-cuda]==\\1"))
+    }
     others = {name: text for name, text in read.items() if name not in ("requirements", "dev")}
     return {"dev": builds["cpu"] + read["dev"], **builds, **others, **lines}
 

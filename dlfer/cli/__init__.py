@@ -121,7 +121,7 @@ def main(argv: list[str] | None = None) -> None:
             raise
         say(
             f"dlfer: this command needs the package that Python imports as {error.name}, which is not installed in "
-            f"{sys.prefix}. Install dlfer with TensorFlow: pip install 'dlfer[cpu]' or 'dlfer[gpu]' (in a clone: make install). "
+            f"{sys.prefix}. Install dlfer with TensorFlow: pip install dlfer (in a clone: make install). "
             "Without TensorFlow there are predict, serve, init, show and report."
         )
         sys.exit(1)

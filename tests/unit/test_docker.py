@@ -12,7 +12,17 @@ import dlfer
 from dlfer.cli import app
 
 ROOT = Path(__file__).resolve().parents[2]
-STAGES = ("builder", "builder-cpu", "package", "runtime", "cpu", "builder-gpu", "gpu")
+STAGES = (
+    "builder",
+    "builder-cpu",
+    "package-source",
+    "package-cpu",
+    "runtime",
+    "cpu",
+    "builder-gpu",
+    "package-gpu",
+    "gpu",
+)
 Stages = dict[str, list[tuple[str, str]]]
 
 
@@ -46,7 +56,7 @@ def test_stages_start_from_one_base_that_can_be_replaced(stages):
     assert tuple(stages)[1:] == STAGES
     assert stages[""] == [("ARG", "BASE_IMAGE=python:3.12-slim")]
     sources = {stage: lines[0][1].split(" AS ")[0] for stage, lines in stages.items() if stage}
-    assert set(sources.values()) <= {"${BASE_IMAGE}", "builder", "runtime"}
+    assert set(sources.values()) <= {"${BASE_IMAGE}", "builder", "package-source", "runtime"}
 
 
 @pytest.mark.parametrize("stage", ["cpu", "gpu"])
@@ -79,7 +89,9 @@ def test_code_comes_after_what_is_installed(stages):
     for stage in ("cpu", "gpu"):
         copies = get_all(stages, stage, "COPY")
         assert copies[0].startswith(f"--from=builder-{stage} ")
-        assert "--from=package /package /opt/venv" in copies[1:]
+        assert f"--from=package-{stage} /package /opt/venv" in copies[1:]
+        build = {"cpu": "tensorflow-cpu", "gpu": '"tensorflow[and-cuda]"'}[stage]
+        assert any(f"DLFER_TENSORFLOW={build} pip install" in run for run in get_all(stages, f"package-{stage}", "RUN"))
 
 
 def test_labels_tell_the_version(stages):
