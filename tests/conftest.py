@@ -8,7 +8,7 @@ import pytest
 from hypothesis import settings
 
 # How long an example takes says more about what else the machine does than about the code.
-settings.register_profile("dlfer")
+settings.register_profile("dlfer", deadline=None)
 settings.load_profile("dlfer")
 
 
