@@ -9,7 +9,6 @@ import platform
 import shutil
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,7 +97,6 @@ def list_pins() -> dict[str, str]:
     path = checkout / "requirements.txt" if checkout else None
     if path is not None and path.is_file():
         lines = [line.partition(" #")[0].strip() for line in path.read_text(encoding="utf-8").splitlines()]
-        lines += tomllib.loads((checkout / "pyproject.toml").read_text())["project"]["optional-dependencies"]["cpu"]
     else:
         try:
             lines = importlib.metadata.requires("dlfer") or []
@@ -110,7 +108,7 @@ def list_pins() -> dict[str, str]:
             requirement = Requirement(line)
         except InvalidRequirement:
             continue
-        if requirement.marker is None or requirement.marker.evaluate({"extra": "cpu"}):
+        if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
             exact = [item.version for item in requirement.specifier if item.operator == "=="]
             pins["tensorflow" if requirement.name in TENSORFLOWS else requirement.name] = exact[0] if exact else ""
     return pins
