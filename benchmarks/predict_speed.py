@@ -22,7 +22,7 @@ from timing import tell_row, write_figures
 import dlfer
 from dlfer.config.names import FER2013_LABELS
 from dlfer.data.synthetic.faces import draw_face
-from dlfer.predict.job import VideoWriter
+from dlfer.predict.draw import VideoWriter
 from dlfer.predict.media import open_inputs
 from dlfer.predict.predictor import FacePredictor, predict_inputs
 

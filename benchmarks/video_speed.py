@@ -22,7 +22,7 @@ from timing import Timing, add_options, describe_ratio, tell_row, time_by_turns,
 
 import dlfer
 from dlfer.predict.crops import Cropper
-from dlfer.predict.job import VideoWriter
+from dlfer.predict.draw import VideoWriter
 from dlfer.predict.media import load_opencv, open_inputs, read_video
 from dlfer.predict.predictor import FacePrediction, FacePredictor, predict_inputs
 from dlfer.predict.tracks import FaceTracker, choose_interval, compute_overlap

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from dlfer.predict.job import PAPER, Sketches, draw_faces
+from dlfer.predict.draw import PAPER, Sketches, draw_faces
 from dlfer.predict.media import Frame, Video, open_inputs
 from dlfer.predict.predictor import FacePrediction, FramePrediction
 

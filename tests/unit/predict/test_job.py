@@ -20,9 +20,9 @@ from PIL import Image
 from dlfer import cli
 from dlfer.data.faces import Face
 from dlfer.errors import ModelError
+from dlfer.predict import draw, tables
 from dlfer.predict import job as module
-from dlfer.predict import tables
-from dlfer.predict.job import VideoWriter
+from dlfer.predict.draw import VideoWriter
 from dlfer.predict.media import Frame, Video
 from dlfer.predict.predictor import FramePrediction
 
@@ -202,8 +202,8 @@ def open_windows(monkeypatch):
 
     def put(**options):
         windows = FakeWindows(cv2, **options)
-        monkeypatch.setattr(module, "load_opencv", lambda: windows)
-        monkeypatch.setattr(module.subprocess, "run", lambda *args, **kw: SimpleNamespace(returncode=0, stderr=""))
+        monkeypatch.setattr(draw, "load_opencv", lambda: windows)
+        monkeypatch.setattr(draw.subprocess, "run", lambda *args, **kw: SimpleNamespace(returncode=0, stderr=""))
         monkeypatch.setenv("DISPLAY", ":77")
         return windows
 
@@ -218,11 +218,11 @@ def test_a_video_is_shown_with_its_boxes_and_the_table_is_the_same(call, draw_bl
     assert Path("a.csv").read_text() == Path("b.csv").read_text()
     assert len(windows.shown) == 9
     assert {(title, image.shape, image.dtype) for title, image in windows.shown} == {
-        (module.TITLE, (240, 320, 3), np.dtype(np.uint8))
+        (draw.TITLE, (240, 320, 3), np.dtype(np.uint8))
     }
     assert windows.closed == 1
     # The colour of a label, in the order of OpenCV.
-    assert (windows.shown[0][1].reshape(-1, 3) == module.PAPER[::-1]).all(axis=1).any()
+    assert (windows.shown[0][1].reshape(-1, 3) == draw.PAPER[::-1]).all(axis=1).any()
     assert Path("drawn/a.mp4").stat().st_size > 1000
 
 
@@ -253,8 +253,8 @@ def test_a_video_is_shown_at_its_rate_and_what_comes_late_is_not_caught_up_with(
         return -1
 
     monkeypatch.setattr(windows, "waitKey", wait)
-    monkeypatch.setattr(module.time, "monotonic", lambda: now)
-    window, video, ends = module.Window(), Video(10.0, None, False), []
+    monkeypatch.setattr(draw.time, "monotonic", lambda: now)
+    window, video, ends = draw.Window(), Video(10.0, None, False), []
     for index in range(6):
         now += 0.5 if index == 3 else 0.02  # what the prediction takes
         assert window.show(
@@ -337,7 +337,7 @@ def test_where_no_window_can_be_opened_it_is_said_before_the_model_is_loaded(
     windows = open_windows()
     failed = SimpleNamespace(returncode=-6, stderr="qt.qpa.xcb: could not connect to display :0\nAborted\n")
     monkeypatch.setattr(windows, "getBuildInformation", lambda: build)
-    monkeypatch.setattr(module.subprocess, "run", lambda *args, **kw: failed)
+    monkeypatch.setattr(draw.subprocess, "run", lambda *args, **kw: failed)
     monkeypatch.setattr(module, "load_engine", lambda *args: 1 / 0)
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setenv("DISPLAY", display)

@@ -11,7 +11,7 @@ from PIL import Image
 from dlfer.data.files import Tally
 from dlfer.errors import DataError
 from dlfer.predict import media
-from dlfer.predict.job import VideoWriter
+from dlfer.predict.draw import VideoWriter
 from dlfer.predict.media import BadInput, Frame, is_video, list_inputs, open_inputs, read_ahead, read_video
 
 
