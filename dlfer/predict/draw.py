@@ -1,0 +1,361 @@
+"""Faces marked in pictures and videos, written as files or shown in a window."""
+
+from __future__ import annotations
+
+import errno
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dlfer.errors import DataError, EnvironmentProblem
+from dlfer.predict.media import BadInput, Frame, is_video, load_opencv
+from dlfer.predict.predictor import FacePrediction, FramePrediction
+from dlfer.runs.files import replace_when_done
+from dlfer.runs.outputs import choose_name, fold_name
+from dlfer.runs.text import to_utf8
+
+INK, PAPER, UNSURE = (255, 255, 255), (0, 92, 168), (96, 96, 96)
+"""White on blue, 6.9 to 1; white on grey, 6.2 to 1, where the classifier abstains."""
+
+MIN_SIDE = 240
+"""Pictures with a shorter side are enlarged to it, so that a label can be read."""
+
+_MAX_SIDE = 8192
+"""Pixels of the longer side to which such a picture is enlarged at most."""
+
+
+def draw_faces(image: np.ndarray, faces: list[FacePrediction], *, enlarge: bool = True) -> np.ndarray:
+    """Return uint8 [H, W, 3] of a picture with its faces marked.
+
+    Args:
+        image: uint8 [H, W, 3].
+        faces: in it, as predicted.
+        enlarge: small pictures, such as crops of faces, to 240 pixels on the shorter side.
+    """
+    scale = max(1, min(-(-MIN_SIDE // min(image.shape[:2])), _MAX_SIDE // max(image.shape[:2]))) if enlarge else 1
+    picture = Image.fromarray(image)
+    if scale > 1:
+        picture = picture.resize((picture.width * scale, picture.height * scale), Image.Resampling.BICUBIC)
+    pen = ImageDraw.Draw(picture)
+    font = _load_font(max(12, min(picture.size) // 28))
+    for face in faces:
+        colour = UNSURE if face.abstained else PAPER
+        number = "" if face.track is None else f"#{face.track} "
+        text = f"{number}{face.label} {face.confidence:.0%}"
+        x, y = 0.0, 0.0
+        if face.box is not None:
+            x0, y0, x1, y1 = (value * scale for value in face.box)
+            pen.rectangle((x0, y0, x1, y1), outline=colour, width=max(2, min(picture.size) // 250))
+            x, y = x0, y0
+        _write_text(pen, text, (x, y), font=font, colour=colour, size=picture.size)
+    return np.array(picture)
+
+
+_MOST_REPEATED = 100_000
+"""Frames, about an hour: a longer gap is a fault in the times of a video."""
+
+
+class VideoWriter:
+    """An mp4 video of `rate` frames a second, written frame by frame; it has its name when it is closed.
+
+    Attributes:
+        num_left_out: frames that came before the one before them was over.
+    """
+
+    def __init__(self, path: Path, *, rate: float) -> None:
+        self.path = path
+        self._rate = rate
+        self._writer: Any = None
+        self._shape: tuple[int, ...] | None = None
+        self._folder: tempfile.TemporaryDirectory | None = None
+        self._begin = 0.0
+        self._num_written = self.num_left_out = 0
+        self._last: np.ndarray | None = None
+
+    def write(self, frame: np.ndarray, seconds: float | None = None) -> None:
+        """Add uint8 [H, W, 3] RGB; every frame has the size of the first.
+
+        With a time in `seconds` the frame is shown at that time after the first: the one before it is repeated until
+        then, and a frame that comes before the last one is over is left out and counted.
+
+        Raises:
+            DataError: another size, or the video cannot be written.
+        """
+        cv2 = load_opencv()
+        if self._writer is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._folder = _make_place(self.path)
+            size = frame.shape[1], frame.shape[0]
+            self._writer = cv2.VideoWriter(str(self._draft), cv2.VideoWriter_fourcc(*"mp4v"), self._rate, size)
+            self._shape = frame.shape
+            if not self._writer.isOpened():
+                self.discard()
+                raise DataError(f"{self.path}: OpenCV cannot write a video of {size[0]} x {size[1]} pixels there.")
+        if frame.shape != self._shape:
+            raise DataError(f"{self.path}: found a frame of shape {frame.shape}, expected {self._shape} as the first.")
+        pixels = np.ascontiguousarray(frame[..., ::-1])
+        if seconds is not None:
+            self._begin = seconds if self._num_written == 0 else self._begin
+            place = round((seconds - self._begin) * self._rate)
+            if place < self._num_written and self._num_written:
+                self.num_left_out += 1
+                return
+            for _ in range(min(place - self._num_written, _MOST_REPEATED)):
+                self._write_one(self._last)
+        self._write_one(pixels)
+        self._last = pixels
+
+    def _write_one(self, pixels: np.ndarray) -> None:
+        self._writer.write(pixels)
+        self._num_written += 1
+
+    def close(self) -> None:
+        """End the video; without a frame nothing was written.
+
+        Raises:
+            DataError: it cannot be read again, as when the disk became full: OpenCV does not tell.
+            OSError: it cannot be given its name.
+        """
+        if self._writer is None:
+            return
+        self._writer.release()
+        try:
+            capture = load_opencv().VideoCapture(str(self._draft))
+            is_whole = capture.isOpened() and capture.grab()
+            capture.release()
+            if not is_whole:
+                raise DataError(f"{self.path}: the video could not be written; is the disk full?")
+            with replace_when_done(self.path) as temporary:
+                shutil.move(self._draft, temporary)
+        finally:
+            self.discard()
+
+    def discard(self) -> None:
+        """Leave nothing behind of a video that is not closed."""
+        if self._writer is not None:
+            self._writer.release()
+        if self._folder is not None:
+            self._folder.cleanup()
+        self._writer = self._folder = None
+
+    @property
+    def _draft(self) -> Path:
+        return Path(self._folder.name) / "video.mp4"
+
+
+def _make_place(path: Path) -> tempfile.TemporaryDirectory:
+    """Return a folder beside a file, or elsewhere if the path is not UTF-8, which OpenCV does not take."""
+    is_plain = to_utf8(str(path.parent)) == str(path.parent)
+    return tempfile.TemporaryDirectory(
+        prefix=".dlfer-", dir=path.parent if is_plain else None, ignore_cleanup_errors=True
+    )
+
+
+class Sketches:
+    """A folder of marked pictures (.jpg) and videos (.mp4), named after the inputs; -2, -3 ... where names meet.
+
+    Args:
+        folder: where they go.
+        force: whether files that are there are replaced.
+
+    Attributes:
+        notes: a sentence for each video that could not take all frames.
+    """
+
+    def __init__(self, folder: Path, *, force: bool = False) -> None:
+        self.notes: list[str] = []
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._force = force
+        self._taken: set[str] = set()
+        self._video: object = None
+        self._writer: VideoWriter | None = None
+
+    def add(self, prediction: FramePrediction, *, every: int = 1) -> None:
+        """Write a picture, or the next frame of a video of which every `every`-th frame is predicted.
+
+        After an error the rest of a video is passed over.
+
+        Raises:
+            DataError, OSError, ValueError: it cannot be drawn, or a file that is there would be replaced.
+        """
+        frame = prediction.frame
+        if frame.video is None:
+            self.close()
+            self._save(draw_faces(frame.image, prediction.faces), self._choose_path(frame.name, ".jpg"))
+            return
+        if frame.video is not self._video:
+            self.close()
+            self._video = frame.video
+            self._writer = VideoWriter(self._choose_path(frame.name, ".mp4"), rate=frame.video.rate / every)
+        if self._writer is None:
+            return
+        try:
+            self._writer.write(draw_faces(frame.image, prediction.faces, enlarge=False), frame.seconds)
+        except BaseException:
+            self._writer.discard()
+            self._writer = None
+            raise
+
+    def close(self) -> None:
+        """End the video that is being written."""
+        writer, self._writer, self._video = self._writer, None, None
+        if writer is None:
+            return
+        writer.close()
+        if writer.num_left_out:
+            self.notes.append(
+                f"{writer.path}: {writer.num_left_out:,} frames follow others by less than a frame of this video and are "
+                "not in it; the table has them, and the others keep their times."
+            )
+
+    def _choose_path(self, name: str, suffix: str) -> Path:
+        path = self.folder / choose_sketch(name, suffix, self._taken, folder=self.folder)
+        if not self._force and os.path.lexists(path):
+            raise DataError(f"{path}: is there already and is not replaced")
+        return path
+
+    def _save(self, image: np.ndarray, path: Path) -> None:
+        if not self.folder.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "the folder is gone", str(self.folder))
+        with replace_when_done(path, durable=False) as temporary:
+            Image.fromarray(image).save(temporary, "JPEG", quality=92)
+
+
+def choose_sketch(name: str, suffix: str, taken: set[str], *, folder: Path) -> str:
+    """Return the name of a file for an input, and enter it among those that are taken."""
+    stem = Path(name.replace(":", "-")).stem
+    chosen = choose_name(stem, suffix, taken, folder=folder) + suffix
+    taken.add(fold_name(chosen))
+    return chosen
+
+
+def list_sketches(names: Iterable[str], folder: Path) -> list[Path]:
+    """Return all files that may be drawn of inputs; if some cannot be read, some of these are not."""
+    taken: set[str] = set()
+    return [folder / choose_sketch(name, ".mp4" if is_video(name) else ".jpg", taken, folder=folder) for name in names]
+
+
+@cache
+def _load_font(size: int) -> ImageFont.ImageFont | ImageFont.FreeTypeFont:
+    return ImageFont.load_default(size)
+
+
+def _write_text(
+    pen: ImageDraw.ImageDraw, text: str, place: tuple[float, float], *, font, colour, size: tuple[int, int]
+) -> None:
+    """Write on a coloured ground above a place; below or left of it where the picture ends."""
+    right, bottom = font.getbbox(text)[2:]
+    width, height = right + 6, bottom + 6
+    x = max(0.0, min(place[0], size[0] - width))
+    y = place[1] - height if place[1] >= height else place[1]
+    pen.rectangle((x, y, x + width, y + height), fill=colour)
+    pen.text((x + 3, y + 3), text, fill=INK, font=font)
+
+
+TITLE = "dlfer predict: q or Esc ends"
+
+_WINDOW_SIDE = 960
+"""Pixels of the longer side of a window at first; what is larger is shrunk to it."""
+
+_POLL = 0.05
+"""Seconds after which a window that waits looks whether it was closed."""
+
+
+def check_window() -> None:
+    """Check that a window can be opened here.
+
+    Raises:
+        EnvironmentProblem: OpenCV is not installed or was built without windows, or there is no display.
+    """
+    cv2 = load_opencv()
+    gui = re.search(r"^ *GUI: *(\S+)", cv2.getBuildInformation(), flags=re.MULTILINE)
+    if gui is not None and gui.group(1) == "NONE":
+        raise EnvironmentProblem(
+            "--show: this build of OpenCV has no windows. pip uninstall opencv-python-headless, then pip install "
+            "'opencv-python<5'; or leave --show out and write the marked video by --draw DIR."
+        )
+    if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        raise EnvironmentProblem(
+            "--show: there is no display (DISPLAY is not set). Run it in a session with a desktop, or through ssh -X; or "
+            "leave --show out and write the marked video by --draw DIR."
+        )
+    # Where the display cannot be reached, Qt ends the process: it is tried in another one.
+    code = "import cv2; cv2.namedWindow('dlfer'); cv2.waitKey(1); cv2.destroyAllWindows()"
+    tried = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, errors="replace", check=False)
+    if tried.returncode:
+        reason = (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[0][:200]
+        raise EnvironmentProblem(
+            f"--show: OpenCV cannot open a window here ({reason}). Check that DISPLAY names a display that can be reached; "
+            "or leave --show out and write the marked video by --draw DIR."
+        )
+
+
+class Window:
+    """Shows pictures until a key is pressed, videos at most at their own speed, and cameras as they come."""
+
+    def __init__(self) -> None:
+        self._cv2 = cv2 = load_opencv()
+        cv2.namedWindow(TITLE, cv2.WINDOW_NORMAL | cv2.WINDOW_KEEPRATIO | cv2.WINDOW_GUI_NORMAL)
+        self._size: tuple[int, ...] | None = None
+        self._video: object = None
+        self._begin = 0.0
+
+    def show(self, prediction: FramePrediction) -> bool:
+        """Show a picture or a frame; return whether to go on: not after q, Esc, or where the window was closed."""
+        frame = prediction.frame
+        marked = draw_faces(frame.image, prediction.faces, enlarge=frame.video is None)
+        height, width = marked.shape[:2]
+        if (width, height) != self._size:
+            self._size = width, height
+            scale = min(1.0, _WINDOW_SIDE / max(width, height))
+            self._cv2.resizeWindow(TITLE, round(width * scale), round(height * scale))
+        self._cv2.imshow(TITLE, np.ascontiguousarray(marked[..., ::-1]))
+        return self._wait(self._find_end(frame), until_key=frame.video is None)
+
+    def close(self) -> None:
+        """Close it."""
+        self._cv2.destroyAllWindows()
+
+    def _find_end(self, frame: Frame) -> float:
+        """Return until when a frame is shown, by the monotonic clock; what comes late is not caught up with."""
+        now = time.monotonic()
+        if frame.video is None or frame.video.is_live:
+            return now
+        if frame.video is not self._video:
+            self._video, self._begin = frame.video, now - (frame.seconds or 0.0)
+        self._begin = max(self._begin, now - (frame.seconds or 0.0))
+        return self._begin + (frame.seconds or 0.0)
+
+    def _wait(self, end: float, *, until_key: bool) -> bool:
+        while True:
+            rest = _POLL if until_key else min(_POLL, end - time.monotonic())
+            key = self._cv2.waitKey(max(1, round(1000 * rest)))
+            is_closed = self._cv2.getWindowProperty(TITLE, self._cv2.WND_PROP_VISIBLE) < 1
+            if is_closed or (key != -1 and key & 0xFF in (ord("q"), 27)):
+                return False
+            if key != -1 if until_key else time.monotonic() >= end:
+                return True
+
+
+def show_all(results: Iterator[FramePrediction | BadInput]) -> Iterator[FramePrediction | BadInput]:
+    """Yield the results as they are shown, until the window is closed."""
+    window = Window()
+    try:
+        for result in results:
+            yield result
+            if isinstance(result, FramePrediction) and not window.show(result):
+                return
+    finally:
+        window.close()
