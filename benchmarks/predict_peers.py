@@ -16,18 +16,16 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
-from timing import add_options, tell_row, write_figures
+from timing import Finished, add_options, run_process, tell_row, write_figures
 
 ROOT = Path(__file__).resolve().parent.parent
 MODEL = "lite2_96"
@@ -82,16 +80,6 @@ print(json.dumps(rows))
 
 
 @dataclass(frozen=True)
-class Cost:
-    """What a process took: seconds of wall time and of CPU time, megabytes at most, and its last line on stdout."""
-
-    wall: float
-    cpu: float
-    megabytes: float
-    output: str = ""
-
-
-@dataclass(frozen=True)
 class System:
     """One of what is compared: how it labels photographs or a video, and ready faces, as a command.
 
@@ -111,25 +99,9 @@ class System:
     folder: Path
 
 
-def measure(command: Sequence[str], system: System) -> Cost:
-    """Run a command of a system to its end.
-
-    Raises:
-        RuntimeError: it failed; the message is the end of what it wrote to stderr.
-    """
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        start = time.perf_counter()
-        environment = {**os.environ, **system.environment}
-        process = subprocess.Popen(command, stdout=output, stderr=errors, env=environment, cwd=system.folder)
-        _, status, usage = os.wait4(process.pid, 0)
-        wall = time.perf_counter() - start
-        process.returncode = os.waitstatus_to_exitcode(status)
-        output.seek(0)
-        errors.seek(0)
-        if process.returncode:
-            raise RuntimeError(f"{' '.join(command)[:300]}: ended with {process.returncode}. {errors.read()[-2000:]}")
-        lines = output.read().splitlines() or [""]
-        return Cost(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, lines[-1])
+def measure(command: Sequence[str], system: System) -> Finished:
+    """Run a command of a system to its end."""
+    return run_process(command, environment=system.environment, folder=system.folder)
 
 
 def make_dlfer(name: str, folder: Path, python: str) -> System:
@@ -191,9 +163,9 @@ def prepare_video(photo: Path, target: Path, number: int) -> str:
     return str(target / f"{number}.mp4")
 
 
-def divide(more: Cost, less: Cost, number: int) -> tuple[float, float]:
+def divide(more: Finished, less: Finished, number: int) -> tuple[float, float]:
     """Return (wall, CPU) seconds of each of `number` further items; a millisecond at least."""
-    return max(1e-3, (more.wall - less.wall) / number), max(1e-3, (more.cpu - less.cpu) / number)
+    return max(1e-3, (more.seconds - less.seconds) / number), max(1e-3, (more.cpu_seconds - less.cpu_seconds) / number)
 
 
 def summarise(values: Sequence[float]) -> dict[str, object]:
@@ -222,8 +194,8 @@ def compare(systems: Sequence[System], folder: Path, given: argparse.Namespace, 
             if "start" in given.what:
                 one = measure(system.photos([str(ROOT / "docs" / "astronaut.jpg")]), system)
                 measured += [
-                    ("start to first answer, wall|s", one.wall),
-                    ("start to first answer, CPU|s", one.cpu),
+                    ("start to first answer, wall|s", one.seconds),
+                    ("start to first answer, CPU|s", one.cpu_seconds),
                     ("one photograph, peak memory|MB", one.megabytes),
                 ]
             if "photos" in given.what:

@@ -76,21 +76,26 @@ class Finished:
 
     Attributes:
         seconds: from its start to its end.
+        cpu_seconds: of CPU time over all its threads.
         megabytes: the most that it held resident at a time; not below what this process holds, which starts it.
         output: what it wrote to stdout.
     """
 
     seconds: float
+    cpu_seconds: float
     megabytes: float
     output: str
 
 
-def run_process(command: Sequence[object], *, environment: Mapping[str, str] | None = None) -> Finished:
+def run_process(
+    command: Sequence[object], *, environment: Mapping[str, str] | None = None, folder: Path | None = None
+) -> Finished:
     """Run a command to its end; on Linux, where peaks are counted in kilobytes.
 
     Args:
         command: program and arguments.
         environment: what is added to that of this process.
+        folder: that it is started in; None: that of this process.
 
     Raises:
         RuntimeError: it failed; the message is the end of what it wrote to stderr.
@@ -98,7 +103,8 @@ def run_process(command: Sequence[object], *, environment: Mapping[str, str] | N
     words = [str(word) for word in command]
     with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
         start = time.perf_counter()
-        process = subprocess.Popen(words, stdout=output, stderr=errors, env={**os.environ, **(environment or {})})
+        variables = {**os.environ, **(environment or {})}
+        process = subprocess.Popen(words, stdout=output, stderr=errors, env=variables, cwd=folder)
         _, status, usage = os.wait4(process.pid, 0)
         seconds = time.perf_counter() - start
         # Popen has not waited itself, and would say that the process still runs.
@@ -107,7 +113,7 @@ def run_process(command: Sequence[object], *, environment: Mapping[str, str] | N
         errors.seek(0)
         if process.returncode:
             raise RuntimeError(f"{' '.join(words)}: ended with {process.returncode}. {errors.read()[-2000:]}")
-        return Finished(seconds, usage.ru_maxrss / 1024, output.read())
+        return Finished(seconds, usage.ru_utime + usage.ru_stime, usage.ru_maxrss / 1024, output.read())
 
 
 def describe_machine(*packages: str) -> dict:

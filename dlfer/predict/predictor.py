@@ -172,8 +172,8 @@ def predict_inputs(
         predictor: that finds and predicts them.
         inputs: from `open_inputs`.
         smooth: time constant of the smoothing in seconds; 0: none.
-        detect_every: on every so many-th frame of a video that is given the detector searches for faces, see `FaceFinder`;
-            None: about 7 times a second.
+        detect_every: K, where the detector runs on every Kth frame of a video, see `FaceFinder`; None: about 7 times a
+            second.
         every: the one of `open_inputs`.
     """
     tracker, video = FaceTracker(smooth=smooth), None

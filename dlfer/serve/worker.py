@@ -32,7 +32,7 @@ from dlfer.serve.limits import BYTES_PER_PIXEL, Limits, Refusal
 MOST_ITEMS, MOST_DEPTH, MOST_NUMBER = 4096, 16, 40
 """Limits of a JSON body: tokens, nesting, and characters of a number. An array of integers under a key `data` counts as one value."""
 LONG_TEXT, MOST_LONG, MOST_REST = 2048, 64, 2**18
-"""Strings of at least this many bytes are extracted, at most so many of them; and the bytes that the rest may have."""
+"""Minimum length in bytes of a string that is extracted, maximum number of such strings, maximum size in bytes of the rest."""
 MOST_NAME = 200
 _MOST_FIELDS, _FIELD_BYTES, _HEAD_BYTES = 8, 1024, 8192
 _PPM_HEAD = 1024
