@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 import dlfer as package
+from dlfer.predict.engines import load_engine
 from dlfer.runs.find import list_models
 from tests.integration.conftest import command, dlfer, environment
 
@@ -75,7 +76,7 @@ def test_export(finished, tmp_path):
     def look() -> None:
         if target.exists():  # whole: its manifest is compared before it answers
             images = np.zeros((2, 48, 48, 1), np.uint8)
-            assert package.load(str(target), engine="onnx").predict(images).shape == (2, 7)
+            assert load_engine(str(target), "onnx").predict(images).shape == (2, 7)
 
     arguments = ["export", finished, "--to", "onnx", "--out", tmp_path / "exports", "--force"]
     kill_later_and_later(*arguments, cwd=tmp_path, look=look)
@@ -123,8 +124,8 @@ def test_a_signal_to_a_verb_without_checkpoints_leaves_no_temporary_files(finish
     while not list(out.glob(".onnx-*")) and process.poll() is None:
         time.sleep(0.02)
     process.send_signal(number)
-    process.communicate(timeout=300)
-    assert process.returncode in (128 + number, -number)
+    _, error = process.communicate(timeout=300)
+    assert process.returncode in (128 + number, -number), error.decode()[-3000:]
     assert [path.name for path in out.iterdir() if path.name.startswith(".")] == []
 
 

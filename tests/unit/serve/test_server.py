@@ -214,7 +214,7 @@ def test_the_command_serves_a_model_warns_and_ends_well(tmp_path, png, as_base64
     environment = {key: value for key, value in os.environ.items() if key != "DLFER_API_KEY"}
     command = [sys.executable, "-m", "dlfer", "serve", str(tmp_path / "m"), "--host", "0.0.0.0", "--port", "0"]
     process = subprocess.Popen(
-        [*command, "--faces", "whole"],
+        [*command, "--faces", "whole", "--insecure"],
         stderr=subprocess.PIPE,
         text=True,
         cwd=tmp_path,
