@@ -1,4 +1,4 @@
-# make install | install-predict | extra-litert | extra-openvino | extra-parquet | extra-mtcnn | demo | test | test-slow | lint | fuzz |
+# make install | install-predict | extra-litert | extra-openvino | extra-parquet | extra-mtcnn | demo | test | test-slow | lint | docs | fuzz |
 #      bench | jax | docker-check | clean
 PYTHON ?= python3
 # Which build of TensorFlow: by whether there is an NVIDIA driver, or as the user says. For Macs there is one build only.
@@ -7,7 +7,7 @@ TENSORFLOW ?= $(shell if command -v nvidia-smi >/dev/null 2>&1; then echo 'tenso
 BIN = .venv/bin
 PIP = $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: install install-predict demo test test-slow lint fuzz bench jax docker-check clean
+.PHONY: install install-predict demo test test-slow lint docs fuzz bench jax docker-check clean
 
 install: .venv/installed
 
@@ -20,8 +20,8 @@ install: .venv/installed
 	@touch $@
 	@echo "dlfer is installed: $(BIN)/dlfer --help"
 
-.venv/installed-dev: .venv/installed requirements-dev.txt
-	$(PIP) install --quiet --requirement requirements-dev.txt
+.venv/installed-dev: .venv/installed requirements-dev.txt requirements-docs.txt
+	$(PIP) install --quiet --requirement requirements-dev.txt --requirement requirements-docs.txt
 	@touch $@
 
 # What predict and serve need, without TensorFlow, in an environment of its own. An extra of dlfer could only add packages.
@@ -62,6 +62,10 @@ test-slow: .venv/installed-dev .venv-jax/installed
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The documentation site, in build/site; a broken link or anchor is an error.
+docs: .venv/installed-dev
+	$(BIN)/python -m mkdocs build --strict
 
 # Builds the image and tries it, without a Docker engine; as root, see the script.
 docker-check:
