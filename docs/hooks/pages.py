@@ -132,7 +132,10 @@ def write_cli_reference() -> str:
         "",
     ]
     for panel, modules in VERBS.items():
-        lines += [f"**{panel}:** " + ", ".join(f"[{_name(module)}](#dlfer-{_name(module)})" for module in modules) + "", ""]
+        lines += [
+            f"**{panel}:** " + ", ".join(f"[{_name(module)}](#dlfer-{_name(module)})" for module in modules) + "",
+            "",
+        ]
     for modules in VERBS.values():
         for module in modules:
             lines += _format_command(_name(module), group.get_command(None, _name(module)))
@@ -199,9 +202,20 @@ def write_experiments() -> str:
         "",
     ]
     for path in sorted((ROOT / "experiments").glob("*.yaml")):
-        comments = [line for line in path.read_text().partition("\nexperiment:")[0].splitlines() if line.startswith("#")]
+        comments = [
+            line for line in path.read_text().partition("\nexperiment:")[0].splitlines() if line.startswith("#")
+        ]
         shown = [line.removeprefix("#").removeprefix(" ") for line in comments if "yaml-language-server" not in line]
-        lines += [f"## {path.name}", "", f"[{path.name}](../../experiments/{path.name})", "", "```text", *shown, "```", ""]
+        lines += [
+            f"## {path.name}",
+            "",
+            f"[{path.name}](../../experiments/{path.name})",
+            "",
+            "```text",
+            *shown,
+            "```",
+            "",
+        ]
     return "\n".join(lines)
 
 
@@ -212,4 +226,6 @@ def _join_sentences(text: str) -> str:
 def _escape(text: str) -> str:
     """Return text in which Markdown has no meaning but code between backquotes."""
     parts = text.split("`")
-    return "`".join(part if index % 2 else re.sub(r"([\\*_\[\]<>{}])", r"\\\1", part) for index, part in enumerate(parts))
+    return "`".join(
+        part if index % 2 else re.sub(r"([\\*_\[\]<>{}])", r"\\\1", part) for index, part in enumerate(parts)
+    )
