@@ -31,7 +31,7 @@ def evaluate(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Judge a trained model on other data; a run without any, on its own test or validation part."""
+    """Evaluate a trained model on other data or, for a run without --csv and --data, on its own test or validation split."""
     import json
 
     from dlfer.report.terminal import format_metrics

@@ -1,4 +1,4 @@
-"""The verb that shows what a trained model's answers hang on: explain."""
+"""The verb that shows what a trained model's predictions depend on: explain."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def explain(
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder that is written into.")] = Path("explained"),
     force: Force = False,
 ) -> None:
-    """Show which parts of a face an answer hangs on: figures, arrays (.npz) and a page.
+    """Show which regions of a face a prediction depends on: figures, arrays (.npz) and a page.
 
     A map shows what the model reacts to. It does not show what a person feels, nor that the model is right.
     What cannot be read or explained is named at the end, and the command exits with 1.

@@ -71,7 +71,7 @@ def predict(
     (AI Act, Art. 5(1)(f)); models trained on FER2013 or ImageNet weights are for research only.
 
     Without --out the rows go to stdout: as a table on a terminal, as csv otherwise. What cannot be read or drawn is
-    named at the end, and the command exits with 1. Columns: see the README.
+    named at the end, and the command exits with 1. Columns: docs/how-to/predict.md.
     """
     if every < 1:
         raise UserError(f"--every {every}: expected 1 or more.")

@@ -48,7 +48,9 @@ def serve(
         bool,
         typer.Option("--proxy-headers", help="A proxy stands before all, and tells the client in X-Forwarded-For."),
     ] = False,
-    batch_ms: Annotated[float, typer.Option(metavar="MS", help="How long requests wait for each other.")] = 5,
+    batch_ms: Annotated[
+        float, typer.Option(metavar="MS", help="Requests that arrive within this time are predicted together.")
+    ] = 5,
     access_log: Annotated[bool, typer.Option(help="A line for each request: address, path, status.")] = True,
 ) -> None:
     """Answer over HTTP: a page for people, /v1/predict, and KServe's /v2 for programs.

@@ -18,7 +18,7 @@ def ship(
     ] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of shipped models.")] = Path("saved_models"),
 ) -> None:
-    """Make a run's model one to ship: its large kernels in float16, named, with its card, checked against the run's."""
+    """Write a run's model as a named model to ship, with large kernels in float16 and its card, after comparing it with the run's."""
     from dlfer.export.ship import ship_model
     from dlfer.predict.predictor import SMOKE
     from dlfer.runs.records import ArtifactRecord

@@ -133,8 +133,8 @@ def load_tfds(config: DataConfig, image_size: int) -> DataBundle:
     data sets (null: the default of tensorflow_datasets). It needs one uint8 image and one class
     label. The name "image_folder" takes class folders train/<class>/<image> at `config.path`
     instead. `config.splits` names the parts; where it says nothing, train is "train", validation is
-    "validation" (or "val", "valid"; else a tenth of train, if there is a test part) and test is "test", which
-    selects nothing. A test part is held in memory, and so are all parts where no crop is random and
+    "validation" (or "val", "valid"; else a tenth of train, if there is a test split) and test is "test", which
+    selects nothing. A test split is held in memory, and so are all parts where no crop is random and
     they take less than 2 GB.
 
     Args:

@@ -111,9 +111,8 @@ def write_experiment_reference() -> str:
 
 def _format_key(row: dict[str, str]) -> list[str]:
     default = {"": "", "required": ", required"}.get(row["default"], f", default `{row['default']}`")
-    values = "section" if row["values"].startswith("section") else f"{row['values']}{default}"
-    return [f"`{row['key']}`", f":   *{_escape(values)}*" if not default else f":   {_escape(values)}", "",
-            *([f"    {_escape(row['meaning'])}", ""] if row["meaning"] else [])]  # fmt: skip
+    values = f"*{_escape(row['values'])}*{default}."
+    return [f"`{row['key']}`", f":   {values} {_escape(row['meaning'])}", ""]
 
 
 def write_cli_reference() -> str:
@@ -185,7 +184,8 @@ def write_python_reference() -> str:
         value = getattr(dlfer, name)
         if name.startswith("__"):
             continue
-        lines += [f"::: {value.__module__}.{value.__qualname__}", "    options:", f"      heading: dlfer.{name}"]
+        lines += [f"::: {value.__module__}.{value.__qualname__}", "    options:"]
+        lines += [f"      heading: dlfer.{name}", f"      toc_label: dlfer.{name}"]
         if inspect.isclass(value) and value.__module__.startswith("dlfer.predict"):
             lines += ["      members: [predict]"]
         lines += [""]

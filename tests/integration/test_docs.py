@@ -205,8 +205,8 @@ def drawn(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(drawn) -> Path:
-    """The folder with a run of the experiment that dlfer init writes, trained for one epoch."""
-    settings = ["model.backbone=resnet_nano", "pretrain=null", "finetune.epochs=1", "experiment.name=my_faces"]
+    """The folder with a run of the experiment that dlfer init writes, trained for three epochs."""
+    settings = ["model.backbone=resnet_nano", "pretrain=null", "finetune.epochs=3", "experiment.name=my_faces"]
     options = " ".join(f"--set {setting}" for setting in settings)
     execute(drawn, "sh", f"dlfer init my_faces --out first.yaml && dlfer run first.yaml {options}")
     return drawn
