@@ -18,16 +18,21 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Class folders, an .npz, or an experiment file.")
     ] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the figures there too.")] = None,
-    corrupt: Annotated[bool, typer.Option("--corrupt", help="Also on noisy, blurred, dark... images; slow.")] = False,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Also write the metrics to this file.")
+    ] = None,
+    corrupt: Annotated[
+        bool, typer.Option("--corrupt", help="Also evaluate on noisy, blurred, dark and other corrupted images; slow.")
+    ] = False,
     views: Annotated[
-        str | None, typer.Option(metavar="mirror,ten_crop", help="Test-time augmentation, each a row of its own.")
+        str | None, typer.Option(metavar="mirror,ten_crop", help="Test-time augmentation, each in a row of its own.")
     ] = None,
     headline: Annotated[
-        str | None, typer.Option(metavar="VIEW", help="Make the accuracy of this one of --views the headline.")
+        str | None, typer.Option(metavar="VIEW", help="Report the accuracy with this one of --views as the headline.")
     ] = None,
     attributes: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A csv id,attribute,...: accuracy and recall by group.")
+        Path | None,
+        typer.Option(metavar="FILE", help="A csv with id,attribute,...: also report accuracy and recall by group."),
     ] = None,
     force: Force = False,
 ) -> None:

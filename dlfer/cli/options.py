@@ -27,8 +27,8 @@ Overrides = Annotated[
 ]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of runs, instead of saved_models/runs.")]
 Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Continue an interrupted run.")]
-Smoke = Annotated[bool, typer.Option("--smoke", help="Walk every phase on two small batches; needs no data.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Run every phase on two small batches; needs no data.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 RequireGpu = Annotated[bool, typer.Option("--require-gpu", help="Refuse to run without a GPU.")]
 MaxHours = Annotated[float | None, typer.Option("--max-hours", metavar="H", help="Stop at a checkpoint after H hours.")]
 AcceptChanges = Annotated[
@@ -43,17 +43,19 @@ Model = Annotated[
 ]
 Faces = Annotated[
     str,
-    typer.Option(metavar="auto|whole|centerface|mtcnn|opencv", help="How faces are found; whole: each picture is one."),
+    typer.Option(metavar="auto|whole|centerface|mtcnn|opencv", help="Face detector; whole: each picture is one face."),
 ]
 DetectorSize = Annotated[
     int | None,
     typer.Option(
-        metavar="PIXELS", help="Longest side to which pictures are shrunk before the search; for small faces 1280."
+        metavar="PIXELS", help="Longest side to which pictures are shrunk before detection; use 1280 for small faces."
     ),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(metavar="N", min=1, help="Train N at a time; if left out, one for each GPU, or one without."),
+    typer.Option(
+        metavar="N", min=1, help="Train N members at a time; by default one for each GPU, or one without GPUs."
+    ),
 ]
 MemberNumber = Annotated[
     str | None,

@@ -18,40 +18,50 @@ def serve(
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Where it listens; 0.0.0.0 is every network.")
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 is every network.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 chooses a free one.")] = 8000,
     faces: Faces = "auto",
     detector_size: DetectorSize = None,
-    max_mb: Annotated[float, typer.Option(metavar="MB", help="Of a request's body; more is answered with 413.")] = 20,
+    max_mb: Annotated[
+        float, typer.Option(metavar="MB", help="Largest body of a request; larger ones get status 413.")
+    ] = 20,
     max_pixels: Annotated[
-        int, typer.Option(metavar="N", help="Of the pictures of a request together; 413.")
+        int, typer.Option(metavar="N", help="Most pixels in all pictures of a request; more get status 413.")
     ] = 25_000_000,
-    max_faces: Annotated[int, typer.Option(metavar="N", help="Predicted in a picture, the largest first.")] = 32,
-    max_seconds: Annotated[float, typer.Option(metavar="S", help="For the body (408), and for the answer (504).")] = 30,
-    max_requests: Annotated[int, typer.Option(metavar="N", help="At a time; more are answered with 503.")] = 64,
+    max_faces: Annotated[
+        int, typer.Option(metavar="N", help="Most faces that are predicted in a picture, the largest first.")
+    ] = 32,
+    max_seconds: Annotated[
+        float, typer.Option(metavar="S", help="Time limit for the body (status 408) and for the response (504).")
+    ] = 30,
+    max_requests: Annotated[int, typer.Option(metavar="N", help="Concurrent requests; more get status 503.")] = 64,
     allow_host: Annotated[
         list[str] | None,
-        typer.Option(metavar="NAME", help="It answers under this name, too; *.NAME is all below it. Repeatable."),
+        typer.Option(
+            metavar="NAME", help="Also accept this name in the header Host; *.NAME accepts all below it. Repeatable."
+        ),
     ] = None,
     allow_origin: Annotated[
         list[str] | None,
-        typer.Option(metavar="ORIGIN", help="Pages of this site may call, e.g. https://example.org. Repeatable."),
+        typer.Option(
+            metavar="ORIGIN", help="Allow requests from pages of this site, e.g. https://example.org. Repeatable."
+        ),
     ] = None,
     insecure: Annotated[
-        bool, typer.Option("--insecure", help="Other computers may call without DLFER_API_KEY.")
+        bool, typer.Option("--insecure", help="Accept requests from other computers without DLFER_API_KEY.")
     ] = False,
     root_path: Annotated[
-        str, typer.Option(metavar="PATH", help="What a proxy puts before the paths, e.g. /faces.")
+        str, typer.Option(metavar="PATH", help="Prefix that a proxy adds to the paths, e.g. /faces.")
     ] = "",
     proxy_headers: Annotated[
         bool,
-        typer.Option("--proxy-headers", help="A proxy stands before all, and tells the client in X-Forwarded-For."),
+        typer.Option("--proxy-headers", help="Take the client's address from X-Forwarded-For; only behind a proxy."),
     ] = False,
     batch_ms: Annotated[
         float, typer.Option(metavar="MS", help="Requests that arrive within this time are predicted together.")
     ] = 5,
-    access_log: Annotated[bool, typer.Option(help="A line for each request: address, path, status.")] = True,
+    access_log: Annotated[bool, typer.Option(help="Print a line for each request: address, path, status.")] = True,
 ) -> None:
     """Answer over HTTP: a page for people, /v1/predict, and KServe's /v2 for programs.
 
