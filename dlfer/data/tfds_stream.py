@@ -395,7 +395,7 @@ def _choose_parts(config: DataConfig, available: tuple[str, ...]) -> tuple[dict[
         kept = 100 - 100 // HELD_OUT
         chosen |= {"train": f"train[:{kept}%]", "validation": f"train[{kept}%:]"}
         notes.append(
-            f"{config.name} has no validation part: one in {HELD_OUT} images of train selects the model, and test judges it. "
+            f"{config.name} has no validation split: one in {HELD_OUT} images of train selects the model, and test judges it. "
             "Duplicates may stand on both sides; data.splits says otherwise."
         )
     missing = [part for part in ("train", "validation") if part not in chosen]

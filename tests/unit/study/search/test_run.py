@@ -283,7 +283,7 @@ def test_a_storage_goes_on_with_the_same_command_in_the_same_folder(write_file, 
     assert run_search(tmp_path / "a.yaml", options, replace(given, trials=3)) == folder
     assert read_trials(folder)[:2] == first
     assert len(read_trials(folder)) == 3
-    with pytest.raises(UserError, match="go on with the same command that began it"):
+    with pytest.raises(UserError, match="continue it with the command that began it"):
         resume_search(folder, options, SearchOptions())
 
 
