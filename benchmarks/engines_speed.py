@@ -80,7 +80,7 @@ def build_random(backbone: str, image_size: int) -> TransferClassifier:
 def open_exports(
     classifier: NetworkClassifier, folder: Path, formats: tuple[str, ...], *, side: int
 ) -> dict[str, tuple[Answer, float]]:
-    """Return each runtime's answer and its file's megabytes: what stands in `folder` as dlfer wrote it, or made anew."""
+    """Return each runtime's answer and its file's megabytes: what dlfer wrote into `folder`, or made again."""
     found = {path.parent.name: path.parent for path in sorted(folder.glob(f"*/{EXPORT_FILE}"))}
     if found:
         files = {name: path / read_export(path)["file"] for name, path in found.items()}

@@ -32,7 +32,7 @@ BATCH = 32
 
 
 def write_video(path: Path, *, num_frames: int, rate: float = 25.0, size: tuple[int, int] = (640, 480)) -> None:
-    """Write a video of a photograph that is moved by up to 110 pixels a second, zoomed, tilted, lit anew, with noise."""
+    """Write a video of a photograph that is moved by up to 110 pixels a second, zoomed, tilted, lit differently, with noise."""
     cv2, rng = load_opencv(), np.random.default_rng(0)
     photo = np.asarray(Image.open(PHOTO).convert("RGB"))
     height, width = photo.shape[:2]

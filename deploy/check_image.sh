@@ -121,7 +121,7 @@ build() {
     store rmi --prune >/dev/null 2>&1 || true
 }
 
-# Lay the container anew, as `docker run` does each time. Storage driver vfs copies the whole image for one, which takes
+# Create the container again, as `docker run` does each time. Storage driver vfs copies the whole image for one, which takes
 # minutes: the one that is there is emptied of what was written in it.
 start() {
     if store inspect --type container "$CONTAINER" >/dev/null 2>&1; then

@@ -38,8 +38,8 @@ def list_inputs() -> dict[str, str]:
         name: re.sub(r"(?m)^tensorflow==(\S+)$", build, read["requirements"])
         for name, build in (("cpu", cpu), ("gpu", "tensorflow[and-cuda]==\\1"))
     }
-    others = {name: text for name, text in read.items() if name not in ("requirements", "dev")}
-    return {"dev": builds["cpu"] + read["dev"], **builds, **others, **lines}
+    others = {name: text for name, text in read.items() if name not in ("requirements", "dev", "docs")}
+    return {"dev": builds["cpu"] + read["dev"] + read["docs"], **builds, **others, **lines}
 
 
 def compile_list(uv: str, requirements: str, output: Path, *options: str) -> None:

@@ -6,7 +6,7 @@
     │   ├── DataError          rows, images, folders, labels
     │   │   └── MissingDataError   the data is not there; the message says where to get it
     │   ├── ProtocolError      a split, balance or evaluation that the protocol forbids
-    │   ├── ResumeError        a run to go on with, whose data, experiment or software changed since it began
+    │   ├── ResumeError        a run to resume whose data, experiment or software changed since it began
     │   ├── ModelError         a model or run that is not found, damaged or does not fit
     │   └── EnvironmentProblem a package or a device that the command needs is absent
     ├── TransferError          weights that do not carry over exactly
@@ -15,7 +15,7 @@
     ├── WorkerLost             another process of a training over several hosts is gone
     └── TrainingStopped        training was asked to stop and stands at a checkpoint
 
-A message says where, what was found, what was expected, and how to mend it.
+A message says where, what was found, what was expected, and how to fix it.
 """
 
 from __future__ import annotations

@@ -22,9 +22,11 @@ def audit(
     votes: Annotated[
         Path | None, typer.Option(metavar="FILE", help="FER+ votes: fer2013new.csv, or a csv of votes.")
     ] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the audit.")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Write the audit to this file.")
+    ] = None,
     html_out: Annotated[
-        Path | None, typer.Option("--html", metavar="OUT", help="Write a page with the images that it is about.")
+        Path | None, typer.Option("--html", metavar="OUT", help="Write a page that shows the images concerned.")
     ] = None,
     groups_out: Annotated[
         Path | None,

@@ -16,7 +16,7 @@ def check(
     overrides: Overrides = None,
     show: Annotated[bool, typer.Option("--print", help="Print each experiment in full, as YAML.")] = False,
 ) -> None:
-    """Check experiment files, and name at once all that is wrong in them or would fail here; nothing is trained or read."""
+    """Check experiment files and report every problem in them and on this machine, without training or reading data."""
     from dlfer.config.load import compute_digest, dump_experiment, load_experiment
     from dlfer.experiment.limits import describe_obstacles, find_obstacles
 

@@ -16,9 +16,12 @@ def compare(
         typer.Argument(metavar="RUN RUN...", help="Runs, or files of predictions (.npz).", show_default=False),
     ],
     part: Annotated[
-        str | None, typer.Option(metavar="test|validation", help="Which part; test if all have it, else validation.")
+        str | None,
+        typer.Option(metavar="test|validation", help="Split to compare on; else test if all have it, or validation."),
     ] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the result there too.")] = None,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Also write the result to this file.")
+    ] = None,
     force: Force = False,
     out: Out = None,
 ) -> None:

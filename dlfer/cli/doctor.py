@@ -219,7 +219,7 @@ def examine_backend() -> Iterator[Finding]:
         )
         answer = json.loads(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else None
     except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
-        yield Finding("backend", "missing", f"{backend} gave no answer ({type(error).__name__})", "install it anew")
+        yield Finding("backend", "missing", f"{backend} gave no answer ({type(error).__name__})", "install it again")
         return
     if answer is None:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

@@ -1,4 +1,4 @@
-"""`dlfer evaluate`: the metrics of a trained model, or of a file of others, on other data."""
+"""`dlfer evaluate`: the metrics of a trained model, or of an external model file, on other data."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A model's name, its folder, a run, or a model of others: .onnx, .tflite, .h5, .keras.",
+            help="A model's name, its folder, a run, or an external model file: .onnx, .tflite, .h5, .keras.",
         ),
     ],
     csv: Annotated[Path | None, typer.Option(metavar="FILE", help="A csv in the layout of FER2013.")] = None,
@@ -28,44 +28,49 @@ def evaluate(
     data: Annotated[
         Path | None, typer.Option(metavar="PATH", help="Class folders, an .npz, or an experiment file.")
     ] = None,
-    json_out: Annotated[Path | None, typer.Option("--json", metavar="OUT", help="Write the figures there too.")] = None,
-    corrupt: Annotated[bool, typer.Option("--corrupt", help="Also on noisy, blurred, dark... images; slow.")] = False,
+    json_out: Annotated[
+        Path | None, typer.Option("--json", metavar="OUT", help="Also write the metrics to this file.")
+    ] = None,
+    corrupt: Annotated[
+        bool, typer.Option("--corrupt", help="Also evaluate on noisy, blurred, dark and other corrupted images; slow.")
+    ] = False,
     views: Annotated[
-        str | None, typer.Option(metavar="mirror,ten_crop", help="Test-time augmentation, each a row of its own.")
+        str | None, typer.Option(metavar="mirror,ten_crop", help="Test-time augmentation, each in a row of its own.")
     ] = None,
     headline: Annotated[
-        str | None, typer.Option(metavar="VIEW", help="Make the accuracy of this one of --views the headline.")
+        str | None, typer.Option(metavar="VIEW", help="Report the accuracy with this one of --views as the headline.")
     ] = None,
     attributes: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="A csv id,attribute,...: accuracy and recall by group.")
+        Path | None,
+        typer.Option(metavar="FILE", help="A csv with id,attribute,...: also report accuracy and recall by group."),
     ] = None,
     input_text: Annotated[
         str | None,
-        typer.Option("--input", metavar="WORDS", help='Of a model of others: what it takes, e.g. "48x48 gray /255".'),
+        typer.Option("--input", metavar="WORDS", help='External model: its input, e.g. "48x48 gray /255".'),
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(metavar="A,B,...", help="Of a model of others: its labels, in the order of its outputs."),
+        typer.Option(metavar="A,B,...", help="External model: its labels in the order of its outputs."),
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option(metavar="softmax|logits|sigmoid", help="Of a model of others: what its outputs are (softmax)."),
+        typer.Option(metavar="softmax|logits|sigmoid", help="External model: kind of its outputs (default: softmax)."),
     ] = None,
     ignore: Annotated[
-        str | None, typer.Option(metavar="A,B,...", help="Of a model of others: outputs to leave out, e.g. contempt.")
+        str | None, typer.Option(metavar="A,B,...", help="External model: outputs to ignore, e.g. contempt.")
     ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="RUN", help="Compare a model of others with a run, on the same images.")
+        str | None, typer.Option(metavar="RUN", help="External model: compare it with a run on the same images.")
     ] = None,
     predictions: Annotated[
         Path | None,
-        typer.Option(metavar="OUT.npz", help="Of a model of others: keep its predictions, for dlfer compare."),
+        typer.Option(metavar="OUT.npz", help="External model: write its predictions, for dlfer compare."),
     ] = None,
     force: Force = False,
 ) -> None:
-    """Judge a trained model on other data; a run without any, on its own test or validation part.
+    """Evaluate a trained model on other data or, for a run without --csv and --data, on its own test or validation split.
 
-    A model of others, as a file, is judged alike: dlfer evaluate FILE.onnx --input "48x48 gray /255" --labels
+    It also evaluates an external model file: dlfer evaluate FILE.onnx --input "48x48 gray /255" --labels
     angry,disgust,fear,happy,sad,surprise,neutral --csv fer2013.csv
     """
     from dlfer.predict.foreign import SUFFIXES
@@ -81,13 +86,13 @@ def evaluate(
     kept = {"--against": against, "--predictions": predictions}
     if model.endswith(SUFFIXES):
         of_ours = {"--corrupt": corrupt or None, "--views": views, "--headline": headline, "--attributes": attributes}
-        _refuse(of_ours, "goes with models of dlfer, not with a file of others")
+        _refuse(of_ours, "goes with a model of dlfer, not with an external model file")
         from dlfer.experiment.evaluate_file import FileModel
 
         given = FileModel(Path(model), input_text or "", _split(labels), output or "softmax", _split(ignore))
         _evaluate_file(given, {"csv": csv, "usage": usage, "data": data}, against, predictions, json_out, force=force)
         return
-    _refuse(described | kept, f"goes with a model of others, a file that ends in {', '.join(SUFFIXES)}")
+    _refuse(described | kept, f"goes with an external model, a file that ends in {', '.join(SUFFIXES)}")
     # A wrong name and a place that cannot be written are told before TensorFlow is loaded.
     check_outputs({"--json": json_out}, [find_model(model), model, csv, data, attributes], force=force)
     from dlfer.experiment.evaluate import evaluate_model
@@ -113,7 +118,7 @@ def _evaluate_file(
     *,
     force: bool,
 ) -> None:
-    """Judge a model of others, print its metrics, and what a run differs in, where one is named."""
+    """Evaluate an external model, print its metrics, and what a run differs in, where one is named."""
     import tempfile
 
     from dlfer.experiment.evaluate_file import evaluate_file

@@ -1,4 +1,4 @@
-"""The verb that shows what a trained model's answers hang on: explain."""
+"""The verb that shows what a trained model's predictions depend on: explain."""
 
 from __future__ import annotations
 
@@ -20,25 +20,35 @@ def explain(
     split: Annotated[
         str | None, typer.Option(metavar="test|validation", help="Average maps over each label of a run's data.")
     ] = None,
-    method: Annotated[str, typer.Option(metavar="occlusion|gradcam|both", help="How maps are made.")] = "both",
+    method: Annotated[str, typer.Option(metavar="occlusion|gradcam|both", help="Method of the maps.")] = "both",
     label: Annotated[
-        str | None, typer.Option(metavar="NAME", help="What maps are about; else each face's most probable label.")
+        str | None,
+        typer.Option(metavar="NAME", help="Label that the maps explain; else each face's most probable label."),
     ] = None,
     faces: Faces = "auto",
     detector_size: DetectorSize = None,
     size: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="Side of the occluding square; else a sixth of the face.")
     ] = None,
-    stride: Annotated[int | None, typer.Option(metavar="PIXELS", help="Its step; else half its side.")] = None,
+    stride: Annotated[
+        int | None, typer.Option(metavar="PIXELS", help="Step of the occluding square; else half its side.")
+    ] = None,
     stage: Annotated[
-        str, typer.Option(metavar="last|N", help="Grad-CAM on an earlier, finer resolution of the backbone: 1, 2, ...")
+        str,
+        typer.Option(
+            metavar="last|N", help="Feature level of the backbone for Grad-CAM; earlier ones (1, 2, ...) are finer."
+        ),
     ] = "last",
-    per_class: Annotated[int, typer.Option(metavar="N", help="With --split: faces of each label, at most.")] = 40,
-    sanity: Annotated[bool, typer.Option("--sanity", help="Check that maps change with other weights.")] = False,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder that is written into.")] = Path("explained"),
+    per_class: Annotated[
+        int, typer.Option(metavar="N", help="With --split: at most so many faces of each label.")
+    ] = 40,
+    sanity: Annotated[
+        bool, typer.Option("--sanity", help="Check that the maps change when the weights are re-initialised.")
+    ] = False,
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Output folder.")] = Path("explained"),
     force: Force = False,
 ) -> None:
-    """Show which parts of a face an answer hangs on: figures, arrays (.npz) and a page.
+    """Show which regions of a face a prediction depends on: figures, arrays (.npz) and a page.
 
     A map shows what the model reacts to. It does not show what a person feels, nor that the model is right.
     What cannot be read or explained is named at the end, and the command exits with 1.

@@ -27,7 +27,8 @@ def export(
         ),
     ] = None,
     size: Annotated[
-        str | None, typer.Option(metavar="SIDE|HxW", help="Of litert's images, instead of the training images' size.")
+        str | None,
+        typer.Option(metavar="SIDE|HxW", help="Image size of LiteRT exports, instead of the training images' size."),
     ] = None,
     force: Force = False,
 ) -> None:

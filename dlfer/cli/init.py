@@ -13,13 +13,13 @@ from dlfer.errors import UserError
 
 def init(
     folder: Annotated[Path, typer.Argument(help="Class folders, or train/validation/test with them.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="The file to write.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="File to write.")] = None,
     folders: Annotated[
         list[str] | None,
         typer.Option(
             "--folder",
             metavar="NAME=PART",
-            help="What a folder is whose name does not tell: train, validation, test, class or ignore; may be repeated.",
+            help="Role of a folder whose name does not say it: train, validation, test, class or ignore. Repeatable.",
         ),
     ] = None,
     force: Force = False,

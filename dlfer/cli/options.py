@@ -26,14 +26,16 @@ Overrides = Annotated[
     typer.Option("--set", metavar="KEY=VALUE", help="Set a key, e.g. finetune.epochs=10, pretrain=null. Repeatable."),
 ]
 Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of runs, instead of saved_models/runs.")]
-Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Go on with an interrupted run.")]
-Smoke = Annotated[bool, typer.Option("--smoke", help="Walk every phase on two small batches; needs no data.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and stop.")]
+Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Continue an interrupted run.")]
+Smoke = Annotated[bool, typer.Option("--smoke", help="Run every phase on two small batches; needs no data.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 RequireGpu = Annotated[bool, typer.Option("--require-gpu", help="Refuse to run without a GPU.")]
 MaxHours = Annotated[float | None, typer.Option("--max-hours", metavar="H", help="Stop at a checkpoint after H hours.")]
 AcceptChanges = Annotated[
     bool,
-    typer.Option("--accept-changes", help="Go on although data, experiment or software changed; the report says so."),
+    typer.Option(
+        "--accept-changes", help="Continue although data, experiment or software changed; the report says so."
+    ),
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Train EF-FER1 even if it was trained before.")]
 Model = Annotated[
@@ -41,17 +43,19 @@ Model = Annotated[
 ]
 Faces = Annotated[
     str,
-    typer.Option(metavar="auto|whole|centerface|mtcnn|opencv", help="How faces are found; whole: each picture is one."),
+    typer.Option(metavar="auto|whole|centerface|mtcnn|opencv", help="Face detector; whole: each picture is one face."),
 ]
 DetectorSize = Annotated[
     int | None,
     typer.Option(
-        metavar="PIXELS", help="Longest side to which pictures are shrunk before the search; for small faces 1280."
+        metavar="PIXELS", help="Longest side to which pictures are shrunk before detection; use 1280 for small faces."
     ),
 ]
 Workers = Annotated[
     int | None,
-    typer.Option(metavar="N", min=1, help="Train N at a time; if left out, one for each GPU, or one without."),
+    typer.Option(
+        metavar="N", min=1, help="Train N members at a time; by default one for each GPU, or one without GPUs."
+    ),
 ]
 MemberNumber = Annotated[
     str | None,
@@ -164,11 +168,15 @@ def check_start(
         return None
     given = {"--set": options.overrides, "--smoke": options.smoke, "--dry-run": options.dry_run}
     for option in [name for name, value in given.items() if value]:
-        raise UserError(f"dlfer {verb} --resume: a run goes on as it began; leave {option} out, or start a new one.")
+        raise UserError(
+            f"dlfer {verb} --resume: a run continues with its own settings; leave {option} out, or start a new one."
+        )
     found = open_run(resume, options.out)
     own_verb = {kind: name for name, kind in KINDS.items()}[found.kind]
     if own_verb != verb:
-        raise UserError(f"{found.path}: its kind is {found.kind}; go on with: dlfer {own_verb} --resume {found.path}")
+        raise UserError(
+            f"{found.path}: its kind is {found.kind}; continue it with: dlfer {own_verb} --resume {found.path}"
+        )
     if found.status != "finished" and not options.accept_changes:
         settle_changes(found, find_changes(found), accept=False)
     return found.path

@@ -49,21 +49,21 @@ def predict(
         str,
         typer.Option(
             metavar="K|auto",
-            help="Videos: search for faces on every Kth frame that is looked at, and follow them in between; auto: about 7 "
+            help="Videos: detect faces on every Kth frame that is used, and follow them in between; auto: about 7 "
             "times a second.",
         ),
     ] = "auto",
-    every: Annotated[int, typer.Option(metavar="N", help="Videos: look at every Nth frame.")] = 1,
+    every: Annotated[int, typer.Option(metavar="N", help="Videos: use every Nth frame.")] = 1,
     seconds: Annotated[
         float | None, typer.Option(metavar="S", help="Videos and cameras: stop after so many seconds.")
     ] = None,
     show: Annotated[
-        bool, typer.Option("--show", help="Show what is predicted in a window; q or Esc ends. Needs a display.")
+        bool, typer.Option("--show", help="Show the predictions in a window; q or Esc closes it. Needs a display.")
     ] = False,
     force: Force = False,
     max_megapixels: Annotated[
         float,
-        typer.Option(metavar="M", help="Pictures with more million pixels are refused; each takes 3 MB of memory."),
+        typer.Option(metavar="M", help="Refuse pictures with more million pixels; each million takes 3 MB of memory."),
     ] = 200.0,
 ) -> None:
     """Predict which expression label annotators would give to each face in pictures and videos.
@@ -72,7 +72,7 @@ def predict(
     (AI Act, Art. 5(1)(f)); models trained on FER2013 or ImageNet weights are for research only.
 
     Without --out the rows go to stdout: as a table on a terminal, as csv otherwise. What cannot be read or drawn is
-    named at the end, and the command exits with 1. Columns: see the README.
+    named at the end, and the command exits with 1. Columns: docs/how-to/predict.md.
     """
     if every < 1:
         raise UserError(f"--every {every}: expected 1 or more.")

@@ -16,7 +16,7 @@ from dlfer.runs.options import RunOptions
 def search(
     file: OptionalFile = None,
     trials: Annotated[
-        int | None, typer.Option(metavar="N", min=1, help="At most N trials (an arm), instead of search.trials.")
+        int | None, typer.Option(metavar="N", min=1, help="At most N trials per arm, instead of search.trials.")
     ] = None,
     workers: Workers = None,
     ablation: Annotated[

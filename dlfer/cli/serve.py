@@ -21,7 +21,7 @@ def serve(
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 is every network.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 chooses a free one.")] = 8000,
     faces: Faces = "auto",
     detector_size: DetectorSize = None,
     max_mb: Annotated[float, typer.Option(metavar="MB", help="Maximum size of a request body (413).")] = 20,

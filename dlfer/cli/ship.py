@@ -12,13 +12,13 @@ from dlfer.cli.options import print_text, say
 
 def ship(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run, or the beginning of its name.")],
-    name: Annotated[str, typer.Argument(metavar="NAME", help="What the model will be called.")],
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the shipped model.")],
     default: Annotated[
-        bool, typer.Option("--default", help="Make it the model that is used where none is named.")
+        bool, typer.Option("--default", help="Make it the default model, which is used when none is named.")
     ] = False,
-    out: Annotated[Path, typer.Option(metavar="DIR", help="The folder of shipped models.")] = Path("saved_models"),
+    out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of shipped models.")] = Path("saved_models"),
 ) -> None:
-    """Make a run's model one to ship: its large kernels in float16, named, with its card, checked against the run's."""
+    """Write a run's model as a named model to ship, with large kernels in float16 and its card, after comparing it with the run's."""
     from dlfer.export.ship import ship_model
     from dlfer.predict.predictor import SMOKE
     from dlfer.runs.records import ArtifactRecord

@@ -146,7 +146,7 @@ def _describe_unknown(key: Key) -> str:
     if described is not None:
         return described
     section = get_section(find_annotation(key[:-1]) or ExperimentConfig)
-    known = f" Here stand: {', '.join(get_fields(section))}." if section else ""
+    known = f" Known keys here: {', '.join(get_fields(section))}." if section else ""
     return f"there is no such key.{known}"
 
 

@@ -180,13 +180,13 @@ class StageConfig(Section):
     loss: LossConfig = LossConfig()
     augment: AugmentConfig = AugmentConfig()
     balance: Literal[names.BALANCES] = "none"
-    """Of train only. augment: images repeat up to the size of the largest class, each repetition augmented anew by the
+    """Of train only. augment: images repeat up to the size of the largest class, each repetition augmented again by the
     section augment, which must change something; undersample: down to the smallest class; sampler: classes are drawn
     with equal probability; class_weight: the loss of each class counts in inverse proportion to its share of the
     targets, mixed and soft targets included."""
     freeze: FreezeConfig = FreezeConfig()
     monitor: Literal[names.MONITORS] = "accuracy"
-    """The validation figure that selects the epoch, stops early and drives plateau."""
+    """The validation metric that selects the epoch, stops early and drives plateau."""
     keep: Literal["best", "last"] = "best"
     """Which epoch's weights the stage ends with."""
     early_stopping: EarlyStopping | None = None
@@ -217,7 +217,7 @@ class StageConfig(Section):
         if self.data is not None and self.data.is_streamed and self.balance == "undersample":
             raise ValueError(
                 "balance: found undersample with source tfds and random crops (data.crop.train: random_resized), for which images "
-                "are read anew in each epoch. Set balance: sampler or class_weight, or data.crop: {train: none}."
+                "are read again in each epoch. Set balance: sampler or class_weight, or data.crop: {train: none}."
             )
         if self.schedule.name == "plateau" and self.schedule.warmup_epochs:
             raise ValueError("schedule.warmup_epochs: plateau has no warm-up; set it to 0 or choose cosine.")
@@ -352,7 +352,7 @@ class SearchConfig(Section):
     engine: Literal[names.ENGINES] = "random"
     """random, bayesian, hyperband and grid are KerasTuner's, on one machine; optuna searches on several by --storage, too."""
     objective: Literal[names.MONITORS] = "macro_f1"
-    """A figure on validation; loss is minimised, the others are maximised."""
+    """A metric on validation; loss is minimised, the others are maximised."""
     trials: Count | None = None
     """At most so many, on all machines together; null: 10, but all that there are of hyperband and grid."""
     seed: Seed = 0
@@ -381,7 +381,7 @@ class SweepConfig(Section):
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
     """Every cell is trained with each of them; null: experiment.seed alone."""
     rank_by: Literal["accuracy", "macro_f1"] = "accuracy"
-    """The figure on validation that the cells are sorted by; test never ranks them."""
+    """The metric on validation that the cells are sorted by; test never ranks them."""
     reference: str | None = None
     """The cell that the others are compared with; null: the best on validation."""
     best_of: tuple[str, ...] = ()

@@ -258,7 +258,7 @@ class DataConfig(Section):
     soft_targets: Literal[names.SOFT_TARGETS] | None = None
     """ferplus: train towards the shares of the file `votes` among the labels, which are labels beyond the data's own."""
     soft_share: Fraction = 1.0
-    """soft_targets: the part of a target that the votes make; the label makes the rest."""
+    """soft_targets: the fraction of a target that the votes make; the label makes the rest."""
     drop_duplicates: bool = False
     """Leave out of train what a chain of duplicates (exact, near, flipped) connects to validation or test; those stay."""
     size: Annotated[int, Field(ge=8, le=1024)] | None = None
@@ -343,7 +343,7 @@ class DataConfig(Section):
 
     @property
     def is_streamed(self) -> bool:
-        """Whether images are read anew in each epoch, as far as that is known before the data is looked at."""
+        """Whether images are read again in each epoch, as far as that is known before the data is looked at."""
         is_cropped = self.crop.train == "random_resized"
         return self.source == "tfds" and (is_cropped or (self.crop.train is None and self.name.startswith("imagenet")))
 
@@ -368,5 +368,5 @@ class DataConfig(Section):
             key = self.needs_memory.partition(":")[0]
             raise ValueError(
                 f"{key}: found {self.needs_memory} with source tfds and random crops (crop.train: random_resized), for which "
-                "images are read anew in each epoch; it needs them in memory. Leave it out, or set crop: {train: none}."
+                "images are read again in each epoch; it needs them in memory. Leave it out, or set crop: {train: none}."
             )

@@ -1,6 +1,6 @@
 """What `search.space` may say: known keys, one kind of range each, and ends that the key can take.
 
-A range may hang on another key: `finetune.optimizer.momentum: {between: [0.8, 0.99], when:
+A range may depend on another key: `finetune.optimizer.momentum: {between: [0.8, 0.99], when:
 {finetune.optimizer.name: [sgd]}}` is searched only in trials whose optimiser is sgd; elsewhere the key
 keeps the experiment's own value.
 """
@@ -108,7 +108,7 @@ def _check_when(space: Mapping[str, Any], dotted: str) -> str | None:
 
 
 def list_ancestors(space: Mapping[str, Any], dotted: str) -> list[str]:
-    """Return the keys that the condition of `dotted` hangs on, directly or by way of others."""
+    """Return the keys that the condition of `dotted` depends on, directly or through other keys."""
     found: list[str] = []
     queue = list(_get_when(space, dotted))
     while queue:
@@ -160,7 +160,7 @@ def validate_with(
 
 
 def set_value(tree: dict[str, Any], key: tuple[str, ...], value: Any) -> int:
-    """Set a key of nested mappings; a section that is absent or null is begun anew.
+    """Set a key of nested mappings; a section that is absent or null is replaced by a new one.
 
     Returns:
         How many leading parts of `key` stood there before.

@@ -39,7 +39,7 @@ def audit_data(bundle: DataBundle, *, cache: Path | None = None, votes: str | Pa
 
     Args:
         bundle: as a source or a protocol gives it; streamed splits are counted and not looked into.
-        cache: a folder of audits, `<fingerprint>.json`; None to make it anew.
+        cache: a folder of audits, `<fingerprint>.json`; None to make it again.
         votes: a file of FER+ votes.
     """
     fingerprint = _compute_fingerprint(bundle, votes)

@@ -185,7 +185,7 @@ def _check_code(path: Path) -> None:
         f"{path.name}: the column emotion is not in FER2013's code; found {found}; expected {code}. "
         f"{'Words stand there' if words else 'These numbers are another code'}, and single rows cannot be left out: "
         "the others would get wrong labels. Look up what each value means where the file comes from, and write the "
-        "column anew in FER2013's code, label by label; or save the images as class folders (source folder)."
+        "column again in FER2013's code, label by label; or save the images as class folders (source folder)."
     )
 
 

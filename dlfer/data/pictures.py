@@ -141,7 +141,7 @@ def _convert(image: Image.Image, name: str) -> np.ndarray:
             return _lay_over_white(np.asarray(upright.convert("RGBA")))
         return np.asarray(upright.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:  # an image that was opened is decoded only now
-        raise DataError(f"{name}: Pillow's image cannot be decoded ({error}); open the file anew.") from error
+        raise DataError(f"{name}: Pillow's image cannot be decoded ({error}); open the file again.") from error
 
 
 def _lay_over_white(pixels: np.ndarray) -> np.ndarray:

@@ -217,7 +217,7 @@ def _advise_missing(bundle: DataBundle, empty: list[str]) -> str:
     code = ", ".join(f"{number} {label}" for number, label in enumerate(bundle.labels))
     return (
         f"The labels are numbers, read as {code}. If they are another code, counted from 1 for example, all labels are "
-        f"wrong, and to drop a class would not mend them: write the numbers anew. Only if they are this code, {drop}"
+        f"wrong, and dropping a class would not fix them: write the numbers again. Only if they are this code, {drop}"
     )
 
 

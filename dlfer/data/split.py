@@ -120,8 +120,8 @@ def apply_protocol(bundle: DataBundle, config: DataConfig, *, balance: str) -> D
     """Return the bundle of in-memory splits that the protocol of `config` makes of the source's own parts.
 
     official: the source's parts. With select_on, that fraction of train (groups of duplicates kept
-        together) is selected on, and the former validation part is the test set where there is no
-        other. Where the source has no validation part, a fifth of train takes its place; where it
+        together) is selected on, and the former validation split is the test set where there is no
+        other. Where the source has no validation split, a fifth of train takes its place; where it
         has train alone, it is split as by resplit; a note says so.
     resplit: all parts pooled, 80/20 and again 80/20, stratified, duplicates on one side.
     paper, official_80_20: train without a fifth, that fifth for validation, all else for the test.
@@ -172,7 +172,7 @@ def _keep_official(bundle: DataBundle, config: DataConfig) -> DataBundle:
         return dataclasses.replace(bundle, protocol="official", selected_on=bundle.validation.name)
     fraction, notes = config.select_on or VALIDATION_FRACTION, bundle.notes
     if config.select_on is None:
-        notes += (f"The data has no validation part: {fraction:.0%} of {bundle.train.name} serves for selection.",)
+        notes += (f"The data has no validation split: {fraction:.0%} of {bundle.train.name} serves for selection.",)
     test = bundle.test
     if test is None:
         test = bundle.validation

@@ -68,7 +68,7 @@ class TfdsSplit:
     def shard(self, index: int, count: int) -> TfdsSplit:
         """Return part `index` of `count` of the whole split; the numbers of images differ by one at most.
 
-        Of files the parts are dealt out anew each epoch, in its drawn order, so that all parts' batches together
+        Of files the parts are dealt out again each epoch, in its drawn order, so that all parts' batches together
         are those of the whole split. Of records each part is a range, so that a host reads no others.
         """
         if self.wanted is not None and count > 1:

@@ -137,8 +137,8 @@ def load_tfds(config: DataConfig, image_size: int) -> DataBundle:
     data sets (null: the default of tensorflow_datasets). It needs one uint8 image and one class
     label. The name "image_folder" takes class folders train/<class>/<image> at `config.path`
     instead. `config.splits` names the parts; where it says nothing, train is "train", validation is
-    "validation" (or "val", "valid"; else a tenth of train, if there is a test part) and test is "test", which
-    selects nothing. A test part is held in memory, and so are all parts where no crop is random and
+    "validation" (or "val", "valid"; else a tenth of train, if there is a test split) and test is "test", which
+    selects nothing. A test split is held in memory, and so are all parts where no crop is random and
     they take less than 2 GB.
 
     Args:
@@ -441,7 +441,7 @@ def _choose_parts(config: DataConfig, available: tuple[str, ...]) -> tuple[dict[
         kept = 100 - 100 // HELD_OUT
         chosen |= {"train": f"train[:{kept}%]", "validation": f"train[{kept}%:]"}
         notes.append(
-            f"{config.name} has no validation part: one in {HELD_OUT} images of train selects the model, and test judges it. "
+            f"{config.name} has no validation split: one in {HELD_OUT} images of train selects the model, and test judges it. "
             "Duplicates may stand on both sides; data.splits says otherwise."
         )
     missing = [part for part in ("train", "validation") if part not in chosen]

@@ -49,10 +49,10 @@ def evaluate_model(
         csv, usage: a FER2013 csv and the Usage to judge on; without one PrivateTest, else PublicTest, else
             all rows of a csv that names no parts.
         data: a class folder, an .npz of arrays, or an experiment file whose `finetune.data` is used (with
-            its aliases and drops). Its test part is judged, else validation, else all of it.
+            its aliases and drops). Its test split is judged, else validation, else all of it.
         extras: views, groups and corruptions, where asked for.
         say: is told what takes long.
-        Without csv and data, a run is judged on its own test part, else on its validation part.
+        Without csv and data, a run is judged on its own test split, else on its validation split.
 
     Returns:
         `test` holds the metrics, `test_without_duplicates` those of the images without a duplicate in the data that
@@ -193,7 +193,7 @@ def _tell_use(folder: Path, split: Split, *, is_own: bool) -> str | None:
 
 
 def _describe_run(of_run: Metrics | None, protocol: str, *, is_own: bool) -> str | None:
-    """Return the banner: the run's, said to be of its own test part where other data are judged."""
+    """Return the banner: the run's, said to be of its own test split where other data are judged."""
     if of_run is not None:
         return f"Of the run itself: {of_run.banner}" if of_run.banner and not is_own else of_run.banner
     if protocol != "paper":
@@ -222,7 +222,7 @@ def _load_stage(run: Run) -> DataBundle:
 def _choose_part(bundle: DataBundle) -> tuple[Split, tuple[str, ...]]:
     part = bundle.test if bundle.test is not None else bundle.validation
     if not isinstance(part, Split):
-        raise UserError("evaluate: this run's data is streamed and has no test part; give --csv or --data.")
+        raise UserError("evaluate: this run's data is streamed and has no test split; give --csv or --data.")
     return part, bundle.labels
 
 

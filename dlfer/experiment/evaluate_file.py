@@ -1,4 +1,4 @@
-"""A model of others, as a file, judged as ours are: same images, same metrics, same intervals, duplicates counted."""
+"""An external model, given as a file, evaluated like our own: same images, metrics and intervals, duplicates counted."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from dlfer.runs.files import hash_file
 from dlfer.runs.metrics_record import ForeignModelRecord, JudgedOn, Metrics
 
 BANNER = (
-    "A model of others: which images trained and selected it is not known to dlfer; these may be among them. Duplicates are "
+    "An external model: which images trained and selected it is not known to dlfer; these may be among them. Duplicates are "
     "those in the data's own training part."
 )
 
 
 @dataclass(frozen=True)
 class FileModel:
-    """A model of others as its user describes it.
+    """An external model as its user describes it.
 
     Attributes:
         path: of the file.
@@ -57,7 +57,7 @@ def evaluate_file(
     data: Path | None = None,
     say: Callable[[str], None] | None = None,
 ) -> tuple[Metrics, Predictions]:
-    """Judge a model of others and return its metrics and its predictions.
+    """Evaluate an external model and return its metrics and its predictions.
 
     Labels are matched by name, spellings of one expression alike. An output for a class that the data does not have is a
     wrong answer unless it is ignored; a class of the data without an output counts as wrong.
@@ -76,7 +76,7 @@ def evaluate_file(
     """
     if (csv is None) == (data is None):
         raise UserError(
-            "evaluate: a model of others needs one of --csv FILE [--usage NAME] and --data PATH to be judged on."
+            "evaluate: an external model needs one of --csv FILE [--usage NAME] and --data PATH to be judged on."
         )
     columns, opened = _open(model)
     split, labels = load_csv(Path(csv), usage) if csv is not None else load_other(Path(data), opened, say)
@@ -107,7 +107,7 @@ def _open(model: FileModel) -> tuple[list[int], ForeignModel]:
     """
     if not model.input or not model.labels:
         raise UserError(
-            f'{model.path}: a model of others needs --input, what it takes ("48x48 gray /255"), and --labels, the names of its '
+            f'{model.path}: an external model needs --input, what it takes ("48x48 gray /255"), and --labels, the names of its '
             "outputs in order (angry,disgust,fear,happy,sad,surprise,neutral)."
         )
     if model.output not in OUTPUTS:

@@ -156,7 +156,7 @@ def write_members(run: Run, members: list[Member]) -> None:
 
 
 def check_training(member: Member, session: Session, bundle: DataBundle) -> str:
-    """Return what is to be known about a member's training data; refuse a member that was trained on the test part.
+    """Return what is to be known about a member's training data; refuse a member that was trained on the test split.
 
     Copies of test images that the ensemble's own data has in training anyway are not the member's fault.
     """
@@ -175,7 +175,7 @@ def check_training(member: Member, session: Session, bundle: DataBundle) -> str:
         if leaked.any():
             raise ProtocolError(
                 f"ensemble: the member {member.name} was trained on {int(leaked.sum()):,} of the {len(bundle.test):,} "
-                "images of this test part, so that no figure on it would hold. Leave the member out, or take one "
+                "images of this test split, so that no figure on it would hold. Leave the member out, or take one "
                 "that was trained on this experiment's own training part."
             )
     own = hash_images(bundle.validation.images)
@@ -349,7 +349,7 @@ def fit_ensemble(
     trained again; one that was stopped continues from its checkpoint.
 
     Raises:
-        ProtocolError: a member was trained on images of this test part; or the data is streamed.
+        ProtocolError: a member was trained on images of this test split; or the data is streamed.
         ModelError: a member has other labels.
     """
     if not isinstance(bundle.validation, Split):

@@ -57,7 +57,7 @@ def find_obstacles(
         config: the experiment.
         kind: run, ablation, sweep or search; of a sweep its cells are looked at, of an ablation both arms.
         smoke: whether data and published weights are drawn, so that none are needed.
-        out: the folder of runs; None: the default one.
+        out: the folder of runs; None: the default folder.
     """
     runs_folder = default_runs_folder() if out is None else out
     variants = list(_list_variants(config, kind))

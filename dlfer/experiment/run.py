@@ -118,7 +118,7 @@ def run_experiment(file: Path | str, options: RunOptions, *, run_members: RunMem
 
 
 def resume_run(run: Path | str, options: RunOptions, *, run_members: RunMembers | None = None) -> Path:
-    """Go on with a run that was interrupted, from its last checkpoint; a finished one is left as it is."""
+    """Resume a run that was interrupted, from its last checkpoint; a finished one is left as it is."""
     opened = open_run(run, options.out)
     # The cache of EF-FER1 stands beside the run, wherever that was put.
     session = Session.start(replace(options, out=opened.path.parent.parent), run_members=run_members)
@@ -150,7 +150,7 @@ def execute_run(run: Run, config: ExperimentConfig, session: Session) -> Path:
         except TrainingStopped as stop:
             run.stop(stop.reason)
             hint = session.resume_hint or f"dlfer run --resume {run.path}"
-            session.listener.say(f"{stop} Go on with: {hint}")
+            session.listener.say(f"{stop} Continue with: {hint}")
             raise
         except KeyboardInterrupt:
             # The second Ctrl-C, which does not wait for the end of a step: the last checkpoint stands.

@@ -23,15 +23,17 @@ if TYPE_CHECKING:
 OCCLUSION_NOTE = (
     "Occlusion: a square of {size}x{size} pixels in the image's mean grey slides over it by {stride}. Red: covering "
     "lowers the probability of {label}, blue: raises it. Orange: some square there changes the answer. It shows "
-    "what the model reacts to when hidden, not why; a covered face is unlike any it was trained on, and parts that "
-    "stand in for each other show nothing when one alone is covered."
+    "what the model reacts to when hidden, not why; a covered face is unlike any it was trained on, and regions that "
+    "carry the same evidence show nothing when only one of them is covered."
 )
 GRADCAM_NOTE = (
-    "Grad-CAM: what speaks for {label} in the feature map of {layers}, {grids} cells, drawn smooth, each divided by "
-    "its greatest value. It is no finer than these cells, each of which sees far more than its own place, leaves out "
-    "what speaks against the label, and does not say how sure the model is."
+    "Grad-CAM: the evidence for {label} in the feature map of {layers}, {grids} cells, interpolated and divided by "
+    "its largest value. The map is no finer than these cells, and each cell depends on far more of the image than its own area. "
+    "It leaves out evidence against the label and does not show the model's confidence."
 )
-COARSE_NOTE = "So few cells do not tell the eyes from the mouth; --stage looks at an earlier, finer map."
+COARSE_NOTE = (
+    "So few cells cannot distinguish the eyes from the mouth; --stage selects an earlier, finer feature level."
+)
 NEITHER_NOTE = "Neither shows what a person feels, nor that the model is right."
 
 FEWEST_CELLS = 4
@@ -259,7 +261,7 @@ def _describe_numbers(title: str, explanation: Explanation) -> str:
     occlusion = explanation.occlusion
     if occlusion is not None:
         texts.append(
-            f"Covering a square lowers the probability by up to {100 * occlusion.sensitivity.max():.0f} points on average, "
+            f"Covering a square lowers the probability by up to {100 * occlusion.sensitivity.max():.0f} percentage points on average, "
             f"{describe_place(occlusion.sensitivity)}, and changes the answer on {100 * occlusion.flips.mean():.0f} % of the image"
         )
     texts += [f"Grad-CAM {cam.network} is {describe_place(cam.values)}".replace("  ", " ") for cam in explanation.cams]
@@ -286,8 +288,8 @@ def write_explanation_report(folder: Path, names: Sequence[str], context: Mappin
 def list_sanity_rows(sanity: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> list[dict[str, str]]:
     """Return the rows of the table of `check_maps`: what was compared, of which map, and the rank correlations."""
     words = {
-        "head": "head drawn anew",
-        "all": "all weights drawn anew",
+        "head": "head re-initialised",
+        "all": "all weights re-initialised",
         "other_face": "other face, same weights",
     }
     rows = []
@@ -321,7 +323,7 @@ def describe_sanity(sanity: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> li
             continue
         depends = abs(mean) <= UNCHANGED
         text = (
-            f"{name}: with all weights drawn anew the rank correlation of the maps before and after is "
+            f"{name}: with all weights re-initialised the rank correlation of the maps before and after is "
             f"{format_correlation(mean)} on average (n = {n}, {format_correlation(found['low'])} to "
             f"{format_correlation(found['high'])}): it {'depends on' if depends else 'hardly depends on'} what was learned"
         )

@@ -67,7 +67,7 @@ class ExplainJob:
         label: what the maps of pictures are about; None: each face's most probable label.
         faces, detector_size: see `build_cropper`.
         per_class: of a split, at most so many faces of each label.
-        check: also whether maps change when weights are drawn anew.
+        check: also whether maps change when weights are re-initialised.
         force: whether files that are there, but for inputs and what an earlier `dlfer explain` wrote, are replaced.
     """
 
@@ -151,7 +151,7 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
         reading.append(
             f"Shown are the first {MOST_SHOWN} of {len(records):,} faces; the others stand beside this page."
         )
-    context = {"title": "What the answers hang on", "reading": reading, "failed": failed}
+    context = {"title": "What the predictions depend on", "reading": reading, "failed": failed}
     page = write_page(job, [record["name"] for record in records[:MOST_SHOWN]], context=context, sanity=sanity)
     if interrupt is not None:
         raise interrupt
@@ -352,7 +352,7 @@ def describe_job(job: ExplainJob, sanity: dict | None) -> dict[str, Any]:
 def write_page(job: ExplainJob, names: Sequence[str], *, context: dict[str, Any], sanity: dict | None) -> Path:
     """Write index.html with the figures of these names; `context` has "title", "reading" and "failed"."""
     rest = {
-        "subtitle": f"Model: {job.model or 'the default one'}",
+        "subtitle": f"Model: {job.model or 'the default model'}",
         "sanity": [] if sanity is None else list_sanity_rows(sanity),
         "verdicts": [] if sanity is None else describe_sanity(sanity),
         "notice": NOTICE,
@@ -376,7 +376,7 @@ def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> 
     Writes average_<label>.png of each, averages.npz, explanations.json and index.html.
 
     Args:
-        part: "test" or "validation"; opening a test part is logged in the run.
+        part: "test" or "validation"; opening a test split is logged in the run.
         job: what is asked for; its model is a run.
         say: is told what a reader has to know.
 
@@ -391,7 +391,7 @@ def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> 
     explainer = build_explainer(classifier, job, say)
     if part == "test":
         opened = log_opening(run, split.name, len(split))
-        say(f"the test part is opened (number {opened}); choose nothing by what you see")
+        say(f"the test split is opened (number {opened}); choose nothing by what you see")
     averages, examples = _average(split, explainer, job.per_class)
     labels = classifier.labels
     sanity = check_some(explainer, examples, job)

@@ -148,7 +148,7 @@ def write_occlusion_page(
         captions.append(f"{target}\n→ {answer}")
         texts.append(
             f"{target} predicted as {answer}, {100 * occlusion.probability:.0f} % for {target}; covering a square "
-            f"lowers that by up to {100 * occlusion.sensitivity.max():.0f} points on average and flips the answer on "
+            f"lowers that by up to {100 * occlusion.sensitivity.max():.0f} percentage points on average and flips the answer on "
             f"{100 * occlusion.flips.mean():.0f} % of the image"
         )
     return write_figure(

@@ -1,6 +1,6 @@
 """Do maps show what was learned? They must change when it is taken away.
 
-Source: Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018: the parameters are drawn anew, and the maps before
+Source: Adebayo et al., Sanity Checks for Saliency Maps, NeurIPS 2018: the parameters are re-initialised, and the maps before
 and after are compared by their rank correlation. A method that gives the same map either way draws edges of the
 image, not what the model knows.
 """
@@ -23,7 +23,7 @@ from dlfer.model.transfer import draw_probe_images
 
 SEED = 104_729
 """Of the new weights; none that an experiment is likely to have. A trained head is still close to the one that it began
-with: drawn anew by the seed of its own training it gave the same maps (rank correlation 0.94, EfficientNet-Lite2)."""
+with: re-initialised with the seed of its own training it gave the same maps (rank correlation 0.94, EfficientNet-Lite2)."""
 
 HEAD, ALL = "head", "all"
 OTHER = "other_face"
@@ -38,7 +38,7 @@ def check_maps(
     seed: int = SEED,
     say: Callable[[int, int], None] | None = None,
 ) -> dict[str, dict[str, dict]]:
-    """Return how alike maps are before and after the classifier's weights are drawn anew.
+    """Return how alike maps are before and after the classifier's weights are re-initialised.
 
     Args:
         explainer: that made the maps.

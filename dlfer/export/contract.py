@@ -131,7 +131,7 @@ def describe_export(record: ExportRecord) -> list[str]:
         lost = accuracy.difference
         lines.append(
             f"Accuracy on these images: the artifact {100 * accuracy.accuracy_a:.2f} %, the export "
-            f"{100 * accuracy.accuracy_b:.2f} %; lost: {lost.value + 0.0:.2f} points (95 % {lost.low:.2f} to "
+            f"{100 * accuracy.accuracy_b:.2f} %; lost: {lost.value + 0.0:.2f} percentage points (95 % {lost.low:.2f} to "
             f"{lost.high:.2f}, paired, n = {accuracy.n:,})."
         )
     quantised = record.quantised
@@ -274,7 +274,7 @@ def _compare_other_sizes(expected: Callable, answer: Callable, images: np.ndarra
 def _compare_accuracy(
     wanted: np.ndarray, found: np.ndarray, targets: np.ndarray, labels: tuple[str, ...]
 ) -> ExportAccuracy:
-    """Return the paired comparison of accuracies, its difference being what the export loses, in points."""
+    """Return the paired comparison of accuracies, its difference being what the export loses, in percentage points."""
     ids = np.arange(len(targets)).astype(str)
     # Rows of eight-bit answers sum to one within their step only.
     rows = found / np.maximum(found.sum(axis=1, keepdims=True), 1e-12)

@@ -54,7 +54,7 @@ def check_exportable(classifier: Classifier) -> None:
         elif not isinstance(member, NetworkClassifier):
             raise ModelError(
                 f"export: {f'the member {name} is' if name else 'this is'} a model of family {member.family}; its trees "
-                "are no network, and none of these formats holds them. Use it by dlfer (dlfer predict, dlfer serve, "
+                "are not a network, and none of these formats can hold them. Use it by dlfer (dlfer predict, dlfer serve, "
                 "dlfer.load), or export a model of family transfer or hybrid: dlfer run with model.family: transfer."
             )
 

@@ -111,7 +111,7 @@ def _load_own(run: Run, classifier: Classifier, say: Callable[[str], None]) -> _
 
 
 def _load_given(path: Path, classifier: Classifier, record: ArtifactRecord, say: Callable[[str], None]) -> _Parts:
-    """Return the images of a file or folder; a test part is taken where there is nothing else."""
+    """Return the images of a file or folder; a test split is taken where there is nothing else."""
     compared, train, labels = _load_csv(path) if ".csv" in path.suffixes[-2:] else _load_other(path, classifier, say)
     note = ""
     if train is None:

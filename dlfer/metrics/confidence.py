@@ -3,7 +3,7 @@
 The expected calibration error (ECE) sorts images into bins of similar confidence and averages the distance
 between mean confidence and accuracy. It is biased upward: within a bin the accuracy scatters, and a
 distance cannot be negative, so that even a perfectly calibrated classifier shows about sqrt(bins / n) / 3
-(2 points at n = 3,589, 13 points at n = 100, with 15 bins). `ece_if_calibrated` gives that floor for the
+(2 percentage points at n = 3,589, 13 at n = 100, with 15 bins). `ece_if_calibrated` gives that floor for the
 very confidences at hand; an ECE near it says nothing against the classifier.
 
 With abstention an image is answered if its confidence, the largest of its probabilities as the network gives them, is

@@ -303,7 +303,7 @@ def _describe_evidence(result: PairedTest) -> str:
 
 
 def _format_points(points: float) -> str:
-    """Return points with one digit; -0.04 is 0.0, for a sign would say what the digit does not."""
+    """Return percentage points with one digit; -0.04 becomes 0.0, because the digit does not support a sign."""
     return f"{round(points, 1) + 0.0:.1f}"
 
 

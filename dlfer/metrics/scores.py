@@ -223,7 +223,7 @@ def _iterate_figures(scores: dict[str, Any]) -> Iterator[tuple[str, dict[str, An
 
 
 SMALLEST = 20
-"""A figure on fewer images is flagged and takes no part in a gap: its interval is some 40 points wide."""
+"""A metric on fewer images is flagged and not used for a gap: its interval is about 40 percentage points wide."""
 
 Attributes = Mapping[str, Mapping[str, str]]
 """Attribute -> image id -> value; an image without a value is not in it."""

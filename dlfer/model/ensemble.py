@@ -125,7 +125,7 @@ class EnsembleClassifier(Classifier):
         if not is_whole or given.get("combine") not in known:
             raise ModelError(
                 f"{ARTIFACT_FILE}: ensemble: expected members, how they are combined ({', '.join(known)}) and what was "
-                "fitted; copy the artifact again, or train it anew."
+                "fitted; copy the artifact again, or train it again."
             )
         wrong = [name for name in members if not isinstance(name, str) or "/" in name]
         if wrong or len(set(members)) < len(members) or len(members) > MOST_MEMBERS:
@@ -156,7 +156,7 @@ def _read_combination(values: dict, folder: Path) -> TrainedCombination:
     try:
         return TrainedCombination.from_dict(values)
     except (ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{folder}: ensemble.trained: {error}; copy the artifact again, or fit it anew.") from error
+        raise ModelError(f"{folder}: ensemble.trained: {error}; copy the artifact again, or fit it again.") from error
 
 
 def match_labels(found: tuple[str, ...], labels: tuple[str, ...], name: str) -> list[int]:

@@ -163,7 +163,7 @@ def _fuse(features: list[keras.KerasTensor], branches: tuple[str, ...], fusion: 
 
 
 def _prefix_layers(network: keras.Model, branch: str) -> keras.Model:
-    """Return the network made anew, named as its branch, with layers "<branch>_<layer>"."""
+    """Return a copy of the network, named as its branch, with layers "<branch>_<layer>"."""
 
     def rename(layer: keras.layers.Layer) -> keras.layers.Layer:
         return type(layer).from_config({**layer.get_config(), "name": f"{branch}_{layer.name}"})

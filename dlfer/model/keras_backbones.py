@@ -206,7 +206,7 @@ def _name_counted_layers(network: keras.Model) -> dict[str, str]:
 
 
 def _clone(network: keras.Model, *, same_padding: bool) -> keras.Model:
-    """Return the network made anew: named as in a fresh process, and nothing in it hangs on what was cut off.
+    """Return a copy of the network, named as in a fresh process, that does not depend on what was cut off.
 
     Args:
         network: its weights are not copied.
@@ -264,7 +264,7 @@ def _copy_weights(network: keras.Model, backbone: keras.Model, where: str) -> No
 def _check_input_stage(network: keras.Model, preprocessing: Preprocessing, where: str) -> None:
     """Raise TransferError unless the file's normalisation is the one that `preprocessing` applies.
 
-    The file's variances hold standard deviations (a slip that Keras mends by the extra rescaling by
+    The file's variances hold standard deviations (a slip that Keras fixes by the extra rescaling by
     1/sqrt(std) that it adds for "imagenet"), so mean and these two numbers are all there is to check.
     """
     import keras

@@ -143,7 +143,7 @@ def make_parameters(config: BoostingConfig, *, num_labels: int, seed: int, threa
 def read_booster(path: Path, *, num_features: int, num_labels: int) -> xgboost.Booster:
     """Read trees from XGBoost's JSON, which holds numbers and names and nothing that is executed.
 
-    XGBoost is given the checked values, written anew, and never the file: its parser and Python's may differ about
+    XGBoost is given the checked values, written again, and never the file: its parser and Python's may differ about
     text that is odd, such as a key that occurs twice.
 
     Raises:

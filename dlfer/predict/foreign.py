@@ -133,7 +133,7 @@ def _read_word(word: str, text: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ForeignModel:
-    """A model of others, opened.
+    """An external model, opened.
 
     Attributes:
         path: of the file.
@@ -212,7 +212,7 @@ def to_probabilities(outputs: np.ndarray, kind: str, where: object) -> np.ndarra
 
 
 def open_foreign(path: Path | str, given: InputDescription, num_labels: int) -> ForeignModel:
-    """Return a model of others, held against what was said of its input and its labels.
+    """Return an external model, checked against the described input and labels.
 
     Args:
         path: by its ending one of SUFFIXES.

@@ -326,7 +326,7 @@ def _decode_picture(step: Callable[[], Any], name: str, problem: str) -> Any:
     except Exception as error:
         raise DataError(
             f"{name}: {problem} ({type(error).__name__}). Expected a whole JPEG, PNG, WebP, BMP, GIF, PGM or PPM "
-            "(or, as a file, TIFF, AVIF or JPEG 2000); save it anew as one of them."
+            "(or, as a file, TIFF, AVIF or JPEG 2000); save it again as one of them."
         ) from error
 
 
@@ -482,7 +482,7 @@ def _put_all(items: Iterable[Any], put: Callable[[str, Any], bool]) -> None:
             if not put("item", item):
                 return
         put("end", None)
-    except BaseException as error:  # handed over to whoever reads
+    except BaseException as error:  # passed on to the reader
         put("error", error)
     finally:
         if hasattr(iterator, "close"):

@@ -409,7 +409,7 @@ def describe_best(comparison: ComparisonRecord) -> str | None:
         return None
     best = comparison.table[0]
     text = f"Best on validation by {SCORES[comparison.rank_by]}: {best.arm}."
-    for split, use in (("validation", "which chose it"), ("test", "which chose nothing")):
+    for split, use in (("validation", "which selected it"), ("test", "which was not used for selection")):
         estimate = best.get(split)
         if estimate is not None:
             text += (

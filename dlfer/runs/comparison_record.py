@@ -99,7 +99,7 @@ class ArmPair(PairedTest):
 
     Attributes:
         part: the split.
-        sentence: the verdict; "" where an earlier version wrote one in other words, and it is to be written anew.
+        sentence: the verdict; "" where an earlier version wrote one in other words, and it is to be written again.
     """
 
     a: str
@@ -252,7 +252,7 @@ class ComparisonRecord(FileRecord):
     def upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Return the contents of a file from before dlfer 0.2 with the present names of its keys.
 
-        A pair of that time over one seed has a sentence that does not say what it is about: it is to be written anew. One
+        A pair of that time over one seed has a sentence that does not say what it is about: it is to be written again. One
         over several seeds does not have the interval of Student's t: a note says so.
         """
         values = rename_key(values, "is_larger_than_chance", "is_significant")

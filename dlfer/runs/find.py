@@ -238,4 +238,6 @@ def _get_artifact_of_run(run: Run) -> Path:
         raise ModelError(
             f"{run.path}: a comparison ({run.kind}) has no model; name one of the runs in its members.csv."
         )
-    raise ModelError(f"{run.path}: this run has no model; its status is {run.status}. Go on with: dlfer run --resume.")
+    raise ModelError(
+        f"{run.path}: this run has no model; its status is {run.status}. Continue it with: dlfer run --resume."
+    )

@@ -143,7 +143,7 @@ def _parse(path: Path, line: int, cells: Mapping[str | None, Any]) -> MemberRow:
         first = error.errors()[0]
         where, found = ".".join(map(str, first["loc"])), str(first["input"])[:60]
         raise ModelError(
-            f"{path} line {line}: {where}: found {found!r}: {first['msg']}. The file was edited or is damaged; start anew."
+            f"{path} line {line}: {where}: found {found!r}: {first['msg']}. The file was edited or is damaged; start again."
         ) from None
 
 

@@ -320,7 +320,7 @@ class JudgedOn(Record):
 
 
 class ForeignModelRecord(Record):
-    """A model of others that was judged, as its user described it.
+    """An external model that was evaluated, as its user described it.
 
     Attributes:
         file, sha256: of the model.

@@ -83,7 +83,7 @@ class Batcher:
         return work.done
 
     def stop(self) -> None:
-        """Finish what was handed over, and end."""
+        """Finish the requests that were submitted, and end."""
         self._waiting.put(None)
         self._thread.join()
 

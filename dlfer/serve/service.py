@@ -71,15 +71,18 @@ def explain_crop(
 def describe_occlusion(found: Occlusion, label: str) -> str:
     """Return the map in a few sentences."""
     fall, rise = found.sensitivity.max(), -found.sensitivity.min()
-    words = [f"Nothing covered, the probability of {label} is {found.probability:.0%}."]
+    words = [f"Without covering anything, the probability of {label} is {found.probability:.0%}."]
     if fall >= 0.005:
         words.append(
-            f"It falls most, by {100 * fall:.0f} points, where the {_name_place(found.sensitivity)} of the face is covered."
+            f"It falls most, by {100 * fall:.0f} percentage points, where the {_name_place(found.sensitivity)} of the face "
+            "is covered."
         )
     else:
-        words.append("Covering no part makes it fall by half a point or more.")
+        words.append("Covering any region lowers it by less than half a percentage point.")
     if rise >= 0.005:
-        words.append(f"It rises most, by {100 * rise:.0f} points, with the {_name_place(-found.sensitivity)} covered.")
+        words.append(
+            f"It rises most, by {100 * rise:.0f} percentage points, with the {_name_place(-found.sensitivity)} covered."
+        )
     flips = found.flips.mean()
     words.append(
         f"On {flips:.0%} of the face a square of {found.size} pixels can change the most probable label."

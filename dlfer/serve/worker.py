@@ -316,7 +316,7 @@ def decode_picture(name: str, contents: bytes, limits: Limits) -> tuple[tuple[in
     except DataError as error:
         raise Refusal(400, str(error)) from error
     except Exception as error:  # decoders of damaged files raise nearly anything
-        raise Refusal(400, f"{name}: the picture cannot be decoded ({type(error).__name__}); save it anew.") from error
+        raise Refusal(400, f"{name}: the picture cannot be decoded ({type(error).__name__}); save it again.") from error
     return (height, width), (
         to_channels(to_array(image.crop((0, first, width, min(height, first + rows)))), 3)
         for first in range(0, height, rows)

@@ -51,7 +51,7 @@ def run_ablation(
 
 
 def resume_ablation(run: Path | str, options: RunOptions, *, workers: int | None = None) -> Path:
-    """Go on with an ablation: finished members stay, an interrupted one continues from its checkpoint."""
+    """Resume an ablation: finished members stay, an interrupted one continues from its checkpoint."""
     return resume_comparison(run, options, RULES, workers=workers)
 
 

@@ -285,7 +285,7 @@ def start_comparison(
 
 
 def resume_comparison(run: Path | str, options: RunOptions, rules: Rules, *, workers: int | None) -> Path:
-    """Go on with a comparison: finished members stay, the others continue from their checkpoints; return its folder.
+    """Resume a comparison: finished members stay, the others continue from their checkpoints; return its folder.
 
     Raises:
         As `run_comparison`.
@@ -367,7 +367,7 @@ def run_comparison(comparison: Comparison, options: RunOptions, *, workers: int 
             if any(member.status == "finished" for member in comparison.members):
                 _write_results(comparison, rules)
             run.stop(stop.reason if isinstance(stop, TrainingStopped) else "Ctrl-C")
-            comparison.console.say(f"Go on with: {comparison.hint}")
+            comparison.console.say(f"Continue with: {comparison.hint}")
             raise
         except BaseException as error:
             run.fail(error)

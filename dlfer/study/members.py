@@ -193,7 +193,7 @@ def group_finished(members: Sequence[Member]) -> dict[str, list[Member]]:
 
 
 def read_members(run: Run, plan: Plan) -> list[Member]:
-    """Return the planned members with what members.csv says of them; one whose folder is gone is begun anew.
+    """Return the planned members with what members.csv says of them; one whose folder is gone is begun again.
 
     Raises:
         ModelError: the file names a member that is not in the plan.

@@ -190,7 +190,7 @@ def _write_best_notes(
         f"For each {' and '.join(sweep.best_of)}, the best of the cells by {SCORES[sweep.rank_by]} on {validation}."
     ]
     if split == "test":
-        notes[0] += " The metrics are those on test, which chose nothing."
+        notes[0] += " The metrics are those on test, which was not used for selection."
     else:
         notes[0] += (
             " Not all cells have a test split: the metrics are those on validation, too, and choosing by them has made "
@@ -235,7 +235,7 @@ def run_sweep(
 
 
 def resume_sweep(run: Path | str, options: RunOptions, *, workers: int | None = None) -> Path:
-    """Go on with a sweep: finished members stay, stopped and failed ones continue from their checkpoints."""
+    """Resume a sweep: finished members stay, stopped and failed ones continue from their checkpoints."""
     return resume_comparison(run, options, RULES, workers=workers)
 
 
@@ -320,18 +320,18 @@ def _write_notes(
     validation = describe_split("validation", finished)
     num_members = sum(len(members) for members in finished.values())
     notes = [
-        f"Ranked by {metric} on {validation}. The best of {len(rows)} cells has been chosen by these very images, so "
-        f"that its {metric} on validation is too good by an unknown amount{_describe_luck(rows)}."
+        f"Ranked by {metric} on {validation}. The best of {len(rows)} cells was chosen on the same images, so "
+        f"its {metric} on validation is too good by an unknown amount{_describe_luck(rows)}."
     ]
     if split == "test":
         notes.append(
-            f"Test has ranked nothing: it was opened once by each of {num_members} finished members, at its end. "
+            f"The ranking does not use test: each of the {num_members} finished members opened it once, at its end. "
             "Report the metrics on test of the cell that is best on validation; if test chose the cell, they would be too "
             "good as well."
         )
     else:
         notes.append(
-            "There is no test split: nothing here shows how good the best cell is on images that chose nothing. "
+            "There is no test split: nothing here shows how good the best cell is on images that were not used for selection. "
             "Set finetune.data.select_on, or judge it on other data."
         )
     why = "named beforehand" if comparison.plan.reference else "the best on validation"
@@ -361,7 +361,7 @@ def _describe_luck(rows: Sequence[ArmRow]) -> str:
     value = float(np.mean([row.validation.value for row in rows]))
     error = np.sqrt(value * (1 - value) / rows[0].validation.n)
     points = 100 * error * NormalDist().inv_cdf((len(rows) - 0.375) / (len(rows) + 0.25))
-    return f"; were all equally good, the luckiest would still be up to about {points:.1f} percentage points of accuracy above"
+    return f"; if all cells were equally good, the best would by chance be up to about {points:.1f} percentage points of accuracy above their mean"
 
 
 def _write_csv(comparison: Comparison, cells: dict[str, Cell], rows: Sequence[ArmRow]) -> None:

@@ -4,7 +4,7 @@ Features stand in `<runs folder>/.cache/features/<digest>.npy`; while they are c
 from which a run that was interrupted, or any other, goes on. A file lock keeps two processes from computing the same.
 
 The trees are selected on validation after each epoch of rounds. The folder holds `trees.json` (all trees so far), `state.json` and `history.csv`; with them there, `grow_trees` goes
-on. A booster begins each epoch anew from its saved trees: XGBoost's own state (which features the next tree draws,
+on. A booster begins each epoch again from its saved trees: XGBoost's own state (which features the next tree draws,
 sums of scores) is in no file, so that only thus a resumed run grows the very same trees. An epoch that is stopped
 in the middle is repeated from its beginning.
 """
@@ -188,7 +188,7 @@ def _fill(
             if reason is not None and done < len(split):
                 raise TrainingStopped(
                     f"features of {part} stopped by {reason} after {done:,} of {len(split):,} images"
-                    + (", which are kept." if save is not None else "; without a cache they begin anew."),
+                    + (", which are kept." if save is not None else "; without a cache they begin again."),
                     reason=reason,
                 )
     finally:
@@ -280,7 +280,7 @@ class _Growing:
             self.trees = bytes(booster[: self.state.epoch * self.rounds].save_raw("json"))
         except (ModelError, OSError, ValueError, TypeError, KeyError, IndexError) as error:
             raise ModelError(
-                f"{folder}: the interrupted growing cannot go on ({error}). Delete {STATE} there to grow anew."
+                f"{folder}: the interrupted growing cannot go on ({error}). Delete {STATE} there to grow it again."
             ) from error
 
     def _read_state(self, path: Path) -> StageState:

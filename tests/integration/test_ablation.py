@@ -121,7 +121,7 @@ def test_an_ablation_that_is_stopped_goes_on_with_the_members_that_were_running(
     _, said = process.communicate(timeout=120)
     assert process.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143}[number], said
     path = next((tmp_path / "runs" / "small").glob("*-ablation"))
-    assert f"Go on with: dlfer ablate --resume {path}" in said
+    assert f"Continue with: dlfer ablate --resume {path}" in said
     before = read_members(path)
     assert "stopped" in {m["status"] for m in before}
     done = dlfer("ablate", "--resume", path)

@@ -146,7 +146,7 @@ def test_the_report_has_the_members_and_the_milestones(ensemble):
 
 
 def test_trained_runs_are_members_of_another_ensemble(ensemble, tmp_path):
-    """Those of the same data; one that was trained on this test part is refused."""
+    """Those of the same data; one that was trained on this test split is refused."""
     members = read_member_rows(ensemble)
     file = tmp_path / "given.yaml"
     given = "\n".join(f"    - {{name: m{i}, model: {member.path}}}" for i, member in enumerate(members))

@@ -177,7 +177,7 @@ def test_resume_finds_the_run_and_its_verb(call, stand_in, work):
     assert calls[-1][1][0] == both.path
     code, _, err = call("run", "--resume", str(both.path))
     assert code == 2
-    assert "go on with: dlfer ablate --resume" in err
+    assert "continue it with: dlfer ablate --resume" in err
 
 
 @pytest.mark.parametrize(

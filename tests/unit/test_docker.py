@@ -203,7 +203,7 @@ def test_services_are_of_the_images_and_have_their_folders(services, stages):
     assert services["tensorboard"]["command"][1] == "/app/saved_models/runs"
 
 
-@pytest.mark.parametrize("file", ["README.md", "compose.yaml"])
+@pytest.mark.parametrize("file", ["docs/tutorials/serve.md", "compose.yaml"])
 def test_commands_of_containers_are_what_dlfer_understands(file, services):
     text = (ROOT / file).read_text()
     # What a command does stands behind it, after a # or two blanks.

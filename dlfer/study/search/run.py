@@ -35,7 +35,7 @@ class SearchOptions:
     """What `dlfer search` takes besides the options of a run.
 
     Attributes:
-        trials: at most so many an arm, instead of search.trials; of all machines together.
+        trials: at most so many per arm, instead of search.trials; of all machines together.
         workers: trials at a time; None: one for each GPU, or one.
         ablation: tune with EF-FER1 and without, and compare the winners.
         storage: a URL of a database or a journal file, which several machines share.
@@ -144,7 +144,7 @@ def run_search(file: Path | str, options: RunOptions, search_options: SearchOpti
 def resume_search(
     folder: Path | str, options: RunOptions, search_options: SearchOptions, *, file: Path | str | None = None
 ) -> Path:
-    """Go on with a search: trials that ended stay, those that were interrupted continue from their checkpoints.
+    """Resume a search: trials that ended stay, those that were interrupted continue from their checkpoints.
 
     `file`, the experiment file given again, must not have changed.
 
@@ -155,7 +155,7 @@ def resume_search(
     record = run.record
     began = record.search or SearchOptionsRecord()
     if began.storage or search_options.storage:
-        raise UserError(f"{run.path}: several machines share this search; go on with the same command that began it.")
+        raise UserError(f"{run.path}: several machines share this search; continue it with the command that began it.")
     if began.engine is None:
         raise ModelError(
             f"{run.path}: an earlier version of dlfer began this search and cannot be resumed; start a new one."
@@ -204,7 +204,7 @@ def _execute(search: Search, arms: list[Arm]) -> Path:
             if not search.is_shared or not search.count_elsewhere():
                 run.stop(stop.reason)
             search.conclude()
-            search.console.say(f"Stopped by {stop.reason}. Go on with: {search.hint}")
+            search.console.say(f"Stopped by {stop.reason}. Continue with: {search.hint}")
             raise
         except ResumeError:
             run.stop("changes since it began")
@@ -286,4 +286,4 @@ def explain_search(
             console.say(f"  first trial: {format_overrides(first.settings)}")
         retrained = [key for key in arm.config.search.space if key.split(".")[0] in ("model", "pretrain")]
         if arm.config.pretrain is not None and arm.config.pretrain.weights is None and retrained:
-            console.say(f"  EF-FER1 is trained anew for each setting of {', '.join(retrained)}.")
+            console.say(f"  EF-FER1 is trained again for each setting of {', '.join(retrained)}.")

@@ -346,7 +346,7 @@ def test_numbers_are_never_mended_by_dropping_a_class(tmp_path):
     counted_from_one = {f"{part}_targets": np.arange(n) % 4 + 1 for part, n in (("train", 40), ("validation", 20))}
     config = _write_npz(tmp_path / "a.npz", labels=names, counts=(40, 20, 0), **counted_from_one)
     with pytest.raises(
-        DataError, match=r"no image of Angry.*0 Angry, 1 Disgust.*counted from 1.*write the numbers anew"
+        DataError, match=r"no image of Angry.*0 Angry, 1 Disgust.*counted from 1.*write the numbers again"
     ):
         load_data(config, image_size=32)
 

@@ -79,7 +79,7 @@ def test_without_a_validation_part_a_fifth_of_train_selects():
     found = _apply(_bundle(parts=("train", "test")))
     assert len(found.validation) == pytest.approx(80, abs=3)
     assert found.test.name == "PrivateTest"
-    assert "no validation part: 20% of Training serves" in found.notes[0]
+    assert "no validation split: 20% of Training serves" in found.notes[0]
 
 
 def test_without_any_parts_the_data_is_split_as_by_resplit_and_says_so():

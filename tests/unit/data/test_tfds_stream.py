@@ -454,7 +454,7 @@ def test_the_own_test_part_judges_and_selects_nothing(tmp_path):
     assert set(bundle.validation.targets) == {0, 1}
     assert {name.split("/")[0] for name in bundle.test.ids} == {"test"}
     assert "held" not in bundle.selected_on
-    assert any("no validation part" in note for note in bundle.notes)
+    assert any("no validation split" in note for note in bundle.notes)
     used = load(tmp_path / "b", "image_folder", splits={"validation": "test"})
     assert used.test is None
 

@@ -1,4 +1,4 @@
-"""Openings of the test part, duplicates and banners, without training anything."""
+"""Openings of the test split, duplicates and banners, without training anything."""
 
 from __future__ import annotations
 

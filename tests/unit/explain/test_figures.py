@@ -139,7 +139,7 @@ def test_the_page_holds_the_figures_the_check_and_what_failed(tmp_path):
     for words in (
         "How to read.",
         "b.jpg: &lt;no&gt; picture",
-        "all weights drawn anew",
+        "all weights re-initialised",
         "−0.20",
         "6, 2 flat",
         "The notice.",

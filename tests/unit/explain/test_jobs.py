@@ -176,7 +176,7 @@ def test_a_split_becomes_the_averages_of_each_label(job, monkeypatch):
     with np.load(job.out / "averages.npz", allow_pickle=False) as arrays:
         assert set(arrays) == {f"{label}/{name}" for label in LABELS[:2] for name in ("occlusion", "gradcam", "flips")}
     assert page.read_text().count("data:image/png") == 2
-    # A validation part may be looked at as often as one likes.
+    # A validation split may be looked at as often as one likes.
     module.explain_split("validation", replace(job, maps=MapOptions(methods=("gradcam",))), say=said.append)
     assert opened == [("PrivateTest", 9)]
     with np.load(job.out / "averages.npz", allow_pickle=False) as arrays:

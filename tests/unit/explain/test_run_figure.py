@@ -49,7 +49,7 @@ def test_occlusion_page_says_what_the_maps_show_and_what_not(tmp_path):
         assert "not why" in image.text["Title"]
         assert "happy predicted as happy, 78 % for happy" in image.text["Description"]
         assert (
-            "lowers that by up to 39 points on average and flips the answer on 50 % of the image"
+            "lowers that by up to 39 percentage points on average and flips the answer on 50 % of the image"
             in image.text["Description"]
         )
         assert "angry predicted as happy" in image.text["Description"]

@@ -1,4 +1,4 @@
-"""Maps before and after the weights are drawn anew, and averages of maps."""
+"""Maps before and after the weights are re-initialised, and averages of maps."""
 
 import numpy as np
 import pytest

@@ -278,7 +278,7 @@ def test_a_difference_at_another_size_alone_is_refused():
 
 def test_trees_are_refused_with_what_to_do_instead():
     boosted = object.__new__(BoostedClassifier)
-    with pytest.raises(ModelError, match=r"family boosted; its trees are no network.*transfer or hybrid"):
+    with pytest.raises(ModelError, match=r"family boosted; its trees are not a network.*transfer or hybrid"):
         check_exportable(boosted)
     ensemble = make_ensemble("average")
     ensemble.members = {**ensemble.members, "trees": boosted}

@@ -1,4 +1,4 @@
-"""Models of others: what is said of their input is read strictly, held against the file, and done to the pixels."""
+"""External models: what is said of their input is read strictly, held against the file, and done to the pixels."""
 
 import keras
 import numpy as np

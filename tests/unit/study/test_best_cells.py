@@ -153,7 +153,7 @@ def test_each_combination_has_the_cell_that_is_best_on_validation_and_its_metric
     assert first.ranked_by == pytest.approx(50 / 90)
     assert last.arm == "sgd, dropout=0.2, batch_size=32"
     assert {row.num_cells for row in best.table} == {2}
-    assert "The metrics are those on test, which chose nothing." in best.notes[0]
+    assert "The metrics are those on test, which was not used for selection." in best.notes[0]
     made = make_predictions("test", 60, 0)
     for name, oracle in (
         ("macro_precision", precision_score),

@@ -73,8 +73,8 @@ def test_cells_are_ranked_by_validation_whatever_test_says(file, options, plan, 
     assert [(m["arm"], m["seed"]) for m in members] == [(f"dropout=0.{i}", s) for s in "01" for i in (1, 2, 3)]
     assert {m["status"] for m in members} == {"finished"}
     notes = " ".join(comparison.notes)
-    assert "The best of 3 cells has been chosen by these very images" in notes
-    assert "opened once by each of 6 finished members" in notes
+    assert "The best of 3 cells was chosen on the same images" in notes
+    assert "each of the 6 finished members opened it once" in notes
     page = (path / "report.html").read_text()
     assert "Best on validation by accuracy: dropout=0.2" in page
     assert page.count("data:image/png;base64,") == 3

@@ -218,7 +218,7 @@ def test_each_epoch_draws_anew(tmp_path):
 def test_damaged_trees_of_an_interrupted_run_are_refused(tmp_path):
     grow(tmp_path, RANDOM)
     (tmp_path / TREES).write_bytes(b"{")
-    with pytest.raises(ModelError, match="to grow anew"):
+    with pytest.raises(ModelError, match="to grow it again"):
         grow(tmp_path, RANDOM)
 
 

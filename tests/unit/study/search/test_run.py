@@ -260,7 +260,7 @@ def test_an_ablation_tunes_both_arms_alike_and_judges_the_winners_on_test(
     comparison = json.loads((folder / "comparison.json").read_text())
     assert comparison["judged_on"] == "test"
     assert len(comparison["paired"]) == 1
-    # Of seed 0 the trial's own run is judged, seed 1 is trained; nothing else has a test part.
+    # Of seed 0 the trial's own run is judged, seed 1 is trained; nothing else has a test split.
     bests = {Path(max(rows, key=lambda row: row.score).path).name for rows in arms.values()}
     assert {member["run"] for member in comparison["runs"] if member["seed"] == 0} == bests
     judged = {path.parents[1].name for path in folder.parent.glob("*/predictions/test.npz")}
@@ -283,7 +283,7 @@ def test_a_storage_goes_on_with_the_same_command_in_the_same_folder(write_file, 
     assert run_search(tmp_path / "a.yaml", options, replace(given, trials=3)) == folder
     assert read_trials(folder)[:2] == first
     assert len(read_trials(folder)) == 3
-    with pytest.raises(UserError, match="go on with the same command that began it"):
+    with pytest.raises(UserError, match="continue it with the command that began it"):
         resume_search(folder, options, SearchOptions())
 
 
