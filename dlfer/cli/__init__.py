@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+from types import FrameType
 from typing import Annotated
 
 import typer
@@ -95,8 +96,33 @@ def _exit_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
+def _note_interrupts() -> threading.Event:
+    """Return an event that is set by Ctrl-C, which still raises KeyboardInterrupt; trainings and servers handle it themselves."""
+    interrupted = threading.Event()
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        interrupted.set()
+        signal.default_int_handler(number, frame)
+
+    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    if threading.current_thread() is threading.main_thread() and is_default:
+        signal.signal(signal.SIGINT, interrupt)
+    return interrupted
+
+
 def main(argv: list[str] | None = None) -> None:
     """Run the command and exit; --debug may stand anywhere and shows the traceback of an error."""
+    interrupted = _note_interrupts()
+    try:
+        _run_command(argv)
+    except BaseException as error:
+        # A library may turn a KeyboardInterrupt in one of its callbacks into an error of its own.
+        if not interrupted.is_set() or (isinstance(error, SystemExit) and error.code != 1):
+            raise
+        sys.exit(128 + signal.SIGINT)
+
+
+def _run_command(argv: list[str] | None) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal's encoding lacks, or that is not UTF-8, is shown escaped and ends nothing.

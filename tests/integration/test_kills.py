@@ -1,4 +1,4 @@
-"""Killed at each step that makes a file appear: export, ship and prepare leave nothing half done, and can be repeated."""
+"""Commands that are killed leave no partial file, can be repeated, and studies end as if they had not been killed."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ import pytest
 import dlfer as package
 from dlfer.predict.engines import load_engine
 from dlfer.runs.find import list_models
+from dlfer.runs.member_rows import read_member_rows
 from tests.integration.conftest import command, dlfer, environment
 
 DIE = """
@@ -148,6 +149,54 @@ def test_ctrl_c_twice_stops_at_once_and_the_run_goes_on(small, tmp_path):
     assert json.loads((run / "run.json").read_text())["status"] in ("stopped", "interrupted", "failed")
     assert not list(run.rglob(".dlfer-*"))
     assert dlfer("run", "--resume", run, "--max-hours", "0.000001").returncode == 0
+
+
+GRID = "sweep.grid.rate={low: {finetune.optimizer.learning_rate: 1e-4}, high: {finetune.optimizer.learning_rate: 1e-3}}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("verb", "options"),
+    [("ablate", ["--seeds", "0"]), ("sweep", ["--set", GRID]), ("ablate", ["--seeds", "0", "--workers", "2"])],
+)
+def test_a_study_killed_with_its_members_running_ends_as_one_that_was_not(small, tmp_path, verb, options):
+    def read(out: Path) -> dict[str, np.ndarray]:
+        study = next(out.glob(f"small/*-{verb if verb == 'sweep' else 'ablation'}"))
+        rows = read_member_rows(study)
+        assert [row.status for row in rows] == ["finished", "finished"]
+        return {row.arm: np.load(Path(row.path) / "predictions" / "test.npz")["probabilities"] for row in rows}
+
+    whole = dlfer(verb, small, *options, "--out", tmp_path / "whole")
+    assert whole.returncode == 0, whole.stderr
+    out = tmp_path / "killed"
+    process = subprocess.Popen(command(verb, small, *options, "--out", out), env=environment(), stderr=subprocess.PIPE)
+    while not list(out.glob("small/*/finetune/checkpoint.npz")) and process.poll() is None:
+        time.sleep(0.02)
+    process.kill()
+    process.communicate()
+    runs = [path.parent for path in out.glob("small/*/finetune")]
+    deadline = time.monotonic() + 120
+    while any(is_running(run) for run in runs) and time.monotonic() < deadline:
+        time.sleep(0.1)  # its members notice that it is gone, and stop at a checkpoint
+    assert not any(is_running(run) for run in runs)
+    study = next(path for path in out.glob("small/*") if path.name.endswith(("-sweep", "-ablation")))
+    resumed = dlfer(verb, "--resume", study)
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Traceback" not in resumed.stderr
+    assert not list(out.rglob(".dlfer-*"))
+    expected, found = read(tmp_path / "whole"), read(out)
+    assert expected.keys() == found.keys()
+    for arm in expected:
+        np.testing.assert_array_equal(expected[arm], found[arm])
+
+
+def is_running(run: Path) -> bool:
+    """Return whether the process that a run's record names is alive."""
+    try:
+        os.kill(json.loads((run / "run.json").read_text())["pid"], 0)
+    except ProcessLookupError:
+        return False
+    return True
 
 
 @pytest.mark.slow
