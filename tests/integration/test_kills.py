@@ -180,7 +180,8 @@ def test_a_study_killed_with_its_members_running_ends_as_one_that_was_not(small,
         time.sleep(0.1)  # its members notice that it is gone, and stop at a checkpoint
     assert not any(is_running(run) for run in runs)
     study = next(path for path in out.glob("small/*") if path.name.endswith(("-sweep", "-ablation")))
-    resumed = dlfer(verb, "--resume", study)
+    workers = options[options.index("--workers") :] if "--workers" in options else []
+    resumed = dlfer(verb, "--resume", study, *workers)  # another number of threads would round differently
     assert resumed.returncode == 0, resumed.stderr
     assert "Traceback" not in resumed.stderr
     assert not list(out.rglob(".dlfer-*"))
