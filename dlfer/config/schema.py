@@ -192,6 +192,9 @@ class StageConfig(Section):
     early_stopping: EarlyStopping | None = None
     ema: OpenFraction | None = None
     """Decay of an exponential moving average of the weights; validated and kept instead of the raw ones."""
+    ema_norm_images: Count | None = 2048
+    """With ema: on how many augmented training images BatchNorm's statistics are computed after each epoch for the
+    averaged weights. null: they keep those of the raw weights, which fit badly while the weights change fast."""
     clip: Positive | None = 1.0
     """Largest global norm of the gradient, before an l2 weight decay is added; null: no clipping. It keeps the first
     steps from random weights small."""

@@ -7,10 +7,10 @@ the chief, begins the stages, and the others follow it (`follow_chief`).
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,7 @@ from dlfer.metrics.classification import compute_confusion, compute_item_losses
 from dlfer.model.predict import predict_probabilities, predict_split
 from dlfer.model.stage_network import TransferNetwork, assemble_network
 from dlfer.runs.files import sync_folder
+from dlfer.train.average import WeightAverage
 from dlfer.train.cluster import Cluster, Device
 from dlfer.train.control import StopControl
 from dlfer.train.distribute import build_loop, lead_stage
@@ -77,6 +78,7 @@ class _Stage:
         self.network = self.loop.network
         self.steps = compute_steps(job, bundle)
         self.state = StageState()
+        self.average: WeightAverage | None = None
         self.checkpoint = job.folder / CHECKPOINT
         self.log_writer = ScalarLog(job.folder / "tensorboard")
 
@@ -168,6 +170,7 @@ class _Stage:
                 steps_per_epoch=self.steps,
                 epochs=config.epochs - freeze.head_epochs,
             )
+        self.average = None
         self.optimizer = self.loop.compile(
             lambda: build_optimizer(config.optimizer, rate, clip=config.clip, ema=config.ema),
             build_loss(
@@ -236,6 +239,7 @@ class _Stage:
         """Return loss, accuracy and macro F1 on validation, of the averaged weights where an average is kept."""
         start = time.monotonic()
         self.loop.fetch()
+        self._update_average(self.state.epoch)
         split = take_share(self.bundle.validation, self.loop.share)
         with self._averaged():
             self.loop.publish()
@@ -303,35 +307,34 @@ class _Stage:
         if not last and self.loop.is_chief:
             restore_checkpoint(self.job.folder / BEST, self.network.model.weights)
         elif last and self.config.ema is not None:
-            for variable, average in self._averages():
-                variable.assign(average)
+            if self.average is None:  # resumed after the last epoch
+                self._update_average(state.epoch - 1)
+            self.average.apply()
         self.loop.publish()
         kept = state.epoch - 1 if last else state.best_epoch
         return StageResult(state.history, kept, state.best, state.seconds, state.images, state.stopped_early)
 
-    def _averages(self) -> list[tuple[keras.Variable, np.ndarray]]:
-        """Return each trained variable with the moving average that the optimiser keeps of it."""
-        averages = self.optimizer._model_variables_moving_average
-        return [
-            (variable, keras.ops.convert_to_numpy(average.value))
-            for variable, average in zip(self.optimizer._trainable_variables, averages, strict=True)
-        ]
-
-    @contextmanager
-    def _averaged(self) -> Iterator[None]:
-        """Inside, the network has the averaged weights, if an average is kept; afterwards the raw ones."""
-        if self.config.ema is None:
-            yield
+    def _update_average(self, epoch: int) -> None:
+        """Take the averaged weights at the end of an epoch, with BatchNorm's statistics on images of that epoch."""
+        config, batches = self.config, None
+        if config.ema is None:
             return
-        averages = self._averages()
-        raw = [keras.ops.convert_to_numpy(variable.value) for variable, _ in averages]
-        for variable, average in averages:
-            variable.assign(average)
-        try:
-            yield
-        finally:
-            for (variable, _), values in zip(averages, raw, strict=True):
-                variable.assign(values)
+        if self.average is None:
+            self.average = WeightAverage(self.loop, self.optimizer, fill=config.augment.fill)
+        if config.ema_norm_images is not None:
+            batches = iterate_epoch(
+                self.bundle.train,
+                config,
+                num_labels=self.num_labels,
+                seed=self.job.seed,
+                epoch=epoch,
+                share=self.loop.share,
+            )
+        self.average.update(batches, num_images=config.ema_norm_images or 0)
+
+    def _averaged(self) -> contextlib.AbstractContextManager:
+        """Inside, the network has the averaged weights, if an average is kept; afterwards the raw ones."""
+        return contextlib.nullcontext() if self.average is None else self.average.applied()
 
     def _describe_failure(self, loss: float) -> str:
         state = self.state

@@ -35,6 +35,7 @@ def ablation(tmp_path_factory) -> Path:
     return run_ablation(folder / "small.yaml", options, seeds=[0, 1], workers=2)
 
 
+@pytest.mark.slow
 def test_members_are_ordinary_runs(ablation):
     members = read_members(ablation)
     assert [(m["arm"], m["seed"]) for m in members] == [
@@ -63,6 +64,7 @@ def test_members_are_ordinary_runs(ablation):
         assert float(member["test_accuracy"]) == metrics["test"]["accuracy"]["value"]
 
 
+@pytest.mark.slow
 def test_one_ef_fer1_is_shared_by_arms_and_seeds(ablation):
     cache = ablation.parent.parent / ".cache" / "pretrain"
     assert len([path for path in cache.iterdir() if path.is_dir()]) == 1
@@ -78,6 +80,7 @@ def test_one_ef_fer1_is_shared_by_arms_and_seeds(ablation):
     assert len(digests) == 1
 
 
+@pytest.mark.slow
 def test_equal_compute_gets_the_cost_of_ef_fer1_as_epochs(ablation):
     """EF-FER1 saw 64 images of 32 px once, an epoch of EF-FER2 is 160 images of 32 px: one epoch more."""
     epochs = {}
@@ -87,6 +90,7 @@ def test_equal_compute_gets_the_cost_of_ef_fer1_as_epochs(ablation):
     assert epochs == {WITH: 1, WITHOUT: 1, EQUAL_COMPUTE: 2}
 
 
+@pytest.mark.slow
 def test_comparison_has_table_differences_and_sentences(ablation):
     comparison = json.loads((ablation / "comparison.json").read_text())
     assert [row["arm"] for row in comparison["table"]] == [WITH, WITHOUT, EQUAL_COMPUTE]

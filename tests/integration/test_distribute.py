@@ -86,6 +86,7 @@ PENALISED = {
 UPDATED = {"freeze": {"batch_norm": "update"}, "augment": {}, "keep": "last"}
 
 
+@pytest.mark.slow
 def test_two_devices_train_as_one_does(tmp_path):
     """BatchNorm frozen: what is left is the order of sums. Mixup, weights, clipping and the average are in."""
     one, two, plain, both = read_found(

@@ -33,6 +33,8 @@ from dlfer.predict.runtimes import EXTRAS, PACKAGES
 from tests.integration.conftest import ROOT, dlfer, environment
 
 REASONS = {
+    "download": r"^(npm|tar|mkdir) |dlfer check experiments/mobilenet_faces",
+    "file": r"^dlfer evaluate \S+\.onnx",
     "install": r"^(make (install|install-predict|demo|test)\b|source )",
     "docker": r"^(docker |make docker-check$)",
     "gpu": r"--require-gpu|^dlfer prepare experiments/dlfer.yaml",
@@ -63,7 +65,8 @@ class Block:
     @property
     def commands(self) -> list[str]:
         """The commands of a block of shell, without comments and empty lines."""
-        lines = [re.sub(r"\s+#\s.*", "", line).strip() for line in self.text.splitlines()]
+        joined = re.sub(r"\\\n\s*", "", self.text)
+        lines = [re.sub(r"\s+#\s.*", "", line).strip() for line in joined.splitlines()]
         return [line for line in lines if line and not line.startswith("#")]
 
 

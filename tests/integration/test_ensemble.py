@@ -145,6 +145,7 @@ def test_the_report_has_the_members_and_the_milestones(ensemble):
     assert (ensemble / "figures" / "milestones.png").exists()
 
 
+@pytest.mark.slow
 def test_trained_runs_are_members_of_another_ensemble(ensemble, tmp_path):
     """Those of the same data; one that was trained on this test split is refused."""
     members = read_member_rows(ensemble)
@@ -161,6 +162,7 @@ def test_trained_runs_are_members_of_another_ensemble(ensemble, tmp_path):
         start(leaking, tmp_path / "runs", steps=10**6)
 
 
+@pytest.mark.slow
 def test_kept_predictions_of_other_images_are_not_taken_for_these(ensemble, tmp_path):
     """The same ids with other pixels behind them: the members are asked again, and have no milestones here."""
     members = read_member_rows(ensemble)

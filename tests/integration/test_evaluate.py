@@ -110,6 +110,7 @@ def test_usage_chooses_the_part(run, work):
     assert found["duplicates"]["in_train"]["any"] == 0
 
 
+@pytest.mark.slow
 def test_a_shipped_model_knows_what_selected_it_and_its_duplicates(run, work):
     """Its run need not be there: the parts' fingerprints travel with it, and the csv has its training images."""
     shipped = ship_model(run, work / "shipped", name="small")

@@ -76,7 +76,7 @@ def uninterrupted(tmp_path_factory) -> dict[str, np.ndarray]:
     ("by", "at_step", "code"),
     [
         (signal.SIGKILL, None, -9),
-        (signal.SIGTERM, 13, 143),
+        pytest.param(signal.SIGTERM, 13, 143, marks=pytest.mark.slow),
         pytest.param(signal.SIGINT, 7, 130, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, 3, -9, marks=pytest.mark.slow),
         pytest.param(signal.SIGKILL, 15, -9, marks=pytest.mark.slow),
@@ -110,6 +110,7 @@ def test_the_resolved_config_runs_again_to_the_same_result(small, tmp_path, unin
     assert all(np.array_equal(weights[name], uninterrupted[name]) for name in uninterrupted)
 
 
+@pytest.mark.slow
 def test_max_hours_stops_cleanly_and_says_how_to_go_on(small, tmp_path):
     stopped = dlfer("run", small, "--out", tmp_path / "runs", "--max-hours", "0.000001")
     assert stopped.returncode == 0, stopped.stderr

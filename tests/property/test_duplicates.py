@@ -65,7 +65,7 @@ def is_duplicate(first: np.ndarray, second: np.ndarray) -> bool:
 planted = st.lists(st.tuples(st.integers(0, 3), st.sampled_from(sorted(PLANTS))), min_size=1, max_size=9)
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(planted, planted, st.sampled_from([32, 48]))
 def test_duplicates_are_those_of_brute_force(first, second, side):
     left, right = (np.stack([PLANTS[kind](draw_face(seed, side)) for seed, kind in rows]) for rows in (first, second))
@@ -75,7 +75,7 @@ def test_duplicates_are_those_of_brute_force(first, second, side):
     assert (found.any | ~found.exact).all()
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(planted, st.sampled_from([32, 48]), st.randoms(use_true_random=False))
 def test_groups_are_the_components_of_brute_force(rows, side, random):
     images = np.stack([PLANTS[kind](draw_face(seed, side)) for seed, kind in rows])
@@ -96,7 +96,7 @@ def test_groups_are_the_components_of_brute_force(rows, side, random):
 named = st.tuples(st.integers(0, 2), st.sampled_from(["exact", "contrast", "flipped", "new"]), st.sampled_from(IDS))
 
 
-@settings(max_examples=60)
+@settings(max_examples=25)
 @given(st.lists(st.lists(named, min_size=1, max_size=5, unique_by=lambda row: row[2]), min_size=2, max_size=3))
 def test_the_audit_counts_by_the_same_relation(parts):
     """Ids may recur among splits, as those of two folders with a "0.png" each, and may be those of augmented copies."""

@@ -235,6 +235,7 @@ def test_pictures_cost_what_is_stated(watched):
         assert status in statuses, (name, status, answer.get("error"))
 
 
+@pytest.mark.slow
 def test_many_large_pictures_at_a_time_wait_for_each_other(watched):
     body = make_form(make_picture(4992, "JPEG", quality=30))
     with ThreadPoolExecutor(16) as threads:

@@ -81,7 +81,9 @@ MAKERS = {
 }
 
 
-@pytest.mark.parametrize("kind", MAKERS)
+@pytest.mark.parametrize(
+    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "ensemble" else kind for kind in MAKERS]
+)
 def test_the_function_answers_as_the_classifier(kind):
     classifier = MAKERS[kind]()
     check_exportable(classifier)
@@ -205,7 +207,7 @@ def test_the_loss_of_accuracy_is_paired_with_n_and_an_interval():
     assert agreement.labels_agree.value == pytest.approx(0.85)
     assert agreement.largest_difference == pytest.approx(0.7)
     record = RECORD.model_copy(update={"agreement": agreement})
-    assert any("lost: 15.00 points (95 % " in line and "n = 20" in line for line in describe_export(record))
+    assert any("lost: 15.00 percentage points (95 % " in line and "n = 20" in line for line in describe_export(record))
 
 
 RECORD = ExportRecord.build(

@@ -145,7 +145,8 @@ def signal_when_a_member_waits(number: signal.Signals) -> None:
 
 
 @pytest.mark.parametrize(
-    ("number", "reason", "code"), [(signal.SIGTERM, "SIGTERM", 143), (signal.SIGINT, "Ctrl-C", 130)]
+    ("number", "reason", "code"),
+    [pytest.param(signal.SIGTERM, "SIGTERM", 143, marks=pytest.mark.slow), (signal.SIGINT, "Ctrl-C", 130)],
 )
 def test_a_stop_is_handed_on_and_what_finished_is_in_the_page(file, options, plan, number, reason, code):
     plan |= {"0.2": {"do": "wait"}}
@@ -165,6 +166,7 @@ def test_a_stop_is_handed_on_and_what_finished_is_in_the_page(file, options, pla
     assert count_begun(members[0]) == 1
 
 
+@pytest.mark.slow
 def test_a_sweep_whose_process_was_killed_goes_on_and_waits_for_a_member_that_still_runs(file, options, plan):
     path = run_sweep(file, options)
     rows = read_csv(path / "members.csv")
@@ -196,6 +198,7 @@ def test_a_sweep_whose_process_was_killed_goes_on_and_waits_for_a_member_that_st
     assert [count_begun(m) for m in members] == [1, 1]
 
 
+@pytest.mark.slow
 def test_two_processes_do_not_go_on_with_one_sweep(file, options, plan):
     path = run_sweep(file, options)
     with open_run(path).hold(), pytest.raises(ModelError, match=r"another process works on it \(process \d+ on "):
@@ -203,6 +206,7 @@ def test_two_processes_do_not_go_on_with_one_sweep(file, options, plan):
     assert open_run(path).status == "finished"
 
 
+@pytest.mark.slow
 def test_members_moved_with_their_folder_are_found_and_one_that_is_gone_is_begun_anew(file, options, plan):
     path = run_sweep(file, options)
     moved = Path("elsewhere").resolve()
