@@ -33,7 +33,11 @@ class WeightAverage:
 
     def __init__(self, loop: FitLoop, optimizer: keras.optimizers.Optimizer, *, fill: str) -> None:
         self._loop, self._optimizer = loop, optimizer
-        self._norms = [norm for norm in list_batch_norms(loop.plain.model) if norm.trainable]
+        # The plain network has the same layers; what is frozen is known by the trained one alone.
+        norms = list_batch_norms(loop.plain.model)
+        is_frozen = [not norm.trainable for norm in list_batch_norms(loop.network.model)]
+        self._frozen = [norm for norm, frozen in zip(norms, is_frozen, strict=True) if frozen]
+        self._norms = [norm for norm, frozen in zip(norms, is_frozen, strict=True) if not frozen]
         self._forward = _compile_forward(TrainingNetwork(loop.plain, fill=fill))
         self._values: list[tuple[keras.Variable, np.ndarray]] = []
 
@@ -76,9 +80,11 @@ class WeightAverage:
         kept = [(variable, _read(variable)) for variable in plain.non_trainable_variables]
         moving = [variable for norm in self._norms for variable in (norm.moving_mean, norm.moving_variance)]
         sums, count = [np.zeros(variable.shape) for variable in moving], 0
-        momentum = [norm.momentum for norm in self._norms]
+        momentum, trainable = [norm.momentum for norm in self._norms], [norm.trainable for norm in self._frozen]
         for norm in self._norms:
             norm.momentum = 0.0  # after each batch the moving statistics are those of the batch
+        for norm in self._frozen:
+            norm.trainable = False
         try:
             for inputs, targets in batches:
                 self._forward(inputs)
@@ -90,6 +96,8 @@ class WeightAverage:
         finally:
             for norm, value in zip(self._norms, momentum, strict=True):
                 norm.momentum = value
+            for norm, value in zip(self._frozen, trainable, strict=True):
+                norm.trainable = value
             for variable, values in kept:  # with the seeds of dropout
                 variable.assign(values)
         if loop.share.count > 1:
