@@ -20,6 +20,8 @@ A message says where, what was found, what was expected, and how to fix it.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class DlferError(Exception):
     """Something went wrong that dlfer can explain; the command exits with `exit_code`."""
@@ -82,9 +84,11 @@ class TrainingStopped(DlferError):
 
     Attributes:
         reason: what asked for the stop, e.g. "SIGTERM", "Ctrl-C" or "--max-hours".
+        folder: of the run, ablation, sweep or search that was stopped; None until that has recorded the stop.
     """
 
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
+        self.folder: Path | None = None
         self.exit_code = {"SIGTERM": 143, "Ctrl-C": 130}.get(reason, 0)

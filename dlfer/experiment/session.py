@@ -113,9 +113,18 @@ class Session:
     run_listeners: Listeners = field(default_factory=Listeners)
 
     @classmethod
-    def start(cls, options: RunOptions, *, run_members: RunMembers | None = None) -> Session:
-        """Return a session that talks on stderr."""
-        return cls(options, StopControl(options.max_hours), ConsoleListener(), run_members=run_members)
+    def start(
+        cls,
+        options: RunOptions,
+        *,
+        run_members: RunMembers | None = None,
+        callbacks: Iterable[Listener] = (),
+        progress: bool = True,
+    ) -> Session:
+        """Return a session that talks on stderr, or is silent without `progress`."""
+        listener = ConsoleListener() if progress else TrainingListener()
+        control = StopControl(options.max_hours)
+        return cls(options, control, listener, run_members=run_members, callbacks=tuple(callbacks))
 
     @property
     def runs_folder(self) -> Path:

@@ -56,7 +56,8 @@ class ConsoleListener(TrainingListener):
 
     def __init__(self) -> None:
         super().__init__()
-        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        # In a notebook plain lines, since Rich would make an output of its own of each.
+        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True, force_jupyter=False)
         self.progress: Progress | None = None
         self.task = None
         self.stage = ""
