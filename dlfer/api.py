@@ -298,7 +298,7 @@ def run(
         experiment: a file, or what `load_experiment` returned.
         overrides: dotted key -> value, as `load_experiment` takes them.
         callbacks: objects of classes derived from `Listener`; told of steps and epochs. For an ensemble, also of its members.
-        progress: whether to say on stderr how it goes.
+        progress: whether to say on stderr how it goes; warnings are shown in any case.
         **options: out, smoke, max_hours, require_gpu, use_cache; see `dlfer run --help`.
 
     Returns:

@@ -24,7 +24,16 @@ from pathlib import Path
 
 
 class DlferError(Exception):
-    """Something went wrong that dlfer can explain; the command exits with `exit_code`."""
+    """Something went wrong that dlfer can explain; the command exits with `exit_code`.
+
+    It is the base of every exception that dlfer raises on purpose; the others are in `dlfer.errors`.
+
+    Example:
+        >>> try:
+        ...     run = dlfer.run("experiments/quickstart.yaml")
+        ... except dlfer.DlferError as error:
+        ...     print(error)
+    """
 
     exit_code = 1
 

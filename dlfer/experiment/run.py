@@ -111,7 +111,7 @@ def run_experiment(
         options: of the command line.
         run_members: trains the members of an ensemble; None: this process does, one after another.
         callbacks: told of the run, and of those of an ensemble's members that are trained in this process.
-        progress: whether to say on stderr how it goes.
+        progress: whether to say on stderr how it goes; warnings are shown in any case.
 
     Raises:
         UserError: the file, the data or the environment is wrong; no run is left behind for a wrong file.

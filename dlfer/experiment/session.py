@@ -24,7 +24,7 @@ from dlfer.runs.listeners import Listener, Listeners
 from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run, create_run, format_duration
 from dlfer.train.control import StopControl
-from dlfer.train.progress import ConsoleListener, TrainingListener
+from dlfer.train.progress import ConsoleListener, TrainingListener, WarningListener
 
 IMAGES_A_BATCH, NUM_BATCHES = 8, 2
 
@@ -121,8 +121,8 @@ class Session:
         callbacks: Iterable[Listener] = (),
         progress: bool = True,
     ) -> Session:
-        """Return a session that talks on stderr, or is silent without `progress`."""
-        listener = ConsoleListener() if progress else TrainingListener()
+        """Return a session that talks on stderr, or without `progress` shows warnings alone."""
+        listener = ConsoleListener() if progress else WarningListener()
         control = StopControl(options.max_hours)
         return cls(options, control, listener, run_members=run_members, callbacks=tuple(callbacks))
 

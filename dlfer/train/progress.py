@@ -48,6 +48,13 @@ class TrainingListener:
         """An epoch is done and validated; `row` is its line of history."""
 
 
+class WarningListener(TrainingListener):
+    """Shows warnings on stderr, and nothing else."""
+
+    def warn(self, text: str) -> None:
+        print(escape_text(text, keep="\n\t"), file=sys.stderr, flush=True)
+
+
 HEARTBEAT_SECONDS = 60.0
 
 

@@ -170,9 +170,9 @@ def _metavar(parameter: Any) -> str:
 def write_python_reference() -> str:
     """Return the page of the public names; mkdocstrings fills in their signatures and docstrings."""
     import dlfer
-    from dlfer.quiet import hush_tensorflow
+    from dlfer.quiet import hush_libraries
 
-    hush_tensorflow()
+    hush_libraries()
     lines = [
         "# Python",
         "",
