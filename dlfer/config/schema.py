@@ -436,7 +436,7 @@ class ExperimentConfig(Section):
     def _repr_html_(self) -> str:
         """Return the keys that differ from their defaults as YAML, for a notebook."""
         text = format_yaml(self.model_dump(mode="json", exclude_defaults=True))
-        # Characters that are invisible or turn the direction of writing are shown as \\u202e.
+        # Characters that are invisible or turn the direction of writing are shown as \u202e.
         text = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
         note = "Keys that are not listed have their defaults; dlfer show schema lists all."
         return f"<pre>{html.escape(text)}</pre><p>{note}</p>"
