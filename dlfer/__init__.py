@@ -1,4 +1,13 @@
-"""Train, compare and use facial-expression classifiers by cascaded transfer learning."""
+"""Train, compare and use facial-expression classifiers by cascaded transfer learning.
+
+    import dlfer
+
+    run = dlfer.run("experiments/quickstart.yaml", {"finetune.epochs": 3})
+    print(run.metrics.test.accuracy)
+    probabilities = run.classifier.predict(images)
+
+The names of `dlfer.__all__` are public, and the classes of `dlfer.errors`; other modules may change without notice.
+"""
 
 from __future__ import annotations
 
@@ -7,30 +16,47 @@ from typing import Any
 
 from dlfer._version import __version__
 
-# Public name -> where it stands. Resolved on first use: `import dlfer` loads neither TensorFlow nor pydantic.
+# Public name -> where it stands. Resolved on first use: `import dlfer` loads neither TensorFlow nor pydantic. Tools for types
+# read __init__.pyi instead.
 _PLACES = {
+    "DlferError": ("dlfer.errors", "DlferError"),
     "ExperimentConfig": ("dlfer.config.schema", "ExperimentConfig"),
     "FacePredictor": ("dlfer.predict.predictor", "FacePredictor"),
-    "evaluate_model": ("dlfer.experiment.evaluate", "evaluate_model"),
+    "Listener": ("dlfer.runs.listeners", "Listener"),
+    "Run": ("dlfer.api", "RunResult"),
+    "Study": ("dlfer.api", "Study"),
+    "ablate": ("dlfer.api", "ablate"),
+    "audit": ("dlfer.api", "audit"),
+    "compare": ("dlfer.api", "compare"),
+    "evaluate": ("dlfer.api", "evaluate"),
     "load": ("dlfer.predict.engines", "load_model"),
     "load_experiment": ("dlfer.config.load", "load_experiment"),
+    "open_run": ("dlfer.api", "open_run"),
     "read_image": ("dlfer.predict.media", "read_image"),
-    "run_ablation": ("dlfer.study.ablation", "run_ablation"),
-    "run_experiment": ("dlfer.experiment.run", "run_experiment"),
-    "run_sweep": ("dlfer.study.sweep", "run_sweep"),
+    "run": ("dlfer.api", "run"),
+    "search": ("dlfer.api", "search"),
+    "sweep": ("dlfer.api", "sweep"),
 }
 
 __all__ = [
+    "DlferError",
     "ExperimentConfig",
     "FacePredictor",
+    "Listener",
+    "Run",
+    "Study",
     "__version__",
-    "evaluate_model",
+    "ablate",
+    "audit",
+    "compare",
+    "evaluate",
     "load",
     "load_experiment",
+    "open_run",
     "read_image",
-    "run_ablation",
-    "run_experiment",
-    "run_sweep",
+    "run",
+    "search",
+    "sweep",
 ]
 
 
@@ -42,4 +68,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return list(__all__)

@@ -20,9 +20,20 @@ A message says where, what was found, what was expected, and how to fix it.
 
 from __future__ import annotations
 
+from pathlib import Path
+
 
 class DlferError(Exception):
-    """Something went wrong that dlfer can explain; the command exits with `exit_code`."""
+    """Something went wrong that dlfer can explain; the command exits with `exit_code`.
+
+    It is the base of every exception that dlfer raises on purpose; the others are in `dlfer.errors`.
+
+    Example:
+        >>> try:
+        ...     run = dlfer.run("experiments/quickstart.yaml")
+        ... except dlfer.DlferError as error:
+        ...     print(error)
+    """
 
     exit_code = 1
 
@@ -82,9 +93,11 @@ class TrainingStopped(DlferError):
 
     Attributes:
         reason: what asked for the stop, e.g. "SIGTERM", "Ctrl-C" or "--max-hours".
+        folder: of the run, ablation, sweep or search that was stopped; None until that has recorded the stop.
     """
 
     def __init__(self, message: str, *, reason: str) -> None:
         super().__init__(message)
         self.reason = reason
+        self.folder: Path | None = None
         self.exit_code = {"SIGTERM": 143, "Ctrl-C": 130}.get(reason, 0)

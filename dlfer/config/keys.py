@@ -229,6 +229,7 @@ def build_schema() -> dict[str, Any]:
     `dlfer check` is what decides.
     """
     schema = ExperimentConfig.model_json_schema()
+    schema["description"] = schema["description"].partition("\n")[0]
     for section in (schema, *schema["$defs"].values()):
         section.pop("required", None)
         section["properties"] = {name: _allow_null(value) for name, value in section.get("properties", {}).items()}

@@ -33,20 +33,49 @@ _DEFAULTS = {"DLFER_DATA": "data"}
 _MAX_PARENTS = 20
 
 
-def load_experiment(path: Path | str, overrides: Mapping[str, object] | None = None) -> ExperimentConfig:
-    """Read an experiment file, set `overrides` (dotted key -> value), and check all of it.
+def load_experiment(
+    path: Path | str | ExperimentConfig, overrides: Mapping[str, object] | None = None
+) -> ExperimentConfig:
+    """Read an experiment file, set some of its keys, and check all of it.
+
+    Args:
+        path: of the file; or an experiment that was loaded before, which stays as it is.
+        overrides: dotted key -> value, as `--set KEY=VALUE` takes them; None as a value is null in YAML. A value may be
+            anything that YAML can hold, a path, or a number of NumPy.
+
+    Returns:
+        The frozen experiment: `config.finetune.epochs` and so on.
 
     Raises:
-        ConfigError: with every problem of the file in one message.
+        ConfigError: with every problem of the file and the overrides in one message.
 
     Example:
-        >>> config = load_experiment("experiments/dlfer.yaml", {"pretrain": None, "finetune.epochs": 3})
+        >>> config = dlfer.load_experiment("experiments/dlfer.yaml", {"pretrain": None, "finetune.epochs": 3})
+        >>> config.finetune.epochs
+        3
     """
+    check_overrides(overrides)
+    if isinstance(path, ExperimentConfig):
+        return with_overrides(path, overrides) if overrides else path
     if not isinstance(path, str | Path):
-        raise ConfigError(f"experiment: found a {type(path).__name__}, expected the path of an experiment file (YAML).")
+        raise ConfigError(
+            f"experiment: found a {type(path).__name__}, expected the path of an experiment file (YAML), or an "
+            "ExperimentConfig, which load_experiment returns."
+        )
     tree, marks = _read_with_parents(Path(path), ())
     problems = _apply(tree, marks, overrides or {})
     return _finish(tree, marks, problems, str(path), check_search=True)
+
+
+def check_overrides(overrides: object) -> None:
+    """Raise ConfigError unless `overrides` is None, or a mapping whose keys are text."""
+    if overrides is not None and not (
+        isinstance(overrides, Mapping) and all(isinstance(key, str) for key in overrides)
+    ):
+        raise ConfigError(
+            f"overrides: found {overrides!r:.80}, expected a mapping of dotted keys to values, e.g. "
+            '{"finetune.epochs": 3, "pretrain": None}.'
+        )
 
 
 def load_recorded_experiment(path: Path | str) -> ExperimentConfig:
@@ -202,13 +231,31 @@ def _apply(tree: dict[str, Any], marks: dict[Key, str], overrides: Mapping[str, 
         if dotted == "extends":
             problems.append(Problem(key, "cannot be set by an override; write it in a file."))
             continue
+        try:
+            plain = _to_plain(value)
+        except RecursionError:
+            problems.append(Problem(key, "is nested too deeply, or contains itself."))
+            continue
         # The lines of what stood there say nothing about the new value.
         _forget(marks, key)
-        # A copy, so that the tree does not change the caller's value.
-        num_found = set_value(tree, key, copy.deepcopy(value))
+        num_found = set_value(tree, key, plain)
         for end in range(num_found + 1, len(key) + 1):
             marks[key[:end]] = f"--set {dotted}"
     return problems
+
+
+def _to_plain(value: Any) -> Any:
+    """Return a copy of a value that Python code set, as YAML would give it."""
+    if isinstance(value, Section):
+        return value.model_dump(mode="json")
+    if isinstance(value, Mapping):
+        return {key: _to_plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_to_plain(item) for item in value]
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    # Numbers and arrays of NumPy, which is not imported for this.
+    return copy.deepcopy(value.tolist() if hasattr(value, "tolist") else value)
 
 
 def _finish(

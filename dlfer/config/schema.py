@@ -6,7 +6,9 @@ editors is made from it. Rules that concern several keys stand in the validators
 
 from __future__ import annotations
 
+import html
 import math
+from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, WithJsonSchema, model_validator
@@ -24,6 +26,7 @@ from dlfer.config.sections import (
     Section,
     Seed,
 )
+from dlfer.config.strict_yaml import format_yaml
 
 
 class OptimizerConfig(Section):
@@ -392,7 +395,15 @@ class SweepConfig(Section):
 
 
 class ExperimentConfig(Section):
-    """A whole experiment: EF-FER1, EF-FER2, and how they are judged."""
+    """A whole experiment: EF-FER1, EF-FER2, and how they are judged.
+
+    It is frozen: `load_experiment(config, {"finetune.epochs": 3})` returns a changed copy.
+
+    Example:
+        >>> config = dlfer.load_experiment("experiments/quickstart.yaml")
+        >>> config.finetune.epochs, config.model.backbone
+        (5, 'resnet_nano')
+    """
 
     experiment: ExperimentSection
     model: ModelConfig = ModelConfig()
@@ -409,6 +420,29 @@ class ExperimentConfig(Section):
     search: SearchConfig | None = None
     sweep: SweepConfig | None = None
     expected: ExpectedConfig = ExpectedConfig()
+
+    def __str__(self) -> str:
+        return f"experiment {self.experiment.name}"
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        """Yield what names the experiment; the whole of it would fill a screen."""
+        model, pretrain, finetune = self.model, self.pretrain, self.finetune
+        yield "experiment", self.experiment.name
+        yield "family", model.family
+        yield "backbone", "+".join(model.branches) or model.backbone
+        if pretrain is not None:
+            yield "pretrain", pretrain.data.source if pretrain.weights is None else pretrain.describe_weights()
+        yield "finetune", finetune.data.source
+        yield "epochs", finetune.epochs
+        yield "seed", self.experiment.seed
+
+    def _repr_html_(self) -> str:
+        """Return the keys that differ from their defaults as YAML, for a notebook."""
+        text = format_yaml(self.model_dump(mode="json", exclude_defaults=True))
+        # Characters that are invisible or turn the direction of writing are shown as \u202e.
+        text = "".join(c if c.isprintable() or c == "\n" else c.encode("unicode_escape").decode() for c in text)
+        note = "Keys that are not listed have their defaults; dlfer show schema lists all."
+        return f"<pre>{html.escape(text)}</pre><p>{note}</p>"
 
     @model_validator(mode="after")
     def _check_family(self) -> ExperimentConfig:

@@ -6,10 +6,10 @@ import dataclasses
 import hashlib
 import io
 import os
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -232,6 +232,57 @@ def check_split(split: Split) -> None:
     if len(np.unique(ids)) != len(ids):
         values, counts = np.unique(ids, return_counts=True)
         raise DataError(f"{where}: the id {values[counts > 1][0]!r} occurs more than once; ids must be unique.")
+
+
+def make_split(
+    images: Any, labels: Any, *, names: Sequence[str] | None = None, ids: Any = None
+) -> tuple[Split, tuple[str, ...]]:
+    """Return images in memory as a split, and the labels that its targets are indices of.
+
+    Args:
+        images: uint8 [N, H, W] or [N, H, W, 1 or 3], N at least 1.
+        labels: N names, or N whole numbers.
+        names: what whole numbers are indices of; None: each number is a label of its own, with itself as its name.
+        ids: N different names of the images; None: "0", "1" and so on.
+
+    Raises:
+        DataError: they are not of that form, or their lengths differ.
+    """
+    pixels = _to_array("images", images)
+    if pixels.dtype != np.uint8 or pixels.ndim not in (3, 4):
+        hint = (
+            " Multiply values of 0 to 1 by 255, and convert them by .astype(np.uint8)."
+            if pixels.dtype.kind == "f"
+            else ""
+        )
+        raise DataError(
+            f"images: found {pixels.dtype} {list(pixels.shape)}, expected uint8 [N, H, W] or [N, H, W, 1 or 3] with values "
+            f"0 to 255.{hint}"
+        )
+    given = np.atleast_1d(_to_array("labels", labels))
+    if not len(pixels) == len(given) or not len(given):
+        raise DataError(f"found {len(pixels)} images and {len(given)} labels, expected the same number, at least one.")
+    is_text = given.dtype.kind == "U" or (given.dtype.kind == "O" and all(isinstance(label, str) for label in given))
+    if given.ndim != 1 or not (is_text or given.dtype.kind in "iu"):
+        raise DataError(f"labels: found {given.dtype} {list(given.shape)}, expected [N] names or whole numbers.")
+    if names is not None and not is_text:
+        if given.min() < 0 or given.max() >= len(names):
+            raise DataError(
+                f"labels: found {given.min()} to {given.max()}, expected indices 0 to {len(names) - 1} of {', '.join(names)}."
+            )
+        found, targets = np.array(names), given
+    else:
+        found, targets = np.unique(given.astype(str) if is_text else given, return_inverse=True)
+    ids = np.arange(len(given)).astype(str) if ids is None else _to_array("ids", ids).astype(str)
+    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
+    return Split("images", pixels, targets.astype(np.int64), ids), tuple(str(name) for name in found)
+
+
+def _to_array(name: str, values: Any) -> np.ndarray:
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise DataError(f"{name}: cannot become one array ({error}); are the images of different sizes?") from error
 
 
 def compute_fingerprint(split: Split) -> str:

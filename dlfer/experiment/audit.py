@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,12 +14,12 @@ from dlfer.config.load import load_experiment, resolve_path
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import DataConfig
 from dlfer.data.audit import audit_splits, list_places, number_groups
-from dlfer.data.bundle import Reading, Split, StreamedSplit
+from dlfer.data.bundle import Reading, Split, StreamedSplit, make_split
 from dlfer.data.fer2013 import load_fer2013_parts
 from dlfer.data.sources import load_parts_of_source
 from dlfer.data.split import TEST_FRACTION, VALIDATION_FRACTION, draw_held_out
 from dlfer.data.survey import Survey, survey_images
-from dlfer.errors import DlferError, UserError
+from dlfer.errors import DataError, DlferError, UserError
 from dlfer.report.audit import list_shown, write_audit_page
 from dlfer.runs.audit_record import AuditRecord
 from dlfer.runs.files import write_atomically
@@ -122,6 +122,26 @@ def inspect_data(
     )
     _write_all([(path, write) for path, write in writers if path is not None], say)
     return audit
+
+
+def audit_arrays(
+    images: np.ndarray, labels: Sequence, *, splits: Sequence[str] | None = None, ids: Sequence[str] | None = None
+) -> AuditRecord:
+    """Audit images in memory. The arguments are those of `dlfer.audit`.
+
+    Raises:
+        DataError: the arrays are not of that form, or their lengths differ.
+    """
+    whole, names = make_split(images, labels, ids=ids)
+    if splits is None:
+        return audit_splits([whole], names)
+    places = np.asarray(splits).astype(str)
+    if places.shape != (len(whole),):
+        raise DataError(
+            f"splits: found the shape {list(places.shape)}, expected one name for each of {len(whole)} images."
+        )
+    parts = [whole.take(np.flatnonzero(places == name), name) for name in dict.fromkeys(places.tolist())]
+    return audit_splits(parts, names)
 
 
 def _list_read(file: Path | None) -> list[Path]:

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from dlfer.config.load import load_recorded_experiment, resolve_path
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import FacesConfig
-from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
+from dlfer.data.bundle import DataBundle, Split, compute_fingerprint, make_split
 from dlfer.data.faces import prepare_split
 from dlfer.data.fer2013 import load_fer2013_usage
 from dlfer.data.labels import map_targets
 from dlfer.data.sources import load_data
-from dlfer.errors import ConfigError, MissingDataError, UserError
+from dlfer.errors import ConfigError, DataError, MissingDataError, UserError
 from dlfer.experiment.extras import Extras, check_extras, compute_extra_metrics, keep_extras
 from dlfer.experiment.splits import JudgedDuplicates, find_judged_duplicates
 from dlfer.export.images import load_held, take_usage
@@ -38,7 +39,7 @@ def evaluate_model(
     *,
     csv: Path | None = None,
     usage: str | None = None,
-    data: Path | None = None,
+    data: Path | tuple[Any, Any] | None = None,
     extras: Extras = _PLAIN,
     say: Callable[[str], None] | None = None,
 ) -> Metrics:
@@ -49,7 +50,8 @@ def evaluate_model(
         csv, usage: a FER2013 csv and the Usage to judge on; without one PrivateTest, else PublicTest, else
             all rows of a csv that names no parts.
         data: a class folder, an .npz of arrays, or an experiment file whose `finetune.data` is used (with
-            its aliases and drops). Its test split is judged, else validation, else all of it.
+            its aliases and drops). Its test split is judged, else validation, else all of it. Or (images, labels) as
+            `dlfer.evaluate` takes them.
         extras: views, groups and corruptions, where asked for.
         say: is told what takes long.
         Without csv and data, a run is judged on its own test split, else on its validation split.
@@ -72,6 +74,8 @@ def evaluate_model(
     record = read_artifact_record(find_model(name))
     if csv is not None:
         split, labels = load_csv(Path(csv), usage)
+    elif isinstance(data, tuple):
+        split, labels = _take_arrays(data, classifier)
     elif data is not None:
         split, labels = load_other(Path(data), classifier, say)
     elif run is not None:
@@ -105,8 +109,18 @@ def evaluate_model(
         say(f"kept in {run.path}; dlfer report {run.path} writes its report with them")
     more: dict[str, object] = {"views": found.views, "headline": extras.headline, "groups": found.groups}
     more |= {"corruptions": found.corruptions} if found.corruptions is not None else {}
-    more["judged_on"] = JudgedOn(split=split.name, file=str(csv or data or run.path), used_for=used_for)
+    more["judged_on"] = JudgedOn(split=split.name, file=_name_source(csv or data or run.path), used_for=used_for)
     return metrics.model_copy(update=more)
+
+
+def _take_arrays(data: tuple[Any, Any], classifier: Classifier) -> tuple[Split, tuple[str, ...]]:
+    if len(data) != 2:
+        raise DataError(f"data: found a tuple of {len(data)}, expected (images, labels).")
+    return make_split(*data, names=classifier.labels)
+
+
+def _name_source(source: Path | tuple[Any, Any]) -> str:
+    return "arrays in memory" if isinstance(source, tuple) else str(source)
 
 
 def _prepare_as_trained(split: Split, classifier: Classifier, say: Callable[[str], None] | None) -> Split:
@@ -204,10 +218,12 @@ def _describe_run(of_run: Metrics | None, protocol: str, *, is_own: bool) -> str
     )
 
 
-def _is_own_data(run: Run, given: Path | None) -> bool:
+def _is_own_data(run: Run, given: Path | tuple[Any, Any] | None) -> bool:
     """Tell whether data is the run's own, so that an id means the same image in both."""
     if given is None:
         return True
+    if isinstance(given, tuple):
+        return False
     path = run.config().finetune.data.path
     with contextlib.suppress(ConfigError):
         return path is not None and resolve_path(path).resolve() == Path(given).resolve()

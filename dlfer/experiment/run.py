@@ -5,7 +5,7 @@ ExperimentConfig -> DataBundle -> Classifier -> Predictions -> Metrics -> report
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -54,6 +54,7 @@ from dlfer.report.pictures import write_confusion_page, write_error_page
 from dlfer.runs.audit_record import AuditRecord
 from dlfer.runs.changes import settle_images, settle_start
 from dlfer.runs.find import open_run
+from dlfer.runs.listeners import Listener, Listeners
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.options import RunOptions
 from dlfer.runs.records import About, DataRecord, OnnxRecord, WeightsOrigin
@@ -95,21 +96,30 @@ EXPLAINERS: dict[str, Callable[[ExperimentConfig, Session], None]] = {
 }
 
 
-def run_experiment(file: Path | str, options: RunOptions, *, run_members: RunMembers | None = None) -> Path | None:
-    """Run the experiment of a file from data to report; return the run's folder (None for a dry run).
+def run_experiment(
+    experiment: Path | str | ExperimentConfig,
+    options: RunOptions,
+    *,
+    run_members: RunMembers | None = None,
+    callbacks: Iterable[Listener] = (),
+    progress: bool = True,
+) -> Path | None:
+    """Run an experiment from data to report; return the run's folder (None for a dry run).
 
     Args:
-        file: an experiment.
+        experiment: a file, or an experiment that was loaded from one.
         options: of the command line.
         run_members: trains the members of an ensemble; None: this process does, one after another.
+        callbacks: told of the run, and of those of an ensemble's members that are trained in this process.
+        progress: whether to say on stderr how it goes; warnings are shown in any case.
 
     Raises:
         UserError: the file, the data or the environment is wrong; no run is left behind for a wrong file.
         TrainingStopped: by SIGTERM or --max-hours; the run can be resumed.
     """
-    config = load_experiment(file, options.overrides)
-    refuse_obstacles(config, file, smoke=options.smoke, out=options.out)
-    session = Session.start(options, run_members=run_members)
+    config = load_experiment(experiment, options.overrides)
+    refuse_obstacles(config, experiment, smoke=options.smoke, out=options.out)
+    session = Session.start(options, run_members=run_members, callbacks=callbacks, progress=progress)
     if options.dry_run:
         explain_experiment(config, session)
         return None
@@ -117,11 +127,22 @@ def run_experiment(file: Path | str, options: RunOptions, *, run_members: RunMem
         return start_run(config, session)
 
 
-def resume_run(run: Path | str, options: RunOptions, *, run_members: RunMembers | None = None) -> Path:
-    """Resume a run that was interrupted, from its last checkpoint; a finished one is left as it is."""
+def resume_run(
+    run: Path | str,
+    options: RunOptions,
+    *,
+    run_members: RunMembers | None = None,
+    callbacks: Iterable[Listener] = (),
+    progress: bool = True,
+) -> Path:
+    """Resume a run that was interrupted, from its last checkpoint; a finished one is left as it is.
+
+    The arguments are those of `run_experiment`.
+    """
     opened = open_run(run, options.out)
     # The cache of EF-FER1 stands beside the run, wherever that was put.
-    session = Session.start(replace(options, out=opened.path.parent.parent), run_members=run_members)
+    options = replace(options, out=opened.path.parent.parent)
+    session = Session.start(options, run_members=run_members, callbacks=callbacks, progress=progress)
     if opened.status == "finished":
         session.listener.say(f"{opened.path} is finished already.")
         return opened.path
@@ -145,31 +166,44 @@ def execute_run(run: Run, config: ExperimentConfig, session: Session) -> Path:
         ResumeError: its data, experiment or software has changed since it began, and the session does not accept that.
     """
     with run.hold():
+        listeners = Listeners(session.callbacks, session.listener.warn)
+        listeners.start(run.path, config)
         try:
-            _execute_steps(run, config, session)
-        except TrainingStopped as stop:
-            run.stop(stop.reason)
-            hint = session.resume_hint or f"dlfer run --resume {run.path}"
-            session.listener.say(f"{stop} Continue with: {hint}")
-            raise
-        except KeyboardInterrupt:
-            # The second Ctrl-C, which does not wait for the end of a step: the last checkpoint stands.
-            run.stop("Ctrl-C")
-            raise
-        except ResumeError:
-            run.stop("changes since it began")
-            raise
+            metrics = _execute_and_record(run, config, replace(session, run_listeners=listeners))
         except BaseException as error:
-            run.fail(error)
-            if isinstance(error, OSError):
-                hint = session.resume_hint or f"dlfer run --resume {run.path}"
-                session.listener.say(f"{run.path}: what was written last is kept. When the cause is removed: {hint}")
+            listeners.fail(error)
             raise
-        run.finish()
+        listeners.finish(metrics, run.path)
     return run.path
 
 
-def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None:
+def _execute_and_record(run: Run, config: ExperimentConfig, session: Session) -> Metrics:
+    try:
+        metrics = _execute_steps(run, config, session)
+    except TrainingStopped as stop:
+        run.stop(stop.reason)
+        stop.folder = run.path
+        hint = session.resume_hint or f"dlfer run --resume {run.path}"
+        session.listener.say(f"{stop} Continue with: {hint}")
+        raise
+    except KeyboardInterrupt:
+        # The second Ctrl-C, which does not wait for the end of a step: the last checkpoint stands.
+        run.stop("Ctrl-C")
+        raise
+    except ResumeError:
+        run.stop("changes since it began")
+        raise
+    except BaseException as error:
+        run.fail(error)
+        if isinstance(error, OSError):
+            hint = session.resume_hint or f"dlfer run --resume {run.path}"
+            session.listener.say(f"{run.path}: what was written last is kept. When the cause is removed: {hint}")
+        raise
+    run.finish()
+    return metrics
+
+
+def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> Metrics:
     say = session.listener.say
     accept = session.options.accept_changes
     settle_start(run, accept=accept)
@@ -200,6 +234,7 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
     _warn_of_learning(run, predictions.get("train"), session)
     say(f"report: {write_report(run.path)}")
     say(f"model card: {write_card(run.path)}")
+    return metrics
 
 
 def _predict(

@@ -20,10 +20,11 @@ from dlfer.data.sources import is_present, load_data, replace_by_synthetic
 from dlfer.data.tfds_stream import read_split
 from dlfer.runs.changes import find_sibling
 from dlfer.runs.find import default_runs_folder
+from dlfer.runs.listeners import Listener, Listeners
 from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run, create_run, format_duration
 from dlfer.train.control import StopControl
-from dlfer.train.progress import ConsoleListener, TrainingListener
+from dlfer.train.progress import ConsoleListener, TrainingListener, WarningListener
 
 IMAGES_A_BATCH, NUM_BATCHES = 8, 2
 
@@ -98,6 +99,8 @@ class Session:
         bundles: the data that has been loaded, by its config; arms and seeds share it.
         resume_hint: the command that goes on after a stop, where it is not that of the run itself.
         run_members: trains the members of an ensemble; None: they are trained one after another in this process.
+        callbacks: told of every run of the session.
+        run_listeners: told of the run that is being executed; `execute_run` sets them.
     """
 
     options: RunOptions
@@ -106,11 +109,22 @@ class Session:
     bundles: dict[str, DataBundle] = field(default_factory=dict)
     resume_hint: str | None = None
     run_members: RunMembers | None = None
+    callbacks: tuple[Listener, ...] = ()
+    run_listeners: Listeners = field(default_factory=Listeners)
 
     @classmethod
-    def start(cls, options: RunOptions, *, run_members: RunMembers | None = None) -> Session:
-        """Return a session that talks on stderr."""
-        return cls(options, StopControl(options.max_hours), ConsoleListener(), run_members=run_members)
+    def start(
+        cls,
+        options: RunOptions,
+        *,
+        run_members: RunMembers | None = None,
+        callbacks: Iterable[Listener] = (),
+        progress: bool = True,
+    ) -> Session:
+        """Return a session that talks on stderr, or without `progress` shows warnings alone."""
+        listener = ConsoleListener() if progress else WarningListener()
+        control = StopControl(options.max_hours)
+        return cls(options, control, listener, run_members=run_members, callbacks=tuple(callbacks))
 
     @property
     def runs_folder(self) -> Path:

@@ -19,6 +19,7 @@ from dlfer.errors import EnvironmentProblem, ModelError, UserError
 from dlfer.metrics.confidence import apply_temperature, check_finite
 from dlfer.predict.runtimes import EXPORT_FILE, OTHER_RUNTIMES, open_artifact, open_export, read_export
 from dlfer.runs.artifact import read_artifact_record
+from dlfer.runs.display import ShownModel
 from dlfer.runs.export_record import ExportRecord
 from dlfer.runs.find import find_model, read_about
 from dlfer.runs.records import About, Temperature
@@ -117,7 +118,7 @@ def _find_artifact(name: str | Path, engine: str | None) -> Path | None:
         return None
 
 
-class RuntimeModel(Engine):
+class RuntimeModel(ShownModel, Engine):
     """A model that another runtime than Keras computes; TensorFlow is not loaded. Attributes: see `Engine`; and its folder."""
 
     folder: Path

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
+from dlfer.runs.display import format_html
 from dlfer.runs.metrics_record import CountedEstimate
 from dlfer.runs.records import DuplicateCounts, FileRecord, ReadingRecord, Record
 
@@ -205,6 +206,34 @@ class AuditRecord(FileRecord):
     samples: Samples = Field(default_factory=Samples)
     fingerprint: str | None = None
 
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        """Yield the numbers of images, and of the groups of duplicates."""
+        yield "num_images", self.num_images
+        yield "labels", self.labels
+        yield "distinct_images", self.distinct_images
+        yield "duplicate_groups", self.duplicate_groups
+        yield "near_groups", self.near_groups
+        yield "conflicting_groups", self.conflicting_groups
+        yield "near_constant_images", self.near_constant_images
+
+    def _repr_html_(self) -> str:
+        """Return what was found, for a notebook; None is shown where images were streamed."""
+        rows = [
+            ("images", self.num_images),
+            ("labels", len(self.labels)),
+            ("distinct images", self.distinct_images),
+            ("groups of exact duplicates", self.duplicate_groups),
+            ("of these with different labels", self.conflicting_groups),
+            ("groups of duplicates of any kind", self.near_groups),
+            ("of these with different labels", self.near_conflicting_groups),
+            ("images of one grey level", self.constant_images),
+            ("images of nearly one grey level", self.near_constant_images),
+            ("unreadable", self.unreadable.n),
+            *((f"images of {pair} with a duplicate", leak.any) for pair, leak in self.leaks.items()),
+        ]
+        splits = (f"{name}: {_describe_classes(split)}" for name, split in self.splits.items())
+        return format_html("Audit", rows, notes=[*splits, *self.notes])
+
     @property
     def is_streamed(self) -> bool:
         """Whether no image was looked into."""
@@ -223,6 +252,11 @@ class AuditRecord(FileRecord):
         if isinstance(samples, dict) and "mirrored" in samples:
             upgraded["samples"] = {"flipped" if kind == "mirrored" else kind: found for kind, found in samples.items()}
         return upgraded
+
+
+def _describe_classes(split: AuditedSplit) -> str:
+    counts = "" if split.classes is None else ", ".join(f"{label} {n:,}" for label, n in split.classes.items())
+    return f"{split.num_images:,} images{f' ({counts})' if counts else ''}"
 
 
 def _upgrade_leak(leak: Any) -> Any:

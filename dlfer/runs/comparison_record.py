@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
+from dlfer.runs.display import format_html, format_interval, shorten
 from dlfer.runs.metrics_record import CountedEstimate, Estimate, ModelPair, Number, rename_key
 from dlfer.runs.records import FileRecord, Record
 
@@ -248,6 +250,19 @@ class ComparisonRecord(FileRecord):
     unfinished: list[UnfinishedMember] = Field(default_factory=list)
     best_of: BestCells | None = None
 
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        """Yield the accuracy of each arm on validation and test as (value, low, high), and the verdicts."""
+        yield "arms", {row.arm: shorten(row.test or row.validation) for row in self.table}
+        yield "verdicts", [pair.sentence for pair in self.paired]
+
+    def _repr_html_(self) -> str:
+        """Return the accuracy of each arm on each split, the verdicts and the notes, for a notebook."""
+        splits = [split for split in ("train", "validation", "test") if any(row.get(split) for row in self.table)]
+        rows = [(row.arm, len(row.seeds), *(format_interval(row.get(split)) for split in splits)) for row in self.table]
+        header = ("arm", "seeds", *(f"{split} accuracy" for split in splits))
+        notes = [*(pair.sentence for pair in self.paired), *self.notes]
+        return format_html("Comparison", rows, header=header, notes=notes)
+
     @classmethod
     def upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
         """Return the contents of a file from before dlfer 0.2 with the present names of its keys.
@@ -320,3 +335,20 @@ class ModelComparison(Record):
     systems: list[System] = Field(default_factory=list)
     system_pairs: list[ArmPair] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        """Yield the split, the accuracy of each run as (value, low, high), and the verdicts."""
+        yield "part", self.part
+        yield "n_common", self.n_common
+        yield "accuracy", {run.name: shorten(run.accuracy) for run in self.runs}
+        yield "verdicts", self._list_verdicts()
+
+    def _repr_html_(self) -> str:
+        """Return the accuracy of each run, the verdicts and the notes, for a notebook."""
+        rows = [(run.name, run.n, format_interval(run.accuracy)) for run in self.runs]
+        title = f"Comparison on {self.n_common:,} images of {self.part}"
+        notes = [*self._list_verdicts(), *self.notes]
+        return format_html(title, rows, header=("run", "n", "accuracy"), notes=notes)
+
+    def _list_verdicts(self) -> list[str]:
+        return [pair.sentence for pair in (*self.pairs, *self.system_pairs)]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 from pydantic import Field
 
+from dlfer.runs.display import format_html, format_interval, shorten
 from dlfer.runs.records import DuplicatesRecord, FileRecord, Record, Temperature
 
 Number = float | None
@@ -155,6 +157,23 @@ class SplitMetrics(SplitSummary):
     confusion: list[list[int]] = Field(default_factory=list)
     calibration: Calibration | None = None
     selective: Selective | None = None
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        """Yield the metrics over all classes as (value, low, high); those of a class are in `per_class`."""
+        yield "n", self.n
+        for name in ("accuracy", "macro_f1", "balanced_accuracy"):
+            if self.get(name) is not None:
+                yield name, shorten(self.get(name))
+
+    def _repr_html_(self) -> str:
+        """Return the metrics of each class, for a notebook."""
+        names = ("precision", "recall", "f1", "specificity")
+        rows = [
+            (label, row.n, *(format_interval(row.get(name)) for name in names)) for label, row in self.per_class.items()
+        ]
+        title = f"accuracy {format_interval(self.accuracy)}, macro F1 {format_interval(self.macro_f1)}, n = {self.n:,}"
+        note = "In parentheses: 95 % intervals, in percent."
+        return format_html(title, rows, header=("label", "n", *names), notes=[note])
 
     def get(self, name: str) -> Estimate | None:
         """Return one of the metrics over all classes, or None where the file does not have it."""
@@ -398,6 +417,25 @@ class Metrics(FileRecord):
     ensemble: EnsembleMetrics | None = None
     judged_on: JudgedOn | None = None
     foreign: ForeignModelRecord | None = None
+
+    def __repr_args__(self) -> Iterator[tuple[str, Any]]:
+        """Yield the protocol and the metrics of each split that there is."""
+        yield "protocol", self.protocol
+        yield from self._list_splits().items()
+
+    def _repr_html_(self) -> str:
+        """Return the accuracy and macro F1 of each split, for a notebook."""
+        rows = [
+            (name.replace("_", " "), split.n, format_interval(split.accuracy), format_interval(split.macro_f1))
+            for name, split in self._list_splits().items()
+        ]
+        used = f"Selected on {self.selected_on}, protocol {self.protocol}. In parentheses: 95 % intervals, in percent."
+        return format_html("Metrics", rows, header=("split", "n", "accuracy", "macro F1"), notes=[self.banner, used])
+
+    def _list_splits(self) -> dict[str, SplitMetrics]:
+        """Return the splits that there are, the one that judges first."""
+        splits = ("test", "test_without_duplicates", "validation", "validation_without_duplicates", "train")
+        return {name: split for name in splits if (split := self.get(name)) is not None}
 
     @property
     def judged_split(self) -> str:

@@ -31,7 +31,7 @@ WITH, WITHOUT, EQUAL_COMPUTE = "with EF-FER1", "without EF-FER1", "without, equa
 
 
 def run_ablation(
-    file: Path | str,
+    experiment: Path | str | ExperimentConfig,
     options: RunOptions,
     seeds: Sequence[int] | None = None,
     *,
@@ -47,7 +47,7 @@ def run_ablation(
         TrainingStopped: by Ctrl-C, SIGTERM or --max-hours; the ablation can be resumed.
         DlferError: a member failed; the others were run.
     """
-    return start_comparison(file, options, RULES, seeds=seeds, workers=workers, array=array)
+    return start_comparison(experiment, options, RULES, seeds=seeds, workers=workers, array=array)
 
 
 def resume_ablation(run: Path | str, options: RunOptions, *, workers: int | None = None) -> Path:

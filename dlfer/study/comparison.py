@@ -233,7 +233,7 @@ class MemberSource(Source):
 
 
 def start_comparison(
-    file: Path | str,
+    experiment: Path | str | ExperimentConfig,
     options: RunOptions,
     rules: Rules,
     *,
@@ -241,10 +241,10 @@ def start_comparison(
     workers: int | None,
     array: ArrayTask | None,
 ) -> Path | None:
-    """Begin the comparison of an experiment file, or do what a task of a job array does.
+    """Begin the comparison of an experiment, or do what a task of a job array does.
 
     Args:
-        file: the experiment.
+        experiment: a file, or an experiment that was loaded from one.
         options: of the command line.
         rules: of this kind of comparison.
         seeds: instead of those of the file.
@@ -258,9 +258,9 @@ def start_comparison(
         As `run_comparison`, `run_one_member` and `collect_comparison`.
     """
     own_seeds = {} if seeds is None else {f"{rules.section}.seeds": list(seeds)}
-    config = load_experiment(file, {**options.overrides, **own_seeds})
-    refuse_obstacles(config, file, kind=rules.section, smoke=options.smoke, out=options.out)
-    plan = rules.plan(config, file, options.smoke)
+    config = load_experiment(experiment, {**options.overrides, **own_seeds})
+    refuse_obstacles(config, experiment, kind=rules.section, smoke=options.smoke, out=options.out)
+    plan = rules.plan(config, experiment, options.smoke)
     if options.dry_run:
         explain_members(config, plan, options)
         return None
@@ -367,6 +367,8 @@ def run_comparison(comparison: Comparison, options: RunOptions, *, workers: int 
             if any(member.status == "finished" for member in comparison.members):
                 _write_results(comparison, rules)
             run.stop(stop.reason if isinstance(stop, TrainingStopped) else "Ctrl-C")
+            if isinstance(stop, TrainingStopped):
+                stop.folder = run.path
             comparison.console.say(f"Continue with: {comparison.hint}")
             raise
         except BaseException as error:

@@ -35,7 +35,7 @@ class StudyConsole:
     """Writes to stderr; on a terminal it can show bars below what is said."""
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        self.console = console or Console(file=sys.stderr, highlight=False, soft_wrap=True, force_jupyter=False)
         self._progress: Progress | None = None
         self._bars: dict[str, TaskID] = {}
 

@@ -215,7 +215,7 @@ _SHOWN_PAIRS = 5
 
 
 def run_sweep(
-    file: Path | str,
+    experiment: Path | str | ExperimentConfig,
     options: RunOptions,
     *,
     seeds: Sequence[int] | None = None,
@@ -231,7 +231,7 @@ def run_sweep(
         TrainingStopped: by Ctrl-C, SIGTERM or --max-hours; the sweep can be resumed.
         DlferError: members failed; the others were run.
     """
-    return start_comparison(file, options, RULES, seeds=seeds, workers=workers, array=array)
+    return start_comparison(experiment, options, RULES, seeds=seeds, workers=workers, array=array)
 
 
 def resume_sweep(run: Path | str, options: RunOptions, *, workers: int | None = None) -> Path:

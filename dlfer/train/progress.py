@@ -48,6 +48,13 @@ class TrainingListener:
         """An epoch is done and validated; `row` is its line of history."""
 
 
+class WarningListener(TrainingListener):
+    """Shows warnings on stderr, and nothing else."""
+
+    def warn(self, text: str) -> None:
+        print(escape_text(text, keep="\n\t"), file=sys.stderr, flush=True)
+
+
 HEARTBEAT_SECONDS = 60.0
 
 
@@ -56,7 +63,8 @@ class ConsoleListener(TrainingListener):
 
     def __init__(self) -> None:
         super().__init__()
-        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True)
+        # In a notebook plain lines, since Rich would make an output of its own of each.
+        self.console = Console(file=sys.stderr, highlight=False, soft_wrap=True, force_jupyter=False)
         self.progress: Progress | None = None
         self.task = None
         self.stage = ""

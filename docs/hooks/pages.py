@@ -17,6 +17,13 @@ from typing import Any
 from mkdocs.structure.files import File, Files
 
 ROOT = Path(__file__).resolve().parents[2]
+MEMBERS = {
+    "FacePredictor": ("predict",),
+    "Listener": ("start", "step", "epoch", "finish", "fail"),
+    "Run": ("folder", "status", "config", "metrics", "history", "report", "classifier", "resume"),
+    "Study": ("folder", "kind", "status", "config", "comparison", "members", "runs", "best", "report", "resume"),
+}
+"""Public class -> what the reference shows of it."""
 PUBLISHED = ("results/**/*.md", "CHANGELOG.md", "CONTRIBUTING.md", "benchmarks/README.md")
 
 _LINK = re.compile(r"\[([^\]]*)\]\(([^)\s#]+)(#[^)\s]*)?\)")
@@ -170,14 +177,14 @@ def _metavar(parameter: Any) -> str:
 def write_python_reference() -> str:
     """Return the page of the public names; mkdocstrings fills in their signatures and docstrings."""
     import dlfer
-    from dlfer.quiet import hush_tensorflow
+    from dlfer.quiet import hush_libraries
 
-    hush_tensorflow()
+    hush_libraries()
     lines = [
         "# Python",
         "",
-        "Everything public is in the package `dlfer`; `import dlfer` loads neither TensorFlow nor Keras. Other modules may change "
-        "without notice. Examples: [Use dlfer from Python](../how-to/python.md).",
+        "Everything public is in the package `dlfer`, and the classes of exceptions in `dlfer.errors`; `import dlfer` loads neither "
+        "TensorFlow nor Keras. Other modules may change without notice. Examples: [Use dlfer from Python](../how-to/python.md).",
         "",
     ]
     for name in dlfer.__all__:
@@ -186,8 +193,8 @@ def write_python_reference() -> str:
             continue
         lines += [f"::: {value.__module__}.{value.__qualname__}", "    options:"]
         lines += [f"      heading: dlfer.{name}", f"      toc_label: dlfer.{name}"]
-        if inspect.isclass(value) and value.__module__.startswith("dlfer.predict"):
-            lines += ["      members: [predict]"]
+        if name in MEMBERS:
+            lines += [f"      members: [{', '.join(MEMBERS[name])}]", "      inherited_members: true"]
         lines += [""]
     return "\n".join(lines)
 

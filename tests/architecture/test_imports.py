@@ -32,6 +32,7 @@ ORDER = (
     "serve",
     "experiment",
     "study",
+    "api",
     "cli",
     "__main__",
 )

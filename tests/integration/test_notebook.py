@@ -43,3 +43,6 @@ def test_notebook_runs(tmp_path):
     printed = "".join(output.get("text", "") for cell in notebook.cells for output in cell.get("outputs", []))
     assert "test images" in printed
     assert "ablation/report.html" in printed
+    shown = [output.data for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
+    tables = "".join(data.get("text/html", "") for data in shown)
+    assert all(word in tables for word in ("Run of my_faces", "macro F1", "without EF-FER1"))

@@ -113,8 +113,10 @@ class Search:
         return FileLock(self.run.path / _FILES_LOCK) if self.is_shared else contextlib.nullcontext()
 
 
-def run_search(file: Path | str, options: RunOptions, search_options: SearchOptions) -> Path | None:
-    """Search the space of an experiment file; return the search's folder (None for a dry run).
+def run_search(
+    experiment: Path | str | ExperimentConfig, options: RunOptions, search_options: SearchOptions
+) -> Path | None:
+    """Search the space of an experiment; return the search's folder (None for a dry run).
 
     With a storage, every machine runs the same command, and this returns when all trials have begun and none of this process'
     own is left. Who ends last writes complete results; with `ablation` it trains and judges the winners, too.
@@ -124,8 +126,8 @@ def run_search(file: Path | str, options: RunOptions, search_options: SearchOpti
         TrainingStopped: by Ctrl-C, SIGTERM or --max-hours; the best so far is told, the search can be resumed.
         DlferError: the first trials fail alike.
     """
-    config = load_experiment(file, options.overrides)
-    refuse_obstacles(config, file, kind="search", smoke=options.smoke, out=options.out)
+    config = load_experiment(experiment, options.overrides)
+    refuse_obstacles(config, experiment, kind="search", smoke=options.smoke, out=options.out)
     arms = list_arms(config, ablation=search_options.ablation)
     console = StudyConsole()
     if options.dry_run:
@@ -203,6 +205,7 @@ def _execute(search: Search, arms: list[Arm]) -> Path:
         except TrainingStopped as stop:
             if not search.is_shared or not search.count_elsewhere():
                 run.stop(stop.reason)
+            stop.folder = run.path
             search.conclude()
             search.console.say(f"Stopped by {stop.reason}. Continue with: {search.hint}")
             raise

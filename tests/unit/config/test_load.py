@@ -195,7 +195,7 @@ def test_overrides_are_checked_like_the_file(write):
     assert "--set modle.dropout: modle: there is no such key. Did you mean model?" in lines
     assert any("extends: cannot be set" in line for line in lines)
     with pytest.raises(ConfigError, match="YAML cannot hold"):
-        load_experiment(name, {"finetune.data.path": Path("x")})
+        load_experiment(name, {"finetune.data.path": object()})
 
 
 @pytest.mark.parametrize(
