@@ -21,6 +21,7 @@ from typing import Any
 
 from dlfer.config.grid import check_ablation, check_sweep
 from dlfer.config.keys import Key, get_mapping_value, get_section, is_nullable, rename_keys, split_key
+from dlfer.config.places import list_places
 from dlfer.config.problems import Problem, list_problems, validate
 from dlfer.config.schema import ExperimentConfig
 from dlfer.config.sections import Section, get_fields
@@ -36,6 +37,9 @@ _MAX_PARENTS = 20
 def load_experiment(path: Path | str, overrides: Mapping[str, object] | None = None) -> ExperimentConfig:
     """Read an experiment file, set `overrides` (dotted key -> value), and check all of it.
 
+    Args:
+        path: of a file, or the name of an experiment that comes with dlfer (see `find_experiment`).
+
     Raises:
         ConfigError: with every problem of the file in one message.
 
@@ -44,9 +48,40 @@ def load_experiment(path: Path | str, overrides: Mapping[str, object] | None = N
     """
     if not isinstance(path, str | Path):
         raise ConfigError(f"experiment: found a {type(path).__name__}, expected the path of an experiment file (YAML).")
-    tree, marks = _read_with_parents(Path(path), ())
+    path = find_experiment(path)
+    tree, marks = _read_with_parents(path, ())
     problems = _apply(tree, marks, overrides or {})
     return _finish(tree, marks, problems, str(path), check_search=True)
+
+
+def find_experiment(name: Path | str) -> Path:
+    """Return the file that a path or the name of an experiment that comes with dlfer leads to.
+
+    A file is found by its path. Where there is none, `quickstart` and `experiments/quickstart.yaml` mean the experiment of that name
+    in the first of `$DLFER_HOME/experiments`, the installed package and the checkout that has it. Other paths are returned unchanged.
+
+    Raises:
+        ConfigError: it has the form of such a name, and there is neither a file nor a shipped experiment.
+
+    Example:
+        >>> find_experiment("quickstart").name
+        'quickstart.yaml'
+    """
+    path = Path(name)
+    is_name = (path.parent == Path() and not path.suffix) or (
+        path.parent == Path("experiments") and path.suffix == ".yaml"
+    )
+    if os.path.isfile(path) or not is_name:
+        return path
+    places = list_places("experiments")
+    for place in places:
+        if os.path.isfile(place / f"{path.stem}.yaml"):
+            return place / f"{path.stem}.yaml"
+    if os.path.lexists(path):
+        return path  # what it is instead of a file is said where it is read
+    known = sorted({file.stem for place in places for file in place.glob("*.yaml")})
+    shipped = f" Experiments that come with dlfer: {', '.join(known)}." if known else ""
+    raise ConfigError(f"{path}: there is no such file, and no experiment of this name comes with dlfer.{shipped}")
 
 
 def load_recorded_experiment(path: Path | str) -> ExperimentConfig:

@@ -49,7 +49,7 @@ def run(tmp_path_factory):
 def test_a_run_is_shipped_and_is_the_default(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DLFER_HOME", raising=False)
-    monkeypatch.setattr(catalog, "find_checkout", lambda: None)
+    monkeypatch.setattr("dlfer.config.places.find_checkout", lambda: None)
     with pytest.raises(ModelError, match="DLFER_HOME"):
         find_default_model()
     first = ship_model(run, tmp_path / "saved_models", name="first", default=True)
@@ -159,7 +159,7 @@ def test_only_large_kernels_become_float16_and_what_does_not_fit_is_refused(tmp_
 def test_the_model_of_a_smoke_run_is_marked_and_never_the_default(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DLFER_HOME", raising=False)
-    monkeypatch.setattr(catalog, "find_checkout", lambda: None)
+    monkeypatch.setattr("dlfer.config.places.find_checkout", lambda: None)
     monkeypatch.setattr(module, "load_artifact", lambda folder: None)
     monkeypatch.setattr(module, "embed_onnx", lambda folder, run: None)
     monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.0)
