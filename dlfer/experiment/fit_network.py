@@ -189,6 +189,7 @@ def make_job(name: str, config: ExperimentConfig, seed: int, run: Run, session: 
         control=session.control,
         listener=session.listener,
         max_steps=NUM_BATCHES if run.is_smoke else None,
+        run_listeners=session.run_listeners,
     )
 
 

@@ -54,6 +54,7 @@ from dlfer.report.pictures import write_confusion_page, write_error_page
 from dlfer.runs.audit_record import AuditRecord
 from dlfer.runs.changes import settle_images, settle_start
 from dlfer.runs.find import open_run
+from dlfer.runs.listeners import Listeners
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.options import RunOptions
 from dlfer.runs.records import About, DataRecord, OnnxRecord, WeightsOrigin
@@ -145,31 +146,43 @@ def execute_run(run: Run, config: ExperimentConfig, session: Session) -> Path:
         ResumeError: its data, experiment or software has changed since it began, and the session does not accept that.
     """
     with run.hold():
+        listeners = Listeners(session.callbacks, session.listener.warn)
+        listeners.start(run.path, config)
         try:
-            _execute_steps(run, config, session)
-        except TrainingStopped as stop:
-            run.stop(stop.reason)
-            hint = session.resume_hint or f"dlfer run --resume {run.path}"
-            session.listener.say(f"{stop} Continue with: {hint}")
-            raise
-        except KeyboardInterrupt:
-            # The second Ctrl-C, which does not wait for the end of a step: the last checkpoint stands.
-            run.stop("Ctrl-C")
-            raise
-        except ResumeError:
-            run.stop("changes since it began")
-            raise
+            metrics = _execute_and_record(run, config, replace(session, run_listeners=listeners))
         except BaseException as error:
-            run.fail(error)
-            if isinstance(error, OSError):
-                hint = session.resume_hint or f"dlfer run --resume {run.path}"
-                session.listener.say(f"{run.path}: what was written last is kept. When the cause is removed: {hint}")
+            listeners.fail(error)
             raise
-        run.finish()
+        listeners.finish(metrics, run.path)
     return run.path
 
 
-def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None:
+def _execute_and_record(run: Run, config: ExperimentConfig, session: Session) -> Metrics:
+    try:
+        metrics = _execute_steps(run, config, session)
+    except TrainingStopped as stop:
+        run.stop(stop.reason)
+        hint = session.resume_hint or f"dlfer run --resume {run.path}"
+        session.listener.say(f"{stop} Continue with: {hint}")
+        raise
+    except KeyboardInterrupt:
+        # The second Ctrl-C, which does not wait for the end of a step: the last checkpoint stands.
+        run.stop("Ctrl-C")
+        raise
+    except ResumeError:
+        run.stop("changes since it began")
+        raise
+    except BaseException as error:
+        run.fail(error)
+        if isinstance(error, OSError):
+            hint = session.resume_hint or f"dlfer run --resume {run.path}"
+            session.listener.say(f"{run.path}: what was written last is kept. When the cause is removed: {hint}")
+        raise
+    run.finish()
+    return metrics
+
+
+def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> Metrics:
     say = session.listener.say
     accept = session.options.accept_changes
     settle_start(run, accept=accept)
@@ -200,6 +213,7 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> None
     _warn_of_learning(run, predictions.get("train"), session)
     say(f"report: {write_report(run.path)}")
     say(f"model card: {write_card(run.path)}")
+    return metrics
 
 
 def _predict(

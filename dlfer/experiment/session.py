@@ -20,6 +20,7 @@ from dlfer.data.sources import is_present, load_data, replace_by_synthetic
 from dlfer.data.tfds_stream import read_split
 from dlfer.runs.changes import find_sibling
 from dlfer.runs.find import default_runs_folder
+from dlfer.runs.listeners import Listener, Listeners
 from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run, create_run, format_duration
 from dlfer.train.control import StopControl
@@ -98,6 +99,8 @@ class Session:
         bundles: the data that has been loaded, by its config; arms and seeds share it.
         resume_hint: the command that goes on after a stop, where it is not that of the run itself.
         run_members: trains the members of an ensemble; None: they are trained one after another in this process.
+        callbacks: told of every run of the session.
+        run_listeners: told of the run that is being executed; `execute_run` sets them.
     """
 
     options: RunOptions
@@ -106,6 +109,8 @@ class Session:
     bundles: dict[str, DataBundle] = field(default_factory=dict)
     resume_hint: str | None = None
     run_members: RunMembers | None = None
+    callbacks: tuple[Listener, ...] = ()
+    run_listeners: Listeners = field(default_factory=Listeners)
 
     @classmethod
     def start(cls, options: RunOptions, *, run_members: RunMembers | None = None) -> Session:

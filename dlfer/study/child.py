@@ -268,7 +268,7 @@ def make_listener(channel: Channel) -> TrainingListener:
     """Return a listener that talks to the console, and tells the parent about stages and epochs."""
     from dlfer.train.progress import ConsoleListener
 
-    class Listener(ConsoleListener):
+    class TellingParent(ConsoleListener):
         def start_epoch(self, stage: str, epoch: int, epochs: int, step: int, steps: int) -> None:
             if stage != self.stage or self.progress is None:
                 channel.send("start", stage=stage, epochs=epochs)
@@ -279,7 +279,7 @@ def make_listener(channel: Channel) -> TrainingListener:
             super().finish_epoch(stage, row, is_best=is_best)
             channel.finish_epoch(stage, row, epochs=epochs)
 
-    return Listener()
+    return TellingParent()
 
 
 def _talk_to(log: Path) -> None:

@@ -311,7 +311,8 @@ class _Growing:
                     f"{self.rounds} (learning rate {self.rate:g}). Lower boosting.learning_rate, raise "
                     "boosting.reg_lambda, or set boosting.normalize.leaves: true."
                 )
-            job.listener.finish_step(step + 1, figures["loss"], figures["accuracy"])
+            loss, accuracy = figures["loss"], figures["accuracy"]
+            job.report_step(state.epoch + 1, step + 1, self.rounds, loss=loss, accuracy=accuracy)
             reason = job.control.get_reason()
             if reason is not None and step + 1 < self.rounds:
                 raise self._stop(reason, f"in epoch {state.epoch + 1}, which is begun again")
@@ -340,7 +341,7 @@ class _Growing:
         write_atomically(self.job.folder / TREES, self.trees)
         write_atomically(self.job.folder / STATE, json.dumps(asdict(state)) + "\n")
         write_history(self.job.folder / HISTORY, state.history)
-        self.job.listener.finish_epoch(self.job.name, row, is_best=state.best_epoch == state.epoch - 1)
+        self.job.report_epoch(row, is_best=state.best_epoch == state.epoch - 1)
 
     def _select(self, value: float) -> None:
         """Remember the epoch if it is the best so far, and count towards early stopping."""

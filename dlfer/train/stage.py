@@ -210,7 +210,7 @@ class _Stage:
             self.loop.fetch()
             raise NonFiniteError(self._describe_failure(loss))
         state.images += self.batch_images
-        job.listener.finish_step(state.step, loss, accuracy)
+        job.report_step(state.epoch + 1, state.step, self.steps, loss=loss, accuracy=accuracy)
         reason = job.control.get_reason()
         minutes = (time.monotonic() - self.last_checkpoint) / 60
         is_stopping, is_due = self.loop.agree(reason is not None, minutes >= job.checkpoint_minutes)
@@ -261,7 +261,7 @@ class _Stage:
         if self.loop.is_chief:
             self.log_writer.write(row)
         self._select(validation[self.config.monitor])
-        self.job.listener.finish_epoch(self.job.name, row, is_best=state.best_epoch == state.epoch)
+        self.job.report_epoch(row, is_best=state.best_epoch == state.epoch)
         state.epoch, state.step, state.epoch_seconds = state.epoch + 1, 0, 0.0
         state.sums = {"steps": 0, "loss": 0.0, "accuracy": 0.0}
 

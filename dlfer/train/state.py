@@ -21,6 +21,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -29,6 +30,7 @@ from dlfer.config.schema import StageConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.classification import compute_accuracy, compute_macro_f1
 from dlfer.runs.files import Header, parse_json, read_npz, replace_when_done, write_atomically
+from dlfer.runs.listeners import Listeners
 from dlfer.train.cluster import Device
 from dlfer.train.control import StopControl
 from dlfer.train.progress import TrainingListener
@@ -48,6 +50,7 @@ class StageJob:
         control: asked after each step whether to stop.
         listener: told about the progress.
         max_steps: at most so many steps an epoch, for --smoke; None takes all.
+        run_listeners: told of steps and epochs.
     """
 
     name: str
@@ -59,6 +62,18 @@ class StageJob:
     control: StopControl
     listener: TrainingListener
     max_steps: int | None = None
+    run_listeners: Listeners = field(default_factory=Listeners)
+
+    def report_epoch(self, row: Mapping[str, Any], *, is_best: bool) -> None:
+        """Tell all who watch that an epoch is done; `row` is its line of history."""
+        self.listener.finish_epoch(self.name, dict(row), is_best=is_best)
+        values = {name: float(value) for name, value in row.items() if name not in ("epoch", "phase")}
+        self.run_listeners.epoch(self.name, row["epoch"], values)
+
+    def report_step(self, epoch: int, step: int, steps: int, *, loss: float, accuracy: float) -> None:
+        """Tell all who watch that `step` of `steps` of an epoch (from 1) are done; loss and accuracy are running means."""
+        self.listener.finish_step(step, loss, accuracy)
+        self.run_listeners.step(self.name, epoch, step, steps, {"loss": loss, "accuracy": accuracy})
 
 
 @dataclass

@@ -18,6 +18,7 @@ from dlfer.model.boosted import build_level_features
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import import_xgboost, make_parameters
 from dlfer.runs.files import read_rows
+from dlfer.runs.listeners import Listener, Listeners
 from dlfer.train.boosting import (
     HISTORY,
     STATE,
@@ -54,6 +55,23 @@ def make_job(folder: Path, *, listener: TrainingListener | None = None, **stage)
 def grow(folder: Path, config: BoostingConfig, *, job: StageJob | None = None):
     job = job or make_job(folder)
     return grow_trees(job, config, draw_rows(), draw_rows(60, seed=1), num_labels=NUM_LABELS)
+
+
+def test_listeners_hear_each_round_and_each_epoch(tmp_path):
+    heard = []
+
+    class Recorder(Listener):
+        def step(self, stage, epoch, step, steps, values):
+            heard.append((stage, epoch, step, steps))
+
+        def epoch(self, stage, epoch, values):
+            heard.append((stage, epoch, values["validation_loss"]))
+
+    job = replace(make_job(tmp_path, epochs=2), run_listeners=Listeners([Recorder()]))
+    _, result = grow(tmp_path, BoostingConfig(rounds_per_epoch=2, max_depth=1), job=job)
+    losses = [row["validation_loss"] for row in result.history]
+    first = [("finetune", 1, 1, 2), ("finetune", 1, 2, 2), ("finetune", 1, losses[0])]
+    assert heard == [*first, ("finetune", 2, 1, 2), ("finetune", 2, 2, 2), ("finetune", 2, losses[1])]
 
 
 def grow_one_split(config: BoostingConfig, rows: Rows) -> list[dict]:

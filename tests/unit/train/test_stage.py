@@ -16,6 +16,7 @@ from dlfer.data.bundle import DataBundle, Split
 from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.runs.files import read_rows
+from dlfer.runs.listeners import Listener, Listeners
 from dlfer.train.cluster import choose_device, set_determinism
 from dlfer.train.control import StopControl
 from dlfer.train.progress import TrainingListener
@@ -83,6 +84,43 @@ def build(seed: int = 0, dropout: float = 0.3):
 
 def weights_of(network) -> list[np.ndarray]:
     return [np.asarray(weight) for weight in network.model.weights]
+
+
+class Recorder(Listener):
+    def __init__(self) -> None:
+        self.steps, self.epochs = [], []
+
+    def step(self, stage, epoch, step, steps, values):
+        self.steps.append((stage, epoch, step, steps, dict(values)))
+
+    def epoch(self, stage, epoch, values):
+        self.epochs.append((stage, epoch, dict(values)))
+
+
+def test_listeners_hear_each_step_and_each_epoch_of_history(tmp_path):
+    recorder, config = Recorder(), make_config(epochs=2, batch_size=16, image_size=32)
+    job = dataclasses.replace(make_job(config, tmp_path), run_listeners=Listeners([recorder]))
+    result = train_stage(job, build(), make_bundle(64))
+    assert [given[:4] for given in recorder.steps] == [("finetune", e, s, 4) for e in (1, 2) for s in (1, 2, 3, 4)]
+    assert all(values.keys() == {"loss", "accuracy"} for *_, values in recorder.steps)
+    assert [given[:2] for given in recorder.epochs] == [("finetune", 1), ("finetune", 2)]
+    for (_, _, values), row in zip(recorder.epochs, result.history, strict=True):
+        assert values == {name: row[name] for name in COLUMNS if name not in ("epoch", "phase")}
+        assert all(type(value) is float for value in values.values())
+
+
+def test_a_listener_that_raises_changes_no_weight(tmp_path):
+    class Broken(Listener):
+        def step(self, *arguments):
+            raise RuntimeError("step")
+
+    warnings, config = [], make_config(**EVERYTHING)
+    whole, watched = build(), build()
+    train_stage(make_job(config, tmp_path / "a"), whole, make_bundle())
+    job = make_job(config, tmp_path / "b")
+    train_stage(dataclasses.replace(job, run_listeners=Listeners([Broken()], warnings.append)), watched, make_bundle())
+    assert len(warnings) == 1
+    assert all(np.array_equal(*pair) for pair in zip(weights_of(whole), weights_of(watched), strict=True))
 
 
 def test_it_learns_what_is_easy(tmp_path):

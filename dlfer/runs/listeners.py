@@ -1,0 +1,130 @@
+"""Listeners: objects that are told when a run starts, after each step and epoch, and when it ends.
+
+`dlfer.run(..., callbacks=[...])` takes them. A listener watches; it cannot change a training or end it.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from dlfer.config.schema import ExperimentConfig
+    from dlfer.runs.metrics_record import Metrics
+
+
+class Listener:
+    """Is told about a run; each method does nothing here, so that a subclass defines those that it needs.
+
+    The order of the calls is `start`, then `step` and `epoch` for each stage, then `finish` or `fail`. A run that is
+    resumed starts again with the same folder, and goes on with the epochs that are left. Stages that were taken from the
+    cache have no epochs. The members of an ensemble are runs of their own: all their calls, from `start` to `finish`,
+    come between the `start` and the `finish` of the ensemble.
+
+    An exception in a method does not end the training: the first one of a listener is shown as a warning, the others
+    are not shown, and the listener is called on.
+
+    Example:
+        >>> class Printer(Listener):
+        ...     def epoch(self, stage, epoch, values):
+        ...         print(f"{stage} {epoch}: {values['validation_accuracy']:.1%}")
+        >>> Printer().epoch("finetune", 1, {"validation_accuracy": 0.625})
+        finetune 1: 62.5%
+    """
+
+    def start(self, run_folder: Path, config: ExperimentConfig) -> None:
+        """The run in `run_folder` starts, or goes on after a stop.
+
+        Args:
+            run_folder: holds run.json and config.yaml, and takes everything that the run writes.
+            config: the experiment as it is run, with every override.
+        """
+
+    def step(self, stage: str, epoch: int, step: int, steps: int, values: Mapping[str, float]) -> None:
+        """A training step is done: a batch, or a boosting round. It should return fast, since every step waits for it.
+
+        Args:
+            stage: "pretrain" or "finetune".
+            epoch: counts from 1.
+            step: counts from 1.
+            steps: the number of steps in the epoch.
+            values: the means over the epoch so far: loss (nats) and accuracy (0 to 1) on training images.
+        """
+
+    def epoch(self, stage: str, epoch: int, values: Mapping[str, float]) -> None:
+        """An epoch is done and validated.
+
+        Args:
+            stage: "pretrain" or "finetune".
+            epoch: counts from 1.
+            values: its row of history.csv: train_loss, train_accuracy, validation_loss, validation_accuracy,
+                validation_macro_f1, learning_rate, seconds and images_per_second.
+        """
+
+    def finish(self, metrics: Metrics | None, folder: Path) -> None:
+        """The run is finished: model, metrics.json, report.html and the model card are written.
+
+        Args:
+            metrics: the contents of metrics.json; None for a run without.
+            folder: that of the run.
+        """
+
+    def fail(self, error: BaseException) -> None:
+        """The run ended before it was finished.
+
+        Args:
+            error: what ended it; `TrainingStopped` and `KeyboardInterrupt` leave a run that can be resumed.
+        """
+
+
+def _print_warning(text: str) -> None:
+    print(text, file=sys.stderr)
+
+
+class Listeners(Listener):
+    """Several listeners as one; an exception in one of them is a warning, and concerns neither the others nor the run.
+
+    Args:
+        listeners: told in this order.
+        warn: takes the warning, one sentence or two.
+    """
+
+    def __init__(self, listeners: Iterable[Listener] = (), warn: Callable[[str], None] = _print_warning) -> None:
+        self.listeners = tuple(listeners)
+        self.warn = warn
+        self._reported: set[int] = set()
+
+    def start(self, run_folder: Path, config: ExperimentConfig) -> None:
+        self._tell("start", run_folder, config)
+
+    def step(self, stage: str, epoch: int, step: int, steps: int, values: Mapping[str, float]) -> None:
+        self._tell("step", stage, epoch, step, steps, values)
+
+    def epoch(self, stage: str, epoch: int, values: Mapping[str, float]) -> None:
+        self._tell("epoch", stage, epoch, values)
+
+    def finish(self, metrics: Metrics | None, folder: Path) -> None:
+        self._tell("finish", metrics, folder)
+
+    def fail(self, error: BaseException) -> None:
+        self._tell("fail", error)
+
+    def _tell(self, method: str, *arguments: Any) -> None:
+        for listener in self.listeners:
+            try:
+                getattr(listener, method)(*arguments)
+            except Exception as error:
+                if id(listener) not in self._reported:
+                    self._reported.add(id(listener))
+                    self.warn(_describe_failure(listener, method, error))
+
+
+def _describe_failure(listener: Listener, method: str, error: Exception) -> str:
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"The listener {type(listener).__name__} failed in {method}(): {type(error).__name__}: {error} "
+        f"({place.filename}, line {place.lineno}). The run goes on; further errors of this listener are not shown."
+    )
