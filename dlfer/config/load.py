@@ -167,10 +167,10 @@ def dump_experiment(config: ExperimentConfig) -> str:
 def compute_digest(config: ExperimentConfig) -> str:
     """Return the sha256 (hex, 64 characters) of all that determines an experiment's result.
 
-    Left out: experiment.name, experiment.checkpoint_minutes, and the sections expected, search, sweep, ablation.
+    Left out: experiment.name, checkpoint_minutes, track and track_model, and the sections expected, search, sweep, ablation.
     """
     values = config.model_dump(mode="json", exclude={"expected", "search", "sweep", "ablation"})
-    for key in ("name", "checkpoint_minutes"):
+    for key in ("name", "checkpoint_minutes", "track", "track_model"):
         del values["experiment"][key]
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

@@ -33,7 +33,7 @@ def execute(*command, cwd, **given):
         env={**environment, **given},
         capture_output=True,
         text=True,
-        timeout=900,
+        timeout=1800,
         check=False,
     )
     assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
@@ -154,7 +154,7 @@ def test_an_installed_dlfer_trains(installed):
             image.save(installed.place / "my_faces" / label / f"{number}.png")
     installed("init", "my_faces")
     installed("check", "my_faces.yaml")
-    installed("run", "my_faces.yaml", "--smoke")
+    installed("run", "my_faces.yaml", "--smoke", "--set", "model.backbone=resnet_nano", "--set", "pretrain=null")
     installed("run", "quickstart", "--smoke")
     runs = {path.parts[-3] for path in installed.place.glob("saved_models/runs/*/*/report.html")}
     assert runs == {"my_faces", "quickstart"}

@@ -350,6 +350,8 @@ def test_the_digest_is_that_of_the_result(write):
     same = {
         "experiment.name": "other",
         "experiment.checkpoint_minutes": 1.0,
+        "experiment.track": ["mlflow", "wandb"],
+        "experiment.track_model": True,
         "expected.result": "good",
         "ablation.seeds": [5],
         "search": {"space": {"finetune.epochs": {"choice": [1, 2]}}},
