@@ -8,6 +8,7 @@ from pathlib import Path
 
 from dlfer.config.places import list_places
 from dlfer.errors import ModelError
+from dlfer.runs.hub import download_model, is_hub_name
 from dlfer.runs.records import About, ArtifactRecord, RunRecord
 from dlfer.runs.run import CONFIG_FILE, RUN_FILE, Run
 
@@ -111,13 +112,15 @@ def find_model(name: Path | str) -> Path:
     """Return the artifact folder (it holds artifact.json) of a path, a model's name, or a run's name.
 
     A name is looked up in ./saved_models, then $DLFER_HOME/saved_models, then in the installed package, then in the checkout of
-    an editable installation; last among the runs of each. Of a run it is the folder `model`.
+    an editable installation; last among the runs of each. Of a run it is the folder `model`. hf://ORG/NAME[@REVISION] is downloaded.
 
     Raises:
         ModelError: nothing of that name; with the places tried and the names known.
     """
     if not isinstance(name, str | Path) or not str(name):
         raise ModelError(f"model: found {name!r:.80}, expected the name of a model, a run, or a folder.")
+    if is_hub_name(name):
+        return download_model(name)
     places = list_model_places()
     for path in (Path(name).expanduser(), *(place / name for place in places)):
         found = _get_artifact(path)

@@ -6,9 +6,12 @@ MLflow and W&B are not needed for the other tests: pip install 'dlfer[mlflow,wan
 from __future__ import annotations
 
 import json
+import tomllib
+from pathlib import Path
 
 import pytest
 
+from dlfer.config import names
 from dlfer.config.load import load_experiment
 from dlfer.errors import ConfigError, TrainingStopped
 from dlfer.runs import trackers
@@ -186,6 +189,12 @@ def test_damaged_ids_are_as_none(make, text):
     assert read_id(run.path, "mlflow") is None
     trackers.write_id(run.path, "mlflow", "b")
     assert read_id(run.path, "mlflow") == "b"
+
+
+def test_each_name_has_a_tracker_and_an_extra():
+    text = (Path(__file__).parents[3] / "pyproject.toml").read_text()
+    extras = tomllib.loads(text)["project"]["optional-dependencies"]
+    assert set(TRACKERS) == set(names.TRACKERS) <= set(extras)
 
 
 def test_names_are_validated_and_each_tracker_is_made_once(make):
