@@ -9,15 +9,14 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from dlfer._version import __version__
-from dlfer.errors import EnvironmentProblem, TrainingStopped
+from dlfer.errors import EnvironmentProblem, ResumeError, TrainingStopped
 from dlfer.runs.changes import flatten
 from dlfer.runs.files import read_json, write_atomically
 from dlfer.runs.listeners import Listener
@@ -134,51 +133,41 @@ def write_id(folder: Path, tracker: str, value: str) -> None:
     write_atomically(folder / IDS_FILE, json.dumps(found, indent=2) + "\n")
 
 
-def _unless_failed(method: Callable[..., None]) -> Callable[..., None]:
-    """Make a method of a tracker do nothing once one has failed: each further call could wait for a time limit."""
-
-    @wraps(method)
-    def guarded(self: Tracker, *arguments: Any) -> None:
-        if self.has_failed:
-            return
-        try:
-            method(self, *arguments)
-        except Exception:
-            self.has_failed = True
-            raise
-
-    return guarded
-
-
 class Tracker(Listener):
-    """One run in one tracker; subclasses send it. After the first error the tracker is not called again for this run."""
+    """One run in one tracker; subclasses send it.
+
+    A tracker that could not open the run is not called again for it, and after an error it is sent no further epochs, since
+    each call could wait for a time limit. The end of the run is sent all the same.
+    """
 
     name: ClassVar[str]
 
     def __init__(self) -> None:
-        self.has_failed = False
-        self.stores_model = False
+        self.is_open = self.has_failed = self.stores_model = False
 
-    @_unless_failed
     def start(self, run_folder: Path, config: ExperimentConfig) -> None:
         self.stores_model = config.experiment.track_model
         run = describe_run(run_folder, config)
         found = self.open(run, read_id(run.folder, self.name))
+        self.is_open = True
         write_id(run.folder, self.name, found)
 
-    @_unless_failed
     def epoch(self, stage: str, epoch: int, values: Mapping[str, float]) -> None:
+        if not self.is_open or self.has_failed:
+            return
+        self.has_failed = True
         self.log_epoch(stage, epoch, {f"{stage}/{name}": float(value) for name, value in values.items()})
+        self.has_failed = False
 
-    @_unless_failed
     def finish(self, metrics: Metrics | None, folder: Path) -> None:
-        model = Path(folder) / "model" if self.stores_model else None
-        banner = None if metrics is None else metrics.banner
-        self.close(list_metrics(metrics), banner, list_artifacts(Path(folder)), model)
+        if self.is_open:
+            model = Path(folder) / "model" if self.stores_model else None
+            banner = None if metrics is None else metrics.banner
+            self.close(list_metrics(metrics), banner, list_artifacts(Path(folder)), model)
 
-    @_unless_failed
     def fail(self, error: BaseException) -> None:
-        self.abandon(is_stopped=isinstance(error, TrainingStopped | KeyboardInterrupt))
+        if self.is_open:
+            self.abandon(is_stopped=isinstance(error, TrainingStopped | ResumeError | KeyboardInterrupt))
 
     def open(self, run: TrackedRun, known: str | None) -> str:
         """Create the run, or continue the one whose id is `known` where the tracker still has it; return its id."""
@@ -323,7 +312,15 @@ class WandbTracker(Tracker):
             tags=[f"{key}: {value}"[:64] for key, value in run.tags.items() if key in shown],
             allow_val_change=True,
             reinit="create_new",  # an ensemble is open while its members are
-            settings=wandb.Settings(console="off", silent=True, init_timeout=60, x_disable_stats=True),
+            # What was not uploaded in five minutes after the end stays in the run folder, for `wandb sync`.
+            settings=wandb.Settings(
+                console="off",
+                silent=True,
+                init_timeout=60,
+                finish_timeout=300,
+                finish_timeout_raises=True,
+                x_disable_stats=True,
+            ),
         )
         for stage in ("pretrain", "finetune"):
             self.run.define_metric(f"{stage}/*", step_metric=f"{stage}/epoch")

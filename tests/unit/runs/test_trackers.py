@@ -13,7 +13,7 @@ import pytest
 
 from dlfer.config import names
 from dlfer.config.load import load_experiment
-from dlfer.errors import ConfigError, TrainingStopped
+from dlfer.errors import ConfigError, ResumeError, TrainingStopped
 from dlfer.runs import trackers
 from dlfer.runs.listeners import Listeners
 from dlfer.runs.metrics_record import Metrics
@@ -154,17 +154,26 @@ def test_a_tracker_is_sent_the_epochs_the_metrics_and_the_files(make, stores_mod
     assert again.calls == [("open", f"small/{run.path.name}", "id1")]
 
 
-@pytest.mark.parametrize("method", ["open", "log_epoch", "close"])
-def test_a_tracker_that_fails_is_one_warning_and_is_not_asked_again(make, method):
+@pytest.mark.parametrize(
+    ("method", "called"),
+    [
+        ("open", ["open"]),
+        ("log_epoch", ["open", "log_epoch", "close"]),
+        ("close", ["open", "log_epoch", "log_epoch", "close"]),
+    ],
+)
+def test_a_tracker_that_fails_is_one_warning_and_is_sent_no_further_epochs(make, method, called):
     run, config = make()
     tracker, warnings = Recorder(broken=method), []
-    tell_all(tracker, run, config, warn=warnings.append)
-    tell_all(tracker, run, config, warn=warnings.append)
+    listeners = Listeners([tracker], warnings.append)
+    listeners.start(run.path, config)
+    for epoch in (1, 2):
+        listeners.epoch("finetune", epoch, {"train_loss": 2.0})
+    listeners.finish(METRICS, run.path)
     assert len(warnings) == 1
     assert "Recorder failed" in warnings[0]
     assert "connection refused" in warnings[0]
-    assert [call[0] for call in tracker.calls] == ["open", "log_epoch", "close"][: len(tracker.calls)]
-    assert tracker.calls[-1][0] == method
+    assert [call[0] for call in tracker.calls] == called
 
 
 @pytest.mark.parametrize(
@@ -172,14 +181,17 @@ def test_a_tracker_that_fails_is_one_warning_and_is_not_asked_again(make, method
     [
         (TrainingStopped("stopped", reason="Ctrl-C"), True),
         (KeyboardInterrupt(), True),
+        (ResumeError("the data has changed"), True),
         (ValueError("x"), False),
         (MemoryError(), False),
     ],
 )
 def test_a_run_that_can_be_resumed_is_stopped_and_another_has_failed(make, error, is_stopped):
     tracker = Recorder()
+    run, config = make()
+    tracker.start(run.path, config)
     tracker.fail(error)
-    assert tracker.calls == [("abandon", is_stopped)]
+    assert tracker.calls[1:] == [("abandon", is_stopped)]
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"mlflow": 3}', '{"wandb": "a"}', '"mlflow"'])
