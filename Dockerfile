@@ -54,7 +54,8 @@ RUN apt-get update \
     && install --directory --mode 1777 /app /app/saved_models /cache /home/dlfer \
     && install --directory /data /experiments
 # HOME and USER, because without an entry in /etc/passwd there is nothing to take them from. The models that come with
-# dlfer stand in DLFER_HOME, and are found there when a folder of the host's hides /app/saved_models.
+# dlfer are in DLFER_HOME, where they are found when a folder of the host's hides /app/saved_models. Here the package is built
+# without them and without the experiments (setup.py), so that a change of the code does not renew their layers.
 ENV PATH=/opt/venv/bin:$PATH \
     HOME=/home/dlfer \
     USER=dlfer \

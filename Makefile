@@ -1,5 +1,5 @@
-# make install | install-predict | extra-heif | extra-litert | extra-openvino | extra-parquet | extra-mtcnn | demo | test | test-slow | lint | docs |
-#      fuzz | bench | jax | lock | lock-check | sbom | docker-check | clean
+# make install | install-predict | extra-heif | extra-hub | extra-litert | extra-mlflow | extra-mtcnn | extra-openvino | extra-parquet | extra-wandb |
+#      demo | test | test-slow | lint | docs | fuzz | bench | jax | lock | lock-check | sbom | dist | docker-check | clean
 PYTHON ?= python3
 # Which build of TensorFlow: by whether there is an NVIDIA driver, or as the user says. For Macs there is one build only.
 TENSORFLOW ?= $(shell if command -v nvidia-smi >/dev/null 2>&1; then echo 'tensorflow[and-cuda]'; \
@@ -12,7 +12,7 @@ INSTALL_DLFER = -m pip --disable-pip-version-check install --quiet --no-deps --e
 # setup.py lets dlfer require the build of TensorFlow that is installed.
 export DLFER_TENSORFLOW = $(TENSORFLOW)
 
-.PHONY: install install-predict demo test test-slow lint docs fuzz bench jax lock lock-check sbom docker-check clean
+.PHONY: install install-predict demo test test-slow lint docs fuzz bench jax lock lock-check sbom dist docker-check clean
 
 install: .venv/installed
 
@@ -72,6 +72,12 @@ sbom: install .venv-tools/installed
 	.venv-tools/bin/pip-licenses --python $(BIN)/python --with-urls --order license --format csv --output-file build/licences.csv
 	@echo "written: build/sbom.cdx.json, build/licences.csv"
 
+# A source distribution and, from that, a wheel, in dist/: CONTRIBUTING.md, Release.
+dist: .venv-tools/installed
+	rm -rf dist
+	.venv-tools/bin/python -m build
+	.venv-tools/bin/twine check --strict dist/*
+
 demo: install
 	$(BIN)/dlfer ablate experiments/quickstart.yaml --workers 2
 
@@ -110,4 +116,4 @@ bench: .venv/installed-dev
 	done
 
 clean:
-	rm -rf .venv .venv-jax .venv-predict .venv-tools build *.egg-info
+	rm -rf .venv .venv-jax .venv-predict .venv-tools build dist *.egg-info

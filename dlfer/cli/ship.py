@@ -1,4 +1,4 @@
-"""`dlfer ship`: the model of a run, made small and named."""
+"""`dlfer ship`: the model of a run, made small and named, and put on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from dlfer.cli.options import print_text, say
+from dlfer.errors import UserError
 
 
 def ship(
@@ -17,13 +18,42 @@ def ship(
         bool, typer.Option("--default", help="Make it the default model, which is used when none is named.")
     ] = False,
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of shipped models.")] = Path("saved_models"),
+    to_hub: Annotated[
+        str | None, typer.Option(metavar="ORG/NAME", help="Push it to this repository of the Hugging Face hub as well.")
+    ] = None,
+    hub_folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Write the repository's folder here, instead of exports/NAME-hub; alone: push nothing."
+        ),
+    ] = None,
+    private: Annotated[bool, typer.Option("--private", help="A repository that --to-hub creates is private.")] = False,
 ) -> None:
     """Write a run's model as a named model to ship, with large kernels in float16 and its card, after comparing it with the run's."""
-    from dlfer.export.ship import ship_model
-    from dlfer.predict.predictor import SMOKE
+    from dlfer.runs.hub import check_hub
+
+    if private and to_hub is None:
+        raise UserError("dlfer ship --private: is about the repository of --to-hub; add --to-hub ORG/NAME.")
+    if to_hub is not None:
+        check_hub(to_hub)
+        hub_folder = hub_folder or Path("exports") / f"{name}-hub"
+
+    from dlfer.export.ship import check_hub_folder, ship_model, write_hub_folder
+    from dlfer.predict.predictor import RESEARCH_ONLY, SMOKE
+    from dlfer.runs.hub import push_folder
     from dlfer.runs.records import ArtifactRecord
 
+    if hub_folder is not None:
+        check_hub_folder(hub_folder)
     path = ship_model(run, out, name=name, default=default)
-    if ArtifactRecord.require(path).about.smoke:
+    about = ArtifactRecord.require(path).about
+    if about.smoke:
         say(SMOKE)
     print_text(path)
+    if hub_folder is None:
+        return
+    print_text(write_hub_folder(path, hub_folder, to_hub))
+    if about.research_only:
+        say(f"{RESEARCH_ONLY} The card says so.")
+    if to_hub is not None:
+        print_text(push_folder(hub_folder, to_hub, private=private))

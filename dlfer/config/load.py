@@ -21,6 +21,7 @@ from typing import Any
 
 from dlfer.config.grid import check_ablation, check_sweep
 from dlfer.config.keys import Key, get_mapping_value, get_section, is_nullable, rename_keys, split_key
+from dlfer.config.places import list_places
 from dlfer.config.problems import Problem, list_problems, validate
 from dlfer.config.schema import ExperimentConfig
 from dlfer.config.sections import Section, get_fields
@@ -39,7 +40,8 @@ def load_experiment(
     """Read an experiment file, set some of its keys, and check all of it.
 
     Args:
-        path: of the file; or an experiment that was loaded before, which stays as it is.
+        path: of the file; or the name of an experiment that comes with dlfer (see `find_experiment`); or an experiment that
+            was loaded before, which stays as it is.
         overrides: dotted key -> value, as `--set KEY=VALUE` takes them; None as a value is null in YAML. A value may be
             anything that YAML can hold, a path, or a number of NumPy.
 
@@ -62,7 +64,8 @@ def load_experiment(
             f"experiment: found a {type(path).__name__}, expected the path of an experiment file (YAML), or an "
             "ExperimentConfig, which load_experiment returns."
         )
-    tree, marks = _read_with_parents(Path(path), ())
+    path = find_experiment(path)
+    tree, marks = _read_with_parents(path, ())
     problems = _apply(tree, marks, overrides or {})
     return _finish(tree, marks, problems, str(path), check_search=True)
 
@@ -76,6 +79,36 @@ def check_overrides(overrides: object) -> None:
             f"overrides: found {overrides!r:.80}, expected a mapping of dotted keys to values, e.g. "
             '{"finetune.epochs": 3, "pretrain": None}.'
         )
+
+
+def find_experiment(name: Path | str) -> Path:
+    """Return the file that a path or the name of an experiment that comes with dlfer leads to.
+
+    A file is found by its path. Where there is none, `quickstart` and `experiments/quickstart.yaml` mean the experiment of that name
+    in the first of `$DLFER_HOME/experiments`, the installed package and the checkout that has it. Other paths are returned unchanged.
+
+    Raises:
+        ConfigError: it has the form of such a name, and there is neither a file nor a shipped experiment.
+
+    Example:
+        >>> find_experiment("quickstart").name
+        'quickstart.yaml'
+    """
+    path = Path(name)
+    is_name = (path.parent == Path() and not path.suffix) or (
+        path.parent == Path("experiments") and path.suffix == ".yaml"
+    )
+    if os.path.isfile(path) or not is_name:
+        return path
+    places = list_places("experiments")
+    for place in places:
+        if os.path.isfile(place / f"{path.stem}.yaml"):
+            return place / f"{path.stem}.yaml"
+    if os.path.lexists(path):
+        return path  # what it is instead of a file is said where it is read
+    known = sorted({file.stem for place in places for file in place.glob("*.yaml")})
+    shipped = f" Experiments that come with dlfer: {', '.join(known)}." if known else ""
+    raise ConfigError(f"{path}: there is no such file, and no experiment of this name comes with dlfer.{shipped}")
 
 
 def load_recorded_experiment(path: Path | str) -> ExperimentConfig:
@@ -161,10 +194,10 @@ def dump_experiment(config: ExperimentConfig) -> str:
 def compute_digest(config: ExperimentConfig) -> str:
     """Return the sha256 (hex, 64 characters) of all that determines an experiment's result.
 
-    Left out: experiment.name, experiment.checkpoint_minutes, and the sections expected, search, sweep, ablation.
+    Left out: experiment.name, checkpoint_minutes, track and track_model, and the sections expected, search, sweep, ablation.
     """
     values = config.model_dump(mode="json", exclude={"expected", "search", "sweep", "ablation"})
-    for key in ("name", "checkpoint_minutes"):
+    for key in ("name", "checkpoint_minutes", "track", "track_model"):
         del values["experiment"][key]
     return hashlib.sha256(json.dumps(values, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 

@@ -303,6 +303,10 @@ class ExperimentSection(Section):
     """Compile by XLA; auto: on a GPU yes, on a CPU no (there it is several times slower)."""
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
     """Minutes between checkpoints inside an epoch; each epoch ends with one in any case. 0: every step."""
+    track: tuple[Literal[names.TRACKERS], ...] = ()
+    """Experiment trackers that are told of the run, e.g. [mlflow, wandb]; each is an extra of its name. It changes no result."""
+    track_model: bool = False
+    """Trackers store the trained model as well as its report, metrics and card."""
 
 
 class EvaluateConfig(Section):

@@ -18,7 +18,16 @@ from dlfer.config.problems import Problem, validate
 from dlfer.config.schema import ExperimentConfig
 
 KINDS = ("log", "between", "choice")
-FIXED = ("experiment.name", "experiment.checkpoint_minutes", "expected", "search", "ablation", "sweep")
+FIXED = (
+    "experiment.name",
+    "experiment.checkpoint_minutes",
+    "experiment.track",
+    "experiment.track_model",
+    "expected",
+    "search",
+    "ablation",
+    "sweep",
+)
 """Keys that do not change the result of a run, so that varying them means nothing."""
 
 

@@ -89,7 +89,9 @@ def obtain_members(run: Run, config: ExperimentConfig, session: Session, run_mem
         if member.name not in configs:
             member.path, member.status = str(_find_given(planned[member.name].model)), "given"
         elif not member.path:
-            made = create_member_run(configs[member.name], session.options, session.runs_folder, siblings=[run.path])
+            made = create_member_run(
+                configs[member.name], session.options, session.runs_folder, siblings=[run.path], study=run.path
+            )
             # It waits until it is executed.
             made.stop("not begun")
             member.path = str(made.path.resolve())

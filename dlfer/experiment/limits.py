@@ -355,8 +355,10 @@ def _examine_packages(config: ExperimentConfig, kind: str) -> Iterator[str]:
             wanted.append((f"{stage}.data.faces.detect: {data.faces.detect}", *_DETECTORS[data.faces.detect]))
         if data.faces is not None and data.faces.equalize != "none":
             wanted.append((f"{stage}.data.faces.equalize: {data.faces.equalize}", *_DETECTORS["opencv"]))
+    wanted += [(f"experiment.track: {name}", name, f"dlfer[{name}]") for name in config.experiment.track]
     for key, module, package in wanted:
-        if find_spec(module) is None:
+        spec = find_spec(module)
+        if spec is None or spec.origin is None:  # a folder of that name, such as the one that W&B writes, is no package
             yield f"{key}: needs a package that is not installed: pip install '{package}'."
 
 

@@ -60,6 +60,7 @@ from dlfer.runs.options import RunOptions
 from dlfer.runs.records import About, DataRecord, OnnxRecord, WeightsOrigin
 from dlfer.runs.run import Run
 from dlfer.runs.run_records import TransferRecord, count_openings, log_opening
+from dlfer.runs.trackers import make_trackers
 from dlfer.train.cluster import Device, choose_device, set_determinism
 
 __all__ = ["execute_run", "resume_run", "run_experiment", "start_run"]
@@ -166,7 +167,7 @@ def execute_run(run: Run, config: ExperimentConfig, session: Session) -> Path:
         ResumeError: its data, experiment or software has changed since it began, and the session does not accept that.
     """
     with run.hold():
-        listeners = Listeners(session.callbacks, session.listener.warn)
+        listeners = Listeners((*session.callbacks, *make_trackers(config.experiment.track)), session.listener.warn)
         listeners.start(run.path, config)
         try:
             metrics = _execute_and_record(run, config, replace(session, run_listeners=listeners))

@@ -143,11 +143,17 @@ class Session:
 
 
 def create_member_run(
-    config: ExperimentConfig, options: RunOptions, folder: Path, *, siblings: Iterable[Path] = ()
+    config: ExperimentConfig,
+    options: RunOptions,
+    folder: Path,
+    *,
+    siblings: Iterable[Path] = (),
+    study: Path | None = None,
 ) -> Run:
     """Make the run directory of an experiment in a folder of runs, in its small form where the options ask for a smoke run.
 
     Its data must be what that of its `siblings` was, folders of the runs of the same study, where they have the same section.
+    `study` is the folder of the ablation, sweep, search or ensemble that it is a member of.
     """
     config, warnings = make_smoke_config(config) if options.smoke else (config, [])
     run = create_run(folder, config, argv=list(options.argv))
@@ -158,6 +164,7 @@ def create_member_run(
         judge_test=options.judge_test,
         warnings=warnings,
         data_like=sibling,
+        study=None if study is None else f"{study.parent.name}/{study.name}",
     )
     return run
 

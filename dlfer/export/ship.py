@@ -14,7 +14,7 @@ import numpy as np
 from dlfer.config.names import FER2013_LABELS
 from dlfer.data.images import compute_side, resize_square
 from dlfer.data.synthetic.faces import draw_face
-from dlfer.errors import ModelError
+from dlfer.errors import ConfigError, ModelError
 from dlfer.export.embedded import FILE as ONNX_FILE
 from dlfer.export.embedded import MIN_KERNEL, write_embedded_onnx
 from dlfer.export.images import gather_sample
@@ -90,6 +90,43 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
     if default:
         _unset_other_defaults(target)
     return target
+
+
+GIT_ATTRIBUTES = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in ("*.h5", "*.onnx"))
+
+
+def write_hub_folder(model: Path, folder: Path, repository: str | None = None) -> Path:
+    """Write a shipped model as a repository of the Hugging Face hub: its files, with the card as README.md.
+
+    Args:
+        model: the folder of a shipped model.
+        folder: to write, with everything or not at all.
+        repository: ORG/NAME, by which the card says how to load the model; None: not known yet.
+
+    Raises:
+        ConfigError: the folder is there already, or cannot be made.
+    """
+    check_hub_folder(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".hub-") as temporary:
+        copy = Path(temporary) / "repository"
+        shutil.copytree(model, copy, ignore=shutil.ignore_patterns(CARD_FILE))
+        card = (model / CARD_FILE).read_text(encoding="utf-8")
+        if repository is not None:
+            card = card.replace('dlfer.load("this folder")', f'dlfer.load("hf://{repository}")')
+        write_atomically(copy / "README.md", card)
+        write_atomically(copy / ".gitattributes", GIT_ATTRIBUTES)
+        copy.rename(folder)
+    return folder
+
+
+def check_hub_folder(folder: Path) -> None:
+    """Raise ConfigError unless the folder of a repository can be made."""
+    if os.path.lexists(folder):
+        raise ConfigError(
+            f"--hub-folder {folder}: is there already; delete it, or choose another folder by --hub-folder."
+        )
+    check_outputs({"--hub-folder": folder})
 
 
 def shrink_weights(path: Path) -> None:

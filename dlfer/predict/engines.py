@@ -22,6 +22,7 @@ from dlfer.runs.artifact import read_artifact_record
 from dlfer.runs.display import ShownModel
 from dlfer.runs.export_record import ExportRecord
 from dlfer.runs.find import find_model, read_about
+from dlfer.runs.hub import is_hub_name
 from dlfer.runs.records import About, Temperature
 
 if TYPE_CHECKING:
@@ -62,7 +63,7 @@ def load_model(name: str | Path) -> Engine:
     """Load a trained model to predict with: by ONNX Runtime where it has its ONNX file, else by Keras.
 
     Args:
-        name: of a shipped model, or a run, or an artifact's folder.
+        name: of a shipped model, or a run, or an artifact's folder, or hf://ORG/NAME[@REVISION] of the Hugging Face hub.
 
     Raises:
         ModelError: nothing of that name, or a damaged artifact.
@@ -113,7 +114,7 @@ def _find_artifact(name: str | Path, engine: str | None) -> Path | None:
     try:
         return find_model(name)
     except ModelError:
-        if engine is None:
+        if engine is None or is_hub_name(name):
             raise
         return None
 

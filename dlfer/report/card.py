@@ -186,7 +186,7 @@ def compose_card(run_path: Path) -> str:
         language=None,
         license="other" if research_only else "unknown",
         license_name="research-only" if research_only else None,
-        library_name="keras",
+        library_name="dlfer",  # by which a hub says how a model is loaded
         pipeline_tag="image-classification",
         tags=_list_tags(config, metrics, research_only=research_only),
         metrics=["accuracy", "f1"],
@@ -211,7 +211,7 @@ def _list_backbones(config: ExperimentConfig | None) -> list[str]:
 
 
 def _list_tags(config: ExperimentConfig | None, metrics: Metrics, *, research_only: bool) -> list[str]:
-    tags = ["facial-expression-recognition", "dlfer", f"protocol-{metrics.protocol or 'unknown'}"]
+    tags = ["facial-expression-recognition", "dlfer", "keras", f"protocol-{metrics.protocol or 'unknown'}"]
     tags += [backbone.replace("_", "-") for backbone in _list_backbones(config)]
     if metrics.banner:
         tags.append("not-a-clean-test")

@@ -27,10 +27,12 @@ IMAGES_FILE, PRETRAIN_IMAGES_FILE = "images.npz", "pretrain_images.npz"
 PARTS = ("train", "validation", "test")
 _MOST_IDS = 3
 _STUDIES = ("ablation", "sweep", "search")
-# These change no result: the name, how often it is saved, and the location of data, whose images are compared instead.
+# These change no result: the name, how often it is saved, who is told of it, and the location of data, whose images are compared instead.
 _NO_RESULT = (
     "experiment.name",
     "experiment.checkpoint_minutes",
+    "experiment.track",
+    "experiment.track_model",
     "pretrain.data.path",
     "finetune.data.path",
     "finetune.data.votes",
@@ -48,7 +50,7 @@ def list_differences(
         old, new: the experiments.
         ignored: keys and sections that may differ.
     """
-    before, after = _flatten(old.model_dump(mode="json")), _flatten(new.model_dump(mode="json"))
+    before, after = flatten(old.model_dump(mode="json")), flatten(new.model_dump(mode="json"))
     left_out = tuple(ignored)
     lines = []
     for key in dict.fromkeys([*before, *after]):
@@ -298,13 +300,14 @@ def _show(values: Mapping[str, Any], key: str) -> str:
     return repr(values[key]) if key in values else "(absent)"
 
 
-def _flatten(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+def flatten(tree: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    """Return dotted key -> value of the sections of an experiment."""
     flat: dict[str, Any] = {}
     for name, value in tree.items():
         key = f"{above}{name}"
         # A key of the space and its range are compared as one.
         if isinstance(value, Mapping) and above != "search.space.":
-            flat |= _flatten(value, f"{key}.")
+            flat |= flatten(value, f"{key}.")
         else:
             flat[key] = value
     return flat

@@ -339,7 +339,7 @@ def check_inside(folder: Path, name: Any, *, file: Path) -> None:
         and len(name) <= 1000
     )
     try:
-        is_inside = is_plain and (folder / name).resolve().is_relative_to(folder.resolve())
+        is_inside = is_plain and _is_within((folder / name).resolve(), folder.resolve())
         if is_inside:
             (folder / name).lstat()
     except FileNotFoundError:  # it may be absent: whoever opens it says so
@@ -351,6 +351,15 @@ def check_inside(folder: Path, name: Any, *, file: Path) -> None:
             f"{file}: names {str(name)[:200]!r}, which is outside of its folder; expected names of files in it, "
             "and no links that lead elsewhere."
         )
+
+
+def _is_within(path: Path, folder: Path) -> bool:
+    """Return whether a file is in a folder; one of huggingface_hub's cache is a link to the blobs of the same repository."""
+    for parent in (folder, *folder.parents):
+        repository = parent.parent.parent
+        if parent.parent.name == "snapshots" and repository.name.startswith("models--"):
+            return path.is_relative_to(parent) or path.parent == repository / "blobs"
+    return path.is_relative_to(folder)
 
 
 def hash_file(path: Path) -> str:

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from dlfer.config.places import list_places
 from dlfer.errors import ModelError
+from dlfer.runs.hub import download_model, is_hub_name
 from dlfer.runs.records import About, ArtifactRecord, RunRecord
-from dlfer.runs.run import CONFIG_FILE, RUN_FILE, Run, find_checkout
+from dlfer.runs.run import CONFIG_FILE, RUN_FILE, Run
 
 _MAX_LISTED = 15
 
@@ -110,14 +111,16 @@ ARTIFACT_FILE = ArtifactRecord.FILE
 def find_model(name: Path | str) -> Path:
     """Return the artifact folder (it holds artifact.json) of a path, a model's name, or a run's name.
 
-    A name is looked up in ./saved_models, then $DLFER_HOME/saved_models, then in the checkout that
-    dlfer is imported from; last among the runs of each. Of a run it is the folder `model`.
+    A name is looked up in ./saved_models, then $DLFER_HOME/saved_models, then in the installed package, then in the checkout of
+    an editable installation; last among the runs of each. Of a run it is the folder `model`. hf://ORG/NAME[@REVISION] is downloaded.
 
     Raises:
         ModelError: nothing of that name; with the places tried and the names known.
     """
     if not isinstance(name, str | Path) or not str(name):
         raise ModelError(f"model: found {name!r:.80}, expected the name of a model, a run, or a folder.")
+    if is_hub_name(name):
+        return download_model(name)
     places = list_model_places()
     for path in (Path(name).expanduser(), *(place / name for place in places)):
         found = _get_artifact(path)
@@ -171,8 +174,8 @@ def find_default_model() -> Path:
             return found[0]
     raise ModelError(
         "there is no default model in "
-        f"{', '.join(str(place) for place in list_model_places())}. Name a model, or go where dlfer's saved_models is: "
-        "into a clone of its repository, or set DLFER_HOME to one. (The installed package brings no weights.)"
+        f"{', '.join(str(place) for place in list_model_places())}. Name a model (dlfer show models lists them), or set DLFER_HOME "
+        "to a clone of dlfer's repository, whose saved_models has one; this installation was built without it."
     )
 
 
@@ -213,12 +216,7 @@ def find_run_of(name: Path | str) -> Run | None:
 
 def list_model_places() -> list[Path]:
     """Return the folders in which the name of a model is looked up, in order."""
-    places = [Path("saved_models")]
-    if os.environ.get("DLFER_HOME"):
-        places.append(Path(os.environ["DLFER_HOME"]).expanduser() / "saved_models")
-    checkout = find_checkout()
-    if checkout is not None:
-        places.append(checkout / "saved_models")
+    places = [Path("saved_models"), *list_places("saved_models")]
     return [
         place for number, place in enumerate(places) if place.resolve() not in {p.resolve() for p in places[:number]}
     ]

@@ -269,6 +269,7 @@ class RunRecord(FileRecord):
         cost: what training took.
         changes: what had changed when it went on by --accept-changes.
         data_like: of a member of a study, "<experiment>/<run>" of one before it with the same data.
+        study: of a member, "<experiment>/<run>" of its ablation, sweep, search or ensemble.
         branches: of a hybrid, whose branches have weights of their own: by the branch.
     """
 
@@ -302,6 +303,7 @@ class RunRecord(FileRecord):
     search: SearchOptionsRecord | None = None
     changes: list[AcceptedChanges] = Field(default_factory=list)
     data_like: str | None = None
+    study: str | None = None
 
     @property
     def present_status(self) -> str:

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlfer._version import __version__
+from dlfer.config.places import find_checkout
 from dlfer.errors import ConfigError, ModelError
 from dlfer.runs.files import explain_write_error, read_json, write_atomically
 from dlfer.runs.records import DataRecord, RunRecord, to_json
@@ -64,12 +65,6 @@ PACKAGES = (
     "tensorflow-datasets",
     "pydantic",
 )
-
-
-def find_checkout() -> Path | None:
-    """Return the root of the checkout that dlfer is imported from, or None for an ordinary installation."""
-    root = Path(__file__).resolve().parents[2]
-    return root if (root / "pyproject.toml").is_file() else None
 
 
 def describe_process() -> dict[str, Any]:

@@ -118,10 +118,10 @@ class Comparison:
         siblings = [Path(other.path) for other in self.members if other.path]
         if self.is_shared:
             name = self._get_shared_name(member)
-            create = lambda draft: create_member_run(config, options, draft, siblings=siblings)  # noqa: E731
+            create = lambda draft: create_member_run(config, options, draft, siblings=siblings, study=self.run.path)  # noqa: E731
             run = open_shared_run(folder, config.experiment.name, name, create)
         else:
-            run = create_member_run(config, options, folder, siblings=siblings)
+            run = create_member_run(config, options, folder, siblings=siblings, study=self.run.path)
         member.path = str(run.path.resolve())
 
     def _get_shared_name(self, member: Member) -> str:

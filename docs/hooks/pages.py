@@ -205,7 +205,8 @@ def write_experiments() -> str:
         "# Shipped experiments",
         "",
         "Each file in [experiments/](../../experiments) begins with what it is for, the command, its cost and the result to expect. "
-        "These heads are shown here; run `dlfer check FILE` to see what a file needs on your machine.",
+        "These heads are shown here; run `dlfer check FILE` to see what a file needs on your machine. The files come with an installed "
+        "dlfer too: in any folder `dlfer run quickstart` runs experiments/quickstart.yaml.",
         "",
     ]
     for path in sorted((ROOT / "experiments").glob("*.yaml")):

@@ -44,6 +44,8 @@ REASONS = {
     "jax": r"^make jax$|^KERAS_BACKEND=jax ",
     "cluster": r"devices=|CUDA_VISIBLE_DEVICES|TF_CONFIG|--member|--collect|--storage|sweep",
     "weights": r"weights_file=",
+    "trackers": r"experiment\.track=|^mlflow ui",
+    "hub": r"--to-hub|hf://|^hf auth login",
     "run": r"RUN|SECRET|--max-hours",
 }
 """Why a block is not executed -> what each of its commands must match, so that a reason cannot outlive its block."""

@@ -110,7 +110,8 @@ class WinnerSource(Source):
         else:
             found = (row.find_folder(self.run.path) for row in read_member_rows(self.run.path))
             siblings = [folder for folder in found if is_run(folder)]
-            run = create_member_run(config, self.options, self.run.path.parent.parent, siblings=siblings)
+            folder, study = self.run.path.parent.parent, self.run.path
+            run = create_member_run(config, self.options, folder, siblings=siblings, study=study)
         member.path, member.status = str(run.path.resolve()), "running"
         self._save()
         is_judged = run.status == "finished" and run.record.judge_test

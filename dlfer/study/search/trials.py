@@ -248,7 +248,7 @@ class TrialSource(Source):
             found = (record.find_folder(self.folder) for record in self.engine.list_records())
             siblings = [folder for folder in found if is_run(folder)]
             options, place = replace(self.options, judge_test=False), self.folder.parent.parent
-            run = create_member_run(config, options, place, siblings=siblings)
+            run = create_member_run(config, options, place, siblings=siblings, study=self.folder)
         digest = (run.record.config_digest or "")[:8]
         trial = _Trial(proposal, row.change(path=str(run.path.resolve()), digest=digest), run.config(), [])
         self.engine.begin(trial.row)

@@ -14,6 +14,7 @@ from dlfer.config.keys import rename_key, rename_keys
 from dlfer.config.load import (
     compute_digest,
     dump_experiment,
+    find_experiment,
     load_experiment,
     load_recorded_experiment,
     parse_override,
@@ -47,6 +48,42 @@ def problems_of(*args, **kwargs) -> list[str]:
     with pytest.raises(ConfigError) as caught:
         load_experiment(*args, **kwargs)
     return [line.strip() for line in str(caught.value).splitlines()]
+
+
+def test_shipped_experiments_are_found_by_name_at_home_then_in_the_package_then_in_the_checkout(tmp_path, monkeypatch):
+    home, package, checkout = (tmp_path / name for name in ("home", "package", "checkout"))
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setenv("DLFER_HOME", str(home))
+    monkeypatch.setattr("dlfer.config.places.PACKAGE", package)
+    monkeypatch.setattr("dlfer.config.places.find_checkout", lambda: checkout)
+    for place in (checkout, package, home):
+        file = place / "experiments" / "first.yaml"
+        file.parent.mkdir(parents=True)
+        file.write_text(SMALL)
+        assert find_experiment("first") == find_experiment("experiments/first.yaml") == file
+    assert load_experiment("first").experiment.name == "small"
+    (checkout / "experiments" / "second.yaml").write_text("extends: first.yaml\nexperiment: {name: second}\n")
+    assert load_experiment(Path("second"), {"finetune.epochs": 3}).experiment.name == "second"
+    for name in ("first.yaml", "./experiments/other/first.yaml", str(home / "first.yaml")):
+        assert find_experiment(name) == Path(name)
+    Path("experiments").mkdir()
+    Path("experiments/first.yaml").write_text(SMALL.replace("small", "own"))
+    assert load_experiment("experiments/first.yaml").experiment.name == "own"
+    assert load_experiment("first").experiment.name == "small"
+
+
+@pytest.mark.parametrize("name", ["thirst", "experiments/thirst.yaml", "a\0b", "t" * 300])
+def test_a_name_that_no_shipped_experiment_has_is_refused_with_those_there_are(name, write):
+    with pytest.raises(ConfigError, match=r"there is no such file.*come with dlfer: .*lite2, .*quickstart"):
+        load_experiment(name)
+
+
+@pytest.mark.parametrize("name", ["none.yaml", "folder", "a/b", "t" * 300 + ".yaml"])
+def test_what_is_no_name_of_a_shipped_experiment_is_read_as_a_path(name, write, tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ConfigError, match=r"there is no such file\.$|cannot be read"):
+        load_experiment(name)
 
 
 def test_all_problems_come_in_one_message_with_line_and_nearest_key(write):
@@ -313,6 +350,8 @@ def test_the_digest_is_that_of_the_result(write):
     same = {
         "experiment.name": "other",
         "experiment.checkpoint_minutes": 1.0,
+        "experiment.track": ["mlflow", "wandb"],
+        "experiment.track_model": True,
         "expected.result": "good",
         "ablation.seeds": [5],
         "search": {"space": {"finetune.epochs": {"choice": [1, 2]}}},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
@@ -215,8 +216,33 @@ def test_a_kept_file_is_that_of_one_backbone(find, tmp_path, file, has):
     ],
 )
 def test_absent_packages_are_named(find, monkeypatch, keys, module):
-    monkeypatch.setattr(limits, "find_spec", lambda name: None if name == module else object())
+    monkeypatch.setattr(limits, "find_spec", lambda name: None if name == module else SimpleNamespace(origin="x"))
     assert ["pip install" in line for line in find(keys)] == [True]
+
+
+@pytest.mark.parametrize("names", [["mlflow"], ["wandb"], ["mlflow", "wandb"]])
+def test_absent_trackers_are_named_with_their_extras(find, monkeypatch, tmp_path, names):
+    found = find_spec_of_folders(monkeypatch, names)
+    lines = find({"experiment.track": names})
+    assert lines == [
+        f"experiment.track: {name}: needs a package that is not installed: pip install 'dlfer[{name}]'."
+        for name in names
+    ]
+    assert found == names
+    monkeypatch.setattr(limits, "find_spec", lambda name: SimpleNamespace(origin="x"))
+    assert find({"experiment.track": names}) == []
+
+
+def find_spec_of_folders(monkeypatch, names) -> list[str]:
+    """Let Python find folders of these names, as W&B and MLflow write them, instead of packages; return who asked."""
+    asked = []
+
+    def find_spec(name):
+        asked.append(name)
+        return SimpleNamespace(origin=None if name in names else "x")
+
+    monkeypatch.setattr(limits, "find_spec", find_spec)
+    return asked
 
 
 @pytest.mark.parametrize(

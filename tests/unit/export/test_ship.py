@@ -1,10 +1,14 @@
 """A shipped model is small, answers as the run's, has its card, and is the one default."""
 
 import json
+import sys
+from pathlib import Path
+from typing import ClassVar
 
 import h5py
 import numpy as np
 import pytest
+from huggingface_hub import ModelCard
 
 from dlfer.cli.show import list_model_rows
 from dlfer.config.load import load_experiment
@@ -16,6 +20,7 @@ from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import TransferClassifier
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.predict.engines import load_engine
+from dlfer.report.card import Terms
 from dlfer.runs import find as catalog
 from dlfer.runs.find import find_default_model
 from dlfer.runs.metrics_record import CountedEstimate
@@ -49,7 +54,7 @@ def run(tmp_path_factory):
 def test_a_run_is_shipped_and_is_the_default(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DLFER_HOME", raising=False)
-    monkeypatch.setattr(catalog, "find_checkout", lambda: None)
+    monkeypatch.setattr("dlfer.config.places.find_checkout", lambda: None)
     with pytest.raises(ModelError, match="DLFER_HOME"):
         find_default_model()
     first = ship_model(run, tmp_path / "saved_models", name="first", default=True)
@@ -90,6 +95,133 @@ def test_a_run_is_shipped_and_is_the_default(run, tmp_path, monkeypatch):
     assert {name: row["default"] for name, row in rows.items()} == {"first": False, "second": True}
     assert rows["first"]["test"] == CountedEstimate(**accuracy, n=9)
     assert not list((tmp_path / "saved_models").glob(".*"))
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Ship without computing: what is under test is the repository."""
+    monkeypatch.setattr(module, "load_artifact", lambda folder: None)
+    monkeypatch.setattr(module, "embed_onnx", lambda folder, run: None)
+    monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.0)
+
+
+class FakeApi:
+    """In place of HfApi, whose protocol for uploads is too large to imitate."""
+
+    error: Exception | None = None
+    calls: ClassVar[list] = []
+
+    def __init__(self, **given):
+        pass
+
+    def create_repo(self, repository, **given):
+        self.calls.append(("create", repository, given["private"]))
+        return f"https://hub.example/{repository}"
+
+    def upload_folder(self, *, repo_id, folder_path, commit_message, delete_patterns):
+        if self.error is not None:
+            raise self.error
+        self.calls.append(("upload", repo_id, {path.name for path in Path(folder_path).iterdir()}, delete_patterns))
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.HfApi", FakeApi)
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: "hf_x")
+    monkeypatch.setattr(FakeApi, "calls", [])
+    return FakeApi
+
+
+FILES = {
+    "artifact.json",
+    "network.weights.h5",
+    "config.yaml",
+    "metrics.json",
+    "data.json",
+    "README.md",
+    ".gitattributes",
+}
+
+
+@pytest.mark.parametrize("research_only", [False, True])
+def test_a_model_is_pushed_with_its_card(run, hub, quick, call, monkeypatch, research_only):
+    if research_only:
+        monkeypatch.setattr("dlfer.report.card._judge_data", lambda data, title: Terms("FER2013", "Research.", True))
+        monkeypatch.setattr(module, "find_terms", lambda *given: [Terms("FER2013", "Research.", True)])
+    code, out, err = call("ship", str(run), "small", "--to-hub", "org/small-faces", "--private")
+    assert code == 0, err
+    folder = Path("exports/small-hub")
+    assert out.splitlines() == ["saved_models/small", str(folder), "https://hub.example/org/small-faces"]
+    created, uploaded = hub.calls
+    assert created == ("create", "org/small-faces", True)
+    assert uploaded[1:3] == ("org/small-faces", FILES)
+    assert "*.onnx" in uploaded[3], "files of an earlier model are removed"
+    card = ModelCard.load(folder / "README.md")
+    assert card.data.library_name == "dlfer"
+    assert {"dlfer", "keras", "facial-expression-recognition"} <= set(card.data.tags)
+    assert 'dlfer.load("hf://org/small-faces")' in card.text
+    assert ("research-only" in card.data.tags) == research_only
+    assert (card.data.license, "For research only" in card.text) == (
+        ("other", True) if research_only else ("unknown", False)
+    )
+    assert ("for research only" in err) == research_only
+    # It is an artifact like any other.
+    assert ArtifactRecord.require(folder).about.name == "small"
+
+
+def test_the_metrics_of_the_card_have_intervals_in_words(run, hub, quick, call):
+    accuracy = {"value": 0.5, "low": 0.25, "high": 0.75}
+    Run(run).write_json("metrics.json", {"test": {"n": 16, "accuracy": accuracy, "macro_f1": accuracy}})
+    try:
+        assert call("ship", str(run), "small", "--hub-folder", "repository")[0] == 0
+    finally:
+        Run(run).write_json("metrics.json", {})
+    assert hub.calls == [], "a folder alone is not pushed"
+    card = ModelCard.load("repository/README.md")
+    assert "50.0 % (25.0 to 75.0)" in card.text
+    assert "n = 16" in card.text
+    [found] = [result for result in card.data.eval_results if result.metric_type == "accuracy"]
+    assert (found.metric_value, "95 % 0.250 to 0.750" in found.metric_name) == (0.5, True)
+    assert 'dlfer.load("this folder")' in card.text
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--to-hub", "small"], "expected ORG/NAME"),
+        (["--to-hub", "a/b/c"], "expected ORG/NAME"),
+        (["--to-hub", "org/../x"], "expected ORG/NAME"),
+        (["--private"], "add --to-hub"),
+        (["--hub-folder", "there"], "--hub-folder there: is there already"),
+        (["--to-hub", "org/small", "--hub-folder", "there/no"], None),
+    ],
+)
+def test_what_cannot_be_pushed_is_refused_before_anything_is_written(run, hub, quick, call, options, words):
+    Path("there").mkdir()
+    code, _, err = call("ship", str(run), "small", *options)
+    assert code == (0 if words is None else 2), err
+    assert words is None or words in err
+    assert Path("saved_models").exists() == (words is None)
+
+
+def test_without_a_token_or_the_package_nothing_is_written(run, hub, quick, call, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.get_token", lambda: None)
+    code, _, err = call("ship", str(run), "small", "--to-hub", "org/small")
+    assert (code, "HF_TOKEN" in err) == (2, True)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    code, _, err = call("ship", str(run), "small", "--to-hub", "org/small")
+    assert (code, "pip install 'dlfer[hub]'" in err) == (2, True)
+    assert list(Path().iterdir()) == []
+
+
+def test_a_push_that_fails_keeps_the_folder_and_says_how_to_repeat_it(run, hub, quick, call, monkeypatch):
+    monkeypatch.setattr(hub, "error", OSError("no route to host"))
+    code, _, err = call("ship", str(run), "small", "--to-hub", "org/small")
+    assert code == 1
+    assert "no route to host" in err
+    assert "hf upload org/small exports/small-hub ." in err
+    assert Path("exports/small-hub/README.md").is_file()
 
 
 def test_two_defaults_are_refused(tmp_path, monkeypatch):
@@ -159,7 +291,7 @@ def test_only_large_kernels_become_float16_and_what_does_not_fit_is_refused(tmp_
 def test_the_model_of_a_smoke_run_is_marked_and_never_the_default(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DLFER_HOME", raising=False)
-    monkeypatch.setattr(catalog, "find_checkout", lambda: None)
+    monkeypatch.setattr("dlfer.config.places.find_checkout", lambda: None)
     monkeypatch.setattr(module, "load_artifact", lambda folder: None)
     monkeypatch.setattr(module, "embed_onnx", lambda folder, run: None)
     monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.0)

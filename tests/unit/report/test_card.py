@@ -28,7 +28,7 @@ def read_card(path):
 def check_metadata(card) -> None:
     """Assert what the hub asks of a card's metadata (hub-docs: modelcard.md)."""
     values = card.data.to_dict()
-    assert values["library_name"] == "keras"
+    assert values["library_name"] == "dlfer"
     assert values["pipeline_tag"] == "image-classification"
     assert values["license"] in ("other", "unknown")
     assert ("license_name" in values) == (values["license"] == "other")

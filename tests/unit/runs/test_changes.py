@@ -59,7 +59,7 @@ def test_nothing_has_changed_in_a_run_as_it_began(run):
         ),
         ({"finetune__data__seed": 3, "experiment__seed": 5}, ["experiment.seed", "finetune.data.seed"]),
         ({"finetune__data__path": "/elsewhere/faces"}, []),
-        ({"experiment__checkpoint_minutes": 1.0, "experiment__name": "other"}, []),
+        ({"experiment__checkpoint_minutes": 1.0, "experiment__name": "other", "experiment__track": ["mlflow"]}, []),
         ({"ablation__seeds": [4]}, []),
     ],
 )

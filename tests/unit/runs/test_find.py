@@ -6,7 +6,6 @@ import pytest
 
 from dlfer.config.load import load_experiment
 from dlfer.errors import ModelError
-from dlfer.runs import find as catalog
 from dlfer.runs.find import default_runs_folder, find_model, list_models
 from dlfer.runs.run import create_run
 
@@ -24,17 +23,18 @@ def make_artifact(folder):
     return folder
 
 
-def test_models_are_looked_up_here_then_at_home_then_in_the_checkout(tmp_path, monkeypatch, config):
-    work, home, checkout = tmp_path / "work", tmp_path / "home", tmp_path / "checkout"
+def test_models_are_looked_up_here_then_at_home_then_in_the_package_then_in_the_checkout(tmp_path, monkeypatch):
+    work, home, package, checkout = (tmp_path / name for name in ("work", "home", "package", "checkout"))
     work.mkdir()
     monkeypatch.chdir(work)
     monkeypatch.setenv("DLFER_HOME", str(home))
-    monkeypatch.setattr(catalog, "find_checkout", lambda: checkout)
-    for place in (checkout, home):
-        make_artifact(place / "saved_models" / "shared")
+    monkeypatch.setattr("dlfer.config.places.PACKAGE", package)
+    monkeypatch.setattr("dlfer.config.places.find_checkout", lambda: checkout)
     only = make_artifact(checkout / "saved_models" / "only")
     assert find_model("only") == only
-    assert find_model("shared") == home / "saved_models" / "shared"
+    for place in (checkout, package, home):
+        make_artifact(place / "saved_models" / "shared")
+        assert find_model("shared") == place / "saved_models" / "shared"
     make_artifact(work / "saved_models" / "shared")
     assert find_model("shared").resolve() == work / "saved_models" / "shared"
     assert find_model(str(only)) == only
@@ -42,14 +42,15 @@ def test_models_are_looked_up_here_then_at_home_then_in_the_checkout(tmp_path, m
     with pytest.raises(ModelError) as caught:
         find_model("none")
     message = str(caught.value)
-    assert message.index("saved_models") < message.index(str(home)) < message.index(str(checkout))
+    found = [message.index(str(place)) for place in ("saved_models", home, package, checkout)]
+    assert found == sorted(found)
     assert "Known models: shared, only" in message
 
 
 def test_the_model_of_a_run_is_found_by_path_and_name(tmp_path, monkeypatch, config):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DLFER_HOME", raising=False)
-    monkeypatch.setattr(catalog, "find_checkout", lambda: None)
+    monkeypatch.setattr("dlfer.config.places.find_checkout", lambda: None)
     run = create_run(default_runs_folder(), config, argv=[])
     with pytest.raises(ModelError, match="this run has no model; its status is running"):
         find_model(run.path)
