@@ -262,6 +262,10 @@ class PretrainConfig(StageConfig):
             )
         if self.milestones:
             raise ValueError("milestones: belong to finetune; EF-FER1 is not judged.")
+        if self.data is not None and self.data.protocol == "cross_validation":
+            raise ValueError(
+                "data.protocol: found cross_validation; EF-FER1 is not judged. Only finetune.data is cross-validated."
+            )
         return self
 
     @property

@@ -188,6 +188,8 @@ def _examine_source(stage: str, section: StageConfig, *, smoke: bool) -> Iterato
         yield from _examine_path(f"{key}.path", data.path, is_file=data.source == "arrays", needs=needs)
     if data.votes is not None:
         yield from _examine_path(f"{key}.votes", data.votes, is_file=True)
+    if data.subjects is not None and data.subjects.file is not None:
+        yield from _examine_path(f"{key}.subjects.file", data.subjects.file, is_file=True)
 
 
 def _examine_path(key: str, text: str | None, *, is_file: bool, needs: str = "") -> Iterator[str]:

@@ -34,6 +34,7 @@ _NO_RESULT = (
     "pretrain.data.path",
     "finetune.data.path",
     "finetune.data.votes",
+    "finetune.data.subjects.file",
     "expected",
 )
 _BACKENDS = {"jax": "jax", "torch": "torch"}
