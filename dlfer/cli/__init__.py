@@ -22,6 +22,7 @@ from dlfer.cli import (
     audit,
     check,
     compare,
+    crossval,
     doctor,
     evaluate,
     explain,
@@ -43,7 +44,7 @@ from dlfer.quiet import DEBUG, hush_libraries
 
 VERBS = {
     "Start": (doctor, init, check, prepare, audit),
-    "Train and compare": (run, ablate, sweep, search),
+    "Train and compare": (run, ablate, sweep, crossval, search),
     "Use what was trained": (predict, explain, export, serve, ship, evaluate, compare, report),
     "Look": (show,),
 }
