@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from dlfer.config.grid import list_cells
+from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, ModelError
 from dlfer.metrics import classification as mt
@@ -43,12 +44,7 @@ from dlfer.study.runner import StudyConsole
 
 POOLED_FOLDER = "predictions"
 SMOKE_FOLDS = 2
-_SAME_IMAGES = (
-    "finetune.data.select_on",
-    "finetune.data.soft_targets",
-    "finetune.data.soft_share",
-    "finetune.data.votes",
-)
+_SAME_IMAGES = ("select_on", "soft_targets", "soft_share", "votes")
 """Keys of the data that a cell may set: they change neither the images nor the folds."""
 _SHOWN_PAIRS = 5
 _SUBJECTS_REASON = "no interval of this metric is known to cover where subjects keep images together"
@@ -118,13 +114,12 @@ def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
         )
     arms = {cell.name: cell.overrides for cell in list_cells(config)} or {config.experiment.name: {}}
     for arm, overrides in arms.items():
-        wrong = next(
-            (key for key in overrides if f"{key}.".startswith("finetune.data.") and key not in _SAME_IMAGES), None
-        )
+        cell = with_overrides(config, overrides).finetune.data
+        wrong = next((key for key, value in data if getattr(cell, key) != value and key not in _SAME_IMAGES), None)
         if wrong is not None:
             raise ConfigError(
-                f"{file}: sweep: the cell {arm!r} sets {wrong}; all cells of a cross-validation are judged on the same images in "
-                "the same folds. Leave it out."
+                f"{file}: sweep: the cell {arm!r} sets finetune.data.{wrong}; all cells of a cross-validation are judged on the "
+                "same images in the same folds. Leave it out."
             )
     folds = range(SMOKE_FOLDS if smoke else data.folds)
     seeds = [config.experiment.seed + fold for fold in folds]

@@ -11,13 +11,14 @@ import pytest
 
 from dlfer.cli import main
 from dlfer.config.load import load_experiment
-from dlfer.errors import ConfigError, DlferError, EnvironmentProblem, ModelError
+from dlfer.errors import ConfigError, DlferError, EnvironmentProblem, ModelError, UserError
 from dlfer.experiment.limits import find_obstacles
 from dlfer.metrics.predictions import read_predictions
 from dlfer.report.comparison import write_comparison_report
 from dlfer.runs.comparison_record import ComparisonRecord
 from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run
+from dlfer.study.compare import compare_runs
 from dlfer.study.comparison import ArrayTask
 from dlfer.study.crossval import resume_crossval, run_crossval
 from dlfer.study.sweep import run_sweep
@@ -107,6 +108,8 @@ def test_cells_are_ranked_by_validation_and_compared_over_folds(cells, options, 
     assert {fold.arm for fold in found.chosen.folds} == {"dropout=0.2"}
     assert found.chosen.trained.value == found.table[0].test.value
     assert {row.key for row in found.arm_keys} == {"model.dropout"}
+    with pytest.raises(UserError, match=r"compare the pooled predictions of its arms: .*0\.npz .*1\.npz"):
+        compare_runs([str(path), str(path)])
     files = {row.cross_validated.predictions for row in found.table}
     assert len(files) == 2
     assert all(len(read_predictions(path / name)) == 180 for name in files)
@@ -158,6 +161,10 @@ def test_an_image_in_two_folds_is_refused(folds, options, plan):
         ),
         ({"finetune__data__fold": 1}, r"fold: found 1; dlfer crossval trains a model for every fold"),
         ({"sweep__grid__model__dropout": [0.1, 0.2], "sweep__seeds": [0, 1]}, r"sweep\.seeds: found \[0, 1\]"),
+        (
+            {"pretrain": {"data": {"source": "synthetic_faces"}}},
+            r"pretrain\.data: found source synthetic_faces.*EF-FER1 would have seen the fold that judges",
+        ),
         (
             {"sweep__grid": {"finetune.data.seed": [0, 1]}},
             r"the cell 'seed=0' sets finetune\.data\.seed; all cells of a cross-validation are judged on the same images",
