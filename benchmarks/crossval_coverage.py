@@ -144,7 +144,9 @@ def simulate_predictions(n: int, num_folds: int, sd: float, *, shift: float, rep
         ease = generator.normal(EASE, SPREAD, n)
         a, b = (_pick(draw_recipe(ease, num_folds, sd, moved, generator), folds) for moved in (0.0, shift))
         rows.append((a, truth, b, folds))
-    return {"n": n, "folds": num_folds, "sd": sd, "difference": shift, "replicates": replicates} | _count(rows, truth)
+    found = _count(rows, truth)
+    del found["trained"]  # what is true of these very models is not drawn
+    return {"n": n, "folds": num_folds, "sd": sd, "difference": shift, "replicates": replicates} | found
 
 
 def _pick(correct: np.ndarray, folds: np.ndarray) -> np.ndarray:

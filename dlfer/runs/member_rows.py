@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dlfer.errors import ModelError
-from dlfer.runs.files import read_json, write_atomically
+from dlfer.runs.files import read_json, read_rows, write_atomically
 from dlfer.runs.run import RUN_FILE
 
 MEMBERS_FILE = "members.csv"
@@ -128,8 +128,7 @@ def read_member_rows(folder: Path) -> list[MemberRow]:
     path = folder / MEMBERS_FILE
     if not path.exists():
         return _read_former_ensemble(folder)
-    with open(path, newline="", encoding="utf-8") as file:
-        return [_parse(path, line, row) for line, row in enumerate(csv.DictReader(file), start=2)]
+    return [_parse(path, line, row) for line, row in enumerate(read_rows(path), start=2)]
 
 
 def _parse(path: Path, line: int, cells: Mapping[str | None, Any]) -> MemberRow:
