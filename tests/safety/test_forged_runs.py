@@ -16,6 +16,7 @@ from dlfer.report import figures
 from dlfer.report.card import write_card
 from dlfer.report.comparison import write_comparison_report
 from dlfer.report.html import write_report
+from dlfer.report.search import write_search_report
 from dlfer.report.terminal import format_comparison, format_rows, format_values
 from dlfer.runs.comparison_record import (
     ArmPair,
@@ -92,9 +93,11 @@ def make_study(path: Path, runs: list[Path], kind: str) -> Path:
     ).write(path)  # fmt: skip
     record = json.loads((runs[0] / "run.json").read_text())
     (path / "run.json").write_text(json.dumps(record | {"kind": kind}))
-    (path / "config.yaml").write_text((runs[0] / "config.yaml").read_text())
+    space = "search: {space: {model.dropout: {between: [0.0, 0.5]}}}\n" if kind == "search" else ""
+    (path / "config.yaml").write_text((runs[0] / "config.yaml").read_text() + space)
+    of_trial = {"trial": "1", "score": 0.7, "low": 0.65, "high": 0.75, "epochs": 3} if kind == "search" else {}
     members = [
-        MemberRow(arm=arm, seed=0, path=str(run), status="finished", settings={"model.dropout": 0.1})
+        MemberRow(arm=arm, seed=0, path=str(run), status="finished", settings={"model.dropout": 0.1}, **of_trial)
         for arm, run in zip(ARMS, runs, strict=True)
     ]
     write_member_rows(path, members)
@@ -103,10 +106,10 @@ def make_study(path: Path, runs: list[Path], kind: str) -> Path:
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory) -> list[Path]:
-    """Two finished runs, and beside them an ablation, a sweep and a cross-validation of them."""
+    """Two finished runs, and beside them the studies of each kind that trained them."""
     folder = tmp_path_factory.mktemp("runs") / "faces"
     made = [make_member(folder, "20260102T030405Z-aaa"), make_member(folder, "20260102T030406Z-bbb", gain=1.5)]
-    for kind in ("ablation", "sweep", "cross_validation"):
+    for kind in ("ablation", "sweep", "cross_validation", "search"):
         make_study(folder / f"20260102T030400Z-ccc-{kind}", made, kind)
     return made
 
@@ -125,7 +128,7 @@ def use_run(path: Path) -> None:
 def use_study(path: Path) -> None:
     list_run_rows(path.parents[1])
     format_values(describe_run(str(path), path.parents[1]))
-    write_comparison_report(path)
+    (write_search_report if path.name.endswith("-search") else write_comparison_report)(path)
 
 
 def forge(file: Path, contents: bytes, what: object, use: Callable[[Path], None], folder: Path) -> None:
