@@ -4,7 +4,8 @@
 
 Trained models: data of a known population is drawn again and again, cross-validated with a real learner (multinomial logistic
 regression, or one nearest neighbour, which changes more with its training images), and each model is judged on 5,000 further
-images by the probabilities of their classes in the population, which gives its true accuracy. Counted is how often
+images by the probabilities of their classes in the population, which gives its true accuracy (whose own error is allowed
+for). Counted is how often
 
 - the interval of the trained models contains the mean true accuracy of these k models;
 - the interval of the recipe contains the recipe's, the mean over all replicates;
@@ -85,8 +86,8 @@ def describe_new(features: np.ndarray, means: np.ndarray) -> tuple[np.ndarray, n
 
 def cross_validate(
     data: tuple[np.ndarray, np.ndarray], new: tuple[np.ndarray, np.ndarray], folds: np.ndarray, learner: Learner
-) -> tuple[np.ndarray, float]:
-    """Return bool [n], whether each image is predicted right by the model that did not see it; and the models' true accuracy.
+) -> tuple[np.ndarray, float, float]:
+    """Return bool [n], whether each image is predicted right by the model that did not see it; the true accuracy; its error.
 
     `data` are features and targets; `new` are features and the probability of each class, float [M, C].
     """
@@ -95,8 +96,9 @@ def cross_validate(
         held = folds == fold
         predicted = learner(features[~held], targets[~held], np.concatenate([features[held], new[0]]))
         correct[held] = predicted[: held.sum()] == targets[held]
-        truths.append(float(np.take_along_axis(new[1], predicted[held.sum() :, None], axis=1).mean()))
-    return correct, float(np.mean(truths))
+        truths.append(np.take_along_axis(new[1], predicted[held.sum() :, None], axis=1)[:, 0])
+    of_image = np.mean(truths, axis=0)
+    return correct, float(of_image.mean()), float(of_image.std() / np.sqrt(len(of_image)))
 
 
 def draw_folds(targets: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
@@ -128,7 +130,7 @@ def simulate_learner(name: str, n: int, num_folds: int, *, replicates: int, seed
             for half in (slice(None, FEATURES), slice(FEATURES, None))
         ]
         rows.append((*sides[0], sides[1][0], folds))
-    truth = float(np.mean([true for _, true, _, _ in rows]))
+    truth = float(np.mean([true for _, true, *_ in rows]))
     return {"learner": name, "n": n, "folds": num_folds, "replicates": replicates, "accuracy": truth} | _count(
         rows, truth
     )
@@ -143,7 +145,7 @@ def simulate_predictions(n: int, num_folds: int, sd: float, *, shift: float, rep
     for _ in range(replicates):
         ease = generator.normal(EASE, SPREAD, n)
         a, b = (_pick(draw_recipe(ease, num_folds, sd, moved, generator), folds) for moved in (0.0, shift))
-        rows.append((a, truth, b, folds))
+        rows.append((a, truth, 0.0, b, folds))
     found = _count(rows, truth)
     del found["trained"]  # what is true of these very models is not drawn
     return {"n": n, "folds": num_folds, "sd": sd, "difference": shift, "replicates": replicates} | found
@@ -154,13 +156,13 @@ def _pick(correct: np.ndarray, folds: np.ndarray) -> np.ndarray:
 
 
 def _count(rows: list[tuple], truth: float) -> dict:
-    """Return the shares of replicates: (right of a, true accuracy of its models, right of b, folds) each."""
+    """Return the shares of replicates: (right of a, true accuracy of its models and its error, right of b, folds) each."""
     intervals = ("trained", "recipe", "naive", "plain", "trained_as_recipe")
     found = dict.fromkeys((*intervals, "test", "paired_t", "plain_test", "mcnemar"), 0)
     halves: dict[str, list[float]] = {
         name: [] for name in ("trained", "recipe", "plain", "difference", "plain_difference")
     }
-    for a, true, b, folds in rows:
+    for a, true, error, b, folds in rows:
         n, num_folds = len(a), int(folds.max()) + 1
         alone = np.arange(n)
         trained = compute_trained_accuracy(a, alone)
@@ -168,7 +170,12 @@ def _count(rows: list[tuple], truth: float) -> dict:
         naive, plain = (compute_t_interval(a.astype(float), folds, is_corrected=given) for given in (False, True))
         of_pair = [compute_t_interval(a.astype(float) - b, folds, is_corrected=given) for given in (False, True)]
         pair = compare_folds((a, b), alone, folds, num_folds=num_folds, names=("a", "b"))
-        found["trained"] += trained.low <= true <= trained.high
+        # What is true is known from a sample: its error is no fault of the interval.
+        limits = [
+            trained.value + np.sign(end - trained.value) * np.hypot(end - trained.value, 1.96 * error)
+            for end in (trained.low, trained.high)
+        ]
+        found["trained"] += limits[0] <= true <= limits[1]
         found["recipe"] += recipe.low <= truth <= recipe.high
         found["naive"] += naive[0] <= truth <= naive[1]
         found["plain"] += plain[0] <= truth <= plain[1]

@@ -196,7 +196,7 @@ def choose_by_fold(pooled: Mapping[str, Pooled]) -> Pooled | None:
     The choice is part of the recipe that is judged, and it has not seen the images that judge it (nested selection).
     """
     common = sorted(set.intersection(*(set(one.members) for one in pooled.values())))
-    if len(pooled) < 2 or not common:
+    if len(pooled) < 2 or not common or not _have_same_folds([one.take(common) for one in pooled.values()]):
         return None
     best = {
         fold: max(pooled, key=lambda arm, fold=fold: pooled[arm].members[fold].metrics.validation.accuracy.value)
@@ -208,6 +208,19 @@ def choose_by_fold(pooled: Mapping[str, Pooled]) -> Pooled | None:
     folds, groups = (np.concatenate([getattr(part, name) for part in parts]) for name in ("folds", "groups"))
     members = {fold: pooled[arm].members[fold] for fold, arm in best.items()}
     return Pooled(Predictions(ids, parts[0].predictions.labels, targets, probabilities), folds, groups, members)
+
+
+def _have_same_folds(several: Sequence[Pooled]) -> bool:
+    """Tell whether arms have the same images in the same folds; rows are sorted by their ids.
+
+    Images of a folder whose sizes differ are reduced to what the network needs, and what is a near duplicate may depend on
+    that.
+    """
+    first = several[0]
+    return all(
+        np.array_equal(one.predictions.ids, first.predictions.ids) and np.array_equal(one.folds, first.folds)
+        for one in several[1:]
+    )
 
 
 def describe_folds(config: ExperimentConfig, pooled: Pooled, *, file: str | None = None) -> CrossValidated:
@@ -309,10 +322,8 @@ def _compare_arms(reference: str, pooled: Mapping[str, Pooled], finished: Finish
         if arm == reference or len(common) < 2:
             continue
         a, b = pooled[reference].take(common), other.take(common)
-        if not np.array_equal(a.predictions.ids, b.predictions.ids):
-            raise ModelError(
-                f"{reference} and {arm}: their folds have different images; the data has changed. Start a new cross-validation."
-            )
+        if not _have_same_folds([a, b]):
+            continue
         correct = a.predictions.correct, b.predictions.correct
         test = compare_folds(correct, a.groups, a.folds, num_folds=num_folds, names=(reference, arm))
         pairs.append(ArmPair.of(test, part="test"))
@@ -344,6 +355,11 @@ def _write_notes(
             "The row “each fold's own choice” judges the choice, too: each fold takes the arm that is best on its own "
             "validation split."
         )
+        if len(pairs) < len(rows) - 1:
+            notes.append(
+                f"Not compared: {len(rows) - 1 - len(pairs)} of {len(rows) - 1} arms, which have fewer than two folds with the images "
+                "of those of the arm to compare with."
+            )
     missing = len(comparison.members) - len(metrics)
     if missing:
         notes.append(
@@ -359,7 +375,8 @@ def describe_intervals(config: ExperimentConfig) -> list[str]:
         "The interval of the trained models is over images: it says how accurate these models are on other images, and "
         "nothing about the recipe.",
         f"The interval of the recipe is over trainings, too, each on {data.folds - 1} of {data.folds} parts of as many images "
-        f"(Student's t with {data.folds - 1} degrees of freedom, Nadeau and Bengio's correction). A model that is trained on all images is in neither; it tends to be "
+        f"(Student's t with {data.folds - 1} degrees of freedom, Nadeau and Bengio's correction). A model that is trained on all "
+        "images is in neither; it tends to be "
         "better.",
     ]
     if data.subjects is not None:

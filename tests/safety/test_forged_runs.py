@@ -166,7 +166,7 @@ def test_a_file_of_a_study_may_hold_anything(runs, name):
 
 ANYTHING = st.sampled_from([..., *SOMETHING_ELSE]) | st.integers() | st.floats() | st.text(max_size=20)
 FORGING = settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 
 

@@ -113,6 +113,7 @@ class Fake:
             fold = config.finetune.data.fold
             if part == "test" and fold is not None:
                 numbers = np.arange(NUM_IMAGES) + (0 if self.plan.get("same_images") else fold * NUM_IMAGES)
+                numbers += what.get("shift", 0)
                 ids = [f"all/{number}" for number in numbers]
                 write_npz(run.path / "images.npz", {"test_ids": np.array(ids), "test_groups": numbers // 2})
             parts[part] = Predictions(ids, ("a", "b"), targets, probabilities)

@@ -117,6 +117,14 @@ def test_cells_are_ranked_by_validation_and_compared_over_folds(cells, options, 
     assert "each fold's own choice" in capfd.readouterr().err
 
 
+def test_cells_whose_folds_hold_other_images_are_not_compared(cells, options, plan):
+    """As where images of a folder are reduced to sizes that differ, and near duplicates with them."""
+    plan |= {"0.1": {"shift": 1}}
+    found = ComparisonRecord.require(run_crossval(cells, options))
+    assert (len(found.table), found.paired, found.chosen) == (2, [], None)
+    assert "Not compared: 1 of 1 arms" in " ".join(found.notes)
+
+
 def test_a_fold_that_fails_is_named_left_out_and_run_again(folds, options, plan):
     plan |= {"0.3": {"do": "fail"}}
     with pytest.raises(DlferError):
