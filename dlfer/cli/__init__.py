@@ -23,6 +23,7 @@ from dlfer.cli import (
     audit,
     check,
     compare,
+    crossval,
     doctor,
     evaluate,
     explain,
@@ -44,7 +45,7 @@ from dlfer.quiet import DEBUG, hush_libraries
 
 VERBS = {
     "Start": (doctor, init, check, prepare, audit),
-    "Train and compare": (run, ablate, sweep, search),
+    "Train and compare": (run, ablate, sweep, crossval, search),
     "Use what was trained": (predict, explain, export, serve, ship, evaluate, compare, report),
     "Look": (show,),
 }

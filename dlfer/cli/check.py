@@ -28,7 +28,11 @@ def check(
         except ConfigError as error:
             errors.append(str(error))
             continue
-        kind = "sweep" if config.sweep is not None else "search" if config.search is not None else "run"
+        data = config.finetune.data
+        if data.protocol == "cross_validation" and data.fold is None:
+            kind = "cross_validation"
+        else:
+            kind = "sweep" if config.sweep is not None else "search" if config.search is not None else "run"
         obstacles = find_obstacles(config, kind=kind)
         if obstacles:
             errors.append(describe_obstacles(file, obstacles))

@@ -132,7 +132,13 @@ def parse_seeds(text: str) -> list[int]:
     return seeds
 
 
-KINDS = {"run": "run", "ablate": "ablation", "sweep": "sweep", "search": "search"}
+KINDS = {
+    "run": "run",
+    "ablate": "ablation",
+    "sweep": "sweep",
+    "crossval": "cross_validation",
+    "search": "search",
+}
 """Verb -> the kind of run that it makes."""
 
 

@@ -57,7 +57,7 @@ EQUALIZERS = ("none", "histogram", "clahe")
 
 PUBLISHED_WEIGHTS = ("imagenet", "vggface2")
 
-PROTOCOLS = ("official", "resplit", "paper")
+PROTOCOLS = ("official", "resplit", "cross_validation", "paper")
 PAPER_SPLITS = ("after_balance", "official_80_20")
 SOFT_TARGETS = ("ferplus",)
 

@@ -268,6 +268,10 @@ class PretrainConfig(StageConfig):
             )
         if self.milestones:
             raise ValueError("milestones: belong to finetune; EF-FER1 is not judged.")
+        if self.data is not None and self.data.protocol == "cross_validation":
+            raise ValueError(
+                "data.protocol: found cross_validation; EF-FER1 is not judged. Only finetune.data is cross-validated."
+            )
         return self
 
     @property
@@ -457,6 +461,7 @@ class ExperimentConfig(Section):
             )
         for stage in ("pretrain", "finetune"):
             self._check_copies(stage)
+        self._check_pooled_images()
         if self.pretrain is not None and isinstance(self.pretrain.weights, dict):
             self._check_branch_weights(self.pretrain.weights)
         if self.pretrain is not None and "vggface2" in self.pretrain.list_of_weights:
@@ -469,6 +474,19 @@ class ExperimentConfig(Section):
                     f"family {family}, and the family needs it."
                 )
         return self
+
+    def _check_pooled_images(self) -> None:
+        """Raise where EF-FER1 would be trained on the very images that the folds of a cross-validation judge."""
+        found = None if self.pretrain is None or self.pretrain.weights is not None else self.pretrain.data
+        data = self.finetune.data
+        if found is None or data is None or data.protocol != "cross_validation":
+            return
+        is_same = (found.source, found.path, found.name) == (data.source, data.path, data.name)
+        if is_same and (found.seed == data.seed or not data.source.startswith("synthetic")):
+            raise ValueError(
+                f"pretrain.data: found source {found.source} with the images of finetune.data, which protocol cross_validation "
+                "pools: EF-FER1 would have seen the fold that judges. Pretrain on other images, or set pretrain: null."
+            )
 
     def _check_face_weights(self) -> None:
         """Raise unless the network is the one that the weights from VGGFace2 belong to, with the pixels they expect."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -231,6 +232,32 @@ class CropConfig(Section):
     """Of test, too. center: 87.5 % of the shorter side; none: as in train. null: center where train has random_resized."""
 
 
+class SubjectsConfig(Section):
+    """Which subject (person) each image shows, by its id: from a file or from the id itself."""
+
+    file: str | None = None
+    """A csv with the columns id and subject, with every image."""
+    pattern: str | None = None
+    """A regular expression with one group that finds the subject in an id, e.g. "/(S[0-9]+)_" for CK+."""
+
+    @model_validator(mode="after")
+    def _check(self) -> SubjectsConfig:
+        if (self.file is None) == (self.pattern is None):
+            raise ValueError("subjects: expected one of file (a csv: id,subject) and pattern (a regular expression).")
+        if self.pattern is None:
+            return self
+        try:
+            num_groups = re.compile(self.pattern).groups
+        except re.error as error:
+            raise ValueError(f"pattern: {self.pattern!r} is not a regular expression ({error}).") from None
+        if num_groups != 1:
+            raise ValueError(
+                f"pattern: found {num_groups} groups in {self.pattern!r}, expected one pair of parentheses around the subject, "
+                'e.g. "/(S[0-9]+)_".'
+            )
+        return self
+
+
 class DataConfig(Section):
     """Where images come from and how they are split."""
 
@@ -244,7 +271,14 @@ class DataConfig(Section):
     folders: dict[str, Literal["train", "validation", "test", "class", "ignore"]] | None = None
     """folder, fer2013 only: what a folder in `path` is whose name does not tell, e.g. {holdout: test, old: ignore}."""
     protocol: Literal[names.PROTOCOLS] = "official"
-    """official: the data's own splits. resplit: 80/20 and 80/20, duplicates on one side. paper: see split."""
+    """official: the data's own splits. resplit: 80/20 and 80/20, duplicates on one side. cross_validation: all images
+    pooled and divided into `folds`, of which `fold` is the test. paper: see split."""
+    folds: Annotated[int, Field(ge=2, le=20)] | None = None
+    """cross_validation only: number of folds, stratified by class, with whole groups of duplicates and subjects."""
+    fold: Annotated[int, Field(ge=0, le=19)] | None = None
+    """cross_validation only: the fold that is the test, from 0. null: `dlfer crossval` trains a model for each fold."""
+    subjects: SubjectsConfig | None = None
+    """Who is in each image. Whatever split is drawn here, the images of one subject stay on one side."""
     split: Literal[names.PAPER_SPLITS] | None = None
     """paper only: after_balance pools, balances, then splits; official_80_20 keeps the official test."""
     select_on: OpenFraction | None = None
@@ -326,7 +360,27 @@ class DataConfig(Section):
             )
         if self.protocol != "paper" and self.split is not None:
             raise ValueError(f"split: found {self.split} under protocol {self.protocol}; it belongs to protocol paper.")
+        self._check_folds()
         return self
+
+    def _check_folds(self) -> None:
+        if self.split == "after_balance" and self.subjects is not None:
+            raise ValueError(
+                "subjects: found with split: after_balance, which divides images without regard to what they show; take another "
+                "split."
+            )
+        if self.protocol != "cross_validation":
+            for key in ("folds", "fold"):
+                if getattr(self, key) is not None:
+                    raise ValueError(
+                        f"{key}: found {getattr(self, key)} under protocol {self.protocol}; it belongs to protocol "
+                        "cross_validation."
+                    )
+            return
+        if self.folds is None:
+            raise ValueError("folds: protocol cross_validation needs their number, 2 to 20, e.g. folds: 5.")
+        if self.fold is not None and self.fold >= self.folds:
+            raise ValueError(f"fold: found {self.fold} with folds: {self.folds}; expected 0 to {self.folds - 1}.")
 
     @property
     def needs_memory(self) -> str | None:
@@ -338,6 +392,7 @@ class DataConfig(Section):
             "faces": self.faces is not None,
             f"size: {self.size}": self.size is not None,
             "drop_duplicates: true": self.drop_duplicates,
+            "subjects": self.subjects is not None,
         }
         return next((key for key, is_asked in asked.items() if is_asked), None)
 

@@ -171,10 +171,12 @@ class DataBundle:
         source: the registered name of the source.
         labels: names of the classes, in the order of the targets.
         train, validation, test: the splits; `test` is None where the data has none.
-        protocol: "official", "resplit" or "paper".
+        protocol: "official", "resplit", "cross_validation" or "paper".
         selected_on: in words, what the model is selected on, e.g. "PublicTest".
         notes: sentences that every output of the run repeats (what was skipped, replaced, resized).
         reading: what the source met with when it read its files.
+        test_groups: int64 [n], the same number for images of test that are duplicates or show one subject; None where the
+            protocol is not cross_validation.
     """
 
     source: str
@@ -186,6 +188,7 @@ class DataBundle:
     selected_on: str = "validation"
     notes: tuple[str, ...] = ()
     reading: Reading = Reading()
+    test_groups: np.ndarray | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "labels", tuple(map(to_utf8, self.labels)))

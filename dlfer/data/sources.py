@@ -291,8 +291,8 @@ def replace_by_synthetic(config: DataConfig) -> tuple[DataConfig, str]:
     labels = _translate_labels(config.labels) if faces else LabelsConfig()
     values = {**dict(config), "source": source, "path": None, "name": None, "splits": None, "labels": labels}
     values |= {"num_labels": None if faces else num_labels, "crop": CropConfig()}
-    # What is drawn in place of absent images has no votes.
-    values |= {"soft_targets": None, "soft_share": 1.0}
+    # What is drawn in place of absent images has no votes and no subjects.
+    values |= {"soft_targets": None, "soft_share": 1.0, "subjects": None}
     where = config.path or config.name
     warning = (
         f"The data of source {config.source} ({where}) was replaced by {source.replace('_', ' ')}"

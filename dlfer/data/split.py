@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import re
 from collections.abc import Collection
 
 import numpy as np
 
-from dlfer.config.sections import DataConfig
+from dlfer.config.load import resolve_path
+from dlfer.config.sections import DataConfig, SubjectsConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.duplicates import group_duplicates
+from dlfer.data.duplicates import Components, group_duplicates
 from dlfer.data.pipeline import add_copies, draw_smallest
 from dlfer.errors import DataError, ProtocolError
+from dlfer.metrics.scores import read_attributes
 from dlfer.runs.text import to_utf8
 
 TEST_FRACTION = 0.2
@@ -96,6 +99,67 @@ def draw_held_out(
     return chosen[dense]
 
 
+def assign_folds(split: Split, folds: int, *, seed: int, groups: np.ndarray) -> np.ndarray:
+    """Return int64 [N], the fold (0..folds-1) of each row: stratified by class, with whole groups.
+
+    The largest groups are assigned first, each to the fold that has the smallest part of the group's classes so far; of
+    equal folds to the one with the fewest images. Where every group is one image, the folds differ by at most one image
+    in each class and in total. The assignment depends on the seed and the ids alone, not on the order of the rows.
+
+    Args:
+        split: the images to divide.
+        folds: their number, at least 2.
+        seed: of the assignment.
+        groups: int [N]; rows of the same number stay together.
+    """
+    by_id = np.argsort(split.ids, kind="stable")
+    _, first = np.unique(groups[by_id], return_index=True)
+    _, dense = np.unique(groups, return_inverse=True)
+    leaders = by_id[first]
+    classes, targets = np.unique(split.targets, return_inverse=True)
+    counts = np.zeros((len(leaders), len(classes)), np.int64)
+    np.add.at(counts, (dense, targets), 1)
+    ranks = compute_ranks(split.ids[leaders], seed, "folds")
+    order = np.lexsort((split.ids[leaders], ranks, targets[leaders], -counts.sum(axis=1)))
+    weights = 1 / counts.sum(axis=0).astype(np.float64) ** 2
+    held, chosen = np.zeros((folds, len(classes)), np.int64), np.zeros(len(leaders), np.int64)
+    for group in order:
+        load = held @ (counts[group] * weights)
+        least = np.flatnonzero(load <= load.min() * (1 + 1e-9))
+        chosen[group] = least[np.argmin(held[least].sum(axis=1))]
+        held[chosen[group]] += counts[group]
+    return chosen[dense]
+
+
+def find_subjects(config: SubjectsConfig, ids: np.ndarray) -> np.ndarray:
+    """Return str [N], the subject that each image shows.
+
+    Args:
+        config: the section `subjects`.
+        ids: str [N], of the images.
+
+    Raises:
+        DataError: the file is not such a csv, or an image has no subject.
+    """
+    if config.pattern is not None:
+        where = f"data.subjects.pattern: {config.pattern!r}"
+        matches = {name: re.search(config.pattern, name) for name in ids.tolist()}
+        found = {name: match[1] for name, match in matches.items() if match is not None and match[1]}
+    else:
+        path = resolve_path(config.file)
+        where, attributes = str(path), read_attributes(path)
+        if "subject" not in attributes:
+            raise DataError(f"{path} line 1: found the columns id, {', '.join(attributes)}; expected id and subject.")
+        found = attributes["subject"]
+    without = [name for name in ids.tolist() if name not in found]
+    if without:
+        raise DataError(
+            f"{where}: found no subject for {len(without):,} of {len(ids):,} images, e.g. {without[0]!r}; expected one for each. "
+            "Images whose subject is not known could show one that is on the other side of a split."
+        )
+    return np.array([found[name] for name in ids.tolist()])
+
+
 def draw_fraction(bundle: DataBundle, fraction: float, *, seed: int) -> DataBundle:
     """Return the bundle with a stratified draw of about `fraction` of all its images, each in the split it came from.
 
@@ -124,13 +188,16 @@ def apply_protocol(bundle: DataBundle, config: DataConfig, *, balance: str) -> D
         other. Where the source has no validation split, a fifth of train takes its place; where it
         has train alone, it is split as by resplit; a note says so.
     resplit: all parts pooled, 80/20 and again 80/20, stratified, duplicates on one side.
+    cross_validation: all parts pooled and divided into folds, stratified, duplicates in one fold; the fold of the
+        config is the test, and a fifth of the others (or select_on) is selected on.
     paper, official_80_20: train without a fifth, that fifth for validation, all else for the test.
     paper, after_balance: all parts pooled, balanced by augmented copies or down to the smallest class,
         then 80/20 and again 80/20 without regard to duplicates, so that many test images have one in train.
 
     Args:
         bundle: the source's parts; validation and test may be None.
-        config: protocol, split, select_on and seed.
+        config: protocol, split, folds and fold, select_on, subjects and seed. In all draws but that of after_balance the
+            images of one subject stay together.
         balance: the stage's. after_balance needs "augment" or "undersample"; the others balance train when training.
 
     Raises:
@@ -140,9 +207,11 @@ def apply_protocol(bundle: DataBundle, config: DataConfig, *, balance: str) -> D
         if config.split == "after_balance":
             return _divide_after_balance(bundle, config, balance)
         return _divide_80_20(bundle, config)
+    if config.protocol == "cross_validation":
+        return _cross_validate(bundle, config)
     if config.protocol == "resplit":
         return _resplit(bundle, config)
-    return _keep_official(bundle, config)
+    return _note_shared_subjects(_keep_official(bundle, config), config)
 
 
 def drop_duplicates(bundle: DataBundle) -> DataBundle:
@@ -178,7 +247,7 @@ def _keep_official(bundle: DataBundle, config: DataConfig) -> DataBundle:
         test = bundle.validation
     elif bundle.validation is not None:
         notes += (f"{bundle.validation.name} ({len(bundle.validation)} images) is not used: select_on is set.",)
-    train, validation = _hold_out(bundle.train, fraction, config.seed)
+    train, validation = _hold_out(bundle.train, fraction, config)
     selected_on = f"{fraction:.4g} of {bundle.train.name} (duplicates kept together)"
     return dataclasses.replace(
         bundle, train=train, validation=validation, test=test, protocol="official", selected_on=selected_on, notes=notes
@@ -187,7 +256,7 @@ def _keep_official(bundle: DataBundle, config: DataConfig) -> DataBundle:
 
 def _resplit(bundle: DataBundle, config: DataConfig) -> DataBundle:
     pool = _join(bundle.parts.values())
-    groups = _group(bundle.parts.values())
+    groups = _group(bundle.parts.values(), config.subjects)
     judged = draw_held_out(pool, TEST_FRACTION, seed=config.seed, purpose="test", groups=groups)
     rest = np.flatnonzero(~judged)
     fraction = config.select_on or VALIDATION_FRACTION
@@ -202,6 +271,58 @@ def _resplit(bundle: DataBundle, config: DataConfig) -> DataBundle:
     )
 
 
+def _cross_validate(bundle: DataBundle, config: DataConfig) -> DataBundle:
+    if config.fold is None:
+        raise ProtocolError(
+            "data.fold: found null; one training needs the number of the fold that it leaves out, e.g. --set "
+            "finetune.data.fold=0. dlfer crossval trains a model for each fold."
+        )
+    pool = _join(bundle.parts.values())
+    groups = _group(bundle.parts.values(), config.subjects)
+    folds = assign_folds(pool, config.folds, seed=config.seed, groups=groups)
+    _check_folds(pool, folds, groups, config, labels=bundle.labels)
+    judged = folds == config.fold
+    rest, fraction = np.flatnonzero(~judged), config.select_on or VALIDATION_FRACTION
+    purpose = f"validation of fold {config.fold}"
+    selected = draw_held_out(pool.take(rest), fraction, seed=config.seed, purpose=purpose, groups=groups[rest])
+    sizes = np.bincount(folds, minlength=config.folds)
+    note = (
+        f"Fold {config.fold} of 0 to {config.folds - 1} is the test: {sizes[config.fold]:,} of {len(pool):,} images; the folds have "
+        f"{sizes.min():,} to {sizes.max():,}, in whole groups of duplicates{' and subjects' if config.subjects else ''} "
+        f"({len(np.unique(groups)):,} groups)."
+    )
+    return dataclasses.replace(
+        bundle,
+        train=pool.take(rest[~selected], "train"),
+        validation=pool.take(rest[selected], "validation"),
+        test=pool.take(np.flatnonzero(judged), f"fold {config.fold}"),
+        protocol="cross_validation",
+        selected_on=f"validation ({fraction:.4g} of the images outside the fold)",
+        notes=(*bundle.notes, note),
+        test_groups=groups[judged],
+    )
+
+
+def _check_folds(
+    pool: Split, folds: np.ndarray, groups: np.ndarray, config: DataConfig, *, labels: tuple[str, ...]
+) -> None:
+    """Raise DataError where a fold would have no image, or the images outside some fold would lack a class."""
+    what = "groups of duplicates and subjects" if config.subjects else "groups of duplicates"
+    num_groups = len(np.unique(groups))
+    if len(np.unique(folds)) < config.folds:
+        raise DataError(
+            f"data.folds: found {num_groups:,} {what} for {config.folds} folds, expected at least one for each. Set fewer folds."
+        )
+    if config.num_images.train is not None:
+        return  # cut down on purpose: a note says which classes are missing
+    lone = [labels[label] for label in np.unique(pool.targets) if len(np.unique(folds[pool.targets == label])) < 2]
+    if lone:
+        raise DataError(
+            f"data.folds: all images of {', '.join(lone)} are in one of the {what}, and so in one fold: the model that is judged on "
+            f"it could not learn the class. Add images, or set data.labels.drop: [{', '.join(lone)}]."
+        )
+
+
 def _divide_80_20(bundle: DataBundle, config: DataConfig) -> DataBundle:
     """Train and validate on the official training part, judge on all other parts."""
     others = [part for part in (bundle.validation, bundle.test) if part is not None]
@@ -212,7 +333,7 @@ def _divide_80_20(bundle: DataBundle, config: DataConfig) -> DataBundle:
         )
     test = _join([bundle.train, *others])
     test = test.take(np.arange(len(bundle.train), len(test)), "+".join(part.name for part in others))
-    train, validation = _hold_out(bundle.train, VALIDATION_FRACTION, config.seed)
+    train, validation = _hold_out(bundle.train, VALIDATION_FRACTION, config)
     share = len(bundle.train) / (len(bundle.train) + len(test))
     notes = bundle.notes
     if bundle.test is None:
@@ -266,15 +387,42 @@ def _divide_after_balance(bundle: DataBundle, config: DataConfig, balance: str) 
     )
 
 
-def _hold_out(train: Split, fraction: float, seed: int) -> tuple[Split, Split]:
+def _hold_out(train: Split, fraction: float, config: DataConfig) -> tuple[Split, Split]:
     """Return train without, and only, a stratified draw of its groups of duplicates."""
-    held = draw_held_out(train, fraction, seed=seed, purpose="validation")
+    groups = _group([train], config.subjects)
+    held = draw_held_out(train, fraction, seed=config.seed, purpose="validation", groups=groups)
     return train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held), f"{train.name} (held out)")
 
 
-def _group(parts: Collection[Split]) -> np.ndarray:
-    """Return int64 [N], the groups of duplicates of several splits, whose rows follow one another."""
-    return group_duplicates([part.images for part in parts], np.concatenate([part.ids for part in parts]))
+def _group(parts: Collection[Split], subjects: SubjectsConfig | None = None) -> np.ndarray:
+    """Return int64 [N], the groups of duplicates of several splits, whose rows follow one another.
+
+    With `subjects`, images of one subject are in one group, too, and so are all that a chain of both connects.
+    """
+    ids = np.concatenate([part.ids for part in parts])
+    groups = group_duplicates([part.images for part in parts], ids)
+    if subjects is None:
+        return groups
+    components, rows = Components(len(ids)), np.arange(len(ids))
+    components.join_equal(groups, rows)
+    components.join_equal(find_subjects(subjects, ids), rows)
+    return components.compute_groups()
+
+
+def _note_shared_subjects(bundle: DataBundle, config: DataConfig) -> DataBundle:
+    """Return the bundle with a note of the subjects that train shares with the split that judges, if it shares any."""
+    if config.subjects is None:
+        return bundle
+    judged = bundle.validation if bundle.test is None else bundle.test
+    subjects = find_subjects(config.subjects, judged.ids)
+    shared = np.isin(subjects, find_subjects(config.subjects, bundle.train.ids))
+    if not shared.any():
+        return bundle
+    note = (
+        f"{int(shared.sum()):,} of {len(judged):,} images of {judged.name} show one of {len(np.unique(subjects[shared])):,} subjects "
+        "that are in train as well: the value says little about new subjects. Use protocol resplit or cross_validation."
+    )
+    return dataclasses.replace(bundle, notes=(*bundle.notes, note))
 
 
 def _join(parts: Collection[Split]) -> Split:

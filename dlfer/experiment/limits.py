@@ -55,7 +55,8 @@ def find_obstacles(
 
     Args:
         config: the experiment.
-        kind: run, ablation, sweep or search; of a sweep its cells are looked at, of an ablation both arms.
+        kind: run, ablation, sweep, search or cross_validation; of a sweep its cells are looked at, of an ablation both arms, of
+            a cross-validation the cells or the experiment itself, on one fold.
         smoke: whether data and published weights are drawn, so that none are needed.
         out: the folder of runs; None: the default folder.
     """
@@ -66,7 +67,7 @@ def find_obstacles(
         problem = _find_disk_problem(variant, runs_folder)
         for line in dict.fromkeys([*_examine(variant, smoke=smoke), *([problem] if problem else [])]):
             found.setdefault(line, []).append(name)
-    lines = [*_examine_folder(runs_folder), *_examine_packages(config, kind)]
+    lines = [*_examine_folds(config, kind), *_examine_folder(runs_folder), *_examine_packages(config, kind)]
     for line, names in found.items():
         more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
         is_everywhere = "" in names or len(names) == len(variants)
@@ -100,7 +101,7 @@ def describe_obstacles(where: object, lines: list[str]) -> str:
 def _list_variants(config: ExperimentConfig, kind: str) -> Iterator[tuple[str, ExperimentConfig]]:
     """Yield what is trained: the experiment, or the cells and arms of its study, and the members of an ensemble."""
     variants: list[tuple[str, Mapping[str, Any]]] = [("", {})]
-    if kind == "sweep" and config.sweep is not None:
+    if kind in ("sweep", "cross_validation") and config.sweep is not None:
         variants = [(f"sweep cell {cell.name}", cell.overrides) for cell in list_cells(config)[:_MOST_CELLS]]
     elif kind == "ablation":
         of_without = {"pretrain": None, **config.ablation.without}
@@ -119,6 +120,15 @@ def _list_variants(config: ExperimentConfig, kind: str) -> Iterator[tuple[str, E
                 yield f"ensemble.members {member.name}", with_overrides(variant, own)
             except ConfigError:
                 continue
+
+
+def _examine_folds(config: ExperimentConfig, kind: str) -> Iterator[str]:
+    data = config.finetune.data
+    if kind != "cross_validation" and data.protocol == "cross_validation" and data.fold is None:
+        yield (
+            "finetune.data.fold: found null, expected the one fold that is the test, e.g. --set finetune.data.fold=0. "
+            "dlfer crossval trains a model for each fold."
+        )
 
 
 def _examine(config: ExperimentConfig, *, smoke: bool) -> Iterator[str]:
@@ -188,6 +198,8 @@ def _examine_source(stage: str, section: StageConfig, *, smoke: bool) -> Iterato
         yield from _examine_path(f"{key}.path", data.path, is_file=data.source == "arrays", needs=needs)
     if data.votes is not None:
         yield from _examine_path(f"{key}.votes", data.votes, is_file=True)
+    if data.subjects is not None and data.subjects.file is not None:
+        yield from _examine_path(f"{key}.subjects.file", data.subjects.file, is_file=True)
 
 
 def _examine_path(key: str, text: str | None, *, is_file: bool, needs: str = "") -> Iterator[str]:

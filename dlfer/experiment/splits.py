@@ -124,6 +124,8 @@ def index_images(bundle: DataBundle) -> dict[str, np.ndarray]:
         }
         if split.soft_targets is not None:
             found[f"{part}_soft"] = hash_images(split.soft_targets)
+    if bundle.test_groups is not None:
+        found["test_groups"] = bundle.test_groups
     return found
 
 

@@ -231,7 +231,7 @@ def compute_required_n(difference: float, discordance: float, *, level: float = 
 
 
 def describe_difference(result: PairedTest) -> str:
-    """Say in one or two sentences what a result of `compare_paired` or `compare_seeds` allows to conclude.
+    """Say in one or two sentences what a result of `compare_paired`, `compare_seeds` or `compare_folds` allows to conclude.
 
     Where the result is one of several pairs, Holm's p value decides. A result over one seed (its scope is "models")
     says that it is about two trained models and not about the recipes.
@@ -250,6 +250,8 @@ def describe_difference(result: PairedTest) -> str:
     counts = [f"n = {result.n:,}"]
     if result.num_seeds > 1:
         counts.insert(0, f"{result.num_seeds} seeds")
+    if result.num_folds is not None:
+        counts.insert(0, f"{result.num_folds} folds")
     where = f"({100 * result.level:g} % interval {low} to {high}, {', '.join(counts)})"
     verdict = "significant difference" if result.is_significant else "no significant difference"
     text = f"{what} {where}: {verdict}{_describe_more(result)} ({_describe_evidence(result)})."
@@ -298,6 +300,11 @@ def _describe_evidence(result: PairedTest) -> str:
         text += (
             f", {result.df:.1f} degrees of freedom; standard deviation over seeds "
             f"{result.sd_a:.1f} and {result.sd_b:.1f} percentage points"
+        )
+    if result.num_folds is not None:
+        text += (
+            f", {result.df:.0f} degrees of freedom; standard deviation of the difference over folds {result.sd_over_folds:.1f} "
+            "percentage points"
         )
     return text
 

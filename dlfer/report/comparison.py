@@ -1,4 +1,4 @@
-"""report.html of an ablation or a sweep: the table, paired differences, and the members' curves."""
+"""report.html of an ablation, a sweep or a cross-validation: the table, paired differences, and the members' curves."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import numpy as np
 
 from dlfer.errors import ModelError
 from dlfer.metrics.paired import describe_difference
+from dlfer.report.crossval import CROSSVAL_FIGURES, list_pooled_rows, write_crossval_figures
 from dlfer.report.curves import draw_line, finish_epoch_axis, read_series
 from dlfer.report.figures import (
     COLOURS,
@@ -98,13 +99,12 @@ def write_comparison_report(path: Path) -> Path:
         missing = RunRecord.FILE if run is None else ComparisonRecord.FILE
         raise ModelError(f"{path}: found no {missing}; expected the directory of a comparison that has begun.")
     members = read_members(path)
-    is_sweep = run.kind == "sweep"
-    names = _write_figures(path, comparison, members, is_sweep=is_sweep)
+    names = _write_figures(path, comparison, members, kind=run.kind)
     config_text = read_text(path / "config.yaml")
     warnings = _collect_warnings(run, members)
     context: dict[str, Any] = {
         "name": get_name(path, run),
-        "kind": "ablation" if run.kind == "run" else run.kind,
+        "kind": "ablation" if run.kind == "run" else run.kind.replace("_", "-"),
         "subtitle": describe_run(path, run),
         "warnings": warnings,
         "comparison": comparison,
@@ -116,11 +116,15 @@ def write_comparison_report(path: Path) -> Path:
         "figures": load_figures(path / "figures", names),
         "notes": [note for note in comparison.notes if note not in warnings],
         "members": members,
+        "has_folds": any(member.row.fold is not None for member in members),
         "command": format_command(run),
         "environment": describe_environment(run),
         "config": config_text,
     }
-    if not is_sweep:
+    if run.kind == "cross_validation":
+        context["pooled"] = list_pooled_rows(comparison)
+        return render_page("crossval.html.j2", path / "report.html", context)
+    if run.kind != "sweep":
         return render_page("comparison.html.j2", path / "report.html", context)
     context |= {"best": describe_best(comparison), "best_cells": describe_best_cells(comparison.best_of)}
     context["describe_needed"] = describe_needed
@@ -175,15 +179,19 @@ def read_members(path: Path) -> list[ReportedMember]:
 
 
 def _write_figures(
-    path: Path, comparison: ComparisonRecord, members: Sequence[ReportedMember], *, is_sweep: bool
+    path: Path, comparison: ComparisonRecord, members: Sequence[ReportedMember], *, kind: str
 ) -> tuple[str, ...]:
     """Draw the figures of the page with the members' banners, and return their names."""
-    if is_sweep:
+    best = [row.arm for row in comparison.table[:_MOST_CURVES]]
+    if kind == "cross_validation":
+        names: tuple[str, ...] = (*CROSSVAL_FIGURES, "curves")
+        write_crossval_figures(path / "figures", comparison)
+        _write_curves(path / "figures", [member for member in members if member.row.arm in best])
+    elif kind == "sweep":
         names = (*SWEEP_FIGURES, *BEST_FIGURES)
         write_sweep_figures(path / "figures", comparison)
         folders = {(member.row.arm, member.row.seed): member.folder for member in members if member.folder is not None}
         write_best_figures(path / "figures", comparison.best_of, folders)
-        best = [row.arm for row in comparison.table[:_MOST_CURVES]]
         _write_curves(path / "figures", [member for member in members if member.row.arm in best])
     else:
         names = FIGURES

@@ -171,8 +171,19 @@ def format_value(value: Any) -> str:
 
 
 def read_text(path: Path) -> str | None:
-    """Return the text of a file; None where there is none."""
-    return path.read_text(encoding="utf-8") if path.exists() else None
+    """Return the text of a file; None where there is none.
+
+    Raises:
+        ModelError: it is not text in UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ModelError(
+            f"{path}: not text in UTF-8 ({error}). The run is damaged; run the experiment again."
+        ) from error
 
 
 def read_experiment(folder: Path) -> ExperimentConfig | None:

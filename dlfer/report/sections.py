@@ -56,6 +56,8 @@ def describe_question(config: ExperimentConfig | None, labels: list[str]) -> lis
 def _describe_source(data: DataConfig) -> str:
     words = [data.source, *(text for text in (data.name, data.path) if text)]
     words.append(f"protocol {data.protocol}" + (f" ({data.split})" if data.split else ""))
+    if data.folds is not None:
+        words[-1] += f" ({data.folds} folds" + (")" if data.fold is None else f", fold {data.fold} is the test)")
     if data.select_on:
         words.append(f"selected on {100 * data.select_on:g} % of training")
     if data.fraction:

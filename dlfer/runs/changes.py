@@ -36,6 +36,7 @@ _NO_RESULT = (
     "pretrain.data.path",
     "finetune.data.path",
     "finetune.data.votes",
+    "finetune.data.subjects.file",
     "expected",
 )
 _BACKENDS = {"jax": "jax", "torch": "torch"}
@@ -139,26 +140,37 @@ def settle_images(run: Run, images: Mapping[str, np.ndarray], *, file: str = IMA
             f"since {Path(sibling).name}, a member before it, began",
         )
     if before is not None:
-        found = compare_images(before, images)
+        in_other_fold = (
+            since != "since it began" and stage == "finetune" and run.config().finetune.data.fold is not None
+        )
+        found = compare_images(before, images, same_parts=not in_other_fold)
     else:
         found = _compare_fingerprints(run, images) if file == IMAGES_FILE else []
     settle_changes(run, [f"{stage}.data: {line}" for line in found], accept=accept, since=since)
     write_npz(run.path / file, images)
 
 
-def compare_images(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray]) -> list[str]:
+def compare_images(
+    old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray], *, same_parts: bool = True
+) -> list[str]:
     """Return a line for what differs in the labels, and one for each part whose images differ.
 
     Args:
         old, new: "labels", text [C], and of each part that there is: "<part>_ids", text [N], "<part>_targets", int [N],
             "<part>_digests", bytes [N], of the pixels, and maybe "<part>_soft", bytes [N], of soft targets; of a streamed
             part only "<part>_stream", text: its name and its number of images. Further arrays are not compared.
+        same_parts: an image must be in the same part; in members of a cross-validation it may be in another.
     """
     labels = [found["labels"].tolist() for found in (old, new)]
     lines = []
     if labels[0] != labels[1]:
         lines.append(f"the labels were {', '.join(labels[0])}, and are {', '.join(labels[1])}")
-    before, after = _list_images(old), _list_images(new)
+    before, after = _list_images(old, same_parts=same_parts), _list_images(new, same_parts=same_parts)
+    if not same_parts:
+        found = _compare_part("data", before, after)
+        return lines + (
+            [f"the data had {len(before):,} images, and has {len(after):,}: {', '.join(found)}"] if found else []
+        )
     for part in PARTS:
         streams = [found.get(f"{part}_stream", np.array([])).tolist() for found in (old, new)]
         if streams[0] != streams[1]:
@@ -174,6 +186,8 @@ def compare_images(old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray])
 
 def find_sibling(settings: Mapping[str, Any], siblings: Iterable[Path]) -> str | None:
     """Return "<experiment>/<run>", under the folder of runs, of the first sibling with images of the same data section.
+
+    Members of a cross-validation have the same images whatever their fold.
 
     Args:
         settings: the whole experiment of the run.
@@ -191,12 +205,15 @@ def find_sibling(settings: Mapping[str, Any], siblings: Iterable[Path]) -> str |
 
 def _describe_stage(settings: Mapping[str, Any]) -> list[Any]:
     stage = settings["finetune"]
-    return [stage["data"], stage["image_size"], stage.get("crop"), stage["balance"]]
+    data = {key: value for key, value in stage["data"].items() if key != "fold"}
+    return [data, stage["image_size"], stage.get("crop"), stage["balance"]]
 
 
 def _find_changed_keys(run: Run, record: RunRecord) -> list[str]:
     config = run.config()
-    ignored = (*_NO_RESULT, *(name for name in _STUDIES if name != record.kind))
+    # A cross-validation trains the cells of the section sweep.
+    own = "sweep" if record.kind == "cross_validation" else record.kind
+    ignored = (*_NO_RESULT, *(name for name in _STUDIES if name != own))
     if record.settings is not None:
         try:
             began = parse_recorded_experiment(json.dumps(record.settings), f"{run.path / RUN_FILE}: settings")
@@ -245,8 +262,11 @@ def _read_images(path: Path) -> dict[str, np.ndarray] | None:
         ) from error
 
 
-def _list_images(found: Mapping[str, np.ndarray]) -> dict[str, tuple]:
-    """Return id -> (part, digest of the pixels, name of the label, digest of soft targets) of the images in memory."""
+def _list_images(found: Mapping[str, np.ndarray], *, same_parts: bool) -> dict[str, tuple]:
+    """Return id -> (part, digest of the pixels, name of the label, digest of soft targets) of the images in memory.
+
+    Unless the parts have to be the same, each is called "data".
+    """
     images: dict[str, tuple] = {}
     labels = found["labels"]
     for part in PARTS:
@@ -255,7 +275,8 @@ def _list_images(found: Mapping[str, np.ndarray]) -> dict[str, tuple]:
         ids, names = found[f"{part}_ids"].tolist(), labels[found[f"{part}_targets"]].tolist()
         soft = found[f"{part}_soft"].tolist() if f"{part}_soft" in found else [None] * len(ids)
         rows = zip(ids, found[f"{part}_digests"].tolist(), names, soft, strict=True)
-        images |= {name: (part, digest, label, own) for name, digest, label, own in rows}
+        where = part if same_parts else "data"
+        images |= {name: (where, digest, label, own) for name, digest, label, own in rows}
     return images
 
 

@@ -66,6 +66,7 @@ class PairedTest(Record):
         df: Satterthwaite's degrees of freedom.
         more: what would be needed; None where the difference is significant or there is one seed.
         p_holm, num_pairs: where it is one of several pairs.
+        num_folds, sd_over_folds: of a cross-validation, and then `differences` has one for each fold; percentage points.
         not_learned: a clause for each training that did not learn; then there is no verdict.
     """
 
@@ -93,6 +94,8 @@ class PairedTest(Record):
     more: More | None = None
     p_holm: float | None = None
     num_pairs: int = 1
+    num_folds: int | None = None
+    sd_over_folds: float | None = None
     not_learned: list[str] = Field(default_factory=list)
 
 
@@ -116,6 +119,52 @@ class ArmPair(PairedTest):
         return cls(**given | {"a": test.names[0], "b": test.names[1]} | fields)
 
 
+class FoldResult(Record):
+    """One fold of a cross-validation.
+
+    Attributes:
+        fold: its number, from 0.
+        arm: that was trained; where each fold chooses an arm, it may differ.
+        seed: of the training.
+        n: number of images in the fold.
+        accuracy: on them, with the interval of this one model.
+        validation: accuracy on the split that selected the epoch.
+    """
+
+    fold: int
+    arm: str
+    seed: int
+    n: int
+    accuracy: Estimate
+    validation: float
+
+
+class CrossValidated(Record):
+    """What a cross-validation says of a recipe: each image is judged once, by the model that did not see it.
+
+    Attributes:
+        num_folds: into which the images were divided; `folds` has those that finished.
+        n, num_groups: images that were judged, and groups of duplicates and subjects in them.
+        trained: the pooled accuracy, with the interval of these trained models on other images.
+        recipe: the same value, with the interval of the recipe with other training images and seeds.
+        sd_over_folds: standard deviation of the folds' accuracies, in 0..1; None for one fold.
+        macro_f1, macro_precision, macro_recall: of the pooled predictions, with intervals as those of `trained`.
+        predictions: the file of the pooled predictions, relative to the folder.
+    """
+
+    num_folds: int
+    n: int
+    num_groups: int
+    folds: list[FoldResult]
+    trained: Estimate
+    recipe: Estimate
+    sd_over_folds: float | None = None
+    macro_f1: Estimate
+    macro_precision: Estimate
+    macro_recall: Estimate
+    predictions: str | None = None
+
+
 class ArmRow(Record):
     """One arm of a study: its accuracy on each split over the seeds that finished.
 
@@ -123,6 +172,8 @@ class ArmRow(Record):
         settings: of a cell of a sweep, axis -> value.
         ranked_by: of a cell, the validation metric that ranks it.
         seconds: of fine-tuning, a mean over seeds.
+        cross_validated: of a cross-validation; then `test` is the recipe's pooled accuracy, and `validation` and `train` are means
+            over folds without an interval.
     """
 
     arm: str
@@ -136,6 +187,7 @@ class ArmRow(Record):
     ranked_by: float | None = None
     seconds: float | None = None
     rank: int | None = None
+    cross_validated: CrossValidated | None = None
 
     def get(self, split: str) -> SeedEstimate | None:
         """Return the accuracy on "train", "validation" or "test"."""
@@ -233,6 +285,8 @@ class ComparisonRecord(FileRecord):
         arm_keys: keys in which the arms differ.
         winners: of a search, arm -> the overrides of its best trial.
         rank_by, axes, reference, unfinished, best_of: of a sweep.
+        chosen: of a cross-validation of several arms, the accuracy where each fold takes the arm that is best on its own
+            validation split.
     """
 
     FILE: ClassVar[str] = "comparison.json"
@@ -249,6 +303,7 @@ class ComparisonRecord(FileRecord):
     reference: str | None = None
     unfinished: list[UnfinishedMember] = Field(default_factory=list)
     best_of: BestCells | None = None
+    chosen: CrossValidated | None = None
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
         """Yield the accuracy of each arm on validation and test as (value, low, high), and the verdicts."""

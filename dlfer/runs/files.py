@@ -380,9 +380,17 @@ def hash_file(path: Path) -> str:
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:
-    """Read a csv file of a run as dicts of text; empty where there is none."""
+    """Read a csv file of a run as dicts of text; empty where there is none.
+
+    Raises:
+        ModelError: the file is not a csv in UTF-8.
+    """
     try:
         with open(path, newline="", encoding="utf-8") as file:
             return list(csv.DictReader(file))
     except FileNotFoundError:
         return []
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise ModelError(
+            f"{path}: not a csv in UTF-8 ({error}). The run is damaged; run the experiment again."
+        ) from error

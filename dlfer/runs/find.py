@@ -22,7 +22,7 @@ class RunSummary:
     Attributes:
         name: path under the folder of runs, <experiment>/<stamp>-<digest>.
         path: its folder.
-        kind: "run", "ablation", "sweep" or "search".
+        kind: "run", "ablation", "sweep", "cross_validation" or "search".
         status: running, interrupted, stopped, failed, finished.
         started: UTC, ISO 8601.
         error: the first line of what went wrong, or None.

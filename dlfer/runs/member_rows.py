@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dlfer.errors import ModelError
-from dlfer.runs.files import read_json, write_atomically
+from dlfer.runs.files import read_json, read_rows, write_atomically
 from dlfer.runs.run import RUN_FILE
 
 MEMBERS_FILE = "members.csv"
@@ -31,6 +31,7 @@ class MemberRow(BaseModel):
         arm: name of the arm, the cell, the ensemble's member, or the arm of a search.
         trial: a search's id of the trial; None for members that are no trials.
         seed: of EF-FER2; None where the file does not say.
+        fold: of a member of a cross-validation, the fold that is its test.
         digest: the first digits of the digest of its experiment; of an ensemble's member, the sha256 of its artifact.json.
         path: of its run directory; "" before it begins.
         status: "pending", "running", "finished", "stopped" or "failed". A trial may also be "waiting" (interrupted), "rung"
@@ -55,6 +56,7 @@ class MemberRow(BaseModel):
     arm: str
     trial: str | None = None
     seed: int | None = None
+    fold: int | None = None
     digest: str = ""
     path: str = ""
     status: str = "pending"
@@ -76,6 +78,11 @@ class MemberRow(BaseModel):
     ended: str = ""
     note: str = ""
     settings: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Arm and seed or fold, for a person."""
+        return f"{self.arm}, seed {self.seed}" if self.fold is None else f"{self.arm}, fold {self.fold}"
 
     def change(self, **fields: Any) -> MemberRow:
         """Return a copy with some fields changed."""
@@ -121,8 +128,7 @@ def read_member_rows(folder: Path) -> list[MemberRow]:
     path = folder / MEMBERS_FILE
     if not path.exists():
         return _read_former_ensemble(folder)
-    with open(path, newline="", encoding="utf-8") as file:
-        return [_parse(path, line, row) for line, row in enumerate(csv.DictReader(file), start=2)]
+    return [_parse(path, line, row) for line, row in enumerate(read_rows(path), start=2)]
 
 
 def _parse(path: Path, line: int, cells: Mapping[str | None, Any]) -> MemberRow:

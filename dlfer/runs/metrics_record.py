@@ -382,7 +382,7 @@ class Metrics(FileRecord):
     """metrics.json.
 
     Attributes:
-        protocol: "official", "resplit" or "paper".
+        protocol: "official", "resplit", "cross_validation" or "paper".
         banner: a warning that every output carries, or None.
         selected_on: what the model was selected on.
         test: None where there is no test split.

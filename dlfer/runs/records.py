@@ -252,7 +252,7 @@ class RunRecord(FileRecord):
 
     Attributes:
         status: running, stopped, failed or finished.
-        kind: run, ablation, sweep or search.
+        kind: run, ablation, sweep, cross_validation or search.
         argv: the command.
         started, finished: UTC, ISO 8601.
         error: what went wrong.

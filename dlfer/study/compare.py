@@ -220,6 +220,11 @@ def find_entry(name: str, folder: Path | None) -> Entry:
     if run.kind == "run":
         return Entry(f"{run.path.resolve().parent.name}/{run.path.resolve().name}", run.path, run)
     members = _read_member_paths(run)
+    pooled = [str(file) for file in sorted((run.path / "predictions").glob("*.npz"))]
+    if pooled:
+        raise UserError(
+            f"{run.path}: a cross-validation is no run; compare the pooled predictions of its arms: {' '.join(pooled)}."
+        )
     raise UserError(
         f"{run.path}: a comparison ({run.kind}) has no predictions of its own; compare its members: "
         f"{' '.join(members) or 'it has none yet'}."

@@ -42,7 +42,7 @@ class Rules:
     """What is a kind of comparison's own.
 
     Attributes:
-        section: of the experiment, "ablation" or "sweep", which has the seeds.
+        section: of the experiment, "ablation" or "sweep", which has the seeds; "cross_validation", which is none.
         plan: (experiment, file that it is from, whether it is a smoke run) -> its members; raises ConfigError without any.
         conclude: gives comparison.json.
         show: prints it.

@@ -1,4 +1,4 @@
-"""The members of a comparison, each an arm with a seed and an ordinary run, as members.csv lists them; those of an ensemble."""
+"""The members of a comparison, each an arm with a seed, or a fold, and an ordinary run; those of an ensemble."""
 
 from __future__ import annotations
 
@@ -33,11 +33,12 @@ SPLITS = ("train", "validation", "test")
 
 @dataclass
 class Member:
-    """One arm with one seed.
+    """One arm with one seed, in a cross-validation on one fold.
 
     Attributes:
         arm: its name.
         seed: of EF-FER2.
+        fold: that is the test; None where no folds are drawn.
         overrides: the keys that the arm sets.
         path: of its run directory, once it has begun.
         status: "pending", "running", "finished", "stopped" or "failed".
@@ -50,11 +51,12 @@ class Member:
     path: str = ""
     status: str = "pending"
     error: str = ""
+    fold: int | None = None
 
     @property
     def title(self) -> str:
-        """Arm and seed, for a person."""
-        return f"{self.arm}, seed {self.seed}"
+        """Arm and seed or fold, for a person."""
+        return f"{self.arm}, seed {self.seed}" if self.fold is None else f"{self.arm}, fold {self.fold}"
 
     @property
     def run(self) -> Run:
@@ -89,6 +91,7 @@ class Member:
         row = MemberRow(
             arm=self.arm,
             seed=self.seed,
+            fold=self.fold,
             path=self.path,
             status=self.status,
             error=self.error,
@@ -105,12 +108,13 @@ class Member:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a comparison runs: every arm with every seed.
+    """What a comparison runs: every arm with every seed, or on every fold.
 
     Attributes:
-        kind: "ablation" or "sweep".
+        kind: "ablation", "sweep" or "cross_validation".
         arms: name -> the keys that it sets.
         seeds: of EF-FER2.
+        folds: of a cross-validation, which has one seed for each.
         reference: the arm that the others are compared with; None: the best on validation.
     """
 
@@ -118,15 +122,22 @@ class Plan:
     arms: Mapping[str, Mapping[str, Any]]
     seeds: Sequence[int]
     reference: str | None = None
+    folds: Sequence[int] | None = None
 
     @property
     def verb(self) -> str:
         """The command that runs it."""
-        return {"ablation": "ablate"}.get(self.kind, self.kind)
+        return {"ablation": "ablate", "cross_validation": "crossval"}.get(self.kind, self.kind)
 
     def make_members(self) -> list[Member]:
-        """Return the members, seed by seed: all arms are known by one seed before the next begins."""
-        return [Member(arm, seed, dict(overrides)) for seed in self.seeds for arm, overrides in self.arms.items()]
+        """Return the members, seed by seed or fold by fold: all arms are known by one before the next begins."""
+        if self.folds is None:
+            return [Member(arm, seed, dict(overrides)) for seed in self.seeds for arm, overrides in self.arms.items()]
+        return [
+            Member(arm, seed, {**overrides, "finetune.data.fold": fold}, fold=fold)
+            for seed, fold in zip(self.seeds, self.folds, strict=True)
+            for arm, overrides in self.arms.items()
+        ]
 
 
 INDEX_VARIABLES = ("SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX")
@@ -166,7 +177,7 @@ def explain_members(config: ExperimentConfig, plan: Plan, options: RunOptions) -
         say(f"member {number}: {member.title}")
     trained = {describe_pretraining(member.make_config(config)) for member in members} - {None}
     say(
-        f"{len(plan.arms)} arms x {len(plan.seeds)} seeds = {len(members)} members; EF-FER1 is trained for them "
+        f"{len(plan.arms)} arms x {len(plan.seeds)} {'seeds' if plan.folds is None else 'folds'} = {len(members)} members; EF-FER1 is trained for them "
         f"{len(trained)} times, and shared where it is the same."
     )
 
@@ -199,12 +210,12 @@ def read_members(run: Run, plan: Plan) -> list[Member]:
         ModelError: the file names a member that is not in the plan.
     """
     members = plan.make_members()
-    planned = {(member.arm, member.seed): member for member in members}
+    planned = {(member.arm, member.seed, member.fold): member for member in members}
     for row in read_member_rows(run.path):
-        member = planned.get((row.arm, row.seed))
+        member = planned.get((row.arm, row.seed, row.fold))
         if member is None:
             raise ModelError(
-                f"{run.path / MEMBERS_FILE}: found the member {row.arm}, seed {row.seed}, which config.yaml beside it does "
+                f"{run.path / MEMBERS_FILE}: found the member {row.title}, which config.yaml beside it does "
                 "not plan; one of the two files was changed. Start a new comparison."
             )
         folder = row.find_folder(run.path)

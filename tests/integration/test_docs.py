@@ -38,7 +38,7 @@ REASONS = {
     "install": r"^(make (install|install-predict|demo|test)\b|source )",
     "docker": r"^(docker |make docker-check$)",
     "gpu": r"--require-gpu|^dlfer prepare experiments/dlfer.yaml",
-    "fer2013": r"^dlfer (run|ablate|search) (experiments/\S+\.yaml)",
+    "fer2013": r"^dlfer (run|ablate|search|crossval) (experiments/\S+\.yaml)",
     "minutes": r"^dlfer (ablate|search|run) (experiments/quickstart\.yaml|\S+/best\.yaml)",
     "camera": r" camera:0",
     "jax": r"^make jax$|^KERAS_BACKEND=jax ",

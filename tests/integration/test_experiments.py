@@ -35,7 +35,7 @@ def test_the_variant_of_the_hybrid_with_weights_of_its_branches_can_be_checked(m
     assert any(line.startswith("pretrain.weights of branch2_resnet34: ") for line in found)
 
 
-@pytest.mark.parametrize("name", ["dlfer_paper", "backbones", "hybrid", "ensemble"])
+@pytest.mark.parametrize("name", ["dlfer_paper", "backbones", "backbones_cv", "hybrid", "ensemble"])
 def test_files_of_papers_that_name_no_clipping_have_none(name):
     config = load_experiment(ROOT / "experiments" / f"{name}.yaml")
     trained = [stage for stage in (config.pretrain, config.finetune) if stage is not None and stage.data is not None]
@@ -59,7 +59,9 @@ def test_the_ensemble_decays_weights_as_its_source_does():
     ids=lambda path: path.stem,
 )
 def test_smoke_needs_no_data_and_says_what_it_replaced(file, tmp_path):
-    done = dlfer("run", file, "--smoke", "--out", tmp_path / "runs", cwd=tmp_path)
+    is_folded = load_experiment(file).finetune.data.protocol == "cross_validation"
+    fold = ("--set", "finetune.data.fold=1") if is_folded else ()
+    done = dlfer("run", file, "--smoke", *fold, "--out", tmp_path / "runs", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     run = next((tmp_path / "runs").glob("*/*/run.json")).parent
     record = json.loads((run / "run.json").read_text())

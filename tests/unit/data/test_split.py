@@ -301,3 +301,141 @@ def test_a_chain_within_train_alone_is_kept():
     train.images[:3] = _chain()
     bundle = DataBundle("arrays", ("a", "b"), train, _unlike("validation", 2, 1), None)
     assert drop_duplicates(bundle).train.ids.tolist() == train.ids.tolist()
+
+
+def _cross_validate(bundle: DataBundle, fold: int, **keys) -> DataBundle:
+    return _apply(bundle, protocol="cross_validation", folds=5, fold=fold, **keys)
+
+
+def test_cross_validation_pools_all_parts_and_judges_each_image_once():
+    bundle = _bundle(copies=60)
+    found = [_cross_validate(bundle, fold) for fold in range(5)]
+    assert sorted(name for one in found for name in one.test.ids.tolist()) == sorted(
+        _ids(*(split for split in bundle.parts.values()))
+    )
+    for fold, one in enumerate(found):
+        assert (one.protocol, one.test.name) == ("cross_validation", f"fold {fold}")
+        assert not _pixels(one.train, one.validation) & _pixels(one.test)
+        assert not _pixels(one.train) & _pixels(one.validation)
+        assert len(_ids(*one.parts.values())) == 560
+        assert abs(len(one.test) - 112) <= 2
+        assert abs(len(one.validation) - 0.2 * 448) <= 8
+        assert f"Fold {fold} of 0 to 4 is the test" in one.notes[-1]
+
+
+def test_folds_depend_on_the_data_seed_alone():
+    bundle = _bundle(copies=60)
+    first, again, other = (_cross_validate(bundle, 2, seed=seed) for seed in (0, 0, 1))
+    assert first.test.ids.tolist() == again.test.ids.tolist()
+    assert first.validation.ids.tolist() == again.validation.ids.tolist()
+    assert _ids(first.test) != _ids(other.test)
+
+
+def test_the_validation_splits_of_two_folds_are_drawn_independently():
+    bundle = _bundle()
+    first, second = _cross_validate(bundle, 0), _cross_validate(bundle, 1)
+    common = _ids(first.validation) - _ids(second.test)
+    assert 0.05 < len(_ids(first.validation) & _ids(second.validation)) / len(common) < 0.4
+
+
+def test_cross_validation_without_a_fold_says_what_trains_all():
+    with pytest.raises(ProtocolError, match=r"data\.fold: found null.*dlfer crossval"):
+        _apply(_bundle(), protocol="cross_validation", folds=5)
+
+
+def test_a_class_whose_images_are_all_in_one_fold_is_refused_in_every_fold():
+    split = _split("Training", 60)
+    targets = np.minimum(split.targets, 1)
+    targets[7] = 2
+    lone = DataBundle("fer2013", tuple("abc"), Split("Training", split.images, targets, split.ids), None, None)
+    for fold in range(5):
+        with pytest.raises(DataError, match=r"all images of c are in one of the groups of duplicates"):
+            _cross_validate(lone, fold)
+
+
+def test_more_folds_than_groups_are_refused():
+    images = np.repeat(np.arange(3, dtype=np.uint8), 8)[:, None, None, None] * np.ones((1, 8, 8, 1), np.uint8)
+    split = Split("Training", images, np.arange(24) % 2, np.array([str(row) for row in range(24)]))
+    with pytest.raises(DataError, match=r"found 3 groups of duplicates for 5 folds"):
+        _cross_validate(DataBundle("fer2013", tuple("ab"), split, None, None), 0)
+
+
+def _with_subjects(count: int = 240, subjects: int = 12) -> DataBundle:
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+    ids = np.array([f"c{row % 4}/S{row % subjects:03}_{row}.png" for row in range(count)])
+    return DataBundle("folder", tuple("abcd"), Split("train", images, np.arange(count) % 4, ids), None, None)
+
+
+def _subjects(*splits: Split) -> set[str]:
+    return {name.split("/")[1].split("_")[0] for split in splits for name in split.ids.tolist()}
+
+
+@pytest.mark.parametrize(
+    "keys", [{"protocol": "resplit"}, {"protocol": "cross_validation", "folds": 4, "fold": 1}, {"select_on": 0.3}]
+)
+@pytest.mark.parametrize("by_file", [False, True])
+def test_a_subject_stays_on_one_side_of_every_drawn_split(keys, by_file, tmp_path):
+    bundle = _with_subjects()
+    if by_file:
+        rows = [f"{name},{name.split('/')[1].split('_')[0]}" for name in bundle.train.ids.tolist()]
+        (tmp_path / "subjects.csv").write_text("\n".join(["id,subject", *rows]))
+        subjects = {"file": str(tmp_path / "subjects.csv")}
+    else:
+        subjects = {"pattern": "/(S[0-9]+)_"}
+    found = _apply(bundle, **keys, subjects=subjects)
+    sides = [_subjects(part) for part in (found.train, found.validation, found.test)]
+    assert sum(map(len, sides)) == 12 == len(set().union(*sides))
+    for part in (found.train, found.validation, found.test):
+        assert len(np.unique(part.targets)) > 0
+
+
+def test_subjects_and_duplicates_are_chained():
+    """If a picture of one subject is a copy of one of another, both subjects stay together."""
+    bundle = _with_subjects(240, 12)
+    bundle.train.images[1] = bundle.train.images[0]  # of S000 and S001
+    for fold in range(4):
+        found = _apply(bundle, protocol="cross_validation", folds=4, fold=fold, subjects={"pattern": "/(S[0-9]+)_"})
+        of_both = {"S000", "S001"} & _subjects(found.test)
+        assert len(of_both) in (0, 2)
+
+
+def test_an_image_without_a_subject_is_refused(tmp_path):
+    bundle = _with_subjects(24, 4)
+    with pytest.raises(DataError, match=r"found no subject for 24 of 24 images, e\.g\. 'c0/S000_0\.png'"):
+        _apply(bundle, protocol="resplit", subjects={"pattern": "^(person[0-9])"})
+    (tmp_path / "subjects.csv").write_text("id,subject\nc0/S000_0.png,S000\n")
+    with pytest.raises(DataError, match=r"subjects\.csv: found no subject for 23 of 24 images"):
+        _apply(bundle, protocol="resplit", subjects={"file": str(tmp_path / "subjects.csv")})
+    (tmp_path / "subjects.csv").write_text("id,person\nc0/S000_0.png,S000\n")
+    with pytest.raises(DataError, match=r"found the columns id, person; expected id and subject"):
+        _apply(bundle, protocol="resplit", subjects={"file": str(tmp_path / "subjects.csv")})
+
+
+def test_subjects_in_two_official_parts_are_counted_in_a_note():
+    bundle = _with_subjects(240, 12)
+    train, test = bundle.train.take(np.arange(200)), bundle.train.take(np.arange(200, 240), "test")
+    parts = DataBundle("folder", tuple("abcd"), train, test, None)
+    found = _apply(parts, subjects={"pattern": "/(S[0-9]+)_"})
+    assert "40 of 40 images of test show one of 12 subjects that are in train as well" in found.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"folds": 5}, r"folds: found 5 under protocol official"),
+        ({"protocol": "resplit", "fold": 0}, r"fold: found 0 under protocol resplit"),
+        ({"protocol": "cross_validation"}, r"needs their number, 2 to 20"),
+        ({"protocol": "cross_validation", "folds": 5, "fold": 5}, r"fold: found 5 with folds: 5; expected 0 to 4"),
+        ({"subjects": {}}, r"expected one of file .* and pattern"),
+        ({"subjects": {"pattern": "S[0-9]+"}}, r"found 0 groups"),
+        ({"subjects": {"pattern": "(S["}}, r"not a regular expression"),
+        (
+            {"protocol": "paper", "split": "after_balance", "subjects": {"pattern": "(S)"}},
+            r"subjects: found with split: after_balance",
+        ),
+    ],
+)
+def test_keys_of_folds_and_subjects_that_do_not_fit_are_refused(keys, message):
+    with pytest.raises(ValueError, match=message):
+        DataConfig(source="fer2013", path="x", **keys)

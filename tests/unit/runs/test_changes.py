@@ -169,3 +169,24 @@ def test_a_member_is_compared_with_one_before_it_of_the_same_data(tmp_path, conf
     settle_images(second, index(train=START["train"]), accept=True)
     # From then on it is compared with its own start.
     settle_images(second, index(train=START["train"]), accept=False)
+
+
+def test_a_fold_is_compared_with_another_fold_whatever_part_an_image_is_in(tmp_path, config):
+    keys = {"finetune.data.protocol": "cross_validation", "finetune.data.folds": 2}
+    first, second = (
+        create_run(tmp_path / "runs", with_overrides(config, {**keys, "finetune.data.fold": fold}), argv=[])
+        for fold in (0, 1)
+    )
+    settle_images(first, index(**START), accept=False)
+    second.update(data_like=find_sibling(second.record.settings, [first.path]))
+    with pytest.raises(ResumeError, match=r"the data had 4 images, and has 4: 1 with other pixels \(d\)"):
+        settle_images(
+            second, index(train={"b": (1, "2"), "d": (1, "0")}, test={"a": (0, "1"), "c": (0, "3")}), accept=False
+        )
+    turned = index(
+        train={name: START["train"][name] for name in ("b", "c")} | START["test"], test={"a": START["train"]["a"]}
+    )
+    settle_images(second, turned, accept=False)
+    # With its own start the parts are compared as well.
+    with pytest.raises(ResumeError, match=r"moved here from"):
+        settle_images(second, index(**START), accept=False)

@@ -19,7 +19,7 @@ import numpy as np
 
 from dlfer.metrics.predictions import Predictions, write_predictions
 from dlfer.metrics.scores import compute_metrics_file
-from dlfer.runs.files import write_atomically
+from dlfer.runs.files import write_atomically, write_npz
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.run import Run
 
@@ -110,6 +110,12 @@ class Fake:
             probabilities = np.full((NUM_IMAGES, 2), 0.2)
             probabilities[np.arange(NUM_IMAGES), np.where(hit, targets, 1 - targets)] = 0.8
             ids = [f"{part}/{i}" for i in range(NUM_IMAGES)]
+            fold = config.finetune.data.fold
+            if part == "test" and fold is not None:
+                numbers = np.arange(NUM_IMAGES) + (0 if self.plan.get("same_images") else fold * NUM_IMAGES)
+                numbers += what.get("shift", 0)
+                ids = [f"all/{number}" for number in numbers]
+                write_npz(run.path / "images.npz", {"test_ids": np.array(ids), "test_groups": numbers // 2})
             parts[part] = Predictions(ids, ("a", "b"), targets, probabilities)
             write_predictions(parts[part], run.path / "predictions" / f"{part}.npz")
         metrics = compute_metrics_file(

@@ -1,0 +1,55 @@
+"""`dlfer crossval`: an experiment, or each cell of its sweep, trained once for each fold and judged on it."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated
+
+import typer
+
+from dlfer.cli.options import (
+    Collect,
+    MemberNumber,
+    OptionalFile,
+    Workers,
+    check_array,
+    check_start,
+    print_done,
+    with_run_options,
+)
+from dlfer.errors import UserError
+from dlfer.runs.options import RunOptions
+
+
+@with_run_options
+def crossval(
+    file: OptionalFile = None,
+    folds: Annotated[
+        int | None,
+        typer.Option(metavar="K", help="Number of folds; sets finetune.data.folds and protocol: cross_validation."),
+    ] = None,
+    workers: Workers = None,
+    member: MemberNumber = None,
+    collect: Collect = False,
+    *,
+    resume: str | None,
+    options: RunOptions,
+) -> None:
+    """Cross-validate an experiment, or each cell of its sweep: train once for each fold, judge on it, pool and compare."""
+    if folds is not None:
+        if resume is not None:
+            raise UserError(
+                "dlfer crossval --resume: a cross-validation goes on with its own folds; leave --folds out."
+            )
+        own = {"finetune.data.protocol": "cross_validation", "finetune.data.folds": folds}
+        options = dataclasses.replace(options, overrides={**own, **options.overrides})
+    is_array = check_array("crossval", member, resume=resume, collect=collect, options=options)
+    resumed = check_start("crossval", file, resume, options, shared=is_array)
+    from dlfer.study.comparison import ArrayTask
+    from dlfer.study.crossval import resume_crossval, run_crossval
+
+    if resumed is None:
+        array = ArrayTask(member) if is_array else None
+        print_done(run_crossval(file, options, workers=workers, array=array))
+    else:
+        print_done(resume_crossval(resumed, options, workers=workers))
