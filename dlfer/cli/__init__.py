@@ -38,6 +38,7 @@ from dlfer.cli import (
     sweep,
 )
 from dlfer.cli.options import say
+from dlfer.cli.usage import Verb, Verbs, describe_usage_error
 from dlfer.errors import DlferError, TrainingStopped
 from dlfer.quiet import DEBUG, hush_libraries
 
@@ -51,8 +52,7 @@ VERBS = {
 
 app = typer.Typer(
     name="dlfer",
-    add_completion=False,
-    no_args_is_help=True,
+    cls=Verbs,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Train, compare and use facial-expression classifiers by cascaded transfer learning.",
@@ -86,7 +86,17 @@ def _describe_error(error: Exception) -> str:
 
 for _panel, _modules in VERBS.items():
     for _module in _modules:
-        app.command(rich_help_panel=_panel)(getattr(_module, _module.__name__.rpartition(".")[2]))
+        app.command(cls=Verb, rich_help_panel=_panel)(getattr(_module, _module.__name__.rpartition(".")[2]))
+
+
+def _fill_optional(args: list[str]) -> list[str]:
+    """Return the words of a command line with "-", standard output, for the FILE of a --json that has none."""
+    filled = []
+    for word, following in zip(args, [*args[1:], "--"], strict=False):
+        filled.append(word)
+        if word == "--json" and following.startswith("-") and following != "-":
+            filled.append("-")
+    return filled
 
 
 def _exit_on_sigterm() -> None:
@@ -110,11 +120,16 @@ def main(argv: list[str] | None = None) -> None:
     # Threads of XGBoost that wait for each other shall sleep. By default they spin, which on a machine where anything
     # else runs takes four times the CPU (2,000 rows, two cores). Keras loads the library that reads this.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    args = [arg for arg in args if arg != "--debug"]
+    args = _fill_optional([arg for arg in args if arg != "--debug"]) or ["--help"]
     try:
-        app(args, prog_name="dlfer")
+        sys.exit(app(args, prog_name="dlfer", standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        if debug:
+            traceback.print_exc()
+        say(describe_usage_error(error, args))
+        sys.exit(error.exit_code)
     except TrainingStopped as stop:
-        # What stopped, and how to go on, was said where it stopped.
+        # What stopped, and how to continue, was said where it stopped.
         sys.exit(stop.exit_code)
     except ModuleNotFoundError as error:
         if debug or error.name is None or error.name.startswith("dlfer"):

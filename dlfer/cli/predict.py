@@ -15,9 +15,7 @@ from dlfer.errors import UserError
 def predict(
     inputs: Annotated[
         list[str],
-        typer.Argument(
-            metavar="INPUT...", help="Pictures, folders, globs, videos, camera:0, or - for a list on stdin."
-        ),
+        typer.Argument(metavar="INPUT", help="Pictures, folders, globs, videos, camera:0, or - for a list on stdin."),
     ],
     model: Model = None,
     out: Annotated[
@@ -31,9 +29,9 @@ def predict(
     engine: Annotated[
         str | None,
         typer.Option(
-            metavar="onnx|keras|openvino|litert|auto",
-            help="What computes: onnx where the model has its ONNX file, else keras. litert takes an export; auto: the fastest that "
-            "answers alike.",
+            metavar="ENGINE",
+            help="What computes: onnx (where the model has its ONNX file), keras, openvino, litert (takes an export), or "
+            "auto, the fastest that answers alike; by default onnx, else keras.",
         ),
     ] = None,
     abstain: Annotated[

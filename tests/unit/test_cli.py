@@ -202,8 +202,9 @@ def test_resume_finds_the_run_and_its_verb(call, stand_in, work):
         (("sweep", "--resume", "x", "--member", "0", "--out", "r"), "found --resume; leave that out"),
         (("search", "--resume", "x", "--ablation"), "leave --ablation out"),
         (("search", "--resume", "x", "--storage", "j.log"), "leave --resume out"),
-        (("evaluate", "m", "--csv", "x", "--data", "y"), "found both --csv and --data"),
-        (("evaluate", "m", "--data", "x", "--usage", "PublicTest"), "--usage goes with --csv"),
+        (("evaluate", "m", "--csv", "x"), "Did you mean --data"),
+        (("evaluate", "m", "--data", "x", "--usage", "PublicTest"), "Did you mean --split"),
+        (("evaluate", "m", "--split", "tst"), "there is no such model"),
         (("evaluate", "m", "--data", "x"), "there is no such model"),
         (("report", "x"), "neither the folder of a run nor"),
         (("show", "nothing"), "neither the folder of a run nor"),
@@ -259,19 +260,20 @@ def test_evaluate_prints_figures_with_n_and_interval(call, stand_in, work):
         "per_class": {"Happy": {"n": 7, "precision": 0.25, "recall": None, "f1": 1.0, "specificity": 0.5}},
     }
     metrics = Metrics.build({"banner": "Read this first.", "test": scores, "validation": None})
+    (work / "x.csv").write_text("emotion,pixels,Usage\n")
     calls = stand_in("dlfer.experiment.evaluate", evaluate_model=metrics)
-    code, out, _ = call("evaluate", "m", "--csv", "x.csv", "--usage", "PublicTest", "--json", "o.json")
+    code, out, _ = call("evaluate", "m", "--data", "x.csv", "--split", "PublicTest", "--json", "o.json")
     assert code == 0
     assert out.startswith("Read this first.\ntest (n = 1,234): accuracy 50.00 % [40.00, 60.00], macro f1 not defined\n")
     assert "Happy  7  25.00 %    not defined  100.00 %  50.00 %" in out
     metrics.judged_on = JudgedOn(split="PublicTest", file="x.csv", used_for="selection")
     metrics.test_opened = 2
-    _, out, _ = call("evaluate", "m", "--csv", "x.csv")
+    _, out, _ = call("evaluate", "m", "--data", "x.csv")
     assert "\nvalidation (PublicTest, used for selection) (n = 1,234): accuracy 50.00 %" in out
     assert "\ntest (n" not in out
     assert out.endswith("test splits opened with this model so far: 2\n")
-    given = {name: calls[0][2][name] for name in ("csv", "usage", "data")}
-    assert given == {"csv": Path("x.csv"), "usage": "PublicTest", "data": None}
+    given = {name: calls[0][2][name] for name in ("data", "split")}
+    assert given == {"data": Path("x.csv"), "split": "PublicTest"}
     assert json.loads(Path("o.json").read_text())["test"]["n"] == 1234
 
 
@@ -298,6 +300,7 @@ def test_show_runs_and_one_run(call, work):
     run.finish()
     _, out, _ = call("show", "runs")
     assert out.splitlines()[1].split()[:3] == [f"small/{run.path.name}", "run", "finished"]
+    assert "50.00 % [10.00, 90.00]" in out
     assert json.loads(call("show", "runs", "--json")[1])[0]["status"] == "finished"
     _, out, _ = call("show", "small")
     assert "status: finished" in out
@@ -386,13 +389,13 @@ def test_figures_are_written_over_nothing_that_is_read(call, work, force):
     (work / "hard.json").hardlink_to(work / "x.csv")
     for out in ("m/artifact.json", "x.csv", "hard.json", "groups.csv", "m/../x.csv"):
         code, _, err = call(
-            *("evaluate", str(work / "m"), "--csv", "x.csv", "--attributes", "groups.csv", "--json", out, *force)
+            *("evaluate", str(work / "m"), "--data", "x.csv", "--attributes", "groups.csv", "--json", out, *force)
         )
         assert code == 2
         assert "input" in err
         assert out in err
     if not force:
-        code, _, err = call("evaluate", str(work / "m"), "--csv", "x.csv", "--json", "there.json")
+        code, _, err = call("evaluate", str(work / "m"), "--data", "x.csv", "--json", "there.json")
         assert code == 2
         assert "is there already" in err
     assert (work / "x.csv").read_text() == "x.csv"

@@ -71,7 +71,7 @@ def test_names_of_fer2013_files_carry_the_official_split(draw, tmp_path):
     draw({"train/angry": 4, "train/happy": 4}, name="Training_{}.jpg")
     draw({"test/angry": 2}, name="PublicTest_{}.jpg")
     folder = draw({"test/happy": 2}, name="PrivateTest_{}.jpg")
-    assert survey_folder(folder).is_fer2013
+    assert survey_folder(folder).source == "fer2013"
     assert "source: fer2013" in write_starter(folder, tmp_path / "a.yaml").read_text()
 
 

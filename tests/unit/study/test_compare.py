@@ -86,7 +86,7 @@ def test_predictions_files_are_compared_too(make_run, tmp_path):
 def test_of_a_file_it_is_not_told_that_validation_selected_it(make_run, tmp_path):
     run = make_run(validation=draw(0.8))
     file = write_predictions(draw(0.7, seed=3), tmp_path / "theirs.npz")
-    [note] = compare_runs([str(run.path), str(file)], part="validation").notes
+    [note] = compare_runs([str(run.path), str(file)], split="validation").notes
     assert note == (
         f"Validation (PublicTest) selected {run.path.parent.name}/{run.path.name}: it flatters them. "
         "What selected the others is not known."
@@ -99,7 +99,7 @@ def test_without_test_predictions_validation_is_taken_and_told(make_run):
     assert result.part == "validation"
     assert result.notes == ["Validation (PublicTest) selected these models: it flatters all of them."]
     with pytest.raises(ModelError, match="expected predictions of test, found those of validation"):
-        compare_runs(names(a, b), part="test")
+        compare_runs(names(a, b), split="test")
 
 
 def test_images_that_one_lacks_are_left_out_and_told(make_run):
@@ -191,8 +191,8 @@ def test_what_cannot_be_compared_is_refused(make_run, tmp_path):
     run = make_run(test=draw(0.7))
     with pytest.raises(UserError, match="found 1 run, expected two"):
         compare_runs(names(run))
-    with pytest.raises(UserError, match="found the split 'train'"):
-        compare_runs(names(run, run), part="train")
+    with pytest.raises(UserError, match="--split train: expected test"):
+        compare_runs(names(run, run), split="train")
     with pytest.raises(DataError, match="no such file"):
         compare_runs([str(run.path), str(tmp_path / "none.npz")])
     with pytest.raises(ModelError, match="neither the folder of a run"):
