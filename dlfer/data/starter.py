@@ -13,7 +13,7 @@ from dlfer.config.sections import LabelsConfig
 from dlfer.config.strict_yaml import format_yaml
 from dlfer.data.fer2013_csv import USAGES
 from dlfer.data.files import Tally
-from dlfer.data.given import open_data, recognise
+from dlfer.data.given import Kind, open_data, recognise
 from dlfer.data.images import read_header
 from dlfer.data.labels import describe_merged, describe_unknown, match_labels, order_labels
 from dlfer.data.layout import Parts, scan_folder
@@ -111,16 +111,8 @@ def survey_data(path: Path, folders: Mapping[str, str] | None = None) -> Survey:
         DataError: it is none, or a zip of pictures, which an experiment does not read.
     """
     path = Path(path).expanduser()
-    kind = recognise(path) if path.exists() else "folder"
-    if kind == "folder":
+    if check_kind(path) == "folder":
         return survey_folder(path, folders)
-    if kind == "experiment":
-        raise DataError(f"{path}: is an experiment file already; check it: dlfer check {path}")
-    if kind == "pictures":
-        raise DataError(
-            f"{path}: found a zip of pictures, expected a folder: a training reads them many times. Unpack it "
-            f"(unzip {path} -d {path.stem}), then: dlfer init {path.stem}"
-        )
     with open_data(path) as given:
         bundle = load_parts_of_source(given.config, image_size=_LARGEST)
     if bundle.train is None:
@@ -139,6 +131,23 @@ def survey_data(path: Path, folders: Mapping[str, str] | None = None) -> Survey:
         source=given.config.source,
         remarks=(*(reading.describe() if reading else ()), *bundle.notes),
     )
+
+
+def check_kind(path: Path) -> Kind:
+    """Return what data is, of the kinds that an experiment can read; what is not there counts as a folder.
+
+    Raises:
+        DataError: it is of no such kind.
+    """
+    kind = recognise(path) if path.exists() else "folder"
+    if kind == "experiment":
+        raise DataError(f"{path}: is an experiment file already; check it: dlfer check {path}")
+    if kind == "pictures":
+        raise DataError(
+            f"{path}: found a zip of pictures, expected a folder: a training reads them many times. Unpack it "
+            f"(unzip {path} -d {path.stem}), then: dlfer init {path.stem}"
+        )
+    return kind
 
 
 def format_starter(survey: Survey, *, name: str, file: Path) -> str:
@@ -218,6 +227,7 @@ def write_starter(
     folder = Path(folder).expanduser()
     name = make_name(folder if folder.is_dir() else folder.with_suffix(""))
     path = Path(out) if out is not None else Path(f"{name}.yaml")
+    check_kind(folder)
     check_outputs({"--out": path}, [folder], force=force)
     survey = survey_data(folder, folders)
     for line in _format_counts(survey) if say is not None else ():

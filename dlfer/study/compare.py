@@ -16,7 +16,7 @@ import numpy as np
 
 from dlfer.config.load import compute_digest, with_overrides
 from dlfer.data.bundle import Split
-from dlfer.data.given import parse_split
+from dlfer.data.given import parse_split, recognise
 from dlfer.errors import ModelError, UserError
 from dlfer.metrics.learned import describe_no_conclusion, find_run_failure
 from dlfer.metrics.paired import compare_seeds, describe_difference
@@ -309,6 +309,8 @@ class Images:
     def __init__(
         self, entries: Sequence[Entry], split: str | None, data: Path | None, say: Callable[[str], None]
     ) -> None:
+        if data is not None:
+            recognise(data)  # what is none is told before a model is loaded
         self.split, self.data, self.say = split, data, say
         self.used: str | None = None
         self.source = next((entry for entry in entries if entry.run is not None), None)

@@ -308,6 +308,71 @@ def test_show_runs_and_one_run(call, work):
     assert json.loads(call("show", "small", "--json")[1])["argv"] == ["dlfer"]
 
 
+def test_show_runs_sorts_filters_and_shortens(call, work):
+    config = load_experiment(work / "a.yaml")
+    other = load_experiment(work / "a.yaml", {"experiment.name": "another"})
+    runs = {name: create_run(Path("saved_models/runs"), one, argv=[]) for name, one in (("a", config), ("b", other))}
+    for (name, run), value in zip(runs.items(), (0.25, 0.75), strict=True):
+        estimate = {"value": value, "low": value - 0.1, "high": value + 0.1}
+        protocol = {"a": "official", "b": "paper"}[name]
+        run.write_json("metrics.json", {"protocol": protocol, "validation": {"n": 40, "accuracy": estimate}})
+        run.finish()
+    broken = create_run(Path("saved_models/runs"), config, argv=[], kind="ablation")
+    broken.fail(ValueError("it broke\nin the middle " + "of a long story " * 30))
+
+    def names(*words):
+        code, out, err = call("show", "runs", *words, "--json")
+        assert code == 0, err
+        return [row["run"].partition("/")[0] + ("!" if row["status"] == "failed" else "") for row in json.loads(out)]
+
+    assert names() == ["small", "another", "small!"]
+    assert names("--sort", "accuracy") == ["another", "small", "small!"]
+    assert names("--sort", "name") == ["another", "small", "small!"]
+    assert names("--sort", "status")[0] == "small!"
+    assert names("--filter", "failed") == ["small!"]
+    assert names("--filter", "status=finished", "--filter", "name=an") == ["another"]
+    assert names("--filter", "protocol=PAPER") == ["another"]
+    assert names("--filter", "small") == ["small", "small!"]
+    assert names("--filter", "nothing") == []
+    code, out, err = call("show", "runs", "--filter", "nothing")
+    assert (code, out) == (0, "")
+    assert "match the filter" in err
+    [row] = json.loads(call("show", "runs", "--filter", "paper", "--json")[1])
+    assert row["accuracy"] == {"value": 0.75, "low": 0.65, "high": 0.85, "n": 40}
+    assert (row["split"], row["n"], row["protocol"]) == ("validation", 40, "paper")
+    _, out, _ = call("show", "runs", "--filter", "failed")
+    assert out.splitlines()[1].rstrip().endswith("ValueError: it broke")
+    assert call("show", "runs", "--json", "runs.json")[0] == 0
+    assert len(json.loads(Path("runs.json").read_text())) == 3
+    for words, message in (
+        (("--sort", "size"), "--sort size: expected one of started, name, status, accuracy"),
+        (("--filter", "size=3"), "expected a word, or KEY=WORD with a KEY of name, status, protocol, kind"),
+    ):
+        code, _, err = call("show", "runs", *words)
+        assert code == 2
+        assert message in err
+    code, _, err = call("show", "models", "--sort", "name")
+    assert code == 2
+    assert "go with runs only" in err
+
+
+def test_check_says_what_data_is_and_what_cannot_be_read(call, work):
+    for label in ("happy", "sad"):
+        (work / "faces" / label).mkdir(parents=True)
+        (work / "faces" / label / "1.pgm").write_bytes(b"P5 8 8 255\n" + bytes(64))
+    code, _, err = call("check", "a.yaml", "faces")
+    assert code == 0
+    assert "ok  faces: a folder of images; train 2 images; Happy 1, Sad 1. Next: dlfer init faces" in err
+    (work / "faces" / "sad" / "2.pgm").write_bytes(b"P5 8 8 255\n")
+    code, _, err = call("check", "faces")
+    assert code == 2
+    assert "1 of 3 files cannot be read; the first: " in err
+    (work / "notes.txt").write_text("notes")
+    code, _, err = call("check", "notes.txt")
+    assert code == 2
+    assert "found 'notes', expected a folder" in err
+
+
 def test_show_config_schema_backbones_sources_models(call, work):
     assert json.loads(call("show", "config", "a.yaml", "--json")[1])["finetune"]["epochs"] == 30
     assert "epochs: 3\n" in call("show", "config", "a.yaml", "--set", "finetune.epochs=3")[1]

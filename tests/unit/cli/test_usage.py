@@ -201,3 +201,12 @@ def test_data_is_named_alike_and_positional_where_it_is_the_subject():
         assert "--data" in options_of(verb)
     for verb in NAMES:
         assert not options_of(verb) & {"--csv", "--usage", "--part"}
+
+
+def test_predict_says_what_is_done_with_labelled_images(call, tmp_path):
+    (tmp_path / "fer.csv").write_text("emotion,pixels,Usage\n")
+    for name, what in (("fer.csv", "a csv"), ("x.yaml", "an experiment file")):
+        code, out, err = call("predict", name)
+        assert (code, out) == (2, "")
+        assert f"{name}: found {what}, expected pictures" in err
+        assert f"dlfer evaluate MODEL --data {name}" in err
