@@ -21,6 +21,7 @@ A message says where, what was found, what was expected, and how to fix it.
 from __future__ import annotations
 
 import os
+import re
 
 DEBUG = "DLFER_DEBUG"
 """Environment variable that says to show everything; `--debug` sets it, so that processes of members know."""
@@ -42,7 +43,7 @@ def shorten(text: object, path: object = None, *, most: int = MAX_FOREIGN) -> st
     """
     said = text.strerror if isinstance(text, OSError) and text.strerror else str(text)
     if path is not None and str(path) not in ("", "."):
-        said = said.replace(repr(str(path)), "it").replace(str(path), "it")
+        said = re.sub(rf"(?<![\w./-])['\"]?{re.escape(str(path))}['\"]?(?![\w/-])", "it", said)
     line = " ".join(said.split()) or (type(text).__name__ if isinstance(text, BaseException) else "")
     if len(line) <= most or os.environ.get(DEBUG):
         return line

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from dlfer.cli.completion import complete_models
-from dlfer.cli.options import Data, Force, Html, Json, Runs, Split, find_file, print_result, say
+from dlfer.cli.options import Data, Force, Html, Json, Runs, SplitName, find_file, print_result, say
 
 
 def compare(
@@ -20,7 +20,7 @@ def compare(
             autocompletion=complete_models,
         ),
     ],
-    split: Split = None,
+    split: SplitName = None,
     data: Data = None,
     json_out: Json = None,
     html_out: Html = None,

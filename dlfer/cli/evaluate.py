@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 import typer
 
 from dlfer.cli.completion import complete_models
-from dlfer.cli.options import STDOUT, Data, Force, Html, Json, Split, find_file, print_result, print_text, say
+from dlfer.cli.options import STDOUT, Data, Force, Html, Json, SplitName, find_file, print_result, print_text, say
 from dlfer.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,7 +26,7 @@ def evaluate(
         ),
     ],
     data: Data = None,
-    split: Split = None,
+    split: SplitName = None,
     json_out: Json = None,
     html_out: Html = None,
     corrupt: Annotated[

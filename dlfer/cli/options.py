@@ -44,7 +44,7 @@ Data = Annotated[
     Path | None,
     typer.Option("--data", metavar="DATA", help=f"Images and labels: {DATA}.", autocompletion=complete_data),
 ]
-Split = Annotated[
+SplitName = Annotated[
     str | None,
     typer.Option(
         "--split", metavar="NAME", help="Split: test, validation or train; by default the first that there is."

@@ -55,9 +55,10 @@ def describe_usage_error(error: TyperException, args: Sequence[str]) -> str:
     context = getattr(error, "ctx", None)
     if context is None:
         return f"dlfer {args[0]}: {message}"
-    command, hints = context.command_path, []
+    command = context.command_path
+    hints: list[str] = []
     if unknown:
-        message, hints = f"No such command {unknown[1]!r}", [_describe_verb(unknown[1], list(args), context)]
+        message, hints = f"No such command {unknown[1]!r}", _describe_verb(unknown[1], list(args), context)
     elif message.startswith("No such option"):
         wrong = _list_wrong_options(args, context) or [error.option_name]
         message = f"No such option: {', '.join(word.partition('=')[0] for word in wrong)}"
@@ -81,28 +82,41 @@ def _list_wrong_options(args: Sequence[str], context: Any) -> list[str]:
     return [word for word in words if word.partition("=")[0] not in known]
 
 
-def _describe_verb(word: str, args: list[str], context: Any) -> str:
-    """Say which verb was meant, with the rest of the command line."""
+def _describe_verb(word: str, args: list[str], context: Any) -> list[str]:
+    """Say which verb was meant, with the rest of the command line, and what is wrong in that."""
     verbs = context.command.list_commands(context)
     near = difflib.get_close_matches(word.casefold(), verbs, n=1)
     meant = find_verb(word) or (near[0] if near else None)
     if meant is None:
-        return f"The verbs: {', '.join(verbs)}; what each is for: dlfer --help"
-    rest = args[args.index(word) + 1 :] if word in args and meant.split()[0] in verbs else []
-    return f"Did you mean: dlfer {meant}{' ' if rest else ''}{shlex.join(rest)}"
+        return [f"The verbs: {', '.join(verbs)}; what each is for: dlfer --help"]
+    verb = context.command.get_command(context, meant.split()[0])
+    if verb is None:
+        return [f"Did you mean: dlfer {meant}"]
+    rest = args[args.index(word) + 1 :]
+    inner = type(context)(verb, info_name=verb.name, parent=context)
+    wrong = _list_wrong_options(rest, inner)
+    hints = [hint for option in wrong for hint in _describe_option(option, rest, inner)]
+    values = [_find_value(option, rest) for option in wrong if "=" not in option]
+    kept = [part for part in rest if part not in (*wrong, *values)]
+    return [f"Did you mean: {shlex.join(['dlfer', *meant.split(), *kept])}", *hints]
 
 
-def _describe_option(word: str, args: list[str], context: Any) -> Iterator[str]:
-    """Say which options the verb has for a wrong one, and which key of an experiment has its name."""
-    name, is_given, value = word.partition("=")
-    place = args.index(word) if word in args else len(args)
+def _find_value(option: str, args: Sequence[str]) -> str:
+    """Return the value of an option on a command line; "" where it has none."""
+    _, is_given, value = option.partition("=")
+    place = args.index(option) if option in args else len(args)
     following = args[place + 1 : place + 2]
-    if not is_given and following and not following[0].startswith("--"):
-        value = following[0]
+    if is_given or not following or following[0].startswith("--"):
+        return value
+    return following[0]
+
+
+def _describe_option(word: str, args: Sequence[str], context: Any) -> Iterator[str]:
+    """Say which options the verb has for a wrong one, and which key of an experiment has its name."""
+    name, value = word.partition("=")[0], _find_value(word, args)
     params = context.command.get_params(context)
     options = [opt for param in params if isinstance(param, TyperOption) for opt in param.opts]
-    arguments = [param.display_name_raw.rstrip(".") for param in params if isinstance(param, TyperArgument)]
-    arguments = [name.split(".")[0].split()[0] for name in arguments]
+    arguments = [param.display_name_raw for param in params if isinstance(param, TyperArgument)]
     found = find_options(name, [*options, *arguments])
     assignments = list(_list_assignments(name, value)) if "--set" in options else []
     if not found and not assignments:

@@ -293,7 +293,7 @@ def _get_file(entry: Entry, split: str) -> Path:
 
 
 class Images:
-    """The images that models predict for a comparison, loaded for each as its training had them.
+    """The images that models predict for a comparison, with the faces found in them as each model's training had them.
 
     Args:
         entries: of the comparison; the data is that of the first run among them.
@@ -304,6 +304,7 @@ class Images:
     Attributes:
         used: the name of the split of `data` that was predicted; None without `data`.
         notes: which images each model predicted, and what else it used them for.
+        own: images of the run, their labels, and where they are from, once they are loaded.
     """
 
     def __init__(
@@ -315,6 +316,7 @@ class Images:
         self.used: str | None = None
         self.source = next((entry for entry in entries if entry.run is not None), None)
         self.notes: list[str] = []
+        self.own: tuple[Split, tuple[str, ...], str] | None = None
 
     def is_needed(self, entry: Entry) -> bool:
         """Return whether an entry predicts now: a model, and with other data a run."""
@@ -331,9 +333,11 @@ class Images:
         from dlfer.predict.engines import load_engine
 
         model = load_engine(find_model(entry.path))
-        images, labels, where = self._load(model)
+        images, labels, where = self._load_given(model) if self.data is not None else self._load_own()
+        if self.data is not None or self.source.run.config().finetune.data.faces is None:
+            images = prepare_as_trained(images, model, self.say)
         use = tell_use(entry.path, images, is_own=False)
-        images = map_targets(prepare_as_trained(images, model, self.say), labels, model.labels)
+        images = map_targets(images, labels, model.labels)
         self.say(f"{entry.name}: predicting {len(images):,} images")
         self.notes.append(
             f"{entry.name} predicted the {len(images):,} images of {images.name} of {where} for this comparison; they are matched "
@@ -356,35 +360,37 @@ class Images:
         for predictions, name in zip(several, names, strict=True):
             unknown = [label for label in most if label not in predictions.labels]
             if unknown:
-                self.notes.append(
-                    f"{name} does not know {', '.join(unknown)}; where another model answers so, that counts like any answer."
-                )
+                self.notes.append(f"{name} does not know {', '.join(unknown)}, and never answers so.")
             columns = [predictions.labels.index(label) if label in predictions.labels else -1 for label in most]
             padded = np.pad(predictions.probabilities, ((0, 0), (0, 1)))
             targets = np.array([most.index(label) for label in predictions.labels])[predictions.targets]
             extended.append(Predictions(predictions.ids, most, targets, padded[:, columns]))
         return extended
 
-    def _load(self, model: Engine) -> tuple[Split, tuple[str, ...], str]:
-        """Return images as they are on disk, their labels, and where they are from."""
-        from dlfer.data.sources import load_data
+    def _load_given(self, model: Engine) -> tuple[Split, tuple[str, ...], str]:
+        """Return images of `data` as they are on disk, their labels, and where they are from."""
         from dlfer.experiment.evaluate import load_split
 
-        if self.data is not None:
-            images, labels, _ = load_split(self.data, self.split, model, self.say)
-            self.used = images.name
-            return images, labels, str(self.data)
+        images, labels, _ = load_split(self.data, self.split, model, self.say)
+        self.used = images.name
+        return images, labels, str(self.data)
+
+    def _load_own(self) -> tuple[Split, tuple[str, ...], str]:
+        """Return the images of the run, with faces found as its training had them, their labels, and where they are from."""
+        from dlfer.data.sources import load_data
+
         if self.source is None:
             raise UserError(
                 "compare: models need images to predict; name a run, whose images they are, or give --data DATA."
             )
-        stage = self.source.run.config().finetune
-        section = stage.data.model_copy(update={"faces": None})
-        bundle = load_data(section, image_size=stage.native_size, balance=stage.balance, say=self.say)
-        images = getattr(bundle, self.split)
-        if not isinstance(images, Split):
-            raise UserError(f"compare: {self.source.name} has no {self.split} images in memory; give --data DATA.")
-        return images, bundle.labels, f"the data of {self.source.name}"
+        if self.own is None:
+            stage = self.source.run.config().finetune
+            bundle = load_data(stage.data, image_size=stage.native_size, balance=stage.balance, say=self.say)
+            images = getattr(bundle, self.split)
+            if not isinstance(images, Split):
+                raise UserError(f"compare: {self.source.name} has no {self.split} images in memory; give --data DATA.")
+            self.own = images, bundle.labels, f"the data of {self.source.name}"
+        return self.own
 
 
 def _choose_split(entries: list[Entry]) -> str:

@@ -35,3 +35,8 @@ def test_debug_shows_all_of_it(monkeypatch):
 )
 def test_the_path_that_the_message_names_is_not_said_again(error, said):
     assert shorten(error, "/data/a.npz") == said
+
+
+@pytest.mark.parametrize("path", ["m", "o", ".", "mo"])
+def test_a_short_path_is_not_cut_out_of_words(path):
+    assert shorten("no module of modules", path) == "no module of modules"

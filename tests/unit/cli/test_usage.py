@@ -58,6 +58,17 @@ def test_an_unknown_verb_names_the_one_that_was_meant(call, args, meant):
     assert err == f"dlfer: No such command '{args[0]}'.\n  Did you mean: {meant}\n"
 
 
+def test_an_unknown_verb_with_unknown_options_is_told_as_a_whole(call):
+    code, _, err = call("train", "x.yaml", "--epochs", "3", "--lr=0.1", "--smoke")
+    assert code == 2
+    assert err.splitlines() == [
+        "dlfer: No such command 'train'.",
+        "  Did you mean: dlfer run x.yaml --smoke",
+        "  A key of the experiment is set by: --set finetune.epochs=3",
+        "  A key of the experiment is set by: --set finetune.optimizer.learning_rate=0.1",
+    ]
+
+
 def test_a_word_that_is_like_nothing_lists_the_verbs(call):
     code, _, err = call("xyzzy")
     assert code == 2
