@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import traceback
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -39,7 +40,7 @@ from dlfer.cli import (
 )
 from dlfer.cli.options import say
 from dlfer.cli.usage import Verb, Verbs, describe_usage_error
-from dlfer.errors import DlferError, TrainingStopped
+from dlfer.errors import DlferError, TrainingStopped, shorten
 from dlfer.quiet import DEBUG, hush_libraries
 
 VERBS = {
@@ -49,6 +50,8 @@ VERBS = {
     "Look": (show,),
 }
 """The modules of the verbs in the order of `dlfer --help`; each has one public function of its own name."""
+
+_PACKAGE = Path(__file__).resolve().parents[1]
 
 app = typer.Typer(
     name="dlfer",
@@ -82,6 +85,16 @@ def _describe_error(error: Exception) -> str:
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
         return f"{error.filename}: {error.strerror}."
     return str(error)
+
+
+def _describe_unexpected(error: Exception) -> str:
+    """Return what an error says that dlfer did not expect, and the last line of dlfer's own that it went through."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _PACKAGE in Path(frame.filename).parents]
+    where = f" in {Path(own[-1].filename).relative_to(_PACKAGE.parent)} line {own[-1].lineno}" if own else ""
+    return (
+        f"{type(error).__name__}{where}: {shorten(error).rstrip('.')}. dlfer did not expect this error; the same command with --debug "
+        "shows all of it."
+    )
 
 
 for _panel, _modules in VERBS.items():
@@ -145,3 +158,8 @@ def main(argv: list[str] | None = None) -> None:
             traceback.print_exc()
         say(f"dlfer: {_describe_error(error)}")
         sys.exit(getattr(error, "exit_code", 1))
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        say(f"dlfer: {_describe_unexpected(error)}")
+        sys.exit(1)

@@ -241,6 +241,24 @@ def test_exit_codes_of_what_goes_wrong_while_working(call, stand_in, error, code
     assert "Traceback" not in err
 
 
+def test_an_unexpected_error_is_one_line_that_says_where_and_debug_shows_all(call, stand_in, monkeypatch):
+    monkeypatch.setenv("DLFER_DEBUG", "")
+    message = "a library\n\nfailed " + "for many reasons " * 100
+    stand_in("dlfer.experiment.run", run_experiment=RuntimeError(message), resume_run=None)
+    code, out, err = call("run", "a.yaml")
+    assert (code, out) == (1, "")
+    assert err.startswith("dlfer: RuntimeError in dlfer/")
+    assert ".py line " in err
+    assert ": a library failed for many reasons" in err
+    assert err.endswith("--debug shows all of it.\n")
+    assert err.count("\n") == 1
+    assert len(err) < 450
+    code, _, err = call("run", "a.yaml", "--debug")
+    assert code == 1
+    assert "Traceback" in err
+    assert message in err
+
+
 def test_debug_shows_the_traceback_wherever_it_stands(call):
     for args in (("--debug", "run", "none.yaml"), ("run", "none.yaml", "--debug")):
         code, _, err = call(*args)

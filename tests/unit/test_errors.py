@@ -9,6 +9,11 @@ import pytest
 from dlfer.errors import MAX_FOREIGN, shorten
 
 
+@pytest.fixture(autouse=True)
+def without_debug(monkeypatch):
+    monkeypatch.setenv("DLFER_DEBUG", "")
+
+
 def test_a_message_is_one_line_of_200_characters_cut_between_words():
     text = shorten(ValueError("no\n\n  such   file " + "word " * 200))
     assert text.startswith("no such file word word")
