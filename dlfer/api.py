@@ -440,8 +440,7 @@ def evaluate(
     model: str | os.PathLike | RunResult,
     data: str | os.PathLike | tuple[np.ndarray, Sequence] | None = None,
     *,
-    csv: str | os.PathLike | None = None,
-    usage: str | None = None,
+    split: str | None = None,
     views: Sequence[str] = (),
     corrupt: bool = False,
     attributes: str | os.PathLike | None = None,
@@ -450,10 +449,11 @@ def evaluate(
 
     Args:
         model: a run, the name of a model, or a folder.
-        data: class folders, an .npz of arrays or an experiment file; or (images, labels) in memory: uint8 [N, H, W] or
-            [N, H, W, 1 or 3], and N names of the model's labels or int indices of them.
-        csv: a csv in the layout of FER2013, instead of `data`.
-        usage: its Usage, e.g. "PrivateTest".
+        data: class folders, a csv in the layout of FER2013, a zip with either, an .npz of arrays or an experiment file; or
+            (images, labels) in memory: uint8 [N, H, W] or [N, H, W, 1 or 3], and N names of the model's labels or int
+            indices of them.
+        split: "test", "validation" or "train", or FER2013's name of it, e.g. "PrivateTest"; by default the first of these that
+            there is.
         views: test-time augmentation, e.g. ["mirror", "ten_crop"]; each in an entry of `metrics.views`.
         corrupt: also evaluate on noisy, blurred, dark and other corrupted images; slow.
         attributes: a csv with id,attribute,...: also evaluate by group.
@@ -476,15 +476,19 @@ def evaluate(
 
     extras = Extras(views=tuple(views), corrupt=corrupt, attributes=_to_path(attributes))
     given = data if data is None or isinstance(data, tuple) else Path(data)
-    return evaluate_model(_to_name(model), csv=_to_path(csv), usage=usage, data=given, extras=extras)
+    return evaluate_model(_to_name(model), data=given, split=split, extras=extras)
 
 
-def compare(*runs: str | os.PathLike | RunResult, part: str | None = None) -> ModelComparison:
-    """Compare two or more finished runs on the same images: paired differences, and which of them are significant.
+def compare(
+    *runs: str | os.PathLike | RunResult, split: str | None = None, data: str | os.PathLike | None = None
+) -> ModelComparison:
+    """Compare two or more finished runs and models on the same images: paired differences, and which are significant.
 
     Args:
-        *runs: runs, their folders or the beginnings of their names; or files of predictions (.npz).
-        part: "test" or "validation"; by default test if all have it.
+        *runs: runs, their folders or the beginnings of their names; shipped models by name; or files of predictions (.npz).
+        split: "test" or "validation"; by default test if all have it.
+        data: labelled images that all of them predict now, as `evaluate` takes it. By default runs have their predictions,
+            and models predict the data of the first run.
 
     Raises:
         UserError: fewer than two, or labels, targets or images do not match.
@@ -495,7 +499,7 @@ def compare(*runs: str | os.PathLike | RunResult, part: str | None = None) -> Mo
     """
     from dlfer.study.compare import compare_runs
 
-    return compare_runs([_to_name(run) for run in runs], part=part)
+    return compare_runs([_to_name(run) for run in runs], split=split, data=_to_path(data))
 
 
 def audit(

@@ -21,6 +21,35 @@ A message says where, what was found, what was expected, and how to fix it.
 from __future__ import annotations
 
 from pathlib import Path
+import os
+import re
+
+DEBUG = "DLFER_DEBUG"
+"""Environment variable that says to show everything; `--debug` sets it, so that processes of members know."""
+MAX_FOREIGN = 200
+"""Characters of another library's message that stand in one of dlfer's; with `--debug` all of it does."""
+
+
+def shorten(text: object, path: object = None, *, most: int = MAX_FOREIGN) -> str:
+    """Return what another library says on one line of at most `most` characters, cut between words; all of it with `--debug`.
+
+    Args:
+        text: a message or an exception, of the operating system without its number and file.
+        path: which dlfer's own message names, so that it need not stand in this one, too.
+        most: characters.
+
+    Example:
+        >>> shorten(ValueError("no\\n  such   file"))
+        'no such file'
+    """
+    said = text.strerror if isinstance(text, OSError) and text.strerror else str(text)
+    if path is not None and str(path) not in ("", "."):
+        said = re.sub(rf"(?<![\w./-])['\"]?{re.escape(str(path))}['\"]?(?![\w/-])", "it", said)
+    line = " ".join(said.split()) or (type(text).__name__ if isinstance(text, BaseException) else "")
+    if len(line) <= most or os.environ.get(DEBUG):
+        return line
+    cut = line[: most - 4]
+    return f"{cut[: cut.rfind(' ')] if ' ' in cut[most // 2 :] else cut} ..."
 
 
 class DlferError(Exception):
@@ -65,7 +94,7 @@ class ModelError(UserError):
 
 
 class ResumeError(UserError):
-    """A run is to go on whose data, experiment or software has changed since it began."""
+    """A run is to be continued whose data, experiment or software has changed since it began."""
 
 
 class EnvironmentProblem(UserError):

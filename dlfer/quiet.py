@@ -10,8 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
 
-DEBUG = "DLFER_DEBUG"
-"""Environment variable that says to show everything; `--debug` sets it, so that processes of members know."""
+from dlfer.errors import DEBUG
 
 
 def hush_libraries() -> None:

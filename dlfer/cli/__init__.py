@@ -13,6 +13,7 @@ import sys
 import threading
 import traceback
 from types import FrameType
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -40,7 +41,8 @@ from dlfer.cli import (
     sweep,
 )
 from dlfer.cli.options import say
-from dlfer.errors import DlferError, TrainingStopped
+from dlfer.cli.usage import Verb, Verbs, describe_usage_error
+from dlfer.errors import DlferError, TrainingStopped, shorten
 from dlfer.quiet import DEBUG, hush_libraries
 
 VERBS = {
@@ -51,10 +53,11 @@ VERBS = {
 }
 """The modules of the verbs in the order of `dlfer --help`; each has one public function of its own name."""
 
+_PACKAGE = Path(__file__).resolve().parents[1]
+
 app = typer.Typer(
     name="dlfer",
-    add_completion=False,
-    no_args_is_help=True,
+    cls=Verbs,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
     help="Train, compare and use facial-expression classifiers by cascaded transfer learning.",
@@ -86,9 +89,29 @@ def _describe_error(error: Exception) -> str:
     return str(error)
 
 
+def _describe_unexpected(error: Exception) -> str:
+    """Return what an error says that dlfer did not expect, and the last line of dlfer's own that it went through."""
+    own = [frame for frame in traceback.extract_tb(error.__traceback__) if _PACKAGE in Path(frame.filename).parents]
+    where = f" in {Path(own[-1].filename).relative_to(_PACKAGE.parent)} line {own[-1].lineno}" if own else ""
+    return (
+        f"{type(error).__name__}{where}: {shorten(error).rstrip('.')}. dlfer did not expect this error; the same command with --debug "
+        "shows all of it."
+    )
+
+
 for _panel, _modules in VERBS.items():
     for _module in _modules:
-        app.command(rich_help_panel=_panel)(getattr(_module, _module.__name__.rpartition(".")[2]))
+        app.command(cls=Verb, rich_help_panel=_panel)(getattr(_module, _module.__name__.rpartition(".")[2]))
+
+
+def _fill_optional(args: list[str]) -> list[str]:
+    """Return the words of a command line with "-", standard output, for the FILE of a --json that has none."""
+    filled = []
+    for word, following in zip(args, [*args[1:], "--"], strict=False):
+        filled.append(word)
+        if word == "--json" and following.startswith("-") and following != "-":
+            filled.append("-")
+    return filled
 
 
 def _exit_on_sigterm() -> None:
@@ -137,11 +160,16 @@ def _run_command(argv: list[str] | None) -> None:
     # Threads of XGBoost that wait for each other shall sleep. By default they spin, which on a machine where anything
     # else runs takes four times the CPU (2,000 rows, two cores). Keras loads the library that reads this.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    args = [arg for arg in args if arg != "--debug"]
+    args = _fill_optional([arg for arg in args if arg != "--debug"]) or ["--help"]
     try:
-        app(args, prog_name="dlfer")
+        sys.exit(app(args, prog_name="dlfer", standalone_mode=False) or 0)
+    except typer.TyperException as error:
+        if debug:
+            traceback.print_exc()
+        say(describe_usage_error(error, args))
+        sys.exit(error.exit_code)
     except TrainingStopped as stop:
-        # What stopped, and how to go on, was said where it stopped.
+        # What stopped, and how to continue, was said where it stopped.
         sys.exit(stop.exit_code)
     except ModuleNotFoundError as error:
         if debug or error.name is None or error.name.startswith("dlfer"):
@@ -157,3 +185,8 @@ def _run_command(argv: list[str] | None) -> None:
             traceback.print_exc()
         say(f"dlfer: {_describe_error(error)}")
         sys.exit(getattr(error, "exit_code", 1))
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        say(f"dlfer: {_describe_unexpected(error)}")
+        sys.exit(1)

@@ -35,7 +35,7 @@ def ablate(
     """Run an experiment with and without EF-FER1 over seeds, and compare the two."""
     numbers = None if seeds is None else parse_seeds(seeds)
     if resume is not None and numbers is not None:
-        raise UserError("dlfer ablate --resume: an ablation goes on with its own seeds; leave --seeds out.")
+        raise UserError("dlfer ablate --resume: an ablation continues with its own seeds; leave --seeds out.")
     is_array = check_array("ablate", member, resume=resume, collect=collect, options=options)
     resumed = check_start("ablate", file, resume, options, shared=is_array)
     from dlfer.study.ablation import resume_ablation, run_ablation

@@ -1,4 +1,4 @@
-"""`dlfer check`: every problem of experiment files at once, and all that would certainly fail on this machine."""
+"""`dlfer check`: every problem of experiment files at once, and all that would certainly fail on this machine; and of data."""
 
 from __future__ import annotations
 
@@ -7,16 +7,28 @@ from typing import Annotated
 
 import typer
 
+from dlfer.cli.completion import complete_data
 from dlfer.cli.options import Overrides, parse_overrides, print_text, say
-from dlfer.errors import ConfigError
+from dlfer.errors import ConfigError, UserError
 
 
 def check(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Experiment files.", show_default=False)],
+    files: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="FILE",
+            help="Experiment files, or data: folders, csv, zip, .npz.",
+            show_default=False,
+            autocompletion=complete_data,
+        ),
+    ],
     overrides: Overrides = None,
     show: Annotated[bool, typer.Option("--print", help="Print each experiment in full, as YAML.")] = False,
 ) -> None:
-    """Check experiment files and report every problem in them and on this machine, without training or reading data."""
+    """Check experiment files, without training or reading data, and report every problem in them and on this machine.
+
+    Of data it reads all images, and says what they are and what cannot be read.
+    """
     from dlfer.config.load import compute_digest, dump_experiment, load_experiment
     from dlfer.experiment.limits import describe_obstacles, find_obstacles
 
@@ -24,8 +36,11 @@ def check(
     errors = []
     for file in files:
         try:
+            if not _is_experiment(file):
+                say(f"ok  {check_data(file)}")
+                continue
             config = load_experiment(file, values)
-        except ConfigError as error:
+        except UserError as error:
             errors.append(str(error))
             continue
         data = config.finetune.data
@@ -42,3 +57,26 @@ def check(
             print_text(dump_experiment(config).rstrip("\n"))
     if errors:
         raise ConfigError("\n".join(errors))
+
+
+def _is_experiment(path: Path) -> bool:
+    """Return whether a path is that of an experiment file; one that is missing or named like one is."""
+    if path.suffix.casefold() in (".yaml", ".yml") or not path.exists():
+        return True
+    from dlfer.data.given import recognise
+
+    return recognise(path) == "experiment"
+
+
+def check_data(path: Path) -> str:
+    """Return what data is and holds, and what to do with it next.
+
+    Raises:
+        DataError: it is none, or has images or rows that cannot be read.
+    """
+    from dlfer.data.given import open_data
+    from dlfer.experiment.audit import check_inspected, load_inspected
+
+    with open_data(path) as given:
+        found = check_inspected(load_inspected(given))
+    return f"{given.describe()}; {found}. Next: dlfer init {path}"

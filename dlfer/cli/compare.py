@@ -1,41 +1,48 @@
-"""`dlfer compare`: paired differences between finished runs."""
+"""`dlfer compare`: paired differences between finished runs, shipped models and predictions."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import Force, Out, print_text
+from dlfer.cli.completion import complete_models
+from dlfer.cli.options import Data, Force, Html, Json, Runs, SplitName, find_file, print_result, say
 
 
 def compare(
-    runs: Annotated[
+    names: Annotated[
         list[str],
-        typer.Argument(metavar="RUN RUN...", help="Runs, or files of predictions (.npz).", show_default=False),
+        typer.Argument(
+            metavar="RUN|MODEL",
+            help="Two or more runs, models by name, or files of predictions (.npz).",
+            show_default=False,
+            autocompletion=complete_models,
+        ),
     ],
-    part: Annotated[
-        str | None,
-        typer.Option(metavar="test|validation", help="Split to compare on; else test if all have it, or validation."),
-    ] = None,
-    json_out: Annotated[
-        Path | None, typer.Option("--json", metavar="OUT", help="Also write the result to this file.")
-    ] = None,
+    split: SplitName = None,
+    data: Data = None,
+    json_out: Json = None,
+    html_out: Html = None,
     force: Force = False,
-    out: Out = None,
+    folder: Runs = None,
 ) -> None:
-    """Compare finished runs on the same images: paired differences, and which of them are significant."""
-    import json
+    """Compare runs and models on the same images: paired differences, and which of them are significant.
 
+    Images are matched by id. A model without predictions of these images predicts them now: of the first run's data, or
+    of --data, which all runs and models then predict. A difference is the first minus the second.
+    """
     from dlfer.report.terminal import format_comparison
-    from dlfer.runs.files import write_atomically
     from dlfer.runs.outputs import check_outputs
     from dlfer.runs.records import SCHEMA
     from dlfer.study.compare import compare_runs, find_entry
 
-    check_outputs({"--json": json_out}, [find_entry(name, out).path for name in runs], force=force)
-    comparison = compare_runs(runs, part=part, folder=out)
-    print_text(format_comparison(comparison))
-    if json_out is not None:
-        write_atomically(json_out, json.dumps({"schema": SCHEMA, **comparison.as_json()}, indent=2) + "\n")
+    inputs = [data, *(find_entry(name, folder).path for name in names)]
+    check_outputs({"--json": find_file(json_out), "--html": html_out}, inputs, force=force)
+    comparison = compare_runs(names, split=split, data=data, folder=folder, say=say)
+    print_result(format_comparison(comparison), {"schema": SCHEMA, **comparison.as_json()}, json_out)
+    if html_out is not None:
+        from dlfer.report.comparison import write_models_page
+
+        write_models_page(html_out, comparison)
+        say(f"written: {html_out}")

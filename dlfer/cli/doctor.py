@@ -16,7 +16,7 @@ from typing import Literal
 
 import typer
 
-from dlfer.errors import ConfigError
+from dlfer.errors import ConfigError, shorten
 from dlfer.runs.machine import count_cores, get_memory_bytes, read_cgroup_limits
 
 OLDEST_PYTHON, FIRST_PYTHON_TOO_NEW = (3, 11), (3, 14)
@@ -224,7 +224,7 @@ def examine_backend() -> Iterator[Finding]:
     if answer is None:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         mend = f"pip install {'tensorflow-cpu' if backend == 'tensorflow' else backend}, or make install"
-        yield Finding("backend", "missing", f"{backend} does not load: {last}", mend)
+        yield Finding("backend", "missing", f"{backend} does not load: {shorten(last)}", mend)
         return
     yield Finding("backend", "ok", f"{answer['backend']} {answer['version']}, keras {answer['keras']}")
     yield examine_gpus(answer["gpus"], has_driver=has_nvidia_driver(), backend=backend)

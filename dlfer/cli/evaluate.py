@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 
-from dlfer.cli.options import Force, print_text, say
+from dlfer.cli.completion import complete_models
+from dlfer.cli.options import STDOUT, Data, Force, Html, Json, SplitName, find_file, print_result, print_text, say
 from dlfer.errors import UserError
 
 if TYPE_CHECKING:
@@ -21,21 +22,19 @@ def evaluate(
         typer.Argument(
             metavar="MODEL",
             help="A model's name, its folder, a run, or an external model file: .onnx, .tflite, .h5, .keras.",
+            autocompletion=complete_models,
         ),
     ],
-    csv: Annotated[Path | None, typer.Option(metavar="FILE", help="A csv in the layout of FER2013.")] = None,
-    usage: Annotated[str | None, typer.Option(metavar="NAME", help="With --csv: its Usage, e.g. PrivateTest.")] = None,
-    data: Annotated[
-        Path | None, typer.Option(metavar="PATH", help="Class folders, an .npz, or an experiment file.")
-    ] = None,
-    json_out: Annotated[
-        Path | None, typer.Option("--json", metavar="OUT", help="Also write the metrics to this file.")
-    ] = None,
+    data: Data = None,
+    split: SplitName = None,
+    json_out: Json = None,
+    html_out: Html = None,
     corrupt: Annotated[
         bool, typer.Option("--corrupt", help="Also evaluate on noisy, blurred, dark and other corrupted images; slow.")
     ] = False,
     views: Annotated[
-        str | None, typer.Option(metavar="mirror,ten_crop", help="Test-time augmentation, each in a row of its own.")
+        str | None,
+        typer.Option(metavar="VIEWS", help="Test-time augmentation, mirror,ten_crop: each in a row of its own."),
     ] = None,
     headline: Annotated[
         str | None, typer.Option(metavar="VIEW", help="Report the accuracy with this one of --views as the headline.")
@@ -54,7 +53,7 @@ def evaluate(
     ] = None,
     output: Annotated[
         str | None,
-        typer.Option(metavar="softmax|logits|sigmoid", help="External model: kind of its outputs (default: softmax)."),
+        typer.Option(metavar="KIND", help="External model: its outputs are softmax (default), logits or sigmoid."),
     ] = None,
     ignore: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="External model: outputs to ignore, e.g. contempt.")
@@ -64,24 +63,19 @@ def evaluate(
     ] = None,
     predictions: Annotated[
         Path | None,
-        typer.Option(metavar="OUT.npz", help="External model: write its predictions, for dlfer compare."),
+        typer.Option(metavar="FILE", help="External model: write its predictions (.npz), for dlfer compare."),
     ] = None,
     force: Force = False,
 ) -> None:
-    """Evaluate a trained model on other data or, for a run without --csv and --data, on its own test or validation split.
+    """Evaluate a trained model on other data or, for a run without --data, on its own test or validation split.
 
     It also evaluates an external model file: dlfer evaluate FILE.onnx --input "48x48 gray /255" --labels
-    angry,disgust,fear,happy,sad,surprise,neutral --csv fer2013.csv
+    angry,disgust,fear,happy,sad,surprise,neutral --data fer2013.csv
     """
     from dlfer.predict.foreign import SUFFIXES
-    from dlfer.report.terminal import format_metrics
     from dlfer.runs.find import find_model
     from dlfer.runs.outputs import check_outputs
 
-    if csv is not None and data is not None:
-        raise UserError("dlfer evaluate: found both --csv and --data, expected one of them.")
-    if usage is not None and csv is None:
-        raise UserError("dlfer evaluate: --usage goes with --csv FILE.")
     described = {"--input": input_text, "--labels": labels, "--output": output, "--ignore": ignore}
     kept = {"--against": against, "--predictions": predictions}
     if model.endswith(SUFFIXES):
@@ -90,11 +84,14 @@ def evaluate(
         from dlfer.experiment.evaluate_file import FileModel
 
         given = FileModel(Path(model), input_text or "", _split(labels), output or "softmax", _split(ignore))
-        _evaluate_file(given, {"csv": csv, "usage": usage, "data": data}, against, predictions, json_out, force=force)
+        outputs = Outputs(json_out, html_out, predictions, force)
+        _evaluate_file(given, {"data": data, "split": split}, against, outputs)
         return
     _refuse(described | kept, f"goes with an external model, a file that ends in {', '.join(SUFFIXES)}")
     # A wrong name and a place that cannot be written are told before TensorFlow is loaded.
-    check_outputs({"--json": json_out}, [find_model(model), model, csv, data, attributes], force=force)
+    outputs = {"--json": find_file(json_out), "--html": html_out}
+    check_outputs(outputs, [find_model(model), model, data, attributes], force=force)
+    _check_data(data, split)
     from dlfer.experiment.evaluate import evaluate_model
     from dlfer.experiment.extras import Extras
 
@@ -104,37 +101,40 @@ def evaluate(
         headline=headline or "single",
         attributes=attributes,
     )
-    metrics = evaluate_model(model, csv=csv, usage=usage, data=data, extras=asked, say=say)
-    print_text(format_metrics(metrics))
-    _write_json(metrics, json_out)
+    metrics = evaluate_model(model, data=data, split=split, extras=asked, say=say)
+    _show_metrics(metrics, model, json_out, html_out)
 
 
-def _evaluate_file(
-    model: FileModel,
-    source: dict[str, Any],
-    against: str | None,
-    predictions: Path | None,
-    json_out: Path | None,
-    *,
-    force: bool,
-) -> None:
+class Outputs(NamedTuple):
+    """What an evaluation writes; None: not that file. `force` replaces files that are there."""
+
+    json: Path | None
+    html: Path | None
+    predictions: Path | None
+    force: bool
+
+
+def _evaluate_file(model: FileModel, source: dict[str, Any], against: str | None, outputs: Outputs) -> None:
     """Evaluate an external model, print its metrics, and what a run differs in, where one is named."""
     import tempfile
 
     from dlfer.experiment.evaluate_file import evaluate_file
     from dlfer.metrics.predictions import write_predictions
-    from dlfer.report.terminal import format_comparison, format_metrics
+    from dlfer.report.terminal import format_comparison
     from dlfer.runs.outputs import check_outputs
     from dlfer.study.compare import compare_runs, find_entry
 
+    predictions = outputs.predictions
     if predictions is not None and predictions.suffix != ".npz":
         raise UserError(f"--predictions {predictions}: expected a name that ends in .npz.")
+    if against is not None and outputs.json == STDOUT:
+        raise UserError("dlfer evaluate --against: prints a comparison, too; name a file for the metrics: --json FILE.")
     entry = None if against is None else find_entry(against, None)
-    inputs = [model.path, source["csv"], source["data"], None if entry is None else entry.path]
-    check_outputs({"--json": json_out, "--predictions": predictions}, inputs, force=force)
+    inputs = [model.path, source["data"], None if entry is None else entry.path]
+    files = {"--json": find_file(outputs.json), "--html": outputs.html, "--predictions": predictions}
+    check_outputs(files, inputs, force=outputs.force)
     metrics, found = evaluate_file(model, **source, say=say)
-    print_text(format_metrics(metrics))
-    _write_json(metrics, json_out)
+    _show_metrics(metrics, model.path.name, outputs.json, outputs.html)
     if predictions is not None:
         write_predictions(found, predictions)
     if against is not None:
@@ -144,14 +144,25 @@ def _evaluate_file(
             print_text(format_comparison(compare_runs([against, str(file)])))
 
 
-def _write_json(metrics: Metrics, path: Path | None) -> None:
-    import json
+def _check_data(data: Path | None, split: str | None) -> None:
+    """Raise UserError for data that is not there or is none, and for a split of another name."""
+    from dlfer.data.given import parse_split, recognise
 
-    from dlfer.runs.files import write_atomically
+    parse_split(split)
+    if data is not None:
+        recognise(data)
+
+
+def _show_metrics(metrics: Metrics, name: str, json_out: Path | None, html_out: Path | None) -> None:
+    from dlfer.report.terminal import format_metrics
     from dlfer.runs.records import SCHEMA
 
-    if path is not None:
-        write_atomically(path, json.dumps({"schema": SCHEMA, **metrics.as_json()}, indent=2) + "\n")
+    print_result(format_metrics(metrics), {"schema": SCHEMA, **metrics.as_json()}, json_out)
+    if html_out is not None:
+        from dlfer.report.html import write_metrics_page
+
+        write_metrics_page(html_out, metrics, name)
+        say(f"written: {html_out}")
 
 
 def _refuse(options: dict[str, Any], why: str) -> None:

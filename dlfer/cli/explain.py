@@ -14,13 +14,16 @@ from dlfer.errors import UserError
 def explain(
     images: Annotated[
         list[str] | None,
-        typer.Argument(metavar="IMAGE...", help="Pictures, folders, globs; none with --split.", show_default=False),
+        typer.Argument(metavar="IMAGE", help="Pictures, folders, globs; none with --split.", show_default=False),
     ] = None,
     model: Model = None,
     split: Annotated[
-        str | None, typer.Option(metavar="test|validation", help="Average maps over each label of a run's data.")
+        str | None,
+        typer.Option(metavar="NAME", help="Split of a run's data, test or validation: average maps over each label."),
     ] = None,
-    method: Annotated[str, typer.Option(metavar="occlusion|gradcam|both", help="Method of the maps.")] = "both",
+    method: Annotated[
+        str, typer.Option(metavar="METHOD", help="Method of the maps: occlusion, gradcam or both.")
+    ] = "both",
     label: Annotated[
         str | None,
         typer.Option(metavar="NAME", help="Label that the maps explain; else each face's most probable label."),
@@ -58,8 +61,9 @@ def explain(
         raise UserError(f"--method {method}: expected occlusion, gradcam or both.")
     if (split is None) != bool(images):
         raise UserError("dlfer explain: give either IMAGE... or --split test|validation.")
-    if split not in (None, "test", "validation"):
-        raise UserError(f"--split {split}: expected test or validation.")
+    from dlfer.data.given import parse_split
+
+    split = parse_split(split, ("test", "validation"))
     if split is not None and model is None:
         raise UserError("dlfer explain: --split needs --model RUN, a run whose data is still there.")
     if split is not None and label is not None:

@@ -7,24 +7,24 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import Force, print_text, say
+from dlfer.cli.completion import complete_models
+from dlfer.cli.options import DATA, Force, print_text, say
 from dlfer.errors import UserError
 
 FORMATS = "savedmodel,litert,litert-int8,onnx"
 
 
 def export(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="A model's name, its folder, or a run.")],
+    model: Annotated[
+        str,
+        typer.Argument(metavar="MODEL", help="A model's name, its folder, or a run.", autocompletion=complete_models),
+    ],
     to: Annotated[str, typer.Option("--to", metavar="FORMATS", help=f"Some of {FORMATS}.")] = "onnx",
     out: Annotated[
         Path | None, typer.Option(metavar="DIR", help="Folder of exports, instead of exports/MODEL.")
     ] = None,
     data: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="PATH",
-            help="Images to compare on, instead of the run's own: a csv, class folders, an .npz, an experiment file.",
-        ),
+        Path | None, typer.Option(metavar="DATA", help=f"Images to compare on, instead of the run's own: {DATA}.")
     ] = None,
     size: Annotated[
         str | None,

@@ -1,4 +1,4 @@
-"""`dlfer init`: a first experiment for a folder of images."""
+"""`dlfer init`: a first experiment for data of one's own."""
 
 from __future__ import annotations
 
@@ -7,13 +7,23 @@ from typing import Annotated
 
 import typer
 
+from dlfer.cli.completion import complete_data
 from dlfer.cli.options import Force, print_text, say
 from dlfer.errors import UserError
 
 
 def init(
-    folder: Annotated[Path, typer.Argument(help="Class folders, or train/validation/test with them.")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="File to write.")] = None,
+    data: Annotated[
+        Path,
+        typer.Argument(
+            metavar="DATA",
+            help="A folder of images, a csv in the layout of FER2013, or an .npz.",
+            autocompletion=complete_data,
+        ),
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", metavar="FILE", help="File to write, instead of NAME.yaml.")
+    ] = None,
     folders: Annotated[
         list[str] | None,
         typer.Option(
@@ -24,13 +34,13 @@ def init(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Write a first experiment for a folder of your own images."""
+    """Write a first experiment for your own images, e.g. a folder with a folder of images for each label."""
     from dlfer.data.starter import write_starter
 
     roles = {name.strip(): part.strip() for name, _, part in (item.rpartition("=") for item in folders or ())}
     wrong = [name for name, part in roles.items() if part not in ("train", "validation", "test", "class", "ignore")]
     if wrong or "" in roles:
         raise UserError("--folder: expected NAME=PART with a PART of train, validation, test, class or ignore.")
-    path = write_starter(folder, out, roles, force=force, say=say)
-    say(f"Next: dlfer run {path} --smoke, then dlfer run {path}")
+    path = write_starter(data, out, roles, force=force, say=say)
+    say(f"Next: dlfer check {path}, then: dlfer run {path} --smoke (a minute), then: dlfer run {path}")
     print_text(path)

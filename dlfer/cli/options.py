@@ -12,6 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dlfer.cli.completion import complete_data, complete_experiments, complete_models, complete_runs
 from dlfer.errors import UserError
 from dlfer.runs.options import RunOptions
 from dlfer.runs.text import escape_text
@@ -19,14 +20,40 @@ from dlfer.runs.text import escape_text
 _PASSWORD = re.compile(r"(://[^:/@\s]*):[^@/\s]*@")
 
 OptionalFile = Annotated[
-    Path | None, typer.Argument(help="Experiment file (YAML); none with --resume.", show_default=False)
+    Path | None,
+    typer.Argument(
+        metavar="FILE",
+        help="Experiment file (YAML); none with --resume.",
+        show_default=False,
+        autocompletion=complete_experiments,
+    ),
 ]
 Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Set a key, e.g. finetune.epochs=10, pretrain=null. Repeatable."),
 ]
-Out = Annotated[Path | None, typer.Option("--out", metavar="DIR", help="Folder of runs, instead of saved_models/runs.")]
-Resume = Annotated[str | None, typer.Option("--resume", metavar="RUN", help="Continue an interrupted run.")]
+Out = Annotated[
+    Path | None, typer.Option("--out", metavar="DIR", help="Folder to write the run in, instead of saved_models/runs.")
+]
+Runs = Annotated[
+    Path | None, typer.Option("--runs", metavar="DIR", help="Folder to look runs up in, instead of saved_models/runs.")
+]
+DATA = "a folder, a csv in the layout of FER2013, a zip with either, an .npz of arrays, or an experiment file"
+"""What every verb that takes data takes; `dlfer.data.given` recognises it."""
+Data = Annotated[
+    Path | None,
+    typer.Option("--data", metavar="DATA", help=f"Images and labels: {DATA}.", autocompletion=complete_data),
+]
+SplitName = Annotated[
+    str | None,
+    typer.Option(
+        "--split", metavar="NAME", help="Split: test, validation or train; by default the first that there is."
+    ),
+]
+Resume = Annotated[
+    str | None,
+    typer.Option("--resume", metavar="RUN", help="Continue an interrupted run.", autocompletion=complete_runs),
+]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Run every phase on two small batches; needs no data.")]
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
 RequireGpu = Annotated[bool, typer.Option("--require-gpu", help="Refuse to run without a GPU.")]
@@ -39,11 +66,18 @@ AcceptChanges = Annotated[
 ]
 NoCache = Annotated[bool, typer.Option("--no-cache", help="Train EF-FER1 even if it was trained before.")]
 Model = Annotated[
-    str | None, typer.Option(metavar="MODEL", help="A model's name, a run or a folder; else the default model.")
+    str | None,
+    typer.Option(
+        metavar="MODEL",
+        help="A model's name, a run or a folder; else the default model.",
+        autocompletion=complete_models,
+    ),
 ]
 Faces = Annotated[
     str,
-    typer.Option(metavar="auto|whole|centerface|mtcnn|opencv", help="Face detector; whole: each picture is one face."),
+    typer.Option(
+        metavar="DETECTOR", help="Face detector: auto, centerface, mtcnn or opencv; whole: each picture is one face."
+    ),
 ]
 DetectorSize = Annotated[
     int | None,
@@ -65,7 +99,15 @@ Collect = Annotated[
     bool, typer.Option("--collect", help="Job array: compare the members that have finished in a shared --out.")
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace files that are there; never one that is read.")]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+Json = Annotated[
+    Path | None,
+    typer.Option("--json", metavar="[FILE]", help="The result as JSON: into FILE, or on stdout instead of the text."),
+]
+Html = Annotated[
+    Path | None, typer.Option("--html", metavar="FILE", help="Write the result as a page that needs no other file.")
+]
+STDOUT = Path("-")
+"""What --json is without a FILE."""
 
 
 def with_run_options(verb: Callable[..., None]) -> Callable[..., None]:
@@ -145,14 +187,14 @@ KINDS = {
 def check_start(
     verb: str, file: Path | None, resume: str | None, options: RunOptions, *, shared: bool = False
 ) -> Path | None:
-    """Check what can be checked before TensorFlow is loaded; return the folder of the run to go on with.
+    """Check what can be checked before TensorFlow is loaded; return the folder of the run to continue.
 
     Args:
         verb: of the command.
         file: the experiment; None with `resume`.
-        resume: the run to go on with; None with `file`.
+        resume: the run to continue; None with `file`.
         options: of the command line.
-        shared: whether the same command without `resume` also goes on with what is in a shared folder or storage.
+        shared: whether the same command without `resume` also continues what is in a shared folder or storage.
     """
     from dlfer.config.load import load_experiment
     from dlfer.experiment.limits import refuse_obstacles
@@ -167,7 +209,7 @@ def check_start(
     if resume is None:
         if options.accept_changes and not shared:
             raise UserError(
-                f"dlfer {verb} --accept-changes: is for a run to go on with; add --resume RUN, or leave it out."
+                f"dlfer {verb} --accept-changes: only continues a run that has begun; add --resume RUN, or leave it out."
             )
         config = load_experiment(file, options.overrides)
         refuse_obstacles(config, file, kind=KINDS[verb], smoke=options.smoke, out=options.out)
@@ -211,6 +253,34 @@ def print_done(path: Path | None) -> None:
     if path is not None:
         print_text(path)
         print_text(path / "report.html")
+
+
+def print_result(text: str, values: Any, json_out: Path | None) -> None:
+    """Print a result and write it as JSON where a file is named; for --json without one print the JSON instead.
+
+    Args:
+        text: for people.
+        values: what `json.dumps` takes.
+        json_out: as given by --json.
+    """
+    if json_out is None:
+        print_text(text)
+        return
+    import json
+
+    from dlfer.runs.files import write_atomically
+
+    encoded = json.dumps(values, indent=2)
+    if json_out == STDOUT:
+        print_text(encoded)
+        return
+    print_text(text)
+    write_atomically(json_out, encoded + "\n")
+
+
+def find_file(json_out: Path | None) -> Path | None:
+    """Return the file that --json names; None for standard output."""
+    return None if json_out == STDOUT else json_out
 
 
 def print_text(text: object) -> None:

@@ -15,9 +15,7 @@ from dlfer.errors import UserError
 def predict(
     inputs: Annotated[
         list[str],
-        typer.Argument(
-            metavar="INPUT...", help="Pictures, folders, globs, videos, camera:0, or - for a list on stdin."
-        ),
+        typer.Argument(metavar="INPUT", help="Pictures, folders, globs, videos, camera:0, or - for a list on stdin."),
     ],
     model: Model = None,
     out: Annotated[
@@ -31,9 +29,9 @@ def predict(
     engine: Annotated[
         str | None,
         typer.Option(
-            metavar="onnx|keras|openvino|litert|auto",
-            help="What computes: onnx where the model has its ONNX file, else keras. litert takes an export; auto: the fastest that "
-            "answers alike.",
+            metavar="ENGINE",
+            help="What computes: onnx (where the model has its ONNX file), keras, openvino, litert (takes an export), or "
+            "auto, the fastest that answers alike; by default onnx, else keras.",
         ),
     ] = None,
     abstain: Annotated[
@@ -83,6 +81,8 @@ def predict(
         raise UserError(f"--smooth {smooth:g}: expected a number of seconds from 0.")
     if seconds is not None and not seconds >= 0:
         raise UserError(f"--seconds {seconds:g}: expected a number of seconds from 0.")
+    for name in inputs:
+        _refuse_data(name, model)
     from dlfer.predict.job import PredictionJob, predict_files
 
     job = PredictionJob(
@@ -111,3 +111,17 @@ def _parse_interval(text: str) -> int:
     if not (text.isascii() and text.isdecimal() and len(text) < 10 and int(text) > 0):
         raise UserError(f"--detect-every {text}: expected auto, or a whole number from 1.")
     return int(text)
+
+
+def _refuse_data(name: str, model: str | None) -> None:
+    """Raise UserError where an input holds images with labels, not pictures: those are evaluated."""
+    path = Path(name)
+    if path.suffix.casefold() not in (".csv", ".npz", ".zip", ".gz", ".yaml", ".yml") or not path.is_file():
+        return
+    from dlfer.data.given import recognise
+
+    what = {"csv": "a csv", "arrays": "arrays", "experiment": "an experiment file", "pictures": "a zip of pictures"}
+    raise UserError(
+        f"{name}: found {what[recognise(path)]}, expected pictures, folders, globs or videos; unpack it, or evaluate a model "
+        f"on it: dlfer evaluate {model or 'MODEL'} --data {name}"
+    )

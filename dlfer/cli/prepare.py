@@ -7,11 +7,17 @@ from typing import Annotated
 
 import typer
 
+from dlfer.cli.completion import complete_experiments
 from dlfer.cli.options import Overrides, parse_overrides, say
 
 
 def prepare(
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="Experiment file (YAML).", show_default=False)],
+    file: Annotated[
+        Path,
+        typer.Argument(
+            metavar="FILE", help="Experiment file (YAML).", show_default=False, autocompletion=complete_experiments
+        ),
+    ],
     overrides: Overrides = None,
 ) -> None:
     """Prepare the data of an experiment once (source tfds), and say where it lies; training then only reads it."""

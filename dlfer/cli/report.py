@@ -6,13 +6,17 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import Out, print_text, say
+from dlfer.cli.completion import complete_runs
+from dlfer.cli.options import Runs, print_text, say
 from dlfer.errors import DlferError
 
 
 def report(
-    runs: Annotated[list[str], typer.Argument(metavar="RUN...", help="Runs, or beginnings of their names.")],
-    out: Out = None,
+    runs: Annotated[
+        list[str],
+        typer.Argument(metavar="RUN", help="Runs, or beginnings of their names.", autocompletion=complete_runs),
+    ],
+    folder: Runs = None,
 ) -> None:
     """Write the report of runs again, from the files in them, and the card of a run that has a model."""
     from dlfer.report.card import write_card
@@ -23,7 +27,7 @@ def report(
 
     writers = {"run": write_report, "search": write_search_report}
     num_failed = 0
-    for opened in [open_run(name, out) for name in runs]:
+    for opened in [open_run(name, folder) for name in runs]:
         try:
             print_text(writers.get(opened.kind, write_comparison_report)(opened.path))
             if (opened.path / "model" / ARTIFACT_FILE).is_file():

@@ -35,9 +35,11 @@ def search(
 ) -> None:
     """Search the space of an experiment for its best keys, on validation; test stays closed."""
     if resume is not None and ablation:
-        raise UserError("dlfer search --resume: a search goes on as it began; leave --ablation out.")
+        raise UserError("dlfer search --resume: a search continues as it began; leave --ablation out.")
     if resume is not None and storage is not None:
-        raise UserError("dlfer search --storage: goes on with the same command that began it; leave --resume out.")
+        raise UserError(
+            "dlfer search --storage: the command that began the search also continues it; leave --resume out."
+        )
     # A file beside --resume is compared with what the search began with.
     checked = options if resume is None or file is None else replace(options, overrides={})
     resumed = check_start("search", None if resume is not None else file, resume, checked, shared=storage is not None)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from dlfer.cli.completion import complete_models
 from dlfer.cli.options import DetectorSize, Faces, say
 from dlfer.errors import UserError
 
@@ -15,13 +16,17 @@ def serve(
     models: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="MODEL...", help="Names, runs or folders, or NAME=one of these; else the default model."
+            metavar="MODEL",
+            help="Names, runs or folders, or NAME=one of these; else the default model.",
+            autocompletion=complete_models,
         ),
     ] = None,
     host: Annotated[
         str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 is every network.")
     ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0 chooses a free one.")] = 8000,
+    port: Annotated[
+        int, typer.Option(metavar="PORT", min=0, max=65535, help="Port to listen on; 0 chooses a free one.")
+    ] = 8000,
     faces: Faces = "auto",
     detector_size: DetectorSize = None,
     max_mb: Annotated[float, typer.Option(metavar="MB", help="Maximum size of a request body (413).")] = 20,

@@ -7,12 +7,18 @@ from typing import Annotated
 
 import typer
 
+from dlfer.cli.completion import complete_runs
 from dlfer.cli.options import print_text, say
 from dlfer.errors import UserError
 
 
 def ship(
-    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run, or the beginning of its name.")],
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN", help="A finished run, or the beginning of its name.", autocompletion=complete_runs
+        ),
+    ],
     name: Annotated[str, typer.Argument(metavar="NAME", help="Name of the shipped model.")],
     default: Annotated[
         bool, typer.Option("--default", help="Make it the default model, which is used when none is named.")

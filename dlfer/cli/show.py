@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dlfer.cli.options import Json, Out, Overrides, parse_overrides, print_text, say
+from dlfer.cli.completion import complete_experiments, complete_shown
+from dlfer.cli.options import Force, Json, Overrides, Runs, find_file, parse_overrides, print_result, say
 from dlfer.errors import UserError
 
 if TYPE_CHECKING:
@@ -19,41 +20,73 @@ Rows = list[dict[str, Any]]
 
 def show(
     what: Annotated[
-        str, typer.Argument(metavar="WHAT", help="config | runs | RUN | models | backbones | sources | schema")
+        str,
+        typer.Argument(
+            metavar="WHAT",
+            help="config | runs | RUN | models | backbones | sources | schema",
+            autocompletion=complete_shown,
+        ),
     ],
-    file: Annotated[Path | None, typer.Argument(help="With config: the experiment file.", show_default=False)] = None,
+    file: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="FILE",
+            help="With config: the experiment file.",
+            show_default=False,
+            autocompletion=complete_experiments,
+        ),
+    ] = None,
     overrides: Overrides = None,
-    out: Out = None,
-    as_json: Json = False,
+    runs: Runs = None,
+    sort: Annotated[
+        str | None, typer.Option(metavar="COLUMN", help="With runs: sort by started, name, status or accuracy.")
+    ] = None,
+    filters: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--filter",
+            metavar="WORD",
+            help="With runs: those with this in their name, status or protocol; status=failed looks in one. Repeatable.",
+        ),
+    ] = None,
+    json_out: Json = None,
+    force: Force = False,
 ) -> None:
     """Show an experiment in full, the runs, one run, or what there is to choose from."""
-    from dlfer.report.terminal import format_values
     from dlfer.runs.find import default_runs_folder
+    from dlfer.runs.outputs import check_outputs
 
     if file is not None and what != "config":
         raise UserError(f"dlfer show {what} {file}: only config takes a file.")
     if overrides and what != "config":
         raise UserError(f"dlfer show {what}: --set goes with config FILE only.")
-    folder = out or default_runs_folder()
+    if what != "runs" and (sort or filters):
+        raise UserError(f"dlfer show {what}: --sort and --filter go with runs only.")
+    check_outputs({"--json": find_file(json_out)}, [file], force=force)
+    folder = runs or default_runs_folder()
     lists = {
         "models": list_model_rows,
         "backbones": list_backbone_rows,
         "sources": list_source_rows,
     }
     if what == "config":
-        _print_config(file, overrides, as_json=as_json)
+        _print_config(file, overrides, json_out)
     elif what == "schema":
-        _print_schema(as_json=as_json)
+        _print_schema(json_out)
     elif what == "runs":
-        _print_rows(list_run_rows(folder), f"no runs in {folder} yet", as_json=as_json)
+        rows = sort_runs(filter_runs(list_run_rows(folder), filters or ()), sort or "started")
+        none = f"no runs in {folder} {'match the filter' if filters else 'yet'}"
+        _print_rows(rows, none, json_out)
     elif what in lists:
-        _print_rows(lists[what](), f"no {what} yet", as_json=as_json)
+        _print_rows(lists[what](), f"no {what} yet", json_out)
     else:
+        from dlfer.report.terminal import format_values
+
         run = describe_run(what, folder)
-        print_text(json.dumps(run, indent=2) if as_json else format_values(run))
+        print_result(format_values(run), run, json_out)
 
 
-def _print_config(file: Path | None, overrides: list[str] | None, *, as_json: bool) -> None:
+def _print_config(file: Path | None, overrides: list[str] | None, json_out: Path | None) -> None:
     from dlfer.config.load import dump_experiment, load_experiment
 
     if file is None:
@@ -61,31 +94,27 @@ def _print_config(file: Path | None, overrides: list[str] | None, *, as_json: bo
             "dlfer show config: name the experiment file, e.g. dlfer show config experiments/quickstart.yaml."
         )
     config = load_experiment(file, parse_overrides(overrides))
-    print_text(
-        json.dumps(config.model_dump(mode="json"), indent=2) if as_json else dump_experiment(config).rstrip("\n")
-    )
+    print_result(dump_experiment(config).rstrip("\n"), config.model_dump(mode="json"), json_out)
 
 
-def _print_schema(*, as_json: bool) -> None:
+def _print_schema(json_out: Path | None) -> None:
     from dlfer.config.keys import build_schema, format_keys
 
-    print_text(json.dumps(build_schema(), indent=2) if as_json else format_keys())
+    print_result(format_keys(), build_schema(), json_out)
 
 
-def _print_rows(rows: Rows, none: str, *, as_json: bool) -> None:
+def _print_rows(rows: Rows, none: str, json_out: Path | None) -> None:
     from dlfer.report.terminal import format_rows
     from dlfer.runs.records import to_json
 
-    if as_json:
-        print_text(json.dumps(to_json(rows), indent=2))
-    elif rows:
-        print_text(format_rows(rows))
-    else:
+    if not rows and json_out is None:
         say(none)
+    else:
+        print_result(format_rows(rows), to_json(rows), json_out)
 
 
 def list_run_rows(folder: Path) -> Rows:
-    """Return the runs of a folder, oldest first."""
+    """Return the runs of a folder, oldest first, with the accuracy on the split that judges each and its 95 % interval."""
     from dlfer.runs.find import list_runs
 
     return [
@@ -93,11 +122,55 @@ def list_run_rows(folder: Path) -> Rows:
             "run": summary.name,
             "kind": summary.kind,
             "status": summary.status,
+            "protocol": summary.protocol,
+            "split": summary.split,
+            "n": None if summary.accuracy is None else summary.accuracy.n,
+            "accuracy": summary.accuracy,
             "started": summary.started,
             "error": summary.error,
         }
         for summary in list_runs(folder)
     ]
+
+
+_FILTERED = {"name": "run", "status": "status", "protocol": "protocol", "kind": "kind"}
+_ORDERS: dict[str, Callable[[dict[str, Any]], Any]] = {
+    "started": lambda row: row["started"],
+    "name": lambda row: row["run"],
+    "status": lambda row: row["status"],
+    "accuracy": lambda row: 1.0 if row["accuracy"] is None else -(row["accuracy"].value or 0.0),
+}
+"""Column -> what the rows are sorted by; the highest accuracy comes first, and runs without one last."""
+
+
+def filter_runs(rows: Rows, filters: Sequence[str]) -> Rows:
+    """Return the rows that each of the filters lets pass.
+
+    Args:
+        rows: of `list_run_rows`.
+        filters: each a word that name, status, protocol or kind contains, or KEY=WORD for one of them; case does not count.
+
+    Raises:
+        UserError: another KEY.
+    """
+    for text in filters:
+        key, is_named, word = text.rpartition("=")
+        if is_named and key not in _FILTERED:
+            raise UserError(f"--filter {text}: expected a word, or KEY=WORD with a KEY of {', '.join(_FILTERED)}.")
+        columns = [_FILTERED[key]] if is_named else list(_FILTERED.values())
+        rows = [row for row in rows if any(word.casefold() in str(row[column] or "").casefold() for column in columns)]
+    return rows
+
+
+def sort_runs(rows: Rows, column: str) -> Rows:
+    """Return the rows sorted by started, name, status or accuracy (the highest first, runs without one last).
+
+    Raises:
+        UserError: another column.
+    """
+    if column not in _ORDERS:
+        raise UserError(f"--sort {column}: expected one of {', '.join(_ORDERS)}.")
+    return sorted(rows, key=_ORDERS[column])
 
 
 def describe_run(name: str, folder: Path) -> dict[str, Any]:

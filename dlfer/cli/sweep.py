@@ -35,7 +35,7 @@ def sweep(
     """Run every cell of an experiment's grid over seeds, rank them on validation, and compare them."""
     numbers = None if seeds is None else parse_seeds(seeds)
     if resume is not None and numbers is not None:
-        raise UserError("dlfer sweep --resume: a sweep goes on with its own seeds; leave --seeds out.")
+        raise UserError("dlfer sweep --resume: a sweep continues with its own seeds; leave --seeds out.")
     is_array = check_array("sweep", member, resume=resume, collect=collect, options=options)
     resumed = check_start("sweep", file, resume, options, shared=is_array)
     from dlfer.study.comparison import ArrayTask

@@ -10,6 +10,7 @@ import types
 import typing
 from typing import Any, Literal
 
+from dlfer.config.aliases import find_keys
 from dlfer.config.schema import ExperimentConfig
 from dlfer.config.sections import Section, get_fields
 
@@ -117,8 +118,8 @@ def describe_unknown_key(key: Key) -> str | None:
     renamed = rename_key(dotted)
     if renamed != dotted:
         return f"there is no such key any more; it was renamed to {renamed}."
-    near = suggest_key(key)
-    return f"there is no such key. Did you mean {near}?" if near else None
+    meant = find_keys(key) or [suggest_key(key)]
+    return f"there is no such key. Did you mean {' or '.join(meant)}?" if meant[0] else None
 
 
 def rename_key(dotted: str) -> str:
@@ -170,7 +171,8 @@ def suggest_key(key: Key) -> str | None:
     if not near:
         return None
     places = [dotted for dotted in list_keys() if dotted.rsplit(".", 1)[-1] == near[0]]
-    return max(places, key=lambda dotted: (_count_shared(dotted.split("."), key), -len(dotted)))
+    # Where none is nearer, that of finetune: it is what most people change.
+    return max(places, key=lambda dotted: (_count_shared(dotted.split("."), key), dotted[:1] == "f", -len(dotted)))
 
 
 def get_choices(annotation: Any) -> tuple[str, ...]:

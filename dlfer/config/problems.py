@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from dlfer.config.aliases import find_keys
 from dlfer.config.keys import (
     Key,
     describe_unknown_key,
@@ -178,6 +179,9 @@ def _describe_expected(item: Mapping[str, Any], key: Key, found: Any) -> str:
         bound = context.get("min_length", context.get("max_length"))
         return f"a list of at {'least' if kind == 'too_short' else 'most'} {bound} item{'s' if bound != 1 else ''}"
     text = _EXPECTED.get(kind, re.sub(r"^Input should be ", "", item["msg"]))
+    if kind == "model_type" and not isinstance(found, list | dict):
+        meant = find_keys(key)
+        text += f" (did you mean {' or '.join(meant)}?)" if meant else ""
     if kind in ("int_type", "float_type") and isinstance(found, str) and _is_number(found):
         text += " (without quotes)"
     return text

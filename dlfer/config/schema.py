@@ -147,8 +147,8 @@ class FreezeConfig(Section):
     first epoch: its run says that these keys were not applied.
     """
 
-    head_epochs: Annotated[int, Field(ge=0)] = 0
-    """First so many of the stage's epochs train the head alone."""
+    head_epochs: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
+    """First so many of the stage's epochs train the head alone. auto: 2, or all but one of a stage of fewer than 3."""
     head_learning_rate: Positive | None = None
     """Their constant rate; null takes the optimiser's."""
     layers: Fraction = 0.0
@@ -206,10 +206,10 @@ class StageConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> StageConfig:
-        if self.freeze.head_epochs >= self.epochs and self.freeze.head_epochs > 0:
+        if self.num_head_epochs >= self.epochs and self.num_head_epochs > 0:
             raise ValueError(
-                f"freeze.head_epochs: found {self.freeze.head_epochs} with epochs {self.epochs}; "
-                "the stage's epochs include those of the head, so it must be smaller."
+                f"freeze.head_epochs: found {self.num_head_epochs} with epochs {self.epochs}; the stage's epochs include "
+                "those of the head, so it must be smaller. Set freeze.head_epochs: auto, which follows epochs."
             )
         if (
             self.data is not None
@@ -233,6 +233,11 @@ class StageConfig(Section):
                 "epochs, the last at most epochs."
             )
         return self
+
+    @property
+    def num_head_epochs(self) -> int:
+        """How many epochs train the head alone, with auto resolved."""
+        return min(2, self.epochs - 1) if self.freeze.head_epochs == "auto" else self.freeze.head_epochs
 
     @property
     def native_size(self) -> int:
@@ -376,7 +381,7 @@ class SearchConfig(Section):
     pruner: Literal["none", "median"] = "median"
     """optuna: median ends a trial that is worse, after an epoch, than half of those before it were."""
     lost_after_seconds: Positive = 60.0
-    """Several machines: a trial without a heartbeat for so long is lost, and another machine goes on with it."""
+    """Several machines: a trial without a heartbeat for so long is lost, and another machine continues it."""
     space: dict[str, dict[str, Any]]
     """Dotted key -> {log: [low, high]}, {between: [low, high], step: s} or {choice: [...]}; if it depends on
     a choice, with when: {KEY: [values]}."""

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Reading, Split, name_cache, read_cache, write_cache
-from dlfer.data.fer2013_csv import SIDE, USAGES, Rows, read_csv
+from dlfer.data.fer2013_csv import CSV_NAMES, SIDE, USAGES, Rows, read_csv
 from dlfer.data.files import Tally
 from dlfer.data.folder import UNREADABLE, load_parts
 from dlfer.data.labels import compute_label_map, map_targets
@@ -25,11 +25,6 @@ from dlfer.runs.csv_text import find_delimiter, open_text
 from dlfer.runs.records import LeftOut
 
 OFFICIAL_MD5 = "f8428a1edbd21e88f42c73edd2a14f95"
-CSV_NAMES = tuple(
-    f"{name}{packed}"
-    for name in ("fer2013.csv", "icml_face_data.csv", "fer2013/fer2013.csv", "train.csv")
-    for packed in ("", ".gz", ".zip")
-)
 
 _FROM_FILE_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.\w+$")
 _CACHE_VERSION = 1

@@ -21,6 +21,12 @@ from dlfer.runs.csv_text import find_delimiter, open_text, read_lines
 USAGES = ("Training", "PublicTest", "PrivateTest")
 _USAGES = {usage.casefold(): usage for usage in USAGES}
 SIDE = 48
+CSV_NAMES = tuple(
+    f"{name}{packed}"
+    for name in ("fer2013.csv", "icml_face_data.csv", "fer2013/fer2013.csv", "train.csv")
+    for packed in ("", ".gz", ".zip")
+)
+"""Where a folder of FER2013 has its csv."""
 
 _NUM_PIXELS = SIDE * SIDE
 _VALUES = {str(value): value for value in range(256)}

@@ -13,7 +13,7 @@ from PIL import Image
 
 from dlfer.config.names import EQUALIZERS
 from dlfer.data.files import can_read_heif, find_kind
-from dlfer.errors import DataError, EnvironmentProblem, ModelError
+from dlfer.errors import DataError, EnvironmentProblem, ModelError, shorten
 
 # fmt: off
 FORMATS = (
@@ -62,7 +62,7 @@ def read_image(path: str | Path, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
             raise
         except Exception as error:  # decoders of damaged files raise nearly anything
             raise DataError(
-                f"{path}: the image cannot be decoded ({error}). The file is damaged or cut short; "
+                f"{path}: the image cannot be decoded ({shorten(error, path)}). The file is damaged or cut short; "
                 "replace or delete it, or set data.skip_unreadable: true."
             ) from error
 

@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image
 
 from dlfer.data.images import MIN_SIDE, find_turn, match_channels, read_image
-from dlfer.errors import DataError
+from dlfer.errors import DataError, shorten
 
 EXPECTED = (
     "expected uint8 with values 0..255: one picture [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA), several of one "
@@ -141,7 +141,7 @@ def _convert(image: Image.Image, name: str) -> np.ndarray:
             return _lay_over_white(np.asarray(upright.convert("RGBA")))
         return np.asarray(upright.convert("RGB"))
     except (OSError, ValueError, SyntaxError) as error:  # an image that was opened is decoded only now
-        raise DataError(f"{name}: Pillow's image cannot be decoded ({error}); open the file again.") from error
+        raise DataError(f"{name}: Pillow's image cannot be decoded ({shorten(error)}); open the file again.") from error
 
 
 def _lay_over_white(pixels: np.ndarray) -> np.ndarray:
@@ -162,7 +162,9 @@ def _check_array(given: Any, name: str) -> np.ndarray:
     try:
         array = np.asarray(given)
     except Exception as error:  # e.g. a tensor on another device
-        raise DataError(f"{name}: found {_name_kind(given)}, which gives no array ({error}), {EXPECTED}.") from error
+        raise DataError(
+            f"{name}: found {_name_kind(given)}, which gives no array ({shorten(error)}), {EXPECTED}."
+        ) from error
     if array.dtype != np.uint8:
         raise DataError(_describe(array, name))
     return array

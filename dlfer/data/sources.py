@@ -24,7 +24,7 @@ from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.data.synthetic.scenes import load_synthetic_scenes
 from dlfer.data.tfds_stream import IMAGE_FOLDER, find_data_dir
 from dlfer.data.votes import add_soft_targets, read_votes
-from dlfer.errors import ConfigError, DataError, DlferError, MissingDataError, ProtocolError
+from dlfer.errors import ConfigError, DataError, DlferError, MissingDataError, ProtocolError, shorten
 from dlfer.runs.files import read_npz
 
 MOST_LABELS, MOST_NAMED = 10_000, 10
@@ -411,7 +411,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         return read_npz(path)
     except (OSError, ValueError) as error:
         raise DataError(
-            f"{path}: cannot be read as an .npz of plain arrays ({error}). Pickled (object) arrays are refused, "
+            f"{path}: cannot be read as an .npz of plain arrays ({shorten(error, path)}). Pickled (object) arrays are refused, "
             f"since reading one can run any code. {_MEND}"
         ) from error
 

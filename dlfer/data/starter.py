@@ -1,4 +1,4 @@
-"""A first experiment for somebody's own class folders: what is there is counted, and written into the file."""
+"""A first experiment for somebody's own data: what is there is counted, and written into the file."""
 
 from __future__ import annotations
 
@@ -13,28 +13,32 @@ from dlfer.config.sections import LabelsConfig
 from dlfer.config.strict_yaml import format_yaml
 from dlfer.data.fer2013_csv import USAGES
 from dlfer.data.files import Tally
+from dlfer.data.given import Kind, open_data, recognise
 from dlfer.data.images import read_header
 from dlfer.data.labels import describe_merged, describe_unknown, match_labels, order_labels
 from dlfer.data.layout import Parts, scan_folder
+from dlfer.data.sources import load_parts_of_source
 from dlfer.errors import DataError, MissingDataError
 from dlfer.runs.files import write_atomically
 from dlfer.runs.outputs import check_outputs
 
 _MAX_HEADERS = 300
+_LARGEST = 224
+"""Pixels: the largest image_size that is written."""
 _EVERY_FER2013_FILE = re.compile(rf"(?:{'|'.join(USAGES)})_\d+\.\w+$")
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What stands in a folder of images.
+    """What data of one's own holds.
 
     Attributes:
-        folder: its path.
+        folder: its path; of a csv or an .npz that of the file.
         counts: part -> class -> number of images.
         labels: the names that dlfer gives the classes, in its order.
         side: the median shorter side, in pixels, of a sample.
         is_uniform: whether all images of the sample have one size.
-        is_fer2013: whether the file names carry FER2013's official split.
+        source: of the experiment that loads it; fer2013 where a csv or the file names carry FER2013's official split.
         remarks: what was left out and how names were understood, in sentences.
         folders: what the user said folders are.
     """
@@ -44,7 +48,7 @@ class Survey:
     labels: tuple[str, ...]
     side: int
     is_uniform: bool
-    is_fer2013: bool
+    source: str = "folder"
     remarks: tuple[str, ...] = ()
     folders: Mapping[str, str] = field(default_factory=dict)
 
@@ -89,7 +93,7 @@ def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Sur
         labels,
         side=sides[len(sides) // 2],
         is_uniform=len(set(shapes)) == 1,
-        is_fer2013=all(_EVERY_FER2013_FILE.search(name) for name in names),
+        source="fer2013" if all(_EVERY_FER2013_FILE.search(name) for name in names) else "folder",
         remarks=(
             *tally.describe(),
             *tally.notes,
@@ -100,9 +104,55 @@ def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Sur
     )
 
 
+def survey_data(path: Path, folders: Mapping[str, str] | None = None) -> Survey:
+    """Look at data of any kind that an experiment can read: a folder as `survey_folder`, a csv or an .npz by reading it.
+
+    Raises:
+        DataError: it is none, or a zip of pictures, which an experiment does not read.
+    """
+    path = Path(path).expanduser()
+    if check_kind(path) == "folder":
+        return survey_folder(path, folders)
+    with open_data(path) as given:
+        bundle = load_parts_of_source(given.config, image_size=_LARGEST)
+    if bundle.train is None:
+        raise DataError(f"{path}: found {', '.join(bundle.parts)} and no train, which training needs.")
+    counts = {
+        part: {bundle.labels[target]: count for target, count in Counter(split.targets.tolist()).items()}
+        for part, split in bundle.parts.items()
+    }
+    reading = bundle.reading.as_record()
+    return Survey(
+        given.csv or path,
+        counts,
+        bundle.labels,
+        side=min(bundle.train.images.shape[1:3]),
+        is_uniform=True,
+        source=given.config.source,
+        remarks=(*(reading.describe() if reading else ()), *bundle.notes),
+    )
+
+
+def check_kind(path: Path) -> Kind:
+    """Return what data is, of the kinds that an experiment can read; what is not there counts as a folder.
+
+    Raises:
+        DataError: it is of no such kind.
+    """
+    kind = recognise(path) if path.exists() else "folder"
+    if kind == "experiment":
+        raise DataError(f"{path}: is an experiment file already; check it: dlfer check {path}")
+    if kind == "pictures":
+        raise DataError(
+            f"{path}: found a zip of pictures, expected a folder: a training reads them many times. Unpack it "
+            f"(unzip {path} -d {path.stem}), then: dlfer init {path.stem}"
+        )
+    return kind
+
+
 def format_starter(survey: Survey, *, name: str, file: Path) -> str:
     """Return the text of a commented experiment for what was found; `file` is where it will stand."""
-    image_size = min(224, max(48, 16 * round(survey.side / 16)))
+    image_size = min(_LARGEST, max(48, 16 * round(survey.side / 16)))
     batch_size = 64 if survey.num_train >= 2000 else 32 if survey.num_train >= 200 else 8
     epochs = 15 if survey.num_train >= 20_000 else 25 if survey.num_train >= 2000 else 40
     balance = "sampler" if survey.imbalance >= 3 else "none"
@@ -110,9 +160,14 @@ def format_starter(survey: Survey, *, name: str, file: Path) -> str:
     found = "\n".join(f"#   {line}" for line in _format_counts(survey))
     return f"""\
 # Purpose   A first experiment on the images in {" ".join(str(survey.folder).split())}, written by dlfer init.
-# Command   dlfer run {file} --smoke    first, a minute: walks every step on a few images
+# Command   dlfer check {file}          first: finds what is wrong, without training
+#           dlfer run {file} --smoke    a minute: walks every step on a few images
 #           dlfer run {file}            train and report
 #           dlfer ablate {file}         the same with and without EF-FER1
+# Change    finetune.epochs      more train longer in proportion; the best epoch on validation is kept in any case
+#           finetune.image_size  larger shows more detail and takes longer, by its square
+#           finetune.batch_size  smaller takes less memory; lower finetune.optimizer.learning_rate in proportion
+#           Here, or for one run: dlfer run {file} --set finetune.epochs=3
 # All keys  dlfer show schema
 #
 # Found
@@ -136,7 +191,7 @@ finetune:
   epochs: {epochs}
   batch_size: {batch_size}
   image_size: {image_size}   # pixels; half of your images have a shorter side of at most {survey.side}
-  freeze: {{head_epochs: 2}}   # the new head alone first
+  freeze: {{head_epochs: auto}}   # first the new head alone: 2 epochs, or all but one of fewer than 3
   optimizer: {{name: adamw, learning_rate: 3e-4}}
   schedule: {{name: cosine, warmup_epochs: 1}}
   loss: {{name: categorical_crossentropy, label_smoothing: 0.1}}
@@ -161,18 +216,20 @@ def write_starter(
     force: bool = False,
     say: Callable[[str], None] | None = None,
 ) -> Path:
-    """Write a starter experiment for `folder` and return its path, <name>.yaml unless `out` says otherwise.
+    """Write a starter experiment for data and return its path, <name>.yaml unless `out` says otherwise.
 
     `folders` is as of `survey_folder`; `say` is told what was found and what was left out.
 
     Raises:
         ConfigError: the file cannot be written, or is there already and not to be replaced by `force`.
-        DataError: the folder does not hold class folders.
+        DataError: it is no data that an experiment reads; see `survey_data`.
     """
-    name = make_name(folder)
+    folder = Path(folder).expanduser()
+    name = make_name(folder if folder.is_dir() else folder.with_suffix(""))
     path = Path(out) if out is not None else Path(f"{name}.yaml")
+    check_kind(folder)
     check_outputs({"--out": path}, [folder], force=force)
-    survey = survey_folder(folder, folders)
+    survey = survey_data(folder, folders)
     for line in _format_counts(survey) if say is not None else ():
         say(line)
     write_atomically(path, format_starter(survey, name=name, file=path))
@@ -206,11 +263,11 @@ def _format_counts(survey: Survey) -> list[str]:
 
 def _format_data(survey: Survey) -> str:
     path = format_yaml({"path": str(survey.folder)}).rstrip("\n")
-    lines = [f"source: {'fer2013' if survey.is_fer2013 else 'folder'}", path]
+    lines = [f"source: {survey.source}", path]
     if survey.folders:
         lines += format_yaml({"folders": dict(survey.folders)}).splitlines()
-    if survey.is_fer2013:
-        lines.append("protocol: official   # the file names carry FER2013's own split")
+    if survey.source == "fer2013":
+        lines.append("protocol: official   # FER2013's own split")
     elif "validation" in survey.counts:
         lines.append("protocol: official   # your own parts")
     elif "test" in survey.counts:

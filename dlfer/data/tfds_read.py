@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlfer.data.bundle import WHOLE, Share
-from dlfer.errors import ConfigError, DataError
+from dlfer.errors import ConfigError, DataError, shorten
 
 if TYPE_CHECKING:
     import tensorflow as tf
@@ -363,7 +363,7 @@ def _describe_unreadable(name: str, batch: tf.data.Dataset, decode: Callable, er
     """Say which image of a batch that failed cannot be decoded."""
     import tensorflow as tf
 
-    reason = str(error).splitlines()[0][:200]
+    reason = shorten(error)
     try:
         for encoded, _, image_id in batch:
             try:
@@ -374,5 +374,5 @@ def _describe_unreadable(name: str, batch: tf.data.Dataset, decode: Callable, er
                     "Delete or replace it; prepared data sets are best prepared again."
                 )
     except tf.errors.OpError as problem:
-        reason = str(problem).splitlines()[0][:200]
+        reason = shorten(problem)
     return f"split {name!r}: its files cannot be read: {reason}. Prepare or copy the data again."

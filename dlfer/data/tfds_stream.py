@@ -40,7 +40,7 @@ from dlfer.data.tfds_read import (
     make_label_counter,
     make_record_reader,
 )
-from dlfer.errors import DataError, MissingDataError, ProtocolError
+from dlfer.errors import DataError, MissingDataError, ProtocolError, shorten
 
 ARCHIVES = {
     "ILSVRC2012_img_train.tar": 147_897_477_120,
@@ -496,7 +496,7 @@ def prepare_data_set(config: DataConfig, say: Callable[[str], None] | None = Non
             builder.download_and_prepare(download_config=download)
     except (AssertionError, OSError) as error:
         raise MissingDataError(
-            f"{builder.data_dir}: the data set {config.name} is not there and cannot be prepared: {error} {_PREPARE}"
+            f"{builder.data_dir}: the data set {config.name} is not there and cannot be prepared: {shorten(error, builder.data_dir)} {_PREPARE}"
         ) from error
     return builder
 

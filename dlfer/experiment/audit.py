@@ -10,12 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dlfer.config.load import load_experiment, resolve_path
+from dlfer.config.load import resolve_path
 from dlfer.config.names import FER2013_LABELS
-from dlfer.config.sections import DataConfig
 from dlfer.data.audit import audit_splits, list_places, number_groups
 from dlfer.data.bundle import Reading, Split, StreamedSplit, make_split
 from dlfer.data.fer2013 import load_fer2013_parts
+from dlfer.data.given import GivenData, open_data
 from dlfer.data.sources import load_parts_of_source
 from dlfer.data.split import TEST_FRACTION, VALIDATION_FRACTION, draw_held_out
 from dlfer.data.survey import Survey, survey_images
@@ -70,23 +70,21 @@ class AuditFiles:
 
 
 def inspect_data(
-    file: Path | None = None,
+    path: Path | str,
     *,
-    csv: Path | None = None,
-    folder: Path | None = None,
     votes: Path | None = None,
     files: AuditFiles | None = None,
     show: Callable[[AuditRecord], None] = lambda audit: None,
     say: Callable[[str], None] = lambda text: None,
 ) -> AuditRecord:
-    """Audit the data of an experiment file, a csv or a folder, and write the files asked for.
+    """Audit data and write the files asked for.
 
     What cannot be read is counted and named, and does not end the audit.
 
     Args:
-        file: an experiment, whose `finetune.data` is audited; or an .npz of arrays.
-        csv: a csv in the layout of FER2013, with or without a column Usage; each Usage is a split.
-        folder: class folders, or train, validation and test with them.
+        path: a folder (class folders, or train, validation and test with them); a csv in the layout of FER2013, with or
+            without a column Usage, each Usage a split; a zip with either; an .npz of arrays; or an experiment file, whose
+            `finetune.data` is audited.
         votes: a file of FER+ votes, instead of the experiment's `finetune.data.votes`.
         files: what to write: json the audit; html a page; groups a csv id,split,label,group; split a csv id,split
             that divides all images into train, validation and test with each group on one side.
@@ -94,16 +92,15 @@ def inspect_data(
         say: is told each file that was written.
 
     Raises:
-        UserError: not exactly one of file, csv and folder, or the data is not there or not in such a layout.
+        UserError: the data is not there or not in such a layout.
         ConfigError: a file to write is read, or is there already; see `check_outputs`.
         DlferError: one or more of the files could not be written; the others are.
     """
     files = files or AuditFiles()
-    if sum(given is not None for given in (file, csv, folder)) != 1:
-        raise UserError("dlfer audit: give one of FILE, --csv CSV and --folder DIR.")
     wanted = {"--json": files.json, "--html": files.html, "--write-groups": files.groups, "--write-split": files.split}
-    check_outputs(wanted, [csv, folder, votes, *_list_read(file)], force=files.force)
-    data = load_inspected(file, csv=csv, folder=folder)
+    with open_data(path) as given:
+        check_outputs(wanted, [votes, *given.list_read()], force=files.force)
+        data = load_inspected(given)
     held = data.held
     if not held and (files.groups or files.split):
         raise UserError(
@@ -144,14 +141,6 @@ def audit_arrays(
     return audit_splits(parts, names)
 
 
-def _list_read(file: Path | None) -> list[Path]:
-    """Return an experiment file or .npz, and what is read because an experiment file names it."""
-    if file is None or file.suffix not in (".yaml", ".yml"):
-        return [] if file is None else [file]
-    data = load_experiment(file).finetune.data
-    return [file, *(resolve_path(path) for path in (data.path, data.votes) if path is not None)]
-
-
 def _write_all(writers: list[tuple[Path, Callable[[Path], object]]], say: Callable[[str], None]) -> None:
     """Write each file, whether or not another cannot be written."""
     problems = []
@@ -165,35 +154,43 @@ def _write_all(writers: list[tuple[Path, Callable[[Path], object]]], say: Callab
         raise DlferError("not written: " + "; ".join(problems) + ".")
 
 
-def load_inspected(file: Path | None, *, csv: Path | None = None, folder: Path | None = None) -> Inspected:
-    """Return the data of an experiment file (or an .npz), a csv or a folder; what cannot be read is left out.
+def load_inspected(given: GivenData) -> Inspected:
+    """Return the data that was recognised; what cannot be read is left out.
 
     Raises:
         UserError: as `inspect_data`.
     """
-    if csv is not None:
-        splits, reading = load_fer2013_parts(csv)
-        return Inspected(str(csv), tuple(splits), FER2013_LABELS, reading)
-    votes, image_size = None, _IMAGE_SIZE
-    if folder is not None:
-        config = DataConfig(source="folder", path=str(folder))
-    elif file.suffix == ".npz":
-        config = DataConfig(source="arrays", path=str(file))
-    elif file.suffix in (".yaml", ".yml"):
-        stage = load_experiment(file).finetune
-        config, image_size = stage.data, stage.image_size
-        votes = None if config.votes is None else resolve_path(config.votes)
-    else:
-        raise UserError(
-            f"dlfer audit {file}: expected an experiment file (.yaml) or arrays (.npz); "
-            "a csv goes with --csv, class folders with --folder."
-        )
+    if given.csv is not None:
+        splits, reading = load_fer2013_parts(given.csv)
+        return Inspected(str(given.path), tuple(splits), FER2013_LABELS, reading)
+    config = given.config
     # What is streamed is not read, and cannot be left out.
     update = {} if config.source == "tfds" else {"skip_unreadable": True}
-    bundle = load_parts_of_source(config.model_copy(update=update), image_size=image_size)
+    bundle = load_parts_of_source(config.model_copy(update=update), image_size=given.image_size or _IMAGE_SIZE)
     splits = tuple(split for split in (bundle.train, bundle.validation, bundle.test) if split is not None)
-    name = str(file if folder is None else folder)
-    return Inspected(name, splits, bundle.labels, bundle.reading, bundle.notes, votes, config.seed)
+    votes = None if config.votes is None else resolve_path(config.votes)
+    return Inspected(str(given.path), splits, bundle.labels, bundle.reading, bundle.notes, votes, config.seed)
+
+
+def check_inspected(data: Inspected) -> str:
+    """Return on one line what data holds, after seeing that a training could read all of it.
+
+    Raises:
+        DataError: an image or a row cannot be read, or there are fewer than two labels.
+    """
+    unreadable, seen = data.reading.unreadable, data.reading.seen
+    if unreadable:
+        raise DataError(
+            f"{data.name}: {len(unreadable):,} of {seen:,} {data.reading.what} cannot be read; the first: {unreadable[0]} "
+            "Replace or delete them, or set data.skip_unreadable: true."
+        )
+    counts = sum((np.bincount(split.targets, minlength=len(data.labels)) for split in data.held), 0)
+    if data.held and np.count_nonzero(counts) < 2:
+        raise DataError(f"{data.name}: found one label only, expected two or more.")
+    splits = ", ".join(f"{split.name} {len(split):,} images" for split in data.splits)
+    if not data.held:
+        return f"{splits}, streamed"
+    return f"{splits}; {', '.join(f'{name} {n:,}' for name, n in zip(data.labels, counts.tolist(), strict=True))}"
 
 
 def _describe_streamed(split: StreamedSplit) -> str:

@@ -8,21 +8,21 @@ from pathlib import Path
 from typing import Any
 
 from dlfer.config.load import load_recorded_experiment, resolve_path
-from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import FacesConfig
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint, make_split
 from dlfer.data.faces import prepare_split
-from dlfer.data.fer2013 import load_fer2013_usage
+from dlfer.data.given import GivenData, parse_split
 from dlfer.data.labels import map_targets
 from dlfer.data.sources import load_data
 from dlfer.errors import ConfigError, DataError, MissingDataError, UserError
 from dlfer.experiment.extras import Extras, check_extras, compute_extra_metrics, keep_extras
 from dlfer.experiment.splits import JudgedDuplicates, find_judged_duplicates
-from dlfer.export.images import load_held, take_usage
+from dlfer.export.images import load_held
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_metrics_file
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
+from dlfer.predict.engines import Engine
 from dlfer.predict.foreign import ForeignModel
 from dlfer.runs.artifact import read_artifact_record
 from dlfer.runs.find import find_model, find_run_of
@@ -37,9 +37,8 @@ _PLAIN = Extras()
 def evaluate_model(
     name: str,
     *,
-    csv: Path | None = None,
-    usage: str | None = None,
     data: Path | tuple[Any, Any] | None = None,
+    split: str | None = None,
     extras: Extras = _PLAIN,
     say: Callable[[str], None] | None = None,
 ) -> Metrics:
@@ -47,14 +46,13 @@ def evaluate_model(
 
     Args:
         name: a run, an artifact folder, or a shipped model's name.
-        csv, usage: a FER2013 csv and the Usage to judge on; without one PrivateTest, else PublicTest, else
-            all rows of a csv that names no parts.
-        data: a class folder, an .npz of arrays, or an experiment file whose `finetune.data` is used (with
-            its aliases and drops). Its test split is judged, else validation, else all of it. Or (images, labels) as
-            `dlfer.evaluate` takes them.
+        data: a folder, a csv in the layout of FER2013, a zip with either, an .npz of arrays, or an experiment file
+            whose `finetune.data` is used (with its aliases and drops); or (images, labels) as `dlfer.evaluate` takes them.
+            Without it a run is judged on its own data.
+        split: "test", "validation" or "train"; FER2013's names of them are taken, too. None: test, else validation,
+            else train, or all of data without splits.
         extras: views, groups and corruptions, where asked for.
         say: is told what takes long.
-        Without csv and data, a run is judged on its own test split, else on its validation split.
 
     Returns:
         `test` holds the metrics, `test_without_duplicates` those of the images without a duplicate in the data that
@@ -66,37 +64,35 @@ def evaluate_model(
     Raises:
         UserError: model or data is not found or does not fit.
     """
-    if csv is not None and data is not None:
-        raise UserError("evaluate: found both --csv and --data, expected one of them.")
+    wanted = parse_split(split)
     check_extras(extras)
     classifier = load_artifact(name)
     run = find_run_of(name)
     record = read_artifact_record(find_model(name))
-    if csv is not None:
-        split, labels = load_csv(Path(csv), usage)
-    elif isinstance(data, tuple):
+    given = None
+    if isinstance(data, tuple):
+        if wanted is not None:
+            raise UserError("evaluate: found a split with (images, labels), which are one; leave the split out.")
         split, labels = _take_arrays(data, classifier)
     elif data is not None:
-        split, labels = load_other(Path(data), classifier, say)
+        split, labels, given = load_split(Path(data), wanted, classifier, say)
+    if data is not None:
+        split = prepare_as_trained(split, classifier, say)
     elif run is not None:
-        split, labels = _choose_part(_load_stage(run))
+        split, labels = _choose_part(_load_stage(run), wanted)
     else:
-        raise UserError(
-            f"evaluate: {name} is no run with data of its own; give --csv FILE [--usage NAME] or --data PATH."
-        )
-    if csv is not None or data is not None:
-        split = _prepare_as_trained(split, classifier, say)
+        raise UserError(f"evaluate: {name} is no run with data of its own; name data by --data DATA.")
     trained = run.path if run is not None else find_model(name)
-    is_own = run is not None and _is_own_data(run, csv or data)
-    used_for = _tell_use(trained, split, is_own=is_own)
+    is_own = run is not None and not isinstance(data, tuple) and _is_own_data(run, given)
+    used_for = tell_use(trained, split, is_own=is_own)
     split = map_targets(split, labels, classifier.labels)
     check_extras(extras, split.ids)
     opened = log_opening(run, split.name, len(split)) if run is not None else None
     predictions = Predictions(split.ids, classifier.labels, split.targets, classifier.predict(split.images))
     sources, same_ids = (None if run is None else _load_sources(run)), is_own
-    if sources is None and csv is not None:
+    if sources is None and given is not None and given.csv is not None:
         # Nothing but the same images passes, so that what they are named in this csv is what they were named there.
-        sources, same_ids = _find_sources(trained, Path(csv)), True
+        sources, same_ids = _find_sources(trained, given.csv), True
     duplicates = None
     if sources is not None:
         train, selection = sources[0], None if used_for == "selection" else sources[1]
@@ -104,12 +100,12 @@ def evaluate_model(
     of_run = read_metrics(trained)
     metrics = _score(of_run, record, predictions, duplicates=duplicates, is_own=is_own, test_opened=opened)
     found = compute_extra_metrics(extras, classifier, {"test": split}, {"test": predictions}, say=say)
-    is_whole = run is not None and of_run is not None and csv is None and data is None
+    is_whole = run is not None and of_run is not None and data is None and wanted is None
     if is_whole and keep_extras(run, of_run, found) and say is not None:
         say(f"kept in {run.path}; dlfer report {run.path} writes its report with them")
     more: dict[str, object] = {"views": found.views, "headline": extras.headline, "groups": found.groups}
     more |= {"corruptions": found.corruptions} if found.corruptions is not None else {}
-    more["judged_on"] = JudgedOn(split=split.name, file=_name_source(csv or data or run.path), used_for=used_for)
+    more["judged_on"] = JudgedOn(split=split.name, file=_name_source(data or run.path), used_for=used_for)
     return metrics.model_copy(update=more)
 
 
@@ -123,7 +119,7 @@ def _name_source(source: Path | tuple[Any, Any]) -> str:
     return "arrays in memory" if isinstance(source, tuple) else str(source)
 
 
-def _prepare_as_trained(split: Split, classifier: Classifier, say: Callable[[str], None] | None) -> Split:
+def prepare_as_trained(split: Split, classifier: Classifier | Engine, say: Callable[[str], None] | None) -> Split:
     """Return the split with its faces found and evened out as the model's training data had them."""
     faces = classifier.about.faces
     if faces is None:
@@ -190,7 +186,7 @@ def _find_sources(folder: Path, csv: Path) -> tuple[Split, Split | None] | None:
     return None
 
 
-def _tell_use(folder: Path, split: Split, *, is_own: bool) -> str | None:
+def tell_use(folder: Path, split: Split, *, is_own: bool) -> str | None:
     """Return what a model used a part for, "selection" or "training"; None for a part that it did not use.
 
     Args:
@@ -218,15 +214,14 @@ def _describe_run(of_run: Metrics | None, protocol: str, *, is_own: bool) -> str
     )
 
 
-def _is_own_data(run: Run, given: Path | tuple[Any, Any] | None) -> bool:
+def _is_own_data(run: Run, given: GivenData | None) -> bool:
     """Tell whether data is the run's own, so that an id means the same image in both."""
     if given is None:
         return True
-    if isinstance(given, tuple):
-        return False
     path = run.config().finetune.data.path
     with contextlib.suppress(ConfigError):
-        return path is not None and resolve_path(path).resolve() == Path(given).resolve()
+        paths = [found for found in (given.csv, given.config.path) if found is not None]
+        return path is not None and resolve_path(path).resolve() in [resolve_path(str(p)).resolve() for p in paths]
     return False
 
 
@@ -235,26 +230,29 @@ def _load_stage(run: Run) -> DataBundle:
     return load_data(stage.data, image_size=stage.native_size, balance=stage.balance)
 
 
-def _choose_part(bundle: DataBundle) -> tuple[Split, tuple[str, ...]]:
-    part = bundle.test if bundle.test is not None else bundle.validation
+def _choose_part(bundle: DataBundle, wanted: str | None) -> tuple[Split, tuple[str, ...]]:
+    default = bundle.test if bundle.test is not None else bundle.validation
+    part = default if wanted is None else getattr(bundle, wanted)
     if not isinstance(part, Split):
-        raise UserError("evaluate: this run's data is streamed and has no test split; give --csv or --data.")
+        missing = f"no {wanted} split" if wanted else "no test split"
+        raise UserError(f"evaluate: this run's data has {missing} in memory; name other data by --data DATA.")
     return part, bundle.labels
 
 
-def load_csv(csv: Path, usage: str | None) -> tuple[Split, tuple[str, ...]]:
-    """Return the rows of a FER2013 csv to judge on, by default PrivateTest, else PublicTest, else all, and the labels."""
-    split = load_fer2013_usage(csv, usage)
-    if usage is None:
-        split = take_usage(split, "PrivateTest") or take_usage(split, "PublicTest") or split
-    return split, FER2013_LABELS
+def load_split(
+    path: Path, wanted: str | None, classifier: Classifier | Engine | ForeignModel, say: Callable[[str], None] | None
+) -> tuple[Split, tuple[str, ...], GivenData]:
+    """Return the split of data that judges a model, by default the first of test, validation and train, its labels, and what it is.
 
-
-def load_other(
-    path: Path, classifier: Classifier | ForeignModel, say: Callable[[str], None] | None
-) -> tuple[Split, tuple[str, ...]]:
-    """Return the part to judge on of class folders, an .npz or an experiment file, and the labels."""
-    held, labels = load_held(path, classifier, say)
+    Raises:
+        UserError: there are no images, or not the split that is wanted.
+    """
+    held, labels, given = load_held(path, classifier, say)
     if not held:
         raise UserError(f"{path}: found no images to judge on.")
-    return next(iter(held.values())), labels
+    if wanted is not None and wanted not in held:
+        found = ", ".join(f"{name} ({len(split):,} images)" for name, split in held.items())
+        raise UserError(
+            f"{path}: expected the split {wanted}, found {found}; choose another by --split, or leave it out."
+        )
+    return next(iter(held.values())) if wanted is None else held[wanted], labels, given

@@ -13,9 +13,10 @@ import numpy as np
 from dlfer.data.bundle import Split
 from dlfer.data.fer2013 import load_fer2013_usage
 from dlfer.data.files import fold_name
+from dlfer.data.given import parse_split
 from dlfer.data.labels import CANONICAL
 from dlfer.errors import UserError
-from dlfer.experiment.evaluate import load_csv, load_other
+from dlfer.experiment.evaluate import load_split
 from dlfer.experiment.splits import JudgedDuplicates, find_judged_duplicates
 from dlfer.export.images import take_usage
 from dlfer.metrics.predictions import Predictions
@@ -52,9 +53,8 @@ class FileModel:
 def evaluate_file(
     model: FileModel,
     *,
-    csv: Path | None = None,
-    usage: str | None = None,
     data: Path | None = None,
+    split: str | None = None,
     say: Callable[[str], None] | None = None,
 ) -> tuple[Metrics, Predictions]:
     """Evaluate an external model and return its metrics and its predictions.
@@ -64,7 +64,7 @@ def evaluate_file(
 
     Args:
         model: the file and its description.
-        csv, usage, data: as `dlfer.experiment.evaluate.evaluate_model` takes them; one of csv and data is needed.
+        data, split: as `dlfer.experiment.evaluate.evaluate_model` takes them; data is needed.
         say: is told what takes long.
 
     Returns:
@@ -74,18 +74,17 @@ def evaluate_file(
     Raises:
         UserError: file, description, labels or data are wrong or do not fit.
     """
-    if (csv is None) == (data is None):
-        raise UserError(
-            "evaluate: an external model needs one of --csv FILE [--usage NAME] and --data PATH to be judged on."
-        )
+    if data is None:
+        raise UserError("evaluate: an external model needs --data DATA to be judged on.")
+    wanted = parse_split(split)
     columns, opened = _open(model)
-    split, labels = load_csv(Path(csv), usage) if csv is not None else load_other(Path(data), opened, say)
+    split, labels, given = load_split(Path(data), wanted, opened, say)
     start = time.perf_counter()
     outputs = opened.compute_outputs(split.images)
     ms_per_image = 1000 * (time.perf_counter() - start) / len(split)
     probabilities = to_probabilities(outputs, model.output, model.path)[:, columns]
     predictions, unknown = align_labels(split, labels, probabilities, [model.labels[column] for column in columns])
-    duplicates = None if csv is None else _find_duplicates(split, Path(csv))
+    duplicates = None if given.csv is None else _find_duplicates(split, given.csv)
     found = None if duplicates is None else duplicates.as_record()
     metrics = compute_metrics_file(
         {"test": predictions},
@@ -93,7 +92,7 @@ def evaluate_file(
         without_duplicates_ids=None if duplicates is None else duplicates.list_ids_without(),
     )
     more = {
-        "judged_on": JudgedOn(split=split.name, file=str(csv or data)),
+        "judged_on": JudgedOn(split=split.name, file=str(data)),
         "foreign": _describe(model, opened, unknown, ms_per_image, opened.time_one(split.images)),
     }
     return metrics.model_copy(update=more), predictions

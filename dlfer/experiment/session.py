@@ -18,6 +18,7 @@ from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.sources import is_present, load_data, replace_by_synthetic
 from dlfer.data.tfds_stream import read_split
+from dlfer.errors import DlferError, shorten
 from dlfer.runs.changes import find_sibling
 from dlfer.runs.find import default_runs_folder
 from dlfer.runs.listeners import Listener, Listeners
@@ -38,7 +39,7 @@ def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[
         if section is None:
             continue
         batch_size = min(section.batch_size, IMAGES_A_BATCH)
-        head_epochs = min(1, section.freeze.head_epochs)
+        head_epochs = min(1, section.num_head_epochs)
         overrides |= {
             f"{stage}.batch_size": batch_size,
             f"{stage}.epochs": 1 + head_epochs,
@@ -80,7 +81,7 @@ def _find_data_problem(data: str, image_size: int, balance: str) -> str | None:
             if not isinstance(split, Split):
                 read_split(split)
     except Exception as error:  # of a folder that is not whole a loader raises nearly anything
-        return " ".join(str(error).split())[:300] or type(error).__name__
+        return " ".join(str(error).split()) if isinstance(error, DlferError) else shorten(error)
     return None
 
 
@@ -97,7 +98,7 @@ class Session:
         control: asked after each step whether to stop.
         listener: told about the progress.
         bundles: the data that has been loaded, by its config; arms and seeds share it.
-        resume_hint: the command that goes on after a stop, where it is not that of the run itself.
+        resume_hint: the command that continues after a stop, where it is not that of the run itself.
         run_members: trains the members of an ensemble; None: they are trained one after another in this process.
         callbacks: told of every run of the session.
         run_listeners: told of the run that is being executed; `execute_run` sets them.

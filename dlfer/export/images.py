@@ -9,12 +9,12 @@ from pathlib import Path
 
 import numpy as np
 
-from dlfer.config.load import load_experiment
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import DataConfig, FacesConfig, NumImages
 from dlfer.data.bundle import Split
 from dlfer.data.faces import prepare_split
 from dlfer.data.fer2013 import load_fer2013_usage
+from dlfer.data.given import OFFICIAL, SPLITS, GivenData, open_data
 from dlfer.data.images import match_channels
 from dlfer.data.labels import map_targets
 from dlfer.data.sources import load_data, load_parts_of_source
@@ -22,6 +22,7 @@ from dlfer.data.split import draw_subset
 from dlfer.errors import ConfigError, MissingDataError, ModelError, UserError
 from dlfer.export.contract import Sample
 from dlfer.model.classifier import Classifier
+from dlfer.predict.engines import Engine
 from dlfer.predict.foreign import ForeignModel
 from dlfer.runs.records import ArtifactRecord, DataRecord
 from dlfer.runs.run import Run
@@ -112,8 +113,11 @@ def _load_own(run: Run, classifier: Classifier, say: Callable[[str], None]) -> _
 
 def _load_given(path: Path, classifier: Classifier, record: ArtifactRecord, say: Callable[[str], None]) -> _Parts:
     """Return the images of a file or folder; a test split is taken where there is nothing else."""
-    compared, train, labels = _load_csv(path) if ".csv" in path.suffixes[-2:] else _load_other(path, classifier, say)
-    note = ""
+    held, labels, _ = load_held(path, classifier, say)
+    name = next((name for name in ("validation", "train", "test", "all") if name in held), None)
+    if name is None:
+        raise UserError(f"{path}: found no images to compare on.")
+    compared, train, note = held[name], held.get("train") if name != "train" else None, ""
     if train is None:
         compared, train, note = _divide(compared)
     faces = record.about.faces
@@ -127,51 +131,37 @@ def _load_given(path: Path, classifier: Classifier, record: ArtifactRecord, say:
     return _Parts(compared, f"{compared.name} of {path}{note}", train, f"{train.name} of {path}{note}")
 
 
-def _load_csv(path: Path) -> tuple[Split, Split | None, tuple[str, ...]]:
-    """Return PublicTest and Training of a csv in the layout of FER2013; all rows where it names no parts."""
-    split = load_fer2013_usage(path, None)
-    public, train = (take_usage(split, usage) for usage in ("PublicTest", "Training"))
-    return public or train or split, train, FER2013_LABELS
-
-
 def take_usage(split: Split, usage: str) -> Split | None:
     """Return the rows of a FER2013 csv that have a Usage; None where there are none."""
     rows = np.flatnonzero(np.char.startswith(split.ids, f"{usage}/"))
     return split.take(rows, usage) if len(rows) else None
 
 
-def _load_other(
-    path: Path, classifier: Classifier, say: Callable[[str], None]
-) -> tuple[Split, Split | None, tuple[str, ...]]:
-    """Return the images of class folders, an .npz, or an experiment file: validation and train, if it has them."""
-    held, labels = load_held(path, classifier, say)
-    if not held:
-        raise UserError(f"{path}: found no images to compare on.")
-    name = next(name for name in ("validation", "train", "test") if name in held)
-    return held[name], held.get("train") if name != "train" else None, labels
-
-
 def load_held(
-    path: Path, classifier: Classifier | ForeignModel, say: Callable[[str], None] | None = None
-) -> tuple[dict[str, Split], tuple[str, ...]]:
-    """Return the parts with images in memory, test first, and the labels; nothing is split off what has no parts.
+    path: Path, classifier: Classifier | Engine | ForeignModel, say: Callable[[str], None] | None = None
+) -> tuple[dict[str, Split], tuple[str, ...], GivenData]:
+    """Return the splits with images in memory, test first, the labels, and what the data is.
+
+    Nothing is split off what has no splits: of a csv without a column Usage the one split is "all".
 
     Args:
-        path: of class folders, an .npz, or an experiment file, whose `finetune.data` is loaded.
+        path: of data as `dlfer.data.given.recognise` knows it; of an experiment file `finetune.data` is loaded.
         classifier: that will get the images; those of several sizes become squares as it makes them.
         say: is told what was seen, used and left out.
     """
-    if path.suffix in (".yaml", ".yml"):
-        config = load_experiment(path).finetune.data
-    else:
-        config = DataConfig(source="arrays" if path.suffix == ".npz" else "folder", path=str(path))
-    config = config.model_copy(update={"aspect": classifier.aspect})
-    bundle = load_parts_of_source(config, image_size=classifier.image_size)
+    with open_data(path) as given:
+        if given.csv is not None:
+            rows = load_fer2013_usage(given.csv, None)
+            held = {name: take_usage(rows, usage) for name, usage in OFFICIAL.items()}
+            held = {name: split for name, split in held.items() if split is not None}
+            return held or {"all": rows}, FER2013_LABELS, given
+        config = given.config.model_copy(update={"aspect": classifier.aspect})
+        bundle = load_parts_of_source(config, image_size=classifier.image_size)
     reading = bundle.reading.as_record()
     for line in [*(reading.describe() if reading else []), *bundle.notes] if say else ():
         say(line)
-    parts = {name: getattr(bundle, name) for name in ("test", "validation", "train")}
-    return {name: part for name, part in parts.items() if isinstance(part, Split) and len(part)}, bundle.labels
+    parts = {name: getattr(bundle, name) for name in SPLITS}
+    return {name: part for name, part in parts.items() if isinstance(part, Split) and len(part)}, bundle.labels, given
 
 
 def _divide(split: Split) -> tuple[Split, Split, str]:

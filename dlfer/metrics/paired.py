@@ -242,7 +242,7 @@ def describe_difference(result: PairedTest) -> str:
         difference; about 9,000 images would be needed for a power of 80 %, if the true difference is the observed one
         (McNemar's exact test, p = 0.21).'
     """
-    value, low, high = map(_format_points, (result.difference.value, result.difference.low, result.difference.high))
+    value, low, high = map(format_points, (result.difference.value, result.difference.low, result.difference.high))
     first, second = result.names
     what = f"{first} minus {second}: {value} percentage points of accuracy"
     if result.scope == "models":
@@ -309,7 +309,7 @@ def _describe_evidence(result: PairedTest) -> str:
     return text
 
 
-def _format_points(points: float) -> str:
+def format_points(points: float) -> str:
     """Return percentage points with one digit; -0.04 becomes 0.0, because the digit does not support a sign."""
     return f"{round(points, 1) + 0.0:.1f}"
 

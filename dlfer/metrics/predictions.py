@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dlfer.errors import DataError
+from dlfer.errors import DataError, shorten
 from dlfer.runs.files import read_npz, write_npz
 
 SUM_TOLERANCE = 1e-4
@@ -134,7 +134,9 @@ def read_predictions(path: Path) -> Predictions:
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected predictions (.npz) of an earlier run.") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not a predictions file ({error}); evaluate the run again to rewrite it.") from error
+        raise DataError(
+            f"{path}: not a predictions file ({shorten(error, path)}); evaluate the run again to rewrite it."
+        ) from error
     try:
         return Predictions(arrays["ids"], tuple(arrays["labels"]), arrays["targets"], arrays["probabilities"])
     except (DataError, ValueError, TypeError) as error:

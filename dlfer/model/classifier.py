@@ -18,7 +18,7 @@ import numpy as np
 from dlfer.config import names
 from dlfer.config.sections import ModelConfig
 from dlfer.data.pictures import predict_pictures
-from dlfer.errors import ModelError
+from dlfer.errors import ModelError, shorten
 from dlfer.metrics.confidence import apply_temperature, check_finite
 from dlfer.model.predict import predict_probabilities
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
@@ -220,7 +220,7 @@ def read_model_config(record: ArtifactRecord) -> ModelConfig:
         return ModelConfig.model_validate_json(json.dumps(record.model))
     except ValueError as error:
         raise ModelError(
-            f"{ARTIFACT_FILE}: model: {str(error)[:600]}; it was changed, or needs another version of dlfer."
+            f"{ARTIFACT_FILE}: model: {shorten(error)}; it was changed, or needs another version of dlfer."
         ) from error
 
 

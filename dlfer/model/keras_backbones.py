@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dlfer.errors import ModelError, TransferError
+from dlfer.errors import ModelError, TransferError, shorten
 from dlfer.model.backbone_spec import (
     CAFFE_INPUT,
     EFFICIENTNET_INPUT,
@@ -186,7 +186,7 @@ def _download_application(application: str) -> keras.Model:
         return _make_application(application, weights="imagenet")
     except Exception as error:
         raise ModelError(
-            f"pretrain.weights: the ImageNet weights of {application} could not be downloaded ({error}); where there is "
+            f"pretrain.weights: the ImageNet weights of {application} could not be downloaded ({shorten(error)}); where there is "
             "no network, name a local copy of Keras' file without top: pretrain.weights_file (of a branch of a hybrid: "
             f"pretrain.weights, as this branch's source). {PACKAGED_WEIGHTS}"
         ) from error

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlfer.config.sections import BoostingConfig
-from dlfer.errors import EnvironmentProblem, ModelError, NonFiniteError
+from dlfer.errors import EnvironmentProblem, ModelError, NonFiniteError, shorten
 from dlfer.runs.files import Header, parse_json, read_json, read_npz, write_npz
 from dlfer.runs.records import ArtifactRecord
 
@@ -101,7 +101,7 @@ def import_xgboost() -> ModuleType:
         import xgboost
     except ImportError as error:
         raise EnvironmentProblem(
-            f"model.family: boosted needs the package xgboost, which cannot be imported ({error}). Install it: "
+            f"model.family: boosted needs the package xgboost, which cannot be imported ({shorten(error)}). Install it: "
             f"python -m pip install {PACKAGE}   (on macOS: xgboost instead of xgboost-cpu)"
         ) from error
     return xgboost
@@ -319,7 +319,7 @@ def read_boosting(folder: Path, record: ArtifactRecord) -> BoostingConfig:
         return BoostingConfig.model_validate_json(json.dumps(record.boosting))
     except ValueError as error:
         raise ModelError(
-            f"{folder}: boosting: {str(error)[:600]}; copy the artifact again, or train it again."
+            f"{folder}: boosting: {shorten(error)}; copy the artifact again, or train it again."
         ) from error
 
 

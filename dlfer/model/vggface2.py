@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dlfer.errors import ModelError
+from dlfer.errors import ModelError, shorten
 from dlfer.runs.files import hash_file, read_json
 from dlfer.runs.records import WeightsOrigin
 
@@ -178,7 +178,7 @@ def _read_manifest(file: Path) -> tuple[list[tuple[str, tuple[int, ...], str]], 
     except FileNotFoundError:
         raise ModelError(f"{file}: is not there. {EXPECTED}") from None
     except (OSError, ValueError) as error:
-        raise ModelError(f"{file}: cannot be read as JSON ({error}). {EXPECTED}") from error
+        raise ModelError(f"{file}: cannot be read as JSON ({shorten(error, file)}). {EXPECTED}") from error
     form = model.get("format") if isinstance(model, dict) else None
     if form != "graph-model":
         raise ModelError(
@@ -195,7 +195,7 @@ def _read_manifest(file: Path) -> tuple[list[tuple[str, tuple[int, ...], str]], 
         packed = [weight["name"] for group in groups for weight in group["weights"] if "quantization" in weight]
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ModelError(
-            f"{file}: its weightsManifest is broken ({type(error).__name__}: {error}), expected names, shapes and dtypes. {EXPECTED}"
+            f"{file}: its weightsManifest is broken ({type(error).__name__}: {shorten(error, file)}), expected names, shapes and dtypes. {EXPECTED}"
         ) from error
     if packed:
         raise ModelError(f"{file}: {len(packed)} tensors are quantised, first {str(packed[0])[:80]}. {EXPECTED}")

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlfer.errors import ModelError
+from dlfer.errors import ModelError, shorten
 from dlfer.runs.files import describe_start, parse_json, replace_when_done
 
 if TYPE_CHECKING:
@@ -107,7 +107,7 @@ def _load_h5(network: keras.Model, path: Path, *, where: Path) -> None:
     except ModelError as error:
         raise ModelError(f"{where}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, MemoryError) as error:
-        reason = " ".join(str(error).split())[:400]
+        reason = shorten(error, path)
         raise ModelError(
             f"{where}: does not hold the weights of this network: {type(error).__name__}: {reason}"
         ) from error
@@ -220,7 +220,9 @@ def _unpack_keras(path: Path, weights: Path, *, num_bytes: int) -> None:
                 # zipfile gives no more bytes than the member says.
                 shutil.copyfileobj(source, target)
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError) as error:
-        raise ModelError(f"{path}: cannot be read as Keras' .keras file ({type(error).__name__}: {error}).") from error
+        raise ModelError(
+            f"{path}: cannot be read as Keras' .keras file ({type(error).__name__}: {shorten(error, path)})."
+        ) from error
 
 
 def check_keras_config(config: Any, *, where: Path) -> None:
@@ -274,7 +276,9 @@ def check_keras_file(path: Path) -> None:
     except ModelError as error:
         raise ModelError(str(error) if str(path) in str(error) else f"{path}: {error}") from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ModelError(f"{path}: cannot be read as a model of Keras ({type(error).__name__}: {error}).") from error
+        raise ModelError(
+            f"{path}: cannot be read as a model of Keras ({type(error).__name__}: {shorten(error, path)})."
+        ) from error
 
 
 def _count_bytes(network: keras.Model) -> int:

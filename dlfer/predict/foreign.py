@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from dlfer.data.images import match_channels, resize_all
-from dlfer.errors import ModelError, UserError
+from dlfer.errors import ModelError, UserError, shorten
 from dlfer.metrics.confidence import check_finite
 from dlfer.predict.runtimes import check_onnx, import_extra
 from dlfer.quiet import keep_back_stderr
@@ -232,8 +232,9 @@ def open_foreign(path: Path | str, given: InputDescription, num_labels: int) -> 
     except (UserError, ImportError):
         raise
     except Exception as error:  # runtimes raise nearly anything at a file that they do not know
-        reason = " ".join(str(error).split())[:400]
-        raise ModelError(f"{path}: the runtime cannot open it ({type(error).__name__}: {reason}).") from error
+        raise ModelError(
+            f"{path}: the runtime cannot open it ({type(error).__name__}: {shorten(error, path)})."
+        ) from error
 
 
 def _match_shape(path: Path, given: InputDescription, shape: Sequence[Any]) -> tuple[str, int | None]:

@@ -15,7 +15,7 @@ from rich.markup import escape
 
 from dlfer.data.files import Tally
 from dlfer.data.images import MAX_PIXELS
-from dlfer.errors import DlferError, UserError
+from dlfer.errors import DlferError, UserError, shorten
 from dlfer.predict.draw import Sketches, check_window, list_sketches, show_all
 from dlfer.predict.engines import AUTO, Engine, choose_engine, load_engine
 from dlfer.predict.media import CAMERA, NOT_READ, BadInput, is_video, list_inputs, open_inputs
@@ -274,7 +274,7 @@ def describe_failure(error: Exception) -> str:
     """Return what is wrong with one item, in words; the kind of an error that is not dlfer's own stands before it."""
     if isinstance(error, OSError) and error.strerror:
         return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    return str(error) if isinstance(error, DlferError | OSError) else f"{type(error).__name__}: {error}"
+    return str(error) if isinstance(error, DlferError | OSError) else f"{type(error).__name__}: {shorten(error)}"
 
 
 def _report_progress(

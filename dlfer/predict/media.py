@@ -29,7 +29,7 @@ from dlfer.data.images import (
     open_undecoded,
     to_channels,
 )
-from dlfer.errors import DataError, EnvironmentProblem
+from dlfer.errors import DataError, EnvironmentProblem, shorten
 from dlfer.runs.text import to_utf8
 
 CAMERA = "camera:"
@@ -292,7 +292,7 @@ def _check_file(path: Path, name: str, max_bytes: int) -> None:
     except FileNotFoundError as error:
         raise DataError(f"{name}: there is no such file.") from error
     except (OSError, ValueError) as error:  # ValueError: a zero byte in the name
-        raise DataError(f"{name}: cannot be read ({error}).") from error
+        raise DataError(f"{name}: cannot be read ({shorten(error, name)}).") from error
     _check_bytes(size, name, max_bytes)
 
 
@@ -529,4 +529,4 @@ def _decode(
         except DataError as error:
             yield BadInput(name, str(error))
         except OSError as error:
-            yield BadInput(name, f"{name}: {error}")
+            yield BadInput(name, f"{name}: {shorten(error, name)}")

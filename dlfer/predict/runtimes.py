@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlfer.errors import EnvironmentProblem, ModelError, UserError
+from dlfer.errors import EnvironmentProblem, ModelError, UserError, shorten
 from dlfer.model.trees import SCALE_FILE, TREES_FILE, FeatureScale, predict_trees, read_trees, round_features
 from dlfer.quiet import keep_back_stderr
 from dlfer.runs.artifact import MEND
@@ -190,8 +190,7 @@ def _open(file: Path, form: str, runtime: str | None, *, mend: str) -> Answer:
     except (EnvironmentProblem, ModelError):
         raise
     except Exception as error:  # runtimes raise nearly anything at a file that they do not know
-        reason = " ".join(str(error).split())[:400]
-        raise ModelError(f"{file}: the runtime cannot open it ({reason}). {mend}.") from error
+        raise ModelError(f"{file}: the runtime cannot open it ({shorten(error, file)}). {mend}.") from error
 
 
 def import_extra(module: str) -> Any:

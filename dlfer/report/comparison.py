@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlfer.errors import ModelError
-from dlfer.metrics.paired import describe_difference
 from dlfer.report.crossval import CROSSVAL_FIGURES, list_pooled_rows, write_crossval_figures
+from dlfer.metrics.paired import describe_difference, format_points
 from dlfer.report.curves import draw_line, finish_epoch_axis, read_series
 from dlfer.report.figures import (
     COLOURS,
@@ -47,7 +47,7 @@ from dlfer.report.sweep import (
     write_best_figures,
     write_sweep_figures,
 )
-from dlfer.runs.comparison_record import ArmPair, ComparisonRecord
+from dlfer.runs.comparison_record import ArmPair, ComparisonRecord, ModelComparison
 from dlfer.runs.member_rows import MemberRow, read_member_rows
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import RunRecord
@@ -129,6 +129,12 @@ def write_comparison_report(path: Path) -> Path:
     context |= {"best": describe_best(comparison), "best_cells": describe_best_cells(comparison.best_of)}
     context["describe_needed"] = describe_needed
     return render_page("sweep.html.j2", path / "report.html", context)
+
+
+def write_models_page(path: Path, comparison: ModelComparison) -> Path:
+    """Write a comparison of models, of `dlfer compare`, as a page that needs no other file; return its path."""
+    context = {"comparison": comparison, "pairs": [*comparison.pairs, *comparison.system_pairs]}
+    return render_page("models.html.j2", Path(path), context)
 
 
 def read_comparison(path: Path) -> ComparisonRecord | None:
@@ -275,7 +281,7 @@ def draw_differences(paired: Sequence[ArmPair]) -> Figure:
             ends = [difference.low, difference.high]
             axes.plot(ends, [place, place], color=colour, linewidth=3, solid_capstyle="butt")
             axes.plot(difference.value, place, "o", color=colour, markersize=8)
-            text, at = f"{difference.value:+.1f}", (difference.value, place)
+            text, at = format_points(difference.value), (difference.value, place)
             axes.annotate(text, at, (0, 8), textcoords="offset points", ha="center")
         axes.axvline(0, color=INK, linewidth=1)
         name_rows(axes, [f"{pair.a}\nminus {pair.b}" for pair in paired], below=0.5)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from dlfer.report.page import format_count, format_interval, format_percent
-from dlfer.runs.metrics_record import Estimate, Metrics, SplitMetrics, is_missing
+from dlfer.runs.metrics_record import Estimate, JudgedOn, Metrics, SplitMetrics, is_missing
 from dlfer.runs.records import DataRecord, DuplicateCounts, DuplicatesRecord
 
 COMBINATIONS = {
@@ -150,8 +150,18 @@ class Headline(NamedTuple):
     largest_class: float
 
 
+def name_other_split(judged_on: JudgedOn) -> str:
+    """Return the name of a split that `dlfer evaluate` judged: a test only if its images neither selected nor trained the model."""
+    if judged_on.used_for is None:
+        return f"test ({judged_on.split})" if judged_on.split not in ("", "test") else "test"
+    kind = {"selection": "validation", "training": "training"}[judged_on.used_for]
+    return f"{kind} ({judged_on.split}, used for {judged_on.used_for})"
+
+
 def name_judged_split(metrics: Metrics, data: DataRecord | None) -> str:
     """Return the name of the judged split in words; a validation split that also selected the model is called so."""
+    if metrics.judged_on is not None:
+        return name_other_split(metrics.judged_on)
     if metrics.judged_split == "validation":
         return _name_validation(metrics)
     split = data.splits.get("test") if data is not None else None
@@ -247,6 +257,9 @@ def build_metrics_table(metrics: Metrics, splits: Sequence[str] = SPLITS) -> Met
         if any(cell and not is_missing(cell.value) for cell in cells):
             rows.append(MetricsRow(metric.name, metric.remark, metric.scale, cells))
     names = {"validation": _name_validation(metrics)}
+    if metrics.judged_on is not None and metrics.judged_on.used_for is not None:
+        names["test"] = name_other_split(metrics.judged_on)
+        names["test_without_duplicates"] = f"{names['test']} without duplicates"
     columns = [MetricsColumn(names.get(name, name.replace("_", " ")), split.n) for name, split in shown.items()]
     return MetricsTable(columns, rows)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from dlfer.metrics.predictions import read_predictions
 from dlfer.report.audit import describe_audit
 from dlfer.report.curves import draw_corruptions, draw_history, draw_reliability, draw_risk_coverage, draw_roc
 from dlfer.report.figures import Drawn, stamp_banner, write_figures
-from dlfer.report.headline import build_headline, build_metrics_table, describe_splits
+from dlfer.report.headline import build_headline, build_metrics_table, describe_splits, name_other_split
 from dlfer.report.judgement import (
     describe_abstention,
     describe_calibration,
@@ -122,7 +123,15 @@ def _draw_trees(run_path: Path) -> Iterator[Drawn]:
 
 
 def _draw_judgement(run_path: Path, metrics: Metrics) -> Iterator[Drawn]:
+    yield from _draw_metrics(metrics)
+    yield from _draw_roc(run_path, metrics)
+
+
+def _draw_metrics(metrics: Metrics) -> Iterator[Drawn]:
+    """Yield the figures that the metrics alone allow."""
     judged, split = metrics.judged, metrics.judged_split
+    if metrics.judged_on is not None:
+        split = name_other_split(metrics.judged_on)
     if judged is not None and judged.confusion:
         yield Drawn(
             "confusion",
@@ -130,7 +139,6 @@ def _draw_judgement(run_path: Path, metrics: Metrics) -> Iterator[Drawn]:
             f"Confusion on {split}: rows are targets, columns predictions",
             _describe_confusion(judged, split),
         )
-    yield from _draw_roc(run_path, metrics)
     if judged is not None and judged.calibration is not None:
         yield _draw_calibration(judged.calibration, judged.n, split)
     if judged is not None and judged.selective is not None and judged.selective.curve:
@@ -266,16 +274,43 @@ def write_report(run_path: Path) -> Path:
         "config_path": shlex.quote(str(run_path / "config.yaml")),
         "environment": describe_environment(run),
         "config": read_text(run_path / "config.yaml"),
-        **_judge(run_path, metrics, data=data, config=config),
+        **_judge(
+            metrics, data=data, config=config, openings=sum(e.event == "test_opened" for e in read_events(run_path))
+        ),
     }
-    return render_page("run.html.j2", run_path / "report.html", context)
+    return render_page("run.html.j2", run_path / "report.html", {"kind": "run report", **context})
+
+
+def write_metrics_page(path: Path, metrics: Metrics, name: str) -> Path:
+    """Write metrics of a model on other data as a page like a run's report, which needs no other file; return its path.
+
+    Args:
+        path: the file.
+        metrics: of `dlfer.experiment.evaluate.evaluate_model`, or of an external model.
+        name: of the model.
+    """
+    judged_on, foreign = metrics.judged_on, metrics.foreign
+    absent = ("status", "error", "question", "costs", "trees", "transfer", "data", "command", "environment", "config")
+    with tempfile.TemporaryDirectory(prefix="dlfer-") as folder:
+        write_figures(Path(folder), _draw_metrics(metrics))
+        context: dict[str, Any] = {
+            **dict.fromkeys(absent),
+            "name": name,
+            "kind": "evaluation",
+            "subtitle": "" if judged_on is None else f"evaluated on {judged_on.split} of {judged_on.file}",
+            "warnings": [text for text in (metrics.banner, *(foreign.describe() if foreign else ())) if text],
+            "figures": load_figures(Path(folder), FIGURES),
+            "audit": [],
+            "comparisons": [],
+            **_judge(metrics, data=None, config=None, openings=0),
+        }
+    return render_page("run.html.j2", Path(path), context)
 
 
 def _judge(
-    run_path: Path, metrics: Metrics, *, data: DataRecord | None, config: ExperimentConfig | None
+    metrics: Metrics, *, data: DataRecord | None, config: ExperimentConfig | None, openings: int
 ) -> dict[str, Any]:
     """Return what the page says of the metrics; all of it empty where nothing was judged."""
-    openings = sum(event.event == "test_opened" for event in read_events(run_path))
     expected = None if config is None else config.expected.test_accuracy
     headline = build_headline(metrics, data, openings=openings, expected=expected)
     if headline is None:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 
 from dlfer.config.load import load_recorded_experiment
 from dlfer.config.schema import ExperimentConfig
-from dlfer.errors import ConfigError, ModelError
+from dlfer.errors import ConfigError, ModelError, shorten
+from dlfer.metrics.paired import format_points
 from dlfer.runs.files import parse_json, write_atomically
 from dlfer.runs.member_rows import MEMBERS_FILE, read_member_rows
 from dlfer.runs.metrics_record import CountedEstimate, Estimate, is_missing
@@ -45,6 +46,7 @@ def render_text(template: str, context: dict[str, Any]) -> str:
     )
     environment.filters |= {
         "percent": format_percent,
+        "points": format_points,
         "count": format_count,
         "interval": format_interval,
         "uncertainty": format_uncertainty,
@@ -72,7 +74,9 @@ def read_json(path: Path) -> dict[str, Any] | None:
     except FileNotFoundError:
         return None
     except ValueError as error:
-        raise ModelError(f"{path}: not JSON ({error}). The run is damaged; run the experiment again.") from error
+        raise ModelError(
+            f"{path}: not JSON ({shorten(error, path)}). The run is damaged; run the experiment again."
+        ) from error
 
 
 class EmbeddedFigure(NamedTuple):

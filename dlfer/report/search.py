@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from dlfer.errors import ModelError
+from dlfer.errors import ModelError, shorten
 from dlfer.report.comparison import SPLITS, read_comparison, write_comparison_figures
 from dlfer.report.figures import COLOURS, INK, SOFT, Drawn, figure_style, new_figure, write_figures
 from dlfer.report.page import (
@@ -182,7 +182,7 @@ def _describe_line(path: Path, ranked: RankedTrial, keys: Sequence[str]) -> Tria
         seconds=row.seconds,
         run=run,
         link=_find_link(path, run),
-        error=row.error.splitlines()[0][:300] if row.error else None,
+        error=shorten(row.error.splitlines()[0]) if row.error else None,
     )
 
 

@@ -329,7 +329,7 @@ def write_sweep_figures(folder: Path, comparison: ComparisonRecord) -> list[Path
         drawn.append(Drawn("ranking", draw_ranking(table), title, f"On validation: {'; '.join(texts)}."))
     if pairs:
         part, reference = pairs[0].part, pairs[0].a
-        title = f"Difference on {part} from “{reference}”, paired by image, with its 95 % interval, not corrected"
+        title = f"“{reference}” minus each cell on {part}, paired by image, with its 95 % interval, not corrected"
         text = " ".join(pair.sentence for pair in pairs)
         drawn.append(Drawn("differences", draw_sweep_differences(pairs), title, text))
     return write_figures(folder, drawn)
@@ -356,22 +356,19 @@ def draw_ranking(table: Sequence[ArmRow]) -> Figure:
 
 
 def draw_sweep_differences(pairs: Sequence[ArmPair]) -> Figure:
-    """Draw each cell minus the reference as a dot with its interval, coloured where it is significant after Holm."""
+    """Draw the reference minus each cell as a dot with its interval, coloured where it is significant after Holm."""
     with figure_style():
         figure = new_figure(9, 1.2 + 0.36 * len(pairs))
         axes = figure.subplots()
         for place, pair in enumerate(pairs):
-            # The pair is reference minus cell; here the cell is read against the reference.
-            value, low, high = -pair.difference.value, -pair.difference.high, -pair.difference.low
+            value, low, high = pair.difference.value, pair.difference.low, pair.difference.high
             colour = COLOURS[0] if pair.is_significant else SOFT
             axes.plot([low, high], [place, place], color=colour, linewidth=2.5, solid_capstyle="butt")
             axes.plot(value, place, "o", color=colour, markersize=6.5)
         axes.axvline(0, color=INK, linewidth=1)
         name_rows(axes, [pair.b for pair in pairs])
         axes.spines["left"].set_visible(False)
-        axes.set_xlabel(
-            f"percentage points of accuracy from “{pairs[0].a}” (blue: significant after Holm's correction)"
-        )
+        axes.set_xlabel(f"percentage points: “{pairs[0].a}” minus the cell (blue: significant after Holm's correction)")
         axes.margins(x=0.08)
     return figure
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from dlfer.report.headline import describe_duplicates, describe_not_judged
+from dlfer.report.headline import describe_duplicates, describe_not_judged, name_other_split
 from dlfer.runs.comparison_record import ModelComparison
 from dlfer.runs.metrics_record import Corruptions, Estimate, Groups, Metrics, SplitMetrics
 
@@ -85,9 +85,7 @@ def _name_split(name: str, metrics: Metrics) -> str:
     judged_on = metrics.judged_on
     if name.startswith("validation") or judged_on is None or judged_on.used_for is None:
         return name.replace("_", " ")
-    kind = {"selection": "validation", "training": "training"}[judged_on.used_for]
-    without = " without duplicates" if name == "test_without_duplicates" else ""
-    return f"{kind} ({judged_on.split}, used for {judged_on.used_for}){without}"
+    return name_other_split(judged_on) + (" without duplicates" if name == "test_without_duplicates" else "")
 
 
 def format_corruptions(found: Corruptions) -> str:

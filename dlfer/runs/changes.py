@@ -75,10 +75,10 @@ def find_changes(run: Run) -> list[str]:
 
 
 def settle_changes(run: Run, changes: Sequence[str], *, accept: bool, since: str = "since it began") -> None:
-    """Refuse to go on with a run of which something has changed, or record that it goes on all the same.
+    """Refuse to continue a run of which something has changed, or record that it continues all the same.
 
     Args:
-        run: that is to go on.
+        run: that is to be continued.
         changes: one line each; with none there is nothing to settle.
         accept: whether --accept-changes is given.
         since: what it is compared with, in words.
@@ -92,7 +92,7 @@ def settle_changes(run: Run, changes: Sequence[str], *, accept: bool, since: str
         listed = "\n".join(f"  {line}" for line in changes)
         raise ResumeError(
             f"{run.path}: {since}, this has changed:\n{listed}\nOne result of both would be that of neither. Put it back as "
-            "it was, or start a new run; or go on with --accept-changes, which run.json and the report then say."
+            "it was, or start a new run; or continue with --accept-changes, which run.json and the report then record."
         )
     now = tell_time()
     run.update(changes=[*run.record.changes, {"time": now, "differences": list(changes)}])

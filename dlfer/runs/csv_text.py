@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO
 
-from dlfer.errors import DataError
+from dlfer.errors import DataError, shorten
 
 DELIMITERS = ",;\t|"
 
@@ -50,7 +50,9 @@ def open_text(path: Path, *, errors: str = "strict") -> Iterator[TextIO]:
             binary = stack.enter_context(_unpack(stream, path))
             start = binary.read(512)
         except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
-            raise DataError(f"{path.name}: an archive that cannot be unpacked ({error}); fetch it again.") from error
+            raise DataError(
+                f"{path.name}: an archive that cannot be unpacked ({shorten(error, path)}); fetch it again."
+            ) from error
         binary.seek(0)
         _check_kind(path, start)
         text = io.TextIOWrapper(binary, encoding=_find_encoding(start), errors=errors, newline="")
@@ -58,7 +60,9 @@ def open_text(path: Path, *, errors: str = "strict") -> Iterator[TextIO]:
         try:
             yield text
         except (EOFError, zlib.error, zipfile.BadZipFile, gzip.BadGzipFile) as error:
-            raise DataError(f"{path.name}: the archive is cut short or damaged ({error}); fetch it again.") from error
+            raise DataError(
+                f"{path.name}: the archive is cut short or damaged ({shorten(error, path)}); fetch it again."
+            ) from error
 
 
 def find_delimiter(header: str) -> str:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from dlfer.config.places import list_places
-from dlfer.errors import ModelError
+from dlfer.errors import ModelError, shorten
 from dlfer.runs.hub import download_model, is_hub_name
+from dlfer.runs.metrics_record import CountedEstimate
 from dlfer.runs.records import About, ArtifactRecord, RunRecord
 from dlfer.runs.run import CONFIG_FILE, RUN_FILE, Run
+from dlfer.runs.run_records import read_metrics
 
 _MAX_LISTED = 15
 
@@ -25,7 +27,8 @@ class RunSummary:
         kind: "run", "ablation", "sweep", "cross_validation" or "search".
         status: running, interrupted, stopped, failed, finished.
         started: UTC, ISO 8601.
-        error: the first line of what went wrong, or None.
+        error: the first line of what went wrong, shortened, or None.
+        protocol, split, accuracy: of the split that judges it; None before it was judged, and of comparisons.
     """
 
     name: str
@@ -34,6 +37,9 @@ class RunSummary:
     status: str
     started: str
     error: str | None
+    protocol: str | None = None
+    split: str | None = None
+    accuracy: CountedEstimate | None = None
 
 
 def default_runs_folder() -> Path:
@@ -72,13 +78,23 @@ def list_runs(folder: Path) -> list[RunSummary]:
     for path in _iterate_runs(Path(folder)):
         name = str(path.relative_to(folder))
         try:
-            record = Run(path).record
-            error = record.error.splitlines()[0] if record.error else None
-            summary = RunSummary(name, path, record.kind, record.present_status, record.started or "", error)
+            summary = _summarise(name, path)
         except ModelError as error:
-            summary = RunSummary(name, path, "run", "damaged", "", str(error))
+            summary = RunSummary(name, path, "run", "damaged", "", shorten(str(error)))
         summaries.append(summary)
     return sorted(summaries, key=lambda summary: (summary.path.name, summary.name))
+
+
+def _summarise(name: str, path: Path) -> RunSummary:
+    record = Run(path).record
+    error = shorten(record.error.strip().splitlines()[0]) if record.error and record.error.strip() else None
+    found = RunSummary(name, path, record.kind, record.present_status, record.started or "", error)
+    metrics = read_metrics(path) if record.kind == "run" else None
+    if metrics is None or metrics.judged is None:
+        return found
+    judged = metrics.judged
+    accuracy = CountedEstimate.build({**judged.accuracy.as_json(), "n": judged.n})
+    return replace(found, protocol=metrics.protocol, split=metrics.judged_split, accuracy=accuracy)
 
 
 def match_runs(name: str, folder: Path) -> list[str]:

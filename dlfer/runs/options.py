@@ -20,7 +20,7 @@ class RunOptions:
         max_hours: stop cleanly at a checkpoint after so long.
         use_cache: take EF-FER1 from the cache if it was trained before.
         judge_test: judge the model on the test split at the end; a search's trials leave it closed.
-        accept_changes: go on with a run although its data, experiment or software has changed since it began.
+        accept_changes: continue a run although its data, experiment or software has changed since it began.
         argv: the command, recorded in run.json.
     """
 

@@ -17,7 +17,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 
 from dlfer.config import names
 from dlfer.config.sections import FacesConfig
-from dlfer.errors import ModelError
+from dlfer.errors import ModelError, shorten
 from dlfer.runs.files import read_json, write_atomically
 
 SCHEMA = 2
@@ -78,7 +78,9 @@ class FileRecord(Record):
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise ModelError(f"{path}: not JSON ({error}). The run is damaged; run the experiment again.") from error
+            raise ModelError(
+                f"{path}: not JSON ({shorten(error, path)}). The run is damaged; run the experiment again."
+            ) from error
         return cls.parse(values, path)
 
     @classmethod

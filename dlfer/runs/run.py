@@ -159,7 +159,7 @@ class Run:
                 raise explain_write_error(error, self.path / LOG_FILE) from error
 
     def update(self, **fields: Any) -> None:
-        """Set fields of run.json; status="running" also records the process that goes on with it."""
+        """Set fields of run.json; status="running" also records the process that continues it."""
         if fields.get("status") == "running":
             fields = {**describe_process(), "error": None, "finished": None, **fields}
         RunRecord.build({**self.record.as_json(), **fields}).write(self.path)
@@ -217,7 +217,7 @@ class Run:
             record = self.record
             raise ModelError(
                 f"{self.path}: another process works on it (process {record.pid} on {record.host}). "
-                "Wait for its end, or stop it (Ctrl-C, or kill with its number) and go on with --resume then."
+                "Wait for its end, or stop it (Ctrl-C, or kill with its number) then continue it with --resume."
             ) from None
         try:
             yield

@@ -114,7 +114,7 @@ class ChildProcess(subprocess.Popen):
     Args:
         run: directory of the run that it executes.
         slot: where it runs.
-        hint: the command that goes on after a stop.
+        hint: the command that continues after a stop.
         flags: of dlfer.study.child.
         log: file that its talk is added to; None: this process' stderr.
     """

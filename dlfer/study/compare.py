@@ -7,13 +7,16 @@ predictions, nothing is trained: their predictions are matched image by image.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from dlfer.config.load import compute_digest, with_overrides
+from dlfer.data.bundle import Split
+from dlfer.data.given import parse_split, recognise
 from dlfer.errors import ModelError, UserError
 from dlfer.metrics.learned import describe_no_conclusion, find_run_failure
 from dlfer.metrics.paired import compare_seeds, describe_difference
@@ -21,12 +24,15 @@ from dlfer.metrics.predictions import Predictions, read_predictions
 from dlfer.metrics.seeds import compute_seed_summary
 from dlfer.metrics.several import compare_several, compute_holm, match_predictions
 from dlfer.runs.comparison_record import ArmPair, ArmRow, ModelComparison, PairedTest, SeedEstimate, System
-from dlfer.runs.find import open_run
+from dlfer.runs.find import ARTIFACT_FILE, find_model, find_run_of, list_models, open_run
 from dlfer.runs.member_rows import read_member_rows
 from dlfer.runs.metrics_record import Metrics, ModelPair
 from dlfer.runs.run import Run
 from dlfer.runs.run_records import require_metrics
 from dlfer.study.members import Member
+
+if TYPE_CHECKING:
+    from dlfer.predict.engines import Engine
 
 Finished = Mapping[str, Sequence[Member]]
 """Arm -> its finished members, at least one."""
@@ -158,22 +164,34 @@ class Entry:
 
     Attributes:
         name: what it is called in the result.
-        path: of its run directory, or of its predictions file.
-        run: the run; None for a predictions file.
+        path: of its run directory, its predictions file, or the artifact of a model.
+        run: the run; None for a predictions file and for a model.
+        is_model: whether it is a model without predictions.
     """
 
     name: str
     path: Path
     run: Run | None
+    is_model: bool = False
 
 
-def compare_runs(names: Sequence[str], *, part: str | None = None, folder: Path | None = None) -> ModelComparison:
-    """Compare the accuracies of two or more finished runs on the images that all of them judged.
+def compare_runs(
+    names: Sequence[str],
+    *,
+    split: str | None = None,
+    data: Path | None = None,
+    folder: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> ModelComparison:
+    """Compare the accuracies of two or more runs and models on the images that all of them judged.
 
     Args:
-        names: runs (paths, or beginnings of their names) and predictions files (.npz).
-        part: "test" or "validation"; None: test if all have it, else validation.
+        names: runs (paths, or beginnings of their names), shipped models by name, and predictions files (.npz).
+        split: "test" or "validation"; None: test if all have it, else validation. FER2013's names are taken, too.
+        data: that every run and model predicts now. None: runs have their predictions, and models predict the data of
+            the first run.
         folder: of runs; None: saved_models/runs.
+        say: is told what takes long.
 
     Returns:
         What `compare_several` gives, with the split, the paths of the runs, the systems (runs that differ in the seed
@@ -181,42 +199,58 @@ def compare_runs(names: Sequence[str], *, part: str | None = None, folder: Path 
         `not_learned`, a sentence that says so, and no verdict.
 
     Raises:
-        UserError: fewer than two; a run without these predictions; labels, targets or images do not match.
+        UserError: fewer than two; a run without these predictions; labels, targets or images do not match; a model, and
+            neither a run nor data to predict.
     """
     if len(names) < 2:
         raise UserError(f"compare: found {len(names)} run, expected two or more.")
-    if part is not None and part not in SPLITS:
-        raise UserError(f"compare: found the split {part!r}, expected one of {', '.join(SPLITS)}.")
     entries = _name_entries([find_entry(name, folder) for name in names])
-    split = part or _choose_split(entries)
-    several = [read_predictions(_get_file(entry, split)) for entry in entries]
+    wanted = parse_split(split, SPLITS)
+    split = wanted or ("test" if data is not None else _choose_split(entries))
+    images = Images(entries, wanted if data is not None else split, data, say)
+    several = [
+        images.predict(entry) if images.is_needed(entry) else read_predictions(_get_file(entry, split))
+        for entry in entries
+    ]
     titles = [entry.name for entry in entries]
+    if images.notes:
+        several = images.extend_labels(several, titles)
     result = compare_several(several, titles)
     matched = dict(zip(titles, match_predictions(several, titles), strict=True))
     systems = _group_seeds(entries)
     failures = _find_failures(entries)
     runs = [run.model_copy(update={"path": str(entry.path)}) for run, entry in zip(result.runs, entries, strict=True)]
     changes = {
-        "part": split,
+        "part": images.used or split,
         "runs": runs,
         "pairs": [_withdraw_verdict(pair, failures) for pair in result.pairs],
         "systems": [_describe_system(name, members, matched) for name, members in systems.items()],
         "system_pairs": _compare_systems(systems, matched, failures),
-        "notes": [*_describe_matching(result, split), *_describe_runs(entries, split)],
+        "notes": [*_describe_matching(result, split), *images.notes, *_describe_runs(entries, split)],
     }
     return result.model_copy(update=changes)
 
 
 def find_entry(name: str, folder: Path | None) -> Entry:
-    """Return what a name of `compare_runs` means.
+    """Return what a name of `compare_runs` means: the path of a run, the exact name of a model, or the beginning of a run's.
 
     Raises:
-        UserError: no such run, or it is a comparison.
+        UserError: no such run or model, or it is a comparison.
     """
     path = Path(name)
     if path.suffix == ".npz":
         return Entry(path.stem, path, None)
-    run = open_run(name, folder)
+    models = list_models()
+    if name in models or (path / ARTIFACT_FILE).is_file():
+        model = models.get(name, path)
+        run = find_run_of(model) if model.name == "model" else None
+        if run is None:
+            return Entry(name, model, None, is_model=True)
+        path = run.path
+    try:
+        run = open_run(path, folder)
+    except ModelError as error:
+        raise ModelError(f"{error} The models: {', '.join(models) or 'there are none'}.") from None
     if run.kind == "run":
         return Entry(f"{run.path.resolve().parent.name}/{run.path.resolve().name}", run.path, run)
     members = _read_member_paths(run)
@@ -243,7 +277,7 @@ def _name_entries(entries: list[Entry]) -> list[Entry]:
     unique = []
     for position, (entry, name) in enumerate(zip(entries, longer, strict=True)):
         before = longer[:position].count(name)
-        unique.append(Entry(f"{name} ({before + 1})" if before else name, entry.path, entry.run))
+        unique.append(replace(entry, name=f"{name} ({before + 1})" if before else name))
     return unique
 
 
@@ -260,7 +294,108 @@ def _get_file(entry: Entry, split: str) -> Path:
         return path
     present = [other.stem for other in sorted(path.parent.glob("*.npz"))]
     found = f"found those of {', '.join(present)}" if present else f"found none; its status is {entry.run.status}"
-    raise ModelError(f"{entry.path}: expected predictions of {split}, {found}. Choose another split by --part.")
+    raise ModelError(f"{entry.path}: expected predictions of {split}, {found}. Choose another split by --split.")
+
+
+class Images:
+    """The images that models predict for a comparison, with the faces found in them as each model's training had them.
+
+    Args:
+        entries: of the comparison; the data is that of the first run among them.
+        split: of the data; None: the first of test, validation and train that `data` has.
+        data: instead of the run's.
+        say: is told what takes long.
+
+    Attributes:
+        used: the name of the split of `data` that was predicted; None without `data`.
+        notes: which images each model predicted, and what else it used them for.
+        own: images of the run, their labels, and where they are from, once they are loaded.
+    """
+
+    def __init__(
+        self, entries: Sequence[Entry], split: str | None, data: Path | None, say: Callable[[str], None]
+    ) -> None:
+        if data is not None:
+            recognise(data)  # what is none is told before a model is loaded
+        self.split, self.data, self.say = split, data, say
+        self.used: str | None = None
+        self.source = next((entry for entry in entries if entry.run is not None), None)
+        self.notes: list[str] = []
+        self.own: tuple[Split, tuple[str, ...], str] | None = None
+
+    def is_needed(self, entry: Entry) -> bool:
+        """Return whether an entry predicts now: a model, and with other data a run."""
+        return entry.is_model or (self.data is not None and entry.run is not None)
+
+    def predict(self, entry: Entry) -> Predictions:
+        """Return the predictions of a model, on ONNX Runtime where it has its ONNX file.
+
+        Raises:
+            UserError: there are no images, or their labels are not those of the model.
+        """
+        from dlfer.data.labels import map_targets
+        from dlfer.experiment.evaluate import prepare_as_trained, tell_use
+        from dlfer.predict.engines import load_engine
+
+        model = load_engine(find_model(entry.path))
+        images, labels, where = self._load_given(model) if self.data is not None else self._load_own()
+        if self.data is not None or self.source.run.config().finetune.data.faces is None:
+            images = prepare_as_trained(images, model, self.say)
+        use = tell_use(entry.path, images, is_own=False)
+        images = map_targets(images, labels, model.labels)
+        self.say(f"{entry.name}: predicting {len(images):,} images")
+        self.notes.append(
+            f"{entry.name} predicted the {len(images):,} images of {images.name} of {where} for this comparison; they are matched "
+            "by id."
+        )
+        if use is not None:
+            did = "selected" if use == "selection" else "trained"
+            self.notes.append(f"Warning: these images {did} {entry.name}, which flatters it.")
+        return Predictions(images.ids, model.labels, images.targets, model.predict(images.images))
+
+    def extend_labels(self, several: Sequence[Predictions], names: Sequence[str]) -> list[Predictions]:
+        """Return predictions over the labels of the model that knows most, where these include all labels of the others.
+
+        A label that a model does not know has the probability 0. One that no image has is a wrong answer.
+        """
+        most = max(several, key=lambda predictions: len(predictions.labels)).labels
+        if not all(set(predictions.labels) <= set(most) for predictions in several):
+            return list(several)
+        extended = []
+        for predictions, name in zip(several, names, strict=True):
+            unknown = [label for label in most if label not in predictions.labels]
+            if unknown:
+                self.notes.append(f"{name} does not know {', '.join(unknown)}, and never answers so.")
+            columns = [predictions.labels.index(label) if label in predictions.labels else -1 for label in most]
+            padded = np.pad(predictions.probabilities, ((0, 0), (0, 1)))
+            targets = np.array([most.index(label) for label in predictions.labels])[predictions.targets]
+            extended.append(Predictions(predictions.ids, most, targets, padded[:, columns]))
+        return extended
+
+    def _load_given(self, model: Engine) -> tuple[Split, tuple[str, ...], str]:
+        """Return images of `data` as they are on disk, their labels, and where they are from."""
+        from dlfer.experiment.evaluate import load_split
+
+        images, labels, _ = load_split(self.data, self.split, model, self.say)
+        self.used = images.name
+        return images, labels, str(self.data)
+
+    def _load_own(self) -> tuple[Split, tuple[str, ...], str]:
+        """Return the images of the run, with faces found as its training had them, their labels, and where they are from."""
+        from dlfer.data.sources import load_data
+
+        if self.source is None:
+            raise UserError(
+                "compare: models need images to predict; name a run, whose images they are, or give --data DATA."
+            )
+        if self.own is None:
+            stage = self.source.run.config().finetune
+            bundle = load_data(stage.data, image_size=stage.native_size, balance=stage.balance, say=self.say)
+            images = getattr(bundle, self.split)
+            if not isinstance(images, Split):
+                raise UserError(f"compare: {self.source.name} has no {self.split} images in memory; give --data DATA.")
+            self.own = images, bundle.labels, f"the data of {self.source.name}"
+        return self.own
 
 
 def _choose_split(entries: list[Entry]) -> str:

@@ -186,7 +186,7 @@ class Runner:
         slots: of this machine.
         control: asked whether everything is to stop.
         console: tells a person.
-        hint: the command that goes on after a stop.
+        hint: the command that continues after a stop.
         require_gpu: children refuse to run without a GPU.
         accept_changes: children go on although data, experiment or software has changed since a member began.
         is_proven: whether a member has finished before, so that failures are no fault of the experiment.

@@ -25,7 +25,7 @@ import numpy as np
 
 from dlfer.config.sections import BoostingConfig
 from dlfer.data.bundle import Split, compute_fingerprint
-from dlfer.errors import ModelError, NonFiniteError, TrainingStopped
+from dlfer.errors import ModelError, NonFiniteError, TrainingStopped, shorten
 from dlfer.metrics.classification import compute_confusion, compute_item_losses
 from dlfer.model.boosted import LevelFeatures
 from dlfer.model.stage_network import TransferNetwork
@@ -118,7 +118,9 @@ def extract_features(extraction: Extraction, split: Split, *, part: str) -> Feat
         values = np.load(final, mmap_mode="r", allow_pickle=False)
         seconds = float(read_json(final.with_suffix(".json"))["seconds"])
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise ModelError(f"{final}: the cached features cannot be read ({error}); delete it, and its .json.") from error
+        raise ModelError(
+            f"{final}: the cached features cannot be read ({shorten(error, final)}); delete it, and its .json."
+        ) from error
     if values.shape != shape or values.dtype != np.float16:
         raise ModelError(f"{final}: found {values.dtype} {values.shape}, expected float16 {shape}; delete it.")
     return Features(values, seconds, was_cached)
@@ -280,7 +282,7 @@ class _Growing:
             self.trees = bytes(booster[: self.state.epoch * self.rounds].save_raw("json"))
         except (ModelError, OSError, ValueError, TypeError, KeyError, IndexError) as error:
             raise ModelError(
-                f"{folder}: the interrupted growing cannot go on ({error}). Delete {STATE} there to grow it again."
+                f"{folder}: the interrupted growing cannot be continued ({error}). Delete {STATE} there to grow it again."
             ) from error
 
     def _read_state(self, path: Path) -> StageState:

@@ -69,7 +69,7 @@ class Cluster:
             raise WorkerLost(
                 f"host {self.share.index} of {self.share.count}: another process of the training is gone "
                 f"({lines[-1].strip()[:200]}). Its own log says why. Start all of them again; the chief with "
-                "--resume RUN goes on from the last checkpoint."
+                "--resume RUN continues from the last checkpoint."
             ) from error
 
     def add(self, values: np.ndarray) -> np.ndarray:

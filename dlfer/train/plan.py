@@ -102,7 +102,7 @@ def describe_plan(
 
 def describe_rates(config: StageConfig, steps_per_epoch: int) -> str:
     """Return the rate of the head's epochs, where there are any, and the peak and the last rate of the others."""
-    head, rate = config.freeze.head_epochs, config.optimizer.learning_rate
+    head, rate = config.num_head_epochs, config.optimizer.learning_rate
     epochs = config.epochs - head
     schedule = build_schedule(config.schedule, rate, steps_per_epoch=steps_per_epoch, epochs=epochs)
     peak, last = compute_rates(schedule, steps_per_epoch * epochs)

@@ -150,7 +150,7 @@ class _Stage:
             write_history(self.job.folder / HISTORY, self.state.history)
 
     def _due_phase(self) -> str:
-        return "head" if self.state.epoch < self.config.freeze.head_epochs else "all"
+        return "head" if self.state.epoch < self.config.num_head_epochs else "all"
 
     def _variables(self) -> list[keras.Variable]:
         """What a checkpoint holds: the network with its dropout seeds, and the optimiser."""
@@ -168,7 +168,7 @@ class _Stage:
                 config.schedule,
                 config.optimizer.learning_rate,
                 steps_per_epoch=self.steps,
-                epochs=config.epochs - freeze.head_epochs,
+                epochs=config.epochs - config.num_head_epochs,
             )
         self.average = None
         self.optimizer = self.loop.compile(

@@ -27,7 +27,7 @@ import keras
 import numpy as np
 
 from dlfer.config.schema import StageConfig
-from dlfer.errors import ModelError
+from dlfer.errors import ModelError, shorten
 from dlfer.metrics.classification import compute_accuracy, compute_macro_f1
 from dlfer.runs.files import Header, parse_json, read_npz, replace_when_done, write_atomically
 from dlfer.runs.listeners import Listeners
@@ -312,7 +312,7 @@ def _read_record(path: Path) -> dict:
     try:
         record = parse_json(contents)
     except ValueError as error:
-        raise ModelError(f"{path}: the checkpoint cannot be read ({error}); start a new run.") from error
+        raise ModelError(f"{path}: the checkpoint cannot be read ({shorten(error, path)}); start a new run.") from error
     if not isinstance(record, dict) or not isinstance(record.get("paths"), list) or "state" not in record:
         raise ModelError(f"{path}: is no checkpoint of dlfer; start a new run.")
     return record
@@ -324,7 +324,7 @@ def _read_arrays(
     try:
         return read_npz(path, names=names, check=check)
     except (OSError, ValueError) as error:
-        raise ModelError(f"{path}: the checkpoint cannot be read ({error}); start a new run.") from error
+        raise ModelError(f"{path}: the checkpoint cannot be read ({shorten(error, path)}); start a new run.") from error
 
 
 def _without_numbers(paths: Sequence[str]) -> list[str]:

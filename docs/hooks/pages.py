@@ -156,7 +156,9 @@ def _format_command(name: str, command: Any) -> list[str]:
     arguments = [parameter for parameter in command.params if parameter.param_type_name == "argument"]
     options = [parameter for parameter in command.params if parameter.param_type_name == "option"]
     usage = " ".join(
-        word if argument.required else f"[{word}]" for argument in arguments for word in [_metavar(argument)]
+        (word if argument.required else f"[{word}]") + ("" if argument.nargs == 1 else "...")
+        for argument in arguments
+        for word in [_metavar(argument)]
     )
     lines = [f"## dlfer {name}", "", "```text", f"dlfer {name} {usage} [OPTIONS]".replace("  ", " "), "```", ""]
     lines += [_escape(inspect.cleandoc(command.help or "")), ""]

@@ -1,6 +1,7 @@
 """From a FER2013 csv to a judged model: duplicates are counted, and `evaluate` judges what it says."""
 
 import json
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +84,7 @@ def test_run_judges_on_private_test_and_scores_it_once_more_without_duplicates(r
 def test_evaluate_gives_the_figures_of_the_run_and_logs_the_opening(run, work):
     before = count_openings(run)
     of_run = json.loads((run / "metrics.json").read_text())
-    found = evaluate_model(str(run), csv=work / "fer.csv").as_json()
+    found = evaluate_model(str(run), data=work / "fer.csv").as_json()
     assert found["judged_on"]["split"] == "PrivateTest"
     assert found["test"]["accuracy"] == of_run["test"]["accuracy"]
     assert found["test"]["confusion"] == of_run["test"]["confusion"]
@@ -102,7 +103,7 @@ def test_evaluate_gives_the_figures_of_the_run_and_logs_the_opening(run, work):
 
 def test_usage_chooses_the_part(run, work):
     of_run = json.loads((run / "metrics.json").read_text())
-    found = evaluate_model(str(run / "model"), csv=work / "fer.csv", usage="PublicTest").as_json()
+    found = evaluate_model(str(run / "model"), data=work / "fer.csv", split="PublicTest").as_json()
     assert found["test"]["accuracy"] == of_run["validation"]["accuracy"]
     assert found["selected_on"] == "PublicTest"
     assert found["protocol"] == "official"
@@ -115,9 +116,9 @@ def test_a_shipped_model_knows_what_selected_it_and_its_duplicates(run, work):
     """Its run need not be there: the parts' fingerprints travel with it, and the csv has its training images."""
     shipped = ship_model(run, work / "shipped", name="small")
     for csv, usage, used_for in (("fer.csv", "PublicTest", "selection"), ("fer.csv", "Training", "training")):
-        found = evaluate_model(str(shipped), csv=work / csv, usage=usage).as_json()
+        found = evaluate_model(str(shipped), data=work / csv, split=usage).as_json()
         assert found["judged_on"]["used_for"] == used_for
-    found = evaluate_model(str(shipped), csv=work / "fer.csv").as_json()
+    found = evaluate_model(str(shipped), data=work / "fer.csv").as_json()
     of_run = json.loads((run / "metrics.json").read_text())
     assert found["judged_on"]["used_for"] is None
     assert found["duplicates"] == of_run["duplicates"]
@@ -126,14 +127,14 @@ def test_a_shipped_model_knows_what_selected_it_and_its_duplicates(run, work):
     (work / "private.csv").write_text("\n".join([lines[0], *(x for x in lines if x.endswith("PrivateTest"))]) + "\n")
     other = next(x for x in lines[1:] if x.endswith("Training"))
     (work / "other.csv").write_text("\n".join([lines[0], *(x for x in lines[1:] if x != other)]) + "\n")
-    assert evaluate_model(str(shipped), csv=work / "other.csv").as_json()["duplicates"] is None
-    alone = evaluate_model(str(shipped), csv=work / "private.csv").as_json()
+    assert evaluate_model(str(shipped), data=work / "other.csv").as_json()["duplicates"] is None
+    alone = evaluate_model(str(shipped), data=work / "private.csv").as_json()
     assert alone["duplicates"] is None
     assert alone["test"]["accuracy"] == found["test"]["accuracy"]
     for name, damaged in (("metrics", '{"abstain": {"threshold": "high"}}'), ("data", '{"splits": []}')):
         (shipped / f"{name}.json").write_text(damaged)
         with pytest.raises(ModelError, match=rf"{name}\.json: (splits|abstain\.threshold): found"):
-            evaluate_model(str(shipped), csv=work / "private.csv").as_json()
+            evaluate_model(str(shipped), data=work / "private.csv").as_json()
 
 
 def test_a_run_without_other_data_is_judged_on_its_own_test_part(run):
@@ -162,6 +163,19 @@ def test_data_of_other_labels_is_refused(run, work, faces):
         evaluate_model(str(run), data=work / "animals").as_json()
 
 
-def test_both_kinds_of_data_are_refused(run, work):
-    with pytest.raises(UserError, match="both --csv and --data"):
-        evaluate_model(str(run), csv=work / "fer.csv", data=work).as_json()
+def test_a_split_that_the_data_does_not_have_is_refused(run, work):
+    with pytest.raises(UserError, match="expected the split validation, found train"):
+        evaluate_model(str(run), data=work / "folders", split="validation")
+    with pytest.raises(UserError, match="--split tests: expected test"):
+        evaluate_model(str(run), split="tests")
+
+
+def test_a_zip_is_judged_as_what_it_holds(run, work):
+    """The pictures of the folder, and the csv of FER2013."""
+    for name, files in (("folders", (work / "folders").rglob("*.png")), ("fer", [work / "fer.csv"])):
+        with zipfile.ZipFile(work / f"{name}.zip", "w") as archive:
+            for file in files:
+                archive.write(file, file.relative_to(work))
+    for plain, packed in (("folders", "folders.zip"), ("fer.csv", "fer.zip")):
+        found = [evaluate_model(str(run), data=work / name).test.confusion for name in (plain, packed)]
+        assert found[0] == found[1]

@@ -202,8 +202,9 @@ def test_resume_finds_the_run_and_its_verb(call, stand_in, work):
         (("sweep", "--resume", "x", "--member", "0", "--out", "r"), "found --resume; leave that out"),
         (("search", "--resume", "x", "--ablation"), "leave --ablation out"),
         (("search", "--resume", "x", "--storage", "j.log"), "leave --resume out"),
-        (("evaluate", "m", "--csv", "x", "--data", "y"), "found both --csv and --data"),
-        (("evaluate", "m", "--data", "x", "--usage", "PublicTest"), "--usage goes with --csv"),
+        (("evaluate", "m", "--csv", "x"), "Did you mean --data"),
+        (("evaluate", "m", "--data", "x", "--usage", "PublicTest"), "Did you mean --split"),
+        (("evaluate", "m", "--split", "tst"), "there is no such model"),
         (("evaluate", "m", "--data", "x"), "there is no such model"),
         (("report", "x"), "neither the folder of a run nor"),
         (("show", "nothing"), "neither the folder of a run nor"),
@@ -240,6 +241,24 @@ def test_exit_codes_of_what_goes_wrong_while_working(call, stand_in, error, code
     assert "Traceback" not in err
 
 
+def test_an_unexpected_error_is_one_line_that_says_where_and_debug_shows_all(call, stand_in, monkeypatch):
+    monkeypatch.setenv("DLFER_DEBUG", "")
+    message = "a library\n\nfailed " + "for many reasons " * 100
+    stand_in("dlfer.experiment.run", run_experiment=RuntimeError(message), resume_run=None)
+    code, out, err = call("run", "a.yaml")
+    assert (code, out) == (1, "")
+    assert err.startswith("dlfer: RuntimeError in dlfer/")
+    assert ".py line " in err
+    assert ": a library failed for many reasons" in err
+    assert err.endswith("--debug shows all of it.\n")
+    assert err.count("\n") == 1
+    assert len(err) < 450
+    code, _, err = call("run", "a.yaml", "--debug")
+    assert code == 1
+    assert "Traceback" in err
+    assert message in err
+
+
 def test_debug_shows_the_traceback_wherever_it_stands(call):
     for args in (("--debug", "run", "none.yaml"), ("run", "none.yaml", "--debug")):
         code, _, err = call(*args)
@@ -259,19 +278,20 @@ def test_evaluate_prints_figures_with_n_and_interval(call, stand_in, work):
         "per_class": {"Happy": {"n": 7, "precision": 0.25, "recall": None, "f1": 1.0, "specificity": 0.5}},
     }
     metrics = Metrics.build({"banner": "Read this first.", "test": scores, "validation": None})
+    (work / "x.csv").write_text("emotion,pixels,Usage\n")
     calls = stand_in("dlfer.experiment.evaluate", evaluate_model=metrics)
-    code, out, _ = call("evaluate", "m", "--csv", "x.csv", "--usage", "PublicTest", "--json", "o.json")
+    code, out, _ = call("evaluate", "m", "--data", "x.csv", "--split", "PublicTest", "--json", "o.json")
     assert code == 0
     assert out.startswith("Read this first.\ntest (n = 1,234): accuracy 50.00 % [40.00, 60.00], macro f1 not defined\n")
     assert "Happy  7  25.00 %    not defined  100.00 %  50.00 %" in out
     metrics.judged_on = JudgedOn(split="PublicTest", file="x.csv", used_for="selection")
     metrics.test_opened = 2
-    _, out, _ = call("evaluate", "m", "--csv", "x.csv")
+    _, out, _ = call("evaluate", "m", "--data", "x.csv")
     assert "\nvalidation (PublicTest, used for selection) (n = 1,234): accuracy 50.00 %" in out
     assert "\ntest (n" not in out
     assert out.endswith("test splits opened with this model so far: 2\n")
-    given = {name: calls[0][2][name] for name in ("csv", "usage", "data")}
-    assert given == {"csv": Path("x.csv"), "usage": "PublicTest", "data": None}
+    given = {name: calls[0][2][name] for name in ("data", "split")}
+    assert given == {"data": Path("x.csv"), "split": "PublicTest"}
     assert json.loads(Path("o.json").read_text())["test"]["n"] == 1234
 
 
@@ -298,11 +318,77 @@ def test_show_runs_and_one_run(call, work):
     run.finish()
     _, out, _ = call("show", "runs")
     assert out.splitlines()[1].split()[:3] == [f"small/{run.path.name}", "run", "finished"]
+    assert "50.00 % [10.00, 90.00]" in out
     assert json.loads(call("show", "runs", "--json")[1])[0]["status"] == "finished"
     _, out, _ = call("show", "small")
     assert "status: finished" in out
     assert "test accuracy (n = 10): 50.00 % [10.00, 90.00]" in out
     assert json.loads(call("show", "small", "--json")[1])["argv"] == ["dlfer"]
+
+
+def test_show_runs_sorts_filters_and_shortens(call, work):
+    config = load_experiment(work / "a.yaml")
+    other = load_experiment(work / "a.yaml", {"experiment.name": "another"})
+    runs = {name: create_run(Path("saved_models/runs"), one, argv=[]) for name, one in (("a", config), ("b", other))}
+    for (name, run), value in zip(runs.items(), (0.25, 0.75), strict=True):
+        estimate = {"value": value, "low": value - 0.1, "high": value + 0.1}
+        protocol = {"a": "official", "b": "paper"}[name]
+        run.write_json("metrics.json", {"protocol": protocol, "validation": {"n": 40, "accuracy": estimate}})
+        run.finish()
+    broken = create_run(Path("saved_models/runs"), config, argv=[], kind="ablation")
+    broken.fail(ValueError("it broke\nin the middle " + "of a long story " * 30))
+
+    def names(*words):
+        code, out, err = call("show", "runs", *words, "--json")
+        assert code == 0, err
+        return [row["run"].partition("/")[0] + ("!" if row["status"] == "failed" else "") for row in json.loads(out)]
+
+    assert names() == ["small", "another", "small!"]
+    assert names("--sort", "accuracy") == ["another", "small", "small!"]
+    assert names("--sort", "name") == ["another", "small", "small!"]
+    assert names("--sort", "status")[0] == "small!"
+    assert names("--filter", "failed") == ["small!"]
+    assert names("--filter", "status=finished", "--filter", "name=an") == ["another"]
+    assert names("--filter", "protocol=PAPER") == ["another"]
+    assert names("--filter", "small") == ["small", "small!"]
+    assert names("--filter", "nothing") == []
+    code, out, err = call("show", "runs", "--filter", "nothing")
+    assert (code, out) == (0, "")
+    assert "match the filter" in err
+    [row] = json.loads(call("show", "runs", "--filter", "paper", "--json")[1])
+    assert row["accuracy"] == {"value": 0.75, "low": 0.65, "high": 0.85, "n": 40}
+    assert (row["split"], row["n"], row["protocol"]) == ("validation", 40, "paper")
+    _, out, _ = call("show", "runs", "--filter", "failed")
+    assert out.splitlines()[1].rstrip().endswith("ValueError: it broke")
+    assert call("show", "runs", "--json", "runs.json")[0] == 0
+    assert len(json.loads(Path("runs.json").read_text())) == 3
+    for words, message in (
+        (("--sort", "size"), "--sort size: expected one of started, name, status, accuracy"),
+        (("--filter", "size=3"), "expected a word, or KEY=WORD with a KEY of name, status, protocol, kind"),
+    ):
+        code, _, err = call("show", "runs", *words)
+        assert code == 2
+        assert message in err
+    code, _, err = call("show", "models", "--sort", "name")
+    assert code == 2
+    assert "go with runs only" in err
+
+
+def test_check_says_what_data_is_and_what_cannot_be_read(call, work):
+    for label in ("happy", "sad"):
+        (work / "faces" / label).mkdir(parents=True)
+        (work / "faces" / label / "1.pgm").write_bytes(b"P5 8 8 255\n" + bytes(64))
+    code, _, err = call("check", "a.yaml", "faces")
+    assert code == 0
+    assert "ok  faces: a folder of images; train 2 images; Happy 1, Sad 1. Next: dlfer init faces" in err
+    (work / "faces" / "sad" / "2.pgm").write_bytes(b"P5 8 8 255\n")
+    code, _, err = call("check", "faces")
+    assert code == 2
+    assert "1 of 3 files cannot be read; the first: " in err
+    (work / "notes.txt").write_text("notes")
+    code, _, err = call("check", "notes.txt")
+    assert code == 2
+    assert "found 'notes', expected a folder" in err
 
 
 def test_show_config_schema_backbones_sources_models(call, work):
@@ -386,13 +472,13 @@ def test_figures_are_written_over_nothing_that_is_read(call, work, force):
     (work / "hard.json").hardlink_to(work / "x.csv")
     for out in ("m/artifact.json", "x.csv", "hard.json", "groups.csv", "m/../x.csv"):
         code, _, err = call(
-            *("evaluate", str(work / "m"), "--csv", "x.csv", "--attributes", "groups.csv", "--json", out, *force)
+            *("evaluate", str(work / "m"), "--data", "x.csv", "--attributes", "groups.csv", "--json", out, *force)
         )
         assert code == 2
         assert "input" in err
         assert out in err
     if not force:
-        code, _, err = call("evaluate", str(work / "m"), "--csv", "x.csv", "--json", "there.json")
+        code, _, err = call("evaluate", str(work / "m"), "--data", "x.csv", "--json", "there.json")
         assert code == 2
         assert "is there already" in err
     assert (work / "x.csv").read_text() == "x.csv"

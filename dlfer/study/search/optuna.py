@@ -149,7 +149,7 @@ class OptunaEngine(Engine):
                 self.study.tell(trial, row.score)
 
     def give_back(self, trial: str) -> None:
-        """Let another process, or this search when it is resumed, go on with a trial."""
+        """Let another process, or this search when it is resumed, continue a trial."""
         with self._reach():
             given = self.ongoing.pop(trial, None)
             if given is not None and not self._get(given.number).state.is_finished():

@@ -18,7 +18,7 @@ from typing import Any
 from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.config.space import list_ancestors
-from dlfer.errors import ConfigError, DlferError
+from dlfer.errors import ConfigError, DlferError, shorten
 from dlfer.experiment.session import create_member_run, make_smoke_config
 from dlfer.report.page import format_overrides
 from dlfer.report.trials import ALONE
@@ -321,7 +321,7 @@ class TrialSource(Source):
         records = self.engine.list_records()
         best = find_best(records, self.objective)
         if row.status == "failed":
-            what = f"failed: {row.error.partition(chr(10))[0][:200]}"
+            what = f"failed: {shorten(row.error.partition(chr(10))[0])}"
         else:
             ends = {
                 "rung": f" after the {row.epochs} epochs of its rung",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import zipfile
+
 import numpy as np
 import pytest
 from PIL import Image
@@ -71,7 +73,7 @@ def test_names_of_fer2013_files_carry_the_official_split(draw, tmp_path):
     draw({"train/angry": 4, "train/happy": 4}, name="Training_{}.jpg")
     draw({"test/angry": 2}, name="PublicTest_{}.jpg")
     folder = draw({"test/happy": 2}, name="PrivateTest_{}.jpg")
-    assert survey_folder(folder).is_fer2013
+    assert survey_folder(folder).source == "fer2013"
     assert "source: fer2013" in write_starter(folder, tmp_path / "a.yaml").read_text()
 
 
@@ -136,3 +138,51 @@ def test_the_command_takes_folders_and_says_what_was_left_out(draw, tmp_path, ca
     assert out.strip() == str(tmp_path / "a.yaml")
     assert "12 files seen, 10 used, 2 left out." in err
     assert load_experiment(tmp_path / "a.yaml").finetune.data.folders == {"held": "test", "old": "ignore"}
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 40])
+def test_any_number_of_epochs_may_be_set_afterwards(draw, tmp_path, epochs):
+    """The epochs of the head follow those of the stage, and never take all of them."""
+    path = write_starter(draw({"a": 12, "b": 12}), tmp_path / "starter.yaml")
+    stage = load_experiment(path, {"finetune.epochs": epochs}).finetune
+    assert stage.num_head_epochs == {1: 0, 2: 1}.get(epochs, 2)
+    with pytest.raises(ConfigError, match=r"found 40 with epochs .*Set freeze.head_epochs: auto"):
+        load_experiment(path, {"finetune.epochs": epochs, "finetune.freeze.head_epochs": 40})
+
+
+def test_the_file_explains_what_people_change_and_says_check_first(draw, tmp_path):
+    text = write_starter(draw({"a": 12, "b": 12}), tmp_path / "starter.yaml").read_text()
+    assert f"dlfer check {tmp_path / 'starter.yaml'}" in text
+    assert text.index("dlfer check") < text.index("--smoke")
+    for key in ("finetune.epochs", "finetune.image_size", "finetune.batch_size"):
+        assert f"{key} " in text
+
+
+def test_a_csv_and_arrays_are_begun_with_too(tmp_path):
+    rows = [
+        f"{n % 7},{' '.join([str(n)] * 2304)},{part}" for n, part in enumerate(["Training"] * 14 + ["PublicTest"] * 7)
+    ]
+    (tmp_path / "faces.csv").write_text("\n".join(["emotion,pixels,Usage", *rows]))
+    images = np.random.default_rng(0).integers(0, 256, (20, 40, 40), np.uint8)
+    np.savez(tmp_path / "faces.npz", images=images, targets=[0, 1] * 10)
+    text, config, bundle = write(tmp_path / "faces.csv", tmp_path)
+    assert "#   validation: 7 images" in text
+    assert (config.experiment.name, config.finetune.data.source) == ("faces", "fer2013")
+    assert (len(bundle.train), len(bundle.validation)) == (14, 7)
+    (tmp_path / "starter.yaml").unlink()
+    _, config, bundle = write(tmp_path / "faces.npz", tmp_path)
+    assert (config.finetune.data.source, config.finetune.data.protocol) == ("arrays", "resplit")
+    assert config.finetune.image_size == 48
+    assert bundle.test is not None
+
+
+def test_what_an_experiment_cannot_read_is_refused_with_what_to_do(tmp_path, draw):
+    with zipfile.ZipFile(tmp_path / "faces.zip", "w") as archive:
+        for file in draw({"a": 2, "b": 2}).rglob("*.png"):
+            archive.write(file, file.relative_to(tmp_path))
+    with pytest.raises(DataError, match=r"a zip of pictures.*unzip .*faces.zip -d faces"):
+        write_starter(tmp_path / "faces.zip", tmp_path / "a.yaml")
+    (tmp_path / "b.yaml").write_text("experiment: {name: b}\n")
+    with pytest.raises(DataError, match="is an experiment file already; check it"):
+        write_starter(tmp_path / "b.yaml", tmp_path / "a.yaml")
+    assert not (tmp_path / "a.yaml").exists()

@@ -55,7 +55,7 @@ def _read(path):
 
 
 def test_a_csv_is_audited_with_all_its_usages(tmp_path):
-    found = inspect_data(csv=_write_csv(tmp_path / "a.csv", _rows()))
+    found = inspect_data(_write_csv(tmp_path / "a.csv", _rows()))
     assert (found.num_images, found.distinct_images) == (14, 13)
     assert (found.duplicate_groups, found.conflicting_groups, found.constant_images) == (1, 1, 1)
     assert found.leaks == {"Training->PublicTest": DuplicateCounts(exact=1, augmented=0, any=3)}
@@ -65,14 +65,14 @@ def test_a_csv_is_audited_with_all_its_usages(tmp_path):
 def test_a_csv_of_one_usage_or_of_none_is_one_split(tmp_path):
     rows = _rows()
     for usage, name in ((True, "PublicTest"), (False, "all")):
-        found = inspect_data(csv=_write_csv(tmp_path / f"{name}.csv", rows[7:] if usage else rows, usage=usage))
+        found = inspect_data(_write_csv(tmp_path / f"{name}.csv", rows[7:] if usage else rows, usage=usage))
         assert list(found.splits) == [name]
         assert found.leaks == {}
         assert found.near_groups == (0 if usage else 3)
 
 
 def test_one_row_is_enough(tmp_path):
-    found = inspect_data(csv=_write_csv(tmp_path / "a.csv", _rows()[:1]), files=AuditFiles(split=tmp_path / "s.csv"))
+    found = inspect_data(_write_csv(tmp_path / "a.csv", _rows()[:1]), files=AuditFiles(split=tmp_path / "s.csv"))
     assert (found.num_images, found.duplicate_groups) == (1, 0)
     assert _read(tmp_path / "s.csv") == [{"id": "Training/0", "split": "train"}]
 
@@ -86,7 +86,7 @@ def test_damaged_rows_are_counted_and_named_and_votes_still_fit(tmp_path):
     columns = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
     tallies = [[9 if label == column else 1 for column in range(7)] for label, _, _ in _rows()]
     votes.write_text("\n".join([",".join(columns), *(",".join(map(str, row)) for row in tallies)]))
-    found = inspect_data(csv=path, votes=votes)
+    found = inspect_data(path, votes=votes)
     assert found.num_images == 12
     assert found.unreadable.n == 2
     assert "line 4" in found.unreadable.examples[0]
@@ -95,14 +95,14 @@ def test_damaged_rows_are_counted_and_named_and_votes_still_fit(tmp_path):
     assert (found.votes.agreement.value, found.votes.agreement.n) == (1.0, 12)
     votes.write_text("\n".join(votes.read_text().splitlines()[:-1]))
     with pytest.raises(DataError, match="13 rows of votes, and 14 rows of data"):
-        inspect_data(csv=path, votes=votes)
+        inspect_data(path, votes=votes)
 
 
 def test_groups_and_a_split_without_leaks_are_written(tmp_path):
     rows = [(label, _draw(50 * label + row), "Training") for label in range(7) for row in range(10)]
     rows += [(label, image[:, ::-1], "PublicTest") for label, image, _ in rows[::3]]
     path = _write_csv(tmp_path / "a.csv", rows)
-    inspect_data(csv=path, files=AuditFiles(groups=tmp_path / "g.csv", split=tmp_path / "s.csv"))
+    inspect_data(path, files=AuditFiles(groups=tmp_path / "g.csv", split=tmp_path / "s.csv"))
     groups, split = _read(tmp_path / "g.csv"), _read(tmp_path / "s.csv")
     assert [row["id"] for row in groups] == [row["id"] for row in split]
     assert len(groups) == len(rows) == 94
@@ -132,7 +132,7 @@ def _write_folder(root):
 
 def test_class_folders_of_mixed_sizes_and_damaged_files_are_audited(tmp_path):
     _write_folder(tmp_path / "faces")
-    found = inspect_data(folder=tmp_path / "faces", files=AuditFiles(html=tmp_path / "a.html"))
+    found = inspect_data(tmp_path / "faces", files=AuditFiles(html=tmp_path / "a.html"))
     assert found.num_images == 13
     assert found.unreadable.n == 1
     assert "im9.png" in found.unreadable.examples[0]
@@ -164,19 +164,12 @@ def test_arrays_whose_ids_recur_are_written_with_their_splits(tmp_path):
     assert len({row["group"] for row in _read(tmp_path / "g.csv")}) == 8
 
 
-@pytest.mark.parametrize("given", [{}, {"csv": "a.csv", "folder": "b"}])
-def test_exactly_one_of_file_csv_and_folder_is_given(given):
-    with pytest.raises(UserError, match="give one of FILE"):
-        inspect_data(**given)
-
-
 def test_what_is_not_there_or_no_such_file_is_told(tmp_path):
     with pytest.raises(MissingDataError, match=r"none\.csv"):
-        inspect_data(csv=tmp_path / "none.csv")
-    with pytest.raises(MissingDataError, match="no such folder"):
-        inspect_data(folder=tmp_path / "none")
-    with pytest.raises(UserError, match="a csv goes with --csv"):
-        inspect_data(_write_csv(tmp_path / "a.csv", _rows()))
+        inspect_data(tmp_path / "none.csv")
+    (tmp_path / "notes.txt").write_text("my notes")
+    with pytest.raises(UserError, match="found 'my notes', expected a folder"):
+        inspect_data(tmp_path / "notes.txt")
 
 
 def test_the_command_prints_sentences_and_writes_the_files(tmp_path, capsys):
@@ -184,7 +177,7 @@ def test_the_command_prints_sentences_and_writes_the_files(tmp_path, capsys):
     outputs = {option: tmp_path / f"{option}.out" for option in ("json", "html", "write-groups", "write-split")}
     options = [text for option, out in outputs.items() for text in (f"--{option}", str(out))]
     with pytest.raises(SystemExit) as stop:
-        cli.main(["audit", "--csv", str(path), *options])
+        cli.main(["audit", str(path), *options])
     assert stop.value.code == 0
     printed = capsys.readouterr()
     assert "3 of 7 images of PublicTest (42.9 %) have a duplicate in Training (1 an exact copy)." in printed.out
@@ -194,7 +187,7 @@ def test_the_command_prints_sentences_and_writes_the_files(tmp_path, capsys):
     assert page.count('src="data:image/png;base64,') >= 8
     assert not re.search(r'(src|href)="(?!data:)', page)
     assert len(_read(outputs["write-groups"])) == len(_read(outputs["write-split"])) == 14
-    for wrong in (["audit"], ["audit", "a.yaml", "--csv", str(path)]):
+    for wrong in (["audit"], ["audit", "a.yaml", str(path)]):
         with pytest.raises(SystemExit) as stop:
             cli.main(wrong)
         assert stop.value.code == 2
@@ -227,7 +220,7 @@ def test_hostile_names_and_labels_go_through_an_audit(call, tmp_path, monkeypatc
     with open(b"in/happy/bad\xe9\x1b[31m.png", "wb") as file:
         file.write(b"no picture")
     code, out, err = call(
-        *("audit", "--folder", "in", "--json", "a.json", "--html", "a.html"),
+        *("audit", "in", "--json", "a.json", "--html", "a.html"),
         *("--write-groups", "g.csv", "--write-split", "s.csv"),
     )
     assert code == 0, err
@@ -259,11 +252,11 @@ def test_an_audit_is_written_over_nothing_that_it_reads(call, tmp_path, monkeypa
     (tmp_path / "soft").symlink_to(tmp_path / "in")
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
     for given, out in (
-        (("--csv", "a.csv"), ("--json", "a.csv")),
-        (("--csv", "a.csv"), ("--html", "hard")),
-        (("--csv", "a.csv", "--votes", "votes.csv"), ("--write-groups", "votes.csv")),
-        (("--folder", "in"), ("--write-split", "in/happy/=1.png")),
-        (("--folder", "in"), ("--json", "soft/happy/=1.png")),
+        (("a.csv",), ("--json", "a.csv")),
+        (("a.csv",), ("--html", "hard")),
+        (("a.csv", "--votes", "votes.csv"), ("--write-groups", "votes.csv")),
+        (("in",), ("--write-split", "in/happy/=1.png")),
+        (("in",), ("--json", "soft/happy/=1.png")),
         (("e.yaml",), ("--json", "e.yaml")),
         (("e.yaml",), ("--json", "a.csv")),
         (("e.yaml",), ("--html", "votes.csv")),
@@ -282,7 +275,7 @@ def test_a_file_that_cannot_be_written_does_not_cost_the_others(call, tmp_path, 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("dlfer.experiment.audit.write_audit_page", fill)
     _write_csv(tmp_path / "a.csv", _rows())
-    code, out, err = call("audit", "--csv", "a.csv", "--json", "a.json", "--html", "a.html", "--write-groups", "g.csv")
+    code, out, err = call("audit", "a.csv", "--json", "a.json", "--html", "a.html", "--write-groups", "g.csv")
     assert code == 1
     assert "images" in out
     assert "not written: a.html: the disk is full" in err

@@ -55,7 +55,7 @@ def model(tmp_path_factory) -> Path:
 
 
 def test_a_model_of_others_is_judged_under_the_names_of_the_data(model, csv):
-    metrics, found = evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS), csv=csv)
+    metrics, found = evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS), data=csv)
     assert found.labels == (*FER2013_LABELS, "contempt")
     assert metrics.test.n == 20
     assert metrics.test.accuracy.value == 1.0
@@ -70,14 +70,14 @@ def test_a_model_of_others_is_judged_under_the_names_of_the_data(model, csv):
 
 def test_the_order_of_the_labels_is_the_models(model, csv):
     wrong = (*FERPLUS[1:7], FERPLUS[0], FERPLUS[7])
-    metrics, _ = evaluate_file(FileModel(model, "48x48 gray 0..255", wrong), csv=csv)
+    metrics, _ = evaluate_file(FileModel(model, "48x48 gray 0..255", wrong), data=csv)
     assert metrics.test.accuracy.value < 0.3
 
 
 def test_classes_that_the_model_does_not_know_count_as_wrong_and_are_named(tmp_path, csv):
     known = {name: number for name, number in ORDER.items() if name != "disgust"}
     path = write_model(tmp_path / "six.keras", tuple(known), known)
-    metrics, found = evaluate_file(FileModel(path, "48x48 gray 0..255", tuple(known)), csv=csv)
+    metrics, found = evaluate_file(FileModel(path, "48x48 gray 0..255", tuple(known)), data=csv)
     share = float((found.targets == 1).mean())
     assert metrics.test.accuracy.value == pytest.approx(1 - share)
     assert metrics.foreign.unknown == ["Disgust"]
@@ -125,13 +125,13 @@ def test_labels_that_cannot_be_meant_are_refused(labels, ignore, message):
 def test_a_description_that_does_not_fit_is_refused(model, csv, changes, message):
     given = {"path": model, "input": "48x48 gray 0..255", "labels": FERPLUS, **changes}
     with pytest.raises(UserError, match=message):
-        evaluate_file(FileModel(**given), csv=csv)
+        evaluate_file(FileModel(**given), data=csv)
 
 
 def test_the_command_prints_writes_and_refuses_options_of_the_other_kind(model, csv, tmp_path):
     words = ["--input", "48x48 gray 0..255", "--labels", ",".join(FERPLUS)]
     out, kept = tmp_path / "m.json", tmp_path / "p.npz"
-    asked = ["evaluate", str(model), *words, "--csv", str(csv), "--json", str(out), "--predictions", str(kept)]
+    asked = ["evaluate", str(model), *words, "--data", str(csv), "--json", str(out), "--predictions", str(kept)]
     result = CliRunner().invoke(app, asked)
     assert result.exit_code == 0, result.output
     assert "accuracy 100.00 %" in result.stdout
@@ -141,7 +141,7 @@ def test_the_command_prints_writes_and_refuses_options_of_the_other_kind(model, 
     for more, message in (
         ([str(model), "--views", "mirror"], "--views goes with a model of dlfer"),
         (["lite2", "--labels", "a,b"], "--labels goes with an external model"),
-        ([str(model)], "needs one of --csv FILE"),
+        ([str(model)], "needs --data DATA"),
     ):
         result = CliRunner().invoke(app, ["evaluate", *more])
         assert result.exit_code != 0

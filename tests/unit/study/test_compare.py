@@ -11,9 +11,12 @@ from statsmodels.stats.multitest import multipletests
 
 from dlfer.cli import main
 from dlfer.config.load import load_experiment
-from dlfer.errors import DataError, ModelError, UserError
+from dlfer.config.names import FER2013_LABELS as FACE_LABELS
+from dlfer.data.sources import load_data
+from dlfer.errors import DataError, MissingDataError, ModelError, UserError
 from dlfer.metrics.predictions import Predictions, write_predictions
 from dlfer.report.terminal import format_comparison
+from dlfer.runs.records import About
 from dlfer.runs.run import Run, create_run
 from dlfer.study.compare import compare_runs
 
@@ -86,7 +89,7 @@ def test_predictions_files_are_compared_too(make_run, tmp_path):
 def test_of_a_file_it_is_not_told_that_validation_selected_it(make_run, tmp_path):
     run = make_run(validation=draw(0.8))
     file = write_predictions(draw(0.7, seed=3), tmp_path / "theirs.npz")
-    [note] = compare_runs([str(run.path), str(file)], part="validation").notes
+    [note] = compare_runs([str(run.path), str(file)], split="validation").notes
     assert note == (
         f"Validation (PublicTest) selected {run.path.parent.name}/{run.path.name}: it flatters them. "
         "What selected the others is not known."
@@ -99,7 +102,7 @@ def test_without_test_predictions_validation_is_taken_and_told(make_run):
     assert result.part == "validation"
     assert result.notes == ["Validation (PublicTest) selected these models: it flatters all of them."]
     with pytest.raises(ModelError, match="expected predictions of test, found those of validation"):
-        compare_runs(names(a, b), part="test")
+        compare_runs(names(a, b), split="test")
 
 
 def test_images_that_one_lacks_are_left_out_and_told(make_run):
@@ -191,8 +194,8 @@ def test_what_cannot_be_compared_is_refused(make_run, tmp_path):
     run = make_run(test=draw(0.7))
     with pytest.raises(UserError, match="found 1 run, expected two"):
         compare_runs(names(run))
-    with pytest.raises(UserError, match="found the split 'train'"):
-        compare_runs(names(run, run), part="train")
+    with pytest.raises(UserError, match="--split train: expected test"):
+        compare_runs(names(run, run), split="train")
     with pytest.raises(DataError, match="no such file"):
         compare_runs([str(run.path), str(tmp_path / "none.npz")])
     with pytest.raises(ModelError, match="neither the folder of a run"):
@@ -239,3 +242,84 @@ def test_the_verb_loads_no_framework(make_run):
     code, *modules = done.stderr.split()
     assert code in ("0", "None")
     assert {"tensorflow", "keras", "torch", "jax", "pandas", "sklearn", "matplotlib"}.isdisjoint(modules)
+
+
+class Oracle:
+    """A model that answers by the brightness of an image; it knows one label more than the data."""
+
+    labels = ("Angry", "Disgust", "Fear", "Happy", "Neutral", "Sad", "Surprise", "Contempt")
+    aspect, image_size, about = "crop", 48, About()
+
+    def predict(self, images):
+        answers = np.zeros((len(images), len(self.labels)), np.float32)
+        answers[np.arange(len(images)), images.mean(axis=(1, 2, 3)).astype(int) % len(self.labels)] = 1
+        return answers
+
+
+@pytest.fixture
+def shipped(tmp_path, monkeypatch):
+    """A shipped model named mine, a run of drawn faces with predictions, and the images of its test split."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DLFER_HOME", raising=False)
+    monkeypatch.setattr("dlfer.predict.engines.load_engine", lambda name, engine=None: Oracle())
+    (tmp_path / "saved_models" / "mine").mkdir(parents=True)
+    (tmp_path / "saved_models" / "mine" / "artifact.json").write_text("{}")
+    data = "{source: synthetic_faces, num_images: {train: 14, validation: 14, test: 28}}"
+    (tmp_path / "a.yaml").write_text(f"experiment: {{name: drawn}}\nfinetune: {{data: {data}}}\n")
+    config = load_experiment(tmp_path / "a.yaml")
+    bundle = load_data(config.finetune.data, image_size=config.finetune.native_size)
+    run = create_run(tmp_path / "saved_models" / "runs", config, argv=[])
+    right = np.eye(len(bundle.labels))[bundle.test.targets]
+    own = Predictions(bundle.test.ids, bundle.labels, bundle.test.targets, right)
+    write_predictions(own, run.path / "predictions" / "test.npz")
+    run.write_json("metrics.json", {"protocol": "official", "banner": None, "selected_on": "PublicTest"})
+    run.finish()
+    return run, bundle.test
+
+
+def test_a_run_is_compared_with_a_model_by_its_name(shipped):
+    run, images = shipped
+    said = []
+    found = compare_runs(["drawn", "mine"], say=said.append)
+    assert [one.name for one in found.runs] == [f"drawn/{run.path.name}", "mine"]
+    assert (found.part, found.n_common) == ("test", len(images))
+    expected = np.array([Oracle.labels.index(FACE_LABELS[target]) for target in images.targets])
+    accuracy = (Oracle().predict(images.images).argmax(axis=1) == expected).mean()
+    assert found.runs[1].accuracy.value == pytest.approx(accuracy)
+    assert found.pairs[0].difference.value == pytest.approx(1 - accuracy)
+    assert any(
+        f"mine predicted the {len(images)} images of" in note and "matched by id" in note for note in found.notes
+    )
+    assert any("does not know Contempt" in note for note in found.notes)
+    assert f"mine: predicting {len(images)} images" in said
+    assert "mine predicted" in format_comparison(found)
+
+
+def test_the_order_decides_the_sign(shipped):
+    forth, back = compare_runs(["drawn", "mine"]), compare_runs(["mine", "drawn"])
+    assert back.pairs[0].difference.value == -forth.pairs[0].difference.value
+
+
+def test_models_alone_predict_given_data(shipped, tmp_path):
+    with pytest.raises(UserError, match="name a run, whose images they are, or give --data DATA"):
+        compare_runs(["mine", "mine"])
+    found = compare_runs(["mine", "mine"], data=tmp_path / "a.yaml", split="PublicTest")
+    assert (found.part, found.n_common) == ("validation", 14)
+    assert [one.name for one in found.runs] == ["mine", "mine (2)"]
+    with pytest.raises(MissingDataError, match="none: there is no such file or folder"):
+        compare_runs(["drawn", "mine"], data=tmp_path / "none")
+
+
+def test_an_unknown_name_lists_runs_and_models(shipped):
+    with pytest.raises(ModelError, match=r"The runs there: drawn/.*The models: .*mine"):
+        compare_runs(["drawn", "mni"])
+
+
+def test_a_comparison_is_written_as_a_page_and_printed_as_json(shipped, capsys):
+    for words in (["--html", "c.html"], ["--json"]):
+        with pytest.raises(SystemExit) as done:
+            main(["compare", "drawn", "mine", *words])
+        assert done.value.code == 0
+    assert "mine predicted" in Path("c.html").read_text()
+    out = capsys.readouterr().out
+    assert json.loads(out[out.index('{\n  "schema"') :])["n_common"] == 28

@@ -1,0 +1,196 @@
+"""Data as a command line names it, recognised by what it is: a folder, a csv, a zip, an .npz or an experiment file."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Literal
+
+from dlfer.config.load import load_experiment, resolve_path
+from dlfer.config.sections import DataConfig
+from dlfer.data.fer2013_csv import CSV_NAMES, USAGES
+from dlfer.data.files import PICTURE_SUFFIXES, find_kind
+from dlfer.errors import DataError, DlferError, MissingDataError, UserError, shorten
+from dlfer.runs.csv_text import find_delimiter, open_text
+
+EXPECTED = (
+    "expected a folder (class folders, or train/validation/test with them), a csv in the layout of FER2013, a zip with either, "
+    "an .npz of arrays (images, targets), or an experiment file (YAML)"
+)
+SPLITS = ("test", "validation", "train")
+OFFICIAL = dict(zip(SPLITS, reversed(USAGES), strict=True))
+"""Split -> its name in FER2013."""
+
+Kind = Literal["experiment", "csv", "arrays", "folder"]
+
+_YAML_KEY = re.compile(r"\s*(?:#.*)?$|(?:---|[A-Za-z_][\w-]*\s*:(?:\s|$))")
+
+
+@dataclass(frozen=True)
+class GivenData:
+    """Data that was recognised.
+
+    Attributes:
+        path: as it was given.
+        kind: what it is; a zip is what it holds.
+        config: the section that loads it; of an experiment file its `finetune.data`.
+        image_size: of the experiment file; None for other kinds.
+        csv: the csv of the kind csv, else None.
+    """
+
+    path: Path
+    kind: Kind
+    config: DataConfig
+    image_size: int | None = None
+    csv: Path | None = None
+
+    def list_read(self) -> list[Path]:
+        """Return the files and folders that are read."""
+        named = (self.config.path, self.config.votes)
+        return [self.path, *(resolve_path(path) for path in named if path is not None)]
+
+    def describe(self) -> str:
+        """Return what it is, in words."""
+        what = {
+            "experiment": "an experiment file",
+            "csv": "a csv in the layout of FER2013",
+            "arrays": "arrays (.npz)",
+            "folder": "a folder of images",
+        }[self.kind]
+        return f"{self.path}: {what}"
+
+
+def recognise(path: Path | str) -> Kind | Literal["pictures"]:
+    """Return what data is, by its content and not by its name; "pictures": a zip of class folders.
+
+    Raises:
+        MissingDataError: nothing is there.
+        DataError: it is something else; the message says what was found and what to do.
+    """
+    path = Path(path).expanduser()
+    if path.is_dir():
+        if (path / "run.json").is_file() or (path / "artifact.json").is_file():
+            raise DataError(f"{path}: found the folder of a run or a model, {EXPECTED}.")
+        return "csv" if _find_csv(path) is not None else "folder"
+    if not path.is_file():
+        raise MissingDataError(f"{path}: there is no such file or folder; {EXPECTED}.")
+    if find_kind(path) in ("picture", "video", "heif"):
+        raise DataError(
+            f"{path}: found a single picture or video, {EXPECTED}. To predict its label: dlfer predict {path}"
+        )
+    with path.open("rb") as stream:
+        start = stream.read(4)
+    if start in (b"PK\3\4", b"PK\5\6"):
+        return _recognise_zip(path)
+    if path.suffix.casefold() == ".npz":
+        return "arrays"  # one that is damaged, whose reader says how
+    if start == b"\x93NUM":
+        raise DataError(
+            f"{path}: found one array (.npy), {EXPECTED}; save both by numpy.savez(FILE, images=..., targets=...)."
+        )
+    return _recognise_text(path)
+
+
+@contextlib.contextmanager
+def open_data(path: Path | str) -> Iterator[GivenData]:
+    """Recognise data and give the section that loads it; a zip of pictures is unpacked for as long as it is open.
+
+    Raises:
+        DataError: as `recognise`; a zip that cannot be unpacked.
+        ConfigError: an experiment file with problems.
+    """
+    path = Path(path).expanduser()
+    kind = recognise(path)
+    if kind == "pictures":
+        with _unpack(path) as folder:
+            try:
+                yield GivenData(path, "folder", DataConfig(source="folder", path=str(folder)))
+            except DlferError as error:
+                raise type(error)(str(error).replace(str(folder), str(path))) from error
+    elif kind == "experiment":
+        stage = load_experiment(path).finetune
+        yield GivenData(path, kind, stage.data, stage.image_size)
+    elif kind == "csv":
+        csv = (_find_csv(path) or path) if path.is_dir() else path
+        yield GivenData(path, kind, DataConfig(source="fer2013", path=str(csv)), csv=csv)
+    else:
+        yield GivenData(path, kind, DataConfig(source=kind, path=str(path)))
+
+
+def parse_split(text: str | None, allowed: tuple[str, ...] = SPLITS) -> str | None:
+    """Return "test", "validation" or "train" of the word of --split, FER2013's own names included; None stays None.
+
+    Raises:
+        UserError: another word.
+    """
+    if text is None:
+        return None
+    names = {**{name: name for name in SPLITS}, **{name.casefold(): split for split, name in OFFICIAL.items()}}
+    split = names.get(text.casefold())
+    if split not in allowed:
+        words = " or ".join(f"{name} ({OFFICIAL[name]})" for name in allowed)
+        raise UserError(f"--split {text}: expected {words}.")
+    return split
+
+
+def _find_csv(folder: Path) -> Path | None:
+    return next((folder / name for name in CSV_NAMES if (folder / name).is_file()), None)
+
+
+def _recognise_zip(path: Path) -> Literal["arrays", "csv", "pictures"]:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = [name for name in archive.namelist() if not name.endswith("/") and "__MACOSX" not in name]
+    except (zipfile.BadZipFile, OSError) as error:
+        raise DataError(
+            f"{path}: a zip archive that is cut short or damaged ({shorten(error, path)}); fetch it again."
+        ) from error
+    suffixes = {PurePosixPath(name).suffix.casefold() for name in names}
+    if suffixes == {".npy"}:
+        return "arrays"
+    if suffixes.intersection(PICTURE_SUFFIXES):
+        return "pictures"
+    if ".csv" in suffixes:
+        return "csv"
+    listed = ", ".join(names[:3]) or "nothing"
+    raise DataError(f"{path}: a zip archive with {listed}{' ...' if len(names) > 3 else ''}; {EXPECTED}.")
+
+
+def _recognise_text(path: Path) -> Literal["csv", "experiment"]:
+    """Return what a text file is: a header with pixels is a csv, lines `key:` an experiment; the suffix decides the rest."""
+    with open_text(path, errors="replace") as stream:
+        lines = stream.read(4000).splitlines() or [""]
+    header = [name.strip().casefold() for name in lines[0].split(find_delimiter(lines[0]))]
+    is_csv, is_yaml = "pixels" in header, path.suffix.casefold() in (".yaml", ".yml")
+    if is_csv or (path.suffix.casefold() in (".csv", ".tsv", ".gz") and not is_yaml):
+        return "csv"
+    if is_yaml or (any(line.strip() for line in lines) and all(_YAML_KEY.match(line) for line in lines[:3])):
+        return "experiment"
+    raise DataError(f"{path} line 1: found {lines[0][:60]!r}, {EXPECTED}.")
+
+
+@contextlib.contextmanager
+def _unpack(path: Path) -> Iterator[Path]:
+    """Give a temporary folder with what a zip holds; nothing is written outside of it."""
+    with tempfile.TemporaryDirectory(prefix="dlfer-") as folder:
+        try:
+            with zipfile.ZipFile(path) as archive:
+                size, free = sum(info.file_size for info in archive.infolist()), shutil.disk_usage(folder).free
+                if size > free // 2:
+                    raise DataError(
+                        f"{path}: takes {size / 1e9:.1f} GB unpacked, found {free / 1e9:.1f} GB free in {tempfile.gettempdir()}; "
+                        "unpack it elsewhere and name the folder, or set TMPDIR."
+                    )
+                archive.extractall(folder)
+        except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, NotImplementedError, OSError) as error:
+            raise DataError(
+                f"{path}: cannot be unpacked ({shorten(error, path)}); unpack it and name the folder."
+            ) from error
+        yield Path(folder)

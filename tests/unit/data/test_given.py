@@ -1,0 +1,172 @@
+"""Data as it is named on a command line: recognised by what it holds, whatever its name."""
+
+from __future__ import annotations
+
+import gzip
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dlfer.data.given import open_data, parse_split, recognise
+from dlfer.data.sources import load_parts_of_source
+from dlfer.errors import DataError, MissingDataError, UserError
+
+CSV = "emotion,pixels,Usage\n" + "".join(f"{n},{' '.join([str(n)] * 2304)},Training\n" for n in (0, 3))
+YAML = "# mine\nexperiment: {name: x}\nfinetune: {data: {source: synthetic_faces}, image_size: 32}\n"
+
+
+@pytest.fixture
+def make(tmp_path):
+    """Write a file of one kind under a name of another."""
+
+    def make(kind, name):
+        path = tmp_path / name
+        if kind == "folder":
+            for label in ("happy", "sad"):
+                (path / label).mkdir(parents=True)
+                Image.fromarray(np.full((16, 16), len(label), np.uint8)).save(path / label / "1.png")
+        elif kind == "csv":
+            path.write_text(CSV)
+        elif kind == "semicolons":
+            path.write_text(CSV.replace(",", ";"), encoding="utf-16")
+        elif kind == "gzip":
+            path.write_bytes(gzip.compress(CSV.encode()))
+        elif kind == "arrays":
+            with path.open("wb") as stream:
+                np.savez(stream, images=np.zeros((4, 16, 16), np.uint8), targets=[0, 1, 0, 1])
+        elif kind == "experiment":
+            path.write_text(YAML)
+        else:
+            with zipfile.ZipFile(path, "w") as archive:
+                if kind == "zipped csv":
+                    archive.writestr("data/fer2013.csv", CSV)
+                else:
+                    make("folder", "inside")
+                    for file in sorted((tmp_path / "inside").rglob("*.png")):
+                        archive.write(file, f"faces/{file.relative_to(tmp_path / 'inside')}")
+                    archive.writestr("__MACOSX/faces/._1.png", "x")
+        return path
+
+    return make
+
+
+@pytest.mark.parametrize(
+    ("made", "name", "kind"),
+    [
+        ("folder", "faces", "folder"),
+        ("csv", "fer2013.csv", "csv"),
+        ("csv", "data.txt", "csv"),
+        ("csv", "data", "csv"),
+        ("semicolons", "data.csv", "csv"),
+        ("gzip", "fer2013.csv.gz", "csv"),
+        ("gzip", "data.bin", "csv"),
+        ("zipped csv", "fer2013.csv.zip", "csv"),
+        ("zipped csv", "archive.zip", "csv"),
+        ("zipped pictures", "faces.zip", "pictures"),
+        ("zipped pictures", "faces.dat", "pictures"),
+        ("arrays", "faces.npz", "arrays"),
+        ("arrays", "faces.zip", "arrays"),
+        ("experiment", "x.yaml", "experiment"),
+        ("experiment", "x.txt", "experiment"),
+        ("experiment", "x", "experiment"),
+    ],
+)
+def test_what_a_file_holds_decides(make, made, name, kind):
+    assert recognise(make(made, name)) == kind
+
+
+@pytest.mark.parametrize("made", ["folder", "csv", "zipped csv", "zipped pictures", "arrays", "experiment"])
+def test_every_kind_loads(make, made):
+    path = make(made, "given")
+    with open_data(str(path)) as given:
+        bundle = load_parts_of_source(given.config, image_size=16)
+        assert given.path == path
+        assert path in given.list_read()
+    assert len(bundle.labels) >= 2
+    assert len(bundle.train)
+
+
+def test_a_folder_with_a_csv_of_fer2013_is_that_csv(make, tmp_path):
+    (tmp_path / "fer").mkdir()
+    path = make("csv", "fer/fer2013.csv")
+    assert recognise(tmp_path / "fer") == "csv"
+    with open_data(tmp_path / "fer") as given:
+        assert given.csv == path
+
+
+def test_of_an_experiment_its_finetune_data_counts(make):
+    with open_data(make("experiment", "x.yaml")) as given:
+        assert (given.config.source, given.image_size) == ("synthetic_faces", 32)
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "message"),
+    [
+        ("a.jpg", b"\xff\xd8\xff\xe0" + bytes(30), "a single picture or video.*dlfer predict"),
+        ("a.npy", b"\x93NUMPY" + bytes(80), r"one array \(.npy\)"),
+        ("a.txt", b"my notes, and more", "line 1: found 'my notes, and more'"),
+        ("a", b"", "line 1: found ''"),
+        ("a.tar", bytes(257) + b"ustar" + bytes(300), "a tar archive"),
+        ("a.h5", b"\x89HDF\r\n\x1a\n" + bytes(30), "an HDF5 file"),
+        ("a.7z", b"7z\xbc\xaf\x27\x1c" + bytes(30), "a 7-Zip archive"),
+        ("a.zip", b"PK\3\4" + bytes(30), "cut short or damaged"),
+        ("a.parquet", b"PAR1" + bytes(30), "a Parquet file"),
+        ("a.json", b'{"a": 1}', "JSON"),
+    ],
+)
+def test_anything_else_is_named_with_what_was_expected(tmp_path, name, contents, message):
+    (tmp_path / name).write_bytes(contents)
+    with pytest.raises(DataError, match=message) as caught:
+        recognise(tmp_path / name)
+    assert name in str(caught.value)
+
+
+def test_what_is_not_there_or_a_model_is_told(tmp_path):
+    with pytest.raises(MissingDataError, match="there is no such file or folder"):
+        recognise(tmp_path / "none")
+    (tmp_path / "run.json").write_text("{}")
+    with pytest.raises(DataError, match="the folder of a run or a model"):
+        recognise(tmp_path)
+
+
+def test_a_zip_of_something_else_and_a_bomb_are_refused(tmp_path, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("readme.md", "hello")
+    with pytest.raises(DataError, match=r"a zip archive with readme\.md"):
+        recognise(tmp_path / "a.zip")
+    with zipfile.ZipFile(tmp_path / "b.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("happy/1.png", bytes(10_000_000))
+    monkeypatch.setattr("dlfer.data.given.shutil.disk_usage", lambda path: type("Usage", (), {"free": 1_000_000}))
+    with pytest.raises(DataError, match=r"GB unpacked, found .* GB free"), open_data(tmp_path / "b.zip"):
+        pass
+
+
+def test_a_zip_that_leaves_its_folder_writes_nothing_outside(tmp_path):
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        archive.writestr("../../escaped.png", "x")
+        archive.writestr("/absolute.png", "x")
+    with open_data(tmp_path / "a.zip") as given:
+        assert {path.name for path in given.list_read()[-1].iterdir()} == {"escaped.png", "absolute.png"}
+    assert not (tmp_path.parent / "escaped.png").exists()
+
+
+def test_problems_in_a_zip_name_the_zip(make, tmp_path):
+    path = make("zipped pictures", "faces.zip")
+    with pytest.raises(DataError, match=r"faces\.zip/x: broken") as caught, open_data(path) as given:
+        raise DataError(f"{given.config.path}/x: broken")
+    assert "dlfer-" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("word", "split"),
+    [("test", "test"), ("PrivateTest", "test"), ("publictest", "validation"), ("Training", "train"), (None, None)],
+)
+def test_splits_have_two_names(word, split):
+    assert parse_split(word) == split
+
+
+def test_other_splits_are_refused():
+    with pytest.raises(UserError, match=r"--split dev: expected test \(PrivateTest\) or validation \(PublicTest\)\."):
+        parse_split("dev", ("test", "validation"))
