@@ -73,7 +73,7 @@ def test_ctrl_c_leaves_the_page_of_the_faces_so_far(call, pictures, model, monke
 def test_pictures_become_figures_arrays_and_a_page(call, pictures, model):
     code, out, err = call(
         *("explain", "a/face.png", "text.jpg", "b/face.png", "video.mp4", "--model", str(model), "--faces", "whole"),
-        *("--size", "16", "--stride", "8", "--stage", "4", "--sanity", "--label", "Happy", "--out", "maps"),
+        *("--size", "16", "--stride", "8", "--feature-level", "4", "--sanity", "--label", "Happy", "--out", "maps"),
     )
     assert code == 1
     assert out == "maps/index.html\n"

@@ -73,7 +73,7 @@ def test_another_part_is_refused():
 
 
 def test_maps_of_a_network_change_with_its_weights():
-    explainer = Explainer(make_classifier(), MapOptions(size=16, stride=16, stage="3"))
+    explainer = Explainer(make_classifier(), MapOptions(size=16, stride=16, feature_level="3"))
     images = draw_images((3, 64, 64, 1))
     explanations = [explainer.explain(image) for image in images]
     told = []
