@@ -32,9 +32,7 @@ GRADCAM_NOTE = (
     "its largest value. The map is no finer than these cells, and each cell depends on far more of the image than its own area. "
     "It leaves out evidence against the label and does not show the model's confidence."
 )
-COARSE_NOTE = (
-    "So few cells cannot distinguish the eyes from the mouth; --feature-level selects an earlier, finer one."
-)
+COARSE_NOTE = "So few cells cannot distinguish the eyes from the mouth; --feature-level selects an earlier, finer one."
 NEITHER_NOTE = "Neither shows what a person feels, nor that the model is right."
 
 _MOST_BARS = 12

@@ -307,9 +307,7 @@ def _build_view(name: str, classifier: NetworkClassifier, feature_level: str) ->
 _Cut = tuple[str, Callable[[Any], Any], Callable[[Any], Any]]
 
 
-def _cut(
-    network: keras.Model, backbone: str, prefix: str = "", *, image_size: int, feature_level: str = AUTO
-) -> _Cut:
+def _cut(network: keras.Model, backbone: str, prefix: str = "", *, image_size: int, feature_level: str = AUTO) -> _Cut:
     """Return the name of the layer at which a backbone is cut, the network before it and the network behind it.
 
     Args:

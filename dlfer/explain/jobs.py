@@ -446,7 +446,9 @@ def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> 
         ],
         "labels": list(labels),
     }
-    write_atomically(job.out / "explanations.json", json.dumps(record | describe_job(job, run.path, sanity), indent=2) + "\n")
+    write_atomically(
+        job.out / "explanations.json", json.dumps(record | describe_job(job, run.path, sanity), indent=2) + "\n"
+    )
     context = {
         "title": "What the model looks at, by label",
         "subtitle": describe_model(run.path, classifier),

@@ -154,9 +154,7 @@ def _change_texts(figure: Figure, change: Callable[[str], str]) -> None:
         text.set_text(change(text.get_text()))
 
 
-def _format_changed(
-    form: Callable[[float, int], str], change: Callable[[str], str], value: float, place: int
-) -> str:
+def _format_changed(form: Callable[[float, int], str], change: Callable[[str], str], value: float, place: int) -> str:
     return change(form(value, place))
 
 

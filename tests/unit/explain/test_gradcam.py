@@ -119,7 +119,12 @@ def ask_tf_keras_vis(other, classifier, pixels, targets):
         {"family": "transfer", "feature_level": "last"},
         {"family": "transfer", "feature_level": "4", "backbone": "efficientnet_nano"},
         {"family": "hybrid", "branches": ("efficientnet_nano", "resnet_nano"), "fusion": "attention"},
-        {"family": "hybrid", "branches": ("efficientnet_nano", "resnet_nano"), "fusion": "concat", "feature_level": "4"},
+        {
+            "family": "hybrid",
+            "branches": ("efficientnet_nano", "resnet_nano"),
+            "fusion": "concat",
+            "feature_level": "4",
+        },
     ],
     ids=["hidden", "max", "last", "level4", "attention", "concat"],
 )

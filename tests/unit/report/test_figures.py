@@ -75,7 +75,7 @@ def test_without_a_font_names_become_numbers_with_a_legend(tmp_path, monkeypatch
     monkeypatch.setattr(figures, "_choose_fonts", lambda characters: ((), characters))
     figure = pictures.draw_confusion(np.eye(len(names), dtype=int), names)
     figure.axes[0].set_title(names[0])
-    path = figures.write_figure(figure, tmp_path / "a.png", title="t", description=names[0])
+    figures.write_figure(figure, tmp_path / "a.png", title="t", description=names[0])
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == shown
     assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [f"{text}\nn = 1" for text in shown]
     assert figure.axes[0].get_title() == shown[0]
