@@ -58,9 +58,9 @@ def take_server(page: Page) -> None:
         _wait_until_ready(server)
         page.goto(f"http://127.0.0.1:{PORT}/")
         page.set_input_files("#file", DOCS / "astronaut.jpg")
-        page.wait_for_selector(".face", timeout=120_000)
+        page.wait_for_selector(".face")
         page.locator(".explain").first.click()
-        page.wait_for_selector(".map", timeout=120_000)
+        page.wait_for_selector(".map")
         page.screenshot(path=DOCS / "serve_page.jpg", type="jpeg", quality=85, full_page=True)
     finally:
         server.terminate()
@@ -99,6 +99,7 @@ if __name__ == "__main__":
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         window = browser.new_page(viewport={"width": 960, "height": 1040})
+        window.set_default_timeout(600_000)  # milliseconds; the machine may be busy
         if given.report is not None:
             take_reports(window, given.report)
         take_explanation(window)

@@ -180,13 +180,17 @@ def test_a_max_pooling_at_the_end_is_left_out():
     assert (cam.layer, cam.grid) == ("block4_conv3", (8, 8))
 
 
-@pytest.mark.parametrize("backbone", ["resnet_nano", "efficientnet_nano"])
 @pytest.mark.parametrize(
-    ("image_size", "level", "side"),
-    [(8, 1, 4), (20, 1, 10), (32, 2, 8), (48, 2, 12), (64, 3, 8), (96, 3, 12), (112, 4, 7), (224, 5, 7)],
+    ("backbone", "image_size", "level", "side"),
+    [
+        *(("resnet_nano", *row) for row in ((8, 1, 4), (20, 1, 10), (32, 2, 8), (64, 3, 8), (96, 3, 12), (224, 5, 7))),
+        *(("efficientnet_nano", *row) for row in ((48, 2, 12), (64, 3, 8), (112, 4, 7), (224, 5, 7))),
+        # Beside its first level a shortcut leads on, so that no network can be cut there.
+        ("efficientnet_nano", 20, 2, 5),
+    ],
 )
 def test_the_deepest_feature_level_with_seven_cells_a_side_is_chosen(backbone, image_size, level, side):
-    """Of a size at which no level has them, the finest."""
+    """Of a size at which no level has them, the finest at which the network can be cut in two."""
     classifier = make_classifier(backbone=backbone, image_size=image_size)
     [[cam]] = GradCam(classifier).compute(draw_images((1, 50, 50)), np.array([1]))
     assert (cam.layer, cam.grid) == (find_backbone(backbone).stages[level - 1], (side, side))
@@ -194,10 +198,11 @@ def test_the_deepest_feature_level_with_seven_cells_a_side_is_chosen(backbone, i
 
 
 def test_each_branch_has_its_own_feature_level():
-    classifier = make_classifier("hybrid", branches=("mobilenet", "resnet_nano"), image_size=96)
+    classifier = make_classifier("hybrid", branches=("efficientnet_nano", "resnet_nano"), image_size=96)
     [cams] = GradCam(classifier).compute(draw_images((1, 48, 48)), np.array([1]))
     assert [cam.grid for cam in cams] == [(12, 12), (12, 12)]
-    assert [cam.layer for cam in cams] == ["branch1_mobilenet_" + "conv_pw_5_relu", "branch2_resnet_nano_x"]
+    levels = [find_backbone(backbone).stages[2] for backbone in ("efficientnet_nano", "resnet_nano")]
+    assert [cam.layer for cam in cams] == [f"branch1_efficientnet_nano_{levels[0]}", f"branch2_resnet_nano_{levels[1]}"]
 
 
 def test_maps_stand_in_the_part_that_the_network_sees():
@@ -270,15 +275,14 @@ def test_what_is_not_there_is_refused(feature_level, targets, message):
 
 
 def test_a_feature_level_beside_which_others_lead_on_is_refused_or_passed_over(monkeypatch):
-    pixels = keras.Input((8, 8, 3))
+    pixels = keras.Input((4, 4, 3))
     beside = keras.layers.Conv2D(3, 1, name="beside")(pixels)
     network = keras.Model(pixels, keras.layers.Add(name="end")([pixels, beside]))
     monkeypatch.setattr(gradcam, "find_backbone", lambda name: types.SimpleNamespace(stages=("beside", "end")))
-    assert gradcam._cut(network, "new", image_size=8)[0] == "end"
-    # Neither is fine enough; the finer of the two cannot be cut at.
+    # Neither is fine enough, and at the first of the two no network can be cut.
     assert gradcam._cut(network, "new", image_size=4)[0] == "end"
     with pytest.raises(ModelError, match=r"feature level 1 of new .beside. lies beside other paths"):
-        gradcam._cut(network, "new", image_size=8, feature_level="1")
+        gradcam._cut(network, "new", image_size=4, feature_level="1")
 
 
 def test_trees_have_no_gradients():
