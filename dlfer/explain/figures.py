@@ -58,7 +58,7 @@ def write_explanation(
     return write_figure(
         draw_explanation(image, explanation, labels=labels, title=title),
         path,
-        title=f"{title}. {describe_maps([explanation], label)}",
+        title=" ".join([f"{title}.", *describe_maps([explanation], label)]),
         description=_describe_numbers(title, explanation),
     )
 
@@ -114,8 +114,8 @@ def describe_average(averages: AverageMaps) -> str:
     return f"{averages.label}: mean of {averages.num_images:,} faces, {averages.num_correct:,} of them predicted so"
 
 
-def describe_maps(explanations: Sequence[Explanation], label: str | None) -> str:
-    """Return how the maps of faces are made, and what they do not show.
+def describe_maps(explanations: Sequence[Explanation], label: str | None) -> list[str]:
+    """Return how the maps of faces are made, a text for each method, and what they do not show.
 
     Args:
         explanations: of the faces, made by one explainer.
@@ -133,10 +133,9 @@ def describe_maps(explanations: Sequence[Explanation], label: str | None) -> str
     if cams:
         layers = ", ".join(dict.fromkeys(cam.layer for cam in cams))
         grids = ", ".join(dict.fromkeys(f"{cam.grid[1]}x{cam.grid[0]}" for cam in cams))
-        texts.append(GRADCAM_NOTE.format(label=label, layers=layers, grids=grids))
-        if min(min(cam.grid) for cam in cams) < FEWEST_CELLS:
-            texts.append(COARSE_NOTE)
-    return " ".join([*texts, NEITHER_NOTE])
+        coarse = f" {COARSE_NOTE}" if min(min(cam.grid) for cam in cams) < FEWEST_CELLS else ""
+        texts.append(GRADCAM_NOTE.format(label=label, layers=layers, grids=grids) + coarse)
+    return [*texts, NEITHER_NOTE]
 
 
 def describe_place(values: np.ndarray) -> str:
@@ -160,7 +159,7 @@ def show_sensitivity(axes: Axes, image: np.ndarray, sensitivity: np.ndarray) -> 
     most = 100 * max(float(np.abs(sensitivity).max()), 0.01)
     _show_face(axes, image, "fall if covered", dimmed=True)
     shown = axes.imshow(100 * sensitivity, cmap="RdBu_r", vmin=-most, vmax=most, alpha=0.65)
-    _add_bar(axes, shown, "points")
+    _add_bar(axes, shown, "percentage points")
 
 
 def show_flips(axes: Axes, image: np.ndarray, flips: np.ndarray, heading: str) -> None:

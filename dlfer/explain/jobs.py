@@ -148,7 +148,7 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     sanity = check_some(explainer, kept, job) if interrupt is None else None
     record = {"labels": list(classifier.labels), "faces": records, **describe_job(job, folder, sanity)}
     write_atomically(job.out / "explanations.json", json.dumps(record, indent=2) + "\n")
-    reading = [describe_maps([one.explanation for one in kept], job.label)]
+    reading = describe_maps([one.explanation for one in kept], job.label)
     if len(records) > MOST_SHOWN:
         reading.append(
             f"Shown are the first {MOST_SHOWN} of {len(records):,} faces; the others stand beside this page."
@@ -421,7 +421,8 @@ def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> 
     labels = classifier.labels
     sanity = check_some(explainer, examples, job)
     notes = {
-        average.label: describe_maps([examples[row].explanation], average.label) for row, average in enumerate(averages)
+        average.label: " ".join(describe_maps([examples[row].explanation], average.label))
+        for row, average in enumerate(averages)
     }
     named = []
     for average in averages:
@@ -436,7 +437,7 @@ def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> 
     reading = [
         f"{of}. The maps of each face are of its own label; Grad-CAM is divided by each face's greatest value first. "
         "Averages blur what stands elsewhere in each image, and say nothing of a single one.",
-        describe_maps([examples[0].explanation], None),
+        *describe_maps([examples[0].explanation], None),
     ]
     record = {
         "part": split.name,

@@ -48,12 +48,13 @@ def take_explanation(page: Page) -> None:
         command = [sys.executable, "-m", "dlfer", "explain", "docs/astronaut.jpg", "--out", f"{folder}/explained"]
         subprocess.run(command, cwd=DOCS.parent, check=True)
         page.goto((Path(folder) / "explained" / "index.html").as_uri())
-        page.screenshot(path=DOCS / "explain_page.png", full_page=True)
+        page.locator("main").screenshot(path=DOCS / "explain_page.png")
 
 
 def take_server(page: Page) -> None:
     """Write the page of the server with the faces of a photograph."""
-    server = subprocess.Popen([sys.executable, "-m", "dlfer", "serve", "--port", str(PORT)], cwd=DOCS.parent)
+    command = [sys.executable, "-m", "dlfer", "serve", "--port", str(PORT), "--max-seconds", "600"]
+    server = subprocess.Popen(command, cwd=DOCS.parent)
     try:
         _wait_until_ready(server)
         page.goto(f"http://127.0.0.1:{PORT}/")

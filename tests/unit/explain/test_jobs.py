@@ -106,6 +106,9 @@ def test_pictures_become_figures_arrays_and_a_page(call, pictures, model):
     assert "rank correlation" in page
     assert "AI Act" in page
     assert "text.jpg" in page
+    assert f"Model: {model.name} · efficientnet_nano · 32 px" in page
+    # How the maps are made is said once, not below every figure.
+    assert page.count("slides over the face") == page.count("the feature map of") == 1
 
 
 def test_a_photo_without_a_face_is_no_face(call, pictures, model, monkeypatch):
