@@ -20,9 +20,9 @@ A message says where, what was found, what was expected, and how to fix it.
 
 from __future__ import annotations
 
-from pathlib import Path
 import os
 import re
+from pathlib import Path
 
 DEBUG = "DLFER_DEBUG"
 """Environment variable that says to show everything; `--debug` sets it, so that processes of members know."""

@@ -12,8 +12,8 @@ import signal
 import sys
 import threading
 import traceback
-from types import FrameType
 from pathlib import Path
+from types import FrameType
 from typing import Annotated
 
 import typer

@@ -36,12 +36,14 @@ def explain(
     stride: Annotated[
         int | None, typer.Option(metavar="PIXELS", help="Step of the occluding square; else half its side.")
     ] = None,
-    stage: Annotated[
+    feature_level: Annotated[
         str,
         typer.Option(
-            metavar="last|N", help="Feature level of the backbone for Grad-CAM; earlier ones (1, 2, ...) are finer."
+            metavar="auto|last|N",
+            help="Feature level of the backbone for Grad-CAM: auto is the deepest with at least 7 x 7 cells; earlier ones "
+            "(1, 2, ...) are finer.",
         ),
-    ] = "last",
+    ] = "auto",
     per_class: Annotated[
         int, typer.Option(metavar="N", help="With --split: at most so many faces of each label.")
     ] = 40,
@@ -82,7 +84,7 @@ def explain(
     job = ExplainJob(
         model=model,
         out=out,
-        maps=MapOptions(methods=methods, size=size, stride=stride, stage=stage),
+        maps=MapOptions(methods=methods, size=size, stride=stride, feature_level=feature_level),
         label=label,
         faces=faces,
         detector_size=detector_size,

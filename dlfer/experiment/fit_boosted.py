@@ -17,6 +17,7 @@ from dlfer.data.pipeline import add_copies, balance_indices, compute_class_weigh
 from dlfer.errors import ConfigError, DataError
 from dlfer.experiment.fit_network import Fitted, build_carried_network, compute_cost, explain_stage, make_job, pretrain
 from dlfer.experiment.session import NUM_BATCHES, Session
+from dlfer.model.blocks import describe_network
 from dlfer.model.boosted import BoostedClassifier, LevelFeatures, build_level_features
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.trees import FeatureScale, import_xgboost
@@ -60,6 +61,8 @@ def fit_boosted(run: Run, config: ExperimentConfig, session: Session, device: De
     pretrained = pretrain(run, config, session, device) if config.pretrain else None
     network = build_carried_network(run, config, session, bundle, pretrained)
     features = build_level_features(network, config.model, config.boosting)
+    network.backbone.trainable = False
+    describe_network(network, config.model, has_head=False).write(run.path)
     for line in _describe_plan(config, features, bundle, smoke=run.is_smoke):
         session.listener.say(line)
         run.log("plan", text=line)

@@ -31,8 +31,11 @@ from dlfer.runs.find import ARTIFACT_FILE, find_model
 from dlfer.runs.member_rows import MemberRow, is_run, read_member_rows, write_member_rows
 from dlfer.runs.metrics_record import (
     CombinationMetrics,
+    EnsembleGrowth,
     EnsembleMetrics,
     EnsembleMilestone,
+    FinalLabel,
+    FinalLabels,
     MemberMetrics,
     SplitSummary,
 )
@@ -320,8 +323,47 @@ def compare_members(config: ExperimentConfig, answers: Answers, epochs: Sequence
         view=view,
         paired=compared.model_copy(update={"part": names[-1]}),
         milestones=milestones,
+        growth=_average_first(answers, members, names, view=view),
+        final_labels=[
+            *(
+                find_final_labels(member.name, answers.make(names[-1], values))
+                for member, values in zip(answers.members, answers.get(names[-1], view), strict=True)
+            ),
+            find_final_labels("ensemble", pair[0]),
+        ],
     )
     return {"members": members, "combinations": combinations, "ensemble": ensemble}
+
+
+def _average_first(
+    answers: Answers, members: Sequence[MemberMetrics], names: Sequence[str], *, view: str
+) -> list[EnsembleGrowth]:
+    """Return the average of the best member on validation, of the best two, and so on to that of all."""
+    order = sorted(range(len(members)), key=lambda number: -members[number].validation.accuracy.value)
+    several = {name: answers.get(name, view) for name in names}
+    growth = []
+    for count in range(1, len(order) + 1):
+        found = {
+            name: _summarise(answers.make(name, combine_average(values[order[:count]])))
+            for name, values in several.items()
+        }
+        growth.append(EnsembleGrowth(**{"added": members[order[count - 1]].name, "test": None, **found}))
+    return growth
+
+
+def find_final_labels(name: str, predictions: Predictions) -> FinalLabels:
+    """Return the most frequent prediction of each label's images; a label that is tied with another is not its own."""
+    labels, found = predictions.labels, {}
+    for target, label in enumerate(labels):
+        answered = predictions.predicted[predictions.targets == target]
+        if not len(answered):
+            continue
+        counts = np.bincount(answered, minlength=len(labels)).astype(float)
+        # As in the emotion detection rate: the label itself must be more frequent than any other.
+        counts[target] -= 0.5
+        final = int(counts.argmax())
+        found[label] = FinalLabel(label=labels[final], share=float(np.mean(answered == final)), n=len(answered))
+    return FinalLabels(name=name, labels=found)
 
 
 def _summarise(predictions: Predictions) -> SplitSummary:

@@ -17,6 +17,7 @@ from dlfer.experiment.session import NUM_BATCHES, Session
 from dlfer.experiment.splits import index_images
 from dlfer.metrics.predictions import Predictions
 from dlfer.model.artifact import FAMILIES
+from dlfer.model.blocks import describe_network
 from dlfer.model.classifier import Classifier
 from dlfer.model.stage_network import TransferNetwork, build_stage_network
 from dlfer.model.transfer import carry_backbone
@@ -28,7 +29,7 @@ from dlfer.runs.records import Cost
 from dlfer.runs.run import Run
 from dlfer.train.cascade import Pretrained, describe_foreign_scaling, obtain_backbone
 from dlfer.train.cluster import Device, choose_device
-from dlfer.train.plan import describe_plan, unfreeze_random_start
+from dlfer.train.plan import describe_plan, set_trainable, unfreeze_random_start
 from dlfer.train.progress import TrainingListener
 from dlfer.train.stage import MILESTONES, train_stage
 from dlfer.train.state import StageJob, StageResult, restore_checkpoint
@@ -56,6 +57,9 @@ def fit_network(run: Run, config: ExperimentConfig, session: Session, device: De
     job = make_job("finetune", config, config.experiment.seed, run, session, device)
     if pretrained is None:
         job = _unfreeze(run, job)
+    # As the layers are when the whole network is trained, after the epochs of the head alone.
+    set_trainable(network.backbone, job.config.freeze, head_only=False)
+    describe_network(network, config.model).write(run.path)
     result = _finetune(run, config, job, network, bundle)
     classifier = FAMILIES[config.model.family](network, bundle.labels, config=config.model, channels=bundle.channels)
     cost = compute_cost(config, pretrained, result)

@@ -11,7 +11,7 @@ import numpy as np
 
 from dlfer.data.images import to_channels
 from dlfer.errors import UserError
-from dlfer.explain.gradcam import LAST, Cam, GradCam, list_networks
+from dlfer.explain.gradcam import AUTO, Cam, GradCam, list_networks
 from dlfer.explain.occlusion import Occlusion, compute_occlusion
 from dlfer.metrics.curves import compute_midranks
 from dlfer.model.classifier import Classifier
@@ -27,13 +27,13 @@ class MapOptions:
     Attributes:
         methods: of "occlusion" and "gradcam".
         size, stride: of the square, see `compute_occlusion`.
-        stage: see `GradCam`.
+        feature_level: see `GradCam`.
     """
 
     methods: tuple[str, ...] = METHODS
     size: int | None = None
     stride: int | None = None
-    stage: str = LAST
+    feature_level: str = AUTO
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ class Explainer:
         options: by which methods.
 
     Raises:
-        ModelError: Grad-CAM is the one method, and the classifier has no network; or no such stage.
+        ModelError: Grad-CAM is the one method, and the classifier has no network; or no such feature level.
 
     Example:
         >>> Explainer(dlfer.load("lite2_96")).explain(face).maps["occlusion"].shape
@@ -102,7 +102,7 @@ class Explainer:
         self.classifier = classifier
         self._predict = partial(classifier.predict, calibrated=True)
         wanted = GRADCAM in self.options.methods and (not self.lacks_gradcam or len(self.options.methods) == 1)
-        self._gradcam = GradCam(classifier, stage=self.options.stage) if wanted else None
+        self._gradcam = GradCam(classifier, feature_level=self.options.feature_level) if wanted else None
 
     @property
     def lacks_gradcam(self) -> bool:

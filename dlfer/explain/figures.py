@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from dlfer.report.figures import COLOURS, INK, PALE, SOFT, figure_style, new_figure, write_figure
+from dlfer.explain.gradcam import FEWEST_CELLS
+from dlfer.report.figures import COLOURS, INK, PALE, figure_style, new_figure, write_figure
 from dlfer.report.page import load_figures, render_page
 
 if TYPE_CHECKING:
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
 
 
 OCCLUSION_NOTE = (
-    "Occlusion: a square of {size}x{size} pixels in the image's mean grey slides over it by {stride}. Red: covering "
+    "Occlusion: a square of {squares} slides over the face in its mean grey. Red: covering "
     "lowers the probability of {label}, blue: raises it. Orange: some square there changes the answer. It shows "
     "what the model reacts to when hidden, not why; a covered face is unlike any it was trained on, and regions that "
     "carry the same evidence show nothing when only one of them is covered."
@@ -31,13 +32,8 @@ GRADCAM_NOTE = (
     "its largest value. The map is no finer than these cells, and each cell depends on far more of the image than its own area. "
     "It leaves out evidence against the label and does not show the model's confidence."
 )
-COARSE_NOTE = (
-    "So few cells cannot distinguish the eyes from the mouth; --stage selects an earlier, finer feature level."
-)
+COARSE_NOTE = "So few cells cannot distinguish the eyes from the mouth; --feature-level selects an earlier, finer one."
 NEITHER_NOTE = "Neither shows what a person feels, nor that the model is right."
-
-FEWEST_CELLS = 4
-"""Of a side, below which a map is said to be too coarse for a face."""
 
 _MOST_BARS = 12
 _COLUMNS = 5
@@ -48,7 +44,7 @@ _ORANGE = (0.835, 0.369, 0.0)
 def write_explanation(
     path: Path, image: np.ndarray, explanation: Explanation, *, labels: Sequence[str], name: str
 ) -> Path:
-    """Write the figure (.png) of one face with its maps.
+    """Write the figure (.png) of one face with its maps; how they are made and what they do not show is in the file's caption.
 
     Args:
         image: uint8 [H, W, 1 or 3], as the classifier got it.
@@ -62,16 +58,13 @@ def write_explanation(
     return write_figure(
         draw_explanation(image, explanation, labels=labels, title=title),
         path,
-        title=f"{title}. {describe_maps(explanation, label)}",
+        title=" ".join([f"{title}.", *describe_maps([explanation], label)]),
         description=_describe_numbers(title, explanation),
     )
 
 
 def draw_explanation(image: np.ndarray, explanation: Explanation, *, labels: Sequence[str], title: str) -> Figure:
-    """Draw a face (uint8 [H, W, 1 or 3]), its probabilities, and its maps with the face beneath.
-
-    The title stands above; what the maps do not show stands below.
-    """
+    """Draw a face (uint8 [H, W, 1 or 3]), its probabilities, and its maps with the face beneath; the title stands above."""
     panels: list[Callable[[Axes], None]] = [
         lambda axes: _show_face(axes, image, "the face"),
         lambda axes: _draw_bars(axes, explanation, labels),
@@ -83,11 +76,11 @@ def draw_explanation(image: np.ndarray, explanation: Explanation, *, labels: Seq
     for cam in explanation.cams:
         heading = f"Grad-CAM {cam.network}".strip()
         panels.append(lambda axes, cam=cam, heading=heading: show_cam(axes, image, cam.scaled, heading))
-    return _draw_panels(panels, title, describe_maps(explanation, labels[explanation.target]))
+    return _draw_panels(panels, title)
 
 
-def draw_averages(averages: AverageMaps, note: str) -> Figure:
-    """Draw the average face of a label and the average maps over it; the note stands below."""
+def draw_averages(averages: AverageMaps) -> Figure:
+    """Draw the average face of a label and the average maps over it."""
     image = averages.image
     panels: list[Callable[[Axes], None]] = [lambda axes: _show_face(axes, image, "average face")]
     for name, values in averages.maps.items():
@@ -98,17 +91,17 @@ def draw_averages(averages: AverageMaps, note: str) -> Figure:
         else:
             heading = name.replace("gradcam", "Grad-CAM")
             panels.append(lambda axes, values=values, heading=heading: show_cam(axes, image, values, heading))
-    return _draw_panels(panels, describe_average(averages), note)
+    return _draw_panels(panels, describe_average(averages))
 
 
 def write_averages(path: Path, averages: AverageMaps, *, note: str) -> Path:
-    """Write the figure of one label's averages; `note` says how the maps are made and what they do not show."""
+    """Write the figure of one label's averages; `note`, how the maps are made and what they do not show, is in its caption."""
     halves = "; ".join(
         f"{name}: the averages of two halves have the rank correlation {format_correlation(value)}"
         for name, value in averages.halves.items()
     )
     return write_figure(
-        draw_averages(averages, note),
+        draw_averages(averages),
         path,
         title=f"{describe_average(averages)}. {halves}. {note}",
         description=f"{describe_average(averages)}. {halves}. "
@@ -121,19 +114,28 @@ def describe_average(averages: AverageMaps) -> str:
     return f"{averages.label}: mean of {averages.num_images:,} faces, {averages.num_correct:,} of them predicted so"
 
 
-def describe_maps(explanation: Explanation, label: str | None) -> str:
-    """Return how maps of one label (None: of each face's own) are made, and what they do not show."""
+def describe_maps(explanations: Sequence[Explanation], label: str | None) -> list[str]:
+    """Return how the maps of faces are made, a text for each method, and what they do not show.
+
+    Args:
+        explanations: of the faces, made by one explainer.
+        label: that the maps are of; None: each face's own.
+    """
     label, texts = "its label" if label is None else f"“{label}”", []
-    if explanation.occlusion is not None:
-        square = {"size": explanation.occlusion.size, "stride": explanation.occlusion.stride}
-        texts.append(OCCLUSION_NOTE.format(label=label, **square))
-    if explanation.cams:
-        layers = ", ".join(dict.fromkeys(cam.layer for cam in explanation.cams))
-        grids = ", ".join(dict.fromkeys(f"{cam.grid[1]}x{cam.grid[0]}" for cam in explanation.cams))
-        texts.append(GRADCAM_NOTE.format(label=label, layers=layers, grids=grids))
-        if min(min(cam.grid) for cam in explanation.cams) < FEWEST_CELLS:
-            texts.append(COARSE_NOTE)
-    return " ".join([*texts, NEITHER_NOTE])
+    squares = dict.fromkeys(
+        f"{one.occlusion.size}x{one.occlusion.size} pixels in steps of {one.occlusion.stride}"
+        for one in explanations
+        if one.occlusion is not None
+    )
+    if squares:
+        texts.append(OCCLUSION_NOTE.format(label=label, squares=" or ".join(squares)))
+    cams = explanations[0].cams
+    if cams:
+        layers = ", ".join(dict.fromkeys(cam.layer for cam in cams))
+        grids = ", ".join(dict.fromkeys(f"{cam.grid[1]}x{cam.grid[0]}" for cam in cams))
+        coarse = f" {COARSE_NOTE}" if min(min(cam.grid) for cam in cams) < FEWEST_CELLS else ""
+        texts.append(GRADCAM_NOTE.format(label=label, layers=layers, grids=grids) + coarse)
+    return [*texts, NEITHER_NOTE]
 
 
 def describe_place(values: np.ndarray) -> str:
@@ -157,7 +159,7 @@ def show_sensitivity(axes: Axes, image: np.ndarray, sensitivity: np.ndarray) -> 
     most = 100 * max(float(np.abs(sensitivity).max()), 0.01)
     _show_face(axes, image, "fall if covered", dimmed=True)
     shown = axes.imshow(100 * sensitivity, cmap="RdBu_r", vmin=-most, vmax=most, alpha=0.65)
-    _add_bar(axes, shown, "points")
+    _add_bar(axes, shown, "percentage points")
 
 
 def show_flips(axes: Axes, image: np.ndarray, flips: np.ndarray, heading: str) -> None:
@@ -193,13 +195,12 @@ def show_cam(axes: Axes, image: np.ndarray, values: np.ndarray, heading: str) ->
     _add_bar(axes, shown, "of its greatest")
 
 
-def _draw_panels(panels: Sequence[Callable[[Axes], None]], title: str, note: str) -> Figure:
+def _draw_panels(panels: Sequence[Callable[[Axes], None]], title: str) -> Figure:
     columns = min(_COLUMNS, len(panels))
     num_rows = math.ceil(len(panels) / columns)
     width = 2.1 * columns + 0.4
-    lines = textwrap.wrap(note, int(width * 15.5))
     with figure_style():
-        figure = new_figure(width, 2.5 * num_rows + 0.55 + 0.15 * len(lines))
+        figure = new_figure(width, 2.5 * num_rows + 0.55)
         grid = figure.subplots(num_rows, columns, squeeze=False).ravel()
         for axes in grid[len(panels) :]:
             axes.set_axis_off()
@@ -208,7 +209,6 @@ def _draw_panels(panels: Sequence[Callable[[Axes], None]], title: str, note: str
         figure.suptitle(
             "\n".join(textwrap.wrap(title, int(width * 11))), x=0.01, ha="left", fontsize=10.5, fontweight="bold"
         )
-        figure.supxlabel("\n".join(lines), x=0.01, ha="left", fontsize=7.5, color=SOFT)
     return figure
 
 
@@ -295,6 +295,8 @@ def list_sanity_rows(sanity: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> l
     rows = []
     for part, maps in sanity.items():
         for name, found in maps.items():
+            if not found["n"]:
+                continue
             ends = (
                 ""
                 if found["mean"] is None

@@ -13,6 +13,7 @@ Source: Selvaraju et al., Grad-CAM: Visual Explanations from Deep Networks via G
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -85,7 +86,9 @@ _BUILDERS: dict[str, Callable[[Function], Gradient]] = {"tensorflow": _build_ten
 
 
 BATCH_SIZE = 32
-LAST = "last"
+AUTO, LAST = "auto", "last"
+FEWEST_CELLS = 7
+"""Cells of a side that a map should have at least: with fewer, one cell is larger than an eye with its brow."""
 
 _POOLING = (keras.layers.MaxPooling2D, keras.layers.AveragePooling2D)
 
@@ -121,11 +124,12 @@ class GradCam:
     Args:
         classifier: with at least one network: family transfer, hybrid (a map for each branch), or an ensemble
             of such (a map for each member; members that are trees have none).
-        stage: "last", the map that is pooled (where a max pooling ends the backbone, the convolution before it); or
-            a number from 1, the last map of that resolution, finer and with less of a meaning.
+        feature_level: "auto", the deepest feature level with at least 7 x 7 cells, or the finest if none has them; "last",
+            the map that is pooled (where a max pooling ends the backbone, the convolution before it); or a number from 1,
+            the last map of that feature level. Earlier levels are finer and depend less on the label.
 
     Raises:
-        ModelError: no network, or no such stage.
+        ModelError: no network, or no such feature level.
         EnvironmentProblem: a backend without gradients here.
 
     Example:
@@ -134,9 +138,9 @@ class GradCam:
         True
     """
 
-    def __init__(self, classifier: Classifier, *, stage: str = LAST) -> None:
+    def __init__(self, classifier: Classifier, *, feature_level: str = AUTO) -> None:
         self._classifier = classifier
-        self.views = [_build_view(name, network, stage) for name, network in list_networks(classifier)]
+        self.views = [_build_view(name, network, feature_level) for name, network in list_networks(classifier)]
         if not self.views:
             raise ModelError(
                 f"Grad-CAM follows the gradient of a network's answer, and this model of family {classifier.family} "
@@ -269,15 +273,16 @@ def _compute_spread(size: int, length: int) -> np.ndarray:
     return weights
 
 
-def _build_view(name: str, classifier: NetworkClassifier, stage: str) -> _NetworkView:
-    """Cut a network in two at a stage of its backbone, or of each branch."""
+def _build_view(name: str, classifier: NetworkClassifier, feature_level: str) -> _NetworkView:
+    """Cut a network in two at a feature level of its backbone, or of each branch."""
     parts, config = classifier.parts, classifier.config
+    where = {"feature_level": feature_level, "image_size": parts.face_input.image_size}
 
     def answer(features: Any) -> Any:
         return parts.head(parts.pooling(features), training=False)
 
     if not config.branches:
-        layer, front, back = _cut(parts.backbone, config.backbone, stage=stage)
+        layer, front, back = _cut(parts.backbone, config.backbone, **where)
         return _NetworkView(
             classifier,
             [(name, layer)],
@@ -286,7 +291,7 @@ def _build_view(name: str, classifier: NetworkClassifier, stage: str) -> _Networ
         )
     branches = config.name_branches()
     get = parts.backbone.get_layer
-    cuts = [_cut(get(branch), backbone, f"{branch}_", stage=stage) for branch, backbone in branches.items()]
+    cuts = [_cut(get(branch), backbone, f"{branch}_", **where) for branch, backbone in branches.items()]
     prepare = [get(f"{branch}_input") for branch in branches]
     fuse = keras.Model([get(f"{branch}_pooling").input for branch in branches], parts.backbone.output)
     return _NetworkView(
@@ -299,35 +304,76 @@ def _build_view(name: str, classifier: NetworkClassifier, stage: str) -> _Networ
     )
 
 
-def _cut(
-    network: keras.Model, backbone: str, prefix: str = "", *, stage: str = LAST
-) -> tuple[str, Callable[[Any], Any], Callable[[Any], Any]]:
-    """Return the name of the layer at which a backbone is cut, what stands before it and what stands behind it."""
-    layer = _find_layer(network, backbone, prefix, stage)
+_Cut = tuple[str, Callable[[Any], Any], Callable[[Any], Any]]
+
+
+def _cut(network: keras.Model, backbone: str, prefix: str = "", *, image_size: int, feature_level: str = AUTO) -> _Cut:
+    """Return the name of the layer at which a backbone is cut, the network before it and the network behind it.
+
+    Args:
+        network: the backbone.
+        backbone: its name in the table of backbones.
+        prefix: of its layers' names.
+        image_size: side in pixels of what the network sees.
+        feature_level: see `GradCam`.
+
+    Raises:
+        ModelError: no such feature level, or nothing follows from it alone.
+    """
+    names = find_backbone(backbone).stages
+    if feature_level == AUTO:
+        return _cut_automatically(network, [_find_layer(network, prefix + name) for name in names], image_size)
+    if feature_level == LAST:
+        number = len(names)
+    elif feature_level.isdecimal() and 1 <= int(feature_level) <= len(names):
+        number = int(feature_level)
+    else:
+        raise ModelError(
+            f'Grad-CAM: found the feature level {feature_level!r}, expected "auto", "last" or a number 1..{len(names)} '
+            f"for {backbone}: {', '.join(names)}."
+        )
+    name = prefix + names[number - 1]
+    layer = _find_layer(network, name) if feature_level == LAST else network.get_layer(name)
+    try:
+        return _cut_at(network, layer)
+    except ValueError as error:
+        raise ModelError(
+            f"Grad-CAM: feature level {feature_level} of {backbone} ({layer.name}) lies beside other paths, so that "
+            'nothing follows from it alone; choose another feature level, or "auto".'
+        ) from error
+
+
+def _cut_automatically(network: keras.Model, layers: Sequence[keras.layers.Layer], image_size: int) -> _Cut:
+    """Cut a backbone at the deepest of its feature levels that is fine enough, else at the finest that allows it."""
+    shapes = keras.Model(network.inputs[0], [layer.output for layer in layers]).compute_output_shape(
+        (1, image_size, image_size, 3)
+    )
+    fine = [min(shape[1:3]) >= FEWEST_CELLS for shape in shapes]
+    deepest_first = list(reversed(range(len(layers))))
+    order = [*(n for n in deepest_first if fine[n]), *(n for n in range(len(layers)) if not fine[n])]
+    for number in order:
+        # A level beside which other paths lead on cannot be cut at; the last one always can.
+        with contextlib.suppress(ValueError):
+            return _cut_at(network, layers[number])
+    return _cut_at(network, layers[-1])
+
+
+def _cut_at(network: keras.Model, layer: keras.layers.Layer) -> _Cut:
+    """Cut a network at a layer.
+
+    Raises:
+        ValueError: of Keras, if the network's output does not follow from the layer's alone.
+    """
     front = keras.Model(network.inputs[0], layer.output)
     if layer.output is network.outputs[0]:
         return layer.name, lambda pixels: front(pixels, training=False), lambda maps: maps
-    try:
-        back = keras.Model(layer.output, network.outputs[0])
-    except ValueError as error:
-        raise ModelError(
-            f"Grad-CAM: stage {stage} of {backbone} ({layer.name}) lies beside other paths, so that nothing follows "
-            'from it alone; take another stage, or "last".'
-        ) from error
+    back = keras.Model(layer.output, network.outputs[0])
     return layer.name, lambda pixels: front(pixels, training=False), lambda maps: back(maps, training=False)
 
 
-def _find_layer(network: keras.Model, backbone: str, prefix: str, stage: str) -> keras.layers.Layer:
-    stages = find_backbone(backbone).stages
-    if stage == LAST:
-        layer = network.get_layer(f"{prefix}{stages[-1]}")
-        # A pooling at the end of the backbone gives a coarser map of the very same convolution.
-        while isinstance(layer, _POOLING):
-            layer = layer.input._keras_history.operation
-        return layer
-    if not stage.isdecimal() or not 1 <= int(stage) <= len(stages):
-        raise ModelError(
-            f'Grad-CAM: found stage {stage!r}, expected "last" or a number 1..{len(stages)} for {backbone}: '
-            f"{', '.join(stages)}."
-        )
-    return network.get_layer(f"{prefix}{stages[int(stage) - 1]}")
+def _find_layer(network: keras.Model, name: str) -> keras.layers.Layer:
+    """Return a layer, or the convolution before it: a pooling at the end gives a coarser map of the very same one."""
+    layer = network.get_layer(name)
+    while isinstance(layer, _POOLING):
+        layer = layer.input._keras_history.operation
+    return layer

@@ -35,12 +35,13 @@ from dlfer.explain.figures import (
 from dlfer.explain.sanity import check_maps
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
+from dlfer.model.ensemble import EnsembleClassifier
 from dlfer.predict.crops import Crop, build_cropper
 from dlfer.predict.job import describe_failure, interrupt_on_signals
 from dlfer.predict.media import CAMERA, NOT_READ, BadInput, Frame, is_video, list_inputs, open_inputs
 from dlfer.predict.predictor import NOTICE
 from dlfer.runs.files import read_json, write_atomically, write_npz
-from dlfer.runs.find import find_default_model, find_run_of, open_run
+from dlfer.runs.find import find_default_model, find_model, find_run_of, open_run
 from dlfer.runs.outputs import Place, check_outputs, check_writable, choose_name, fold_name
 from dlfer.runs.run import Run
 from dlfer.runs.run_records import log_opening
@@ -121,7 +122,8 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     inputs = list(list_inputs(names, stdin=sys.stdin, tally=tally))
     known = [name for name in inputs if isinstance(name, str) and not name.startswith(CAMERA)]
     used = _check_places([clean_name(Path(name).stem) for name in known], job, known)
-    classifier = load_artifact(str(find_default_model() if job.model is None else job.model))
+    folder = find_default_model() if job.model is None else find_model(job.model)
+    classifier = load_artifact(folder)
     target = _find_label(classifier, job.label)
     explainer = build_explainer(classifier, job, say)
     cropper = build_cropper(job.faces, classifier, detector_size=job.detector_size)
@@ -144,14 +146,19 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
             "explain: no face was explained. Faces are found by a detector; --faces whole takes each picture for one."
         )
     sanity = check_some(explainer, kept, job) if interrupt is None else None
-    record = {"labels": list(classifier.labels), "faces": records, **describe_job(job, sanity)}
+    record = {"labels": list(classifier.labels), "faces": records, **describe_job(job, folder, sanity)}
     write_atomically(job.out / "explanations.json", json.dumps(record, indent=2) + "\n")
-    reading = [describe_maps(kept[0].explanation, None)]
+    reading = describe_maps([one.explanation for one in kept], job.label)
     if len(records) > MOST_SHOWN:
         reading.append(
             f"Shown are the first {MOST_SHOWN} of {len(records):,} faces; the others stand beside this page."
         )
-    context = {"title": "What the predictions depend on", "reading": reading, "failed": failed}
+    context = {
+        "title": "What the predictions depend on",
+        "subtitle": describe_model(folder, classifier),
+        "reading": reading,
+        "failed": failed,
+    }
     page = write_page(job, [record["name"] for record in records[:MOST_SHOWN]], context=context, sanity=sanity)
     if interrupt is not None:
         raise interrupt
@@ -344,15 +351,33 @@ def _describe_face(explained: Explained, classifier: Classifier) -> dict[str, An
     }
 
 
-def describe_job(job: ExplainJob, sanity: dict | None) -> dict[str, Any]:
-    """Return what explanations.json says of how maps were made."""
-    return {"notice": NOTICE, "model": job.model, "maps": dataclasses.asdict(job.maps), "sanity": sanity}
+def describe_job(job: ExplainJob, folder: Path, sanity: dict | None) -> dict[str, Any]:
+    """Return what explanations.json says of how maps were made; `folder` is that of the model or its run."""
+    return {"notice": NOTICE, "model": str(folder), "maps": dataclasses.asdict(job.maps), "sanity": sanity}
+
+
+def describe_model(folder: Path, classifier: Classifier) -> str:
+    """Return in a line which model is explained: its name, its run where that is known, its network and its size.
+
+    Args:
+        folder: of its artifact or of its run.
+        classifier: the model.
+    """
+    about, config = classifier.about, classifier.config
+    name = about.name or about.experiment or folder.resolve().name
+    if isinstance(classifier, EnsembleClassifier):
+        network = f"ensemble of {', '.join(classifier.members)}"
+    else:
+        network = " and ".join(config.branches) or config.backbone
+    words = [f"Model: {name}", about.run and f"run {about.run}", network, f"{classifier.image_size} px"]
+    if about.smoke:
+        words.append("of a smoke run: its answers mean nothing")
+    return " · ".join(word for word in words if word)
 
 
 def write_page(job: ExplainJob, names: Sequence[str], *, context: dict[str, Any], sanity: dict | None) -> Path:
-    """Write index.html with the figures of these names; `context` has "title", "reading" and "failed"."""
+    """Write index.html with the figures of these names; `context` has "title", "subtitle", "reading" and "failed"."""
     rest = {
-        "subtitle": f"Model: {job.model or 'the default model'}",
         "sanity": [] if sanity is None else list_sanity_rows(sanity),
         "verdicts": [] if sanity is None else describe_sanity(sanity),
         "notice": NOTICE,
@@ -396,7 +421,8 @@ def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> 
     labels = classifier.labels
     sanity = check_some(explainer, examples, job)
     notes = {
-        average.label: describe_maps(examples[row].explanation, average.label) for row, average in enumerate(averages)
+        average.label: " ".join(describe_maps([examples[row].explanation], average.label))
+        for row, average in enumerate(averages)
     }
     named = []
     for average in averages:
@@ -411,7 +437,7 @@ def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> 
     reading = [
         f"{of}. The maps of each face are of its own label; Grad-CAM is divided by each face's greatest value first. "
         "Averages blur what stands elsewhere in each image, and say nothing of a single one.",
-        describe_maps(examples[0].explanation, None),
+        *describe_maps([examples[0].explanation], None),
     ]
     record = {
         "part": split.name,
@@ -421,8 +447,15 @@ def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> 
         ],
         "labels": list(labels),
     }
-    write_atomically(job.out / "explanations.json", json.dumps(record | describe_job(job, sanity), indent=2) + "\n")
-    context = {"title": "What the model looks at, by label", "reading": reading, "failed": []}
+    write_atomically(
+        job.out / "explanations.json", json.dumps(record | describe_job(job, run.path, sanity), indent=2) + "\n"
+    )
+    context = {
+        "title": "What the model looks at, by label",
+        "subtitle": describe_model(run.path, classifier),
+        "reading": reading,
+        "failed": [],
+    }
     return write_page(job, named, context=context, sanity=sanity)
 
 

@@ -127,7 +127,7 @@ def draw_occlusion(images: np.ndarray, occlusions: Sequence[Occlusion], captions
             grid[0, column].set_title(caption, fontsize=8, fontweight="normal", loc="center", pad=3)
         for row, text in enumerate(rows):
             grid[row, 0].set_ylabel(text, fontsize=9)
-        bar = figure.colorbar(shown, ax=grid[1, :].tolist(), shrink=0.9, label="points", pad=0.01)
+        bar = figure.colorbar(shown, ax=grid[1, :].tolist(), shrink=0.9, label="percentage points", pad=0.01)
         bar.outline.set_visible(False)
     return figure
 

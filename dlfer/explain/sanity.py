@@ -7,7 +7,7 @@ image, not what the model knows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import keras
 import numpy as np
@@ -63,8 +63,8 @@ def check_maps(
             done += 1
             if say is not None:
                 say(done, len(parts) * len(images))
-        found[part] = _compare(before, after)
-    return found | {OTHER: _compare(before[:-1], before[1:])}
+        found[part] = _compare(before, after, names=before[0])
+    return found | {OTHER: _compare(before[:-1], before[1:], names=before[0])}
 
 
 def randomise(classifier: Classifier, *, part: str = ALL, seed: int = SEED) -> Classifier:
@@ -138,9 +138,10 @@ def _randomise_members(ensemble: EnsembleClassifier, part: str, seed: int) -> En
     )
 
 
-def _compare(before: Sequence[dict[str, np.ndarray]], after: Sequence[dict[str, np.ndarray]]) -> dict[str, dict]:
-    """Return the rank correlations of maps, summed up by name."""
-    names = before[0] if before else {}
+def _compare(
+    before: Sequence[dict[str, np.ndarray]], after: Sequence[dict[str, np.ndarray]], *, names: Iterable[str]
+) -> dict[str, dict]:
+    """Return the rank correlations of maps, summed up by name; of a single face there are no maps of others."""
     found = {}
     for name in names:
         pairs = [(one[name], other[name]) for one, other in zip(before, after, strict=True)]

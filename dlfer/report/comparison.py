@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlfer.errors import ModelError
-from dlfer.report.crossval import CROSSVAL_FIGURES, list_pooled_rows, write_crossval_figures
 from dlfer.metrics.paired import describe_difference, format_points
+from dlfer.report.crossval import CROSSVAL_FIGURES, list_pooled_rows, write_crossval_figures
 from dlfer.report.curves import draw_line, finish_epoch_axis, read_series
 from dlfer.report.figures import (
     COLOURS,

@@ -8,9 +8,12 @@ is drawn.
 
 from __future__ import annotations
 
+import contextlib
 import io
-from collections.abc import Callable, Iterable, Sequence
-from functools import partial
+import re
+import unicodedata
+from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -112,19 +115,33 @@ def write_figure(figure: Figure, path: Path, *, title: str, description: str) ->
     """Save `figure` as PNG under a temporary name first; the same figure gives the same bytes.
 
     The title is the caption; the description is what a reader who does not see the figure needs to know. Both are kept
-    in the file.
+    in the file, with "Kind": "chart" for a figure without photographs, whose colours a page may invert in dark mode, and
+    with "Legend": the names that stand in the figure as numbers, since no font of this machine has their characters.
     """
     buffer = io.BytesIO()
     metadata = {"Title": escape_text(title), "Description": escape_text(description), "Software": "dlfer"}
+    if not _has_photographs(figure):
+        metadata["Kind"] = "chart"
     with figure_style():
-        _escape_names(figure)
+        _change_texts(figure, partial(escape_text, keep="\n"))
+        legend = _fit_fonts(figure)
+        if legend:
+            metadata["Legend"] = legend
         figure.savefig(buffer, format="png", dpi=DOTS_PER_INCH, metadata=metadata)
     write_atomically(path, buffer.getvalue())
     return path
 
 
-def _escape_names(figure: Figure) -> None:
-    """Show control characters in labels and file names escaped; fonts have no glyphs for them, or draw them invisibly."""
+def _has_photographs(figure: Figure) -> bool:
+    """Return whether a figure shows an image in colours of its own, [H, W, 3 or 4], which no map of colours gave it."""
+    from matplotlib.image import AxesImage
+
+    return any(image.get_array() is not None and image.get_array().ndim == 3 for image in figure.findobj(AxesImage))
+
+
+def _change_texts(figure: Figure, change: Callable[[str], str]) -> None:
+    """Change each text of a figure, and the names of ticks. The first use is to escape control characters in labels
+    and file names: fonts have no glyphs for them, or draw them invisibly."""
     from matplotlib.text import Text
     from matplotlib.ticker import FuncFormatter
 
@@ -132,13 +149,117 @@ def _escape_names(figure: Figure) -> None:
         for axis in (axes.xaxis, axes.yaxis):
             formatter = axis.get_major_formatter()
             if isinstance(formatter, FuncFormatter):  # that of set_xticks and set_yticks with labels
-                formatter.func = partial(_format_escaped, formatter.func)
+                formatter.func = partial(_format_changed, formatter.func, change)
     for text in figure.findobj(Text):
-        text.set_text(escape_text(text.get_text(), keep="\n"))
+        text.set_text(change(text.get_text()))
 
 
-def _format_escaped(form: Callable[[float, int], str], value: float, place: int) -> str:
-    return escape_text(form(value, place), keep="\n")
+def _format_changed(form: Callable[[float, int], str], change: Callable[[str], str], value: float, place: int) -> str:
+    return change(form(value, place))
+
+
+_FONT = "DejaVu Sans"
+"""Matplotlib's own, which has Latin, Greek, Cyrillic, Arabic and mathematical characters."""
+
+
+def _fit_fonts(figure: Figure) -> str:
+    """Let the texts of a figure use fonts of this machine that have their characters, and number the names that none has.
+
+    Returns:
+        What the numbers stand for, in words; "" if there are none.
+    """
+    import matplotlib
+    from matplotlib.text import Text
+
+    texts = _list_texts(figure)
+    wanted = {character for text in texts if not text.isascii() for character in text if _is_drawn(character)}
+    lacking = {character for character in wanted if ord(character) not in _read_characters(_FONT)}
+    if not lacking:
+        return ""
+    families, missing = _choose_fonts(frozenset(lacking))
+    matplotlib.rcParams["font.family"] = [_FONT, *families]  # of texts that are made while the figure is drawn
+    for text in figure.findobj(Text):
+        text.set_fontfamily([_FONT, *families])
+    if not missing:
+        return ""
+    pattern = _match_names(missing)
+    names = dict.fromkeys(name for text in texts for name in pattern.findall(text))
+    numbers = {name: f"[{number}]" for number, name in enumerate(names, 1)}
+    _change_texts(figure, lambda text: pattern.sub(lambda found: numbers.get(found.group(), found.group()), text))
+    meanings = ", ".join(f"{number} {name}" for name, number in numbers.items())
+    return f"In the figure, since no font of the machine that drew it has these characters: {meanings}."
+
+
+def _list_texts(figure: Figure) -> list[str]:
+    """Return all texts of a figure, those at the ticks of its axes first."""
+    from matplotlib.text import Text
+
+    ticks = [
+        label.get_text() for axes in figure.axes for axis in (axes.yaxis, axes.xaxis) for label in axis.get_ticklabels()
+    ]
+    return [*ticks, *(text.get_text() for text in figure.findobj(Text))]
+
+
+def _is_drawn(character: str) -> bool:
+    """Return whether a character needs a glyph: no space, no mark of format, no control character."""
+    return not character.isspace() and unicodedata.category(character) not in ("Cc", "Cf", "Cs", "Cn")
+
+
+def _match_names(missing: Collection[str]) -> re.Pattern[str]:
+    """Return what matches the words around characters, and several such words in a row as one name."""
+    there = f"[{''.join(map(re.escape, sorted(missing)))}]"
+    word = rf"(?:\w|{there})*{there}(?:\w|{there})*"
+    return re.compile(f"{word}(?: {word})*")
+
+
+@cache
+def _read_characters(family: str) -> frozenset[int]:
+    """Return the code points that a font family has glyphs for; none for fonts that matplotlib cannot draw with."""
+    from matplotlib.ft2font import FaceFlags, FT2Font
+
+    try:
+        font = FT2Font(_list_families()[family])
+        usable = FaceFlags.SCALABLE in font.face_flags and FaceFlags.COLOR not in font.face_flags
+        # The fonts of last resort have a glyph for everything: a box.
+        return frozenset(font.get_charmap()) if usable and "resort" not in family.lower() else frozenset()
+    except (ValueError, RuntimeError, OSError):
+        return frozenset()
+
+
+@cache
+def _list_families() -> dict[str, str]:
+    """Return the file of the regular font of each family of this machine, families without serifs first."""
+    from matplotlib import font_manager
+
+    known = {entry.fname for entry in font_manager.fontManager.ttflist}
+    for path in sorted(set(font_manager.findSystemFonts()) - known):  # installed since matplotlib made its list
+        with contextlib.suppress(Exception):  # of whatever is wrong with a font that nobody may need
+            font_manager.fontManager.addfont(path)
+
+    def rate(entry: font_manager.FontEntry) -> tuple:
+        is_regular = (entry.style, entry.variant, entry.stretch) == ("normal", "normal", "normal")
+        weight = font_manager.weight_dict.get(entry.weight, entry.weight)
+        distance = abs(weight - 400) if isinstance(weight, int) else 400
+        return not is_regular, distance, entry.fname
+
+    files: dict[str, str] = {}
+    for entry in sorted(font_manager.fontManager.ttflist, key=rate):
+        files.setdefault(entry.name, entry.fname)
+    return dict(sorted(files.items(), key=lambda item: ("Sans" not in item[0], "Mono" in item[0], item[0])))
+
+
+@cache
+def _choose_fonts(characters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Return the font families that have characters, as few as are needed, and the characters that none has."""
+    left, chosen = set(characters), []
+    while left:
+        counts = {family: sum(ord(one) in _read_characters(family) for one in left) for family in _list_families()}
+        best = max(counts, key=counts.__getitem__, default=None)
+        if best is None or not counts[best]:
+            break
+        chosen.append(best)
+        left = {one for one in left if ord(one) not in _read_characters(best)}
+    return tuple(chosen), frozenset(left)
 
 
 class Drawn(NamedTuple):

@@ -14,6 +14,7 @@ from dlfer.config.names import STAGES
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.predictions import read_predictions
+from dlfer.report.architecture import describe_blocks, describe_cascade, draw_diagram
 from dlfer.report.audit import describe_audit
 from dlfer.report.curves import draw_corruptions, draw_history, draw_reliability, draw_risk_coverage, draw_roc
 from dlfer.report.figures import Drawn, stamp_banner, write_figures
@@ -23,10 +24,12 @@ from dlfer.report.judgement import (
     describe_calibration,
     describe_corruptions,
     describe_ensemble,
+    describe_final_labels,
     describe_groups,
     describe_milestone_figure,
     describe_milestones,
     describe_missing_groups,
+    draw_members,
     draw_milestones,
     list_views,
 )
@@ -51,9 +54,11 @@ from dlfer.report.sections import (
     describe_trees,
     draw_levels,
     list_costs,
+    list_published,
 )
 from dlfer.runs.audit_record import AuditRecord
 from dlfer.runs.metrics_record import Abstention, Calibration, Corruptions, Metrics, Selective, SplitMetrics, is_missing
+from dlfer.runs.network_record import NetworkRecord
 from dlfer.runs.records import DataRecord, RunRecord
 from dlfer.runs.run_records import BoostingRecord, TransferRecord, read_events, read_history, read_metrics
 
@@ -65,6 +70,7 @@ FIGURES = (
     "pretrain_history",
     "finetune_history",
     "levels",
+    "members",
     "milestones",
     "confusion",
     "roc",
@@ -143,6 +149,9 @@ def _draw_metrics(metrics: Metrics) -> Iterator[Drawn]:
         yield _draw_calibration(judged.calibration, judged.n, split)
     if judged is not None and judged.selective is not None and judged.selective.curve:
         yield _draw_abstention(judged.selective, metrics.abstain, split)
+    members = draw_members(metrics)
+    if members is not None:
+        yield members
     milestones = draw_milestones(metrics)
     if milestones is not None:
         text = describe_milestone_figure(metrics)
@@ -256,6 +265,12 @@ def write_report(run_path: Path) -> Path:
     write_run_figures(run_path)
     data, metrics, audit = DataRecord.read(run_path), read_metrics(run_path) or Metrics(), AuditRecord.read(run_path)
     config, problem = try_experiment(run_path)
+    network, transfer, trees = (
+        NetworkRecord.read(run_path),
+        TransferRecord.read(run_path),
+        BoostingRecord.read(run_path),
+    )
+    cascade = describe_cascade(config, data=data, transfer=transfer, network=network, cost=run.cost, trees=trees)
     context = {
         "name": get_name(run_path, run),
         "subtitle": describe_run(run_path, run),
@@ -265,8 +280,10 @@ def write_report(run_path: Path) -> Path:
         "question": describe_question(config, [] if data is None else data.labels),
         "figures": load_figures(run_path / "figures", FIGURES),
         "costs": list_costs(run.cost),
-        "trees": describe_trees(BoostingRecord.read(run_path)),
-        "transfer": describe_transfer(TransferRecord.read(run_path)),
+        "blocks": describe_blocks(network),
+        "diagrams": [] if cascade is None else [draw_diagram(cascade), draw_diagram(cascade, is_column=True)],
+        "trees": describe_trees(trees),
+        "transfer": describe_transfer(transfer),
         "data": None if data is None else describe_data(data),
         "audit": [] if audit is None else describe_audit(audit),
         "comparisons": find_comparisons(run_path),
@@ -324,6 +341,8 @@ def _judge(
         "views": list_views(metrics),
         "milestones": describe_milestones(metrics),
         "ensemble": describe_ensemble(metrics),
+        "final_labels": describe_final_labels(metrics),
+        "published": list_published(config, metrics, get_name(run_path, RunRecord.require(run_path))),
         "groups": describe_groups(metrics),
         "no_groups": describe_missing_groups(None if data is None else data.source),
         "corruptions": describe_corruptions(metrics),

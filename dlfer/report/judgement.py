@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from dlfer.report.figures import INK, MOST_LABELS, SOFT, figure_style, new_figure
+from dlfer.report.figures import COLOURS, INK, MOST_LABELS, SOFT, Drawn, figure_style, new_figure
 from dlfer.report.headline import COMBINATIONS, VIEWS
 from dlfer.report.page import format_count, format_percent, format_uncertainty
 from dlfer.report.pictures import show_confusion
@@ -20,6 +20,7 @@ from dlfer.runs.metrics_record import (
     CalibrationMetrics,
     CorruptionLevel,
     Estimate,
+    FinalLabel,
     GroupMetrics,
     Metrics,
     SplitMetrics,
@@ -311,6 +312,68 @@ def describe_ensemble(metrics: Metrics) -> EnsembleTable | None:
         "validation alone. Its value on validation is out of fold: each fifth is answered by a fit on the others."
     )
     return EnsembleTable(split, [f"epoch {stage.epoch}" for stage in ensemble.milestones] + ["as kept"], rows, notes)
+
+
+class FinalRow(NamedTuple):
+    """A label and the final label of each member and of the ensemble; None where that was not recorded."""
+
+    label: str
+    cells: list[FinalLabel | None]
+
+
+class FinalTable(NamedTuple):
+    """The final labels, a column for each member and for the ensemble, with their emotion detection rates."""
+
+    columns: list[str]
+    rows: list[FinalRow]
+    rates: list[str]
+    notes: list[str]
+
+
+def describe_final_labels(metrics: Metrics) -> FinalTable | None:
+    """Return the table of final labels of an ensemble; None where there is none or it was not recorded."""
+    if metrics.ensemble is None or not metrics.ensemble.final_labels:
+        return None
+    found = metrics.ensemble.final_labels
+    labels = list(dict.fromkeys(label for one in found for label in one.labels))
+    rows = [FinalRow(label, [one.labels.get(label) for one in found]) for label in labels]
+    rates = [
+        f"{sum(final.label == label for label, final in one.labels.items())} of {len(one.labels)}" for one in found
+    ]
+    notes = [
+        "The final emotion of a label is the label that is predicted most often for its images. The emotion detection rate "
+        "counts the labels whose final emotion is the label itself, more often than any other; it says nothing of the share."
+    ]
+    return FinalTable([one.name for one in found], rows, rates, notes)
+
+
+def draw_members(metrics: Metrics) -> Drawn | None:
+    """Draw the accuracy of the average over the number of members; None where there is none or it was not recorded."""
+    growth = [] if metrics.ensemble is None else metrics.ensemble.growth
+    if len(growth) < 2:
+        return None
+    split = "validation" if growth[0].test is None else "test"
+    found = [(one.validation if one.test is None else one.test).accuracy for one in growth]
+    with figure_style():
+        figure = new_figure(3.4 + 0.6 * min(len(growth), 8), 3.2)
+        axes = figure.subplots()
+        counts, values = range(1, len(growth) + 1), [100 * one.value for one in found]
+        low = [100 * (one.value if one.low is None else one.low) for one in found]
+        high = [100 * (one.value if one.high is None else one.high) for one in found]
+        axes.fill_between(counts, low, high, color=COLOURS[0], alpha=0.15, linewidth=0)
+        axes.plot(counts, values, marker="o", color=COLOURS[0])
+        shown = [f"{one.added}" if number == 0 else f"+ {one.added}" for number, one in enumerate(growth)]
+        axes.set_xticks(
+            counts, shown, rotation=30 if len(growth) > 3 else 0, ha="right" if len(growth) > 3 else "center"
+        )
+        axes.set_ylabel("accuracy (%)")
+        axes.margins(x=0.12)
+    texts = "; ".join(f"{one.added} {format_percent(value.value)}" for one, value in zip(growth, found, strict=True))
+    title = (
+        f"Accuracy on {split} of the average of the members, from the best on validation alone to all of them; band: 95 % "
+        "interval of each"
+    )
+    return Drawn("members", figure, title, f"{title}. Added one after another: {texts}.")
 
 
 def draw_milestones(metrics: Metrics) -> Figure | None:

@@ -87,12 +87,16 @@ class EmbeddedFigure(NamedTuple):
         title: the caption.
         description: for readers who do not see the figure.
         width: in CSS pixels at 96 dots per inch.
+        is_chart: whether it has no photographs, so that its colours can be inverted in dark mode.
+        legend: what numbers in the figure stand for, where no font had the characters of names; "" without any.
     """
 
     uri: str
     title: str
     description: str
     width: int
+    is_chart: bool = False
+    legend: str = ""
 
 
 def load_figures(folder: Path, names: Sequence[str]) -> dict[str, EmbeddedFigure | None]:
@@ -112,6 +116,8 @@ def load_figures(folder: Path, names: Sequence[str]) -> dict[str, EmbeddedFigure
             title=title,
             description=text.get("Description", title),
             width=round(width / dpi * 96),
+            is_chart=text.get("Kind") == "chart",
+            legend=text.get("Legend", ""),
         )
     return figures
 

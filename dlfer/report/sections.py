@@ -10,7 +10,8 @@ from dlfer.config.schema import ExperimentConfig, PretrainConfig, StageConfig
 from dlfer.config.sections import BoostingConfig, DataConfig, EnsembleConfig
 from dlfer.report.figures import COLOURS, HATCHES, MOST_LABELS, figure_style, new_figure
 from dlfer.report.headline import COMBINATIONS
-from dlfer.report.page import format_count, format_percent
+from dlfer.report.page import format_count, format_interval, format_percent
+from dlfer.runs.metrics_record import Metrics, is_missing
 from dlfer.runs.records import Cost, DataRecord
 from dlfer.runs.run import format_duration
 from dlfer.runs.run_records import BoostedLevel, BoostingRecord, TransferRecord
@@ -270,6 +271,54 @@ def describe_levels(levels: Sequence[BoostedLevel]) -> str:
     """Return what a reader who does not see the figure needs to know."""
     shares = "; ".join(f"{level.name}, {level.features} features: {format_percent(level.gain)}" for level in levels)
     return f"Share of the total gain of all splits by level of the backbone, from the image on: {shares}."
+
+
+class PublishedRow(NamedTuple):
+    """A system with its accuracy; `protocol` says what is known of how it was judged."""
+
+    system: str
+    accuracy: float
+    interval: str
+    protocol: str
+    remark: str
+    is_own: bool = False
+
+
+NOT_CHECKED = "protocol not checked"
+PUBLISHED = (
+    ("DLFER, with EF-FER1", 0.8209, "n = 7,178; “80 % of the total images post-preprocessing”"),
+    ("ResEmoteNet", 0.7979, "users of its code report about 60 %"),
+    ("EmoNeXt", 0.7612, "ten crops; users of its code report 71.4 to 71.6 %"),
+    ("ResMaskNet", 0.7414, "random test-time augmentation; users of its code report 65.6 to 73.6 %"),
+    ("VGGNet", 0.7328, "a validation value: PublicTest and PrivateTest are swapped in its code"),
+    ("DLFER, without EF-FER1", 0.6621, "n = 7,178"),
+)
+"""Accuracies on FER2013 as published, 0..1, and what is known of them."""
+
+
+def list_published(config: ExperimentConfig | None, metrics: Metrics, name: str) -> list[PublishedRow]:
+    """Return the published accuracies on FER2013 with that of this run among them, the largest first.
+
+    Empty for a run of other data, and for one without a judged split.
+    """
+    judged = metrics.judged
+    if (
+        config is None
+        or config.finetune.data.source != "fer2013"
+        or judged is None
+        or is_missing(judged.accuracy.value)
+    ):
+        return []
+    rows = [PublishedRow(system, value, "", NOT_CHECKED, remark) for system, value, remark in PUBLISHED]
+    own = PublishedRow(
+        f"this run: {name}",
+        judged.accuracy.value,
+        format_interval(judged.accuracy),
+        f"{metrics.protocol or config.finetune.data.protocol}, {metrics.judged_split}",
+        f"n = {format_count(judged.n)}",
+        is_own=True,
+    )
+    return sorted([*rows, own], key=lambda row: -row.accuracy)
 
 
 def describe_members(section: EnsembleConfig) -> str:

@@ -312,13 +312,43 @@ class EnsembleMilestone(Record):
     combinations: list[CombinationMetrics]
 
 
+class EnsembleGrowth(Record):
+    """The average of the first members, in the order of their accuracy on validation; `added` is the last of them."""
+
+    added: str
+    validation: SplitSummary | None = None
+    test: SplitSummary | None = None
+
+
+class FinalLabel(Record):
+    """The most frequent prediction among the `n` images that annotators gave one label, and its share of them."""
+
+    label: str
+    share: float
+    n: int
+
+
+class FinalLabels(Record):
+    """The final label of a member, or of the combination that is used ("ensemble"), for each label with images."""
+
+    name: str
+    labels: dict[str, FinalLabel]
+
+
 class EnsembleMetrics(Record):
-    """How the members of an ensemble are combined, and the combination against the member that is best on validation."""
+    """How the members of an ensemble are combined, and the combination against the member that is best on validation.
+
+    Attributes:
+        growth: the average of one member, of two, and so on; empty in a file of an earlier version.
+        final_labels: of each member and of the combination, on test or else on validation; likewise.
+    """
 
     combine: str
     view: str
     paired: ModelPair | None = None
     milestones: list[EnsembleMilestone] = Field(default_factory=list)
+    growth: list[EnsembleGrowth] = Field(default_factory=list)
+    final_labels: list[FinalLabels] = Field(default_factory=list)
 
 
 class Abstention(Record):

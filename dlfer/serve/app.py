@@ -18,7 +18,7 @@ from dlfer._version import __version__
 from dlfer.predict.predictor import NOTICE, make_notice
 from dlfer.serve import schemas
 from dlfer.serve.guard import CONTENT_TYPE, Guard, Metrics, Policy
-from dlfer.serve.inputs import check_faces, read_face
+from dlfer.serve.inputs import check_faces, read_face, read_flag
 from dlfer.serve.limits import Limits, Refusal
 from dlfer.serve.models import VERSIONS, ServedModel, describe_tensors, write_answer
 from dlfer.serve.schemas import complete_openapi, tell_body, tell_errors
@@ -190,6 +190,7 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
                 },
                 "model": {"type": "string", "enum": list(service.models)},
                 "faces": {"type": "string", "enum": ["auto", "whole"]},
+                "crops": {"type": "string", "enum": ["true", "false"]},
             },
             names=list(service.models),
         ),
@@ -198,17 +199,18 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
         """Find the faces in pictures, and predict which expression label annotators would give to each."""
         async with service.admit(request), Body(request, service) as body, service.limit_time(request):
             if body.is_form:
-                uploads, given = await body.read_form("model", "faces")
+                uploads, given = await body.read_form("model", "faces", "crops")
                 model, faces = service.find_model(given.get("model")), check_faces(given.get("faces"))
+                crops = read_flag("crops", given.get("crops"))
             else:
                 asked, parts = await body.read_json(schemas.PredictRequest)
                 if len(asked.images) > service.limits.pictures:
                     raise Refusal(
                         400, f"images: found {len(asked.images)}, expected at most {service.limits.pictures}."
                     )
-                model, faces = service.find_model(asked.model), asked.faces
+                model, faces, crops = service.find_model(asked.model), asked.faces, asked.crops
                 uploads = parts.find_all(asked.images)
-            pictures = await service.predict(uploads, model, faces)
+            pictures = await service.predict(uploads, model, faces, crops=crops)
             notice = make_notice(is_smoke=model.card.smoke, research_only=model.card.research_only)
             return schemas.Prediction(model=model.name, notice=notice, images=pictures)
 

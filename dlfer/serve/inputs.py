@@ -179,6 +179,13 @@ def check_faces(faces: str | None) -> str | None:
     return faces
 
 
+def read_flag(name: str, text: str | None) -> bool:
+    """Return whether a field of a form is "true"; left out it is false."""
+    if text not in (None, "true", "false"):
+        raise Refusal(400, f"{name}: found {text[:60]!r}, expected true or false.")
+    return text == "true"
+
+
 def read_face(text: str) -> int:
     """Return the number of a face."""
     if not text.isascii() or not text.isdecimal() or len(text) > 6:

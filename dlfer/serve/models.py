@@ -13,6 +13,8 @@ from pathlib import Path
 
 import numpy as np
 
+from dlfer.config.schema import OptimizerConfig
+from dlfer.config.sections import FacesConfig
 from dlfer.data.images import resize_square, to_channels
 from dlfer.errors import UserError
 from dlfer.predict.crops import Crop, build_cropper
@@ -142,11 +144,12 @@ def read_card(name: str, classifier: Engine, folder: Path) -> Card:
         family=record.family if record else "unknown",
         labels=list(classifier.labels),
         backbone=(record.backbone or "").replace(", ", " + ") or None if record else None,
-        optimizer=config.finetune.optimizer.name if config else None,
+        optimizer=_describe_optimizer(config.finetune.optimizer) if config else None,
         accuracy=_read_accuracy(metrics, data),
         protocol=about.protocol or metrics.protocol,
         banner=metrics.banner,
         image_size=classifier.image_size,
+        preparation=_describe_preparation(classifier),
         probabilities=(
             f"calibrated: temperature {fit.value:.3f}{_describe_fit(fit)}"
             if fit
@@ -183,6 +186,26 @@ def choose_names(given: Sequence[tuple[str | None, Path, About]]) -> list[str]:
             chosen = f"{stem}-{number}"
         names.append(chosen)
     return names
+
+
+def _describe_optimizer(config: OptimizerConfig) -> str:
+    """Return the optimiser in words, so that models that differ by it alone can be told apart."""
+    momentum = f" with momentum {config.momentum:g}" if config.momentum else ""
+    return f"{config.name}{momentum}, rate {config.learning_rate:g}"
+
+
+def _describe_preparation(classifier: Engine) -> str:
+    """Return what `build_cropper` makes of a face, and the network of what it is given."""
+    about, size = classifier.about, classifier.about.face_size or classifier.image_size
+    trained = FacesConfig.model_validate(about.faces) if about.faces else None
+    words = ["aligned by the eyes" if trained is not None and trained.align else "cut out as a square"]
+    words.append("grey" if classifier.channels == 1 else "in colour")
+    if trained is not None and trained.equalize != "none":
+        words.append("equalised" if trained.equalize == "histogram" else "equalised in tiles")
+    words.append(f"{size} × {size} pixels")
+    if size != classifier.image_size:
+        words.append(f"which the network resizes to {classifier.image_size} × {classifier.image_size}")
+    return ", ".join(words)
 
 
 def _describe_fit(fit: Temperature) -> str:

@@ -31,6 +31,7 @@ class PredictRequest(BaseModel):
     faces: Annotated[
         Faces | None, Field(description="auto: faces are searched for; whole: a picture is the crop of a face")
     ] = None
+    crops: Annotated[bool, Field(description="whether each face is returned as the model is given it")] = False
 
 
 class ExplainRequest(BaseModel):
@@ -74,6 +75,7 @@ class Card(BaseModel):
     protocol: str | None
     banner: Annotated[str | None, Field(description="why its metrics are not from a clean test, where that is so")]
     image_size: int
+    preparation: Annotated[str, Field(description="what becomes of a face before the model is given it")] = ""
     probabilities: Annotated[str, Field(description="whether they are calibrated")]
     research_only: bool
     smoke: Annotated[
@@ -100,6 +102,9 @@ class Face(BaseModel):
     label: str
     confidence: float
     probabilities: dict[str, float]
+    crop_png: Annotated[
+        str | None, Field(description="the face as the model is given it, PNG in base64; null unless crops is true")
+    ] = None
 
 
 class Picture(BaseModel):

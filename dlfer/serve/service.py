@@ -123,9 +123,19 @@ def _name_place(values: np.ndarray) -> str:
     return "middle" if row == column == "middle" else f"{row} {column}"
 
 
+def _add_crops(pictures: Sequence[Picture], found: Sequence[FacesFound]) -> None:
+    """Add to each face of pictures what the model was given."""
+    for picture, one in zip(pictures, found, strict=True):
+        for face, crop in zip(picture.faces, one.crops, strict=True):
+            face.crop_png = _encode(_make_image(crop.pixels))
+
+
+def _make_image(pixels: np.ndarray) -> Image.Image:
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
 def _enlarge(pixels: np.ndarray) -> Image.Image:
-    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    return image.resize((_SHOWN_SIDE, _SHOWN_SIDE), Image.Resampling.BICUBIC)
+    return _make_image(pixels).resize((_SHOWN_SIDE, _SHOWN_SIDE), Image.Resampling.BICUBIC)
 
 
 def _encode(image: Image.Image) -> str:
@@ -308,14 +318,19 @@ class Service:
             raise Refusal(404, f"There is no model {name[:100]!r}; there are: {', '.join(self.models)}.")
         return self.models[name]
 
-    async def predict(self, uploads: Sequence[Upload], model: ServedModel, faces: str | None) -> list[Picture]:
-        """Return the pictures with the faces in them."""
+    async def predict(
+        self, uploads: Sequence[Upload], model: ServedModel, faces: str | None, *, crops: bool = False
+    ) -> list[Picture]:
+        """Return the pictures with the faces in them, with `crops` also as the model is given them."""
         found, sizes = await self._find(uploads, model, faces)
         self.metrics.faces.labels(model.name).inc(sum(len(one.crops) for one in found))
-        return [
+        pictures = [
             _describe_picture(upload.name, size, one, model.labels)
             for upload, size, one in zip(uploads, sizes, found, strict=True)
         ]
+        if crops:
+            await self.run(lambda: _add_crops(pictures, found))
+        return pictures
 
     async def read_crops(self, tensor: Tensor, parts: Parts, model: ServedModel) -> list[np.ndarray]:
         """Return the images of a tensor as crops of the model's own size; see `dlfer.serve.models.check_tensor`."""

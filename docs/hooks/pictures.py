@@ -1,18 +1,22 @@
-"""Take the pictures of the documentation with chromium, from a report that is there and from a server that is started.
+"""Take the pictures of the documentation with chromium: of a report, of explanations, and of the server's page.
 
     python docs/hooks/pictures.py saved_models/runs/quickstart/RUN/report.html
 
-writes docs/ablation_report.png from the report of `dlfer ablate experiments/quickstart.yaml`, if one is given, and docs/serve_page.jpg
-from `dlfer serve` with the default model and docs/astronaut.jpg. docs/astronaut_marked.jpg is written by
-`dlfer predict docs/astronaut.jpg --draw docs/marked/`.
+writes docs/ablation_report.png from the report of `dlfer ablate experiments/quickstart.yaml`, and docs/run_report.png from that of its
+first member, or of a run whose own report is given. Always it writes docs/explain_page.png from `dlfer explain docs/astronaut.jpg` and
+docs/serve_page.jpg from `dlfer serve`, both with the default model. docs/astronaut_marked.jpg is written by
+`dlfer predict docs/astronaut.jpg --draw docs/marked/`. They show drawn faces and docs/astronaut.jpg, which is in the public domain, and
+no others.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -24,24 +28,59 @@ DOCS = Path(__file__).resolve().parents[1]
 PORT = 8765
 
 
-def take_report(page: Page, report: Path) -> None:
-    """Write the head of an ablation's report."""
-    page.goto(report.resolve().as_uri())
-    page.screenshot(path=DOCS / "ablation_report.png")
+def take_reports(page: Page, report: Path) -> None:
+    """Write the head of an ablation's report, where it is one, and the architecture in the report of a run."""
+    members = report.parent / "members.csv"
+    run = report
+    if members.exists():
+        page.goto(report.resolve().as_uri())
+        page.screenshot(path=DOCS / "ablation_report.png")
+        with open(members, newline="", encoding="utf-8") as file:
+            first = Path(next(csv.DictReader(file))["path"])
+        run = (first if first.is_absolute() else report.parent.parent / first.name) / "report.html"
+    page.goto(run.resolve().as_uri())
+    _take_section(page, "architecture", DOCS / "run_report.png")
+
+
+def take_explanation(page: Page) -> None:
+    """Write the page of `dlfer explain` for a photograph."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "dlfer", "explain", "docs/astronaut.jpg", "--out", f"{folder}/explained"]
+        subprocess.run(command, cwd=DOCS.parent, check=True)
+        page.goto((Path(folder) / "explained" / "index.html").as_uri())
+        page.locator("main").screenshot(path=DOCS / "explain_page.png")
 
 
 def take_server(page: Page) -> None:
     """Write the page of the server with the faces of a photograph."""
-    server = subprocess.Popen([sys.executable, "-m", "dlfer", "serve", "--port", str(PORT)], cwd=DOCS.parent)
+    command = [sys.executable, "-m", "dlfer", "serve", "--port", str(PORT), "--max-seconds", "600"]
+    server = subprocess.Popen(command, cwd=DOCS.parent)
     try:
         _wait_until_ready(server)
         page.goto(f"http://127.0.0.1:{PORT}/")
         page.set_input_files("#file", DOCS / "astronaut.jpg")
-        page.wait_for_selector(".face", timeout=120_000)
-        page.screenshot(path=DOCS / "serve_page.jpg", type="jpeg", quality=85)
+        page.wait_for_selector(".face")
+        page.locator(".explain").first.click()
+        page.wait_for_selector(".map")
+        page.screenshot(path=DOCS / "serve_page.jpg", type="jpeg", quality=85, full_page=True)
     finally:
         server.terminate()
         server.wait(60)
+
+
+def _take_section(page: Page, section: str, path: Path) -> None:
+    """Write a section of a report, from its heading to the next one."""
+    top, bottom = page.evaluate(
+        """id => {
+            const heading = document.getElementById(id);
+            let next = heading.nextElementSibling;
+            while (next && next.tagName !== "H2") next = next.nextElementSibling;
+            return [heading, next].map((element) => element.getBoundingClientRect().top + scrollY);
+        }""",
+        section,
+    )
+    clip = {"x": 0, "y": top - 8, "width": page.viewport_size["width"], "height": bottom - top - 8}
+    page.screenshot(path=path, clip=clip, full_page=True)
 
 
 def _wait_until_ready(server: subprocess.Popen) -> None:
@@ -56,12 +95,14 @@ def _wait_until_ready(server: subprocess.Popen) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("report", nargs="?", type=Path)
+    parser.add_argument("report", nargs="?", type=Path, help="of an ablation or of a run, on drawn faces")
     given = parser.parse_args()
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         window = browser.new_page(viewport={"width": 960, "height": 1040})
+        window.set_default_timeout(600_000)  # milliseconds; the machine may be busy
         if given.report is not None:
-            take_report(window, given.report)
+            take_reports(window, given.report)
+        take_explanation(window)
         take_server(window)
         browser.close()

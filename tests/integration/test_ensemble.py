@@ -138,10 +138,37 @@ def test_members_combinations_and_milestones_stand_beside_it(ensemble):
     assert metrics["test_opened"] == 3
 
 
+def test_what_members_add_and_the_final_labels_stand_beside_it(ensemble):
+    metrics = read(ensemble, "metrics.json")
+    growth, members = metrics["ensemble"]["growth"], {row["name"]: row for row in metrics["members"]}
+    assert sorted(row["added"] for row in growth) == ["one", "two"]
+    assert growth[0]["validation"]["accuracy"] == members[growth[0]["added"]]["validation"]["accuracy"]
+    assert members[growth[0]["added"]]["validation"]["accuracy"]["value"] == max(
+        row["validation"]["accuracy"]["value"] for row in members.values()
+    )
+    assert growth[1]["test"]["accuracy"] == metrics["combinations"][0]["test"]["accuracy"]
+    final = metrics["ensemble"]["final_labels"]
+    assert [row["name"] for row in final] == ["one", "two", "ensemble"]
+    detected = sum(answer["label"] == label for label, answer in final[-1]["labels"].items())
+    rate = metrics["views"]["ten_crop"]["test"]["emotion_detection_rate"]
+    assert (detected, len(final[-1]["labels"])) == (rate["num_detected"], rate["num_classes"])
+    for member in read_member_rows(ensemble):
+        blocks = read(Path(member.path), "network.json")["blocks"]
+        assert [block["name"] for block in blocks[-2:]] == ["feature level 5", "head"]
+        assert all(block["trained"] == block["parameters"] - block["statistics"] for block in blocks)
+
+
 def test_the_report_has_the_members_and_the_milestones(ensemble):
     page = (ensemble / "report.html").read_text()
-    for text in ("Members and combinations, test", "ensemble: trained on validation", "epoch 2", "Milestones, test"):
+    for text in (
+        "Members and combinations, test",
+        "ensemble: trained on validation",
+        "epoch 2",
+        "Milestones, test",
+        "Final emotion",
+    ):
         assert text in page
+    assert (ensemble / "figures" / "members.png").exists()
     assert (ensemble / "figures" / "milestones.png").exists()
 
 

@@ -94,7 +94,9 @@ async function predict() {
   state.faces = [];
   draw();
   try {
-    const answer = await call("v1/predict", { method: "POST", body: makeForm(state.blob.name) });
+    const form = makeForm(state.blob.name);
+    form.append("crops", "true");
+    const answer = await call("v1/predict", { method: "POST", body: form });
     if (turn !== state.turn) return;
     const picture = answer.images[0];
     state.faces = picture.faces;
@@ -149,10 +151,55 @@ function showFaces(picture, model) {
     const more = found > shown ? `; the ${shown} largest are predicted` : "";
     tell(`${found} ${found === 1 ? "face" : "faces"}${$("whole").checked ? " (the whole picture)" : " found"}${more}.`);
   }
-  $("faces").replaceChildren(...picture.faces.map((face, number) => makeFace(face, number, model)));
+  $("faces").replaceChildren(...picture.faces.map((face, number) => makeFace(face, number, model, picture)));
 }
 
-function makeFace(face, number, model) {
+// What becomes of a face: the picture, the face that was found in it, and what the model is given.
+function makeSteps(face, number, picture) {
+  const steps = [], image = state.image;
+  const add = (element, name, words) => {
+    const step = document.createElement("li"), caption = document.createElement("span");
+    if (element.tagName === "IMG") element.alt = name;
+    else {
+      element.setAttribute("role", "img");
+      element.setAttribute("aria-label", name);
+    }
+    caption.textContent = words;
+    step.append(element, caption);
+    steps.push(step);
+  };
+  if (image) {
+    const scale = Math.min(1, 320 / Math.max(picture.width, picture.height));
+    add(cut(image, [0, 0, picture.width, picture.height], picture, scale, face.box), "The picture", "1. picture");
+    if (face.box) {
+      const side = Math.max(face.box[2] - face.box[0], face.box[3] - face.box[1]);
+      add(cut(image, face.box, picture, 320 / side), `Face ${number + 1} as it was found`, "2. face found");
+    }
+  }
+  if (face.crop_png) {
+    const crop = new Image();
+    crop.src = "data:image/png;base64," + face.crop_png;
+    add(crop, `Face ${number + 1} as the model is given it`, `${steps.length + 1}. given to the model`);
+  }
+  return steps;
+}
+
+function cut(image, [x0, y0, x1, y1], picture, scale, box) {
+  const canvas = document.createElement("canvas"), pen = canvas.getContext("2d");
+  canvas.width = Math.max(1, Math.round((x1 - x0) * scale));
+  canvas.height = Math.max(1, Math.round((y1 - y0) * scale));
+  // The browser's image may be larger or smaller than the picture that the server measured.
+  const across = (image.width / picture.width), down = (image.height / picture.height);
+  pen.drawImage(image, x0 * across, y0 * down, (x1 - x0) * across, (y1 - y0) * down, 0, 0, canvas.width, canvas.height);
+  for (const [width, colour] of box ? [[5, "#000"], [2, "#fff"]] : []) {
+    pen.lineWidth = width;
+    pen.strokeStyle = colour;
+    pen.strokeRect(...[box[0], box[1], box[2] - box[0], box[3] - box[1]].map((value) => value * scale));
+  }
+  return canvas;
+}
+
+function makeFace(face, number, model, picture) {
   const item = $("face-template").content.firstElementChild.cloneNode(true);
   const find = (selector) => item.querySelector(selector);
   find("h3").textContent = `Face ${number + 1}: ${face.label}, ${percent(face.confidence)}`;
@@ -160,6 +207,9 @@ function makeFace(face, number, model) {
     ? `at ${Math.round(face.box[0])}, ${Math.round(face.box[1])}; ` +
       `${Math.round(face.box[2] - face.box[0])} × ${Math.round(face.box[3] - face.box[1])} pixels`
     : "the whole picture";
+  find(".steps").append(...makeSteps(face, number, picture));
+  const card = state.models.find((one) => one.name === model);
+  find(".prepared").textContent = card && card.preparation ? `Given to the model: ${card.preparation}.` : "";
   const rows = Object.entries(face.probabilities).map(([label, value]) => {
     const row = document.createElement("tr");
     if (label === face.label) row.className = "best";
@@ -194,8 +244,6 @@ async function explain(item, number, model) {
   button.textContent = "Covering the face part by part …";
   try {
     const answer = await call("v1/explain", { method: "POST", body: form });
-    find(".crop").src = "data:image/png;base64," + answer.crop_png;
-    find(".crop").alt = `Face ${number + 1} as the model is given it`;
     find(".heat").src = "data:image/png;base64," + answer.map_png;
     find(".heat").alt = `Occlusion map of ${answer.label}: ${answer.description}`;
     const points = (value) => (100 * value).toFixed(0);

@@ -47,12 +47,11 @@ def test_a_figure_says_what_was_answered_where_it_hangs_and_what_it_does_not_sho
     title, description, _ = read_text(path)
     assert title.startswith("a.jpg: predicted happy, 100 %. Explained: happy.")
     for words in (
-        "8x8 pixels",
-        "by 8",
+        "8x8 pixels in steps of 8",
         "“happy”",
         "not why",
         "2x2 cells",
-        "--stage",
+        "--feature-level",
         "Neither shows what a person feels",
     ):
         assert words in title
@@ -64,7 +63,7 @@ def test_another_label_is_named_with_its_probability_and_finer_maps_are_not_call
     image, explanation = make_explanation(grid=(7, 7), target=0)
     title, _, _ = read_text(write_explanation(tmp_path / "a.png", image, explanation, labels=LABELS, name="a"))
     assert title.startswith("a: predicted happy, 100 %, of angry 0 %. Explained: angry.")
-    assert "--stage" not in title
+    assert "--feature-level" not in title
     assert "7x7 cells" in title
 
 

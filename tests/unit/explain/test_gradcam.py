@@ -15,6 +15,7 @@ from dlfer.explain import gradcam
 from dlfer.explain.gradcam import GradCam, build_gradient, list_networks, spread_cells, weigh_maps
 from dlfer.model.artifact import FAMILIES
 from dlfer.model.backbone_spec import Preprocessing
+from dlfer.model.backbones import find_backbone
 from dlfer.model.face_input import FaceInput
 from dlfer.model.stage_network import build_transfer_network
 
@@ -22,12 +23,12 @@ LABELS = ("a", "b", "c")
 GOLDEN = Path(__file__).parents[2] / "golden" / "gradcam.json"
 
 
-def make_classifier(family="transfer", *, seed=0, crop=None, channels=1, **given):
+def make_classifier(family="transfer", *, seed=0, crop=None, channels=1, image_size=64, **given):
     """Return a classifier with weights that NumPy drew, the same on every backend."""
     if family == "transfer":
         given.setdefault("backbone", "resnet_nano")
     config = ModelConfig(family=family, **given)
-    network = build_transfer_network(config, num_labels=3, image_size=64, channels=channels, crop=crop)
+    network = build_transfer_network(config, num_labels=3, image_size=image_size, channels=channels, crop=crop)
     draw_weights(network.model, seed)
     return FAMILIES[family](network, LABELS, config=config, channels=channels)
 
@@ -59,7 +60,7 @@ def test_it_is_cam_where_the_head_is_one_dense_layer_on_a_mean():
     images, targets = draw_images((3, 64, 64, 1)), np.array([0, 2, 1])
     cells, maps = get_cells(classifier, images, targets)
     assert cells.max() > 0
-    for cams, expected in zip(GradCam(classifier).compute(images, targets), cells, strict=True):
+    for cams, expected in zip(GradCam(classifier, feature_level="last").compute(images, targets), cells, strict=True):
         [cam] = cams
         assert (cam.network, cam.layer, cam.grid) == ("", "conv5_block1_out", (2, 2))
         assert cam.values.dtype == np.float32
@@ -88,7 +89,8 @@ def test_it_is_tf_keras_vis():
     """
     classifier, images, targets, pixels = compute_golden()
     golden = np.array(json.loads(GOLDEN.read_text()))
-    for cams, expected in zip(GradCam(classifier).compute(images, targets), golden, strict=True):
+    found = GradCam(classifier, feature_level="last").compute(images, targets)
+    for cams, expected in zip(found, golden, strict=True):
         assert np.allclose(cams[0].values, spread_cells(expected[None], (64, 64), crop=None)[0], atol=1e-4)
     other = pytest.importorskip("tf_keras_vis.gradcam")
     assert np.allclose(ask_tf_keras_vis(other, classifier, pixels, targets), golden, atol=1e-4)
@@ -114,19 +116,24 @@ def ask_tf_keras_vis(other, classifier, pixels, targets):
     [
         {"family": "transfer", "head": HeadConfig(hidden=(8,))},
         {"family": "transfer", "head": HeadConfig(pooling="max")},
-        {"family": "transfer", "stage": "3"},
-        {"family": "transfer", "stage": "4", "backbone": "efficientnet_nano"},
+        {"family": "transfer", "feature_level": "last"},
+        {"family": "transfer", "feature_level": "4", "backbone": "efficientnet_nano"},
         {"family": "hybrid", "branches": ("efficientnet_nano", "resnet_nano"), "fusion": "attention"},
-        {"family": "hybrid", "branches": ("efficientnet_nano", "resnet_nano"), "fusion": "concat", "stage": "4"},
+        {
+            "family": "hybrid",
+            "branches": ("efficientnet_nano", "resnet_nano"),
+            "fusion": "concat",
+            "feature_level": "4",
+        },
     ],
-    ids=["hidden", "max", "stage3", "stage4", "attention", "concat"],
+    ids=["hidden", "max", "last", "level4", "attention", "concat"],
 )
 def test_weights_are_those_of_finite_differences(given):
     """The mean gradient of a channel is what the logit gains, per cell, when that channel rises everywhere."""
-    stage = given.pop("stage", "last")
+    feature_level = given.pop("feature_level", "auto")
     classifier = make_classifier(**given)
     images, targets = draw_images((2, 64, 64, 1)), np.array([2, 0])
-    maker = GradCam(classifier, stage=stage)
+    maker = GradCam(classifier, feature_level=feature_level)
     [view] = maker.views
     maps = [np.asarray(values) for values in view.front(classifier.parts.face_input(images))]
     # What is cut in two is still the network.
@@ -167,8 +174,35 @@ def test_hybrid_has_a_map_for_each_branch_and_an_ensemble_for_each_member_that_i
 
 def test_a_max_pooling_at_the_end_is_left_out():
     classifier = make_classifier(backbone="vgg16")
-    [[cam]] = GradCam(classifier).compute(draw_images((1, 64, 64)), np.array([1]))
+    [[cam]] = GradCam(classifier, feature_level="last").compute(draw_images((1, 64, 64)), np.array([1]))
     assert (cam.layer, cam.grid) == ("block5_conv3", (4, 4))
+    [[cam]] = GradCam(classifier).compute(draw_images((1, 64, 64)), np.array([1]))
+    assert (cam.layer, cam.grid) == ("block4_conv3", (8, 8))
+
+
+@pytest.mark.parametrize(
+    ("backbone", "image_size", "level", "side"),
+    [
+        *(("resnet_nano", *row) for row in ((8, 1, 4), (20, 1, 10), (32, 2, 8), (64, 3, 8), (96, 3, 12), (224, 5, 7))),
+        *(("efficientnet_nano", *row) for row in ((48, 2, 12), (64, 3, 8), (112, 4, 7), (224, 5, 7))),
+        # Beside its first level a shortcut leads on, so that no network can be cut there.
+        ("efficientnet_nano", 20, 2, 5),
+    ],
+)
+def test_the_deepest_feature_level_with_seven_cells_a_side_is_chosen(backbone, image_size, level, side):
+    """Of a size at which no level has them, the finest at which the network can be cut in two."""
+    classifier = make_classifier(backbone=backbone, image_size=image_size)
+    [[cam]] = GradCam(classifier).compute(draw_images((1, 50, 50)), np.array([1]))
+    assert (cam.layer, cam.grid) == (find_backbone(backbone).stages[level - 1], (side, side))
+    assert cam.values.shape == (50, 50)
+
+
+def test_each_branch_has_its_own_feature_level():
+    classifier = make_classifier("hybrid", branches=("efficientnet_nano", "resnet_nano"), image_size=96)
+    [cams] = GradCam(classifier).compute(draw_images((1, 48, 48)), np.array([1]))
+    assert [cam.grid for cam in cams] == [(12, 12), (12, 12)]
+    levels = [find_backbone(backbone).stages[2] for backbone in ("efficientnet_nano", "resnet_nano")]
+    assert [cam.layer for cam in cams] == [f"branch1_efficientnet_nano_{levels[0]}", f"branch2_resnet_nano_{levels[1]}"]
 
 
 def test_maps_stand_in_the_part_that_the_network_sees():
@@ -226,27 +260,29 @@ def test_the_evidence_is_where_the_image_has_it():
 
 
 @pytest.mark.parametrize(
-    ("stage", "targets", "message"),
+    ("feature_level", "targets", "message"),
     [
-        ("6", [0], r'"last" or a number 1\.\.5'),
-        ("top", [0], "found stage 'top'"),
+        ("6", [0], r'"auto", "last" or a number 1\.\.5'),
+        ("0", [0], "found the feature level '0'"),
+        ("top", [0], "found the feature level 'top'"),
         ("last", [3], "0..2"),
         ("last", [0, 1], "0..2"),
     ],
 )
-def test_what_is_not_there_is_refused(stage, targets, message):
+def test_what_is_not_there_is_refused(feature_level, targets, message):
     with pytest.raises(ModelError, match=message):
-        GradCam(make_classifier(), stage=stage).compute(draw_images((1, 32, 32)), np.array(targets))
+        GradCam(make_classifier(), feature_level=feature_level).compute(draw_images((1, 32, 32)), np.array(targets))
 
 
-def test_a_stage_beside_which_others_lead_on_is_refused(monkeypatch):
-    pixels = keras.Input((8, 8, 3))
+def test_a_feature_level_beside_which_others_lead_on_is_refused_or_passed_over(monkeypatch):
+    pixels = keras.Input((4, 4, 3))
     beside = keras.layers.Conv2D(3, 1, name="beside")(pixels)
     network = keras.Model(pixels, keras.layers.Add(name="end")([pixels, beside]))
     monkeypatch.setattr(gradcam, "find_backbone", lambda name: types.SimpleNamespace(stages=("beside", "end")))
-    assert gradcam._cut(network, "new")[0] == "end"
-    with pytest.raises(ModelError, match=r"stage 1 of new .beside. lies beside other paths"):
-        gradcam._cut(network, "new", stage="1")
+    # Neither is fine enough, and at the first of the two no network can be cut.
+    assert gradcam._cut(network, "new", image_size=4)[0] == "end"
+    with pytest.raises(ModelError, match=r"feature level 1 of new .beside. lies beside other paths"):
+        gradcam._cut(network, "new", image_size=4, feature_level="1")
 
 
 def test_trees_have_no_gradients():
@@ -273,9 +309,9 @@ import dlfer, keras
 from dlfer.explain import gradcam
 from dlfer.explain.gradcam import GradCam
 assert keras.backend.backend() == "jax"
-folder, stage = sys.argv[1:]
+folder, level = sys.argv[1:]
 given = np.load(folder + "/given.npz")
-found = GradCam(dlfer.load(folder), stage=stage).compute(given["images"], given["targets"])
+found = GradCam(dlfer.load(folder), feature_level=level).compute(given["images"], given["targets"])
 np.save(folder + "/found.npy", np.stack([cam.values for [cam] in found]))
 """
 
@@ -296,6 +332,6 @@ def test_it_is_the_same_on_jax(tmp_path):
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    ours = np.stack([cam.values for [cam] in GradCam(classifier, stage="4").compute(images, targets)])
+    ours = np.stack([cam.values for [cam] in GradCam(classifier, feature_level="4").compute(images, targets)])
     assert ours.max() > 0
     assert np.allclose(ours, np.load(tmp_path / "found.npy"), atol=1e-3 * ours.max())

@@ -73,7 +73,7 @@ def test_ctrl_c_leaves_the_page_of_the_faces_so_far(call, pictures, model, monke
 def test_pictures_become_figures_arrays_and_a_page(call, pictures, model):
     code, out, err = call(
         *("explain", "a/face.png", "text.jpg", "b/face.png", "video.mp4", "--model", str(model), "--faces", "whole"),
-        *("--size", "16", "--stride", "8", "--stage", "4", "--sanity", "--label", "Happy", "--out", "maps"),
+        *("--size", "16", "--stride", "8", "--feature-level", "4", "--sanity", "--label", "Happy", "--out", "maps"),
     )
     assert code == 1
     assert out == "maps/index.html\n"
@@ -106,6 +106,9 @@ def test_pictures_become_figures_arrays_and_a_page(call, pictures, model):
     assert "rank correlation" in page
     assert "AI Act" in page
     assert "text.jpg" in page
+    assert f"Model: {model.name} · efficientnet_nano · 32 px" in page
+    # How the maps are made is said once, not below every figure.
+    assert page.count("slides over the face") == page.count("the feature map of") == 1
 
 
 def test_a_photo_without_a_face_is_no_face(call, pictures, model, monkeypatch):

@@ -7,6 +7,7 @@ from scipy import stats
 from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError, UserError
 from dlfer.explain.explanation import Explainer, Explanation, MapAverage, MapOptions, compute_rank_correlation
+from dlfer.explain.figures import describe_sanity, list_sanity_rows
 from dlfer.explain.gradcam import Cam
 from dlfer.explain.occlusion import Occlusion
 from dlfer.explain.sanity import ALL, HEAD, OTHER, check_maps, randomise
@@ -73,7 +74,7 @@ def test_another_part_is_refused():
 
 
 def test_maps_of_a_network_change_with_its_weights():
-    explainer = Explainer(make_classifier(), MapOptions(size=16, stride=16, stage="3"))
+    explainer = Explainer(make_classifier(), MapOptions(size=16, stride=16, feature_level="3"))
     images = draw_images((3, 64, 64, 1))
     explanations = [explainer.explain(image) for image in images]
     told = []
@@ -86,6 +87,16 @@ def test_maps_of_a_network_change_with_its_weights():
     assert found[OTHER]["occlusion"]["n"] == 2
     for name in ("occlusion", "gradcam"):
         assert found[ALL][name]["low"] <= found[ALL][name]["mean"] <= found[ALL][name]["high"] < 0.9
+
+
+def test_a_single_face_has_no_other_to_be_compared_with():
+    explainer = Explainer(make_classifier(), MapOptions(methods=("occlusion",), size=32, stride=32))
+    image = draw_images((1, 64, 64, 1))[0]
+    found = check_maps(explainer, [image], [explainer.explain(image)])
+    assert found[OTHER]["occlusion"]["n"] == 0
+    assert {row["what"] for row in list_sanity_rows(found)} == {"head re-initialised", "all weights re-initialised"}
+    [verdict] = describe_sanity(found)
+    assert "alike" not in verdict
 
 
 def test_maps_that_do_not_hang_on_the_weights_are_found_out(monkeypatch):

@@ -6,6 +6,7 @@ from PIL import Image
 
 from dlfer.metrics.predictions import Predictions
 from dlfer.report import curves, figures, pictures
+from dlfer.report.page import load_figures
 
 
 def make_predictions(n=40, num_classes=3, seed=0, targets=None) -> Predictions:
@@ -35,6 +36,61 @@ def test_figures_show_control_characters_escaped(tmp_path):
     figures.write_figure(figure, tmp_path / "a.png", title="\x1b", description="\x1b")
     drawn = [text.get_text() for text in figure.axes[0].get_xticklabels()] + [figure.axes[0].get_title()]
     assert drawn == [r"\x1b[31mred", r"left\u202eright", "$x_{$", r"\x07bell"]
+
+
+SCRIPTS = ("Happy", "Грусть", "怒り", "غاضب", "गुस्सा जी", "ዜና ደስታ", "Wut 惊讶")
+
+
+@pytest.mark.filterwarnings("error")
+def test_names_in_any_script_are_drawn_or_numbered(tmp_path):
+    """A font of the machine is used where one has the characters; else a number stands in the figure, with a legend."""
+    figure = pictures.draw_confusion(np.eye(len(SCRIPTS), dtype=int), SCRIPTS)
+    path = figures.write_figure(figure, tmp_path / "a.png", title="t", description="d")
+    with Image.open(path) as image:
+        legend = image.info.get("Legend", "")
+    drawn = [label.get_text() for label in figure.axes[0].get_xticklabels()]
+    families, missing = figures._choose_fonts(frozenset("".join(SCRIPTS)) - {" "})
+    for name, text in zip(SCRIPTS, drawn, strict=True):
+        if missing & set(name):
+            assert text.startswith("["), name
+            assert f"{text} {name}" in legend
+        else:
+            assert text == name
+    assert drawn[:2] == ["Happy", "Грусть"]
+    known = set().union(*(figures._read_characters(family) for family in ("DejaVu Sans", *families)))
+    assert {ord(character) for text in drawn for character in text if figures._is_drawn(character)} <= known
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize(
+    ("names", "shown", "legend"),
+    [
+        (("怒り", "笑"), ["[1]", "[2]"], "[1] 怒り, [2] 笑."),
+        (("怒り", "怒り 2", "dir/怒.png"), ["[1]", "[1] 2", "dir/[2].png"], "[1] 怒り, [2] 怒."),
+        (("गुस्सा जी", "Wut गुस्सा"), ["[1]", "Wut [2]"], "[1] गुस्सा जी, [2] गुस्सा."),
+        (("a", "→ 50 %"), ["a", "→ 50 %"], None),
+    ],
+)
+def test_without_a_font_names_become_numbers_with_a_legend(tmp_path, monkeypatch, names, shown, legend):
+    monkeypatch.setattr(figures, "_choose_fonts", lambda characters: ((), characters))
+    figure = pictures.draw_confusion(np.eye(len(names), dtype=int), names)
+    figure.axes[0].set_title(names[0])
+    figures.write_figure(figure, tmp_path / "a.png", title="t", description=names[0])
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == shown
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == [f"{text}\nn = 1" for text in shown]
+    assert figure.axes[0].get_title() == shown[0]
+    [placed] = load_figures(tmp_path, ["a"]).values()
+    assert placed.description == names[0]
+    assert placed.legend.endswith(legend) if legend else not placed.legend
+
+
+def test_a_page_inverts_charts_in_dark_mode_and_leaves_photographs(tmp_path):
+    figures.write_figure(curves.draw_roc(make_predictions()), tmp_path / "roc.png", title="t", description="d")
+    faces = pictures.draw_image_grid(np.zeros((2, 8, 8, 1), np.uint8), ["a", "b"])
+    figures.write_figure(faces, tmp_path / "faces.png", title="t", description="d")
+    figures.stamp_banner(tmp_path, ["roc", "faces"], "A banner.")
+    placed = load_figures(tmp_path, ["roc", "faces"])
+    assert (placed["roc"].is_chart, placed["faces"].is_chart) == (True, False)
 
 
 def test_the_same_figure_gives_the_same_bytes(tmp_path):
@@ -119,7 +175,7 @@ def test_a_banner_is_drawn_once_replaced_by_another_and_taken_away(drawn):
     figures.stamp_banner(drawn.parent, ["roc"], None)
     again, text, _ = read_png(drawn)
     np.testing.assert_array_equal(again, bare)
-    assert set(text) == {"Title", "Description", "Software"}
+    assert set(text) == {"Title", "Description", "Software", "Kind"}
 
 
 def test_a_figure_without_a_banner_is_left_as_it_is(drawn):

@@ -17,8 +17,18 @@ from dlfer.errors import ConfigError, DataError, ModelError
 from dlfer.report.card import write_card
 from dlfer.report.html import write_report
 from dlfer.report.pictures import write_augmented_page
+from dlfer.report.sections import PUBLISHED
 from dlfer.report.terminal import format_estimate, format_metrics
-from dlfer.runs.metrics_record import Estimate, Metrics
+from dlfer.runs.metrics_record import (
+    EnsembleGrowth,
+    EnsembleMetrics,
+    Estimate,
+    FinalLabel,
+    FinalLabels,
+    MemberMetrics,
+    Metrics,
+    SplitSummary,
+)
 from dlfer.runs.records import DataRecord, DuplicateCounts, DuplicatesRecord
 
 
@@ -508,3 +518,39 @@ def test_evaluate_and_report_load_no_heavy_package():
         "sys.exit(str(heavy) if heavy else 0)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_published_values_stand_beside_those_of_a_run_on_fer2013(run_maker, tmp_path):
+    run = run_maker(tmp_path / "run")
+    page = write_report(run).read_text()
+    assert page.count("protocol not checked") == len(PUBLISHED)
+    for words in ("82.1 %", "66.2 %", "ResEmoteNet", "ResMaskNet", "EmoNeXt", "VGGNet", "this run: faces"):
+        assert words in page
+    (run / "config.yaml").write_text("experiment: {name: faces}\nfinetune: {data: {source: synthetic_faces}}\n")
+    assert "protocol not checked" not in write_report(run).read_text()
+
+
+def test_an_ensemble_shows_its_growth_and_final_labels(run_maker, tmp_path):
+    run = run_maker(tmp_path / "run")
+    metrics = Metrics.require(run)
+    summary = SplitSummary(n=60, accuracy=metrics.test.accuracy, macro_f1=metrics.test.macro_f1)
+    members = [MemberMetrics(name=name, validation=summary, test=summary) for name in ("one", "two")]
+    ensemble = EnsembleMetrics(
+        combine="average",
+        view="single",
+        growth=[EnsembleGrowth(added=name, validation=summary, test=summary) for name in ("two", "one")],
+        final_labels=[
+            FinalLabels(name="one", labels={"Angry": FinalLabel(label="Sad", share=0.55, n=20)}),
+            FinalLabels(name="ensemble", labels={"Angry": FinalLabel(label="Angry", share=0.6, n=20)}),
+        ],
+    )
+    metrics.model_copy(update={"members": members, "ensemble": ensemble}).write(run)
+    page = write_report(run).read_text()
+    assert "Final emotion" in page
+    assert "0 of 1" in page
+    assert "1 of 1" in page
+    assert "55 % of n = 20" in page
+    assert "Added one after another: two" in page
+    older = EnsembleMetrics(combine="average", view="single")
+    metrics.model_copy(update={"members": members, "ensemble": older}).write(run)
+    assert "Final emotion" not in write_report(run).read_text()

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import io
+
 import numpy as np
 import pytest
+from PIL import Image
 
 from dlfer.serve.limits import Limits
 
@@ -86,6 +90,7 @@ def client_post_two(client, contents):
         ({"files": {"other": b"x"}}, 400),
         ({"files": {"file": b"x"}, "data": {"fces": "whole"}}, 400),
         ({"files": {"file": b"x"}, "data": {"faces": "half"}}, 400),
+        ({"files": {"file": b"x"}, "data": {"crops": "yes"}}, 400),
         ({"files": [("file", b"x")] * 17}, 400),
         ({}, 415),
     ],
@@ -94,6 +99,20 @@ def test_a_wrong_request_is_told_what_is_wrong(serve, sent, status):
     answer = serve().post("/v1/predict", **sent)
     assert answer.status_code == status
     assert len(answer.json()["error"]) > 10
+
+
+def test_faces_are_returned_as_the_model_is_given_them_if_that_is_asked_for(serve, two_faces, as_base64):
+    client = serve()
+    by_form = post_file(client, two_faces, crops="true").json()["images"][0]["faces"]
+    asked = {"images": [{"base64": as_base64(two_faces)}], "crops": True}
+    by_json = client.post("/v1/predict", json=asked).json()["images"][0]["faces"]
+    assert by_form == by_json
+    for face, level in zip(by_form, (0, 255), strict=True):
+        crop = np.asarray(Image.open(io.BytesIO(base64.b64decode(face["crop_png"]))))
+        assert crop.ndim == 2
+        assert abs(int(crop.mean()) - level) < 64
+    plain = post_file(client, two_faces, crops="false").json()["images"][0]["faces"]
+    assert [face["crop_png"] for face in plain] == [None, None]
 
 
 def test_errors_never_repeat_what_was_sent(serve):
@@ -120,11 +139,6 @@ def test_the_occlusion_map_is_drawn_and_told_in_words(serve, png):
     assert (body["model"], body["label"], body["predicted"]) == ("one", "grey", "grey") or body["predicted"] == "dark"
     assert "upper left" in body["description"]
     assert body["largest_fall"] > 0.01
-    import base64
-    import io
-
-    from PIL import Image
-
     for key in ("crop_png", "map_png"):
         assert Image.open(io.BytesIO(base64.b64decode(body[key]))).size == (384, 384)
 

@@ -71,6 +71,9 @@ def test_two_faces_have_boxes_bars_and_maps(page, two_faces):
     white = "Math.max(...document.getElementById('canvas').getContext('2d').getImageData(390, 200, 20, 1).data.filter((v, i) => i % 4 == 0))"
     assert page.evaluate(white) == 255
     second = page.locator(".face").nth(1)
+    assert second.locator(".steps li").all_inner_texts() == ["1. picture", "2. face found", "3. given to the model"]
+    assert [second.locator(f".steps {kind}").count() for kind in ("canvas[aria-label]", "img[alt]")] == [2, 1]
+    assert second.locator(".steps img").evaluate("image => image.complete && image.naturalWidth") == 40
     second.locator(".label").select_option("grey")
     second.locator(".explain").click()
     second.locator(".map").wait_for()

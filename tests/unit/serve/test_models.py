@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from dlfer.config.schema import OptimizerConfig
 from dlfer.errors import ModelError, UserError
 from dlfer.runs.records import About, Temperature
 from dlfer.serve.app import build_app
-from dlfer.serve.models import ServedModel, choose_names
+from dlfer.serve.models import ServedModel, _describe_optimizer, _describe_preparation, choose_names
 from dlfer.serve.server import check_loopback, load_models, read_key
 
 
@@ -98,10 +100,11 @@ def test_a_trained_model_answers_as_it_does_without_a_server(tmp_path, as_base64
     models = load_models([str(tmp_path), f"again={tmp_path / 'model'}"], faces="whole", say=lambda text: None)
     assert list(models) == ["nano", "again"]
     card = models["nano"].card
-    assert (card.backbone, card.optimizer, card.family) == ("efficientnet_nano", "sgd", "transfer")
+    assert (card.backbone, card.optimizer, card.family) == ("efficientnet_nano", "sgd, rate 0.001", "transfer")
     assert (card.accuracy.value, card.accuracy.low, card.accuracy.n) == (0.6, 0.46, 50)
     assert "used for selection" in card.accuracy.what
     assert "temperature 2.000" in card.probabilities
+    assert card.preparation == "cut out as a square, grey, 32 × 32 pixels"
     image = np.random.default_rng(0).integers(0, 256, (32, 32, 1)).astype(np.uint8)
     expected = classifier.predict(image[None], calibrated=True)[0]
     with TestClient(build_app(models, faces="whole"), base_url="http://localhost") as client:
@@ -116,3 +119,34 @@ def test_a_trained_model_answers_as_it_does_without_a_server(tmp_path, as_base64
     np.testing.assert_allclose(list(face["probabilities"].values()), expected, atol=1e-5)
     np.testing.assert_allclose(inferred, expected, atol=1e-5)
     assert no_detector.status_code == 400
+
+
+@pytest.mark.parametrize(
+    ("faces", "face_size", "channels", "words"),
+    [
+        (None, None, 3, "cut out as a square, in colour, 96 × 96 pixels"),
+        (None, 48, 1, "cut out as a square, grey, 48 × 48 pixels, which the network resizes to 96 × 96"),
+        (
+            {"detect": "centerface", "align": True, "equalize": "clahe"},
+            96,
+            1,
+            "aligned by the eyes, grey, equalised in tiles, 96 × 96 pixels",
+        ),
+        ({"detect": "opencv", "equalize": "histogram"}, 96, 1, "cut out as a square, grey, equalised, 96 × 96 pixels"),
+    ],
+)
+def test_what_becomes_of_a_face_is_told(faces, face_size, channels, words):
+    about = About(faces=faces, face_size=face_size)
+    assert _describe_preparation(SimpleNamespace(about=about, image_size=96, channels=channels)) == words
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"name": "sgd", "learning_rate": 0.01, "momentum": 0.9}, "sgd with momentum 0.9, rate 0.01"),
+        ({"name": "adam"}, "adam, rate 0.001"),
+        ({"name": "rmsprop", "learning_rate": 1e-4}, "rmsprop, rate 0.0001"),
+    ],
+)
+def test_optimisers_are_told_apart(given, words):
+    assert _describe_optimizer(OptimizerConfig(**given)) == words
