@@ -292,7 +292,11 @@ def write_report(run_path: Path) -> Path:
         "environment": describe_environment(run),
         "config": read_text(run_path / "config.yaml"),
         **_judge(
-            metrics, data=data, config=config, openings=sum(e.event == "test_opened" for e in read_events(run_path))
+            metrics,
+            get_name(run_path, run),
+            data=data,
+            config=config,
+            openings=sum(event.event == "test_opened" for event in read_events(run_path)),
         ),
     }
     return render_page("run.html.j2", run_path / "report.html", {"kind": "run report", **context})
@@ -307,7 +311,20 @@ def write_metrics_page(path: Path, metrics: Metrics, name: str) -> Path:
         name: of the model.
     """
     judged_on, foreign = metrics.judged_on, metrics.foreign
-    absent = ("status", "error", "question", "costs", "trees", "transfer", "data", "command", "environment", "config")
+    absent = (
+        "blocks",
+        "diagrams",
+        "status",
+        "error",
+        "question",
+        "costs",
+        "trees",
+        "transfer",
+        "data",
+        "command",
+        "environment",
+        "config",
+    )
     with tempfile.TemporaryDirectory(prefix="dlfer-") as folder:
         write_figures(Path(folder), _draw_metrics(metrics))
         context: dict[str, Any] = {
@@ -319,13 +336,13 @@ def write_metrics_page(path: Path, metrics: Metrics, name: str) -> Path:
             "figures": load_figures(Path(folder), FIGURES),
             "audit": [],
             "comparisons": [],
-            **_judge(metrics, data=None, config=None, openings=0),
+            **_judge(metrics, name, data=None, config=None, openings=0),
         }
     return render_page("run.html.j2", Path(path), context)
 
 
 def _judge(
-    metrics: Metrics, *, data: DataRecord | None, config: ExperimentConfig | None, openings: int
+    metrics: Metrics, name: str, *, data: DataRecord | None, config: ExperimentConfig | None, openings: int
 ) -> dict[str, Any]:
     """Return what the page says of the metrics; all of it empty where nothing was judged."""
     expected = None if config is None else config.expected.test_accuracy
@@ -342,7 +359,7 @@ def _judge(
         "milestones": describe_milestones(metrics),
         "ensemble": describe_ensemble(metrics),
         "final_labels": describe_final_labels(metrics),
-        "published": list_published(config, metrics, get_name(run_path, RunRecord.require(run_path))),
+        "published": list_published(config, metrics, name),
         "groups": describe_groups(metrics),
         "no_groups": describe_missing_groups(None if data is None else data.source),
         "corruptions": describe_corruptions(metrics),
