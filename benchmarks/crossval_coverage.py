@@ -7,7 +7,7 @@ regression, or one nearest neighbour, which changes more with its training image
 images by the probabilities of their classes in the population, which gives its true accuracy (whose own error is allowed
 for). Counted is how often
 
-- the interval of the trained models contains the mean true accuracy of these k models;
+- the interval of the trained models contains the mean true accuracy of these k models, and that of macro F1 theirs;
 - the interval of the recipe contains the recipe's, the mean over all replicates;
 - beside it, what is often printed instead contains the recipe's: the mean of the folds +- Student's quantile times their
   standard error (naive), the same with Nadeau and Bengio's correction of all of it (plain), and the interval of the trained
@@ -31,14 +31,16 @@ import json
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from seed_tests import EASE, SPREAD, draw_recipe
 
 from dlfer.data.bundle import Split
 from dlfer.data.split import assign_folds
+from dlfer.metrics import classification as mt
 from dlfer.metrics.folds import compare_folds, compute_recipe_accuracy, compute_trained_accuracy
-from dlfer.metrics.intervals import compute_wilson_interval
+from dlfer.metrics.intervals import compute_average_intervals, compute_wilson_interval
 from dlfer.metrics.paired import compute_mcnemar
 from dlfer.metrics.seeds import compute_t_quantile
 
@@ -84,21 +86,53 @@ def describe_new(features: np.ndarray, means: np.ndarray) -> tuple[np.ndarray, n
     return features, chances / chances.sum(axis=1, keepdims=True)
 
 
+class Validated(NamedTuple):
+    """One cross-validation.
+
+    Attributes:
+        predicted: int [n], the class of each image by the model that did not see it.
+        correct: bool [n], whether that is right.
+        confusion: float [C, C], the true one of the k models on average: the share of the population in each cell.
+        error: standard error of the true accuracy, which is known from a sample.
+    """
+
+    predicted: np.ndarray
+    correct: np.ndarray
+    confusion: np.ndarray
+    error: float
+
+    @property
+    def truth(self) -> float:
+        """The true accuracy of the k models."""
+        return float(np.trace(self.confusion))
+
+
 def cross_validate(
     data: tuple[np.ndarray, np.ndarray], new: tuple[np.ndarray, np.ndarray], folds: np.ndarray, learner: Learner
-) -> tuple[np.ndarray, float, float]:
-    """Return bool [n], whether each image is predicted right by the model that did not see it; the true accuracy; its error.
+) -> Validated:
+    """Cross-validate a learner.
 
     `data` are features and targets; `new` are features and the probability of each class, float [M, C].
     """
-    (features, targets), correct, truths = data, np.zeros(len(folds), bool), []
+    (features, targets), found, truths = data, np.zeros(len(folds), np.int64), []
+    confusion = np.zeros((len(PROPORTIONS), len(PROPORTIONS)))
     for fold in np.unique(folds):
         held = folds == fold
         predicted = learner(features[~held], targets[~held], np.concatenate([features[held], new[0]]))
-        correct[held] = predicted[: held.sum()] == targets[held]
-        truths.append(np.take_along_axis(new[1], predicted[held.sum() :, None], axis=1)[:, 0])
+        found[held], of_new = predicted[: held.sum()], predicted[held.sum() :]
+        truths.append(np.take_along_axis(new[1], of_new[:, None], axis=1)[:, 0])
+        for label in range(len(PROPORTIONS)):
+            confusion[:, label] += new[1][of_new == label].sum(axis=0)
     of_image = np.mean(truths, axis=0)
-    return correct, float(of_image.mean()), float(of_image.std() / np.sqrt(len(of_image)))
+    error = float(of_image.std() / np.sqrt(len(of_image)))
+    return Validated(found, found == targets, confusion / confusion.sum(), error)
+
+
+def covers_macro_f1(targets: np.ndarray, found: Validated) -> bool:
+    """Tell whether the interval of the pooled macro F1 contains that of the k models in the population."""
+    confusion = mt.compute_confusion(targets, found.predicted, len(PROPORTIONS))
+    low, high = compute_average_intervals(confusion)["macro_f1"]
+    return bool(low <= mt.compute_macro_f1(found.confusion) <= high)
 
 
 def draw_folds(targets: np.ndarray, num_folds: int, seed: int) -> np.ndarray:
@@ -120,7 +154,7 @@ def simulate_learner(name: str, n: int, num_folds: int, *, replicates: int, seed
     """Return the coverage of each interval and the false alarms of each test for one learner."""
     generator, learner = np.random.default_rng(seed), LEARNERS[name]
     means = np.random.default_rng(0).normal(scale=DISTANCE, size=(len(PROPORTIONS), FEATURES))
-    rows = []
+    rows, covered = [], 0
     for _ in range(replicates):
         features, targets = draw_population(n, means, generator)
         new = draw_population(NUM_NEW, means, generator)[0]
@@ -129,10 +163,13 @@ def simulate_learner(name: str, n: int, num_folds: int, *, replicates: int, seed
             cross_validate((features[:, half], targets), describe_new(new[:, half], means), folds, learner)
             for half in (slice(None, FEATURES), slice(FEATURES, None))
         ]
-        rows.append((*sides[0], sides[1][0], folds))
+        covered += covers_macro_f1(targets, sides[0])
+        rows.append((sides[0].correct, sides[0].truth, sides[0].error, sides[1].correct, folds))
     truth = float(np.mean([true for _, true, *_ in rows]))
-    return {"learner": name, "n": n, "folds": num_folds, "replicates": replicates, "accuracy": truth} | _count(
-        rows, truth
+    return (
+        {"learner": name, "n": n, "folds": num_folds, "replicates": replicates, "accuracy": truth}
+        | _count(rows, truth)
+        | {"macro_f1": covered / replicates}
     )
 
 

@@ -372,8 +372,8 @@ def describe_intervals(config: ExperimentConfig) -> list[str]:
     """Return what the two intervals of a cross-validation cover, and what is in neither."""
     data = config.finetune.data
     lines = [
-        "The interval of the trained models is over images: it says how accurate these models are on other images, and "
-        "nothing about the recipe.",
+        "The interval of the trained models, and that of macro F1, is over images: it says how good these models are on other "
+        "images, and nothing about the recipe.",
         f"The interval of the recipe is over trainings, too, each on {data.folds - 1} of {data.folds} parts of as many images "
         f"(Student's t with {data.folds - 1} degrees of freedom, Nadeau and Bengio's correction). A model that is trained on all "
         "images is in neither; it tends to be "

@@ -175,7 +175,7 @@ def test_an_image_in_two_folds_is_refused(folds, options, plan):
         ),
         (
             {"sweep__grid": {"finetune.data.seed": [0, 1]}},
-            r"the cell 'seed=0' sets finetune\.data\.seed; all cells of a cross-validation are judged on the same images",
+            r"the cell 'seed=1' sets finetune\.data\.seed; all cells of a cross-validation are judged on the same images",
         ),
     ],
 )
