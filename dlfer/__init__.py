@@ -23,6 +23,7 @@ _PLACES = {
     "ExperimentConfig": ("dlfer.config.schema", "ExperimentConfig"),
     "FacePredictor": ("dlfer.predict.predictor", "FacePredictor"),
     "Listener": ("dlfer.runs.listeners", "Listener"),
+    # dlfer.runs.run.Run is the directory, which commands write.
     "Run": ("dlfer.api", "RunResult"),
     "Study": ("dlfer.api", "Study"),
     "ablate": ("dlfer.api", "ablate"),

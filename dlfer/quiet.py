@@ -6,6 +6,7 @@ import importlib.util
 import os
 import sys
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
@@ -23,6 +24,8 @@ def hush_libraries() -> None:
     """
     if os.environ.get(DEBUG):
         return
+    # tqdm, which a library of ours imports, says so in notebooks without ipywidgets.
+    warnings.filterwarnings("ignore", message="IProgress not found")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET

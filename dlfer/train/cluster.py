@@ -208,13 +208,20 @@ def choose_device(config: ExperimentSection, *, require_gpu: bool = False) -> De
     what one wants; so `jit: auto` goes by the device. JAX has nothing but XLA, PyTorch runs eagerly.
 
     Raises:
-        EnvironmentProblem: a GPU is required and none is found, or fewer devices than asked for.
+        EnvironmentProblem: a GPU is required and none is found, there are fewer devices than asked for, or the CPU is asked
+            for in a process that has used a GPU.
     """
     backend = keras.backend.backend()
     if config.device == "cpu" and backend == "tensorflow":
         import tensorflow as tf
 
-        tf.config.set_visible_devices([], "GPU")
+        try:
+            tf.config.set_visible_devices([], "GPU")
+        except RuntimeError as error:
+            raise EnvironmentProblem(
+                "experiment.device: found cpu, but this process has used a GPU already, which TensorFlow cannot undo. Restart "
+                "the notebook's kernel or the script, and run this experiment first or with CUDA_VISIBLE_DEVICES=-1."
+            ) from error
     if config.devices != "auto" and backend == "jax":
         # JAX counts its devices when it is first asked for any, GPUs included.
         _divide_cpu(backend, config.devices)

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dlfer.config.schema import StageConfig
+from dlfer.config.schema import ExperimentSection, StageConfig
 from dlfer.data.bundle import Share, Split
 from dlfer.data.pipeline import count_steps, divide_rows, iterate_epoch, take_share
 from dlfer.errors import ConfigError, EnvironmentProblem
-from dlfer.train.cluster import Device
+from dlfer.train.cluster import Device, choose_device
 from dlfer.train.control import StopControl, check_alone, describes_cluster, is_follower
 from dlfer.train.distribute import _check_divides, choose_replicas, describe_replicas
 from dlfer.train.progress import TrainingListener
@@ -160,3 +160,12 @@ def test_a_broken_tf_config_is_explained(bare, text):
     bare.setenv("TF_CONFIG", text)
     with pytest.raises(EnvironmentProblem, match="expected JSON such as"):
         describes_cluster()
+
+
+def test_the_cpu_is_refused_where_the_process_has_used_a_gpu(monkeypatch):
+    def refuse(*given):
+        raise RuntimeError("Visible devices cannot be modified after being initialized")
+
+    monkeypatch.setattr("tensorflow.config.set_visible_devices", refuse)
+    with pytest.raises(EnvironmentProblem, match="has used a GPU already"):
+        choose_device(ExperimentSection(name="x", device="cpu"))
