@@ -158,7 +158,6 @@ def add_opencv_resize(graph: Graph, new: int) -> str:
 def append_model(graph: Graph, given: str, model: onnx.ModelProto) -> str:
     """Put the nodes of a model behind a node, and return the name of its output."""
     model = compose.add_prefix(model, "network/")
-    assert not model.functions, "functions are not expected"
     for node in model.graph.node:
         node.input[:] = [given if name == model.graph.input[0].name else name for name in node.input]
     graph.nodes.extend(model.graph.node)
@@ -180,7 +179,8 @@ def read_tensorflow_js(manifest: list[dict], folder: Path) -> dict[str, np.ndarr
             if packed:
                 values = (values * np.float64(packed["scale"]) + packed["min"]).astype(np.float32)
             arrays[entry["name"]] = values
-        assert start == len(data), f"{len(data) - start} bytes are left"
+        if start != len(data):
+            raise ValueError(f"{group['paths']}: found {len(data)} bytes, expected {start}")
     return arrays
 
 
@@ -220,7 +220,8 @@ def add_tensorflow_node(graph: Graph, node: dict, names: dict[str, str], arrays:
     if operation == "DepthwiseConv2dNative":
         groups = kernel.shape[2]
         return graph.convolve(images, kernel.transpose(2, 3, 0, 1), None, stride=stride, same=same, groups=groups)
-    assert operation == "_FusedConv2D", operation
+    if operation != "_FusedConv2D":
+        raise ValueError(f"{node['name']}: the operation {operation} is not known here")
     found = graph.convolve(images, kernel.transpose(3, 2, 0, 1), arrays[inputs[2]], stride=stride, same=same)
     has_relu = "UmVsdQ==" in attributes["fused_ops"]["list"]["s"]
     return graph.add("Relu", found) if has_relu else found

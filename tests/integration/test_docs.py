@@ -42,6 +42,7 @@ REASONS = {
     "jax": r"^make jax$|^KERAS_BACKEND=jax ",
     "cluster": r"devices=|CUDA_VISIBLE_DEVICES|TF_CONFIG|--member|--collect|--storage|sweep",
     "weights": r"weights_file=",
+    "file": r"^dlfer evaluate (\S+\.onnx |lite2_96 --csv data/fer2013/)|^--csv data/fer2013/",
     "run": r"RUN|SECRET|--max-hours",
 }
 """Why a block is not executed -> what each of its commands must match, so that a reason cannot outlive its block."""
