@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import pickle
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -69,13 +70,13 @@ def describe(found: dict[str, Predictions], **about: object) -> dict:
     return row
 
 
-def judge_corruptions(models: dict, split: Split, rows: list) -> None:
+def judge_corruptions(models: dict, split: Split, strengths: Sequence[int], rows: list) -> None:
     """Tell clean and corrupted accuracy, and the mean over all corruptions, whose intervals are over images."""
     clean = judge(models, split, split.images)
     tell_row(describe(clean, part="clean"), rows)
     right: dict[str, list[np.ndarray]] = {name: [] for name in MODELS}
     for corruption, spec in CORRUPTIONS.items():
-        for strength in STRENGTHS:
+        for strength in strengths:
             images = corrupt_images(split.images, split.ids, corruption=corruption, strength=strength, seed=0)
             found = judge(models, split, images)
             about = {"corruption": corruption, "strength": strength, "parameter": spec.parameters[strength - 1]}
@@ -132,8 +133,8 @@ def run(given: argparse.Namespace) -> None:
         faces = find_faces(first.images)
         if given.found is not None:
             given.found.write_bytes(pickle.dumps(faces))
-    judge_found_faces(models, first, faces, rows)
-    judge_corruptions(models, split.take(drawn), rows)
+    judge_corruptions(models, split.take(drawn), given.strengths, rows)
+    judge_found_faces(models, first, faces[: given.faces], rows)
     write_figures(given.json, rows, "onnxruntime", "numpy", "pillow")
 
 
@@ -148,11 +149,14 @@ def draw(file: Path, path: Path) -> None:
     clean = next(row for row in rows if row["part"] == "clean")
     figure, panels = plt.subplots(2, 3, figsize=(9, 5.4), sharex=True, sharey=True, layout="constrained")
     for panel, corruption in zip(panels.flat, CORRUPTIONS, strict=True):
+        places = [0, *(row["strength"] for row in rows if row.get("corruption") == corruption)]
         cells = [clean, *(row for row in rows if row.get("corruption") == corruption)]
         for name, colour, marker, shift in ((MODELS[0], "#0072B2", "o", -0.06), (MODELS[1], "#D55E00", "s", 0.06)):
             values = 100 * np.array([[cell[name][key] for key in ("value", "low", "high")] for cell in cells])
             ends = np.abs(values[:, 1:] - values[:, :1]).T
-            panel.errorbar(np.arange(6) + shift, values[:, 0], ends, color=colour, marker=marker, capsize=2, label=name)
+            panel.errorbar(
+                np.array(places) + shift, values[:, 0], ends, color=colour, marker=marker, capsize=2, label=name
+            )
         panel.axhline(100 / 7, color="grey", linewidth=0.8, linestyle=":")
         panel.set_title(corruption.replace("_", " "), fontsize=10)
         panel.set_xticks(range(6), ["clean", *map(str, STRENGTHS)])
@@ -176,6 +180,9 @@ def main() -> None:
     options.add_argument("--csv", type=Path, required=True, help="fer2013.csv")
     options.add_argument("--peers", type=Path, required=True, help="folder that peer_models.py wrote")
     options.add_argument("--rows", type=int, default=1200, help="rows of PublicTest that are corrupted (default: 1200)")
+    options.add_argument(
+        "--strengths", type=int, nargs="+", default=STRENGTHS, help="of the corruptions (default: 1 to 5)"
+    )
     options.add_argument("--faces", type=int, default=1400, help="first rows in which faces are found (default: 1400)")
     options.add_argument("--found", type=Path, help="keep the found faces there, and take them from there")
     options.add_argument("--json", type=Path)

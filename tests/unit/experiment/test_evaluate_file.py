@@ -160,7 +160,7 @@ def test_a_temperature_gives_the_calibration_after_it_and_leaves_the_predictions
     assert given.test.calibration.scaled.log_loss.value != pytest.approx(given.test.calibration.raw.log_loss.value)
     assert np.array_equal(found.probabilities, again.probabilities)
     for wrong in (0.0, -1.0, float("inf"), float("nan")):
-        with pytest.raises(UserError, match="--temperature: found .*, expected a number above 0"):
+        with pytest.raises(UserError, match=r"--temperature: found .*, expected a number above 0"):
             evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS, temperature=wrong), csv=csv)
 
 
