@@ -101,7 +101,7 @@ class Graph:
         return self.add("Conv", images, kernel, *given, strides=[stride] * 2, auto_pad=padding, group=groups)
 
     def write(self, output: str, num_labels: int, path: Path) -> None:
-        """Write the graph with its last node as the output "outputs"."""
+        """Write the graph with a node as the output "outputs", float32 [N, num_labels]."""
         self.nodes.append(helper.make_node("Identity", [output], ["outputs"]))
         given = helper.make_tensor_value_info("images", TensorProto.FLOAT, ["N", 1, SIDE, SIDE])
         wanted = helper.make_tensor_value_info("outputs", TensorProto.FLOAT, ["N", num_labels])
