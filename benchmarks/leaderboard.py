@@ -56,19 +56,21 @@ def open_model(file: Path, peer: Peer, split: Split) -> AlignedModel:
     return AlignedModel(given, open_foreign(file, parse_input(peer.input), len(peer.labels)), alignment)
 
 
-def load_rows(csv: Path, part: str) -> Split:
-    """Return all rows of PublicTest, or those of Training that seed 0 draws."""
+def load_rows(csv: Path, part: str, number: int | None = None) -> Split:
+    """Return all rows of a part, or those that seed 0 draws."""
     split = load_fer2013_usage(csv, part)
-    if part == "PublicTest":
+    if number is None or number >= len(split):
         return split
-    drawn = np.random.default_rng(0).choice(len(split), min(NUM_TRAINING, len(split)), replace=False)
-    return split.take(np.sort(drawn))
+    return split.take(np.sort(np.random.default_rng(0).choice(len(split), number, replace=False)))
 
 
 def predict(given: argparse.Namespace) -> None:
     """Write the predictions of every model on both parts; those that are there already are kept."""
-    for part in PARTS:
-        split, folder = load_rows(given.csv, part), given.predictions / part
+    for part in given.parts:
+        split, folder = (
+            load_rows(given.csv, part, NUM_TRAINING if part == "Training" else given.rows),
+            given.predictions / part,
+        )
         folder.mkdir(parents=True, exist_ok=True)
         for name, (file, peer) in list_models(given.peers).items():
             path = folder / f"{name}.npz"
@@ -276,6 +278,8 @@ def parse(words: Sequence[str] | None = None) -> argparse.Namespace:
         if verb != "table":
             options.add_argument("--peers", type=Path, required=True, help="folder that peer_models.py wrote")
         if verb == "predict":
+            options.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="of FER2013 (default: both)")
+            options.add_argument("--rows", type=int, help="of PublicTest, drawn by seed 0 (default: all)")
             options.add_argument("--only", nargs="+", help="names of models (default: all)")
         if verb == "time":
             options.add_argument("--rounds", type=int, default=9)

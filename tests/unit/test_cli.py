@@ -259,7 +259,7 @@ def test_evaluate_prints_figures_with_n_and_interval(call, stand_in, work):
         "per_class": {"Happy": {"n": 7, "precision": 0.25, "recall": None, "f1": 1.0, "specificity": 0.5}},
     }
     metrics = Metrics.build({"banner": "Read this first.", "test": scores, "validation": None})
-    calls = stand_in("dlfer.experiment.evaluate", evaluate_model=metrics)
+    calls = stand_in("dlfer.experiment.evaluate", evaluate_with_predictions=(metrics, None))
     code, out, _ = call("evaluate", "m", "--csv", "x.csv", "--usage", "PublicTest", "--json", "o.json")
     assert code == 0
     assert out.startswith("Read this first.\ntest (n = 1,234): accuracy 50.00 % [40.00, 60.00], macro f1 not defined\n")
