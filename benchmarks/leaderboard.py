@@ -38,7 +38,7 @@ from dlfer.runs.find import find_model
 from dlfer.runs.metrics_record import Estimate, Metrics
 
 OURS = "lite2_96"
-NUM_TRAINING = 2000
+NUM_TRAINING, NUM_TIMED = 2000, 16
 PARTS = ("PublicTest", "Training")
 
 
@@ -111,8 +111,8 @@ def make_answer(file: Path, peer: Peer) -> Callable[[np.ndarray], object]:
 
 
 def time_models(given: argparse.Namespace) -> None:
-    """Tell what 32 faces take one by one on one thread, by turns, and the ratio to the default model."""
-    images = load_rows(given.csv, "PublicTest").images[:32]
+    """Tell what some faces take one by one on one thread, by turns, and the ratio to the default model."""
+    images = load_rows(given.csv, "PublicTest").images[:NUM_TIMED]
     ways = {}
     for name, (file, peer) in list_models(given.peers).items():
         prepared = parse_input(peer.input).prepare(images)
