@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,7 +12,7 @@ from dlfer.cli.options import STDOUT, Data, Force, Html, Json, SplitName, find_f
 from dlfer.errors import UserError
 
 if TYPE_CHECKING:
-    from dlfer.experiment.evaluate_file import FileModel
+    from dlfer.metrics.predictions import Predictions
     from dlfer.runs.metrics_record import Metrics
 
 
@@ -49,7 +49,10 @@ def evaluate(
     ] = None,
     labels: Annotated[
         str | None,
-        typer.Option(metavar="A,B,...", help="External model: its labels in the order of its outputs."),
+        typer.Option(
+            metavar="A,B,...|FILE",
+            help="External model: its labels in the order of its outputs, or a .txt or .json that lists them.",
+        ),
     ] = None,
     output: Annotated[
         str | None,
@@ -58,12 +61,17 @@ def evaluate(
     ignore: Annotated[
         str | None, typer.Option(metavar="A,B,...", help="External model: outputs to ignore, e.g. contempt.")
     ] = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(metavar="T", help="External model: also report the calibration of its logits divided by T."),
+    ] = None,
     against: Annotated[
-        str | None, typer.Option(metavar="RUN", help="External model: compare it with a run on the same images.")
+        str | None,
+        typer.Option(metavar="RUN|OUT.npz", help="Compare with a run or with predictions on the same images."),
     ] = None,
     predictions: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="External model: write its predictions (.npz), for dlfer compare."),
+        typer.Option(metavar="OUT.npz", help="Write the predictions, for --against and dlfer compare."),
     ] = None,
     force: Force = False,
 ) -> None:
@@ -76,70 +84,75 @@ def evaluate(
     from dlfer.runs.find import find_model
     from dlfer.runs.outputs import check_outputs
 
+    if predictions is not None and predictions.suffix != ".npz":
+        raise UserError(f"--predictions {predictions}: expected a name that ends in .npz.")
+    if against is not None and json_out == STDOUT:
+        raise UserError("dlfer evaluate --against: prints a comparison, too; name a file for the metrics: --json FILE.")
+    is_file = model.endswith(SUFFIXES)
     described = {"--input": input_text, "--labels": labels, "--output": output, "--ignore": ignore}
-    kept = {"--against": against, "--predictions": predictions}
-    if model.endswith(SUFFIXES):
-        of_ours = {"--corrupt": corrupt or None, "--views": views, "--headline": headline, "--attributes": attributes}
-        _refuse(of_ours, "goes with a model of dlfer, not with an external model file")
-        from dlfer.experiment.evaluate_file import FileModel
-
-        given = FileModel(Path(model), input_text or "", _split(labels), output or "softmax", _split(ignore))
-        outputs = Outputs(json_out, html_out, predictions, force)
-        _evaluate_file(given, {"data": data, "split": split}, against, outputs)
-        return
-    _refuse(described | kept, f"goes with an external model, a file that ends in {', '.join(SUFFIXES)}")
+    if not is_file:
+        _refuse(
+            described | {"--temperature": temperature},
+            f"goes with an external model, a file that ends in {', '.join(SUFFIXES)}",
+        )
     # A wrong name and a place that cannot be written are told before TensorFlow is loaded.
-    outputs = {"--json": find_file(json_out), "--html": html_out}
-    check_outputs(outputs, [find_model(model), model, data, attributes], force=force)
+    inputs = [model, data, attributes, labels, None if is_file else find_model(model), _find_other(against)]
+    files = {"--json": find_file(json_out), "--html": html_out, "--predictions": predictions}
+    check_outputs(files, inputs, force=force)
     _check_data(data, split)
-    from dlfer.experiment.evaluate import evaluate_model
     from dlfer.experiment.extras import Extras
 
-    asked = Extras(
+    asked: dict[str, Any] = {"data": data, "split": split, "say": say}
+    asked["extras"] = Extras(
         corrupt=corrupt,
         views=tuple(views.split(",")) if views else (),
         headline=headline or "single",
         attributes=attributes,
     )
-    metrics = evaluate_model(model, data=data, split=split, extras=asked, say=say)
-    _show_metrics(metrics, model, json_out, html_out)
+    if is_file:
+        from dlfer.experiment.evaluate_file import FileModel, evaluate_file, read_labels
+
+        names = read_labels(labels) if labels else ()
+        given = FileModel(Path(model), input_text or "", names, output or "softmax", _split(ignore), temperature)
+        metrics, found = evaluate_file(given, **asked)
+    else:
+        from dlfer.experiment.evaluate import evaluate_with_predictions
+
+        metrics, found = evaluate_with_predictions(model, **asked)
+    _show_metrics(metrics, Path(model).name if is_file else model, json_out, html_out)
+    _keep_predictions(found, Path(model).stem, predictions, against)
 
 
-class Outputs(NamedTuple):
-    """What an evaluation writes; None: not that file. `force` replaces files that are there."""
+def _find_other(against: str | None) -> Path | None:
+    """Return the run or the file of predictions to compare with.
 
-    json: Path | None
-    html: Path | None
-    predictions: Path | None
-    force: bool
+    Raises:
+        UserError: it is not there, or the file does not hold predictions.
+    """
+    from dlfer.metrics.predictions import read_predictions
+    from dlfer.study.compare import find_entry
+
+    if against is None:
+        return None
+    entry = find_entry(against, None)
+    if entry.run is None and not entry.is_model:
+        read_predictions(entry.path)
+    return entry.path
 
 
-def _evaluate_file(model: FileModel, source: dict[str, Any], against: str | None, outputs: Outputs) -> None:
-    """Evaluate an external model, print its metrics, and what a run differs in, where one is named."""
+def _keep_predictions(found: Predictions, name: str, path: Path | None, against: str | None) -> None:
+    """Write the predictions where they were asked for, and print how they compare with other ones."""
     import tempfile
 
-    from dlfer.experiment.evaluate_file import evaluate_file
     from dlfer.metrics.predictions import write_predictions
     from dlfer.report.terminal import format_comparison
-    from dlfer.runs.outputs import check_outputs
-    from dlfer.study.compare import compare_runs, find_entry
+    from dlfer.study.compare import compare_runs
 
-    predictions = outputs.predictions
-    if predictions is not None and predictions.suffix != ".npz":
-        raise UserError(f"--predictions {predictions}: expected a name that ends in .npz.")
-    if against is not None and outputs.json == STDOUT:
-        raise UserError("dlfer evaluate --against: prints a comparison, too; name a file for the metrics: --json FILE.")
-    entry = None if against is None else find_entry(against, None)
-    inputs = [model.path, source["data"], None if entry is None else entry.path]
-    files = {"--json": find_file(outputs.json), "--html": outputs.html, "--predictions": predictions}
-    check_outputs(files, inputs, force=outputs.force)
-    metrics, found = evaluate_file(model, **source, say=say)
-    _show_metrics(metrics, model.path.name, outputs.json, outputs.html)
-    if predictions is not None:
-        write_predictions(found, predictions)
+    if path is not None:
+        write_predictions(found, path)
     if against is not None:
         with tempfile.TemporaryDirectory(prefix="dlfer-") as folder:
-            file = Path(folder) / f"{model.path.stem}.npz"
+            file = Path(folder) / f"{name}.npz"
             write_predictions(found, file)
             print_text(format_comparison(compare_runs([against, str(file)])))
 

@@ -15,7 +15,7 @@ from dlfer.data.given import GivenData, parse_split
 from dlfer.data.labels import map_targets
 from dlfer.data.sources import load_data
 from dlfer.errors import ConfigError, DataError, MissingDataError, UserError
-from dlfer.experiment.extras import Extras, check_extras, compute_extra_metrics, keep_extras
+from dlfer.experiment.extras import PLAIN, Extras, check_extras, choose_changes, compute_extra_metrics, keep_extras
 from dlfer.experiment.splits import JudgedDuplicates, find_judged_duplicates
 from dlfer.export.images import load_held
 from dlfer.metrics.predictions import Predictions
@@ -31,18 +31,28 @@ from dlfer.runs.records import ArtifactRecord, DataRecord, SplitRecord
 from dlfer.runs.run import CONFIG_FILE, Run
 from dlfer.runs.run_records import log_opening, read_metrics
 
-_PLAIN = Extras()
-
 
 def evaluate_model(
     name: str,
     *,
     data: Path | tuple[Any, Any] | None = None,
     split: str | None = None,
-    extras: Extras = _PLAIN,
+    extras: Extras = PLAIN,
     say: Callable[[str], None] | None = None,
 ) -> Metrics:
-    """Judge a trained model and return its metrics.
+    """Judge a trained model and return its metrics: the first of what `evaluate_with_predictions` returns."""
+    return evaluate_with_predictions(name, data=data, split=split, extras=extras, say=say)[0]
+
+
+def evaluate_with_predictions(
+    name: str,
+    *,
+    data: Path | tuple[Any, Any] | None = None,
+    split: str | None = None,
+    extras: Extras = PLAIN,
+    say: Callable[[str], None] | None = None,
+) -> tuple[Metrics, Predictions]:
+    """Judge a trained model and return its metrics and its plain predictions.
 
     Args:
         name: a run, an artifact folder, or a shipped model's name.
@@ -103,10 +113,9 @@ def evaluate_model(
     is_whole = run is not None and of_run is not None and data is None and wanted is None
     if is_whole and keep_extras(run, of_run, found) and say is not None:
         say(f"kept in {run.path}; dlfer report {run.path} writes its report with them")
-    more: dict[str, object] = {"views": found.views, "headline": extras.headline, "groups": found.groups}
-    more |= {"corruptions": found.corruptions} if found.corruptions is not None else {}
+    more = choose_changes(extras, found)
     more["judged_on"] = JudgedOn(split=split.name, file=_name_source(data or run.path), used_for=used_for)
-    return metrics.model_copy(update=more)
+    return metrics.model_copy(update=more), predictions
 
 
 def _take_arrays(data: tuple[Any, Any], classifier: Classifier) -> tuple[Split, tuple[str, ...]]:

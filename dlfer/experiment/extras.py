@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,8 +20,7 @@ from dlfer.metrics.intervals import compute_wilson_interval
 from dlfer.metrics.predictions import Known, Predictions, read_predictions, write_predictions
 from dlfer.metrics.scores import check_attributes, compute_group_scores, compute_scores, read_attributes
 from dlfer.metrics.several import compute_difference, compute_view_scores
-from dlfer.model.classifier import Classifier
-from dlfer.model.predict import predict_split, predict_views
+from dlfer.model.predict import Predictor, predict_split, predict_views
 from dlfer.runs.metrics_record import (
     CorruptionLevel,
     Corruptions,
@@ -38,7 +38,7 @@ _AT_ONCE = 1024
 
 
 def evaluate_corruptions(
-    classifier: Classifier,
+    classifier: Predictor,
     split: Split,
     *,
     seed: int = 0,
@@ -126,6 +126,16 @@ class Extras:
     batch_size: int = 64
 
 
+PLAIN = Extras()
+"""Nothing but the metrics themselves."""
+
+
+def choose_changes(extras: Extras, found: ExtraMetrics) -> dict[str, Any]:
+    """Return what of the metrics of an evaluation changes by what was computed beside them."""
+    changes: dict[str, Any] = {"views": found.views, "headline": extras.headline, "groups": found.groups}
+    return changes | ({"corruptions": found.corruptions} if found.corruptions is not None else {})
+
+
 def choose_extras(config: EvaluateConfig, bundle: DataBundle, *, smoke: bool = False) -> Extras:
     """Return what an experiment asks for, checked against the images that it will judge.
 
@@ -172,7 +182,7 @@ def check_extras(extras: Extras, ids: np.ndarray | None = None) -> None:
 
 def compute_extra_metrics(
     extras: Extras,
-    classifier: Classifier,
+    classifier: Predictor,
     splits: Mapping[str, Split | StreamedSplit | None],
     predictions: Mapping[str, Predictions],
     *,
@@ -263,7 +273,7 @@ def keep_extras(run: Run, metrics: Metrics, found: ExtraMetrics) -> bool:
 
 
 def predict_split_views(
-    classifier: Classifier, split: Split | StreamedSplit, view: str, *, batch_size: int
+    classifier: Predictor, split: Split | StreamedSplit, view: str, *, batch_size: int
 ) -> np.ndarray:
     """Return float32 [N, C] in the split's own order, which is that of its plain predictions."""
     if view == "single":

@@ -131,7 +131,9 @@ CROP = 0.9
 
 
 class Predictor(Protocol):
-    """What is needed of a classifier here."""
+    """What is needed of a classifier here and in further evaluations: labels of the columns of what it predicts."""
+
+    labels: tuple[str, ...]
 
     def predict(self, images: np.ndarray, *, batch_size: int = 64) -> np.ndarray: ...
 

@@ -372,7 +372,7 @@ class ForeignModelRecord(Record):
     """An external model that was evaluated, as its user described it.
 
     Attributes:
-        file, sha256: of the model.
+        file, sha256, size_bytes: of the model.
         input: what it takes, in the words of `dlfer evaluate --input`.
         output: "softmax", "logits" or "sigmoid".
         labels: of its outputs, in order.
@@ -385,6 +385,7 @@ class ForeignModelRecord(Record):
 
     file: str
     sha256: str
+    size_bytes: int | None = None
     input: str
     output: str
     labels: list[str]
@@ -397,9 +398,10 @@ class ForeignModelRecord(Record):
 
     def describe(self) -> list[str]:
         """Return what was judged, in sentences."""
+        size = "" if self.size_bytes is None else f"; {self.size_bytes / 1e6:.1f} MB"
         lines = [
             f"{self.file}: input {self.input}; output {self.output}; {self.runtime}: {self.ms_per_image:.2f} ms an image "
-            f"({self.batch_size} at a time), {self.ms_alone:.2f} ms alone."
+            f"({self.batch_size} at a time), {self.ms_alone:.2f} ms alone{size}."
         ]
         if self.ignored:
             lines.append(f"Outputs left out: {', '.join(self.ignored)}.")

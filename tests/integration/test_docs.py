@@ -34,7 +34,6 @@ from tests.integration.conftest import ROOT, dlfer, environment
 
 REASONS = {
     "download": r"^(npm|tar|mkdir) |dlfer check experiments/mobilenet_faces",
-    "file": r"^dlfer evaluate \S+\.onnx",
     "install": r"^(make (install|install-predict|demo|test)\b|source )",
     "docker": r"^(docker |make docker-check$)",
     "gpu": r"--require-gpu|^dlfer prepare experiments/dlfer.yaml",
@@ -46,6 +45,7 @@ REASONS = {
     "weights": r"weights_file=",
     "trackers": r"experiment\.track=|^mlflow ui",
     "hub": r"--to-hub|hf://|^hf auth login",
+    "file": r"^dlfer evaluate (\S+\.onnx |lite2_96 --data data/fer2013/)",
     "run": r"RUN|SECRET|--max-hours",
 }
 """Why a block is not executed -> what each of its commands must match, so that a reason cannot outlive its block."""

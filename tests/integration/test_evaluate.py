@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from dlfer.cli import app
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import DataConfig
 from dlfer.data.synthetic.faces import load_synthetic_faces
@@ -15,6 +17,7 @@ from dlfer.errors import ModelError, UserError
 from dlfer.experiment.evaluate import evaluate_model
 from dlfer.experiment.run import run_experiment
 from dlfer.export.ship import ship_model
+from dlfer.metrics.predictions import read_predictions
 from dlfer.runs.options import RunOptions
 from dlfer.runs.run_records import read_metrics
 
@@ -99,6 +102,20 @@ def test_evaluate_gives_the_figures_of_the_run_and_logs_the_opening(run, work):
     assert found["test"]["calibration"]["scaled"] is not None
     last = json.loads((run / "log.jsonl").read_text().splitlines()[-1])
     assert len(last["model"]) == 64
+
+
+def test_the_predictions_of_a_model_are_written_and_compared(run, work, tmp_path):
+    out = tmp_path / "p.npz"
+    words = ["evaluate", str(run), "--csv", str(work / "fer.csv"), "--predictions", str(out), "--against", str(run)]
+    result = CliRunner().invoke(app, words)
+    assert result.exit_code == 0, result.output
+    assert "right and wrong on the very same images" in result.stdout
+    found, of_run = read_predictions(out), read_predictions(run / "predictions" / "test.npz")
+    assert found.ids.tolist() == of_run.ids.tolist()
+    assert np.allclose(found.probabilities, of_run.probabilities, atol=1e-5)
+    again = CliRunner().invoke(app, words)
+    assert again.exit_code != 0
+    assert "--force" in str(again.exception)
 
 
 def test_usage_chooses_the_part(run, work):

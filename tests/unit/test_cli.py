@@ -279,7 +279,7 @@ def test_evaluate_prints_figures_with_n_and_interval(call, stand_in, work):
     }
     metrics = Metrics.build({"banner": "Read this first.", "test": scores, "validation": None})
     (work / "x.csv").write_text("emotion,pixels,Usage\n")
-    calls = stand_in("dlfer.experiment.evaluate", evaluate_model=metrics)
+    calls = stand_in("dlfer.experiment.evaluate", evaluate_with_predictions=(metrics, None))
     code, out, _ = call("evaluate", "m", "--data", "x.csv", "--split", "PublicTest", "--json", "o.json")
     assert code == 0
     assert out.startswith("Read this first.\ntest (n = 1,234): accuracy 50.00 % [40.00, 60.00], macro f1 not defined\n")

@@ -12,7 +12,8 @@ from dlfer.cli import app
 from dlfer.config.names import FER2013_LABELS
 from dlfer.data.bundle import Split
 from dlfer.errors import UserError
-from dlfer.experiment.evaluate_file import FileModel, align_labels, choose_columns, evaluate_file
+from dlfer.experiment.evaluate_file import FileModel, align_labels, choose_columns, evaluate_file, read_labels
+from dlfer.experiment.extras import Extras
 from dlfer.metrics.predictions import read_predictions
 
 FERPLUS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
@@ -87,15 +88,80 @@ def test_classes_that_the_model_does_not_know_count_as_wrong_and_are_named(tmp_p
 def test_an_ignored_output_is_left_out_before_the_probabilities_are_divided():
     split = Split("s", np.zeros((2, 4, 4, 1), np.uint8), np.array([0, 1]), np.array(["a", "b"]))
     outputs = np.array([[0.2, 0.1, 0.7], [0.0, 0.0, 1.0]])
-    labels = ("sad", "joy", "contempt")
-    whole, _ = align_labels(split, ("Happy", "Sad"), outputs, labels)
+    own, labels = ("sad", "joy", "contempt"), ("Happy", "Sad")
+    whole = align_labels(split, labels, own, choose_columns(own))
     assert whole.labels == ("Happy", "Sad", "contempt")
-    assert whole.predicted.tolist() == [2, 2]
-    columns = choose_columns(labels, ("Contempt",))
-    found, unknown = align_labels(split, ("Happy", "Sad"), outputs[:, columns], [labels[c] for c in columns])
+    assert whole.arrange(outputs).argmax(axis=1).tolist() == [2, 2]
+    found = align_labels(split, labels, own, choose_columns(own, ("Contempt",)))
     assert found.labels == ("Happy", "Sad")
-    assert np.allclose(found.probabilities, [[1 / 3, 2 / 3], [0.5, 0.5]])
-    assert unknown == []
+    assert np.allclose(found.arrange(outputs), [[1 / 3, 2 / 3], [0.5, 0.5]])
+    assert found.unknown == ()
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "expected"),
+    [
+        ("labels.txt", "angry\n happy \n\nsad\n", ("angry", "happy", "sad")),
+        ("labels.json", '["angry", "happy"]', ("angry", "happy")),
+        ("labels.json", '{"1": "happy", "0": "angry"}', ("angry", "happy")),
+        ("config.json", '{"id2label": {"0": "angry", "1": "happy"}, "hidden": 7}', ("angry", "happy")),
+        (None, "angry, happy,", ("angry", "happy", "")),
+    ],
+)
+def test_labels_are_read_from_a_list_or_a_file(tmp_path, name, contents, expected):
+    if name is None:
+        assert read_labels(contents) == expected
+        return
+    (tmp_path / name).write_text(contents)
+    assert read_labels(str(tmp_path / name)) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "contents", "message"),
+    [
+        ("missing.txt", None, "cannot be read"),
+        ("broken.json", "[", "cannot be read"),
+        ("binary.txt", b"\xff\xfe\x00", "cannot be read"),
+        ("other.json", "7", "found something else"),
+        ("gap.json", '{"0": "angry", "2": "happy"}', "found something else"),
+        ("numbers.json", "[1, 2]", "found something else"),
+    ],
+)
+def test_a_file_that_lists_no_labels_is_refused_with_the_form(tmp_path, name, contents, message):
+    if contents is not None:
+        (tmp_path / name).write_bytes(contents if isinstance(contents, bytes) else contents.encode())
+    with pytest.raises(UserError, match=f"{message}.*expected a .txt with a label a line"):
+        read_labels(str(tmp_path / name))
+
+
+def test_corruptions_views_and_groups_are_those_of_our_own_models(model, csv, tmp_path):
+    groups = tmp_path / "groups.csv"
+    _, found = evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS), csv=csv)
+    groups.write_text("id,half\n" + "".join(f"{name},{n % 2}\n" for n, name in enumerate(found.ids)))
+    asked = Extras(corrupt=True, views=("mirror",), headline="mirror", attributes=groups)
+    metrics, _ = evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS), csv=csv, extras=asked)
+    # The model answers by brightness, which flips and blur keep, and which 0.1 of 255 added moves to the next class.
+    assert metrics.views["mirror"]["test"].accuracy.value == 1.0
+    assert metrics.headline == "mirror"
+    blurred, brighter = (metrics.corruptions.corruptions[name] for name in ("blur", "brightness"))
+    assert [level.accuracy.value for level in blurred] == [1.0] * 5
+    assert brighter[0].accuracy.value < 0.5
+    assert brighter[0].difference.value == pytest.approx(brighter[0].accuracy.value - 1)
+    assert metrics.groups.attributes["half"].groups["1"].n == 10
+    with pytest.raises(UserError, match="views: found turned"):
+        evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS), csv=csv, extras=Extras(views=("turned",)))
+
+
+def test_a_temperature_gives_the_calibration_after_it_and_leaves_the_predictions_raw(model, csv):
+    plain, found = evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS), csv=csv)
+    given, again = evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS, temperature=3.0), csv=csv)
+    assert plain.test.calibration.scaled is None
+    assert given.temperature.value == 3.0
+    assert given.test.calibration.scaled.log_loss.value != pytest.approx(given.test.calibration.raw.log_loss.value)
+    assert np.array_equal(found.probabilities, again.probabilities)
+    for wrong in (0.0, -1.0, float("inf"), float("nan")):
+        with pytest.raises(UserError, match=r"--temperature: found .*, expected a number above 0"):
+            evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS, temperature=wrong), csv=csv)
 
 
 @pytest.mark.parametrize(
@@ -136,10 +202,15 @@ def test_the_command_prints_writes_and_refuses_options_of_the_other_kind(model, 
     assert result.exit_code == 0, result.output
     assert "accuracy 100.00 %" in result.stdout
     assert "ms an image" in result.stdout
-    assert json.loads(out.read_text())["foreign"]["input"] == "48x48 gray 0..255"
+    described = json.loads(out.read_text())["foreign"]
+    assert described["input"] == "48x48 gray 0..255"
+    assert described["size_bytes"] == model.stat().st_size
     assert len(read_predictions(kept)) == 20
+    result = CliRunner().invoke(app, ["evaluate", str(model), *words, "--csv", str(csv), "--against", str(kept)])
+    assert "right and wrong on the very same images" in result.stdout, result.output
     for more, message in (
-        ([str(model), "--views", "mirror"], "--views goes with a model of dlfer"),
+        ([str(model), *words, "--data", str(csv), "--against", str(tmp_path / "none.npz")], "none.npz"),
+        ([str(model), *words, "--data", str(csv), "--predictions", str(tmp_path / "p.csv")], "ends in .npz"),
         (["lite2", "--labels", "a,b"], "--labels goes with an external model"),
         ([str(model)], "needs --data DATA"),
     ):

