@@ -6,12 +6,14 @@ wrong, 130 after Ctrl-C, 143 after SIGTERM. What is heavy is imported inside the
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import signal
 import sys
 import threading
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -120,8 +122,9 @@ def _exit_on_sigterm() -> None:
         signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
 
 
-def _note_interrupts() -> threading.Event:
-    """Return an event that is set by Ctrl-C, which still raises KeyboardInterrupt; trainings and servers handle it themselves."""
+@contextlib.contextmanager
+def _noting_interrupts() -> Iterator[threading.Event]:
+    """Inside, Ctrl-C sets the event and raises KeyboardInterrupt; trainings and servers handle it themselves."""
     interrupted = threading.Event()
 
     def interrupt(number: int, frame: FrameType | None) -> None:
@@ -129,21 +132,28 @@ def _note_interrupts() -> threading.Event:
         signal.default_int_handler(number, frame)
 
     is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if threading.current_thread() is threading.main_thread() and is_default:
-        signal.signal(signal.SIGINT, interrupt)
-    return interrupted
+    if threading.current_thread() is not threading.main_thread() or not is_default:
+        yield interrupted
+        return
+    signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield interrupted
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command and exit; --debug may stand anywhere and shows the traceback of an error."""
-    interrupted = _note_interrupts()
-    try:
-        _run_command(argv)
-    except BaseException as error:
-        # A library may turn a KeyboardInterrupt in one of its callbacks into an error of its own.
-        if not interrupted.is_set() or (isinstance(error, SystemExit) and error.code != 1):
-            raise
-        sys.exit(128 + signal.SIGINT)
+    with _noting_interrupts() as interrupted:
+        try:
+            _run_command(argv)
+        except KeyboardInterrupt:
+            sys.exit(128 + signal.SIGINT)
+        except BaseException as error:
+            # A library may turn a KeyboardInterrupt in one of its callbacks into an error of its own.
+            if not interrupted.is_set() or (isinstance(error, SystemExit) and error.code != 1):
+                raise
+            sys.exit(128 + signal.SIGINT)
 
 
 def _run_command(argv: list[str] | None) -> None:

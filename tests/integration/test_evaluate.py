@@ -106,7 +106,7 @@ def test_evaluate_gives_the_figures_of_the_run_and_logs_the_opening(run, work):
 
 def test_the_predictions_of_a_model_are_written_and_compared(run, work, tmp_path):
     out = tmp_path / "p.npz"
-    words = ["evaluate", str(run), "--csv", str(work / "fer.csv"), "--predictions", str(out), "--against", str(run)]
+    words = ["evaluate", str(run), "--data", str(work / "fer.csv"), "--predictions", str(out), "--against", str(run)]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
     assert "right and wrong on the very same images" in result.stdout

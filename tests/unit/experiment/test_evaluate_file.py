@@ -136,10 +136,10 @@ def test_a_file_that_lists_no_labels_is_refused_with_the_form(tmp_path, name, co
 
 def test_corruptions_views_and_groups_are_those_of_our_own_models(model, csv, tmp_path):
     groups = tmp_path / "groups.csv"
-    _, found = evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS), csv=csv)
+    _, found = evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS), data=csv)
     groups.write_text("id,half\n" + "".join(f"{name},{n % 2}\n" for n, name in enumerate(found.ids)))
     asked = Extras(corrupt=True, views=("mirror",), headline="mirror", attributes=groups)
-    metrics, _ = evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS), csv=csv, extras=asked)
+    metrics, _ = evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS), data=csv, extras=asked)
     # The model answers by brightness, which flips and blur keep, and which 0.1 of 255 added moves to the next class.
     assert metrics.views["mirror"]["test"].accuracy.value == 1.0
     assert metrics.headline == "mirror"
@@ -149,19 +149,19 @@ def test_corruptions_views_and_groups_are_those_of_our_own_models(model, csv, tm
     assert brighter[0].difference.value == pytest.approx(brighter[0].accuracy.value - 1)
     assert metrics.groups.attributes["half"].groups["1"].n == 10
     with pytest.raises(UserError, match="views: found turned"):
-        evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS), csv=csv, extras=Extras(views=("turned",)))
+        evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS), data=csv, extras=Extras(views=("turned",)))
 
 
 def test_a_temperature_gives_the_calibration_after_it_and_leaves_the_predictions_raw(model, csv):
-    plain, found = evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS), csv=csv)
-    given, again = evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS, temperature=3.0), csv=csv)
+    plain, found = evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS), data=csv)
+    given, again = evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS, temperature=3.0), data=csv)
     assert plain.test.calibration.scaled is None
     assert given.temperature.value == 3.0
     assert given.test.calibration.scaled.log_loss.value != pytest.approx(given.test.calibration.raw.log_loss.value)
     assert np.array_equal(found.probabilities, again.probabilities)
     for wrong in (0.0, -1.0, float("inf"), float("nan")):
         with pytest.raises(UserError, match=r"--temperature: found .*, expected a number above 0"):
-            evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS, temperature=wrong), csv=csv)
+            evaluate_file(FileModel(model, "48x48 gray 0..255", FERPLUS, temperature=wrong), data=csv)
 
 
 @pytest.mark.parametrize(
@@ -206,7 +206,7 @@ def test_the_command_prints_writes_and_refuses_options_of_the_other_kind(model, 
     assert described["input"] == "48x48 gray 0..255"
     assert described["size_bytes"] == model.stat().st_size
     assert len(read_predictions(kept)) == 20
-    result = CliRunner().invoke(app, ["evaluate", str(model), *words, "--csv", str(csv), "--against", str(kept)])
+    result = CliRunner().invoke(app, ["evaluate", str(model), *words, "--data", str(csv), "--against", str(kept)])
     assert "right and wrong on the very same images" in result.stdout, result.output
     for more, message in (
         ([str(model), *words, "--data", str(csv), "--against", str(tmp_path / "none.npz")], "none.npz"),
