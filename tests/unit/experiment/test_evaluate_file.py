@@ -139,7 +139,7 @@ def test_the_command_prints_writes_and_refuses_options_of_the_other_kind(model, 
     assert json.loads(out.read_text())["foreign"]["input"] == "48x48 gray 0..255"
     assert len(read_predictions(kept)) == 20
     for more, message in (
-        ([str(model), "--views", "mirror"], "--views goes with models of dlfer"),
+        ([str(model), "--views", "mirror"], "--views goes with a model of dlfer"),
         (["lite2", "--labels", "a,b"], "--labels goes with an external model"),
         ([str(model)], "needs --data DATA"),
     ):
