@@ -290,10 +290,11 @@ def test_an_mlflow_server_that_is_away_is_one_warning(make, monkeypatch):
 
 
 def test_wandb_has_one_run_for_a_training_that_was_resumed(make):
-    need("wandb")
+    wandb = need("wandb")
     run, config = make(experiment__track_model=True)
     run.update(study="small/20260101T000000Z-abcd1234-ablation")
     found = stop_and_resume("wandb", run, config)
+    wandb.teardown()  # as at the end of the process: W&B's own process writes the last lines a moment after the run is finished
     logs = sorted(run.path.glob("wandb/offline-run-*/*.wandb"))
     assert [path.name for path in logs] == [f"run-{found}.wandb"] * 2
     first, second = (path.read_bytes() for path in logs)
