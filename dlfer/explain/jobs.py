@@ -153,12 +153,8 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
         reading.append(
             f"Shown are the first {MOST_SHOWN} of {len(records):,} faces; the others stand beside this page."
         )
-    context = {
-        "title": "What the predictions depend on",
-        "subtitle": describe_model(folder, classifier),
-        "reading": reading,
-        "failed": failed,
-    }
+    context = {"title": "What the predictions depend on", "reading": reading, "failed": failed}
+    context |= {"subtitle": describe_model(folder, classifier)}
     page = write_page(job, [record["name"] for record in records[:MOST_SHOWN]], context=context, sanity=sanity)
     if interrupt is not None:
         raise interrupt
@@ -450,12 +446,8 @@ def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> 
     write_atomically(
         job.out / "explanations.json", json.dumps(record | describe_job(job, run.path, sanity), indent=2) + "\n"
     )
-    context = {
-        "title": "What the model looks at, by label",
-        "subtitle": describe_model(run.path, classifier),
-        "reading": reading,
-        "failed": [],
-    }
+    context = {"title": "What the model looks at, by label", "reading": reading, "failed": []}
+    context |= {"subtitle": describe_model(run.path, classifier)}
     return write_page(job, named, context=context, sanity=sanity)
 
 
