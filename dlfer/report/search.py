@@ -226,7 +226,7 @@ def _draw(
 
 
 def _slug(name: str) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())[:80]
 
 
 _FEW = 6
