@@ -178,7 +178,7 @@ def read_members(path: Path) -> list[ReportedMember]:
     for row in read_member_rows(path):
         folder = row.find_folder(path) or (Path(row.path) if row.path else None)
         report = None if folder is None else folder / "report.html"
-        has_report = report is not None and report.exists()
+        has_report = report is not None and os.path.exists(report)
         link = Path(os.path.relpath(report, path)).as_posix() if has_report else None
         members.append(ReportedMember(row, folder, link))
     return members

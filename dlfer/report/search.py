@@ -136,7 +136,7 @@ def _describe_arm(path: Path, trials: Trials, name: str) -> dict[str, Any]:
         "keys": [shorten_key(key, keys) for key in keys],
         "rows": lines,
         "best": lines[0] if lines and lines[0].score is not None else None,
-        "best_file": best_file if (path / best_file).exists() else None,
+        "best_file": best_file if os.path.exists(path / best_file) else None,
         "num_scored": len(scored),
         "num_failed": sum(row.status == "failed" for row in rows),
         "num_alike": _count_alike(ranked),
@@ -165,7 +165,7 @@ def _find_link(path: Path, run: str | None) -> str | None:
     if run is None:
         return None
     report = path.parent / run / "report.html"
-    return Path(os.path.relpath(report, path)).as_posix() if report.exists() else None
+    return Path(os.path.relpath(report, path)).as_posix() if os.path.exists(report) else None
 
 
 def _describe_line(path: Path, ranked: RankedTrial, keys: Sequence[str]) -> TrialLine:
@@ -177,7 +177,7 @@ def _describe_line(path: Path, ranked: RankedTrial, keys: Sequence[str]) -> Tria
         low=row.low,
         high=row.high,
         epochs=row.epochs or 0,
-        state=STATES[row.status],
+        state=STATES.get(row.status, row.status),
         values=[format_value(row.settings[key]) if key in row.settings else "" for key in keys],
         seconds=row.seconds,
         run=run,
@@ -226,7 +226,7 @@ def _draw(
 
 
 def _slug(name: str) -> str:
-    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())
+    return "-".join("".join(c if c.isalnum() else " " for c in name.lower()).split())[:80]
 
 
 _FEW = 6

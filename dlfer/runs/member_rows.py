@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,8 @@ class MemberRow(BaseModel):
             return None
         recorded = Path(self.path)
         moved = (recorded, study.parent / recorded.name, study.parent.parent.joinpath(*recorded.parts[-2:]))
-        return next((path for path in moved if path.exists()), None)
+        # A name that no file can have is not there; Path.exists raises for one that is too long.
+        return next((path for path in moved if os.path.exists(path)), None)
 
 
 _COLUMNS = tuple(name for name in MemberRow.model_fields if name != "settings")
@@ -176,4 +178,4 @@ def _read_former_ensemble(folder: Path) -> list[MemberRow]:
 
 def is_run(folder: Path | None) -> bool:
     """Tell whether a folder is a run directory."""
-    return folder is not None and (folder / RUN_FILE).exists()
+    return folder is not None and os.path.exists(folder / RUN_FILE)
