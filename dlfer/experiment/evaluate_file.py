@@ -255,7 +255,7 @@ def read_labels(text: str) -> tuple[str, ...]:
         if path.suffix == ".txt":
             return tuple(line.strip() for line in contents.splitlines() if line.strip())
         found = json.loads(contents)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"--labels {path}: cannot be read ({error}); {_LABELS_FORM}.") from error
     found = found.get("id2label", found) if isinstance(found, dict) else found
     if isinstance(found, dict) and sorted(found) == sorted(map(str, range(len(found)))):

@@ -121,6 +121,7 @@ def test_labels_are_read_from_a_list_or_a_file(tmp_path, name, contents, expecte
     [
         ("missing.txt", None, "cannot be read"),
         ("broken.json", "[", "cannot be read"),
+        ("deep.json", "[" * 100_000, "cannot be read"),
         ("binary.txt", b"\xff\xfe\x00", "cannot be read"),
         ("other.json", "7", "found something else"),
         ("gap.json", '{"0": "angry", "2": "happy"}', "found something else"),
