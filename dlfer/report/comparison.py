@@ -44,6 +44,9 @@ from dlfer.report.sweep import (
     SWEEP_FIGURES,
     describe_best,
     describe_best_cells,
+    get_errors,
+    has_value,
+    list_drawn_pairs,
     write_best_figures,
     write_sweep_figures,
 )
@@ -127,7 +130,7 @@ def write_comparison_report(path: Path) -> Path:
     if run.kind != "sweep":
         return render_page("comparison.html.j2", path / "report.html", context)
     context |= {"best": describe_best(comparison), "best_cells": describe_best_cells(comparison.best_of)}
-    context["describe_needed"] = describe_needed
+    context |= {"describe_needed": describe_needed, "drawn_pairs": list_drawn_pairs(comparison)}
     return render_page("sweep.html.j2", path / "report.html", context)
 
 
@@ -146,8 +149,11 @@ def read_comparison(path: Path) -> ComparisonRecord | None:
     comparison = ComparisonRecord.read(path)
     if comparison is None:
         return None
+    known = list_drawn_pairs(comparison)
     pairs = [
-        pair if pair.sentence else pair.model_copy(update={"sentence": describe_difference(pair)})
+        pair.model_copy(update={"sentence": describe_difference(pair)})
+        if not pair.sentence and pair in known and len(pair.names) == 2 and pair.p_value is not None
+        else pair
         for pair in comparison.paired
     ]
     return comparison.model_copy(update={"paired": pairs})
@@ -218,10 +224,11 @@ def write_comparison_figures(path: Path, comparison: ComparisonRecord, members: 
         title = "Accuracy of each arm with its 95 % interval"
         text = f"Accuracy of each arm. {'; '.join(texts)}."
         drawn.append(Drawn("accuracies", draw_accuracies(comparison), title, text))
-    if comparison.paired:
+    pairs = list_drawn_pairs(comparison)
+    if pairs:
         title = "Difference of accuracy with its 95 % interval; the line is no difference"
-        text = " ".join(pair.sentence for pair in comparison.paired)
-        drawn.append(Drawn("differences", draw_differences(comparison.paired), title, text))
+        text = " ".join(pair.sentence for pair in pairs)
+        drawn.append(Drawn("differences", draw_differences(pairs), title, text))
     return write_figures(path / "figures", drawn) + _write_curves(path / "figures", members)
 
 
@@ -249,16 +256,14 @@ def draw_accuracies(comparison: ComparisonRecord) -> Figure:
         figure = new_figure(9, 3.8)
         axes = figure.subplots()
         for number, row in enumerate(table):
-            shown = [(place, row.get(split)) for place, split in enumerate(titles) if row.get(split)]
+            shown = [(place, row.get(split)) for place, split in enumerate(titles) if has_value(row.get(split))]
             places = [place + (number - (len(table) - 1) / 2) * width for place, _ in shown]
             values = np.array([100 * estimate.value for _, estimate in shown])
-            ends = [(100 * estimate.low, 100 * estimate.high) for _, estimate in shown]
-            spans = np.array(ends).reshape(-1, 2)
             look = {"color": COLOURS[number % len(COLOURS)], "hatch": HATCHES[number % len(HATCHES)]}
             axes.bar(places, values, width * 0.92, edgecolor="white", linewidth=0, label=row.arm, **look)
-            errors = np.abs(spans.T - values)
+            errors = np.array([get_errors(estimate) for _, estimate in shown]).reshape(-1, 2).T
             axes.errorbar(places, values, yerr=errors, fmt="none", ecolor=INK, elinewidth=1.3, capsize=4)
-            for place, value, high in zip(places, values, spans[:, 1], strict=True):
+            for place, value, high in zip(places, values, values + errors[1], strict=True):
                 axes.text(place, high + 1.5, f"{value:.1f}", ha="center", va="bottom", fontsize=9.5)
         axes.set_xticks(range(len(titles)), [title.replace(" (", "\n(") for title in titles.values()])
         axes.grid(visible=False, axis="x")

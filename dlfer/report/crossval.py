@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from dlfer.report.figures import COLOURS, INK, SOFT, Drawn, figure_style, name_rows, new_figure, write_figures
 from dlfer.report.page import format_count, format_percent, format_uncertainty
-from dlfer.report.sweep import MOST_DRAWN, draw_sweep_differences
+from dlfer.report.sweep import MOST_DRAWN, draw_sweep_differences, has_value, list_drawn_pairs
 from dlfer.runs.comparison_record import ComparisonRecord, CrossValidated
 
 if TYPE_CHECKING:
@@ -93,7 +93,8 @@ def format_folds_tables(comparison: ComparisonRecord) -> list[Table]:
 
 def write_crossval_figures(folder: Path, comparison: ComparisonRecord) -> list[Path]:
     """Draw the folds of each arm and the differences as far as there are any; return the paths."""
-    drawn, rows, pairs = [], list_pooled_rows(comparison)[:MOST_DRAWN], comparison.paired[:MOST_DRAWN]
+    drawn, pairs = [], list_drawn_pairs(comparison)[:MOST_DRAWN]
+    rows = [row for row in list_pooled_rows(comparison) if has_value(row.found.trained)][:MOST_DRAWN]
     if rows:
         texts = [f"{row.name} {format_percent(row.found.recipe.value)}" for row in rows]
         title = "Pooled accuracy with the 95 % interval of the recipe (thin) and of the trained models (thick); dots are folds"
@@ -119,7 +120,7 @@ def draw_folds(rows: Sequence[PooledRow]) -> Figure:
                     axes.plot(
                         ends, [place, place], color=COLOURS[0], linewidth=width, solid_capstyle="butt", alpha=0.75
                     )
-            values = [100 * fold.accuracy.value for fold in found.folds]
+            values = [100 * fold.accuracy.value for fold in found.folds if has_value(fold.accuracy)]
             axes.plot(values, [place - 0.24] * len(values), "o", color=SOFT, markersize=4.5, alpha=0.85)
             axes.plot(100 * found.trained.value, place, "o", color=INK, markersize=6)
         name_rows(axes, [row.name for row in rows])

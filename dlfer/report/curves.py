@@ -198,7 +198,7 @@ def _draw_bins(axes: Axes, bins: Sequence[ReliabilityBin], number: int) -> None:
     axes.errorbar(
         confidence,
         accuracy,
-        yerr=[accuracy - low, high - accuracy],
+        yerr=np.maximum([accuracy - low, high - accuracy], 0),
         color=COLOURS[number],
         linestyle=LINES[number],
         marker=MARKERS[number],
@@ -235,7 +235,7 @@ def draw_risk_coverage(selective: Selective, *, target_accuracy: float | None = 
             aim = 100 * (1 - target_accuracy)
             axes.axhline(aim, color=SOFT, linestyle="--", linewidth=1, label=f"aimed at: {aim:.0f} % wrong")
         at = selective.at_threshold
-        if at is not None and at.accuracy.value is not None:
+        if at is not None and None not in (at.coverage.value, at.accuracy.value, at.accuracy.low, at.accuracy.high):
             _mark_threshold(axes, at)
         axes.set_xlim(0, 101)
         axes.set_ylim(0, max(1.0, 1.3 * float(risk.max())))
@@ -251,7 +251,7 @@ def _mark_threshold(axes: Axes, at: AtThreshold) -> None:
     axes.errorbar(
         [coverage],
         [wrong],
-        yerr=[[wrong - lowest], [highest - wrong]],
+        yerr=np.maximum([[wrong - lowest], [highest - wrong]], 0),
         color=COLOURS[1],
         marker=MARKERS[1],
         markersize=8,
@@ -278,7 +278,7 @@ def draw_corruptions(found: Corruptions) -> Figure:
             axes.errorbar(
                 places,
                 values,
-                yerr=[values - lows, highs - values],
+                yerr=np.maximum([values - lows, highs - values], 0),
                 color=COLOURS[number % len(COLOURS)],
                 linestyle=LINES[number % len(LINES)],
                 marker=MARKERS[number % len(MARKERS)],

@@ -229,7 +229,7 @@ def draw_best_scores(tables: Sequence[BestTable]) -> Figure:
                 values = [100 * estimate.value for _, estimate in estimates]
                 look = {"color": COLOURS[number], "hatch": HATCHES[number]}
                 axes.bar(places, values, width * 0.92, edgecolor="white", linewidth=0, label=words, **look)
-                errors = np.array([_get_errors(estimate) for _, estimate in estimates]).reshape(-1, 2).T
+                errors = np.array([get_errors(estimate) for _, estimate in estimates]).reshape(-1, 2).T
                 axes.errorbar(places, values, yerr=errors, fmt="none", ecolor=INK, elinewidth=1, capsize=2)
             axes.set_title(heading or "")
             axes.set_xticks(range(len(rows)), [_wrap(row.title, room) for row in rows])
@@ -291,7 +291,7 @@ def _count(value: Mean) -> str:
     return format_count(value) if float(value).is_integer() else f"{value:,.1f}"
 
 
-def _get_errors(estimate: Estimate) -> tuple[float, float]:
+def get_errors(estimate: Estimate) -> tuple[float, float]:
     """Return how far the interval goes below and above the value, in percentage points; 0 where it is undefined."""
     value, low, high = estimate.value, estimate.low, estimate.high
     if is_missing(low) or is_missing(high):
@@ -319,12 +319,23 @@ MOST_DRAWN = 30
 """The figures show at most this many cells, the best ones; the tables have all."""
 
 
+def has_value(estimate: Estimate | None) -> bool:
+    """Tell whether there is a value to draw."""
+    return estimate is not None and not is_missing(estimate.value)
+
+
+def list_drawn_pairs(comparison: ComparisonRecord) -> list[ArmPair]:
+    """Return the pairs whose difference has a value and an interval."""
+    ends = ((pair, pair.difference) for pair in comparison.paired)
+    return [pair for pair, found in ends if not any(map(is_missing, (found.value, found.low, found.high)))]
+
+
 def write_sweep_figures(folder: Path, comparison: ComparisonRecord) -> list[Path]:
     """Draw the ranking and the differences as far as there are any; return the paths."""
-    drawn, table, pairs = [], comparison.table[:MOST_DRAWN], comparison.paired[:MOST_DRAWN]
+    drawn, table, pairs = [], comparison.table[:MOST_DRAWN], list_drawn_pairs(comparison)[:MOST_DRAWN]
     which = f"the best {MOST_DRAWN} cells" if len(comparison.table) > MOST_DRAWN else "the cells"
     if table:
-        texts = [f"{row.arm} {format_percent(row.validation.value)}" for row in table]
+        texts = [f"{row.arm} {format_percent(row.validation.value)}" for row in table if row.validation]
         title = f"Accuracy of {which} with its 95 % interval, in the order of validation"
         drawn.append(Drawn("ranking", draw_ranking(table), title, f"On validation: {'; '.join(texts)}."))
     if pairs:
@@ -341,12 +352,12 @@ def draw_ranking(table: Sequence[ArmRow]) -> Figure:
         figure = new_figure(9, 1.3 + 0.42 * len(table))
         axes = figure.subplots()
         for number, (split, marker) in enumerate((("validation", "o"), ("test", "s"))):
-            shown = [(place, row.get(split)) for place, row in enumerate(table) if row.get(split)]
+            shown = [(place, row.get(split)) for place, row in enumerate(table) if has_value(row.get(split))]
             if not shown:
                 continue
             places = [place + (0.17 if number else -0.17) for place, _ in shown]
             values = [100 * estimate.value for _, estimate in shown]
-            errors = np.array([_get_errors(estimate) for _, estimate in shown]).T
+            errors = np.array([get_errors(estimate) for _, estimate in shown]).T
             look = {"fmt": marker, "color": COLOURS[number], "markersize": 5, "elinewidth": 1.4, "capsize": 2}
             axes.errorbar(values, places, xerr=errors, label=split, **look)
         name_rows(axes, [row.arm for row in table])
@@ -405,7 +416,7 @@ def describe_best(comparison: ComparisonRecord) -> str | None:
     if not comparison.table:
         return None
     best = comparison.table[0]
-    text = f"Best on validation by {SCORES[comparison.rank_by]}: {best.arm}."
+    text = f"Best on validation by {SCORES.get(comparison.rank_by, comparison.rank_by)}: {best.arm}."
     for split, use in (("validation", "which selected it"), ("test", "which was not used for selection")):
         estimate = best.get(split)
         if estimate is not None:

@@ -209,3 +209,31 @@ def test_a_cell_of_members_csv_and_a_key_of_the_experiment_may_be_anything(runs,
         value = data.draw(ANYTHING.filter(lambda value: not isinstance(value, str) or value.isprintable()))
         text = yaml.safe_dump(change(tree, place, value))
     forge(file, text.encode("utf-8", "surrogatepass"), (study.name, file.name, text[:300]), use_study, study)
+
+
+MISSING = [
+    ("table", 0, "validation", "low"), ("table", 0, "test", "value"), ("table", 0, "validation"), ("table", 1, "test"),
+    ("paired", 0, "difference", "low"), ("paired", 0, "difference", "value"), ("paired", 0, "p_value"), ("rank_by",),
+    ("reference",), ("judged_on",), ("table",), ("paired",), ("table", 0, "ranked_by"), ("table", 0, "seconds"),
+    ("table", 0, "cross_validated"), ("table", 0, "cross_validated", "trained", "value"),
+    ("table", 0, "cross_validated", "folds", 0, "accuracy", "value"), ("table", 0, "cross_validated", "folds"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("value", [None, ..., -5.0, "x", []])
+def test_what_a_verdict_is_drawn_from_may_be_missing(runs, value):
+    for study in list_studies(runs):
+        file = study / "comparison.json"
+        record = json.loads(file.read_text())
+        places = set(list_places(record))
+        for place in [place for place in MISSING if place in places]:
+            forge(file, json.dumps(change(record, place, value)).encode(), (study.name, place, value), use_study, study)
+
+
+def test_an_accuracy_outside_its_own_interval_is_drawn(runs):
+    file = runs[0] / "metrics.json"
+    record = json.loads(file.read_text())
+    for split in ("raw", "scaled"):
+        place = ("test", "calibration", split, "reliability", 0, "accuracy")
+        if place in set(list_places(record)):
+            forge(file, json.dumps(change(record, place, -5)).encode(), place, use_run, runs[0])
