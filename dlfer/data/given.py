@@ -135,8 +135,8 @@ def parse_split(text: str | None, allowed: tuple[str, ...] = SPLITS) -> str | No
     names = {**{name: name for name in SPLITS}, **{name.casefold(): split for split, name in OFFICIAL.items()}}
     split = names.get(text.casefold())
     if split not in allowed:
-        words = " or ".join(f"{name} ({OFFICIAL[name]})" for name in allowed)
-        raise UserError(f"--split {text}: expected {words}.")
+        official = ", ".join(OFFICIAL[name] for name in allowed)
+        raise UserError(f"--split {text}: expected {' or '.join(allowed)} (of FER2013 also {official}).")
     return split
 
 

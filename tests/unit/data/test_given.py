@@ -168,5 +168,7 @@ def test_splits_have_two_names(word, split):
 
 
 def test_other_splits_are_refused():
-    with pytest.raises(UserError, match=r"--split dev: expected test \(PrivateTest\) or validation \(PublicTest\)\."):
+    with pytest.raises(
+        UserError, match=r"--split dev: expected test or validation .of FER2013 also PrivateTest, PublicTest"
+    ):
         parse_split("dev", ("test", "validation"))
