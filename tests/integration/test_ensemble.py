@@ -149,9 +149,13 @@ def test_what_members_add_and_the_final_labels_stand_beside_it(ensemble):
     assert growth[1]["test"]["accuracy"] == metrics["combinations"][0]["test"]["accuracy"]
     final = metrics["ensemble"]["final_labels"]
     assert [row["name"] for row in final] == ["one", "two", "ensemble"]
-    detected = sum(answer["label"] == label for label, answer in final[-1]["labels"].items())
-    rate = metrics["views"]["ten_crop"]["test"]["emotion_detection_rate"]
-    assert (detected, len(final[-1]["labels"])) == (rate["num_detected"], rate["num_classes"])
+    for member, row in zip(read_member_rows(ensemble), final, strict=False):
+        kept = read_predictions(Path(member.path) / "predictions" / "views" / "ten_crop" / "test.npz")
+        for label, answer in row["labels"].items():
+            of_label = kept.predicted[kept.targets == kept.labels.index(label)]
+            times = [int((of_label == number).sum()) for number in range(len(kept.labels))]
+            assert times[kept.labels.index(answer["label"])] == max(times)
+            assert answer["n"] == len(of_label)
     for member in read_member_rows(ensemble):
         blocks = read(Path(member.path), "network.json")["blocks"]
         assert [block["name"] for block in blocks[-2:]] == ["feature level 5", "head"]
