@@ -216,7 +216,8 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> Metr
     settle_images(run, index_images(bundle), accept=accept)
     if not run.record.judge_test:
         bundle = replace(bundle, test=None)
-    duplicates = find_run_duplicates(bundle)
+    duplicates = find_run_duplicates(bundle, _load_pretraining(config, session))
+    _warn_of_leak(run, duplicates, session)
     data = describe_data(bundle, duplicates)
     data.write(run.path)
     _audit(run, config.finetune.data, bundle, session).write(run.path)
@@ -236,6 +237,27 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> Metr
     say(f"report: {write_report(run.path)}")
     say(f"model card: {write_card(run.path)}")
     return metrics
+
+
+def _load_pretraining(config: ExperimentConfig, session: Session) -> DataBundle | None:
+    """Return EF-FER1's data; None where it is not trained on data in this run."""
+    section = config.pretrain
+    return (
+        None if section is None or section.data is None or section.weights is not None else session.load_bundle(section)
+    )
+
+
+def _warn_of_leak(run: Run, duplicates: JudgedDuplicates | None, session: Session) -> None:
+    """Say in red, and record for the report and the card, that EF-FER1's data has duplicates of the images that judge."""
+    num_leaks = 0 if duplicates is None else duplicates.count_leaks()
+    if num_leaks and not run.is_smoke:
+        text = (
+            f"Leak: {num_leaks:,} of {len(duplicates.ids):,} {duplicates.split} images have a duplicate in the data of EF-FER1 and none in "
+            "training, so that EF-FER1 has seen them. The accuracy may be too high. Report the one without duplicates, or remove "
+            "these images from pretrain.data."
+        )
+        run.warn(text)
+        session.listener.warn(text)
 
 
 def _predict(

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
+from functools import partial, reduce
+from operator import or_
 from pathlib import Path
 
 import numpy as np
@@ -30,17 +31,26 @@ class JudgedDuplicates:
         ids: str [N].
         in_train: duplicates in the split that trained the model.
         in_selection: duplicates in the split that selected it; None if that is the judged split itself, or is not there.
+        in_pretrain: duplicates in the images that trained (or, of a test split, selected) EF-FER1; None without such images.
     """
 
     split: str
     ids: np.ndarray
     in_train: Duplicates
     in_selection: Duplicates | None = None
+    in_pretrain: Duplicates | None = None
 
     @property
     def in_either(self) -> Duplicates:
-        """Duplicates in training or in the split that selected the model: what "without duplicates" leaves out."""
-        return self.in_train if self.in_selection is None else self.in_train | self.in_selection
+        """Duplicates in training, in the split that selected the model, or in EF-FER1's data: what "without duplicates" leaves out."""
+        found = self.in_train
+        for others in (self.in_selection, self.in_pretrain):
+            found = found if others is None else found | others
+        return found
+
+    def count_leaks(self) -> int:
+        """Return how many images have a duplicate in EF-FER1's data and none in the training split."""
+        return 0 if self.in_pretrain is None else int((self.in_pretrain.any & ~self.in_train.any).sum())
 
     def list_ids_without(self) -> list[str]:
         """Return the ids of the images without any duplicate in either split."""
@@ -57,20 +67,30 @@ class JudgedDuplicates:
                 "n": len(self.ids),
                 "in_train": self.in_train.count(),
                 "in_selection": None if self.in_selection is None else self.in_selection.count(),
+                "in_pretrain": None if self.in_pretrain is None else self.in_pretrain.count(),
                 "in_either": self.in_either.count(),
             }
         )
 
 
-def find_run_duplicates(bundle: DataBundle) -> JudgedDuplicates | None:
-    """Return the duplicates of the split that judges a run; None where its images or those of train are streamed."""
+def find_run_duplicates(bundle: DataBundle, pretraining: DataBundle | None = None) -> JudgedDuplicates | None:
+    """Return the duplicates of the split that judges a run; None where its images or those of train are streamed.
+
+    Args:
+        bundle: the run's data.
+        pretraining: EF-FER1's data; None where it is not trained on data here. Streamed images are not looked into.
+    """
     if bundle.test is not None:
         name, judged, selection = "test", bundle.test, bundle.validation
     else:
         name, judged, selection = "validation", bundle.validation, None
     if not isinstance(judged, Split) or not isinstance(bundle.train, Split):
         return None
-    return find_judged_duplicates(name, judged, train=bundle.train, selection=selection)
+    found = find_judged_duplicates(name, judged, train=bundle.train, selection=selection)
+    used = [] if pretraining is None else [pretraining.train, *([pretraining.validation] if name == "test" else [])]
+    # An id of other data may be that of another image.
+    in_pretrain = [find_duplicates(judged.images, split.images) for split in used if isinstance(split, Split)]
+    return replace(found, in_pretrain=reduce(or_, in_pretrain)) if in_pretrain else found
 
 
 def find_judged_duplicates(

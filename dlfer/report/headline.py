@@ -35,7 +35,12 @@ def format_without(split: SplitMetrics) -> str:
 
 def name_left_out(duplicates: DuplicatesRecord | None) -> str:
     """Return in which splits the images that "without duplicates" leaves out have a duplicate."""
-    return "training or validation" if duplicates is not None and duplicates.in_selection else "training"
+    places = ["training"]
+    if duplicates is not None and duplicates.in_selection:
+        places.append("validation")
+    if duplicates is not None and duplicates.in_pretrain is not None and duplicates.in_pretrain.any:
+        places.append("EF-FER1's data")
+    return " or ".join(places)
 
 
 def describe_duplicates(metrics: Metrics, *, name: str | None = None) -> str | None:
@@ -53,11 +58,14 @@ def describe_duplicates(metrics: Metrics, *, name: str | None = None) -> str | N
         f"{format_count(num_in_train)} of {format_count(n)} {name or found.split} images "
         f"({format_percent(num_in_train / n)}) have a duplicate in training{list_kinds(found.in_train)}"
     )
+    others = []
     if found.in_selection is not None and found.in_either is not None:
-        text += (
-            f"; {format_count(found.in_selection.any)} have one in validation, which selected the model, and "
-            f"{format_count(found.in_either.any)} in either"
-        )
+        others.append(f"{format_count(found.in_selection.any)} have one in validation, which selected the model")
+    if found.in_pretrain is not None and found.in_pretrain.any:
+        others.append(f"{format_count(found.in_pretrain.any)} have one in EF-FER1's data")
+    if others and found.in_either is not None:
+        either = "either" if len(others) == 1 else "any of these"
+        text += f"; {'; '.join(others)}{', and' if len(others) == 1 else ';'} {format_count(found.in_either.any)} in {either}"
     if find_without(metrics):
         text += f'. "Without duplicates" leaves out those with one in {name_left_out(found)}'
     return f"{text}. {DEFINITION}"

@@ -345,13 +345,15 @@ class DuplicatesRecord(Record):
         n: number of images that judge.
         in_train: duplicates in the split that trained the model.
         in_selection: in the split that selected it; None: that is the judged split, or is not there.
-        in_either: in either of them; None: not known.
+        in_pretrain: in the images that trained EF-FER1 (of a test split, in those that selected it, too); None: not known.
+        in_either: in any of them; None: not known.
     """
 
     split: str
     n: int | None = None
     in_train: DuplicateCounts | None = None
     in_selection: DuplicateCounts | None = None
+    in_pretrain: DuplicateCounts | None = None
     in_either: DuplicateCounts | None = None
 
 

@@ -74,6 +74,7 @@ def test_run_judges_on_private_test_and_scores_it_once_more_without_duplicates(r
         "n": 30,
         "in_train": {"exact": 1, "augmented": 0, "any": 2},
         "in_selection": {"exact": 0, "augmented": 0, "any": 1},
+        "in_pretrain": None,
         "in_either": {"exact": 1, "augmented": 0, "any": 3},
     }
     assert metrics["test_without_duplicates"]["n"] == 27

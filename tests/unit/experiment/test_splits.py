@@ -11,7 +11,7 @@ import pytest
 from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.experiment.evaluate import _score, _tell_use
+from dlfer.experiment.evaluate import _score, tell_use
 from dlfer.experiment.splits import (
     compute_banner,
     compute_run_metrics,
@@ -101,6 +101,7 @@ def test_metrics_of_a_run_fit_on_validation_and_leave_out_duplicates(config):
         "n": 20,
         "in_train": {"exact": 1, "augmented": 0, "any": 2},
         "in_selection": {"exact": 1, "augmented": 0, "any": 1},
+        "in_pretrain": None,
         "in_either": {"exact": 2, "augmented": 0, "any": 3},
     }
     assert (metrics.test.n, metrics.test_without_duplicates.n) == (20, 17)
@@ -137,9 +138,9 @@ def test_evaluating_uses_what_the_run_found_on_validation_and_repeats_its_banner
 def test_parts_that_selected_or_trained_the_model_are_told_by_name_or_by_their_images(run):
     bundle = make_bundle()
     for part, use in ((bundle.train, "training"), (bundle.validation, "selection"), (bundle.test, None)):
-        assert _tell_use(run.path, part, is_own=True) == _tell_use(run.path, part, is_own=False) == use
+        assert tell_use(run.path, part, is_own=True) == tell_use(run.path, part, is_own=False) == use
     other = make_split(bundle.validation.name, 20, 9)
-    assert _tell_use(run.path, other, is_own=False) is None
+    assert tell_use(run.path, other, is_own=False) is None
 
 
 def test_a_model_without_its_run_says_what_its_protocol_means():
@@ -172,6 +173,7 @@ def test_validation_that_judges_is_compared_with_training_alone():
         "n": 20,
         "in_train": {"exact": 1, "augmented": 0, "any": 1},
         "in_selection": None,
+        "in_pretrain": None,
         "in_either": {"exact": 1, "augmented": 0, "any": 1},
     }
 
@@ -193,3 +195,29 @@ def test_the_banner_of_the_paper_protocol_counts_the_duplicates_in_training():
     assert "2 of 20 test images have a duplicate in training (1 an exact copy" in compute_banner(bundle, duplicates)
     assert compute_banner(make_bundle("official"), duplicates) is None
     assert "Smoke run" in compute_banner(make_bundle("official"), duplicates, smoke=True)
+
+
+def test_images_that_ef_fer1_has_seen_are_counted_and_left_out():
+    """Its data may be of another size and depth, and its ids those of other images."""
+    bundle = make_bundle()
+    scenes = make_split("PrivateTest", 40, 7)  # the ids of the test split, for other images
+    coloured = np.repeat(np.repeat(np.repeat(scenes.images, 2, axis=1), 2, axis=2), 3, axis=3)
+    coloured[0] = np.repeat(np.repeat(np.repeat(bundle.test.images[9], 2, axis=0), 2, axis=1), 3, axis=2)
+    chosen = make_split("validation", 10, 8)
+    chosen.images[1] = bundle.test.images[11]
+    pretraining = replace(bundle, train=replace(scenes, images=coloured), validation=chosen, test=None)
+    before, found = find_run_duplicates(bundle), find_run_duplicates(bundle, pretraining)
+    assert before.in_pretrain is None
+    assert before.count_leaks() == 0
+    assert np.flatnonzero(found.in_pretrain.any).tolist() == [9, 11]
+    assert found.count_leaks() == 2
+    assert set(before.list_ids_without()) - set(found.list_ids_without()) == {bundle.test.ids[9], bundle.test.ids[11]}
+    assert found.as_record().in_pretrain.any == 2
+    # What trained EF-FER2 as well is no leak of EF-FER1.
+    same = replace(pretraining, train=bundle.train, validation=bundle.train)
+    assert find_run_duplicates(bundle, same).count_leaks() == 0
+    # Without a test split, what selected EF-FER1 may be what selects EF-FER2.
+    alone = replace(bundle, test=None)
+    assert (
+        find_run_duplicates(alone, replace(pretraining, validation=bundle.validation)).in_pretrain.count()["any"] == 0
+    )
