@@ -496,7 +496,7 @@ def prepare_data_set(config: DataConfig, say: Callable[[str], None] | None = Non
             builder.download_and_prepare(download_config=download)
     except (AssertionError, OSError) as error:
         raise MissingDataError(
-            f"{builder.data_dir}: the data set {config.name} is not there and cannot be prepared: {shorten(error, builder.data_dir)} {_PREPARE}"
+            f"{builder.data_dir}: the data set {config.name} is not there and cannot be prepared: {shorten(error, builder.data_dir, most=1000)} {_PREPARE}"
         ) from error
     return builder
 

@@ -8,6 +8,14 @@ import pytest
 from dlfer import cli
 
 
+@pytest.fixture(autouse=True)
+def heeded_sigint():
+    """Ctrl-C is heeded, also where the tests run in the background of a shell, which lets it be ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.mark.parametrize("swallow", [False, True])
 def test_exit_code_after_ctrl_c(monkeypatch, swallow):
     def work(*_: object, **__: object) -> None:
@@ -19,12 +27,8 @@ def test_exit_code_after_ctrl_c(monkeypatch, swallow):
             raise
 
     monkeypatch.setattr(cli, "app", work)
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(["show"])
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["show"])
     assert stop.value.code == 130
 
 
@@ -33,10 +37,6 @@ def test_other_errors_keep_their_exit_code(monkeypatch):
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(cli, "app", fail)
-    before = signal.getsignal(signal.SIGINT)
-    try:
-        with pytest.raises(SystemExit) as stop:
-            cli.main(["show"])
-    finally:
-        signal.signal(signal.SIGINT, before)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["show"])
     assert stop.value.code == 1

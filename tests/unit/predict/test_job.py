@@ -505,12 +505,12 @@ def snapshot(folder="."):
         (("other/me.png", "photos/me.jpg", "--draw", "photos"), ("photos/me.jpg",)),
         (("other/me.png", "other/sub/me.png", "photos/me-2.jpg", "--draw", "photos"), ("photos/me-2.jpg",)),
         (("photos/*.jpg", "--draw", "hard"), ("hard/me.jpg", "photos/me.jpg")),
-        (("photos/me.jpg", "photos/list.csv", "--out", "photos/list.csv"), ("photos/list.csv",)),
+        (("photos/me.jpg", "photos/list.jsonl", "--out", "photos/list.jsonl"), ("photos/list.jsonl",)),
     ],
 )
 def test_no_input_is_replaced(call, draw_blocks, args, told, force):
     save(draw_blocks, "photos/me.jpg", "photos/me-2.jpg", "photos/sub/x.png", "other/me.png", "other/sub/me.png")
-    Path("photos/list.csv").write_text("mine")
+    Path("photos/list.jsonl").write_text("mine")
     Path("linked").symlink_to("photos")
     Path("hard").mkdir()
     Path("hard/me.jpg").hardlink_to("photos/me.jpg")

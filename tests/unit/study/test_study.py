@@ -21,7 +21,7 @@ def test_a_sweep_returns_its_table_and_its_runs(file, plan):
     assert study.report.is_file()
     assert "dropout=0.2" in study._repr_html_()
     assert study.best == {}
-    assert dlfer.compare(*study.runs, part="validation").n_common == 60
+    assert dlfer.compare(*study.runs, split="validation").n_common == 60
 
 
 def test_an_experiment_in_memory_makes_the_same_study(file, plan):
