@@ -55,6 +55,7 @@ def count_epochs(out: Path) -> int:
         return 0
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_it_grows_the_same_trees_on_cached_features(boosted, tmp_path):
     out = tmp_path / "runs"
     process = subprocess.Popen(

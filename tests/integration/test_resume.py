@@ -142,6 +142,7 @@ def draw_faces(folder: Path) -> None:
             Image.fromarray(pixels).save(folder / label / f"im{index:02}.png")
 
 
+@pytest.mark.slow
 def test_a_run_whose_data_changed_is_not_resumed_unless_that_is_accepted(tmp_path):
     faces, file, out = tmp_path / "faces", tmp_path / "r.yaml", tmp_path / "runs"
     draw_faces(faces)

@@ -191,6 +191,7 @@ def test_each_branch_starts_from_weights_of_its_own(tmp_path, fusion):
     )
 
 
+@pytest.mark.slow
 def test_an_artifact_or_a_wrong_source_of_a_branch(tmp_path):
     write_sources(tmp_path)
     own, run = f"{tmp_path}/own.weights.h5", f"{tmp_path}/run/pretrain"
