@@ -39,7 +39,7 @@ def crossval(
     if folds is not None:
         if resume is not None:
             raise UserError(
-                "dlfer crossval --resume: a cross-validation goes on with its own folds; leave --folds out."
+                "dlfer crossval --resume: a cross-validation continues with its own folds; leave --folds out."
             )
         own = {"finetune.data.protocol": "cross_validation", "finetune.data.folds": folds}
         options = dataclasses.replace(options, overrides={**own, **options.overrides})

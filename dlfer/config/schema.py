@@ -148,7 +148,8 @@ class FreezeConfig(Section):
     """
 
     head_epochs: Annotated[int, Field(ge=0)] | Literal["auto"] = 0
-    """First so many of the stage's epochs train the head alone. auto: 2, or all but one of a stage of fewer than 3."""
+    """Number of epochs at the start of the stage that train only the head. auto: 2, or one less than the stage has if it has
+    fewer than 3."""
     head_learning_rate: Positive | None = None
     """Their constant rate; null takes the optimiser's."""
     layers: Fraction = 0.0

@@ -116,7 +116,7 @@ def write_figure(figure: Figure, path: Path, *, title: str, description: str) ->
 
     The title is the caption; the description is what a reader who does not see the figure needs to know. Both are kept
     in the file, with "Kind": "chart" for a figure without photographs, whose colours a page may invert in dark mode, and
-    with "Legend": the names that stand in the figure as numbers, since no font of this machine has their characters.
+    with "Legend": the names that the figure shows as numbers because no installed font has their characters.
     """
     buffer = io.BytesIO()
     metadata = {"Title": escape_text(title), "Description": escape_text(description), "Software": "dlfer"}

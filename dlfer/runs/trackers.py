@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -133,7 +134,7 @@ def write_id(folder: Path, tracker: str, value: str) -> None:
     write_atomically(folder / IDS_FILE, json.dumps(found, indent=2) + "\n")
 
 
-class Tracker(Listener):
+class Tracker(Listener, ABC):
     """One run in one tracker; subclasses send it.
 
     A tracker that could not open the run is not called again for it, and after an error it is sent no further epochs, since
@@ -169,21 +170,21 @@ class Tracker(Listener):
         if self.is_open:
             self.abandon(is_stopped=isinstance(error, TrainingStopped | ResumeError | KeyboardInterrupt))
 
+    @abstractmethod
     def open(self, run: TrackedRun, known: str | None) -> str:
         """Create the run, or continue the one whose id is `known` where the tracker still has it; return its id."""
-        raise NotImplementedError
 
+    @abstractmethod
     def log_epoch(self, stage: str, epoch: int, values: dict[str, float]) -> None:
         """Send the values of an epoch."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self, values: dict[str, float], banner: str | None, files: Sequence[Path], model: Path | None) -> None:
         """Send the final metrics and the files, the folder of the model among them where it is not None; end the run."""
-        raise NotImplementedError
 
+    @abstractmethod
     def abandon(self, *, is_stopped: bool) -> None:
         """End a run that is not finished; one that is stopped can be resumed."""
-        raise NotImplementedError
 
 
 class MlflowTracker(Tracker):

@@ -189,7 +189,7 @@ def choose_names(given: Sequence[tuple[str | None, Path, About]]) -> list[str]:
 
 
 def _describe_optimizer(config: OptimizerConfig) -> str:
-    """Return the optimiser in words, so that models that differ by it alone can be told apart."""
+    """Return the optimiser with its rate and momentum, which distinguishes models that differ only in it."""
     momentum = f" with momentum {config.momentum:g}" if config.momentum else ""
     return f"{config.name}{momentum}, rate {config.learning_rate:g}"
 

@@ -158,7 +158,7 @@ def test_a_model_is_pushed_with_its_card(run, hub, quick, call, monkeypatch, res
     assert uploaded[1:3] == ("org/small-faces", FILES)
     assert "*.onnx" in uploaded[3], "files of an earlier model are removed"
     card = ModelCard.load(folder / "README.md")
-    assert card.data.library_name == "dlfer"
+    assert card.data.to_dict()["library_name"] == "dlfer"
     assert {"dlfer", "keras", "facial-expression-recognition"} <= set(card.data.tags)
     assert 'dlfer.load("hf://org/small-faces")' in card.text
     assert ("research-only" in card.data.tags) == research_only

@@ -43,7 +43,7 @@ SCRIPTS = ("Happy", "Грусть", "怒り", "غاضب", "गुस्सा �
 
 @pytest.mark.filterwarnings("error")
 def test_names_in_any_script_are_drawn_or_numbered(tmp_path):
-    """A font of the machine is used where one has the characters; else a number stands in the figure, with a legend."""
+    """An installed font that has the characters is used; otherwise the figure shows a number, and a legend explains it."""
     figure = pictures.draw_confusion(np.eye(len(SCRIPTS), dtype=int), SCRIPTS)
     path = figures.write_figure(figure, tmp_path / "a.png", title="t", description="d")
     with Image.open(path) as image:

@@ -202,7 +202,7 @@ def test_folds_belong_to_the_start_and_are_refused_on_resume(capsys):
     with pytest.raises(SystemExit) as stop:
         main(["crossval", "--resume", "x", "--folds", "5"])
     assert stop.value.code == 2
-    assert "goes on with its own folds; leave --folds out" in capsys.readouterr().err
+    assert "continues with its own folds; leave --folds out" in capsys.readouterr().err
 
 
 def test_folds_turn_any_experiment_into_one_to_be_cross_validated(folds, capsys, plan):
