@@ -10,18 +10,14 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.machinery import ModuleSpec
-from pathlib import Path
 
 from dlfer.errors import DEBUG
-
-CPU_FLAGS = Path("/proc/cpuinfo")
 
 
 def hush_libraries() -> None:
     """Keep back what TensorFlow says of processors and plugins when it is imported from here on, and what OpenCV and FFmpeg say of files.
 
-    Errors of TensorFlow are shown, except on processors without AVX-512, where it logs as an error that oneDNN does not support
-    a data type. What cannot be decoded is an error of dlfer's own, which names the file.
+    Errors of TensorFlow are shown. What cannot be decoded is an error of dlfer's own, which names the file.
 
     Its C++ libraries write some lines to the file descriptor 2 before they read TF_CPP_MIN_LOG_LEVEL, which no setting
     stops. With DLFER_DEBUG in the environment nothing is kept back.
@@ -30,19 +26,11 @@ def hush_libraries() -> None:
         return
     # tqdm, which a library of ours imports, says so in notebooks without ipywidgets.
     warnings.filterwarnings("ignore", message="IProgress not found")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2" if _has_avx512() else "3")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
     if "tensorflow" not in sys.modules and not any(isinstance(finder, _QuietImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, _QuietImport())
-
-
-def _has_avx512() -> bool:
-    """Say whether the processor has AVX-512; True where nothing tells."""
-    try:
-        return "avx512f" in CPU_FLAGS.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return True
 
 
 class _QuietImport:

@@ -6,8 +6,6 @@ import sys
 
 import pytest
 
-from dlfer import quiet
-
 SPEAK = "import os; os.write(2, b'I0000 port.cc: oneDNN is on\\n')"
 
 
@@ -66,18 +64,3 @@ def test_opencv_says_nothing_of_damaged_files_but_with_debug(tmp_path, debug):
         timeout=60,
     )
     assert bool(done.stderr) == bool(debug)
-
-
-@pytest.mark.parametrize(
-    ("flags", "level"), [("fpu sse avx avx2", "3"), ("fpu avx2 avx512f avx512_vnni", "2"), (None, "2")]
-)
-def test_without_avx512_the_errors_that_onednn_logs_are_kept_back(tmp_path, monkeypatch, flags, level):
-    """oneDNN says once, at the level of an error, that it does not support DT_UINT8 on such processors."""
-    cpuinfo = tmp_path / "cpuinfo"
-    if flags is not None:
-        cpuinfo.write_text(f"model name\t: a processor\nflags\t\t: {flags}\n")
-    monkeypatch.setattr(quiet, "CPU_FLAGS", cpuinfo)
-    monkeypatch.setattr(os, "environ", {})
-    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
-    quiet.hush_libraries()
-    assert os.environ["TF_CPP_MIN_LOG_LEVEL"] == level
