@@ -17,7 +17,8 @@ from dlfer.errors import DEBUG
 def hush_libraries() -> None:
     """Keep back what TensorFlow says of processors and plugins when it is imported from here on, and what OpenCV and FFmpeg say of files.
 
-    Errors of TensorFlow are shown. What cannot be decoded is an error of dlfer's own, which names the file.
+    TensorFlow's C++ libraries also log as errors what is none (oneDNN: an unsupported data type, in the first step of a training);
+    a failure raises an exception as well. What cannot be decoded is an error of dlfer's own, which names the file.
 
     Its C++ libraries write some lines to the file descriptor 2 before they read TF_CPP_MIN_LOG_LEVEL, which no setting
     stops. With DLFER_DEBUG in the environment nothing is kept back.
@@ -26,7 +27,7 @@ def hush_libraries() -> None:
         return
     # tqdm, which a library of ours imports, says so in notebooks without ipywidgets.
     warnings.filterwarnings("ignore", message="IProgress not found")
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
     if "tensorflow" not in sys.modules and not any(isinstance(finder, _QuietImport) for finder in sys.meta_path):

@@ -44,8 +44,9 @@ def command(*arguments: object) -> list[str]:
 
 
 def environment(**given: str) -> dict[str, str]:
-    """Return the environment of a subprocess that finds this checkout."""
-    return {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3", **given}
+    """Return the environment of a subprocess that finds this checkout, and in which no level of logging is set."""
+    kept = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    return {**kept, "PYTHONPATH": str(ROOT), **given}
 
 
 def dlfer(*arguments: object, **given: object) -> subprocess.CompletedProcess:
