@@ -278,7 +278,9 @@ def draw_faces(shape: tuple[int, int], channels: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("aspect", ASPECTS)
-@pytest.mark.parametrize("kind", CLASSIFIERS)
+@pytest.mark.parametrize(
+    "kind", ["transfer", *(pytest.param(kind, marks=pytest.mark.slow) for kind in CLASSIFIERS if kind != "transfer")]
+)
 def test_every_family_predicts_what_numpy_crops_or_pads(kind, aspect, tmp_path):
     classifier = CLASSIFIERS[kind](aspect)
     classifier.save(tmp_path / "model")
@@ -362,7 +364,7 @@ def test_a_folder_of_several_sizes_is_judged_as_the_model_was_trained(aspect, tm
     assert measure_ratio(seen[0][0]) == pytest.approx(1, abs=0.02)
 
 
-@pytest.fixture(scope="module", params=ASPECTS)
+@pytest.fixture(scope="module", params=["crop", pytest.param("pad", marks=pytest.mark.slow)])
 def exports(request, tmp_path_factory):
     """Return a classifier and the folder of its exports, those of one size for squares of 40 pixels."""
     out = tmp_path_factory.mktemp(request.param)

@@ -83,6 +83,7 @@ def read(run, name: str):
     return json.loads((run / name).read_text())
 
 
+@pytest.mark.slow
 def test_a_stopped_ensemble_trains_no_member_twice(ensemble):
     runs = list_runs(ensemble.parent.parent)
     assert sorted(run.name.split("/")[0] for run in runs) == ["both", "both-one", "both-two"]

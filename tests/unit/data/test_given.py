@@ -77,7 +77,10 @@ def test_what_a_file_holds_decides(make, made, name, kind):
     assert recognise(make(made, name)) == kind
 
 
-@pytest.mark.parametrize("made", ["folder", "csv", "zipped csv", "zipped pictures", "arrays", "experiment"])
+@pytest.mark.parametrize(
+    "made",
+    ["folder", "csv", "zipped csv", "zipped pictures", "arrays", pytest.param("experiment", marks=pytest.mark.slow)],
+)
 def test_every_kind_loads(make, made):
     path = make(made, "given")
     with open_data(str(path)) as given:

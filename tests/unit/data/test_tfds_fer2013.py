@@ -98,6 +98,7 @@ def test_a_row_cut_short_is_named_by_its_line(tmp_path):
         load_tfds(config(tmp_path), 32)
 
 
+@pytest.mark.slow
 def test_whole_faces_follow_every_protocol_and_can_be_audited(tmp_path):
     from dlfer.data.sources import load_data
     from dlfer.experiment.audit import inspect_data

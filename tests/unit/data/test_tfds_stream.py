@@ -326,7 +326,7 @@ def test_imagenet_is_checked_before_anything_starts(tmp_path):
         load(tmp_path, "imagenet2012:5.1.0")
 
 
-@pytest.mark.parametrize("count", [2, 3, 4])
+@pytest.mark.parametrize("count", [3, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("training", [True, False])
 def test_hosts_share_the_images_without_overlap(train, count, training):
     """Also where they do not divide; the shares differ by one image at most."""

@@ -47,6 +47,7 @@ def read_phases(path):
     return [row["phase"] for row in read_rows(path / "history.csv")]
 
 
+@pytest.mark.slow
 def test_without_ef_fer1_the_head_is_not_trained_alone(run):
     folder, said = run("--set", "pretrain=null")
     note = "EF-FER2 starts from random weights, so that freeze (head_epochs: 1) is not applied"

@@ -115,7 +115,7 @@ def ask_tf_keras_vis(other, classifier, pixels, targets):
     "given",
     [
         {"family": "transfer", "head": HeadConfig(hidden=(8,))},
-        {"family": "transfer", "head": HeadConfig(pooling="max")},
+        pytest.param({"family": "transfer", "head": HeadConfig(pooling="max")}, marks=pytest.mark.slow),
         {"family": "transfer", "feature_level": "last"},
         {"family": "transfer", "feature_level": "4", "backbone": "efficientnet_nano"},
         {"family": "hybrid", "branches": ("efficientnet_nano", "resnet_nano"), "fusion": "attention"},
@@ -183,8 +183,13 @@ def test_a_max_pooling_at_the_end_is_left_out():
 @pytest.mark.parametrize(
     ("backbone", "image_size", "level", "side"),
     [
-        *(("resnet_nano", *row) for row in ((8, 1, 4), (20, 1, 10), (32, 2, 8), (64, 3, 8), (96, 3, 12), (224, 5, 7))),
-        *(("efficientnet_nano", *row) for row in ((48, 2, 12), (64, 3, 8), (112, 4, 7), (224, 5, 7))),
+        *(("resnet_nano", *row) for row in ((8, 1, 4), (32, 2, 8), (96, 3, 12))),
+        *(pytest.param("resnet_nano", *row, marks=pytest.mark.slow) for row in ((20, 1, 10), (64, 3, 8), (224, 5, 7))),
+        ("efficientnet_nano", 48, 2, 12),
+        *(
+            pytest.param("efficientnet_nano", *row, marks=pytest.mark.slow)
+            for row in ((64, 3, 8), (112, 4, 7), (224, 5, 7))
+        ),
         # Beside its first level a shortcut leads on, so that no network can be cut there.
         ("efficientnet_nano", 20, 2, 5),
     ],

@@ -162,6 +162,7 @@ def job(model, tmp_path, monkeypatch):
     return ExplainJob(model="run", out=tmp_path / "out", maps=MapOptions(size=16, stride=16), per_class=3)
 
 
+@pytest.mark.slow
 def test_a_split_becomes_the_averages_of_each_label(job, monkeypatch):
     from dlfer.explain import jobs as module
 
@@ -193,7 +194,7 @@ def snapshot(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-@pytest.mark.parametrize("force", [(), ("--force",)])
+@pytest.mark.parametrize("force", [("--force",), pytest.param((), marks=pytest.mark.slow)])
 @pytest.mark.parametrize(
     ("args", "told"),
     [

@@ -38,6 +38,7 @@ def test_rank_correlation_is_scipys(seed):
     assert compute_rank_correlation(first, np.zeros((9, 7))) is None
 
 
+@pytest.mark.slow
 def test_new_weights_are_new_where_they_should_be_and_nowhere_else():
     classifier = make_classifier()
     before = [value.copy() for value in classifier.network.get_weights()]
@@ -89,6 +90,7 @@ def test_maps_of_a_network_change_with_its_weights():
         assert found[ALL][name]["low"] <= found[ALL][name]["mean"] <= found[ALL][name]["high"] < 0.9
 
 
+@pytest.mark.slow
 def test_a_single_face_has_no_other_to_be_compared_with():
     explainer = Explainer(make_classifier(), MapOptions(methods=("occlusion",), size=32, stride=32))
     image = draw_images((1, 64, 64, 1))[0]
@@ -173,6 +175,7 @@ def test_an_explanation_is_about_the_most_probable_label_or_the_one_asked_for():
     assert Explainer(classifier, MapOptions(methods=("gradcam",))).explain(image).occlusion is None
 
 
+@pytest.mark.slow
 def test_a_network_with_new_weights_passes_its_input_on():
     """Glorot's depthwise kernels shrink their input; BatchNorm has to undo it, else the maps would be flat."""
     config = ModelConfig(backbone="efficientnet_lite2")

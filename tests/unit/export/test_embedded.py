@@ -158,6 +158,7 @@ def test_another_backend_says_why_there_is_none(tmp_path, images, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_an_ensemble_of_networks_has_one_file(tmp_path, images):
     members = {"a": build(), "b": build(seed=3)}
     ensemble = EnsembleClassifier(members, LABELS, config=ModelConfig(), combine="average")
@@ -170,7 +171,7 @@ def test_an_ensemble_of_networks_has_one_file(tmp_path, images):
 @pytest.mark.parametrize(
     ("backbone", "channels"),
     [
-        ("efficientnet_lite0", 1),
+        pytest.param("efficientnet_lite0", 1, marks=pytest.mark.slow),
         pytest.param("mobilenet", 3, marks=pytest.mark.slow),
         pytest.param("mobilenet_v2", 3, marks=pytest.mark.slow),
         pytest.param("resnet18", 1, marks=pytest.mark.slow),
@@ -223,7 +224,9 @@ def test_prediction_and_serving_of_a_shipped_model_load_no_framework():
     assert done.stdout.strip() == "[]"
 
 
-@pytest.fixture(scope="module", params=["standard", "l2", "none"])
+@pytest.fixture(
+    scope="module", params=["standard", *(pytest.param(kind, marks=pytest.mark.slow) for kind in ("l2", "none"))]
+)
 def boosted(request, tmp_path_factory, images) -> tuple[BoostedClassifier, Path]:
     boosting = BoostingConfig(max_depth=3, colsample=1.0, normalize=NormalizeConfig(features=request.param))
     classifier, place = make_classifier(boosting), tmp_path_factory.mktemp("boosted") / "model"
@@ -287,6 +290,7 @@ def test_a_forged_record_of_trees_is_refused(boosted, tmp_path, change, message)
         load_engine(str(copy))
 
 
+@pytest.mark.slow
 def test_trees_whose_labels_differ_leave_no_file(tmp_path, images, monkeypatch):
     monkeypatch.setattr(
         embedded, "combine_trees", lambda *given: lambda images: np.eye(3, dtype=np.float32)[[0] * len(images)]

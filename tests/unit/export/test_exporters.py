@@ -79,10 +79,11 @@ MAKERS = {
     "hybrid, attention": lambda: make_hybrid("attention"),
     "ensemble": lambda: make_ensemble("average"),
 }
+QUICK = ("sigmoid", "pad, crop")
 
 
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, marks=pytest.mark.slow) if kind == "ensemble" else kind for kind in MAKERS]
+    "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in MAKERS]
 )
 def test_the_function_answers_as_the_classifier(kind):
     classifier = MAKERS[kind]()
@@ -102,6 +103,7 @@ def test_answers_are_combined_as_the_ensemble_does(combine):
     assert np.allclose(np.asarray(found), ensemble.combine(answers, "single"), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_sigmoid_head_that_answers_no_to_everything_gives_even_probabilities():
     classifier = make(activation="sigmoid")
     classifier.parts.head.bias.assign(np.full(3, -200.0))

@@ -74,6 +74,7 @@ def test_it_is_kept_as_numbers_exactly():
     assert np.array_equal(again.predict(probabilities), fitted.predict(probabilities))
 
 
+@pytest.mark.slow
 def test_out_of_fold_no_image_helps_to_answer_itself():
     """With random targets nothing can be learned; the fit itself would be right more often than chance."""
     rng = np.random.default_rng(2)

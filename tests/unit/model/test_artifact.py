@@ -29,6 +29,7 @@ def images() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (6, 40, 40)).astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_the_stored_temperature_is_read_back_and_applied_on_request_only(classifier, images, tmp_path, monkeypatch):
     raw = classifier.predict(images)
     monkeypatch.setattr(

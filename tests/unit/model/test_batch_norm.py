@@ -37,7 +37,7 @@ def train(network: keras.Model, *, steps: int = 5) -> list[float]:
 
 
 @pytest.mark.parametrize("scale", [True, False])
-@pytest.mark.parametrize("center", [True, False])
+@pytest.mark.parametrize("center", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_training_gives_the_losses_weights_and_statistics_of_keras(scale, center):
     ours, keras_own = (
         use_training_kernels(build_network(scale=scale, center=center)),

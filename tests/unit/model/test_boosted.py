@@ -54,7 +54,7 @@ def make_classifier(boosting: BoostingConfig | None = None) -> BoostedClassifier
     )
 
 
-@pytest.mark.parametrize("pooling", ["avg", "max"])
+@pytest.mark.parametrize("pooling", ["avg", pytest.param("max", marks=pytest.mark.slow)])
 def test_features_are_the_pooled_outputs_of_the_stages(pooling):
     import keras
 
@@ -129,6 +129,7 @@ def test_predictions_do_not_depend_on_the_size_of_a_batch():
     assert whole.std() > 0.01, "trees that say the same of every image prove nothing"
 
 
+@pytest.mark.slow
 def test_the_last_bits_of_a_feature_decide_nothing(monkeypatch):
     """As another batch size, device or library has them; in float32 they change one answer in nine here."""
     classifier, images = make_classifier(), draw_images(60)
@@ -145,7 +146,9 @@ def test_the_last_bits_of_a_feature_decide_nothing(monkeypatch):
     assert changed < 0.05
 
 
-@pytest.mark.parametrize("how", ["none", "standard", "l2"])
+@pytest.mark.parametrize(
+    "how", ["standard", pytest.param("none", marks=pytest.mark.slow), pytest.param("l2", marks=pytest.mark.slow)]
+)
 def test_saved_and_loaded_it_answers_the_same(tmp_path, how):
     classifier = make_classifier(BoostingConfig(max_depth=3, normalize=NormalizeConfig(features=how), levels="all"))
     classifier.save(tmp_path)

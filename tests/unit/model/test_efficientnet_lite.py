@@ -70,6 +70,7 @@ def test_lite0_is_b0_without_squeeze_and_excitation():
     assert ours == theirs
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("variant", "application"), [("lite1", "EfficientNetB1"), ("lite2", "EfficientNetB2")])
 def test_larger_variants_keep_stem_and_head_and_the_depth_of_the_end_stages(variant, application):
     import keras
@@ -217,6 +218,7 @@ def test_the_digest_is_that_of_names_shapes_and_values():
     assert len({digest("a", values), *others}) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", ["lite0", "lite1"])
 def test_other_variants_have_no_imagenet_weights_and_take_a_file_of_ones_own(variant, tmp_path):
     name = f"efficientnet_{variant}"

@@ -95,6 +95,7 @@ def test_it_is_saved_with_its_members_and_what_was_fitted(members, tmp_path):
     assert os.path.samefile(tmp_path / "model" / weights, tmp_path / "copy" / weights)
 
 
+@pytest.mark.slow
 def test_a_changed_combination_is_not_taken_for_another(members, tmp_path):
     make(members).save(tmp_path)
     path = tmp_path / ARTIFACT_FILE

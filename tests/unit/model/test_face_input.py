@@ -314,6 +314,7 @@ def test_training_on_the_cpu_has_one_kernel_with_the_same_pixels(images, fill, c
         assert [operation.get_attr("_XlaMustCompile") for operation in calls] == [True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the others compile everything by XLA")
 def test_drawn_parts_are_the_very_pixels_in_one_kernel_too():
     import tensorflow as tf

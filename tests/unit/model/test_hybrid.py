@@ -35,7 +35,7 @@ def build_network(config, num_labels=7, image_size=48):
     return build_transfer_network(config, num_labels=num_labels, image_size=image_size, channels=1)
 
 
-@pytest.mark.parametrize("pooling", ["avg", "max"])
+@pytest.mark.parametrize("pooling", ["avg", pytest.param("max", marks=pytest.mark.slow)])
 def test_concatenation_holds_each_branch_on_its_own_preprocessing(pooling):
     config = make_config(head=HeadConfig(pooling=pooling))
     backbone, preprocessing = build_hybrid_backbone(config)
@@ -93,8 +93,8 @@ def test_attention_is_its_formula_and_starts_as_the_mean():
     assert np.allclose(np.asarray(layer.compute_weights(features)), weights, atol=1e-5)
 
 
-@pytest.mark.parametrize("branches", [UNLIKE, TWICE])
-@pytest.mark.parametrize("fusion", ["concat", "attention"])
+@pytest.mark.parametrize("branches", [UNLIKE, pytest.param(TWICE, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("fusion", ["attention", pytest.param("concat", marks=pytest.mark.slow)])
 def test_it_is_carried_cloned_and_serialised_like_any_backbone(branches, fusion, tmp_path):
     network = build_network(make_config(branches, fusion))
     paths = [variable.path for variable in network.backbone.variables]
@@ -113,6 +113,7 @@ def test_it_is_carried_cloned_and_serialised_like_any_backbone(branches, fusion,
     assert np.array_equal(np.asarray(again(images)), expected)
 
 
+@pytest.mark.slow
 def test_swapped_branches_do_not_carry_over(tmp_path):
     write_backbone(build_network(make_config(UNLIKE)), tmp_path, source="a test")
     network = build_network(make_config(UNLIKE[::-1]))
@@ -122,6 +123,7 @@ def test_swapped_branches_do_not_carry_over(tmp_path):
     assert np.array_equal(before, compute_features(network, draw_probe_images(48, 1)))
 
 
+@pytest.mark.slow
 def test_activations_of_the_branches_are_counted():
     counts = [_count_activations(build_backbone(name), (1, 48, 48, 3)) for name in UNLIKE]
     hybrid, _ = build_hybrid_backbone(make_config())
@@ -156,7 +158,7 @@ def write_sources(tmp_path):
     return networks
 
 
-@pytest.mark.parametrize("fusion", ["concat", "attention"])
+@pytest.mark.parametrize("fusion", ["concat", pytest.param("attention", marks=pytest.mark.slow)])
 def test_each_branch_starts_from_weights_of_its_own(tmp_path, fusion):
     networks = write_sources(tmp_path)
     weights = f"{{efficientnet_nano: {tmp_path}/own.weights.h5, resnet_nano: {tmp_path}/run/pretrain}}"
@@ -212,6 +214,7 @@ def test_an_artifact_or_a_wrong_source_of_a_branch(tmp_path):
         assert not (tmp_path / "pretrain" / "backbone.json").exists()
 
 
+@pytest.mark.slow
 def test_a_folder_of_files_and_a_single_file_of_all_branches(tmp_path):
     networks = write_sources(tmp_path)
     for name in UNLIKE:

@@ -55,7 +55,14 @@ def watch_first_layers(network, monkeypatch) -> list[np.ndarray]:
 
 @pytest.mark.parametrize("way", ["predicts", "trains"])
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("given", SINGLE + HYBRID, ids=str)
+@pytest.mark.parametrize(
+    "given",
+    [
+        given if given in (*SINGLE[:2], *HYBRID) else pytest.param(given, marks=pytest.mark.slow)
+        for given in SINGLE + HYBRID
+    ],
+    ids=str,
+)
 def test_the_first_layer_sees_x_over_255(given, channels, way, monkeypatch):
     network = build({**given, "pixel_scaling": "divide_by_255"}, channels=channels)
     seen, images = watch_first_layers(network, monkeypatch), draw_images(channels)
@@ -87,7 +94,13 @@ def test_every_name_of_the_schema_has_its_preprocessing():
     assert len(set(found.values())) == len(names.PIXEL_SCALINGS)
 
 
-@pytest.mark.parametrize("given", [{"backbone": "resnet_nano"}, {"family": "hybrid", "branches": ("resnet_nano",) * 2}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"backbone": "resnet_nano"},
+        pytest.param({"family": "hybrid", "branches": ("resnet_nano",) * 2}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_saved_model_has_its_scaling_and_one_of_an_earlier_version_the_backbones_own(tmp_path, given):
     config = ModelConfig(**given, pixel_scaling="divide_by_255")
     network = build_transfer_network(config, num_labels=3, image_size=32, channels=1)
@@ -107,7 +120,13 @@ def test_a_saved_model_has_its_scaling_and_one_of_an_earlier_version_the_backbon
 
 
 @pytest.mark.parametrize(("first", "second"), list(permutations(names.PIXEL_SCALINGS, 2)))
-@pytest.mark.parametrize("given", [{"backbone": "resnet_nano"}, {"family": "hybrid", "branches": ("resnet_nano",) * 2}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"backbone": "resnet_nano"},
+        pytest.param({"family": "hybrid", "branches": ("resnet_nano",) * 2}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_backbone_of_the_other_scaling_is_refused(tmp_path, given, first, second):
     write_backbone(build({**given, "pixel_scaling": first}), tmp_path, source="a test")
     network = build({**given, "pixel_scaling": second})

@@ -52,7 +52,7 @@ def counted():
 
 
 @pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("crop", [None, 0.8])
+@pytest.mark.parametrize("crop", [0.8, pytest.param(None, marks=pytest.mark.slow)])
 def test_the_answers_are_those_of_keras(activation, crop):
     model, images = make_model(activation, crop), draw(7, 40, 36, 1)
     expected = model.predict(images, verbose=0)
@@ -139,6 +139,7 @@ def test_threads_that_begin_together(counted):
     assert layer.shapes == [(None, 6, 6, 1)]
 
 
+@pytest.mark.slow
 def test_a_model_that_nobody_holds_is_freed():
     model = make_model()
     predict_probabilities(model, draw(2, 32, 32, 1), batch_size=2)

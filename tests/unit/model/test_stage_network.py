@@ -13,6 +13,7 @@ def list_rates(**keys) -> list[float]:
     return [layer.rate for layer in list_drop_connects(backbone)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["efficientnet_lite2", "efficientnet_b0", "efficientnet_v2_b0"])
 def test_the_rate_is_that_of_the_last_block_and_falls_towards_the_first(backbone):
     published = list_rates(backbone=backbone)

@@ -89,6 +89,7 @@ def test_each_image_is_predicted_once_and_the_pool_has_two_intervals(folds, opti
     assert write_comparison_report(path).exists()
 
 
+@pytest.mark.slow
 def test_cells_are_ranked_by_validation_and_compared_over_folds(cells, options, plan, capfd):
     plan |= {
         "0.1": {"right": {"validation": 30, "test": 50}},
@@ -117,6 +118,7 @@ def test_cells_are_ranked_by_validation_and_compared_over_folds(cells, options, 
     assert "each fold's own choice" in capfd.readouterr().err
 
 
+@pytest.mark.slow
 def test_cells_whose_folds_hold_other_images_are_not_compared(cells, options, plan):
     """As where images of a folder are reduced to sizes that differ, and near duplicates with them."""
     plan |= {"0.1": {"shift": 1}}
@@ -137,6 +139,7 @@ def test_a_fold_that_fails_is_named_left_out_and_run_again(folds, options, plan)
     assert ComparisonRecord.require(path).table[0].cross_validated.n == 180
 
 
+@pytest.mark.slow
 def test_the_tasks_of_an_array_train_folds_and_what_is_there_is_collected(folds, options, plan, capfd):
     run_crossval(folds, options, array=ArrayTask("1"))
     path = run_crossval(folds, options, array=ArrayTask(None))

@@ -24,6 +24,7 @@ def test_a_sweep_returns_its_table_and_its_runs(file, plan):
     assert dlfer.compare(*study.runs, split="validation").n_common == 60
 
 
+@pytest.mark.slow
 def test_an_experiment_in_memory_makes_the_same_study(file, plan):
     config = dlfer.load_experiment(file, {"sweep.grid": {"model.dropout": [0.3, 0.4]}})
     study = dlfer.sweep(config, seeds=[2])

@@ -143,9 +143,7 @@ def uninterrupted(tmp_path_factory):
     return result, weights_of(network)
 
 
-@pytest.mark.parametrize(
-    "stop_after", [pytest.param(2, marks=pytest.mark.slow), 4, 6, pytest.param(11, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("stop_after", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 6, 11))])
 def test_resume_is_exact(tmp_path, uninterrupted, stop_after):
     """Stopped in the head's epoch, at its end, in the middle of the next and of the last: the same weights."""
     expected, weights = uninterrupted
@@ -454,6 +452,7 @@ def test_milestones_beyond_the_end_or_out_of_order_are_refused(milestones):
         make_config(epochs=2, milestones=milestones)
 
 
+@pytest.mark.slow
 def test_a_network_of_parts_with_hidden_layers_resumes_exactly(tmp_path):
     """Random parts of the images, two dense layers with dropout before the last: stopped and resumed, alike."""
 

@@ -81,6 +81,7 @@ def test_the_generator_is_the_only_randomness():
     assert (first != draw_face("Happy", rng=np.random.default_rng(4))).any()
 
 
+@pytest.mark.slow
 def test_seeds_and_splits_share_no_image(faces):
     splits = [faces.train, faces.validation, faces.test, load(train=200, seed=1).train]
     digests = [digest(image) for split in splits for image in split.images]

@@ -91,6 +91,7 @@ def test_unknown_label_is_refused_with_the_known_ones():
         draw_scene("dragon", rng=np.random.default_rng(0))
 
 
+@pytest.mark.slow
 def test_shapes_can_be_learnt_but_not_by_colour_alone():
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

@@ -80,6 +80,7 @@ def test_a_search_from_file_to_report(write_file, options):
     assert write_search_report(folder).read_text() == page
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fake_child")
 def test_a_search_that_is_resumed_with_more_trials_keeps_the_old_ones(write_file, options):
     path = write_file()
@@ -244,7 +245,8 @@ def test_an_ablation_needs_ef_fer1(write_file, options):
         run_search(write_file(), options, SearchOptions(ablation=True))
 
 
-@pytest.mark.parametrize("storage", [None, pytest.param("journal.log", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("storage", [None, "journal.log"])
 def test_an_ablation_tunes_both_arms_alike_and_judges_the_winners_on_test(
     write_file, options, fake_child, tmp_path, storage
 ):
@@ -278,6 +280,7 @@ def test_an_ablation_tunes_both_arms_alike_and_judges_the_winners_on_test(
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fake_child")
 def test_a_storage_goes_on_with_the_same_command_in_the_same_folder(write_file, options, tmp_path):
     given = SearchOptions(storage=str(tmp_path / "journal.log"), trials=2)
