@@ -214,8 +214,8 @@ contents() {
 }
 
 users() {
-    say "as its own user ($OWN): help, doctor, predict"
     start
+    say "as its own user ($OWN): help, doctor, predict"
     expect 0 dlfer "$OWN" --help >/dev/null
     expect 0 dlfer "$OWN" doctor
     expect 0 dlfer "$OWN" predict "$(find_photo)"
@@ -225,6 +225,8 @@ users() {
     expect 0 dlfer "${STRANGERS[0]}" --help >/dev/null
     expect 0 dlfer "${STRANGERS[0]}" doctor
     expect 0 dlfer "${STRANGERS[0]}" ablate experiments/quickstart.yaml --smoke
+    # From the ImageNet weights that are in the package.
+    expect 0 dlfer "${STRANGERS[0]}" ablate experiments/lite2.yaml --smoke
 }
 
 folders() {
@@ -237,6 +239,8 @@ folders() {
     mounts=(--volume "$host/data:/data:ro" --volume "$PWD/experiments:/experiments:ro"
         --volume "$host/saved_models:/app/saved_models" "$CONTAINER")
     expect 2 inside "$user" "${mounts[@]}" -- "${ENTRYPOINT[@]}" run /experiments/dlfer.yaml --require-gpu
+    # As compose.yaml's services prepare and train; ImageNet's archives are not there.
+    expect 2 inside "$user" "${mounts[@]}" -- "${ENTRYPOINT[@]}" prepare /experiments/dlfer.yaml
     expect 0 inside "$user" "${mounts[@]}" -- "${ENTRYPOINT[@]}" run /experiments/quickstart.yaml --smoke
     expect 0 inside "$user" "${mounts[@]}" -- "${ENTRYPOINT[@]}" predict "$(find_photo)"
     ls "$host"/saved_models/runs/quickstart/*/report.html
