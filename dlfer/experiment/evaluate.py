@@ -218,8 +218,8 @@ def _describe_run(of_run: Metrics | None, protocol: str, *, is_own: bool) -> str
     if protocol != "paper":
         return None
     return (
-        "Trained under the published protocol: images to judge on may have a duplicate in training. "
-        "Its run is not there to count them."
+        "Trained under the published protocol: evaluated images may have a duplicate in training. Its run is not "
+        "available to count them."
     )
 
 
@@ -258,7 +258,7 @@ def load_split(
     """
     held, labels, given = load_held(path, classifier, say)
     if not held:
-        raise UserError(f"{path}: found no images to judge on.")
+        raise UserError(f"{path}: found no images to evaluate on.")
     if wanted is not None and wanted not in held:
         found = ", ".join(f"{name} ({len(split):,} images)" for name, split in held.items())
         raise UserError(

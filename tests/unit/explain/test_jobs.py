@@ -99,7 +99,7 @@ def test_pictures_become_figures_arrays_and_a_page(call, pictures, model):
         )
     with Image.open(folder / "face.png") as figure:
         assert "Explained: Happy" in figure.info["Title"]
-        assert "Neither shows what a person feels" in figure.info["Title"]
+        assert "A map shows neither what a person feels" in figure.info["Title"]
         assert "too few" not in figure.info["Title"]
     page = (folder / "index.html").read_text()
     assert page.count("data:image/png") == 2
