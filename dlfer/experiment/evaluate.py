@@ -91,7 +91,7 @@ def evaluate_with_predictions(
     elif run is not None:
         split, labels = _choose_part(_load_stage(run), wanted)
     else:
-        raise UserError(f"evaluate: {name} is no run with data of its own; name data by --data DATA.")
+        raise UserError(f"evaluate: {name} is not a run with its own data; give the data with --data DATA.")
     trained = run.path if run is not None else find_model(name)
     is_own = run is not None and not isinstance(data, tuple) and _is_own_data(run, given)
     used_for = tell_use(trained, split, is_own=is_own)

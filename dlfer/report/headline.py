@@ -121,8 +121,8 @@ METRICS = (
     Metric("Cohen's kappa", lambda split: split.cohen_kappa, "fraction", "0 is chance"),
     Metric("macro AUC", lambda split: split.macro_auc, "fraction", "0.5 is chance"),
     Metric("macro average precision", lambda split: split.macro_average_precision, "fraction"),
-    Metric("log-loss", lambda split: split.log_loss, "fraction", "less is better"),
-    Metric("ECE", lambda split: split.calibration and split.calibration.raw.ece_equal_mass, remark="less is better"),
+    Metric("log-loss", lambda split: split.log_loss, "fraction", "lower is better"),
+    Metric("ECE", lambda split: split.calibration and split.calibration.raw.ece_equal_mass, remark="lower is better"),
     Metric(
         "Brier score",
         lambda split: split.calibration and split.calibration.raw.brier,

@@ -480,7 +480,7 @@ def test_figures_are_written_over_nothing_that_is_read(call, work, force):
     if not force:
         code, _, err = call("evaluate", str(work / "m"), "--data", "x.csv", "--json", "there.json")
         assert code == 2
-        assert "is there already" in err
+        assert "exists already" in err
     assert (work / "x.csv").read_text() == "x.csv"
     assert (work / "there.json").read_text() == "there.json"
 

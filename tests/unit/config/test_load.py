@@ -469,7 +469,7 @@ def test_a_key_that_was_renamed_is_refused_with_its_present_name(write, text, ov
     file = write(f"experiment: {{name: small}}\nfinetune:\n{text}\n")
     with pytest.raises(ConfigError) as caught:
         load_experiment(file, overrides)
-    message = "there is no such key any more; it was renamed to finetune.data.drop_duplicates."
+    message = "this key was renamed to finetune.data.drop_duplicates."
     assert f"{key}: {message}" in str(caught.value)
 
 

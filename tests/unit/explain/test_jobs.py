@@ -49,7 +49,7 @@ def test_videos_in_a_folder_are_counted_and_no_failure(call, pictures, model, gi
     code, _, err = call("explain", given, "--model", str(model), "--faces", "whole", "--method", "occlusion")
     assert code == 0
     assert "2 files seen, 1 used, 1 left out." in err
-    assert "Left out, videos, of which explain takes none: 1 (a/clip.mp4)." in err
+    assert "Left out, videos, which explain does not take: 1 (a/clip.mp4)." in err
 
 
 def test_ctrl_c_leaves_the_page_of_the_faces_so_far(call, pictures, model, monkeypatch):
@@ -225,7 +225,7 @@ def test_an_earlier_explanation_is_replaced_and_other_files_are_not(call, pictur
         (pictures / "maps" / name).write_text("mine")
     code, _, err = call("explain", "a/mine.png", *given)
     assert code == 2
-    assert "is there already" in err
+    assert "exists already" in err
     assert (pictures / "maps" / "mine.png").read_text() == "mine"
     assert call("explain", "a/mine.png", *given, "--force")[0] == 0
     assert (pictures / "maps" / "mine.png").read_bytes()[:4] == b"\x89PNG"

@@ -152,7 +152,7 @@ def test_a_refused_format_does_not_keep_the_others_from_being_made(tmp_path, mon
 
 
 def test_the_card_beside_the_artifact_is_taken_else_one_that_warns(tmp_path):
-    assert "the artifact has no card" in whole._read_card(tmp_path, None).lower()
+    assert "the model has no card" in whole._read_card(tmp_path, None).lower()
     (tmp_path / "MODEL_CARD.md").write_text("# Mine\n")
     assert whole._read_card(tmp_path, None) == "# Mine\n"
 
@@ -186,7 +186,7 @@ def test_an_earlier_export_may_be_replaced_and_what_somebody_put_there_is_not(ea
     whole._check_target(earlier, [], force=False)
     whole._check_target(tmp_path / "new", [], force=False)
     (earlier / "me.jpg").write_text("me")
-    with pytest.raises(UserError, match=r"1 files in it are not of it: me\.jpg.*--force"):
+    with pytest.raises(UserError, match=r"1 files in it do not belong to it: me\.jpg.*--force"):
         whole._check_target(earlier, [], force=False)
     whole._check_target(earlier, [], force=True)
     with pytest.raises(UserError, match=r"is the input .*me\.jpg"):

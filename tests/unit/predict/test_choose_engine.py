@@ -120,7 +120,7 @@ def test_an_export_of_one_size_is_no_choice_where_sizes_differ(choose):
     choose.engines["litert"].takes_any_size = False
     name, said = choose(any_size=True)
     assert name == "keras"
-    assert "litert takes one size of images alone" in said
+    assert "litert takes images of one size only" in said
     assert choose()[0] == "litert"
 
 

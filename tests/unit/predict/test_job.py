@@ -531,7 +531,7 @@ def test_another_file_is_replaced_by_force_alone(call, draw_blocks):
     for args in (("--out", "a.csv"), ("--draw", "drawn")):
         code, _, err = call("a.png", *args)
         assert code == 2
-        assert "is there already" in err
+        assert "exists already" in err
         assert "--force" in err
     assert snapshot() == before
     assert call("a.png", "--out", "a.csv", "--draw", "drawn", "--force")[0] == 0
@@ -544,7 +544,7 @@ def test_pictures_on_a_list_are_not_replaced(call, draw_blocks, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("me.jpg\nb/you.png\n"))
     code, _, err = call("-", "--faces", "whole", "--draw", ".", "--out", "a.csv")
     assert code == 1
-    assert "not drawn: me.jpg: predicted, not drawn: me.jpg: is there already" in err
+    assert "not drawn: me.jpg: predicted, not drawn: me.jpg: exists already" in err
     assert len(Path("a.csv").read_text().splitlines()) == 3
     assert {path: snapshot()[path] for path in before} == before
     assert Path("you.jpg").exists()

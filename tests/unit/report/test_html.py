@@ -150,7 +150,7 @@ def test_the_metrics_of_the_page_are_those_of_the_record(tmp_path, run_maker):
         assert f"{name} {remark}{estimate.value:.3f} {estimate.low:.3f} to {estimate.high:.3f}" in page.text, name
     detected = test.emotion_detection_rate.num_detected
     assert f"classes mostly predicted as themselves {100 * detected / 3:.1f} % {detected} of 3" in page.text
-    assert "It is not the accuracy: with 3 classes an accuracy of 70 % is 80.0 % when counted so." in page.text
+    assert "It is not the accuracy: with 3 classes an accuracy of 70 % gives 80.0 % when counted so." in page.text
 
 
 def test_calibration_and_abstaining_are_told_in_numbers(tmp_path, run_maker):

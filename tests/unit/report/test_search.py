@@ -56,7 +56,7 @@ def test_the_page_says_what_is_best_what_failed_and_what_may_be_chance(write_sea
     records = [make_record(0, 0.5), make_record(1, 0.61), make_record(2, 0.58), make_record(3, None, "failed")]
     page = write_search_report(write_search([*records, make_record(4, 0.9, "rung", low=None, high=None)])).read_text()
     assert "<b>0.6100</b> (95 % 0.5600 to 0.6600 over the images), trial 2 of 5" in page
-    assert "best of 4 on the images that selected it" in page
+    assert "best of 4 trials on the images that selected it" in page
     assert "1 other finished trial has a score within its interval" in page
     assert "the &lt;loss&gt; became nan" in page
     assert "ended with its rung" in page
