@@ -204,7 +204,7 @@ def format_pairs(several: dict[str, Predictions], out: Path) -> list[str]:
     result = compare_several(list(several.values()), list(several))
     (out / "comparison.json").write_text(json.dumps(result.as_json(), indent=1) + "\n")
     lines = [
-        "| lite2_96 less | percentage points | only it right; only the other | p (McNemar, Holm) |",
+        "| `lite2_96` minus | percentage points | images only `lite2_96` / only the other classifies correctly | p (McNemar, Holm) |",
         "|---|---|---|---|",
     ]
     for pair in result.pairs:

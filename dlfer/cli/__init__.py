@@ -51,7 +51,7 @@ VERBS = {
     "Start": (doctor, init, check, prepare, audit),
     "Train and compare": (run, ablate, sweep, crossval, search),
     "Use what was trained": (predict, explain, export, serve, ship, evaluate, compare, report),
-    "Look": (show,),
+    "Inspect": (show,),
 }
 """The modules of the verbs in the order of `dlfer --help`; each has one public function of its own name."""
 

@@ -32,7 +32,7 @@ def ablate(
     resume: str | None,
     options: RunOptions,
 ) -> None:
-    """Run an experiment with and without EF-FER1 over seeds, and compare the two."""
+    """Train an experiment with and without EF-FER1 over several seeds, and test the difference."""
     numbers = None if seeds is None else parse_seeds(seeds)
     if resume is not None and numbers is not None:
         raise UserError("dlfer ablate --resume: an ablation continues with its own seeds; leave --seeds out.")

@@ -25,9 +25,9 @@ def check(
     overrides: Overrides = None,
     show: Annotated[bool, typer.Option("--print", help="Print each experiment in full, as YAML.")] = False,
 ) -> None:
-    """Check experiment files, without training or reading data, and report every problem in them and on this machine.
+    """Check experiment files or data, and report every problem in one message, without training.
 
-    Of data it reads all images, and says what they are and what cannot be read.
+    An experiment is checked against this machine, too; its images are not read. Of data, every image is read.
     """
     from dlfer.config.load import compute_digest, dump_experiment, load_experiment
     from dlfer.experiment.limits import describe_obstacles, find_obstacles

@@ -15,7 +15,7 @@ def compare(
         list[str],
         typer.Argument(
             metavar="RUN|MODEL",
-            help="Two or more runs, models by name, or files of predictions (.npz).",
+            help="Two or more runs, names of models, or files of predictions (.npz).",
             show_default=False,
             autocompletion=complete_models,
         ),

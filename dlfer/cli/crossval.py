@@ -35,7 +35,7 @@ def crossval(
     resume: str | None,
     options: RunOptions,
 ) -> None:
-    """Cross-validate an experiment, or each cell of its sweep: train once for each fold, judge on it, pool and compare."""
+    """Cross-validate an experiment or the cells of its sweep: one training per fold, evaluated on that fold."""
     if folds is not None:
         if resume is not None:
             raise UserError(

@@ -83,7 +83,7 @@ def examine_python(version: tuple[int, int]) -> Finding:
     if OLDEST_PYTHON <= version < FIRST_PYTHON_TOO_NEW:
         return Finding("python", "ok", f"{platform.python_version()} at {sys.executable}")
     return Finding(
-        "python", "missing", f"found {found}, expected 3.11 to 3.13", "make the environment with another Python"
+        "python", "missing", f"found {found}, expected 3.11 to 3.13", "create the environment with another Python"
     )
 
 
@@ -132,7 +132,7 @@ def examine_packages(pins: dict[str, str]) -> Iterator[Finding]:
     if other:
         yield Finding("packages", "note", f"other versions: {', '.join(other)}", _MEND)
     if not absent and not other:
-        text = f"{len(pins)} as pinned" if pins else "no list of requirements found to compare with"
+        text = f"{len(pins)} as pinned" if pins else "found no list of requirements to compare with"
         yield Finding("packages", "ok" if pins else "note", text)
 
 
@@ -159,8 +159,8 @@ def examine_container() -> Finding:
     limits = read_cgroup_limits()
     if limits.version is None:
         return Finding("container", "ok", "this system has no control groups")
-    memory = "no limit of memory" if limits.memory_bytes is None else f"{limits.memory_bytes / 1e9:.1f} GB of memory"
-    cpus = "no limit of CPU time" if limits.cpus is None else f"{limits.cpus:g} CPUs"
+    memory = "no memory limit" if limits.memory_bytes is None else f"{limits.memory_bytes / 1e9:.1f} GB of memory"
+    cpus = "no CPU limit" if limits.cpus is None else f"{limits.cpus:g} CPUs"
     return Finding("container", "ok", f"{memory}, {cpus} (cgroup v{limits.version})")
 
 
@@ -168,7 +168,7 @@ def examine_memory() -> Finding:
     """Return the memory that a process may have here, the limit of a container included."""
     available, cores = get_memory_bytes(), count_cores()
     if available is None:
-        return Finding("memory", "note", f"size not known; {cores} cores")
+        return Finding("memory", "note", f"size unknown; {cores} cores")
     text = f"{available / 1e9:.1f} GB, {cores} cores"
     if available < MIN_MEMORY_GB * 1e9:
         mend = "use a smaller image_size or batch_size: EfficientNet-B3 at 224 px with batch 32 takes about 8 GB"
@@ -182,7 +182,7 @@ def examine_disk(folder: Path) -> Finding:
     text = f"{free / 1e9:.1f} GB free in {folder.resolve()}"
     if not os.access(folder, os.W_OK):
         return Finding(
-            "disk", "missing", f"{folder.resolve()} cannot be written", "work in another folder, or use --out DIR"
+            "disk", "missing", f"{folder.resolve()} is not writable", "work in another folder, or use --out DIR"
         )
     if free < MIN_DISK_GB * 1e9:
         return Finding(
@@ -201,7 +201,7 @@ def examine_data() -> Finding:
         return Finding("data", "note", str(error))
     if not folder.is_dir():
         mend = "set DLFER_DATA, or use experiments/quickstart.yaml, which draws its own images"
-        return Finding("data", "note", f"there is no folder {folder}", mend)
+        return Finding("data", "note", f"found no folder {folder}", mend)
     names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
     return Finding("data", "ok", f"{folder}: {', '.join(names[:10]) or 'empty'}{' ...' if len(names) > 10 else ''}")
 
@@ -219,12 +219,12 @@ def examine_backend() -> Iterator[Finding]:
         )
         answer = json.loads(done.stdout.strip().splitlines()[-1]) if done.returncode == 0 else None
     except (subprocess.TimeoutExpired, ValueError, IndexError) as error:
-        yield Finding("backend", "missing", f"{backend} gave no answer ({type(error).__name__})", "install it again")
+        yield Finding("backend", "missing", f"{backend} did not respond ({type(error).__name__})", "install it again")
         return
     if answer is None:
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         mend = f"pip install {'tensorflow-cpu' if backend == 'tensorflow' else backend}, or make install"
-        yield Finding("backend", "missing", f"{backend} does not load: {shorten(last)}", mend)
+        yield Finding("backend", "missing", f"{backend} cannot be imported: {shorten(last)}", mend)
         return
     yield Finding("backend", "ok", f"{answer['backend']} {answer['version']}, keras {answer['keras']}")
     yield examine_gpus(answer["gpus"], has_driver=has_nvidia_driver(), backend=backend)
@@ -240,7 +240,7 @@ def examine_gpus(gpus: list[str], *, has_driver: bool, backend: str) -> Finding:
     mend = (
         f'pip install "{package}" of the pinned version; in a container start it with --gpus all; or see make install'
     )
-    return Finding("gpu", "note", f"an NVIDIA driver is here, but {backend} sees no GPU", mend)
+    return Finding("gpu", "note", f"an NVIDIA driver is installed, but {backend} sees no GPU", mend)
 
 
 def get_backend() -> str:
@@ -267,7 +267,7 @@ def _get_version(name: str) -> str | None:
 
 
 def doctor() -> None:
-    """Look at Python, packages, GPU, data, disk and memory, and say how to fix what is wrong."""
+    """Check Python, packages, GPU, data, disk and memory, and say how to fix problems."""
     num_missing = 0
     for finding in examine():
         print(finding, flush=True)

@@ -34,10 +34,14 @@ def evaluate(
     ] = False,
     views: Annotated[
         str | None,
-        typer.Option(metavar="VIEWS", help="Test-time augmentation, mirror,ten_crop: each in a row of its own."),
+        typer.Option(
+            metavar="VIEWS",
+            help="Test-time augmentation: mirror, ten_crop or both (mirror,ten_crop), each in its own row.",
+        ),
     ] = None,
     headline: Annotated[
-        str | None, typer.Option(metavar="VIEW", help="Report the accuracy with this one of --views as the headline.")
+        str | None,
+        typer.Option(metavar="VIEW", help="Use the accuracy with this view, one of --views, as the headline."),
     ] = None,
     attributes: Annotated[
         Path | None,
@@ -93,7 +97,7 @@ def evaluate(
     if not is_file:
         _refuse(
             described | {"--temperature": temperature},
-            f"goes with an external model, a file that ends in {', '.join(SUFFIXES)}",
+            f"needs an external model, a file that ends in {', '.join(SUFFIXES)}",
         )
     # A wrong name and a place that cannot be written are told before TensorFlow is loaded.
     inputs = [model, data, attributes, labels, None if is_file else find_model(model), _find_other(against)]

@@ -26,15 +26,15 @@ def explain(
     ] = "both",
     label: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Label that the maps explain; else each face's most probable label."),
+        typer.Option(metavar="NAME", help="Label that the maps explain; by default each face's most probable label."),
     ] = None,
     faces: Faces = "auto",
     detector_size: DetectorSize = None,
     size: Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="Side of the occluding square; else a sixth of the face.")
+        int | None, typer.Option(metavar="PIXELS", help="Side of the occluding square; by default a sixth of the face.")
     ] = None,
     stride: Annotated[
-        int | None, typer.Option(metavar="PIXELS", help="Step of the occluding square; else half its side.")
+        int | None, typer.Option(metavar="PIXELS", help="Step of the occluding square; by default half its side.")
     ] = None,
     feature_level: Annotated[
         str,
@@ -44,9 +44,7 @@ def explain(
             "(1, 2, ...) are finer.",
         ),
     ] = "auto",
-    per_class: Annotated[
-        int, typer.Option(metavar="N", help="With --split: at most so many faces of each label.")
-    ] = 40,
+    per_class: Annotated[int, typer.Option(metavar="N", help="With --split: at most N faces of each label.")] = 40,
     sanity: Annotated[
         bool, typer.Option("--sanity", help="Check that the maps change when the weights are re-initialised.")
     ] = False,
@@ -67,7 +65,7 @@ def explain(
 
     split = parse_split(split, ("test", "validation"))
     if split is not None and model is None:
-        raise UserError("dlfer explain: --split needs --model RUN, a run whose data is still there.")
+        raise UserError("dlfer explain: --split needs --model RUN, a run whose data is still available.")
     if split is not None and label is not None:
         raise UserError(
             "dlfer explain: --label goes with IMAGE...; over a split the maps are of each face's own label."

@@ -32,7 +32,7 @@ def export(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Write a model as SavedModel, LiteRT or ONNX, compared with the original before it is kept."""
+    """Write a model as SavedModel, LiteRT or ONNX, and compare it with the original before it is kept."""
     from dlfer.predict.runtimes import parse_formats
     from dlfer.runs.find import find_model
 

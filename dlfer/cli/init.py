@@ -34,7 +34,7 @@ def init(
     ] = None,
     force: Force = False,
 ) -> None:
-    """Write a first experiment for your own images, e.g. a folder with a folder of images for each label."""
+    """Write a first experiment for your own images, e.g. a folder with one folder of images per label."""
     from dlfer.data.starter import write_starter
 
     roles = {name.strip(): part.strip() for name, _, part in (item.rpartition("=") for item in folders or ())}

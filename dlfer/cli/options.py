@@ -46,16 +46,14 @@ Data = Annotated[
 ]
 SplitName = Annotated[
     str | None,
-    typer.Option(
-        "--split", metavar="NAME", help="Split: test, validation or train; by default the first that there is."
-    ),
+    typer.Option("--split", metavar="NAME", help="Split: test, validation or train; by default the first available."),
 ]
 Resume = Annotated[
     str | None,
     typer.Option("--resume", metavar="RUN", help="Continue an interrupted run.", autocompletion=complete_runs),
 ]
 Smoke = Annotated[bool, typer.Option("--smoke", help="Run every phase on two small batches; needs no data.")]
-DryRun = Annotated[bool, typer.Option("--dry-run", help="Print what would be done, and stop.")]
+DryRun = Annotated[bool, typer.Option("--dry-run", help="Print the plan and stop.")]
 RequireGpu = Annotated[bool, typer.Option("--require-gpu", help="Refuse to run without a GPU.")]
 MaxHours = Annotated[float | None, typer.Option("--max-hours", metavar="H", help="Stop at a checkpoint after H hours.")]
 AcceptChanges = Annotated[
@@ -64,12 +62,12 @@ AcceptChanges = Annotated[
         "--accept-changes", help="Continue although data, experiment or software changed; the report says so."
     ),
 ]
-NoCache = Annotated[bool, typer.Option("--no-cache", help="Train EF-FER1 even if it was trained before.")]
+NoCache = Annotated[bool, typer.Option("--no-cache", help="Train EF-FER1 even if it is in the cache.")]
 Model = Annotated[
     str | None,
     typer.Option(
         metavar="MODEL",
-        help="A model's name, a run or a folder; else the default model.",
+        help="Name of a model, a run or a folder; the default model if left out.",
         autocompletion=complete_models,
     ),
 ]
@@ -98,7 +96,7 @@ MemberNumber = Annotated[
 Collect = Annotated[
     bool, typer.Option("--collect", help="Job array: compare the members that have finished in a shared --out.")
 ]
-Force = Annotated[bool, typer.Option("--force", help="Replace files that are there; never one that is read.")]
+Force = Annotated[bool, typer.Option("--force", help="Replace existing files, but never an input.")]
 Json = Annotated[
     Path | None,
     typer.Option("--json", metavar="[FILE]", help="The result as JSON: into FILE, or on stdout instead of the text."),

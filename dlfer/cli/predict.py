@@ -30,18 +30,21 @@ def predict(
         str | None,
         typer.Option(
             metavar="ENGINE",
-            help="What computes: onnx (where the model has its ONNX file), keras, openvino, litert (takes an export), or "
-            "auto, the fastest that answers alike; by default onnx, else keras.",
+            help="Inference engine: onnx (default if the model has an ONNX file), keras (default otherwise), "
+            "openvino, litert (needs an export), or auto, the fastest with the same results.",
         ),
     ] = None,
     abstain: Annotated[
         float | None, typer.Option(metavar="T", help="Below this confidence the label is 'uncertain'.")
     ] = None,
     mirror: Annotated[
-        bool, typer.Option("--mirror", help="The mean over each face and its mirror image; twice the time.")
+        bool, typer.Option("--mirror", help="Average over each face and its horizontal flip; takes twice the time.")
     ] = False,
     smooth: Annotated[
-        float, typer.Option(metavar="SECONDS", help="Videos: time constant of smoothed probabilities; 0: none.")
+        float,
+        typer.Option(
+            metavar="SECONDS", help="Videos: time constant of the smoothing of probabilities; 0: no smoothing."
+        ),
     ] = 0.5,
     detect_every: Annotated[
         str,
@@ -53,7 +56,7 @@ def predict(
     ] = "auto",
     every: Annotated[int, typer.Option(metavar="N", help="Videos: use every Nth frame.")] = 1,
     seconds: Annotated[
-        float | None, typer.Option(metavar="S", help="Videos and cameras: stop after so many seconds.")
+        float | None, typer.Option(metavar="S", help="Videos and cameras: stop after S seconds.")
     ] = None,
     show: Annotated[
         bool, typer.Option("--show", help="Show the predictions in a window; q or Esc closes it. Needs a display.")
@@ -61,7 +64,7 @@ def predict(
     force: Force = False,
     max_megapixels: Annotated[
         float,
-        typer.Option(metavar="M", help="Refuse pictures with more million pixels; each million takes 3 MB of memory."),
+        typer.Option(metavar="M", help="Refuse pictures above M million pixels; each million takes 3 MB of memory."),
     ] = 200.0,
 ) -> None:
     """Predict which expression label annotators would give to each face in pictures and videos.

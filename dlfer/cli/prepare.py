@@ -20,7 +20,7 @@ def prepare(
     ],
     overrides: Overrides = None,
 ) -> None:
-    """Prepare the data of an experiment once (source tfds), and say where it lies; training then only reads it."""
+    """Convert the data sets of an experiment once (source tfds), and print where they are; training only reads them."""
     from dlfer.config.load import load_experiment
     from dlfer.data.sources import prepare_data
 
@@ -28,10 +28,10 @@ def prepare(
     for stage in ("pretrain", "finetune"):
         data = getattr(getattr(config, stage), "data", None)
         if data is None:
-            say(f"{stage}: no data of its own, nothing to prepare")
+            say(f"{stage}: it has no data of its own, so there is nothing to prepare")
             continue
         found = prepare_data(data, say=say)
         if found is None:
-            say(f"{stage}: source {data.source} is read as it is, nothing to prepare")
+            say(f"{stage}: source {data.source} is read without conversion, so there is nothing to prepare")
         else:
             print(f"{stage}: {found}")

@@ -18,7 +18,7 @@ def report(
     ],
     folder: Runs = None,
 ) -> None:
-    """Write the report of runs again, from the files in them, and the card of a run that has a model."""
+    """Write the reports of runs again from their files, and the model card of a run that has a model."""
     from dlfer.report.card import write_card
     from dlfer.report.comparison import write_comparison_report
     from dlfer.report.html import write_report

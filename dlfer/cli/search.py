@@ -20,7 +20,10 @@ def search(
     ] = None,
     workers: Workers = None,
     ablation: Annotated[
-        bool, typer.Option("--ablation", help="Tune with EF-FER1 and without, and compare the winners on test.")
+        bool,
+        typer.Option(
+            "--ablation", help="Tune with EF-FER1 and without, and compare the best trials on the test split."
+        ),
     ] = False,
     storage: Annotated[
         str | None,
@@ -33,7 +36,7 @@ def search(
     resume: str | None,
     options: RunOptions,
 ) -> None:
-    """Search the space of an experiment for its best keys, on validation; test stays closed."""
+    """Search an experiment's space for the values that are best on validation; the test split is not used."""
     if resume is not None and ablation:
         raise UserError("dlfer search --resume: a search continues as it began; leave --ablation out.")
     if resume is not None and storage is not None:

@@ -17,12 +17,12 @@ def serve(
         list[str] | None,
         typer.Argument(
             metavar="MODEL",
-            help="Names, runs or folders, or NAME=one of these; else the default model.",
+            help="Names, runs or folders, or NAME=MODEL to name one; the default model if left out.",
             autocompletion=complete_models,
         ),
     ] = None,
     host: Annotated[
-        str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 is every network.")
+        str, typer.Option(metavar="ADDRESS", help="Address to listen on; 0.0.0.0 listens on every network.")
     ] = "127.0.0.1",
     port: Annotated[
         int, typer.Option(metavar="PORT", min=0, max=65535, help="Port to listen on; 0 chooses a free one.")
@@ -68,7 +68,7 @@ def serve(
         bool, typer.Option(help="Log a line for each request: address, method, path, status.")
     ] = True,
 ) -> None:
-    """Answer over HTTP: a page for people, /v1/predict, and KServe's /v2 for programs.
+    """Serve predictions over HTTP: a web page, /v1/predict, and KServe's protocol (/v2).
 
     It predicts which expression label annotators would give, and does not detect what a person feels. In the EU,
     inferring emotions at work and in education is prohibited (AI Act, Art. 5(1)(f)).

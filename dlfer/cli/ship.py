@@ -30,7 +30,8 @@ def ship(
     hub_folder: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Write the repository's folder here, instead of exports/NAME-hub; alone: push nothing."
+            metavar="DIR",
+            help="Write the repository's folder here, instead of exports/NAME-hub; without --to-hub nothing is pushed.",
         ),
     ] = None,
     private: Annotated[bool, typer.Option("--private", help="A repository that --to-hub creates is private.")] = False,
@@ -39,7 +40,7 @@ def ship(
     from dlfer.runs.hub import check_hub
 
     if private and to_hub is None:
-        raise UserError("dlfer ship --private: is about the repository of --to-hub; add --to-hub ORG/NAME.")
+        raise UserError("dlfer ship --private: applies to the repository of --to-hub; add --to-hub ORG/NAME.")
     if to_hub is not None:
         check_hub(to_hub)
         hub_folder = hub_folder or Path("exports") / f"{name}-hub"

@@ -46,13 +46,14 @@ def show(
         typer.Option(
             "--filter",
             metavar="WORD",
-            help="With runs: those with this in their name, status or protocol; status=failed looks in one. Repeatable.",
+            help="With runs: only those with WORD in their name, status or protocol; status=WORD compares one of "
+            "these only. Repeatable.",
         ),
     ] = None,
     json_out: Json = None,
     force: Force = False,
 ) -> None:
-    """Show an experiment in full, the runs, one run, or what there is to choose from."""
+    """Show an experiment with all defaults, the runs, one run, or the models, backbones, sources and keys."""
     from dlfer.runs.find import default_runs_folder
     from dlfer.runs.outputs import check_outputs
 

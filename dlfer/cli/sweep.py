@@ -32,7 +32,7 @@ def sweep(
     resume: str | None,
     options: RunOptions,
 ) -> None:
-    """Run every cell of an experiment's grid over seeds, rank them on validation, and compare them."""
+    """Train every cell of an experiment's grid over seeds, rank the cells on validation, and compare them."""
     numbers = None if seeds is None else parse_seeds(seeds)
     if resume is not None and numbers is not None:
         raise UserError("dlfer sweep --resume: a sweep continues with its own seeds; leave --seeds out.")

@@ -88,7 +88,7 @@ def _describe_verb(word: str, args: list[str], context: Any) -> list[str]:
     near = difflib.get_close_matches(word.casefold(), verbs, n=1)
     meant = find_verb(word) or (near[0] if near else None)
     if meant is None:
-        return [f"The verbs: {', '.join(verbs)}; what each is for: dlfer --help"]
+        return [f"The commands: {', '.join(verbs)}; for their meaning: dlfer --help"]
     verb = context.command.get_command(context, meant.split()[0])
     if verb is None:
         return [f"Did you mean: dlfer {meant}"]

@@ -100,7 +100,7 @@ def _check_arm_key(arm: str, dotted: Any) -> str | None:
     if isinstance(dotted, str) and dotted == "experiment.seed":
         return "list the seeds in ablation.seeds: every arm is trained with each of them."
     if isinstance(dotted, str) and dotted.split(".")[0] == "pretrain" and (arm == "without" or dotted == "pretrain"):
-        return "the arms differ in having EF-FER1 (pretrain) or not; this key cannot be set here."
+        return "the arms differ by EF-FER1 (pretrain); this key cannot be set here."
     return _check_key(dotted)
 
 
@@ -235,7 +235,7 @@ def _check_repeated_keys(grid: Mapping[str, Any]) -> Iterator[Problem]:
             setters.setdefault(key, []).append(axis)
     for key, axes in setters.items():
         if len(axes) > 1:
-            yield Problem(("sweep", "grid", axes[-1]), f"sets {key}, as {axes[0]} does; one axis may set a key.")
+            yield Problem(("sweep", "grid", axes[-1]), f"sets {key}, as {axes[0]} does; only one axis may set a key.")
 
 
 def _check_best_of(sweep: Mapping[str, Any], grid: Mapping[str, Any]) -> Iterator[Problem]:

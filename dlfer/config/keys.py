@@ -117,7 +117,7 @@ def describe_unknown_key(key: Key) -> str | None:
     dotted = ".".join(key)
     renamed = rename_key(dotted)
     if renamed != dotted:
-        return f"there is no such key any more; it was renamed to {renamed}."
+        return f"this key was renamed to {renamed}."
     meant = find_keys(key) or [suggest_key(key)]
     return f"there is no such key. Did you mean {' or '.join(meant)}?" if meant[0] else None
 

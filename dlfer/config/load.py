@@ -179,7 +179,7 @@ def resolve_path(text: str) -> Path:
         name = match[1] if match[1] is not None else match[2]
         value = os.environ.get(name) or _DEFAULTS.get(name)
         if not value:
-            raise ConfigError(f"{text}: the environment variable {name} is not set; set it, or write the path out.")
+            raise ConfigError(f"{text}: the environment variable {name} is not set; set it, or write the full path.")
         return value
 
     return Path(_VARIABLE.sub(fill, text)).expanduser()
@@ -219,10 +219,10 @@ def _read_with_parents(path: Path, children: tuple[Path, ...]) -> tuple[dict[str
     chain = (*children, path)
     if any(parent_path.resolve() == child.resolve() for child in chain) or len(chain) > _MAX_PARENTS:
         names = " -> ".join(str(child) for child in (*chain, parent_path))
-        raise ConfigError(f"{where}: extends: the files extend one another in a circle: {names}.")
+        raise ConfigError(f"{where}: extends: the files extend each other in a circle: {names}.")
     if not parent_path.is_file():
         raise ConfigError(
-            f"{where}: extends: there is no file {parent_path}; the name counts from the file's own folder."
+            f"{where}: extends: there is no file {parent_path}; the path is relative to the folder of the file."
         )
     parent_tree, parent_marks = _read_with_parents(parent_path, chain)
     return _merge(parent_tree, tree, parent_marks, ()), {**parent_marks, **marks}

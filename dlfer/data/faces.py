@@ -386,7 +386,7 @@ def prepare_faces(
             f"{config.detect} and {done}; of the others the whole image is used."
         )
     if config.equalize != "none":
-        notes.append(f"faces: the light of every image is evened out ({config.equalize}).")
+        notes.append(f"faces: the contrast of every image is equalised ({config.equalize}).")
     return dataclasses.replace(bundle, **parts, notes=tuple(notes))
 
 

@@ -162,10 +162,10 @@ def _load_test_csv(path: Path, config: DataConfig) -> tuple[Split | None, Readin
             number = sum(1 for line in stream if line.strip())
             reading = Reading(what="rows", seen=number)
             lost = LeftOut(reason="test.csv has no column emotion", n=number, first=[path.name])
-            note = "test.csv has no column emotion, so it cannot judge a model, and was left out."
+            note = "test.csv has no column emotion, so it cannot be used for evaluation and was left out."
             return None, dataclasses.replace(reading, left_out=(lost,)), (note,)
     rows, notes = _read_cached(path, skip_unreadable=config.skip_unreadable, usage="test")
-    notes += ("test.csv does not tell PublicTest from PrivateTest; all of it is the test set.",)
+    notes += ("test.csv does not distinguish PublicTest and PrivateTest; all of it is the test split.",)
     return _to_split(rows, np.arange(len(rows.rows)), "test"), _tell_reading(path, rows), notes
 
 
@@ -176,14 +176,14 @@ def _load_folders(root: Path, config: DataConfig) -> DataBundle:
     files = [file for part in parts.values() for file in part]
     found = [_FROM_FILE_NAME.search(file.id) for file in files]
     names = {"train": "train", "validation": "validation", "test": "test"}
-    note = "The file names do not tell PublicTest from PrivateTest; the folders are the parts."
+    note = "The file names do not distinguish PublicTest and PrivateTest; the folders are the splits."
     if all(found):
         part_of = dict(zip(USAGES, names, strict=True))
         parts = {part: [] for part in names}
         for file, match in zip(files, found, strict=True):
             parts[part_of[match[1]]].append(file)
         names = dict(zip(names, USAGES, strict=True))
-        note = "The official parts were read from the file names."
+        note = "The official splits were read from the file names."
     bundle = load_parts(root, parts, config, image_size=SIDE, names=names, tally=tally)
     labels = tuple(label for label in FER2013_LABELS if label in bundle.labels)
     labels += tuple(label for label in bundle.labels if label not in labels)

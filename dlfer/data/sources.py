@@ -51,7 +51,7 @@ class SourceSpec:
 
 SOURCES: dict[str, SourceSpec] = {
     "fer2013": SourceSpec(
-        "FER2013 in any of its layouts, in its official parts",
+        "FER2013 in any of its layouts, with its official splits",
         "path: fer2013.csv, icml_face_data.csv, train.csv with test.csv, or folders train/angry/...",
         lambda config, image_size: importlib.import_module("dlfer.data.fer2013").load_fer2013(config),
     ),
@@ -296,7 +296,8 @@ def replace_by_synthetic(config: DataConfig) -> tuple[DataConfig, str]:
     where = config.path or config.name
     warning = (
         f"The data of source {config.source} ({where}) was replaced by {source.replace('_', ' ')}"
-        f"{'' if faces else f', with {num_labels:,} labels' if num_labels else ', with the labels of those'}: the figures say nothing about the real data."
+        f"{'' if faces else f', with {num_labels:,} labels' if num_labels else ', with the labels of those'}: the "
+        "results say nothing about the real data."
     )
     return DataConfig(**values), warning
 

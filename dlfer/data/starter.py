@@ -160,14 +160,14 @@ def format_starter(survey: Survey, *, name: str, file: Path) -> str:
     found = "\n".join(f"#   {line}" for line in _format_counts(survey))
     return f"""\
 # Purpose   A first experiment on the images in {" ".join(str(survey.folder).split())}, written by dlfer init.
-# Command   dlfer check {file}          first: finds what is wrong, without training
-#           dlfer run {file} --smoke    a minute: walks every step on a few images
+# Command   dlfer check {file}          first: reports every problem, without training
+#           dlfer run {file} --smoke    a minute: runs every phase on a few images
 #           dlfer run {file}            train and report
 #           dlfer ablate {file}         the same with and without EF-FER1
-# Change    finetune.epochs      more train longer in proportion; the best epoch on validation is kept in any case
-#           finetune.image_size  larger shows more detail and takes longer, by its square
-#           finetune.batch_size  smaller takes less memory; lower finetune.optimizer.learning_rate in proportion
-#           Here, or for one run: dlfer run {file} --set finetune.epochs=3
+# Change    finetune.epochs      more epochs train longer; the best epoch on validation is kept in any case
+#           finetune.image_size  a larger size shows more detail; the time grows with its square
+#           finetune.batch_size  a smaller batch takes less memory; lower finetune.optimizer.learning_rate in proportion
+#           Edit them here, or set them for one run: dlfer run {file} --set finetune.epochs=3
 # All keys  dlfer show schema
 #
 # Found
@@ -191,7 +191,7 @@ finetune:
   epochs: {epochs}
   batch_size: {batch_size}
   image_size: {image_size}   # pixels; half of your images have a shorter side of at most {survey.side}
-  freeze: {{head_epochs: auto}}   # first the new head alone: 2 epochs, or all but one of fewer than 3
+  freeze: {{head_epochs: auto}}   # train only the new head first, for 2 epochs (or all but one if there are fewer than 3)
   optimizer: {{name: adamw, learning_rate: 3e-4}}
   schedule: {{name: cosine, warmup_epochs: 1}}
   loss: {{name: categorical_crossentropy, label_smoothing: 0.1}}
@@ -269,16 +269,16 @@ def _format_data(survey: Survey) -> str:
     if survey.source == "fer2013":
         lines.append("protocol: official   # FER2013's own split")
     elif "validation" in survey.counts:
-        lines.append("protocol: official   # your own parts")
+        lines.append("protocol: official   # your own splits")
     elif "test" in survey.counts:
         lines += ["protocol: official", "select_on: 0.1   # no validation folder: a tenth of train selects the epoch"]
     else:
-        lines.append("protocol: resplit   # no parts: 80/20, and again 80/20, duplicates kept on one side")
+        lines.append("protocol: resplit   # no splits: 80/20, and again 80/20, with duplicates on one side")
     if not survey.is_uniform:
         lines.append(f"size: {min(256, max(16, survey.side))}   # sizes differ: images become squares of this side")
     lines += [
         "labels:",
-        "  aliases: {}   # e.g. {joy: Happy}; common spellings are known without",
+        "  aliases: {}   # e.g. {joy: Happy}; common spellings need no alias",
         "  drop: []      # classes to leave out, e.g. [contempt]",
     ]
     return "\n".join(f"    {line}" for line in lines)

@@ -213,7 +213,9 @@ def _load_data_set(config: DataConfig, image_size: int) -> DataBundle:
     for part, wanted in chosen.items():
         num, count = counts[part]
         if part == "test" and "test" not in (config.splits or {}) and not _has_labels(reads[part]):
-            notes.append(f"test: the {num:,} images of {wanted} have no labels, so that they cannot judge; left out.")
+            notes.append(
+                f"test: the {num:,} images of {wanted} have no labels, so they cannot be used for evaluation; left out."
+            )
             tally.leave_out(_UNLABELLED, wanted, num, was_seen=True)
             continue
         splits[part] = TfdsSplit(wanted, num, image_size, reads[part], lookup, count, config.aspect, *crops[:2])
@@ -411,7 +413,7 @@ def _bundle(
         if "test" in (config.splits or {}):
             raise DataError(f"data.splits.test: {too_large}")
         tally.leave_out(_TOO_LARGE, test.name, len(test), was_seen=True)
-        notes, test = [*notes, f"test ({test.name}) judges nothing: {too_large}"], None
+        notes, test = [*notes, f"test ({test.name}) is not evaluated: {too_large}"], None
     return DataBundle(
         "tfds",
         labels,

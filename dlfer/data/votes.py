@@ -21,9 +21,9 @@ from dlfer.runs.csv_text import open_text, read_records
 from dlfer.runs.metrics_record import CountedEstimate
 
 DEFINITION = (
-    "The plurality of an image is what most of its votes say, of all columns of the file (contempt, unknown and "
-    "no face too). Where several share the first place, each counts in equal parts. The ceiling is how often one "
-    "annotator, drawn at random, agrees with the plurality of the others."
+    "The plurality of an image is the label with most votes, over all columns of the file (contempt, unknown and no "
+    "face, too); ties are shared equally. The agreement of one annotator is how often an annotator, drawn at random, "
+    "agrees with the plurality of the others."
 )
 _COLUMNS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "nf")
 _BESIDE = ("usage", "row", "image name", "image", "id", "")

@@ -103,9 +103,7 @@ def inspect_data(
         data = load_inspected(given)
     held = data.held
     if not held and (files.groups or files.split):
-        raise UserError(
-            f"dlfer audit: {data.name} is streamed, so its images are not looked into; no groups are known."
-        )
+        raise UserError(f"dlfer audit: {data.name} is streamed, so its images are not audited and no groups are known.")
     survey = survey_images(held) if held else None
     found = audit_splits(data.splits, data.labels, reading=data.reading, votes=votes or data.votes, survey=survey)
     notes = [*data.notes, *(_describe_streamed(split) for split in data.splits if not isinstance(split, Split))]

@@ -91,7 +91,7 @@ def evaluate_with_predictions(
     elif run is not None:
         split, labels = _choose_part(_load_stage(run), wanted)
     else:
-        raise UserError(f"evaluate: {name} is no run with data of its own; name data by --data DATA.")
+        raise UserError(f"evaluate: {name} is not a run with its own data; give the data with --data DATA.")
     trained = run.path if run is not None else find_model(name)
     is_own = run is not None and not isinstance(data, tuple) and _is_own_data(run, given)
     used_for = tell_use(trained, split, is_own=is_own)
@@ -218,8 +218,8 @@ def _describe_run(of_run: Metrics | None, protocol: str, *, is_own: bool) -> str
     if protocol != "paper":
         return None
     return (
-        "Trained under the published protocol: images to judge on may have a duplicate in training. "
-        "Its run is not there to count them."
+        "Trained under the published protocol: evaluated images may have a duplicate in training. Its run is not "
+        "available to count them."
     )
 
 
@@ -258,7 +258,7 @@ def load_split(
     """
     held, labels, given = load_held(path, classifier, say)
     if not held:
-        raise UserError(f"{path}: found no images to judge on.")
+        raise UserError(f"{path}: found no images to evaluate on.")
     if wanted is not None and wanted not in held:
         found = ", ".join(f"{name} ({len(split):,} images)" for name, split in held.items())
         raise UserError(

@@ -135,7 +135,7 @@ def evaluate_file(
         UserError: file, description, labels or data are wrong or do not fit.
     """
     if data is None:
-        raise UserError("evaluate: an external model needs --data DATA to be judged on.")
+        raise UserError("evaluate: an external model needs --data DATA to be evaluated on.")
     wanted = parse_split(split)
     check_extras(extras)
     columns, opened = _open(model)

@@ -204,11 +204,11 @@ def _describe_plan(config: ExperimentConfig, features: LevelFeatures, bundle: Da
         f"trees: {num_rows:,} rows, at most {total:,} rounds ({stage.epochs} epochs of {rounds}) of {len(bundle.labels)} "
         f"trees of depth {boosting.max_depth}, rate {boosting.learning_rate:g}; expected memory about "
         f"{memory / 2**30:.1f} GiB; about {format_duration(trees_seconds, is_estimate=True)} for all rounds, at most",
-        f"trees: rows {'weighted so that classes count alike' if weighted else 'unweighted'}, features "
+        f"trees: rows {'weighted so that all classes count equally' if weighted else 'unweighted'}, features "
         f"{boosting.normalize.features}, leaves {'within -1..1' if boosting.normalize.leaves else 'as they are'}; the "
         f"{stage.keep} epoch by {stage.monitor} on validation is kept",
         "trees: optimizer, schedule, loss, augment, freeze, ema and clip of finetune, and model.dropout, head.hidden and "
-        "head.activation, mean nothing for trees and are not used",
+        "head.activation, do not apply to trees and are not used",
     ]
 
 

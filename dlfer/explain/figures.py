@@ -22,18 +22,20 @@ if TYPE_CHECKING:
 
 
 OCCLUSION_NOTE = (
-    "Occlusion: a square of {squares} slides over the face in its mean grey. Red: covering "
-    "lowers the probability of {label}, blue: raises it. Orange: some square there changes the answer. It shows "
-    "what the model reacts to when hidden, not why; a covered face is unlike any it was trained on, and regions that "
-    "carry the same evidence show nothing when only one of them is covered."
+    "Occlusion: a square of {squares} in the face's mean grey slides over the face. Red: covering the region lowers "
+    "the probability of {label}; blue: raises it. Orange: some square there changes the predicted label. The map "
+    "shows what the model reacts to when it is hidden, not why. Covered faces differ from all training images, and "
+    "regions with the same evidence show nothing when only one of them is covered."
 )
 GRADCAM_NOTE = (
     "Grad-CAM: the evidence for {label} in the feature map of {layers}, {grids} cells, interpolated and divided by "
     "its largest value. The map is no finer than these cells, and each cell depends on far more of the image than its own area. "
     "It leaves out evidence against the label and does not show the model's confidence."
 )
-COARSE_NOTE = "So few cells cannot distinguish the eyes from the mouth; --feature-level selects an earlier, finer one."
-NEITHER_NOTE = "Neither shows what a person feels, nor that the model is right."
+COARSE_NOTE = (
+    "So few cells cannot distinguish the eyes from the mouth; --feature-level selects an earlier, finer level."
+)
+NEITHER_NOTE = "A map shows neither what a person feels nor that the model is right."
 
 _MOST_BARS = 12
 _COLUMNS = 5
@@ -321,18 +323,20 @@ def describe_sanity(sanity: Mapping[str, Mapping[str, Mapping[str, Any]]]) -> li
     for name, found in sanity["all"].items():
         mean, n = found["mean"], found["n"] - found["flat"]
         if mean is None:
-            texts.append(f"{name}: no verdict; with new weights the map is flat in all of {found['n']} faces.")
+            texts.append(
+                f"{name}: no verdict; with re-initialised weights the map is flat for all of {found['n']} faces."
+            )
             continue
         depends = abs(mean) <= UNCHANGED
         text = (
-            f"{name}: with all weights re-initialised the rank correlation of the maps before and after is "
+            f"{name}: with all weights re-initialised the rank correlation between the maps before and after is "
             f"{format_correlation(mean)} on average (n = {n}, {format_correlation(found['low'])} to "
             f"{format_correlation(found['high'])}): it {'depends on' if depends else 'hardly depends on'} what was learned"
         )
         alike = sanity["other_face"][name]["mean"]
         if alike is not None and alike > UNCHANGED:
             text += (
-                f"; but the maps of different faces are alike, too ({format_correlation(alike)}): it says little of a "
+                f"; but the maps of different faces are similar, too ({format_correlation(alike)}): the map says little about a "
                 "single face"
             )
         texts.append(f"{text}.")

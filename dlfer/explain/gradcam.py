@@ -48,8 +48,8 @@ def build_gradient(function: Function) -> Callable[[Sequence[np.ndarray], np.nda
     backend = keras.backend.backend()
     if backend not in _BUILDERS:
         raise EnvironmentProblem(
-            f"Grad-CAM: the backend is {backend}, expected one of {', '.join(_BUILDERS)}, whose gradients are known "
-            "here. Say KERAS_BACKEND=tensorflow (or jax), or --method occlusion, which needs no gradients."
+            f"Grad-CAM: the backend is {backend}, expected one of {', '.join(_BUILDERS)}, which compute gradients. "
+            "Set KERAS_BACKEND=tensorflow (or jax), or use --method occlusion, which needs no gradients."
         )
     gradient = _BUILDERS[backend](function)
 
@@ -143,8 +143,8 @@ class GradCam:
         self.views = [_build_view(name, network, feature_level) for name, network in list_networks(classifier)]
         if not self.views:
             raise ModelError(
-                f"Grad-CAM follows the gradient of a network's answer, and this model of family {classifier.family} "
-                "answers by trees, which have none. Say --method occlusion, which needs the answers alone."
+                f"Grad-CAM needs gradients, and this model of family {classifier.family} "
+                "predicts with trees, which have none. Use --method occlusion, which needs predictions only."
             )
 
     def compute(self, images: np.ndarray, targets: np.ndarray) -> list[tuple[Cam, ...]]:
@@ -338,8 +338,8 @@ def _cut(network: keras.Model, backbone: str, prefix: str = "", *, image_size: i
         return _cut_at(network, layer)
     except ValueError as error:
         raise ModelError(
-            f"Grad-CAM: feature level {feature_level} of {backbone} ({layer.name}) lies beside other paths, so that "
-            'nothing follows from it alone; choose another feature level, or "auto".'
+            f"Grad-CAM: feature level {feature_level} of {backbone} ({layer.name}) is on one of several parallel paths, so the "
+            'output does not depend on it alone; choose another feature level, or "auto".'
         ) from error
 
 

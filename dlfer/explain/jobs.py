@@ -51,7 +51,7 @@ from dlfer.train.progress import ConsoleListener
 MOST_CHECKED = 12
 """Faces of which maps are made again with other weights."""
 
-VIDEOS = "videos, of which explain takes none"
+VIDEOS = "videos, which explain does not take"
 
 MOST_SHOWN = 60
 """Figures that the page holds; each is some 100 KB of it."""
@@ -138,12 +138,12 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     for line in [*tally.describe(), *failed]:
         say(line)
     if interrupt is not None:
-        say("explain: interrupted; what follows is of the faces until then")
+        say("explain: interrupted; the page has the faces explained so far")
         if not records:
             raise interrupt
     if not records:
         raise UserError(
-            "explain: no face was explained. Faces are found by a detector; --faces whole takes each picture for one."
+            "explain: no face was explained. A detector looks for faces; --faces whole takes each picture as one face."
         )
     sanity = check_some(explainer, kept, job) if interrupt is None else None
     record = {"labels": list(classifier.labels), "faces": records, **describe_job(job, folder, sanity)}
@@ -151,7 +151,7 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     reading = describe_maps([one.explanation for one in kept], job.label)
     if len(records) > MOST_SHOWN:
         reading.append(
-            f"Shown are the first {MOST_SHOWN} of {len(records):,} faces; the others stand beside this page."
+            f"The page shows the first {MOST_SHOWN} of {len(records):,} faces; the figures of the others are in its folder."
         )
     context = {"title": "What the predictions depend on", "reading": reading, "failed": failed}
     context |= {"subtitle": describe_model(folder, classifier)}
@@ -249,7 +249,7 @@ def _explain_faces(
             _note(frame.name, error, failed)
             continue
         if not found:
-            say(f"{frame.name}: no face found; if the picture is the crop of one, say --faces whole")
+            say(f"{frame.name}: no face found; if the picture is a crop of one face, use --faces whole")
         for number, (crop, explanation) in enumerate(found, 1):
             name = _name_file(frame.name, number if len(found) > 1 else None, used)
             yield Explained(name, frame.name, crop.box, crop.pixels, explanation)
@@ -266,7 +266,7 @@ def build_explainer(classifier: Classifier, job: ExplainJob, say: Callable[[str]
     """Return what makes the maps; `say` is told where Grad-CAM has to be left out."""
     explainer = Explainer(classifier, job.maps)
     if explainer.lacks_gradcam:
-        say(f"this model of family {classifier.family} has no gradients to follow: occlusion alone, no Grad-CAM")
+        say(f"this model of family {classifier.family} has no gradients, so there are occlusion maps only, no Grad-CAM")
     return explainer
 
 
@@ -289,9 +289,7 @@ def _read_pictures(
         if isinstance(name, str) and is_video(name):
             if name in named:
                 what = "a camera" if name.startswith(CAMERA) else "a video"
-                failed.append(
-                    f"not read: {escape_text(name)}: {what}; explain takes pictures. Save the frame that you ask about."
-                )
+                failed.append(f"not read: {escape_text(name)}: {what}; explain takes pictures; save the frame as one.")
             tally.leave_out(NOT_READ if name in named else VIDEOS, name, was_seen=True)
             continue
         for item in open_inputs([name]):
@@ -367,7 +365,7 @@ def describe_model(folder: Path, classifier: Classifier) -> str:
         network = " and ".join(config.branches) or config.backbone
     words = [f"Model: {name}", about.run and f"run {about.run}", network, f"{classifier.image_size} px"]
     if about.smoke:
-        words.append("of a smoke run: its answers mean nothing")
+        words.append("of a smoke run: its predictions are meaningless")
     return " · ".join(word for word in words if word)
 
 
@@ -412,7 +410,7 @@ def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> 
     explainer = build_explainer(classifier, job, say)
     if part == "test":
         opened = log_opening(run, split.name, len(split))
-        say(f"the test split is opened (number {opened}); choose nothing by what you see")
+        say(f"the test split is opened (opening {opened} is logged); do not select anything by these maps")
     averages, examples = _average(split, explainer, job.per_class)
     labels = classifier.labels
     sanity = check_some(explainer, examples, job)
@@ -429,10 +427,10 @@ def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> 
     arrays = {f"{a.label}/{key}": values.astype(np.float32) for a in averages for key, values in a.maps.items()}
     arrays |= {f"{a.label}/flips": a.flips.astype(np.float32) for a in averages if a.flips is not None}
     write_npz(job.out / "averages.npz", arrays)
-    of = f"{split.name} of {run.path.name}: at most {job.per_class} faces of each label, drawn by seed 0, right and wrong ones"
+    faces = f"at most {job.per_class} faces of each label, drawn with seed 0, with right and wrong predictions"
     reading = [
-        f"{of}. The maps of each face are of its own label; Grad-CAM is divided by each face's greatest value first. "
-        "Averages blur what stands elsewhere in each image, and say nothing of a single one.",
+        f"{split.name} of {run.path.name}: {faces}. The maps of each face are of its own label; Grad-CAM is divided by each face's greatest value first. "
+        "Averages blur what is at a different place in each image, and say nothing about a single image.",
         *describe_maps([examples[0].explanation], None),
     ]
     record = {

@@ -148,16 +148,17 @@ def write_occlusion_page(
         captions.append(f"{target}\n→ {answer}")
         texts.append(
             f"{target} predicted as {answer}, {100 * occlusion.probability:.0f} % for {target}; covering a square "
-            f"lowers that by up to {100 * occlusion.sensitivity.max():.0f} percentage points on average and flips the answer on "
+            f"lowers that by up to {100 * occlusion.sensitivity.max():.0f} percentage points on average and changes "
+            "the predicted label on "
             f"{100 * occlusion.flips.mean():.0f} % of the image"
         )
     return write_figure(
         draw_occlusion(images, occlusions, captions),
         Path(folder) / "occlusion.png",
         title=f"Occlusion: a square of {first.size}x{first.size} pixels in the image's mean grey slides over the first image "
-        "of each label. Red: covering it lowers the probability of the true label, blue: raises it; orange: some "
-        "square there changes the answer. It shows what the model reacts to when hidden, not why, and a covered "
-        "face is unlike any it was trained on.",
+        "of each label. Red: covering it lowers the probability of the true label; blue: raises it; orange: some "
+        "square there changes the predicted label. The map shows what the model reacts to when it is hidden, not "
+        "why; covered faces differ from all training images.",
         description=f"Occlusion maps of {len(rows)} images. {'. '.join(texts)}.",
     )
 
@@ -193,9 +194,9 @@ def write_preparation_page(folder: Path, images: np.ndarray, preparation: Prepar
     return write_figure(
         draw_preparation(images, preparation, names),
         Path(folder) / "preprocessing.png",
-        title="On the way into the network: the image as stored (after data.faces, where that is set), resized, grey, "
-        "binary (Otsu's threshold), and feature maps, the mean magnitude over their channels. Binary is shown for "
-        "comparison alone: the network is given the resized image.",
+        title="Steps of the input: the image as stored (after data.faces, where that is set), resized, grey, "
+        "binary (Otsu's threshold), and feature maps, the mean magnitude over their channels. The binary image is "
+        "for comparison only: the network gets the resized image.",
         description=f"{len(names)} images of {', '.join(names)}: stored {stored[1]}x{stored[0]}, resized "
         f"{resized[1]}x{resized[0]}, grey, binary, and the feature maps {maps}.",
     )

@@ -45,14 +45,14 @@ def describe_input(
     """
     seen = "the whole image, padded to a square" if aspect == "pad" else "the central square"
     if size is None:
-        note = f"crops of faces, any height and width; of one that is not square the network sees {seen}"
+        note = f"crops of faces, of any height and width; if a crop is not square, the network sees {seen}"
     else:
         fitted = "padded" if aspect == "pad" else "cropped around the centre"
-        note = f"crops of faces, {fitted} and resized to this size before, both axes by the same factor"
+        note = f"crops of faces, {fitted} and resized to this size first, both axes by the same factor"
         note += "" if size[0] == size[1] else f"; the network sees {seen} of it"
-    note += "; all else is done inside the model"
+    note += "; everything else is done inside the model"
     if faces:
-        note += ', but for what "faces" says: faces were found and evened out so before the network got them'
+        note += ', except for the face preparation that "faces" describes, which training images had, too'
     return ExportInput(
         name="images",
         dtype="uint8",
@@ -73,7 +73,7 @@ def describe_output(num_labels: int, *, is_quantised: bool) -> ExportOutput:
         name="probabilities",
         dtype="float32",
         shape=[None, num_labels],
-        note=note + (", but for rounding to steps of 1/256" if is_quantised else ""),
+        note=note + (", except for rounding to steps of 1/256" if is_quantised else ""),
     )
 
 

@@ -389,15 +389,15 @@ def _check_target(target: Path, inputs: list[Path | None], *, force: bool) -> No
     if not os.path.lexists(target):
         return
     if target.is_symlink() or not (target / EXPORT_FILE).is_file():
-        raise UserError(f"{target}: this is no export, so it is not replaced; move it, or give another --out.")
+        raise UserError(f"{target}: the folder is not an export, so it is not replaced; move it, or use another --out.")
     files = [path for path in target.rglob("*") if not path.is_dir()]
     check_outputs({"--out": files}, inputs, force=True)
     known = {EXPORT_FILE, *ExportRecord.require(target).sha256}
     others = sorted(name for path in files if (name := path.relative_to(target).as_posix()) not in known)
     if others and not force:
         raise UserError(
-            f"{target}: this export would be replaced, and {len(others)} files in it are not of it: "
-            f"{', '.join(others[:5])}; move them, give another --out, or say --force."
+            f"{target}: this export would be replaced, and {len(others)} files in it do not belong to it: "
+            f"{', '.join(others[:5])}; move them, use another --out, or use --force."
         )
 
 
@@ -408,7 +408,8 @@ def _read_card(folder: Path, run: Run | None) -> str:
     if run is not None:
         return compose_card(run.path)
     return (
-        f"# Model card: {folder.resolve().name}\n\nThe artifact has no card, and its run is not there to write one: "
-        "find out what it was trained on, and how good it is, before you use or pass it on. It predicts which label "
+        f"# Model card: {folder.resolve().name}\n\nThe model has no card, and its run is not available to write one. "
+        "Find out what it was trained on and how accurate it is before you use it or pass it on. It predicts which "
+        "label "
         "annotators would give to a picture of a face; it never detects what a person feels.\n"
     )

@@ -34,8 +34,8 @@ def check_backend() -> None:
     """Raise EnvironmentProblem unless the backend is TensorFlow."""
     if keras.backend.backend() != "tensorflow":
         raise EnvironmentProblem(
-            f"export: the backend is {keras.backend.backend()}, expected tensorflow, by which networks are exported. "
-            "Say KERAS_BACKEND=tensorflow dlfer export ...; a model trained on another backend loads there, too."
+            f"export: the backend is {keras.backend.backend()}, expected tensorflow, which exports networks. Use "
+            "KERAS_BACKEND=tensorflow dlfer export ...; models trained on another backend can be loaded there."
         )
 
 
@@ -53,9 +53,9 @@ def check_exportable(classifier: Classifier) -> None:
             check_exportable(member)
         elif not isinstance(member, NetworkClassifier):
             raise ModelError(
-                f"export: {f'the member {name} is' if name else 'this is'} a model of family {member.family}; its trees "
-                "are not a network, and none of these formats can hold them. Use it by dlfer (dlfer predict, dlfer serve, "
-                "dlfer.load), or export a model of family transfer or hybrid: dlfer run with model.family: transfer."
+                f"export: {f'the member {name} is' if name else 'this is'} a model of family {member.family}; its "
+                "trees are not a network, and these formats cannot contain them. Use the model with dlfer (dlfer "
+                "predict, dlfer serve, dlfer.load), or export a model of family transfer or hybrid."
             )
 
 

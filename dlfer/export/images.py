@@ -70,7 +70,7 @@ def gather_sample(
     elif run is not None:
         parts = _load_own(run, classifier, say)
     if parts is None:
-        say("there is no data of a run to compare on (--data PATH gives some); comparing on faces that dlfer draws")
+        say("found no run whose data could be compared on (use --data PATH); comparing on faces drawn by dlfer")
         parts = _draw_faces(classifier)
     compared = draw_subset(parts.compared, NUM_COMPARED, seed=0)
     calibration = draw_subset(parts.calibration, NUM_CALIBRATION, seed=0)
@@ -170,11 +170,11 @@ def _divide(split: Split) -> tuple[Split, Split, str]:
     if not len(calibration):
         return split, split, ""
     rest = np.flatnonzero(~np.isin(split.ids, calibration.ids))
-    return split.take(rest), calibration, ", divided by chance in images to compare on and to calibrate on"
+    return split.take(rest), calibration, ", divided at random into images for comparison and for calibration"
 
 
 def _draw_faces(classifier: Classifier) -> _Parts:
     numbers = NumImages(train=NUM_CALIBRATION, validation=NUM_DRAWN, test=1)
     drawn = load_data(DataConfig(source="synthetic_faces", num_images=numbers), image_size=classifier.image_size)
-    source = "faces drawn by dlfer, no photographs"
+    source = "faces drawn by dlfer, not photographs"
     return _Parts(drawn.validation, source, drawn.train, source, is_labelled=False)

@@ -62,13 +62,13 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
             f"{name}: not a model's name; expected a word such as lite2_96, of letters, digits, and . - _ within it."
         )
     if os.path.lexists(target):
-        raise ModelError(f"{target}: is there already; delete it, or choose another name.")
+        raise ModelError(f"{target}: exists already; delete it, or choose another name.")
     check_outputs({"NAME": target})
     opened = open_run(source.parent)
     if default and opened.is_smoke:
         raise ModelError(
-            f"{opened.path}: is a smoke run, whose model cannot become the default: its answers mean nothing. Leave --default "
-            "out, or ship a run of the whole experiment."
+            f"{opened.path}: is a smoke run, whose model cannot become the default, because its predictions are "
+            "meaningless. Leave --default out, or ship a run of the whole experiment."
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".ship-") as temporary:
@@ -124,7 +124,7 @@ def check_hub_folder(folder: Path) -> None:
     """Raise ConfigError unless the folder of a repository can be made."""
     if os.path.lexists(folder):
         raise ConfigError(
-            f"--hub-folder {folder}: is there already; delete it, or choose another folder by --hub-folder."
+            f"--hub-folder {folder}: exists already; delete it, or choose another folder with --hub-folder."
         )
     check_outputs({"--hub-folder": folder})
 
@@ -218,7 +218,7 @@ def _describe(copy: Path, source: Path, *, name: str, default: bool, shipped: Sh
     if shipped.largest_difference is not None:
         card = copy / "model" / CARD_FILE
         text = (
-            "\n## This copy\n\nThe large kernels are kept in float16 and computed with in float32. On "
+            f"\n## This copy\n\nLarge kernels are stored in float16 and converted to float32 for computation. On "
             f"{shipped.num_faces} drawn faces no probability differs from the trained model's by more than "
             f"{shipped.largest_difference:.1g}. The metrics above are the trained model's.\n"
         )

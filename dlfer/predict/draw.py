@@ -216,19 +216,19 @@ class Sketches:
         writer.close()
         if writer.num_left_out:
             self.notes.append(
-                f"{writer.path}: {writer.num_left_out:,} frames follow others by less than a frame of this video and are "
-                "not in it; the table has them, and the others keep their times."
+                f"{writer.path}: {writer.num_left_out:,} frames are closer together than one frame of the written "
+                "video and are left out of it; the table has them, and the other frames keep their times."
             )
 
     def _choose_path(self, name: str, suffix: str) -> Path:
         path = self.folder / choose_sketch(name, suffix, self._taken, folder=self.folder)
         if not self._force and os.path.lexists(path):
-            raise DataError(f"{path}: is there already and is not replaced")
+            raise DataError(f"{path}: exists already and is not replaced")
         return path
 
     def _save(self, image: np.ndarray, path: Path) -> None:
         if not self.folder.is_dir():
-            raise FileNotFoundError(errno.ENOENT, "the folder is gone", str(self.folder))
+            raise FileNotFoundError(errno.ENOENT, "the folder no longer exists", str(self.folder))
         with replace_when_done(path, durable=False) as temporary:
             Image.fromarray(image).save(temporary, "JPEG", quality=92)
 
@@ -283,13 +283,13 @@ def check_window() -> None:
     gui = re.search(r"^ *GUI: *(\S+)", cv2.getBuildInformation(), flags=re.MULTILINE)
     if gui is not None and gui.group(1) == "NONE":
         raise EnvironmentProblem(
-            "--show: this build of OpenCV has no windows. pip uninstall opencv-python-headless, then pip install "
-            "'opencv-python<5'; or leave --show out and write the marked video by --draw DIR."
+            "--show: this build of OpenCV cannot open windows. Run pip uninstall opencv-python-headless, then pip "
+            "install 'opencv-python<5'; or write the marked video with --draw DIR instead of --show."
         )
     if sys.platform.startswith("linux") and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
         raise EnvironmentProblem(
-            "--show: there is no display (DISPLAY is not set). Run it in a session with a desktop, or through ssh -X; or "
-            "leave --show out and write the marked video by --draw DIR."
+            "--show: there is no display (DISPLAY is not set). Run it in a desktop session or through ssh -X; or "
+            "write the marked video with --draw DIR instead of --show."
         )
     # Where the display cannot be reached, Qt ends the process: it is tried in another one.
     code = "import cv2; cv2.namedWindow('dlfer'); cv2.waitKey(1); cv2.destroyAllWindows()"
@@ -297,8 +297,8 @@ def check_window() -> None:
     if tried.returncode:
         reason = (tried.stderr.strip().splitlines() or [f"exit code {tried.returncode}"])[0][:200]
         raise EnvironmentProblem(
-            f"--show: OpenCV cannot open a window here ({reason}). Check that DISPLAY names a display that can be reached; "
-            "or leave --show out and write the marked video by --draw DIR."
+            f"--show: OpenCV cannot open a window here ({reason}). Check that DISPLAY names a reachable display; or "
+            "write the marked video with --draw DIR instead of --show."
         )
 
 

@@ -169,7 +169,7 @@ class RuntimeModel(ShownModel, Engine):
         raw = np.concatenate(answers)
         if raw.shape != (len(images), len(self.labels)):
             raise ModelError(
-                f"the model gives outputs of the shape {raw.shape}, expected {(len(images), len(self.labels))} for its "
+                f"its outputs have the shape {raw.shape}, expected {(len(images), len(self.labels))} for its "
                 f"{len(self.labels)} labels; its record is of another model."
             )
         with np.errstate(invalid="ignore"):
@@ -263,7 +263,7 @@ def find_export(name: str | Path, engine: str) -> Path:
                 raise ModelError(f"{place}: its format is {found}, expected {' or '.join(formats)} for {engine}.")
             return place
     raise ModelError(
-        f"{name}: holds no export for --engine {engine} (looked for {EXPORT_FILE} in "
+        f"{name}: found no export for --engine {engine} (looked for {EXPORT_FILE} in "
         f"{', '.join(str(place) for place in places)}). Make one: dlfer export MODEL --to {formats[0]}."
     )
 
@@ -329,7 +329,7 @@ def choose_engine(
     elif not openers:
         places = " or ".join(str(place) for place in list_places(folder))
         say(
-            f"engine keras: no export of this model is in {places}. dlfer export {name} --to onnx,litert makes some, "
+            f"engine keras: found no export of this model in {places}. dlfer export {name} --to onnx,litert makes some, "
             "which may be faster."
         )
         return model
@@ -388,7 +388,7 @@ def _compare(
     except ModelError:
         return Trial(name, refused="damaged")
     if any_size and not engine.takes_any_size:
-        return Trial(name, refused="takes one size of images alone")
+        return Trial(name, refused="takes images of one size only")
     found = engine.predict(faces, batch_size=NUM_FACES, calibrated=True)
     difference = float(np.abs(found - expected).max())
     if not difference <= LARGEST_DIFFERENCE or (found.argmax(axis=1) != expected.argmax(axis=1)).any():
@@ -419,7 +419,7 @@ def describe_choice(best: Trial, trials: Sequence[Trial], batch: int) -> str:
     others = [
         f"{trial.name} {trial.refused or f'{trial.milliseconds:.3g}'}" for trial in trials if trial.name != best.name
     ]
-    text = f"engine {best.name}: {best.milliseconds:.3g} ms a face in batches of {batch} ({', '.join(others)})"
+    text = f"engine {best.name}: {best.milliseconds:.3g} ms per face in batches of {batch} ({', '.join(others)})"
     own = trials[0].name
     if best.name == own:
         return f"{text}."

@@ -36,8 +36,8 @@ SUM_TOLERANCE = 1e-2
 NUM_TIMED = 30
 _FORM = (
     'expected e.g. "48x48 gray /255": height x width; gray, rgb or bgr; a scaling of the pixels 0..255 (/255, -1..1, 0..1, or '
-    "0..255 for none), with mean=A,B,C and std=A,B,C of the scaled pixels where they are used; and nhwc or nchw if the file "
-    "does not tell"
+    "0..255 for none), with mean=A,B,C and std=A,B,C of the scaled pixels where they are used; and nhwc or nchw if "
+    "the file does not say"
 )
 _COLOURS = {"gray": 1, "grey": 1, "rgb": 3, "bgr": 3}
 _NUMBER = r"[+-]?(?:\d+(?:\.\d*)?|\.\d+)(?:[eE][+-]?\d+)?"
@@ -97,7 +97,7 @@ def parse_input(text: str) -> InputDescription:
     mean, std = found.get("mean"), found.get("std", (1.0,))
     if low and mean is not None:
         raise UserError(
-            f'--input "{text}": a range from {low:g} has a mean in it already; say /255 with mean=, or the range.'
+            f'--input "{text}": a range from {low:g} includes a mean already; use /255 with mean=, or the range alone.'
         )
     mean = (-low,) if mean is None else mean
     channels = _COLOURS[found["colours"]]
@@ -200,12 +200,12 @@ def to_probabilities(outputs: np.ndarray, kind: str, where: object) -> np.ndarra
         sums, low, high = values.sum(axis=1), values.min(), values.max()
         if low < -SUM_TOLERANCE or high > 1 + SUM_TOLERANCE:
             raise ModelError(
-                f"{where}: its outputs reach from {low:.3g} to {high:.3g}, expected 0..1; say --output logits."
+                f"{where}: its outputs reach from {low:.3g} to {high:.3g}, expected 0..1; use --output logits."
             )
         if kind == "softmax" and np.abs(sums - 1).max() > SUM_TOLERANCE:
             raise ModelError(
-                f"{where}: its outputs sum to {sums.min():.3g} to {sums.max():.3g}, expected 1 in each row; say --output sigmoid "
-                "if each class has a probability of its own, or --output logits."
+                f"{where}: its outputs sum to {sums.min():.3g} to {sums.max():.3g}, expected 1 in each row; use "
+                "--output sigmoid if each class has its own probability, or --output logits."
             )
         values = values.clip(1e-12)
     return (values / values.sum(axis=1, keepdims=True)).astype(np.float32)
@@ -225,7 +225,7 @@ def open_foreign(path: Path | str, given: InputDescription, num_labels: int) -> 
     """
     path = Path(path)
     if not path.is_file():
-        raise ModelError(f"{path}: is not there; expected a model as {', '.join(SUFFIXES)}.")
+        raise ModelError(f"{path}: there is no such file; expected a model as {', '.join(SUFFIXES)}.")
     opener = {".onnx": _open_onnx, ".tflite": _open_litert}.get(path.suffix, _open_keras)
     try:
         return opener(path, given, num_labels)
@@ -270,8 +270,8 @@ def _choose_output(path: Path, shapes: Sequence[Sequence[Any]], num_labels: int)
     if len(fitting) != 1:
         listed = ", ".join(str(list(shape)) for shape in shapes)
         raise ModelError(
-            f"{path}: gives outputs of the shapes {listed}, expected one of [N, {num_labels}], a number for each of the "
-            f"{num_labels} --labels, in the order of the outputs."
+            f"{path}: gives outputs of the shapes {listed}, expected one of [N, {num_labels}], one number for each "
+            f"of the {num_labels} --labels, in the order of the outputs."
         )
     return fitting[0]
 
@@ -294,7 +294,7 @@ def _arrange(images: np.ndarray, layout: str) -> np.ndarray:
 def _to_integers(path: Path, given: InputDescription, dtype: np.dtype, images: np.ndarray) -> np.ndarray:
     """Return pixels as the whole numbers that a model takes without a scale of its own."""
     if dtype != np.uint8 or (given.scale, given.mean, given.std) != (1.0, (0.0,), (1.0,)):
-        raise ModelError(f'{path}: takes {dtype}, expected float32; for uint8 say 0..255 in --input "{given.text}".')
+        raise ModelError(f'{path}: takes {dtype}, expected float32; for uint8 use 0..255 in --input "{given.text}".')
     return images.astype(np.uint8)
 
 

@@ -154,8 +154,8 @@ def _check_places(known: Sequence[str], job: PredictionJob, *, has_list: bool) -
     inputs = [name for name in known if not name.startswith(CAMERA)]
     if has_list and job.force and job.draw is not None:
         raise UserError(
-            "dlfer predict - --draw --force: what is on the list is not known before, so that a picture of it could be "
-            "replaced; draw into an empty folder, without --force."
+            "dlfer predict - --draw --force: the inputs on stdin are not known in advance, so a drawn picture could "
+            "replace one of them; draw into an empty folder without --force."
         )
     drawn = list_sketches(known, job.draw) if job.draw is not None else []
     check_outputs({"--out": job.out, "--draw": drawn}, [*inputs, job.model], force=job.force)
@@ -169,7 +169,9 @@ def _open_engine(job: PredictionJob, num_pictures: int | None, *, say: Callable[
     if job.engine == AUTO:
         return choose_engine(name, num_faces=num_pictures or 64, any_size=job.faces == "whole", say=say)
     if job.model is None and job.engine == "litert":
-        raise UserError("--engine litert: name an export by --model FOLDER; dlfer export MODEL --to litert makes one.")
+        raise UserError(
+            "--engine litert: expected an export as --model FOLDER; make one with dlfer export MODEL --to litert."
+        )
     return load_engine(name, job.engine)
 
 

@@ -106,7 +106,7 @@ def read_video(
         if count.is_short(name):
             raise DataError(
                 f"{name}: {count.num_read:,} of {video.num_frames:,} frames could be read, up to second {count.time:.1f}; "
-                "the video is cut short or damaged. The results hold those that could; fetch the video again for the others."
+                "the video is cut short or damaged. The results contain the frames read; get the video again for the others."
             )
     finally:
         capture.release()
@@ -194,7 +194,9 @@ def _open_capture(name: str, *, is_live: bool) -> Any:
     if not capture.isOpened():
         capture.release()
         what = (
-            "no such camera, or another program holds it" if is_live else "not a video, damaged, or of an unknown codec"
+            "there is no such camera, or another program uses it"
+            if is_live
+            else "not a video, damaged, or of an unknown codec"
         )
         raise DataError(f"{name}: cannot be opened ({what}).")
     return capture
@@ -338,7 +340,7 @@ PATIENCE = 5.0
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 NOT_VIDEO = "no videos (.ts)"
-NOT_READ = "not read, or not wholly"
+NOT_READ = "unreadable or incomplete"
 
 _T = TypeVar("_T")
 
@@ -507,7 +509,7 @@ def _check_name(name: str) -> Path:
     if not name.strip():
         raise DataError(f"{name!r}: an empty name; expected a file, a folder, a glob or camera:0.")
     if _ADDRESS.match(name) and not os.path.lexists(name):
-        raise DataError(f"{name}: an address; files alone are read. Download it, and name the file.")
+        raise DataError(f"{name}: found an address, expected a file. Download it, and give the file.")
     return Path(name)
 
 

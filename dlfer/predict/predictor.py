@@ -25,7 +25,9 @@ NOTICE = (
     "Predicts which of the expression labels annotators would give to a picture of a face. It does not detect what "
     "a person feels. In the EU, inferring emotions at work and in education is prohibited (AI Act, Art. 5(1)(f))."
 )
-SMOKE = "This is the model of a smoke run, trained on two batches of at most eight images: its answers mean nothing."
+SMOKE = (
+    "This is the model of a smoke run, trained on two batches of at most eight images: its predictions are meaningless."
+)
 RESEARCH_ONLY = "The model is for research only: its weights come from data with that restriction."
 
 _BATCH_FRAMES, _BATCH_PIXELS = 32, 16_000_000
@@ -214,13 +216,13 @@ def describe_predictions(
         "labels": list(predictor.labels),
         "faces": faces,
         "probabilities": (
-            f"calibrated by the temperature {fit.value:.3f}, which was fitted on {fit.fitted_on or 'validation'}"
+            f"calibrated with the temperature {fit.value:.3f}, which was fitted on {fit.fitted_on or 'validation'}"
             if fit
-            else "as the network gives them, not calibrated: no temperature was fitted"
+            else "not calibrated: no temperature was fitted"
         ),
         "mirror": (
-            "probabilities are the mean over each face and its mirror image"
-            + ("; the temperature was fitted without the mirror image" if fit else "")
+            "probabilities are averaged over each face and its horizontal flip"
+            + ("; the temperature was fitted without the flip" if fit else "")
             if predictor.mirror
             else None
         ),
@@ -232,9 +234,9 @@ def describe_predictions(
         "detection": (
             None
             if detect_every == 1 or predictor.cropper.detect is None
-            else "faces in videos are searched for "
-            + (f"on every {detect_every}. frame" if detect_every else f"about {DETECTIONS_A_SECOND:g} times a second")
-            + " and followed in between (--detect-every 1: on every frame)"
+            else "faces in videos are detected "
+            + (f"on one frame in {detect_every}" if detect_every else f"about {DETECTIONS_A_SECOND:g} times a second")
+            + " and followed in between (--detect-every 1 detects on every frame)"
         ),
         "abstain_below": predictor.abstain,
     }

@@ -80,8 +80,8 @@ def read_export(folder: Path | str) -> ExportRecord:
         ) from error
     if not isinstance(values, dict) or values.get("version") != VERSION or values.get("format") not in FORMATS:
         raise ModelError(
-            f"{path}: expected version {VERSION} and a format of {', '.join(FORMATS)}; it was made by another version "
-            "of dlfer. Export the model again."
+            f"{path}: expected version {VERSION} and a format of {', '.join(FORMATS)}; another version of dlfer "
+            "wrote it. Export the model again."
         )
     check_manifest(
         folder,
@@ -319,7 +319,7 @@ def check_onnx(path: Path) -> None:
     contents = path.read_bytes()
     if _ONNX_ELSEWHERE in contents:
         raise ModelError(
-            f"{path}: keeps weights in another file, which nothing holds against a sha256. Export the model again."
+            f"{path}: keeps weights in another file, which has no sha256 to compare with. Export the model again."
         )
     for name, values in _iterate_onnx_weights(contents):
         check_weights(name, values, path)

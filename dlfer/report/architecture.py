@@ -62,8 +62,8 @@ def describe_blocks(record: NetworkRecord | None) -> BlockTable | None:
     size, colours = record.image_size, "grey" if record.channels == 1 else "RGB"
     note = (
         f"From {colours} images, which the network itself resizes to {size} x {size} pixels. A feature level is the part of a "
-        "backbone that works at one resolution; its output is that of the layer named, height x width x channels. Trained are the "
-        "parameters that gradients change in EF-FER2; BatchNorm's statistics are not among them."
+        "backbone that works at one resolution; its output is that of the named layer, height x width x channels. "
+        "Parameters are counted as trained if gradients change them in EF-FER2; BatchNorm's statistics are not."
     )
     return BlockTable(rows, record.parameters, record.trained, note)
 

@@ -71,7 +71,7 @@ def describe_audit(audit: AuditRecord) -> list[str]:
         what = "row or file" if unreadable.n == 1 else "rows or files"
         lines.append(f"{format_count(unreadable.n)} {what} could not be read; the first: {unreadable.examples[0]}")
     if audit.is_streamed:
-        return [*lines, "The images are streamed, so they were not looked into."]
+        return [*lines, "The images are streamed, so their contents were not audited."]
     lines += [_describe_leak(leak) for leak in _list_leaks(audit)]
     lines += _describe_duplicates(audit)
     lines += _describe_classes(audit)
@@ -143,7 +143,7 @@ def _describe_duplicates(audit: AuditRecord) -> list[str]:
         lines.append(
             f"Chains of exact, near, flipped and augmented duplicates make {format_count(audit.near_groups)} groups, "
             f"the largest of {format_count(audit.largest_group)} images; "
-            f"{format_count(audit.near_conflicting_groups)} of the groups have different labels in them."
+            f"{format_count(audit.near_conflicting_groups)} of the groups contain different labels."
         )
     return lines
 
@@ -173,7 +173,7 @@ def _describe_unusual(audit: AuditRecord) -> list[str]:
     if constant or nearly:
         lines.append(
             f"{format_count(constant)} {'image is' if constant == 1 else 'images are'} of one colour, "
-            f"{format_count(nearly)} more nearly so (standard deviation below 5 grey levels)."
+            f"{format_count(nearly)} more are nearly so (standard deviation below 5 grey levels)."
         )
     outliers = [f"{format_count(row.found.n)} in {row.kind}" for row in _list_outliers(audit)]
     if outliers:
@@ -181,7 +181,7 @@ def _describe_unusual(audit: AuditRecord) -> list[str]:
     no_face = audit.probably_no_face
     if no_face and no_face.n:
         what = "1 image is" if no_face.n == 1 else f"{format_count(no_face.n)} images are"
-        lines.append(f"{what} unlike the other faces, so perhaps no face at all: look through them.")
+        lines.append(f"{what} unlike the other faces and may show no face: check them by eye.")
     return lines
 
 
@@ -190,10 +190,10 @@ def _describe_votes(votes: VoteSummary | None) -> list[str]:
         return []
     agreement, ceiling = votes.agreement, votes.ceiling
     return [
-        f"The label is what most of the votes in {votes.file} say for {format_percent(agreement.value)} of "
+        f"The label has the most votes in {votes.file} for {format_percent(agreement.value)} of "
         f"{format_count(agreement.n)} images ({format_interval(agreement)}).",
         f"One annotator agrees with the plurality of the others on {format_percent(ceiling.value)} "
-        f"({format_interval(ceiling)}): that is the ceiling that one annotator reaches.",
+        f"({format_interval(ceiling)}).",
     ]
 
 

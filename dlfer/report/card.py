@@ -65,9 +65,9 @@ _FER2013 = (
 _IMAGENET = (
     "The images are for non-commercial research and education. Weights trained on them are marked for research only."
 )
-_SYNTHETIC = "Drawn by dlfer; no image of a person is in it, and no terms but those of dlfer (Apache-2.0) hold."
-_OWN = "The user's own data: its terms are the user's to state, and are not known to dlfer."
-_EARLIER = "Weights of an earlier run or file: the terms of the data that they were trained on hold here, too."
+_SYNTHETIC = "Drawn by dlfer, without images of persons; only dlfer's own terms (Apache-2.0) apply."
+_OWN = "The user's own data; dlfer does not know its terms."
+_EARLIER = "Weights of an earlier run or file: the terms of the data that they were trained on apply here, too."
 
 
 def find_terms(config: ExperimentConfig | None, origins: Sequence[WeightsOrigin] = ()) -> list[Terms]:
@@ -282,20 +282,21 @@ def _format_cell(cell: Estimate | None, scale: str) -> str:
 
 def _describe_protocol(metrics: Metrics, data: DataRecord) -> list[str]:
     if metrics.judged is None:
-        return ["The model was not judged."]
+        return ["The model was not evaluated."]
     splits = ", ".join(f"{name} {format_count(split.n)} ({split.name or name})" for name, split in data.splits.items())
     lines = [f"Protocol `{metrics.protocol}`, selected on {metrics.selected_on}" + (f"; {splits}." if splits else ".")]
     if metrics.judged_split == "validation":
         lines.append(
-            "There is no test split. The validation values below are of the images that the model was selected on, "
-            "so they are optimistic."
+            "There is no test split. The validation values below are optimistic, because the same images selected the model."
         )
     duplicates = describe_duplicates(metrics)
     if duplicates:
         lines.append(duplicates)
     if metrics.headline != "single":
         view = VIEWS.get(metrics.headline, metrics.headline)
-        lines.append(f"The run's headline averages over {view}; the values below are of single images.")
+        lines.append(
+            f"The run's headline averages over {view}; the values below are for single images without averaging."
+        )
     if metrics.test_opened and metrics.test is not None:
         opened = "once" if metrics.test_opened == 1 else f"{metrics.test_opened} times"
         lines.append(f"The test split was opened {opened}.")
@@ -311,8 +312,8 @@ def _list_limits(metrics: Metrics, data: DataRecord) -> list[str]:
     if recalls and len(per_class) <= MOST_LABELS:
         worst = min(recalls, key=lambda label: recalls[label].value)
         lines.append(
-            f"It is worst at {worst}: {format_percent(recalls[worst].value)} of {format_count(per_class[worst].n)} "
-            f"images are found ({format_uncertainty(recalls[worst])})."
+            f"Its lowest recall is that of {worst}: {format_percent(recalls[worst].value)} of "
+            f"{format_count(per_class[worst].n)} images ({format_uncertainty(recalls[worst])})."
         )
     if absent := describe_not_judged(metrics.judged):
         lines.append(f"{absent[0].upper()}{absent[1:]}.")

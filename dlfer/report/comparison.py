@@ -63,7 +63,7 @@ if TYPE_CHECKING:
 SPLITS = ("train", "validation", "test")
 FIGURES = ("accuracies", "differences", "curves")
 _MOST_CURVES = 6
-"""More curves in one figure cannot be distinguished; of a sweep those of the best cells are drawn."""
+"""More curves in one figure cannot be distinguished; for a sweep, the curves of the best cells are drawn."""
 
 
 @dataclass(frozen=True)
@@ -226,7 +226,7 @@ def write_comparison_figures(path: Path, comparison: ComparisonRecord, members: 
         drawn.append(Drawn("accuracies", draw_accuracies(comparison), title, text))
     pairs = list_drawn_pairs(comparison)
     if pairs:
-        title = "Difference of accuracy with its 95 % interval; the line is no difference"
+        title = "Difference of accuracy with its 95 % interval; the line marks no difference"
         text = " ".join(pair.sentence for pair in pairs)
         drawn.append(Drawn("differences", draw_differences(pairs), title, text))
     return write_figures(path / "figures", drawn) + _write_curves(path / "figures", members)

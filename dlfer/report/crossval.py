@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 CROSSVAL_FIGURES = ("folds", "differences")
 CHOSEN = "each fold's own choice"
-"""The arm that is best on a fold's validation split, judged on the fold."""
+"""The arm that is best on a fold's validation split, evaluated on the fold."""
 _MOST_FOLD_TABLES = 1
 
 
@@ -81,7 +81,7 @@ def format_folds_tables(comparison: ComparisonRecord) -> list[Table]:
         )
     if len(comparison.table) > _MOST_FOLD_TABLES or not rows:
         return [pooled]
-    folds = Table(title="Folds: the interval of each is that of its one model")
+    folds = Table(title="Folds, each with the interval of its model")
     for name in ("fold", "seed", "validation", "accuracy", "95 % interval", "images"):
         folds.add_column(name, justify="right")
     for fold in rows[0].found.folds:

@@ -78,7 +78,7 @@ def describe_not_judged(split: SplitMetrics) -> str | None:
     shown = ", ".join(split.not_judged[:12]) + (" ..." if len(split.not_judged) > 12 else "")
     num_others = len(split.labels) - len(split.not_judged)
     others = "the other label" if num_others == 1 else f"the other {num_others} labels"
-    return f"not judged: {shown} (no image of {'it' if len(split.not_judged) == 1 else 'them'}; averages are over {others})"
+    return f"not evaluated: {shown} (no image of {'it' if len(split.not_judged) == 1 else 'them'}; averages are over {others})"
 
 
 def list_kinds(counts: DuplicateCounts) -> str:
@@ -92,7 +92,7 @@ def list_kinds(counts: DuplicateCounts) -> str:
 
 
 SPLITS = ("test", "test_without_duplicates", "validation", "validation_without_duplicates", "train")
-VIEWS = {"single": "the image as it is", "mirror": "the image and its mirror image", "ten_crop": "ten crops"}
+VIEWS = {"single": "the image as it is", "mirror": "the image and its horizontal flip", "ten_crop": "ten crops"}
 
 
 class Metric(NamedTuple):
@@ -121,13 +121,13 @@ METRICS = (
     Metric("Cohen's kappa", lambda split: split.cohen_kappa, "fraction", "0 is chance"),
     Metric("macro AUC", lambda split: split.macro_auc, "fraction", "0.5 is chance"),
     Metric("macro average precision", lambda split: split.macro_average_precision, "fraction"),
-    Metric("log-loss", lambda split: split.log_loss, "fraction", "less is better"),
-    Metric("ECE", lambda split: split.calibration and split.calibration.raw.ece_equal_mass, remark="less is better"),
+    Metric("log-loss", lambda split: split.log_loss, "fraction", "lower is better"),
+    Metric("ECE", lambda split: split.calibration and split.calibration.raw.ece_equal_mass, remark="lower is better"),
     Metric(
         "Brier score",
         lambda split: split.calibration and split.calibration.raw.brier,
         "fraction",
-        "0 to 2, less is better",
+        "0 to 2, lower is better",
     ),
     Metric(
         "emotion detection rate",
@@ -203,14 +203,14 @@ def build_headline(
         facts.append(("without duplicates", f"{format_without(without)}{of_single}"))
     openings = metrics.test_opened or openings
     if not is_test:
-        facts.append(("test", "none: the run was not judged on a test split"))
+        facts.append(("test", "none: the run has no test split"))
     elif openings:
         facts.append(("test opened", "once" if openings == 1 else f"{openings} times"))
     if shown.macro_f1 is not None:
         num_judged = len(judged.labels) - len(judged.not_judged)
         facts.append(("macro F1", f"{format_percent(shown.macro_f1.value)} over {num_judged} classes"))
     if absent := describe_not_judged(judged):
-        facts.append(("not judged", absent.partition(": ")[2]))
+        facts.append(("not evaluated", absent.partition(": ")[2]))
     if shown is not judged:
         facts.append(("of single images", f"{format_percent(judged.accuracy.value)}; so are all values below"))
     if expected and is_test:
@@ -284,9 +284,9 @@ def describe_splits(metrics: Metrics) -> list[str]:
     if judged.one_vs_rest_accuracy is not None:
         num_labels = len(judged.labels)
         lines.append(
-            "One-vs-rest accuracy is the mean over the classes of (TP + TN) / N, where every image of another class "
-            f"that was not given this label counts as a hit. It is not accuracy: with {num_labels} classes an accuracy "
-            f"of 70 % is {format_percent(1 - 2 * 0.3 / num_labels)} when counted so."
+            f"One-vs-rest accuracy is the mean over the classes of (TP + TN) / N, where an image of another class "
+            f"counts as correct unless this label was predicted. It is not the accuracy: with {num_labels} classes "
+            f"an accuracy of 70 % gives {format_percent(1 - 2 * 0.3 / num_labels)} when counted so."
         )
     rate = judged.emotion_detection_rate
     if rate is not None:

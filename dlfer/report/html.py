@@ -83,7 +83,7 @@ FIGURES = (
     "preprocessing",
     "occlusion",
 )
-"""All figures of a run; those that show images are written while the run has the images in memory."""
+"""All figures of a run; figures that show images are written while the run has the images in memory."""
 
 
 def write_run_figures(run_path: Path) -> list[Path]:
@@ -123,7 +123,7 @@ def _draw_trees(run_path: Path) -> Iterator[Drawn]:
         yield Drawn(
             "levels",
             draw_levels(record.levels),
-            "Where the trees split: each level's share of the gain on train, beside its share of the features",
+            "Each feature level's share of the training gain, and its share of the features",
             describe_levels(record.levels),
         )
 
@@ -239,11 +239,11 @@ def _describe_confusion(judged: SplitMetrics, split: str) -> str:
     row, column = np.unravel_index(int(wrong.argmax()), wrong.shape)
     return (
         f"Confusion matrix on {split}. Right by class: {', '.join(recalls)}. "
-        f"The commonest confusion: {labels[row]} predicted as {labels[column]}, {wrong[row, column]:,} times."
+        f"The most common confusion: {labels[row]} predicted as {labels[column]}, {wrong[row, column]:,} times."
     )
 
 
-_NO_CONFIG = "What was asked is not shown, because config.yaml cannot be read."
+_NO_CONFIG = "The experiment is not shown, because config.yaml cannot be read."
 
 
 def write_report(run_path: Path) -> Path:

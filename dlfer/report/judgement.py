@@ -71,7 +71,7 @@ def describe_calibration(metrics: Metrics) -> CalibrationSection | None:
     notes = []
     if raw.ece_if_calibrated is not None:
         notes.append(
-            "ECE cannot be negative, so that even a perfectly calibrated model would show about "
+            "ECE cannot be negative, so even a perfectly calibrated model would show about "
             f"{format_percent(raw.ece_if_calibrated)} on {format_count(judged.n)} images."
         )
     return CalibrationSection(rows, scaled is not None, notes + _describe_temperature(metrics))
@@ -80,15 +80,15 @@ def describe_calibration(metrics: Metrics) -> CalibrationSection | None:
 def _describe_temperature(metrics: Metrics) -> list[str]:
     fitted = metrics.temperature
     if fitted is None:
-        return ["No temperature was fitted: there were no predictions on validation to fit it on."]
+        return ["No temperature was fitted, because there were no validation predictions."]
     value = fitted.value
     verdict = "overconfident" if value > 1 else "underconfident" if value < 1 else "neither over- nor underconfident"
     where = f"{fitted.fitted_on}, n = {format_count(fitted.n)}"
     lines = [f"The temperature {value:.3f} was fitted on validation ({where}); the model is {verdict} there."]
     if fitted.note:
-        lines.append(f"It is not to be relied on: {fitted.note}.")
+        lines.append(f"Do not rely on it: {fitted.note}.")
     if metrics.judged_split == "validation":
-        lines.append("It is judged on the same images here, so the values after it are optimistic.")
+        lines.append("The same images are evaluated here, so the values with temperature are optimistic.")
     return lines
 
 
@@ -99,20 +99,20 @@ def describe_abstention(metrics: Metrics) -> list[str]:
     selective = metrics.judged.selective
     lines, abstain, at = [], metrics.abstain, selective.at_threshold
     if abstain is None or at is None:
-        lines.append("No threshold was chosen: no subset of the validation images reaches the accuracy asked for.")
+        lines.append("No threshold was chosen: no subset of the validation images reaches the target accuracy.")
     elif not at.n:
         lines.append(f"No image here has a confidence of {abstain.threshold:.2f} or more.")
     else:
         lines += _describe_threshold(abstain, at, is_optimistic=metrics.judged_split == "validation")
     area = selective.aurc
     lines.append(
-        f"Area under the risk-coverage curve: {area.value:.3f} ({format_uncertainty(area, 'fraction')}; less is better)."
+        f"Area under the risk-coverage curve: {area.value:.3f} ({format_uncertainty(area, 'fraction')}; lower is better)."
     )
     return lines
 
 
 def _describe_threshold(abstain: Abstention, at: AtThreshold, *, is_optimistic: bool) -> list[str]:
-    same = " These are the images judged here, so the value is optimistic." if is_optimistic else ""
+    same = " The same images are evaluated here, so the value is optimistic." if is_optimistic else ""
     return [
         f"Where the model answers only if its confidence is at least {abstain.threshold:.3f}, it answers "
         f"{format_percent(at.coverage.value)} of the images ({format_count(at.n)}), and "
@@ -172,9 +172,9 @@ def describe_groups(metrics: Metrics) -> list[GroupTable]:
             widest = max(recalls, key=lambda label: recalls[label].value)
             notes.append(f"Largest gap in recall: {_format_gap(recalls[widest])}, of {widest}.")
         if any(group.small for group in groups.values()):
-            notes.append("Groups marked by an asterisk have too few images to be part of a gap.")
+            notes.append("Groups marked with an asterisk have too few images and are left out of the gaps.")
         if attribute.num_missing:
-            notes.append(f"{format_count(attribute.num_missing)} images have no value of it.")
+            notes.append(f"{format_count(attribute.num_missing)} images have no value for it.")
         tables.append(GroupTable(name, groups, labels[:MOST_LABELS], notes))
     return tables
 
@@ -187,12 +187,12 @@ def describe_missing_groups(source: str | None) -> str:
     """Return the sentence that a reader sees where no attributes were given."""
     if source == "fer2013":
         return (
-            "No attributes such as age, sex or skin tone exist for FER2013, so no claim per group of people is made. "
-            "Whether the model is as good for everyone is not known."
+            "No attributes such as age, sex or skin tone exist for FER2013, so nothing is known about differences "
+            "between groups of people."
         )
     return (
-        "No attributes such as age, sex or skin tone were given, so no claim per group of people is made. A csv of "
-        "them goes with evaluate.attributes."
+        "No attributes such as age, sex or skin tone were given, so nothing is known about differences between "
+        "groups of people. evaluate.attributes takes a csv of attributes."
     )
 
 
@@ -251,9 +251,9 @@ def describe_milestones(metrics: Metrics) -> MilestoneTable | None:
     labels = rows[0].metrics.labels
     view = VIEWS.get(metrics.headline, metrics.headline)
     notes = [
-        f"The model as it was at the end of each of these epochs, judged on {split} (n = "
-        f"{format_count(rows[0].metrics.n)}) by {view}. None of them was selected by these values: the "
-        "model that the run ends with is chosen on validation, by itself.",
+        f"The model at the end of each of these epochs, evaluated on {split} (n = "
+        f"{format_count(rows[0].metrics.n)}) by {view}. These values select nothing: the final model of the run is "
+        "selected on validation.",
         "Emotion detection rate: the share of the classes that are predicted as themselves more often than as any other.",
     ]
     return MilestoneTable(split, labels if len(labels) <= MOST_LABELS else [], rows, notes)
@@ -306,10 +306,12 @@ def describe_ensemble(metrics: Metrics) -> EnsembleTable | None:
         "on validation."
     ]
     if ensemble.paired is not None:
-        notes.append(f"Against the member that is best on validation, on the same images: {ensemble.paired.sentence}")
+        notes.append(
+            f"Compared with the member that is best on validation, on the same images: {ensemble.paired.sentence}"
+        )
     notes.append(
         "The trained combination is a logistic regression on the logarithms of the members' probabilities, fitted on "
-        "validation alone. Its value on validation is out of fold: each fifth is answered by a fit on the others."
+        "validation only. Its value on validation is out of fold: each fifth is predicted by a fit on the other four."
     )
     return EnsembleTable(split, [f"epoch {stage.epoch}" for stage in ensemble.milestones] + ["as kept"], rows, notes)
 
@@ -341,8 +343,8 @@ def describe_final_labels(metrics: Metrics) -> FinalTable | None:
         f"{sum(final.label == label for label, final in one.labels.items())} of {len(one.labels)}" for one in found
     ]
     notes = [
-        "The final emotion of a label is the label that is predicted most often for its images. The emotion detection rate "
-        "counts the labels whose final emotion is the label itself, more often than any other; it says nothing of the share."
+        "The final emotion of a label is the label that is predicted most often for its images. The emotion "
+        "detection rate counts the labels whose final emotion is the label itself, however often it is predicted."
     ]
     return FinalTable([one.name for one in found], rows, rates, notes)
 
@@ -369,10 +371,7 @@ def draw_members(metrics: Metrics) -> Drawn | None:
         axes.set_ylabel("accuracy (%)")
         axes.margins(x=0.12)
     texts = "; ".join(f"{one.added} {format_percent(value.value)}" for one, value in zip(growth, found, strict=True))
-    title = (
-        f"Accuracy on {split} of the average of the members, from the best on validation alone to all of them; band: 95 % "
-        "interval of each"
-    )
+    title = f"Accuracy on {split} of the average of the members, from the best on validation to all members; band: 95 % interval"
     return Drawn("members", figure, title, f"{title}. Added one after another: {texts}.")
 
 

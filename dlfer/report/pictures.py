@@ -149,8 +149,8 @@ def write_confusion_page(folder: Path, images: np.ndarray, predictions: Predicti
     return write_figure(
         _draw_confused_images([images[rows] for rows in found], headings, captions),
         Path(folder) / "confusions.png",
-        title="The commonest confusions, target → prediction, with the most confident images of each",
-        description=f"Images of the commonest confusions. {'. '.join(texts)}.",
+        title="The most common confusions, target → prediction, with the most confident images of each",
+        description=f"Images of the most common confusions. {'. '.join(texts)}.",
     )
 
 

@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 
 FIGURES = ("coordinates", "importance", "history")
-_SMOKE = "Smoke search: two batches of at most eight images a stage. The figures mean nothing."
+_SMOKE = "Smoke search: two batches of at most eight images per stage. The values are meaningless."
 STATES = {
     "finished": "finished",
     "rung": "ended with its rung",
@@ -206,7 +206,7 @@ def _draw(
     name, direction = trials.objective, trials.direction
     if len(scored) > 1 and keys:
         title = (
-            f"Each line is a trial: its keys, and on the right its validation {name}; strong lines are better, the "
+            f"Each line is a trial: its keys, and its validation {name}; strong lines are better, the "
             "orange one is the best"
         )
         text = f"Parallel coordinates of {len(scored)} trials over {', '.join(keys)}."
@@ -214,10 +214,12 @@ def _draw(
     known = {key: value for key, value in importance.items() if value is not None}
     if known:
         shares = ", ".join(f"{key} {100 * value.share:.0f} %" for key, value in known.items())
-        title = f"Share of the variance of {name} that each key alone explains; the tick is what chance would"
+        title = (
+            f"Share of the variance of {name} that each key alone explains; the tick marks what chance would explain"
+        )
         drawn.append(Drawn(f"{prefix}importance", draw_importance(known), title, f"Shares: {shares}."))
     if scored:
-        title = f"Validation {name} of each trial in the order of their beginning; the line is the best so far"
+        title = f"Validation {name} of each trial in order of start; the line is the best so far"
         text = f"{len(scored)} trials with a score, {len(rows) - len(scored)} without."
         drawn.append(Drawn(f"{prefix}history", draw_history(rows, name, direction), title, text))
     write_figures(folder, drawn)

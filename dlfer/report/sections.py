@@ -102,7 +102,7 @@ def list_costs(cost: Cost | None) -> list[CostRow]:
     """Return time, images and rate of each stage that was trained."""
     if cost is None:
         return []
-    cached = "taken from the cache; this is what it cost once" if cost.pretrain_was_cached else ""
+    cached = "taken from the cache; the cost is that of the original training" if cost.pretrain_was_cached else ""
     stages = (
         ("pretrain", cost.pretrain_seconds, cost.pretrain_images, cost.pretrain_image_size, cached),
         ("finetune", cost.finetune_seconds, cost.finetune_images, cost.finetune_image_size, ""),
@@ -180,10 +180,10 @@ def describe_data(data: DataRecord) -> DataSection:
 
 
 IMPORTANCE_NOTES = (
-    "The share of the gain says where the trees found the splits that lowered the training loss most. It does not "
-    "measure what a level is worth: features that carry the same information share the gain by chance, a level with many "
-    "features has more chances, and a level without any gain might have done as well alone. To learn what a level is "
-    "worth, grow trees without it (boosting.levels: last) and compare the metrics on validation.",
+    "The share of the gain shows which splits lowered the training loss most. It does not measure the value of a "
+    "level: features with the same information share the gain by chance, and a level with many features has more "
+    "chances. To measure the value of a level, train without it (boosting.levels: last) and compare validation "
+    "metrics.",
 )
 
 
@@ -196,13 +196,13 @@ def describe_setting(boosting: BoostingConfig, stage: StageConfig) -> str:
         f"rate {boosting.learning_rate:g}",
         f"lambda {boosting.reg_lambda:g}",
         f"gamma {boosting.gamma:g}",
-        f"{boosting.subsample:.0%} of the images a round",
-        f"{boosting.colsample:.0%} of the features a tree",
+        f"{boosting.subsample:.0%} of the images per round",
+        f"{boosting.colsample:.0%} of the features per tree",
     ]
     if stage.balance != "none":
         words.append(f"classes balanced by {stage.balance}")
     normalize = boosting.normalize
-    rows = "weighted so that classes count alike" if normalize.rows else "unweighted"
+    rows = "weighted so that all classes count equally" if normalize.rows else "unweighted"
     leaves = "within -1..1" if normalize.leaves else "as they are"
     words.append(f"rows {rows}, features {normalize.features}, leaves {leaves}")
     if stage.keep == "best":
@@ -270,7 +270,7 @@ def draw_levels(levels: Sequence[BoostedLevel]) -> Figure:
 def describe_levels(levels: Sequence[BoostedLevel]) -> str:
     """Return what a reader who does not see the figure needs to know."""
     shares = "; ".join(f"{level.name}, {level.features} features: {format_percent(level.gain)}" for level in levels)
-    return f"Share of the total gain of all splits by level of the backbone, from the image on: {shares}."
+    return f"Share of the total gain of all splits by feature level of the backbone, from the image to the output: {shares}."
 
 
 class PublishedRow(NamedTuple):

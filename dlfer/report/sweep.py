@@ -144,7 +144,7 @@ def format_best_tables(best: BestCells | None) -> list[Table]:
 
     tables = []
     for heading, rows in group_best_rows(best) if best else []:
-        title = f"Best cells{', ' + heading if heading else ''}; chosen on validation, judged on {best.judged_on}"
+        title = f"Best cells{', ' + heading if heading else ''}; chosen on validation, evaluated on {best.judged_on}"
         table = Table(title=title, show_lines=True)
         table.add_column("", overflow="fold")
         table.add_column("training", no_wrap=True)

@@ -150,7 +150,7 @@ def _format_groups(groups: Groups) -> list[str]:
 def format_comparison(comparison: ModelComparison) -> str:
     """Return a result of `compare_runs` in words: the runs, the systems, the tests, one sentence for each pair."""
     rows = [{"run": run.name, "n": run.n, "accuracy": run.accuracy} for run in comparison.runs]
-    lines = [f"{comparison.part}, {comparison.n_common:,} images that all have", format_rows(rows)]
+    lines = [f"{comparison.part}, {comparison.n_common:,} common images", format_rows(rows)]
     for system in comparison.systems:
         seeds = ", ".join(str(seed) for seed in system.seeds)
         mean, sd = 100 * system.mean, 100 * system.sd

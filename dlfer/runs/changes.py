@@ -91,13 +91,14 @@ def settle_changes(run: Run, changes: Sequence[str], *, accept: bool, since: str
     if not accept:
         listed = "\n".join(f"  {line}" for line in changes)
         raise ResumeError(
-            f"{run.path}: {since}, this has changed:\n{listed}\nOne result of both would be that of neither. Put it back as "
-            "it was, or start a new run; or continue with --accept-changes, which run.json and the report then record."
+            f"{run.path}: {since}, this has changed:\n{listed}\nA result of both would be valid for neither. Restore "
+            "what changed, or start a new run; or continue with --accept-changes, which run.json and the report then "
+            "record."
         )
     now = tell_time()
     run.update(changes=[*run.record.changes, {"time": now, "differences": list(changes)}])
     run.log("changes_accepted", differences=list(changes))
-    run.warn(f"Gone on with by --accept-changes ({now}): {since}, this has changed: {'; '.join(changes)}.")
+    run.warn(f"Continued with --accept-changes ({now}): {since}, this has changed: {'; '.join(changes)}.")
 
 
 def settle_start(run: Run, *, accept: bool) -> None:

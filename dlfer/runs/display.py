@@ -91,7 +91,7 @@ class ShownModel:
         return f"{type(self).__name__}({', '.join(words)})"
 
     def _repr_html_(self) -> str:
-        smoke = "Trained by a smoke run: its answers mean nothing." if self.about.smoke else None
+        smoke = "Trained by a smoke run: its predictions are meaningless." if self.about.smoke else None
         rows = [(key, ", ".join(value) if isinstance(value, tuple) else value) for key, value in self._describe()]
         return format_html(f"{type(self).__name__}", [row for row in rows if row[1] is not None], notes=[smoke])
 

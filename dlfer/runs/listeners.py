@@ -126,5 +126,5 @@ def _describe_failure(listener: Listener, method: str, error: Exception) -> str:
     place = traceback.extract_tb(error.__traceback__)[-1]
     return (
         f"The listener {type(listener).__name__} failed in {method}(): {type(error).__name__}: {error} "
-        f"({place.filename}, line {place.lineno}). The run goes on; further errors of this listener are not shown."
+        f"({place.filename}, line {place.lineno}). The run continues; further errors of this listener are not shown."
     )

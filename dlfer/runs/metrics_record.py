@@ -400,8 +400,8 @@ class ForeignModelRecord(Record):
         """Return what was judged, in sentences."""
         size = "" if self.size_bytes is None else f"; {self.size_bytes / 1e6:.1f} MB"
         lines = [
-            f"{self.file}: input {self.input}; output {self.output}; {self.runtime}: {self.ms_per_image:.2f} ms an image "
-            f"({self.batch_size} at a time), {self.ms_alone:.2f} ms alone{size}."
+            f"{self.file}: input {self.input}; output {self.output}; {self.runtime}: {self.ms_per_image:.2f} ms per "
+            f"image ({self.batch_size} at a time), {self.ms_alone:.2f} ms alone{size}."
         ]
         if self.ignored:
             lines.append(f"Outputs left out: {', '.join(self.ignored)}.")

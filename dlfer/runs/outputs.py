@@ -46,7 +46,7 @@ def check_outputs(
             raise ConfigError(f"{option} {path}: is a device or a pipe, which is not replaced; expected a file's name.")
         if not force:
             raise ConfigError(
-                f"{option} {path}: is there already and is not replaced; choose another place, or say --force."
+                f"{option} {path}: exists already and is not replaced; choose another path, or use --force."
             )
     for folder, (option, path) in {path.parent: (option, path) for option, path in asked}.items():
         _check_folder(folder, f"{option} {path}")
@@ -103,7 +103,7 @@ def fold_name(name: str) -> str:
 def _check_folder(folder: Path, asked: str) -> None:
     place = _find_present(folder)
     if not place.is_dir():
-        found = "a link that leads nowhere" if place.is_symlink() else "a file"
+        found = "a broken link" if place.is_symlink() else "a file"
         raise ConfigError(f"{asked}: expected a folder, and {place} is {found}; choose another place.")
     if not os.access(place, os.W_OK | os.X_OK):
         raise ConfigError(f"{asked}: nothing can be written into {place}; choose another folder.")
@@ -161,7 +161,7 @@ def _identify(path: Place) -> tuple[int, int] | None:
 
 
 def _find_present(path: Path) -> Path:
-    """Return the path, or the nearest folder above it that is there (a link that leads nowhere counts as there)."""
+    """Return the path, or the nearest folder above it that is there (a broken link counts as there)."""
     path = Path(os.path.abspath(path))
     while not os.path.lexists(path) and path.parent != path:
         path = path.parent

@@ -289,7 +289,7 @@ def _make_new_folder(parent: Path, name: str) -> Path:
             continue
         except OSError as error:
             raise ConfigError(
-                f"{parent}: cannot make a run there ({error.strerror or error}); choose a folder by --out."
+                f"{parent}: cannot create a run there ({error.strerror or error}); choose a folder by --out."
             ) from None
         return path
     raise ConfigError(f"{parent}: found a thousand runs named {name}; choose another folder by --out.")

@@ -150,11 +150,7 @@ def read_card(name: str, classifier: Engine, folder: Path) -> Card:
         banner=metrics.banner,
         image_size=classifier.image_size,
         preparation=_describe_preparation(classifier),
-        probabilities=(
-            f"calibrated: temperature {fit.value:.3f}{_describe_fit(fit)}"
-            if fit
-            else "as the network gives them, not calibrated"
-        ),
+        probabilities=(f"calibrated: temperature {fit.value:.3f}{_describe_fit(fit)}" if fit else "not calibrated"),
         research_only=about.research_only is not False,
         smoke=about.smoke,
     )

@@ -19,7 +19,7 @@ class Picture64(BaseModel):
 
     model_config = _STRICT
     base64: Annotated[str, Field(min_length=1, description="the file (JPEG, PNG, WebP, BMP, GIF, PGM, PPM), in base64")]
-    name: Annotated[str, Field(max_length=200, description="what the picture is called in the answer")] = ""
+    name: Annotated[str, Field(max_length=200, description="the picture's name in the response")] = ""
 
 
 class PredictRequest(BaseModel):
@@ -29,7 +29,7 @@ class PredictRequest(BaseModel):
     images: Annotated[list[Picture64], Field(min_length=1)]
     model: Annotated[str | None, Field(description="one of /v1/models; the first by default")] = None
     faces: Annotated[
-        Faces | None, Field(description="auto: faces are searched for; whole: a picture is the crop of a face")
+        Faces | None, Field(description="auto: faces are detected; whole: a picture is the crop of one face")
     ] = None
     crops: Annotated[bool, Field(description="whether each face is returned as the model is given it")] = False
 
@@ -41,10 +41,10 @@ class ExplainRequest(BaseModel):
     image: Picture64
     model: Annotated[str | None, Field(description="one of /v1/models; the first by default")] = None
     faces: Faces | None = None
-    face: Annotated[int, Field(ge=0, description="which face, as numbered in the answer of /v1/predict")] = 0
-    label: Annotated[str | None, Field(description="whose probability is followed; the predicted one by default")] = (
-        None
-    )
+    face: Annotated[int, Field(ge=0, description="number of the face in the response of /v1/predict")] = 0
+    label: Annotated[
+        str | None, Field(description="the label whose probability is explained; the predicted one by default")
+    ] = None
 
 
 class Error(BaseModel):
@@ -73,9 +73,9 @@ class Card(BaseModel):
     optimizer: str | None
     accuracy: Figure | None
     protocol: str | None
-    banner: Annotated[str | None, Field(description="why its metrics are not from a clean test, where that is so")]
+    banner: Annotated[str | None, Field(description="why its metrics are not from a clean test, if so")]
     image_size: int
-    preparation: Annotated[str, Field(description="what becomes of a face before the model is given it")] = ""
+    preparation: Annotated[str, Field(description="how a face is prepared for the model")] = ""
     probabilities: Annotated[str, Field(description="whether they are calibrated")]
     research_only: bool
     smoke: Annotated[
@@ -87,7 +87,7 @@ class Models(BaseModel):
     """The models that are served."""
 
     models: list[Card]
-    faces: Annotated[Faces, Field(description="what is done where a request does not say")]
+    faces: Annotated[Faces, Field(description="defaults of a request")]
     notice: str
     version: str
 

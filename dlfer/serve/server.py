@@ -321,7 +321,7 @@ def open_listener(host: str, port: int) -> socket.socket:
     except OSError as error:
         raise EnvironmentProblem(
             f"dlfer serve: cannot listen at {host}, port {port} ({error.strerror or error}). Choose another --port "
-            "(0 takes a free one), or stop the program that uses the port."
+            "(0 chooses a free one), or stop the program that uses the port."
         ) from error
     return listener
 

@@ -71,7 +71,7 @@ def explain_crop(
 def describe_occlusion(found: Occlusion, label: str) -> str:
     """Return the map in a few sentences."""
     fall, rise = found.sensitivity.max(), -found.sensitivity.min()
-    words = [f"Without covering anything, the probability of {label} is {found.probability:.0%}."]
+    words = [f"Without occlusion, the probability of {label} is {found.probability:.0%}."]
     if fall >= 0.005:
         words.append(
             f"It falls most, by {100 * fall:.0f} percentage points, where the {_name_place(found.sensitivity)} of the face "

@@ -67,7 +67,7 @@ def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
     if config.ablation.equal_compute:
         if config.pretrain.weights is not None:
             raise ConfigError(
-                "ablation.equal_compute: what EF-FER1 cost is not known for pretrain.weights "
+                "ablation.equal_compute: the cost of EF-FER1 is not known for pretrain.weights "
                 f"{config.pretrain.describe_weights()}; set it to false, or train EF-FER1 (pretrain.weights: null)."
             )
         # How many epochs make it equal is known once EF-FER1 has been trained.
@@ -172,12 +172,13 @@ def _describe_fairness(comparison: Comparison, arm_keys: Sequence[ArmKey]) -> li
     if not other:
         notes.append(
             "Both arms share one recipe. If it was tuned with pretrained weights, that favours the arm with EF-FER1: "
-            "dlfer search FILE --ablation tunes both arms alike, and ablation.without sets keys of the other arm alone."
+            "dlfer search FILE --ablation tunes both arms with the same budget, and ablation.without sets keys of "
+            "the other arm only."
         )
     else:
         notes.append(f"The arms also differ in {', '.join(other)}.")
     if len(comparison.plan.seeds) > 1 and comparison.config.pretrain.weights is None:
-        notes.append("All seeds share one EF-FER1: how much another pretraining would change is not in the intervals.")
+        notes.append("All seeds share one EF-FER1, so the intervals do not include the variation over pretrainings.")
     return notes
 
 
@@ -191,7 +192,9 @@ def _describe_costs(finished: Finished) -> list[str]:
         if arm == WITH:
             before = costs[0].pretrain_seconds
             text += (
-                f"; EF-FER1 took {before / 60:.1f} min besides, once" if before else "; what EF-FER1 cost is not known"
+                f"; EF-FER1 took {before / 60:.1f} min besides, once"
+                if before
+                else "; the cost of EF-FER1 is not known"
             )
         notes.append(text + ".")
     return notes

@@ -171,9 +171,9 @@ def describe_exit(code: int) -> str:
     if code == 143:
         return "its process was asked to stop by SIGTERM from outside"
     if code >= 0:
-        return f"its process ended with exit code {code} and no word"
+        return f"its process ended with exit code {code} and no message"
     name = signal.Signals(-code).name
-    return f"its process was ended by {name}{'; was memory short?' if name == 'SIGKILL' else ''}"
+    return f"its process was ended by {name}{'; it may have run out of memory' if name == 'SIGKILL' else ''}"
 
 
 class Channel:

@@ -132,13 +132,13 @@ def collect_notes(finished: Finished, judged_on: str) -> list[str]:
     notes += dict.fromkeys(m.banner for m in metrics if m.banner)
     if max(len(members) for members in finished.values()) == 1:
         notes.append(
-            "One seed in each arm: the intervals are over images. How much another training would differ is not known, so "
-            "that nothing here is a statement about the recipes; run several seeds, e.g. --seeds 0,1,2."
+            "One seed in each arm: the intervals are over images. The variation over trainings is not known, so "
+            "nothing here is a statement about the recipes; train several seeds, e.g. --seeds 0,1,2."
         )
     else:
         notes.append(
-            "Intervals of several seeds are over images and seeds, with Student's t: they are wide for two or three seeds, "
-            "whose variance is poorly known."
+            "Intervals of several seeds are over images and seeds, with Student's t: they are wide for two or three "
+            "seeds, which give a poor estimate of the variance."
         )
     return notes
 
@@ -350,7 +350,7 @@ class Images:
         )
         if use is not None:
             did = "selected" if use == "selection" else "trained"
-            self.notes.append(f"Warning: these images {did} {entry.name}, which flatters it.")
+            self.notes.append(f"Warning: these images {did} {entry.name}, so its accuracy is too high.")
         return Predictions(images.ids, model.labels, images.targets, model.predict(images.images))
 
     def extend_labels(self, several: Sequence[Predictions], names: Sequence[str]) -> list[Predictions]:
@@ -365,7 +365,7 @@ class Images:
         for predictions, name in zip(several, names, strict=True):
             unknown = [label for label in most if label not in predictions.labels]
             if unknown:
-                self.notes.append(f"{name} does not know {', '.join(unknown)}, and never answers so.")
+                self.notes.append(f"{name} has no output for {', '.join(unknown)} and never predicts it.")
             columns = [predictions.labels.index(label) if label in predictions.labels else -1 for label in most]
             padded = np.pad(predictions.probabilities, ((0, 0), (0, 1)))
             targets = np.array([most.index(label) for label in predictions.labels])[predictions.targets]
@@ -411,11 +411,9 @@ def _describe_matching(result: ModelComparison, split: str) -> list[str]:
     left_out = [f"{run.left_out:,} of {run.n:,} of {run.name}" for run in result.runs if run.left_out]
     notes = []
     if left_out:
-        notes.append(
-            f"Compared on the {result.n_common:,} {split} images that all have; left out: {', '.join(left_out)}."
-        )
+        notes.append(f"Compared on the {result.n_common:,} common {split} images; left out: {', '.join(left_out)}.")
     same = [pair for pair in result.pairs if pair.mcnemar.b + pair.mcnemar.c == 0]
-    notes += [f"{pair.a} and {pair.b} are right and wrong on the very same images." for pair in same]
+    notes += [f"{pair.a} and {pair.b} classify exactly the same images correctly." for pair in same]
     return notes
 
 
@@ -435,14 +433,14 @@ def _describe_runs(entries: list[Entry], split: str) -> list[str]:
             notes.append(f"Warning: the runs differ in {fact} ({listed}).")
     banners = {name: found.banner for name, found in metrics.items() if found.banner}
     if banners and len(banners) < len(metrics):
-        notes.append("Warning: only some of the runs have a banner; their metrics do not mean the same.")
+        notes.append("Warning: only some of the runs have a banner; their metrics are not comparable.")
     notes += [f"{name}: {banner}" for name, banner in banners.items()]
     selected = sorted({str(found.selected_on) for found in metrics.values()})
     if split == "validation" and selected:
         if len(metrics) == len(entries):
-            whom = "these models: it flatters all of them"
+            whom = "these models, so all values are optimistic"
         else:
-            whom = f"{', '.join(metrics)}: it flatters them. What selected the others is not known"
+            whom = f"{', '.join(metrics)}, so their values are optimistic. What selected the others is not known"
         notes.append(f"Validation ({', '.join(selected)}) selected {whom}.")
     return notes
 

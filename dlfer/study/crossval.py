@@ -348,11 +348,13 @@ def _write_notes(
         against = f" The others are compared with {pairs[0].a!r} ({why})" if pairs else ""
         holm = f", and Holm's correction holds over all {len(pairs)} pairs" if len(pairs) > 1 else ""
         notes.append(
-            f"Ranked by accuracy on validation, the mean over folds; the folds rank nothing.{against}{holm}{'.' if against else ''}"
+            f"Ranked by accuracy on validation, the mean over folds; the test folds are not used for "
+            f"ranking.{against}{holm}{'.' if against else ''}"
         )
         notes.append(
-            "The first row was chosen on validation images that other folds judge, so that its value is slightly too good. "
-            "The row “each fold's own choice” judges the choice, too: each fold takes the arm that is best on its own "
+            "The validation images that selected the first row are test images of other folds, so its value is "
+            "slightly too high. "
+            "The row “each fold's own choice” includes the choice: each fold uses the arm that is best on its own "
             "validation split."
         )
         if len(pairs) < len(rows) - 1:
@@ -363,7 +365,7 @@ def _write_notes(
     missing = len(comparison.members) - len(metrics)
     if missing:
         notes.append(
-            f"{missing} of {len(comparison.members)} members have not finished; the images of their folds are in no value."
+            f"{missing} of {len(comparison.members)} members have not finished; the images of their folds are not included."
         )
     return [*notes, *dict.fromkeys(one.banner for one in metrics if one.banner)]
 
@@ -375,14 +377,13 @@ def describe_intervals(config: ExperimentConfig) -> list[str]:
         "The interval of the trained models, and that of macro F1, is over images: it says how good these models are on other "
         "images, and nothing about the recipe.",
         f"The interval of the recipe is over trainings, too, each on {data.folds - 1} of {data.folds} parts of as many images "
-        f"(Student's t with {data.folds - 1} degrees of freedom, Nadeau and Bengio's correction). A model that is trained on all "
-        "images is in neither; it tends to be "
-        "better.",
+        f"(Student's t with {data.folds - 1} degrees of freedom, Nadeau and Bengio's correction). Neither is about a "
+        "model trained on all images, which tends to be better.",
     ]
     if data.subjects is not None:
         lines.append("Images of one subject vary together: the intervals of accuracy count subjects, not images.")
     if config.pretrain is not None and config.pretrain.weights is None:
-        lines.append("All folds share one EF-FER1: how much another pretraining would change is in no interval.")
+        lines.append("All folds share one EF-FER1, so no interval includes the variation over pretrainings.")
     return lines
 
 

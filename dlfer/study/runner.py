@@ -355,7 +355,7 @@ class Runner:
             self._end(source, child.task, Ending("stopped"))
         elif child.restarts == 0:
             self.console.say(
-                f"{child.task.title}: {describe_exit(child.process.returncode)}; it goes on from its last checkpoint"
+                f"{child.task.title}: {describe_exit(child.process.returncode)}; it continues from its last checkpoint"
             )
             self._start(child.task, child.slot, restarts=1)
         else:

@@ -326,8 +326,8 @@ def _write_notes(
     if split == "test":
         notes.append(
             f"The ranking does not use test: each of the {num_members} finished members opened it once, at its end. "
-            "Report the metrics on test of the cell that is best on validation; if test chose the cell, they would be too "
-            "good as well."
+            "Report the metrics on test of the cell that is best on validation; if test selected the cell, they "
+            "would be too high, too."
         )
     else:
         notes.append(
@@ -339,7 +339,11 @@ def _write_notes(
         notes.append(
             f"The others are compared with {reference!r}, {why}, on {describe_split(split, finished)}"
             + (f", and Holm's correction holds over all {len(pairs)} pairs." if len(pairs) > 1 else ".")
-            + (" The choice flatters it here." if split == "validation" and not comparison.plan.reference else "")
+            + (
+                " Its value is optimistic, because it was selected here."
+                if split == "validation" and not comparison.plan.reference
+                else ""
+            )
         )
     if len({tuple(row.seeds) for row in rows}) > 1:
         notes.append("The cells differ in which of their seeds finished; their means are not over the same seeds.")

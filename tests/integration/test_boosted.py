@@ -85,7 +85,7 @@ def test_stopped_and_resumed_it_grows_the_same_trees_on_cached_features(boosted,
     page = (run / "report.html").read_text()
     for words in ("share of the gain", "top_activation", "rounds of trees", "It does not measure"):
         assert words in page
-    assert "adamw" not in page.partition("config.yaml</summary>")[0].partition("What was asked")[2][:3000]
+    assert "adamw" not in page.partition("config.yaml</summary>")[0].partition("The experiment")[2][:3000]
     judged = dlfer("evaluate", run)
     assert judged.returncode == 0, judged.stderr
 

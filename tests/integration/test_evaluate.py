@@ -110,7 +110,7 @@ def test_the_predictions_of_a_model_are_written_and_compared(run, work, tmp_path
     words = ["evaluate", str(run), "--data", str(work / "fer.csv"), "--predictions", str(out), "--against", str(run)]
     result = CliRunner().invoke(app, words)
     assert result.exit_code == 0, result.output
-    assert "right and wrong on the very same images" in result.stdout
+    assert "classify exactly the same images correctly" in result.stdout
     found, of_run = read_predictions(out), read_predictions(run / "predictions" / "test.npz")
     assert found.ids.tolist() == of_run.ids.tolist()
     assert np.allclose(found.probabilities, of_run.probabilities, atol=1e-5)

@@ -61,7 +61,7 @@ def test_help_lists_the_verbs_by_what_a_user_wants(call):
     code, out, _ = call("--help")
     assert code == 0
     out = re.sub(r"\x1b\[[0-9;]*m", "", out)
-    places = [out.index(f"─ {panel} ─") for panel in ("Start", "Train and compare", "Use what was trained", "Look")]
+    places = [out.index(f"─ {panel} ─") for panel in ("Start", "Train and compare", "Use what was trained", "Inspect")]
     assert places == sorted(places)
     for verb in ("doctor", "init", "check", "run", "ablate", "evaluate", "report", "show"):
         assert verb in out
@@ -480,7 +480,7 @@ def test_figures_are_written_over_nothing_that_is_read(call, work, force):
     if not force:
         code, _, err = call("evaluate", str(work / "m"), "--data", "x.csv", "--json", "there.json")
         assert code == 2
-        assert "is there already" in err
+        assert "exists already" in err
     assert (work / "x.csv").read_text() == "x.csv"
     assert (work / "there.json").read_text() == "there.json"
 

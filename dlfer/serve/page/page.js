@@ -62,13 +62,13 @@ function showCard() {
   const card = state.models.find((one) => one.name === $("model").value);
   if (!card) return;
   const words = [];
-  if (card.smoke) words.push("Model of a smoke run: its answers mean nothing.");
+  if (card.smoke) words.push("Model of a smoke run: its predictions are meaningless.");
   if (card.accuracy) {
     const { value, low, high, n, what } = card.accuracy;
     const interval = low === null || high === null ? "" : ` (95 %: ${percent(low)} to ${percent(high)})`;
     words.push(`Accuracy ${percent(value)}${interval}, n = ${n.toLocaleString("en")}, ${what}.`);
   } else {
-    words.push("How accurate it is was not told.");
+    words.push("Its accuracy is not known.");
   }
   if (card.optimizer) words.push(`Optimiser: ${card.optimizer}.`);
   if (card.protocol) words.push(`Protocol: ${card.protocol}.`);
@@ -89,7 +89,7 @@ function makeForm(name) {
 async function predict() {
   if (!state.blob) return;
   const turn = ++state.turn;
-  tell("Looking for faces …");
+  tell("Detecting faces …");
   $("faces").replaceChildren();
   state.faces = [];
   draw();
@@ -146,7 +146,7 @@ function draw(picture) {
 function showFaces(picture, model) {
   const found = picture.num_faces_found, shown = picture.faces.length;
   if (!found) {
-    tell("No face was found. If the picture is the crop of one face, tick the box below the picture.");
+    tell("No face was found. If the picture is a crop of one face, tick the box below it.");
   } else {
     const more = found > shown ? `; the ${shown} largest are predicted` : "";
     tell(`${found} ${found === 1 ? "face" : "faces"}${$("whole").checked ? " (the whole picture)" : " found"}${more}.`);
@@ -173,13 +173,13 @@ function makeSteps(face, number, picture) {
     add(cut(image, [0, 0, picture.width, picture.height], picture, scale, face.box), "The picture", "1. picture");
     if (face.box) {
       const side = Math.max(face.box[2] - face.box[0], face.box[3] - face.box[1]);
-      add(cut(image, face.box, picture, 320 / side), `Face ${number + 1} as it was found`, "2. face found");
+      add(cut(image, face.box, picture, 320 / side), `Face ${number + 1} as found in the picture`, "2. face found");
     }
   }
   if (face.crop_png) {
     const crop = new Image();
     crop.src = "data:image/png;base64," + face.crop_png;
-    add(crop, `Face ${number + 1} as the model is given it`, `${steps.length + 1}. given to the model`);
+    add(crop, `Face ${number + 1} as given to the model`, `${steps.length + 1}. given to the model`);
   }
   return steps;
 }
@@ -241,7 +241,7 @@ async function explain(item, number, model) {
   form.append("face", String(number));
   form.append("label", find(".label").value);
   button.disabled = true;
-  button.textContent = "Covering the face part by part …";
+  button.textContent = "Computing the occlusion map …";
   try {
     const answer = await call("v1/explain", { method: "POST", body: form });
     find(".heat").src = "data:image/png;base64," + answer.map_png;
@@ -286,7 +286,7 @@ async function take(blob) {
 
 async function startCamera() {
   if (!navigator.mediaDevices) {
-    complain(new Error("The camera needs https, or this very computer (localhost)."));
+    complain(new Error("The camera works only over https or on this computer (localhost)."));
     return;
   }
   try {

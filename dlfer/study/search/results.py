@@ -44,7 +44,7 @@ def format_best(run: Run, config: ExperimentConfig, arm: Arm, best: MemberRow) -
     header = (
         f"# The best trial of the search {run.path.parent.name}/{run.path.name}: "
         f"validation {config.search.objective} {best.score:.4f}.\n{keys}"
-        "# Chosen as the best of several on validation, that value is too good; test judges it: dlfer run THIS_FILE\n"
+        "# The value is too high, because the trial was selected by it. Evaluate it on test: dlfer run THIS_FILE\n"
     )
     best_config = with_overrides(config, {**arm.base, **best.settings, "search": None})
     return header + dump_experiment(best_config)

@@ -249,7 +249,7 @@ def _compare_winners(search: Search) -> None:
     except ModelError:
         if not is_shared or not run.is_held():
             raise
-        search.console.say("Another process trains and judges the winners.")
+        search.console.say("Another process trains and evaluates the best trials.")
 
 
 def _open_engine(arm: Arm, folder: Path, options: RunOptions, search_options: SearchOptions) -> Engine:

@@ -80,7 +80,7 @@ def test_pip_check(monkeypatch, code, stdout, stderr, status, text):
     ("limits", "text"),
     [
         (CgroupLimits(None, None, None), "this system has no control groups"),
-        (CgroupLimits(2, None, None), "no limit of memory, no limit of CPU time (cgroup v2)"),
+        (CgroupLimits(2, None, None), "no memory limit, no CPU limit (cgroup v2)"),
         (CgroupLimits(1, 3 * 10**9, 1.5), "3.0 GB of memory, 1.5 CPUs (cgroup v1)"),
     ],
 )

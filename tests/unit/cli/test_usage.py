@@ -185,9 +185,9 @@ SHARED = {
     "--html": r"^Write the result as a page",
     "--data": r"^(Images and labels|Images to compare on, instead of the run's own): a folder, a csv in the layout of FER2013, a zip",
     "--split": r"^Split",
-    "--force": r"^Replace files that are there",
+    "--force": r"^Replace existing files, but never an input",
     "--set": r"^Set a key",
-    "--model": r"^A model's name, a run or a folder",
+    "--model": r"^Name of a model, a run or a folder",
     "--resume": r"^Continue an interrupted run",
 }
 """Option -> what it means with every verb that has it: --out is where the verb writes, --runs where it looks runs up."""

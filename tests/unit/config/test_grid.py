@@ -201,8 +201,8 @@ def test_a_key_of_one_arm_can_be_set_on_the_way(write):
     ("keys", "text"),
     [
         ("without: {finetune.optimizer.learning_rat: 1}", "Did you mean finetune.optimizer.learning_rate?"),
-        ("without: {pretrain.epochs: 3}", "ablation.without.pretrain.epochs: the arms differ in having EF-FER1"),
-        ("without: {pretrain: null}", "ablation.without.pretrain: the arms differ in having EF-FER1"),
+        ("without: {pretrain.epochs: 3}", "ablation.without.pretrain.epochs: the arms differ by EF-FER1"),
+        ("without: {pretrain: null}", "ablation.without.pretrain: the arms differ by EF-FER1"),
         ("with: {experiment.seed: 3}", "ablation.with.experiment.seed: list the seeds in ablation.seeds"),
         ("with: {experiment.name: b}", "does not change the result of a run"),
         ("with: {finetune.batch_size: 0}", "ablation.with.finetune.batch_size: does not fit: finetune.batch_size"),

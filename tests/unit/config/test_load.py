@@ -202,7 +202,7 @@ def test_a_problem_is_told_where_it_stands_in_parent_or_child(write):
 def test_extends_refuses_circles_and_absent_or_several_parents(write):
     write("extends: b.yaml\n", "a.yaml")
     write("extends: ./a.yaml\n", "b.yaml")
-    with pytest.raises(ConfigError, match=r"b.yaml line 1: extends: the files extend one another in a circle"):
+    with pytest.raises(ConfigError, match=r"b.yaml line 1: extends: the files extend each other in a circle"):
         load_experiment("a.yaml")
     with pytest.raises(ConfigError, match=r"c.yaml line 2: extends: there is no file none.yaml"):
         load_experiment(write("# x\nextends: none.yaml\n", "c.yaml"))
@@ -231,7 +231,7 @@ def test_overrides_are_checked_like_the_file(write):
     assert '--set finetune.clip: finetune.clip: found "x", expected a number.' in lines
     assert "--set modle.dropout: modle: there is no such key. Did you mean model?" in lines
     assert any("extends: cannot be set" in line for line in lines)
-    with pytest.raises(ConfigError, match="YAML cannot hold"):
+    with pytest.raises(ConfigError, match="YAML cannot contain"):
         load_experiment(name, {"finetune.data.path": object()})
 
 
@@ -259,10 +259,10 @@ def test_parse_override_refuses(text):
 @pytest.mark.parametrize(
     ("key", "value", "message"),
     [
-        ("mod\udce9el", 7, "YAML cannot hold"),
-        ("model.dropout", "\udce9", "YAML cannot hold"),
+        ("mod\udce9el", 7, "YAML cannot contain"),
+        ("model.dropout", "\udce9", "YAML cannot contain"),
         (".".join("a" * 400), 1, "nested too deeply"),
-        (".".join("a" * 5000), 1, "YAML cannot hold"),
+        (".".join("a" * 5000), 1, "YAML cannot contain"),
     ],
     ids=["key", "value", "deep", "deeper"],
 )
@@ -469,7 +469,7 @@ def test_a_key_that_was_renamed_is_refused_with_its_present_name(write, text, ov
     file = write(f"experiment: {{name: small}}\nfinetune:\n{text}\n")
     with pytest.raises(ConfigError) as caught:
         load_experiment(file, overrides)
-    message = "there is no such key any more; it was renamed to finetune.data.drop_duplicates."
+    message = "this key was renamed to finetune.data.drop_duplicates."
     assert f"{key}: {message}" in str(caught.value)
 
 

@@ -140,5 +140,5 @@ def test_conditions_in_a_circle_are_refused(load):
         "finetune.optimizer.name": {"choice": ["adam", "sgd"], "when": {"finetune.balance": ["none"]}},
         "finetune.balance": {"choice": ["none", "sampler"], "when": {"finetune.optimizer.name": ["adam"]}},
     }
-    with pytest.raises(ConfigError, match="go in a circle"):
+    with pytest.raises(ConfigError, match="form a circle"):
         load(space)

@@ -62,8 +62,8 @@ def test_repeated_keys_merge_keys_and_numbers_as_keys_are_all_named():
     with pytest.raises(ConfigError) as caught:
         parse_yaml(text, "a.yaml")
     message = str(caught.value)
-    assert "a.yaml line 4: the key 'c' is repeated; it already stands in line 3" in message
-    assert "a.yaml line 5: the key 'a' is repeated; it already stands in line 1" in message
+    assert "a.yaml line 4: the key 'c' is repeated; it is already in line 3" in message
+    assert "a.yaml line 5: the key 'a' is repeated; it is already in line 1" in message
     assert 'a.yaml line 6: found the key 1, expected text; put it in quotes: "1"' in message
     assert "a.yaml line 7: '<<' is not part of YAML 1.2" in message
 

@@ -87,7 +87,7 @@ def test_light_alone_needs_no_detector(calls):
     found = prepare_faces(bundle, FacesConfig(equalize="clahe"))
     assert calls == []
     assert np.array_equal(found.train.images[2], equalize(bundle.train.images[2], "clahe"))
-    assert found.notes == ("faces: the light of every image is evened out (clahe).",)
+    assert found.notes == ("faces: the contrast of every image is equalised (clahe).",)
 
 
 def test_one_image_is_treated_as_those_of_a_split(calls):

@@ -89,7 +89,7 @@ def test_train_csv_is_joined_by_test_csv(tmp_path):
     (tmp_path / "test.csv").write_text("\n".join(["emotion,pixels", *train[:3]]))
     bundle = load_fer2013(_config(tmp_path))
     assert bundle.test.ids.tolist() == ["test/0", "test/1", "test/2"]
-    assert "does not tell PublicTest from PrivateTest" in bundle.notes[0]
+    assert "does not distinguish PublicTest and PrivateTest" in bundle.notes[0]
 
 
 def _write_folders(root, names: dict[str, str]):

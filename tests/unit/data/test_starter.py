@@ -93,7 +93,7 @@ def test_a_name_from_any_folder(tmp_path):
 def test_an_existing_file_stays(draw, tmp_path):
     folder = draw({"a": 3, "b": 3})
     (tmp_path / "mine.yaml").write_text("mine")
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         write_starter(folder, tmp_path / "mine.yaml")
     assert (tmp_path / "mine.yaml").read_text() == "mine"
 

@@ -208,11 +208,11 @@ def test_the_command_prints_writes_and_refuses_options_of_the_other_kind(model, 
     assert described["size_bytes"] == model.stat().st_size
     assert len(read_predictions(kept)) == 20
     result = CliRunner().invoke(app, ["evaluate", str(model), *words, "--data", str(csv), "--against", str(kept)])
-    assert "right and wrong on the very same images" in result.stdout, result.output
+    assert "classify exactly the same images correctly" in result.stdout, result.output
     for more, message in (
         ([str(model), *words, "--data", str(csv), "--against", str(tmp_path / "none.npz")], "none.npz"),
         ([str(model), *words, "--data", str(csv), "--predictions", str(tmp_path / "p.csv")], "ends in .npz"),
-        (["lite2", "--labels", "a,b"], "--labels goes with an external model"),
+        (["lite2", "--labels", "a,b"], "--labels needs an external model"),
         ([str(model)], "needs --data DATA"),
     ):
         result = CliRunner().invoke(app, ["evaluate", *more])

@@ -52,7 +52,7 @@ def test_a_figure_says_what_was_answered_where_it_hangs_and_what_it_does_not_sho
         "not why",
         "2x2 cells",
         "--feature-level",
-        "Neither shows what a person feels",
+        "A map shows neither what a person feels",
     ):
         assert words in title
     assert "greatest in the lower left, and changes the answer on 25 % of the image" in description
@@ -116,7 +116,7 @@ def make_sanity(mean, *, alike=0.1, flat=0):
     [
         (0.02, 0.1, "it depends on what was learned.", "alike"),
         (0.97, 0.1, "it hardly depends on what was learned.", "alike"),
-        (0.02, 0.83, "the maps of different faces are alike, too (0.83)", "hardly depends"),
+        (0.02, 0.83, "the maps of different faces are similar, too (0.83)", "hardly depends"),
         (None, None, "no verdict", "depends"),
     ],
 )

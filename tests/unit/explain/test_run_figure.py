@@ -49,7 +49,7 @@ def test_occlusion_page_says_what_the_maps_show_and_what_not(tmp_path):
         assert "not why" in image.text["Title"]
         assert "happy predicted as happy, 78 % for happy" in image.text["Description"]
         assert (
-            "lowers that by up to 39 percentage points on average and flips the answer on 50 % of the image"
+            "lowers that by up to 39 percentage points on average and changes the predicted label on 50 % of the image"
             in image.text["Description"]
         )
         assert "angry predicted as happy" in image.text["Description"]
@@ -68,7 +68,7 @@ def test_preparation_page_names_each_station(tmp_path):
     with Image.open(path) as image:
         assert "stored 16x16, resized 24x24" in image.text["Description"]
         assert "first features, 12x12; last features, 3x3" in image.text["Description"]
-        assert "the network is given the resized image" in image.text["Title"]
+        assert "the network gets the resized image" in image.text["Title"]
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -54,7 +54,7 @@ def test_a_class_folder_is_divided_so_that_no_image_is_both_compared_and_calibra
     assert both == set()
     # The labels are the model's, in its order: happy is 0.
     assert sorted(sample.targets.tolist()) == [0, 0, 1, 1, 1, 1]
-    assert "divided by chance" in sample.source
+    assert "divided at random" in sample.source
 
 
 def test_validation_and_train_of_a_folder_with_parts_are_taken_and_test_is_left_closed(tmp_path):
@@ -99,7 +99,7 @@ def test_without_data_faces_are_drawn_which_is_said_and_no_accuracy_is_claimed(h
     assert sample.targets is None
     assert len(sample.images) == 256
     assert "drawn" in sample.source
-    assert any("comparing on faces that dlfer draws" in text for text in said)
+    assert any("comparing on faces drawn by dlfer" in text for text in said)
 
 
 def test_data_that_is_not_there_is_an_error_and_not_replaced_by_drawn_faces(tmp_path):
@@ -152,7 +152,7 @@ def test_a_refused_format_does_not_keep_the_others_from_being_made(tmp_path, mon
 
 
 def test_the_card_beside_the_artifact_is_taken_else_one_that_warns(tmp_path):
-    assert "the artifact has no card" in whole._read_card(tmp_path, None).lower()
+    assert "the model has no card" in whole._read_card(tmp_path, None).lower()
     (tmp_path / "MODEL_CARD.md").write_text("# Mine\n")
     assert whole._read_card(tmp_path, None) == "# Mine\n"
 
@@ -186,7 +186,7 @@ def test_an_earlier_export_may_be_replaced_and_what_somebody_put_there_is_not(ea
     whole._check_target(earlier, [], force=False)
     whole._check_target(tmp_path / "new", [], force=False)
     (earlier / "me.jpg").write_text("me")
-    with pytest.raises(UserError, match=r"1 files in it are not of it: me\.jpg.*--force"):
+    with pytest.raises(UserError, match=r"1 files in it do not belong to it: me\.jpg.*--force"):
         whole._check_target(earlier, [], force=False)
     whole._check_target(earlier, [], force=True)
     with pytest.raises(UserError, match=r"is the input .*me\.jpg"):
@@ -200,7 +200,7 @@ def test_a_folder_that_is_no_export_is_never_replaced(earlier, tmp_path, force):
     (tmp_path / "dangling").symlink_to(tmp_path / "gone")
     (tmp_path / "file").write_text("")
     for name in ("photos", "linked", "dangling", "file"):
-        with pytest.raises(UserError, match="this is no export"):
+        with pytest.raises(UserError, match="the folder is not an export"):
             whole._check_target(tmp_path / name, [], force=force)
 
 

@@ -193,7 +193,7 @@ def test_the_metrics_of_the_card_have_intervals_in_words(run, hub, quick, call):
         (["--to-hub", "a/b/c"], "expected ORG/NAME"),
         (["--to-hub", "org/../x"], "expected ORG/NAME"),
         (["--private"], "add --to-hub"),
-        (["--hub-folder", "there"], "--hub-folder there: is there already"),
+        (["--hub-folder", "there"], "--hub-folder there: exists already"),
         (["--to-hub", "org/small", "--hub-folder", "there/no"], None),
     ],
 )

@@ -302,7 +302,7 @@ def test_labels_without_images_are_stated_and_averages_are_over_the_others(targe
     recalls = [row.recall for row in scores.per_class.values() if row.n]
     assert scores.macro_recall.value == pytest.approx(np.mean(recalls))
     text = format_metrics(compute_metrics_file({"test": predictions}, Metrics()))
-    assert (f"not judged: {', '.join(absent or [])}" in text) == bool(absent)
+    assert (f"not evaluated: {', '.join(absent or [])}" in text) == bool(absent)
     headline = build_headline(Metrics(test=scores), None, openings=0, expected=None)
     assert dict(headline.facts)["macro F1"].endswith(f"over {3 - len(absent or [])} classes")
-    assert ("not judged" in dict(headline.facts)) == bool(absent)
+    assert ("not evaluated" in dict(headline.facts)) == bool(absent)

@@ -366,20 +366,23 @@ def build_config(**changes) -> ExperimentConfig:
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"pretrain": {"weights": "vggface2"}}, "weights_file: is missing; weights: vggface2 do not come with dlfer"),
+        (
+            {"pretrain": {"weights": "vggface2"}},
+            "weights_file: is missing; the weights vggface2 do not come with dlfer",
+        ),
         ({"pretrain": {"weights": "a.h5", "weights_file": "b"}}, "goes with weights: imagenet or vggface2 only"),
         ({"model": {"backbone": "mobilenet"}}, "found backbone mobilenet and pixel_scaling backbone .*caffe"),
         ({"model": {"backbone": "mobilenet_v2", "pixel_scaling": "caffe"}}, "Set model.backbone: mobilenet and"),
         (
             {"model": {"family": "hybrid", "branches": ("mobilenet", "resnet18"), "pixel_scaling": "caffe"}},
-            "they are those of one mobilenet alone",
+            "these are weights of a single mobilenet",
         ),
         (
             {
                 "model": {"family": "hybrid", "branches": ("mobilenet", "resnet18"), "pixel_scaling": "caffe"},
                 "pretrain": {"weights": {"mobilenet": "vggface2", "resnet18": "a.h5"}},
             },
-            "they are those of one mobilenet alone",
+            "these are weights of a single mobilenet",
         ),
     ],
 )

@@ -81,7 +81,7 @@ def test_the_fastest_is_taken(choose):
     name, said = choose({"onnx": (0.004,), "litert": (0.002, 1e-5)})
     assert name == "litert"
     assert said == (
-        "engine litert: 2 ms a face in batches of 16 (keras 10, onnx 4, openvino not installed); largest difference of a probability to keras "
+        "engine litert: 2 ms per face in batches of 16 (keras 10, onnx 4, openvino not installed); largest difference of a probability to keras "
         "1e-05 on 16 drawn faces."
     )
 
@@ -91,7 +91,7 @@ def test_one_that_differs_is_not_taken_however_fast(choose):
     assert name == "keras"
     assert (
         said
-        == "engine keras: 10 ms a face in batches of 16 (onnx 20, openvino not installed, litert-int8 differs by 0.05)."
+        == "engine keras: 10 ms per face in batches of 16 (onnx 20, openvino not installed, litert-int8 differs by 0.05)."
     )
 
 
@@ -112,7 +112,7 @@ def test_an_onnx_is_computed_by_openvino_where_that_is_faster(choose):
     choose.engines["openvino"] = FakeEngine(0.003, choose.engines["keras"].clock)
     name, said = choose({"onnx": (0.004,)})
     assert name == "openvino"
-    assert said.startswith("engine openvino: 3 ms a face in batches of 16 (keras 10, onnx 4)")
+    assert said.startswith("engine openvino: 3 ms per face in batches of 16 (keras 10, onnx 4)")
 
 
 def test_an_export_of_one_size_is_no_choice_where_sizes_differ(choose):
@@ -120,7 +120,7 @@ def test_an_export_of_one_size_is_no_choice_where_sizes_differ(choose):
     choose.engines["litert"].takes_any_size = False
     name, said = choose(any_size=True)
     assert name == "keras"
-    assert "litert takes one size of images alone" in said
+    assert "litert takes images of one size only" in said
     assert choose()[0] == "litert"
 
 
@@ -144,7 +144,9 @@ def test_a_model_with_an_onnx_file_is_what_others_are_compared_with(choose, monk
     monkeypatch.setattr(module, "ArtifactModel", lambda folder, *, runtime: choose.engines[runtime])
     name, said = choose({"onnx": (0.0001,), "litert": (0.004,)})
     assert name == "openvino"
-    assert said.startswith("engine openvino: 2 ms a face in batches of 16 (onnx 3, litert 4); largest difference of a")
+    assert said.startswith(
+        "engine openvino: 2 ms per face in batches of 16 (onnx 3, litert 4); largest difference of a"
+    )
     del choose.engines["openvino"]
     monkeypatch.setattr(module, "ArtifactModel", lambda folder, *, runtime: module.ExportedModel("no", runtime=runtime))
     assert choose()[0] == "own"
@@ -184,4 +186,4 @@ def test_the_least_of_the_rounds_after_the_first_counts(choose):
     engine.predict = lambda *args, **given: setattr(engine.clock, "now", engine.clock.now + next(waits))
     (trial,) = time_trials([module.Trial("keras", engine)], np.zeros((2, 16, 16, 1), np.uint8))
     assert trial.milliseconds == pytest.approx(50)
-    assert describe_choice(trial, [trial], 2).startswith("engine keras: 50 ms a face in batches of 2")
+    assert describe_choice(trial, [trial], 2).startswith("engine keras: 50 ms per face in batches of 2")

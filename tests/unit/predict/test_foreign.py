@@ -87,7 +87,7 @@ def test_words_are_read_in_any_order(text, size, colours, scaled, layout):
         ("48x48 gray /255 std=0", "'std=0' is not understood"),
         ("48x48 rgb /255 mean=1,2", "mean has 2 numbers, expected one or 3"),
         ("48x48 gray /255 std=1,2,3", "std has 3 numbers, expected one or 1"),
-        ("48x48 gray -1..1 mean=0.5", "has a mean in it already"),
+        ("48x48 gray -1..1 mean=0.5", "includes a mean already"),
         ("48x48 gray /255 chw", "'chw' is not understood"),
     ],
 )
@@ -144,7 +144,7 @@ def test_an_onnx_file_of_another_dtype(tmp_path, kind, dtype):
         ({"shape": ["N", 3, 3, 3]}, "3x3 rgb /255", 3, "add nhwc or nchw to --input"),
         ({"shape": ["N", 36]}, "6x6 gray /255", 3, "which is not --input"),
         ({"shape": ["N", 1, 6, 6]}, "6x6 gray /255", 7, r"\['N', 3\], expected one of \[N, 7\]"),
-        ({"shape": ["N", 1, 6, 6], "more_outputs": 1}, "6x6 gray /255", 3, "a number for each of the 3 --labels"),
+        ({"shape": ["N", 1, 6, 6], "more_outputs": 1}, "6x6 gray /255", 3, "one number for each of the 3 --labels"),
         ({"shape": ["N", 1, 6, 6], "more_inputs": 1}, "6x6 gray /255", 3, "takes 2 inputs"),
         ({"shape": ["N", 1, 6, 6], "kind": TensorProto.INT32}, "6x6 gray 0..255", 3, "takes tensor.int32."),
         (
@@ -235,9 +235,9 @@ def test_outputs_become_probabilities_only_as_they_are_said_to_be():
     assert np.allclose(to_probabilities(ready, "softmax", "m"), ready, atol=1e-6)
     each = np.array([[0.9, 0.6, 0.0]])
     assert np.allclose(to_probabilities(each, "sigmoid", "m"), [[0.6, 0.4, 0.0]], atol=1e-6)
-    with pytest.raises(ModelError, match=r"m: its outputs reach from -3 to 500, expected 0\.\.1; say --output logits"):
+    with pytest.raises(ModelError, match=r"m: its outputs reach from -3 to 500, expected 0\.\.1; use --output logits"):
         to_probabilities(logits, "softmax", "m")
-    with pytest.raises(ModelError, match=r"sum to 1\.5 to 1\.5, expected 1 in each row; say --output sigmoid"):
+    with pytest.raises(ModelError, match=r"sum to 1\.5 to 1\.5, expected 1 in each row; use --output sigmoid"):
         to_probabilities(each, "softmax", "m")
 
 

@@ -88,7 +88,7 @@ def test_json_counts_what_a_folder_holds_by_reason(call, draw_blocks):
     reading = json.loads(Path("a.json").read_text())["reading"]
     assert (reading["seen"], reading["used"]) == (8, 2)
     assert {reason["reason"]: (reason["n"], reason["first"]) for reason in reading["left_out"]} == {
-        "not read, or not wholly": (2, ["in/bad.jpg", "absent.png"]),
+        "unreadable or incomplete": (2, ["in/bad.jpg", "absent.png"]),
         "hidden files and files of the system": (2, ["in/.DS_Store", "in/__MACOSX"]),
         "no picture format that is read (.txt)": (1, ["in/notes.txt"]),
         "raw pictures of cameras, which have to be developed: save them as JPEG or PNG": (1, ["in/model.nef"]),
@@ -108,7 +108,7 @@ def test_a_video_that_is_cut_short_is_one_input(call, draw_blocks):
     found = json.loads(Path("a.json").read_text())
     assert len(found["rows"]) > 3
     assert (found["reading"]["seen"], found["reading"]["used"]) == (2, 1)
-    assert [reason["reason"] for reason in found["reading"]["left_out"]] == ["not read, or not wholly"]
+    assert [reason["reason"] for reason in found["reading"]["left_out"]] == ["unreadable or incomplete"]
 
 
 def test_a_video_to_lines_and_an_annotated_video(call, draw_blocks):
@@ -531,7 +531,7 @@ def test_another_file_is_replaced_by_force_alone(call, draw_blocks):
     for args in (("--out", "a.csv"), ("--draw", "drawn")):
         code, _, err = call("a.png", *args)
         assert code == 2
-        assert "is there already" in err
+        assert "exists already" in err
         assert "--force" in err
     assert snapshot() == before
     assert call("a.png", "--out", "a.csv", "--draw", "drawn", "--force")[0] == 0
@@ -544,14 +544,14 @@ def test_pictures_on_a_list_are_not_replaced(call, draw_blocks, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("me.jpg\nb/you.png\n"))
     code, _, err = call("-", "--faces", "whole", "--draw", ".", "--out", "a.csv")
     assert code == 1
-    assert "not drawn: me.jpg: predicted, not drawn: me.jpg: is there already" in err
+    assert "not drawn: me.jpg: predicted, not drawn: me.jpg: exists already" in err
     assert len(Path("a.csv").read_text().splitlines()) == 3
     assert {path: snapshot()[path] for path in before} == before
     assert Path("you.jpg").exists()
     monkeypatch.setattr("sys.stdin", io.StringIO("me.jpg\n"))
     code, _, err = call("-", "--draw", ".", "--force")
     assert code == 2
-    assert "not known before" in err
+    assert "not known in advance" in err
 
 
 HOSTILE = (

@@ -59,8 +59,8 @@ def test_lists_as_other_programs_write_them(tmp_path, text):
 @pytest.mark.parametrize(
     ("name", "problem"),
     [
-        ("https://example.org/a.jpg", "https://example.org/a.jpg: an address; files alone are read. Download it"),
-        ("rtsp://camera/1.mp4", "rtsp://camera/1.mp4: an address"), ("file:///a.png", "an address"),
+        ("https://example.org/a.jpg", "https://example.org/a.jpg: found an address, expected a file. Download it"),
+        ("rtsp://camera/1.mp4", "rtsp://camera/1.mp4: found an address"), ("file:///a.png", "an address"),
         ("", "an empty name"), ("  ", "an empty name"), ("camera:", "expected the number of a camera"),
         ("camera:99999999999999999999", "expected the number of a camera"),
     ],

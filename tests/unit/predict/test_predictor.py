@@ -96,11 +96,11 @@ def test_the_mirror_image_has_half_of_the_say_and_readers_are_told():
     assert (face.label, face.probabilities["Light"]) == ("Light", pytest.approx((0.25 + 1) / 2))
     assert describe_predictions(plain, faces="whole", smooth=0)["mirror"] is None
     told = describe_predictions(mirrored, faces="whole", smooth=0)["mirror"]
-    assert "mirror image" in told
+    assert "horizontal flip" in told
     assert "temperature" not in told
     mirrored.classifier.temperature_fit = Temperature(value=1.1, fitted_on="PublicTest")
     told = describe_predictions(mirrored, faces="whole", smooth=0)["mirror"]
-    assert "the temperature was fitted without the mirror image" in told
+    assert "the temperature was fitted without the flip" in told
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

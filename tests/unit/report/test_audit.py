@@ -90,7 +90,7 @@ def test_each_finding_is_a_sentence_with_its_numbers(audit):
         "duplicates make 6 groups, the largest of 5 images; 3 of the groups",
         "a has no image of Fear.",
         "The largest class of a (Happy, 30) is 3.0 times the smallest (Sad, 10).",
-        "1 image is of one colour, 2 more nearly so",
+        "1 image is of one colour, 2 more are nearly so",
         "Outliers: 1 in brightness.",
         "1 image is unlike the other faces",
         "63.0 % of 40 images (61.0 to 65.0)",
@@ -126,7 +126,10 @@ def test_audits_of_older_runs_and_of_streams_are_described():
         "No image occurs more than once.",
     ]
     streamed = {"num_images": 9, "labels": ["x", "y"], "splits": {"train": {"num_images": 9}}}
-    assert describe_audit(AuditRecord.build(streamed))[-1] == "The images are streamed, so they were not looked into."
+    assert (
+        describe_audit(AuditRecord.build(streamed))[-1]
+        == "The images are streamed, so their contents were not audited."
+    )
 
 
 def test_the_page_shows_each_image_once_named_and_nothing_from_outside(tmp_path, audit):
@@ -156,4 +159,4 @@ def test_a_streamed_audit_has_a_page_too(tmp_path):
         "unreadable": {"n": 0, "examples": []},
     }
     page = write_audit_page(tmp_path / "a.html", AuditRecord.build(streamed), {}).read_text()
-    assert "not looked into" in page
+    assert "not audited" in page

@@ -91,8 +91,8 @@ def test_the_card_tells_use_terms_protocol_metrics_and_limits(run):
         f"| accuracy | {cells[0]} | {cells[1]} |",
         "| metric | test, n = 60 | test without duplicates, n = 53 | validation (PublicTest, used for selection), n = 60 |",
         "The temperature",
-        "It is worst at",
-        "no claim per group of people is made",
+        "Its lowest recall is that of",
+        "nothing is known about differences between groups of people",
         "config digest: abc123",
         "For research only",
     ):
@@ -140,7 +140,7 @@ def test_files_that_a_run_does_not_have_are_left_out(run, absent):
     (run / absent).unlink()
     card = read_card(write_card(run))
     check_metadata(card)
-    assert ("the model was not judged" in card.text) == (absent == "metrics.json")
+    assert ("the model was not evaluated" in card.text) == (absent == "metrics.json")
     assert ("does not record what the model was trained on" in card.text) == (absent == "config.yaml")
     assert bool(card.data.eval_results) == (absent != "metrics.json")
 
@@ -163,7 +163,7 @@ def test_groups_and_views_are_told(run, extras):
     Metrics.require(run).model_copy(update=extras).write(run)
     text = write_card(run).read_text()
     assert "- By age: Largest gap in accuracy between two groups" in text
-    assert "The run's headline averages over the image and its mirror image; the values below are of single" in text
+    assert "The run's headline averages over the image and its horizontal flip; the values below are for single" in text
 
 
 def test_the_temperature_is_used_only_where_there_is_one(tmp_path, run_maker, model_writer, run):
@@ -251,7 +251,7 @@ def test_own_data_is_not_marked_research_only(run):
     check_metadata(card)
     assert card.data.license == "unknown"
     assert "For research only" not in card.text
-    assert "the user's to state" in card.text
+    assert "dlfer does not know its terms" in card.text
 
 
 HOSTILE = ("<script>alert(1)</script>", "a\x1b[2J\u202eb|c\nd", "$\\frac{$ [x](http://evil)")

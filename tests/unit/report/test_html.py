@@ -134,7 +134,7 @@ def test_the_metrics_of_the_page_are_those_of_the_record(tmp_path, run_maker):
         ("accuracy", test.accuracy, ""),
         ("balanced accuracy", test.balanced_accuracy, "the mean recall of the classes "),
         ("macro F1", test.macro_f1, ""),
-        ("ECE", raw.ece_equal_mass, "less is better "),
+        ("ECE", raw.ece_equal_mass, "lower is better "),
         ("one-vs-rest accuracy", test.one_vs_rest_accuracy, "not the accuracy, see below "),
     ):
         value, low, high = format_ends(estimate)
@@ -144,13 +144,13 @@ def test_the_metrics_of_the_page_are_those_of_the_record(tmp_path, run_maker):
         ("Cohen's kappa", test.cohen_kappa, "0 is chance "),
         ("macro AUC", test.macro_auc, "0.5 is chance "),
         ("macro average precision", test.macro_average_precision, ""),
-        ("log-loss", test.log_loss, "less is better "),
-        ("Brier score", raw.brier, "0 to 2, less is better "),
+        ("log-loss", test.log_loss, "lower is better "),
+        ("Brier score", raw.brier, "0 to 2, lower is better "),
     ):
         assert f"{name} {remark}{estimate.value:.3f} {estimate.low:.3f} to {estimate.high:.3f}" in page.text, name
     detected = test.emotion_detection_rate.num_detected
     assert f"classes mostly predicted as themselves {100 * detected / 3:.1f} % {detected} of 3" in page.text
-    assert "It is not accuracy: with 3 classes an accuracy of 70 % is 80.0 % when counted so." in page.text
+    assert "It is not the accuracy: with 3 classes an accuracy of 70 % gives 80.0 % when counted so." in page.text
 
 
 def test_calibration_and_abstaining_are_told_in_numbers(tmp_path, run_maker):
@@ -207,7 +207,7 @@ def test_a_config_that_cannot_be_read_is_said_and_shown(tmp_path, run_maker, mod
     run = run_maker(tmp_path / "run")
     (run / "config.yaml").write_text("experiment: {name: faces}\nof_another_version: 3\n")
     text = read_page(write_report(run)).text
-    assert "What was asked is not shown, because config.yaml cannot be read." in text
+    assert "The experiment is not shown, because config.yaml cannot be read." in text
     assert "of_another_version: 3" in text
     assert "Accuracy, test (PrivateTest)" in text
     with pytest.raises(ConfigError, match="of_another_version"):
@@ -218,15 +218,15 @@ def test_views_groups_and_corruptions_have_their_tables(tmp_path, run_maker, ext
     run = change_metrics(run_maker(tmp_path / "run"), **extras)
     page, metrics = read_page(write_report(run)), Metrics.require(run)
     mirror, single = metrics.views["mirror"]["test"], metrics.test
-    assert "Accuracy, test (PrivateTest), averaged over the image and its mirror image" in page.text
+    assert "Accuracy, test (PrivateTest), averaged over the image and its horizontal flip" in page.text
     assert f"{100 * mirror.accuracy.value:.1f} % 95 % interval" in page.text
     assert f"of single images {100 * single.accuracy.value:.1f} %; so are all values below" in page.text
     assert mirror.paired.sentence in page.text
     young = metrics.groups.attributes["age"].groups["young"]
     assert f"young 25 {100 * young.accuracy.value:.1f} %" in page.text
-    assert "10 images have no value of it." in page.text
+    assert "10 images have no value for it." in page.text
     assert "Largest gap in accuracy between two groups" in page.text
-    assert "no claim per group" not in page.text
+    assert "nothing is known about differences" not in page.text
     assert "noise standard deviation 50.0 % 45.0 to 55.0 at 2 40.0 % 35.0 to 45.0 at 4 30.0 %" in page.text
     assert "low resolution 50.0 % 45.0 to 55.0 at 2 40.0 % 35.0 to 45.0 at 4 –" in page.text
     assert any("low resolution 40.0 %" in image["alt"] for image in page.images)
@@ -237,15 +237,21 @@ def test_views_are_not_the_headline_unless_asked(tmp_path, run_maker, extras):
     page, accuracy = read_page(write_report(run)), Metrics.require(run).test.accuracy.value
     assert "averaged over the" not in page.text.split("95 % interval")[0]
     assert f"Accuracy, test (PrivateTest) {100 * accuracy:.1f} % 95 % interval" in page.text
-    assert "the headline, as the experiment asks" not in page.text
-    assert "the image and its mirror image" in page.text
+    assert "the headline, as set in the experiment" not in page.text
+    assert "the image and its horizontal flip" in page.text
 
 
 def test_without_attributes_the_page_says_that_no_claim_is_made(tmp_path, run_maker):
     run = run_maker(tmp_path / "run")
-    assert "skin tone exist for FER2013, so no claim per group of people is made" in read_page(write_report(run)).text
+    assert (
+        "skin tone exist for FER2013, so nothing is known about differences between groups of people"
+        in read_page(write_report(run)).text
+    )
     DataRecord.require(run).model_copy(update={"source": "folder"}).write(run)
-    assert "skin tone were given, so no claim per group of people is made" in read_page(write_report(run)).text
+    assert (
+        "skin tone were given, so nothing is known about differences between groups of people"
+        in read_page(write_report(run)).text
+    )
 
 
 NEW_IN_PARTS = (
@@ -374,7 +380,7 @@ def test_without_a_test_split_every_heading_says_validation(tmp_path, run_maker)
     page = read_page(write_report(run_maker(tmp_path / "run", parts=("train", "validation"))))
     assert "Accuracy, validation (PublicTest, used for selection)" in page.text
     assert "Each class, validation (PublicTest, used for selection)" in page.text
-    assert "none: the run was not judged on a test split" in page.text
+    assert "none: the run has no test split" in page.text
     assert "test opened" not in page.text
     assert "within" not in page.text
 
@@ -413,7 +419,7 @@ def test_files_that_a_run_does_not_have_are_left_out(tmp_path, run_maker, absent
     for name in absent:
         shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
     page = read_page(write_report(run))
-    assert "To repeat it" in page.text
+    assert "How to reproduce it" in page.text
     assert ("This run has no metrics yet" in page.text) == ("metrics.json" in absent)
 
 
@@ -473,7 +479,7 @@ def test_values_without_an_interval_are_shown_with_the_reason(tmp_path, run_make
     assert f"Sad, precision: no 95 % interval, because {reason}." in text
     assert f"{metrics.test.mcc.value:.3f} no 95 % interval: {reason}" in text
     aurc = metrics.test.selective.aurc.value
-    assert f"Area under the risk-coverage curve: {aurc:.3f} (no 95 % interval: {reason}; less is better)." in text
+    assert f"Area under the risk-coverage curve: {aurc:.3f} (no 95 % interval: {reason}; lower is better)." in text
     assert "None" not in text
     assert "nan" not in text.lower().replace("finance", "").split()
 

@@ -49,7 +49,7 @@ def test_an_evaluation_is_a_page(tmp_path, metrics):
     assert f"{100 * accuracy.value:.1f} %" in page
     assert f"95 % interval {100 * accuracy.low:.1f} to {100 * accuracy.high:.1f} %, n = 60" in page
     assert "data:image/png;base64," in page
-    assert "To repeat it" not in page
+    assert "How to reproduce it" not in page
     assert list(tmp_path.iterdir()) == [tmp_path / "a.html"]
 
 

@@ -56,7 +56,7 @@ def test_the_page_says_what_is_best_what_failed_and_what_may_be_chance(write_sea
     records = [make_record(0, 0.5), make_record(1, 0.61), make_record(2, 0.58), make_record(3, None, "failed")]
     page = write_search_report(write_search([*records, make_record(4, 0.9, "rung", low=None, high=None)])).read_text()
     assert "<b>0.6100</b> (95 % 0.5600 to 0.6600 over the images), trial 2 of 5" in page
-    assert "best of 4 on the images that chose it" in page
+    assert "best of 4 trials on the images that selected it" in page
     assert "1 other finished trial has a score within its interval" in page
     assert "the &lt;loss&gt; became nan" in page
     assert "ended with its rung" in page
@@ -66,7 +66,7 @@ def test_the_page_says_what_is_best_what_failed_and_what_may_be_chance(write_sea
 
 def test_fewer_than_four_scores_say_that_nothing_is_told_of_the_keys(write_search):
     records = [make_record(0, 0.5), make_record(1, 0.61), make_record(2, 0.58)]
-    assert "is shown from 4 trials with a score on" in write_search_report(write_search(records)).read_text()
+    assert "is shown from 4 trials with different scores on" in write_search_report(write_search(records)).read_text()
     records.append(make_record(3, 0.4))
     assert "is shown from 4 trials" not in write_search_report(write_search(records)).read_text()
 
@@ -116,7 +116,7 @@ def test_the_winners_of_an_ablation_stand_in_a_table_with_their_keys_and_runs(wr
     }
     (folder / "comparison.json").write_text(json.dumps(comparison))
     page = write_search_report(folder).read_text()
-    assert "Accuracy of the winners" in page
+    assert "Accuracy of the best trials" in page
     assert "<th>validation</th><th>test</th>" in page
     assert "65.0 %<small>55.0 to 75.0</small><small>n = 1,234</small>" in page
     assert 'without EF-FER1: dropout 0.3. Runs: seed 0, <a href="../own/report.html">seed 1</a>.' in page
@@ -129,7 +129,7 @@ def test_a_search_without_a_score_has_a_page(write_search):
 
 def test_what_went_on_with_changes_is_said_first(write_search):
     folder = write_search([make_record(0, 0.5)])
-    warning = "Gone on with by --accept-changes (2026-11-28): software: keras was 3.1.0, and is 3.15.1."
+    warning = "Continued with --accept-changes (2026-11-28): software: keras was 3.1.0, and is 3.15.1."
     (folder / "run.json").write_text(json.dumps({"status": "finished", "argv": ["dlfer"], "warnings": [warning]}))
     change = {
         "time": "2026-11-28T10:00:00Z",

@@ -31,7 +31,7 @@ def test_facts_and_levels():
     assert facts["features"] == "computed in 1 min 01 s, taken from the cache here"
     assert facts["weight of an image"] == "Angry 1.03, Disgust 9.52"
     assert (trees.levels, trees.num_features) == (LEVELS, 40)
-    assert "does not measure what a level is worth" in trees.notes[0]
+    assert "does not measure the value of a level" in trees.notes[0]
     unweighted = describe_trees(RECORD.model_copy(update={"row_weights": None}))
     assert "weight of an image" not in dict(unweighted.facts)
 

@@ -73,7 +73,7 @@ def test_another_file_is_replaced_by_force_alone(here):
         ({"--json": "data"}, "is a folder"),
         ({"--json": "/dev/null"}, "a device or a pipe"),
         ({"--json": "data/me.jpg/x.json"}, "expected a folder, and .*me.jpg is a file"),
-        ({"--json": "dangling/x.json"}, "a link that leads nowhere"),
+        ({"--json": "dangling/x.json"}, "a broken link"),
         ({"--json": "x" * 300}, "longer than its file system allows"),
     ],
 )

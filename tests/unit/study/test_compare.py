@@ -91,7 +91,7 @@ def test_of_a_file_it_is_not_told_that_validation_selected_it(make_run, tmp_path
     file = write_predictions(draw(0.7, seed=3), tmp_path / "theirs.npz")
     [note] = compare_runs([str(run.path), str(file)], split="validation").notes
     assert note == (
-        f"Validation (PublicTest) selected {run.path.parent.name}/{run.path.name}: it flatters them. "
+        f"Validation (PublicTest) selected {run.path.parent.name}/{run.path.name}, so their values are optimistic. "
         "What selected the others is not known."
     )
 
@@ -100,7 +100,7 @@ def test_without_test_predictions_validation_is_taken_and_told(make_run):
     a, b = make_run(validation=draw(0.7), test=draw(0.8)), make_run(epochs=3, validation=draw(0.6, seed=1))
     result = compare_runs(names(a, b))
     assert result.part == "validation"
-    assert result.notes == ["Validation (PublicTest) selected these models: it flatters all of them."]
+    assert result.notes == ["Validation (PublicTest) selected these models, so all values are optimistic."]
     with pytest.raises(ModelError, match="expected predictions of test, found those of validation"):
         compare_runs(names(a, b), split="test")
 
@@ -109,9 +109,7 @@ def test_images_that_one_lacks_are_left_out_and_told(make_run):
     a, b = make_run("a", test=draw(0.7)), make_run("b", test=draw(0.7).take(np.arange(40, 300)))
     result = compare_runs(names(a, b))
     assert result.n_common == 260
-    assert result.notes[0] == (
-        f"Compared on the 260 test images that all have; left out: 40 of 300 of a/{a.path.name}."
-    )
+    assert result.notes[0] == (f"Compared on the 260 common test images; left out: 40 of 300 of a/{a.path.name}.")
     other = draw(0.7)
     stranger = make_run(
         "c", test=Predictions([f"x{i}" for i in range(300)], LABELS, other.targets, other.probabilities)
@@ -126,7 +124,7 @@ def test_other_protocols_and_banners_are_warned_of(make_run):
     notes = compare_runs(names(a, b)).notes
     assert notes == [
         f"Warning: the runs differ in protocol (a/{a.path.name}: official; b/{b.path.name}: paper).",
-        "Warning: only some of the runs have a banner; their metrics do not mean the same.",
+        "Warning: only some of the runs have a banner; their metrics are not comparable.",
         f"b/{b.path.name}: 7 of 300 test images have a duplicate.",
     ]
 
@@ -145,7 +143,7 @@ def test_a_run_does_not_differ_from_itself(make_run):
         f"small/{run.path.name} (2)",
     ]
     assert not result.pairs[0].is_significant
-    assert "are right and wrong on the very same images" in result.notes[0]
+    assert "classify exactly the same images correctly" in result.notes[0]
 
 
 def test_seeds_of_one_experiment_are_a_system(make_run):
@@ -212,7 +210,7 @@ def test_the_verb_prints_the_table_and_writes_json(make_run, tmp_path, capsys):
         main(["compare", *names(a, b, c), "--json", str(tmp_path / "o.json")])
     assert done.value.code in (0, None)
     out = capsys.readouterr().out
-    assert out.startswith("test, 300 images that all have\nrun")
+    assert out.startswith("test, 300 common images\nrun")
     assert "Cochran's Q: " in out
     assert "with 2 degrees of freedom" in out
     result = json.loads((tmp_path / "o.json").read_text())

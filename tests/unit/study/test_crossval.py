@@ -174,7 +174,7 @@ def test_an_image_in_two_folds_is_refused(folds, options, plan):
         ({"sweep__grid__model__dropout": [0.1, 0.2], "sweep__seeds": [0, 1]}, r"sweep\.seeds: found \[0, 1\]"),
         (
             {"pretrain": {"data": {"source": "synthetic_faces"}}},
-            r"pretrain\.data: found source synthetic_faces.*EF-FER1 would have seen the fold that judges",
+            r"pretrain\.data: found source synthetic_faces.*EF-FER1 would have seen the test fold",
         ),
         (
             {"sweep__grid": {"finetune.data.seed": [0, 1]}},
