@@ -249,6 +249,7 @@ def list_backbone_rows() -> Rows:
             "image_size": spec.image_size,
             "parameters": spec.num_parameters_without_top,
             "min_image_size": spec.min_image_size,
+            "feature_levels": len(spec.stages),
             "weights": ", ".join(spec.weights) or None,
             "note": spec.note,
         }
