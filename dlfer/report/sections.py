@@ -49,6 +49,10 @@ def describe_question(config: ExperimentConfig | None, labels: list[str]) -> lis
         facts.append((STAGES["finetune"], _describe_stage(finetune)))
         augment = [f"{key} {value:g}" for key, value in finetune.augment if isinstance(value, float) and value]
         facts.append(("augmentation", ", ".join(augment) or "none"))
+        if finetune.distill is not None:
+            section = finetune.distill
+            setting = f"weight {section.weight:g}, temperature {section.temperature:g}"
+            facts.append(("distilled from", f"{', '.join(section.names)} ({setting})"))
     for name, value in (("result", config.expected.result), ("cost", config.expected.cost)):
         if value is not None:
             facts.append((f"expected {name}", value))

@@ -133,6 +133,8 @@ class FileRecord(Record):
         return path
 
 
+Text = Annotated[str, Field(max_length=1000)]
+
 _EXPECTED = {
     "string_type": "text",
     "int_type": "a whole number",
@@ -249,6 +251,51 @@ class BranchWeights(Record):
     feature_difference: float | None = None
 
 
+class WeightsOrigin(Record):
+    """Where published weights or a teacher come from that a model was trained from, with terms that hold for the model as well.
+
+    Attributes:
+        name: as `pretrain.weights` names them.
+        role: what they were for the model.
+        source: who made them, on what data, and where they were taken from.
+        terms: in sentences.
+        sha256: name of each file of the weights -> checksum.
+        research_only: whether the terms forbid other use.
+    """
+
+    name: Text
+    role: Literal["published weights", "teacher"] = "published weights"
+    source: Text
+    terms: Text
+    sha256: dict[str, str] = Field(default_factory=dict)
+    research_only: bool = True
+
+
+class TeacherRecord(Record):
+    """A trained model that a run was distilled from.
+
+    Attributes:
+        name: as the experiment names it.
+        run: that trained it, where it says so.
+        sha256: file of the model -> checksum.
+        origins: where it comes from, itself the last, with the terms that hold for its student.
+        leak: what it has seen of the images that judge its student, in a sentence, or None.
+        note: what is not known of it, in a sentence, or None.
+    """
+
+    name: str
+    run: str | None = None
+    sha256: dict[str, str] = Field(default_factory=dict)
+    origins: list[WeightsOrigin] = Field(default_factory=list)
+    leak: str | None = None
+    note: str | None = None
+
+    def format_digests(self) -> str:
+        """Return the file that answers, of several the ONNX file, with its sha256."""
+        file = min(self.sha256, key=lambda name: not name.endswith(".onnx"), default=None)
+        return "no file" if file is None else f"{file}, sha256 {self.sha256[file]}"
+
+
 class RunRecord(FileRecord):
     """run.json: how a run was started, where it stands, and what it was made with.
 
@@ -273,6 +320,7 @@ class RunRecord(FileRecord):
         data_like: of a member of a study, "<experiment>/<run>" of one before it with the same data.
         study: of a member, "<experiment>/<run>" of its ablation, sweep, search or ensemble.
         branches: of a hybrid, whose branches have weights of their own: by the branch.
+        teachers: of a student.
     """
 
     FILE: ClassVar[str] = "run.json"
@@ -306,6 +354,7 @@ class RunRecord(FileRecord):
     changes: list[AcceptedChanges] = Field(default_factory=list)
     data_like: str | None = None
     study: str | None = None
+    teachers: list[TeacherRecord] = Field(default_factory=list)
 
     @property
     def present_status(self) -> str:
@@ -428,7 +477,6 @@ Side = Annotated[int, Field(ge=1, le=LARGEST_IMAGE)]
 """Of a square, in pixels."""
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Difference = Annotated[float, Field(ge=0)]
-Text = Annotated[str, Field(max_length=1000)]
 Label = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -489,24 +537,6 @@ class ShippedRecord(Record):
     weights: Text | None = None
     largest_difference: Difference | None = None
     num_faces: Count | None = None
-
-
-class WeightsOrigin(Record):
-    """Where published weights that a model was trained from come from, with terms that hold for the model as well.
-
-    Attributes:
-        name: as `pretrain.weights` names them.
-        source: who made them, on what data, and where they were taken from.
-        terms: in sentences.
-        sha256: name of each file of the weights -> checksum.
-        research_only: whether the terms forbid other use.
-    """
-
-    name: Text
-    source: Text
-    terms: Text
-    sha256: dict[str, str] = Field(default_factory=dict)
-    research_only: bool = True
 
 
 class About(Record):
