@@ -531,12 +531,29 @@ class InputRecord(Record):
     note: str | None = None
 
 
+class SpeedRecord(Record):
+    """How long a model took for a face, and where.
+
+    Attributes:
+        milliseconds: of wall time for a face; the least of several rounds.
+        batch_size: faces at a time.
+        engine: that computed it.
+        machine: processor and number of cores, in words.
+    """
+
+    milliseconds: Annotated[float, Field(gt=0)]
+    batch_size: Count
+    engine: Text
+    machine: Text
+
+
 class ShippedRecord(Record):
-    """What shipping changed in a model."""
+    """What shipping changed in a model, and how fast it was then."""
 
     weights: Text | None = None
     largest_difference: Difference | None = None
     num_faces: Count | None = None
+    speed: SpeedRecord | None = None
 
 
 class About(Record):
@@ -571,6 +588,23 @@ class FeatureLevel(Record):
     features: Annotated[int, Field(ge=1, le=2**31)]
 
 
+class QuantisedAccuracy(Record):
+    """What a model of eight bits loses, on the same images; fractions, but for `lost`, in percentage points.
+
+    Attributes:
+        n: number of images.
+        original, quantised: accuracies.
+        lost, low, high: their difference with its paired 95 % interval.
+    """
+
+    n: Count
+    original: Annotated[float, Field(ge=0, le=1)]
+    quantised: Annotated[float, Field(ge=0, le=1)]
+    lost: float
+    low: float
+    high: float
+
+
 class OnnxRecord(Record):
     """The ONNX file of an artifact, by which it predicts without TensorFlow.
 
@@ -578,10 +612,13 @@ class OnnxRecord(Record):
         file: its name in the folder.
         opset: of ONNX.
         output: "probabilities"; or "features", which the trees of a boosted model take.
-        weights: how they are kept: "float32", or that large kernels are in float16.
+        weights: how they are kept: "float32", that large kernels are in float16, or that all computes with eight bits.
         images: by which it was compared with Keras, in words.
         n: number of these.
         largest_difference: of a probability to that of Keras.
+        labels_agree: of eight bits, the share of these images with the same most probable label as Keras has, in 0..1.
+        calibration: of eight bits, the images that gave the ranges of activations, in words.
+        accuracy: of eight bits, what is lost, where the labels of the images are known.
     """
 
     file: Text
@@ -591,6 +628,9 @@ class OnnxRecord(Record):
     images: Text
     n: Count
     largest_difference: Difference
+    labels_agree: Annotated[float, Field(ge=0, le=1)] | None = None
+    calibration: Text | None = None
+    accuracy: QuantisedAccuracy | None = None
 
 
 class ArtifactRecord(FileRecord):
