@@ -206,7 +206,8 @@ def list_model_rows(*, time: bool = False) -> Rows:
 
     At most one is the default: the one that is used where none is named. A damaged model is said and left out. `megabytes` is the
     size of the file that answers: the ONNX file, else all files of the model. `milliseconds` for a face were measured when the
-    model was shipped, on the machine that `measured_on` names; with `time` here and now.
+    model was shipped, on the machine that `measured_on` names; with `time` here and now. The accuracies are the trained model's; `lost_by_int8`
+    says what a model of eight bits loses of them.
     """
     from dlfer.errors import DlferError, ModelError
     from dlfer.runs.find import find_default_model, list_models, read_about
@@ -244,10 +245,19 @@ def list_model_rows(*, time: bool = False) -> Rows:
                 "measured_on": f"{speed.engine}, batches of {speed.batch_size}, {speed.machine}" if speed else None,
                 "test": _get_accuracy(metrics.test),
                 "validation": _get_accuracy(metrics.validation),
+                "lost_by_int8": _describe_loss(artifact),
                 "path": str(path),
             }
         )
     return rows
+
+
+def _describe_loss(artifact: ArtifactRecord) -> str | None:
+    """Return what the accuracies beside it, which are those of float32, lose where the model answers with eight bits."""
+    found = None if artifact.onnx is None else artifact.onnx.accuracy
+    if found is None:
+        return None
+    return f"{found.lost + 0.0:.2f} percentage points [{found.low:.2f}, {found.high:.2f}], n = {found.n:,}"
 
 
 def _measure(path: Path) -> SpeedRecord:

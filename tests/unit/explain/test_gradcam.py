@@ -281,7 +281,7 @@ def test_a_feature_level_beside_which_others_lead_on_is_refused_or_passed_over(m
     monkeypatch.setattr(gradcam, "find_backbone", lambda name: types.SimpleNamespace(stages=("beside", "end")))
     # Neither is fine enough, and at the first of the two no network can be cut.
     assert gradcam._cut(network, "new", image_size=4)[0] == "end"
-    with pytest.raises(ModelError, match=r"feature level 1 of new .beside. lies beside other paths"):
+    with pytest.raises(ModelError, match=r"feature level 1 .beside. lies beside other paths"):
         gradcam._cut(network, "new", image_size=4, feature_level="1")
 
 
