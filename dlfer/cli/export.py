@@ -11,7 +11,7 @@ from dlfer.cli.completion import complete_models
 from dlfer.cli.options import DATA, Force, print_text, say
 from dlfer.errors import UserError
 
-FORMATS = "savedmodel,litert,litert-int8,onnx"
+FORMATS = "savedmodel,litert,litert-int8,onnx,onnx-int8"
 
 
 def export(

@@ -23,6 +23,13 @@ def ship(
     default: Annotated[
         bool, typer.Option("--default", help="Make it the default model, which is used when none is named.")
     ] = False,
+    weights: Annotated[
+        str,
+        typer.Option(
+            metavar="float16|int8",
+            help="What the ONNX file computes with: float32 from large kernels in float16, or eight bits.",
+        ),
+    ] = "float16",
     out: Annotated[Path, typer.Option(metavar="DIR", help="Folder of shipped models.")] = Path("saved_models"),
     to_hub: Annotated[
         str | None, typer.Option(metavar="ORG/NAME", help="Push it to this repository of the Hugging Face hub as well.")
@@ -45,15 +52,19 @@ def ship(
         check_hub(to_hub)
         hub_folder = hub_folder or Path("exports") / f"{name}-hub"
 
-    from dlfer.export.ship import check_hub_folder, ship_model, write_hub_folder
+    from dlfer.export.ship import check_hub_folder, describe_int8, describe_speed, ship_model, write_hub_folder
     from dlfer.predict.predictor import RESEARCH_ONLY, SMOKE
     from dlfer.runs.hub import push_folder
     from dlfer.runs.records import ArtifactRecord
 
     if hub_folder is not None:
         check_hub_folder(hub_folder)
-    path = ship_model(run, out, name=name, default=default)
-    about = ArtifactRecord.require(path).about
+    path = ship_model(run, out, name=name, default=default, weights=weights)
+    record = ArtifactRecord.require(path)
+    about = record.about
+    if record.onnx is not None and record.onnx.labels_agree is not None:
+        say(describe_int8(record.onnx))
+    say(describe_speed(about.shipped.speed))
     if about.smoke:
         say(SMOKE)
     print_text(path)

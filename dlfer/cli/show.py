@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -14,6 +15,7 @@ from dlfer.errors import UserError
 
 if TYPE_CHECKING:
     from dlfer.runs.metrics_record import CountedEstimate, SplitMetrics
+    from dlfer.runs.records import ArtifactRecord, SpeedRecord
 
 Rows = list[dict[str, Any]]
 
@@ -50,6 +52,9 @@ def show(
             "these only. Repeatable.",
         ),
     ] = None,
+    time: Annotated[
+        bool, typer.Option("--time", help="With models: measure here how long each takes for a face.")
+    ] = False,
     json_out: Json = None,
     force: Force = False,
 ) -> None:
@@ -63,10 +68,12 @@ def show(
         raise UserError(f"dlfer show {what}: --set goes with config FILE only.")
     if what != "runs" and (sort or filters):
         raise UserError(f"dlfer show {what}: --sort and --filter go with runs only.")
+    if what != "models" and time:
+        raise UserError(f"dlfer show {what}: --time goes with models only.")
     check_outputs({"--json": find_file(json_out)}, [file], force=force)
     folder = runs or default_runs_folder()
     lists = {
-        "models": list_model_rows,
+        "models": partial(list_model_rows, time=time),
         "backbones": list_backbone_rows,
         "sources": list_source_rows,
     }
@@ -195,12 +202,15 @@ def describe_run(name: str, folder: Path) -> dict[str, Any]:
     return values
 
 
-def list_model_rows() -> Rows:
+def list_model_rows(*, time: bool = False) -> Rows:
     """Return the models that can be named, what their artifact.json says of them, and their accuracies.
 
-    At most one is the default: the one that is used where none is named. A damaged model is said and left out.
+    At most one is the default: the one that is used where none is named. A damaged model is said and left out. `megabytes` is the
+    size of the file that answers: the ONNX file, else all files of the model. `milliseconds` for a face were measured when the
+    model was shipped, on the machine that `measured_on` names; with `time` here and now. The accuracies are the trained model's; `lost_by_int8`
+    says what a model of eight bits loses of them.
     """
-    from dlfer.errors import ModelError
+    from dlfer.errors import DlferError, ModelError
     from dlfer.runs.find import find_default_model, list_models, read_about
     from dlfer.runs.metrics_record import Metrics
     from dlfer.runs.records import ArtifactRecord
@@ -217,6 +227,11 @@ def list_model_rows() -> Rows:
         except ModelError as error:
             say(str(error))
             continue
+        try:
+            speed = _measure(path) if time else artifact.about.shipped and artifact.about.shipped.speed
+        except DlferError as error:
+            say(str(error))
+            speed = None
         rows.append(
             {
                 "name": name,
@@ -225,12 +240,40 @@ def list_model_rows() -> Rows:
                 "family": artifact.family,
                 "backbone": artifact.backbone,
                 "image_size": artifact.input.image_size,
+                "weights": None if artifact.onnx is None else artifact.onnx.weights.partition(",")[0],
+                "megabytes": _count_megabytes(path, artifact),
+                "milliseconds": round(speed.milliseconds, 2) if speed else None,
+                "measured_on": f"{speed.engine}, batches of {speed.batch_size}, {speed.machine}" if speed else None,
                 "test": _get_accuracy(metrics.test),
                 "validation": _get_accuracy(metrics.validation),
+                "lost_by_int8": _describe_loss(artifact),
                 "path": str(path),
             }
         )
     return rows
+
+
+def _describe_loss(artifact: ArtifactRecord) -> str | None:
+    """Return what the accuracies beside it, which are those of float32, lose where the model answers with eight bits."""
+    found = None if artifact.onnx is None else artifact.onnx.accuracy
+    if found is None:
+        return None
+    return f"{found.lost + 0.0:.2f} percentage points [{found.low:.2f}, {found.high:.2f}], n = {found.n:,}"
+
+
+def _measure(path: Path) -> SpeedRecord:
+    from dlfer.predict.engines import measure_speed
+
+    return measure_speed(path)
+
+
+def _count_megabytes(path: Path, artifact: ArtifactRecord) -> float | None:
+    """Return the size of the file that answers, in units of 1,000,000 bytes; None where a file is absent."""
+    files = [artifact.onnx.file] if artifact.onnx is not None else list(artifact.sha256)
+    try:
+        return round(sum((path / file).stat().st_size for file in files) / 1e6, 1)
+    except OSError:
+        return None
 
 
 def _get_accuracy(split: SplitMetrics | None) -> CountedEstimate | None:
@@ -250,6 +293,7 @@ def list_backbone_rows() -> Rows:
             "image_size": spec.image_size,
             "parameters": spec.num_parameters_without_top,
             "min_image_size": spec.min_image_size,
+            "feature_levels": len(spec.stages),
             "weights": ", ".join(spec.weights) or None,
             "note": spec.note,
         }

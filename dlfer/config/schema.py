@@ -168,6 +168,36 @@ class EarlyStopping(Section):
     those of the best value in any case."""
 
 
+class DistillConfig(Section):
+    """Distillation: the student learns from the probabilities of trained models, its teachers, on its training images.
+
+    The target of an image is (1 - weight) of its label, or of what data.soft_targets makes of it, and weight of the teachers'
+    mean probabilities p at the temperature T: p^(1/T), normalised (Hinton, Vinyals and Dean 2015; the student's own probabilities
+    have no temperature here).
+    """
+
+    teacher: str | tuple[str, ...]
+    """A model's name, a run, a model's folder or hf://ORG/NAME; or a list of them. It has the labels of finetune.data, in any
+    order, and its training images must not contain images of the test split."""
+    weight: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """The fraction of a target that the teachers make."""
+    temperature: Positive = 2.0
+    """Above 1 the probabilities of classes that the teacher does not choose count more; 1 leaves them as they are."""
+
+    @model_validator(mode="after")
+    def _check(self) -> DistillConfig:
+        if not self.names or not all(self.names) or len(set(self.names)) < len(self.names):
+            raise ValueError(
+                f"teacher: found {list(self.names)}, expected the name of a model, or a list of different ones."
+            )
+        return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The teachers as the experiment names them."""
+        return (self.teacher,) if isinstance(self.teacher, str) else self.teacher
+
+
 class StageConfig(Section):
     """One training: its data, and how the network is fitted to it."""
 
@@ -203,6 +233,8 @@ class StageConfig(Section):
     clip: Positive | None = 1.0
     """Largest global norm of the gradient, before an l2 weight decay is added; null: no clipping. It keeps the first
     steps from random weights small."""
+    distill: DistillConfig | None = None
+    """finetune: targets in part from trained models. Not with family boosted, and not with images that are streamed."""
     milestones: tuple[Count, ...] = ()
     """finetune: epochs after which the network is evaluated in its own row of the report."""
 
@@ -226,6 +258,11 @@ class StageConfig(Section):
             raise ValueError(
                 "balance: found undersample with source tfds and random crops (data.crop.train: random_resized), for which images "
                 "are read again in each epoch. Set balance: sampler or class_weight, or data.crop: {train: none}."
+            )
+        if self.data is not None and self.data.is_streamed and self.distill is not None:
+            raise ValueError(
+                "distill: found with source tfds and random crops (data.crop.train: random_resized), for which images are read again "
+                "in each epoch; teachers need them in memory. Leave it out, or set data.crop: {train: none}."
             )
         if self.schedule.name == "plateau" and self.schedule.warmup_epochs:
             raise ValueError("schedule.warmup_epochs: plateau has no warm-up; set it to 0 or choose cosine.")
@@ -277,6 +314,8 @@ class PretrainConfig(StageConfig):
             )
         if self.milestones:
             raise ValueError("milestones: belong to finetune; EF-FER1 is not evaluated.")
+        if self.distill is not None:
+            raise ValueError("distill: belongs to finetune; EF-FER1 has no teacher.")
         if self.data is not None and self.data.protocol == "cross_validation":
             raise ValueError("data.protocol: found cross_validation; only finetune.data is cross-validated.")
         return self
@@ -471,6 +510,10 @@ class ExperimentConfig(Section):
             raise ValueError(
                 f"finetune.data.soft_targets: found {self.finetune.data.soft_targets} with model.family: boosted, "
                 "whose trees take labels only; set it to null."
+            )
+        if self.model.family == "boosted" and self.finetune.distill is not None:
+            raise ValueError(
+                "finetune.distill: found with model.family: boosted, whose trees take labels alone; set it to null."
             )
         for stage in ("pretrain", "finetune"):
             self._check_copies(stage)

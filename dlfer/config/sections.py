@@ -134,6 +134,10 @@ class ModelConfig(Section):
     """hybrid: concat of the pooled features, their sum (add), or a sum weighted per image (attention)."""
     stem: Literal[names.STEMS] = "imagenet"
     """resnet18, resnet34: imagenet is 7x7 with stride 2 and max pooling; small is 3x3 with stride 1, for small images."""
+    feature_level: Count | None = None
+    """Ends the backbone after this feature level, counted from the input (timm: the last of out_indices, plus 1), for a
+    smaller network: 4 of mobilenet keeps everything up to stride 16, half of its weights. null: the whole backbone.
+    `dlfer show backbones` gives the number of levels. EF-FER1 is loaded strictly into what remains; the run lists the rest."""
     pixel_scaling: Literal[names.PIXEL_SCALINGS] = "backbone"
     """Scaling of a pixel x in 0..255 before the first layer. backbone: the scaling that the published weights of the
     backbone were trained with, e.g. (x / 255 - mean) / deviation (`dlfer show backbones`); divide_by_255: x / 255 in
@@ -162,6 +166,15 @@ class ModelConfig(Section):
             raise ValueError("branches: found one, expected two or more; one backbone is family transfer.")
         if self.fusion != "concat" and self.family != "hybrid":
             raise ValueError(f"fusion: found {self.fusion} with family {self.family}; it belongs to family hybrid.")
+        if self.feature_level is not None and self.family == "hybrid":
+            raise ValueError(
+                f"feature_level: found {self.feature_level} with family hybrid, whose branches are whole. Set it to null."
+            )
+        if self.feature_level is not None and self.auxiliary_heads:
+            raise ValueError(
+                f"feature_level: found {self.feature_level} with auxiliary_heads: true, which branch off the whole backbone. Set "
+                "one of the two to its default."
+            )
         used = self.branches or (self.backbone,)
         if self.drop_connect is not None and not any(name.startswith("efficientnet_") for name in used):
             raise ValueError(

@@ -306,19 +306,27 @@ def count_labels(config: DataConfig) -> int | None:
     """Return how many labels the data of a section has, as far as that is known without it; else None."""
     if config.source == "fer2013" or config.source.startswith("synthetic"):
         return None
+    found = len(find_labels(config) or ())
+    return min(found, MOST_LABELS) if found > 1 else None
+
+
+def find_labels(config: DataConfig) -> set[str] | None:
+    """Return the labels that the data of a section has, as far as they are known without reading its images; else None."""
+    if config.source == "synthetic_scenes":
+        return None
     try:
-        if config.source == "arrays":
-            names: Sequence[str] = load_arrays(
-                config.model_copy(update={"path": str(resolve_path(config.path))})
-            ).labels
+        names: Sequence[str]
+        if config.source in ("fer2013", "synthetic_faces"):
+            names = FER2013_LABELS
+        elif config.source == "arrays":
+            names = load_arrays(config.model_copy(update={"path": str(resolve_path(config.path))})).labels
         elif config.source == "folder" or config.name == IMAGE_FOLDER:
             names = _list_class_folders(resolve_path(config.path))
         else:
             names = _name_tfds_labels(config.name)
-        found = len({label for label in match_labels(names, config.labels).values() if label is not None})
-    except (DlferError, OSError):  # it is absent, or not whole: that is why it is replaced
+        return {label for label in match_labels(names, config.labels).values() if label is not None}
+    except (DlferError, OSError):  # it is absent, or not whole
         return None
-    return min(found, MOST_LABELS) if found > 1 else None
 
 
 def _list_class_folders(root: Path) -> list[str]:

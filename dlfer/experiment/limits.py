@@ -23,8 +23,9 @@ from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.config.sections import DataConfig
 from dlfer.data.sources import SOURCES, is_present
 from dlfer.data.tfds_stream import IMAGE_FOLDER, check_imagenet2012, find_data_dir
-from dlfer.errors import ConfigError, DataError, DlferError, EnvironmentProblem, UserError
-from dlfer.model.backbones import BACKBONES
+from dlfer.errors import ConfigError, DataError, DlferError, EnvironmentProblem, ModelError, UserError
+from dlfer.experiment.teachers import examine_teachers
+from dlfer.model.backbones import BACKBONES, list_levels
 from dlfer.model.vggface2 import read_face_weights
 from dlfer.runs.find import default_runs_folder, find_model
 from dlfer.runs.machine import get_memory_bytes
@@ -141,12 +142,19 @@ def _examine(config: ExperimentConfig, *, smoke: bool) -> Iterator[str]:
         if section.data is not None and not (stage == "pretrain" and config.pretrain.weights is not None):
             yield from _examine_numbers(stage, section, smoke=smoke)
             yield from _examine_source(stage, section, smoke=smoke)
+    if config.model.feature_level is not None and config.model.family != "ensemble":
+        try:
+            list_levels(config.model.backbone, config.model.feature_level)
+        except ModelError as error:
+            yield str(error)
     yield from _examine_room(names)
     if smoke:
         return
     if config.pretrain is not None and config.pretrain.weights is not None:
         yield from _examine_weights(config, names)
     yield from _examine_given_models(config)
+    if config.model.family != "ensemble":  # its members are looked at by themselves
+        yield from examine_teachers(config)
     if config.evaluate.attributes is not None:
         yield from _examine_path("evaluate.attributes", config.evaluate.attributes, is_file=True)
 

@@ -20,6 +20,7 @@ from dlfer.data.audit import audit_data
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.images import compute_side, match_channels
 from dlfer.errors import ResumeError, TrainingStopped
+from dlfer.experiment.distill import distill
 from dlfer.experiment.extras import Extras, choose_extras, compute_extra_metrics, judge_milestones
 from dlfer.experiment.fit_boosted import explain_boosted, fit_boosted
 from dlfer.experiment.fit_ensemble import (
@@ -57,7 +58,7 @@ from dlfer.runs.find import open_run
 from dlfer.runs.listeners import Listener, Listeners
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.options import RunOptions
-from dlfer.runs.records import About, DataRecord, OnnxRecord, WeightsOrigin
+from dlfer.runs.records import About, DataRecord, OnnxRecord, RunRecord, WeightsOrigin
 from dlfer.runs.run import Run
 from dlfer.runs.run_records import TransferRecord, count_openings, log_opening
 from dlfer.runs.trackers import make_trackers
@@ -214,6 +215,7 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> Metr
 
     bundle = session.load_bundle(config.finetune)
     settle_images(run, index_images(bundle), accept=accept)
+    bundle = distill(run, config, session, bundle)
     if not run.record.judge_test:
         bundle = replace(bundle, test=None)
     duplicates = find_run_duplicates(bundle, _load_pretraining(config, session))
@@ -332,9 +334,10 @@ def _describe_training(
 
 
 def list_origins(run: Run, classifier: Classifier) -> list[WeightsOrigin]:
-    """Return where the published weights come from that a classifier, or a member of it, was trained from, each once."""
-    transfer = TransferRecord.read(run.path)
+    """Return where the published weights and the teachers come from that made a classifier, or a member of it, each once."""
+    transfer, record = TransferRecord.read(run.path), RunRecord.read(run.path)
     found = [] if transfer is None else list(transfer.origins)
+    found += [] if record is None else [origin for teacher in record.teachers for origin in teacher.origins]
     for member in classifier.members.values() if isinstance(classifier, EnsembleClassifier) else ():
         found += member.about.origins
     return [origin for number, origin in enumerate(found) if origin not in found[:number]]
@@ -387,6 +390,9 @@ def _compute_metrics(
         smoke=run.is_smoke,
         test_opened=count_openings(run.path),
     )
+    leaks = [teacher.leak for teacher in run.record.teachers if teacher.leak]
+    if leaks:
+        more["banner"] = " ".join(filter(None, (metrics.banner, *leaks)))
     return metrics.model_copy(update=more)
 
 

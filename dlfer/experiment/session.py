@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
-from dlfer.config.load import with_overrides
+from dlfer.config.load import resolve_path, with_overrides
 from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split
@@ -20,7 +20,7 @@ from dlfer.data.sources import is_present, load_data, replace_by_synthetic
 from dlfer.data.tfds_stream import read_split
 from dlfer.errors import DlferError, shorten
 from dlfer.runs.changes import find_sibling
-from dlfer.runs.find import default_runs_folder
+from dlfer.runs.find import default_runs_folder, find_model
 from dlfer.runs.listeners import Listener, Listeners
 from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run, create_run, format_duration
@@ -51,6 +51,11 @@ def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[
             data, warning = _cut_down(section, batch_size)
             overrides[f"{stage}.data"] = data.model_dump(mode="json")
             warnings += [f"--smoke: {stage}: {warning}"] if warning else []
+            if section.distill is not None and (warning or not _are_there(section.distill.names)):
+                overrides[f"{stage}.distill"] = None
+                warnings.append(
+                    f"--smoke: {stage}.distill left out: {', '.join(section.distill.names)} or the data is not here."
+                )
     if config.pretrain is not None and config.pretrain.weights is not None:
         warnings.append(f"--smoke: pretrain.weights {config.pretrain.describe_weights()} replaced by random weights.")
     return with_overrides(config, overrides), warnings
@@ -70,6 +75,14 @@ def _cut_down(section: StageConfig, batch_size: int) -> tuple[DataConfig, str | 
         drawn, warning = replace_by_synthetic(data)
         return drawn, f"{warning} It cannot be used: {problem}"
     return data, None
+
+
+def _are_there(names: Iterable[str]) -> bool:
+    """Tell whether all models of these names are there."""
+    try:
+        return all(find_model(path if (path := resolve_path(name)).exists() else name) for name in names)
+    except DlferError:
+        return False
 
 
 @cache  # the members of a study have the same data

@@ -24,7 +24,7 @@ import numpy as np
 from dlfer.data.augment import compute_crop_size
 from dlfer.data.images import compute_side, match_channels
 from dlfer.errors import EnvironmentProblem, ModelError
-from dlfer.model.backbones import find_backbone
+from dlfer.model.backbones import list_levels
 from dlfer.model.classifier import Classifier, NetworkClassifier
 from dlfer.model.ensemble import EnsembleClassifier
 from dlfer.model.face_input import compute_taps
@@ -282,7 +282,7 @@ def _build_view(name: str, classifier: NetworkClassifier, feature_level: str) ->
         return parts.head(parts.pooling(features), training=False)
 
     if not config.branches:
-        layer, front, back = _cut(parts.backbone, config.backbone, **where)
+        layer, front, back = _cut(parts.backbone, list_levels(config.backbone, config.feature_level), **where)
         return _NetworkView(
             classifier,
             [(name, layer)],
@@ -291,7 +291,7 @@ def _build_view(name: str, classifier: NetworkClassifier, feature_level: str) ->
         )
     branches = config.name_branches()
     get = parts.backbone.get_layer
-    cuts = [_cut(get(branch), backbone, f"{branch}_", **where) for branch, backbone in branches.items()]
+    cuts = [_cut(get(branch), list_levels(backbone), f"{branch}_", **where) for branch, backbone in branches.items()]
     prepare = [get(f"{branch}_input") for branch in branches]
     fuse = keras.Model([get(f"{branch}_pooling").input for branch in branches], parts.backbone.output)
     return _NetworkView(
@@ -307,12 +307,14 @@ def _build_view(name: str, classifier: NetworkClassifier, feature_level: str) ->
 _Cut = tuple[str, Callable[[Any], Any], Callable[[Any], Any]]
 
 
-def _cut(network: keras.Model, backbone: str, prefix: str = "", *, image_size: int, feature_level: str = AUTO) -> _Cut:
+def _cut(
+    network: keras.Model, names: Sequence[str], prefix: str = "", *, image_size: int, feature_level: str = AUTO
+) -> _Cut:
     """Return the name of the layer at which a backbone is cut, the network before it and the network behind it.
 
     Args:
         network: the backbone.
-        backbone: its name in the table of backbones.
+        names: of the layers that end its feature levels.
         prefix: of its layers' names.
         image_size: side in pixels of what the network sees.
         feature_level: see `GradCam`.
@@ -320,7 +322,6 @@ def _cut(network: keras.Model, backbone: str, prefix: str = "", *, image_size: i
     Raises:
         ModelError: no such feature level, or nothing follows from it alone.
     """
-    names = find_backbone(backbone).stages
     if feature_level == AUTO:
         return _cut_automatically(network, [_find_layer(network, prefix + name) for name in names], image_size)
     if feature_level == LAST:
@@ -330,7 +331,7 @@ def _cut(network: keras.Model, backbone: str, prefix: str = "", *, image_size: i
     else:
         raise ModelError(
             f'Grad-CAM: found the feature level {feature_level!r}, expected "auto", "last" or a number 1..{len(names)} '
-            f"for {backbone}: {', '.join(names)}."
+            f"for this backbone: {', '.join(names)}."
         )
     name = prefix + names[number - 1]
     layer = _find_layer(network, name) if feature_level == LAST else network.get_layer(name)
@@ -338,7 +339,7 @@ def _cut(network: keras.Model, backbone: str, prefix: str = "", *, image_size: i
         return _cut_at(network, layer)
     except ValueError as error:
         raise ModelError(
-            f"Grad-CAM: feature level {feature_level} of {backbone} ({layer.name}) is on one of several parallel paths, so the "
+            f"Grad-CAM: feature level {feature_level} ({layer.name}) is on one of several parallel paths, so the "
             'output does not depend on it alone; choose another feature level, or "auto".'
         ) from error
 

@@ -10,14 +10,14 @@ import numpy as np
 
 from dlfer.errors import DlferError, ExportError
 from dlfer.export.contract import Limits, Sample, check_agreement, compare_export
-from dlfer.export.exporters import EXACT, write_onnx
+from dlfer.export.exporters import EXACT, QUANTISED, write_onnx, write_onnx_int8
 from dlfer.export.graph import FEATURES, OUTPUT, check_backend, check_exportable
 from dlfer.export.images import gather_sample
 from dlfer.model.boosted import BoostedClassifier
 from dlfer.model.classifier import Classifier, NetworkClassifier
 from dlfer.model.ensemble import EnsembleClassifier
 from dlfer.predict.runtimes import combine_trees, import_extra, open_onnx
-from dlfer.runs.records import OnnxRecord
+from dlfer.runs.records import OnnxRecord, QuantisedAccuracy
 
 FILE = "network.onnx"
 
@@ -32,7 +32,7 @@ TREES = Limits(difference=None, agreement=0.99)
 """Of a boosted model. A split asks whether a feature is below a value that some training image has: where two runtimes round a
 feature differently, an image in some hundred falls on the other side of one split, and its probabilities change a little."""
 
-_HALF = "large kernels in float16"
+_HALF, _INT8 = "large kernels in float16", "int8, a scale for each output channel; the last dense layer in float32"
 
 
 def write_embedded_onnx(
@@ -83,6 +83,58 @@ def write_embedded_onnx(
         images=source,
         n=agreement.n,
         largest_difference=max(agreement.largest_difference, agreement.other_sizes.largest_difference),
+    )
+
+
+def write_embedded_int8(classifier: Classifier, folder: Path, sample: Sample) -> OnnxRecord:
+    """Write `FILE` into an artifact's folder with weights and activations of eight bits.
+
+    Args:
+        classifier: that the artifact is of.
+        folder: of the artifact.
+        sample: images to compare on and to calibrate by.
+
+    Returns:
+        What artifact.json says of the file: how far it answers as Keras does, and what it loses.
+
+    Raises:
+        EnvironmentProblem: another backend than TensorFlow, or a package is missing.
+        ModelError: the model has trees.
+        ExportError: fewer than 90 % of the labels agree.
+    """
+    check_exportable(classifier)
+    path = folder / FILE
+    try:
+        about = write_onnx_int8(classifier, path, size=None, sample=sample)
+        found = compare_export(classifier.predict, open_onnx(path), sample, labels=classifier.labels, any_size=True)
+        check_agreement("int8", found, QUANTISED)
+    except DlferError:
+        path.unlink(missing_ok=True)
+        raise
+    pair = found.accuracy
+    accuracy = None
+    if pair is not None:
+        lost = pair.difference
+        accuracy = QuantisedAccuracy(
+            n=pair.n,
+            original=pair.accuracy_a,
+            quantised=pair.accuracy_b,
+            lost=lost.value,
+            low=lost.low,
+            high=lost.high,
+        )
+    quantised = about["quantised"]
+    return OnnxRecord(
+        file=FILE,
+        opset=about["opset"],
+        output=OUTPUT,
+        weights=_INT8,
+        images=sample.source,
+        n=found.n,
+        largest_difference=found.largest_difference,
+        labels_agree=found.labels_agree.value,
+        calibration=f"{quantised['num_images']:,} images ({quantised['images']})",
+        accuracy=accuracy,
     )
 
 

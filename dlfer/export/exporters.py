@@ -34,6 +34,7 @@ from dlfer.export.contract import (
 )
 from dlfer.export.graph import FEATURES, INPUT, OUTPUT, build_function, check_exportable
 from dlfer.export.images import find_native_size, gather_sample
+from dlfer.export.quantise import quantise_onnx
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
 from dlfer.predict.runtimes import EXPORT_FILE, RUNTIMES, VERSION, compute_checksums, import_extra
@@ -154,6 +155,27 @@ def write_onnx(classifier: Classifier, path: Path, *, size: tuple[int, int] | No
     return {"opset": OPSET}
 
 
+def write_onnx_int8(classifier: Classifier, path: Path, *, size: tuple[int, int] | None, sample: Sample) -> dict:
+    """Write an ONNX file whose weights and activations are whole numbers of eight bits; see `write_savedmodel`.
+
+    The `calibration` of the sample gives the range of each activation.
+
+    Returns:
+        {"opset", "quantised": {"num_images", "images", "float_operations": products that stayed in float32}}.
+    """
+    import_extra("onnxruntime.quantization")
+    with tempfile.TemporaryDirectory(prefix="dlfer-") as place:
+        whole = Path(place) / "float32.onnx"
+        remarks = write_onnx(classifier, whole, size=size, sample=sample)
+        stayed = quantise_onnx(whole, path, sample.calibration)
+    quantised = {
+        "num_images": len(sample.calibration),
+        "images": sample.calibration_source,
+        "float_operations": stayed,
+    }
+    return {**remarks, "quantised": quantised}
+
+
 EXACT = Limits(difference=1e-4, agreement=0.99)
 QUANTISED = Limits(difference=None, agreement=0.9)
 _LITERT = ("ai_edge_litert.interpreter",)
@@ -187,6 +209,9 @@ EXPORTERS: dict[str, Exporter] = {
     "litert": Exporter(write_litert, "model.tflite", False, EXACT, "litert", "litert", _LITERT),
     "litert-int8": Exporter(write_litert_int8, "model.tflite", False, QUANTISED, "litert", "litert", _LITERT),
     "onnx": Exporter(write_onnx, "model.onnx", True, EXACT, "onnx", "onnx", ("tf2onnx", "onnxruntime")),
+    "onnx-int8": Exporter(
+        write_onnx_int8, "model.onnx", True, QUANTISED, "onnx", "onnx", ("tf2onnx", "onnxruntime", "onnx")
+    ),
 }
 
 
@@ -289,7 +314,7 @@ def _describe(classifier: Classifier, name: str, size: tuple[int, int] | None, o
             aspect=classifier.aspect,
             faces=faces,
         ),
-        "output": describe_output(len(classifier.labels), is_quantised=exporter.limits.difference is None),
+        "output": describe_output(len(classifier.labels), is_quantised=name == "litert-int8"),
         "temperature": describe_temperature(classifier.temperature_fit),
         "limits": asdict(exporter.limits),
         "about": origin.about.model_copy(update={"packages": list_packages(exporter.needs)}),

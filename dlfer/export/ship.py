@@ -14,19 +14,20 @@ import numpy as np
 from dlfer.config.names import FER2013_LABELS
 from dlfer.data.images import compute_side, resize_square
 from dlfer.data.synthetic.faces import draw_face
-from dlfer.errors import ConfigError, ModelError
+from dlfer.errors import ConfigError, ModelError, UserError
 from dlfer.export.embedded import FILE as ONNX_FILE
-from dlfer.export.embedded import MIN_KERNEL, write_embedded_onnx
+from dlfer.export.embedded import MIN_KERNEL, write_embedded_int8, write_embedded_onnx
 from dlfer.export.images import gather_sample
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import WEIGHTS_FILE, Classifier
+from dlfer.predict.engines import measure_speed
 from dlfer.report.card import CARD_FILE, find_terms, write_card
 from dlfer.report.page import read_experiment
 from dlfer.runs.files import hash_file, write_atomically
 from dlfer.runs.find import find_model, is_default, open_run, read_about
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.outputs import check_outputs
-from dlfer.runs.records import ArtifactRecord, DataRecord, OnnxRecord, ShippedRecord
+from dlfer.runs.records import ArtifactRecord, DataRecord, OnnxRecord, ShippedRecord, SpeedRecord
 from dlfer.runs.run import CONFIG_FILE, DATA_FILE, RUN_FILE, Run
 
 MAX_BYTES = 40 * 2**20
@@ -35,15 +36,19 @@ MAX_BYTES = 40 * 2**20
 MAX_DIFFERENCE = 1e-2
 """Of any probability to the run's own model, on drawn faces."""
 
+WEIGHTS = ("float16", "int8")
+"""What the ONNX file of a shipped model may compute with: large kernels in float16, or eight bits."""
+
 _NUM_FACES = 70
 _NAME = re.compile(r"\w[\w.-]*")
 _SHIPPED_RECORDS = (CONFIG_FILE, Metrics.FILE, DATA_FILE)
 
 
-def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = False) -> Path:
+def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = False, weights: str = "float16") -> Path:
     """Write a run's model to `folder`/`name` for shipping, and return that path.
 
-    The large kernels of a network are kept in float16, the rest in float32, and all are computed with in float32. Beside the artifact stand its card, config.yaml,
+    The large kernels of a network are kept in float16, the rest in float32, and all are computed with in float32; with int8 the
+    ONNX file computes with eight bits, and Keras has the same weights as without. Beside the artifact stand its card, config.yaml,
     metrics.json and data.json, by which `dlfer evaluate` knows images that selected or trained the model.
 
     Args:
@@ -51,11 +56,16 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
         folder: of the shipped models; saved_models in a checkout.
         name: by which it will be named.
         default: whether it is used where none is named; the others of the folder then are not.
+        weights: one of WEIGHTS.
 
     Raises:
-        ModelError: no such run, a smoke run as the default, the place is taken, the model is above 40 MB, or a
-            probability on drawn faces changes by more than 0.01.
+        UserError: other weights.
+        ModelError: no such run, a smoke run as the default, the place is taken, the model is above 40 MB, a
+            probability on drawn faces changes by more than 0.01, or int8 for a model that has trees.
+        ExportError: with int8, fewer than 90 % of the labels agree with those of float32.
     """
+    if weights not in WEIGHTS:
+        raise UserError(f"--weights {weights}: expected {' or '.join(WEIGHTS)}.")
     source, target = find_model(run), Path(folder) / name
     if not _NAME.fullmatch(name) or name == "runs":
         raise ModelError(
@@ -78,7 +88,7 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
         for file in (RUN_FILE, *_SHIPPED_RECORDS):
             if (opened.path / file).is_file():
                 shutil.copyfile(opened.path / file, copy / file)
-        shipped = _shrink(copy / "model", source, opened)
+        shipped = _shrink(copy / "model", source, opened, weights=weights)
         _describe(copy, source, name=name, default=default, shipped=shipped)
         for file in _SHIPPED_RECORDS:
             if (copy / file).is_file():
@@ -165,14 +175,18 @@ def _copy_group(old: h5py.Group, new: h5py.Group, path: Path) -> None:
         new.create_dataset(name, data=values, dtype=values.dtype)
 
 
-def embed_onnx(folder: Path, run: Run | None) -> None:
-    """Give the artifact in a folder, whose large kernels are in float16, its ONNX file with such kernels.
+def embed_onnx(folder: Path, run: Run | None, *, weights: str = "float16") -> None:
+    """Give the artifact in a folder, whose large kernels are in float16, its ONNX file with such kernels, or with eight bits.
 
     It is compared with Keras on validation images of the run, where its data is there, else on drawn faces.
     """
     classifier, record = load_artifact(folder), ArtifactRecord.require(folder)
     sample = gather_sample(classifier, record, run=run, data=None, say=lambda text: None)
-    found = write_embedded_onnx(classifier, folder, images=sample.images, source=sample.source, halve=True)
+    found: OnnxRecord | str
+    if weights == "int8":
+        found = write_embedded_int8(classifier, folder, sample)
+    else:
+        found = write_embedded_onnx(classifier, folder, images=sample.images, source=sample.source, halve=True)
     sha256 = record.sha256
     if isinstance(found, OnnxRecord):
         sha256 = {**sha256, found.file: hash_file(folder / found.file)}
@@ -182,23 +196,28 @@ def embed_onnx(folder: Path, run: Run | None) -> None:
     record.model_copy(update={"sha256": sha256, **update}).write(folder)
 
 
-def _shrink(folder: Path, source: Path, run: Run) -> ShippedRecord:
+def _shrink(folder: Path, source: Path, run: Run, *, weights: str) -> ShippedRecord:
     """Make a copy of an artifact small, and return what was done and how far its answers are from the source's."""
     record = ArtifactRecord.require(folder)
     if WEIGHTS_FILE not in record.sha256:
-        return ShippedRecord(weights="as trained")
+        if weights == "int8":
+            raise ModelError(
+                f"{source}: is of family {record.family}, whose parts are not one network of eight bits; leave --weights int8 out."
+            )
+        return ShippedRecord(weights="as trained", speed=measure_speed(folder))
     shrink_weights(folder / WEIGHTS_FILE)
     sha256 = {name: digest for name, digest in record.sha256.items() if name != ONNX_FILE}
     sha256[WEIGHTS_FILE] = hash_file(folder / WEIGHTS_FILE)
     record.model_copy(update={"sha256": sha256, "onnx": None}).write(folder)
-    embed_onnx(folder, run)
+    embed_onnx(folder, run, weights=weights)
     difference = compute_difference(load_artifact(source), load_artifact(folder))
     if difference > MAX_DIFFERENCE:
         raise ModelError(
             f"{source}: with large kernels in float16 a probability changes by {difference:.3f}, expected at most "
             f"{MAX_DIFFERENCE}; the model cannot be shipped."
         )
-    return ShippedRecord(weights="large kernels in float16", largest_difference=difference, num_faces=_NUM_FACES)
+    text = "large kernels in float16" + ("; the ONNX file in int8" if weights == "int8" else "")
+    return ShippedRecord(weights=text, largest_difference=difference, num_faces=_NUM_FACES, speed=measure_speed(folder))
 
 
 def _describe(copy: Path, source: Path, *, name: str, default: bool, shipped: ShippedRecord) -> None:
@@ -217,12 +236,39 @@ def _describe(copy: Path, source: Path, *, name: str, default: bool, shipped: Sh
     write_card(copy)
     if shipped.largest_difference is not None:
         card = copy / "model" / CARD_FILE
+        onnx = record.onnx
         text = (
             f"\n## This copy\n\nLarge kernels are stored in float16 and converted to float32 for computation. On "
             f"{shipped.num_faces} drawn faces no probability differs from the trained model's by more than "
             f"{shipped.largest_difference:.1g}. The metrics above are the trained model's.\n"
         )
+        text += "" if onnx is None or onnx.labels_agree is None else f"\n{describe_int8(onnx)}\n"
+        text += f"\n{describe_speed(shipped.speed)}\n"
         write_atomically(card, card.read_text() + text)
+
+
+def describe_int8(record: OnnxRecord) -> str:
+    """Return what an ONNX file of eight bits loses, in sentences."""
+    text = (
+        f"The ONNX file, by which dlfer predicts, computes with eight bits ({record.weights}), calibrated on {record.calibration}. "
+        f"Compared with Keras on {record.n:,} images ({record.images}): {100 * record.labels_agree:.2f} % of the labels agree, and "
+        f"probabilities differ by at most {record.largest_difference:.2g}."
+    )
+    accuracy = record.accuracy
+    if accuracy is None:
+        return f"{text} The labels of these images are not known, and neither is the loss of accuracy."
+    return (
+        f"{text} Accuracy there: {100 * accuracy.original:.2f} % with Keras, {100 * accuracy.quantised:.2f} % with eight bits; "
+        f"lost: {accuracy.lost + 0.0:.2f} percentage points (95 % {accuracy.low:.2f} to {accuracy.high:.2f}, paired, n = {accuracy.n:,})."
+    )
+
+
+def describe_speed(speed: SpeedRecord) -> str:
+    """Return in a sentence how long a model took for a face, and where."""
+    return (
+        f"When it was shipped it took {speed.milliseconds:.3g} ms for a face, in batches of {speed.batch_size}, by {speed.engine} on "
+        f"{speed.machine}."
+    )
 
 
 def _unset_other_defaults(target: Path) -> None:

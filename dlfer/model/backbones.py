@@ -235,20 +235,44 @@ def find_backbone(name: str) -> BackboneSpec:
     return BACKBONES[name]
 
 
-def build_backbone(name: str, *, stem: str = "imagenet") -> keras.Model:
+def list_levels(name: str, feature_level: int | None = None) -> tuple[str, ...]:
+    """Return the layers that end the feature levels of a backbone, from the image on, up to one of them.
+
+    Args:
+        name: in the table.
+        feature_level: the last, counted from 1; None: all.
+
+    Raises:
+        ModelError: the name is not in the table, or the backbone has no such level.
+
+    Example:
+        >>> list_levels("mobilenet", 2)
+        ('conv_pw_1_relu', 'conv_pw_3_relu')
+    """
+    levels = find_backbone(name).stages
+    if feature_level is not None and not 1 <= feature_level <= len(levels):
+        raise ModelError(
+            f"model.feature_level: found {feature_level}, expected 1 to {len(levels)} for {name} ({', '.join(levels)}), or null "
+            "for the whole backbone."
+        )
+    return levels[:feature_level]
+
+
+def build_backbone(name: str, *, stem: str = "imagenet", feature_level: int | None = None) -> keras.Model:
     """Build the named backbone with random weights; it takes images of any size.
 
     Args:
         name: in the table.
         stem: "imagenet", as published, or "small", where the backbone has one.
+        feature_level: after which it ends, counted from 1; None: the whole backbone.
 
     Returns:
         A Keras model named "backbone": float [B, S, S, 3], preprocessed -> float [B, s, s, F].
 
     Raises:
-        ModelError: the name is not in the table, or the backbone has no such stem.
+        ModelError: the name is not in the table, or the backbone has no such stem or level.
     """
-    spec = find_backbone(name)
+    spec, last = find_backbone(name), list_levels(name, feature_level)[-1]
     if stem not in spec.stems:
         able = ", ".join(other.name for other in BACKBONES.values() if stem in other.stems)
         raise ModelError(
@@ -257,7 +281,12 @@ def build_backbone(name: str, *, stem: str = "imagenet") -> keras.Model:
         )
     from dlfer.model.training_kernels import use_training_kernels
 
-    return use_training_kernels(spec.build(stem))
+    backbone = spec.build(stem)
+    if last != spec.stages[-1]:
+        import keras
+
+        backbone = keras.Model(backbone.inputs[0], backbone.get_layer(last).output, name="backbone")
+    return use_training_kernels(backbone)
 
 
 def load_published_weights(name: str, backbone: keras.Model, weights_file: str | None = None) -> str:

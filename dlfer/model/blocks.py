@@ -8,7 +8,7 @@ import keras
 import numpy as np
 
 from dlfer.config.sections import ModelConfig
-from dlfer.model.backbones import find_backbone
+from dlfer.model.backbones import list_levels
 from dlfer.model.stage_network import TransferNetwork
 from dlfer.runs.network_record import Block, NetworkRecord
 
@@ -25,20 +25,20 @@ def describe_network(network: TransferNetwork, config: ModelConfig, *, has_head:
     if config.branches:
         blocks = []
         for branch, name in config.name_branches().items():
-            blocks += _describe_backbone(backbone.get_layer(branch), name, size, branch=branch)
+            blocks += _describe_backbone(backbone.get_layer(branch), list_levels(name), size, branch=branch)
         blocks.append(_describe_fusion(backbone, set(config.name_branches()), size))
     else:
-        blocks = _describe_backbone(backbone, config.backbone, size)
+        blocks = _describe_backbone(backbone, list_levels(config.backbone, config.feature_level), size)
     if has_head:
         layers = (network.pooling, network.dropout, network.head)
         blocks.append(_make_block("head", network.head.name, (network.model.output_shape[-1],), layers))
     return NetworkRecord(image_size=size, channels=network.model.input_shape[-1], blocks=blocks)
 
 
-def _describe_backbone(network: keras.Model, name: str, size: int, *, branch: str = "") -> list[Block]:
+def _describe_backbone(network: keras.Model, levels: Sequence[str], size: int, *, branch: str = "") -> list[Block]:
     """Return a block for each feature level; layers belong to the next level that ends after them."""
     prefix = f"{branch}_" if branch else ""
-    ends = [prefix + end for end in find_backbone(name).stages]
+    ends = [prefix + end for end in levels]
     shapes = keras.Model(network.inputs[0], [network.get_layer(end).output for end in ends]).compute_output_shape(
         (1, size, size, 3)
     )

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Self
 
 import keras
 import numpy as np
@@ -12,7 +12,7 @@ from keras import ops
 
 from dlfer.config.sections import BoostingConfig, ModelConfig
 from dlfer.errors import ModelError
-from dlfer.model.backbones import BACKBONES
+from dlfer.model.backbones import list_levels
 from dlfer.model.classifier import Classifier, build_recorded_network, read_model_config
 from dlfer.model.stage_network import TransferNetwork
 from dlfer.model.trees import (
@@ -46,20 +46,14 @@ class LevelFeatures:
 
     Args:
         network: whose backbone and input stage are used.
-        backbone: its name in the table.
+        layers: of the backbone, whose outputs are the feature maps.
         pooling: over each feature map, "avg" or "max".
-        levels: "all" stages, or the "last" alone.
     """
 
-    def __init__(
-        self, network: TransferNetwork, *, backbone: str, pooling: str, levels: Literal["all", "last"]
-    ) -> None:
-        stages = BACKBONES[backbone].stages
-        taps = [network.backbone.get_layer(name).output for name in (stages if levels == "all" else stages[-1:])]
+    def __init__(self, network: TransferNetwork, *, layers: Sequence[str], pooling: str) -> None:
+        taps = [network.backbone.get_layer(name).output for name in layers]
         pool = {"avg": keras.layers.GlobalAveragePooling2D, "max": keras.layers.GlobalMaxPooling2D}[pooling]
-        self.levels = tuple(
-            Level(name, int(tap.shape[-1])) for name, tap in zip(stages[-len(taps) :], taps, strict=True)
-        )
+        self.levels = tuple(Level(name, int(tap.shape[-1])) for name, tap in zip(layers, taps, strict=True))
         self.pooling = [pool(name=f"pooled_{number}", dtype="float32") for number in range(len(taps))]
         pooled = [layer(tap) for layer, tap in zip(self.pooling, taps, strict=True)]
         self.tapped = keras.Model(network.backbone.inputs, pooled, name="stages")
@@ -188,4 +182,7 @@ class BoostedClassifier(Classifier):
 
 def build_level_features(network: TransferNetwork, config: ModelConfig, boosting: BoostingConfig) -> LevelFeatures:
     """Return what turns images into the features that an experiment asks for."""
-    return LevelFeatures(network, backbone=config.backbone, pooling=config.head.pooling, levels=boosting.levels)
+    layers = list_levels(config.backbone, config.feature_level)
+    return LevelFeatures(
+        network, layers=layers if boosting.levels == "all" else layers[-1:], pooling=config.head.pooling
+    )

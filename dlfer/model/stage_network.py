@@ -141,7 +141,7 @@ def build_feature_extractor(config: ModelConfig) -> tuple[keras.Model, Preproces
     if config.family == "hybrid":
         backbone, preprocessing = build_hybrid_backbone(config)
     else:
-        backbone = build_backbone(config.backbone, stem=config.stem)
+        backbone = build_backbone(config.backbone, stem=config.stem, feature_level=config.feature_level)
         preprocessing = choose_preprocessing(BACKBONES[config.backbone].preprocessing, config.pixel_scaling)
     if config.norm_momentum is not None:
         set_norm_momentum(backbone, config.norm_momentum)

@@ -47,6 +47,7 @@ def write_backbone(
     source: str,
     branches: Mapping[str, TransferLists] | None = None,
     origins: Sequence[WeightsOrigin] = (),
+    left_out: Sequence[str] = (),
 ) -> None:
     """Write the backbone's weights, a sha256 of each, and its features on the probe images.
 
@@ -56,6 +57,7 @@ def write_backbone(
         source: where the weights came from, in words.
         branches: what was loaded into each branch of a hybrid, for the record of the transfer.
         origins: of published weights that it was trained from.
+        left_out: paths of the variables of the source that lie behind `model.feature_level`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(network.backbone, folder / WEIGHTS_FILE)
@@ -70,6 +72,7 @@ def write_backbone(
         "largest_feature": float(np.abs(features).max()),
         "branches": {name: lists.as_json() for name, lists in (branches or {}).items()},
         "origins": [origin.as_json() for origin in origins],
+        "left_out": list(left_out),
     }
     write_atomically(folder / RECORD_FILE, json.dumps(record, indent=1) + "\n")
 
@@ -101,7 +104,7 @@ def carry_backbone(folder: Path, network: TransferNetwork) -> TransferRecord:
     if missing or unexpected or reshaped:
         raise TransferError(
             f"{folder}: the backbone does not carry over. Missing: {_some(missing)}. Unexpected: {_some(unexpected)}. "
-            f"Of another shape: {_some(reshaped)}. Both stages need the same model.backbone."
+            f"Of another shape: {_some(reshaped)}. Both stages need the same model.backbone and model.feature_level."
         )
     load_weights(network.backbone, folder / WEIGHTS_FILE)
     wrong = [path for path, v in wanted.items() if _describe_variable(v) != found[path]]
@@ -124,12 +127,45 @@ def carry_backbone(folder: Path, network: TransferNetwork) -> TransferRecord:
         unexpected=[],
         branches=branches,
         origins=read_origins(record),
+        left_out=[str(path) for path in record.get("left_out", [])],
     )
 
 
 def read_origins(record: dict) -> list[WeightsOrigin]:
     """Return where the published weights come from that the backbone of a `backbone.json` was trained from."""
     return [WeightsOrigin.build(origin) for origin in record.get("origins", [])]
+
+
+def list_paths(backbone: keras.Model) -> list[str]:
+    """Return the paths of the variables that belong to the weights of a backbone."""
+    return [variable.path for variable in backbone.variables if _carries(variable)]
+
+
+def copy_levels(source: keras.Model, target: keras.Model) -> list[str]:
+    """Set the weights of a backbone that ends at a feature level to those of one that goes on beyond it.
+
+    Args:
+        source: of the same name in the table of backbones.
+        target: the same network up to the feature level.
+
+    Returns:
+        The paths of the variables of `source` that `target` leaves out.
+
+    Raises:
+        TransferError: a variable of `target` is missing in `source` or has another shape; nothing was set.
+    """
+    given = {v.path: v for v in source.variables if _carries(v)}
+    wanted = {v.path: v for v in target.variables if _carries(v)}
+    missing = [path for path in wanted if path not in given]
+    reshaped = [path for path, v in wanted.items() if path in given and given[path].shape != v.shape]
+    if missing or reshaped:
+        raise TransferError(
+            f"model.feature_level: the backbone's weights do not carry over. Missing: {_some(missing)}. Of another shape: "
+            f"{_some(reshaped)}. The source needs the same model.backbone, and at least as many feature levels."
+        )
+    for path, variable in wanted.items():
+        variable.assign(given[path].value)
+    return [path for path in given if path not in wanted]
 
 
 def carry_branch(

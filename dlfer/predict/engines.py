@@ -23,7 +23,8 @@ from dlfer.runs.display import ShownModel
 from dlfer.runs.export_record import ExportRecord
 from dlfer.runs.find import find_model, read_about
 from dlfer.runs.hub import is_hub_name
-from dlfer.runs.records import About, Temperature
+from dlfer.runs.machine import describe_machine
+from dlfer.runs.records import About, SpeedRecord, Temperature
 
 if TYPE_CHECKING:
     import keras
@@ -254,7 +255,8 @@ def find_export(name: str | Path, engine: str) -> Path:
     Raises:
         ModelError: none is there, or it is of another format.
     """
-    formats = {"onnx": ("onnx",), "openvino": ("onnx",), "litert": ("litert", "litert-int8")}[engine]
+    onnx = ("onnx", "onnx-int8")
+    formats = {"onnx": onnx, "openvino": onnx, "litert": ("litert", "litert-int8")}[engine]
     places = [Path(name).expanduser(), *(Path(name).expanduser() / form for form in formats)]
     for place in places:
         if (place / EXPORT_FILE).is_file():
@@ -272,7 +274,7 @@ NUM_FACES = 16
 """That are compared, and the most at a time by which an engine is timed."""
 LARGEST_DIFFERENCE = 1e-4
 ROUNDS = 3
-FORMATS = ("litert", "onnx", "litert-int8")
+FORMATS = ("litert", "onnx", "litert-int8", "onnx-int8")
 
 
 @dataclass(frozen=True)
@@ -412,6 +414,25 @@ def time_trials(trials: Sequence[Trial], faces: np.ndarray) -> list[Trial]:
         else trial
         for trial in trials
     ]
+
+
+def measure_speed(name: str | Path, *, num_faces: int = NUM_FACES) -> SpeedRecord:
+    """Measure how long a model takes for a face on this machine, by the engine that `load_model` chooses.
+
+    Args:
+        name: of a model.
+        num_faces: drawn faces that are predicted at a time; at most `NUM_FACES`.
+
+    Raises:
+        ModelError: no such model, or a damaged one.
+    """
+    engine = load_engine(name)
+    kind = "ONNX Runtime" if isinstance(engine, RuntimeModel) else "Keras"
+    faces = draw_faces(engine)[:num_faces]
+    [trial] = time_trials([Trial(kind, engine)], faces)
+    return SpeedRecord(
+        milliseconds=round(trial.milliseconds, 4), batch_size=len(faces), engine=kind, machine=describe_machine()
+    )
 
 
 def describe_choice(best: Trial, trials: Sequence[Trial], batch: int) -> str:

@@ -40,7 +40,7 @@ EXPORT_FILE = ExportRecord.FILE
 VERSION = 1
 LARGEST_IMAGE = 4096
 _CONTRACT = "expected labels and an input of a shape [null, H, W, 1 or 3]; export the model again."
-FORMATS = ("savedmodel", "litert", "litert-int8", "onnx")
+FORMATS = ("savedmodel", "litert", "litert-int8", "onnx", "onnx-int8")
 
 
 def parse_formats(text: str) -> tuple[str, ...]:
@@ -124,6 +124,7 @@ Answer = Callable[[np.ndarray], np.ndarray]
 
 PACKAGES = {
     "onnxruntime": "onnxruntime",
+    "onnxruntime.quantization": "onnxruntime",
     "openvino": "openvino",
     "ai_edge_litert.interpreter": "ai-edge-litert",
     "tf2onnx": "tf2onnx",
@@ -404,8 +405,12 @@ RUNTIMES: dict[str, Callable[[Path], Answer]] = {
     "litert": open_litert,
     "litert-int8": open_litert,
     "onnx": open_onnx,
+    "onnx-int8": open_onnx,
 }
 """Format -> how its own runtime opens it."""
 
-OTHER_RUNTIMES: dict[str, dict[str, Callable[[Path], Answer]]] = {"onnx": {"openvino": open_openvino}}
+OTHER_RUNTIMES: dict[str, dict[str, Callable[[Path], Answer]]] = {
+    "onnx": {"openvino": open_openvino},
+    "onnx-int8": {"openvino": open_openvino},
+}
 """Format -> the runtimes that take it besides its own, by name."""

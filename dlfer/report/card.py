@@ -98,7 +98,7 @@ def find_terms(config: ExperimentConfig | None, origins: Sequence[WeightsOrigin]
 
 def _judge_origin(origin: WeightsOrigin) -> Terms:
     files = ", ".join(f"{name} (sha256 {digest})" for name, digest in origin.sha256.items())
-    return Terms(f"{origin.source} (published weights)", f"{origin.terms} Files: {files}.", origin.research_only)
+    return Terms(f"{origin.source} ({origin.role})", f"{origin.terms} Files: {files}.", origin.research_only)
 
 
 def _judge_data(data: DataConfig, title: str) -> Terms:

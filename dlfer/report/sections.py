@@ -39,6 +39,7 @@ def describe_question(config: ExperimentConfig | None, labels: list[str]) -> lis
     else:
         model = config.model
         network = f"{' with '.join(model.branches)}, fused by {model.fusion}" if model.branches else model.backbone
+        network += "" if model.feature_level is None else f" up to feature level {model.feature_level}"
         dropout = f", dropout {model.dropout:g}" if model.dropout and config.boosting is None else ""
         facts.append(("network", f"{network}{dropout}"))
     facts.append((STAGES["pretrain"], _describe_pretraining(config.pretrain)))
@@ -48,6 +49,10 @@ def describe_question(config: ExperimentConfig | None, labels: list[str]) -> lis
         facts.append((STAGES["finetune"], _describe_stage(finetune)))
         augment = [f"{key} {value:g}" for key, value in finetune.augment if isinstance(value, float) and value]
         facts.append(("augmentation", ", ".join(augment) or "none"))
+        if finetune.distill is not None:
+            section = finetune.distill
+            setting = f"weight {section.weight:g}, temperature {section.temperature:g}"
+            facts.append(("distilled from", f"{', '.join(section.names)} ({setting})"))
     for name, value in (("result", config.expected.result), ("cost", config.expected.cost)):
         if value is not None:
             facts.append((f"expected {name}", value))
@@ -129,7 +134,7 @@ class TransferSection(NamedTuple):
 
 
 def describe_transfer(transfer: TransferRecord | None) -> TransferSection | None:
-    """Return the four lists of transfer.json, their lengths, and how far the features differ."""
+    """Return the lists of transfer.json, their lengths, and how far the features differ."""
     if transfer is None:
         return None
     lists = [
@@ -138,6 +143,8 @@ def describe_transfer(transfer: TransferRecord | None) -> TransferSection | None
         ("missing", transfer.missing),
         ("unexpected", transfer.unexpected),
     ]
+    if transfer.left_out:
+        lists.append(("left out by model.feature_level", transfer.left_out))
     facts = [("weights", ", ".join(f"{len(names):,} {title}" for title, names in lists))]
     if transfer.feature_difference is not None:
         facts.append(("largest difference of features", f"{transfer.feature_difference:.1e}, on the same images"))

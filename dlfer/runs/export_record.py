@@ -124,7 +124,7 @@ class ExportRecord(FileRecord):
         file: name of the model's file or folder.
         sha256: file -> checksum of all other files.
         opset: of ONNX.
-        quantised: of litert-int8.
+        quantised: of litert-int8 and onnx-int8.
     """
 
     FILE: ClassVar[str] = "export.json"

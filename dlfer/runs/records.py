@@ -133,6 +133,8 @@ class FileRecord(Record):
         return path
 
 
+Text = Annotated[str, Field(max_length=1000)]
+
 _EXPECTED = {
     "string_type": "text",
     "int_type": "a whole number",
@@ -249,6 +251,51 @@ class BranchWeights(Record):
     feature_difference: float | None = None
 
 
+class WeightsOrigin(Record):
+    """Where published weights or a teacher come from that a model was trained from, with terms that hold for the model as well.
+
+    Attributes:
+        name: as `pretrain.weights` names them.
+        role: what they were for the model.
+        source: who made them, on what data, and where they were taken from.
+        terms: in sentences.
+        sha256: name of each file of the weights -> checksum.
+        research_only: whether the terms forbid other use.
+    """
+
+    name: Text
+    role: Literal["published weights", "teacher"] = "published weights"
+    source: Text
+    terms: Text
+    sha256: dict[str, str] = Field(default_factory=dict)
+    research_only: bool = True
+
+
+class TeacherRecord(Record):
+    """A trained model that a run was distilled from.
+
+    Attributes:
+        name: as the experiment names it.
+        run: that trained it, where it says so.
+        sha256: file of the model -> checksum.
+        origins: where it comes from, itself the last, with the terms that hold for its student.
+        leak: what it has seen of the images that judge its student, in a sentence, or None.
+        note: what is not known of it, in a sentence, or None.
+    """
+
+    name: str
+    run: str | None = None
+    sha256: dict[str, str] = Field(default_factory=dict)
+    origins: list[WeightsOrigin] = Field(default_factory=list)
+    leak: str | None = None
+    note: str | None = None
+
+    def format_digests(self) -> str:
+        """Return the file that answers, of several the ONNX file, with its sha256."""
+        file = min(self.sha256, key=lambda name: not name.endswith(".onnx"), default=None)
+        return "no file" if file is None else f"{file}, sha256 {self.sha256[file]}"
+
+
 class RunRecord(FileRecord):
     """run.json: how a run was started, where it stands, and what it was made with.
 
@@ -273,6 +320,7 @@ class RunRecord(FileRecord):
         data_like: of a member of a study, "<experiment>/<run>" of one before it with the same data.
         study: of a member, "<experiment>/<run>" of its ablation, sweep, search or ensemble.
         branches: of a hybrid, whose branches have weights of their own: by the branch.
+        teachers: of a student.
     """
 
     FILE: ClassVar[str] = "run.json"
@@ -306,6 +354,7 @@ class RunRecord(FileRecord):
     changes: list[AcceptedChanges] = Field(default_factory=list)
     data_like: str | None = None
     study: str | None = None
+    teachers: list[TeacherRecord] = Field(default_factory=list)
 
     @property
     def present_status(self) -> str:
@@ -428,7 +477,6 @@ Side = Annotated[int, Field(ge=1, le=LARGEST_IMAGE)]
 """Of a square, in pixels."""
 Count = Annotated[int, Field(ge=0, le=2**53)]
 Difference = Annotated[float, Field(ge=0)]
-Text = Annotated[str, Field(max_length=1000)]
 Label = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -483,30 +531,29 @@ class InputRecord(Record):
     note: str | None = None
 
 
+class SpeedRecord(Record):
+    """How long a model took for a face, and where.
+
+    Attributes:
+        milliseconds: of wall time for a face; the least of several rounds.
+        batch_size: faces at a time.
+        engine: that computed it.
+        machine: processor and number of cores, in words.
+    """
+
+    milliseconds: Annotated[float, Field(gt=0)]
+    batch_size: Count
+    engine: Text
+    machine: Text
+
+
 class ShippedRecord(Record):
-    """What shipping changed in a model."""
+    """What shipping changed in a model, and how fast it was then."""
 
     weights: Text | None = None
     largest_difference: Difference | None = None
     num_faces: Count | None = None
-
-
-class WeightsOrigin(Record):
-    """Where published weights that a model was trained from come from, with terms that hold for the model as well.
-
-    Attributes:
-        name: as `pretrain.weights` names them.
-        source: who made them, on what data, and where they were taken from.
-        terms: in sentences.
-        sha256: name of each file of the weights -> checksum.
-        research_only: whether the terms forbid other use.
-    """
-
-    name: Text
-    source: Text
-    terms: Text
-    sha256: dict[str, str] = Field(default_factory=dict)
-    research_only: bool = True
+    speed: SpeedRecord | None = None
 
 
 class About(Record):
@@ -541,6 +588,23 @@ class FeatureLevel(Record):
     features: Annotated[int, Field(ge=1, le=2**31)]
 
 
+class QuantisedAccuracy(Record):
+    """What a model of eight bits loses, on the same images; fractions, but for `lost`, in percentage points.
+
+    Attributes:
+        n: number of images.
+        original, quantised: accuracies.
+        lost, low, high: their difference with its paired 95 % interval.
+    """
+
+    n: Count
+    original: Annotated[float, Field(ge=0, le=1)]
+    quantised: Annotated[float, Field(ge=0, le=1)]
+    lost: float
+    low: float
+    high: float
+
+
 class OnnxRecord(Record):
     """The ONNX file of an artifact, by which it predicts without TensorFlow.
 
@@ -548,10 +612,13 @@ class OnnxRecord(Record):
         file: its name in the folder.
         opset: of ONNX.
         output: "probabilities"; or "features", which the trees of a boosted model take.
-        weights: how they are kept: "float32", or that large kernels are in float16.
+        weights: how they are kept: "float32", that large kernels are in float16, or that all computes with eight bits.
         images: by which it was compared with Keras, in words.
         n: number of these.
         largest_difference: of a probability to that of Keras.
+        labels_agree: of eight bits, the share of these images with the same most probable label as Keras has, in 0..1.
+        calibration: of eight bits, the images that gave the ranges of activations, in words.
+        accuracy: of eight bits, what is lost, where the labels of the images are known.
     """
 
     file: Text
@@ -561,6 +628,9 @@ class OnnxRecord(Record):
     images: Text
     n: Count
     largest_difference: Difference
+    labels_agree: Annotated[float, Field(ge=0, le=1)] | None = None
+    calibration: Text | None = None
+    accuracy: QuantisedAccuracy | None = None
 
 
 class ArtifactRecord(FileRecord):

@@ -116,6 +116,7 @@ class TransferLists(Record):
             the largest feature; None where the source recorded none.
         source: where the weights came from, in words.
         origins: of the published weights among them, where they are known.
+        left_out: paths that the source has behind the feature level at which the backbone ends (`model.feature_level`).
     """
 
     loaded: list[str] = Field(default_factory=list)
@@ -125,6 +126,7 @@ class TransferLists(Record):
     feature_difference: float | None = None
     source: str | None = None
     origins: list[WeightsOrigin] = Field(default_factory=list)
+    left_out: list[str] = Field(default_factory=list)
 
 
 class TransferRecord(TransferLists, FileRecord):
@@ -167,9 +169,13 @@ class TransferRecord(TransferLists, FileRecord):
 def _describe_lists(lists: TransferLists) -> str:
     difference = "" if lists.feature_difference is None else f"; features differ by {lists.feature_difference:.1e}"
     new = f" ({', '.join(lists.newly_initialised)})" if lists.newly_initialised else ""
+    cut = ""
+    if lists.left_out:
+        layers = dict.fromkeys(path.rpartition("/")[0] for path in lists.left_out)
+        cut = f"; {len(lists.left_out)} left out by model.feature_level (layers {', '.join(layers)})"
     return (
         f"{len(lists.loaded)} loaded, {len(lists.newly_initialised)} newly initialised{new}, "
-        f"{len(lists.missing)} missing, {len(lists.unexpected)} unexpected{difference}"
+        f"{len(lists.missing)} missing, {len(lists.unexpected)} unexpected{difference}{cut}"
     )
 
 

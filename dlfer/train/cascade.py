@@ -19,17 +19,25 @@ import numpy as np
 
 from dlfer.config.load import resolve_path
 from dlfer.config.schema import ExperimentConfig
-from dlfer.config.sections import DataConfig
+from dlfer.config.sections import DataConfig, ModelConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit, compute_fingerprint
 from dlfer.data.images import match_channels
 from dlfer.errors import ModelError, TransferError
 from dlfer.model.artifact import load_artifact
 from dlfer.model.backbone_spec import choose_preprocessing
-from dlfer.model.backbones import find_backbone, load_published_weights
+from dlfer.model.backbones import find_backbone, list_levels, load_published_weights
 from dlfer.model.efficientnet_lite import PACKAGED_WEIGHTS
 from dlfer.model.hybrid import find_branch_file
 from dlfer.model.stage_network import TransferNetwork, build_stage_network, build_transfer_network
-from dlfer.model.transfer import RECORD_FILE, carry_backbone, carry_branch, write_backbone
+from dlfer.model.transfer import (
+    RECORD_FILE,
+    carry_backbone,
+    carry_branch,
+    copy_levels,
+    list_paths,
+    read_backbone_record,
+    write_backbone,
+)
 from dlfer.model.vggface2 import SOURCE, describe_origin, read_face_weights, restore_statistics, set_face_weights
 from dlfer.model.weights_file import load_weights
 from dlfer.runs.files import link_file, write_atomically
@@ -192,14 +200,16 @@ def _take_weights(config: ExperimentConfig, folder: Path, *, random_weights: boo
         return _take_branch_weights(config, folder)
     path = resolve_path(wanted)
     if wanted != "imagenet" and (path / RECORD_FILE).exists():
-        _share_files(path, folder)
+        _take_backbone(config, path, folder)
         return Pretrained(folder, None, {}, was_cached=True)
     if not _is_published(wanted):
         classifier = load_artifact(path if path.exists() else wanted)
+        parts, left_out = _end_at_level(classifier.parts, classifier.config, model)
         origins = classifier.about.origins
-        write_backbone(classifier.parts, folder, source=f"the backbone of {wanted}", origins=origins)
+        write_backbone(parts, folder, source=f"the backbone of {wanted}", origins=origins, left_out=left_out)
         return Pretrained(folder, None, {}, was_cached=True)
-    parts = _build(config)
+    whole = model.model_copy(update={"feature_level": None})
+    parts = _build(config, whole)
     file = config.pretrain.weights_file if wanted == "imagenet" else wanted
     file = None if file is None else str(resolve_path(file))
     if model.branches:
@@ -207,14 +217,57 @@ def _take_weights(config: ExperimentConfig, folder: Path, *, random_weights: boo
         source = f"weights of {', '.join(model.branches)} from {file}"
     else:
         source = load_published_weights(model.backbone, parts.backbone, file)
-    write_backbone(parts, folder, source=source)
+    parts, left_out = _end_at_level(parts, whole, model)
+    write_backbone(parts, folder, source=source, left_out=left_out)
     return Pretrained(folder, None, {"source": source}, was_cached=True)
+
+
+def _take_backbone(config: ExperimentConfig, source: Path, folder: Path) -> None:
+    """Put a backbone that dlfer wrote into `folder`; one that goes on beyond model.feature_level ends there.
+
+    Raises:
+        ModelError, TransferError: see `carry_backbone`, or the source is another network.
+    """
+    model, found = config.model, set(read_backbone_record(source)["variables"])
+    if model.feature_level is not None:
+        for level in range(len(list_levels(model.backbone)), model.feature_level, -1):
+            longer = model.model_copy(update={"feature_level": level})
+            parts = _build(config, longer)
+            if set(list_paths(parts.backbone)) != found:
+                continue
+            record = carry_backbone(source, parts)
+            parts, left_out = _end_at_level(parts, longer, model)
+            write_backbone(parts, folder, source=record.source, origins=record.origins, left_out=left_out)
+            return
+    _share_files(source, folder)
+
+
+def _end_at_level(
+    source: TransferNetwork, built_by: ModelConfig, model: ModelConfig
+) -> tuple[TransferNetwork, list[str]]:
+    """Return a network whose backbone ends at the feature level of `model`, and what it leaves out of the source's.
+
+    Args:
+        source: with the weights.
+        built_by: the section `model` of the source. One of another backbone is returned as it is, to be refused where the
+            weights are compared.
+        model: the section that is asked for.
+    """
+    is_same = (built_by.branches, built_by.backbone, built_by.stem) == ((), model.backbone, model.stem)
+    if not is_same or built_by.feature_level == model.feature_level or model.feature_level is None:
+        return source, []
+    shorter = built_by.model_copy(update={"feature_level": model.feature_level, "auxiliary_heads": False})
+    image_size = source.face_input.image_size
+    parts = build_transfer_network(shorter, num_labels=1, image_size=image_size, channels=3)
+    return parts, copy_levels(source.backbone, parts.backbone)
 
 
 def _take_face_weights(config: ExperimentConfig, folder: Path, load_images: Callable[[], np.ndarray]) -> Pretrained:
     """Put MobileNet's backbone from VGGFace2 into `folder`, with the statistics of training images of EF-FER2."""
     file, stage = resolve_path(config.pretrain.weights_file), config.finetune
     tensors = read_face_weights(file)
+    whole = _build(config, config.model.model_copy(update={"feature_level": None}))
+    set_face_weights(whole.backbone, tensors)
     parts = build_transfer_network(
         config.model,
         num_labels=1,
@@ -223,13 +276,13 @@ def _take_face_weights(config: ExperimentConfig, folder: Path, load_images: Call
         crop=stage.crop,
         aspect=stage.data.aspect,
     )
-    set_face_weights(parts.backbone, tensors)
+    left_out = copy_levels(whole.backbone, parts.backbone)
     images = match_channels(load_images(), 3)
     num_batches = max(1, round(len(images) * (stage.image_size / PROBED_SIDE) ** 2 / PROBED_IMAGES))
     batches = (parts.face_input(batch) for batch in np.array_split(images, num_batches) if len(batch))
     count = restore_statistics(parts.backbone, batches)
     source = f"{SOURCE}, from {file}; statistics of BatchNorm by {count:,} training images of EF-FER2"
-    write_backbone(parts, folder, source=source, origins=[describe_origin(file)])
+    write_backbone(parts, folder, source=source, origins=[describe_origin(file)], left_out=left_out)
     return Pretrained(folder, None, {"source": source}, was_cached=True)
 
 
@@ -287,8 +340,10 @@ def _divide_branches(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
     return found
 
 
-def _build(config: ExperimentConfig) -> TransferNetwork:
-    return build_transfer_network(config.model, num_labels=1, image_size=config.pretrain.image_size, channels=3)
+def _build(config: ExperimentConfig, model: ModelConfig | None = None) -> TransferNetwork:
+    return build_transfer_network(
+        model or config.model, num_labels=1, image_size=config.pretrain.image_size, channels=3
+    )
 
 
 def _share_files(source: Path, target: Path) -> None:

@@ -1,11 +1,13 @@
 """A shipped model is small, answers as the run's, has its card, and is the one default."""
 
 import json
+import shutil
 import sys
 from pathlib import Path
 from typing import ClassVar
 
 import h5py
+import keras
 import numpy as np
 import pytest
 from huggingface_hub import ModelCard
@@ -222,6 +224,64 @@ def test_a_push_that_fails_keeps_the_folder_and_says_how_to_repeat_it(run, hub, 
     assert "no route to host" in err
     assert "hf upload org/small exports/small-hub ." in err
     assert Path("exports/small-hub/README.md").is_file()
+
+
+@pytest.fixture(scope="module")
+def sharp(run, tmp_path_factory):
+    """Return a run whose small network tells images apart, as a trained one does."""
+    keras.utils.set_random_seed(0)
+    path = tmp_path_factory.mktemp("sharp") / "runs" / "small" / run.name
+    shutil.copytree(run, path, ignore=shutil.ignore_patterns("model"))
+    config = ModelConfig(backbone="efficientnet_nano", feature_level=4)
+    network = build_transfer_network(config, num_labels=7, image_size=32, channels=1)
+    network.head.kernel.assign(network.head.kernel * 20.0)
+    classifier = TransferClassifier(network, LABELS, config=config, channels=1)
+    classifier.save(path / "model", about=About(experiment="small", run=path.name))
+    return path
+
+
+def test_a_model_of_eight_bits_is_shipped_and_says_what_it_loses(sharp, tmp_path, call, monkeypatch):
+    code, out, err = call("ship", str(sharp), "small8", "--weights", "int8", "--out", str(tmp_path / "saved_models"))
+    assert code == 0, err
+    folder = tmp_path / "saved_models" / "small8"
+    assert out.strip() == str(folder)
+    record = ArtifactRecord.require(folder)
+    assert record.onnx.weights.startswith("int8")
+    assert record.onnx.labels_agree >= 0.9
+    assert "labels agree" in err
+    assert "ms for a face" in err
+    shipped = load_engine(folder)
+    assert type(shipped).__name__ == "ArtifactModel"
+    faces = module.gather_sample(shipped, None, run=None, data=None, say=lambda text: None).images[:32]
+    float32, int8 = load_engine(folder, "keras").predict(faces), shipped.predict(faces)
+    assert (float32.argmax(axis=1) == int8.argmax(axis=1)).mean() >= 0.9
+    assert 0 < np.abs(float32 - int8).max() <= record.onnx.largest_difference + 1e-5
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert "computes with eight bits" in card
+    assert "When it was shipped it took" in card
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("dlfer.config.places.find_checkout", lambda: None)
+    code, out, err = call("show", "models", "--json")
+    assert code == 0, err
+    row = next(row for row in json.loads(out) if row["name"] == "small8")
+    size = (folder / "network.onnx").stat().st_size
+    assert (row["weights"], row["megabytes"]) == ("int8", round(size / 1e6, 1))
+    assert row["milliseconds"] == round(record.about.shipped.speed.milliseconds, 2)
+    assert "core" in row["measured_on"]
+
+
+@pytest.mark.parametrize("weights", ["int4", "", "INT8"])
+def test_other_weights_are_refused_before_anything_is_written(run, tmp_path, call, weights):
+    code, _, err = call("ship", str(run), "small", "--weights", weights, "--out", str(tmp_path / "saved_models"))
+    assert code == 2
+    assert f"--weights {weights}: expected float16 or int8" in err
+    assert not (tmp_path / "saved_models").exists()
+
+
+def test_the_time_is_measured_on_request_alone(call):
+    code, _, err = call("show", "backbones", "--time")
+    assert code == 2
+    assert "--time goes with models only" in err
 
 
 def test_two_defaults_are_refused(tmp_path, monkeypatch):

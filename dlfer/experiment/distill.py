@@ -1,0 +1,334 @@
+"""Distillation: a student learns from the probabilities that trained models, its teachers, give for its training images.
+
+The target of an image is (1 - weight) times its label, or what `soft_targets` made of it, plus weight times the mean
+probabilities of the teachers at a temperature: p^(1/T), normalised. Source: Hinton, Vinyals and Dean, "Distilling the Knowledge in
+a Neural Network" (2015). There the student's probabilities have the temperature, too; here they have not, so that one loss with
+mixed targets is all that training knows of teachers.
+
+A teacher hands on what it has seen. One that was trained on images of the student's test split is refused; what else a teacher may
+have seen of the images that judge the student is said in the report.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from dlfer.config.schema import DistillConfig, ExperimentConfig
+from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
+from dlfer.data.duplicates import hash_images
+from dlfer.errors import ConfigError, DataError, DlferError, ProtocolError, TrainingStopped
+from dlfer.experiment.session import Session
+from dlfer.experiment.splits import index_images
+from dlfer.experiment.teachers import Teacher, check_labels, have_same_source, open_teacher
+from dlfer.metrics.confidence import apply_temperature
+from dlfer.predict.engines import load_engine
+from dlfer.report.card import find_terms
+from dlfer.runs.changes import IMAGES_FILE, PRETRAIN_IMAGES_FILE, settle_changes
+from dlfer.runs.files import link_file, read_npz, write_npz
+from dlfer.runs.records import DataRecord, TeacherRecord, WeightsOrigin
+from dlfer.runs.run import Run
+
+FILE = "teachers.npz"
+"""The mean probabilities of a run's teachers on its training images, in the run's folder."""
+
+_IMAGES_AT_A_TIME = 512
+
+
+def distill(run: Run, config: ExperimentConfig, session: Session, bundle: DataBundle) -> DataBundle:
+    """Return the data of a run with the targets of train mixed with what its teachers answer; run.json names the teachers.
+
+    The teachers predict once: a resumed run, and others on the same images, read what they answered. An ensemble's members are
+    distilled, the ensemble itself learns nothing.
+
+    Raises:
+        ConfigError, DataError: the labels of a teacher are others, or images are streamed or on several hosts.
+        ProtocolError: a teacher was trained on images of the test split.
+        ResumeError: a teacher is another model than when the run began.
+        TrainingStopped: while a teacher predicted.
+    """
+    section = config.finetune.distill
+    if section is None or config.model.family == "ensemble":
+        return bundle
+    if not isinstance(bundle.train, Split):
+        raise DataError(
+            "finetune.distill: needs the training images in memory, and these are streamed. Leave it out, or set data.crop: "
+            "{train: none}."
+        )
+    if run.record.device is not None and (run.record.device.workers or 1) > 1:
+        raise ConfigError(
+            "finetune.distill: found several hosts; a student is trained on one host. Leave out the others."
+        )
+    teachers = [open_teacher(name) for name in section.names]
+    for teacher in teachers:
+        check_labels(teacher, bundle.labels)
+    _settle_teachers(run, teachers, session)
+    records = [_describe(run, config, teacher, session, bundle) for teacher in teachers]
+    run.update(teachers=records)
+    for record in records:
+        for text in filter(None, (record.leak, record.note)):
+            run.warn(text)
+            session.listener.warn(text)
+    answers = _obtain_answers(run, teachers, session, bundle)
+    return mix_targets(bundle, answers, section, records)
+
+
+def mix_targets(
+    bundle: DataBundle, answers: np.ndarray, section: DistillConfig, teachers: Sequence[TeacherRecord]
+) -> DataBundle:
+    """Return the bundle with soft targets in train, and a note that says what they are.
+
+    Args:
+        bundle: whose train may have soft targets already, which then take the place of the labels.
+        answers: float [N, C], the teachers' mean probabilities on the N images of train, in the order of the labels.
+        section: weight and temperature.
+        teachers: for the note.
+    """
+    train, weight = bundle.train, section.weight
+    own = np.eye(len(bundle.labels)) if train.soft_targets is None else None
+    own = train.soft_targets.astype(np.float64) if own is None else own[train.targets]
+    soft = apply_temperature(answers.astype(np.float64), section.temperature)
+    mixed = (1 - weight) * own + weight * soft / soft.sum(axis=1, keepdims=True)
+    named = ", ".join(f"{teacher.name} ({teacher.format_digests()})" for teacher in teachers)
+    rest = "the label" if train.soft_targets is None else "the label and the votes"
+    right = float((answers.argmax(axis=1) == train.targets).mean())
+    note = (
+        f"train: distillation: {weight:g} of each target is what the teacher{'s' * (len(teachers) > 1)} {named} answer"
+        f"{'s' * (len(teachers) == 1)}, at temperature {section.temperature:g}; {rest} make{'s' * (train.soft_targets is None)} the "
+        f"rest. {right:.1%} of these answers are the label (n = {len(train):,})."
+    )
+    found = replace(train, soft_targets=mixed.astype(np.float32))
+    return replace(bundle, train=found, notes=(*bundle.notes, note))
+
+
+def _settle_teachers(run: Run, teachers: Sequence[Teacher], session: Session) -> None:
+    """Compare the teachers with those that a run began with, as `settle_changes` does."""
+    changes = []
+    for before, teacher in zip(run.record.teachers, teachers, strict=False):
+        if before.sha256 != teacher.artifact.sha256:
+            now = TeacherRecord(name=teacher.name, sha256=teacher.artifact.sha256).format_digests()
+            changes.append(f"finetune.distill.teacher: {before.name} was {before.format_digests()}, and is {now}")
+    settle_changes(run, changes, accept=session.options.accept_changes)
+
+
+def _describe(
+    run: Run, config: ExperimentConfig, teacher: Teacher, session: Session, bundle: DataBundle
+) -> TeacherRecord:
+    """Return what run.json says of a teacher; refuse one that was trained on the test split."""
+    about, own = teacher.artifact.about, teacher.config
+    terms = find_terms(own, about.origins)
+    research_only = about.research_only or any(term.research_only for term in terms)
+    learned = "; ".join(term.data for term in terms) or "it is not known from what"
+    origin = WeightsOrigin(
+        name=f"teacher {teacher.name}"[:1000],
+        role="teacher",
+        source=f"The model {teacher.name} (run {about.run or 'not known'})"[:1000],
+        terms=f"The student was trained towards its answers. The terms of what it learned from hold here, too: {learned}."[
+            :1000
+        ],
+        sha256=teacher.artifact.sha256,
+        research_only=research_only,
+    )
+    leak, note = _judge(run, config, teacher, session, bundle)
+    return TeacherRecord(
+        name=teacher.name,
+        run=about.run,
+        sha256=teacher.artifact.sha256,
+        origins=[*about.origins, origin],
+        leak=leak,
+        note=note,
+    )
+
+
+def _judge(
+    run: Run, config: ExperimentConfig, teacher: Teacher, session: Session, bundle: DataBundle
+) -> tuple[str | None, str | None]:
+    """Return what a teacher has seen of the images that judge its student, and what is not known of it.
+
+    Raises:
+        ProtocolError: it was trained on images of the test split; not of a smoke run, whose numbers mean nothing.
+    """
+    seen = find_seen(teacher, session)
+    same = teacher.config is not None and have_same_source(teacher.config.finetune.data, config.finetune.data)
+    if seen is None or not (same or seen.shape in (None, list(bundle.train.images.shape[1:]))):
+        return None, (
+            f"What the teacher {teacher.name} was trained on is not known here. Its training images must not contain images of "
+            "the student's test split, or the accuracy is too high."
+        )
+    found = {name: seen.count(split, bundle.train, same) for name, split in bundle.parts.items() if name != "train"}
+    num_test, of_test = found.get("test", Found()), 0 if bundle.test is None else len(bundle.test)
+    if num_test.trained and not run.is_smoke:
+        raise ProtocolError(
+            f"finetune.distill.teacher: {teacher.name} was trained on {num_test.trained:,} of the {of_test:,} images of this test "
+            "split, so that no accuracy on it would hold. Take a teacher that was trained on this experiment's own training images."
+        )
+    parts = []
+    for name, number in found.items():
+        for count, what in (
+            (number.trained, "was trained on"),
+            (number.copied, "was trained on exact copies of"),
+            (number.selected if name == "test" else 0, "was selected on"),
+        ):
+            if count:
+                parts.append(f"{what} {count:,} of the {len(bundle.parts[name]):,} {name} images")
+    if not parts:
+        return None, None
+    return f"Leak: the teacher {teacher.name} {', and '.join(parts)}, so that the accuracy there may be too high.", None
+
+
+@dataclass(frozen=True)
+class Found:
+    """How many images of a split a teacher was trained on, was trained on copies of, and was selected on."""
+
+    trained: int = 0
+    copied: int = 0
+    selected: int = 0
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a teacher has seen.
+
+    Attributes:
+        digests: bytes [N] of the images that trained it or its EF-FER1.
+        ids: of those of the fine-tuning.
+        selected: digests of the images that selected it.
+        selected_ids: their ids.
+        shape: of its images; None: not known.
+    """
+
+    digests: np.ndarray
+    ids: frozenset[str]
+    selected: np.ndarray
+    selected_ids: frozenset[str]
+    shape: list[int] | None
+
+    def count(self, split: Split, own: Split, same_source: bool) -> Found:
+        """Return what of a split it has seen, but for copies of images that the student's own train has.
+
+        Args:
+            split: validation or test of the student.
+            own: its train.
+            same_source: whether an id means the same image for both. Then ids tell which images trained the teacher, and
+                pixels only which have a copy there.
+        """
+        digests = hash_images(split.images)
+        is_own = np.isin(digests, hash_images(own.images))
+        trained, selected = (
+            np.array([name in ids for name in split.ids.tolist()], bool) for ids in (self.ids, self.selected_ids)
+        )
+        alike = np.isin(digests, self.digests) & ~is_own
+        if not same_source:
+            trained, selected = alike, np.isin(digests, self.selected) & ~is_own
+        return Found(int(trained.sum()), int((alike & ~trained).sum()), int(selected.sum()))
+
+
+def find_seen(teacher: Teacher, session: Session) -> Seen | None:
+    """Return what a teacher has seen: by the list of images of its run, else by its data, where that is here and unchanged."""
+    data = DataRecord.read(teacher.home) or DataRecord()
+    shape = data.splits["train"].shape if "train" in data.splits else None
+    lists = _read_lists(teacher) or _load_lists(teacher, session, data)
+    if lists is None:
+        return None
+    images, before = lists
+    return Seen(
+        np.concatenate(
+            [images["train_digests"], *(found[key] for found in before for key in found if "digests" in key)]
+        ),
+        frozenset(images["train_ids"].tolist()),
+        images.get("validation_digests", np.zeros(0, "S32")),
+        frozenset(images.get("validation_ids", np.zeros(0, str)).tolist()),
+        shape,
+    )
+
+
+_Lists = tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]
+"""What `dlfer.experiment.splits.index_images` lists of the fine-tuning's images, and of EF-FER1's."""
+
+
+def _read_lists(teacher: Teacher) -> _Lists | None:
+    try:
+        images = read_npz(teacher.home / IMAGES_FILE)
+        before = teacher.home / PRETRAIN_IMAGES_FILE
+        return (images, [read_npz(before)] if before.exists() else []) if "train_digests" in images else None
+    except (OSError, ValueError):
+        return None
+
+
+def _load_lists(teacher: Teacher, session: Session, data: DataRecord) -> _Lists | None:
+    """Return the lists of the data that a shipped model names, if it is what trained the model."""
+    if teacher.config is None:
+        return None
+    pretrain = teacher.config.pretrain
+    try:
+        bundle = session.load_bundle(teacher.config.finetune)
+        recorded = data.splits["train"].fingerprint if "train" in data.splits else None
+        if not isinstance(bundle.train, Split) or recorded != compute_fingerprint(bundle.train):
+            return None
+        before = []
+        if pretrain is not None and pretrain.weights is None and pretrain.data is not None:
+            before = [index_images(session.load_bundle(pretrain))]
+        return index_images(bundle), before
+    except DlferError:  # the data is not here, or not what it was
+        return None
+
+
+def _obtain_answers(run: Run, teachers: Sequence[Teacher], session: Session, bundle: DataBundle) -> np.ndarray:
+    """Return the teachers' mean probabilities on train, float32 [N, C]: kept by this run or another, else predicted."""
+    wanted = {
+        "images": compute_fingerprint(bundle.train),
+        "labels": list(bundle.labels),
+        "teachers": [teacher.artifact.sha256 for teacher in teachers],
+    }
+    digest = hashlib.sha256(json.dumps(wanted, sort_keys=True).encode()).hexdigest()
+    own = run.path / FILE
+    shared = session.runs_folder / ".cache" / "teachers" / f"{digest[:16]}.npz" if run.record.use_cache else own
+    for file in (own, shared):
+        found = _read_answers(file, digest, bundle.train.ids)
+        if found is not None:
+            if file != own:
+                link_file(file, own)
+            return found
+    answers = np.mean([_predict(teacher, bundle, session) for teacher in teachers], axis=0).astype(np.float32)
+    shared.parent.mkdir(parents=True, exist_ok=True)
+    write_npz(shared, {"digest": np.array(digest), "ids": bundle.train.ids, "probabilities": answers})
+    if shared != own:
+        link_file(shared, own)
+    run.log("teachers_end", n=len(answers))
+    return answers
+
+
+def _read_answers(file: Path, digest: str, ids: np.ndarray) -> np.ndarray | None:
+    try:
+        found = read_npz(file)
+    except (OSError, ValueError):  # absent or damaged: predicted again
+        return None
+    if str(found.get("digest")) != digest or sorted(found["ids"].tolist()) != sorted(ids.tolist()):
+        return None
+    order = np.argsort(found["ids"])
+    return found["probabilities"][order[np.searchsorted(found["ids"], ids, sorter=order)]]
+
+
+def _predict(teacher: Teacher, bundle: DataBundle, session: Session) -> np.ndarray:
+    """Return float32 [N, C] of a teacher on train, in the order of the bundle's labels."""
+    engine, images = load_engine(teacher.folder), bundle.train.images
+    columns = [engine.labels.index(label) for label in bundle.labels]
+    session.listener.say(f"teacher {teacher.name}: predicts {len(images):,} training images, once")
+    found = []
+    for start in range(0, len(images), _IMAGES_AT_A_TIME):
+        reason = session.control.get_reason()
+        if reason is not None:
+            raise TrainingStopped(
+                f"the teacher {teacher.name} stopped by {reason} after {start:,} of {len(images):,} images; it begins again.",
+                reason=reason,
+            )
+        found.append(engine.predict(images[start : start + _IMAGES_AT_A_TIME]))
+        session.listener.finish_part(
+            f"answers of {teacher.name}", min(start + _IMAGES_AT_A_TIME, len(images)), len(images)
+        )
+    return np.concatenate(found)[:, columns]
