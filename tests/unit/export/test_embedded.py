@@ -272,7 +272,7 @@ def test_changed_files_of_trees_are_refused(boosted, tmp_path, file):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"output": "probabilities"}, "outputs of the shape"),
+        ({"output": "probabilities"}, "outputs have the shape"),
         ({"levels": None}, "features"),
         ({"levels": [{"name": "a", "features": 3}]}, "features"),
         ({"boosting": None}, "boosting"),

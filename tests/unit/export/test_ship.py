@@ -87,11 +87,11 @@ def test_a_run_is_shipped_and_is_the_default(run, tmp_path, monkeypatch):
     assert find_default_model().name == "first"
     accuracy = {"value": 0.5, "low": 0.2, "high": 0.8}
     (first / "metrics.json").write_text(json.dumps({"test": {"n": 9, "accuracy": accuracy}}))
-    with pytest.raises(ModelError, match="there already"):
+    with pytest.raises(ModelError, match="exists already"):
         ship_model(run, tmp_path / "saved_models", name="first")
     monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.0)
     monkeypatch.setattr(module, "load_artifact", lambda folder: None)
-    monkeypatch.setattr(module, "embed_onnx", lambda folder, run: None)
+    monkeypatch.setattr(module, "embed_onnx", lambda folder, run, **given: None)
     ship_model(run, tmp_path / "saved_models", name="second", default=True)
     rows = {row["name"]: row for row in list_model_rows()}
     assert {name: row["default"] for name, row in rows.items()} == {"first": False, "second": True}
@@ -103,7 +103,7 @@ def test_a_run_is_shipped_and_is_the_default(run, tmp_path, monkeypatch):
 def quick(monkeypatch):
     """Ship without computing: what is under test is the repository."""
     monkeypatch.setattr(module, "load_artifact", lambda folder: None)
-    monkeypatch.setattr(module, "embed_onnx", lambda folder, run: None)
+    monkeypatch.setattr(module, "embed_onnx", lambda folder, run, **given: None)
     monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.0)
 
 
@@ -304,7 +304,7 @@ def test_two_defaults_are_refused(tmp_path, monkeypatch):
 
 def test_a_model_that_changes_or_is_large_is_not_shipped(run, tmp_path, monkeypatch):
     monkeypatch.setattr(module, "load_artifact", lambda folder: None)
-    monkeypatch.setattr(module, "embed_onnx", lambda folder, run: None)
+    monkeypatch.setattr(module, "embed_onnx", lambda folder, run, **given: None)
     monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.0)
     monkeypatch.setattr(module, "MAX_BYTES", 2**20)
     with pytest.raises(ModelError, match="MB when shipped, expected at most 1"):
@@ -353,7 +353,7 @@ def test_the_model_of_a_smoke_run_is_marked_and_never_the_default(run, tmp_path,
     monkeypatch.delenv("DLFER_HOME", raising=False)
     monkeypatch.setattr("dlfer.config.places.find_checkout", lambda: None)
     monkeypatch.setattr(module, "load_artifact", lambda folder: None)
-    monkeypatch.setattr(module, "embed_onnx", lambda folder, run: None)
+    monkeypatch.setattr(module, "embed_onnx", lambda folder, run, **given: None)
     monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.0)
     Run(run).update(smoke=True)
     try:
