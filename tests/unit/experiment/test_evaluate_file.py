@@ -202,7 +202,7 @@ def test_the_command_prints_writes_and_refuses_options_of_the_other_kind(model, 
     result = CliRunner().invoke(app, asked)
     assert result.exit_code == 0, result.output
     assert "accuracy 100.00 %" in result.stdout
-    assert "ms an image" in result.stdout
+    assert "ms per image" in result.stdout
     described = json.loads(out.read_text())["foreign"]
     assert described["input"] == "48x48 gray 0..255"
     assert described["size_bytes"] == model.stat().st_size
