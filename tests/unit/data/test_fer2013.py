@@ -119,7 +119,7 @@ def test_folders_whose_names_tell_nothing_keep_their_parts(tmp_path):
     assert bundle.validation is None
     assert len(bundle.test) == 6
     assert bundle.labels == tuple(label for label in FER2013_LABELS if label != "Disgust")
-    assert "do not tell" in bundle.notes[-1]
+    assert "do not distinguish" in bundle.notes[-1]
 
 
 BAD_ROWS = {

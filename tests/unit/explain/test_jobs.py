@@ -171,7 +171,7 @@ def test_a_split_becomes_the_averages_of_each_label(job, monkeypatch):
     said = []
     page = module.explain_split("test", job, say=said.append)
     assert opened == [("PrivateTest", 9)]
-    assert any("choose nothing" in text for text in said)
+    assert any("do not select anything" in text for text in said)
     assert sorted(path.name for path in job.out.iterdir()) == [
         *("average_Angry.png", "average_Happy.png", "averages.npz", "explanations.json", "index.html"),
     ]

@@ -139,7 +139,7 @@ def write_video(draw_blocks, path="a.mp4", count=9, rate=25):
     ("args", "looked", "told"),
     [
         ((), [0, 4, 8], "about 7 times a second"),
-        (("--detect-every", "3"), [0, 3, 6, 8], "on every 3. frame"),
+        (("--detect-every", "3"), [0, 3, 6, 8], "on one frame in 3"),
         (("--detect-every", "1"), list(range(9)), None),
     ],
 )
