@@ -32,7 +32,7 @@ IMAGES_A_BATCH, NUM_BATCHES = 8, 2
 
 def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[str]]:
     """Return the experiment cut down to two batches of at most eight images a stage, and what was replaced."""
-    warnings = ["--smoke: two batches of at most eight images a stage; the figures mean nothing."]
+    warnings = ["--smoke: two batches of at most eight images a stage; the metrics mean nothing."]
     overrides: dict[str, object] = {}
     for stage in ("pretrain", "finetune"):
         section = getattr(config, stage)

@@ -218,7 +218,7 @@ def compute_run_metrics(
 def compute_banner(bundle: DataBundle, duplicates: JudgedDuplicates | None, *, smoke: bool = False) -> str | None:
     """Return the warning that every output of a run carries, or None."""
     if smoke:
-        return "Smoke run: two batches of at most eight images a stage. The figures mean nothing."
+        return "Smoke run: two batches of at most eight images a stage. Its metrics mean nothing."
     if bundle.protocol != "paper" or bundle.test is None or duplicates is None:
         return None
     found = duplicates.in_train.count()

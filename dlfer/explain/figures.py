@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 OCCLUSION_NOTE = (
-    "Occlusion: a square of {squares} slides over the face in its mean grey. Red: covering "
+    "Occlusion: a square of {squares} in the face's mean grey slides over the face. Red: covering a place "
     "lowers the probability of {label}, blue: raises it. Orange: some square there changes the answer. It shows "
     "what the model reacts to when hidden, not why; a covered face is unlike any it was trained on, and regions that "
     "carry the same evidence show nothing when only one of them is covered."
@@ -33,7 +33,7 @@ GRADCAM_NOTE = (
     "It leaves out evidence against the label and does not show the model's confidence."
 )
 COARSE_NOTE = "So few cells cannot distinguish the eyes from the mouth; --feature-level selects an earlier, finer one."
-NEITHER_NOTE = "Neither shows what a person feels, nor that the model is right."
+NEITHER_NOTE = "No map shows what a person feels, nor whether the model is right."
 
 _MOST_BARS = 12
 _COLUMNS = 5

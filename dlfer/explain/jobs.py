@@ -90,6 +90,7 @@ class Explained:
     Attributes:
         name: of its figure, without .png.
         source: the picture's name, or the id of the image.
+        number: of the face in its picture, from 1; None where it is the only one.
         box: x0, y0, x1, y1 in the picture; None: the picture was taken for a face.
         image: uint8 [H, W, C], as the classifier got it.
         explanation: the maps.
@@ -97,6 +98,7 @@ class Explained:
 
     name: str
     source: str
+    number: int | None
     box: tuple[float, float, float, float] | None
     image: np.ndarray
     explanation: Explanation
@@ -251,8 +253,9 @@ def _explain_faces(
         if not found:
             say(f"{frame.name}: no face found; if the picture is the crop of one, say --faces whole")
         for number, (crop, explanation) in enumerate(found, 1):
-            name = _name_file(frame.name, number if len(found) > 1 else None, used)
-            yield Explained(name, frame.name, crop.box, crop.pixels, explanation)
+            shown = number if len(found) > 1 else None
+            name = _name_file(frame.name, shown, used)
+            yield Explained(name, frame.name, shown, crop.box, crop.pixels, explanation)
 
 
 def _note(name: str, error: Exception, failed: list[str]) -> None:
@@ -326,6 +329,7 @@ def _write_face(explained: Explained, job: ExplainJob, classifier: Classifier, f
         arrays["flips"] = explanation.occlusion.flips
     try:
         shown = escape_text(Path(explained.source).name)
+        shown += "" if explained.number is None else f", face {explained.number}"
         write_explanation(path, explained.image, explanation, labels=classifier.labels, name=shown)
         write_npz(job.out / f"{explained.name}.npz", arrays)
     except Exception as error:  # of whatever encoder: one picture does not end the job
@@ -483,7 +487,7 @@ def _average(split: Split, explainer: Explainer, per_class: int) -> tuple[list[A
                 explanation = explainer.explain(image, target)
                 average.add(image, explanation)
                 if row == 0:
-                    examples.append(Explained(labels[target], str(some.ids[row]), None, image, explanation))
+                    examples.append(Explained(labels[target], str(some.ids[row]), None, None, image, explanation))
                 done += 1
                 listener.finish_part("faces", done, total)
             averages.append(average.finish())

@@ -191,8 +191,8 @@ def describe_missing_groups(source: str | None) -> str:
             "Whether the model is as good for everyone is not known."
         )
     return (
-        "No attributes such as age, sex or skin tone were given, so no claim per group of people is made. A csv of "
-        "them goes with evaluate.attributes."
+        "No attributes such as age, sex or skin tone were given, so no claim per group of people is made. To get "
+        "one, name a csv with them: evaluate.attributes in an experiment, --attributes of dlfer evaluate."
     )
 
 

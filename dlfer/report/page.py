@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -176,8 +177,10 @@ def shorten_key(key: str, others: Collection[str]) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Return a value of a key as a person writes it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """Return a value of a key as a person writes it in an experiment: 0.001, null, true, [0, 1]."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def read_text(path: Path) -> str | None:

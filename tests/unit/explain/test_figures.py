@@ -52,7 +52,7 @@ def test_a_figure_says_what_was_answered_where_it_hangs_and_what_it_does_not_sho
         "not why",
         "2x2 cells",
         "--feature-level",
-        "Neither shows what a person feels",
+        "No map shows what a person feels",
     ):
         assert words in title
     assert "greatest in the lower left, and changes the answer on 25 % of the image" in description
