@@ -137,16 +137,16 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     pictures = _read_pictures(inputs, set(names), failed, tally)
     faces = _explain_faces(pictures, explain, used, failed, say=say)
     records, kept, interrupt = _write_faces(faces, job, classifier, failed, num_inputs=len(inputs))
-    for line in [*tally.describe(), *failed]:
+    # What was not read is named with the reason.
+    for line in [*(text for text in tally.describe() if not text.startswith(f"Left out, {NOT_READ}:")), *failed]:
         say(line)
     if interrupt is not None:
         say("explain: interrupted; what follows is of the faces until then")
         if not records:
             raise interrupt
     if not records:
-        raise UserError(
-            "explain: no face was explained. Faces are found by a detector; --faces whole takes each picture for one."
-        )
+        advice = " Faces are found by a detector; --faces whole takes each picture for one."
+        raise UserError(f"explain: no face was explained.{'' if failed else advice}")
     sanity = check_some(explainer, kept, job) if interrupt is None else None
     record = {"labels": list(classifier.labels), "faces": records, **describe_job(job, folder, sanity)}
     write_atomically(job.out / "explanations.json", json.dumps(record, indent=2) + "\n")

@@ -136,7 +136,7 @@ def test_what_is_missing_points_to_the_section_it_is_missing_from(write):
 
 @pytest.mark.parametrize("text", ["", "- a\n- b\n", "just text"])
 def test_a_file_without_sections_is_refused(write, text):
-    assert "expected sections" in problems_of(write(text))[0]
+    assert "expected an experiment file with sections" in problems_of(write(text))[0]
 
 
 @pytest.mark.parametrize("value", ["inf", "-inf", "nan"])
