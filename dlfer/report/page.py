@@ -48,6 +48,7 @@ def render_text(template: str, context: dict[str, Any]) -> str:
     environment.filters |= {
         "percent": format_percent,
         "points": format_points,
+        "p_value": format_p_value,
         "count": format_count,
         "interval": format_interval,
         "uncertainty": format_uncertainty,
@@ -131,6 +132,11 @@ def format_percent(value: float | None, digits: int = 1) -> str:
 def format_fraction(value: float | None, digits: int = 3) -> str:
     """Write a number with so many digits after the point."""
     return "–" if is_missing(value) else f"{value:.{digits}f}"
+
+
+def format_p_value(value: float | None) -> str:
+    """Write a p value with four digits after the point: "0.0123", "< 0.0001"."""
+    return "< 0.0001" if not is_missing(value) and value < 0.00005 else format_fraction(value, 4)
 
 
 def format_count(value: float | None) -> str:
