@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
 import os
 import sys
 import tempfile
@@ -27,11 +28,18 @@ def hush_libraries() -> None:
         return
     # tqdm, which a library of ours imports, says so in notebooks without ipywidgets.
     warnings.filterwarnings("ignore", message="IProgress not found")
+    # TensorFlow takes the programs of a network, one for each size of image, for a mistake of its user.
+    logging.getLogger("tensorflow").addFilter(_is_no_advice)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
     if "tensorflow" not in sys.modules and not any(isinstance(finder, _QuietImport) for finder in sys.meta_path):
         sys.meta_path.insert(0, _QuietImport())
+
+
+def _is_no_advice(record: logging.LogRecord) -> bool:
+    """Tell whether a message is other than TensorFlow's advice on how its functions are compiled."""
+    return "triggered tf.function retracing" not in str(record.msg)
 
 
 class _QuietImport:

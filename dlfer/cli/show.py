@@ -63,7 +63,7 @@ def show(
     from dlfer.runs.outputs import check_outputs
 
     if file is not None and what != "config":
-        raise UserError(f"dlfer show {what} {file}: only config takes a file.")
+        raise UserError(f"dlfer show {what} {file}: only config takes a file. A run is shown by dlfer show {file}.")
     if overrides and what != "config":
         raise UserError(f"dlfer show {what}: --set goes with config FILE only.")
     if what != "runs" and (sort or filters):

@@ -90,9 +90,10 @@ def _describe_verb(word: str, args: list[str], context: Any) -> list[str]:
     if meant is None:
         return [f"The commands: {', '.join(verbs)}; for their meaning: dlfer --help"]
     verb = context.command.get_command(context, meant.split()[0])
-    if verb is None:
-        return [f"Did you mean: dlfer {meant}"]
     rest = args[args.index(word) + 1 :]
+    if verb is None:
+        asked = [f"{rest[0]} "] if meant == "--help" and rest[:1] and rest[0] in verbs else [""]
+        return [f"Did you mean: dlfer {asked[0]}{meant}"]
     inner = type(context)(verb, info_name=verb.name, parent=context)
     wrong = _list_wrong_options(rest, inner)
     hints = [hint for option in wrong for hint in _describe_option(option, rest, inner)]

@@ -206,8 +206,11 @@ def _read_with_parents(path: Path, children: tuple[Path, ...]) -> tuple[dict[str
     """Return the merged values of a file and its parents, and where each of them stands."""
     document = read_yaml(path)
     if not isinstance(document.data, dict):
-        found = "nothing" if document.data is None else f"a {type(document.data).__name__}"
-        raise ConfigError(f"{path}: found {found}, expected sections: experiment, model, finetune ... See dlfer init.")
+        found = {type(None): "nothing", str: "text", list: "a list"}.get(type(document.data), "a single value")
+        raise ConfigError(
+            f"{path}: found {found}, expected an experiment file with sections: experiment, model, finetune ... "
+            "dlfer init DATA writes one for a folder of images, a csv or an .npz."
+        )
     tree, marks = document.data, document.marks
     parent = tree.pop("extends", None)
     if parent is None:

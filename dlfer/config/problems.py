@@ -180,7 +180,9 @@ def _describe_expected(item: Mapping[str, Any], key: Key, found: Any) -> str:
         return f"a list of at {'least' if kind == 'too_short' else 'most'} {bound} item{'s' if bound != 1 else ''}"
     text = _EXPECTED.get(kind, re.sub(r"^Input should be ", "", item["msg"]))
     if kind == "model_type" and not isinstance(found, list | dict):
-        meant = find_keys(key)
+        section, meant = get_section(find_annotation(key)), find_keys(key)
+        if section is not None and not meant:
+            text += f": {', '.join(get_fields(section))}"
         text += f" (did you mean {' or '.join(meant)}?)" if meant else ""
     if kind in ("int_type", "float_type") and isinstance(found, str) and _is_number(found):
         text += " (without quotes)"

@@ -6,6 +6,8 @@ PyYAML alone follows YAML 1.1: it reads `1e-3` as text, `no` as False, `1_000` a
 
 from __future__ import annotations
 
+import contextlib
+import difflib
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -88,7 +90,11 @@ def read_yaml(path: Path) -> Document:
     try:
         raw = path.read_bytes()
     except FileNotFoundError:
-        raise ConfigError(f"{path}: there is no such file.") from None
+        raise ConfigError(f"{path}: there is no such file. {_advise_missing(path)}") from None
+    except IsADirectoryError:
+        raise ConfigError(
+            f"{path}: is a folder; expected an experiment file (.yaml). For a folder of images, dlfer init {path} writes one."
+        ) from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error}); expected a YAML file.") from None
     if len(raw) > MAX_BYTES:
@@ -101,6 +107,16 @@ def read_yaml(path: Path) -> Document:
             f"{path} line {line}: expected text in UTF-8, found the byte {raw[error.start]:#04x}."
         ) from None
     return parse_yaml(text, str(path))
+
+
+def _advise_missing(path: Path) -> str:
+    """Return which file beside a missing one was probably meant, or how to write an experiment file."""
+    with contextlib.suppress(OSError):
+        there = {file.stem: file for file in sorted(path.parent.iterdir()) if file.suffix in (".yaml", ".yml")}
+        near = difflib.get_close_matches(path.stem, there, n=1, cutoff=0.7)
+        if near:
+            return f"Did you mean {there[near[0]]}?"
+    return "Expected an experiment file (.yaml); dlfer init FOLDER writes one for a folder of images."
 
 
 def parse_yaml(text: str, name: str) -> Document:

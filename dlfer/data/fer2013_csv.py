@@ -125,7 +125,9 @@ def _iterate_records(stream: TextIO, name: str) -> Iterator[tuple[int, list[str]
 def _find_columns(path: Path, header: list[str], usage: str | None) -> dict[str, int]:
     """Return the position of each column that is needed, whatever their case and the spaces around."""
     if not header:
-        raise DataError(f"{path.name}: the file is empty, expected a header with emotion, pixels and Usage; {_MEND}")
+        raise DataError(
+            f"{path.name}: the file is empty, expected a header with emotion, pixels and Usage; download it again."
+        )
     names = [name.strip().casefold() for name in header]
     needed = ["emotion", "pixels"] + ([] if usage and "usage" not in names else ["usage"])
     missing = [name for name in needed if name not in names]
@@ -133,9 +135,20 @@ def _find_columns(path: Path, header: list[str], usage: str | None) -> dict[str,
         shown = ", ".join(name.strip()[:40] for name in header[:6])
         raise DataError(
             f"{path.name} line 1: found the columns {shown}; expected emotion, pixels and Usage "
-            f"(missing: {', '.join(missing)}). Without Usage, name the files train.csv and test.csv."
+            f"(missing: {', '.join(missing)}). {_advise_columns(names, missing)}"
         )
     return {name: names.index(name) for name in needed}
+
+
+def _advise_columns(names: list[str], missing: list[str]) -> str:
+    """Return how a csv with other columns becomes data that dlfer reads."""
+    if {"path", "file", "filename", "file_name", "image", "image_path", "filepath"} & set(names):
+        return (
+            "A list of files is not read: move each image into a folder of its label, and give the folder above these."
+        )
+    if missing == ["usage"]:
+        return "Without Usage, name the files train.csv and test.csv."
+    return "Rename the columns, if they hold the same: labels 0..6, 2,304 grey values, Training, PublicTest or PrivateTest."
 
 
 def _parse_row(fields: list[str], columns: dict[str, int], usage: str | None) -> tuple[int, bytes, str]:

@@ -14,6 +14,7 @@ from dlfer.config.sections import LabelsConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.files import fold_name
 from dlfer.errors import DataError, ModelError
+from dlfer.runs.text import count_noun
 
 SPELLINGS = {
     "Angry": ("angry", "anger"),
@@ -92,9 +93,11 @@ def describe_unknown(mapping: Mapping[str, str | None], counts: Mapping[str, int
     odd = [name for name, label in mapping.items() if label not in (None, *SPELLINGS) and fold_name(name) != "contempt"]
     if len(known) < 2 or not odd:
         return []
-    shown = ", ".join(f"{name} ({counts[name]:,} images)" for name in odd[:10]) + (", ..." if len(odd) > 10 else "")
+    shown = ", ".join(f"{name} ({count_noun(counts[name], 'image')})" for name in odd[:10]) + (
+        ", ..." if len(odd) > 10 else ""
+    )
     return [
-        f"Beside expressions that dlfer knows by name there are the classes {shown}; each is a label of its own. "
+        f"dlfer does not know these names of classes as expressions: {shown}. Each is a label of its own; "
         "data.labels.aliases gives one another name, data.labels.drop leaves it out."
     ]
 
@@ -137,7 +140,7 @@ def relabel_bundle(bundle: DataBundle, labels: LabelsConfig) -> DataBundle:
     reading = bundle.reading.leave_out(DROPPED, dropped)
     if dropped:
         names = ", ".join(name for name, index in zip(bundle.labels, lookup, strict=True) if index < 0)
-        notes += (f"{len(dropped)} images of the dropped classes {names} were left out.",)
+        notes += (f"Left out, of the dropped classes {names}: {count_noun(len(dropped), 'image')}.",)
     return dataclasses.replace(bundle, labels=kept, notes=(*notes, *merged), reading=reading, **parts)
 
 

@@ -24,6 +24,7 @@ from dlfer.data.files import (
 )
 from dlfer.data.labels import CANONICAL
 from dlfer.errors import DataError
+from dlfer.runs.text import count_noun
 
 PARTS = ("train", "validation", "test")
 PART_NAMES = {
@@ -224,7 +225,7 @@ def _holds_pictures(folder: Path) -> bool:
 
 def _count(base: Path, names: Sequence[str]) -> str:
     more = f" and {len(names) - 10} others" if len(names) > 10 else ""
-    return ", ".join(f"{name} ({count_files(base / name):,} files)" for name in names[:10]) + more
+    return ", ".join(f"{name} ({count_noun(count_files(base / name), 'file')})" for name in names[:10]) + more
 
 
 def _ask(names: Sequence[str]) -> str:
@@ -322,7 +323,7 @@ class _Scan:
         others = bool(found) and all(reason.reason.startswith(NO_PICTURES) for reason in found)
         if others and fold_name(folder.name) not in CANONICAL:
             self._tally.notes.append(
-                f"{folder.name} holds {tally.seen:,} files and no picture, so it was not taken for a class."
+                f"{folder.name} holds {count_noun(tally.seen, 'file')} and no picture, so it was not taken for a class."
             )
             return
         listed = "; ".join(f"{reason.n:,} {reason.reason} ({reason.first[0]})" for reason in found) or "it is empty"

@@ -26,6 +26,7 @@ from dlfer.data.tfds_stream import IMAGE_FOLDER, find_data_dir
 from dlfer.data.votes import add_soft_targets, read_votes
 from dlfer.errors import ConfigError, DataError, DlferError, MissingDataError, ProtocolError, shorten
 from dlfer.runs.files import read_npz
+from dlfer.runs.text import count_noun
 
 MOST_LABELS, MOST_NAMED = 10_000, 10
 
@@ -106,7 +107,7 @@ def load_data(
     """
     bundle = load_parts_of_source(config, image_size=image_size)
     if bundle.train is None:
-        found = ", ".join(f"{name} ({len(split):,} images)" for name, split in bundle.parts.items())
+        found = ", ".join(f"{name} ({count_noun(len(split), 'image')})" for name, split in bundle.parts.items())
         raise DataError(
             f"data: {config.path} has {found} and no train, which training needs. Put a folder train beside them, set "
             "data.path to the folder of classes to be split, or say by data.folders which folder is train."
@@ -205,7 +206,9 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
             shown = ", ".join(empty[:MOST_NAMED]) + (
                 f" and {len(empty) - MOST_NAMED:,} more" if len(empty) > MOST_NAMED else ""
             )
-            notes.append(f"{part} has no image of {shown}, so it {what} these classes.")
+            notes.append(
+                f"{part} has no image of {shown}, so it {what} {'this class' if len(empty) == 1 else 'these classes'}."
+            )
     return tuple(notes)
 
 

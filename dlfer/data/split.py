@@ -16,7 +16,7 @@ from dlfer.data.duplicates import Components, group_duplicates
 from dlfer.data.pipeline import add_copies, draw_smallest
 from dlfer.errors import DataError, ProtocolError
 from dlfer.metrics.scores import read_attributes
-from dlfer.runs.text import to_utf8
+from dlfer.runs.text import count_noun, to_utf8
 
 TEST_FRACTION = 0.2
 VALIDATION_FRACTION = 0.2
@@ -235,7 +235,7 @@ def drop_duplicates(bundle: DataBundle) -> DataBundle:
 
 def _keep_official(bundle: DataBundle, config: DataConfig) -> DataBundle:
     if bundle.validation is None and bundle.test is None:
-        note = "The data has no parts of its own: it was split 80/20 and again 80/20, duplicates on one side."
+        note = "The data has no splits of its own: it was divided 80/20 and again 80/20, duplicates on one side."
         return _resplit(dataclasses.replace(bundle, notes=(*bundle.notes, note)), config)
     if bundle.validation is not None and config.select_on is None:
         return dataclasses.replace(bundle, protocol="official", selected_on=bundle.validation.name)
@@ -289,7 +289,7 @@ def _cross_validate(bundle: DataBundle, config: DataConfig) -> DataBundle:
     note = (
         f"Fold {config.fold} of 0 to {config.folds - 1} is the test: {sizes[config.fold]:,} of {len(pool):,} images; the folds have "
         f"{sizes.min():,} to {sizes.max():,}, in whole groups of duplicates{' and subjects' if config.subjects else ''} "
-        f"({len(np.unique(groups)):,} groups)."
+        f"({count_noun(len(np.unique(groups)), 'group')})."
     )
     return dataclasses.replace(
         bundle,

@@ -21,6 +21,7 @@ from dlfer.data.sources import load_parts_of_source
 from dlfer.errors import DataError, MissingDataError
 from dlfer.runs.files import write_atomically
 from dlfer.runs.outputs import check_outputs
+from dlfer.runs.text import count_noun
 
 _MAX_HEADERS = 300
 _LARGEST = 224
@@ -256,7 +257,7 @@ def _format_counts(survey: Survey) -> list[str]:
     lines = []
     for part, classes in survey.counts.items():
         listed = ", ".join(f"{name} {count:,}" for name, count in sorted(classes.items()))
-        lines.append(f"{part}: {sum(classes.values()):,} images ({listed})")
+        lines.append(f"{part}: {count_noun(sum(classes.values()), 'image')} ({listed})")
     lines += [f"labels: {', '.join(survey.labels)}", *survey.remarks]
     return [" ".join(line.splitlines()) for line in lines]
 
@@ -273,7 +274,7 @@ def _format_data(survey: Survey) -> str:
     elif "test" in survey.counts:
         lines += ["protocol: official", "select_on: 0.1   # no validation folder: a tenth of train selects the epoch"]
     else:
-        lines.append("protocol: resplit   # no splits: 80/20, and again 80/20, with duplicates on one side")
+        lines.append("protocol: resplit   # no folders for splits: 80/20, and again 80/20, duplicates kept on one side")
     if not survey.is_uniform:
         lines.append(f"size: {min(256, max(16, survey.side))}   # sizes differ: images become squares of this side")
     lines += [

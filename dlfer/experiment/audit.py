@@ -24,7 +24,7 @@ from dlfer.report.audit import list_shown, write_audit_page
 from dlfer.runs.audit_record import AuditRecord
 from dlfer.runs.files import write_atomically
 from dlfer.runs.outputs import check_outputs
-from dlfer.runs.text import to_cell
+from dlfer.runs.text import count_noun, to_cell
 
 _IMAGE_SIZE = 256
 """Pixels. Images of a folder that differ in size are reduced to at most this size, unless an experiment says another."""
@@ -185,7 +185,7 @@ def check_inspected(data: Inspected) -> str:
     counts = sum((np.bincount(split.targets, minlength=len(data.labels)) for split in data.held), 0)
     if data.held and np.count_nonzero(counts) < 2:
         raise DataError(f"{data.name}: found one label only, expected two or more.")
-    splits = ", ".join(f"{split.name} {len(split):,} images" for split in data.splits)
+    splits = ", ".join(f"{split.name} {count_noun(len(split), 'image')}" for split in data.splits)
     if not data.held:
         return f"{splits}, streamed"
     return f"{splits}; {', '.join(f'{name} {n:,}' for name, n in zip(data.labels, counts.tolist(), strict=True))}"

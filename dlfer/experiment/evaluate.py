@@ -30,6 +30,7 @@ from dlfer.runs.metrics_record import JudgedOn, Metrics
 from dlfer.runs.records import ArtifactRecord, DataRecord, SplitRecord
 from dlfer.runs.run import CONFIG_FILE, Run
 from dlfer.runs.run_records import log_opening, read_metrics
+from dlfer.runs.text import count_noun
 
 
 def evaluate_model(
@@ -260,7 +261,7 @@ def load_split(
     if not held:
         raise UserError(f"{path}: found no images to evaluate on.")
     if wanted is not None and wanted not in held:
-        found = ", ".join(f"{name} ({len(split):,} images)" for name, split in held.items())
+        found = ", ".join(f"{name} ({count_noun(len(split), 'image')})" for name, split in held.items())
         raise UserError(
             f"{path}: expected the split {wanted}, found {found}; choose another by --split, or leave it out."
         )

@@ -23,6 +23,7 @@ from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.trees import FeatureScale, import_xgboost
 from dlfer.runs.run import Run, format_duration
 from dlfer.runs.run_records import BoostingRecord
+from dlfer.runs.text import count_noun
 from dlfer.train.boosting import Extraction, Rows, compute_importance, extract_features, grow_trees
 from dlfer.train.cluster import Device, choose_device
 from dlfer.train.state import StageResult
@@ -201,7 +202,7 @@ def _describe_plan(config: ExperimentConfig, features: LevelFeatures, bundle: Da
         f"features: {num_features:,} of {len(features.levels)} levels ({levels}); {num_images:,} + "
         f"{len(bundle.validation):,} images of {stage.image_size}x{stage.image_size}, {disk / 2**20:,.0f} MiB on disk, "
         f"about {format_duration(features_seconds, is_estimate=True)} unless they are in the cache",
-        f"trees: {num_rows:,} rows, at most {total:,} rounds ({stage.epochs} epochs of {rounds}) of {len(bundle.labels)} "
+        f"trees: {num_rows:,} rows, at most {total:,} rounds ({count_noun(stage.epochs, 'epoch')} of {rounds}) of {len(bundle.labels)} "
         f"trees of depth {boosting.max_depth}, rate {boosting.learning_rate:g}; expected memory about "
         f"{memory / 2**30:.1f} GiB; about {format_duration(trees_seconds, is_estimate=True)} for all rounds, at most",
         f"trees: rows {'weighted so that all classes count equally' if weighted else 'unweighted'}, features "

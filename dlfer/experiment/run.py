@@ -43,7 +43,7 @@ from dlfer.experiment.splits import (
 )
 from dlfer.explain.run_figure import MOST_EXAMPLES, choose_examples, write_occlusion_page, write_preparation_page
 from dlfer.metrics.confidence import describe_temperature
-from dlfer.metrics.learned import HINT, find_learning_failure
+from dlfer.metrics.learned import DID_NOT_LEARN, find_learning_failure
 from dlfer.metrics.predictions import Known, Predictions
 from dlfer.model.classifier import Classifier, NetworkClassifier
 from dlfer.model.ensemble import EnsembleClassifier
@@ -400,9 +400,22 @@ def _warn_of_learning(run: Run, train: Predictions | None, session: Session) -> 
     """Say in red, and record for the report and the card, that the training did not learn, where it did not."""
     why = find_learning_failure(train)
     if why is not None and not run.is_smoke:
-        text = f"The training did not learn: {why}. {HINT}"
+        text = f"{DID_NOT_LEARN}: {why}. {advise_training(run.config())}"
         run.warn(text)
         session.listener.warn(text)
+
+
+def advise_training(config: ExperimentConfig) -> str:
+    """Return what to change in an experiment whose training did not learn; what it has already is not advised."""
+    stage = config.finetune
+    ways = ["more epochs", "another finetune.optimizer.learning_rate"]
+    if stage.clip is None:
+        ways.append("finetune.clip: 1.0")
+    if not stage.schedule.warmup_epochs:
+        ways.append("a warm-up (finetune.schedule.warmup_epochs)")
+    if config.pretrain is None:
+        ways.append("a backbone whose initialisation suits a start from random weights")
+    return f"Try {', '.join(ways[:-1])} or {ways[-1]}."
 
 
 def _audit(run: Run, data: DataConfig, bundle: DataBundle, session: Session) -> AuditRecord:

@@ -90,6 +90,7 @@ class Explained:
     Attributes:
         name: of its figure, without .png.
         source: the picture's name, or the id of the image.
+        number: of the face in its picture, from 1; None where it is the only one.
         box: x0, y0, x1, y1 in the picture; None: the picture was taken for a face.
         image: uint8 [H, W, C], as the classifier got it.
         explanation: the maps.
@@ -97,6 +98,7 @@ class Explained:
 
     name: str
     source: str
+    number: int | None
     box: tuple[float, float, float, float] | None
     image: np.ndarray
     explanation: Explanation
@@ -135,16 +137,16 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
     pictures = _read_pictures(inputs, set(names), failed, tally)
     faces = _explain_faces(pictures, explain, used, failed, say=say)
     records, kept, interrupt = _write_faces(faces, job, classifier, failed, num_inputs=len(inputs))
-    for line in [*tally.describe(), *failed]:
+    # What was not read is named with the reason.
+    for line in [*(text for text in tally.describe() if not text.startswith(f"Left out, {NOT_READ}:")), *failed]:
         say(line)
     if interrupt is not None:
         say("explain: interrupted; the page has the faces explained so far")
         if not records:
             raise interrupt
     if not records:
-        raise UserError(
-            "explain: no face was explained. A detector looks for faces; --faces whole takes each picture as one face."
-        )
+        advice = " Faces are found by a detector; --faces whole takes each picture for one."
+        raise UserError(f"explain: no face was explained.{'' if failed else advice}")
     sanity = check_some(explainer, kept, job) if interrupt is None else None
     record = {"labels": list(classifier.labels), "faces": records, **describe_job(job, folder, sanity)}
     write_atomically(job.out / "explanations.json", json.dumps(record, indent=2) + "\n")
@@ -251,8 +253,9 @@ def _explain_faces(
         if not found:
             say(f"{frame.name}: no face found; if the picture is a crop of one face, use --faces whole")
         for number, (crop, explanation) in enumerate(found, 1):
-            name = _name_file(frame.name, number if len(found) > 1 else None, used)
-            yield Explained(name, frame.name, crop.box, crop.pixels, explanation)
+            shown = number if len(found) > 1 else None
+            name = _name_file(frame.name, shown, used)
+            yield Explained(name, frame.name, shown, crop.box, crop.pixels, explanation)
 
 
 def _note(name: str, error: Exception, failed: list[str]) -> None:
@@ -324,6 +327,7 @@ def _write_face(explained: Explained, job: ExplainJob, classifier: Classifier, f
         arrays["flips"] = explanation.occlusion.flips
     try:
         shown = escape_text(Path(explained.source).name)
+        shown += "" if explained.number is None else f", face {explained.number}"
         write_explanation(path, explained.image, explanation, labels=classifier.labels, name=shown)
         write_npz(job.out / f"{explained.name}.npz", arrays)
     except Exception as error:  # of whatever encoder: one picture does not end the job
@@ -481,7 +485,7 @@ def _average(split: Split, explainer: Explainer, per_class: int) -> tuple[list[A
                 explanation = explainer.explain(image, target)
                 average.add(image, explanation)
                 if row == 0:
-                    examples.append(Explained(labels[target], str(some.ids[row]), None, image, explanation))
+                    examples.append(Explained(labels[target], str(some.ids[row]), None, None, image, explanation))
                 done += 1
                 listener.finish_part("faces", done, total)
             averages.append(average.finish())

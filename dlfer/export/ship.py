@@ -74,7 +74,7 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
     if os.path.lexists(target):
         raise ModelError(f"{target}: exists already; delete it, or choose another name.")
     check_outputs({"NAME": target})
-    opened = open_run(source.parent)
+    opened = open_run(source.parent if (source.parent / RUN_FILE).is_file() else run)
     if default and opened.is_smoke:
         raise ModelError(
             f"{opened.path}: is a smoke run, whose model cannot become the default, because its predictions are "

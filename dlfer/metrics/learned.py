@@ -11,6 +11,7 @@ import numpy as np
 from dlfer.metrics.classification import compute_item_losses
 from dlfer.metrics.intervals import compute_wilson_interval
 from dlfer.metrics.predictions import Predictions, read_predictions
+from dlfer.runs.comparison_record import ArmPair
 from dlfer.runs.files import read_rows
 
 ODDS_RATIO = 1.5
@@ -19,7 +20,12 @@ ODDS_RATIO = 1.5
 LOSS_FRACTION = 0.98
 """A loss above this fraction of ln(C), the loss of answering 1/C for every class, has not left its start."""
 
-HINT = (
+DID_NOT_LEARN = "The training did not learn"
+"""How the warning of a run begins."""
+
+_MOST_REASONS = 6
+
+_HINT = (
     "Try another finetune.optimizer.learning_rate, finetune.clip: 1.0, a warm-up (finetune.schedule.warmup_epochs), more "
     "epochs, or a backbone whose initialisation suits a start from random weights; in an ablation, ablation.without sets "
     "keys of that arm alone."
@@ -33,7 +39,24 @@ def describe_no_conclusion(names: Sequence[str], reasons: Sequence[str]) -> str:
         names: what was to be compared.
         reasons: "<training>: <clause of find_learning_failure>" for each training that did not learn.
     """
-    return f"No conclusion about {' and '.join(names)}, since training did not learn: {'; '.join(reasons)}. {HINT}"
+    return f"No conclusion about {' and '.join(names)}, since training did not learn: {'; '.join(reasons)}. {_HINT}"
+
+
+def list_verdicts(pairs: Sequence[ArmPair]) -> list[tuple[str, bool]]:
+    """Return the sentence of each pair of a table, and whether it says that there is no conclusion.
+
+    Where several pairs support no conclusion, one sentence is about all of them and names each training once.
+    """
+    failed = [pair for pair in pairs if pair.not_learned]
+    if len(failed) < 2:
+        return [(pair.sentence, bool(pair.not_learned)) for pair in pairs]
+    reasons = list(dict.fromkeys(reason for pair in failed for reason in pair.not_learned))
+    more = [f"and {len(reasons) - _MOST_REASONS} more"] if len(reasons) > _MOST_REASONS else []
+    text = (
+        f"No conclusion from {len(failed)} of {len(pairs)} comparisons, since training did not learn: "
+        f"{'; '.join([*reasons[:_MOST_REASONS], *more])}. {_HINT}"
+    )
+    return [(text, True), *((pair.sentence, False) for pair in pairs if not pair.not_learned)]
 
 
 def find_learning_failure(

@@ -101,14 +101,14 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
     choose_form(job.out)
     # A list on stdin may be endless; what is named is counted first, for the time left.
     tally = Tally()
-    listed = list_inputs(names, stdin=sys.stdin, tally=tally)
-    files = listed if "-" in names else list(listed)
-    known = [] if "-" in names else [name for name in files if isinstance(name, str)]
-    _check_places(known, job, has_list="-" in names)
+    listed, is_list = list_inputs(names, stdin=sys.stdin, tally=tally), "-" in names
+    files = listed if is_list else list(listed)
+    known = [] if is_list else [name for name in files if isinstance(name, str)]
+    _check_places(known, job, has_list=is_list)
     if job.show:
         check_window()
     num_pictures, has_videos = None, False
-    if "-" not in names:
+    if not is_list:
         num_pictures = sum(not is_video(name) for name in known)
         has_videos = any(is_video(name) for name in known)
     predictor, about = _open_predictor(job, num_pictures, has_videos=has_videos, say=say)
@@ -117,7 +117,7 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
     results = predict_inputs(predictor, inputs, smooth=job.smooth, detect_every=job.detect_every, every=job.every)
     outcome = _Outcome(tally, every=job.every)
     try:
-        table = open_table(job.out, labels=predictor.labels, about=about)
+        table = open_table(job.out, labels=predictor.labels, about=about, has_videos=has_videos or is_list)
         sketches = Sketches(job.draw, force=job.force) if job.draw is not None else None
         with (
             interrupt_on_signals(),
@@ -131,6 +131,8 @@ def predict_files(names: Sequence[str], job: PredictionJob, *, say: Callable[[st
         outcome.tell(say)
     if job.out is not None:
         say(f"written: {job.out}")
+    if job.draw is not None:
+        say(f"written: {job.draw}, the marked copies")
     return len(outcome.unread) + len(outcome.undrawn)
 
 
@@ -217,12 +219,14 @@ class _Outcome:
     def tell(self, say: Callable[[str], None]) -> None:
         """Say what was counted, and name what failed: the first ones, and how many there are."""
         self._count_missed()
-        for line in [*self.notes, *self._tally.describe()]:
+        # What was not read is named below, with the reason.
+        counts = [line for line in self._tally.describe() if not line.startswith(f"Left out, {NOT_READ}:")]
+        for line in [*self.notes, *counts]:
             say(line)
         for failed, what in ((self.unread, "read"), (self.undrawn, "drawn")):
             for failure in failed[:_MOST_FAILURES]:
                 say(f"not {what}: {escape_text(failure['error'])}")
-            if failed:
+            if len(failed) > 1:
                 say(f"{len(failed):,} of the inputs could not be {what}.")
 
     def _count(self, result: FramePrediction | BadInput) -> None:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any, TextIO, TypeVar
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from dlfer.data.files import VIDEO_SUFFIXES, Tally, find_kind, find_reason, walk
 from dlfer.data.images import (
@@ -326,8 +326,10 @@ def _decode_picture(step: Callable[[], Any], name: str, problem: str) -> Any:
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name}: found more than {Image.MAX_IMAGE_PIXELS:,} pixels; shrink the picture.") from error
     except Exception as error:
+        # Of contents that Pillow does not know it says only where they are in memory.
+        why = "" if isinstance(error, UnidentifiedImageError) else f" ({shorten(error, name) or type(error).__name__})"
         raise DataError(
-            f"{name}: {problem} ({type(error).__name__}). Expected a whole JPEG, PNG, WebP, BMP, GIF, PGM or PPM "
+            f"{name}: {problem}{why}. Expected a whole JPEG, PNG, WebP, BMP, GIF, PGM or PPM "
             "(or, as a file, TIFF, AVIF or JPEG 2000); save it again as one of them."
         ) from error
 

@@ -42,6 +42,13 @@ LARGEST_IMAGE = 4096
 _CONTRACT = "expected labels and an input of a shape [null, H, W, 1 or 3]; export the model again."
 FORMATS = ("savedmodel", "litert", "litert-int8", "onnx", "onnx-int8")
 
+_OTHER_NAMES = {
+    **dict.fromkeys(("tflite", "lite", "tf-lite"), "litert"),
+    **dict.fromkeys(("int8", "tflite-int8", "quantized"), "litert-int8"),
+    **dict.fromkeys(("saved_model", "saved-model", "tf", "tensorflow"), "savedmodel"),
+}
+"""What other tools call a format -> its name; for messages only."""
+
 
 def parse_formats(text: str) -> tuple[str, ...]:
     """Return the formats of "savedmodel,onnx".
@@ -52,9 +59,10 @@ def parse_formats(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(name.strip() for name in text.split(",") if name.strip()))
     unknown = [name for name in names if name not in FORMATS]
     if unknown or not names:
+        meant = [_OTHER_NAMES[fold] for name in unknown if (fold := name.casefold()) in _OTHER_NAMES]
         raise UserError(
             f"--to {text}: found {', '.join(unknown) or 'no format'}, expected some of {', '.join(FORMATS)} "
-            "with commas between them."
+            f"with commas between them.{' Did you mean ' + ','.join(meant) + '?' if meant else ''}"
         )
     return names
 

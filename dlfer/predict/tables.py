@@ -119,7 +119,14 @@ def choose_form(path: Path | None, form: str | None = None) -> str:
     return form
 
 
-def open_table(path: Path | None, *, labels: Sequence[str], about: dict[str, Any], form: str | None = None) -> Table:
+def open_table(
+    path: Path | None,
+    *,
+    labels: Sequence[str],
+    about: dict[str, Any],
+    form: str | None = None,
+    has_videos: bool = True,
+) -> Table:
     """Return the table that predictions are written to.
 
     Args:
@@ -127,6 +134,7 @@ def open_table(path: Path | None, *, labels: Sequence[str], about: dict[str, Any
         labels: of the classifier.
         about: what JSON and parquet say of all rows, from `describe_predictions`.
         form: one of `FORMATS`, or "table" on stdout; None: by the path's ending; on a terminal "table", else csv.
+        has_videos: whether a "table" has a column for the time in a video.
 
     Raises:
         UserError: no such format.
@@ -139,7 +147,7 @@ def open_table(path: Path | None, *, labels: Sequence[str], about: dict[str, Any
         return _CsvTable(path, labels)
     if form == "json":
         return _JsonTable(path, about)
-    return _LinesTable(path) if form == "jsonl" else _TerminalTable(path)
+    return _LinesTable(path) if form == "jsonl" else _TerminalTable(path, has_times=has_videos)
 
 
 class _Staged:
@@ -298,13 +306,14 @@ class _JsonTable(_TextTable):
 class _TerminalTable(_TextTable):
     """For people: what a row says in few columns; long names lose their beginning."""
 
-    def __init__(self, path: Path | None) -> None:
+    def __init__(self, path: Path | None, *, has_times: bool) -> None:
         super().__init__(path)
         self._has_head = False
+        self._has_times = has_times
 
     def write(self, result: FramePrediction | BadInput) -> None:
         if not self._has_head:
-            self._append(_format_line("file", "seconds", "face", "label", "", "box"))
+            self._append(self._format_line("file", "seconds", "face", "label", "", "box"))
             self._has_head = True
         super().write(result)
 
@@ -312,18 +321,18 @@ class _TerminalTable(_TextTable):
         name = escape_text(row["file"])
         name = name if len(name) <= _WIDTH else "..." + name[3 - _WIDTH :]
         if row["face"] is None:
-            return _format_line(name, "", "", "not read", "", "")
+            return self._format_line(name, "", "", "not read", "", "")
         time = "" if row["seconds"] is None else f"{row['seconds']:.2f}"
         if row["face"] == 0:
-            return _format_line(name, time, "", "no face found", "", "")
+            return self._format_line(name, time, "", "no face found", "", "")
         box = "" if row["x0"] is None else " ".join(f"{row[key]:.0f}" for key in ("x0", "y0", "x1", "y1"))
         face = row["face"] if row["track"] is None else f"#{row['track']}"
-        return _format_line(name, time, face, escape_text(row["label"]), f"{row['confidence']:.1%}", box)
+        return self._format_line(name, time, face, escape_text(row["label"]), f"{row['confidence']:.1%}", box)
 
-
-def _format_line(name: str, time: str, face: object, label: str, confidence: str, box: str) -> str:
-    line = f"{name:{_WIDTH}} {time:>8} {face!s:>5}  {label:14} {confidence:>6}  {box}"
-    return line.rstrip() + "\n"
+    def _format_line(self, name: str, time: str, face: object, label: str, confidence: str, box: str) -> str:
+        shown_time = f" {time:>8}" if self._has_times else ""
+        line = f"{name:{_WIDTH}}{shown_time} {face!s:>5}  {label:14} {confidence:>6}  {box}"
+        return line.rstrip() + "\n"
 
 
 class _ParquetTable:

@@ -15,6 +15,7 @@ from dlfer.report.headline import COMBINATIONS
 from dlfer.runs.network_record import Block, NetworkRecord
 from dlfer.runs.records import Cost, DataRecord
 from dlfer.runs.run_records import BoostingRecord, TransferRecord
+from dlfer.runs.text import count_noun
 
 if TYPE_CHECKING:
     from markupsafe import Markup
@@ -131,9 +132,12 @@ def _describe_pretraining(pretrain: PretrainConfig | None, cost: Cost | None) ->
         return Box(STAGES["pretrain"], ["left out: random weights"], is_absent=True)
     if pretrain.weights:
         return Box(STAGES["pretrain"], [f"not trained here: weights {pretrain.describe_weights()}"])
-    lines = [pretrain.data.source, f"{pretrain.image_size} x {pretrain.image_size} px, {pretrain.epochs} epochs"]
+    lines = [
+        pretrain.data.source,
+        f"{pretrain.image_size} x {pretrain.image_size} px, {count_noun(pretrain.epochs, 'epoch')}",
+    ]
     if cost is not None and cost.pretrain_images:
-        lines.append(f"{cost.pretrain_images:,} images seen")
+        lines.append(f"{count_noun(cost.pretrain_images, 'image')} seen")
     return Box(STAGES["pretrain"], lines)
 
 
@@ -143,9 +147,9 @@ def _describe_finetuning(
     stage, model = config.finetune, config.model
     lines = [" and ".join(model.branches) or model.backbone]
     train = None if data is None else data.splits.get("train")
-    size = f", {train.n:,} images" if train is not None and train.n is not None else ""
+    size = f", {count_noun(train.n, 'image')}" if train is not None and train.n is not None else ""
     lines.append(f"{stage.data.source}{size}")
-    lines.append(f"{stage.image_size} x {stage.image_size} px, at most {stage.epochs} epochs")
+    lines.append(f"{stage.image_size} x {stage.image_size} px, at most {count_noun(stage.epochs, 'epoch')}")
     if network is not None:
         lines.append(f"{network.parameters:,} parameters, {network.trained:,} trained")
     if trees is not None:

@@ -14,6 +14,7 @@ from dlfer.report.headline import list_kinds
 from dlfer.report.page import format_count, format_interval, format_percent, render_page
 from dlfer.runs.audit_record import AuditRecord, ListedImage, OutlierImage, OutlierSummary, VoteSummary
 from dlfer.runs.records import DuplicateCounts
+from dlfer.runs.text import count_noun
 
 MOST_SHOWN = 24
 """Contested images, and images that are perhaps no face, on the page."""
@@ -66,10 +67,6 @@ class OutlierRow(NamedTuple):
 def describe_audit(audit: AuditRecord) -> list[str]:
     """Return what an audit found, in plain sentences with numbers, the worst first."""
     lines = [_describe_size(audit), *(audit.reading.describe() if audit.reading else [])]
-    unreadable = audit.unreadable
-    if unreadable.n:
-        what = "row or file" if unreadable.n == 1 else "rows or files"
-        lines.append(f"{format_count(unreadable.n)} {what} could not be read; the first: {unreadable.examples[0]}")
     if audit.is_streamed:
         return [*lines, "The images are streamed, so their contents were not audited."]
     lines += [_describe_leak(leak) for leak in _list_leaks(audit)]
@@ -117,9 +114,7 @@ def list_shown(audit: AuditRecord) -> Iterator[tuple[str, str]]:
 
 def _describe_size(audit: AuditRecord) -> str:
     splits = ", ".join(f"{name} {format_count(split.num_images)}" for name, split in audit.splits.items())
-    images = "1 image" if audit.num_images == 1 else f"{format_count(audit.num_images)} images"
-    labels = "1 label" if len(audit.labels) == 1 else f"{len(audit.labels)} labels"
-    return f"{images} ({splits}) with {labels}."
+    return f"{count_noun(audit.num_images, 'image')} ({splits}) with {count_noun(len(audit.labels), 'label')}."
 
 
 def _describe_leak(leak: Leak) -> str:
@@ -134,16 +129,17 @@ def _describe_leak(leak: Leak) -> str:
 def _describe_duplicates(audit: AuditRecord) -> list[str]:
     if audit.duplicate_groups:
         lines = [
-            f"{format_count(audit.distinct_images)} images are distinct; {format_count(audit.duplicate_groups)} "
-            f"of them occur more than once, {format_count(audit.conflicting_groups)} under different labels."
+            f"Distinct images: {format_count(audit.distinct_images)}; of these, {format_count(audit.duplicate_groups)} "
+            f"{'occurs' if audit.duplicate_groups == 1 else 'occur'} more than once, "
+            f"{format_count(audit.conflicting_groups)} under different labels."
         ]
     else:
         lines = ["No image occurs more than once."]
     if audit.near_groups:
         lines.append(
-            f"Chains of exact, near, flipped and augmented duplicates make {format_count(audit.near_groups)} groups, "
-            f"the largest of {format_count(audit.largest_group)} images; "
-            f"{format_count(audit.near_conflicting_groups)} of the groups contain different labels."
+            f"Chains of exact, near, flipped and augmented duplicates make {count_noun(audit.near_groups, 'group')}, "
+            f"the largest of {count_noun(audit.largest_group, 'image')}; "
+            f"groups with different labels in them: {format_count(audit.near_conflicting_groups)}."
         )
     return lines
 
@@ -180,8 +176,9 @@ def _describe_unusual(audit: AuditRecord) -> list[str]:
         lines.append(f"Outliers: {', '.join(outliers)}.")
     no_face = audit.probably_no_face
     if no_face and no_face.n:
-        what = "1 image is" if no_face.n == 1 else f"{format_count(no_face.n)} images are"
-        lines.append(f"{what} unlike the other faces and may show no face: check them by eye.")
+        lines.append(
+            f"{count_noun(no_face.n, 'image')} {'is' if no_face.n == 1 else 'are'} unlike the other faces and may show no face: check by eye."
+        )
     return lines
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from dlfer.errors import ModelError
+from dlfer.metrics.learned import DID_NOT_LEARN, list_verdicts
 from dlfer.metrics.paired import describe_difference, format_points
 from dlfer.report.crossval import CROSSVAL_FIGURES, list_pooled_rows, write_crossval_figures
 from dlfer.report.curves import draw_line, finish_epoch_axis, read_series
@@ -61,6 +62,8 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 SPLITS = ("train", "validation", "test")
+_MOST_NAMED = 8
+
 FIGURES = ("accuracies", "differences", "curves")
 _MOST_CURVES = 6
 """More curves in one figure cannot be distinguished; for a sweep, the curves of the best cells are drawn."""
@@ -111,6 +114,7 @@ def write_comparison_report(path: Path) -> Path:
         "subtitle": describe_run(path, run),
         "warnings": warnings,
         "comparison": comparison,
+        "verdicts": list_verdicts(comparison.paired),
         "arm_keys": [
             row.model_copy(update={"values": {arm: format_value(value) for arm, value in row.values.items()}})
             for row in comparison.arm_keys
@@ -241,8 +245,7 @@ def _write_curves(figures: Path, members: Sequence[ReportedMember]) -> list[Path
     histories = [(arm, rows) for arm, rows in histories if rows]
     if not histories:
         return []
-    arms = dict.fromkeys(arm for arm, _ in histories)
-    title = f"EF-FER2 of {'; '.join(arms)}: validation is solid, training is thin and dashed"
+    title = "Loss and accuracy of EF-FER2 over the epochs; validation is solid, training is thin and dashed"
     text = f"Loss and accuracy over the epochs of {len(histories)} trainings, coloured by arm."
     return write_figures(figures, [Drawn("curves", draw_curves(histories), title, text)])
 
@@ -350,11 +353,21 @@ def title_splits(comparison: ComparisonRecord) -> dict[str, str]:
 
 
 def _collect_warnings(run: RunRecord, members: Sequence[ReportedMember]) -> list[str]:
-    """Return what the comparison and its members warn of, each sentence once."""
-    texts = [*run.warnings, *_collect_banners(members)]
+    """Return what the comparison and its members warn of, each sentence once; members that did not learn are one sentence."""
+    texts, failed = [*run.warnings, *_collect_banners(members)], []
     for member in members:
         record = None if member.folder is None else RunRecord.read(member.folder)
-        texts.extend([] if record is None else record.warnings)
+        for warning in [] if record is None else record.warnings:
+            if warning.startswith(DID_NOT_LEARN):
+                failed.append(f"{member.row.arm}, seed {member.row.seed}")
+            else:
+                texts.append(warning)
+    if failed:
+        more = f"; and {len(failed) - _MOST_NAMED} more" if len(failed) > _MOST_NAMED else ""
+        texts.append(
+            f"Trainings that did not learn: {len(failed)} of {len(members)} ({'; '.join(failed[:_MOST_NAMED])}{more}). The "
+            "report of each says why."
+        )
     return list(dict.fromkeys(texts))
 
 

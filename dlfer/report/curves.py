@@ -239,6 +239,7 @@ def draw_risk_coverage(selective: Selective, *, target_accuracy: float | None = 
             _mark_threshold(axes, at)
         axes.set_xlim(0, 101)
         axes.set_ylim(0, max(1.0, 1.3 * float(risk.max())))
+        axes.set_yticks([tick for tick in axes.get_yticks() if tick <= 100])  # above is room for the legend
         axes.set_xlabel("images answered (%)")
         axes.set_ylabel("wrong among the answered (%)")
         axes.legend(loc="upper left", fontsize=8.5)

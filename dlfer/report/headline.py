@@ -43,19 +43,15 @@ def name_left_out(duplicates: DuplicatesRecord | None) -> str:
     return " or ".join(places)
 
 
-def describe_duplicates(metrics: Metrics, *, name: str | None = None) -> str | None:
-    """Return how many judged images have a duplicate, and where; None where that is not known.
-
-    Args:
-        metrics: of the run.
-        name: of the judged split; None: test or validation.
-    """
+def describe_duplicates(metrics: Metrics) -> str | None:
+    """Return how many images of the judged split have a duplicate, and where; None where that is not known."""
     found = metrics.duplicates
     if found is None or not found.n or found.in_train is None:
         return None
     n, num_in_train = found.n, found.in_train.any
+    name = metrics.judged_on.split if metrics.judged_on is not None and metrics.judged_on.split else found.split
     text = (
-        f"{format_count(num_in_train)} of {format_count(n)} {name or found.split} images "
+        f"{format_count(num_in_train)} of {format_count(n)} {name} images "
         f"({format_percent(num_in_train / n)}) have a duplicate in training{list_kinds(found.in_train)}"
     )
     others = []

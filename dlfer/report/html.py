@@ -61,6 +61,7 @@ from dlfer.runs.metrics_record import Abstention, Calibration, Corruptions, Metr
 from dlfer.runs.network_record import NetworkRecord
 from dlfer.runs.records import DataRecord, RunRecord
 from dlfer.runs.run_records import BoostingRecord, TransferRecord, read_events, read_history, read_metrics
+from dlfer.runs.text import count_noun
 
 if TYPE_CHECKING:
     pass
@@ -111,7 +112,7 @@ def _draw_histories(run_path: Path) -> Iterator[Drawn]:
             f"{stage}_history",
             draw_history(history, kept_epoch=ends[-1].kept_epoch if ends else None),
             f"{title}: loss and accuracy over the epochs",
-            f"Loss and accuracy of {title} over {len(history)} epochs; at the end the accuracy is "
+            f"Loss and accuracy of {title} over {count_noun(len(history), 'epoch')}; at the end the accuracy is "
             f"{format_percent(last.train_accuracy)} in training and {format_percent(last.validation_accuracy)} on "
             "validation.",
         )

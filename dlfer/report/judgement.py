@@ -192,7 +192,7 @@ def describe_missing_groups(source: str | None) -> str:
         )
     return (
         "No attributes such as age, sex or skin tone were given, so nothing is known about differences between "
-        "groups of people. evaluate.attributes takes a csv of attributes."
+        "groups of people. A csv of attributes is given by evaluate.attributes, or by --attributes of dlfer evaluate."
     )
 
 

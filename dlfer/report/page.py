@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import json
 import shlex
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -47,6 +48,7 @@ def render_text(template: str, context: dict[str, Any]) -> str:
     environment.filters |= {
         "percent": format_percent,
         "points": format_points,
+        "p_value": format_p_value,
         "count": format_count,
         "interval": format_interval,
         "uncertainty": format_uncertainty,
@@ -132,6 +134,11 @@ def format_fraction(value: float | None, digits: int = 3) -> str:
     return "–" if is_missing(value) else f"{value:.{digits}f}"
 
 
+def format_p_value(value: float | None) -> str:
+    """Write a p value with four digits after the point: "0.0123", "< 0.0001"."""
+    return "< 0.0001" if not is_missing(value) and value < 0.00005 else format_fraction(value, 4)
+
+
 def format_count(value: float | None) -> str:
     """Write a whole number in groups of three digits: 3589 -> "3,589"."""
     return "–" if is_missing(value) else f"{value:,.0f}"
@@ -176,8 +183,10 @@ def shorten_key(key: str, others: Collection[str]) -> str:
 
 
 def format_value(value: Any) -> str:
-    """Return a value of a key as a person writes it."""
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
+    """Return a value of a key as a person writes it in an experiment: 0.001, null, true, [0, 1]."""
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return str(value) if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
 
 
 def read_text(path: Path) -> str | None:

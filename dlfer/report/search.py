@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -94,7 +95,7 @@ def write_search_report(path: Path) -> Path:
         "name": get_name(path, run),
         "subtitle": describe_run(path, run),
         "warnings": [*([_SMOKE] if run.smoke else []), *run.warnings, *_describe_changes(path, trials)],
-        "figure": trials.objective,
+        "figure": _name_objective(trials.objective),
         "arms": [_describe_arm(path, trials, name) for name in trials.arms],
         "fewest": FEWEST,
         "comparison": comparison,
@@ -106,6 +107,11 @@ def write_search_report(path: Path) -> Path:
         "config": read_text(path / "config.yaml"),
     }
     return render_page("search.html.j2", path / "report.html", context)
+
+
+def _name_objective(objective: str) -> str:
+    """Return the name of an objective as the pages write it: macro_f1 is macro F1."""
+    return "macro F1" if objective == "macro_f1" else objective
 
 
 def _describe_changes(path: Path, trials: Trials) -> list[str]:
@@ -136,7 +142,7 @@ def _describe_arm(path: Path, trials: Trials, name: str) -> dict[str, Any]:
         "keys": [shorten_key(key, keys) for key in keys],
         "rows": lines,
         "best": lines[0] if lines and lines[0].score is not None else None,
-        "best_file": best_file if os.path.exists(path / best_file) else None,
+        "best_file": shlex.quote(str(path / best_file)) if os.path.exists(path / best_file) else None,
         "num_scored": len(scored),
         "num_failed": sum(row.status == "failed" for row in rows),
         "num_alike": _count_alike(ranked),
@@ -203,7 +209,7 @@ def _draw(
     """Draw what the trials of an arm allow, and return the figures ready for the page."""
     scored, keys = [row for row in rows if row.score is not None], list(importance)
     drawn: list[Drawn] = []
-    name, direction = trials.objective, trials.direction
+    name, direction = _name_objective(trials.objective), trials.direction
     if len(scored) > 1 and keys:
         title = (
             f"Each line is a trial: its keys, and its validation {name}; strong lines are better, the "

@@ -15,6 +15,7 @@ from dlfer.runs.metrics_record import Metrics, is_missing
 from dlfer.runs.records import Cost, DataRecord
 from dlfer.runs.run import format_duration
 from dlfer.runs.run_records import BoostedLevel, BoostingRecord, TransferRecord
+from dlfer.runs.text import count_noun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -80,7 +81,7 @@ def _describe_pretraining(pretrain: PretrainConfig | None) -> str:
 
 
 def _describe_stage(stage: StageConfig) -> str:
-    words = [f"{stage.epochs} epochs", f"{stage.image_size} px", f"batches of {stage.batch_size}"]
+    words = [count_noun(stage.epochs, "epoch"), f"{stage.image_size} px", f"batches of {stage.batch_size}"]
     if stage.crop:
         words.append(f"random crops of {100 * stage.crop:.0f} % of each side")
     words.append(f"{stage.optimizer.name} at {stage.optimizer.learning_rate} ({stage.schedule.name})")
@@ -197,7 +198,7 @@ IMPORTANCE_NOTES = (
 def describe_setting(boosting: BoostingConfig, stage: StageConfig) -> str:
     """Return the section `boosting` of an experiment in one line, with what of `finetune` applies to trees."""
     words = [
-        f"at most {stage.epochs} epochs of {boosting.rounds_per_epoch} rounds of trees",
+        f"at most {count_noun(stage.epochs, 'epoch')} of {boosting.rounds_per_epoch} rounds of trees",
         f"features at {stage.image_size} px",
         f"depth {boosting.max_depth}",
         f"rate {boosting.learning_rate:g}",

@@ -42,7 +42,7 @@ def format_metrics(metrics: Metrics) -> str:
         split = metrics.get(name)
         if split is not None:
             lines += _format_split(name, split, metrics)
-    lines.append(describe_duplicates(metrics, name=None if metrics.judged_on is None else metrics.judged_on.split))
+    lines.append(describe_duplicates(metrics))
     if metrics.test_opened and metrics.test is not None:
         lines.append(f"test splits opened with this model so far: {metrics.test_opened}")
     lines += _format_views(metrics)
@@ -77,7 +77,7 @@ def _format_split(name: str, split: SplitMetrics, metrics: Metrics) -> list[str]
 
 def _format_summary(accuracy: Estimate, macro_f1: Estimate | None) -> str:
     text = f"accuracy {format_estimate(accuracy)}"
-    return text if macro_f1 is None else f"{text}, macro f1 {format_estimate(macro_f1)}"
+    return text if macro_f1 is None else f"{text}, macro F1 {format_estimate(macro_f1)}"
 
 
 def _name_split(name: str, metrics: Metrics) -> str:

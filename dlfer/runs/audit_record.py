@@ -10,6 +10,7 @@ from pydantic import Field
 from dlfer.runs.display import format_html
 from dlfer.runs.metrics_record import CountedEstimate
 from dlfer.runs.records import DuplicateCounts, FileRecord, ReadingRecord, Record
+from dlfer.runs.text import count_noun
 
 
 class Place(NamedTuple):
@@ -256,7 +257,7 @@ class AuditRecord(FileRecord):
 
 def _describe_classes(split: AuditedSplit) -> str:
     counts = "" if split.classes is None else ", ".join(f"{label} {n:,}" for label, n in split.classes.items())
-    return f"{split.num_images:,} images{f' ({counts})' if counts else ''}"
+    return f"{count_noun(split.num_images, 'image')}{f' ({counts})' if counts else ''}"
 
 
 def _upgrade_leak(leak: Any) -> Any:

@@ -69,6 +69,8 @@ def open_run(name: Path | str, folder: Path | None = None) -> Run:
         raise ModelError(f"{name}: {len(found)} runs in {folder} begin so: {_join_last(found)}. Give more of the name.")
     names = [str(path.relative_to(folder)) for path in _iterate_runs(folder)]
     known = f"The runs there: {_join_last(names)}." if names else "There are no runs there yet."
+    if _get_artifact(path) is not None or str(name) in list_models():
+        raise ModelError(f"{name}: is a model without its run (dlfer show models), expected a run. {known}")
     raise ModelError(f"{name}: neither the folder of a run nor the beginning of a run's name in {folder}. {known}")
 
 

@@ -19,6 +19,7 @@ from dlfer.config import names
 from dlfer.config.sections import FacesConfig
 from dlfer.errors import ModelError, shorten
 from dlfer.runs.files import read_json, write_atomically
+from dlfer.runs.text import count_noun
 
 SCHEMA = 2
 
@@ -450,7 +451,7 @@ class ReadingRecord(Record):
     def describe(self) -> list[str]:
         """Return a sentence with the numbers, and one for each reason."""
         lost = self.seen - self.used
-        lines = [f"{self.seen:,} {self.what} seen, {self.used:,} used, {lost:,} left out."]
+        lines = [f"{count_noun(self.seen, self.what.removesuffix('s'))} seen, {self.used:,} used, {lost:,} left out."]
         for reason in self.left_out:
             more = ", ..." if reason.n > len(reason.first) else ""
             lines.append(f"Left out, {reason.reason}: {reason.n:,} ({', '.join(reason.first)}{more}).")

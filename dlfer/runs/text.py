@@ -65,6 +65,23 @@ def to_plain_markdown(text: str) -> str:
     return escape_text(text).replace("&", "&amp;").replace("<", "&lt;").replace("[", r"\[").replace("|", r"\|")
 
 
+def count_noun(number: int, noun: str) -> str:
+    """Return a number with its noun in the singular or the plural.
+
+    Args:
+        number: how many there are.
+        noun: in the singular; a final y becomes "ies", a final s or x gets "es", others "s".
+
+    Example:
+        >>> count_noun(1, "file"), count_noun(3589, "image"), count_noun(0, "class")
+        ('1 file', '3,589 images', '0 classes')
+    """
+    if number == 1:
+        return f"1 {noun}"
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith(("s", "x")) else f"{noun}s"
+    return f"{number:,} {plural}"
+
+
 def _is_bytes(text: str) -> bool:
     """Tell whether all lone surrogates stand for bytes, as in names of files."""
     return not any("\ud800" <= character <= "\udfff" and not "\udc80" <= character <= "\udcff" for character in text)

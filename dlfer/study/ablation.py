@@ -18,6 +18,7 @@ import numpy as np
 from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, DlferError
+from dlfer.metrics.learned import list_verdicts
 from dlfer.report.comparison import format_comparison_table
 from dlfer.runs.comparison_record import ArmKey, ComparisonRecord
 from dlfer.runs.options import RunOptions
@@ -96,8 +97,8 @@ def _prepare(comparison: Comparison, member: Member) -> bool:
 def show_comparison(found: ComparisonRecord, console: StudyConsole) -> None:
     """Print the table of arms, the verdicts (in red where training did not learn) and the notes of a comparison."""
     console.console.print(format_comparison_table(found))
-    for pair in found.paired:
-        console.say(pair.sentence, style="bold red" if pair.not_learned else "bold")
+    for text, is_failed in list_verdicts(found.paired):
+        console.say(text, style="bold red" if is_failed else "bold")
     for note in found.notes:
         console.say(note)
 

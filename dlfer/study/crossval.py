@@ -21,6 +21,7 @@ from dlfer.errors import ConfigError, ModelError
 from dlfer.metrics import classification as mt
 from dlfer.metrics.folds import compare_folds, compute_recipe_accuracy, compute_trained_accuracy
 from dlfer.metrics.intervals import compute_average_intervals
+from dlfer.metrics.learned import list_verdicts
 from dlfer.metrics.predictions import Predictions, write_predictions
 from dlfer.report.crossval import format_folds_tables
 from dlfer.runs.changes import IMAGES_FILE
@@ -390,8 +391,8 @@ def describe_intervals(config: ExperimentConfig) -> list[str]:
 def _show(found: ComparisonRecord, console: StudyConsole) -> None:
     for table in format_folds_tables(found):
         console.console.print(table)
-    for pair in found.paired[:_SHOWN_PAIRS]:
-        console.say(pair.sentence, style="bold red" if pair.not_learned else "bold")
+    for text, is_failed in list_verdicts(found.paired[:_SHOWN_PAIRS]):
+        console.say(text, style="bold red" if is_failed else "bold")
     if len(found.paired) > _SHOWN_PAIRS:
         console.say(f"... and {len(found.paired) - _SHOWN_PAIRS} more comparisons in the report.")
     for note in found.notes:

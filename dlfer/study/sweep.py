@@ -21,6 +21,7 @@ import numpy as np
 from dlfer.config.grid import Cell, list_cells
 from dlfer.config.schema import ExperimentConfig, SweepConfig
 from dlfer.errors import ConfigError
+from dlfer.metrics.learned import list_verdicts
 from dlfer.report.sweep import SCORES, format_best_tables, format_sweep_table
 from dlfer.runs.comparison_record import (
     ArmPair,
@@ -402,8 +403,8 @@ def _make_csv_row(row: ArmRow, cell: Cell) -> dict[str, Any]:
 def _show(found: ComparisonRecord, console: StudyConsole) -> None:
     for table in (format_sweep_table(found), *format_best_tables(found.best_of)):
         console.console.print(table)
-    for pair in found.paired[:_SHOWN_PAIRS]:
-        console.say(pair.sentence, style="bold red" if pair.not_learned else None)
+    for text, is_failed in list_verdicts(found.paired[:_SHOWN_PAIRS]):
+        console.say(text, style="bold red" if is_failed else None)
     if len(found.paired) > _SHOWN_PAIRS:
         console.say(f"... and {len(found.paired) - _SHOWN_PAIRS} more comparisons in the report.")
     for note in found.notes:

@@ -41,6 +41,7 @@ from dlfer.model.transfer import (
 from dlfer.model.vggface2 import SOURCE, describe_origin, read_face_weights, restore_statistics, set_face_weights
 from dlfer.model.weights_file import load_weights
 from dlfer.runs.files import link_file, write_atomically
+from dlfer.runs.text import count_noun
 from dlfer.train.control import hold_lock
 from dlfer.train.plan import describe_plan, unfreeze_random_start
 from dlfer.train.stage import train_stage
@@ -149,7 +150,7 @@ def _train(config: ExperimentConfig, job: StageJob, bundle: DataBundle) -> Pretr
     for line in describe_plan("EF-FER1", job, network, bundle, precision=precision, starts_at_random=True):
         job.listener.say(line)
     result = train_stage(job, network, bundle)
-    source = f"EF-FER1 trained on {bundle.source}, {len(bundle.train):,} images, {len(result.history)} epochs"
+    source = f"EF-FER1 trained on {bundle.source}, {count_noun(len(bundle.train), 'image')}, {count_noun(len(result.history), 'epoch')}"
     write_backbone(network, job.folder, source=source)
     kept = result.history[result.kept_epoch]
     cost = {

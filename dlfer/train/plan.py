@@ -10,6 +10,7 @@ from dlfer.data.bundle import DataBundle, Share
 from dlfer.data.pipeline import count_steps
 from dlfer.model.stage_network import TransferNetwork
 from dlfer.model.training_kernels import count_steps_to_settle
+from dlfer.runs.text import count_noun
 from dlfer.train.distribute import describe_replicas
 from dlfer.train.objective import build_schedule, compute_rates
 from dlfer.train.optimizers import describe_optimizer
@@ -36,7 +37,7 @@ def unfreeze_random_start(name: str, config: StageConfig) -> tuple[StageConfig, 
         return config, None
     note = (
         f"{name} starts from random weights, so that freeze ({', '.join(asked)}) is not applied: all "
-        f"{config.epochs} epochs train the whole network."
+        f"{count_noun(config.epochs, 'epoch')} train the whole network."
     )
     return config.model_copy(update={"freeze": FreezeConfig()}), note
 
@@ -85,8 +86,9 @@ def describe_plan(
     memory = estimate_memory(network, config, precision=precision)
     replicas = describe_replicas(job, min(config.batch_size, num_images))
     return [
-        f"{name}: {num_images:,} images of {config.image_size}x{config.image_size}, batch {config.batch_size}, "
-        f"{steps_per_epoch:,} steps an epoch, {config.epochs} epochs, {steps_per_epoch * config.epochs:,} steps",
+        f"{name}: {count_noun(num_images, 'image')} of {config.image_size}x{config.image_size}, batch {config.batch_size}, "
+        f"{count_noun(steps_per_epoch, 'step')} an epoch, {count_noun(config.epochs, 'epoch')}, "
+        f"{count_noun(steps_per_epoch * config.epochs, 'step')}",
         f"{name}: {total:,} parameters; {describe_optimizer(config.optimizer)}; {describe_rates(config, steps_per_epoch)}; "
         f"{config.loss.name}; balance {config.balance}; "
         f"{'no clipping' if config.clip is None else f'gradients clipped to norm {config.clip:g}'}",
@@ -113,7 +115,7 @@ def describe_rates(config: StageConfig, steps_per_epoch: int) -> str:
         text = f"rate {peak:.3g} ({config.schedule.name})"
     if not head:
         return text
-    return f"head alone for {head} epochs at rate {config.freeze.head_learning_rate or rate:.3g}, then {text}"
+    return f"head alone for {count_noun(head, 'epoch')} at rate {config.freeze.head_learning_rate or rate:.3g}, then {text}"
 
 
 def _warn_of_slow_statistics(

@@ -29,12 +29,14 @@ PORT = 8765
 
 
 def take_reports(page: Page, report: Path) -> None:
-    """Write the head of an ablation's report, where it is one, and the architecture in the report of a run."""
+    """Write the head of an ablation's report to the end of its first figure, where it is one, and the architecture in the report of a run."""
     members = report.parent / "members.csv"
     run = report
     if members.exists():
         page.goto(report.resolve().as_uri())
-        page.screenshot(path=DOCS / "ablation_report.png")
+        end = page.evaluate("document.querySelector('figure').getBoundingClientRect().bottom + scrollY")
+        clip = {"x": 0, "y": 0, "width": page.viewport_size["width"], "height": end + 16}
+        page.screenshot(path=DOCS / "ablation_report.png", clip=clip, full_page=True)
         with open(members, newline="", encoding="utf-8") as file:
             first = Path(next(csv.DictReader(file))["path"])
         run = (first if first.is_absolute() else report.parent.parent / first.name) / "report.html"

@@ -189,7 +189,9 @@ def test_resume_finds_the_run_and_its_verb(call, stand_in, work):
         (("run", "--resume", "x", "--dry-run"), "leave --dry-run out"),
         (("run", "--resume", "x"), "neither the folder of a run nor"),
         (("run", "none.yaml"), "none.yaml: there is no such file"),
+        (("run", "bd.yaml"), "there is no such file. Did you mean bad.yaml?"),
         (("run", "bad.yaml"), "Did you mean model?"),
+        (("run", "a.yaml", "--set", "finetune.data.num_images=200"), "keys and values: train, validation, test."),
         (("run", "a.yaml", "--set", "finetune.epochs"), "expected KEY=VALUE"),
         (("run", "a.yaml", "--max-hours", "0"), "expected more than 0"),
         (("run", "a.yaml", "--max-hours", "nan"), "expected more than 0"),
@@ -208,7 +210,12 @@ def test_resume_finds_the_run_and_its_verb(call, stand_in, work):
         (("evaluate", "m", "--data", "x"), "there is no such model"),
         (("report", "x"), "neither the folder of a run nor"),
         (("show", "nothing"), "neither the folder of a run nor"),
+        (("show", "lite2_96"), "is a model without its run"),
+        (("ship", "lite2_96", "mine"), "lite2_96: is a model without its run"),
+        (("report", "lite2_96"), "is a model without its run"),
+        (("export", "lite2_96", "--to", "TFLite,saved_model"), "Did you mean litert,savedmodel?"),
         (("show", "config"), "name the experiment file"),
+        (("show", "run", "x/20261121"), "A run is shown by dlfer show x/20261121."),
         (("show", "runs", "a.yaml"), "only config takes a file"),
         (("show", "runs", "--set", "a=1"), "--set goes with config FILE only"),
         (("init", "nowhere"), "there is no such folder"),
@@ -282,7 +289,7 @@ def test_evaluate_prints_figures_with_n_and_interval(call, stand_in, work):
     calls = stand_in("dlfer.experiment.evaluate", evaluate_with_predictions=(metrics, None))
     code, out, _ = call("evaluate", "m", "--data", "x.csv", "--split", "PublicTest", "--json", "o.json")
     assert code == 0
-    assert out.startswith("Read this first.\ntest (n = 1,234): accuracy 50.00 % [40.00, 60.00], macro f1 not defined\n")
+    assert out.startswith("Read this first.\ntest (n = 1,234): accuracy 50.00 % [40.00, 60.00], macro F1 not defined\n")
     assert "Happy  7  25.00 %    not defined  100.00 %  50.00 %" in out
     metrics.judged_on = JudgedOn(split="PublicTest", file="x.csv", used_for="selection")
     metrics.test_opened = 2

@@ -64,3 +64,24 @@ def test_opencv_says_nothing_of_damaged_files_but_with_debug(tmp_path, debug):
         timeout=60,
     )
     assert bool(done.stderr) == bool(debug)
+
+
+@pytest.mark.parametrize("debug", ["", "1"])
+def test_advice_on_how_functions_are_compiled_is_kept_back_and_other_warnings_are_not(tmp_path, debug):
+    body = (
+        "import logging; logger = logging.getLogger('tensorflow'); logger.addHandler(logging.StreamHandler()); VALUE = 1\n"
+        "logger.warning('5 out of the last %d calls triggered tf.function retracing. Tracing is expensive', 6)\n"
+        "logger.warning('another')"
+    )
+    (tmp_path / "warns.py").write_text(body)
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from dlfer.quiet import hush_libraries; hush_libraries(); import warns"
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path)],
+        env={**os.environ, "DLFER_DEBUG": debug},
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    )
+    assert ("retracing" in done.stderr) == bool(debug)
+    assert "another" in done.stderr

@@ -168,7 +168,7 @@ def load_synthetic_faces(config: DataConfig) -> DataBundle:
         name: _draw_split(name, getattr(config.num_images, name) or number, seed=config.seed)
         for name, number in NUM_FACES.items()
     }
-    note = "synthetic_faces: the faces are drawn by dlfer, not photographed; no figure here speaks of real faces."
+    note = "synthetic_faces: the faces are drawn by dlfer, not photographed; no metric here says anything about real faces."
     return DataBundle(source="synthetic_faces", labels=FER2013_LABELS, notes=(note,), **splits)
 
 

@@ -27,6 +27,7 @@ from dlfer.runs.member_rows import MemberRow, is_run
 from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run, format_duration
 from dlfer.runs.run_records import read_metrics
+from dlfer.runs.text import count_noun
 from dlfer.study.ablation import WITH, WITHOUT
 from dlfer.study.child import WorkerSlot
 from dlfer.study.runner import Ending, Source, StudyConsole, Task
@@ -325,7 +326,7 @@ class TrialSource(Source):
         else:
             ends = {
                 "rung": f" after the {row.epochs} epochs of its rung",
-                "pruned": f" when pruned after {row.epochs} epochs",
+                "pruned": f" when pruned after {count_noun(row.epochs, 'epoch')}",
             }
             what = f"{self.objective} {row.score:.4f}{ends.get(row.status, '')}"
             what += "  <- best so far" if best is not None and best.trial == row.trial else ""
@@ -336,7 +337,11 @@ class TrialSource(Source):
     def _say_interrupted(self, task: Task, trial: _Trial) -> None:
         trial.history = read_history_rows(task.run.path)
         scores = self._list_scores(trial)
-        so_far = f"{self.objective} {scores[-1]:.4f} after {len(scores)} epochs" if scores else "before its first epoch"
+        so_far = (
+            f"{self.objective} {scores[-1]:.4f} after {count_noun(len(scores), 'epoch')}"
+            if scores
+            else "before its first epoch"
+        )
         position, keys = self._describe_position(trial.proposal.trial), format_overrides(trial.proposal.settings)
         self.console.say(f"{position} interrupted at {so_far}: {keys}")
 

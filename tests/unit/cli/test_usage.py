@@ -50,6 +50,9 @@ def test_what_the_table_names_exists():
         (("ls",), "dlfer show runs"),
         (("evalute",), "dlfer evaluate"),
         (("version",), "dlfer --version"),
+        (("help",), "dlfer --help"),
+        (("help", "run"), "dlfer run --help"),
+        (("help", "nothing"), "dlfer --help"),
     ],
 )
 def test_an_unknown_verb_names_the_one_that_was_meant(call, args, meant):

@@ -97,10 +97,20 @@ def test_what_is_not_an_experiment_is_refused_with_its_line(text, message):
 
 
 def test_files_that_cannot_be_read_are_refused(tmp_path):
-    with pytest.raises(ConfigError, match="there is no such file"):
+    with pytest.raises(ConfigError, match=r"there is no such file\. Expected an experiment file.*dlfer init FOLDER"):
         read_yaml(tmp_path / "absent.yaml")
-    with pytest.raises(ConfigError, match="cannot be read"):
+    with pytest.raises(ConfigError, match=r"is a folder; expected an experiment file.*dlfer init"):
         read_yaml(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["my_face.yaml", "my_faces.yml", "my-faces.yaml", "my_faces.json"])
+def test_a_missing_file_is_answered_with_the_file_beside_it_that_was_meant(name, tmp_path):
+    (tmp_path / "my_faces.yaml").write_text("a: 1\n")
+    (tmp_path / "notes.yaml").write_text("a: 1\n")
+    with pytest.raises(ConfigError, match=r"there is no such file. Did you mean .*my_faces.yaml\?"):
+        read_yaml(tmp_path / name)
+    with pytest.raises(ConfigError, match=r"there is no such file\. Expected"):
+        read_yaml(tmp_path / "quick.yaml")
     (tmp_path / "latin.yaml").write_bytes(b"a: 1\nb: caf\xe9\n")
     with pytest.raises(ConfigError, match=r"latin.yaml line 2: expected text in UTF-8, found the byte 0xe9"):
         read_yaml(tmp_path / "latin.yaml")

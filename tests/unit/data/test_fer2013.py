@@ -155,6 +155,11 @@ def test_a_bad_row_is_refused_with_its_line_or_skipped_and_counted(tmp_path, kin
     [
         ("", "the file is empty"),
         ("emotion,pixels,Usage\n", "no readable rows"),
+        ("", r"the file is empty, expected a header with emotion, pixels and Usage; download it again\.$"),
+        ("path,label\na.png,1\n", "A list of files is not read: move each image into a folder of its label"),
+        ("filename,emotion\na.png,1\n", "A list of files is not read"),
+        ("label,pixel_values,split\n1,2,Training\n", "Rename the columns, if they hold the same"),
+        ("emotion,pixels\n1,2 3\n", r"Without Usage, name the files train\.csv and test\.csv"),
         ("emotion,Usage\n1,Training\n", r"line 1: found the columns emotion, Usage; .*missing: pixels"),
         ("emotion,pixels\n", "missing: usage"),
         ('emotion,pixels,Usage\n0,"' + "1 " * 200_000, "not a csv"),

@@ -58,7 +58,7 @@ def test_relabel_merges_and_drops_rows_by_name():
     assert found.labels == ("Happy", "Sad")
     assert found.train.targets.tolist() == [0, 1, 0, 1]
     assert found.train.ids.tolist() == ["train/0", "train/1", "train/2", "train/4"]
-    assert "1 images of the dropped classes fear" in found.notes[0]
+    assert "of the dropped classes fear: 1 image." in found.notes[0]
 
 
 def test_targets_are_mapped_by_name_not_by_number():
@@ -105,7 +105,7 @@ def test_classes_that_are_no_expressions_are_named_beside_those_that_are():
     counts = {"angry": 5, "happy": 6, "contempt": 2, "misc": 3}
     lines = describe_unknown(match_labels(counts, LabelsConfig()), counts)
     assert len(lines) == 1
-    assert "the classes misc (3 images);" in lines[0]
+    assert "as expressions: misc (3 images)." in lines[0]
     assert describe_unknown(match_labels(counts, LabelsConfig(drop=("misc",))), counts) == []
     others = {"cat": 3, "dog": 4, "happy": 1}
     assert describe_unknown(match_labels(others, LabelsConfig()), others) == []

@@ -146,7 +146,7 @@ def test_what_is_no_picture_is_counted_by_reason_with_names(tmp_path):
     assert found["videos"].first == ["angry/video.mp4"]
     record = bundle.reading.as_record()
     assert (record.seen, record.used) == (18, 6)
-    assert any("scripts holds 1 files and no picture" in note for note in bundle.notes)
+    assert any("scripts holds 1 file and no picture" in note for note in bundle.notes)
     assert record.describe()[0] == "18 files seen, 6 used, 12 left out."
 
 

@@ -75,7 +75,7 @@ def test_folders_drop_classes_once(tmp_path):
     found = load_data(config, image_size=32)
     assert found.labels == ("Happy", "Sad")
     assert found.protocol == "resplit"
-    assert any("no parts of its own" in note for note in found.notes)
+    assert any("no splits of its own" in note for note in found.notes)
 
 
 def test_one_class_only_is_refused(tmp_path):

@@ -86,7 +86,7 @@ def test_without_any_parts_the_data_is_split_as_by_resplit_and_says_so():
     bundle = _bundle(copies=60, parts=("train",))
     found, resplit = _apply(bundle), _apply(bundle, protocol="resplit")
     assert found.protocol == "resplit"
-    assert "no parts of its own" in found.notes[0]
+    assert "no splits of its own" in found.notes[0]
     assert found.test.ids.tolist() == resplit.test.ids.tolist()
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from dlfer.config.sections import ModelConfig
 from dlfer.data.bundle import Split
+from dlfer.data.faces import Face
 from dlfer.explain import jobs
 from dlfer.explain.explanation import MapOptions
 
@@ -109,6 +110,17 @@ def test_pictures_become_figures_arrays_and_a_page(call, pictures, model):
     assert f"Model: {model.name} · efficientnet_nano · 32 px" in page
     # How the maps are made is said once, not below every figure.
     assert page.count("slides over the face") == page.count("the feature map of") == 1
+
+
+def test_the_faces_of_one_picture_are_told_by_number(call, pictures, model, monkeypatch):
+    monkeypatch.setattr(
+        "dlfer.predict.crops.detect_faces_of_each",
+        lambda images, detector, size: [[Face((0, 0, 30, 30), 0.9), Face((5, 5, 40, 40), 0.8)]] * len(images),
+    )
+    code, _, _ = call("explain", "a/face.png", "--model", str(model), "--method", "occlusion", "--out", "maps")
+    assert code == 0
+    titles = [Image.open(pictures / "maps" / f"face-{number}.png").info["Title"] for number in (1, 2)]
+    assert [title.partition(":")[0] for title in titles] == ["face.png, face 1", "face.png, face 2"]
 
 
 def test_a_photo_without_a_face_is_no_face(call, pictures, model, monkeypatch):

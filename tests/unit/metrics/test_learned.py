@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from dlfer.metrics.learned import find_learning_failure
+from dlfer.metrics.learned import find_learning_failure, list_verdicts
 from dlfer.metrics.predictions import Predictions
 
 LABELS = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutral")
@@ -73,3 +74,21 @@ def test_without_predictions_the_history_is_judged():
 def test_a_single_class_cannot_be_learned_from():
     train = make_train(1.0, 100, confidence=1.0, shares=np.array([1.0]))
     assert find_learning_failure(train) is not None
+
+
+def test_pairs_without_a_conclusion_are_one_sentence_that_names_each_training_once():
+    def make(name, *reasons):
+        return SimpleNamespace(sentence=f"{name} is better.", not_learned=list(reasons))
+
+    good, one, two = make("good"), make("one", "a, seed 0: poor", "b, seed 0: poor"), make("two", "a, seed 0: poor")
+    assert list_verdicts([good, one]) == [("good is better.", False), ("one is better.", True)]
+    (text, is_failed), rest = list_verdicts([one, good, two])
+    assert is_failed
+    assert text.startswith(
+        "No conclusion from 2 of 3 comparisons, since training did not learn: a, seed 0: poor; b, seed 0: poor."
+    )
+    assert text.count("a, seed 0") == text.count("Try another") == 1
+    assert rest == ("good is better.", False)
+    many = [make(str(number), f"cell {number}: poor") for number in range(40)]
+    ((text, _),) = list_verdicts(many)
+    assert "cell 5: poor; and 34 more." in text

@@ -63,6 +63,8 @@ def test_pictures_to_csv_on_stdout_with_talk_on_stderr(call, draw_blocks):
     assert "bad.jpg" in err
     assert "absent.png: there is no such file" in err
     assert "2 of the inputs could not be read" in err
+    assert "Left out, not read" not in err  # each is named with its reason
+    assert "written: drawn, the marked copies" in err
     assert sorted(path.name for path in Path("drawn").iterdir()) == ["a.jpg", "b.jpg"]
 
 

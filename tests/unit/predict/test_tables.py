@@ -37,6 +37,19 @@ def write(path, form=None):
     table.close(FAILED, READING)
 
 
+def test_the_table_of_pictures_has_no_column_of_times(capsys):
+    for has_videos in (True, False):
+        table = open_table(None, labels=LABELS, about={}, form="table", has_videos=has_videos)
+        for result in RESULTS:
+            table.write(result)
+        table.close([])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["file", "seconds", "face", "label", "box"]
+    assert "0.12" in lines[1]
+    assert lines[4].split() == ["file", "face", "label", "box"]
+    assert lines[4].index("face") + 3 == lines[6].index("1", lines[6].index(".jpg"))
+
+
 def test_csv(tmp_path):
     write(tmp_path / "deep" / "a.csv")
     rows = list(csv.DictReader((tmp_path / "deep" / "a.csv").open()))

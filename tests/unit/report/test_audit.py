@@ -84,10 +84,9 @@ def test_each_finding_is_a_sentence_with_its_numbers(audit):
     text = "\n".join(describe_audit(audit))
     for sentence in (
         "50 images (a 40, b 10) with 3 labels.",
-        "1 row or file could not be read; the first: row 3: <cut>",
         "5 of 10 images of b (50.0 %) have a duplicate in a (2 an exact copy, 1 an augmented copy).",
-        "44 images are distinct; 4 of them occur more than once, 2 under different labels.",
-        "duplicates make 6 groups, the largest of 5 images; 3 of the groups",
+        "Distinct images: 44; of these, 4 occur more than once, 2 under different labels.",
+        "duplicates make 6 groups, the largest of 5 images; groups with different labels in them: 3.",
         "a has no image of Fear.",
         "The largest class of a (Happy, 30) is 3.0 times the smallest (Sad, 10).",
         "1 image is of one colour, 2 more are nearly so",

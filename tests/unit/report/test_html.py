@@ -101,7 +101,7 @@ def test_every_section_is_there(tmp_path, run_maker):
         "3 rows were skipped & counted.",
         "180 images (Training 60, PublicTest 60, PrivateTest 60) with 3 labels.",
         "6 of 60 images of PrivateTest (10.0 %) have a duplicate in Training (4 an exact copy).",
-        "170 images are distinct; 8 of them occur more than once, 2 under different labels.",
+        "Distinct images: 170; of these, 8 occur more than once, 2 under different labels.",
         "dlfer run 'experiments/my file.yaml' --set model.dropout=0.1",
         "0123abcd with uncommitted changes",
         "dlfer 0.1.0, Python 3.11.9, keras 3.15.0",
@@ -488,7 +488,7 @@ def test_the_terminal_shows_values_without_an_interval_with_the_reason(tmp_path,
     metrics = Metrics.require(run_maker(tmp_path / "run"))
     reason = withhold(metrics)
     text = format_metrics(metrics)
-    assert f"macro f1 {100 * metrics.test.macro_f1.value:.2f} % [–]" in text
+    assert f"macro F1 {100 * metrics.test.macro_f1.value:.2f} % [–]" in text
     assert f"[–] Sad, precision: no 95 % interval, because {reason}" in text
     assert "None" not in text
 

@@ -16,6 +16,7 @@ from dlfer.report.html import write_metrics_page
 from dlfer.report.terminal import format_comparison, format_metrics
 from dlfer.runs.comparison_record import ArmPair, ArmRow, ComparisonRecord, SeedEstimate
 from dlfer.runs.metrics_record import JudgedOn, Metrics
+from dlfer.runs.records import DuplicateCounts, DuplicatesRecord
 
 HOSTILE = "<script>alert('x')</script>"
 
@@ -57,8 +58,14 @@ def test_an_evaluation_is_a_page(tmp_path, metrics):
 def test_images_that_made_the_model_are_no_test(tmp_path, metrics, used_for, kind):
     found = metrics(used_for, split="PublicTest")
     title = f"{kind} (PublicTest, used for {used_for})"
-    assert f"Accuracy, {title}" in write_metrics_page(tmp_path / "a.html", found, "mine").read_text()
-    assert f"{title} (n = 60)" in format_metrics(found)
+    counts = DuplicateCounts(any=6, exact=2)
+    found = found.model_copy(update={"duplicates": DuplicatesRecord(split="test", n=60, in_train=counts)})
+    page, text = write_metrics_page(tmp_path / "a.html", found, "mine").read_text(), format_metrics(found)
+    assert f"Accuracy, {title}" in page
+    assert f"{title} (n = 60)" in text
+    for shown in (page, text):
+        assert "6 of 60 PublicTest images (10.0 %) have a duplicate in training" in shown
+        assert "test images" not in shown
 
 
 def test_a_comparison_of_models_is_a_page_with_the_terminals_numbers(tmp_path, predictions_maker):

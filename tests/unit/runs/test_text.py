@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from dlfer.runs.text import escape_text, to_cell, to_markdown, to_plain_markdown, to_utf8
+from dlfer.runs.text import count_noun, escape_text, to_cell, to_markdown, to_plain_markdown, to_utf8
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,18 @@ def test_markdown_shows_names_and_does_nothing():
         == r"see `data` of &lt;img src=x> \| \[a](b)\n# no"
     )
     assert to_plain_markdown("a & b, &lt;") == "a &amp; b, &amp;lt;"
+
+
+@pytest.mark.parametrize(
+    ("number", "noun", "expected"),
+    [
+        (1, "file", "1 file"),
+        (0, "image", "0 images"),
+        (3589, "row", "3,589 rows"),
+        (2, "class", "2 classes"),
+        (2, "box", "2 boxes"),
+        (5, "entry", "5 entries"),
+    ],
+)
+def test_a_noun_agrees_with_its_number(number, noun, expected):
+    assert count_noun(number, noun) == expected

@@ -145,6 +145,8 @@ def test_arms_may_have_keys_of_their_own_and_the_report_lists_them(compare):
     assert "How the arms differ" in page
     assert "<code>finetune.optimizer.learning_rate</code>" in page
     assert "0.004" in page
+    assert '<td class="text">null</td>' in page
+    assert "None" not in page
 
 
 def test_a_shared_recipe_names_the_fair_form(compare):
