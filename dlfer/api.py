@@ -17,7 +17,6 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError, TrainingStopped, UserError
 from dlfer.quiet import hush_libraries
 from dlfer.runs.comparison_record import ComparisonRecord, ModelComparison
-from dlfer.runs.display import format_html, format_interval, shorten
 from dlfer.runs.find import open_run as open_run_directory
 from dlfer.runs.listeners import Listener
 from dlfer.runs.member_rows import MemberRow, read_member_rows
@@ -25,6 +24,7 @@ from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run
 from dlfer.runs.run_records import Epoch, read_history, require_metrics
+from dlfer.runs.text import format_html, format_interval, shorten
 
 if TYPE_CHECKING:
     import numpy as np
@@ -563,7 +563,7 @@ def _start(verb: str, callbacks: Iterable[Listener] = ()) -> tuple[Listener, ...
         UserError: one of the callbacks is no listener.
         EnvironmentProblem: this process is one of several hosts.
     """
-    from dlfer.train.control import check_alone
+    from dlfer.train.progress import check_alone
 
     hush_libraries()
     check_alone(f"{verb} (from Python)")

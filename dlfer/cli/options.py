@@ -200,7 +200,7 @@ def check_start(
     from dlfer.experiment.limits import refuse_obstacles
     from dlfer.runs.changes import find_changes, settle_changes
     from dlfer.runs.find import open_run
-    from dlfer.train.control import check_alone
+    from dlfer.train.progress import check_alone
 
     if verb != "run":
         check_alone(verb)

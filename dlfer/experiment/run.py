@@ -293,7 +293,7 @@ def _write_onnx(
         )
         say(f"The model has no ONNX file, so that predictions load Keras. {absent}")
         return absent
-    from dlfer.export.embedded import write_embedded_onnx
+    from dlfer.export.ship import write_embedded_onnx
 
     split = bundle.validation
     images = split.images if isinstance(split, Split) else np.zeros((0, 1, 1, classifier.channels), np.uint8)

@@ -22,7 +22,7 @@ from dlfer.data.files import Tally
 from dlfer.data.sources import load_data
 from dlfer.data.split import draw_subset
 from dlfer.errors import DataError, DlferError, UserError
-from dlfer.explain.explanation import AverageMaps, Explainer, Explanation, MapAverage, MapOptions
+from dlfer.explain.explanation import AverageMaps, Explainer, Explanation, MapAverage, MapOptions, check_maps
 from dlfer.explain.figures import (
     describe_average,
     describe_maps,
@@ -32,7 +32,6 @@ from dlfer.explain.figures import (
     write_explanation,
     write_explanation_report,
 )
-from dlfer.explain.sanity import check_maps
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
 from dlfer.model.ensemble import EnsembleClassifier

@@ -18,7 +18,7 @@ from dlfer.errors import ExportError
 from dlfer.metrics.intervals import compute_wilson_interval
 from dlfer.metrics.paired import compare_paired, describe_difference
 from dlfer.metrics.predictions import Predictions
-from dlfer.runs.export_record import (
+from dlfer.runs.artifact import (
     Agreement,
     ExportAccuracy,
     ExportInput,

@@ -38,8 +38,7 @@ from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
 from dlfer.predict.runtimes import EXPORT_FILE, RUNTIMES, VERSION, compute_checksums, import_extra
 from dlfer.report.card import CARD_FILE, compose_card
-from dlfer.runs.artifact import read_artifact_record
-from dlfer.runs.export_record import ExportAbout, ExportRecord
+from dlfer.runs.artifact import ExportAbout, ExportRecord, read_artifact_record
 from dlfer.runs.files import explain_write_error
 from dlfer.runs.find import find_model, find_run_of
 from dlfer.runs.outputs import check_outputs, check_writable

@@ -13,18 +13,17 @@ from dlfer.model.backbone_spec import (
     CAFFE_INPUT,
     EFFICIENTNET_INPUT,
     EFFICIENTNET_V2_S_INPUT,
+    PACKAGED_WEIGHTS,
     SIGNED_INPUT,
     TORCH_INPUT,
     BackboneSpec,
-    name_residual_blocks,
-)
-from dlfer.model.efficientnet_lite import PACKAGED_WEIGHTS, describe_lite
-from dlfer.model.keras_backbones import (
     describe_efficientnet,
     describe_efficientnet_v2,
     describe_keras,
     describe_resnet,
+    name_residual_blocks,
 )
+from dlfer.model.efficientnet_lite import describe_lite
 from dlfer.model.weights_file import load_weights
 
 if TYPE_CHECKING:

@@ -24,10 +24,10 @@ from dlfer.model.predict import predict_probabilities
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.weights_file import load_weights, save_weights
 from dlfer.runs.artifact import FORMAT, MEND, read_artifact_record
-from dlfer.runs.display import ShownModel
 from dlfer.runs.files import check_manifest, hash_file
 from dlfer.runs.find import ARTIFACT_FILE, read_about
 from dlfer.runs.records import About, ArtifactRecord, OnnxRecord, Temperature
+from dlfer.runs.text import ShownModel
 
 _FAMILIES: dict[str, type[Classifier]] = {}
 """Name of a family -> its class, which enters itself here when its module is imported."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dlfer.errors import ModelError
-from dlfer.model.backbone_spec import LITE_INPUT, BackboneSpec, name_blocks
+from dlfer.model.backbone_spec import IMAGENET_VARIANT, LITE_INPUT, BackboneSpec, name_blocks
 from dlfer.model.weights_file import load_weights
 
 if TYPE_CHECKING:
@@ -217,8 +217,6 @@ def _make_initializer(by: str) -> keras.initializers.Initializer:
     return keras.initializers.VarianceScaling(scale=2.0, mode="fan_out", distribution="truncated_normal")
 
 
-IMAGENET_VARIANT = "lite2"
-PACKAGED_WEIGHTS = f"With dlfer come the ImageNet weights of efficientnet_{IMAGENET_VARIANT} alone; only these need no network and no file."
 IMAGENET_FILE = Path(__file__).parent / "weights" / f"efficientnet_{IMAGENET_VARIANT}.weights.h5"
 FILE_SHA256 = "1f102629125dada1f156575eac3c2da3d77f197c18c404c1dc9ca33572753228"
 WEIGHTS_SHA256 = "ffc8eed3ea058a8cc30dd8ff8751eafbc408702955e0f917ef283116ae2a71da"

@@ -18,12 +18,10 @@ from dlfer.data.synthetic.faces import FACE_SIZE, draw_face
 from dlfer.errors import EnvironmentProblem, ModelError, UserError
 from dlfer.metrics.confidence import apply_temperature, check_finite
 from dlfer.predict.runtimes import EXPORT_FILE, OTHER_RUNTIMES, open_artifact, open_export, read_export
-from dlfer.runs.artifact import read_artifact_record
-from dlfer.runs.display import ShownModel
-from dlfer.runs.export_record import ExportRecord
-from dlfer.runs.find import find_model, read_about
-from dlfer.runs.hub import is_hub_name
+from dlfer.runs.artifact import ExportRecord, read_artifact_record
+from dlfer.runs.find import find_model, is_hub_name, read_about
 from dlfer.runs.records import About, Temperature
+from dlfer.runs.text import ShownModel
 
 if TYPE_CHECKING:
     import keras

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlfer._version import __version__
-from dlfer.config.places import find_checkout
+from dlfer.config.names import find_checkout
 from dlfer.errors import ConfigError, ModelError
 from dlfer.runs.files import explain_write_error, read_json, write_atomically
 from dlfer.runs.records import DataRecord, RunRecord, to_json

@@ -32,7 +32,7 @@ from dlfer.study.members import (
     read_members,
 )
 from dlfer.study.runner import Ending, Runner, Source, StudyConsole, Task
-from dlfer.train.control import StopControl
+from dlfer.train.progress import StopControl
 
 _SHARED = "shared-"
 

@@ -3,7 +3,7 @@
 Folds are stratified and keep duplicates and subjects together (`dlfer.data.split.assign_folds`). In each training a group-pure
 validation split of the other folds selects the epoch; the fold is opened once, at the end. So every image is predicted once, by
 the model that did not see it. The pooled accuracy has two intervals, of the trained models and of the recipe
-(`dlfer.metrics.folds`). Each fold is trained with a seed of its own, experiment.seed + fold, so that the seed is in the variance.
+(`dlfer.metrics.several`). Each fold is trained with a seed of its own, experiment.seed + fold, so that the seed is in the variance.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, ModelError
 from dlfer.metrics import classification as mt
-from dlfer.metrics.folds import compare_folds, compute_recipe_accuracy, compute_trained_accuracy
 from dlfer.metrics.intervals import compute_average_intervals
 from dlfer.metrics.predictions import Predictions, write_predictions
+from dlfer.metrics.several import compare_folds, compute_recipe_accuracy, compute_trained_accuracy
 from dlfer.report.crossval import format_folds_tables
 from dlfer.runs.changes import IMAGES_FILE
 from dlfer.runs.comparison_record import (

@@ -32,8 +32,7 @@ from dlfer.model.stage_network import TransferNetwork
 from dlfer.model.transfer import compute_weights_digest
 from dlfer.model.trees import count_threads, import_xgboost, make_parameters, read_booster
 from dlfer.runs.files import read_json, write_atomically
-from dlfer.train.control import StopControl, hold_lock
-from dlfer.train.progress import TrainingListener
+from dlfer.train.progress import StopControl, TrainingListener, hold_lock
 from dlfer.train.state import (
     ScalarLog,
     StageJob,

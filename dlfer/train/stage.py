@@ -26,14 +26,12 @@ from dlfer.metrics.classification import compute_confusion, compute_item_losses
 from dlfer.model.predict import predict_probabilities, predict_split
 from dlfer.model.stage_network import TransferNetwork, assemble_network
 from dlfer.runs.files import sync_folder
-from dlfer.train.average import WeightAverage
 from dlfer.train.cluster import Cluster, Device
-from dlfer.train.control import StopControl
 from dlfer.train.distribute import build_loop, lead_stage
-from dlfer.train.objective import build_loss, build_schedule
-from dlfer.train.optimizers import build_optimizer
+from dlfer.train.loop import WeightAverage
+from dlfer.train.objective import build_loss, build_optimizer, build_schedule
 from dlfer.train.plan import compute_steps, set_trainable
-from dlfer.train.progress import TrainingListener
+from dlfer.train.progress import StopControl, TrainingListener
 from dlfer.train.state import (
     ScalarLog,
     StageJob,

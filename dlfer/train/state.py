@@ -32,8 +32,7 @@ from dlfer.metrics.classification import compute_accuracy, compute_macro_f1
 from dlfer.runs.files import Header, parse_json, read_npz, replace_when_done, write_atomically
 from dlfer.runs.listeners import Listeners
 from dlfer.train.cluster import Device
-from dlfer.train.control import StopControl
-from dlfer.train.progress import TrainingListener
+from dlfer.train.progress import StopControl, TrainingListener
 
 
 @dataclass(frozen=True)

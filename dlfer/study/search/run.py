@@ -25,7 +25,7 @@ from dlfer.study.runner import Runner, StudyConsole
 from dlfer.study.search.engine import Engine, list_dimensions
 from dlfer.study.search.results import Trials, check_same, compare_winners, conclude, keep_original, write_results
 from dlfer.study.search.trials import Arm, TrialSource, list_arms
-from dlfer.train.control import StopControl
+from dlfer.train.progress import StopControl
 
 _FILES_LOCK = ".results.lock"
 

@@ -14,7 +14,7 @@ from dlfer.study.child import make_slots
 from dlfer.study.runner import Runner, StudyConsole
 from dlfer.study.search.engine import Answer, Proposal
 from dlfer.study.search.trials import Arm, TrialSource, describe_left
-from dlfer.train.control import StopControl
+from dlfer.train.progress import StopControl
 
 
 class Engine:
