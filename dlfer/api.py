@@ -248,13 +248,13 @@ class Study(_Directory):
 
                 resume_search(self.folder, options, SearchOptions(workers=workers))
             elif self.kind == "sweep":
-                from dlfer.study.sweep import resume_sweep
+                from dlfer.study.sweep import SWEEP
 
-                resume_sweep(self.folder, options, workers=workers)
+                SWEEP.resume(self.folder, options, workers=workers)
             else:
-                from dlfer.study.ablation import resume_ablation
+                from dlfer.study.ablation import ABLATION
 
-                resume_ablation(self.folder, options, workers=workers)
+                ABLATION.resume(self.folder, options, workers=workers)
         except TrainingStopped as stop:
             _return_on_time(stop)
         return Study(self.folder)
@@ -546,12 +546,12 @@ def _compare_arms(
     _start(verb)
     given, workers = _make_options(verb, overrides, options), _check_count("workers", workers)
     seeds = None if seeds is None else [int(seed) for seed in seeds]
-    from dlfer.study.ablation import run_ablation
-    from dlfer.study.sweep import run_sweep
+    from dlfer.study.ablation import ABLATION
+    from dlfer.study.sweep import SWEEP
 
-    work = run_ablation if verb == "ablate" else run_sweep
+    rules = ABLATION if verb == "ablate" else SWEEP
     try:
-        return Study(work(_to_source(experiment), given, seeds=seeds, workers=workers))
+        return Study(rules.start(_to_source(experiment), given, seeds=seeds, workers=workers))
     except TrainingStopped as stop:
         return Study(_return_on_time(stop))
 

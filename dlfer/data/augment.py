@@ -38,7 +38,6 @@ def draw_augmentation(
         augment: how strong each change is.
         num_images: images in the batch, N.
         image_size: side in pixels of the square that the network sees; boxes end on its pixels.
-        rng: where the randomness comes from.
         crop: side of the part of an image that the network sees, in 0..1; None is the whole image.
         native: side in pixels of the images, made square as `data.aspect` says; needed with `crop`, since a crop
             begins on a whole pixel.
@@ -238,7 +237,6 @@ def corrupt_images(images: np.ndarray, ids: np.ndarray, *, corruption: str, stre
         ids: str [N]; an image's id and the seed determine what is random.
         corruption: a name of CORRUPTIONS.
         strength: 1 (weak) to 5 (strong).
-        seed: of what is random.
 
     Returns:
         uint8 [N, H, W, C].

@@ -64,7 +64,6 @@ def load_fer2013_usage(
     """Return the rows of one Usage of a FER2013 csv, with targets that index `labels` (a model's).
 
     Args:
-        path: the csv.
         usage: "Training", "PublicTest" or "PrivateTest"; None takes all rows, with or without Usage.
         labels: the seven labels in the order wanted, mapped by name.
         skip_unreadable: leave out rows that cannot be read.

@@ -63,10 +63,7 @@ def predict_pictures(
 
     Args:
         predict: (uint8 [N, H, W, channels], N at least 1, `batch_size`) -> float [N, C].
-        images: the pictures.
-        num_labels: C.
         channels: 1 or 3.
-        batch_size: images at a time.
 
     Raises:
         DataError: they are none, or `batch_size` is no whole number from 1.
@@ -87,7 +84,6 @@ def predict_by_size(
     Args:
         predict: uint8 [N, H, W, channels] -> float [N, C].
         pictures: uint8 [H, W, channels].
-        num_labels: C.
     """
     answers = np.zeros((len(pictures), num_labels), np.float32)
     shapes = [picture.shape for picture in pictures]

@@ -360,7 +360,6 @@ def _choose_crops(
 
     Args:
         config: whose crop says it, where it is not null.
-        labels: of the data.
         sizes: (height, width) of some of the training images.
     """
     side = sizes[0][0] if sizes else 0

@@ -109,7 +109,6 @@ def run_experiment(
 
     Args:
         experiment: a file, or an experiment that was loaded from one.
-        options: of the command line.
         run_members: trains the members of an ensemble; None: this process does, one after another.
         callbacks: told of the run, and of those of an ensemble's members that are trained in this process.
         progress: whether to say on stderr how it goes; warnings are shown in any case.

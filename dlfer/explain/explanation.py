@@ -249,7 +249,6 @@ def check_maps(
 
     Args:
         explainer: that made the maps.
-        images: the faces.
         explanations: their maps; the changed classifier's are of the same labels.
         seed: of the new weights. It sets the global seeds of Keras, NumPy and Python.
         say: told (faces done, faces in all).

@@ -48,7 +48,6 @@ def write_explanation(
 
     Args:
         image: uint8 [H, W, 1 or 3], as the classifier got it.
-        labels: names of the classes.
         name: of the picture.
     """
     answer, label = labels[explanation.predicted], labels[explanation.target]

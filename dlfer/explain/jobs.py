@@ -106,8 +106,6 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
 
     Args:
         names: pictures, folders, globs, see `list_inputs`.
-        job: what is asked for.
-        say: is told what failed.
 
     Returns:
         The page, and how many inputs could not be read or explained.
@@ -356,7 +354,6 @@ def describe_model(folder: Path, classifier: Classifier) -> str:
 
     Args:
         folder: of its artifact or of its run.
-        classifier: the model.
     """
     about, config = classifier.about, classifier.config
     name = about.name or about.experiment or folder.resolve().name
@@ -398,7 +395,6 @@ def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> 
     Args:
         part: "test" or "validation"; opening a test split is logged in the run.
         job: what is asked for; its model is a run.
-        say: is told what a reader has to know.
 
     Returns:
         The page.

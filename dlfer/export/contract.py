@@ -210,7 +210,6 @@ def compare_export(
     Args:
         expected: of the artifact, uint8 [N, H, W, C] to float32 [N, number of labels].
         answer: of the export, loaded from its file.
-        sample: the images.
         labels: of the columns.
         any_size: whether it takes images of any size, so that others than the sample's are tried, too.
 

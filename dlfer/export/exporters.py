@@ -224,7 +224,6 @@ def export_classifier(
 
     Args:
         classifier: passed `check_needs`.
-        name: of the format.
         out: the folder of exports.
         sample: the images by which it is judged.
         origin: what is said about the classifier.

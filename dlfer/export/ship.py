@@ -123,7 +123,6 @@ def halve_kernels(path: Path, kernels: Sequence[np.ndarray]) -> int:
     output channel), which runtimes multiply once, when they open the file.
 
     Args:
-        path: of the file.
         kernels: of the network, in Keras' layout, with values of float16.
     """
     onnx = import_extra("onnx")

@@ -75,7 +75,6 @@ def check_predictions(predictions: Predictions, where: str = "predictions") -> N
     """Raise DataError unless the arrays fit together as the docstring of `Predictions` says.
 
     Args:
-        predictions: what to check.
         where: what the message begins with, e.g. the path of the file.
     """
     ids, targets, probabilities = predictions.ids, predictions.targets, predictions.probabilities

@@ -214,7 +214,6 @@ def compute_trained_accuracy(correct: np.ndarray, groups: np.ndarray, *, level: 
     Args:
         correct: bool [n], whether the model that judged an image is right.
         groups: int [n], the same number for images that vary together.
-        level: the probability of covering.
 
     Source: Korn & Graubard, Surv. Methodol. 24 (1998) 193; Franco et al., J. Surv. Stat. Methodol. 7 (2019) 334.
     """
@@ -241,7 +240,6 @@ def compute_recipe_accuracy(
         groups: int [n], the same number for images that vary together.
         folds: int [n], the fold that each image is in; of the `num_folds` folds some may be absent.
         num_folds: the number into which all images were divided.
-        level: the probability of covering.
 
     Source: Nadeau & Bengio, Mach. Learn. 52 (2003) 239.
     """
@@ -273,7 +271,6 @@ def compare_folds(
         correct: of each recipe bool [n], whether the model that judged an image is right; the same images in the same order.
         groups, folds, num_folds: as `compute_recipe_accuracy` takes them.
         names: what the two recipes are called.
-        level: the probability that the interval covers the true difference.
 
     Raises:
         DataError: fewer than two folds.

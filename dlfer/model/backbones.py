@@ -238,7 +238,6 @@ def build_backbone(name: str, *, stem: str = "imagenet") -> keras.Model:
     """Build the named backbone with random weights; it takes images of any size.
 
     Args:
-        name: in the table.
         stem: "imagenet", as published, or "small", where the backbone has one.
 
     Returns:
@@ -263,7 +262,6 @@ def load_published_weights(name: str, backbone: keras.Model, weights_file: str |
     """Set the published ImageNet weights of `name` on `backbone`.
 
     Args:
-        name: in the table.
         backbone: as `build_backbone(name)` gives it, with the published stem.
         weights_file: a local copy of the published file, or a file of one's own; null downloads the published one
             (keras.applications) or takes the one that comes with dlfer (Lite2).

@@ -240,8 +240,8 @@ def build_recorded_network(config: ModelConfig, record: ArtifactRecord) -> Trans
 WEIGHTS_FILE = "network.weights.h5"
 
 
-class NetworkClassifier(Classifier):
-    """A trained network that takes uint8 images of any size.
+class BackboneClassifier(Classifier):
+    """A classifier that looks at images through the input stage and the backbone of a network.
 
     Args:
         network: with its trained weights.
@@ -257,17 +257,20 @@ class NetworkClassifier(Classifier):
         channels: int,
         temperature_fit: Temperature | None = None,
     ) -> None:
-        super().__init__(
-            labels,
-            config=config,
-            channels=channels,
-            image_size=network.face_input.image_size,
-            temperature_fit=temperature_fit,
-        )
+        size = network.face_input.image_size
+        super().__init__(labels, config=config, channels=channels, image_size=size, temperature_fit=temperature_fit)
         self.parts = network
         self.crop = network.face_input.crop
         self.aspect = network.face_input.aspect
-        self.network = network.model
+
+
+class NetworkClassifier(BackboneClassifier):
+    """A trained network that takes uint8 images of any size."""
+
+    @property
+    def network(self) -> keras.Model:
+        """uint8 [B, H, W, channels] to activated outputs [B, C]."""
+        return self.parts.model
 
     def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
         """Return float32 [N, C], rows sum to one."""

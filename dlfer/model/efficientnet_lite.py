@@ -114,7 +114,6 @@ def build_efficientnet_lite(
     Args:
         variant: a key of VARIANTS.
         image_size: side of the square input in pixels, or None for any; padding is "same" at every size.
-        name: name of the Keras model.
         drop_connect_rate: probability in training that the last block is skipped; that of earlier
             blocks rises linearly from 0.
 
@@ -228,7 +227,6 @@ def load_lite_weights(variant: str, backbone: keras.Model, weights_file: str | N
 
     Args:
         variant: a key of VARIANTS; the ImageNet weights are those of lite2.
-        backbone: what `build_efficientnet_lite` gave.
         weights_file: a .weights.h5, .h5 or .keras of the backbone alone; None takes the ImageNet weights.
 
     Raises:
@@ -251,7 +249,6 @@ def load_imagenet_weights(backbone: keras.Model, file: Path = IMAGENET_FILE) -> 
 
     Args:
         backbone: what `build_efficientnet_lite("lite2", ...)` gave; unchanged if the file is not the released one.
-        file: the released file.
 
     Raises:
         ModelError: the file is missing, damaged or altered, or its weights did not reach the layers of their names.

@@ -256,7 +256,6 @@ def build_transfer_network(
 
     Args:
         config: backbone, dropout and head.
-        num_labels: C.
         image_size: side in pixels that the backbone sees.
         channels: of the images that come in, 1 (grey) or 3 (RGB).
         crop: side of the part of an image that becomes this square, in 0..1; None is the whole image.

@@ -139,7 +139,6 @@ def carry_branch(
     Args:
         branch: as `ModelConfig.name_branches` names it.
         source: a network of the branch's backbone alone, with the weights.
-        network: the hybrid.
         record: of the loading of `source`.
 
     Returns:

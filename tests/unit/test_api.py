@@ -46,7 +46,7 @@ def test_the_listed_names_are_those_that_dir_shows():
         "audit",
         "load",
     } <= set(dlfer.__all__)
-    assert not {"run_experiment", "run_ablation", "run_sweep", "evaluate_model"} & set(dlfer.__all__)
+    assert not {"run_experiment", "evaluate_model"} & set(dlfer.__all__)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -320,7 +320,7 @@ def test_a_stop_by_max_hours_is_no_error_and_every_other_is(tmp_path, monkeypatc
     def stop_now(*given, **options):
         raise stop
 
-    monkeypatch.setattr("dlfer.study.sweep.run_sweep", stop_now)
+    monkeypatch.setattr("dlfer.study.comparison.Rules.start", stop_now)
     assert dlfer.sweep(QUICKSTART, max_hours=1).folder == run.path
     for reason in ("SIGTERM", "Ctrl-C"):
         stop.reason = reason

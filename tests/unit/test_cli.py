@@ -57,6 +57,18 @@ def stand_in(monkeypatch):
     return stand_in
 
 
+@pytest.fixture
+def stand_in_rules(stand_in):
+    """Put functions in place of the `Rules` that a module of `dlfer.study` has, and record their calls."""
+
+    def stand_in_rules(module: str, *, start: Path | None = None, resume: Path | None = None):
+        calls = stand_in(module, start=start, resume=resume)
+        vars(sys.modules[module])[module.rpartition(".")[2].upper()] = sys.modules[module]
+        return calls
+
+    return stand_in_rules
+
+
 def test_help_lists_the_verbs_by_what_a_user_wants(call):
     code, out, _ = call("--help")
     assert code == 0
@@ -134,8 +146,8 @@ def test_a_dry_run_prints_no_path(call, stand_in):
     assert calls[0][1][1].dry_run is True
 
 
-def test_ablate_takes_seeds(call, stand_in):
-    calls = stand_in("dlfer.study.ablation", run_ablation=Path("r/x"), resume_ablation=None)
+def test_ablate_takes_seeds(call, stand_in_rules):
+    calls = stand_in_rules("dlfer.study.ablation", start=Path("r/x"))
     assert call("ablate", "a.yaml", "--seeds", "0,1,2")[0] == 0
     assert calls[0][2] == {"seeds": [0, 1, 2], "workers": None, "array": None}
     call("ablate", "a.yaml", "--workers", "2")
@@ -143,9 +155,8 @@ def test_ablate_takes_seeds(call, stand_in):
 
 
 @pytest.mark.parametrize("verb", ["ablate", "sweep"])
-def test_a_job_array_names_a_member_or_collects(call, stand_in, verb):
-    module = {"ablate": "ablation", "sweep": "sweep"}[verb]
-    calls = stand_in(f"dlfer.study.{module}", **{f"run_{module}": Path("r/x"), f"resume_{module}": None})
+def test_a_job_array_names_a_member_or_collects(call, stand_in_rules, verb):
+    calls = stand_in_rules({"ablate": "dlfer.study.ablation", "sweep": "dlfer.study.sweep"}[verb], start=Path("r/x"))
     assert call(verb, "a.yaml", "--out", "r", "--member", "3")[0] == 0
     assert calls[0][2]["array"].member == "3"
     assert call(verb, "a.yaml", "--out", "r", "--collect")[0] == 0
@@ -164,12 +175,12 @@ def test_a_storage_is_handed_on_and_its_password_is_not_recorded(call, stand_in)
     assert options.argv[-1] == "postgresql://me:***@host/db"
 
 
-def test_resume_finds_the_run_and_its_verb(call, stand_in, work):
+def test_resume_finds_the_run_and_its_verb(call, stand_in, stand_in_rules, work):
     config = load_experiment(work / "a.yaml")
     single = create_run(Path("saved_models/runs"), config, argv=[])
     both = create_run(Path("saved_models/runs"), config, argv=[], kind="ablation")
     calls = stand_in("dlfer.experiment.run", run_experiment=None, resume_run=single.path)
-    stand_in("dlfer.study.ablation", run_ablation=None, resume_ablation=both.path)
+    stand_in_rules("dlfer.study.ablation", resume=both.path)
     assert call("run", "--resume", single.path.name)[0] == 0
     assert calls[-1][0] == "resume_run"
     assert calls[-1][1][0] == single.path

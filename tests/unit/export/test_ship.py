@@ -19,7 +19,6 @@ from dlfer.config.load import load_experiment
 from dlfer.config.sections import BoostingConfig, ModelConfig, NormalizeConfig
 from dlfer.errors import ModelError
 from dlfer.export import ship
-from dlfer.export import ship as module
 from dlfer.export.ship import ONNX_FILE, factor_kernel, list_kernels, ship_model, shrink_weights, write_embedded_onnx
 from dlfer.model.artifact import load_artifact
 from dlfer.model.boosted import BoostedClassifier
@@ -96,9 +95,9 @@ def test_a_run_is_shipped_and_is_the_default(run, tmp_path, monkeypatch):
     (first / "metrics.json").write_text(json.dumps({"test": {"n": 9, "accuracy": accuracy}}))
     with pytest.raises(ModelError, match="there already"):
         ship_model(run, tmp_path / "saved_models", name="first")
-    monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.0)
-    monkeypatch.setattr(module, "load_artifact", lambda folder: None)
-    monkeypatch.setattr(module, "embed_onnx", lambda folder, run: None)
+    monkeypatch.setattr(ship, "compute_difference", lambda first, second: 0.0)
+    monkeypatch.setattr(ship, "load_artifact", lambda folder: None)
+    monkeypatch.setattr(ship, "embed_onnx", lambda folder, run: None)
     ship_model(run, tmp_path / "saved_models", name="second", default=True)
     rows = {row["name"]: row for row in list_model_rows()}
     assert {name: row["default"] for name, row in rows.items()} == {"first": False, "second": True}
@@ -109,9 +108,9 @@ def test_a_run_is_shipped_and_is_the_default(run, tmp_path, monkeypatch):
 @pytest.fixture
 def quick(monkeypatch):
     """Ship without computing: what is under test is the repository."""
-    monkeypatch.setattr(module, "load_artifact", lambda folder: None)
-    monkeypatch.setattr(module, "embed_onnx", lambda folder, run: None)
-    monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.0)
+    monkeypatch.setattr(ship, "load_artifact", lambda folder: None)
+    monkeypatch.setattr(ship, "embed_onnx", lambda folder, run: None)
+    monkeypatch.setattr(ship, "compute_difference", lambda first, second: 0.0)
 
 
 class FakeApi:
@@ -157,7 +156,7 @@ FILES = {
 def test_a_model_is_pushed_with_its_card(run, hub, quick, call, monkeypatch, research_only):
     if research_only:
         monkeypatch.setattr("dlfer.report.card._judge_data", lambda data, title: Terms("FER2013", "Research.", True))
-        monkeypatch.setattr(module, "find_terms", lambda *given: [Terms("FER2013", "Research.", True)])
+        monkeypatch.setattr(ship, "find_terms", lambda *given: [Terms("FER2013", "Research.", True)])
     code, out, err = call("ship", str(run), "small", "--to-hub", "org/small-faces", "--private")
     assert code == 0, err
     folder = Path("exports/small-hub")
@@ -252,13 +251,13 @@ def test_two_defaults_are_refused(tmp_path, monkeypatch):
 
 
 def test_a_model_that_changes_or_is_large_is_not_shipped(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "load_artifact", lambda folder: None)
-    monkeypatch.setattr(module, "embed_onnx", lambda folder, run: None)
-    monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.0)
-    monkeypatch.setattr(module, "MAX_BYTES", 2**20)
+    monkeypatch.setattr(ship, "load_artifact", lambda folder: None)
+    monkeypatch.setattr(ship, "embed_onnx", lambda folder, run: None)
+    monkeypatch.setattr(ship, "compute_difference", lambda first, second: 0.0)
+    monkeypatch.setattr(ship, "MAX_BYTES", 2**20)
     with pytest.raises(ModelError, match="MB when shipped, expected at most 1"):
         ship_model(run, tmp_path, name="large")
-    monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.02)
+    monkeypatch.setattr(ship, "compute_difference", lambda first, second: 0.02)
     with pytest.raises(ModelError, match=r"by 0\.020"):
         ship_model(run, tmp_path, name="other")
     for name in (
@@ -301,9 +300,9 @@ def test_the_model_of_a_smoke_run_is_marked_and_never_the_default(run, tmp_path,
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DLFER_HOME", raising=False)
     monkeypatch.setattr("dlfer.config.names.find_checkout", lambda: None)
-    monkeypatch.setattr(module, "load_artifact", lambda folder: None)
-    monkeypatch.setattr(module, "embed_onnx", lambda folder, run: None)
-    monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.0)
+    monkeypatch.setattr(ship, "load_artifact", lambda folder: None)
+    monkeypatch.setattr(ship, "embed_onnx", lambda folder, run: None)
+    monkeypatch.setattr(ship, "compute_difference", lambda first, second: 0.0)
     Run(run).update(smoke=True)
     try:
         with pytest.raises(ModelError, match="cannot become the default"):
