@@ -18,10 +18,9 @@ from dlfer.errors import ModelError, TrainingStopped, UserError
 from dlfer.quiet import hush_libraries
 from dlfer.runs.comparison_record import ComparisonRecord, ModelComparison
 from dlfer.runs.find import open_run as open_run_directory
-from dlfer.runs.listeners import Listener
+from dlfer.runs.listeners import Listener, RunOptions
 from dlfer.runs.member_rows import MemberRow, read_member_rows
 from dlfer.runs.metrics_record import Metrics
-from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run
 from dlfer.runs.run_records import Epoch, read_history, require_metrics
 from dlfer.runs.text import format_html, format_interval, shorten

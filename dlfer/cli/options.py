@@ -14,7 +14,7 @@ import typer
 
 from dlfer.cli.completion import complete_data, complete_experiments, complete_models, complete_runs
 from dlfer.errors import UserError
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.text import escape_text
 
 _PASSWORD = re.compile(r"(://[^:/@\s]*):[^@/\s]*@")

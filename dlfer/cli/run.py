@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dlfer.cli.options import OptionalFile, check_start, print_done, with_run_options
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 
 
 @with_run_options

@@ -18,7 +18,7 @@ from dlfer.cli.options import (
     with_run_options,
 )
 from dlfer.errors import UserError
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 
 
 @with_run_options

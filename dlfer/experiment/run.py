@@ -54,9 +54,8 @@ from dlfer.report.pictures import write_confusion_page, write_error_page
 from dlfer.runs.audit_record import AuditRecord
 from dlfer.runs.changes import settle_images, settle_start
 from dlfer.runs.find import open_run
-from dlfer.runs.listeners import Listener, Listeners
+from dlfer.runs.listeners import Listener, Listeners, RunOptions
 from dlfer.runs.metrics_record import Metrics
-from dlfer.runs.options import RunOptions
 from dlfer.runs.records import About, DataRecord, OnnxRecord, WeightsOrigin
 from dlfer.runs.run import Run
 from dlfer.runs.run_records import TransferRecord, count_openings, log_opening

@@ -21,8 +21,7 @@ from dlfer.data.tfds_stream import read_split
 from dlfer.errors import DlferError, shorten
 from dlfer.runs.changes import find_sibling
 from dlfer.runs.find import default_runs_folder
-from dlfer.runs.listeners import Listener, Listeners
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import Listener, Listeners, RunOptions
 from dlfer.runs.run import Run, create_run, format_duration
 from dlfer.train.progress import ConsoleListener, StopControl, TrainingListener, WarningListener
 

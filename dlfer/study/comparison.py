@@ -17,8 +17,8 @@ from dlfer.report.page import format_percent
 from dlfer.runs.changes import settle_start
 from dlfer.runs.comparison_record import ComparisonRecord
 from dlfer.runs.find import default_runs_folder, open_run
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.member_rows import is_run, write_member_rows
-from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run, create_run, format_duration
 from dlfer.study.child import WorkerSlot, find_slots, make_slots
 from dlfer.study.members import (

@@ -13,7 +13,7 @@ import pytest
 
 from dlfer.errors import ConfigError, TrainingStopped
 from dlfer.experiment.run import run_experiment
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 from dlfer.study.ablation import ABLATION, EQUAL_COMPUTE, WITH, WITHOUT
 from tests.integration.conftest import SMALL, command, dlfer, environment
 

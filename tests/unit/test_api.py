@@ -19,8 +19,8 @@ from dlfer.config.schema import AugmentConfig
 from dlfer.errors import ConfigError, DataError, ModelError, TrainingStopped, UserError
 from dlfer.model.classifier import Classifier
 from dlfer.runs.comparison_record import ArmPair, ArmRow, ComparedRun, ComparisonRecord, ModelComparison, SeedEstimate
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.metrics_record import ClassMetrics, Estimate, McNemar, Metrics, ModelPair, SplitMetrics
-from dlfer.runs.options import RunOptions
 from dlfer.runs.records import About
 from dlfer.runs.run import create_run
 from dlfer.runs.text import format_html, format_interval

@@ -16,7 +16,7 @@ from dlfer.experiment.limits import refuse_obstacles
 from dlfer.report.page import format_overrides
 from dlfer.runs.changes import settle_start
 from dlfer.runs.find import default_runs_folder, open_run
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.records import SearchOptionsRecord
 from dlfer.runs.run import Run, create_run
 from dlfer.study.child import find_slots

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 from dlfer.study import ablation
 
 EXPERIMENT = """

@@ -16,7 +16,7 @@ from dlfer.experiment.limits import find_obstacles
 from dlfer.metrics.predictions import read_predictions
 from dlfer.report.comparison import write_comparison_report
 from dlfer.runs.comparison_record import ComparisonRecord
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.run import Run
 from dlfer.study.compare import compare_runs
 from dlfer.study.comparison import ArrayTask

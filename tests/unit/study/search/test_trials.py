@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from dlfer.errors import DlferError, UserError
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.member_rows import MemberRow
-from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run, create_run
 from dlfer.study.child import make_slots
 from dlfer.study.runner import Runner, StudyConsole
