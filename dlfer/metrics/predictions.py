@@ -237,16 +237,16 @@ def fit_combination(probabilities: np.ndarray, targets: np.ndarray) -> TrainedCo
     return TrainedCombination(weights[:-1], weights[-1] - weights[-1].mean())
 
 
-def predict_out_of_fold(probabilities: np.ndarray, targets: np.ndarray, *, folds: int = FOLDS, seed: int = 0):
+def predict_out_of_fold(probabilities: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """Return what trained combinations answer to images that each was not fitted on, float64 [N, C].
 
     Every class is divided over the folds; each fold is answered by a combination fitted on the others.
     """
     targets = np.asarray(targets)
-    rng, fold = np.random.default_rng(seed), np.zeros(len(targets), int)
+    rng, fold = np.random.default_rng(0), np.zeros(len(targets), int)
     for target in np.unique(targets):
         rows = rng.permutation(np.flatnonzero(targets == target))
-        fold[rows] = (np.arange(len(rows)) + rng.integers(folds)) % folds
+        fold[rows] = (np.arange(len(rows)) + rng.integers(FOLDS)) % FOLDS
     answers = np.zeros(np.shape(probabilities)[1:])
     for number in np.unique(fold):
         inside = fold == number

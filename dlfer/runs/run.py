@@ -16,7 +16,7 @@ import os
 import platform
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -182,10 +182,6 @@ class Run:
     def stop(self, reason: str) -> None:
         """Record that it stands at a checkpoint, and what asked for the stop."""
         self._end("stopped", error=None, reason=reason)
-
-    def write_json(self, name: str, values: Mapping[str, Any] | list[Any]) -> None:
-        """Write a file of the run as JSON; numpy's numbers become plain ones, NaN and infinity null."""
-        write_atomically(self.path / name, json.dumps(to_json(values), indent=2, allow_nan=False) + "\n")
 
     def read_json(self, name: str) -> Any:
         """Return the contents of a JSON file of the run.

@@ -317,7 +317,8 @@ def test_report_writes_that_of_the_kind(call, stand_in, work):
     code, out, _ = call("report", str(single.path), str(both.path))
     assert (code, out) == (0, "page of a run\npage of a comparison\n")
     assert "write_card" not in [name for name, _, _ in calls]
-    single.write_json("model/artifact.json", {})
+    (single.path / "model").mkdir()
+    (single.path / "model" / "artifact.json").write_text("{}")
     assert call("report", str(single.path))[0] == 0
     assert ("write_card", (single.path,), {}) in calls
 
@@ -325,7 +326,9 @@ def test_report_writes_that_of_the_kind(call, stand_in, work):
 def test_show_runs_and_one_run(call, work):
     assert call("show", "runs")[1] == ""
     run = create_run(Path("saved_models/runs"), load_experiment(work / "a.yaml"), argv=["dlfer"])
-    run.write_json("metrics.json", {"test": {"n": 10, "accuracy": {"value": 0.5, "low": 0.1, "high": 0.9}}})
+    (run.path / "metrics.json").write_text(
+        json.dumps({"test": {"n": 10, "accuracy": {"value": 0.5, "low": 0.1, "high": 0.9}}})
+    )
     run.finish()
     _, out, _ = call("show", "runs")
     assert out.splitlines()[1].split()[:3] == [f"small/{run.path.name}", "run", "finished"]
@@ -344,7 +347,9 @@ def test_show_runs_sorts_filters_and_shortens(call, work):
     for (name, run), value in zip(runs.items(), (0.25, 0.75), strict=True):
         estimate = {"value": value, "low": value - 0.1, "high": value + 0.1}
         protocol = {"a": "official", "b": "paper"}[name]
-        run.write_json("metrics.json", {"protocol": protocol, "validation": {"n": 40, "accuracy": estimate}})
+        (run.path / "metrics.json").write_text(
+            json.dumps({"protocol": protocol, "validation": {"n": 40, "accuracy": estimate}})
+        )
         run.finish()
     broken = create_run(Path("saved_models/runs"), config, argv=[], kind="ablation")
     broken.fail(ValueError("it broke\nin the middle " + "of a long story " * 30))

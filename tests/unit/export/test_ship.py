@@ -53,8 +53,10 @@ def run(tmp_path_factory):
     )
     classifier = TransferClassifier(network, LABELS, config=config.model, channels=1)
     classifier.save(run.path / "model", about=About(experiment="small", run=run.path.name))
-    run.write_json("data.json", {"splits": {"train": {"name": "train", "n": 9, "shape": [48, 48, 1]}}})
-    run.write_json("metrics.json", {})
+    (run.path / "data.json").write_text(
+        json.dumps({"splits": {"train": {"name": "train", "n": 9, "shape": [48, 48, 1]}}})
+    )
+    (run.path / "metrics.json").write_text(json.dumps({}))
     run.finish()
     return run.path
 
@@ -180,11 +182,11 @@ def test_a_model_is_pushed_with_its_card(run, hub, quick, call, monkeypatch, res
 
 def test_the_metrics_of_the_card_have_intervals_in_words(run, hub, quick, call):
     accuracy = {"value": 0.5, "low": 0.25, "high": 0.75}
-    Run(run).write_json("metrics.json", {"test": {"n": 16, "accuracy": accuracy, "macro_f1": accuracy}})
+    (run / "metrics.json").write_text(json.dumps({"test": {"n": 16, "accuracy": accuracy, "macro_f1": accuracy}}))
     try:
         assert call("ship", str(run), "small", "--hub-folder", "repository")[0] == 0
     finally:
-        Run(run).write_json("metrics.json", {})
+        (run / "metrics.json").write_text(json.dumps({}))
     assert hub.calls == [], "a folder alone is not pushed"
     card = ModelCard.load("repository/README.md")
     assert "50.0 % (25.0 to 75.0)" in card.text
