@@ -388,16 +388,13 @@ def clean_name(name: str) -> str:
 
 
 def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> Path:
-    """Average the maps of a part of a run's data over the faces of each label, each about its own label.
+    """Average the maps of a part of a run's data over the faces of each label, each about its own label; return the page.
 
     Writes average_<label>.png of each, averages.npz, explanations.json and index.html.
 
     Args:
         part: "test" or "validation"; opening a test split is logged in the run.
         job: what is asked for; its model is a run.
-
-    Returns:
-        The page.
 
     Raises:
         UserError, ModelError: the job cannot begin.

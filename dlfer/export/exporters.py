@@ -46,16 +46,13 @@ from dlfer.runs.run import Run
 
 
 def write_savedmodel(classifier: Classifier, path: Path, *, size: tuple[int, int] | None, sample: Sample) -> dict:
-    """Write a SavedModel with the signature `serving_default`.
+    """Write a SavedModel with the signature `serving_default`; return what is added to export.json.
 
     Args:
         classifier: a network, or an ensemble of such.
         path: the folder to make, or the file to write.
         size: (H, W) of all images; None, where a format allows it, leaves both free.
         sample: by which activations are calibrated, where they are.
-
-    Returns:
-        What is added to export.json.
     """
     import tensorflow as tf
 
@@ -220,16 +217,13 @@ def check_needs(classifier: Classifier, formats: tuple[str, ...]) -> None:
 def export_classifier(
     classifier: Classifier, name: str, *, out: Path, sample: Sample, origin: Origin
 ) -> tuple[Path, ExportRecord]:
-    """Write one format into `out`/`name`, in place of an export that stands there.
+    """Write one format into `out`/`name`, in place of an export that stands there; return its folder and its export.json.
 
     Args:
         classifier: passed `check_needs`.
         out: the folder of exports.
         sample: the images by which it is judged.
         origin: what is said about the classifier.
-
-    Returns:
-        Its folder and its export.json.
 
     Raises:
         ExportError: it does not answer as the classifier does, or cannot be written; nothing is left behind.

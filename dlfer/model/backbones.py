@@ -259,15 +259,12 @@ def build_backbone(name: str, *, stem: str = "imagenet") -> keras.Model:
 
 
 def load_published_weights(name: str, backbone: keras.Model, weights_file: str | None = None) -> str:
-    """Set the published ImageNet weights of `name` on `backbone`.
+    """Set the published ImageNet weights of `name` on `backbone`; return where they came from, in words.
 
     Args:
         backbone: as `build_backbone(name)` gives it, with the published stem.
         weights_file: a local copy of the published file, or a file of one's own; null downloads the published one
             (keras.applications) or takes the one that comes with dlfer (Lite2).
-
-    Returns:
-        Where the weights came from, in words.
 
     Raises:
         ModelError: no weights can be had under that name, or the file does not fit.

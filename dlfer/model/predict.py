@@ -170,15 +170,12 @@ VIEWS: dict[str, Callable[[np.ndarray, float | None], Iterator[np.ndarray]]] = {
 
 
 def predict_views(classifier: Predictor, images: np.ndarray, view: str, *, batch_size: int = 64) -> np.ndarray:
-    """Return the mean of the probabilities over the views of each image.
+    """Return the mean of the probabilities over the views of each image, float32 [N, number of labels], rows sum to one.
 
     Args:
         classifier: takes uint8 images of any size; its attributes `aspect` and `crop`, if it has them, say what part it looks at.
         images: uint8 [N, H, W] or [N, H, W, C].
         view: a name of VIEWS.
-
-    Returns:
-        float32 [N, number of labels], rows sum to one.
 
     Raises:
         ModelError: no such view.

@@ -1,8 +1,8 @@
 """What a run records of its training, and what became of its model.
 
-The log, the history of a stage, transferred weights, trees and the blocks of the network; metrics.json, which is written once, at the end of a run,
-and extra_metrics.json, to which `dlfer evaluate` adds. Each opening of a split goes into log.jsonl; `read_metrics` puts the
-three together.
+The log, the history of a stage, transferred weights, trees and the blocks of the network; metrics.json, which is written
+once, at the end of a run, and extra_metrics.json, to which `dlfer evaluate` adds. Each opening of a split goes into
+log.jsonl; `read_metrics` puts the three together.
 """
 
 from __future__ import annotations

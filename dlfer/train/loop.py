@@ -1,8 +1,8 @@
 """How the steps of a stage are done, and the moving average of its weights with BatchNorm statistics of its own.
 
-Steps are done on one device, or on several under JAX, by Keras' own `fit`. Loops for several devices of TensorFlow stand in `dlfer.train.distribute`, which decides what a stage gets. A loop trains
-`network` and can `publish` its weights into `plain`, the network that the caller knows and that predicts on one device; on one
-device the two are the same.
+Steps are done on one device, or on several under JAX, by Keras' own `fit`. Loops for several devices of TensorFlow stand in
+`dlfer.train.distribute`, which decides what a stage gets. A loop trains `network` and can `publish` its weights into
+`plain`, the network that the caller knows and that predicts on one device; on one device the two are the same.
 
 The optimiser averages the trained weights. BatchNorm's moving mean and variance belong to the raw weights: they describe
 feature maps that the averaged weights do not produce. After the first epoch of `experiments/mobilenet_faces.yaml` the averaged
