@@ -222,15 +222,11 @@ class Run:
 
     def is_held(self) -> bool:
         """Tell whether a process works on this run now."""
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.path / LOCK_FILE)
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
+            with self.hold():
+                return False
+        except ModelError:
             return True
-        lock.release()
-        return False
 
     def _end(self, status: str, **fields: Any) -> None:
         self.update(status=status, finished=tell_time(), **fields)
