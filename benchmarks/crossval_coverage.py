@@ -39,10 +39,10 @@ from seed_tests import EASE, SPREAD, draw_recipe
 from dlfer.data.bundle import Split
 from dlfer.data.split import assign_folds
 from dlfer.metrics import classification as mt
-from dlfer.metrics.folds import compare_folds, compute_recipe_accuracy, compute_trained_accuracy
 from dlfer.metrics.intervals import compute_average_intervals, compute_wilson_interval
 from dlfer.metrics.paired import compute_mcnemar
 from dlfer.metrics.seeds import compute_t_quantile
+from dlfer.metrics.several import compare_folds, compute_recipe_accuracy, compute_trained_accuracy
 
 PROPORTIONS = np.array([0.4, 0.3, 0.2, 0.1])
 FEATURES = 10

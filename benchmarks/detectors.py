@@ -36,7 +36,7 @@ from timing import add_options, tell_row, time_by_turns, write_figures
 from dlfer.data.faces import CROP_SIDE, detect_faces
 from dlfer.data.images import read_image
 from dlfer.metrics.intervals import compute_wilson_interval
-from dlfer.predict.tracks import compute_overlap
+from dlfer.predict.crops import compute_overlap
 
 TABLE = Path(__file__).with_name("detector_photos.csv")
 

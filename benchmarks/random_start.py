@@ -35,8 +35,7 @@ from dlfer.data.bundle import DataBundle
 from dlfer.data.sources import load_data
 from dlfer.model.stage_network import build_stage_network
 from dlfer.train.cluster import choose_device
-from dlfer.train.control import StopControl
-from dlfer.train.progress import TrainingListener
+from dlfer.train.progress import StopControl, TrainingListener
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob
 

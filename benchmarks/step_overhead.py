@@ -33,10 +33,8 @@ from dlfer.config.sections import ModelConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.train.cluster import Device, choose_device
-from dlfer.train.control import StopControl
-from dlfer.train.objective import build_loss
-from dlfer.train.optimizers import build_optimizer
-from dlfer.train.progress import ConsoleListener
+from dlfer.train.objective import build_loss, build_optimizer
+from dlfer.train.progress import ConsoleListener, StopControl
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob
 

@@ -5,7 +5,7 @@
 
 Both have the same weights and images, and Adam at the same rate. What differs: BatchNorm's kernel
 (dlfer/model/training_kernels.py), how a depthwise filter of 5x5 gets its gradient (dlfer/model/training_kernels.py), and how the optimiser
-updates its variables (dlfer/train/optimizers.py). The largest difference of the losses of the first steps stands beside the
+updates its variables (dlfer/train/objective.py). The largest difference of the losses of the first steps stands beside the
 speed: Adam's first steps go by the signs of the gradients, so that rounding shows there. What comes before the second step
 (building the network, tracing and rewriting its graph, the first step itself) is stated apart, in CPU seconds: each way
 does it once, in this process.
@@ -27,7 +27,7 @@ from timing import add_options, describe_ratio, tell_row, time_by_turns, write_f
 
 from dlfer.config.schema import OptimizerConfig
 from dlfer.model.backbones import build_backbone, find_backbone
-from dlfer.train.optimizers import build_optimizer
+from dlfer.train.objective import build_optimizer
 
 CASES = (
     "efficientnet_lite2:64:64",

@@ -21,11 +21,10 @@ from PIL import Image
 from timing import Timing, add_options, describe_ratio, tell_row, time_by_turns, write_figures
 
 import dlfer
-from dlfer.predict.crops import Cropper
+from dlfer.predict.crops import Cropper, FaceTracker, choose_interval, compute_overlap
 from dlfer.predict.draw import VideoWriter
 from dlfer.predict.media import load_opencv, open_inputs, read_video
 from dlfer.predict.predictor import FacePrediction, FacePredictor, predict_inputs
-from dlfer.predict.tracks import FaceTracker, choose_interval, compute_overlap
 
 PHOTO = Path(__file__).parents[1] / "docs" / "astronaut.jpg"
 BATCH = 32

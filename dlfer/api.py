@@ -17,14 +17,13 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError, TrainingStopped, UserError
 from dlfer.quiet import hush_libraries
 from dlfer.runs.comparison_record import ComparisonRecord, ModelComparison
-from dlfer.runs.display import format_html, format_interval, shorten
 from dlfer.runs.find import open_run as open_run_directory
-from dlfer.runs.listeners import Listener
+from dlfer.runs.listeners import Listener, RunOptions
 from dlfer.runs.member_rows import MemberRow, read_member_rows
 from dlfer.runs.metrics_record import Metrics
-from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run
 from dlfer.runs.run_records import Epoch, read_history, require_metrics
+from dlfer.runs.text import format_html, format_interval, shorten
 
 if TYPE_CHECKING:
     import numpy as np
@@ -248,13 +247,13 @@ class Study(_Directory):
 
                 resume_search(self.folder, options, SearchOptions(workers=workers))
             elif self.kind == "sweep":
-                from dlfer.study.sweep import resume_sweep
+                from dlfer.study.sweep import SWEEP
 
-                resume_sweep(self.folder, options, workers=workers)
+                SWEEP.resume(self.folder, options, workers=workers)
             else:
-                from dlfer.study.ablation import resume_ablation
+                from dlfer.study.ablation import ABLATION
 
-                resume_ablation(self.folder, options, workers=workers)
+                ABLATION.resume(self.folder, options, workers=workers)
         except TrainingStopped as stop:
             _return_on_time(stop)
         return Study(self.folder)
@@ -546,12 +545,12 @@ def _compare_arms(
     _start(verb)
     given, workers = _make_options(verb, overrides, options), _check_count("workers", workers)
     seeds = None if seeds is None else [int(seed) for seed in seeds]
-    from dlfer.study.ablation import run_ablation
-    from dlfer.study.sweep import run_sweep
+    from dlfer.study.ablation import ABLATION
+    from dlfer.study.sweep import SWEEP
 
-    work = run_ablation if verb == "ablate" else run_sweep
+    rules = ABLATION if verb == "ablate" else SWEEP
     try:
-        return Study(work(_to_source(experiment), given, seeds=seeds, workers=workers))
+        return Study(rules.start(_to_source(experiment), given, seeds=seeds, workers=workers))
     except TrainingStopped as stop:
         return Study(_return_on_time(stop))
 
@@ -563,7 +562,7 @@ def _start(verb: str, callbacks: Iterable[Listener] = ()) -> tuple[Listener, ...
         UserError: one of the callbacks is no listener.
         EnvironmentProblem: this process is one of several hosts.
     """
-    from dlfer.train.control import check_alone
+    from dlfer.train.progress import check_alone
 
     hush_libraries()
     check_alone(f"{verb} (from Python)")

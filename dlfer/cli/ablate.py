@@ -18,7 +18,7 @@ from dlfer.cli.options import (
     with_run_options,
 )
 from dlfer.errors import UserError
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 
 
 @with_run_options
@@ -38,11 +38,11 @@ def ablate(
         raise UserError("dlfer ablate --resume: an ablation continues with its own seeds; leave --seeds out.")
     is_array = check_array("ablate", member, resume=resume, collect=collect, options=options)
     resumed = check_start("ablate", file, resume, options, shared=is_array)
-    from dlfer.study.ablation import resume_ablation, run_ablation
+    from dlfer.study.ablation import ABLATION
     from dlfer.study.comparison import ArrayTask
 
     if resumed is None:
         array = ArrayTask(member) if is_array else None
-        print_done(run_ablation(file, options, seeds=numbers, workers=workers, array=array))
+        print_done(ABLATION.start(file, options, seeds=numbers, workers=workers, array=array))
     else:
-        print_done(resume_ablation(resumed, options, workers=workers))
+        print_done(ABLATION.resume(resumed, options, workers=workers))

@@ -18,7 +18,7 @@ from dlfer.cli.options import (
     with_run_options,
 )
 from dlfer.errors import UserError
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 
 
 @with_run_options
@@ -46,10 +46,10 @@ def crossval(
     is_array = check_array("crossval", member, resume=resume, collect=collect, options=options)
     resumed = check_start("crossval", file, resume, options, shared=is_array)
     from dlfer.study.comparison import ArrayTask
-    from dlfer.study.crossval import resume_crossval, run_crossval
+    from dlfer.study.crossval import CROSSVAL
 
     if resumed is None:
         array = ArrayTask(member) if is_array else None
-        print_done(run_crossval(file, options, workers=workers, array=array))
+        print_done(CROSSVAL.start(file, options, workers=workers, array=array))
     else:
-        print_done(resume_crossval(resumed, options, workers=workers))
+        print_done(CROSSVAL.resume(resumed, options, workers=workers))

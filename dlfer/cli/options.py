@@ -14,7 +14,7 @@ import typer
 
 from dlfer.cli.completion import complete_data, complete_experiments, complete_models, complete_runs
 from dlfer.errors import UserError
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.text import escape_text
 
 _PASSWORD = re.compile(r"(://[^:/@\s]*):[^@/\s]*@")
@@ -198,7 +198,7 @@ def check_start(
     from dlfer.experiment.limits import refuse_obstacles
     from dlfer.runs.changes import find_changes, settle_changes
     from dlfer.runs.find import open_run
-    from dlfer.train.control import check_alone
+    from dlfer.train.progress import check_alone
 
     if verb != "run":
         check_alone(verb)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dlfer.cli.options import OptionalFile, check_start, print_done, with_run_options
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 
 
 @with_run_options
@@ -15,7 +15,7 @@ def run(file: OptionalFile = None, *, resume: str | None, options: RunOptions) -
     from dlfer.experiment.session import lead_or_follow
     from dlfer.runs.find import open_run
     from dlfer.study.members import run_ensemble_members
-    from dlfer.train.control import describes_cluster
+    from dlfer.train.progress import describes_cluster
 
     # A training over several hosts cannot begin others, so that an ensemble's members are trained in it.
     run_members = None if describes_cluster() else run_ensemble_members

@@ -9,7 +9,7 @@ import typer
 
 from dlfer.cli.options import OptionalFile, Workers, check_start, print_done, with_run_options
 from dlfer.errors import UserError
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 
 
 @with_run_options

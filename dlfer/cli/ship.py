@@ -44,7 +44,7 @@ def ship(
     private: Annotated[bool, typer.Option("--private", help="A repository that --to-hub creates is private.")] = False,
 ) -> None:
     """Write a run's model as a named model to ship, with large kernels in float16 and its card, after comparing it with the run's."""
-    from dlfer.runs.hub import check_hub
+    from dlfer.runs.find import check_hub
 
     if private and to_hub is None:
         raise UserError("dlfer ship --private: applies to the repository of --to-hub; add --to-hub ORG/NAME.")
@@ -54,7 +54,7 @@ def ship(
 
     from dlfer.export.ship import check_hub_folder, describe_int8, describe_speed, ship_model, write_hub_folder
     from dlfer.predict.predictor import RESEARCH_ONLY, SMOKE
-    from dlfer.runs.hub import push_folder
+    from dlfer.runs.find import push_folder
     from dlfer.runs.records import ArtifactRecord
 
     if hub_folder is not None:

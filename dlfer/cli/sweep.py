@@ -18,7 +18,7 @@ from dlfer.cli.options import (
     with_run_options,
 )
 from dlfer.errors import UserError
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 
 
 @with_run_options
@@ -39,10 +39,10 @@ def sweep(
     is_array = check_array("sweep", member, resume=resume, collect=collect, options=options)
     resumed = check_start("sweep", file, resume, options, shared=is_array)
     from dlfer.study.comparison import ArrayTask
-    from dlfer.study.sweep import resume_sweep, run_sweep
+    from dlfer.study.sweep import SWEEP
 
     if resumed is None:
         array = ArrayTask(member) if is_array else None
-        print_done(run_sweep(file, options, seeds=numbers, workers=workers, array=array))
+        print_done(SWEEP.start(file, options, seeds=numbers, workers=workers, array=array))
     else:
-        print_done(resume_sweep(resumed, options, workers=workers))
+        print_done(SWEEP.resume(resumed, options, workers=workers))

@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
@@ -139,7 +139,7 @@ class _Value:
 def _list_values(axis: str, values: Any, grid: Mapping[str, Any]) -> list[_Value]:
     if isinstance(values, Mapping):
         return [_Value(name, name, dict(overrides)) for name, overrides in values.items()]
-    short = _shorten(axis, [other for other, found in grid.items() if not isinstance(found, Mapping)])
+    short = shorten_axis(axis, [other for other, found in grid.items() if not isinstance(found, Mapping)])
     return [_Value(f"{short}={_show(value)}", _show(value), {axis: value}) for value in values]
 
 
@@ -173,7 +173,7 @@ def _merge_same(cells: Iterator[Cell]) -> list[Cell]:
     return merged
 
 
-def _shorten(axis: str, others: list[str]) -> str:
+def shorten_axis(axis: str, others: Collection[str]) -> str:
     """Return the shortest end of a dotted key that no other axis ends with."""
     parts = axis.split(".")
     for count in range(1, len(parts)):

@@ -21,7 +21,7 @@ from typing import Any
 
 from dlfer.config.grid import check_ablation, check_sweep
 from dlfer.config.keys import Key, get_mapping_value, get_section, is_nullable, rename_keys, split_key
-from dlfer.config.places import list_places
+from dlfer.config.names import list_places
 from dlfer.config.problems import Problem, list_problems, validate
 from dlfer.config.schema import ExperimentConfig
 from dlfer.config.sections import Section, get_fields

@@ -1,8 +1,13 @@
-"""The names that an experiment file may use for each registry.
+"""The names that an experiment file may use for each registry, and where the models and experiments that come with dlfer are.
 
-They stand here, without an import, so that checking a file loads neither TensorFlow nor Keras.
+They stand here, without an import of dlfer, so that checking a file loads neither TensorFlow nor Keras.
 The contract tests hold the keys of each registry equal to these tuples.
 """
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
 
 FAMILIES = ("transfer", "hybrid", "boosted", "ensemble")
 
@@ -77,3 +82,26 @@ FER2013_LABELS = ("Angry", "Disgust", "Fear", "Happy", "Sad", "Surprise", "Neutr
 
 STAGES = {"pretrain": "EF-FER1", "finetune": "EF-FER2"}
 """The section of a stage -> its name in the text."""
+
+
+PACKAGE = Path(__file__).resolve().parents[1]
+
+
+def find_checkout() -> Path | None:
+    """Return the root of the checkout that dlfer is imported from, or None for an ordinary installation."""
+    root = PACKAGE.parent
+    return root if (root / "pyproject.toml").is_file() else None
+
+
+def list_places(name: str) -> list[Path]:
+    """Return the folders of this name that dlfer searches besides the working directory, in order.
+
+    They are that of `$DLFER_HOME`, that of the installed package, and that of the checkout of an editable installation; each may
+    be absent.
+
+    Args:
+        name: "saved_models" or "experiments".
+    """
+    home = os.environ.get("DLFER_HOME")
+    roots = [Path(home).expanduser() if home else None, PACKAGE, find_checkout()]
+    return [root / name for root in roots if root is not None]

@@ -40,7 +40,6 @@ def audit_data(bundle: DataBundle, *, cache: Path | None = None, votes: str | Pa
     Args:
         bundle: as a source or a protocol gives it; streamed splits are counted and not looked into.
         cache: a folder of audits, `<fingerprint>.json`; None to make it again.
-        votes: a file of FER+ votes.
     """
     fingerprint = _compute_fingerprint(bundle, votes)
     path = None if cache is None else Path(cache) / f"{fingerprint}.json"
@@ -69,9 +68,7 @@ def audit_splits(
 
     Args:
         splits: in-memory splits; of streamed ones the classes are counted by one pass, and the images not looked into.
-        labels: names of the targets.
         reading: what the source met with.
-        votes: a file of FER+ votes.
         survey: of the in-memory splits, if it was made before.
     """
     reading = reading or Reading()

@@ -38,7 +38,6 @@ def draw_augmentation(
         augment: how strong each change is.
         num_images: images in the batch, N.
         image_size: side in pixels of the square that the network sees; boxes end on its pixels.
-        rng: where the randomness comes from.
         crop: side of the part of an image that the network sees, in 0..1; None is the whole image.
         native: side in pixels of the images, made square as `data.aspect` says; needed with `crop`, since a crop
             begins on a whole pixel.
@@ -96,15 +95,12 @@ def _draw_crops(warps: np.ndarray, crop: float, native: int, *, rng: np.random.G
 
 
 def mix_targets(targets: np.ndarray, drawn: dict[str, np.ndarray], *, image_size: int) -> np.ndarray:
-    """Return the targets that go with mixed images.
+    """Return the targets that go with mixed images, float32 [N, C], rows sum to one; `targets` itself if nothing is mixed.
 
     Args:
         targets: float32 [N, C], one-hot.
         drawn: what `draw_augmentation` gave for the batch.
         image_size: as given to it.
-
-    Returns:
-        float32 [N, C], rows sum to one; `targets` itself if nothing is mixed.
     """
     if "mix_weight" not in drawn:
         return targets
@@ -231,17 +227,13 @@ are fractions of the image's shorter side, for faces of 48 pixels.
 
 
 def corrupt_images(images: np.ndarray, ids: np.ndarray, *, corruption: str, strength: int, seed: int = 0) -> np.ndarray:
-    """Return images made worse.
+    """Return images made worse, uint8 [N, H, W, C].
 
     Args:
         images: uint8 [N, H, W, C], C is 1 or 3.
         ids: str [N]; an image's id and the seed determine what is random.
         corruption: a name of CORRUPTIONS.
         strength: 1 (weak) to 5 (strong).
-        seed: of what is random.
-
-    Returns:
-        uint8 [N, H, W, C].
 
     Raises:
         DataError: no such corruption or strength, or other arrays.

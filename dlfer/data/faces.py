@@ -363,10 +363,7 @@ def prepare_faces(
     It holds images: treat it like the data.
 
     Args:
-        bundle: its splits in memory.
-        config: what is done.
         aspect: what becomes of an image in which no face is found, see `dlfer.data.images.make_square`.
-        say: told how far it is, every now and then.
 
     Raises:
         EnvironmentProblem: the detector's package is not installed.

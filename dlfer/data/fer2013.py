@@ -58,16 +58,12 @@ def load_fer2013(config: DataConfig) -> DataBundle:
     return _load_folders(path, config)
 
 
-def load_fer2013_usage(
-    path: str | Path, usage: str | None, *, labels: tuple[str, ...] = FER2013_LABELS, skip_unreadable: bool = False
-) -> Split:
+def load_fer2013_usage(path: str | Path, usage: str | None, *, labels: tuple[str, ...] = FER2013_LABELS) -> Split:
     """Return the rows of one Usage of a FER2013 csv, with targets that index `labels` (a model's).
 
     Args:
-        path: the csv.
         usage: "Training", "PublicTest" or "PrivateTest"; None takes all rows, with or without Usage.
         labels: the seven labels in the order wanted, mapped by name.
-        skip_unreadable: leave out rows that cannot be read.
 
     Raises:
         MissingDataError: the csv is not there.
@@ -76,7 +72,7 @@ def load_fer2013_usage(
     """
     path = _find_csv(path)
     lookup = compute_label_map(FER2013_LABELS, labels)
-    rows, _ = _read_cached(path, skip_unreadable=skip_unreadable, usage=None if usage else "all")
+    rows, _ = _read_cached(path, skip_unreadable=False, usage=None if usage else "all")
     if usage is None:
         return _to_split(rows, np.arange(len(rows.rows)), "all", lookup)
     chosen = np.flatnonzero(rows.usages == usage)

@@ -57,7 +57,6 @@ def read_csv(path: Path, *, skip_unreadable: bool, usage: str | None) -> Rows:
     """Read a csv row by row.
 
     Args:
-        path: the csv, with a header.
         skip_unreadable: leave out rows that cannot be read.
         usage: the part of all rows of a file without a column Usage.
 

@@ -141,8 +141,6 @@ def walk(folder: Path, tally: Tally, visited: set[tuple[int, int]]) -> Iterator[
     Links to folders are followed, each folder once.
 
     Args:
-        folder: where to begin.
-        tally: counts what is left out.
         visited: identities of folders that are not entered again; those entered are added.
     """
     visited.add(identify(folder))

@@ -79,7 +79,6 @@ def load_parts(
     Args:
         root: the folder that the ids are relative to.
         parts: files of train, validation and test; a part may be absent or empty.
-        config: the data section.
         image_size: side in pixels that the network sees.
         names: the name to give to each part, where it differs.
         tally: what was counted when the folders were scanned; it counts on.

@@ -102,7 +102,6 @@ def resize_to(pixels: np.ndarray, size: tuple[int, int], aspect: str = "crop") -
     Bilinear, with antialiasing when it shrinks.
 
     Args:
-        pixels: of any size.
         size: (height, width) of the result.
         aspect: how an image of another aspect ratio is fitted. "crop": its largest centred part of that ratio.
             "pad": the whole image in the centre, and its outermost pixels repeated on two sides.

@@ -98,7 +98,6 @@ def scan_folder(root: Path, folders: Mapping[str, str] | None = None, tally: Tal
     Args:
         root: holds folders of parts, or of classes; folders such as images/ that hold all others are passed through.
         folders: name of a folder -> "train", "validation", "test", "class" or "ignore", where its name does not tell.
-        tally: counts what is seen and left out.
 
     Raises:
         DataError: no class folders, a class folder without images, or a folder of which it is not known what it is.

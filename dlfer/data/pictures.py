@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from PIL import Image
 
 from dlfer.data.images import MIN_SIDE, find_turn, match_channels, read_image
 from dlfer.errors import DataError, shorten
+from dlfer.metrics.confidence import apply_temperature, check_finite
+from dlfer.runs.text import ShownModel
 
 EXPECTED = (
     "expected uint8 with values 0..255: one picture [H, W], [H, W, 1], [H, W, 3] (RGB) or [H, W, 4] (RGBA), several of one "
@@ -56,27 +59,53 @@ def to_pictures(
     return array
 
 
-def predict_pictures(
-    predict: Callable[..., np.ndarray], images: Any, *, num_labels: int, channels: int, batch_size: int
-) -> np.ndarray:
-    """Return float32 [N, C] of pictures that a caller gave, as `to_pictures` takes them, in their order.
+class PictureModel(ShownModel, ABC):
+    """What predicts pictures, whatever computes it: its subclasses have `labels`, `channels`, `temperature_fit` and `about`."""
 
-    Args:
-        predict: (uint8 [N, H, W, channels], N at least 1, `batch_size`) -> float [N, C].
-        images: the pictures.
-        num_labels: C.
-        channels: 1 or 3.
-        batch_size: images at a time.
+    @property
+    def temperature(self) -> float:
+        """What `predict(images, calibrated=True)` divides the logits by; 1 where none was fitted."""
+        return self.temperature_fit.value if self.temperature_fit else 1.0
 
-    Raises:
-        DataError: they are none, or `batch_size` is no whole number from 1.
-    """
-    check_batch_size(batch_size)
-    pictures = to_pictures(images)
-    answer = lambda same: predict(match_channels(same, channels), batch_size=batch_size)  # noqa: E731
-    if isinstance(pictures, list):
-        return predict_by_size(answer, pictures, num_labels)
-    return answer(pictures) if len(pictures) else np.zeros((0, num_labels), np.float32)
+    def predict(self, images: Any, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
+        """Return the probabilities of each label.
+
+        Args:
+            images: uint8 [N, H, W] or [N, H, W, C] with C 1 (grey), 3 (RGB) or 4 (RGBA, laid over white), any size; one
+                picture, uint8 [H, W] or [H, W, C], one of Pillow's images, or a path; or a list of these. Of images that
+                are not square it looks at the central square, or at the whole image padded to one (`aspect`).
+            batch_size: images at a time.
+            calibrated: soften or sharpen the probabilities by the temperature that was fitted on validation;
+                the most probable label stays.
+
+        Returns:
+            float32 [N, number of labels], rows sum to one.
+
+        Raises:
+            DataError: the images are not of that form, or `batch_size` is no whole number from 1.
+            ModelError: the outputs are not finite, or do not fit the labels.
+
+        Example:
+            >>> classifier = load_artifact("saved_models/runs/quickstart/20261121T101500Z-1a2b3c4d/model")
+            >>> classifier.predict(np.zeros((2, 48, 48), np.uint8)).shape
+            (2, 7)
+        """
+        check_batch_size(batch_size)
+        pictures = to_pictures(images)
+        predict = lambda same: self.predict_raw(match_channels(same, self.channels), batch_size=batch_size)  # noqa: E731
+        if isinstance(pictures, list):
+            raw = predict_by_size(predict, pictures, len(self.labels))
+        else:
+            raw = predict(pictures) if len(pictures) else np.zeros((0, len(self.labels)), np.float32)
+        about = self.about
+        check_finite(raw, f"model {about.name or about.run or getattr(self, 'folder', None) or self.family}")
+        if not calibrated or self.temperature == 1.0:
+            return raw
+        return apply_temperature(raw, self.temperature).astype(np.float32)
+
+    @abstractmethod
+    def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
+        """Return float32 [N, C], rows sum to one, of uint8 [N, H, W, channels], N at least 1."""
 
 
 def predict_by_size(
@@ -87,7 +116,6 @@ def predict_by_size(
     Args:
         predict: uint8 [N, H, W, channels] -> float [N, C].
         pictures: uint8 [H, W, channels].
-        num_labels: C.
     """
     answers = np.zeros((len(pictures), num_labels), np.float32)
     shapes = [picture.shape for picture in pictures]

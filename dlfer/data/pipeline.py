@@ -206,9 +206,7 @@ def iterate_epoch(
     """Yield the batches of one epoch, from `start_step` on.
 
     Args:
-        split: training images.
         config: batch size, balance, augmentation, crop and image size of the stage.
-        num_labels: C.
         seed, epoch: fix order and augmentation.
         start_step: batches to leave out at the beginning.
         share: of several hosts, which one's rows to yield; B is smaller then.

@@ -94,10 +94,8 @@ def load_data(
     their own parts, so they take the official protocol only.
 
     Args:
-        config: the data section.
         image_size: side in pixels that the network sees.
         balance: the stage's; the protocol may forbid it or need it.
-        say: told about the progress of what takes long.
 
     Raises:
         EnvironmentProblem: the package that finds faces is not installed.
@@ -168,7 +166,6 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
     """Return a note for each part that lacks classes.
 
     Args:
-        bundle: in-memory splits.
         limited: train was cut down on purpose, so that it may lack classes.
 
     Raises:

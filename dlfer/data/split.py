@@ -74,9 +74,7 @@ def draw_held_out(
     purpose and the ids alone, not on the order of the rows.
 
     Args:
-        split: the images to divide.
         fraction: in (0, 1).
-        seed: of the draw.
         purpose: a word that keeps draws with the same seed apart.
         groups: int [N], rows of the same number stay together; None: as `group_duplicates` makes them.
             A group counts for the class of its member with the first id.
@@ -107,9 +105,7 @@ def assign_folds(split: Split, folds: int, *, seed: int, groups: np.ndarray) -> 
     in each class and in total. The assignment depends on the seed and the ids alone, not on the order of the rows.
 
     Args:
-        split: the images to divide.
         folds: their number, at least 2.
-        seed: of the assignment.
         groups: int [N]; rows of the same number stay together.
     """
     by_id = np.argsort(split.ids, kind="stable")
@@ -135,7 +131,6 @@ def find_subjects(config: SubjectsConfig, ids: np.ndarray) -> np.ndarray:
     """Return str [N], the subject that each image shows.
 
     Args:
-        config: the section `subjects`.
         ids: str [N], of the images.
 
     Raises:

@@ -68,7 +68,6 @@ def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Sur
     """Look at a folder of class folders without decoding an image.
 
     Args:
-        folder: its path.
         folders: as `data.folders`: what a folder in it is whose name does not tell.
 
     Raises:

@@ -238,7 +238,6 @@ def _measure(parts: Sequence[Split], first: np.ndarray) -> tuple[np.ndarray, np.
     """Return signatures, textured, and [brightness, contrast, constant] of the distinct images.
 
     Args:
-        parts: the splits.
         first: int64 [D], the first row of each distinct image.
     """
     ends = np.cumsum([0, *(len(part) for part in parts)])

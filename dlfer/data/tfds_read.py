@@ -258,7 +258,6 @@ def _repeat(
         dataset: of (encoded image, target of the data set, id).
         lookup: int64 [classes of the data], the label of each.
         counts, wanted: int64 [C].
-        rng: draws o.
     """
     import tensorflow as tf
 

@@ -154,16 +154,15 @@ def load_tfds(config: DataConfig, image_size: int) -> DataBundle:
     return load(config, config.size or image_size)
 
 
-def read_split(split: StreamedSplit, num: int | None = None) -> Split | StreamedSplit:
-    """Return the first `num` images (None: all) in memory if they take less than 2 GB, else `split` itself.
+def read_split(split: StreamedSplit) -> Split | StreamedSplit:
+    """Return the images in memory if they take less than 2 GB, else `split` itself.
 
     The crop is the central one; the order is the data set's own.
 
     Raises:
         DataError: an image that cannot be decoded, or one without a label.
     """
-    total = len(split) if num is None else min(num, len(split))
-    side = split.image_size
+    total, side = len(split), split.image_size
     if total * side * side * 3 >= MAX_SPLIT_BYTES:
         return split
     images = np.empty((total, side, side, 3), np.uint8)
@@ -362,7 +361,6 @@ def _choose_crops(
 
     Args:
         config: whose crop says it, where it is not null.
-        labels: of the data.
         sizes: (height, width) of some of the training images.
     """
     side = sizes[0][0] if sizes else 0

@@ -89,7 +89,6 @@ def inspect_data(
         files: what to write: json the audit; html a page; groups a csv id,split,label,group; split a csv id,split
             that divides all images into train, validation and test with each group on one side.
         show: is given the audit before anything is written.
-        say: is told each file that was written.
 
     Raises:
         UserError: the data is not there or not in such a layout.

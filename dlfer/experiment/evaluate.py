@@ -62,8 +62,6 @@ def evaluate_with_predictions(
             Without it a run is judged on its own data.
         split: "test", "validation" or "train"; FER2013's names of them are taken, too. None: test, else validation,
             else train, or all of data without splits.
-        extras: views, groups and corruptions, where asked for.
-        say: is told what takes long.
 
     Returns:
         `test` holds the metrics, `test_without_duplicates` those of the images without a duplicate in the data that

@@ -122,10 +122,7 @@ def evaluate_file(
     wrong answer unless it is ignored; a class of the data without an output counts as wrong.
 
     Args:
-        model: the file and its description.
         data, split: as `dlfer.experiment.evaluate.evaluate_model` takes them; data is needed.
-        extras: views, groups and corruptions, where asked for.
-        say: is told what takes long.
 
     Returns:
         Metrics whose `test` are of the images, `test_without_duplicates` of those without a duplicate in the data's own
@@ -216,7 +213,6 @@ def align_labels(split: Split, labels: Sequence[str], own: Sequence[str], kept: 
 
     Args:
         split: the images, with targets that index `labels`.
-        labels: of the data.
         own: of the model's outputs.
         kept: columns of the outputs that are not ignored.
 

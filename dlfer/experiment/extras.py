@@ -52,9 +52,6 @@ def evaluate_corruptions(
     Args:
         classifier: `labels` and `predict` are used.
         split: its targets are indices into the classifier's labels.
-        seed: of noise and places.
-        batch_size: images at a time.
-        say: is told of each corruption when it begins.
 
     Returns:
         Accuracies, and differences corrupted - clean on the same images, as fractions. Intervals: Wilson, and Tango for
@@ -159,7 +156,6 @@ def check_extras(extras: Extras, ids: np.ndarray | None = None) -> None:
     """Raise unless it can be done: before a training, not after.
 
     Args:
-        extras: what is asked for.
         ids: of the images to judge on, str [N]; None: not known yet.
 
     Raises:
@@ -193,12 +189,9 @@ def compute_extra_metrics(
     """Return the metrics that are asked for here.
 
     Args:
-        extras: what is asked for.
-        classifier: the trained model.
         splits: "validation", "test" -> images, with targets as the classifier's labels stand.
         predictions: the classifier's plain answers on them.
         folder: where to write the predictions of views, as <view>/<part>.npz; None: nowhere.
-        say: is told what takes long.
         known: predictions of views that need not be made again.
 
     Returns:

@@ -17,7 +17,6 @@ from dlfer.data.pipeline import add_copies, balance_indices, compute_class_weigh
 from dlfer.errors import ConfigError, DataError
 from dlfer.experiment.fit_network import Fitted, build_carried_network, compute_cost, explain_stage, make_job, pretrain
 from dlfer.experiment.session import NUM_BATCHES, Session
-from dlfer.model.blocks import describe_network
 from dlfer.model.boosted import BoostedClassifier, LevelFeatures, build_level_features
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.trees import FeatureScale, import_xgboost
@@ -26,6 +25,7 @@ from dlfer.runs.run_records import BoostingRecord
 from dlfer.runs.text import count_noun
 from dlfer.train.boosting import Extraction, Rows, compute_importance, extract_features, grow_trees
 from dlfer.train.cluster import Device, choose_device
+from dlfer.train.plan import describe_network
 from dlfer.train.state import StageResult
 
 SECONDS_PER_VISIT, SECONDS_PER_BIN = 0.8e-9, 11e-9

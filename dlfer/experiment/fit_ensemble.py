@@ -18,8 +18,14 @@ from dlfer.errors import DataError, MissingDataError, ProtocolError
 from dlfer.experiment.extras import MILESTONES_FOLDER, predict_split_views
 from dlfer.experiment.fit_network import Fitted
 from dlfer.experiment.session import RunMembers, Session, create_member_run
-from dlfer.metrics.combine import combine_average, combine_vote, fit_combination, predict_out_of_fold
-from dlfer.metrics.predictions import Predictions, read_predictions
+from dlfer.metrics.predictions import (
+    Predictions,
+    combine_average,
+    combine_vote,
+    fit_combination,
+    predict_out_of_fold,
+    read_predictions,
+)
 from dlfer.metrics.scores import compute_scores
 from dlfer.metrics.several import compare_several
 from dlfer.model.artifact import load_artifact

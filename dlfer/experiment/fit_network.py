@@ -17,7 +17,6 @@ from dlfer.experiment.session import NUM_BATCHES, Session
 from dlfer.experiment.splits import index_images
 from dlfer.metrics.predictions import Predictions
 from dlfer.model.artifact import FAMILIES
-from dlfer.model.blocks import describe_network
 from dlfer.model.classifier import Classifier
 from dlfer.model.stage_network import TransferNetwork, build_stage_network
 from dlfer.model.transfer import carry_backbone
@@ -29,7 +28,7 @@ from dlfer.runs.records import Cost
 from dlfer.runs.run import Run
 from dlfer.train.cascade import Pretrained, describe_foreign_scaling, obtain_backbone
 from dlfer.train.cluster import Device, choose_device
-from dlfer.train.plan import describe_plan, set_trainable, unfreeze_random_start
+from dlfer.train.plan import describe_network, describe_plan, set_trainable, unfreeze_random_start
 from dlfer.train.progress import TrainingListener
 from dlfer.train.stage import MILESTONES, train_stage
 from dlfer.train.state import StageJob, StageResult, restore_checkpoint

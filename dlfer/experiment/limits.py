@@ -55,7 +55,6 @@ def find_obstacles(
     """Return what would certainly fail here, "key: what was found, what is expected" each; of a study with the cells it is of.
 
     Args:
-        config: the experiment.
         kind: run, ablation, sweep, search or cross_validation; of a sweep its cells are looked at, of an ablation both arms, of
             a cross-validation the cells or the experiment itself, on one fold.
         smoke: whether data and published weights are drawn, so that none are needed.

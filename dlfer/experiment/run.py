@@ -55,9 +55,8 @@ from dlfer.report.pictures import write_confusion_page, write_error_page
 from dlfer.runs.audit_record import AuditRecord
 from dlfer.runs.changes import settle_images, settle_start
 from dlfer.runs.find import open_run
-from dlfer.runs.listeners import Listener, Listeners
+from dlfer.runs.listeners import Listener, Listeners, RunOptions
 from dlfer.runs.metrics_record import Metrics
-from dlfer.runs.options import RunOptions
 from dlfer.runs.records import About, DataRecord, OnnxRecord, RunRecord, WeightsOrigin
 from dlfer.runs.run import Run
 from dlfer.runs.run_records import TransferRecord, count_openings, log_opening
@@ -110,7 +109,6 @@ def run_experiment(
 
     Args:
         experiment: a file, or an experiment that was loaded from one.
-        options: of the command line.
         run_members: trains the members of an ensemble; None: this process does, one after another.
         callbacks: told of the run, and of those of an ensemble's members that are trained in this process.
         progress: whether to say on stderr how it goes; warnings are shown in any case.
@@ -295,7 +293,7 @@ def _write_onnx(
         )
         say(f"The model has no ONNX file, so that predictions load Keras. {absent}")
         return absent
-    from dlfer.export.embedded import write_embedded_onnx
+    from dlfer.export.ship import write_embedded_onnx
 
     split = bundle.validation
     images = split.images if isinstance(split, Split) else np.zeros((0, 1, 1, classifier.channels), np.uint8)

@@ -21,11 +21,9 @@ from dlfer.data.tfds_stream import read_split
 from dlfer.errors import DlferError, shorten
 from dlfer.runs.changes import find_sibling
 from dlfer.runs.find import default_runs_folder, find_model
-from dlfer.runs.listeners import Listener, Listeners
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import Listener, Listeners, RunOptions
 from dlfer.runs.run import Run, create_run, format_duration
-from dlfer.train.control import StopControl
-from dlfer.train.progress import ConsoleListener, TrainingListener, WarningListener
+from dlfer.train.progress import ConsoleListener, StopControl, TrainingListener, WarningListener
 
 IMAGES_A_BATCH, NUM_BATCHES = 8, 2
 
@@ -202,7 +200,7 @@ def lead_or_follow(
     """Do `work` if this process is alone or the chief; else do its share of the chief's stages and return None."""
     # The sessions of studies, which train nothing themselves, do without the framework.
     from dlfer.train.cluster import dismiss_followers
-    from dlfer.train.control import is_follower
+    from dlfer.train.progress import is_follower
 
     if is_follower():
         _follow(config(), Session.start(options))

@@ -77,7 +77,6 @@ def find_run_duplicates(bundle: DataBundle, pretraining: DataBundle | None = Non
     """Return the duplicates of the split that judges a run; None where its images or those of train are streamed.
 
     Args:
-        bundle: the run's data.
         pretraining: EF-FER1's data; None where it is not trained on data here. Streamed images are not looked into.
     """
     if bundle.test is not None:
@@ -100,8 +99,6 @@ def find_judged_duplicates(
 
     Args:
         name: "test" or "validation", what the split is in metrics.json.
-        judged: the images that judge.
-        train: those that trained the model.
         selection: those that selected it; None if they are the judged ones or are not there. Streamed ones are not
             looked into.
         same_ids: an id means the same image in all splits, so that augmented copies are found by it.

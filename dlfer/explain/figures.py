@@ -50,7 +50,6 @@ def write_explanation(
 
     Args:
         image: uint8 [H, W, 1 or 3], as the classifier got it.
-        labels: names of the classes.
         name: of the picture.
     """
     answer, label = labels[explanation.predicted], labels[explanation.target]
@@ -74,7 +73,7 @@ def draw_explanation(image: np.ndarray, explanation: Explanation, *, labels: Seq
     occlusion = explanation.occlusion
     if occlusion is not None:
         panels.append(lambda axes: show_sensitivity(axes, image, occlusion.sensitivity))
-        panels.append(lambda axes: show_flips(axes, image, occlusion.flips.astype(float), "answer changes"))
+        panels.append(lambda axes: show_flips(axes, image, occlusion.flips.astype(float)))
     for cam in explanation.cams:
         heading = f"Grad-CAM {cam.network}".strip()
         panels.append(lambda axes, cam=cam, heading=heading: show_cam(axes, image, cam.scaled, heading))
@@ -89,7 +88,7 @@ def draw_averages(averages: AverageMaps) -> Figure:
         if name == "occlusion":
             panels.append(lambda axes, values=values: show_sensitivity(axes, image, values))
             if averages.flips is not None:
-                panels.append(lambda axes: show_flips(axes, image, averages.flips, "answer changes"))
+                panels.append(lambda axes: show_flips(axes, image, averages.flips))
         else:
             heading = name.replace("gradcam", "Grad-CAM")
             panels.append(lambda axes, values=values, heading=heading: show_cam(axes, image, values, heading))
@@ -164,13 +163,13 @@ def show_sensitivity(axes: Axes, image: np.ndarray, sensitivity: np.ndarray) -> 
     _add_bar(axes, shown, "percentage points")
 
 
-def show_flips(axes: Axes, image: np.ndarray, flips: np.ndarray, heading: str) -> None:
+def show_flips(axes: Axes, image: np.ndarray, flips: np.ndarray) -> None:
     """Wash a face orange by how often (float [H, W], 0..1; full colour at the most) some square over a pixel changes the answer."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap
     from matplotlib.patches import Patch
 
-    _show_face(axes, image, heading, dimmed=True)
+    _show_face(axes, image, "answer changes", dimmed=True)
     wash = np.zeros((*flips.shape, 4))
     wash[..., :3], wash[..., 3] = _ORANGE, 0.75 * flips / max(float(flips.max()), 0.01)
     axes.imshow(wash)

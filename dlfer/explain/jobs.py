@@ -22,7 +22,7 @@ from dlfer.data.files import Tally
 from dlfer.data.sources import load_data
 from dlfer.data.split import draw_subset
 from dlfer.errors import DataError, DlferError, UserError
-from dlfer.explain.explanation import AverageMaps, Explainer, Explanation, MapAverage, MapOptions
+from dlfer.explain.explanation import AverageMaps, Explainer, Explanation, MapAverage, MapOptions, check_maps
 from dlfer.explain.figures import (
     describe_average,
     describe_maps,
@@ -32,7 +32,6 @@ from dlfer.explain.figures import (
     write_explanation,
     write_explanation_report,
 )
-from dlfer.explain.sanity import check_maps
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
 from dlfer.model.ensemble import EnsembleClassifier
@@ -109,8 +108,6 @@ def explain_pictures(names: Sequence[str], job: ExplainJob, *, say: Callable[[st
 
     Args:
         names: pictures, folders, globs, see `list_inputs`.
-        job: what is asked for.
-        say: is told what failed.
 
     Returns:
         The page, and how many inputs could not be read or explained.
@@ -359,7 +356,6 @@ def describe_model(folder: Path, classifier: Classifier) -> str:
 
     Args:
         folder: of its artifact or of its run.
-        classifier: the model.
     """
     about, config = classifier.about, classifier.config
     name = about.name or about.experiment or folder.resolve().name
@@ -394,17 +390,13 @@ def clean_name(name: str) -> str:
 
 
 def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> Path:
-    """Average the maps of a part of a run's data over the faces of each label, each about its own label.
+    """Average the maps of a part of a run's data over the faces of each label, each about its own label; return the page.
 
     Writes average_<label>.png of each, averages.npz, explanations.json and index.html.
 
     Args:
         part: "test" or "validation"; opening a test split is logged in the run.
         job: what is asked for; its model is a run.
-        say: is told what a reader has to know.
-
-    Returns:
-        The page.
 
     Raises:
         UserError, ModelError: the job cannot begin.

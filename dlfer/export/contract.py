@@ -18,7 +18,7 @@ from dlfer.errors import ExportError
 from dlfer.metrics.intervals import compute_wilson_interval
 from dlfer.metrics.paired import compare_paired, describe_difference
 from dlfer.metrics.predictions import Predictions
-from dlfer.runs.export_record import (
+from dlfer.runs.artifact import (
     Agreement,
     ExportAccuracy,
     ExportInput,
@@ -210,7 +210,6 @@ def compare_export(
     Args:
         expected: of the artifact, uint8 [N, H, W, C] to float32 [N, number of labels].
         answer: of the export, loaded from its file.
-        sample: the images.
         labels: of the columns.
         any_size: whether it takes images of any size, so that others than the sample's are tried, too.
 

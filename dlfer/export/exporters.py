@@ -39,8 +39,7 @@ from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
 from dlfer.predict.runtimes import EXPORT_FILE, RUNTIMES, VERSION, compute_checksums, import_extra
 from dlfer.report.card import CARD_FILE, compose_card
-from dlfer.runs.artifact import read_artifact_record
-from dlfer.runs.export_record import ExportAbout, ExportRecord
+from dlfer.runs.artifact import ExportAbout, ExportRecord, read_artifact_record
 from dlfer.runs.files import explain_write_error
 from dlfer.runs.find import find_model, find_run_of
 from dlfer.runs.outputs import check_outputs, check_writable
@@ -48,16 +47,13 @@ from dlfer.runs.run import Run
 
 
 def write_savedmodel(classifier: Classifier, path: Path, *, size: tuple[int, int] | None, sample: Sample) -> dict:
-    """Write a SavedModel with the signature `serving_default`.
+    """Write a SavedModel with the signature `serving_default`; return what is added to export.json.
 
     Args:
         classifier: a network, or an ensemble of such.
         path: the folder to make, or the file to write.
         size: (H, W) of all images; None, where a format allows it, leaves both free.
         sample: by which activations are calibrated, where they are.
-
-    Returns:
-        What is added to export.json.
     """
     import tensorflow as tf
 
@@ -246,17 +242,13 @@ def check_needs(classifier: Classifier, formats: tuple[str, ...]) -> None:
 def export_classifier(
     classifier: Classifier, name: str, *, out: Path, sample: Sample, origin: Origin
 ) -> tuple[Path, ExportRecord]:
-    """Write one format into `out`/`name`, in place of an export that stands there.
+    """Write one format into `out`/`name`, in place of an export that stands there; return its folder and its export.json.
 
     Args:
         classifier: passed `check_needs`.
-        name: of the format.
         out: the folder of exports.
         sample: the images by which it is judged.
         origin: what is said about the classifier.
-
-    Returns:
-        Its folder and its export.json.
 
     Raises:
         ExportError: it does not answer as the classifier does, or cannot be written; nothing is left behind.

@@ -13,7 +13,7 @@ import keras
 import numpy as np
 
 from dlfer.errors import EnvironmentProblem, ModelError
-from dlfer.metrics.combine import SMALLEST
+from dlfer.metrics.predictions import SMALLEST
 from dlfer.model.boosted import BoostedClassifier
 from dlfer.model.classifier import Classifier, NetworkClassifier
 from dlfer.model.ensemble import EnsembleClassifier, match_labels
@@ -145,7 +145,7 @@ def _answer_of_network(parts: TransferNetwork, images: tf.Tensor) -> tf.Tensor:
 
 
 def _combine(classifier: EnsembleClassifier, answers: list[tf.Tensor]) -> tf.Tensor:
-    """Return what `dlfer.metrics.combine` makes of the answers, float32 [N, C]."""
+    """Return what `dlfer.metrics.predictions` makes of the answers, float32 [N, C]."""
     import tensorflow as tf
 
     if classifier.combine_by == "trained":

@@ -46,11 +46,7 @@ def compute_recall(confusion: np.ndarray) -> np.ndarray:
 
 
 def compute_f1(confusion: np.ndarray) -> np.ndarray:
-    """Return the harmonic mean of precision and recall, 2 TP / (2 TP + FP + FN).
-
-    Returns:
-        float64 [..., C]; NaN for a class that is no row's target.
-    """
+    """Return the harmonic mean of precision and recall, 2 TP / (2 TP + FP + FN), float64 [..., C]; NaN for a class without rows."""
     support = compute_support(confusion)
     f1 = _divide(2 * _hits(confusion), support + confusion.sum(axis=-2), np.nan)
     return np.where(support > 0, f1, np.nan)

@@ -164,7 +164,6 @@ def compute_calibration(predictions: Predictions, temperature: float | None = No
     images, with `compute_skew_interval`.
 
     Args:
-        predictions: of the images to judge.
         temperature: fitted on other images; None: "scaled" is None.
 
     Returns:
@@ -209,7 +208,6 @@ def compute_ece_interval(problems: Sequence[Binned], level: float = 0.95) -> tup
 
     Args:
         problems: the bins and gaps of the same N >= 2 images for each binary forecast.
-        level: the probability of covering.
 
     Returns:
         (low, high) in 0..1 with the observed ECE within; NaN where every forecast is 0 or 1 and right.
@@ -314,7 +312,6 @@ def compute_aurc_interval(confidences: np.ndarray, correct: np.ndarray, level: f
     Args:
         confidences: float [N], N at least 1.
         correct: bool [N].
-        level: the probability of covering.
 
     Source: Efron, J. R. Stat. Soc. B 54 (1992) 83.
     """
@@ -367,7 +364,6 @@ def compute_selective(predictions: Predictions, threshold: float | None = None) 
     """Return the risk-coverage curve of predictions, and what a threshold gives on them.
 
     Args:
-        predictions: of the images to judge.
         threshold: chosen on other images, or None.
 
     Returns:

@@ -127,7 +127,6 @@ def compute_auc_intervals(
     Args:
         targets: int [N].
         probabilities: float [N, C].
-        level: the probability of covering.
 
     Returns:
         [(low, high) of each class], (low, high) of the macro average. NaN where a class has no area.
@@ -217,7 +216,6 @@ def compute_average_precision_intervals(
     Args:
         targets: int [N].
         probabilities: float [N, C].
-        level: the probability of covering.
 
     Returns:
         [(low, high) of each class], (low, high) of the macro average. NaN where a class has no rows.

@@ -89,10 +89,8 @@ def compute_effective_interval(value: float, variance: float, n: float, level: f
     """Return Wilson's interval of an estimate in 0..1 with as many trials as would give its variance.
 
     Args:
-        value: the estimate.
         variance: of the estimate, as the delta method gives it.
         n: number of trials where the variance vanishes or the value is 0 or 1.
-        level: the probability of covering.
 
     Source: Kish, Survey Sampling (1965), 8.2 (effective sample size); Franco et al., J. Surv. Stat. Methodol. 7
     (2019) 334, on Wilson's interval with it.
@@ -178,7 +176,6 @@ def compute_skew_interval(values: np.ndarray, level: float = 0.95) -> Interval:
 
     Args:
         values: float [N], at least 0.
-        level: the probability of covering.
 
     Returns:
         (low, high) with the mean within, low at least 0; NaN for fewer than two values, and where all are equal: how

@@ -35,7 +35,6 @@ def compare_paired(
         a: the predictions of one; its rows may stand in another order than those of b.
         b: the predictions of the other.
         names: what the two are called in the sentence.
-        level: the probability that the interval covers the true difference.
 
     Raises:
         DataError: the two are not about the same images, or disagree about a target.
@@ -81,7 +80,6 @@ def compare_seeds(
     Args:
         pairs: one (a, b) of predictions for each seed.
         names: what the two recipes are called.
-        level: the probability that the interval covers the true difference.
 
     Returns:
         For a single pair the result of `compare_paired` with the scope "models". For several the scope is "recipes",

@@ -63,7 +63,6 @@ def compute_scores(
     "reason" says why.
 
     Args:
-        predictions: one part of the data.
         temperature: fitted on validation; calibration is also given after it.
         threshold: of the confidence, chosen on validation; what it gives here is told.
 
@@ -285,7 +284,6 @@ def compute_group_scores(predictions: Predictions, attributes: Attributes, *, fi
     """Return accuracy and recall of each group of each attribute, and how far the groups lie apart.
 
     Args:
-        predictions: of one part of the data.
         attributes: as `read_attributes` gives them; it may name more images than those.
         file: where they came from, for the record.
 

@@ -207,7 +207,6 @@ def compute_seed_summary(correct: np.ndarray, *, level: float = 0.95) -> SeedSum
 
     Args:
         correct: bool [S, n], or float in 0..1: whether the training with each seed is right on each image.
-        level: the probability of covering.
 
     Returns:
         The summary. `items` is Wilson's interval for one seed, and for several that are equally right on every image.

@@ -13,18 +13,17 @@ from dlfer.model.backbone_spec import (
     CAFFE_INPUT,
     EFFICIENTNET_INPUT,
     EFFICIENTNET_V2_S_INPUT,
+    PACKAGED_WEIGHTS,
     SIGNED_INPUT,
     TORCH_INPUT,
     BackboneSpec,
-    name_residual_blocks,
-)
-from dlfer.model.efficientnet_lite import PACKAGED_WEIGHTS, describe_lite
-from dlfer.model.keras_backbones import (
     describe_efficientnet,
     describe_efficientnet_v2,
     describe_keras,
     describe_resnet,
+    name_residual_blocks,
 )
+from dlfer.model.efficientnet_lite import describe_lite
 from dlfer.model.weights_file import load_weights
 
 if TYPE_CHECKING:
@@ -262,7 +261,6 @@ def build_backbone(name: str, *, stem: str = "imagenet", feature_level: int | No
     """Build the named backbone with random weights; it takes images of any size.
 
     Args:
-        name: in the table.
         stem: "imagenet", as published, or "small", where the backbone has one.
         feature_level: after which it ends, counted from 1; None: the whole backbone.
 
@@ -290,16 +288,12 @@ def build_backbone(name: str, *, stem: str = "imagenet", feature_level: int | No
 
 
 def load_published_weights(name: str, backbone: keras.Model, weights_file: str | None = None) -> str:
-    """Set the published ImageNet weights of `name` on `backbone`.
+    """Set the published ImageNet weights of `name` on `backbone`; return where they came from, in words.
 
     Args:
-        name: in the table.
         backbone: as `build_backbone(name)` gives it, with the published stem.
         weights_file: a local copy of the published file, or a file of one's own; null downloads the published one
             (keras.applications) or takes the one that comes with dlfer (Lite2).
-
-    Returns:
-        Where the weights came from, in words.
 
     Raises:
         ModelError: no weights can be had under that name, or the file does not fit.

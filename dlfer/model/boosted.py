@@ -13,7 +13,7 @@ from keras import ops
 from dlfer.config.sections import BoostingConfig, ModelConfig
 from dlfer.errors import ModelError
 from dlfer.model.backbones import list_levels
-from dlfer.model.classifier import Classifier, build_recorded_network, read_model_config
+from dlfer.model.classifier import BackboneClassifier, build_recorded_network, read_model_config
 from dlfer.model.stage_network import TransferNetwork
 from dlfer.model.trees import (
     SCALE_FILE,
@@ -83,7 +83,7 @@ class LevelFeatures:
             )
 
 
-class BoostedClassifier(Classifier):
+class BoostedClassifier(BackboneClassifier):
     """Trees on the pooled features of every stage of a backbone.
 
     The source of this family (ResNet50 with "weight-normalised XGBoost", see experiments/boosted.yaml) leaves
@@ -113,16 +113,7 @@ class BoostedClassifier(Classifier):
         trees: tuple[LevelFeatures, FeatureScale, xgboost.Booster],
         temperature_fit: Temperature | None = None,
     ) -> None:
-        super().__init__(
-            labels,
-            config=config,
-            channels=channels,
-            image_size=network.face_input.image_size,
-            temperature_fit=temperature_fit,
-        )
-        self.parts = network
-        self.crop = network.face_input.crop
-        self.aspect = network.face_input.aspect
+        super().__init__(network, labels, config=config, channels=channels, temperature_fit=temperature_fit)
         self.boosting = boosting
         self.features, self.scale, self.booster = trees
 

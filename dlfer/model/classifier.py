@@ -7,24 +7,22 @@ folder is code, and nothing is unpickled.
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import ClassVar, Self
 
 import keras
 import numpy as np
 
 from dlfer.config import names
 from dlfer.config.sections import ModelConfig
-from dlfer.data.pictures import predict_pictures
+from dlfer.data.pictures import PictureModel
 from dlfer.errors import ModelError, shorten
-from dlfer.metrics.confidence import apply_temperature, check_finite
 from dlfer.model.predict import predict_probabilities
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.weights_file import load_weights, save_weights
 from dlfer.runs.artifact import FORMAT, MEND, read_artifact_record
-from dlfer.runs.display import ShownModel
 from dlfer.runs.files import check_manifest, hash_file
 from dlfer.runs.find import ARTIFACT_FILE, read_about
 from dlfer.runs.records import About, ArtifactRecord, OnnxRecord, Temperature
@@ -33,7 +31,7 @@ _FAMILIES: dict[str, type[Classifier]] = {}
 """Name of a family -> its class, which enters itself here when its module is imported."""
 
 
-class Classifier(ShownModel, ABC):
+class Classifier(PictureModel):
     """A trained classifier that takes uint8 images of any size.
 
     Args:
@@ -72,46 +70,6 @@ class Classifier(ShownModel, ABC):
         self.channels = channels
         self.image_size = image_size
         self.temperature_fit = temperature_fit
-
-    @property
-    def temperature(self) -> float:
-        """What `predict(images, calibrated=True)` divides the logits by; 1 where none was fitted."""
-        return self.temperature_fit.value if self.temperature_fit else 1.0
-
-    def predict(self, images: Any, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
-        """Return the probabilities of each label.
-
-        Args:
-            images: uint8 [N, H, W] or [N, H, W, C] with C 1 (grey), 3 (RGB) or 4 (RGBA, laid over white), any size; one
-                picture, uint8 [H, W] or [H, W, C], one of Pillow's images, or a path; or a list of these. Of images that
-                are not square it looks at the central square, or at the whole image padded to one (`aspect`).
-            batch_size: images at a time.
-            calibrated: soften or sharpen the probabilities by the temperature that was fitted on validation;
-                the most probable label stays.
-
-        Returns:
-            float32 [N, number of labels], rows sum to one.
-
-        Raises:
-            DataError: the images are not of that form, or `batch_size` is no whole number from 1.
-            ModelError: the outputs are not finite.
-
-        Example:
-            >>> classifier = load_artifact("saved_models/runs/quickstart/20261121T101500Z-1a2b3c4d/model")
-            >>> classifier.predict(np.zeros((2, 48, 48), np.uint8)).shape
-            (2, 7)
-        """
-        raw = predict_pictures(
-            self.predict_raw, images, num_labels=len(self.labels), channels=self.channels, batch_size=batch_size
-        )
-        check_finite(raw, f"model {self.about.name or self.about.run or self.family}")
-        if not calibrated or self.temperature == 1.0:
-            return raw
-        return apply_temperature(raw, self.temperature).astype(np.float32)
-
-    @abstractmethod
-    def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
-        """Return float32 [N, C], rows sum to one, of uint8 [N, H, W, channels], N at least 1."""
 
     @abstractmethod
     def write_files(self, folder: Path) -> tuple[str, ...]:
@@ -240,8 +198,8 @@ def build_recorded_network(config: ModelConfig, record: ArtifactRecord) -> Trans
 WEIGHTS_FILE = "network.weights.h5"
 
 
-class NetworkClassifier(Classifier):
-    """A trained network that takes uint8 images of any size.
+class BackboneClassifier(Classifier):
+    """A classifier that looks at images through the input stage and the backbone of a network.
 
     Args:
         network: with its trained weights.
@@ -257,17 +215,20 @@ class NetworkClassifier(Classifier):
         channels: int,
         temperature_fit: Temperature | None = None,
     ) -> None:
-        super().__init__(
-            labels,
-            config=config,
-            channels=channels,
-            image_size=network.face_input.image_size,
-            temperature_fit=temperature_fit,
-        )
+        size = network.face_input.image_size
+        super().__init__(labels, config=config, channels=channels, image_size=size, temperature_fit=temperature_fit)
         self.parts = network
         self.crop = network.face_input.crop
         self.aspect = network.face_input.aspect
-        self.network = network.model
+
+
+class NetworkClassifier(BackboneClassifier):
+    """A trained network that takes uint8 images of any size."""
+
+    @property
+    def network(self) -> keras.Model:
+        """uint8 [B, H, W, channels] to activated outputs [B, C]."""
+        return self.parts.model
 
     def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
         """Return float32 [N, C], rows sum to one."""

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dlfer.errors import ModelError
-from dlfer.model.backbone_spec import LITE_INPUT, BackboneSpec, name_blocks
+from dlfer.model.backbone_spec import IMAGENET_VARIANT, LITE_INPUT, BackboneSpec, name_blocks
 from dlfer.model.weights_file import load_weights
 
 if TYPE_CHECKING:
@@ -114,7 +114,6 @@ def build_efficientnet_lite(
     Args:
         variant: a key of VARIANTS.
         image_size: side of the square input in pixels, or None for any; padding is "same" at every size.
-        name: name of the Keras model.
         drop_connect_rate: probability in training that the last block is skipped; that of earlier
             blocks rises linearly from 0.
 
@@ -217,8 +216,6 @@ def _make_initializer(by: str) -> keras.initializers.Initializer:
     return keras.initializers.VarianceScaling(scale=2.0, mode="fan_out", distribution="truncated_normal")
 
 
-IMAGENET_VARIANT = "lite2"
-PACKAGED_WEIGHTS = f"With dlfer come the ImageNet weights of efficientnet_{IMAGENET_VARIANT} alone; only these need no network and no file."
 IMAGENET_FILE = Path(__file__).parent / "weights" / f"efficientnet_{IMAGENET_VARIANT}.weights.h5"
 FILE_SHA256 = "1f102629125dada1f156575eac3c2da3d77f197c18c404c1dc9ca33572753228"
 WEIGHTS_SHA256 = "ffc8eed3ea058a8cc30dd8ff8751eafbc408702955e0f917ef283116ae2a71da"
@@ -230,7 +227,6 @@ def load_lite_weights(variant: str, backbone: keras.Model, weights_file: str | N
 
     Args:
         variant: a key of VARIANTS; the ImageNet weights are those of lite2.
-        backbone: what `build_efficientnet_lite` gave.
         weights_file: a .weights.h5, .h5 or .keras of the backbone alone; None takes the ImageNet weights.
 
     Raises:
@@ -253,7 +249,6 @@ def load_imagenet_weights(backbone: keras.Model, file: Path = IMAGENET_FILE) -> 
 
     Args:
         backbone: what `build_efficientnet_lite("lite2", ...)` gave; unchanged if the file is not the released one.
-        file: the released file.
 
     Raises:
         ModelError: the file is missing, damaged or altered, or its weights did not reach the layers of their names.

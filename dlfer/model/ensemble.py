@@ -10,7 +10,7 @@ import numpy as np
 
 from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError
-from dlfer.metrics.combine import TrainedCombination, combine_average, combine_vote
+from dlfer.metrics.predictions import TrainedCombination, combine_average, combine_vote
 from dlfer.model.classifier import Classifier, load_classifier, read_model_config
 from dlfer.model.predict import predict_views
 from dlfer.runs.artifact import read_artifact_record

@@ -157,16 +157,14 @@ def crop_centre(images, crop: float):
 
 
 def resize_images(images, image_size: int):
-    """Resize bilinearly, antialiased where it shrinks, as `ops.image.resize(antialias=True)` does.
+    """Resize bilinearly to float32 [B, S, S, C] in the range of the input, antialiased where it shrinks, as
+    `ops.image.resize(antialias=True)` does.
 
     TensorFlow has no XLA kernel for that one, so on a GPU, where networks are compiled, it cannot be used.
 
     Args:
         images: float32 [B, H, W, C]; where H or W is not known when the graph is built, Keras' own is used.
         image_size: side of the output in pixels, S.
-
-    Returns:
-        float32 [B, S, S, C], in the range of the input.
     """
     height, width = images.shape[1:3]
     if (height, width) == (image_size, image_size):
@@ -208,7 +206,7 @@ def compute_taps(size: int, image_size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def warp_images(images, warps, image_size: int, *, fill: str = "nearest"):
-    """Sample each image at the points that its affine map names, bilinearly, once.
+    """Sample each image once, bilinearly, at the points that its affine map names: float32 [B, S, S, C], in the range of the input.
 
     Args:
         images: uint8 or float [B, H, W, C]; H, W and C are known when the graph is built.
@@ -217,9 +215,6 @@ def warp_images(images, warps, image_size: int, *, fill: str = "nearest"):
         image_size: side of the output in pixels, S.
         fill: "nearest" (the edge goes on), "reflect" (the image is mirrored at its edge, edge pixel
             included), "constant" (black) for points outside.
-
-    Returns:
-        float32 [B, S, S, C], in the range of the input.
     """
     height, width, channels = (int(n) for n in images.shape[1:])
     line = (ops.arange(image_size, dtype="float32") + 0.5) * (2.0 / image_size) - 1.0

@@ -147,7 +147,6 @@ def build_auxiliary_head(num_labels: int, *, name: str = "auxiliary") -> keras.S
     Their losses are added to that of the network with weight 0.3 each; at inference they are dropped.
 
     Args:
-        num_labels: C.
         name: of the model; two heads in one network need two names.
 
     Returns:

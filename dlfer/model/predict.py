@@ -31,7 +31,6 @@ def predict_probabilities(model: keras.Model, images: np.ndarray, *, batch_size:
     Args:
         model: uint8 images to activated outputs; those of a sigmoid head are divided by their sum.
         images: uint8 [N, H, W, C].
-        batch_size: images at a time.
     """
     if not len(images):
         return np.zeros((0, model.output_shape[-1]), np.float32)
@@ -51,7 +50,6 @@ def compute_outputs(model: keras.Model, images: np.ndarray, *, batch_size: int) 
     Args:
         model: with one input and one output.
         images: [N, ...], N at least 1.
-        batch_size: images at a time.
     """
     if keras.backend.backend() != "tensorflow":
         return np.asarray(model.predict(images, batch_size=batch_size, verbose=0))
@@ -113,7 +111,6 @@ def predict_split(
 
     Args:
         predict: uint8 [N, H, W, channels] to float32 [N, C].
-        split: what to predict.
         batch_size: images at a time of a split that is streamed.
     """
     if isinstance(split, Split):
@@ -173,16 +170,12 @@ VIEWS: dict[str, Callable[[np.ndarray, float | None], Iterator[np.ndarray]]] = {
 
 
 def predict_views(classifier: Predictor, images: np.ndarray, view: str, *, batch_size: int = 64) -> np.ndarray:
-    """Return the mean of the probabilities over the views of each image.
+    """Return the mean of the probabilities over the views of each image, float32 [N, number of labels], rows sum to one.
 
     Args:
         classifier: takes uint8 images of any size; its attributes `aspect` and `crop`, if it has them, say what part it looks at.
         images: uint8 [N, H, W] or [N, H, W, C].
         view: a name of VIEWS.
-        batch_size: images at a time.
-
-    Returns:
-        float32 [N, number of labels], rows sum to one.
 
     Raises:
         ModelError: no such view.

@@ -18,8 +18,7 @@ import keras
 import numpy as np
 
 from dlfer.errors import ModelError, TransferError
-from dlfer.model.hybrid import BranchInput, set_branch_weights
-from dlfer.model.stage_network import TransferNetwork
+from dlfer.model.stage_network import BranchInput, TransferNetwork, set_branch_weights
 from dlfer.model.weights_file import load_weights, save_weights
 from dlfer.runs.files import read_json, write_atomically
 from dlfer.runs.records import WeightsOrigin
@@ -176,7 +175,6 @@ def carry_branch(
     Args:
         branch: as `ModelConfig.name_branches` names it.
         source: a network of the branch's backbone alone, with the weights.
-        network: the hybrid.
         record: of the loading of `source`.
 
     Returns:

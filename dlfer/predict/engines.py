@@ -7,22 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
 from dlfer.config.names import FER2013_LABELS
 from dlfer.data.images import make_square, resize_all
-from dlfer.data.pictures import predict_pictures
+from dlfer.data.pictures import PictureModel
 from dlfer.data.synthetic.faces import FACE_SIZE, draw_face
 from dlfer.errors import EnvironmentProblem, ModelError, UserError
-from dlfer.metrics.confidence import apply_temperature, check_finite
 from dlfer.predict.runtimes import EXPORT_FILE, OTHER_RUNTIMES, open_artifact, open_export, read_export
-from dlfer.runs.artifact import read_artifact_record
-from dlfer.runs.display import ShownModel
-from dlfer.runs.export_record import ExportRecord
-from dlfer.runs.find import find_model, read_about
-from dlfer.runs.hub import is_hub_name
+from dlfer.runs.artifact import ExportRecord, read_artifact_record
+from dlfer.runs.find import find_model, is_hub_name, read_about
 from dlfer.runs.machine import describe_machine
 from dlfer.runs.records import About, SpeedRecord, Temperature
 
@@ -120,7 +116,7 @@ def _find_artifact(name: str | Path, engine: str | None) -> Path | None:
         return None
 
 
-class RuntimeModel(ShownModel, Engine):
+class RuntimeModel(PictureModel, Engine):
     """A model that another runtime than Keras computes; TensorFlow is not loaded. Attributes: see `Engine`; and its folder."""
 
     folder: Path
@@ -133,32 +129,12 @@ class RuntimeModel(ShownModel, Engine):
         """Whether images of any size can go into the model; else they are resized to its own before."""
         return self._size is None
 
-    @property
-    def temperature(self) -> float:
-        """What `predict(images, calibrated=True)` divides the logits by; 1 where none was fitted."""
-        return self.temperature_fit.value if self.temperature_fit else 1.0
-
-    def predict(self, images: Any, *, batch_size: int = 64, calibrated: bool = False) -> np.ndarray:
-        """Return float32 [N, C], rows sum to one, of pictures as `dlfer.model.classifier.Classifier.predict` takes them.
-
-        Raises:
-            DataError: they are none, or `batch_size` is no whole number from 1.
-            ModelError: the outputs are not finite, or do not fit the labels.
-        """
-        raw = predict_pictures(
-            self._predict_raw, images, num_labels=len(self.labels), channels=self.channels, batch_size=batch_size
-        )
-        check_finite(raw, f"model {self.about.name or self.about.run or self.folder}")
-        if not calibrated or self.temperature_fit is None:
-            return raw
-        return apply_temperature(raw, self.temperature_fit.value).astype(np.float32)
-
     def _check_answer(self) -> None:
         """Raise ModelError unless a grey picture has an answer: better now than after an hour of pictures."""
         side = int(self.about.face_size or self.image_size)
         self.predict(np.full((1, side, side, self.channels), 128, np.uint8))
 
-    def _predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
+    def predict_raw(self, images: np.ndarray, *, batch_size: int) -> np.ndarray:
         """Return float32 [N, C] of uint8 [N, H, W, channels], N at least 1."""
         # A model of free size whose export.json says no aspect is an old one, which scales the two axes differently.
         fit = make_square if self._size is None else partial(resize_all, size=self._size)

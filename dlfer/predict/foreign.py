@@ -216,7 +216,6 @@ def open_foreign(path: Path | str, given: InputDescription, num_labels: int) -> 
 
     Args:
         path: by its ending one of SUFFIXES.
-        given: what it takes.
         num_labels: how many numbers come out for an image.
 
     Raises:

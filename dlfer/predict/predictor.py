@@ -13,10 +13,9 @@ import numpy as np
 from dlfer.data.images import to_channels
 from dlfer.data.pictures import check_batch_size, predict_by_size, to_pictures
 from dlfer.errors import UserError
-from dlfer.predict.crops import Box, Crop, build_cropper
+from dlfer.predict.crops import DETECTIONS_A_SECOND, Box, Crop, FaceFinder, FaceTracker, build_cropper, choose_interval
 from dlfer.predict.engines import Engine
 from dlfer.predict.media import BadInput, Frame, read_ahead, read_image
-from dlfer.predict.tracks import DETECTIONS_A_SECOND, FaceFinder, FaceTracker, choose_interval
 
 UNCERTAIN = "uncertain"
 """The label of a face whose most probable one is below the threshold."""

@@ -27,8 +27,7 @@ import numpy as np
 from dlfer.errors import EnvironmentProblem, ModelError, UserError, shorten
 from dlfer.model.trees import SCALE_FILE, TREES_FILE, FeatureScale, predict_trees, read_trees, round_features
 from dlfer.quiet import keep_back_stderr
-from dlfer.runs.artifact import MEND
-from dlfer.runs.export_record import ExportRecord
+from dlfer.runs.artifact import MEND, ExportRecord
 from dlfer.runs.files import check_inside, check_manifest, hash_file, read_json
 from dlfer.runs.machine import count_cores
 from dlfer.runs.records import ArtifactRecord

@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from dlfer.config.names import STAGES
 from dlfer.config.schema import ExperimentConfig, PretrainConfig
 from dlfer.report.headline import COMBINATIONS
-from dlfer.runs.network_record import Block, NetworkRecord
 from dlfer.runs.records import Cost, DataRecord
-from dlfer.runs.run_records import BoostingRecord, TransferRecord
+from dlfer.runs.run_records import Block, BoostingRecord, NetworkRecord, TransferRecord
 from dlfer.runs.text import count_noun
 
 if TYPE_CHECKING:

@@ -58,9 +58,15 @@ from dlfer.report.sections import (
 )
 from dlfer.runs.audit_record import AuditRecord
 from dlfer.runs.metrics_record import Abstention, Calibration, Corruptions, Metrics, Selective, SplitMetrics, is_missing
-from dlfer.runs.network_record import NetworkRecord
 from dlfer.runs.records import DataRecord, RunRecord
-from dlfer.runs.run_records import BoostingRecord, TransferRecord, read_events, read_history, read_metrics
+from dlfer.runs.run_records import (
+    BoostingRecord,
+    NetworkRecord,
+    TransferRecord,
+    read_events,
+    read_history,
+    read_metrics,
+)
 from dlfer.runs.text import count_noun
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from dlfer.config.grid import shorten_axis
 from dlfer.config.load import load_recorded_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, ModelError, shorten
@@ -172,14 +173,9 @@ def format_overrides(overrides: Mapping[str, Any]) -> str:
 
 
 def shorten_key(key: str, others: Collection[str]) -> str:
-    """Return the last part of a dotted key, or as many as tell it from the others."""
-    parts = key.split(".")
-    for count in range(1, len(parts)):
-        short = ".".join(parts[-count:])
-        if not any(other != key and other.endswith(f".{short}") for other in others):
-            # "name" alone says nothing.
-            return short if short != "name" else ".".join(parts[-2:])
-    return key
+    """Return the last part of a dotted key, or as many as tell it from the others; "name" alone says nothing."""
+    short = shorten_axis(key, others)
+    return short if short != "name" else ".".join(key.split(".")[-2:])
 
 
 def format_value(value: Any) -> str:

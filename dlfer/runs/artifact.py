@@ -1,14 +1,30 @@
-"""artifact.json, the description of a trained model, read without a framework."""
+"""artifact.json, the description of a trained model, and export.json, that of an exported one, read without a framework."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
 
 from dlfer.config import names
 from dlfer.errors import ModelError
+from dlfer.runs.comparison_record import PairedTest
 from dlfer.runs.files import read_json
 from dlfer.runs.find import ARTIFACT_FILE
-from dlfer.runs.records import ArtifactRecord
+from dlfer.runs.metrics_record import Estimate, Number, rename_key
+from dlfer.runs.records import (
+    MOST_LABELS,
+    About,
+    ArtifactRecord,
+    Count,
+    FacesSection,
+    FileRecord,
+    Label,
+    Record,
+    Side,
+    Text,
+)
 
 FORMAT = 1
 MEND = "Copy the artifact again, or train it again"
@@ -42,3 +58,141 @@ def read_artifact_record(folder: Path) -> ArtifactRecord:
             f"{path}: labels: found {str(record.labels)[:80]!r}, expected different names of classes. {MEND}."
         )
     return record
+
+
+class ExportInput(Record):
+    """What an export takes.
+
+    Attributes:
+        shape: [None, H, W, channels]; H and W are None where they are free.
+        channels: "grey" or "RGB".
+        network_size: side in pixels that the network sees.
+        aspect: how images that are not square become squares: "crop" or "pad".
+        faces: how faces were found in the training images, or None.
+    """
+
+    name: Text = "images"
+    dtype: Text = "uint8"
+    range: list[int] | None = None
+    shape: list[int | None]
+    channels: Text | None = None
+    network_size: Side
+    aspect: Literal[names.ASPECTS] = "crop"
+    faces: FacesSection = None
+    note: str = ""
+
+
+class ExportOutput(Record):
+    """What an export gives: probabilities of `shape` [None, number of labels]."""
+
+    name: str = "probabilities"
+    dtype: str = "float32"
+    shape: list[int | None] = Field(default_factory=list)
+    note: str = ""
+
+
+class ExportTemperature(Record):
+    """The temperature of the original, which no export applies; value None: none was fitted."""
+
+    value: Annotated[Number, Field(gt=0)] = None
+    applied: bool = False
+    note: str = ""
+
+
+class ExportLimits(Record):
+    """What an export had to reach: the largest difference of a probability, and the share of equal labels."""
+
+    difference: Number = None
+    agreement: Number = None
+
+
+class OtherSizes(Record):
+    """The comparison at other image sizes."""
+
+    sizes: list[list[int]]
+    n: Count
+    largest_difference: Number = None
+
+
+class ExportAccuracy(PairedTest):
+    """The accuracies of the original (a) and the export (b); the difference is what the export loses."""
+
+    sentence: str = ""
+
+
+class Agreement(Record):
+    """How well an export agrees with its original.
+
+    Attributes:
+        images: in words, what they were compared on.
+        largest_difference, mean_difference: of probabilities; None: not a number, so that the export is useless.
+        labels_agree: the share of images with the same most probable label.
+    """
+
+    images: str
+    n: Count
+    size: list[int] = Field(default_factory=list)
+    largest_difference: Number = None
+    mean_difference: Number = None
+    labels_agree: Estimate
+    other_sizes: OtherSizes | None = None
+    accuracy: ExportAccuracy | None = None
+
+
+class Quantised(Record):
+    """The images that calibrated eight-bit activations, and the operations that stay in float32."""
+
+    num_images: Count
+    images: str
+    float_operations: dict[str, int] = Field(default_factory=dict)
+
+
+class ExportAbout(Record):
+    """What the exported model is.
+
+    Attributes:
+        artifact_sha256: file -> checksum of the original.
+        trained: what the original says of its training.
+        packages: name -> version of what made the export.
+    """
+
+    model: str | None = None
+    family: str | None = None
+    backbone: str | None = None
+    artifact_sha256: dict[str, str] | None = None
+    trained: About | None = None
+    packages: dict[str, str] = Field(default_factory=dict)
+
+
+class ExportRecord(FileRecord):
+    """export.json of one format.
+
+    Attributes:
+        version: of the folder.
+        file: name of the model's file or folder.
+        sha256: file -> checksum of all other files.
+        opset: of ONNX.
+        quantised: of litert-int8 and onnx-int8.
+    """
+
+    FILE: ClassVar[str] = "export.json"
+
+    version: int
+    format: str
+    file: str
+    labels: Annotated[list[Label], Field(min_length=1, max_length=MOST_LABELS)]
+    input: ExportInput
+    output: ExportOutput = Field(default_factory=ExportOutput)
+    temperature: ExportTemperature = Field(default_factory=ExportTemperature)
+    limits: ExportLimits = Field(default_factory=ExportLimits)
+    about: ExportAbout = Field(default_factory=ExportAbout)
+    opset: int | None = None
+    quantised: Quantised | None = None
+    agreement: Agreement | None = None
+    sha256: dict[str, str] = Field(default_factory=dict)
+
+    @classmethod
+    def upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Return the contents of a file from before dlfer 0.2 with the present names of its keys."""
+        values = rename_key(values, "is_larger_than_chance", "is_significant")
+        return {key: value for key, value in values.items() if value is not None or key not in ("temperature", "about")}

@@ -7,10 +7,9 @@ from typing import Any, ClassVar, NamedTuple
 
 from pydantic import Field
 
-from dlfer.runs.display import format_html
 from dlfer.runs.metrics_record import CountedEstimate
 from dlfer.runs.records import DuplicateCounts, FileRecord, ReadingRecord, Record
-from dlfer.runs.text import count_noun
+from dlfer.runs.text import count_noun, format_html
 
 
 class Place(NamedTuple):

@@ -7,9 +7,9 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field
 
-from dlfer.runs.display import format_html, format_interval, shorten
 from dlfer.runs.metrics_record import CountedEstimate, Estimate, ModelPair, Number, rename_key
 from dlfer.runs.records import FileRecord, Record
+from dlfer.runs.text import format_html, format_interval, shorten
 
 
 class SeedEstimate(CountedEstimate):

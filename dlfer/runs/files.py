@@ -47,7 +47,6 @@ def replace_when_done(
     After an error the file is as it was, and nothing is left of the temporary one.
 
     Args:
-        path: of the file.
         size: how many bytes it will have, where that is known.
         suffix: of the temporary name, for writers that go by it.
         durable: whether contents and name are flushed to the disk, so that the file survives a power failure whole.
@@ -153,7 +152,6 @@ def read_npz(
     """Return the arrays of an .npz file by their names.
 
     Args:
-        path: the file.
         names: of the arrays wanted, each of which must be there; None: all.
         check: is given the headers of all arrays and raises what it likes, before any array takes memory.
 
@@ -377,6 +375,15 @@ def hash_file(path: Path) -> str:
         raise ModelError(
             f"{path}: expected a file of a model: {error.strerror or error}. Copy the model again, with all of its files."
         ) from error
+
+
+def write_rows(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
+    """Write rows as a csv file with a header, whole or not at all; a value that is missing or None is an empty cell."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    write_atomically(path, text.getvalue())
 
 
 def read_rows(path: Path) -> list[dict[str, str]]:

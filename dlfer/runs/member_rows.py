@@ -6,8 +6,6 @@ JSON values; every other column is a field of `MemberRow`. An empty cell means t
 
 from __future__ import annotations
 
-import csv
-import io
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -17,7 +15,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dlfer.errors import ModelError
-from dlfer.runs.files import read_json, read_rows, write_atomically
+from dlfer.runs.files import read_json, read_rows, write_rows
 from dlfer.runs.run import RUN_FILE
 
 MEMBERS_FILE = "members.csv"
@@ -109,16 +107,14 @@ _COLUMNS = tuple(name for name in MemberRow.model_fields if name != "settings")
 def write_member_rows(folder: Path, rows: Sequence[MemberRow]) -> None:
     """Write members.csv of a study; a multi-line error keeps its first line."""
     keys = list(dict.fromkeys(key for row in rows for key in row.settings))
-    text = io.StringIO()
-    writer = csv.DictWriter(text, [*_COLUMNS, *keys, "schema"], lineterminator="\n")
-    writer.writeheader()
+    cells = []
     for row in rows:
         values = row.model_dump(exclude={"settings"})
         values["error"] = (row.error.splitlines() or [""])[0]
         values["is_users"] = "true" if row.is_users else ""
         settings = {key: json.dumps(value) for key, value in row.settings.items()}
-        writer.writerow({**values, **settings, "schema": SCHEMA})
-    write_atomically(folder / MEMBERS_FILE, text.getvalue())
+        cells.append({**values, **settings, "schema": SCHEMA})
+    write_rows(folder / MEMBERS_FILE, [*_COLUMNS, *keys, "schema"], cells)
 
 
 def read_member_rows(folder: Path) -> list[MemberRow]:

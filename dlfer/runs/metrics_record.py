@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from dlfer.runs.display import format_html, format_interval, shorten
 from dlfer.runs.records import DuplicatesRecord, FileRecord, Record, Temperature
+from dlfer.runs.text import format_html, format_interval, shorten
 
 Number = float | None
 """None: undefined."""

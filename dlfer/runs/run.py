@@ -16,13 +16,13 @@ import os
 import platform
 import socket
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from dlfer._version import __version__
-from dlfer.config.places import find_checkout
+from dlfer.config.names import find_checkout
 from dlfer.errors import ConfigError, ModelError
 from dlfer.runs.files import explain_write_error, read_json, write_atomically
 from dlfer.runs.records import DataRecord, RunRecord, to_json
@@ -183,10 +183,6 @@ class Run:
         """Record that it stands at a checkpoint, and what asked for the stop."""
         self._end("stopped", error=None, reason=reason)
 
-    def write_json(self, name: str, values: Mapping[str, Any] | list[Any]) -> None:
-        """Write a file of the run as JSON; numpy's numbers become plain ones, NaN and infinity null."""
-        write_atomically(self.path / name, json.dumps(to_json(values), indent=2, allow_nan=False) + "\n")
-
     def read_json(self, name: str) -> Any:
         """Return the contents of a JSON file of the run.
 
@@ -226,15 +222,11 @@ class Run:
 
     def is_held(self) -> bool:
         """Tell whether a process works on this run now."""
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.path / LOCK_FILE)
         try:
-            lock.acquire(timeout=0)
-        except Timeout:
+            with self.hold():
+                return False
+        except ModelError:
             return True
-        lock.release()
-        return False
 
     def _end(self, status: str, **fields: Any) -> None:
         self.update(status=status, finished=tell_time(), **fields)

@@ -1,8 +1,8 @@
 """What a run records of its training, and what became of its model.
 
-The log, the history of a stage, transferred weights and trees; metrics.json, which is written once, at the end of a run,
-and extra_metrics.json, to which `dlfer evaluate` adds. Each opening of a split goes into log.jsonl; `read_metrics` puts the
-three together.
+The log, the history of a stage, transferred weights, trees and the blocks of the network; metrics.json, which is written
+once, at the end of a run, and extra_metrics.json, to which `dlfer evaluate` adds. Each opening of a split goes into
+log.jsonl; `read_metrics` puts the three together.
 """
 
 from __future__ import annotations
@@ -308,3 +308,53 @@ def count_openings(folder: Path | str) -> int:
     splits = (DataRecord.read(folder) or DataRecord()).splits
     seen = {splits[name].name for name in ("train", "validation") if name in splits}
     return sum(event.event == "test_opened" and event.split not in seen for event in read_events(folder))
+
+
+class Block(Record):
+    """A part of a network: the layers of one feature level, what fuses branches, or the head.
+
+    Attributes:
+        name: "feature level 3", "fusion" or "head".
+        branch: of a hybrid; "" elsewhere.
+        layer: its last one.
+        shape: of what that layer gives for one image, e.g. [12, 12, 48].
+        layers: number of layers.
+        parameters: number of values in its weights.
+        statistics: number of those that are the moving statistics of BatchNorm.
+        trained: number of those that the gradients of fine-tuning change; all but the statistics, where nothing is frozen.
+    """
+
+    name: str
+    branch: str = ""
+    layer: str
+    shape: list[int]
+    layers: int
+    parameters: int
+    statistics: int = 0
+    trained: int
+
+
+class NetworkRecord(FileRecord):
+    """network.json: what a run's network is made of, from the image on.
+
+    Attributes:
+        image_size: side in pixels of the square that it sees.
+        channels: of the images that come in, 1 or 3.
+        blocks: from the image on; those of a hybrid branch after branch.
+    """
+
+    FILE: ClassVar[str] = "network.json"
+
+    image_size: int
+    channels: int
+    blocks: list[Block] = Field(default_factory=list)
+
+    @property
+    def parameters(self) -> int:
+        """The number of values in all weights."""
+        return sum(block.parameters for block in self.blocks)
+
+    @property
+    def trained(self) -> int:
+        """The number of values that gradients change."""
+        return sum(block.trained for block in self.blocks)

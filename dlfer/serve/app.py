@@ -18,7 +18,7 @@ from dlfer._version import __version__
 from dlfer.predict.predictor import NOTICE, make_notice
 from dlfer.serve import schemas
 from dlfer.serve.guard import CONTENT_TYPE, Guard, Metrics, Policy
-from dlfer.serve.inputs import check_faces, read_face, read_flag
+from dlfer.serve.inputs import check_faces, read_crops_flag, read_face
 from dlfer.serve.limits import Limits, Refusal
 from dlfer.serve.models import VERSIONS, ServedModel, describe_tensors, write_answer
 from dlfer.serve.schemas import complete_openapi, tell_body, tell_errors
@@ -201,7 +201,7 @@ def _add_predictions(app: FastAPI, service: Service) -> None:
             if body.is_form:
                 uploads, given = await body.read_form("model", "faces", "crops")
                 model, faces = service.find_model(given.get("model")), check_faces(given.get("faces"))
-                crops = read_flag("crops", given.get("crops"))
+                crops = read_crops_flag(given.get("crops"))
             else:
                 asked, parts = await body.read_json(schemas.PredictRequest)
                 if len(asked.images) > service.limits.pictures:

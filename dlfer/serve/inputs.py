@@ -179,10 +179,10 @@ def check_faces(faces: str | None) -> str | None:
     return faces
 
 
-def read_flag(name: str, text: str | None) -> bool:
-    """Return whether a field of a form is "true"; left out it is false."""
+def read_crops_flag(text: str | None) -> bool:
+    """Return whether the field `crops` of a form is "true"; left out it is false."""
     if text not in (None, "true", "false"):
-        raise Refusal(400, f"{name}: found {text[:60]!r}, expected true or false.")
+        raise Refusal(400, f"crops: found {text[:60]!r}, expected true or false.")
     return text == "true"
 
 

@@ -23,12 +23,11 @@ from dlfer.errors import UserError
 from dlfer.explain.occlusion import Occlusion, compute_occlusion
 from dlfer.predict.crops import Crop
 from dlfer.runs.text import escape_text
-from dlfer.serve.batching import Batcher, FacesFound, Work
 from dlfer.serve.guard import Metrics, find_address
 from dlfer.serve.inputs import Parts, Upload, decode_picture, measure_pictures, read_body, read_form, read_json
 from dlfer.serve.limits import Budget, Limits, Refusal, estimate_wait
 from dlfer.serve.models import ServedModel, check_tensor
-from dlfer.serve.pool import Pool
+from dlfer.serve.pool import Batcher, FacesFound, Pool, Work
 from dlfer.serve.schemas import Explanation, Face, Picture, Tensor
 
 _SHOWN_SIDE = 384

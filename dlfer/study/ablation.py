@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,42 +18,16 @@ import numpy as np
 from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, DlferError
-from dlfer.metrics.learned import list_verdicts
 from dlfer.report.comparison import format_comparison_table
+from dlfer.runs.changes import flatten
 from dlfer.runs.comparison_record import ArmKey, ComparisonRecord
-from dlfer.runs.options import RunOptions
 from dlfer.runs.run_records import read_history
 from dlfer.study.compare import Finished, choose_split, collect_notes, compare_with, describe_split, summarise_arm
-from dlfer.study.comparison import ArrayTask, Comparison, Rules, resume_comparison, start_comparison
+from dlfer.study.comparison import Comparison, Rules, show_verdicts
 from dlfer.study.members import Member, Plan, group_finished
 from dlfer.study.runner import StudyConsole
 
 WITH, WITHOUT, EQUAL_COMPUTE = "with EF-FER1", "without EF-FER1", "without, equal compute"
-
-
-def run_ablation(
-    experiment: Path | str | ExperimentConfig,
-    options: RunOptions,
-    seeds: Sequence[int] | None = None,
-    *,
-    workers: int | None = None,
-    array: ArrayTask | None = None,
-) -> Path | None:
-    """Run an experiment with and without EF-FER1 and compare the two; return the comparison's folder.
-
-    The arguments are those of `start_comparison`.
-
-    Raises:
-        ConfigError: the experiment has no EF-FER1 to leave out.
-        TrainingStopped: by Ctrl-C, SIGTERM or --max-hours; the ablation can be resumed.
-        DlferError: a member failed; the others were run.
-    """
-    return start_comparison(experiment, options, RULES, seeds=seeds, workers=workers, array=array)
-
-
-def resume_ablation(run: Path | str, options: RunOptions, *, workers: int | None = None) -> Path:
-    """Resume an ablation: finished members stay, an interrupted one continues from its checkpoint."""
-    return resume_comparison(run, options, RULES, workers=workers)
 
 
 def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
@@ -97,10 +71,7 @@ def _prepare(comparison: Comparison, member: Member) -> bool:
 def show_comparison(found: ComparisonRecord, console: StudyConsole) -> None:
     """Print the table of arms, the verdicts (in red where training did not learn) and the notes of a comparison."""
     console.console.print(format_comparison_table(found))
-    for text, is_failed in list_verdicts(found.paired):
-        console.say(text, style="bold red" if is_failed else "bold")
-    for note in found.notes:
-        console.say(note)
+    show_verdicts(found, console, most=len(found.paired))
 
 
 def _count_equal_epochs(config: ExperimentConfig, members: Sequence[Member]) -> int:
@@ -132,7 +103,7 @@ def list_arm_keys(finished: Finished) -> list[ArmKey]:
 
     EF-FER1 is one key, `pretrain`, with its weights or data in words.
     """
-    configs = {arm: _flatten(members[0].run.config().model_dump(mode="json")) for arm, members in finished.items()}
+    configs = {arm: _flatten(members[0].run.config()) for arm, members in finished.items()}
     keys = dict.fromkeys(key for values in configs.values() for key in values)
     rows = []
     for key in keys:
@@ -142,28 +113,13 @@ def list_arm_keys(finished: Finished) -> list[ArmKey]:
     return rows
 
 
-def _describe_pretraining(pretrain: Mapping[str, Any]) -> str:
-    weights = pretrain["weights"]
-    if isinstance(weights, dict):
-        return ", ".join(f"{branch}: {source}" for branch, source in weights.items())
-    return weights or f"trained on {pretrain['data']['source']}"
-
-
-def _flatten(tree: Mapping[str, Any]) -> dict[str, Any]:
+def _flatten(config: ExperimentConfig) -> dict[str, Any]:
     """Return the dotted keys of an experiment that can change its result, with `pretrain` as one of them."""
-    pretrain = tree["pretrain"]
-    flat = {"pretrain": None if pretrain is None else _describe_pretraining(pretrain)}
-
-    def walk(values: Mapping[str, Any], above: str) -> None:
-        for name, value in values.items():
-            if isinstance(value, dict) and value:
-                walk(value, f"{above}{name}.")
-            else:
-                flat[f"{above}{name}"] = value
-
-    skipped = ("experiment", "pretrain", "ablation", "search", "sweep", "expected")
-    walk({name: section for name, section in tree.items() if name not in skipped}, "")
-    return flat
+    start = config.pretrain
+    if start is not None:
+        start = start.describe_weights() if start.weights else f"trained on {start.data.source}"
+    skipped = {"experiment", "pretrain", "ablation", "search", "sweep", "expected"}
+    return {"pretrain": start, **flatten(config.model_dump(mode="json", exclude=skipped))}
 
 
 def _describe_fairness(comparison: Comparison, arm_keys: Sequence[ArmKey]) -> list[str]:
@@ -214,4 +170,4 @@ def compare_arms(reference: str, finished: Finished) -> ComparisonRecord:
     )
 
 
-RULES = Rules("ablation", _plan, _conclude, show_comparison, _prepare, shares_processes=True)
+ABLATION = Rules("ablation", _plan, _conclude, show_comparison, _prepare, shares_processes=True)

@@ -30,10 +30,9 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from dlfer.errors import DlferError, TrainingStopped, UserError
 from dlfer.quiet import hush_libraries
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.run import Run
-from dlfer.train.control import StopControl
-from dlfer.train.progress import TrainingListener
+from dlfer.train.progress import StopControl, TrainingListener
 
 if TYPE_CHECKING:
     from dlfer.config.schema import ExperimentConfig

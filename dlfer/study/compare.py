@@ -191,7 +191,6 @@ def compare_runs(
         data: that every run and model predicts now. None: runs have their predictions, and models predict the data of
             the first run.
         folder: of runs; None: saved_models/runs.
-        say: is told what takes long.
 
     Returns:
         What `compare_several` gives, with the split, the paths of the runs, the systems (runs that differ in the seed

@@ -12,13 +12,14 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, DlferError, ResumeError, TrainingStopped, UserError
 from dlfer.experiment.limits import refuse_obstacles
 from dlfer.experiment.session import create_member_run
+from dlfer.metrics.learned import list_verdicts
 from dlfer.report.comparison import write_comparison_report
 from dlfer.report.page import format_percent
 from dlfer.runs.changes import settle_start
 from dlfer.runs.comparison_record import ComparisonRecord
 from dlfer.runs.find import default_runs_folder, open_run
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.member_rows import is_run, write_member_rows
-from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run, create_run, format_duration
 from dlfer.study.child import WorkerSlot, find_slots, make_slots
 from dlfer.study.members import (
@@ -32,7 +33,7 @@ from dlfer.study.members import (
     read_members,
 )
 from dlfer.study.runner import Ending, Runner, Source, StudyConsole, Task
-from dlfer.train.control import StopControl
+from dlfer.train.progress import StopControl
 
 _SHARED = "shared-"
 
@@ -58,6 +59,68 @@ class Rules:
     show: Callable[[ComparisonRecord, StudyConsole], None]
     prepare: Callable[[Comparison, Member], bool] = lambda comparison, member: True
     shares_processes: bool = False
+
+    def start(
+        self,
+        experiment: Path | str | ExperimentConfig,
+        options: RunOptions,
+        *,
+        seeds: Sequence[int] | None = None,
+        workers: int | None = None,
+        array: ArrayTask | None = None,
+    ) -> Path | None:
+        """Begin the comparison of an experiment, or do what a task of a job array does.
+
+        Args:
+            experiment: a file, or an experiment that was loaded from one.
+            seeds: instead of those of the file.
+            workers: how many members train at a time; None: one for each GPU, one on a machine without.
+            array: run one member in a shared folder of runs, or collect those that have finished there; None: run all here.
+
+        Returns:
+            The folder of the comparison, or of the one member; None for a dry run.
+
+        Raises:
+            ConfigError: the experiment lacks what this kind of comparison needs.
+            Others: as `run_comparison`, `run_one_member` and `collect_comparison`.
+        """
+        own_seeds = {} if seeds is None else {f"{self.section}.seeds": list(seeds)}
+        config = load_experiment(experiment, {**options.overrides, **own_seeds})
+        refuse_obstacles(config, experiment, kind=self.section, smoke=options.smoke, out=options.out)
+        plan = self.plan(config, experiment, options.smoke)
+        if options.dry_run:
+            explain_members(config, plan, options)
+            return None
+        folder = options.out or default_runs_folder()
+
+        def create(folder: Path) -> Run:
+            run = create_run(folder, config, argv=list(options.argv), kind=plan.kind)
+            run.update(smoke=options.smoke, use_cache=options.use_cache)
+            return run
+
+        if array is None:
+            run = create(folder)
+            return run_comparison(Comparison(run, config, plan), options, workers=workers, rules=self)
+        index = None if array.member is None else read_member_index(array.member, len(plan.make_members()))
+        # The name follows from the experiment, so that all tasks find the same directory.
+        name = f"{_SHARED}{compute_digest(config)[:8]}{'-smoke' if options.smoke else ''}-{plan.kind}"
+        run = open_shared_run(folder, config.experiment.name, name, create)
+        comparison = Comparison(run, config, plan)
+        if index is None:
+            return collect_comparison(comparison, rules=self)
+        return run_one_member(comparison, index, options, rules=self)
+
+    def resume(self, run: Path | str, options: RunOptions, *, workers: int | None = None) -> Path:
+        """Resume a comparison: finished members stay, the others continue from their checkpoints; return its folder.
+
+        Raises:
+            As `run_comparison`.
+        """
+        opened = open_run(run, options.out)
+        if opened.status != "finished":
+            settle_start(opened, accept=options.accept_changes)
+        plan = self.plan(opened.config(), opened.path, opened.is_smoke)
+        return run_comparison(Comparison(opened, opened.config(), plan), options, workers=workers, rules=self)
 
 
 @dataclass(frozen=True)
@@ -232,71 +295,6 @@ class MemberSource(Source):
         return f"; about {format_duration(seconds)} left for {num_left} more"
 
 
-def start_comparison(
-    experiment: Path | str | ExperimentConfig,
-    options: RunOptions,
-    rules: Rules,
-    *,
-    seeds: Sequence[int] | None,
-    workers: int | None,
-    array: ArrayTask | None,
-) -> Path | None:
-    """Begin the comparison of an experiment, or do what a task of a job array does.
-
-    Args:
-        experiment: a file, or an experiment that was loaded from one.
-        options: of the command line.
-        rules: of this kind of comparison.
-        seeds: instead of those of the file.
-        workers: how many members train at a time; None: one for each GPU, one on a machine without.
-        array: run one member in a shared folder of runs, or collect those that have finished there; None: run all here.
-
-    Returns:
-        The folder of the comparison, or of the one member; None for a dry run.
-
-    Raises:
-        As `run_comparison`, `run_one_member` and `collect_comparison`.
-    """
-    own_seeds = {} if seeds is None else {f"{rules.section}.seeds": list(seeds)}
-    config = load_experiment(experiment, {**options.overrides, **own_seeds})
-    refuse_obstacles(config, experiment, kind=rules.section, smoke=options.smoke, out=options.out)
-    plan = rules.plan(config, experiment, options.smoke)
-    if options.dry_run:
-        explain_members(config, plan, options)
-        return None
-    folder = options.out or default_runs_folder()
-
-    def create(folder: Path) -> Run:
-        run = create_run(folder, config, argv=list(options.argv), kind=plan.kind)
-        run.update(smoke=options.smoke, use_cache=options.use_cache)
-        return run
-
-    if array is None:
-        run = create(folder)
-        return run_comparison(Comparison(run, config, plan), options, workers=workers, rules=rules)
-    index = None if array.member is None else read_member_index(array.member, len(plan.make_members()))
-    # The name follows from the experiment, so that all tasks find the same directory.
-    name = f"{_SHARED}{compute_digest(config)[:8]}{'-smoke' if options.smoke else ''}-{plan.kind}"
-    run = open_shared_run(folder, config.experiment.name, name, create)
-    comparison = Comparison(run, config, plan)
-    if index is None:
-        return collect_comparison(comparison, rules=rules)
-    return run_one_member(comparison, index, options, rules=rules)
-
-
-def resume_comparison(run: Path | str, options: RunOptions, rules: Rules, *, workers: int | None) -> Path:
-    """Resume a comparison: finished members stay, the others continue from their checkpoints; return its folder.
-
-    Raises:
-        As `run_comparison`.
-    """
-    opened = open_run(run, options.out)
-    if opened.status != "finished":
-        settle_start(opened, accept=options.accept_changes)
-    plan = rules.plan(opened.config(), opened.path, opened.is_smoke)
-    return run_comparison(Comparison(opened, opened.config(), plan), options, workers=workers, rules=rules)
-
-
 def run_one_member(comparison: Comparison, index: int, options: RunOptions, *, rules: Rules) -> Path:
     """Run one member of a shared comparison, as a task of a job array does; return the member's directory.
 
@@ -334,7 +332,7 @@ def run_one_member(comparison: Comparison, index: int, options: RunOptions, *, r
 def run_comparison(comparison: Comparison, options: RunOptions, *, workers: int | None, rules: Rules) -> Path:
     """Run what is not finished, write comparison.json and the page, show the table; return the folder.
 
-    The arguments are as of `start_comparison`.
+    The arguments are as of `Rules.start`.
 
     Raises:
         ModelError: another process works on this comparison.
@@ -414,6 +412,16 @@ def _write_results(comparison: Comparison, rules: Rules) -> Path:
     comparison.console.say("")
     rules.show(found, comparison.console)
     return report
+
+
+def show_verdicts(found: ComparisonRecord, console: StudyConsole, *, most: int, style: str | None = "bold") -> None:
+    """Print the first verdicts (in red where training did not learn) and the notes of a comparison."""
+    for text, is_failed in list_verdicts(found.paired[:most]):
+        console.say(text, style="bold red" if is_failed else style)
+    if len(found.paired) > most:
+        console.say(f"... and {len(found.paired) - most} more comparisons in the report.")
+    for note in found.notes:
+        console.say(note)
 
 
 def _raise_failures(comparison: Comparison) -> None:

@@ -3,7 +3,7 @@
 Folds are stratified and keep duplicates and subjects together (`dlfer.data.split.assign_folds`). In each training a group-pure
 validation split of the other folds selects the epoch; the fold is opened once, at the end. So every image is predicted once, by
 the model that did not see it. The pooled accuracy has two intervals, of the trained models and of the recipe
-(`dlfer.metrics.folds`). Each fold is trained with a seed of its own, experiment.seed + fold, so that the seed is in the variance.
+(`dlfer.metrics.several`). Each fold is trained with a seed of its own, experiment.seed + fold, so that the seed is in the variance.
 """
 
 from __future__ import annotations
@@ -19,10 +19,9 @@ from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, ModelError
 from dlfer.metrics import classification as mt
-from dlfer.metrics.folds import compare_folds, compute_recipe_accuracy, compute_trained_accuracy
 from dlfer.metrics.intervals import compute_average_intervals
-from dlfer.metrics.learned import list_verdicts
 from dlfer.metrics.predictions import Predictions, write_predictions
+from dlfer.metrics.several import compare_folds, compute_recipe_accuracy, compute_trained_accuracy
 from dlfer.report.crossval import format_folds_tables
 from dlfer.runs.changes import IMAGES_FILE
 from dlfer.runs.comparison_record import (
@@ -36,10 +35,9 @@ from dlfer.runs.comparison_record import (
 )
 from dlfer.runs.files import read_npz
 from dlfer.runs.metrics_record import Estimate
-from dlfer.runs.options import RunOptions
 from dlfer.study.ablation import list_arm_keys
 from dlfer.study.compare import Finished, conclude_pair, correct_pairs, find_failures
-from dlfer.study.comparison import ArrayTask, Comparison, Rules, resume_comparison, start_comparison
+from dlfer.study.comparison import Comparison, Rules, show_verdicts
 from dlfer.study.members import Member, Plan, group_finished
 from dlfer.study.runner import StudyConsole
 
@@ -74,26 +72,6 @@ class Pooled:
         old = self.predictions
         kept = Predictions(old.ids[rows], old.labels, old.targets[rows], old.probabilities[rows])
         return Pooled(kept, self.folds[rows], self.groups[rows], {fold: self.members[fold] for fold in folds})
-
-
-def run_crossval(
-    file: Path | str, options: RunOptions, *, workers: int | None = None, array: ArrayTask | None = None
-) -> Path | None:
-    """Train an experiment, or each cell of its sweep, once for each fold, and judge it; return the folder.
-
-    The arguments are those of `start_comparison`.
-
-    Raises:
-        ConfigError: the experiment is not one to be cross-validated.
-        TrainingStopped: by Ctrl-C, SIGTERM or --max-hours; the cross-validation can be resumed.
-        DlferError: members failed; the others were run.
-    """
-    return start_comparison(file, options, RULES, seeds=None, workers=workers, array=array)
-
-
-def resume_crossval(run: Path | str, options: RunOptions, *, workers: int | None = None) -> Path:
-    """Resume a cross-validation: finished members stay, the others continue from their checkpoints."""
-    return resume_comparison(run, options, RULES, workers=workers)
 
 
 def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
@@ -391,12 +369,7 @@ def describe_intervals(config: ExperimentConfig) -> list[str]:
 def _show(found: ComparisonRecord, console: StudyConsole) -> None:
     for table in format_folds_tables(found):
         console.console.print(table)
-    for text, is_failed in list_verdicts(found.paired[:_SHOWN_PAIRS]):
-        console.say(text, style="bold red" if is_failed else "bold")
-    if len(found.paired) > _SHOWN_PAIRS:
-        console.say(f"... and {len(found.paired) - _SHOWN_PAIRS} more comparisons in the report.")
-    for note in found.notes:
-        console.say(note)
+    show_verdicts(found, console, most=_SHOWN_PAIRS)
 
 
-RULES = Rules("cross_validation", _plan, _conclude, _show)
+CROSSVAL = Rules("cross_validation", _plan, _conclude, _show)

@@ -16,9 +16,9 @@ from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import DlferError, ModelError, UserError
 from dlfer.metrics.predictions import Predictions, read_predictions
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.member_rows import MEMBERS_FILE, MemberRow, is_run, read_member_rows
 from dlfer.runs.metrics_record import Metrics
-from dlfer.runs.options import RunOptions
 from dlfer.runs.records import Cost
 from dlfer.runs.run import RUN_FILE, Run
 from dlfer.runs.run_records import require_metrics

@@ -28,7 +28,7 @@ from dlfer.config.names import STAGES
 from dlfer.errors import DlferError, ResumeError, TrainingStopped, UserError
 from dlfer.runs.run import Run
 from dlfer.study.child import GO_ON, STOP, ChildProcess, WorkerSlot, describe_exit
-from dlfer.train.control import StopControl
+from dlfer.train.progress import StopControl
 
 
 class StudyConsole:

@@ -7,8 +7,6 @@ chooses a cell, and its metrics are those on the test split, or on validation wh
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -21,7 +19,6 @@ import numpy as np
 from dlfer.config.grid import Cell, list_cells
 from dlfer.config.schema import ExperimentConfig, SweepConfig
 from dlfer.errors import ConfigError
-from dlfer.metrics.learned import list_verdicts
 from dlfer.report.sweep import SCORES, format_best_tables, format_sweep_table
 from dlfer.runs.comparison_record import (
     ArmPair,
@@ -33,12 +30,11 @@ from dlfer.runs.comparison_record import (
     SeedEstimate,
     UnfinishedMember,
 )
-from dlfer.runs.files import write_atomically
+from dlfer.runs.files import write_rows
 from dlfer.runs.metrics_record import Estimate
-from dlfer.runs.options import RunOptions
 from dlfer.runs.run_records import read_events, read_history
 from dlfer.study.compare import Finished, choose_split, collect_notes, compare_with, describe_split, summarise_arm
-from dlfer.study.comparison import ArrayTask, Comparison, Rules, resume_comparison, start_comparison
+from dlfer.study.comparison import Comparison, Rules, show_verdicts
 from dlfer.study.members import Member, Plan, group_finished
 from dlfer.study.runner import StudyConsole
 
@@ -96,15 +92,7 @@ def write_best_csv(path: Path, best: BestCells) -> None:
             estimate = cell.get(metric)
             row |= {metric: estimate.value, f"{metric}_low": estimate.low, f"{metric}_high": estimate.high}
         rows.append(row)
-    _write_table(path, [*columns.values(), *own], rows)
-
-
-def _write_table(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
+    write_rows(path, [*columns.values(), *own], rows)
 
 
 def _group_cells(cells: Iterable[Cell], axes: Sequence[str]) -> dict[tuple[str | None, ...], list[str]]:
@@ -213,31 +201,6 @@ def _write_best_notes(
 
 SWEEP_FILE = "sweep.csv"
 _SHOWN_PAIRS = 5
-
-
-def run_sweep(
-    experiment: Path | str | ExperimentConfig,
-    options: RunOptions,
-    *,
-    seeds: Sequence[int] | None = None,
-    workers: int | None = None,
-    array: ArrayTask | None = None,
-) -> Path | None:
-    """Run every cell of an experiment's `sweep` with every seed, and compare them; return the sweep's folder.
-
-    The arguments are those of `start_comparison`.
-
-    Raises:
-        ConfigError: the experiment has no sweep.
-        TrainingStopped: by Ctrl-C, SIGTERM or --max-hours; the sweep can be resumed.
-        DlferError: members failed; the others were run.
-    """
-    return start_comparison(experiment, options, RULES, seeds=seeds, workers=workers, array=array)
-
-
-def resume_sweep(run: Path | str, options: RunOptions, *, workers: int | None = None) -> Path:
-    """Resume a sweep: finished members stay, stopped and failed ones continue from their checkpoints."""
-    return resume_comparison(run, options, RULES, workers=workers)
 
 
 def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
@@ -384,7 +347,7 @@ def _write_csv(comparison: Comparison, cells: dict[str, Cell], rows: Sequence[Ar
     columns = ["rank", "cell", *axes, "status", "num_seeds"]
     columns += [f"{split}_{metric}" for split in ("validation", "test") for metric in metrics]
     columns += ["train_accuracy", "seconds", "error"]
-    _write_table(comparison.run.path / SWEEP_FILE, list(dict.fromkeys(columns)), table)
+    write_rows(comparison.run.path / SWEEP_FILE, list(dict.fromkeys(columns)), table)
 
 
 def _make_csv_row(row: ArmRow, cell: Cell) -> dict[str, Any]:
@@ -403,12 +366,7 @@ def _make_csv_row(row: ArmRow, cell: Cell) -> dict[str, Any]:
 def _show(found: ComparisonRecord, console: StudyConsole) -> None:
     for table in (format_sweep_table(found), *format_best_tables(found.best_of)):
         console.console.print(table)
-    for text, is_failed in list_verdicts(found.paired[:_SHOWN_PAIRS]):
-        console.say(text, style="bold red" if is_failed else None)
-    if len(found.paired) > _SHOWN_PAIRS:
-        console.say(f"... and {len(found.paired) - _SHOWN_PAIRS} more comparisons in the report.")
-    for note in found.notes:
-        console.say(note)
+    show_verdicts(found, console, most=_SHOWN_PAIRS, style=None)
 
 
 def _average_macro_f1(members: Sequence[Member], split: str) -> float | None:
@@ -416,4 +374,4 @@ def _average_macro_f1(members: Sequence[Member], split: str) -> float | None:
     return float(np.mean(found)) if found else None
 
 
-RULES = Rules("sweep", _plan, _conclude, _show)
+SWEEP = Rules("sweep", _plan, _conclude, _show)

@@ -31,10 +31,10 @@ from dlfer.model.boosted import LevelFeatures
 from dlfer.model.stage_network import TransferNetwork
 from dlfer.model.transfer import compute_weights_digest
 from dlfer.model.trees import count_threads, import_xgboost, make_parameters, read_booster
-from dlfer.runs.files import read_json, write_atomically
-from dlfer.train.control import StopControl, hold_lock
-from dlfer.train.progress import TrainingListener
+from dlfer.runs.files import read_json, write_atomically, write_rows
+from dlfer.train.progress import StopControl, TrainingListener, hold_lock
 from dlfer.train.state import (
+    COLUMNS,
     ScalarLog,
     StageJob,
     StageResult,
@@ -42,7 +42,6 @@ from dlfer.train.state import (
     count_epoch,
     find_reference,
     name_figures,
-    write_history,
 )
 
 if TYPE_CHECKING:
@@ -225,7 +224,6 @@ def grow_trees(
             rounds of an epoch.
         config: of the trees.
         train, validation: to grow on and to select on.
-        num_labels: C.
 
     Raises:
         TrainingStopped: the job's control asked for it; the last whole epoch stands in the folder.
@@ -342,7 +340,7 @@ class _Growing:
         # The trees first: a state whose trees are not there yet could not be gone on from.
         write_atomically(self.job.folder / TREES, self.trees)
         write_atomically(self.job.folder / STATE, json.dumps(asdict(state)) + "\n")
-        write_history(self.job.folder / HISTORY, state.history)
+        write_rows(self.job.folder / HISTORY, COLUMNS, state.history)
         self.job.report_epoch(row, is_best=state.best_epoch == state.epoch - 1)
 
     def _select(self, value: float) -> None:

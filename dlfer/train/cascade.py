@@ -24,11 +24,9 @@ from dlfer.data.bundle import DataBundle, Split, StreamedSplit, compute_fingerpr
 from dlfer.data.images import match_channels
 from dlfer.errors import ModelError, TransferError
 from dlfer.model.artifact import load_artifact
-from dlfer.model.backbone_spec import choose_preprocessing
+from dlfer.model.backbone_spec import PACKAGED_WEIGHTS, choose_preprocessing
 from dlfer.model.backbones import find_backbone, list_levels, load_published_weights
-from dlfer.model.efficientnet_lite import PACKAGED_WEIGHTS
-from dlfer.model.hybrid import find_branch_file
-from dlfer.model.stage_network import TransferNetwork, build_stage_network, build_transfer_network
+from dlfer.model.stage_network import TransferNetwork, build_stage_network, build_transfer_network, find_branch_file
 from dlfer.model.transfer import (
     RECORD_FILE,
     carry_backbone,
@@ -42,8 +40,8 @@ from dlfer.model.vggface2 import SOURCE, describe_origin, read_face_weights, res
 from dlfer.model.weights_file import load_weights
 from dlfer.runs.files import link_file, write_atomically
 from dlfer.runs.text import count_noun
-from dlfer.train.control import hold_lock
 from dlfer.train.plan import describe_plan, unfreeze_random_start
+from dlfer.train.progress import hold_lock
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob
 

@@ -22,7 +22,7 @@ import numpy as np
 from dlfer.config.schema import ExperimentSection
 from dlfer.data.bundle import Share
 from dlfer.errors import EnvironmentProblem, WorkerLost
-from dlfer.train.control import CLUSTER_VARIABLE, describes_cluster
+from dlfer.train.progress import CLUSTER_VARIABLE, describes_cluster
 
 if TYPE_CHECKING:
     import tensorflow as tf

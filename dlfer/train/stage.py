@@ -25,16 +25,15 @@ from dlfer.errors import DataError, DlferError, NonFiniteError, TrainingStopped
 from dlfer.metrics.classification import compute_confusion, compute_item_losses
 from dlfer.model.predict import predict_probabilities, predict_split
 from dlfer.model.stage_network import TransferNetwork, assemble_network
-from dlfer.runs.files import sync_folder
-from dlfer.train.average import WeightAverage
+from dlfer.runs.files import sync_folder, write_rows
 from dlfer.train.cluster import Cluster, Device
-from dlfer.train.control import StopControl
 from dlfer.train.distribute import build_loop, lead_stage
-from dlfer.train.objective import build_loss, build_schedule
-from dlfer.train.optimizers import build_optimizer
+from dlfer.train.loop import WeightAverage
+from dlfer.train.objective import build_loss, build_optimizer, build_schedule
 from dlfer.train.plan import compute_steps, set_trainable
-from dlfer.train.progress import TrainingListener
+from dlfer.train.progress import StopControl, TrainingListener
 from dlfer.train.state import (
+    COLUMNS,
     ScalarLog,
     StageJob,
     StageResult,
@@ -46,7 +45,6 @@ from dlfer.train.state import (
     read_state,
     restore_checkpoint,
     write_checkpoint,
-    write_history,
 )
 
 CHECKPOINT, BEST, HISTORY = "checkpoint.npz", "best.npz", "history.csv"
@@ -147,7 +145,7 @@ class _Stage:
         if self.loop.is_chief:
             write_checkpoint(self.checkpoint, self._variables(), asdict(self.state))
             self._keep_next_best()
-            write_history(self.job.folder / HISTORY, self.state.history)
+            write_rows(self.job.folder / HISTORY, COLUMNS, self.state.history)
 
     def _due_phase(self) -> str:
         return "head" if self.state.epoch < self.config.num_head_epochs else "all"

@@ -12,9 +12,7 @@ the order of images is a function of seed, epoch and step.
 
 from __future__ import annotations
 
-import csv
 import importlib.util
-import io
 import json
 import math
 import re
@@ -29,11 +27,10 @@ import numpy as np
 from dlfer.config.schema import StageConfig
 from dlfer.errors import ModelError, shorten
 from dlfer.metrics.classification import compute_accuracy, compute_macro_f1
-from dlfer.runs.files import Header, parse_json, read_npz, replace_when_done, write_atomically
+from dlfer.runs.files import Header, parse_json, read_npz, replace_when_done
 from dlfer.runs.listeners import Listeners
 from dlfer.train.cluster import Device
-from dlfer.train.control import StopControl
-from dlfer.train.progress import TrainingListener
+from dlfer.train.progress import StopControl, TrainingListener
 
 
 @dataclass(frozen=True)
@@ -164,15 +161,6 @@ COLUMNS = (
     "seconds",
     "images_per_second",
 )
-
-
-def write_history(path: Path, rows: list[dict]) -> None:
-    """Write the rows as csv; the file is replaced whole."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    write_atomically(path, text.getvalue())
 
 
 class ScalarLog:

@@ -155,7 +155,7 @@ def test_models_and_training_use_keras_alone():
 
     In a model it is only for a kernel or a compiled function of its own, which falls back on Keras for other backends.
     """
-    kernels = {f"dlfer/model/{name}.py" for name in ("batch_norm", "training_kernels", "predict")}
+    kernels = {f"dlfer/model/{name}.py" for name in ("training_kernels", "predict")}
     wrong = [
         f"{path.relative_to(ROOT)} line {line}: {module}"
         for path in MODULES

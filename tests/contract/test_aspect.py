@@ -23,8 +23,7 @@ from dlfer.data.pipeline import iterate_epoch
 from dlfer.data.sources import load_data
 from dlfer.errors import ModelError
 from dlfer.experiment import evaluate as again
-from dlfer.explain.explanation import Explainer, MapOptions
-from dlfer.explain.sanity import randomise
+from dlfer.explain.explanation import Explainer, MapOptions, randomise
 from dlfer.export.contract import Sample
 from dlfer.export.exporters import EXPORTERS, Origin, check_needs, export_classifier
 from dlfer.model.artifact import FAMILIES, load_artifact
@@ -36,7 +35,7 @@ from dlfer.model.trees import FeatureScale, import_xgboost, make_parameters
 from dlfer.predict.engines import ExportedModel
 from dlfer.predict.predictor import FacePredictor
 from dlfer.predict.runtimes import EXPORT_FILE, compute_checksums
-from dlfer.runs.export_record import ExportAbout
+from dlfer.runs.artifact import ExportAbout
 from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.runs.records import About
 from dlfer.serve.models import ServedModel

@@ -11,8 +11,7 @@ from dlfer.config import names
 from dlfer.config.sections import BoostingConfig, HeadConfig, ModelConfig
 from dlfer.data.images import match_channels
 from dlfer.errors import DataError, DlferError, ModelError
-from dlfer.explain.explanation import Explainer, MapOptions
-from dlfer.explain.sanity import randomise
+from dlfer.explain.explanation import Explainer, MapOptions, randomise
 from dlfer.model.artifact import FAMILIES, load_artifact
 from dlfer.model.boosted import build_level_features
 from dlfer.model.stage_network import build_transfer_network

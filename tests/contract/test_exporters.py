@@ -24,7 +24,7 @@ from dlfer.export.exporters import EXPORTERS, Origin, check_needs, export_classi
 from dlfer.model.artifact import FAMILIES
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.predict.runtimes import EXPORT_FILE, FORMATS, OTHER_RUNTIMES, RUNTIMES, open_export, read_export
-from dlfer.runs.export_record import ExportAbout
+from dlfer.runs.artifact import ExportAbout
 from dlfer.runs.files import hash_file
 
 LABELS = ("angry", "happy", "sad")

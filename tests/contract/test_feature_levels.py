@@ -15,17 +15,17 @@ from dlfer.experiment.limits import find_obstacles
 from dlfer.explain.gradcam import GradCam
 from dlfer.explain.run_figure import compute_preparation
 from dlfer.export.contract import Sample
-from dlfer.export.embedded import write_embedded_onnx
 from dlfer.export.exporters import EXPORTERS, Origin, export_classifier
+from dlfer.export.ship import write_embedded_onnx
 from dlfer.model.artifact import FAMILIES, load_artifact
 from dlfer.model.backbones import BACKBONES, build_backbone, list_levels
-from dlfer.model.blocks import describe_network
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.transfer import carry_backbone, write_backbone
 from dlfer.predict.engines import load_engine
 from dlfer.predict.runtimes import open_export
-from dlfer.runs.export_record import ExportAbout
+from dlfer.runs.artifact import ExportAbout
 from dlfer.train.cascade import obtain_backbone
+from dlfer.train.plan import describe_network
 
 LABELS = ("angry", "happy", "sad")
 CUT = [("efficientnet_nano", 3), ("resnet_nano", 4), ("resnet_nano", 2)]

@@ -13,8 +13,7 @@ from dlfer.config.sections import ModelConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.train.cluster import choose_device, join_cluster
-from dlfer.train.control import StopControl, is_follower
-from dlfer.train.progress import TrainingListener
+from dlfer.train.progress import StopControl, TrainingListener, is_follower
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageJob
 

@@ -13,8 +13,8 @@ import pytest
 
 from dlfer.errors import ConfigError, TrainingStopped
 from dlfer.experiment.run import run_experiment
-from dlfer.runs.options import RunOptions
-from dlfer.study.ablation import EQUAL_COMPUTE, WITH, WITHOUT, resume_ablation, run_ablation
+from dlfer.runs.listeners import RunOptions
+from dlfer.study.ablation import ABLATION, EQUAL_COMPUTE, WITH, WITHOUT
 from tests.integration.conftest import SMALL, command, dlfer, environment
 
 FAST = {"experiment.deterministic": False, "experiment.checkpoint_minutes": 5.0, "finetune.ema": None}
@@ -32,7 +32,7 @@ def ablation(tmp_path_factory) -> Path:
     (folder / "small.yaml").write_text(SMALL)
     overrides = {**FAST, "ablation.equal_compute": True, "finetune.epochs": 1}
     options = RunOptions(overrides=overrides, out=folder / "runs", argv=("dlfer", "ablate", "small.yaml"))
-    return run_ablation(folder / "small.yaml", options, seeds=[0, 1], workers=2)
+    return ABLATION.start(folder / "small.yaml", options, seeds=[0, 1], workers=2)
 
 
 @pytest.mark.slow
@@ -159,17 +159,17 @@ def test_a_member_whose_process_is_killed_goes_on_from_its_checkpoint(small, tmp
 def test_max_hours_ends_before_the_first_member(small, tmp_path):
     options = RunOptions(overrides=FAST, out=tmp_path / "runs", max_hours=1e-9)
     with pytest.raises(TrainingStopped):
-        run_ablation(small, options, seeds=[0])
+        ABLATION.start(small, options, seeds=[0])
     path = next((tmp_path / "runs" / "small").glob("*-ablation"))
     assert json.loads((path / "run.json").read_text())["status"] == "stopped"
     assert {m["status"] for m in read_members(path)} <= {"stopped", "pending"}
-    assert resume_ablation(path, RunOptions(out=tmp_path / "runs")) == path
+    assert ABLATION.resume(path, RunOptions(out=tmp_path / "runs")) == path
     assert [m["status"] for m in read_members(path)] == ["finished", "finished"]
 
 
 def test_without_ef_fer1_there_is_nothing_to_leave_out(small, tmp_path):
     with pytest.raises(ConfigError, match="no EF-FER1 to leave out"):
-        run_ablation(small, RunOptions(overrides={"pretrain": None}, out=tmp_path / "runs"))
+        ABLATION.start(small, RunOptions(overrides={"pretrain": None}, out=tmp_path / "runs"))
     assert not (tmp_path / "runs").exists()
 
 

@@ -17,8 +17,8 @@ from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.experiment.evaluate import evaluate_model
 from dlfer.experiment.run import describe_outcome, run_experiment
 from dlfer.report.terminal import format_metrics
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.metrics_record import Metrics
-from dlfer.runs.options import RunOptions
 
 EXPERIMENT = """
 experiment: {{name: planted}}

@@ -15,8 +15,8 @@ from dlfer.metrics.predictions import read_predictions
 from dlfer.model.artifact import load_artifact
 from dlfer.model.predict import predict_views
 from dlfer.runs.find import list_runs
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.member_rows import read_member_rows
-from dlfer.runs.options import RunOptions
 from dlfer.train.progress import TrainingListener
 from tests.integration.conftest import dlfer
 

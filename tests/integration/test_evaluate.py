@@ -18,7 +18,7 @@ from dlfer.experiment.evaluate import evaluate_model
 from dlfer.experiment.run import run_experiment
 from dlfer.export.ship import ship_model
 from dlfer.metrics.predictions import read_predictions
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.run_records import read_metrics
 
 EXPERIMENT = """

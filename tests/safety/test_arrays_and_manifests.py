@@ -153,7 +153,7 @@ def test_json_of_a_stranger_is_refused_in_words(tmp_path, text, monkeypatch):
     (folder / "artifact.json").write_text(text)
     with pytest.raises(ModelError, match=r"artifact\.json"):
         Run(folder).read_json("artifact.json")
-    monkeypatch.setattr("dlfer.config.places.find_checkout", lambda: None)
+    monkeypatch.setattr("dlfer.config.names.find_checkout", lambda: None)
     monkeypatch.delenv("DLFER_HOME", raising=False)
     with pytest.raises(ModelError, match="there is no default model"):
         find_default_model()

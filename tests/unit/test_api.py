@@ -19,11 +19,11 @@ from dlfer.config.schema import AugmentConfig
 from dlfer.errors import ConfigError, DataError, ModelError, TrainingStopped, UserError
 from dlfer.model.classifier import Classifier
 from dlfer.runs.comparison_record import ArmPair, ArmRow, ComparedRun, ComparisonRecord, ModelComparison, SeedEstimate
-from dlfer.runs.display import format_html, format_interval
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.metrics_record import ClassMetrics, Estimate, McNemar, Metrics, ModelPair, SplitMetrics
-from dlfer.runs.options import RunOptions
 from dlfer.runs.records import About
 from dlfer.runs.run import create_run
+from dlfer.runs.text import format_html, format_interval
 
 ROOT = Path(dlfer.__file__).parents[1]
 QUICKSTART = ROOT / "experiments" / "quickstart.yaml"
@@ -46,7 +46,7 @@ def test_the_listed_names_are_those_that_dir_shows():
         "audit",
         "load",
     } <= set(dlfer.__all__)
-    assert not {"run_experiment", "run_ablation", "run_sweep", "evaluate_model"} & set(dlfer.__all__)
+    assert not {"run_experiment", "evaluate_model"} & set(dlfer.__all__)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -320,7 +320,7 @@ def test_a_stop_by_max_hours_is_no_error_and_every_other_is(tmp_path, monkeypatc
     def stop_now(*given, **options):
         raise stop
 
-    monkeypatch.setattr("dlfer.study.sweep.run_sweep", stop_now)
+    monkeypatch.setattr("dlfer.study.comparison.Rules.start", stop_now)
     assert dlfer.sweep(QUICKSTART, max_hours=1).folder == run.path
     for reason in ("SIGTERM", "Ctrl-C"):
         stop.reason = reason

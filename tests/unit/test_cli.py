@@ -57,6 +57,18 @@ def stand_in(monkeypatch):
     return stand_in
 
 
+@pytest.fixture
+def stand_in_rules(stand_in):
+    """Put functions in place of the `Rules` that a module of `dlfer.study` has, and record their calls."""
+
+    def stand_in_rules(module: str, *, start: Path | None = None, resume: Path | None = None):
+        calls = stand_in(module, start=start, resume=resume)
+        vars(sys.modules[module])[module.rpartition(".")[2].upper()] = sys.modules[module]
+        return calls
+
+    return stand_in_rules
+
+
 def test_help_lists_the_verbs_by_what_a_user_wants(call):
     code, out, _ = call("--help")
     assert code == 0
@@ -134,8 +146,8 @@ def test_a_dry_run_prints_no_path(call, stand_in):
     assert calls[0][1][1].dry_run is True
 
 
-def test_ablate_takes_seeds(call, stand_in):
-    calls = stand_in("dlfer.study.ablation", run_ablation=Path("r/x"), resume_ablation=None)
+def test_ablate_takes_seeds(call, stand_in_rules):
+    calls = stand_in_rules("dlfer.study.ablation", start=Path("r/x"))
     assert call("ablate", "a.yaml", "--seeds", "0,1,2")[0] == 0
     assert calls[0][2] == {"seeds": [0, 1, 2], "workers": None, "array": None}
     call("ablate", "a.yaml", "--workers", "2")
@@ -143,9 +155,8 @@ def test_ablate_takes_seeds(call, stand_in):
 
 
 @pytest.mark.parametrize("verb", ["ablate", "sweep"])
-def test_a_job_array_names_a_member_or_collects(call, stand_in, verb):
-    module = {"ablate": "ablation", "sweep": "sweep"}[verb]
-    calls = stand_in(f"dlfer.study.{module}", **{f"run_{module}": Path("r/x"), f"resume_{module}": None})
+def test_a_job_array_names_a_member_or_collects(call, stand_in_rules, verb):
+    calls = stand_in_rules({"ablate": "dlfer.study.ablation", "sweep": "dlfer.study.sweep"}[verb], start=Path("r/x"))
     assert call(verb, "a.yaml", "--out", "r", "--member", "3")[0] == 0
     assert calls[0][2]["array"].member == "3"
     assert call(verb, "a.yaml", "--out", "r", "--collect")[0] == 0
@@ -164,12 +175,12 @@ def test_a_storage_is_handed_on_and_its_password_is_not_recorded(call, stand_in)
     assert options.argv[-1] == "postgresql://me:***@host/db"
 
 
-def test_resume_finds_the_run_and_its_verb(call, stand_in, work):
+def test_resume_finds_the_run_and_its_verb(call, stand_in, stand_in_rules, work):
     config = load_experiment(work / "a.yaml")
     single = create_run(Path("saved_models/runs"), config, argv=[])
     both = create_run(Path("saved_models/runs"), config, argv=[], kind="ablation")
     calls = stand_in("dlfer.experiment.run", run_experiment=None, resume_run=single.path)
-    stand_in("dlfer.study.ablation", run_ablation=None, resume_ablation=both.path)
+    stand_in_rules("dlfer.study.ablation", resume=both.path)
     assert call("run", "--resume", single.path.name)[0] == 0
     assert calls[-1][0] == "resume_run"
     assert calls[-1][1][0] == single.path
@@ -313,7 +324,8 @@ def test_report_writes_that_of_the_kind(call, stand_in, work):
     code, out, _ = call("report", str(single.path), str(both.path))
     assert (code, out) == (0, "page of a run\npage of a comparison\n")
     assert "write_card" not in [name for name, _, _ in calls]
-    single.write_json("model/artifact.json", {})
+    (single.path / "model").mkdir()
+    (single.path / "model" / "artifact.json").write_text("{}")
     assert call("report", str(single.path))[0] == 0
     assert ("write_card", (single.path,), {}) in calls
 
@@ -321,7 +333,9 @@ def test_report_writes_that_of_the_kind(call, stand_in, work):
 def test_show_runs_and_one_run(call, work):
     assert call("show", "runs")[1] == ""
     run = create_run(Path("saved_models/runs"), load_experiment(work / "a.yaml"), argv=["dlfer"])
-    run.write_json("metrics.json", {"test": {"n": 10, "accuracy": {"value": 0.5, "low": 0.1, "high": 0.9}}})
+    (run.path / "metrics.json").write_text(
+        json.dumps({"test": {"n": 10, "accuracy": {"value": 0.5, "low": 0.1, "high": 0.9}}})
+    )
     run.finish()
     _, out, _ = call("show", "runs")
     assert out.splitlines()[1].split()[:3] == [f"small/{run.path.name}", "run", "finished"]
@@ -340,7 +354,9 @@ def test_show_runs_sorts_filters_and_shortens(call, work):
     for (name, run), value in zip(runs.items(), (0.25, 0.75), strict=True):
         estimate = {"value": value, "low": value - 0.1, "high": value + 0.1}
         protocol = {"a": "official", "b": "paper"}[name]
-        run.write_json("metrics.json", {"protocol": protocol, "validation": {"n": 40, "accuracy": estimate}})
+        (run.path / "metrics.json").write_text(
+            json.dumps({"protocol": protocol, "validation": {"n": 40, "accuracy": estimate}})
+        )
         run.finish()
     broken = create_run(Path("saved_models/runs"), config, argv=[], kind="ablation")
     broken.fail(ValueError("it broke\nin the middle " + "of a long story " * 30))

@@ -108,7 +108,6 @@ def draw_intensities(expression: str, *, rng: np.random.Generator) -> dict[int, 
 
     Args:
         expression: a key of PROTOTYPES.
-        rng: the source of all randomness.
 
     Returns:
         action number -> intensity in [0, 1.3], with every key of ACTIONS.

@@ -264,14 +264,11 @@ def _draw_split(name: str, num_images: int, *, labels: tuple[str, ...], seed: in
 
 
 def draw_scene(label: str, *, rng: np.random.Generator) -> np.ndarray:
-    """Return the picture of a thing of class `label` before some background.
+    """Return the picture of a thing of class `label` before some background, uint8 [64, 64, 3] RGB.
 
     Args:
         label: one of SCENE_LABELS, e.g. "umbrella".
         rng: the only source of randomness.
-
-    Returns:
-        uint8 [64, 64, 3], RGB.
 
     Raises:
         DataError: the label is not known.
@@ -318,16 +315,13 @@ def _draw_palette(rng: np.random.Generator) -> Palette:
 def _compose(
     painted: np.ndarray, cover: np.ndarray, place: _Place, palette: Palette, *, rng: np.random.Generator
 ) -> np.ndarray:
-    """Put a painted thing before a background, light and photograph it.
+    """Put a painted thing before a background, light and photograph it; return uint8 [64, 64, 3].
 
     Args:
         painted: float [64, 64, 3] of 0..255, black where nothing is painted.
         cover: float [64, 64, 1] in [0, 1], how much of each pixel is painted.
         place: where the thing stands; its texture turns with it.
         palette: its colours, which the background keeps away from.
-
-    Returns:
-        uint8 [64, 64, 3].
     """
     texture = _draw_texture(rng, scale=place.size / 24, turn=place.turn / place.size)
     image = painted * (1 + rng.uniform(0.1, 0.55) * texture[:, :, None])

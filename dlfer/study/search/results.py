@@ -13,8 +13,8 @@ from dlfer.report.page import format_overrides, format_value
 from dlfer.report.search import write_search_report
 from dlfer.runs.comparison_record import ComparisonRecord, WinnerRun
 from dlfer.runs.files import write_atomically
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.member_rows import MemberRow, is_run, read_member_rows, write_member_rows
-from dlfer.runs.options import RunOptions
 from dlfer.runs.run import CONFIG_FILE, Run
 from dlfer.study.ablation import WITH, WITHOUT, compare_arms, show_comparison
 from dlfer.study.child import WorkerSlot

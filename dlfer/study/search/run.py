@@ -16,7 +16,7 @@ from dlfer.experiment.limits import refuse_obstacles
 from dlfer.report.page import format_overrides
 from dlfer.runs.changes import settle_start
 from dlfer.runs.find import default_runs_folder, open_run
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.records import SearchOptionsRecord
 from dlfer.runs.run import Run, create_run
 from dlfer.study.child import find_slots
@@ -25,7 +25,7 @@ from dlfer.study.runner import Runner, StudyConsole
 from dlfer.study.search.engine import Engine, list_dimensions
 from dlfer.study.search.results import Trials, check_same, compare_winners, conclude, keep_original, write_results
 from dlfer.study.search.trials import Arm, TrialSource, list_arms
-from dlfer.train.control import StopControl
+from dlfer.train.progress import StopControl
 
 _FILES_LOCK = ".results.lock"
 

@@ -23,8 +23,8 @@ from dlfer.experiment.session import create_member_run, make_smoke_config
 from dlfer.report.page import format_overrides
 from dlfer.report.trials import ALONE
 from dlfer.runs.files import read_rows
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.member_rows import MemberRow, is_run
-from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run, format_duration
 from dlfer.runs.run_records import read_metrics
 from dlfer.runs.text import count_noun

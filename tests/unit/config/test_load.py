@@ -55,8 +55,8 @@ def test_shipped_experiments_are_found_by_name_at_home_then_in_the_package_then_
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setenv("DLFER_HOME", str(home))
-    monkeypatch.setattr("dlfer.config.places.PACKAGE", package)
-    monkeypatch.setattr("dlfer.config.places.find_checkout", lambda: checkout)
+    monkeypatch.setattr("dlfer.config.names.PACKAGE", package)
+    monkeypatch.setattr("dlfer.config.names.find_checkout", lambda: checkout)
     for place in (checkout, package, home):
         file = place / "experiments" / "first.yaml"
         file.parent.mkdir(parents=True)

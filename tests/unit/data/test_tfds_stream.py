@@ -299,12 +299,8 @@ def test_read_split_gives_what_streaming_gives_or_goes_on_streaming(records, mon
     whole = read_split(split)
     streamed = read(split, 4, training=False)
     assert_equal([(whole.images, whole.targets, whole.ids)], [[np.concatenate(c) for c in zip(*streamed, strict=True)]])
-    first = read_split(split, 5)
-    np.testing.assert_array_equal(first.ids, whole.ids[:5])
-    np.testing.assert_array_equal(first.images, whole.images[:5])
     monkeypatch.setattr(tfds_stream, "MAX_SPLIT_BYTES", VALIDATION * SIDE * SIDE * 3)
     assert read_split(split) is split
-    assert len(read_split(split, VALIDATION - 1)) == VALIDATION - 1
     with pytest.raises(DataError, match=r"data\.num_images\.test"):
         load(records, splits={"test": "train[:20]", "train": "train[20:]"})
 

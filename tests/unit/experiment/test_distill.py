@@ -18,7 +18,7 @@ from dlfer.experiment.session import Session, make_smoke_config
 from dlfer.experiment.splits import describe_data, index_images
 from dlfer.runs.changes import IMAGES_FILE
 from dlfer.runs.files import write_npz
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.records import ArtifactRecord, InputRecord, RunRecord, TeacherRecord
 from dlfer.runs.run import create_run
 

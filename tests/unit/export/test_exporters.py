@@ -26,13 +26,13 @@ from dlfer.export.contract import (
 )
 from dlfer.export.exporters import EXPORTERS, Origin, check_needs, export_classifier
 from dlfer.export.graph import build_function, check_exportable
-from dlfer.metrics.combine import fit_combination
+from dlfer.metrics.predictions import fit_combination
 from dlfer.model.artifact import FAMILIES
 from dlfer.model.boosted import BoostedClassifier
 from dlfer.model.face_input import compute_taps
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.predict.runtimes import EXPORT_FILE, RUNTIMES, parse_formats, read_export
-from dlfer.runs.export_record import Agreement, ExportAbout, ExportRecord
+from dlfer.runs.artifact import Agreement, ExportAbout, ExportRecord
 
 LABELS = ("angry", "happy", "sad")
 

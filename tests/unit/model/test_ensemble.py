@@ -8,7 +8,7 @@ import pytest
 
 from dlfer.config.sections import HeadConfig, ModelConfig
 from dlfer.errors import ModelError
-from dlfer.metrics.combine import combine_vote, fit_combination
+from dlfer.metrics.predictions import combine_vote, fit_combination
 from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import TransferClassifier
 from dlfer.model.ensemble import EnsembleClassifier

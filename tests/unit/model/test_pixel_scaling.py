@@ -21,8 +21,7 @@ from dlfer.model.transfer import RECORD_FILE, carry_backbone, write_backbone
 from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.train.boosting import Extraction, compute_features_digest
 from dlfer.train.cascade import describe_foreign_scaling
-from dlfer.train.control import StopControl
-from dlfer.train.progress import TrainingListener
+from dlfer.train.progress import StopControl, TrainingListener
 
 SINGLE = [{"backbone": name} for name in ("efficientnet_nano", "resnet_nano", "vgg16", "mobilenet", "mobilenet_v2")]
 HYBRID = [{"family": "hybrid", "branches": ("resnet_nano", "vgg16")}]

@@ -9,7 +9,7 @@ import pytest
 from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.predict import engines as module
 from dlfer.predict.engines import NUM_FACES, choose_engine, describe_choice, draw_faces, find_exports, time_trials
-from dlfer.runs.export_record import ExportRecord
+from dlfer.runs.artifact import ExportRecord
 from dlfer.runs.records import About
 
 DIGEST = {"network.weights.h5": "a" * 64}

@@ -10,7 +10,7 @@ from dlfer.metrics.confidence import apply_temperature
 from dlfer.predict import engines
 from dlfer.predict.engines import ExportedModel, find_export, load_engine
 from dlfer.predict.predictor import FacePredictor, describe_predictions
-from dlfer.runs.export_record import ExportRecord
+from dlfer.runs.artifact import ExportRecord
 
 RECORD = {
     "version": 1,

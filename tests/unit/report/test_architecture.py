@@ -7,9 +7,8 @@ import pytest
 from dlfer.config.load import load_recorded_experiment
 from dlfer.report.architecture import describe_blocks, describe_cascade, draw_diagram
 from dlfer.report.html import write_report
-from dlfer.runs.network_record import Block, NetworkRecord
 from dlfer.runs.records import Cost, DataRecord
-from dlfer.runs.run_records import BoostedLevel, BoostingRecord, TransferLists, TransferRecord
+from dlfer.runs.run_records import Block, BoostedLevel, BoostingRecord, NetworkRecord, TransferLists, TransferRecord
 
 NETWORK = NetworkRecord(
     image_size=96,

@@ -1,11 +1,16 @@
-"""What a model's name leads to."""
+"""What a model's name leads to, also on the hub, and which links of a downloaded model are followed."""
 
 from __future__ import annotations
+
+import sys
+from pathlib import Path
 
 import pytest
 
 from dlfer.config.load import load_experiment
-from dlfer.errors import ModelError
+from dlfer.errors import EnvironmentProblem, ModelError
+from dlfer.runs import find
+from dlfer.runs.files import check_inside
 from dlfer.runs.find import default_runs_folder, find_model, list_models
 from dlfer.runs.run import create_run
 
@@ -28,8 +33,8 @@ def test_models_are_looked_up_here_then_at_home_then_in_the_package_then_in_the_
     work.mkdir()
     monkeypatch.chdir(work)
     monkeypatch.setenv("DLFER_HOME", str(home))
-    monkeypatch.setattr("dlfer.config.places.PACKAGE", package)
-    monkeypatch.setattr("dlfer.config.places.find_checkout", lambda: checkout)
+    monkeypatch.setattr("dlfer.config.names.PACKAGE", package)
+    monkeypatch.setattr("dlfer.config.names.find_checkout", lambda: checkout)
     only = make_artifact(checkout / "saved_models" / "only")
     assert find_model("only") == only
     for place in (checkout, package, home):
@@ -50,7 +55,7 @@ def test_models_are_looked_up_here_then_at_home_then_in_the_package_then_in_the_
 def test_the_model_of_a_run_is_found_by_path_and_name(tmp_path, monkeypatch, config):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DLFER_HOME", raising=False)
-    monkeypatch.setattr("dlfer.config.places.find_checkout", lambda: None)
+    monkeypatch.setattr("dlfer.config.names.find_checkout", lambda: None)
     run = create_run(default_runs_folder(), config, argv=[])
     with pytest.raises(ModelError, match="this run has no model; its status is running"):
         find_model(run.path)
@@ -63,3 +68,92 @@ def test_the_model_of_a_run_is_found_by_path_and_name(tmp_path, monkeypatch, con
     comparison = create_run(default_runs_folder(), config, argv=[], kind="ablation")
     with pytest.raises(ModelError, match=r"a comparison \(ablation\) has no model"):
         find_model(comparison.path)
+
+
+@pytest.fixture(autouse=True)
+def _forget():
+    find._download.cache_clear()
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("hf://org/model", ("org/model", None)),
+        ("hf://org/model/", ("org/model", None)),
+        ("hf://org/model@v1.0", ("org/model", "v1.0")),
+        ("hf://org/my.model-2@refs/pr/1", ("org/my.model-2", "refs/pr/1")),
+        (Path("hf://org/model@abc"), ("org/model", "abc")),
+    ],
+)
+def test_a_name_is_a_repository_and_a_revision(tmp_path, monkeypatch, name, asked):
+    found = []
+
+    def download(repository, *, revision, allow_patterns):
+        found.append((repository, revision))
+        return str(tmp_path)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    (tmp_path / "artifact.json").write_text("{}")
+    assert find_model(name) == find_model(name) == tmp_path
+    assert found == [asked], "it is asked for once"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "hf://",
+        "hf://model",
+        "hf://a/b/c",
+        "hf:///a/b",
+        "hf://a/b@",
+        "hf://../b",
+        "hf://a/.b",
+        "hf://a b/c",
+        "hf://a/b\n",
+    ],
+)
+def test_other_names_are_refused(name):
+    with pytest.raises(ModelError, match="expected hf://ORG/NAME"):
+        find_model(name)
+
+
+def test_the_cause_of_a_failure_is_told(monkeypatch):
+    def fail(*given, **options):
+        raise ValueError("outer\nmore") from OSError("connection refused\nmore")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fail)
+    with pytest.raises(
+        ModelError, match=r"hf://a/b@c: cannot be downloaded \(OSError: connection refused\)\. .*HF_TOKEN"
+    ):
+        find_model("hf://a/b@c")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(EnvironmentProblem, match=r"pip install 'dlfer\[hub\]'"):
+        find_model("hf://a/b")
+
+
+def test_links_lead_to_the_blobs_of_the_same_repository_alone(tmp_path):
+    repository = tmp_path / "models--org--model"
+    folder = repository / "snapshots" / "abc"
+    for path in (folder / "members", repository / "blobs", repository / "refs", tmp_path / "other" / "blobs"):
+        path.mkdir(parents=True)
+    for place in (repository / "blobs", repository / "refs", tmp_path / "other" / "blobs", tmp_path):
+        (place / "file").write_text("x")
+    for name, target in {
+        "good": "../../blobs/file",
+        "members/good": "../../../blobs/file",
+        "refs": "../../refs/file",
+        "other": "../../../other/blobs/file",
+        "outside": "../../../file",
+    }.items():
+        (folder / name).symlink_to(target)
+    for name in ("good", "members/good"):
+        check_inside(folder, name, file=folder / "artifact.json")
+    check_inside(folder / "members", "good", file=folder / "artifact.json")
+    for name in ("refs", "other", "outside", "../../blobs/file"):
+        with pytest.raises(ModelError, match="outside of its folder"):
+            check_inside(folder, name, file=folder / "artifact.json")
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    (plain / "link").symlink_to("../models--org--model/blobs/file")
+    with pytest.raises(ModelError, match="outside of its folder"):
+        check_inside(plain, "link", file=plain / "artifact.json")

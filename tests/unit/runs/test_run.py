@@ -16,6 +16,7 @@ from dlfer.config.load import compute_digest, load_experiment
 from dlfer.errors import ConfigError, ModelError
 from dlfer.runs.files import write_atomically
 from dlfer.runs.find import list_runs, open_run
+from dlfer.runs.records import to_json
 from dlfer.runs.run import create_run, format_duration
 
 
@@ -91,11 +92,9 @@ def test_a_run_whose_process_is_gone_is_interrupted(folder, config):
 
 
 def test_json_takes_numpy_and_has_no_nan(folder, config):
+    given = {"a": np.float32(0.5), "b": [math.nan, math.inf], "c": np.arange(2), "d": (np.int64(3),), 4: 5}
+    assert to_json(given) == {"a": 0.5, "b": [None, None], "c": [0, 1], "d": [3], "4": 5}
     run = make(folder, config)
-    run.write_json(
-        "a.json", {"a": np.float32(0.5), "b": [math.nan, math.inf], "c": np.arange(2), "d": (np.int64(3),), 4: 5}
-    )
-    assert run.read_json("a.json") == {"a": 0.5, "b": [None, None], "c": [0, 1], "d": [3], "4": 5}
     run.log("step", loss=np.float64("nan"))
     assert json.loads((run.path / "log.jsonl").read_text().splitlines()[-1])["loss"] is None
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dlfer.config.load import load_experiment
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 
 FAKE_CHILD = Path(__file__).with_name("fake_child.py")
 

@@ -5,7 +5,7 @@ from collections import Counter
 
 import pytest
 
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 from dlfer.study import ablation
 
 EXPERIMENT = """
@@ -22,7 +22,7 @@ def list_members(tmp_path, monkeypatch, capsys):
     (tmp_path / "tiny.yaml").write_text(EXPERIMENT)
 
     def run(seeds=None, **given) -> list[tuple[str, str]]:
-        ablation.run_ablation(tmp_path / "tiny.yaml", RunOptions(dry_run=True, **given), seeds)
+        ablation.ABLATION.start(tmp_path / "tiny.yaml", RunOptions(dry_run=True, **given), seeds=seeds)
         lines = re.findall(r"^member \d+: (.*)$", capsys.readouterr().err, flags=re.MULTILINE)
         return [tuple(line.rsplit(", seed ", 1)) for line in lines]
 

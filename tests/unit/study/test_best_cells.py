@@ -25,7 +25,7 @@ from dlfer.runs.member_rows import write_member_rows
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.run import Run, create_run
 from dlfer.study.members import Plan
-from dlfer.study.sweep import resume_sweep
+from dlfer.study.sweep import SWEEP
 
 EXPERIMENT = """\
 experiment: {name: small}
@@ -137,7 +137,7 @@ SGD_WINS_VALIDATION = {
 
 
 def test_each_combination_has_the_cell_that_is_best_on_validation_and_its_metrics_on_test(sweep, options, without_page):
-    path = resume_sweep(sweep(give_hits(SGD_WINS_VALIDATION)), options)
+    path = SWEEP.resume(sweep(give_hits(SGD_WINS_VALIDATION)), options)
     best = read_best(path)
     assert best.axes == ["optimizer", "model.dropout"]
     assert (best.part, best.judged_on) == ("test", "test")
@@ -167,7 +167,7 @@ def test_each_combination_has_the_cell_that_is_best_on_validation_and_its_metric
 
 
 def test_the_csv_tells_how_each_cell_was_trained(sweep, options, without_page):
-    rows = read_csv(resume_sweep(sweep(give_hits(SGD_WINS_VALIDATION)), options) / "best.csv")
+    rows = read_csv(SWEEP.resume(sweep(give_hits(SGD_WINS_VALIDATION)), options) / "best.csv")
     scores = ("accuracy", "macro_precision", "macro_recall", "macro_f1")
     assert list(rows[0]) == [
         "axis optimizer",
@@ -220,7 +220,7 @@ def test_of_several_seeds_the_means_choose_and_are_told(sweep, options):
     def hits(cell: str, part: str, seed: int) -> int:
         return (test if part == "test" else validation)[int(cell.rsplit("=", 1)[1])][seed]
 
-    path = resume_sweep(sweep(hits, seeds="[0, 1]", best_of="[optimizer]"), options)
+    path = SWEEP.resume(sweep(hits, seeds="[0, 1]", best_of="[optimizer]"), options)
     best = read_best(path)
     assert [row.arm for row in best.table] == [
         "adam, dropout=0.1, batch_size=16",
@@ -245,13 +245,13 @@ def test_the_metric_that_ranks_is_the_one_that_chooses(sweep, options, without_p
     """Two classes wholly right and the third wholly wrong: 67 % accuracy, against 61 %, but a macro F1 below."""
     two_classes = np.arange(N) % 3 < 2
     path = sweep(lambda cell, part, seed: two_classes if cell.endswith("=16") else 55, sweep__rank_by=rank_by)
-    best = read_best(resume_sweep(path, options))
+    best = read_best(SWEEP.resume(path, options))
     assert [row.arm.rsplit("=", 1)[1] for row in best.table] == [str(chosen)] * 4
     assert f"by {'macro F1' if rank_by == 'macro_f1' else rank_by} on validation" in best.notes[0]
 
 
 def test_without_a_test_split_the_metrics_are_on_validation_and_it_is_said(sweep, options):
-    path = resume_sweep(sweep(give_hits(SGD_WINS_VALIDATION), parts=("validation",)), options)
+    path = SWEEP.resume(sweep(give_hits(SGD_WINS_VALIDATION), parts=("validation",)), options)
     best = read_best(path)
     assert best.part == "validation"
     assert best.judged_on == "validation (PublicTest, used for selection)"
@@ -272,7 +272,7 @@ def test_an_unfinished_cell_is_not_chosen_and_one_without_rivals_is_missing(swee
     }
     path = sweep(lambda cell, part, seed: None if cell in gone else 40)
     with pytest.raises(DlferError, match="3 of 8 members failed"):
-        resume_sweep(path, options)
+        SWEEP.resume(path, options)
     best = read_best(path)
     assert [(row.arm, row.num_cells, row.num_planned) for row in best.table] == [
         ("adam, dropout=0.1, batch_size=32", 1, 2),
@@ -286,19 +286,19 @@ def test_an_unfinished_cell_is_not_chosen_and_one_without_rivals_is_missing(swee
 
 def test_cells_named_by_themselves_are_not_among_them(sweep, options, without_page):
     hits = give_hits({"alone": (89, 89)})
-    best = read_best(resume_sweep(sweep(hits, sweep__cells={"alone": {"finetune.epochs": 7}}), options))
+    best = read_best(SWEEP.resume(sweep(hits, sweep__cells={"alone": {"finetune.epochs": 7}}), options))
     assert "alone" not in [row.arm for row in best.table]
     assert any("named by themselves" in note for note in best.notes)
 
 
 def test_the_rows_are_in_the_order_of_the_axes_named(sweep, options, without_page):
-    best = read_best(resume_sweep(sweep(give_hits({}), best_of="[model.dropout, optimizer]"), options))
+    best = read_best(SWEEP.resume(sweep(give_hits({}), best_of="[model.dropout, optimizer]"), options))
     found = [tuple(row.values.values()) for row in best.table]
     assert found == [("0.1", "adam"), ("0.1", "sgd"), ("0.2", "adam"), ("0.2", "sgd")]
 
 
 def test_what_was_not_asked_for_is_not_there(sweep, options):
-    path = resume_sweep(sweep(give_hits({}), best_of="[]"), options)
+    path = SWEEP.resume(sweep(give_hits({}), best_of="[]"), options)
     assert read_best(path) is None
     assert not (path / "best.csv").exists()
     assert "Best cells" not in (path / "report.html").read_text()
@@ -306,7 +306,7 @@ def test_what_was_not_asked_for_is_not_there(sweep, options):
 
 
 def test_page_and_terminal_have_a_table_for_each_value_of_the_last_of_two_axes(sweep, options, capfd):
-    path = resume_sweep(sweep(give_hits(SGD_WINS_VALIDATION)), options)
+    path = SWEEP.resume(sweep(give_hits(SGD_WINS_VALIDATION)), options)
     page = (path / "report.html").read_text()
     assert page.index("Best cells") < page.index("<h3>model.dropout: 0.1, on test</h3>")
     assert page.index("<h3>model.dropout: 0.1, on test</h3>") < page.index("<h3>model.dropout: 0.2, on test</h3>")
@@ -331,7 +331,7 @@ def test_page_and_terminal_have_a_table_for_each_value_of_the_last_of_two_axes(s
 
 
 def test_the_curves_are_those_of_the_chosen_members(sweep, options):
-    path = resume_sweep(sweep(give_hits(SGD_WINS_VALIDATION), best_of="[optimizer]"), options)
+    path = SWEEP.resume(sweep(give_hits(SGD_WINS_VALIDATION), best_of="[optimizer]"), options)
     members = {row["arm"]: Path(row["path"]) for row in read_csv(path / "members.csv")}
     chosen = read_best(path).table[1].arm
     assert chosen == "sgd, dropout=0.2, batch_size=32"
@@ -390,7 +390,7 @@ def test_of_many_rows_the_first_are_drawn_and_it_is_said(sweep, options):
     dropouts = [i / 100 for i in range(9)]
     grid = {"model.dropout": dropouts, "finetune.image_size": [32, 48]}
     path = sweep(give_hits({}), best_of="[model.dropout, finetune.image_size]", sweep__grid=grid)
-    page = (resume_sweep(path, options) / "report.html").read_text()
+    page = (SWEEP.resume(path, options) / "report.html").read_text()
     assert "The figures show the first 16 of 18 rows." in page
     assert len(read_best(path).table) == 18
     with Image.open(path / "figures" / "best_scores.png") as image:
@@ -399,7 +399,7 @@ def test_of_many_rows_the_first_are_drawn_and_it_is_said(sweep, options):
 
 
 def test_a_page_of_before_there_was_a_best_of_is_still_made(sweep, options):
-    path = resume_sweep(sweep(give_hits({})), options)
+    path = SWEEP.resume(sweep(give_hits({})), options)
     values = json.loads((path / "comparison.json").read_text())
     del values["best_of"]
     (path / "comparison.json").write_text(json.dumps(values))

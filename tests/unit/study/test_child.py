@@ -7,7 +7,7 @@ import os
 import pytest
 
 from dlfer.study.child import list_gpu_ids, make_slots
-from dlfer.train.control import StopControl
+from dlfer.train.progress import StopControl
 
 
 def test_one_slot_may_use_every_device():

@@ -16,12 +16,12 @@ from dlfer.experiment.limits import find_obstacles
 from dlfer.metrics.predictions import read_predictions
 from dlfer.report.comparison import write_comparison_report
 from dlfer.runs.comparison_record import ComparisonRecord
-from dlfer.runs.options import RunOptions
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.run import Run
 from dlfer.study.compare import compare_runs
 from dlfer.study.comparison import ArrayTask
-from dlfer.study.crossval import resume_crossval, run_crossval
-from dlfer.study.sweep import run_sweep
+from dlfer.study.crossval import CROSSVAL
+from dlfer.study.sweep import SWEEP
 
 EXPERIMENT = """\
 experiment: {name: small, seed: 7}
@@ -61,7 +61,7 @@ def set_keys(options: RunOptions, **overrides) -> RunOptions:
 
 
 def test_each_image_is_predicted_once_and_the_pool_has_two_intervals(folds, options, plan, capfd):
-    path = run_crossval(folds, options)
+    path = CROSSVAL.start(folds, options)
     assert (Run(path).status, Run(path).kind, path.name.endswith("-cross_validation")) == (
         "finished",
         "cross_validation",
@@ -95,7 +95,7 @@ def test_cells_are_ranked_by_validation_and_compared_over_folds(cells, options, 
         "0.1": {"right": {"validation": 30, "test": 50}},
         "0.2": {"right": {"validation": 50, "test": 20}},
     }
-    path = run_crossval(cells, options)
+    path = CROSSVAL.start(cells, options)
     found = ComparisonRecord.require(path)
     assert [row.arm for row in found.table] == ["dropout=0.2", "dropout=0.1"]
     (pair,) = found.paired
@@ -122,7 +122,7 @@ def test_cells_are_ranked_by_validation_and_compared_over_folds(cells, options, 
 def test_cells_whose_folds_hold_other_images_are_not_compared(cells, options, plan):
     """As where images of a folder are reduced to sizes that differ, and near duplicates with them."""
     plan |= {"0.1": {"shift": 1}}
-    found = ComparisonRecord.require(run_crossval(cells, options))
+    found = ComparisonRecord.require(CROSSVAL.start(cells, options))
     assert (len(found.table), found.paired, found.chosen) == (2, [], None)
     assert "Not compared: 1 of 1 arms" in " ".join(found.notes)
 
@@ -130,19 +130,19 @@ def test_cells_whose_folds_hold_other_images_are_not_compared(cells, options, pl
 def test_a_fold_that_fails_is_named_left_out_and_run_again(folds, options, plan):
     plan |= {"0.3": {"do": "fail"}}
     with pytest.raises(DlferError):
-        run_crossval(folds, options)
+        CROSSVAL.start(folds, options)
     path = next(Path("runs/small").glob("*-cross_validation"))
     plan.clear()
     plan |= {"right": {"train": 55, "validation": 40, "test": 30}}
-    resume_crossval(path, RunOptions())
+    CROSSVAL.resume(path, RunOptions())
     assert {m["status"] for m in read_csv(path / "members.csv")} == {"finished"}
     assert ComparisonRecord.require(path).table[0].cross_validated.n == 180
 
 
 @pytest.mark.slow
 def test_the_tasks_of_an_array_train_folds_and_what_is_there_is_collected(folds, options, plan, capfd):
-    run_crossval(folds, options, array=ArrayTask("1"))
-    path = run_crossval(folds, options, array=ArrayTask(None))
+    CROSSVAL.start(folds, options, array=ArrayTask("1"))
+    path = CROSSVAL.start(folds, options, array=ArrayTask(None))
     found = ComparisonRecord.require(path)
     (row,) = found.table
     assert [fold.fold for fold in row.cross_validated.folds] == [1]
@@ -152,15 +152,15 @@ def test_the_tasks_of_an_array_train_folds_and_what_is_there_is_collected(folds,
     assert "2 of 3 members have not finished" in " ".join(found.notes)
     assert "dlfer crossval ... --member 0    small, fold 0: pending" in capfd.readouterr().err
     for member in "02":
-        run_crossval(folds, options, array=ArrayTask(member))
-    assert run_crossval(folds, options, array=ArrayTask(None)) == path
+        CROSSVAL.start(folds, options, array=ArrayTask(member))
+    assert CROSSVAL.start(folds, options, array=ArrayTask(None)) == path
     assert ComparisonRecord.require(path).table[0].cross_validated.n == 180
 
 
 def test_an_image_in_two_folds_is_refused(folds, options, plan):
     plan |= {"same_images": True}
     with pytest.raises(ModelError, match=r"the image 'all/0' is in two folds; the data has changed"):
-        run_crossval(folds, options)
+        CROSSVAL.start(folds, options)
 
 
 @pytest.mark.parametrize(
@@ -184,7 +184,7 @@ def test_an_image_in_two_folds_is_refused(folds, options, plan):
 )
 def test_experiments_that_cannot_be_cross_validated_are_refused(folds, options, plan, keys, message):
     with pytest.raises(ConfigError, match=message):
-        run_crossval(folds, set_keys(options, **keys))
+        CROSSVAL.start(folds, set_keys(options, **keys))
 
 
 def test_one_training_without_a_fold_is_an_obstacle_of_all_other_verbs(cells, options, plan):
@@ -193,11 +193,11 @@ def test_one_training_without_a_fold_is_an_obstacle_of_all_other_verbs(cells, op
         assert any("finetune.data.fold: found null" in line for line in find_obstacles(config, kind=kind))
     assert not any("fold" in line for line in find_obstacles(config, kind="cross_validation"))
     with pytest.raises(EnvironmentProblem, match=r"dlfer crossval trains a model for each fold"):
-        run_sweep(cells, options)
+        SWEEP.start(cells, options)
 
 
 def test_a_smoke_run_trains_two_folds(folds, options, plan):
-    path = run_crossval(folds, replace(options, smoke=True))
+    path = CROSSVAL.start(folds, replace(options, smoke=True))
     assert [m["fold"] for m in read_csv(path / "members.csv")] == ["0", "1"]
 
 

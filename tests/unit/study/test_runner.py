@@ -15,7 +15,7 @@ from dlfer.errors import DlferError, TrainingStopped
 from dlfer.runs.run import create_run
 from dlfer.study.child import make_slots
 from dlfer.study.runner import Ending, Runner, StudyConsole, Task
-from dlfer.train.control import StopControl
+from dlfer.train.progress import StopControl
 
 
 class Source:

@@ -18,7 +18,7 @@ from dlfer.report.sweep import format_sweep_table
 from dlfer.runs.comparison_record import ComparisonRecord
 from dlfer.runs.find import open_run
 from dlfer.runs.run import Run
-from dlfer.study.sweep import resume_sweep, run_sweep
+from dlfer.study.sweep import SWEEP
 
 
 def read_csv(path: Path) -> list[dict]:
@@ -44,7 +44,7 @@ def test_cells_are_ranked_by_validation_whatever_test_says(file, options, plan, 
         "0.2": {"right": {"validation": 50, "test": 20}},
         "0.3": {"right": {"validation": 40, "test": 40}},
     }
-    path = run_sweep(file, set_keys(options, **{"sweep.grid.model.dropout": [0.1, 0.2, 0.3], "sweep.seeds": [0, 1]}))
+    path = SWEEP.start(file, set_keys(options, **{"sweep.grid.model.dropout": [0.1, 0.2, 0.3], "sweep.seeds": [0, 1]}))
     assert open_run(path).status == "finished"
     comparison = ComparisonRecord.require(path)
     assert [row.arm for row in comparison.table] == ["dropout=0.2", "dropout=0.3", "dropout=0.1"]
@@ -85,7 +85,7 @@ def test_cells_are_ranked_by_validation_whatever_test_says(file, options, plan, 
 def test_a_reference_named_beforehand_and_a_rank_by_macro_f1(file, options, plan):
     plan |= {"0.1": {"right": {"validation": 30}}, "0.2": {"right": {"validation": 50}}, "parts": ["validation"]}
     keys = {"sweep.reference": "dropout=0.1", "sweep.rank_by": "macro_f1"}
-    comparison = ComparisonRecord.require(run_sweep(file, set_keys(options, **keys)))
+    comparison = ComparisonRecord.require(SWEEP.start(file, set_keys(options, **keys)))
     assert comparison.table[0].arm == "dropout=0.2"
     assert comparison.table[0].ranked_by == comparison.table[0].validation_macro_f1
     assert [(pair.a, pair.b, pair.part) for pair in comparison.paired] == [("dropout=0.1", "dropout=0.2", "validation")]
@@ -99,7 +99,7 @@ def test_failed_and_killed_cells_do_not_stop_the_rest_and_resume_runs_them_alone
     plan |= {"0.1": {"do": "fail"}, "0.2": {"do": "die"}}
     keys = set_keys(options, **{"sweep.grid.model.dropout": [0.1, 0.2, 0.3]})
     with pytest.raises(DlferError, match=r"2 of 3 members failed: dropout=0.1, seed 0: NonFiniteError: the loss"):
-        run_sweep(file, keys)
+        SWEEP.start(file, keys)
     path = find_sweep()
     assert open_run(path).status == "failed"
     before = {m["arm"]: m for m in read_csv(path / "members.csv")}
@@ -114,7 +114,7 @@ def test_failed_and_killed_cells_do_not_stop_the_rest_and_resume_runs_them_alone
     assert "NonFiniteError: the loss became nan." in (path / "report.html").read_text()
 
     plan.clear()
-    assert resume_sweep(path, replace(options, overrides={})) == path
+    assert SWEEP.resume(path, replace(options, overrides={})) == path
     after = {m["arm"]: m for m in read_csv(path / "members.csv")}
     assert {m["status"] for m in after.values()} == {"finished"}
     assert {m["error"] for m in after.values()} == {""}
@@ -128,7 +128,7 @@ def test_two_members_refused_for_one_reason_end_the_sweep(file, options, plan):
     with pytest.raises(
         UserError, match="first 2 members failed for the same reason, so the others were not begun: no such file"
     ):
-        run_sweep(file, set_keys(options, **{"sweep.grid.model.dropout": [0.1, 0.2, 0.3, 0.4]}))
+        SWEEP.start(file, set_keys(options, **{"sweep.grid.model.dropout": [0.1, 0.2, 0.3, 0.4]}))
     statuses = [m["status"] for m in read_csv(find_sweep() / "members.csv")]
     assert statuses == ["failed", "failed", "pending", "pending"]
 
@@ -152,7 +152,7 @@ def test_a_stop_is_handed_on_and_what_finished_is_in_the_page(file, options, pla
     plan |= {"0.2": {"do": "wait"}}
     signal_when_a_member_waits(number)
     with pytest.raises(TrainingStopped) as caught:
-        run_sweep(file, options)
+        SWEEP.start(file, options)
     assert (caught.value.reason, caught.value.exit_code) == (reason, code)
     path = find_sweep()
     assert open_run(path).status == "stopped"
@@ -161,14 +161,14 @@ def test_a_stop_is_handed_on_and_what_finished_is_in_the_page(file, options, pla
     assert Run(Path(members[1]["path"])).status == "stopped"
     assert "dropout=0.1" in (path / "report.html").read_text()
     plan.clear()
-    resume_sweep(path, options)
+    SWEEP.resume(path, options)
     assert [m["status"] for m in read_csv(path / "members.csv")] == ["finished", "finished"]
     assert count_begun(members[0]) == 1
 
 
 @pytest.mark.slow
 def test_a_sweep_whose_process_was_killed_goes_on_and_waits_for_a_member_that_still_runs(file, options, plan):
-    path = run_sweep(file, options)
+    path = SWEEP.start(file, options)
     rows = read_csv(path / "members.csv")
     for row in rows:
         row["status"] = "running"
@@ -190,7 +190,7 @@ def test_a_sweep_whose_process_was_killed_goes_on_and_waits_for_a_member_that_st
     thread = threading.Thread(target=finish)
     thread.start()
     held.wait()
-    resume_sweep(path, options)
+    SWEEP.resume(path, options)
     thread.join()
     members = read_csv(path / "members.csv")
     assert [m["status"] for m in members] == ["finished", "finished"]
@@ -200,22 +200,22 @@ def test_a_sweep_whose_process_was_killed_goes_on_and_waits_for_a_member_that_st
 
 @pytest.mark.slow
 def test_two_processes_do_not_go_on_with_one_sweep(file, options, plan):
-    path = run_sweep(file, options)
+    path = SWEEP.start(file, options)
     with open_run(path).hold(), pytest.raises(ModelError, match=r"another process works on it \(process \d+ on "):
-        resume_sweep(path, options)
+        SWEEP.resume(path, options)
     assert open_run(path).status == "finished"
 
 
 @pytest.mark.slow
 def test_members_moved_with_their_folder_are_found_and_one_that_is_gone_is_begun_anew(file, options, plan):
-    path = run_sweep(file, options)
+    path = SWEEP.start(file, options)
     moved = Path("elsewhere").resolve()
     Path("runs").rename(moved)
     path = moved / "small" / path.name
     rows = read_csv(path / "members.csv")
     for item in sorted((moved / "small" / Path(rows[1]["path"]).name).rglob("*"), reverse=True):
         item.rmdir() if item.is_dir() else item.unlink()
-    resume_sweep(path, replace(options, out=None))
+    SWEEP.resume(path, replace(options, out=None))
     members = read_csv(path / "members.csv")
     assert all(Path(m["path"]).parent == moved / "small" for m in members)
     assert [count_begun(m) for m in members] == [1, 1]
@@ -224,23 +224,23 @@ def test_members_moved_with_their_folder_are_found_and_one_that_is_gone_is_begun
 
 def test_workers_share_the_gpus_in_turn(file, options, plan, monkeypatch):
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "4,7")
-    path = run_sweep(file, options)
+    path = SWEEP.start(file, options)
     seen = {(Path(m["path"]) / "begun.txt").read_text().strip() for m in read_csv(path / "members.csv")}
     assert seen == {"4", "7"}
 
 
 def test_without_a_sweep_or_with_a_wrong_grid_nothing_is_left_behind(file, options):
     with pytest.raises(ConfigError, match="there is no section sweep"):
-        run_sweep(file, set_keys(options, sweep=None))
+        SWEEP.start(file, set_keys(options, sweep=None))
     with pytest.raises(ConfigError, match=r"Did you mean model\.dropout"):
-        run_sweep(file, set_keys(options, **{"sweep.grid.model.dropuot": [1]}))
+        SWEEP.start(file, set_keys(options, **{"sweep.grid.model.dropuot": [1]}))
     assert not Path("runs").exists()
 
 
 def test_the_table_for_the_terminal_names_what_did_not_finish(file, options, plan):
     plan |= {"0.1": {"do": "fail"}}
     with pytest.raises(DlferError):
-        run_sweep(file, options)
+        SWEEP.start(file, options)
     console = Console(width=120, record=True, quiet=False, file=open("table.txt", "w"))  # noqa: SIM115
     console.print(format_sweep_table(ComparisonRecord.require(find_sweep())))
     text = console.export_text()

@@ -31,8 +31,7 @@ from dlfer.train.boosting import (
     grow_trees,
 )
 from dlfer.train.cluster import Device
-from dlfer.train.control import StopControl
-from dlfer.train.progress import TrainingListener
+from dlfer.train.progress import StopControl, TrainingListener
 from dlfer.train.state import StageJob
 
 NUM_LABELS = 3

@@ -11,9 +11,8 @@ from dlfer.data.bundle import Share, Split
 from dlfer.data.pipeline import count_steps, divide_rows, iterate_epoch, take_share
 from dlfer.errors import ConfigError, EnvironmentProblem
 from dlfer.train.cluster import Device, choose_device
-from dlfer.train.control import StopControl, check_alone, describes_cluster, is_follower
 from dlfer.train.distribute import _check_divides, choose_replicas, describe_replicas
-from dlfer.train.progress import TrainingListener
+from dlfer.train.progress import StopControl, TrainingListener, check_alone, describes_cluster, is_follower
 from dlfer.train.state import StageJob
 
 

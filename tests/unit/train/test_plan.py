@@ -1,4 +1,4 @@
-"""What is said before a stage trains."""
+"""What is said before a stage trains, and the blocks of a network, which hold every layer and every parameter once."""
 
 from pathlib import Path
 
@@ -9,13 +9,12 @@ import pytest
 from dlfer.config.schema import ExperimentSection, FreezeConfig, StageConfig
 from dlfer.config.sections import ModelConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.model.backbones import build_backbone
-from dlfer.model.hybrid import build_hybrid_backbone
-from dlfer.model.stage_network import build_transfer_network
+from dlfer.model.backbones import build_backbone, find_backbone
+from dlfer.model.stage_network import build_hybrid_backbone, build_transfer_network
+from dlfer.runs.run_records import NetworkRecord
 from dlfer.train.cluster import choose_device
-from dlfer.train.control import StopControl
-from dlfer.train.plan import describe_plan, set_trainable, unfreeze_random_start
-from dlfer.train.progress import TrainingListener
+from dlfer.train.plan import describe_network, describe_plan, set_trainable, unfreeze_random_start
+from dlfer.train.progress import StopControl, TrainingListener
 from dlfer.train.state import StageJob
 
 
@@ -194,3 +193,50 @@ def test_random_weights_are_not_frozen_and_the_note_says_what_was_asked(freeze, 
 def test_where_nothing_is_frozen_nothing_is_said():
     config = StageConfig.model_validate({"data": {"source": "synthetic_faces"}, "freeze": {"head_learning_rate": 1.0}})
     assert unfreeze_random_start("EF-FER2", config) == (config, None)
+
+
+def build_blocks(config, *, image_size=64):
+    return build_transfer_network(config, num_labels=5, image_size=image_size, channels=1)
+
+
+@pytest.mark.parametrize("backbone", ["resnet_nano", "efficientnet_nano", "googlenet", "mobilenet_v2"])
+def test_blocks_hold_every_parameter_once(backbone, tmp_path):
+    network = build_blocks(ModelConfig(backbone=backbone))
+    record = describe_network(network, ModelConfig(backbone=backbone))
+    assert record.parameters == network.model.count_params()
+    assert record.trained == sum(int(np.prod(weight.shape)) for weight in network.model.trainable_weights)
+    assert [block.layer for block in record.blocks] == [*find_backbone(backbone).stages, "head"]
+    assert record.blocks[-1].shape == [5]
+    sides = [block.shape[0] for block in record.blocks[:-1]]
+    assert sides == sorted(sides, reverse=True)
+    assert all(block.trained == block.parameters - block.statistics for block in record.blocks)
+    record.write(tmp_path)
+    assert NetworkRecord.read(tmp_path) == record
+
+
+def test_what_is_frozen_is_said():
+    config = ModelConfig(backbone="resnet_nano")
+    network = build_blocks(config)
+    set_trainable(network.backbone, FreezeConfig(layers=0.5, batch_norm="frozen"), head_only=False)
+    blocks = describe_network(network, config).blocks
+    assert blocks[0].trained == 0
+    assert 0 < blocks[-2].trained < blocks[-2].parameters - blocks[-2].statistics
+    assert blocks[-1].trained == blocks[-1].parameters > 0
+    network.backbone.trainable = False
+    frozen = describe_network(network, config, has_head=False)
+    assert (frozen.trained, frozen.blocks[-1].name) == (0, "feature level 5")
+
+
+def test_each_branch_of_a_hybrid_has_its_blocks():
+    config = ModelConfig(family="hybrid", branches=("resnet_nano", "efficientnet_nano"), fusion="attention")
+    network = build_blocks(config, image_size=48)
+    record = describe_network(network, config)
+    assert record.parameters == network.model.count_params()
+    assert [block.branch for block in record.blocks] == [
+        *["branch1_resnet_nano"] * 5,
+        *["branch2_efficientnet_nano"] * 5,
+        "",
+        "",
+    ]
+    assert [block.name for block in record.blocks[-2:]] == ["fusion", "head"]
+    assert record.blocks[-2].parameters > 0

@@ -18,8 +18,7 @@ from dlfer.model.stage_network import build_transfer_network
 from dlfer.runs.files import read_rows
 from dlfer.runs.listeners import Listener, Listeners
 from dlfer.train.cluster import choose_device, set_determinism
-from dlfer.train.control import StopControl
-from dlfer.train.progress import TrainingListener
+from dlfer.train.progress import StopControl, TrainingListener
 from dlfer.train.stage import BEST, CHECKPOINT, HISTORY, MILESTONES, NEXT_BEST, _Stage, train_stage
 from dlfer.train.state import COLUMNS, StageJob, read_state, restore_checkpoint
 

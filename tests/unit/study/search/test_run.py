@@ -19,8 +19,8 @@ from dlfer.errors import ConfigError, EnvironmentProblem, ModelError, TrainingSt
 from dlfer.report.search import write_search_report
 from dlfer.runs.changes import list_differences
 from dlfer.runs.find import open_run
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.member_rows import read_member_rows
-from dlfer.runs.options import RunOptions
 from dlfer.study.search.run import SearchOptions, resume_search, run_search
 
 TEXT = """

@@ -7,14 +7,14 @@ from pathlib import Path
 import pytest
 
 from dlfer.errors import DlferError, UserError
+from dlfer.runs.listeners import RunOptions
 from dlfer.runs.member_rows import MemberRow
-from dlfer.runs.options import RunOptions
 from dlfer.runs.run import Run, create_run
 from dlfer.study.child import make_slots
 from dlfer.study.runner import Runner, StudyConsole
 from dlfer.study.search.engine import Answer, Proposal
 from dlfer.study.search.trials import Arm, TrialSource, describe_left
-from dlfer.train.control import StopControl
+from dlfer.train.progress import StopControl
 
 
 class Engine:

@@ -7,10 +7,8 @@ import pytest
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.model.stage_network import TrainingNetwork
 from dlfer.model.training_kernels import list_batch_norms
-from dlfer.train.average import WeightAverage
-from dlfer.train.loop import FitLoop
-from dlfer.train.objective import build_loss
-from dlfer.train.optimizers import build_optimizer
+from dlfer.train.loop import FitLoop, WeightAverage
+from dlfer.train.objective import build_loss, build_optimizer
 from dlfer.train.plan import set_trainable
 from dlfer.train.stage import train_stage
 from dlfer.train.state import StageState

@@ -6,11 +6,21 @@ from scipy import stats
 
 from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError, UserError
-from dlfer.explain.explanation import Explainer, Explanation, MapAverage, MapOptions, compute_rank_correlation
+from dlfer.explain.explanation import (
+    ALL,
+    HEAD,
+    OTHER,
+    Explainer,
+    Explanation,
+    MapAverage,
+    MapOptions,
+    check_maps,
+    compute_rank_correlation,
+    randomise,
+)
 from dlfer.explain.figures import describe_sanity, list_sanity_rows
 from dlfer.explain.gradcam import Cam
 from dlfer.explain.occlusion import Occlusion
-from dlfer.explain.sanity import ALL, HEAD, OTHER, check_maps, randomise
 from dlfer.model.artifact import FAMILIES
 from dlfer.model.stage_network import build_transfer_network
 
@@ -114,7 +124,7 @@ def test_maps_that_do_not_hang_on_the_weights_are_found_out(monkeypatch):
             cam = Cam("", "edges", image.shape[:2], np.abs(np.gradient(image[..., 0].astype(np.float32), axis=0)))
             return Explanation(np.array([1.0, 0, 0], np.float32), target, None, (cam,))
 
-    monkeypatch.setattr("dlfer.explain.sanity.Explainer", Edges)
+    monkeypatch.setattr("dlfer.explain.explanation.Explainer", Edges)
     images = draw_images((3, 16, 16, 1))
     found = check_maps(Edges(), images, [Edges().explain(image) for image in images])
     assert found[ALL]["gradcam"] == {"mean": 1, "low": 1, "high": 1, "n": 3, "flat": 0}

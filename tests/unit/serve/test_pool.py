@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dlfer.serve.batching import BATCH_IMAGES, Batcher, Work
 from dlfer.serve.models import ServedModel
+from dlfer.serve.pool import BATCH_IMAGES, Batcher, Work
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from dlfer.train.control import StopControl
+from dlfer.train.progress import StopControl
 
 
 @pytest.mark.parametrize(("number", "reason"), [(signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "Ctrl-C")])
