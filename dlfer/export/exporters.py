@@ -413,7 +413,7 @@ def _check_target(target: Path, inputs: list[Path | None], *, force: bool) -> No
     others = sorted(name for path in files if (name := path.relative_to(target).as_posix()) not in known)
     if others and not force:
         raise UserError(
-            f"{target}: this export would be replaced, and {len(others)} files in it do not belong to it: "
+            f"{target}: this export would be replaced, and other files are in it ({len(others)}): "
             f"{', '.join(others[:5])}; move them, use another --out, or use --force."
         )
 

@@ -96,9 +96,7 @@ def test_a_class_that_train_lacks_is_refused_unless_train_was_cut_down(tmp_path)
 
 def test_a_class_that_validation_lacks_is_noted(tmp_path):
     config = _write_npz(tmp_path / "a.npz", validation_targets=np.arange(20) % 3)
-    assert load_data(config, image_size=32).notes == (
-        "validation has no image of 3, so it cannot judge these classes.",
-    )
+    assert load_data(config, image_size=32).notes == ("validation has no image of 3, so it cannot judge this class.",)
 
 
 def test_parts_of_different_sizes_are_refused_unless_resized(tmp_path):

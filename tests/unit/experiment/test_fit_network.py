@@ -79,7 +79,7 @@ def test_a_dry_run_says_what_would_not_be_applied(run):
     _, said = run("--dry-run")
     assert "EF-FER1 starts from random weights" in said
     assert "EF-FER2: " in said
-    assert "head alone for 1 epochs at rate 0.01, then rate 0.001 (constant)" in said
+    assert "head alone for 1 epoch at rate 0.01, then rate 0.001 (constant)" in said
 
 
 def test_published_weights_with_another_scaling_are_told_in_a_dry_run(run):

@@ -186,7 +186,7 @@ def test_an_earlier_export_may_be_replaced_and_what_somebody_put_there_is_not(ea
     whole._check_target(earlier, [], force=False)
     whole._check_target(tmp_path / "new", [], force=False)
     (earlier / "me.jpg").write_text("me")
-    with pytest.raises(UserError, match=r"1 files in it do not belong to it: me\.jpg.*--force"):
+    with pytest.raises(UserError, match=r"other files are in it \(1\): me\.jpg.*--force"):
         whole._check_target(earlier, [], force=False)
     whole._check_target(earlier, [], force=True)
     with pytest.raises(UserError, match=r"is the input .*me\.jpg"):
