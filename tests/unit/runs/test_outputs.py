@@ -56,7 +56,7 @@ def test_a_file_in_an_input_folder_is_an_input_and_a_new_one_is_not(here):
 
 def test_another_file_is_replaced_by_force_alone(here):
     (here / "a.csv").write_text("mine")
-    with pytest.raises(ConfigError, match=r"--out a\.csv: is there already .* --force"):
+    with pytest.raises(ConfigError, match=r"--out a\.csv: exists already .* --force"):
         check_outputs({"--out": "a.csv"}, ["data/me.jpg"])
     check_outputs({"--out": "a.csv"}, ["data/me.jpg"], force=True)
     (here / "nowhere").symlink_to(here / "gone")
