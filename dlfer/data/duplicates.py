@@ -395,6 +395,11 @@ def hash_images(images: np.ndarray) -> np.ndarray:
     return np.array([digest.hex() for digest in digests], dtype="S32")
 
 
+def shorten_digests(digests: np.ndarray) -> np.ndarray:
+    """Return the first 64 bits of each digest of `hash_images`, bytes [N] of 16 hexadecimal digits, as shipped models keep them."""
+    return digests.astype("S16")
+
+
 def to_grey(images: np.ndarray) -> np.ndarray:
     """Return float32 [N, H, W], the luma of ITU-R BT.601 for RGB (uint8 [N, H, W, 1 or 3])."""
     if images.shape[-1] == 1:

@@ -7,9 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from dlfer.config.load import load_recorded_experiment, resolve_path
 from dlfer.config.sections import FacesConfig
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint, make_split
+from dlfer.data.duplicates import hash_images, shorten_digests
 from dlfer.data.faces import prepare_split
 from dlfer.data.given import GivenData, parse_split
 from dlfer.data.labels import map_targets
@@ -25,6 +28,8 @@ from dlfer.model.classifier import Classifier
 from dlfer.predict.engines import Engine
 from dlfer.predict.foreign import ForeignModel
 from dlfer.runs.artifact import read_artifact_record
+from dlfer.runs.changes import IMAGES_FILE
+from dlfer.runs.files import read_npz
 from dlfer.runs.find import find_model, find_run_of
 from dlfer.runs.metrics_record import JudgedOn, Metrics
 from dlfer.runs.records import ArtifactRecord, DataRecord, SplitRecord
@@ -107,7 +112,9 @@ def evaluate_with_predictions(
         train, selection = sources[0], None if used_for == "selection" else sources[1]
         duplicates = find_judged_duplicates("test", split, train=train, selection=selection, same_ids=same_ids)
     of_run = read_metrics(trained)
-    metrics = _score(of_run, record, predictions, duplicates=duplicates, is_own=is_own, test_opened=opened)
+    # Duplicates that are counted, and a split that was used as a whole, say more.
+    seen = describe_seen(trained, name, split) if duplicates is None and used_for is None else None
+    metrics = _score(of_run, record, predictions, duplicates=duplicates, seen=seen, is_own=is_own, test_opened=opened)
     found = compute_extra_metrics(extras, classifier, {"test": split}, {"test": predictions}, say=say)
     is_whole = run is not None and of_run is not None and data is None and wanted is None
     if is_whole and keep_extras(run, of_run, found) and say is not None:
@@ -144,6 +151,7 @@ def _score(
     predictions: Predictions,
     *,
     duplicates: JudgedDuplicates | None,
+    seen: str | None = None,
     is_own: bool,
     test_opened: int | None,
 ) -> Metrics:
@@ -153,7 +161,7 @@ def _score(
         {"test": predictions},
         Metrics(
             protocol=protocol,
-            banner=_describe_run(of_run, protocol, is_own=is_own),
+            banner=" ".join(filter(None, (seen, _describe_run(of_run, protocol, is_own=is_own)))) or None,
             selected_on=record.about.selected_on or "not known",
             duplicates=None if duplicates is None else duplicates.as_record(),
             temperature=record.temperature,
@@ -208,6 +216,33 @@ def tell_use(folder: Path, split: Split, *, is_own: bool) -> str | None:
         if split.name == found.name and (is_own or compute_fingerprint(split) == found.fingerprint):
             return use
     return None
+
+
+def describe_seen(folder: Path, name: str, split: Split) -> str | None:
+    """Say how many images of a split trained a model or selected it, pixel by pixel the same; None where none did.
+
+    Args:
+        folder: of its run, or of the shipped model, with the list of its images; without that list nothing is known.
+        name: of the model, in the sentence.
+        split: as it was loaded.
+    """
+    try:
+        lists = read_npz(folder / IMAGES_FILE)
+    except (OSError, ValueError):
+        return None
+    digests = shorten_digests(hash_images(split.images))
+    none = np.zeros(0, digests.dtype)
+    trained, selected = (
+        np.isin(digests, shorten_digests(lists.get(f"{part}_digests", none))) for part in ("train", "validation")
+    )
+    counts = {"trained": trained.sum(), "selected": (selected & ~trained).sum()}
+    found = [f"{count:,} of the {len(split):,} images {did} {name}" for did, count in counts.items() if count]
+    if not found:
+        return None
+    return (
+        f"{' and '.join(found)} (identical pixels; resized, recompressed or flipped copies are not counted), so its accuracy "
+        "on them is too high."
+    )
 
 
 def _describe_run(of_run: Metrics | None, protocol: str, *, is_own: bool) -> str | None:

@@ -17,6 +17,7 @@ import keras
 import numpy as np
 
 from dlfer.config.names import FER2013_LABELS
+from dlfer.data.duplicates import shorten_digests
 from dlfer.data.images import compute_side, resize_square
 from dlfer.data.synthetic.faces import draw_face
 from dlfer.errors import ConfigError, DlferError, ExportError, ModelError, UserError
@@ -32,7 +33,8 @@ from dlfer.predict.engines import measure_speed
 from dlfer.predict.runtimes import combine_trees, import_extra, open_onnx
 from dlfer.report.card import CARD_FILE, find_terms, write_card
 from dlfer.report.page import read_experiment
-from dlfer.runs.files import hash_file, write_atomically
+from dlfer.runs.changes import IMAGES_FILE
+from dlfer.runs.files import hash_file, read_npz, write_atomically, write_npz
 from dlfer.runs.find import find_model, is_default, open_run, read_about
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.outputs import check_outputs
@@ -253,7 +255,8 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
 
     The large kernels of a network are kept in float16, the rest in float32, and all are computed with in float32; with int8 the
     ONNX file computes with eight bits, and Keras has the same weights as without. Beside the artifact stand its card, config.yaml,
-    metrics.json and data.json, by which `dlfer evaluate` knows images that selected or trained the model.
+    metrics.json, data.json and images.npz (64 bits of each image's digest), by which `dlfer evaluate` and `compare` know images that
+    selected or trained the model.
 
     Args:
         run: a finished run, by its path or name.
@@ -292,6 +295,7 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
         for file in (RUN_FILE, *_SHIPPED_RECORDS):
             if (opened.path / file).is_file():
                 shutil.copyfile(opened.path / file, copy / file)
+        _keep_digests(opened.path, copy / "model")
         shipped = _shrink(copy / "model", source, opened, weights=weights)
         _describe(copy, source, name=name, default=default, shipped=shipped)
         for file in _SHIPPED_RECORDS:
@@ -304,6 +308,16 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
     if default:
         _unset_other_defaults(target)
     return target
+
+
+def _keep_digests(run: Path, model: Path) -> None:
+    """Keep 64 bits of the digest of each image that trained or selected a run, by which they are found again."""
+    if not (run / IMAGES_FILE).is_file():
+        return
+    lists = read_npz(run / IMAGES_FILE)
+    kept = {name: shorten_digests(lists[name]) for name in ("train_digests", "validation_digests") if name in lists}
+    if kept:
+        write_npz(model / IMAGES_FILE, kept)
 
 
 GIT_ATTRIBUTES = "".join(f"{pattern} filter=lfs diff=lfs merge=lfs -text\n" for pattern in ("*.h5", "*.onnx"))

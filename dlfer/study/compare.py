@@ -333,7 +333,7 @@ class Images:
             UserError: there are no images, or their labels are not those of the model.
         """
         from dlfer.data.labels import map_targets
-        from dlfer.experiment.evaluate import prepare_as_trained, tell_use
+        from dlfer.experiment.evaluate import describe_seen, prepare_as_trained, tell_use
         from dlfer.predict.engines import load_engine
 
         model = load_engine(find_model(entry.path))
@@ -341,6 +341,7 @@ class Images:
         if self.data is not None or self.source.run.config().finetune.data.faces is None:
             images = prepare_as_trained(images, model, self.say)
         use = tell_use(entry.path, images, is_own=False)
+        seen = None if use else describe_seen(entry.path, entry.name, images)
         images = map_targets(images, labels, model.labels)
         self.say(f"{entry.name}: predicting {len(images):,} images")
         self.notes.append(
@@ -350,6 +351,8 @@ class Images:
         if use is not None:
             did = "selected" if use == "selection" else "trained"
             self.notes.append(f"Warning: these images {did} {entry.name}, so its accuracy is too high.")
+        if seen is not None:
+            self.notes.append(f"Warning: {seen}")
         return Predictions(images.ids, model.labels, images.targets, model.predict(images.images))
 
     def extend_labels(self, several: Sequence[Predictions], names: Sequence[str]) -> list[Predictions]:

@@ -11,15 +11,19 @@ import pytest
 from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.experiment.evaluate import _score, tell_use
+from dlfer.data.duplicates import shorten_digests
+from dlfer.experiment.evaluate import _score, describe_seen, tell_use
 from dlfer.experiment.splits import (
     compute_banner,
     compute_run_metrics,
     describe_data,
     find_judged_duplicates,
     find_run_duplicates,
+    index_images,
 )
 from dlfer.metrics.predictions import Predictions
+from dlfer.runs.changes import IMAGES_FILE
+from dlfer.runs.files import write_npz
 from dlfer.runs.metrics_record import Abstention, Metrics
 from dlfer.runs.records import About, ArtifactRecord, InputRecord, Temperature
 from dlfer.runs.run import Run, create_run
@@ -141,6 +145,30 @@ def test_parts_that_selected_or_trained_the_model_are_told_by_name_or_by_their_i
         assert tell_use(run.path, part, is_own=True) == tell_use(run.path, part, is_own=False) == use
     other = make_split(bundle.validation.name, 20, 9)
     assert tell_use(run.path, other, is_own=False) is None
+
+
+def test_images_that_trained_or_selected_a_model_are_counted_whatever_they_are_called(tmp_path):
+    bundle = make_bundle()
+    trained, selected, new = bundle.train.images[:5], bundle.validation.images[:2], make_split("x", 3, 99).images
+    images = np.concatenate([trained, selected, new])
+    split = Split("other", images, np.zeros(10, np.int64), np.array([f"{number}.png" for number in range(10)]))
+    assert describe_seen(tmp_path, "m", split) is None
+    for digests in (
+        index_images(bundle),
+        {k: shorten_digests(v) for k, v in index_images(bundle).items() if "dig" in k},
+    ):
+        write_npz(tmp_path / IMAGES_FILE, digests)
+        found = describe_seen(tmp_path, "m", split)
+        assert found.startswith("5 of the 10 images trained m and 2 of the 10 images selected m (identical pixels;")
+        assert describe_seen(tmp_path, "m", split.take(np.arange(7, 10))) is None
+    (tmp_path / IMAGES_FILE).write_bytes(b"no npz")
+    assert describe_seen(tmp_path, "m", split) is None
+
+
+def test_what_a_model_has_seen_comes_before_the_banner_of_its_run():
+    given = (Metrics(banner="Published protocol"), RECORD, predict(make_bundle().test))
+    metrics = _score(*given, duplicates=None, seen="5 of 20 trained it.", is_own=True, test_opened=3)
+    assert metrics.banner == "5 of 20 trained it. Published protocol"
 
 
 def test_a_model_without_its_run_says_what_its_protocol_means():

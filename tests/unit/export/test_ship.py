@@ -30,6 +30,7 @@ from dlfer.predict.engines import ArtifactModel, load_engine
 from dlfer.predict.runtimes import open_onnx
 from dlfer.report.card import Terms
 from dlfer.runs import find as catalog
+from dlfer.runs.files import read_npz, write_npz
 from dlfer.runs.find import find_default_model
 from dlfer.runs.metrics_record import CountedEstimate
 from dlfer.runs.records import About, ArtifactRecord, InputRecord, OnnxRecord, Temperature
@@ -58,6 +59,10 @@ def run(tmp_path_factory):
         json.dumps({"splits": {"train": {"name": "train", "n": 9, "shape": [48, 48, 1]}}})
     )
     (run.path / "metrics.json").write_text(json.dumps({}))
+    digests = {
+        f"{part}_digests": np.array([f"{number:032x}" for number in range(9)], "S32") for part in ("train", "test")
+    }
+    write_npz(run.path / "images.npz", {**digests, "train_ids": np.arange(9).astype(str)})
     run.finish()
     return run.path
 
@@ -78,8 +83,11 @@ def test_a_run_is_shipped_and_is_the_default(run, tmp_path, monkeypatch):
             "config.yaml",
             "metrics.json",
             "data.json",
+            "images.npz",
         )
     }
+    kept = read_npz(first / "images.npz")
+    assert {name: digests.dtype for name, digests in kept.items()} == {"train_digests": np.dtype("S16")}
     size, whole = ((path / "network.weights.h5").stat().st_size for path in (first, run / "model"))
     assert size < 0.65 * whole
     images = np.random.default_rng(0).integers(0, 256, (20, 48, 48), np.uint8)
