@@ -266,7 +266,7 @@ def _get_artifact_of_run(run: Run) -> Path:
     )
 
 
-PATTERNS = ("*.json", "*.md", "*.yaml", "*.weights.h5", "*.onnx")
+PATTERNS = ("*.json", "*.md", "*.yaml", "*.weights.h5", "*.onnx", "images.npz")
 """Files of an artifact; others of a repository, such as pickles and programs, are not downloaded."""
 
 # A Path has one slash less.

@@ -158,6 +158,7 @@ FILES = {
     "config.yaml",
     "metrics.json",
     "data.json",
+    "images.npz",
     "README.md",
     ".gitattributes",
 }

@@ -12,10 +12,12 @@ from statsmodels.stats.multitest import multipletests
 from dlfer.cli import main
 from dlfer.config.load import load_experiment
 from dlfer.config.names import FER2013_LABELS as FACE_LABELS
+from dlfer.data.duplicates import hash_images, shorten_digests
 from dlfer.data.sources import load_data
 from dlfer.errors import DataError, MissingDataError, ModelError, UserError
 from dlfer.metrics.predictions import Predictions, write_predictions
 from dlfer.report.terminal import format_comparison
+from dlfer.runs.files import write_npz
 from dlfer.runs.records import About
 from dlfer.runs.run import Run, create_run
 from dlfer.study.compare import compare_runs
@@ -290,9 +292,17 @@ def test_a_run_is_compared_with_a_model_by_its_name(shipped):
     assert any(
         f"mine predicted the {len(images)} images of" in note and "matched by id" in note for note in found.notes
     )
-    assert any("does not know Contempt" in note for note in found.notes)
+    assert any("has no output for Contempt" in note for note in found.notes)
     assert f"mine: predicting {len(images)} images" in said
     assert "mine predicted" in format_comparison(found)
+
+
+def test_images_that_trained_the_model_are_counted(shipped):
+    _, images = shipped
+    assert not any("Warning" in note for note in compare_runs(["drawn", "mine"]).notes)
+    write_npz(Path("saved_models/mine/images.npz"), {"train_digests": shorten_digests(hash_images(images.images[:7]))})
+    found = compare_runs(["drawn", "mine"])
+    assert any(note.startswith(f"Warning: 7 of the {len(images)} images trained mine") for note in found.notes)
 
 
 def test_the_order_decides_the_sign(shipped):
