@@ -85,7 +85,7 @@ def test_a_run_is_shipped_and_is_the_default(run, tmp_path, monkeypatch):
     assert find_default_model().name == "first"
     accuracy = {"value": 0.5, "low": 0.2, "high": 0.8}
     (first / "metrics.json").write_text(json.dumps({"test": {"n": 9, "accuracy": accuracy}}))
-    with pytest.raises(ModelError, match="there already"):
+    with pytest.raises(ModelError, match="exists already"):
         ship_model(run, tmp_path / "saved_models", name="first")
     monkeypatch.setattr(module, "compute_difference", lambda first, second: 0.0)
     monkeypatch.setattr(module, "load_artifact", lambda folder: None)

@@ -60,7 +60,7 @@ def test_another_file_is_replaced_by_force_alone(here):
         check_outputs({"--out": "a.csv"}, ["data/me.jpg"])
     check_outputs({"--out": "a.csv"}, ["data/me.jpg"], force=True)
     (here / "nowhere").symlink_to(here / "gone")
-    with pytest.raises(ConfigError, match="is there already"):
+    with pytest.raises(ConfigError, match="exists already"):
         check_outputs({"--out": "nowhere"})
 
 
