@@ -28,7 +28,6 @@ from dlfer.report.page import format_cell, format_count, format_interval, format
 from dlfer.runs.comparison_record import ArmPair, ArmRow, BestCell, BestCells, ComparisonRecord, Mean
 from dlfer.runs.metrics_record import Estimate, is_missing
 from dlfer.runs.run import format_duration
-from dlfer.runs.text import count_noun
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -108,7 +107,8 @@ class Training(NamedTuple):
     def write_lines(self) -> str:
         """Return the values in lines for the terminal."""
         lines = (
-            self.epochs and f"{count_noun(self.epochs, 'epoch')}{', kept ' + self.kept if self.kept else ''}",
+            self.epochs
+            and f"{self.epochs} {'epoch' if self.epochs == '1' else 'epochs'}{', kept ' + self.kept if self.kept else ''}",
             self.optimizer and f"{self.optimizer} {self.rate}",
             self.batch and f"batch {self.batch}{', ' + self.steps + ' steps' if self.steps else ''}",
             self.size,

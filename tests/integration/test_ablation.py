@@ -150,7 +150,7 @@ def test_a_member_whose_process_is_killed_goes_on_from_its_checkpoint(small, tmp
     os.kill(json.loads((run / "run.json").read_text())["pid"], signal.SIGKILL)
     _, said = process.communicate(timeout=300)
     assert process.returncode == 0, said
-    assert "was ended by SIGKILL; was memory short?; it goes on from its last checkpoint" in said
+    assert "was ended by SIGKILL; it may have run out of memory; it continues from its last checkpoint" in said
     events = [json.loads(line)["event"] for line in (run / "log.jsonl").open()]
     assert events.count("finished") == 1
 

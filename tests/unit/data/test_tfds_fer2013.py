@@ -145,7 +145,7 @@ def test_prepare_makes_the_records_once_and_training_only_reads_them(tmp_path, c
     # What tensorflow_datasets prints is no result.
     assert said.out.count("\n") == 1
     assert "preparing fer2013" in said.err
-    assert "pretrain: no data of its own" in said.err
+    assert "pretrain: it has no data of its own" in said.err
     # The csv is not needed any more, and nothing is written.
     (tmp_path / "data" / "downloads" / "manual" / "fer2013.csv").unlink()
     state = {path: path.stat().st_mtime_ns for path in (tmp_path / "data").rglob("*")}

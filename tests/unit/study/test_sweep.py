@@ -105,7 +105,7 @@ def test_failed_and_killed_cells_do_not_stop_the_rest_and_resume_runs_them_alone
     before = {m["arm"]: m for m in read_csv(path / "members.csv")}
     assert [m["status"] for m in before.values()] == ["failed", "failed", "finished"]
     assert before["dropout=0.1"]["error"] == "NonFiniteError: the loss became nan."
-    assert before["dropout=0.2"]["error"] == "its process was ended by SIGKILL; was memory short?, twice"
+    assert before["dropout=0.2"]["error"] == "its process was ended by SIGKILL; it may have run out of memory, twice"
     assert Run(Path(before["dropout=0.2"]["path"])).status == "failed"
     cells = {row["cell"]: row for row in read_csv(path / "sweep.csv")}
     assert cells["dropout=0.1"]["status"] == "failed"

@@ -121,14 +121,17 @@ def test_a_process_that_is_killed_is_restarted_once_from_its_checkpoint(search, 
     row = search(Proposal("0", {"model.dropout": 0.3})).told[0]
     assert (row.status, row.score) == ("finished", pytest.approx(0.975))
     assert read_log(row) == ["begins after 0", "begins after 1"]
-    assert "was ended by SIGKILL; was memory short?; it goes on from its last checkpoint" in capfd.readouterr().err
+    assert (
+        "was ended by SIGKILL; it may have run out of memory; it continues from its last checkpoint"
+        in capfd.readouterr().err
+    )
 
 
 def test_a_process_that_is_killed_again_is_a_failure(search, fake_child):
     fake_child |= {"0.3": {"do": "die"}}
     row = search(Proposal("0", {"model.dropout": 0.3})).told[0]
     assert (row.status, row.kind) == ("failed", "Killed")
-    assert row.error == "its process was ended by SIGKILL; was memory short?, twice"
+    assert row.error == "its process was ended by SIGKILL; it may have run out of memory, twice"
     assert Run(Path(row.path)).status == "failed"
 
 
