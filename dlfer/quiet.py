@@ -29,6 +29,7 @@ def hush_libraries() -> None:
     # tqdm, which a library of ours imports, says so in notebooks without ipywidgets.
     warnings.filterwarnings("ignore", message="IProgress not found")
     # TensorFlow takes the programs of a network, one for each size of image, for a mistake of its user.
+    # tensorflow_datasets calls functions of TensorFlow's that are deprecated.
     logging.getLogger("tensorflow").addFilter(_is_no_advice)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
@@ -38,8 +39,8 @@ def hush_libraries() -> None:
 
 
 def _is_no_advice(record: logging.LogRecord) -> bool:
-    """Tell whether a message is other than TensorFlow's advice on how its functions are compiled."""
-    return "triggered tf.function retracing" not in str(record.msg)
+    """Tell whether a message is other than advice on how a library's functions are to be called."""
+    return not any(text in str(record.msg) for text in ("triggered tf.function retracing", "is deprecated"))
 
 
 class _QuietImport:

@@ -71,6 +71,7 @@ def test_advice_on_how_functions_are_compiled_is_kept_back_and_other_warnings_ar
     body = (
         "import logging; logger = logging.getLogger('tensorflow'); logger.addHandler(logging.StreamHandler()); VALUE = 1\n"
         "logger.warning('5 out of the last %d calls triggered tf.function retracing. Tracing is expensive', 6)\n"
+        "logger.warning('From %s: CounterV2 is deprecated and will be removed', 'reader.py')\n"
         "logger.warning('another')"
     )
     (tmp_path / "warns.py").write_text(body)
@@ -83,5 +84,5 @@ def test_advice_on_how_functions_are_compiled_is_kept_back_and_other_warnings_ar
         check=True,
         timeout=60,
     )
-    assert ("retracing" in done.stderr) == bool(debug)
+    assert ("retracing" in done.stderr) == ("deprecated" in done.stderr) == bool(debug)
     assert "another" in done.stderr
