@@ -1,7 +1,7 @@
 """Watches a server from outside: python watch.py PORT PID, until stdin ends; then one line of JSON on stdout.
 
-A process of its own, so that nothing that a test does slows it. Reports the memory (MB, all of the server's processes
-together, shared pages once) at the beginning and at most, and the longest time that /healthz took (seconds): as measured, and
+A process of its own, so that nothing that a test does slows it. Reports the memory (MB, resident, all of the server's
+processes together) at the beginning and at most, and the longest time that /healthz took (seconds): as measured, and
 without the time in which a thread of the server was ready to run and the processors were busy with other programs.
 """
 
@@ -9,23 +9,25 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
 import sys
 import threading
 import time
 from pathlib import Path
 
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
 
 def measure(parent: int) -> float:
-    """Return the megabytes of a process and its children in memory; a page that several of them share counts once."""
+    """Return the resident megabytes of a process and its children."""
     total = 0
     children = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
     for process in (str(parent), *children):
         try:
-            lines = Path(f"/proc/{process}/smaps_rollup").read_text().splitlines()
+            total += int(Path(f"/proc/{process}/statm").read_text().split()[1]) * PAGE
         except OSError:  # it ended
             continue
-        total += sum(int(line.split()[1]) for line in lines if line.startswith("Pss:"))
-    return total * 1024 / 1e6
+    return total / 1e6
 
 
 def read_waits(process: int) -> dict[str, float]:
