@@ -41,6 +41,8 @@ EYES = ((0.33, 0.375), (0.67, 0.375))
 """Where the left and the right eye stand in an aligned face, as fractions of its side: FER2013's own means by MTCNN."""
 
 _BATCH_SIZE, _BATCH_PIXELS = 32, 1_300_000
+STRIP_PIXELS = 2_000_000
+"""Of an image that is shrunk, about how many are at a time in the copy that Pillow makes."""
 """Images that a detector gets at a time: at most so many, and as few as have so many pixels as it sees them. centerface holds
 0.1 GB for each of 640 x 480 and is hardly faster with 32 of them (3.5 GB) than with 4."""
 
@@ -252,7 +254,18 @@ def _frame(image: np.ndarray, size: int, mode: str) -> tuple[np.ndarray, float, 
 
 
 def _resize(image: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Return uint8 [height, width, C], antialiased where it shrinks."""
+    """Return uint8 [height, width, C], antialiased where it shrinks.
+
+    Pillow copies an image at four bytes a pixel. The rows of a large one are therefore shrunk in strips first, then its columns, which
+    rounds some values otherwise than Pillow does at once.
+    """
+    if image.shape[1] > width and image.shape[0] * image.shape[1] > STRIP_PIXELS:
+        strips = np.array_split(image, -(-image.shape[0] * image.shape[1] // STRIP_PIXELS))
+        image = np.concatenate([_resize_at_once(strip, width, len(strip)) for strip in strips])
+    return _resize_at_once(image, width, height)
+
+
+def _resize_at_once(image: np.ndarray, width: int, height: int) -> np.ndarray:
     grey = image.shape[-1] == 1
     fitted = Image.fromarray(image[..., 0] if grey else image).resize((width, height), Image.Resampling.BICUBIC)
     return np.asarray(fitted)[..., None] if grey else np.asarray(fitted)

@@ -106,6 +106,19 @@ def test_tiny_and_narrow_images_hold_no_face_and_no_error(shape, detector):
     assert detect_faces(np.full(shape, 200, np.uint8), detector=detector) == []
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_large_image_is_shrunk_in_strips_to_the_pixels_of_the_whole(monkeypatch, channels):
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, (301, 402, channels)).astype(np.uint8)
+    rows_first = module._resize_at_once(module._resize_at_once(image, 131, 301), 131, 98)
+    sizes, resize = [], module._resize_at_once
+    monkeypatch.setattr(module, "_resize_at_once", lambda part, *size: sizes.append(part.size) or resize(part, *size))
+    monkeypatch.setattr(module, "STRIP_PIXELS", 10_000)
+    assert np.array_equal(module._resize(image, 131, 98), rows_first)
+    assert len(sizes) == 14
+    assert max(sizes[:-1]) <= 10_000 * channels * 1.1
+
+
 def test_large_images_go_to_the_detector_a_few_at_a_time(monkeypatch):
     """The memory of a network grows with all pixels that it gets at once."""
     given = []
