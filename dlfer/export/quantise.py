@@ -65,7 +65,7 @@ def quantise_onnx(source: Path, target: Path, images: np.ndarray) -> dict[str, i
 def find_float_nodes(graph: Any) -> tuple[list[Any], list[Any]]:
     """Return the nodes of a graph that stay in float32: those before the first convolution, and those from the last products on.
 
-    The nodes of a graph stand in the order in which they are computed.
+    A graph lists its nodes in the order in which they are computed.
     """
     behind: set[str] = set()
     before = []

@@ -213,7 +213,7 @@ def test_every_value_of_an_export_may_be_anything(exported, runtime):
     use_export(exported)
     try:
         changes = [(place, value) for place in list_places(record) for value in (..., *SOMETHING_ELSE)]
-        for place, value in changes[::5]:
+        for place, value in changes[::2]:
             file.write_text(json.dumps(change(record, place, value)))
             try_to_use(exported, (place, str(value)[:40]), use_export)
     finally:
