@@ -17,3 +17,13 @@ def seed_random_weights():
     """Let each test draw the same weights whatever ran before it in its process; Keras is not loaded for it."""
     if "keras" in sys.modules:
         sys.modules["keras"].utils.set_random_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def forget_determinism():
+    """Undo what a test's deterministic training switched on for its whole process: Keras compiles nothing by XLA under it."""
+    yield
+    if "tensorflow" in sys.modules:
+        from tensorflow.python.framework.config import disable_op_determinism
+
+        disable_op_determinism()
