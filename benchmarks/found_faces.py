@@ -8,7 +8,8 @@ Three measurements of a model of ready crops (`lite2_96`):
   faces, by CenterFace's landmarks. It needs no frame around the crops of FER2013 that would change the boxes.
 - Answers: the images of PublicTest are enlarged twice, framed in black, found again, and cut out of the image itself at several
   scales and heights of the box. Half of the rows (the even ones) chooses, the other half is reported. Beside them, on the same
-  rows: the ready crops, and these cut out by their own edges, which tells what the cut's interpolation does alone.
+  rows: the ready crops, and these cut out by their own edges, which tells what the cut's interpolation does alone; and the
+  present cut on images enlarged up to three times, for larger faces.
 - Photographs: what the model says of faces whose mouth is closed and who do not smile (`detector_photos.csv`, by eye).
 
 PublicTest chose the model's epoch and its temperature: figures on it are validation figures, and the calibration of the
@@ -18,7 +19,7 @@ ready crops is flattered by it. Confidences are calibrated by the model's temper
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -28,14 +29,14 @@ from PIL import Image
 from timing import tell_row, write_figures
 
 from dlfer.data.bundle import Split
-from dlfer.data.faces import Face, detect_faces, detect_faces_of_each, warp_image, warp_image_cubic
+from dlfer.data.faces import Face, detect_faces, detect_faces_of_each
 from dlfer.data.fer2013 import load_fer2013_usage
 from dlfer.data.images import to_channels
 from dlfer.metrics.confidence import compute_calibration
 from dlfer.metrics.intervals import compute_proportion
 from dlfer.metrics.paired import compare_paired
 from dlfer.metrics.predictions import Predictions
-from dlfer.predict.crops import MARGINS, cut_ready_crop
+from dlfer.predict.crops import MARGINS, cut_ready_crop, get_cut_side
 from dlfer.predict.engines import Engine, load_model
 
 SCALES = (0.85, 0.95, 1.0, 1.05, 1.15, 1.3)
@@ -46,6 +47,12 @@ OFFSETS = (-0.1, -0.05, 0.0, 0.05, 0.1)
 
 ENLARGED, FRAME, BATCH = 2, 48, 64
 """How often an image is enlarged before it is framed, the width of the frame in pixels, framed images at a time."""
+
+SIDE = 48
+"""Of FER2013's images, in pixels."""
+
+FACTORS = (1.0, 1.25, 1.5, 2.0, 3.0)
+"""How often the images are enlarged for the measurement of larger faces."""
 
 CURRENT = (1 + 2 * MARGINS["centerface"], 0.0)
 
@@ -79,11 +86,9 @@ def move_face(face: Face, offset: float) -> Face:
     return replace(face, box=(left, top + offset * max(width, height), width, height))
 
 
-def cut_face(
-    image: np.ndarray, face: Face, scale: float, offset: float, size: int, warp: Callable = warp_image_cubic
-) -> np.ndarray:
-    """Return what `dlfer predict` cuts out, with another scale and height of the box, or another interpolation."""
-    return cut_ready_crop(image, move_face(face, offset), size, margin=(scale - 1) / 2, warp=warp)
+def cut_face(image: np.ndarray, face: Face, scale: float, offset: float, size: int) -> np.ndarray:
+    """Return what `dlfer predict` cuts out, with another scale and height of the box; `size` is 96 now, and was 48."""
+    return cut_ready_crop(image, move_face(face, offset), size, margin=(scale - 1) / 2, trained_side=SIDE)
 
 
 def describe_geometry(box: Sequence[float], landmarks: np.ndarray) -> tuple[float, float, float, float]:
@@ -149,11 +154,11 @@ def answer_cut(
     faces: Sequence[Face | None],
     rows: np.ndarray,
     place: tuple[float, float],
-    warp: Callable = warp_image_cubic,
+    size: int | None = None,
 ) -> Predictions:
-    """Return predictions of the found faces of some rows, cut out at a scale and an offset."""
-    size = split.images.shape[1]
-    return answer(model, [cut_face(split.images[row], faces[row], *place, size, warp) for row in rows], split, rows)
+    """Return predictions of the found faces of some rows, cut out at a scale and an offset; size: None is that of `predict`."""
+    side = size or get_cut_side(model)
+    return answer(model, [cut_face(split.images[row], faces[row], *place, side) for row in rows], split, rows)
 
 
 def choose_place(model: Engine, split: Split, faces: Sequence[Face | None], rows: np.ndarray, told: list) -> tuple:
@@ -173,22 +178,54 @@ def report_places(
     """Tell what the ready crops, their resampling, the present cut and others give on the rows that report."""
     height, width = split.images.shape[1:3]
     own = [Face((0.0, 0.0, float(width), float(height)), 1.0)] * len(split)
-    former, now = "the present cut, bilinear (before)", "the present cut"
+    former, now = f"the present cut at {SIDE} pixels (before)", "the present cut"
     ways = {"the ready crops": answer(model, split.images[rows], split, rows)}
-    for name, found, place, warp in (
-        ("ready crops cut by their own edges, bilinear (before)", own, (1.0, 0.0), warp_image),
-        ("ready crops cut by their own edges", own, (1.0, 0.0), warp_image_cubic),
-        (former, faces, CURRENT, warp_image),
-        (now, faces, CURRENT, warp_image_cubic),
-        ("the chosen cut", faces, best, warp_image_cubic),
+    for name, found, place, size in (
+        (f"ready crops cut by their own edges at {SIDE} pixels (before)", own, (1.0, 0.0), SIDE),
+        ("ready crops cut by their own edges", own, (1.0, 0.0), None),
+        (former, faces, CURRENT, SIDE),
+        (now, faces, CURRENT, None),
+        ("the chosen cut", faces, best, None),
     ):
-        ways[name] = answer_cut(model, split, found, rows, place, warp)
+        ways[name] = answer_cut(model, split, found, rows, place, size)
     for name, found in ways.items():
         tell_row({"part": "reported", "crops": name, **judge(found)}, told)
     for first, second in ((now, former), ("the ready crops", now), ("the chosen cut", now)):
         test = compare_paired(ways[first], ways[second], names=(first, second))
         points = {key: getattr(test.difference, key) for key in ("value", "low", "high")}
         tell_row({"part": "reported", "compared": [first, second], "points": points, "p": test.p_value}, told)
+
+
+def report_sizes(model: Engine, split: Split, faces: Sequence[Face | None], rows: np.ndarray, told: list) -> None:
+    """Tell how the cut does on faces of several sizes: the images, and their boxes, enlarged bicubically."""
+    ready = answer(model, split.images[rows], split, rows)
+    for factor in FACTORS:
+        side = round(SIDE * factor)
+        large = [
+            np.asarray(Image.fromarray(split.images[row][..., 0]).resize((side, side), Image.Resampling.BICUBIC))
+            for row in rows
+        ]
+        found = [enlarge_face(faces[row], side / SIDE) for row in rows]
+        for name, size in (("the present cut", get_cut_side(model)), (f"at {SIDE} pixels (before)", SIDE)):
+            cut = [cut_face(image[..., None], face, *CURRENT, size) for image, face in zip(large, found, strict=True)]
+            judged = answer(model, cut, split, rows)
+            test = compare_paired(judged, ready, names=(name, "the ready crops"))
+            points = {key: getattr(test.difference, key) for key in ("value", "low", "high")}
+            row = {
+                "part": "sizes",
+                "side": side,
+                "crops": name,
+                "n": len(rows),
+                "accuracy": float(judged.correct.mean()),
+            }
+            tell_row({**row, "points": points, "p": test.p_value}, told)
+
+
+def enlarge_face(face: Face, factor: float) -> Face:
+    """Return a face in an image that is enlarged by a factor."""
+    return replace(
+        face, box=tuple(factor * value for value in face.box), landmarks=(face.landmarks + 0.5) * factor - 0.5
+    )
 
 
 def judge_photos(model: Engine, folder: Path, ways: dict[str, tuple], told: list) -> None:
@@ -202,8 +239,8 @@ def judge_photos(model: Engine, folder: Path, ways: dict[str, tuple], told: list
             if row in photo.closed:
                 closed.append((f"{photo.file} {row + 1}", image, face))
     tell_row(summarise_geometry("photographs, the present cut", geometry), told)
-    for name, (place, warp) in ways.items():
-        crops = [to_channels(cut_face(image, face, *place, 48, warp), model.channels) for _, image, face in closed]
+    for name, (place, size) in ways.items():
+        crops = [to_channels(cut_face(image, face, *place, size), model.channels) for _, image, face in closed]
         given = model.predict(np.stack(crops), calibrated=True)
         labels = [model.labels[column] for column in given.argmax(axis=1)]
         shares = {label: labels.count(label) for label in sorted(set(labels))}
@@ -237,8 +274,10 @@ def main() -> None:
     if not given.no_grid:
         best, reported = choose_place(model, split, faces, rows[rows % 2 == 0], told), rows[rows % 2 == 1]
     report_places(model, split, faces, reported, best, told)
+    report_sizes(model, split, faces, reported, told)
     if given.photos:
-        cuts = {"before": (CURRENT, warp_image), "now": (CURRENT, warp_image_cubic), "chosen": (best, warp_image_cubic)}
+        side = get_cut_side(model)
+        cuts = {"before": (CURRENT, SIDE), "now": (CURRENT, side), "chosen": (best, side)}
         judge_photos(model, given.photos, cuts, told)
     write_figures(given.json, told, "onnxruntime", "numpy")
 

@@ -175,15 +175,16 @@ def compute_alignment(eyes: np.ndarray, size: int) -> np.ndarray:
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
-def warp_image(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
+def warp_image(image: np.ndarray, matrix: np.ndarray, size: int, *, resolution: int | None = None) -> np.ndarray:
     """Return uint8 [size, size, C] of an image under a similarity, bilinearly; antialiased where it shrinks.
 
     Args:
         image: uint8 [H, W, C]; its edge goes on outside.
         matrix: float [2, 3], from (x, y) in the image to (x, y) in the result.
         size: side of the result in pixels.
+        resolution: an image with more pixels than this on the side of the result is shrunk to as many first; None: size.
     """
-    image, matrix = _shrink_before(image, matrix)
+    image, matrix = _shrink_before(image, matrix, 1 if resolution is None else min(1, resolution / size))
     inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))
     columns, rows = np.meshgrid(np.arange(size), np.arange(size))
     x, y = (inverse[axis, 0] * columns + inverse[axis, 1] * rows + inverse[axis, 2] for axis in (0, 1))
@@ -218,9 +219,9 @@ def warp_image_cubic(image: np.ndarray, matrix: np.ndarray, size: int) -> np.nda
     return np.stack(planes, axis=-1)
 
 
-def _shrink_before(image: np.ndarray, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return an image shrunk as much as a similarity will shrink it, and the similarity from there to the result."""
-    scale = float(np.hypot(matrix[0, 0], matrix[1, 0]))
+def _shrink_before(image: np.ndarray, matrix: np.ndarray, share: float = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Return an image shrunk to a share of the size that a similarity gives it, and the similarity from there to the result."""
+    scale = share * float(np.hypot(matrix[0, 0], matrix[1, 0]))
     if scale >= 1:
         return image, matrix
     height, width = (max(1, round(n * scale)) for n in image.shape[:2])

@@ -62,6 +62,11 @@ def to_pictures(
 class PictureModel(ShownModel, ABC):
     """What predicts pictures, whatever computes it: its subclasses have `labels`, `channels`, `temperature_fit` and `about`."""
 
+    crop: float | None = None
+    """Side of the central part of an image that it looks at, in 0..1; None: at the whole image, or not known."""
+    takes_any_size: bool = True
+    """Whether images of any size go into its network; else they are resized to the one that it takes before."""
+
     @property
     def temperature(self) -> float:
         """What `predict(images, calibrated=True)` divides the logits by; 1 where none was fitted."""

@@ -45,8 +45,6 @@ class Classifier(PictureModel):
     family: ClassVar[str]
     network: keras.Model | None = None
     """uint8 [B, H, W, channels] to activated outputs [B, C]; None where it is no single network."""
-    crop: float | None = None
-    """Side of the central part of an image that it looks at, in 0..1; None: at the whole image."""
     aspect: str = "crop"
     """How it makes squares of images that are not: "crop" or "pad", see `dlfer.data.images.make_square`."""
     about: About = About()

@@ -22,6 +22,7 @@ from dlfer.data.faces import (
     crop_face,
     detect_faces_of_each,
     prepare_face,
+    warp_image,
     warp_image_cubic,
 )
 from dlfer.data.images import compute_side, equalize, resize_square, to_channels
@@ -107,7 +108,7 @@ def build_cropper(faces: str, classifier: Engine, *, detector_size: int | None =
         raise UserError(f"detector size: found {detector_size!r}, expected a whole number of pixels, 64 to 4096.")
     about, channels, aspect = classifier.about, classifier.channels, classifier.aspect
     trained = FacesConfig.model_validate(about.faces) if about.faces else None
-    size = int(about.face_size or classifier.image_size)
+    size, side = int(about.face_size or classifier.image_size), get_cut_side(classifier)
     if faces == "whole":
         return Cropper(None, lambda image, _: _take_whole(image, trained, channels, size, aspect))
     is_ready = trained is None or trained.detect == "none"
@@ -118,7 +119,7 @@ def build_cropper(faces: str, classifier: Engine, *, detector_size: int | None =
 
     def cut(image: np.ndarray, face: Face) -> Crop:
         if is_ready or (trained.align and face.eyes is None):
-            pixels = cut_ready_crop(image, face, size, margin=MARGINS[detector])
+            pixels = cut_ready_crop(image, face, side, trained_side=size, margin=MARGINS[detector])
         else:
             pixels = align_face(image, face.eyes, size) if trained.align else crop_face(image, face.box, size)
         left, top, width, height = face.box
@@ -128,13 +129,26 @@ def build_cropper(faces: str, classifier: Engine, *, detector_size: int | None =
     return Cropper(lambda images: detect_faces_of_each(images, detector=detector, size=detector_size), cut)
 
 
+def get_cut_side(classifier: Engine) -> int:
+    """Return the side in pixels of the faces that are cut out of photographs.
+
+    It is that of the training images. For a model of ready crops as they are (`data.faces` not set) whose network enlarges these,
+    it is the network's, so that each face is interpolated once.
+    """
+    about = classifier.about
+    size = int(about.face_size or classifier.image_size)
+    if about.faces or not classifier.takes_any_size:
+        return size
+    return max(size, math.ceil(classifier.image_size / (classifier.crop or 1)))
+
+
+DETAIL = 4 / 3
+"""To how many sides of a training image a larger face is shrunk before it is sampled at the network's size. Shrunk to one, it
+would be blurrier than those images, which no grid of pixels was laid over a second time; much more detail they do not have."""
+
+
 def cut_ready_crop(
-    image: np.ndarray,
-    face: Face,
-    size: int,
-    *,
-    margin: float = 0.0,
-    warp: Callable[[np.ndarray, np.ndarray, int], np.ndarray] = warp_image_cubic,
+    image: np.ndarray, face: Face, size: int, *, margin: float = 0.0, trained_side: int | None = None
 ) -> np.ndarray:
     """Return a face as data sets of ready crops have them: the square around its box, upright if it tilts much.
 
@@ -143,7 +157,8 @@ def cut_ready_crop(
         face: in it.
         size: side of the result in pixels.
         margin: of the box's longer side, on each edge.
-        warp: how pixels are interpolated, as `dlfer.data.faces.warp_image` does it or sharper.
+        trained_side: of the ready crops, where the network enlarges them bilinearly to `size`: then the face is sampled once, in
+            that way; sampled at their size and enlarged after it, it would be blurred twice. None: they have `size` itself.
 
     Returns:
         uint8 [size, size, C]; what lies outside of the image continues its edge.
@@ -155,13 +170,16 @@ def cut_ready_crop(
     reach = math.ceil(0.75 * side) + 2
     first_x, first_y = max(0, int(x) - reach), max(0, int(y) - reach)
     near = image[first_y : int(y) + reach + 1, first_x : int(x) + reach + 1]
-    # Twice the size, then halved: an interpolation on the final pixels would blur them, and a bilinear one does even so
-    # where a face is as small as the result (results/found_faces.md).
-    fine = 2 * size
+    is_enlarged = trained_side is not None and trained_side < size
+    # Of ready crops that are not enlarged: twice the size, then halved, since an interpolation on the final pixels would blur them,
+    # and a bilinear one does even so where a face is as small as the result (results/found_faces.md).
+    fine = size if is_enlarged else 2 * size
     turn = fine / side * cmath.exp(-1j * math.radians(_get_roll(face)))
     move = complex(fine / 2 - 0.5, fine / 2 - 0.5) - turn * complex(x - first_x, y - first_y)
     matrix = np.array([[turn.real, -turn.imag, move.real], [turn.imag, turn.real, move.imag]])
-    pixels = warp(near, matrix, fine).reshape(size, 2, size, 2, -1).mean(axis=(1, 3))
+    if is_enlarged:
+        return warp_image(near, matrix, size, resolution=round(DETAIL * trained_side))
+    pixels = warp_image_cubic(near, matrix, fine).reshape(size, 2, size, 2, -1).mean(axis=(1, 3))
     return (pixels + 0.5).astype(np.uint8)
 
 

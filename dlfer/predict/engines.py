@@ -39,6 +39,8 @@ class Engine(Protocol):
         labels: in the order of the outputs.
         channels: of the images, 1 or 3.
         image_size: side in pixels of the square that the network sees.
+        crop: side of the central part of this square that it looks at, in 0..1; None: at the whole, or not known.
+        takes_any_size: whether images of any size go into the network; else they are resized to the one that it takes before.
         aspect: how it makes squares of images that are not, see `dlfer.data.images.make_square`.
         temperature_fit: the temperature and what it was fitted on, or None.
         about: what the artifact tells of the training.
@@ -47,6 +49,8 @@ class Engine(Protocol):
     labels: tuple[str, ...]
     channels: int
     image_size: int
+    crop: float | None
+    takes_any_size: bool
     aspect: str
     temperature_fit: Temperature | None
     about: About
@@ -126,7 +130,6 @@ class RuntimeModel(PictureModel, Engine):
 
     @property
     def takes_any_size(self) -> bool:
-        """Whether images of any size can go into the model; else they are resized to its own before."""
         return self._size is None
 
     def _check_answer(self) -> None:

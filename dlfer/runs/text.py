@@ -84,9 +84,13 @@ def count_noun(number: int, noun: str) -> str:
     return f"{number:,} {plural}"
 
 
+_OTHER_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Halves of characters that do not stand for a byte of a file's name."""
+
+
 def _is_bytes(text: str) -> bool:
     """Tell whether all lone surrogates stand for bytes, as in names of files."""
-    return not any("\ud800" <= character <= "\udfff" and not "\udc80" <= character <= "\udcff" for character in text)
+    return _OTHER_SURROGATE.search(text) is None
 
 
 def _escape(character: str) -> str:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -16,8 +17,9 @@ import numpy as np
 from dlfer.config.schema import OptimizerConfig
 from dlfer.config.sections import FacesConfig
 from dlfer.data.images import resize_square, to_channels
+from dlfer.data.pictures import predict_by_size
 from dlfer.errors import UserError
-from dlfer.predict.crops import Crop, build_cropper
+from dlfer.predict.crops import Crop, build_cropper, get_cut_side
 from dlfer.predict.engines import Engine
 from dlfer.report.headline import name_judged_split
 from dlfer.report.page import try_experiment
@@ -62,8 +64,9 @@ class ServedModel:
         self.card = card
         self.labels = tuple(classifier.labels)
         self.channels = classifier.channels
-        # That of `build_cropper`, so that the answers are those of `dlfer predict`.
+        # Of pictures that are crops, and of found faces: those of `build_cropper`, so that the answers are those of `dlfer predict`.
         self.size = int(classifier.about.face_size or classifier.image_size)
+        self._cut_shape = (get_cut_side(classifier),) * 2
         self._classifier = classifier
         self._croppers = dict(croppers)
 
@@ -85,10 +88,9 @@ class ServedModel:
         return resize_square(to_channels(image, self.channels), self.size, self._classifier.aspect)
 
     def predict(self, crops: Sequence[np.ndarray]) -> np.ndarray:
-        """Return float32 [N, C], calibrated if the model has a temperature, of N crops."""
-        if not crops:
-            return np.zeros((0, len(self.labels)), np.float32)
-        return self._classifier.predict(np.stack([self.fit(crop) for crop in crops]), calibrated=True)
+        """Return float32 [N, C], calibrated if the model has a temperature, of N crops; the network sees at most two sizes."""
+        fitted = [crop if crop.shape[:2] == self._cut_shape else self.fit(crop) for crop in crops]
+        return predict_by_size(partial(self._classifier.predict, calibrated=True), fitted, len(self.labels))
 
 
 DETECTED_AT_ONCE, _DETECTED_SIDE = 1, 640
@@ -192,7 +194,7 @@ def _describe_optimizer(config: OptimizerConfig) -> str:
 
 def _describe_preparation(classifier: Engine) -> str:
     """Return what `build_cropper` makes of a face, and the network of what it is given."""
-    about, size = classifier.about, classifier.about.face_size or classifier.image_size
+    about, size = classifier.about, get_cut_side(classifier)
     trained = FacesConfig.model_validate(about.faces) if about.faces else None
     words = ["aligned by the eyes" if trained is not None and trained.align else "cut out as a square"]
     words.append("grey" if classifier.channels == 1 else "in colour")

@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -127,8 +128,11 @@ def test_the_present_scale_and_offset_are_those_of_dlfer(found_faces):
     rng = np.random.default_rng(0)
     image = rng.integers(0, 255, (60, 60, 1), dtype=np.uint8)
     face = Face((10.0, 12.0, 30.0, 36.0), 1.0)
-    ours = found_faces.cut_face(image, face, *found_faces.CURRENT, 48)
-    assert np.array_equal(ours, cut_ready_crop(image, face, 48, margin=MARGINS["centerface"]))
+    ours = found_faces.cut_face(image, face, *found_faces.CURRENT, 96)
+    assert np.array_equal(ours, cut_ready_crop(image, face, 96, margin=MARGINS["centerface"], trained_side=48))
+    large = found_faces.enlarge_face(replace(face, landmarks=np.zeros((5, 2))), 1.5)
+    assert large.box == (15.0, 18.0, 45.0, 54.0)
+    assert np.array_equal(large.landmarks, np.full((5, 2), 0.25))
     assert found_faces.move_face(face, 0.5).box == (10.0, 30.0, 30.0, 36.0)
 
 

@@ -4,6 +4,7 @@ import threading
 import time
 from types import SimpleNamespace
 
+import keras
 import numpy as np
 import pytest
 from PIL import Image
@@ -12,7 +13,7 @@ from dlfer.config.sections import FacesConfig
 from dlfer.data.faces import Face, crop_face, prepare_face
 from dlfer.data.images import equalize
 from dlfer.errors import UserError
-from dlfer.predict.crops import build_cropper, cut_ready_crop
+from dlfer.predict.crops import build_cropper, cut_ready_crop, get_cut_side
 from dlfer.predict.media import BadInput, Frame, Video, list_inputs, open_inputs
 from dlfer.predict.predictor import (
     UNCERTAIN,
@@ -79,6 +80,8 @@ class LeftHalf:
 
     labels, channels, image_size, temperature_fit, about = ("Dark", "Light"), 1, 8, None, About()
     aspect = "crop"
+    crop = None
+    takes_any_size = True
 
     def predict(self, images, *, batch_size=64, calibrated=False):
         assert calibrated
@@ -324,13 +327,13 @@ def test_faces_are_prepared_as_in_training(monkeypatch):
     monkeypatch.setattr(
         "dlfer.predict.crops.detect_faces_of_each", lambda images, detector, size: [[face] for _ in images]
     )
-    classifier = SimpleNamespace(about=about, channels=1, image_size=64, aspect="crop")
+    classifier = SimpleNamespace(about=about, channels=1, image_size=64, aspect="crop", crop=None, takes_any_size=True)
     (crop,) = build_cropper("auto", classifier)([image])[0]
     expected = equalize(crop_face(image[..., :1], face.box, 48), "clahe")
     assert np.array_equal(crop.pixels, expected)
     assert crop.box == (10, 12, 40, 52)
     light = About(faces=FacesConfig(equalize="histogram").model_dump(mode="json"))
-    classifier = SimpleNamespace(about=light, channels=1, image_size=60, aspect="crop")
+    classifier = SimpleNamespace(about=light, channels=1, image_size=60, aspect="crop", crop=None, takes_any_size=True)
     (whole,) = build_cropper("whole", classifier)([image[:, :60]])[0]
     assert np.array_equal(whole.pixels, prepare_face(image[:, :60, :1], FacesConfig(equalize="histogram"))[0])
 
@@ -349,6 +352,59 @@ def test_a_ready_crop_is_the_square_around_the_box_and_upright_if_it_tilts_much(
     assert steps == pytest.approx(4 * np.cos(angle), abs=0.2)
     beside = cut_ready_crop(ramp, Face((90.0, 40.0, 20.0, 20.0), 1.0), 20)
     assert (beside[:, 12:] == 198).all()
+
+
+@pytest.mark.parametrize("size", [60, 96, 224])
+def test_a_ready_crop_that_the_network_would_enlarge_is_enlarged_in_its_way(size):
+    image = np.random.default_rng(0).integers(0, 255, (70, 70, 3), np.uint8)
+    # Half a pixel is counted from a pixel's corner in boxes: this one is 48 pixels, as they are.
+    pixels = cut_ready_crop(image, Face((11.0, 8.0, 40.0, 48.0), 1.0), size, trained_side=48)
+    crop = image[8:56, 7:55]
+    expected = keras.ops.image.resize(crop.astype(np.float32), (size, size), interpolation="bilinear", antialias=True)
+    inside = slice(size // 48, -(size // 48))  # at its edge a crop has no neighbours
+    assert np.abs(pixels[inside, inside] - np.asarray(expected)[inside, inside]).max() <= 1
+
+
+def test_a_larger_face_has_little_more_detail_than_the_ready_crops_and_no_less():
+    """A wave of 24 periods is the finest that 48 pixels hold."""
+
+    def measure_contrast(periods):
+        wave = 128 + 100 * np.sin(2 * np.pi * periods * (np.arange(480) + 0.5) / 480)
+        image = np.tile(wave.round().astype(np.uint8), (480, 1))[..., None]
+        return cut_ready_crop(image, Face((0.0, 0.0, 480.0, 480.0), 1.0), 96, trained_side=48)[48].std() / 70.7
+
+    ready = 128 + 100 * np.sin(2 * np.pi * 12 * (np.arange(48) + 0.5) / 48)
+    enlarged = np.asarray(
+        Image.fromarray(np.tile(ready.round().astype(np.uint8), (48, 1))).resize((96, 96), Image.Resampling.BILINEAR)
+    )
+    assert measure_contrast(12) == pytest.approx(enlarged[48].std() / 70.7, abs=0.08)
+    assert measure_contrast(12) > 0.7
+    assert measure_contrast(44) < 0.15
+
+
+@pytest.mark.parametrize(
+    ("about", "others", "expected"),
+    [
+        (About(face_size=48), {}, 96),
+        (About(), {}, 96),
+        (About(face_size=120), {}, 120),
+        (About(face_size=48), {"crop": 0.875}, 110),
+        (About(face_size=48), {"takes_any_size": False}, 48),
+        (About(face_size=48, faces={"detect": "centerface"}), {}, 48),
+        (About(face_size=48, faces={"equalize": "clahe"}), {}, 48),
+    ],
+)
+def test_faces_are_cut_at_the_networks_size_where_it_enlarges_ready_crops(about, others, expected):
+    model = SimpleNamespace(**{"about": about, "image_size": 96, "crop": None, "takes_any_size": True, **others})
+    assert get_cut_side(model) == expected
+
+
+def test_found_faces_come_at_the_networks_size(classifier, draw_blocks):
+    image = next(iter(draw_video(draw_blocks, 1))).image
+    crops = FacePredictor(classifier, faces="opencv").cropper([image])[0]
+    assert {crop.pixels.shape for crop in crops} <= {
+        (classifier.image_size, classifier.image_size, classifier.channels)
+    }
 
 
 def test_what_is_said_of_predictions(classifier):

@@ -33,6 +33,8 @@ class Brightness:
     channels = 1
     image_size = 16
     aspect = "crop"
+    crop = None
+    takes_any_size = True
     temperature_fit = None
 
     def __init__(self) -> None:

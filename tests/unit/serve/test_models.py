@@ -122,22 +122,35 @@ def test_a_trained_model_answers_as_it_does_without_a_server(tmp_path, as_base64
 
 
 @pytest.mark.parametrize(
-    ("faces", "face_size", "channels", "words"),
+    ("faces", "face_size", "channels", "takes_any_size", "words"),
     [
-        (None, None, 3, "cut out as a square, in colour, 96 × 96 pixels"),
-        (None, 48, 1, "cut out as a square, grey, 48 × 48 pixels, which the network resizes to 96 × 96"),
+        (None, None, 3, True, "cut out as a square, in colour, 96 × 96 pixels"),
+        (None, 48, 1, True, "cut out as a square, grey, 96 × 96 pixels"),
+        (None, 48, 1, False, "cut out as a square, grey, 48 × 48 pixels, which the network resizes to 96 × 96"),
         (
             {"detect": "centerface", "align": True, "equalize": "clahe"},
             96,
             1,
+            True,
             "aligned by the eyes, grey, equalised in tiles, 96 × 96 pixels",
         ),
-        ({"detect": "opencv", "equalize": "histogram"}, 96, 1, "cut out as a square, grey, equalised, 96 × 96 pixels"),
+        (
+            {"detect": "opencv", "equalize": "histogram"},
+            96,
+            1,
+            True,
+            "cut out as a square, grey, equalised, 96 × 96 pixels",
+        ),
     ],
 )
-def test_what_becomes_of_a_face_is_told(faces, face_size, channels, words):
+def test_what_becomes_of_a_face_is_told(faces, face_size, channels, takes_any_size, words):
     about = About(faces=faces, face_size=face_size)
-    assert _describe_preparation(SimpleNamespace(about=about, image_size=96, channels=channels)) == words
+    assert (
+        _describe_preparation(
+            SimpleNamespace(about=about, image_size=96, channels=channels, crop=None, takes_any_size=takes_any_size)
+        )
+        == words
+    )
 
 
 @pytest.mark.parametrize(

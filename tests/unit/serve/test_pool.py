@@ -24,7 +24,7 @@ def model(engine) -> ServedModel:
             raise ValueError("unlucky")
         from dlfer.predict.crops import Crop
 
-        return [[Crop(None, None, image)] * int(image.max() > 100) for image in images]
+        return [[Crop(None, None, image[..., :1])] * int(image.max() > 100) for image in images]
 
     card = None
     return ServedModel("m", engine, card=card, croppers={"auto": find_bright})
