@@ -175,16 +175,15 @@ def compute_alignment(eyes: np.ndarray, size: int) -> np.ndarray:
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
 
 
-def warp_image(image: np.ndarray, matrix: np.ndarray, size: int, *, resolution: int | None = None) -> np.ndarray:
+def warp_image(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
     """Return uint8 [size, size, C] of an image under a similarity, bilinearly; antialiased where it shrinks.
 
     Args:
         image: uint8 [H, W, C]; its edge goes on outside.
         matrix: float [2, 3], from (x, y) in the image to (x, y) in the result.
         size: side of the result in pixels.
-        resolution: an image with more pixels than this on the side of the result is shrunk to as many first; None: size.
     """
-    image, matrix = _shrink_before(image, matrix, 1 if resolution is None else min(1, resolution / size))
+    image, matrix = _shrink_before(image, matrix)
     inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))
     columns, rows = np.meshgrid(np.arange(size), np.arange(size))
     x, y = (inverse[axis, 0] * columns + inverse[axis, 1] * rows + inverse[axis, 2] for axis in (0, 1))
@@ -197,9 +196,18 @@ def warp_image(image: np.ndarray, matrix: np.ndarray, size: int, *, resolution: 
     return (top * (1 - below) + bottom * below).round().astype(np.uint8)
 
 
-def warp_image_cubic(image: np.ndarray, matrix: np.ndarray, size: int) -> np.ndarray:
-    """Return what `warp_image` returns, bicubically: sharper where a face is hardly larger or smaller than the result."""
-    image, matrix = _shrink_before(image, matrix)
+def warp_fast(
+    image: np.ndarray, matrix: np.ndarray, size: int, *, kernel: str = "bicubic", resolution: int | None = None
+) -> np.ndarray:
+    """Return what `warp_image` returns, by Pillow, which is faster.
+
+    Args:
+        image, matrix, size: as of `warp_image`.
+        kernel: "bilinear", or "bicubic": sharper where a face is hardly larger or smaller than the result.
+        resolution: where the square of the result has more pixels than this on a side in the image, the image is shrunk to as many
+            first; None: to as many as the result has.
+    """
+    image, matrix = _shrink_before(image, matrix, 1 if resolution is None else min(1, resolution / size))
     inverse = np.linalg.inv(np.vstack([matrix, [0, 0, 1]]))
     corners = inverse[:2] @ np.array([[0, size, 0, size], [0, 0, size, size], [1, 1, 1, 1]])
     # Pillow gives black outside of an image: it is continued as far as the result reaches.
@@ -211,7 +219,10 @@ def warp_image_cubic(image: np.ndarray, matrix: np.ndarray, size: int) -> np.nda
     planes = [
         np.asarray(
             Image.fromarray(np.ascontiguousarray(padded[..., channel])).transform(
-                (size, size), Image.Transform.AFFINE, tuple(inverse[:2].ravel()), resample=Image.Resampling.BICUBIC
+                (size, size),
+                Image.Transform.AFFINE,
+                tuple(inverse[:2].ravel()),
+                resample=Image.Resampling[kernel.upper()],
             )
         )
         for channel in range(padded.shape[-1])

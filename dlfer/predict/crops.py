@@ -22,8 +22,7 @@ from dlfer.data.faces import (
     crop_face,
     detect_faces_of_each,
     prepare_face,
-    warp_image,
-    warp_image_cubic,
+    warp_fast,
 )
 from dlfer.data.images import compute_side, equalize, resize_square, to_channels
 from dlfer.errors import UserError
@@ -178,8 +177,8 @@ def cut_ready_crop(
     move = complex(fine / 2 - 0.5, fine / 2 - 0.5) - turn * complex(x - first_x, y - first_y)
     matrix = np.array([[turn.real, -turn.imag, move.real], [turn.imag, turn.real, move.imag]])
     if is_enlarged:
-        return warp_image(near, matrix, size, resolution=round(DETAIL * trained_side))
-    pixels = warp_image_cubic(near, matrix, fine).reshape(size, 2, size, 2, -1).mean(axis=(1, 3))
+        return warp_fast(near, matrix, size, kernel="bilinear", resolution=round(DETAIL * trained_side))
+    pixels = warp_fast(near, matrix, fine).reshape(size, 2, size, 2, -1).mean(axis=(1, 3))
     return (pixels + 0.5).astype(np.uint8)
 
 

@@ -15,8 +15,8 @@ from dlfer.data.faces import (
     crop_face,
     detect_faces,
     detect_faces_of_each,
+    warp_fast,
     warp_image,
-    warp_image_cubic,
 )
 from dlfer.errors import DataError, EnvironmentProblem
 
@@ -233,19 +233,32 @@ def test_the_cubic_warp_keeps_pixels_follows_ramps_and_continues_edges():
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, (60, 70, 3), dtype=np.uint8)
     identity = np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
-    assert np.array_equal(warp_image_cubic(image, identity, 50), image[:50, :50])
+    assert np.array_equal(warp_fast(image, identity, 50), image[:50, :50])
     beside = np.array([[1.0, 0.0, -50.0], [0.0, 1.0, -40.0]])
-    assert np.array_equal(warp_image_cubic(image, beside, 40), warp_image(image, beside, 40))
+    assert np.array_equal(warp_fast(image, beside, 40), warp_image(image, beside, 40))
     ramp = np.tile(np.arange(0, 210, 3, dtype=np.uint8), (60, 1))[..., None]
     for scale in (0.5, 1.0, 2.0):
         turn = scale * np.exp(0.4j)
         matrix = np.array([[turn.real, -turn.imag, 5.0], [turn.imag, turn.real, -3.0]])
-        found = warp_image_cubic(ramp, matrix, 40).astype(int)
+        found = warp_fast(ramp, matrix, 40).astype(int)
         assert np.abs(found - warp_image(ramp, matrix, 40)).max() <= 2
 
 
 def test_the_cubic_warp_is_sharper_between_pixels():
     stripes = np.tile(np.repeat(np.array([40, 200], np.uint8), 3), (48, 8))[..., None]
     half = np.array([[1.0, 0.0, -0.5], [0.0, 1.0, 0.0]])
-    spread = [warp(stripes, half, 40)[:, 4:36].astype(float).std() for warp in (warp_image, warp_image_cubic)]
+    spread = [warp(stripes, half, 40)[:, 4:36].astype(float).std() for warp in (warp_image, warp_fast)]
     assert spread[1] > 1.05 * spread[0]
+
+
+def test_the_bilinear_warp_of_pillow_is_ours_and_may_look_at_fewer_pixels():
+    image = np.random.default_rng(0).integers(0, 256, (60, 70, 3), dtype=np.uint8)
+    for scale in (1.0, 1.7, 4.0):
+        turn = scale * np.exp(0.2j)
+        matrix = np.array([[turn.real, -turn.imag, 5.2], [turn.imag, turn.real, -3.4]])
+        found = warp_fast(image, matrix, 40, kernel="bilinear").astype(int)
+        assert np.abs(found - warp_image(image, matrix, 40)).max() <= 1
+        assert np.array_equal(found, warp_fast(image, matrix, 40, kernel="bilinear", resolution=40))
+    blurred = warp_fast(image, np.array([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]), 40, kernel="bilinear", resolution=10)
+    assert blurred.std() < 0.6 * image[:40, :40].std()
+    assert np.abs(blurred.mean(axis=(0, 1)) - image[:40, :40].mean(axis=(0, 1))).max() < 6
