@@ -216,9 +216,11 @@ def warp_fast(
     padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge")
     # It counts from the corner of the first pixel, not from its centre.
     inverse[:2, 2] += margin + 0.5 - inverse[:2, :2].sum(axis=1) / 2
+    # Of bytes its bilinear kernel cuts off the fraction, where the bicubic one rounds.
+    kind = np.float32 if kernel == "bilinear" else np.uint8
     planes = [
         np.asarray(
-            Image.fromarray(np.ascontiguousarray(padded[..., channel])).transform(
+            Image.fromarray(np.ascontiguousarray(padded[..., channel], dtype=kind)).transform(
                 (size, size),
                 Image.Transform.AFFINE,
                 tuple(inverse[:2].ravel()),
@@ -227,7 +229,7 @@ def warp_fast(
         )
         for channel in range(padded.shape[-1])
     ]
-    return np.stack(planes, axis=-1)
+    return np.stack(planes, axis=-1).round().astype(np.uint8)
 
 
 def _shrink_before(image: np.ndarray, matrix: np.ndarray, share: float = 1) -> tuple[np.ndarray, np.ndarray]:
