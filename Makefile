@@ -81,7 +81,7 @@ dist: .venv-tools/installed
 demo: install
 	$(BIN)/dlfer ablate experiments/quickstart.yaml --workers 2
 
-test: .venv/installed-dev .venv-jax/installed
+test: .venv/installed-dev
 	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 test-slow: .venv/installed-dev .venv-jax/installed

@@ -57,7 +57,6 @@ QUICK_TO_COMPARE = {
     "efficientnet_b0",
     "resnet50",
     "vgg16",
-    "xception",
     "mobilenet",
     "mobilenet_v2",
 }

@@ -58,8 +58,14 @@ def test_table_has_the_names_of_the_schema():
     assert tuple(FAMILIES) == names.FAMILIES
 
 
-@pytest.mark.parametrize("activation", ["softmax", "sigmoid"])
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("family", "activation"),
+    [
+        *((family, "softmax") for family in names.FAMILIES),
+        ("transfer", "sigmoid"),
+        *(pytest.param(family, "sigmoid", marks=pytest.mark.slow) for family in names.FAMILIES if family != "transfer"),
+    ],
+)
 def test_saved_and_loaded_it_is_the_same(family, activation, tmp_path):
     classifier = make_classifier(family, activation=activation)
     images = draw_images((5, 48, 48))
@@ -164,8 +170,14 @@ def test_with_new_weights_it_answers_otherwise(family):
         assert changed.booster is classifier.booster
 
 
-@pytest.mark.parametrize("family", names.FAMILIES)
-@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize(
+    ("family", "value"),
+    [
+        *((family, np.nan) for family in names.FAMILIES),
+        ("transfer", np.inf),
+        *(pytest.param(family, np.inf, marks=pytest.mark.slow) for family in names.FAMILIES if family != "transfer"),
+    ],
+)
 def test_weights_that_are_not_finite_are_refused_when_loaded_and_give_no_answer(family, value, tmp_path):
     classifier = make_classifier(family)
     owner = classifier.members["b"] if family == "ensemble" else classifier

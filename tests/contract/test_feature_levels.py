@@ -174,7 +174,9 @@ def test_a_source_that_ends_before_is_refused(level, tmp_path):
         carry_backbone(folder, build("resnet_nano", level)[0])
 
 
-@pytest.mark.parametrize(("backbone", "level"), CUT)
+@pytest.mark.parametrize(
+    ("backbone", "level"), [CUT[0], *(pytest.param(*cut, marks=pytest.mark.slow) for cut in CUT[1:])]
+)
 def test_saved_and_loaded_it_is_the_same_and_has_its_onnx_file(backbone, level, tmp_path):
     classifier = get_classifier(backbone, level)
     images = draw_faces(6, seed=0)

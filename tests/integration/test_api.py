@@ -37,6 +37,7 @@ class Broken(dlfer.Listener):
         raise ValueError("of the listener")
 
 
+@pytest.mark.slow
 def test_a_run_is_stopped_resumed_and_read(small, tmp_path, capfd):
     recorder, keys = Recorder(), {"pretrain": None, "finetune.epochs": 1}
     stopped = dlfer.run(small, keys, out=tmp_path / "runs", max_hours=1e-9, callbacks=[recorder], progress=False)

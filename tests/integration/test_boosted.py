@@ -90,6 +90,7 @@ def test_stopped_and_resumed_it_grows_the_same_trees_on_cached_features(boosted,
     assert judged.returncode == 0, judged.stderr
 
 
+@pytest.mark.slow
 def test_a_dry_run_tells_features_memory_and_time_and_leaves_nothing(boosted, tmp_path):
     done = dlfer("run", boosted, "--dry-run", "--out", tmp_path / "runs")
     assert done.returncode == 0, done.stderr
@@ -113,6 +114,7 @@ def test_it_is_ablated_and_searched(boosted, tmp_path):
     assert len(list((tmp_path / "search").glob(".cache/features/*.npy"))) == 2
 
 
+@pytest.mark.slow
 def test_what_trees_do_not_have_is_refused(boosted, tmp_path):
     done = dlfer("run", boosted, "--set", "ablation.equal_compute=true", "--out", tmp_path / "runs")
     assert done.returncode == 2

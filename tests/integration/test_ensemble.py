@@ -97,6 +97,7 @@ def test_a_stopped_ensemble_trains_no_member_twice(ensemble):
     ]
 
 
+@pytest.mark.slow
 def test_its_figures_are_those_of_its_saved_model(ensemble):
     """What was put together from the members' files is what the model in the folder answers."""
     stage = load_experiment(ensemble / "config.yaml").finetune
@@ -113,6 +114,7 @@ def test_its_figures_are_those_of_its_saved_model(ensemble):
     assert not np.allclose(validation.probabilities, classifier.predict(images), atol=1e-3)
 
 
+@pytest.mark.slow
 def test_members_combinations_and_milestones_stand_beside_it(ensemble):
     metrics = read(ensemble, "metrics.json")
     assert [row["name"] for row in metrics["members"]] == ["one", "two"]
@@ -139,6 +141,7 @@ def test_members_combinations_and_milestones_stand_beside_it(ensemble):
     assert metrics["test_opened"] == 3
 
 
+@pytest.mark.slow
 def test_what_members_add_and_the_final_labels_stand_beside_it(ensemble):
     metrics = read(ensemble, "metrics.json")
     growth, members = metrics["ensemble"]["growth"], {row["name"]: row for row in metrics["members"]}
@@ -163,6 +166,7 @@ def test_what_members_add_and_the_final_labels_stand_beside_it(ensemble):
         assert all(block["trained"] == block["parameters"] - block["statistics"] for block in blocks)
 
 
+@pytest.mark.slow
 def test_the_report_has_the_members_and_the_milestones(ensemble):
     page = (ensemble / "report.html").read_text()
     for text in (

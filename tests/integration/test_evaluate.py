@@ -188,6 +188,7 @@ def test_a_split_that_the_data_does_not_have_is_refused(run, work):
         evaluate_model(str(run), split="tests")
 
 
+@pytest.mark.slow
 def test_a_zip_is_judged_as_what_it_holds(run, work):
     """The pictures of the folder, and the csv of FER2013."""
     for name, files in (("folders", (work / "folders").rglob("*.png")), ("fer", [work / "fer.csv"])):

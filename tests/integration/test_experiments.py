@@ -11,7 +11,6 @@ from dlfer.experiment import limits
 from tests.integration.conftest import ROOT, dlfer
 
 FILES = sorted((ROOT / "experiments").glob("*.yaml"))
-QUICK = ("quickstart",)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
@@ -53,11 +52,8 @@ def test_the_ensemble_decays_weights_as_its_source_does():
     assert found == (5e-4, "l2", "all")
 
 
-@pytest.mark.parametrize(
-    "file",
-    [pytest.param(f, marks=[] if f.stem in QUICK else pytest.mark.slow) for f in FILES],
-    ids=lambda path: path.stem,
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("file", FILES, ids=lambda path: path.stem)
 def test_smoke_needs_no_data_and_says_what_it_replaced(file, tmp_path):
     is_folded = load_experiment(file).finetune.data.protocol == "cross_validation"
     fold = ("--set", "finetune.data.fold=1") if is_folded else ()

@@ -43,6 +43,7 @@ print("backend", keras.backend.backend(), run)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not PYTHON.exists(), reason="make jax makes the environment for this test")
 def test_trains_on_jax_and_predicts_on_tensorflow(tmp_path):
     import dlfer

@@ -75,14 +75,15 @@ def uninterrupted(tmp_path_factory) -> dict[str, np.ndarray]:
     return read_weights(find_run(folder / "runs"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("by", "at_step", "code"),
     [
         (signal.SIGKILL, None, -9),
-        pytest.param(signal.SIGTERM, 13, 143, marks=pytest.mark.slow),
-        pytest.param(signal.SIGINT, 7, 130, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, 3, -9, marks=pytest.mark.slow),
-        pytest.param(signal.SIGKILL, 15, -9, marks=pytest.mark.slow),
+        (signal.SIGTERM, 13, 143),
+        (signal.SIGINT, 7, 130),
+        (signal.SIGKILL, 3, -9),
+        (signal.SIGKILL, 15, -9),
     ],
 )
 def test_resumed_run_ends_with_the_same_weights(small, tmp_path, uninterrupted, by, at_step, code):

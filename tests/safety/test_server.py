@@ -297,8 +297,8 @@ def trickle(connections: list[socket.socket], seconds: float, text: bytes = b"a"
     "text",
     [
         b"",
-        b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nX: ",
-        b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /",
+        pytest.param(b"POST /v1/predict HTTP/1.1\r\nHost: localhost\r\nX: ", marks=pytest.mark.slow),
+        pytest.param(b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\nGET /", marks=pytest.mark.slow),
     ],
     ids=["silent", "slow", "slow after an answer"],
 )

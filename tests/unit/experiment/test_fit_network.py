@@ -60,6 +60,7 @@ def test_without_ef_fer1_the_head_is_not_trained_alone(run):
     assert not any("head alone" in line.get("text", "") for line in plan if line["event"] == "plan")
 
 
+@pytest.mark.slow
 def test_with_ef_fer1_the_head_is_and_ef_fer1_itself_is_not_frozen(run):
     folder, said = run()
     note = "EF-FER1 starts from random weights, so that freeze (head_epochs: 1, batch_norm: frozen)"

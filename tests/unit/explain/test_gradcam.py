@@ -117,7 +117,10 @@ def ask_tf_keras_vis(other, classifier, pixels, targets):
         pytest.param({"family": "transfer", "head": HeadConfig(pooling="max")}, marks=pytest.mark.slow),
         {"family": "transfer", "feature_level": "last"},
         {"family": "transfer", "feature_level": "4", "backbone": "efficientnet_nano"},
-        {"family": "hybrid", "branches": ("efficientnet_nano", "resnet_nano"), "fusion": "attention"},
+        pytest.param(
+            {"family": "hybrid", "branches": ("efficientnet_nano", "resnet_nano"), "fusion": "attention"},
+            marks=pytest.mark.slow,
+        ),
         {
             "family": "hybrid",
             "branches": ("efficientnet_nano", "resnet_nano"),

@@ -67,6 +67,7 @@ def run(tmp_path_factory):
     return run.path
 
 
+@pytest.mark.slow
 def test_a_run_is_shipped_and_is_the_default(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DLFER_HOME", raising=False)
@@ -258,6 +259,7 @@ def sharp(run, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 def test_a_model_of_eight_bits_is_shipped_and_says_what_it_loses(sharp, tmp_path, call, monkeypatch):
     code, out, err = call("ship", str(sharp), "small8", "--weights", "int8", "--out", str(tmp_path / "saved_models"))
     assert code == 0, err

@@ -201,7 +201,8 @@ def write_sources(tmp_path):
     return networks
 
 
-@pytest.mark.parametrize("fusion", ["concat", pytest.param("attention", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("fusion", ["concat", "attention"])
 def test_each_branch_starts_from_weights_of_its_own(tmp_path, fusion):
     networks = write_sources(tmp_path)
     weights = f"{{efficientnet_nano: {tmp_path}/own.weights.h5, resnet_nano: {tmp_path}/run/pretrain}}"

@@ -263,6 +263,7 @@ def test_without_a_test_split_the_metrics_are_on_validation_and_it_is_said(sweep
     assert "ROC on validation" in page
 
 
+@pytest.mark.slow
 def test_an_unfinished_cell_is_not_chosen_and_one_without_rivals_is_missing(sweep, options, plan):
     plan |= {"0.1": {"do": "fail"}, "0.2": {"do": "fail"}}
     gone = {
@@ -386,6 +387,7 @@ def test_as_many_mean_curves_as_are_drawn_look_different():
     assert len({(line.get_color(), str(line.get_linestyle())) for line in lines}) == MOST_ROWS
 
 
+@pytest.mark.slow
 def test_of_many_rows_the_first_are_drawn_and_it_is_said(sweep, options):
     dropouts = [i / 100 for i in range(9)]
     grid = {"model.dropout": dropouts, "finetune.image_size": [32, 48]}
@@ -398,6 +400,7 @@ def test_of_many_rows_the_first_are_drawn_and_it_is_said(sweep, options):
         assert image.info["Description"].count("accuracy") == 16
 
 
+@pytest.mark.slow
 def test_a_page_of_before_there_was_a_best_of_is_still_made(sweep, options):
     path = SWEEP.resume(sweep(give_hits({})), options)
     values = json.loads((path / "comparison.json").read_text())

@@ -127,6 +127,7 @@ def test_cells_whose_folds_hold_other_images_are_not_compared(cells, options, pl
     assert "Not compared: 1 of 1 arms" in " ".join(found.notes)
 
 
+@pytest.mark.slow
 def test_a_fold_that_fails_is_named_left_out_and_run_again(folds, options, plan):
     plan |= {"0.3": {"do": "fail"}}
     with pytest.raises(DlferError):

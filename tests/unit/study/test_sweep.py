@@ -95,6 +95,7 @@ def test_a_reference_named_beforehand_and_a_rank_by_macro_f1(file, options, plan
     assert comparison.judged_on == "validation (PublicTest, used for selection)"
 
 
+@pytest.mark.slow
 def test_failed_and_killed_cells_do_not_stop_the_rest_and_resume_runs_them_alone(file, options, plan):
     plan |= {"0.1": {"do": "fail"}, "0.2": {"do": "die"}}
     keys = set_keys(options, **{"sweep.grid.model.dropout": [0.1, 0.2, 0.3]})

@@ -215,6 +215,7 @@ class Killed(BaseException):
     """Stands for SIGKILL: nothing after it is done, and nothing is cleaned up that is not cleaned up by itself."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("killed_before", "redone", "best_epoch"),
     [
@@ -424,7 +425,8 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     assert (tmp_path / CHECKPOINT).exists()
 
 
-@pytest.mark.parametrize("given", [pytest.param({}, marks=pytest.mark.slow), {"ema": 0.9}])
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [{}, {"ema": 0.9}])
 def test_a_milestone_is_the_network_of_a_training_that_ends_there(tmp_path, given):
     """Interrupted in the epoch after it, too; the training itself goes on as without milestones."""
     given = {"batch_size": 32, "image_size": 32, "augment": {"mirror": 0.5}, "keep": "last", **given}
@@ -502,6 +504,7 @@ def test_auxiliary_heads_learn_resume_exactly_and_are_left_out_of_predictions(tm
 READ = "import sys; from dlfer.train.stage import read_network; print(len(read_network(sys.stdin.read()).weights))"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", [{"backbone": "efficientnet_nano"}, {"backbone": "googlenet"}])
 def test_a_fresh_process_knows_every_layer_of_ours(model):
     network = build_transfer_network(ModelConfig(**model), num_labels=7, image_size=48, channels=1).model

@@ -88,6 +88,7 @@ def test_seeds_and_splits_share_no_image(faces):
     assert len(set(digests)) == len(digests)
 
 
+@pytest.mark.slow
 def test_class_shares_are_those_of_fer2013(faces):
     shares = np.bincount(faces.train.targets, minlength=7) / len(faces.train)
     expected = np.array(FER2013_COUNTS) / sum(FER2013_COUNTS)

@@ -160,10 +160,8 @@ def interrupt_when(condition) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-@pytest.mark.parametrize(
-    "engine",
-    ["random", *(pytest.param(name, marks=pytest.mark.slow) for name in ("optuna", "hyperband", "grid", "bayesian"))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["random", "optuna", "hyperband", "grid", "bayesian"])
 def test_ctrl_c_ends_with_the_best_so_far_and_resume_goes_on(write_file, options, fake_child, capfd, engine):
     fake_child |= {"seconds": 0.3}
     # When the second trial that has all epochs has done its first one.
