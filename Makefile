@@ -12,7 +12,7 @@ INSTALL_DLFER = -m pip --disable-pip-version-check install --quiet --no-deps --e
 # setup.py lets dlfer require the build of TensorFlow that is installed.
 export DLFER_TENSORFLOW = $(TENSORFLOW)
 
-.PHONY: install install-predict demo test test-slow lint docs fuzz bench jax lock lock-check sbom dist docker-check clean
+.PHONY: install install-predict demo test test-slow lint docs notebook fuzz bench jax lock lock-check sbom dist docker-check clean
 
 install: .venv/installed
 
@@ -90,6 +90,10 @@ test-slow: .venv/installed-dev .venv-jax/installed
 lint: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# The notebook for Colab and Kaggle, executed from its first cell to its last.
+notebook: .venv/installed-dev
+	$(BIN)/python -m pytest tests/integration/test_notebook.py
 
 # The documentation site, in build/site; a broken link or anchor is an error.
 docs: .venv/installed-dev
