@@ -139,7 +139,7 @@ def test_a_hybrid_goes_to_every_format(name, tmp_path):
 @pytest.mark.parametrize("name", EXPORTERS)
 def test_an_ensemble_goes_to_every_format(name, combine, tmp_path):
     keras.utils.set_random_seed(1)
-    sample = Sample(draw(40, 32, 32, 3), "noise", draw(20, 32, 32, 3), "noise")
+    sample = Sample(draw(200, 32, 32, 3), "noise", draw(64, 32, 32, 3), "noise")
     folder, _ = export_classifier(make_ensemble(combine), name, out=tmp_path, sample=sample, origin=ORIGIN)
     assert (folder / EXPORT_FILE).is_file()
 

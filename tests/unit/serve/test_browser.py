@@ -77,7 +77,7 @@ def test_two_faces_have_boxes_bars_and_maps(page, two_faces):
     second.locator(".label").select_option("grey")
     second.locator(".explain").click()
     second.locator(".map").wait_for()
-    assert second.locator(".heat").get_attribute("alt").startswith("Occlusion map of grey: Without covering")
+    assert second.locator(".heat").get_attribute("alt").startswith("Occlusion map of grey: Without occlusion")
     assert second.locator(".heat").evaluate("image => image.complete && image.naturalWidth") == 384
     assert page.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
