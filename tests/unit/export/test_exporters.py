@@ -4,6 +4,8 @@ import dataclasses
 import functools
 import importlib
 import json
+import subprocess
+import sys
 
 import keras
 import numpy as np
@@ -24,7 +26,7 @@ from dlfer.export.contract import (
     render_card,
     render_example,
 )
-from dlfer.export.exporters import EXPORTERS, Origin, check_needs, export_classifier
+from dlfer.export.exporters import EXPORTERS, Origin, check_needs, export_classifier, write_onnx
 from dlfer.export.graph import build_function, check_exportable
 from dlfer.metrics.predictions import fit_combination
 from dlfer.model.artifact import FAMILIES
@@ -50,6 +52,7 @@ def make_hybrid(fusion: str):
 
 @functools.cache
 def make_members() -> dict:
+    keras.utils.set_random_seed(1)  # whichever test comes first
     return {"a": make(), "b": make(("sad", "angry", "happy"), channels=3), "c": make(crop=0.8)}
 
 
@@ -142,6 +145,46 @@ def test_an_ensemble_goes_to_every_format(name, combine, tmp_path):
     sample = Sample(draw(200, 32, 32, 3), "noise", draw(64, 32, 32, 3), "noise")
     folder, _ = export_classifier(make_ensemble(combine), name, out=tmp_path, sample=sample, origin=ORIGIN)
     assert (folder / EXPORT_FILE).is_file()
+
+
+GROWTH = """
+import resource, sys
+from dlfer.config.sections import ModelConfig
+from dlfer.export.exporters import write_onnx
+from dlfer.model.artifact import FAMILIES
+from dlfer.model.stage_network import build_transfer_network
+from pathlib import Path
+config = ModelConfig(family="hybrid", branches=("resnet50", "resnet34"), fusion="concat")
+network = build_transfer_network(config, num_labels=7, image_size=48, channels=1)
+classifier = FAMILIES["hybrid"](network, tuple("abcdefg"), config=config, channels=1)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+write_onnx(classifier, Path(sys.argv[1]), size=None, sample=None)
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.slow
+def test_a_large_network_becomes_onnx_without_a_copy_for_each_pass(tmp_path):
+    """16 times the file's size with tf2onnx's copies and rewritten constants left out; 62 times with them."""
+    path = tmp_path / "network.onnx"
+    done = subprocess.run([sys.executable, "-c", GROWTH, path], capture_output=True, text=True, check=True)
+    assert 1024 * int(done.stdout.split()[-1]) < 25 * path.stat().st_size
+
+
+def test_a_pass_of_tf2onnx_that_fails_is_left_out(monkeypatch, tmp_path):
+    import tf2onnx
+
+    class Failing(tf2onnx.optimizer._optimizers["fold_constants"]):
+        def _optimize(self, graph):
+            raise ValueError("a pass that fails")
+
+    before = tf2onnx.graph.Node.update_proto, tf2onnx.optimizer.optimize_graph
+    monkeypatch.setitem(tf2onnx.optimizer._optimizers, "fold_constants", Failing)
+    classifier, path = make(), tmp_path / "network.onnx"
+    write_onnx(classifier, path, size=None, sample=None)
+    images = draw(3, 32, 32, 1)
+    assert RUNTIMES["onnx"](path)(images) == pytest.approx(classifier.predict(images), abs=1e-5)
+    assert (tf2onnx.graph.Node.update_proto, tf2onnx.optimizer.optimize_graph) == before
 
 
 @pytest.fixture
