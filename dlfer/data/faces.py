@@ -395,11 +395,11 @@ def prepare_faces(
     Raises:
         EnvironmentProblem: the detector's package is not installed.
     """
-    notes, parts = list(bundle.notes), {}
+    notes, splits = list(bundle.notes), {}
     num_found = num_images = 0
-    for part, split in bundle.parts.items():
+    for key, split in bundle.splits.items():
         images, found, problem = _prepare_images(split.images, config, aspect=aspect, name=split.name, say=say)
-        parts[part] = dataclasses.replace(split, images=images)
+        splits[key] = dataclasses.replace(split, images=images)
         num_found, num_images = num_found + int(found.sum()), num_images + len(found)
         if problem and problem not in notes:
             notes.append(problem)
@@ -411,7 +411,7 @@ def prepare_faces(
         )
     if config.equalize != "none":
         notes.append(f"faces: the contrast of every image is equalised ({config.equalize}).")
-    return dataclasses.replace(bundle, **parts, notes=tuple(notes))
+    return dataclasses.replace(bundle, **splits, notes=tuple(notes))
 
 
 def prepare_split(

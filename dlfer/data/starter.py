@@ -16,8 +16,8 @@ from dlfer.data.files import Tally
 from dlfer.data.given import Kind, open_data, recognise
 from dlfer.data.images import read_header
 from dlfer.data.labels import describe_merged, describe_unknown, match_labels, order_labels
-from dlfer.data.layout import Parts, scan_folder
-from dlfer.data.sources import load_parts_of_source
+from dlfer.data.layout import Splits, scan_folder
+from dlfer.data.sources import load_source_splits
 from dlfer.errors import DataError, MissingDataError
 from dlfer.runs.files import write_atomically
 from dlfer.runs.outputs import check_outputs
@@ -35,7 +35,7 @@ class Survey:
 
     Attributes:
         folder: its path; of a csv or an .npz that of the file.
-        counts: part -> class -> number of images.
+        counts: split -> class -> number of images.
         labels: the names that dlfer gives the classes, in its order.
         side: the median shorter side, in pixels, of a sample.
         is_uniform: whether all images of the sample have one size.
@@ -55,7 +55,7 @@ class Survey:
 
     @property
     def num_train(self) -> int:
-        """Images of the part `train`."""
+        """Images of the split `train`."""
         return sum(self.counts["train"].values())
 
     @property
@@ -78,15 +78,15 @@ def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Sur
     if not folder.is_dir():
         raise MissingDataError(f"{folder}: there is no such folder; expected one with <class>/<image> in it.")
     tally = Tally(folder)
-    parts = scan_folder(folder, folders, tally)
-    counts = {part: dict(Counter(file.class_name for file in files)) for part, files in parts.items()}
+    splits = scan_folder(folder, folders, tally)
+    counts = {split: dict(Counter(file.class_name for file in files)) for split, files in splits.items()}
     mapping = match_labels((name for classes in counts.values() for name in classes), LabelsConfig())
     labels = order_labels(label for label in mapping.values() if label is not None)
     if len(labels) < 2:
         raise DataError(f"{folder}: found the one class {', '.join(labels)}, expected at least two class folders.")
-    shapes = _sample_shapes(folder, parts)
+    shapes = _sample_shapes(folder, splits)
     sides = sorted(min(shape) for shape in shapes)
-    names = [file.id for files in parts.values() for file in files]
+    names = [file.id for files in splits.values() for file in files]
     return Survey(
         folder,
         counts,
@@ -98,7 +98,7 @@ def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Sur
             *tally.describe(),
             *tally.notes,
             *describe_merged(mapping, LabelsConfig()),
-            *describe_unknown(mapping, Counter(file.class_name for files in parts.values() for file in files)),
+            *describe_unknown(mapping, Counter(file.class_name for files in splits.values() for file in files)),
         ),
         folders=folders or {},
     )
@@ -114,12 +114,12 @@ def survey_data(path: Path, folders: Mapping[str, str] | None = None) -> Survey:
     if check_kind(path) == "folder":
         return survey_folder(path, folders)
     with open_data(path) as given:
-        bundle = load_parts_of_source(given.config, image_size=_LARGEST)
+        bundle = load_source_splits(given.config, image_size=_LARGEST)
     if bundle.train is None:
-        raise DataError(f"{path}: found {', '.join(bundle.parts)} and no train, which training needs.")
+        raise DataError(f"{path}: found {', '.join(bundle.splits)} and no train, which training needs.")
     counts = {
-        part: {bundle.labels[target]: count for target, count in Counter(split.targets.tolist()).items()}
-        for part, split in bundle.parts.items()
+        key: {bundle.labels[target]: count for target, count in Counter(split.targets.tolist()).items()}
+        for key, split in bundle.splits.items()
     }
     reading = bundle.reading.as_record()
     return Survey(
@@ -237,9 +237,9 @@ def write_starter(
     return path
 
 
-def _sample_shapes(folder: Path, parts: Parts) -> list[tuple[int, int]]:
+def _sample_shapes(folder: Path, splits: Splits) -> list[tuple[int, int]]:
     """Return (width, height) of at most 300 images, evenly over all; those that cannot be read are passed over."""
-    files = [file for part in parts.values() for file in part]
+    files = [file for split in splits.values() for file in split]
     shapes = []
     error: DataError | None = None
     for file in files[:: max(1, len(files) // _MAX_HEADERS)]:
@@ -254,9 +254,9 @@ def _sample_shapes(folder: Path, parts: Parts) -> list[tuple[int, int]]:
 
 def _format_counts(survey: Survey) -> list[str]:
     lines = []
-    for part, classes in survey.counts.items():
+    for split, classes in survey.counts.items():
         listed = ", ".join(f"{name} {count:,}" for name, count in sorted(classes.items()))
-        lines.append(f"{part}: {count_noun(sum(classes.values()), 'image')} ({listed})")
+        lines.append(f"{split}: {count_noun(sum(classes.values()), 'image')} ({listed})")
     lines += [f"labels: {', '.join(survey.labels)}", *survey.remarks]
     return [" ".join(line.splitlines()) for line in lines]
 

@@ -17,7 +17,7 @@ from dlfer.data.fer2013 import load_fer2013_usage
 from dlfer.data.given import OFFICIAL, SPLITS, GivenData, open_data
 from dlfer.data.images import match_channels
 from dlfer.data.labels import map_targets
-from dlfer.data.sources import load_data, load_parts_of_source
+from dlfer.data.sources import load_data, load_source_splits
 from dlfer.data.split import draw_subset
 from dlfer.errors import ConfigError, MissingDataError, ModelError, UserError
 from dlfer.export.contract import Sample
@@ -156,16 +156,17 @@ def load_held(
             held = {name: split for name, split in held.items() if split is not None}
             return held or {"all": rows}, FER2013_LABELS, given
         config = given.config.model_copy(update={"aspect": classifier.aspect})
-        bundle = load_parts_of_source(config, image_size=classifier.image_size)
+        bundle = load_source_splits(config, image_size=classifier.image_size)
     reading = bundle.reading.as_record()
     for line in [*(reading.describe() if reading else []), *bundle.notes] if say else ():
         say(line)
-    parts = {name: getattr(bundle, name) for name in SPLITS}
-    return {name: part for name, part in parts.items() if isinstance(part, Split) and len(part)}, bundle.labels, given
+    splits = {name: getattr(bundle, name) for name in SPLITS}
+    held = {name: split for name, split in splits.items() if isinstance(split, Split) and len(split)}
+    return held, bundle.labels, given
 
 
 def _divide(split: Split) -> tuple[Split, Split, str]:
-    """Return images to compare on and others to calibrate on, where all stand in one part; and a remark."""
+    """Return images to compare on and others to calibrate on, where all stand in one split; and a remark."""
     calibration = draw_subset(split, min(NUM_CALIBRATION, len(split) // 2), seed=0)
     if not len(calibration):
         return split, split, ""

@@ -1,4 +1,4 @@
-"""Class folders: parts under any of their names, sizes, channels, draws, and folders that are wrong."""
+"""Class folders: splits under any of their names, sizes, channels, draws, and folders that are wrong."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def _write(path, shape: tuple[int, ...] = (20, 20), seed: int = 0):
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).save(path)
 
 
-def _write_classes(root, parts=("train", "validation"), classes=("cat", "dog"), count: int = 3, shape=(20, 20)):
-    for place, (part, name) in enumerate((part, name) for part in parts for name in classes):
+def _write_classes(root, splits=("train", "validation"), classes=("cat", "dog"), count: int = 3, shape=(20, 20)):
+    for place, (split, name) in enumerate((split, name) for split in splits for name in classes):
         for row in range(count):
-            _write(root / part / name / f"im{row}.png", shape, seed=100 * place + row)
+            _write(root / split / name / f"im{row}.png", shape, seed=100 * place + row)
 
 
 def _load(root, image_size: int = 64, **keys):

@@ -366,4 +366,4 @@ def test_a_part_that_the_protocol_leaves_aside_is_counted(tmp_path):
     bundle = load_data(config, image_size=32)
     reading = bundle.reading.as_record()
     assert {reason.reason: reason.n for reason in reading.left_out} == {"not used by the protocol": 20}
-    assert reading.used == sum(len(split) for split in bundle.parts.values()) == 60
+    assert reading.used == sum(len(split) for split in bundle.splits.values()) == 60

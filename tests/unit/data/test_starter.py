@@ -115,10 +115,10 @@ def test_folders_that_are_no_data_set(draw, tmp_path):
 
 def test_own_names_of_folders_are_asked_for_and_written_down(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for part in ("train", "holdout", "old"):
+    for split in ("train", "holdout", "old"):
         for name in ("happy", "sad"):
-            (tmp_path / "faces" / part / name).mkdir(parents=True)
-            Image.new("L", (20, 20)).save(tmp_path / "faces" / part / name / "a.png")
+            (tmp_path / "faces" / split / name).mkdir(parents=True)
+            Image.new("L", (20, 20)).save(tmp_path / "faces" / split / name / "a.png")
     with pytest.raises(DataError, match=r"holdout \(2 files\), old \(2 files\).*dlfer init: --folder"):
         write_starter(tmp_path / "faces")
     path = write_starter(tmp_path / "faces", None, {"holdout": "test", "old": "ignore"})
@@ -131,7 +131,7 @@ def test_the_command_takes_folders_and_says_what_was_left_out(draw, tmp_path, ca
     folder = draw({"train/happy": 3, "train/sad": 3, "held/happy": 2, "held/sad": 2, "old/sad": 1})
     (folder / "notes.txt").write_text("x")
     for wrong in (["held"], ["held=testing"], ["=test"]):
-        with pytest.raises(UserError, match="expected NAME=PART"):
+        with pytest.raises(UserError, match="expected NAME=ROLE"):
             init(folder, None, wrong)
     init(folder, tmp_path / "a.yaml", ["held=test", "old=ignore"])
     out, err = capsys.readouterr()
@@ -160,7 +160,7 @@ def test_the_file_explains_what_people_change_and_says_check_first(draw, tmp_pat
 
 def test_a_csv_and_arrays_are_begun_with_too(tmp_path):
     rows = [
-        f"{n % 7},{' '.join([str(n)] * 2304)},{part}" for n, part in enumerate(["Training"] * 14 + ["PublicTest"] * 7)
+        f"{n % 7},{' '.join([str(n)] * 2304)},{split}" for n, split in enumerate(["Training"] * 14 + ["PublicTest"] * 7)
     ]
     (tmp_path / "faces.csv").write_text("\n".join(["emotion,pixels,Usage", *rows]))
     images = np.random.default_rng(0).integers(0, 256, (20, 40, 40), np.uint8)
