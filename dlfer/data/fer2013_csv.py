@@ -166,8 +166,8 @@ def _parse_row(fields: list[str], columns: dict[str, int], usage: str | None) ->
     split = _USAGES.get(found.casefold())
     if split is None:
         raise ValueError(
-            f"expected a Usage of {', '.join(USAGES)}, found {found[:40]!r}. If it is another name of a split in all rows, write "
-            f"FER2013's there; if this row is damaged, {_MEND}"
+            f"expected a Usage of {', '.join(USAGES)}, found {found[:40]!r}. If all rows use another name for this split, replace it by "
+            f"FER2013's; if this row is damaged, {_MEND}"
         )
     return code, values, split
 
@@ -201,7 +201,7 @@ def _check_code(path: Path) -> None:
     code = ", ".join(f"{number} {label}" for number, label in enumerate(FER2013_LABELS))
     raise DataError(
         f"{path.name}: the column emotion is not in FER2013's code; found {found}; expected {code}. "
-        f"{'Words stand there' if words else 'These numbers are another code'}, and single rows cannot be left out: "
+        f"{'The column holds words' if words else 'These numbers are another code'}, and leaving out single rows does not help: "
         "the others would get wrong labels. Look up what each value means where the file comes from, and write the "
         "column again in FER2013's code, label by label; or save the images as class folders (source folder)."
     )

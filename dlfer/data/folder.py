@@ -23,7 +23,7 @@ from dlfer.data.layout import SPLIT_NAMES, ImageFile, Splits, scan_folder
 from dlfer.data.split import draw_indices
 from dlfer.errors import DataError, MissingDataError
 
-__all__ = ["SPLIT_NAMES", "ImageFile", "Splits", "load_folder", "load_splits", "scan_folder"]
+__all__ = ["SPLIT_NAMES", "ImageFile", "Splits", "load_folder", "load_splits", "scan_folder", "try_each"]
 
 NOT_DRAWN = "not drawn (data.num_images)"
 UNREADABLE = "unreadable (data.skip_unreadable)"
@@ -121,7 +121,7 @@ def _read_all(
     paths = [root / name for ids in splits for name in ids]
     max_pixels = int(config.max_megapixels * 1_000_000)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        headers, problems = _try_each(pool, partial(read_header, max_pixels=max_pixels), paths, config.skip_unreadable)
+        headers, problems = try_each(pool, partial(read_header, max_pixels=max_pixels), paths, config.skip_unreadable)
         good = [header for header in headers if header is not None]
         if not good:
             raise DataError(f"{root}: none of the {len(paths)} images can be read; the first: {problems[0]}")
@@ -141,7 +141,7 @@ def _read_all(
             store[row] = to_channels(pixels, channels)
             return True
 
-        read, more = _try_each(pool, read_into, range(len(paths)), config.skip_unreadable)
+        read, more = try_each(pool, read_into, range(len(paths)), config.skip_unreadable)
     problems += more
     if channels == 3 and _is_grey(store):
         store = store[..., :1]
@@ -165,10 +165,10 @@ def _read_all(
     return images, rows, notes, Reading(unreadable=tuple(problems), sizes=sizes)
 
 
-def _try_each(
+def try_each(
     pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Sequence[Any], skip: bool
 ) -> tuple[list[Any], list[str]]:
-    """Return function(item) of each item in order, None where it raised DataError and `skip` is set; and the errors."""
+    """Return function(item) of each item in order, None where it raised DataError and `skip` is set; and the messages of these errors."""
 
     def attempt(item: Any) -> tuple[Any, str | None]:
         try:

@@ -97,7 +97,7 @@ def describe_unknown(mapping: Mapping[str, str | None], counts: Mapping[str, int
         ", ..." if len(odd) > 10 else ""
     )
     return [
-        f"dlfer does not know these names of classes as expressions: {shown}. Each is a label of its own; "
+        f"dlfer does not know these names of classes as expressions: {shown}. Each becomes a label of its own; "
         "data.labels.aliases gives one another name, data.labels.drop leaves it out."
     ]
 
@@ -140,7 +140,7 @@ def relabel_bundle(bundle: DataBundle, labels: LabelsConfig) -> DataBundle:
     reading = bundle.reading.leave_out(DROPPED, dropped)
     if dropped:
         names = ", ".join(name for name, index in zip(bundle.labels, lookup, strict=True) if index < 0)
-        notes += (f"Left out, of the dropped classes {names}: {count_noun(len(dropped), 'image')}.",)
+        notes += (f"{count_noun(len(dropped), 'image')} of the dropped classes {names} left out.",)
     return dataclasses.replace(bundle, labels=kept, notes=(*notes, *merged), reading=reading, **splits)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,7 +116,7 @@ def scan_folder(root: Path, folders: Mapping[str, str] | None = None, tally: Tal
     splits = {split: [name for name in names if roles[name] == split] for split in SPLITS}
     splits = {split: found for split, found in splits.items() if found}
     _check_unknown(base, unknown, splits, classes)
-    scan = _Scan(root, tally)
+    scan = _Scan(root, base, tally)
     if not splits:
         scan.add_classes("train", base, sorted([*unknown, *classes]))
     for name in unknown if splits else ():
@@ -173,7 +174,9 @@ def _assign_roles(base: Path, names: Sequence[str], folders: Mapping[str, str]) 
         same = [name for name, role in roles.items() if role == split]
         guessed = [name for name in same if fold_name(name) not in by_name]
         if len(guessed) > 1:
-            raise DataError(f"{base}: found the folders {_count(base, same)}; {split} is there twice. {_ask(same)}")
+            raise DataError(
+                f"{base}: found the folders {_count(base, same)}; more than one of them is {split} by its name. {_ask(base, same)}"
+            )
     return roles
 
 
@@ -183,8 +186,8 @@ def _check_unknown(base: Path, unknown: list[str], splits: dict[str, list[str]],
         odd = _find_levels(base, unknown)
         if odd:
             raise DataError(
-                f"{base}: found the folders {_count(base, odd)}, which hold folders of classes themselves: splits under "
-                f"names of their own, or one level too many. {_ask(odd)} If they are one level too many, "
+                f"{base}: found the folders {_count(base, odd)}, which hold class folders themselves. They are splits "
+                f"with unusual names, or one level of folders too many. {_ask(base, odd)} If they are one level too many, "
                 f"set data.path to the folder that holds the classes, e.g. {base / odd[0]}."
             )
         return
@@ -199,7 +202,7 @@ def _check_unknown(base: Path, unknown: list[str], splits: dict[str, list[str]],
         odd = odd or classes
         raise DataError(
             f"{base}: found the splits {_count(base, own)}, and beside them {_count(base, odd)}: it is not known "
-            f"whether these are splits, classes, or of another kind. {_ask(odd)}"
+            f"whether these are splits, classes, or of another kind. {_ask(base, odd)}"
         )
 
 
@@ -227,12 +230,13 @@ def _count(base: Path, names: Sequence[str]) -> str:
     return ", ".join(f"{name} ({count_noun(count_files(base / name), 'file')})" for name in names[:10]) + more
 
 
-def _ask(names: Sequence[str]) -> str:
+def _ask(base: Path, names: Sequence[str]) -> str:
     """Return what has to be said, with an example that gives each folder the split that its name suggests, if it does."""
     example = ", ".join(f"{_quote(name)}: {_suggest(name)}" for name in names[:3])
     return (
-        "Say what each is, a split (train, validation, test), a class (class) or nothing (ignore), by "
-        f"data.folders: {{{example}}} (dlfer init: --folder NAME=ROLE)."
+        "Say what each is: a split (train, validation or test), a class (class) or nothing (ignore). In an experiment "
+        f"file this is data.folders: {{{example}}}; dlfer init {shlex.quote(str(base))} --folder NAME=ROLE writes such a file, which other "
+        "commands take as data, too."
     )
 
 
@@ -249,8 +253,9 @@ def _quote(name: str) -> str:
 class _Scan:
     """One scan of class folders, in which no folder is read twice."""
 
-    def __init__(self, root: Path, tally: Tally) -> None:
+    def __init__(self, root: Path, base: Path, tally: Tally) -> None:
         self._root = root
+        self._base = base
         self._tally = tally
         self._folders: dict[tuple[int, int], Path] = {identify(root): root}
         self._classes: list[tuple[str, Path]] = []
@@ -273,10 +278,11 @@ class _Scan:
             DataError: there are none, or two are one folder.
         """
         if not names:
-            loose = f"; {count_files(base):,} files lie there without one" if count_files(base) else ""
+            loose = f"; {count_files(base):,} files lie directly in it" if count_files(base) else ""
             advice = "A list of labels beside images is not read: move each image into the folder of its class."
             if base != self._root:
-                advice = f"If it is a class itself, or not part of the data: data.folders: {{{_quote(base.name)}: class}}, or ignore."
+                name = _quote(base.name)
+                advice = f"If it is a class itself, set data.folders: {{{name}: class}}; if it is not part of the data, {{{name}: ignore}}."
             raise DataError(f"{base}: found no class folders, expected <class>/<image>{loose}. {advice}")
         for name in names:
             other = self._folders.setdefault(identify(base / name), base / name)
@@ -328,6 +334,15 @@ class _Scan:
         listed = "; ".join(f"{reason.n:,} {reason.reason} ({reason.first[0]})" for reason in found) or "it is empty"
         raise DataError(
             f"{folder}: the class folder holds no images that can be read: {listed}. Expected pictures "
-            f"({', '.join(PICTURE_SUFFIXES[:10])} ...). Fill it or delete it, or set "
-            f"data.folders: {{{_quote(folder.name)}: ignore}}."
+            f"({', '.join(PICTURE_SUFFIXES[:10])} ...). {self._advise_empty(folder)}"
+        )
+
+    def _advise_empty(self, folder: Path) -> str:
+        """Return what to do about a class folder without images; a role can be given to the uppermost folders alone."""
+        if folder.parent != self._base:
+            return "Put images into it, or delete the folder."
+        return (
+            f"Put images into it, or delete the folder; or leave the class out: dlfer init {shlex.quote(str(self._root))} --folder "
+            f"{shlex.quote(folder.name)}=ignore writes an experiment file with data.folders: {{{_quote(folder.name)}: ignore}}, "
+            "which other commands take as data, too."
         )

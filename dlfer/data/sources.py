@@ -108,7 +108,7 @@ def load_data(
     if bundle.train is None:
         found = ", ".join(f"{name} ({count_noun(len(split), 'image')})" for name, split in bundle.splits.items())
         raise DataError(
-            f"data: {config.path} has {found} and no train, which training needs. Put a folder train beside them, set "
+            f"data: {config.path} has {found} and no train split, which training needs. Put a folder train beside them, set "
             "data.path to the folder of classes to be split, or say by data.folders which folder is train."
         )
     if not isinstance(bundle.train, Split):
@@ -200,12 +200,12 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
                 f"{_advise_missing(bundle, empty)}"
             )
         if empty:
-            what = "cannot teach" if key == "train" else "cannot judge"
+            what = "learned from it" if key == "train" else "evaluated on it"
             shown = ", ".join(empty[:MOST_NAMED]) + (
                 f" and {len(empty) - MOST_NAMED:,} more" if len(empty) > MOST_NAMED else ""
             )
             notes.append(
-                f"{key} has no image of {shown}, so it {what} {'this class' if len(empty) == 1 else 'these classes'}."
+                f"{key} has no image of {shown}, so {'this class' if len(empty) == 1 else 'these classes'} cannot be {what}."
             )
     return tuple(notes)
 
@@ -229,8 +229,8 @@ def _check_streamed(bundle: DataBundle, config: DataConfig, *, balance: str) -> 
         num_images = sum(map(len, bundle.splits.values()))
         raise ProtocolError(
             f"data: found {asked}, which needs the images in memory, but source {config.source} streams these {num_images:,} images: "
-            "in memory it holds images that are not cropped at random (data.crop) and take less than 2 GB. "
-            "Leave it out (balance: sampler and class_weight work), or set crop: {train: none} and a smaller num_images or size."
+            "it holds images in memory only if they are not cropped at random (data.crop) and take less than 2 GB. "
+            "Leave the setting out (balance: sampler and class_weight work), or set crop: {train: none} and a smaller num_images or size."
         )
 
 

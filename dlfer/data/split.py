@@ -222,7 +222,7 @@ def drop_duplicates(bundle: DataBundle) -> DataBundle:
     num_train = len(bundle.train)
     connected = np.isin(groups[:num_train], groups[num_train:])
     note = (
-        f"train: {int(connected.sum()):,} of {num_train:,} images left out, which have a duplicate in validation or test "
+        f"train: {int(connected.sum()):,} of {num_train:,} images were left out, because they have a duplicate in validation or test "
         "or are connected to one by a chain of duplicates."
     )
     return dataclasses.replace(bundle, train=bundle.train.take(np.flatnonzero(~connected)), notes=(*bundle.notes, note))
@@ -282,7 +282,7 @@ def _cross_validate(bundle: DataBundle, config: DataConfig) -> DataBundle:
     selected = draw_held_out(pool.take(rest), fraction, seed=config.seed, purpose=purpose, groups=groups[rest])
     sizes = np.bincount(folds, minlength=config.folds)
     note = (
-        f"Fold {config.fold} of 0 to {config.folds - 1} is the test: {sizes[config.fold]:,} of {len(pool):,} images; the folds have "
+        f"Fold {config.fold} of 0 to {config.folds - 1} is the test set: {sizes[config.fold]:,} of {len(pool):,} images; the folds have "
         f"{sizes.min():,} to {sizes.max():,}, in whole groups of duplicates{' and subjects' if config.subjects else ''} "
         f"({count_noun(len(np.unique(groups)), 'group')})."
     )

@@ -94,7 +94,7 @@ def find_data_dir(data_dir: str | Path | None) -> Path:
 
 def _describe_archive(path: Path, size: int) -> str | None:
     if not path.is_file():
-        return f"{path}: not there, expected {size:,} bytes"
+        return f"{path}: the file is missing, expected {size:,} bytes"
     found = path.stat().st_size
     if found != size:
         return f"{path}: found {found:,} bytes, expected {size:,}; fetch it again"

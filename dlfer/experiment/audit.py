@@ -178,8 +178,7 @@ def check_inspected(data: Inspected) -> str:
     unreadable, seen = data.reading.unreadable, data.reading.seen
     if unreadable:
         raise DataError(
-            f"{data.name}: {len(unreadable):,} of {seen:,} {data.reading.what} cannot be read; the first: {unreadable[0]} "
-            "Replace or delete them, or set data.skip_unreadable: true."
+            f"{data.name}: {len(unreadable):,} of {seen:,} {data.reading.what} cannot be read; the first: {unreadable[0]}"
         )
     counts = sum((np.bincount(split.targets, minlength=len(data.labels)) for split in data.held), 0)
     if data.held and np.count_nonzero(counts) < 2:

@@ -141,7 +141,7 @@ def prepare_as_trained(split: Split, classifier: Classifier | Engine, say: Calla
         return split
     split, found = prepare_split(split, FacesConfig.model_validate(faces), aspect=classifier.aspect, say=say)
     if say is not None and faces["detect"] != "none":
-        say(f"faces: found in {found.sum():,} of {len(found):,} images; of the others the whole image is used")
+        say(f"faces: found in {found.sum():,} of {len(found):,} images; the others are used whole")
     return split
 
 

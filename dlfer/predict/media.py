@@ -314,7 +314,7 @@ def check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
             "Such a file can fill the memory; shrink the picture, or raise the limit (--max-megapixels)."
         )
     if min(size) < MIN_SIDE:
-        raise DataError(f"{name}: found {width} x {height} pixels, expected at least {MIN_SIDE} a side.")
+        raise DataError(f"{name}: found {width} x {height} pixels, expected at least {MIN_SIDE} on each side.")
 
 
 def _decode_picture(step: Callable[[], Any], name: str, problem: str) -> Any:

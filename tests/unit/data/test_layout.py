@@ -140,8 +140,8 @@ def test_what_is_no_picture_is_counted_by_reason_with_names(tmp_path):
     counts = {reason: found[reason].n for reason in found}
     heic = next(name for name in counts if name.startswith("HEIC"))
     assert counts == {
-        "hidden files and files of the system": 5, "no picture format that is read (.txt)": 1, "empty files": 1, "videos": 1, heic: 1,
-        "links to what is not there": 1, "files beside the folders": 1, "no picture format that is read (.py)": 1,
+        "hidden files and files of the system": 5, "files that are not in a supported picture format (.txt)": 1, "empty files": 1, "videos": 1, heic: 1,
+        "broken links": 1, "files beside the folders": 1, "files that are not in a supported picture format (.py)": 1,
     }  # fmt: skip
     assert found["videos"].first == ["angry/video.mp4"]
     record = bundle.reading.as_record()
@@ -162,7 +162,7 @@ def test_links_to_folders_are_followed_once(tmp_path):
     found = scan_folder(tmp_path / "data", None, tally)
     assert len(found["train"]) == 7
     assert _left_out(tally) == {
-        "links to a folder that is read already, or that lies above": 3, "links to what is not there": 1
+        "links to a folder that is already read or that contains the link": 3, "broken links": 1
     }  # fmt: skip
 
 
@@ -224,17 +224,17 @@ def test_kinds_that_share_their_first_bytes_are_told_by_suffixes(tmp_path, name,
         (["train", "test", "x: y"], '{"x: y": ...}'),
     ],
 )
-def test_the_example_suggests_no_part_that_a_name_does_not(tmp_path, names, example):
+def test_the_example_suggests_no_split_that_a_name_does_not(tmp_path, names, example):
     _tree(tmp_path, names)
     with pytest.raises(DataError) as caught:
         scan_folder(tmp_path)
-    assert f"data.folders: {example} (dlfer init" in str(caught.value)
+    assert f"data.folders: {example}; dlfer init" in str(caught.value)
 
 
-def test_a_class_may_be_called_like_a_part(tmp_path):
+def test_a_class_may_be_called_like_a_split(tmp_path):
     for name in ("train", "car", "bus"):
         _write(tmp_path / name / "0.png")
-    with pytest.raises(DataError, match=r"If it is a class itself, .*data\.folders: \{train: class\}"):
+    with pytest.raises(DataError, match=r"If it is a class itself, set data\.folders: \{train: class\}"):
         scan_folder(tmp_path)
     found = scan_folder(tmp_path, {"train": "class"})
     assert sorted({file.class_name for file in found["train"]}) == ["bus", "car", "train"]

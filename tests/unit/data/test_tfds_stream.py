@@ -531,7 +531,7 @@ def test_every_file_of_a_streamed_folder_is_counted(images):
     assert (seen, used) == (27, 11)
     assert counts == {
         "in splits that are not used (data.splits)": 6, "hidden files and files of the system": 1, "of classes in data.labels.drop": 6,
-        "no picture format that is read (.txt)": 1, "not drawn (data.num_images)": 2,
+        "files that are not in a supported picture format (.txt)": 1, "not drawn (data.num_images)": 2,
     }  # fmt: skip
 
 
