@@ -219,7 +219,7 @@ def check_start(
     own_verb = {kind: name for name, kind in KINDS.items()}[found.kind]
     if own_verb != verb:
         raise UserError(
-            f"{found.path}: its kind is {found.kind}; continue it with: dlfer {own_verb} --resume {found.path}"
+            f"{found.path}: this is of the kind {found.kind}; continue it with: dlfer {own_verb} --resume {found.path}"
         )
     if found.status != "finished" and not options.accept_changes:
         settle_changes(found, find_changes(found), accept=False)

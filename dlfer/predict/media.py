@@ -341,7 +341,7 @@ PATIENCE = 5.0
 """Seconds; a camera may hang for longer."""
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-NOT_VIDEO = "no videos (.ts)"
+NOT_VIDEO = "files that are not videos in spite of their suffix (.ts)"
 NOT_READ = "unreadable or incomplete"
 
 _T = TypeVar("_T")
