@@ -28,8 +28,8 @@ from dlfer.runs.files import write_atomically
 from dlfer.runs.outputs import check_outputs
 from dlfer.runs.text import count_noun
 
-_MOST_DECODED, _MOST_PIXELS = 2000, 1_000_000_000
-"""How many images of a folder are decoded at most, and how many pixels: a few seconds of work."""
+_MOST_DECODED, _MOST_PIXELS = 2000, 400_000_000
+"""How many images of a folder are decoded at most, and how many pixels: seconds of work, ten on two busy cores."""
 _LARGEST = 224
 """Pixels: the largest image_size that is written."""
 _EVERY_FER2013_FILE = re.compile(rf"(?:{'|'.join(USAGES)})_\d+\.\w+$")

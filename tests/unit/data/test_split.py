@@ -286,7 +286,7 @@ def test_train_images_that_a_chain_connects_to_validation_or_test_are_dropped(pa
     dropped = {"train/0", "train/1"} if between == "train" else {"train/0"}
     assert set(found.train.ids.tolist()) == set(splits["train"].ids.tolist()) - dropped
     assert (found.validation, found.test) == (splits["validation"], splits["test"])
-    assert f"train: {len(dropped)} of 6 images left out" in found.notes[-1]
+    assert f"train: {len(dropped)} of 6 images were left out" in found.notes[-1]
 
 
 def test_copies_by_id_are_dropped_and_ids_that_merely_recur_are_not():

@@ -131,7 +131,7 @@ def test_a_change_is_refused_with_the_way_to_accept_it_and_then_recorded_once(ru
         ({"train": dict(reversed(START["train"].items())), "test": START["test"]}, []),
     ],
 )
-def test_images_are_compared_by_part_id_pixels_and_label(splits, expected):
+def test_images_are_compared_by_split_id_pixels_and_label(splits, expected):
     assert compare_images(index(**START), index(**splits)) == expected
 
 
