@@ -133,8 +133,8 @@ def _describe_unexpected(error: Exception) -> str:
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if _PACKAGE in Path(frame.filename).parents]
     where = f" in {Path(own[-1].filename).relative_to(_PACKAGE.parent)} line {own[-1].lineno}" if own else ""
     return (
-        f"{type(error).__name__}{where}: {shorten(error).rstrip('.')}. dlfer did not expect this error; the same command with --debug "
-        "shows all of it."
+        f"{type(error).__name__}{where}: {shorten(error).rstrip('.')}. dlfer did not expect this error; run the same "
+        "command with --debug to see the traceback."
     )
 
 
@@ -265,7 +265,7 @@ def describe_usage_error(error: TyperException, args: Sequence[str]) -> str:
     else:
         message = error.format_message()
         if message.startswith("Missing argument") and "--json" in args[:-1]:
-            hints = [f"--json takes the word after it, {args[args.index('--json') + 1]}, for its file; put --json last"]
+            hints = [f"--json takes the word after it, {args[args.index('--json') + 1]}, as its file; put --json last"]
     usage = " ".join(context.get_usage().split()).removeprefix("Usage: ").replace("{", "").replace("}", "")
     return "\n  ".join([f"{command}: {message.rstrip('.')}.", *(hints or [f"Usage: {usage}; more: {command} --help"])])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -52,7 +53,12 @@ def check(
         if obstacles:
             errors.append(describe_obstacles(file, obstacles))
         else:
-            say(f"ok  {file}  {config.experiment.name}  {compute_digest(config)[:8]}")
+            images = (
+                f"; its images were not read, dlfer check {shlex.quote(str(data.path))} reads them"
+                if data.path is not None
+                else ""
+            )
+            say(f"ok  {file}  {config.experiment.name}  {compute_digest(config)[:8]}{images}")
         if show:
             print_text(dump_experiment(config).rstrip("\n"))
     if errors:

@@ -128,7 +128,7 @@ def examine_packages(pins: dict[str, str]) -> Iterator[Finding]:
         elif pinned and found != pinned:
             other.append(f"{name} {found} (pinned {pinned})")
     if absent:
-        yield Finding("packages", "missing", f"absent: {', '.join(absent)}", _MEND)
+        yield Finding("packages", "missing", f"not installed: {', '.join(absent)}", _MEND)
     if other:
         yield Finding("packages", "note", f"other versions: {', '.join(other)}", _MEND)
     if not absent and not other:

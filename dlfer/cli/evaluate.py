@@ -91,7 +91,9 @@ def evaluate(
     if predictions is not None and predictions.suffix != ".npz":
         raise UserError(f"--predictions {predictions}: expected a name that ends in .npz.")
     if against is not None and json_out == STDOUT:
-        raise UserError("dlfer evaluate --against: prints a comparison, too; name a file for the metrics: --json FILE.")
+        raise UserError(
+            "dlfer evaluate --against: it prints a comparison as well, so --json needs a file for the metrics: --json FILE."
+        )
     is_file = model.endswith(SUFFIXES)
     described = {"--input": input_text, "--labels": labels, "--output": output, "--ignore": ignore}
     if not is_file:

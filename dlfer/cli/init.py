@@ -28,7 +28,7 @@ def init(
         list[str] | None,
         typer.Option(
             "--folder",
-            metavar="NAME=PART",
+            metavar="NAME=ROLE",
             help="Role of a folder whose name does not say it: train, validation, test, class or ignore. Repeatable.",
         ),
     ] = None,
@@ -37,10 +37,10 @@ def init(
     """Write a first experiment for your own images, e.g. a folder with one folder of images per label."""
     from dlfer.data.starter import write_starter
 
-    roles = {name.strip(): part.strip() for name, _, part in (item.rpartition("=") for item in folders or ())}
-    wrong = [name for name, part in roles.items() if part not in ("train", "validation", "test", "class", "ignore")]
+    roles = {name.strip(): role.strip() for name, _, role in (item.rpartition("=") for item in folders or ())}
+    wrong = [name for name, role in roles.items() if role not in ("train", "validation", "test", "class", "ignore")]
     if wrong or "" in roles:
-        raise UserError("--folder: expected NAME=PART with a PART of train, validation, test, class or ignore.")
+        raise UserError("--folder: expected NAME=ROLE with a ROLE of train, validation, test, class or ignore.")
     path = write_starter(data, out, roles, force=force, say=say)
     say(f"Next: dlfer check {path}, then: dlfer run {path} --smoke (a minute), then: dlfer run {path}")
     print_text(path)

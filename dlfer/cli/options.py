@@ -102,7 +102,7 @@ Json = Annotated[
     typer.Option("--json", metavar="[FILE]", help="The result as JSON: into FILE, or on stdout instead of the text."),
 ]
 Html = Annotated[
-    Path | None, typer.Option("--html", metavar="FILE", help="Write the result as a page that needs no other file.")
+    Path | None, typer.Option("--html", metavar="FILE", help="Write the result as a self-contained HTML page.")
 ]
 STDOUT = Path("-")
 """What --json is without a FILE."""
@@ -166,9 +166,7 @@ def parse_seeds(text: str) -> list[int]:
     except ValueError:
         seeds = []
     if not seeds or min(seeds) < 0 or len(set(seeds)) < len(seeds):
-        raise UserError(
-            f"--seeds {text}: expected different whole numbers from 0 with commas between them, e.g. 0,1,2."
-        )
+        raise UserError(f"--seeds {text}: expected different whole numbers from 0, separated by commas, e.g. 0,1,2.")
     return seeds
 
 
@@ -221,7 +219,7 @@ def check_start(
     own_verb = {kind: name for name, kind in KINDS.items()}[found.kind]
     if own_verb != verb:
         raise UserError(
-            f"{found.path}: its kind is {found.kind}; continue it with: dlfer {own_verb} --resume {found.path}"
+            f"{found.path}: this is of the kind {found.kind}; continue it with: dlfer {own_verb} --resume {found.path}"
         )
     if found.status != "finished" and not options.accept_changes:
         settle_changes(found, find_changes(found), accept=False)

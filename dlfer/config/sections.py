@@ -202,7 +202,7 @@ class LabelsConfig(Section):
 
 
 class NumImages(Section):
-    """How many images of a part to use: a stratified draw; null takes all. Synthetic sources draw so many."""
+    """How many images of each split to use: a stratified draw; null takes all. Synthetic sources draw so many."""
 
     train: Count | None = None
     validation: Count | None = None

@@ -53,7 +53,7 @@ def audit_data(bundle: DataBundle, *, cache: Path | None = None, votes: str | Pa
 
 def audit_bundle(bundle: DataBundle, *, votes: str | Path | None = None) -> AuditRecord:
     """Return what a bundle holds and what its splits share; streamed splits are counted and not looked into."""
-    return audit_splits(list(bundle.parts.values()), bundle.labels, reading=bundle.reading, votes=votes)
+    return audit_splits(list(bundle.splits.values()), bundle.labels, reading=bundle.reading, votes=votes)
 
 
 def audit_splits(
@@ -94,8 +94,8 @@ def _describe_images(
     """Return the fields of the audit that the survey gives."""
     targets = np.concatenate([split.targets for split in held])
     where = list_places(held, labels)
-    exact = _count_kind(survey.distinct, targets, survey.part_of)
-    near = _count_kind(survey.groups, targets, survey.part_of)
+    exact = _count_kind(survey.distinct, targets, survey.split_of)
+    near = _count_kind(survey.groups, targets, survey.split_of)
     contrast = survey.contrast[survey.distinct]
     no_faces = None
     if are_expressions(labels):
@@ -132,7 +132,7 @@ def number_groups(survey: Survey, where: Sequence[Place]) -> np.ndarray:
 
     The numbers do not change with the order of the rows within a split.
     """
-    order = sorted(range(len(where)), key=lambda row: (survey.part_of[row], where[row].id))
+    order = sorted(range(len(where)), key=lambda row: (survey.split_of[row], where[row].id))
     names, first, dense = np.unique(survey.groups[order], return_index=True, return_inverse=True)
     rank = np.empty(len(names), np.int64)
     rank[np.argsort(first)] = np.arange(len(names))
@@ -226,7 +226,7 @@ def _draw_samples(survey: Survey, where: Sequence[Place], targets: np.ndarray) -
         return [ListedImage(**where[row]._asdict()) for row in rows]
 
     def choose(pairs: list[tuple[int, int]]) -> list[list[ListedImage]]:
-        order = sorted(pairs, key=lambda p: (survey.part_of[p[0]] == survey.part_of[p[1]], p))
+        order = sorted(pairs, key=lambda p: (survey.split_of[p[0]] == survey.split_of[p[1]], p))
         used: set[int] = set()
         chosen = []
         for first, second in order:  # one pair of each group: ten frames of one video would show one face

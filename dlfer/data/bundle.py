@@ -21,10 +21,10 @@ from dlfer.runs.text import to_utf8
 
 @dataclass(frozen=True)
 class Split:
-    """Images of one part of the data, held in memory in their native size.
+    """Images of one split of the data, held in memory in their native size.
 
     Attributes:
-        name: the source's own name of the part, e.g. "Training", "PublicTest", "train".
+        name: the source's own name of the split, e.g. "Training", "PublicTest", "train".
         images: uint8 [N, H, W, C], C is 1 (grey) or 3 (RGB), values 0..255.
         targets: int64 [N], indices into the bundle's labels.
         ids: str [N], unique and stable under a change of order: "Training/17", "angry/im0.png".
@@ -78,7 +78,7 @@ WHOLE = Share()
 
 
 class StreamedSplit(Protocol):
-    """Images of one part of the data that is too large for memory, read batch by batch.
+    """Images of one split of the data that is too large for memory, read batch by batch.
 
     Its order is a function of (seed, epoch) alone, so that an interrupted epoch can go on in the
     middle and see the very same batches.
@@ -195,7 +195,7 @@ class DataBundle:
         object.__setattr__(self, "notes", tuple(map(to_utf8, self.notes)))
 
     @property
-    def parts(self) -> dict[str, Split | StreamedSplit]:
+    def splits(self) -> dict[str, Split | StreamedSplit]:
         """Of train, validation and test those that there are, in this order."""
         found = {"train": self.train, "validation": self.validation, "test": self.test}
         return {name: split for name, split in found.items() if split is not None}

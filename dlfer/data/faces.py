@@ -169,7 +169,7 @@ def compute_alignment(eyes: np.ndarray, size: int) -> np.ndarray:
     first, second = (complex(x, y) for x, y in np.asarray(eyes, np.float64))
     to_first, to_second = (complex(x * size - 0.5, y * size - 0.5) for x, y in EYES)
     if first == second:
-        raise DataError(f"align: found both eyes at {first.real:.1f}, {first.imag:.1f}; expected two places.")
+        raise DataError(f"align: found both eyes at {first.real:.1f}, {first.imag:.1f}; expected two different places.")
     a = (to_second - to_first) / (second - first)
     b = to_first - a * first
     return np.array([[a.real, -a.imag, b.real], [a.imag, a.real, b.imag]])
@@ -356,7 +356,7 @@ def _load_cascade():
 
 
 def _describe_absence(detector: str, package: str, error: Exception) -> str:
-    return f"faces.detect: {detector} needs a package that is absent or does not fit ({error}): pip install {package}"
+    return f"faces.detect: {detector} needs a package that is missing or of another version ({error}): pip install {package}"
 
 
 DETECTORS: dict[str, Detector] = {
@@ -395,11 +395,11 @@ def prepare_faces(
     Raises:
         EnvironmentProblem: the detector's package is not installed.
     """
-    notes, parts = list(bundle.notes), {}
+    notes, splits = list(bundle.notes), {}
     num_found = num_images = 0
-    for part, split in bundle.parts.items():
+    for key, split in bundle.splits.items():
         images, found, problem = _prepare_images(split.images, config, aspect=aspect, name=split.name, say=say)
-        parts[part] = dataclasses.replace(split, images=images)
+        splits[key] = dataclasses.replace(split, images=images)
         num_found, num_images = num_found + int(found.sum()), num_images + len(found)
         if problem and problem not in notes:
             notes.append(problem)
@@ -407,11 +407,11 @@ def prepare_faces(
         done = "aligned by the eyes" if config.align else "cut out"
         notes.append(
             f"faces: found in {num_found:,} of {num_images:,} images ({num_found / max(1, num_images):.1%}) by "
-            f"{config.detect} and {done}; of the others the whole image is used."
+            f"{config.detect} and {done}; the others are used whole."
         )
     if config.equalize != "none":
         notes.append(f"faces: the contrast of every image is equalised ({config.equalize}).")
-    return dataclasses.replace(bundle, **parts, notes=tuple(notes))
+    return dataclasses.replace(bundle, **splits, notes=tuple(notes))
 
 
 def prepare_split(

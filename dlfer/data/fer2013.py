@@ -17,7 +17,7 @@ from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Reading, Split, name_cache, read_cache, write_cache
 from dlfer.data.fer2013_csv import CSV_NAMES, SIDE, USAGES, Rows, read_csv
 from dlfer.data.files import Tally
-from dlfer.data.folder import UNREADABLE, load_parts
+from dlfer.data.folder import UNREADABLE, load_splits
 from dlfer.data.labels import compute_label_map, map_targets
 from dlfer.data.layout import scan_folder
 from dlfer.errors import DataError, MissingDataError
@@ -32,13 +32,13 @@ _CACHE_FROM_BYTES = 16_000_000
 
 
 def load_fer2013(config: DataConfig) -> DataBundle:
-    """Return FER2013 in its official parts: Training, PublicTest and, where the data has it, PrivateTest.
+    """Return FER2013 in its official splits: Training, PublicTest and, where the data has it, PrivateTest.
 
     `config.path` is a csv (`fer2013.csv`, `icml_face_data.csv`, or `train.csv` with `test.csv`
     beside it), a folder that holds one, or Kaggle's folders `train/angry/...`, `test/angry/...`.
-    There the official part of an image is read from its file name (PublicTest_17.jpg); where the
+    There the official split of an image is read from its file name (PublicTest_17.jpg); where the
     names do not tell (im0.png, test.csv), `test` holds PublicTest and PrivateTest together, serves
-    as the test set, and the selection is left to a part of train; a note says so.
+    as the test set, and the model is selected on images held out of train; a note says so.
     The ids of a csv are "<Usage>/<row>", rows counted from 0; those of folders are relative paths.
 
     Raises:
@@ -83,13 +83,13 @@ def load_fer2013_usage(path: str | Path, usage: str | None, *, labels: tuple[str
     return _to_split(rows, chosen, usage, lookup)
 
 
-def load_fer2013_parts(path: str | Path) -> tuple[list[Split], Reading]:
-    """Return the readable rows of a FER2013 csv by Usage, in the order of the official parts, to be looked at.
+def load_fer2013_splits(path: str | Path) -> tuple[list[Split], Reading]:
+    """Return the readable rows of a FER2013 csv by Usage, in the order of the official splits, to be looked at.
 
-    All Usages are returned, whichever there are; without a column Usage all rows are one part, "all".
+    All Usages are returned, whichever there are; without a column Usage all rows are one split, "all".
 
     Returns:
-        parts: at least one.
+        splits: at least one.
         reading: the rows that were left out, and the number of all.
 
     Raises:
@@ -122,10 +122,10 @@ def _load_csv(path: Path, config: DataConfig) -> DataBundle:
     """Return the bundle of a csv; a train.csv without Usage is joined by the test.csv beside it."""
     plain = path.name.casefold() == "train.csv"
     rows, notes = _read_cached(path, skip_unreadable=config.skip_unreadable, usage="Training" if plain else None)
-    parts: dict[str, Split | None] = {}
-    for part, usage in zip(("train", "validation", "test"), USAGES, strict=True):
+    splits: dict[str, Split | None] = {}
+    for split, usage in zip(("train", "validation", "test"), USAGES, strict=True):
         chosen = np.flatnonzero(rows.usages == usage)
-        parts[part] = _to_split(rows, chosen, usage) if len(chosen) else None
+        splits[split] = _to_split(rows, chosen, usage) if len(chosen) else None
     if not np.any(rows.codes == 0):
         notes += (
             f"{path.name}: no row has the label 0 (Angry). If the file counts labels from 1, or has another code than "
@@ -133,14 +133,14 @@ def _load_csv(path: Path, config: DataConfig) -> DataBundle:
         )
     reading = _tell_reading(path, rows)
     sibling = path.with_name("test.csv")
-    if plain and parts["test"] is None and sibling.is_file():
-        parts["test"], of_test, more = _load_test_csv(sibling, config)
+    if plain and splits["test"] is None and sibling.is_file():
+        splits["test"], of_test, more = _load_test_csv(sibling, config)
         notes += more
         left_out = (*reading.left_out, *of_test.left_out)
         reading = dataclasses.replace(reading, seen=reading.seen + of_test.seen, left_out=left_out)
-    if parts["train"] is None:
+    if splits["train"] is None:
         raise DataError(f"{path.name}: found no rows of Usage Training; training needs them. Use the whole csv.")
-    return DataBundle("fer2013", FER2013_LABELS, **parts, notes=notes, reading=reading)
+    return DataBundle("fer2013", FER2013_LABELS, **splits, notes=notes, reading=reading)
 
 
 def _tell_reading(path: Path, rows: Rows) -> Reading:
@@ -166,24 +166,24 @@ def _load_test_csv(path: Path, config: DataConfig) -> tuple[Split | None, Readin
 
 
 def _load_folders(root: Path, config: DataConfig) -> DataBundle:
-    """Return the bundle of Kaggle's folders, by the official parts where the file names tell them."""
+    """Return the bundle of Kaggle's folders, by the official splits where the file names tell them."""
     tally = Tally(root)
-    parts = scan_folder(root, config.folders, tally)
-    files = [file for part in parts.values() for file in part]
+    splits = scan_folder(root, config.folders, tally)
+    files = [file for own in splits.values() for file in own]
     found = [_FROM_FILE_NAME.search(file.id) for file in files]
     names = {"train": "train", "validation": "validation", "test": "test"}
     note = "The file names do not distinguish PublicTest and PrivateTest; the folders are the splits."
     if all(found):
-        part_of = dict(zip(USAGES, names, strict=True))
-        parts = {part: [] for part in names}
+        split_of = dict(zip(USAGES, names, strict=True))
+        splits = {key: [] for key in names}
         for file, match in zip(files, found, strict=True):
-            parts[part_of[match[1]]].append(file)
+            splits[split_of[match[1]]].append(file)
         names = dict(zip(names, USAGES, strict=True))
         note = "The official splits were read from the file names."
-    bundle = load_parts(root, parts, config, image_size=SIDE, names=names, tally=tally)
+    bundle = load_splits(root, splits, config, image_size=SIDE, names=names, tally=tally)
     labels = tuple(label for label in FER2013_LABELS if label in bundle.labels)
     labels += tuple(label for label in bundle.labels if label not in labels)
-    mapped = {part: map_targets(split, bundle.labels, labels) for part, split in bundle.parts.items()}
+    mapped = {key: map_targets(split, bundle.labels, labels) for key, split in bundle.splits.items()}
     return dataclasses.replace(bundle, source="fer2013", labels=labels, notes=(*bundle.notes, note), **mapped)
 
 
@@ -261,7 +261,7 @@ class Fer2013(tfds.core.GeneratorBasedBuilder):
         if not path.exists():
             raise MissingDataError(describe_missing(path))
         bundle = load_fer2013(DataConfig(source="fer2013", path=str(path)))
-        return {part: self._generate_examples(split) for part, split in bundle.parts.items()}
+        return {key: self._generate_examples(split) for key, split in bundle.splits.items()}
 
     def _generate_examples(self, split: Split) -> Iterator[tuple[str, dict[str, Any]]]:
         """Yield (id, example) of each row."""

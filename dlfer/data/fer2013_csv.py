@@ -58,7 +58,7 @@ def read_csv(path: Path, *, skip_unreadable: bool, usage: str | None) -> Rows:
 
     Args:
         skip_unreadable: leave out rows that cannot be read.
-        usage: the part of all rows of a file without a column Usage.
+        usage: the split of all rows of a file without a column Usage.
 
     Raises:
         DataError: it is no such csv, or has a row that cannot be read (unless skip_unreadable), or none that can.
@@ -74,7 +74,7 @@ def read_csv(path: Path, *, skip_unreadable: bool, usage: str | None) -> Rows:
                 continue
             number += 1
             try:
-                code, values, part = _parse_row(fields, columns, usage)
+                code, values, split = _parse_row(fields, columns, usage)
             except ValueError as problem:
                 if not is_checked:
                     _check_code(path)
@@ -85,7 +85,7 @@ def read_csv(path: Path, *, skip_unreadable: bool, usage: str | None) -> Rows:
                 continue
             pixels += values
             codes.append(code)
-            usages.append(part)
+            usages.append(split)
             numbers.append(number)
     if not codes:
         raise DataError(f"{path.name}: found no readable rows, expected one per image; download the file again.")
@@ -163,13 +163,13 @@ def _parse_row(fields: list[str], columns: dict[str, int], usage: str | None) ->
     if "usage" not in columns:
         return code, values, usage
     found = fields[columns["usage"]].strip()
-    part = _USAGES.get(found.casefold())
-    if part is None:
+    split = _USAGES.get(found.casefold())
+    if split is None:
         raise ValueError(
-            f"expected a Usage of {', '.join(USAGES)}, found {found[:40]!r}. If it is another name of a part in all rows, write "
-            f"FER2013's there; if this row is damaged, {_MEND}"
+            f"expected a Usage of {', '.join(USAGES)}, found {found[:40]!r}. If all rows use another name for this split, replace it by "
+            f"FER2013's; if this row is damaged, {_MEND}"
         )
-    return code, values, part
+    return code, values, split
 
 
 def _normalize_code(text: str) -> str:
@@ -201,7 +201,7 @@ def _check_code(path: Path) -> None:
     code = ", ".join(f"{number} {label}" for number, label in enumerate(FER2013_LABELS))
     raise DataError(
         f"{path.name}: the column emotion is not in FER2013's code; found {found}; expected {code}. "
-        f"{'Words stand there' if words else 'These numbers are another code'}, and single rows cannot be left out: "
+        f"{'The column holds words' if words else 'These numbers are another code'}, and leaving out single rows does not help: "
         "the others would get wrong labels. Look up what each value means where the file comes from, and write the "
         "column again in FER2013's code, label by label; or save the images as class folders (source folder)."
     )

@@ -51,15 +51,17 @@ _IGNORED = frozenset(
 _MOST_NAMED = 5
 
 HIDDEN = "hidden files and files of the system"
-NO_PICTURES = "no picture format that is read"
+NO_PICTURES = "files that are not in a supported picture format"
 EMPTY = "empty files"
-BROKEN = "links to what is not there"
-LOOP = "links to a folder that is read already, or that lies above"
+BROKEN = "broken links"
+LOOP = "links to a folder that is already read or that contains the link"
 NO_HEIF = "HEIC pictures, which need a package: pip install pillow-heif"
-RAW = "raw pictures of cameras, which have to be developed: save them as JPEG or PNG"
-LINEAR = "pictures of linear light (OpenEXR, Radiance), which need an exposure: save them as 8 bits"
+RAW = "raw pictures of cameras, which are not decoded: convert them to JPEG or PNG"
+LINEAR = (
+    "high-dynamic-range pictures (OpenEXR, Radiance), which are not decoded: map their tones and save them with 8 bits"
+)
 NOT_ALLOWED = "folders that may not be read"
-NO_FILE = "neither files nor folders"
+NO_FILE = "neither files nor folders (sockets, pipes, devices)"
 
 
 class Tally:

@@ -1,4 +1,4 @@
-"""Class folders: one folder per class, in folders train, validation and test, or without parts."""
+"""Class folders: one folder per class, in folders train, validation and test, or without splits."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from dlfer.data.fer2013_csv import USAGES
 from dlfer.data.files import Tally
 from dlfer.data.images import compute_side, read_header, read_image, resize_square, to_channels
 from dlfer.data.labels import DROPPED, describe_merged, describe_unknown, match_labels, order_labels
-from dlfer.data.layout import PART_NAMES, ImageFile, Parts, scan_folder
+from dlfer.data.layout import SPLIT_NAMES, ImageFile, Splits, scan_folder
 from dlfer.data.split import draw_indices
 from dlfer.errors import DataError, MissingDataError
 
-__all__ = ["PART_NAMES", "ImageFile", "Parts", "load_folder", "load_parts", "scan_folder"]
+__all__ = ["SPLIT_NAMES", "ImageFile", "Splits", "load_folder", "load_splits", "scan_folder", "try_each"]
 
 NOT_DRAWN = "not drawn (data.num_images)"
 UNREADABLE = "unreadable (data.skip_unreadable)"
@@ -33,8 +33,8 @@ _LARGEST_SIDE = 256
 def load_folder(config: DataConfig, *, image_size: int) -> DataBundle:
     """Return the images of class folders.
 
-    The parts are the folders train, val/valid/validation and test under any of their usual names, FER2013's own
-    among them, or as `config.folders` says; without them all classes are one part, `train`, for the protocol to split.
+    The splits are the folders train, val/valid/validation and test under any of their usual names, FER2013's own
+    among them, or as `config.folders` says; without them all classes are one split, `train`, for the protocol to split.
     What is no picture is counted in the bundle's reading, and so is every image that is not used. The labels are the names of the
     folders after `config.labels`, sorted. Ids are paths relative to `config.path`. Images keep
     their size if it is the same for all; otherwise they become squares, as `config.aspect` says, of
@@ -44,7 +44,7 @@ def load_folder(config: DataConfig, *, image_size: int) -> DataBundle:
 
     Raises:
         MissingDataError: the folder is not there.
-        DataError: no classes, a class without images, a folder of which it is not known whether it is a part or a
+        DataError: no classes, a class without images, a folder of which it is not known whether it is a split or a
             class, or (unless config.skip_unreadable) a file that cannot be read.
     """
     root = Path(config.path).expanduser()
@@ -54,74 +54,74 @@ def load_folder(config: DataConfig, *, image_size: int) -> DataBundle:
             "with validation/ and test/ beside it, or set data.path."
         )
     tally = Tally(root)
-    parts = scan_folder(root, config.folders, tally)
-    names = {part: own for part, files in parts.items() if (own := _find_usage(files))}
-    return load_parts(root, parts, config, image_size=image_size, names=names, tally=tally)
+    splits = scan_folder(root, config.folders, tally)
+    names = {split: own for split, files in splits.items() if (own := _find_usage(files))}
+    return load_splits(root, splits, config, image_size=image_size, names=names, tally=tally)
 
 
 def _find_usage(files: Sequence[ImageFile]) -> str | None:
-    """Return FER2013's own name of a part if the folder of all its files has it."""
+    """Return FER2013's own name of a split if the folder of all its files has it."""
     found = {next((name for name in file.id.split("/") if name in USAGES), None) for file in files}
     return found.pop() if len(found) == 1 else None
 
 
-def load_parts(
+def load_splits(
     root: Path,
-    parts: Parts,
+    splits: Splits,
     config: DataConfig,
     *,
     image_size: int,
     names: Mapping[str, str] | None = None,
     tally: Tally | None = None,
 ) -> DataBundle:
-    """Return a bundle of the files of each part; labels, draw and size as `load_folder` says.
+    """Return a bundle of the files of each split; labels, draw and size as `load_folder` says.
 
     Args:
         root: the folder that the ids are relative to.
-        parts: files of train, validation and test; a part may be absent or empty.
+        splits: files of train, validation and test; a split may be absent or empty.
         image_size: side in pixels that the network sees.
-        names: the name to give to each part, where it differs.
+        names: the name to give to each split, where it differs.
         tally: what was counted when the folders were scanned; it counts on.
 
     Raises:
         DataError: as `load_folder`.
     """
-    parts = {part: files for part, files in parts.items() if files}
-    mapping = match_labels((file.class_name for files in parts.values() for file in files), config.labels)
+    splits = {split: files for split, files in splits.items() if files}
+    mapping = match_labels((file.class_name for files in splits.values() for file in files), config.labels)
     labels = order_labels(label for label in mapping.values() if label is not None)
     tally = Tally(root) if tally is None else tally
     drawn = {}
-    for part, files in parts.items():
+    for split, files in splits.items():
         kept = [file for file in files if mapping[file.class_name] is not None]
         for file in files:
             if mapping[file.class_name] is None:
                 tally.leave_out(DROPPED, file.id, was_seen=True)
         targets = np.array([labels.index(mapping[file.class_name]) for file in kept], np.int64)
         ids = np.array([file.id for file in kept])
-        rows = draw_indices(targets, ids, getattr(config.num_images, part), seed=config.seed)
+        rows = draw_indices(targets, ids, getattr(config.num_images, split), seed=config.seed)
         for name in np.delete(ids, rows):
             tally.leave_out(NOT_DRAWN, str(name), was_seen=True)
-        drawn[part] = (ids[rows], targets[rows])
+        drawn[split] = (ids[rows], targets[rows])
     images, kept_rows, more, reading = _read_all(root, [ids for ids, _ in drawn.values()], config, image_size)
-    splits: dict[str, Split | None] = {"train": None, "validation": None, "test": None}
-    for (part, (ids, targets)), pixels, rows in zip(drawn.items(), images, kept_rows, strict=True):
+    loaded: dict[str, Split | None] = {"train": None, "validation": None, "test": None}
+    for (split, (ids, targets)), pixels, rows in zip(drawn.items(), images, kept_rows, strict=True):
         for name in np.delete(ids, rows):
             tally.leave_out(UNREADABLE, str(name), was_seen=True)
-        splits[part] = Split((names or {}).get(part, part), pixels, targets[rows], ids[rows])
+        loaded[split] = Split((names or {}).get(split, split), pixels, targets[rows], ids[rows])
     reading = dataclasses.replace(reading, seen=tally.seen, left_out=tally.list_left_out())
-    counts = Counter(file.class_name for files in parts.values() for file in files)
+    counts = Counter(file.class_name for files in splits.values() for file in files)
     notes = (*tally.notes, *describe_merged(mapping, config.labels), *describe_unknown(mapping, counts), *more)
-    return DataBundle("folder", labels, **splits, notes=notes, reading=reading)
+    return DataBundle("folder", labels, **loaded, notes=notes, reading=reading)
 
 
 def _read_all(
-    root: Path, parts: list[np.ndarray], config: DataConfig, image_size: int
+    root: Path, splits: list[np.ndarray], config: DataConfig, image_size: int
 ) -> tuple[list[np.ndarray], list[np.ndarray], list[str], Reading]:
-    """Return the images of each part, the rows (int) of its ids that could be read, notes, and what was met with."""
-    paths = [root / name for ids in parts for name in ids]
+    """Return the images of each split, the rows (int) of its ids that could be read, notes, and what was met with."""
+    paths = [root / name for ids in splits for name in ids]
     max_pixels = int(config.max_megapixels * 1_000_000)
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        headers, problems = _try_each(pool, partial(read_header, max_pixels=max_pixels), paths, config.skip_unreadable)
+        headers, problems = try_each(pool, partial(read_header, max_pixels=max_pixels), paths, config.skip_unreadable)
         good = [header for header in headers if header is not None]
         if not good:
             raise DataError(f"{root}: none of the {len(paths)} images can be read; the first: {problems[0]}")
@@ -141,7 +141,7 @@ def _read_all(
             store[row] = to_channels(pixels, channels)
             return True
 
-        read, more = _try_each(pool, read_into, range(len(paths)), config.skip_unreadable)
+        read, more = try_each(pool, read_into, range(len(paths)), config.skip_unreadable)
     problems += more
     if channels == 3 and _is_grey(store):
         store = store[..., :1]
@@ -152,7 +152,7 @@ def _read_all(
             f"the first: {problems[0]}"
         )
     images, rows, start = [], [], 0
-    for ids in parts:
+    for ids in splits:
         kept = np.flatnonzero([bool(done) for done in read[start : start + len(ids)]])
         block = store[start : start + len(ids)]
         images.append(np.ascontiguousarray(block if len(kept) == len(ids) else block[kept]))
@@ -160,15 +160,15 @@ def _read_all(
         start += len(ids)
     sizes = {}
     if len({header[:2] for header in good}) > 1:
-        names = [str(name) for ids in parts for name in ids]
+        names = [str(name) for ids in splits for name in ids]
         sizes = {name: header[:2] for name, header in zip(names, headers, strict=True) if header is not None}
     return images, rows, notes, Reading(unreadable=tuple(problems), sizes=sizes)
 
 
-def _try_each(
+def try_each(
     pool: ThreadPoolExecutor, function: Callable[[Any], Any], items: Sequence[Any], skip: bool
 ) -> tuple[list[Any], list[str]]:
-    """Return function(item) of each item in order, None where it raised DataError and `skip` is set; and the errors."""
+    """Return function(item) of each item in order, None where it raised DataError and `skip` is set; and the messages of these errors."""
 
     def attempt(item: Any) -> tuple[Any, str | None]:
         try:

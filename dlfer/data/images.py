@@ -188,8 +188,8 @@ _OPENING = threading.Lock()
 _UNREADABLE_KINDS = {
     "empty": "the file is empty",
     "heif": "a HEIC picture, which needs a package: pip install pillow-heif",
-    "raw": "a raw picture of a camera, which has to be developed: save it as JPEG or PNG",
-    "linear": "a picture of linear light (OpenEXR, Radiance), which needs an exposure: save it as 8 bits",
+    "raw": "a raw picture of a camera, which is not decoded: convert it to JPEG or PNG",
+    "linear": "a high-dynamic-range picture (OpenEXR, Radiance), which is not decoded: map its tones and save it with 8 bits",
 }
 
 
@@ -238,14 +238,16 @@ def _read_by_opencv(path: Path) -> Image.Image | None:
     try:
         import cv2
     except ImportError as error:
-        raise DataError(f"{path}: a picture that OpenCV reads, which is not installed ({error}).") from error
+        raise DataError(
+            f"{path}: PAM and PFM pictures are decoded by OpenCV, which cannot be imported ({error}). Save the picture as PNG, or install it: pip install 'opencv-python-headless<5'"
+        ) from error
     found = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
     if found is None or found.dtype not in (np.uint8, np.float32):
-        raise DataError(f"{path}: a PAM or PFM that OpenCV cannot decode. Save it as PNG.")
+        raise DataError(f"{path}: OpenCV cannot decode this PAM or PFM picture. Save it as PNG.")
     if found.dtype == np.float32:
         if not (np.isfinite(found).all() and found.min() >= 0 and found.max() <= 1):
             raise DataError(
-                f"{path}: found floating-point pixels beyond 0..1. Scale them, or save the picture as 8 bits."
+                f"{path}: found floating-point pixels beyond 0..1. Scale them, or save the picture with 8 bits."
             )
         found = _scale(found, 1.0)
     return Image.fromarray(found if found.ndim == 2 else np.ascontiguousarray(found[..., 2::-1]))
@@ -275,7 +277,7 @@ def _open(path: Path, max_pixels: int) -> Image.Image:
     if min(width, height) < MIN_SIDE:
         image.close()
         raise DataError(
-            f"{path}: found an image of {width} x {height} pixels, expected at least {MIN_SIDE} a side. "
+            f"{path}: found an image of {width} x {height} pixels, expected at least {MIN_SIDE} on each side. "
             "Replace or delete it, or set data.skip_unreadable: true."
         )
     return image
@@ -336,7 +338,9 @@ def _find_tag(image: Image.Image, tags: Sequence[int]) -> float | None:
 def _find_white(image: Image.Image, values: np.ndarray, bits: int | None, name: str) -> float:
     """Return the value that means white; raise DataError where the file does not tell and the picture would be dark."""
     if not np.isfinite(values).all():
-        raise DataError(f"{name}: found pixels that are no numbers; expected finite ones. Save it as 8 bits.")
+        raise DataError(
+            f"{name}: found pixels that are NaN or infinite, expected finite numbers. Save the picture with 8 bits."
+        )
     least, most = float(values.min()), float(values.max())
     tagged = _find_tag(image, _MAX_TAGS)
     if tagged is not None and tagged >= most > 0 and least >= 0:
@@ -345,7 +349,7 @@ def _find_white(image: Image.Image, values: np.ndarray, bits: int | None, name: 
         if least < 0 or most > 1:
             raise DataError(
                 f"{name}: found floating-point pixels from {least:g} to {most:g}, expected 0..1 or the tag "
-                "SMaxSampleValue. Scale them, or save the picture as 8 bits."
+                "SMaxSampleValue. Scale them, or save the picture with 8 bits."
             )
         return 1.0
     depth = int(_find_tag(image, (_BITS_TAG,)) or 16)
@@ -357,9 +361,9 @@ def _find_white(image: Image.Image, values: np.ndarray, bits: int | None, name: 
         return 65535.0
     if least < 0 or most > 65535 or 0 < most < _LEAST_OF_16_BITS:
         raise DataError(
-            f"{name}: found values from {least:,.0f} to {most:,.0f} in pixels of {max(16, depth)} bits, and no tag that "
-            "says which value is white: a picture of 8 to 14 bits in such a file would be read as dark. Write the range "
-            "into the file (TIFF: SMaxSampleValue; PNG: sBIT), or save it as 8 bits."
+            f"{name}: found values from {least:,.0f} to {most:,.0f} in pixels of {max(16, depth)} bits, but no tag that "
+            "says which value is white, so that a picture of 8 to 14 bits would become dark. Write the range "
+            "into the file (TIFF: SMaxSampleValue; PNG: sBIT), or save the picture with 8 bits."
         )
     return 65535.0
 
@@ -412,10 +416,12 @@ def _decode_deep(contents: bytes, name: str) -> np.ndarray:
     try:
         import cv2
     except ImportError as error:
-        raise DataError(f"{name}: 16 bits a colour with a range of their own need OpenCV ({error}).") from error
+        raise DataError(
+            f"{name}: a picture with 16 bits per channel and a value range of its own is decoded by OpenCV, which cannot be imported ({error}). Save the picture with 8 bits, or install it: pip install 'opencv-python-headless<5'"
+        ) from error
     found = cv2.imdecode(np.frombuffer(contents, np.uint8), cv2.IMREAD_UNCHANGED)
     if found is None or found.dtype != np.uint16 or found.ndim != 3:
-        raise DataError(f"{name}: 16 bits a colour that cannot be decoded. Save it as 8 bits.")
+        raise DataError(f"{name}: this picture with 16 bits per channel cannot be decoded. Save it with 8 bits.")
     return found[..., 2::-1] if found.shape[-1] >= 3 else np.repeat(found[..., :1], 3, axis=-1)
 
 

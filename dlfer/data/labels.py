@@ -97,7 +97,7 @@ def describe_unknown(mapping: Mapping[str, str | None], counts: Mapping[str, int
         ", ..." if len(odd) > 10 else ""
     )
     return [
-        f"dlfer does not know these names of classes as expressions: {shown}. Each is a label of its own; "
+        f"dlfer does not know these names of classes as expressions: {shown}. Each becomes a label of its own; "
         "data.labels.aliases gives one another name, data.labels.drop leaves it out."
     ]
 
@@ -130,18 +130,18 @@ def relabel_bundle(bundle: DataBundle, labels: LabelsConfig) -> DataBundle:
     merged = describe_merged(match_labels(bundle.labels, labels), labels)
     if kept == bundle.labels:
         return bundle
-    parts, dropped = {}, []
-    for key, split in bundle.parts.items():
+    splits, dropped = {}, []
+    for key, split in bundle.splits.items():
         targets = lookup[split.targets]
         rows = np.flatnonzero(targets >= 0)
         dropped += split.ids[targets < 0].tolist()
-        parts[key] = Split(split.name, split.images[rows], targets[rows], split.ids[rows])
+        splits[key] = Split(split.name, split.images[rows], targets[rows], split.ids[rows])
     notes = bundle.notes
     reading = bundle.reading.leave_out(DROPPED, dropped)
     if dropped:
         names = ", ".join(name for name, index in zip(bundle.labels, lookup, strict=True) if index < 0)
-        notes += (f"Left out, of the dropped classes {names}: {count_noun(len(dropped), 'image')}.",)
-    return dataclasses.replace(bundle, labels=kept, notes=(*notes, *merged), reading=reading, **parts)
+        notes += (f"{count_noun(len(dropped), 'image')} of the dropped classes {names} left out.",)
+    return dataclasses.replace(bundle, labels=kept, notes=(*notes, *merged), reading=reading, **splits)
 
 
 def map_targets(split: Split, from_labels: Sequence[str], to_labels: Sequence[str]) -> Split:

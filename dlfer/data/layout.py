@@ -1,9 +1,10 @@
-"""The layout of class folders: which folders are parts, which are classes, and what is neither."""
+"""The layout of class folders: which folders are splits, which are classes, and what is neither."""
 
 from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,15 +27,15 @@ from dlfer.data.labels import CANONICAL
 from dlfer.errors import DataError
 from dlfer.runs.text import count_noun
 
-PARTS = ("train", "validation", "test")
-PART_NAMES = {
+SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = {
     **dict.fromkeys(("train", "training", "trn"), "train"),
     **dict.fromkeys(
         ("val", "valid", "validation", "validate", "dev", "devel", "development", "publictest"), "validation"
     ),
     **dict.fromkeys(("test", "testing", "tst", "privatetest"), "test"),
 }
-"""Names of folders that are parts and not classes, in lower case; the last of a line are FER2013's own."""
+"""Names of folders that are splits and not classes, in lower case; the last of a line are FER2013's own."""
 
 _EVALUATION = ("eval", "evaluation")
 _FILLERS = frozenset(
@@ -59,7 +60,7 @@ _FILLERS = frozenset(
 _GLUED = re.compile(r"(\w+?)(?:set|data|images|imgs)")
 _LEVELS = _FILLERS | {"faces", "fer2013", "archive", "raw", "crops", "cropped"}
 _OUTSIDE = "files beside the folders"
-_UNKNOWN = "files in folders beside the parts"
+_UNKNOWN = "files in folders beside the splits"
 _IGNORED = "files in folders that data.folders ignores"
 
 
@@ -71,11 +72,11 @@ class ImageFile:
     class_name: str
 
 
-Parts = dict[str, list[ImageFile]]
+Splits = dict[str, list[ImageFile]]
 
 
-def name_part(name: str) -> str | None:
-    """Return the part that a folder's name means: "train", "validation", "test" or "evaluation"; None for others.
+def name_split(name: str) -> str | None:
+    """Return the split that a folder's name means: "train", "validation", "test" or "evaluation"; None for others.
 
     Case does not count, nor do words around it that say no more than that it holds data: "Train_Set", "test-images".
     """
@@ -87,16 +88,16 @@ def name_part(name: str) -> str | None:
     for word in (joined, glued[1] if glued else ""):
         if word in _EVALUATION:
             return "evaluation"
-        if word in PART_NAMES:
-            return PART_NAMES[word]
+        if word in SPLIT_NAMES:
+            return SPLIT_NAMES[word]
     return None
 
 
-def scan_folder(root: Path, folders: Mapping[str, str] | None = None, tally: Tally | None = None) -> Parts:
-    """Return the image files of each part below `root`, sorted by path; without parts, all are `train`.
+def scan_folder(root: Path, folders: Mapping[str, str] | None = None, tally: Tally | None = None) -> Splits:
+    """Return the image files of each split below `root`, sorted by path; without splits, all are `train`.
 
     Args:
-        root: holds folders of parts, or of classes; folders such as images/ that hold all others are passed through.
+        root: holds folders of splits, or of classes; folders such as images/ that hold all others are passed through.
         folders: name of a folder -> "train", "validation", "test", "class" or "ignore", where its name does not tell.
 
     Raises:
@@ -112,17 +113,17 @@ def scan_folder(root: Path, folders: Mapping[str, str] | None = None, tally: Tal
         tally.leave_out(_IGNORED, base / name, count_files(base / name))
     unknown = [name for name in names if roles[name] is None]
     classes = [name for name in names if roles[name] == "class"]
-    parts = {part: [name for name in names if roles[name] == part] for part in PARTS}
-    parts = {part: found for part, found in parts.items() if found}
-    _check_unknown(base, unknown, parts, classes)
-    scan = _Scan(root, tally)
-    if not parts:
+    splits = {split: [name for name in names if roles[name] == split] for split in SPLITS}
+    splits = {split: found for split, found in splits.items() if found}
+    _check_unknown(base, unknown, splits, classes)
+    scan = _Scan(root, base, tally)
+    if not splits:
         scan.add_classes("train", base, sorted([*unknown, *classes]))
-    for name in unknown if parts else ():
+    for name in unknown if splits else ():
         tally.leave_out(_UNKNOWN, base / name, count_files(base / name))
-    for part, own in parts.items():
+    for split, own in splits.items():
         for name in own:
-            scan.add_part(part, _descend(base / name, tally))
+            scan.add_split(split, _descend(base / name, tally))
     return scan.run()
 
 
@@ -130,7 +131,7 @@ def _descend(folder: Path, tally: Tally) -> Path:
     """Return the folder itself, or the one inside that holds everything, such as images/ or one of its own name."""
     while True:
         names = list_folders(folder)
-        if len(names) != 1 or name_part(names[0]) or not list_folders(folder / names[0]):
+        if len(names) != 1 or name_split(names[0]) or not list_folders(folder / names[0]):
             return folder
         if not _is_level(folder, names[0]):
             return folder
@@ -142,9 +143,9 @@ def _descend(folder: Path, tally: Tally) -> Path:
 
 
 def _is_level(folder: Path, name: str) -> bool:
-    """Tell whether the one folder in a folder only wraps parts or classes, by its name or by theirs."""
+    """Tell whether the one folder in a folder only wraps splits or classes, by its name or by theirs."""
     below = [fold_name(child) for child in list_folders(folder / name)]
-    holds = any(map(name_part, below)) or sum(child in CANONICAL for child in below) > 1
+    holds = any(map(name_split, below)) or sum(child in CANONICAL for child in below) > 1
     return fold_name(name) in (*_LEVELS, fold_name(folder.name)) or (holds and fold_name(name) not in CANONICAL)
 
 
@@ -157,49 +158,51 @@ def _is_loop(path: Path, root: Path, base: Path, tally: Tally) -> bool:
 
 
 def _assign_roles(base: Path, names: Sequence[str], folders: Mapping[str, str]) -> dict[str, str | None]:
-    """Return what each folder is: a part, "class", "ignore", or None where neither its name nor `folders` tell."""
+    """Return what each folder is: a split, "class", "ignore", or None where neither its name nor `folders` tell."""
     by_name = {fold_name(name): role for name, role in folders.items()}
     absent = [name for name in folders if fold_name(name) not in {fold_name(name) for name in names}]
     if absent:
         raise DataError(
             f"data.folders: found {absent[0]!r}, expected a folder in {base}: {', '.join(names[:20]) or '(none)'}."
         )
-    roles = {name: by_name.get(fold_name(name), name_part(name)) for name in names}
+    roles = {name: by_name.get(fold_name(name), name_split(name)) for name in names}
     taken = set(roles.values())
     if "evaluation" in taken:
         role = "test" if "validation" in taken and "test" not in taken else "validation"
         roles = {name: role if found == "evaluation" else found for name, found in roles.items()}
-    for part in PARTS:
-        same = [name for name, role in roles.items() if role == part]
+    for split in SPLITS:
+        same = [name for name, role in roles.items() if role == split]
         guessed = [name for name in same if fold_name(name) not in by_name]
         if len(guessed) > 1:
-            raise DataError(f"{base}: found the folders {_count(base, same)}; {part} is there twice. {_ask(same)}")
+            raise DataError(
+                f"{base}: found the folders {_count(base, same)}; more than one of them is {split} by its name. {_ask(base, same)}"
+            )
     return roles
 
 
-def _check_unknown(base: Path, unknown: list[str], parts: dict[str, list[str]], classes: list[str]) -> None:
+def _check_unknown(base: Path, unknown: list[str], splits: dict[str, list[str]], classes: list[str]) -> None:
     """Raise DataError where it has to be guessed what a folder is."""
-    if not parts:
+    if not splits:
         odd = _find_levels(base, unknown)
         if odd:
             raise DataError(
-                f"{base}: found the folders {_count(base, odd)}, which hold folders of classes themselves: parts under "
-                f"names of their own, or one level too many. {_ask(odd)} If they are one level too many, "
+                f"{base}: found the folders {_count(base, odd)}, which hold class folders themselves. They are splits "
+                f"with unusual names, or one level of folders too many. {_ask(base, odd)} If they are one level too many, "
                 f"set data.path to the folder that holds the classes, e.g. {base / odd[0]}."
             )
         return
-    own = [name for names in parts.values() for name in names]
-    known = {fold_name(name) for part in own for name in list_folders(base / part)}
+    own = [name for names in splits.values() for name in names]
+    known = {fold_name(name) for split in own for name in list_folders(base / split)}
     odd = [
         name
         for name in unknown
-        if "train" not in parts or list_folders(base / name) or fold_name(name) in (*known, *CANONICAL)
+        if "train" not in splits or list_folders(base / name) or fold_name(name) in (*known, *CANONICAL)
     ]
     if odd or classes:
         odd = odd or classes
         raise DataError(
-            f"{base}: found the parts {_count(base, own)}, and beside them {_count(base, odd)}: it is not known "
-            f"whether these are parts, classes, or of another kind. {_ask(odd)}"
+            f"{base}: found the splits {_count(base, own)}, and beside them {_count(base, odd)}: it is not known "
+            f"whether these are splits, classes, or of another kind. {_ask(base, odd)}"
         )
 
 
@@ -227,17 +230,18 @@ def _count(base: Path, names: Sequence[str]) -> str:
     return ", ".join(f"{name} ({count_noun(count_files(base / name), 'file')})" for name in names[:10]) + more
 
 
-def _ask(names: Sequence[str]) -> str:
-    """Return what has to be said, with an example that gives each folder the part that its name suggests, if it does."""
+def _ask(base: Path, names: Sequence[str]) -> str:
+    """Return what has to be said, with an example that gives each folder the split that its name suggests, if it does."""
     example = ", ".join(f"{_quote(name)}: {_suggest(name)}" for name in names[:3])
     return (
-        "Say what each is, a part (train, validation, test), a class (class) or nothing (ignore), by "
-        f"data.folders: {{{example}}} (dlfer init: --folder NAME=PART)."
+        "Say what each is: a split (train, validation or test), a class (class) or nothing (ignore). In an experiment "
+        f"file this is data.folders: {{{example}}}; dlfer init {shlex.quote(str(base))} --folder NAME=ROLE writes such a file, which other "
+        "commands take as data, too."
     )
 
 
 def _suggest(name: str) -> str:
-    found = {part for word, part in PART_NAMES.items() if len(word) > 2 and word in fold_name(name)}
+    found = {split for word, split in SPLIT_NAMES.items() if len(word) > 2 and word in fold_name(name)}
     found |= {"test"} if "hold" in fold_name(name) else set()
     return found.pop() if len(found) == 1 else "..."
 
@@ -249,14 +253,15 @@ def _quote(name: str) -> str:
 class _Scan:
     """One scan of class folders, in which no folder is read twice."""
 
-    def __init__(self, root: Path, tally: Tally) -> None:
+    def __init__(self, root: Path, base: Path, tally: Tally) -> None:
         self._root = root
+        self._base = base
         self._tally = tally
         self._folders: dict[tuple[int, int], Path] = {identify(root): root}
         self._classes: list[tuple[str, Path]] = []
 
-    def add_part(self, part: str, folder: Path) -> None:
-        """Take note of the class folders in the folder of a part.
+    def add_split(self, split: str, folder: Path) -> None:
+        """Take note of the class folders in the folder of a split.
 
         Raises:
             DataError: as `add_classes`.
@@ -264,19 +269,20 @@ class _Scan:
         for name in list_files(folder, self._tally):
             self._tally.leave_out(_OUTSIDE, folder / name)
         names = [name for name in list_folders(folder) if not _is_loop(folder / name, self._root, folder, self._tally)]
-        self.add_classes(part, folder, names)
+        self.add_classes(split, folder, names)
 
-    def add_classes(self, part: str, base: Path, names: Sequence[str]) -> None:
+    def add_classes(self, split: str, base: Path, names: Sequence[str]) -> None:
         """Take note of class folders.
 
         Raises:
             DataError: there are none, or two are one folder.
         """
         if not names:
-            loose = f"; {count_files(base):,} files lie there without one" if count_files(base) else ""
+            loose = f"; {count_files(base):,} files lie directly in it" if count_files(base) else ""
             advice = "A list of labels beside images is not read: move each image into the folder of its class."
             if base != self._root:
-                advice = f"If it is a class itself, or no part of the data: data.folders: {{{_quote(base.name)}: class}}, or ignore."
+                name = _quote(base.name)
+                advice = f"If it is a class itself, set data.folders: {{{name}: class}}; if it is not part of the data, {{{name}: ignore}}."
             raise DataError(f"{base}: found no class folders, expected <class>/<image>{loose}. {advice}")
         for name in names:
             other = self._folders.setdefault(identify(base / name), base / name)
@@ -285,29 +291,29 @@ class _Scan:
                     f"{base / name}: is the same folder as {other}, by a link; its images would count twice. "
                     "Remove the link."
                 )
-            self._classes.append((part, base / name))
+            self._classes.append((split, base / name))
 
-    def run(self) -> Parts:
-        """Return the images of the class folders by part, those in folders below them included.
+    def run(self) -> Splits:
+        """Return the images of the class folders by split, those in folders below them included.
 
         Raises:
             DataError: a class folder without images, or none has any.
         """
-        parts: Parts = {}
+        splits: Splits = {}
         visited = set(self._folders)
-        for part, folder in self._classes:
-            parts.setdefault(part, []).extend(self._scan_class(folder, visited))
-        for part, files in parts.items():
+        for split, folder in self._classes:
+            splits.setdefault(split, []).extend(self._scan_class(folder, visited))
+        for split, files in splits.items():
             if not files:
-                raise DataError(f"{self._root}: {part} has no class folders with images, expected <class>/<image>.")
-        return parts
+                raise DataError(f"{self._root}: {split} has no class folders with images, expected <class>/<image>.")
+        return splits
 
     def _scan_class(self, folder: Path, visited: set[tuple[int, int]]) -> list[ImageFile]:
-        inner = [name for name in list_folders(folder) if name_part(name)]
+        inner = [name for name in list_folders(folder) if name_split(name)]
         if inner:
             raise DataError(
-                f"{folder}: found the parts {_count(folder, inner)} in the folder of a class; expected the classes in "
-                f"the parts: {inner[0]}/{folder.name}/<image>. Move the folders."
+                f"{folder}: found the splits {_count(folder, inner)} in the folder of a class; expected the classes in "
+                f"the splits: {inner[0]}/{folder.name}/<image>. Move the folders."
             )
         tally = Tally(self._root)
         ids = sorted(path.relative_to(self._root).as_posix() for path in list_pictures(folder, tally, visited))
@@ -328,6 +334,15 @@ class _Scan:
         listed = "; ".join(f"{reason.n:,} {reason.reason} ({reason.first[0]})" for reason in found) or "it is empty"
         raise DataError(
             f"{folder}: the class folder holds no images that can be read: {listed}. Expected pictures "
-            f"({', '.join(PICTURE_SUFFIXES[:10])} ...). Fill it or delete it, or set "
-            f"data.folders: {{{_quote(folder.name)}: ignore}}."
+            f"({', '.join(PICTURE_SUFFIXES[:10])} ...). {self._advise_empty(folder)}"
+        )
+
+    def _advise_empty(self, folder: Path) -> str:
+        """Return what to do about a class folder without images; a role can be given to the uppermost folders alone."""
+        if folder.parent != self._base:
+            return "Put images into it, or delete the folder."
+        return (
+            f"Put images into it, or delete the folder; or leave the class out: dlfer init {shlex.quote(str(self._root))} --folder "
+            f"{shlex.quote(folder.name)}=ignore writes an experiment file with data.folders: {{{_quote(folder.name)}: ignore}}, "
+            "which other commands take as data, too."
         )

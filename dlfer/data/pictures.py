@@ -196,7 +196,7 @@ def _check_array(given: Any, name: str) -> np.ndarray:
         array = np.asarray(given)
     except Exception as error:  # e.g. a tensor on another device
         raise DataError(
-            f"{name}: found {_name_kind(given)}, which gives no array ({shorten(error)}), {EXPECTED}."
+            f"{name}: found {_name_kind(given)}, which cannot be converted to an array ({shorten(error)}), {EXPECTED}."
         ) from error
     if array.dtype != np.uint8:
         raise DataError(_describe(array, name))
@@ -225,5 +225,5 @@ def _describe(array: np.ndarray, name: str) -> str:
         else:
             found += " with values that are NaN or infinite"
     if array.dtype == np.uint8 and array.ndim in (3, 4) and array.shape[-3] in _CHANNELS:
-        advice = " Channels stand last: numpy.moveaxis(images, -3, -1)."
+        advice = " The channels must be the last axis: numpy.moveaxis(images, -3, -1)."
     return f"{found}, {EXPECTED}.{advice}"

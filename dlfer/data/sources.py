@@ -19,6 +19,7 @@ from dlfer.data.faces import prepare_faces
 from dlfer.data.folder import NOT_DRAWN, load_folder
 from dlfer.data.images import resize_square
 from dlfer.data.labels import CANONICAL, SPELLINGS, match_labels, relabel_bundle
+from dlfer.data.layout import SPLITS
 from dlfer.data.split import apply_protocol, draw_fraction, draw_subset, drop_duplicates
 from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.data.synthetic.scenes import load_synthetic_scenes
@@ -40,7 +41,7 @@ class SourceSpec:
     Attributes:
         summary: one line for `dlfer show sources`.
         needs: the files it needs, in words.
-        load: (config, image_size) -> DataBundle in the source's own parts.
+        load: (config, image_size) -> DataBundle in the source's own splits.
         own_labels: it applies config.labels itself, before it decodes or streams.
     """
 
@@ -89,9 +90,9 @@ def load_data(
 ) -> DataBundle:
     """Return the splits of a data section: loaded, labelled, drawn, and split as the protocol says.
 
-    `config.num_images` limits the source's own parts, in whose images `config.faces` then finds the faces, and
+    `config.num_images` limits the source's own splits, in whose images `config.faces` then finds the faces, and
     `config.fraction` draws from all of them, before anything is split. Streamed images keep
-    their own parts, so they take the official protocol only.
+    their own splits, so they take the official protocol only.
 
     Args:
         image_size: side in pixels that the network sees.
@@ -103,24 +104,24 @@ def load_data(
         DataError: rows, files or labels are wrong, or a class of train is empty.
         ProtocolError: the protocol forbids the split or the balance, or the source cannot follow it.
     """
-    bundle = load_parts_of_source(config, image_size=image_size)
+    bundle = load_source_splits(config, image_size=image_size)
     if bundle.train is None:
-        found = ", ".join(f"{name} ({count_noun(len(split), 'image')})" for name, split in bundle.parts.items())
+        found = ", ".join(f"{name} ({count_noun(len(split), 'image')})" for name, split in bundle.splits.items())
         raise DataError(
-            f"data: {config.path} has {found} and no train, which training needs. Put a folder train beside them, set "
+            f"data: {config.path} has {found} and no train split, which training needs. Put a folder train beside them, set "
             "data.path to the folder of classes to be split, or say by data.folders which folder is train."
         )
     if not isinstance(bundle.train, Split):
         _check_streamed(bundle, config, balance=balance)
         return bundle
     drawn = {
-        part: draw_subset(split, getattr(config.num_images, part), config.seed) for part, split in bundle.parts.items()
+        key: draw_subset(split, getattr(config.num_images, key), config.seed) for key, split in bundle.splits.items()
     }
     bundle = _count_left_out(dataclasses.replace(bundle, **drawn), bundle, NOT_DRAWN)
     if config.faces is not None:
         bundle = prepare_faces(bundle, config.faces, aspect=config.aspect, say=say)
     if config.size is not None:
-        resized = {part: resize_split(split, config.size, config.aspect) for part, split in bundle.parts.items()}
+        resized = {key: resize_split(split, config.size, config.aspect) for key, split in bundle.splits.items()}
         bundle = dataclasses.replace(bundle, **resized)
     if config.fraction is not None:
         bundle = _count_left_out(draw_fraction(bundle, config.fraction, seed=config.seed), bundle, "data.fraction")
@@ -135,8 +136,8 @@ def load_data(
 
 def _count_left_out(bundle: DataBundle, before: DataBundle, reason: str) -> DataBundle:
     """Return the bundle with the images that it has not and that it had before counted as left out."""
-    left = {name for split in bundle.parts.values() for name in split.ids.tolist()}
-    lost = [name for split in before.parts.values() for name in split.ids.tolist() if name not in left]
+    left = {name for split in bundle.splits.values() for name in split.ids.tolist()}
+    lost = [name for split in before.splits.values() for name in split.ids.tolist() if name not in left]
     return dataclasses.replace(bundle, reading=before.reading.leave_out(reason, lost))
 
 
@@ -163,7 +164,7 @@ def _describe_aspect(bundle: DataBundle, aspect: str) -> tuple[str, ...]:
 
 
 def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ...]:
-    """Return a note for each part that lacks classes.
+    """Return a note for each split that lacks classes.
 
     Args:
         limited: train was cut down on purpose, so that it may lack classes.
@@ -179,32 +180,32 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
             "Check data.path and data.labels (aliases, drop)."
         )
     notes = []
-    for part, split in bundle.parts.items():
+    for key, split in bundle.splits.items():
         counts = np.bincount(split.targets, minlength=len(labels))
         if len(counts) > len(labels):
             raise DataError(
-                f"data: {part} has the target {len(counts) - 1}, expected 0..{len(labels) - 1} ({', '.join(labels)})."
+                f"data: {key} has the target {len(counts) - 1}, expected 0..{len(labels) - 1} ({', '.join(labels)})."
             )
         if not len(split):
-            raise DataError(f"data: {part} has no images, expected at least one.")
+            raise DataError(f"data: {key} has no images, expected at least one.")
         if split.images.shape[1:] != bundle.train.images.shape[1:]:
             raise DataError(
-                f"data: {part} has images of shape {split.images.shape[1:]}, train of {bundle.train.images.shape[1:]}; "
+                f"data: {key} has images of shape {split.images.shape[1:]}, train of {bundle.train.images.shape[1:]}; "
                 "expected the same."
             )
         empty = [label for label, count in zip(labels, counts, strict=True) if not count]
-        if empty and part == "train" and not limited:
+        if empty and key == "train" and not limited:
             raise DataError(
                 f"data: train has no image of {', '.join(empty)}; a class needs images to be learned. "
                 f"{_advise_missing(bundle, empty)}"
             )
         if empty:
-            what = "cannot teach" if part == "train" else "cannot judge"
+            what = "learned from it" if key == "train" else "evaluated on it"
             shown = ", ".join(empty[:MOST_NAMED]) + (
                 f" and {len(empty) - MOST_NAMED:,} more" if len(empty) > MOST_NAMED else ""
             )
             notes.append(
-                f"{part} has no image of {shown}, so it {what} {'this class' if len(empty) == 1 else 'these classes'}."
+                f"{key} has no image of {shown}, so {'this class' if len(empty) == 1 else 'these classes'} cannot be {what}."
             )
     return tuple(notes)
 
@@ -225,11 +226,11 @@ def _check_streamed(bundle: DataBundle, config: DataConfig, *, balance: str) -> 
     """Raise where something was asked of streamed images that only images in memory can give."""
     asked = f"balance: {balance}" if balance == "undersample" else config.needs_memory
     if asked is not None:
-        num_images = sum(map(len, bundle.parts.values()))
+        num_images = sum(map(len, bundle.splits.values()))
         raise ProtocolError(
             f"data: found {asked}, which needs the images in memory, but source {config.source} streams these {num_images:,} images: "
-            "in memory it holds images that are not cropped at random (data.crop) and take less than 2 GB. "
-            "Leave it out (balance: sampler and class_weight work), or set crop: {train: none} and a smaller num_images or size."
+            "it holds images in memory only if they are not cropped at random (data.crop) and take less than 2 GB. "
+            "Leave the setting out (balance: sampler and class_weight work), or set crop: {train: none} and a smaller num_images or size."
         )
 
 
@@ -254,8 +255,8 @@ def _resolve(config: DataConfig) -> DataConfig:
     return config if config.path is None else config.model_copy(update={"path": str(resolve_path(config.path))})
 
 
-def load_parts_of_source(config: DataConfig, *, image_size: int) -> DataBundle:
-    """Return the parts that a source itself has, labelled by the config's names; nothing is drawn or split.
+def load_source_splits(config: DataConfig, *, image_size: int) -> DataBundle:
+    """Return the splits that a source itself has, labelled by the config's names; nothing is drawn or split.
 
     Raises:
         MissingDataError, DataError: as `load_data`.
@@ -370,17 +371,16 @@ def _shows_faces(config: DataConfig) -> bool:
     return bool(re.search(r"fer|jaffe|ck\+|ckplus|raf|affect|expression|emotion|face", str(config.path).casefold()))
 
 
-PARTS = ("train", "validation", "test")
 _MEND = "Write the file by numpy.savez(path, images=..., targets=..., labels=...)."
 
 
 def load_arrays(config: DataConfig) -> DataBundle:
     """Return the splits of an .npz file that holds plain arrays.
 
-    Either `images`, `targets` and perhaps `ids`, one part for the protocol to split; or
+    Either `images`, `targets` and perhaps `ids`, one split, which the protocol divides; or
     `train_images`, `train_targets`, perhaps `train_ids`, and the same with `validation_` and
     `test_`. Images are uint8 [N, H, W] or [N, H, W, 1 or 3], targets whole numbers [N] from 0, ids
-    text [N], by default "<part>/<row>". `labels`, text [C], names the targets; without it they are
+    text [N], by default "<split>/<row>". `labels`, text [C], names the targets; without it they are
     "0", "1" and so on.
 
     Raises:
@@ -391,19 +391,21 @@ def load_arrays(config: DataConfig) -> DataBundle:
     if not path.is_file():
         raise MissingDataError(f"{path}: there is no such file. Set data.path to an .npz file. {_MEND}")
     arrays = _read_arrays(path)
-    prefixes = {part: f"{part}_" for part in PARTS if f"{part}_images" in arrays}
+    prefixes = {key: f"{key}_" for key in SPLITS if f"{key}_images" in arrays}
     if "images" in arrays:
         if prefixes:
-            raise DataError(f"{path}: found both images and {', '.join(arrays)}; expected parts, or one part.")
+            raise DataError(
+                f"{path}: found both images and {', '.join(arrays)}; expected either images and targets, or <split>_images and <split>_targets of each split."
+            )
         prefixes = {"train": ""}
     if "train" not in prefixes:
         raise DataError(
             f"{path}: found the arrays {', '.join(arrays) or '(none)'}, expected images and targets, "
             f"or train_images and train_targets. {_MEND}"
         )
-    splits: dict[str, Split | None] = dict.fromkeys(PARTS)
-    for part, prefix in prefixes.items():
-        splits[part] = _to_split(path, arrays, part, prefix)
+    splits: dict[str, Split | None] = dict.fromkeys(SPLITS)
+    for key, prefix in prefixes.items():
+        splits[key] = _to_split(path, arrays, key, prefix)
     most = max(int(split.targets.max()) for split in splits.values() if split is not None)
     labels = arrays.get("labels", np.array([str(target) for target in range(most + 1)]))
     if labels.dtype.kind != "U" or labels.ndim != 1 or len(labels) <= most or len(set(labels.tolist())) < len(labels):
@@ -425,7 +427,7 @@ def _read_arrays(path: Path) -> dict[str, np.ndarray]:
         ) from error
 
 
-def _to_split(path: Path, arrays: dict[str, np.ndarray], part: str, prefix: str) -> Split:
+def _to_split(path: Path, arrays: dict[str, np.ndarray], split: str, prefix: str) -> Split:
     if f"{prefix}targets" not in arrays:
         raise DataError(f"{path}: found {prefix}images without {prefix}targets. {_MEND}")
     images, targets = arrays[f"{prefix}images"], arrays[f"{prefix}targets"]
@@ -438,7 +440,7 @@ def _to_split(path: Path, arrays: dict[str, np.ndarray], part: str, prefix: str)
         raise DataError(f"{path}: {prefix}targets is {targets.dtype} {targets.shape}, expected whole numbers [N].")
     if not len(targets):
         raise DataError(f"{path}: {prefix}targets is empty, expected at least one image.")
-    ids = arrays.get(f"{prefix}ids", np.array([f"{part}/{row}" for row in range(len(targets))]))
+    ids = arrays.get(f"{prefix}ids", np.array([f"{split}/{row}" for row in range(len(targets))]))
     if ids.dtype.kind != "U":
         raise DataError(f"{path}: {prefix}ids is {ids.dtype}, expected text.")
-    return Split(part, images[..., None] if images.ndim == 3 else images, targets.astype(np.int64), ids)
+    return Split(split, images[..., None] if images.ndim == 3 else images, targets.astype(np.int64), ids)

@@ -161,12 +161,12 @@ def draw_fraction(bundle: DataBundle, fraction: float, *, seed: int) -> DataBund
     Groups of duplicates are drawn whole, also across splits, so that as large a share of the draw has a duplicate in
     another split as of the whole.
     """
-    parts = list(bundle.parts.values())
-    drawn = draw_held_out(_join(parts), fraction, seed=seed, purpose="fraction", groups=_group(parts))
-    ends = np.cumsum([len(part) for part in parts])[:-1]
+    splits = list(bundle.splits.values())
+    drawn = draw_held_out(_join(splits), fraction, seed=seed, purpose="fraction", groups=_group(splits))
+    ends = np.cumsum([len(split) for split in splits])[:-1]
     kept = {
-        name: part.take(np.flatnonzero(rows))
-        for (name, part), rows in zip(bundle.parts.items(), np.split(drawn, ends), strict=True)
+        name: split.take(np.flatnonzero(rows))
+        for (name, split), rows in zip(bundle.splits.items(), np.split(drawn, ends), strict=True)
     }
     note = (
         f"{drawn.sum():,} of {len(drawn):,} images were drawn (data.fraction {fraction:g}), "
@@ -176,27 +176,27 @@ def draw_fraction(bundle: DataBundle, fraction: float, *, seed: int) -> DataBund
 
 
 def apply_protocol(bundle: DataBundle, config: DataConfig, *, balance: str) -> DataBundle:
-    """Return the bundle of in-memory splits that the protocol of `config` makes of the source's own parts.
+    """Return the bundle of in-memory splits that the protocol of `config` makes of the source's own splits.
 
-    official: the source's parts. With select_on, that fraction of train (groups of duplicates kept
+    official: the source's splits. With select_on, that fraction of train (groups of duplicates kept
         together) is selected on, and the former validation split is the test set where there is no
         other. Where the source has no validation split, a fifth of train takes its place; where it
         has train alone, it is split as by resplit; a note says so.
-    resplit: all parts pooled, 80/20 and again 80/20, stratified, duplicates on one side.
-    cross_validation: all parts pooled and divided into folds, stratified, duplicates in one fold; the fold of the
+    resplit: all splits pooled, 80/20 and again 80/20, stratified, duplicates on one side.
+    cross_validation: all splits pooled and divided into folds, stratified, duplicates in one fold; the fold of the
         config is the test, and a fifth of the others (or select_on) is selected on.
     paper, official_80_20: train without a fifth, that fifth for validation, all else for the test.
-    paper, after_balance: all parts pooled, balanced by augmented copies or down to the smallest class,
+    paper, after_balance: all splits pooled, balanced by augmented copies or down to the smallest class,
         then 80/20 and again 80/20 without regard to duplicates, so that many test images have one in train.
 
     Args:
-        bundle: the source's parts; validation and test may be None.
+        bundle: the source's splits; validation and test may be None.
         config: protocol, split, folds and fold, select_on, subjects and seed. In all draws but that of after_balance the
             images of one subject stay together.
         balance: the stage's. after_balance needs "augment" or "undersample"; the others balance train when training.
 
     Raises:
-        ProtocolError: what is asked does not go together, or the parts that it needs are not there.
+        ProtocolError: what is asked does not go together, or the splits that it needs are not there.
     """
     if config.protocol == "paper":
         if config.split == "after_balance":
@@ -218,11 +218,11 @@ def drop_duplicates(bundle: DataBundle) -> DataBundle:
     Args:
         bundle: in-memory splits, of one image size or not.
     """
-    groups = _group(bundle.parts.values())
+    groups = _group(bundle.splits.values())
     num_train = len(bundle.train)
     connected = np.isin(groups[:num_train], groups[num_train:])
     note = (
-        f"train: {int(connected.sum()):,} of {num_train:,} images left out, which have a duplicate in validation or test "
+        f"train: {int(connected.sum()):,} of {num_train:,} images were left out, because they have a duplicate in validation or test "
         "or are connected to one by a chain of duplicates."
     )
     return dataclasses.replace(bundle, train=bundle.train.take(np.flatnonzero(~connected)), notes=(*bundle.notes, note))
@@ -250,8 +250,8 @@ def _keep_official(bundle: DataBundle, config: DataConfig) -> DataBundle:
 
 
 def _resplit(bundle: DataBundle, config: DataConfig) -> DataBundle:
-    pool = _join(bundle.parts.values())
-    groups = _group(bundle.parts.values(), config.subjects)
+    pool = _join(bundle.splits.values())
+    groups = _group(bundle.splits.values(), config.subjects)
     judged = draw_held_out(pool, TEST_FRACTION, seed=config.seed, purpose="test", groups=groups)
     rest = np.flatnonzero(~judged)
     fraction = config.select_on or VALIDATION_FRACTION
@@ -272,8 +272,8 @@ def _cross_validate(bundle: DataBundle, config: DataConfig) -> DataBundle:
             "data.fold: found null; one training needs the number of the fold that it leaves out, e.g. --set "
             "finetune.data.fold=0. dlfer crossval trains a model for each fold."
         )
-    pool = _join(bundle.parts.values())
-    groups = _group(bundle.parts.values(), config.subjects)
+    pool = _join(bundle.splits.values())
+    groups = _group(bundle.splits.values(), config.subjects)
     folds = assign_folds(pool, config.folds, seed=config.seed, groups=groups)
     _check_folds(pool, folds, groups, config, labels=bundle.labels)
     judged = folds == config.fold
@@ -282,7 +282,7 @@ def _cross_validate(bundle: DataBundle, config: DataConfig) -> DataBundle:
     selected = draw_held_out(pool.take(rest), fraction, seed=config.seed, purpose=purpose, groups=groups[rest])
     sizes = np.bincount(folds, minlength=config.folds)
     note = (
-        f"Fold {config.fold} of 0 to {config.folds - 1} is the test: {sizes[config.fold]:,} of {len(pool):,} images; the folds have "
+        f"Fold {config.fold} of 0 to {config.folds - 1} is the test set: {sizes[config.fold]:,} of {len(pool):,} images; the folds have "
         f"{sizes.min():,} to {sizes.max():,}, in whole groups of duplicates{' and subjects' if config.subjects else ''} "
         f"({count_noun(len(np.unique(groups)), 'group')})."
     )
@@ -319,21 +319,21 @@ def _check_folds(
 
 
 def _divide_80_20(bundle: DataBundle, config: DataConfig) -> DataBundle:
-    """Train and validate on the official training part, judge on all other parts."""
-    others = [part for part in (bundle.validation, bundle.test) if part is not None]
+    """Train and validate on the official training split, judge on all other splits."""
+    others = [split for split in (bundle.validation, bundle.test) if split is not None]
     if not others:
         raise ProtocolError(
-            "data.split: official_80_20 judges on the parts beside train, and the data has none. "
+            "data.split: official_80_20 judges on the splits beside train, and the data has none. "
             "Take data that has them, or protocol: resplit."
         )
     test = _join([bundle.train, *others])
-    test = test.take(np.arange(len(bundle.train), len(test)), "+".join(part.name for part in others))
+    test = test.take(np.arange(len(bundle.train), len(test)), "+".join(split.name for split in others))
     train, validation = _hold_out(bundle.train, VALIDATION_FRACTION, config)
     share = len(bundle.train) / (len(bundle.train) + len(test))
     notes = bundle.notes
     if bundle.test is None:
         notes += (
-            f"The data has no third part, so {len(bundle.train)} / {len(test)} images ({share:.0%}) "
+            f"The data has no third split, so {len(bundle.train)} / {len(test)} images ({share:.0%}) "
             "stand for the official 28,709 / 7,178.",
         )
     return dataclasses.replace(
@@ -354,7 +354,7 @@ def _divide_after_balance(bundle: DataBundle, config: DataConfig, balance: str) 
             f"balance: found {balance!r}; data.split: after_balance balances all images before the split. "
             "Set balance: augment (by augmented copies) or undersample, or data.split: official_80_20."
         )
-    pool = _join(bundle.parts.values())
+    pool = _join(bundle.splits.values())
     if balance == "augment":
         balanced, how = add_copies(pool, seed=config.seed), "by augmented copies"
     else:
@@ -389,13 +389,13 @@ def _hold_out(train: Split, fraction: float, config: DataConfig) -> tuple[Split,
     return train.take(np.flatnonzero(~held)), train.take(np.flatnonzero(held), f"{train.name} (held out)")
 
 
-def _group(parts: Collection[Split], subjects: SubjectsConfig | None = None) -> np.ndarray:
+def _group(splits: Collection[Split], subjects: SubjectsConfig | None = None) -> np.ndarray:
     """Return int64 [N], the groups of duplicates of several splits, whose rows follow one another.
 
     With `subjects`, images of one subject are in one group, too, and so are all that a chain of both connects.
     """
-    ids = np.concatenate([part.ids for part in parts])
-    groups = group_duplicates([part.images for part in parts], ids)
+    ids = np.concatenate([split.ids for split in splits])
+    groups = group_duplicates([split.images for split in splits], ids)
     if subjects is None:
         return groups
     components, rows = Components(len(ids)), np.arange(len(ids))
@@ -420,13 +420,13 @@ def _note_shared_subjects(bundle: DataBundle, config: DataConfig) -> DataBundle:
     return dataclasses.replace(bundle, notes=(*bundle.notes, note))
 
 
-def _join(parts: Collection[Split]) -> Split:
-    """Return the parts as one split; where ids recur among them, each is preceded by its part's name."""
-    shapes = {part.images.shape[1:] for part in parts}
+def _join(splits: Collection[Split]) -> Split:
+    """Return the splits as one split; where ids recur among them, each is preceded by its split's name."""
+    shapes = {split.images.shape[1:] for split in splits}
     if len(shapes) > 1:
-        raise DataError(f"data: found parts with images of {sorted(shapes)}, expected one shape; set data.size.")
-    ids = np.concatenate([part.ids for part in parts])
+        raise DataError(f"data: found splits with images of {sorted(shapes)}, expected one shape; set data.size.")
+    ids = np.concatenate([split.ids for split in splits])
     if len(np.unique(ids)) < len(ids):
-        ids = np.concatenate([np.array([f"{part.name}/{name}" for name in part.ids]) for part in parts])
-    images = np.concatenate([part.images for part in parts])
-    return Split("all", images, np.concatenate([part.targets for part in parts]), ids)
+        ids = np.concatenate([np.array([f"{split.name}/{name}" for name in split.ids]) for split in splits])
+    images = np.concatenate([split.images for split in splits])
+    return Split("all", images, np.concatenate([split.targets for split in splits]), ids)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,17 +17,19 @@ from dlfer.config.sections import LabelsConfig
 from dlfer.config.strict_yaml import format_yaml
 from dlfer.data.fer2013_csv import USAGES
 from dlfer.data.files import Tally
+from dlfer.data.folder import UNREADABLE, try_each
 from dlfer.data.given import Kind, open_data, recognise
-from dlfer.data.images import read_header
+from dlfer.data.images import read_header, read_image
 from dlfer.data.labels import describe_merged, describe_unknown, match_labels, order_labels
-from dlfer.data.layout import Parts, scan_folder
-from dlfer.data.sources import load_parts_of_source
+from dlfer.data.layout import scan_folder
+from dlfer.data.sources import load_source_splits
 from dlfer.errors import DataError, MissingDataError
 from dlfer.runs.files import write_atomically
 from dlfer.runs.outputs import check_outputs
 from dlfer.runs.text import count_noun
 
-_MAX_HEADERS = 300
+_MOST_DECODED, _MOST_PIXELS = 2000, 400_000_000
+"""How many images of a folder are decoded at most, and how many pixels: seconds of work, ten on two busy cores."""
 _LARGEST = 224
 """Pixels: the largest image_size that is written."""
 _EVERY_FER2013_FILE = re.compile(rf"(?:{'|'.join(USAGES)})_\d+\.\w+$")
@@ -35,7 +41,7 @@ class Survey:
 
     Attributes:
         folder: its path; of a csv or an .npz that of the file.
-        counts: part -> class -> number of images.
+        counts: split -> class -> number of images; those that are known to be unreadable are not counted.
         labels: the names that dlfer gives the classes, in its order.
         side: the median shorter side, in pixels, of a sample.
         is_uniform: whether all images of the sample have one size.
@@ -55,7 +61,7 @@ class Survey:
 
     @property
     def num_train(self) -> int:
-        """Images of the part `train`."""
+        """Images of the split `train`."""
         return sum(self.counts["train"].values())
 
     @property
@@ -65,7 +71,7 @@ class Survey:
 
 
 def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Survey:
-    """Look at a folder of class folders without decoding an image.
+    """Look at a folder of class folders; all images are decoded, or a sample where they are many or large.
 
     Args:
         folders: as `data.folders`: what a folder in it is whose name does not tell.
@@ -78,27 +84,34 @@ def survey_folder(folder: Path, folders: Mapping[str, str] | None = None) -> Sur
     if not folder.is_dir():
         raise MissingDataError(f"{folder}: there is no such folder; expected one with <class>/<image> in it.")
     tally = Tally(folder)
-    parts = scan_folder(folder, folders, tally)
-    counts = {part: dict(Counter(file.class_name for file in files)) for part, files in parts.items()}
-    mapping = match_labels((name for classes in counts.values() for name in classes), LabelsConfig())
+    splits = scan_folder(folder, folders, tally)
+    files = [file for own in splits.values() for file in own]
+    mapping = match_labels((file.class_name for file in files), LabelsConfig())
     labels = order_labels(label for label in mapping.values() if label is not None)
     if len(labels) < 2:
-        raise DataError(f"{folder}: found the one class {', '.join(labels)}, expected at least two class folders.")
-    shapes = _sample_shapes(folder, parts)
-    sides = sorted(min(shape) for shape in shapes)
-    names = [file.id for files in parts.values() for file in files]
+        raise DataError(f"{folder}: found only the class {', '.join(labels)}, expected at least two class folders.")
+    names = [file.id for file in files]
+    sizes, unreadable, remarks = _look_at_images(folder, names)
+    lost = set(unreadable)
+    for name in unreadable:
+        tally.leave_out(UNREADABLE, name, was_seen=True)
+    counts = {split: dict.fromkeys((file.class_name for file in own), 0) for split, own in splits.items()}
+    for split, own in splits.items():
+        counts[split] |= Counter(file.class_name for file in own if file.id not in lost)
+    sides = sorted(min(size) for size in sizes)
     return Survey(
         folder,
         counts,
         labels,
         side=sides[len(sides) // 2],
-        is_uniform=len(set(shapes)) == 1,
+        is_uniform=len(set(sizes)) == 1,
         source="fer2013" if all(_EVERY_FER2013_FILE.search(name) for name in names) else "folder",
         remarks=(
             *tally.describe(),
+            *remarks,
             *tally.notes,
             *describe_merged(mapping, LabelsConfig()),
-            *describe_unknown(mapping, Counter(file.class_name for files in parts.values() for file in files)),
+            *describe_unknown(mapping, Counter(file.class_name for file in files)),
         ),
         folders=folders or {},
     )
@@ -114,12 +127,12 @@ def survey_data(path: Path, folders: Mapping[str, str] | None = None) -> Survey:
     if check_kind(path) == "folder":
         return survey_folder(path, folders)
     with open_data(path) as given:
-        bundle = load_parts_of_source(given.config, image_size=_LARGEST)
+        bundle = load_source_splits(given.config, image_size=_LARGEST)
     if bundle.train is None:
-        raise DataError(f"{path}: found {', '.join(bundle.parts)} and no train, which training needs.")
+        raise DataError(f"{path}: found {', '.join(bundle.splits)} and no train split, which training needs.")
     counts = {
-        part: {bundle.labels[target]: count for target, count in Counter(split.targets.tolist()).items()}
-        for part, split in bundle.parts.items()
+        key: {bundle.labels[target]: count for target, count in Counter(split.targets.tolist()).items()}
+        for key, split in bundle.splits.items()
     }
     reading = bundle.reading.as_record()
     return Survey(
@@ -141,7 +154,7 @@ def check_kind(path: Path) -> Kind:
     """
     kind = recognise(path) if path.exists() else "folder"
     if kind == "experiment":
-        raise DataError(f"{path}: is an experiment file already; check it: dlfer check {path}")
+        raise DataError(f"{path}: this is already an experiment file. Check it: dlfer check {path}")
     if kind == "pictures":
         raise DataError(
             f"{path}: found a zip of pictures, expected a folder: a training reads them many times. Unpack it "
@@ -160,7 +173,7 @@ def format_starter(survey: Survey, *, name: str, file: Path) -> str:
     found = "\n".join(f"#   {line}" for line in _format_counts(survey))
     return f"""\
 # Purpose   A first experiment on the images in {" ".join(str(survey.folder).split())}, written by dlfer init.
-# Command   dlfer check {file}          first: reports every problem, without training
+# Command   dlfer check {file}          first: reports what would stop the training; decodes no image
 #           dlfer run {file} --smoke    a minute: runs every phase on a few images
 #           dlfer run {file}            train and report
 #           dlfer ablate {file}         the same with and without EF-FER1
@@ -237,26 +250,48 @@ def write_starter(
     return path
 
 
-def _sample_shapes(folder: Path, parts: Parts) -> list[tuple[int, int]]:
-    """Return (width, height) of at most 300 images, evenly over all; those that cannot be read are passed over."""
-    files = [file for part in parts.values() for file in part]
-    shapes = []
-    error: DataError | None = None
-    for file in files[:: max(1, len(files) // _MAX_HEADERS)]:
-        try:
-            shapes.append(read_header(folder / file.id)[:2])
-        except DataError as problem:
-            error = problem
-    if not shapes:
-        raise DataError(f"{folder}: found no image that can be read. {error or ''}".rstrip())
-    return shapes
+def _look_at_images(folder: Path, names: list[str]) -> tuple[list[tuple[int, int]], list[str], list[str]]:
+    """Decode images, all or a sample that is spread evenly over them.
+
+    Returns:
+        (width, height) of those that can be read, the names of those that cannot, and remarks on both.
+
+    Raises:
+        DataError: none can be read.
+    """
+    sample = names[:: math.ceil(len(names) / _MOST_DECODED)]
+    paths = [folder / name for name in sample]
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        headers, problems = try_each(pool, read_header, paths, skip=True)
+        num_pixels = sum(header[0] * header[1] for header in headers if header is not None)
+        step = max(1, math.ceil(num_pixels / _MOST_PIXELS))
+        chosen = [path for path, header in zip(paths, headers, strict=True) if header is not None][::step]
+        decoded, more = try_each(pool, lambda path: read_image(path).shape, chosen, skip=True)
+    broken = {path for path, shape in zip(chosen, decoded, strict=True) if shape is None}
+    unreadable, sizes = [], []
+    for name, path, header in zip(sample, paths, headers, strict=True):
+        if header is None or path in broken:
+            unreadable.append(name)
+        else:
+            sizes.append(header[:2])
+    if not sizes:
+        raise DataError(f"{folder}: found no image that can be read. {[*problems, *more][0]}")
+    remarks = (
+        [f"Training stops at an image that cannot be read. The first: {[*problems, *more][0]}"] if unreadable else []
+    )
+    looked_at = len(chosen) + len(problems)
+    if looked_at < len(names):
+        remarks.append(
+            f"Only {looked_at:,} of the {len(names):,} images were decoded, a sample; dlfer check {shlex.quote(str(folder))} decodes all."
+        )
+    return sizes, unreadable, remarks
 
 
 def _format_counts(survey: Survey) -> list[str]:
     lines = []
-    for part, classes in survey.counts.items():
+    for split, classes in survey.counts.items():
         listed = ", ".join(f"{name} {count:,}" for name, count in sorted(classes.items()))
-        lines.append(f"{part}: {count_noun(sum(classes.values()), 'image')} ({listed})")
+        lines.append(f"{split}: {count_noun(sum(classes.values()), 'image')} ({listed})")
     lines += [f"labels: {', '.join(survey.labels)}", *survey.remarks]
     return [" ".join(line.splitlines()) for line in lines]
 

@@ -156,22 +156,22 @@ _BLOCK = 1024
 
 @dataclass(frozen=True)
 class Survey:
-    """What is known of N images in P parts, D of them distinct. Rows run through the parts one after the other.
+    """What is known of N images in P splits, D of them distinct. Rows run through the splits one after the other.
 
     Attributes:
-        part_of: int64 [N], number of the part of each row.
+        split_of: int64 [N], number of the split of each row.
         distinct: int64 [N], number of the image; equal for rows that are equal byte for byte.
         groups: int64 [N], number of the group that chains of duplicates of any kind make.
         sources: int64 [N], number of the source; equal for rows that are augmented copies of one source by their ids.
         copied: bool [N], whether the id is that of an augmented copy.
-        has_duplicate_in: bool [D, P], whether a part has an image itself, or a near or flipped duplicate of it.
+        has_duplicate_in: bool [D, P], whether a split has an image itself, or a near or flipped duplicate of it.
         near, flipped: int64 [M, 2], some of the pairs of distinct images, at most 2000 of either kind.
         signatures: float32 [D, 256], as `dlfer.data.duplicates.compute_signatures` returns them.
         brightness, contrast: float64 [D], mean and standard deviation in grey levels.
         constant: bool [D], whether all pixels are equal.
     """
 
-    part_of: np.ndarray
+    split_of: np.ndarray
     distinct: np.ndarray
     groups: np.ndarray
     sources: np.ndarray
@@ -185,11 +185,11 @@ class Survey:
     constant: np.ndarray
 
     def find_duplicates(self, left: int, right: int) -> Duplicates:
-        """Return which rows of part `right` have a duplicate in part `left`.
+        """Return which rows of split `right` have a duplicate in split `left`.
 
-        The answer is that of `dlfer.data.duplicates.find_duplicates` for images and ids of the two parts.
+        The answer is that of `dlfer.data.duplicates.find_duplicates` for images and ids of the two splits.
         """
-        rows, reference = self.part_of == right, self.part_of == left
+        rows, reference = self.split_of == right, self.split_of == left
         sources, reference_sources = self.sources[rows], self.sources[reference]
         augmented = np.isin(sources, self.sources[reference & self.copied])
         augmented |= self.copied[rows] & np.isin(sources, reference_sources)
@@ -197,31 +197,31 @@ class Survey:
         return Duplicates(exact, augmented, self.has_duplicate_in[self.distinct[rows], left] | augmented)
 
 
-def survey_images(parts: Sequence[Split]) -> Survey:
+def survey_images(splits: Sequence[Split]) -> Survey:
     """Return the survey of in-memory splits; they may differ in shape."""
-    part_of = np.repeat(np.arange(len(parts)), [len(part) for part in parts])
-    hashes = np.concatenate([hash_images(part.images) for part in parts])
+    split_of = np.repeat(np.arange(len(splits)), [len(split) for split in splits])
+    hashes = np.concatenate([hash_images(split.images) for split in splits])
     _, first, distinct = np.unique(hashes, return_index=True, return_inverse=True)
-    signatures, textured, light = _measure(parts, first)
-    present = np.zeros((len(first), len(parts)), bool)
-    present[distinct, part_of] = True
+    signatures, textured, light = _measure(splits, first)
+    present = np.zeros((len(first), len(splits)), bool)
+    present[distinct, split_of] = True
     has_duplicate_in, components = present.copy(), Components(len(first))
     samples: dict[bool, list[np.ndarray]] = {False: [], True: []}
     taken = {False: 0, True: 0}
     for left, right, flipped in iterate_near_pairs(signatures, textured):
         components.join(left, right)
-        for part in range(len(parts)):
-            has_duplicate_in[left[present[right, part]], part] = True
-            has_duplicate_in[right[present[left, part]], part] = True
+        for split in range(len(splits)):
+            has_duplicate_in[left[present[right, split]], split] = True
+            has_duplicate_in[right[present[left, split]], split] = True
         if taken[flipped] < _MOST_PAIRS:
             samples[flipped].append(np.stack([left, right], axis=1)[: _MOST_PAIRS - taken[flipped]])
             taken[flipped] += len(samples[flipped][-1])
-    ids = np.concatenate([part.ids for part in parts])
+    ids = np.concatenate([split.ids for split in splits])
     sources = number_sources(ids)
     components.join_equal(sources, distinct)
     none = np.zeros((0, 2), np.int64)
     return Survey(
-        part_of,
+        split_of,
         distinct,
         components.compute_groups()[distinct],
         sources,
@@ -234,21 +234,21 @@ def survey_images(parts: Sequence[Split]) -> Survey:
     )
 
 
-def _measure(parts: Sequence[Split], first: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+def _measure(splits: Sequence[Split], first: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
     """Return signatures, textured, and [brightness, contrast, constant] of the distinct images.
 
     Args:
         first: int64 [D], the first row of each distinct image.
     """
-    ends = np.cumsum([0, *(len(part) for part in parts)])
-    by_part, order = [], []
-    for number, part in enumerate(parts):
+    ends = np.cumsum([0, *(len(split) for split in splits)])
+    by_split, order = [], []
+    for number, split in enumerate(splits):
         chosen = np.flatnonzero((first >= ends[number]) & (first < ends[number + 1]))
         for start in range(0, len(chosen), _BLOCK):
             block = chosen[start : start + _BLOCK]
-            images = part.images[first[block] - ends[number]]
-            by_part.append((*compute_signatures(images), *compute_light(to_grey(images))))
+            images = split.images[first[block] - ends[number]]
+            by_split.append((*compute_signatures(images), *compute_light(to_grey(images))))
             order.append(block)
     back = np.argsort(np.concatenate(order))
-    signatures, textured, *light = (np.concatenate(values)[back] for values in zip(*by_part, strict=True))
+    signatures, textured, *light = (np.concatenate(values)[back] for values in zip(*by_split, strict=True))
     return signatures, textured, light

@@ -1,4 +1,4 @@
-"""One part of a streamed data set: reading it in a drawn order, cropping and decoding it batch by batch."""
+"""One split of a streamed data set: reading it in a drawn order, cropping and decoding it batch by batch."""
 
 from __future__ import annotations
 
@@ -34,10 +34,10 @@ Read = Callable[[np.random.Generator | None, int, Share], "tf.data.Dataset"]
 
 @dataclass(frozen=True)
 class TfdsSplit:
-    """A streamed part of a data set; the `StreamedSplit` of this source.
+    """A streamed split of a data set; the `StreamedSplit` of this source.
 
     Attributes:
-        name: the data set's own name of the part, e.g. "train" or "train[:90%]".
+        name: the data set's own name of the split, e.g. "train" or "train[:90%]".
         num_images: number of its images.
         image_size: side S in pixels of the squares that it yields.
         read: (rng or None, start, share) -> dataset of (encoded image, target, id) in the order that `rng`
@@ -80,11 +80,11 @@ class TfdsSplit:
         return replace(self, share=share, num_images=share.count_images(self.num_images))
 
     def count_classes(self) -> np.ndarray:
-        """Return int64 [C], the number of images of each label of the whole part; the first call may read all records."""
+        """Return int64 [C], the number of images of each label of the whole split; the first call may read all records."""
         return self.count()
 
     def balance(self, how: str) -> TfdsSplit:
-        """Return the part whose training epochs are balanced, see `StreamedSplit.balance`.
+        """Return the split whose training epochs are balanced, see `StreamedSplit.balance`.
 
         Of each label every image is repeated in turn: sampler: N / C images of each label (of a large one some are left
         out, others in each epoch); augment: as many of each as the largest has, every image at least once.
@@ -161,7 +161,7 @@ class TfdsSplit:
         if targets.min() < 0:
             raise DataError(
                 f"split {self.name!r}: the image {ids[np.argmin(targets)].decode()} has no label (found "
-                f"{targets.min()}). The part is not labelled; name another one by data.splits."
+                f"{targets.min()}). The split is not labelled; name another one by data.splits."
             )
         return self.lookup[targets]
 
@@ -239,7 +239,7 @@ def make_label_counter(builder: Any, slices: list[Slice], label_key: str, lookup
             builder.as_dataset(split=spec, decoders=decoders, read_config=config).batch(4096).as_numpy_iterator()
         ):
             if batch[label_key].min() < 0:
-                raise DataError(f"{spec}: found images without a label; name a part with labels by data.splits.")
+                raise DataError(f"{spec}: found images without a label; name a split with labels by data.splits.")
             counts += np.bincount(lookup[batch[label_key]], minlength=len(counts))
         return counts
 

@@ -29,7 +29,7 @@ from dlfer.data.bundle import WHOLE, DataBundle, Reading, Split, StreamedSplit
 from dlfer.data.files import Tally
 from dlfer.data.folder import NOT_DRAWN
 from dlfer.data.labels import DROPPED, index_labels, match_labels, order_labels
-from dlfer.data.layout import PART_NAMES, ImageFile, scan_folder
+from dlfer.data.layout import SPLIT_NAMES, ImageFile, scan_folder
 from dlfer.data.split import draw_indices
 from dlfer.data.tfds_read import (
     Read,
@@ -94,7 +94,7 @@ def find_data_dir(data_dir: str | Path | None) -> Path:
 
 def _describe_archive(path: Path, size: int) -> str | None:
     if not path.is_file():
-        return f"{path}: not there, expected {size:,} bytes"
+        return f"{path}: the file is missing, expected {size:,} bytes"
     found = path.stat().st_size
     if found != size:
         return f"{path}: found {found:,} bytes, expected {size:,}; fetch it again"
@@ -126,19 +126,19 @@ HELD_OUT = 10
 SMALL_SIDE = 128
 """Pixels: square images of one size up to this side count as cropped already."""
 NUM_LOOKED_AT = 64
-_UNUSED, _UNLABELLED, _TOO_LARGE = "in parts that are not used (data.splits)", "without labels", "too many for memory"
+_UNUSED, _UNLABELLED, _TOO_LARGE = "in splits that are not used (data.splits)", "without labels", "too many for memory"
 _FACES = re.compile(r"(?<!sur)face|celeb|emotion|expression|affectnet|jaffe|(?<![a-z])(fer|raf|ck)(?![a-z])", re.I)
 
 
 def load_tfds(config: DataConfig, image_size: int) -> DataBundle:
-    """Return the streamed parts of a data set of tensorflow_datasets, prepared first if need be.
+    """Return the streamed splits of a data set of tensorflow_datasets, prepared first if need be.
 
     `config.name` is the data set ("cifar10", "imagenet2012:5.1.0"), `config.path` the folder of
     data sets (null: the default of tensorflow_datasets). It needs one uint8 image and one class
     label. The name "image_folder" takes class folders train/<class>/<image> at `config.path`
-    instead. `config.splits` names the parts; where it says nothing, train is "train", validation is
+    instead. `config.splits` names the splits; where it says nothing, train is "train", validation is
     "validation" (or "val", "valid"; else a tenth of train, if there is a test split) and test is "test", which
-    selects nothing. A test split is held in memory, and so are all parts where no crop is random and
+    selects nothing. A test split is held in memory, and so are all splits where no crop is random and
     they take less than 2 GB.
 
     Args:
@@ -147,8 +147,8 @@ def load_tfds(config: DataConfig, image_size: int) -> DataBundle:
 
     Raises:
         MissingDataError: the data set is not there and cannot be prepared.
-        DataError: no such data set or part, no image or label in it, or a key that streaming cannot honour.
-        ProtocolError: two parts share images.
+        DataError: no such data set or split, no image or label in it, or a key that streaming cannot honour.
+        ProtocolError: two splits share images.
     """
     load = _load_image_folder if config.name == IMAGE_FOLDER else _load_data_set
     return load(config, config.size or image_size)
@@ -191,40 +191,40 @@ def _load_data_set(config: DataConfig, image_size: int) -> DataBundle:
             f"data.labels.drop: the records of {config.name} can be counted only by reading all of them, so source "
             "tfds cannot leave classes out. Use name: image_folder or source folder, or keep the classes."
         )
-    chosen, notes = _choose_parts(config, tuple(builder.info.splits))
-    slices = {part: _resolve_slices(builder, wanted, config.name) for part, wanted in chosen.items()}
+    chosen, notes = _choose_splits(config, tuple(builder.info.splits))
+    slices = {split: _resolve_slices(builder, wanted, config.name) for split, wanted in chosen.items()}
     _check_disjoint(slices)
     tally = _count_unused(builder, slices)
     reads, counts = {}, {}
-    for part, wanted in chosen.items():
-        total = sum(stop - start for _, start, stop in slices[part])
-        num = min(total, getattr(config.num_images, part) or total)
+    for split, wanted in chosen.items():
+        total = sum(stop - start for _, start, stop in slices[split])
+        num = min(total, getattr(config.num_images, split) or total)
         if num < total:
-            notes.append(f"{part}: the first {num} of {total} images of {wanted}, in the order of its records.")
+            notes.append(f"{split}: the first {num} of {total} images of {wanted}, in the order of its records.")
             tally.leave_out(NOT_DRAWN, wanted, total - num, was_seen=True)
-        own = cut_slices(slices[part], 0, num)
-        reads[part] = make_record_reader(builder, own, image_key, label_key)
-        counts[part] = (num, make_label_counter(builder, own, label_key, lookup))
+        own = cut_slices(slices[split], 0, num)
+        reads[split] = make_record_reader(builder, own, image_key, label_key)
+        counts[split] = (num, make_label_counter(builder, own, label_key, lookup))
     height, width = features[image_key].shape[:2]
     sizes = [(height, width)] if height and width else _look_at_sizes(reads["train"])
     crops = _choose_crops(config, labels, sizes)
     splits = {}
-    for part, wanted in chosen.items():
-        num, count = counts[part]
-        if part == "test" and "test" not in (config.splits or {}) and not _has_labels(reads[part]):
+    for split, wanted in chosen.items():
+        num, count = counts[split]
+        if split == "test" and "test" not in (config.splits or {}) and not _has_labels(reads[split]):
             notes.append(
                 f"test: the {num:,} images of {wanted} have no labels, so they cannot be used for evaluation; left out."
             )
             tally.leave_out(_UNLABELLED, wanted, num, was_seen=True)
             continue
-        splits[part] = TfdsSplit(wanted, num, image_size, reads[part], lookup, count, config.aspect, *crops[:2])
+        splits[split] = TfdsSplit(wanted, num, image_size, reads[split], lookup, count, config.aspect, *crops[:2])
     return _bundle(config, labels, splits, [*notes, crops[2]], Reading(what="images", seen=tally.seen), tally)
 
 
 def _count_unused(builder: Any, slices: dict[str, list[Slice]]) -> Tally:
-    """Return a count of all records of a data set, those left out that stand in no slice, by the names of their parts."""
+    """Return a count of all records of a data set, those left out that stand in no slice, by the names of their splits."""
     tally = Tally()
-    used = [own for part in slices.values() for own in part]
+    used = [own for split in slices.values() for own in split]
     for name, info in builder.info.splits.items():
         tally.seen += info.num_examples
         rest = info.num_examples - sum(stop - start for other, start, stop in used if other == name)
@@ -244,8 +244,8 @@ def _load_image_folder(config: DataConfig, image_size: int) -> DataBundle:
             "validation/<class>/<image>, or set data.path."
         )
     tally = Tally(root)
-    parts = scan_folder(root, config.folders, tally)
-    files = [file for part in parts.values() for file in part]
+    splits = scan_folder(root, config.folders, tally)
+    files = [file for split in splits.values() for file in split]
     odd = next((file.id for file in files if not file.id.casefold().endswith(_SUFFIXES)), None)
     if odd is not None:
         raise DataError(
@@ -254,48 +254,48 @@ def _load_image_folder(config: DataConfig, image_size: int) -> DataBundle:
     names = sorted({file.class_name for file in files})
     mapping = match_labels(names, config.labels)
     labels = order_labels(label for label in mapping.values() if label is not None)
-    chosen, notes = _choose_parts(config, tuple(parts))
+    chosen, notes = _choose_splits(config, tuple(splits))
     held_out = chosen.get("validation", "").startswith("train[")
-    folders = {part: PART_NAMES.get(wanted.casefold(), wanted) for part, wanted in chosen.items()}
+    folders = {split: SPLIT_NAMES.get(wanted.casefold(), wanted) for split, wanted in chosen.items()}
     if held_out:
         folders |= {"train": "train", "validation": "held_out"}
-        parts |= _hold_out(parts["train"], mapping, seed=config.seed)
-    _check_disjoint({part: [(folder, 0, len(parts.get(folder, ())))] for part, folder in folders.items()})
+        splits |= _hold_out(splits["train"], mapping, seed=config.seed)
+    _check_disjoint({split: [(folder, 0, len(splits.get(folder, ())))] for split, folder in folders.items()})
     found = {}
-    for part, wanted in chosen.items():
-        if folders[part] not in parts:
-            raise DataError(_describe_part(config.name, wanted, tuple(parts)))
-        found[part] = _list_files(parts[folders[part]], mapping, labels)
-    _count_unused_files(parts, set(folders.values()), mapping, tally)
+    for split, wanted in chosen.items():
+        if folders[split] not in splits:
+            raise DataError(_describe_split(config.name, wanted, tuple(splits)))
+        found[split] = _list_files(splits[folders[split]], mapping, labels)
+    _count_unused_files(splits, set(folders.values()), mapping, tally)
     absent = [label for index, label in enumerate(labels) if not (found["train"][1] == index).any()]
     if absent:
         raise DataError(f"{root}: train has no image of {', '.join(absent)}; a class needs images to be learned.")
     sizes = _look_at_files(root, found["train"][0])
     crops = _choose_crops(config, labels, sizes)
-    splits = {}
-    for part, (ids, targets) in found.items():
+    streams = {}
+    for split, (ids, targets) in found.items():
         # Paths come sorted by class; a fixed mixed order lets the first n of them stand for all.
         rows = np.random.default_rng(config.seed).permutation(
-            draw_indices(targets, ids, getattr(config.num_images, part), seed=config.seed)
+            draw_indices(targets, ids, getattr(config.num_images, split), seed=config.seed)
         )
         for file in np.delete(ids, rows):
             tally.leave_out(NOT_DRAWN, str(file), was_seen=True)
         read = make_file_reader(root, ids[rows], targets[rows])
         count = partial(np.bincount, targets[rows], minlength=len(labels))
         lookup = np.arange(len(labels))
-        name = chosen[part]
-        splits[part] = TfdsSplit(name, len(rows), image_size, read, lookup, count, config.aspect, *crops[:2])
+        name = chosen[split]
+        streams[split] = TfdsSplit(name, len(rows), image_size, read, lookup, count, config.aspect, *crops[:2])
     notes = [*tally.notes, *notes, crops[2]]
-    return _bundle(config, labels, splits, notes, Reading(seen=tally.seen), tally)
+    return _bundle(config, labels, streams, notes, Reading(seen=tally.seen), tally)
 
 
 def _count_unused_files(
-    parts: Mapping[str, Sequence[ImageFile]], used: set[str], mapping: Mapping[str, str | None], tally: Tally
+    splits: Mapping[str, Sequence[ImageFile]], used: set[str], mapping: Mapping[str, str | None], tally: Tally
 ) -> None:
-    """Count the files of classes that are dropped, and those of parts that are not used."""
-    for part, files in parts.items():
+    """Count the files of classes that are dropped, and those of splits that are not used."""
+    for split, files in splits.items():
         for file in files:
-            if part not in used:
+            if split not in used:
                 tally.leave_out(_UNUSED, file.id, was_seen=True)
             elif mapping[file.class_name] is None:
                 tally.leave_out(DROPPED, file.id, was_seen=True)
@@ -393,15 +393,15 @@ def _bundle(
     reading: Reading,
     tally: Tally,
 ) -> DataBundle:
-    """Return the parts, in memory where they are to be; `reading` gets what was left out from the tally."""
+    """Return the splits, in memory where they are to be; `reading` gets what was left out from the tally."""
     if len(labels) < 2:
         raise DataError(f"data: found one class only ({', '.join(labels)}), expected at least two.")
-    for part, split in splits.items():
+    for key, split in splits.items():
         if not len(split):
-            raise DataError(f"data: {part} ({split.name}) has no images, expected at least one; see data.splits.")
+            raise DataError(f"data: {key} ({split.name}) has no images, expected at least one; see data.splits.")
     num_bytes = sum(len(split) * split.image_size**2 * 3 for split in splits.values())
     is_held = splits["train"].train_crop != "random_resized" and num_bytes < MAX_SPLIT_BYTES
-    found = {part: read_split(split) if is_held or part == "test" else split for part, split in splits.items()}
+    found = {key: read_split(split) if is_held or key == "test" else split for key, split in splits.items()}
     test = found.get("test")
     if test is not None and not isinstance(test, Split):
         too_large = (
@@ -424,18 +424,18 @@ def _bundle(
     )
 
 
-def _choose_parts(config: DataConfig, available: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
-    """Return the data set's own name of each part, as data.splits says, else the first usual name it has; with notes.
+def _choose_splits(config: DataConfig, available: tuple[str, ...]) -> tuple[dict[str, str], list[str]]:
+    """Return the data set's own name of each split, as data.splits says, else the first usual name it has; with notes.
 
-    A part that data.splits uses for something else is not taken. Where there are train and test alone, a tenth of train
+    A split that data.splits uses for something else is not taken. Where there are train and test alone, a tenth of train
     is validation: what judges may not select.
     """
     chosen: dict[str, str] = dict(config.splits or {})
     used = re.findall(r"\w+", " ".join(chosen.values()))
-    for part, candidates in _CANDIDATES.items():
+    for split, candidates in _CANDIDATES.items():
         name = next((name for name in candidates if name in available and name not in used), None)
-        if part not in chosen and name is not None:
-            chosen[part] = name
+        if split not in chosen and name is not None:
+            chosen[split] = name
     notes = []
     if "validation" not in chosen and chosen.get("train") == "train" and "test" in chosen:
         kept = 100 - 100 // HELD_OUT
@@ -444,13 +444,13 @@ def _choose_parts(config: DataConfig, available: tuple[str, ...]) -> tuple[dict[
             f"{config.name} has no validation split: one in {HELD_OUT} images of train selects the model, and test judges it. "
             "Duplicates may stand on both sides; data.splits says otherwise."
         )
-    missing = [part for part in ("train", "validation") if part not in chosen]
+    missing = [split for split in ("train", "validation") if split not in chosen]
     if missing:
         raise DataError(
-            f"data.splits: {config.name} has the parts {', '.join(available)}, and none that is plainly {missing[0]}. "
+            f"data.splits: {config.name} has the splits {', '.join(available)}, and none that is plainly {missing[0]}. "
             "Name one, e.g. splits: {train: 'train[:90%]', validation: 'train[90%:]'}."
         )
-    return {part: chosen[part] for part in _CANDIDATES if part in chosen}, notes
+    return {split: chosen[split] for split in _CANDIDATES if split in chosen}, notes
 
 
 def prepare_data_set(config: DataConfig, say: Callable[[str], None] | None = None) -> Any:
@@ -527,24 +527,24 @@ def _resolve_slices(builder: Any, wanted: str, name: str) -> list[Slice]:
     try:
         found = tfds.core.ReadInstruction.from_spec(wanted).to_absolute(infos)
     except (KeyError, ValueError, AssertionError, NotImplementedError) as error:
-        raise DataError(_describe_part(name, wanted, tuple(infos))) from error
+        raise DataError(_describe_split(name, wanted, tuple(infos))) from error
     return [
-        (part.splitname, part.from_ or 0, infos[part.splitname].num_examples if part.to is None else part.to)
-        for part in found
+        (piece.splitname, piece.from_ or 0, infos[piece.splitname].num_examples if piece.to is None else piece.to)
+        for piece in found
     ]
 
 
-def _check_disjoint(parts: dict[str, list[Slice]]) -> None:
-    """Raise ProtocolError where an image stands in two parts."""
-    for first, second in itertools.combinations(parts, 2):
-        for (name, start, stop), (other, begin, end) in itertools.product(parts[first], parts[second]):
+def _check_disjoint(splits: dict[str, list[Slice]]) -> None:
+    """Raise ProtocolError where an image stands in two splits."""
+    for first, second in itertools.combinations(splits, 2):
+        for (name, start, stop), (other, begin, end) in itertools.product(splits[first], splits[second]):
             if name == other and max(start, begin) < min(stop, end):
                 raise ProtocolError(
                     f"data.splits: {first} and {second} both hold the images {max(start, begin)} to "
-                    f"{min(stop, end) - 1} of {name!r}. Give each part images of its own, "
+                    f"{min(stop, end) - 1} of {name!r}. Give each split images of its own, "
                     f"e.g. '{name}[:90%]' and '{name}[90%:]'."
                 )
 
 
-def _describe_part(name: str, wanted: str, available: tuple[str, ...]) -> str:
-    return f"data.splits: found {wanted!r}, expected a part of {name} ({', '.join(available)}) or a slice of one."
+def _describe_split(name: str, wanted: str, available: tuple[str, ...]) -> str:
+    return f"data.splits: found {wanted!r}, expected a split of {name} ({', '.join(available)}) or a slice of one."

@@ -86,8 +86,8 @@ def read_votes(path: str | Path) -> Votes:
     return Votes(path, chosen, np.array(counts, np.int64), beside["usage"], beside["id"])
 
 
-def align_votes(votes: Votes, parts: list[Split], num_rows: int | None = None) -> list[np.ndarray]:
-    """Return int64 [N, V] for each part: the votes of each image, -1 in a row without any.
+def align_votes(votes: Votes, splits: list[Split], num_rows: int | None = None) -> list[np.ndarray]:
+    """Return int64 [N, V] for each split: the votes of each image, -1 in a row without any.
 
     By id where the file of votes has ids. Otherwise by row: the ids of a csv end in the number of its
     row ("Training/17"), and the votes must have as many rows as the csv, or the rows of its Usages,
@@ -95,7 +95,7 @@ def align_votes(votes: Votes, parts: list[Split], num_rows: int | None = None) -
 
     Args:
         votes: as `read_votes` returns them.
-        parts: images with ids as the sources give them.
+        splits: images with ids as the sources give them.
         num_rows: rows of the csv, unreadable ones included; None: not known, as many as there are votes.
 
     Raises:
@@ -104,17 +104,17 @@ def align_votes(votes: Votes, parts: list[Split], num_rows: int | None = None) -
     """
     if votes.ids is not None:
         places = {name: row for row, name in enumerate(votes.ids.tolist())}
-        found = [np.array([places.get(str(name), -1) for name in part.ids], np.int64) for part in parts]
+        found = [np.array([places.get(str(name), -1) for name in split.ids], np.int64) for split in splits]
         if not any((rows >= 0).any() for rows in found):
             raise DataError(
-                f"{votes.path.name}: none of its {len(places)} ids is that of an image; e.g. {str(parts[0].ids[0])!r}."
+                f"{votes.path.name}: none of its {len(places)} ids is that of an image; e.g. {str(splits[0].ids[0])!r}."
             )
         return [np.where(rows[:, None] >= 0, votes.counts[rows], -1) for rows in found]
-    counts, usages = _match_rows(votes, parts, num_rows)
+    counts, usages = _match_rows(votes, splits, num_rows)
     aligned, taken = [], np.zeros(0, np.int64)
-    for part in parts:
-        copied = split_ids(part.ids)[1]
-        rows = np.array([_get_row(votes, name) for name in part.ids], np.int64)
+    for split in splits:
+        copied = split_ids(split.ids)[1]
+        rows = np.array([_get_row(votes, name) for name in split.ids], np.int64)
         if len(rows) and rows.max() >= len(counts):
             raise DataError(
                 f"{votes.path.name}: found {len(counts)} rows of votes, but the data has a row {rows.max()} (from 0); "
@@ -126,7 +126,7 @@ def align_votes(votes: Votes, parts: list[Split], num_rows: int | None = None) -
                 "expected a column id in the csv of votes."
             )
         if usages is not None:
-            _check_usages(votes, part, rows, usages)
+            _check_usages(votes, split, rows, usages)
         taken = np.concatenate([taken, rows[~copied]])
         values = counts[rows]
         values[copied] = -1
@@ -134,31 +134,32 @@ def align_votes(votes: Votes, parts: list[Split], num_rows: int | None = None) -
     return aligned
 
 
-def score_votes(votes: Votes, parts: list[Split], labels: tuple[str, ...], num_rows: int | None = None) -> VoteSummary:
+def score_votes(votes: Votes, splits: list[Split], labels: tuple[str, ...], num_rows: int | None = None) -> VoteSummary:
     """Return how far the votes confirm the labels; every share has Wilson's interval.
 
     Args:
-        votes, parts, num_rows: as for `align_votes`.
+        votes, splits, num_rows: as for `align_votes`.
         labels: names of the targets; each must be a column, by any known spelling.
 
     Raises:
         DataError: as `align_votes`, or a label that is no column.
     """
     lookup = np.array([find_column(votes, label) for label in labels])
-    aligned = align_votes(votes, parts, num_rows)
+    aligned = align_votes(votes, splits, num_rows)
     counts = np.concatenate(aligned)
     voted = np.flatnonzero(counts.sum(axis=1) > 0)  # -1 marks an image that has none
     counts = counts[voted]
-    targets = np.concatenate([part.targets for part in parts])[voted]
-    names = np.repeat([part.name for part in parts], [len(part) for part in parts])[voted]
-    ids = np.concatenate([part.ids for part in parts])[voted]
+    targets = np.concatenate([split.targets for split in splits])[voted]
+    names = np.repeat([split.name for split in splits], [len(split) for split in splits])[voted]
+    ids = np.concatenate([split.ids for split in splits])[voted]
     agrees = compute_agreement(counts, lookup[targets])
     ceiling = compute_ceiling(counts)
-    splits = {
-        part.name: VoteShares(
-            agreement=_estimate_share(agrees[names == part.name]), ceiling=_estimate_share(ceiling[names == part.name])
+    shares = {
+        split.name: VoteShares(
+            agreement=_estimate_share(agrees[names == split.name]),
+            ceiling=_estimate_share(ceiling[names == split.name]),
         )
-        for part in parts
+        for split in splits
     }
     return VoteSummary(
         file=votes.path.name,
@@ -166,7 +167,7 @@ def score_votes(votes: Votes, parts: list[Split], labels: tuple[str, ...], num_r
         n=len(voted),
         agreement=_estimate_share(agrees),
         ceiling=_estimate_share(ceiling),
-        splits=splits,
+        splits=shares,
         labels={label: _estimate_share(agrees[targets == index]) for index, label in enumerate(labels)},
         contested=_list_contested(votes, counts, [labels[target] for target in targets], names, ids),
     )
@@ -223,13 +224,13 @@ def _parse_counts(path: Path, line: int, row: list[str], columns: list[int], num
     return [int(text) for text in found]
 
 
-def _match_rows(votes: Votes, parts: list[Split], num_rows: int | None) -> tuple[np.ndarray, np.ndarray | None]:
+def _match_rows(votes: Votes, splits: list[Split], num_rows: int | None) -> tuple[np.ndarray, np.ndarray | None]:
     """Return the counts, and Usages if there are any, of as many rows as the data has."""
     if num_rows is None or len(votes.counts) == num_rows:
         return votes.counts, votes.usages
     found = f"{votes.path.name}: found {len(votes.counts):,} rows of votes"
     if votes.usages is not None:
-        present = {_get_usage(name) for part in parts for name in part.ids}
+        present = {_get_usage(name) for split in splits for name in split.ids}
         chosen = np.isin(votes.usages, sorted(present))
         if int(chosen.sum()) == num_rows:
             return votes.counts[chosen], votes.usages[chosen]
@@ -240,13 +241,13 @@ def _match_rows(votes: Votes, parts: list[Split], num_rows: int | None) -> tuple
     )
 
 
-def _check_usages(votes: Votes, part: Split, rows: np.ndarray, usages: np.ndarray) -> None:
-    own = np.array([_get_usage(name) for name in part.ids], dtype=str)
+def _check_usages(votes: Votes, split: Split, rows: np.ndarray, usages: np.ndarray) -> None:
+    own = np.array([_get_usage(name) for name in split.ids], dtype=str)
     wrong = np.flatnonzero((own != usages[rows]) & np.isin(own, usages))
     if len(wrong):
         raise DataError(
             f"{votes.path.name}: row {rows[wrong[0]]} (from 0) is of Usage {str(usages[rows[wrong[0]]])!r}, the image of that "
-            f"row has the id {str(part.ids[wrong[0]])!r}; expected the rows in the order of the csv."
+            f"row has the id {str(split.ids[wrong[0]])!r}; expected the rows in the order of the csv."
         )
 
 
@@ -332,8 +333,8 @@ def add_soft_targets(bundle: DataBundle, votes: Votes, *, share: float) -> DataB
     """
     train = bundle.train
     columns = [find_column(votes, label) for label in bundle.labels]
-    parts = list(bundle.parts.values())
-    counts = _take_from_sources(align_votes(votes, parts, bundle.reading.num_rows)[0], train)[:, columns]
+    splits = list(bundle.splits.values())
+    counts = _take_from_sources(align_votes(votes, splits, bundle.reading.num_rows)[0], train)[:, columns]
     total = counts.sum(axis=1)
     voted = (counts >= 0).all(axis=1) & (total > 0)
     soft = np.eye(len(bundle.labels))[train.targets]

@@ -14,9 +14,9 @@ from dlfer.config.load import resolve_path
 from dlfer.config.names import FER2013_LABELS
 from dlfer.data.audit import audit_splits, list_places, number_groups
 from dlfer.data.bundle import Reading, Split, StreamedSplit, make_split
-from dlfer.data.fer2013 import load_fer2013_parts
+from dlfer.data.fer2013 import load_fer2013_splits
 from dlfer.data.given import GivenData, open_data
-from dlfer.data.sources import load_parts_of_source
+from dlfer.data.sources import load_source_splits
 from dlfer.data.split import TEST_FRACTION, VALIDATION_FRACTION, draw_held_out
 from dlfer.data.survey import Survey, survey_images
 from dlfer.errors import DataError, DlferError, UserError
@@ -134,8 +134,8 @@ def audit_arrays(
         raise DataError(
             f"splits: found the shape {list(places.shape)}, expected one name for each of {len(whole)} images."
         )
-    parts = [whole.take(np.flatnonzero(places == name), name) for name in dict.fromkeys(places.tolist())]
-    return audit_splits(parts, names)
+    divided = [whole.take(np.flatnonzero(places == name), name) for name in dict.fromkeys(places.tolist())]
+    return audit_splits(divided, names)
 
 
 def _write_all(writers: list[tuple[Path, Callable[[Path], object]]], say: Callable[[str], None]) -> None:
@@ -158,12 +158,12 @@ def load_inspected(given: GivenData) -> Inspected:
         UserError: as `inspect_data`.
     """
     if given.csv is not None:
-        splits, reading = load_fer2013_parts(given.csv)
+        splits, reading = load_fer2013_splits(given.csv)
         return Inspected(str(given.path), tuple(splits), FER2013_LABELS, reading)
     config = given.config
     # What is streamed is not read, and cannot be left out.
     update = {} if config.source == "tfds" else {"skip_unreadable": True}
-    bundle = load_parts_of_source(config.model_copy(update=update), image_size=given.image_size or _IMAGE_SIZE)
+    bundle = load_source_splits(config.model_copy(update=update), image_size=given.image_size or _IMAGE_SIZE)
     splits = tuple(split for split in (bundle.train, bundle.validation, bundle.test) if split is not None)
     votes = None if config.votes is None else resolve_path(config.votes)
     return Inspected(str(given.path), splits, bundle.labels, bundle.reading, bundle.notes, votes, config.seed)
@@ -178,8 +178,7 @@ def check_inspected(data: Inspected) -> str:
     unreadable, seen = data.reading.unreadable, data.reading.seen
     if unreadable:
         raise DataError(
-            f"{data.name}: {len(unreadable):,} of {seen:,} {data.reading.what} cannot be read; the first: {unreadable[0]} "
-            "Replace or delete them, or set data.skip_unreadable: true."
+            f"{data.name}: {len(unreadable):,} of {seen:,} {data.reading.what} cannot be read; the first: {unreadable[0]}"
         )
     counts = sum((np.bincount(split.targets, minlength=len(data.labels)) for split in data.held), 0)
     if data.held and np.count_nonzero(counts) < 2:

@@ -160,7 +160,7 @@ def _judge(
             f"What the teacher {teacher.name} was trained on is not known here. Its training images must not contain images of "
             "the student's test split, or the accuracy is too high."
         )
-    found = {name: seen.count(split, bundle.train, same) for name, split in bundle.parts.items() if name != "train"}
+    found = {name: seen.count(split, bundle.train, same) for name, split in bundle.splits.items() if name != "train"}
     num_test, of_test = found.get("test", Found()), 0 if bundle.test is None else len(bundle.test)
     if num_test.trained and not run.is_smoke:
         raise ProtocolError(
@@ -175,7 +175,7 @@ def _judge(
             (number.selected if name == "test" else 0, "was selected on"),
         ):
             if count:
-                parts.append(f"{what} {count:,} of the {len(bundle.parts[name]):,} {name} images")
+                parts.append(f"{what} {count:,} of the {len(bundle.splits[name]):,} {name} images")
     if not parts:
         return None, None
     return f"Leak: the teacher {teacher.name} {', and '.join(parts)}, so that the accuracy there may be too high.", None

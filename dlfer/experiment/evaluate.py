@@ -93,7 +93,7 @@ def evaluate_with_predictions(
     if data is not None:
         split = prepare_as_trained(split, classifier, say)
     elif run is not None:
-        split, labels = _choose_part(_load_stage(run), wanted)
+        split, labels = _choose_split(_load_stage(run), wanted)
     else:
         raise UserError(f"evaluate: {name} is not a run with its own data; give the data with --data DATA.")
     trained = run.path if run is not None else find_model(name)
@@ -141,7 +141,7 @@ def prepare_as_trained(split: Split, classifier: Classifier | Engine, say: Calla
         return split
     split, found = prepare_split(split, FacesConfig.model_validate(faces), aspect=classifier.aspect, say=say)
     if say is not None and faces["detect"] != "none":
-        say(f"faces: found in {found.sum():,} of {len(found):,} images; of the others the whole image is used")
+        say(f"faces: found in {found.sum():,} of {len(found):,} images; the others are used whole")
     return split
 
 
@@ -196,17 +196,17 @@ def _find_sources(folder: Path, csv: Path) -> tuple[Split, Split | None] | None:
             return None
         data = stage.data.model_copy(update={"path": str(csv)})
         bundle = load_data(data, image_size=stage.native_size, balance=stage.balance)
-        found = {part: compute_fingerprint(getattr(bundle, part)) for part in described}
+        found = {split: compute_fingerprint(getattr(bundle, split)) for split in described}
         if found["train"] == described["train"]:
             return bundle.train, bundle.validation if found["validation"] == described["validation"] else None
     return None
 
 
 def tell_use(folder: Path, split: Split, *, is_own: bool) -> str | None:
-    """Return what a model used a part for, "selection" or "training"; None for a part that it did not use.
+    """Return what a model used a split for, "selection" or "training"; None for a split that it did not use.
 
     Args:
-        folder: of its run, or of the shipped model; data.json in it has the parts' fingerprints.
+        folder: of its run, or of the shipped model; data.json in it has the splits' fingerprints.
         split: as it was loaded.
         is_own: whether it comes from the run's own data, so that its name says enough.
     """
@@ -233,7 +233,7 @@ def describe_seen(folder: Path, name: str, split: Split) -> str | None:
     digests = shorten_digests(hash_images(split.images))
     none = np.zeros(0, digests.dtype)
     trained, selected = (
-        np.isin(digests, shorten_digests(lists.get(f"{part}_digests", none))) for part in ("train", "validation")
+        np.isin(digests, shorten_digests(lists.get(f"{key}_digests", none))) for key in ("train", "validation")
     )
     counts = {"trained": trained.sum(), "selected": (selected & ~trained).sum()}
     found = [f"{count:,} of the {len(split):,} images {did} {name}" for did, count in counts.items() if count]
@@ -273,13 +273,13 @@ def _load_stage(run: Run) -> DataBundle:
     return load_data(stage.data, image_size=stage.native_size, balance=stage.balance)
 
 
-def _choose_part(bundle: DataBundle, wanted: str | None) -> tuple[Split, tuple[str, ...]]:
+def _choose_split(bundle: DataBundle, wanted: str | None) -> tuple[Split, tuple[str, ...]]:
     default = bundle.test if bundle.test is not None else bundle.validation
-    part = default if wanted is None else getattr(bundle, wanted)
-    if not isinstance(part, Split):
+    split = default if wanted is None else getattr(bundle, wanted)
+    if not isinstance(split, Split):
         missing = f"no {wanted} split" if wanted else "no test split"
         raise UserError(f"evaluate: this run's data has {missing} in memory; name other data by --data DATA.")
-    return part, bundle.labels
+    return split, bundle.labels
 
 
 def load_split(

@@ -31,7 +31,7 @@ from dlfer.runs.records import Temperature
 
 BANNER = (
     "An external model: which images trained and selected it is not known to dlfer; these may be among them. Duplicates are "
-    "those in the data's own training part."
+    "those in the data's own training split."
 )
 
 _LABELS_FORM = 'expected a .txt with a label a line, or a .json with a list of labels or {"0": "angry", "1": ...}, in the order of the outputs'
@@ -267,7 +267,7 @@ def _get_name(label: str) -> str:
 
 
 def _find_duplicates(split: Split, csv: Path) -> JudgedDuplicates | None:
-    """Return the duplicates in Training of the csv, and in PublicTest where another part is judged; None without Training."""
+    """Return the duplicates in Training of the csv, and in PublicTest where another split is judged; None without Training."""
     rows = load_fer2013_usage(csv, None)
     train, public = take_usage(rows, "Training"), take_usage(rows, "PublicTest")
     if train is None or split.name == "Training":

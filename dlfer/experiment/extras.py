@@ -191,33 +191,33 @@ def compute_extra_metrics(
     Args:
         splits: "validation", "test" -> images, with targets as the classifier's labels stand.
         predictions: the classifier's plain answers on them.
-        folder: where to write the predictions of views, as <view>/<part>.npz; None: nowhere.
+        folder: where to write the predictions of views, as <view>/<split>.npz; None: nowhere.
         known: predictions of views that need not be made again.
 
     Returns:
         Views of each split; groups and corruptions of test, else of validation.
     """
-    parts = [part for part in ("test", "validation") if splits.get(part) is not None and part in predictions]
+    judged = [split for split in ("test", "validation") if splits.get(split) is not None and split in predictions]
     views: dict[str, dict[str, ViewMetrics]] = {}
     for view in extras.views:
         views[view] = {}
-        for part in parts:
-            plain = predictions[part]
-            viewed = (known or {}).get((part, view))
+        for split in judged:
+            plain = predictions[split]
+            viewed = (known or {}).get((split, view))
             if viewed is None:
-                answers = predict_split_views(classifier, splits[part], view, batch_size=extras.batch_size)
+                answers = predict_split_views(classifier, splits[split], view, batch_size=extras.batch_size)
                 viewed = Predictions(plain.ids, plain.labels, plain.targets, answers)
             if folder is not None:
-                write_predictions(viewed, folder / view / f"{part}.npz")
-            views[view][part] = compute_view_scores(viewed, plain, view=view)
+                write_predictions(viewed, folder / view / f"{split}.npz")
+            views[view][split] = compute_view_scores(viewed, plain, view=view)
     groups = corruptions = None
-    if extras.attributes is not None and parts:
+    if extras.attributes is not None and judged:
         attributes = read_attributes(extras.attributes)
-        groups = compute_group_scores(predictions[parts[0]], attributes, file=str(extras.attributes))
-        groups = groups.model_copy(update={"part": parts[0]})
-    if extras.corrupt and parts and isinstance(splits[parts[0]], Split):
-        corruptions = evaluate_corruptions(classifier, splits[parts[0]], batch_size=extras.batch_size, say=say)
-        corruptions = corruptions.model_copy(update={"part": parts[0]})
+        groups = compute_group_scores(predictions[judged[0]], attributes, file=str(extras.attributes))
+        groups = groups.model_copy(update={"part": judged[0]})
+    if extras.corrupt and judged and isinstance(splits[judged[0]], Split):
+        corruptions = evaluate_corruptions(classifier, splits[judged[0]], batch_size=extras.batch_size, say=say)
+        corruptions = corruptions.model_copy(update={"part": judged[0]})
     return ExtraMetrics(views=views, groups=groups, corruptions=corruptions)
 
 
@@ -230,9 +230,9 @@ def judge_milestones(
 
     Args:
         run: where the predictions are kept.
-        bundle: its data; parts that are streamed are left out.
+        bundle: its data; splits that are streamed are left out.
         epochs: that are judged.
-        predict: (epoch, "validation" or "test") -> the predictions of that part.
+        predict: (epoch, "validation" or "test") -> the predictions of that split.
     """
     splits = {"validation": bundle.validation, "test": bundle.test}
     rows = []

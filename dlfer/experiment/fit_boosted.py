@@ -127,8 +127,8 @@ def _extract(
     )
     run.log("features_start")
     split, rows = balance_train(config.finetune, bundle.train, seed=config.experiment.seed)
-    train = extract_features(extraction, split, part="train")
-    validation = extract_features(extraction, bundle.validation, part="validation")
+    train = extract_features(extraction, split, split_name="train")
+    validation = extract_features(extraction, bundle.validation, split_name="validation")
     seconds, were_cached = train.seconds + validation.seconds, train.was_cached and validation.was_cached
     run.log("features_end", seconds=seconds, were_cached=were_cached)
     values, targets = train.values[rows], split.targets[rows]
@@ -192,7 +192,7 @@ def _describe_plan(config: ExperimentConfig, features: LevelFeatures, bundle: Da
     rounds = min(boosting.rounds_per_epoch, NUM_BATCHES) if smoke else boosting.rounds_per_epoch
     num_features, total = features.num_features, rounds * stage.epochs
     levels = ", ".join(f"{level.name} {level.size:,}" for level in features.levels)
-    # On disk float16; for the trees float32 (scaled, both parts) and a byte a bin.
+    # On disk float16; for the trees float32 (scaled, both splits) and a byte a bin.
     disk = 2 * num_images * num_features
     memory = num_features * (4 * (num_rows + len(bundle.validation)) + 2 * num_rows)
     features_seconds = (num_images + len(bundle.validation)) * _time_an_image(features, bundle, stage.batch_size)

@@ -187,7 +187,7 @@ def check_training(member: Member, session: Session, bundle: DataBundle) -> str:
             raise ProtocolError(
                 f"ensemble: the member {member.name} was trained on {int(leaked.sum()):,} of the {len(bundle.test):,} "
                 "images of this test split, so that no figure on it would hold. Leave the member out, or take one "
-                "that was trained on this experiment's own training part."
+                "that was trained on this experiment's own training split."
             )
     own = hash_images(bundle.validation.images)
     shared = np.isin(own, seen) & ~np.isin(own, hash_images(bundle.train.images))
@@ -205,74 +205,74 @@ TOLERANCE = 1e-3
 
 
 class Answers:
-    """What the members answer on each part, averaged over each view: from their files, else predicted once."""
+    """What the members answer on each split, averaged over each view: from their files, else predicted once."""
 
     def __init__(self, members: list[Member], bundle: DataBundle, *, batch_size: int) -> None:
         self.members, self.bundle, self.batch_size = members, bundle, batch_size
         self._kept: dict[tuple[str, str, str], np.ndarray] = {}
-        parts = {part: getattr(bundle, part) for part in ("validation", "test")}
-        self._fingerprints = {part: compute_fingerprint(split) for part, split in parts.items() if split is not None}
+        splits = {key: getattr(bundle, key) for key in ("validation", "test")}
+        self._fingerprints = {key: compute_fingerprint(split) for key, split in splits.items() if split is not None}
 
-    def get(self, part: str, view: str, *, epoch: int | None = None) -> np.ndarray:
+    def get(self, split: str, view: str, *, epoch: int | None = None) -> np.ndarray:
         """Return float32 [M, N, C] in the order of the split and of the bundle's labels; at the end or after an epoch."""
         if epoch is not None:
-            return self.read_milestone(epoch, part)
-        return np.stack([self._get_one(member, part, view) for member in self.members])
+            return self.read_milestone(epoch, split)
+        return np.stack([self._get_one(member, split, view) for member in self.members])
 
-    def combine(self, part: str, view: str, how: str, *, epoch: int | None = None) -> Predictions:
+    def combine(self, split: str, view: str, how: str, *, epoch: int | None = None) -> Predictions:
         """Return the predictions of a combination of the members, at the end or after an epoch.
 
         The trained combination is fitted on validation; its predictions there are out of fold.
         """
-        of_members, targets = self.get(part, view, epoch=epoch), self.bundle.validation.targets
-        if how == "trained" and part == "validation":
+        of_members, targets = self.get(split, view, epoch=epoch), self.bundle.validation.targets
+        if how == "trained" and split == "validation":
             combined = predict_out_of_fold(of_members, targets)
         elif how == "trained":
             combined = fit_combination(self.get("validation", view, epoch=epoch), targets).predict(of_members)
         else:
             combined = (combine_vote if how == "vote" else combine_average)(of_members)
-        return self.make(part, combined)
+        return self.make(split, combined)
 
     def list_milestones(self, epochs: Sequence[int], view: str) -> list[int]:
         """Return those of `epochs` after which every member was judged, on these very images and by this view."""
-        parts = [part for part in ("validation", "test") if getattr(self.bundle, part) is not None]
+        splits = [split for split in ("validation", "test") if getattr(self.bundle, split) is not None]
         runs = [member.find_run() for member in self.members]
         if any(run is None or run.config().evaluate.headline != view for run in runs):
             return []
-        return [epoch for epoch in epochs if all(self.read_milestone(epoch, part) is not None for part in parts)]
+        return [epoch for epoch in epochs if all(self.read_milestone(epoch, split) is not None for split in splits)]
 
-    def read_milestone(self, epoch: int, part: str) -> np.ndarray | None:
+    def read_milestone(self, epoch: int, split: str) -> np.ndarray | None:
         """Return likewise what the members answered at the end of an epoch; None where one was not judged then."""
-        found = [self._read(member, MILESTONES_FOLDER / str(epoch) / f"{part}.npz", part) for member in self.members]
+        found = [self._read(member, MILESTONES_FOLDER / str(epoch) / f"{split}.npz", split) for member in self.members]
         return None if any(answers is None for answers in found) else np.stack(found)
 
-    def make(self, part: str, answers: np.ndarray) -> Predictions:
-        """Return answers [N, C] as predictions of a part."""
-        split = getattr(self.bundle, part)
+    def make(self, key: str, answers: np.ndarray) -> Predictions:
+        """Return answers [N, C] as predictions of a split."""
+        split = getattr(self.bundle, key)
         return Predictions(split.ids, self.bundle.labels, split.targets, answers)
 
-    def _get_one(self, member: Member, part: str, view: str) -> np.ndarray:
-        key = (member.name, part, view)
+    def _get_one(self, member: Member, split: str, view: str) -> np.ndarray:
+        key = (member.name, split, view)
         if key not in self._kept:
             folder = Path("predictions") if view == "single" else Path("predictions") / "views" / view
-            found = self._read(member, folder / f"{part}.npz", part)
-            if found is not None and part == "validation" and view == "single":
+            found = self._read(member, folder / f"{split}.npz", split)
+            if found is not None and split == "validation" and view == "single":
                 self._check(member, found)
-            self._kept[key] = self._predict(member, part, view) if found is None else found
+            self._kept[key] = self._predict(member, split, view) if found is None else found
         return self._kept[key]
 
-    def _predict(self, member: Member, part: str, view: str) -> np.ndarray:
-        split = getattr(self.bundle, part)
+    def _predict(self, member: Member, key: str, view: str) -> np.ndarray:
+        split = getattr(self.bundle, key)
         columns = match_labels(member.classifier.labels, self.bundle.labels, member.name)
         return predict_split_views(member.classifier, split, view, batch_size=self.batch_size)[:, columns]
 
-    def _read(self, member: Member, file: Path, part: str) -> np.ndarray | None:
+    def _read(self, member: Member, file: Path, key: str) -> np.ndarray | None:
         """Return what a member's run kept of these very images; None where it has no such file, or of others."""
-        run, path, split = member.find_run(), Path(member.path) / file, getattr(self.bundle, part)
+        run, path, split = member.find_run(), Path(member.path) / file, getattr(self.bundle, key)
         if run is None or not path.exists():
             return None
-        judged = DataRecord.require(run.path).splits.get(part)
-        if judged is None or judged.fingerprint != self._fingerprints[part]:
+        judged = DataRecord.require(run.path).splits.get(key)
+        if judged is None or judged.fingerprint != self._fingerprints[key]:
             return None
         kept = read_predictions(path)
         order = np.argsort(kept.ids)

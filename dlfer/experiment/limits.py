@@ -178,7 +178,7 @@ def _examine_numbers(stage: str, section: StageConfig, *, smoke: bool) -> Iterat
     memory = get_memory_bytes()
     if memory is None:
         return
-    numbers = [getattr(section.data.num_images, part) or 0 for part in ("train", "validation", "test")]
+    numbers = [getattr(section.data.num_images, split) or 0 for split in ("train", "validation", "test")]
     taken = sum(numbers) * _DRAWN_BYTES.get(section.data.source, 0)
     if taken > memory:
         yield (

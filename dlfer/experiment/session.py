@@ -88,7 +88,7 @@ def _find_data_problem(data: str, image_size: int, balance: str) -> str | None:
     """Return why few images of a data section cannot be read, in one line; None where they can."""
     try:
         bundle = load_data(DataConfig.model_validate_json(data), image_size=image_size, balance=balance)
-        for split in bundle.parts.values():
+        for split in bundle.splits.values():
             if not isinstance(split, Split):
                 read_split(split)
     except Exception as error:  # of a folder that is not whole a loader raises nearly anything
@@ -183,8 +183,8 @@ def create_member_run(
 
 def describe_bundle(bundle: DataBundle, seconds: float) -> str:
     """Return what was loaded, with every note, for the terminal."""
-    parts = [("train", bundle.train), ("validation", bundle.validation), ("test", bundle.test)]
-    counts = ", ".join(f"{name} {len(split):,} ({split.name})" for name, split in parts if split is not None)
+    splits = [("train", bundle.train), ("validation", bundle.validation), ("test", bundle.test)]
+    counts = ", ".join(f"{name} {len(split):,} ({split.name})" for name, split in splits if split is not None)
     reading = bundle.reading.as_record()
     lines = [*(reading.describe() if reading else []), *bundle.notes]
     notes = "".join(f"\n  note: {note}" for note in lines)

@@ -130,17 +130,17 @@ def describe_data(bundle: DataBundle, duplicates: JudgedDuplicates | None) -> Da
 def index_images(bundle: DataBundle) -> dict[str, np.ndarray]:
     """Return the list of a bundle's images that a run keeps, to be compared on resume; see `runs.changes.compare_images`."""
     found = {"labels": np.array(bundle.labels)}
-    for part, split in bundle.parts.items():
+    for key, split in bundle.splits.items():
         if not isinstance(split, Split):
-            found[f"{part}_stream"] = np.array([split.name, f"with {len(split):,} images"])
+            found[f"{key}_stream"] = np.array([split.name, f"with {len(split):,} images"])
             continue
-        found |= {f"{part}_ids": split.ids, f"{part}_targets": split.targets}
+        found |= {f"{key}_ids": split.ids, f"{key}_targets": split.targets}
         found |= {
-            f"{part}_digests": hash_images(split.images),
-            f"{part}_fingerprint": np.array(compute_fingerprint(split)),
+            f"{key}_digests": hash_images(split.images),
+            f"{key}_fingerprint": np.array(compute_fingerprint(split)),
         }
         if split.soft_targets is not None:
-            found[f"{part}_soft"] = hash_images(split.soft_targets)
+            found[f"{key}_soft"] = hash_images(split.soft_targets)
     if bundle.test_groups is not None:
         found["test_groups"] = bundle.test_groups
     return found

@@ -389,22 +389,22 @@ def clean_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "_", name) or "picture"
 
 
-def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> Path:
-    """Average the maps of a part of a run's data over the faces of each label, each about its own label; return the page.
+def explain_split(split_name: str, job: ExplainJob, *, say: Callable[[str], None]) -> Path:
+    """Average the maps of one split of a run's data over the faces of each label, each about its own label; return the page.
 
     Writes average_<label>.png of each, averages.npz, explanations.json and index.html.
 
     Args:
-        part: "test" or "validation"; opening a test split is logged in the run.
+        split_name: "test" or "validation"; opening a test split is logged in the run.
         job: what is asked for; its model is a run.
 
     Raises:
         UserError, ModelError: the job cannot begin.
     """
-    run, split, classifier = _load_part(part, job)
+    run, split, classifier = _load_split(split_name, job)
     used = _check_places([f"average_{clean_name(label)}" for label in classifier.labels], job, [run.path])
     explainer = build_explainer(classifier, job, say)
-    if part == "test":
+    if split_name == "test":
         opened = log_opening(run, split.name, len(split))
         say(f"the test split is opened (opening {opened} is logged); do not select anything by these maps")
     averages, examples = _average(split, explainer, job.per_class)
@@ -445,14 +445,14 @@ def explain_split(part: str, job: ExplainJob, *, say: Callable[[str], None]) -> 
     return write_page(job, named, context=context, sanity=sanity)
 
 
-def _load_part(part: str, job: ExplainJob) -> tuple[Run, Split, Classifier]:
-    """Return a run, the part of its data, and its classifier."""
+def _load_split(split_name: str, job: ExplainJob) -> tuple[Run, Split, Classifier]:
+    """Return a run, the named split of its data, and its classifier."""
     run = find_run_of(str(job.model)) or open_run(str(job.model))
     stage = run.config().finetune
     bundle = load_data(stage.data, image_size=stage.native_size, balance=stage.balance)
-    split = getattr(bundle, part)
+    split = getattr(bundle, split_name)
     if not isinstance(split, Split):
-        raise UserError(f"{run.path}: its data has no {part} part in memory.")
+        raise UserError(f"{run.path}: its data has no {split_name} split in memory.")
     classifier = load_artifact(run.path)
     if tuple(bundle.labels) != classifier.labels:
         raise UserError(f"{run.path}: its data has the labels {bundle.labels}, its model {classifier.labels}.")

@@ -377,7 +377,7 @@ def export_model(
         out: the folder of exports, one folder a format inside; None: exports/<name>.
         data: the images to compare on: a csv in the layout of FER2013 (PublicTest, else all rows), class folders,
             an .npz, or an experiment file (validation, else all). None takes validation of the model's own run,
-            where its data is there, else faces drawn by dlfer. Test parts are never opened.
+            where its data is there, else faces drawn by dlfer. Test splits are never opened.
         size: (H, W) of the formats that take one size; None is that of the training images, made square.
         force: whether an earlier export is replaced with the files of others in its folder.
         say: told what takes long, and what was refused.

@@ -17,7 +17,7 @@ from dlfer.data.fer2013 import load_fer2013_usage
 from dlfer.data.given import OFFICIAL, SPLITS, GivenData, open_data
 from dlfer.data.images import match_channels
 from dlfer.data.labels import map_targets
-from dlfer.data.sources import load_data, load_parts_of_source
+from dlfer.data.sources import load_data, load_source_splits
 from dlfer.data.split import draw_subset
 from dlfer.errors import ConfigError, MissingDataError, ModelError, UserError
 from dlfer.export.contract import Sample
@@ -32,7 +32,7 @@ NUM_COMPARED, NUM_CALIBRATION, NUM_DRAWN = 4000, 200, 256
 
 
 @dataclass(frozen=True)
-class _Parts:
+class _Sets:
     """Images to compare on and to calibrate on.
 
     Attributes:
@@ -64,22 +64,22 @@ def gather_sample(
     Raises:
         UserError: `data` is not found, or does not fit the labels.
     """
-    parts = None
+    sets = None
     if data is not None:
-        parts = _load_given(data, classifier, record, say)
+        sets = _load_given(data, classifier, record, say)
     elif run is not None:
-        parts = _load_own(run, classifier, say)
-    if parts is None:
+        sets = _load_own(run, classifier, say)
+    if sets is None:
         say("found no run whose data could be compared on (use --data PATH); comparing on faces drawn by dlfer")
-        parts = _draw_faces(classifier)
-    compared = draw_subset(parts.compared, NUM_COMPARED, seed=0)
-    calibration = draw_subset(parts.calibration, NUM_CALIBRATION, seed=0)
+        sets = _draw_faces(classifier)
+    compared = draw_subset(sets.compared, NUM_COMPARED, seed=0)
+    calibration = draw_subset(sets.calibration, NUM_CALIBRATION, seed=0)
     return Sample(
         images=match_channels(compared.images, classifier.channels),
-        source=parts.source,
+        source=sets.source,
         calibration=match_channels(calibration.images, classifier.channels),
-        calibration_source=parts.calibration_source,
-        targets=compared.targets if parts.is_labelled else None,
+        calibration_source=sets.calibration_source,
+        targets=compared.targets if sets.is_labelled else None,
     )
 
 
@@ -93,7 +93,7 @@ def find_native_size(run: Run | None) -> tuple[int, int] | None:
     return None
 
 
-def _load_own(run: Run, classifier: Classifier, say: Callable[[str], None]) -> _Parts | None:
+def _load_own(run: Run, classifier: Classifier, say: Callable[[str], None]) -> _Sets | None:
     """Return validation and training images of a run; None where its data is not there, or streamed."""
     stage = run.config().finetune
     say(f"loading the data of {run.path}")
@@ -103,7 +103,7 @@ def _load_own(run: Run, classifier: Classifier, say: Callable[[str], None]) -> _
         return None
     if not isinstance(bundle.validation, Split) or not isinstance(bundle.train, Split):
         return None
-    return _Parts(
+    return _Sets(
         map_targets(bundle.validation, bundle.labels, classifier.labels),
         f"validation of its run: {bundle.validation.name} of {bundle.source}",
         bundle.train,
@@ -111,7 +111,7 @@ def _load_own(run: Run, classifier: Classifier, say: Callable[[str], None]) -> _
     )
 
 
-def _load_given(path: Path, classifier: Classifier, record: ArtifactRecord, say: Callable[[str], None]) -> _Parts:
+def _load_given(path: Path, classifier: Classifier, record: ArtifactRecord, say: Callable[[str], None]) -> _Sets:
     """Return the images of a file or folder; a test split is taken where there is nothing else."""
     held, labels, _ = load_held(path, classifier, say)
     name = next((name for name in ("validation", "train", "test", "all") if name in held), None)
@@ -128,7 +128,7 @@ def _load_given(path: Path, classifier: Classifier, record: ArtifactRecord, say:
             for split, number in ((compared, NUM_COMPARED), (train, NUM_CALIBRATION))
         )
     compared = map_targets(compared, labels, classifier.labels)
-    return _Parts(compared, f"{compared.name} of {path}{note}", train, f"{train.name} of {path}{note}")
+    return _Sets(compared, f"{compared.name} of {path}{note}", train, f"{train.name} of {path}{note}")
 
 
 def take_usage(split: Split, usage: str) -> Split | None:
@@ -156,16 +156,17 @@ def load_held(
             held = {name: split for name, split in held.items() if split is not None}
             return held or {"all": rows}, FER2013_LABELS, given
         config = given.config.model_copy(update={"aspect": classifier.aspect})
-        bundle = load_parts_of_source(config, image_size=classifier.image_size)
+        bundle = load_source_splits(config, image_size=classifier.image_size)
     reading = bundle.reading.as_record()
     for line in [*(reading.describe() if reading else []), *bundle.notes] if say else ():
         say(line)
-    parts = {name: getattr(bundle, name) for name in SPLITS}
-    return {name: part for name, part in parts.items() if isinstance(part, Split) and len(part)}, bundle.labels, given
+    splits = {name: getattr(bundle, name) for name in SPLITS}
+    held = {name: split for name, split in splits.items() if isinstance(split, Split) and len(split)}
+    return held, bundle.labels, given
 
 
 def _divide(split: Split) -> tuple[Split, Split, str]:
-    """Return images to compare on and others to calibrate on, where all stand in one part; and a remark."""
+    """Return images to compare on and others to calibrate on, where all stand in one split; and a remark."""
     calibration = draw_subset(split, min(NUM_CALIBRATION, len(split) // 2), seed=0)
     if not len(calibration):
         return split, split, ""
@@ -173,8 +174,8 @@ def _divide(split: Split) -> tuple[Split, Split, str]:
     return split.take(rest), calibration, ", divided at random into images for comparison and for calibration"
 
 
-def _draw_faces(classifier: Classifier) -> _Parts:
+def _draw_faces(classifier: Classifier) -> _Sets:
     numbers = NumImages(train=NUM_CALIBRATION, validation=NUM_DRAWN, test=1)
     drawn = load_data(DataConfig(source="synthetic_faces", num_images=numbers), image_size=classifier.image_size)
     source = "faces drawn by dlfer, not photographs"
-    return _Parts(drawn.validation, source, drawn.train, source, is_labelled=False)
+    return _Sets(drawn.validation, source, drawn.train, source, is_labelled=False)

@@ -108,7 +108,7 @@ def compute_scores(
 
 
 def compute_metrics_file(
-    parts: Mapping[str, Predictions | None],
+    splits: Mapping[str, Predictions | None],
     about: Metrics,
     *,
     without_duplicates_ids: Collection[str] | None = None,
@@ -117,15 +117,15 @@ def compute_metrics_file(
     """Return the whole of metrics.json.
 
     Args:
-        parts: "test", "validation" and "train" -> predictions; absent or None where there is none.
+        splits: "test", "validation" and "train" -> predictions; absent or None where there is none.
         about: what is known before: protocol, banner, selected_on, duplicates, test_opened; and temperature and abstain
-            as they were found on validation earlier. Where these are None and `parts` has validation they are found on
+            as they were found on validation earlier. Where these are None and `splits` has validation they are found on
             it.
         without_duplicates_ids: ids of the judged images (test, else validation) that have no duplicate in the data that
             made the model; they are scored once more.
         target_accuracy: fraction that the answered validation images are to reach by abstaining.
     """
-    validation, temperature, abstain = parts.get("validation"), about.temperature, about.abstain
+    validation, temperature, abstain = splits.get("validation"), about.temperature, about.abstain
     if validation is not None:
         temperature = temperature or describe_temperature(validation, about.selected_on)
         abstain = abstain or _choose_abstention(validation, target_accuracy, about.selected_on)
@@ -134,13 +134,13 @@ def compute_metrics_file(
         "threshold": abstain.threshold if abstain else None,
     }
     scores = {
-        part: compute_scores(parts[part], **fitted) if parts.get(part) is not None else None
-        for part in ("test", "validation", "train")
+        split: compute_scores(splits[split], **fitted) if splits.get(split) is not None else None
+        for split in ("test", "validation", "train")
     }
-    judged, without = "test" if parts.get("test") is not None else "validation", {}
-    if parts.get(judged) is not None and without_duplicates_ids is not None:
-        kept = np.isin(parts[judged].ids, np.array(sorted(without_duplicates_ids), dtype=np.str_))
-        without[judged] = compute_scores(parts[judged].take(kept), **fitted) if kept.any() else None
+    judged, without = "test" if splits.get("test") is not None else "validation", {}
+    if splits.get(judged) is not None and without_duplicates_ids is not None:
+        kept = np.isin(splits[judged].ids, np.array(sorted(without_duplicates_ids), dtype=np.str_))
+        without[judged] = compute_scores(splits[judged].take(kept), **fitted) if kept.any() else None
     return Metrics(
         protocol=about.protocol,
         banner=about.banner,

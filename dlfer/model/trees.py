@@ -59,7 +59,7 @@ def round_features(features: np.ndarray, levels: tuple[Level, ...]) -> np.ndarra
     if features.shape[1:] != (num_features,):
         raise ModelError(
             f"the network gives features of the shape {features.shape}, expected {num_features:,} a face, as the trees have "
-            "them; its record is of another model."
+            "them; its record describes another model."
         )
     if np.isnan(features).any():
         column = int(np.flatnonzero(np.isnan(features).any(axis=0))[0])

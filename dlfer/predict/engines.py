@@ -150,7 +150,7 @@ class RuntimeModel(PictureModel, Engine):
         if raw.shape != (len(images), len(self.labels)):
             raise ModelError(
                 f"its outputs have the shape {raw.shape}, expected {(len(images), len(self.labels))} for its "
-                f"{len(self.labels)} labels; its record is of another model."
+                f"{len(self.labels)} labels; its record describes another model."
             )
         with np.errstate(invalid="ignore"):
             return raw / np.maximum(raw.sum(axis=1, keepdims=True), 1e-12)

@@ -88,7 +88,7 @@ def parse_input(text: str) -> InputDescription:
     for word in text.split():
         for key, value in _read_word(word, text).items():
             if key in found:
-                raise UserError(f'--input "{text}": found a second word for the {key}, {word!r}; {_FORM}.')
+                raise UserError(f'--input "{text}": found a second value for the {key}, {word!r}; {_FORM}.')
             found[key] = value
     missing = [key for key in ("size", "colours", "scaling") if key not in found]
     if missing:
@@ -97,7 +97,7 @@ def parse_input(text: str) -> InputDescription:
     mean, std = found.get("mean"), found.get("std", (1.0,))
     if low and mean is not None:
         raise UserError(
-            f'--input "{text}": a range from {low:g} includes a mean already; use /255 with mean=, or the range alone.'
+            f'--input "{text}": a range from {low:g} already subtracts a mean; use /255 with mean=, or the range alone.'
         )
     mean = (-low,) if mean is None else mean
     channels = _COLOURS[found["colours"]]

@@ -314,7 +314,7 @@ def check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
             "Such a file can fill the memory; shrink the picture, or raise the limit (--max-megapixels)."
         )
     if min(size) < MIN_SIDE:
-        raise DataError(f"{name}: found {width} x {height} pixels, expected at least {MIN_SIDE} a side.")
+        raise DataError(f"{name}: found {width} x {height} pixels, expected at least {MIN_SIDE} on each side.")
 
 
 def _decode_picture(step: Callable[[], Any], name: str, problem: str) -> Any:
@@ -341,7 +341,7 @@ PATIENCE = 5.0
 """Seconds; a camera may hang for longer."""
 
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
-NOT_VIDEO = "no videos (.ts)"
+NOT_VIDEO = "files that are not videos in spite of their suffix (.ts)"
 NOT_READ = "unreadable or incomplete"
 
 _T = TypeVar("_T")

@@ -61,7 +61,7 @@ def parse_formats(text: str) -> tuple[str, ...]:
         meant = [_OTHER_NAMES[fold] for name in unknown if (fold := name.casefold()) in _OTHER_NAMES]
         raise UserError(
             f"--to {text}: found {', '.join(unknown) or 'no format'}, expected some of {', '.join(FORMATS)} "
-            f"with commas between them.{' Did you mean ' + ','.join(meant) + '?' if meant else ''}"
+            f"separated by commas.{' Did you mean ' + ','.join(meant) + '?' if meant else ''}"
         )
     return names
 
@@ -327,7 +327,7 @@ def check_onnx(path: Path) -> None:
     contents = path.read_bytes()
     if _ONNX_ELSEWHERE in contents:
         raise ModelError(
-            f"{path}: keeps weights in another file, which has no sha256 to compare with. Export the model again."
+            f"{path}: its weights are in another file, which has no sha256 to compare with. Export the model again."
         )
     for name, values in _iterate_onnx_weights(contents):
         check_weights(name, values, path)

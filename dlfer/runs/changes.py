@@ -22,9 +22,9 @@ from dlfer.runs.records import DataRecord, RunRecord
 from dlfer.runs.run import CONFIG_FILE, RUN_FILE, Run, list_packages, tell_time
 
 IMAGES_FILE, PRETRAIN_IMAGES_FILE = "images.npz", "pretrain_images.npz"
-"""Which images a run's stages have: the labels, and of each part ids, targets, and a digest of each image."""
+"""Which images a run's stages have: the labels, and of each split ids, targets, and a digest of each image."""
 
-PARTS = ("train", "validation", "test")
+SPLITS = ("train", "validation", "test")
 _MOST_IDS = 3
 _STUDIES = ("ablation", "sweep", "search")
 # These change no result: the name, how often it is saved, who is told of it, and the location of data, whose images are compared instead.
@@ -144,7 +144,7 @@ def settle_images(run: Run, images: Mapping[str, np.ndarray], *, file: str = IMA
         in_other_fold = (
             since != "since it began" and stage == "finetune" and run.config().finetune.data.fold is not None
         )
-        found = compare_images(before, images, same_parts=not in_other_fold)
+        found = compare_images(before, images, same_splits=not in_other_fold)
     else:
         found = _compare_fingerprints(run, images) if file == IMAGES_FILE else []
     settle_changes(run, [f"{stage}.data: {line}" for line in found], accept=accept, since=since)
@@ -152,36 +152,36 @@ def settle_images(run: Run, images: Mapping[str, np.ndarray], *, file: str = IMA
 
 
 def compare_images(
-    old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray], *, same_parts: bool = True
+    old: Mapping[str, np.ndarray], new: Mapping[str, np.ndarray], *, same_splits: bool = True
 ) -> list[str]:
-    """Return a line for what differs in the labels, and one for each part whose images differ.
+    """Return a line for what differs in the labels, and one for each split whose images differ.
 
     Args:
-        old, new: "labels", text [C], and of each part that there is: "<part>_ids", text [N], "<part>_targets", int [N],
-            "<part>_digests", bytes [N], of the pixels, and maybe "<part>_soft", bytes [N], of soft targets; of a streamed
-            part only "<part>_stream", text: its name and its number of images. Further arrays are not compared.
-        same_parts: an image must be in the same part; in members of a cross-validation it may be in another.
+        old, new: "labels", text [C], and of each split that there is: "<split>_ids", text [N], "<split>_targets", int [N],
+            "<split>_digests", bytes [N], of the pixels, and maybe "<split>_soft", bytes [N], of soft targets; of a streamed
+            split only "<split>_stream", text: its name and its number of images. Further arrays are not compared.
+        same_splits: an image must be in the same split; in members of a cross-validation it may be in another.
     """
     labels = [found["labels"].tolist() for found in (old, new)]
     lines = []
     if labels[0] != labels[1]:
         lines.append(f"the labels were {', '.join(labels[0])}, and are {', '.join(labels[1])}")
-    before, after = _list_images(old, same_parts=same_parts), _list_images(new, same_parts=same_parts)
-    if not same_parts:
-        found = _compare_part("data", before, after)
+    before, after = _list_images(old, same_splits=same_splits), _list_images(new, same_splits=same_splits)
+    if not same_splits:
+        found = _compare_split("data", before, after)
         return lines + (
             [f"the data had {len(before):,} images, and has {len(after):,}: {', '.join(found)}"] if found else []
         )
-    for part in PARTS:
-        streams = [found.get(f"{part}_stream", np.array([])).tolist() for found in (old, new)]
+    for split in SPLITS:
+        streams = [found.get(f"{split}_stream", np.array([])).tolist() for found in (old, new)]
         if streams[0] != streams[1]:
             lines.append(
-                f"{part} was {' '.join(streams[0]) or 'in memory'}, and is {' '.join(streams[1]) or 'in memory'}"
+                f"{split} was {' '.join(streams[0]) or 'in memory'}, and is {' '.join(streams[1]) or 'in memory'}"
             )
-        found = _compare_part(part, before, after)
+        found = _compare_split(split, before, after)
         if found:
-            counts = [sum(image[0] == part for image in images.values()) for images in (before, after)]
-            lines.append(f"{part} had {counts[0]:,} images, and has {counts[1]:,}: {', '.join(found)}")
+            counts = [sum(image[0] == split for image in images.values()) for images in (before, after)]
+            lines.append(f"{split} had {counts[0]:,} images, and has {counts[1]:,}: {', '.join(found)}")
     return lines
 
 
@@ -263,39 +263,39 @@ def _read_images(path: Path) -> dict[str, np.ndarray] | None:
         ) from error
 
 
-def _list_images(found: Mapping[str, np.ndarray], *, same_parts: bool) -> dict[str, tuple]:
-    """Return id -> (part, digest of the pixels, name of the label, digest of soft targets) of the images in memory.
+def _list_images(found: Mapping[str, np.ndarray], *, same_splits: bool) -> dict[str, tuple]:
+    """Return id -> (split, digest of the pixels, name of the label, digest of soft targets) of the images in memory.
 
-    Unless the parts have to be the same, each is called "data".
+    Unless the splits have to be the same, each is called "data".
     """
     images: dict[str, tuple] = {}
     labels = found["labels"]
-    for part in PARTS:
-        if f"{part}_ids" not in found:
+    for split in SPLITS:
+        if f"{split}_ids" not in found:
             continue
-        ids, names = found[f"{part}_ids"].tolist(), labels[found[f"{part}_targets"]].tolist()
-        soft = found[f"{part}_soft"].tolist() if f"{part}_soft" in found else [None] * len(ids)
-        rows = zip(ids, found[f"{part}_digests"].tolist(), names, soft, strict=True)
-        where = part if same_parts else "data"
+        ids, names = found[f"{split}_ids"].tolist(), labels[found[f"{split}_targets"]].tolist()
+        soft = found[f"{split}_soft"].tolist() if f"{split}_soft" in found else [None] * len(ids)
+        rows = zip(ids, found[f"{split}_digests"].tolist(), names, soft, strict=True)
+        where = split if same_splits else "data"
         images |= {name: (where, digest, label, own) for name, digest, label, own in rows}
     return images
 
 
-def _compare_part(part: str, before: Mapping[str, tuple], after: Mapping[str, tuple]) -> list[str]:
+def _compare_split(split: str, before: Mapping[str, tuple], after: Mapping[str, tuple]) -> list[str]:
     groups: dict[str, list[str]] = {}
     for name, (where, digest, label, soft) in after.items():
-        if where != part:
+        if where != split:
             continue
         old = before.get(name)
         if old is None:
             groups.setdefault("added", []).append(name)
-        elif old[0] != part:
+        elif old[0] != split:
             groups.setdefault(f"moved here from {old[0]}", []).append(name)
         elif old[1] != digest:
             groups.setdefault("with other pixels", []).append(name)
         elif (old[2], old[3]) != (label, soft):
             groups.setdefault("with another label", []).append(name)
-    gone = [name for name, image in before.items() if image[0] == part and name not in after]
+    gone = [name for name, image in before.items() if image[0] == split and name not in after]
     if gone:
         groups["removed"] = gone
     return [f"{len(names):,} {what} ({_list_first(names)})" for what, names in groups.items()]
@@ -309,11 +309,11 @@ def _list_first(names: Sequence[str]) -> str:
 def _compare_fingerprints(run: Run, images: Mapping[str, np.ndarray]) -> list[str]:
     """Return what data.json tells of a run that an earlier version began, which kept no list of its images."""
     record, lines = DataRecord.read(run.path), []
-    for part, split in ({} if record is None else record.splits).items():
-        now = str(images.get(f"{part}_fingerprint", ""))
+    for key, split in ({} if record is None else record.splits).items():
+        now = str(images.get(f"{key}_fingerprint", ""))
         if split.fingerprint and now and split.fingerprint != now:
             lines.append(
-                f"{part} had {split.n:,} images, and has {len(images[f'{part}_ids']):,}; ids, labels or pixels differ"
+                f"{key} had {split.n:,} images, and has {len(images[f'{key}_ids']):,}; ids, labels or pixels differ"
             )
     return lines
 

@@ -294,7 +294,7 @@ def _add_kserve_model(app: FastAPI, service: Service, place: str, found: Any) ->
         if "inference-header-content-length" in request.headers:
             raise Refusal(
                 400,
-                "Inference-Header-Content-Length: binary tensor data is an extension that this server does not have; send "
+                "Inference-Header-Content-Length: binary tensor data is an extension that this server does not support; send "
                 "data as JSON (in tritonclient: set_data_from_numpy(..., binary_data=False)).",
             )
         # Triton's own client sends no Content-Type.

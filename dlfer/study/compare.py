@@ -144,13 +144,13 @@ def collect_notes(finished: Finished, judged_on: str) -> list[str]:
 
 
 def _summarise_split(members: Sequence[Member], split: str) -> SeedEstimate | None:
-    several = [member.read_part(split) for member in members]
+    several = [member.read_split(split) for member in members]
     return summarise_accuracy([predictions for predictions in several if predictions is not None])
 
 
 def _compare_arms(a: Sequence[Member], b: Sequence[Member], split: str) -> PairedTest | None:
     of_b = {member.seed: member for member in b}
-    pairs = [(member.read_part(split), of_b[member.seed].read_part(split)) for member in a if member.seed in of_b]
+    pairs = [(member.read_split(split), of_b[member.seed].read_split(split)) for member in a if member.seed in of_b]
     pairs = [(x, y) for x, y in pairs if x is not None and y is not None]
     return compare_seeds(pairs, names=(a[0].arm, b[0].arm)) if pairs else None
 

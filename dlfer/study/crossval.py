@@ -143,7 +143,7 @@ def pool_folds(members: Sequence[Member]) -> Pooled:
     Raises:
         ModelError: an image is in two folds, or the folds have different labels.
     """
-    several = {member.fold: member.read_part("test") for member in members}
+    several = {member.fold: member.read_split("test") for member in members}
     missing = next((member for member in members if several[member.fold] is None), None)
     if missing is not None:
         raise ModelError(

@@ -81,9 +81,9 @@ class Member:
         """What the finished run took."""
         return self.run.record.cost or Cost()
 
-    def read_part(self, part: str) -> Predictions | None:
-        """Return the predictions of a part; None where there are none."""
-        path = Path(self.path) / "predictions" / f"{part}.npz"
+    def read_split(self, split: str) -> Predictions | None:
+        """Return the predictions of a split; None where there are none."""
+        path = Path(self.path) / "predictions" / f"{split}.npz"
         return read_predictions(path) if path.exists() else None
 
     def as_row(self) -> MemberRow:

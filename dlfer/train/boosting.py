@@ -87,13 +87,13 @@ class Features:
     was_cached: bool
 
 
-def extract_features(extraction: Extraction, split: Split, *, part: str) -> Features:
+def extract_features(extraction: Extraction, split: Split, *, split_name: str) -> Features:
     """Return the features of a split, from the cache if they are there.
 
     Args:
         extraction: how.
         split: the images.
-        part: "train" or "validation", for the messages.
+        split_name: "train" or "validation", for the messages.
 
     Raises:
         TrainingStopped: the control asked for it; with a cache, the finished rows are kept there.
@@ -101,7 +101,7 @@ def extract_features(extraction: Extraction, split: Split, *, part: str) -> Feat
     if extraction.cache is None:
         start = time.monotonic()
         values = np.empty((len(split), extraction.features.num_features), np.float16)
-        _fill(extraction, split, values, part=part)
+        _fill(extraction, split, values, split_name=split_name)
         return Features(values, time.monotonic() - start, was_cached=False)
     folder, digest = extraction.cache, compute_features_digest(extraction, split)
     folder.mkdir(parents=True, exist_ok=True)
@@ -109,9 +109,9 @@ def extract_features(extraction: Extraction, split: Split, *, part: str) -> Feat
     with hold_lock(folder / f"{digest}.lock", "features", extraction.control, extraction.listener):
         was_cached = final.exists()
         if was_cached:
-            extraction.listener.say(f"features of {part}: taken from the cache, {final}")
+            extraction.listener.say(f"features of {split_name}: taken from the cache, {final}")
         else:
-            _compute_file(extraction, split, final, part=part)
+            _compute_file(extraction, split, final, split_name=split_name)
     shape = (len(split), extraction.features.num_features)
     try:
         values = np.load(final, mmap_mode="r", allow_pickle=False)
@@ -140,7 +140,7 @@ def compute_features_digest(extraction: Extraction, split: Split) -> str:
     return hashlib.sha256(json.dumps(determines, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
 
-def _compute_file(extraction: Extraction, split: Split, final: Path, *, part: str) -> None:
+def _compute_file(extraction: Extraction, split: Split, final: Path, *, split_name: str) -> None:
     """Compute the features into a file under a temporary name, from its last finished row on, and rename it."""
     partial, record = final.with_suffix(".partial.npy"), final.with_suffix(".json")
     shape = (len(split), extraction.features.num_features)
@@ -160,7 +160,7 @@ def _compute_file(extraction: Extraction, split: Split, final: Path, *, part: st
         written = {"done": count, "seconds": spent, "batch_size": extraction.batch_size}
         write_atomically(record, json.dumps(written) + "\n")
 
-    _fill(extraction, split, values, part=part, start=done, save=save)
+    _fill(extraction, split, values, split_name=split_name, start=done, save=save)
     save(len(split))
     partial.rename(final)
 
@@ -170,7 +170,7 @@ def _fill(
     split: Split,
     values: np.ndarray,
     *,
-    part: str,
+    split_name: str,
     start: int = 0,
     save: Callable[[int], None] | None = None,
 ) -> None:
@@ -181,14 +181,14 @@ def _fill(
         for batch in extraction.features.iterate(split.images, batch_size=extraction.batch_size, start=start):
             values[done : done + len(batch)] = batch
             done += len(batch)
-            listener.finish_part(f"features of {part}", done, len(split))
+            listener.finish_part(f"features of {split_name}", done, len(split))
             reason = extraction.control.get_reason()
             if save is not None and (reason is not None or time.monotonic() - saved >= SAVE_SECONDS):
                 save(done)
                 saved = time.monotonic()
             if reason is not None and done < len(split):
                 raise TrainingStopped(
-                    f"features of {part} stopped by {reason} after {done:,} of {len(split):,} images"
+                    f"features of {split_name} stopped by {reason} after {done:,} of {len(split):,} images"
                     + (", which are kept." if save is not None else "; without a cache they begin again."),
                     reason=reason,
                 )
@@ -245,7 +245,7 @@ class _Growing:
         self.rate = config.learning_rate
         threads = count_threads(train.features.size)
         self.parameters = make_parameters(config, num_labels=num_labels, seed=job.seed, threads=threads)
-        self.parts = {"train": train, "validation": validation}
+        self.splits = {"train": train, "validation": validation}
         matrix = self.xgb.QuantileDMatrix(
             train.features, label=train.targets, weight=train.weights, max_bin=config.max_bin, nthread=threads
         )
@@ -264,7 +264,7 @@ class _Growing:
                 raise self._stop(reason, f"after epoch {state.epoch}")
         kept = state.epoch - 1 if self.stage.keep == "last" else state.best_epoch
         booster = self._make_booster(self.trees)[: (kept + 1) * self.rounds]
-        images = len(self.parts["train"].targets) * state.epoch * self.rounds
+        images = len(self.splits["train"].targets) * state.epoch * self.rounds
         return booster, StageResult(state.history, kept, state.best, state.seconds, images, state.stopped_early)
 
     def _begin(self) -> None:
@@ -273,7 +273,7 @@ class _Growing:
         folder.mkdir(parents=True, exist_ok=True)
         if not (folder / STATE).exists():
             return
-        num_features = self.parts["train"].features.shape[1]
+        num_features = self.splits["train"].features.shape[1]
         try:
             self.state = self._read_state(folder / STATE)
             booster = read_booster(folder / TREES, num_features=num_features, num_labels=self.num_labels)
@@ -320,10 +320,10 @@ class _Growing:
         state.epoch_seconds = time.monotonic() - start
         self._finish_epoch(booster, figures, validation)
 
-    def _judge(self, booster: xgboost.Booster, part: str) -> dict[str, float]:
+    def _judge(self, booster: xgboost.Booster, split: str) -> dict[str, float]:
         """Return loss, accuracy and macro F1, every image counting alike."""
-        targets = self.parts[part].targets
-        predicted = booster.predict(self.matrices[part])
+        targets = self.splits[split].targets
+        predicted = booster.predict(self.matrices[split])
         if not np.isfinite(predicted).all():
             return dict.fromkeys(("loss", "accuracy", "macro_f1"), math.nan)
         confusion = compute_confusion(targets, predicted.argmax(axis=1), self.num_labels)
@@ -331,7 +331,7 @@ class _Growing:
 
     def _finish_epoch(self, booster: xgboost.Booster, train: dict[str, float], validation: dict[str, float]) -> None:
         state = self.state
-        images = len(self.parts["train"].targets) * self.rounds
+        images = len(self.splits["train"].targets) * self.rounds
         row = state.add_row(train, validation, rate=self.rate, images=images)
         self.log_writer.write(row)
         self._select(validation[self.stage.monitor])

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from dlfer.config.sections import DataConfig
-from dlfer.data.fer2013 import load_fer2013, load_fer2013_parts
+from dlfer.data.fer2013 import load_fer2013, load_fer2013_splits
 from dlfer.data.fer2013_csv import USAGES
 from dlfer.data.votes import read_votes
 from dlfer.metrics.scores import read_attributes
@@ -137,14 +137,14 @@ def test_fer2013(try_many, tmp_path, skip_unreadable):
         path.write_bytes(damage([list(row) for row in rows], changes))
         config = DataConfig(source="fer2013", path=str(path), skip_unreadable=skip_unreadable)
         bundle = load_fer2013(config)
-        for part in (bundle.train, bundle.validation, bundle.test):
-            if part is not None:
-                assert part.images.dtype == np.uint8
-                assert part.images.shape == (len(part.targets), 48, 48, 1)
-                assert set(part.targets.tolist()) <= set(range(7))
-                assert len(set(part.ids.tolist())) == len(part.ids) > 0
-        parts, reading = load_fer2013_parts(path)
-        assert sum(map(len, parts)) + len(reading.unreadable) == reading.num_rows
+        for split in (bundle.train, bundle.validation, bundle.test):
+            if split is not None:
+                assert split.images.dtype == np.uint8
+                assert split.images.shape == (len(split.targets), 48, 48, 1)
+                assert set(split.targets.tolist()) <= set(range(7))
+                assert len(set(split.ids.tolist())) == len(split.ids) > 0
+        splits, reading = load_fer2013_splits(path)
+        assert sum(map(len, splits)) + len(reading.unreadable) == reading.num_rows
         if not skip_unreadable:
             assert reading.unreadable == ()
         return True

@@ -178,4 +178,4 @@ def test_no_duplicates_are_left_after_drop_duplicates(run, tmp_path):
     assert not any(has_duplicate(image, dropped) for image in whole.train.images[rows, ..., 0])
     direct = sum(has_duplicate(image, judged) for image in whole.train.images[..., 0])
     assert len(dropped) > direct  # the chains
-    assert any(f"{len(dropped)} of {len(whole.train)} images left out" in note for note in kept.notes)
+    assert any(f"{len(dropped)} of {len(whole.train)} images were left out" in note for note in kept.notes)

@@ -119,7 +119,7 @@ def test_the_predictions_of_a_model_are_written_and_compared(run, work, tmp_path
     assert "--force" in str(again.exception)
 
 
-def test_usage_chooses_the_part(run, work):
+def test_usage_chooses_the_split(run, work):
     of_run = json.loads((run / "metrics.json").read_text())
     found = evaluate_model(str(run / "model"), data=work / "fer.csv", split="PublicTest").as_json()
     assert found["test"]["accuracy"] == of_run["validation"]["accuracy"]
@@ -131,7 +131,7 @@ def test_usage_chooses_the_part(run, work):
 
 @pytest.mark.slow
 def test_a_shipped_model_knows_what_selected_it_and_its_duplicates(run, work):
-    """Its run need not be there: the parts' fingerprints travel with it, and the csv has its training images."""
+    """Its run need not be there: the splits' fingerprints travel with it, and the csv has its training images."""
     shipped = ship_model(run, work / "shipped", name="small")
     for csv, usage, used_for in (("fer.csv", "PublicTest", "selection"), ("fer.csv", "Training", "training")):
         found = evaluate_model(str(shipped), data=work / csv, split=usage).as_json()
@@ -155,13 +155,13 @@ def test_a_shipped_model_knows_what_selected_it_and_its_duplicates(run, work):
             evaluate_model(str(shipped), data=work / "private.csv").as_json()
 
 
-def test_a_run_without_other_data_is_judged_on_its_own_test_part(run):
+def test_a_run_without_other_data_is_judged_on_its_own_test_split(run):
     of_run = json.loads((run / "metrics.json").read_text())
     assert evaluate_model(str(run)).as_json()["test"]["confusion"] == of_run["test"]["confusion"]
 
 
 def test_class_folders_of_other_names_and_colours_are_judged_whole(run, work, faces):
-    """Nothing is split off a folder without parts; names match by alias; colour becomes grey."""
+    """Nothing is split off a folder without splits; names match by alias; colour becomes grey."""
     names = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
     for index in range(21):
         folder = work / "folders" / names[index % 7]

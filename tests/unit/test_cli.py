@@ -268,7 +268,7 @@ def test_an_unexpected_error_is_one_line_that_says_where_and_debug_shows_all(cal
     assert err.startswith("dlfer: RuntimeError in dlfer/")
     assert ".py line " in err
     assert ": a library failed for many reasons" in err
-    assert err.endswith("--debug shows all of it.\n")
+    assert err.endswith("--debug to see the traceback.\n")
     assert err.count("\n") == 1
     assert len(err) < 450
     code, _, err = call("run", "a.yaml", "--debug")
@@ -408,6 +408,10 @@ def test_check_says_what_data_is_and_what_cannot_be_read(call, work):
     code, _, err = call("check", "faces")
     assert code == 2
     assert "1 of 3 files cannot be read; the first: " in err
+    assert err.count("eplace or delete") == 1
+    assert "3 files seen, 2 used, 1 left out." in call("init", "faces")[2]
+    code, _, err = call("check", "faces.yaml")
+    assert (code, "its images were not read, dlfer check faces reads them" in err) == (0, True)
     (work / "notes.txt").write_text("notes")
     code, _, err = call("check", "notes.txt")
     assert code == 2

@@ -132,7 +132,7 @@ def draw_intensities(expression: str, *, rng: np.random.Generator) -> dict[int, 
 FACE_SIZE = 48
 NUM_FACES = {"train": 6000, "validation": 1000, "test": 1000}
 
-# Images per class in FER2013's Training part (I. Goodfellow et al., 2013), in the order of the labels.
+# Images per class in FER2013's Training split (I. Goodfellow et al., 2013), in the order of the labels.
 FER2013_COUNTS = (3995, 436, 4097, 7215, 4830, 3171, 4965)
 
 # With this probability the face shows an expression that people confuse with the label's. FER2013's

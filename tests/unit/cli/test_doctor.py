@@ -25,7 +25,7 @@ def test_packages_absent_other_and_as_pinned(monkeypatch):
     monkeypatch.setenv("KERAS_BACKEND", "tensorflow")
     findings = list(doctor.examine_packages({"numpy": "1.0", "keras": "3.15.1", "tensorflow": "2.21.0"}))
     assert [(finding.status, finding.text) for finding in findings] == [
-        ("missing", "absent: keras"),
+        ("missing", "not installed: keras"),
         ("note", "other versions: numpy 2.0 (pinned 1.0)"),
     ]
     assert [f.text for f in doctor.examine_packages({"numpy": "2.0", "tensorflow": "2.21.0"})] == ["2 as pinned"]

@@ -185,7 +185,7 @@ SHARED = {
     "--out": r"^(Folder to write the run in|Output folder|Folder of (exports|shipped models)|File to write|A \.csv)",
     "--runs": r"^Folder to look runs up in",
     "--json": r"^The result as JSON: into FILE, or on stdout",
-    "--html": r"^Write the result as a page",
+    "--html": r"^Write the result as a self-contained HTML page",
     "--data": r"^(Images and labels|Images to compare on, instead of the run's own): a folder, a csv in the layout of FER2013, a zip",
     "--split": r"^Split",
     "--force": r"^Replace existing files, but never an input",

@@ -48,9 +48,7 @@ def test_found_faces_are_cut_out_and_counted_and_the_others_stay(calls):
     found = prepare_faces(bundle, FacesConfig(detect="mtcnn"))
     assert np.array_equal(found.train.images[3:], bundle.train.images[3:])
     assert not np.array_equal(found.train.images[0], bundle.train.images[0])
-    assert found.notes == (
-        "faces: found in 6 of 12 images (50.0%) by mtcnn and cut out; of the others the whole image is used.",
-    )
+    assert found.notes == ("faces: found in 6 of 12 images (50.0%) by mtcnn and cut out; the others are used whole.",)
     assert found.test is None
     assert np.array_equal(found.train.ids, bundle.train.ids)
 

@@ -12,7 +12,7 @@ from PIL import Image
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import DataConfig, LabelsConfig
 from dlfer.data import fer2013
-from dlfer.data.fer2013 import load_fer2013, load_fer2013_parts, load_fer2013_usage
+from dlfer.data.fer2013 import load_fer2013, load_fer2013_splits, load_fer2013_usage
 from dlfer.errors import DataError, MissingDataError, ModelError
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
@@ -93,12 +93,12 @@ def test_train_csv_is_joined_by_test_csv(tmp_path):
 
 
 def _write_folders(root, names: dict[str, str]):
-    """Write one image per class into each part of `names` (part -> file name)."""
-    for part, name in names.items():
+    """Write one image per class into each split of `names` (split -> file name)."""
+    for split, name in names.items():
         for place, label in enumerate(("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise")):
-            (root / part / label).mkdir(parents=True, exist_ok=True)
+            (root / split / label).mkdir(parents=True, exist_ok=True)
             pixels = np.full((48, 48), 10 * place, np.uint8)
-            Image.fromarray(pixels).save(root / part / label / name)
+            Image.fromarray(pixels).save(root / split / label / name)
 
 
 def test_folders_give_the_official_parts_of_their_file_names(tmp_path):
@@ -241,9 +241,9 @@ def test_unreadable_files_of_folders_are_skipped_and_counted(tmp_path):
 
 def test_all_usages_are_parts_to_be_looked_at_and_bad_rows_are_told(tmp_path):
     path = _write_csv(tmp_path / "some.csv", 21, replace={2: "9,1 2,Training", 20: f"3,{_text(20)},PublicTest"})
-    parts, reading = load_fer2013_parts(path)
-    assert [(part.name, len(part)) for part in parts] == [("Training", 6), ("PublicTest", 8), ("PrivateTest", 6)]
-    assert parts[1].ids[-1] == "PublicTest/20"
+    splits, reading = load_fer2013_splits(path)
+    assert [(split.name, len(split)) for split in splits] == [("Training", 6), ("PublicTest", 8), ("PrivateTest", 6)]
+    assert splits[1].ids[-1] == "PublicTest/20"
     assert reading.num_rows == 21
     assert len(reading.unreadable) == 1
     assert reading.unreadable[0].startswith("some.csv line 4: expected a label 0..6, found '9'")
@@ -253,10 +253,10 @@ def test_all_usages_are_parts_to_be_looked_at_and_bad_rows_are_told(tmp_path):
 def test_rows_without_usage_are_one_part_to_be_looked_at(tmp_path):
     path = tmp_path / "some.csv"
     path.write_text("\n".join(["emotion,pixels", *(f"{row},{_text(row)}" for row in range(3))]))
-    (part,), reading = load_fer2013_parts(path)
-    assert (part.name, part.ids.tolist(), reading.num_rows) == ("all", ["all/0", "all/1", "all/2"], 3)
+    (split,), reading = load_fer2013_splits(path)
+    assert (split.name, split.ids.tolist(), reading.num_rows) == ("all", ["all/0", "all/1", "all/2"], 3)
     with pytest.raises(MissingDataError, match="Kaggle"):
-        load_fer2013_parts(tmp_path / "none.csv")
+        load_fer2013_splits(tmp_path / "none.csv")
 
 
 def test_a_csv_without_label_0_says_that_it_may_be_shifted(tmp_path):

@@ -125,6 +125,7 @@ def test_labels_and_usages_as_programs_of_any_country_write_them(tmp_path, code,
 def test_another_name_of_a_usage_is_told_with_what_to_write(tmp_path, usage):
     (tmp_path / "a.csv").write_text(f"emotion,pixels,Usage\n3,{PLAIN},{usage}\n")
     with pytest.raises(
-        DataError, match=r"expected a Usage of Training.*another name of a part in all rows, write FER2013's"
+        DataError,
+        match=r"expected a Usage of Training.*all rows use another name for this split, replace it by FER2013's",
     ):
         read_csv(tmp_path / "a.csv", skip_unreadable=False, usage=None)

@@ -1,4 +1,4 @@
-"""Class folders: parts under any of their names, sizes, channels, draws, and folders that are wrong."""
+"""Class folders: splits under any of their names, sizes, channels, draws, and folders that are wrong."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def _write(path, shape: tuple[int, ...] = (20, 20), seed: int = 0):
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)).save(path)
 
 
-def _write_classes(root, parts=("train", "validation"), classes=("cat", "dog"), count: int = 3, shape=(20, 20)):
-    for place, (part, name) in enumerate((part, name) for part in parts for name in classes):
+def _write_classes(root, splits=("train", "validation"), classes=("cat", "dog"), count: int = 3, shape=(20, 20)):
+    for place, (split, name) in enumerate((split, name) for split in splits for name in classes):
         for row in range(count):
-            _write(root / part / name / f"im{row}.png", shape, seed=100 * place + row)
+            _write(root / split / name / f"im{row}.png", shape, seed=100 * place + row)
 
 
 def _load(root, image_size: int = 64, **keys):
@@ -136,7 +136,7 @@ def test_a_class_that_one_part_lacks_is_reported_and_those_of_train_are_needed(t
     assert _load(tmp_path).labels == ("cat", "dog", "emu")
     config = DataConfig(source="folder", path=str(tmp_path))
     notes = load_data(config, image_size=64).notes
-    assert any("validation has no image of emu, so it cannot judge" in note for note in notes)
+    assert any("validation has no image of emu, so this class cannot be evaluated" in note for note in notes)
     _write_classes(tmp_path, ("validation",), ("fox",))
     with pytest.raises(DataError, match=r"train has no image of fox"):
         load_data(config, image_size=64)
@@ -155,10 +155,10 @@ def test_folders_that_hold_no_data_set_are_refused(tmp_path):
 def test_parts_without_train_can_be_judged_and_not_trained_on(tmp_path):
     _write_classes(tmp_path, ("val", "test"))
     assert len(_load(tmp_path).test) == 6
-    with pytest.raises(DataError, match="no train, which training needs"):
+    with pytest.raises(DataError, match="no train split, which training needs"):
         load_data(DataConfig(source="folder", path=str(tmp_path)), image_size=64)
     _write_classes(tmp_path, ("train", "valid"))
-    with pytest.raises(DataError, match="there twice"):
+    with pytest.raises(DataError, match="more than one of them is validation by its name"):
         _load(tmp_path)
     mapped = _load(tmp_path, folders={"val": "ignore"})
     assert len(mapped.validation) == 6

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from dlfer.data.given import open_data, parse_split, recognise
-from dlfer.data.sources import load_parts_of_source
+from dlfer.data.sources import load_source_splits
 from dlfer.errors import DataError, MissingDataError, UserError
 
 CSV = "emotion,pixels,Usage\n" + "".join(f"{n},{' '.join([str(n)] * 2304)},Training\n" for n in (0, 3))
@@ -84,7 +84,7 @@ def test_what_a_file_holds_decides(make, made, name, kind):
 def test_every_kind_loads(make, made):
     path = make(made, "given")
     with open_data(str(path)) as given:
-        bundle = load_parts_of_source(given.config, image_size=16)
+        bundle = load_source_splits(given.config, image_size=16)
         assert given.path == path
         assert path in given.list_read()
     assert len(bundle.labels) >= 2

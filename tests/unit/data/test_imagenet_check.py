@@ -50,7 +50,7 @@ def test_nothing_there_says_where_to_get_it_and_where_to_put_it(tmp_path, free):
     assert "147,897,477,120" in message
     assert "6,744,924,160" in message
     for name in ARCHIVES:
-        assert f"{tmp_path / 'not' / 'yet' / 'downloads' / 'manual' / name}: not there" in message
+        assert f"{tmp_path / 'not' / 'yet' / 'downloads' / 'manual' / name}: the file is missing" in message
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
@@ -71,8 +71,8 @@ def test_a_full_disk_is_reported_with_what_is_missing(tmp_path, free):
         check_imagenet2012(tmp_path)
     message = str(caught.value)
     assert "found 299 GB free" in message
-    assert f"{VALIDATION}: not there" in message
-    assert f"{TRAIN}: not there" not in message
+    assert f"{VALIDATION}: the file is missing" in message
+    assert f"{TRAIN}: the file is missing" not in message
 
 
 def test_a_prepared_data_set_needs_neither_archives_nor_room(tmp_path, free):

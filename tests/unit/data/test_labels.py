@@ -58,7 +58,7 @@ def test_relabel_merges_and_drops_rows_by_name():
     assert found.labels == ("Happy", "Sad")
     assert found.train.targets.tolist() == [0, 1, 0, 1]
     assert found.train.ids.tolist() == ["train/0", "train/1", "train/2", "train/4"]
-    assert "of the dropped classes fear: 1 image." in found.notes[0]
+    assert "1 image of the dropped classes fear left out." in found.notes[0]
 
 
 def test_targets_are_mapped_by_name_not_by_number():

@@ -1,4 +1,4 @@
-"""Class folders as people have them: own names of parts, levels too many, links, files of other kinds."""
+"""Class folders as people have them: own names of splits, levels too many, links, files of other kinds."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from PIL import Image
 from dlfer.config.sections import DataConfig
 from dlfer.data.files import Tally, find_kind
 from dlfer.data.folder import load_folder
-from dlfer.data.layout import name_part, scan_folder
+from dlfer.data.layout import name_split, scan_folder
 from dlfer.errors import DataError
 
 _FACES = ("angry", "happy", "sad")
@@ -20,11 +20,11 @@ def _write(path, seed: int = 0):
     Image.fromarray(np.random.default_rng(seed).integers(0, 256, (20, 20), np.uint8)).save(path)
 
 
-def _tree(root, parts, classes=_FACES, count: int = 2):
-    for part in parts:
+def _tree(root, splits, classes=_FACES, count: int = 2):
+    for split in splits:
         for name in classes:
             for row in range(count):
-                _write(root / part / name / f"im{row}.png", seed=row)
+                _write(root / split / name / f"im{row}.png", seed=row)
 
 
 def _left_out(tally):
@@ -32,7 +32,7 @@ def _left_out(tally):
 
 
 @pytest.mark.parametrize(
-    ("name", "part"),
+    ("name", "split"),
     [
         ("Training", "train"), ("train_set", "train"), ("TrainSet", "train"), ("trainset", "train"), ("TRAIN-images", "train"),
         ("01_train", "train"), ("PublicTest", "validation"), ("public_test", "validation"), ("Valid", "validation"),
@@ -41,12 +41,12 @@ def _left_out(tally):
         ("holdout", None), ("angry", None), ("images", None), ("trainers", None), ("contest", None),
     ],
 )  # fmt: skip
-def test_names_of_parts(name, part):
-    assert name_part(name) == part
+def test_names_of_parts(name, split):
+    assert name_split(name) == split
 
 
 @pytest.mark.parametrize(
-    ("folders", "parts"),
+    ("folders", "splits"),
     [
         (("Training", "PublicTest", "PrivateTest"), {"train": 6, "validation": 6, "test": 6}),
         (("train_set", "test-data"), {"train": 6, "test": 6}),
@@ -59,17 +59,17 @@ def test_names_of_parts(name, part):
         (("My Faces v2",), {"train": 6}),
     ],
 )
-def test_layouts_that_are_understood(tmp_path, folders, parts):
+def test_layouts_that_are_understood(tmp_path, folders, splits):
     _tree(tmp_path, folders)
     found = scan_folder(tmp_path)
-    assert {part: len(files) for part, files in found.items()} == parts
+    assert {split: len(files) for split, files in found.items()} == splits
     assert {file.class_name for file in found["train"]} == set(_FACES)
 
 
 def test_fer2013s_own_names_are_kept(tmp_path):
     _tree(tmp_path, ("Training", "PublicTest", "PrivateTest"))
     bundle = load_folder(DataConfig(source="folder", path=str(tmp_path)), image_size=48)
-    assert [split.name for split in bundle.parts.values()] == ["Training", "PublicTest", "PrivateTest"]
+    assert [split.name for split in bundle.splits.values()] == ["Training", "PublicTest", "PrivateTest"]
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_folders_with_the_same_folders_in_each_are_asked_for(tmp_path):
     with pytest.raises(DataError, match=r"left \(4 files\), right \(4 files\)"):
         scan_folder(tmp_path)
     found = scan_folder(tmp_path, {"left": "train", "right": "test"})
-    assert {part: len(files) for part, files in found.items()} == {"train": 4, "test": 4}
+    assert {split: len(files) for split, files in found.items()} == {"train": 4, "test": 4}
     found = scan_folder(tmp_path, {"left": "class", "right": "class"})
     assert {file.class_name for file in found["train"]} == {"left", "right"}
 
@@ -106,7 +106,7 @@ def test_own_names_are_mapped_and_ignored_ones_are_counted(tmp_path):
     _tree(tmp_path, ("train", "more", "holdout", "old"))
     tally = Tally(tmp_path)
     found = scan_folder(tmp_path, {"more": "train", "holdout": "test", "old": "ignore"}, tally)
-    assert {part: len(files) for part, files in found.items()} == {"train": 12, "test": 6}
+    assert {split: len(files) for split, files in found.items()} == {"train": 12, "test": 6}
     assert _left_out(tally) == {"files in folders that data.folders ignores": 6}
     assert tally.seen == 24
     with pytest.raises(DataError, match=r"data\.folders: found 'absent'"):
@@ -115,7 +115,7 @@ def test_own_names_are_mapped_and_ignored_ones_are_counted(tmp_path):
 
 def test_parts_below_the_classes_are_refused(tmp_path):
     _tree(tmp_path, _FACES, ("train", "test"))
-    with pytest.raises(DataError, match=r"found the parts .* in the folder of a class"):
+    with pytest.raises(DataError, match=r"found the splits .* in the folder of a class"):
         scan_folder(tmp_path)
 
 
@@ -140,8 +140,8 @@ def test_what_is_no_picture_is_counted_by_reason_with_names(tmp_path):
     counts = {reason: found[reason].n for reason in found}
     heic = next(name for name in counts if name.startswith("HEIC"))
     assert counts == {
-        "hidden files and files of the system": 5, "no picture format that is read (.txt)": 1, "empty files": 1, "videos": 1, heic: 1,
-        "links to what is not there": 1, "files beside the folders": 1, "no picture format that is read (.py)": 1,
+        "hidden files and files of the system": 5, "files that are not in a supported picture format (.txt)": 1, "empty files": 1, "videos": 1, heic: 1,
+        "broken links": 1, "files beside the folders": 1, "files that are not in a supported picture format (.py)": 1,
     }  # fmt: skip
     assert found["videos"].first == ["angry/video.mp4"]
     record = bundle.reading.as_record()
@@ -162,7 +162,7 @@ def test_links_to_folders_are_followed_once(tmp_path):
     found = scan_folder(tmp_path / "data", None, tally)
     assert len(found["train"]) == 7
     assert _left_out(tally) == {
-        "links to a folder that is read already, or that lies above": 3, "links to what is not there": 1
+        "links to a folder that is already read or that contains the link": 3, "broken links": 1
     }  # fmt: skip
 
 
@@ -224,17 +224,17 @@ def test_kinds_that_share_their_first_bytes_are_told_by_suffixes(tmp_path, name,
         (["train", "test", "x: y"], '{"x: y": ...}'),
     ],
 )
-def test_the_example_suggests_no_part_that_a_name_does_not(tmp_path, names, example):
+def test_the_example_suggests_no_split_that_a_name_does_not(tmp_path, names, example):
     _tree(tmp_path, names)
     with pytest.raises(DataError) as caught:
         scan_folder(tmp_path)
-    assert f"data.folders: {example} (dlfer init" in str(caught.value)
+    assert f"data.folders: {example}; dlfer init" in str(caught.value)
 
 
-def test_a_class_may_be_called_like_a_part(tmp_path):
+def test_a_class_may_be_called_like_a_split(tmp_path):
     for name in ("train", "car", "bus"):
         _write(tmp_path / name / "0.png")
-    with pytest.raises(DataError, match=r"If it is a class itself, .*data\.folders: \{train: class\}"):
+    with pytest.raises(DataError, match=r"If it is a class itself, set data\.folders: \{train: class\}"):
         scan_folder(tmp_path)
     found = scan_folder(tmp_path, {"train": "class"})
     assert sorted({file.class_name for file in found["train"]}) == ["bus", "car", "train"]

@@ -99,4 +99,4 @@ def test_the_data_section_asks_for_it_and_drops_duplicates_first(tmp_path):
     assert len(bundle.train) == 7
     assert len(bundle.validation) == 1
     assert np.allclose(bundle.train.soft_targets[:, 0], [label / (label + 1) for label in range(7)])
-    assert any("1 of 8 images left out, which have a duplicate" in note for note in bundle.notes)
+    assert any("1 of 8 images were left out, because they have a duplicate" in note for note in bundle.notes)

@@ -91,12 +91,14 @@ def test_a_class_that_train_lacks_is_refused_unless_train_was_cut_down(tmp_path)
     with pytest.raises(DataError, match=r"train has no image of e; .*drop: \[e\]"):
         load_data(config, image_size=32)
     found = load_data(_with(config, num_images=NumImages(train=3)), image_size=32)
-    assert any("so it cannot teach these classes" in note for note in found.notes)
+    assert any("so these classes cannot be learned from it" in note for note in found.notes)
 
 
 def test_a_class_that_validation_lacks_is_noted(tmp_path):
     config = _write_npz(tmp_path / "a.npz", validation_targets=np.arange(20) % 3)
-    assert load_data(config, image_size=32).notes == ("validation has no image of 3, so it cannot judge this class.",)
+    assert load_data(config, image_size=32).notes == (
+        "validation has no image of 3, so this class cannot be evaluated on it.",
+    )
 
 
 def test_parts_of_different_sizes_are_refused_unless_resized(tmp_path):
@@ -366,4 +368,4 @@ def test_a_part_that_the_protocol_leaves_aside_is_counted(tmp_path):
     bundle = load_data(config, image_size=32)
     reading = bundle.reading.as_record()
     assert {reason.reason: reason.n for reason in reading.left_out} == {"not used by the protocol": 20}
-    assert reading.used == sum(len(split) for split in bundle.parts.values()) == 60
+    assert reading.used == sum(len(split) for split in bundle.splits.values()) == 60

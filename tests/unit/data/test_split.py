@@ -31,7 +31,7 @@ def _bundle(*, copies: int = 0, parts: tuple[str, ...] = ("train", "validation",
         "validation": _split("PublicTest", 80, seed=2),
         "test": _split("PrivateTest", 80, seed=3),
     }
-    if copies:  # and some of them across the parts
+    if copies:  # and some of them across the splits
         splits["validation"].images[:10] = splits["train"].images[:10]
     kept = {part: split if part in parts else None for part, split in splits.items()}
     return DataBundle("fer2013", tuple("abcd"), **kept)
@@ -135,7 +135,7 @@ def test_parts_of_different_sizes_cannot_be_pooled():
         _apply(DataBundle("arrays", bundle.labels, bundle.train, other, None), protocol="resplit")
 
 
-def test_paper_official_trains_on_four_fifths_and_judges_on_all_other_parts():
+def test_paper_official_trains_on_four_fifths_and_judges_on_all_other_splits():
     bundle = _bundle(copies=60)
     found = _apply(bundle, "augment", protocol="paper", split="official_80_20")
     assert (found.protocol, found.test.name) == ("paper", "PublicTest+PrivateTest")
@@ -146,8 +146,8 @@ def test_paper_official_trains_on_four_fifths_and_judges_on_all_other_parts():
 
 def test_paper_official_says_when_a_third_part_is_absent_and_needs_a_second():
     found = _apply(_bundle(parts=("train", "validation")), protocol="paper", split="official_80_20")
-    assert "no third part, so 400 / 80 images (83%) stand for" in found.notes[0]
-    with pytest.raises(ProtocolError, match="judges on the parts beside train"):
+    assert "no third split, so 400 / 80 images (83%) stand for" in found.notes[0]
+    with pytest.raises(ProtocolError, match="judges on the splits beside train"):
         _apply(_bundle(parts=("train",)), protocol="paper", split="official_80_20")
 
 
@@ -286,7 +286,7 @@ def test_train_images_that_a_chain_connects_to_validation_or_test_are_dropped(pa
     dropped = {"train/0", "train/1"} if between == "train" else {"train/0"}
     assert set(found.train.ids.tolist()) == set(splits["train"].ids.tolist()) - dropped
     assert (found.validation, found.test) == (splits["validation"], splits["test"])
-    assert f"train: {len(dropped)} of 6 images left out" in found.notes[-1]
+    assert f"train: {len(dropped)} of 6 images were left out" in found.notes[-1]
 
 
 def test_copies_by_id_are_dropped_and_ids_that_merely_recur_are_not():
@@ -311,13 +311,13 @@ def test_cross_validation_pools_all_parts_and_judges_each_image_once():
     bundle = _bundle(copies=60)
     found = [_cross_validate(bundle, fold) for fold in range(5)]
     assert sorted(name for one in found for name in one.test.ids.tolist()) == sorted(
-        _ids(*(split for split in bundle.parts.values()))
+        _ids(*(split for split in bundle.splits.values()))
     )
     for fold, one in enumerate(found):
         assert (one.protocol, one.test.name) == ("cross_validation", f"fold {fold}")
         assert not _pixels(one.train, one.validation) & _pixels(one.test)
         assert not _pixels(one.train) & _pixels(one.validation)
-        assert len(_ids(*one.parts.values())) == 560
+        assert len(_ids(*one.splits.values())) == 560
         assert abs(len(one.test) - 112) <= 2
         assert abs(len(one.validation) - 0.2 * 448) <= 8
         assert f"Fold {fold} of 0 to 4 is the test" in one.notes[-1]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import shlex
 import zipfile
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dlfer.cli import main
 from dlfer.cli.init import init
 from dlfer.config.load import load_experiment
 from dlfer.data.sources import load_data
@@ -113,13 +115,62 @@ def test_folders_that_are_no_data_set(draw, tmp_path):
         survey_folder(folder)
 
 
+@pytest.mark.parametrize("left", [20, 60, 900, 2000])
+def test_pictures_that_are_cut_short_are_counted_and_named(draw, left):
+    """20 bytes have no whole header; more have one, and fewer pixels than it says."""
+    folder = draw({"happy": 5, "sad": 4})
+    for name in ("sad/im1.png", "happy/im3.png"):
+        contents = (folder / name).read_bytes()
+        assert len(contents) > left
+        (folder / name).write_bytes(contents[:left])
+    found = survey_folder(folder)
+    assert found.counts == {"train": {"happy": 4, "sad": 3}}
+    assert "9 files seen, 7 used, 2 left out." in found.remarks
+    assert any("2 (happy/im3.png, sad/im1.png)" in line for line in found.remarks)
+    assert any(line.startswith("Training stops at an image that cannot be read. The first: ") for line in found.remarks)
+    assert not any("were decoded" in line for line in found.remarks)
+
+
+@pytest.mark.parametrize(("most", "pixels", "num"), [(4, 10**9, 3), (2000, 3 * 48 * 48, 3), (2000, 9 * 48 * 48, 9)])
+def test_of_many_or_large_pictures_a_sample_is_decoded_and_that_is_said(draw, monkeypatch, most, pixels, num):
+    monkeypatch.setattr("dlfer.data.starter._MOST_DECODED", most)
+    monkeypatch.setattr("dlfer.data.starter._MOST_PIXELS", pixels)
+    folder = draw({"happy": 5, "sad": 4})
+    said = [line for line in survey_folder(folder).remarks if "were decoded" in line]
+    sampled = [
+        f"Only {num} of the 9 images were decoded, a sample; dlfer check {shlex.quote(str(folder))} decodes all."
+    ]
+    assert said == (sampled if num < 9 else [])
+
+
+@pytest.mark.parametrize("name", ["fear", "no class"])
+def test_an_empty_class_folder_is_left_out_as_the_message_says(draw, tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    folder = draw({"happy": 3, "sad": 3, name: 0})
+    with pytest.raises(DataError, match="holds no images") as caught:
+        survey_folder(folder)
+    words = shlex.split(str(caught.value).split("leave the class out: ")[1].split(" writes ")[0])
+    assert words[:2] == ["dlfer", "init"]
+    for command in (words[1:], ["audit", "my_faces.yaml"]):
+        with pytest.raises(SystemExit) as left:
+            main(command)
+        assert left.value.code in (None, 0)
+    assert "6 files seen, 6 used" in capsys.readouterr().out
+
+
+def test_an_empty_class_folder_of_a_split_has_no_role_to_be_given(draw):
+    folder = draw({"train/happy": 3, "train/sad": 3, "validation/happy": 1, "validation/sad": 0})
+    with pytest.raises(DataError, match=r"Put images into it, or delete the folder\.$"):
+        survey_folder(folder)
+
+
 def test_own_names_of_folders_are_asked_for_and_written_down(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    for part in ("train", "holdout", "old"):
+    for split in ("train", "holdout", "old"):
         for name in ("happy", "sad"):
-            (tmp_path / "faces" / part / name).mkdir(parents=True)
-            Image.new("L", (20, 20)).save(tmp_path / "faces" / part / name / "a.png")
-    with pytest.raises(DataError, match=r"holdout \(2 files\), old \(2 files\).*dlfer init: --folder"):
+            (tmp_path / "faces" / split / name).mkdir(parents=True)
+            Image.new("L", (20, 20)).save(tmp_path / "faces" / split / name / "a.png")
+    with pytest.raises(DataError, match=r"holdout \(2 files\), old \(2 files\).*dlfer init .*faces --folder"):
         write_starter(tmp_path / "faces")
     path = write_starter(tmp_path / "faces", None, {"holdout": "test", "old": "ignore"})
     assert load_experiment(path).finetune.data.folders == {"holdout": "test", "old": "ignore"}
@@ -131,7 +182,7 @@ def test_the_command_takes_folders_and_says_what_was_left_out(draw, tmp_path, ca
     folder = draw({"train/happy": 3, "train/sad": 3, "held/happy": 2, "held/sad": 2, "old/sad": 1})
     (folder / "notes.txt").write_text("x")
     for wrong in (["held"], ["held=testing"], ["=test"]):
-        with pytest.raises(UserError, match="expected NAME=PART"):
+        with pytest.raises(UserError, match="expected NAME=ROLE"):
             init(folder, None, wrong)
     init(folder, tmp_path / "a.yaml", ["held=test", "old=ignore"])
     out, err = capsys.readouterr()
@@ -160,7 +211,7 @@ def test_the_file_explains_what_people_change_and_says_check_first(draw, tmp_pat
 
 def test_a_csv_and_arrays_are_begun_with_too(tmp_path):
     rows = [
-        f"{n % 7},{' '.join([str(n)] * 2304)},{part}" for n, part in enumerate(["Training"] * 14 + ["PublicTest"] * 7)
+        f"{n % 7},{' '.join([str(n)] * 2304)},{split}" for n, split in enumerate(["Training"] * 14 + ["PublicTest"] * 7)
     ]
     (tmp_path / "faces.csv").write_text("\n".join(["emotion,pixels,Usage", *rows]))
     images = np.random.default_rng(0).integers(0, 256, (20, 40, 40), np.uint8)
@@ -183,6 +234,6 @@ def test_what_an_experiment_cannot_read_is_refused_with_what_to_do(tmp_path, dra
     with pytest.raises(DataError, match=r"a zip of pictures.*unzip .*faces.zip -d faces"):
         write_starter(tmp_path / "faces.zip", tmp_path / "a.yaml")
     (tmp_path / "b.yaml").write_text("experiment: {name: b}\n")
-    with pytest.raises(DataError, match="is an experiment file already; check it"):
+    with pytest.raises(DataError, match="this is already an experiment file"):
         write_starter(tmp_path / "b.yaml", tmp_path / "a.yaml")
     assert not (tmp_path / "a.yaml").exists()

@@ -110,7 +110,7 @@ def test_whole_faces_follow_every_protocol_and_can_be_audited(tmp_path):
     assert {np.ascontiguousarray(image[..., :1]).tobytes() for image in bundle.train.images} < by_pixels
     halved = load_data(config(tmp_path, protocol="resplit", fraction=0.5), image_size=48)
     assert halved.protocol == "resplit"
-    assert sum(len(split) for split in halved.parts.values()) < 60
+    assert sum(len(split) for split in halved.splits.values()) < 60
     selected = load_data(config(tmp_path, select_on=0.2), image_size=48)
     assert len(selected.train) < 70
     file = tmp_path / "a.yaml"

@@ -80,11 +80,11 @@ def records(tmp_path_factory):
 @pytest.fixture
 def images(tmp_path):
     """Class folders with nested names, PNG and JPEG: train 18, val 6."""
-    for part, count in (("train", 18), ("val", 6)):
+    for split, count in (("train", 18), ("val", 6)):
         for index in range(count):
             data = encode(index)
             suffix = "png" if data.startswith(b"\x89PNG") else "JPEG"
-            path = tmp_path / part / NAMES[index % 3] / f"{index}.{suffix}"
+            path = tmp_path / split / NAMES[index % 3] / f"{index}.{suffix}"
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(data)
     return tmp_path
@@ -96,7 +96,7 @@ def load(path, name="tiny_pets", **keys):
 
 @pytest.fixture(params=["records", "images"])
 def train(request):
-    """The train part of either kind of source."""
+    """The train split of either kind of source."""
     path = request.getfixturevalue(request.param)
     return load(path, "tiny_pets" if request.param == "records" else "image_folder").train
 
@@ -199,11 +199,11 @@ def test_the_central_crop_agrees_with_pillow(images):
 def test_random_crops_keep_scale_and_aspect(tmp_path):
     rows, columns = np.mgrid[:128, :128]
     pixels = np.stack([columns * 2, rows * 2, np.zeros_like(rows)], axis=-1).astype(np.uint8)
-    for part in ("train", "val"):
+    for key in ("train", "val"):
         for name in NAMES[:2]:
-            (tmp_path / part / name).mkdir(parents=True)
+            (tmp_path / key / name).mkdir(parents=True)
             for index in range(30):
-                Image.fromarray(pixels).save(tmp_path / part / name / f"{index}.png")
+                Image.fromarray(pixels).save(tmp_path / key / name / f"{index}.png")
     split = load(tmp_path, "image_folder", crop={"train": "random_resized"}).train
     crops = np.concatenate([images for images, _, _ in read(split, 20)]).astype(float)
     # Pixel centres: from the first to the last output column there are (S - 1) / S of the crop.
@@ -306,7 +306,7 @@ def test_read_split_gives_what_streaming_gives_or_goes_on_streaming(records, mon
 
 
 def test_errors_say_what_there_is(records, images, tmp_path):
-    with pytest.raises(DataError, match=r"'trian', expected a part of tiny_pets \(train, validation, unlabelled\)"):
+    with pytest.raises(DataError, match=r"'trian', expected a split of tiny_pets \(train, validation, unlabelled\)"):
         load(records, splits={"train": "trian"})
     with pytest.raises(DataError, match="Did you mean cifar10"):
         load(tmp_path, "cifar01")
@@ -328,7 +328,7 @@ def test_hosts_share_the_images_without_overlap(train, count, training):
     """Also where they do not divide; the shares differ by one image at most."""
     shares = [train.shard(index, count) for index in range(count)]
     ids = [ids_of(read(share, 1, training=training)) for share in shares]
-    assert [len(part) for part in ids] == [len(share) for share in shares]
+    assert [len(split) for split in ids] == [len(share) for share in shares]
     assert max(map(len, ids)) - min(map(len, ids)) <= 1
     assert sorted(np.concatenate(ids).tolist()) == sorted(ids_of(read(train, 1)))
 
@@ -355,11 +355,11 @@ def test_ranges_are_cut_across_parts():
     assert tfds_read.cut_slices(slices, 0, 3) == [("a", 10, 13)]
 
 
-def write_squares(root, *, parts=("train", "val"), side=48, count=10, classes=NAMES[:2]):
+def write_squares(root, *, splits=("train", "val"), side=48, count=10, classes=NAMES[:2]):
     """Class folders of square images that differ; the border is white, so that a crop is seen."""
-    for number, part in enumerate(parts):
+    for number, split in enumerate(splits):
         for label, name in enumerate(classes):
-            (root / part / name).mkdir(parents=True)
+            (root / split / name).mkdir(parents=True)
             for index in range(count * (label + 1)):
                 pixels = np.full((side, side, 3), 255, np.uint8)
                 edge = side // 24
@@ -367,7 +367,7 @@ def write_squares(root, *, parts=("train", "val"), side=48, count=10, classes=NA
                 cells = np.random.default_rng([number, label, index]).integers(0, 150, (8, 8, 3))
                 inside = np.repeat(np.repeat(cells, side // 8, axis=0), side // 8, axis=1)
                 pixels[edge:-edge, edge:-edge] = inside[edge:-edge, edge:-edge]
-                Image.fromarray(pixels).save(root / part / name / f"{index}.png")
+                Image.fromarray(pixels).save(root / split / name / f"{index}.png")
     return root
 
 
@@ -379,7 +379,7 @@ def test_what_needs_images_in_memory_is_given_whole_ones(tmp_path, keys):
     root = write_squares(tmp_path / "pets", side=160)
     config = DataConfig(source="tfds", name="image_folder", path=str(root), **keys)
     bundle = load_data(config, image_size=SIDE)
-    assert all(isinstance(split, Split) for split in bundle.parts.values())
+    assert all(isinstance(split, Split) for split in bundle.splits.values())
     assert any(f"{next(iter(keys))}" in note and "needs them in memory" in note for note in bundle.notes)
     side = keys.get("size", SIDE)
     assert bundle.train.images.shape[1:] == (side, side, 3)
@@ -441,10 +441,10 @@ def test_pad_shows_the_whole_of_an_image_that_is_not_square(records):
 
 
 def test_the_own_test_part_judges_and_selects_nothing(tmp_path):
-    bundle = load(write_squares(tmp_path / "a", parts=("train", "val", "test")), "image_folder")
+    bundle = load(write_squares(tmp_path / "a", splits=("train", "val", "test")), "image_folder")
     assert bundle.test.name == "test"
     assert {name.split("/")[0] for name in bundle.test.ids} == {"test"}
-    bundle = load(write_squares(tmp_path / "b", parts=("train", "test")), "image_folder")
+    bundle = load(write_squares(tmp_path / "b", splits=("train", "test")), "image_folder")
     assert (len(bundle.train), len(bundle.validation), len(bundle.test)) == (27, 3, 30)
     assert not set(bundle.train.ids) & set(bundle.validation.ids)
     assert set(bundle.validation.targets) == {0, 1}
@@ -456,7 +456,7 @@ def test_the_own_test_part_judges_and_selects_nothing(tmp_path):
 
 
 def test_a_test_part_too_large_for_memory_is_told(tmp_path, monkeypatch):
-    write_squares(tmp_path, parts=("train", "val", "test"))
+    write_squares(tmp_path, splits=("train", "val", "test"))
     monkeypatch.setattr(tfds_stream, "MAX_SPLIT_BYTES", 0)
     bundle = load(tmp_path, "image_folder")
     assert bundle.test is None
@@ -506,7 +506,7 @@ def _count(bundle):
 
 
 def test_every_record_is_counted_and_those_left_out_by_reason(records):
-    unused = "in parts that are not used (data.splits)"
+    unused = "in splits that are not used (data.splits)"
     bundle = load(records)
     assert _count(bundle) == ("images", 65, 61, {unused: 4})
     assert bundle.reading.left_out[0].first == ["unlabelled"]
@@ -530,19 +530,19 @@ def test_every_file_of_a_streamed_folder_is_counted(images):
     _, seen, used, counts = _count(load(images, "image_folder", **keys))
     assert (seen, used) == (27, 11)
     assert counts == {
-        "in parts that are not used (data.splits)": 6, "hidden files and files of the system": 1, "of classes in data.labels.drop": 6,
-        "no picture format that is read (.txt)": 1, "not drawn (data.num_images)": 2,
+        "in splits that are not used (data.splits)": 6, "hidden files and files of the system": 1, "of classes in data.labels.drop": 6,
+        "files that are not in a supported picture format (.txt)": 1, "not drawn (data.num_images)": 2,
     }  # fmt: skip
 
 
 def test_a_test_part_that_judges_nothing_is_counted(tmp_path, monkeypatch):
-    write_squares(tmp_path, parts=("train", "val", "test"))
+    write_squares(tmp_path, splits=("train", "val", "test"))
     monkeypatch.setattr(tfds_stream, "MAX_SPLIT_BYTES", 0)
     assert _count(load(tmp_path, "image_folder"))[1:] == (90, 60, {"too many for memory": 30})
 
 
 def test_what_a_streamed_folder_is_can_be_said(tmp_path):
-    write_squares(tmp_path, parts=("train", "holdout"))
+    write_squares(tmp_path, splits=("train", "holdout"))
     with pytest.raises(DataError, match=r"data\.folders"):
         load(tmp_path, "image_folder")
     bundle = load(tmp_path, "image_folder", folders={"holdout": "validation"})

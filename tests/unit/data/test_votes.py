@@ -28,7 +28,7 @@ def _write(tmp_path, text, name="fer2013new.csv"):
     return path
 
 
-def _part(name, ids, targets=None):
+def _split(name, ids, targets=None):
     images = np.arange(len(ids), dtype=np.uint8)[:, None, None, None] * np.ones((1, 16, 16, 1), np.uint8)
     return Split(name, images, np.zeros(len(ids), np.int64) if targets is None else np.array(targets), np.array(ids))
 
@@ -46,32 +46,32 @@ def test_the_published_file_is_read_with_the_rows_that_have_no_image_name(tmp_pa
 @pytest.mark.parametrize("num_rows", [4, None])
 def test_rows_go_with_the_rows_of_the_csv_also_where_some_were_not_readable(tmp_path, num_rows):
     votes = read_votes(_write(tmp_path, PUBLISHED))
-    parts = [_part("Training", ["Training/1"]), _part("PrivateTest", ["PrivateTest/3"])]
-    aligned = align_votes(votes, parts, num_rows)
+    splits = [_split("Training", ["Training/1"]), _split("PrivateTest", ["PrivateTest/3"])]
+    aligned = align_votes(votes, splits, num_rows)
     assert [values.tolist() for values in aligned] == [[[0] * 8 + [2, 8]], [[0, 0, 5, 0, 0, 0, 5, 0, 0, 0]]]
 
 
 def test_a_csv_of_some_usages_takes_the_votes_of_those(tmp_path):
     votes = read_votes(_write(tmp_path, PUBLISHED))
-    (values,) = align_votes(votes, [_part("PrivateTest", ["PrivateTest/0"])], 1)
+    (values,) = align_votes(votes, [_split("PrivateTest", ["PrivateTest/0"])], 1)
     assert values.tolist() == [[0, 0, 5, 0, 0, 0, 5, 0, 0, 0]]
 
 
 def test_augmented_copies_have_no_votes(tmp_path):
     votes = read_votes(_write(tmp_path, PUBLISHED))
-    (values,) = align_votes(votes, [_part("Training", ["Training/0", "Training/0#1"])], 4)
+    (values,) = align_votes(votes, [_split("Training", ["Training/0", "Training/0#1"])], 4)
     assert values[0].sum() == 10
     assert (values[1] == -1).all()
-    part = _part("Training", ["Training/0", "Training/0#1"], [6, 6])
-    assert score_votes(votes, [part], LABELS, 4).n == 1
+    split = _split("Training", ["Training/0", "Training/0#1"], [6, 6])
+    assert score_votes(votes, [split], LABELS, 4).n == 1
 
 
 def test_ids_go_before_rows(tmp_path):
     votes = read_votes(_write(tmp_path, "id,anger,joy\nhappy/a.png,1,2\nangry/b.png,3,0\n"))
-    (values,) = align_votes(votes, [_part("train", ["angry/b.png", "angry/c.png"])])
+    (values,) = align_votes(votes, [_split("train", ["angry/b.png", "angry/c.png"])])
     assert values.tolist() == [[3, 0], [-1, -1]]
     with pytest.raises(DataError, match=r"none of its 2 ids.*'x'"):
-        align_votes(votes, [_part("train", ["x"])])
+        align_votes(votes, [_split("train", ["x"])])
 
 
 @pytest.mark.parametrize(
@@ -87,13 +87,13 @@ def test_ids_go_before_rows(tmp_path):
 def test_votes_that_do_not_fit_are_refused(tmp_path, ids, num_rows, message):
     votes = read_votes(_write(tmp_path, PUBLISHED))
     with pytest.raises(DataError, match=message):
-        align_votes(votes, [_part("Training", ids)], num_rows)
+        align_votes(votes, [_split("Training", ids)], num_rows)
 
 
 def test_rows_of_two_files_are_refused(tmp_path):
     votes = read_votes(_write(tmp_path, PUBLISHED))
     with pytest.raises(DataError, match="comes from several"):
-        align_votes(votes, [_part("Training", ["Training/0"]), _part("test", ["test/0"])], 4)
+        align_votes(votes, [_split("Training", ["Training/0"]), _split("test", ["test/0"])], 4)
 
 
 @pytest.mark.parametrize(
@@ -157,12 +157,12 @@ def test_a_single_voter_has_nobody_to_agree_with():
 
 def test_scores_are_for_all_for_splits_and_for_labels(tmp_path):
     votes = read_votes(_write(tmp_path, PUBLISHED))
-    parts = [
-        _part("Training", ["Training/0", "Training/1"], [6, 0]),
-        _part("PublicTest", ["PublicTest/2"], [3]),
-        _part("PrivateTest", ["PrivateTest/3"], [2]),
+    splits = [
+        _split("Training", ["Training/0", "Training/1"], [6, 0]),
+        _split("PublicTest", ["PublicTest/2"], [3]),
+        _split("PrivateTest", ["PrivateTest/3"], [2]),
     ]
-    found = score_votes(votes, parts, LABELS, 4)
+    found = score_votes(votes, splits, LABELS, 4)
     assert found.n == found.agreement.n == 4
     assert found.agreement.value == pytest.approx((1 + 0 + 1 + 0.5) / 4)
     assert found.agreement.low < found.agreement.value < found.agreement.high
@@ -180,4 +180,4 @@ def test_scores_are_for_all_for_splits_and_for_labels(tmp_path):
 def test_a_label_that_nobody_could_vote_for_is_refused(tmp_path):
     votes = read_votes(_write(tmp_path, PUBLISHED))
     with pytest.raises(DataError, match="no column of votes for the label 'Bored'"):
-        score_votes(votes, [_part("Training", ["Training/0"])], ("Bored", "Sad"), 4)
+        score_votes(votes, [_split("Training", ["Training/0"])], ("Bored", "Sad"), 4)

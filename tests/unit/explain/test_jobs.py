@@ -170,7 +170,7 @@ def job(model, tmp_path, monkeypatch):
     class Run:
         path = tmp_path / "run"
 
-    monkeypatch.setattr(module, "_load_part", lambda *_: (Run(), split, load_artifact(model)))
+    monkeypatch.setattr(module, "_load_split", lambda *_: (Run(), split, load_artifact(model)))
     return ExplainJob(model="run", out=tmp_path / "out", maps=MapOptions(size=16, stride=16), per_class=3)
 
 

@@ -92,8 +92,8 @@ def test_json_counts_what_a_folder_holds_by_reason(call, draw_blocks):
     assert {reason["reason"]: (reason["n"], reason["first"]) for reason in reading["left_out"]} == {
         "unreadable or incomplete": (2, ["in/bad.jpg", "absent.png"]),
         "hidden files and files of the system": (2, ["in/.DS_Store", "in/__MACOSX"]),
-        "no picture format that is read (.txt)": (1, ["in/notes.txt"]),
-        "raw pictures of cameras, which have to be developed: save them as JPEG or PNG": (1, ["in/model.nef"]),
+        "files that are not in a supported picture format (.txt)": (1, ["in/notes.txt"]),
+        "raw pictures of cameras, which are not decoded: convert them to JPEG or PNG": (1, ["in/model.nef"]),
     }
 
 

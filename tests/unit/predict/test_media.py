@@ -231,8 +231,8 @@ def test_what_a_folder_holds_besides_is_counted_and_kinds_are_told_by_the_first_
     assert found == ["a.tiff", "b", "c.mp4", "d", "e.jpg", "g.ts"]
     assert [is_video(str(folder / name)) for name in found] == [False, False, True, True, True, True]
     assert {reason.reason: reason.n for reason in tally.list_left_out()} == {
-        "hidden files and files of the system": 2, "no picture format that is read (.txt)": 1, "empty files": 1, "no videos (.ts)": 1,
-        "links to a folder that is read already, or that lies above": 1,
+        "hidden files and files of the system": 2, "files that are not in a supported picture format (.txt)": 1, "empty files": 1, "files that are not videos in spite of their suffix (.ts)": 1,
+        "links to a folder that is already read or that contains the link": 1,
     }  # fmt: skip
     assert tally.describe()[0] == "12 files seen, 6 used, 6 left out."
 

@@ -77,7 +77,7 @@ class OnAnotherDevice:
 
 
 BAD = [
-    (OnAnotherDevice(), "an OnAnotherDevice, which gives no array .copy it to the host first"),
+    (OnAnotherDevice(), "an OnAnotherDevice, which cannot be converted to an array .copy it to the host first"),
     (".", "IsADirectoryError|not a file"),
     (COLOUR / 255, r"float64 of shape \[48, 40, 3\] with values 0 to 1.*\* 255"),
     ((COLOUR / 255).astype(np.float32)[None], r"float32.*\* 255"),

@@ -32,13 +32,13 @@ def edit(run, **keys):
     (run.path / "config.yaml").write_text(dump_experiment(config))
 
 
-def index(labels=("Happy", "Sad"), **parts):
-    """Return a list of images: of each part {id: (target, digest)}."""
+def index(labels=("Happy", "Sad"), **splits):
+    """Return a list of images: of each split {id: (target, digest)}."""
     found = {"labels": np.array(labels)}
-    for part, images in parts.items():
-        found[f"{part}_ids"] = np.array(list(images))
-        found[f"{part}_targets"] = np.array([target for target, _ in images.values()])
-        found[f"{part}_digests"] = np.array([digest for _, digest in images.values()], "S1")
+    for split, images in splits.items():
+        found[f"{split}_ids"] = np.array(list(images))
+        found[f"{split}_targets"] = np.array([target for target, _ in images.values()])
+        found[f"{split}_digests"] = np.array([digest for _, digest in images.values()], "S1")
     return found
 
 
@@ -117,7 +117,7 @@ def test_a_change_is_refused_with_the_way_to_accept_it_and_then_recorded_once(ru
 
 
 @pytest.mark.parametrize(
-    ("parts", "expected"),
+    ("splits", "expected"),
     [
         (START, []),
         ({**START, "train": {**START["train"], "new": (0, "9")}}, ["train had 3 images, and has 4: 1 added (new)"]),
@@ -131,8 +131,8 @@ def test_a_change_is_refused_with_the_way_to_accept_it_and_then_recorded_once(ru
         ({"train": dict(reversed(START["train"].items())), "test": START["test"]}, []),
     ],
 )
-def test_images_are_compared_by_part_id_pixels_and_label(parts, expected):
-    assert compare_images(index(**START), index(**parts)) == expected
+def test_images_are_compared_by_split_id_pixels_and_label(splits, expected):
+    assert compare_images(index(**START), index(**splits)) == expected
 
 
 def test_labels_and_streamed_parts_are_compared():
@@ -187,6 +187,6 @@ def test_a_fold_is_compared_with_another_fold_whatever_part_an_image_is_in(tmp_p
         train={name: START["train"][name] for name in ("b", "c")} | START["test"], test={"a": START["train"]["a"]}
     )
     settle_images(second, turned, accept=False)
-    # With its own start the parts are compared as well.
+    # With its own start the splits are compared as well.
     with pytest.raises(ResumeError, match=r"moved here from"):
         settle_images(second, index(**START), accept=False)

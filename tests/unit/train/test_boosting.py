@@ -305,17 +305,17 @@ def draw_split(count: int = 30) -> Split:
 
 def test_features_are_computed_once_and_read_from_the_file(tmp_path):
     split, extraction = draw_split(), make_extraction(tmp_path)
-    first = extract_features(extraction, split, part="train")
-    again = extract_features(extraction, split, part="train")
+    first = extract_features(extraction, split, split_name="train")
+    again = extract_features(extraction, split, split_name="train")
     assert (first.was_cached, again.was_cached) == (False, True)
-    plain = extract_features(make_extraction(None), split, part="train")
+    plain = extract_features(make_extraction(None), split, split_name="train")
     assert np.array_equal(again.values, plain.values)
     assert not plain.was_cached
     (file,) = tmp_path.glob("*.npy")
     for values in (np.zeros((30, 3), np.float16), np.array([print] * 30, dtype=object)):
         np.save(file, values, allow_pickle=True)
         with pytest.raises(ModelError, match=r"\.npy: .*delete it"):
-            extract_features(extraction, split, part="train")
+            extract_features(extraction, split, split_name="train")
     assert isinstance(again.values, np.memmap)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".json", ".lock", ".npy"]
 
@@ -347,19 +347,21 @@ def test_features_that_were_stopped_go_on_where_they_stood(tmp_path):
     split, extraction = draw_split(), make_extraction(tmp_path)
     listener = StopInFeatures(extraction.control)
     with pytest.raises(TrainingStopped, match="16 of 30"):
-        extract_features(replace(extraction, listener=listener), split, part="train")
+        extract_features(replace(extraction, listener=listener), split, split_name="train")
     assert [path.name.partition(".")[2] for path in tmp_path.glob("*.npy")] == ["partial.npy"]
     later = StopInFeatures(StopControl())
-    found = extract_features(replace(make_extraction(tmp_path), listener=later), split, part="train")
+    found = extract_features(replace(make_extraction(tmp_path), listener=later), split, split_name="train")
     assert [done for _, done, _ in later.told] == [24, 30]
-    assert np.array_equal(found.values, extract_features(make_extraction(None), split, part="train").values)
+    assert np.array_equal(found.values, extract_features(make_extraction(None), split, split_name="train").values)
 
 
 def test_two_at_once_compute_them_once(tmp_path):
     split, extraction = draw_split(), make_extraction(tmp_path)
     found = []
     threads = [
-        threading.Thread(target=lambda: found.append(extract_features(extraction, split, part="train").was_cached))
+        threading.Thread(
+            target=lambda: found.append(extract_features(extraction, split, split_name="train").was_cached)
+        )
         for _ in range(2)
     ]
     for thread in threads:
