@@ -86,3 +86,29 @@ def test_advice_on_how_functions_are_compiled_is_kept_back_and_other_warnings_ar
     )
     assert ("retracing" in done.stderr) == ("deprecated" in done.stderr) == bool(debug)
     assert "another" in done.stderr
+
+
+@pytest.mark.parametrize(("debug", "is_said"), [("", False), ("1", True)])
+def test_matplotlib_does_not_say_where_it_keeps_its_fonts(tmp_path, debug, is_said):
+    code = "from dlfer.quiet import hush_libraries; hush_libraries(); import matplotlib.font_manager"
+    (tmp_path / "file").touch()  # a folder in a file cannot be made, not by root either
+    environment = {**os.environ, "DLFER_DEBUG": debug, "MPLCONFIGDIR": str(tmp_path / "file" / "x")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ("temporary cache directory" in done.stderr) == is_said
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("0", "0")])
+def test_onnx_runtime_is_told_not_to_report(given, expected):
+    code = "import os, dlfer; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {} if given is None else {"ORT_DISABLE_TELEMETRY": given}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
+
+
+def test_onnx_runtime_leaves_no_identifier_behind(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_"))}
+    code = "import dlfer, onnxruntime; onnxruntime.get_available_providers()"
+    environment["HOME"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert list(tmp_path.rglob("*")) == []
