@@ -17,6 +17,7 @@ from dlfer.errors import DEBUG
 _ADVICE = (
     "triggered tf.function retracing",
     "is deprecated",
+    "has no dataset_info.json",
     "mkdir -p failed",
     "created a temporary cache directory",
     "building the font cache",
@@ -39,7 +40,7 @@ def hush_libraries() -> None:
     # TensorFlow takes the programs of a network, one for each size of image, for a mistake of its user.
     # tensorflow_datasets calls functions of TensorFlow's that are deprecated.
     # Matplotlib says where it keeps its fonts, where the home folder cannot be written.
-    for name in ("tensorflow", "matplotlib", "matplotlib.font_manager"):
+    for name in ("tensorflow", "absl", "matplotlib", "matplotlib.font_manager"):
         logging.getLogger(name).addFilter(_is_no_advice)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")

@@ -1,10 +1,13 @@
 """What the framework says while it is imported is kept back, and shown where it fails or --debug is said."""
 
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
+
+from dlfer.quiet import hush_libraries
 
 SPEAK = "import os; os.write(2, b'I0000 port.cc: oneDNN is on\\n')"
 
@@ -112,3 +115,21 @@ def test_onnx_runtime_leaves_no_identifier_behind(tmp_path):
     environment["HOME"] = str(tmp_path)
     subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "is_said"),
+    [
+        ("absl", "`FeatureConnector.dtype` is deprecated.", False),
+        ("absl", "Variant folder %s has no dataset_info.json", False),
+        ("tensorflow", "5 out of 5 calls triggered tf.function retracing", False),
+        ("matplotlib.font_manager", "Matplotlib is building the font cache; this may take a moment.", False),
+        ("absl", "a record is damaged", True),
+    ],
+)
+def test_advice_of_libraries_to_their_callers_is_kept_back(monkeypatch, caplog, name, message, is_said):
+    monkeypatch.delenv("DLFER_DEBUG", raising=False)
+    hush_libraries()
+    with caplog.at_level("INFO", logger=name):
+        logging.getLogger(name).warning(message, "x") if "%s" in message else logging.getLogger(name).warning(message)
+    assert bool(caplog.records) == is_said

@@ -116,14 +116,18 @@ def test_imagenet_that_is_not_whole_is_drawn_with_a_thousand_labels(config, tmp_
     assert (small.pretrain.data.source, small.pretrain.data.num_labels) == ("synthetic_scenes", 1000)
 
 
-def test_a_damaged_picture_of_streamed_folders_is_found_before(config, tmp_path):
+@pytest.mark.parametrize(
+    ("crop", "damaged"),
+    [({}, "validation"), ({"train": "random_resized"}, "train"), ({"train": "random_resized"}, "validation")],
+)
+def test_a_damaged_picture_of_streamed_folders_is_found_before(config, tmp_path, crop, damaged):
     for part in ("train", "validation"):
         write_classes(tmp_path / "faces" / part)
-    data = {"source": "tfds", "name": "image_folder", "path": "faces", "protocol": "official"}
+    data = {"source": "tfds", "name": "image_folder", "path": "faces", "protocol": "official", "crop": crop}
     whole = with_overrides(config, {"finetune.data": data})
     assert make_smoke_config(whole)[0].finetune.data.source == "tfds"
-    for path in (tmp_path / "faces" / "validation").rglob("*.png"):
-        path.write_bytes(b"not a picture")
+    for path in (tmp_path / "faces" / damaged).rglob("*.png"):
+        path.write_bytes(path.read_bytes()[:60])  # the head alone, by which its size is known
     _find_data_problem.cache_clear()
     small, _ = make_smoke_config(with_overrides(config, {"finetune.data": data}))
     assert (small.finetune.data.source, small.finetune.data.num_labels) == ("synthetic_scenes", 2)
