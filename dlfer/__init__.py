@@ -12,9 +12,13 @@ The names of `dlfer.__all__` are public, and the classes of `dlfer.errors`; othe
 from __future__ import annotations
 
 import importlib
+import os
 from typing import Any
 
 from dlfer._version import __version__
+
+# ONNX Runtime reports its use to its vendor, from its import on, unless it finds this.
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 # Public name -> where it stands. Resolved on first use: `import dlfer` loads neither TensorFlow nor pydantic. Tools for types
 # read __init__.pyi instead.

@@ -14,6 +14,15 @@ from importlib.machinery import ModuleSpec
 
 from dlfer.errors import DEBUG
 
+_ADVICE = (
+    "triggered tf.function retracing",
+    "is deprecated",
+    "has no dataset_info.json",
+    "mkdir -p failed",
+    "created a temporary cache directory",
+    "building the font cache",
+)
+
 
 def hush_libraries() -> None:
     """Keep back what TensorFlow says of processors and plugins when it is imported from here on, and what OpenCV and FFmpeg say of files.
@@ -30,7 +39,9 @@ def hush_libraries() -> None:
     warnings.filterwarnings("ignore", message="IProgress not found")
     # TensorFlow takes the programs of a network, one for each size of image, for a mistake of its user.
     # tensorflow_datasets calls functions of TensorFlow's that are deprecated.
-    logging.getLogger("tensorflow").addFilter(_is_no_advice)
+    # Matplotlib says where it keeps its fonts, where the home folder cannot be written.
+    for name in ("tensorflow", "absl", "matplotlib", "matplotlib.font_manager"):
+        logging.getLogger(name).addFilter(_is_no_advice)
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")
     os.environ.setdefault("OPENCV_FFMPEG_LOGLEVEL", "-8")  # AV_LOG_QUIET
@@ -39,8 +50,8 @@ def hush_libraries() -> None:
 
 
 def _is_no_advice(record: logging.LogRecord) -> bool:
-    """Tell whether a message is other than advice on how a library's functions are to be called."""
-    return not any(text in str(record.msg) for text in ("triggered tf.function retracing", "is deprecated"))
+    """Tell whether a message is other than advice on how a library is to be called, or where it keeps its caches."""
+    return not any(text in str(record.msg) for text in _ADVICE)
 
 
 class _QuietImport:

@@ -124,6 +124,8 @@ def _main_options(
 def _describe_error(error: Exception) -> str:
     """Return what went wrong, an error of the file system with its file first and without its number."""
     if isinstance(error, OSError) and error.filename is not None and error.strerror:
+        if isinstance(error, PermissionError):
+            return f"{error.filename}: {error.strerror}. This user may not read or write it; change its permissions, or choose another place."
         return f"{error.filename}: {error.strerror}."
     return str(error)
 

@@ -24,11 +24,13 @@ def report(
     from dlfer.report.html import write_report
     from dlfer.report.search import write_search_report
     from dlfer.runs.find import ARTIFACT_FILE, open_run
+    from dlfer.runs.outputs import check_writable
 
     writers = {"run": write_report, "search": write_search_report}
     num_failed = 0
     for opened in [open_run(name, folder) for name in runs]:
         try:
+            check_writable(opened.path, "report")
             print_text(writers.get(opened.kind, write_comparison_report)(opened.path))
             if (opened.path / "model" / ARTIFACT_FILE).is_file():
                 write_card(opened.path)

@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Reading, Split, name_cache, read_cache, write_cache
-from dlfer.data.fer2013_csv import CSV_NAMES, SIDE, USAGES, Rows, read_csv
+from dlfer.data.fer2013_csv import CSV_NAMES, SIDE, USAGES, Rows, describe_unread_columns, read_csv
 from dlfer.data.files import Tally
 from dlfer.data.folder import UNREADABLE, load_splits
 from dlfer.data.labels import compute_label_map, map_targets
@@ -122,6 +122,7 @@ def _load_csv(path: Path, config: DataConfig) -> DataBundle:
     """Return the bundle of a csv; a train.csv without Usage is joined by the test.csv beside it."""
     plain = path.name.casefold() == "train.csv"
     rows, notes = _read_cached(path, skip_unreadable=config.skip_unreadable, usage="Training" if plain else None)
+    notes += describe_unread_columns(path)
     splits: dict[str, Split | None] = {}
     for split, usage in zip(("train", "validation", "test"), USAGES, strict=True):
         chosen = np.flatnonzero(rows.usages == usage)

@@ -17,6 +17,7 @@ from dlfer.data.files import fold_name
 from dlfer.data.labels import CANONICAL
 from dlfer.errors import DataError
 from dlfer.runs.csv_text import find_delimiter, open_text, read_lines
+from dlfer.runs.text import count_noun
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
 _USAGES = {usage.casefold(): usage for usage in USAGES}
@@ -137,6 +138,26 @@ def _find_columns(path: Path, header: list[str], usage: str | None) -> dict[str,
             f"(missing: {', '.join(missing)}). {_advise_columns(names, missing)}"
         )
     return {name: names.index(name) for name in needed}
+
+
+def describe_unread_columns(path: Path) -> tuple[str, ...]:
+    """Return one sentence on the columns of a csv that are not read, or nothing where all are.
+
+    Raises:
+        DataError: the file is no csv.
+    """
+    with open_text(path, errors="replace") as stream:
+        line = stream.readline()
+    names = [name.strip().strip('"').strip() for name in line.split(find_delimiter(line))]
+    folded = [name.casefold() for name in names]
+    unread = [
+        name[:40] for name, key in zip(names, folded, strict=True) if key not in ("", "emotion", "pixels", "usage")
+    ]
+    if not unread:
+        return ()
+    shown = ", ".join(unread[:6]) + (", ..." if len(unread) > 6 else "")
+    lost = "" if "usage" in folded else " A column of splits is read only if it is named Usage; all rows are one split."
+    return (f"{path.name}: not read: {count_noun(len(unread), 'column')} ({shown}).{lost}",)
 
 
 def _advise_columns(names: list[str], missing: list[str]) -> str:

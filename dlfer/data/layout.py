@@ -127,6 +127,24 @@ def scan_folder(root: Path, folders: Mapping[str, str] | None = None, tally: Tal
     return scan.run()
 
 
+def list_classes(root: Path, folders: Mapping[str, str] | None = None) -> list[str]:
+    """Return the names of the class folders of all splits below `root`, sorted, also of those without images.
+
+    Args:
+        root, folders: as `scan_folder` takes them.
+
+    Raises:
+        DataError: `folders` names a folder that is not there, or two folders are the same split.
+    """
+    tally = Tally(root)
+    base = _descend(root, tally)
+    roles = _assign_roles(base, list_folders(base), folders or {})
+    splits = [name for name, role in roles.items() if role in SPLITS]
+    if not splits:
+        return [name for name, role in roles.items() if role != "ignore"]
+    return sorted({name for split in splits for name in list_folders(_descend(base / split, tally))})
+
+
 def _descend(folder: Path, tally: Tally) -> Path:
     """Return the folder itself, or the one inside that holds everything, such as images/ or one of its own name."""
     while True:

@@ -19,7 +19,7 @@ from dlfer.data.faces import prepare_faces
 from dlfer.data.folder import NOT_DRAWN, load_folder
 from dlfer.data.images import resize_square
 from dlfer.data.labels import CANONICAL, SPELLINGS, match_labels, relabel_bundle
-from dlfer.data.layout import SPLITS
+from dlfer.data.layout import SPLITS, list_classes
 from dlfer.data.split import apply_protocol, draw_fraction, draw_subset, drop_duplicates
 from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.data.synthetic.scenes import load_synthetic_scenes
@@ -250,6 +250,13 @@ def prepare_data(config: DataConfig, *, say: Callable[[str], None] | None = None
     return f"{config.name} is prepared in {builder.data_dir} ({counts})"
 
 
+def is_prepared(config: DataConfig) -> bool:
+    """Tell whether the data can be read as it is; of tfds, whether its records are there in the version that would be read."""
+    if config.source != "tfds" or config.name == IMAGE_FOLDER:
+        return True
+    return bool(importlib.import_module("dlfer.data.tfds_stream").find_builder(_resolve(config)).is_prepared())
+
+
 def _resolve(config: DataConfig) -> DataConfig:
     """Return the section with ${DLFER_DATA} and other variables of its path filled in."""
     return config if config.path is None else config.model_copy(update={"path": str(resolve_path(config.path))})
@@ -290,7 +297,8 @@ def replace_by_synthetic(config: DataConfig) -> tuple[DataConfig, str]:
     faces = _shows_faces(config) and num_labels in (None, len(FER2013_LABELS))
     source = "synthetic_faces" if faces else "synthetic_scenes"
     labels = _translate_labels(config.labels) if faces else LabelsConfig()
-    values = {**dict(config), "source": source, "path": None, "name": None, "splits": None, "labels": labels}
+    values = {**dict(config), "source": source, "path": None, "name": None, "splits": None, "folders": None}
+    values["labels"] = labels
     values |= {"num_labels": None if faces else num_labels, "crop": CropConfig()}
     # What is drawn in place of absent images has no votes and no subjects.
     values |= {"soft_targets": None, "soft_share": 1.0, "subjects": None}
@@ -322,32 +330,26 @@ def find_labels(config: DataConfig) -> set[str] | None:
         elif config.source == "arrays":
             names = load_arrays(config.model_copy(update={"path": str(resolve_path(config.path))})).labels
         elif config.source == "folder" or config.name == IMAGE_FOLDER:
-            names = _list_class_folders(resolve_path(config.path))
+            names = list_classes(resolve_path(config.path), config.folders)
         else:
-            names = _name_tfds_labels(config.name)
+            names = _name_tfds_labels(_resolve(config))
         return {label for label in match_labels(names, config.labels).values() if label is not None}
     except (DlferError, OSError):  # it is absent, or not whole
         return None
 
 
-def _list_class_folders(root: Path) -> list[str]:
-    base = root / "train" if (root / "train").is_dir() else root
-    return [path.name for path in base.iterdir() if path.is_dir() and not path.name.startswith(".")]
-
-
-def _name_tfds_labels(name: str) -> list[str]:
-    """Return the labels that a data set of tensorflow_datasets declares; it need not be on the disk."""
-    if name.startswith("imagenet"):
+def _name_tfds_labels(config: DataConfig) -> list[str]:
+    """Return the labels that a data set of tensorflow_datasets declares; its images need not be on the disk."""
+    stream = importlib.import_module("dlfer.data.tfds_stream")
+    # What lies at its path may be damaged, or the data set may be known there alone.
+    for path in dict.fromkeys((config.path, None)):
+        try:
+            return list(stream.name_labels(stream.find_builder(config.model_copy(update={"path": path}))))
+        except Exception as error:  # not installed, an unknown name, no label, records that are not whole
+            problem = error
+    if re.split("[:/]", config.name)[0] == "imagenet2012":
         return [str(index) for index in range(1000)]
-    try:
-        import tensorflow_datasets as tfds
-
-        features = tfds.builder(name).info.features
-        return next(
-            list(feature.names) for feature in features.values() if isinstance(feature, tfds.features.ClassLabel)
-        )
-    except Exception as error:  # not installed, an unknown name, no label: nothing is known
-        raise DataError(f"data.name: the labels of {name} are not known ({type(error).__name__}).") from error
+    raise DataError(f"data.name: the labels of {config.name} are not known ({type(problem).__name__}).") from problem
 
 
 def _translate_labels(labels: LabelsConfig) -> LabelsConfig:

@@ -184,7 +184,7 @@ def _load_data_set(config: DataConfig, image_size: int) -> DataBundle:
     builder = prepare_data_set(config)
     features = builder.info.features
     image_key, label_key = _find_features(config.name, features)
-    names = list(features[label_key].names)
+    names = name_labels(builder)
     labels, lookup = index_labels(names, config.labels)
     if (lookup < 0).any():
         raise DataError(
@@ -466,19 +466,9 @@ def prepare_data_set(config: DataConfig, say: Callable[[str], None] | None = Non
     """
     import tensorflow_datasets as tfds
 
-    base_name = re.split("[:/]", config.name)[0]
-    if base_name == "imagenet2012":
+    if re.split("[:/]", config.name)[0] == "imagenet2012":
         check_imagenet2012(config.path)
-    if base_name == "fer2013":
-        importlib.import_module("dlfer.data.fer2013")
-    path = None if config.path is None else str(Path(config.path).expanduser())
-    try:
-        builder = tfds.builder(config.name, data_dir=path)
-    except tfds.core.DatasetNotFoundError as error:
-        known = [IMAGE_FOLDER, *tfds.list_builders(with_community_datasets=False)]
-        near = difflib.get_close_matches(config.name, known, n=3)
-        hint = f" Did you mean {' or '.join(near)}?" if near else " https://www.tensorflow.org/datasets lists them."
-        raise DataError(f"data.name: tensorflow_datasets knows no data set {config.name!r}.{hint}") from error
+    builder = find_builder(config)
     if builder.is_prepared():
         return builder
     folder = find_data_dir(config.path).absolute()
@@ -499,6 +489,36 @@ def prepare_data_set(config: DataConfig, say: Callable[[str], None] | None = Non
             f"{builder.data_dir}: the data set {config.name} is not there and cannot be prepared: {shorten(error, builder.data_dir, most=1000)} {_PREPARE}"
         ) from error
     return builder
+
+
+def find_builder(config: DataConfig) -> Any:
+    """Return the builder of a data set of tensorflow_datasets; it reads or makes no records.
+
+    Raises:
+        DataError: tensorflow_datasets knows no such data set.
+    """
+    import tensorflow_datasets as tfds
+
+    if re.split("[:/]", config.name)[0] == "fer2013":
+        importlib.import_module("dlfer.data.fer2013")
+    path = None if config.path is None else str(Path(config.path).expanduser())
+    try:
+        return tfds.builder(config.name, data_dir=path)
+    except tfds.core.DatasetNotFoundError as error:
+        known = [IMAGE_FOLDER, *tfds.list_builders(with_community_datasets=False)]
+        near = difflib.get_close_matches(config.name, known, n=3)
+        hint = f" Did you mean {' or '.join(near)}?" if near else " https://www.tensorflow.org/datasets lists them."
+        raise DataError(f"data.name: tensorflow_datasets knows no data set {config.name!r}.{hint}") from error
+
+
+def name_labels(builder: Any) -> tuple[str, ...]:
+    """Return the labels that a data set declares, in its order.
+
+    Raises:
+        DataError: it has no image or no class label.
+    """
+    features = builder.info.features
+    return tuple(features[_find_features(builder.name, features)[1]].names)
 
 
 def _find_features(name: str, features: Any) -> tuple[str, str]:

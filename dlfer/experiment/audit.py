@@ -15,6 +15,7 @@ from dlfer.config.names import FER2013_LABELS
 from dlfer.data.audit import audit_splits, list_places, number_groups
 from dlfer.data.bundle import Reading, Split, StreamedSplit, make_split
 from dlfer.data.fer2013 import load_fer2013_splits
+from dlfer.data.fer2013_csv import describe_unread_columns
 from dlfer.data.given import GivenData, open_data
 from dlfer.data.sources import load_source_splits
 from dlfer.data.split import TEST_FRACTION, VALIDATION_FRACTION, draw_held_out
@@ -159,7 +160,8 @@ def load_inspected(given: GivenData) -> Inspected:
     """
     if given.csv is not None:
         splits, reading = load_fer2013_splits(given.csv)
-        return Inspected(str(given.path), tuple(splits), FER2013_LABELS, reading)
+        notes = describe_unread_columns(given.csv)
+        return Inspected(str(given.path), tuple(splits), FER2013_LABELS, reading, notes)
     config = given.config
     # What is streamed is not read, and cannot be left out.
     update = {} if config.source == "tfds" else {"skip_unreadable": True}

@@ -252,6 +252,17 @@ def _examine_tfds(key: str, data: DataConfig) -> Iterator[str]:
         except DataError as error:
             yield f"{key}: {error}".replace("\n", "\n    ")
         return
+    downloads = root / "downloads"
+    if base == "fer2013":
+        file = downloads / "manual" / "fer2013.csv"
+        if not file.is_file():
+            yield (
+                f"{key}.name: the data set fer2013 is not prepared in {root}, and {file}, from which it is prepared, is not there. "
+                "Put it there, or use source: fer2013 with its path."
+            )
+        return
+    if any(path.is_file() for path in downloads.rglob("*")):
+        return  # what was fetched before, or by hand, may suffice
     problem = find_network_problem()
     if problem is not None:
         yield (

@@ -16,7 +16,7 @@ from dlfer.config.load import resolve_path, with_overrides
 from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.sources import is_present, load_data, replace_by_synthetic
+from dlfer.data.sources import is_prepared, is_present, load_data, replace_by_synthetic
 from dlfer.data.tfds_stream import read_split
 from dlfer.errors import DlferError, shorten
 from dlfer.runs.changes import find_sibling
@@ -47,6 +47,8 @@ def make_smoke_config(config: ExperimentConfig) -> tuple[ExperimentConfig, list[
         }
         if section.data is not None:
             data, warning = _cut_down(section, batch_size)
+            if stage == "pretrain" and warning:  # not the images that are drawn for finetune
+                data = data.model_copy(update={"seed": (config.finetune.data.seed + 1) % 2**31})
             overrides[f"{stage}.data"] = data.model_dump(mode="json")
             warnings += [f"--smoke: {stage}: {warning}"] if warning else []
             if section.distill is not None and (warning or not _are_there(section.distill.names)):
@@ -87,7 +89,10 @@ def _are_there(names: Iterable[str]) -> bool:
 def _find_data_problem(data: str, image_size: int, balance: str) -> str | None:
     """Return why few images of a data section cannot be read, in one line; None where they can."""
     try:
-        bundle = load_data(DataConfig.model_validate_json(data), image_size=image_size, balance=balance)
+        config = DataConfig.model_validate_json(data)
+        if not is_prepared(config):  # loading would download and convert it
+            return f"{config.name} is not prepared."
+        bundle = load_data(config, image_size=image_size, balance=balance)
         for split in bundle.splits.values():
             if not isinstance(split, Split):
                 read_split(split)

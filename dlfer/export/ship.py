@@ -34,7 +34,7 @@ from dlfer.predict.runtimes import combine_trees, import_extra, open_onnx
 from dlfer.report.card import CARD_FILE, find_terms, write_card
 from dlfer.report.page import read_experiment
 from dlfer.runs.changes import IMAGES_FILE
-from dlfer.runs.files import hash_file, read_npz, write_atomically, write_npz
+from dlfer.runs.files import copy_folder, hash_file, read_npz, write_atomically, write_npz
 from dlfer.runs.find import find_model, is_default, open_run, read_about
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.outputs import check_outputs
@@ -291,7 +291,7 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".ship-") as temporary:
         # A folder in the shape of the run, and of its name: the card is written from it.
         copy = Path(temporary) / opened.path.name
-        shutil.copytree(source, copy / "model")
+        copy_folder(source, copy / "model")
         for file in (RUN_FILE, *_SHIPPED_RECORDS):
             if (opened.path / file).is_file():
                 shutil.copyfile(opened.path / file, copy / file)
@@ -338,7 +338,7 @@ def write_hub_folder(model: Path, folder: Path, repository: str | None = None) -
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".hub-") as temporary:
         copy = Path(temporary) / "repository"
-        shutil.copytree(model, copy, ignore=shutil.ignore_patterns(CARD_FILE))
+        copy_folder(model, copy, without=CARD_FILE)
         card = (model / CARD_FILE).read_text(encoding="utf-8")
         if repository is not None:
             card = card.replace('dlfer.load("this folder")', f'dlfer.load("hf://{repository}")')

@@ -188,6 +188,8 @@ def _open_capture(name: str, *, is_live: bool) -> Any:
             raise DataError(f"{name}: there is no such file.")
         if not os.path.getsize(name):
             raise DataError(f"{name}: the file is empty.")
+        if not os.access(name, os.R_OK):
+            raise DataError(f"{name}: {_FORBIDDEN}")
         source = str(Path(name).resolve())
     with _give_plain_name(source) as source:
         capture = cv2.VideoCapture(source)
@@ -323,6 +325,8 @@ def _decode_picture(step: Callable[[], Any], name: str, problem: str) -> Any:
         return step()
     except (DataError, MemoryError):
         raise
+    except PermissionError as error:
+        raise DataError(f"{name}: {_FORBIDDEN}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise DataError(f"{name}: found more than {Image.MAX_IMAGE_PIXELS:,} pixels; shrink the picture.") from error
     except Exception as error:
@@ -343,6 +347,7 @@ PATIENCE = 5.0
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+://")
 NOT_VIDEO = "files that are not videos in spite of their suffix (.ts)"
 NOT_READ = "unreadable or incomplete"
+_FORBIDDEN = "cannot be read; its permissions forbid it."
 
 _T = TypeVar("_T")
 
@@ -404,11 +409,19 @@ def list_inputs(
             yield from list_inputs(sorted(matches), tally=tally)
         elif os.path.isdir(name) or (not os.path.lexists(name) and glob.has_magic(name)):
             tally.seen += 1
-            what = "the folder holds no picture and no video." if os.path.isdir(name) else "nothing matches."
-            yield BadInput(name, f"{name}: {what}")
+            yield BadInput(name, f"{name}: {_describe_nothing(name)}")
         else:
             tally.seen += 1
             yield name
+
+
+def _describe_nothing(name: str) -> str:
+    """Return why a folder or a glob stands for no file."""
+    if not os.path.isdir(name):
+        return "nothing matches."
+    if not os.access(name, os.R_OK | os.X_OK):
+        return _FORBIDDEN
+    return "the folder holds no picture and no video."
 
 
 def open_inputs(

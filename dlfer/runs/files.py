@@ -13,6 +13,7 @@ import os
 import re
 import secrets
 import shutil
+import stat
 import struct
 import zipfile
 import zlib
@@ -125,6 +126,19 @@ def link_file(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copy2(source, target)
+
+
+def copy_folder(source: Path, target: Path, *, without: str = "") -> None:
+    """Copy a folder with all that is in it, so that the copy can be written whether or not the source can.
+
+    Args:
+        source, target: the folder, and where its copy will be; it is not there yet.
+        without: the name of files to leave out.
+    """
+    ignore = shutil.ignore_patterns(without) if without else None
+    shutil.copytree(source, target, ignore=ignore, copy_function=shutil.copyfile)
+    for folder, _, _ in os.walk(target):
+        os.chmod(folder, os.stat(folder).st_mode | stat.S_IRWXU)
 
 
 MAX_ARRAYS = 100_000

@@ -291,7 +291,7 @@ def _take_branch_weights(config: ExperimentConfig, folder: Path) -> Pretrained:
     keras.utils.set_random_seed(config.pretrain.seed)
     parts = _build(config)
     branches = {}
-    for branch, own in _divide_branches(config).items():
+    for branch, own in divide_branches(config).items():
         with tempfile.TemporaryDirectory(prefix="dlfer-") as place:
             try:
                 pretrained = _take_weights(own, Path(place), random_weights=False)
@@ -309,7 +309,7 @@ def _take_branch_weights(config: ExperimentConfig, folder: Path) -> Pretrained:
     return Pretrained(folder, None, {"source": source}, was_cached=True)
 
 
-def _divide_branches(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
+def divide_branches(config: ExperimentConfig) -> dict[str, ExperimentConfig]:
     """Return, for each branch of a hybrid, the experiment of its backbone alone with its own weights.
 
     Raises:

@@ -259,6 +259,14 @@ def test_exit_codes_of_what_goes_wrong_while_working(call, stand_in, error, code
     assert "Traceback" not in err
 
 
+@pytest.mark.parametrize("number", [1, 13])
+def test_what_may_not_be_read_or_written_is_told_with_what_to_do(call, stand_in, number):
+    stand_in("dlfer.experiment.run", run_experiment=OSError(number, "Not permitted", "runs/a/.lock"), resume_run=None)
+    code, _, err = call("run", "a.yaml")
+    assert code == 1
+    assert err.startswith("dlfer: runs/a/.lock: Not permitted. This user may not read or write it; change")
+
+
 def test_an_unexpected_error_is_one_line_that_says_where_and_debug_shows_all(call, stand_in, monkeypatch):
     monkeypatch.setenv("DLFER_DEBUG", "")
     message = "a library\n\nfailed " + "for many reasons " * 100
@@ -328,6 +336,15 @@ def test_report_writes_that_of_the_kind(call, stand_in, work):
     (single.path / "model" / "artifact.json").write_text("{}")
     assert call("report", str(single.path))[0] == 0
     assert ("write_card", (single.path,), {}) in calls
+
+
+def test_a_report_is_not_begun_in_a_run_that_cannot_be_written(call, stand_in, work, monkeypatch):
+    run = create_run(work / "r", load_experiment(work / "a.yaml"), argv=[])
+    calls = stand_in("dlfer.report.html", write_report="page of a run")
+    monkeypatch.setattr("dlfer.runs.outputs.os.access", lambda path, mode: False)
+    code, out, err = call("report", str(run.path))
+    assert (code, out, calls) == (2, "", [])
+    assert f"nothing can be written into {run.path}" in err
 
 
 def test_show_runs_and_one_run(call, work):

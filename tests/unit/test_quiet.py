@@ -1,10 +1,13 @@
 """What the framework says while it is imported is kept back, and shown where it fails or --debug is said."""
 
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
+
+from dlfer.quiet import hush_libraries
 
 SPEAK = "import os; os.write(2, b'I0000 port.cc: oneDNN is on\\n')"
 
@@ -86,3 +89,47 @@ def test_advice_on_how_functions_are_compiled_is_kept_back_and_other_warnings_ar
     )
     assert ("retracing" in done.stderr) == ("deprecated" in done.stderr) == bool(debug)
     assert "another" in done.stderr
+
+
+@pytest.mark.parametrize(("debug", "is_said"), [("", False), ("1", True)])
+def test_matplotlib_does_not_say_where_it_keeps_its_fonts(tmp_path, debug, is_said):
+    code = "from dlfer.quiet import hush_libraries; hush_libraries(); import matplotlib.font_manager"
+    (tmp_path / "file").touch()  # a folder in a file cannot be made, not by root either
+    environment = {**os.environ, "DLFER_DEBUG": debug, "MPLCONFIGDIR": str(tmp_path / "file" / "x")}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert ("temporary cache directory" in done.stderr) == is_said
+
+
+@pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("0", "0")])
+def test_onnx_runtime_is_told_not_to_report(given, expected):
+    code = "import os, dlfer; print(os.environ['ORT_DISABLE_TELEMETRY'])"
+    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
+    environment |= {} if given is None else {"ORT_DISABLE_TELEMETRY": given}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == expected
+
+
+def test_onnx_runtime_leaves_no_identifier_behind(tmp_path):
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("XDG_", "ORT_"))}
+    code = "import dlfer, onnxruntime; onnxruntime.get_available_providers()"
+    environment["HOME"] = str(tmp_path)
+    subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert list(tmp_path.rglob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "message", "is_said"),
+    [
+        ("absl", "`FeatureConnector.dtype` is deprecated.", False),
+        ("absl", "Variant folder %s has no dataset_info.json", False),
+        ("tensorflow", "5 out of 5 calls triggered tf.function retracing", False),
+        ("matplotlib.font_manager", "Matplotlib is building the font cache; this may take a moment.", False),
+        ("absl", "a record is damaged", True),
+    ],
+)
+def test_advice_of_libraries_to_their_callers_is_kept_back(monkeypatch, caplog, name, message, is_said):
+    monkeypatch.delenv("DLFER_DEBUG", raising=False)
+    hush_libraries()
+    with caplog.at_level("INFO", logger=name):
+        logging.getLogger(name).warning(message, "x") if "%s" in message else logging.getLogger(name).warning(message)
+    assert bool(caplog.records) == is_said

@@ -8,8 +8,17 @@ import io
 import numpy as np
 import pytest
 
-from dlfer.data.fer2013_csv import _iterate_records, _parse_pixels, _parse_plain_pixels, read_csv
+from dlfer.config.sections import DataConfig
+from dlfer.data.fer2013 import load_fer2013
+from dlfer.data.fer2013_csv import (
+    _iterate_records,
+    _parse_pixels,
+    _parse_plain_pixels,
+    describe_unread_columns,
+    read_csv,
+)
 from dlfer.errors import DataError
+from dlfer.experiment.audit import inspect_data
 
 PIXELS = np.random.default_rng(0).integers(0, 256, 2304)
 PLAIN = " ".join(map(str, PIXELS))
@@ -129,3 +138,33 @@ def test_another_name_of_a_usage_is_told_with_what_to_write(tmp_path, usage):
         match=r"expected a Usage of Training.*all rows use another name for this split, replace it by FER2013's",
     ):
         read_csv(tmp_path / "a.csv", skip_unreadable=False, usage=None)
+
+
+@pytest.mark.parametrize(
+    ("header", "encoding", "expected"),
+    [
+        ("emotion,pixels,Usage", "utf-8", None),
+        (" Emotion; PIXELS ;usage;", "utf-16", None),
+        ("emotion,pixels", "utf-8", None),
+        ("emotion,pixels,split", "utf-8", "1 column (split). A column of splits is read only if it is named Usage"),
+        ('"","emotion","Usage","pixels","name"', "utf-8", "1 column (name)."),
+        ("emotion\tpixels\ta\tb\tUsage", "utf-16", "2 columns (a, b)."),
+    ],
+)
+def test_columns_that_are_not_read_are_named(tmp_path, header, encoding, expected):
+    path = tmp_path / "fer2013.csv"
+    path.write_text(f"{header}\n", encoding=encoding)
+    found = describe_unread_columns(path)
+    if expected is None:
+        assert found == ()
+    else:
+        assert found[0].startswith(f"fer2013.csv: not read: {expected}")
+        assert ("one split" in found[0]) == ("split" in header)
+
+
+def test_the_run_and_the_audit_say_which_columns_are_not_read(tmp_path):
+    path = tmp_path / "train.csv"
+    path.write_text("emotion,pixels,part\n" + "".join(f"{code},{PLAIN},Training\n" for code in range(7)))
+    note = describe_unread_columns(path)[0]
+    assert note in load_fer2013(DataConfig(source="fer2013", path=str(path))).notes
+    assert note in inspect_data(path).notes

@@ -290,6 +290,25 @@ def test_what_is_wrong_in_many_cells_is_told_once(find):
     assert " and 1 more: pretrain.weights" in some
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "expected"),
+    [
+        ("fer2013", "downloads/manual/fer2013.csv", None),
+        ("fer2013", "downloads/manual/fer2013.zip", "fer2013.csv, from which it is prepared, is not there"),
+        ("fer2013", None, "fer2013.csv, from which it is prepared, is not there"),
+        ("cifar10", "downloads/cs.toronto.edu_cifar-10.tar.gz", None),
+        ("resisc45", "downloads/manual/NWPU-RESISC45.rar", None),
+        ("cifar10", None, "nothing can be downloaded from here"),
+    ],
+)
+def test_without_a_network_what_was_fetched_before_may_suffice(find, tmp_path, name, file, expected):
+    if file is not None:
+        (tmp_path / "tfds" / file).parent.mkdir(parents=True)
+        (tmp_path / "tfds" / file).touch()
+    found = find({"finetune.data": {"source": "tfds", "name": name}})
+    assert found == [] if expected is None else [expected in line for line in found] == [True]
+
+
 def test_a_data_set_whose_folder_cannot_be_written_cannot_be_prepared(find, tmp_path, monkeypatch):
     monkeypatch.setattr(limits, "find_network_problem", lambda: None)
     (tmp_path / "tfds").mkdir()

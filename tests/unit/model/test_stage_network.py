@@ -22,7 +22,7 @@ from dlfer.model.stage_network import (
     list_drop_connects,
 )
 from dlfer.model.transfer import carry_backbone, draw_probe_images, read_backbone_record, write_backbone
-from dlfer.train.cascade import obtain_backbone
+from dlfer.train.cascade import divide_branches, obtain_backbone
 from dlfer.train.loop import clone_network
 from dlfer.train.plan import _count_activations
 
@@ -173,8 +173,7 @@ def test_activations_of_the_branches_are_counted():
     assert sum(counts) < _count_activations(hybrid, (1, 48, 48, 3)) < 1.1 * sum(counts)
 
 
-def load_config(tmp_path, weights, *, model="", extra=""):
-    branches = ", ".join(UNLIKE)
+def load_config(tmp_path, weights, *, model="", extra="", branches="efficientnet_nano, resnet_nano"):
     (tmp_path / "a.yaml").write_text(
         f"experiment: {{name: a}}\nmodel: {{family: hybrid, branches: [{branches}]{model}}}\n"
         f"pretrain: {{weights: {weights}, image_size: 32{extra}}}\n"
@@ -269,6 +268,60 @@ def test_a_folder_of_files_and_a_single_file_of_all_branches(tmp_path):
     assert read_backbone_record(whole)["variables"] == read_backbone_record(folder)["variables"]
 
 
+def test_two_branches_of_one_backbone_start_from_different_weights(tmp_path):
+    twice = ModelConfig(family="hybrid", branches=("resnet_nano", "resnet_nano"))
+    alone = build_transfer_network(ModelConfig(backbone="resnet_nano"), num_labels=1, image_size=32, channels=3)
+    sources = []
+    for number in (1, 2):
+        for variable in alone.backbone.variables:
+            variable.assign(variable + number / 100)
+        sources.append([np.asarray(variable) for variable in alone.backbone.variables])
+        if number == 1:
+            alone.backbone.save_weights(tmp_path / "own.weights.h5")
+    write_backbone(alone, tmp_path / "run", source="EF-FER1 of a test")
+    weights = f"{{branch1_resnet_nano: {tmp_path}/own.weights.h5, branch2_resnet_nano: {tmp_path}/run}}"
+    config = load_config(tmp_path, weights, branches="resnet_nano, resnet_nano")
+    network = build_network(twice, image_size=32)
+    record = carry_backbone(obtain(config, tmp_path), network)
+    for branch, source in zip(twice.name_branches(), sources, strict=True):
+        found = [np.asarray(variable) for variable in network.backbone.get_layer(branch).variables]
+        assert all(np.array_equal(a, b) for a, b in zip(found, source, strict=True)), branch
+    assert "own.weights.h5" in record.branches["branch1_resnet_nano"].source
+    assert record.branches["branch2_resnet_nano"].source == "EF-FER1 of a test"
+
+
+@pytest.mark.parametrize(
+    ("branches", "weights", "extra", "expected"),
+    [
+        ("resnet50, resnet34", "{resnet34: a.h5, resnet50: imagenet}", "", [("imagenet", None), ("a.h5", None)]),
+        ("resnet50, resnet34", "{branch2_resnet34: run, branch1_resnet50: b.h5}", "", [("b.h5", None), ("run", None)]),
+        (
+            "resnet18, resnet34, vgg16",
+            "{vgg16: c, resnet18: d, resnet34: e}",
+            "",
+            [("d", None), ("e", None), ("c", None)],
+        ),
+        ("resnet18, resnet18", "{branch1_resnet18: x, branch2_resnet18: y}", "", [("x", None), ("y", None)]),
+        (
+            "resnet50, vgg16",
+            "imagenet",
+            ", weights_file: files",
+            [("imagenet", "files/resnet50.h5"), ("imagenet", "files/vgg16.weights.h5")],
+        ),
+    ],
+)
+def test_each_branch_gets_the_source_that_is_named_for_it(tmp_path, monkeypatch, branches, weights, extra, expected):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files" / "vgg16.weights.h5").touch()
+    config = load_config(tmp_path, weights, branches=branches, extra=extra)
+    found = divide_branches(config)
+    assert list(found) == list(config.model.name_branches())
+    assert [own.model.backbone for own in found.values()] == branches.split(", ")
+    assert [(own.pretrain.weights, own.pretrain.weights_file) for own in found.values()] == expected
+    assert {own.model.family for own in found.values()} == {"transfer"}
+
+
 def test_a_branch_file_that_is_not_there_is_asked_for_and_lite2_needs_none(tmp_path):
     (tmp_path / "efficientnet_lite1.weights.h5").touch()
     names = ("efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2")
@@ -301,6 +354,10 @@ def test_the_experiment_names_weights_for_its_branches():
     config = load_experiment(file, dict([parse_override(text)]))
     assert set(config.pretrain.weights) == set(config.model.branches) == {"resnet50", "resnet34"}
     assert config.pretrain.weights["resnet50"] == "imagenet"
+    # The short run finds faces as the whole one does.
+    short = file.read_text().partition("# Short")[2].partition("--set ")[2].splitlines()[0]
+    config = load_experiment(file, dict([parse_override(short.strip())]))
+    assert (config.finetune.epochs, config.finetune.data.faces.detect) == (2, "centerface")
 
 
 def test_a_stem_that_a_branch_lacks_is_refused():

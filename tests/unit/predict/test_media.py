@@ -282,3 +282,23 @@ def test_marked_videos_keep_the_times_of_frames_at_varying_rates(tmp_path):
     writer.close()
     frames = [int(frame.image[20, 20, 0]) for frame in open_inputs([str(tmp_path / "a.mp4")])]
     assert frames == pytest.approx([40, *[80] * 9, 120, 200], abs=6)
+
+
+def refuse(*given, **options):
+    raise PermissionError(13, "Permission denied")
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.mp4", "folder"])
+def test_what_may_not_be_read_is_told_so_and_not_called_damaged(tmp_path, monkeypatch, name):
+    """Whoever runs the tests may be root, who may read everything."""
+    path = tmp_path / name
+    if name == "folder":
+        path.mkdir()
+        monkeypatch.setattr("dlfer.data.files.os.listdir", refuse)
+    else:
+        path.write_bytes(b"x")
+    monkeypatch.setattr(media, "open_undecoded", refuse)
+    monkeypatch.setattr(media.os, "access", lambda path, mode: False)
+    [found] = open_inputs(list_inputs([str(path)]))
+    assert isinstance(found, BadInput)
+    assert found.error == f"{path}: cannot be read; its permissions forbid it."

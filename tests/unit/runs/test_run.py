@@ -14,7 +14,7 @@ import pytest
 
 from dlfer.config.load import compute_digest, load_experiment
 from dlfer.errors import ConfigError, ModelError
-from dlfer.runs.files import write_atomically
+from dlfer.runs.files import copy_folder, write_atomically
 from dlfer.runs.find import list_runs, open_run
 from dlfer.runs.records import to_json
 from dlfer.runs.run import create_run, format_duration
@@ -193,3 +193,21 @@ def test_a_run_is_held_by_one_process_at_a_time(folder, config):
 def test_durations(seconds, text, estimate):
     assert format_duration(seconds) == text
     assert format_duration(seconds, is_estimate=True) == estimate
+
+
+@pytest.mark.parametrize("mode", [0o555, 0o500, 0o755])
+def test_the_copy_of_a_read_only_folder_can_be_written(tmp_path, mode):
+    source = tmp_path / "model" / "members" / "a"
+    source.mkdir(parents=True)
+    for path in (source / "x.json", tmp_path / "model" / "card.md"):
+        path.write_text("{}")
+        path.chmod(mode & 0o444)
+    for folder in (source, source.parent, tmp_path / "model"):
+        folder.chmod(mode)
+    copy_folder(tmp_path / "model", tmp_path / "copy", without="card.md")
+    found = sorted(path.relative_to(tmp_path / "copy").as_posix() for path in (tmp_path / "copy").rglob("*"))
+    assert found == ["members", "members/a", "members/a/x.json"]
+    assert all(path.stat().st_mode & 0o200 for path in (tmp_path / "copy", *(tmp_path / "copy").rglob("*")))
+    for folder in (tmp_path / "model", source.parent, source):
+        assert folder.stat().st_mode & 0o777 == mode
+        folder.chmod(0o755)
