@@ -55,14 +55,21 @@ def _is_no_advice(record: logging.LogRecord) -> bool:
 
 
 class _QuietImport:
-    """Finds tensorflow once, and executes it with the file descriptor 2 on a file, which an exception shows."""
+    """Finds tensorflow, however often it is looked for before, and executes it with the file descriptor 2 on a file, which an
+    exception shows."""
+
+    def __init__(self) -> None:
+        self._is_looking = False
 
     def find_spec(self, name: str, path: object = None, target: object = None) -> ModuleSpec | None:
         """Return the specification of tensorflow, with another loader; None for every other module."""
-        if name != "tensorflow":
+        if name != "tensorflow" or self._is_looking:
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
+        self._is_looking = True
+        try:
+            spec = importlib.util.find_spec(name)
+        finally:
+            self._is_looking = False
         if spec is not None and spec.loader is not None:
             spec.loader.exec_module = keep_back_stderr()(spec.loader.exec_module)
         return spec

@@ -107,7 +107,7 @@ def build_cropper(faces: str, classifier: Engine, *, detector_size: int | None =
         raise UserError(f"detector size: found {detector_size!r}, expected a whole number of pixels, 64 to 4096.")
     about, channels, aspect = classifier.about, classifier.channels, classifier.aspect
     trained = FacesConfig.model_validate(about.faces) if about.faces else None
-    size, side = int(about.face_size or classifier.image_size), get_cut_side(classifier)
+    size = int(about.face_size or classifier.image_size)
     if faces == "whole":
         return Cropper(None, lambda image, _: _take_whole(image, trained, channels, size, aspect))
     is_ready = trained is None or trained.detect == "none"
@@ -115,6 +115,7 @@ def build_cropper(faces: str, classifier: Engine, *, detector_size: int | None =
     if detector_size is None and trained is not None and trained.detect == detector:
         detector_size = trained.size
     light = "none" if trained is None else trained.equalize
+    side = get_cut_side(classifier)
 
     def cut(image: np.ndarray, face: Face) -> Crop:
         if is_ready or (trained.align and face.eyes is None):

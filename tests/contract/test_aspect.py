@@ -189,7 +189,7 @@ def test_an_image_is_seen_alike_from_a_folder_and_by_predict(shape, aspect, tmp_
 class Recorder:
     """An engine that remembers the images that it is given."""
 
-    labels, image_size, temperature_fit = LABELS, SIDE, None
+    labels, image_size, temperature_fit, crop, takes_any_size = LABELS, SIDE, None, None, True
 
     def __init__(self, aspect: str, *, channels: int = 1, faces: FacesConfig | None = None) -> None:
         self.aspect = aspect

@@ -19,6 +19,8 @@ def import_fake(tmp_path, body, **environment):
         "import os, sys; sys.path.insert(0, sys.argv[1])\n"
         "from dlfer.quiet import hush_libraries\n"
         "hush_libraries(); hush_libraries(); print(len(sys.meta_path))\n"
+        # tensorflow_datasets looks for it before it imports it.
+        "import importlib.util; importlib.util.find_spec('tensorflow')\n"
         "import tensorflow; os.write(2, b'after'); print(tensorflow.VALUE, tensorflow.__name__)"
     )
     return subprocess.run(
