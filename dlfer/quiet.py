@@ -51,7 +51,8 @@ def hush_libraries() -> None:
 
 def _is_no_advice(record: logging.LogRecord) -> bool:
     """Tell whether a message is other than advice on how a library is to be called, or where it keeps its caches."""
-    return not any(text in str(record.msg) for text in _ADVICE)
+    said = record.getMessage()
+    return not any(text in said for text in _ADVICE)
 
 
 class _QuietImport:

@@ -135,3 +135,13 @@ def test_advice_of_libraries_to_their_callers_is_kept_back(monkeypatch, caplog, 
     with caplog.at_level("INFO", logger=name):
         logging.getLogger(name).warning(message, "x") if "%s" in message else logging.getLogger(name).warning(message)
     assert bool(caplog.records) == is_said
+
+
+def test_advice_whose_words_come_as_arguments_is_kept_back(capfd):
+    hush_libraries()
+    for name in ("absl", "tensorflow"):
+        logging.getLogger(name).warning("Variant folder %s has no %s", "/data/fer2013", "dataset_info.json")
+        logging.getLogger(name).warning("Variant folder %s has no %s", "/data/fer2013", "permission")
+    said = capfd.readouterr().err
+    assert "dataset_info" not in said
+    assert "permission" in said
