@@ -249,6 +249,28 @@ def write_noisy_video(path, code):
     return path.read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("suffix", "code"),
+    [(".ts", "MPG2"), (".mts", "MPG2"), (".M2TS", "MPG2"), (".3gp", "mp4v"), (".flv", "FLV1"), (".MOV", "mp4v")]
+    + [(".m4v", "mp4v"), (".wmv", "WMV2"), (".webm", "VP80"), (".mpg", "MPG1"), (".mkv", "mp4v"), (".avi", "MJPG")],
+)
+def test_videos_of_many_containers_are_read_by_suffix_and_by_content(tmp_path, suffix, code):
+    cv2 = pytest.importorskip("cv2")
+    named = tmp_path / f"a{suffix}"
+    writer = cv2.VideoWriter(str(named), cv2.VideoWriter_fourcc(*code), 25.0, (64, 48))
+    for index in range(10):
+        writer.write(np.full((48, 64, 3), 20 * index, np.uint8))
+    writer.release()
+    bare = tmp_path / "bare"
+    bare.write_bytes(named.read_bytes())
+    assert is_video(str(named))
+    assert is_video(str(bare))
+    for path in (named, bare):
+        frames = list(open_inputs([str(path)]))
+        assert [type(frame) for frame in frames] == [Frame] * 10
+        assert [frame.image[20, 20, 0] for frame in frames] == pytest.approx(range(0, 200, 20), abs=8)
+
+
 @pytest.mark.parametrize(("name", "code"), [("a.avi", "MJPG"), ("a.avi", "XVID"), ("a.mkv", "mp4v"), ("a.mp4", "mp4v")])
 def test_damaged_videos_are_read_behind_the_hole_and_reported(tmp_path, name, code):
     data = bytearray(write_noisy_video(tmp_path / name, code))
