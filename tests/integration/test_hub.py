@@ -1,10 +1,12 @@
-"""hf://ORG/NAME from a small server that answers what huggingface_hub asks for a download: revision, list of files, files.
+"""hf://ORG/NAME from, and a push to, a small server that answers what huggingface_hub asks: for a download the revision, the
+list of files and the files; for an upload the creation of the repository, pre-upload, LFS objects and the commit.
 
-Its protocol for uploads (pre-upload, LFS, commit) is too large for that: tests/unit/export/test_ship.py replaces HfApi.
+How `dlfer ship` calls it is tested in tests/unit/export/test_ship.py.
 """
 
 from __future__ import annotations
 
+import base64
 import csv
 import hashlib
 import http.server
@@ -13,6 +15,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -29,6 +32,7 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
     folder: Path
     served: list[str]
+    asked: list[tuple[str, str | None]]
 
     def do_GET(self):
         self.answer()
@@ -78,6 +82,53 @@ class Hub(http.server.BaseHTTPRequestHandler):
         oid = hashlib.sha1(contents).hexdigest()
         return {"type": "file", "path": file.name, "size": len(contents), "oid": oid, "lfs": lfs}
 
+    def do_POST(self):
+        """Take what belongs to an upload: small files come in the commit itself, large ones as LFS objects before it."""
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        address = f"http://{self.headers['Host']}"
+        self.asked.append((self.path, self.headers.get("Authorization")))
+        if self.path == "/api/repos/create":
+            answer = {"url": f"{address}/org/model", "name": "org/model", "id": "1"}
+        elif self.path == "/api/validate-yaml":
+            answer = {"errors": [], "warnings": []}
+        elif self.path == "/api/models/org/model/preupload/main":
+            modes = [
+                (file["path"], "lfs" if file["size"] > 1_000_000 else "regular") for file in json.loads(body)["files"]
+            ]
+            answer = {"files": [{"path": path, "uploadMode": mode, "shouldIgnore": False} for path, mode in modes]}
+        elif self.path == "/org/model.git/info/lfs/objects/batch":
+            answer = {"transfer": "basic", "objects": []}
+            for file in json.loads(body)["objects"]:
+                actions = {"upload": {"href": f"{address}/lfs/{file['oid']}"}}
+                answer["objects"].append({"oid": file["oid"], "size": file["size"], "actions": actions})
+        elif self.path == "/api/models/org/model/commit/main":
+            for line in map(json.loads, body.splitlines()):
+                value = line["value"]
+                if line["key"] == "file":
+                    (self.folder / value["path"]).write_bytes(base64.b64decode(value["content"]))
+                elif line["key"] == "lfsFile":
+                    (self.folder / "lfs" / value["oid"]).rename(self.folder / value["path"])
+            answer = {"commitUrl": f"{address}/org/model/commit/{COMMIT}", "commitOid": COMMIT, "success": True}
+        else:
+            self.send_error(404)
+            return
+        self.reply(json.dumps(answer).encode())
+
+    def do_PUT(self):
+        contents = self.rfile.read(int(self.headers["Content-Length"]))
+        oid = self.path.rpartition("/")[2]
+        assert hashlib.sha256(contents).hexdigest() == oid
+        (self.folder / "lfs").mkdir(exist_ok=True)
+        (self.folder / "lfs" / oid).write_bytes(contents)
+        self.reply(b"")
+
+    def reply(self, contents):
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(contents)))
+        self.end_headers()
+        self.wfile.write(contents)
+
     def log_message(self, *arguments):
         pass
 
@@ -89,14 +140,14 @@ def hub(tmp_path):
     shutil.copytree(ROOT / "saved_models" / "lite2_96", folder)
     (folder / "MODEL_CARD.md").rename(folder / "README.md")
     (folder / "weights.pkl").write_bytes(b"\x80\x04.")
-    handler = type("Handler", (Hub,), {"folder": folder, "served": []})
+    handler = type("Handler", (Hub,), {"folder": folder, "served": [], "asked": []})
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
     threading.Thread(target=server.serve_forever, daemon=True).start()
 
-    def dlfer(*words, **given):
+    def dlfer(*words, code=None, **given):
         address = {"HF_ENDPOINT": f"http://127.0.0.1:{server.server_port}", "HF_HOME": str(tmp_path / "hf"), **given}
         return subprocess.run(
-            command(*words),
+            command(*words) if code is None else [sys.executable, "-c", code, *map(str, words)],
             cwd=tmp_path,
             env=environment(**address, HF_HUB_DISABLE_TELEMETRY="1", NO_PROXY="127.0.0.1"),
             capture_output=True,
@@ -105,7 +156,7 @@ def hub(tmp_path):
             check=False,
         )
 
-    dlfer.folder, dlfer.served, dlfer.server = folder, handler.served, server
+    dlfer.folder, dlfer.served, dlfer.asked, dlfer.server = folder, handler.served, handler.asked, server
     yield dlfer
     server.shutdown()
     server.server_close()
@@ -175,3 +226,37 @@ def test_a_downloaded_model_is_checked_as_any_other(hub, change, words):
     done = hub("predict", ROOT / "docs" / "astronaut.jpg", "--model", "hf://org/model")
     assert (done.returncode, done.stdout) == (2, ""), done.stderr
     assert re.search(words, done.stderr), done.stderr
+
+
+PUSH = """
+import sys
+from pathlib import Path
+from dlfer.export.ship import write_hub_folder
+from dlfer.runs.find import push_folder
+folder = write_hub_folder(Path(sys.argv[1]), Path("pushed"), "org/model")
+print(push_folder(folder, "org/model", private=True))
+"""
+
+
+def test_a_pushed_model_is_there_with_its_card_and_predicts(hub):
+    shutil.rmtree(hub.folder)
+    hub.folder.mkdir()
+    done = hub(ROOT / "saved_models" / "lite2_96", code=PUSH, HF_TOKEN="hf_test", HF_HUB_DISABLE_XET="1")
+    assert done.returncode == 0, done.stderr
+    assert "/org/model" in done.stdout
+    paths = [path for path, _ in hub.asked]
+    assert paths[0] == "/api/repos/create"
+    assert paths[-1] == "/api/models/org/model/commit/main"
+    assert {token for _, token in hub.asked} == {"Bearer hf_test"}
+    ours = {file.name: file.read_bytes() for file in (hub.folder.parent / "pushed").iterdir()}
+    theirs = {file.name: file.read_bytes() for file in hub.folder.iterdir() if file.is_file()}
+    assert theirs == ours
+    assert 'dlfer.load("hf://org/model")' in theirs["README.md"].decode()
+    predicted = hub("predict", ROOT / "docs" / "astronaut.jpg", "--model", "hf://org/model")
+    assert [row["label"] for row in csv.DictReader(io.StringIO(predicted.stdout))] == ["Happy"]
+
+
+def test_a_push_that_the_hub_refuses_says_so(hub):
+    done = hub(ROOT / "saved_models" / "lite2_96", code=PUSH.replace('"org/model", private', '"org/other", private'))
+    assert done.returncode != 0
+    assert "org/other" in done.stderr

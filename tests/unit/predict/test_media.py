@@ -251,8 +251,20 @@ def write_noisy_video(path, code):
 
 @pytest.mark.parametrize(
     ("suffix", "code"),
-    [(".ts", "MPG2"), (".mts", "MPG2"), (".M2TS", "MPG2"), (".3gp", "mp4v"), (".flv", "FLV1"), (".MOV", "mp4v")]
-    + [(".m4v", "mp4v"), (".wmv", "WMV2"), (".webm", "VP80"), (".mpg", "MPG1"), (".mkv", "mp4v"), (".avi", "MJPG")],
+    [
+        (".ts", "MPG2"),
+        (".mts", "MPG2"),
+        (".M2TS", "MPG2"),
+        (".3gp", "mp4v"),
+        (".flv", "FLV1"),
+        (".MOV", "mp4v"),
+        (".m4v", "mp4v"),
+        (".wmv", "WMV2"),
+        (".webm", "VP80"),
+        (".mpg", "MPG1"),
+        (".mkv", "mp4v"),
+        (".avi", "MJPG"),
+    ],
 )
 def test_videos_of_many_containers_are_read_by_suffix_and_by_content(tmp_path, suffix, code):
     cv2 = pytest.importorskip("cv2")
