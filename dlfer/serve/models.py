@@ -90,8 +90,13 @@ class ServedModel:
     def predict(self, crops: Sequence[np.ndarray]) -> np.ndarray:
         """Return float32 [N, C], calibrated if the model has a temperature, of N crops; the network sees at most two sizes."""
         fitted = [crop if crop.shape[:2] == self._cut_shape else self.fit(crop) for crop in crops]
-        return predict_by_size(partial(self._classifier.predict, calibrated=True), fitted, len(self.labels))
+        return predict_by_size(
+            partial(self._classifier.predict, batch_size=AT_ONCE, calibrated=True), fitted, len(self.labels)
+        )
 
+
+AT_ONCE = 20
+"""Crops that the network computes at a time. With 32 the default model holds 50 MB more, and the server answers a tenth more requests."""
 
 DETECTED_AT_ONCE, _DETECTED_SIDE = 1, 640
 """Pictures of this side, or as many small ones as have their pixels, in which faces are searched for at once: CenterFace takes
