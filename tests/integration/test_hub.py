@@ -256,6 +256,7 @@ def test_a_pushed_model_is_there_with_its_card_and_predicts(hub):
     assert [row["label"] for row in csv.DictReader(io.StringIO(predicted.stdout))] == ["Happy"]
 
 
+@pytest.mark.slow
 def test_a_push_that_the_hub_refuses_says_so(hub):
     done = hub(ROOT / "saved_models" / "lite2_96", code=PUSH.replace('"org/model", private', '"org/other", private'))
     assert done.returncode != 0

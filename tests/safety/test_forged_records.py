@@ -100,7 +100,7 @@ def copied(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", RECORDS)
+@pytest.mark.parametrize("name", [RECORDS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in RECORDS[1:])])
 def test_every_value_of_a_record_may_be_anything(copied, runtime, name):
     file = copied / name
     whole = file.read_text()
@@ -206,6 +206,7 @@ def use_export(folder: Path) -> None:
     engines.draw_faces(engine)
 
 
+@pytest.mark.slow
 def test_every_value_of_an_export_may_be_anything(exported, runtime):
     file = exported / "export.json"
     whole = file.read_text()

@@ -293,6 +293,7 @@ def test_metrics_of_earlier_versions_are_reported(tmp_path, run_maker, extras, a
     assert ("Abstaining, test" in page.text) == (absent not in ("selective", "all"))
 
 
+@pytest.mark.slow
 def test_metrics_and_audit_with_the_keys_of_an_earlier_version_are_reported(tmp_path, run_maker, model_writer):
     run = model_writer(run_maker(tmp_path / "run"))
     metrics, audit = (json.loads((run / name).read_text()) for name in ("metrics.json", "audit.json"))

@@ -343,6 +343,7 @@ class StopInFeatures(TrainingListener):
             self.control.request("SIGTERM")
 
 
+@pytest.mark.slow
 def test_features_that_were_stopped_go_on_where_they_stood(tmp_path):
     split, extraction = draw_split(), make_extraction(tmp_path)
     listener = StopInFeatures(extraction.control)

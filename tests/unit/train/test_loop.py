@@ -84,7 +84,8 @@ def test_frozen_statistics_stay():
         assert all(np.array_equal(a, np.array(norm.moving_mean)) for a, norm in zip(raw, norms, strict=True))
 
 
-@pytest.mark.parametrize("keep", ["best", pytest.param("last", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("keep", ["best", "last"])
 def test_the_raw_weights_of_a_training_do_not_depend_on_it(tmp_path, keep):
     """The same dropout, order and statistics in the next epoch: the checkpoints of both trainings are equal."""
     checkpoints = []

@@ -108,6 +108,7 @@ def test_listeners_hear_each_step_and_each_epoch_of_history(tmp_path):
         assert all(type(value) is float for value in values.values())
 
 
+@pytest.mark.slow
 def test_a_listener_that_raises_changes_no_weight(tmp_path):
     class Broken(Listener):
         def step(self, *arguments):
@@ -167,6 +168,7 @@ def test_a_finished_stage_is_not_trained_again(tmp_path):
     assert all(np.array_equal(a, b) for a, b in zip(weights_of(first), weights_of(second), strict=True))
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_repeat(tmp_path):
     config = make_config(epochs=1, batch_size=16, image_size=32, augment={"rotation": 10.0})
     found = []

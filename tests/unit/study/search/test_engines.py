@@ -125,6 +125,7 @@ def test_a_failure_takes_no_promotion_away_from_its_bracket(make_config, play, t
     assert sum(p.epochs == 3 for p in proposals[:12]) == 3
 
 
+@pytest.mark.slow
 def test_bayes_goes_where_the_score_is_high(make_config, play, tmp_path):
     space = {"finetune.optimizer.learning_rate": {"log": [1e-5, 1e-1]}}
     proposals, _ = play(tmp_path, make_config("bayesian", space=space), trials=9)

@@ -126,6 +126,7 @@ def test_hyperbands_rungs_are_one_run(write_file, options):
 FAIL = {"search.space.model.dropout": {"choice": [0.3, 0.95]}, "search.engine": "grid"}
 
 
+@pytest.mark.slow
 def test_failing_trials_are_recorded_and_told_on_the_page(write_file, options, fake_child):
     fake_child |= {"0.95": {"do": "fail"}}
     folder = run_search(write_file(high=0.99), replace(options, overrides=FAIL), SearchOptions())
