@@ -32,7 +32,7 @@ def test_two_cells_train_in_processes_of_their_own(small, tmp_path):
         assert "EF-FER2" in (run / "console.txt").read_text()
         assert sum(json.loads(line)["event"] == "test_opened" for line in (run / "log.jsonl").open()) == 1
         best = rows[member["arm"]]
-        plan = f"EF-FER2: {int(best['num_parameters']):,} parameters; {best['optimizer']} (weight decay"
+        plan = f"EF-FER2: {int(best['num_parameters']):,} parameters; {best['optimizer']} (weight decay 0.004, decoupled, kernels only); rate"
         assert plan in (run / "console.txt").read_text()
         assert (best["steps_an_epoch"], best["num_cells"]) == ("2", "1")
     assert "EF-FER2 epoch" not in done.stderr
