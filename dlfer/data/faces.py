@@ -1,6 +1,6 @@
 """Faces found in images, cut out of them, upright if their eyes are known; and data prepared so.
 
-Three detectors: centerface (the default; its file comes with dlfer, see `dlfer.data.centerface`), and two that are in
+Three detectors: centerface (the default; its file comes with dlfer, see `dlfer.data.faces`), and two that are in
 packages of their own, imported when they are used: mtcnn (needs TensorFlow) and opencv (a cascade of Haar features).
 centerface and mtcnn find the eyes as well.
 Coordinates are (x, y) in pixels of the image that was given; (0, 0) is the centre of its first pixel.
@@ -15,13 +15,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
 
 from dlfer.config.sections import FacesConfig
-from dlfer.data import centerface
 from dlfer.data.bundle import DataBundle, Split, name_cache, read_cache, write_cache
 from dlfer.data.images import compute_side, equalize, resize_square
 from dlfer.errors import DataError, EnvironmentProblem
@@ -40,11 +40,128 @@ MIN_SCORES = (0.5, 0.25)
 EYES = ((0.33, 0.375), (0.67, 0.375))
 """Where the left and the right eye stand in an aligned face, as fractions of its side: FER2013's own means by MTCNN."""
 
-_BATCH_SIZE, _BATCH_PIXELS = 32, 1_300_000
 STRIP_PIXELS = 2_000_000
 """Of an image that is shrunk, about how many are at a time in the copy that Pillow makes."""
+
+_BATCH_SIZE, _BATCH_PIXELS = 32, 1_300_000
 """Images that a detector gets at a time: at most so many, and as few as have so many pixels as it sees them. centerface holds
 0.1 GB for each of 640 x 480 and is hardly faster with 32 of them (3.5 GB) than with 4."""
+
+
+CENTERFACE_FILE = Path(__file__).parent / "weights" / "centerface.onnx"
+CENTERFACE_SHA256 = "5f9d0c07eee7d7daef429829ae7ad720f1662b21b18bc7fb8f6247de66fb34fe"
+
+MAX_OVERLAP = 0.3
+"""Of two boxes whose intersection is a larger share of their union, the one with the lower score is dropped."""
+
+MIN_SIDE = 8.0
+"""Faces with a shorter side, in pixels of the image that the network sees, are left out: there is no expression in them."""
+
+_STRIDE, _MULTIPLE = 4, 32
+_OUTPUTS = ("537", "538", "539", "540")
+
+
+class Detections(NamedTuple):
+    """The faces in one image, the most probable first.
+
+    Attributes:
+        boxes: float64 [N, 4], left, top, width, height in pixels of the image, within it.
+        scores: float64 [N] in 0..1.
+        landmarks: float64 [N, 5, 2], (x, y) of the left and right eye, the nose, the left and right corner of the
+            mouth, as they are seen.
+    """
+
+    boxes: np.ndarray
+    scores: np.ndarray
+    landmarks: np.ndarray
+
+
+def detect(images: np.ndarray, *, min_score: float) -> list[Detections]:
+    """Return the faces that CenterFace finds in each of several images of one size.
+
+    Args:
+        images: uint8 [B, H, W, 3], RGB.
+        min_score: probability in 0..1 above which a cell holds the centre of a face.
+
+    Raises:
+        EnvironmentProblem: onnxruntime is not installed, or the network's file is damaged.
+    """
+    height, width = images.shape[1:3]
+    # The network halves an image five times: its sides are filled up with black to multiples of 32.
+    sides = [-(-side // _MULTIPLE) * _MULTIPLE for side in (height, width)]
+    batch = np.zeros((len(images), 3, *sides), np.float32)
+    batch[:, :, :height, :width] = images.transpose(0, 3, 1, 2)
+    outputs = _load_centerface().run(_OUTPUTS, {"input.1": batch})
+    return [
+        _decode_centerface([output[row] for output in outputs], (height, width), min_score)
+        for row in range(len(images))
+    ]
+
+
+def _decode_centerface(outputs: Sequence[np.ndarray], size: tuple[int, int], min_score: float) -> Detections:
+    """Return the faces from the outputs for one image: float32 [1, h, w], [2, h, w], [2, h, w], [10, h, w]; y before x."""
+    heat, scale, offset, marks = outputs
+    rows, columns = np.nonzero(heat[0] > min_score)
+    scores = heat[0, rows, columns].astype(np.float64)
+    cells = np.stack([rows, columns])
+    sizes = np.exp(scale[:, rows, columns].astype(np.float64)) * _STRIDE
+    first = (cells + offset[:, rows, columns] + 0.5) * _STRIDE - sizes / 2
+    # [N, 5, (y, x)], as fractions of the box from its upper left corner.
+    points = marks[:, rows, columns].T.reshape(-1, 5, 2) * sizes.T[:, None] + first.T[:, None]
+    last = np.minimum(first + sizes, np.reshape(size, (2, 1)))
+    first = np.maximum(first, 0)
+    boxes = np.concatenate([first[::-1], (last - first)[::-1]]).T
+    large = np.flatnonzero(boxes[:, 2:].min(axis=1, initial=np.inf) >= MIN_SIDE)
+    kept = large[suppress(boxes[large], scores[large])]
+    return Detections(boxes[kept], scores[kept], sort_sides(points[kept, :, ::-1]))
+
+
+def suppress(boxes: np.ndarray, scores: np.ndarray) -> np.ndarray:
+    """Return the indices, int [K], of the boxes that no better one overlaps by more than `MAX_OVERLAP`, the best first.
+
+    Args:
+        boxes: float [N, 4], left, top, width, height.
+        scores: float [N].
+    """
+    first, last = boxes[:, :2], boxes[:, :2] + boxes[:, 2:]
+    areas = boxes[:, 2] * boxes[:, 3]
+    left, kept = np.argsort(-scores, kind="stable"), []
+    while len(left):
+        best, left = left[0], left[1:]
+        kept.append(best)
+        sides = np.minimum(last[best], last[left]) - np.maximum(first[best], first[left])
+        shared = np.prod(np.maximum(sides, 0), axis=1)
+        left = left[shared <= MAX_OVERLAP * (areas[best] + areas[left] - shared)]
+    return np.array(kept, np.int64)
+
+
+def sort_sides(points: np.ndarray) -> np.ndarray:
+    """Return landmarks, float [..., 5, 2], whose eyes and corners of the mouth are from left to right as they are seen."""
+    points = np.array(points, np.float64)
+    for first in (0, 3):
+        pair = points[..., first : first + 2, :]
+        order = np.argsort(pair[..., 0], axis=-1, kind="stable")[..., None]
+        points[..., first : first + 2, :] = np.take_along_axis(pair, order, axis=-2)
+    return points
+
+
+@cache
+def _load_centerface():
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise EnvironmentProblem(
+            f"faces: centerface needs onnxruntime, which cannot be imported ({error}): pip install onnxruntime."
+        ) from error
+    contents = CENTERFACE_FILE.read_bytes() if CENTERFACE_FILE.is_file() else b""
+    if hashlib.sha256(contents).hexdigest() != CENTERFACE_SHA256:
+        raise EnvironmentProblem(
+            f"{CENTERFACE_FILE}: the file of the face detector is missing or damaged ({len(contents):,} bytes with another sha256 "
+            "than expected). Install dlfer again."
+        )
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    return onnxruntime.InferenceSession(contents, options, providers=["CPUExecutionProvider"])
 
 
 @dataclass(frozen=True)
@@ -301,7 +418,7 @@ def _move_back(face: Face, scale: float, margin: int, shape: tuple[int, int]) ->
 
 def _detect_centerface(images: Sequence[np.ndarray], are_crops: bool) -> list[list[Face]]:
     """Return the faces in uint8 [H, W, 3] images of one size."""
-    found = centerface.detect(np.stack(images), min_score=MIN_SCORES[are_crops])
+    found = detect(np.stack(images), min_score=MIN_SCORES[are_crops])
     return [
         [Face(tuple(map(float, box)), float(score), marks) for box, score, marks in zip(*in_image, strict=True)]
         for in_image in found
@@ -319,7 +436,7 @@ def _read_mtcnn(record: dict) -> Face:
     marks = record["keypoints"]
     points = [marks[name] for name in ("left_eye", "right_eye", "nose", "mouth_left", "mouth_right")]
     box = tuple(float(value) for value in record["box"])
-    return Face(box, float(record["confidence"]), centerface.sort_sides(points))
+    return Face(box, float(record["confidence"]), sort_sides(points))
 
 
 @cache
@@ -475,7 +592,7 @@ def _compute_digest(images: np.ndarray, config: FacesConfig, aspect: str) -> str
     """Return the sha256 (hex) of what determines the prepared images, the version of the detector's package included."""
     package = None if config.detect == "none" else DETECTORS[config.detect].package
     try:
-        release = centerface.SHA256 if config.detect == "centerface" else package and version(package)
+        release = CENTERFACE_SHA256 if config.detect == "centerface" else package and version(package)
     except PackageNotFoundError:
         release = "absent"
     key = repr((_CACHE_VERSION, config.model_dump(mode="json"), release, images.shape))
