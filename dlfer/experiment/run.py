@@ -41,7 +41,7 @@ from dlfer.experiment.splits import (
     predict_splits,
     sort_errors,
 )
-from dlfer.explain.run_figure import MOST_EXAMPLES, choose_examples, write_occlusion_page, write_preparation_page
+from dlfer.explain.figures import MOST_EXAMPLES, choose_examples, write_occlusion_page, write_preparation_page
 from dlfer.metrics.confidence import describe_temperature
 from dlfer.metrics.learned import DID_NOT_LEARN, find_learning_failure
 from dlfer.metrics.predictions import Known, Predictions
@@ -462,8 +462,8 @@ def _draw_explanations(
     run: Run, classifier: Classifier, bundle: DataBundle, predictions: dict[str, Predictions]
 ) -> None:
     """Write occlusion maps of the first image of each label, and for a network what becomes of three on the way in."""
+    from dlfer.explain.figures import compute_preparation
     from dlfer.explain.occlusion import compute_occlusion
-    from dlfer.explain.run_figure import compute_preparation
 
     name = "test" if "test" in predictions else "validation"
     split, predicted, folder = getattr(bundle, name), predictions[name], run.path / "figures"

@@ -12,8 +12,8 @@ from dlfer.config.sections import ModelConfig
 from dlfer.data.synthetic.faces import draw_face
 from dlfer.errors import ModelError, TransferError
 from dlfer.experiment.limits import find_obstacles
+from dlfer.explain.figures import compute_preparation
 from dlfer.explain.gradcam import GradCam
-from dlfer.explain.run_figure import compute_preparation
 from dlfer.export.contract import Sample
 from dlfer.export.exporters import EXPORTERS, Origin, export_classifier
 from dlfer.export.ship import write_embedded_onnx
