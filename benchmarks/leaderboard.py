@@ -27,7 +27,7 @@ from dlfer.config.names import FER2013_LABELS
 from dlfer.data.bundle import Split
 from dlfer.data.fer2013 import load_fer2013_usage
 from dlfer.data.votes import align_votes, find_column, read_votes
-from dlfer.experiment.evaluate_file import AlignedModel, FileModel, align_labels, choose_columns
+from dlfer.experiment.evaluate import AlignedModel, FileModel, align_labels, choose_columns
 from dlfer.experiment.splits import find_judged_duplicates
 from dlfer.metrics.intervals import compute_proportion
 from dlfer.metrics.predictions import Predictions, read_predictions, write_predictions

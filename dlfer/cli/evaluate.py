@@ -106,6 +106,7 @@ def evaluate(
     files = {"--json": find_file(json_out), "--html": html_out, "--predictions": predictions}
     check_outputs(files, inputs, force=force)
     _check_data(data, split)
+    from dlfer.experiment.evaluate import FileModel, evaluate_file, evaluate_with_predictions, read_labels
     from dlfer.experiment.extras import Extras
 
     asked: dict[str, Any] = {"data": data, "split": split, "say": say}
@@ -116,14 +117,10 @@ def evaluate(
         attributes=attributes,
     )
     if is_file:
-        from dlfer.experiment.evaluate_file import FileModel, evaluate_file, read_labels
-
         names = read_labels(labels) if labels else ()
         given = FileModel(Path(model), input_text or "", names, output or "softmax", _split(ignore), temperature)
         metrics, found = evaluate_file(given, **asked)
     else:
-        from dlfer.experiment.evaluate import evaluate_with_predictions
-
         metrics, found = evaluate_with_predictions(model, **asked)
     _show_metrics(metrics, Path(model).name if is_file else model, json_out, html_out)
     _keep_predictions(found, Path(model).stem, predictions, against)

@@ -12,7 +12,7 @@ from dlfer.cli import app
 from dlfer.config.names import FER2013_LABELS
 from dlfer.data.bundle import Split
 from dlfer.errors import UserError
-from dlfer.experiment.evaluate_file import FileModel, align_labels, choose_columns, evaluate_file, read_labels
+from dlfer.experiment.evaluate import FileModel, align_labels, choose_columns, evaluate_file, read_labels
 from dlfer.experiment.extras import Extras
 from dlfer.metrics.predictions import read_predictions
 
