@@ -18,11 +18,10 @@ from dlfer._version import __version__
 from dlfer.predict.predictor import NOTICE, make_notice
 from dlfer.serve import schemas
 from dlfer.serve.guard import CONTENT_TYPE, Guard, Metrics, Policy
-from dlfer.serve.inputs import check_faces, read_crops_flag, read_face
 from dlfer.serve.limits import Limits, Refusal
 from dlfer.serve.models import VERSIONS, ServedModel, describe_tensors, write_answer
 from dlfer.serve.schemas import complete_openapi, tell_body, tell_errors
-from dlfer.serve.service import Body, Service
+from dlfer.serve.service import Body, Service, check_faces, read_crops_flag, read_face
 
 _LOG = logging.getLogger("uvicorn.error")
 
