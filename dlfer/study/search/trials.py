@@ -21,7 +21,7 @@ from dlfer.config.space import list_ancestors
 from dlfer.errors import ConfigError, DlferError, shorten
 from dlfer.experiment.session import create_member_run, make_smoke_config
 from dlfer.report.page import format_overrides
-from dlfer.report.trials import ALONE
+from dlfer.report.search import ALONE
 from dlfer.runs.files import read_rows
 from dlfer.runs.listeners import RunOptions
 from dlfer.runs.member_rows import MemberRow, is_run
