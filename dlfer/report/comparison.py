@@ -13,7 +13,6 @@ import numpy as np
 from dlfer.errors import ModelError
 from dlfer.metrics.learned import DID_NOT_LEARN, list_verdicts
 from dlfer.metrics.paired import describe_difference, format_points
-from dlfer.report.crossval import CROSSVAL_FIGURES, list_pooled_rows, write_crossval_figures
 from dlfer.report.curves import draw_line, finish_epoch_axis, read_series
 from dlfer.report.figures import (
     COLOURS,
@@ -42,13 +41,16 @@ from dlfer.report.page import (
 )
 from dlfer.report.sweep import (
     BEST_FIGURES,
+    CROSSVAL_FIGURES,
     SWEEP_FIGURES,
     describe_best,
     describe_best_cells,
     get_errors,
     has_value,
     list_drawn_pairs,
+    list_pooled_rows,
     write_best_figures,
+    write_crossval_figures,
     write_sweep_figures,
 )
 from dlfer.runs.comparison_record import ArmPair, ComparisonRecord, ModelComparison

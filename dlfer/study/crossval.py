@@ -22,7 +22,7 @@ from dlfer.metrics import classification as mt
 from dlfer.metrics.intervals import compute_average_intervals
 from dlfer.metrics.predictions import Predictions, write_predictions
 from dlfer.metrics.several import compare_folds, compute_recipe_accuracy, compute_trained_accuracy
-from dlfer.report.crossval import format_folds_tables
+from dlfer.report.sweep import format_folds_tables
 from dlfer.runs.changes import IMAGES_FILE
 from dlfer.runs.comparison_record import (
     ArmPair,
