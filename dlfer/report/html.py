@@ -14,7 +14,6 @@ from dlfer.config.names import STAGES
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.predictions import read_predictions
-from dlfer.report.architecture import describe_blocks, describe_cascade, draw_diagram
 from dlfer.report.audit import describe_audit
 from dlfer.report.curves import draw_corruptions, draw_history, draw_reliability, draw_risk_coverage, draw_roc
 from dlfer.report.figures import Drawn, stamp_banner, write_figures
@@ -47,11 +46,14 @@ from dlfer.report.page import (
 )
 from dlfer.report.pictures import draw_confusion
 from dlfer.report.sections import (
+    describe_blocks,
+    describe_cascade,
     describe_data,
     describe_levels,
     describe_question,
     describe_transfer,
     describe_trees,
+    draw_diagram,
     draw_levels,
     list_costs,
     list_published,
