@@ -33,7 +33,7 @@ def compare(
     of --data, which all runs and models then predict. A difference is the first minus the second.
     """
     from dlfer.report.terminal import format_comparison
-    from dlfer.runs.outputs import check_outputs
+    from dlfer.runs.files import check_outputs
     from dlfer.runs.records import SCHEMA
     from dlfer.study.compare import compare_runs, find_entry
 

@@ -85,8 +85,8 @@ def evaluate(
     angry,disgust,fear,happy,sad,surprise,neutral --data fer2013.csv
     """
     from dlfer.predict.foreign import SUFFIXES
+    from dlfer.runs.files import check_outputs
     from dlfer.runs.find import find_model
-    from dlfer.runs.outputs import check_outputs
 
     if predictions is not None and predictions.suffix != ".npz":
         raise UserError(f"--predictions {predictions}: expected a name that ends in .npz.")

@@ -23,8 +23,8 @@ def report(
     from dlfer.report.comparison import write_comparison_report
     from dlfer.report.html import write_report
     from dlfer.report.search import write_search_report
+    from dlfer.runs.files import check_writable
     from dlfer.runs.find import ARTIFACT_FILE, open_run
-    from dlfer.runs.outputs import check_writable
 
     writers = {"run": write_report, "search": write_search_report}
     num_failed = 0

@@ -59,8 +59,8 @@ def show(
     force: Force = False,
 ) -> None:
     """Show an experiment with all defaults, the runs, one run, or the models, backbones, sources and keys."""
+    from dlfer.runs.files import check_outputs
     from dlfer.runs.find import default_runs_folder
-    from dlfer.runs.outputs import check_outputs
 
     if file is not None and what != "config":
         raise UserError(f"dlfer show {what} {file}: only config takes a file. A run is shown by dlfer show {file}.")

@@ -21,8 +21,8 @@ from dlfer.data.folder import UNREADABLE, load_splits
 from dlfer.data.labels import compute_label_map, map_targets
 from dlfer.data.layout import scan_folder
 from dlfer.errors import DataError, MissingDataError
-from dlfer.runs.csv_text import find_delimiter, open_text
 from dlfer.runs.records import LeftOut
+from dlfer.runs.text import find_delimiter, open_text
 
 OFFICIAL_MD5 = "f8428a1edbd21e88f42c73edd2a14f95"
 

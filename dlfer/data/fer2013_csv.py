@@ -16,8 +16,7 @@ from dlfer.config.names import FER2013_LABELS
 from dlfer.data.files import fold_name
 from dlfer.data.labels import CANONICAL
 from dlfer.errors import DataError
-from dlfer.runs.csv_text import find_delimiter, open_text, read_lines
-from dlfer.runs.text import count_noun
+from dlfer.runs.text import count_noun, find_delimiter, open_text, read_lines
 
 USAGES = ("Training", "PublicTest", "PrivateTest")
 _USAGES = {usage.casefold(): usage for usage in USAGES}

@@ -18,7 +18,7 @@ from dlfer.config.sections import DataConfig
 from dlfer.data.fer2013_csv import CSV_NAMES, USAGES
 from dlfer.data.files import PICTURE_SUFFIXES, find_kind
 from dlfer.errors import DataError, DlferError, MissingDataError, UserError, shorten
-from dlfer.runs.csv_text import find_delimiter, open_text
+from dlfer.runs.text import find_delimiter, open_text
 
 EXPECTED = (
     "expected a folder (class folders, or train/validation/test with them), a csv in the layout of FER2013, a zip with either, "

@@ -24,8 +24,7 @@ from dlfer.data.labels import describe_merged, describe_unknown, match_labels, o
 from dlfer.data.layout import scan_folder
 from dlfer.data.sources import load_source_splits
 from dlfer.errors import DataError, MissingDataError
-from dlfer.runs.files import write_atomically
-from dlfer.runs.outputs import check_outputs
+from dlfer.runs.files import check_outputs, write_atomically
 from dlfer.runs.text import count_noun
 
 _MOST_DECODED, _MOST_PIXELS = 2000, 400_000_000

@@ -17,8 +17,8 @@ from dlfer.data.survey import MOST_LISTED
 from dlfer.errors import DataError, MissingDataError
 from dlfer.metrics.intervals import compute_wilson_interval
 from dlfer.runs.audit_record import ContestedImage, VoteShares, VoteSummary
-from dlfer.runs.csv_text import open_text, read_records
 from dlfer.runs.metrics_record import CountedEstimate
+from dlfer.runs.text import open_text, read_records
 
 DEFINITION = (
     "The plurality of an image is the label with most votes, over all columns of the file (contempt, unknown and no "

@@ -23,8 +23,7 @@ from dlfer.data.survey import Survey, survey_images
 from dlfer.errors import DataError, DlferError, UserError
 from dlfer.report.audit import list_shown, write_audit_page
 from dlfer.runs.audit_record import AuditRecord
-from dlfer.runs.files import write_atomically
-from dlfer.runs.outputs import check_outputs
+from dlfer.runs.files import check_outputs, write_atomically
 from dlfer.runs.text import count_noun, to_cell
 
 _IMAGE_SIZE = 256

@@ -27,9 +27,9 @@ from dlfer.errors import ConfigError, DataError, DlferError, EnvironmentProblem,
 from dlfer.experiment.teachers import examine_teachers
 from dlfer.model.backbones import BACKBONES, list_levels
 from dlfer.model.vggface2 import read_face_weights
+from dlfer.runs.files import check_writable
 from dlfer.runs.find import default_runs_folder, find_model
 from dlfer.runs.machine import get_memory_bytes
-from dlfer.runs.outputs import check_writable
 
 MOST_EPOCHS = 1_000_000
 _HOST = ("storage.googleapis.com", 443)

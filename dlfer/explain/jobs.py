@@ -39,9 +39,17 @@ from dlfer.predict.crops import Crop, build_cropper
 from dlfer.predict.job import describe_failure, interrupt_on_signals
 from dlfer.predict.media import CAMERA, NOT_READ, BadInput, Frame, is_video, list_inputs, open_inputs
 from dlfer.predict.predictor import NOTICE
-from dlfer.runs.files import read_json, write_atomically, write_npz
+from dlfer.runs.files import (
+    Place,
+    check_outputs,
+    check_writable,
+    choose_name,
+    fold_name,
+    read_json,
+    write_atomically,
+    write_npz,
+)
 from dlfer.runs.find import find_default_model, find_model, find_run_of, open_run
-from dlfer.runs.outputs import Place, check_outputs, check_writable, choose_name, fold_name
 from dlfer.runs.run import Run
 from dlfer.runs.run_records import log_opening
 from dlfer.runs.text import escape_text, to_utf8

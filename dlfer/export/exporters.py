@@ -43,9 +43,8 @@ from dlfer.model.classifier import Classifier
 from dlfer.predict.runtimes import EXPORT_FILE, RUNTIMES, VERSION, compute_checksums, import_extra
 from dlfer.report.card import CARD_FILE, compose_card
 from dlfer.runs.artifact import ExportAbout, ExportRecord, read_artifact_record
-from dlfer.runs.files import explain_write_error
+from dlfer.runs.files import check_outputs, check_writable, explain_write_error
 from dlfer.runs.find import find_model, find_run_of
-from dlfer.runs.outputs import check_outputs, check_writable
 from dlfer.runs.run import Run
 
 

@@ -34,10 +34,9 @@ from dlfer.predict.runtimes import combine_trees, import_extra, open_onnx
 from dlfer.report.card import CARD_FILE, find_terms, write_card
 from dlfer.report.page import read_experiment
 from dlfer.runs.changes import IMAGES_FILE
-from dlfer.runs.files import copy_folder, hash_file, read_npz, write_atomically, write_npz
+from dlfer.runs.files import check_outputs, copy_folder, hash_file, read_npz, write_atomically, write_npz
 from dlfer.runs.find import find_model, is_default, open_run, read_about
 from dlfer.runs.metrics_record import Metrics
-from dlfer.runs.outputs import check_outputs
 from dlfer.runs.records import ArtifactRecord, DataRecord, OnnxRecord, QuantisedAccuracy, ShippedRecord, SpeedRecord
 from dlfer.runs.run import CONFIG_FILE, DATA_FILE, RUN_FILE, Run
 

@@ -22,9 +22,9 @@ from dlfer.metrics.curves import (
     compute_average_precisions,
 )
 from dlfer.metrics.predictions import Predictions
-from dlfer.runs.csv_text import open_text, read_records
 from dlfer.runs.metrics_record import Abstention, Groups, Metrics, SplitMetrics
 from dlfer.runs.records import to_json
+from dlfer.runs.text import open_text, read_records
 
 _AVERAGES = {
     "accuracy": mt.compute_accuracy,

@@ -21,8 +21,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dlfer.errors import DataError, EnvironmentProblem
 from dlfer.predict.media import BadInput, Frame, is_video, load_opencv
 from dlfer.predict.predictor import FacePrediction, FramePrediction
-from dlfer.runs.files import replace_when_done
-from dlfer.runs.outputs import choose_name, fold_name
+from dlfer.runs.files import choose_name, fold_name, replace_when_done
 from dlfer.runs.text import to_utf8
 
 INK, PAPER, UNSURE = (255, 255, 255), (0, 92, 168), (96, 96, 96)

@@ -21,8 +21,8 @@ from dlfer.predict.engines import AUTO, Engine, choose_engine, load_engine
 from dlfer.predict.media import CAMERA, NOT_READ, BadInput, is_video, list_inputs, open_inputs
 from dlfer.predict.predictor import FacePredictor, FramePrediction, describe_predictions, predict_inputs
 from dlfer.predict.tables import Table, choose_form, open_table
+from dlfer.runs.files import check_outputs, check_writable
 from dlfer.runs.find import find_default_model
-from dlfer.runs.outputs import check_outputs, check_writable
 from dlfer.runs.text import escape_text, to_utf8
 from dlfer.train.progress import ConsoleListener
 

@@ -341,7 +341,7 @@ def test_report_writes_that_of_the_kind(call, stand_in, work):
 def test_a_report_is_not_begun_in_a_run_that_cannot_be_written(call, stand_in, work, monkeypatch):
     run = create_run(work / "r", load_experiment(work / "a.yaml"), argv=[])
     calls = stand_in("dlfer.report.html", write_report="page of a run")
-    monkeypatch.setattr("dlfer.runs.outputs.os.access", lambda path, mode: False)
+    monkeypatch.setattr("dlfer.runs.files.os.access", lambda path, mode: False)
     code, out, err = call("report", str(run.path))
     assert (code, out, calls) == (2, "", [])
     assert f"nothing can be written into {run.path}" in err

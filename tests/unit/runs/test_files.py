@@ -7,8 +7,8 @@ import os
 import pytest
 
 from dlfer.errors import ConfigError
-from dlfer.runs import outputs
-from dlfer.runs.outputs import check_outputs, check_writable, choose_name, fold_name
+from dlfer.runs import files
+from dlfer.runs.files import check_outputs, check_writable, choose_name, fold_name
 
 
 @pytest.fixture
@@ -84,7 +84,7 @@ def test_what_cannot_be_written_is_known_before(here, given, problem):
 
 
 def test_a_folder_that_cannot_be_written_into_is_known_before(here, monkeypatch):
-    monkeypatch.setattr(outputs.os, "access", lambda path, mode: False)
+    monkeypatch.setattr(files.os, "access", lambda path, mode: False)
     for given in ("data/x.json", "new/deep/x.json"):
         with pytest.raises(ConfigError, match=f"--json {given}: nothing can be written into"):
             check_outputs({"--json": given})
@@ -94,7 +94,7 @@ def test_a_folder_that_cannot_be_written_into_is_known_before(here, monkeypatch)
 
 def test_names_that_differ_in_case_are_one_file_where_the_folder_says_so(here, monkeypatch):
     check_outputs({"--json": "a.out", "--html": "A.out"})
-    monkeypatch.setattr(outputs, "_ignores_case", lambda folder: True)
+    monkeypatch.setattr(files, "_ignores_case", lambda folder: True)
     with pytest.raises(ConfigError, match="the same file"):
         check_outputs({"--json": "a.out", "--html": "A.out"})
     with pytest.raises(ConfigError, match="the same file"):
@@ -102,9 +102,9 @@ def test_names_that_differ_in_case_are_one_file_where_the_folder_says_so(here, m
 
 
 def test_a_folder_that_ignores_case_is_told_by_its_name(here, monkeypatch):
-    assert not outputs._ignores_case(here / "data" / "new")
+    assert not files._ignores_case(here / "data" / "new")
     (here / "DATA").symlink_to(here / "data")  # what such a disk would answer
-    assert outputs._ignores_case(here / "data" / "new")
+    assert files._ignores_case(here / "data" / "new")
 
 
 def test_names_never_meet_and_are_never_too_long(here):
