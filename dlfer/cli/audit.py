@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.completion import complete_data
-from dlfer.cli.options import DATA, STDOUT, Force, Html, Json, find_file, print_text, say
+from dlfer.cli.options import DATA, STDOUT, Force, Html, Json, complete_data, find_file, print_text, say
 
 
 def audit(

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.completion import complete_data
-from dlfer.cli.options import Overrides, parse_overrides, print_text, say
+from dlfer.cli.options import Overrides, complete_data, parse_overrides, print_text, say
 from dlfer.errors import ConfigError, UserError
 
 

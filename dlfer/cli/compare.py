@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.completion import complete_models
-from dlfer.cli.options import Data, Force, Html, Json, Runs, SplitName, find_file, print_result, say
+from dlfer.cli.options import Data, Force, Html, Json, Runs, SplitName, complete_models, find_file, print_result, say
 
 
 def compare(

@@ -7,8 +7,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dlfer.cli.completion import complete_models
-from dlfer.cli.options import STDOUT, Data, Force, Html, Json, SplitName, find_file, print_result, print_text, say
+from dlfer.cli.options import (
+    STDOUT,
+    Data,
+    Force,
+    Html,
+    Json,
+    SplitName,
+    complete_models,
+    find_file,
+    print_result,
+    print_text,
+    say,
+)
 from dlfer.errors import UserError
 
 if TYPE_CHECKING:

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.completion import complete_models
-from dlfer.cli.options import DATA, Force, print_text, say
+from dlfer.cli.options import DATA, Force, complete_models, print_text, say
 from dlfer.errors import UserError
 
 FORMATS = "savedmodel,litert,litert-int8,onnx,onnx-int8"

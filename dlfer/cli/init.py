@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.completion import complete_data
-from dlfer.cli.options import Force, print_text, say
+from dlfer.cli.options import Force, complete_data, print_text, say
 from dlfer.errors import UserError
 
 

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.completion import complete_experiments
-from dlfer.cli.options import Overrides, parse_overrides, say
+from dlfer.cli.options import Overrides, complete_experiments, parse_overrides, say
 
 
 def prepare(

@@ -6,8 +6,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.completion import complete_runs
-from dlfer.cli.options import Runs, print_text, say
+from dlfer.cli.options import Runs, complete_runs, print_text, say
 from dlfer.errors import DlferError
 
 

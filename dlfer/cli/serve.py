@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.completion import complete_models
-from dlfer.cli.options import DetectorSize, Faces, say
+from dlfer.cli.options import DetectorSize, Faces, complete_models, say
 from dlfer.errors import UserError
 
 

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.completion import complete_runs
-from dlfer.cli.options import print_text, say
+from dlfer.cli.options import complete_runs, print_text, say
 from dlfer.errors import UserError
 
 

@@ -9,8 +9,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from dlfer.cli.completion import complete_experiments, complete_shown
-from dlfer.cli.options import Force, Json, Overrides, Runs, find_file, parse_overrides, print_result, say
+from dlfer.cli.options import (
+    Force,
+    Json,
+    Overrides,
+    Runs,
+    complete_experiments,
+    complete_shown,
+    find_file,
+    parse_overrides,
+    print_result,
+    say,
+)
 from dlfer.errors import UserError
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from dlfer.cli.completion import complete_data, complete_experiments, complete_models, complete_runs, complete_shown
+from dlfer.cli.options import complete_data, complete_experiments, complete_models, complete_runs, complete_shown
 
 
 @pytest.fixture
