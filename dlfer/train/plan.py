@@ -17,7 +17,7 @@ from dlfer.model.stage_network import TransferNetwork
 from dlfer.model.training_kernels import count_steps_to_settle
 from dlfer.runs.run_records import Block, NetworkRecord
 from dlfer.runs.text import count_noun
-from dlfer.train.distribute import describe_replicas
+from dlfer.train.loop import describe_replicas
 from dlfer.train.objective import build_schedule, compute_rates, describe_optimizer
 from dlfer.train.state import StageJob
 

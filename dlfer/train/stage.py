@@ -27,8 +27,7 @@ from dlfer.model.predict import predict_probabilities, predict_split
 from dlfer.model.stage_network import TransferNetwork, assemble_network
 from dlfer.runs.files import sync_folder, write_rows
 from dlfer.train.cluster import Cluster, Device
-from dlfer.train.distribute import build_loop, lead_stage
-from dlfer.train.loop import WeightAverage
+from dlfer.train.loop import WeightAverage, build_loop, lead_stage
 from dlfer.train.objective import build_loss, build_optimizer, build_schedule
 from dlfer.train.plan import compute_steps, set_trainable
 from dlfer.train.progress import StopControl, TrainingListener
