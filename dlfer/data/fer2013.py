@@ -17,9 +17,8 @@ from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Reading, Split, name_cache, read_cache, write_cache
 from dlfer.data.fer2013_csv import CSV_NAMES, SIDE, USAGES, Rows, describe_unread_columns, read_csv
 from dlfer.data.files import Tally
-from dlfer.data.folder import UNREADABLE, load_splits
+from dlfer.data.folder import UNREADABLE, load_splits, scan_folder
 from dlfer.data.labels import compute_label_map, map_targets
-from dlfer.data.layout import scan_folder
 from dlfer.errors import DataError, MissingDataError
 from dlfer.runs.records import LeftOut
 from dlfer.runs.text import find_delimiter, open_text

@@ -1,12 +1,19 @@
-"""Class folders: one folder per class, in folders train, validation and test, or without splits."""
+"""Class folders: one folder per class, in folders train, validation and test, or without splits.
+
+Their layout is found by names: which folders are splits, which are classes, and what is neither.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
+import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,14 +23,25 @@ import numpy as np
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Reading, Split
 from dlfer.data.fer2013_csv import USAGES
-from dlfer.data.files import Tally
+from dlfer.data.files import (
+    HIDDEN,
+    LOOP,
+    NO_PICTURES,
+    PICTURE_SUFFIXES,
+    Tally,
+    count_files,
+    find_reason,
+    fold_name,
+    identify,
+    list_files,
+    list_folders,
+    list_pictures,
+)
 from dlfer.data.images import compute_side, read_header, read_image, resize_square, to_channels
-from dlfer.data.labels import DROPPED, describe_merged, describe_unknown, match_labels, order_labels
-from dlfer.data.layout import SPLIT_NAMES, ImageFile, Splits, scan_folder
+from dlfer.data.labels import CANONICAL, DROPPED, describe_merged, describe_unknown, match_labels, order_labels
 from dlfer.data.split import draw_indices
 from dlfer.errors import DataError, MissingDataError
-
-__all__ = ["SPLIT_NAMES", "ImageFile", "Splits", "load_folder", "load_splits", "scan_folder", "try_each"]
+from dlfer.runs.text import count_noun
 
 NOT_DRAWN = "not drawn (data.num_images)"
 UNREADABLE = "unreadable (data.skip_unreadable)"
@@ -209,3 +227,342 @@ def _is_grey(images: np.ndarray) -> bool:
         if not (np.array_equal(block[..., 0], block[..., 1]) and np.array_equal(block[..., 0], block[..., 2])):
             return False
     return True
+
+
+SPLITS = ("train", "validation", "test")
+SPLIT_NAMES = {
+    **dict.fromkeys(("train", "training", "trn"), "train"),
+    **dict.fromkeys(
+        ("val", "valid", "validation", "validate", "dev", "devel", "development", "publictest"), "validation"
+    ),
+    **dict.fromkeys(("test", "testing", "tst", "privatetest"), "test"),
+}
+"""Names of folders that are splits and not classes, in lower case; the last of a line are FER2013's own."""
+
+_EVALUATION = ("eval", "evaluation")
+_FILLERS = frozenset(
+    [
+        "set",
+        "sets",
+        "data",
+        "dataset",
+        "images",
+        "image",
+        "imgs",
+        "img",
+        "pictures",
+        "photos",
+        "split",
+        "splits",
+        "part",
+        "folder",
+        "samples",
+    ]
+)
+_GLUED = re.compile(r"(\w+?)(?:set|data|images|imgs)")
+_LEVELS = _FILLERS | {"faces", "fer2013", "archive", "raw", "crops", "cropped"}
+_OUTSIDE = "files beside the folders"
+_UNKNOWN = "files in folders beside the splits"
+_IGNORED = "files in folders that data.folders ignores"
+
+
+@dataclass(frozen=True)
+class ImageFile:
+    """An image file of a class: `id` is its path relative to the root, with /."""
+
+    id: str
+    class_name: str
+
+
+Splits = dict[str, list[ImageFile]]
+
+
+def name_split(name: str) -> str | None:
+    """Return the split that a folder's name means: "train", "validation", "test" or "evaluation"; None for others.
+
+    Case does not count, nor do words around it that say no more than that it holds data: "Train_Set", "test-images".
+    """
+    words = re.split(r"[\W_]+", fold_name(re.sub(r"(?<=[a-z])(?=[A-Z])", " ", name)))
+    while words and words[0].isdecimal():
+        words = words[1:]
+    joined = "".join(word for word in words if word not in _FILLERS)
+    glued = _GLUED.fullmatch(joined)
+    for word in (joined, glued[1] if glued else ""):
+        if word in _EVALUATION:
+            return "evaluation"
+        if word in SPLIT_NAMES:
+            return SPLIT_NAMES[word]
+    return None
+
+
+def scan_folder(root: Path, folders: Mapping[str, str] | None = None, tally: Tally | None = None) -> Splits:
+    """Return the image files of each split below `root`, sorted by path; without splits, all are `train`.
+
+    Args:
+        root: holds folders of splits, or of classes; folders such as images/ that hold all others are passed through.
+        folders: name of a folder -> "train", "validation", "test", "class" or "ignore", where its name does not tell.
+
+    Raises:
+        DataError: no class folders, a class folder without images, or a folder of which it is not known what it is.
+    """
+    tally = Tally(root) if tally is None else tally
+    base = _descend(root, tally)
+    names = [name for name in list_folders(base) if not _is_loop(base / name, root, base, tally)]
+    for name in list_files(base, tally):
+        tally.leave_out(_OUTSIDE, base / name)
+    roles = _assign_roles(base, names, folders or {})
+    for name in [name for name in names if roles[name] == "ignore"]:
+        tally.leave_out(_IGNORED, base / name, count_files(base / name))
+    unknown = [name for name in names if roles[name] is None]
+    classes = [name for name in names if roles[name] == "class"]
+    splits = {split: [name for name in names if roles[name] == split] for split in SPLITS}
+    splits = {split: found for split, found in splits.items() if found}
+    _check_unknown(base, unknown, splits, classes)
+    scan = _Scan(root, base, tally)
+    if not splits:
+        scan.add_classes("train", base, sorted([*unknown, *classes]))
+    for name in unknown if splits else ():
+        tally.leave_out(_UNKNOWN, base / name, count_files(base / name))
+    for split, own in splits.items():
+        for name in own:
+            scan.add_split(split, _descend(base / name, tally))
+    return scan.run()
+
+
+def list_classes(root: Path, folders: Mapping[str, str] | None = None) -> list[str]:
+    """Return the names of the class folders of all splits below `root`, sorted, also of those without images.
+
+    Args:
+        root, folders: as `scan_folder` takes them.
+
+    Raises:
+        DataError: `folders` names a folder that is not there, or two folders are the same split.
+    """
+    tally = Tally(root)
+    base = _descend(root, tally)
+    roles = _assign_roles(base, list_folders(base), folders or {})
+    splits = [name for name, role in roles.items() if role in SPLITS]
+    if not splits:
+        return [name for name, role in roles.items() if role != "ignore"]
+    return sorted({name for split in splits for name in list_folders(_descend(base / split, tally))})
+
+
+def _descend(folder: Path, tally: Tally) -> Path:
+    """Return the folder itself, or the one inside that holds everything, such as images/ or one of its own name."""
+    while True:
+        names = list_folders(folder)
+        if len(names) != 1 or name_split(names[0]) or not list_folders(folder / names[0]):
+            return folder
+        if not _is_level(folder, names[0]):
+            return folder
+        if identify(folder / names[0]) == identify(folder):
+            return folder
+        for name in list_files(folder, tally):
+            tally.leave_out(_OUTSIDE, folder / name)
+        folder = folder / names[0]
+
+
+def _is_level(folder: Path, name: str) -> bool:
+    """Tell whether the one folder in a folder only wraps splits or classes, by its name or by theirs."""
+    below = [fold_name(child) for child in list_folders(folder / name)]
+    holds = any(map(name_split, below)) or sum(child in CANONICAL for child in below) > 1
+    return fold_name(name) in (*_LEVELS, fold_name(folder.name)) or (holds and fold_name(name) not in CANONICAL)
+
+
+def _is_loop(path: Path, root: Path, base: Path, tally: Tally) -> bool:
+    """Tell whether a folder is a link to one that it lies in, and count it then."""
+    if identify(path) not in {identify(folder) for folder in (root, base, *root.resolve().parents)}:
+        return False
+    tally.leave_out(LOOP, path)
+    return True
+
+
+def _assign_roles(base: Path, names: Sequence[str], folders: Mapping[str, str]) -> dict[str, str | None]:
+    """Return what each folder is: a split, "class", "ignore", or None where neither its name nor `folders` tell."""
+    by_name = {fold_name(name): role for name, role in folders.items()}
+    absent = [name for name in folders if fold_name(name) not in {fold_name(name) for name in names}]
+    if absent:
+        raise DataError(
+            f"data.folders: found {absent[0]!r}, expected a folder in {base}: {', '.join(names[:20]) or '(none)'}."
+        )
+    roles = {name: by_name.get(fold_name(name), name_split(name)) for name in names}
+    taken = set(roles.values())
+    if "evaluation" in taken:
+        role = "test" if "validation" in taken and "test" not in taken else "validation"
+        roles = {name: role if found == "evaluation" else found for name, found in roles.items()}
+    for split in SPLITS:
+        same = [name for name, role in roles.items() if role == split]
+        guessed = [name for name in same if fold_name(name) not in by_name]
+        if len(guessed) > 1:
+            raise DataError(
+                f"{base}: found the folders {_count(base, same)}; more than one of them is {split} by its name. {_ask(base, same)}"
+            )
+    return roles
+
+
+def _check_unknown(base: Path, unknown: list[str], splits: dict[str, list[str]], classes: list[str]) -> None:
+    """Raise DataError where it has to be guessed what a folder is."""
+    if not splits:
+        odd = _find_levels(base, unknown)
+        if odd:
+            raise DataError(
+                f"{base}: found the folders {_count(base, odd)}, which hold class folders themselves. They are splits "
+                f"with unusual names, or one level of folders too many. {_ask(base, odd)} If they are one level too many, "
+                f"set data.path to the folder that holds the classes, e.g. {base / odd[0]}."
+            )
+        return
+    own = [name for names in splits.values() for name in names]
+    known = {fold_name(name) for split in own for name in list_folders(base / split)}
+    odd = [
+        name
+        for name in unknown
+        if "train" not in splits or list_folders(base / name) or fold_name(name) in (*known, *CANONICAL)
+    ]
+    if odd or classes:
+        odd = odd or classes
+        raise DataError(
+            f"{base}: found the splits {_count(base, own)}, and beside them {_count(base, odd)}: it is not known "
+            f"whether these are splits, classes, or of another kind. {_ask(base, odd)}"
+        )
+
+
+def _find_levels(base: Path, names: list[str]) -> list[str]:
+    """Return the folders that hold class folders instead of images: their names are of expressions, or in each the same."""
+    below = {name: [fold_name(child) for child in list_folders(base / name)] for name in names}
+    deep = [
+        name
+        for name in names
+        if len(below[name]) > 1 and fold_name(name) not in CANONICAL and not _holds_pictures(base / name)
+    ]
+    odd = [name for name in deep if sum(child in CANONICAL for child in below[name]) > 1]
+    same = {child for child in below[deep[0]] if not re.search(r"\d", child)} if len(deep) > 1 else set()
+    if not odd and len(deep) == len(names) and len(same) > 1 and all(same <= set(below[name]) for name in deep):
+        return deep
+    return odd
+
+
+def _holds_pictures(folder: Path) -> bool:
+    return any(path.is_file() and find_reason(path) is None for path in folder.iterdir())
+
+
+def _count(base: Path, names: Sequence[str]) -> str:
+    more = f" and {len(names) - 10} others" if len(names) > 10 else ""
+    return ", ".join(f"{name} ({count_noun(count_files(base / name), 'file')})" for name in names[:10]) + more
+
+
+def _ask(base: Path, names: Sequence[str]) -> str:
+    """Return what has to be said, with an example that gives each folder the split that its name suggests, if it does."""
+    example = ", ".join(f"{_quote(name)}: {_suggest(name)}" for name in names[:3])
+    return (
+        "Say what each is: a split (train, validation or test), a class (class) or nothing (ignore). In an experiment "
+        f"file this is data.folders: {{{example}}}; dlfer init {shlex.quote(str(base))} --folder NAME=ROLE writes such a file, which other "
+        "commands take as data, too."
+    )
+
+
+def _suggest(name: str) -> str:
+    found = {split for word, split in SPLIT_NAMES.items() if len(word) > 2 and word in fold_name(name)}
+    found |= {"test"} if "hold" in fold_name(name) else set()
+    return found.pop() if len(found) == 1 else "..."
+
+
+def _quote(name: str) -> str:
+    return name if re.fullmatch(r"[A-Za-z_][\w-]*", name) else json.dumps(name, ensure_ascii=False)
+
+
+class _Scan:
+    """One scan of class folders, in which no folder is read twice."""
+
+    def __init__(self, root: Path, base: Path, tally: Tally) -> None:
+        self._root = root
+        self._base = base
+        self._tally = tally
+        self._folders: dict[tuple[int, int], Path] = {identify(root): root}
+        self._classes: list[tuple[str, Path]] = []
+
+    def add_split(self, split: str, folder: Path) -> None:
+        """Take note of the class folders in the folder of a split.
+
+        Raises:
+            DataError: as `add_classes`.
+        """
+        for name in list_files(folder, self._tally):
+            self._tally.leave_out(_OUTSIDE, folder / name)
+        names = [name for name in list_folders(folder) if not _is_loop(folder / name, self._root, folder, self._tally)]
+        self.add_classes(split, folder, names)
+
+    def add_classes(self, split: str, base: Path, names: Sequence[str]) -> None:
+        """Take note of class folders.
+
+        Raises:
+            DataError: there are none, or two are one folder.
+        """
+        if not names:
+            loose = f"; {count_files(base):,} files lie directly in it" if count_files(base) else ""
+            advice = "A list of labels beside images is not read: move each image into the folder of its class."
+            if base != self._root:
+                name = _quote(base.name)
+                advice = f"If it is a class itself, set data.folders: {{{name}: class}}; if it is not part of the data, {{{name}: ignore}}."
+            raise DataError(f"{base}: found no class folders, expected <class>/<image>{loose}. {advice}")
+        for name in names:
+            other = self._folders.setdefault(identify(base / name), base / name)
+            if other != base / name:
+                raise DataError(
+                    f"{base / name}: is the same folder as {other}, by a link; its images would count twice. "
+                    "Remove the link."
+                )
+            self._classes.append((split, base / name))
+
+    def run(self) -> Splits:
+        """Return the images of the class folders by split, those in folders below them included.
+
+        Raises:
+            DataError: a class folder without images, or none has any.
+        """
+        splits: Splits = {}
+        visited = set(self._folders)
+        for split, folder in self._classes:
+            splits.setdefault(split, []).extend(self._scan_class(folder, visited))
+        for split, files in splits.items():
+            if not files:
+                raise DataError(f"{self._root}: {split} has no class folders with images, expected <class>/<image>.")
+        return splits
+
+    def _scan_class(self, folder: Path, visited: set[tuple[int, int]]) -> list[ImageFile]:
+        inner = [name for name in list_folders(folder) if name_split(name)]
+        if inner:
+            raise DataError(
+                f"{folder}: found the splits {_count(folder, inner)} in the folder of a class; expected the classes in "
+                f"the splits: {inner[0]}/{folder.name}/<image>. Move the folders."
+            )
+        tally = Tally(self._root)
+        ids = sorted(path.relative_to(self._root).as_posix() for path in list_pictures(folder, tally, visited))
+        self._tally.add(tally)
+        if not ids:
+            self._check_empty(folder, tally)
+        return [ImageFile(path, folder.name) for path in ids]
+
+    def _check_empty(self, folder: Path, tally: Tally) -> None:
+        """Raise DataError for a class without images, unless it is a folder of files of another kind."""
+        found = [reason for reason in tally.list_left_out() if reason.reason != HIDDEN]
+        others = bool(found) and all(reason.reason.startswith(NO_PICTURES) for reason in found)
+        if others and fold_name(folder.name) not in CANONICAL:
+            self._tally.notes.append(
+                f"{folder.name} holds {count_noun(tally.seen, 'file')} and no picture, so it was not taken for a class."
+            )
+            return
+        listed = "; ".join(f"{reason.n:,} {reason.reason} ({reason.first[0]})" for reason in found) or "it is empty"
+        raise DataError(
+            f"{folder}: the class folder holds no images that can be read: {listed}. Expected pictures "
+            f"({', '.join(PICTURE_SUFFIXES[:10])} ...). {self._advise_empty(folder)}"
+        )
+
+    def _advise_empty(self, folder: Path) -> str:
+        """Return what to do about a class folder without images; a role can be given to the uppermost folders alone."""
+        if folder.parent != self._base:
+            return "Put images into it, or delete the folder."
+        return (
+            f"Put images into it, or delete the folder; or leave the class out: dlfer init {shlex.quote(str(self._root))} --folder "
+            f"{shlex.quote(folder.name)}=ignore writes an experiment file with data.folders: {{{_quote(folder.name)}: ignore}}, "
+            "which other commands take as data, too."
+        )

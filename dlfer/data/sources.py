@@ -16,10 +16,9 @@ from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import CropConfig, DataConfig, LabelsConfig
 from dlfer.data.bundle import DataBundle, Reading, Split
 from dlfer.data.faces import prepare_faces
-from dlfer.data.folder import NOT_DRAWN, load_folder
+from dlfer.data.folder import NOT_DRAWN, SPLITS, list_classes, load_folder
 from dlfer.data.images import resize_square
 from dlfer.data.labels import CANONICAL, SPELLINGS, match_labels, relabel_bundle
-from dlfer.data.layout import SPLITS, list_classes
 from dlfer.data.split import apply_protocol, draw_fraction, draw_subset, drop_duplicates
 from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.data.synthetic.scenes import load_synthetic_scenes

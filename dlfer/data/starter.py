@@ -17,11 +17,10 @@ from dlfer.config.sections import LabelsConfig
 from dlfer.config.strict_yaml import format_yaml
 from dlfer.data.fer2013_csv import USAGES
 from dlfer.data.files import Tally
-from dlfer.data.folder import UNREADABLE, try_each
+from dlfer.data.folder import UNREADABLE, scan_folder, try_each
 from dlfer.data.given import Kind, open_data, recognise
 from dlfer.data.images import read_header, read_image
 from dlfer.data.labels import describe_merged, describe_unknown, match_labels, order_labels
-from dlfer.data.layout import scan_folder
 from dlfer.data.sources import load_source_splits
 from dlfer.errors import DataError, MissingDataError
 from dlfer.runs.files import check_outputs, write_atomically

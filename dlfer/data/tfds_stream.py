@@ -27,9 +27,8 @@ from dlfer.config.sections import DataConfig
 from dlfer.data.audit import are_expressions
 from dlfer.data.bundle import WHOLE, DataBundle, Reading, Split, StreamedSplit
 from dlfer.data.files import Tally
-from dlfer.data.folder import NOT_DRAWN
+from dlfer.data.folder import NOT_DRAWN, SPLIT_NAMES, ImageFile, scan_folder
 from dlfer.data.labels import DROPPED, index_labels, match_labels, order_labels
-from dlfer.data.layout import SPLIT_NAMES, ImageFile, scan_folder
 from dlfer.data.split import draw_indices
 from dlfer.data.tfds_read import (
     Read,
