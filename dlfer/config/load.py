@@ -19,14 +19,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dlfer.config.grid import check_ablation, check_sweep
 from dlfer.config.keys import Key, get_mapping_value, get_section, is_nullable, rename_keys, split_key
 from dlfer.config.names import list_places
 from dlfer.config.problems import Problem, list_problems, validate
 from dlfer.config.schema import ExperimentConfig
 from dlfer.config.sections import Section, get_fields
-from dlfer.config.space import check_space, set_value
 from dlfer.config.strict_yaml import format_yaml, parse_yaml, read_yaml
+from dlfer.config.variations import check_ablation, check_space, check_sweep, set_value
 from dlfer.errors import ConfigError
 
 _VARIABLE = re.compile(r"\$(?:\{([^}]*)\}|([A-Za-z_][A-Za-z0-9_]*))")

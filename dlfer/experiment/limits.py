@@ -16,11 +16,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from dlfer.config.grid import list_cells
 from dlfer.config.load import resolve_path, with_overrides
 from dlfer.config.problems import list_problems
 from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.config.sections import DataConfig
+from dlfer.config.variations import list_cells
 from dlfer.data.sources import SOURCES, is_present
 from dlfer.data.tfds_stream import IMAGE_FOLDER, check_imagenet2012, find_data_dir
 from dlfer.errors import ConfigError, DataError, DlferError, EnvironmentProblem, ModelError, UserError

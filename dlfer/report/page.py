@@ -10,9 +10,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from dlfer.config.grid import shorten_axis
 from dlfer.config.load import load_recorded_experiment
 from dlfer.config.schema import ExperimentConfig
+from dlfer.config.variations import shorten_axis
 from dlfer.errors import ConfigError, ModelError, shorten
 from dlfer.metrics.paired import format_points
 from dlfer.runs.files import parse_json, write_atomically

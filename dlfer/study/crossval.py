@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dlfer.config.grid import list_cells
 from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
+from dlfer.config.variations import list_cells
 from dlfer.errors import ConfigError, ModelError
 from dlfer.metrics import classification as mt
 from dlfer.metrics.intervals import compute_average_intervals

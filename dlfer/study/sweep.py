@@ -16,8 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from dlfer.config.grid import Cell, list_cells
 from dlfer.config.schema import ExperimentConfig, SweepConfig
+from dlfer.config.variations import Cell, list_cells
 from dlfer.errors import ConfigError
 from dlfer.report.sweep import SCORES, format_best_tables, format_sweep_table
 from dlfer.runs.comparison_record import (

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from dlfer.config.grid import list_cells
 from dlfer.config.load import dump_experiment, load_experiment, parse_override
 from dlfer.config.strict_yaml import format_yaml, parse_yaml
+from dlfer.config.variations import list_cells
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 SHIPPED = {path.name: path.read_text(encoding="utf-8") for path in sorted(EXPERIMENTS.glob("*.yaml"))}

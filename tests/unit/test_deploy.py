@@ -78,8 +78,8 @@ def test_a_task_of_a_slurm_array_runs_its_member(bin_folder):
 
 
 def test_an_indexed_job_has_a_pod_for_each_member():
-    from dlfer.config.grid import list_cells
     from dlfer.config.load import load_experiment
+    from dlfer.config.variations import list_cells
 
     job = yaml.safe_load((DEPLOY / "indexed_job.yaml").read_text())["spec"]
     config = load_experiment(DEPLOY.parent / "experiments" / "backbones.yaml")

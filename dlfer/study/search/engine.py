@@ -10,7 +10,7 @@ from typing import Any
 
 from dlfer.config.keys import find_annotation, get_alternatives, split_key
 from dlfer.config.schema import ExperimentConfig, SearchConfig, StageConfig
-from dlfer.config.space import list_ancestors
+from dlfer.config.variations import list_ancestors
 from dlfer.errors import ConfigError
 from dlfer.report.page import format_value
 from dlfer.runs.changes import list_differences

@@ -17,7 +17,7 @@ from typing import Any
 
 from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
-from dlfer.config.space import list_ancestors
+from dlfer.config.variations import list_ancestors
 from dlfer.errors import ConfigError, DlferError, shorten
 from dlfer.experiment.session import create_member_run, make_smoke_config
 from dlfer.report.page import format_overrides

@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from sklearn.metrics import f1_score, precision_score, recall_score, roc_auc_score
 
-from dlfer.config.grid import list_cells
 from dlfer.config.load import load_experiment
+from dlfer.config.variations import list_cells
 from dlfer.errors import DlferError
 from dlfer.metrics.predictions import Predictions, read_predictions, write_predictions
 from dlfer.metrics.scores import compute_metrics_file
