@@ -31,7 +31,14 @@ from dlfer.runs.text import count_noun
 from dlfer.study.ablation import WITH, WITHOUT
 from dlfer.study.child import WorkerSlot
 from dlfer.study.runner import Ending, Source, StudyConsole, Task
-from dlfer.study.search.engine import Engine, EngineSettings, Proposal, compute_scores_so_far, find_best
+from dlfer.study.search.engine import (
+    Engine,
+    EngineSettings,
+    KerasTunerEngine,
+    Proposal,
+    compute_scores_so_far,
+    find_best,
+)
 
 SMOKE_TRIALS = 2
 
@@ -89,8 +96,6 @@ class Arm:
             from dlfer.study.search.optuna import OptunaEngine
 
             return OptunaEngine(settings)
-        from dlfer.study.search.keras_tuner import KerasTunerEngine
-
         return KerasTunerEngine(settings)
 
 
