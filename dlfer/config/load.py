@@ -19,9 +19,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from dlfer.config.keys import Key, get_mapping_value, get_section, is_nullable, rename_keys, split_key
+from dlfer.config.keys import (
+    Key,
+    Problem,
+    get_mapping_value,
+    get_section,
+    is_nullable,
+    list_problems,
+    rename_keys,
+    split_key,
+    validate,
+)
 from dlfer.config.names import list_places
-from dlfer.config.problems import Problem, list_problems, validate
 from dlfer.config.schema import ExperimentConfig
 from dlfer.config.sections import Section, get_fields
 from dlfer.config.strict_yaml import format_yaml, parse_yaml, read_yaml

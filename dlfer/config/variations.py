@@ -23,8 +23,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from dlfer.config.keys import describe_unknown_key, find_annotation, split_key
-from dlfer.config.problems import Problem, validate
+from dlfer.config.keys import Problem, describe_unknown_key, find_annotation, split_key, validate
 from dlfer.config.schema import ExperimentConfig
 
 MAX_CELLS = 1000

@@ -16,8 +16,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from dlfer.config.keys import list_problems
 from dlfer.config.load import resolve_path, with_overrides
-from dlfer.config.problems import list_problems
 from dlfer.config.schema import ExperimentConfig, StageConfig
 from dlfer.config.sections import DataConfig
 from dlfer.config.variations import list_cells
