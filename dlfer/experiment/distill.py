@@ -6,38 +6,138 @@ a Neural Network" (2015). There the student's probabilities have the temperature
 mixed targets is all that training knows of teachers.
 
 A teacher hands on what it has seen. One that was trained on images of the student's test split is refused; what else a teacher may
-have seen of the images that judge the student is said in the report.
+have seen of the images that judge the student is said in the report. What can be told of teachers before images are read is checked
+by `dlfer check`, which imports this module without a framework.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dlfer.config.load import resolve_path
 from dlfer.config.schema import DistillConfig, ExperimentConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
 from dlfer.data.duplicates import hash_images
-from dlfer.errors import ConfigError, DataError, DlferError, ProtocolError, TrainingStopped
-from dlfer.experiment.session import Session
-from dlfer.experiment.splits import index_images
-from dlfer.experiment.teachers import Teacher, check_labels, have_same_source, open_teacher
+from dlfer.data.sources import find_labels
+from dlfer.errors import ConfigError, DataError, DlferError, ModelError, ProtocolError, TrainingStopped
 from dlfer.metrics.confidence import apply_temperature
 from dlfer.predict.engines import load_engine
 from dlfer.report.card import find_terms
+from dlfer.report.page import try_experiment
+from dlfer.runs.artifact import read_artifact_record
 from dlfer.runs.changes import IMAGES_FILE, PRETRAIN_IMAGES_FILE, settle_changes
 from dlfer.runs.files import link_file, read_npz, write_npz
-from dlfer.runs.records import DataRecord, TeacherRecord, WeightsOrigin
-from dlfer.runs.run import Run
+from dlfer.runs.find import find_model, read_about
+from dlfer.runs.records import ArtifactRecord, DataRecord, TeacherRecord, WeightsOrigin
+from dlfer.runs.run import RUN_FILE, Run
+
+if TYPE_CHECKING:
+    from dlfer.experiment.session import Session
 
 FILE = "teachers.npz"
 """The mean probabilities of a run's teachers on its training images, in the run's folder."""
 
 _IMAGES_AT_A_TIME = 512
+
+
+@dataclass(frozen=True)
+class Teacher:
+    """A trained model that a student learns from.
+
+    Attributes:
+        name: as the experiment names it.
+        folder: of its artifact.
+        artifact: its artifact.json.
+        config: its experiment; None where that is not known here.
+    """
+
+    name: str
+    folder: Path
+    artifact: ArtifactRecord
+    config: ExperimentConfig | None
+
+    @property
+    def home(self) -> Path:
+        """The folder with its records: its run's, or its own where it was shipped."""
+        return self.folder.parent if (self.folder.parent / RUN_FILE).is_file() else self.folder
+
+
+def open_teacher(name: str) -> Teacher:
+    """Return the teacher of a name: a model's, a run's, or a folder.
+
+    Raises:
+        ModelError: nothing of that name, or a damaged one.
+    """
+    path = resolve_path(name)
+    folder = find_model(path if path.exists() else name).resolve()
+    artifact = read_artifact_record(folder)
+    teacher = Teacher(name, folder, artifact.model_copy(update={"about": read_about(folder, artifact)}), None)
+    return replace(teacher, config=try_experiment(teacher.home)[0])
+
+
+def check_labels(teacher: Teacher, labels: Sequence[str]) -> None:
+    """Raise ConfigError unless a teacher has the labels, in any order."""
+    found = teacher.artifact.labels
+    if set(found) != set(labels):
+        raise ConfigError(
+            f"finetune.distill.teacher: {teacher.name} has the labels {', '.join(found)}; expected {', '.join(labels)}, those of "
+            "finetune.data, in any order. Take another teacher, or bring the labels together by data.labels (aliases, drop)."
+        )
+
+
+def check_splits(teacher: Teacher, data: DataConfig) -> None:
+    """Raise ConfigError where a teacher has certainly been trained on images of the test split that a protocol draws.
+
+    That is so where it learned from the same files and divided them in another way.
+    """
+    own = None if teacher.config is None else teacher.config.finetune.data
+    if own is None or data.protocol == "official" or not have_same_source(own, data):
+        return
+    keys = ("protocol", "split", "folds", "fold", "fraction", "seed", "subjects", "num_images")
+    other = [key for key in keys if getattr(own, key) != getattr(data, key)]
+    if other:
+        values = ", ".join(f"{key}: {getattr(own, key)}" for key in other)
+        raise ConfigError(
+            f"finetune.distill.teacher: {teacher.name} was trained on the same images with {values}, and finetune.data has protocol "
+            f"{data.protocol}: the teacher has seen images of the split that would judge its student. Take a teacher that was trained "
+            "with the very same split (of a cross-validation: one for each fold, by dlfer run --set finetune.data.fold=N), or "
+            "protocol: official for both."
+        )
+
+
+def have_same_source(first: DataConfig, second: DataConfig) -> bool:
+    """Tell whether an id of two sections of data means the same image; drawn images are told by their pixels."""
+    if first.source != second.source or first.name != second.name or first.source.startswith("synthetic"):
+        return False
+    try:
+        paths = {None if data.path is None else resolve_path(data.path).resolve() for data in (first, second)}
+    except ConfigError:  # a variable that is not set here
+        return False
+    return len(paths) == 1
+
+
+def examine_teachers(config: ExperimentConfig) -> Iterator[str]:
+    """Yield what is wrong with the teachers of an experiment that has some, as far as it is known without its images."""
+    data = config.finetune.data
+    labels = find_labels(data)
+    for name in config.finetune.distill.names:
+        try:
+            teacher = open_teacher(name)
+            if labels is not None:
+                check_labels(teacher, sorted(labels))
+            check_splits(teacher, data)
+        except ModelError as error:
+            yield f"finetune.distill.teacher: {error}"
+        except ConfigError as error:
+            yield str(error)
 
 
 def distill(run: Run, config: ExperimentConfig, session: Session, bundle: DataBundle) -> DataBundle:
@@ -262,6 +362,8 @@ def _read_lists(teacher: Teacher) -> _Lists | None:
 
 def _load_lists(teacher: Teacher, session: Session, data: DataRecord) -> _Lists | None:
     """Return the lists of the data that a shipped model names, if it is what trained the model."""
+    from dlfer.experiment.splits import index_images
+
     if teacher.config is None:
         return None
     pretrain = teacher.config.pretrain

@@ -24,7 +24,6 @@ from dlfer.config.variations import list_cells
 from dlfer.data.sources import SOURCES, is_present
 from dlfer.data.tfds_stream import IMAGE_FOLDER, check_imagenet2012, find_data_dir
 from dlfer.errors import ConfigError, DataError, DlferError, EnvironmentProblem, ModelError, UserError
-from dlfer.experiment.teachers import examine_teachers
 from dlfer.model.backbones import BACKBONES, list_levels
 from dlfer.model.vggface2 import read_face_weights
 from dlfer.runs.files import check_writable
@@ -152,7 +151,11 @@ def _examine(config: ExperimentConfig, *, smoke: bool) -> Iterator[str]:
     if config.pretrain is not None and config.pretrain.weights is not None:
         yield from _examine_weights(config, names)
     yield from _examine_given_models(config)
-    if config.model.family != "ensemble":  # its members are looked at by themselves
+    if (
+        config.finetune.distill is not None and config.model.family != "ensemble"
+    ):  # its members are looked at by themselves
+        from dlfer.experiment.distill import examine_teachers
+
         yield from examine_teachers(config)
     if config.evaluate.attributes is not None:
         yield from _examine_path("evaluate.attributes", config.evaluate.attributes, is_file=True)
