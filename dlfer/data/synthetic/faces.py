@@ -14,17 +14,10 @@ from PIL import Image
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.synthetic.canvas import (
+from dlfer.data.synthetic.drawing import (
     SUPERSAMPLE,
-    Sketch,
-    compute_blur,
-    compute_jpeg,
-    compute_soft_noise,
-    reduce_canvas,
-    round_pixels,
-)
-from dlfer.data.synthetic.features import (
     Person,
+    Sketch,
     add_back_hair,
     add_beard,
     add_brows,
@@ -36,7 +29,12 @@ from dlfer.data.synthetic.features import (
     add_mouth,
     add_nose,
     add_occlusion,
+    compute_blur,
+    compute_jpeg,
+    compute_soft_noise,
     draw_person,
+    reduce_canvas,
+    round_pixels,
 )
 from dlfer.errors import DataError
 

@@ -15,7 +15,7 @@ from PIL import Image
 
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.data.synthetic.canvas import (
+from dlfer.data.synthetic.drawing import (
     SUPERSAMPLE,
     Sketch,
     compute_blur,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dlfer.data.synthetic.canvas import (
+from dlfer.data.synthetic.drawing import (
     SUPERSAMPLE,
     Sketch,
     compute_blur,
