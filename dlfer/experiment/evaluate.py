@@ -32,9 +32,7 @@ from dlfer.experiment.splits import JudgedDuplicates, find_judged_duplicates
 from dlfer.export.images import load_held, take_usage
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_metrics_file
-from dlfer.model.artifact import load_artifact
-from dlfer.model.classifier import Classifier
-from dlfer.predict.engines import Engine
+from dlfer.predict.engines import Engine, load_engine
 from dlfer.predict.foreign import BATCH, OUTPUTS, ForeignModel, open_foreign, parse_input, to_probabilities
 from dlfer.runs.artifact import read_artifact_record
 from dlfer.runs.changes import IMAGES_FILE
@@ -89,7 +87,7 @@ def evaluate_with_predictions(
     """
     wanted = parse_split(split)
     check_extras(extras)
-    classifier = load_artifact(name)
+    classifier = load_engine(find_model(name))
     run = find_run_of(name)
     record = read_artifact_record(find_model(name))
     given = None
@@ -133,7 +131,7 @@ def evaluate_with_predictions(
     return metrics.model_copy(update=more), predictions
 
 
-def _take_arrays(data: tuple[Any, Any], classifier: Classifier) -> tuple[Split, tuple[str, ...]]:
+def _take_arrays(data: tuple[Any, Any], classifier: Engine) -> tuple[Split, tuple[str, ...]]:
     if len(data) != 2:
         raise DataError(f"data: found a tuple of {len(data)}, expected (images, labels).")
     return make_split(*data, names=classifier.labels)
@@ -143,7 +141,7 @@ def _name_source(source: Path | tuple[Any, Any]) -> str:
     return "arrays in memory" if isinstance(source, tuple) else str(source)
 
 
-def prepare_as_trained(split: Split, classifier: Classifier | Engine, say: Callable[[str], None] | None) -> Split:
+def prepare_as_trained(split: Split, classifier: Engine, say: Callable[[str], None] | None) -> Split:
     """Return the split with its faces found and evened out as the model's training data had them."""
     faces = classifier.about.faces
     if faces is None:
@@ -292,7 +290,7 @@ def _choose_split(bundle: DataBundle, wanted: str | None) -> tuple[Split, tuple[
 
 
 def load_split(
-    path: Path, wanted: str | None, classifier: Classifier | Engine | ForeignModel, say: Callable[[str], None] | None
+    path: Path, wanted: str | None, classifier: Engine | ForeignModel, say: Callable[[str], None] | None
 ) -> tuple[Split, tuple[str, ...], GivenData]:
     """Return the split of data that judges a model, by default the first of test, validation and train, its labels, and what it is.
 

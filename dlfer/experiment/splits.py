@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from functools import partial, reduce
 from operator import or_
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -16,10 +17,12 @@ from dlfer.data.duplicates import Duplicates, find_duplicates, hash_images
 from dlfer.data.split import draw_subset
 from dlfer.metrics.predictions import Known, Predictions, write_predictions
 from dlfer.metrics.scores import compute_metrics_file
-from dlfer.model.classifier import Classifier
 from dlfer.model.predict import predict_split
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import DataRecord, DuplicatesRecord, SplitRecord, Temperature
+
+if TYPE_CHECKING:
+    from dlfer.model.classifier import Classifier
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -21,11 +22,13 @@ from dlfer.data.sources import load_data, load_source_splits
 from dlfer.data.split import draw_subset
 from dlfer.errors import ConfigError, MissingDataError, ModelError, UserError
 from dlfer.export.contract import Sample
-from dlfer.model.classifier import Classifier
 from dlfer.predict.engines import Engine
 from dlfer.predict.foreign import ForeignModel
 from dlfer.runs.records import ArtifactRecord, DataRecord
 from dlfer.runs.run import Run
+
+if TYPE_CHECKING:
+    from dlfer.model.classifier import Classifier
 
 NUM_COMPARED, NUM_CALIBRATION, NUM_DRAWN = 4000, 200, 256
 """At most so many images to compare on and to calibrate on; so many faces are drawn where there are no images."""

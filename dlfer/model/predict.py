@@ -11,15 +11,17 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import keras
 import numpy as np
 
 from dlfer.data.augment import compute_crop_size
 from dlfer.data.bundle import Split, StreamedSplit
 from dlfer.data.images import make_square
 from dlfer.errors import ModelError
+
+if TYPE_CHECKING:
+    import keras
 
 MOST_SIZES = 8
 """Sizes of images for which a network gets a program of its own; all others share one."""
@@ -51,6 +53,8 @@ def compute_outputs(model: keras.Model, images: np.ndarray, *, batch_size: int) 
         model: with one input and one output.
         images: [N, ...], N at least 1.
     """
+    import keras
+
     if keras.backend.backend() != "tensorflow":
         return np.asarray(model.predict(images, batch_size=batch_size, verbose=0))
     with _LOCK:

@@ -240,6 +240,15 @@ def test_light_verbs_load_no_framework(tmp_path, args):
     assert modules.isdisjoint([*sorted(FRAMEWORKS), "tensorflow_datasets", "pandas", "sklearn"])
 
 
+def test_a_model_with_its_onnx_file_is_evaluated_without_a_framework(tmp_path):
+    for name in ("Happy", "Sad"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        (tmp_path / "images" / name / "1.pgm").write_bytes(b"P5 48 48 255\n" + bytes(48 * 48))
+    code, modules = load(tmp_path, "evaluate", "lite2_96", "--data", "images")
+    assert code == 0
+    assert modules.isdisjoint([*sorted(FRAMEWORKS), "pandas", "sklearn", "matplotlib"])
+
+
 def test_evaluate_and_report_load_without_a_framework(tmp_path):
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts)
