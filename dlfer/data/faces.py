@@ -1,6 +1,6 @@
 """Faces found in images, cut out of them, upright if their eyes are known; and data prepared so.
 
-Three detectors: centerface (the default; its file comes with dlfer, see `dlfer.data.faces`), and two that are in
+Three detectors: centerface (the default; its file comes with dlfer), and two that are in
 packages of their own, imported when they are used: mtcnn (needs TensorFlow) and opencv (a cascade of Haar features).
 centerface and mtcnn find the eyes as well.
 Coordinates are (x, y) in pixels of the image that was given; (0, 0) is the centre of its first pixel.
