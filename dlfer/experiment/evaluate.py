@@ -94,7 +94,9 @@ def evaluate_with_predictions(
     if isinstance(data, tuple):
         if wanted is not None:
             raise UserError("evaluate: found a split with (images, labels), which are one; leave the split out.")
-        split, labels = _take_arrays(data, classifier)
+        if len(data) != 2:
+            raise DataError(f"data: found a tuple of {len(data)}, expected (images, labels).")
+        split, labels = make_split(*data, names=classifier.labels)
     elif data is not None:
         split, labels, given = load_split(Path(data), wanted, classifier, say)
     if data is not None:
@@ -127,18 +129,9 @@ def evaluate_with_predictions(
     if is_whole and keep_extras(run, of_run, found) and say is not None:
         say(f"kept in {run.path}; dlfer report {run.path} writes its report with them")
     more = choose_changes(extras, found)
-    more["judged_on"] = JudgedOn(split=split.name, file=_name_source(data or run.path), used_for=used_for)
+    file = "arrays in memory" if isinstance(data, tuple) else str(data or run.path)
+    more["judged_on"] = JudgedOn(split=split.name, file=file, used_for=used_for)
     return metrics.model_copy(update=more), predictions
-
-
-def _take_arrays(data: tuple[Any, Any], classifier: Engine) -> tuple[Split, tuple[str, ...]]:
-    if len(data) != 2:
-        raise DataError(f"data: found a tuple of {len(data)}, expected (images, labels).")
-    return make_split(*data, names=classifier.labels)
-
-
-def _name_source(source: Path | tuple[Any, Any]) -> str:
-    return "arrays in memory" if isinstance(source, tuple) else str(source)
 
 
 def prepare_as_trained(split: Split, classifier: Engine, say: Callable[[str], None] | None) -> Split:

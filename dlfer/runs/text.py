@@ -33,6 +33,9 @@ _HIDDEN = re.compile(
 """Control characters, ends of lines, halves of characters; what sets the direction of writing, by which a name can look
 like another; spaces without a width, and the mark of byte order."""
 
+_OTHER_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
+"""Halves of characters that do not stand for a byte of a file's name."""
+
 
 def to_utf8(text: str) -> str:
     r"""Return text that UTF-8 can hold: each byte of a file's name that is not UTF-8 becomes \xNN.
@@ -43,7 +46,8 @@ def to_utf8(text: str) -> str:
     """
     if text.isascii():
         return text
-    return text.encode("utf-8", "surrogateescape" if _is_bytes(text) else "backslashreplace").decode(
+    are_bytes = _OTHER_SURROGATE.search(text) is None  # all lone surrogates stand for bytes, as in names of files
+    return text.encode("utf-8", "surrogateescape" if are_bytes else "backslashreplace").decode(
         "utf-8", "backslashreplace"
     )
 
@@ -97,15 +101,6 @@ def count_noun(number: int, noun: str) -> str:
         return f"1 {noun}"
     plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}es" if noun.endswith(("s", "x")) else f"{noun}s"
     return f"{number:,} {plural}"
-
-
-_OTHER_SURROGATE = re.compile("[\ud800-\udc7f\udd00-\udfff]")
-"""Halves of characters that do not stand for a byte of a file's name."""
-
-
-def _is_bytes(text: str) -> bool:
-    """Tell whether all lone surrogates stand for bytes, as in names of files."""
-    return _OTHER_SURROGATE.search(text) is None
 
 
 def _escape(character: str) -> str:

@@ -37,6 +37,7 @@ from dlfer.study.search.trials import Arm, TrialSource, find_trial_run, list_arm
 from dlfer.train.progress import StopControl
 
 ORIGINAL_FILE = "engine/experiment.yaml"
+"""The experiment as the search began with it."""
 _FILES_LOCK = ".results.lock"
 
 Trials = Mapping[str, tuple[Arm, Sequence[MemberRow]]]
@@ -151,7 +152,7 @@ def run_search(
     with tempfile.TemporaryDirectory() as folder:
         arms[0].open_engine(Path(folder), trials=search_options.trials, smoke=options.smoke)
     run = _create_run(options.out or default_runs_folder(), config, options, search_options)
-    keep_original(run)
+    write_atomically(run.path / ORIGINAL_FILE, (run.path / CONFIG_FILE).read_text())
     search = Search(run, config, options, search_options, StopControl(options.max_hours), console)
     return _execute(search, arms)
 
@@ -340,11 +341,6 @@ def conclude(run: Run, config: ExperimentConfig, trials: Trials, console: StudyC
             f"{format_overrides(best.settings)}\n  dlfer run {run.path / arm.best_file}"
         )
     console.say(f"report: {write_search_report(run.path)}")
-
-
-def keep_original(run: Run) -> None:
-    """Keep the experiment as the search began with it."""
-    write_atomically(run.path / ORIGINAL_FILE, (run.path / CONFIG_FILE).read_text())
 
 
 def check_same(run: Run, other: ExperimentConfig | None) -> ExperimentConfig:
