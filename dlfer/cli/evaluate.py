@@ -112,12 +112,11 @@ def evaluate(
             described | {"--temperature": temperature},
             f"needs an external model, a file that ends in {', '.join(SUFFIXES)}",
         )
-    # A wrong name and a place that cannot be written are told before TensorFlow is loaded.
+    # A wrong name and a place that cannot be written are told before the model is loaded.
     inputs = [model, data, attributes, labels, None if is_file else find_model(model), _find_other(against)]
     files = {"--json": find_file(json_out), "--html": html_out, "--predictions": predictions}
     check_outputs(files, inputs, force=force)
     _check_data(data, split)
-    from dlfer.experiment.evaluate import FileModel, evaluate_file, evaluate_with_predictions, read_labels
     from dlfer.experiment.extras import Extras
 
     asked: dict[str, Any] = {"data": data, "split": split, "say": say}
@@ -128,10 +127,14 @@ def evaluate(
         attributes=attributes,
     )
     if is_file:
+        from dlfer.experiment.evaluate import FileModel, evaluate_file, read_labels
+
         names = read_labels(labels) if labels else ()
         given = FileModel(Path(model), input_text or "", names, output or "softmax", _split(ignore), temperature)
         metrics, found = evaluate_file(given, **asked)
     else:
+        from dlfer.experiment.evaluate import evaluate_with_predictions
+
         metrics, found = evaluate_with_predictions(model, **asked)
     _show_metrics(metrics, Path(model).name if is_file else model, json_out, html_out)
     _keep_predictions(found, Path(model).stem, predictions, against)

@@ -356,7 +356,7 @@ def test_a_folder_of_several_sizes_is_judged_as_the_model_was_trained(aspect, tm
     classifier, seen = load_artifact(str(tmp_path / "model")), []
     predict = classifier.predict
     monkeypatch.setattr(classifier, "predict", lambda images, **given: seen.append(images) or predict(images, **given))
-    monkeypatch.setattr(again, "load_artifact", lambda name: classifier)
+    monkeypatch.setattr(again, "load_engine", lambda name: classifier)
     again.evaluate_model(str(tmp_path / "model"), data=tmp_path / "data")
     # The median side of the squares: of 64 and 40 pixels, or of 96 and 61.
     assert seen[0].shape[1:3] == {"crop": (52, 52), "pad": (78, 78)}[aspect]
