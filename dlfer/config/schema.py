@@ -231,8 +231,11 @@ class StageConfig(Section):
     computed after each epoch. null: the statistics of the raw weights are used, which are wrong while the weights
     change fast."""
     clip: Positive | None = 1.0
-    """Largest global norm of the gradient, before an l2 weight decay is added; null: no clipping. It keeps the first
-    steps from random weights small."""
+    """Largest norm of the gradient, before an l2 weight decay is added; null: no clipping. It keeps the first steps from
+    random weights small."""
+    clip_scope: Literal[names.CLIP_SCOPES] = "global"
+    """global: the norm of the gradients of all weights together is limited (Keras' global_clipnorm, PyTorch's
+    clip_grad_norm_), which keeps their direction; variable: that of each weight tensor on its own (Keras' clipnorm)."""
     distill: DistillConfig | None = None
     """finetune: targets in part from trained models. Not with family boosted, and not with images that are streamed."""
     milestones: tuple[Count, ...] = ()

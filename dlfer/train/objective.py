@@ -208,15 +208,16 @@ _PASSED_ON = {"beta_1", "beta_2", "epsilon", "momentum", "nesterov", "rho", "wei
 
 
 def build_optimizer(
-    config: OptimizerConfig, learning_rate: float | keras.optimizers.schedules.LearningRateSchedule, *, clip, ema
+    config: OptimizerConfig, learning_rate: float | keras.optimizers.schedules.LearningRateSchedule, *, clip, ema, clip_scope="global"
 ) -> keras.optimizers.Optimizer:
     """Build the optimiser; weight decay leaves out biases and normalisation unless its scope is "all".
 
     Args:
         config: name and the keys that it takes; those left out keep Keras' defaults.
         learning_rate: a number (then it may be changed between epochs) or a schedule.
-        clip: largest global norm of the gradient, or None.
+        clip: largest norm of the gradient, or None.
         ema: decay of the moving average of the weights, or None.
+        clip_scope: "global", the norm of all gradients together, or "variable", that of each variable's gradient.
     """
     given = config.model_dump(include=_PASSED_ON, exclude_none=True)
     if ema is not None:
@@ -228,7 +229,8 @@ def build_optimizer(
     own = {}
     if config.weight_decay_kind == "l2":
         parts, own = (_AddsPenalty, *parts), {"penalty": given.pop("weight_decay")}
-    optimizer = type(base.__name__, parts, own)(learning_rate=learning_rate, global_clipnorm=clip, **given)
+    limit = {"global": "global_clipnorm", "variable": "clipnorm"}[clip_scope]
+    optimizer = type(base.__name__, parts, own)(learning_rate=learning_rate, **{limit: clip}, **given)
     if config.weight_decay_scope == "kernels":
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer

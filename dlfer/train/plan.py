@@ -96,7 +96,7 @@ def describe_plan(
         f"{count_noun(steps_per_epoch * config.epochs, 'step')}",
         f"{name}: {total:,} parameters; {describe_optimizer(config.optimizer)}; {describe_rates(config, steps_per_epoch)}; "
         f"{config.loss.name}; balance {config.balance}; "
-        f"{'no clipping' if config.clip is None else f'gradients clipped to norm {config.clip:g}'}",
+        f"{describe_clipping(config)}",
         f"{name}: expected memory about {memory / 2**30:.1f} GiB" + (", over all devices" if replicas else ""),
         *([f"{name}: {replicas}"] if replicas else []),
         *(
@@ -105,6 +105,14 @@ def describe_plan(
             else []
         ),
     ]
+
+
+def describe_clipping(config: StageConfig) -> str:
+    """Return what limits the gradient: "gradients clipped to norm 1"."""
+    if config.clip is None:
+        return "no clipping"
+    each = "each variable's gradient" if config.clip_scope == "variable" else "gradients"
+    return f"{each} clipped to norm {config.clip:g}"
 
 
 def describe_rates(config: StageConfig, steps_per_epoch: int) -> str:

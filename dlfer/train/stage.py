@@ -169,7 +169,9 @@ class _Stage:
             )
         self.average = None
         self.optimizer = self.loop.compile(
-            lambda: build_optimizer(config.optimizer, rate, clip=config.clip, ema=config.ema),
+            lambda: build_optimizer(
+                config.optimizer, rate, clip=config.clip, ema=config.ema, clip_scope=config.clip_scope
+            ),
             build_loss(
                 config.loss,
                 auxiliary=len(self.network.auxiliary),

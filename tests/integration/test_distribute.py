@@ -82,6 +82,7 @@ PENALISED = {
         "weight_decay_scope": "all",
     },
     "epochs": 1,
+    "clip_scope": "variable",
 }
 UPDATED = {"freeze": {"batch_norm": "update"}, "augment": {}, "keep": "last"}
 

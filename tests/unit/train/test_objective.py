@@ -237,14 +237,16 @@ CASES = [
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize(("clip", "ema"), [(None, None), (1.5, 0.9)])
+@pytest.mark.parametrize(("clip", "scope", "ema"), [(None, "global", None), (1.5, "global", 0.9), (1.5, "variable", None)])
 @pytest.mark.parametrize(("name", "given"), CASES)
-def test_steps_are_those_of_keras(name, given, clip, ema, compiled):
+def test_steps_are_those_of_keras(name, given, clip, scope, ema, compiled):
     schedule = build_schedule(ScheduleConfig(name="cosine", warmup_epochs=1), 0.1, steps_per_epoch=3, epochs=3)
-    ours = build_optimizer(OptimizerConfig(name=name, learning_rate=0.1, **given), schedule, clip=clip, ema=ema)
+    config = OptimizerConfig(name=name, learning_rate=0.1, **given)
+    ours = build_optimizer(config, schedule, clip=clip, ema=ema, clip_scope=scope)
     stock = {"adam": "Adam", "adamw": "AdamW", "sgd": "SGD", "rmsprop": "RMSprop"}[name]
     more = {} if ema is None else {"use_ema": True, "ema_momentum": ema}
-    reference = getattr(keras.optimizers, stock)(learning_rate=schedule, global_clipnorm=clip, **more, **given)
+    more |= {{"global": "global_clipnorm", "variable": "clipnorm"}[scope]: clip}
+    reference = getattr(keras.optimizers, stock)(learning_rate=schedule, **more, **given)
     reference.exclude_from_weight_decay(var_names=["bias"])
     values = [take_steps(optimizer, compiled=compiled) for optimizer in (ours, reference)]
     assert len(values[0]) == len(values[1])
@@ -282,12 +284,17 @@ def test_weight_decay_spares_biases_and_normalisation():
     assert all(np.all(values == 1) for values in others)
 
 
-def test_global_norm_is_clipped():
-    optimizer = build_optimizer(OptimizerConfig(name="sgd"), 1.0, clip=1.0, ema=None)
-    weight = keras.Variable(np.zeros(2, np.float32), name="kernel")
-    optimizer.build([weight])
-    optimizer.apply([keras.ops.convert_to_tensor([30.0, 40.0])], [weight])
-    assert np.allclose(np.asarray(weight), [-0.6, -0.8], atol=1e-6)
+@pytest.mark.parametrize(
+    ("scope", "expected"), [("global", [[-0.3, -0.4], [-0.75**0.5]]), ("variable", [[-0.6, -0.8], [-1.0]])]
+)
+def test_the_norm_of_all_gradients_or_of_each_is_clipped(scope, expected):
+    optimizer = build_optimizer(OptimizerConfig(name="sgd"), 1.0, clip=1.0, ema=None, clip_scope=scope)
+    weights = [keras.Variable(np.zeros(length, np.float32), name=name) for length, name in ((2, "kernel"), (1, "bias"))]
+    optimizer.build(weights)
+    gradients = [[30.0, 40.0], [50 * 3**0.5]]
+    optimizer.apply([keras.ops.convert_to_tensor(gradient) for gradient in gradients], weights)
+    for weight, values in zip(weights, expected, strict=True):
+        assert np.allclose(np.asarray(weight), values, atol=1e-6)
 
 
 def test_fit_leaves_the_raw_weights_beside_their_average():

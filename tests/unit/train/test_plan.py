@@ -102,7 +102,8 @@ def test_statistics_that_cannot_settle_are_told(given, warns):
             "head alone for 3 epochs at rate 0.001, then rate 0.0002 at its peak",
         ),
         ({"clip": None}, {}, "no clipping"),
-        ({}, {}, "gradients clipped to norm 1"),
+        ({}, {}, "; gradients clipped to norm 1"),
+        ({"clip_scope": "variable"}, {}, "; each variable's gradient clipped to norm 1"),
         (
             {"optimizer": {"name": "sgd", "weight_decay": 5e-4, "weight_decay_kind": "l2"}},
             {},
