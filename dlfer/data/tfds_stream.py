@@ -499,7 +499,7 @@ def find_builder(config: DataConfig) -> Any:
     import tensorflow_datasets as tfds
 
     if re.split("[:/]", config.name)[0] == "fer2013":
-        importlib.import_module("dlfer.data.fer2013")
+        importlib.import_module("dlfer.data.tfds_fer2013")
     path = None if config.path is None else str(Path(config.path).expanduser())
     try:
         return tfds.builder(config.name, data_dir=path)

@@ -208,7 +208,12 @@ _PASSED_ON = {"beta_1", "beta_2", "epsilon", "momentum", "nesterov", "rho", "wei
 
 
 def build_optimizer(
-    config: OptimizerConfig, learning_rate: float | keras.optimizers.schedules.LearningRateSchedule, *, clip, ema, clip_scope="global"
+    config: OptimizerConfig,
+    learning_rate: float | keras.optimizers.schedules.LearningRateSchedule,
+    *,
+    clip,
+    ema,
+    clip_scope="global",
 ) -> keras.optimizers.Optimizer:
     """Build the optimiser; weight decay leaves out biases and normalisation unless its scope is "all".
 

@@ -35,7 +35,7 @@ def config(path, **keys):
 def prepare(data_dir):
     import tensorflow_datasets as tfds
 
-    import dlfer.data.fer2013  # noqa: F401 - registers the builder
+    import dlfer.data.tfds_fer2013  # noqa: F401 - registers the builder
 
     builder = tfds.builder("fer2013", data_dir=str(data_dir))
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(try_download_gcs=False))

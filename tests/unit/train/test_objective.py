@@ -237,7 +237,9 @@ CASES = [
 
 
 @pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize(("clip", "scope", "ema"), [(None, "global", None), (1.5, "global", 0.9), (1.5, "variable", None)])
+@pytest.mark.parametrize(
+    ("clip", "scope", "ema"), [(None, "global", None), (1.5, "global", 0.9), (1.5, "variable", None)]
+)
 @pytest.mark.parametrize(("name", "given"), CASES)
 def test_steps_are_those_of_keras(name, given, clip, scope, ema, compiled):
     schedule = build_schedule(ScheduleConfig(name="cosine", warmup_epochs=1), 0.1, steps_per_epoch=3, epochs=3)
@@ -285,7 +287,7 @@ def test_weight_decay_spares_biases_and_normalisation():
 
 
 @pytest.mark.parametrize(
-    ("scope", "expected"), [("global", [[-0.3, -0.4], [-0.75**0.5]]), ("variable", [[-0.6, -0.8], [-1.0]])]
+    ("scope", "expected"), [("global", [[-0.3, -0.4], [-(0.75**0.5)]]), ("variable", [[-0.6, -0.8], [-1.0]])]
 )
 def test_the_norm_of_all_gradients_or_of_each_is_clipped(scope, expected):
     optimizer = build_optimizer(OptimizerConfig(name="sgd"), 1.0, clip=1.0, ema=None, clip_scope=scope)
