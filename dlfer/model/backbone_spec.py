@@ -319,7 +319,7 @@ def _clone(network: keras.Model, *, same_padding: bool) -> keras.Model:
             # ConvNeXt adds its residuals by a bare operation, whose output no name finds.
             return layers.Add(name=name)
         if same_padding and isinstance(layer, layers.ZeroPadding2D):
-            return layers.Identity(name=name, dtype=layer.dtype_policy)
+            return layers.Identity(name=name, dtype=layer.dtype_policy.name)
         config = {**layer.get_config(), "name": name}
         if same_padding and isinstance(layer, layers.Conv2D | layers.DepthwiseConv2D):
             config["padding"] = "same"

@@ -132,6 +132,14 @@ def test_names_do_not_depend_on_what_was_built_before(backbone):
         assert max(indices) < len([layer for layer in built.layers if layer.name.startswith(kind)])
 
 
+def test_each_layer_can_be_made_again_from_its_configuration(backbone):
+    """A branch of a hybrid and the copies that exporters make are built from these."""
+    _, built = backbone
+    for layer in built.layers:
+        again = type(layer).from_config(layer.get_config())
+        assert again.get_config() == layer.get_config(), layer.name
+
+
 def test_stages_end_each_resolution(backbone):
     name, built = backbone
     spec = BACKBONES[name]

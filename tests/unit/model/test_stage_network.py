@@ -99,6 +99,16 @@ def test_concatenation_holds_each_branch_on_its_own_preprocessing(pooling):
     assert start == together.shape[-1]
 
 
+def test_a_network_of_keras_is_a_branch():
+    """Its layers that pad became others, of which a copy has to be made, too."""
+    backbone, _ = build_hybrid_backbone(make_config(("mobilenet", "resnet_nano")))
+    branch = backbone.get_layer(next(iter(make_config(("mobilenet", "resnet_nano")).name_branches())))
+    alone = build_backbone("mobilenet")
+    alone.set_weights(branch.get_weights())
+    pixels = draw_probe_images(48, 3).astype(np.float32)
+    assert np.allclose(branch(pixels), alone(pixels), rtol=1e-4, atol=1e-5)
+
+
 def test_sum_of_equal_widths_needs_no_projection_and_is_the_sum():
     backbone, _ = build_hybrid_backbone(make_config(TWICE, "add"))
     assert not any("projection" in layer.name for layer in backbone.layers)
