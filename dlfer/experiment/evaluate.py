@@ -6,10 +6,11 @@ An external model, given as a file, is evaluated like our own: same images, metr
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,7 +42,7 @@ from dlfer.runs.find import find_model, find_run_of
 from dlfer.runs.metrics_record import ForeignModelRecord, JudgedOn, Metrics
 from dlfer.runs.records import ArtifactRecord, DataRecord, SplitRecord, Temperature
 from dlfer.runs.run import CONFIG_FILE, Run
-from dlfer.runs.run_records import log_opening, read_metrics
+from dlfer.runs.run_records import count_openings, log_opening, read_metrics
 from dlfer.runs.text import count_noun
 
 
@@ -110,7 +111,11 @@ def evaluate_with_predictions(
     used_for = tell_use(trained, split, is_own=is_own)
     split = map_targets(split, labels, classifier.labels)
     check_extras(extras, split.ids)
-    opened = log_opening(run, split.name, len(split)) if run is not None else None
+    opened = None
+    if run is not None:
+        opened = count_openings(run.path)
+        with _pass_read_only(run, f"this evaluation on {split.name} is not counted there", say):
+            opened = log_opening(run, split.name, len(split))
     predictions = Predictions(split.ids, classifier.labels, split.targets, classifier.predict(split.images))
     sources, same_ids = (None if run is None else _load_sources(run)), is_own
     if sources is None and given is not None and given.csv is not None:
@@ -126,12 +131,29 @@ def evaluate_with_predictions(
     metrics = _score(of_run, record, predictions, duplicates=duplicates, seen=seen, is_own=is_own, test_opened=opened)
     found = compute_extra_metrics(extras, classifier, {"test": split}, {"test": predictions}, say=say)
     is_whole = run is not None and of_run is not None and data is None and wanted is None
-    if is_whole and keep_extras(run, of_run, found) and say is not None:
-        say(f"kept in {run.path}; dlfer report {run.path} writes its report with them")
+    if is_whole:
+        with _pass_read_only(run, "what was evaluated here is not kept there", say):
+            if keep_extras(run, of_run, found) and say is not None:
+                say(f"kept in {run.path}; dlfer report {run.path} writes its report with them")
     more = choose_changes(extras, found)
     file = "arrays in memory" if isinstance(data, tuple) else str(data or run.path)
     more["judged_on"] = JudgedOn(split=split.name, file=file, used_for=used_for)
     return metrics.model_copy(update=more), predictions
+
+
+_READ_ONLY = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@contextlib.contextmanager
+def _pass_read_only(run: Run, consequence: str, say: Callable[[str], None] | None) -> Iterator[None]:
+    """Let a run that cannot be written be evaluated all the same, and say what follows from that."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _READ_ONLY:
+            raise
+        if say is not None:
+            say(f"{run.path} cannot be written ({error.strerror}): {consequence}.")
 
 
 def prepare_as_trained(split: Split, classifier: Engine, say: Callable[[str], None] | None) -> Split:

@@ -1,5 +1,6 @@
 """From a FER2013 csv to a judged model: duplicates are counted, and `evaluate` judges what it says."""
 
+import errno
 import json
 import zipfile
 from pathlib import Path
@@ -15,11 +16,13 @@ from dlfer.config.sections import DataConfig
 from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.errors import ModelError, UserError
 from dlfer.experiment.evaluate import evaluate_model
+from dlfer.experiment.extras import Extras
 from dlfer.experiment.run import run_experiment
 from dlfer.export.ship import ship_model
 from dlfer.metrics.predictions import read_predictions
 from dlfer.runs.listeners import RunOptions
-from dlfer.runs.run_records import read_metrics
+from dlfer.runs.run import Run
+from dlfer.runs.run_records import ExtraMetrics, read_metrics
 
 EXPERIMENT = """
 experiment: {{name: judged}}
@@ -83,6 +86,32 @@ def test_run_judges_on_private_test_and_scores_it_once_more_without_duplicates(r
     artifact = json.loads((run / "model" / "artifact.json").read_text())
     assert artifact["temperature"] == metrics["temperature"]
     assert metrics["temperature"]["fitted_on"] == "PublicTest"
+
+
+def test_a_run_that_cannot_be_written_is_evaluated_all_the_same(run, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    before, told = count_openings(run), []
+    monkeypatch.setattr(Run, "log", refuse)
+    monkeypatch.setattr(ExtraMetrics, "write", refuse)
+    found = evaluate_model(str(run), extras=Extras(views=("mirror",)), say=told.append)
+    assert found.test.n == 30
+    assert "mirror" in found.views
+    assert found.test_opened == count_openings(run) == before
+    assert [line for line in told if "cannot be written" in line] == [
+        f"{run} cannot be written (Read-only file system): this evaluation on PrivateTest is not counted there.",
+        f"{run} cannot be written (Read-only file system): what was evaluated here is not kept there.",
+    ]
+
+
+def test_an_evaluation_ends_where_the_disk_is_full(run, monkeypatch):
+    def refuse(*_, **__):
+        raise OSError(errno.ENOSPC, "no space")
+
+    monkeypatch.setattr(Run, "log", refuse)
+    with pytest.raises(OSError, match="no space"):
+        evaluate_model(str(run))
 
 
 def test_evaluate_gives_the_figures_of_the_run_and_logs_the_opening(run, work):
