@@ -5,9 +5,10 @@ probabilities of the teachers at a temperature: p^(1/T), normalised. Source: Hin
 a Neural Network" (2015). There the student's probabilities have the temperature, too; here they have not, so that one loss with
 mixed targets is all that training knows of teachers.
 
-A teacher hands on what it has seen. One that was trained on images of the student's test split is refused; what else a teacher may
-have seen of the images that judge the student is said in the report. What can be told of teachers before images are read is checked
-by `dlfer check`, which imports this module without a framework.
+A student learns from the predictions of its teachers, and so indirectly from the images that these were trained on. A
+teacher that was trained on images of the student's test split is refused; which images of the split that judges the student
+a teacher may have seen otherwise is said in the report. What is known of teachers before images are read is checked by
+`dlfer check`, which imports this module without a framework.
 """
 
 from __future__ import annotations

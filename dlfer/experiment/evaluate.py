@@ -328,7 +328,7 @@ BANNER = (
     "those in the data's own training split."
 )
 
-_LABELS_FORM = 'expected a .txt with a label a line, or a .json with a list of labels or {"0": "angry", "1": ...}, in the order of the outputs'
+_LABELS_FORM = 'expected a .txt with one label per line, or a .json with a list of labels or {"0": "angry", "1": ...}, in the order of the outputs'
 
 
 @dataclass(frozen=True)
@@ -531,7 +531,7 @@ def read_labels(text: str) -> tuple[str, ...]:
     """Return labels in the order of the outputs: of a list with commas, or of a file.
 
     Args:
-        text: "angry,disgust,..."; or the path of a .txt with a label a line, or of a .json with a list, or with an object
+        text: "angry,disgust,..."; or the path of a .txt with one label per line, or of a .json with a list, or with an object
             whose keys are the numbers of the outputs, e.g. {"0": "angry"}, also under "id2label" as transformers writes it.
 
     Raises:

@@ -76,7 +76,7 @@ def write_litert(classifier: Classifier, path: Path, *, size: tuple[int, int], s
 
 
 def write_litert_int8(classifier: Classifier, path: Path, *, size: tuple[int, int], sample: Sample) -> dict:
-    """Write a LiteRT file whose weights and activations are whole numbers of eight bits; see `write_savedmodel`.
+    """Write a LiteRT file whose weights and activations are 8-bit integers; see `write_savedmodel`.
 
     The `calibration` of the sample, of that size, gives the range of each activation.
 
@@ -187,7 +187,7 @@ def _convert_to_onnx(tf2onnx: Any, function: Any) -> Any:
 
 
 def write_onnx_int8(classifier: Classifier, path: Path, *, size: tuple[int, int] | None, sample: Sample) -> dict:
-    """Write an ONNX file whose weights and activations are whole numbers of eight bits; see `write_savedmodel`.
+    """Write an ONNX file whose weights and activations are 8-bit integers; see `write_savedmodel`.
 
     The `calibration` of the sample gives the range of each activation.
 
@@ -212,7 +212,7 @@ _PRODUCTS = ("Conv", "MatMul", "Gemm")
 
 
 def quantise_onnx(source: Path, target: Path, images: np.ndarray) -> dict[str, int]:
-    """Write an ONNX file whose backbone computes with whole numbers of eight bits.
+    """Write an ONNX file whose backbone computes with 8-bit integers.
 
     Kernels have a scale for each output channel and 7 of the 8 bits, so that processors without VNNI, whose products of eight
     bits saturate, give the same answers; activations have one scale, from the least and the greatest value on the calibration

@@ -131,7 +131,7 @@ def test_labels_are_read_from_a_list_or_a_file(tmp_path, name, contents, expecte
 def test_a_file_that_lists_no_labels_is_refused_with_the_form(tmp_path, name, contents, message):
     if contents is not None:
         (tmp_path / name).write_bytes(contents if isinstance(contents, bytes) else contents.encode())
-    with pytest.raises(UserError, match=f"{message}.*expected a .txt with a label a line"):
+    with pytest.raises(UserError, match=f"{message}.*expected a .txt with one label per line"):
         read_labels(str(tmp_path / name))
 
 
