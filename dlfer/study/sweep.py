@@ -33,7 +33,15 @@ from dlfer.runs.comparison_record import (
 from dlfer.runs.files import write_rows
 from dlfer.runs.metrics_record import Estimate
 from dlfer.runs.run_records import read_events, read_history
-from dlfer.study.compare import Finished, choose_split, collect_notes, compare_with, describe_split, summarise_arm
+from dlfer.study.compare import (
+    Finished,
+    choose_split,
+    collect_notes,
+    compare_with,
+    describe_left_out,
+    describe_split,
+    summarise_arm,
+)
 from dlfer.study.comparison import Comparison, Rules, show_verdicts
 from dlfer.study.members import Member, Plan, group_finished
 from dlfer.study.runner import StudyConsole
@@ -309,6 +317,7 @@ def _write_notes(
                 else ""
             )
         )
+    notes += describe_left_out(reference, finished, pairs)
     if len({tuple(row.seeds) for row in rows}) > 1:
         notes.append("The cells differ in which of their seeds finished; their means are not over the same seeds.")
     counts = Counter(member.status for member in comparison.members if member.status != "finished")
