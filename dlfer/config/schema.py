@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from dlfer.config import names
 from dlfer.config.sections import (
@@ -391,10 +391,20 @@ class EvaluateConfig(Section):
         return self
 
 
+def _check_different(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """Raise ValueError for a seed that stands twice: one training would pass for two, and intervals be too narrow."""
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"found {list(seeds)}, expected different seeds; each is trained once.")
+    return seeds
+
+
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_check_different)]
+
+
 class AblationConfig(Section):
     """The comparison with and without EF-FER1."""
 
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     """Seeds of EF-FER2 in every arm. One seed supports a statement about two trained models only, three or more a statement
     about EF-FER1; with the usual standard deviation of 1 percentage point, three detect a difference of about 4."""
     with_keys: dict[str, Any | None] = Field({}, alias="with")
@@ -447,7 +457,7 @@ class SweepConfig(Section):
     """Dotted key -> list of values, or a name of your own -> named bundles of keys, {name: {dotted key: value}}."""
     cells: dict[str, dict[str, Any]] = {}
     """Additional cells: name -> {dotted key: value}."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
+    seeds: Seeds | None = None
     """Every cell is trained with each seed; null: experiment.seed only."""
     rank_by: Literal["accuracy", "macro_f1"] = "accuracy"
     """The validation metric that ranks the cells; the test split never ranks them."""
