@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -82,6 +83,12 @@ def read_votes(path: str | Path) -> Votes:
         name: np.array([row[names.index(name)].strip() for row in fields]) if name in names else None
         for name in ("usage", "id")
     }
+    if beside["id"] is not None:
+        repeated = next((name for name, n in Counter(beside["id"].tolist()).items() if name and n > 1), None)
+        if repeated is not None:
+            raise DataError(
+                f"{path.name}: the id {repeated[:80]!r} occurs more than once; expected one row of votes per image."
+            )
     chosen = tuple(header[place] for place in columns)
     return Votes(path, chosen, np.array(counts, np.int64), beside["usage"], beside["id"])
 
