@@ -195,7 +195,10 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
                 f"data: {key} has the target {len(counts) - 1}, expected 0..{len(labels) - 1} ({', '.join(labels)})."
             )
         if not len(split):
-            raise DataError(f"data: {key} has no images, expected at least one.")
+            raise DataError(
+                f"data: {key} has no images, expected at least one. Splits that dlfer draws take whole groups of duplicates of each "
+                "class: have five different images or more of each, or raise data.num_images or data.fraction if one of them is set."
+            )
         if split.images.shape[1:] != bundle.train.images.shape[1:]:
             raise DataError(
                 f"data: {key} has images of shape {split.images.shape[1:]}, train of {bundle.train.images.shape[1:]}; "

@@ -318,6 +318,12 @@ def test_arrays_that_are_not_read_are_named(tmp_path):
     assert bundle.notes == ("a.npz: not read: 1 array (filenames).",)
 
 
+def test_too_few_images_to_be_split_are_refused_with_what_to_do(tmp_path):
+    config = _write_npz(tmp_path / "a.npz", counts=(4, 0, 0), train_targets=np.array([0, 0, 1, 1]))
+    with pytest.raises(DataError, match=r"validation has no images.*have five different images or more of each"):
+        load_data(config, image_size=32)
+
+
 def test_files_that_are_no_npz_are_refused(tmp_path):
     with pytest.raises(MissingDataError, match="no such file"):
         _load(tmp_path / "a.npz")
