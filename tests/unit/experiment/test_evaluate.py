@@ -213,6 +213,7 @@ def test_the_command_prints_writes_and_refuses_options_of_the_other_kind(model, 
     assert "classify exactly the same images correctly" in result.stdout, result.output
     for more, message in (
         ([str(model), *words, "--data", str(csv), "--against", str(tmp_path / "none.npz")], "none.npz"),
+        ([str(model), *words, "--data", str(csv), "--against", "lite2_96"], "is a model without predictions"),
         ([str(model), *words, "--data", str(csv), "--predictions", str(tmp_path / "p.csv")], "ends in .npz"),
         (["lite2", "--labels", "a,b"], "--labels needs an external model"),
         ([str(model)], "needs --data DATA"),
