@@ -111,6 +111,16 @@ def test_cells_that_were_judged_on_other_images_are_ranked_and_not_compared(file
     assert "Not compared with dropout=0.2" in (path / "report.html").read_text()
 
 
+def test_an_axis_called_as_a_column_of_the_csv_keeps_its_values(file, options, plan):
+    grid = {"status": {"low": {"model.dropout": 0.1}, "high": {"model.dropout": 0.2}}}
+    path = SWEEP.start(file, set_keys(options, **{"sweep.grid": grid}))
+    rows = {row["cell"]: row for row in read_csv(path / "sweep.csv")}
+    assert {name: (row["axis status"], row["status"]) for name, row in rows.items()} == {
+        "low": ("low", "finished"),
+        "high": ("high", "finished"),
+    }
+
+
 @pytest.mark.slow
 def test_failed_and_killed_cells_do_not_stop_the_rest_and_resume_runs_them_alone(file, options, plan):
     plan |= {"0.1": {"do": "fail"}, "0.2": {"do": "die"}}
