@@ -241,7 +241,7 @@ def compare_runs(
         several = images.extend_labels(several, titles)
     result = compare_several(several, titles)
     matched = dict(zip(titles, match_predictions(several, titles), strict=True))
-    systems = _group_seeds(entries)
+    systems, repeated = _group_seeds(entries)
     failures = _find_failures(entries)
     runs = [run.model_copy(update={"path": str(entry.path)}) for run, entry in zip(result.runs, entries, strict=True)]
     changes = {
@@ -250,7 +250,7 @@ def compare_runs(
         "pairs": [_withdraw_verdict(pair, failures) for pair in result.pairs],
         "systems": [_describe_system(name, members, matched) for name, members in systems.items()],
         "system_pairs": _compare_systems(systems, matched, failures),
-        "notes": [*_describe_matching(result, split), *images.notes, *_describe_runs(entries, split)],
+        "notes": [*_describe_matching(result, split), *images.notes, *_describe_runs(entries, split), *repeated],
     }
     return result.model_copy(update=changes)
 
@@ -472,15 +472,25 @@ def _describe_runs(entries: list[Entry], split: str) -> list[str]:
     return notes
 
 
-def _group_seeds(entries: list[Entry]) -> dict[str, dict[int, Entry]]:
-    """Return system -> seed -> run for the experiments of which several seeds are here."""
+def _group_seeds(entries: list[Entry]) -> tuple[dict[str, dict[int, Entry]], list[str]]:
+    """Return system -> seed -> run for the experiments of which several seeds are here, and a note for each seed that is here twice.
+
+    Two runs of one seed are no two trainings of the recipe: the first stands for the seed.
+    """
     groups: dict[str, dict[int, Entry]] = {}
+    notes: list[str] = []
     for entry in entries:
         if entry.run is not None:
             config = entry.run.config()
             digest = compute_digest(with_overrides(config, {"experiment.seed": 0}))
-            groups.setdefault(f"{config.experiment.name} {digest[:8]}", {})[config.experiment.seed] = entry
-    return {name: members for name, members in groups.items() if len(members) > 1}
+            group = groups.setdefault(f"{config.experiment.name} {digest[:8]}", {})
+            first = group.setdefault(config.experiment.seed, entry)
+            if first is not entry:
+                notes.append(
+                    f"{entry.name} is of the same experiment and seed as {first.name}, which alone is in what is said over seeds."
+                )
+    found = {name: members for name, members in groups.items() if len(members) > 1}
+    return found, notes if found else []
 
 
 def _describe_system(name: str, members: dict[int, Entry], matched: dict[str, Predictions]) -> System:
