@@ -24,7 +24,7 @@ from dlfer.data.split import apply_protocol, draw_fraction, draw_subset, drop_du
 from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.data.synthetic.scenes import load_synthetic_scenes
 from dlfer.data.tfds_stream import IMAGE_FOLDER, find_data_dir
-from dlfer.data.votes import add_soft_targets, read_votes
+from dlfer.data.votes import add_soft_targets, merge_columns, read_votes
 from dlfer.errors import ConfigError, DataError, DlferError, MissingDataError, ProtocolError, shorten
 from dlfer.runs.files import read_npz
 from dlfer.runs.text import count_noun
@@ -129,7 +129,8 @@ def load_data(
     if config.drop_duplicates:
         bundle = _count_left_out(drop_duplicates(bundle), bundle, "duplicates in train (data.drop_duplicates)")
     if config.soft_targets is not None:
-        bundle = add_soft_targets(bundle, read_votes(resolve_path(config.votes)), share=config.soft_share)
+        votes = merge_columns(read_votes(resolve_path(config.votes)), config.labels.aliases)
+        bundle = add_soft_targets(bundle, votes, share=config.soft_share)
     notes = check_classes(bundle, limited=config.num_images.train is not None)
     return dataclasses.replace(bundle, notes=(*bundle.notes, *notes, *_describe_aspect(bundle, config.aspect)))
 
