@@ -76,7 +76,7 @@ class _Directory:
 
     @property
     def kind(self) -> str:
-        """run, ablation, sweep or search."""
+        """run, ablation, sweep, search or cross_validation."""
         return self._run.kind
 
     @cached_property
@@ -195,6 +195,8 @@ class RunResult(_Directory):
 class Study(_Directory):
     """An ablation, a sweep or a search: what `ablate`, `sweep` and `search` return, and `open_run` for an earlier one.
 
+    `open_run` gives one for a cross-validation of `dlfer crossval`, too.
+
     Example:
         >>> study = dlfer.ablate("experiments/quickstart.yaml", seeds=[0, 1, 2])
         >>> print(study.comparison.paired[0].sentence)
@@ -238,7 +240,7 @@ class Study(_Directory):
             >>> study.resume(workers=2).status
             'finished'
         """
-        _start({"ablation": "ablate"}.get(self.kind, self.kind))
+        _start({"ablation": "ablate", "cross_validation": "crossval"}.get(self.kind, self.kind))
         options = RunOptions(max_hours=_check_hours(max_hours), accept_changes=accept_changes)
         workers = _check_count("workers", workers)
         try:
@@ -246,14 +248,13 @@ class Study(_Directory):
                 from dlfer.study.search.run import SearchOptions, resume_search
 
                 resume_search(self.folder, options, SearchOptions(workers=workers))
-            elif self.kind == "sweep":
-                from dlfer.study.sweep import SWEEP
-
-                SWEEP.resume(self.folder, options, workers=workers)
             else:
                 from dlfer.study.ablation import ABLATION
+                from dlfer.study.crossval import CROSSVAL
+                from dlfer.study.sweep import SWEEP
 
-                ABLATION.resume(self.folder, options, workers=workers)
+                rules = {"ablation": ABLATION, "sweep": SWEEP, "cross_validation": CROSSVAL}[self.kind]
+                rules.resume(self.folder, options, workers=workers)
         except TrainingStopped as stop:
             _return_on_time(stop)
         return Study(self.folder)
@@ -418,7 +419,7 @@ def search(
 
 
 def open_run(name: str | os.PathLike, out: str | os.PathLike | None = None) -> RunResult | Study:
-    """Return an earlier run, ablation, sweep or search.
+    """Return an earlier run, ablation, sweep, search or cross-validation.
 
     Args:
         name: its folder, or the beginning of its name in the folder of runs.

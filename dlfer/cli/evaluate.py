@@ -137,14 +137,15 @@ def evaluate(
 
         metrics, found = evaluate_with_predictions(model, **asked)
     _show_metrics(metrics, Path(model).name if is_file else model, json_out, html_out)
-    _keep_predictions(found, Path(model).stem, predictions, against)
+    # Of a run that is named by "." it is the folder's own name.
+    _keep_predictions(found, Path(model).resolve().stem, predictions, against)
 
 
 def _find_other(against: str | None) -> Path | None:
     """Return the run or the file of predictions to compare with.
 
     Raises:
-        UserError: it is not there, or the file does not hold predictions.
+        UserError: it is not there, has no predictions, or the file does not hold any.
     """
     from dlfer.metrics.predictions import read_predictions
     from dlfer.study.compare import find_entry
@@ -152,7 +153,12 @@ def _find_other(against: str | None) -> Path | None:
     if against is None:
         return None
     entry = find_entry(against, None)
-    if entry.run is None and not entry.is_model:
+    if entry.is_model:
+        raise UserError(
+            f"--against {against}: is a model without predictions, expected a run or a file of predictions, which dlfer evaluate "
+            "MODEL --data DATA --predictions OUT.npz writes."
+        )
+    if entry.run is None:
         read_predictions(entry.path)
     return entry.path
 

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema, model_validator
 
 from dlfer.config import names
 from dlfer.config.sections import (
@@ -162,7 +162,7 @@ class EarlyStopping(Section):
     """Stop when the monitored metric no longer improves; counted as Keras' EarlyStopping counts."""
 
     patience: Count
-    """The stage ends after this many epochs in a row without an improvement."""
+    """The stage ends after this many epochs in a row without an improvement; those of freeze.head_epochs do not count."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
     """An epoch is an improvement if it is better than the last improvement by more than this. The kept weights are
     those of the best value in any case."""
@@ -391,10 +391,20 @@ class EvaluateConfig(Section):
         return self
 
 
+def _check_different(seeds: tuple[int, ...]) -> tuple[int, ...]:
+    """Raise ValueError for a seed that stands twice: one training would pass for two, and intervals be too narrow."""
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"found {list(seeds)}, expected different seeds; each is trained once.")
+    return seeds
+
+
+Seeds = Annotated[tuple[Seed, ...], Field(min_length=1), AfterValidator(_check_different)]
+
+
 class AblationConfig(Section):
     """The comparison with and without EF-FER1."""
 
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] = (0, 1, 2)
+    seeds: Seeds = (0, 1, 2)
     """Seeds of EF-FER2 in every arm. One seed supports a statement about two trained models only, three or more a statement
     about EF-FER1; with the usual standard deviation of 1 percentage point, three detect a difference of about 4."""
     with_keys: dict[str, Any | None] = Field({}, alias="with")
@@ -447,7 +457,7 @@ class SweepConfig(Section):
     """Dotted key -> list of values, or a name of your own -> named bundles of keys, {name: {dotted key: value}}."""
     cells: dict[str, dict[str, Any]] = {}
     """Additional cells: name -> {dotted key: value}."""
-    seeds: Annotated[tuple[Seed, ...], Field(min_length=1)] | None = None
+    seeds: Seeds | None = None
     """Every cell is trained with each seed; null: experiment.seed only."""
     rank_by: Literal["accuracy", "macro_f1"] = "accuracy"
     """The validation metric that ranks the cells; the test split never ranks them."""
@@ -520,6 +530,7 @@ class ExperimentConfig(Section):
             )
         for stage in ("pretrain", "finetune"):
             self._check_copies(stage)
+            self._check_activation(stage)
         self._check_pooled_images()
         if self.pretrain is not None and isinstance(self.pretrain.weights, dict):
             self._check_branch_weights(self.pretrain.weights)
@@ -545,6 +556,21 @@ class ExperimentConfig(Section):
             raise ValueError(
                 f"pretrain.data: found source {found.source} with the images of finetune.data, which protocol cross_validation "
                 "pools: EF-FER1 would have seen the test fold. Pretrain on other images, or set pretrain: null."
+            )
+
+    def _check_activation(self, stage: str) -> None:
+        """Raise where a sigmoid head is trained by a loss that leaves its outputs open by a constant: all sigmoids may become 1."""
+        section: StageConfig | None = getattr(self, stage)
+        # Trees take the place of the head, and the members of an ensemble are looked at by themselves.
+        without_head = {"pretrain": ("ensemble",), "finetune": ("ensemble", "boosted")}[stage]
+        is_trained = section is not None and getattr(section, "weights", None) is None
+        if self.model.head.activation != "sigmoid" or self.model.family in without_head or not is_trained:
+            return
+        if section.loss.name != "binary_crossentropy":
+            raise ValueError(
+                f"{stage}.loss.name: found {section.loss.name} with model.head.activation: sigmoid. This loss compares the outputs with "
+                "each other only, so that the sigmoids of several may be 1 and the label be lost. Set binary_crossentropy, or "
+                "model.head.activation: softmax."
             )
 
     def _check_face_weights(self) -> None:

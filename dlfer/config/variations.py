@@ -23,7 +23,14 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from dlfer.config.keys import Problem, describe_unknown_key, find_annotation, split_key, validate
+from dlfer.config.keys import (
+    Problem,
+    describe_unknown_key,
+    find_annotation,
+    get_alternatives,
+    split_key,
+    validate,
+)
 from dlfer.config.schema import ExperimentConfig
 
 MAX_CELLS = 1000
@@ -351,7 +358,7 @@ def check_space(tree: Mapping[str, Any]) -> list[Problem]:
         key = ("search", "space", dotted)
         wrong = check_key(dotted, "search over keys of model, pretrain, finetune.")
         if wrong is None and isinstance(spec, dict):
-            wrong = _check_spec(spec) or _check_when(space, dotted)
+            wrong = _check_spec(spec) or _check_step(dotted, spec) or _check_when(space, dotted)
             if wrong is None and tree.get(dotted.split(".")[0], {}) is not None:
                 wrong = _check_values(tree, dotted, space, before)
         if wrong:
@@ -398,6 +405,14 @@ def _check_spec(spec: Mapping[str, Any]) -> str | None:
     if step is not None and not (_is_number(step) and 0 < step <= high - low):
         return f"step: found {step!r}, expected a number in 0..{high - low} (more than 0)."
     return None
+
+
+def _check_step(dotted: str, spec: Mapping[str, Any]) -> str | None:
+    """Return what is wrong with the step of a key that takes whole numbers only."""
+    alternatives, step = get_alternatives(find_annotation(split_key(dotted))), spec.get("step")
+    if step is None or float in alternatives or float(step).is_integer():
+        return None
+    return f"step: found {step}, expected a whole number, as the key takes no others."
 
 
 def _check_when(space: Mapping[str, Any], dotted: str) -> str | None:

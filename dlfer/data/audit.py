@@ -13,7 +13,7 @@ import numpy as np
 from dlfer.data.bundle import DataBundle, Reading, Split, StreamedSplit, compute_fingerprint
 from dlfer.data.labels import CANONICAL
 from dlfer.data.survey import FLAT_STD, MOST_LISTED, RULE, Survey, find_no_faces, find_outliers, survey_images
-from dlfer.data.votes import read_votes, score_votes
+from dlfer.data.votes import merge_columns, read_votes, score_votes
 from dlfer.errors import ModelError
 from dlfer.runs.audit_record import (
     AuditedSplit,
@@ -34,26 +34,36 @@ _MOST_SAMPLES = 12
 """Pairs of each kind, and groups with different labels, that the page shows."""
 
 
-def audit_data(bundle: DataBundle, *, cache: Path | None = None, votes: str | Path | None = None) -> AuditRecord:
+def audit_data(
+    bundle: DataBundle,
+    *,
+    cache: Path | None = None,
+    votes: str | Path | None = None,
+    aliases: Mapping[str, str] | None = None,
+) -> AuditRecord:
     """Return the audit of a bundle with its fingerprint, or the one made of the very same data before.
 
     Args:
         bundle: as a source or a protocol gives it; streamed splits are counted and not looked into.
         cache: a folder of audits, `<fingerprint>.json`; None to make it again.
+        votes, aliases: as for `audit_splits`.
     """
-    fingerprint = _compute_fingerprint(bundle, votes)
+    fingerprint = _compute_fingerprint(bundle, votes, aliases)
     path = None if cache is None else Path(cache) / f"{fingerprint}.json"
     if path is not None and (found := _read_cached(path, fingerprint)) is not None:
         return found
-    audit = audit_bundle(bundle, votes=votes).model_copy(update={"fingerprint": fingerprint})
+    audit = audit_bundle(bundle, votes=votes, aliases=aliases).model_copy(update={"fingerprint": fingerprint})
     if path is not None:
         write_atomically(path, audit.dump())
     return audit
 
 
-def audit_bundle(bundle: DataBundle, *, votes: str | Path | None = None) -> AuditRecord:
+def audit_bundle(
+    bundle: DataBundle, *, votes: str | Path | None = None, aliases: Mapping[str, str] | None = None
+) -> AuditRecord:
     """Return what a bundle holds and what its splits share; streamed splits are counted and not looked into."""
-    return audit_splits(list(bundle.splits.values()), bundle.labels, reading=bundle.reading, votes=votes)
+    splits = list(bundle.splits.values())
+    return audit_splits(splits, bundle.labels, reading=bundle.reading, votes=votes, aliases=aliases)
 
 
 def audit_splits(
@@ -62,6 +72,7 @@ def audit_splits(
     *,
     reading: Reading | None = None,
     votes: str | Path | None = None,
+    aliases: Mapping[str, str] | None = None,
     survey: Survey | None = None,
 ) -> AuditRecord:
     """Return what the splits of a data set hold and share.
@@ -69,6 +80,8 @@ def audit_splits(
     Args:
         splits: in-memory splits; of streamed ones the classes are counted by one pass, and the images not looked into.
         reading: what the source met with.
+        votes: a file of votes on the images.
+        aliases: the data's `labels.aliases`, by which columns of votes become one.
         survey: of the in-memory splits, if it was made before.
     """
     reading = reading or Reading()
@@ -83,7 +96,9 @@ def audit_splits(
     if not held:
         return audit
     survey = survey_images(held) if survey is None else survey
-    vote_summary = None if votes is None else score_votes(read_votes(votes), held, labels, reading.num_rows)
+    vote_summary = None
+    if votes is not None:
+        vote_summary = score_votes(merge_columns(read_votes(votes), aliases or {}), held, labels, reading.num_rows)
     found = _describe_images(survey, held, labels, reading.sizes)
     return audit.model_copy(update={**found, "votes": vote_summary})
 
@@ -256,7 +271,7 @@ def _is_flat(survey: Survey, rows: Sequence[int]) -> bool:
     return bool(survey.contrast[survey.distinct[rows[0]]] < FLAT_STD)
 
 
-def _compute_fingerprint(bundle: DataBundle, votes: str | Path | None) -> str:
+def _compute_fingerprint(bundle: DataBundle, votes: str | Path | None, aliases: Mapping[str, str] | None) -> str:
     """Return the sha256 (hex) of all that the audit depends on."""
     digest = hashlib.sha256(repr((_CACHE_VERSION, bundle.labels, bundle.reading)).encode())
     for split in (bundle.train, bundle.validation, bundle.test):
@@ -267,6 +282,8 @@ def _compute_fingerprint(bundle: DataBundle, votes: str | Path | None) -> str:
         digest.update(f"{split.name}:{own}".encode())
     if votes is not None and Path(votes).expanduser().is_file():
         digest.update(Path(votes).name.encode() + Path(votes).expanduser().read_bytes())
+        if aliases:
+            digest.update(repr(sorted(aliases.items())).encode())
     return digest.hexdigest()
 
 

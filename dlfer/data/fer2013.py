@@ -23,6 +23,7 @@ from dlfer.runs.text import find_delimiter, open_text
 OFFICIAL_MD5 = "f8428a1edbd21e88f42c73edd2a14f95"
 
 _FROM_FILE_NAME = re.compile(r"(Training|PublicTest|PrivateTest)_\d+\.\w+$")
+_VALIDATION_CSVS = ("val.csv", "valid.csv", "validation.csv")
 _CACHE_VERSION = 1
 _CACHE_FROM_BYTES = 16_000_000
 
@@ -115,8 +116,8 @@ def describe_missing(path: Path) -> str:
 
 
 def _load_csv(path: Path, config: DataConfig) -> DataBundle:
-    """Return the bundle of a csv; a train.csv without Usage is joined by the test.csv beside it."""
-    plain = path.name.casefold() == "train.csv"
+    """Return the bundle of a csv; a train.csv without Usage is joined by the test.csv beside it, either of them packed or not."""
+    plain = path.name.casefold() in _name_packed("train.csv")
     rows, notes = _read_cached(path, skip_unreadable=config.skip_unreadable, usage="Training" if plain else None)
     notes += describe_unread_columns(path)
     splits: dict[str, Split | None] = {}
@@ -129,15 +130,27 @@ def _load_csv(path: Path, config: DataConfig) -> DataBundle:
             "FER2013's, all its labels are wrong; look at some images of each class.",
         )
     reading = _tell_reading(path, rows)
-    sibling = path.with_name("test.csv")
-    if plain and splits["test"] is None and sibling.is_file():
-        splits["test"], of_test, more = _load_test_csv(sibling, config)
+    siblings = [path.with_name(name) for name in _name_packed("test.csv") if path.with_name(name).is_file()]
+    if plain and splits["test"] is None and siblings:
+        splits["test"], of_test, more = _load_test_csv(siblings[0], config)
         notes += more
         left_out = (*reading.left_out, *of_test.left_out)
         reading = dataclasses.replace(reading, seen=reading.seen + of_test.seen, left_out=left_out)
+    if plain and splits["validation"] is None:
+        unread = [name for stem in _VALIDATION_CSVS for name in _name_packed(stem) if path.with_name(name).is_file()]
+        notes += tuple(
+            f"{name} beside {path.name} was not read: write the rows of all splits into one csv with a column Usage "
+            f"({', '.join(USAGES)})."
+            for name in unread
+        )
     if splits["train"] is None:
         raise DataError(f"{path.name}: found no rows of Usage Training; training needs them. Use the whole csv.")
     return DataBundle("fer2013", FER2013_LABELS, **splits, notes=notes, reading=reading)
+
+
+def _name_packed(name: str) -> tuple[str, ...]:
+    """Return the names of a csv, plain and packed."""
+    return tuple(f"{name}{packed}" for packed in ("", ".gz", ".zip"))
 
 
 def _tell_reading(path: Path, rows: Rows) -> Reading:
@@ -154,11 +167,11 @@ def _load_test_csv(path: Path, config: DataConfig) -> tuple[Split | None, Readin
         if "emotion" not in header:
             number = sum(1 for line in stream if line.strip())
             reading = Reading(what="rows", seen=number)
-            lost = LeftOut(reason="test.csv has no column emotion", n=number, first=[path.name])
-            note = "test.csv has no column emotion, so it cannot be used for evaluation and was left out."
+            lost = LeftOut(reason=f"{path.name} has no column emotion", n=number, first=[path.name])
+            note = f"{path.name} has no column emotion, so it cannot be used for evaluation and was left out."
             return None, dataclasses.replace(reading, left_out=(lost,)), (note,)
     rows, notes = _read_cached(path, skip_unreadable=config.skip_unreadable, usage="test")
-    notes += ("test.csv does not distinguish PublicTest and PrivateTest; all of it is the test split.",)
+    notes += (f"{path.name} does not distinguish PublicTest and PrivateTest; all of it is the test split.",)
     return _to_split(rows, np.arange(len(rows.rows)), "test"), _tell_reading(path, rows), notes
 
 

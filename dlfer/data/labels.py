@@ -36,7 +36,8 @@ def match_labels(names: Iterable[str], labels: LabelsConfig) -> dict[str, str | 
     """Return, for each class name of the data, the label to use, or None where the class is left out.
 
     Names are compared in Unicode NFC, without regard to case and to spaces around; those that are alike become one label.
-    The names of `labels.aliases` come first. Then, if the names are recognisably expressions (at
+    The names of `labels.aliases` come first; an alias that means the label of another class, as "disgust" means Disgust, is
+    that label, however it is spelt. Then, if the names are recognisably expressions (at
     least two, and at least half of all, are known spellings), "happiness" becomes "Happy" and so
     on, whatever their case. All other names stay as they are.
 
@@ -53,11 +54,16 @@ def match_labels(names: Iterable[str], labels: LabelsConfig) -> dict[str, str | 
     mapping: dict[str, str | None] = {
         name: CANONICAL.get(key, first[key]) if expressions else first[key] for name, key in folded.items()
     }
+    aliased = {fold_name(name) for name in labels.aliases}
+    known_labels = {
+        _name_meaning(label, expressions): label for name, label in mapping.items() if folded[name] not in aliased
+    }
     for name, label in labels.aliases.items():
         found = [other for other, key in folded.items() if key == fold_name(name)]
         if not found:
             raise DataError(_unknown("aliases", name, names))
-        mapping.update(dict.fromkeys(found, label))
+        meant = known_labels.setdefault(_name_meaning(label, expressions), label)
+        mapping.update(dict.fromkeys(found, meant))
     for name in labels.drop:
         dropped = [key for key, label in mapping.items() if fold_name(name) in (folded[key], fold_name(str(label)))]
         if not dropped:
@@ -66,6 +72,11 @@ def match_labels(names: Iterable[str], labels: LabelsConfig) -> dict[str, str | 
     if names and not any(mapping.values()):
         raise DataError("data.labels.drop: every class of the data is dropped; leave at least two.")
     return mapping
+
+
+def _name_meaning(label: str, expressions: bool) -> str:
+    """Return what two labels have in common that are one but for their spelling."""
+    return CANONICAL.get(fold_name(label), fold_name(label)) if expressions else fold_name(label)
 
 
 def describe_merged(mapping: Mapping[str, str | None], labels: LabelsConfig) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import re
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +24,7 @@ from dlfer.data.split import apply_protocol, draw_fraction, draw_subset, drop_du
 from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.data.synthetic.scenes import load_synthetic_scenes
 from dlfer.data.tfds_stream import IMAGE_FOLDER, find_data_dir
-from dlfer.data.votes import add_soft_targets, read_votes
+from dlfer.data.votes import add_soft_targets, merge_columns, read_votes
 from dlfer.errors import ConfigError, DataError, DlferError, MissingDataError, ProtocolError, shorten
 from dlfer.runs.files import read_npz
 from dlfer.runs.text import count_noun
@@ -128,15 +129,24 @@ def load_data(
     if config.drop_duplicates:
         bundle = _count_left_out(drop_duplicates(bundle), bundle, "duplicates in train (data.drop_duplicates)")
     if config.soft_targets is not None:
-        bundle = add_soft_targets(bundle, read_votes(resolve_path(config.votes)), share=config.soft_share)
+        votes = merge_columns(read_votes(resolve_path(config.votes)), config.labels.aliases)
+        bundle = add_soft_targets(bundle, votes, share=config.soft_share)
     notes = check_classes(bundle, limited=config.num_images.train is not None)
     return dataclasses.replace(bundle, notes=(*bundle.notes, *notes, *_describe_aspect(bundle, config.aspect)))
 
 
 def _count_left_out(bundle: DataBundle, before: DataBundle, reason: str) -> DataBundle:
     """Return the bundle with the images that it has not and that it had before counted as left out."""
-    left = {name for split in bundle.splits.values() for name in split.ids.tolist()}
-    lost = [name for split in before.splits.values() for name in split.ids.tolist() if name not in left]
+    left = Counter(name for split in bundle.splits.values() for name in split.ids.tolist())
+    lost = []
+    for split in before.splits.values():
+        for name in split.ids.tolist():
+            # Where ids recur among the splits, pooling them puts the name of the split before each.
+            found = name if left[name] else f"{split.name}/{name}"
+            if left[found]:
+                left[found] -= 1
+            else:
+                lost.append(name)
     return dataclasses.replace(bundle, reading=before.reading.leave_out(reason, lost))
 
 
@@ -186,7 +196,10 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
                 f"data: {key} has the target {len(counts) - 1}, expected 0..{len(labels) - 1} ({', '.join(labels)})."
             )
         if not len(split):
-            raise DataError(f"data: {key} has no images, expected at least one.")
+            raise DataError(
+                f"data: {key} has no images, expected at least one. Splits that dlfer draws take whole groups of duplicates of each "
+                "class: have five different images or more of each, or raise data.num_images or data.fraction if one of them is set."
+            )
         if split.images.shape[1:] != bundle.train.images.shape[1:]:
             raise DataError(
                 f"data: {key} has images of shape {split.images.shape[1:]}, train of {bundle.train.images.shape[1:]}; "
@@ -382,11 +395,12 @@ def load_arrays(config: DataConfig) -> DataBundle:
     `train_images`, `train_targets`, perhaps `train_ids`, and the same with `validation_` and
     `test_`. Images are uint8 [N, H, W] or [N, H, W, 1 or 3], targets whole numbers [N] from 0, ids
     text [N], by default "<split>/<row>". `labels`, text [C], names the targets; without it they are
-    "0", "1" and so on.
+    "0", "1" and so on. Other arrays are not read, and a note names them.
 
     Raises:
         MissingDataError: the file is not there.
-        DataError: the file is damaged or pickled, or an array is absent or not as above.
+        DataError: the file is damaged or pickled, an array is absent or not as above, or one is named like the images
+            of a split that is none of these.
     """
     path = Path(config.path).expanduser()
     if not path.is_file():
@@ -404,18 +418,47 @@ def load_arrays(config: DataConfig) -> DataBundle:
             f"{path}: found the arrays {', '.join(arrays) or '(none)'}, expected images and targets, "
             f"or train_images and train_targets. {_MEND}"
         )
+    notes = _describe_unread_arrays(path, arrays, prefixes)
     splits: dict[str, Split | None] = dict.fromkeys(SPLITS)
     for key, prefix in prefixes.items():
         splits[key] = _to_split(path, arrays, key, prefix)
     most = max(int(split.targets.max()) for split in splits.values() if split is not None)
-    labels = arrays.get("labels", np.array([str(target) for target in range(most + 1)]))
+    if "labels" not in arrays and most >= MOST_LABELS:
+        raise DataError(
+            f"{path}: the largest target is {most:,}, and there is no array labels; expected targets from 0 to the number of "
+            f"classes minus 1, at most {MOST_LABELS - 1:,}. Number the classes from 0 (numpy.unique(targets, "
+            "return_inverse=True) does), or add their names as labels."
+        )
+    labels = arrays["labels"] if "labels" in arrays else np.array([str(target) for target in range(most + 1)])
     if labels.dtype.kind != "U" or labels.ndim != 1 or len(labels) <= most or len(set(labels.tolist())) < len(labels):
         raise DataError(
             f"{path}: labels is {labels.dtype} {labels.shape}, expected distinct text names, at least {most + 1} "
             f"(the largest target is {most})."
         )
     seen = sum(len(split) for split in splits.values() if split is not None)
-    return DataBundle("arrays", tuple(labels.tolist()), **splits, reading=Reading(what="images", seen=seen))
+    return DataBundle(
+        "arrays", tuple(labels.tolist()), **splits, notes=notes, reading=Reading(what="images", seen=seen)
+    )
+
+
+def _describe_unread_arrays(path: Path, arrays: dict[str, np.ndarray], prefixes: dict[str, str]) -> tuple[str, ...]:
+    """Return one sentence on the arrays that are not read, or nothing where all are.
+
+    Raises:
+        DataError: one is named like the images of a split, which would be left out of training without being missed.
+    """
+    read = {"labels", *(f"{prefix}{name}" for prefix in prefixes.values() for name in ("images", "targets", "ids"))}
+    unread = [name for name in arrays if name not in read]
+    split = next((name for name in unread if name.endswith("_images")), None)
+    if split is not None:
+        raise DataError(
+            f"{path}: found {split}, expected the images of a split as {', '.join(f'{name}_images' for name in SPLITS)}. Rename the "
+            f"array, and {split.removesuffix('images')}targets with it, or leave it out."
+        )
+    if not unread:
+        return ()
+    shown = ", ".join(unread[:MOST_NAMED]) + (", ..." if len(unread) > MOST_NAMED else "")
+    return (f"{path.name}: not read: {count_noun(len(unread), 'array')} ({shown}).",)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +14,8 @@ import numpy as np
 
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.duplicates import split_ids
-from dlfer.data.labels import SPELLINGS
+from dlfer.data.files import fold_name
+from dlfer.data.labels import CANONICAL, SPELLINGS
 from dlfer.data.survey import MOST_LISTED
 from dlfer.errors import DataError, MissingDataError
 from dlfer.metrics.intervals import compute_wilson_interval
@@ -22,7 +25,7 @@ from dlfer.runs.text import open_text, read_records
 
 DEFINITION = (
     "The plurality of an image is the label with most votes, over all columns of the file (contempt, unknown and no "
-    "face, too); ties are shared equally. The agreement of one annotator is how often an annotator, drawn at random, "
+    "face, too), where those of classes that data.labels.aliases makes one label are one; ties are shared equally. The agreement of one annotator is how often an annotator, drawn at random, "
     "agrees with the plurality of the others."
 )
 _COLUMNS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "nf")
@@ -82,8 +85,39 @@ def read_votes(path: str | Path) -> Votes:
         name: np.array([row[names.index(name)].strip() for row in fields]) if name in names else None
         for name in ("usage", "id")
     }
+    if beside["id"] is not None:
+        repeated = next((name for name, n in Counter(beside["id"].tolist()).items() if name and n > 1), None)
+        if repeated is not None:
+            raise DataError(
+                f"{path.name}: the id {repeated[:80]!r} occurs more than once; expected one row of votes per image."
+            )
     chosen = tuple(header[place] for place in columns)
     return Votes(path, chosen, np.array(counts, np.int64), beside["usage"], beside["id"])
+
+
+def merge_columns(votes: Votes, aliases: Mapping[str, str]) -> Votes:
+    """Return the votes with the columns of classes that became one label added up, as `data.labels.aliases` has them.
+
+    Args:
+        votes: as `read_votes` returns them.
+        aliases: name of a class -> label, in any spelling.
+    """
+    if not aliases:
+        return votes
+    renamed = {_name_meaning(name): label for name, label in aliases.items()}
+    groups: dict[str, list[int]] = {}
+    names: dict[str, str] = {}
+    for place, column in enumerate(votes.columns):
+        name = renamed.get(_name_meaning(column), column)
+        names.setdefault(_name_meaning(name), name)
+        groups.setdefault(_name_meaning(name), []).append(place)
+    counts = np.stack([votes.counts[:, places].sum(axis=1) for places in groups.values()], axis=1)
+    return dataclasses.replace(votes, columns=tuple(names.values()), counts=counts)
+
+
+def _name_meaning(name: str) -> str:
+    """Return what all spellings of an expression have in common."""
+    return CANONICAL.get(fold_name(name), fold_name(name))
 
 
 def align_votes(votes: Votes, splits: list[Split], num_rows: int | None = None) -> list[np.ndarray]:

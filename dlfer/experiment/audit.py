@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -41,6 +41,7 @@ class Inspected:
         reading: what could not be read.
         notes: what was done to the images when they were loaded.
         votes: the experiment's file of votes.
+        aliases: the experiment's `data.labels.aliases`.
         seed: of a split that is drawn.
     """
 
@@ -50,6 +51,7 @@ class Inspected:
     reading: Reading
     notes: tuple[str, ...] = ()
     votes: Path | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
     seed: int = 0
 
     @property
@@ -104,7 +106,14 @@ def inspect_data(
     if not held and (files.groups or files.split):
         raise UserError(f"dlfer audit: {data.name} is streamed, so its images are not audited and no groups are known.")
     survey = survey_images(held) if held else None
-    found = audit_splits(data.splits, data.labels, reading=data.reading, votes=votes or data.votes, survey=survey)
+    found = audit_splits(
+        data.splits,
+        data.labels,
+        reading=data.reading,
+        votes=votes or data.votes,
+        aliases=data.aliases,
+        survey=survey,
+    )
     notes = [*data.notes, *(_describe_streamed(split) for split in data.splits if not isinstance(split, Split))]
     audit = found.model_copy(update={"source": data.name, "notes": notes})
     show(audit)
@@ -167,7 +176,16 @@ def load_inspected(given: GivenData) -> Inspected:
     bundle = load_source_splits(config.model_copy(update=update), image_size=given.image_size or _IMAGE_SIZE)
     splits = tuple(split for split in (bundle.train, bundle.validation, bundle.test) if split is not None)
     votes = None if config.votes is None else resolve_path(config.votes)
-    return Inspected(str(given.path), splits, bundle.labels, bundle.reading, bundle.notes, votes, config.seed)
+    return Inspected(
+        str(given.path),
+        splits,
+        bundle.labels,
+        bundle.reading,
+        bundle.notes,
+        votes,
+        config.labels.aliases,
+        config.seed,
+    )
 
 
 def check_inspected(data: Inspected) -> str:

@@ -538,11 +538,12 @@ def read_labels(text: str) -> tuple[str, ...]:
         UserError: the file is not there or holds something else.
     """
     path = Path(text)
-    if path.suffix not in (".txt", ".json"):
+    suffix = path.suffix.casefold()
+    if suffix not in (".txt", ".json"):
         return tuple(name.strip() for name in text.split(","))
     try:
-        contents = path.read_text(encoding="utf-8")
-        if path.suffix == ".txt":
+        contents = path.read_text(encoding="utf-8-sig")
+        if suffix == ".txt":
             return tuple(line.strip() for line in contents.splitlines() if line.strip())
         found = json.loads(contents)
     except (OSError, ValueError, RecursionError) as error:

@@ -421,7 +421,7 @@ def _audit(run: Run, data: DataConfig, bundle: DataBundle, session: Session) -> 
     # Images that were drawn in place of absent files have no votes.
     votes = None if data.votes is None or data.source.startswith("synthetic") else resolve_path(data.votes)
     cache = session.runs_folder / ".cache" / "audit" if run.record.use_cache else None
-    return audit_data(bundle, cache=cache, votes=votes)
+    return audit_data(bundle, cache=cache, votes=votes, aliases=data.labels.aliases)
 
 
 def describe_outcome(metrics: Metrics) -> str:

@@ -64,7 +64,7 @@ def compute_wilson_interval(successes: float, n: float, level: float = 0.95) -> 
     """
     if n == 0:
         return UNDEFINED
-    low, high = _compute_score_limits(successes / n, n, level)
+    low, high = _compute_score_limits(successes / n, n, compute_quantile(level))
     failures, few = n - successes, 2 if n <= 50 else 3
     # At the ends the bound is exactly 0 or 1; rounding must not put it 1e-17 beside the value.
     low = 0.0 if successes == 0 else low
@@ -85,25 +85,34 @@ def compute_proportion(successes: int, n: int) -> dict[str, float]:
 _ROUNDING = 1e-12
 
 
-def compute_effective_interval(value: float, variance: float, n: float, level: float = 0.95) -> Interval:
+def compute_effective_interval(
+    value: float, variance: float, n: float, level: float = 0.95, *, degrees: int | None = None
+) -> Interval:
     """Return Wilson's interval of an estimate in 0..1 with as many trials as would give its variance.
 
     Args:
         variance: of the estimate, as the delta method gives it.
         n: number of trials where the variance vanishes or the value is 0 or 1.
+        degrees: of freedom of the variance, at least 1; Student's quantile takes the place of the normal one. None: the
+            variance is taken as known.
 
     Source: Kish, Survey Sampling (1965), 8.2 (effective sample size); Franco et al., J. Surv. Stat. Methodol. 7
     (2019) 334, on Wilson's interval with it.
     """
+    from scipy.special import stdtrit
+
     # Where rounding makes 1e-17 of 0, the effective number of trials would be as small.
-    if variance <= 0 or not _ROUNDING < value < 1 - _ROUNDING:
+    if variance > 0 and _ROUNDING < value < 1 - _ROUNDING:
+        n = value * (1 - value) / variance
+    elif degrees is None:
         return compute_wilson_interval(value * n, n, level)
-    low, high = _compute_score_limits(value, value * (1 - value) / variance, level)
+    quantile = compute_quantile(level) if degrees is None else float(stdtrit(degrees, 0.5 + level / 2))
+    low, high = _compute_score_limits(value, n, quantile)
     return min(low, value), max(high, value)
 
 
-def _compute_score_limits(proportion: float, n: float, level: float) -> Interval:
-    z2 = compute_quantile(level) ** 2
+def _compute_score_limits(proportion: float, n: float, quantile: float) -> Interval:
+    z2 = quantile**2
     centre = (proportion + z2 / (2 * n)) / (1 + z2 / n)
     half = np.sqrt(z2 * (proportion * (1 - proportion) + z2 / (4 * n)) / n) / (1 + z2 / n)
     return max(0.0, float(centre - half)), min(1.0, float(centre + half))

@@ -237,12 +237,12 @@ def read_attributes(path: Path) -> dict[str, dict[str, str]]:
     path = Path(path)
     try:
         with open_text(path) as file:
-            rows = [fields for _, fields in read_records(file)]
+            rows = list(read_records(file))
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; expected a csv with the columns id,attribute,...") from None
     except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"{path}: not a csv ({error}).") from error
-    heading = [cell.strip() for cell in rows[0]] if rows else []
+    heading = [cell.strip() for cell in rows[0][1]] if rows else []
     names = heading[1:]
     if not names or heading[0] != "id" or len(set(heading)) < len(heading) or "" in names:
         raise DataError(
@@ -251,7 +251,7 @@ def read_attributes(path: Path) -> dict[str, dict[str, str]]:
         )
     attributes: dict[str, dict[str, str]] = {name: {} for name in names}
     lines: dict[str, int] = {}
-    for line, row in enumerate(rows[1:], start=2):
+    for line, row in rows[1:]:
         if not row:
             continue
         if len(row) != len(heading):

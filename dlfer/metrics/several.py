@@ -27,7 +27,7 @@ from itertools import combinations
 import numpy as np
 
 from dlfer.errors import DataError
-from dlfer.metrics.intervals import compute_effective_interval, compute_wilson_interval, widen_level
+from dlfer.metrics.intervals import compute_effective_interval, compute_wilson_interval
 from dlfer.metrics.paired import compare_paired, describe_difference
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_scores
@@ -224,9 +224,8 @@ def compute_trained_accuracy(correct: np.ndarray, groups: np.ndarray, *, level: 
     elif num_groups < 2:
         return Estimate(value=value, reason=ONE_GROUP)
     else:
-        low, high = compute_effective_interval(
-            value, _compute_cluster_variance(correct, groups), num_groups, widen_level(level, num_groups - 1)
-        )
+        variance = _compute_cluster_variance(correct, groups)
+        low, high = compute_effective_interval(value, variance, num_groups, level, degrees=num_groups - 1)
     return Estimate(value=value, low=low, high=high)
 
 

@@ -22,7 +22,15 @@ from dlfer.report.comparison import format_comparison_table
 from dlfer.runs.changes import flatten
 from dlfer.runs.comparison_record import ArmKey, ComparisonRecord
 from dlfer.runs.run_records import read_history
-from dlfer.study.compare import Finished, choose_split, collect_notes, compare_with, describe_split, summarise_arm
+from dlfer.study.compare import (
+    Finished,
+    choose_split,
+    collect_notes,
+    compare_with,
+    describe_left_out,
+    describe_split,
+    summarise_arm,
+)
 from dlfer.study.comparison import Comparison, Rules, show_verdicts
 from dlfer.study.members import Member, Plan, group_finished
 from dlfer.study.runner import StudyConsole
@@ -161,10 +169,11 @@ def compare_arms(reference: str, finished: Finished) -> ComparisonRecord:
     """Return the table of arms with finished members, each compared with one of them, and the keys that differ."""
     split = choose_split(finished)
     judged_on = describe_split(split, finished)
+    pairs = compare_with(reference, finished, split)
     return ComparisonRecord(
         table=[summarise_arm(arm, members) for arm, members in finished.items()],
-        paired=compare_with(reference, finished, split),
-        notes=collect_notes(finished, judged_on),
+        paired=pairs,
+        notes=[*collect_notes(finished, judged_on), *describe_left_out(reference, finished, pairs)],
         judged_on=judged_on,
         arm_keys=list_arm_keys(finished),
     )

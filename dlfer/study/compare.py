@@ -17,7 +17,7 @@ import numpy as np
 from dlfer.config.load import compute_digest, with_overrides
 from dlfer.data.bundle import Split
 from dlfer.data.given import parse_split, recognise
-from dlfer.errors import ModelError, UserError
+from dlfer.errors import DataError, ModelError, UserError
 from dlfer.metrics.learned import describe_no_conclusion, find_run_failure
 from dlfer.metrics.paired import compare_seeds, describe_difference
 from dlfer.metrics.predictions import Predictions, read_predictions
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
 
 Finished = Mapping[str, Sequence[Member]]
 """Arm -> its finished members, at least one."""
+
+_MOST_LEFT_OUT = 5
 
 
 def summarise_arm(arm: str, members: Sequence[Member]) -> ArmRow:
@@ -67,6 +69,7 @@ def summarise_accuracy(several: Sequence[Predictions]) -> SeedEstimate | None:
 def compare_with(reference: str, finished: Finished, split: str) -> list[ArmPair]:
     """Compare every other arm with one of them on a split, over the seeds that both finished.
 
+    An arm is left out that was judged on other images, or has no seed in common with that one (`describe_left_out` says so).
     With several pairs Holm's correction holds over all of them, and its p value decides what is significant. Where a
     training of either arm did not learn, the pair supports no conclusion: `not_learned` has the reasons, the sentence
     says so, and nothing is called significant.
@@ -79,6 +82,24 @@ def compare_with(reference: str, finished: Finished, split: str) -> list[ArmPair
     pairs = [ArmPair.of(test, part=split) for test in tests.values() if test is not None]
     failures = {arm: find_failures(members) for arm, members in finished.items()}
     return [conclude_pair(pair, [*failures[pair.a], *failures[pair.b]]) for pair in correct_pairs(pairs)]
+
+
+def describe_left_out(reference: str, finished: Finished, pairs: Sequence[ArmPair]) -> list[str]:
+    """Return a sentence on the arms that `compare_with` could not compare with the reference; [] where it compared all."""
+    compared = {reference, *(pair.b for pair in pairs)}
+    left = [arm for arm in finished if arm not in compared]
+    if not left:
+        return []
+    shown = "; ".join(left[:_MOST_LEFT_OUT]) + (
+        f"; and {len(left) - _MOST_LEFT_OUT} more" if left[_MOST_LEFT_OUT:] else ""
+    )
+    if reference not in finished:
+        return [f"Not compared with {reference}, of which no member has finished: {shown}."]
+    ends = ("was", "has") if len(left) == 1 else ("were", "have")
+    return [
+        f"Not compared with {reference}: {shown}, which {ends[0]} not judged on the same images with the same labels, or "
+        f"{ends[1]} no seed in common with it."
+    ]
 
 
 def correct_pairs(pairs: Sequence[ArmPair]) -> list[ArmPair]:
@@ -149,10 +170,14 @@ def _summarise_split(members: Sequence[Member], split: str) -> SeedEstimate | No
 
 
 def _compare_arms(a: Sequence[Member], b: Sequence[Member], split: str) -> PairedTest | None:
+    """Return the test over the seeds that both arms have; None without any, or where they were judged on different images."""
     of_b = {member.seed: member for member in b}
     pairs = [(member.read_split(split), of_b[member.seed].read_split(split)) for member in a if member.seed in of_b]
     pairs = [(x, y) for x, y in pairs if x is not None and y is not None]
-    return compare_seeds(pairs, names=(a[0].arm, b[0].arm)) if pairs else None
+    try:
+        return compare_seeds(pairs, names=(a[0].arm, b[0].arm)) if pairs else None
+    except DataError:
+        return None
 
 
 SPLITS = ("test", "validation")
@@ -216,7 +241,7 @@ def compare_runs(
         several = images.extend_labels(several, titles)
     result = compare_several(several, titles)
     matched = dict(zip(titles, match_predictions(several, titles), strict=True))
-    systems = _group_seeds(entries)
+    systems, repeated = _group_seeds(entries)
     failures = _find_failures(entries)
     runs = [run.model_copy(update={"path": str(entry.path)}) for run, entry in zip(result.runs, entries, strict=True)]
     changes = {
@@ -225,7 +250,7 @@ def compare_runs(
         "pairs": [_withdraw_verdict(pair, failures) for pair in result.pairs],
         "systems": [_describe_system(name, members, matched) for name, members in systems.items()],
         "system_pairs": _compare_systems(systems, matched, failures),
-        "notes": [*_describe_matching(result, split), *images.notes, *_describe_runs(entries, split)],
+        "notes": [*_describe_matching(result, split), *images.notes, *_describe_runs(entries, split), *repeated],
     }
     return result.model_copy(update=changes)
 
@@ -447,15 +472,25 @@ def _describe_runs(entries: list[Entry], split: str) -> list[str]:
     return notes
 
 
-def _group_seeds(entries: list[Entry]) -> dict[str, dict[int, Entry]]:
-    """Return system -> seed -> run for the experiments of which several seeds are here."""
+def _group_seeds(entries: list[Entry]) -> tuple[dict[str, dict[int, Entry]], list[str]]:
+    """Return system -> seed -> run for the experiments of which several seeds are here, and a note for each seed that is here twice.
+
+    Two runs of one seed are no two trainings of the recipe: the first stands for the seed.
+    """
     groups: dict[str, dict[int, Entry]] = {}
+    notes: list[str] = []
     for entry in entries:
         if entry.run is not None:
             config = entry.run.config()
             digest = compute_digest(with_overrides(config, {"experiment.seed": 0}))
-            groups.setdefault(f"{config.experiment.name} {digest[:8]}", {})[config.experiment.seed] = entry
-    return {name: members for name, members in groups.items() if len(members) > 1}
+            group = groups.setdefault(f"{config.experiment.name} {digest[:8]}", {})
+            first = group.setdefault(config.experiment.seed, entry)
+            if first is not entry:
+                notes.append(
+                    f"{entry.name} is of the same experiment and seed as {first.name}, which alone is in what is said over seeds."
+                )
+    found = {name: members for name, members in groups.items() if len(members) > 1}
+    return found, notes if found else []
 
 
 def _describe_system(name: str, members: dict[int, Entry], matched: dict[str, Predictions]) -> System:

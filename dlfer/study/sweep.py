@@ -33,7 +33,15 @@ from dlfer.runs.comparison_record import (
 from dlfer.runs.files import write_rows
 from dlfer.runs.metrics_record import Estimate
 from dlfer.runs.run_records import read_events, read_history
-from dlfer.study.compare import Finished, choose_split, collect_notes, compare_with, describe_split, summarise_arm
+from dlfer.study.compare import (
+    Finished,
+    choose_split,
+    collect_notes,
+    compare_with,
+    describe_left_out,
+    describe_split,
+    summarise_arm,
+)
 from dlfer.study.comparison import Comparison, Rules, show_verdicts
 from dlfer.study.members import Member, Plan, group_finished
 from dlfer.study.runner import StudyConsole
@@ -82,7 +90,7 @@ def write_best_csv(path: Path, best: BestCells) -> None:
     """Write the table as csv; a missing value is an empty cell."""
     metrics = [f"{metric}{end}" for metric in SCORES for end in ("", "_low", "_high")]
     own = ["cell", *TRAINING, "num_seeds", "num_cells", "num_planned", "ranked_by", "part", "n", *metrics]
-    columns = {axis: axis if axis not in own else f"axis {axis}" for axis in best.axes}
+    columns = _name_columns(best.axes, own)
     rows = []
     for cell in best.table:
         row: dict[str, Any] = {columns[axis]: value for axis, value in cell.values.items()}
@@ -309,6 +317,7 @@ def _write_notes(
                 else ""
             )
         )
+    notes += describe_left_out(reference, finished, pairs)
     if len({tuple(row.seeds) for row in rows}) > 1:
         notes.append("The cells differ in which of their seeds finished; their means are not over the same seeds.")
     counts = Counter(member.status for member in comparison.members if member.status != "finished")
@@ -334,24 +343,31 @@ def _describe_luck(rows: Sequence[ArmRow]) -> str:
 
 def _write_csv(comparison: Comparison, cells: dict[str, Cell], rows: Sequence[ArmRow]) -> None:
     """Write sweep.csv: a row for each cell, the ranked ones first, then those of which no member finished."""
-    axes = list(comparison.config.sweep.grid)
-    table = [_make_csv_row(row, cells[row.arm]) for row in rows]
+    metrics = ("accuracy", "low", "high", "sd_over_seeds", "macro_f1", "n")
+    own = ["status", "num_seeds"]
+    own += [f"{split}_{metric}" for split in ("validation", "test") for metric in metrics]
+    own += ["train_accuracy", "seconds", "error"]
+    axes = _name_columns(comparison.config.sweep.grid, ["rank", "cell", *own])
+    table = [_make_csv_row(row, cells[row.arm], axes) for row in rows]
     ranked = {row.arm for row in rows}
     for name, cell in cells.items():
         if name not in ranked:
             of_cell = [member for member in comparison.members if member.arm == name]
             error = next((member.error for member in of_cell if member.error), "")
             statuses = dict.fromkeys(member.status for member in of_cell)
-            table.append({"cell": name, **cell.settings, "status": " ".join(statuses), "error": error})
-    metrics = ("accuracy", "low", "high", "sd_over_seeds", "macro_f1", "n")
-    columns = ["rank", "cell", *axes, "status", "num_seeds"]
-    columns += [f"{split}_{metric}" for split in ("validation", "test") for metric in metrics]
-    columns += ["train_accuracy", "seconds", "error"]
-    write_rows(comparison.run.path / SWEEP_FILE, list(dict.fromkeys(columns)), table)
+            settings = {axes[axis]: value for axis, value in cell.settings.items()}
+            table.append({"cell": name, **settings, "status": " ".join(statuses), "error": error})
+    write_rows(comparison.run.path / SWEEP_FILE, ["rank", "cell", *axes.values(), *own], table)
 
 
-def _make_csv_row(row: ArmRow, cell: Cell) -> dict[str, Any]:
-    values = {**cell.settings, "rank": row.rank, "cell": cell.name, "status": "finished"}
+def _name_columns(axes: Iterable[str], own: Sequence[str]) -> dict[str, str]:
+    """Return the column of each axis, "axis status" where the table has a column status of its own."""
+    return {axis: f"axis {axis}" if axis in own else axis for axis in axes}
+
+
+def _make_csv_row(row: ArmRow, cell: Cell, axes: Mapping[str, str]) -> dict[str, Any]:
+    values: dict[str, Any] = {axes[axis]: value for axis, value in cell.settings.items()}
+    values |= {"rank": row.rank, "cell": cell.name, "status": "finished"}
     values |= {"num_seeds": len(row.seeds), "seconds": row.seconds}
     if row.train:
         values["train_accuracy"] = row.train.value

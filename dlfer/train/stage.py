@@ -276,10 +276,12 @@ class _Stage:
                 write_checkpoint(
                     self.job.folder / NEXT_BEST, self.network.model.weights, {"epoch": state.epoch, "value": value}
                 )
-        is_plateau = config.schedule.name == "plateau" and state.phase == "all"
+        # A head that no longer improves says nothing about the backbone, which has not been trained yet.
+        is_whole, stopping = state.phase == "all", config.early_stopping
+        is_plateau = config.schedule.name == "plateau" and is_whole
         if is_plateau and count_plateau(state, config.schedule.patience):
             self.optimizer.learning_rate = self._get_rate() * config.schedule.factor
-        state.stopped_early = config.early_stopping is not None and state.waited >= config.early_stopping.patience
+        state.stopped_early = is_whole and stopping is not None and state.waited >= stopping.patience
 
     def _keep_milestone(self) -> None:
         """Write the weights as they are at the end of an epoch that was asked for, the averaged ones if there are any.

@@ -386,6 +386,28 @@ def test_protocols_that_do_not_go_together_are_refused_when_the_file_is_read(key
         load_experiment(file)
 
 
+def test_a_sigmoid_head_is_trained_by_binary_crossentropy_alone(write):
+    path = write(SMALL)
+    sigmoid = {"model.head.activation": "sigmoid"}
+    binary = {"finetune.loss.name": "binary_crossentropy"}
+    load_experiment(path, {**sigmoid, **binary, "pretrain.weights": "imagenet"})
+    with pytest.raises(ConfigError, match=r"finetune\.loss\.name: found categorical_crossentropy with model\.head"):
+        load_experiment(path, sigmoid)
+    with pytest.raises(ConfigError, match=r"pretrain\.loss\.name: found focal with model\.head"):
+        load_experiment(
+            path, {**sigmoid, **binary, "pretrain.data.source": "synthetic_scenes", "pretrain.loss.name": "focal"}
+        )
+
+
+@pytest.mark.parametrize("key", ["ablation.seeds", "sweep.seeds"])
+def test_seeds_that_stand_twice_are_refused(write, key):
+    # One training would pass for two, and the interval over seeds be too narrow.
+    path = write(SMALL)
+    load_experiment(path, {"sweep.grid": {"finetune.epochs": [2, 3]}, key: [0, 1]})
+    with pytest.raises(ConfigError, match=rf"--set {key}: {key}: found \[0, 1, 0\], expected different seeds"):
+        load_experiment(path, {"sweep.grid": {"finetune.epochs": [2, 3]}, key: [0, 1, 0]})
+
+
 def test_gradients_are_clipped_unless_the_file_says_otherwise(write):
     """Also where a parent sets it: null is a value here, and does not bring the default back."""
     assert load_experiment(write(SMALL)).finetune.clip == 1.0

@@ -263,6 +263,7 @@ def test_ranges_that_fit(load, key, spec):
         ("finetune.epochs", {"between": [3, 3]}, "expected low < high"),
         ("finetune.epochs", {"between": [1, 3], "step": 0}, "step: found 0"),
         ("finetune.epochs", {"between": [1, 3], "step": 5}, "step: found 5"),
+        ("finetune.epochs", {"between": [1, 3], "step": 0.5}, "step: found 0.5, expected a whole number"),
         ("finetune.augment.rotation", {"log": [0, 20]}, "expected more than 0"),
         ("finetune.epochs", {"between": [0, 3]}, "the value 0 does not fit: finetune.epochs: found 0"),
         ("model.dropout", {"between": [0.1, 1.0]}, "the value 1.0 does not fit: model.dropout: found 1.0"),

@@ -77,6 +77,25 @@ def test_quoted_fields_windows_lines_and_a_mark_of_order_are_read(tmp_path):
     assert np.array_equal(load_fer2013(_config(path)).train.images[6, ..., 0].ravel(), _pixels(6))
 
 
+def test_packed_train_csv_without_usage_is_joined_by_packed_test_csv(tmp_path):
+    text = "\n".join(["emotion,pixels", *[f"{i % 7},{_text(i)}" for i in range(14)]])
+    for name in ("train.csv.gz", "test.csv.gz"):
+        (tmp_path / name).write_bytes(gzip.compress(text.encode()))
+    bundle = load_fer2013(_config(tmp_path))
+    assert (len(bundle.train), bundle.validation, len(bundle.test)) == (14, None, 14)
+    assert bundle.notes == (
+        "test.csv.gz does not distinguish PublicTest and PrivateTest; all of it is the test split.",
+    )
+
+
+def test_a_csv_of_validation_beside_train_csv_is_not_passed_over_in_silence(tmp_path):
+    text = "\n".join(["emotion,pixels", *[f"{i % 7},{_text(i)}" for i in range(14)]])
+    for name in ("train.csv", "val.csv"):
+        (tmp_path / name).write_text(text)
+    (note,) = load_fer2013(_config(tmp_path)).notes
+    assert note.startswith("val.csv beside train.csv was not read: write the rows of all splits into one csv")
+
+
 def test_train_csv_is_joined_by_test_csv(tmp_path):
     train = [f"{row % 7},{_text(row)}" for row in range(7)]
     (tmp_path / "train.csv").write_text("\n".join(["emotion,pixels", *train]))

@@ -41,6 +41,24 @@ def test_aliases_come_before_known_spellings_and_drop_knows_both_names():
     assert found == {"contempt": "Disgust", "joy": None, "fearful": None, "sad": "Sad"}
 
 
+@pytest.mark.parametrize(
+    ("names", "aliases", "expected"),
+    [
+        # As the folders are spelt: no second class beside Disgust.
+        (("anger", "disgust", "contempt"), {"contempt": "disgust"}, ["Angry", "Disgust", "Disgust"]),
+        (("anger", "disgust", "smile"), {"smile": "JOY"}, ["Angry", "Disgust", "JOY"]),
+        (("anger", "happiness", "smile"), {"smile": "joy"}, ["Angry", "Happy", "Happy"]),
+        (("cat", "dog", "puppy"), {"puppy": "Dog"}, ["cat", "dog", "dog"]),
+        (("cat", "dog", "puppy"), {"puppy": "Pet", "dog": "pet"}, ["cat", "Pet", "Pet"]),
+        (("angry", "happy", "joy"), {"joy": "happy", "happy": "happy"}, ["Angry", "happy", "happy"]),
+        (("angry", "happy"), {"happy": "happy"}, ["Angry", "happy"]),
+    ],
+)
+def test_an_alias_that_is_spelt_otherwise_than_the_label_it_means_makes_no_second_class(names, aliases, expected):
+    mapping = match_labels(names, LabelsConfig(aliases=aliases))
+    assert [mapping[name] for name in names] == expected
+
+
 @pytest.mark.parametrize("labels", [LabelsConfig(drop=("hapy",)), LabelsConfig(aliases={"hapy": "Happy"})])
 def test_unknown_names_are_refused_with_the_nearest(labels):
     with pytest.raises(DataError, match=r"found 'hapy'.*Did you mean 'happy'"):

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from dlfer.config.schema import StageConfig
-from dlfer.config.sections import DataConfig
+from dlfer.config.sections import DataConfig, LabelsConfig
+from dlfer.data.audit import audit_bundle
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.data.sources import load_data
@@ -100,3 +101,24 @@ def test_the_data_section_asks_for_it_and_drops_duplicates_first(tmp_path):
     assert len(bundle.validation) == 1
     assert np.allclose(bundle.train.soft_targets[:, 0], [label / (label + 1) for label in range(7)])
     assert any("1 of 8 images were left out, because they have a duplicate" in note for note in bundle.notes)
+
+
+@pytest.mark.parametrize(
+    ("aliases", "label"), [({"Disgust": "Angry"}, "Angry"), ({"disgust": "Negative", "Angry": "Negative"}, "Negative")]
+)
+def test_votes_for_classes_that_are_one_label_count_together(tmp_path, aliases, label):
+    rows = [(target, target, usage) for usage in ("Training", "PublicTest") for target in (0, 1, 3)]
+    write_csv(tmp_path / "fer2013.csv", rows)
+    (tmp_path / "votes.csv").write_text("disgust,anger,happiness\n" + "8,0,2\n" * len(rows))
+    config = DataConfig(
+        source="fer2013",
+        path=str(tmp_path / "fer2013.csv"),
+        votes=str(tmp_path / "votes.csv"),
+        soft_targets="ferplus",
+        labels=LabelsConfig(aliases=aliases, drop=("Fear", "Sad", "Surprise", "Neutral")),
+    )
+    bundle = load_data(config, image_size=48)
+    assert bundle.labels == (label, "Happy")
+    assert np.allclose(bundle.train.soft_targets, [0.8, 0.2])
+    found = audit_bundle(bundle, votes=config.votes, aliases=aliases).votes
+    assert (found.labels[label].value, found.labels["Happy"].value) == (1, 0)

@@ -295,6 +295,14 @@ WRONG = {
     "number ids": ({"images": IMAGES, "targets": TARGETS, "ids": TARGETS}, "expected text"),
     "empty": ({"images": IMAGES[:0], "targets": TARGETS[:0]}, "is empty"),
     "both": ({"images": IMAGES, "targets": TARGETS, "train_images": IMAGES}, "both images and"),
+    "no classes": (
+        {"images": IMAGES, "targets": TARGETS + 2**40},
+        "largest target is 1,099,511,627,778, and there is no",
+    ),
+    "other split": (
+        {"train_images": IMAGES, "train_targets": TARGETS, "val_images": IMAGES, "val_targets": TARGETS},
+        "found val_images, expected .* validation_images, .*Rename the array, and val_targets with it",
+    ),
 }
 
 
@@ -303,6 +311,17 @@ def test_arrays_that_do_not_fit_are_refused(tmp_path, kind):
     arrays, message = WRONG[kind]
     with pytest.raises(DataError, match=message):
         _load(tmp_path / "a.npz", **arrays)
+
+
+def test_arrays_that_are_not_read_are_named(tmp_path):
+    bundle = _load(tmp_path / "a.npz", images=IMAGES, targets=TARGETS, filenames=TARGETS)
+    assert bundle.notes == ("a.npz: not read: 1 array (filenames).",)
+
+
+def test_too_few_images_to_be_split_are_refused_with_what_to_do(tmp_path):
+    config = _write_npz(tmp_path / "a.npz", counts=(4, 0, 0), train_targets=np.array([0, 0, 1, 1]))
+    with pytest.raises(DataError, match=r"validation has no images.*have five different images or more of each"):
+        load_data(config, image_size=32)
 
 
 def test_files_that_are_no_npz_are_refused(tmp_path):
@@ -373,6 +392,15 @@ def test_what_is_drawn_and_dropped_is_counted(tmp_path):
         "of classes in data.labels.drop": 20, "not drawn (data.num_images)": 7, "duplicates in train (data.drop_duplicates)": 15
     }  # fmt: skip
     assert (reading.what, reading.seen, reading.used) == ("images", 80, 38)
+
+
+@pytest.mark.parametrize(("keys", "left_out"), [({"protocol": "resplit"}, 0), ({"select_on": 0.25}, 20)])
+def test_images_whose_ids_recur_among_the_splits_are_counted_once_each(tmp_path, keys, left_out):
+    ids = {f"{part}_ids": np.array([f"im{i}" for i in range(n)]) for part, n in [("train", 40), ("validation", 20)]}
+    config = _with(_write_npz(tmp_path / "a.npz", test_ids=ids["validation_ids"], **ids), **keys)
+    reading = load_data(config, image_size=32).reading.as_record()
+    assert sum(reason.n for reason in reading.left_out) == left_out
+    assert (reading.seen, reading.used) == (80, 80 - left_out)
 
 
 def test_a_part_that_the_protocol_leaves_aside_is_counted(tmp_path):

@@ -105,6 +105,7 @@ def test_rows_of_two_files_are_refused(tmp_path):
         ("neutral,fear\n1,2\n1,x\n", "line 3: found 'x' as a number of votes"),
         ("neutral,fear\n-1,2\n", "line 2: found '-1'"),
         ("Usage,neutral,fear\nTraining,1\n", "line 2: found 2 fields, expected 3"),
+        ("id,neutral,fear\na.png,1,2\na.png,2,1\n", "the id 'a.png' occurs more than once"),
     ],
 )
 def test_damaged_files_are_refused_with_the_line(tmp_path, text, message):

@@ -102,6 +102,8 @@ def test_an_ignored_output_is_left_out_before_the_probabilities_are_divided():
     ("name", "contents", "expected"),
     [
         ("labels.txt", "angry\n happy \n\nsad\n", ("angry", "happy", "sad")),
+        ("LABELS.TXT", "\ufeffangry\r\nhappy\r\n", ("angry", "happy")),  # as Windows' Notepad writes it
+        ("labels.json", '\ufeff["angry", "happy"]', ("angry", "happy")),
         ("labels.json", '["angry", "happy"]', ("angry", "happy")),
         ("labels.json", '{"1": "happy", "0": "angry"}', ("angry", "happy")),
         ("config.json", '{"id2label": {"0": "angry", "1": "happy"}, "hidden": 7}', ("angry", "happy")),
@@ -112,7 +114,7 @@ def test_labels_are_read_from_a_list_or_a_file(tmp_path, name, contents, expecte
     if name is None:
         assert read_labels(contents) == expected
         return
-    (tmp_path / name).write_text(contents)
+    (tmp_path / name).write_text(contents, encoding="utf-8", newline="")
     assert read_labels(str(tmp_path / name)) == expected
 
 
@@ -211,6 +213,7 @@ def test_the_command_prints_writes_and_refuses_options_of_the_other_kind(model, 
     assert "classify exactly the same images correctly" in result.stdout, result.output
     for more, message in (
         ([str(model), *words, "--data", str(csv), "--against", str(tmp_path / "none.npz")], "none.npz"),
+        ([str(model), *words, "--data", str(csv), "--against", "lite2_96"], "is a model without predictions"),
         ([str(model), *words, "--data", str(csv), "--predictions", str(tmp_path / "p.csv")], "ends in .npz"),
         (["lite2", "--labels", "a,b"], "--labels needs an external model"),
         ([str(model)], "needs --data DATA"),

@@ -207,6 +207,7 @@ def test_a_csv_is_read_by_column(tmp_path):
         ("id,age,age\ni0,1,2\n", "with different names"),
         ("id,age\ni0,1,2\n", "line 2: found 3 cells, expected 2"),
         ("id,age\ni0,1\ni1,2\ni0,1\n", "line 4: the id 'i0' stands in line 2 already"),
+        ('id,age\n"i\n0",1\ni1,2\ni1,1\n', "line 5: the id 'i1' stands in line 4 already"),
     ],
 )
 def test_what_is_wrong_with_a_csv_is_told_with_its_line(tmp_path, text, message):

@@ -172,6 +172,15 @@ def test_few_subjects_widen_the_interval_by_students_quantile():
     assert found.low < low < high < found.high
 
 
+@pytest.mark.parametrize("right", [(9, 5), (7, 7), (10, 10), (0, 0)])
+def test_two_subjects_say_next_to_nothing(right):
+    # As of a fold with two of ten subjects: Student's quantile for one degree of freedom is 12.7.
+    correct = np.concatenate([np.arange(10) < count for count in right])
+    found = compute_trained_accuracy(correct, np.repeat([0, 1], 10))
+    assert found.low <= found.value <= found.high
+    assert found.high - found.low > 0.8
+
+
 def test_groups_whose_images_vary_less_than_independent_ones_do_not_narrow_the_interval():
     alternating = np.tile([True, False], 100)
     found = compute_trained_accuracy(alternating, np.repeat(np.arange(100), 2))

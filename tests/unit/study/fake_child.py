@@ -109,7 +109,7 @@ class Fake:
             hit = np.arange(NUM_IMAGES) < right + rng.integers(0, 3)
             probabilities = np.full((NUM_IMAGES, 2), 0.2)
             probabilities[np.arange(NUM_IMAGES), np.where(hit, targets, 1 - targets)] = 0.8
-            ids = [f"{part}/{i}" for i in range(NUM_IMAGES)]
+            ids = [f"{part}/{i + what.get('shift', 0)}" for i in range(NUM_IMAGES)]
             fold = config.finetune.data.fold
             if part == "test" and fold is not None:
                 numbers = np.arange(NUM_IMAGES) + (0 if self.plan.get("same_images") else fold * NUM_IMAGES)

@@ -166,6 +166,16 @@ def test_seeds_of_one_experiment_are_a_system(make_run):
     assert pair.sentence in text
 
 
+def test_of_two_runs_of_one_seed_the_first_stands_for_it_and_a_note_says_so(make_run):
+    runs = [make_run("a", seed=seed, test=draw(0.7, seed=row)) for row, seed in enumerate((0, 1, 0))]
+    result = compare_runs(names(*runs))
+    [system] = result.systems
+    assert (system.seeds, system.runs) == ([0, 1], [f"a/{run.path.name}" for run in runs[:2]])
+    assert result.notes[-1] == (
+        f"a/{runs[2].path.name} is of the same experiment and seed as a/{runs[0].path.name}, which alone is in what is said over seeds."
+    )
+
+
 def test_pairs_of_three_systems_are_corrected_by_holm(make_run):
     accuracies = {"a": 0.8, "b": 0.74, "c": 0.6}
     runs = [

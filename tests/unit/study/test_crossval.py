@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+import dlfer
 from dlfer.cli import main
 from dlfer.config.load import load_experiment
 from dlfer.errors import ConfigError, DlferError, EnvironmentProblem, ModelError, UserError
@@ -137,6 +138,14 @@ def test_a_fold_that_fails_is_named_left_out_and_run_again(folds, options, plan)
     plan |= {"right": {"train": 55, "validation": 40, "test": 30}}
     CROSSVAL.resume(path, RunOptions())
     assert {m["status"] for m in read_csv(path / "members.csv")} == {"finished"}
+    assert ComparisonRecord.require(path).table[0].cross_validated.n == 180
+
+
+def test_a_cross_validation_that_was_opened_in_python_is_resumed_as_one(folds, options, plan):
+    path = CROSSVAL.start(folds, options)
+    Run(path).stop("Ctrl-C")
+    study = dlfer.open_run(path)
+    assert (study.kind, study.resume().status) == ("cross_validation", "finished")
     assert ComparisonRecord.require(path).table[0].cross_validated.n == 180
 
 

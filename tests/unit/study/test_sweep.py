@@ -95,6 +95,32 @@ def test_a_reference_named_beforehand_and_a_rank_by_macro_f1(file, options, plan
     assert comparison.judged_on == "validation (PublicTest, used for selection)"
 
 
+def test_cells_that_were_judged_on_other_images_are_ranked_and_not_compared(file, options, plan):
+    # As of a sweep over finetune.data.fraction, whose cells have other test images.
+    plan |= {"0.1": {"right": {"validation": 30}, "shift": 7}, "0.2": {"right": {"validation": 50}}, "0.3": {}}
+    path = SWEEP.start(file, set_keys(options, **{"sweep.grid.model.dropout": [0.1, 0.2, 0.3]}))
+    assert open_run(path).status == "finished"
+    comparison = ComparisonRecord.require(path)
+    assert [row.arm for row in comparison.table] == ["dropout=0.2", "dropout=0.3", "dropout=0.1"]
+    assert [(pair.a, pair.b) for pair in comparison.paired] == [("dropout=0.2", "dropout=0.3")]
+    (note,) = [note for note in comparison.notes if note.startswith("Not compared")]
+    assert note == (
+        "Not compared with dropout=0.2: dropout=0.1, which was not judged on the same images with the same labels, or has no "
+        "seed in common with it."
+    )
+    assert "Not compared with dropout=0.2" in (path / "report.html").read_text()
+
+
+def test_an_axis_called_as_a_column_of_the_csv_keeps_its_values(file, options, plan):
+    grid = {"status": {"low": {"model.dropout": 0.1}, "high": {"model.dropout": 0.2}}}
+    path = SWEEP.start(file, set_keys(options, **{"sweep.grid": grid}))
+    rows = {row["cell"]: row for row in read_csv(path / "sweep.csv")}
+    assert {name: (row["axis status"], row["status"]) for name, row in rows.items()} == {
+        "low": ("low", "finished"),
+        "high": ("high", "finished"),
+    }
+
+
 @pytest.mark.slow
 def test_failed_and_killed_cells_do_not_stop_the_rest_and_resume_runs_them_alone(file, options, plan):
     plan |= {"0.1": {"do": "fail"}, "0.2": {"do": "die"}}

@@ -304,6 +304,20 @@ def test_early_stopping_ends_and_plateau_lowers_the_rate(tmp_path):
     assert [row["learning_rate"] for row in result.history] == pytest.approx([1e-9, 1e-9, 5e-10])
 
 
+def test_a_head_that_no_longer_improves_does_not_end_the_stage_before_the_backbone_is_trained(tmp_path):
+    config = make_config(
+        epochs=5,
+        batch_size=16,
+        image_size=32,
+        optimizer={"name": "sgd", "learning_rate": 1e-9},
+        early_stopping={"patience": 1},
+        freeze={"head_epochs": 3, "batch_norm": "frozen"},
+    )
+    result = train_stage(make_job(config, tmp_path), build(), make_bundle())
+    assert result.stopped_early
+    assert [row["phase"] for row in result.history] == ["head", "head", "head", "all"]
+
+
 STEP = {"optimizer": {"name": "sgd", "learning_rate": 4e-3}, "schedule": {"name": "step", "factor": 0.1}}
 
 
