@@ -455,7 +455,8 @@ def explain_split(split_name: str, job: ExplainJob, *, say: Callable[[str], None
 
 def _load_split(split_name: str, job: ExplainJob) -> tuple[Run, Split, Classifier]:
     """Return a run, the named split of its data, and its classifier."""
-    run = find_run_of(str(job.model)) or open_run(str(job.model))
+    folder = find_model(str(job.model))  # not the run whose name begins as that of a shipped model
+    run = find_run_of(folder) or open_run(folder)
     stage = run.config().finetune
     bundle = load_data(stage.data, image_size=stage.native_size, balance=stage.balance)
     split = getattr(bundle, split_name)
