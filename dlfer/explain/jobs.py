@@ -21,7 +21,7 @@ from dlfer.data.bundle import Split
 from dlfer.data.files import Tally
 from dlfer.data.sources import load_data
 from dlfer.data.split import draw_subset
-from dlfer.errors import DataError, DlferError, UserError
+from dlfer.errors import DataError, DlferError, ModelError, UserError
 from dlfer.explain.explanation import AverageMaps, Explainer, Explanation, MapAverage, MapOptions, check_maps
 from dlfer.explain.figures import (
     describe_average,
@@ -264,8 +264,8 @@ def _explain_faces(
 
 
 def _note(name: str, error: Exception, failed: list[str]) -> None:
-    """Add to `failed` what is wrong with one picture; raise what is wrong with the whole job."""
-    if isinstance(error, DlferError) and not isinstance(error, DataError):
+    """Add to `failed` what is wrong with one picture, such as a square that it is too small for; raise what is wrong with the whole job."""
+    if isinstance(error, DlferError) and not isinstance(error, DataError | ModelError):
         raise error
     failed.append(escape_text(f"not explained: {name}: {describe_failure(error)}"))
 
