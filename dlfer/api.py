@@ -76,7 +76,7 @@ class _Directory:
 
     @property
     def kind(self) -> str:
-        """run, ablation, sweep or search."""
+        """run, ablation, sweep, cross_validation or search."""
         return self._run.kind
 
     @cached_property
@@ -193,7 +193,7 @@ class RunResult(_Directory):
 
 
 class Study(_Directory):
-    """An ablation, a sweep or a search: what `ablate`, `sweep` and `search` return, and `open_run` for an earlier one.
+    """An ablation, a sweep or a search: what `ablate`, `sweep` and `search` return; `open_run` also opens a cross-validation.
 
     Example:
         >>> study = dlfer.ablate("experiments/quickstart.yaml", seeds=[0, 1, 2])
@@ -238,7 +238,7 @@ class Study(_Directory):
             >>> study.resume(workers=2).status
             'finished'
         """
-        _start({"ablation": "ablate"}.get(self.kind, self.kind))
+        _start({"ablation": "ablate", "cross_validation": "crossval"}.get(self.kind, self.kind))
         options = RunOptions(max_hours=_check_hours(max_hours), accept_changes=accept_changes)
         workers = _check_count("workers", workers)
         try:
@@ -250,6 +250,10 @@ class Study(_Directory):
                 from dlfer.study.sweep import SWEEP
 
                 SWEEP.resume(self.folder, options, workers=workers)
+            elif self.kind == "cross_validation":
+                from dlfer.study.crossval import CROSSVAL
+
+                CROSSVAL.resume(self.folder, options, workers=workers)
             else:
                 from dlfer.study.ablation import ABLATION
 
@@ -275,7 +279,7 @@ class Study(_Directory):
             for row in sorted(self.members, key=lambda row: -(row.score or 0))
         ]
         header = ("member", "seed", "status", value.replace("_", " "), "settings")
-        title = f"{self.kind.capitalize()} of {self.config.experiment.name}, {self.status}"
+        title = f"{self.kind.replace('_', '-').capitalize()} of {self.config.experiment.name}, {self.status}"
         notes = [f"Folder: {self.folder}", f"Report: {self.report}" if self.report.is_file() else None]
         found = self.comparison
         return format_html(title, rows, header=header, notes=notes) + ("" if found is None else found._repr_html_())
@@ -418,7 +422,7 @@ def search(
 
 
 def open_run(name: str | os.PathLike, out: str | os.PathLike | None = None) -> RunResult | Study:
-    """Return an earlier run, ablation, sweep or search.
+    """Return an earlier run, ablation, sweep, cross-validation or search.
 
     Args:
         name: its folder, or the beginning of its name in the folder of runs.
