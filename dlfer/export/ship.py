@@ -461,7 +461,7 @@ def _describe(copy: Path, source: Path, *, name: str, default: bool, shipped: Sh
         )
         text += "" if onnx is None or onnx.labels_agree is None else f"\n{describe_int8(onnx)}\n"
         text += f"\n{describe_speed(shipped.speed)}\n"
-        write_atomically(card, card.read_text() + text)
+        write_atomically(card, card.read_text(encoding="utf-8") + text)
 
 
 def describe_int8(record: OnnxRecord) -> str:

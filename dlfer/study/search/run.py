@@ -152,7 +152,7 @@ def run_search(
     with tempfile.TemporaryDirectory() as folder:
         arms[0].open_engine(Path(folder), trials=search_options.trials, smoke=options.smoke)
     run = _create_run(options.out or default_runs_folder(), config, options, search_options)
-    write_atomically(run.path / ORIGINAL_FILE, (run.path / CONFIG_FILE).read_text())
+    write_atomically(run.path / ORIGINAL_FILE, (run.path / CONFIG_FILE).read_text(encoding="utf-8"))
     search = Search(run, config, options, search_options, StopControl(options.max_hours), console)
     return _execute(search, arms)
 
