@@ -162,7 +162,7 @@ class EarlyStopping(Section):
     """Stop when the monitored metric no longer improves; counted as Keras' EarlyStopping counts."""
 
     patience: Count
-    """The stage ends after this many epochs in a row without an improvement."""
+    """The stage ends after this many epochs in a row without an improvement; epochs of freeze.head_epochs do not count."""
     min_delta: Annotated[float, Field(ge=0)] = 0.0
     """An epoch is an improvement if it is better than the last improvement by more than this. The kept weights are
     those of the best value in any case."""

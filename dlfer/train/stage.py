@@ -279,7 +279,9 @@ class _Stage:
         is_plateau = config.schedule.name == "plateau" and state.phase == "all"
         if is_plateau and count_plateau(state, config.schedule.patience):
             self.optimizer.learning_rate = self._get_rate() * config.schedule.factor
-        state.stopped_early = config.early_stopping is not None and state.waited >= config.early_stopping.patience
+        # The head's epochs are all done: a stage that ended there would never have trained the whole network.
+        is_out_of_patience = config.early_stopping is not None and state.waited >= config.early_stopping.patience
+        state.stopped_early = is_out_of_patience and state.phase == "all"
 
     def _keep_milestone(self) -> None:
         """Write the weights as they are at the end of an epoch that was asked for, the averaged ones if there are any.

@@ -287,6 +287,20 @@ def test_checkpoints_and_best_weights_are_flushed_to_the_disk(tmp_path, monkeypa
     monkeypatch.undo()
 
 
+def test_early_stopping_does_not_end_a_stage_before_the_whole_network_is_trained(tmp_path):
+    config = make_config(
+        epochs=5,
+        batch_size=16,
+        image_size=32,
+        freeze={"head_epochs": 2},
+        optimizer={"name": "sgd", "learning_rate": 1e-12},
+        early_stopping={"patience": 1, "min_delta": 0.5},
+    )
+    result = train_stage(make_job(config, tmp_path), build(), make_bundle(32))
+    assert [row["phase"] for row in result.history] == ["head", "head", "all"]
+    assert result.stopped_early
+
+
 def test_early_stopping_ends_and_plateau_lowers_the_rate(tmp_path):
     """Nothing moves: the first epoch is the only improvement, and patience ends with the second epoch after it."""
     config = make_config(
