@@ -193,9 +193,7 @@ class RunResult(_Directory):
 
 
 class Study(_Directory):
-    """An ablation, a sweep or a search: what `ablate`, `sweep` and `search` return, and `open_run` for an earlier one.
-
-    `open_run` gives one for a cross-validation of `dlfer crossval`, too.
+    """An ablation, a sweep or a search, as `ablate`, `sweep` and `search` return it; `open_run` also opens a cross-validation.
 
     Example:
         >>> study = dlfer.ablate("experiments/quickstart.yaml", seeds=[0, 1, 2])

@@ -201,6 +201,8 @@ def _run_command(argv: list[str] | None) -> None:
         # A name that the terminal's encoding lacks, or that is not UTF-8, is shown escaped and ends nothing.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # a list of files may name some that are not UTF-8
     debug = "--debug" in args
     if debug:
         os.environ[DEBUG] = "1"

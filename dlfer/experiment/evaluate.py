@@ -88,9 +88,10 @@ def evaluate_with_predictions(
     """
     wanted = parse_split(split)
     check_extras(extras)
-    classifier = load_engine(find_model(name))
-    run = find_run_of(name)
-    record = read_artifact_record(find_model(name))
+    folder = find_model(name)
+    classifier = load_engine(folder)
+    run = find_run_of(folder)  # not of the name, with which that of a run may begin, too
+    record = read_artifact_record(folder)
     given = None
     if isinstance(data, tuple):
         if wanted is not None:
@@ -106,7 +107,7 @@ def evaluate_with_predictions(
         split, labels = _choose_split(_load_stage(run), wanted)
     else:
         raise UserError(f"evaluate: {name} is not a run with its own data; give the data with --data DATA.")
-    trained = run.path if run is not None else find_model(name)
+    trained = run.path if run is not None else folder
     is_own = run is not None and not isinstance(data, tuple) and _is_own_data(run, given)
     used_for = tell_use(trained, split, is_own=is_own)
     split = map_targets(split, labels, classifier.labels)

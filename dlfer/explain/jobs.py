@@ -21,7 +21,7 @@ from dlfer.data.bundle import Split
 from dlfer.data.files import Tally
 from dlfer.data.sources import load_data
 from dlfer.data.split import draw_subset
-from dlfer.errors import DataError, DlferError, UserError
+from dlfer.errors import DataError, DlferError, ModelError, UserError
 from dlfer.explain.explanation import AverageMaps, Explainer, Explanation, MapAverage, MapOptions, check_maps
 from dlfer.explain.figures import (
     describe_average,
@@ -264,8 +264,8 @@ def _explain_faces(
 
 
 def _note(name: str, error: Exception, failed: list[str]) -> None:
-    """Add to `failed` what is wrong with one picture; raise what is wrong with the whole job."""
-    if isinstance(error, DlferError) and not isinstance(error, DataError):
+    """Add to `failed` what is wrong with one picture, such as a square that it is too small for; raise what is wrong with the whole job."""
+    if isinstance(error, DlferError) and not isinstance(error, DataError | ModelError):
         raise error
     failed.append(escape_text(f"not explained: {name}: {describe_failure(error)}"))
 
@@ -455,7 +455,8 @@ def explain_split(split_name: str, job: ExplainJob, *, say: Callable[[str], None
 
 def _load_split(split_name: str, job: ExplainJob) -> tuple[Run, Split, Classifier]:
     """Return a run, the named split of its data, and its classifier."""
-    run = find_run_of(str(job.model)) or open_run(str(job.model))
+    folder = find_model(str(job.model))  # not the run whose name begins as that of a shipped model
+    run = find_run_of(folder) or open_run(folder)
     stage = run.config().finetune
     bundle = load_data(stage.data, image_size=stage.native_size, balance=stage.balance)
     split = getattr(bundle, split_name)

@@ -86,7 +86,8 @@ class VideoWriter:
         """Add uint8 [H, W, 3] RGB; every frame has the size of the first.
 
         With a time in `seconds` the frame is shown at that time after the first: the one before it is repeated until
-        then, and a frame that comes before the last one is over is left out and counted.
+        then, and a frame that comes before the last one is over is left out and counted. Behind a gap that is too long to
+        be true the video goes on at once.
 
         Raises:
             DataError: another size, or the video cannot be written.
@@ -110,7 +111,11 @@ class VideoWriter:
             if place < self._num_written and self._num_written:
                 self.num_left_out += 1
                 return
-            for _ in range(min(place - self._num_written, _MOST_REPEATED)):
+            num_repeated = place - self._num_written
+            if num_repeated > _MOST_REPEATED:
+                # The times of all that follows have the same fault.
+                self._begin, num_repeated = self._begin + num_repeated / self._rate, 0
+            for _ in range(num_repeated):
                 self._write_one(self._last)
         self._write_one(pixels)
         self._last = pixels

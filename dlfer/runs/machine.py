@@ -54,7 +54,7 @@ def _list_groups(mount: Path, own: Path, controller: str) -> Iterator[Path]:
     """Yield the mount, and the groups on the way to that of this process, as far as they are visible."""
     yield mount
     try:
-        lines = own.read_text().splitlines()
+        lines = own.read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         return
     for line in lines:
@@ -83,7 +83,7 @@ def _read_number(file: Path) -> int | None:
 def _read(file: Path, parse: Callable[[str], _T]) -> _T | None:
     """Return the contents of a file; None where it is absent or says "max"."""
     try:
-        return parse(file.read_text())
+        return parse(file.read_text(encoding="utf-8"))
     except (OSError, ValueError, IndexError, ZeroDivisionError):
         return None
 

@@ -267,6 +267,13 @@ def measure_pictures(files: Sequence[tuple[str, bytes]], limits: Limits) -> tupl
                     f"{limits.pixels:,} together, and a picture of this kind {allowed:,}. Shrink the picture.",
                 )
             result, most = result + 3 * size, max(most, (each - 3) * size)
+    if result + most > limits.decode_bytes:
+        # Nothing would ever free so much, and every later request would wait behind this one.
+        raise Refusal(
+            413,
+            f"pictures: decoding the {len(files)} files takes {result + most:,} bytes of memory, and a request may take "
+            f"{limits.decode_bytes:,}. Send fewer at a time, or shrink them.",
+        )
     return pixels, result + most
 
 

@@ -146,7 +146,7 @@ def _compute_file(extraction: Extraction, split: Split, final: Path, *, split_na
     shape = (len(split), extraction.features.num_features)
     done, seconds = 0, 0.0
     if partial.exists() and record.exists():
-        found = json.loads(record.read_text())
+        found = json.loads(record.read_text(encoding="utf-8"))
         # A batch has the same images wherever it was begun.
         if found["batch_size"] == extraction.batch_size:
             done, seconds = found["done"], found["seconds"]
@@ -285,7 +285,7 @@ class _Growing:
 
     def _read_state(self, path: Path) -> StageState:
         """Return what was written; files of earlier versions lack the value at the last improvement."""
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
         values = [row[f"validation_{self.stage.monitor}"] for row in found["history"]]
         return StageState(**{"reference": find_reference(values, self.stage), **found, "phase": "trees"})
 

@@ -90,7 +90,7 @@ def obtain_backbone(
         random_weights: instead of published weights, for --smoke.
     """
     if (job.folder / DONE_FILE).exists():
-        return Pretrained(**json.loads((job.folder / DONE_FILE).read_text()) | {"folder": job.folder})
+        return Pretrained(**json.loads((job.folder / DONE_FILE).read_text(encoding="utf-8")) | {"folder": job.folder})
     if config.pretrain.weights == "vggface2" and not random_weights:
         pretrained = _take_face_weights(config, job.folder, load_images)
     elif config.pretrain.weights is not None:
@@ -120,7 +120,7 @@ def _train_or_share(config: ExperimentConfig, job: StageJob, bundle: DataBundle,
                 path.unlink()
             partial.rename(final)
     _share_files(final, job.folder)
-    return Pretrained(job.folder, digest, json.loads((job.folder / COST_FILE).read_text()), was_cached)
+    return Pretrained(job.folder, digest, json.loads((job.folder / COST_FILE).read_text(encoding="utf-8")), was_cached)
 
 
 def compute_pretrain_digest(config: ExperimentConfig, bundle: DataBundle, *, max_steps: int | None = None) -> str:

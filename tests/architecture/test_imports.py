@@ -206,6 +206,13 @@ def load(folder: Path, *args: str) -> tuple[int, set[str]]:
     return answer["code"] or 0, set(answer["modules"])
 
 
+@pytest.mark.parametrize("path", MODULES, ids=lambda path: str(path.relative_to(PACKAGE)))
+def test_text_is_read_and_written_in_utf8_whatever_the_locale(path):
+    calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+    text = [node for node in calls if getattr(node.func, "attr", "") in ("read_text", "write_text")]
+    assert not [node.lineno for node in text if "encoding" not in [word.arg for word in node.keywords]]
+
+
 def test_help_loads_next_to_nothing(tmp_path):
     code, modules = load(tmp_path, "--help")
     assert code == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import re
 import subprocess
@@ -289,6 +290,19 @@ def test_open_run_finds_runs_and_studies(tmp_path):
         assert kind.capitalize() in study._repr_html_()
     with pytest.raises(ModelError, match="nothing"):
         dlfer.open_run("nothing", tmp_path / "runs")
+
+
+@pytest.mark.parametrize(
+    ("kind", "rules"),
+    [("ablation", "ablation.ABLATION"), ("sweep", "sweep.SWEEP"), ("cross_validation", "crossval.CROSSVAL")],
+)
+def test_each_kind_of_study_is_resumed_as_what_it_is(tmp_path, monkeypatch, kind, rules):
+    module, _, name = rules.partition(".")
+    expected, resumed = getattr(importlib.import_module(f"dlfer.study.{module}"), name), []
+    monkeypatch.setattr("dlfer.study.comparison.Rules.resume", lambda self, *args, **named: resumed.append(self))
+    study = dlfer.open_run(create_run(tmp_path, dlfer.load_experiment(QUICKSTART), argv=[], kind=kind).path)
+    assert study.resume().kind == kind
+    assert resumed == [expected]
 
 
 def test_a_run_that_was_not_finished_says_so(tmp_path):

@@ -9,12 +9,23 @@ import pytest
 from typer.testing import CliRunner
 
 from dlfer.cli import app
+from dlfer.config.load import load_experiment
 from dlfer.config.names import FER2013_LABELS
 from dlfer.data.bundle import Split
 from dlfer.errors import UserError
-from dlfer.experiment.evaluate import FileModel, align_labels, choose_columns, evaluate_file, read_labels
+from dlfer.experiment.evaluate import (
+    FileModel,
+    align_labels,
+    choose_columns,
+    evaluate_file,
+    evaluate_model,
+    read_labels,
+)
 from dlfer.experiment.extras import Extras
 from dlfer.metrics.predictions import read_predictions
+from dlfer.runs.find import default_runs_folder
+from dlfer.runs.run import create_run
+from dlfer.runs.run_records import count_openings
 
 FERPLUS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt")
 
@@ -221,3 +232,16 @@ def test_the_command_prints_writes_and_refuses_options_of_the_other_kind(model, 
         result = CliRunner().invoke(app, ["evaluate", *more])
         assert result.exit_code != 0
         assert message in str(result.exception)
+
+
+def test_a_shipped_model_is_not_taken_for_the_run_whose_experiment_has_its_name(tmp_path, monkeypatch):
+    experiment = Path(__file__).parents[3] / "experiments" / "quickstart.yaml"
+    monkeypatch.chdir(tmp_path)
+    config = load_experiment(experiment, {"experiment.name": "lite2_96"})
+    run = create_run(default_runs_folder(), config, argv=[])
+    images = np.random.default_rng(0).integers(0, 255, (2, 48, 48), np.uint8)
+    found = evaluate_model("lite2_96", data=(images, ["Happy", "Sad"]))
+    assert (found.test.n, found.test_opened) == (2, None)
+    assert count_openings(run.path) == 0
+    with pytest.raises(UserError, match="lite2_96 is not a run with its own data"):
+        evaluate_model("lite2_96")

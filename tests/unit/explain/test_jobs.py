@@ -5,17 +5,22 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dlfer.config.load import load_experiment
 from dlfer.config.sections import ModelConfig
 from dlfer.data.bundle import Split
 from dlfer.data.faces import Face
 from dlfer.explain import jobs
 from dlfer.explain.explanation import MapOptions
+from dlfer.runs.find import default_runs_folder
+from dlfer.runs.run import create_run
 
+QUICKSTART = Path(__file__).parents[3] / "experiments" / "quickstart.yaml"
 LABELS = ("Angry", "Happy", "Sad")
 
 
@@ -285,3 +290,24 @@ def test_hostile_names_and_one_picture_that_fails_end_nothing(call, pictures, mo
     assert "\x1b" not in page
     assert "\u202e" not in page
     assert r"two\nlines.png" in page
+
+
+def test_a_split_of_a_shipped_model_is_not_that_of_a_run_whose_name_begins_so(call, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = create_run(default_runs_folder(), load_experiment(QUICKSTART, {"experiment.name": "lite2_96"}), argv=[])
+    (run.path / "model").mkdir()
+    (run.path / "model" / "artifact.json").write_text("{}")
+    code, _, err = call("explain", "--split", "validation", "--model", "lite2_96")
+    assert code == 2
+    assert "lite2_96: is a model without its run" in " ".join(err.split())
+
+
+def test_a_square_that_one_picture_is_too_small_for_leaves_that_one_out(call, pictures, model):
+    Image.fromarray(np.zeros((16, 16), np.uint8)).save("b/face.png")
+    words = ("--model", str(model), "--faces", "whole", "--method", "occlusion", "--size", "20", "--out", "out")
+    code, _, err = call("explain", "a/face.png", "b/face.png", *words)
+    assert code == 1
+    assert "not explained: b/face.png: occlusion: found size 20" in " ".join(err.split())
+    assert [face["source"] for face in json.loads((pictures / "out/explanations.json").read_text())["faces"]] == [
+        "a/face.png"
+    ]

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from dlfer.predict.draw import PAPER, Sketches, draw_faces
+from dlfer.predict import draw
+from dlfer.predict.draw import PAPER, Sketches, VideoWriter, draw_faces
 from dlfer.predict.media import Frame, Video, open_inputs
 from dlfer.predict.predictor import FacePrediction, FramePrediction
 
@@ -45,3 +46,14 @@ def test_a_folder_of_pictures_and_videos(tmp_path):
     assert len(frames) == 3
     assert frames[0].video.rate == pytest.approx(5)
     assert abs(int(frames[1].image[160, 100, 2]) - PAPER[2]) < 60
+
+
+def test_a_fault_in_the_times_of_a_video_is_not_filled_with_still_frames(tmp_path, monkeypatch):
+    monkeypatch.setattr(draw, "_MOST_REPEATED", 5)
+    writer = VideoWriter(tmp_path / "a.mp4", rate=10)
+    # As where the clock of an MPEG stream starts again: every later frame is far ahead of what was written.
+    for level, seconds in ((0, 0.0), (60, 0.3), (120, 95443.7), (180, 95443.8)):
+        writer.write(np.full((48, 64, 3), level, np.uint8), seconds)
+    writer.close()
+    frames = list(open_inputs([str(tmp_path / "a.mp4")]))
+    assert [round(frame.image.mean() / 60) for frame in frames] == [0, 0, 0, 1, 2, 3]

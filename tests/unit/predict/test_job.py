@@ -68,6 +68,18 @@ def test_pictures_to_csv_on_stdout_with_talk_on_stderr(call, draw_blocks):
     assert sorted(path.name for path in Path("drawn").iterdir()) == ["a.jpg", "b.jpg"]
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have names in Unicode alone")
+def test_a_list_on_stdin_may_name_files_that_are_not_utf8(call, draw_blocks, monkeypatch):
+    name = os.fsdecode(b"caf\xe9.png")
+    Image.fromarray(draw_blocks((5, 5, 20, 250))).save("a.png")
+    os.rename("a.png", name)
+    # As in a locale such as en_US.UTF-8, where Python reads stdin strictly.
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"caf\xe9.png\n"), encoding="utf-8"))
+    code, out, err = call("-", "--faces", "opencv")
+    assert code == 0, err
+    assert [row["file"] for row in csv.DictReader(io.StringIO(out))] == [r"caf\xe9.png"]
+
+
 def test_a_list_on_stdin_to_json(call, draw_blocks, monkeypatch):
     Image.fromarray(draw_blocks((5, 5, 20, 130))).save("a.png")
     monkeypatch.setattr("sys.stdin", io.StringIO("a.png\nb.png\n"))

@@ -132,3 +132,12 @@ def test_memory_is_known_before_anything_is_decoded():
     with pytest.raises(Refusal, match="250,000") as refused:
         measure_pictures([file], Limits(decode_bytes=3_000_000))
     assert refused.value.status == 413
+
+
+def test_pictures_that_fit_alone_and_not_together_are_refused_instead_of_waited_for():
+    stream = io.BytesIO()
+    Image.new("RGB", (1000, 500)).save(stream, "WEBP", method=0)
+    limits = Limits(pixels=1_000_000, decode_bytes=8_000_000)  # as of --max-pixels 1000000
+    assert measure_pictures([("a", stream.getvalue())], limits) == (500_000, 500_000 * 16)
+    with pytest.raises(Refusal, match=r"the 2 files takes 9,500,000 bytes of memory, and a request may take 8,000,000"):
+        measure_pictures([("a", stream.getvalue()), ("b", stream.getvalue())], limits)
