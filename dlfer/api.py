@@ -5,6 +5,7 @@ They do what the commands of the same names do. `dlfer/__init__.py` says which n
 
 from __future__ import annotations
 
+import operator
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -543,7 +544,7 @@ def _compare_arms(
 ) -> Study:
     _start(verb)
     given, workers = _make_options(verb, overrides, options), _check_count("workers", workers)
-    seeds = None if seeds is None else [int(seed) for seed in seeds]
+    seeds = None if seeds is None else _check_seeds(seeds)
     from dlfer.study.ablation import ABLATION
     from dlfer.study.sweep import SWEEP
 
@@ -597,6 +598,22 @@ def _check_count(name: str, count: int | None) -> int | None:
     if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
         raise UserError(f"{name}: found {count!r}, expected a whole number from 1.")
     return count
+
+
+def _check_seeds(seeds: Sequence[int]) -> list[int]:
+    """Return the seeds as ints.
+
+    Raises:
+        UserError: there are none, one is no whole number from 0, or one stands twice: one training would pass for two.
+    """
+    expected = f"seeds: found {seeds!r}, expected different whole numbers from 0, e.g. [0, 1, 2]."
+    try:
+        found = [operator.index(seed) for seed in seeds]
+    except TypeError as error:
+        raise UserError(expected) from error
+    if not found or min(found) < 0 or len(set(found)) < len(found):
+        raise UserError(expected)
+    return found
 
 
 def _return_on_time(stop: TrainingStopped) -> Path:

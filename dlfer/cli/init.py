@@ -36,7 +36,11 @@ def init(
     """Write a first experiment for your own images, e.g. a folder with one folder of images per label."""
     from dlfer.data.starter import write_starter
 
-    roles = {name.strip(): role.strip() for name, _, role in (item.rpartition("=") for item in folders or ())}
+    pairs = [(name.strip(), role.strip()) for name, _, role in (item.rpartition("=") for item in folders or ())]
+    roles = dict(pairs)
+    twice = next((name for name, role in pairs if roles[name] != role), None)
+    if twice is not None:
+        raise UserError(f"--folder {twice}: found two roles; leave one of them out.")
     wrong = [name for name, role in roles.items() if role not in ("train", "validation", "test", "class", "ignore")]
     if wrong or "" in roles:
         raise UserError("--folder: expected NAME=ROLE with a ROLE of train, validation, test, class or ignore.")

@@ -222,7 +222,12 @@ def _make_options(
 def parse_overrides(texts: list[str] | None) -> dict[str, Any]:
     from dlfer.config.load import parse_override
 
-    return dict(parse_override(text) for text in texts or ())
+    given: dict[str, Any] = {}
+    for key, value in map(parse_override, texts or ()):
+        if key in given:
+            raise UserError(f"--set {key}: given twice ({given[key]} and {value}); leave one of them out.")
+        given[key] = value
+    return given
 
 
 def parse_seeds(text: str) -> list[int]:

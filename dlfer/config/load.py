@@ -37,7 +37,8 @@ from dlfer.config.strict_yaml import format_yaml, parse_yaml, read_yaml
 from dlfer.config.variations import check_ablation, check_space, check_sweep, set_value
 from dlfer.errors import ConfigError
 
-_VARIABLE = re.compile(r"\$(?:\{([^}]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
+VARIABLE = re.compile(r"\$(?:\{([^}]*)\}|([A-Za-z_][A-Za-z0-9_]*))")
+"""What `resolve_path` takes for an environment variable: ${NAME} or $NAME."""
 _DEFAULTS = {"DLFER_DATA": "data"}
 _MAX_PARENTS = 20
 
@@ -190,7 +191,7 @@ def resolve_path(text: str) -> Path:
             raise ConfigError(f"{text}: the environment variable {name} is not set; set it, or write the full path.")
         return value
 
-    return Path(_VARIABLE.sub(fill, text)).expanduser()
+    return Path(VARIABLE.sub(fill, text)).expanduser()
 
 
 def dump_experiment(config: ExperimentConfig) -> str:

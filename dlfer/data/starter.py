@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlfer.config.load import load_experiment
+from dlfer.config.load import VARIABLE, load_experiment
 from dlfer.config.sections import LabelsConfig
 from dlfer.config.strict_yaml import format_yaml
 from dlfer.data.fer2013_csv import USAGES
@@ -239,6 +239,10 @@ def write_starter(
     name = make_name(folder if folder.is_dir() else folder.with_suffix(""))
     path = Path(out) if out is not None else Path(f"{name}.yaml")
     check_kind(folder)
+    if VARIABLE.search(str(folder)):
+        raise DataError(
+            f"{folder}: $ in an experiment's path names an environment variable; rename the folder or file."
+        )
     check_outputs({"--out": path}, [folder], force=force)
     survey = survey_data(folder, folders)
     for line in _format_counts(survey) if say is not None else ():

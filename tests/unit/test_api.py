@@ -272,6 +272,12 @@ def test_long_tables_say_how_long_they_are():
     assert "1,234 rows" in shown
 
 
+@pytest.mark.parametrize("seeds", [[], [0.5], [0, 0], [-1], ["1"], [True, 1], 3])
+def test_seeds_are_different_whole_numbers(seeds):
+    with pytest.raises(UserError, match=r"^seeds: found .*, expected different whole numbers from 0"):
+        dlfer.ablate(QUICKSTART, seeds=seeds)
+
+
 def test_open_run_finds_runs_and_studies(tmp_path):
     config = dlfer.load_experiment(QUICKSTART)
     run = create_run(tmp_path / "runs", config, argv=[])

@@ -36,6 +36,23 @@ def test_what_the_table_names_exists():
         assert set(meant) <= everything, meant
 
 
+def test_a_key_or_a_folder_given_twice_is_refused(call, tmp_path):
+    (tmp_path / "faces").mkdir()
+    for args, message in (
+        (
+            ("check", "x.yaml", "--set", "finetune.epochs=3", "--set", "finetune.epochs=5"),
+            "--set finetune.epochs: given twice (3 and 5); leave one of them out.",
+        ),
+        (
+            ("init", "faces", "--folder", "a=test", "--folder", "a=train"),
+            "--folder a: found two roles; leave one of them out.",
+        ),
+    ):
+        code, out, err = call(*args)
+        assert (code, out) == (2, "")
+        assert message in " ".join(err.split())
+
+
 @pytest.mark.parametrize(
     ("args", "meant"),
     [

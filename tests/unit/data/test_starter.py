@@ -92,6 +92,13 @@ def test_a_name_from_any_folder(tmp_path):
     assert make_name(tmp_path / "表情") == "my_images"
 
 
+def test_a_name_that_reads_as_a_variable_is_refused(draw, tmp_path):
+    folder = draw({"happy": 3, "sad": 3}, root="my$faces")
+    with pytest.raises(DataError, match=r"my\$faces: \$ in an experiment's path names an environment variable"):
+        write_starter(folder, tmp_path / "x.yaml")
+    assert not (tmp_path / "x.yaml").exists()
+
+
 def test_an_existing_file_stays(draw, tmp_path):
     folder = draw({"a": 3, "b": 3})
     (tmp_path / "mine.yaml").write_text("mine")
