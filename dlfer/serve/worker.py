@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 from python_multipart.multipart import parse_options_header
 
-from dlfer.data.images import decode_upright, to_array, to_channels
+from dlfer.data.images import decode_upright, open_undecoded, to_array, to_channels
 from dlfer.errors import DataError
 from dlfer.predict.media import check_size
 from dlfer.serve.limits import BYTES_PER_PIXEL, Limits, Refusal
@@ -255,7 +255,7 @@ def measure_pictures(files: Sequence[tuple[str, bytes]], limits: Limits) -> tupl
     """
     pixels = result = most = 0
     for name, contents in files:
-        with _open(name, contents, limits) as image:
+        with _open(name, contents) as image:
             size = image.width * image.height
             each = _count_bytes(image)
             allowed = min(limits.pixels, limits.decode_bytes // each)
@@ -277,15 +277,11 @@ def measure_pictures(files: Sequence[tuple[str, bytes]], limits: Limits) -> tupl
     return pixels, result + most
 
 
-def _open(name: str, contents: bytes, limits: Limits) -> Image.Image:
+def _open(name: str, contents: bytes) -> Image.Image:
     try:
         if contents[:1] == b"P" and contents[1:2].isdigit() and not _PPM.match(contents[:_PPM_HEAD]):
             raise ValueError("no header, or a very long one")
-        return Image.open(io.BytesIO(contents), formats=FORMATS)
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise Refusal(
-            413, f"{name}: expected at most {limits.pixels:,} pixels in a request, found more. Shrink the picture."
-        ) from error
+        return open_undecoded(io.BytesIO(contents), FORMATS)
     except Exception as error:  # readers of damaged headers raise nearly anything
         raise Refusal(
             415, f"{name}: not a picture in a supported format; expected JPEG, PNG, WebP, BMP, GIF, PGM or PPM."
@@ -313,7 +309,7 @@ def decode_picture(name: str, contents: bytes, limits: Limits) -> tuple[tuple[in
     Raises:
         Refusal: 400 if the file is damaged.
     """
-    image = _open(name, contents, limits)
+    image = _open(name, contents)
     try:
         check_size(image.size, name, limits.pixels)
         image = decode_upright(image, name)

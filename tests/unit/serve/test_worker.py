@@ -141,3 +141,11 @@ def test_pictures_that_fit_alone_and_not_together_are_refused_instead_of_waited_
     assert measure_pictures([("a", stream.getvalue())], limits) == (500_000, 500_000 * 16)
     with pytest.raises(Refusal, match=r"the 2 files takes 9,500,000 bytes of memory, and a request may take 8,000,000"):
         measure_pictures([("a", stream.getvalue()), ("b", stream.getvalue())], limits)
+
+
+def test_the_limit_of_pixels_is_the_servers_and_not_pillows():
+    contents = b"P6 15000 15000 255\n" + bytes(10)  # 225 million; Pillow alone refuses more than 179 million
+    assert measure_pictures([("a", contents)], Limits(pixels=300_000_000, decode_bytes=2_400_000_000))[0] == 225_000_000
+    with pytest.raises(Refusal, match=r"a: found 15000 x 15000 = 225,000,000 pixels") as refused:
+        measure_pictures([("a", contents)], Limits())
+    assert refused.value.status == 413
