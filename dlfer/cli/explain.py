@@ -12,6 +12,7 @@ from dlfer.errors import UserError
 
 
 def explain(
+    context: typer.Context,
     images: Annotated[
         list[str] | None,
         typer.Argument(metavar="IMAGE", help="Pictures, folders, globs; none with --split.", show_default=False),
@@ -72,6 +73,7 @@ def explain(
         )
     if per_class < 1:
         raise UserError(f"--per-class {per_class}: expected 1 or more.")
+    _refuse_unused(context, is_split=split is not None, methods=methods)
     if model is not None:
         from dlfer.runs.find import find_model
 
@@ -99,3 +101,23 @@ def explain(
     print_text(page)
     if num_failed:
         raise typer.Exit(1)
+
+
+def _refuse_unused(context: typer.Context, *, is_split: bool, methods: tuple[str, ...]) -> None:
+    """Raise UserError for an option that was given and would change nothing."""
+    unused = {
+        "faces": "does not go with --split: faces of a split are found as in the run's data; leave it out"
+        if is_split
+        else None,
+        "detector_size": "does not go with --split: faces of a split are found as in the run's data; leave it out"
+        if is_split
+        else None,
+        "per_class": None if is_split else "goes with --split",
+        "size": None if "occlusion" in methods else "goes with --method occlusion or both",
+        "stride": None if "occlusion" in methods else "goes with --method occlusion or both",
+        "feature_level": None if "gradcam" in methods else "goes with --method gradcam or both",
+    }
+    for name, reason in unused.items():
+        source = context.get_parameter_source(name)
+        if reason is not None and source is not None and source.name == "COMMANDLINE":
+            raise UserError(f"dlfer explain: --{name.replace('_', '-')} {reason}.")

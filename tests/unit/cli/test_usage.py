@@ -36,6 +36,27 @@ def test_what_the_table_names_exists():
         assert set(meant) <= everything, meant
 
 
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("x.jpg", "--per-class", "3"), "--per-class goes with --split."),
+        (
+            ("--split", "test", "--model", "r", "--faces", "crop"),
+            "--faces does not go with --split: faces of a split are found as in the run's data",
+        ),
+        (("x.jpg", "--method", "gradcam", "--size", "8"), "--size goes with --method occlusion or both."),
+        (
+            ("x.jpg", "--method", "occlusion", "--feature-level", "2"),
+            "--feature-level goes with --method gradcam or both.",
+        ),
+    ],
+)
+def test_an_option_of_explain_that_would_change_nothing_is_refused(call, args, message):
+    code, out, err = call("explain", *args)
+    assert (code, out) == (2, "")
+    assert message in " ".join(err.split())
+
+
 def test_a_key_or_a_folder_given_twice_is_refused(call, tmp_path):
     (tmp_path / "faces").mkdir()
     for args, message in (
