@@ -105,10 +105,6 @@ def _add_errors(app: FastAPI) -> None:
         _LOG.debug("The client disconnected before its request was answered.")
         raise error
 
-    @app.exception_handler(Exception)
-    async def fail(request: Request, error: Exception) -> JSONResponse:
-        return JSONResponse({"error": "Internal server error; the server's log has the details."}, 500)
-
 
 def _add_page(app: FastAPI) -> None:
     folder = files("dlfer.serve") / "page"

@@ -192,12 +192,12 @@ class Guard:
             await self._app(scope, receive, send)
             return
         start, status, headers, method = time.monotonic(), 500, Headers(scope=scope), scope["method"]
-        path = self._place(scope, headers)
+        path, is_answered = self._place(scope, headers), False
 
         async def send_on(message: Message) -> None:
-            nonlocal status
+            nonlocal status, is_answered
             if message["type"] == "http.response.start":
-                status = message["status"]
+                status, is_answered = message["status"], True
                 self._add_headers(MutableHeaders(scope=message), headers)
             elif method == "HEAD":
                 message = {**message, "body": b""}
@@ -210,6 +210,12 @@ class Guard:
             await (answer or self._app)(scope, receive, send_on)
         except ClientDisconnect:
             status = GONE
+        except Exception:
+            # The framework's own answer to an error would come from outside, without these headers. It still logs the error.
+            if not is_answered:
+                failure = {"error": "Internal server error; the server's log has the details."}
+                await JSONResponse(failure, 500)(scope, receive, send_on)
+            raise
         finally:
             route = self._name_route(scope)
             self._metrics.requests.labels(route, str(status)).inc()

@@ -149,7 +149,8 @@ def test_a_failing_network_is_an_error_without_details_and_the_next_is_answered(
         patched.setattr(engine, "predict", fail)
         broken = send(client, two_faces)
     assert broken.status_code == 500
-    assert "secret" not in broken.text
+    assert broken.json() == {"error": "Internal server error; the server's log has the details."}
+    assert broken.headers["x-content-type-options"] == "nosniff"
     assert send(client, two_faces).status_code == 200
 
 
