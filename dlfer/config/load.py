@@ -311,6 +311,8 @@ def _finish(
     problems = problems + found
     if check_search:
         problems += [*check_space(tree), *check_sweep(tree), *check_ablation(tree)]
+        wrong = {stage: config.tell_wrong_loss(stage) for stage in ("pretrain", "finetune")} if config else {}
+        problems += [Problem((stage, "loss", "name"), text) for stage, text in wrong.items() if text]
     if problems or config is None:
         lines = list_problems([problem.format(marks) for problem in problems], indent="  ")
         raise ConfigError(f"{name}: {len(problems)} problem{'s' if len(problems) != 1 else ''}:\n{lines}")

@@ -530,7 +530,6 @@ class ExperimentConfig(Section):
             )
         for stage in ("pretrain", "finetune"):
             self._check_copies(stage)
-            self._check_activation(stage)
         self._check_pooled_images()
         if self.pretrain is not None and isinstance(self.pretrain.weights, dict):
             self._check_branch_weights(self.pretrain.weights)
@@ -558,20 +557,23 @@ class ExperimentConfig(Section):
                 "pools: EF-FER1 would have seen the test fold. Pretrain on other images, or set pretrain: null."
             )
 
-    def _check_activation(self, stage: str) -> None:
-        """Raise where a sigmoid head is trained by a loss that leaves its outputs open by a constant: all sigmoids may become 1."""
+    def tell_wrong_loss(self, stage: str) -> str | None:
+        """Return what is wrong with the loss of a stage, where it trains a sigmoid head and leaves the outputs open by a constant.
+
+        All sigmoids may then become 1. It is no rule of the section, since runs that broke it are to stay readable.
+        """
         section: StageConfig | None = getattr(self, stage)
         # Trees take the place of the head, and the members of an ensemble are looked at by themselves.
         without_head = {"pretrain": ("ensemble",), "finetune": ("ensemble", "boosted")}[stage]
         is_trained = section is not None and getattr(section, "weights", None) is None
         if self.model.head.activation != "sigmoid" or self.model.family in without_head or not is_trained:
-            return
-        if section.loss.name != "binary_crossentropy":
-            raise ValueError(
-                f"{stage}.loss.name: found {section.loss.name} with model.head.activation: sigmoid. This loss compares the outputs with "
-                "each other only, so that the sigmoids of several may be 1 and the label be lost. Set binary_crossentropy, or "
-                "model.head.activation: softmax."
-            )
+            return None
+        if section.loss.name == "binary_crossentropy":
+            return None
+        return (
+            f"found {section.loss.name} with model.head.activation: sigmoid. This loss compares the outputs with each other only, "
+            "so that the sigmoids of several may be 1 and the label be lost. Set binary_crossentropy, or model.head.activation: softmax."
+        )
 
     def _check_face_weights(self) -> None:
         """Raise unless the network is the one that the weights from VGGFace2 belong to, with the pixels they expect."""

@@ -397,6 +397,11 @@ def test_a_sigmoid_head_is_trained_by_binary_crossentropy_alone(write):
         load_experiment(
             path, {**sigmoid, **binary, "pretrain.data.source": "synthetic_scenes", "pretrain.loss.name": "focal"}
         )
+    # What was trained before this rule stays readable.
+    record = write(
+        dump_experiment(load_experiment(path)).replace("activation: softmax", "activation: sigmoid"), "run.yaml"
+    )
+    assert load_recorded_experiment(record).model.head.activation == "sigmoid"
 
 
 @pytest.mark.parametrize("key", ["ablation.seeds", "sweep.seeds"])
