@@ -189,15 +189,21 @@ def test_a_run_without_other_data_is_judged_on_its_own_test_split(run):
     assert evaluate_model(str(run)).as_json()["test"]["confusion"] == of_run["test"]["confusion"]
 
 
-def test_class_folders_of_other_names_and_colours_are_judged_whole(run, work, faces):
-    """Nothing is split off a folder without splits; names match by alias; colour becomes grey."""
+@pytest.fixture(scope="module")
+def folders(work, faces) -> Path:
+    """21 pictures in colour, in class folders of other names than the labels."""
     names = ("anger", "disgust", "fear", "happiness", "sadness", "surprise", "neutral")
     for index in range(21):
         folder = work / "folders" / names[index % 7]
         folder.mkdir(parents=True, exist_ok=True)
         colour = np.repeat(faces.images[index], 3, axis=-1)
         Image.fromarray(colour).resize((60, 60)).save(folder / f"{index}.png")
-    found = evaluate_model(str(run), data=work / "folders").as_json()
+    return work / "folders"
+
+
+def test_class_folders_of_other_names_and_colours_are_judged_whole(run, folders):
+    """Nothing is split off a folder without splits; names match by alias; colour becomes grey."""
+    found = evaluate_model(str(run), data=folders).as_json()
     assert found["test"]["n"] == 21
     assert set(found["test"]["labels"]) == set(FER2013_LABELS)
 
@@ -210,17 +216,17 @@ def test_data_of_other_labels_is_refused(run, work, faces):
         evaluate_model(str(run), data=work / "animals").as_json()
 
 
-def test_a_split_that_the_data_does_not_have_is_refused(run, work):
+def test_a_split_that_the_data_does_not_have_is_refused(run, folders):
     with pytest.raises(UserError, match="expected the split validation, found train"):
-        evaluate_model(str(run), data=work / "folders", split="validation")
+        evaluate_model(str(run), data=folders, split="validation")
     with pytest.raises(UserError, match="--split tests: expected test"):
         evaluate_model(str(run), split="tests")
 
 
 @pytest.mark.slow
-def test_a_zip_is_judged_as_what_it_holds(run, work):
+def test_a_zip_is_judged_as_what_it_holds(run, work, folders):
     """The pictures of the folder, and the csv of FER2013."""
-    for name, files in (("folders", (work / "folders").rglob("*.png")), ("fer", [work / "fer.csv"])):
+    for name, files in (("folders", folders.rglob("*.png")), ("fer", [work / "fer.csv"])):
         with zipfile.ZipFile(work / f"{name}.zip", "w") as archive:
             for file in files:
                 archive.write(file, file.relative_to(work))
