@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import math
 import os
 import platform
@@ -118,3 +120,50 @@ def count_cores() -> int:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = read_cgroup_limits().cpus
     return cores if quota is None else max(1, min(cores, math.ceil(quota)))
+
+
+@contextlib.contextmanager
+def keep_freed_memory() -> Iterator[None]:
+    """Let glibc keep the memory that is freed inside the block, and give it back to the system at its end.
+
+    By default it returns blocks of feature maps as soon as they are free, and the next operation has the system clear new
+    pages: up to a third of a training step on a CPU (benchmarks/freed_memory.py). Nothing changes with another C library,
+    or where MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_MAX_ or GLIBC_TUNABLES in the environment say what is wanted.
+    """
+    libc = None if _ALLOCATOR_VARIABLES & os.environ.keys() else _find_glibc()
+    if libc is None:
+        yield
+        return
+    libc.mallopt(_M_TRIM_THRESHOLD, -1)
+    libc.mallopt(_M_MMAP_MAX, 0)
+    try:
+        yield
+    finally:
+        # What glibc itself arrives at in a process that has freed large blocks.
+        libc.mallopt(_M_MMAP_MAX, 2**16)
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**25)
+        libc.mallopt(_M_TRIM_THRESHOLD, 2**26)
+        libc.malloc_trim(0)
+
+
+def return_freed_memory() -> None:
+    """Let glibc return blocks of a megabyte and more to the system once they are free; by default it keeps those of pictures."""
+    libc = _find_glibc()
+    if libc is not None:
+        libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
+        libc.mallopt(_M_ARENA_MAX, 2)
+
+
+def _find_glibc() -> ctypes.CDLL | None:
+    """Return the C library with glibc's functions of its allocator; None: another system, or another C library."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        return None
+    return libc if hasattr(libc, "mallopt") and hasattr(libc, "malloc_trim") else None
+
+
+_M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -3, -4, -8
+"""From malloc.h."""
+
+_ALLOCATOR_VARIABLES = {"MALLOC_TRIM_THRESHOLD_", "MALLOC_MMAP_MAX_", "GLIBC_TUNABLES"}

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
-import ctypes
 import functools
 import ipaddress
 import json
@@ -40,6 +39,7 @@ from dlfer.errors import DlferError, EnvironmentProblem, UserError
 from dlfer.predict.engines import load_engine
 from dlfer.predict.predictor import NOTICE, SMOKE
 from dlfer.runs.find import find_model
+from dlfer.runs.machine import return_freed_memory
 from dlfer.serve.app import build_app
 from dlfer.serve.guard import LOOPBACK_NAMES, Policy, find_address
 from dlfer.serve.limits import Limits
@@ -366,7 +366,7 @@ def serve_models(models: Sequence[str], options: ServerOptions, *, say: Callable
         UserError: no such model, a port that is in use, an API key that is too short, or no key on a public address.
         DlferError: requests did not finish in time after the signal to stop.
     """
-    give_memory_back()
+    return_freed_memory()
     allow_connections(2 * options.limits.connections + 256)
     policy = choose_policy(options, say=say)
     loaded = load_models(models, faces=options.faces, detector_size=options.detector_size, say=say)
@@ -405,20 +405,6 @@ def allow_connections(number: int) -> None:
     wanted = number if hard == resource.RLIM_INFINITY else min(number, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:
         resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
-
-
-def give_memory_back() -> None:
-    """Let glibc return blocks of a megabyte and more to the system once they are free; by default it keeps those of pictures."""
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(_M_MMAP_THRESHOLD, 2**20)
-        libc.mallopt(_M_ARENA_MAX, 2)
-    except (OSError, AttributeError):  # another system, or another C library
-        return
-
-
-_M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
-"""From malloc.h."""
 
 
 def choose_policy(options: ServerOptions, *, say: Callable[[str], None] = lambda text: None) -> Policy:

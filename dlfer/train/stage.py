@@ -26,6 +26,7 @@ from dlfer.metrics.classification import compute_confusion, compute_item_losses
 from dlfer.model.predict import predict_probabilities, predict_split
 from dlfer.model.stage_network import TransferNetwork, assemble_network
 from dlfer.runs.files import sync_folder, write_rows
+from dlfer.runs.machine import keep_freed_memory
 from dlfer.train.cluster import Cluster, Device
 from dlfer.train.loop import WeightAverage, build_loop, lead_stage
 from dlfer.train.objective import build_loss, build_optimizer, build_schedule
@@ -59,8 +60,9 @@ def train_stage(job: StageJob, network: TransferNetwork, bundle: DataBundle) -> 
         TrainingStopped: the job's control asked for it; a checkpoint stands in the folder.
         NonFiniteError: the loss became NaN or infinite; the last checkpoint stands.
     """
+    on_cpu = job.device.kind == "cpu"
     try:
-        with lead_stage(job, network, bundle):
+        with lead_stage(job, network, bundle), keep_freed_memory() if on_cpu else contextlib.nullcontext():
             return _Stage(job, network, bundle).run()
     finally:
         job.listener.close()
