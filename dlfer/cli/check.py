@@ -58,6 +58,9 @@ def check(
                 else ""
             )
             say(f"ok  {file}  {config.experiment.name}  {compute_digest(config)[:8]}{images}")
+            for name, stage in (("pretrain", config.pretrain), ("finetune", config.finetune)):
+                if stage is not None and (unused := stage.list_unused_keys()):
+                    say(f"{file}: {name}: without effect: {', '.join(unused)}")
         if show:
             print_text(dump_experiment(config).rstrip("\n"))
     if errors:

@@ -276,6 +276,33 @@ class StageConfig(Section):
             )
         return self
 
+    def list_unused_keys(self) -> list[str]:
+        """Return the keys that are set and change nothing, each with its value and the reason, e.g. "schedule.restarts 2 (the schedule
+        is constant)"."""
+        schedule, optimizer, augment = self.schedule, self.optimizer, self.augment
+        of_schedule = f"the schedule is {schedule.name}"
+        is_warped = augment.rotation or augment.zoom or augment.shift
+        is_decayed = optimizer.weight_decay != 0 and (optimizer.weight_decay or optimizer.name == "adamw")
+        used_where: list[tuple[str, Section, tuple[str, ...], bool, str]] = [
+            ("schedule.", schedule, ("final", "restarts"), schedule.name == "cosine", of_schedule),
+            ("schedule.", schedule, ("factor",), schedule.name in ("step", "plateau"), of_schedule),
+            ("schedule.", schedule, ("every_epochs", "start_epoch"), schedule.name == "step", of_schedule),
+            ("schedule.", schedule, ("patience",), schedule.name == "plateau", of_schedule),
+            ("loss.", self.loss, ("gamma",), self.loss.name == "focal", f"the loss is {self.loss.name}"),
+            ("optimizer.", optimizer, ("nesterov",), bool(optimizer.momentum), "momentum is 0"),
+            ("optimizer.", optimizer, ("weight_decay_scope",), bool(is_decayed), "there is no weight decay"),
+            ("augment.", augment, ("fill",), bool(is_warped), "rotation, zoom and shift are 0"),
+            ("freeze.", self.freeze, ("head_learning_rate",), self.num_head_epochs > 0, "freeze.head_epochs is 0"),
+            ("", self, ("ema_norm_images",), self.ema is not None, "ema is null"),
+            ("", self, ("clip_scope",), self.clip is not None, "clip is null"),
+        ]
+        return [
+            f"{prefix}{name} {getattr(section, name)} ({reason})"
+            for prefix, section, keys, is_used, reason in used_where
+            for name in keys
+            if not is_used and getattr(section, name) not in (type(section).model_fields[name].default, False)
+        ]
+
     @property
     def num_head_epochs(self) -> int:
         """How many epochs train the head alone, with auto resolved."""

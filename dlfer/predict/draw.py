@@ -70,6 +70,7 @@ class VideoWriter:
 
     Attributes:
         num_left_out: frames that came before the one before them was over.
+        num_gaps: gaps in the times that were too long to be true and are not in the video.
     """
 
     def __init__(self, path: Path, *, rate: float) -> None:
@@ -79,7 +80,7 @@ class VideoWriter:
         self._shape: tuple[int, ...] | None = None
         self._folder: tempfile.TemporaryDirectory | None = None
         self._begin = 0.0
-        self._num_written = self.num_left_out = 0
+        self._num_written = self.num_left_out = self.num_gaps = 0
         self._last: np.ndarray | None = None
 
     def write(self, frame: np.ndarray, seconds: float | None = None) -> None:
@@ -115,6 +116,7 @@ class VideoWriter:
             if num_repeated > _MOST_REPEATED:
                 # The times of all that follows have the same fault.
                 self._begin, num_repeated = self._begin + num_repeated / self._rate, 0
+                self.num_gaps += 1
             for _ in range(num_repeated):
                 self._write_one(self._last)
         self._write_one(pixels)
@@ -222,6 +224,12 @@ class Sketches:
             self.notes.append(
                 f"{writer.path}: {writer.num_left_out:,} frames are closer together than one frame of the written "
                 "video and are left out of it; the table has them, and the other frames keep their times."
+            )
+        if writer.num_gaps:
+            self.notes.append(
+                f"{writer.path}: the times of the frames jump by more than {_MOST_REPEATED:,} frames at {writer.num_gaps:,} "
+                f"place{'s' * (writer.num_gaps > 1)}, and the written video goes on there at once; the table has the times "
+                "of the file."
             )
 
     def _choose_path(self, name: str, suffix: str) -> Path:

@@ -48,15 +48,16 @@ Parts = Sequence[bytes | memoryview]
 def set_apart(body: bytes) -> tuple[bytes, list[Span]]:
     """Return a JSON body without its large parts, and the spans of these in the body; no object is built.
 
-    Long strings are replaced by "@0", "@1" ..., and arrays of integers under a key `data` by ["@2"]. What remains is small
-    and can be parsed at a bounded cost. The span of a string excludes its quotes.
+    Long strings under a key `base64` or `data` are replaced by "@0", "@1" ..., and arrays of integers under a key `data` by
+    ["@2"]. What remains is small and can be parsed at a bounded cost. The span of a string excludes its quotes.
 
     Raises:
-        Refusal: 400 if it is nested too deeply, has too many values, or is not valid JSON.
+        Refusal: 400 if it is nested too deeply, has too many values or a long string under another key, or is not valid JSON.
     """
     rest: list[bytes] = []
     spans: list[Span] = []
     place = depth = items = kept = 0
+    key = token = b""
     is_data = False
     while place < len(body):
         found = _TOKEN.match(body, place)
@@ -69,7 +70,7 @@ def set_apart(body: bytes) -> tuple[bytes, list[Span]]:
             break
         first, place = found.span(1)
         items += 1
-        token = body[first : min(place, first + LONG_TEXT + 3)]
+        before, token = token, body[first : min(place, first + LONG_TEXT + 3)]
         if token == b"[":
             end = _find_numbers_end(body, first) if is_data else 0
             if end:
@@ -79,7 +80,15 @@ def set_apart(body: bytes) -> tuple[bytes, list[Span]]:
             depth += 1
         elif token in (b"]", b"}"):
             depth -= 1
+        elif token == b":":
+            key = before
         elif token[:1] == b'"' and place - first > LONG_TEXT:
+            if key not in (b'"base64"', b'"data"'):
+                raise Refusal(
+                    400,
+                    f"JSON: the string that starts at byte {first:,} has {place - first - 2:,} bytes; expected at most "
+                    f"{LONG_TEXT - 2:,}, except under base64 and data.",
+                )
             token = b'"@%d"' % len(spans)
             spans.append((first + 1, place - 1))
         elif token[:1] != b'"' and len(token) > MOST_NUMBER:

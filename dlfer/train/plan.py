@@ -99,6 +99,7 @@ def describe_plan(
         f"{describe_clipping(config)}",
         f"{name}: expected memory about {memory / 2**30:.1f} GiB" + (", over all devices" if replicas else ""),
         *([f"{name}: {replicas}"] if replicas else []),
+        *([f"{name}: without effect: {', '.join(unused)}"] if (unused := config.list_unused_keys()) else []),
         *(
             _warn_of_slow_statistics(name, config, network, steps_per_epoch)
             if starts_at_random and job.max_steps is None

@@ -92,6 +92,12 @@ def test_check_names_every_problem_of_every_file(call):
     assert "Traceback" not in err
 
 
+def test_check_names_keys_without_effect(call):
+    code, _, err = call("check", "a.yaml", "--set", "finetune.loss.gamma=3")
+    assert code == 0
+    assert "a.yaml: finetune: without effect: loss.gamma 3.0 (the loss is categorical_crossentropy)" in err
+
+
 def test_check_prints_the_whole_experiment(call, work):
     code, out, _ = call("check", "a.yaml", "--print", "--set", "finetune.epochs=3")
     assert code == 0

@@ -57,3 +57,15 @@ def test_a_fault_in_the_times_of_a_video_is_not_filled_with_still_frames(tmp_pat
     writer.close()
     frames = list(open_inputs([str(tmp_path / "a.mp4")]))
     assert [round(frame.image.mean() / 60) for frame in frames] == [0, 0, 0, 1, 2, 3]
+
+
+def test_a_fault_in_the_times_of_a_video_is_noted(tmp_path, monkeypatch):
+    monkeypatch.setattr(draw, "_MOST_REPEATED", 5)
+    video = Video(10.0, 3, False)
+    sketches = Sketches(tmp_path / "drawn")
+    for index, seconds in enumerate((0.0, 0.1, 95443.7)):
+        frame = Frame("x.avi", np.full((96, 128, 3), 40, np.uint8), index, seconds, video)
+        sketches.add(FramePrediction(frame, []), every=1)
+    sketches.close()
+    assert len(sketches.notes) == 1
+    assert "jump by more than 5 frames at 1 place, and the written video goes on there at once" in sketches.notes[0]

@@ -33,10 +33,17 @@ def test_what_is_small_stays(body):
 
 
 def test_arrays_and_long_texts_are_set_apart():
-    body = b'{"inputs": [{"data" : [[1, 2],\n[3,4]] , "s": "' + b"a\\n" * 1000 + b'"}], "data": [7]}'
+    body = b'{"inputs": [{"data" : [[1, 2],\n[3,4]] , "base64": "' + b"a\\n" * 1000 + b'"}], "data": [7]}'
     rest, spans = set_apart(body)
-    assert json.loads(rest) == {"inputs": [{"data": ["@0"], "s": "@1"}], "data": ["@2"]}
+    assert json.loads(rest) == {"inputs": [{"data": ["@0"], "base64": "@1"}], "data": ["@2"]}
     assert [body[slice(*span)] for span in spans] == [b"[[1, 2],\n[3,4]]", b"a\\n" * 1000, b"[7]"]
+
+
+@pytest.mark.parametrize("before", [b'{"id": ', b'{"data": [1], "id": ', b'{"base64": {"x": [', b"", b"["])
+def test_long_texts_that_are_no_picture_are_refused(before):
+    with pytest.raises(Refusal, match="has 3,000 bytes; expected at most 2,046, except under base64 and data") as refused:
+        set_apart(before + b'"' + b"a" * 3000 + b'"')
+    assert refused.value.status == 400
 
 
 @pytest.mark.parametrize("text", [b"[1,2,3,4]", b"[[1,2],[3,4]]", b" [ [ 1 ,2 ]\n,[3,4 ] ] "])

@@ -241,3 +241,10 @@ def test_each_branch_of_a_hybrid_has_its_blocks():
     ]
     assert [block.name for block in record.blocks[-2:]] == ["fusion", "head"]
     assert record.blocks[-2].parameters > 0
+
+
+def test_keys_that_change_nothing_are_named():
+    stage = {"schedule": {"name": "constant", "restarts": 2}, "optimizer": {"name": "sgd", "nesterov": True}}
+    text = describe(momentum=None, epochs=2, stage=stage)
+    assert "EF-FER2: without effect: schedule.restarts 2 (the schedule is constant), optimizer.nesterov True (momentum is 0)" in text
+    assert "without effect" not in describe(momentum=None, epochs=2)
