@@ -171,6 +171,12 @@ def count_steps(split: Split | StreamedSplit, config: StageConfig, share: Share 
     return max(1, len(_epoch_indices(split, config, seed=0, epoch=0)) // config.batch_size)
 
 
+def count_batch_images(split: Split | StreamedSplit, config: StageConfig) -> int:
+    """Return the images of one training step, on all hosts and devices together."""
+    rows = split.balance(config.balance) if _is_streamed(split) else _epoch_indices(split, config, seed=0, epoch=0)
+    return min(config.batch_size, len(rows))
+
+
 def take_share(split: Split | StreamedSplit, share: Share) -> Split | StreamedSplit:
     """Return the images of a split that one host has; `split` itself if there is no other host."""
     if share.count == 1:

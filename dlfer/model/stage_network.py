@@ -120,6 +120,12 @@ def build_hybrid_backbone(config: ModelConfig) -> tuple[keras.Model, Preprocessi
     return keras.Model(pixels, fused, name="backbone"), PLAIN_PIXELS
 
 
+def list_branches(backbone: keras.Model) -> list[keras.Model]:
+    """Return the networks of a hybrid's branches; none of another backbone, whatever networks it has within it."""
+    inputs = {layer.name for layer in backbone.layers if isinstance(layer, BranchInput)}
+    return [layer for layer in backbone.layers if f"{layer.name}_input" in inputs]
+
+
 def set_branch_weights(hybrid: keras.Model, branch: str, backbone: keras.Model) -> list[str]:
     """Give one branch of a hybrid backbone the weights of a backbone of its own, variable by variable.
 

@@ -121,7 +121,9 @@ def extract_features(extraction: Extraction, split: Split, *, split_name: str) -
             f"{final}: the cached features cannot be read ({shorten(error, final)}); delete it, and its .json."
         ) from error
     if values.shape != shape or values.dtype != np.float16:
-        raise ModelError(f"{final}: found {values.dtype} {values.shape}, expected float16 {shape}; delete it.")
+        raise ModelError(
+            f"{final}: found {values.dtype} {values.shape}, expected float16 {shape}; delete it, and its .json."
+        )
     return Features(values, seconds, was_cached)
 
 
@@ -150,6 +152,9 @@ def _compute_file(extraction: Extraction, split: Split, final: Path, *, split_na
         # A batch has the same images wherever it was begun.
         if found["batch_size"] == extraction.batch_size:
             done, seconds = found["done"], found["seconds"]
+    if not done:
+        # It counts the rows of another file: the new one is empty until its own is written.
+        record.unlink(missing_ok=True)
     mode = "r+" if done else "w+"
     values = np.lib.format.open_memmap(partial, mode=mode, dtype=np.float16, shape=None if done else shape)
     start = time.monotonic()
@@ -278,6 +283,8 @@ class _Growing:
             self.state = self._read_state(folder / STATE)
             booster = read_booster(folder / TREES, num_features=num_features, num_labels=self.num_labels)
             self.trees = bytes(booster[: self.state.epoch * self.rounds].save_raw("json"))
+            # A process that was killed behind its last state has not written this epoch's row.
+            write_rows(folder / HISTORY, COLUMNS, self.state.history)
         except (ModelError, OSError, ValueError, TypeError, KeyError, IndexError) as error:
             raise ModelError(
                 f"{folder}: the interrupted growing cannot be continued ({error}). Delete {STATE} there to grow it again."

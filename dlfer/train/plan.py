@@ -11,10 +11,10 @@ import numpy as np
 from dlfer.config.schema import FreezeConfig, StageConfig
 from dlfer.config.sections import ModelConfig
 from dlfer.data.bundle import DataBundle, Share
-from dlfer.data.pipeline import count_steps
+from dlfer.data.pipeline import count_batch_images, count_steps
 from dlfer.model.backbones import list_levels
-from dlfer.model.stage_network import TransferNetwork
-from dlfer.model.training_kernels import count_steps_to_settle
+from dlfer.model.stage_network import TransferNetwork, list_branches
+from dlfer.model.training_kernels import count_steps_to_settle, list_batch_norms
 from dlfer.runs.run_records import Block, NetworkRecord
 from dlfer.runs.text import count_noun
 from dlfer.train.loop import describe_replicas
@@ -61,13 +61,14 @@ def set_trainable(backbone: keras.Model, config: FreezeConfig, *, head_only: boo
     backbone.trainable = not head_only
     if head_only:
         return
-    branches = [layer for layer in backbone.layers if isinstance(layer, keras.Model)]
-    for branch in branches or [backbone]:
+    for branch in list_branches(backbone) or [backbone]:
         layers = [layer for layer in branch.layers if layer.weights]
         num_frozen = round(config.layers * len(layers))
         for index, layer in enumerate(layers):
-            is_norm = isinstance(layer, keras.layers.BatchNormalization)
-            layer.trainable = index >= num_frozen and not (is_norm and config.batch_norm == "frozen")
+            layer.trainable = index >= num_frozen
+    if config.batch_norm == "frozen":
+        for norm in list_batch_norms(backbone):
+            norm.trainable = False
 
 
 # Weights, gradients and two optimiser slots, in float32.
@@ -89,7 +90,7 @@ def describe_plan(
     num_images, steps_per_epoch = len(bundle.train), compute_steps(job, bundle)
     total = network.model.count_params()
     memory = estimate_memory(network, config, precision=precision)
-    replicas = describe_replicas(job, min(config.batch_size, num_images))
+    replicas = describe_replicas(job, count_batch_images(bundle.train, config))
     return [
         f"{name}: {count_noun(num_images, 'image')} of {config.image_size}x{config.image_size}, batch {config.batch_size}, "
         f"{count_noun(steps_per_epoch, 'step')} an epoch, {count_noun(config.epochs, 'epoch')}, "

@@ -20,7 +20,7 @@ import numpy as np
 
 from dlfer.config.schema import PretrainConfig, StageConfig
 from dlfer.data.bundle import DataBundle
-from dlfer.data.pipeline import Batch, find_class_weights, iterate_epoch, take_share
+from dlfer.data.pipeline import Batch, count_batch_images, find_class_weights, iterate_epoch, take_share
 from dlfer.errors import DataError, DlferError, NonFiniteError, TrainingStopped
 from dlfer.metrics.classification import compute_confusion, compute_item_losses
 from dlfer.model.predict import predict_probabilities, predict_split
@@ -51,6 +51,8 @@ CHECKPOINT, BEST, HISTORY = "checkpoint.npz", "best.npz", "history.csv"
 NEXT_BEST = "best.next.npz"
 """The weights of the best epoch until a checkpoint records that epoch, when they become `BEST`."""
 MILESTONES = "milestones"
+ANOTHER_HOST = "another host"
+"""The reason of a stop that another process was asked for."""
 
 
 def train_stage(job: StageJob, network: TransferNetwork, bundle: DataBundle) -> StageResult:
@@ -72,7 +74,7 @@ class _Stage:
     def __init__(self, job: StageJob, network: TransferNetwork, bundle: DataBundle) -> None:
         self.job, self.config, self.bundle = job, job.config, bundle
         self.num_labels = len(bundle.labels)
-        self.batch_images = min(job.config.batch_size, len(bundle.train))
+        self.batch_images = count_batch_images(bundle.train, job.config)
         self.loop = build_loop(job, network, batch_images=self.batch_images)
         self.network = self.loop.network
         self.steps = compute_steps(job, bundle)
@@ -97,7 +99,9 @@ class _Stage:
     def _heed_stop(self) -> None:
         """Stop between two epochs, where it was asked for; what is saved is what an uninterrupted run has there."""
         state, reason = self.state, self.job.control.get_reason()
-        if reason is not None and state.epoch < self.config.epochs and not state.stopped_early:
+        (is_stopping,) = self.loop.agree(reason is not None)
+        if is_stopping and state.epoch < self.config.epochs and not state.stopped_early:
+            reason = reason or ANOTHER_HOST
             raise TrainingStopped(
                 f"{self.job.name} stopped by {reason} after epoch {state.epoch}; checkpoint: {self.checkpoint}.",
                 reason=reason,
@@ -115,6 +119,8 @@ class _Stage:
             self._enter_phase(self.state.phase)
             if is_chief:
                 restore_checkpoint(self.checkpoint, self._variables())
+                # A process that was killed behind its last checkpoint has not written this epoch's row.
+                write_rows(self.job.folder / HISTORY, COLUMNS, self.state.history)
         self.loop.spread(self._variables() if self.state.phase else self.network.variables)
 
     def _settle_best(self) -> None:
@@ -223,7 +229,7 @@ class _Stage:
             self.save()
             self.last_checkpoint = time.monotonic()
         if is_stopping:
-            reason = reason or "another host"
+            reason = reason or ANOTHER_HOST
             raise TrainingStopped(
                 f"{job.name} stopped by {reason} at epoch {state.epoch + 1}, step {state.step} of {self.steps}; "
                 f"checkpoint: {self.checkpoint}.",

@@ -10,11 +10,13 @@ import pytest
 from keras.src.legacy.saving import legacy_h5_format
 
 from dlfer.config import names
+from dlfer.config.schema import FreezeConfig
 from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError, TransferError
 from dlfer.model.backbones import BACKBONES, build_backbone, load_published_weights
 from dlfer.model.face_input import FaceInput
 from dlfer.model.stage_network import build_transfer_network
+from dlfer.train.plan import set_trainable
 
 # In keras.applications, features without top, parameters with the top of 1000 classes as Keras publishes them.
 APPLICATIONS = {
@@ -138,6 +140,21 @@ def test_each_layer_can_be_made_again_from_its_configuration(backbone):
     for layer in built.layers:
         again = type(layer).from_config(layer.get_config())
         assert again.get_config() == layer.get_config(), layer.name
+
+
+def test_a_fraction_of_the_layers_can_be_frozen(backbone):
+    """Of every network, whatever networks it has within it."""
+    _, built = backbone
+    try:
+        set_trainable(built, FreezeConfig(layers=0.5), head_only=False)
+        layers = [layer for layer in built.layers if layer.weights]
+        frozen = [layer for layer in layers if not layer.trainable_weights]
+        assert len(frozen) >= round(0.5 * len(layers)) > 0
+        assert built.trainable_weights
+        set_trainable(built, FreezeConfig(layers=1.0), head_only=False)
+        assert built.trainable_weights == []
+    finally:
+        set_trainable(built, FreezeConfig(), head_only=False)
 
 
 def test_stages_end_each_resolution(backbone):

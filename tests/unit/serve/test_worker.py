@@ -41,7 +41,9 @@ def test_arrays_and_long_texts_are_set_apart():
 
 @pytest.mark.parametrize("before", [b'{"id": ', b'{"data": [1], "id": ', b'{"base64": {"x": [', b"", b"["])
 def test_long_texts_that_are_no_picture_are_refused(before):
-    with pytest.raises(Refusal, match="has 3,000 bytes; expected at most 2,046, except under base64 and data") as refused:
+    with pytest.raises(
+        Refusal, match="has 3,000 bytes; expected at most 2,046, except under base64 and data"
+    ) as refused:
         set_apart(before + b'"' + b"a" * 3000 + b'"')
     assert refused.value.status == 400
 

@@ -222,6 +222,14 @@ def test_trees_written_without_their_state_are_taken_away(tmp_path):
     assert (tmp_path / "cut" / TREES).read_bytes() == (tmp_path / "whole" / TREES).read_bytes()
 
 
+def test_a_row_that_a_killed_process_did_not_write_is_in_the_history(tmp_path):
+    grow(tmp_path, RANDOM)
+    whole = (tmp_path / HISTORY).read_text()
+    (tmp_path / HISTORY).write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    grow(tmp_path, RANDOM)
+    assert (tmp_path / HISTORY).read_text() == whole
+
+
 def test_each_epoch_draws_anew(tmp_path):
     """At a rate of next to nothing the gradients stay as they are: only what is drawn can make trees differ."""
     still = RANDOM.model_copy(update={"learning_rate": 1e-9})
@@ -354,6 +362,25 @@ def test_features_that_were_stopped_go_on_where_they_stood(tmp_path):
     found = extract_features(replace(make_extraction(tmp_path), listener=later), split, split_name="train")
     assert [done for _, done, _ in later.told] == [24, 30]
     assert np.array_equal(found.values, extract_features(make_extraction(None), split, split_name="train").values)
+
+
+class DieInFeatures(TrainingListener):
+    def finish_part(self, what: str, done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("batch_size", [8, 16])
+def test_features_whose_file_was_deleted_are_computed_anew_although_a_process_died(tmp_path, batch_size):
+    """Its record tells of the rows of the file that was deleted, or of batches of another size, not of the new one."""
+    split, extraction = draw_split(), make_extraction(tmp_path)
+    extract_features(extraction, split, split_name="train")
+    next(tmp_path.glob("*.npy")).unlink()
+    dying = replace(extraction, listener=DieInFeatures(), batch_size=batch_size)
+    with pytest.raises(KeyboardInterrupt):
+        extract_features(dying, split, split_name="train")
+    found = extract_features(extraction, split, split_name="train")
+    expected = extract_features(replace(extraction, cache=None), split, split_name="train").values
+    assert np.array_equal(found.values, expected)
 
 
 def test_two_at_once_compute_them_once(tmp_path):

@@ -246,5 +246,8 @@ def test_each_branch_of_a_hybrid_has_its_blocks():
 def test_keys_that_change_nothing_are_named():
     stage = {"schedule": {"name": "constant", "restarts": 2}, "optimizer": {"name": "sgd", "nesterov": True}}
     text = describe(momentum=None, epochs=2, stage=stage)
-    assert "EF-FER2: without effect: schedule.restarts 2 (the schedule is constant), optimizer.nesterov True (momentum is 0)" in text
+    assert (
+        "EF-FER2: without effect: schedule.restarts 2 (the schedule is constant), optimizer.nesterov True (momentum is 0)"
+        in text
+    )
     assert "without effect" not in describe(momentum=None, epochs=2)

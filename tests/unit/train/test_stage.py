@@ -18,6 +18,7 @@ from dlfer.model.stage_network import build_transfer_network
 from dlfer.runs.files import read_rows
 from dlfer.runs.listeners import Listener, Listeners
 from dlfer.train.cluster import choose_device, set_determinism
+from dlfer.train.loop import FitLoop
 from dlfer.train.progress import StopControl, TrainingListener
 from dlfer.train.stage import BEST, CHECKPOINT, HISTORY, MILESTONES, NEXT_BEST, _Stage, train_stage
 from dlfer.train.state import COLUMNS, StageJob, read_state, restore_checkpoint
@@ -169,6 +170,43 @@ def test_a_finished_stage_is_not_trained_again(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_row_that_a_killed_process_did_not_write_is_in_the_history(tmp_path):
+    config = make_config(epochs=2, batch_size=16, image_size=32)
+    train_stage(make_job(config, tmp_path), build(), make_bundle())
+    whole = (tmp_path / "history.csv").read_text()
+    (tmp_path / "history.csv").write_text("".join(whole.splitlines(keepends=True)[:-1]))
+    train_stage(make_job(config, tmp_path), build(), make_bundle())
+    assert (tmp_path / "history.csv").read_text() == whole
+    assert len(whole.splitlines()) == 3
+
+
+def test_a_stop_that_another_host_was_asked_for_between_two_epochs_stops_this_one(tmp_path, monkeypatch):
+    wishes = []
+
+    def agree(loop, *own: bool) -> tuple[bool, ...]:
+        wishes.append(own)
+        # Those of steps are two, those between epochs one.
+        return own if len(own) == 2 else (True,)
+
+    monkeypatch.setattr(FitLoop, "agree", agree)
+    config = make_config(epochs=2, batch_size=16, image_size=32)
+    with pytest.raises(TrainingStopped, match="stopped by another host after epoch 1"):
+        train_stage(make_job(config, tmp_path), build(), make_bundle())
+    assert wishes[-1] == (False,)
+
+
+@pytest.mark.parametrize(("balance", "images"), [("undersample", 12), ("augment", 30), ("none", 30)])
+def test_images_of_a_step_are_those_that_balance_leaves(tmp_path, balance, images):
+    """A batch of 40 holds the whole of a small split: 4 images of each class, 10 of each, or all of them."""
+    bundle = make_bundle(30)
+    rows = np.flatnonzero((bundle.train.targets != 2) | (np.arange(30) < 12))
+    if balance != "none":
+        bundle = dataclasses.replace(bundle, train=bundle.train.take(rows))
+    config = make_config(epochs=1, batch_size=40, image_size=32, balance=balance, augment={"mirror": 0.5})
+    result = train_stage(make_job(config, tmp_path), build(), bundle)
+    assert result.images == images
+
+
 def test_seeds_differ_and_repeat(tmp_path):
     config = make_config(epochs=1, batch_size=16, image_size=32, augment={"rotation": 10.0})
     found = []
