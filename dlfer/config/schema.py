@@ -350,6 +350,15 @@ class PretrainConfig(StageConfig):
             raise ValueError("data.protocol: found cross_validation; only finetune.data is cross-validated.")
         return self
 
+    def list_unused_keys(self) -> list[str]:
+        """Return the keys that are set and change nothing; with weights, which are not trained further, all but a few."""
+        if self.weights is None:
+            return super().list_unused_keys()
+        used, fields = {"weights", "weights_file", "seed"}, type(self).model_fields
+        default = PretrainConfig(weights=self.weights, weights_file=self.weights_file)
+        unused = [name for name in fields if name not in used and getattr(self, name) != getattr(default, name)]
+        return [f"{name} (weights are given, and not trained further)" for name in unused]
+
     @property
     def list_of_weights(self) -> tuple[str, ...]:
         """Where weights come from, each source once; empty where EF-FER1 is trained."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import keras
 import numpy as np
 
-from dlfer.config.schema import ExperimentConfig, StageConfig
+from dlfer.config.schema import ExperimentConfig, PretrainConfig, StageConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.experiment.extras import judge_milestones, predict_split_views
@@ -26,6 +26,7 @@ from dlfer.runs.changes import PRETRAIN_IMAGES_FILE, settle_images
 from dlfer.runs.metrics_record import MilestoneMetrics
 from dlfer.runs.records import Cost
 from dlfer.runs.run import Run
+from dlfer.runs.text import count_noun
 from dlfer.train.cascade import Pretrained, describe_foreign_scaling, obtain_backbone
 from dlfer.train.cluster import Device, choose_device
 from dlfer.train.plan import describe_network, describe_plan, set_trainable, unfreeze_random_start
@@ -60,6 +61,14 @@ def fit_network(run: Run, config: ExperimentConfig, session: Session, device: De
     set_trainable(network.backbone, job.config.freeze, head_only=False)
     describe_network(network, config.model).write(run.path)
     result = _finetune(run, config, job, network, bundle)
+    missed = [str(epoch) for epoch in config.finetune.milestones if epoch > len(result.history)]
+    if missed and not run.is_smoke:
+        _warn(
+            run,
+            session.listener,
+            f"EF-FER2 ended after {count_noun(len(result.history), 'epoch')}, so that there is no row of the milestones "
+            f"{', '.join(missed)}.",
+        )
     classifier = FAMILIES[config.model.family](network, bundle.labels, config=config.model, channels=bundle.channels)
     cost = compute_cost(config, pretrained, result)
     paths = sorted((run.path / "finetune" / MILESTONES).glob("*.npz"), key=lambda path: int(path.stem))
@@ -127,9 +136,17 @@ def build_carried_network(
 def _list_notes(config: ExperimentConfig, *, smoke: bool) -> list[str]:
     """Return what is to be known about EF-FER1: what of its section is not applied, and weights of other pixels."""
     notes = [None if smoke else describe_foreign_scaling(config)]
-    if config.pretrain.weights is None:
+    if config.pretrain.weights is not None:
+        notes.append(_describe_unused(config.pretrain))
+    else:
         notes.append(unfreeze_random_start("EF-FER1", config.pretrain)[1])
     return [note for note in notes if note is not None]
+
+
+def _describe_unused(section: PretrainConfig) -> str | None:
+    """Return what of a section with weights changes nothing, as in a section that looks as if they were trained further."""
+    unused = section.list_unused_keys()
+    return f"EF-FER1: without effect: {', '.join(unused)}" if unused else None
 
 
 def _unfreeze(run: Run, job: StageJob) -> StageJob:
@@ -210,8 +227,8 @@ def explain_stage(
     """Say what the training of one stage of a network would be: "EF-FER1" with its section, or "EF-FER2"."""
     if section is None or (section is config.pretrain and section.weights is not None):
         session.listener.say(f"{name}: {'left out' if section is None else f'weights: {section.describe_weights()}'}")
-        note = None if section is None else describe_foreign_scaling(config)
-        if note is not None:
+        notes = [] if section is None else [describe_foreign_scaling(config), _describe_unused(section)]
+        for note in filter(None, notes):
             session.listener.say(note)
         return
     is_random = section is config.pretrain or config.pretrain is None

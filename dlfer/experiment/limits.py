@@ -26,6 +26,7 @@ from dlfer.data.tfds_stream import IMAGE_FOLDER, check_imagenet2012, find_data_d
 from dlfer.errors import ConfigError, DataError, DlferError, EnvironmentProblem, ModelError, UserError
 from dlfer.model.backbones import BACKBONES, list_levels
 from dlfer.model.vggface2 import read_face_weights
+from dlfer.runs.artifact import find_network_model
 from dlfer.runs.files import check_writable
 from dlfer.runs.find import default_runs_folder, find_model
 from dlfer.runs.machine import get_memory_bytes
@@ -315,7 +316,7 @@ def _examine_given_weights(key: str, source: str) -> Iterator[str]:
         if path.suffix in _WEIGHTS_SUFFIXES:
             yield from _examine_path(key, source, is_file=True)
         elif not (path / _BACKBONE_FILE).is_file():
-            find_model(path if path.exists() else source)
+            find_network_model(path if path.exists() else source)
     except UserError as error:
         yield f"{key}: {error}"
 

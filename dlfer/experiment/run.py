@@ -206,7 +206,7 @@ def _execute_and_record(run: Run, config: ExperimentConfig, session: Session) ->
 def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> Metrics:
     say = session.listener.say
     accept = session.options.accept_changes
-    settle_start(run, accept=accept)
+    settle_start(run, accept=accept, backend=keras.backend.backend())
     device = choose_device(config.experiment, require_gpu=session.options.require_gpu)
     set_determinism(config.experiment)
     run.update(status="running", device=device.as_dict())

@@ -11,7 +11,7 @@ from dlfer.config import names
 from dlfer.errors import ModelError
 from dlfer.runs.comparison_record import PairedTest
 from dlfer.runs.files import read_json
-from dlfer.runs.find import ARTIFACT_FILE
+from dlfer.runs.find import ARTIFACT_FILE, find_model
 from dlfer.runs.metrics_record import Estimate, Number, rename_key
 from dlfer.runs.records import (
     MOST_LABELS,
@@ -58,6 +58,21 @@ def read_artifact_record(folder: Path) -> ArtifactRecord:
             f"{path}: labels: found {str(record.labels)[:80]!r}, expected different names of classes. {MEND}."
         )
     return record
+
+
+def find_network_model(name: Path | str) -> Path:
+    """Return the folder of a model of one network, whose backbone another can start from, as `find_model` does.
+
+    Raises:
+        ModelError: there is none, or it is an ensemble.
+    """
+    folder = find_model(name)
+    if read_artifact_record(folder).family == "ensemble":
+        raise ModelError(
+            f"{name}: found an ensemble, expected a model of one network, whose backbone is taken; name the model or the run "
+            "of one of its members."
+        )
+    return folder
 
 
 class ExportInput(Record):

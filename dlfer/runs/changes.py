@@ -61,8 +61,10 @@ def list_differences(
     return lines
 
 
-def find_changes(run: Run) -> list[str]:
+def find_changes(run: Run, *, backend: str | None = None) -> list[str]:
     """Return a line for each key of the experiment and each package that differs from when the run began.
+
+    With the backend of Keras in this process, which is to train, that counts, too.
 
     A search compares its experiment by itself: scores of two of them cannot be ranked together, whatever is accepted.
 
@@ -71,7 +73,7 @@ def find_changes(run: Run) -> list[str]:
     """
     record = run.record
     keys = [] if record.kind == "search" else _find_changed_keys(run, record)
-    return [*keys, *_find_changed_software(record)]
+    return [*keys, *_find_changed_software(record), *_find_changed_backend(record, backend)]
 
 
 def settle_changes(run: Run, changes: Sequence[str], *, accept: bool, since: str = "since it began") -> None:
@@ -101,14 +103,19 @@ def settle_changes(run: Run, changes: Sequence[str], *, accept: bool, since: str
     run.warn(f"Continued with --accept-changes ({now}): {since}, this has changed: {'; '.join(changes)}.")
 
 
-def settle_start(run: Run, *, accept: bool) -> None:
+def settle_start(run: Run, *, accept: bool, backend: str | None = None) -> None:
     """Compare the experiment and the software of a run with those it began with, as `settle_changes` does.
+
+    Args:
+        run: that goes on.
+        accept: whether --accept-changes is given.
+        backend: of Keras in this process; None where nothing is trained in it.
 
     Raises:
         ResumeError: they differ, and that is not accepted.
         ConfigError: config.yaml cannot be read.
     """
-    changes = find_changes(run)
+    changes = find_changes(run, backend=backend)
     settle_changes(run, changes, accept=accept)
     if changes:
         config = run.config()
@@ -241,6 +248,15 @@ def _find_changed_software(record: RunRecord) -> list[str]:
         for name, old, new in pairs
         if old is not None and _cut_version(old) != _cut_version(new or "")
     ]
+
+
+def _find_changed_backend(record: RunRecord, backend: str | None) -> list[str]:
+    before = record.device and record.device.backend
+    return (
+        []
+        if not before or backend in (None, before)
+        else [f"software: the backend of Keras was {before}, and is {backend}"]
+    )
 
 
 def _name_frameworks(packages: Mapping[str, str]) -> dict[str, str]:

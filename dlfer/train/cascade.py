@@ -38,6 +38,7 @@ from dlfer.model.transfer import (
 )
 from dlfer.model.vggface2 import SOURCE, describe_origin, read_face_weights, restore_statistics, set_face_weights
 from dlfer.model.weights_file import load_weights
+from dlfer.runs.artifact import find_network_model
 from dlfer.runs.files import link_file, write_atomically
 from dlfer.runs.text import count_noun
 from dlfer.train.plan import describe_plan, unfreeze_random_start
@@ -125,9 +126,11 @@ def _train_or_share(config: ExperimentConfig, job: StageJob, bundle: DataBundle,
 
 def compute_pretrain_digest(config: ExperimentConfig, bundle: DataBundle, *, max_steps: int | None = None) -> str:
     """Return 16 hex digits of what determines EF-FER1: its section, the backbone, arithmetic and the data."""
+    # Softmax is left out, so that digests of earlier versions stand; sigmoid has another loss on validation.
+    left_out = {"head": {"activation"}} if config.model.head.activation == "softmax" else None
     determines = {
         "pretrain": config.pretrain.model_dump(mode="json", exclude={"data": {"path"}}),
-        "model": config.model.model_dump(mode="json", exclude={"head": {"activation"}}),
+        "model": config.model.model_dump(mode="json", exclude=left_out),
         "precision": config.experiment.precision,
         "deterministic": config.experiment.deterministic,
         "backend": keras.backend.backend(),
@@ -202,7 +205,7 @@ def _take_weights(config: ExperimentConfig, folder: Path, *, random_weights: boo
         _take_backbone(config, path, folder)
         return Pretrained(folder, None, {}, was_cached=True)
     if not _is_published(wanted):
-        classifier = load_artifact(path if path.exists() else wanted)
+        classifier = load_artifact(find_network_model(path if path.exists() else wanted))
         parts, left_out = _end_at_level(classifier.parts, classifier.config, model)
         origins = classifier.about.origins
         write_backbone(parts, folder, source=f"the backbone of {wanted}", origins=origins, left_out=left_out)
@@ -356,6 +359,10 @@ def _share_files(source: Path, target: Path) -> None:
 def _fingerprint(split: Split | StreamedSplit, data: DataConfig) -> str:
     """What a split holds; of a streamed one, which is not read for this, its name, length and place."""
     if isinstance(split, Split):
-        return compute_fingerprint(split)
+        images = compute_fingerprint(split)
+        if split.soft_targets is None:
+            return images
+        soft = np.ascontiguousarray(split.soft_targets[np.argsort(split.ids, kind="stable")])
+        return f"{images} {hashlib.sha256(soft.tobytes()).hexdigest()}"
     place = None if data.path is None else str(resolve_path(data.path).resolve())
     return f"{data.name} {place} {split.name} {len(split)}"

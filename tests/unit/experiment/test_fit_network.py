@@ -89,6 +89,27 @@ def test_published_weights_with_another_scaling_are_told_in_a_dry_run(run):
     assert "the published weights were trained with the backbone's own scaling" in said
 
 
+def test_keys_beside_weights_are_told_to_change_nothing(run):
+    data = "data: {source: synthetic_scenes}, epochs: 50, optimizer: {learning_rate: 0.1}"
+    keys = (f"pretrain={{weights: imagenet, {data}}}", "model.backbone=efficientnet_lite2")
+    _, said = run("--dry-run", *(word for key in keys for word in ("--set", key)))
+    line = next(line for line in said.splitlines() if "without effect" in line)
+    for key in ("data", "epochs", "optimizer"):
+        assert f"{key} (weights are given, and not trained further)" in line
+    _, said = run("--dry-run", "--set", "pretrain={weights: imagenet}", "--set", "model.backbone=efficientnet_lite2")
+    assert "without effect" not in said
+
+
+@pytest.mark.slow
+def test_a_milestone_that_early_stopping_comes_before_is_told(run):
+    keys = ("pretrain=null", "finetune.epochs=4", "finetune.milestones=[1, 4]", "finetune.freeze={}")
+    stop = "finetune.early_stopping={patience: 1, min_delta: 0.99}"
+    folder, said = run(*(word for key in (*keys, stop) for word in ("--set", key)))
+    expected = "EF-FER2 ended after 2 epochs, so that there is no row of the milestones 4."
+    assert expected in said
+    assert expected in json.loads((folder / "run.json").read_text())["warnings"]
+
+
 def test_images_for_statistics_are_drawn_without_replacement_by_the_seed():
     images = np.arange(20, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 1), np.uint8)
     split = Split("train", images, np.zeros(20, np.int64), np.array([f"i{n}" for n in range(20)]))

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+import dlfer
 from dlfer.config.load import load_experiment
 from dlfer.errors import UserError
 from dlfer.experiment import limits
@@ -163,6 +166,14 @@ def test_weights_of_each_branch_are_looked_for(find, tmp_path, weights, expected
     assert len(found) == len(expected)
     for line, text in zip(found, expected, strict=True):
         assert text in line
+
+
+def test_an_ensemble_has_no_weights_to_start_from(find, tmp_path):
+    record = json.loads((Path(dlfer.__file__).parents[1] / "saved_models" / "lite2_96" / "artifact.json").read_text())
+    (tmp_path / "both").mkdir()
+    (tmp_path / "both" / "artifact.json").write_text(json.dumps({**record, "family": "ensemble"}))
+    (line,) = find({"pretrain": {"weights": str(tmp_path / "both")}})
+    assert "both: found an ensemble, expected a model of one network" in line
 
 
 def test_a_folder_of_weights_is_looked_through_for_each_branch(find, tmp_path):

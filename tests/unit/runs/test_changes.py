@@ -103,6 +103,13 @@ def test_a_last_number_of_a_version_may_differ(run, monkeypatch):
     assert find_changes(run) == []
 
 
+def test_another_backend_is_a_change_where_something_is_trained(run):
+    run.update(device={"kind": "gpu", "name": "x", "jit": True, "backend": "jax"})
+    expected = ["software: the backend of Keras was jax, and is tensorflow"]
+    assert find_changes(run, backend="tensorflow") == expected
+    assert find_changes(run, backend="jax") == find_changes(run) == []
+
+
 def test_a_change_is_refused_with_the_way_to_accept_it_and_then_recorded_once(run):
     edit(run, finetune__epochs=4)
     with pytest.raises(ResumeError, match=r"(?s)finetune.epochs: 9 -> 4.*--accept-changes"):
