@@ -6,7 +6,7 @@
 # One task a node; each uses all GPUs that Slurm shows it. OUT stands on a file system that all nodes see.
 # Node names must sort as Slurm lists them (node01, node02, ..., node10).
 # Two minutes before the time is up Slurm sends SIGTERM; dlfer writes a checkpoint and ends. Submitted again, or
-# requeued, the job goes on with the newest run of the experiment.
+# requeued, the job goes on with the newest unfinished run of this very experiment, and starts one if there is none.
 #SBATCH --job-name=dlfer
 #SBATCH --nodes=8
 #SBATCH --ntasks-per-node=1
@@ -20,13 +20,6 @@ set -euo pipefail
 
 : "${EXPERIMENT:=experiments/dlfer.yaml}"
 : "${OUT:=$PWD/saved_models/runs}"
-name=$(dlfer show config "$EXPERIMENT" | sed -n 's/^  name: //p' | head -n 1)
-newest=$(find "$OUT/$name" -mindepth 2 -maxdepth 2 -name run.json ! -path '*-ablation/*' ! -path '*-sweep/*' ! -path '*-search/*' 2>/dev/null | sort | tail -n 1 || true)
-if [ -n "$newest" ]; then
-    arguments=(--resume "${newest%/run.json}")
-else
-    arguments=("$EXPERIMENT" --out "$OUT")
-fi
 # The variable says that the tasks of this step are one training; all else Slurm itself tells them.
 export DLFER_CLUSTER=slurm
-srun --kill-on-bad-exit=1 dlfer run "${arguments[@]}" --require-gpu
+srun --kill-on-bad-exit=1 dlfer run "$EXPERIMENT" --out "$OUT" --continue --require-gpu

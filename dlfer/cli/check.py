@@ -87,4 +87,4 @@ def check_data(path: Path) -> str:
 
     with open_data(path) as given:
         found = check_inspected(load_inspected(given))
-    return f"{given.describe()}; {found}. Next: dlfer init {path}"
+    return f"{given.describe()}; {found}. Next: dlfer init {shlex.quote(str(path))}"

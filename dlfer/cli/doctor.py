@@ -16,6 +16,7 @@ from typing import Literal
 
 import typer
 
+from dlfer.cli.options import print_text
 from dlfer.errors import ConfigError, shorten
 from dlfer.runs.machine import count_cores, get_memory_bytes, read_cgroup_limits
 
@@ -270,7 +271,7 @@ def doctor() -> None:
     """Check Python, packages, GPU, data, disk and memory, and say how to fix problems."""
     num_missing = 0
     for finding in examine():
-        print(finding, flush=True)
+        print_text(finding)
         num_missing += finding.status == "missing"
     if num_missing:
         raise typer.Exit(1)

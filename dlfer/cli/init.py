@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -45,5 +46,6 @@ def init(
     if wrong or "" in roles:
         raise UserError("--folder: expected NAME=ROLE with a ROLE of train, validation, test, class or ignore.")
     path = write_starter(data, out, roles, force=force, say=say)
-    say(f"Next: dlfer check {path}, then: dlfer run {path} --smoke (a minute), then: dlfer run {path}")
+    file = shlex.quote(str(path))
+    say(f"Next: dlfer check {file}, then: dlfer run {file} --smoke (a minute), then: dlfer run {file}")
     print_text(path)

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from dlfer.cli.options import OptionalFile, check_start, print_done, with_run_options
+from dlfer.errors import UserError
 from dlfer.runs.listeners import RunOptions
+
+Continue = Annotated[
+    bool,
+    typer.Option(
+        "--continue",
+        help="Continue the newest unfinished run of this very experiment in --out; start one if there is none.",
+    ),
+]
 
 
 @with_run_options
-def run(file: OptionalFile = None, *, resume: str | None, options: RunOptions) -> None:
+def run(file: OptionalFile = None, go_on: Continue = False, *, resume: str | None, options: RunOptions) -> None:
     """Run one experiment from data to report: EF-FER1, EF-FER2, evaluation."""
-    resumed = check_start("run", file, resume, options)
-    from dlfer.config.load import load_experiment
+    if go_on and (resume is not None or options.smoke or options.dry_run):
+        raise UserError(
+            "dlfer run --continue: goes with an experiment FILE, and without --resume, --smoke and --dry-run."
+        )
+    resumed = check_start("run", file, resume, options, shared=go_on)
+    from dlfer.config.load import compute_digest, load_experiment
     from dlfer.experiment.run import resume_run, run_experiment
     from dlfer.experiment.session import lead_or_follow
-    from dlfer.runs.find import open_run
+    from dlfer.runs.find import find_unfinished_run, open_run
     from dlfer.study.members import run_ensemble_members
     from dlfer.train.progress import describes_cluster
 
+    if go_on:
+        wanted = load_experiment(file, options.overrides)
+        resumed = find_unfinished_run(wanted.experiment.name, compute_digest(wanted), options.out)
     # A training over several hosts cannot begin others, so that an ensemble's members are trained in it.
     run_members = None if describes_cluster() else run_ensemble_members
     if resumed is None:

@@ -24,7 +24,7 @@ from dlfer.data.labels import describe_merged, describe_unknown, match_labels, o
 from dlfer.data.sources import load_source_splits
 from dlfer.errors import DataError, MissingDataError
 from dlfer.runs.files import check_outputs, write_atomically
-from dlfer.runs.text import count_noun
+from dlfer.runs.text import count_noun, escape_text
 
 _MOST_DECODED, _MOST_PIXELS = 2000, 400_000_000
 """How many images of a folder are decoded at most, and how many pixels: seconds of work, ten on two busy cores."""
@@ -152,7 +152,7 @@ def check_kind(path: Path) -> Kind:
     """
     kind = recognise(path) if path.exists() else "folder"
     if kind == "experiment":
-        raise DataError(f"{path}: this is already an experiment file. Check it: dlfer check {path}")
+        raise DataError(f"{path}: this is already an experiment file. Check it: dlfer check {shlex.quote(str(path))}")
     if kind == "pictures":
         raise DataError(
             f"{path}: found a zip of pictures, expected a folder: a training reads them many times. Unpack it "
@@ -169,6 +169,7 @@ def format_starter(survey: Survey, *, name: str, file: Path) -> str:
     balance = "sampler" if survey.imbalance >= 3 else "none"
     monitor = "macro_f1" if survey.imbalance >= 3 else "accuracy"
     found = "\n".join(f"#   {line}" for line in _format_counts(survey))
+    file = escape_text(shlex.quote(str(file)))
     return f"""\
 # Purpose   A first experiment on the images in {" ".join(str(survey.folder).split())}, written by dlfer init.
 # Command   dlfer check {file}          first: reports what would stop the training; decodes no image

@@ -27,6 +27,7 @@ from dlfer.runs.artifact import (
     ExportTemperature,
 )
 from dlfer.runs.records import Temperature
+from dlfer.runs.text import round_up
 
 _NAMES = {"ai_edge_litert.interpreter": "ai-edge-litert"}
 
@@ -151,12 +152,12 @@ def _describe_agreement(agreement: Agreement) -> str:
     same, others = agreement.labels_agree, agreement.other_sizes
     text = (
         f"Compared with the artifact on {agreement.n:,} images ({agreement.images}): probabilities differ by at "
-        f"most {agreement.largest_difference:.2g}, on average by {agreement.mean_difference:.2g}; "
+        f"most {round_up(agreement.largest_difference)}, on average by {agreement.mean_difference:.2g}; "
         f"{100 * same.value:.2f} % of the labels agree (95 % {100 * same.low:.2f} to {100 * same.high:.2f})."
     )
     if others:
         sizes = " and ".join(f"{height} x {width}" for height, width in others.sizes)
-        text += f" At {sizes} pixels they differ by at most {others.largest_difference:.2g}."
+        text += f" At {sizes} pixels they differ by at most {round_up(others.largest_difference)}."
     return text
 
 

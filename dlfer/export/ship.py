@@ -39,6 +39,7 @@ from dlfer.runs.find import find_model, is_default, open_run, read_about
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import ArtifactRecord, DataRecord, OnnxRecord, QuantisedAccuracy, ShippedRecord, SpeedRecord
 from dlfer.runs.run import CONFIG_FILE, DATA_FILE, RUN_FILE, Run
+from dlfer.runs.text import round_up
 
 ONNX_FILE = "network.onnx"
 
@@ -457,7 +458,7 @@ def _describe(copy: Path, source: Path, *, name: str, default: bool, shipped: Sh
         text = (
             f"\n## This copy\n\nLarge kernels are stored in float16 and converted to float32 for computation. On "
             f"{shipped.num_faces} drawn faces no probability differs from the trained model's by more than "
-            f"{shipped.largest_difference:.1g}. The metrics above are the trained model's.\n"
+            f"{round_up(shipped.largest_difference)}. The metrics above are the trained model's.\n"
         )
         text += "" if onnx is None or onnx.labels_agree is None else f"\n{describe_int8(onnx)}\n"
         text += f"\n{describe_speed(shipped.speed)}\n"
@@ -469,7 +470,7 @@ def describe_int8(record: OnnxRecord) -> str:
     text = (
         f"The ONNX file, by which dlfer predicts, computes with eight bits ({record.weights}), calibrated on {record.calibration}. "
         f"Compared with Keras on {record.n:,} images ({record.images}): {100 * record.labels_agree:.2f} % of the labels agree, and "
-        f"probabilities differ by at most {record.largest_difference:.2g}."
+        f"probabilities differ by at most {round_up(record.largest_difference)}."
     )
     accuracy = record.accuracy
     if accuracy is None:

@@ -17,6 +17,7 @@ from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from dlfer.errors import ModelError
 from dlfer.runs.files import write_atomically
 from dlfer.runs.text import escape_text
 
@@ -296,9 +297,17 @@ def stamp_banner(folder: Path, names: Sequence[str], banner: str | None) -> None
     for path in (folder / f"{name}.png" for name in names):
         if path.exists():
             contents = path.read_bytes()
-            stamped = _stamp(contents, banner)
+            try:
+                stamped = _stamp(contents, banner)
+            except (OSError, ValueError, SyntaxError) as error:
+                raise describe_damaged_figure(path) from error
             if stamped != contents:
                 write_atomically(path, stamped)
+
+
+def describe_damaged_figure(path: Path) -> ModelError:
+    """Return the error of a figure that cannot be read, with what to do about it."""
+    return ModelError(f"{path}: this figure cannot be read; delete it, and the page is written without it.")
 
 
 def _stamp(contents: bytes, banner: str | None) -> bytes:

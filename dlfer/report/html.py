@@ -283,7 +283,7 @@ def write_report(run_path: Path) -> Path:
     context = {
         "name": get_name(run_path, run),
         "subtitle": describe_run(run_path, run),
-        "status": run.status,
+        "status": run.present_status,
         "error": run.error,
         "warnings": [text for text in (metrics.banner, *run.warnings, problem and f"{_NO_CONFIG} {problem}") if text],
         "question": describe_question(config, [] if data is None else data.labels),

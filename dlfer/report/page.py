@@ -15,6 +15,7 @@ from dlfer.config.schema import ExperimentConfig
 from dlfer.config.variations import shorten_axis
 from dlfer.errors import ConfigError, ModelError, shorten
 from dlfer.metrics.paired import format_points
+from dlfer.report.figures import describe_damaged_figure
 from dlfer.runs.files import parse_json, write_atomically
 from dlfer.runs.member_rows import MEMBERS_FILE, read_member_rows
 from dlfer.runs.metrics_record import CountedEstimate, Estimate, is_missing
@@ -111,8 +112,11 @@ def load_figures(folder: Path, names: Sequence[str]) -> dict[str, EmbeddedFigure
         path = folder / f"{name}.png"
         if not path.exists():
             continue
-        with Image.open(path) as image:
-            text, width, dpi = image.info, image.width, image.info.get("dpi", (96, 96))[0]
+        try:
+            with Image.open(path) as image:
+                text, width, dpi = image.info, image.width, image.info.get("dpi", (96, 96))[0]
+        except (OSError, ValueError, SyntaxError) as error:
+            raise describe_damaged_figure(path) from error
         title = text.get("Title", name)
         figures[name] = EmbeddedFigure(
             uri=f"data:image/png;base64,{base64.b64encode(path.read_bytes()).decode()}",
@@ -230,8 +234,8 @@ def describe_run(run_path: Path, run: RunRecord) -> str:
     for word, time in (("started", run.started), ("finished", run.finished)):
         if time:
             words.append(f"{word} {time[:16].replace('T', ' ')} UTC")
-    if run.status in ("failed", "stopped"):
-        words.append(run.status)
+    if run.present_status in ("failed", "stopped", "interrupted"):
+        words.append(run.present_status)
     return " · ".join(words)
 
 

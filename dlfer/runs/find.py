@@ -81,6 +81,26 @@ def open_run(name: Path | str, folder: Path | None = None) -> Run:
     raise ModelError(f"{name}: neither the folder of a run nor the beginning of a run's name in {folder}. {known}")
 
 
+def find_unfinished_run(name: str, digest: str, folder: Path | None = None) -> Path | None:
+    """Return the newest run of an experiment that has not finished and is no member of a study; None: there is none.
+
+    Args:
+        name: of the experiment.
+        digest: of its configuration, as `dlfer.config.load.compute_digest` gives it; runs of another one do not count.
+        folder: of runs; None: the default one.
+    """
+    folder = default_runs_folder() if folder is None else Path(folder)
+    for path in sorted((folder / name).glob(f"*/{RUN_FILE}"), reverse=True):
+        try:
+            record = Run(path.parent).record
+        except ModelError:  # it could not be continued
+            continue
+        is_own = record.kind == "run" and record.study is None and not record.smoke and record.config_digest == digest
+        if is_own and record.status != "finished":
+            return path.parent
+    return None
+
+
 def list_runs(folder: Path) -> list[RunSummary]:
     """Return the runs of a folder, oldest first; one whose run.json is damaged has the status "damaged"."""
     summaries = []

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import decimal
 import gzip
 import html
 import io
 import itertools
+import math
 import re
 import zipfile
 import zlib
@@ -327,3 +329,11 @@ def _find_encoding(start: bytes) -> str:
     if start[:1] == b"\0" and start[1:2] not in (b"", b"\0"):
         return "utf-16-be"
     return "utf-8-sig"
+
+
+def round_up(value: float) -> str:
+    """Return a bound of 0 or more with two digits, never below the value: 0.000712 -> "0.00072"."""
+    if not (math.isfinite(value) and value > 0):
+        return f"{value:.2g}"
+    exact = decimal.Decimal(repr(float(value)))
+    return f"{float(exact.quantize(decimal.Decimal(1).scaleb(exact.adjusted() - 1), decimal.ROUND_CEILING)):.2g}"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 import sys
 import types
 from pathlib import Path
@@ -427,6 +429,12 @@ def test_check_says_what_data_is_and_what_cannot_be_read(call, work):
     code, _, err = call("check", "a.yaml", "faces")
     assert code == 0
     assert "ok  faces: a folder of images; train 2 images; Happy 1, Sad 1. Next: dlfer init faces" in err
+    shutil.copytree("faces", "da ta'; x")
+    _, _, err = call("check", "da ta'; x")
+    assert shlex.split(err.partition("Next: ")[2]) == ["dlfer", "init", "da ta'; x"]
+    _, _, err = call("init", "faces", "--out", "o ut.yaml")
+    assert "Next: dlfer check 'o ut.yaml', then: dlfer run 'o ut.yaml' --smoke" in err
+    assert "#           dlfer ablate 'o ut.yaml' " in Path("o ut.yaml").read_text()
     (work / "faces" / "sad" / "2.pgm").write_bytes(b"P5 8 8 255\n")
     code, _, err = call("check", "faces")
     assert code == 2

@@ -4,6 +4,7 @@ import html
 import json
 import re
 import shutil
+import socket
 import subprocess
 import sys
 from html.parser import HTMLParser
@@ -430,6 +431,25 @@ def test_a_failed_run_shows_its_error(tmp_path, run_maker):
     page = read_page(write_report(run))
     assert "it is failed" in page.text
     assert "NonFiniteError: loss is NaN at step 12 <x>" in page.text
+
+
+def test_a_run_whose_process_is_gone_is_interrupted(tmp_path, run_maker):
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    run = run_maker(tmp_path / "run", status="running", host=socket.gethostname(), pid=process.pid)
+    (run / "metrics.json").unlink()
+    page = read_page(write_report(run))
+    assert "This run has no metrics yet: it is interrupted." in page.text
+    assert "running" not in page.text.split("This run has no metrics")[0]
+
+
+@pytest.mark.parametrize("contents", [b"junk", b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR"])
+def test_a_damaged_figure_is_named(tmp_path, run_maker, contents):
+    run = run_maker(tmp_path / "run")
+    (run / "figures").mkdir(exist_ok=True)
+    (run / "figures" / "errors.png").write_bytes(contents)
+    with pytest.raises(ModelError, match=r"errors\.png: this figure cannot be read; delete it"):
+        write_report(run)
 
 
 def test_writing_twice_gives_the_same_page(tmp_path, run_maker):

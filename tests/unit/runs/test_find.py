@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from dlfer.config.load import load_experiment
+from dlfer.config.load import compute_digest, load_experiment, with_overrides
 from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.runs import find
 from dlfer.runs.files import check_inside
-from dlfer.runs.find import default_runs_folder, find_model, list_models
+from dlfer.runs.find import default_runs_folder, find_model, find_unfinished_run, list_models
 from dlfer.runs.run import create_run
 
 
@@ -50,6 +50,24 @@ def test_models_are_looked_up_here_then_at_home_then_in_the_package_then_in_the_
     found = [message.index(str(place)) for place in ("saved_models", home, package, checkout)]
     assert found == sorted(found)
     assert "Known models: shared, only" in message
+
+
+def test_the_newest_unfinished_run_of_this_very_experiment_is_found(tmp_path, config):
+    folder, digest = tmp_path / "runs", compute_digest(config)
+    assert find_unfinished_run("small", digest, folder) is None
+    stopped, finished, smoke, member = (create_run(folder, config, argv=[]) for _ in range(4))
+    stopped.stop("SIGTERM")
+    finished.finish()
+    smoke.update(smoke=True)
+    member.update(study="small/20260101T000000Z-ablation")
+    other = create_run(folder, with_overrides(config, {"experiment.seed": 8}), argv=[])
+    (folder / "small" / "29990101T000000Z-damaged").mkdir()
+    (folder / "small" / "29990101T000000Z-damaged" / "run.json").write_text("{")
+    create_run(folder, config, argv=[], kind="ablation")
+    assert find_unfinished_run("small", digest, folder) == stopped.path
+    assert find_unfinished_run("small", compute_digest(other.config()), folder) == other.path
+    stopped.finish()
+    assert find_unfinished_run("small", digest, folder) is None
 
 
 def test_the_model_of_a_run_is_found_by_path_and_name(tmp_path, monkeypatch, config):

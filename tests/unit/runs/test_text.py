@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import gzip
 import io
+import math
 import os
 import tarfile
 import zipfile
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from dlfer.errors import DataError
 from dlfer.runs.text import (
@@ -16,6 +19,7 @@ from dlfer.runs.text import (
     escape_text,
     open_text,
     read_records,
+    round_up,
     to_cell,
     to_markdown,
     to_plain_markdown,
@@ -138,3 +142,24 @@ def test_a_line_without_an_end_is_refused_before_it_fills_the_memory(tmp_path, p
     (tmp_path / "a.csv").write_bytes(pack(b"id,age\n" + b"0" * 2_000_000))
     with pytest.raises(DataError, match="line 2: found more than 1,000,000 characters in one line"):
         _read(tmp_path / "a.csv")
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        (0.0007121562957763672, "0.00072"),
+        (4.2825937e-05, "4.3e-05"),
+        (0.001, "0.001"),
+        (0.0, "0"),
+        (0.0996, "0.1"),
+        (0.5, "0.5"),
+        (math.nan, "nan"),
+    ],
+)
+def test_a_bound_is_rounded_up(value, expected):
+    assert round_up(value) == expected
+
+
+@given(st.floats(1e-12, 1.0))
+def test_a_rounded_bound_holds_and_is_close(value):
+    assert value * (1 - 1e-12) <= float(round_up(value)) <= 1.1 * value
