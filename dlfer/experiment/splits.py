@@ -442,9 +442,9 @@ class _Tracer:
         lists = {} if home is None else _read_lists(home / file)
         fingerprint = str(lists["train_fingerprint"]) if "train_fingerprint" in lists else train.fingerprint
         load = partial(self._load_stage, stage, fingerprint)
-        if "train_digests" not in lists:
+        if "train_ids" not in lists:  # a shipped model keeps digests alone
             bundle = None if is_recorded and fingerprint is None else load()
-            lists = {} if bundle is None else index_images(bundle)
+            lists = lists if bundle is None else index_images(bundle)
         if "train_digests" in lists:
             data = None if stage is None else stage.data
             self._seen.append(Seen.from_lists(role, data, lists, load, shape=train.shape))

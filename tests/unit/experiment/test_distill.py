@@ -336,18 +336,39 @@ def test_a_circle_of_runs_ends(tmp_path, asked):
     assert (run.record.teachers[0].leak, run.record.teachers[0].note) == (None, None)
 
 
+def ship(run, target, lists: dict[str, np.ndarray]):
+    """Return a folder with what `dlfer ship` keeps of a run, but for its weights."""
+    shutil.copytree(run / "model", target)
+    for file in ("config.yaml", "data.json"):
+        shutil.copy(run / file, target)
+    write_npz(target / IMAGES_FILE, {"train_digests": shorten_digests(lists["train_digests"])})
+    return target
+
+
 def test_a_shipped_teacher_is_known_by_its_shortened_digests(tmp_path, asked):
     student = make_bundle()
-    leaky = write_leaky(tmp_path, student)
-    shipped = tmp_path / "shipped"
-    shutil.copytree(leaky / "model", shipped)
-    for file in ("config.yaml", "data.json"):
-        shutil.copy(leaky / file, shipped)
     lists = index_images(make_bundle(train=replace(student.test, name="train"), test=None))
-    write_npz(shipped / IMAGES_FILE, {"train_digests": shorten_digests(lists["train_digests"])})
+    shipped = ship(write_leaky(tmp_path, student), tmp_path / "shipped", lists)
     run, config, session = start(tmp_path, shipped)
     with pytest.raises(ProtocolError, match="was trained on 9 of the 9 images of this test split"):
         distill(run, config, session, student)
+
+
+def test_a_shipped_teacher_of_the_same_file_is_known_by_its_ids(tmp_path, asked):
+    """Where that file is here: an image of its training is then told from a copy of one."""
+    given, path = make_bundle(), tmp_path / "data.npz"
+    given.test.images[0] = given.train.images[0]
+    arrays = {f"{name}_images": split.images[..., 0] for name, split in given.splits.items()}
+    arrays |= {f"{name}_targets": split.targets for name, split in given.splits.items()}
+    np.savez(path, labels=np.array(LABELS), **arrays)
+    config = with_overrides(make_config(str(path)), {"finetune.distill": None})
+    whole = Session.start(RunOptions(), progress=False).load_bundle(config.finetune)
+    teacher = ship(write_teacher(tmp_path / "t", whole, config=config), tmp_path / "shipped", index_images(whole))
+    train = whole.train
+    part = Split(train.name, train.images[1:], train.targets[1:], train.ids[1:])
+    run, config, session = start(tmp_path, teacher, make_config(str(path)))
+    distill(run, config, session, replace(whole, train=part))
+    assert "was trained on exact copies of 1 of the 9 test images" in run.record.teachers[0].leak
 
 
 @pytest.mark.parametrize("kind", ["no records", "data that is gone", "images of another size"])
