@@ -7,7 +7,8 @@ mixed targets is all that training knows of teachers.
 
 A student learns from the predictions of its teachers, and so indirectly from the images that these were trained on. A
 teacher that was trained on images of the student's test split is refused; which images of the split that judges the student
-a teacher may have seen otherwise is said in the report. What is known of teachers before images are read is checked by
+a teacher may have seen otherwise is said in the report. What its members, its EF-FER1, the run that it started from and its own
+teachers learned from counts as its own. What is known of teachers before images are read is checked by
 `dlfer check`, which imports this module without a framework.
 """
 
@@ -26,18 +27,18 @@ from dlfer.config.load import resolve_path
 from dlfer.config.schema import DistillConfig, ExperimentConfig
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
-from dlfer.data.duplicates import hash_images
 from dlfer.data.sources import find_labels
-from dlfer.errors import ConfigError, DataError, DlferError, ModelError, ProtocolError, TrainingStopped
+from dlfer.errors import ConfigError, DataError, ModelError, ProtocolError, TrainingStopped
+from dlfer.experiment.splits import Found, have_same_source, trace_model
 from dlfer.metrics.confidence import apply_temperature
 from dlfer.predict.engines import load_engine
 from dlfer.report.card import find_terms
 from dlfer.report.page import try_experiment
 from dlfer.runs.artifact import read_artifact_record
-from dlfer.runs.changes import IMAGES_FILE, PRETRAIN_IMAGES_FILE, settle_changes
+from dlfer.runs.changes import settle_changes
 from dlfer.runs.files import link_file, read_npz, write_npz
 from dlfer.runs.find import find_model, read_about
-from dlfer.runs.records import ArtifactRecord, DataRecord, TeacherRecord, WeightsOrigin
+from dlfer.runs.records import ArtifactRecord, TeacherRecord, WeightsOrigin
 from dlfer.runs.run import RUN_FILE, Run
 
 if TYPE_CHECKING:
@@ -112,17 +113,6 @@ def check_splits(teacher: Teacher, data: DataConfig) -> None:
             "with the very same split (of a cross-validation: one for each fold, by dlfer run --set finetune.data.fold=N), or "
             "protocol: official for both."
         )
-
-
-def have_same_source(first: DataConfig, second: DataConfig) -> bool:
-    """Tell whether an id of two sections of data means the same image; drawn images are told by their pixels."""
-    if first.source != second.source or first.name != second.name or first.source.startswith("synthetic"):
-        return False
-    try:
-        paths = {None if data.path is None else resolve_path(data.path).resolve() for data in (first, second)}
-    except ConfigError:  # a variable that is not set here
-        return False
-    return len(paths) == 1
 
 
 def examine_teachers(config: ExperimentConfig) -> Iterator[str]:
@@ -254,14 +244,9 @@ def _judge(
     Raises:
         ProtocolError: it was trained on images of the test split; not of a smoke run, whose numbers mean nothing.
     """
-    seen = find_seen(teacher, session)
-    same = teacher.config is not None and have_same_source(teacher.config.finetune.data, config.finetune.data)
-    if seen is None or not (same or seen.shape in (None, list(bundle.train.images.shape[1:]))):
-        return None, (
-            f"What the teacher {teacher.name} was trained on is not known here. Its training images must not contain images of "
-            "the student's test split, or the accuracy is too high."
-        )
-    found = {name: seen.count(split, bundle.train, same) for name, split in bundle.splits.items() if name != "train"}
+    history, data = trace_model(teacher.folder, session.load_bundle), config.finetune.data
+    splits = {name: split for name, split in bundle.splits.items() if name != "train" and isinstance(split, Split)}
+    found = {name: history.count(split, bundle.train, data) for name, split in splits.items()}
     num_test, of_test = found.get("test", Found()), 0 if bundle.test is None else len(bundle.test)
     if num_test.trained and not run.is_smoke:
         raise ProtocolError(
@@ -277,108 +262,15 @@ def _judge(
         ):
             if count:
                 parts.append(f"{what} {count:,} of the {len(bundle.splits[name]):,} {name} images")
-    if not parts:
-        return None, None
-    return f"Leak: the teacher {teacher.name} {', and '.join(parts)}, so that the accuracy there may be too high.", None
-
-
-@dataclass(frozen=True)
-class Found:
-    """How many images of a split a teacher was trained on, was trained on copies of, and was selected on."""
-
-    trained: int = 0
-    copied: int = 0
-    selected: int = 0
-
-
-@dataclass(frozen=True)
-class Seen:
-    """What a teacher has seen.
-
-    Attributes:
-        digests: bytes [N] of the images that trained it or its EF-FER1.
-        ids: of those of the fine-tuning.
-        selected: digests of the images that selected it.
-        selected_ids: their ids.
-        shape: of its images; None: not known.
-    """
-
-    digests: np.ndarray
-    ids: frozenset[str]
-    selected: np.ndarray
-    selected_ids: frozenset[str]
-    shape: list[int] | None
-
-    def count(self, split: Split, own: Split, same_source: bool) -> Found:
-        """Return what of a split it has seen, but for copies of images that the student's own train has.
-
-        Args:
-            split: validation or test of the student.
-            own: its train.
-            same_source: whether an id means the same image for both. Then ids tell which images trained the teacher, and
-                pixels only which have a copy there.
-        """
-        digests = hash_images(split.images)
-        is_own = np.isin(digests, hash_images(own.images))
-        trained, selected = (
-            np.array([name in ids for name in split.ids.tolist()], bool) for ids in (self.ids, self.selected_ids)
+    leak = note = None
+    if parts:
+        leak = f"Leak: the teacher {teacher.name} {', and '.join(parts)}, so that the accuracy there may be too high."
+    if not all(history.is_known(split, data) for split in splits.values()):
+        note = (
+            f"What the teacher {teacher.name} was trained on is not known here{' in full' if history.seen else ''}. Its training "
+            "images must not contain images of the student's test split, or the accuracy is too high."
         )
-        alike = np.isin(digests, self.digests) & ~is_own
-        if not same_source:
-            trained, selected = alike, np.isin(digests, self.selected) & ~is_own
-        return Found(int(trained.sum()), int((alike & ~trained).sum()), int(selected.sum()))
-
-
-def find_seen(teacher: Teacher, session: Session) -> Seen | None:
-    """Return what a teacher has seen: by the list of images of its run, else by its data, where that is here and unchanged."""
-    data = DataRecord.read(teacher.home) or DataRecord()
-    shape = data.splits["train"].shape if "train" in data.splits else None
-    lists = _read_lists(teacher) or _load_lists(teacher, session, data)
-    if lists is None:
-        return None
-    images, before = lists
-    return Seen(
-        np.concatenate(
-            [images["train_digests"], *(found[key] for found in before for key in found if "digests" in key)]
-        ),
-        frozenset(images["train_ids"].tolist()),
-        images.get("validation_digests", np.zeros(0, "S32")),
-        frozenset(images.get("validation_ids", np.zeros(0, str)).tolist()),
-        shape,
-    )
-
-
-_Lists = tuple[dict[str, np.ndarray], list[dict[str, np.ndarray]]]
-"""What `dlfer.experiment.splits.index_images` lists of the fine-tuning's images, and of EF-FER1's."""
-
-
-def _read_lists(teacher: Teacher) -> _Lists | None:
-    try:
-        images = read_npz(teacher.home / IMAGES_FILE)
-        before = teacher.home / PRETRAIN_IMAGES_FILE
-        return (images, [read_npz(before)] if before.exists() else []) if "train_digests" in images else None
-    except (OSError, ValueError):
-        return None
-
-
-def _load_lists(teacher: Teacher, session: Session, data: DataRecord) -> _Lists | None:
-    """Return the lists of the data that a shipped model names, if it is what trained the model."""
-    from dlfer.experiment.splits import index_images
-
-    if teacher.config is None:
-        return None
-    pretrain = teacher.config.pretrain
-    try:
-        bundle = session.load_bundle(teacher.config.finetune)
-        recorded = data.splits["train"].fingerprint if "train" in data.splits else None
-        if not isinstance(bundle.train, Split) or recorded != compute_fingerprint(bundle.train):
-            return None
-        before = []
-        if pretrain is not None and pretrain.weights is None and pretrain.data is not None:
-            before = [index_images(session.load_bundle(pretrain))]
-        return index_images(bundle), before
-    except DlferError:  # the data is not here, or not what it was
-        return None
+    return leak, note
 
 
 def _obtain_answers(run: Run, teachers: Sequence[Teacher], session: Session, bundle: DataBundle) -> np.ndarray:

@@ -11,13 +11,14 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from dlfer.config.load import load_recorded_experiment, resolve_path
+from dlfer.config.schema import StageConfig
 from dlfer.config.sections import FacesConfig
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint, make_split
 from dlfer.data.duplicates import hash_images, shorten_digests
@@ -29,7 +30,7 @@ from dlfer.data.labels import CANONICAL, map_targets
 from dlfer.data.sources import load_data
 from dlfer.errors import ConfigError, DataError, MissingDataError, UserError
 from dlfer.experiment.extras import PLAIN, Extras, check_extras, choose_changes, compute_extra_metrics, keep_extras
-from dlfer.experiment.splits import JudgedDuplicates, find_judged_duplicates
+from dlfer.experiment.splits import JudgedDuplicates, find_judged_duplicates, trace_model
 from dlfer.export.images import load_held, take_usage
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_metrics_file
@@ -126,9 +127,15 @@ def evaluate_with_predictions(
     if sources is not None:
         train, selection = sources[0], None if used_for == "selection" else sources[1]
         duplicates = find_judged_duplicates("test", split, train=train, selection=selection, same_ids=same_ids)
+        own = run.config().finetune.data if is_own else None
+        history = trace_model(folder, _load_section)
+        in_pretrain = history.find_in_pretraining(split, own, with_selection=used_for != "selection")
+        duplicates = replace(duplicates, in_pretrain=in_pretrain)
     of_run = read_metrics(trained)
     # Duplicates that are counted, and a split that was used as a whole, say more.
     seen = describe_seen(trained, name, split) if duplicates is None and used_for is None else None
+    if duplicates is not None and used_for != "training" and not record.about.smoke:
+        seen = duplicates.describe_leak()
     metrics = _score(of_run, record, predictions, duplicates=duplicates, seen=seen, is_own=is_own, test_opened=opened)
     found = compute_extra_metrics(extras, classifier, {"test": split}, {"test": predictions}, say=say)
     is_whole = run is not None and of_run is not None and data is None and wanted is None
@@ -292,7 +299,10 @@ def _is_own_data(run: Run, given: GivenData | None) -> bool:
 
 
 def _load_stage(run: Run) -> DataBundle:
-    stage = run.config().finetune
+    return _load_section(run.config().finetune)
+
+
+def _load_section(stage: StageConfig) -> DataBundle:
     return load_data(stage.data, image_size=stage.native_size, balance=stage.balance)
 
 

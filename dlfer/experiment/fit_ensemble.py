@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import or_
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +15,20 @@ from dlfer.config.load import with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.config.sections import MemberConfig
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
-from dlfer.data.duplicates import hash_images
-from dlfer.errors import DataError, MissingDataError, ProtocolError
+from dlfer.errors import DataError, ProtocolError
 from dlfer.experiment.extras import MILESTONES_FOLDER, predict_split_views
 from dlfer.experiment.fit_network import Fitted
 from dlfer.experiment.session import RunMembers, Session, create_member_run
+from dlfer.experiment.splits import (
+    PRETRAINED,
+    TAUGHT,
+    TRAINED,
+    Found,
+    History,
+    LoadStage,
+    trace_experiment,
+    trace_model,
+)
 from dlfer.metrics.predictions import (
     Predictions,
     combine_average,
@@ -49,6 +60,8 @@ from dlfer.runs.records import Cost, DataRecord
 from dlfer.runs.run import RUN_FILE, Run
 from dlfer.train.cluster import Device
 
+_LEARNERS = {TRAINED: "it", PRETRAINED: "its EF-FER1", TAUGHT: "its teacher"}
+
 
 @dataclass
 class Member:
@@ -60,6 +73,8 @@ class Member:
         status: of its run; "given" for one that was trained before, "pending" before it has begun.
         digest: sha256 of its artifact.json.
         note: what is to be known about its training data.
+        leak: what it has learned of the images that judge the ensemble, in a sentence; "" for nothing. What its EF-FER1 has
+            seen is counted with the duplicates of the ensemble.
         settings: the keys that it sets.
         classifier: once it is loaded.
     """
@@ -69,6 +84,7 @@ class Member:
     status: str = "pending"
     digest: str = ""
     note: str = ""
+    leak: str = ""
     settings: dict = field(default_factory=dict)
     classifier: Classifier | None = field(default=None, repr=False)
 
@@ -83,11 +99,14 @@ class Member:
         return Run(Path(self.path)) if self.path and is_run(Path(self.path)) else None
 
 
-def obtain_members(run: Run, config: ExperimentConfig, session: Session, run_members: RunMembers) -> list[Member]:
+def obtain_members(
+    run: Run, config: ExperimentConfig, session: Session, bundle: DataBundle, run_members: RunMembers
+) -> list[Member]:
     """Return the members, all trained; members.csv always says how far they are.
 
-    Raises:
-        ModelError: a member that was trained before is not there, or they do not make squares of images alike.
+    Raises, before any member is trained:
+        ModelError: a member that was trained before is not there, has other labels, or they do not make squares of images alike.
+        ProtocolError: a member was or would be trained on images of the test split.
     """
     members = _read_members(run, config)
     planned = {member.name: member for member in config.ensemble.members}
@@ -95,9 +114,18 @@ def obtain_members(run: Run, config: ExperimentConfig, session: Session, run_mem
     # Before hours of training, not after them.
     match_aspects({name: _find_aspect(one, configs.get(name)) for name, one in planned.items()})
     for member in members:
-        if member.name not in configs:
+        own = configs.get(member.name)
+        if own is None:
             member.path, member.status = str(_find_given(planned[member.name].model)), "given"
-        elif not member.path:
+            labels = tuple(read_artifact_record(member.folder).labels)
+            match_labels(labels, bundle.labels, member.name)
+        if member.status in ("given", "finished"):
+            history = trace_model(member.folder, session.load_bundle)
+        else:
+            history = trace_experiment(own, session.load_bundle)
+        check_training(member, history, config, bundle, smoke=run.is_smoke)
+    for member in members:
+        if not member.path:
             made = create_member_run(
                 configs[member.name], session.options, session.runs_folder, siblings=[run.path], study=run.path
             )
@@ -135,6 +163,25 @@ def make_member_config(config: ExperimentConfig, member: MemberConfig) -> Experi
     return with_overrides(config, {**own, **member.set})
 
 
+def trace_members(config: ExperimentConfig, load: LoadStage) -> History:
+    """Return what the members of an ensemble have learned from, or will learn from where they are not trained yet.
+
+    Args:
+        config: of the ensemble.
+        load: as `trace_model` takes it.
+
+    Raises:
+        ModelError: a member that was trained before is not there.
+    """
+    histories = [
+        trace_model(find_model(member.model), load)
+        if member.set is None
+        else trace_experiment(make_member_config(config, member), load)
+        for member in config.ensemble.members
+    ]
+    return reduce(or_, histories)
+
+
 def _find_aspect(member: MemberConfig, config: ExperimentConfig | None) -> str:
     """Return how a member makes squares of images; `config` is None where it was trained before."""
     if config is not None:
@@ -166,37 +213,58 @@ def write_members(run: Run, members: list[Member]) -> None:
     write_member_rows(run.path, [MemberRow(arm=m.name, **{key: getattr(m, key) for key in keys}) for m in members])
 
 
-def check_training(member: Member, session: Session, bundle: DataBundle) -> str:
-    """Return what is to be known about a member's training data; refuse a member that was trained on the test split.
+def check_training(
+    member: Member, history: History, config: ExperimentConfig, bundle: DataBundle, *, smoke: bool = False
+) -> None:
+    """Note what is to be known about a member's training data; refuse a member that was trained on the test split.
 
     Copies of test images that the ensemble's own data has in training anyway are not the member's fault.
+
+    Args:
+        member: whose note and leak are set.
+        history: what it has learned from.
+        config: of the ensemble.
+        bundle: data of the ensemble.
+        smoke: nothing is refused, because the values are meaningless.
+
+    Raises:
+        ProtocolError: it, or a member of it, was trained on images of the test split, or on exact copies of them.
     """
-    run, found = member.find_run(), None
-    if run is not None:
-        try:
-            found = session.load_bundle(run.config().finetune)
-        except MissingDataError:
-            found = None
-    if found is None or not isinstance(found.train, Split):
-        return "what it was trained on is not known here, so that the test images may be among it"
-    seen = hash_images(found.train.images)
-    if bundle.test is not None and isinstance(bundle.train, Split):
-        leaked = np.isin(hash_images(bundle.test.images), seen)
-        leaked &= ~np.isin(hash_images(bundle.test.images), hash_images(bundle.train.images))
-        if leaked.any():
-            raise ProtocolError(
-                f"ensemble: the member {member.name} was trained on {int(leaked.sum()):,} of the {len(bundle.test):,} "
-                "images of this test split, so that no figure on it would hold. Leave the member out, or take one "
-                "that was trained on this experiment's own training split."
-            )
-    own = hash_images(bundle.validation.images)
-    shared = np.isin(own, seen) & ~np.isin(own, hash_images(bundle.train.images))
-    if shared.any():
-        return (
-            f"it was trained on {int(shared.sum()):,} of the {len(own):,} validation images, so that its figure there "
-            "is too high, and a trained combination trusts it too much"
+    splits = {name: getattr(bundle, name) for name in ("test", "validation")}
+    splits = {name: split for name, split in splits.items() if isinstance(split, Split)}
+    data, notes, leaks = config.finetune.data, [], []
+    for role, who in _LEARNERS.items():
+        part = history.select(role)
+        for name, split in splits.items():
+            found = part.count(split, bundle.train, data)
+            if (role, name) == (TRAINED, "test") and not smoke:
+                _refuse_trained(member, found, len(split))
+            said = _describe_seen(who, found, name, len(split))
+            ending = ", and a trained combination trusts it too much" * ((role, name) == (TRAINED, "validation"))
+            notes += [f"{text}, so that its figure there is too high{ending}" for text in said]
+            # What EF-FER1 has seen is among the ensemble's own duplicates.
+            leaks += said if name == "test" and role != PRETRAINED and not smoke else []
+        is_known = part.is_counted if role == PRETRAINED else part.is_known
+        if not all(is_known(split, data) for split in splits.values()):
+            notes.append(f"what {who} was trained on is not known here, so that the test images may be among it")
+    member.note = "; ".join(notes)
+    member.leak = f"Leak: the member {member.name}: {'; '.join(leaks)}. The accuracy may be too high." if leaks else ""
+
+
+def _refuse_trained(member: Member, found: Found, num_test: int) -> None:
+    num_trained = found.trained + found.copied
+    if num_trained:
+        raise ProtocolError(
+            f"ensemble: the member {member.name} was trained on {num_trained:,} of the {num_test:,} "
+            "images of this test split, so that no figure on it would hold. Leave the member out, or take one "
+            "that was trained on this experiment's own training split."
         )
-    return ""
+
+
+def _describe_seen(who: str, found: Found, name: str, number: int) -> list[str]:
+    """Return what a member, its EF-FER1 or its teacher has learned of a split; validation selects every member."""
+    counts = {"trained": found.trained + found.copied, "selected": found.selected if name == "test" else 0}
+    return [f"{who} was {how} on {count:,} of the {number:,} {name} images" for how, count in counts.items() if count]
 
 
 COMBINATIONS = ("average", "vote", "trained")
@@ -400,18 +468,21 @@ def fit_ensemble(
 
     Raises:
         ProtocolError: a member was trained on images of this test split; or the data is streamed.
-        ModelError: a member has other labels.
+        ModelError: a member is not there or has other labels.
     """
     if not isinstance(bundle.validation, Split):
         raise ProtocolError("ensemble: the data is streamed; expected images in memory to combine members on.")
-    members = obtain_members(run, config, session, session.run_members or run_members)
+    members = obtain_members(run, config, session, bundle, session.run_members or run_members)
     for member in members:
         member.classifier = load_artifact(member.folder)
         match_labels(member.classifier.labels, bundle.labels, member.name)
-        member.note = check_training(member, session, bundle)
+        check_training(member, trace_model(member.folder, session.load_bundle), config, bundle, smoke=run.is_smoke)
         member.digest = hash_file(member.folder / ARTIFACT_FILE)
         if member.note:
             session.listener.say(f"{member.name}: {member.note}")
+        if member.leak:
+            run.warn(member.leak)
+            session.listener.warn(member.leak)
     write_members(run, members)
     answers = Answers(members, bundle, batch_size=config.evaluate.batch_size)
     views = ("single", *config.evaluate.views)

@@ -28,11 +28,13 @@ from dlfer.experiment.fit_ensemble import (
     compare_members,
     explain_ensemble,
     fit_ensemble,
+    trace_members,
 )
 from dlfer.experiment.fit_network import Fitted, explain_network, fit_network, judge_network_milestones
 from dlfer.experiment.limits import refuse_obstacles
 from dlfer.experiment.session import RunMembers, Session, create_member_run, make_smoke_config
 from dlfer.experiment.splits import (
+    History,
     JudgedDuplicates,
     compute_run_metrics,
     describe_data,
@@ -40,6 +42,7 @@ from dlfer.experiment.splits import (
     index_images,
     predict_splits,
     sort_errors,
+    trace_pretraining,
 )
 from dlfer.explain.figures import MOST_EXAMPLES, choose_examples, write_occlusion_page, write_preparation_page
 from dlfer.metrics.confidence import describe_temperature
@@ -216,8 +219,10 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> Metr
     bundle = distill(run, config, session, bundle)
     if not run.record.judge_test:
         bundle = replace(bundle, test=None)
-    duplicates = find_run_duplicates(bundle, _load_pretraining(config, session))
+    history = _trace_pretraining(run, config, session)
+    duplicates = find_run_duplicates(bundle, history, config.finetune.data)
     _warn_of_leak(run, duplicates, session)
+    _warn_of_weights(run, config, history, bundle, session)
     data = describe_data(bundle, duplicates)
     data.write(run.path)
     _audit(run, config.finetune.data, bundle, session).write(run.path)
@@ -239,25 +244,44 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> Metr
     return metrics
 
 
-def _load_pretraining(config: ExperimentConfig, session: Session) -> DataBundle | None:
-    """Return EF-FER1's data; None where it is not trained on data in this run."""
+def _trace_pretraining(run: Run, config: ExperimentConfig, session: Session) -> History:
+    """Return what EF-FER1 learns from, or that of each member of an ensemble.
+
+    Raises:
+        DataError: the data that EF-FER1 is to be trained on here cannot be read.
+    """
     section = config.pretrain
-    return (
-        None if section is None or section.data is None or section.weights is not None else session.load_bundle(section)
-    )
+    if section is not None and section.data is not None and section.weights is None:
+        session.load_bundle(section)
+    elif run.is_smoke:  # weights are random ones
+        return History()
+    if config.model.family == "ensemble":
+        return History() if run.is_smoke else trace_members(config, session.load_bundle)
+    return trace_pretraining(config, session.load_bundle)
 
 
 def _warn_of_leak(run: Run, duplicates: JudgedDuplicates | None, session: Session) -> None:
     """Say in red, and record for the report and the card, that EF-FER1's data has duplicates of the images that judge."""
-    num_leaks = 0 if duplicates is None else duplicates.count_leaks()
-    if num_leaks and not run.is_smoke:
-        text = (
-            f"Leak: {num_leaks:,} of {len(duplicates.ids):,} {duplicates.split} images have a duplicate in the data of EF-FER1 and none in "
-            "training, so that EF-FER1 has seen them. The accuracy may be too high. Report the one without duplicates, or remove "
-            "these images from pretrain.data."
-        )
+    text = None if duplicates is None else duplicates.describe_leak()
+    if text is not None and not run.is_smoke:
         run.warn(text)
         session.listener.warn(text)
+
+
+def _warn_of_weights(
+    run: Run, config: ExperimentConfig, history: History, bundle: DataBundle, session: Session
+) -> None:
+    """Say and record that it is not known here which images made the weights of an earlier model; a member's note says it of it."""
+    judged = bundle.validation if bundle.test is None else bundle.test
+    is_needed = config.model.family != "ensemble" and config.pretrain is not None and config.pretrain.list_of_weights
+    if is_needed and isinstance(judged, Split) and not history.is_counted(judged, config.finetune.data):
+        text = (
+            f"What the weights of pretrain.weights {config.pretrain.describe_weights()} were trained on is not known here"
+            f"{' in full' if history.seen else ''}. That must not contain images of the {judged.name} split, or the accuracy is "
+            "too high."
+        )
+        run.warn(text)
+        session.listener.say(text)
 
 
 def _predict(
@@ -388,7 +412,8 @@ def _compute_metrics(
         smoke=run.is_smoke,
         test_opened=count_openings(run.path),
     )
-    leaks = [teacher.leak for teacher in run.record.teachers if teacher.leak]
+    learners = fitted.answers.members if isinstance(fitted, FittedEnsemble) else run.record.teachers
+    leaks = [learner.leak for learner in learners if learner.leak]
     if leaks:
         more["banner"] = " ".join(filter(None, (metrics.banner, *leaks)))
     return metrics.model_copy(update=more)

@@ -14,6 +14,7 @@ from dlfer.config.load import load_experiment
 from dlfer.config.sections import DataConfig
 from dlfer.data.sources import load_data
 from dlfer.data.synthetic.faces import load_synthetic_faces
+from dlfer.errors import ModelError, ProtocolError
 from dlfer.experiment.evaluate import evaluate_model
 from dlfer.experiment.run import describe_outcome, run_experiment
 from dlfer.report.terminal import format_metrics
@@ -179,3 +180,102 @@ def test_no_duplicates_are_left_after_drop_duplicates(run, tmp_path):
     direct = sum(has_duplicate(image, judged) for image in whole.train.images[..., 0])
     assert len(dropped) > direct  # the chains
     assert any(f"{len(dropped)} of {len(whole.train)} images were left out" in note for note in kept.notes)
+
+
+# What EF-FER1 has seen, whichever way its weights came.
+
+SMALL = "epochs: 1, batch_size: 16, image_size: 32"
+PLAIN = "model: {backbone: resnet_nano}\nevaluate: {num_train: 0}\n"
+
+
+def start_small(folder: Path, name: str, text: str) -> Path:
+    (folder / f"{name}.yaml").write_text(f"experiment: {{name: {name}, device: cpu}}\n{text}")
+    return run_experiment(folder / f"{name}.yaml", RunOptions(out=folder / "runs"), progress=False)
+
+
+@pytest.fixture(scope="module")
+def leaky(tmp_path_factory) -> Path:
+    """Return a folder with own.npz, and leaky.npz, which trains on the test images of the other."""
+    folder, rng = tmp_path_factory.mktemp("leaky"), np.random.default_rng(0)
+
+    def draw(n: int) -> np.ndarray:
+        return rng.integers(0, 255, (n, 32, 32)).astype(np.uint8)
+
+    own = {"train": draw(32), "validation": draw(16), "test": draw(16)}
+    other = {"train": np.concatenate([own["test"], draw(16)]), "validation": draw(16)}
+    for name, splits in (("own", own), ("leaky", other)):
+        arrays = {f"{split}_images": images for split, images in splits.items()}
+        arrays |= {f"{split}_targets": np.arange(len(images)) % 2 for split, images in splits.items()}
+        np.savez(folder / f"{name}.npz", labels=np.array(["a", "b"]), **arrays)
+    return folder
+
+
+def finetune(folder: Path, name: str = "own") -> str:
+    return f"finetune: {{data: {{source: arrays, path: {folder / name}.npz}}, {SMALL}}}\n"
+
+
+def pretrain(folder: Path) -> str:
+    return f"pretrain: {{data: {{source: arrays, path: {folder}/leaky.npz}}, {SMALL}}}\n"
+
+
+@pytest.fixture(scope="module")
+def trained(leaky) -> Path:
+    """Return a run whose EF-FER1 was trained on its test images."""
+    return start_small(leaky, "single", PLAIN + pretrain(leaky) + finetune(leaky))
+
+
+def check_leak(run: Path) -> None:
+    metrics = Metrics.require(run)
+    assert (metrics.duplicates.in_pretrain.any, metrics.duplicates.in_either.any) == (16, 16)
+    for file in ("report.html", "model/MODEL_CARD.md", "run.json"):
+        assert "Leak: 16 of 16 test images have a duplicate in the data of EF-FER1" in (run / file).read_text(), file
+
+
+@pytest.mark.slow
+def test_evaluate_counts_what_ef_fer1_has_seen_as_the_run_does(trained, leaky):
+    check_leak(trained)
+    found, own = evaluate_model(str(trained)), Metrics.require(trained)
+    assert found.duplicates == own.duplicates
+    assert "Leak: 16 of 16 test images have a duplicate in the data of EF-FER1" in found.banner
+    away = leaky / "away.npz"
+    (leaky / "leaky.npz").rename(away)  # then by the list of the run
+    try:
+        assert evaluate_model(str(trained)).duplicates == own.duplicates
+    finally:
+        away.rename(leaky / "leaky.npz")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_backbone", [False, True])
+def test_the_data_behind_weights_of_a_run_is_counted(is_backbone, trained, leaky):
+    weights = trained / "pretrain" if is_backbone else start_small(leaky, "before", PLAIN + finetune(leaky, "leaky"))
+    text = f"pretrain: {{weights: {weights}, image_size: 32}}\n"
+    check_leak(start_small(leaky, f"after{int(is_backbone)}", PLAIN + text + finetune(leaky)))
+
+
+def ensemble(folder: Path, name: str, members: str) -> Path:
+    text = f"model: {{family: ensemble}}\nevaluate: {{num_train: 0}}\nensemble: {{members: [{members}]}}\n"
+    return start_small(folder, name, text + finetune(folder))
+
+
+@pytest.mark.slow
+def test_an_ensemble_carries_what_ef_fer1_of_a_member_has_seen(trained, leaky):
+    run = ensemble(leaky, "both", f"{{name: p, model: {trained}}}, {{name: q, model: {trained}}}")
+    check_leak(run)
+    notes = [member.note for member in Metrics.require(run).members]
+    assert all("its EF-FER1 was trained on 16 of the 16 test images" in note for note in notes)
+    assert evaluate_model(str(run)).duplicates == Metrics.require(run).duplicates
+
+
+@pytest.mark.slow
+def test_no_member_is_trained_where_a_given_one_does_not_fit(trained, leaky):
+    new = "{name: new, set: {model.backbone: resnet_nano}}"
+    with np.load(leaky / "own.npz") as found:
+        np.savez(leaky / "others.npz", **{**found, "labels": np.array(["x", "y"])})
+    other = start_small(leaky, "others", PLAIN + finetune(leaky, "others"))
+    with pytest.raises(ModelError, match="the member old has the labels x, y; expected a, b"):
+        ensemble(leaky, "unfit", f"{new}, {{name: old, model: {other}}}")
+    tested = start_small(leaky, "tested", PLAIN + finetune(leaky, "leaky"))
+    with pytest.raises(ProtocolError, match="was trained on 16 of the 16 images of this test split"):
+        ensemble(leaky, "unfit", f"{new}, {{name: old, model: {tested}}}")
+    assert not (leaky / "runs" / "unfit-new").exists()

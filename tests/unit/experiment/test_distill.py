@@ -2,25 +2,29 @@
 
 import json
 import shutil
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from dlfer.config.load import load_experiment
+from dlfer.config.load import load_experiment, with_overrides
 from dlfer.config.schema import DistillConfig, ExperimentConfig
 from dlfer.data.bundle import DataBundle, Split
-from dlfer.errors import ProtocolError
+from dlfer.data.duplicates import shorten_digests
+from dlfer.errors import ModelError, ProtocolError
 from dlfer.experiment import distill as module
 from dlfer.experiment.distill import distill, mix_targets
+from dlfer.experiment.fit_ensemble import Member, obtain_members, trace_members
 from dlfer.experiment.limits import find_obstacles
 from dlfer.experiment.session import Session, make_smoke_config
-from dlfer.experiment.splits import describe_data, index_images
-from dlfer.runs.changes import IMAGES_FILE
+from dlfer.experiment.splits import describe_data, find_run_duplicates, index_images, trace_pretraining
+from dlfer.runs.changes import IMAGES_FILE, PRETRAIN_IMAGES_FILE
 from dlfer.runs.files import write_npz
 from dlfer.runs.listeners import RunOptions
+from dlfer.runs.member_rows import MemberRow, write_member_rows
 from dlfer.runs.records import ArtifactRecord, InputRecord, RunRecord, TeacherRecord
-from dlfer.runs.run import create_run
+from dlfer.runs.run import Run, create_run
 
 EXPERIMENT = """
 experiment: {name: NAME, device: cpu}
@@ -233,6 +237,140 @@ def test_what_a_teacher_has_seen_is_said(kind, leak, tmp_path, asked):
     assert np.allclose(found.train.soft_targets, 0.5 * np.eye(3)[student.train.targets] + 0.5 * expected, atol=1e-6)
 
 
+def make_learner(tmp_path, how: str, leaky, *, path: str = "neutral.npz"):
+    """Return the folder of a run on data of its own that has learned from another run, `leaky`, in some way."""
+    neutral = make_bundle(source="neutral", seed=90)
+    values = {"finetune.distill": None}
+    if "weights" in how:
+        weights = {"weights of its EF-FER1": leaky / "pretrain", "weights in a file": leaky / "model" / "x.weights.h5"}
+        values["pretrain"] = {"weights": str(weights.get(how, leaky))}
+    elif how == "an ensemble":
+        members = [{"name": name, "model": str(leaky)} for name in ("p", "q")]
+        values |= {"model.family": "ensemble", "ensemble": {"members": members}}
+    folder = tmp_path / f"learner-{len(list(tmp_path.glob('learner-*')))}"
+    learner = write_teacher(folder, neutral, config=with_overrides(make_config(path), values))
+    if how == "an ensemble":
+        record = ArtifactRecord.require(learner / "model")
+        record = record.model_copy(update={"family": "ensemble", "ensemble": {"members": ["p", "q"]}})
+        record.write(learner / "model")
+        write_member_rows(learner, [MemberRow(arm=name, path=str(leaky), status="given") for name in ("p", "q")])
+    elif how == "a student":
+        record = TeacherRecord(name=str(leaky), sha256=ArtifactRecord.require(leaky / "model").sha256)
+        Run(learner).update(teachers=[record])
+    return learner
+
+
+WAYS = ["an ensemble", "weights of a run", "weights in a file", "a student"]
+
+
+def write_leaky(tmp_path, student: DataBundle, *, listed: bool = True):
+    """Return the folder of a run that was trained on the test images of another."""
+    train = Split("train", student.test.images, student.test.targets, student.test.ids)
+    config = with_overrides(make_config("leaky.npz"), {"finetune.distill": None})
+    leaky = write_teacher(tmp_path / "leaky", make_bundle(train=train, test=None), config=config, listed=listed)
+    (leaky / "model" / "x.weights.h5").touch()
+    return leaky
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("how", WAYS)
+def test_one_that_learned_from_a_model_of_the_test_split_is_refused(how, depth, tmp_path, asked):
+    student = make_bundle()
+    teacher = write_leaky(tmp_path, student)
+    for _ in range(depth):
+        teacher = make_learner(tmp_path, how, teacher)
+        (teacher / "model" / "x.weights.h5").touch()
+    run, config, session = start(tmp_path, teacher)
+    with pytest.raises(ProtocolError, match="was trained on 9 of the 9 images of this test split"):
+        distill(run, config, session, student)
+    assert not asked.asked
+
+
+@pytest.mark.parametrize("how", ["trained on data", "weights of its EF-FER1"])
+def test_one_whose_ef_fer1_was_trained_on_the_test_split_is_refused(how, tmp_path, asked):
+    """Even where its own data is the student's."""
+    student = make_bundle()
+    train = Split("train", student.test.images, student.test.targets, student.test.ids)
+    values = {"finetune.distill": None, "pretrain": {"data": {"source": "arrays", "path": "leaky.npz"}}}
+    teacher = write_teacher(tmp_path / "t", student, config=with_overrides(make_config(), values))
+    write_npz(teacher / PRETRAIN_IMAGES_FILE, index_images(make_bundle(train=train, test=None)))
+    (teacher / "pretrain").mkdir()
+    (teacher / "pretrain" / "backbone.json").write_text("{}")
+    if how != "trained on data":
+        teacher = make_learner(tmp_path, how, teacher)
+    run, config, session = start(tmp_path, teacher)
+    with pytest.raises(ProtocolError, match="was trained on 9 of the 9 images of this test split"):
+        distill(run, config, session, student)
+
+
+@pytest.mark.parametrize("how", WAYS)
+def test_what_is_not_known_of_those_before_a_teacher_is_said(how, tmp_path, asked):
+    student = make_bundle()
+    teacher = make_learner(tmp_path, how, write_leaky(tmp_path, student, listed=False))
+    run, config, session = start(tmp_path, teacher)
+    distill(run, config, session, student)
+    (record,) = run.record.teachers
+    assert "was trained on is not known here in full. Its training images must not contain" in record.note
+
+
+@pytest.mark.parametrize("how", [*WAYS, "gone"])
+def test_weights_of_a_run_are_an_ef_fer1_that_has_seen_its_images(how, tmp_path):
+    student, leaky = make_bundle(), write_leaky(tmp_path, make_bundle())
+    weights = tmp_path / "nowhere" if how == "gone" else make_learner(tmp_path, how, leaky)
+    config = with_overrides(make_config(), {"finetune.distill": None, "pretrain": {"weights": str(weights)}})
+    session = Session.start(RunOptions(out=tmp_path / "runs"), progress=False)
+    history = trace_pretraining(config, session.load_bundle)
+    found = find_run_duplicates(student, history, config.finetune.data)
+    if how == "gone":
+        assert (found.in_pretrain, history.is_counted(student.test, None)) == (None, False)
+    else:
+        assert (found.in_pretrain.count()["any"], found.count_leaks(), history.unknown) == (9, 9, frozenset())
+
+
+def test_a_circle_of_runs_ends(tmp_path, asked):
+    student = make_bundle()
+    first = make_learner(tmp_path, "weights of a run", tmp_path / "learner-1")
+    second = make_learner(tmp_path, "an ensemble", first)
+    run, config, session = start(tmp_path, second)
+    distill(run, config, session, student)
+    assert (run.record.teachers[0].leak, run.record.teachers[0].note) == (None, None)
+
+
+def ship(run, target, lists: dict[str, np.ndarray]):
+    """Return a folder with what `dlfer ship` keeps of a run, but for its weights."""
+    shutil.copytree(run / "model", target)
+    for file in ("config.yaml", "data.json"):
+        shutil.copy(run / file, target)
+    write_npz(target / IMAGES_FILE, {"train_digests": shorten_digests(lists["train_digests"])})
+    return target
+
+
+def test_a_shipped_teacher_is_known_by_its_shortened_digests(tmp_path, asked):
+    student = make_bundle()
+    lists = index_images(make_bundle(train=replace(student.test, name="train"), test=None))
+    shipped = ship(write_leaky(tmp_path, student), tmp_path / "shipped", lists)
+    run, config, session = start(tmp_path, shipped)
+    with pytest.raises(ProtocolError, match="was trained on 9 of the 9 images of this test split"):
+        distill(run, config, session, student)
+
+
+def test_a_shipped_teacher_of_the_same_file_is_known_by_its_ids(tmp_path, asked):
+    """Where that file is here: an image of its training is then told from a copy of one."""
+    given, path = make_bundle(), tmp_path / "data.npz"
+    given.test.images[0] = given.train.images[0]
+    arrays = {f"{name}_images": split.images[..., 0] for name, split in given.splits.items()}
+    arrays |= {f"{name}_targets": split.targets for name, split in given.splits.items()}
+    np.savez(path, labels=np.array(LABELS), **arrays)
+    config = with_overrides(make_config(str(path)), {"finetune.distill": None})
+    whole = Session.start(RunOptions(), progress=False).load_bundle(config.finetune)
+    teacher = ship(write_teacher(tmp_path / "t", whole, config=config), tmp_path / "shipped", index_images(whole))
+    train = whole.train
+    part = Split(train.name, train.images[1:], train.targets[1:], train.ids[1:])
+    run, config, session = start(tmp_path, teacher, make_config(str(path)))
+    distill(run, config, session, replace(whole, train=part))
+    assert "was trained on exact copies of 1 of the 9 test images" in run.record.teachers[0].leak
+
+
 @pytest.mark.parametrize("kind", ["no records", "data that is gone", "images of another size"])
 def test_what_is_not_known_of_a_teacher_is_said(kind, tmp_path, asked):
     side = 20 if kind == "images of another size" else 16
@@ -317,6 +455,83 @@ def test_a_smoke_run_leaves_out_a_teacher_that_is_not_there(tmp_path):
     assert any("finetune.distill left out: nobody" in text for text in warnings)
     teacher = write_teacher(tmp_path / "t", make_bundle(), config=None)
     assert make_smoke_config(load_student(tmp_path, teacher))[0].finetune.distill is not None
+
+
+# Members of an ensemble, of which the same is known.
+
+
+def obtain(tmp_path, given, student: DataBundle) -> tuple[Member, int]:
+    """Return a member that is given, and how many members were to be trained when it had been checked."""
+    rows = [{"name": "new", "set": {"model.backbone": "resnet_nano"}}, {"name": "old", "model": str(given)}]
+    changes = {"finetune.distill": None, "model.family": "ensemble", "ensemble": {"members": rows}}
+    config = with_overrides(make_config(), changes)
+    run = create_run(tmp_path / "runs", config, argv=[])
+    session, asked = Session.start(RunOptions(out=tmp_path / "runs"), progress=False), []
+    members = obtain_members(run, config, session, student, lambda runs, *others: asked.extend(runs))
+    return members[1], len(asked)
+
+
+def list_new(tmp_path) -> list[str]:
+    return [path.name for path in (tmp_path / "runs").glob("*") if path.name != "student"]
+
+
+def test_a_member_with_other_labels_is_refused_before_any_is_trained(tmp_path):
+    given = write_teacher(tmp_path / "t", make_bundle(), config=make_config(), labels=("a", "b", "x"))
+    with pytest.raises(ModelError, match="the member old has the labels a, b, x; expected a, b, c"):
+        obtain(tmp_path, given, make_bundle())
+    assert list_new(tmp_path) == []
+
+
+@pytest.mark.parametrize("how", [None, "an ensemble", "other pixels"])
+def test_a_member_of_the_test_split_is_refused_before_any_is_trained(how, tmp_path):
+    """Also one whose members were trained on it, and one that saw the same images in another form."""
+    student = make_bundle()
+    given = write_leaky(tmp_path, student)
+    if how == "an ensemble":
+        given = make_learner(tmp_path, how, given)
+    elif how == "other pixels":
+        images = np.repeat(student.test.images, 2, axis=1)
+        train = Split("train", images, student.test.targets, student.test.ids)
+        data = make_bundle(train=train, validation=make_split("v", 9, seed=8, side=32), test=None)
+        given = write_teacher(tmp_path / "t", data, config=make_config(size=32))
+    with pytest.raises(ProtocolError, match="member old was trained on 9 of the 9 images of this test split"):
+        obtain(tmp_path, given, student)
+    assert list_new(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("how", "note", "is_leak"),
+    [
+        ("weights of a run", "its EF-FER1 was trained on 9 of the 9 test images", False),
+        ("a student", "its teacher was trained on 9 of the 9 test images", True),
+        ("selected", "it was selected on 9 of the 9 test images", True),
+        ("damaged", "what it was trained on is not known here", False),
+    ],
+)
+def test_what_a_member_has_seen_is_noted(how, note, is_leak, tmp_path):
+    student = make_bundle()
+    if how == "selected":
+        given = write_teacher(tmp_path / "t", make_bundle(validation=student.test, test=None), config=make_config())
+    elif how == "damaged":
+        (tmp_path / "own.npz").write_bytes(b"broken")
+        given = write_teacher(tmp_path / "t", student, config=make_config(str(tmp_path / "own.npz")), listed=False)
+    else:
+        given = make_learner(tmp_path, how, write_leaky(tmp_path, student))
+    member, num_trained = obtain(tmp_path, given, student)
+    assert note in member.note
+    assert (f"Leak: the member old: {note}" in member.leak) == is_leak
+    assert num_trained == 1
+
+
+def test_what_ef_fer1_of_a_member_has_seen_is_counted_by_the_ensemble(tmp_path):
+    student = make_bundle()
+    given = make_learner(tmp_path, "weights of a run", write_leaky(tmp_path, student))
+    rows = [{"name": name, "model": str(given)} for name in ("p", "q")]
+    changes = {"finetune.distill": None, "model.family": "ensemble", "ensemble": {"members": rows}}
+    config = with_overrides(make_config(), changes)
+    session = Session.start(RunOptions(out=tmp_path / "runs"), progress=False)
+    found = find_run_duplicates(student, trace_members(config, session.load_bundle), config.finetune.data)
+    assert "Leak: 9 of 9 test images" in found.describe_leak()
 
 
 # From teacher to student, with real networks.

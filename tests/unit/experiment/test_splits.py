@@ -10,10 +10,14 @@ import pytest
 
 from dlfer.config.load import load_experiment
 from dlfer.config.schema import ExperimentConfig
+from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.duplicates import shorten_digests
 from dlfer.experiment.evaluate import _score, describe_seen, tell_use
 from dlfer.experiment.splits import (
+    PRETRAINED,
+    History,
+    Seen,
     compute_banner,
     compute_run_metrics,
     describe_data,
@@ -225,6 +229,12 @@ def test_the_banner_of_the_paper_protocol_counts_the_duplicates_in_training():
     assert "Smoke run" in compute_banner(make_bundle("official"), duplicates, smoke=True)
 
 
+def make_history(bundle: DataBundle, *, is_here: bool = True, data: DataConfig | None = None) -> History:
+    """Return that EF-FER1 has learned from a bundle; its pixels are here, or its list alone."""
+    load = (lambda: bundle) if is_here else (lambda: None)
+    return History((Seen.from_lists(PRETRAINED, data, index_images(bundle), load),))
+
+
 def test_images_that_ef_fer1_has_seen_are_counted_and_left_out():
     """Its data may be of another size and depth, and its ids those of other images."""
     bundle = make_bundle()
@@ -234,7 +244,7 @@ def test_images_that_ef_fer1_has_seen_are_counted_and_left_out():
     chosen = make_split("validation", 10, 8)
     chosen.images[1] = bundle.test.images[11]
     pretraining = replace(bundle, train=replace(scenes, images=coloured), validation=chosen, test=None)
-    before, found = find_run_duplicates(bundle), find_run_duplicates(bundle, pretraining)
+    before, found = find_run_duplicates(bundle), find_run_duplicates(bundle, make_history(pretraining))
     assert before.in_pretrain is None
     assert before.count_leaks() == 0
     assert np.flatnonzero(found.in_pretrain.any).tolist() == [9, 11]
@@ -243,9 +253,30 @@ def test_images_that_ef_fer1_has_seen_are_counted_and_left_out():
     assert found.as_record().in_pretrain.any == 2
     # What trained EF-FER2 as well is no leak of EF-FER1.
     same = replace(pretraining, train=bundle.train, validation=bundle.train)
-    assert find_run_duplicates(bundle, same).count_leaks() == 0
+    assert find_run_duplicates(bundle, make_history(same)).count_leaks() == 0
     # Without a test split, what selected EF-FER1 may be what selects EF-FER2.
     alone = replace(bundle, test=None)
     assert (
-        find_run_duplicates(alone, replace(pretraining, validation=bundle.validation)).in_pretrain.count()["any"] == 0
+        find_run_duplicates(
+            alone, make_history(replace(pretraining, validation=bundle.validation))
+        ).in_pretrain.count()["any"]
+        == 0
     )
+
+
+def test_a_list_of_images_tells_of_exact_copies_and_of_ids_and_says_where_it_cannot():
+    bundle, data = make_bundle(), DataConfig.model_validate({"source": "fer2013", "path": "a.csv"})
+    train = make_split("PrivateTest", 5, 7)
+    train.images[3] = bundle.test.images[9]
+    seen = replace(bundle, train=train, validation=make_split("other", 3, 9), test=None)
+    found = find_run_duplicates(bundle, make_history(seen, is_here=False), data).in_pretrain
+    assert np.flatnonzero(found.any).tolist() == [9]
+    # Of the same file an id is enough, whatever became of the pixels.
+    larger = replace(seen, train=replace(train, images=np.repeat(train.images, 2, axis=1)))
+    found = find_run_duplicates(bundle, make_history(larger, is_here=False, data=data), data).in_pretrain
+    assert np.flatnonzero(found.any).tolist() == [0, 1, 2, 3, 4]
+    assert not found.exact.any()
+    history = make_history(larger, is_here=False)
+    assert find_run_duplicates(bundle, history, data).in_pretrain is None
+    assert not history.is_counted(bundle.test, data)
+    assert make_history(larger).is_counted(bundle.test, data)
