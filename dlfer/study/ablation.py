@@ -53,9 +53,10 @@ def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
                 "ablation.equal_compute: the cost of EF-FER1 is not known for pretrain.weights "
                 f"{config.pretrain.describe_weights()}; set it to false, or train EF-FER1 (pretrain.weights: null)."
             )
-        # How many epochs make it equal is known once EF-FER1 has been trained.
-        arms[EQUAL_COMPUTE] = {}
-    return Plan("ablation", arms, config.ablation.seeds[:1] if smoke else config.ablation.seeds, reference=WITH)
+        arms[EQUAL_COMPUTE] = dict(arms[WITHOUT])
+    seeds = config.ablation.seeds[:1] if smoke else config.ablation.seeds
+    # How many epochs make it equal is known once EF-FER1 has been trained.
+    return Plan("ablation", arms, seeds, reference=WITH, late_keys={EQUAL_COMPUTE: ["finetune.epochs"]})
 
 
 def _prepare(comparison: Comparison, member: Member) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from dlfer.config.load import load_experiment
+from dlfer.config.load import compute_digest, load_experiment
 from dlfer.errors import DlferError, TrainingStopped, UserError
 from dlfer.runs.find import list_runs
 from dlfer.runs.member_rows import read_member_rows
@@ -95,6 +95,81 @@ def test_another_experiment_has_another_shared_folder(file, options, plan):
     SWEEP.start(file, options, array=ArrayTask("0"))
     SWEEP.start(file, replace(options, overrides={"finetune.epochs": 1}), array=ArrayTask("0"))
     assert len(list(Path("runs/small").glob("shared-*-sweep"))) == 2
+
+
+def list_shared() -> set[str]:
+    return {path.name for path in Path("runs/small").glob("shared-*-sweep")}
+
+
+def test_other_seeds_and_another_grid_have_other_shared_folders(file, options, plan):
+    """A finished run of one comparison counted as the member of the same number of the other."""
+    first = SWEEP.start(file, options, array=ArrayTask("0"))
+    second = SWEEP.start(file, options, seeds=[5], array=ArrayTask("0"))
+    assert [Run(path).config().experiment.seed for path in (first, second)] == [0, 5]
+    other = replace(options, overrides={"sweep.grid": {"model.dropout": [0.3, 0.4]}})
+    third = SWEEP.start(file, other, array=ArrayTask("0"))
+    assert Run(third).config().model.dropout == 0.3
+    turned = replace(options, overrides={"sweep.grid": {"model.dropout": [0.2, 0.1]}})
+    SWEEP.start(file, turned, array=ArrayTask(None))
+    assert len(list_shared()) == 4
+    SWEEP.start(file, options, seeds=[0], array=ArrayTask(None))
+    assert len(list_shared()) == 4
+
+
+def test_a_run_of_another_comparison_under_a_members_name_is_refused(file, options, plan):
+    foreign = SWEEP.start(file, options, array=ArrayTask("0"))
+    folder = SWEEP.start(file, options, seeds=[5], array=ArrayTask(None))
+    foreign.rename(foreign.with_name(f"{folder.name}-0"))
+    expected = (
+        r"sweep-0: found a run of another comparison where member 0 .*experiment.seed: 5 -> 0\. Move this folder away"
+    )
+    for member in ("0", None):
+        with pytest.raises(UserError, match=expected):
+            SWEEP.start(file, options, seeds=[5], array=ArrayTask(member))
+
+
+def test_a_run_that_another_process_made_under_a_members_name_is_refused(file, options, plan, monkeypatch):
+    folder = SWEEP.start(file, options, array=ArrayTask(None))
+    foreign = create_run(Path("other"), load_experiment(file, {"model.dropout": 0.4}), argv=[])
+    made = lambda out, experiment, name, create: Run(folder) if name.endswith("-sweep") else foreign  # noqa: E731
+    monkeypatch.setattr("dlfer.study.comparison.open_shared_run", made)
+    with pytest.raises(UserError, match=r"model.dropout: 0.1 -> 0.4"):
+        SWEEP.start(file, options, array=ArrayTask("0"))
+
+
+def test_a_folder_that_an_earlier_version_named_goes_on_with_the_same_plan_only(file, options, plan):
+    first = SWEEP.start(file, options, array=ArrayTask("0"))
+    former = f"shared-{compute_digest(load_experiment(file))[:8]}-sweep"
+    find_shared().rename(first.with_name(former))
+    first.rename(first.with_name(f"{former}-0"))
+    assert SWEEP.start(file, options, array=ArrayTask("0")).name == f"{former}-0"
+    assert SWEEP.start(file, options, array=ArrayTask("1")).name == f"{former}-1"
+    path = SWEEP.start(file, options, array=ArrayTask(None))
+    assert (path.name, list_shared()) == (former, {former})
+    assert (first.with_name(f"{former}-0") / "begun.txt").read_text().count("\n") == 1
+    assert SWEEP.start(file, options, seeds=[5], array=ArrayTask(None)).name != former
+
+
+def test_a_change_that_a_member_went_on_with_is_no_other_comparison(file, options, plan):
+    first = Run(SWEEP.start(file, options, array=ArrayTask("0")))
+    settings = {**first.record.settings, "finetune": {**first.record.settings["finetune"], "epochs": 3}}
+    changes = [{"time": "2026-01-01T00:00:00Z", "differences": ["config.yaml: finetune.epochs: 2 -> 3"]}]
+    first.update(settings=settings, changes=changes)
+    assert SWEEP.start(file, options, array=ArrayTask("0")) == first.path
+    first.update(changes=[])
+    with pytest.raises(UserError, match=r"planned -> found: finetune.epochs: 2 -> 3"):
+        SWEEP.start(file, options, array=ArrayTask("0"))
+
+
+def test_the_epochs_of_equal_compute_are_those_that_its_member_has(file, options, plan, monkeypatch):
+    monkeypatch.setattr("dlfer.study.ablation._count_equal_epochs", lambda config, members: 7)
+    keys = {"pretrain": {"data": {"source": "synthetic_scenes"}}, "ablation.equal_compute": True, "sweep": None}
+    given = replace(options, overrides=keys)
+    for member in ("0", "2", "2"):
+        ABLATION.start(file, given, seeds=[0], array=ArrayTask(member))
+    path = ABLATION.start(file, given, seeds=[0], array=ArrayTask(None))
+    row = read_member_rows(path)[2]
+    assert (row.arm, row.status, row.settings["finetune.epochs"]) == (EQUAL_COMPUTE, "finished", 7)
 
 
 def test_equal_compute_waits_for_the_arm_whose_cost_it_takes(file, options, plan):
