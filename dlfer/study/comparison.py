@@ -20,7 +20,7 @@ from dlfer.runs.comparison_record import ComparisonRecord
 from dlfer.runs.find import default_runs_folder, open_run
 from dlfer.runs.listeners import RunOptions
 from dlfer.runs.member_rows import is_run, write_member_rows
-from dlfer.runs.run import Run, create_run, format_duration
+from dlfer.runs.run import Run, create_run, format_duration, tell_time
 from dlfer.study.child import WorkerSlot, find_slots, make_slots
 from dlfer.study.members import (
     Member,
@@ -393,14 +393,15 @@ def run_comparison(comparison: Comparison, options: RunOptions, *, workers: int 
                 accept_changes=options.accept_changes,
                 is_proven=is_proven,
             ).run(source)
-            report = _write_results(comparison, rules)
+            report, ended = _write_results(comparison, rules, _tell_status(comparison))
         except ResumeError:
             run.stop("changes since it began")
             raise
         except (TrainingStopped, KeyboardInterrupt) as stop:
+            ended = None
             if any(member.status == "finished" for member in comparison.members):
-                _write_results(comparison, rules)
-            run.stop(stop.reason if isinstance(stop, TrainingStopped) else "Ctrl-C")
+                _, ended = _write_results(comparison, rules, "stopped")
+            run.stop(stop.reason if isinstance(stop, TrainingStopped) else "Ctrl-C", at=ended)
             if isinstance(stop, TrainingStopped):
                 stop.folder = run.path
             comparison.console.say(f"Continue with: {comparison.hint}")
@@ -410,8 +411,8 @@ def run_comparison(comparison: Comparison, options: RunOptions, *, workers: int 
             raise
         comparison.console.say(f"report: {report}")
         run.log(f"{comparison.plan.kind}_end", seconds=time.monotonic() - started, workers=len(slots))
-        _raise_failures(comparison)
-        run.finish()
+        _raise_failures(comparison, ended)
+        run.finish(at=ended)
     return run.path
 
 
@@ -425,7 +426,7 @@ def collect_comparison(comparison: Comparison, *, rules: Rules) -> Path:
     run, say = comparison.run, comparison.console.say
     with run.hold():
         comparison.save()
-        report = _write_results(comparison, rules)
+        report, ended = _write_results(comparison, rules, _tell_status(comparison))
         missing = [member for member in comparison.members if member.status not in ("finished", "failed")]
         if missing:
             say(f"{len(missing)} of {len(comparison.members)} members are not finished:")
@@ -433,21 +434,33 @@ def collect_comparison(comparison: Comparison, *, rules: Rules) -> Path:
             command = f"dlfer {comparison.plan.verb} ... --member {comparison.members.index(member)}"
             say(f"  {command}    {member.title}: {member.status}")
         say(f"report: {report}")
-        _raise_failures(comparison)
+        _raise_failures(comparison, ended)
         if missing:
-            run.stop("members that are missing")
+            run.stop("members that are missing", at=ended)
         else:
-            run.finish()
+            run.finish(at=ended)
     return run.path
 
 
-def _write_results(comparison: Comparison, rules: Rules) -> Path:
-    found = rules.conclude(comparison)
+def _tell_status(comparison: Comparison) -> str:
+    """Return what the comparison is once its results are written."""
+    statuses = {member.status for member in comparison.members}
+    if "failed" in statuses:
+        return "failed"
+    return "finished" if statuses == {"finished"} else "stopped"
+
+
+def _write_results(comparison: Comparison, rules: Rules, status: str) -> tuple[Path, str]:
+    """Write and show the results; return the page, and the time to record as the end.
+
+    The page comes before the record of this status, which it has already, so that nothing counts as finished without it.
+    """
+    found, ended = rules.conclude(comparison), tell_time()
     found.write(comparison.run.path)
-    report = write_comparison_report(comparison.run.path)
+    report = write_comparison_report(comparison.run.path, ending={"status": status, "finished": ended})
     comparison.console.say("")
     rules.show(found, comparison.console)
-    return report
+    return report, ended
 
 
 def show_verdicts(found: ComparisonRecord, console: StudyConsole, *, most: int, style: str | None = "bold") -> None:
@@ -460,7 +473,7 @@ def show_verdicts(found: ComparisonRecord, console: StudyConsole, *, most: int, 
         console.say(note)
 
 
-def _raise_failures(comparison: Comparison) -> None:
+def _raise_failures(comparison: Comparison, ended: str) -> None:
     failed: Sequence[Member] = [member for member in comparison.members if member.status == "failed"]
     if failed:
         listed = "; ".join(f"{member.title}: {member.error.rstrip('.')}" for member in failed)
@@ -468,5 +481,5 @@ def _raise_failures(comparison: Comparison) -> None:
             f"{len(failed)} of {len(comparison.members)} members failed: {listed}. "
             f"Run them again with --resume {comparison.run.path}"
         )
-        comparison.run.fail(error)
+        comparison.run.fail(error, at=ended)
         raise error

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import pytest
 
 from dlfer.config.load import compute_digest, load_experiment
 from dlfer.errors import DlferError, TrainingStopped, UserError
+from dlfer.report.comparison import write_comparison_report
 from dlfer.runs.find import list_runs
 from dlfer.runs.member_rows import read_member_rows
 from dlfer.runs.run import Run, create_run
@@ -95,6 +97,46 @@ def test_another_experiment_has_another_shared_folder(file, options, plan):
     SWEEP.start(file, options, array=ArrayTask("0"))
     SWEEP.start(file, replace(options, overrides={"finetune.epochs": 1}), array=ArrayTask("0"))
     assert len(list(Path("runs/small").glob("shared-*-sweep"))) == 2
+
+
+def read_subtitle(path: Path) -> str:
+    """Return the line of a page that has the status, which is the same when the page is written again."""
+    line = re.search(rf"{path.name} · [^<]*", (path / "report.html").read_text())[0]
+    assert line in write_comparison_report(path).read_text()
+    return line.strip()
+
+
+def test_the_page_of_the_last_collection_is_that_of_a_finished_comparison(file, options, plan):
+    SWEEP.start(file, options, array=ArrayTask("0"))
+    path = SWEEP.start(file, options, array=ArrayTask(None))
+    assert read_subtitle(path).endswith("· stopped")
+    SWEEP.start(file, options, array=ArrayTask("1"))
+    SWEEP.start(file, options, array=ArrayTask(None))
+    assert "stopped" not in read_subtitle(path)
+    assert f"finished {Run(path).record.finished[:16].replace('T', ' ')} UTC" in read_subtitle(path)
+
+
+def test_the_page_of_a_sweep_that_ran_here_has_the_time_of_its_end(file, options, plan, monkeypatch):
+    path = SWEEP.start(file, options)
+    assert f"finished {Run(path).record.finished[:16].replace('T', ' ')} UTC" in read_subtitle(path)
+    plan |= {"0.1": {"do": "fail"}}
+    with pytest.raises(DlferError, match="1 of 2 members failed"):
+        SWEEP.start(file, options, seeds=[1])
+    (failed,) = (run.path for run in list_runs(Path("runs")) if run.kind == "sweep" and run.path != path)
+    assert read_subtitle(failed).endswith("· failed")
+
+
+def test_a_comparison_without_its_page_is_not_finished(file, options, plan, monkeypatch):
+    for member in ("0", "1"):
+        SWEEP.start(file, options, array=ArrayTask(member))
+
+    def refuse(path, **_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("dlfer.study.comparison.write_comparison_report", refuse)
+    with pytest.raises(OSError, match="No space left"):
+        SWEEP.start(file, options, array=ArrayTask(None))
+    assert Run(find_shared()).status != "finished"
 
 
 def list_shared() -> set[str]:
