@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from dlfer.cli import main
 from dlfer.config.load import compute_digest, load_experiment
 from dlfer.errors import DlferError, TrainingStopped, UserError
 from dlfer.report.comparison import write_comparison_report
@@ -45,6 +46,15 @@ def test_each_member_is_a_run_in_one_shared_folder_and_the_rest_is_collected(fil
     assert [row.status for row in read_member_rows(path)] == ["finished", "finished"]
     assert Run(path).status == "finished"
     assert {run.kind for run in list_runs(Path("runs"))} == {"run", "sweep"}
+
+
+def test_a_seed_that_is_too_large_names_the_option_that_gave_it(file, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["sweep", str(file), "--seeds", "99999999999", "--out", "runs"])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert "--seeds 99999999999: sweep.seeds" in said
+    assert "--set" not in said
 
 
 @pytest.mark.parametrize("variable", ["SLURM_ARRAY_TASK_ID", "JOB_COMPLETION_INDEX"])
