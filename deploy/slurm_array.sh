@@ -6,7 +6,7 @@
 #     dlfer sweep experiments/backbones.yaml --out /shared/runs --collect   # table and report of what has finished
 #
 # VERB is sweep or ablate. OUT is on a file system that all nodes see: EF-FER1 is trained once for all members that share it.
-# ARGUMENTS are further options, e.g. "--seeds 0,1,2"; give --collect the same ones. Two minutes before the time is up Slurm
+# ARGUMENTS are further options, e.g. "--seeds 0,1,2"; give --collect the same ones (without --max-hours). Two minutes before the time is up Slurm
 # sends SIGTERM; dlfer writes a checkpoint and ends. A task that is submitted again, or requeued, goes on from there, and one
 # whose member has finished ends at once.
 #SBATCH --job-name=dlfer-members

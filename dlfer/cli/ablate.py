@@ -12,7 +12,9 @@ from dlfer.cli.options import (
     OptionalFile,
     Workers,
     check_array,
+    check_double,
     check_start,
+    name_option,
     parse_seeds,
     print_done,
     with_run_options,
@@ -36,13 +38,17 @@ def ablate(
     numbers = None if seeds is None else parse_seeds(seeds)
     if resume is not None and numbers is not None:
         raise UserError("dlfer ablate --resume: an ablation continues with its own seeds; leave --seeds out.")
-    is_array = check_array("ablate", member, resume=resume, collect=collect, options=options)
+    if numbers is not None:
+        check_double("ablate", f"--seeds {seeds}", ["ablation.seeds"], options)
+    is_array = check_array("ablate", member, resume=resume, collect=collect, workers=workers, options=options)
     resumed = check_start("ablate", file, resume, options, shared=is_array)
     from dlfer.study.ablation import ABLATION
     from dlfer.study.comparison import ArrayTask
 
     if resumed is None:
         array = ArrayTask(member) if is_array else None
-        print_done(ABLATION.start(file, options, seeds=numbers, workers=workers, array=array))
+        with name_option(f"--seeds {seeds}", ["ablation.seeds"]):
+            done = ABLATION.start(file, options, seeds=numbers, workers=workers, array=array)
+        print_done(done)
     else:
         print_done(ABLATION.resume(resumed, options, workers=workers))

@@ -13,7 +13,9 @@ from dlfer.cli.options import (
     OptionalFile,
     Workers,
     check_array,
+    check_double,
     check_start,
+    name_option,
     print_done,
     with_run_options,
 )
@@ -42,9 +44,13 @@ def crossval(
                 "dlfer crossval --resume: a cross-validation continues with its own folds; leave --folds out."
             )
         own = {"finetune.data.protocol": "cross_validation", "finetune.data.folds": folds}
-        options = dataclasses.replace(options, overrides={**own, **options.overrides})
-    is_array = check_array("crossval", member, resume=resume, collect=collect, options=options)
-    resumed = check_start("crossval", file, resume, options, shared=is_array)
+        is_same = options.overrides.get("finetune.data.protocol") == "cross_validation"
+        check_double("crossval", f"--folds {folds}", list(own)[is_same:], options)
+        options = dataclasses.replace(options, overrides={**options.overrides, **own})
+    is_array = check_array("crossval", member, resume=resume, collect=collect, workers=workers, options=options)
+    keys = [] if folds is None else ["finetune.data.protocol", "finetune.data.folds"]
+    with name_option(f"--folds {folds}", keys):
+        resumed = check_start("crossval", file, resume, options, shared=is_array)
     from dlfer.study.comparison import ArrayTask
     from dlfer.study.crossval import CROSSVAL
 

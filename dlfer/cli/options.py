@@ -6,18 +6,19 @@ waits for each answer.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from dlfer.errors import UserError
+from dlfer.errors import ConfigError, UserError
 from dlfer.runs.listeners import RunOptions
 from dlfer.runs.text import escape_text
 
@@ -296,7 +297,41 @@ def check_start(
     return found.path
 
 
-def check_array(verb: str, member: str | None, *, resume: str | None, collect: bool, options: RunOptions) -> bool:
+def check_double(verb: str, option: str, keys: Iterable[str], options: RunOptions) -> None:
+    """Raise UserError where --set gives one of the keys that another option sets, by itself or in its section."""
+    for key in keys:
+        for dotted, value in options.overrides.items():
+            if dotted != key and not (key.startswith(f"{dotted}.") and _has_key(value, key[len(dotted) + 1 :])):
+                continue
+            raise UserError(
+                f"dlfer {verb}: found both {option} and --set {dotted}={value}, which give {key}; leave one of them out."
+            )
+
+
+def _has_key(value: Any, dotted: str) -> bool:
+    first, _, rest = dotted.partition(".")
+    if not isinstance(value, Mapping) or first not in value:
+        return False
+    return not rest or _has_key(value[first], rest)
+
+
+@contextlib.contextmanager
+def name_option(option: str, keys: Iterable[str]) -> Iterator[None]:
+    """Let a problem of a key that an option sets name this option instead of a --set, which was not given."""
+    try:
+        yield
+    except ConfigError as error:
+        text = str(error)
+        for key in keys:
+            text = re.sub(rf"--set {re.escape(key)}(?![\w.])", lambda match: option, text)
+        if text == str(error):
+            raise
+        raise type(error)(text) from None
+
+
+def check_array(
+    verb: str, member: str | None, *, resume: str | None, collect: bool, workers: int | None, options: RunOptions
+) -> bool:
     """Check --member and --collect; return whether one of them is given."""
     given = "--member" if member is not None else "--collect"
     if member is None and not collect:
@@ -307,6 +342,11 @@ def check_array(verb: str, member: str | None, *, resume: str | None, collect: b
         raise UserError(
             f"dlfer {verb} {given}: expected the experiment FILE and --out, found --resume; leave that out."
         )
+    idle = ["--workers"] if workers is not None else []
+    idle += ["--max-hours"] if collect and options.max_hours is not None else []
+    if idle:
+        does = "trains nothing" if collect else "trains one member"
+        raise UserError(f"dlfer {verb} {given}: found {' and '.join(idle)}, but {given} {does}; leave that out.")
     if options.out is None:
         raise UserError(
             f"dlfer {verb} {given}: expected --out DIR, a folder of runs that all tasks of the array share."

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import OptionalFile, Workers, check_start, print_done, with_run_options
+from dlfer.cli.options import OptionalFile, Workers, check_double, check_start, print_done, with_run_options
 from dlfer.errors import UserError
 from dlfer.runs.listeners import RunOptions
 
@@ -43,6 +43,8 @@ def search(
         raise UserError(
             "dlfer search --storage: the command that began the search also continues it; leave --resume out."
         )
+    if trials is not None:
+        check_double("search", f"--trials {trials}", ["search.trials"], options)
     # A file beside --resume is compared with what the search began with.
     checked = options if resume is None or file is None else replace(options, overrides={})
     resumed = check_start("search", None if resume is not None else file, resume, checked, shared=storage is not None)

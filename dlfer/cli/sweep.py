@@ -12,7 +12,9 @@ from dlfer.cli.options import (
     OptionalFile,
     Workers,
     check_array,
+    check_double,
     check_start,
+    name_option,
     parse_seeds,
     print_done,
     with_run_options,
@@ -36,13 +38,17 @@ def sweep(
     numbers = None if seeds is None else parse_seeds(seeds)
     if resume is not None and numbers is not None:
         raise UserError("dlfer sweep --resume: a sweep continues with its own seeds; leave --seeds out.")
-    is_array = check_array("sweep", member, resume=resume, collect=collect, options=options)
+    if numbers is not None:
+        check_double("sweep", f"--seeds {seeds}", ["sweep.seeds"], options)
+    is_array = check_array("sweep", member, resume=resume, collect=collect, workers=workers, options=options)
     resumed = check_start("sweep", file, resume, options, shared=is_array)
     from dlfer.study.comparison import ArrayTask
     from dlfer.study.sweep import SWEEP
 
     if resumed is None:
         array = ArrayTask(member) if is_array else None
-        print_done(SWEEP.start(file, options, seeds=numbers, workers=workers, array=array))
+        with name_option(f"--seeds {seeds}", ["sweep.seeds"]):
+            done = SWEEP.start(file, options, seeds=numbers, workers=workers, array=array)
+        print_done(done)
     else:
         print_done(SWEEP.resume(resumed, options, workers=workers))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,12 +91,13 @@ class ReportedMember:
         return "–" if self.folder is None else self.folder.name
 
 
-def write_comparison_report(path: Path) -> Path:
+def write_comparison_report(path: Path, *, ending: Mapping[str, Any] | None = None) -> Path:
     """Draw the figures of a comparison and write its report.html; return the page's path.
 
     Args:
         path: a comparison's directory with run.json, members.csv and comparison.json. The curves come
             from the members' own directories; those that are gone are left out.
+        ending: fields of run.json that are recorded once the page is there: `status` and `finished`.
 
     Raises:
         ModelError: the folder is no comparison, or one of its files is damaged.
@@ -106,6 +107,7 @@ def write_comparison_report(path: Path) -> Path:
     if run is None or comparison is None:
         missing = RunRecord.FILE if run is None else ComparisonRecord.FILE
         raise ModelError(f"{path}: found no {missing}; expected the directory of a comparison that has begun.")
+    run = run.model_copy(update=dict(ending or {}))
     members = read_members(path)
     names = _write_figures(path, comparison, members, kind=run.kind)
     config_text = read_text(path / "config.yaml")

@@ -76,6 +76,44 @@ def find_changes(run: Run, *, backend: str | None = None) -> list[str]:
     return [*keys, *_find_changed_software(record), *_find_changed_backend(record, backend)]
 
 
+def list_unplanned(run: Run, planned: ExperimentConfig, *, study: Run) -> list[str]:
+    """Return a line for each key in which a member of a study began otherwise than planned, "key: planned -> found".
+
+    Left out are keys that change no result, and those whose change the member or its study continued with by
+    --accept-changes; never the seed.
+    """
+    began, record = load_start(run), run.record
+    if began is None:
+        seed = record.seed
+        return (
+            [] if seed in (None, planned.experiment.seed) else [f"experiment.seed: {planned.experiment.seed} -> {seed}"]
+        )
+    start = f"{CONFIG_FILE}: "
+    accepted = [
+        line.removeprefix(start).split(": ")[0]
+        for change in (*record.changes, *study.record.changes)
+        for line in change.differences
+        if line.startswith(start)
+    ]
+    ignored = [key for key in (*_NO_RESULT, *_STUDIES, *accepted) if key != "experiment.seed"]
+    return list_differences(planned, began, ignored=ignored)
+
+
+def load_start(run: Run) -> ExperimentConfig | None:
+    """Return the experiment that a run began with; None where this version of dlfer does not know it.
+
+    Raises:
+        ConfigError: the run does not record it, and config.yaml cannot be read.
+    """
+    settings = run.record.settings
+    if settings is None:
+        return run.config()
+    try:
+        return parse_recorded_experiment(json.dumps(settings), f"{run.path / RUN_FILE}: settings")
+    except ConfigError:
+        return None
+
+
 def settle_changes(run: Run, changes: Sequence[str], *, accept: bool, since: str = "since it began") -> None:
     """Refuse to continue a run of which something has changed, or record that it continues all the same.
 
@@ -223,9 +261,8 @@ def _find_changed_keys(run: Run, record: RunRecord) -> list[str]:
     own = "sweep" if record.kind == "cross_validation" else record.kind
     ignored = (*_NO_RESULT, *(name for name in _STUDIES if name != own))
     if record.settings is not None:
-        try:
-            began = parse_recorded_experiment(json.dumps(record.settings), f"{run.path / RUN_FILE}: settings")
-        except ConfigError:  # an experiment that this version does not know; its software differs
+        began = load_start(run)
+        if began is None:  # its software differs
             return []
         return [f"{CONFIG_FILE}: {line}" for line in list_differences(began, config, ignored=ignored)]
     # A run of an earlier version has its digest alone; a later one may give another to the very same file.

@@ -284,7 +284,8 @@ class ComparisonRecord(FileRecord):
         judged_on: the split in words.
         arm_keys: keys in which the arms differ.
         winners: of a search, arm -> the overrides of its best trial.
-        rank_by, axes, reference, unfinished, best_of: of a sweep.
+        rank_by, axes, reference, best_of: of a sweep.
+        unfinished: members that are not in the table.
         chosen: of a cross-validation of several arms, the accuracy where each fold takes the arm that is best on its own
             validation split.
     """

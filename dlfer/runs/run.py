@@ -170,18 +170,18 @@ class Run:
         if text not in warnings:
             self.update(warnings=[*warnings, text])
 
-    def finish(self) -> None:
-        """Record that everything was done."""
-        self._end("finished", error=None)
+    def finish(self, *, at: str | None = None) -> None:
+        """Record that everything was done; `at` is the time that its page already has, None: now."""
+        self._end("finished", at, error=None)
 
-    def fail(self, error: BaseException) -> None:
+    def fail(self, error: BaseException, *, at: str | None = None) -> None:
         """Record what went wrong; where not even that can be written, the run counts as interrupted."""
         with contextlib.suppress(OSError):
-            self._end("failed", error=f"{type(error).__name__}: {error}")
+            self._end("failed", at, error=f"{type(error).__name__}: {error}")
 
-    def stop(self, reason: str) -> None:
+    def stop(self, reason: str, *, at: str | None = None) -> None:
         """Record that it stands at a checkpoint, and what asked for the stop."""
-        self._end("stopped", error=None, reason=reason)
+        self._end("stopped", at, error=None, reason=reason)
 
     def read_json(self, name: str) -> Any:
         """Return the contents of a JSON file of the run.
@@ -228,8 +228,8 @@ class Run:
         except ModelError:
             return True
 
-    def _end(self, status: str, **fields: Any) -> None:
-        self.update(status=status, finished=tell_time(), **fields)
+    def _end(self, status: str, at: str | None, **fields: Any) -> None:
+        self.update(status=status, finished=at or tell_time(), **fields)
         self.log(status, **{key: value for key, value in fields.items() if value is not None})
 
 

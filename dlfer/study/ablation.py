@@ -28,7 +28,9 @@ from dlfer.study.compare import (
     collect_notes,
     compare_with,
     describe_left_out,
+    describe_missing,
     describe_split,
+    list_unfinished,
     summarise_arm,
 )
 from dlfer.study.comparison import Comparison, Rules, show_verdicts
@@ -53,9 +55,10 @@ def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
                 "ablation.equal_compute: the cost of EF-FER1 is not known for pretrain.weights "
                 f"{config.pretrain.describe_weights()}; set it to false, or train EF-FER1 (pretrain.weights: null)."
             )
-        # How many epochs make it equal is known once EF-FER1 has been trained.
-        arms[EQUAL_COMPUTE] = {}
-    return Plan("ablation", arms, config.ablation.seeds[:1] if smoke else config.ablation.seeds, reference=WITH)
+        arms[EQUAL_COMPUTE] = dict(arms[WITHOUT])
+    seeds = config.ablation.seeds[:1] if smoke else config.ablation.seeds
+    # How many epochs make it equal is known once EF-FER1 has been trained.
+    return Plan("ablation", arms, seeds, reference=WITH, late_keys={EQUAL_COMPUTE: ["finetune.epochs"]})
 
 
 def _prepare(comparison: Comparison, member: Member) -> bool:
@@ -100,8 +103,8 @@ def _conclude(comparison: Comparison) -> ComparisonRecord:
     """Return the paper's table, the differences with a sentence for each, and how the arms differ."""
     finished = group_finished(comparison.members)
     if not finished:
-        return ComparisonRecord(table=[], paired=[], notes=["No member finished."], judged_on=None, arm_keys=[])
-    found = compare_arms(WITH, finished)
+        return ComparisonRecord(notes=["No member finished."], unfinished=list_unfinished(comparison.members))
+    found = compare_arms(WITH, comparison.members)
     notes = [*_describe_fairness(comparison, found.arm_keys), *_describe_costs(finished)]
     return found.model_copy(update={"notes": found.notes + notes})
 
@@ -165,17 +168,23 @@ def _describe_costs(finished: Finished) -> list[str]:
     return notes
 
 
-def compare_arms(reference: str, finished: Finished) -> ComparisonRecord:
-    """Return the table of arms with finished members, each compared with one of them, and the keys that differ."""
+def compare_arms(reference: str, members: Sequence[Member]) -> ComparisonRecord:
+    """Return the table of arms with finished members, each compared with one of them, what is missing, and the keys that differ.
+
+    At least one of the members has finished.
+    """
+    finished = group_finished(members)
     split = choose_split(finished)
     judged_on = describe_split(split, finished)
     pairs = compare_with(reference, finished, split)
+    notes = [*describe_missing(members), *describe_left_out(reference, finished, pairs)]
     return ComparisonRecord(
-        table=[summarise_arm(arm, members) for arm, members in finished.items()],
+        table=[summarise_arm(arm, several) for arm, several in finished.items()],
         paired=pairs,
-        notes=[*collect_notes(finished, judged_on), *describe_left_out(reference, finished, pairs)],
+        notes=[*collect_notes(finished, judged_on, pairs), *notes],
         judged_on=judged_on,
         arm_keys=list_arm_keys(finished),
+        unfinished=list_unfinished(members),
     )
 
 

@@ -23,13 +23,21 @@ from dlfer.metrics.paired import compare_seeds, describe_difference
 from dlfer.metrics.predictions import Predictions, read_predictions
 from dlfer.metrics.seeds import compute_seed_summary
 from dlfer.metrics.several import compare_several, compute_holm, match_predictions
-from dlfer.runs.comparison_record import ArmPair, ArmRow, ModelComparison, PairedTest, SeedEstimate, System
+from dlfer.runs.comparison_record import (
+    ArmPair,
+    ArmRow,
+    ModelComparison,
+    PairedTest,
+    SeedEstimate,
+    System,
+    UnfinishedMember,
+)
 from dlfer.runs.find import ARTIFACT_FILE, find_model, find_run_of, list_models, open_run
 from dlfer.runs.member_rows import read_member_rows
 from dlfer.runs.metrics_record import Metrics, ModelPair
 from dlfer.runs.run import Run
 from dlfer.runs.run_records import require_metrics
-from dlfer.study.members import Member
+from dlfer.study.members import Member, group_finished
 
 if TYPE_CHECKING:
     from dlfer.predict.engines import Engine
@@ -90,9 +98,7 @@ def describe_left_out(reference: str, finished: Finished, pairs: Sequence[ArmPai
     left = [arm for arm in finished if arm not in compared]
     if not left:
         return []
-    shown = "; ".join(left[:_MOST_LEFT_OUT]) + (
-        f"; and {len(left) - _MOST_LEFT_OUT} more" if left[_MOST_LEFT_OUT:] else ""
-    )
+    shown = _join(left)
     if reference not in finished:
         return [f"Not compared with {reference}, of which no member has finished: {shown}."]
     ends = ("was", "has") if len(left) == 1 else ("were", "have")
@@ -146,7 +152,28 @@ def describe_split(split: str, finished: Finished) -> str:
     return f"validation ({', '.join(selected_on)}, used for selection)"
 
 
-def collect_notes(finished: Finished, judged_on: str) -> list[str]:
+def list_unfinished(members: Sequence[Member]) -> list[UnfinishedMember]:
+    """Return the members that are not in the table."""
+    return [
+        UnfinishedMember(arm=member.arm, seed=member.seed, status=member.status, error=member.error)
+        for member in members
+        if member.status != "finished"
+    ]
+
+
+def describe_missing(members: Sequence[Member], *, arms: str = "arms") -> list[str]:
+    """Return that the arms' means are over different seeds, and how many members are not in the table; [] where all are."""
+    finished, notes = group_finished(members), []
+    if len({tuple(member.seed for member in several) for several in finished.values()}) > 1:
+        notes.append(f"The {arms} differ in which of their seeds finished; their means are not over the same seeds.")
+    counts = Counter(member.status for member in members if member.status != "finished")
+    if counts:
+        listed = ", ".join(f"{count} {status}" for status, count in counts.items())
+        notes.append(f"Not in the table: {listed} of {len(members)} members.")
+    return notes
+
+
+def collect_notes(finished: Finished, judged_on: str, pairs: Sequence[ArmPair] = ()) -> list[str]:
     """Return the judged split and the protocol, the members' banners, and what the number of seeds leaves open."""
     metrics = [member.metrics for members in finished.values() for member in members]
     notes = [f"Judged on {judged_on}, protocol {', '.join(sorted({str(m.protocol) for m in metrics}))}."]
@@ -161,7 +188,30 @@ def collect_notes(finished: Finished, judged_on: str) -> list[str]:
             "Intervals of several seeds are over images and seeds, with Student's t: they are wide for two or three "
             "seeds, which give a poor estimate of the variance."
         )
+        notes += _describe_single_seeds(finished, pairs)
     return notes
+
+
+def _describe_single_seeds(finished: Finished, pairs: Sequence[ArmPair]) -> list[str]:
+    """Return what is over one seed where others are over several: an arm, or the difference of two."""
+    notes = []
+    alone = [arm for arm, members in finished.items() if len(members) == 1]
+    if alone:
+        notes.append(
+            f"One seed only of {_join(alone)}: the interval is over images, and the variation over trainings is not in it."
+        )
+    single = [f"{pair.a} and {pair.b}" for pair in pairs if pair.num_seeds == 1]
+    if single:
+        notes.append(
+            f"One seed in common of {_join(single)}: the difference is that of two trained models, with an interval over images, "
+            "and no statement about the recipes. Train the seeds that are missing."
+        )
+    return notes
+
+
+def _join(names: Sequence[str]) -> str:
+    more = f"; and {len(names) - _MOST_LEFT_OUT} more" if names[_MOST_LEFT_OUT:] else ""
+    return "; ".join(names[:_MOST_LEFT_OUT]) + more
 
 
 def _summarise_split(members: Sequence[Member], split: str) -> SeedEstimate | None:

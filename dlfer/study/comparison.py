@@ -11,16 +11,16 @@ from dlfer.config.load import compute_digest, load_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ConfigError, DlferError, ResumeError, TrainingStopped, UserError
 from dlfer.experiment.limits import refuse_obstacles
-from dlfer.experiment.session import create_member_run
+from dlfer.experiment.session import create_member_run, make_smoke_config
 from dlfer.metrics.learned import list_verdicts
 from dlfer.report.comparison import write_comparison_report
 from dlfer.report.page import format_percent
-from dlfer.runs.changes import settle_start
+from dlfer.runs.changes import flatten, list_unplanned, load_start, settle_start
 from dlfer.runs.comparison_record import ComparisonRecord
 from dlfer.runs.find import default_runs_folder, open_run
 from dlfer.runs.listeners import RunOptions
 from dlfer.runs.member_rows import is_run, write_member_rows
-from dlfer.runs.run import Run, create_run, format_duration
+from dlfer.runs.run import Run, create_run, format_duration, tell_time
 from dlfer.study.child import WorkerSlot, find_slots, make_slots
 from dlfer.study.members import (
     Member,
@@ -36,6 +36,7 @@ from dlfer.study.runner import Ending, Runner, Source, StudyConsole, Task
 from dlfer.train.progress import StopControl
 
 _SHARED = "shared-"
+_MOST_KEYS = 5
 
 
 @dataclass(frozen=True)
@@ -102,13 +103,25 @@ class Rules:
             run = create(folder)
             return run_comparison(Comparison(run, config, plan), options, workers=workers, rules=self)
         index = None if array.member is None else read_member_index(array.member, len(plan.make_members()))
-        # The name follows from the experiment, so that all tasks find the same directory.
-        name = f"{_SHARED}{compute_digest(config)[:8]}{'-smoke' if options.smoke else ''}-{plan.kind}"
+        name = self._choose_shared_name(folder / config.experiment.name, config, plan, smoke=options.smoke)
         run = open_shared_run(folder, config.experiment.name, name, create)
         comparison = Comparison(run, config, plan)
         if index is None:
             return collect_comparison(comparison, rules=self)
         return run_one_member(comparison, index, options, rules=self)
+
+    def _choose_shared_name(self, folder: Path, config: ExperimentConfig, plan: Plan, *, smoke: bool) -> str:
+        """Return the name of the shared directory, which follows from the plan, so that all tasks find the same.
+
+        Earlier versions named it by the experiment alone: such a directory goes on where its plan is the one asked for.
+        """
+        digest, end = plan.compute_digest(config), f"{'-smoke' if smoke else ''}-{plan.kind}"
+        former = folder / f"{_SHARED}{compute_digest(config)[:8]}{end}"
+        if is_run(former):
+            began = Run(former).config()
+            if self.plan(began, former, smoke).compute_digest(began) == digest:
+                return former.name
+        return f"{_SHARED}{digest[:8]}{end}"
 
     def resume(self, run: Path | str, options: RunOptions, *, workers: int | None = None) -> Path:
         """Resume a comparison: finished members stay, the others continue from their checkpoints; return its folder.
@@ -183,6 +196,7 @@ class Comparison:
             name = self._get_shared_name(member)
             create = lambda draft: create_member_run(config, options, draft, siblings=siblings, study=self.run.path)  # noqa: E731
             run = open_shared_run(folder, config.experiment.name, name, create)
+            self._refuse_foreign(member, run)  # another process may have made it
         else:
             run = create_member_run(config, options, folder, siblings=siblings, study=self.run.path)
         member.path = str(run.path.resolve())
@@ -196,11 +210,32 @@ class Comparison:
             name = member.make_config(self.config).experiment.name
             path = self.run.path.parent.parent / name / self._get_shared_name(member)
             if is_run(path):
+                self._refuse_foreign(member, Run(path))
                 member.path = str(path.resolve())
                 member.status = member.run.status
                 if member.status == "failed":
                     member.fail(member.run.record.error or "no reason given")
         return self.members
+
+    def _refuse_foreign(self, member: Member, run: Run) -> None:
+        """Raise UserError where the run under a member's name is not the planned one; take its late keys over."""
+        late, began = self.plan.late_keys.get(member.arm, ()), load_start(run)
+        if late and began is not None:
+            values = flatten(began.model_dump(mode="json"))
+            member.overrides |= {key: values[key] for key in late}
+        planned = member.make_config(self.config)
+        if self.run.is_smoke:
+            planned, _ = make_smoke_config(planned)
+        found = list_unplanned(run, planned, study=self.run)
+        if found:
+            shown = "; ".join(found[:_MOST_KEYS]) + (
+                f"; and {len(found) - _MOST_KEYS} more" if found[_MOST_KEYS:] else ""
+            )
+            raise UserError(
+                f"{run.path}: found a run of another comparison where member {self.members.index(member)} ({member.title}) "
+                f"of {self.run.path.name} is expected; planned -> found: {shown}. Move this folder away, or choose "
+                "another folder of runs by --out."
+            )
 
 
 class MemberSource(Source):
@@ -233,6 +268,7 @@ class MemberSource(Source):
                 if not member.path:
                     self.comparison.create_member_run(member)
             except DlferError as error:
+                self.is_users_fault = isinstance(error, UserError)
                 self._fail(member, str(error))
                 continue
             return self._make_task(member, slot)
@@ -357,14 +393,15 @@ def run_comparison(comparison: Comparison, options: RunOptions, *, workers: int 
                 accept_changes=options.accept_changes,
                 is_proven=is_proven,
             ).run(source)
-            report = _write_results(comparison, rules)
+            report, ended = _write_results(comparison, rules, _tell_status(comparison))
         except ResumeError:
             run.stop("changes since it began")
             raise
         except (TrainingStopped, KeyboardInterrupt) as stop:
+            ended = None
             if any(member.status == "finished" for member in comparison.members):
-                _write_results(comparison, rules)
-            run.stop(stop.reason if isinstance(stop, TrainingStopped) else "Ctrl-C")
+                _, ended = _write_results(comparison, rules, "stopped")
+            run.stop(stop.reason if isinstance(stop, TrainingStopped) else "Ctrl-C", at=ended)
             if isinstance(stop, TrainingStopped):
                 stop.folder = run.path
             comparison.console.say(f"Continue with: {comparison.hint}")
@@ -374,8 +411,8 @@ def run_comparison(comparison: Comparison, options: RunOptions, *, workers: int 
             raise
         comparison.console.say(f"report: {report}")
         run.log(f"{comparison.plan.kind}_end", seconds=time.monotonic() - started, workers=len(slots))
-        _raise_failures(comparison)
-        run.finish()
+        _raise_failures(comparison, ended)
+        run.finish(at=ended)
     return run.path
 
 
@@ -389,7 +426,7 @@ def collect_comparison(comparison: Comparison, *, rules: Rules) -> Path:
     run, say = comparison.run, comparison.console.say
     with run.hold():
         comparison.save()
-        report = _write_results(comparison, rules)
+        report, ended = _write_results(comparison, rules, _tell_status(comparison))
         missing = [member for member in comparison.members if member.status not in ("finished", "failed")]
         if missing:
             say(f"{len(missing)} of {len(comparison.members)} members are not finished:")
@@ -397,21 +434,33 @@ def collect_comparison(comparison: Comparison, *, rules: Rules) -> Path:
             command = f"dlfer {comparison.plan.verb} ... --member {comparison.members.index(member)}"
             say(f"  {command}    {member.title}: {member.status}")
         say(f"report: {report}")
-        _raise_failures(comparison)
+        _raise_failures(comparison, ended)
         if missing:
-            run.stop("members that are missing")
+            run.stop("members that are missing", at=ended)
         else:
-            run.finish()
+            run.finish(at=ended)
     return run.path
 
 
-def _write_results(comparison: Comparison, rules: Rules) -> Path:
-    found = rules.conclude(comparison)
+def _tell_status(comparison: Comparison) -> str:
+    """Return what the comparison is once its results are written."""
+    statuses = {member.status for member in comparison.members}
+    if "failed" in statuses:
+        return "failed"
+    return "finished" if statuses == {"finished"} else "stopped"
+
+
+def _write_results(comparison: Comparison, rules: Rules, status: str) -> tuple[Path, str]:
+    """Write and show the results; return the page, and the time to record as the end.
+
+    The page comes before the record of this status, which it has already, so that nothing counts as finished without it.
+    """
+    found, ended = rules.conclude(comparison), tell_time()
     found.write(comparison.run.path)
-    report = write_comparison_report(comparison.run.path)
+    report = write_comparison_report(comparison.run.path, ending={"status": status, "finished": ended})
     comparison.console.say("")
     rules.show(found, comparison.console)
-    return report
+    return report, ended
 
 
 def show_verdicts(found: ComparisonRecord, console: StudyConsole, *, most: int, style: str | None = "bold") -> None:
@@ -424,7 +473,7 @@ def show_verdicts(found: ComparisonRecord, console: StudyConsole, *, most: int, 
         console.say(note)
 
 
-def _raise_failures(comparison: Comparison) -> None:
+def _raise_failures(comparison: Comparison, ended: str) -> None:
     failed: Sequence[Member] = [member for member in comparison.members if member.status == "failed"]
     if failed:
         listed = "; ".join(f"{member.title}: {member.error.rstrip('.')}" for member in failed)
@@ -432,5 +481,5 @@ def _raise_failures(comparison: Comparison) -> None:
             f"{len(failed)} of {len(comparison.members)} members failed: {listed}. "
             f"Run them again with --resume {comparison.run.path}"
         )
-        comparison.run.fail(error)
+        comparison.run.fail(error, at=ended)
         raise error

@@ -31,12 +31,11 @@ from dlfer.runs.comparison_record import (
     CrossValidated,
     FoldResult,
     SeedEstimate,
-    UnfinishedMember,
 )
 from dlfer.runs.files import read_npz
 from dlfer.runs.metrics_record import Estimate
 from dlfer.study.ablation import list_arm_keys
-from dlfer.study.compare import Finished, conclude_pair, correct_pairs, find_failures
+from dlfer.study.compare import Finished, conclude_pair, correct_pairs, find_failures, list_unfinished
 from dlfer.study.comparison import Comparison, Rules, show_verdicts
 from dlfer.study.members import Member, Plan, group_finished
 from dlfer.study.runner import StudyConsole
@@ -108,11 +107,7 @@ def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
 def _conclude(comparison: Comparison) -> ComparisonRecord:
     """Return the arms, the best on validation first, and write the pooled predictions of each."""
     members, finished = comparison.members, group_finished(comparison.members)
-    unfinished = [
-        UnfinishedMember(arm=member.arm, seed=member.seed, status=member.status, error=member.error)
-        for member in members
-        if member.status != "finished"
-    ]
+    unfinished = list_unfinished(members)
     if not finished:
         return ComparisonRecord(notes=["No member finished."], unfinished=unfinished)
     config = comparison.config

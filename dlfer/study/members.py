@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import json
 import os
 import secrets
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from dlfer.config.load import with_overrides
+from dlfer.config.load import compute_digest, with_overrides
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import DlferError, ModelError, UserError
 from dlfer.metrics.predictions import Predictions, read_predictions
 from dlfer.runs.listeners import RunOptions
 from dlfer.runs.member_rows import MEMBERS_FILE, MemberRow, is_run, read_member_rows
 from dlfer.runs.metrics_record import Metrics
-from dlfer.runs.records import Cost
+from dlfer.runs.records import Cost, to_json
 from dlfer.runs.run import RUN_FILE, Run
 from dlfer.runs.run_records import require_metrics
 from dlfer.study.child import WorkerSlot, find_slots
@@ -116,6 +118,7 @@ class Plan:
         seeds: of EF-FER2.
         folds: of a cross-validation, which has one seed for each.
         reference: the arm that the others are compared with; None: the best on validation.
+        late_keys: arm -> the keys whose values are known only when members of other arms have finished.
     """
 
     kind: str
@@ -123,11 +126,19 @@ class Plan:
     seeds: Sequence[int]
     reference: str | None = None
     folds: Sequence[int] | None = None
+    late_keys: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     @property
     def verb(self) -> str:
         """The command that runs it."""
         return {"ablation": "ablate", "cross_validation": "crossval"}.get(self.kind, self.kind)
+
+    def compute_digest(self, config: ExperimentConfig) -> str:
+        """Return the sha256 (hex, 64 characters) of what determines all members of an experiment, and their numbers."""
+        arms = [[arm, to_json(overrides)] for arm, overrides in self.arms.items()]
+        folds = None if self.folds is None else list(self.folds)
+        values = [compute_digest(config), self.kind, arms, list(self.seeds), folds]
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
     def make_members(self) -> list[Member]:
         """Return the members, seed by seed or fold by fold: all arms are known by one before the next begins."""

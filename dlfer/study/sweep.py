@@ -8,7 +8,6 @@ chooses a cell, and its metrics are those on the test split, or on validation wh
 from __future__ import annotations
 
 import re
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import NormalDist
@@ -28,7 +27,6 @@ from dlfer.runs.comparison_record import (
     ComparisonRecord,
     Mean,
     SeedEstimate,
-    UnfinishedMember,
 )
 from dlfer.runs.files import write_rows
 from dlfer.runs.metrics_record import Estimate
@@ -39,7 +37,9 @@ from dlfer.study.compare import (
     collect_notes,
     compare_with,
     describe_left_out,
+    describe_missing,
     describe_split,
+    list_unfinished,
     summarise_arm,
 )
 from dlfer.study.comparison import Comparison, Rules, show_verdicts
@@ -238,11 +238,7 @@ def _conclude(comparison: Comparison) -> ComparisonRecord:
         rank_by=config.sweep.rank_by,
         axes=list(config.sweep.grid),
         reference=None,
-        unfinished=[
-            UnfinishedMember(arm=member.arm, seed=member.seed, status=member.status, error=member.error)
-            for member in members
-            if member.status != "finished"
-        ],
+        unfinished=list_unfinished(members),
         best_of=None,
     )
     if rows:
@@ -318,13 +314,8 @@ def _write_notes(
             )
         )
     notes += describe_left_out(reference, finished, pairs)
-    if len({tuple(row.seeds) for row in rows}) > 1:
-        notes.append("The cells differ in which of their seeds finished; their means are not over the same seeds.")
-    counts = Counter(member.status for member in comparison.members if member.status != "finished")
-    if counts:
-        listed = ", ".join(f"{count} {status}" for status, count in counts.items())
-        notes.append(f"Not in the table: {listed} of {len(comparison.members)} members.")
-    return [*notes, *collect_notes(finished, describe_split(split, finished))]
+    notes += describe_missing(comparison.members, arms="cells")
+    return [*notes, *collect_notes(finished, describe_split(split, finished), pairs)]
 
 
 def _describe_luck(rows: Sequence[ArmRow]) -> str:

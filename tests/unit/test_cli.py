@@ -221,6 +221,35 @@ def test_resume_finds_the_run_and_its_verb(call, stand_in, stand_in_rules, work)
         (("sweep", "a.yaml", "--collect"), "expected --out DIR"),
         (("sweep", "a.yaml", "--collect", "--member", "0", "--out", "r"), "found both --member and --collect"),
         (("sweep", "--resume", "x", "--member", "0", "--out", "r"), "found --resume; leave that out"),
+        (
+            ("ablate", "a.yaml", "--seeds", "0,1", "--set", "ablation.seeds=[5,6,7]"),
+            "found both --seeds 0,1 and --set ablation.seeds=[5, 6, 7], which give ablation.seeds; leave one",
+        ),
+        (
+            ("sweep", "a.yaml", "--seeds", "0,1", "--set", "sweep={seeds: [5]}"),
+            "found both --seeds 0,1 and --set sweep=",
+        ),
+        (
+            ("crossval", "a.yaml", "--folds", "5", "--set", "finetune.data.folds=3"),
+            "found both --folds 5 and --set finetune.data.folds=3",
+        ),
+        (
+            ("crossval", "a.yaml", "--folds", "5", "--set", "finetune.data.protocol=official"),
+            "found both --folds 5 and --set finetune.data.protocol=official",
+        ),
+        (
+            ("search", "a.yaml", "--trials", "5", "--set", "search.trials=3"),
+            "both --trials 5 and --set search.trials=3",
+        ),
+        (
+            ("ablate", "a.yaml", "--collect", "--workers", "3", "--max-hours", "1", "--out", "r"),
+            "--collect: found --workers and --max-hours, but --collect trains nothing; leave that out",
+        ),
+        (
+            ("sweep", "a.yaml", "--member", "0", "--workers", "3", "--out", "r"),
+            "--member: found --workers, but --member",
+        ),
+        (("crossval", "a.yaml", "--collect", "--max-hours", "1", "--out", "r"), "--collect: found --max-hours, but"),
         (("search", "--resume", "x", "--ablation"), "leave --ablation out"),
         (("search", "--resume", "x", "--storage", "j.log"), "leave --resume out"),
         (("evaluate", "m", "--csv", "x"), "Did you mean --data"),

@@ -454,7 +454,7 @@ def _plan_winners(run: Run, config: ExperimentConfig, trials: Trials, options: R
 
 def _compare(members: list[Member], counts: Mapping[str, int]) -> ComparisonRecord:
     finished = group_finished(members)
-    found = compare_arms(WITH, finished)
+    found = compare_arms(WITH, members)
     tuned = (
         f"Each arm stands for the best of its own search on validation, of {counts[WITH]} trials {WITH} and of "
         f"{counts[WITHOUT]} {WITHOUT}, with the same engine, seed and ranges."

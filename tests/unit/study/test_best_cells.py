@@ -111,7 +111,7 @@ def sweep(tmp_path, monkeypatch, options):
 @pytest.fixture
 def without_page(monkeypatch) -> None:
     """Leave the page and its figures out: they cost more than all the rest."""
-    monkeypatch.setattr("dlfer.study.comparison.write_comparison_report", lambda path: path / "report.html")
+    monkeypatch.setattr("dlfer.study.comparison.write_comparison_report", lambda path, **_: path / "report.html")
 
 
 def read_best(path: Path) -> BestCells | None:

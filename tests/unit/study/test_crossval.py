@@ -218,6 +218,35 @@ def test_folds_belong_to_the_start_and_are_refused_on_resume(capsys):
     assert "continues with its own folds; leave --folds out" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("given", ["1", "21"])
+def test_a_wrong_number_of_folds_names_the_option_that_gave_it(folds, capsys, given):
+    with pytest.raises(SystemExit) as stop:
+        main(["crossval", str(folds), "--folds", given])
+    assert stop.value.code == 2
+    said = capsys.readouterr().err
+    assert f"--folds {given}: finetune.data.folds: found {given}" in said
+    assert "--set" not in said
+
+
+def test_folds_hold_beside_a_section_of_data_and_their_protocol(folds, capsys, plan):
+    data = "finetune.data={source: synthetic_faces}"
+    main_args = [
+        "crossval",
+        str(folds),
+        "--folds",
+        "2",
+        "--set",
+        "finetune.data.protocol=cross_validation",
+        "--out",
+        "runs",
+    ]
+    for more in ([], ["--set", data]):
+        with pytest.raises(SystemExit) as stop:
+            main([*main_args[: 4 if more else None], *more, "--out", "runs", "--dry-run"])
+        assert not stop.value.code
+        assert "1 arms x 2 folds" in capsys.readouterr().err
+
+
 def test_folds_turn_any_experiment_into_one_to_be_cross_validated(folds, capsys, plan):
     folds.write_text(EXPERIMENT.replace(", protocol: cross_validation, folds: 3", ""))
     with pytest.raises(SystemExit):

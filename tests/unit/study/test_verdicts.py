@@ -44,7 +44,14 @@ def compare(tmp_path, monkeypatch):
     """Return a function that makes the files of an ablation and concludes: (arm -> accuracies per seed) -> path, record."""
     monkeypatch.chdir(tmp_path)
 
-    def compare(accuracies: dict[str, list[float]], *, stuck: str = "", ablation: str = "{}", n: int = 600):
+    def compare(
+        accuracies: dict[str, list[float]],
+        *,
+        stuck: str = "",
+        ablation: str = "{}",
+        n: int = 600,
+        failed: tuple[str, ...] = (),
+    ):
         (tmp_path / "faces.yaml").write_text(EXPERIMENT % ablation)
         config = load_experiment("faces.yaml", {"ablation.seeds": list(range(len(accuracies[WITH])))})
         run = create_run(tmp_path / "runs", config, argv=["ablate", "faces.yaml"], kind="ablation")
@@ -68,6 +75,8 @@ def compare(tmp_path, monkeypatch):
             )
             metrics.write(path)
             member.path, member.status = str(path), "finished"
+            if member.title in failed:
+                member.fail("the loss became nan.")
         comparison.save()
         found = _conclude(comparison)
         found.write(run.path)
@@ -108,6 +117,34 @@ def test_several_seeds_make_a_statement_about_the_recipes(compare):
     # Three seeds: wider than the interval over images of 3 x 600 independent answers.
     assert row.high - row.low > 2 * 1.96 * np.sqrt(0.8 * 0.2 / 1800)
     assert pair.sentence.replace("'", "&#39;") in write_comparison_report(path).read_text()
+
+
+def test_members_that_did_not_finish_are_named_and_the_means_are_over_other_seeds(compare):
+    _, found = compare({WITH: [0.8, 0.81, 0.8], WITHOUT: [0.7, 0.71, 0.7]}, failed=("without EF-FER1, seed 1",))
+    (left,) = found.unfinished
+    assert (left.arm, left.seed, left.status, left.error) == (WITHOUT, 1, "failed", "the loss became nan.")
+    assert "Not in the table: 1 failed of 6 members." in found.notes
+    assert any(note.startswith("The arms differ in which of their seeds finished") for note in found.notes)
+    assert not any("One seed" in note for note in found.notes)
+
+
+def test_one_common_seed_beside_several_of_an_arm_is_a_statement_about_two_trained_models(compare):
+    failed = ("without EF-FER1, seed 1", "without EF-FER1, seed 2")
+    _, found = compare({WITH: [0.8, 0.81, 0.8], WITHOUT: [0.7, 0.71, 0.7]}, failed=failed)
+    assert found.paired[0].num_seeds == 1
+    assert any(note.startswith("One seed only of without EF-FER1: the interval is over images") for note in found.notes)
+    assert any(
+        note.startswith(
+            "One seed in common of with EF-FER1 and without EF-FER1: the difference is that of two trained models"
+        )
+        for note in found.notes
+    )
+
+
+def test_an_ablation_of_which_nothing_finished_lists_its_members(compare):
+    titles = (f"{WITH}, seed 0", f"{WITHOUT}, seed 0")
+    _, found = compare({WITH: [0.8], WITHOUT: [0.7]}, failed=titles)
+    assert (found.notes, len(found.unfinished)) == (["No member finished."], 2)
 
 
 def test_an_arm_that_did_not_learn_supports_no_conclusion(compare):
