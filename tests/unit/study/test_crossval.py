@@ -228,23 +228,23 @@ def test_a_wrong_number_of_folds_names_the_option_that_gave_it(folds, capsys, gi
     assert "--set" not in said
 
 
-def test_folds_hold_beside_a_section_of_data_and_their_protocol(folds, capsys, plan):
-    data = "finetune.data={source: synthetic_faces}"
-    main_args = [
-        "crossval",
-        str(folds),
-        "--folds",
-        "2",
-        "--set",
-        "finetune.data.protocol=cross_validation",
-        "--out",
-        "runs",
-    ]
-    for more in ([], ["--set", data]):
-        with pytest.raises(SystemExit) as stop:
-            main([*main_args[: 4 if more else None], *more, "--out", "runs", "--dry-run"])
-        assert not stop.value.code
-        assert "1 arms x 2 folds" in capsys.readouterr().err
+FEW = "{train: 24, validation: 8, test: 8}"
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        ["finetune.data.protocol=cross_validation", f"finetune.data.num_images={FEW}"],
+        [f"finetune.data={{source: synthetic_faces, num_images: {FEW}}}"],
+    ],
+)
+def test_folds_hold_beside_a_section_of_data_and_their_protocol(folds, capsys, plan, beside):
+    with pytest.raises(SystemExit) as stop:
+        main(
+            ["crossval", str(folds), "--folds", "2", *(word for key in beside for word in ("--set", key)), "--dry-run"]
+        )
+    assert not stop.value.code
+    assert "1 arms x 2 folds" in capsys.readouterr().err
 
 
 def test_folds_turn_any_experiment_into_one_to_be_cross_validated(folds, capsys, plan):
