@@ -107,6 +107,13 @@ def test_check_prints_the_whole_experiment(call, work):
     assert load_experiment(work / "again.yaml") == load_experiment(work / "a.yaml", {"finetune.epochs": 3})
 
 
+@pytest.mark.parametrize("more", [("--smoke",), ("--dry-run",), ("--resume", "x")])
+def test_continue_goes_with_an_experiment_alone(call, more):
+    code, _, err = call("run", "a.yaml", "--continue", *more)
+    assert code == 2
+    assert "dlfer run --continue: goes with an experiment FILE" in err
+
+
 def test_check_refuses_data_that_is_not_there(call, monkeypatch):
     monkeypatch.delenv("NOT_SET", raising=False)
     code, _, err = call("check", "a.yaml", "--set", "finetune.data={source: folder, path: nowhere}")
