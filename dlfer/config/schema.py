@@ -309,6 +309,11 @@ class StageConfig(Section):
         return min(2, self.epochs - 1) if self.freeze.head_epochs == "auto" else self.freeze.head_epochs
 
     @property
+    def is_selected(self) -> bool:
+        """Whether a metric of validation decides which epoch is kept, or when training ends."""
+        return self.keep == "best" or self.early_stopping is not None or self.schedule.name == "plateau"
+
+    @property
     def native_size(self) -> int:
         """Side in pixels of images that are brought to one size before the network: S, or S / crop."""
         return self.image_size if self.crop is None else math.ceil(self.image_size / self.crop)

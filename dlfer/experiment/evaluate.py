@@ -81,8 +81,7 @@ def evaluate_with_predictions(
         `test` holds the metrics, `test_without_duplicates` those of the images without a duplicate in the data that
         trained or selected the model, where the run's data is there to compare with, or the csv has the same;
         `duplicates` has the counts. Temperature and threshold are those that the run found on its validation.
-        `judged_on.used_for` is "selection" or "training" where the model was selected on these images or trained on
-        them, else None.
+        `judged_on.used_for` is what the model has used these images for, if it has; see `tell_use`.
 
     Raises:
         UserError: model or data is not found or does not fit.
@@ -111,6 +110,7 @@ def evaluate_with_predictions(
     trained = run.path if run is not None else folder
     is_own = run is not None and not isinstance(data, tuple) and _is_own_data(run, given)
     used_for = tell_use(trained, split, is_own=is_own)
+    is_validation = used_for in ("selection", "calibration")
     split = map_targets(split, labels, classifier.labels)
     check_extras(extras, split.ids)
     opened = None
@@ -125,11 +125,11 @@ def evaluate_with_predictions(
         sources, same_ids = _find_sources(trained, given.csv), True
     duplicates = None
     if sources is not None:
-        train, selection = sources[0], None if used_for == "selection" else sources[1]
+        train, selection = sources[0], None if is_validation else sources[1]
         duplicates = find_judged_duplicates("test", split, train=train, selection=selection, same_ids=same_ids)
         own = run.config().finetune.data if is_own else None
         history = trace_model(folder, _load_section)
-        in_pretrain = history.find_in_pretraining(split, own, with_selection=used_for != "selection")
+        in_pretrain = history.find_in_pretraining(split, own, with_selection=not is_validation)
         duplicates = replace(duplicates, in_pretrain=in_pretrain)
     of_run = read_metrics(trained)
     # Duplicates that are counted, and a split that was used as a whole, say more.
@@ -192,7 +192,8 @@ def _score(
         Metrics(
             protocol=protocol,
             banner=" ".join(filter(None, (seen, _describe_run(of_run, protocol, is_own=is_own)))) or None,
-            selected_on=record.about.selected_on or "not known",
+            selected_on=(of_run or record.about).selected_on or "not known",
+            is_selected=of_run is None or of_run.is_selected,
             duplicates=None if duplicates is None else duplicates.as_record(),
             temperature=record.temperature,
             abstain=None if of_run is None else of_run.abstain,
@@ -233,7 +234,7 @@ def _find_sources(folder: Path, csv: Path) -> tuple[Split, Split | None] | None:
 
 
 def tell_use(folder: Path, split: Split, *, is_own: bool) -> str | None:
-    """Return what a model used a split for, "selection" or "training"; None for a split that it did not use.
+    """Return what a model used a split for: "training", "selection", or "calibration" where no epoch was selected; else None.
 
     Args:
         folder: of its run, or of the shipped model; data.json in it has the splits' fingerprints.
@@ -241,7 +242,9 @@ def tell_use(folder: Path, split: Split, *, is_own: bool) -> str | None:
         is_own: whether it comes from the run's own data, so that its name says enough.
     """
     splits = (DataRecord.read(folder) or DataRecord()).splits
-    for name, use in (("validation", "selection"), ("train", "training")):
+    metrics = read_metrics(folder)
+    of_validation = "selection" if metrics is None or metrics.is_selected else "calibration"
+    for name, use in (("validation", of_validation), ("train", "training")):
         found = splits.get(name, SplitRecord())
         if split.name == found.name and (is_own or compute_fingerprint(split) == found.fingerprint):
             return use

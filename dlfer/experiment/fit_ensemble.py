@@ -163,6 +163,16 @@ def make_member_config(config: ExperimentConfig, member: MemberConfig) -> Experi
     return with_overrides(config, {**own, **member.set})
 
 
+def is_selected(config: ExperimentConfig) -> bool:
+    """Tell whether a metric of validation decides about a model's weights; of a member that is trained already it may have."""
+    if config.model.family != "ensemble":
+        return config.finetune.is_selected
+    return config.ensemble.combine == "trained" or any(
+        member.set is None or make_member_config(config, member).finetune.is_selected
+        for member in config.ensemble.members
+    )
+
+
 def trace_members(config: ExperimentConfig, load: LoadStage) -> History:
     """Return what the members of an ensemble have learned from, or will learn from where they are not trained yet.
 

@@ -28,6 +28,7 @@ from dlfer.experiment.fit_ensemble import (
     compare_members,
     explain_ensemble,
     fit_ensemble,
+    is_selected,
     trace_members,
 )
 from dlfer.experiment.fit_network import Fitted, explain_network, fit_network, judge_network_milestones
@@ -59,7 +60,7 @@ from dlfer.runs.audit_record import AuditRecord
 from dlfer.runs.changes import settle_images, settle_start
 from dlfer.runs.find import open_run
 from dlfer.runs.listeners import Listener, Listeners, RunOptions
-from dlfer.runs.metrics_record import Metrics
+from dlfer.runs.metrics_record import LAST_EPOCH, Metrics
 from dlfer.runs.records import About, DataRecord, OnnxRecord, RunRecord, WeightsOrigin
 from dlfer.runs.run import Run
 from dlfer.runs.run_records import TransferRecord, count_openings, log_opening
@@ -346,7 +347,7 @@ def _describe_training(
         experiment=config.experiment.name,
         run=run.path.name,
         protocol=bundle.protocol,
-        selected_on=bundle.selected_on,
+        selected_on=bundle.selected_on if is_selected(config) else LAST_EPOCH,
         smoke=run.is_smoke,
         faces=faces.model_dump(mode="json") if faces else None,
         # Faces in photos are cut out in the resolution of the training images, whatever the network makes of it.
@@ -411,6 +412,7 @@ def _compute_metrics(
         temperature=fitted.classifier.temperature_fit,
         smoke=run.is_smoke,
         test_opened=count_openings(run.path),
+        is_selected=is_selected(config),
     )
     learners = fitted.answers.members if isinstance(fitted, FittedEnsemble) else run.record.teachers
     leaks = [learner.leak for learner in learners if learner.leak]
@@ -453,7 +455,7 @@ def describe_outcome(metrics: Metrics) -> str:
     """Return the headline of a run: the accuracy with its n, interval, split and protocol, and that without duplicates."""
     name, judged, view = metrics.judged_split, metrics.judged, metrics.headline
     accuracy = judged.accuracy
-    what = "test" if name == "test" else f"validation accuracy ({metrics.selected_on}, used for selection)"
+    what = "test" if name == "test" else metrics.describe_validation()
     if view != "single":
         accuracy = metrics.views[view][name].accuracy
         what = f"{what}, mean over views ({view.replace('_', ' ')})"

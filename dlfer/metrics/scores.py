@@ -118,7 +118,7 @@ def compute_metrics_file(
 
     Args:
         splits: "test", "validation" and "train" -> predictions; absent or None where there is none.
-        about: what is known before: protocol, banner, selected_on, duplicates, test_opened; and temperature and abstain
+        about: what is known before: protocol, banner, selected_on, is_selected, duplicates, test_opened; and temperature and abstain
             as they were found on validation earlier. Where these are None and `splits` has validation they are found on
             it.
         without_duplicates_ids: ids of the judged images (test, else validation) that have no duplicate in the data that
@@ -145,6 +145,7 @@ def compute_metrics_file(
         protocol=about.protocol,
         banner=about.banner,
         selected_on=about.selected_on,
+        is_selected=about.is_selected,
         test=scores["test"],
         test_without_duplicates=without.get("test"),
         duplicates=about.duplicates,

@@ -228,7 +228,8 @@ def _list_results(metrics: Metrics, data: DataRecord, config: ExperimentConfig |
     name = metrics.judged_split
     source = data.source or (config.finetune.data.source if config is not None else "unknown")
     split = (data.splits[name].name if name in data.splits else None) or name
-    what = f"{source} {split}" + (" (validation, used for selection)" if name == "validation" else "")
+    use = "used for selection" if metrics.is_selected else "used for calibration"
+    what = f"{source} {split}" + (f" (validation, {use})" if name == "validation" else "")
     remark = " (not a clean test)" if metrics.banner else ""
     left_out = f", images without a duplicate in {name_left_out(metrics.duplicates)}"
     for found, suffix, words in (
@@ -284,11 +285,10 @@ def _describe_protocol(metrics: Metrics, data: DataRecord) -> list[str]:
     if metrics.judged is None:
         return ["The model was not evaluated."]
     splits = ", ".join(f"{name} {format_count(split.n)} ({split.name or name})" for name, split in data.splits.items())
-    lines = [f"Protocol `{metrics.protocol}`, selected on {metrics.selected_on}" + (f"; {splits}." if splits else ".")]
+    lines = [f"Protocol `{metrics.protocol}`, selected on {metrics.describe_selection()}" + (f"; {splits}." if splits else ".")]
     if metrics.judged_split == "validation":
-        lines.append(
-            "There is no test split. The validation values below are optimistic, because the same images selected the model."
-        )
+        why = ". The validation values below are optimistic, because the same images selected the model."
+        lines.append(f"There is no test split{why if metrics.is_selected else '.'}")
     duplicates = describe_duplicates(metrics)
     if duplicates:
         lines.append(duplicates)

@@ -56,7 +56,8 @@ def describe_duplicates(metrics: Metrics) -> str | None:
     )
     others = []
     if found.in_selection is not None and found.in_either is not None:
-        others.append(f"{format_count(found.in_selection.any)} have one in validation, which selected the model")
+        use = ", which selected the model" if metrics.is_selected else ""
+        others.append(f"{format_count(found.in_selection.any)} have one in validation{use}")
     if found.in_pretrain is not None and found.in_pretrain.any:
         others.append(f"{format_count(found.in_pretrain.any)} have one in EF-FER1's data")
     if others and found.in_either is not None:
@@ -158,7 +159,7 @@ def name_other_split(judged_on: JudgedOn) -> str:
     """Return the name of a split that `dlfer evaluate` judged: a test only if its images neither selected nor trained the model."""
     if judged_on.used_for is None:
         return f"test ({judged_on.split})" if judged_on.split not in ("", "test") else "test"
-    kind = {"selection": "validation", "training": "training"}[judged_on.used_for]
+    kind = "training" if judged_on.used_for == "training" else "validation"
     return f"{kind} ({judged_on.split}, used for {judged_on.used_for})"
 
 
@@ -167,13 +168,9 @@ def name_judged_split(metrics: Metrics, data: DataRecord | None) -> str:
     if metrics.judged_on is not None:
         return name_other_split(metrics.judged_on)
     if metrics.judged_split == "validation":
-        return _name_validation(metrics)
+        return metrics.describe_validation()
     split = data.splits.get("test") if data is not None else None
     return f"test ({split.name})" if split is not None and split.name not in (None, "", "test") else "test"
-
-
-def _name_validation(metrics: Metrics) -> str:
-    return f"validation ({metrics.selected_on}, used for selection)"
 
 
 def build_headline(
@@ -192,7 +189,7 @@ def build_headline(
         return None
     # The split's own metrics, unless the experiment asks for views.
     shown = metrics.views.get(metrics.headline, {}).get(metrics.judged_split) or judged
-    facts = [("protocol", metrics.protocol), ("selected on", metrics.selected_on)]
+    facts = [("protocol", metrics.protocol), ("selected on", metrics.describe_selection())]
     without = find_without(metrics)
     if without:
         of_single = "" if shown is judged else ", of single images"
@@ -260,7 +257,7 @@ def build_metrics_table(metrics: Metrics, splits: Sequence[str] = SPLITS) -> Met
         cells = [metric.get(split) for split in shown.values()]
         if any(cell and not is_missing(cell.value) for cell in cells):
             rows.append(MetricsRow(metric.name, metric.remark, metric.scale, cells))
-    names = {"validation": _name_validation(metrics)}
+    names = {"validation": metrics.describe_validation()}
     if metrics.judged_on is not None and metrics.judged_on.used_for is not None:
         names["test"] = name_other_split(metrics.judged_on)
         names["test_without_duplicates"] = f"{names['test']} without duplicates"
@@ -273,7 +270,7 @@ def describe_splits(metrics: Metrics) -> list[str]:
     lines, duplicates, judged = [], describe_duplicates(metrics), metrics.judged
     if duplicates:
         lines.append(duplicates)
-    if metrics.validation is not None:
+    if metrics.validation is not None and metrics.is_selected:
         lines.append("Validation was used to select the model, so its values are optimistic.")
     if judged is None:
         return lines

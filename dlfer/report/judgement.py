@@ -253,7 +253,7 @@ def describe_milestones(metrics: Metrics) -> MilestoneTable | None:
     notes = [
         f"The model at the end of each of these epochs, evaluated on {split} (n = "
         f"{format_count(rows[0].metrics.n)}) by {view}. These values select nothing: the final model of the run is "
-        "selected on validation.",
+        f"{'selected on validation' if metrics.is_selected else 'that of the last epoch'}.",
         "Emotion detection rate: the share of the classes that are predicted as themselves more often than as any other.",
     ]
     return MilestoneTable(split, labels if len(labels) <= MOST_LABELS else [], rows, notes)

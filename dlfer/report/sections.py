@@ -72,7 +72,7 @@ def _describe_source(data: DataConfig) -> str:
     if data.folds is not None:
         words[-1] += f" ({data.folds} folds" + (")" if data.fold is None else f", fold {data.fold} is the test)")
     if data.select_on:
-        words.append(f"selected on {100 * data.select_on:g} % of training")
+        words.append(f"validation is {100 * data.select_on:g} % of training")
     if data.fraction:
         words.append(f"{100 * data.fraction:g} % of the images")
     return ", ".join(words)
@@ -187,7 +187,7 @@ def describe_data(data: DataRecord) -> DataSection:
     for name, split in data.splits.items():
         per_class = split.per_class or {}
         rows.append(SplitRow(name, split.name or "", split.n, [per_class.get(label) for label in labels]))
-    facts = [("source", data.source), ("protocol", data.protocol), ("selected on", data.selected_on)]
+    facts = [("source", data.source), ("protocol", data.protocol), ("validation split", data.selected_on)]
     if not labels:
         facts.append(("labels", f"{len(data.labels)}"))
     return DataSection(facts, labels, rows, [*(data.reading.describe() if data.reading else []), *data.notes])

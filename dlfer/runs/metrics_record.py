@@ -14,6 +14,9 @@ from dlfer.runs.text import format_html, format_interval, shorten
 Number = float | None
 """None: undefined."""
 
+LAST_EPOCH = "nothing (the last epoch was kept)"
+"""What a model was selected on, in words, whose training no metric of validation decided about."""
+
 
 class Estimate(Record):
     """A value with its 95 % interval.
@@ -361,7 +364,12 @@ class Abstention(Record):
 
 
 class JudgedOn(Record):
-    """What an evaluation judged on; `used_for`: "selection" or "training" where the model has used these images."""
+    """What an evaluation judged on.
+
+    Attributes:
+        used_for: "training", "selection", or "calibration" where no epoch was selected, if the model has used these
+            images.
+    """
 
     split: str
     file: str
@@ -416,7 +424,9 @@ class Metrics(FileRecord):
     Attributes:
         protocol: "official", "resplit", "cross_validation" or "paper".
         banner: a warning that every output carries, or None.
-        selected_on: what the model was selected on.
+        selected_on: the validation split, in words.
+        is_selected: whether validation decided which epoch was kept, or when training ended; taken as true in a file
+            of an earlier version.
         test: None where there is no test split.
         test_without_duplicates: of the test images without a duplicate in the data that made the model.
         test_opened: how often a test split was opened with the model by then; None: not known.
@@ -430,6 +440,7 @@ class Metrics(FileRecord):
     protocol: str | None = None
     banner: str | None = None
     selected_on: str | None = None
+    is_selected: bool = True
     test: SplitMetrics | None = None
     test_without_duplicates: SplitMetrics | None = None
     duplicates: DuplicatesRecord | None = None
@@ -461,7 +472,7 @@ class Metrics(FileRecord):
             (name.replace("_", " "), split.n, format_interval(split.accuracy), format_interval(split.macro_f1))
             for name, split in self._list_splits().items()
         ]
-        used = f"Selected on {self.selected_on}, protocol {self.protocol}. In parentheses: 95 % intervals, in percent."
+        used = f"Selected on {self.describe_selection()}, protocol {self.protocol}. In parentheses: 95 % intervals, in percent."
         return format_html("Metrics", rows, header=("split", "n", "accuracy", "macro F1"), notes=[self.banner, used])
 
     def _list_splits(self) -> dict[str, SplitMetrics]:
@@ -483,6 +494,15 @@ class Metrics(FileRecord):
     def judged_without_duplicates(self) -> SplitMetrics | None:
         """Likewise, of its images without duplicates."""
         return self.validation_without_duplicates if self.test is None else self.test_without_duplicates
+
+    def describe_selection(self) -> str:
+        """Return what the model was selected on, in words."""
+        return str(self.selected_on) if self.is_selected else LAST_EPOCH
+
+    def describe_validation(self) -> str:
+        """Return what the validation split is called: its values are optimistic where it selected the model."""
+        use = "used for selection" if self.is_selected else "used for calibration only: the last epoch was kept"
+        return f"validation ({self.selected_on}, {use})"
 
     def get(self, split: str) -> SplitMetrics | None:
         """Return the metrics of a split, e.g. "test" or "test_without_duplicates"."""

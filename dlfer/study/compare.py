@@ -148,8 +148,8 @@ def describe_split(split: str, finished: Finished) -> str:
     """Return the split in words; that of validation says what selected the models."""
     if split == "test":
         return "test"
-    selected_on = sorted({str(member.metrics.selected_on) for members in finished.values() for member in members})
-    return f"validation ({', '.join(selected_on)}, used for selection)"
+    names = sorted({member.metrics.describe_validation() for members in finished.values() for member in members})
+    return ", ".join(names)
 
 
 def list_unfinished(members: Sequence[Member]) -> list[UnfinishedMember]:
@@ -424,8 +424,11 @@ class Images:
             "by id."
         )
         if use is not None:
-            did = "selected" if use == "selection" else "trained"
-            self.notes.append(f"Warning: these images {did} {entry.name}, so its accuracy is too high.")
+            did = {"training": "trained", "selection": "selected"}.get(use)
+            if did is None:
+                self.notes.append(f"The temperature of {entry.name} was fitted on these images, its accuracy is not affected.")
+            else:
+                self.notes.append(f"Warning: these images {did} {entry.name}, so its accuracy is too high.")
         if seen is not None:
             self.notes.append(f"Warning: {seen}")
         return Predictions(images.ids, model.labels, images.targets, model.predict(images.images))
@@ -502,7 +505,7 @@ def _describe_runs(entries: list[Entry], split: str) -> list[str]:
     notes = []
     facts = {
         "protocol": {name: found.protocol for name, found in metrics.items()},
-        "selected on": {name: found.selected_on for name, found in metrics.items()},
+        "selected on": {name: found.describe_selection() for name, found in metrics.items()},
     }
     for fact, found in facts.items():
         if len(set(found.values())) > 1:
@@ -512,13 +515,14 @@ def _describe_runs(entries: list[Entry], split: str) -> list[str]:
     if banners and len(banners) < len(metrics):
         notes.append("Warning: only some of the runs have a banner; their metrics are not comparable.")
     notes += [f"{name}: {banner}" for name, banner in banners.items()]
-    selected = sorted({str(found.selected_on) for found in metrics.values()})
+    selected = {name: str(found.selected_on) for name, found in metrics.items() if found.is_selected}
     if split == "validation" and selected:
-        if len(metrics) == len(entries):
+        if len(selected) == len(entries):
             whom = "these models, so all values are optimistic"
         else:
-            whom = f"{', '.join(metrics)}, so their values are optimistic. What selected the others is not known"
-        notes.append(f"Validation ({', '.join(selected)}) selected {whom}.")
+            whom = f"{', '.join(selected)}, so their values are optimistic"
+            whom += ". What selected the others is not known" if len(metrics) < len(entries) else ""
+        notes.append(f"Validation ({', '.join(sorted(set(selected.values())))}) selected {whom}.")
     return notes
 
 

@@ -159,6 +159,24 @@ def test_usage_chooses_the_split(run, work):
 
 
 @pytest.mark.slow
+def test_validation_of_a_run_that_kept_its_last_epoch_calibrated_it_and_no_more(work, capsys):
+    file = work / "last.yaml"
+    file.write_text(EXPERIMENT.format(csv=work / "fer.csv").replace("judged", "last"))
+    options = RunOptions(out=work / "runs", overrides={"finetune.keep": "last"})
+    run = run_experiment(file, options)
+    metrics = json.loads((run / "metrics.json").read_text())
+    assert (metrics["selected_on"], metrics["is_selected"]) == ("PublicTest", False)
+    assert metrics["temperature"]["fitted_on"] == metrics["abstain"]["chosen_on"] == "PublicTest"
+    texts = [(run / name).read_text() for name in ("report.html", "model/README.md")]
+    for text in (*texts, "".join(capsys.readouterr())):
+        for wrong in ("used for selection", "selected on PublicTest", "used to select", "which selected"):
+            assert wrong not in text, wrong
+    found = evaluate_model(str(run), split="validation")
+    assert found.judged_on.used_for == "calibration"
+    assert found.describe_selection() == "nothing (the last epoch was kept)"
+
+
+@pytest.mark.slow
 def test_a_shipped_model_knows_what_selected_it_and_its_duplicates(run, work):
     """Its run need not be there: the splits' fingerprints travel with it, and the csv has its training images."""
     shipped = ship_model(run, work / "shipped", name="small")

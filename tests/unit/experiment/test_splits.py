@@ -14,6 +14,7 @@ from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.duplicates import shorten_digests
 from dlfer.experiment.evaluate import _score, describe_seen, tell_use
+from dlfer.experiment.fit_ensemble import is_selected
 from dlfer.experiment.splits import (
     PRETRAINED,
     History,
@@ -141,6 +142,13 @@ def test_evaluating_uses_what_the_run_found_on_validation_and_repeats_its_banner
     assert metrics.test.selective.at_threshold.threshold == 0.55
     assert metrics.test.calibration.scaled is not None
     assert metrics.test_opened == 3
+
+
+def test_validation_of_which_the_last_epoch_was_kept_only_calibrated(run):
+    validation, test = make_bundle().validation, make_bundle().test
+    Metrics(selected_on="PublicTest", is_selected=False).write(run.path)
+    assert tell_use(run.path, validation, is_own=True) == tell_use(run.path, validation, is_own=False) == "calibration"
+    assert tell_use(run.path, test, is_own=True) is None
 
 
 def test_parts_that_selected_or_trained_the_model_are_told_by_name_or_by_their_images(run):
@@ -280,3 +288,30 @@ def test_a_list_of_images_tells_of_exact_copies_and_of_ids_and_says_where_it_can
     assert find_run_duplicates(bundle, history, data).in_pretrain is None
     assert not history.is_counted(bundle.test, data)
     assert make_history(larger).is_counted(bundle.test, data)
+
+
+ENSEMBLE = """
+experiment: {name: several}
+model: {family: ensemble}
+ensemble:
+  combine: COMBINE
+  members:
+    - {name: a, set: {model.backbone: resnet_nano}}
+    - {name: b, set: {model.backbone: efficientnet_nano, MORE}}
+finetune: {data: {source: synthetic_faces}, keep: last}
+"""
+
+
+@pytest.mark.parametrize(
+    ("combine", "more", "expected"),
+    [
+        ("average", "finetune.epochs: 3", False),
+        ("trained", "finetune.epochs: 3", True),
+        ("average", "finetune.keep: best", True),
+        ("vote", "finetune.early_stopping: {patience: 2}", True),
+        ("vote", "finetune.schedule: {name: plateau, warmup_epochs: 0}", True),
+    ],
+)
+def test_an_ensemble_is_selected_where_its_combination_or_a_member_is(tmp_path, combine, more, expected):
+    (tmp_path / "several.yaml").write_text(ENSEMBLE.replace("COMBINE", combine).replace("MORE", more))
+    assert is_selected(load_experiment(tmp_path / "several.yaml")) is expected

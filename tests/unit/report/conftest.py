@@ -86,7 +86,16 @@ def write_history(path: Path, epochs: int = 3) -> None:
             writer.writerow([epoch, "all", 2 / epoch, 0.2 * epoch, 2.2 / epoch, 0.15 * epoch])
 
 
-def make_run(path: Path, *, parts=("train", "validation", "test"), banner=None, seed=0, gain=1.0, **changes) -> Path:
+def make_run(
+    path: Path,
+    *,
+    parts=("train", "validation", "test"),
+    banner=None,
+    seed=0,
+    gain=1.0,
+    is_selected=True,
+    **changes,
+) -> Path:
     """Write a finished run with EF-FER1 and every file that a report reads, but images."""
     path.mkdir(parents=True)
     predictions = {part: make_predictions(part, seed=seed, gain=gain) for part in parts}
@@ -95,7 +104,14 @@ def make_run(path: Path, *, parts=("train", "validation", "test"), banner=None, 
     duplicates = DUPLICATES["test" if "test" in parts else "validation"]
     metrics = compute_metrics_file(
         predictions,
-        Metrics(protocol="official", banner=banner, selected_on="PublicTest", duplicates=duplicates, test_opened=0),
+        Metrics(
+            protocol="official",
+            banner=banner,
+            selected_on="PublicTest",
+            is_selected=is_selected,
+            duplicates=duplicates,
+            test_opened=0,
+        ),
         without_duplicates_ids=predictions[duplicates.split].ids[duplicates.in_either.any :].tolist(),
     )
     splits = {

@@ -9,6 +9,7 @@ from dlfer.config.load import dump_experiment
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError
 from dlfer.report.card import find_terms, write_card
+from dlfer.report.html import write_report
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import ArtifactRecord, WeightsOrigin
 
@@ -133,6 +134,22 @@ def test_a_value_on_validation_is_called_so(tmp_path, run_maker, model_writer):
         "| validation (PublicTest, used for selection), n = 60 | validation without duplicates, n = 55 |" in card.text
     )
     assert "5 of 60 validation images (8.3 %) have a duplicate in training (3 an exact copy)." in card.text
+
+
+def test_where_the_last_epoch_was_kept_validation_is_not_said_to_have_selected(tmp_path, run_maker, model_writer):
+    run = model_writer(run_maker(tmp_path / "run", parts=("train", "validation"), is_selected=False))
+    card = read_card(write_card(run))
+    assert {result.dataset_name.split(", images")[0] for result in card.data.eval_results} == {
+        "fer2013 PublicTest (validation, used for calibration)"
+    }
+    assert "Protocol `official`, selected on nothing (the last epoch was kept)" in card.text
+    assert "validation (PublicTest, used for calibration only: the last epoch was kept), n = 60" in card.text
+    for text in ("used for selection", "selected the model", "used to select"):
+        assert text not in card.text
+    page = write_report(run).read_text()
+    assert "used for calibration only" in page
+    for text in ("used for selection", "selected the model", "used to select", "selected on PublicTest"):
+        assert text not in page
 
 
 @pytest.mark.parametrize("absent", ["metrics.json", "data.json", "config.yaml", "run.json"])
