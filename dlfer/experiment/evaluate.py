@@ -115,9 +115,10 @@ def evaluate_with_predictions(
     check_extras(extras, split.ids)
     opened = None
     if run is not None:
-        opened = count_openings(run.path)
+        fingerprint = None if is_own else compute_fingerprint(split)
+        opened = count_openings(run.path, fingerprint)
         with _pass_read_only(run, f"this evaluation on {split.name} is not counted there", say):
-            opened = log_opening(run, split.name, len(split))
+            opened = log_opening(run, split.name, len(split), fingerprint=fingerprint)
     predictions = Predictions(split.ids, classifier.labels, split.targets, classifier.predict(split.images))
     sources, same_ids = (None if run is None else _load_sources(run)), is_own
     if sources is None and given is not None and given.csv is not None:

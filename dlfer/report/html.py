@@ -65,6 +65,7 @@ from dlfer.runs.run_records import (
     BoostingRecord,
     NetworkRecord,
     TransferRecord,
+    count_openings,
     read_events,
     read_history,
     read_metrics,
@@ -154,7 +155,7 @@ def _draw_metrics(metrics: Metrics) -> Iterator[Drawn]:
             f"Confusion on {split}: rows are targets, columns predictions",
             _describe_confusion(judged, split),
         )
-    if judged is not None and judged.calibration is not None:
+    if judged is not None and judged.calibration is not None and judged.calibration.has_bins:
         yield _draw_calibration(judged.calibration, judged.n, split)
     if judged is not None and judged.selective is not None and judged.selective.curve:
         yield _draw_abstention(judged.selective, metrics.abstain, split)
@@ -213,7 +214,7 @@ def _draw_abstention(selective: Selective, abstain: Abstention | None, split: st
         f"Risk-coverage curve on {split}: {format_percent(curve[0].risk)} of all answers are wrong, "
         f"{format_percent(half.risk)} where the surest {format_percent(half.coverage, 0)} are answered."
     )
-    if at is not None and at.n:
+    if at is not None and at.accuracy.value is not None:
         text += (
             f" At the threshold {at.threshold:.2f}, {format_percent(at.coverage.value)} are answered and "
             f"{format_percent(1 - at.accuracy.value)} of these are wrong."
@@ -305,7 +306,7 @@ def write_report(run_path: Path) -> Path:
             get_name(run_path, run),
             data=data,
             config=config,
-            openings=sum(event.event == "test_opened" for event in read_events(run_path)),
+            openings=count_openings(run_path),
         ),
     }
     return render_page("run.html.j2", run_path / "report.html", {"kind": "run report", **context})

@@ -44,7 +44,7 @@ def format_metrics(metrics: Metrics) -> str:
             lines += _format_split(name, split, metrics)
     lines.append(describe_duplicates(metrics))
     if metrics.test_opened and metrics.test is not None:
-        lines.append(f"test splits opened with this model so far: {metrics.test_opened}")
+        lines.append(f"openings of the test split with this model so far: {metrics.test_opened}")
     lines += _format_views(metrics)
     if metrics.groups is not None:
         lines += _format_groups(metrics.groups)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, model_validator
 
 from dlfer.runs.records import DuplicatesRecord, FileRecord, Record, Temperature
 from dlfer.runs.text import format_html, format_interval, shorten
@@ -31,6 +31,24 @@ class Estimate(Record):
     low: Number = None
     high: Number = None
     reason: str | None = None
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if (self.low is None) != (self.high is None):
+            raise ValueError("both ends of an interval or neither")
+        return self
+
+
+def _require_value(estimate: Estimate) -> Estimate:
+    if estimate.value is None:
+        raise ValueError("a value")
+    return estimate
+
+
+KnownEstimate = Annotated[Estimate, AfterValidator(_require_value)]
+"""An estimate whose value is defined for any number of images."""
+
+NumImages = Annotated[int, Field(ge=1)]
 
 
 class CountedEstimate(Estimate):
@@ -57,7 +75,7 @@ class ClassMetrics(Record):
     one_vs_rest_accuracy: Number = None
     auc: Number = None
     average_precision: Number = None
-    intervals: dict[str, list[Number]] = Field(default_factory=dict)
+    intervals: dict[str, Annotated[list[Number], Field(min_length=2, max_length=2)]] = Field(default_factory=dict)
     reasons: dict[str, str] = Field(default_factory=dict)
 
     def get(self, name: str) -> Estimate:
@@ -94,6 +112,11 @@ class Calibration(Record):
     raw: CalibrationMetrics
     scaled: CalibrationMetrics | None = None
 
+    @property
+    def has_bins(self) -> bool:
+        """Whether there are the bins of a reliability diagram."""
+        return bool(self.raw.reliability) and (self.scaled is None or bool(self.scaled.reliability))
+
 
 class RiskPoint(Record):
     """One point of the risk-coverage curve: answering `coverage` of the images gives the error rate `risk`."""
@@ -117,7 +140,7 @@ class AtThreshold(Record):
 class Selective(Record):
     """Prediction that may abstain."""
 
-    aurc: Estimate
+    aurc: KnownEstimate
     curve: list[RiskPoint] = Field(default_factory=list)
     at_threshold: AtThreshold | None = None
 
@@ -125,8 +148,8 @@ class Selective(Record):
 class SplitSummary(Record):
     """The two metrics that a short table shows."""
 
-    n: int
-    accuracy: Estimate
+    n: NumImages
+    accuracy: KnownEstimate
     macro_f1: Estimate | None = None
 
 
@@ -160,6 +183,18 @@ class SplitMetrics(SplitSummary):
     confusion: list[list[int]] = Field(default_factory=list)
     calibration: Calibration | None = None
     selective: Selective | None = None
+
+    @model_validator(mode="after")
+    def _check_confusion(self) -> Self:
+        size = len(self.labels)
+        if self.confusion and (size != len(self.confusion) or any(size != len(row) for row in self.confusion)):
+            raise ValueError(f"a confusion matrix of {size} rows and columns, as there are labels")
+        counts = [count for row in self.confusion for count in row]
+        if counts and (min(counts) < 0 or sum(counts) != self.n):
+            raise ValueError(f"a confusion matrix whose counts make {self.n} images")
+        if counts and set(self.per_class) != set(self.labels):
+            raise ValueError("metrics of each of the labels in per_class")
+        return self
 
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
         """Yield the metrics over all classes as (value, low, high); those of a class are in `per_class`."""
@@ -205,7 +240,7 @@ class ModelPair(Record):
 
     a: str
     b: str
-    difference: Estimate
+    difference: KnownEstimate
     mcnemar: McNemar
     p_holm: float | None = None
     required_n: int | None = None
@@ -233,8 +268,8 @@ class GroupMetrics(Record):
 class Gaps(Record):
     """The largest less the smallest value over the groups; None where fewer than two are large enough."""
 
-    accuracy: Estimate | None = None
-    recall: dict[str, Estimate | None] = Field(default_factory=dict)
+    accuracy: KnownEstimate | None = None
+    recall: dict[str, KnownEstimate | None] = Field(default_factory=dict)
 
 
 class AttributeMetrics(Record):
@@ -260,7 +295,7 @@ class CorruptionLevel(Record):
     strength: int
     parameter: Any = None
     accuracy: Estimate
-    difference: Estimate | None = None
+    difference: KnownEstimate | None = None
 
 
 class Corruptions(Record):
@@ -268,7 +303,7 @@ class Corruptions(Record):
 
     n: int
     clean: Estimate
-    corruptions: dict[str, list[CorruptionLevel]]
+    corruptions: dict[str, Annotated[list[CorruptionLevel], Field(min_length=1)]]
     meanings: dict[str, str] = Field(default_factory=dict)
     seed: int | None = None
     part: str | None = None

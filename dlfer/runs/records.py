@@ -153,7 +153,7 @@ _EXPECTED = {
     "less_than_equal": "a number up to {le}",
     "string_too_short": "a text that is not empty",
     "string_too_long": "a text of at most {max_length} characters",
-    "too_short": "a list that is not empty",
+    "too_short": "a list of at least {min_length}",
     "too_long": "a list of at most {max_length}",
     "value_error": "{error}",
 }

@@ -29,6 +29,7 @@ class Event(Record):
         text: of "plan", a line of the plan.
         epochs, kept_epoch: of the end of a stage; epochs are counted from 1.
         split: of "test_opened", the name of the split in the source.
+        fingerprint: of "test_opened", that of a split that is not of the run's own data.
     """
 
     event: str
@@ -37,6 +38,7 @@ class Event(Record):
     epochs: int | None = None
     kept_epoch: int | None = None
     split: str | None = None
+    fingerprint: str | None = None
 
 
 def read_events(folder: Path | str) -> list[Event]:
@@ -287,27 +289,45 @@ def _unite(old: Metrics | ExtraMetrics, new: ExtraMetrics) -> dict[str, Any]:
     return {"views": views, "groups": new.groups or old.groups, "corruptions": new.corruptions or old.corruptions}
 
 
-def log_opening(run: Run, split: str, num_images: int, *, milestone: int | None = None) -> int:
-    """Record that a split was opened to judge the run's model, and return how often a test split was by now.
+def log_opening(
+    run: Run, split: str, num_images: int, *, fingerprint: str | None = None, milestone: int | None = None
+) -> int:
+    """Record that a split was opened to judge the run's model, and return what `count_openings` does by now.
 
     Args:
-        split: its name in data.json, e.g. "PrivateTest".
+        split: its name in the source, e.g. "PrivateTest".
         num_images: in the split.
+        fingerprint: of a split that is not of the run's own data.
         milestone: the epoch whose weights are judged, where it is not the model that the run ends with.
     """
     if milestone is None:
         sha256 = ArtifactRecord.require(run.path / "model").sha256
-        run.log("test_opened", split=split, n=num_images, model=next(iter(sha256.values())))
+        other = {} if fingerprint is None else {"fingerprint": fingerprint}
+        run.log("test_opened", split=split, n=num_images, model=next(iter(sha256.values())), **other)
     else:
         run.log("test_opened", split=split, n=num_images, milestone=milestone)
-    return count_openings(run.path)
+    return count_openings(run.path, fingerprint)
 
 
-def count_openings(folder: Path | str) -> int:
-    """Return how often a run's model was judged on images other than those it was trained and selected on."""
+def count_openings(folder: Path | str, fingerprint: str | None = None) -> int:
+    """Return how often a run's model was judged on its test split, or on the split of other data with this fingerprint.
+
+    Other data that are the same images count as the test split. Of a run without data.json all openings count.
+    """
+    events = [event for event in read_events(folder) if event.event == "test_opened"]
     splits = (DataRecord.read(folder) or DataRecord()).splits
-    seen = {splits[name].name for name in ("train", "validation") if name in splits}
-    return sum(event.event == "test_opened" and event.split not in seen for event in read_events(folder))
+    test = splits.get("test")
+    if fingerprint is not None and (test is None or fingerprint != test.fingerprint):
+        return sum(event.fingerprint == fingerprint for event in events)
+    if not splits:
+        return len(events)
+    if test is None:
+        return 0
+    # Earlier versions logged no fingerprint of other data: what has the name of the test split is counted as it.
+    return sum(
+        event.split in (None, test.name) if event.fingerprint is None else event.fingerprint == test.fingerprint
+        for event in events
+    )
 
 
 class Block(Record):

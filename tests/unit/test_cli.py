@@ -359,7 +359,7 @@ def test_evaluate_prints_figures_with_n_and_interval(call, stand_in, work):
     _, out, _ = call("evaluate", "m", "--data", "x.csv")
     assert "\nvalidation (PublicTest, used for selection) (n = 1,234): accuracy 50.00 %" in out
     assert "\ntest (n" not in out
-    assert out.endswith("test splits opened with this model so far: 2\n")
+    assert out.endswith("openings of the test split with this model so far: 2\n")
     given = {name: calls[0][2][name] for name in ("data", "split")}
     assert given == {"data": Path("x.csv"), "split": "PublicTest"}
     assert json.loads(Path("o.json").read_text())["test"]["n"] == 1234

@@ -581,3 +581,33 @@ def test_an_ensemble_shows_its_growth_and_final_labels(run_maker, tmp_path):
     older = EnsembleMetrics(combine="average", view="single")
     metrics.model_copy(update={"members": members, "ensemble": older}).write(run)
     assert "Final emotion" not in write_report(run).read_text()
+
+
+def walk(values, path=()):
+    """Yield the path of every value in nested ones."""
+    items = values.items() if isinstance(values, dict) else enumerate(values) if isinstance(values, list) else ()
+    for key, value in items:
+        yield (*path, key)
+        yield from walk(value, (*path, key))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(40))
+def test_damaged_metrics_end_a_report_in_words(run_maker, tmp_path, seed):
+    """Whatever stands in place of one value: there is a report, or the file is named."""
+    run = run_maker(tmp_path / "run")
+    values, rng = json.loads((run / "metrics.json").read_text()), np.random.default_rng(seed)
+    paths = [path for path in walk(values) if path[0] != "schema"]
+    for depth in (3, 4, 5, 6):
+        path = paths[rng.choice([number for number, path in enumerate(paths) if len(path) <= depth])]
+        damaged = json.loads(json.dumps(values))
+        place = damaged
+        for part in path[:-1]:
+            place = place[part]
+        place[path[-1]] = [None, 0, -1, "x", [], {}, [1], True][rng.integers(8)]
+        (run / "metrics.json").write_text(json.dumps(damaged))
+        for write in (write_report, write_card):
+            try:
+                write(run)
+            except ModelError as error:
+                assert "metrics.json" in str(error), path

@@ -24,6 +24,14 @@ OLD = {
 }
 ABSTAIN = {"threshold": 0.55, "target_accuracy": 0.8, "chosen_on": "PublicTest", "n": 20}
 
+MATRIX = {
+    "n": 10,
+    "accuracy": {"value": 0.5},
+    "labels": ["a", "b"],
+    "per_class": {"a": {"n": 3}, "b": {"n": 7}},
+    "confusion": [[1, 2], [3, 4]],
+}
+
 
 def write(folder, values, name="metrics.json"):
     (folder / name).write_text(json.dumps(values))
@@ -127,6 +135,18 @@ def test_keys_that_a_record_does_not_know_are_left_out(tmp_path):
         ({"abstain": ABSTAIN | {"n": 1.5}}, r"abstain\.n"),
         ({"test": SCORES | {"accuracy": {"value": "high"}}}, r"test\.accuracy\.value"),
         ({"test": SCORES | {"per_class": {"Happy": {"n": None}}}}, r"test\.per_class\.Happy\.n"),
+        ({"test": SCORES | {"n": 0}}, r"test\.n"),
+        ({"test": SCORES | {"accuracy": {"value": None}}}, r"test\.accuracy"),
+        ({"test": SCORES | {"accuracy": {"value": 0.5, "low": None, "high": 0.6}}}, r"test\.accuracy"),
+        ({"test": SCORES | {"per_class": {"a": {"n": 3, "intervals": {"recall": [0.5]}}}}}, "test.*recall"),
+        ({"test": MATRIX | {"confusion": [[1, 2]]}}, "test"),
+        ({"test": MATRIX | {"confusion": [[1], [2]]}}, "test"),
+        ({"test": MATRIX | {"confusion": [[1, 2], [3, 5]]}}, "test"),
+        ({"test": MATRIX | {"confusion": [[-1, 2], [3, 6]]}}, "test"),
+        ({"test": MATRIX | {"labels": ["a"]}}, "test"),
+        ({"test": MATRIX | {"labels": []}}, "test"),
+        ({"test": MATRIX | {"per_class": {"a": {"n": 3}}}}, "test"),
+        ({"test": SCORES | {"selective": {"aurc": {"value": None}}}}, r"test\.selective\.aurc"),
     ],
 )
 def test_damaged_metrics_are_refused_by_their_place(tmp_path, metrics, where):
@@ -146,3 +166,7 @@ def test_what_was_chosen_for_abstaining_is_read(tmp_path):
     assert (found.banner, found.abstain.threshold, found.abstain.n) == ("Published", 0, 20)
     write(tmp_path, {"splits": {"train": {"name": "Training", "fingerprint": "a"}}}, "data.json")
     assert DataRecord.require(tmp_path).splits["train"].fingerprint == "a"
+
+
+def test_a_confusion_matrix_that_fits_its_labels_is_read(tmp_path):
+    assert read_metrics(write(tmp_path, {"test": MATRIX})).test.confusion == [[1, 2], [3, 4]]

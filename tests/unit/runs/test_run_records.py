@@ -68,14 +68,18 @@ def test_events_pass_over_half_a_line(tmp_path):
         read_events(tmp_path)
 
 
-def test_openings_of_other_splits_than_those_trained_and_selected_on_are_counted(tmp_path):
-    splits = {"train": {"name": "Training"}, "validation": {"name": "PublicTest"}, "test": {"name": "PrivateTest"}}
+def test_openings_of_the_test_split_are_counted_and_those_of_other_data_on_their_own(tmp_path):
+    splits = {"train": {"name": "Training"}, "validation": {"name": "PublicTest"}}
+    test = {"name": "PrivateTest", "fingerprint": "own"}
+    opened = [("PrivateTest", None), ("PublicTest", None), ("copy of it", "own"), ("PrivateTest", "x"), ("other", "x")]
+    lines = [{"event": "test_opened", "split": split, "fingerprint": mark} for split, mark in opened]
+    (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"event": "created"}])))
+    assert count_openings(tmp_path) == 5
     (tmp_path / "data.json").write_text(json.dumps({"splits": splits}))
-    names = ["PrivateTest", "PublicTest", "other.csv"]
-    (tmp_path / "log.jsonl").write_text(
-        "\n".join(json.dumps({"event": "test_opened", "split": name}) for name in names) + '\n{"event": "created"}\n'
-    )
-    assert count_openings(tmp_path) == 2
+    assert (count_openings(tmp_path), count_openings(tmp_path, "x")) == (0, 2)
+    (tmp_path / "data.json").write_text(json.dumps({"splits": {**splits, "test": test}}))
+    assert (count_openings(tmp_path), count_openings(tmp_path, "own"), count_openings(tmp_path, "x")) == (2, 2, 2)
+    assert count_openings(tmp_path, "never opened") == 0
 
 
 def test_a_history_is_read_as_numbers(tmp_path):
