@@ -11,6 +11,7 @@ import functools
 import inspect
 import os
 import re
+import shlex
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -290,7 +291,7 @@ def check_start(
     own_verb = {kind: name for name, kind in KINDS.items()}[found.kind]
     if own_verb != verb:
         raise UserError(
-            f"{found.path}: this is of the kind {found.kind}; continue it with: dlfer {own_verb} --resume {found.path}"
+            f"{found.path}: this is of the kind {found.kind}; continue it with: dlfer {own_verb} --resume {shlex.quote(str(found.path))}"
         )
     if found.status != "finished" and not options.accept_changes:
         settle_changes(found, find_changes(found), accept=False)

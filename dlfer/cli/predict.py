@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -126,5 +127,5 @@ def _refuse_data(name: str, model: str | None) -> None:
     what = {"csv": "a csv", "arrays": "arrays", "experiment": "an experiment file", "pictures": "a zip of pictures"}
     raise UserError(
         f"{name}: found {what[recognise(path)]}, expected pictures, folders, globs or videos; unpack it, or evaluate a model "
-        f"on it: dlfer evaluate {model or 'MODEL'} --data {name}"
+        f"on it: dlfer evaluate {model or 'MODEL'} --data {shlex.quote(str(name))}"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -73,7 +74,9 @@ def show(
     from dlfer.runs.find import default_runs_folder
 
     if file is not None and what != "config":
-        raise UserError(f"dlfer show {what} {file}: only config takes a file. A run is shown by dlfer show {file}.")
+        raise UserError(
+            f"dlfer show {what} {file}: only config takes a file. A run is shown by dlfer show {shlex.quote(str(file))}."
+        )
     if overrides and what != "config":
         raise UserError(f"dlfer show {what}: --set goes with config FILE only.")
     if what != "runs" and (sort or filters):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import difflib
 import re
+import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -93,7 +94,7 @@ def read_yaml(path: Path) -> Document:
         raise ConfigError(f"{path}: there is no such file. {_advise_missing(path)}") from None
     except IsADirectoryError:
         raise ConfigError(
-            f"{path}: is a folder; expected an experiment file (.yaml). For a folder of images, dlfer init {path} writes one."
+            f"{path}: is a folder; expected an experiment file (.yaml). For a folder of images, dlfer init {shlex.quote(str(path))} writes one."
         ) from None
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read ({error.strerror or error}); expected a YAML file.") from None

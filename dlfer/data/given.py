@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import re
+import shlex
 import shutil
 import tempfile
 import zipfile
@@ -83,7 +84,7 @@ def recognise(path: Path | str) -> Kind | Literal["pictures"]:
         raise MissingDataError(f"{path}: there is no such file or folder; {EXPECTED}.")
     if find_kind(path) in ("picture", "video", "heif"):
         raise DataError(
-            f"{path}: found a single picture or video, {EXPECTED}. To predict its label: dlfer predict {path}"
+            f"{path}: found a single picture or video, {EXPECTED}. To predict its label: dlfer predict {shlex.quote(str(path))}"
         )
     with path.open("rb") as stream:
         start = stream.read(4)

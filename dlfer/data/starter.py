@@ -154,9 +154,10 @@ def check_kind(path: Path) -> Kind:
     if kind == "experiment":
         raise DataError(f"{path}: this is already an experiment file. Check it: dlfer check {shlex.quote(str(path))}")
     if kind == "pictures":
+        stem = shlex.quote(path.stem)
         raise DataError(
             f"{path}: found a zip of pictures, expected a folder: a training reads them many times. Unpack it "
-            f"(unzip {path} -d {path.stem}), then: dlfer init {path.stem}"
+            f"(unzip {shlex.quote(str(path))} -d {stem}), then: dlfer init {stem}"
         )
     return kind
 

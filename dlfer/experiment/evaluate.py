@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import shlex
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -143,7 +144,7 @@ def evaluate_with_predictions(
     if is_whole:
         with _pass_read_only(run, "what was evaluated here is not kept there", say):
             if keep_extras(run, of_run, found) and say is not None:
-                say(f"kept in {run.path}; dlfer report {run.path} writes its report with them")
+                say(f"kept in {run.path}; dlfer report {shlex.quote(str(run.path))} writes its report with them")
     more = choose_changes(extras, found)
     file = "arrays in memory" if isinstance(data, tuple) else str(data or run.path)
     more["judged_on"] = JudgedOn(split=split.name, file=file, used_for=used_for)

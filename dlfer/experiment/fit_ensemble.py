@@ -142,7 +142,7 @@ def obtain_members(
     note()
     hint = session.resume_hint
     # A member that is stopped goes on with the ensemble, not by itself.
-    session.resume_hint = hint or f"dlfer run --resume {run.path}"
+    session.resume_hint = session.describe_resume(run.path)
     try:
         unfinished = {m.name: Run(Path(m.path)) for m in members if m.status not in ("given", "finished")}
         run_members(unfinished, session, note)

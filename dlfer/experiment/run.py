@@ -187,7 +187,7 @@ def _execute_and_record(run: Run, config: ExperimentConfig, session: Session) ->
     except TrainingStopped as stop:
         run.stop(stop.reason)
         stop.folder = run.path
-        hint = session.resume_hint or f"dlfer run --resume {run.path}"
+        hint = session.describe_resume(run.path)
         session.listener.say(f"{stop} Continue with: {hint}")
         raise
     except KeyboardInterrupt:
@@ -200,7 +200,7 @@ def _execute_and_record(run: Run, config: ExperimentConfig, session: Session) ->
     except BaseException as error:
         run.fail(error)
         if isinstance(error, OSError):
-            hint = session.resume_hint or f"dlfer run --resume {run.path}"
+            hint = session.describe_resume(run.path)
             session.listener.say(f"{run.path}: what was written last is kept. When the cause is removed: {hint}")
         raise
     run.finish()

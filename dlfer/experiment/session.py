@@ -6,6 +6,7 @@ On several hosts the first process does the work, and the others help it to trai
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -147,6 +148,10 @@ class Session:
     def runs_folder(self) -> Path:
         """Where runs of this session are put."""
         return self.options.out or default_runs_folder()
+
+    def describe_resume(self, run: Path) -> str:
+        """Return the command that continues after a stop of a run in this folder."""
+        return self.resume_hint or f"dlfer run --resume {shlex.quote(str(run))}"
 
     def load_bundle(self, stage: StageConfig) -> DataBundle:
         """Return the stage's data, loaded once per session."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -310,7 +311,7 @@ def choose_engine(
     elif not openers:
         places = " or ".join(str(place) for place in list_places(folder))
         say(
-            f"engine keras: found no export of this model in {places}. dlfer export {name} --to onnx,litert makes some, "
+            f"engine keras: found no export of this model in {places}. dlfer export {shlex.quote(str(name))} --to onnx,litert makes some, "
             "which may be faster."
         )
         return model

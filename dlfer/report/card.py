@@ -285,7 +285,10 @@ def _describe_protocol(metrics: Metrics, data: DataRecord) -> list[str]:
     if metrics.judged is None:
         return ["The model was not evaluated."]
     splits = ", ".join(f"{name} {format_count(split.n)} ({split.name or name})" for name, split in data.splits.items())
-    lines = [f"Protocol `{metrics.protocol}`, selected on {metrics.describe_selection()}" + (f"; {splits}." if splits else ".")]
+    lines = [
+        f"Protocol `{metrics.protocol}`, selected on {metrics.describe_selection()}"
+        + (f"; {splits}." if splits else ".")
+    ]
     if metrics.judged_split == "validation":
         why = ". The validation values below are optimistic, because the same images selected the model."
         lines.append(f"There is no test split{why if metrics.is_selected else '.'}")

@@ -426,7 +426,9 @@ class Images:
         if use is not None:
             did = {"training": "trained", "selection": "selected"}.get(use)
             if did is None:
-                self.notes.append(f"The temperature of {entry.name} was fitted on these images, its accuracy is not affected.")
+                self.notes.append(
+                    f"The temperature of {entry.name} was fitted on these images, its accuracy is not affected."
+                )
             else:
                 self.notes.append(f"Warning: these images {did} {entry.name}, so its accuracy is too high.")
         if seen is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -177,7 +178,7 @@ class Comparison:
     @property
     def hint(self) -> str:
         """The command that goes on after a stop."""
-        return f"dlfer {self.plan.verb} --resume {self.run.path}"
+        return f"dlfer {self.plan.verb} --resume {shlex.quote(str(self.run.path))}"
 
     def save(self) -> None:
         """Write members.csv."""
@@ -479,7 +480,7 @@ def _raise_failures(comparison: Comparison, ended: str) -> None:
         listed = "; ".join(f"{member.title}: {member.error.rstrip('.')}" for member in failed)
         error = DlferError(
             f"{len(failed)} of {len(comparison.members)} members failed: {listed}. "
-            f"Run them again with --resume {comparison.run.path}"
+            f"Run them again with --resume {shlex.quote(str(comparison.run.path))}"
         )
         comparison.run.fail(error, at=ended)
         raise error

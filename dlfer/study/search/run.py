@@ -6,6 +6,7 @@ A search leaves members.csv, the best experiments, the comparison of the winners
 from __future__ import annotations
 
 import contextlib
+import shlex
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -91,7 +92,7 @@ class Search:
     @property
     def hint(self) -> str:
         """The command that goes on after a stop."""
-        return "the same command" if self.is_shared else f"dlfer search --resume {self.run.path}"
+        return "the same command" if self.is_shared else f"dlfer search --resume {shlex.quote(str(self.run.path))}"
 
     def list_trials(self) -> Trials:
         """Return the trials of all arms that have begun."""
@@ -338,7 +339,7 @@ def conclude(run: Run, config: ExperimentConfig, trials: Trials, console: StudyC
         interval = "" if best.low is None else f" (95 % {best.low:.4f} to {best.high:.4f} over the images)"
         console.say(
             f"{arm.name}: best validation {config.search.objective} {best.score:.4f}{interval} with "
-            f"{format_overrides(best.settings)}\n  dlfer run {run.path / arm.best_file}"
+            f"{format_overrides(best.settings)}\n  dlfer run {shlex.quote(str(run.path / arm.best_file))}"
         )
     console.say(f"report: {write_search_report(run.path)}")
 

@@ -607,7 +607,9 @@ def test_damaged_metrics_end_a_report_in_words(run_maker, tmp_path, seed):
         place[path[-1]] = [None, 0, -1, "x", [], {}, [1], True][rng.integers(8)]
         (run / "metrics.json").write_text(json.dumps(damaged))
         for write in (write_report, write_card):
+            told = "metrics.json"
             try:
                 write(run)
             except ModelError as error:
-                assert "metrics.json" in str(error), path
+                told = str(error)
+            assert "metrics.json" in told, path
