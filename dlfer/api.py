@@ -12,7 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from dlfer.config.load import check_overrides, load_experiment
+from dlfer.config.load import check_overrides, find_override, load_experiment
 from dlfer.config.names import STAGES
 from dlfer.config.schema import ExperimentConfig
 from dlfer.errors import ModelError, TrainingStopped, UserError
@@ -410,6 +410,8 @@ def search(
     given = _make_options("search", overrides, options)
     from dlfer.study.search.run import SearchOptions, run_search
 
+    if trials is not None:
+        _check_double("trials", "search.trials", given)
     settings = SearchOptions(_check_count("trials", trials), _check_count("workers", workers), ablation)
     try:
         return Study(run_search(_to_source(experiment), given, settings))
@@ -544,7 +546,9 @@ def _compare_arms(
 ) -> Study:
     _start(verb)
     given, workers = _make_options(verb, overrides, options), _check_count("workers", workers)
-    seeds = None if seeds is None else _check_seeds(seeds)
+    if seeds is not None:
+        seeds = _check_seeds(seeds)
+        _check_double("seeds", "ablation.seeds" if verb == "ablate" else "sweep.seeds", given)
     from dlfer.study.ablation import ABLATION
     from dlfer.study.sweep import SWEEP
 
@@ -553,6 +557,12 @@ def _compare_arms(
         return Study(rules.start(_to_source(experiment), given, seeds=seeds, workers=workers))
     except TrainingStopped as stop:
         return Study(_return_on_time(stop))
+
+
+def _check_double(name: str, key: str, options: RunOptions) -> None:
+    dotted = find_override(options.overrides, key)
+    if dotted is not None:
+        raise UserError(f"{name}: found with {dotted} in overrides, which gives {key}, too; leave one of them out.")
 
 
 def _start(verb: str, callbacks: Iterable[Listener] = ()) -> tuple[Listener, ...]:

@@ -13,7 +13,7 @@ import os
 import re
 import shlex
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -300,20 +300,15 @@ def check_start(
 
 def check_double(verb: str, option: str, keys: Iterable[str], options: RunOptions) -> None:
     """Raise UserError where --set gives one of the keys that another option sets, by itself or in its section."""
+    from dlfer.config.load import find_override
+
     for key in keys:
-        for dotted, value in options.overrides.items():
-            if dotted != key and not (key.startswith(f"{dotted}.") and _has_key(value, key[len(dotted) + 1 :])):
-                continue
+        dotted = find_override(options.overrides, key)
+        if dotted is not None:
             raise UserError(
-                f"dlfer {verb}: found both {option} and --set {dotted}={value}, which give {key}; leave one of them out."
+                f"dlfer {verb}: found both {option} and --set {dotted}={options.overrides[dotted]}, which give {key}; leave one "
+                "of them out."
             )
-
-
-def _has_key(value: Any, dotted: str) -> bool:
-    first, _, rest = dotted.partition(".")
-    if not isinstance(value, Mapping) or first not in value:
-        return False
-    return not rest or _has_key(value[first], rest)
 
 
 @contextlib.contextmanager

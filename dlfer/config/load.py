@@ -90,6 +90,21 @@ def check_overrides(overrides: object) -> None:
         )
 
 
+def find_override(overrides: Mapping[str, object], key: str) -> str | None:
+    """Return the override that gives a dotted key, by itself or in its section; None where none does."""
+    for dotted, value in overrides.items():
+        if dotted == key or (key.startswith(f"{dotted}.") and _has_key(value, key[len(dotted) + 1 :])):
+            return dotted
+    return None
+
+
+def _has_key(value: object, dotted: str) -> bool:
+    first, _, rest = dotted.partition(".")
+    if not isinstance(value, Mapping) or first not in value:
+        return False
+    return not rest or _has_key(value[first], rest)
+
+
 def find_experiment(name: Path | str) -> Path:
     """Return the file that a path or the name of an experiment that comes with dlfer leads to.
 

@@ -278,6 +278,19 @@ def test_seeds_are_different_whole_numbers(seeds):
         dlfer.ablate(QUICKSTART, seeds=seeds)
 
 
+@pytest.mark.parametrize(
+    ("verb", "given", "overrides", "found"),
+    [
+        ("ablate", {"seeds": [0, 1]}, {"ablation.seeds": [5, 6]}, "seeds: found with ablation.seeds in overrides"),
+        ("sweep", {"seeds": [0]}, {"sweep": {"seeds": [5]}}, "seeds: found with sweep in overrides"),
+        ("search", {"trials": 3}, {"search.trials": 5}, "trials: found with search.trials in overrides"),
+    ],
+)
+def test_an_argument_and_an_override_of_the_same_key_are_refused(verb, given, overrides, found):
+    with pytest.raises(UserError, match=found):
+        getattr(dlfer, verb)(QUICKSTART, overrides, **given)
+
+
 def test_open_run_finds_runs_and_studies(tmp_path):
     config = dlfer.load_experiment(QUICKSTART)
     run = create_run(tmp_path / "runs", config, argv=[])
