@@ -62,7 +62,7 @@ from dlfer.runs.find import open_run
 from dlfer.runs.listeners import Listener, Listeners, RunOptions
 from dlfer.runs.metrics_record import LAST_EPOCH, Metrics
 from dlfer.runs.records import About, DataRecord, OnnxRecord, RunRecord, WeightsOrigin
-from dlfer.runs.run import Run
+from dlfer.runs.run import Run, tell_time
 from dlfer.runs.run_records import TransferRecord, count_openings, log_opening
 from dlfer.runs.trackers import make_trackers
 from dlfer.train.cluster import Device, choose_device, set_determinism
@@ -203,7 +203,6 @@ def _execute_and_record(run: Run, config: ExperimentConfig, session: Session) ->
             hint = session.describe_resume(run.path)
             session.listener.say(f"{run.path}: what was written last is kept. When the cause is removed: {hint}")
         raise
-    run.finish()
     return metrics
 
 
@@ -240,8 +239,10 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> Metr
     _draw_explanations(run, fitted.classifier, bundle, predictions)
     say(describe_outcome(metrics))
     _warn_of_learning(run, predictions.get("train"), session)
-    say(f"report: {write_report(run.path)}")
+    ended = tell_time()
+    say(f"report: {write_report(run.path, ending={'status': 'finished', 'finished': ended})}")
     say(f"model card: {write_card(run.path)}")
+    run.finish(at=ended)
     return metrics
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -256,7 +256,7 @@ def _describe_confusion(judged: SplitMetrics, split: str) -> str:
 _NO_CONFIG = "The experiment is not shown, because config.yaml cannot be read."
 
 
-def write_report(run_path: Path) -> Path:
+def write_report(run_path: Path, *, ending: Mapping[str, Any] | None = None) -> Path:
     """Draw the figures of a run and write its report.html; return the page's path.
 
     The page leaves out what a run has no files for, because it stopped early or had no EF-FER1, and what the files of
@@ -264,6 +264,7 @@ def write_report(run_path: Path) -> Path:
 
     Args:
         run_path: a run directory, finished or not.
+        ending: fields of run.json that are recorded once the page is there: `status` and `finished`.
 
     Raises:
         ModelError: the folder is no run directory, or one of its files is damaged.
@@ -272,6 +273,7 @@ def write_report(run_path: Path) -> Path:
     run = RunRecord.read(run_path)
     if run is None:
         raise ModelError(f"{run_path}: found no run.json; expected a run directory, e.g. saved_models/runs/NAME/STAMP.")
+    run = run.model_copy(update=dict(ending or {}))
     write_run_figures(run_path)
     data, metrics, audit = DataRecord.read(run_path), read_metrics(run_path) or Metrics(), AuditRecord.read(run_path)
     config, problem = try_experiment(run_path)

@@ -68,6 +68,11 @@ def count_openings(run: Path) -> int:
     return sum(json.loads(line)["event"] == "test_opened" for line in (run / "log.jsonl").read_text().splitlines())
 
 
+def test_the_page_of_a_run_says_when_it_finished(run):
+    finished = json.loads((run / "run.json").read_text())["finished"]
+    assert f"finished {finished[:16].replace('T', ' ')} UTC" in (run / "report.html").read_text()
+
+
 def test_run_judges_on_private_test_and_scores_it_once_more_without_duplicates(run):
     metrics = json.loads((run / "metrics.json").read_text())
     assert metrics["selected_on"] == "PublicTest"
