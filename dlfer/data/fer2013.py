@@ -47,9 +47,11 @@ def load_fer2013(config: DataConfig) -> DataBundle:
         raise MissingDataError(describe_missing(path))
     if path.is_file():
         return _load_csv(path, config)
-    for name in CSV_NAMES:
-        if (path / name).is_file():
-            return _load_csv(path / name, config)
+    found = [name for name in CSV_NAMES if (path / name).is_file()]
+    if found:
+        bundle = _load_csv(path / found[0], config)
+        unread = f"{', '.join(found[1:])} beside {found[0]} was not read; to read another file, name it in data.path."
+        return dataclasses.replace(bundle, notes=(*bundle.notes, unread)) if found[1:] else bundle
     if not any(child.is_dir() for child in path.iterdir()):
         raise MissingDataError(describe_missing(path))
     return _load_folders(path, config)

@@ -96,6 +96,14 @@ def test_a_csv_of_validation_beside_train_csv_is_not_passed_over_in_silence(tmp_
     assert note.startswith("val.csv beside train.csv was not read: write the rows of all splits into one csv")
 
 
+def test_another_csv_of_the_whole_in_the_same_folder_is_not_passed_over_in_silence(tmp_path):
+    for name in ("fer2013.csv", "train.csv"):
+        _write_csv(tmp_path / name)
+    (note,) = load_fer2013(_config(tmp_path)).notes
+    assert note == "train.csv beside fer2013.csv was not read; to read another file, name it in data.path."
+    assert load_fer2013(_config(tmp_path / "fer2013.csv")).notes == ()
+
+
 def test_train_csv_is_joined_by_test_csv(tmp_path):
     train = [f"{row % 7},{_text(row)}" for row in range(7)]
     (tmp_path / "train.csv").write_text("\n".join(["emotion,pixels", *train]))
