@@ -37,8 +37,8 @@ from dlfer.errors import EnvironmentProblem
 from dlfer.export.contract import Sample
 from dlfer.export.exporters import EXPORTERS
 from dlfer.export.graph import OUTPUT, build_function
-from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import NetworkClassifier, TransferClassifier
+from dlfer.model.families import load_artifact
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.training_kernels import set_norm_momentum
 from dlfer.predict.runtimes import EXPORT_FILE, OTHER_RUNTIMES, RUNTIMES, open_export, read_export

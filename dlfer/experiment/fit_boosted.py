@@ -17,7 +17,7 @@ from dlfer.data.pipeline import add_copies, balance_indices, compute_class_weigh
 from dlfer.errors import ConfigError, DataError
 from dlfer.experiment.fit_network import Fitted, build_carried_network, compute_cost, explain_stage, make_job, pretrain
 from dlfer.experiment.session import NUM_BATCHES, Session
-from dlfer.model.boosted import BoostedClassifier, LevelFeatures, build_level_features
+from dlfer.model.families import BoostedClassifier, LevelFeatures, build_level_features
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.trees import FeatureScale, import_xgboost
 from dlfer.runs.run import Run, format_duration

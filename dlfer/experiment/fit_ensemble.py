@@ -39,9 +39,8 @@ from dlfer.metrics.predictions import (
 )
 from dlfer.metrics.scores import compute_scores
 from dlfer.metrics.several import compare_several
-from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
-from dlfer.model.ensemble import EnsembleClassifier, match_aspects, match_labels
+from dlfer.model.families import EnsembleClassifier, load_artifact, match_aspects, match_labels
 from dlfer.runs.artifact import read_artifact_record
 from dlfer.runs.files import hash_file
 from dlfer.runs.find import ARTIFACT_FILE, find_model

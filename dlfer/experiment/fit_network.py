@@ -16,8 +16,8 @@ from dlfer.experiment.extras import judge_milestones, predict_split_views
 from dlfer.experiment.session import NUM_BATCHES, Session
 from dlfer.experiment.splits import index_images
 from dlfer.metrics.predictions import Predictions
-from dlfer.model.artifact import FAMILIES
 from dlfer.model.classifier import Classifier
+from dlfer.model.families import FAMILIES
 from dlfer.model.stage_network import TransferNetwork, build_stage_network
 from dlfer.model.transfer import carry_backbone
 from dlfer.model.vggface2 import NUM_IMAGES

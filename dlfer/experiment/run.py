@@ -50,7 +50,7 @@ from dlfer.metrics.confidence import describe_temperature
 from dlfer.metrics.learned import DID_NOT_LEARN, find_learning_failure
 from dlfer.metrics.predictions import Known, Predictions
 from dlfer.model.classifier import Classifier, NetworkClassifier
-from dlfer.model.ensemble import EnsembleClassifier
+from dlfer.model.families import EnsembleClassifier
 from dlfer.report.card import write_card
 from dlfer.report.headline import describe_duplicates, find_without, format_without
 from dlfer.report.html import write_report

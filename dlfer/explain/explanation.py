@@ -20,9 +20,8 @@ from dlfer.errors import ModelError, UserError
 from dlfer.explain.gradcam import AUTO, Cam, GradCam, list_networks
 from dlfer.explain.occlusion import Occlusion, compute_occlusion
 from dlfer.metrics.curves import compute_midranks
-from dlfer.model.boosted import BoostedClassifier, build_level_features
 from dlfer.model.classifier import Classifier
-from dlfer.model.ensemble import EnsembleClassifier
+from dlfer.model.families import BoostedClassifier, EnsembleClassifier, build_level_features
 from dlfer.model.stage_network import TransferNetwork, build_transfer_network
 from dlfer.model.training_kernels import set_norm_momentum
 from dlfer.model.transfer import draw_probe_images

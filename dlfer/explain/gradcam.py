@@ -26,8 +26,8 @@ from dlfer.data.images import compute_side, match_channels
 from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.model.backbones import list_levels
 from dlfer.model.classifier import Classifier, NetworkClassifier
-from dlfer.model.ensemble import EnsembleClassifier
 from dlfer.model.face_input import compute_taps
+from dlfer.model.families import EnsembleClassifier
 
 Function = Callable[[list[Any]], Any]
 Gradient = Callable[[list[Any], Any], list[Any]]

@@ -32,9 +32,8 @@ from dlfer.explain.figures import (
     write_explanation,
     write_explanation_report,
 )
-from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
-from dlfer.model.ensemble import EnsembleClassifier
+from dlfer.model.families import EnsembleClassifier, load_artifact
 from dlfer.predict.crops import Crop, build_cropper
 from dlfer.predict.job import describe_failure, interrupt_on_signals
 from dlfer.predict.media import CAMERA, NOT_READ, BadInput, Frame, is_video, list_inputs, open_inputs

@@ -38,8 +38,8 @@ from dlfer.export.contract import (
 )
 from dlfer.export.graph import FEATURES, INPUT, OUTPUT, build_function, check_exportable
 from dlfer.export.images import find_native_size, gather_sample
-from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import Classifier
+from dlfer.model.families import load_artifact
 from dlfer.predict.runtimes import EXPORT_FILE, RUNTIMES, VERSION, compute_checksums, import_extra
 from dlfer.report.card import CARD_FILE, compose_card
 from dlfer.runs.artifact import ExportAbout, ExportRecord, read_artifact_record

@@ -14,10 +14,9 @@ import numpy as np
 
 from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.metrics.predictions import SMALLEST
-from dlfer.model.boosted import BoostedClassifier
 from dlfer.model.classifier import Classifier, NetworkClassifier
-from dlfer.model.ensemble import EnsembleClassifier, match_labels
 from dlfer.model.face_input import compute_taps, make_square
+from dlfer.model.families import BoostedClassifier, EnsembleClassifier, match_labels
 from dlfer.model.stage_network import TransferNetwork
 
 if TYPE_CHECKING:

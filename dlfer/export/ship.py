@@ -25,10 +25,8 @@ from dlfer.export.contract import Limits, Sample, check_agreement, compare_expor
 from dlfer.export.exporters import EXACT, QUANTISED, write_onnx, write_onnx_int8
 from dlfer.export.graph import FEATURES, OUTPUT, check_backend, check_exportable
 from dlfer.export.images import gather_sample
-from dlfer.model.artifact import load_artifact
-from dlfer.model.boosted import BoostedClassifier
 from dlfer.model.classifier import WEIGHTS_FILE, Classifier, NetworkClassifier
-from dlfer.model.ensemble import EnsembleClassifier
+from dlfer.model.families import BoostedClassifier, EnsembleClassifier, load_artifact
 from dlfer.predict.engines import measure_speed
 from dlfer.predict.runtimes import combine_trees, import_extra, open_onnx
 from dlfer.report.card import CARD_FILE, find_terms, write_card

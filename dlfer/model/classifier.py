@@ -152,7 +152,7 @@ def load_classifier(folder: Path) -> Classifier:
     """Load the classifier in an artifact folder, of whatever family it is.
 
     Raises:
-        ModelError: there is none, it is damaged, or the module of its family was not imported (`dlfer.model.artifact`
+        ModelError: there is none, it is damaged, or the module of its family was not imported (`dlfer.model.families`
             imports all of them).
     """
     family = read_artifact_record(folder).family

@@ -100,7 +100,7 @@ def load_engine(name: str | Path, engine: str | None = None) -> Engine:
         if engine != "keras" and folder is not None and read_artifact_record(folder).onnx is not None:
             return ArtifactModel(folder, runtime=runtime)
     if engine in (None, "keras"):
-        from dlfer.model.artifact import load_artifact
+        from dlfer.model.families import load_artifact
 
         return load_artifact(name)
     return ExportedModel(find_export(name, engine), runtime=runtime)
@@ -219,7 +219,7 @@ class ArtifactModel(RuntimeModel):
     @cached_property
     def keras_classifier(self) -> Classifier:
         """The same model as Keras computes it; loaded on first use, with the framework."""
-        from dlfer.model.artifact import load_artifact
+        from dlfer.model.families import load_artifact
 
         return load_artifact(self.folder)
 

@@ -27,7 +27,7 @@ from dlfer.config.sections import BoostingConfig
 from dlfer.data.bundle import Split, compute_fingerprint
 from dlfer.errors import ModelError, NonFiniteError, TrainingStopped, shorten
 from dlfer.metrics.classification import compute_confusion, compute_item_losses
-from dlfer.model.boosted import LevelFeatures
+from dlfer.model.families import LevelFeatures
 from dlfer.model.stage_network import TransferNetwork
 from dlfer.model.transfer import compute_weights_digest
 from dlfer.model.trees import count_threads, import_xgboost, make_parameters, read_booster

@@ -23,9 +23,9 @@ from dlfer.config.sections import DataConfig, ModelConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit, compute_fingerprint
 from dlfer.data.images import match_channels
 from dlfer.errors import ModelError, TransferError
-from dlfer.model.artifact import load_artifact
 from dlfer.model.backbone_spec import PACKAGED_WEIGHTS, choose_preprocessing
 from dlfer.model.backbones import find_backbone, list_levels, load_published_weights
+from dlfer.model.families import load_artifact
 from dlfer.model.stage_network import TransferNetwork, build_stage_network, build_transfer_network, find_branch_file
 from dlfer.model.transfer import (
     RECORD_FILE,

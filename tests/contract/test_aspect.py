@@ -26,10 +26,9 @@ from dlfer.experiment import evaluate as again
 from dlfer.explain.explanation import Explainer, MapOptions, randomise
 from dlfer.export.contract import Sample
 from dlfer.export.exporters import EXPORTERS, Origin, check_needs, export_classifier
-from dlfer.model.artifact import FAMILIES, load_artifact
 from dlfer.model.backbone_spec import Preprocessing
-from dlfer.model.boosted import build_level_features
 from dlfer.model.face_input import FaceInput
+from dlfer.model.families import FAMILIES, build_level_features, load_artifact
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import FeatureScale, import_xgboost, make_parameters
 from dlfer.predict.engines import ExportedModel

@@ -12,8 +12,7 @@ from dlfer.config.sections import BoostingConfig, HeadConfig, ModelConfig
 from dlfer.data.images import match_channels
 from dlfer.errors import DataError, DlferError, ModelError
 from dlfer.explain.explanation import Explainer, MapOptions, randomise
-from dlfer.model.artifact import FAMILIES, load_artifact
-from dlfer.model.boosted import build_level_features
+from dlfer.model.families import FAMILIES, build_level_features, load_artifact
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import FeatureScale, import_xgboost, make_parameters
 from dlfer.runs.find import ARTIFACT_FILE

@@ -21,7 +21,7 @@ from dlfer.data.synthetic.faces import draw_face
 from dlfer.errors import ModelError
 from dlfer.export.contract import Sample
 from dlfer.export.exporters import EXPORTERS, Origin, check_needs, export_classifier
-from dlfer.model.artifact import FAMILIES
+from dlfer.model.families import FAMILIES
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.predict.runtimes import EXPORT_FILE, FORMATS, OTHER_RUNTIMES, RUNTIMES, open_export, read_export
 from dlfer.runs.artifact import ExportAbout

@@ -17,8 +17,8 @@ from dlfer.explain.gradcam import GradCam
 from dlfer.export.contract import Sample
 from dlfer.export.exporters import EXPORTERS, Origin, export_classifier
 from dlfer.export.ship import write_embedded_onnx
-from dlfer.model.artifact import FAMILIES, load_artifact
 from dlfer.model.backbones import BACKBONES, build_backbone, list_levels
+from dlfer.model.families import FAMILIES, load_artifact
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.transfer import carry_backbone, write_backbone
 from dlfer.predict.engines import load_engine

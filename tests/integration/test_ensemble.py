@@ -12,7 +12,7 @@ from dlfer.errors import ProtocolError, TrainingStopped
 from dlfer.experiment.run import resume_run, start_run
 from dlfer.experiment.session import Session
 from dlfer.metrics.predictions import read_predictions
-from dlfer.model.artifact import load_artifact
+from dlfer.model.families import load_artifact
 from dlfer.model.predict import predict_views
 from dlfer.runs.find import list_runs
 from dlfer.runs.listeners import RunOptions

@@ -61,9 +61,9 @@ def refuse(folder: Path) -> None:
 @pytest.fixture
 def runtime(monkeypatch):
     """Let the model be opened by nothing, so that records alone are tried; each file's sha256 is compared all the same."""
-    keras = types.ModuleType("dlfer.model.artifact")
+    keras = types.ModuleType("dlfer.model.families")
     keras.load_artifact = refuse
-    monkeypatch.setitem(sys.modules, "dlfer.model.artifact", keras)
+    monkeypatch.setitem(sys.modules, "dlfer.model.families", keras)
     answers = np.full((1, 7), 1 / 7, np.float32)
     monkeypatch.setattr(runtimes, "_open", lambda *args, **named: lambda images: answers.repeat(len(images), axis=0))
 

@@ -17,10 +17,9 @@ import pytest
 
 from dlfer.config.sections import BoostingConfig, ModelConfig
 from dlfer.errors import ModelError, TransferError
-from dlfer.model.artifact import load_artifact
 from dlfer.model.backbones import build_backbone, load_published_weights
 from dlfer.model.classifier import WEIGHTS_FILE, TransferClassifier
-from dlfer.model.ensemble import EnsembleClassifier
+from dlfer.model.families import EnsembleClassifier, load_artifact
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.transfer import RECORD_FILE, carry_backbone, read_backbone_record, write_backbone
 from dlfer.model.trees import import_xgboost, make_parameters, read_booster

@@ -21,7 +21,7 @@ from dlfer.explain.explanation import (
 from dlfer.explain.figures import describe_sanity, list_sanity_rows
 from dlfer.explain.gradcam import Cam
 from dlfer.explain.occlusion import Occlusion
-from dlfer.model.artifact import FAMILIES
+from dlfer.model.families import FAMILIES
 from dlfer.model.stage_network import build_transfer_network
 
 LABELS = ("a", "b", "c")

@@ -24,7 +24,7 @@ from dlfer.explain.figures import (
 from dlfer.explain.gradcam import Cam
 from dlfer.explain.occlusion import compute_occlusion
 from dlfer.metrics.predictions import Predictions
-from dlfer.model.artifact import FAMILIES
+from dlfer.model.families import FAMILIES
 from dlfer.model.stage_network import build_transfer_network
 
 LABELS = ("angry", "happy", "sad")

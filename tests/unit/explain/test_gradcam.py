@@ -12,10 +12,10 @@ from dlfer.config.sections import HeadConfig, ModelConfig
 from dlfer.errors import EnvironmentProblem, ModelError
 from dlfer.explain import gradcam
 from dlfer.explain.gradcam import GradCam, build_gradient, list_networks, spread_cells, weigh_maps
-from dlfer.model.artifact import FAMILIES
 from dlfer.model.backbone_spec import Preprocessing
 from dlfer.model.backbones import find_backbone
 from dlfer.model.face_input import FaceInput
+from dlfer.model.families import FAMILIES
 from dlfer.model.stage_network import build_transfer_network
 
 LABELS = ("a", "b", "c")

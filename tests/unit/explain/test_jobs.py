@@ -27,7 +27,7 @@ LABELS = ("Angry", "Happy", "Sad")
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     """Return the folder of a small classifier with random weights."""
-    from dlfer.model.artifact import FAMILIES
+    from dlfer.model.families import FAMILIES
     from dlfer.model.stage_network import build_transfer_network
 
     config = ModelConfig(backbone="efficientnet_nano")
@@ -166,7 +166,7 @@ def job(model, tmp_path, monkeypatch):
     """A job on a split of random faces in place of a run's."""
     from dlfer.explain import jobs as module
     from dlfer.explain.jobs import ExplainJob
-    from dlfer.model.artifact import load_artifact
+    from dlfer.model.families import load_artifact
 
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (9, 32, 32, 1)).astype(np.uint8)

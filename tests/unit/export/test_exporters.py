@@ -29,9 +29,8 @@ from dlfer.export.contract import (
 from dlfer.export.exporters import EXPORTERS, Origin, check_needs, export_classifier, write_onnx
 from dlfer.export.graph import build_function, check_exportable
 from dlfer.metrics.predictions import fit_combination
-from dlfer.model.artifact import FAMILIES
-from dlfer.model.boosted import BoostedClassifier
 from dlfer.model.face_input import compute_taps
+from dlfer.model.families import FAMILIES, BoostedClassifier
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.predict.runtimes import EXPORT_FILE, RUNTIMES, parse_formats, read_export
 from dlfer.runs.artifact import Agreement, ExportAbout, ExportRecord
@@ -151,7 +150,7 @@ GROWTH = """
 import resource, sys
 from dlfer.config.sections import ModelConfig
 from dlfer.export.exporters import write_onnx
-from dlfer.model.artifact import FAMILIES
+from dlfer.model.families import FAMILIES
 from dlfer.model.stage_network import build_transfer_network
 from pathlib import Path
 config = ModelConfig(family="hybrid", branches=("resnet50", "resnet34"), fusion="concat")

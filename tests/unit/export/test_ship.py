@@ -21,10 +21,8 @@ from dlfer.config.sections import BoostingConfig, ModelConfig, NormalizeConfig
 from dlfer.errors import ModelError
 from dlfer.export import ship
 from dlfer.export.ship import ONNX_FILE, factor_kernel, list_kernels, ship_model, shrink_weights, write_embedded_onnx
-from dlfer.model.artifact import load_artifact
-from dlfer.model.boosted import BoostedClassifier
 from dlfer.model.classifier import TransferClassifier
-from dlfer.model.ensemble import EnsembleClassifier
+from dlfer.model.families import BoostedClassifier, EnsembleClassifier, load_artifact
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.predict.engines import ArtifactModel, load_engine
 from dlfer.predict.runtimes import open_onnx

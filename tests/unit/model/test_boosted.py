@@ -9,8 +9,7 @@ import pytest
 
 from dlfer.config.sections import BoostingConfig, HeadConfig, ModelConfig, NormalizeConfig
 from dlfer.errors import EnvironmentProblem, ModelError, NonFiniteError
-from dlfer.model.artifact import load_artifact
-from dlfer.model.boosted import BoostedClassifier, build_level_features
+from dlfer.model.families import BoostedClassifier, build_level_features, load_artifact
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import (
     SCALE_FILE,

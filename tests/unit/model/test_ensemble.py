@@ -9,9 +9,8 @@ import pytest
 from dlfer.config.sections import HeadConfig, ModelConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.predictions import combine_vote, fit_combination
-from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import TransferClassifier
-from dlfer.model.ensemble import EnsembleClassifier
+from dlfer.model.families import EnsembleClassifier, load_artifact
 from dlfer.model.predict import predict_views
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.runs.find import ARTIFACT_FILE

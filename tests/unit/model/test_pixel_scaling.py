@@ -13,9 +13,8 @@ from dlfer.config.sections import BoostingConfig, ModelConfig
 from dlfer.data.bundle import Split
 from dlfer.errors import TransferError
 from dlfer.experiment.fit_ensemble import make_member_config
-from dlfer.model.artifact import FAMILIES, load_artifact
 from dlfer.model.backbone_spec import TORCH_INPUT, choose_preprocessing
-from dlfer.model.boosted import build_level_features
+from dlfer.model.families import FAMILIES, build_level_features, load_artifact
 from dlfer.model.stage_network import TrainingNetwork, build_transfer_network
 from dlfer.model.transfer import RECORD_FILE, carry_backbone, write_backbone
 from dlfer.runs.find import ARTIFACT_FILE

@@ -18,8 +18,8 @@ from dlfer.data.synthetic.faces import draw_face
 from dlfer.errors import ModelError
 from dlfer.experiment.run import list_origins
 from dlfer.model import vggface2
-from dlfer.model.artifact import FAMILIES, load_artifact
 from dlfer.model.backbones import build_backbone
+from dlfer.model.families import FAMILIES, load_artifact
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.training_kernels import list_batch_norms
 from dlfer.model.transfer import carry_backbone, draw_probe_images

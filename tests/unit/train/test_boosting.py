@@ -14,7 +14,7 @@ from dlfer.data.bundle import Split
 from dlfer.data.pipeline import compute_class_weights
 from dlfer.errors import ModelError, TrainingStopped
 from dlfer.metrics.classification import compute_item_losses
-from dlfer.model.boosted import build_level_features
+from dlfer.model.families import build_level_features
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.model.trees import import_xgboost, make_parameters
 from dlfer.runs.files import read_rows

@@ -10,8 +10,8 @@ import pytest
 from dlfer.config.sections import ModelConfig
 from dlfer.errors import ModelError
 from dlfer.metrics.confidence import apply_temperature
-from dlfer.model.artifact import load_artifact
 from dlfer.model.classifier import TransferClassifier
+from dlfer.model.families import load_artifact
 from dlfer.model.stage_network import build_transfer_network
 from dlfer.runs.find import ARTIFACT_FILE
 from dlfer.runs.records import About, Temperature
