@@ -29,7 +29,7 @@ from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
 from dlfer.data.sources import find_labels
 from dlfer.errors import ConfigError, DataError, ModelError, ProtocolError, TrainingStopped
-from dlfer.experiment.splits import Found, have_same_source, trace_model
+from dlfer.experiment.lineage import Found, have_same_source, trace_model
 from dlfer.metrics.confidence import apply_temperature
 from dlfer.predict.engines import load_engine
 from dlfer.report.card import find_terms

@@ -31,7 +31,8 @@ from dlfer.data.labels import CANONICAL, map_targets
 from dlfer.data.sources import load_data
 from dlfer.errors import ConfigError, DataError, MissingDataError, UserError
 from dlfer.experiment.extras import PLAIN, Extras, check_extras, choose_changes, compute_extra_metrics, keep_extras
-from dlfer.experiment.splits import JudgedDuplicates, find_judged_duplicates, trace_model
+from dlfer.experiment.lineage import trace_model
+from dlfer.experiment.splits import JudgedDuplicates, find_judged_duplicates
 from dlfer.export.images import load_held, take_usage
 from dlfer.metrics.predictions import Predictions
 from dlfer.metrics.scores import compute_metrics_file

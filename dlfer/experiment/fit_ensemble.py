@@ -18,8 +18,7 @@ from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
 from dlfer.errors import DataError, ProtocolError
 from dlfer.experiment.extras import MILESTONES_FOLDER, predict_split_views
 from dlfer.experiment.fit_network import Fitted
-from dlfer.experiment.session import RunMembers, Session, create_member_run
-from dlfer.experiment.splits import (
+from dlfer.experiment.lineage import (
     PRETRAINED,
     TAUGHT,
     TRAINED,
@@ -29,6 +28,7 @@ from dlfer.experiment.splits import (
     trace_experiment,
     trace_model,
 )
+from dlfer.experiment.session import RunMembers, Session, create_member_run
 from dlfer.metrics.predictions import (
     Predictions,
     combine_average,

@@ -13,8 +13,8 @@ from dlfer.config.schema import ExperimentConfig, PretrainConfig, StageConfig
 from dlfer.data.bundle import DataBundle, Split, StreamedSplit
 from dlfer.data.pipeline import iterate_epoch
 from dlfer.experiment.extras import judge_milestones, predict_split_views
+from dlfer.experiment.lineage import index_images
 from dlfer.experiment.session import NUM_BATCHES, Session
-from dlfer.experiment.splits import index_images
 from dlfer.metrics.predictions import Predictions
 from dlfer.model.classifier import Classifier
 from dlfer.model.families import FAMILIES

@@ -33,17 +33,15 @@ from dlfer.experiment.fit_ensemble import (
 )
 from dlfer.experiment.fit_network import Fitted, explain_network, fit_network, judge_network_milestones
 from dlfer.experiment.limits import refuse_obstacles
+from dlfer.experiment.lineage import History, index_images, trace_pretraining
 from dlfer.experiment.session import RunMembers, Session, create_member_run, make_smoke_config
 from dlfer.experiment.splits import (
-    History,
     JudgedDuplicates,
     compute_run_metrics,
     describe_data,
     find_run_duplicates,
-    index_images,
     predict_splits,
     sort_errors,
-    trace_pretraining,
 )
 from dlfer.explain.figures import MOST_EXAMPLES, choose_examples, write_occlusion_page, write_preparation_page
 from dlfer.metrics.confidence import describe_temperature

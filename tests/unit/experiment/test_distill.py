@@ -17,8 +17,9 @@ from dlfer.experiment import distill as module
 from dlfer.experiment.distill import distill, mix_targets
 from dlfer.experiment.fit_ensemble import Member, obtain_members, trace_members
 from dlfer.experiment.limits import find_obstacles
+from dlfer.experiment.lineage import index_images, trace_pretraining
 from dlfer.experiment.session import Session, make_smoke_config
-from dlfer.experiment.splits import describe_data, find_run_duplicates, index_images, trace_pretraining
+from dlfer.experiment.splits import describe_data, find_run_duplicates
 from dlfer.runs.changes import IMAGES_FILE, PRETRAIN_IMAGES_FILE
 from dlfer.runs.files import write_npz
 from dlfer.runs.listeners import RunOptions

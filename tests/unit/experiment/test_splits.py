@@ -15,16 +15,13 @@ from dlfer.data.bundle import DataBundle, Split
 from dlfer.data.duplicates import shorten_digests
 from dlfer.experiment.evaluate import _score, describe_seen, tell_use
 from dlfer.experiment.fit_ensemble import is_selected
+from dlfer.experiment.lineage import PRETRAINED, History, Seen, index_images
 from dlfer.experiment.splits import (
-    PRETRAINED,
-    History,
-    Seen,
     compute_banner,
     compute_run_metrics,
     describe_data,
     find_judged_duplicates,
     find_run_duplicates,
-    index_images,
 )
 from dlfer.metrics.predictions import Predictions
 from dlfer.runs.changes import IMAGES_FILE
