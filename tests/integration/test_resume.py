@@ -93,10 +93,13 @@ def test_resumed_run_ends_with_the_same_weights(small, tmp_path, uninterrupted, 
     assert (at_step or 0) <= count_steps(run) < STEPS
     status = json.loads((run / "run.json").read_text())["status"]
     assert status == ("running" if by == signal.SIGKILL else "stopped")
-    # As the message says: by its path alone, from wherever.
-    resumed = dlfer("run", "--resume", run, cwd=tmp_path)
+    if at_step == 15:  # as the scripts of deploy/ do, which do not know the run
+        resumed = dlfer("run", small, "--out", out, "--continue")
+    else:  # as the message says: by its path alone, from wherever
+        resumed = dlfer("run", "--resume", run, cwd=tmp_path)
     assert resumed.returncode == 0, resumed.stderr
     assert json.loads((run / "run.json").read_text())["status"] == "finished"
+    assert [path.parent for path in out.glob("small/*/run.json")] == [run]
     assert len(list((out / ".cache" / "pretrain").glob("*/pretrain.json"))) == 1
     weights = read_weights(run)
     assert weights.keys() == uninterrupted.keys()
