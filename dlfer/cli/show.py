@@ -102,9 +102,10 @@ def show(
         _print_rows(lists[what](), f"no {what} yet", json_out)
     else:
         from dlfer.report.terminal import format_values
+        from dlfer.runs.records import to_json
 
         run = describe_run(what, folder)
-        print_result(format_values(run), run, json_out)
+        print_result(format_values(_name_accuracies(run)), to_json(run), json_out)
 
 
 def _print_config(file: Path | None, overrides: list[str] | None, json_out: Path | None) -> None:
@@ -197,10 +198,11 @@ def sort_runs(rows: Rows, column: str) -> Rows:
 def describe_run(name: str, folder: Path) -> dict[str, Any]:
     """Return what run.json says of a run, its path, and its accuracy on each split that was judged.
 
+    The accuracies have the keys "test_accuracy", "validation_accuracy" and so on, with their interval and n.
+
     Raises:
         ModelError: no such run, or more than one.
     """
-    from dlfer.report.terminal import format_estimate
     from dlfer.runs.find import open_run
     from dlfer.runs.run_records import read_metrics
 
@@ -208,11 +210,20 @@ def describe_run(name: str, folder: Path) -> dict[str, Any]:
     values = {"path": str(run.path), **run.record.as_json(), "status": run.status}
     metrics = read_metrics(run.path)
     for split in ("test", "test_without_duplicates", "validation", "validation_without_duplicates", "train"):
-        judged = None if metrics is None else metrics.get(split)
-        if judged is not None:
-            title = f"{split.replace('_', ' ')} accuracy (n = {judged.n:,})"
-            values[title] = format_estimate(judged.accuracy)
+        accuracy = _get_accuracy(None if metrics is None else metrics.get(split))
+        if accuracy is not None:
+            values[f"{split}_accuracy"] = accuracy
     return values
+
+
+def _name_accuracies(values: dict[str, Any]) -> dict[str, Any]:
+    """Return what `describe_run` does with keys that say how many images an accuracy is of."""
+    from dlfer.runs.metrics_record import CountedEstimate
+
+    return {
+        f"{key.replace('_', ' ')} (n = {value.n:,})" if isinstance(value, CountedEstimate) else key: value
+        for key, value in values.items()
+    }
 
 
 def list_model_rows(*, time: bool = False) -> Rows:

@@ -17,7 +17,7 @@ from dlfer.data.synthetic.faces import load_synthetic_faces
 from dlfer.errors import ModelError, ProtocolError
 from dlfer.experiment.evaluate import evaluate_model
 from dlfer.experiment.run import describe_outcome, run_experiment
-from dlfer.report.terminal import format_metrics
+from dlfer.report.terminal import format_estimate, format_metrics
 from dlfer.runs.listeners import RunOptions
 from dlfer.runs.metrics_record import Metrics
 
@@ -153,7 +153,7 @@ def test_the_value_without_duplicates_has_interval_and_n_wherever_it_is(run, exp
     assert f"{value} % ({low} to {high})" in card
     value, low, high = (f"{100 * end:.2f}" for end in (accuracy.value, accuracy.low, accuracy.high))
     shown = describe_run(run.name, run.parents[1])
-    assert shown[f"test without duplicates accuracy (n = {n})"] == f"{value} % [{low}, {high}]"
+    assert format_estimate(shown["test_without_duplicates_accuracy"]) == f"{value} % [{low}, {high}]"
     assert f"test without duplicates (n = {n}): accuracy {value} % [{low}, {high}]" in format_metrics(metrics)
 
 

@@ -405,7 +405,9 @@ def test_show_runs_and_one_run(call, work):
     _, out, _ = call("show", "small")
     assert "status: finished" in out
     assert "test accuracy (n = 10): 50.00 % [10.00, 90.00]" in out
-    assert json.loads(call("show", "small", "--json")[1])["argv"] == ["dlfer"]
+    shown = json.loads(call("show", "small", "--json")[1])
+    assert shown["argv"] == ["dlfer"]
+    assert shown["test_accuracy"] == {"value": 0.5, "low": 0.1, "high": 0.9, "n": 10}
 
 
 def test_show_runs_sorts_filters_and_shortens(call, work):

@@ -318,7 +318,7 @@ def test_metrics_and_audit_with_the_keys_of_an_earlier_version_are_reported(tmp_
     assert f"without duplicates {100 * without['value']:.1f} % (95 % {100 * without['low']:.1f} to" in page
     assert "test without duplicates, n = 53" in card
     shown = describe_run(str(run), tmp_path)
-    assert "test without duplicates accuracy (n = 53)" in shown
+    assert shown["test_without_duplicates_accuracy"].n == 53
 
 
 def test_validation_that_judges_has_a_value_without_duplicates_with_its_interval(tmp_path, run_maker):
