@@ -3,10 +3,10 @@
 #
 #     sbatch --export=ALL,EXPERIMENT=experiments/dlfer.yaml,OUT=/shared/runs deploy/slurm.sh
 #
-# One task a node; each uses all GPUs that Slurm shows it. OUT stands on a file system that all nodes see.
+# One task a node; each uses all GPUs that Slurm shows it. OUT is on a file system that all nodes see.
 # Node names must sort as Slurm lists them (node01, node02, ..., node10).
 # Two minutes before the time is up Slurm sends SIGTERM; dlfer writes a checkpoint and ends. Submitted again, or
-# requeued, the job goes on with the newest unfinished run of this very experiment, and starts one if there is none.
+# requeued, the job continues the newest unfinished run of the same experiment, or starts one if there is none.
 #SBATCH --job-name=dlfer
 #SBATCH --nodes=8
 #SBATCH --ntasks-per-node=1
@@ -20,6 +20,6 @@ set -euo pipefail
 
 : "${EXPERIMENT:=experiments/dlfer.yaml}"
 : "${OUT:=$PWD/saved_models/runs}"
-# The variable says that the tasks of this step are one training; all else Slurm itself tells them.
+# The variable says that the tasks of this step are one training; Slurm tells them everything else.
 export DLFER_CLUSTER=slurm
 srun --kill-on-bad-exit=1 dlfer run "$EXPERIMENT" --out "$OUT" --continue --require-gpu
