@@ -32,7 +32,7 @@ def evaluate(
         str,
         typer.Argument(
             metavar="MODEL",
-            help="A model's name, its folder, a run, or an external model file: .onnx, .tflite, .h5, .keras.",
+            help="A model's name, its folder, a run, or an external model file: .onnx, .tflite, .h5, .hdf5, .keras.",
             autocompletion=complete_models,
         ),
     ],

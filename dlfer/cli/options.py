@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import os
 import re
 import shlex
 import sys
@@ -19,6 +18,7 @@ from typing import Annotated, Any
 
 import typer
 
+from dlfer.config.names import list_places
 from dlfer.errors import ConfigError, UserError
 from dlfer.runs.listeners import RunOptions
 from dlfer.runs.text import escape_text
@@ -32,7 +32,11 @@ _DATA_SUFFIXES = (".csv", ".gz", ".npz", ".zip")
 def complete_experiments(incomplete: str) -> list[str]:
     """Return experiment files and folders that a path begins with; where nothing is typed, those of experiments/, too."""
     found = _complete_paths(incomplete, (".yaml", ".yml"))
-    return found if incomplete else [*found, *sorted(str(path) for path in Path("experiments").glob("*.yaml"))]
+    if incomplete:
+        return found
+    own = sorted(str(path) for path in Path("experiments").glob("*.yaml"))
+    shipped = sorted({path.name for place in list_places("experiments") for path in place.glob("*.yaml")})
+    return [*found, *own, *([] if own else shipped)]
 
 
 def complete_data(incomplete: str) -> list[str]:
@@ -42,7 +46,7 @@ def complete_data(incomplete: str) -> list[str]:
 
 def complete_models(incomplete: str) -> list[str]:
     """Return the names of models that begin so, then runs."""
-    names = {path.parent.name for place in _list_places() for path in place.glob("*/artifact.json")}
+    names = {path.parent.name for place in _list_model_places() for path in place.glob("*/artifact.json")}
     return _begin_with(incomplete, sorted(names)) + complete_runs(incomplete)
 
 
@@ -59,11 +63,9 @@ def complete_shown(incomplete: str) -> list[str]:
     return _begin_with(incomplete, words) + complete_runs(incomplete)
 
 
-def _list_places() -> list[Path]:
+def _list_model_places() -> list[Path]:
     """Return the folders of models, as `dlfer.runs.find.list_model_places` has them."""
-    home = os.environ.get("DLFER_HOME")
-    homes = [Path(), *([Path(home).expanduser()] if home else []), Path(__file__).resolve().parents[2]]
-    return [path / "saved_models" for path in homes]
+    return [Path("saved_models"), *list_places("saved_models")]
 
 
 def _complete_paths(incomplete: str, suffixes: tuple[str, ...]) -> list[str]:

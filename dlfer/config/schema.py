@@ -325,7 +325,7 @@ class PretrainConfig(StageConfig):
     data: DataConfig | None = None
     weights: str | dict[str, str] | None = None
     """null: train on data. imagenet: published weights. vggface2: weights of mobilenet from face recognition, which
-    need weights_file and model.pixel_scaling: caffe; for research only. Otherwise: a weights file, or an earlier run.
+    need weights_file and model.pixel_scaling: caffe; for research only. Otherwise: a weights file, or an earlier run or model.
     hybrid: one of these (not vggface2) for all branches, or one for each branch, e.g. {resnet50: imagenet, resnet34:
     FILE}; see model.branches."""
     weights_file: str | None = None
@@ -447,7 +447,7 @@ class AblationConfig(Section):
 
     seeds: Seeds = (0, 1, 2)
     """Seeds of EF-FER2 in every arm. One seed supports a statement about two trained models only, three or more a statement
-    about EF-FER1; with the usual standard deviation of 1 percentage point, three detect a difference of about 4."""
+    about EF-FER1; with a standard deviation of 1 percentage point, three detect a difference of about 4."""
     with_keys: dict[str, Any | None] = Field({}, alias="with")
     """Dotted key -> value, for the arm with EF-FER1 only, e.g. {finetune.epochs: 10}."""
     without: dict[str, Any | None] = {}

@@ -285,7 +285,8 @@ class DataConfig(Section):
     splits: dict[Literal["train", "validation", "test"], str] | None = None
     """tfds only: the data set's own names of the splits, e.g. {train: train, validation: validation}."""
     folders: dict[str, Literal["train", "validation", "test", "class", "ignore"]] | None = None
-    """folder, fer2013 only: the role of a folder in `path` whose name does not say it, e.g. {holdout: test, old: ignore}."""
+    """folder, fer2013, and tfds with name image_folder: the role of a folder in `path` whose name does not say it, e.g.
+    {holdout: test, old: ignore}."""
     protocol: Literal[names.PROTOCOLS] = "official"
     """official: the data's own splits. resplit: 80/20 and 80/20, duplicates on one side. cross_validation: all images
     pooled and divided into `folds`, of which `fold` is the test. paper: see split."""
@@ -296,8 +297,8 @@ class DataConfig(Section):
     subjects: SubjectsConfig | None = None
     """The person in each image. Every split that dlfer draws keeps the images of one subject on one side."""
     split: Literal[names.PAPER_SPLITS] | None = None
-    """paper only: after_balance pools all images, balances them and then splits them; official_80_20 keeps the official
-    test split."""
+    """paper only: after_balance pools all images, balances them and then splits them; official_80_20 evaluates on all
+    official splits but Training."""
     select_on: OpenFraction | None = None
     """Select the model on this fraction of train (groups of duplicates kept together) instead of validation."""
     labels: LabelsConfig = LabelsConfig()

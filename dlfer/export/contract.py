@@ -116,7 +116,7 @@ def render_card(card: str, record: ExportRecord, *, hub_name: str) -> str:
     `hub_name` is what a model hub calls the runtime.
     """
     card = re.sub(r"```python\n.*?```", "    python example.py face.jpg", card, count=1, flags=re.DOTALL)
-    card = card.replace("library_name: keras", f"library_name: {hub_name}", 1)
+    card = re.sub(r"^library_name: .*$", f"library_name: {hub_name}", card, count=1, flags=re.MULTILINE)
     return card.rstrip() + "\n\n## This export\n\n" + "\n".join(f"- {line}" for line in describe_export(record)) + "\n"
 
 

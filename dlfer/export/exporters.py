@@ -310,7 +310,7 @@ class Exporter:
         limits: what it must reach.
         template: name of that of the example.
         hub_name: what a model hub calls its runtime.
-        needs: modules of the extra `export` that it needs, to write and to compare.
+        needs: modules that it needs, to write and to compare.
     """
 
     write: Callable[..., dict[str, Any]]

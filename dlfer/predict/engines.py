@@ -116,6 +116,10 @@ def _find_artifact(name: str | Path, engine: str | None) -> Path | None:
     try:
         return find_model(name)
     except ModelError:
+        if engine is None and _is_export(name):
+            raise UserError(
+                f"{name}: is an export; say what runs it with --engine: onnx, openvino or litert."
+            ) from None
         if engine is None or is_hub_name(name):
             raise
         return None

@@ -313,7 +313,7 @@ def check_size(size: tuple[int, int], name: str, max_pixels: int) -> None:
     if width * height > max_pixels:
         raise DataError(
             f"{name}: found {width} x {height} = {width * height:,} pixels, expected at most {max_pixels:,}. "
-            "Such a file can fill the memory; shrink the picture, or raise the limit (--max-megapixels)."
+            "Such a file can fill the memory; shrink the picture, or raise the limit (dlfer predict: --max-megapixels)."
         )
     if min(size) < MIN_SIDE:
         raise DataError(f"{name}: found {width} x {height} pixels, expected at least {MIN_SIDE} on each side.")

@@ -132,7 +132,7 @@ class Run:
 
     @property
     def kind(self) -> str:
-        """run, ablation, sweep or search."""
+        """run, ablation, sweep, search or cross_validation."""
         return self.record.kind
 
     @property

@@ -44,7 +44,7 @@ class TrackedRun:
         folder: of the run.
         name: "<experiment>/<run>".
         experiment: its name.
-        study: the folder of the ablation, sweep, search or ensemble that it is a member of, or None.
+        study: the folder of the ablation, sweep, search, cross-validation or ensemble that it is a member of, or None.
         parameters: dotted key of the experiment -> value; lists and sections that are null as JSON.
         tags: what identifies the training: digest, commit, seed, protocol and so on.
     """

@@ -41,7 +41,7 @@ from dlfer.serve.schemas import (
 
 
 class ServedModel:
-    """A classifier with the faces that it is given, all of one size.
+    """A classifier with the faces that it is given, of at most two sizes.
 
     Keras compiles a program for each image size and keeps it; clients must not decide how many there are.
 

@@ -479,8 +479,7 @@ def _raise_failures(comparison: Comparison, ended: str) -> None:
     if failed:
         listed = "; ".join(f"{member.title}: {member.error.rstrip('.')}" for member in failed)
         error = DlferError(
-            f"{len(failed)} of {len(comparison.members)} members failed: {listed}. "
-            f"Run them again with --resume {shlex.quote(str(comparison.run.path))}"
+            f"{len(failed)} of {len(comparison.members)} members failed: {listed}. Run them again: {comparison.hint}"
         )
         comparison.run.fail(error, at=ended)
         raise error

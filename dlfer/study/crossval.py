@@ -90,6 +90,13 @@ def _plan(config: ExperimentConfig, file: object, smoke: bool) -> Plan:
             f"{file}: sweep.seeds: found {list(config.sweep.seeds)}; a cross-validation trains each cell once for each fold, with "
             "the seed experiment.seed + fold. Leave it out."
         )
+    unused = (
+        {} if config.sweep is None else {"rank_by": config.sweep.rank_by != "accuracy", "best_of": config.sweep.best_of}
+    )
+    for key in [key for key, is_given in unused.items() if is_given]:
+        raise ConfigError(
+            f"{file}: sweep.{key}: found {getattr(config.sweep, key)}; a cross-validation ranks all cells by accuracy. Leave it out."
+        )
     arms = {cell.name: cell.overrides for cell in list_cells(config)} or {config.experiment.name: {}}
     for arm, overrides in arms.items():
         cell = with_overrides(config, overrides).finetune.data

@@ -68,8 +68,8 @@ class Cluster:
             lines = [line for line in str(error).splitlines() if "/task:" in line] or [str(error).splitlines()[0]]
             raise WorkerLost(
                 f"host {self.share.index} of {self.share.count}: another process of the training is gone "
-                f"({lines[-1].strip()[:200]}). Its own log says why. Start all of them again; the chief with "
-                "--resume RUN continues from the last checkpoint."
+                f"({lines[-1].strip()[:200]}). Its own log says why. Start all of them again, with --continue "
+                "or --resume RUN: they continue from the last checkpoint."
             ) from error
 
     def add(self, values: np.ndarray) -> np.ndarray:

@@ -59,7 +59,7 @@ def exports(classifier, tmp_path_factory):
     check_needs(classifier, tuple(EXPORTERS))
     targets = np.arange(48) % 3
     sample = Sample(draw_faces(48, seed=0), "drawn faces", draw_faces(40, seed=1), "other drawn faces", targets)
-    origin = Origin(card="---\nlibrary_name: keras\n---\n# A card\n", about=ExportAbout(model="nano"), size=SIZE)
+    origin = Origin(card="---\nlibrary_name: dlfer\n---\n# A card\n", about=ExportAbout(model="nano"), size=SIZE)
     for name in EXPORTERS:
         export_classifier(classifier, name, out=out, sample=sample, origin=origin)
     return out

@@ -29,6 +29,9 @@ def test_names_of_what_is_there(work):
     assert complete_experiments("a") == ["a.yaml"]
     assert complete_experiments("experiments/") == ["experiments/b.yaml"]
     assert "experiments/b.yaml" in complete_experiments("")
+    assert not [name for name in complete_experiments("") if name == "lite2.yaml"]  # those of the folder are meant
+    (work / "experiments" / "b.yaml").unlink()
+    assert "lite2.yaml" in complete_experiments("")  # one that comes with dlfer
     assert complete_data("fa") == ["faces/", "faces.npz", "faces.zip"]
     assert complete_data("fer") == ["fer.csv"]
     assert complete_data("nowhere/") == []

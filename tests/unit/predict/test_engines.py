@@ -81,6 +81,8 @@ def test_what_is_no_export_for_an_engine(export, tmp_path):
         find_export(str(folder), "litert")
     with pytest.raises(ModelError, match="dlfer export MODEL --to litert"):
         find_export(str(tmp_path), "litert")
+    with pytest.raises(UserError, match="is an export; say what runs it with --engine: onnx, openvino or litert"):
+        load_engine(str(folder))
     with pytest.raises(UserError, match="keras, onnx, openvino, litert"):
         load_engine("a", "torch")
 

@@ -182,6 +182,8 @@ def test_an_image_in_two_folds_is_refused(folds, options, plan):
         ),
         ({"finetune__data__fold": 1}, r"fold: found 1; dlfer crossval trains a model for every fold"),
         ({"sweep__grid__model__dropout": [0.1, 0.2], "sweep__seeds": [0, 1]}, r"sweep\.seeds: found \[0, 1\]"),
+        ({"sweep__grid__model__dropout": [0.1, 0.2], "sweep__rank_by": "macro_f1"}, r"sweep\.rank_by: found macro_f1"),
+        ({"sweep__grid__model__dropout": [0.1, 0.2], "sweep__best_of": ["model.dropout"]}, r"sweep\.best_of: found"),
         (
             {"pretrain": {"data": {"source": "synthetic_faces"}}},
             r"pretrain\.data: found source synthetic_faces.*EF-FER1 would have seen the test fold",
