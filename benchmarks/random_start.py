@@ -122,7 +122,8 @@ def train_plain(config: ExperimentConfig, bundle: DataBundle) -> list[tuple[int,
         0.0, steps * stage.epochs - warmup, warmup_target=stage.optimizer.learning_rate, warmup_steps=warmup
     )
     decay = stage.optimizer.weight_decay or 0.004
-    optimizer = keras.optimizers.AdamW(schedule, weight_decay=decay, global_clipnorm=stage.clip)
+    clip = {"clipnorm" if stage.clip_scope == "variable" else "global_clipnorm": stage.clip}
+    optimizer = keras.optimizers.AdamW(schedule, weight_decay=decay, **clip)
     loss = keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=stage.loss.label_smoothing)
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False)
     data = tf.data.Dataset.from_tensor_slices((bundle.train.images, bundle.train.targets.astype(np.int32)))

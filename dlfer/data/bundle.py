@@ -172,7 +172,7 @@ class DataBundle:
         labels: names of the classes, in the order of the targets.
         train, validation, test: the splits; `test` is None where the data has none.
         protocol: "official", "resplit", "cross_validation" or "paper".
-        selected_on: in words, what the model is selected on, e.g. "PublicTest".
+        selected_on: the validation split in words, e.g. "PublicTest": what an epoch is selected on, where one is.
         notes: sentences that every output of the run repeats (what was skipped, replaced, resized).
         reading: what the source met with when it read its files.
         test_groups: int64 [n], the same number for images of test that are duplicates or show one subject; None where the

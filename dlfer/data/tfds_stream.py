@@ -440,7 +440,7 @@ def _choose_splits(config: DataConfig, available: tuple[str, ...]) -> tuple[dict
         kept = 100 - 100 // HELD_OUT
         chosen |= {"train": f"train[:{kept}%]", "validation": f"train[{kept}%:]"}
         notes.append(
-            f"{config.name} has no validation split: one in {HELD_OUT} images of train selects the model, and test judges it. "
+            f"{config.name} has no validation split: one in {HELD_OUT} images of train is the validation split, and test judges the model. "
             "Duplicates may stand on both sides; data.splits says otherwise."
         )
     missing = [split for split in ("train", "validation") if split not in chosen]

@@ -42,8 +42,8 @@ from dlfer.runs.artifact import read_artifact_record
 from dlfer.runs.changes import IMAGES_FILE
 from dlfer.runs.files import hash_file, read_npz
 from dlfer.runs.find import find_model, find_run_of
-from dlfer.runs.metrics_record import ForeignModelRecord, JudgedOn, Metrics
-from dlfer.runs.records import ArtifactRecord, DataRecord, SplitRecord, Temperature
+from dlfer.runs.metrics_record import LAST_EPOCH, ForeignModelRecord, JudgedOn, Metrics
+from dlfer.runs.records import About, ArtifactRecord, DataRecord, SplitRecord, Temperature
 from dlfer.runs.run import CONFIG_FILE, Run
 from dlfer.runs.run_records import count_openings, log_opening, read_metrics
 from dlfer.runs.text import count_noun
@@ -117,7 +117,9 @@ def evaluate_with_predictions(
     check_extras(extras, split.ids)
     opened = None
     if run is not None:
-        fingerprint = None if is_own else compute_fingerprint(split)
+        # Another division of the run's own data is not what the run trained and judged on.
+        names = [found.name for found in (DataRecord.read(run.path) or DataRecord()).splits.values()]
+        fingerprint = None if is_own and (split.name in names or not names) else compute_fingerprint(split)
         opened = count_openings(run.path, fingerprint)
         with _pass_read_only(run, f"this evaluation on {split.name} is not counted there", say):
             opened = log_opening(run, split.name, len(split), fingerprint=fingerprint)
@@ -196,7 +198,7 @@ def _score(
             protocol=protocol,
             banner=" ".join(filter(None, (seen, _describe_run(of_run, protocol, is_own=is_own)))) or None,
             selected_on=(of_run or record.about).selected_on or "not known",
-            is_selected=of_run is None or of_run.is_selected,
+            is_selected=_is_selected(of_run, record.about),
             duplicates=None if duplicates is None else duplicates.as_record(),
             temperature=record.temperature,
             abstain=None if of_run is None else of_run.abstain,
@@ -245,13 +247,25 @@ def tell_use(folder: Path, split: Split, *, is_own: bool) -> str | None:
         is_own: whether it comes from the run's own data, so that its name says enough.
     """
     splits = (DataRecord.read(folder) or DataRecord()).splits
-    metrics = read_metrics(folder)
-    of_validation = "selection" if metrics is None or metrics.is_selected else "calibration"
+    of_validation = "selection" if _is_selected_in(folder) else "calibration"
     for name, use in (("validation", of_validation), ("train", "training")):
         found = splits.get(name, SplitRecord())
         if split.name == found.name and (is_own or compute_fingerprint(split) == found.fingerprint):
             return use
     return None
+
+
+def _is_selected(metrics: Metrics | None, about: About | None) -> bool:
+    """Tell whether validation selected a model; where nothing says it, it is taken to have."""
+    if metrics is not None:
+        return metrics.is_selected
+    return about is None or about.selected_on != LAST_EPOCH
+
+
+def _is_selected_in(folder: Path) -> bool:
+    """Tell so of the model of a run, or of the shipped one in a folder."""
+    record = ArtifactRecord.read(folder) or ArtifactRecord.read(folder / "model")
+    return _is_selected(read_metrics(folder), None if record is None else record.about)
 
 
 def describe_seen(folder: Path, name: str, split: Split) -> str | None:
@@ -271,7 +285,9 @@ def describe_seen(folder: Path, name: str, split: Split) -> str | None:
     trained, selected = (
         np.isin(digests, shorten_digests(lists.get(f"{key}_digests", none))) for key in ("train", "validation")
     )
-    counts = {"trained": trained.sum(), "selected": (selected & ~trained).sum()}
+    counts = {"trained": trained.sum()}
+    if _is_selected_in(folder):
+        counts["selected"] = (selected & ~trained).sum()
     found = [f"{count:,} of the {len(split):,} images {did} {name}" for did, count in counts.items() if count]
     if not found:
         return None

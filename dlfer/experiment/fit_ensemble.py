@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from dlfer.config.load import with_overrides
+from dlfer.config.names import PUBLISHED_WEIGHTS
 from dlfer.config.schema import ExperimentConfig
 from dlfer.config.sections import MemberConfig
 from dlfer.data.bundle import DataBundle, Split, compute_fingerprint
@@ -25,6 +26,7 @@ from dlfer.experiment.lineage import (
     Found,
     History,
     LoadStage,
+    have_same_source,
     trace_experiment,
     trace_model,
 )
@@ -163,13 +165,31 @@ def make_member_config(config: ExperimentConfig, member: MemberConfig) -> Experi
 
 
 def is_selected(config: ExperimentConfig) -> bool:
-    """Tell whether a metric of validation decides about a model's weights; of a member that is trained already it may have."""
+    """Tell whether a metric of validation decides about a model's weights, or may have: of models that it starts from."""
     if config.model.family != "ensemble":
-        return config.finetune.is_selected
+        return _decides(config) or _starts_selected(config)
     return config.ensemble.combine == "trained" or any(
-        member.set is None or make_member_config(config, member).finetune.is_selected
-        for member in config.ensemble.members
+        member.set is None or is_selected(make_member_config(config, member)) for member in config.ensemble.members
     )
+
+
+def _decides(config: ExperimentConfig) -> bool:
+    """Tell so of fine-tuning itself; trees have no schedule."""
+    stage = config.finetune
+    is_tree = config.model.family == "boosted"
+    return stage.keep == "best" or stage.early_stopping is not None if is_tree else stage.is_selected
+
+
+def _starts_selected(config: ExperimentConfig) -> bool:
+    """Tell so of an earlier model whose weights or answers are used, and of EF-FER1 on the same data."""
+    pretrain, stage = config.pretrain, config.finetune
+    if stage.distill is not None:
+        return True
+    if pretrain is None:
+        return False
+    if pretrain.data is not None and pretrain.weights is None:
+        return pretrain.is_selected and have_same_source(pretrain.data, stage.data)
+    return any(name not in PUBLISHED_WEIGHTS for name in pretrain.list_of_weights)
 
 
 def trace_members(config: ExperimentConfig, load: LoadStage) -> History:
@@ -271,7 +291,7 @@ def _refuse_trained(member: Member, found: Found, num_test: int) -> None:
 
 
 def _describe_seen(who: str, found: Found, name: str, number: int) -> list[str]:
-    """Return what a member, its EF-FER1 or its teacher has learned of a split; validation selects every member."""
+    """Return what a member, its EF-FER1 or its teacher has learned of a split; that validation selects members is not counted."""
     counts = {"trained": found.trained + found.copied, "selected": found.selected if name == "test" else 0}
     return [f"{who} was {how} on {count:,} of the {number:,} {name} images" for how, count in counts.items() if count]
 

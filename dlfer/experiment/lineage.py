@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import partial, reduce
 from operator import or_
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,10 +31,6 @@ from dlfer.runs.find import ARTIFACT_FILE, find_model, is_hub_name
 from dlfer.runs.member_rows import read_member_rows
 from dlfer.runs.records import DataRecord, RunRecord, SplitRecord
 from dlfer.runs.run import RUN_FILE
-
-if TYPE_CHECKING:
-    pass
-
 
 TRAINED, PRETRAINED, TAUGHT = "trained", "pretrained", "taught"
 """How a model has learned from images: itself or a member of it; the weights that it started from; a teacher."""

@@ -237,9 +237,9 @@ def _execute_steps(run: Run, config: ExperimentConfig, session: Session) -> Metr
     _draw_explanations(run, fitted.classifier, bundle, predictions)
     say(describe_outcome(metrics))
     _warn_of_learning(run, predictions.get("train"), session)
-    ended = tell_time()
+    card, ended = write_card(run.path), tell_time()
     say(f"report: {write_report(run.path, ending={'status': 'finished', 'finished': ended})}")
-    say(f"model card: {write_card(run.path)}")
+    say(f"model card: {card}")
     run.finish(at=ended)
     return metrics
 

@@ -200,7 +200,7 @@ def describe_bundle(bundle: DataBundle, seconds: float) -> str:
     notes = "".join(f"\n  note: {note}" for note in lines)
     return (
         f"data: {bundle.source}, {len(bundle.labels)} labels, protocol {bundle.protocol}: {counts}; "
-        f"validation is {bundle.selected_on}; loaded in {format_duration(seconds)}{notes}"
+        f"validation split: {bundle.selected_on}; loaded in {format_duration(seconds)}{notes}"
     )
 
 

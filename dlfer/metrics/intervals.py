@@ -199,7 +199,7 @@ def compute_skew_interval(values: np.ndarray, level: float = 0.95) -> Interval:
 
     mean, spread = float(np.mean(values)), float(np.std(values))
     error, quantile = spread / np.sqrt(n - 1), float(stdtrit(n - 1, 0.5 + level / 2))
-    skewness = float(np.mean((values - mean) ** 3)) / spread**3 / np.sqrt(n)
+    skewness = float(np.mean(((values - mean) / spread) ** 3)) / np.sqrt(n)
 
     def invert(w: float) -> float:
         return 3 / skewness * (np.cbrt(1 + skewness * (w - skewness / 6)) - 1) if abs(skewness) > 1e-6 else w

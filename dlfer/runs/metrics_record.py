@@ -18,6 +18,19 @@ LAST_EPOCH = "nothing (the last epoch was kept)"
 """What a model was selected on, in words, whose training no metric of validation decided about."""
 
 
+def _check_ends(record: Any) -> Any:
+    """Raise ValueError for a record with one end of its interval."""
+    if (record.low is None) != (record.high is None):
+        raise ValueError("both ends of an interval or neither")
+    return record
+
+
+def _check_pair(ends: list[Number]) -> list[Number]:
+    if len(ends) != 2 or (ends[0] is None) != (ends[1] is None):
+        raise ValueError("both ends of an interval or two nulls")
+    return ends
+
+
 class Estimate(Record):
     """A value with its 95 % interval.
 
@@ -32,11 +45,7 @@ class Estimate(Record):
     high: Number = None
     reason: str | None = None
 
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if (self.low is None) != (self.high is None):
-            raise ValueError("both ends of an interval or neither")
-        return self
+    _check = model_validator(mode="after")(_check_ends)
 
 
 def _require_value(estimate: Estimate) -> Estimate:
@@ -75,7 +84,7 @@ class ClassMetrics(Record):
     one_vs_rest_accuracy: Number = None
     auc: Number = None
     average_precision: Number = None
-    intervals: dict[str, Annotated[list[Number], Field(min_length=2, max_length=2)]] = Field(default_factory=dict)
+    intervals: dict[str, Annotated[list[Number], AfterValidator(_check_pair)]] = Field(default_factory=dict)
     reasons: dict[str, str] = Field(default_factory=dict)
 
     def get(self, name: str) -> Estimate:
@@ -92,6 +101,8 @@ class ReliabilityBin(Record):
     accuracy: float
     low: Number = None
     high: Number = None
+
+    _check = model_validator(mode="after")(_check_ends)
 
 
 class CalibrationMetrics(Record):
@@ -126,6 +137,8 @@ class RiskPoint(Record):
     low: Number = None
     high: Number = None
     threshold: float
+
+    _check = model_validator(mode="after")(_check_ends)
 
 
 class AtThreshold(Record):

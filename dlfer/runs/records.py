@@ -561,6 +561,7 @@ class About(Record):
     """What an artifact says of its training, and of its shipping.
 
     Attributes:
+        selected_on: in words, the split that selected an epoch, or that none was selected.
         faces: how faces were found in the training images (the section `finetune.data.faces`), or None.
         face_size: side in pixels that faces are cut out with; None: not known.
         smoke: whether a smoke run trained it, so that its answers mean nothing.

@@ -321,8 +321,9 @@ def count_openings(folder: Path | str, fingerprint: str | None = None) -> int:
         return sum(event.fingerprint == fingerprint for event in events)
     if not splits:
         return len(events)
-    if test is None:
-        return 0
+    if test is None:  # left closed: of a search's trial, say
+        seen = {split.name for split in splits.values()}
+        return sum(event.fingerprint is None and event.split not in seen for event in events)
     # Earlier versions logged no fingerprint of other data: what has the name of the test split is counted as it.
     return sum(
         event.split in (None, test.name) if event.fingerprint is None else event.fingerprint == test.fingerprint

@@ -144,12 +144,14 @@ def choose_split(finished: Finished) -> str:
     return "test" if has_test else "validation"
 
 
-def describe_split(split: str, finished: Finished) -> str:
-    """Return the split in words; that of validation says what selected the models."""
+def describe_split(split: str, finished: Finished, *, is_ranked: bool = False) -> str:
+    """Return the split in words; that of validation says whether it selected the models, or with `is_ranked` one of them."""
     if split == "test":
         return "test"
-    names = sorted({member.metrics.describe_validation() for members in finished.values() for member in members})
-    return ", ".join(names)
+    metrics = [member.metrics for members in finished.values() for member in members]
+    if is_ranked:
+        metrics = [one.model_copy(update={"is_selected": True}) for one in metrics]
+    return ", ".join(sorted({one.describe_validation() for one in metrics}))
 
 
 def list_unfinished(members: Sequence[Member]) -> list[UnfinishedMember]:

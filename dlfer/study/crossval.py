@@ -319,9 +319,10 @@ def _write_notes(
     config, found = comparison.config, rows[0].cross_validated
     metrics = [member.metrics for members in finished.values() for member in members]
     leaked = sum(one.duplicates.in_train.any for one in metrics if one.duplicates is not None)
+    selected = " A validation split of the other folds selected each epoch." * any(one.is_selected for one in metrics)
     notes = [
         f"Each of {found.n:,} images was predicted once, by the model of its fold, which did not see it; {leaked:,} have a "
-        "duplicate in the training split of that model. A validation split of the other folds selected each epoch.",
+        f"duplicate in the training split of that model.{selected}",
         *describe_intervals(config),
     ]
     if len(rows) > 1:

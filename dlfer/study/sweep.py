@@ -81,7 +81,10 @@ def choose_best_cells(
             continue
         choice = {"values": dict(zip(axes, values, strict=True)), "num_cells": len(ranked), "num_planned": len(names)}
         table.append(_describe_cell(ranked[0], finished[ranked[0].arm], split, choice))
-    judged_on, validation = describe_split(split, finished), describe_split("validation", finished)
+    judged_on, validation = (
+        describe_split(split, finished, is_ranked=True),
+        describe_split("validation", finished, is_ranked=True),
+    )
     notes = _write_best_notes(sweep, table, missing, validation, split=split)
     return BestCells(axes=axes, part=split, judged_on=judged_on, notes=notes, table=table)
 
@@ -247,7 +250,7 @@ def _conclude(comparison: Comparison) -> ComparisonRecord:
         pairs = compare_with(reference, finished, split)
         order = [row.arm for row in rows]
         changes = {
-            "judged_on": describe_split(split, finished),
+            "judged_on": describe_split(split, finished, is_ranked=True),
             "reference": reference,
             "paired": sorted(pairs, key=lambda pair: order.index(pair.b)),
             "notes": _write_notes(comparison, finished, rows, pairs, split=split),
@@ -285,7 +288,7 @@ def _write_notes(
     """Return what a reader must know: what ranked the cells, what that costs, and what was compared with what."""
     reference = comparison.plan.reference or rows[0].arm
     metric = SCORES[comparison.config.sweep.rank_by]
-    validation = describe_split("validation", finished)
+    validation = describe_split("validation", finished, is_ranked=True)
     num_members = sum(len(members) for members in finished.values())
     notes = [
         f"Ranked by {metric} on {validation}. The best of {len(rows)} cells was chosen on the same images, so "
@@ -305,7 +308,7 @@ def _write_notes(
     why = "named beforehand" if comparison.plan.reference else "the best on validation"
     if pairs:
         notes.append(
-            f"The others are compared with {reference!r}, {why}, on {describe_split(split, finished)}"
+            f"The others are compared with {reference!r}, {why}, on {describe_split(split, finished, is_ranked=True)}"
             + (f", and Holm's correction holds over all {len(pairs)} pairs." if len(pairs) > 1 else ".")
             + (
                 " Its value is optimistic, because it was selected here."
@@ -315,7 +318,7 @@ def _write_notes(
         )
     notes += describe_left_out(reference, finished, pairs)
     notes += describe_missing(comparison.members, arms="cells")
-    return [*notes, *collect_notes(finished, describe_split(split, finished), pairs)]
+    return [*notes, *collect_notes(finished, describe_split(split, finished, is_ranked=True), pairs)]
 
 
 def _describe_luck(rows: Sequence[ArmRow]) -> str:

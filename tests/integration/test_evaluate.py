@@ -172,7 +172,7 @@ def test_validation_of_a_run_that_kept_its_last_epoch_calibrated_it_and_no_more(
     metrics = json.loads((run / "metrics.json").read_text())
     assert (metrics["selected_on"], metrics["is_selected"]) == ("PublicTest", False)
     assert metrics["temperature"]["fitted_on"] == metrics["abstain"]["chosen_on"] == "PublicTest"
-    texts = [(run / name).read_text() for name in ("report.html", "model/README.md")]
+    texts = [(run / name).read_text() for name in ("report.html", "model/MODEL_CARD.md")]
     for text in (*texts, "".join(capsys.readouterr())):
         for wrong in ("used for selection", "selected on PublicTest", "used to select", "which selected"):
             assert wrong not in text, wrong

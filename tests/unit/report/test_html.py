@@ -169,7 +169,7 @@ def test_calibration_and_abstaining_are_told_in_numbers(tmp_path, run_maker):
     ("protocol", "words"),
     [
         ("paper, split: after_balance", "protocol paper (after_balance)"),
-        ("resplit, select_on: 0.1", "protocol resplit, selected on 10 % of training"),
+        ("resplit, select_on: 0.1", "protocol resplit, validation is 10 % of training"),
     ],
 )
 def test_what_was_asked_is_told_from_the_config(tmp_path, run_maker, protocol, words):

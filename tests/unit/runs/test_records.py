@@ -139,6 +139,7 @@ def test_keys_that_a_record_does_not_know_are_left_out(tmp_path):
         ({"test": SCORES | {"accuracy": {"value": None}}}, r"test\.accuracy"),
         ({"test": SCORES | {"accuracy": {"value": 0.5, "low": None, "high": 0.6}}}, r"test\.accuracy"),
         ({"test": SCORES | {"per_class": {"a": {"n": 3, "intervals": {"recall": [0.5]}}}}}, "test.*recall"),
+        ({"test": SCORES | {"per_class": {"a": {"n": 3, "intervals": {"recall": [None, 0.5]}}}}}, "test.*recall"),
         ({"test": MATRIX | {"confusion": [[1, 2]]}}, "test"),
         ({"test": MATRIX | {"confusion": [[1], [2]]}}, "test"),
         ({"test": MATRIX | {"confusion": [[1, 2], [3, 5]]}}, "test"),

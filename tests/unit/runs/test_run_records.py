@@ -76,7 +76,7 @@ def test_openings_of_the_test_split_are_counted_and_those_of_other_data_on_their
     (tmp_path / "log.jsonl").write_text("\n".join(map(json.dumps, [*lines, {"event": "created"}])))
     assert count_openings(tmp_path) == 5
     (tmp_path / "data.json").write_text(json.dumps({"splits": splits}))
-    assert (count_openings(tmp_path), count_openings(tmp_path, "x")) == (0, 2)
+    assert (count_openings(tmp_path), count_openings(tmp_path, "x")) == (1, 2)
     (tmp_path / "data.json").write_text(json.dumps({"splits": {**splits, "test": test}}))
     assert (count_openings(tmp_path), count_openings(tmp_path, "own"), count_openings(tmp_path, "x")) == (2, 2, 2)
     assert count_openings(tmp_path, "never opened") == 0
