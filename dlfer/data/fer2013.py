@@ -12,7 +12,15 @@ import numpy as np
 from dlfer.config.names import FER2013_LABELS
 from dlfer.config.sections import DataConfig
 from dlfer.data.bundle import DataBundle, Reading, Split, name_cache, read_cache, write_cache
-from dlfer.data.fer2013_csv import CSV_NAMES, SIDE, USAGES, Rows, describe_unread_columns, read_csv
+from dlfer.data.fer2013_csv import (
+    SIDE,
+    USAGES,
+    Rows,
+    describe_unread_columns,
+    describe_unread_csvs,
+    find_csvs,
+    read_csv,
+)
 from dlfer.data.files import Tally
 from dlfer.data.folder import UNREADABLE, load_splits, scan_folder
 from dlfer.data.labels import compute_label_map, map_targets
@@ -47,11 +55,10 @@ def load_fer2013(config: DataConfig) -> DataBundle:
         raise MissingDataError(describe_missing(path))
     if path.is_file():
         return _load_csv(path, config)
-    found = [name for name in CSV_NAMES if (path / name).is_file()]
+    found = find_csvs(path)
     if found:
-        bundle = _load_csv(path / found[0], config)
-        unread = f"{', '.join(found[1:])} beside {found[0]} was not read; to read another file, name it in data.path."
-        return dataclasses.replace(bundle, notes=(*bundle.notes, unread)) if found[1:] else bundle
+        bundle = _load_csv(found[0], config)
+        return dataclasses.replace(bundle, notes=(*bundle.notes, *describe_unread_csvs(path, "data.path")))
     if not any(child.is_dir() for child in path.iterdir()):
         raise MissingDataError(describe_missing(path))
     return _load_folders(path, config)

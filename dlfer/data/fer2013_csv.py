@@ -53,6 +53,19 @@ class Rows:
     skipped: np.ndarray
 
 
+def find_csvs(folder: Path) -> list[Path]:
+    """Return the csv files of the whole of FER2013 in a folder; the first is the one that is read where none is named."""
+    return [folder / name for name in CSV_NAMES if (folder / name).is_file()]
+
+
+def describe_unread_csvs(folder: Path, option: str) -> tuple[str, ...]:
+    """Return a note about those that are not read, if there are any; `option` is what names a file."""
+    read, *others = [str(path.relative_to(folder)) for path in find_csvs(folder)] or [""]
+    return (f"{', '.join(others)} beside {read} was not read; to read another file, name it in {option}.",) * bool(
+        others
+    )
+
+
 def read_csv(path: Path, *, skip_unreadable: bool, usage: str | None) -> Rows:
     """Read a csv row by row.
 

@@ -16,7 +16,7 @@ from typing import Literal
 
 from dlfer.config.load import load_experiment, resolve_path
 from dlfer.config.sections import DataConfig
-from dlfer.data.fer2013_csv import CSV_NAMES, USAGES
+from dlfer.data.fer2013_csv import USAGES, find_csvs
 from dlfer.data.files import PICTURE_SUFFIXES, find_kind
 from dlfer.errors import DataError, DlferError, MissingDataError, UserError, shorten
 from dlfer.runs.text import find_delimiter, open_text
@@ -79,7 +79,7 @@ def recognise(path: Path | str) -> Kind | Literal["pictures"]:
     if path.is_dir():
         if (path / "run.json").is_file() or (path / "artifact.json").is_file():
             raise DataError(f"{path}: found the folder of a run or a model, {EXPECTED}.")
-        return "csv" if _find_csv(path) is not None else "folder"
+        return "csv" if find_csvs(path) else "folder"
     if not path.is_file():
         raise MissingDataError(f"{path}: there is no such file or folder; {EXPECTED}.")
     if find_kind(path) in ("picture", "video", "heif"):
@@ -119,7 +119,7 @@ def open_data(path: Path | str) -> Iterator[GivenData]:
         stage = load_experiment(path).finetune
         yield GivenData(path, kind, stage.data, stage.image_size)
     elif kind == "csv":
-        csv = (_find_csv(path) or path) if path.is_dir() else path
+        csv = find_csvs(path)[0] if path.is_dir() else path
         yield GivenData(path, kind, DataConfig(source="fer2013", path=str(csv)), csv=csv)
     else:
         yield GivenData(path, kind, DataConfig(source=kind, path=str(path)))
@@ -139,10 +139,6 @@ def parse_split(text: str | None, allowed: tuple[str, ...] = SPLITS) -> str | No
         official = ", ".join(OFFICIAL[name] for name in allowed)
         raise UserError(f"--split {text}: expected {' or '.join(allowed)} (of FER2013 also {official}).")
     return split
-
-
-def _find_csv(folder: Path) -> Path | None:
-    return next((folder / name for name in CSV_NAMES if (folder / name).is_file()), None)
 
 
 def _recognise_zip(path: Path) -> Literal["arrays", "csv", "pictures"]:
