@@ -236,7 +236,7 @@ def _keep_official(bundle: DataBundle, config: DataConfig) -> DataBundle:
         return dataclasses.replace(bundle, protocol="official", selected_on=bundle.validation.name)
     fraction, notes = config.select_on or VALIDATION_FRACTION, bundle.notes
     if config.select_on is None:
-        notes += (f"The data has no validation split: {fraction:.0%} of {bundle.train.name} is the validation split.",)
+        notes += (f"The data has no validation split: {fraction:.0%} of {bundle.train.name} serves as one.",)
     test = bundle.test
     if test is None:
         test = bundle.validation

@@ -29,7 +29,7 @@ from dlfer.data.files import fold_name
 from dlfer.data.given import GivenData, parse_split
 from dlfer.data.labels import CANONICAL, map_targets
 from dlfer.data.sources import load_data
-from dlfer.errors import ConfigError, DataError, MissingDataError, UserError
+from dlfer.errors import ConfigError, DataError, MissingDataError, ModelError, UserError
 from dlfer.experiment.extras import PLAIN, Extras, check_extras, choose_changes, compute_extra_metrics, keep_extras
 from dlfer.experiment.lineage import trace_model
 from dlfer.experiment.splits import JudgedDuplicates, find_judged_duplicates
@@ -264,7 +264,9 @@ def _is_selected(metrics: Metrics | None, about: About | None) -> bool:
 
 def _is_selected_in(folder: Path) -> bool:
     """Tell so of the model of a run, or of the shipped one in a folder."""
-    record = ArtifactRecord.read(folder) or ArtifactRecord.read(folder / "model")
+    record = None
+    with contextlib.suppress(ModelError):  # damaged
+        record = ArtifactRecord.read(folder) or ArtifactRecord.read(folder / "model")
     return _is_selected(read_metrics(folder), None if record is None else record.about)
 
 

@@ -116,7 +116,7 @@ def _find_artifact(name: str | Path, engine: str | None) -> Path | None:
     try:
         return find_model(name)
     except ModelError:
-        if engine is None and _is_export(name):
+        if engine is None and isinstance(name, str | Path) and _is_export(name):
             raise UserError(
                 f"{name}: is an export; say what runs it with --engine: onnx, openvino or litert."
             ) from None

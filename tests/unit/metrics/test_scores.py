@@ -98,7 +98,7 @@ def test_the_metrics_file_has_all_parts():
         without_duplicates_ids=test.ids[30:].tolist(),
     ).as_json()
     assert list(file) == [
-        *("protocol", "banner", "selected_on", "test", "test_without_duplicates", "duplicates"),
+        *("protocol", "banner", "selected_on", "is_selected", "test", "test_without_duplicates", "duplicates"),
         *("validation", "validation_without_duplicates", "train"),
         *("temperature", "abstain", "test_opened", "headline", "views", "groups"),
     ]
