@@ -593,9 +593,9 @@ def walk(values, path=()):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(10))
-def test_damaged_metrics_end_a_report_in_words(run_maker, tmp_path, seed):
+def test_damaged_metrics_end_a_report_in_words(run_maker, model_writer, tmp_path, seed):
     """Whatever stands in place of one value: there is a report, or the file is named."""
-    run = run_maker(tmp_path / "run")
+    run = model_writer(run_maker(tmp_path / "run"))
     values, rng = json.loads((run / "metrics.json").read_text()), np.random.default_rng(seed)
     paths = [path for path in walk(values) if path[0] != "schema"]
     for depth in (3, 4, 5, 6):
