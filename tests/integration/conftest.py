@@ -44,8 +44,8 @@ def command(*arguments: object) -> list[str]:
 
 
 def environment(**given: str) -> dict[str, str]:
-    """Return the environment of a subprocess that finds this checkout, and in which no level of logging is set."""
-    kept = {name: value for name, value in os.environ.items() if name != "TF_CPP_MIN_LOG_LEVEL"}
+    """Return the environment of a subprocess that finds this checkout, with no level of logging and no data of the machine's."""
+    kept = {name: value for name, value in os.environ.items() if name not in ("TF_CPP_MIN_LOG_LEVEL", "DLFER_DATA")}
     return {**kept, "PYTHONPATH": str(ROOT), **given}
 
 
