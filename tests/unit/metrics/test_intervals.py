@@ -310,3 +310,10 @@ def test_detection_at_a_tie_is_rarely_certain():
 def test_of_two_classes_macro_specificity_is_macro_recall():
     found = iv.compute_average_intervals(np.array([[30, 10], [8, 60]]))
     assert found["macro_specificity"] == found["macro_recall"]
+
+
+def test_losses_that_are_almost_equal_have_an_interval():
+    """Their spread to the third power is 0 in float64, which was divided by."""
+    losses = 1e-120 * np.arange(1.0, 21.0)
+    low, high = iv.compute_skew_interval(losses)
+    assert 0 <= low <= losses.mean() <= high
