@@ -2,6 +2,7 @@
 
     python benchmarks/train_step.py                                     # the table of results/
     python benchmarks/train_step.py efficientnet_b3:224:32 --rounds 3   # NAME:SIZE:BATCH
+    python benchmarks/train_step.py efficientnet_lite2:64:64 --xla      # dlfer's step compiled by XLA, too
 
 Both have the same weights and images, and Adam at the same rate. What differs: BatchNorm's kernel
 (dlfer/model/training_kernels.py), how a depthwise filter of 5x5 gets its gradient (dlfer/model/training_kernels.py), and how the optimiser
@@ -51,28 +52,31 @@ def build_ours(name: str) -> tuple[keras.Model, keras.optimizers.Optimizer]:
     return build_backbone(name), build_optimizer(OptimizerConfig(name="adam"), RATE, clip=None, ema=None)
 
 
-def make_step(build: Callable, name: str, images: tf.Tensor, targets: tf.Tensor) -> Callable[[], float]:
-    """Return a call that trains one step and returns its loss."""
+def make_step(
+    build: Callable, name: str, images: tf.Tensor, targets: tf.Tensor, *, jit: bool = False
+) -> Callable[[], float]:
+    """Return a call that trains one step, compiled by XLA if `jit`, and returns its loss."""
     keras.utils.set_random_seed(0)
     backbone, optimizer = build(name)
     pixels = keras.Input(images.shape[1:])
     logits = keras.layers.Dense(7)(keras.layers.GlobalAveragePooling2D()(backbone(pixels)))
     model = keras.Model(pixels, logits)
     loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
-    model.compile(optimizer, loss, jit_compile=False)
+    model.compile(optimizer, loss, jit_compile=jit)
     return lambda: float(model.train_on_batch(images, targets))
 
 
-def measure(case: str, rounds: int) -> dict:
-    """Return images a second both ways and their ratio, for NAME:SIZE:BATCH."""
+def measure(case: str, rounds: int, *, xla: bool = False) -> dict:
+    """Return images a second of each way and the ratios to dlfer's, for NAME:SIZE:BATCH."""
     name, size, batch = case.split(":")[0], *map(int, case.split(":")[1:])
     rng = np.random.default_rng(0)
     images = tf.constant(rng.normal(size=(batch, size, size, 3)).astype("float32"))
     targets = tf.constant(rng.integers(0, 7, batch))
     steps, first, losses = {}, {}, {}
-    for way, build in (("keras", build_as_keras), ("dlfer", build_ours)):
+    ways = (("keras", build_as_keras), ("dlfer", build_ours), *((("xla", build_ours),) if xla else ()))
+    for way, build in ways:
         start = time.process_time()
-        steps[way] = make_step(build, name, images, targets)
+        steps[way] = make_step(build, name, images, targets, jit=way == "xla")
         losses[way] = [steps[way]()]
         first[way] = time.process_time() - start
     for way, step in steps.items():
@@ -82,6 +86,7 @@ def measure(case: str, rounds: int) -> dict:
         "case": case,
         **{f"{way}_images_per_second": round(batch / times[way].median, 1) for way in steps},
         **describe_ratio(times["dlfer"], times["keras"]),
+        **({"xla": describe_ratio(times["dlfer"], times["xla"])} if xla else {}),
         "cpu_ratio": round(times["keras"].median_cpu / times["dlfer"].median_cpu, 3),
         **{f"{way}_cpu_seconds_to_first_step": round(first[way], 1) for way in steps},
         "rounds": rounds,
@@ -92,13 +97,14 @@ def measure(case: str, rounds: int) -> dict:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", default=CASES, metavar="NAME:SIZE:BATCH")
+    parser.add_argument("--xla", action="store_true", help="also time dlfer's step compiled by XLA")
     add_options(parser, rounds=7)
     given = parser.parse_args()
     rows: list[dict] = []
     # What TensorFlow loads when it is first used is no way's own.
     measure("resnet_nano:32:2", rounds=1)
     for case in given.cases:
-        tell_row(measure(case, given.rounds), rows)
+        tell_row(measure(case, given.rounds, xla=given.xla), rows)
         keras.backend.clear_session()
     write_figures(given.json, rows, "tensorflow-cpu", "tensorflow", "keras", "numpy")
 

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from dlfer.cli.options import Data, Force, Html, Json, Runs, SplitName, complete_models, find_file, print_result, say
+from dlfer.cli.options import (
+    STDOUT,
+    Data,
+    Force,
+    Html,
+    Json,
+    Runs,
+    SplitName,
+    complete_models,
+    find_file,
+    print_result,
+    say,
+)
+from dlfer.errors import UserError
 
 
 def compare(
@@ -36,6 +50,7 @@ def compare(
     from dlfer.runs.records import SCHEMA
     from dlfer.study.compare import compare_runs, find_entry
 
+    _check_json_file(json_out, folder)
     inputs = [data, *(find_entry(name, folder).path for name in names)]
     check_outputs({"--json": find_file(json_out), "--html": html_out}, inputs, force=force)
     comparison = compare_runs(names, split=split, data=data, folder=folder, say=say)
@@ -45,3 +60,18 @@ def compare(
 
         write_models_page(html_out, comparison)
         say(f"written: {html_out}")
+
+
+def _check_json_file(json_out: Path | None, folder: Path | None) -> None:
+    """Raise UserError if the word after --json is a run or a model, which would be left out of the comparison."""
+    from dlfer.study.compare import find_entry
+
+    if json_out in (None, STDOUT) or json_out.suffix == ".json":
+        return
+    try:
+        find_entry(str(json_out), folder)
+    except UserError:
+        return
+    raise UserError(
+        f"--json {json_out}: found a run or model; expected a file to write. Put --json last, or before a file."
+    )

@@ -165,6 +165,7 @@ def _compare_pairs(matched: Sequence[Predictions], names: Sequence[str], level: 
                 a=result.names[0],
                 b=result.names[1],
                 difference=_to_fractions(result.difference),
+                unit="fraction",
                 mcnemar=McNemar(b=result.a_only, c=result.b_only, p=result.p_value, method=result.test),
                 p_holm=p_holm,
                 required_n=result.required_n,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field
 
@@ -104,19 +104,21 @@ class ArmPair(PairedTest):
 
     Attributes:
         part: the split.
+        unit: of the difference, of its interval and of the standard deviations.
         sentence: the verdict; "" where an earlier version wrote one in other words, and it is to be written again.
     """
 
     a: str
     b: str
     part: str | None = None
+    unit: Literal["percentage points"] = "percentage points"
     sentence: str = ""
 
     @classmethod
     def of(cls, test: PairedTest, **fields: Any) -> Self:
         """Return the pair of arms that a test compared, with further fields."""
         given = {name: getattr(test, name) for name in test.model_fields_set}
-        return cls(**given | {"a": test.names[0], "b": test.names[1]} | fields)
+        return cls(**given | {"a": test.names[0], "b": test.names[1], "unit": "percentage points"} | fields)
 
 
 class FoldResult(Record):

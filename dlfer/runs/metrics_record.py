@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -245,6 +245,7 @@ class ModelPair(Record):
 
     Attributes:
         difference: of the accuracies, a - b, in -1..1.
+        unit: of the difference and of its interval.
         p_holm: p value corrected for all pairs of the comparison.
         required_n: images that a difference as large would need; None: no number is enough.
         part: the split, where that is not said elsewhere.
@@ -254,6 +255,7 @@ class ModelPair(Record):
     a: str
     b: str
     difference: KnownEstimate
+    unit: Literal["fraction"] = "fraction"
     mcnemar: McNemar
     p_holm: float | None = None
     required_n: int | None = None

@@ -105,6 +105,7 @@ def test_comparison_has_table_differences_and_sentences(ablation):
     assert comparison["judged_on"] == "test"
     page = (ablation / "report.html").read_text()
     assert comparison["paired"][0]["sentence"][:40] in page
+    assert comparison["paired"][0]["unit"] == "percentage points"
     assert "http://" not in page.replace("http://www.w3.org", "")
 
 

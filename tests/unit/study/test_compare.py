@@ -159,6 +159,7 @@ def test_seeds_of_one_experiment_are_a_system(make_run):
     assert len(result.pairs) == 10
     assert result.cochran_q.df == 4
     pair = result.system_pairs[0]
+    assert pair.as_json()["unit"] == "percentage points"
     assert pair.num_seeds == 2
     assert "2 seeds, n = 300" in pair.sentence
     text = format_comparison(result)
@@ -335,6 +336,15 @@ def test_an_unknown_name_lists_runs_and_models(shipped):
         compare_runs(["drawn", "mni"])
 
 
+@pytest.mark.parametrize("name", ["drawn", "mine"])
+def test_a_run_or_model_after_json_is_not_taken_for_the_file(shipped, capsys, name):
+    with pytest.raises(SystemExit) as done:
+        main(["compare", "--json", name, "drawn", "mine"])
+    assert done.value.code == 2
+    assert f"--json {name}: found a run or model; expected a file to write" in capsys.readouterr().err
+    assert not Path(name).is_file()
+
+
 def test_a_comparison_is_written_as_a_page_and_printed_as_json(shipped, capsys):
     for words in (["--html", "c.html"], ["--json"]):
         with pytest.raises(SystemExit) as done:
@@ -342,4 +352,5 @@ def test_a_comparison_is_written_as_a_page_and_printed_as_json(shipped, capsys):
         assert done.value.code == 0
     assert "mine predicted" in Path("c.html").read_text()
     out = capsys.readouterr().out
-    assert json.loads(out[out.index('{\n  "schema"') :])["n_common"] == 28
+    written = json.loads(out[out.index('{\n  "schema"') :])
+    assert (written["n_common"], written["pairs"][0]["unit"]) == (28, "fraction")
