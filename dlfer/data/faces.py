@@ -30,9 +30,9 @@ CROP_SIDE = 96
 """An image with a side below this is taken for the crop of a face: enlarged to it, and framed."""
 
 FRAME = 0.2
-"""Of the enlarged side, on each edge. Detectors want something around a face. On images of FER2013 OpenCV's
-cascade finds one in 80 % with the frame and in 61 % without (n = 300), MTCNN in 90 % (n = 300) and in 83 % (n = 40);
-centerface in 97 % with a black frame and in 94 % with the repeated edge that the others get (score 0.2, n = 600)."""
+"""Of the enlarged side, on each edge: detectors want something around a face. Of 3,589 images of FER2013, OpenCV's cascade finds a face in
+77 % with the frame and in 61 % without, MTCNN in 87 and 83 %, centerface in 96 % with its black frame and in 94 % without
+(benchmarks/crop_faces.py, results/found_faces.md)."""
 
 MIN_SCORES = (0.5, 0.25)
 """Of centerface: what the score of a face has to exceed in a photo, and in the crop of a face, where there is one."""

@@ -385,7 +385,12 @@ def _compute_metrics(
         folder=run.path / "predictions" / "views",
         known=_collect_known(config, fitted, names),
     )
-    more: dict[str, object] = {"views": found.views, "groups": found.groups, "headline": extras.headline}
+    more: dict[str, object] = {
+        "views": found.views,
+        "groups": found.groups,
+        "headline": extras.headline,
+        "is_selected": is_selected(config),
+    }
     if not isinstance(fitted, FittedEnsemble):
         milestones = judge_network_milestones(
             run, bundle, fitted, view=evaluate.headline, batch_size=evaluate.batch_size
@@ -411,7 +416,6 @@ def _compute_metrics(
         temperature=fitted.classifier.temperature_fit,
         smoke=run.is_smoke,
         test_opened=count_openings(run.path),
-        is_selected=is_selected(config),
     )
     learners = fitted.answers.members if isinstance(fitted, FittedEnsemble) else run.record.teachers
     leaks = [learner.leak for learner in learners if learner.leak]

@@ -194,7 +194,6 @@ def compute_run_metrics(
     temperature: Temperature | None = None,
     smoke: bool = False,
     test_opened: int = 0,
-    is_selected: bool = True,
 ) -> Metrics:
     """Return metrics.json of a run; the split that judges is scored once more without `duplicates`."""
     return compute_metrics_file(
@@ -203,7 +202,6 @@ def compute_run_metrics(
             protocol=bundle.protocol,
             banner=compute_banner(bundle, duplicates, smoke=smoke),
             selected_on=bundle.selected_on,
-            is_selected=is_selected,
             duplicates=None if duplicates is None else duplicates.as_record(),
             temperature=temperature,
             test_opened=test_opened,
