@@ -275,6 +275,7 @@ def draw_faces(shape: tuple[int, int], channels: int) -> np.ndarray:
     return ((noise + draw_circle(*shape, channels).astype(int)) // 2).astype(np.uint8)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aspect", ASPECTS)
 @pytest.mark.parametrize(
     "kind", ["transfer", *(pytest.param(kind, marks=pytest.mark.slow) for kind in CLASSIFIERS if kind != "transfer")]
@@ -293,6 +294,7 @@ def test_every_family_predicts_what_numpy_crops_or_pads(kind, aspect, tmp_path):
     assert randomise(loaded).aspect == aspect
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aspect", ASPECTS)
 def test_the_program_for_all_other_sizes_does_the_same(aspect, monkeypatch):
     many = build(aspect)
@@ -322,6 +324,7 @@ def test_an_ensemble_has_members_of_one_kind():
         FAMILIES["ensemble"]({"one": build("crop"), "two": build("pad")}, LABELS, config=ModelConfig(family="ensemble"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aspect", ASPECTS)
 @pytest.mark.parametrize("shape", [(64, 96), (61, 40)])
 def test_maps_lie_where_the_network_looks(shape, aspect):
@@ -344,6 +347,7 @@ def test_maps_lie_where_the_network_looks(shape, aspect):
     assert explanation.maps["gradcam"][outside].any() == (aspect == "pad")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("aspect", ASPECTS)
 def test_a_folder_of_several_sizes_is_judged_as_the_model_was_trained(aspect, tmp_path, monkeypatch):
     build(aspect).save(tmp_path / "model", about=About(protocol="official"))
@@ -379,6 +383,7 @@ def exports(request, tmp_path_factory):
     return classifier, out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["savedmodel", "onnx", "litert"])
 def test_exports(name, exports, tmp_path):
     classifier, out = exports
@@ -407,6 +412,7 @@ def test_exports(name, exports, tmp_path):
         assert np.allclose(list(answers.values()), model.predict(picture[None])[0], atol=2e-4)
 
 
+@pytest.mark.slow
 def test_an_export_of_before_the_choice_does_not_stretch(exports, monkeypatch):
     """Its graph scales the two axes differently, so it is given squares."""
     classifier, out = exports

@@ -19,6 +19,10 @@ from dlfer.runs.find import ARTIFACT_FILE
 
 LABELS = ("angry", "happy", "sad")
 
+# Each family is saved and loaded in the quick set, and one does everything; `make test-slow` has the rest.
+OTHERS = [pytest.param(family, marks=pytest.mark.slow) for family in names.FAMILIES if family != "transfer"]
+EVERY_FAMILY = ["transfer", *OTHERS]
+
 
 def make_classifier(family: str, *, channels: int = 1, activation: str = "softmax"):
     if family == "ensemble":
@@ -75,7 +79,7 @@ def test_saved_and_loaded_it_is_the_same(family, activation, tmp_path):
     assert json.loads((tmp_path / "model" / ARTIFACT_FILE).read_text())["input"]["dtype"] == "uint8"
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 @pytest.mark.parametrize("shape", [(3, 48, 48), (3, 30, 50, 1), (3, 64, 64, 3), (1, 16, 16), (0, 48, 48)])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_uint8_of_any_size_and_a_batch_is_its_images(family, shape, channels):
@@ -129,7 +133,7 @@ def test_unknown_format_is_refused(tmp_path):
         load_artifact(tmp_path)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_its_answers_can_be_explained(family):
     """By occlusion in every family; by Grad-CAM in every one that has a network."""
     classifier = get_classifier(family)
@@ -155,7 +159,7 @@ def test_its_answers_can_be_explained(family):
             Explainer(classifier, MapOptions(methods=("gradcam",)))
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_with_new_weights_it_answers_otherwise(family):
     classifier = get_classifier(family)
     images = draw_images((4, 48, 48))
@@ -172,9 +176,8 @@ def test_with_new_weights_it_answers_otherwise(family):
 @pytest.mark.parametrize(
     ("family", "value"),
     [
-        *((family, np.nan) for family in names.FAMILIES),
-        ("transfer", np.inf),
-        *(pytest.param(family, np.inf, marks=pytest.mark.slow) for family in names.FAMILIES if family != "transfer"),
+        *(("transfer", value) for value in (np.nan, np.inf)),
+        *(pytest.param(*other.values, value, marks=other.marks) for other in OTHERS for value in (np.nan, np.inf)),
     ],
 )
 def test_weights_that_are_not_finite_are_refused_when_loaded_and_give_no_answer(family, value, tmp_path):
@@ -191,7 +194,7 @@ def test_weights_that_are_not_finite_are_refused_when_loaded_and_give_no_answer(
         load_artifact(tmp_path / "model")
 
 
-@pytest.mark.parametrize("family", names.FAMILIES)
+@pytest.mark.parametrize("family", EVERY_FAMILY)
 def test_one_picture_a_list_and_a_path_are_predicted_as_a_batch_is(family, tmp_path):
     images = draw_images((2, 40, 40, 3))
     classifier = get_classifier(family)

@@ -27,6 +27,8 @@ from dlfer.predict.runtimes import EXPORT_FILE, FORMATS, OTHER_RUNTIMES, RUNTIME
 from dlfer.runs.artifact import ExportAbout
 from dlfer.runs.files import hash_file
 
+pytestmark = pytest.mark.slow
+
 LABELS = ("angry", "happy", "sad")
 SIZE = (40, 48)
 RUNTIME_ALONE = """

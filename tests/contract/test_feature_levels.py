@@ -29,6 +29,7 @@ from dlfer.train.plan import describe_network
 
 LABELS = ("angry", "happy", "sad")
 CUT = [("efficientnet_nano", 3), ("resnet_nano", 4), ("resnet_nano", 2)]
+CUT_ONCE = [CUT[0], *(pytest.param(*cut, marks=pytest.mark.slow) for cut in CUT[1:])]
 
 
 def build(backbone: str, level: int | None, *, image_size: int = 32, channels: int = 1, seed: int | None = None):
@@ -58,7 +59,9 @@ def compute_features(network) -> np.ndarray:
     return np.asarray(network.backbone(network.face_input(images), training=False))
 
 
-@pytest.mark.parametrize("backbone", ["mobilenet", "efficientnet_nano", "resnet_nano"])
+@pytest.mark.parametrize(
+    "backbone", [pytest.param("mobilenet", marks=pytest.mark.slow), "efficientnet_nano", "resnet_nano"]
+)
 def test_each_level_is_that_of_the_whole_backbone(backbone):
     whole = build_backbone(backbone)
     levels = BACKBONES[backbone].stages
@@ -130,7 +133,7 @@ def write_source(kind: str, backbone: str, level: int | None, folder) -> tuple[o
     return network, str(folder / "whole.weights.h5")
 
 
-@pytest.mark.parametrize(("backbone", "level"), CUT)
+@pytest.mark.parametrize(("backbone", "level"), CUT_ONCE)
 @pytest.mark.parametrize(("kind", "longer"), [("run", None), ("model", 5), ("file", None), ("run", 0)])
 def test_what_remains_is_loaded_and_what_is_left_out_is_listed(backbone, level, kind, longer, tmp_path):
     # 0: the source ends where the network does.
@@ -153,6 +156,7 @@ def test_what_remains_is_loaded_and_what_is_left_out_is_listed(backbone, level, 
     assert ("left out by model.feature_level" in record.describe()[0]) == bool(record.left_out)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["run", "model"])
 @pytest.mark.parametrize("other", [pytest.param("resnet18", marks=pytest.mark.slow), "efficientnet_nano"])
 def test_weights_of_another_backbone_are_refused_though_what_remains_could_be_among_them(kind, other, tmp_path):
@@ -174,9 +178,7 @@ def test_a_source_that_ends_before_is_refused(level, tmp_path):
         carry_backbone(folder, build("resnet_nano", level)[0])
 
 
-@pytest.mark.parametrize(
-    ("backbone", "level"), [CUT[0], *(pytest.param(*cut, marks=pytest.mark.slow) for cut in CUT[1:])]
-)
+@pytest.mark.parametrize(("backbone", "level"), CUT_ONCE)
 def test_saved_and_loaded_it_is_the_same_and_has_its_onnx_file(backbone, level, tmp_path):
     classifier = get_classifier(backbone, level)
     images = draw_faces(6, seed=0)
@@ -188,7 +190,9 @@ def test_saved_and_loaded_it_is_the_same_and_has_its_onnx_file(backbone, level, 
         assert np.abs(load_engine(tmp_path / "model", engine).predict(images) - expected).max() < 1e-4
 
 
-@pytest.mark.parametrize("form", EXPORTERS)
+@pytest.mark.parametrize(
+    "form", [pytest.param(form, marks=() if form == "onnx" else pytest.mark.slow) for form in EXPORTERS]
+)
 def test_every_format_holds_it(form, tmp_path):
     classifier = get_classifier("efficientnet_nano", 3)
     sample = Sample(draw_faces(20, seed=0), "drawn faces", draw_faces(20, seed=1), "other drawn faces")
@@ -198,6 +202,7 @@ def test_every_format_holds_it(form, tmp_path):
     assert found.shape == (4, 3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("backbone", "level"), CUT)
 @pytest.mark.parametrize("where", ["auto", "last", "1"])
 def test_maps_and_blocks_are_of_the_levels_that_are_there(backbone, level, where):

@@ -174,6 +174,7 @@ def test_without_ef_fer1_there_is_nothing_to_leave_out(small, tmp_path):
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.slow
 def test_a_run_that_did_not_learn_says_so_in_the_terminal_and_on_its_page(small, tmp_path, capsys):
     overrides = {**FAST, "pretrain": None, "finetune.epochs": 1, "finetune.optimizer.learning_rate": 1e-12}
     path = run_experiment(small, RunOptions(overrides=overrides, out=tmp_path / "runs"))

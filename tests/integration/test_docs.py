@@ -85,6 +85,7 @@ PAGES = {
 BLOCKS = [block for blocks in PAGES.values() for block in blocks]
 COMMANDS = [(block, command) for block in BLOCKS if block.language == "sh" for command in block.commands]
 FAST = [page for page, blocks in PAGES.items() if any(b.how == "" and b.language in ("sh", "python") for b in blocks)]
+FIRST_READ = ("README.md", "docs/get-started.md")
 SLOW = [page for page, blocks in PAGES.items() if any(b.how in ("slow", "server") for b in blocks)]
 
 
@@ -290,7 +291,9 @@ def _wait_until_ready(server: subprocess.Popen, port: int) -> None:
     raise AssertionError("the server is not ready after five minutes")
 
 
-@pytest.mark.parametrize("page", FAST)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=() if page in FIRST_READ else pytest.mark.slow) for page in FAST]
+)
 def test_light_blocks_run(page, drawn, tmp_path):
     place = tmp_path / "place"
     shutil.copytree(drawn, place)

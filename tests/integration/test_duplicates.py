@@ -21,6 +21,8 @@ from dlfer.report.terminal import format_estimate, format_metrics
 from dlfer.runs.listeners import RunOptions
 from dlfer.runs.metrics_record import Metrics
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = """
 experiment: {{name: planted}}
 model: {{backbone: efficientnet_nano}}
@@ -231,7 +233,6 @@ def check_leak(run: Path) -> None:
         assert "Leak: 16 of 16 test images have a duplicate in the data of EF-FER1" in (run / file).read_text(), file
 
 
-@pytest.mark.slow
 def test_evaluate_counts_what_ef_fer1_has_seen_as_the_run_does(trained, leaky):
     check_leak(trained)
     found, own = evaluate_model(str(trained)), Metrics.require(trained)
@@ -245,7 +246,6 @@ def test_evaluate_counts_what_ef_fer1_has_seen_as_the_run_does(trained, leaky):
         away.rename(leaky / "leaky.npz")
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("is_backbone", [False, True])
 def test_the_data_behind_weights_of_a_run_is_counted(is_backbone, trained, leaky):
     weights = trained / "pretrain" if is_backbone else start_small(leaky, "before", PLAIN + finetune(leaky, "leaky"))
@@ -258,7 +258,6 @@ def ensemble(folder: Path, name: str, members: str) -> Path:
     return start_small(folder, name, text + finetune(folder))
 
 
-@pytest.mark.slow
 def test_an_ensemble_carries_what_ef_fer1_of_a_member_has_seen(trained, leaky):
     run = ensemble(leaky, "both", f"{{name: p, model: {trained}}}, {{name: q, model: {trained}}}")
     check_leak(run)
@@ -267,7 +266,6 @@ def test_an_ensemble_carries_what_ef_fer1_of_a_member_has_seen(trained, leaky):
     assert evaluate_model(str(run)).duplicates == Metrics.require(run).duplicates
 
 
-@pytest.mark.slow
 def test_no_member_is_trained_where_a_given_one_does_not_fit(trained, leaky):
     new = "{name: new, set: {model.backbone: resnet_nano}}"
     with np.load(leaky / "own.npz") as found:

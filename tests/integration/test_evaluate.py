@@ -24,6 +24,8 @@ from dlfer.runs.listeners import RunOptions
 from dlfer.runs.run import Run
 from dlfer.runs.run_records import ExtraMetrics, read_metrics
 
+pytestmark = pytest.mark.slow
+
 EXPERIMENT = """
 experiment: {{name: judged}}
 model: {{backbone: efficientnet_nano}}
@@ -163,7 +165,6 @@ def test_usage_chooses_the_split(run, work):
     assert found["duplicates"]["in_train"]["any"] == 0
 
 
-@pytest.mark.slow
 def test_validation_of_a_run_that_kept_its_last_epoch_calibrated_it_and_no_more(work, capsys):
     capsys.readouterr()  # of the run that every test here uses
     file = work / "last.yaml"
@@ -182,7 +183,6 @@ def test_validation_of_a_run_that_kept_its_last_epoch_calibrated_it_and_no_more(
     assert found.describe_selection() == "nothing (the last epoch was kept)"
 
 
-@pytest.mark.slow
 def test_a_shipped_model_knows_what_selected_it_and_its_duplicates(run, work):
     """Its run need not be there: the splits' fingerprints travel with it, and the csv has its training images."""
     shipped = ship_model(run, work / "shipped", name="small")
@@ -247,7 +247,6 @@ def test_a_split_that_the_data_does_not_have_is_refused(run, folders):
         evaluate_model(str(run), split="tests")
 
 
-@pytest.mark.slow
 def test_a_zip_is_judged_as_what_it_holds(run, work, folders):
     """The pictures of the folder, and the csv of FER2013."""
     for name, files in (("folders", folders.rglob("*.png")), ("fer", [work / "fer.csv"])):

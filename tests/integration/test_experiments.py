@@ -88,6 +88,7 @@ def test_the_schema_for_editors_is_the_one_of_the_code():
     assert all("$schema=schema.json" in file.read_text().splitlines()[0] for file in FILES)
 
 
+@pytest.mark.slow
 def test_dry_run_prints_derived_numbers_and_leaves_nothing(tmp_path):
     done = dlfer("run", ROOT / "experiments" / "quickstart.yaml", "--smoke", "--dry-run", "--out", tmp_path / "runs")
     assert done.returncode == 0, done.stderr

@@ -162,6 +162,7 @@ def hub(tmp_path):
     server.server_close()
 
 
+@pytest.mark.slow
 def test_a_model_of_the_hub_predicts_and_is_kept_in_the_cache(hub):
     words = ("predict", ROOT / "docs" / "astronaut.jpg", "--model", "hf://org/model")
     for given in ({}, {"HF_HUB_OFFLINE": "1"}):
@@ -177,6 +178,7 @@ def test_a_model_of_the_hub_predicts_and_is_kept_in_the_cache(hub):
     assert hub(*words).returncode == 0, "without a network the cache is enough"
 
 
+@pytest.mark.slow
 def test_a_revision_is_taken_and_what_the_hub_does_not_have_is_named(hub):
     photo = ROOT / "docs" / "astronaut.jpg"
     assert hub("predict", photo, "--model", "hf://org/model@v1").returncode == 0
@@ -212,6 +214,7 @@ def leave_the_folder(folder: Path) -> None:
     (folder / "artifact.json").write_text(json.dumps(values))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "words"),
     [

@@ -63,6 +63,7 @@ kinds = st.sampled_from(["both", "even", "odd"])
 leaves = st.sampled_from([(1, 3), (2, 5), (8, 4096), (64, 4096)])
 
 
+@pytest.mark.slow
 @settings(max_examples=120)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 120), plants, decays, kinds, leaves, st.booleans())
 def test_pairs_are_those_of_all_pairs(seed, count, planted, decay, kind, sizes, apart):

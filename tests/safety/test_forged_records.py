@@ -100,6 +100,7 @@ def copied(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [RECORDS[0], *(pytest.param(name, marks=pytest.mark.slow) for name in RECORDS[1:])])
 def test_every_value_of_a_record_may_be_anything(copied, runtime, name):
     file = copied / name
@@ -118,6 +119,7 @@ def test_every_value_of_a_record_may_be_anything(copied, runtime, name):
     use(copied)
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_several_values_may_be_anything(copied, runtime, data):

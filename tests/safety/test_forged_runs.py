@@ -145,19 +145,25 @@ def list_studies(runs: list[Path]) -> list[Path]:
     return sorted(runs[0].parent.glob("*-ccc-*"))
 
 
+def mark_slow(names, but):
+    return [pytest.param(name, marks=() if name == but else pytest.mark.slow) for name in names]
+
+
 def test_what_is_forged_here_is_used_when_it_is_whole(runs):
     use_run(runs[0])
     for study in list_studies(runs):
         use_study(study)
 
 
-@pytest.mark.parametrize("name", [*JSON, *TEXTS, "predictions/test.npz"])
+@pytest.mark.parametrize("name", mark_slow([*JSON, *TEXTS, "predictions/test.npz"], but="metrics.json"))
 def test_a_file_of_a_run_may_hold_anything(runs, name):
     for contents in NOTHING:
         forge(runs[0] / name, contents, (name, contents[:20]), use_run, runs[0])
 
 
-@pytest.mark.parametrize("name", ["run.json", "comparison.json", "members.csv", "config.yaml"])
+@pytest.mark.parametrize(
+    "name", mark_slow(["run.json", "comparison.json", "members.csv", "config.yaml"], but="run.json")
+)
 def test_a_file_of_a_study_may_hold_anything(runs, name):
     for study in list_studies(runs):
         for contents in NOTHING:
@@ -220,9 +226,8 @@ MISSING = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "value", [-5.0, *(pytest.param(value, marks=pytest.mark.slow) for value in (None, ..., "x", []))]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("value", [-5.0, None, ..., "x", []])
 def test_what_a_verdict_is_drawn_from_may_be_missing(runs, value):
     for study in list_studies(runs):
         file = study / "comparison.json"

@@ -246,6 +246,7 @@ def test_hostile_weights_are_refused_and_the_network_stays_as_it_was(change, tmp
     assert all(np.array_equal(old, new) for old, new in zip(before, network.get_weights(), strict=True))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".weights.h5", ".h5", ".keras"])
 def test_weights_are_read_as_they_were_written(tmp_path, suffix):
     path, source, network = tmp_path / f"a{suffix}", make_network(), make_network()
@@ -345,6 +346,7 @@ def test_hostile_archives_are_refused(tmp_path, changes, names, message):
     assert not list(tmp_path.parent.glob("evil*"))
 
 
+@pytest.mark.slow
 def test_a_backbone_takes_its_weights_from_a_keras_file(tmp_path):
     """As somebody with a network saves it: keras.applications.MobileNetV2(include_top=False).save(...)."""
     network = keras.applications.MobileNetV2(weights=None, include_top=False, input_shape=(None, None, 3))

@@ -6,6 +6,8 @@ import sys
 
 import numpy as np
 import pytest
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from dlfer.cli import main
 from dlfer.data.faces import Face
@@ -84,3 +86,25 @@ def draw_blocks():
         return image
 
     return draw
+
+
+@pytest.fixture
+def blank_figures(monkeypatch):
+    """Let figures be eight pixels wide, with their title and description: saving them takes most of the time of a page."""
+
+    def write(figure, path, *, title, description):
+        info = PngInfo()
+        for key, text in (("Title", title), ("Description", description), ("Kind", "chart")):
+            info.add_text(key, text)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8)).save(path, pnginfo=info)
+        return path
+
+    for module in ("report.figures", "report.pictures", "explain.figures"):
+        monkeypatch.setattr(f"dlfer.{module}.write_figure", write)
+
+
+@pytest.fixture
+def drawn_figures(blank_figures, monkeypatch):
+    """Draw them after all, in one test of a module whose figures are blank."""
+    monkeypatch.undo()

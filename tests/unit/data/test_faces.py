@@ -95,6 +95,7 @@ def test_a_small_grey_crop_is_enlarged_and_its_box_stays_inside(portrait, detect
         assert np.abs(face.eyes - expected).max() < 2.5
 
 
+@pytest.mark.slow
 def test_several_images_are_the_same_as_one_by_one(portrait, detector):
     images = [portrait, portrait[:, ::-1], np.full((60, 60, 1), 9, np.uint8), portrait[60:, 40:], portrait // 2]
     together = detect_faces_of_each(images, detector=detector)

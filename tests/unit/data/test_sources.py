@@ -335,6 +335,7 @@ def test_files_that_are_no_npz_are_refused(tmp_path):
         _load(tmp_path / "a.npy")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "folders", "expected"),
     [

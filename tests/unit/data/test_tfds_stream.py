@@ -322,6 +322,7 @@ def test_imagenet_is_checked_before_anything_starts(tmp_path):
         load(tmp_path, "imagenet2012:5.1.0")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [3, pytest.param(2, marks=pytest.mark.slow), pytest.param(4, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("training", [True, False])
 def test_hosts_share_the_images_without_overlap(train, count, training):
@@ -463,6 +464,7 @@ def test_a_test_part_too_large_for_memory_is_told(tmp_path, monkeypatch):
     assert any("test (test) is not evaluated" in note for note in bundle.notes)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["sampler", "augment"])
 def test_a_stream_is_balanced_by_repetition(train, how):
     counts = train.count_classes()

@@ -554,6 +554,7 @@ def folders(tmp_path_factory):
     return SimpleNamespace(**done)
 
 
+@pytest.mark.slow
 def test_every_output_of_a_student_names_its_teacher(folders):
     digest = ArtifactRecord.require(folders.teacher / "model").sha256["network.onnx"]
     run = RunRecord.require(folders.student)

@@ -140,6 +140,7 @@ def test_data_that_can_be_used_is_used(config, tmp_path):
     assert len(warnings) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize(
     "data",

@@ -84,6 +84,7 @@ def test_another_part_is_refused():
         randomise(make_classifier(), part="body")
 
 
+@pytest.mark.slow
 def test_maps_of_a_network_change_with_its_weights():
     explainer = Explainer(make_classifier(), MapOptions(size=16, stride=16, feature_level="3"))
     images = draw_images((3, 64, 64, 1))

@@ -225,6 +225,7 @@ def test_otsu_is_opencvs(seed):
     assert compute_otsu_threshold(grey) == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("branches", [(), ("efficientnet_nano", "resnet_nano")])
 def test_stations_have_their_form_and_the_last_features_are_those_that_are_pooled(branches, channels):

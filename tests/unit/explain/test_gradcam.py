@@ -110,6 +110,7 @@ def ask_tf_keras_vis(other, classifier, pixels, targets):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "given",
     [
@@ -159,6 +160,7 @@ def test_weights_are_those_of_finite_differences(given):
             assert np.allclose(found[row][number].values, expected[row], atol=0.02 * expected[row].max() + 1e-5)
 
 
+@pytest.mark.slow
 def test_hybrid_has_a_map_for_each_branch_and_an_ensemble_for_each_member_that_is_a_network():
     hybrid = make_classifier("hybrid", branches=("efficientnet_nano", "resnet_nano"))
     plain = make_classifier(channels=3)
@@ -182,6 +184,7 @@ def test_a_max_pooling_at_the_end_is_left_out():
     assert (cam.layer, cam.grid) == ("block4_conv3", (8, 8))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("backbone", "image_size", "level", "side"),
     [

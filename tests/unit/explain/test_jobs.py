@@ -20,6 +20,8 @@ from dlfer.explain.explanation import MapOptions
 from dlfer.runs.find import default_runs_folder
 from dlfer.runs.run import create_run
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 QUICKSTART = Path(__file__).parents[3] / "experiments" / "quickstart.yaml"
 LABELS = ("Angry", "Happy", "Sad")
 

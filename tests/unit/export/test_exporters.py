@@ -84,6 +84,7 @@ MAKERS = {
 QUICK = ("pad, crop",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", [kind if kind in QUICK else pytest.param(kind, marks=pytest.mark.slow) for kind in MAKERS]
 )
@@ -170,6 +171,7 @@ def test_a_large_network_becomes_onnx_without_a_copy_for_each_pass(tmp_path):
     assert 1024 * int(done.stdout.split()[-1]) < 25 * path.stat().st_size
 
 
+@pytest.mark.slow
 def test_a_pass_of_tf2onnx_that_fails_is_left_out(monkeypatch, tmp_path):
     import tf2onnx.graph
     import tf2onnx.optimizer
@@ -203,6 +205,7 @@ def pretend(monkeypatch):
     return start
 
 
+@pytest.mark.slow
 def test_an_export_that_disagrees_is_refused_and_the_one_before_stands(tmp_path, pretend):
     classifier = make()
     monkeypatch = pretend(classifier)

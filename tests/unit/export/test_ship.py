@@ -163,6 +163,7 @@ FILES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("research_only", [False, True])
 def test_a_model_is_pushed_with_its_card(run, hub, quick, call, monkeypatch, research_only):
     if research_only:
@@ -189,6 +190,7 @@ def test_a_model_is_pushed_with_its_card(run, hub, quick, call, monkeypatch, res
     assert ArtifactRecord.require(folder).about.name == "small"
 
 
+@pytest.mark.slow
 def test_the_metrics_of_the_card_have_intervals_in_words(run, hub, quick, call):
     accuracy = {"value": 0.5, "low": 0.25, "high": 0.75}
     (run / "metrics.json").write_text(json.dumps({"test": {"n": 16, "accuracy": accuracy, "macro_f1": accuracy}}))
@@ -234,6 +236,7 @@ def test_without_a_token_or_the_package_nothing_is_written(run, hub, quick, call
     assert list(Path().iterdir()) == []
 
 
+@pytest.mark.slow
 def test_a_push_that_fails_keeps_the_folder_and_says_how_to_repeat_it(run, hub, quick, call, monkeypatch):
     monkeypatch.setattr(hub, "error", OSError("no route to host"))
     code, _, err = call("ship", str(run), "small", "--to-hub", "org/small")
@@ -320,6 +323,7 @@ def test_two_defaults_are_refused(tmp_path, monkeypatch):
         find_default_model()
 
 
+@pytest.mark.slow
 def test_a_model_that_changes_or_is_large_is_not_shipped(run, tmp_path, monkeypatch):
     monkeypatch.setattr(ship, "load_artifact", lambda folder: None)
     monkeypatch.setattr(ship, "embed_onnx", lambda folder, run, **given: None)
@@ -366,6 +370,7 @@ def test_only_large_kernels_become_float16_and_what_does_not_fit_is_refused(tmp_
         shrink_weights(path)
 
 
+@pytest.mark.slow
 def test_the_model_of_a_smoke_run_is_marked_and_never_the_default(run, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DLFER_HOME", raising=False)
@@ -505,6 +510,7 @@ def test_a_model_without_the_file_is_computed_by_keras(tmp_path):
         load_engine(str(tmp_path / "plain"), "onnx")
 
 
+@pytest.mark.slow
 def test_answers_that_differ_leave_no_file_and_a_reason(tmp_path, images, monkeypatch):
     classifier = build()
     monkeypatch.setattr(ship, "open_onnx", lambda path: lambda images: np.full((len(images), 3), 1 / 3, np.float32))
@@ -599,6 +605,7 @@ def boosted(request, tmp_path_factory, images) -> tuple[BoostedClassifier, Path]
     return classifier, place
 
 
+@pytest.mark.slow
 def test_trees_answer_with_the_features_of_the_onnx_file(boosted, images):
     classifier, place = boosted
     record = ArtifactRecord.require(place)

@@ -56,6 +56,7 @@ def test_every_interval_of_the_scores_is_found(coverage):
     assert {"accuracy", "per_class.Disgust.recall", "selective.curve[100 %]"} <= set(found)
 
 
+@pytest.mark.slow
 def test_an_interval_that_is_too_narrow_is_noticed(coverage, monkeypatch):
     from dlfer.metrics import intervals
 

@@ -53,6 +53,7 @@ def make_classifier(boosting: BoostingConfig | None = None) -> BoostedClassifier
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pooling", ["avg", pytest.param("max", marks=pytest.mark.slow)])
 def test_features_are_the_pooled_outputs_of_the_stages(pooling):
     import keras
@@ -145,6 +146,7 @@ def test_the_last_bits_of_a_feature_decide_nothing(monkeypatch):
     assert changed < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "how", ["standard", pytest.param("none", marks=pytest.mark.slow), pytest.param("l2", marks=pytest.mark.slow)]
 )
@@ -166,6 +168,7 @@ class Trap:
         return eval, ("__import__('sys').modules.setdefault('dlfer_trap', True)",)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "contents",
     [

@@ -90,6 +90,7 @@ def test_larger_variants_keep_stem_and_head_and_the_depth_of_the_end_stages(vari
     assert ours["top_conv"][0][0][-1] == 1280
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_the_number_of_parameters_stands_in_the_table(variant):
     assert build_efficientnet_lite(variant, image_size=32, name="backbone").count_params() == (

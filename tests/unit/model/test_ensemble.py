@@ -52,6 +52,7 @@ def ask(members, images, view: str | None = None) -> np.ndarray:
     return np.stack(answers).astype(float)
 
 
+@pytest.mark.slow
 def test_members_are_combined_by_the_names_of_the_labels(members):
     images = draw_images(6, 40, 40)
     answers = ask(members, images)
@@ -80,6 +81,7 @@ def test_a_combination_is_fitted_for_each_view(members):
     assert np.allclose(found, trained["mirror"].predict(ask(members, images, "mirror")), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_it_is_saved_with_its_members_and_what_was_fitted(members, tmp_path):
     images = draw_images(5, 40, 40)
     trained = {"single": fit_combination(ask(members, images), np.array([0, 1, 2, 0, 1]))}

@@ -254,6 +254,7 @@ def test_how_images_become_squares_is_nothing_to_squares(shape, fill):
     assert np.array_equal(make_square(pixels, "pad"), pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="sizes are always known elsewhere")
 @pytest.mark.parametrize("aspect", ["crop", "pad"])
 def test_oblong_images_whose_size_is_not_known_when_the_graph_is_built(aspect):
@@ -289,6 +290,7 @@ def test_a_part_of_images_whose_size_is_not_known_when_the_graph_is_built():
         np.testing.assert_allclose(function(pixels), layer(pixels), atol=0.01)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(keras.backend.backend() != "tensorflow", reason="the others compile everything by XLA")
 @pytest.mark.parametrize("fill", ["nearest", "reflect", "constant"])
 @pytest.mark.parametrize("channels", [1, 3])

@@ -51,6 +51,7 @@ def watch_first_layers(network, monkeypatch) -> list[np.ndarray]:
     return seen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["predicts", "trains"])
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(
@@ -117,6 +118,7 @@ def test_a_saved_model_has_its_scaling_and_one_of_an_earlier_version_the_backbon
     assert np.abs(old.predict(images) - expected).max() > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("first", "second"), list(permutations(names.PIXEL_SCALINGS, 2)))
 @pytest.mark.parametrize(
     "given",

@@ -99,6 +99,7 @@ def test_concatenation_holds_each_branch_on_its_own_preprocessing(pooling):
     assert start == together.shape[-1]
 
 
+@pytest.mark.slow
 def test_a_network_of_keras_is_a_branch():
     """Its layers that pad became others, of which a copy has to be made, too."""
     backbone, _ = build_hybrid_backbone(make_config(("mobilenet", "resnet_nano")))
@@ -146,6 +147,7 @@ def test_attention_is_its_formula_and_starts_as_the_mean():
     assert np.allclose(np.asarray(layer.compute_weights(features)), weights, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("branches", [UNLIKE, pytest.param(TWICE, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("fusion", ["attention", pytest.param("concat", marks=pytest.mark.slow)])
 def test_it_is_carried_cloned_and_serialised_like_any_backbone(branches, fusion, tmp_path):
@@ -278,6 +280,7 @@ def test_a_folder_of_files_and_a_single_file_of_all_branches(tmp_path):
     assert read_backbone_record(whole)["variables"] == read_backbone_record(folder)["variables"]
 
 
+@pytest.mark.slow
 def test_two_branches_of_one_backbone_start_from_different_weights(tmp_path):
     twice = ModelConfig(family="hybrid", branches=("resnet_nano", "resnet_nano"))
     alone = build_transfer_network(ModelConfig(backbone="resnet_nano"), num_labels=1, image_size=32, channels=3)

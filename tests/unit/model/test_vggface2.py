@@ -220,6 +220,7 @@ def test_every_tensor_of_the_published_file_is_listed():
     assert used == {name: tuple(shape) for name, shape in kernels.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [64, 75])
 def test_features_are_those_of_the_graph_before_and_after_the_statistics_are_restored(file, expected, size):
     rng = np.random.default_rng(0)
@@ -391,6 +392,7 @@ def test_keys_that_do_not_go_together_are_refused(changes, text):
         build_config(**changes)
 
 
+@pytest.mark.slow
 def test_the_backbone_is_carried_over_and_the_model_says_where_it_comes_from(file, expected, tmp_path, monkeypatch):
     monkeypatch.setattr(vggface2, "list_tensors", lambda: expected)
     config = build_config(pretrain={"weights": "vggface2", "weights_file": str(file)})

@@ -13,6 +13,8 @@ from dlfer.report.html import write_report
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import ArtifactRecord, WeightsOrigin
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 FER2013 = {"finetune": {"data": {"source": "fer2013", "path": "f.csv"}}}
 
 

@@ -32,6 +32,8 @@ from dlfer.runs.metrics_record import (
 )
 from dlfer.runs.records import DataRecord, DuplicateCounts, DuplicatesRecord
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 class Page(HTMLParser):
     """The text, images and addresses of a page; raises where a tag is not closed."""
@@ -355,6 +357,7 @@ def test_unreached_thresholds_and_unfitted_temperatures_are_said(tmp_path, run_m
     assert "after the temperature" not in text
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_every_figure_has_a_text_alternative_and_the_banner(tmp_path, run_maker, extras):
     run = change_metrics(run_maker(tmp_path / "run", banner="Not a clean test – 6 duplicates."), **extras)
     augmented = np.zeros((2, 8, 8, 1), np.uint8)
@@ -452,6 +455,7 @@ def test_a_damaged_figure_is_named(tmp_path, run_maker, contents):
         write_report(run)
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_writing_twice_gives_the_same_page(tmp_path, run_maker):
     run = run_maker(tmp_path / "run")
     assert write_report(run).read_bytes() == write_report(run).read_bytes()

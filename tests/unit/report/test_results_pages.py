@@ -18,6 +18,8 @@ from dlfer.runs.comparison_record import ArmPair, ArmRow, ComparisonRecord, Seed
 from dlfer.runs.metrics_record import JudgedOn, Metrics
 from dlfer.runs.records import DuplicateCounts, DuplicatesRecord
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 HOSTILE = "<script>alert('x')</script>"
 
 

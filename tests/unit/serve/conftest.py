@@ -144,14 +144,25 @@ def make_served(engine):
     return lambda: {"one": make_model("one", engine), "two": make_model("two", Brightness())}
 
 
+def make_client(models, limits: Limits | None, **options) -> TestClient:
+    app = build_app(models, limits=limits or Limits(), **options)
+    return TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
+
+
+@pytest.fixture(scope="module")
+def client():
+    """One server for all refusals of a module: starting its decoder takes longer than answering them."""
+    with make_client({name: make_model(name, Brightness()) for name in ("one", "two")}, None) as client:
+        yield client
+
+
 @pytest.fixture
 def serve(engine, make_served):
     """Return a function that gives a client of a server with these limits and options."""
     clients = []
 
     def serve(limits: Limits | None = None, **options) -> TestClient:
-        app = build_app(make_served(), limits=limits or Limits(), **options)
-        client = TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
+        client = make_client(make_served(), limits, **options)
         client.__enter__()
         clients.append(client)
         engine.sizes.clear()

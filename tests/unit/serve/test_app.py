@@ -95,8 +95,8 @@ def client_post_two(client, contents):
         ({}, 415),
     ],
 )
-def test_a_wrong_request_is_told_what_is_wrong(serve, sent, status):
-    answer = serve().post("/v1/predict", **sent)
+def test_a_wrong_request_is_told_what_is_wrong(client, sent, status):
+    answer = client.post("/v1/predict", **sent)
     assert answer.status_code == status
     assert len(answer.json()["error"]) > 10
 
@@ -208,9 +208,9 @@ def test_tensors_of_kserve(serve, engine):
         ({"shape": [1, 100000, 100000]}, 413),
     ],
 )
-def test_a_wrong_tensor_is_refused(serve, change, status):
+def test_a_wrong_tensor_is_refused(client, change, status):
     tensor = {"name": "images", "shape": [1, 4, 4], "datatype": "UINT8", "data": [0] * 16} | change
-    answer = serve().post("/v2/models/one/infer", json={"inputs": [tensor]})
+    answer = client.post("/v2/models/one/infer", json={"inputs": [tensor]})
     assert answer.status_code == status, answer.text
 
 

@@ -77,6 +77,7 @@ def test_a_damaged_or_absent_model_is_told(tmp_path):
         load_models(["a b=c"], faces="whole", say=print)
 
 
+@pytest.mark.slow
 def test_a_trained_model_answers_as_it_does_without_a_server(tmp_path, as_base64, png):
     from starlette.testclient import TestClient
 

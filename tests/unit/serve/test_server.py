@@ -127,6 +127,7 @@ def test_at_shutdown_accepted_connections_without_a_request_are_answered(start):
     assert not thread.is_alive()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", [b"/healthz", b"/readyz", b"/nothing", b"/v1/models", b"/"])
 def test_a_server_that_stops_closes_each_connection_with_its_response(start, engine, two_faces, as_base64, path):
     server, port, _ = start()

@@ -22,6 +22,8 @@ from dlfer.study.comparison import ArrayTask
 from dlfer.study.members import open_shared_run
 from dlfer.study.sweep import SWEEP
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 def find_shared() -> Path:
     (path,) = Path("runs/small").glob("shared-*-sweep")

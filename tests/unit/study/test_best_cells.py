@@ -27,6 +27,8 @@ from dlfer.runs.run import Run, create_run
 from dlfer.study.members import Plan
 from dlfer.study.sweep import SWEEP
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 EXPERIMENT = """\
 experiment: {name: small}
 finetune:
@@ -331,6 +333,7 @@ def test_page_and_terminal_have_a_table_for_each_value_of_the_last_of_two_axes(s
         assert "sgd, dropout 0.2 0." in image.info["Description"]
 
 
+@pytest.mark.usefixtures("drawn_figures")
 def test_the_curves_are_those_of_the_chosen_members(sweep, options):
     path = SWEEP.resume(sweep(give_hits(SGD_WINS_VALIDATION), best_of="[optimizer]"), options)
     members = {row["arm"]: Path(row["path"]) for row in read_csv(path / "members.csv")}
@@ -388,6 +391,7 @@ def test_as_many_mean_curves_as_are_drawn_look_different():
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("drawn_figures")
 def test_of_many_rows_the_first_are_drawn_and_it_is_said(sweep, options):
     dropouts = [i / 100 for i in range(9)]
     grid = {"model.dropout": dropouts, "finetune.image_size": [32, 48]}

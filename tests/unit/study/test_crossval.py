@@ -24,6 +24,8 @@ from dlfer.study.comparison import ArrayTask
 from dlfer.study.crossval import CROSSVAL
 from dlfer.study.sweep import SWEEP
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 EXPERIMENT = """\
 experiment: {name: small, seed: 7}
 model: {dropout: 0.3}

@@ -7,6 +7,8 @@ import pytest
 import dlfer
 from dlfer.errors import DlferError
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 SPACE = {"search.engine": "random", "search.trials": 2, "search.space": {"model.dropout": {"between": [0.0, 0.6]}}}
 
 

@@ -20,6 +20,8 @@ from dlfer.runs.find import open_run
 from dlfer.runs.run import Run
 from dlfer.study.sweep import SWEEP
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 
 def read_csv(path: Path) -> list[dict]:
     with open(path, newline="") as file:

@@ -20,6 +20,8 @@ from dlfer.study.ablation import WITH, WITHOUT, _conclude, _plan, show_compariso
 from dlfer.study.comparison import Comparison
 from dlfer.study.runner import StudyConsole
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 EXPERIMENT = """\
 experiment: {name: faces}
 pretrain: {weights: imagenet}

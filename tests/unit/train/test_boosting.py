@@ -311,6 +311,7 @@ def draw_split(count: int = 30) -> Split:
     return Split("train", images, np.arange(count) % 3, np.array([f"a/{n:03d}" for n in range(count)]))
 
 
+@pytest.mark.slow
 def test_features_are_computed_once_and_read_from_the_file(tmp_path):
     split, extraction = draw_split(), make_extraction(tmp_path)
     first = extract_features(extraction, split, split_name="train")
@@ -369,6 +370,7 @@ class DieInFeatures(TrainingListener):
         raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [8, 16])
 def test_features_whose_file_was_deleted_are_computed_anew_although_a_process_died(tmp_path, batch_size):
     """Its record tells of the rows of the file that was deleted, or of batches of another size, not of the new one."""

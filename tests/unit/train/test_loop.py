@@ -43,6 +43,7 @@ def iterate(config, bundle, epoch=0):
     return iterate_epoch(bundle.train, config, num_labels=3, seed=5, epoch=epoch)
 
 
+@pytest.mark.slow
 def test_statistics_are_the_mean_over_batches_of_what_the_averaged_weights_produce():
     config = make_config(**GIVEN)
     loop, optimizer, network = start_loop(config)
@@ -69,6 +70,7 @@ def test_statistics_are_the_mean_over_batches_of_what_the_averaged_weights_produ
         assert any(not np.allclose(a, b) for a, b in zip(raw, weights_of(network), strict=True))
 
 
+@pytest.mark.slow
 def test_without_batches_the_statistics_are_those_of_the_raw_weights():
     config = make_config(**GIVEN)
     loop, optimizer, network = start_loop(config)
@@ -81,6 +83,7 @@ def test_without_batches_the_statistics_are_those_of_the_raw_weights():
         assert not np.array_equal(raw_gamma, np.array(norm.gamma))
 
 
+@pytest.mark.slow
 def test_frozen_statistics_stay():
     config = make_config(**GIVEN, freeze={"batch_norm": "frozen"})
     loop, optimizer, network = start_loop(config)

@@ -376,6 +376,7 @@ def test_l2_is_a_penalty_in_the_gradient_of_the_others_too(name):
     assert np.asarray(first) == pytest.approx(np.asarray(second), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_with_momentum_09_l2_acts_like_ten_times_the_decoupled_decay():
     """Keras takes the decay beside the momentum, PyTorch through it: after many steps of no gradient, w is the same."""
     ends = []

@@ -74,6 +74,7 @@ def test_statistics_that_cannot_settle_are_told(given, warns):
     assert ("model.norm_momentum" in text) == warns
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stage", "freeze", "text"),
     [
@@ -200,6 +201,7 @@ def build_blocks(config, *, image_size=64):
     return build_transfer_network(config, num_labels=5, image_size=image_size, channels=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backbone", ["resnet_nano", "efficientnet_nano", "googlenet", "mobilenet_v2"])
 def test_blocks_hold_every_parameter_once(backbone, tmp_path):
     network = build_blocks(ModelConfig(backbone=backbone))

@@ -97,6 +97,7 @@ class Recorder(Listener):
         self.epochs.append((stage, epoch, dict(values)))
 
 
+@pytest.mark.slow
 def test_listeners_hear_each_step_and_each_epoch_of_history(tmp_path):
     recorder, config = Recorder(), make_config(epochs=2, batch_size=16, image_size=32)
     job = dataclasses.replace(make_job(config, tmp_path), run_listeners=Listeners([recorder]))
@@ -144,6 +145,7 @@ def uninterrupted(tmp_path_factory):
     return result, weights_of(network)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_after", [4, *(pytest.param(step, marks=pytest.mark.slow) for step in (2, 6, 11))])
 def test_resume_is_exact(tmp_path, uninterrupted, stop_after):
     """Stopped in the head's epoch, at its end, in the middle of the next and of the last: the same weights."""
@@ -160,6 +162,7 @@ def test_resume_is_exact(tmp_path, uninterrupted, stop_after):
         assert row["train_loss"] == pytest.approx(other["train_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_finished_stage_is_not_trained_again(tmp_path):
     config = make_config(epochs=1, batch_size=16, image_size=32)
     first, second = build(), build(seed=5)
@@ -180,6 +183,7 @@ def test_a_row_that_a_killed_process_did_not_write_is_in_the_history(tmp_path):
     assert len(whole.splitlines()) == 3
 
 
+@pytest.mark.slow
 def test_a_stop_that_another_host_was_asked_for_between_two_epochs_stops_this_one(tmp_path, monkeypatch):
     wishes = []
 
@@ -195,6 +199,7 @@ def test_a_stop_that_another_host_was_asked_for_between_two_epochs_stops_this_on
     assert wishes[-1] == (False,)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("balance", "images"), [("undersample", 12), ("augment", 30), ("none", 30)])
 def test_images_of_a_step_are_those_that_balance_leaves(tmp_path, balance, images):
     """A batch of 40 holds the whole of a small split: 4 images of each class, 10 of each, or all of them."""
@@ -207,6 +212,7 @@ def test_images_of_a_step_are_those_that_balance_leaves(tmp_path, balance, image
     assert result.images == images
 
 
+@pytest.mark.slow
 def test_seeds_differ_and_repeat(tmp_path):
     config = make_config(epochs=1, batch_size=16, image_size=32, augment={"rotation": 10.0})
     found = []
@@ -230,6 +236,7 @@ def test_frozen_backbone_does_not_move_and_the_head_does(tmp_path):
     assert not np.array_equal(kernel, np.asarray(network.head.kernel))
 
 
+@pytest.mark.slow
 def test_frozen_batch_norm_keeps_its_statistics_while_kernels_move(tmp_path):
     config = make_config(epochs=1, batch_size=16, image_size=32, freeze={"batch_norm": "frozen"}, keep="last")
     network = build()
@@ -304,6 +311,7 @@ def test_a_kill_around_the_best_weights_never_keeps_those_of_an_unrecorded_epoch
     assert all(np.array_equal(one, other) for one, other in zip(weights_of(network), expected, strict=True))
 
 
+@pytest.mark.slow
 def test_checkpoints_and_best_weights_are_flushed_to_the_disk(tmp_path, monkeypatch):
     flushed, order = set(), []
     sync, name = os.fsync, os.replace
@@ -342,6 +350,7 @@ def test_early_stopping_ends_and_plateau_lowers_the_rate(tmp_path):
     assert [row["learning_rate"] for row in result.history] == pytest.approx([1e-9, 1e-9, 5e-10])
 
 
+@pytest.mark.slow
 def test_a_head_that_no_longer_improves_does_not_end_the_stage_before_the_backbone_is_trained(tmp_path):
     config = make_config(
         epochs=5,
@@ -359,6 +368,7 @@ def test_a_head_that_no_longer_improves_does_not_end_the_stage_before_the_backbo
 STEP = {"optimizer": {"name": "sgd", "learning_rate": 4e-3}, "schedule": {"name": "step", "factor": 0.1}}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "head_epochs", "expected"),
     [
@@ -408,6 +418,7 @@ class SumOfLogits(keras.losses.Loss):
         return keras.ops.sum(y_pred, axis=-1)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_an_earlier_version_goes_on_with_the_same_patience(tmp_path, monkeypatch):
     """Its state has no value at the last improvement, which follows from the history."""
     values = iter([0.5, 0.507, 0.512, 0.513, 0.514])
@@ -469,6 +480,7 @@ def test_train_learns_by_class_weights_of_the_whole_split(tmp_path):
     assert weights * [60, 2, 2] == pytest.approx([64 / 3] * 3)
 
 
+@pytest.mark.slow
 def test_a_checkpoint_of_another_network_is_refused(tmp_path):
     config = make_config(epochs=2, batch_size=16, image_size=32)
     with pytest.raises(TrainingStopped):

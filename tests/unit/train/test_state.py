@@ -148,6 +148,7 @@ run.log("after")
 """
 
 
+@pytest.mark.slow
 def test_after_a_full_disk_the_last_checkpoint_and_whole_lines_stand(tmp_path):
     done = subprocess.run([sys.executable, "-c", FULL, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]

@@ -98,6 +98,7 @@ def test_class_shares_are_those_of_fer2013(faces):
     assert sum(FER2013_COUNTS) == 28709
 
 
+@pytest.mark.slow
 def test_pictures_have_the_brightness_and_contrast_of_photographs(faces):
     pixels = faces.train.images[:500].reshape(500, -1).astype(float)
     assert 105 < pixels.mean() < 150

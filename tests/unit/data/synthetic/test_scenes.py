@@ -71,6 +71,7 @@ def test_the_generator_is_the_only_randomness():
     assert (first != draw_scene("tree", rng=np.random.default_rng(4))).any()
 
 
+@pytest.mark.slow
 def test_seeds_and_splits_share_no_image():
     bundle = load(train=150, validation=100, test=100)
     splits = [bundle.train, bundle.validation, bundle.test, load(train=150, seed=1).train]

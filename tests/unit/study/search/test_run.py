@@ -23,6 +23,8 @@ from dlfer.runs.listeners import RunOptions
 from dlfer.runs.member_rows import read_member_rows
 from dlfer.study.search.run import SearchOptions, resume_search, run_search
 
+pytestmark = pytest.mark.usefixtures("blank_figures")
+
 TEXT = """
 experiment: {name: a, seed: SEED}
 model: {dropout: 0.1}

@@ -164,6 +164,7 @@ def test_what_the_user_has_to_correct_ends_it_after_two(search, fake_child):
         search(*(Proposal(str(n), {"model.dropout": n / 10}) for n in range(1, 4)))
 
 
+@pytest.mark.slow
 def test_failures_after_a_success_are_recorded(search, fake_child):
     fake_child |= {f"{dropout}": {"do": "refuse"} for dropout in (0.1, 0.2, 0.4)}
     engine = search(*(Proposal(str(n), {"model.dropout": n / 10}) for n in (3, 1, 2, 4)))
