@@ -236,6 +236,7 @@ def test_no_picture_is_replaced_by_its_figure(call, pictures, model, args, told,
     assert snapshot(pictures) == before
 
 
+@pytest.mark.slow
 def test_an_earlier_explanation_is_replaced_and_other_files_are_not(call, pictures, model):
     given = ("--model", str(model), *EXPLAIN, "--out", "maps")
     assert call("explain", "a/face.png", *given)[0] == 0

@@ -118,6 +118,7 @@ def read_subtitle(path: Path) -> str:
     return line.strip()
 
 
+@pytest.mark.slow
 def test_the_page_of_the_last_collection_is_that_of_a_finished_comparison(file, options, plan):
     SWEEP.start(file, options, array=ArrayTask("0"))
     path = SWEEP.start(file, options, array=ArrayTask(None))
@@ -128,6 +129,7 @@ def test_the_page_of_the_last_collection_is_that_of_a_finished_comparison(file, 
     assert f"finished {Run(path).record.finished[:16].replace('T', ' ')} UTC" in read_subtitle(path)
 
 
+@pytest.mark.slow
 def test_the_page_of_a_sweep_that_ran_here_has_the_time_of_its_end(file, options, plan, monkeypatch):
     path = SWEEP.start(file, options)
     assert f"finished {Run(path).record.finished[:16].replace('T', ' ')} UTC" in read_subtitle(path)
@@ -155,6 +157,7 @@ def list_shared() -> set[str]:
     return {path.name for path in Path("runs/small").glob("shared-*-sweep")}
 
 
+@pytest.mark.slow
 def test_other_seeds_and_another_grid_have_other_shared_folders(file, options, plan):
     """A finished run of one comparison counted as the member of the same number of the other."""
     first = SWEEP.start(file, options, array=ArrayTask("0"))

@@ -333,6 +333,7 @@ def test_page_and_terminal_have_a_table_for_each_value_of_the_last_of_two_axes(s
         assert "sgd, dropout 0.2 0." in image.info["Description"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("drawn_figures")
 def test_the_curves_are_those_of_the_chosen_members(sweep, options):
     path = SWEEP.resume(sweep(give_hits(SGD_WINS_VALIDATION), best_of="[optimizer]"), options)

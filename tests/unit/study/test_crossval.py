@@ -143,6 +143,7 @@ def test_a_fold_that_fails_is_named_left_out_and_run_again(folds, options, plan)
     assert ComparisonRecord.require(path).table[0].cross_validated.n == 180
 
 
+@pytest.mark.slow
 def test_a_cross_validation_that_was_opened_in_python_is_resumed_as_one(folds, options, plan):
     path = CROSSVAL.start(folds, options)
     Run(path).stop("Ctrl-C")
@@ -235,6 +236,7 @@ def test_a_wrong_number_of_folds_names_the_option_that_gave_it(folds, capsys, gi
 FEW = "{train: 24, validation: 8, test: 8}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "beside",
     [

@@ -97,6 +97,7 @@ def test_a_reference_named_beforehand_and_a_rank_by_macro_f1(file, options, plan
     assert comparison.judged_on == "validation (PublicTest, used for selection)"
 
 
+@pytest.mark.slow
 def test_cells_that_were_judged_on_other_images_are_ranked_and_not_compared(file, options, plan):
     # As of a sweep over finetune.data.fraction, whose cells have other test images.
     plan |= {"0.1": {"right": {"validation": 30}, "shift": 7}, "0.2": {"right": {"validation": 50}}, "0.3": {}}

@@ -113,6 +113,7 @@ def test_the_number_of_trials_may_change(write_file):
     assert list_differences(a, b) == []
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("fake_child")
 def test_hyperbands_rungs_are_one_run(write_file, options):
     folder = run_search(write_file(engine="hyperband"), options, SearchOptions())
