@@ -50,9 +50,9 @@ def compare(
     from dlfer.runs.records import SCHEMA
     from dlfer.study.compare import compare_runs, find_entry
 
-    _check_json_file(json_out, folder)
     inputs = [data, *(find_entry(name, folder).path for name in names)]
     check_outputs({"--json": find_file(json_out), "--html": html_out}, inputs, force=force)
+    _check_json_file(json_out, folder)
     comparison = compare_runs(names, split=split, data=data, folder=folder, say=say)
     print_result(format_comparison(comparison), {"schema": SCHEMA, **comparison.as_json()}, json_out)
     if html_out is not None:

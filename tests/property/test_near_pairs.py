@@ -76,6 +76,7 @@ def test_pairs_are_those_of_all_pairs(seed, count, planted, decay, kind, sizes, 
         assert collect(pool, queries) == compare_all(pool, queries)
 
 
+@pytest.mark.slow
 @settings(max_examples=30)
 @given(st.integers(0, 2**32 - 1), st.floats(0, 0.4), st.sampled_from([1, 7, 64]), st.booleans())
 def test_images_that_are_all_alike_are_compared_in_full(seed, noise, leaf, faded):

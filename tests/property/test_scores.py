@@ -42,6 +42,7 @@ def iterate_figures(value, name=""):
             yield from iterate_figures(item, key)
 
 
+@pytest.mark.slow
 @settings(max_examples=60)
 @given(some_predictions())
 @example(make([0], [[1, 0]]))

@@ -229,6 +229,7 @@ def make_gif() -> bytes:
     return stream.getvalue()
 
 
+@pytest.mark.slow
 def test_pictures_cost_what_is_stated(watched):
     for name, (contents, statuses) in make_pictures().items():
         status, answer = watched.send("POST", "/v1/predict", make_form(contents), FORM)

@@ -134,6 +134,7 @@ def test_seed_and_epoch_fix_the_batches_whatever_the_global_seed(train):
     assert_equal(first, read(train, seed=3, epoch=2))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"epoch": 1}, {"seed": 4}])
 def test_another_epoch_or_seed_gives_another_order(train, change):
     first, second = ids_of(read(train, 1)), ids_of(read(train, 1, **change))

@@ -569,6 +569,7 @@ def test_every_output_of_a_student_names_its_teacher(folders):
     assert "For research only" not in (folders.student / "model" / "MODEL_CARD.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_research_only_teacher_makes_its_student_research_only(folders, tmp_path):
     teacher = tmp_path / "teacher"
     shutil.copytree(folders.teacher / "model", teacher)

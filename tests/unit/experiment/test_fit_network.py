@@ -89,6 +89,7 @@ def test_published_weights_with_another_scaling_are_told_in_a_dry_run(run):
     assert "the published weights were trained with the backbone's own scaling" in said
 
 
+@pytest.mark.slow
 def test_keys_beside_weights_are_told_to_change_nothing(run):
     data = "data: {source: synthetic_scenes}, epochs: 50, optimizer: {learning_rate: 0.1}"
     keys = (f"pretrain={{weights: imagenet, {data}}}", "model.backbone=efficientnet_lite2")

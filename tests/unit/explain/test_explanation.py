@@ -174,6 +174,7 @@ def test_other_methods_are_refused(methods):
         Explainer(make_classifier(), MapOptions(methods=methods))
 
 
+@pytest.mark.slow
 def test_an_explanation_is_about_the_most_probable_label_or_the_one_asked_for():
     classifier = make_classifier()
     image = draw_images((48, 48, 1))

@@ -207,6 +207,7 @@ def test_the_deepest_feature_level_with_seven_cells_a_side_is_chosen(backbone, i
     assert cam.values.shape == (50, 50)
 
 
+@pytest.mark.slow
 def test_each_branch_has_its_own_feature_level():
     classifier = make_classifier("hybrid", branches=("efficientnet_nano", "resnet_nano"), image_size=96)
     [cams] = GradCam(classifier).compute(draw_images((1, 48, 48)), np.array([1]))

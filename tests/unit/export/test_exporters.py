@@ -221,6 +221,7 @@ def test_an_export_that_disagrees_is_refused_and_the_one_before_stands(tmp_path,
     assert read_export(folder) == before
 
 
+@pytest.mark.slow
 def test_an_export_is_replaced_and_another_folder_is_not(tmp_path, pretend):
     classifier = make()
     pretend(classifier)

@@ -92,6 +92,7 @@ def test_the_run_s_own_validation_is_compared_on(tmp_path):
     assert find_native_size(None) is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("has_run", [True, False])
 def test_without_data_faces_are_drawn_which_is_said_and_no_accuracy_is_claimed(has_run, tmp_path):
     run = make_run(tmp_path, {"source": "folder", "path": str(tmp_path / "gone")}) if has_run else None
@@ -123,6 +124,7 @@ def test_faces_are_evened_out_as_the_model_s_training_images_were(tmp_path):
     assert not np.array_equal(plain.images, evened.images)
 
 
+@pytest.mark.slow
 def test_a_refused_format_does_not_keep_the_others_from_being_made(tmp_path, monkeypatch):
     made = []
 

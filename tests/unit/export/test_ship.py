@@ -471,6 +471,7 @@ def test_images_of_any_size_and_any_number(folder, shape):
     assert found.predict(images[:0]).shape == (0, 3)
 
 
+@pytest.mark.slow
 def test_the_engine_can_be_chosen(folder, images):
     keras = load_engine(str(folder), "keras")
     assert isinstance(keras, TransferClassifier)

@@ -150,6 +150,7 @@ def test_features_of_the_imagenet_weights_stay_as_they_were(lite2):
         np.testing.assert_allclose(pooled, golden["pooled"], atol=tolerance)
 
 
+@pytest.mark.slow
 def test_imagenet_weights_need_no_network_and_no_package(monkeypatch):
     def refuse(*_, **__):
         raise OSError("the network is not to be used")

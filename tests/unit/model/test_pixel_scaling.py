@@ -149,6 +149,7 @@ def test_a_backbone_of_an_earlier_version_is_compared_by_its_features(tmp_path):
         carry_backbone(tmp_path, build({"backbone": "resnet_nano", "pixel_scaling": "divide_by_255"}))
 
 
+@pytest.mark.slow
 def test_features_of_trees_are_those_of_the_scaling(monkeypatch):
     images = draw_images(1)
     split = Split("train", images, np.zeros(4, np.int64), np.array(list("abcd")))
@@ -208,6 +209,7 @@ def test_published_weights_with_pixels_of_another_scale_are_told(weights, backbo
         assert f"{weights} with model.pixel_scaling: {scaling}" in note
 
 
+@pytest.mark.slow
 def test_branches_are_named_as_before():
     """Their input stages take the scaling; the names of the weights must not change with it."""
     paths = [

@@ -750,6 +750,7 @@ print(failed.filename, failed.strerror)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["csv", "json", "jsonl", "parquet"])
 def test_a_full_disk_leaves_whole_rows_and_no_partial_file(tmp_path, form):
     if form == "parquet":

@@ -455,6 +455,7 @@ def test_a_damaged_figure_is_named(tmp_path, run_maker, contents):
         write_report(run)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("drawn_figures")
 def test_writing_twice_gives_the_same_page(tmp_path, run_maker):
     run = run_maker(tmp_path / "run")

@@ -174,6 +174,7 @@ def test_every_family_has_a_diagram(tmp_path, text, given, words):
     assert len(read_texts(draw_diagram(diagram))) >= 5
 
 
+@pytest.mark.slow
 def test_a_report_shows_it_and_one_of_an_earlier_version_leaves_the_table_out(run_maker, tmp_path):
     run = run_maker(tmp_path / "run")
     page = write_report(run).read_text()

@@ -218,6 +218,7 @@ def test_a_change_that_a_member_went_on_with_is_no_other_comparison(file, option
         SWEEP.start(file, options, array=ArrayTask("0"))
 
 
+@pytest.mark.slow
 def test_the_epochs_of_equal_compute_are_those_that_its_member_has(file, options, plan, monkeypatch):
     monkeypatch.setattr("dlfer.study.ablation._count_equal_epochs", lambda config, members: 7)
     keys = {"pretrain": {"data": {"source": "synthetic_scenes"}}, "ablation.equal_compute": True, "sweep": None}

@@ -170,6 +170,7 @@ def test_the_tasks_of_an_array_train_folds_and_what_is_there_is_collected(folds,
     assert ComparisonRecord.require(path).table[0].cross_validated.n == 180
 
 
+@pytest.mark.slow
 def test_an_image_in_two_folds_is_refused(folds, options, plan):
     plan |= {"same_images": True}
     with pytest.raises(ModelError, match=r"the image 'all/0' is in two folds; the data has changed"):

@@ -81,6 +81,7 @@ def test_a_task_with_which_nothing_is_to_be_done_needs_no_process(make_task):
     assert not (task.run.path / "begun.txt").exists()
 
 
+@pytest.mark.slow
 def test_several_at_a_time_write_their_talk_to_files(make_task):
     tasks = [make_task(0.1), make_task(0.2)]
     run(Source(*tasks), workers=2)
@@ -96,6 +97,7 @@ def test_tasks_of_one_kinship_share_a_process(make_task):
     assert first == second != third
 
 
+@pytest.mark.slow
 def test_a_shared_process_that_fails_is_followed_by_another(make_task, fake_child):
     fake_child |= {"0.1": {"do": "fail"}, "0.2": {"do": "die once"}}
     source = Source(*(make_task(dropout, kinship="a") for dropout in (0.3, 0.1, 0.2)))

@@ -51,6 +51,7 @@ def test_the_best_of_a_search_is_an_experiment(file):
     assert shown.index(f"{best.score:.4f}") == min(shown.index(f"{row.score:.4f}") for row in study.members)
 
 
+@pytest.mark.slow
 def test_a_member_that_failed_is_resumed(file, plan):
     plan |= {"0.1": {"do": "fail"}}
     with pytest.raises(DlferError, match="1 of 2 members failed"):

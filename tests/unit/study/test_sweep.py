@@ -40,6 +40,7 @@ def set_keys(options, **overrides):
     return replace(options, overrides={key.replace("__", "."): value for key, value in overrides.items()})
 
 
+@pytest.mark.slow
 def test_cells_are_ranked_by_validation_whatever_test_says(file, options, plan, capfd):
     plan |= {
         "0.1": {"right": {"validation": 30, "test": 58}},

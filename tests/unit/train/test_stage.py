@@ -393,6 +393,7 @@ def test_history_has_the_rates_that_a_step_schedule_trained_with(tmp_path, sched
     assert found == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.slow
 def test_steps_are_as_long_as_the_step_schedule_says(tmp_path, monkeypatch):
     """With a gradient of 1 everywhere, plain SGD moves each weight by the rate; two steps an epoch."""
     moved = []

@@ -157,6 +157,7 @@ def test_share_of_faces_that_show_another_expression(monkeypatch):
     assert all(seen in CONFUSABLE[label] for label, seen in other)
 
 
+@pytest.mark.slow
 def test_expressions_can_be_learnt_but_not_perfectly(faces):
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
