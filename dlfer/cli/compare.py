@@ -63,15 +63,16 @@ def compare(
 
 
 def _check_json_file(json_out: Path | None, folder: Path | None) -> None:
-    """Raise UserError if the word after --json is a run or a model, which would be left out of the comparison."""
-    from dlfer.study.compare import find_entry
+    """Raise UserError if the word after --json may be a run, a study or a model, which would be left out of the comparison."""
+    from dlfer.runs.find import ARTIFACT_FILE, default_runs_folder, list_models, match_runs
+    from dlfer.runs.run import RUN_FILE
 
     if json_out in (None, STDOUT) or json_out.suffix == ".json":
         return
-    try:
-        find_entry(str(json_out), folder)
-    except UserError:
-        return
-    raise UserError(
-        f"--json {json_out}: found a run or model; expected a file to write. Put --json last, or before a file."
-    )
+    name = str(json_out)
+    is_folder = any((json_out / file).is_file() for file in (RUN_FILE, ARTIFACT_FILE))
+    if is_folder or name in list_models() or match_runs(name, folder or default_runs_folder()):
+        raise UserError(
+            f"--json {name}: found a run or model; expected a file to write, such as {name}.json. To print the result, "
+            "put --json last."
+        )

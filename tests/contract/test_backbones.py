@@ -46,7 +46,7 @@ APPLICATIONS = {
     "densenet121": ("DenseNet121", 1024, 8_062_504),
     "convnext_tiny": ("ConvNeXtTiny", 768, 28_589_128),
 }
-# One of each kind, and the network of the mission; `make test-slow` has all.
+# Small ones, and the network of the mission; `make test-slow` has all.
 QUICK_TO_BUILD = {
     "efficientnet_b3",
     "efficientnet_lite0",

@@ -336,7 +336,7 @@ def test_an_unknown_name_lists_runs_and_models(shipped):
         compare_runs(["drawn", "mni"])
 
 
-@pytest.mark.parametrize("name", ["drawn", "mine"])
+@pytest.mark.parametrize("name", ["drawn", "dra", "mine"])
 def test_a_run_or_model_after_json_is_not_taken_for_the_file(shipped, capsys, name):
     with pytest.raises(SystemExit) as done:
         main(["compare", "--json", name, "drawn", "mine"])
