@@ -155,47 +155,49 @@ def _fill_optional(args: list[str]) -> list[str]:
     return filled
 
 
-def _exit_on_sigterm() -> None:
-    """Let SIGTERM end the process by SystemExit, so that temporary files are removed; trainings and servers handle it themselves."""
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
-        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-
-
 @contextlib.contextmanager
-def _noting_interrupts() -> Iterator[threading.Event]:
-    """Inside, Ctrl-C sets the event and raises KeyboardInterrupt; trainings and servers handle it themselves."""
-    interrupted = threading.Event()
+def _noting_signals() -> Iterator[list[int]]:
+    """Inside, Ctrl-C raises KeyboardInterrupt and SIGTERM raises SystemExit, so that temporary files are removed.
 
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        interrupted.set()
-        signal.default_int_handler(number, frame)
+    The list gets the number of each such signal: a library may turn the exception that is raised in one of its callbacks
+    into an error of its own. Trainings and servers handle the signals themselves.
+    """
+    noted: list[int] = []
 
-    is_default = signal.getsignal(signal.SIGINT) is signal.default_int_handler
-    if threading.current_thread() is not threading.main_thread() or not is_default:
-        yield interrupted
-        return
-    signal.signal(signal.SIGINT, interrupt)
+    def handle(number: int, frame: FrameType | None) -> None:
+        noted.append(number)
+        if number == signal.SIGINT:
+            signal.default_int_handler(number, frame)
+        sys.exit(128 + number)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    if threading.current_thread() is not threading.main_thread():
+        before = {}
+    usual = (signal.default_int_handler, signal.SIG_DFL)
+    before = {number: handler for number, handler in before.items() if handler in usual}
+    for number in before:
+        signal.signal(number, handle)
     try:
-        yield interrupted
+        yield noted
     finally:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def main(argv: list[str] | None = None) -> None:
     """Run the command and exit; --debug may stand anywhere and shows the traceback of an error."""
-    with _noting_interrupts() as interrupted:
+    with _noting_signals() as noted:
         try:
-            _run_command(argv)
+            _run_command(argv, noted)
         except KeyboardInterrupt:
             sys.exit(128 + signal.SIGINT)
         except BaseException as error:
-            # A library may turn a KeyboardInterrupt in one of its callbacks into an error of its own.
-            if not interrupted.is_set() or (isinstance(error, SystemExit) and error.code != 1):
+            if not noted or (isinstance(error, SystemExit) and error.code != 1):
                 raise
-            sys.exit(128 + signal.SIGINT)
+            sys.exit(128 + noted[0])
 
 
-def _run_command(argv: list[str] | None) -> None:
+def _run_command(argv: list[str] | None, noted: list[int]) -> None:
     args = list(sys.argv[1:] if argv is None else argv)
     for stream in (sys.stdout, sys.stderr):
         # A name that the terminal's encoding lacks, or that is not UTF-8, is shown escaped and ends nothing.
@@ -207,7 +209,6 @@ def _run_command(argv: list[str] | None) -> None:
     if debug:
         os.environ[DEBUG] = "1"
     hush_libraries()
-    _exit_on_sigterm()
     # Threads of XGBoost that wait for each other shall sleep. By default they spin, which on a machine where anything
     # else runs takes four times the CPU (2,000 rows, two cores). Keras loads the library that reads this.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -239,7 +240,8 @@ def _run_command(argv: list[str] | None) -> None:
     except Exception as error:
         if debug:
             traceback.print_exc()
-        say(f"dlfer: {_describe_unexpected(error)}")
+        if not noted:
+            say(f"dlfer: {_describe_unexpected(error)}")
         sys.exit(1)
 
 

@@ -43,13 +43,14 @@ def ship(
     private: Annotated[bool, typer.Option("--private", help="A repository that --to-hub creates is private.")] = False,
 ) -> None:
     """Write a run's model as a named model to ship, with large kernels in float16 and its card, after comparing it with the run's."""
-    from dlfer.runs.find import check_hub
+    from dlfer.runs.find import check_hub, open_run_of_model
 
     if private and to_hub is None:
         raise UserError("dlfer ship --private: applies to the repository of --to-hub; add --to-hub ORG/NAME.")
     if to_hub is not None:
         check_hub(to_hub)
         hub_folder = hub_folder or Path("exports") / f"{name}-hub"
+    open_run_of_model(run)  # a wrong name is refused before TensorFlow is loaded
 
     from dlfer.export.ship import check_hub_folder, describe_int8, describe_speed, ship_model, write_hub_folder
     from dlfer.predict.predictor import RESEARCH_ONLY, SMOKE

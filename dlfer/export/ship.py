@@ -33,7 +33,7 @@ from dlfer.report.card import CARD_FILE, find_terms, write_card
 from dlfer.report.page import read_experiment
 from dlfer.runs.changes import IMAGES_FILE
 from dlfer.runs.files import check_outputs, copy_folder, hash_file, read_npz, write_atomically, write_npz
-from dlfer.runs.find import find_model, is_default, open_run, read_about
+from dlfer.runs.find import is_default, open_run_of_model, read_about
 from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import ArtifactRecord, DataRecord, OnnxRecord, QuantisedAccuracy, ShippedRecord, SpeedRecord
 from dlfer.runs.run import CONFIG_FILE, DATA_FILE, RUN_FILE, Run
@@ -271,7 +271,8 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
     """
     if weights not in WEIGHTS:
         raise UserError(f"--weights {weights}: expected {' or '.join(WEIGHTS)}.")
-    source, target = find_model(run), Path(folder) / name
+    opened, source = open_run_of_model(run)
+    target = Path(folder) / name
     if not _NAME.fullmatch(name) or name == "runs":
         raise ModelError(
             f"{name}: not a model's name; expected a word such as lite2_96, of letters, digits, and . - _ within it."
@@ -279,7 +280,6 @@ def ship_model(run: str | Path, folder: Path, *, name: str, default: bool = Fals
     if os.path.lexists(target):
         raise ModelError(f"{target}: exists already; delete it, or choose another name.")
     check_outputs({"NAME": target})
-    opened = open_run(source.parent if (source.parent / RUN_FILE).is_file() else run)
     if default and opened.is_smoke:
         raise ModelError(
             f"{opened.path}: is a smoke run, whose model cannot become the default, because its predictions are "

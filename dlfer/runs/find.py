@@ -259,6 +259,19 @@ def find_run_of(name: Path | str) -> Run | None:
         return None
 
 
+def open_run_of_model(run: Path | str) -> tuple[Run, Path]:
+    """Return a run that has a model, and the folder of the model.
+
+    Args:
+        run: its path, the beginning of its name, or the path of its model.
+
+    Raises:
+        ModelError: there is no such run, it has no model, or it is a model without its run.
+    """
+    model = find_model(run)
+    return open_run(model.parent if (model.parent / RUN_FILE).is_file() else run), model
+
+
 def list_model_places() -> list[Path]:
     """Return the folders in which the name of a model is looked up, in order."""
     places = [Path("saved_models"), *list_places("saved_models")]

@@ -6,6 +6,8 @@ import json
 import re
 import shlex
 import shutil
+import signal
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -206,84 +208,97 @@ def test_resume_finds_the_run_and_its_verb(call, stand_in, stand_in_rules, work)
     assert "continue it with: dlfer ablate --resume" in err
 
 
-@pytest.mark.parametrize(
-    ("args", "message"),
-    [
-        (("run",), "give either an experiment FILE or --resume RUN"),
-        (("run", "a.yaml", "--resume", "x"), "give either an experiment FILE or --resume RUN"),
-        (("run", "--resume", "x", "--set", "model.dropout=0"), "leave --set out"),
-        (("run", "--resume", "x", "--dry-run"), "leave --dry-run out"),
-        (("run", "--resume", "x"), "neither the folder of a run nor"),
-        (("run", "none.yaml"), "none.yaml: there is no such file"),
-        (("run", "bd.yaml"), "there is no such file. Did you mean bad.yaml?"),
-        (("run", "bad.yaml"), "Did you mean model?"),
-        (("run", "a.yaml", "--set", "finetune.data.num_images=200"), "keys and values: train, validation, test."),
-        (("run", "a.yaml", "--set", "finetune.epochs"), "expected KEY=VALUE"),
-        (("run", "a.yaml", "--max-hours", "0"), "expected more than 0"),
-        (("run", "a.yaml", "--max-hours", "nan"), "expected more than 0"),
-        (("ablate", "a.yaml", "--seeds", "0,x"), "--seeds 0,x"),
-        (("ablate", "a.yaml", "--seeds", "1,1"), "--seeds 1,1"),
-        (("ablate", "--resume", "x", "--seeds", "1"), "leave --seeds out"),
-        (("ablate", "a.yaml", "--member", "0"), "expected --out DIR"),
-        (("sweep", "a.yaml", "--collect"), "expected --out DIR"),
-        (("sweep", "a.yaml", "--collect", "--member", "0", "--out", "r"), "found both --member and --collect"),
-        (("sweep", "--resume", "x", "--member", "0", "--out", "r"), "found --resume; leave that out"),
-        (
-            ("ablate", "a.yaml", "--seeds", "0,1", "--set", "ablation.seeds=[5,6,7]"),
-            "found both --seeds 0,1 and --set ablation.seeds=[5, 6, 7], which give ablation.seeds; leave one",
-        ),
-        (
-            ("sweep", "a.yaml", "--seeds", "0,1", "--set", "sweep={seeds: [5]}"),
-            "found both --seeds 0,1 and --set sweep=",
-        ),
-        (
-            ("crossval", "a.yaml", "--folds", "5", "--set", "finetune.data.folds=3"),
-            "found both --folds 5 and --set finetune.data.folds=3",
-        ),
-        (
-            ("crossval", "a.yaml", "--folds", "5", "--set", "finetune.data.protocol=official"),
-            "found both --folds 5 and --set finetune.data.protocol=official",
-        ),
-        (
-            ("search", "a.yaml", "--trials", "5", "--set", "search.trials=3"),
-            "both --trials 5 and --set search.trials=3",
-        ),
-        (
-            ("ablate", "a.yaml", "--collect", "--workers", "3", "--max-hours", "1", "--out", "r"),
-            "--collect: found --workers and --max-hours, but --collect trains nothing; leave that out",
-        ),
-        (
-            ("sweep", "a.yaml", "--member", "0", "--workers", "3", "--out", "r"),
-            "--member: found --workers, but --member",
-        ),
-        (("crossval", "a.yaml", "--collect", "--max-hours", "1", "--out", "r"), "--collect: found --max-hours, but"),
-        (("search", "--resume", "x", "--ablation"), "leave --ablation out"),
-        (("search", "--resume", "x", "--storage", "j.log"), "leave --resume out"),
-        (("evaluate", "m", "--csv", "x"), "Did you mean --data"),
-        (("evaluate", "m", "--data", "x", "--usage", "PublicTest"), "Did you mean --split"),
-        (("evaluate", "m", "--split", "tst"), "there is no such model"),
-        (("evaluate", "m", "--data", "x"), "there is no such model"),
-        (("report", "x"), "neither the folder of a run nor"),
-        (("show", "nothing"), "neither the folder of a run nor"),
-        (("show", "lite2_96"), "is a model without its run"),
-        (("ship", "lite2_96", "mine"), "lite2_96: is a model without its run"),
-        (("report", "lite2_96"), "is a model without its run"),
-        (("export", "lite2_96", "--to", "TFLite,saved_model"), "Did you mean litert,savedmodel?"),
-        (("show", "config"), "name the experiment file"),
-        (("show", "run", "x/20261121"), "A run is shown by dlfer show x/20261121."),
-        (("show", "runs", "a.yaml"), "only config takes a file"),
-        (("show", "runs", "--set", "a=1"), "--set goes with config FILE only"),
-        (("init", "nowhere"), "there is no such folder"),
-        (("bogus",), "No such command"),
-    ],
-)
+WRONG = [
+    (("run",), "give either an experiment FILE or --resume RUN"),
+    (("run", "a.yaml", "--resume", "x"), "give either an experiment FILE or --resume RUN"),
+    (("run", "--resume", "x", "--set", "model.dropout=0"), "leave --set out"),
+    (("run", "--resume", "x", "--dry-run"), "leave --dry-run out"),
+    (("run", "--resume", "x"), "neither the folder of a run nor"),
+    (("run", "none.yaml"), "none.yaml: there is no such file"),
+    (("run", "bd.yaml"), "there is no such file. Did you mean bad.yaml?"),
+    (("run", "bad.yaml"), "Did you mean model?"),
+    (("run", "a.yaml", "--set", "finetune.data.num_images=200"), "keys and values: train, validation, test."),
+    (("run", "a.yaml", "--set", "finetune.epochs"), "expected KEY=VALUE"),
+    (("run", "a.yaml", "--max-hours", "0"), "expected more than 0"),
+    (("run", "a.yaml", "--max-hours", "nan"), "expected more than 0"),
+    (("ablate", "a.yaml", "--seeds", "0,x"), "--seeds 0,x"),
+    (("ablate", "a.yaml", "--seeds", "1,1"), "--seeds 1,1"),
+    (("ablate", "--resume", "x", "--seeds", "1"), "leave --seeds out"),
+    (("ablate", "a.yaml", "--member", "0"), "expected --out DIR"),
+    (("sweep", "a.yaml", "--collect"), "expected --out DIR"),
+    (("sweep", "a.yaml", "--collect", "--member", "0", "--out", "r"), "found both --member and --collect"),
+    (("sweep", "--resume", "x", "--member", "0", "--out", "r"), "found --resume; leave that out"),
+    (
+        ("ablate", "a.yaml", "--seeds", "0,1", "--set", "ablation.seeds=[5,6,7]"),
+        "found both --seeds 0,1 and --set ablation.seeds=[5, 6, 7], which give ablation.seeds; leave one",
+    ),
+    (
+        ("sweep", "a.yaml", "--seeds", "0,1", "--set", "sweep={seeds: [5]}"),
+        "found both --seeds 0,1 and --set sweep=",
+    ),
+    (
+        ("crossval", "a.yaml", "--folds", "5", "--set", "finetune.data.folds=3"),
+        "found both --folds 5 and --set finetune.data.folds=3",
+    ),
+    (
+        ("crossval", "a.yaml", "--folds", "5", "--set", "finetune.data.protocol=official"),
+        "found both --folds 5 and --set finetune.data.protocol=official",
+    ),
+    (
+        ("search", "a.yaml", "--trials", "5", "--set", "search.trials=3"),
+        "both --trials 5 and --set search.trials=3",
+    ),
+    (
+        ("ablate", "a.yaml", "--collect", "--workers", "3", "--max-hours", "1", "--out", "r"),
+        "--collect: found --workers and --max-hours, but --collect trains nothing; leave that out",
+    ),
+    (
+        ("sweep", "a.yaml", "--member", "0", "--workers", "3", "--out", "r"),
+        "--member: found --workers, but --member",
+    ),
+    (("crossval", "a.yaml", "--collect", "--max-hours", "1", "--out", "r"), "--collect: found --max-hours, but"),
+    (("search", "--resume", "x", "--ablation"), "leave --ablation out"),
+    (("search", "--resume", "x", "--storage", "j.log"), "leave --resume out"),
+    (("evaluate", "m", "--csv", "x"), "Did you mean --data"),
+    (("evaluate", "m", "--data", "x", "--usage", "PublicTest"), "Did you mean --split"),
+    (("evaluate", "m", "--split", "tst"), "there is no such model"),
+    (("evaluate", "m", "--data", "x"), "there is no such model"),
+    (("report", "x"), "neither the folder of a run nor"),
+    (("show", "nothing"), "neither the folder of a run nor"),
+    (("show", "lite2_96"), "is a model without its run"),
+    (("ship", "lite2_96", "mine"), "lite2_96: is a model without its run"),
+    (("report", "lite2_96"), "is a model without its run"),
+    (("export", "lite2_96", "--to", "TFLite,saved_model"), "Did you mean litert,savedmodel?"),
+    (("show", "config"), "name the experiment file"),
+    (("show", "run", "x/20261121"), "A run is shown by dlfer show x/20261121."),
+    (("show", "runs", "a.yaml"), "only config takes a file"),
+    (("show", "runs", "--set", "a=1"), "--set goes with config FILE only"),
+    (("init", "nowhere"), "there is no such folder"),
+    (("bogus",), "No such command"),
+]
+
+
+@pytest.mark.parametrize(("args", "message"), WRONG)
 def test_wrong_input_exits_2_with_one_message(call, args, message):
-    loaded = "tensorflow" in sys.modules
     code, out, err = call(*args)
     assert (code, out) == (2, "")
     assert message in err
     assert "Traceback" not in err
-    assert ("tensorflow" in sys.modules) == loaded
+
+
+def test_wrong_input_is_refused_without_tensorflow(work):
+    """In a process of its own, in which no other test has loaded it."""
+    script = """if True:
+        import contextlib, json, sys
+        from dlfer.cli import main
+        for args in json.loads(sys.argv[1]):
+            with contextlib.suppress(SystemExit):
+                main(args)
+            assert not {"tensorflow", "keras"} & set(sys.modules), args
+    """
+    rows = json.dumps([args for args, _ in WRONG])
+    done = subprocess.run([sys.executable, "-c", script, rows], cwd=work, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
 
 
 @pytest.mark.parametrize(
@@ -301,6 +316,22 @@ def test_exit_codes_of_what_goes_wrong_while_working(call, stand_in, error, code
     found, out, err = call("run", "a.yaml")
     assert (found, out) == (code, "")
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_that_a_library_turns_into_its_own_error_ends_the_command_as_a_signal(call, monkeypatch, number):
+    def convert(*args, **kwargs):
+        try:
+            signal.raise_signal(number)
+        except BaseException:
+            raise TypeError("a callback failed") from None
+
+    monkeypatch.setitem(
+        sys.modules, "dlfer.experiment.run", types.SimpleNamespace(run_experiment=convert, resume_run=None)
+    )
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    assert call("run", "a.yaml") == (128 + number, "", "")
+    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
 
 
 @pytest.mark.parametrize("number", [1, 13])
