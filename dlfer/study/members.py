@@ -24,6 +24,7 @@ from dlfer.runs.metrics_record import Metrics
 from dlfer.runs.records import Cost, to_json
 from dlfer.runs.run import RUN_FILE, Run
 from dlfer.runs.run_records import require_metrics
+from dlfer.runs.text import count_noun
 from dlfer.study.child import WorkerSlot, find_slots
 from dlfer.study.runner import Ending, Runner, Source, StudyConsole, Task
 
@@ -187,9 +188,10 @@ def explain_members(config: ExperimentConfig, plan: Plan, options: RunOptions) -
     for number, member in enumerate(members):
         say(f"member {number}: {member.title}")
     trained = {describe_pretraining(member.make_config(config)) for member in members} - {None}
+    counts = count_noun(len(plan.arms), "arm"), count_noun(len(plan.seeds), "seed" if plan.folds is None else "fold")
     say(
-        f"{len(plan.arms)} arms x {len(plan.seeds)} {'seeds' if plan.folds is None else 'folds'} = {len(members)} members; EF-FER1 is trained for them "
-        f"{len(trained)} times, and shared where it is the same."
+        f"{' x '.join(counts)} = {count_noun(len(members), 'member')}; EF-FER1 is trained for them "
+        f"{count_noun(len(trained), 'time')}, and shared where it is the same."
     )
 
 
