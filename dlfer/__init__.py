@@ -13,12 +13,17 @@ from __future__ import annotations
 
 import importlib
 import os
+import sys
 from typing import Any
 
 from dlfer._version import __version__
 
 # ONNX Runtime reports its use to its vendor, from its import on, unless it finds this.
 os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
+# TensorFlow uses oneDNN by default only on x86 processors with AVX512-VNNI and later instructions. On one with AVX2, too, dlfer's
+# training steps are faster with it (benchmarks/cpu_settings.py). TensorFlow reads this when it is imported.
+if sys.platform == "linux" and os.uname().machine == "x86_64":
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")
 
 # Public name -> where it stands. Resolved on first use: `import dlfer` loads neither TensorFlow nor pydantic. Tools for types
 # read __init__.pyi instead.

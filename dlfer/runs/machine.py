@@ -127,7 +127,7 @@ def keep_freed_memory() -> Iterator[None]:
     """Let glibc keep the memory that is freed inside the block, and give it back to the system at its end.
 
     By default it returns blocks of feature maps as soon as they are free, and the next operation has the system clear new
-    pages: up to a third of a training step on a CPU (benchmarks/freed_memory.py). Nothing changes with another C library,
+    pages: up to a third of a training step on a CPU (benchmarks/cpu_settings.py). Nothing changes with another C library,
     or where MALLOC_TRIM_THRESHOLD_, MALLOC_MMAP_MAX_ or GLIBC_TUNABLES in the environment say what is wanted.
     """
     libc = None if _ALLOCATOR_VARIABLES & os.environ.keys() else _find_glibc()

@@ -2,6 +2,7 @@
 
 import logging
 import os
+import platform
 import subprocess
 import sys
 
@@ -102,11 +103,24 @@ def test_matplotlib_does_not_say_where_it_keeps_its_fonts(tmp_path, debug, is_sa
     assert ("temporary cache directory" in done.stderr) == is_said
 
 
+# ONNX Runtime is told not to report; TensorFlow, to use oneDNN on processors with AVX2, too.
+@pytest.mark.parametrize(
+    "name",
+    [
+        "ORT_DISABLE_TELEMETRY",
+        pytest.param(
+            "TF_ENABLE_ONEDNN_OPTS",
+            marks=pytest.mark.skipif(
+                sys.platform != "linux" or platform.machine() != "x86_64", reason="set on Linux with x86 only"
+            ),
+        ),
+    ],
+)
 @pytest.mark.parametrize(("given", "expected"), [(None, "1"), ("0", "0")])
-def test_onnx_runtime_is_told_not_to_report(given, expected):
-    code = "import os, dlfer; print(os.environ['ORT_DISABLE_TELEMETRY'])"
-    environment = {name: value for name, value in os.environ.items() if name != "ORT_DISABLE_TELEMETRY"}
-    environment |= {} if given is None else {"ORT_DISABLE_TELEMETRY": given}
+def test_a_variable_of_a_library_is_set_unless_the_user_did(name, given, expected):
+    code = f"import os, dlfer; print(os.environ['{name}'])"
+    environment = {key: value for key, value in os.environ.items() if key != name}
+    environment |= {} if given is None else {name: given}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == expected
 

@@ -1,12 +1,13 @@
-"""What it brings a training on a CPU that glibc keeps the memory that is freed in it, and what it costs in memory.
+"""What two settings of a training on a CPU bring: freed memory is kept, and TensorFlow uses oneDNN.
 
-    python benchmarks/freed_memory.py                                         # the table of results/
-    python benchmarks/freed_memory.py resnet_nano:32:16 --steps 4 --rounds 1   # NAME:SIZE:BATCH
+    python benchmarks/cpu_settings.py                                         # the table of results/
+    python benchmarks/cpu_settings.py resnet_nano:32:16 --steps 4 --rounds 1   # NAME:SIZE:BATCH
 
-Between two operations TensorFlow frees feature maps of megabytes. glibc returns them to the system, which clears new pages
-for the next operation, one page fault for each 4 KB. A stage is trained by `train_stage`, with augmentation, metrics and
-callbacks, in a process of its own, by turns with and without `dlfer.runs.machine.keep_freed_memory`; the first epoch is not counted.
-Needs Linux.
+Freed memory: between two operations TensorFlow frees feature maps of megabytes. glibc returns them to the system, which clears
+new pages for the next operation, one page fault for each 4 KB; `dlfer.runs.machine.keep_freed_memory` prevents it. oneDNN: without
+the variable TF_ENABLE_ONEDNN_OPTS, which `import dlfer` sets, TensorFlow uses it only on processors with AVX512-VNNI or later
+instructions. A stage is trained by `train_stage`, with augmentation, metrics and callbacks, in a process of its own, by turns as dlfer
+does it and without either setting; the first epoch is not counted. Needs Linux.
 """
 
 from __future__ import annotations
@@ -23,8 +24,9 @@ from pathlib import Path
 import numpy as np
 from timing import Timing, add_options, describe_ratio, run_process, tell_row, write_figures
 
-CASES = ("efficientnet_lite2:64:64", "efficientnet_b3:96:32", "mobilenet_v2:64:64", "resnet50:48:64")
-KEEPS, RETURNS = "keeps", "returns"
+CASES = ("efficientnet_lite2:64:64", "efficientnet_b3:64:64", "mobilenet:72:64", "resnet18:40:128")
+AS_DLFER, RETURNS, NO_ONEDNN = "dlfer", "returns_memory", "without_onednn"
+WAYS = (AS_DLFER, RETURNS, NO_ONEDNN)
 
 
 def train(case: str, steps: int, *, keeps: bool) -> dict[str, float]:
@@ -57,7 +59,7 @@ def train(case: str, steps: int, *, keeps: bool) -> dict[str, float]:
     keras.utils.set_random_seed(0)
     network = build_transfer_network(ModelConfig(backbone=name), num_labels=len(LABELS), image_size=size, channels=1)
     watcher = Watcher()
-    device = choose_device(ExperimentSection(name="freed_memory", device="cpu"))
+    device = choose_device(ExperimentSection(name="cpu_settings", device="cpu"))
     with tempfile.TemporaryDirectory() as folder:
         job = StageJob("finetune", config, Path(folder), 0, device, 60.0, StopControl(), watcher)
         stage.train_stage(job, network, make_bundle(steps * batch, batch))
@@ -68,11 +70,12 @@ def train(case: str, steps: int, *, keeps: bool) -> dict[str, float]:
 
 def measure(case: str, steps: int, rounds: int) -> dict:
     """Return the figures of NAME:SIZE:BATCH."""
-    found: dict[str, list[dict]] = {KEEPS: [], RETURNS: []}
+    found: dict[str, list[dict]] = {way: [] for way in WAYS}
     for _ in range(rounds):
         for way, rows in found.items():
             command = [sys.executable, __file__, case, "--steps", steps, "--worker", way]
-            done = run_process(command, environment={"TF_CPP_MIN_LOG_LEVEL": "3"})
+            onednn = str(int(way != NO_ONEDNN))
+            done = run_process(command, environment={"TF_CPP_MIN_LOG_LEVEL": "3", "TF_ENABLE_ONEDNN_OPTS": onednn})
             rows.append({**json.loads(done.output.splitlines()[-1]), "peak_megabytes": done.megabytes})
     seconds = {way: Timing(np.array([row["seconds"] for row in rows])) for way, rows in found.items()}
     medians = {
@@ -82,7 +85,7 @@ def measure(case: str, steps: int, rounds: int) -> dict:
     }
     return {
         "case": case,
-        **describe_ratio(seconds[KEEPS], seconds[RETURNS]),
+        **{way: describe_ratio(seconds[AS_DLFER], seconds[way]) for way in (RETURNS, NO_ONEDNN)},
         **medians,
         "rounds": rounds,
         "steps": steps,
@@ -93,13 +96,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", default=CASES, metavar="NAME:SIZE:BATCH")
     parser.add_argument("--steps", type=int, default=12, help="of an epoch, at least 2 (default: 12)")
-    parser.add_argument("--worker", choices=(KEEPS, RETURNS), help=argparse.SUPPRESS)
+    parser.add_argument("--worker", choices=WAYS, help=argparse.SUPPRESS)
     add_options(parser, rounds=3)
     given = parser.parse_args()
     if given.steps < 2:
         parser.error(f"--steps {given.steps}: expected at least 2, since the first of each epoch is left out.")
     if given.worker:
-        print(json.dumps(train(given.cases[0], given.steps, keeps=given.worker == KEEPS)))
+        print(json.dumps(train(given.cases[0], given.steps, keeps=given.worker != RETURNS)))
         return
     rows: list[dict] = []
     for case in given.cases:
