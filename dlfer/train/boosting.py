@@ -42,6 +42,7 @@ from dlfer.train.state import (
     count_epoch,
     find_reference,
     name_figures,
+    refuse_lost_file,
 )
 
 if TYPE_CHECKING:
@@ -276,6 +277,7 @@ class _Growing:
         """Stand where the folder says; trees beyond the last recorded epoch are taken away."""
         folder = self.job.folder
         folder.mkdir(parents=True, exist_ok=True)
+        refuse_lost_file(folder / STATE, [folder / HISTORY])
         if not (folder / STATE).exists():
             return
         num_features = self.splits["train"].features.shape[1]
@@ -287,7 +289,7 @@ class _Growing:
             write_rows(folder / HISTORY, COLUMNS, self.state.history)
         except (ModelError, OSError, ValueError, TypeError, KeyError, IndexError) as error:
             raise ModelError(
-                f"{folder}: the interrupted growing cannot be continued ({error}). Delete {STATE} there to grow it again."
+                f"{folder}: the interrupted growing cannot be continued ({error}). Delete {STATE} and {HISTORY} there to grow it again."
             ) from error
 
     def _read_state(self, path: Path) -> StageState:

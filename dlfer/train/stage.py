@@ -43,6 +43,7 @@ from dlfer.train.state import (
     find_reference,
     name_figures,
     read_state,
+    refuse_lost_file,
     restore_checkpoint,
     write_checkpoint,
 )
@@ -113,8 +114,11 @@ class _Stage:
         if is_chief:
             self.job.folder.mkdir(parents=True, exist_ok=True)
             self._settle_best()
+            refuse_lost_file(self.checkpoint, [self.job.folder / HISTORY, self.job.folder / BEST])
         found = is_chief and self.checkpoint.exists()
         self.state = StageState(**self.loop.tell(self._read_state() if found else asdict(self.state)))
+        if is_chief and self.state.best_epoch is not None and self.config.keep != "last":
+            refuse_lost_file(self.job.folder / BEST, [self.checkpoint, self.job.folder / HISTORY])
         if self.state.phase:
             self._enter_phase(self.state.phase)
             if is_chief:

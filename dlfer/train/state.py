@@ -295,6 +295,16 @@ def restore_checkpoint(path: Path, variables: Sequence[keras.Variable]) -> dict:
     return record["state"]
 
 
+def refuse_lost_file(lost: Path, traces: Sequence[Path]) -> None:
+    """Raise ModelError where `lost`, which a training goes on from, is absent and one of `traces` shows that it had begun."""
+    found = [path.name for path in traces if path.exists()]
+    if found and not lost.exists():
+        raise ModelError(
+            f"{lost}: this file is missing, and the training that wrote {' and '.join(found)} beside it cannot be continued "
+            f"without it. Put it back or start a new run; to train this stage from its first epoch here, delete {' and '.join(found)}."
+        )
+
+
 def _read_record(path: Path) -> dict:
     contents = _read_arrays(path, ["record"])["record"].tobytes()
     try:

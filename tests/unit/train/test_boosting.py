@@ -207,6 +207,15 @@ def test_stopped_and_resumed_the_trees_are_the_very_same(tmp_path, rounds):
     assert (tmp_path / "cut" / TREES).read_bytes() == (tmp_path / "whole" / TREES).read_bytes()
 
 
+def test_trees_whose_state_is_lost_are_not_grown_again(tmp_path):
+    listener = StopAfter(6)
+    with pytest.raises(TrainingStopped):
+        grow(tmp_path, RANDOM, job=replace(make_job(tmp_path, listener=listener), control=listener.control))
+    (tmp_path / STATE).unlink()
+    with pytest.raises(ModelError, match=r"state\.json: this file is missing, .* delete history\.csv"):
+        grow(tmp_path, RANDOM)
+
+
 def test_trees_written_without_their_state_are_taken_away(tmp_path):
     """A kill between the two files: the next epoch's trees stand beside the state of the one before."""
     whole, _ = grow(tmp_path / "whole", RANDOM)
