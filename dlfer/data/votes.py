@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import itertools
+import re
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -29,12 +31,15 @@ DEFINITION = (
     "agrees with the plurality of the others."
 )
 _COLUMNS = ("neutral", "happiness", "surprise", "sadness", "anger", "disgust", "fear", "contempt", "unknown", "nf")
+_FERPLUS_NAME = re.compile(r"fer(\d{7})\.png", re.ASCII)
 _BESIDE = ("usage", "row", "image name", "image", "id", "")
 
 
 @dataclass(frozen=True)
 class Votes:
     """A file of votes.
+
+    The rows are in the order of the column row, if there is one, else in that of the file.
 
     Attributes:
         path: the file.
@@ -55,19 +60,21 @@ def read_votes(path: str | Path) -> Votes:
     """Read FER+'s `fer2013new.csv` as published, or any csv with a column of vote counts per expression.
 
     The columns Usage, row, "Image name" and id are none of votes. A row stands for each row of the
-    data, in its order, also where the image name is empty; or an id names the image.
+    data, in the order of the numbers in the column row or else in that of the file, also where the image
+    name is empty; or an id names the image.
 
     Raises:
         MissingDataError: the file is not there.
         DataError: a row has a field that is no whole number from 0, or too few fields, or the header
-            has no columns of votes.
+            has no columns of votes; a number in row or an id occurs twice; FER+'s image names are not in
+            their order, so that the rows are not in that of the data.
     """
     path = Path(path).expanduser()
     if not path.is_file():
         raise MissingDataError(
             f"{path}: there is no such file of votes. FER+ is published as fer2013new.csv at github.com/microsoft/FERPlus."
         )
-    counts, fields = [], []
+    counts, fields, lines = [], [], []
     try:
         with open_text(path) as stream:
             records = read_records(stream)
@@ -76,23 +83,66 @@ def read_votes(path: str | Path) -> Votes:
             for line, row in records:
                 if row:
                     counts.append(_parse_counts(path, line, row, columns, len(header)))
-                    fields.append(row)
+                    fields.append([text.strip() for text in row])
+                    lines.append(line)
     except (OSError, UnicodeError, csv.Error) as error:
         raise DataError(f"{path.name}: not a csv ({error}); download the file again.") from error
     if not counts:
         raise DataError(f"{path.name}: found a header and no rows, expected one per image.")
     beside = {
-        name: np.array([row[names.index(name)].strip() for row in fields]) if name in names else None
-        for name in ("usage", "id")
+        name: [row[names.index(name)] for row in fields] if name in names else None
+        for name in ("usage", "id", "row", "image name")
     }
-    if beside["id"] is not None:
-        repeated = next((name for name, n in Counter(beside["id"].tolist()).items() if name and n > 1), None)
+    repeated = _find_repeated(beside["id"] or [])
+    if repeated is not None:
+        raise DataError(
+            f"{path.name}: the id {repeated[:80]!r} occurs more than once; expected one row of votes per image."
+        )
+    order = _order_rows(path, lines, beside["row"], beside["image name"])
+    usages, ids = (None if beside[name] is None else np.array(beside[name])[order] for name in ("usage", "id"))
+    chosen = tuple(header[place] for place in columns)
+    return Votes(path, chosen, np.array(counts, np.int64)[order], usages, ids)
+
+
+def _find_repeated(names: list[str]) -> str | None:
+    return next((name for name, n in Counter(names).items() if name and n > 1), None)
+
+
+def _order_rows(path: Path, lines: list[int], rows: list[str] | None, image_names: list[str] | None) -> np.ndarray:
+    """Return int64 [M]: the rows of a file of votes in the order of the data's rows.
+
+    Args:
+        lines: number of the line of each row.
+        rows: the column row, numbers of rows of the data.
+        image_names: the column "Image name"; FER+ numbers the images from fer0000000.png on in the order of the data.
+
+    Raises:
+        DataError: a row has no number or that of another row; without numbers, FER+'s names are in another order.
+    """
+    if rows is not None:
+        wrong = next((place for place, text in enumerate(rows) if not _is_count(text)), None)
+        if wrong is not None:
+            raise DataError(
+                f"{path.name} line {lines[wrong]}: found {rows[wrong][:40]!r} in the column row, expected the number of a row of the "
+                "data. Correct it, or remove the column if the rows are in the order of the data."
+            )
+        repeated = _find_repeated(rows)
         if repeated is not None:
             raise DataError(
-                f"{path.name}: the id {repeated[:80]!r} occurs more than once; expected one row of votes per image."
+                f"{path.name}: the row {repeated} occurs more than once in the column row; expected one row of votes per image. "
+                "Correct it, or remove the column if the rows are in the order of the data."
             )
-    chosen = tuple(header[place] for place in columns)
-    return Votes(path, chosen, np.array(counts, np.int64), beside["usage"], beside["id"])
+        return np.argsort(np.array(rows, np.int64), kind="stable")
+    numbered = [
+        (place, found[1]) for place, name in enumerate(image_names or []) if (found := _FERPLUS_NAME.fullmatch(name))
+    ]
+    for (_, before), (place, number) in itertools.pairwise(numbered):
+        if int(number) <= int(before):
+            raise DataError(
+                f"{path.name} line {lines[place]}: found the image fer{number}.png after fer{before}.png; FER+ has its images in the "
+                "order of FER2013's rows, by which votes are matched. Sort the rows as they were published, or download the file again."
+            )
+    return np.arange(len(lines))
 
 
 def merge_columns(votes: Votes, aliases: Mapping[str, str]) -> Votes:
@@ -252,10 +302,14 @@ def _parse_counts(path: Path, line: int, row: list[str], columns: list[int], num
     if len(row) < num_fields:
         raise DataError(f"{path.name} line {line}: found {len(row)} fields, expected {num_fields}; the row is cut.")
     found = [row[place].strip() for place in columns]
-    if not all(text.isascii() and text.isdigit() and len(text) < 10 for text in found):
-        wrong = next(text for text in found if not (text.isascii() and text.isdigit() and len(text) < 10))
+    wrong = next((text for text in found if not _is_count(text)), None)
+    if wrong is not None:
         raise DataError(f"{path.name} line {line}: found {wrong[:40]!r} as a number of votes, expected a whole number.")
     return [int(text) for text in found]
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit() and len(text) < 10
 
 
 def _match_rows(votes: Votes, splits: list[Split], num_rows: int | None) -> tuple[np.ndarray, np.ndarray | None]:
@@ -308,8 +362,9 @@ def find_column(votes: Votes, label: str) -> int:
     spellings = {label.casefold(), *SPELLINGS.get(label, ())}
     found = [place for place, name in enumerate(votes.columns) if name.casefold() in spellings]
     if len(found) != 1:
+        number = f"{len(found)} columns" if found else "no column"
         raise DataError(
-            f"{votes.path.name}: found no column of votes for the label {label!r} among {', '.join(votes.columns)}; "
+            f"{votes.path.name}: found {number} of votes for the label {label!r} among {', '.join(votes.columns)}; "
             "expected one, by name."
         )
     return found[0]

@@ -183,8 +183,10 @@ def _describe_unusual(audit: AuditRecord) -> list[str]:
 
 
 def _describe_votes(votes: VoteSummary | None) -> list[str]:
-    if votes is None or not votes.n:
+    if votes is None:
         return []
+    if not votes.n:
+        return [f"{votes.file} has no vote for any of these images: all counts are 0."]
     agreement, ceiling = votes.agreement, votes.ceiling
     return [
         f"The label has the most votes in {votes.file} for {format_percent(agreement.value)} of "

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from dlfer.data.bundle import Split
-from dlfer.data.votes import align_votes, compute_agreement, compute_ceiling, read_votes, score_votes
+from dlfer.data.votes import align_votes, compute_agreement, compute_ceiling, find_column, read_votes, score_votes
 from dlfer.errors import DataError, MissingDataError
 from dlfer.runs.metrics_record import CountedEstimate
 
@@ -55,6 +55,54 @@ def test_a_csv_of_some_usages_takes_the_votes_of_those(tmp_path):
     votes = read_votes(_write(tmp_path, PUBLISHED))
     (values,) = align_votes(votes, [_split("PrivateTest", ["PrivateTest/0"])], 1)
     assert values.tolist() == [[0, 0, 5, 0, 0, 0, 5, 0, 0, 0]]
+
+
+NUMBERED = (
+    "Usage,row,neutral,happiness,anger\nTraining,0,4,0,1\nTraining,1,0,7,0\nTraining,10,0,0,3\nPublicTest,11,9,0,0\n"
+)
+
+
+def _reorder(text, order):
+    header, *rows = text.splitlines()
+    return "\n".join([header, *(rows[place] for place in order)]) + "\n"
+
+
+@pytest.mark.parametrize("order", itertools.permutations(range(4)))
+def test_numbered_rows_are_matched_by_their_numbers_in_any_order(tmp_path, order):
+    votes = read_votes(_write(tmp_path, _reorder(NUMBERED, order)))
+    splits = [_split("Training", ["Training/2", "Training/0"]), _split("PublicTest", ["PublicTest/3"])]
+    aligned = align_votes(votes, splits, 4)
+    assert [values.tolist() for values in aligned] == [[[0, 0, 3], [4, 0, 1]], [[9, 0, 0]]]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("Training,10,", "Training,1,", "the row 1 occurs more than once in the column row"),
+        ("Training,10,", "Training,,", "line 4: found '' in the column row, expected the number of a row"),
+        ("Training,10,", "Training,-1,", "line 4: found '-1' in the column row"),
+    ],
+)
+def test_a_wrong_number_of_a_row_is_refused(tmp_path, old, new, message):
+    with pytest.raises(DataError, match=f"fer2013new.csv.* *{message}"):
+        read_votes(_write(tmp_path, NUMBERED.replace(old, new)))
+
+
+def test_votes_of_ferplus_in_another_order_than_published_are_refused(tmp_path):
+    read_votes(_write(tmp_path, PUBLISHED))
+    with pytest.raises(
+        DataError, match=r"line 4: found the image fer0000000\.png after fer0028638\.png; .* Sort the rows"
+    ):
+        read_votes(_write(tmp_path, _reorder(PUBLISHED, [2, 1, 0, 3])))
+
+
+@pytest.mark.parametrize(
+    ("columns", "number"), [("neutral,happiness", "no column"), ("neutral,anger,Anger", "2 columns")]
+)
+def test_a_label_without_a_column_of_its_own_is_refused_with_their_number(tmp_path, columns, number):
+    votes = read_votes(_write(tmp_path, f"{columns}\n{','.join('1' * len(columns.split(',')))}\n"))
+    with pytest.raises(DataError, match=f"found {number} of votes for the label 'Angry'"):
+        find_column(votes, "Angry")
 
 
 def test_augmented_copies_have_no_votes(tmp_path):
