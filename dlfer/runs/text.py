@@ -285,10 +285,10 @@ def read_lines(stream: TextIO) -> Iterator[str]:
 def read_records(stream: TextIO) -> Iterator[tuple[int, list[str]]]:
     """Yield the number of the last line and the fields of each record; the header tells what separates them."""
     lines = read_lines(stream)
-    header = next(lines, "")
+    first, header = next(((number, line) for number, line in enumerate(lines) if line.strip()), (0, ""))
     reader = csv.reader(itertools.chain([header], lines), delimiter=find_delimiter(header))
     for fields in reader:
-        yield reader.line_num, fields
+        yield first + reader.line_num, fields
 
 
 def _unpack(stream: BinaryIO, path: Path) -> BinaryIO:
@@ -299,10 +299,11 @@ def _unpack(stream: BinaryIO, path: Path) -> BinaryIO:
     if start != b"PK\3\4":
         return stream
     archive = zipfile.ZipFile(stream)
-    names = [info.filename for info in archive.infolist() if not info.is_dir()]
+    names = [info.filename for info in archive.infolist() if not info.is_dir() and "__MACOSX" not in info.filename]
     if any(name.startswith("xl/") for name in names):
         raise DataError(f"{path.name}: an Excel workbook; export its sheet as csv (UTF-8).")
-    tables = [name for name in names if name.casefold().endswith((".csv", ".tsv", ".txt")) and "__MACOSX" not in name]
+    tables = [name for name in names if name.casefold().endswith((".csv", ".tsv"))]
+    tables = tables or [name for name in names if name.casefold().endswith(".txt")]  # beside a csv, texts describe it
     if len(tables) != 1:
         raise DataError(
             f"{path.name}: a zip archive with {len(names)} files, {len(tables)} of them csv "

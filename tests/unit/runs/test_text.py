@@ -118,18 +118,25 @@ def test_delimiters_and_encodings(tmp_path, delimiter, encoding):
 def test_packed_files(tmp_path):
     (tmp_path / "a.csv.gz").write_bytes(gzip.compress(_text(";").encode("utf-16")))
     (tmp_path / "a.zip").write_bytes(_zip({"x/a.csv": _text(","), "__MACOSX/x/._a.csv": "", "readme.md": ""}))
-    assert _read(tmp_path / "a.csv.gz") == _read(tmp_path / "a.zip") == _ROWS
+    (tmp_path / "b.zip").write_bytes(_zip({"a.csv": _text(","), "readme.txt": "", "labels.TXT": ""}))
+    (tmp_path / "c.zip").write_bytes(_zip({"a.txt": _text(","), "readme.md": ""}))
+    for name in ("a.csv.gz", "a.zip", "b.zip", "c.zip"):
+        assert _read(tmp_path / name) == _ROWS
+    (tmp_path / "d.csv").write_text("\n \n" + _text(";"))
+    with open_text(tmp_path / "d.csv") as stream:
+        assert list(read_records(stream))[-1] == (len(_ROWS) + 2, _ROWS[-1])
 
 
 @pytest.mark.parametrize(
     ("contents", "message"),
     [
         (_zip({"xl/workbook.xml": ""}), "an Excel workbook"), (_zip({"a.csv": "", "b.csv": ""}), "2 of them csv"),
+        (_zip({"a.csv": "", "b.csv": "", "c.txt": ""}), r"3 files, 2 of them csv .a\.csv, b\.csv.;"),
         (_tar(), "a tar archive; unpack"), (b"<!DOCTYPE html><html>", "a web page"), (b"%PDF-1.4", "a PDF"),
         (b"version https://git-lfs.github.com/spec/v1", "Git LFS"), (b"PAR1" + bytes(9), "Parquet"),
         (gzip.compress(_text(",").encode() * 9000)[:300], "cut short|cannot be unpacked"), (b"PK\3\4" + bytes(40), "cannot be unpacked"),
     ],
-    ids=["excel", "two csv", "tar", "html", "pdf", "git lfs", "parquet", "half a gzip", "half a zip"],
+    ids=["excel", "two csv", "two csv and a text", "tar", "html", "pdf", "git lfs", "parquet", "half a gzip", "half a zip"],
 )  # fmt: skip
 def test_what_is_no_csv_is_named(tmp_path, contents, message):
     (tmp_path / "a.csv").write_bytes(contents)
