@@ -18,15 +18,17 @@ from dlfer.data.fer2013_csv import (
     Rows,
     describe_unread_columns,
     describe_unread_csvs,
+    describe_unread_pictures,
     find_csvs,
     read_csv,
+    read_header,
 )
 from dlfer.data.files import Tally
 from dlfer.data.folder import UNREADABLE, load_splits, scan_folder
 from dlfer.data.labels import compute_label_map, map_targets
 from dlfer.errors import DataError, MissingDataError
 from dlfer.runs.records import LeftOut
-from dlfer.runs.text import find_delimiter, open_text
+from dlfer.runs.text import open_text
 
 OFFICIAL_MD5 = "f8428a1edbd21e88f42c73edd2a14f95"
 
@@ -58,7 +60,8 @@ def load_fer2013(config: DataConfig) -> DataBundle:
     found = find_csvs(path)
     if found:
         bundle = _load_csv(found[0], config)
-        return dataclasses.replace(bundle, notes=(*bundle.notes, *describe_unread_csvs(path, "data.path")))
+        unread = (*describe_unread_csvs(path, "data.path"), *describe_unread_pictures(path, found[0]))
+        return dataclasses.replace(bundle, notes=(*bundle.notes, *unread))
     if not any(child.is_dir() for child in path.iterdir()):
         raise MissingDataError(describe_missing(path))
     return _load_folders(path, config)
@@ -170,15 +173,13 @@ def _tell_reading(path: Path, rows: Rows) -> Reading:
 
 
 def _load_test_csv(path: Path, config: DataConfig) -> tuple[Split | None, Reading, tuple[str, ...]]:
-    with open_text(path, errors="replace") as stream:
-        line = stream.readline()
-        header = [name.strip().casefold() for name in line.split(find_delimiter(line))]
-        if "emotion" not in header:
-            number = sum(1 for line in stream if line.strip())
-            reading = Reading(what="rows", seen=number)
-            lost = LeftOut(reason=f"{path.name} has no column emotion", n=number, first=[path.name])
-            note = f"{path.name} has no column emotion, so it cannot be used for evaluation and was left out."
-            return None, dataclasses.replace(reading, left_out=(lost,)), (note,)
+    if "emotion" not in [name.casefold() for name in read_header(path)]:
+        with open_text(path, errors="replace") as stream:
+            number = max(0, sum(1 for line in stream if line.strip()) - 1)
+        reading = Reading(what="rows", seen=number)
+        lost = LeftOut(reason=f"{path.name} has no column emotion", n=number, first=[path.name])
+        note = f"{path.name} has no column emotion, so it cannot be used for evaluation and was left out."
+        return None, dataclasses.replace(reading, left_out=(lost,)), (note,)
     rows, notes = _read_cached(path, skip_unreadable=config.skip_unreadable, usage="test")
     notes += (f"{path.name} does not distinguish PublicTest and PrivateTest; all of it is the test split.",)
     return _to_split(rows, np.arange(len(rows.rows)), "test"), _tell_reading(path, rows), notes

@@ -13,7 +13,7 @@ from typing import TextIO
 import numpy as np
 
 from dlfer.config.names import FER2013_LABELS
-from dlfer.data.files import fold_name
+from dlfer.data.files import Tally, find_reason, fold_name, identify, list_folders, walk
 from dlfer.data.labels import CANONICAL
 from dlfer.errors import DataError
 from dlfer.runs.text import count_noun, find_delimiter, open_text, read_lines
@@ -31,7 +31,8 @@ CSV_NAMES = tuple(
 _NUM_PIXELS = SIDE * SIDE
 _VALUES = {str(value): value for value in range(256)}
 _CODES = {str(code): code for code in range(len(FER2013_LABELS))}
-_MEND = "download the file again, or set data.skip_unreadable: true."
+_SKIP = ", or set data.skip_unreadable: true"
+_MEND = f"download the file again{_SKIP}."
 
 
 @dataclass(frozen=True)
@@ -54,8 +55,43 @@ class Rows:
 
 
 def find_csvs(folder: Path) -> list[Path]:
-    """Return the csv files of the whole of FER2013 in a folder; the first is the one that is read where none is named."""
-    return [folder / name for name in CSV_NAMES if (folder / name).is_file()]
+    """Return the csv files of the whole of FER2013 in a folder; the first is the one that is read where none is named.
+
+    Those with pixels come first. Where none has pixels, but folders beside them hold pictures, these are the data: there is
+    no such csv.
+    """
+    found = [folder / name for name in CSV_NAMES if (folder / name).is_file()]
+    are_data = {path: has_pixels(path) for path in found}
+    if found and not any(are_data.values()) and next(iterate_pictures(folder), None) is not None:
+        return []
+    return sorted(found, key=lambda path: not are_data[path])
+
+
+def has_pixels(path: Path) -> bool:
+    """Tell whether a csv has a column of pixels; one that is damaged counts as such, and its reader says how."""
+    try:
+        return "pixels" in [name.casefold() for name in read_header(path)]
+    except DataError:
+        return True
+
+
+def iterate_pictures(folder: Path) -> Iterator[Path]:
+    """Yield the pictures that lie in the folders of a folder, at any depth, sorted by path."""
+    visited = {identify(folder)}
+    for name in list_folders(folder):
+        yield from (path for path in walk(folder / name, Tally(), visited) if find_reason(path) is None)
+
+
+def describe_unread_pictures(folder: Path, csv: Path) -> tuple[str, ...]:
+    """Return a note about the pictures in folders beside a csv that is read in their place, if there are any."""
+    names = [path.relative_to(folder).as_posix() for path in iterate_pictures(folder)]
+    if not names:
+        return ()
+    shown = ", ".join(names[:3]) + (", ..." if len(names) > 3 else "")
+    return (
+        f"{count_noun(len(names), 'picture')} in folders beside {csv.name} {'was' if len(names) == 1 else 'were'} not read "
+        f"({shown}); to read pictures, move the csv out of {folder}.",
+    )
 
 
 def describe_unread_csvs(folder: Path, option: str) -> tuple[str, ...]:
@@ -79,8 +115,7 @@ def read_csv(path: Path, *, skip_unreadable: bool, usage: str | None) -> Rows:
     pixels, codes, usages, numbers, skipped = bytearray(), bytearray(), [], [], []
     with open_text(path, errors="replace") as stream:
         records = _iterate_records(stream, path.name)
-        _, header = next(records, (1, []))
-        columns = _find_columns(path, header, usage)
+        columns = _find_columns(path, *_next_header(records), usage)
         number, is_checked = -1, False
         for line, fields in records:
             if not fields:
@@ -100,6 +135,10 @@ def read_csv(path: Path, *, skip_unreadable: bool, usage: str | None) -> Rows:
             codes.append(code)
             usages.append(split)
             numbers.append(number)
+    if skipped and not codes:
+        raise DataError(
+            f"{path.name}: none of the {count_noun(len(skipped), 'row')} can be read; the first: {skipped[0].replace(_SKIP, '')}"
+        )
     if not codes:
         raise DataError(f"{path.name}: found no readable rows, expected one per image; download the file again.")
     images = np.frombuffer(bytes(pixels), np.uint8).reshape(-1, SIDE, SIDE, 1)
@@ -117,9 +156,9 @@ def _iterate_records(stream: TextIO, name: str) -> Iterator[tuple[int, list[str]
 
     Lines without a quotation mark are only divided at their commas, which takes a third of csv.reader's time.
     """
-    delimiter, lines = ",", read_lines(stream)
+    delimiter, lines = None, read_lines(stream)
     for number, line in enumerate(lines, 1):
-        if number == 1:
+        if delimiter is None and line.strip():
             delimiter = find_delimiter(line)
         if '"' in line or len(line) > csv.field_size_limit():
             reader = csv.reader(itertools.chain([line], lines), delimiter=delimiter)
@@ -131,10 +170,26 @@ def _iterate_records(stream: TextIO, name: str) -> Iterator[tuple[int, list[str]
                 raise DataError(f"{name} line {last}: not a csv ({error}); {_MEND}") from error
             return
         text = line.rstrip("\r\n")
-        yield number, text.split(delimiter) if text else []
+        yield number, text.split(delimiter or ",") if text else []
 
 
-def _find_columns(path: Path, header: list[str], usage: str | None) -> dict[str, int]:
+def _next_header(records: Iterator[tuple[int, list[str]]]) -> tuple[int, list[str]]:
+    """Return the line and the fields of the first record that is not blank."""
+    return next(((line, fields) for line, fields in records if "".join(fields).strip()), (1, []))
+
+
+def read_header(path: Path) -> list[str]:
+    """Return the names of a csv's columns, without the spaces and quotation marks around them.
+
+    Raises:
+        DataError: the file is no csv.
+    """
+    with open_text(path, errors="replace") as stream:
+        line = next((line for line in read_lines(stream) if line.strip()), "")
+    return [name.strip().strip('"').strip() for name in line.split(find_delimiter(line))]
+
+
+def _find_columns(path: Path, line: int, header: list[str], usage: str | None) -> dict[str, int]:
     """Return the position of each column that is needed, whatever their case and the spaces around."""
     if not header:
         raise DataError(
@@ -146,9 +201,16 @@ def _find_columns(path: Path, header: list[str], usage: str | None) -> dict[str,
     if missing:
         shown = ", ".join(name.strip()[:40] for name in header[:6])
         raise DataError(
-            f"{path.name} line 1: found the columns {shown}; expected emotion, pixels and Usage "
+            f"{path.name} line {line}: found the columns {shown}; expected emotion, pixels and Usage "
             f"(missing: {', '.join(missing)}). {_advise_columns(names, missing)}"
         )
+    for name in needed:
+        places = [place for place, found in enumerate(names, 1) if found == name]
+        if len(places) > 1:
+            raise DataError(
+                f"{path.name} line {line}: found the column {header[places[-1] - 1].strip()} more than once (columns "
+                f"{' and '.join(map(str, places))}; upper and lower case count as the same), expected it once. Delete or rename all but the right one."
+            )
     return {name: names.index(name) for name in needed}
 
 
@@ -158,9 +220,7 @@ def describe_unread_columns(path: Path) -> tuple[str, ...]:
     Raises:
         DataError: the file is no csv.
     """
-    with open_text(path, errors="replace") as stream:
-        line = stream.readline()
-    names = [name.strip().strip('"').strip() for name in line.split(find_delimiter(line))]
+    names = read_header(path)
     folded = [name.casefold() for name in names]
     unread = [
         name[:40] for name, key in zip(names, folded, strict=True) if key not in ("", "emotion", "pixels", "usage")
@@ -190,7 +250,7 @@ def _parse_row(fields: list[str], columns: dict[str, int], usage: str | None) ->
     code = _CODES.get(_normalize_code(fields[columns["emotion"]]))
     if code is None:
         found = fields[columns["emotion"]].strip()[:40]
-        raise ValueError(f"expected a label 0..6, found {found!r}. Correct the row, or set data.skip_unreadable: true.")
+        raise ValueError(f"expected a label 0..6, found {found!r}. Correct the row{_SKIP}.")
     text = fields[columns["pixels"]].strip()
     values = _parse_plain_pixels(text) or _parse_pixels(text)
     if "usage" not in columns:
@@ -220,7 +280,7 @@ def _check_code(path: Path) -> None:
     """
     with open_text(path, errors="replace") as stream:
         records = _iterate_records(stream, path.name)
-        _, header = next(records)
+        _, header = _next_header(records)
         place = [name.strip().casefold() for name in header].index("emotion")
         counts = Counter(_normalize_code(fields[place])[:40] for _, fields in records if len(fields) > place)
     strange = {value: n for value, n in counts.items() if value not in _CODES and value}

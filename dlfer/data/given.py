@@ -16,8 +16,8 @@ from typing import Literal
 
 from dlfer.config.load import load_experiment, resolve_path
 from dlfer.config.sections import DataConfig
-from dlfer.data.fer2013_csv import USAGES, find_csvs
-from dlfer.data.files import PICTURE_SUFFIXES, find_kind
+from dlfer.data.fer2013_csv import USAGES, describe_unread_csvs, find_csvs, iterate_pictures
+from dlfer.data.files import PICTURE_SUFFIXES, find_kind, is_ignored
 from dlfer.errors import DataError, DlferError, MissingDataError, UserError, shorten
 from dlfer.runs.text import find_delimiter, open_text
 
@@ -31,6 +31,7 @@ OFFICIAL = dict(zip(SPLITS, reversed(USAGES), strict=True))
 
 Kind = Literal["experiment", "csv", "arrays", "folder"]
 
+_UNPACK = ", after unpacking the archive"
 _YAML_KEY = re.compile(r"\s*(?:#.*)?$|(?:---|[A-Za-z_][\w-]*\s*:(?:\s|$))")
 
 
@@ -44,6 +45,7 @@ class GivenData:
         config: the section that loads it; of an experiment file its `finetune.data`.
         image_size: of the experiment file; None for other kinds.
         csv: the csv of the kind csv, else None.
+        notes: sentences on what lies beside the csv and is not read.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class GivenData:
     config: DataConfig
     image_size: int | None = None
     csv: Path | None = None
+    notes: tuple[str, ...] = ()
 
     def list_read(self) -> list[Path]:
         """Return the files and folders that are read."""
@@ -73,13 +76,13 @@ def recognise(path: Path | str) -> Kind | Literal["pictures"]:
 
     Raises:
         MissingDataError: nothing is there.
-        DataError: it is something else; the message says what was found and what to do.
+        DataError: it is something else, or both a csv and pictures; the message says what was found and what to do.
     """
     path = Path(path).expanduser()
     if path.is_dir():
         if (path / "run.json").is_file() or (path / "artifact.json").is_file():
             raise DataError(f"{path}: found the folder of a run or a model, {EXPECTED}.")
-        return "csv" if find_csvs(path) else "folder"
+        return "csv" if _find_csv(path, path) else "folder"
     if not path.is_file():
         raise MissingDataError(f"{path}: there is no such file or folder; {EXPECTED}.")
     if find_kind(path) in ("picture", "video", "heif"):
@@ -111,6 +114,7 @@ def open_data(path: Path | str) -> Iterator[GivenData]:
     kind = recognise(path)
     if kind == "pictures":
         with _unpack(path) as folder:
+            _find_csv(_descend(folder), path)
             try:
                 yield GivenData(path, "folder", DataConfig(source="folder", path=str(folder)))
             except DlferError as error:
@@ -119,8 +123,10 @@ def open_data(path: Path | str) -> Iterator[GivenData]:
         stage = load_experiment(path).finetune
         yield GivenData(path, kind, stage.data, stage.image_size)
     elif kind == "csv":
-        csv = find_csvs(path)[0] if path.is_dir() else path
-        yield GivenData(path, kind, DataConfig(source="fer2013", path=str(csv)), csv=csv)
+        csv, notes = path, ()
+        if path.is_dir():
+            csv, notes = find_csvs(path)[0], describe_unread_csvs(path, "place of the folder")
+        yield GivenData(path, kind, DataConfig(source="fer2013", path=str(csv)), csv=csv, notes=notes)
     else:
         yield GivenData(path, kind, DataConfig(source=kind, path=str(path)))
 
@@ -139,6 +145,29 @@ def parse_split(text: str | None, allowed: tuple[str, ...] = SPLITS) -> str | No
         official = ", ".join(OFFICIAL[name] for name in allowed)
         raise UserError(f"--split {text}: expected {' or '.join(allowed)} (of FER2013 also {official}).")
     return split
+
+
+def _find_csv(folder: Path, given: Path) -> Path | None:
+    """Return the csv of FER2013 in a folder, None where there is none; `given` is what a message names.
+
+    Raises:
+        DataError: folders beside it hold pictures, so that either may be meant.
+    """
+    csv = next(iter(find_csvs(folder)), None)
+    picture = None if csv is None else next(iterate_pictures(folder), None)
+    if csv is not None and picture is not None:
+        raise DataError(
+            f"{given}: found {csv.relative_to(folder)} in the layout of FER2013 and pictures in folders beside it "
+            f"({picture.relative_to(folder)}), expected one of them. Name the csv itself to read it{_UNPACK * (given != folder)}; "
+            "to read the pictures, move the csv elsewhere."
+        )
+    return csv
+
+
+def _descend(folder: Path) -> Path:
+    """Return the folder in which the contents of a zip begin to branch."""
+    names = [child for child in folder.iterdir() if not is_ignored(child.name)]
+    return _descend(names[0]) if len(names) == 1 and names[0].is_dir() else folder
 
 
 def _recognise_zip(path: Path) -> Literal["arrays", "csv", "pictures"]:
@@ -164,7 +193,8 @@ def _recognise_text(path: Path) -> Literal["csv", "experiment"]:
     """Return what a text file is: a header with pixels is a csv, lines `key:` an experiment; the suffix decides the rest."""
     with open_text(path, errors="replace") as stream:
         lines = stream.read(4000).splitlines() or [""]
-    header = [name.strip().casefold() for name in lines[0].split(find_delimiter(lines[0]))]
+    first = next((line for line in lines if line.strip()), "")
+    header = [name.strip().strip('"').strip().casefold() for name in first.split(find_delimiter(first))]
     is_csv, is_yaml = "pixels" in header, path.suffix.casefold() in (".yaml", ".yml")
     if is_csv or (path.suffix.casefold() in (".csv", ".tsv", ".gz") and not is_yaml):
         return "csv"

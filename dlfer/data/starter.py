@@ -140,7 +140,7 @@ def survey_data(path: Path, folders: Mapping[str, str] | None = None) -> Survey:
         side=min(bundle.train.images.shape[1:3]),
         is_uniform=True,
         source=given.config.source,
-        remarks=(*(reading.describe() if reading else ()), *bundle.notes),
+        remarks=(*(reading.describe() if reading else ()), *bundle.notes, *given.notes),
     )
 
 

@@ -168,7 +168,7 @@ def load_inspected(given: GivenData) -> Inspected:
     """
     if given.csv is not None:
         splits, reading = load_fer2013_splits(given.csv)
-        notes = describe_unread_columns(given.csv)
+        notes = (*describe_unread_columns(given.csv), *given.notes)
         return Inspected(str(given.path), tuple(splits), FER2013_LABELS, reading, notes)
     config = given.config
     # What is streamed is not read, and cannot be left out.

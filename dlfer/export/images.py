@@ -15,7 +15,6 @@ from dlfer.config.sections import DataConfig, FacesConfig, NumImages
 from dlfer.data.bundle import Split
 from dlfer.data.faces import prepare_split
 from dlfer.data.fer2013 import load_fer2013_usage
-from dlfer.data.fer2013_csv import describe_unread_csvs
 from dlfer.data.given import OFFICIAL, SPLITS, GivenData, open_data
 from dlfer.data.images import match_channels
 from dlfer.data.labels import map_targets
@@ -155,7 +154,7 @@ def load_held(
     """
     with open_data(path) as given:
         if given.csv is not None:
-            for line in describe_unread_csvs(path, "--data") if say and path.is_dir() else ():
+            for line in given.notes if say else ():
                 say(line)
             rows = load_fer2013_usage(given.csv, None)
             held = {name: take_usage(rows, usage) for name, usage in OFFICIAL.items()}

@@ -182,6 +182,14 @@ def test_a_bad_row_is_refused_with_its_line_or_skipped_and_counted(tmp_path, kin
     [
         ("", "the file is empty"),
         ("emotion,pixels,Usage\n", "no readable rows"),
+        (
+            "emotion,pixels,Usage, USAGE\n",
+            r"line 1: found the column USAGE more than once .columns 3 and 4.*expected.*once",
+        ),
+        ("emotion,Emotion,pixels,Usage\n", r"line 1: found the column Emotion more than once"),
+        ('emotion,pixels,"pixels",Usage\n', r"line 1: found the column pixels more than once .columns 2 and 3"),
+        ("\n \nlabel,pixels,Usage\n", r"line 3: found the columns label"),
+        ("\n\n", "the file is empty"),
         ("", r"the file is empty, expected a header with emotion, pixels and Usage; download it again\.$"),
         ("path,label\na.png,1\n", "A list of files is not read: move each image into a folder of its label"),
         ("filename,emotion\na.png,1\n", "A list of files is not read"),
@@ -196,6 +204,23 @@ def test_a_file_that_is_no_fer2013_csv_is_refused(tmp_path, text, message):
     (tmp_path / "fer2013.csv").write_text(text)
     with pytest.raises(DataError, match=message):
         load_fer2013(_config(tmp_path / "fer2013.csv"))
+
+
+def test_blank_lines_before_the_header_are_passed_over_and_lines_are_counted_with_them(tmp_path):
+    path = _write_csv(tmp_path / "fer2013.csv", replace={2: "1,2 3,Training"})
+    path.write_text("\n   \n" + path.read_text().replace(",", ";"))
+    with pytest.raises(DataError, match="line 6: expected 2304 pixel values, found 2"):
+        load_fer2013(_config(path))
+    assert len(load_fer2013(_config(path, skip_unreadable=True)).train) == 6
+
+
+def test_a_csv_whose_rows_are_all_wrong_names_the_first_problem_and_their_number(tmp_path):
+    (tmp_path / "some.csv").write_text("emotion,pixels,Usage\n" + "1,2 3,Training\n" * 3)
+    with pytest.raises(
+        DataError, match=r"none of the 3 rows can be read; the first: line 2: expected 2304.*found 2"
+    ) as caught:
+        load_fer2013_splits(tmp_path / "some.csv")
+    assert "skip_unreadable" not in str(caught.value)
 
 
 def test_a_csv_without_training_rows_is_refused(tmp_path):

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dlfer.config.sections import DataConfig
 from dlfer.data.given import open_data, parse_split, recognise
 from dlfer.data.sources import load_source_splits
 from dlfer.errors import DataError, MissingDataError, UserError
+from dlfer.experiment.audit import load_inspected
 
 CSV = "emotion,pixels,Usage\n" + "".join(f"{n},{' '.join([str(n)] * 2304)},Training\n" for n in (0, 3))
 YAML = "# mine\nexperiment: {name: x}\nfinetune: {data: {source: synthetic_faces}, image_size: 32}\n"
@@ -97,6 +101,66 @@ def test_a_folder_with_a_csv_of_fer2013_is_that_csv(make, tmp_path):
     assert recognise(tmp_path / "fer") == "csv"
     with open_data(tmp_path / "fer") as given:
         assert given.csv == path
+
+
+@pytest.mark.parametrize("name", ["train.csv", "fer2013.csv.gz", "fer2013/fer2013.csv"])
+def test_class_folders_beside_a_csv_without_pixels_are_read_and_the_csv_is_counted(make, tmp_path, name):
+    folder = make("folder", "faces")
+    (folder / name).parent.mkdir(exist_ok=True)
+    text = b"file,label\nhappy/1.png,happy\n"
+    (folder / name).write_bytes(gzip.compress(text) if name.endswith("gz") else text)
+    assert recognise(folder) == "folder"
+    for source in ("folder", "fer2013"):
+        bundle = load_source_splits(DataConfig(source=source, path=str(folder)), image_size=16)
+        assert len(bundle.train) == 2
+        assert [reason.first for reason in bundle.reading.left_out] == [[name]]
+
+
+def test_of_several_csvs_in_a_folder_the_first_with_pixels_is_read_and_the_others_are_named(make, tmp_path):
+    (tmp_path / "fer").mkdir()
+    path = make("csv", "fer/train.csv")
+    (tmp_path / "fer/fer2013.csv").write_text("file,label\na.png,1\n")
+    with open_data(tmp_path / "fer") as given:
+        assert given.csv == path
+        (note,) = given.notes
+        assert note.startswith("fer2013.csv beside train.csv was not read")
+        assert note in load_inspected(given).notes
+
+
+def test_a_folder_whose_only_csv_has_no_pixels_is_told_its_columns(tmp_path):
+    (tmp_path / "fer2013.csv").write_text("file,label\na.png,1\n")
+    with open_data(tmp_path) as given, pytest.raises(DataError, match="line 1: found the columns file, label"):
+        load_source_splits(given.config, image_size=16)
+
+
+@pytest.mark.parametrize("zipped", [None, "faces", "."])
+def test_pictures_beside_a_csv_of_fer2013_are_neither_read_nor_dropped(make, tmp_path, zipped):
+    path = make("folder", "faces")
+    make("csv", "faces/fer2013.csv")
+    if zipped:
+        path = Path(
+            shutil.make_archive(str(tmp_path / "both"), "zip", tmp_path / zipped, "." if zipped == "faces" else "faces")
+        )
+    with (
+        pytest.raises(
+            DataError, match=r"fer2013\.csv.*and pictures.*happy/1\.png.*expected one of them.*[Nn]ame the csv"
+        ) as caught,
+        open_data(path),
+    ):
+        pass
+    assert str(caught.value).startswith(str(path))
+    assert "dlfer-" not in str(caught.value)
+
+
+def test_of_a_csv_of_fer2013_that_an_experiment_names_the_pictures_beside_it_are_counted(make):
+    path = make("folder", "faces")
+    make("csv", "faces/fer2013.csv")
+    bundle = load_source_splits(DataConfig(source="fer2013", path=str(path)), image_size=16)
+    assert [
+        note
+        for note in bundle.notes
+        if note.startswith("2 pictures in folders beside fer2013.csv were not read (happy/1.png")
+    ]
 
 
 def test_of_an_experiment_its_finetune_data_counts(make):
