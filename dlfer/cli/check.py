@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dlfer.cli.options import Overrides, complete_data, parse_overrides, print_text, say
 from dlfer.errors import ConfigError, UserError
+
+if TYPE_CHECKING:
+    from dlfer.data.given import GivenData
 
 
 def check(
@@ -77,7 +80,7 @@ def _is_experiment(path: Path) -> bool:
 
 
 def check_data(path: Path) -> str:
-    """Return what data is and holds, and what to do with it next.
+    """Return what data is and holds, what of it is not read, and what to do with it next.
 
     Raises:
         DataError: it is none, or has images or rows that cannot be read.
@@ -86,5 +89,20 @@ def check_data(path: Path) -> str:
     from dlfer.experiment.audit import check_inspected, load_inspected
 
     with open_data(path) as given:
-        found = check_inspected(load_inspected(given))
-    return f"{given.describe()}; {found}. Next: dlfer init {shlex.quote(str(path))}"
+        data = load_inspected(given)
+        found, next_step = check_inspected(data), _name_next_step(given, [split.name for split in data.splits])
+    reading = data.reading.as_record()
+    lines = [*(reading.describe() if reading and reading.left_out else ()), *data.notes]
+    return ("\n" if lines else " ").join([f"{given.describe()}; {found}.", *lines, next_step])
+
+
+def _name_next_step(given: GivenData, splits: list[str]) -> str:
+    """Return the command that goes on with data: an experiment is begun only with what a training can read."""
+    from dlfer.data.starter import name_unzip
+
+    path = shlex.quote(str(given.path))
+    if given.kind == "folder" and given.path.is_file():
+        return f"Next: {', then: '.join(name_unzip(given.path))}"
+    if given.csv is not None and "Training" not in splits and not given.csv.name.casefold().startswith("train.csv"):
+        return f"Next: dlfer evaluate MODEL --data {path}"
+    return f"Next: dlfer init {path}"

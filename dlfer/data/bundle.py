@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from dlfer.data.images import MIN_SIDE
 from dlfer.errors import DataError
 from dlfer.runs.files import read_npz, write_atomically
 from dlfer.runs.records import LeftOut, ReadingRecord
@@ -234,7 +235,7 @@ def check_split(split: Split) -> None:
         raise DataError(f"{where}: found a negative target, expected indices of labels from 0.")
     if len(np.unique(ids)) != len(ids):
         values, counts = np.unique(ids, return_counts=True)
-        raise DataError(f"{where}: the id {values[counts > 1][0]!r} occurs more than once; ids must be unique.")
+        raise DataError(f"{where}: the id {str(values[counts > 1][0])!r} occurs more than once; ids must be unique.")
 
 
 def make_split(
@@ -277,8 +278,12 @@ def make_split(
     else:
         found, targets = np.unique(given.astype(str) if is_text else given, return_inverse=True)
     ids = np.arange(len(given)).astype(str) if ids is None else _to_array("ids", ids).astype(str)
-    pixels = pixels[..., None] if pixels.ndim == 3 else pixels
-    return Split("images", pixels, targets.astype(np.int64), ids), tuple(str(name) for name in found)
+    split = Split("images", pixels[..., None] if pixels.ndim == 3 else pixels, targets.astype(np.int64), ids)
+    if min(pixels.shape[1:3]) < MIN_SIDE:
+        raise DataError(
+            f"images: found {pixels.dtype} {list(pixels.shape)}, expected at least {MIN_SIDE} pixels on each side (H and W)."
+        )
+    return split, tuple(str(name) for name in found)
 
 
 def _to_array(name: str, values: Any) -> np.ndarray:

@@ -18,7 +18,7 @@ from dlfer.config.sections import CropConfig, DataConfig, LabelsConfig
 from dlfer.data.bundle import DataBundle, Reading, Split
 from dlfer.data.faces import prepare_faces
 from dlfer.data.folder import NOT_DRAWN, SPLITS, list_classes, load_folder
-from dlfer.data.images import resize_square
+from dlfer.data.images import MIN_SIDE, resize_square
 from dlfer.data.labels import CANONICAL, SPELLINGS, match_labels, relabel_bundle
 from dlfer.data.split import apply_protocol, draw_fraction, draw_subset, drop_duplicates
 from dlfer.data.synthetic.faces import load_synthetic_faces
@@ -123,6 +123,7 @@ def load_data(
     if config.size is not None:
         resized = {key: resize_split(split, config.size, config.aspect) for key, split in bundle.splits.items()}
         bundle = dataclasses.replace(bundle, **resized)
+    check_shapes(bundle, config.path or "data")
     if config.fraction is not None:
         bundle = _count_left_out(draw_fraction(bundle, config.fraction, seed=config.seed), bundle, "data.fraction")
     bundle = _count_left_out(apply_protocol(bundle, config, balance=balance), bundle, "not used by the protocol")
@@ -179,8 +180,7 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
         limited: train was cut down on purpose, so that it may lack classes.
 
     Raises:
-        DataError: fewer than two classes, a target without a label, a class that train lacks, or
-            images of different sizes.
+        DataError: fewer than two classes, a target without a label, or a class that train lacks.
     """
     labels = bundle.labels
     if len(labels) < 2:
@@ -200,11 +200,6 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
                 f"data: {key} has no images, expected at least one. Splits that dlfer draws take whole groups of duplicates of each "
                 "class: have five different images or more of each, or raise data.num_images or data.fraction if one of them is set."
             )
-        if split.images.shape[1:] != bundle.train.images.shape[1:]:
-            raise DataError(
-                f"data: {key} has images of shape {split.images.shape[1:]}, train of {bundle.train.images.shape[1:]}; "
-                "expected the same."
-            )
         empty = [label for label, count in zip(labels, counts, strict=True) if not count]
         if empty and key == "train" and not limited:
             raise DataError(
@@ -220,6 +215,22 @@ def check_classes(bundle: DataBundle, *, limited: bool = False) -> tuple[str, ..
                 f"{key} has no image of {shown}, so {'this class' if len(empty) == 1 else 'these classes'} cannot be {what}."
             )
     return tuple(notes)
+
+
+def check_shapes(bundle: DataBundle, path: Path | str) -> None:
+    """Raise DataError where splits have images of different sizes or channels; `path` is of the data, for the message."""
+    held = {key: split.images.shape[1:] for key, split in bundle.splits.items() if isinstance(split, Split)}
+    first = next(iter(held), None)
+    for key, shape in held.items():
+        if shape == held[first]:
+            continue
+        if shape[-1] == held[first][-1]:
+            advice = "Save all splits in one size, or set data.size in an experiment file, which resizes them."
+        else:
+            advice = "Save all splits with one channel (grey) or all with three (RGB)."
+        raise DataError(
+            f"{path}: {key} has images of shape {shape}, {first} of {held[first]}; expected the same. {advice}"
+        )
 
 
 def _advise_missing(bundle: DataBundle, empty: list[str]) -> str:
@@ -430,15 +441,23 @@ def load_arrays(config: DataConfig) -> DataBundle:
             "return_inverse=True) does), or add their names as labels."
         )
     labels = arrays["labels"] if "labels" in arrays else np.array([str(target) for target in range(most + 1)])
+    _check_labels(path, labels, most)
+    seen = sum(len(split) for split in splits.values() if split is not None)
+    return DataBundle(
+        "arrays", tuple(labels.tolist()), **splits, notes=notes, reading=Reading(what="images", seen=seen)
+    )
+
+
+def _check_labels(path: Path, labels: np.ndarray, most: int) -> None:
+    """Raise DataError unless labels are different names, enough for the largest target `most`."""
     if labels.dtype.kind != "U" or labels.ndim != 1 or len(labels) <= most or len(set(labels.tolist())) < len(labels):
         raise DataError(
             f"{path}: labels is {labels.dtype} {labels.shape}, expected distinct text names, at least {most + 1} "
             f"(the largest target is {most})."
         )
-    seen = sum(len(split) for split in splits.values() if split is not None)
-    return DataBundle(
-        "arrays", tuple(labels.tolist()), **splits, notes=notes, reading=Reading(what="images", seen=seen)
-    )
+    empty = [target for target, name in enumerate(labels.tolist()) if not name.strip()]
+    if empty:
+        raise DataError(f"{path}: labels: the name of target {empty[0]} (counted from 0) is empty. Name every class.")
 
 
 def _describe_unread_arrays(path: Path, arrays: dict[str, np.ndarray], prefixes: dict[str, str]) -> tuple[str, ...]:
@@ -475,10 +494,15 @@ def _to_split(path: Path, arrays: dict[str, np.ndarray], split: str, prefix: str
     if f"{prefix}targets" not in arrays:
         raise DataError(f"{path}: found {prefix}images without {prefix}targets. {_MEND}")
     images, targets = arrays[f"{prefix}images"], arrays[f"{prefix}targets"]
-    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+    if images.dtype != np.uint8 or images.ndim not in (3, 4) or (images.ndim == 4 and images.shape[-1] not in (1, 3)):
         raise DataError(
             f"{path}: {prefix}images is {images.dtype} {images.shape}, expected uint8 [N, H, W] or [N, H, W, 1 or 3] "
             "with values 0..255."
+        )
+    if min(images.shape[1:3]) < MIN_SIDE:
+        raise DataError(
+            f"{path}: {prefix}images is uint8 {images.shape}, expected at least {MIN_SIDE} pixels on each side "
+            "(H and W). Save larger images."
         )
     if targets.dtype.kind not in "iu" or targets.ndim != 1:
         raise DataError(f"{path}: {prefix}targets is {targets.dtype} {targets.shape}, expected whole numbers [N].")
@@ -487,4 +511,23 @@ def _to_split(path: Path, arrays: dict[str, np.ndarray], split: str, prefix: str
     ids = arrays.get(f"{prefix}ids", np.array([f"{split}/{row}" for row in range(len(targets))]))
     if ids.dtype.kind != "U":
         raise DataError(f"{path}: {prefix}ids is {ids.dtype}, expected text.")
-    return Split(split, images[..., None] if images.ndim == 3 else images, targets.astype(np.int64), ids)
+    _check_entries(path, {f"{prefix}images": images, f"{prefix}targets": targets, f"{prefix}ids": ids})
+    try:
+        return Split(split, images[..., None] if images.ndim == 3 else images, targets.astype(np.int64), ids)
+    except DataError as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def _check_entries(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """Raise DataError where images, targets and ids, in this order, differ in number, or a target cannot be one."""
+    (first, images), (name, targets), _ = arrays.items()
+    for other, values in arrays.items():
+        if len(values) != len(images):
+            raise DataError(
+                f"{path}: {first} has {len(images):,} entries, {other} has {len(values):,}; expected the same number."
+            )
+    least, most = int(targets.min()), int(targets.max())
+    if least < 0:
+        raise DataError(f"{path}: {name} has the negative target {least:,}, expected numbers of classes from 0.")
+    if most > np.iinfo(np.int64).max:
+        raise DataError(f"{path}: {name} has the target {most:,}, expected numbers of classes from 0.")

@@ -21,7 +21,7 @@ from dlfer.data.folder import UNREADABLE, scan_folder, try_each
 from dlfer.data.given import Kind, open_data, recognise
 from dlfer.data.images import read_header, read_image
 from dlfer.data.labels import describe_merged, describe_unknown, match_labels, order_labels
-from dlfer.data.sources import load_source_splits
+from dlfer.data.sources import check_shapes, load_source_splits
 from dlfer.errors import DataError, MissingDataError
 from dlfer.runs.files import check_outputs, write_atomically
 from dlfer.runs.text import count_noun, escape_text
@@ -128,6 +128,7 @@ def survey_data(path: Path, folders: Mapping[str, str] | None = None) -> Survey:
         bundle = load_source_splits(given.config, image_size=_LARGEST)
     if bundle.train is None:
         raise DataError(f"{path}: found {', '.join(bundle.splits)} and no train split, which training needs.")
+    check_shapes(bundle, path)
     counts = {
         key: {bundle.labels[target]: count for target, count in Counter(split.targets.tolist()).items()}
         for key, split in bundle.splits.items()
@@ -154,12 +155,17 @@ def check_kind(path: Path) -> Kind:
     if kind == "experiment":
         raise DataError(f"{path}: this is already an experiment file. Check it: dlfer check {shlex.quote(str(path))}")
     if kind == "pictures":
-        stem = shlex.quote(path.stem)
+        unzip, init = name_unzip(path)
         raise DataError(
-            f"{path}: found a zip of pictures, expected a folder: a training reads them many times. Unpack it "
-            f"(unzip {shlex.quote(str(path))} -d {stem}), then: dlfer init {stem}"
+            f"{path}: found a zip of pictures, expected a folder: a training reads them many times. Unpack it ({unzip}), then: {init}"
         )
     return kind
+
+
+def name_unzip(path: Path) -> tuple[str, str]:
+    """Return the two commands that begin with the pictures in a zip."""
+    stem = shlex.quote(path.stem)
+    return f"unzip {shlex.quote(str(path))} -d {stem}", f"dlfer init {stem}"
 
 
 def format_starter(survey: Survey, *, name: str, file: Path) -> str:

@@ -17,7 +17,7 @@ from dlfer.data.bundle import Reading, Split, StreamedSplit, make_split
 from dlfer.data.fer2013 import load_fer2013_splits
 from dlfer.data.fer2013_csv import describe_unread_columns
 from dlfer.data.given import GivenData, open_data
-from dlfer.data.sources import load_source_splits
+from dlfer.data.sources import check_shapes, load_source_splits
 from dlfer.data.split import TEST_FRACTION, VALIDATION_FRACTION, draw_held_out
 from dlfer.data.survey import Survey, survey_images
 from dlfer.errors import DataError, DlferError, UserError
@@ -174,6 +174,8 @@ def load_inspected(given: GivenData) -> Inspected:
     # What is streamed is not read, and cannot be left out.
     update = {} if config.source == "tfds" else {"skip_unreadable": True}
     bundle = load_source_splits(config.model_copy(update=update), image_size=given.image_size or _IMAGE_SIZE)
+    if config.size is None and config.faces is None:  # these give all images one size
+        check_shapes(bundle, given.path)
     splits = tuple(split for split in (bundle.train, bundle.validation, bundle.test) if split is not None)
     votes = None if config.votes is None else resolve_path(config.votes)
     return Inspected(
@@ -201,7 +203,11 @@ def check_inspected(data: Inspected) -> str:
         )
     counts = sum((np.bincount(split.targets, minlength=len(data.labels)) for split in data.held), 0)
     if data.held and np.count_nonzero(counts) < 2:
-        raise DataError(f"{data.name}: found one label only, expected two or more.")
+        only = ", ".join(np.array(data.labels)[np.flatnonzero(counts)].tolist())
+        where = ", each class in a folder of its own" if data.reading.what == "files" else ""
+        raise DataError(
+            f"{data.name}: found one label only ({only}), expected two or more. Add images of another class{where}."
+        )
     splits = ", ".join(f"{split.name} {count_noun(len(split), 'image')}" for split in data.splits)
     if not data.held:
         return f"{splits}, streamed"

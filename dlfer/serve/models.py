@@ -16,7 +16,7 @@ import numpy as np
 
 from dlfer.config.schema import OptimizerConfig
 from dlfer.config.sections import FacesConfig
-from dlfer.data.images import resize_square, to_channels
+from dlfer.data.images import MIN_SIDE, resize_square, to_channels
 from dlfer.data.pictures import predict_by_size
 from dlfer.errors import UserError
 from dlfer.predict.crops import Crop, build_cropper, get_cut_side
@@ -248,7 +248,7 @@ def check_tensor(tensor: Tensor, limits: Limits) -> list[int]:
     """Return the shape [N, H, W, 1 or 3] of a tensor after checking it against the limits; its values are not read.
 
     Raises:
-        Refusal: 400 for another shape, 413 for too many images or pixels.
+        Refusal: 400 for another shape or a side below `MIN_SIDE`, 413 for too many images or pixels.
     """
     shape = tensor.shape if len(tensor.shape) == 4 else [*tensor.shape, 1]
     if shape[-1] not in (1, 3):
@@ -259,6 +259,8 @@ def check_tensor(tensor: Tensor, limits: Limits) -> list[int]:
             f"images: found the shape {tensor.shape}, expected at most {limits.images_in_tensor} images "
             f"and {limits.pixels:,} pixels.",
         )
+    if min(shape[1:3]) < MIN_SIDE:
+        raise Refusal(400, f"images: found the shape {tensor.shape}, expected at least {MIN_SIDE} pixels on each side.")
     return shape
 
 

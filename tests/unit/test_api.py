@@ -408,6 +408,7 @@ def test_audit_finds_leaks_across_splits_and_names_images():
         (draw(), [True] * 12, {}, "labels: found bool"),
         (draw(), [["a"]] * 12, {}, "expected .N. names or whole numbers"),
         (draw(), ["a"] * 12, {"ids": ["same"] * 12}, "occurs more than once"),
+        (draw()[:, :7], ["a"] * 12, {}, "expected at least 8 pixels on each side"),
         (draw(), ["a"] * 12, {"ids": ["x"]}, "12 images, 12 targets and 1 ids"),
         (draw(), ["a"] * 12, {"splits": ["train"]}, "expected one name for each of 12 images"),
     ],

@@ -512,6 +512,19 @@ def test_check_says_what_data_is_and_what_cannot_be_read(call, work):
     assert "3 files seen, 2 used, 1 left out." in call("init", "faces")[2]
     code, _, err = call("check", "faces.yaml")
     assert (code, "its images were not read, dlfer check faces reads them" in err) == (0, True)
+    (work / "faces" / "sad" / "2.pgm").unlink()
+    (work / "faces" / "sad" / "3.pgm").symlink_to("nothing")
+    shutil.make_archive("z", "zip", "da ta'; x")
+    _, _, err = call("check", "faces", "z.zip")
+    assert "3 files seen, 2 used, 1 left out." in err
+    assert "Left out, broken links: 1 (sad/3.pgm)." in err
+    assert "Next: unzip z.zip -d z, then: dlfer init z" in err
+    shutil.rmtree(work / "faces" / "sad")
+    assert "faces: found one label only (happy), expected two or more" in call("check", "faces")[2]
+    row = f"0,{' '.join(['1'] * 2304)}\n"
+    (work / "all.csv").write_text(f"emotion,pixels\n{row}{row.replace('0', '1', 1)}")
+    code, _, err = call("check", "all.csv")
+    assert (code, "dlfer init" in err, "Next: dlfer evaluate MODEL --data all.csv" in err) == (0, False, True)
     (work / "notes.txt").write_text("notes")
     code, _, err = call("check", "notes.txt")
     assert code == 2

@@ -16,7 +16,9 @@ from dlfer.config.sections import DataConfig, LabelsConfig, NumImages
 from dlfer.data import sources
 from dlfer.data.bundle import DataBundle
 from dlfer.data.sources import SOURCES, is_present, load_arrays, load_data, replace_by_synthetic
+from dlfer.data.starter import write_starter
 from dlfer.errors import DataError, MissingDataError, ProtocolError
+from dlfer.experiment.audit import inspect_data
 
 
 def _write_npz(path, *, counts=(40, 20, 20), shape=(10, 10), **arrays) -> DataConfig:
@@ -103,8 +105,13 @@ def test_a_class_that_validation_lacks_is_noted(tmp_path):
 
 def test_parts_of_different_sizes_are_refused_unless_resized(tmp_path):
     config = _write_npz(tmp_path / "a.npz", test_images=np.zeros((20, 12, 9), np.uint8))
-    with pytest.raises(DataError, match="test has images of shape"):
-        load_data(config, image_size=32)
+    message = r"a\.npz: test has images of shape \(12, 9, 1\), train of \(10, 10, 1\); expected the same.*data\.size"
+    for protocol in ("official", "resplit"):
+        with pytest.raises(DataError, match=message):
+            load_data(_with(config, protocol=protocol), image_size=32)
+    for look in (write_starter, inspect_data):
+        with pytest.raises(DataError, match=message):
+            look(tmp_path / "a.npz")
     assert load_data(_with(config, size=10), image_size=32).test.images.shape[1:] == (10, 10, 1)
 
 
@@ -287,11 +294,35 @@ WRONG = {
     "floats": ({"images": IMAGES / 255, "targets": TARGETS}, "float64.*expected uint8"),
     "float targets": ({"images": IMAGES, "targets": TARGETS / 2}, "expected whole numbers"),
     "four channels": ({"images": np.zeros((6, 8, 8, 4), np.uint8), "targets": TARGETS}, "1 or 3"),
-    "lengths": ({"images": IMAGES[:5], "targets": TARGETS}, "expected the same number"),
-    "negative": ({"images": IMAGES, "targets": TARGETS - 1}, "negative target"),
+    "lengths": (
+        {"images": IMAGES[:5], "targets": TARGETS},
+        "images has 5 entries, targets has 6; expected the same number",
+    ),
+    "lengths of ids": (
+        {"images": IMAGES, "targets": TARGETS, "ids": np.array(list("abc"))},
+        "images has 6 entries, ids has 3; expected the same number",
+    ),
+    "no side": (
+        {"images": IMAGES[:, :0], "targets": TARGETS},
+        r"images is uint8 \(6, 0, 10\), expected at least 8 pixels",
+    ),
+    "small": ({"images": IMAGES[:, :7], "targets": TARGETS}, r"\(6, 7, 10\), expected at least 8 pixels on each side"),
+    "channels first": ({"images": np.zeros((6, 3, 10, 10), np.uint8), "targets": TARGETS}, "1 or 3"),
+    "negative": ({"images": IMAGES, "targets": TARGETS - 1}, "targets has the negative target -1, expected"),
+    "beyond int64": (
+        {"images": IMAGES, "targets": TARGETS.astype(np.uint64) + np.uint64(2**63)},
+        "targets has the target 9,223,372,036,854,775,810, expected",
+    ),
+    "empty label": (
+        {"images": IMAGES, "targets": TARGETS, "labels": np.array(["a", " ", "b"])},
+        "target 1 .* is empty",
+    ),
     "few labels": ({"images": IMAGES, "targets": TARGETS, "labels": np.array(["a", "b"])}, "at least 3"),
     "same labels": ({"images": IMAGES, "targets": TARGETS, "labels": np.array(["a", "b", "a"])}, "distinct"),
-    "same ids": ({"images": IMAGES, "targets": TARGETS, "ids": np.array(["a"] * 6)}, "more than once"),
+    "same ids": (
+        {"images": IMAGES, "targets": TARGETS, "ids": np.array(["a"] * 6)},
+        "the id 'a' occurs more than once",
+    ),
     "number ids": ({"images": IMAGES, "targets": TARGETS, "ids": TARGETS}, "expected text"),
     "empty": ({"images": IMAGES[:0], "targets": TARGETS[:0]}, "is empty"),
     "both": ({"images": IMAGES, "targets": TARGETS, "train_images": IMAGES}, "both images and"),
@@ -309,8 +340,9 @@ WRONG = {
 @pytest.mark.parametrize("kind", WRONG)
 def test_arrays_that_do_not_fit_are_refused(tmp_path, kind):
     arrays, message = WRONG[kind]
-    with pytest.raises(DataError, match=message):
+    with pytest.raises(DataError, match=message) as caught:
         _load(tmp_path / "a.npz", **arrays)
+    assert str(caught.value).startswith(str(tmp_path / "a.npz"))
 
 
 def test_arrays_that_are_not_read_are_named(tmp_path):

@@ -192,16 +192,18 @@ def test_tensors_of_kserve(serve, engine):
 @pytest.mark.parametrize(
     ("change", "status"),
     [
-        ({"shape": [2, 4, 5]}, 400),
-        ({"shape": [1, 4, 4, 2]}, 400),
-        ({"data": [256] * 16}, 400),
-        ({"data": [-1] * 16}, 400),
-        ({"data": [0.5] * 16}, 400),
-        ({"data": [True] * 16}, 400),
-        ({"data": ["a"] * 16}, 400),
+        ({"shape": [2, 8, 9]}, 400),
+        ({"shape": [1, 8, 8, 2]}, 400),
+        ({"shape": [1, 7, 8], "data": [0] * 56}, 400),
+        ({"shape": [1, 2, 2, 3], "data": [0] * 12}, 400),
+        ({"data": [256] * 64}, 400),
+        ({"data": [-1] * 64}, 400),
+        ({"data": [0.5] * 64}, 400),
+        ({"data": [True] * 64}, 400),
+        ({"data": ["a"] * 64}, 400),
         ({"data": [[1, 2], [3]]}, 400),
-        ({"data": [10**30] * 16}, 400),
-        ({"data": [[1] * 8, [1] * 8]}, 400),
+        ({"data": [10**30] * 64}, 400),
+        ({"data": [[1] * 32, [1] * 32]}, 400),
         ({"datatype": "FP32"}, 400),
         ({"name": "picture"}, 400),
         ({"shape": [300, 1, 1], "data": [0] * 300}, 413),
@@ -209,7 +211,7 @@ def test_tensors_of_kserve(serve, engine):
     ],
 )
 def test_a_wrong_tensor_is_refused(client, change, status):
-    tensor = {"name": "images", "shape": [1, 4, 4], "datatype": "UINT8", "data": [0] * 16} | change
+    tensor = {"name": "images", "shape": [1, 8, 8], "datatype": "UINT8", "data": [0] * 64} | change
     answer = client.post("/v2/models/one/infer", json={"inputs": [tensor]})
     assert answer.status_code == status, answer.text
 
