@@ -3,13 +3,12 @@
 - Dependencies are the lines of requirements.txt. TensorFlow has several builds, and a package cannot require one of two. `pip install .`
   requires the ordinary one; `make install` and the Dockerfile name the build that they install by DLFER_TENSORFLOW, so that `pip check`
   passes with it.
-- The default model of saved_models/ and the files of experiments/ become dlfer/saved_models/ and dlfer/experiments/ of the wheel. An
+- The models of saved_models/, the default one among them, and the files of experiments/ become dlfer/saved_models/ and dlfer/experiments/ of the wheel. An
   editable installation reads them from the checkout.
 - DLFER_REPOSITORY is the address of the repository (https://github.com/OWNER/dlfer): with it the metadata has the project's addresses, and
   the links and pictures of the README are absolute, as an index of packages needs them. Releases are built with it.
 """
 
-import json
 import os
 import re
 import sys
@@ -26,7 +25,7 @@ REQUIREMENTS = [line for line in LINES if line and not line.startswith("#")]
 
 
 class BuildWithShippedFiles(build_py):
-    """Builds the package with the default model and the experiments in it."""
+    """Builds the package with the shipped models and the experiments in it."""
 
     def run(self) -> None:
         super().run()
@@ -34,7 +33,7 @@ class BuildWithShippedFiles(build_py):
             return
         shipped = list_shipped_files()
         if not any(file.startswith("saved_models/") for file in shipped):
-            print("warning: saved_models/ has no default model; the package is built without one.", file=sys.stderr)
+            print("warning: saved_models/ has no model; the package is built without one.", file=sys.stderr)
         for file in shipped:
             target = Path(self.build_lib, "dlfer", file)
             self.mkpath(str(target.parent))
@@ -50,15 +49,11 @@ class BuildWithShippedFiles(build_py):
 
 
 def list_shipped_files() -> list[str]:
-    """Return the files of the default model and of the experiments, relative to the root, as far as they are there."""
-    folders = [path.parent for path in sorted(Path("saved_models").glob("*/artifact.json")) if is_default(path)]
+    """Return the files of the shipped models and of the experiments, relative to the root, as far as they are there."""
+    folders = [path.parent for path in sorted(Path("saved_models").glob("*/artifact.json"))]
     files = [path for folder in folders for path in sorted(folder.iterdir()) if path.is_file()]
     files += [*sorted(Path("experiments").glob("*.yaml")), *Path("experiments").glob("schema.json")]
     return [path.as_posix() for path in files]
-
-
-def is_default(path: Path) -> bool:
-    return bool(json.loads(path.read_text(encoding="utf-8")).get("about", {}).get("default"))
 
 
 def write_readme() -> str:

@@ -82,7 +82,7 @@ def test_both_are_complete_and_small(distributions, venv):
         metadata = message_from_bytes(file.read(f"dlfer-{__version__}.dist-info/METADATA"))
     modules = {path.relative_to(ROOT).as_posix() for path in (ROOT / "dlfer").rglob("*.py")}
     shipped = {f"dlfer/experiments/{path.name}" for path in (ROOT / "experiments").iterdir()}
-    model = {f"dlfer/saved_models/lite2_96/{path.name}" for path in (ROOT / "saved_models" / "lite2_96").iterdir()}
+    model = {f"dlfer/{path.relative_to(ROOT)}" for path in ROOT.glob("saved_models/*/*") if path.parent.name != "runs"}
     assert {"dlfer/py.typed", *modules, *shipped, *model} <= packed
     assert not [name for name in packed if not name.startswith(("dlfer/", f"dlfer-{__version__}.dist-info/"))]
     with tarfile.open(source) as file:
