@@ -98,7 +98,8 @@ def compare_several(several: Sequence[Predictions], names: Sequence[str], *, lev
     for name, predictions, row in zip(names, several, correct, strict=True):
         low, high = compute_wilson_interval(int(row.sum()), n, level)
         accuracy = Estimate(value=float(row.mean()), low=low, high=high)
-        runs.append(ComparedRun(name=name, n=len(predictions), left_out=len(predictions) - n, accuracy=accuracy))
+        own = len(predictions)
+        runs.append(ComparedRun(name=name, n=n, num_images=own, left_out=own - n, accuracy=accuracy))
     return ModelComparison(
         runs=runs,
         n_common=n,

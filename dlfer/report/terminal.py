@@ -149,7 +149,10 @@ def _format_groups(groups: Groups) -> list[str]:
 
 def format_comparison(comparison: ModelComparison) -> str:
     """Return a result of `compare_runs` in words: the runs, the systems, the tests, one sentence for each pair."""
-    rows = [{"run": run.name, "n": run.n, "accuracy": run.accuracy} for run in comparison.runs]
+    rows = []
+    for run in comparison.runs:
+        own = {"own images": run.num_images or run.n} if comparison.has_left_out else {}
+        rows.append({"run": run.name, "n": run.n, **own, "accuracy": run.accuracy})
     lines = [f"{comparison.part}, {comparison.n_common:,} common images", format_rows(rows)]
     for system in comparison.systems:
         seeds = ", ".join(str(seed) for seed in system.seeds)

@@ -348,10 +348,17 @@ def _upgrade_pair(pair: Any) -> Any:
 
 
 class ComparedRun(Record):
-    """One of the runs that `dlfer compare` compares: its images, those that another lacks, and its accuracy."""
+    """One of the runs that `dlfer compare` compares.
+
+    Attributes:
+        n: number of images that the accuracy is of: those that all runs judged.
+        num_images: that the run judged; None: as many.
+        left_out: those of them that another run lacks.
+    """
 
     name: str
     n: int
+    num_images: int | None = None
     left_out: int = 0
     accuracy: Estimate
     path: str | None = None
@@ -394,6 +401,11 @@ class ModelComparison(Record):
     system_pairs: list[ArmPair] = Field(default_factory=list)
     notes: list[str] = Field(default_factory=list)
 
+    @property
+    def has_left_out(self) -> bool:
+        """Whether some run judged images that another lacks, on which no accuracy here is computed."""
+        return any(run.left_out for run in self.runs)
+
     def __repr_args__(self) -> Iterator[tuple[str, Any]]:
         """Yield the split, the accuracy of each run as (value, low, high), and the verdicts."""
         yield "part", self.part
@@ -403,10 +415,14 @@ class ModelComparison(Record):
 
     def _repr_html_(self) -> str:
         """Return the accuracy of each run, the verdicts and the notes, for a notebook."""
-        rows = [(run.name, run.n, format_interval(run.accuracy)) for run in self.runs]
+        own = [(run.num_images or run.n,) if self.has_left_out else () for run in self.runs]
+        rows = [
+            (run.name, run.n, *more, format_interval(run.accuracy)) for run, more in zip(self.runs, own, strict=True)
+        ]
+        header = ("run", "n", *(("own images",) if self.has_left_out else ()), "accuracy")
         title = f"Comparison on {self.n_common:,} images of {self.part}"
         notes = [*self._list_verdicts(), *self.notes]
-        return format_html(title, rows, header=("run", "n", "accuracy"), notes=notes)
+        return format_html(title, rows, header=header, notes=notes)
 
     def _list_verdicts(self) -> list[str]:
         return [pair.sentence for pair in (*self.pairs, *self.system_pairs)]

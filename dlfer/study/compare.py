@@ -492,7 +492,7 @@ def _choose_split(entries: list[Entry]) -> str:
 
 
 def _describe_matching(result: ModelComparison, split: str) -> list[str]:
-    left_out = [f"{run.left_out:,} of {run.n:,} of {run.name}" for run in result.runs if run.left_out]
+    left_out = [f"{run.left_out:,} of {run.num_images:,} of {run.name}" for run in result.runs if run.left_out]
     notes = []
     if left_out:
         notes.append(f"Compared on the {result.n_common:,} common {split} images; left out: {', '.join(left_out)}.")

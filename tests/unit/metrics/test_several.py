@@ -76,7 +76,8 @@ def test_only_common_images_count_and_the_rest_is_told():
     result = several.compare_several([make(a), make(b).take(np.arange(10, 50))], ["a", "b"])
     assert result.n_common == 40
     assert [run.left_out for run in result.runs] == [10, 0]
-    assert [run.n for run in result.runs] == [50, 40]
+    assert [run.n for run in result.runs] == [40, 40]  # what the accuracies are of
+    assert [run.num_images for run in result.runs] == [50, 40]
     assert result.runs[0].accuracy.value == pytest.approx(a[10:].mean())
 
 

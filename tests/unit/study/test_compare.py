@@ -16,6 +16,7 @@ from dlfer.data.duplicates import hash_images, shorten_digests
 from dlfer.data.sources import load_data
 from dlfer.errors import DataError, MissingDataError, ModelError, UserError
 from dlfer.metrics.predictions import Predictions, write_predictions
+from dlfer.report.comparison import write_models_page
 from dlfer.report.terminal import format_comparison
 from dlfer.runs.files import write_npz
 from dlfer.runs.records import About
@@ -72,6 +73,7 @@ def test_runs_are_compared_on_their_test_split(make_run):
     result = compare_runs(names(a, b))
     assert result.part == "test"
     assert result.n_common == 300
+    assert "own images" not in format_comparison(result)
     assert [run.name for run in result.runs] == [f"good/{a.path.name}", f"poor/{b.path.name}"]
     assert [run.path for run in result.runs] == names(a, b)
     assert result.cochran_q is None
@@ -107,11 +109,23 @@ def test_without_test_predictions_validation_is_taken_and_told(make_run):
         compare_runs(names(a, b), split="test")
 
 
-def test_images_that_one_lacks_are_left_out_and_told(make_run):
+def test_images_that_one_lacks_are_left_out_and_told(make_run, tmp_path):
     a, b = make_run("a", test=draw(0.7)), make_run("b", test=draw(0.7).take(np.arange(40, 300)))
     result = compare_runs(names(a, b))
     assert result.n_common == 260
     assert result.notes[0] == (f"Compared on the 260 common test images; left out: 40 of 300 of a/{a.path.name}.")
+    lines = format_comparison(result).splitlines()
+    assert [line.split()[1:4] for line in lines[1:4]] == [
+        ["n", "own", "images"],
+        ["260", "300", f"{100 * result.runs[0].accuracy.value:.2f}"],
+        ["260", "260", f"{100 * result.runs[1].accuracy.value:.2f}"],
+    ]
+    page = write_models_page(tmp_path / "a.html", result).read_text()
+    assert "<th>n</th><th>own images</th><th>accuracy</th>" in page
+    assert "<td>260</td><td>300</td>" in page
+    assert "own images" in result._repr_html_()
+    written = result.as_json()["runs"][0]
+    assert (written["n"], written["num_images"], written["left_out"]) == (260, 300, 40)
     other = draw(0.7)
     stranger = make_run(
         "c", test=Predictions([f"x{i}" for i in range(300)], LABELS, other.targets, other.probabilities)
