@@ -33,7 +33,7 @@ from dlfer.config.keys import (
 from dlfer.config.names import list_places
 from dlfer.config.schema import ExperimentConfig
 from dlfer.config.sections import Section, get_fields
-from dlfer.config.strict_yaml import format_yaml, parse_yaml, read_yaml
+from dlfer.config.strict_yaml import format_yaml, parse_value, parse_yaml, read_yaml
 from dlfer.config.variations import check_ablation, check_space, check_sweep, set_value
 from dlfer.errors import ConfigError
 
@@ -173,10 +173,10 @@ def with_overrides(config: ExperimentConfig, overrides: Mapping[str, object]) ->
 
 
 def parse_override(text: str) -> tuple[str, Any]:
-    """Return the dotted key and the YAML value of a `--set` argument, "a.b=value".
+    """Return the dotted key and the YAML value of a `--set` argument, "a.b=value"; # is part of a text.
 
     Raises:
-        ConfigError: there is no "=", no key, or the value is not YAML.
+        ConfigError: there is no "=", no key, or the value is not YAML, or has a comment behind what is no text.
 
     Example:
         >>> parse_override("finetune.optimizer.learning_rate=1e-4")
@@ -186,7 +186,7 @@ def parse_override(text: str) -> tuple[str, Any]:
     key = key.strip()
     if not separator or not all(key.split(".")):
         raise ConfigError(f"--set {text}: expected KEY=VALUE, e.g. --set finetune.epochs=10 or --set pretrain=null.")
-    return key, parse_yaml(value, f"--set {key}").data
+    return key, parse_value(value, f"--set {key}")
 
 
 def resolve_path(text: str) -> Path:

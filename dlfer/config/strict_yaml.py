@@ -151,6 +151,37 @@ def parse_yaml(text: str, name: str) -> Document:
     return Document(data, reader.marks)
 
 
+def parse_value(text: str, name: str) -> Any:
+    """Return the value of an argument of a command; text keeps a # that would begin a comment in a file.
+
+    Raises:
+        ConfigError: as `parse_yaml`; or there is a # behind anything else on one line.
+    """
+    data, text = parse_yaml(text, name).data, text.strip()
+    comment = None if "\n" in text else _find_comment(text)
+    if comment is None:
+        return data
+    if isinstance(data, str) and text.startswith(data):  # not in quotes, of which the text would begin with one
+        return text
+    quoted = text.replace("\\", "\\\\").replace('"', '\\"')
+    advice = shlex.quote(f'"{quoted}"')
+    raise ConfigError(
+        f"{name}: found {text[comment:][:80]}, which begins a comment in YAML and would be left out; leave it out, or put "
+        f"the whole value in quotes for YAML and the shell if it is text: {advice[:200]}."
+    )
+
+
+def _find_comment(text: str) -> int | None:
+    """Return where the first comment of valid YAML begins: a # between two tokens."""
+    end = 0
+    for token in yaml.scan(text, Loader=_Loader):
+        found = text.find("#", end, token.start_mark.index)
+        if found >= 0:
+            return found
+        end = token.end_mark.index
+    return None
+
+
 def format_yaml(data: Any) -> str:
     """Return YAML text that `parse_yaml` reads back to equal data; mappings keep their order."""
     return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)

@@ -253,6 +253,23 @@ def test_parse_override(text, parsed):
     assert parse_override(text) == parsed
 
 
+@pytest.mark.parametrize("path", ["h/faces #2", "faces # 1 #2", "a#b", "faces #", "1 face #2"])
+def test_a_value_on_the_command_line_keeps_what_would_be_a_comment_in_a_file(path):
+    assert parse_override(f"finetune.data.path={path}") == ("finetune.data.path", path)
+    assert parse_override(f'finetune.data.path="{path}"') == ("finetune.data.path", path)
+
+
+@pytest.mark.parametrize("value", ["3 #x", "null #x", "#2", " #2", "[1, 2] # two", '"h/faces" #2', "a: h/faces #2"])
+def test_a_comment_behind_what_is_no_text_is_refused(value):
+    with pytest.raises(ConfigError, match=r"^--set a\.b: found #.*, which begins a comment in YAML.*quotes") as caught:
+        parse_override(f"a.b={value}")
+    assert value.strip().replace('"', '\\"') in str(caught.value)
+
+
+def test_a_value_of_several_lines_may_have_comments():
+    assert parse_override("a={b: 1, # one\n c: 2}") == ("a", {"b": 1, "c": 2})
+
+
 @pytest.mark.parametrize("text", ["a", "=3", "a..b=3", ".a=3", "a=[1"])
 def test_parse_override_refuses(text):
     with pytest.raises(ConfigError, match="--set"):
