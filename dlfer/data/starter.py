@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from dlfer.config.load import VARIABLE, load_experiment
+from dlfer.config.load import VARIABLE, parse_recorded_experiment
 from dlfer.config.sections import LabelsConfig
 from dlfer.config.strict_yaml import format_yaml
 from dlfer.data.fer2013_csv import USAGES
@@ -178,7 +178,7 @@ def format_starter(survey: Survey, *, name: str, file: Path) -> str:
     found = "\n".join(f"#   {line}" for line in _format_counts(survey))
     file = escape_text(shlex.quote(str(file)))
     return f"""\
-# Purpose   A first experiment on the images in {" ".join(str(survey.folder).split())}, written by dlfer init.
+# Purpose   A first experiment on the images in {escape_text(" ".join(str(survey.folder).split()))}, written by dlfer init.
 # Command   dlfer check {file}          first: reports what would stop the training; decodes no image
 #           dlfer run {file} --smoke    a minute: runs every phase on a few images
 #           dlfer run {file}            train and report
@@ -192,7 +192,7 @@ def format_starter(survey: Survey, *, name: str, file: Path) -> str:
 # Found
 {found}
 experiment:
-  name: {name}
+  {format_yaml({"name": name}).rstrip()}
   seed: 0
 
 model:
@@ -255,8 +255,9 @@ def write_starter(
     survey = survey_data(folder, folders)
     for line in _format_counts(survey) if say is not None else ():
         say(line)
-    write_atomically(path, format_starter(survey, name=name, file=path))
-    load_experiment(path)
+    text = format_starter(survey, name=name, file=path)
+    parse_recorded_experiment(text, str(path))  # what dlfer itself would refuse is not written
+    write_atomically(path, text)
     return path
 
 
@@ -303,12 +304,11 @@ def _format_counts(survey: Survey) -> list[str]:
         listed = ", ".join(f"{name} {count:,}" for name, count in sorted(classes.items()))
         lines.append(f"{split}: {count_noun(sum(classes.values()), 'image')} ({listed})")
     lines += [f"labels: {', '.join(survey.labels)}", *survey.remarks]
-    return [" ".join(line.splitlines()) for line in lines]
+    return [escape_text(" ".join(line.splitlines())) for line in lines]
 
 
 def _format_data(survey: Survey) -> str:
-    path = format_yaml({"path": str(survey.folder)}).rstrip("\n")
-    lines = [f"source: {survey.source}", path]
+    lines = [f"source: {survey.source}", *format_yaml({"path": str(survey.folder)}).splitlines()]
     if survey.folders:
         lines += format_yaml({"folders": dict(survey.folders)}).splitlines()
     if survey.source == "fer2013":

@@ -244,3 +244,40 @@ def test_what_an_experiment_cannot_read_is_refused_with_what_to_do(tmp_path, dra
     with pytest.raises(DataError, match="this is already an experiment file"):
         write_starter(tmp_path / "b.yaml", tmp_path / "a.yaml")
     assert not (tmp_path / "a.yaml").exists()
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["2024", "1e3", "null", "true", "1_000", "0x1F", "2024-01-01", "~", "yes", "a: b", "a #b", "- x", "*a", "&a"]
+    + ["'q'", '"q"', "{a}", "[a]", "? a", "!a", "%a", "@a", "long name " * 20 + "x", "a\x1b[31m", "a\u202eb", "a\nb"],
+)
+def test_names_that_yaml_reads_as_something_else_stay_text(draw, tmp_path, monkeypatch, name):
+    folder = draw({"a": 3, "b": 3}, root=name)
+    monkeypatch.chdir(tmp_path)
+    for given in [folder] if name == "~" else [folder, folder.relative_to(tmp_path)]:
+        text = write_starter(given, tmp_path / "starter.yaml", force=True).read_text()
+        config = load_experiment(tmp_path / "starter.yaml")
+        assert config.experiment.name == make_name(folder)
+        assert config.finetune.data.path == str(given)
+        assert all(line.isprintable() for line in text.split("\n") if line.startswith("#"))
+
+
+def test_labels_with_control_characters_are_escaped_in_the_comments(tmp_path):
+    labels = np.array(["a\nb", "b\x1b[31m", "c\u2028d", "e\x85f\x00"])
+    images = np.random.default_rng(0).integers(0, 256, (40, 48, 48), dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", images=images, targets=np.arange(40) % 4, labels=labels)
+    text = write_starter(tmp_path / "x.npz", tmp_path / "x.yaml").read_text()
+    assert r"b\x1b[31m" in text
+    assert text.replace("\n", "").isprintable()
+    assert load_experiment(tmp_path / "x.yaml").experiment.name == "x"
+
+
+def test_a_file_that_dlfer_would_refuse_is_never_written(draw, tmp_path, monkeypatch):
+    folder = draw({"a": 3, "b": 3})
+    monkeypatch.setattr("dlfer.data.starter.format_starter", lambda *given, **more: "experiment: {name: 2024}\n")
+    (tmp_path / "old.yaml").write_text("old")
+    for file in ("new.yaml", "old.yaml"):
+        with pytest.raises(ConfigError, match="expected text"):
+            write_starter(folder, tmp_path / file, force=True)
+    assert not (tmp_path / "new.yaml").exists()
+    assert (tmp_path / "old.yaml").read_text() == "old"
