@@ -64,6 +64,8 @@ def check(
             for name, stage in (("pretrain", config.pretrain), ("finetune", config.finetune)):
                 if stage is not None and (unused := stage.list_unused_keys()):
                     say(f"{file}: {name}: without effect: {', '.join(unused)}")
+                if stage is not None and (long := stage.describe_long_warmup()):
+                    say(f"{file}: {name}: {long}")
         if show:
             print_text(dump_experiment(config).rstrip("\n"))
     if errors:

@@ -303,6 +303,17 @@ class StageConfig(Section):
             if not is_used and getattr(section, name) not in (type(section).model_fields[name].default, False)
         ]
 
+    def describe_long_warmup(self) -> str | None:
+        """Return that the warm-up takes all epochs behind those of the head, so that the rate only rises; None where it ends."""
+        warmup, epochs = self.schedule.warmup_epochs, self.epochs - self.num_head_epochs
+        if warmup < epochs:
+            return None
+        noun = ("epoch" if epochs == 1 else "epochs") + (" after those of the head" if self.num_head_epochs else "")
+        return (
+            f"schedule.warmup_epochs: found {warmup:g}, and the rate rises until the end of the training, {epochs} {noun}; "
+            f"expected less, e.g. {epochs / 10:g}, or more epochs."
+        )
+
     @property
     def num_head_epochs(self) -> int:
         """How many epochs train the head alone, with auto resolved."""
@@ -363,6 +374,10 @@ class PretrainConfig(StageConfig):
         default = PretrainConfig(weights=self.weights, weights_file=self.weights_file)
         unused = [name for name in fields if name not in used and getattr(self, name) != getattr(default, name)]
         return [f"{name} (weights are given, and not trained further)" for name in unused]
+
+    def describe_long_warmup(self) -> str | None:
+        """Return as of a stage that the warm-up does not end; None with weights, which are not trained further."""
+        return super().describe_long_warmup() if self.weights is None else None
 
     @property
     def list_of_weights(self) -> tuple[str, ...]:

@@ -101,6 +101,7 @@ def describe_plan(
         f"{name}: expected memory about {memory / 2**30:.1f} GiB" + (", over all devices" if replicas else ""),
         *([f"{name}: {replicas}"] if replicas else []),
         *([f"{name}: without effect: {', '.join(unused)}"] if (unused := config.list_unused_keys()) else []),
+        *([f"{name}: {long}"] if (long := config.describe_long_warmup()) else []),
         *(
             _warn_of_slow_statistics(name, config, network, steps_per_epoch)
             if starts_at_random and job.max_steps is None
@@ -123,11 +124,15 @@ def describe_rates(config: StageConfig, steps_per_epoch: int) -> str:
     epochs = config.epochs - head
     schedule = build_schedule(config.schedule, rate, steps_per_epoch=steps_per_epoch, epochs=epochs)
     peak, last = compute_rates(schedule, steps_per_epoch * epochs)
-    text = f"rate {peak:.3g} at its peak, {last:.3g} in the last step ({config.schedule.name})"
+    warmup = config.schedule.warmup_epochs
+    kind = f"{config.schedule.name}{'; the warm-up does not end' if warmup > epochs else ''}"
+    text = f"rate {peak:.3g} at its peak, {last:.3g} in the last step ({kind})"
     if config.schedule.name == "plateau":
         text = f"rate {peak:.3g}, lowered on plateaus"
+    elif peak == last and warmup >= epochs:
+        text = f"rate rising to {peak:.3g}{f' of {rate:.3g}' if warmup > epochs else ''} ({kind})"
     elif peak == last:
-        text = f"rate {peak:.3g} ({config.schedule.name})"
+        text = f"rate {peak:.3g} ({kind})"
     if not head:
         return text
     return f"head alone for {count_noun(head, 'epoch')} at rate {config.freeze.head_learning_rate or rate:.3g}, then {text}"

@@ -102,6 +102,26 @@ def test_check_names_keys_without_effect(call):
     assert "a.yaml: finetune: without effect: loss.gamma 3.0 (the loss is categorical_crossentropy)" in err
 
 
+def test_check_names_a_warm_up_that_is_as_long_as_the_training(call):
+    words = (
+        "check",
+        "a.yaml",
+        "--set",
+        "pretrain={data: {source: synthetic_faces}, epochs: 2, schedule: {warmup_epochs: 9}}",
+    )
+    for more in (["--set", "finetune.epochs=1", "--set", "finetune.schedule={warmup_epochs: 1}"], []):
+        code, _, err = call(*words, *more)
+        assert code == 0
+        assert (
+            "a.yaml: pretrain: schedule.warmup_epochs: found 9, and the rate rises until the end of the training" in err
+        )
+        assert ("a.yaml: finetune: schedule.warmup_epochs: found 1, " in err) == bool(more)
+    _, _, err = call(
+        "check", "a.yaml", "--set", "pretrain={weights: imagenet, epochs: 2, schedule: {warmup_epochs: 9}}"
+    )
+    assert "rate rises" not in err
+
+
 def test_check_prints_the_whole_experiment(call, work):
     code, out, _ = call("check", "a.yaml", "--print", "--set", "finetune.epochs=3")
     assert code == 0

@@ -248,8 +248,34 @@ def test_what_an_experiment_cannot_read_is_refused_with_what_to_do(tmp_path, dra
 
 @pytest.mark.parametrize(
     "name",
-    ["2024", "1e3", "null", "true", "1_000", "0x1F", "2024-01-01", "~", "yes", "a: b", "a #b", "- x", "*a", "&a"]
-    + ["'q'", '"q"', "{a}", "[a]", "? a", "!a", "%a", "@a", "long name " * 20 + "x", "a\x1b[31m", "a\u202eb", "a\nb"],
+    [
+        "2024",
+        "1e3",
+        "null",
+        "true",
+        "1_000",
+        "0x1F",
+        "2024-01-01",
+        "~",
+        "yes",
+        "a: b",
+        "a #b",
+        "- x",
+        "*a",
+        "&a",
+        "'q'",
+        '"q"',
+        "{a}",
+        "[a]",
+        "? a",
+        "!a",
+        "%a",
+        "@a",
+        "long name " * 20 + "x",
+        "a\x1b[31m",
+        "a\u202eb",
+        "a\nb",
+    ],
 )
 def test_names_that_yaml_reads_as_something_else_stay_text(draw, tmp_path, monkeypatch, name):
     folder = draw({"a": 3, "b": 3}, root=name)

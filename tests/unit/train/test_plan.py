@@ -93,7 +93,17 @@ def test_statistics_that_cannot_settle_are_told(given, warns):
         (
             {"schedule": {"name": "constant", "warmup_epochs": 16}, "optimizer": {"learning_rate": 4e-3}},
             {},
-            "rate 0.002 (constant)",
+            "rate rising to 0.002 of 0.004 (constant; the warm-up does not end)",
+        ),
+        (
+            {"schedule": {"name": "cosine", "warmup_epochs": 8}, "optimizer": {"learning_rate": 4e-3}},
+            {},
+            "rate rising to 0.004 (cosine)",
+        ),
+        (
+            {"schedule": {"name": "step", "factor": 0.1, "every_epochs": 7, "warmup_epochs": 16}},
+            {},
+            "in the last step (step; the warm-up does not end)",
         ),
         ({"optimizer": {"learning_rate": 4e-3}}, {}, "rate 0.004 (constant)"),
         ({"schedule": {"name": "plateau"}}, {}, "rate 0.001, lowered on plateaus"),
@@ -243,6 +253,13 @@ def test_each_branch_of_a_hybrid_has_its_blocks():
     ]
     assert [block.name for block in record.blocks[-2:]] == ["fusion", "head"]
     assert record.blocks[-2].parameters > 0
+
+
+def test_a_warm_up_as_long_as_the_training_is_told():
+    stage, freeze = {"schedule": {"name": "cosine", "warmup_epochs": 3}}, {"head_epochs": 1}
+    told = "EF-FER2: schedule.warmup_epochs: found 3, and the rate rises until the end of the training, 3 epochs"
+    assert told in describe(momentum=None, epochs=4, stage=stage, **freeze)
+    assert "warmup_epochs" not in describe(momentum=None, epochs=5, stage=stage, **freeze)
 
 
 def test_keys_that_change_nothing_are_named():
