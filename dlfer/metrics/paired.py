@@ -200,6 +200,8 @@ def compute_tango_interval(a_only: int, b_only: int, n: int, *, level: float = 0
 def compute_required_n(difference: float, discordance: float, *, level: float = 0.95) -> int | None:
     """Return how many images McNemar's test needs to tell such a difference apart: power 80 %, two-sided 5 %.
 
+    They have at least as many discordant images as the exact test needs, below which no result is significant.
+
     Args:
         difference: of the accuracies, as a fraction; 0 gives None, for no number of images is enough.
         discordance: the fraction of images that one has right and the other wrong; over several seeds the
@@ -225,7 +227,10 @@ def compute_required_n(difference: float, discordance: float, *, level: float = 
         return None
     z_size, z_power = compute_quantile(level), NormalDist().inv_cdf(POWER)
     rest = math.sqrt(max(discordance - difference**2, 0.0))
-    return math.ceil(((z_size * math.sqrt(discordance) + z_power * rest) / difference) ** 2)
+    by_formula = math.ceil(((z_size * math.sqrt(discordance) + z_power * rest) / difference) ** 2)
+    # All k discordant images on one side have p = 2 / 2^k, the least that there is.
+    least = math.floor(math.log2(2 / (1 - level))) + 1
+    return max(by_formula, math.ceil(least / discordance - 1e-9))
 
 
 def describe_difference(result: PairedTest) -> str:
@@ -252,7 +257,9 @@ def describe_difference(result: PairedTest) -> str:
         counts.insert(0, f"{result.num_folds} folds")
     where = f"({100 * result.level:g} % interval {low} to {high}, {', '.join(counts)})"
     verdict = "significant difference" if result.is_significant else "no significant difference"
-    text = f"{what} {where}: {verdict}{_describe_more(result)} ({_describe_evidence(result)})."
+    text = (
+        f"{what} {where}: {verdict}{_describe_more(result)}{_describe_conflict(result)} ({_describe_evidence(result)})."
+    )
     if result.scope == "models":
         text += (
             " This is a statement about these two trained models on these images. One seed each does not show whether "
@@ -288,6 +295,16 @@ def _describe_more(result: PairedTest) -> str:
         return "" if result.difference.value == 0 else "; no practicable number of seeds and images would do"
     assumed += " and trainings and images vary as observed"
     return f"; {' or '.join(ways)} would be needed {assumed}"
+
+
+def _describe_conflict(result: PairedTest) -> str:
+    """Say why there is no significant difference where the interval excludes 0; "" where it does not."""
+    low, high = result.difference.low, result.difference.high
+    if result.is_significant or result.p_value is None or low is None or high is None or low <= 0 <= high:
+        return ""
+    if result.p_value < 1 - result.level:  # significant alone, but not among the pairs of Holm's correction
+        return "; the interval is of this pair alone and excludes 0, but p by Holm decides" if result.p_holm else ""
+    return f"; the interval is that of another test, is approximate and excludes 0, but {result.test} decides"
 
 
 def _describe_evidence(result: PairedTest) -> str:

@@ -111,7 +111,8 @@ def test_required_n_is_that_of_the_published_formula():
     norm = pytest.importorskip("scipy.stats").norm
     for delta, psi in ((0.05, 0.19), (0.008, 0.13), (-0.2, 0.25), (0.1, 0.1), (1.0, 1.0)):
         root = norm.ppf(0.975) * np.sqrt(psi) + norm.ppf(0.8) * np.sqrt(psi - delta**2)
-        assert paired.compute_required_n(delta, psi) == np.ceil(root**2 / delta**2)
+        # Six discordant images are the fewest of which the exact test is significant at 5 %; the formula says 4 for (1, 1).
+        assert paired.compute_required_n(delta, psi) == max(np.ceil(root**2 / delta**2), np.ceil(6 / psi))
     assert paired.compute_required_n(0.0, 0.1) is None
     with pytest.raises(DataError, match="difference"):
         paired.compute_required_n(0.5, 0.1)
@@ -152,6 +153,29 @@ def test_sentences():
         "23,000 images would be needed for a power of 80 %, if the true difference is the observed one (" in sentence
     )
     assert 22_000 < open_result.required_n <= 23_000
+
+
+@pytest.mark.parametrize("n", range(1, 8))
+def test_as_many_images_are_asked_for_as_the_exact_test_needs(n):
+    result = paired.compare_paired(*make_pair(0, n, 0, 0))
+    sentence = paired.describe_difference(result)
+    assert result.required_n == 6
+    assert result.is_significant == (n >= 6)
+    assert ("about 6 images would be needed" in sentence) == (n < 6)
+    assert paired.compute_required_n(1.0, 1.0, level=0.99) == 8  # 2 / 2^8 < 0.01 < 2 / 2^7
+
+
+def test_a_sentence_says_why_an_interval_without_zero_is_no_significant_difference():
+    for n, is_told in ((3, False), (4, True), (5, True), (6, False)):
+        result = paired.compare_paired(*make_pair(0, n, 0, 0))
+        told = "; the interval is that of another test, is approximate and excludes 0, but McNemar's exact test decides"
+        assert (told in paired.describe_difference(result)) == is_told
+    result = paired.compare_paired(*make_pair(80, 16, 4, 0))
+    assert result.is_significant
+    told = "; the interval is of this pair alone and excludes 0, but p by Holm decides"
+    assert told not in paired.describe_difference(result)
+    among = result.model_copy(update={"p_holm": 0.2, "num_pairs": 20, "is_significant": False})
+    assert told in paired.describe_difference(among)
 
 
 def test_no_sentence_says_minus_zero():
