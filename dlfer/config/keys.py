@@ -10,6 +10,7 @@ import difflib
 import functools
 import inspect
 import json
+import math
 import re
 import types
 import typing
@@ -432,7 +433,7 @@ def _describe_expected(item: Mapping[str, Any], key: Key, found: Any) -> str:
             text += f": {', '.join(get_fields(section))}"
         text += f" (did you mean {' or '.join(meant)}?)" if meant else ""
     if kind in ("int_type", "float_type") and isinstance(found, str) and _is_number(found):
-        text += " (without quotes)"
+        text += " (without quotes or underscores)" if "_" in found else " (without quotes)"
     return text
 
 
@@ -443,10 +444,9 @@ def _cut(text: str, length: int) -> str:
 
 def _is_number(text: str) -> bool:
     try:
-        float(text)
+        return math.isfinite(float(text))
     except ValueError:
         return False
-    return True
 
 
 def _show(value: Any) -> str:

@@ -88,6 +88,23 @@ def test_what_is_no_name_of_a_shipped_experiment_is_read_as_a_path(name, write, 
         load_experiment(name)
 
 
+@pytest.mark.parametrize(
+    ("text", "advice"),
+    [
+        ("1_0", " (without quotes or underscores)"),
+        ('"1_0"', " (without quotes or underscores)"),
+        ("'3'", " (without quotes)"),
+        ("infinity", ""),
+        ("three", ""),
+    ],
+)
+def test_what_is_no_number_for_its_form_is_told_by_the_form(write, text, advice):
+    lines = problems_of(
+        write(f"experiment: {{name: x}}\nfinetune: {{data: {{source: synthetic_faces}}, epochs: {text}}}\n")
+    )
+    assert lines[1].endswith(f"expected a whole number{advice}.")
+
+
 def test_all_problems_come_in_one_message_with_line_and_nearest_key(write):
     name = write("""\
         experiment: {name: Not Good, seed: 1.0, jit: maybe}
