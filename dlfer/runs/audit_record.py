@@ -181,6 +181,7 @@ class AuditRecord(FileRecord):
     """
 
     FILE: ClassVar[str] = "audit.json"
+    ADVICE: ClassVar[str] = "Audit the data again."
 
     source: str | None = None
     notes: list[str] = Field(default_factory=list)

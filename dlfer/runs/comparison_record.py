@@ -293,6 +293,7 @@ class ComparisonRecord(FileRecord):
     """
 
     FILE: ClassVar[str] = "comparison.json"
+    ADVICE: ClassVar[str] = "Run the experiment again."
 
     table: list[ArmRow] = Field(default_factory=list)
     paired: list[ArmPair] = Field(default_factory=list)

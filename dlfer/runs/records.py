@@ -60,6 +60,8 @@ class FileRecord(Record):
     """What one JSON file holds."""
 
     FILE: ClassVar[str]
+    ADVICE: ClassVar[str] = "Get the model again."
+    """What helps where the file is damaged."""
 
     @classmethod
     def upgrade(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -111,7 +113,7 @@ class FileRecord(Record):
             ModelError: they are no such record, or of a later version.
         """
         if not isinstance(values, dict):
-            raise ModelError(f"{path}: the file: found {_shorten(values)}, expected an object. Get the model again.")
+            raise ModelError(f"{path}: the file: found {_shorten(values)}, expected an object. {cls.ADVICE}")
         schema = values.get("schema", 1)
         if isinstance(schema, bool) or not isinstance(schema, int) or not 1 <= schema <= SCHEMA:
             raise ModelError(
@@ -121,7 +123,7 @@ class FileRecord(Record):
         try:
             return cls.model_validate(cls.upgrade(values) if schema == 1 else values)
         except ValidationError as error:
-            raise ModelError(f"{path}: {_describe(error)}. Get the model again.") from error
+            raise ModelError(f"{path}: {_describe(error)}. {cls.ADVICE}") from error
 
     def dump(self) -> str:
         """Return the text of the file."""
@@ -325,6 +327,7 @@ class RunRecord(FileRecord):
     """
 
     FILE: ClassVar[str] = "run.json"
+    ADVICE: ClassVar[str] = "Run the experiment again."
 
     status: str = "running"
     kind: str = "run"

@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from dlfer.errors import ModelError
+from dlfer.runs.audit_record import AuditRecord
+from dlfer.runs.comparison_record import ComparisonRecord
 from dlfer.runs.metrics_record import Estimate, Metrics
-from dlfer.runs.records import SCHEMA, DataRecord, DuplicateCounts, DuplicatesRecord, RunRecord
+from dlfer.runs.records import SCHEMA, ArtifactRecord, DataRecord, DuplicateCounts, DuplicatesRecord, RunRecord
 from dlfer.runs.run_records import read_metrics, require_metrics
 
 SCORES = {"n": 60, "accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}}
@@ -111,6 +113,21 @@ def test_files_that_are_absent_or_damaged(tmp_path):
 def test_a_later_schema_is_refused(tmp_path, schema):
     with pytest.raises(ModelError, match=r"metrics\.json: found schema .*, expected 2 or an earlier one.*update dlfer"):
         read_metrics(write(tmp_path, {"schema": schema, "test": SCORES}))
+
+
+@pytest.mark.parametrize(
+    ("record", "advice"),
+    [
+        (RunRecord, "Run the experiment again."),
+        (ComparisonRecord, "Run the experiment again."),
+        (AuditRecord, "Audit the data again."),
+        (ArtifactRecord, "Get the model again."),
+    ],
+)
+@pytest.mark.parametrize("values", [[], {"schema": 2, "status": 3, "table": 3, "labels": 3, "format": []}])
+def test_a_damaged_file_says_how_to_get_it_again(tmp_path, record, advice, values):
+    with pytest.raises(ModelError, match=rf"{record.FILE}: .*found .*, expected .*\. {advice}$"):
+        record.require(write(tmp_path, values, record.FILE))
 
 
 def test_keys_that_a_record_does_not_know_are_left_out(tmp_path):
