@@ -109,6 +109,12 @@ def test_clean_data_is_said_to_be_clean(audit):
     assert len(lines) == 6
 
 
+def test_a_file_of_votes_without_any_vote_is_said_to_have_none(audit):
+    votes = audit.votes.model_copy(update={"n": 0})
+    lines = describe_audit(audit.model_copy(update={"votes": votes}))
+    assert lines[-1] == "votes.csv has no vote for any of these images: all counts are 0."
+
+
 def test_audits_of_older_runs_and_of_streams_are_described():
     old = {
         "num_images": 3,
